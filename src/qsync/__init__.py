@@ -1,0 +1,1 @@
+"""qsync: a distributed task queue for Python on Redis or Valkey."""

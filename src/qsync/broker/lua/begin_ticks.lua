@@ -1,0 +1,15 @@
+#!lua flags=allow-oom
+-- begin_ticks: the last ticks of schedules; one never seen before begins now, so that it owes
+-- nothing for the time before.
+-- include: clock
+-- KEYS[1] ticks   hash    schedule -> last tick enqueued, us
+-- ARGV[1] now     int us  empty: the store's clock
+-- ARGV[2...] names of schedules
+-- returns now, then the last tick of each schedule, us
+local now = whole(clock(ARGV[1]))
+local replies = { now }
+for i = 2, #ARGV do
+  redis.call('HSETNX', KEYS[1], ARGV[i], now)
+  replies[i] = redis.call('HGET', KEYS[1], ARGV[i])
+end
+return replies

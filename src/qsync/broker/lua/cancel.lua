@@ -1,0 +1,44 @@
+#!lua flags=allow-oom
+-- cancel: a task that waits ends now; for one that runs its server is told.
+-- include: clock count lock erase
+-- KEYS[1] tasks      hash    id -> message
+-- KEYS[2] pending    zset    ids by order tag
+-- KEYS[3] scheduled  zset    ids by due time
+-- KEYS[4] active     zset    ids by lease expiry
+-- KEYS[5] retry      zset    ids by due time
+-- KEYS[6] completed  zset    ids by the time until which they are kept
+-- KEYS[7] owner      hash    id -> lease token
+-- KEYS[8] crashes    hash    id -> crash count
+-- KEYS[9] failures   hash    id -> failure record
+-- KEYS[10] results   hash    id -> result record
+-- KEYS[11] unique    hash    locks
+-- KEYS[12] keys      hash    id -> fairness key
+-- KEYS[13] cancels   hash    id -> retention us
+-- KEYS[14] progress  hash    id -> done/total
+-- KEYS[15] stats     hash    counters
+-- KEYS[16] done      channel of ended tasks
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2] id         text
+-- ARGV[3] retention  int us  of the task; empty: none
+-- returns cancelled; or active and its lease token; or finished; or missing
+local k = {
+  tasks = KEYS[1], completed = KEYS[6], crashes = KEYS[8], failures = KEYS[9], results = KEYS[10],
+  unique = KEYS[11], keys = KEYS[12], cancels = KEYS[13], progress = KEYS[14], stats = KEYS[15],
+  done = KEYS[16],
+}
+local now, id = clock(ARGV[1]), ARGV[2]
+for _, set in ipairs({ KEYS[2], KEYS[3], KEYS[5] }) do
+  if redis.call('ZREM', set, id) == 1 then
+    redis.call('HSET', k.cancels, id, ARGV[3])
+    end_cancelled(k, now, { id })
+    return { 'cancelled', '' }
+  end
+end
+if redis.call('ZSCORE', KEYS[4], id) then
+  redis.call('HSET', k.cancels, id, ARGV[3])
+  return { 'active', redis.call('HGET', KEYS[7], id) or '' }
+end
+if redis.call('HEXISTS', k.tasks, id) == 1 then
+  return { 'finished', '' }
+end
+return { 'missing', '' }

@@ -1,0 +1,33 @@
+#!lua flags=allow-oom
+-- cancelled: tasks whose handler was stopped, because somebody asked for it, end.
+-- include: clock count lock erase owned
+-- KEYS[1] tasks      hash    id -> message
+-- KEYS[2] active     zset    ids by lease expiry
+-- KEYS[3] completed  zset    ids by the time until which they are kept
+-- KEYS[4] owner      hash    id -> lease token
+-- KEYS[5] crashes    hash    id -> crash count
+-- KEYS[6] failures   hash    id -> failure record
+-- KEYS[7] results    hash    id -> result record
+-- KEYS[8] unique     hash    locks
+-- KEYS[9] keys       hash    id -> fairness key
+-- KEYS[10] cancels   hash    id -> retention us
+-- KEYS[11] progress  hash    id -> done/total
+-- KEYS[12] stats     hash    counters
+-- KEYS[13] done      channel of ended tasks
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2...] two a task: id, token
+-- returns one a task: ok | done | lost
+local k = {
+  tasks = KEYS[1], active = KEYS[2], completed = KEYS[3], owner = KEYS[4], crashes = KEYS[5],
+  failures = KEYS[6], results = KEYS[7], unique = KEYS[8], keys = KEYS[9], cancels = KEYS[10],
+  progress = KEYS[11], stats = KEYS[12], done = KEYS[13],
+}
+local now = clock(ARGV[1])
+local ids, held, replies = owned(k.owner, ARGV, 2, 2)
+local held_ids = {}
+for at, i in ipairs(held) do
+  held_ids[at] = ids[i]
+end
+release(k, held_ids)
+end_cancelled(k, now, held_ids)
+return replies

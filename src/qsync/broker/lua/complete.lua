@@ -1,0 +1,60 @@
+#!lua flags=allow-oom
+-- complete: tasks that a server ran to their end leave the queue, or are kept for their retention.
+-- Run without allow-oom when it carries results, and then refused as a whole when memory is short.
+-- include: clock count lock erase owned
+-- KEYS[1] tasks      hash    id -> message
+-- KEYS[2] active     zset    ids by lease expiry
+-- KEYS[3] completed  zset    ids by the time until which they are kept
+-- KEYS[4] owner      hash    id -> lease token
+-- KEYS[5] crashes    hash    id -> crash count
+-- KEYS[6] failures   hash    id -> failure record
+-- KEYS[7] results    hash    id -> result record
+-- KEYS[8] unique     hash    locks
+-- KEYS[9] keys       hash    id -> fairness key
+-- KEYS[10] cancels   hash    id -> retention us
+-- KEYS[11] progress  hash    id -> done/total
+-- KEYS[12] stats     hash    counters
+-- KEYS[13] done      channel of ended tasks
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2...] four a task: id, token, retention us (empty: none), result record
+-- returns one a task: ok | done | lost
+local k = {
+  tasks = KEYS[1], active = KEYS[2], completed = KEYS[3], owner = KEYS[4], crashes = KEYS[5],
+  failures = KEYS[6], results = KEYS[7], unique = KEYS[8], keys = KEYS[9], cancels = KEYS[10],
+  progress = KEYS[11], stats = KEYS[12], done = KEYS[13],
+}
+local now = clock(ARGV[1])
+local ids, held, replies = owned(k.owner, ARGV, 2, 4)
+local gone, kept, lost = {}, {}, 0
+for _, i in ipairs(held) do
+  if ARGV[4 * i] == '' then
+    gone[#gone + 1] = ids[i]
+  else
+    kept[#kept + 1] = i
+  end
+end
+for i = 1, #replies do
+  if replies[i] == 'lost' then
+    lost = lost + 1
+  end
+end
+release(k, gone)
+erase(k, now, gone)
+if #kept > 0 then
+  local done = {}
+  for at, i in ipairs(kept) do
+    done[at] = ids[i]
+  end
+  release(k, done)
+  unlock(k.unique, now, done)
+  redis.call('HDEL', k.keys, unpack(done))
+  redis.call('HDEL', k.cancels, unpack(done))
+  for _, i in ipairs(kept) do
+    redis.call('ZADD', k.completed, whole(now + tonumber(ARGV[4 * i])), ids[i])
+    redis.call('HSET', k.results, ids[i], ARGV[4 * i + 1])
+    redis.call('SPUBLISH', k.done, ids[i])
+  end
+end
+count(k.stats, now, 'completed', #held)
+count(k.stats, now, 'lost', lost)
+return replies

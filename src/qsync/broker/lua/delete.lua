@@ -1,0 +1,37 @@
+#!lua flags=allow-oom
+-- delete: tasks leave the queue, whatever was to become of them; not while they run.
+-- include: clock lock erase
+-- KEYS[1] tasks      hash    id -> message
+-- KEYS[2] pending    zset    ids by order tag
+-- KEYS[3] scheduled  zset    ids by due time
+-- KEYS[4] retry      zset    ids by due time
+-- KEYS[5] completed  zset    ids by the time until which they are kept
+-- KEYS[6] dead       zset    ids by time of death
+-- KEYS[7] crashes    hash    id -> crash count
+-- KEYS[8] failures   hash    id -> failure record
+-- KEYS[9] results    hash    id -> result record
+-- KEYS[10] unique    hash    locks
+-- KEYS[11] keys      hash    id -> fairness key
+-- KEYS[12] cancels   hash    id -> retention us
+-- KEYS[13] progress  hash    id -> done/total
+-- KEYS[14] done      channel of ended tasks
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2] state      text    that the caller saw them in
+-- ARGV[3...] ids
+-- returns how many were there and are gone
+local k = {
+  tasks = KEYS[1], crashes = KEYS[7], failures = KEYS[8], results = KEYS[9], unique = KEYS[10],
+  keys = KEYS[11], cancels = KEYS[12], progress = KEYS[13],
+}
+local set = ({
+  pending = KEYS[2], scheduled = KEYS[3], retry = KEYS[4], completed = KEYS[5], dead = KEYS[6],
+})[ARGV[2]]
+local gone = {}
+for i = 3, #ARGV do
+  if set and redis.call('ZREM', set, ARGV[i]) == 1 then
+    gone[#gone + 1] = ARGV[i]
+    redis.call('SPUBLISH', KEYS[14], ARGV[i])
+  end
+end
+erase(k, clock(ARGV[1]), gone)
+return #gone

@@ -1,0 +1,59 @@
+#!lua flags=allow-oom
+-- hand_back: tasks that a server will not run after all go back, uncharged: to the head of pending
+-- in the order given, or for a delay into scheduled. One whose cancel was asked for ends instead.
+-- include: clock wake count tags lock erase owned
+-- KEYS[1] tasks      hash    id -> message
+-- KEYS[2] pending    zset    ids by order tag
+-- KEYS[3] scheduled  zset    ids by due time
+-- KEYS[4] active     zset    ids by lease expiry
+-- KEYS[5] completed  zset    ids by the time until which they are kept
+-- KEYS[6] owner      hash    id -> lease token
+-- KEYS[7] crashes    hash    id -> crash count
+-- KEYS[8] failures   hash    id -> failure record
+-- KEYS[9] results    hash    id -> result record
+-- KEYS[10] unique    hash    locks
+-- KEYS[11] keys      hash    id -> fairness key
+-- KEYS[12] cancels   hash    id -> retention us
+-- KEYS[13] progress  hash    id -> done/total
+-- KEYS[14] wake      list
+-- KEYS[15] meta      hash    virtual time
+-- KEYS[16] stats     hash    counters
+-- KEYS[17] done      channel of ended tasks
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2...] four a task: id, token, delay us (empty: to the head), failure record (empty: as it is)
+-- returns one a task: ok | done | lost
+local k = {
+  tasks = KEYS[1], active = KEYS[4], completed = KEYS[5], owner = KEYS[6], crashes = KEYS[7],
+  failures = KEYS[8], results = KEYS[9], unique = KEYS[10], keys = KEYS[11], cancels = KEYS[12],
+  progress = KEYS[13], stats = KEYS[16], done = KEYS[17],
+}
+local now = clock(ARGV[1])
+local ids, held, replies = owned(k.owner, ARGV, 2, 4)
+local held_ids, head, cancelled = {}, {}, {}
+local any_crashes = redis.call('EXISTS', k.crashes) == 1
+local any_cancels = redis.call('EXISTS', k.cancels) == 1
+for at, i in ipairs(held) do
+  local id, delay, record = ids[i], ARGV[4 * i], ARGV[4 * i + 1]
+  held_ids[at] = id
+  if record ~= '' then
+    redis.call('HSET', k.failures, id, record)
+  end
+  local crashes = any_crashes and redis.call('HGET', k.crashes, id)
+  if crashes then
+    redis.call('HSET', k.crashes, id, string.match(crashes, '^%d+'))
+  end
+  if any_cancels and redis.call('HEXISTS', k.cancels, id) == 1 then
+    cancelled[#cancelled + 1] = id
+  elseif delay == '' then
+    head[#head + 1] = id
+  else
+    redis.call('ZADD', KEYS[3], whole(now + tonumber(delay)), id)
+  end
+end
+release(k, held_ids)
+end_cancelled(k, now, cancelled)
+to_head(KEYS[2], KEYS[15], head)
+if #held > 0 then
+  wake(KEYS[14])
+end
+return replies

@@ -1,0 +1,49 @@
+-- erase: tasks that leave the queue, or end in it.
+
+-- Forget all that is kept of ids that leave the queue. `k` names the keys; the state sets are the
+-- caller's business. The optional hashes are touched only where they exist.
+local function erase(k, now, ids)
+  if #ids == 0 then
+    return
+  end
+  unlock(k.unique, now, ids)
+  redis.call('HDEL', k.tasks, unpack(ids))
+  for _, key in ipairs({ k.keys, k.crashes, k.failures, k.results, k.cancels, k.progress }) do
+    if redis.call('EXISTS', key) == 1 then
+      redis.call('HDEL', key, unpack(ids))
+    end
+  end
+end
+
+-- Take ids out of active; their tasks go on existing.
+local function release(k, ids)
+  if #ids == 0 then
+    return
+  end
+  redis.call('ZREM', k.active, unpack(ids))
+  redis.call('HDEL', k.owner, unpack(ids))
+  if redis.call('EXISTS', k.progress) == 1 then
+    redis.call('HDEL', k.progress, unpack(ids))
+  end
+end
+
+-- Cancelled tasks end: with retention they are kept among completed, without they leave.
+-- `cancels` holds the retention; they must already be out of the state that they were in.
+local function end_cancelled(k, now, ids)
+  local gone = {}
+  for _, id in ipairs(ids) do
+    local retention = tonumber(redis.call('HGET', k.cancels, id) or '')
+    if retention then
+      redis.call('ZADD', k.completed, whole(now + retention), id)
+      if redis.call('EXISTS', k.keys) == 1 then
+        redis.call('HDEL', k.keys, id)
+      end
+      unlock(k.unique, now, { id })
+    else
+      gone[#gone + 1] = id
+    end
+    redis.call('SPUBLISH', k.done, id)
+  end
+  erase(k, now, gone)
+  count(k.stats, now, 'cancelled', #ids)
+end

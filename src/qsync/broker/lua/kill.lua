@@ -1,0 +1,42 @@
+#!lua flags=allow-oom
+-- kill: tasks that will not be run again become dead, and are kept with their failure record.
+-- include: clock count lock erase owned
+-- KEYS[1] active     zset    ids by lease expiry
+-- KEYS[2] dead       zset    ids by time of death
+-- KEYS[3] owner      hash    id -> lease token
+-- KEYS[4] failures   hash    id -> failure record
+-- KEYS[5] unique     hash    locks
+-- KEYS[6] keys       hash    id -> fairness key
+-- KEYS[7] cancels    hash    id -> retention us
+-- KEYS[8] progress   hash    id -> done/total
+-- KEYS[9] stats      hash    counters
+-- KEYS[10] done      channel of ended tasks
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2...] four a task: id, token, 1 when an attempt failed (else 0), failure record
+-- returns one a task: ok | done | lost
+local k = { active = KEYS[1], owner = KEYS[3], progress = KEYS[8] }
+local now = clock(ARGV[1])
+local ids, held, replies = owned(k.owner, ARGV, 2, 4)
+local dying, failed, lost = {}, 0, 0
+for at, i in ipairs(held) do
+  dying[at] = ids[i]
+  failed = failed + tonumber(ARGV[4 * i])
+end
+for i = 1, #replies do
+  if replies[i] == 'lost' then
+    lost = lost + 1
+  end
+end
+release(k, dying)
+unlock(KEYS[5], now, dying)
+for at, id in ipairs(dying) do
+  redis.call('ZADD', KEYS[2], whole(now), id)
+  redis.call('HSET', KEYS[4], id, ARGV[4 * held[at] + 1])
+  redis.call('HDEL', KEYS[6], id)
+  redis.call('HDEL', KEYS[7], id)
+  redis.call('SPUBLISH', KEYS[10], id)
+end
+count(KEYS[9], now, 'dead', #dying)
+count(KEYS[9], now, 'failed', failed)
+count(KEYS[9], now, 'lost', lost)
+return replies

@@ -1,0 +1,12 @@
+#!lua flags=allow-oom
+-- progress: how far running tasks are.
+-- include: owned
+-- KEYS[1] owner     hash    id -> lease token
+-- KEYS[2] progress  hash    id -> done/total
+-- ARGV[1...] three a task: id, token, <done>/<total>
+-- returns one a task: ok | done | lost
+local ids, held, replies = owned(KEYS[1], ARGV, 1, 3)
+for _, i in ipairs(held) do
+  redis.call('HSET', KEYS[2], ids[i], ARGV[3 * i])
+end
+return replies

@@ -1,0 +1,6 @@
+#!lua flags=allow-oom
+-- register: queues that are in use.
+-- KEYS[1] queues  set
+-- ARGV[1...] names of queues
+-- returns how many were new
+return redis.call('SADD', KEYS[1], unpack(ARGV))

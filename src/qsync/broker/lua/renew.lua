@@ -1,0 +1,29 @@
+#!lua flags=allow-oom
+-- renew: extend the leases that a server holds.
+-- include: clock owned
+-- KEYS[1] active   zset    ids by lease expiry
+-- KEYS[2] owner    hash    id -> lease token
+-- KEYS[3] cancels  hash    id -> retention us
+-- ARGV[1] now      int us  empty: the store's clock
+-- ARGV[2] lease    int us
+-- ARGV[3...] two a task: id, token
+-- returns one a task: ok | cancelled (renewed, but its cancel was asked for) | done | lost
+local ids, held, replies = owned(KEYS[2], ARGV, 3, 2)
+local expiry = whole(clock(ARGV[1]) + tonumber(ARGV[2]))
+local args = {}
+for _, i in ipairs(held) do
+  args[#args + 1] = expiry
+  args[#args + 1] = ids[i]
+end
+if #args > 0 then
+  redis.call('ZADD', KEYS[1], unpack(args))
+  if redis.call('EXISTS', KEYS[3]) == 1 then
+    local cancels = redis.call('HMGET', KEYS[3], unpack(ids))
+    for _, i in ipairs(held) do
+      if cancels[i] then
+        replies[i] = 'cancelled'
+      end
+    end
+  end
+end
+return replies

@@ -1,0 +1,29 @@
+#!lua
+-- tick: enqueue the task of a periodic tick, unless this tick or a later one was enqueued before.
+-- include: clock wake count tags lock store
+-- KEYS[1] tasks      hash    id -> message
+-- KEYS[2] pending    zset    ids by order tag
+-- KEYS[3] scheduled  zset    ids by due time
+-- KEYS[4] unique     hash    locks
+-- KEYS[5] keys       hash    id -> fairness key
+-- KEYS[6] fairness   zset    fairness keys by last tag
+-- KEYS[7] wake       list
+-- KEYS[8] meta       hash    virtual time, weights
+-- KEYS[9] stats      hash    counters
+-- KEYS[10] ticks     hash    schedule -> last tick enqueued, us
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2] head       bytes   what goes before the stamp
+-- ARGV[3] schedule   text    its name
+-- ARGV[4] tick       int us
+-- ARGV[5...] three, as for enqueue: id, message, options
+-- returns passed when the tick is not later than the last one, else as enqueue does
+local k = {
+  tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], unique = KEYS[4], keys = KEYS[5],
+  fairness = KEYS[6], wake = KEYS[7], meta = KEYS[8], stats = KEYS[9],
+}
+local last = redis.call('HGET', KEYS[10], ARGV[3])
+if last and tonumber(last) >= tonumber(ARGV[4]) then
+  return { 'passed', ARGV[5] }
+end
+redis.call('HSET', KEYS[10], ARGV[3], ARGV[4])
+return store_tasks(k, ARGV, 5, clock(ARGV[1]), ARGV[2])

@@ -1,0 +1,392 @@
+"""Everything that changes the store: one pure function for each script.
+
+A function returns a Call; a Broker runs it. `now_us` is for tests: production leaves it None, and
+the store's own clock decides. No call takes over BATCH tasks or carries more than BATCH_BYTES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+
+from qsync import codec
+from qsync.broker.call import Argument, Call
+from qsync.broker.script import load
+from qsync.keys import GlobalKeys, QueueKeys
+from qsync.task import MESSAGE_HEAD, Outgoing
+
+BATCH: Final = 500
+BATCH_BYTES: Final = 4 * 1024 * 1024
+
+Outcome = Literal["ok", "done", "lost"]
+"""Of a change that a lease allows: made; already made or handed back; another holds the lease."""
+
+
+class Enqueued(NamedTuple):
+    """What became of a task: `id` is that of the task that holds its id or its lock."""
+
+    outcome: Literal["created", "exists", "duplicate"]
+    id: str
+
+
+class Held(NamedTuple):
+    """A leased task: its id and the token of its lease."""
+
+    id: str
+    token: str
+
+
+class Done(NamedTuple):
+    """A task run to its end. `retention_us` None: it leaves at once, and so does its result."""
+
+    id: str
+    token: str
+    retention_us: int | None = None
+    result: bytes = b""
+
+
+class Retried(NamedTuple):
+    """A task whose attempt failed and which is to be run again after a delay."""
+
+    id: str
+    token: str
+    delay_us: int
+    failure: bytes
+
+
+class Killed(NamedTuple):
+    """A task that is not to be run again. `failed`: an attempt failed, as against never begun."""
+
+    id: str
+    token: str
+    failed: bool
+    failure: bytes
+
+
+class HandedBack(NamedTuple):
+    """A task that the server will not run. `delay_us` None: to the head of pending."""
+
+    id: str
+    token: str
+    delay_us: int | None = None
+    failure: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPolicy:
+    """What a fetch needs to know of the server's configuration; times in microseconds."""
+
+    lease_us: int
+    max_crashes: int
+    dead_limit: int
+    dead_age_us: int
+    max_bytes: int = BATCH_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a fetch brought: the four lists go together by position."""
+
+    now_us: int
+    next_due_us: int | None
+    """Time until something is due; None when nothing is known to come."""
+    more: bool
+    recovered: int
+    died: int
+    ids: list[str]
+    messages: list[bytes]
+    failures: list[bytes | None]
+    crashes: list[int]
+    own_lapsed: list[str]
+    paused: bool
+
+
+def batches(items: Sequence[Any], size: Callable[[Any], int]) -> Iterator[Sequence[Any]]:
+    """Cut items into runs of at most BATCH and BATCH_BYTES, one item at least."""
+    start = total = 0
+    for at, item in enumerate(items):
+        amount = size(item)
+        if at > start and (at - start >= BATCH or total + amount > BATCH_BYTES):
+            yield items[start:at]
+            start, total = at, 0
+        total += amount
+    if start < len(items):
+        yield items[start:]
+
+
+def enqueue(
+    keys: QueueKeys, tasks: Sequence[Outgoing], *, now_us: int | None = None
+) -> Call[list[Enqueued]]:
+    """Store new tasks, all of them of this queue; one outcome a task, in order."""
+    script = load("enqueue")
+    args: list[Argument] = [_now(now_us), MESSAGE_HEAD]
+    for task in tasks:
+        args += (task.id, task.message, _enqueue_options(task))
+    return Call(script, keys.names(script.keys), tuple(args), _enqueued)
+
+
+def tick(
+    keys: QueueKeys, schedule: str, tick_us: int, task: Outgoing, *, now_us: int | None = None
+) -> Call[bool]:
+    """Enqueue the task of a tick; False when this tick or a later one was enqueued before."""
+    script = load("tick")
+    args = (
+        _now(now_us), MESSAGE_HEAD, schedule, tick_us,
+        task.id, task.message, _enqueue_options(task),
+    )  # fmt: skip
+    return Call(script, keys.names(script.keys), args, lambda reply: bytes(reply[0]) == b"created")
+
+
+def begin_ticks(
+    keys: QueueKeys, schedules: Sequence[str], *, now_us: int | None = None
+) -> Call[tuple[int, list[int]]]:
+    """The store's time and the last tick of each schedule; one never seen begins now."""
+    script = load("begin_ticks")
+    args = (_now(now_us), *schedules)
+    return Call(
+        script,
+        keys.names(script.keys),
+        args,
+        lambda reply: (int(reply[0]), [int(tick) for tick in reply[1:]]),
+    )
+
+
+def fetch(
+    keys: QueueKeys,
+    *,
+    server: str,
+    number: int,
+    wanted: int,
+    policy: FetchPolicy,
+    now_us: int | None = None,
+) -> Call[Fetched]:
+    """Do the queue's upkeep and lease up to `wanted` tasks under the token `server/number`."""
+    script = load("fetch")
+    args = (
+        _now(now_us), server, number, min(wanted, BATCH), policy.lease_us, policy.max_crashes,
+        policy.dead_limit, policy.dead_age_us, policy.max_bytes,
+    )  # fmt: skip
+    return Call(script, keys.names(script.keys), args, _fetched)
+
+
+def complete(
+    keys: QueueKeys, tasks: Sequence[Done], *, now_us: int | None = None
+) -> Call[list[Outcome]]:
+    """End tasks that succeeded; refused as a whole when there are results and no memory."""
+    script = load("complete", allow_oom=not any(task.result for task in tasks))
+    args: list[Argument] = [_now(now_us)]
+    for task in tasks:
+        retention = "" if task.retention_us is None else task.retention_us
+        args += (task.id, task.token, retention, task.result)
+    return Call(script, keys.names(script.keys), tuple(args), _outcomes)
+
+
+def complete_without_room(
+    keys: QueueKeys, tasks: Sequence[Done], *, now_us: int | None = None
+) -> Call[list[Outcome]]:
+    """As `complete`, and never refused for want of memory: for results that are short."""
+    call = complete(keys, tasks, now_us=now_us)
+    return Call(load("complete", allow_oom=True), call.keys, call.args, call.decode)
+
+
+def retry(
+    keys: QueueKeys, tasks: Sequence[Retried], *, now_us: int | None = None
+) -> Call[list[Outcome]]:
+    """Have failed tasks wait for their next attempt."""
+    return _settle("retry", keys, tasks, now_us)
+
+
+def kill(
+    keys: QueueKeys, tasks: Sequence[Killed], *, now_us: int | None = None
+) -> Call[list[Outcome]]:
+    """Make tasks dead."""
+    rows = [(task.id, task.token, int(task.failed), task.failure) for task in tasks]
+    return _settle("kill", keys, rows, now_us)
+
+
+def hand_back(
+    keys: QueueKeys, tasks: Sequence[HandedBack], *, now_us: int | None = None
+) -> Call[list[Outcome]]:
+    """Give tasks back uncharged, those without a delay to the head of pending in this order."""
+    rows = [
+        (task.id, task.token, "" if task.delay_us is None else task.delay_us, task.failure)
+        for task in tasks
+    ]
+    return _settle("hand_back", keys, rows, now_us)
+
+
+def end_cancelled(
+    keys: QueueKeys, tasks: Sequence[Held], *, now_us: int | None = None
+) -> Call[list[Outcome]]:
+    """End tasks whose handler was stopped because their cancel was asked for."""
+    return _settle("cancelled", keys, tasks, now_us)
+
+
+def renew(
+    keys: QueueKeys, tasks: Sequence[Held], *, lease_us: int, now_us: int | None = None
+) -> Call[list[Literal["ok", "cancelled", "done", "lost"]]]:
+    """Extend leases to `lease_us` from now."""
+    script = load("renew")
+    args: list[Argument] = [_now(now_us), lease_us]
+    for task in tasks:
+        args += task
+    return Call(script, keys.names(script.keys), tuple(args), _outcomes)
+
+
+def start(keys: QueueKeys, tasks: Sequence[Held]) -> Call[list[Outcome]]:
+    """Mark tasks that crashed before as running."""
+    script = load("start")
+    args = tuple([value for task in tasks for value in task])
+    return Call(script, keys.names(script.keys), args, _outcomes)
+
+
+def progress(
+    keys: QueueKeys, tasks: Sequence[tuple[str, str, float, float]]
+) -> Call[list[Outcome]]:
+    """Store how far tasks are: id, token, done, total."""
+    script = load("progress")
+    args: list[Argument] = []
+    for id, token, done, total in tasks:
+        args += (id, token, f"{done:.12g}/{total:.12g}")
+    return Call(script, keys.names(script.keys), tuple(args), _outcomes)
+
+
+def abandon(
+    keys: QueueKeys, server: str, *, cursor: str = "0", now_us: int | None = None
+) -> Call[tuple[str, int]]:
+    """Let the leases of a dead server lapse at once; returns the next cursor and how many."""
+    script = load("abandon")
+    args = (_now(now_us), server, cursor)
+    return Call(
+        script, keys.names(script.keys), args, lambda reply: (bytes(reply[0]).decode(), reply[1])
+    )
+
+
+def cancel(
+    keys: QueueKeys, id: str, *, retention_us: int | None, now_us: int | None = None
+) -> Call[tuple[Literal["cancelled", "active", "finished", "missing"], str]]:
+    """Cancel a task; `active` comes with the token of the lease under which it runs."""
+    script = load("cancel")
+    args = (_now(now_us), id, "" if retention_us is None else retention_us)
+    return Call(script, keys.names(script.keys), args, _texts)
+
+
+def run(
+    keys: QueueKeys,
+    id: str,
+    state: str,
+    *,
+    fairness_key: str = "",
+    lock: str = "",
+    now_us: int | None = None,
+) -> Call[tuple[Literal["ok", "duplicate", "changed"], str]]:
+    """Put a task that is scheduled, in retry or dead into pending, if it still is in that state."""
+    script = load("run")
+    args = (_now(now_us), id, state, fairness_key, lock)
+    return Call(script, keys.names(script.keys), args, _texts)
+
+
+def delete(
+    keys: QueueKeys, ids: Sequence[str], state: str, *, now_us: int | None = None
+) -> Call[int]:
+    """Remove tasks that are in a state, which is not `active`; how many were."""
+    script = load("delete")
+    return Call(script, keys.names(script.keys), (_now(now_us), state, *ids), int)
+
+
+def pause(keys: QueueKeys, note: bytes) -> Call[bool]:
+    """Pause a queue; the note says by whom and why. False when it was paused before."""
+    script = load("pause")
+    return Call(script, keys.names(script.keys), (note,), bool)
+
+
+def resume(keys: QueueKeys) -> Call[bool]:
+    """Resume a queue; False when it was not paused."""
+    return pause(keys, b"")
+
+
+def register(keys: GlobalKeys, queues: Iterable[str]) -> Call[int]:
+    """Add queues to the set of those in use; returns how many are new."""
+    return Call(load("register"), (keys.queues,), tuple(queues), int)
+
+
+def announce(keys: GlobalKeys, server: str, *, ttl_us: int, now_us: int | None = None) -> Call[int]:
+    """Say that a server lives, for so long (0: no more); returns how many do."""
+    return Call(load("announce"), (keys.servers,), (_now(now_us), server, ttl_us), int)
+
+
+def describe(
+    keys: GlobalKeys, server: str, fields: dict[str, bytes | str | int], *, ttl_ms: int
+) -> Call[int]:
+    """Store what a server is and does, for so long (0: no more)."""
+    pairs = [value for pair in fields.items() for value in pair]
+    return Call(load("describe"), (keys.server(server),), (ttl_ms, *pairs), int)
+
+
+def send(keys: GlobalKeys, server: str, order: bytes, *, ttl_ms: int) -> Call[int]:
+    """Put an order into the inbox of a server."""
+    return Call(load("send"), (keys.inbox(server),), (ttl_ms, order), int)
+
+
+def _settle(
+    name: str, keys: QueueKeys, rows: Sequence[tuple[Argument, ...]], now_us: int | None
+) -> Call[list[Outcome]]:
+    script = load(name)
+    args: list[Argument] = [_now(now_us)]
+    for row in rows:
+        args += row
+    return Call(script, keys.names(script.keys), tuple(args), _outcomes)
+
+
+def _now(now_us: int | None) -> Argument:
+    return "" if now_us is None else now_us
+
+
+class _EnqueueOptions(msgspec.Struct, array_like=True):
+    due: str
+    fairness_key: str
+    lock: str
+    window_us: int
+
+
+def _enqueue_options(task: Outgoing) -> bytes:
+    if not (task.due or task.fairness_key or task.lock):
+        return b""
+    return codec.encode(_EnqueueOptions(task.due, task.fairness_key, task.lock, task.window_us))
+
+
+def _enqueued(reply: Any) -> list[Enqueued]:
+    return [Enqueued(reply[at].decode(), reply[at + 1].decode()) for at in range(0, len(reply), 2)]
+
+
+def _fetched(reply: Any) -> Fetched:
+    now, next_due, more, recovered, died, ids, messages, failures, crashes, own, paused = reply
+    return Fetched(
+        now_us=int(now),
+        next_due_us=None if int(next_due) < 0 else int(next_due),
+        more=bool(more),
+        recovered=recovered,
+        died=died,
+        ids=[id.decode() for id in ids],
+        messages=messages,
+        failures=failures or [None] * len(ids),
+        crashes=[crash_count(text) for text in crashes] or [0] * len(ids),
+        own_lapsed=[id.decode() for id in own],
+        paused=bool(paused),
+    )
+
+
+def crash_count(text: bytes | None) -> int:
+    """The number in a crash count, whose last character may be a mark."""
+    return int(text.rstrip(b"+!") or b"0") if text else 0
+
+
+def _outcomes(reply: Any) -> list[Any]:
+    return [outcome.decode() for outcome in reply]
+
+
+def _texts(reply: Any) -> Any:
+    return tuple([bytes(part).decode() for part in reply])

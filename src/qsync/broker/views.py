@@ -1,0 +1,130 @@
+"""Everything that is read from the store without changing it: one pure function for each script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qsync import codec
+from qsync.broker.call import Call
+from qsync.broker.ops import crash_count
+from qsync.broker.script import load
+from qsync.keys import QueueKeys
+from qsync.state import TaskState
+from qsync.task import (
+    Message,
+    Options,
+    Result,
+    TaskStatus,
+    decode_failure,
+    decode_message,
+    moment,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A task as it stands in the store, not yet decoded."""
+
+    state: TaskState
+    score: int
+    message: bytes | None
+    owner: str | None
+    crashes: bytes | None
+    failure: bytes | None
+    result: bytes | None
+    cancel: bytes | None
+    progress: bytes | None
+
+
+def show(keys: QueueKeys, ids: Sequence[str]) -> Call[list[Shown | None]]:
+    """Tasks as they stand, in order; None for one that is not in the queue."""
+    script = load("show")
+    return Call(script, keys.names(script.keys), tuple(ids), _shown)
+
+
+def _shown(reply: Any) -> list[Shown | None]:
+    return [_one(row) if row else None for row in reply]
+
+
+def _one(row: list[Any]) -> Shown:
+    state, score, message, owner, crashes, failure, result, cancel, progress = row
+    return Shown(
+        TaskState(state.decode()), int(score), message, owner.decode() if owner else None,
+        crashes, failure, result, cancel, progress,
+    )  # fmt: skip
+
+
+def message_of(shown: Shown) -> Message | None:
+    """The message decoded; None when it is missing or cannot be read."""
+    if shown.message is None:
+        return None
+    try:
+        return decode_message(shown.message)
+    except codec.CodecError:
+        return None
+
+
+def result_of(shown: Shown) -> Result | None:
+    """The result record decoded; None when there is none or it cannot be read."""
+    if shown.result is None:
+        return None
+    try:
+        record: Result = codec.decode(shown.result, Result)
+    except codec.CodecError:
+        return None
+    return record
+
+
+def last_error(shown: Shown) -> str | None:
+    """Why the last attempt, or the task as a whole, came to nothing; None when nothing did."""
+    if shown.state is TaskState.DEAD:
+        if shown.message is None:
+            return "the store lost the message of this task"
+        if shown.crashes is not None and shown.crashes.endswith(b"!"):
+            return f"crashed {crash_count(shown.crashes)} times"
+    return decode_failure(shown.failure).error or None
+
+
+def status(id: str, queue: str, shown: Shown) -> TaskStatus:
+    """The task for a user's eyes; fields of a message that cannot be read are left empty."""
+    message = message_of(shown)
+    failure = decode_failure(shown.failure)
+    options = (message.options if message else None) or Options()
+    waits = shown.state in (TaskState.SCHEDULED, TaskState.RETRY)
+    return TaskStatus(
+        id=id,
+        queue=queue,
+        type=message.type if message else "",
+        payload=message.payload if message else shown.message or b"",
+        is_value=bool(message and message.is_value),
+        retry=message.retry if message else 0,
+        attempt=_attempt(shown.state, failure.attempts),
+        crashes=crash_count(shown.crashes),
+        enqueued_at_us=message.enqueued_at_us if message else 0,
+        deadline_us=options.deadline_us,
+        headers=options.headers or {},
+        token=shown.owner or "",
+        state=shown.state,
+        due_at=moment(shown.score) if waits else None,
+        last_error=last_error(shown),
+        progress=_progress(shown.progress),
+        cancelled=shown.cancel is not None,
+        retention_us=options.retention_us,
+    )
+
+
+def _attempt(state: TaskState, failed: int) -> int:
+    """The attempt under way or next; of a dead task that was run, its last one."""
+    return failed if state is TaskState.DEAD and failed else failed + 1
+
+
+def _progress(text: bytes | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        done, total = text.split(b"/")
+        return float(done), float(total)
+    except ValueError:
+        return None

@@ -1,0 +1,92 @@
+"""Every exception that qsync raises, one class for each thing that a caller can do about it.
+
+QsyncError
+├── ConfigError          a setting or a registration is wrong: mend the program
+├── InvalidTask          the task or an option of it cannot be accepted: mend the call
+├── DuplicateTask        its id or its unique lock is taken: use the holder, named in the error
+├── TaskNotFound         no such task (any more)
+├── QueueFull            the store has no memory for it: try again later
+├── StoreUnavailable     the store did not answer in time: try again later
+├── ResultTimeout        the task is not done yet: wait longer
+├── TaskFailed           the task is dead: its error is the message
+├── TaskCancelled        the task was cancelled before it was done
+├── LeaseLost            this server no longer holds the task that it is running
+├── Retry                raised by a handler: run me again
+└── SkipRetry            raised by a handler: never run me again
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+
+class QsyncError(Exception):
+    """The root of all exceptions of qsync."""
+
+
+class ConfigError(QsyncError, ValueError):
+    """A setting, a URL or a registration of a handler is wrong; the message names it."""
+
+
+class InvalidTask(QsyncError, ValueError):
+    """The task or an option of it cannot be accepted; the message names the field and the value."""
+
+
+class DuplicateTask(QsyncError):
+    """The id or the unique lock of the task is held by another task.
+
+    `id` and `queue` are those of the holder: `client.handle(error.id, queue=error.queue)`.
+    """
+
+    def __init__(self, message: str, *, id: str, queue: str) -> None:
+        super().__init__(message)
+        self.id = id
+        self.queue = queue
+
+    @property
+    def holder_id(self) -> str:
+        """The id of the task that holds the id or the lock; the same as `id`."""
+        return self.id
+
+
+class TaskNotFound(QsyncError, LookupError):
+    """The queue holds no task of this id: it is done and was not kept, or it never was there."""
+
+
+class QueueFull(QsyncError):
+    """The store refused the task for want of memory; nothing was written; try again later."""
+
+
+class StoreUnavailable(QsyncError, ConnectionError):
+    """The store could not be reached, or answered only transient errors, for as long as allowed."""
+
+
+class ResultTimeout(QsyncError, TimeoutError):
+    """The task did not end within the time that `result(timeout=...)` allows; it goes on."""
+
+
+class TaskFailed(QsyncError):
+    """The task is dead; the message is its last error."""
+
+
+class TaskCancelled(QsyncError):
+    """The task was cancelled before it was done."""
+
+
+class LeaseLost(QsyncError):
+    """This server's lease of the task ended; another server may be running it."""
+
+
+class Retry(QsyncError):
+    """Raise it in a handler to have the task run again; counts as an attempt.
+
+    `delay` is in seconds or a timedelta; None means the task's own delay.
+    """
+
+    def __init__(self, message: str = "retry", *, delay: float | timedelta | None = None) -> None:
+        super().__init__(message)
+        self.delay = delay
+
+
+class SkipRetry(QsyncError):
+    """Raise it in a handler to have the task end as dead at once, whatever attempts are left."""

@@ -1,0 +1,132 @@
+"""Every key that qsync has in the store: its name, its type and how long it lives.
+
+A queue has a fixed set of keys under one hash tag, `{prefix:queue}`, so that one script can
+reach all of them in a cluster. No key exists per task. Names are made here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Final
+
+from qsync.errors import InvalidTask
+
+NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+"""What a prefix and a queue may be called."""
+
+TASK_ID: Final = re.compile(r"[!-~]{1,128}")
+"""What a task may be called: printable ASCII without the space."""
+
+QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
+    # name: (type, what it holds)
+    "tasks": ("hash", "id -> message"),
+    "scheduled": ("zset", "ids by due time, us"),
+    "pending": ("zset", "ids by order tag"),
+    "active": ("zset", "ids by lease expiry, us"),
+    "retry": ("zset", "ids by due time, us"),
+    "completed": ("zset", "ids by the time until which they are kept, us"),
+    "dead": ("zset", "ids by time of death, us"),
+    "owner": ("hash", "id -> lease token, <server id>/<fetch number>"),
+    "crashes": ("hash", "id -> <n>, <n>+ while it runs marked, <n>! when it died of it"),
+    "failures": ("hash", "id -> failure record, opaque to the scripts"),
+    "results": ("hash", "id -> result record of a completed task"),
+    "unique": ("hash", "=<lock> -> <end of window, us>:<id>, and @<id> -> lock while unfinished"),
+    "keys": ("hash", "id -> fairness key, only for tasks that have one"),
+    "fairness": ("zset", "fairness key by its last order tag"),
+    "fetches": ("hash", "server id -> last fetch: number, time, ids"),
+    "ticks": ("hash", "schedule -> last tick enqueued, us"),
+    "cancels": ("hash", "id -> retention, us: cancel asked for, or outcome of a completed task"),
+    "progress": ("hash", "id -> <done>/<total> of a running task"),
+    "wake": ("list", "at most one element: servers with a free slot block on it"),
+    "meta": ("hash", "paused, weight:<fairness key>, v (virtual time), swept, cursor, day"),
+    "stats": ("hash", "counters, and <counter>:<day number> for 90 days"),
+}
+"""The keys of a queue, all of them structural: they live as long as the queue is used."""
+
+DONE_CHANNEL: Final = "done"
+"""The sharded channel of a queue on which ids of ended tasks are published."""
+
+COUNTERS: Final = (
+    "enqueued", "completed", "failed", "retried", "crashed", "dead", "cancelled", "trimmed",
+    "lost", "bytes",
+)  # fmt: skip
+"""Fields of `stats`; all of them only ever grow. `bytes` counts the messages accepted."""
+
+
+def check_name(field_name: str, value: object) -> str:
+    """Return the name of a prefix or queue; InvalidTask says what is wrong with it."""
+    if not isinstance(value, str) or NAME.fullmatch(value) is None:
+        msg = f"{field_name}: {shorten(value)} is not 1 to 128 characters of A-Z a-z 0-9 _ . -"
+        raise InvalidTask(msg)
+    return value
+
+
+def check_id(value: object) -> str:
+    """Return the task id, or raise InvalidTask that says what is wrong with it."""
+    if not isinstance(value, str) or TASK_ID.fullmatch(value) is None:
+        msg = f"id: {shorten(value)} is not 1 to 128 printable ASCII characters without spaces"
+        raise InvalidTask(msg)
+    return value
+
+
+def shorten(value: object, limit: int = 80) -> str:
+    """Show a value in a message: escaped, and cut to about `limit` characters."""
+    try:
+        text = ascii(value[: limit + 1] if isinstance(value, str | bytes) else value)
+    except Exception:
+        text = f"<{type(value).__name__} that has no repr>"
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+@dataclass(frozen=True, slots=True)
+class QueueKeys:
+    """The key names of one queue."""
+
+    prefix: str
+    queue: str
+    base: str = field(init=False)
+    done: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        check_name("prefix", self.prefix)
+        check_name("queue", self.queue)
+        object.__setattr__(self, "base", f"{{{self.prefix}:{self.queue}}}")
+        object.__setattr__(self, "done", f"{self.base}:{DONE_CHANNEL}")
+
+    def key(self, name: str) -> str:
+        """The full name of a key of this queue."""
+        return f"{self.base}:{name}"
+
+    def names(self, keys: tuple[str, ...]) -> tuple[str, ...]:
+        """The full names of several keys of this queue, in order."""
+        base = self.base
+        return tuple([f"{base}:{name}" for name in keys])
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalKeys:
+    """The key names outside the queues."""
+
+    prefix: str
+
+    def __post_init__(self) -> None:
+        check_name("prefix", self.prefix)
+
+    @property
+    def queues(self) -> str:
+        """Set of the names of all queues."""
+        return f"{self.prefix}:queues"
+
+    @property
+    def servers(self) -> str:
+        """Sorted set of server ids by the time until which they count as live, us."""
+        return f"{self.prefix}:servers"
+
+    def server(self, server_id: str) -> str:
+        """Hash that describes a server; it has a time to live."""
+        return f"{self.prefix}:server:{server_id}"
+
+    def inbox(self, server_id: str) -> str:
+        """List of orders to a server (cancel, quiet, stop); it has a time to live."""
+        return f"{self.prefix}:inbox:{server_id}"

@@ -1,0 +1,161 @@
+"""Which handler runs which type of task, and the middleware around it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+from qsync.errors import ConfigError
+from qsync.keys import shorten
+from qsync.task import TaskInfo, check_type
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+Place = Literal["loop", "thread", "process"]
+"""Where a handler runs: on the event loop, in a thread of the pool, in a process of its own."""
+
+
+class CallNext(Protocol):
+    """What a middleware calls to go on: the next one, or the handler itself."""
+
+    def __call__(self, task: TaskInfo | None = None) -> Awaitable[Any]:
+        """Go on with the task given, or with the same one when none is."""
+
+
+Middleware = Callable[[TaskInfo, CallNext], Awaitable[Any]]
+"""`async (task, call_next) -> value`: what it returns takes the place of the handler's value."""
+
+Arguments = Callable[[TaskInfo], tuple[Sequence[Any], Mapping[str, Any]]]
+"""How the arguments of a handler are made from its task; InvalidTask when they do not fit."""
+
+
+def _task_itself(task: TaskInfo) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    return (task,), {}
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A function with what is known of how to run it."""
+
+    type: str
+    function: Callable[..., Any]
+    place: Place
+    middleware: tuple[Middleware, ...] = ()
+    arguments: Arguments = _task_itself
+    path: str = ""
+    """Of a process handler: `module:name`, where a fresh process finds it."""
+
+
+class Mux:
+    """Maps types of tasks to handlers.
+
+    A handler takes a TaskInfo and may be `async def` (it runs on the event loop) or `def` (it runs
+    in a thread). What it returns is the task's result, an exception is a failed attempt.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Handler] = {}
+
+    def __repr__(self) -> str:
+        return f"<Mux {', '.join(sorted(self._handlers)) or 'without handlers'}>"
+
+    def handle(
+        self,
+        type: str,
+        *,
+        executor: Literal["process"] | None = None,
+        middleware: Iterable[Middleware] = (),
+    ) -> Callable[[F], F]:
+        """Register the decorated function for a type; the function itself stays as it is.
+
+        `executor="process"` runs a plain function in a process of its own, for work that needs the
+        CPU; only its import path and bytes go there, and a timeout really ends it.
+        Raises ConfigError when the type has a handler, or the function cannot be one.
+        """
+
+        def register(function: F) -> F:
+            self.add(make_handler(type, function, executor=executor, middleware=middleware))
+            return function
+
+        return register
+
+    def add(self, handler: Handler) -> None:
+        """Register a handler; ConfigError when its type has one."""
+        known = self._handlers.setdefault(handler.type, handler)
+        if known is not handler:
+            msg = f"type {handler.type!r} has a handler already: {_name(known.function)}"
+            raise ConfigError(msg)
+
+    def include(self, other: Mux) -> None:
+        """Register all handlers of another mux here too."""
+        for handler in other._handlers.values():
+            self.add(handler)
+
+    def find(self, type: str) -> Handler | None:
+        """The handler of a type, or None."""
+        return self._handlers.get(type)
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The types that have a handler, sorted."""
+        return tuple(sorted(self._handlers))
+
+
+def make_handler(
+    type: str,
+    function: Callable[..., Any],
+    *,
+    executor: Literal["process"] | None = None,
+    middleware: Iterable[Middleware] = (),
+    arguments: Arguments = _task_itself,
+) -> Handler:
+    """Check a function and say where it runs; ConfigError when it cannot be a handler."""
+    check_type(type)
+    if not callable(function):
+        msg = f"handler of {type!r}: {shorten(function)} is not callable"
+        raise ConfigError(msg)
+    around = tuple(middleware)
+    for one in around:
+        check_middleware(one)
+    if executor is None:
+        place: Place = "loop" if _is_async(function) else "thread"
+        return Handler(type, function, place, around, arguments)
+    if executor != "process":
+        msg = f"executor: {shorten(executor)} is neither None nor 'process'"
+        raise ConfigError(msg)
+    return Handler(type, function, "process", around, arguments, _import_path(type, function))
+
+
+def check_middleware(middleware: object) -> None:
+    """Raise ConfigError unless it is an async callable."""
+    if not callable(middleware) or not _is_async(middleware):
+        msg = f"middleware: {shorten(middleware)} is not `async def (task, call_next)`"
+        raise ConfigError(msg)
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    while hasattr(function, "func") and not inspect.isfunction(function):
+        function = function.func  # a functools.partial
+    called = function if inspect.isroutine(function) else type(function).__call__
+    return inspect.iscoroutinefunction(called)
+
+
+def _import_path(type: str, function: Callable[..., Any]) -> str:
+    module = getattr(function, "__module__", None)
+    name = getattr(function, "__qualname__", "<no name>")
+    if _is_async(function):
+        msg = f"handler of {type!r}: executor='process' takes a plain def, not an async one"
+        raise ConfigError(msg)
+    if module in (None, "__main__") or "<" in name:
+        msg = (
+            f"handler of {type!r}: executor='process' needs a function that a fresh process can "
+            f"import by name; {module}:{name} is not one"
+        )
+        raise ConfigError(msg)
+    return f"{module}:{name}"
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", None) or type(function).__qualname__

@@ -1,0 +1,482 @@
+"""The values of qsync: what a user asks for, what lies in the store, what a handler sees.
+
+They are frozen and hold no connection.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import math
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeVar, cast
+
+import msgspec
+
+from qsync import codec
+from qsync.errors import InvalidTask
+from qsync.keys import check_id, check_name, shorten
+from qsync.state import TaskState
+
+T = TypeVar("T")
+
+CRITICAL: Final = "critical"
+DEFAULT: Final = "default"
+LOWER: Final = "lower"
+
+PAYLOAD_LIMIT: Final = 1024 * 1024
+"""Default limit of an encoded payload, bytes."""
+
+HEADERS_LIMIT: Final = 8 * 1024
+"""Limit of the encoded headers, bytes."""
+
+MAX_SECONDS: Final = 10 * 365 * 86_400.0
+"""The longest duration that an option may have: ten years."""
+
+MAX_RETRY: Final = 1_000_000
+
+Duration = float | timedelta
+"""Seconds, or a timedelta."""
+
+
+def to_us(field: str, value: Duration, *, least: float = 0.0) -> int:
+    """A duration in microseconds; InvalidTask when it is not a number of seconds in range."""
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    else:
+        msg = f"{field}: {shorten(value)} is neither a number of seconds nor a timedelta"
+        raise InvalidTask(msg)
+    if not math.isfinite(seconds) or not least <= seconds <= MAX_SECONDS:
+        msg = f"{field}: {shorten(value)} is not between {least:g} and {MAX_SECONDS:.0f} seconds"
+        raise InvalidTask(msg)
+    return round(seconds * 1_000_000)
+
+
+def moment_us(field: str, value: datetime) -> int:
+    """An aware datetime as Unix time in microseconds; InvalidTask when it is naive."""
+    if not isinstance(value, datetime):
+        msg = f"{field}: {shorten(value)} is not a datetime"
+        raise InvalidTask(msg)
+    if value.tzinfo is None or value.utcoffset() is None:
+        msg = f"{field}: {value.isoformat()} is naive; give it a time zone, datetime.now(UTC) say"
+        raise InvalidTask(msg)
+    return (value - _EPOCH) // timedelta(microseconds=1)
+
+
+def moment(us: int) -> datetime:
+    """Unix time in microseconds as an aware datetime in UTC."""
+    return _EPOCH + timedelta(microseconds=us)
+
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class _TaskHead(msgspec.Struct, frozen=True):
+    type: str
+    payload: Any = b""
+
+
+class Task(_TaskHead, frozen=True, kw_only=True):
+    """What a user asks for: a type, a payload and options. Checked when it is made.
+
+    `payload` is bytes, or any value that msgpack can carry. Durations are seconds or timedelta,
+    times are aware datetimes.
+
+    queue         where it waits
+    id            chosen by you, or made at enqueue; a second task of the same id is refused
+    retry         how many times a failed attempt is followed by another
+    retry_delay   seconds before each of these; None: exponential back-off with full jitter
+    delay         not before so much time has passed
+    process_at    not before this time
+    timeout       how long one attempt may take
+    deadline      when to give up: it is never started later
+    unique        True: no second task of this type, payload and queue while this one is not
+                  done; seconds: nor within that time of its enqueue
+    unique_key    takes the place of type and payload in that comparison
+    retention     how long the task and its result are kept after success; None: not at all
+    fairness_key  tasks of one queue share it by key, whatever one key floods it with
+    headers       a mapping of text to text for middleware, a trace context say
+    """
+
+    queue: str = DEFAULT
+    id: str | None = None
+    retry: int = 3
+    retry_delay: Duration | None = None
+    delay: Duration | None = None
+    process_at: datetime | None = None
+    timeout: Duration | None = None
+    deadline: datetime | None = None
+    unique: bool | Duration | None = None
+    unique_key: str | None = None
+    retention: Duration | None = None
+    fairness_key: str | None = None
+    headers: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        check_type(self.type)
+        if self.queue != DEFAULT:
+            check_name("queue", self.queue)
+        if self.id is not None:
+            check_id(self.id)
+        retry = self.retry
+        if retry != 3 and (type(retry) is not int or not 0 <= retry <= MAX_RETRY):
+            msg = f"retry: {shorten(retry)} is not a whole number from 0 to {MAX_RETRY}"
+            raise InvalidTask(msg)
+        if _has_options(self):
+            options_of(self)
+
+    def replace(self, **changes: Any) -> Task:
+        """A copy with some options changed, checked anew."""
+        return msgspec.structs.replace(self, **changes)
+
+
+def check_type(value: object) -> str:
+    """Return the task type, or raise InvalidTask."""
+    if type(value) is not str or not 0 < len(value) <= 256 or not value.isprintable():
+        msg = f"type: {shorten(value)} is not 1 to 256 printable characters"
+        raise InvalidTask(msg)
+    return value
+
+
+def _has_options(task: Task) -> bool:
+    return not (
+        task.retry_delay is None
+        and task.delay is None
+        and task.process_at is None
+        and task.timeout is None
+        and task.deadline is None
+        and (task.unique is None or task.unique is False)
+        and task.unique_key is None
+        and task.retention is None
+        and task.fairness_key is None
+        and task.headers is None
+    )
+
+
+class Options(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """The options of a message that most tasks do not have; times in microseconds.
+
+    The field names are as short as they are because they lie in the store.
+    """
+
+    retry_delay_us: int | None = msgspec.field(default=None, name="rd")
+    timeout_us: int | None = msgspec.field(default=None, name="to")
+    deadline_us: int | None = msgspec.field(default=None, name="dl")
+    retention_us: int | None = msgspec.field(default=None, name="rt")
+    lock: str | None = msgspec.field(default=None, name="lk")
+    window_us: int | None = msgspec.field(default=None, name="lw")
+    fairness_key: str | None = msgspec.field(default=None, name="fk")
+    headers: dict[str, str] | None = msgspec.field(default=None, name="hd")
+
+
+NO_OPTIONS: Final = Options()
+
+
+def options_of(task: Task) -> Options:
+    """Check the optional fields of a task and put them into their stored form, without the lock."""
+
+    def us(field: str, value: Duration | None) -> int | None:
+        return None if value is None else to_us(field, value)
+
+    if task.delay is not None:
+        to_us("delay", task.delay)
+    if task.process_at is not None:
+        if task.delay is not None:
+            msg = f"process_at: {task.process_at} and delay: {task.delay} exclude each other"
+            raise InvalidTask(msg)
+        moment_us("process_at", task.process_at)
+    deadline = None
+    if task.deadline is not None:
+        deadline = moment_us("deadline", task.deadline)
+        if task.deadline <= datetime.now(UTC):
+            msg = f"deadline: {task.deadline.isoformat()} is already past"
+            raise InvalidTask(msg)
+    if task.retention is not None and to_us("retention", task.retention) == 0:
+        msg = "retention: 0 keeps nothing; leave it out, or give a positive time"
+        raise InvalidTask(msg)
+    if task.timeout is not None and to_us("timeout", task.timeout) == 0:
+        msg = "timeout: 0 leaves no time to run; leave it out, or give a positive time"
+        raise InvalidTask(msg)
+    return Options(
+        retry_delay_us=us("retry_delay", task.retry_delay),
+        timeout_us=us("timeout", task.timeout),
+        deadline_us=deadline,
+        retention_us=us("retention", task.retention),
+        window_us=_window_us(task),
+        fairness_key=_short_text("fairness_key", task.fairness_key, 256),
+        headers=_checked_headers(task.headers),
+    )
+
+
+def _window_us(task: Task) -> int | None:
+    _short_text("unique_key", task.unique_key, 4096)
+    if task.unique is None or task.unique is False:
+        if task.unique_key is not None:
+            msg = f"unique_key: {shorten(task.unique_key)} needs unique=True or unique=seconds"
+            raise InvalidTask(msg)
+        return None
+    return 0 if task.unique is True else to_us("unique", task.unique)
+
+
+def _short_text(field: str, value: str | None, limit: int) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not 0 < len(value) <= limit:
+        msg = f"{field}: {shorten(value)} is not a text of 1 to {limit} characters"
+        raise InvalidTask(msg)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        msg = f"{field}: {shorten(value)} is not valid Unicode"
+        raise InvalidTask(msg) from error
+    return value
+
+
+def _checked_headers(headers: Mapping[str, str] | None) -> dict[str, str] | None:
+    if headers is None:
+        return None
+    if not isinstance(headers, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, str) for name, value in headers.items()
+    ):
+        msg = "headers: not a mapping of text to text"
+        raise InvalidTask(msg)
+    try:
+        size = len(codec.encode(dict(headers)))
+    except codec.CodecError as error:
+        msg = f"headers: {error}"
+        raise InvalidTask(msg) from error
+    if size > HEADERS_LIMIT:
+        msg = f"headers: {size} bytes are over the limit of {HEADERS_LIMIT}"
+        raise InvalidTask(msg)
+    return dict(headers)
+
+
+class _Tail(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A message as the client sends it: all but version and time of enqueue."""
+
+    nonce: bytes
+    type: str
+    payload: bytes
+    is_value: bool
+    retry: int
+    options: Options | None
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What lies in the store for a task; never changed after enqueue."""
+
+    version: int
+    enqueued_at_us: int
+    nonce: bytes
+    type: str
+    payload: bytes
+    is_value: bool
+    retry: int
+    options: Options | None = None
+
+
+MESSAGE_HEAD: Final = codec.head(len(Message.__struct_fields__))
+
+_message_decoder = msgspec.msgpack.Decoder(Message)
+
+
+def decode_message(data: bytes) -> Message:
+    """Decode what lies in the store; CodecError when it is not a message of a known version."""
+    try:
+        message = _message_decoder.decode(data)
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
+        raise codec.CodecError(str(error) or error.__class__.__name__) from error
+    if message.version != codec.VERSION:
+        msg = f"envelope version {message.version} is not {codec.VERSION}; upgrade this server"
+        raise codec.CodecError(msg)
+    return message
+
+
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
+    """A task made ready to be sent: what the enqueue script needs of it."""
+
+    id: str
+    queue: str
+    message: bytes
+    due: str
+    """Empty: now; `+<us>`: so long after now by the store's clock; `<us>`: at this time."""
+    fairness_key: str
+    lock: str
+    window_us: int
+    retention_us: int | None
+
+
+def new_nonce() -> bytes:
+    """The mark of one enqueue call, by which a repeated one is told from another."""
+    return secrets.token_bytes(8)
+
+
+def new_id() -> str:
+    """A task id that nobody else makes: 128 random bits."""
+    return secrets.token_urlsafe(16)
+
+
+def outgoing(
+    task: Task, nonce: bytes, *, queue: str | None = None, payload_limit: int = PAYLOAD_LIMIT
+) -> Outgoing:
+    """Encode a task for the store; InvalidTask when its payload does not fit."""
+    raw = task.payload
+    is_value = not isinstance(raw, bytes)
+    payload = _encode_payload(raw) if is_value else cast("bytes", raw)
+    if len(payload) > payload_limit:
+        msg = f"payload: {len(payload)} bytes are over the limit of {payload_limit}"
+        raise InvalidTask(msg)
+    queue = task.queue if queue is None else check_name("queue", queue)
+    if not _has_options(task):
+        tail = _Tail(nonce, task.type, payload, is_value, task.retry, None)
+        return Outgoing(task.id or new_id(), queue, codec.seal(tail), "", "", "", 0, None)
+    options = options_of(task)
+    lock = _lock(task, payload) if options.window_us is not None else ""
+    options = msgspec.structs.replace(options, lock=lock or None)
+    tail = _Tail(
+        nonce, task.type, payload, is_value, task.retry, None if options == NO_OPTIONS else options
+    )
+    return Outgoing(
+        id=task.id or new_id(),
+        queue=queue,
+        message=codec.seal(tail),
+        due=_due(task),
+        fairness_key=options.fairness_key or "",
+        lock=lock,
+        window_us=options.window_us or 0,
+        retention_us=options.retention_us,
+    )
+
+
+def _encode_payload(value: object) -> bytes:
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    try:
+        codec.check_depth(value)
+        return codec.encode(value)
+    except codec.CodecError as error:
+        msg = f"payload: {error}"
+        raise InvalidTask(msg) from error
+
+
+def _due(task: Task) -> str:
+    if task.process_at is not None:
+        return str(max(0, moment_us("process_at", task.process_at)))
+    if task.delay is None:
+        return ""
+    delay = to_us("delay", task.delay)
+    return f"+{delay}" if delay else ""
+
+
+def _lock(task: Task, payload: bytes) -> str:
+    """The name of the lock: a digest, so that it has a fixed size whatever it was made of."""
+    digest = hashlib.blake2b(digest_size=16)
+    if task.unique_key is not None:
+        digest.update(b"key\0" + task.unique_key.encode())
+    else:
+        digest.update(b"task\0" + task.type.encode() + b"\0" + payload)
+    return digest.hexdigest()
+
+
+class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a handler sees of its task.
+
+    `payload` is always bytes: as given, or the msgpack of the value; `value()` decodes it.
+    `attempt` counts from 1; `crashes` is how often a server died with the task.
+    """
+
+    id: str
+    type: str
+    payload: bytes
+    queue: str
+    retry: int
+    attempt: int
+    crashes: int
+    enqueued_at_us: int
+    deadline_us: int | None = None
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
+    token: str = ""
+    is_value: bool = False
+
+    @property
+    def enqueued_at(self) -> datetime:
+        """When the store took it, by the store's clock."""
+        return moment(self.enqueued_at_us)
+
+    @property
+    def deadline(self) -> datetime | None:
+        """After this time it is not started any more."""
+        return None if self.deadline_us is None else moment(self.deadline_us)
+
+    def value(self, type: builtins.type[T] | Any = Any) -> T:
+        """The payload decoded, and checked against a type when one is given.
+
+        A payload that was given as bytes comes back as these bytes, unless a type is given: then
+        they are decoded as msgpack. Raises InvalidTask when it does not fit.
+        """
+        if not self.is_value and type in (Any, bytes):
+            return cast("T", self.payload)
+        try:
+            return cast("T", codec.decode(self.payload, type))
+        except codec.CodecError as error:
+            msg = f"payload: {error}"
+            raise InvalidTask(msg) from error
+
+
+class TaskStatus(TaskInfo, frozen=True, kw_only=True, gc=False):
+    """A task as it stands in the store: TaskInfo's fields, and where it is.
+
+    `due_at` is when a scheduled or retried task is due, None for other states.
+    `attempt` is the number of the current or next attempt. `progress` is (done, total) as the
+    handler last told. `cancelled`: somebody asked for it, or it ended so.
+    """
+
+    state: TaskState
+    due_at: datetime | None = None
+    last_error: str | None = None
+    progress: tuple[float, float] | None = None
+    cancelled: bool = False
+    retention_us: int | None = None
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What is kept of failed attempts; written by servers, opaque to the scripts."""
+
+    attempts: int = 0
+    error: str = ""
+    failed_at_us: int = 0
+    unknown_since_us: int = 0
+    """When a server first handed it back because it did not know the type; 0: never."""
+    unknown_times: int = 0
+
+
+NO_FAILURE: Final = Failure()
+ERROR_LIMIT: Final = 4096
+
+_failure_decoder = msgspec.msgpack.Decoder(Failure)
+
+
+def decode_failure(data: bytes | None) -> Failure:
+    """The failure record; one that cannot be read counts as none, so that it stops nobody."""
+    if data is None:
+        return NO_FAILURE
+    try:
+        return _failure_decoder.decode(data)
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError):
+        return NO_FAILURE
+
+
+class Result(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a handler returned, as it is kept for the retention of its task."""
+
+    value: bytes = b""
+    is_value: bool = True
+    error: str | None = None
+    """Set when the task was done but its result could not be kept: why."""
+
+
+NONE_RESULT: Final = codec.encode(Result(codec.encode(None)))
