@@ -1,1 +1,64 @@
-"""qsync: a distributed task queue for Python on Redis or Valkey."""
+"""qsync: a distributed task queue for Python on Redis or Valkey.
+
+`Qsync` is where a program begins; it makes clients and servers, and tasks of functions. A `Mux`
+says which function handles which type of task.
+"""
+
+from qsync.app import Qsync
+from qsync.client import AsyncClient, Client
+from qsync.errors import (
+    ConfigError,
+    DuplicateTask,
+    InvalidTask,
+    LeaseLost,
+    QsyncError,
+    QueueFull,
+    ResultTimeout,
+    Retry,
+    SkipRetry,
+    StoreUnavailable,
+    TaskCancelled,
+    TaskFailed,
+    TaskNotFound,
+)
+from qsync.handle import AsyncHandle, Handle
+from qsync.mux import CallNext, Middleware, Mux
+from qsync.server.current import current
+from qsync.server.server import Server
+from qsync.state import TaskState
+from qsync.task import CRITICAL, DEFAULT, LOWER, Task, TaskInfo, TaskStatus
+from qsync.version import __version__
+
+__all__ = [
+    "CRITICAL",
+    "DEFAULT",
+    "LOWER",
+    "AsyncClient",
+    "AsyncHandle",
+    "CallNext",
+    "Client",
+    "ConfigError",
+    "DuplicateTask",
+    "Handle",
+    "InvalidTask",
+    "LeaseLost",
+    "Middleware",
+    "Mux",
+    "Qsync",
+    "QsyncError",
+    "QueueFull",
+    "ResultTimeout",
+    "Retry",
+    "Server",
+    "SkipRetry",
+    "StoreUnavailable",
+    "Task",
+    "TaskCancelled",
+    "TaskFailed",
+    "TaskInfo",
+    "TaskNotFound",
+    "TaskState",
+    "TaskStatus",
+    "__version__",
+    "current",
+]

@@ -8,7 +8,12 @@ A later minor version appends elements, which this one ignores.
 
 from __future__ import annotations
 
+import ipaddress
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from pathlib import PurePath
 from typing import Any, Final, TypeVar
+from uuid import UUID
 
 import msgspec
 
@@ -18,7 +23,30 @@ VERSION: Final = 1
 STAMP_BYTES: Final = 8
 MAX_DEPTH: Final = 64
 
-_encoder = msgspec.msgpack.Encoder()
+TEXTS: Final = (
+    PurePath,
+    ipaddress.IPv4Address, ipaddress.IPv4Network, ipaddress.IPv4Interface,
+    ipaddress.IPv6Address, ipaddress.IPv6Network, ipaddress.IPv6Interface,
+)  # fmt: skip
+"""Types that are carried as their text, and made from it again."""
+
+_KEPT: Final = (bytes, bytearray, memoryview, datetime, date, time, timedelta, UUID, Decimal)
+
+
+def _known(value: object) -> object:
+    """A value that msgspec does not know, as one that it does."""
+    if isinstance(value, TEXTS) or hasattr(type(value), "unicode_string"):  # URLs of pydantic
+        return str(value)
+    if hasattr(type(value), "__pydantic_decorators__"):  # a model
+        serializer: Any = type(value).__pydantic_serializer__  # type: ignore[attr-defined]  # as above
+        return serializer.to_python(
+            value, mode="python", by_alias=False, round_trip=True, warnings=False
+        )
+    msg = f"Encoding objects of type {type(value).__qualname__} is unsupported"
+    raise TypeError(msg)
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_known)
 _decode_any = msgspec.msgpack.Decoder().decode
 
 
@@ -33,6 +61,19 @@ def encode(value: object) -> bytes:
     except (TypeError, ValueError, OverflowError, RecursionError, UnicodeError) as error:
         msg = f"{type(value).__name__} cannot be encoded as msgpack: {error}"
         raise CodecError(msg) from error
+
+
+def plain(value: object, *, sort: bool = False) -> object:
+    """A copy of the value of builtin types alone; CodecError when msgpack cannot carry it.
+
+    Paths, IP addresses and models of pydantic may be in it. `sort`: sets and dicts in one order,
+    so that equal values have equal bytes.
+    """
+    order: Any = "deterministic" if sort else None
+    try:
+        return msgspec.to_builtins(value, builtin_types=_KEPT, enc_hook=_known, order=order)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise CodecError(str(error)) from error
 
 
 def decode(data: bytes, type: Any = Any) -> Any:

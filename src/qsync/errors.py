@@ -17,11 +17,19 @@ QsyncError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 
 class QsyncError(Exception):
-    """The root of all exceptions of qsync."""
+    """The root of all exceptions of qsync.
+
+    `handles`: when `enqueue_many` failed halfway, those of the tasks that the store has answered
+    for, in the order of the tasks.
+    """
+
+    handles: Sequence[Any] = ()
 
 
 class ConfigError(QsyncError, ValueError):

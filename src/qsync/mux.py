@@ -98,6 +98,11 @@ class Mux:
         return self._handlers.get(type)
 
     @property
+    def handlers(self) -> tuple[Handler, ...]:
+        """All handlers."""
+        return tuple(self._handlers.values())
+
+    @property
     def types(self) -> tuple[str, ...]:
         """The types that have a handler, sorted."""
         return tuple(sorted(self._handlers))

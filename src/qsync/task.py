@@ -5,10 +5,11 @@ They are frozen and hold no connection.
 
 from __future__ import annotations
 
+import base64
 import builtins
 import hashlib
 import math
-import secrets
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar, cast
@@ -310,14 +311,43 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     retention_us: int | None
 
 
+_nonces: Final[list[bytes]] = []
+_ids: Final[list[str]] = []
+"""Drawn ahead, since the system is asked for 4 KiB as fast as for 8 bytes; each is popped once."""
+
+
 def new_nonce() -> bytes:
     """The mark of one enqueue call, by which a repeated one is told from another."""
-    return secrets.token_bytes(8)
+    try:
+        return _nonces.pop()
+    except IndexError:
+        drawn = os.urandom(8 * 512)
+        fresh = [drawn[at : at + 8] for at in range(0, len(drawn), 8)]
+        nonce = fresh.pop()
+        _nonces.extend(fresh)
+        return nonce
 
 
 def new_id() -> str:
-    """A task id that nobody else makes: 128 random bits."""
-    return secrets.token_urlsafe(16)
+    """A task id that nobody else makes: 22 characters, 132 random bits."""
+    try:
+        return _ids.pop()
+    except IndexError:
+        drawn = base64.urlsafe_b64encode(os.urandom(33 * 128)).decode()
+        fresh = [drawn[at : at + 22] for at in range(0, len(drawn), 22)]
+        id = fresh.pop()
+        _ids.extend(fresh)
+        return id
+
+
+def _forget_drawn() -> None:
+    """A forked child must not use what its parent is going to use."""
+    _nonces.clear()
+    _ids.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_forget_drawn)
 
 
 def outgoing(

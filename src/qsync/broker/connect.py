@@ -216,6 +216,31 @@ def async_cluster_client(
     )  # fmt: skip
 
 
+def close(client: Any) -> None:
+    """The client has no connections any more, to Sentinels neither."""
+    client.close()
+    pool = getattr(client, "connection_pool", None)  # a cluster has one for each node
+    if pool is not None:
+        pool.disconnect()
+    for watcher in _watchers(pool):
+        watcher.close()
+
+
+async def aclose(client: Any) -> None:
+    """The client has no connections any more, to Sentinels neither."""
+    await client.aclose()
+    pool = getattr(client, "connection_pool", None)
+    if pool is not None:
+        await pool.disconnect()
+    for watcher in _watchers(pool):
+        await watcher.aclose()
+
+
+def _watchers(pool: Any) -> list[Any]:
+    """The clients by which a pool asks Sentinels for the primary."""
+    return list(pool.sentinel_manager.sentinels) if hasattr(pool, "sentinel_manager") else []
+
+
 def at_node(address: Address, host: str, port: int) -> Address:
     """The address of one node of a cluster."""
     return Address("node", ((host, port),), settings=address.settings, tls=address.tls)

@@ -6,9 +6,10 @@ the store's own clock decides. No call takes over BATCH tasks or carries more th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -17,6 +18,8 @@ from qsync.broker.call import Argument, Call
 from qsync.broker.script import load
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.task import MESSAGE_HEAD, Outgoing
+
+T = TypeVar("T")
 
 BATCH: Final = 500
 BATCH_BYTES: Final = 4 * 1024 * 1024
@@ -123,7 +126,7 @@ def enqueue(
     """Store new tasks, all of them of this queue; one outcome a task, in order."""
     script = load("enqueue")
     args: list[Argument] = [_now(now_us), MESSAGE_HEAD]
-    for task in tasks:
+    for task in _batch(tasks):
         args += (task.id, task.message, _enqueue_options(task))
     return Call(script, keys.names(script.keys), tuple(args), _enqueued)
 
@@ -137,7 +140,7 @@ def tick(
         _now(now_us), MESSAGE_HEAD, schedule, tick_us,
         task.id, task.message, _enqueue_options(task),
     )  # fmt: skip
-    return Call(script, keys.names(script.keys), args, lambda reply: bytes(reply[0]) == b"created")
+    return Call(script, keys.names(script.keys), args, lambda reply: reply[0] == b"created")
 
 
 def begin_ticks(
@@ -178,7 +181,7 @@ def complete(
     """End tasks that succeeded; refused as a whole when there are results and no memory."""
     script = load("complete", allow_oom=not any(task.result for task in tasks))
     args: list[Argument] = [_now(now_us)]
-    for task in tasks:
+    for task in _batch(tasks):
         retention = "" if task.retention_us is None else task.retention_us
         args += (task.id, task.token, retention, task.result)
     return Call(script, keys.names(script.keys), tuple(args), _outcomes)
@@ -231,7 +234,7 @@ def renew(
     """Extend leases to `lease_us` from now."""
     script = load("renew")
     args: list[Argument] = [_now(now_us), lease_us]
-    for task in tasks:
+    for task in _batch(tasks):
         args += task
     return Call(script, keys.names(script.keys), tuple(args), _outcomes)
 
@@ -239,7 +242,7 @@ def renew(
 def start(keys: QueueKeys, tasks: Sequence[Held]) -> Call[list[Outcome]]:
     """Mark tasks that crashed before as running."""
     script = load("start")
-    args = tuple([value for task in tasks for value in task])
+    args = tuple([value for task in _batch(tasks) for value in task])
     return Call(script, keys.names(script.keys), args, _outcomes)
 
 
@@ -249,7 +252,7 @@ def progress(
     """Store how far tasks are: id, token, done, total."""
     script = load("progress")
     args: list[Argument] = []
-    for id, token, done, total in tasks:
+    for id, token, done, total in _batch(tasks):
         args += (id, token, f"{done:.12g}/{total:.12g}")
     return Call(script, keys.names(script.keys), tuple(args), _outcomes)
 
@@ -261,7 +264,7 @@ def abandon(
     script = load("abandon")
     args = (_now(now_us), server, cursor)
     return Call(
-        script, keys.names(script.keys), args, lambda reply: (bytes(reply[0]).decode(), reply[1])
+        script, keys.names(script.keys), args, lambda reply: (_text(reply[0]), int(reply[1]))
     )
 
 
@@ -294,18 +297,20 @@ def delete(
 ) -> Call[int]:
     """Remove tasks that are in a state, which is not `active`; how many were."""
     script = load("delete")
-    return Call(script, keys.names(script.keys), (_now(now_us), state, *ids), int)
+    return Call(script, keys.names(script.keys), (_now(now_us), state, *_batch(ids)), int)
 
 
 def pause(keys: QueueKeys, note: bytes) -> Call[bool]:
     """Pause a queue; the note says by whom and why. False when it was paused before."""
-    script = load("pause")
-    return Call(script, keys.names(script.keys), (note,), bool)
+    if not note:
+        msg = "note: a pause without one would be a resume"
+        raise ValueError(msg)
+    return _pause(keys, note)
 
 
 def resume(keys: QueueKeys) -> Call[bool]:
     """Resume a queue; False when it was not paused."""
-    return pause(keys, b"")
+    return _pause(keys, b"")
 
 
 def register(keys: GlobalKeys, queues: Iterable[str]) -> Call[int]:
@@ -331,14 +336,27 @@ def send(keys: GlobalKeys, server: str, order: bytes, *, ttl_ms: int) -> Call[in
     return Call(load("send"), (keys.inbox(server),), (ttl_ms, order), int)
 
 
+def _pause(keys: QueueKeys, note: bytes) -> Call[bool]:
+    script = load("pause")
+    return Call(script, keys.names(script.keys), (note,), bool)
+
+
 def _settle(
     name: str, keys: QueueKeys, rows: Sequence[tuple[Argument, ...]], now_us: int | None
 ) -> Call[list[Outcome]]:
     script = load(name)
     args: list[Argument] = [_now(now_us)]
-    for row in rows:
+    for row in _batch(rows):
         args += row
     return Call(script, keys.names(script.keys), tuple(args), _outcomes)
+
+
+def _batch(items: Sequence[T]) -> Sequence[T]:
+    """The items, if they are not too many: Lua would give up on them half-way."""
+    if len(items) > BATCH:
+        msg = f"{len(items)} tasks in one call are over the limit of {BATCH}"
+        raise ValueError(msg)
+    return items
 
 
 def _now(now_us: int | None) -> Argument:
@@ -359,7 +377,8 @@ def _enqueue_options(task: Outgoing) -> bytes:
 
 
 def _enqueued(reply: Any) -> list[Enqueued]:
-    return [Enqueued(reply[at].decode(), reply[at + 1].decode()) for at in range(0, len(reply), 2)]
+    texts: Any = [_text(value) for value in reply]
+    return [Enqueued(*pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
 
 
 def _fetched(reply: Any) -> Fetched:
@@ -370,23 +389,32 @@ def _fetched(reply: Any) -> Fetched:
         more=bool(more),
         recovered=recovered,
         died=died,
-        ids=[id.decode() for id in ids],
+        ids=[_text(id) for id in ids],
         messages=messages,
         failures=failures or [None] * len(ids),
         crashes=[crash_count(text) for text in crashes] or [0] * len(ids),
-        own_lapsed=[id.decode() for id in own],
+        own_lapsed=[_text(id) for id in own],
         paused=bool(paused),
     )
 
 
 def crash_count(text: bytes | None) -> int:
-    """The number in a crash count, whose last character may be a mark."""
-    return int(text.rstrip(b"+!") or b"0") if text else 0
+    """The number in a crash count, whose last character may be a mark; 0 when there is none."""
+    found = _NUMBER.match(text) if text else None
+    return int(found[0]) if found else 0
+
+
+_NUMBER: Final = re.compile(rb"\d{1,16}")
+
+
+def _text(value: bytes) -> str:
+    """What the store holds as text; never an error, whoever wrote it."""
+    return value.decode(errors="backslashreplace")
 
 
 def _outcomes(reply: Any) -> list[Any]:
-    return [outcome.decode() for outcome in reply]
+    return [_text(outcome) for outcome in reply]
 
 
 def _texts(reply: Any) -> Any:
-    return tuple([bytes(part).decode() for part in reply])
+    return tuple([_text(part) for part in reply])

@@ -32,18 +32,22 @@ class Script:
     keys: tuple[str, ...]
 
 
+def read(path: str) -> str:
+    """The text of a file, `<verb>.lua` or `include/<piece>.lua`.
+
+    What `load` reads goes through here, so that a test can plant a mistake in one.
+    """
+    return (files("qsync.broker") / "lua" / path).read_text("utf-8")
+
+
 @cache
 def load(name: str, *, allow_oom: bool | None = None) -> Script:
     """Read a script; `allow_oom` sets that flag otherwise than its file does."""
-    folder = files("qsync.broker") / "lua"
-    source = (folder / f"{name}.lua").read_text("utf-8")
-    shebang, body = source.split("\n", 1)
+    shebang, body = read(f"{name}.lua").split("\n", 1)
     if allow_oom is not None:
         shebang = "#!lua flags=allow-oom" if allow_oom else "#!lua"
     includes = [
-        (folder / "include" / f"{piece}.lua").read_text("utf-8")
-        for found in _INCLUDE.findall(body)
-        for piece in found.split()
+        read(f"include/{piece}.lua") for found in _INCLUDE.findall(body) for piece in found.split()
     ]
     text = "\n".join([shebang, *map(_code, includes), _code(body)])
     sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()

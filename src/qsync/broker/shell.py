@@ -11,10 +11,10 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import hiredis
 import redis
@@ -32,7 +32,18 @@ T = TypeVar("T")
 log = logging.getLogger("qsync.broker")
 
 PATIENCE: Final = 10.0
-"""How long a client tries again before it raises StoreUnavailable, seconds."""
+"""How long a client tries again before it raises StoreUnavailable, seconds, unless told."""
+
+
+class _Own(Enum):
+    PATIENCE = "the broker's own"
+
+
+OWN: Final = _Own.PATIENCE
+"""For a call: as patient as the broker was made."""
+
+Patience = float | None | Literal[_Own.PATIENCE]
+"""Seconds; None: for ever."""
 
 GRACE: Final = 2.0
 """How much later than asked for a blocking read may answer before its connection counts as dead."""
@@ -114,14 +125,11 @@ def _pack(commands: Sequence[tuple[Any, ...]]) -> list[bytes]:
     return [hiredis.pack_command(command) for command in commands]
 
 
-def _facts(info: Any) -> Facts:
-    text: str = info.decode(errors="replace") if isinstance(info, bytes) else ""
-    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    product = "valkey" if "valkey_version" in fields else "redis"
-    shown = fields.get(f"{product}_version", "")
-    parts = [part for part in shown.split(".") if part.isdigit()]
-    version = tuple(int(part) for part in parts) or None
-    return Facts(version, product, fields.get("maxmemory_policy"))
+def _facts(info: Mapping[str, Any]) -> Facts:
+    product = "valkey" if "valkey_version" in info else "redis"
+    parts = str(info.get(f"{product}_version", "")).split(".")
+    version = tuple(int(part) for part in parts if part.isdigit()) or None
+    return Facts(version, product, info.get("maxmemory_policy"))
 
 
 class Broker:
@@ -133,18 +141,20 @@ class Broker:
         *,
         connections: int = 64,
         read_timeout: float = connect.READ_TIMEOUT,
+        patience: float = PATIENCE,
     ) -> None:
         self.address = address
+        self.patience = patience
         self._connections = connections
         self._read_timeout = read_timeout
         self._client: Any = None
 
-    def run(self, call: Call[T], *, patience: float | None = PATIENCE) -> T:
+    def run(self, call: Call[T], *, patience: Patience = OWN) -> T:
         """Make one call. Transient errors are tried again for `patience` seconds, None: for ever.
 
         Raises StoreUnavailable, QueueFull, or ConfigError when the store refuses the credentials.
         """
-        backoff, ends = Backoff(), _ends(patience)
+        backoff, ends = Backoff(), _ends(self.patience if patience is OWN else patience)
         while True:
             [reply] = self._try([call])
             if not isinstance(reply, BaseException):
@@ -176,9 +186,7 @@ class Broker:
         """Close the connections; the broker may be used again and opens new ones."""
         client, self._client = self._client, None
         if client is not None:
-            client.close()
-            if self.address.kind != "cluster":
-                client.connection_pool.disconnect()
+            connect.close(client)
 
     def client_for(self, key: str) -> redis.Redis:
         """A client with one connection to the node that holds a key."""
@@ -293,7 +301,7 @@ class Subscription:
             connection.disconnect()
         client, self._client = self._client, None
         if client is not None:
-            client.close()
+            connect.close(client)
 
 
 class AsyncBroker:
@@ -305,18 +313,20 @@ class AsyncBroker:
         *,
         connections: int = 8,
         read_timeout: float = connect.READ_TIMEOUT,
+        patience: float = PATIENCE,
     ) -> None:
         self.address = address
+        self.patience = patience
         self._connections = connections
         self._read_timeout = read_timeout
         self._client: Any = None
 
-    async def run(self, call: Call[T], *, patience: float | None = PATIENCE) -> T:
+    async def run(self, call: Call[T], *, patience: Patience = OWN) -> T:
         """Make one call. Transient errors are tried again for `patience` seconds, None: for ever.
 
         Raises StoreUnavailable, QueueFull, or ConfigError when the store refuses the credentials.
         """
-        backoff, ends = Backoff(), _ends(patience)
+        backoff, ends = Backoff(), _ends(self.patience if patience is OWN else patience)
         while True:
             [reply] = await self._try([call])
             if not isinstance(reply, BaseException):
@@ -365,9 +375,7 @@ class AsyncBroker:
         """Close the connections; the broker may be used again and opens new ones."""
         client, self._client = self._client, None
         if client is not None:
-            await client.aclose()
-            if self.address.kind != "cluster":
-                await client.connection_pool.disconnect()
+            await connect.aclose(client)
 
     async def client_for(self, key: str) -> redis.asyncio.Redis:
         """A client with one connection to the node that holds a key."""
@@ -396,8 +404,8 @@ class AsyncBroker:
         if self.address.kind == "cluster":
             await client.initialize()
             node = client.get_random_node()
-            return await node.execute_command(*command, NEVER_DECODE=True)
-        return await client.execute_command(*command, NEVER_DECODE=True)
+            return await node.execute_command(*command)
+        return await client.execute_command(*command)
 
     async def _try(self, calls: Sequence[Call[Any]]) -> list[Any]:
         """One reply a call, or the error that took its place."""
@@ -491,7 +499,7 @@ class Waiter:
             await connection.disconnect(nowait=True)
         client, self._client = self._client, None
         if client is not None:
-            await client.aclose()
+            await connect.aclose(client)
 
 
 class AsyncSubscription:
@@ -528,7 +536,7 @@ class AsyncSubscription:
             await connection.disconnect(nowait=True)
         client, self._client = self._client, None
         if client is not None:
-            await client.aclose()
+            await connect.aclose(client)
 
 
 _LIBRARY_ERRORS: Final = (failures.RedisError, OSError, TimeoutError, EOFError, ValueError)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from qsync import codec
@@ -51,9 +52,41 @@ def _shown(reply: Any) -> list[Shown | None]:
 def _one(row: list[Any]) -> Shown:
     state, score, message, owner, crashes, failure, result, cancel, progress = row
     return Shown(
-        TaskState(state.decode()), int(score), message, owner.decode() if owner else None,
+        TaskState(state.decode()), int(score), message,
+        None if owner is None else owner.decode(errors="backslashreplace"),
         crashes, failure, result, cancel, progress,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How much a queue holds: `states` are its tasks by state, `others` the entries of other keys.
+
+    `stats` are its counters (qsync.keys.COUNTERS), and those of a day as `<counter>:<day number>`.
+    """
+
+    states: dict[TaskState, int]
+    others: dict[str, int]
+    stats: dict[str, int]
+
+
+def counts(keys: QueueKeys) -> Call[Counts]:
+    """How much a queue holds at this moment, and its counters; all 0 for one that is not there."""
+    script = load("counts")
+
+    def decode(reply: Any) -> Counts:
+        sizes = dict(zip(script.keys, map(int, reply[0]), strict=False))
+        states = {state: sizes.pop(state.value) for state in TaskState}
+        pairs = zip(reply[1][::2], reply[1][1::2], strict=True)
+        # A counter that somebody spoilt is left out, as if it had not begun.
+        stats = {
+            name.decode(errors="backslashreplace"): int(value)
+            for name, value in pairs
+            if value.isdigit()
+        }
+        return Counts(states, sizes, stats)
+
+    return Call(script, keys.names(script.keys), (), decode)
 
 
 def message_of(shown: Shown) -> Message | None:
@@ -107,12 +140,20 @@ def status(id: str, queue: str, shown: Shown) -> TaskStatus:
         headers=options.headers or {},
         token=shown.owner or "",
         state=shown.state,
-        due_at=moment(shown.score) if waits else None,
+        due_at=_moment(shown.score) if waits else None,
         last_error=last_error(shown),
         progress=_progress(shown.progress),
         cancelled=shown.cancel is not None,
         retention_us=options.retention_us,
     )
+
+
+def _moment(us: int) -> datetime:
+    """As `moment`; a time that no datetime can hold is cut to the last one that can."""
+    try:
+        return moment(us)
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def _attempt(state: TaskState, failed: int) -> int:

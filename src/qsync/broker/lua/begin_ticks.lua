@@ -9,7 +9,11 @@
 local now = whole(clock(ARGV[1]))
 local replies = { now }
 for i = 2, #ARGV do
-  redis.call('HSETNX', KEYS[1], ARGV[i], now)
-  replies[i] = redis.call('HGET', KEYS[1], ARGV[i])
+  local last = redis.call('HGET', KEYS[1], ARGV[i])
+  if not digits(last) then
+    last = now
+    redis.call('HSET', KEYS[1], ARGV[i], now)
+  end
+  replies[i] = last
 end
 return replies

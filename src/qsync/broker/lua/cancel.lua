@@ -20,7 +20,7 @@
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] id         text
 -- ARGV[3] retention  int us  of the task; empty: none
--- returns cancelled; or active and its lease token; or finished; or missing
+-- returns cancelled, by an earlier call too; or active and its lease token; or finished; or missing
 local k = {
   tasks = KEYS[1], completed = KEYS[6], crashes = KEYS[8], failures = KEYS[9], results = KEYS[10],
   unique = KEYS[11], keys = KEYS[12], cancels = KEYS[13], progress = KEYS[14], stats = KEYS[15],
@@ -37,6 +37,9 @@ end
 if redis.call('ZSCORE', KEYS[4], id) then
   redis.call('HSET', k.cancels, id, ARGV[3])
   return { 'active', redis.call('HGET', KEYS[7], id) or '' }
+end
+if redis.call('HEXISTS', k.cancels, id) == 1 then
+  return { 'cancelled', '' }
 end
 if redis.call('HEXISTS', k.tasks, id) == 1 then
   return { 'finished', '' }

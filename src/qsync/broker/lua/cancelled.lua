@@ -23,11 +23,7 @@ local k = {
   progress = KEYS[11], stats = KEYS[12], done = KEYS[13],
 }
 local now = clock(ARGV[1])
-local ids, held, replies = owned(k.owner, ARGV, 2, 2)
-local held_ids = {}
-for at, i in ipairs(held) do
-  held_ids[at] = ids[i]
-end
+local _, held_ids, replies = owned(k.owner, ARGV, 2, 2)
 release(k, held_ids)
 end_cancelled(k, now, held_ids)
 return replies

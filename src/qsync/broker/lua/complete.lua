@@ -24,35 +24,28 @@ local k = {
   progress = KEYS[11], stats = KEYS[12], done = KEYS[13],
 }
 local now = clock(ARGV[1])
-local ids, held, replies = owned(k.owner, ARGV, 2, 4)
-local gone, kept, lost = {}, {}, 0
-for _, i in ipairs(held) do
-  if ARGV[4 * i] == '' then
-    gone[#gone + 1] = ids[i]
+local held, held_ids, replies, lost = owned(k.owner, ARGV, 2, 4)
+local gone, done, completed, results = {}, {}, {}, {}
+for at, i in ipairs(held) do
+  local id, retention = held_ids[at], ARGV[4 * i]
+  if retention == '' then
+    gone[#gone + 1] = id
   else
-    kept[#kept + 1] = i
+    done[#done + 1] = id
+    completed[2 * #done - 1], completed[2 * #done] = whole(now + tonumber(retention)), id
+    results[2 * #done - 1], results[2 * #done] = id, ARGV[4 * i + 1]
   end
 end
-for i = 1, #replies do
-  if replies[i] == 'lost' then
-    lost = lost + 1
-  end
-end
-release(k, gone)
+release(k, held_ids)
 erase(k, now, gone)
-if #kept > 0 then
-  local done = {}
-  for at, i in ipairs(kept) do
-    done[at] = ids[i]
-  end
-  release(k, done)
+if #done > 0 then
   unlock(k.unique, now, done)
   redis.call('HDEL', k.keys, unpack(done))
   redis.call('HDEL', k.cancels, unpack(done))
-  for _, i in ipairs(kept) do
-    redis.call('ZADD', k.completed, whole(now + tonumber(ARGV[4 * i])), ids[i])
-    redis.call('HSET', k.results, ids[i], ARGV[4 * i + 1])
-    redis.call('SPUBLISH', k.done, ids[i])
+  redis.call('ZADD', k.completed, unpack(completed))
+  redis.call('HSET', k.results, unpack(results))
+  for _, id in ipairs(done) do
+    redis.call('SPUBLISH', k.done, id)
   end
 end
 count(k.stats, now, 'completed', #held)

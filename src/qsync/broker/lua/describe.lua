@@ -5,7 +5,7 @@
 -- ARGV[2...] field, value
 -- returns 1
 redis.call('UNLINK', KEYS[1])
-if tonumber(ARGV[1]) > 0 then
+if tonumber(ARGV[1]) > 0 and #ARGV > 1 then
   redis.call('HSET', KEYS[1], unpack(ARGV, 2))
   redis.call('PEXPIRE', KEYS[1], ARGV[1])
 end

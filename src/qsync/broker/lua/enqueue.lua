@@ -2,7 +2,7 @@
 -- enqueue: store new tasks and put their ids into pending or scheduled.
 -- Refused as a whole, with nothing written, when the store is out of memory.
 -- Run again with the same arguments it writes nothing and answers the same.
--- include: clock wake count tags lock store
+-- include: clock wake count tags lock due store
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time

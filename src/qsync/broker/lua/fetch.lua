@@ -2,7 +2,7 @@
 -- fetch: lease pending tasks to a server, after the upkeep of the queue that everybody shares.
 -- 1 promote what is due; 2 recover lapsed leases; 3 lease; 4 sweep; 5 wake the next idle server.
 -- The same number again answers with the same tasks, less those that are no longer owned under it.
--- include: clock wake count tags lock erase
+-- include: clock wake count id crash tags lock erase recover sweep
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -17,11 +17,11 @@
 -- KEYS[12] unique    hash    locks
 -- KEYS[13] keys      hash    id -> fairness key
 -- KEYS[14] fairness  zset    fairness keys by last tag
--- KEYS[15] fetches   hash    server id -> msgpack [number, time us, ids]
+-- KEYS[15] fetches   hash    server id -> number, time us and ids, with spaces between
 -- KEYS[16] cancels   hash    id -> retention us
 -- KEYS[17] progress  hash    id -> done/total
 -- KEYS[18] wake      list
--- KEYS[19] meta      hash    paused, virtual time, when and where the sweep of hashes was
+-- KEYS[19] meta      hash    paused, virtual time; when the hashes were swept, and up to where
 -- KEYS[20] stats     hash    counters
 -- KEYS[21] done      channel of ended tasks
 -- ARGV[1] now          int us  empty: the store's clock
@@ -37,251 +37,154 @@
 --   tasks recovered; tasks dead of crashes; ids; messages; failure records; crash counts;
 --   the caller's own lapsed ids; 1 when the queue is paused
 local k = {
-  tasks = KEYS[1], completed = KEYS[6], active = KEYS[4], owner = KEYS[8], crashes = KEYS[9],
-  failures = KEYS[10], results = KEYS[11], unique = KEYS[12], keys = KEYS[13], cancels = KEYS[16],
-  progress = KEYS[17], stats = KEYS[20], done = KEYS[21],
+  tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], active = KEYS[4], retry = KEYS[5],
+  completed = KEYS[6], dead = KEYS[7], owner = KEYS[8], crashes = KEYS[9], failures = KEYS[10],
+  results = KEYS[11], unique = KEYS[12], keys = KEYS[13], fairness = KEYS[14], fetches = KEYS[15],
+  cancels = KEYS[16], progress = KEYS[17], wake = KEYS[18], meta = KEYS[19], stats = KEYS[20],
+  done = KEYS[21],
 }
-local pending, scheduled, retry, dead = KEYS[2], KEYS[3], KEYS[5], KEYS[7]
-local fairness, fetches, meta = KEYS[14], KEYS[15], KEYS[19]
 local now, server, number = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
-local wanted, lease, max_crashes = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local wanted, max_bytes = tonumber(ARGV[4]), tonumber(ARGV[9])
 local token = server .. '/' .. ARGV[3]
-local limit = 100
-local more = 0
-
-local function lapsed_before(set, moment, most)
-  return redis.call('ZRANGEBYSCORE', set, '-inf', whole(moment), 'LIMIT', 0, most)
-end
+local paused = redis.call('HEXISTS', k.meta, 'paused')
+local limit, more = 100, 0
 
 -- What goes with the ids of a batch; empty where no task of the queue has any.
-local function beside(key, ids)
-  if #ids == 0 or redis.call('EXISTS', key) == 0 then
+local function beside(hash_key, ids)
+  if #ids == 0 or redis.call('EXISTS', hash_key) == 0 then
     return {}
   end
-  return redis.call('HMGET', key, unpack(ids))
+  return redis.call('HMGET', hash_key, unpack(ids))
 end
 
-local paused = redis.call('HEXISTS', meta, 'paused')
-local last = redis.call('HGET', fetches, server)
-if last then
-  local before = cmsgpack.unpack(last)
-  if number < before[1] then
-    return { whole(now), -1, 0, 0, 0, {}, {}, {}, {}, {}, paused }
+local last = redis.call('HGET', k.fetches, server)
+local before, batch = string.match(last or '', '^(%d+) %d+(.*)$')
+before = digits(before, -1)
+if number < before then
+  return { whole(now), '-1', 0, 0, 0, {}, {}, {}, {}, {}, paused }
+end
+if number == before then
+  local leased, ids, messages = {}, {}, {}
+  for id in string.gmatch(batch, '%S+') do
+    leased[#leased + 1] = id
   end
-  if number == before[1] then
-    local ids, owners = {}, beside(k.owner, before[3])
-    for i, id in ipairs(before[3]) do
-      if owners[i] == token then
-        ids[#ids + 1] = id
-      end
+  local owners, bodies = beside(k.owner, leased), beside(k.tasks, leased)
+  for i, id in ipairs(leased) do
+    if owners[i] == token and bodies[i] then
+      ids[#ids + 1] = id
+      messages[#messages + 1] = bodies[i]
     end
-    return {
-      whole(now), 0, 0, 0, 0, ids, beside(k.tasks, ids), beside(k.failures, ids),
-      beside(k.crashes, ids), {}, paused,
-    }
   end
+  return {
+    whole(now), '0', 0, 0, 0, ids, messages, beside(k.failures, ids), beside(k.crashes, ids), {},
+    paused,
+  }
 end
 
 -- 1 promote
-for _, set in ipairs({ scheduled, retry }) do
-  local due = lapsed_before(set, now, limit)
+for _, set_key in ipairs({ k.scheduled, k.retry }) do
+  local due = until_moment(set_key, now, limit)
   if #due > 0 then
-    redis.call('ZREM', set, unpack(due))
-    to_pending(pending, meta, fairness, k.keys, due)
-    if #due == limit then
-      more = 1
-    end
+    redis.call('ZREM', set_key, unpack(due))
+    to_pending(k.pending, k.meta, k.fairness, k.keys, due)
+  end
+  if #due == limit then
+    more = 1
   end
 end
 
 -- 2 recover
-local recovered, died, own = {}, {}, {}
-local lapsed = lapsed_before(k.active, now, limit)
-if #lapsed > 0 then
-  local owners, counts = beside(k.owner, lapsed), beside(k.crashes, lapsed)
-  local cancelled, given_up, back = beside(k.cancels, lapsed), {}, {}
-  local crashed = 0
-  local mine = server .. '/'
-  for i, id in ipairs(lapsed) do
-    local owner = owners[i]
-    if owner and string.sub(owner, 1, #mine) == mine then
-      own[#own + 1] = id
-    elseif cancelled[i] then
-      given_up[#given_up + 1] = id
-    else
-      -- The first lapse counts for all that the server held; later ones for what it had marked.
-      local text = counts[i] or '0'
-      local crashes = tonumber(string.match(text, '^%d+')) or 0
-      if crashes == 0 or string.sub(text, -1) == '+' then
-        crashes = crashes + 1
-        crashed = crashed + 1
-      end
-      if crashes >= max_crashes then
-        died[#died + 1] = id
-        redis.call('HSET', k.crashes, id, crashes .. '!')
-      else
-        back[#back + 1] = id
-        redis.call('HSET', k.crashes, id, crashes)
-      end
-    end
-  end
-  for _, ids in ipairs({ given_up, died, back }) do
-    release(k, ids)
-  end
-  end_cancelled(k, now, given_up)
-  to_head(pending, meta, back)
-  if #died > 0 then
-    local args = {}
-    for _, id in ipairs(died) do
-      args[#args + 1] = whole(now)
-      args[#args + 1] = id
-      redis.call('SPUBLISH', k.done, id)
-    end
-    redis.call('ZADD', dead, unpack(args))
-    unlock(k.unique, now, died)
-    if redis.call('EXISTS', k.keys) == 1 then
-      redis.call('HDEL', k.keys, unpack(died))
-    end
-  end
-  count(k.stats, now, 'crashed', crashed)
-  count(k.stats, now, 'dead', #died)
-  recovered = back
-  if #lapsed == limit and #own < limit then
-    more = 1
-  end
+local lapsed = until_moment(k.active, now, limit)
+local own, recovered, died = recover(k, now, server, tonumber(ARGV[6]), lapsed)
+if #lapsed == limit and #own < limit then
+  more = 1
 end
 
 -- 3 lease
-local ids, messages, lost = {}, {}, {}
-if wanted > 0 and paused == 0 then
-  local max_bytes, bytes, full = tonumber(ARGV[9]), 0, false
-  local at = 0
-  while #ids < wanted and not full do
-    local chunk = redis.call('ZRANGE', pending, at, at + math.min(50, wanted - #ids) - 1)
-    if #chunk == 0 then
+local ids, messages, lost, strange = {}, {}, {}, {}
+local bytes, at, full = 0, 0, wanted == 0 or paused == 1
+while #ids < wanted and not full do
+  if #lost + #strange >= limit then
+    more = 1
+    break
+  end
+  local chunk = redis.call('ZRANGE', k.pending, at, at + math.min(50, wanted - #ids) - 1)
+  if #chunk == 0 then
+    break
+  end
+  at = at + #chunk
+  local bodies = redis.call('HMGET', k.tasks, unpack(chunk))
+  for i, id in ipairs(chunk) do
+    local body = bodies[i]
+    if not is_id(id) then
+      strange[#strange + 1] = id
+    elseif not body then
+      lost[#lost + 1] = id
+    elseif #ids > 0 and bytes + #body > max_bytes then
+      full = true
       break
+    else
+      bytes = bytes + #body
+      ids[#ids + 1] = id
+      messages[#messages + 1] = body
     end
-    at = at + #chunk
-    local bodies = redis.call('HMGET', k.tasks, unpack(chunk))
-    for i, id in ipairs(chunk) do
-      local body = bodies[i]
-      if not body then
-        lost[#lost + 1] = id
-      else
-        if #ids > 0 and bytes + #body > max_bytes then
-          full = true
-          break
-        end
-        bytes = bytes + #body
-        ids[#ids + 1] = id
-        messages[#messages + 1] = body
-      end
-    end
-  end
-  if #ids > 0 then
-    local virtual = redis.call('ZSCORE', pending, ids[#ids])
-    if tonumber(virtual) > tonumber(redis.call('HGET', meta, 'v') or '0') then
-      redis.call('HSET', meta, 'v', virtual)
-    end
-    redis.call('ZREM', pending, unpack(ids))
-    local leases, owners, expiry = {}, {}, whole(now + lease)
-    for i, id in ipairs(ids) do
-      leases[2 * i - 1], leases[2 * i] = expiry, id
-      owners[2 * i - 1], owners[2 * i] = id, token
-    end
-    redis.call('ZADD', k.active, unpack(leases))
-    redis.call('HSET', k.owner, unpack(owners))
-  end
-  if #lost > 0 then
-    redis.call('ZREM', pending, unpack(lost))
-    for _, id in ipairs(lost) do
-      redis.call('ZADD', dead, whole(now), id)
-      redis.call('SPUBLISH', k.done, id)
-    end
-    unlock(k.unique, now, lost)
-    count(k.stats, now, 'dead', #lost)
   end
 end
-redis.call('HSET', fetches, server, cmsgpack.pack({ number, now, ids }))
+if #ids > 0 then
+  local tag = redis.call('ZSCORE', k.pending, ids[#ids])
+  if read_tag(tag) > virtual_time(k.meta) then
+    redis.call('HSET', k.meta, 'v', tag)
+  end
+  redis.call('ZREM', k.pending, unpack(ids))
+  local leases, owners, expiry = {}, {}, whole(now + tonumber(ARGV[5]))
+  for i, id in ipairs(ids) do
+    leases[2 * i - 1], leases[2 * i] = expiry, id
+    owners[2 * i - 1], owners[2 * i] = id, token
+  end
+  redis.call('ZADD', k.active, unpack(leases))
+  redis.call('HSET', k.owner, unpack(owners))
+end
+if #lost > 0 then
+  redis.call('ZREM', k.pending, unpack(lost))
+  to_dead(k, now, lost)
+end
+if #strange > 0 then
+  redis.call('ZREM', k.pending, unpack(strange))
+  erase(k, now, strange)
+end
+local record = { ARGV[3], whole(now), unpack(ids) }
+redis.call('HSET', k.fetches, server, table.concat(record, ' '))
 
 -- 4 sweep: as much as was taken and a little more, so that it keeps up with any rate
 local most = limit + #ids
-local expired = lapsed_before(k.completed, now, most)
-if #expired > 0 then
-  redis.call('ZREM', k.completed, unpack(expired))
-  erase(k, now, expired)
-  if #expired == most then
-    more = 1
-  end
+if sweep_completed(k, now, most) == most then
+  more = 1
 end
-local dead_count = redis.call('ZCARD', dead)
-if dead_count > 0 then
-  local old = lapsed_before(dead, now - tonumber(ARGV[8]), most)
-  local excess = dead_count - #old - tonumber(ARGV[7])
-  if excess > 0 and #old < most then
-    old = redis.call('ZRANGE', dead, 0, math.min(#old + excess, most) - 1)
-  end
-  if #old > 0 then
-    redis.call('ZREM', dead, unpack(old))
-    erase(k, now, old)
-    count(k.stats, now, 'trimmed', #old)
-    if #old == most then
-      more = 1
-    end
-  end
+if trim_dead(k, now, most, tonumber(ARGV[7]), tonumber(ARGV[8])) == most then
+  more = 1
 end
-if now - tonumber(redis.call('HGET', meta, 'swept') or '0') >= 1000000 then
-  redis.call('HSET', meta, 'swept', whole(now))
-  if redis.call('EXISTS', k.unique) == 1 then
-    local part = redis.call('HSCAN', k.unique, redis.call('HGET', meta, 'cursor') or '0', 'COUNT', limit)
-    redis.call('HSET', meta, 'cursor', part[1])
-    for i = 1, #part[2], 2 do
-      local lock = string.match(part[2][i], '^=(.*)$')
-      if lock and not lock_holder(k.unique, now, lock) then
-        redis.call('HDEL', k.unique, part[2][i])
-      end
-    end
-  end
-  local day = math.floor(now / 86400000000)
-  if redis.call('HGET', meta, 'day') ~= tostring(day) then
-    redis.call('HSET', meta, 'day', day)
-    for _, name in ipairs(redis.call('HKEYS', k.stats)) do
-      local of = tonumber(string.match(name, ':(%d+)$') or '')
-      if of and of <= day - 90 then
-        redis.call('HDEL', k.stats, name)
-      end
-    end
-  end
-  local part = redis.call('HSCAN', fetches, '0', 'COUNT', limit)
-  for i = 1, #part[2], 2 do
-    if now - cmsgpack.unpack(part[2][i + 1])[2] > 3600000000 then
-      redis.call('HDEL', fetches, part[2][i])
-    end
-  end
-end
+sweep_hashes(k, now, limit)
 
 -- 5 wake
-local left = redis.call('ZCARD', pending)
-if left == 0 then
-  redis.call('UNLINK', fairness)
+if redis.call('ZCARD', k.pending) == 0 then
+  redis.call('UNLINK', k.fairness)
 else
-  local passed = redis.call('ZRANGEBYSCORE', fairness, '-inf', redis.call('HGET', meta, 'v') or '0', 'LIMIT', 0, limit)
+  local virtual = tag_text(virtual_time(k.meta))
+  local passed = redis.call('ZRANGEBYSCORE', k.fairness, '-inf', virtual, 'LIMIT', 0, limit)
   if #passed > 0 then
-    redis.call('ZREM', fairness, unpack(passed))
+    redis.call('ZREM', k.fairness, unpack(passed))
   end
   if paused == 0 then
-    wake(KEYS[18])
+    wake(k.wake)
   end
 end
 
-local next_due
-for _, set in ipairs({ scheduled, retry, k.active }) do
-  local due = redis.call('ZRANGE', set, 0, 0, 'WITHSCORES')[2]
-  if due and (not next_due or tonumber(due) < next_due) then
-    next_due = tonumber(due)
-  end
+local next_due = math.huge
+for _, set_key in ipairs({ k.scheduled, k.retry, k.active }) do
+  local due = redis.call('ZRANGE', set_key, 0, 0, 'WITHSCORES')[2]
+  next_due = math.min(next_due, tonumber(due or '') or math.huge)
 end
 return {
-  whole(now), next_due and whole(math.max(0, next_due - now)) or '-1', more, #recovered, #died,
-  ids, messages, beside(k.failures, ids), beside(k.crashes, ids), own, paused,
+  whole(now), next_due < math.huge and whole(math.max(0, next_due - now)) or '-1', more,
+  #recovered, #died, ids, messages, beside(k.failures, ids), beside(k.crashes, ids), own, paused,
 }

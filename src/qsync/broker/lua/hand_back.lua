@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- hand_back: tasks that a server will not run after all go back, uncharged: to the head of pending
 -- in the order given, or for a delay into scheduled. One whose cancel was asked for ends instead.
--- include: clock wake count tags lock erase owned
+-- include: clock wake count crash tags lock due erase owned
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -20,7 +20,7 @@
 -- KEYS[16] stats     hash    counters
 -- KEYS[17] done      channel of ended tasks
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2...] four a task: id, token, delay us (empty: to the head), failure record (empty: as it is)
+-- ARGV[2...] four a task: id, token, delay us (empty: to the head), failure record (empty: as was)
 -- returns one a task: ok | done | lost
 local k = {
   tasks = KEYS[1], active = KEYS[4], completed = KEYS[5], owner = KEYS[6], crashes = KEYS[7],
@@ -28,32 +28,29 @@ local k = {
   progress = KEYS[13], stats = KEYS[16], done = KEYS[17],
 }
 local now = clock(ARGV[1])
-local ids, held, replies = owned(k.owner, ARGV, 2, 4)
-local held_ids, head, cancelled = {}, {}, {}
-local any_crashes = redis.call('EXISTS', k.crashes) == 1
+local held, held_ids, replies = owned(k.owner, ARGV, 2, 4)
+local head, later, cancelled = {}, {}, {}
 local any_cancels = redis.call('EXISTS', k.cancels) == 1
 for at, i in ipairs(held) do
-  local id, delay, record = ids[i], ARGV[4 * i], ARGV[4 * i + 1]
-  held_ids[at] = id
+  local id, delay, record = held_ids[at], ARGV[4 * i], ARGV[4 * i + 1]
   if record ~= '' then
     redis.call('HSET', k.failures, id, record)
-  end
-  local crashes = any_crashes and redis.call('HGET', k.crashes, id)
-  if crashes then
-    redis.call('HSET', k.crashes, id, string.match(crashes, '^%d+'))
   end
   if any_cancels and redis.call('HEXISTS', k.cancels, id) == 1 then
     cancelled[#cancelled + 1] = id
   elseif delay == '' then
     head[#head + 1] = id
   else
-    redis.call('ZADD', KEYS[3], whole(now + tonumber(delay)), id)
+    later[#later + 1] = whole(now + tonumber(delay))
+    later[#later + 1] = id
   end
 end
 release(k, held_ids)
+unmark(k.crashes, held_ids)
 end_cancelled(k, now, cancelled)
-to_head(KEYS[2], KEYS[15], head)
-if #held > 0 then
+put_due(KEYS[3], KEYS[14], later)
+if #head > 0 then
+  to_head(KEYS[2], KEYS[15], head)
   wake(KEYS[14])
 end
 return replies

@@ -16,25 +16,23 @@
 -- returns one a task: ok | done | lost
 local k = { active = KEYS[1], owner = KEYS[3], progress = KEYS[8] }
 local now = clock(ARGV[1])
-local ids, held, replies = owned(k.owner, ARGV, 2, 4)
-local dying, failed, lost = {}, 0, 0
+local held, dying, replies, lost = owned(k.owner, ARGV, 2, 4)
+local dead, failures, failed = {}, {}, 0
 for at, i in ipairs(held) do
-  dying[at] = ids[i]
+  dead[2 * at - 1], dead[2 * at] = whole(now), dying[at]
+  failures[2 * at - 1], failures[2 * at] = dying[at], ARGV[4 * i + 1]
   failed = failed + tonumber(ARGV[4 * i])
 end
-for i = 1, #replies do
-  if replies[i] == 'lost' then
-    lost = lost + 1
+if #dying > 0 then
+  release(k, dying)
+  unlock(KEYS[5], now, dying)
+  redis.call('HDEL', KEYS[6], unpack(dying))
+  redis.call('HDEL', KEYS[7], unpack(dying))
+  redis.call('ZADD', KEYS[2], unpack(dead))
+  redis.call('HSET', KEYS[4], unpack(failures))
+  for _, id in ipairs(dying) do
+    redis.call('SPUBLISH', KEYS[10], id)
   end
-end
-release(k, dying)
-unlock(KEYS[5], now, dying)
-for at, id in ipairs(dying) do
-  redis.call('ZADD', KEYS[2], whole(now), id)
-  redis.call('HSET', KEYS[4], id, ARGV[4 * held[at] + 1])
-  redis.call('HDEL', KEYS[6], id)
-  redis.call('HDEL', KEYS[7], id)
-  redis.call('SPUBLISH', KEYS[10], id)
 end
 count(KEYS[9], now, 'dead', #dying)
 count(KEYS[9], now, 'failed', failed)

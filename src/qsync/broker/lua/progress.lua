@@ -5,8 +5,8 @@
 -- KEYS[2] progress  hash    id -> done/total
 -- ARGV[1...] three a task: id, token, <done>/<total>
 -- returns one a task: ok | done | lost
-local ids, held, replies = owned(KEYS[1], ARGV, 1, 3)
-for _, i in ipairs(held) do
-  redis.call('HSET', KEYS[2], ids[i], ARGV[3 * i])
+local held, held_ids, replies = owned(KEYS[1], ARGV, 1, 3)
+for at, i in ipairs(held) do
+  redis.call('HSET', KEYS[2], held_ids[at], ARGV[3 * i])
 end
 return replies

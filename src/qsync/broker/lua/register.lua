@@ -3,4 +3,7 @@
 -- KEYS[1] queues  set
 -- ARGV[1...] names of queues
 -- returns how many were new
+if #ARGV == 0 then
+  return 0
+end
 return redis.call('SADD', KEYS[1], unpack(ARGV))

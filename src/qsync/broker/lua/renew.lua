@@ -8,21 +8,20 @@
 -- ARGV[2] lease    int us
 -- ARGV[3...] two a task: id, token
 -- returns one a task: ok | cancelled (renewed, but its cancel was asked for) | done | lost
-local ids, held, replies = owned(KEYS[2], ARGV, 3, 2)
-local expiry = whole(clock(ARGV[1]) + tonumber(ARGV[2]))
-local args = {}
-for _, i in ipairs(held) do
-  args[#args + 1] = expiry
-  args[#args + 1] = ids[i]
+local held, held_ids, replies = owned(KEYS[2], ARGV, 3, 2)
+if #held == 0 then
+  return replies
 end
-if #args > 0 then
-  redis.call('ZADD', KEYS[1], unpack(args))
-  if redis.call('EXISTS', KEYS[3]) == 1 then
-    local cancels = redis.call('HMGET', KEYS[3], unpack(ids))
-    for _, i in ipairs(held) do
-      if cancels[i] then
-        replies[i] = 'cancelled'
-      end
+local args, expiry = {}, whole(clock(ARGV[1]) + tonumber(ARGV[2]))
+for at, id in ipairs(held_ids) do
+  args[2 * at - 1], args[2 * at] = expiry, id
+end
+redis.call('ZADD', KEYS[1], unpack(args))
+if redis.call('EXISTS', KEYS[3]) == 1 then
+  local cancels = redis.call('HMGET', KEYS[3], unpack(held_ids))
+  for at, i in ipairs(held) do
+    if cancels[at] then
+      replies[i] = 'cancelled'
     end
   end
 end

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- retry: failed attempts wait for the next one. A task whose cancel was asked for ends instead.
--- include: clock wake count lock erase owned
+-- include: clock wake count crash lock due erase owned
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] active     zset    ids by lease expiry
 -- KEYS[3] retry      zset    ids by due time
@@ -25,41 +25,25 @@ local k = {
   progress = KEYS[12], stats = KEYS[14], done = KEYS[15],
 }
 local now = clock(ARGV[1])
-local ids, held, replies = owned(k.owner, ARGV, 2, 4)
-local cancelled, again = {}, {}
-for _, i in ipairs(held) do
-  redis.call('HSET', k.failures, ids[i], ARGV[4 * i + 1])
-  if redis.call('HEXISTS', k.cancels, ids[i]) == 1 then
-    cancelled[#cancelled + 1] = ids[i]
+local held, held_ids, replies, lost = owned(k.owner, ARGV, 2, 4)
+local failures, cancelled, again = {}, {}, {}
+local any_cancels = redis.call('EXISTS', k.cancels) == 1
+for at, i in ipairs(held) do
+  local id = held_ids[at]
+  failures[2 * at - 1], failures[2 * at] = id, ARGV[4 * i + 1]
+  if any_cancels and redis.call('HEXISTS', k.cancels, id) == 1 then
+    cancelled[#cancelled + 1] = id
   else
     again[#again + 1] = whole(now + tonumber(ARGV[4 * i]))
-    again[#again + 1] = ids[i]
-    -- The server lived to tell: whatever crashed before, this attempt did not.
-    local crashes = redis.call('HGET', k.crashes, ids[i])
-    if crashes then
-      redis.call('HSET', k.crashes, ids[i], string.match(crashes, '^%d+'))
-    end
+    again[#again + 1] = id
   end
 end
-local lost = 0
-for i = 1, #replies do
-  if replies[i] == 'lost' then
-    lost = lost + 1
-  end
-end
-local held_ids = {}
-for at, i in ipairs(held) do
-  held_ids[at] = ids[i]
-end
-release(k, held_ids)
-end_cancelled(k, now, cancelled)
-if #again > 0 then
-  local first_due = redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2]
-  redis.call('ZADD', KEYS[3], unpack(again))
-  local new_due = redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2]
-  if not first_due or tonumber(new_due) < tonumber(first_due) then
-    wake(KEYS[13])
-  end
+if #held > 0 then
+  release(k, held_ids)
+  unmark(k.crashes, held_ids)
+  redis.call('HSET', k.failures, unpack(failures))
+  end_cancelled(k, now, cancelled)
+  put_due(KEYS[3], KEYS[13], again)
 end
 count(k.stats, now, 'failed', #held)
 count(k.stats, now, 'retried', #again / 2)

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- run: a task that waits for its time, or is dead, goes to pending now.
 -- A dead one takes its lock again, and starts with all its attempts.
--- include: clock wake count tags lock
+-- include: clock wake tags lock
 -- KEYS[1] pending    zset    ids by order tag
 -- KEYS[2] scheduled  zset    ids by due time
 -- KEYS[3] retry      zset    ids by due time
@@ -27,11 +27,14 @@ if not set or not redis.call('ZSCORE', set, id) or redis.call('HEXISTS', KEYS[5]
 end
 if state == 'dead' then
   if ARGV[5] ~= '' then
-    local holder = lock_holder(KEYS[8], now, ARGV[5])
+    local held = redis.call('HGET', KEYS[8], '=' .. ARGV[5])
+    local holder = lock_holder(KEYS[8], now, ARGV[5], held)
     if holder and holder ~= id then
       return { 'duplicate', holder }
     end
-    take_lock(KEYS[8], now, ARGV[5], 0, id)
+    -- A window of its own that still runs goes on.
+    local ends = holder and read_lock(held) or 0
+    redis.call('HSET', KEYS[8], lock_fields(ARGV[5], ends, id))
   end
   redis.call('HDEL', KEYS[6], id)
   redis.call('HDEL', KEYS[7], id)

@@ -17,29 +17,26 @@
 -- ARGV[1...] ids
 -- returns one a task: empty when it is not there, else state, score, message, owner, crash count,
 --   failure record, result record, retention in cancels, progress
-local sets = {
-  { 'pending', KEYS[2] }, { 'scheduled', KEYS[3] }, { 'active', KEYS[4] }, { 'retry', KEYS[5] },
-  { 'completed', KEYS[6] }, { 'dead', KEYS[7] },
-}
-local replies = {}
-for i, id in ipairs(ARGV) do
-  local state, score
-  for _, set in ipairs(sets) do
-    score = redis.call('ZSCORE', set[2], id)
+local states = { 'pending', 'scheduled', 'active', 'retry', 'completed', 'dead' }
+local sets = { KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7] }
+local kept = { KEYS[1], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13] }
+
+local function shown(id)
+  for at, set_key in ipairs(sets) do
+    local score = tonumber(redis.call('ZSCORE', set_key, id) or '')
     if score then
-      state = set[1]
-      break
+      local reply = { states[at], whole(math.max(-4e17, math.min(score, 4e17))) }
+      for _, hash_key in ipairs(kept) do
+        reply[#reply + 1] = redis.call('HGET', hash_key, id)
+      end
+      return reply
     end
   end
-  if state then
-    replies[i] = {
-      state, whole(tonumber(score)), redis.call('HGET', KEYS[1], id), redis.call('HGET', KEYS[8], id),
-      redis.call('HGET', KEYS[9], id), redis.call('HGET', KEYS[10], id),
-      redis.call('HGET', KEYS[11], id), redis.call('HGET', KEYS[12], id),
-      redis.call('HGET', KEYS[13], id),
-    }
-  else
-    replies[i] = {}
-  end
+  return {}
+end
+
+local replies = {}
+for i, id in ipairs(ARGV) do
+  replies[i] = shown(id)
 end
 return replies

@@ -1,6 +1,6 @@
 #!lua
 -- tick: enqueue the task of a periodic tick, unless this tick or a later one was enqueued before.
--- include: clock wake count tags lock store
+-- include: clock wake count tags lock due store
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -22,8 +22,9 @@ local k = {
   fairness = KEYS[6], wake = KEYS[7], meta = KEYS[8], stats = KEYS[9],
 }
 local last = redis.call('HGET', KEYS[10], ARGV[3])
-if last and tonumber(last) >= tonumber(ARGV[4]) then
+if digits(last, -1) >= tonumber(ARGV[4]) then
   return { 'passed', ARGV[5] }
 end
+local replies = store_tasks(k, ARGV, 5, clock(ARGV[1]), ARGV[2])
 redis.call('HSET', KEYS[10], ARGV[3], ARGV[4])
-return store_tasks(k, ARGV, 5, clock(ARGV[1]), ARGV[2])
+return replies

@@ -1,9 +1,16 @@
 -- count: counters, in all and per day. A day is a number of days since the Unix epoch.
 
+-- A counter that somebody spoilt begins anew.
+local function add(stats_key, counter, amount)
+  local answer = redis.pcall('HINCRBY', stats_key, counter, amount)
+  if type(answer) == 'table' and answer.err then
+    redis.call('HSET', stats_key, counter, amount)
+  end
+end
+
 local function count(stats_key, now, counter, amount)
   if amount > 0 then
-    local day = math.floor(now / 86400000000)
-    redis.call('HINCRBY', stats_key, counter, amount)
-    redis.call('HINCRBY', stats_key, counter .. ':' .. day, amount)
+    add(stats_key, counter, amount)
+    add(stats_key, counter .. ':' .. whole(math.floor(now / 86400000000)), amount)
   end
 end

@@ -32,7 +32,7 @@ end
 local function end_cancelled(k, now, ids)
   local gone = {}
   for _, id in ipairs(ids) do
-    local retention = tonumber(redis.call('HGET', k.cancels, id) or '')
+    local retention = digits(redis.call('HGET', k.cancels, id))
     if retention then
       redis.call('ZADD', k.completed, whole(now + retention), id)
       if redis.call('EXISTS', k.keys) == 1 then

@@ -1,30 +1,32 @@
 -- owned: which of the (id, token) pairs still hold.
 
 -- `args` holds pairs of id and token from position `first` on, `stride` values a task.
--- Returns the list of positions that are held, and one reply a task: 'ok', 'done' (nobody owns it:
--- it ended or was handed back) or 'lost' (somebody else owns it).
+-- Returns the positions that are held; their ids; one reply a task: 'ok', 'done' (nobody owns it:
+-- it ended or was handed back) or 'lost' (somebody else owns it); and how many are lost.
 local function owned(owner_key, args, first, stride)
   local total = (#args - first + 1) / stride
+  local held, held_ids, replies, lost = {}, {}, {}, 0
+  if total == 0 then
+    return held, held_ids, replies, lost
+  end
   local ids = {}
   for i = 1, total do
     ids[i] = args[first + stride * (i - 1)]
   end
-  if total == 0 then
-    return ids, {}, {}
-  end
-  local owners = redis.call('HMGET', owner_key, unpack(ids))
-  local held, replies, seen = {}, {}, {}
-  for i = 1, total do
-    local owner = owners[i]
-    if not owner or seen[ids[i]] then
+  local seen = {}
+  for i, owner in ipairs(redis.call('HMGET', owner_key, unpack(ids))) do
+    local id = ids[i]
+    if not owner or seen[id] then
       replies[i] = 'done'
     elseif owner == args[first + stride * (i - 1) + 1] then
       replies[i] = 'ok'
       held[#held + 1] = i
-      seen[ids[i]] = true
+      held_ids[#held_ids + 1] = id
+      seen[id] = true
     else
       replies[i] = 'lost'
+      lost = lost + 1
     end
   end
-  return ids, held, replies
+  return held, held_ids, replies, lost
 end

@@ -2,25 +2,41 @@
 -- A task's tag is max(V, F[key]) + 1/weight, where F[key] is the last tag given to its fairness
 -- key and V the largest tag fetched so far. Pending is ordered by tag.
 
+-- Above this, adding 1 to a double is lost. A tag or weight that leads there was not made here.
+local tag_limit = 2 ^ 53
+
 local function tag_text(tag)
   return string.format('%.17g', tag)
 end
 
+-- The tag in a text or score; 0 when it is none that could have been given.
+local function read_tag(text)
+  local tag = tonumber(text or '')
+  return tag and tag > 0 and tag < tag_limit and tag or 0
+end
+
+local function virtual_time(meta_key)
+  return read_tag(redis.call('HGET', meta_key, 'v'))
+end
+
+-- What a task of this fairness key adds to the tag: 1/weight, for weights from 0.001 to 1000.
+local function tag_step(meta_key, key)
+  local weight = key ~= '' and tonumber(redis.call('HGET', meta_key, 'weight:' .. key) or '')
+  if weight and weight > 0 then
+    return 1 / math.max(0.001, math.min(weight, 1000))
+  end
+  return 1
+end
+
 -- Returns next_tag(key), and save() which stores the last tags given.
 local function tagger(meta_key, fairness_key)
-  local virtual = tonumber(redis.call('HGET', meta_key, 'v') or '0')
+  local virtual = virtual_time(meta_key)
   local last, step = {}, {}
   local function next_tag(key)
     local tag = last[key]
     if tag == nil then
-      tag = math.max(virtual, tonumber(redis.call('ZSCORE', fairness_key, key) or '0'))
-      step[key] = 1
-      if key ~= '' then
-        local weight = tonumber(redis.call('HGET', meta_key, 'weight:' .. key) or '1')
-        if weight and weight > 0 then
-          step[key] = 1 / weight
-        end
-      end
+      tag = math.max(virtual, read_tag(redis.call('ZSCORE', fairness_key, key)))
+      step[key] = tag_step(meta_key, key)
     end
     tag = tag + step[key]
     last[key] = tag
@@ -40,8 +56,7 @@ local function to_head(pending_key, meta_key, ids)
     return
   end
   local lowest = redis.call('ZRANGE', pending_key, 0, 0, 'WITHSCORES')[2]
-    or redis.call('HGET', meta_key, 'v') or '0'
-  local base = tonumber(lowest) - #ids - 1
+  local base = (tonumber(lowest or '') or virtual_time(meta_key)) - #ids - 1
   local args = {}
   for i, id in ipairs(ids) do
     args[2 * i - 1] = tag_text(base + i)

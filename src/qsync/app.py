@@ -1,0 +1,301 @@
+"""The app: one object that knows the store, the tasks and the periodic tasks of a program."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack, cast, overload
+
+from qsync.broker.connect import AnyClient
+from qsync.broker.shell import PATIENCE
+from qsync.client import AsyncClient, Client
+from qsync.connections import PREFIX, Connections
+from qsync.errors import ConfigError, InvalidTask
+from qsync.keys import check_name, shorten
+from qsync.mux import Middleware, Mux
+from qsync.schedule import Cron, Every, Missed, Periodic, Schedule
+from qsync.server.config import Lifespan
+from qsync.server.periodic import PeriodicTask
+from qsync.server.server import Server
+from qsync.task import PAYLOAD_LIMIT, TaskInfo
+from qsync.typed import Decorator, PeriodicDecorator, TaskFunction, TaskOptions
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Qsync:
+    """The store, the tasks and the periodic tasks of a program; makes clients and servers.
+
+    `url` is one of
+
+        redis://[user:password@]host[:port][/db]     one node; rediss:// for TLS
+        unix:///path/to/socket
+        redis+cluster://host:port,host:port          any nodes of a cluster; rediss+cluster://
+        redis+sentinel://host:port,host:port/name    the Sentinels and the service that they watch
+        embedded://[folder]                          a private Valkey; `.qsync` without a folder
+
+    or a client of redis-py (Redis or RedisCluster, blocking or asyncio, made by Sentinel or not):
+    its settings are copied; its pool is not used, and it is not closed. Without `url` the
+    environment variable QSYNC_URL counts, without `prefix` QSYNC_PREFIX, and then "qsync". All
+    keys in the store begin with the prefix.
+
+    mux             handlers for the servers, besides those of `@app.task`
+    lifespan        async context manager around a server's work; what it yields is
+                    `current().state`
+    payload_limit   how large an encoded payload may be, bytes
+    patience        how long a client tries again before it raises StoreUnavailable, seconds
+
+    Making one does no I/O; embedded:// starts on first use, which takes about 0.1 s, and runs
+    until `close`. It may be used again after that. ConfigError when a value is wrong.
+    """
+
+    def __init__(
+        self,
+        url: str | AnyClient | None = None,
+        *,
+        prefix: str | None = None,
+        mux: Mux | None = None,
+        lifespan: Lifespan | None = None,
+        payload_limit: int = PAYLOAD_LIMIT,
+        patience: float = PATIENCE,
+    ) -> None:
+        if prefix is None:
+            prefix = os.environ.get(PREFIX) or "qsync"
+        with _registering():
+            self.prefix = check_name("prefix", prefix)
+        self._connections = Connections(
+            url, prefix=prefix, payload_limit=payload_limit, patience=patience
+        )
+        self._given_mux = mux
+        self._mux = Mux()
+        self._lifespan = lifespan
+        self._periodics: dict[str, PeriodicTask] = {}
+
+    def __repr__(self) -> str:
+        return f"<Qsync {self.prefix} at {self._connections}>"
+
+    # Clients and servers.
+
+    def client(self) -> Client:
+        """A new blocking client; close it, or use it in `with`."""
+        return self._connections.client()
+
+    def async_client(self) -> AsyncClient:
+        """A new client for the event loop in which it is used first; close it, or `async with`."""
+        return self._connections.async_client()
+
+    def server(self, mux: Mux | None = None, **config: Any) -> Server:
+        """A new server for the app's tasks and periodic tasks, and the handlers of `mux`.
+
+        The options are those of `qsync.server.config.Config`; `lifespan` is the app's unless it is
+        given. Tasks that are defined later are not known to it. ConfigError when two handlers have
+        one type, or an option is wrong.
+        """
+        handlers = Mux()
+        for one in (self._mux, self._given_mux, mux):
+            if one is not None:
+                handlers.include(one)
+        config.setdefault("lifespan", self._lifespan)
+        return Server(
+            self._connections.address,
+            prefix=self.prefix,
+            mux=handlers,
+            periodic=self.periodics,
+            **config,
+        )
+
+    def ping(self) -> float:
+        """The seconds that a round trip to the store takes; StoreUnavailable without an answer."""
+        return self._connections.ping()
+
+    async def aping(self) -> float:
+        """The seconds that a round trip to the store takes; StoreUnavailable without an answer."""
+        return await self._connections.aping()
+
+    def close(self) -> None:
+        """What the app keeps open is closed, but for clients of event loops: these close their own.
+
+        Clients and servers that it made for you are yours to close.
+        """
+        self._connections.close()
+
+    async def aclose(self) -> None:
+        """What the app keeps open is closed, and its client of the running event loop, too."""
+        await self._connections.aclose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    # Tasks.
+
+    @overload
+    def task(
+        self, function: Callable[Concatenate[TaskInfo, P], Coroutine[Any, Any, R]], /
+    ) -> TaskFunction[P, R, Concatenate[TaskInfo, P], Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def task(
+        self, function: Callable[Concatenate[TaskInfo, P], R], /
+    ) -> TaskFunction[P, R, Concatenate[TaskInfo, P], R]: ...
+
+    @overload
+    def task(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> TaskFunction[P, R, P, Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def task(self, function: Callable[P, R], /) -> TaskFunction[P, R, P, R]: ...
+
+    @overload
+    def task(
+        self,
+        name: str | None = None,
+        *,
+        executor: Literal["process"] | None = None,
+        middleware: Iterable[Middleware] = (),
+        **options: Unpack[TaskOptions],
+    ) -> Decorator: ...
+
+    def task(self, name: Any = None, **settings: Any) -> Any:
+        """The decorated function becomes a task: `fn.enqueue(...)`, and `fn(...)` still calls it.
+
+        Bare `@app.task`, or with the name of its type and with options of Task, which are the
+        defaults of what is enqueued; `executor="process"` and `middleware` are as for
+        `mux.handle`. Without a name it is the function's module and qualified name; a program's
+        main module has the name by which a server would import it (see `qsync.typed`).
+
+        The payload is the arguments by name, msgpack's types and whatever msgspec or pydantic makes
+        of them: dataclasses, datetime, UUID, Decimal, enums, sets, paths, models. The server checks
+        them against the annotations. A first parameter annotated as TaskInfo is filled in by the
+        server, and is not among those of `enqueue`.
+
+        ConfigError when the name is taken, the function is not a plain one, an annotation cannot
+        be resolved or no payload can hold its type, or an option is wrong.
+        """
+        if name is not None and not isinstance(name, str):
+            return self._add(self._make(name, None, settings))
+        return lambda function: self._add(self._make(function, name, settings))
+
+    def periodic(
+        self,
+        *,
+        cron: str | None = None,
+        every: float | timedelta | None = None,
+        tz: str | None = None,
+        missed: Missed = "skip",
+        name: str | None = None,
+        executor: Literal["process"] | None = None,
+        middleware: Iterable[Middleware] = (),
+        **options: Unpack[TaskOptions],
+    ) -> PeriodicDecorator:
+        """The decorated function, or task, is enqueued by the app's servers, once at each tick.
+
+        `cron` is an expression of five fields, or of six with seconds first, read by the clock of
+        the time zone `tz`, UTC by default. `every` is seconds or a timedelta; its ticks are the
+        whole multiples of it since 1970, in UTC. `missed` says what becomes of ticks, over 30 s
+        late, at which no server was there: nothing ("skip"), one task for all of them ("once"), or
+        one for each ("all"). `name` identifies the schedule to all servers; it is that of the task
+        unless it is given. A plain function becomes a task of this name, with `executor`,
+        `middleware` and options as for `task`; of a task the options are overridden.
+
+        ConfigError when the name is taken, the schedule or an option is wrong, the function has
+        parameters without defaults (other than TaskInfo first), or an option would be the same for
+        all ticks which must not be: id, deadline, process_at.
+        """
+        with _registering():
+            schedule = _schedule(cron, every, tz)
+        settings = {"executor": executor, "middleware": tuple(middleware), **options}
+
+        def register(function: Any) -> Any:
+            known = isinstance(function, TaskFunction)
+            if known and (executor is not None or settings["middleware"]):
+                raise ConfigError(f"executor, middleware: give them to {function!r} itself")
+            task = function if known else self._make(function, name, settings)
+            with _registering():
+                periodic = Periodic(name or task.name, schedule, missed)
+                checked = self._check(task.options(**options) if known else task, periodic)
+            if not known:
+                self._add(task)
+            self._periodics[periodic.name] = checked
+            return task
+
+        return register
+
+    @property
+    def periodics(self) -> list[PeriodicTask]:
+        """The periodic tasks, in the order in which they were defined."""
+        return list(self._periodics.values())
+
+    def _make(
+        self, function: Any, name: str | None, settings: dict[str, Any]
+    ) -> TaskFunction[..., Any, ..., Any]:
+        options = dict(settings)
+        executor, middleware = options.pop("executor", None), options.pop("middleware", ())
+        with _registering():
+            return TaskFunction(
+                function,
+                self._connections,
+                name=name,
+                executor=executor,
+                middleware=middleware,
+                options=cast("TaskOptions", options),
+            )
+
+    def _add(self, task: TaskFunction[..., Any, ..., Any]) -> TaskFunction[..., Any, ..., Any]:
+        self._mux.add(task.handler)
+        return task
+
+    def _check(self, task: TaskFunction[..., Any, ..., Any], periodic: Periodic) -> PeriodicTask:
+        """ConfigError when it cannot be enqueued at every tick of the schedule."""
+        if task.required:
+            msg = f"periodic {periodic.name!r}: nobody gives parameter {task.required[0]!r} a value"
+            raise ConfigError(msg)
+        for option in ("id", "deadline", "process_at"):
+            if task.defaults.get(option) is not None:
+                msg = f"periodic {periodic.name!r}: {option} would be the same for every tick"
+                raise ConfigError(msg)
+        if periodic.name in self._periodics:
+            raise ConfigError(f"periodic {periodic.name!r}: there is one already; give a name=")
+        return PeriodicTask(periodic, task.build)
+
+
+def _schedule(cron: str | None, every: float | timedelta | None, tz: str | None) -> Schedule:
+    if (cron is None) == (every is None):
+        raise ConfigError("periodic: give either cron= or every=")
+    if cron is not None:
+        return Cron(cron, tz="UTC" if tz is None else tz)
+    if tz is not None:
+        raise ConfigError(f"tz: {shorten(tz)} goes with cron=; every= knows no time zone")
+    return Every(cast("float", every))
+
+
+@contextlib.contextmanager
+def _registering() -> Iterator[None]:
+    """What cannot be accepted is a mistake in the program, not in a call."""
+    try:
+        yield
+    except InvalidTask as error:
+        raise ConfigError(str(error)) from error

@@ -1,0 +1,35 @@
+#!lua flags=no-writes
+-- counts: how much a queue holds, and its counters.
+-- KEYS[1] scheduled  zset    ids by due time
+-- KEYS[2] pending    zset    ids by order tag
+-- KEYS[3] active     zset    ids by lease expiry
+-- KEYS[4] retry      zset    ids by due time
+-- KEYS[5] completed  zset    ids by the time until which they are kept
+-- KEYS[6] dead       zset    ids by time of death
+-- KEYS[7] fairness   zset    fairness keys by last tag
+-- KEYS[8] tasks      hash    id -> message
+-- KEYS[9] owner      hash    id -> lease token
+-- KEYS[10] crashes   hash    id -> crash count
+-- KEYS[11] failures  hash    id -> failure record
+-- KEYS[12] results   hash    id -> result record
+-- KEYS[13] unique    hash    locks
+-- KEYS[14] keys      hash    id -> fairness key
+-- KEYS[15] fetches   hash    server id -> last fetch
+-- KEYS[16] ticks     hash    schedule -> last tick enqueued, us
+-- KEYS[17] cancels   hash    id -> retention us
+-- KEYS[18] progress  hash    id -> done/total
+-- KEYS[19] stats     hash    counters, in all and per day
+-- returns the sizes of all keys but stats, in this order; and the counters, name and value in turn
+local sizes = {}
+for _, set_key in ipairs({
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7],
+}) do
+  sizes[#sizes + 1] = redis.call('ZCARD', set_key)
+end
+for _, hash_key in ipairs({
+  KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16],
+  KEYS[17], KEYS[18],
+}) do
+  sizes[#sizes + 1] = redis.call('HLEN', hash_key)
+end
+return { sizes, redis.call('HGETALL', KEYS[19]) }

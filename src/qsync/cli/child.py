@@ -1,0 +1,131 @@
+"""What runs in each child of `qsync worker`: one server, by the order that its parent wrote.
+
+    python -m qsync.cli.child FD
+
+FD is the socket that it shares with its parent; see `qsync.server.child`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from qsync.cli import logs
+from qsync.cli.target import TargetError, load
+from qsync.errors import QsyncError
+from qsync.server.server import Server
+
+log = logging.getLogger("qsync.worker")
+
+LOOK_S: Final = 0.5
+"""How often to look for files that have been imported since."""
+
+
+class Parent:
+    """The parent, at the other end of the socket."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+        self._socket.set_inheritable(False)
+        self._lines = self._socket.makefile("rb")
+        self._lock = threading.Lock()
+        self._told: set[str] = set()
+
+    def order(self) -> dict[str, Any]:
+        """What to do; waits for it."""
+        order: dict[str, Any] = json.loads(self._lines.readline() or b"null")
+        return order
+
+    def watch(self) -> None:
+        """From now on this process is told to stop when its parent has died."""
+        threading.Thread(target=self._wait_for_end, name="qsync-parent", daemon=True).start()
+
+    def _wait_for_end(self) -> None:
+        self._lines.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def tell(self, **report: Any) -> None:
+        """Send a report, unless the parent has died."""
+        try:
+            with self._lock:
+                self._socket.sendall(json.dumps(report).encode() + b"\n")
+        except OSError:
+            log.debug("the parent has died")
+
+    def tell_files(self) -> None:
+        """Send the source files under the working directory that have been imported since."""
+        here = os.path.join(os.getcwd(), "")  # noqa: PTH118, PTH109 - a prefix of texts
+        files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+        new = {file for file in files if file and file.startswith(here)} - self._told
+        if new:
+            self._told |= new
+            self.tell(files=sorted(new))
+
+    def keep_telling_files(self) -> None:
+        """Send them as they come, from a thread."""
+
+        def work() -> None:
+            while True:
+                self.tell_files()
+                time.sleep(LOOK_S)
+
+        threading.Thread(target=work, name="qsync-files", daemon=True).start()
+
+
+def main() -> None:
+    """Serve until told to stop; exit code 0 after a clean stop, 1 when it broke, 2: no start."""
+    parent = Parent(int(sys.argv[1]))
+    order = parent.order()
+    if order is None:  # the parent died at once
+        sys.exit(1)
+    parent.watch()
+    sys.exit(_serve(order, parent))
+
+
+def _serve(order: dict[str, Any], parent: Parent) -> int:
+    tag = str(order["number"])
+    try:
+        app = load(order["target"])
+        server = app.server(**order["config"], server_id=order["server_id"])
+    except (TargetError, QsyncError) as error:
+        logs.configure(order["log_level"], tag=tag)
+        log.error("%s", error, exc_info=log.isEnabledFor(logging.DEBUG))
+        parent.tell(error=logs.escape(str(error)))
+        return 2
+    finally:
+        if order["reload"]:
+            parent.tell_files()
+    logs.configure(order["log_level"], tag=tag)
+    if order["reload"]:
+        parent.keep_telling_files()
+    parent.tell(ready=True, queues=list(server.config.weights))
+    return _run(server, parent, uvloop=order["uvloop"])
+
+
+def _run(server: Server, parent: Parent, *, uvloop: bool) -> int:
+    make_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
+    if uvloop:
+        import uvloop as library
+
+        make_loop = library.new_event_loop
+    try:
+        with asyncio.Runner(loop_factory=make_loop) as runner:
+            runner.run(server.run())
+    except QsyncError as error:
+        log.error("%s", error)
+        parent.tell(error=logs.escape(str(error)))
+        return 1
+    return 1 if server.broken else 0
+
+
+if __name__ == "__main__":
+    main()

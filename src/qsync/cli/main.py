@@ -1,0 +1,42 @@
+"""The command `qsync`: one file for each noun, put together here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from qsync.cli.worker import worker
+from qsync.version import __version__
+
+app = typer.Typer(
+    name="qsync",
+    help="A distributed task queue on Redis or Valkey.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+app.command(name="worker")(worker)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qsync {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _qsync(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 it went wrong, 2 it was asked wrongly."""
+    app(prog_name="qsync")

@@ -1,0 +1,112 @@
+"""Finds the app that a command line names: MODULE:APP."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import traceback
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from qsync.app import Qsync
+from qsync.errors import QsyncError
+from qsync.keys import shorten
+
+
+class TargetError(Exception):
+    """There is no app where the command line says; the message is one line that says why."""
+
+
+def load(target: str) -> Qsync:
+    """The app named `module:attribute`, imported from the working directory or from `sys.path`.
+
+    The attribute may have dots, and be an app or a function without parameters that returns one.
+    TargetError says what is wrong; its cause is the exception that the user's code raised.
+    """
+    name, colon, attribute = target.partition(":")
+    if not colon or not name or not attribute:
+        msg = f"{target}: not of the form MODULE:APP, shop.tasks:app say"
+        raise TargetError(msg)
+    here = os.getcwd()  # noqa: PTH109 - sys.path holds texts
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    module = _import(name)
+    found = _attribute(module, target, attribute)
+    if isinstance(found, Qsync):
+        return found
+    if not callable(found) or inspect.isclass(found):
+        msg = f"{target} is {_kind(found)}, neither a Qsync nor a function that makes one"
+        raise TargetError(msg)
+    made = _make(found, target)
+    if not isinstance(made, Qsync):
+        msg = f"{target}() returned {_kind(made)}, not a Qsync"
+        raise TargetError(msg)
+    return made
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        # Of `shop.tasks`, `shop` may be missing too; any other name is missing inside of it.
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            where = f"there is none in {os.getcwd()} or on sys.path"  # noqa: PTH109 - as above
+            msg = f"module {error.name!r} was not found: {where}"
+            raise TargetError(msg) from None
+        raise TargetError(_failed(f"importing {name}", error)) from error
+    except (Exception, SystemExit) as error:
+        raise TargetError(_failed(f"importing {name}", error)) from error
+
+
+def _attribute(module: ModuleType, target: str, path: str) -> Any:
+    found: Any = module
+    for name in path.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            apps = [key for key, value in vars(module).items() if isinstance(value, Qsync)]
+            hint = f"; {module.__name__} has {', '.join(apps)}" if apps else ""
+            msg = f"{target}: {_kind(found)} has no attribute {name!r}{hint}"
+            raise TargetError(msg) from None
+        except Exception as error:
+            raise TargetError(_failed(f"{target}: reading {name}", error)) from error
+    return found
+
+
+def _make(factory: Any, target: str) -> Any:
+    try:
+        inspect.signature(factory).bind()
+    except (TypeError, ValueError):
+        msg = f"{target} is {_kind(factory)} that needs arguments; a factory takes none"
+        raise TargetError(msg) from None
+    if inspect.iscoroutinefunction(factory):
+        msg = f"{target} is an async function; a factory is a plain one"
+        raise TargetError(msg)
+    try:
+        return factory()
+    except Exception as error:
+        raise TargetError(_failed(f"calling {target}", error)) from error
+
+
+def _failed(what: str, error: BaseException) -> str:
+    """One line: what failed, why, and where."""
+    if isinstance(error, QsyncError):
+        return f"{what}: {error}"
+    if isinstance(error, SyntaxError):
+        return f"{what}: {error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" (at {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    text = " ".join(str(error).split())
+    return f"{what}: {type(error).__name__}: {text}{place}"
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, ModuleType):
+        return f"module {value.__name__!r}"
+    if inspect.isclass(value):
+        return f"class {value.__name__}"
+    if inspect.isroutine(value):
+        return f"function {shorten(getattr(value, '__name__', '?'))}"
+    return f"a {type(value).__name__}"

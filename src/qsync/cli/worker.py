@@ -1,0 +1,283 @@
+"""`qsync worker`: servers of an app in processes of their own, kept running."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import os
+import sys
+from typing import Annotated, Any, Final, Literal, NoReturn
+
+import typer
+
+from qsync.app import Qsync
+from qsync.broker.shell import Broker
+from qsync.cli import logs
+from qsync.cli.target import TargetError, load
+from qsync.connections import PREFIX, URL
+from qsync.errors import ConfigError, QsyncError
+from qsync.server.abandon import Abandoner
+from qsync.server.child import Plan
+from qsync.server.config import seconds
+from qsync.server.server import Server
+from qsync.server.supervisor import Supervisor
+from qsync.version import __version__
+
+log = logging.getLogger("qsync.worker")
+
+Level = Literal["debug", "info", "warning", "error"]
+
+_SERVING: Final = "What to serve"
+_RUNNING: Final = "How to run"
+
+
+def worker(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:APP",
+            help="A Qsync, or a function that makes one: shop.tasks:app. The module is looked for "
+            "in the working directory first.",
+            show_default=False,
+        ),
+    ],
+    queues: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=WEIGHT,...",
+            help="Queues to take tasks from: critical=5,default=3. Free slots are shared by "
+            "weight, which is 1 unless it is given.  [default: default]",
+            show_default=False,
+            rich_help_panel=_SERVING,
+        ),
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Drain the queues in order of weight instead.",
+            rich_help_panel=_SERVING,
+        ),
+    ] = False,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The store, for an app that does not name it. A password is better off in "
+            "QSYNC_URL, which says the same.",
+            show_default=False,
+            rich_help_panel=_SERVING,
+        ),
+    ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What all keys begin with, for an app that does not say; as QSYNC_PREFIX.",
+            show_default=False,
+            rich_help_panel=_SERVING,
+        ),
+    ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--processes",
+            "-n",
+            metavar="N",
+            min=1,
+            max=1024,
+            help="Server processes, one for each core say.",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = 1,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            "--concurrency",
+            "-c",
+            metavar="N",
+            help="Tasks that one process runs at the same time.  [default: 100]",
+            show_default=False,
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Threads for handlers that are not coroutines.  [default: as --concurrency]",
+            show_default=False,
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None,
+    prefetch: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Most tasks taken ahead of a free slot.  [default: what starts within 100 ms]",
+            show_default=False,
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None,
+    lease: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="How long after the death of a whole machine its tasks start elsewhere.  "
+            "[default: 30]",
+            show_default=False,
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None,
+    shutdown_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="How long running tasks may go on after a stop; then they start elsewhere.  "
+            "[default: 30]",
+            show_default=False,
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None,
+    uvloop: Annotated[
+        bool | None,
+        typer.Option(
+            "--uvloop/--no-uvloop",
+            help="Use uvloop.  [default: when it is installed]",
+            show_default=False,
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None,
+    reload: Annotated[
+        bool,
+        typer.Option(
+            "--reload",
+            help="Start anew when a source file in the working directory changes: for development.",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = False,
+    log_level: Annotated[
+        Level | None,
+        typer.Option(
+            help="How much to log.  [default: info]",
+            show_default=False,
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None,
+) -> None:
+    """Run the tasks of an app until told to stop.
+
+    A process that dies is replaced, and its tasks start again within a second. Ctrl-C or SIGTERM
+    stops: running tasks may go on for the shutdown timeout; a second one stops at once. SIGHUP
+    replaces the processes one after another, by ones with the code as it is by then.
+    """
+    given: dict[str, Any] = {
+        "queues": None if queues is None else _weights(queues),
+        "strict": strict or None,
+        "concurrency": concurrency,
+        "threads": threads,
+        "prefetch": prefetch,
+        "lease": lease,
+        "shutdown_timeout": shutdown_timeout,
+    }
+    config = {name: value for name, value in given.items() if value is not None}
+    if reload:
+        # A compiled file is told from its source by whole seconds, and edits come faster.
+        sys.dont_write_bytecode = True
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    app, server = _load(target, config, url, prefix, verbose=log_level == "debug")
+    order = {
+        "target": target,
+        "config": config,
+        "log_level": log_level,
+        "reload": reload,
+        "uvloop": _choose_loop(uvloop),
+    }
+    logs.configure(log_level, tag="main")
+    _banner(target, server, processes)
+    plan = Plan(
+        processes=processes,
+        command=[sys.executable, "-P", "-m", "qsync.cli.child"],
+        order=order,
+        queues=list(server.config.weights),
+        shutdown_timeout=seconds(server.config.shutdown_timeout),
+        reload=reload,
+    )
+    with app:  # one of embedded:// runs for as long as the parent does
+        abandoner = Abandoner(Broker(server.address, connections=1), server.prefix)
+        code = asyncio.run(_supervise(plan, abandoner))
+    raise typer.Exit(code)
+
+
+async def _supervise(plan: Plan, abandoner: Abandoner) -> int:
+    return await Supervisor(plan, abandoner).run()
+
+
+def _weights(text: str) -> dict[str, int]:
+    weights: dict[str, int] = {}
+    for part in text.split(","):
+        name, sign, weight = part.strip().partition("=")
+        if not name or (sign and not weight.isdecimal()):
+            _refuse(f"--queues: {part.strip()!r} is not of the form NAME or NAME=WEIGHT")
+        if name in weights:
+            _refuse(f"--queues: {name!r} is there twice")
+        weights[name] = int(weight) if sign else 1
+    return weights
+
+
+def _load(
+    target: str, config: dict[str, Any], url: str | None, prefix: str | None, *, verbose: bool
+) -> tuple[Qsync, Server]:
+    """The app, and a server of it that is only asked about its settings."""
+    if url is not None:
+        os.environ[URL] = url
+    if prefix is not None:
+        os.environ[PREFIX] = prefix
+    try:
+        app = load(target)
+        server = app.server(**config)
+        if prefix is not None and server.prefix != prefix:
+            msg = f"--prefix: the app has one of its own, {server.prefix!r}"
+            raise ConfigError(msg)
+        if url is not None:
+            with Qsync(url) as asked:
+                if server.address != asked.server().address:
+                    msg = f"--url: the app names its store itself, {server.address}"
+                    raise ConfigError(msg)
+    except (TargetError, QsyncError) as error:
+        if verbose:
+            logging.basicConfig()
+            log.error("%s", error, exc_info=True)
+        _refuse(str(error))
+    return app, server
+
+
+def _choose_loop(wanted: bool | None) -> bool:
+    installed = importlib.util.find_spec("uvloop") is not None
+    if wanted and not installed:
+        _refuse("--uvloop: it is not installed: pip install 'qsync-py[fast]'")
+    return installed if wanted is None else wanted
+
+
+def _refuse(reason: str) -> NoReturn:
+    """One line and exit code 2: it was asked wrongly."""
+    typer.echo(f"qsync worker: {logs.escape(reason)}", err=True)
+    raise typer.Exit(2)
+
+
+def _banner(target: str, server: Server, processes: int) -> None:
+    config, types = server.config, server.mux.types
+    shares = ", ".join(f"{name}={weight}" for name, weight in config.weights.items())
+    shown = ", ".join(map(logs.escape, types[:20])) + (", ..." if len(types) > 20 else "")
+    log.info(
+        "qsync %s serves %s; the store is %s, prefix %s",
+        __version__, target, server.address, server.prefix,
+    )  # fmt: skip
+    log.info(
+        "queues %s%s; %d processes of concurrency %d; %d types%s",
+        shares, " strictly in this order" if config.strict else "", processes, config.concurrency,
+        len(types), f": {shown}" if types else "",
+    )  # fmt: skip
+    if not types:
+        log.warning("the app knows no tasks: those that are fetched will wait for another server")

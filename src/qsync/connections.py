@@ -1,0 +1,170 @@
+"""The clients of an app: where its store is, and who is connected to it.
+
+Some clients belong to their users. Two kinds are kept for functions that enqueue: one blocking
+client for each process, since connections do not survive a fork, and one for each event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncGenerator, Callable
+from typing import TYPE_CHECKING
+
+from qsync.broker import connect
+from qsync.broker.address import Address
+from qsync.broker.shell import AsyncBroker, Broker
+from qsync.client import AsyncClient, Client
+from qsync.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qsync.embedded import Embedded  # at run time only for embedded://, since it needs fcntl
+
+URL = "QSYNC_URL"
+PREFIX = "QSYNC_PREFIX"
+
+_NO_URL = (
+    "url: there is none. Give Qsync a URL (redis://host:6379, rediss://, unix://, "
+    "redis+cluster://h1:p,h2:p, redis+sentinel://h1:p,h2:p/service, or embedded:// for a private "
+    f"store in a folder) or a client of redis-py, or set {URL}"
+)
+
+
+class Connections:
+    """Makes clients of one store, and keeps those that are shared. Made without I/O."""
+
+    def __init__(
+        self,
+        url: str | connect.AnyClient | None,
+        *,
+        prefix: str,
+        payload_limit: int,
+        patience: float,
+    ) -> None:
+        if url is None:
+            url = os.environ.get(URL) or None
+        if url is None:
+            raise ConfigError(_NO_URL)
+        self.prefix = prefix
+        self._payload_limit = payload_limit
+        self._patience = patience
+        self._where: Address | Embedded
+        if not isinstance(url, str):
+            self._where = connect.address_of(url)
+        elif url.startswith("embedded://"):
+            from qsync.embedded import Embedded, folder_of
+
+            self._where = Embedded(folder_of(url))
+        else:
+            self._where = connect.parse(url)
+        self._blocking: dict[int, Client] = {}
+        self._by_loop: dict[asyncio.AbstractEventLoop, _Kept] = {}
+
+    def __str__(self) -> str:
+        where = self._where
+        return str(where) if isinstance(where, Address) else f"embedded://{where.folder}"
+
+    @property
+    def address(self) -> Address:
+        """Where the store is; one of embedded:// is started if need be, which may take a while."""
+        where = self._where
+        if isinstance(where, Address):
+            return where
+        return Address("node", settings={"path": where.start()})
+
+    def client(self) -> Client:
+        """A new blocking client."""
+        broker = Broker(self.address, patience=self._patience)
+        return Client(broker, prefix=self.prefix, payload_limit=self._payload_limit)
+
+    def async_client(self) -> AsyncClient:
+        """A new client for one event loop."""
+        broker = AsyncBroker(self.address, patience=self._patience)
+        return AsyncClient(broker, prefix=self.prefix, payload_limit=self._payload_limit)
+
+    def shared(self) -> Client:
+        """The blocking client of this process."""
+        pid = os.getpid()
+        client = self._blocking.get(pid)
+        if client is None:
+            # Of two threads that come here at once, the second finds the client of the first.
+            client = self._blocking.setdefault(pid, self.client())
+        return client
+
+    def here(self) -> AsyncClient:
+        """The client of the running event loop, which is closed when that ends."""
+        loop = asyncio.get_running_loop()
+        kept = self._by_loop.get(loop)
+        if kept is None:
+            self._forget_closed_loops()
+            kept = self._by_loop[loop] = _Kept(self.async_client(), self._forget_loop)
+        return kept.client
+
+    def ping(self) -> float:
+        """The seconds that a round trip takes; StoreUnavailable when there is no answer."""
+        broker = Broker(self.address, connections=1)
+        try:
+            broker.ping()  # connects
+            return broker.ping()
+        finally:
+            broker.close()
+
+    async def aping(self) -> float:
+        """As `ping`, awaited."""
+        broker = AsyncBroker(self.address, connections=1)
+        try:
+            await broker.ping()
+            return await broker.ping()
+        finally:
+            await broker.aclose()
+
+    def close(self) -> None:
+        """The blocking client is closed, and a store of embedded:// is not used any more."""
+        client = self._blocking.pop(os.getpid(), None)
+        if client is not None:
+            client.close()
+        self._forget_closed_loops()
+        if not isinstance(self._where, Address):
+            self._where.close()
+
+    async def aclose(self) -> None:
+        """The same, and the client of the running loop is closed. Other loops close their own."""
+        kept = self._by_loop.get(asyncio.get_running_loop())
+        if kept is not None:
+            await kept.aclose()
+        self.close()
+
+    def _forget_loop(self) -> None:
+        self._by_loop.pop(asyncio.get_running_loop(), None)
+
+    def _forget_closed_loops(self) -> None:
+        for loop in list(self._by_loop):
+            if loop.is_closed():
+                self._by_loop.pop(loop, None)
+
+
+class _Kept:
+    """A client that is closed by its event loop, when `asyncio.run` (or who runs it) ends that.
+
+    A loop has one thing to offer to those who want to be told of its end: it closes asynchronous
+    generators that were begun and not ended. So there is one.
+    """
+
+    def __init__(self, client: AsyncClient, forget: Callable[[], None]) -> None:
+        self.client = client
+        self._forget = forget
+        self._guard = self._until_closed()
+        with contextlib.suppress(StopIteration):
+            self._guard.asend(None).send(None)  # to its yield, before which it does not wait
+
+    async def _until_closed(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            self._forget()
+            await self.client.aclose()
+
+    async def aclose(self) -> None:
+        """The client is closed and forgotten."""
+        await self._guard.aclose()

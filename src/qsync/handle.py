@@ -1,0 +1,391 @@
+"""What became of a task: handles of both colours, and what they ask the store.
+
+The two colours have the same names and docstrings, and change together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from enum import Enum
+from functools import partial
+from typing import Any, Final, Generic, Literal, TypeVar
+
+from qsync import codec
+from qsync.broker import ops, views
+from qsync.broker.call import Call
+from qsync.broker.shell import OWN, AsyncBroker, Broker, Patience
+from qsync.broker.views import Shown
+from qsync.errors import QsyncError, ResultTimeout, StoreUnavailable
+from qsync.keys import GlobalKeys, QueueKeys
+from qsync.sending import Batcher, UnderWay
+from qsync.task import Duration, Result, TaskStatus, to_us
+from qsync.waiting import (
+    AsyncWatch,
+    Deadline,
+    Watch,
+    ended,
+    is_cancelled,
+    not_found,
+    pauses,
+    retention_of,
+    value_of,
+    without_retention,
+)
+
+R = TypeVar("R")
+S = TypeVar("S")
+
+GRACE: Final = 1.0
+"""How much later than asked for `result` may give up when the store does not answer, seconds."""
+
+ORDER_TTL_MS: Final = 60_000
+"""How long an order waits in the inbox of a server that may be dead."""
+
+
+class _Unknown(Enum):
+    RETENTION = "retention"
+
+
+UNKNOWN: Final = _Unknown.RETENTION
+"""The retention of a task that this client did not enqueue: the store has to be asked."""
+
+Retention = int | None | Literal[_Unknown.RETENTION]
+"""Microseconds; None: the task has none."""
+
+
+class _AnyHandle(Generic[R]):
+    """What the handles of both colours have in common."""
+
+    __slots__ = ("_decode", "_retention_us", "_tracker", "created", "id", "queue")
+
+    def __init__(
+        self,
+        tracker: Any,
+        id: str,
+        queue: str,
+        *,
+        created: bool = False,
+        retention_us: Retention = UNKNOWN,
+        decode: Callable[[Result], R] = value_of,
+    ) -> None:
+        self._tracker = tracker
+        self.id = id
+        self.queue = queue
+        self.created = created
+        self._retention_us: Retention = retention_us
+        self._decode = decode
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        return f"<{name} id={self.id!r} queue={self.queue!r} created={self.created}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _AnyHandle):
+            return NotImplemented
+        return self.id == other.id and self.queue == other.queue
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.queue))
+
+    def _seconds(self, timeout: Duration | None) -> float | None:
+        """The timeout that `result` was given; InvalidTask when no result will be kept."""
+        if self._retention_us is None:
+            raise without_retention(self.id, self.queue)
+        return None if timeout is None else to_us("timeout", timeout) / 1_000_000
+
+    def _value(self, record: Result | None, seconds: float | None) -> R:
+        if record is None:
+            msg = f"task {self.id!r} in queue {self.queue!r} did not end within {seconds:g} s"
+            raise ResultTimeout(msg)
+        return self._decode(record)
+
+    def _status(self, shown: Shown | None) -> TaskStatus:
+        if shown is None:
+            raise not_found(self.id, self.queue)
+        return views.status(self.id, self.queue, shown)
+
+
+class Handle(_AnyHandle[R]):
+    """A task that was enqueued: where it is, and what became of it.
+
+    `created` is True when the call that returned the handle created the task. It is False when
+    another task held its id or its unique lock: the handle is then that one's. And it is False for
+    a handle that `client.handle` made. Handles are equal when id and queue are.
+    """
+
+    __slots__ = ()
+    _tracker: Tracker
+
+    def info(self) -> TaskStatus:
+        """The task as it stands now; TaskNotFound when it has left the queue."""
+        return self._status(self._tracker.show(self.id, self.queue))
+
+    def result(self, timeout: Duration | None = None) -> R:
+        """What the handler returned, as soon as it has: bytes as bytes, else the decoded value.
+
+        `timeout` is in seconds or a timedelta; None waits for as long as it takes.
+        Raises InvalidTask at once when the task has no retention, for then no result is kept;
+        ResultTimeout when it has not ended in time, and it goes on; TaskFailed with its last error
+        when it is dead; TaskCancelled; TaskNotFound when it has left the queue, its retention being
+        over, say; StoreUnavailable; and QsyncError when it is done but its result could not be
+        kept, being too large, say.
+        """
+        seconds = self._seconds(timeout)
+        return self._value(self._tracker.wait(self.id, self.queue, seconds), seconds)
+
+    def cancel(self) -> bool:
+        """The task is cancelled, or the server that runs it has been told to stop it.
+
+        False when it is done or dead, or not there. One that waits ends at once; one that runs
+        ends as soon as its handler does, and is not run again.
+        """
+        return self._tracker.cancel(self.id, self.queue, self._retention_us)
+
+    def with_decoder(self, decode: Callable[[Result], S]) -> Handle[S]:
+        """The same task, whose `result()` is what `decode` makes of the record of its result."""
+        return Handle(
+            self._tracker, self.id, self.queue,
+            created=self.created, retention_us=self._retention_us, decode=decode,
+        )  # fmt: skip
+
+
+class AsyncHandle(_AnyHandle[R]):
+    """A task that was enqueued: where it is, and what became of it.
+
+    `created` is True when the call that returned the handle created the task. It is False when
+    another task held its id or its unique lock: the handle is then that one's. And it is False for
+    a handle that `client.handle` made. Handles are equal when id and queue are.
+    """
+
+    __slots__ = ()
+    _tracker: AsyncTracker
+
+    async def info(self) -> TaskStatus:
+        """The task as it stands now; TaskNotFound when it has left the queue."""
+        return self._status(await self._tracker.show(self.id, self.queue))
+
+    async def result(
+        self,
+        timeout: Duration | None = None,  # noqa: ASYNC109 - the same signature as Handle's
+    ) -> R:
+        """What the handler returned, as soon as it has: bytes as bytes, else the decoded value.
+
+        `timeout` is in seconds or a timedelta; None waits for as long as it takes.
+        Raises InvalidTask at once when the task has no retention, for then no result is kept;
+        ResultTimeout when it has not ended in time, and it goes on; TaskFailed with its last error
+        when it is dead; TaskCancelled; TaskNotFound when it has left the queue, its retention being
+        over, say; StoreUnavailable; and QsyncError when it is done but its result could not be
+        kept, being too large, say.
+        """
+        seconds = self._seconds(timeout)
+        return self._value(await self._tracker.wait(self.id, self.queue, seconds), seconds)
+
+    async def cancel(self) -> bool:
+        """The task is cancelled, or the server that runs it has been told to stop it.
+
+        False when it is done or dead, or not there. One that waits ends at once; one that runs
+        ends as soon as its handler does, and is not run again.
+        """
+        return await self._tracker.cancel(self.id, self.queue, self._retention_us)
+
+    def with_decoder(self, decode: Callable[[Result], S]) -> AsyncHandle[S]:
+        """The same task, whose `result()` is what `decode` makes of the record of its result."""
+        return AsyncHandle(
+            self._tracker, self.id, self.queue,
+            created=self.created, retention_us=self._retention_us, decode=decode,
+        )  # fmt: skip
+
+
+class _AnyTracker:
+    """What the trackers of both colours have in common."""
+
+    def __init__(self, prefix: str) -> None:
+        self._global_keys = GlobalKeys(prefix)
+        self._prefix = prefix
+        self._closed = False
+
+    def check_open(self) -> None:
+        """Raise QsyncError when the client has been closed."""
+        if self._closed:
+            msg = "the client is closed; make another"
+            raise QsyncError(msg)
+
+    def _keys(self, queue: str) -> QueueKeys:
+        return QueueKeys(self._prefix, queue)
+
+    def _order(self, id: str, queue: str, token: str) -> Call[int]:
+        """The order to stop a task, to the server that holds its lease.
+
+        One that is lost costs time only: the server learns of it when it renews the lease.
+        """
+        server = token.rpartition("/")[0]
+        order = codec.encode(["cancel", queue, id])
+        return ops.send(self._global_keys, server, order, ttl_ms=ORDER_TTL_MS)
+
+
+class Tracker(_AnyTracker):
+    """Asks the store what became of tasks, and blocks meanwhile."""
+
+    def __init__(self, broker: Broker, prefix: str) -> None:
+        super().__init__(prefix)
+        self._broker = broker
+        self._watches: dict[tuple[int, str], Watch] = {}
+
+    def show(self, id: str, queue: str, *, patience: Patience = OWN) -> Shown | None:
+        """The task as it stands; None when it is not in the queue."""
+        self.check_open()
+        return self._read(id, queue, patience)
+
+    def wait(self, id: str, queue: str, seconds: float | None) -> Result | None:
+        """The record of the result, or None when the task did not end in time."""
+        deadline = Deadline(seconds)
+
+        def look() -> Result | None:
+            patience = min(self._broker.patience, deadline.left() + GRACE)
+            return ended(id, queue, self.show(id, queue, patience=patience))
+
+        try:
+            record = look()
+            if record is None and deadline.left():
+                with self._watch(queue).waiting(id) as woken:
+                    for pause in pauses():
+                        woken.wait(min(pause, deadline.left()))
+                        woken.clear()
+                        record = look()
+                        if record is not None or not deadline.left():
+                            break
+        except StoreUnavailable:
+            if deadline.left():
+                raise
+            return None
+        return record
+
+    def cancel(self, id: str, queue: str, retention_us: Retention) -> bool:
+        """Cancel a task; whether it is cancelled, or its server was told."""
+        self.check_open()
+        if retention_us is UNKNOWN:
+            shown = self._read(id, queue)
+            if shown is None:
+                return False
+            retention_us = retention_of(shown)
+        call = ops.cancel(self._keys(queue), id, retention_us=retention_us)
+        outcome, token = self._broker.run(call)
+        if outcome == "finished":
+            return is_cancelled(self._read(id, queue))
+        if outcome == "active":
+            self._broker.run_many([self._order(id, queue, token)])
+        return outcome != "missing"
+
+    def close(self) -> None:
+        """Wake whoever waits, to an error."""
+        self._closed = True
+        for (process, _), watch in list(self._watches.items()):
+            if process == os.getpid():
+                watch.close()
+
+    def _read(self, id: str, queue: str, patience: Patience = OWN) -> Shown | None:
+        [shown] = self._broker.run(views.show(self._keys(queue), [id]), patience=patience)
+        return shown
+
+    def _watch(self, queue: str) -> Watch:
+        # By process: a forked child has none of the threads, and maybe locks that nobody frees.
+        place = (os.getpid(), queue)
+        watch = self._watches.get(place)
+        if watch is None:
+            watch = self._watches.setdefault(place, Watch(self._broker, self._keys(queue).done))
+        return watch
+
+
+class AsyncTracker(_AnyTracker):
+    """Asks the store what became of tasks; questions asked at the same time go together."""
+
+    def __init__(self, broker: AsyncBroker, prefix: str) -> None:
+        super().__init__(prefix)
+        self._broker = broker
+        self._readers: dict[str, Batcher[str, Shown | None]] = {}
+        self._watches: dict[str, AsyncWatch] = {}
+        self._under_way = UnderWay()
+
+    async def show(self, id: str, queue: str) -> Shown | None:
+        """The task as it stands; None when it is not in the queue."""
+        self.check_open()
+        return await self._read(id, queue)
+
+    async def wait(self, id: str, queue: str, seconds: float | None) -> Result | None:
+        """The record of the result, or None when the task did not end in time."""
+        deadline = Deadline(seconds)
+
+        async def look() -> Result | None:
+            return ended(id, queue, await self.show(id, queue))
+
+        record = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if seconds is None else seconds + GRACE):
+                record = await look()
+                if record is None and deadline.left():
+                    with self._watch(queue).waiting(id) as woken:
+                        for pause in pauses():
+                            await _set_within(woken, min(pause, deadline.left()))
+                            woken.clear()
+                            record = await look()
+                            if record is not None or not deadline.left():
+                                break
+        return record
+
+    async def cancel(self, id: str, queue: str, retention_us: Retention) -> bool:
+        """Cancel a task; whether it is cancelled, or its server was told."""
+        self.check_open()
+        with self._under_way:
+            if retention_us is UNKNOWN:
+                shown = await self._read(id, queue)
+                if shown is None:
+                    return False
+                retention_us = retention_of(shown)
+            call = ops.cancel(self._keys(queue), id, retention_us=retention_us)
+            outcome, token = await self._broker.run(call)
+            if outcome == "finished":
+                return is_cancelled(await self._read(id, queue))
+            if outcome == "active":
+                await self._broker.run_many([self._order(id, queue, token)])
+            return outcome != "missing"
+
+    def close(self) -> None:
+        """Take no more questions; who waits is woken to an error."""
+        self._closed = True
+        for watch in self._watches.values():
+            watch.wake_all()
+
+    async def aclose(self) -> None:
+        """Nothing is under way any more, and nobody listens."""
+        self.close()
+        for reader in self._readers.values():
+            await reader.drain()
+        await self._under_way.none()
+        for watch in self._watches.values():
+            await watch.aclose()
+
+    async def _read(self, id: str, queue: str) -> Shown | None:
+        reader = self._readers.get(queue)
+        if reader is None:
+            reader = Batcher(partial(self._read_all, self._keys(queue)), len)
+            self._readers[queue] = reader
+        return await reader.put(id)
+
+    async def _read_all(self, keys: QueueKeys, ids: Sequence[str]) -> list[Shown | None]:
+        return await self._broker.run(views.show(keys, ids))
+
+    def _watch(self, queue: str) -> AsyncWatch:
+        watch = self._watches.get(queue)
+        if watch is None:
+            watch = self._watches[queue] = AsyncWatch(self._broker, self._keys(queue).done)
+        return watch
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> None:
+    """Wait for the event, or for so long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

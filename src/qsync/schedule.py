@@ -1,0 +1,333 @@
+"""When a periodic task is due: cron and interval schedules, time zones, missed ticks.
+
+Nothing here looks at a clock or at the store. A time is an int, microseconds since the Unix epoch,
+and a tick is such a time. A schedule depends on nothing but its own values, so any two servers
+agree on every tick.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, tzinfo
+from hashlib import sha256
+from itertools import islice
+from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from cronsim import CronSim, CronSimError
+
+from qsync.errors import InvalidTask
+
+Missed = Literal["skip", "once", "all"]
+"""What becomes of ticks that came while no server was there to enqueue them; see `due_ticks`."""
+
+# Naive datetimes below are either a moment in UTC or a reading of the local clock ("wall").
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - naive on purpose, as said above
+_MICROSECOND = timedelta(microseconds=1)
+_SECOND = timedelta(seconds=1)
+# Ticks are looked for from 1900 to 9900 only, so that no search leaves the calendar.
+_YEAR_1900_US = -2_208_988_800_000_000
+_YEAR_2000_US = 946_684_800_000_000
+_YEAR_9900_US = 250_246_627_200_000_000
+_YEARS = 50  # with no tick in as many years, there is none
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """Ticks in strictly rising order. `str()` of a schedule is what people read of it."""
+
+    def next_after(self, moment_us: int) -> int | None:
+        """The first tick later than the moment; None when there is none any more."""
+
+    def previous(self, moment_us: int) -> int | None:
+        """The latest tick that is not later than the moment; None when there was none before it."""
+
+
+class _Change(NamedTuple):
+    """A change of the local clock: readings from `first` until `end` are skipped or repeated."""
+
+    at: datetime  # in UTC
+    before: timedelta  # offset from UTC until then
+    after: timedelta  # and from then on
+
+    @property
+    def first(self) -> datetime:
+        return self.at + min(self.before, self.after)
+
+    @property
+    def end(self) -> datetime:
+        return self.at + max(self.before, self.after)
+
+
+@dataclass(frozen=True, slots=True)
+class Cron:
+    """Ticks whenever the clock of a time zone reads what a cron expression says.
+
+    The expression has the five fields of cron, or six with seconds first, and whatever else cronsim
+    knows: names of months and days, lists, ranges, steps, `L`, `LW`, `5L`, `1#2`; not `@daily` and
+    the like. As in Debian's cron, day of month and day of week must both match when either starts
+    with `*`; else one is enough. `tz` is a name of the IANA database.
+
+    When the clock changes:
+
+    * An expression with a fixed time of day ticks once for each time that it names. The times that
+      the clock skips become one tick, at the first moment after the gap; a time that comes twice
+      ticks the first time.
+    * An expression whose second, minute or hour starts with `*` (`*/5 * * * *`, `0 * * * *`,
+      `*/10 2 * * *`) is an interval and follows the clock: a skipped reading does not tick and a
+      repeated one ticks twice. So every five minutes stays every five minutes.
+
+    InvalidTask when the expression or the time zone is unknown, or if it would never tick.
+    """
+
+    expression: str
+    tz: str = field(default="UTC", kw_only=True)
+    _zone: tzinfo = field(init=False, repr=False, compare=False)
+    _interval: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        fields = _cron_fields(self.expression)
+        object.__setattr__(self, "expression", " ".join(fields))
+        object.__setattr__(self, "_zone", _time_zone(self.tz))
+        object.__setattr__(self, "_interval", any(part.startswith("*") for part in fields[:-3]))
+        # Which days match depends on the kind of year alone, and all kinds come in these 50 years.
+        try:
+            first_us = self.next_after(_YEAR_2000_US)
+        except StopIteration:  # cronsim found nothing
+            first_us = None
+        if first_us is None:
+            raise InvalidTask(f"cron={self.expression!r:.200}: never due in {self.tz}")
+
+    def __str__(self) -> str:
+        return f"{self.expression} ({self.tz})"
+
+    def next_after(self, moment_us: int) -> int | None:
+        """The first tick later than the moment; None when there is none for 50 years."""
+        if not _YEAR_1900_US <= moment_us < _YEAR_9900_US:
+            return None
+        utc = _EPOCH + timedelta(microseconds=moment_us)
+        here = self._reading(utc)
+        wall = self._match_after(here)
+        change = self._change_at(here)
+        if change and self._interval and utc < change.at and wall >= change.end:
+            wall = self._match_after(change.first - _SECOND)  # these readings come again
+        while wall.year <= here.year + _YEARS:
+            change = self._change_at(wall)
+            if change is None:
+                return _us(wall - self._offset(wall))
+            for tick in self._ticks_at(wall, change):
+                if tick > utc:
+                    return _us(tick)
+            wall = self._match_after(change.end - _SECOND)
+        return None
+
+    def previous(self, moment_us: int) -> int | None:
+        """The latest tick not later than the moment; None when there was none for 50 years."""
+        if not _YEAR_1900_US <= moment_us < _YEAR_9900_US:
+            return None
+        utc = _EPOCH + timedelta(microseconds=moment_us)
+        here = self._reading(utc)
+        wall = self._match_until(here)
+        change = self._change_at(here)
+        if change and utc >= change.at and not (self._interval and wall >= change.first):
+            wall = self._match_until(change.end - _SECOND)  # these readings came before
+        while wall.year >= here.year - _YEARS:
+            change = self._change_at(wall)
+            if change is None:
+                return _us(wall - self._offset(wall))
+            for tick in reversed(self._ticks_at(wall, change)):
+                if tick <= utc:
+                    return _us(tick)
+            wall = self._match_until(change.first - _SECOND)
+        return None
+
+    # cronsim is asked about readings of the clock only. Where the clock changes, cronsim 2.8 itself
+    # gives times already past (in the second of two equal hours), drops its rules for expressions
+    # of six fields, and loses ticks if the change is by half an hour. It always finds a match: see
+    # __post_init__, and every kind of year comes again within 40 years.
+
+    def _match_after(self, wall: datetime) -> datetime:
+        return next(CronSim(self.expression, wall))
+
+    def _match_until(self, wall: datetime) -> datetime:
+        return next(CronSim(self.expression, wall + _SECOND, reverse=True))
+
+    def _ticks_at(self, wall: datetime, change: _Change) -> tuple[datetime, ...]:
+        """The ticks, in UTC, that a matching reading gives which the change skips or repeats."""
+        if change.before < change.after:
+            return () if self._interval else (change.at,)
+        both = (wall - change.before, wall - change.after)
+        return both if self._interval else both[:1]
+
+    def _change_at(self, wall: datetime) -> _Change | None:
+        """The clock change that skips or repeats this reading, if one does."""
+        before, after = self._offset(wall), self._offset(wall.replace(fold=1))
+        if before == after:
+            return None
+        earliest = wall - max(before, after)
+        seconds = bisect_left(
+            range(round(abs(after - before).total_seconds())),
+            True,
+            key=lambda n: self._reading(moment := earliest + n * _SECOND) - moment == after,
+        )
+        return _Change(earliest + seconds * _SECOND, before, after)
+
+    def _reading(self, utc: datetime) -> datetime:
+        """What the local clock reads at that moment, in whole seconds."""
+        local = self._zone.fromutc(utc.replace(tzinfo=self._zone))
+        return local.replace(tzinfo=None, microsecond=0, fold=0)
+
+    def _offset(self, wall: datetime) -> timedelta:
+        """The offset from UTC for a reading: before the change (fold 0) or after it (fold 1)."""
+        return self._zone.utcoffset(wall.replace(tzinfo=self._zone)) or timedelta()
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Every:
+    """Ticks at the whole multiples of a period since the Unix epoch, whenever a server was started.
+
+    The period is in seconds or a timedelta, from 0.1 s to 100 years, rounded to microseconds.
+    `Every(86_400)` is every midnight in UTC. InvalidTask otherwise.
+    """
+
+    period_us: int
+
+    def __init__(self, seconds: float | timedelta) -> None:
+        object.__setattr__(self, "period_us", _period_us(seconds))
+
+    def __str__(self) -> str:
+        for unit, size_us in (("d", 86_400_000_000), ("h", 3_600_000_000), ("min", 60_000_000)):
+            if self.period_us % size_us == 0:
+                return f"every {self.period_us // size_us} {unit}"
+        return f"every {self.period_us / 1_000_000:.6f}".rstrip("0").rstrip(".") + " s"
+
+    def next_after(self, moment_us: int) -> int | None:
+        """The first tick later than the moment."""
+        if not _YEAR_1900_US <= moment_us < _YEAR_9900_US:
+            return None
+        return (moment_us // self.period_us + 1) * self.period_us
+
+    def previous(self, moment_us: int) -> int | None:
+        """The latest tick that is not later than the moment."""
+        if not _YEAR_1900_US <= moment_us < _YEAR_9900_US:
+            return None
+        return moment_us // self.period_us * self.period_us
+
+
+@dataclass(frozen=True, slots=True)
+class Periodic:
+    """A named schedule, and what is done about ticks that were missed.
+
+    The name, 1 to 128 of `A-Z a-z 0-9 _ . : -`, identifies the schedule to all servers. InvalidTask
+    otherwise.
+    """
+
+    name: str
+    schedule: Schedule
+    missed: Missed = "skip"
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        if not isinstance(self.schedule, Schedule):
+            raise InvalidTask(f"schedule={self.schedule!r:.200}: give Cron(...) or Every(...)")
+        if self.missed not in get_args(Missed):
+            raise InvalidTask(f"missed={self.missed!r:.200}: give one of {get_args(Missed)}")
+
+
+def due_ticks(
+    schedule: Schedule,
+    last_us: int | None,
+    now_us: int,
+    missed: Missed,
+    *,
+    grace_us: int,
+    limit: int = 1000,
+) -> list[int]:
+    """The ticks to enqueue now, oldest first, given the last tick that was enqueued.
+
+    For a schedule that never ticked, `last_us` is the time at which it was first seen; None means
+    that it is seen first now, and nothing is due. A tick at most `grace_us` late is on time and
+    always due, a later one is missed. Of the missed ticks,
+
+    * skip: none is due;
+    * once: the latest is due, for all of them, unless there is one on time to do that;
+    * all: all are due.
+
+    At most `limit` are returned; call again with the last of them for the rest.
+    """
+    if last_us is None:
+        return []
+    start_us = last_us if missed == "all" else max(last_us, now_us - grace_us - 1)
+    ticks = list(islice(_ticks(schedule, start_us, now_us), limit))
+    if missed == "once" and not ticks:
+        latest_us = schedule.previous(now_us)
+        if latest_us is not None and latest_us > last_us:
+            return [latest_us]
+    return ticks
+
+
+def tick_id(name: str, tick_us: int) -> str:
+    """The id of the task of a tick, like `report@2026-11-24T02:00:00Z`.
+
+    It is the same on all servers, so that a tick is enqueued once, and another for every tick, so
+    that a dead one does not bar the next. At most 128 printable ASCII characters without spaces: of
+    a name over 100 characters it has the beginning and a hash.
+    """
+    _check_name(name)
+    if len(name) > 100:
+        name = f"{name[:83]}~{sha256(name.encode()).hexdigest()[:16]}"
+    return f"{name}@{(_EPOCH + timedelta(microseconds=tick_us)).isoformat()}Z"
+
+
+def _ticks(schedule: Schedule, after_us: int, until_us: int) -> Iterator[int]:
+    tick_us = schedule.next_after(after_us)
+    while tick_us is not None and tick_us <= until_us:
+        yield tick_us
+        tick_us = schedule.next_after(tick_us)
+
+
+def _us(utc: datetime) -> int:
+    return (utc - _EPOCH) // _MICROSECOND
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]{1,128}", name):
+        raise InvalidTask(f"name={name!r:.200}: give 1 to 128 of A-Z a-z 0-9 _ . : -")
+
+
+def _cron_fields(expression: object) -> list[str]:
+    if not isinstance(expression, str):
+        raise InvalidTask(f"cron={expression!r:.200}: give a string")
+    try:
+        CronSim(expression, _EPOCH)
+    except (CronSimError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise InvalidTask(f"cron={expression!r:.200}: {error}") from error
+    return expression.split()
+
+
+def _time_zone(tz: object) -> tzinfo:
+    if tz == "UTC":
+        return UTC  # needs no time zone database
+    try:
+        if isinstance(tz, str):
+            return ZoneInfo(tz)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        pass  # no such name, no possible name, or the name of a folder
+    raise InvalidTask(f"tz={tz!r:.200}: not in the time zone database (of the system or of tzdata)")
+
+
+def _period_us(seconds: object) -> int:
+    if isinstance(seconds, timedelta):
+        seconds = seconds.total_seconds()
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, int | float)
+        or not 0.1 <= seconds <= 36_525 * 86_400  # not a number fails here, too
+    ):
+        raise InvalidTask(
+            f"every={seconds!r:.200}: give seconds or a timedelta, 0.1 s to 100 years"
+        )
+    return round(seconds * 1_000_000)

@@ -1,0 +1,259 @@
+"""How tasks are made ready for the store and put together into round trips."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Final, Generic, TypeVar
+
+from qsync.broker import ops
+from qsync.broker.call import Call
+from qsync.broker.ops import Enqueued
+from qsync.errors import DuplicateTask, InvalidTask, QsyncError
+from qsync.keys import QueueKeys
+from qsync.task import Outgoing, Task, new_nonce, outgoing
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+REGISTER_EVERY: Final = 60.0
+"""A queue that is used is put into the set of queues so often, seconds: a store may be emptied."""
+
+REGISTER_AGAIN: Final = 1.0
+"""How soon that is tried again when it failed, seconds."""
+
+_BESIDE: Final = 128
+"""What a task's options and the framing take in a call at most, bytes, the fairness key apart."""
+
+
+def ready(task: object, *, queue: str | None, payload_limit: int) -> Outgoing:
+    """The task as it is sent; InvalidTask when it is none, or does not fit."""
+    return outgoing(_checked(task), new_nonce(), queue=queue, payload_limit=payload_limit)
+
+
+def ready_all(tasks: Iterable[Task], *, payload_limit: int) -> list[Outgoing]:
+    """All tasks as they are sent; InvalidTask names the place of the first that does not fit.
+
+    They share a nonce, but for those that repeat an id: by it the store tells them apart.
+    """
+    try:
+        given = iter(tasks)
+    except TypeError:
+        msg = f"tasks: {type(tasks).__name__} is not an iterable of Task"
+        raise InvalidTask(msg) from None
+    nonce = new_nonce()
+    named: set[tuple[str, str]] = set()
+    prepared: list[Outgoing] = []
+    for at, task in enumerate(given):
+        own = nonce
+        try:
+            if (id := _checked(task).id) is not None:
+                own = new_nonce() if (task.queue, id) in named else nonce
+                named.add((task.queue, id))
+            prepared.append(outgoing(task, own, payload_limit=payload_limit))
+        except InvalidTask as error:
+            msg = f"tasks[{at}]: {error}"
+            raise InvalidTask(msg) from error
+    return prepared
+
+
+def _checked(task: object) -> Task:
+    if not isinstance(task, Task):
+        msg = f"task: {type(task).__name__} is not a Task; give Task(type, payload)"
+        raise InvalidTask(msg)
+    return task
+
+
+def size_of(task: Outgoing) -> int:
+    """The bytes that a task takes in a call, about."""
+    return len(task.message) + len(task.id) + len(task.fairness_key) + _BESIDE
+
+
+def duplicate(task: Outgoing, holder: Enqueued) -> DuplicateTask:
+    """The error for a task whose id or lock is taken."""
+    if holder.outcome == "exists":
+        msg = f"id {task.id!r} is taken by another task in queue {task.queue!r}"
+    else:
+        msg = f"the unique lock is held by task {holder.id!r} in queue {task.queue!r}"
+    return DuplicateTask(msg, id=holder.id, queue=task.queue)
+
+
+class Bulk:
+    """The tasks of one call: which go together, and what became of each."""
+
+    def __init__(self, tasks: Sequence[Outgoing]) -> None:
+        self.tasks = tasks
+        self.outcomes: list[Enqueued | None] = [None] * len(tasks)
+
+    def places(self) -> dict[str, list[int]]:
+        """For each queue where its tasks are, in order."""
+        places: dict[str, list[int]] = {}
+        for at, task in enumerate(self.tasks):
+            places.setdefault(task.queue, []).append(at)
+        return places
+
+    def trips(self, places: Sequence[int], *, calls: int) -> Iterator[Sequence[Sequence[int]]]:
+        """Cut the places of a queue into calls, and these into round trips of so many at most.
+
+        A round trip carries no more bytes than a call may.
+        """
+        parts = list(ops.batches(places, lambda at: size_of(self.tasks[at])))
+        weights = {part[0]: sum(size_of(self.tasks[at]) for at in part) for part in parts}
+        for trip in ops.batches(parts, lambda part: weights[part[0]]):
+            for at in range(0, len(trip), calls):
+                yield trip[at : at + calls]
+
+    def call(self, keys: QueueKeys, part: Sequence[int]) -> Call[list[Enqueued]]:
+        """The call for the tasks at these places."""
+        return ops.enqueue(keys, [self.tasks[at] for at in part])
+
+    def note(
+        self, trip: Sequence[Sequence[int]], replies: Sequence[list[Enqueued] | QsyncError]
+    ) -> None:
+        """Keep what became of the tasks of a round trip; raise the first error among them."""
+        failed: QsyncError | None = None
+        for part, reply in zip(trip, replies, strict=True):
+            if isinstance(reply, QsyncError):
+                failed = failed or reply
+                continue
+            for at, outcome in zip(part, reply, strict=True):
+                self.outcomes[at] = outcome
+        if failed is not None:
+            raise failed
+
+    def answered(self) -> Iterator[tuple[Outgoing, Enqueued]]:
+        """The tasks that the store has answered for, in order, with what became of them."""
+        for task, outcome in zip(self.tasks, self.outcomes, strict=True):
+            if outcome is not None:
+                yield task, outcome
+
+
+class Registry:
+    """When to tell the store which queues are in use."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next: dict[str, float] = {}
+
+    def due(self, queue: str) -> bool:
+        """Whether the store is to be told now; true for one of those who ask at the same time."""
+        now = self._clock()
+        if now < self._next.get(queue, now):
+            return False
+        self._next[queue] = now + REGISTER_EVERY
+        return True
+
+    def failed(self, queue: str) -> None:
+        """The store could not be told: soon again."""
+        self._next[queue] = self._clock() + REGISTER_AGAIN
+
+
+class Batcher(Generic[T, U]):
+    """Puts together what is asked for at the same time.
+
+    Whatever waits while one batch is under way goes in the next one: an idle batcher sends at
+    once, a busy one sends much at a time, and the order is kept. A hard failure of a batch goes
+    to all who wait for it.
+    """
+
+    def __init__(
+        self, run: Callable[[list[T]], Awaitable[Sequence[U]]], size: Callable[[T], int]
+    ) -> None:
+        self._run = run
+        self._size = size
+        self._items: list[T] = []
+        self._futures: list[asyncio.Future[U]] = []
+        self._sender: asyncio.Task[None] | None = None
+
+    def put(self, item: T) -> asyncio.Future[U]:
+        """The reply to come. Cancelling it disturbs no other, and may come too late to matter."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[U] = loop.create_future()
+        self._items.append(item)
+        self._futures.append(future)
+        if self._sender is None:
+            # A task of its own starts after all that is ready to run now: that is one batch.
+            self._sender = loop.create_task(self._send())
+        return future
+
+    async def drain(self) -> None:
+        """Wait until nothing is under way."""
+        while self._sender is not None:
+            await asyncio.wait([self._sender])
+
+    async def _send(self) -> None:
+        try:
+            while self._items:
+                await self._deliver(*self._take())
+        finally:
+            self._sender = None
+            for future in self._futures:
+                future.cancel()
+            self._items.clear()
+            self._futures.clear()
+
+    def _take(self) -> tuple[list[T], list[asyncio.Future[U]]]:
+        count = len(next(iter(ops.batches(self._items, self._size))))
+        items, futures = self._items[:count], self._futures[:count]
+        del self._items[:count], self._futures[:count]
+        if any(future.cancelled() for future in futures):
+            kept = [at for at, future in enumerate(futures) if not future.cancelled()]
+            return [items[at] for at in kept], [futures[at] for at in kept]
+        return items, futures
+
+    async def _deliver(self, items: list[T], futures: list[asyncio.Future[U]]) -> None:
+        replies: Sequence[U | Exception]
+        try:
+            replies = await self._run(items) if items else []
+        except Exception as error:
+            replies = [_own(error) for _ in futures]
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        # Not here and now: first the next batch is sent, so that the callers of this one go on
+        # while the store works on that.
+        asyncio.get_running_loop().call_soon(_answer, futures, replies)
+
+
+def _answer(futures: Sequence[asyncio.Future[U]], replies: Sequence[U | Exception]) -> None:
+    for future, reply in zip(futures, replies, strict=True):
+        if future.done():
+            continue
+        if isinstance(reply, Exception):
+            future.set_exception(reply)
+        else:
+            future.set_result(reply)
+
+
+class UnderWay:
+    """Counts what is under way, so that closing can wait for its end."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __enter__(self) -> None:
+        self._count += 1
+        self._none.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count:
+            self._none.set()
+
+    async def none(self) -> None:
+        """Wait until nothing is under way."""
+        await self._none.wait()
+
+
+def _own(error: Exception) -> Exception:
+    """An exception for one of several callers: one object would mix their traces."""
+    if not isinstance(error, QsyncError):
+        return error
+    own = copy.copy(error)
+    own.__cause__ = error.__cause__
+    return own

@@ -1,0 +1,58 @@
+"""What `current()` gives to the handlers of a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from qsync.server.lane import Leased
+from qsync.task import TaskInfo
+
+TellProgress = Callable[[Leased, float, float], None]
+
+
+class Surroundings:
+    """What all handlers of a server share."""
+
+    def __init__(self, async_client: Any, client: Callable[[], Any]) -> None:
+        self.async_client = async_client
+        self.client = client
+        self.state: Any = None
+
+
+class Around:
+    """The Current of one running task."""
+
+    __slots__ = ("_leased", "_surroundings", "_tell", "task")
+
+    def __init__(
+        self, leased: Leased, task: TaskInfo, surroundings: Surroundings, tell: TellProgress
+    ) -> None:
+        self.task = task
+        self._leased = leased
+        self._surroundings = surroundings
+        self._tell = tell
+
+    @property
+    def client(self) -> Any:
+        """An AsyncClient on the event loop, a Client in a thread."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return self._surroundings.client()
+        return self._surroundings.async_client
+
+    @property
+    def state(self) -> Any:
+        """What the lifespan yielded."""
+        return self._surroundings.state
+
+    @property
+    def cancelled(self) -> bool:
+        """True once this run is not wanted any more."""
+        return self._leased.stop is not None
+
+    def progress(self, done: float, total: float) -> None:
+        """Tell how far the task is."""
+        self._tell(self._leased, float(done), float(total))

@@ -1,0 +1,153 @@
+"""A child process of `qsync worker`, as its parent sees it.
+
+Each child is told its server id, so that its leases can be given up the moment it dies. It shares a
+socket with its parent: the parent writes the order of work and then holds the socket open, so a
+child whose parent died reads its end; the child writes reports, one JSON object a line:
+
+    {"ready": true, "queues": [...]}    it has loaded the app and begins to serve these queues
+    {"error": "..."}                    it cannot, and ends
+    {"files": [...]}                    source files that it has imported, to be watched
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+log = logging.getLogger("qsync.worker")
+
+FIRST_S: Final = 1.0
+"""A child that ends within its first second has failed to start."""
+
+LINE_LIMIT: Final = 16 * 1024 * 1024
+"""Bytes that one report may have: there may be many files."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to start. `order` is what each child is told, besides its number and its server id."""
+
+    processes: int
+    command: Sequence[str]
+    order: Mapping[str, Any]
+    queues: Sequence[str]
+    shutdown_timeout: float
+    reload: bool = False
+
+
+def make_server_id() -> str:
+    """A server id that no other server has, and that tells the host."""
+    host = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:24]
+    return f"{host}-{secrets.token_hex(16)}"
+
+
+class Child:
+    """A child process, from its start on."""
+
+    def __init__(self, number: int, plan: Plan) -> None:
+        self.number = number
+        self.server_id = make_server_id()
+        self.queues = list(plan.queues)
+        self.error: str | None = None
+        self.code: int | None = None
+        self.lived: float | None = None
+        """Seconds from when it was ready to its end; None when it never was ready."""
+        self.told_to_stop = 0
+        self.changed = asyncio.Event()
+        """Set when it is ready, and when it has ended."""
+        self.ended = asyncio.Event()
+        self._ready_at: float | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._killer: asyncio.TimerHandle | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return 0 if self._process is None else self._process.pid
+
+    @property
+    def failed_to_start(self) -> bool:
+        """It ended before it served, or hardly later."""
+        return self.lived is None or self.lived < FIRST_S
+
+    async def start(self, plan: Plan) -> asyncio.StreamReader:
+        """Start the process and give it its order; what it reports can be read."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                *plan.command,
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the parent, which passes it on
+            )
+        reader, self._writer = await asyncio.open_connection(sock=ours, limit=LINE_LIMIT)
+        order = {**plan.order, "number": self.number, "server_id": self.server_id}
+        self._writer.write(json.dumps(order).encode() + b"\n")
+        return reader
+
+    def is_ready(self, queues: Sequence[str]) -> None:
+        """It begins to serve these queues."""
+        self.queues = list(queues)
+        self._ready_at = time.monotonic()
+        self.changed.set()
+
+    async def wait(self) -> int:
+        """Its exit code once it has ended; negative: the signal that killed it."""
+        assert self._process is not None  # noqa: S101 - it was started
+        self.code = await self._process.wait()
+        if self._ready_at is not None:
+            self.lived = time.monotonic() - self._ready_at
+        if self._killer is not None:
+            self._killer.cancel()
+        return self.code
+
+    def has_ended(self, code: int) -> None:
+        """It has ended, and nothing of it is left to see to."""
+        self.code = code
+        self.ended.set()
+        self.changed.set()
+
+    def stop(self, patience: float) -> None:
+        """Tell it to stop, more urgently each time; it is killed when it takes longer."""
+        self.told_to_stop += 1
+        self._signal(signal.SIGTERM)
+        if self._killer is not None:
+            self._killer.cancel()
+        self._killer = asyncio.get_running_loop().call_later(patience, self.kill)
+
+    def kill(self) -> None:
+        """Kill it, unless it has ended."""
+        if self.code is None:
+            log.error("process %d (pid %d) does not stop and is killed", self.number, self.pid)
+            self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    def close(self) -> None:
+        """Close the socket that it shared."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def manner(self) -> str:
+        """How it ended, in words."""
+        code = self.code or 0
+        if code >= 0:
+            return f"with exit code {code}" + (f": {self.error}" if self.error else "")
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(-code).name}"
+        return f"killed by signal {-code}"

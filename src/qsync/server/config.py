@@ -1,0 +1,178 @@
+"""The configuration of a server, checked when it is given."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final
+
+from qsync.backoff import RetryPolicy
+from qsync.broker.ops import FetchPolicy
+from qsync.errors import ConfigError
+from qsync.keys import NAME, check_name, shorten
+from qsync.mux import Middleware, check_middleware
+from qsync.task import DEFAULT, Duration, TaskInfo, to_us
+
+Lifespan = Callable[..., AbstractAsyncContextManager[Any]]
+"""Called without arguments when a server starts; what it yields is `current().state`."""
+
+OnError = Callable[[BaseException, TaskInfo], Awaitable[None] | None]
+
+MAX_WEIGHT: Final = 1_000_000
+
+
+def new_server_id() -> str:
+    """A server id that no other server has."""
+    return secrets.token_hex(12)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """How a server works. Durations are seconds or timedelta.
+
+    queues            name -> weight, or just names: how free slots are shared
+    concurrency       tasks that run at the same time
+    strict            drain queues in order of weight instead of sharing
+    lease             how long tasks are leased for; renewed every third of it
+    sweep             how often the upkeep of each queue is done, at least
+    max_crashes       a task with which so many servers died is dead
+    shutdown_timeout  how long running tasks may go on after a stop; then they are handed back
+    timeout           of one attempt, for tasks without a timeout of their own
+    retry_delay       for tasks without their own: None, seconds, or (attempt, error) -> seconds
+    dead_limit        how many dead tasks each queue keeps
+    dead_age          and for how long
+    threads           for `def` handlers; None: as many as concurrency
+    processes         for `executor="process"` handlers; None: as many as there are CPUs
+    prefetch          most tasks leased ahead of a free slot; None: what starts within 100 ms
+    lifespan          async context manager around the server's work
+    middleware        around every handler, the first outermost
+    on_error          told of every failed attempt
+    allow_eviction    start though the store may evict keys
+    server_id         for a supervisor that chooses it; None: a random one
+    """
+
+    queues: Mapping[str, int] | Iterable[str] = field(default_factory=lambda: {DEFAULT: 1})
+    concurrency: int = 100
+    strict: bool = False
+    lease: Duration = 30.0
+    sweep: Duration = 5.0
+    max_crashes: int = 3
+    shutdown_timeout: Duration = 30.0
+    timeout: Duration | None = None
+    retry_delay: RetryPolicy = None
+    dead_limit: int = 10_000
+    dead_age: Duration = timedelta(days=90)
+    threads: int | None = None
+    processes: int | None = None
+    prefetch: int | None = None
+    lifespan: Lifespan | None = None
+    middleware: tuple[Middleware, ...] = ()
+    on_error: OnError | None = None
+    allow_eviction: bool = False
+    server_id: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "queues", _weights(self.queues))
+        for name, least, most in (
+            ("concurrency", 1, 100_000), ("max_crashes", 1, 1000), ("dead_limit", 0, 10**9),
+        ):  # fmt: skip
+            _whole(name, getattr(self, name), least, most)
+        for name, least in (("threads", 1), ("processes", 1), ("prefetch", 0)):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), least, 100_000)
+        for name, least_s in (
+            ("lease", 0.3),
+            ("sweep", 0.01),
+            ("shutdown_timeout", 0.0),
+            ("dead_age", 0.0),
+        ):
+            _seconds(name, getattr(self, name), least_s)
+        if self.timeout is not None:
+            _seconds("timeout", self.timeout, 0.001)
+        if self.retry_delay is not None and not callable(self.retry_delay):
+            _seconds("retry_delay", self.retry_delay, 0.0)
+        object.__setattr__(self, "middleware", tuple(self.middleware))
+        for one in self.middleware:
+            check_middleware(one)
+        for name in ("on_error", "lifespan"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                msg = f"{name}: {shorten(value)} is not callable"
+                raise ConfigError(msg)
+        if self.server_id is not None and not NAME.fullmatch(self.server_id):
+            shown = shorten(self.server_id)
+            msg = f"server_id: {shown} is not 1 to 128 characters of A-Z a-z 0-9 _ . -"
+            raise ConfigError(msg)
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """The queues and their weights, heaviest first."""
+        queues: Any = self.queues
+        return dict(sorted(queues.items(), key=lambda item: -item[1]))
+
+    @property
+    def lease_s(self) -> float:
+        """The lease in seconds."""
+        return seconds(self.lease)
+
+    @property
+    def sweep_s(self) -> float:
+        """The sweep period in seconds."""
+        return seconds(self.sweep)
+
+    def policy(self) -> FetchPolicy:
+        """What the fetch script needs to know."""
+        return FetchPolicy(
+            lease_us=to_us("lease", self.lease),
+            max_crashes=self.max_crashes,
+            dead_limit=self.dead_limit,
+            dead_age_us=to_us("dead_age", self.dead_age),
+        )
+
+
+def seconds(value: Duration) -> float:
+    """A duration in seconds."""
+    return value.total_seconds() if isinstance(value, timedelta) else float(value)
+
+
+def _weights(queues: object) -> dict[str, int]:
+    if isinstance(queues, str) or not isinstance(queues, Iterable):
+        msg = (
+            f"queues: {shorten(queues)} is neither a mapping of name to weight nor a list of names"
+        )
+        raise ConfigError(msg)
+    pairs = queues.items() if isinstance(queues, Mapping) else ((name, 1) for name in queues)
+    weights: dict[str, int] = {}
+    for name, weight in pairs:
+        try:
+            check_name("queues", name)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        weights[name] = _whole(f"queues: weight of {name!r}", weight, 1, MAX_WEIGHT)
+    if not weights:
+        msg = "queues: there is none to serve"
+        raise ConfigError(msg)
+    return weights
+
+
+def _whole(name: str, value: object, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        msg = f"{name}: {shorten(value)} is not a whole number from {least} to {most}"
+        raise ConfigError(msg)
+    return value
+
+
+def _seconds(name: str, value: object, least: float) -> None:
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    if (
+        not isinstance(number, int | float)
+        or isinstance(number, bool)
+        or not math.isfinite(number)
+        or not least <= number <= 10 * 365 * 86_400
+    ):
+        msg = f"{name}: {shorten(value)} is not a number of seconds from {least:g} to 10 years"
+        raise ConfigError(msg)

@@ -1,0 +1,150 @@
+"""What a server says of itself, and the orders that it takes: its record and its inbox."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from qsync import codec
+from qsync.backoff import Backoff
+from qsync.broker import ops
+from qsync.broker.shell import AsyncBroker, Waiter
+from qsync.errors import QsyncError
+from qsync.keys import GlobalKeys
+from qsync.server.config import Config
+from qsync.server.lane import Lane, boot_s
+from qsync.server.run import STALE_S, Runner
+from qsync.version import __version__
+
+log = logging.getLogger("qsync.server")
+
+INBOX_WAIT_S: Final = 5.0
+
+
+class Control:
+    """The server's record in the store and its inbox."""
+
+    def __init__(
+        self,
+        server_id: str,
+        prefix: str,
+        config: Config,
+        broker: AsyncBroker,
+        lanes: Sequence[Lane],
+        runner: Runner,
+        types: Sequence[str],
+        on_stop: Callable[[], None],
+    ) -> None:
+        self._server_id = server_id
+        self._keys = GlobalKeys(prefix)
+        self._config = config
+        self._broker = broker
+        self._lanes = {lane.queue: lane for lane in lanes}
+        self._runner = runner
+        self._types = types
+        self._on_stop = on_stop
+        self._started = boot_s()
+        self._inbox = Waiter(broker, (self._keys.inbox(server_id),))
+        self.quiet = False
+
+    async def announce(self) -> None:
+        """Say every third of the lease that the server lives, what it is and what it does."""
+        every = self._config.lease_s / 3
+        while True:
+            try:
+                await self._say()
+            except QsyncError as error:
+                log.warning("cannot announce the server: %s", error)
+            await asyncio.sleep(every)
+
+    async def _say(self) -> None:
+        live_ms = int(self._config.lease_s * 2000) + 10_000
+        keys, broker = self._keys, self._broker
+        await broker.run(ops.register(keys, self._lanes))
+        await broker.run(ops.announce(keys, self._server_id, ttl_us=live_ms * 1000))
+        await broker.run(ops.describe(keys, self._server_id, self._record(), ttl_ms=live_ms))
+
+    def _record(self) -> dict[str, bytes | str | int]:
+        return {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "version": __version__,
+            "python": ".".join(map(str, sys.version_info[:3])),
+            "uptime_s": int(boot_s() - self._started),
+            "concurrency": self._config.concurrency,
+            "running": self._runner.running,
+            "quiet": int(self.quiet),
+            "queues": codec.encode(self._config.weights),
+            "types": codec.encode(list(self._types)),
+        }
+
+    async def withdraw(self) -> None:
+        """Take the record away: the server leaves."""
+        try:
+            await self._broker.run(
+                ops.announce(self._keys, self._server_id, ttl_us=0), patience=0.5
+            )
+            await self._broker.run(
+                ops.describe(self._keys, self._server_id, {}, ttl_ms=0), patience=0.5
+            )
+        except QsyncError as error:
+            log.warning("cannot withdraw the server's record: %s", error)
+        await self._inbox.aclose()
+
+    async def watch_stale(self) -> None:
+        """Hand back what was leased ahead and does not start after all."""
+        while True:
+            await asyncio.sleep(STALE_S / 4)
+            if self._runner.ready:
+                self._runner.hand_back_ready(older_than=STALE_S)
+
+    async def read_inbox(self) -> None:
+        """Carry out orders until cancelled."""
+        backoff = Backoff(cap=1.5)
+        while True:
+            try:
+                order = await self._inbox.wait(INBOX_WAIT_S)
+                if order is not None:
+                    await self._carry_out(order[1])
+                backoff.reset()
+            except QsyncError as error:
+                log.warning("cannot read the inbox: %s", error)
+                await asyncio.sleep(backoff.next())
+
+    async def _carry_out(self, data: bytes) -> None:
+        try:
+            verb, *rest = codec.decode(data, list[str])
+        except (codec.CodecError, ValueError):
+            log.warning("the inbox held an order that cannot be read")
+            return
+        if verb == "cancel" and len(rest) == 2:
+            await self._cancel(*rest)
+        elif verb == "quiet":
+            log.info("told to be quiet: no more tasks are fetched")
+            self.quiet = True
+            self._runner.accepting = False
+            self._runner.hand_back_ready()
+        elif verb == "stop":
+            log.info("told to stop")
+            self._on_stop()
+        else:
+            log.warning("the inbox held an unknown order: %s", ascii(verb)[:80])
+
+    async def _cancel(self, queue: str, id: str) -> None:
+        """The order is a hint: whether the task is to be cancelled, the store says."""
+        lane = self._lanes.get(queue)
+        leased = lane.held.get(id) if lane is not None else None
+        if lane is None or leased is None:
+            return
+        sent = boot_s()
+        call = ops.renew(lane.keys, [leased.held], lease_us=int(self._config.lease_s * 1_000_000))
+        [answer] = await self._broker.run(call)
+        if answer in ("ok", "cancelled"):
+            leased.expires = sent + self._config.lease_s
+        if answer == "cancelled":
+            self._runner.stop(leased, "cancelled")

@@ -1,0 +1,198 @@
+"""Where handlers run that are not coroutines: a pool of threads, and a pool of processes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import Context
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
+
+from qsync.server.processes import HandlerError, ProcessPool
+
+__all__ = ["HandlerError", "ProcessPool", "ThreadPool"]
+
+log = logging.getLogger("qsync.server")
+
+
+class _Call:
+    """One call of a function in a thread. The thread writes `started`, `value` and `error`."""
+
+    __slots__ = (
+        "abandoned", "counted_lost", "error", "future", "perform", "started", "thread_ended",
+        "value",
+    )  # fmt: skip
+
+    def __init__(self, perform: Callable[[], Any], future: asyncio.Future[Any]) -> None:
+        self.perform = perform
+        self.future = future
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.started = False
+        self.abandoned = False
+        self.counted_lost = False
+        self.thread_ended = False
+
+
+class ThreadPool:
+    """Runs functions in up to `threads` daemon threads, for one event loop.
+
+    Threads are started on demand and then kept. All counting is done on the loop, so no call takes
+    a lock; results that come in while the loop is busy are delivered together. A thread whose call
+    was abandoned counts as `lost` until its function returns, and another may take its place: so
+    there are always `threads` that can be used, whatever hangs.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self.lost = 0
+        """Threads that run a function for which nobody waits any more."""
+        self._live = 0
+        self._names = 0
+        self._queue: SimpleQueue[_Call | None] = SimpleQueue()
+        self._calls: dict[asyncio.Future[Any], _Call] = {}
+        self._finished: deque[_Call] = deque()
+        self._woken = False
+        self._closed = False
+        self._quiet = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def submit(
+        self,
+        context: Context,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> asyncio.Future[Any]:
+        """Call the function in a thread, within the context; the future has what becomes of it.
+
+        Whatever the function raises is the future's exception, SystemExit and KeyboardInterrupt
+        too; StopIteration, which no future can carry, comes as RuntimeError with it as the cause.
+        Raises RuntimeError when the pool is closed, or not one thread can be started.
+        """
+        if self._closed:
+            msg = "the pool of threads is closed"
+            raise RuntimeError(msg)
+        future = self._loop.create_future()
+        call = _Call(partial(context.run, function, *args, **kwargs), future)
+        self._calls[future] = call
+        try:
+            self._start_threads()
+        except BaseException:
+            del self._calls[future]
+            raise
+        self._queue.put(call)
+        return future
+
+    def abandon(self, future: asyncio.Future[Any]) -> None:
+        """Nobody waits for this call any more: cancel its future, and let it hold up no other.
+
+        A function that has begun cannot be stopped; its thread is `lost` until it returns. One that
+        has not begun never will.
+        """
+        future.cancel()
+        call = self._calls.get(future)
+        if call is None or call.abandoned:
+            return
+        call.abandoned = True  # before `started` is read: the thread does both the other way round
+        if call.started:
+            call.counted_lost = True
+            self.lost += 1
+            self._start_threads()
+
+    async def close(self, timeout: float) -> bool:  # noqa: ASYNC109 - it is no error to reach it
+        """Take no more calls, drop those that wait, and give running ones so many seconds to end.
+
+        False when some still run; their threads are daemons and hold up nobody's exit.
+        """
+        self._closed = True
+        for call in list(self._calls.values()):
+            if not call.started:
+                self.abandon(call.future)
+        try:
+            async with asyncio.timeout(timeout):
+                while len(self._calls) > self.lost:
+                    self._quiet.clear()
+                    await self._quiet.wait()
+        except TimeoutError:
+            log.warning("%d handlers still run in threads", len(self._calls))
+        for _ in range(self._live):
+            self._queue.put(None)
+        return not self._calls
+
+    def _start_threads(self) -> None:
+        """Have a thread for each call that was not abandoned, up to the number of `threads`."""
+        missing = min(self._threads, len(self._calls) - self.lost) - (self._live - self.lost)
+        for _ in range(missing):
+            name = f"qsync-{self._names + 1}"
+            try:
+                threading.Thread(target=self._work, name=name, daemon=True).start()
+            except RuntimeError:
+                if self._live <= self.lost:
+                    raise
+                log.warning("cannot start thread %s: going on with %d", name, self._live)
+                return
+            self._names += 1
+            self._live += 1
+
+    def _work(self) -> None:
+        """Body of a thread."""
+        get, finished = self._queue.get, self._finished
+        while (call := get()) is not None:
+            call.started = True
+            if not call.abandoned:
+                try:
+                    call.value = call.perform()
+                except BaseException as error:
+                    call.error = error
+            # A thread that was lost has been replaced meanwhile.
+            over = call.thread_ended = call.abandoned and call.counted_lost
+            finished.append(call)
+            del call  # while it waits for the next one, the thread keeps nothing alive
+            if not self._woken:
+                self._woken = True
+                try:
+                    self._loop.call_soon_threadsafe(self._deliver)
+                except RuntimeError:  # the loop is closed
+                    return
+            if over:
+                return
+
+    def _deliver(self) -> None:
+        """Hand over whatever has finished by now."""
+        self._woken = False  # before looking: what comes later wakes the loop again
+        finished = self._finished
+        while finished:
+            call = finished.popleft()
+            del self._calls[call.future]
+            if call.counted_lost:
+                self._found(call)
+            if not call.future.done():
+                _settle(call)
+        if self._closed and len(self._calls) <= self.lost:
+            self._quiet.set()
+
+    def _found(self, call: _Call) -> None:
+        """A lost thread is back: one of those that now are too many ends."""
+        self.lost -= 1
+        if call.thread_ended:
+            self._live -= 1
+        elif self._live - self.lost > self._threads:
+            self._live -= 1
+            self._queue.put(None)
+
+
+def _settle(call: _Call) -> None:
+    error, call.error = call.error, None  # else the traceback and the call hold each other
+    if error is None:
+        call.future.set_result(call.value)
+    elif isinstance(error, StopIteration):
+        raised = RuntimeError("the handler raised StopIteration")
+        raised.__cause__ = error
+        call.future.set_exception(raised)
+    else:
+        call.future.set_exception(error)

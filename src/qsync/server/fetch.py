@@ -1,0 +1,336 @@
+"""Leases tasks from the queues, does their upkeep, and waits when there is nothing to do.
+
+A fetch has a number that rises by one for each queue. One that got no answer is repeated under the
+same number until there is one, so that no task is leased to a server that does not know of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from qsync import codec
+from qsync.backoff import Backoff
+from qsync.broker import ops, views
+from qsync.broker.call import Call
+from qsync.broker.ops import Fetched, HandedBack
+from qsync.broker.shell import AsyncBroker, Waiter
+from qsync.errors import QsyncError
+from qsync.server import outcome
+from qsync.server.config import Config
+from qsync.server.lane import Asked, Lane, Leased, boot_s
+from qsync.server.run import Runner
+from qsync.server.share import Shares, interleave
+from qsync.task import decode_failure, decode_message
+
+log = logging.getLogger("qsync.server")
+
+RETRY_CAP_S: Final = 1.5
+"""The longest wait between tries while the store is away: soon after its return, work goes on."""
+
+MARGIN_S: Final = 0.0005
+"""Added to a wait for a due time, since the store's waits end on whole milliseconds."""
+
+
+class Fetcher:
+    """Keeps the runner supplied from all queues of the server."""
+
+    def __init__(
+        self,
+        server_id: str,
+        config: Config,
+        broker: AsyncBroker,
+        lanes: Sequence[Lane],
+        runner: Runner,
+    ) -> None:
+        self._server_id = server_id
+        self._config = config
+        self._broker = broker
+        self._lanes = {lane.queue: lane for lane in lanes}
+        self._runner = runner
+        self._policy = config.policy()
+        self._shares = Shares(config.weights, strict=config.strict)
+        self._backoffs = {lane.queue: Backoff(cap=RETRY_CAP_S) for lane in lanes}
+        self._retry_at = dict.fromkeys(self._lanes, 0.0)
+        self._woken: set[str] = set()
+        waiters = broker.waiters([lane.keys.key("wake") for lane in lanes])
+        self._by_wake = {lane.keys.key("wake"): lane for lane in lanes}
+        self._waiting: dict[Waiter, asyncio.Task[None] | None] = dict.fromkeys(waiters)
+        self._flights: dict[str, asyncio.Task[None]] = {}
+        self._kick = runner.room_made
+
+    async def run(self) -> None:
+        """Fetch until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._kick.clear()
+            delay = self._step()
+            timer = loop.call_later(delay, self._kick.set) if math.isfinite(delay) else None
+            await self._kick.wait()
+            if timer is not None:
+                timer.cancel()
+
+    async def finish(self, patience: float) -> None:
+        """End the waits and see every fetch that is under way answered, if that takes no longer
+        than `patience` seconds; what they bring is in the runner's hands.
+
+        A wait that is ended may have taken a wake with it; a last fetch of nothing puts it back.
+        """
+        interrupted = [task for task in self._waiting.values() if task is not None]
+        for task in interrupted:
+            task.cancel()
+        await asyncio.gather(*interrupted, return_exceptions=True)
+        ends = boot_s() + patience
+        while boot_s() < ends:
+            if self._flights:
+                await asyncio.wait(set(self._flights.values()), timeout=max(0.0, ends - boot_s()))
+            open_lanes = [lane for lane in self._lanes.values() if lane.unanswered is not None]
+            if not open_lanes:
+                break
+            self._launch([(lane, 0) for lane in open_lanes])
+            await asyncio.sleep(0.05)
+        for task in self._flights.values():
+            task.cancel()
+        await asyncio.gather(*self._flights.values(), return_exceptions=True)
+
+    async def pass_on(self) -> None:
+        """Wake another server where tasks are left that this one will not take."""
+        calls = [self._call(lane, 0) for lane in self._lanes.values() if lane.unanswered is None]
+        for answer in await self._broker.run_many(calls):
+            if isinstance(answer, QsyncError):
+                log.warning("%s", answer)
+
+    async def aclose(self) -> None:
+        """Close the connections that wait."""
+        for waiter in self._waiting:
+            await waiter.aclose()
+
+    # One round.
+
+    def _step(self) -> float:
+        """Start what there is to do; returns the seconds until there may be more."""
+        now = boot_s()
+        lanes = [lane for lane in self._lanes.values() if lane.queue not in self._flights]
+        for lane in lanes:
+            if lane.next_due is not None and now >= lane.next_due:
+                lane.empty = False
+                lane.next_due = None
+        slots = self._runner.wants() - sum(self._lanes[queue].wanted for queue in self._flights)
+        ready = [lane for lane in lanes if now >= self._retry_at[lane.queue]]
+        hungry = [lane.queue for lane in ready if not lane.empty]
+        shares = self._shares.split(slots, hungry) if slots > 0 and hungry else {}
+        calls = [
+            (lane, shares.get(lane.queue, 0))
+            for lane in ready
+            if shares.get(lane.queue) or self._upkeep_due(lane, now)
+        ]
+        if calls:
+            self._launch(calls)
+        elif slots > 0 and not hungry:
+            self._wait_for_wake(now)
+        return self._next_step(now, slots > 0)
+
+    def _upkeep_due(self, lane: Lane, now: float) -> bool:
+        return (
+            lane.more
+            or lane.unanswered is not None
+            or lane.queue in self._woken
+            or now - lane.last_fetch >= self._config.sweep_s
+        )
+
+    def _next_step(self, now: float, room: bool) -> float:
+        times = [math.inf]
+        for lane in self._lanes.values():
+            if lane.queue in self._flights:
+                continue
+            if now < self._retry_at[lane.queue]:
+                times.append(self._retry_at[lane.queue])
+                continue
+            times.append(lane.last_fetch + self._config.sweep_s)
+            if room and lane.next_due is not None:
+                times.append(lane.next_due)
+        return max(0.0, min(times) - now)
+
+    def _wait_for_wake(self, now: float) -> None:
+        """Block on the wake lists of queues that are empty."""
+        for waiter, task in self._waiting.items():
+            lanes = [self._by_wake[key] for key in waiter.keys]
+            if task is None and all(now >= self._retry_at[lane.queue] for lane in lanes):
+                until = min(
+                    min(lane.next_due or math.inf, lane.last_fetch + self._config.sweep_s)
+                    for lane in lanes
+                )
+                wait = self._wait(waiter, max(0.001, until - now + MARGIN_S))
+                self._waiting[waiter] = asyncio.get_running_loop().create_task(wait)
+
+    async def _wait(self, waiter: Waiter, seconds: float) -> None:
+        try:
+            woken = await waiter.wait(seconds)
+            if woken is not None:
+                lane = self._by_wake[woken[0]]
+                lane.empty = False
+                self._woken.add(lane.queue)
+        except QsyncError as error:
+            for key in waiter.keys:
+                queue = self._by_wake[key].queue
+                self._retry_at[queue] = boot_s() + self._backoffs[queue].next()
+            log.warning("cannot wait for tasks: %s", error)
+        finally:
+            self._waiting[waiter] = None
+            self._kick.set()
+
+    def _launch(self, calls: Sequence[tuple[Lane, int]]) -> None:
+        """Send fetches: together where one pipeline reaches all queues, else each by itself."""
+        cluster = self._broker.address.kind == "cluster"
+        for group in [[call] for call in calls] if cluster else [calls]:
+            task = asyncio.get_running_loop().create_task(self._fly(group))
+            for lane, wanted in group:
+                lane.wanted = wanted
+                self._flights[lane.queue] = task
+
+    async def _fly(self, group: Sequence[tuple[Lane, int]]) -> None:
+        try:
+            sent = boot_s()
+            calls = []
+            repeated = set()
+            for lane, wanted in group:
+                if lane.unanswered is not None:
+                    repeated.add(lane.queue)
+                calls.append(self._call(lane, wanted))
+            answers = await self._broker.run_many(calls)
+            runs = []
+            for (lane, wanted), answer in zip(group, answers, strict=True):
+                if isinstance(answer, QsyncError):
+                    self._failed(lane, answer)
+                else:
+                    runs.append(
+                        await self._landed(lane, wanted, answer, sent, lane.queue in repeated)
+                    )
+            self._runner.take(interleave(runs) if len(runs) != 1 else runs[0])
+        finally:
+            for lane, _ in group:
+                lane.wanted = 0
+                self._flights.pop(lane.queue, None)
+            self._kick.set()
+
+    def _call(self, lane: Lane, wanted: int) -> Call[Fetched]:
+        if lane.unanswered is None:
+            lane.number += 1
+            call = ops.fetch(
+                lane.keys,
+                server=self._server_id,
+                number=lane.number,
+                wanted=wanted,
+                policy=self._policy,
+            )
+            lane.unanswered = Asked(call, f"{self._server_id}/{lane.number}", boot_s())
+        return lane.unanswered.call
+
+    def _failed(self, lane: Lane, error: QsyncError) -> None:
+        delay = self._backoffs[lane.queue].next()
+        self._retry_at[lane.queue] = boot_s() + delay
+        log.warning("cannot fetch from queue %s, next try in %.2f s: %s", lane.queue, delay, error)
+
+    # What a fetch brought.
+
+    async def _landed(
+        self, lane: Lane, wanted: int, fetched: Fetched, sent: float, repeated: bool
+    ) -> list[Leased]:
+        received = boot_s()
+        token = f"{self._server_id}/{lane.number}"
+        lane.unanswered = None
+        lane.last_fetch = received
+        lane.store_now_us, lane.store_seen = fetched.now_us, sent
+        lane.more = fetched.more
+        lane.paused = fetched.paused
+        lane.next_due = None
+        if fetched.next_due_us is not None:
+            lane.next_due = received + fetched.next_due_us / 1_000_000
+        self._woken.discard(lane.queue)
+        self._backoffs[lane.queue].reset()
+        if len(fetched.ids) < wanted and not (repeated or fetched.more):
+            lane.empty = True
+            self._shares.forget(lane.queue)
+        if fetched.recovered or fetched.died:
+            log.warning(
+                "queue %s: recovered %d tasks of servers that died; %d more are dead of it",
+                lane.queue, fetched.recovered, fetched.died,
+            )  # fmt: skip
+        leased = self._lease(lane, token, fetched, sent)
+        late = received - sent > self._config.lease_s / 2  # a handler blocked the loop meanwhile
+        if (repeated or late) and leased:
+            leased = await self._confirm(lane, leased)
+        if fetched.own_lapsed:
+            await self._mend(lane, fetched.own_lapsed)
+        return leased
+
+    def _lease(self, lane: Lane, token: str, fetched: Fetched, sent: float) -> list[Leased]:
+        expires = sent + self._config.lease_s
+        leased: list[Leased] = []
+        held = lane.held
+        for id, data, record, crashes in zip(
+            fetched.ids, fetched.messages, fetched.failures, fetched.crashes, strict=True
+        ):
+            try:
+                message = decode_message(data)
+            except codec.CodecError as error:
+                log.error("task %s of queue %s cannot be read: %s", id, lane.queue, error)
+                kill = outcome.undecodable(id, token, str(error), fetched.now_us)
+                self._runner.settle_unread(lane, kill)
+                continue
+            one = Leased(lane, id, token, message, decode_failure(record), crashes, sent, expires)
+            if message.options is not None and message.options.fairness_key is not None:
+                self._runner.keyed = True
+            held[id] = one
+            leased.append(one)
+        return leased
+
+    async def _confirm(self, lane: Lane, leased: list[Leased]) -> list[Leased]:
+        """Renew what came late, or by a repeated fetch: its leases may be as old as the first."""
+        sent = boot_s()
+        call = ops.renew(lane.keys, [one.held for one in leased], lease_us=self._policy.lease_us)
+        try:
+            answers = await self._broker.run(call, patience=self._config.lease_s / 3)
+        except QsyncError as error:
+            log.warning("cannot renew leases of queue %s: %s", lane.queue, error)
+            return leased
+        kept = []
+        for one, answer in zip(leased, answers, strict=True):
+            if answer in ("ok", "cancelled"):
+                one.expires = sent + self._config.lease_s
+                kept.append(one)
+            else:
+                lane.drop(one)
+        return kept
+
+    async def _mend(self, lane: Lane, ids: Iterable[str]) -> None:
+        """Leases of ours that ran out: renew what is still held, hand the rest back."""
+        ours = [lane.held[id] for id in ids if id in lane.held]
+        sent = boot_s()
+        try:
+            if ours:
+                call = ops.renew(
+                    lane.keys, [one.held for one in ours], lease_us=self._policy.lease_us
+                )
+                answers = await self._broker.run(call)
+                for one, answer in zip(ours, answers, strict=True):
+                    if answer in ("ok", "cancelled"):
+                        one.expires = sent + self._config.lease_s
+            stray = [id for id in ids if id not in lane.held]
+            if stray:
+                shown = await self._broker.run(views.show(lane.keys, stray))
+                backs = [
+                    HandedBack(id, one.owner)
+                    for id, one in zip(stray, shown, strict=True)
+                    if one is not None
+                    and one.owner is not None
+                    and one.owner.startswith(f"{self._server_id}/")
+                    and id not in lane.held
+                ]
+                if backs:
+                    await self._broker.run(ops.hand_back(lane.keys, backs))
+        except QsyncError as error:
+            log.warning("cannot mend leases of queue %s: %s", lane.queue, error)

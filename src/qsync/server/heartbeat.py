@@ -1,0 +1,204 @@
+"""Keeps leases alive, in a thread of its own, so that a handler that blocks the loop loses nothing.
+
+Every third of the lease the thread renews what the server holds, and learns what was lost or is to
+be cancelled. It also sees when the loop stalls: it says so, with the stack of the blocked thread,
+and hands back what was leased ahead and cannot start now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Final
+
+from qsync.broker import ops
+from qsync.broker.shell import Broker
+from qsync.errors import QsyncError
+from qsync.server.lane import GONE, READY, Lane, Leased, boot_s
+from qsync.server.run import STALE_S, Runner
+
+log = logging.getLogger("qsync.server")
+
+STALL_S: Final = 1.0
+"""The loop is said to stall when it did not get to run for so many seconds."""
+
+TICK_S: Final = 0.25
+
+
+class Heartbeat:
+    """A thread that renews the leases of some queues, all on one node."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        lanes: Sequence[Lane],
+        runner: Runner,
+        *,
+        lease_s: float,
+        watches_loop: bool,
+    ) -> None:
+        self._broker = broker
+        self._lanes = lanes
+        self._runner = runner
+        self._lease_s = lease_s
+        self._watches_loop = watches_loop
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._end = threading.Event()
+        self._beat_sent = self._beat_seen = time.monotonic()
+        self._said_stalled = False
+        self._thread = threading.Thread(target=self._run, name="qsync-heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End the thread; waits for a renewal that is under way."""
+        self._end.set()
+        await asyncio.to_thread(self._thread.join, self._lease_s / 3 + 1)
+        self._broker.close()
+
+    def _run(self) -> None:
+        next_renewal = boot_s() + self._lease_s / 3
+        tick = min(TICK_S, self._lease_s / 12)
+        while not self._end.wait(tick):
+            try:
+                if self._watches_loop:
+                    self._watch()
+                if boot_s() >= next_renewal:
+                    began = boot_s()
+                    done = self._renew()
+                    # After a failure soon again, while the leases still hold.
+                    next_renewal = began + self._lease_s / (3 if done else 10)
+            except Exception:
+                log.exception("the heartbeat goes on after an unexpected error")
+
+    # Renewal.
+
+    def _renew(self) -> bool:
+        """Renew all that is held; False when some of it could not be."""
+        all_done = True
+        for lane in self._lanes:
+            all_done &= self._renew_unread(lane)
+            held = [leased for leased in lane.held.copy().values() if leased.phase != GONE]
+            for part in ops.batches(held, lambda one: len(one.id) + len(one.token)):
+                sent = boot_s()
+                call = ops.renew(
+                    lane.keys,
+                    [leased.held for leased in part],
+                    lease_us=int(self._lease_s * 1_000_000),
+                )
+                try:
+                    answers = self._broker.run(call, patience=self._lease_s / 10)
+                except QsyncError as error:
+                    log.warning(
+                        "cannot renew %d leases of queue %s: %s", len(part), lane.queue, error
+                    )
+                    all_done = False
+                    continue
+                told = []
+                for leased, answer in zip(part, answers, strict=True):
+                    if answer in ("ok", "cancelled"):
+                        leased.expires = sent + self._lease_s
+                    if answer != "ok":
+                        told.append((leased, answer))
+                if told:
+                    self._post(self._tell, told)
+        return all_done
+
+    def _renew_unread(self, lane: Lane) -> bool:
+        """Renew what was fetched and lies unread while a handler blocks the loop.
+
+        Which tasks these are the fetch says when it is made again. True when there was nothing to
+        renew, or it was.
+        """
+        asked = lane.unanswered
+        if asked is None or boot_s() - asked.since < self._lease_s / 6:
+            return True
+        patience = self._lease_s / 10
+        try:
+            ids = self._broker.run(asked.call, patience=patience).ids
+            if ids:
+                held = [ops.Held(id, asked.token) for id in ids]
+                lease_us = int(self._lease_s * 1_000_000)
+                self._broker.run(ops.renew(lane.keys, held, lease_us=lease_us), patience=patience)
+        except QsyncError as error:
+            log.warning("cannot renew what was fetched from queue %s: %s", lane.queue, error)
+            return False
+        return True
+
+    def _tell(self, told: Sequence[tuple[Leased, str]]) -> None:
+        """On the loop: act on what the store said, if the task is still where it was."""
+        for leased, answer in told:
+            if answer == "cancelled":
+                self._runner.stop(leased, "cancelled")
+            else:
+                self._runner.lose(leased)
+
+    def _post(self, function: object, *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *args)  # type: ignore[arg-type]
+        except RuntimeError:  # the loop is closed: nobody is there to be told
+            self._end.set()
+
+    # The loop.
+
+    def _watch(self) -> None:
+        now = time.monotonic()
+        if self._beat_seen >= self._beat_sent:
+            self._beat_sent = now
+            self._said_stalled = False
+            self._post(self._beat)
+            return
+        if now - self._beat_sent < STALL_S:
+            return
+        if not self._said_stalled:
+            self._said_stalled = True
+            frame = sys._current_frames().get(self._loop_thread)
+            stack = "".join(traceback.format_stack(frame)) if frame else "unknown"
+            log.warning(
+                "a handler blocks the event loop for over %g s; use `def`, or await:\n%s",
+                STALL_S,
+                stack,
+            )
+        self._hand_back_ready()
+
+    def _beat(self) -> None:
+        self._beat_seen = time.monotonic()
+
+    def _hand_back_ready(self) -> None:
+        """Take what waits from the right end, since the loop takes from the left."""
+        limit = boot_s() - STALE_S
+        taken: list[Leased] = []
+        while self._runner.ready:
+            try:
+                leased = self._runner.ready.pop()
+            except IndexError:
+                break
+            if leased.phase != READY:
+                continue
+            if leased.fetched > limit:
+                self._runner.ready.append(leased)
+                break
+            taken.append(leased)
+        by_lane: dict[str, list[Leased]] = {}
+        for leased in reversed(taken):
+            by_lane.setdefault(leased.lane.queue, []).append(leased)
+        for mine in by_lane.values():
+            lane = mine[0].lane
+            for part in ops.batches(mine, lambda one: len(one.id) + len(one.token)):
+                backs = [ops.HandedBack(leased.id, leased.token) for leased in part]
+                try:
+                    self._broker.run(ops.hand_back(lane.keys, backs), patience=self._lease_s / 10)
+                except QsyncError as error:
+                    log.warning(
+                        "cannot hand back %d tasks of queue %s: %s", len(part), lane.queue, error
+                    )
+                for leased in part:
+                    lane.drop(leased)

@@ -1,0 +1,126 @@
+"""What a server holds: its queues, and the tasks that it has leased from them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final, Literal, NamedTuple
+
+from qsync.broker.call import Call
+from qsync.broker.ops import Fetched, Held
+from qsync.keys import QueueKeys
+from qsync.task import Failure, Message, TaskInfo
+
+_BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def boot_s() -> float:
+    """Seconds on a clock that goes on while the machine sleeps, for judging leases."""
+    return time.clock_gettime(_BOOT_CLOCK)
+
+
+Stop = Literal["cancelled", "lost", "timeout", "shutdown"]
+"""Why a running handler is stopped."""
+
+READY: Final = 0
+"""Leased, and waiting for a slot."""
+RUNNING: Final = 1
+SETTLING: Final = 2
+"""Its end is known here and not yet in the store."""
+GONE: Final = 3
+"""No business of this server's any more."""
+
+
+class Leased:
+    """A task that this server holds a lease of."""
+
+    __slots__ = (
+        "crashes", "expires", "failure", "fetched", "id", "info", "lane", "message",
+        "phase", "progress", "stop", "task", "timer", "token",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        lane: Lane,
+        id: str,
+        token: str,
+        message: Message,
+        failure: Failure,
+        crashes: int,
+        fetched: float,
+        expires: float,
+    ) -> None:
+        self.lane = lane
+        self.id = id
+        self.token = token
+        self.message = message
+        self.failure = failure
+        self.crashes = crashes
+        self.fetched = fetched
+        """By boot_s, before the call that brought it."""
+        self.expires = expires
+        """By boot_s; renewals move it."""
+        self.phase = READY
+        self.stop: Stop | None = None
+        self.info: TaskInfo | None = None
+        self.task: asyncio.Task[None] | None = None
+        """Set while the handler may be cancelled."""
+        self.timer: asyncio.TimerHandle | None = None
+        self.progress: tuple[float, float] | None = None
+
+    @property
+    def held(self) -> Held:
+        """Id and token, as the store's operations take them."""
+        return Held(self.id, self.token)
+
+
+class Asked(NamedTuple):
+    """A fetch that got no answer yet; made again it brings the same tasks."""
+
+    call: Call[Fetched]
+    token: str
+    """Of the tasks that it brings."""
+    since: float
+    """By boot_s, when it was first made."""
+
+
+class Lane:
+    """One queue as a server sees it: the state of its fetches, and what is held of it."""
+
+    __slots__ = (
+        "empty", "held", "keys", "last_fetch", "more", "next_due", "number", "paused", "queue",
+        "store_now_us", "store_seen", "unanswered", "wanted",
+    )  # fmt: skip
+
+    def __init__(self, keys: QueueKeys) -> None:
+        self.keys = keys
+        self.queue = keys.queue
+        self.held: dict[str, Leased] = {}
+        """By id; the heartbeat thread reads copies of it."""
+        self.number = 0
+        """Of the last fetch sent."""
+        self.unanswered: Asked | None = None
+        """The heartbeat thread reads it."""
+        self.wanted = 0
+        self.empty = False
+        """The last fetch brought less than was wanted: wait for a wake."""
+        self.more = False
+        """The upkeep of the queue has more to do at once."""
+        self.paused = False
+        self.last_fetch = -1e9
+        self.next_due: float | None = None
+        """By boot_s, when something of the queue is next due."""
+        self.store_now_us = 0
+        self.store_seen = 0.0
+
+    def store_time_us(self) -> int:
+        """The latest that the store's clock may show now; 0 before the first fetch."""
+        if not self.store_now_us:
+            return 0
+        return self.store_now_us + int((boot_s() - self.store_seen) * 1_000_000)
+
+    def drop(self, leased: Leased) -> None:
+        """The server has nothing to do with this task any more."""
+        leased.phase = GONE
+        if self.held.get(leased.id) is leased:
+            del self.held[leased.id]

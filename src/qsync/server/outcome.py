@@ -1,0 +1,117 @@
+"""What becomes of a task whose handler did not return: retry, death, or back to the queue. Pure."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from typing import Any, Final
+
+from qsync import codec
+from qsync.backoff import RetryPolicy, retry_delay
+from qsync.broker.ops import HandedBack as Back
+from qsync.broker.ops import Held, Killed, Retried
+from qsync.errors import InvalidTask, Retry, SkipRetry
+from qsync.server.lane import Leased
+from qsync.task import ERROR_LIMIT, Failure, to_us
+
+UNKNOWN_FOR_US: Final = 3_600_000_000
+"""A task whose type no server knew for so long is dead."""
+
+Settlement = Retried | Killed | Back | Held
+"""Held stands for the end of a cancelled task."""
+
+
+class BadPayload(InvalidTask):
+    """The payload does not fit the handler: another attempt would not go better."""
+
+
+def describe(error: BaseException, limit: int = ERROR_LIMIT) -> str:
+    """An exception as text, `limit` bytes of UTF-8 at most, whatever its `str` does.
+
+    The first line says what it is, and then comes the traceback, cut in the middle when long.
+    """
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except BaseException as broken:
+        text = f"<its text raised {type(broken).__name__}>"
+    head = f"{name}: {text}" if text else name
+    head = _cut(head, limit // 2)
+    try:
+        trace = "".join(traceback.format_tb(error.__traceback__, limit=-40))
+        trace += "\n".join(getattr(error, "__notes__", ()))
+    except Exception:
+        trace = ""
+    return _cut(f"{head}\n\n{trace}" if trace else head, limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    data = text.encode("utf-8", "backslashreplace")
+    if len(data) <= limit:
+        return data.decode("utf-8")
+    half = (limit - 5) // 2
+    return f"{data[:half].decode('utf-8', 'ignore')}\n...\n{data[-half:].decode('utf-8', 'ignore')}"
+
+
+def failed(leased: Leased, error: BaseException, now_us: int, policy: RetryPolicy) -> Settlement:
+    """A failed attempt: another one while some are left and the deadline allows, else death."""
+    attempt = leased.failure.attempts + 1
+    text = describe(error)
+    record = Failure(attempt, text, now_us)
+    final = isinstance(error, SkipRetry | BadPayload)
+    if final or attempt > leased.message.retry:
+        return _kill(leased, record, failed=True)
+    delay_us = _delay_us(leased, attempt, error, policy)
+    deadline = leased.message.options and leased.message.options.deadline_us
+    if deadline and now_us + delay_us >= deadline:
+        late = Failure(
+            attempt, f"deadline passes before the next attempt; last error: {text}", now_us
+        )
+        return _kill(leased, late, failed=True)
+    return Retried(leased.id, leased.token, delay_us, codec.encode(record))
+
+
+def _delay_us(leased: Leased, attempt: int, error: BaseException, policy: RetryPolicy) -> int:
+    if isinstance(error, Retry) and error.delay is not None:
+        return to_us("delay", error.delay)
+    options = leased.message.options
+    if options and options.retry_delay_us is not None:
+        return options.retry_delay_us
+    known = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
+    return math.ceil(retry_delay(policy, attempt, known) * 1_000_000)
+
+
+def past_deadline(leased: Leased, now_us: int) -> Settlement:
+    """A task that would start after its deadline is dead."""
+    record = Failure(leased.failure.attempts, "deadline passed before it could start", now_us)
+    return _kill(leased, record, failed=False)
+
+
+def unknown_type(leased: Leased, now_us: int) -> Settlement:
+    """A type that this server does not know: later, maybe elsewhere; after an hour, dead."""
+    before = leased.failure
+    since = before.unknown_since_us or now_us
+    times = before.unknown_times + 1
+    if now_us - since >= UNKNOWN_FOR_US:
+        text = f"unknown type {leased.message.type!r}: no server knew it for an hour"
+        return _kill(leased, Failure(before.attempts, text, now_us), failed=False)
+    record = Failure(before.attempts, before.error, before.failed_at_us, since, times)
+    delay_us = min(60, 2 ** min(times - 1, 6)) * 1_000_000
+    return Back(leased.id, leased.token, delay_us, codec.encode(record))
+
+
+def undecodable(id: str, token: str, why: str, now_us: int) -> Killed:
+    """What lies in the store is no message that this version can read; its bytes are kept."""
+    record = Failure(0, f"undecodable message: {why}"[:ERROR_LIMIT], now_us)
+    return Killed(id, token, failed=False, failure=codec.encode(record))
+
+
+def _kill(leased: Leased, record: Failure, *, failed: bool) -> Killed:
+    return Killed(leased.id, leased.token, failed, codec.encode(record))
+
+
+def exception_for(stop: Any, seconds: float | None) -> Exception:
+    """The failure that a stopped handler is recorded with."""
+    if stop == "timeout":
+        return TimeoutError(f"timed out after {seconds:g} s")
+    return RuntimeError("the handler raised CancelledError by itself")

@@ -1,0 +1,186 @@
+"""Periodic tasks: every server of an app enqueues every tick, and the store takes each one once.
+
+There is no leader. A tick has the same task id on all servers, and the store remembers the last
+tick of each schedule, in the same script that enqueues its task: whoever comes second changes
+nothing. So ticks come as long as one server lives, and its clock does not matter: time is what the
+store says it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from qsync import schedule
+from qsync.backoff import Backoff
+from qsync.broker import ops
+from qsync.broker.shell import AsyncBroker
+from qsync.errors import QsyncError
+from qsync.keys import GlobalKeys, QueueKeys, shorten
+from qsync.schedule import Periodic
+from qsync.server.lane import boot_s
+from qsync.task import Outgoing, Task, new_nonce, outgoing
+
+log = logging.getLogger("qsync.server")
+
+GRACE_US: Final = 30_000_000
+"""A tick that is at most so late counts as on time, whatever its schedule does about missed ones.
+It covers the restart of the only server, and a failover of the store."""
+
+RELEARN_S: Final = 60.0
+"""How often the store is asked for its time, and for the ticks that other servers enqueued."""
+
+LEAST_SLEEP_S: Final = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodicTask:
+    """A schedule, and how the task of a tick is made; the task gets the id of its tick.
+
+    All tasks that `build` makes go to the queue of the first one.
+    """
+
+    periodic: Periodic
+    build: Callable[[], Task]
+
+
+class PeriodicLoop:
+    """Enqueues the tasks of ticks when these are due, for as long as it runs.
+
+    Any number of them may run on one store. No error of the store ends it, nor does a task that
+    cannot be built: that tick is skipped, with an error in the log.
+    """
+
+    def __init__(self, broker: AsyncBroker, prefix: str, tasks: Sequence[PeriodicTask]) -> None:
+        by_queue: dict[str, list[_Entry]] = {}
+        for task in tasks:
+            by_queue.setdefault(task.build().queue, []).append(_Entry(task))
+        self._queues = [
+            _Queue(broker, prefix, queue, entries) for queue, entries in by_queue.items()
+        ]
+
+    async def run(self) -> None:
+        """Never returns; cancel it."""
+        async with asyncio.TaskGroup() as group:
+            for queue in self._queues:
+                group.create_task(queue.run())
+
+
+class _Entry:
+    """A periodic task, and its last tick as far as this server knows."""
+
+    def __init__(self, task: PeriodicTask) -> None:
+        self.name = task.periodic.name
+        self.build = task.build
+        self.last_us: int | None = None
+        self._periodic = task.periodic
+
+    def learn(self, last_us: int) -> None:
+        self.last_us = max(last_us, self.last_us or last_us)
+
+    def due(self, now_us: int) -> int | None:
+        """The first tick that is to be enqueued now."""
+        ticks = schedule.due_ticks(
+            self._periodic.schedule, self.last_us, now_us, self._periodic.missed,
+            grace_us=GRACE_US, limit=1,
+        )  # fmt: skip
+        return ticks[0] if ticks else None
+
+    def next_us(self, now_us: int) -> int | None:
+        """The first tick to come."""
+        return self._periodic.schedule.next_after(now_us)
+
+
+class _Queue:
+    """The periodic tasks of one queue; each queue has a node, and so a clock, of its own."""
+
+    def __init__(
+        self, broker: AsyncBroker, prefix: str, queue: str, entries: Sequence[_Entry]
+    ) -> None:
+        self._broker = broker
+        self._globals = GlobalKeys(prefix)
+        self._keys = QueueKeys(prefix, queue)
+        self._entries = entries
+        self._ahead_us = 0  # the store's clock less ours, at least
+        self._backoff = Backoff()
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self._follow(await self._learn())
+            except QsyncError as error:
+                log.warning("periodic tasks of queue %s have to wait: %s", self._keys.queue, error)
+                await asyncio.sleep(self._backoff.next())
+
+    async def _learn(self) -> float:
+        """Learn the store's time and the last ticks; returns until when that will do."""
+        await self._broker.run(ops.register(self._globals, [self._keys.queue]))
+        names = [entry.name for entry in self._entries]
+        call = ops.begin_ticks(self._keys, names)
+        now_us, last = await self._broker.run(call)
+        # The answer took some time to come, so the store's clock is ahead of this: a tick may be
+        # late by as much, and is never early.
+        self._ahead_us = now_us - _boot_us()
+        for entry, last_us in zip(self._entries, last, strict=True):
+            entry.learn(last_us)
+        self._backoff.reset()
+        return boot_s() + RELEARN_S
+
+    async def _follow(self, until: float) -> None:
+        """Enqueue ticks as they come due, until that time."""
+        while (now := boot_s()) < until:
+            now_us = _boot_us() + self._ahead_us
+            due = [
+                (entry, tick_us)
+                for entry in self._entries
+                if (tick_us := entry.due(now_us)) is not None
+            ]
+            if due:
+                await self._enqueue(due)
+                continue
+            coming = [us for entry in self._entries if (us := entry.next_us(now_us)) is not None]
+            pause = (min(coming) - now_us) / 1_000_000 if coming else RELEARN_S
+            await asyncio.sleep(max(min(pause, until - now), LEAST_SLEEP_S))
+
+    async def _enqueue(self, due: Sequence[tuple[_Entry, int]]) -> None:
+        """Enqueue one tick for each entry; raises the first error when some did not get through.
+
+        Never two of one entry at a time: the second would make the first one past.
+        """
+        calls, entries = [], []
+        for entry, tick_us in due:
+            task = self._build(entry, tick_us)
+            if task is None:
+                entry.learn(tick_us)
+                continue
+            calls.append(ops.tick(self._keys, entry.name, tick_us, task))
+            entries.append((entry, tick_us))
+        failed: QsyncError | None = None
+        for start in range(0, len(calls), ops.BATCH):
+            answers = await self._broker.run_many(calls[start : start + ops.BATCH])
+            for (entry, tick_us), answer in zip(entries[start:], answers, strict=False):
+                if isinstance(answer, QsyncError):
+                    failed = failed or answer
+                else:
+                    entry.learn(tick_us)
+        if failed is not None:
+            raise failed
+
+    def _build(self, entry: _Entry, tick_us: int) -> Outgoing | None:
+        try:
+            task = entry.build().replace(id=schedule.tick_id(entry.name, tick_us))
+            return outgoing(task, new_nonce(), queue=self._keys.queue)
+        except Exception as error:
+            # Its text may hold arguments, which do not belong in a log.
+            log.error(
+                "periodic task %s: no task for this tick, building it raised %s",
+                shorten(entry.name), type(error).__name__,
+            )  # fmt: skip
+            return None
+
+
+def _boot_us() -> int:
+    return int(boot_s() * 1_000_000)

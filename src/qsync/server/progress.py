@@ -1,0 +1,62 @@
+"""Stores how far tasks are: the last word of each, in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from qsync.broker import ops
+from qsync.broker.shell import AsyncBroker
+from qsync.errors import QsyncError
+from qsync.server.lane import RUNNING, Lane, Leased
+
+log = logging.getLogger("qsync.server")
+
+
+class Progress:
+    """Takes what handlers tell, from any thread, and stores it one call a queue at a time."""
+
+    def __init__(self, broker: AsyncBroker, lanes: Mapping[str, Lane]) -> None:
+        self._broker = broker
+        self._lanes = lanes
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[str, set[Leased]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def tell(self, leased: Leased, done: float, total: float) -> None:
+        """Note how far a task is."""
+        leased.progress = (done, total)
+        self._loop.call_soon_threadsafe(self._note, leased)
+
+    async def aclose(self) -> None:
+        """Forget what is not stored yet."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _note(self, leased: Leased) -> None:
+        queue = leased.lane.queue
+        if queue in self._waiting:
+            self._waiting[queue].add(leased)
+            return
+        self._waiting[queue] = {leased}
+        task = self._loop.create_task(self._store(queue))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _store(self, queue: str) -> None:
+        try:
+            while waiting := self._waiting[queue]:
+                self._waiting[queue] = set()
+                rows = [
+                    (leased.id, leased.token, *leased.progress)
+                    for leased in waiting
+                    if leased.progress is not None and leased.phase == RUNNING
+                ]
+                for part in ops.batches(rows, lambda row: len(row[0])):
+                    await self._broker.run(ops.progress(self._lanes[queue].keys, part))
+        except QsyncError as error:
+            log.warning("progress of tasks of queue %s was not stored: %s", queue, error)
+        finally:
+            del self._waiting[queue]

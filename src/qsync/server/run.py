@@ -1,0 +1,410 @@
+"""Runs leased tasks: at most `concurrency` at a time, each in a fresh context."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from qsync.broker import ops
+from qsync.broker.ops import Done
+from qsync.broker.shell import AsyncBroker
+from qsync.server import outcome
+from qsync.server.around import Around, Surroundings
+from qsync.server.config import Config, seconds
+from qsync.server.current import running
+from qsync.server.invoke import Invoke, Invoker, encode_result
+from qsync.server.lane import READY, RUNNING, Lane, Leased, Stop, boot_s
+from qsync.server.progress import Progress
+from qsync.server.settle import Settler
+from qsync.task import TaskInfo
+
+log = logging.getLogger("qsync.server")
+
+AHEAD_S: Final = 0.1
+"""Tasks are leased ahead that will start within so many seconds, judged by the recent rate."""
+
+STALE_S: Final = 1.0
+"""What was leased ahead and has not started within so many seconds is handed back."""
+
+SUSPECT_PATIENCE_S: Final = 5.0
+"""How long a task that crashed often waits to be alone in the process."""
+
+STUBBORN_S: Final = 5.0
+"""How long after its cancellation a handler may go on before its slot is taken from it."""
+
+
+class Runner:
+    """Takes leased tasks and sees each through to its settlement."""
+
+    def __init__(
+        self,
+        config: Config,
+        invoker: Invoker,
+        broker: AsyncBroker,
+        settlers: dict[str, Settler],
+        surroundings: Surroundings,
+        on_lost: Callable[[int], None],
+    ) -> None:
+        self._config = config
+        self._invoker = invoker
+        self._broker = broker
+        self._settlers = settlers
+        self._surroundings = surroundings
+        self._progress = Progress(broker, {name: one.lane for name, one in settlers.items()})
+        self.on_lost = on_lost
+        self.ready: deque[Leased] = deque()
+        """Leased ahead: this loop takes from the left, the heartbeat thread from the right."""
+        self.running = 0
+        self.room_made = asyncio.Event()
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.keyed = False
+        """A fairness key was seen: lease little ahead, for the order to be a fair one."""
+        self.accepting = True
+        self._default_timeout = None if config.timeout is None else seconds(config.timeout)
+        self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
+        self._suspects: deque[Leased] = deque()
+        self._suspect_since = 0.0
+        self._suspect_timer: asyncio.TimerHandle | None = None
+        self._alone: Leased | None = None
+        self._telling: set[asyncio.Task[None]] = set()
+        self._low_water = 0
+        """Fetch again when no more than this is left of what was leased ahead."""
+        self._rate = 0.0
+        self._started = 0
+        self._rate_since = time.monotonic()
+        self.abandoned = 0
+
+    # What the fetch loop asks and gives.
+
+    def room(self) -> int:
+        """How many more tasks may be leased now."""
+        if not self.accepting or self._suspects or self._alone is not None:
+            return 0
+        return self._config.concurrency - self.running - len(self.ready) + self._ahead()
+
+    def wants(self) -> int:
+        """How many tasks are worth a fetch now; 0 while enough are leased ahead."""
+        room = self.room()
+        if room <= 0:
+            return 0
+        return room if len(self.ready) <= self._low_water else 0
+
+    def _ahead(self) -> int:
+        now = time.monotonic()
+        passed = now - self._rate_since
+        if passed >= 0.05:
+            weight = min(1.0, passed / 0.2)
+            self._rate += weight * (self._started / passed - self._rate)
+            self._started, self._rate_since = 0, now
+        ahead = int(self._rate * AHEAD_S)
+        if self.keyed:
+            ahead = min(ahead, self._config.concurrency)
+        if self._config.prefetch is not None:
+            ahead = min(ahead, self._config.prefetch)
+        self._low_water = ahead // 2
+        return ahead
+
+    def take(self, leased: Iterable[Leased]) -> None:
+        """Run these, in order, as slots become free; while none are accepted, hand them back."""
+        if not self.accepting:
+            for one in leased:
+                self.settle(one, ops.HandedBack(one.id, one.token))
+            return
+        self.ready.extend(leased)
+        self._start_some()
+
+    def settle(self, leased: Leased, record: Any) -> None:
+        """The task's business here ends with this record."""
+        self._settlers[leased.lane.queue].add(leased, record)
+
+    def settle_unread(self, lane: Lane, record: ops.Killed) -> None:
+        """Settle a task whose message could not be read."""
+        self._settlers[lane.queue].add(None, record)
+
+    # Starting.
+
+    def _start_some(self) -> None:
+        ready, most = self.ready, self._config.concurrency
+        while self.running < most and ready and self._alone is None:
+            try:
+                leased = ready.popleft()
+            except IndexError:  # the heartbeat thread took the last one
+                break
+            if leased.phase != READY:
+                continue
+            if leased.crashes >= 2:
+                self._suspects.append(leased)
+                self._suspect_since = self._suspect_since or time.monotonic()
+                continue
+            if self._suspects:
+                ready.appendleft(leased)
+                break
+            self._begin(leased)
+        while self._suspects and self._alone is None and self._suspect_may_start():
+            self._start_suspect()
+        if not self.running and not ready:
+            self.idle.set()
+        if not self.room_made.is_set() and len(ready) <= self._low_water:
+            self.room_made.set()
+
+    def _suspect_may_start(self) -> bool:
+        """Whether nothing else runs, or what runs has been waited for long enough."""
+        waited = time.monotonic() - self._suspect_since
+        if not self.running or waited >= SUSPECT_PATIENCE_S:
+            return True
+        if self._suspect_timer is None:
+            self._suspect_timer = self._loop.call_later(
+                SUSPECT_PATIENCE_S - waited, self._retry_suspect
+            )
+        return False
+
+    def _start_suspect(self) -> None:
+        """A task that crashed twice runs alone, so that a third crash is surely its own."""
+        leased = self._suspects.popleft()
+        self._suspect_since = time.monotonic() if self._suspects else 0.0
+        if leased.phase == READY:
+            self._begin(leased)
+            self._alone = leased if leased.phase == RUNNING else None
+
+    def _retry_suspect(self) -> None:
+        self._suspect_timer = None
+        self._start_some()
+
+    def _begin(self, leased: Leased) -> None:
+        if boot_s() >= leased.expires:
+            # Somebody else may have it, and then the store ignores this.
+            self.settle(leased, ops.HandedBack(leased.id, leased.token))
+            return
+        message = leased.message
+        options = message.options
+        if options is not None and options.deadline_us is not None:
+            now_us = leased.lane.store_time_us()
+            if now_us >= options.deadline_us:
+                self.settle(leased, outcome.past_deadline(leased, now_us))
+                return
+        invoke = self._invoker.find(message.type)
+        if invoke is None:
+            self.settle(leased, outcome.unknown_type(leased, leased.lane.store_time_us()))
+            return
+        leased.info = info = TaskInfo(
+            id=leased.id,
+            type=message.type,
+            payload=message.payload,
+            queue=leased.lane.queue,
+            retry=message.retry,
+            attempt=leased.failure.attempts + 1,
+            crashes=leased.crashes,
+            enqueued_at_us=message.enqueued_at_us,
+            deadline_us=options.deadline_us if options else None,
+            headers=(options.headers if options else None) or {},
+            token=leased.token,
+            is_value=message.is_value,
+        )
+        self.running += 1
+        self._started += 1
+        self.idle.clear()
+        leased.phase = RUNNING
+        self._loop.create_task(
+            self._run(leased, info, invoke), name=leased.id, context=self._context.copy()
+        )
+
+    async def _run(self, leased: Leased, info: TaskInfo, invoke: Invoke) -> None:
+        running.set(Around(leased, info, self._surroundings, self._progress.tell))
+        try:
+            if leased.crashes and not await self._mark(leased):
+                self._finish(leased, None)
+                return
+            if leased.stop is None:
+                leased.task = asyncio.current_task()
+                self._set_timer(leased)
+                value = await invoke(info)
+                leased.task = None
+                record: Any = self._done(leased, value)
+            else:
+                record = self._stopped(leased, asyncio.CancelledError())
+        except BaseException as error:
+            leased.task = None
+            if leased.phase != RUNNING:
+                return  # given up on long ago
+            record = self._stopped(leased, error)
+        self._finish(leased, record)
+
+    async def _mark(self, leased: Leased) -> bool:
+        """Mark a task that crashed before as running; False when it is not ours any more."""
+        call = ops.start(leased.lane.keys, [leased.held])
+        [answer] = await self._broker.run(call, patience=None)
+        return answer == "ok"
+
+    def _finish(self, leased: Leased, record: Any) -> None:
+        if leased.phase != RUNNING:
+            return
+        if leased.timer is not None:
+            leased.timer.cancel()
+            leased.timer = None
+        if record is None:
+            leased.lane.drop(leased)
+        else:
+            self.settle(leased, record)
+        self.running -= 1
+        if leased is self._alone:
+            self._alone = None
+        self._start_some()
+
+    # Ends.
+
+    def _done(self, leased: Leased, value: Any) -> Any:
+        options = leased.message.options
+        if options is None or options.retention_us is None:
+            return Done(leased.id, leased.token)
+        return Done(leased.id, leased.token, options.retention_us, encode_result(value))
+
+    def _stopped(self, leased: Leased, error: BaseException) -> Any:
+        """The record for a handler that raised; None when there is nothing to say."""
+        stop = leased.stop
+        if stop == "lost":
+            return None
+        if stop == "cancelled":
+            return leased.held
+        if stop == "shutdown":
+            return ops.HandedBack(leased.id, leased.token)
+        if isinstance(error, asyncio.CancelledError):
+            error = outcome.exception_for(stop, self._timeout_of(leased))
+        self._report(leased, error)
+        return outcome.failed(leased, error, leased.lane.store_time_us(), self._config.retry_delay)
+
+    def _report(self, leased: Leased, error: BaseException) -> None:
+        log.warning(
+            "task %s of type %s on queue %s failed, attempt %d of %d: %s",
+            leased.id, ascii(leased.message.type)[1:-1], leased.lane.queue,
+            leased.failure.attempts + 1, leased.message.retry + 1, type(error).__name__,
+            extra={
+                "task_id": leased.id, "queue": leased.lane.queue, "task_type": leased.message.type,
+                "attempt": leased.failure.attempts + 1,
+            },
+        )  # fmt: skip
+        if self._config.on_error is not None and leased.info is not None:
+            task = self._loop.create_task(self._tell_error(error, leased.info))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
+    async def _tell_error(self, error: BaseException, info: TaskInfo) -> None:
+        try:
+            told = self._config.on_error(error, info) if self._config.on_error else None
+            if inspect.isawaitable(told):
+                await told
+        except Exception:
+            log.exception("on_error raised for task %s", info.id)
+
+    # Stopping what runs.
+
+    def stop(self, leased: Leased, why: Stop) -> None:
+        """Stop a handler, or keep a task that waits from starting."""
+        if leased.phase == READY and why == "cancelled":
+            self.settle(leased, leased.held)
+            return
+        if leased.phase == READY:
+            leased.lane.drop(leased)
+            return
+        if leased.phase != RUNNING or leased.stop == "lost":
+            return
+        leased.stop = why
+        if leased.task is not None:
+            leased.task.cancel()
+        if why == "lost" or why == "timeout":
+            leased.timer = self._loop.call_later(STUBBORN_S, self._give_up, leased)
+
+    def lose(self, leased: Leased) -> None:
+        """The store says that the lease is somebody else's, or nobody's.
+
+        One that is being settled is not lost: the answer to that says what became of it.
+        """
+        if leased.phase in (READY, RUNNING):
+            self.on_lost(1)
+            log.warning("lease of task %s of queue %s was lost", leased.id, leased.lane.queue)
+            self.stop(leased, "lost")
+
+    def _give_up(self, leased: Leased) -> None:
+        """A handler that does not end when it is told to loses its slot."""
+        if leased.phase != RUNNING:
+            return
+        self.abandoned += 1
+        log.error(
+            "handler of task %s (%s) does not stop; its slot is freed, and it may still run",
+            leased.id,
+            ascii(leased.message.type)[1:-1],
+        )
+        record = self._stopped(leased, asyncio.CancelledError())
+        self._finish(leased, record)
+
+    def _set_timer(self, leased: Leased) -> None:
+        limit = self._timeout_of(leased)
+        if limit is not None:
+            leased.timer = self._loop.call_later(limit, self.stop, leased, "timeout")
+
+    def _timeout_of(self, leased: Leased) -> float | None:
+        options = leased.message.options
+        if options is not None and options.timeout_us is not None:
+            return options.timeout_us / 1_000_000
+        return self._default_timeout
+
+    def hand_back_ready(self, *, older_than: float = -1e9) -> None:
+        """Hand back what has not started: all of it, or what was leased ahead too long ago."""
+        limit = boot_s() - older_than
+        stay: list[Leased] = []
+        for leased in [*self._take_ready(), *self._take_suspects(older_than)]:
+            if leased.phase != READY:
+                continue
+            if leased.fetched > limit:
+                stay.append(leased)
+            else:
+                self.settle(leased, ops.HandedBack(leased.id, leased.token))
+        self.ready.extendleft(reversed(stay))
+        if not self.running and not self.ready:
+            self.idle.set()
+
+    def _take_ready(self) -> list[Leased]:
+        taken = []
+        while self.ready:
+            try:
+                taken.append(self.ready.popleft())
+            except IndexError:
+                break
+        return taken
+
+    def _take_suspects(self, older_than: float) -> list[Leased]:
+        if older_than > 0:
+            return []  # they wait for their turn on purpose
+        taken, self._suspects = list(self._suspects), deque()
+        return taken
+
+    def stop_all(self, why: Stop) -> None:
+        """Stop every running handler."""
+        for lane in self._lanes():
+            for leased in list(lane.held.values()):
+                if leased.phase == RUNNING:
+                    self.stop(leased, why)
+
+    def give_up_all(self) -> None:
+        """Settle what still runs after it was told to stop, so that it can start elsewhere."""
+        for lane in self._lanes():
+            for leased in list(lane.held.values()):
+                if leased.phase == RUNNING:
+                    self._finish(leased, self._stopped(leased, asyncio.CancelledError()))
+
+    def _lanes(self) -> list[Lane]:
+        return [settler.lane for settler in self._settlers.values()]
+
+    async def aclose(self) -> None:
+        """Forget what is still to be told."""
+        for task in self._telling:
+            task.cancel()
+        await asyncio.gather(*self._telling, return_exceptions=True)
+        await self._progress.aclose()

@@ -1,0 +1,319 @@
+"""The server: wires its parts, and stops them in an order that is a list."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+from qsync.backoff import Backoff
+from qsync.broker.address import Address
+from qsync.broker.shell import AsyncBroker, Broker, Facts
+from qsync.client import AsyncClient, Client
+from qsync.errors import ConfigError, QsyncError, StoreUnavailable
+from qsync.keys import QueueKeys, check_name
+from qsync.mux import Mux
+from qsync.server.around import Surroundings
+from qsync.server.config import Config, new_server_id, seconds
+from qsync.server.control import Control
+from qsync.server.fetch import Fetcher
+from qsync.server.heartbeat import Heartbeat
+from qsync.server.invoke import Invoker
+from qsync.server.lane import Lane
+from qsync.server.periodic import PeriodicLoop, PeriodicTask
+from qsync.server.run import Runner
+from qsync.server.settle import Settler
+
+log = logging.getLogger("qsync.server")
+
+Work = Callable[[], Awaitable[None]]
+
+MIN_VERSION: Final = {"redis": (7, 0), "valkey": (7, 2)}
+
+
+class Server:
+    """Takes tasks from queues and runs them, many at once.
+
+    `async with server:` runs it beside other work; `await server.run()` runs it until SIGTERM or
+    SIGINT. Options are those of `qsync.server.config.Config`.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        prefix: str = "qsync",
+        mux: Mux,
+        periodic: Sequence[PeriodicTask] = (),
+        **config: Any,
+    ) -> None:
+        known = Config.__dataclass_fields__
+        for name in config:
+            if name not in known:
+                msg = f"{name}: no such option of a server; there are {', '.join(known)}"
+                raise ConfigError(msg)
+        self.config = Config(**config)
+        self.id = self.config.server_id or new_server_id()
+        self.prefix = check_name("prefix", prefix)
+        self.address = address
+        self.mux = mux
+        self._periodic = periodic
+        self.lost_leases = 0
+        """How often a task turned out not to be this server's any more."""
+        self.broken = False
+        self._client: Client | None = None
+        self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._started = False
+        self._exits = contextlib.AsyncExitStack()
+
+    def __repr__(self) -> str:
+        return f"<Server {self.id} of {', '.join(self.config.weights)} at {self.address}>"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def run(self) -> None:
+        """Run until SIGTERM, SIGINT or an order to stop.
+
+        The first signal lets running tasks go on for `shutdown_timeout`, the second hands them back
+        at once, the third leaves the process as it is.
+        """
+        with _signals(self._on_signal):
+            await self.start()
+            try:
+                await self._stopping.wait()
+            finally:
+                await self.stop()
+        if self.broken:
+            msg = "a part of the server broke; its log says how"
+            raise QsyncError(msg)
+
+    def _on_signal(self, count: int) -> None:
+        if count == 1:
+            log.info("stopping: running tasks have %g s", seconds(self.config.shutdown_timeout))
+            self._stopping.set()
+        elif count == 2:
+            log.info("stopping at once")
+            self._stopping.set()
+            self._hurry.set()
+        else:
+            os._exit(1)
+
+    async def start(self) -> None:
+        """Start; returns when tasks are being fetched.
+
+        Raises ConfigError when the store is too old, may evict keys, or refuses the credentials,
+        and StoreUnavailable when it cannot be reached at first.
+        """
+        if self._started:
+            msg = "a server starts once; make another"
+            raise QsyncError(msg)
+        self._started = True
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
+        config = self.config
+        self._broker = AsyncBroker(self.address)
+        self._exits.push_async_callback(self._broker.aclose)
+        self._check(await self._facts())
+        self._lanes = [Lane(QueueKeys(self.prefix, queue)) for queue in config.weights]
+        self._settlers = {
+            lane.queue: Settler(self._broker, lane, self._count_lost) for lane in self._lanes
+        }
+        surroundings = Surroundings(
+            await self._exits.enter_async_context(AsyncClient(self._broker, prefix=self.prefix)),
+            self._blocking_client,
+        )
+        if config.lifespan is not None:
+            surroundings.state = await self._exits.enter_async_context(config.lifespan())
+        invoker = Invoker(config, self.mux)
+        self._exits.push_async_callback(invoker.aclose)
+        self._runner = Runner(
+            config, invoker, self._broker, self._settlers, surroundings, self._count_lost
+        )
+        self._exits.push_async_callback(self._runner.aclose)
+        self._fetcher = Fetcher(self.id, config, self._broker, self._lanes, self._runner)
+        self._exits.push_async_callback(self._fetcher.aclose)
+        self._control = Control(
+            self.id, self.prefix, config, self._broker, self._lanes, self._runner,
+            self.mux.types, self._stopping.set,
+        )  # fmt: skip
+        self._exits.push_async_callback(self._control.withdraw)
+        for settler in self._settlers.values():
+            self._spawn(settler.run)
+        self._heartbeats = self._make_heartbeats()
+        for heartbeat in self._heartbeats:
+            heartbeat.start()
+        self._spawn(self._control.announce)
+        self._spawn(self._control.read_inbox)
+        self._spawn(self._control.watch_stale)
+        if self._periodic:
+            self._spawn(PeriodicLoop(self._broker, self.prefix, self._periodic).run)
+        self._fetching = self._spawn(self._fetcher.run)
+        log.info("server %s is ready: queues %s at %s", self.id, config.weights, self.address)
+
+    async def _facts(self) -> Facts:
+        """Ask the store about itself, trying again for a while."""
+        backoff, tries = Backoff(), 8
+        while True:
+            try:
+                return await self._broker.facts()
+            except StoreUnavailable as error:
+                tries -= 1
+                if not tries:
+                    raise
+                log.warning("%s", error)
+                await asyncio.sleep(backoff.next())
+
+    def _check(self, facts: Facts) -> None:
+        least = MIN_VERSION.get(facts.product)
+        if least and facts.version and facts.version < least:
+            shown = ".".join(map(str, facts.version))
+            msg = f"{facts.product} {shown} is too old: Redis 7.0 or Valkey 7.2 is needed"
+            raise ConfigError(msg)
+        if facts.policy not in (None, "noeviction") and not self.config.allow_eviction:
+            msg = (
+                f"the store's maxmemory-policy is {facts.policy}: it may delete tasks; set it to "
+                "noeviction, or start the server with allow_eviction=True"
+            )
+            raise ConfigError(msg)
+
+    def _make_heartbeats(self) -> list[Heartbeat]:
+        """One thread for each node: a node that is away must not hold up another's leases."""
+        cluster = self.address.kind == "cluster"
+        groups = [[lane] for lane in self._lanes] if cluster else [self._lanes]
+        return [
+            Heartbeat(
+                Broker(self.address, connections=1, read_timeout=self.config.lease_s / 10),
+                lanes,
+                self._runner,
+                lease_s=self.config.lease_s,
+                watches_loop=at == 0,
+            )
+            for at, lanes in enumerate(groups)
+        ]
+
+    def _blocking_client(self) -> Client:
+        if self._client is None:
+            self._client = Client(Broker(self.address), prefix=self.prefix)
+        return self._client
+
+    def _count_lost(self, count: int) -> None:
+        self.lost_leases += count
+
+    def _spawn(self, work: Work) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(self._guard(work))
+        self._tasks.append(task)
+        return task
+
+    async def _guard(self, work: Work) -> None:
+        """A part that ends by a mistake of ours ends the server: half a server helps nobody."""
+        try:
+            await work()
+        except Exception:
+            log.exception("a part of the server broke; the server stops")
+            self.broken = True
+            self._stopping.set()
+
+    async def stop(self) -> None:
+        """Stop: running tasks go on for `shutdown_timeout`, and then are handed back.
+
+        The order is this: no new tasks; what was leased ahead goes back; what runs may end; what
+        still runs is stopped and goes back; the store knows of it all; leases are kept until then.
+        """
+        self._stopping.set()
+        if hasattr(self, "_fetching"):
+            await _cancel([self._fetching])
+            self._runner.accepting = False
+            await self._fetcher.finish(0.3 if self._hurry.is_set() else 5.0)
+            self._runner.hand_back_ready()
+            await self._wait_for_running()
+            self._runner.hand_back_ready()
+            await self._stop_running()
+            await self._settle_rest()
+            for heartbeat in self._heartbeats:
+                await heartbeat.stop()
+            del self._fetching
+        await _cancel(self._tasks)
+        self._tasks.clear()
+        await self._exits.aclose()
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        if hasattr(self, "_broker"):
+            log.info("server %s has stopped", self.id)
+            del self._broker
+
+    async def _wait_for_running(self) -> None:
+        timeout = seconds(self.config.shutdown_timeout)
+        idle = asyncio.ensure_future(self._runner.idle.wait())
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        await asyncio.wait({idle, hurry}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        await _cancel([idle, hurry])
+
+    async def _stop_running(self) -> None:
+        """Cancel what still runs; what does not end soon is handed back while it runs on."""
+        if not self._runner.running:
+            return
+        self._runner.stop_all("shutdown")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._runner.idle.wait(), 0.3 if self._hurry.is_set() else 2.0)
+        self._runner.give_up_all()
+
+    async def _settle_rest(self) -> None:
+        drained = asyncio.gather(*(settler.drained() for settler in self._settlers.values()))
+        limit = 0.3 if self._hurry.is_set() else max(5.0, seconds(self.config.shutdown_timeout))
+        try:
+            await asyncio.wait_for(drained, limit)
+            await asyncio.wait_for(self._fetcher.pass_on(), limit)
+        except TimeoutError:
+            log.warning("the store did not take everything in time; leases cover the rest")
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _signals(react: Any) -> Any:
+    """Call `react(n)` on the loop for the n-th SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    seen = 0
+
+    def count() -> None:
+        nonlocal seen
+        seen += 1
+        react(seen)
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        loop.add_signal_handler(number, count)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+            signal.signal(number, before[number])

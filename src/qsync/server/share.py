@@ -1,0 +1,73 @@
+"""How free slots are shared among queues. Pure.
+
+Smooth weighted round-robin, many slots at a time: every queue earns credit by its weight and pays
+for what it is given, so that over time the shares are those of the weights, whatever the number of
+slots in one round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from qsync.broker.ops import BATCH
+
+T = TypeVar("T")
+
+
+class Shares:
+    """Shares slots among queues that are wanted at the moment."""
+
+    def __init__(self, weights: dict[str, int], *, strict: bool) -> None:
+        self._weights = weights
+        self._strict = strict
+        self._credit = dict.fromkeys(weights, 0.0)
+
+    def split(self, slots: int, queues: Sequence[str]) -> dict[str, int]:
+        """How many of the slots each of these queues gets, BATCH at most.
+
+        What a queue leaves unused is shared among the others in the next round, from which the
+        caller leaves it out.
+        """
+        if not queues:
+            return {}
+        if self._strict:
+            return self._split_strictly(slots, queues)
+        total = sum(self._weights[name] for name in queues)
+        heaviest = max(self._weights[name] for name in queues)
+        # No queue may get over BATCH, and cutting one alone would bend the shares.
+        slots = min(slots, max(1, BATCH * total // heaviest))
+        for name in queues:
+            self._credit[name] += slots * self._weights[name] / total
+        given = {name: min(max(int(self._credit[name]), 0), BATCH) for name in queues}
+        left = slots - sum(given.values())
+        by_rest = sorted(queues, key=lambda name: given[name] - self._credit[name])
+        while left > 0:
+            for name in by_rest[:left]:
+                given[name] += 1
+            left -= len(by_rest)
+        for name in queues:
+            self._credit[name] -= given[name]
+        return given
+
+    def forget(self, queue: str) -> None:
+        """A queue that ran empty does not save up credit."""
+        self._credit[queue] = 0.0
+
+    def _split_strictly(self, slots: int, queues: Sequence[str]) -> dict[str, int]:
+        first = max(queues, key=lambda name: self._weights[name])
+        return {name: min(slots, BATCH) if name == first else 0 for name in queues}
+
+
+def interleave(runs: Sequence[Sequence[T]]) -> list[T]:
+    """Merge runs so that each is spread evenly over the whole, its order kept."""
+    runs = [run for run in runs if run]
+    if len(runs) == 1:
+        return list(runs[0])
+    placed = [
+        ((at + 0.5) / len(run), which, at)
+        for which, run in enumerate(runs)
+        for at in range(len(run))
+    ]
+    placed.sort()
+    return [runs[which][at] for _, which, at in placed]

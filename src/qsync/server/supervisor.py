@@ -1,0 +1,254 @@
+"""The parent of `qsync worker`: starts servers as child processes, and makes good for their deaths.
+
+Signals do this. SIGTERM, SIGINT: stop; the second: at once; the third: leave everything. SIGHUP:
+the children are replaced one after another, each by one that runs before the old one stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from qsync.server.abandon import Abandoner
+from qsync.server.child import FIRST_S, Child, Plan
+from qsync.server.watch import Watch
+
+log = logging.getLogger("qsync.worker")
+
+TRIES: Final = 5
+"""So many failures to start in a row are enough."""
+
+STEADY_S: Final = 10.0
+"""A child that lived so long is started again without delay."""
+
+START_S: Final = 60.0
+"""How long one that replaces another may take to load the app."""
+
+GIVE_UP_S: Final = 3.0
+"""How long to go on trying to tell the store who died, when all have stopped."""
+
+LATE_S: Final = 5.0
+"""How much longer than `shutdown_timeout` a child may take to stop, before it is killed."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A place for one child at a time."""
+
+    number: int
+    child: Child | None = None
+    failures: int = 0
+    restarts: int = 0
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a child has ended, when there is another, and when it is time to stop."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def delay(self, child: Child) -> float:
+        """Seconds to wait before the next child, after this one has ended."""
+        lived = child.lived or 0.0
+        self.failures = self.failures + 1 if child.failed_to_start else 0
+        self.restarts = 0 if lived >= STEADY_S else self.restarts
+        self.restarts += 1
+        return min(5.0, 0.1 * 2.0 ** (self.restarts - 1))
+
+
+class Supervisor:
+    """Keeps `plan.processes` children running until it is told to stop."""
+
+    def __init__(self, plan: Plan, abandoner: Abandoner) -> None:
+        self._plan = plan
+        self._abandoner = abandoner
+        self._slots = [_Slot(number) for number in range(1, plan.processes + 1)]
+        self._children: set[Child] = set()
+        self._stopping = asyncio.Event()
+        self._stops = 0
+        self._rolling = asyncio.Lock()
+        self._watch = Watch()
+        self._failed: str | None = None
+        self._unclean = False
+        self._was_terminal = sys.stdin is not None and sys.stdin.isatty()
+
+    async def run(self) -> int:
+        """Run until it is told to stop, or children fail to start; the exit code."""
+        with self._signals():
+            async with asyncio.TaskGroup() as self._tasks:
+                for slot in self._slots:
+                    self._tasks.create_task(self._keep(slot))
+                if self._plan.reload:
+                    self._tasks.create_task(self._reload())
+        if not await asyncio.to_thread(self._abandoner.wait, GIVE_UP_S):
+            log.warning("the store does not know yet who died; the leases end by themselves")
+        if self._failed is not None:
+            log.error("giving up: %s", self._failed)
+        return 1 if self._failed is not None or self._unclean else 0
+
+    # One child after another.
+
+    async def _keep(self, slot: _Slot) -> None:
+        """Have a child in this slot until it is time to stop."""
+        slot.child = child = await self._launch(slot)
+        while not self._stopping.is_set():
+            slot.news.clear()
+            child = slot.child
+            if not child.ended.is_set():
+                await slot.news.wait()
+                continue
+            delay = slot.delay(child)
+            if slot.failures >= TRIES and not self._plan.reload:
+                self._give_up(child)
+                return
+            await self._pause(slot, child, delay)
+            async with slot.lock:
+                if slot.child is child and not self._stopping.is_set():
+                    slot.child = await self._launch(slot)
+
+    async def _pause(self, slot: _Slot, child: Child, delay: float) -> None:
+        what = f"process {child.number} (pid {child.pid}) ended {child.manner()}"
+        if self._plan.reload and child.failed_to_start:
+            log.warning("%s; it is started again when a file changes", what)
+            await slot.news.wait()
+            return
+        log.warning("%s; another starts in %.1f s", what, delay)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(slot.news.wait(), delay)
+
+    async def _launch(self, slot: _Slot) -> Child:
+        """A new child, which runs, or has ended already when it cannot be made."""
+        child = Child(slot.number, self._plan)
+        try:
+            reader = await child.start(self._plan)
+        except OSError as error:
+            child.error = f"it cannot be started: {error}"
+            child.has_ended(1)
+            return child
+        self._children.add(child)
+        self._tasks.create_task(self._attend(slot, child, reader))
+        log.info("process %d started, pid %d, server %s", child.number, child.pid, child.server_id)
+        if self._stopping.is_set():
+            child.stop(self._patience)
+        return child
+
+    async def _attend(self, slot: _Slot, child: Child, reader: asyncio.StreamReader) -> None:
+        """Hear a child out to its end, and see to what it leaves behind."""
+        listening = asyncio.create_task(self._listen(child, reader))
+        code = await child.wait()
+        self._children.discard(child)
+        stopped_early = child.told_to_stop > 0 and child.lived is None and code == -signal.SIGTERM
+        clean = code == 0 or stopped_early
+        if not clean or child.told_to_stop > 1:
+            self._abandoner.add(child.server_id, child.queues, again=not self._stopping.is_set())
+        # What it wrote is here by now; its end may not be, when a grandchild has the socket too.
+        await asyncio.wait({listening}, timeout=0.2)
+        listening.cancel()
+        child.close()
+        if child.told_to_stop:
+            self._unclean = self._unclean or (self._stopping.is_set() and not clean)
+            log.info("process %d (pid %d) ended %s", child.number, child.pid, child.manner())
+        child.has_ended(code)
+        slot.news.set()
+
+    async def _listen(self, child: Child, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ConnectionError, ValueError):
+            while line := await reader.readline():
+                report = json.loads(line)
+                child.error = report.get("error", child.error)
+                self._watch.add(report.get("files", ()))
+                if report.get("ready"):
+                    child.is_ready(report["queues"])
+
+    def _give_up(self, child: Child) -> None:
+        self._failed = (
+            f"process {child.number} failed to start {TRIES} times in a row, "
+            f"the last time {child.manner()}"
+        )
+        self._stop()
+
+    # Replacing children.
+
+    async def _roll(self) -> None:
+        """Replace the children one after another; one that does not start ends the attempt."""
+        async with self._rolling:
+            for slot in self._slots:
+                async with slot.lock:
+                    if self._stopping.is_set() or not await self._replace(slot):
+                        log.warning("the processes that are left run on as they are")
+                        return
+            log.info("all processes have been replaced")
+
+    async def _replace(self, slot: _Slot) -> bool:
+        old, new = slot.child, await self._launch(slot)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(new.changed.wait(), START_S)
+            if not new.ended.is_set() and not self._plan.reload:
+                await asyncio.wait_for(new.ended.wait(), FIRST_S)
+        if new.ended.is_set() or not new.changed.is_set():
+            if not self._stopping.is_set():
+                log.error("the new process failed to start (it ended %s)", new.manner())
+            new.kill()
+            return False
+        slot.child = new
+        slot.failures = slot.restarts = 0
+        slot.news.set()
+        if old is not None and not old.ended.is_set():
+            old.stop(self._patience)
+            if not self._plan.reload:
+                await old.ended.wait()
+        return True
+
+    async def _reload(self) -> None:
+        """Replace the children whenever a file that one of them imported has changed."""
+        while not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), 0.5)
+            if changed := self._watch.look():
+                log.info("%s changed: replacing the processes", ", ".join(changed))
+                await self._roll()
+
+    # Signals.
+
+    @property
+    def _patience(self) -> float:
+        """How long a child may take to stop, seconds."""
+        return {1: self._plan.shutdown_timeout + LATE_S, 2: LATE_S}.get(max(self._stops, 1), 0.5)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        reactions = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop}
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+            reactions[signal.SIGHUP] = self._on_hang_up
+        for number, reaction in reactions.items():
+            loop.add_signal_handler(number, reaction)
+        try:
+            yield
+        finally:
+            for number in reactions:
+                loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        self._stops += 1
+        self._stopping.set()
+        if self._stops == 1:
+            log.info(
+                "stopping: running tasks have %g s; again to stop at once",
+                self._plan.shutdown_timeout,
+            )
+        for slot in self._slots:
+            slot.news.set()
+        for child in list(self._children):
+            child.stop(self._patience)
+
+    def _on_hang_up(self) -> None:
+        if self._was_terminal and not os.isatty(sys.stdin.fileno()):
+            self._stop()  # the terminal is gone, and nobody wants a restart
+        elif not self._stopping.is_set():
+            log.info("SIGHUP: replacing the processes one after another")
+            self._tasks.create_task(self._roll())

@@ -1,0 +1,211 @@
+"""The signature of a function: its arguments as the payload of a task, and back. Pure.
+
+The payload is a map of parameter name to value. `*args` is a list under its own name; what goes to
+`**kwargs` stands beside the rest. Defaults are not in it, so that those of the server's version of
+the function count. Values are checked against the annotations, by msgspec, where they are used: on
+the server. An annotation that has a type of pydantic in it is left to pydantic.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from inspect import Parameter
+from types import SimpleNamespace
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from qsync import codec
+from qsync.convert import MISFITS, Convert, as_it_is, converter, nodes
+from qsync.errors import ConfigError, InvalidTask, QsyncError
+from qsync.keys import shorten
+from qsync.task import Result, TaskInfo
+
+_POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+_AS_THEY_ARE: Final = frozenset({int, str, bytes, bool, float, type(None)})
+
+_decode_map = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class _Slot(NamedTuple):
+    """A parameter that is filled from the payload."""
+
+    name: str
+    kind: Any
+    default: Any
+    convert: Convert
+
+
+class Signature:
+    """How a function is called from a payload. Read once, when the function becomes a task.
+
+    `takes_info`: its first parameter is annotated as TaskInfo, and no part of the payload.
+
+    ConfigError, which names the parameter, when an annotation cannot be resolved or is of a kind
+    that no payload can hold, or if TaskInfo is anywhere but first.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self._name = name
+        try:
+            whole = inspect.signature(function)
+        except (TypeError, ValueError, NameError) as error:
+            raise ConfigError(f"task {name!r}: its signature cannot be read: {error}") from error
+        resolve = _Resolver(name, inspect.unwrap(function))
+        parameters = list(whole.parameters.values())
+        hints = [resolve(f"parameter {p.name!r}", p.annotation) for p in parameters]
+        self.takes_info = _takes_info(name, parameters, hints)
+        self._names = frozenset(whole.parameters)
+        if self.takes_info:
+            del parameters[0], hints[0]
+        self._accepts = whole.replace(parameters=parameters)
+        self._slots = [_slot(name, p, hint) for p, hint in zip(parameters, hints, strict=True)]
+        self._returns = resolve("the return type", whole.return_annotation)
+
+    def result_of(self, record: Result) -> Any:
+        """What the function returned, of its return type; QsyncError when it is not of that.
+
+        A return type that no payload can hold leaves the value as msgpack has it.
+        """
+        if not record.is_value:
+            return record.value
+        try:
+            return self._result(record.value)
+        except MISFITS as error:
+            text = f"task {self._name!r} is done, but its result is not what it should be: {error}"
+            raise QsyncError(text) from error
+
+    @cached_property
+    def _result(self) -> Convert:
+        try:
+            return converter(self._returns)
+        except ConfigError:
+            return as_it_is
+
+    @property
+    def required(self) -> list[str]:
+        """The parameters, TaskInfo aside, without which the function cannot be called."""
+        return [
+            slot.name
+            for slot in self._slots
+            if slot.default is Parameter.empty
+            and slot.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        ]
+
+    def bind(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, sort: bool = False
+    ) -> dict[str, Any]:
+        """The arguments as a payload, plain data; InvalidTask names the one that does not go.
+
+        `sort`: sets and dicts in one order, so that equal arguments give equal payloads.
+        """
+        try:
+            bound = self._accepts.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise InvalidTask(f"task {self._name!r}: {error}") from None
+        if self._slots and self._slots[-1].kind is Parameter.VAR_KEYWORD:
+            extra = bound.pop(self._slots[-1].name, {})
+            for name in extra:
+                if name in self._names:
+                    raise InvalidTask(f"task {self._name!r}: {name!r} is a parameter of its own")
+            bound |= dict(sorted(extra.items())) if sort else extra
+        for slot in self._slots:
+            if slot.kind is Parameter.VAR_POSITIONAL and slot.name in bound:
+                bound[slot.name] = list(bound[slot.name])
+        return {name: self._plain(name, value, sort) for name, value in bound.items()}
+
+    def arguments(self, info: TaskInfo) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments for a call; InvalidTask, which names the parameter, on a mismatch."""
+        try:
+            given = _decode_map(info.payload) if info.payload else {}
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            text = f"the payload of task {self._name!r} is not a map of its arguments: {error}"
+            raise InvalidTask(text) from error
+        args: list[Any] = [info] if self.takes_info else []
+        kwargs: dict[str, Any] = {}
+        for slot in self._slots:
+            name, kind = slot.name, slot.kind
+            if kind is Parameter.VAR_KEYWORD:
+                kwargs |= {
+                    extra: self._convert(slot, extra, given.pop(extra)) for extra in [*given]
+                }
+            elif kind is Parameter.VAR_POSITIONAL:
+                if name in given:
+                    args += self._convert(slot, name, given.pop(name))
+            elif name in given:
+                value = self._convert(slot, name, given.pop(name))
+                if kind is Parameter.KEYWORD_ONLY:
+                    kwargs[name] = value
+                else:
+                    args.append(value)
+            elif slot.default is Parameter.empty:
+                raise InvalidTask(f"task {self._name!r}: argument {name!r} is missing")
+            elif kind is not Parameter.KEYWORD_ONLY:
+                args.append(slot.default)
+        if given:
+            raise InvalidTask(f"task {self._name!r}: no parameter {shorten(next(iter(given)))}")
+        return args, kwargs
+
+    def _plain(self, name: str, value: Any, sort: bool) -> Any:
+        if type(value) in _AS_THEY_ARE:
+            return value
+        try:
+            return codec.plain(value, sort=sort)
+        except codec.CodecError as error:
+            raise InvalidTask(f"task {self._name!r}: argument {name!r}: {error}") from error
+
+    def _convert(self, slot: _Slot, name: str, data: msgspec.Raw) -> Any:
+        try:
+            return slot.convert(data)
+        except MISFITS as error:
+            text = f"task {self._name!r}: argument {shorten(name)}: {error}"
+            raise InvalidTask(text) from error
+
+
+class _Resolver:
+    """Makes types of annotations, which may be text."""
+
+    def __init__(self, name: str, function: Any) -> None:
+        self._name = name
+        self._globals = getattr(function, "__globals__", {})
+        self._locals = {one.__name__: one for one in getattr(function, "__type_params__", ())}
+
+    def __call__(self, what: str, annotation: Any) -> Any:
+        if annotation is Parameter.empty:
+            return Any
+        holder = SimpleNamespace(__annotations__={"it": annotation})
+        try:
+            found = typing.get_type_hints(holder, self._globals, self._locals, include_extras=True)
+        except Exception as error:
+            msg = (
+                f"task {self._name!r}: the annotation of {what}, {shorten(annotation)}, cannot be "
+                f"resolved: {error}; what it names must be at the top of its module, and not "
+                "under TYPE_CHECKING"
+            )
+            raise ConfigError(msg) from error
+        return found["it"]
+
+
+def _takes_info(name: str, parameters: Sequence[Parameter], hints: Sequence[Any]) -> bool:
+    """Whether the first parameter is for TaskInfo; ConfigError when another one is."""
+    first = bool(hints) and hints[0] is TaskInfo and parameters[0].kind in _POSITIONAL
+    for parameter, hint in list(zip(parameters, hints, strict=True))[int(first) :]:
+        if any(isinstance(node, type) and issubclass(node, TaskInfo) for node in nodes(hint)):
+            msg = (
+                f"task {name!r}: parameter {parameter.name!r}: only the first parameter may be "
+                "TaskInfo, and it must be just that and positional"
+            )
+            raise ConfigError(msg)
+    return first
+
+
+def _slot(name: str, parameter: Parameter, hint: Any) -> _Slot:
+    several = parameter.kind is Parameter.VAR_POSITIONAL
+    try:
+        convert = converter(list[hint] if several else hint)
+    except ConfigError as error:
+        raise ConfigError(f"task {name!r}: parameter {parameter.name!r}: {error}") from error
+    return _Slot(parameter.name, parameter.kind, parameter.default, convert)

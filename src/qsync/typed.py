@@ -1,0 +1,282 @@
+"""Functions that are tasks: `@app.task` makes them.
+
+The name of a task is what its producers and its servers must agree on. It is the function's module
+and qualified name, unless it is given. A module that runs as a program is called `__main__` there
+and by its own name where a server imports it; so it gets the name that `python -m` knows, or else
+that of its file, with the packages that the file is in: `__init__.py` in its folder makes
+`tasks.py` `folder.tasks`. A function of an interactive session has to be given a name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import (
+    Any,
+    Concatenate,
+    Final,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+)
+
+from qsync.client import AsyncHandle, Handle
+from qsync.connections import Connections
+from qsync.errors import ConfigError, InvalidTask
+from qsync.keys import shorten
+from qsync.mux import Handler, Middleware, make_handler
+from qsync.signature import Signature
+from qsync.task import Duration, Task, TaskInfo
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+V = TypeVar("V")
+
+
+class TaskOptions(TypedDict, total=False):
+    """The options of Task, as `@app.task` and `.options()` take them."""
+
+    queue: str
+    id: str | None
+    retry: int
+    retry_delay: Duration | None
+    delay: Duration | None
+    process_at: datetime | None
+    timeout: Duration | None
+    deadline: datetime | None
+    unique: bool | Duration | None
+    unique_key: str | None
+    retention: Duration | None
+    fairness_key: str | None
+    headers: Mapping[str, str] | None
+
+
+class TaskFunction(Generic[P, R, Q, V]):
+    """A function that can be enqueued, and called in place as if it were none.
+
+    P are the parameters that a producer gives: those of the function, Q, without TaskInfo. R is
+    what a Handle's `result()` returns; V what a call in place does: R, or its coroutine.
+    """
+
+    def __init__(
+        self,
+        function: Callable[Q, V],
+        connections: Connections,
+        *,
+        name: str | None = None,
+        executor: Literal["process"] | None = None,
+        middleware: Iterable[Middleware] = (),
+        options: TaskOptions,
+    ) -> None:
+        _check(function)
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._connections = connections
+        self.name: Final = task_name(function) if name is None else name
+        """The type of its tasks."""
+        self._signature = Signature(self.name, function)
+        self.handler: Final[Handler] = make_handler(
+            self.name,
+            function,
+            executor=executor,
+            middleware=middleware,
+            arguments=self._signature.arguments,
+        )
+        """What a server runs."""
+        if executor == "process":
+            # A fresh process finds by its name what bears the name: this, or the bare function.
+            function.handler = self.handler  # type: ignore[attr-defined]
+        self._options: TaskOptions = {}
+        self._override(options)
+
+    def __repr__(self) -> str:
+        return f"<task {self.name}>"
+
+    def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> V:
+        """Call the function here and now; nothing is enqueued."""
+        return self._function(*args, **kwargs)
+
+    def options(self, **options: Unpack[TaskOptions]) -> TaskFunction[P, R, Q, V]:
+        """The same task with other options; InvalidTask names one that is unknown or wrong.
+
+        `delay` takes the place of `process_at`, and the other way round.
+        """
+        other = copy.copy(self)
+        other._options = self._options.copy()
+        other._override(options)
+        return other
+
+    def build(self, *args: P.args, **kwargs: P.kwargs) -> Task:
+        """The Task for these arguments, as `client.enqueue_many` takes it.
+
+        InvalidTask when the arguments do not fit the parameters, or msgpack cannot carry one.
+        With `unique=`, sets and dicts are put in order, since equal arguments are the same task.
+        """
+        sort = bool(self._options.get("unique")) and "unique_key" not in self._options
+        payload = self._signature.bind(args, kwargs, sort=sort)
+        return Task(self.name, payload, **self._options)
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, AsyncHandle[R]]:
+        """Await it: the task is in the queue. DuplicateTask when its id or its lock is taken.
+
+        The arguments are taken, and checked as `build` does, when this is called. ConfigError
+        where no event loop runs: `enqueue_sync` is for there.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            msg = (
+                f"task {self.name!r}: enqueue() needs a running event loop, and there is none in "
+                "this thread; use enqueue_sync()"
+            )
+            raise ConfigError(msg) from None
+        return self._enqueue(self.build(*args, **kwargs))
+
+    async def _enqueue(self, task: Task) -> AsyncHandle[R]:
+        handle = await self._connections.here().enqueue(task)
+        return handle.with_decoder(self._signature.result_of)
+
+    def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """The task is in the queue. DuplicateTask when its id or its lock is taken.
+
+        ConfigError where an event loop runs, which it would block: `await enqueue()` is for there.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            msg = (
+                f"task {self.name!r}: enqueue_sync() would block the event loop that runs in this "
+                "thread; use await enqueue()"
+            )
+            raise ConfigError(msg)
+        handle = self._connections.shared().enqueue(self.build(*args, **kwargs))
+        return handle.with_decoder(self._signature.result_of)
+
+    @property
+    def required(self) -> list[str]:
+        """The parameters without which it cannot be enqueued."""
+        return self._signature.required
+
+    @property
+    def defaults(self) -> TaskOptions:
+        """The options that were given."""
+        return self._options.copy()
+
+    def _override(self, options: TaskOptions) -> None:
+        for option in options:
+            if option not in TaskOptions.__annotations__:
+                known = ", ".join(TaskOptions.__annotations__)
+                msg = f"task {self.name!r}: no option {shorten(option)}; there are {known}"
+                raise InvalidTask(msg)
+        if options.get("delay") is not None:
+            self._options.pop("process_at", None)
+        if options.get("process_at") is not None:
+            self._options.pop("delay", None)
+        self._options |= options
+        Task(self.name, **self._options)  # checks them
+
+
+def task_name(function: Callable[..., Any]) -> str:
+    """The name of a function's task, the same for producers and servers: see above."""
+    module: str | None = function.__module__
+    if module in ("__main__", "__mp_main__"):
+        module = _main_name(getattr(inspect.unwrap(function), "__globals__", {}))
+    if module is None or module == "__main__":
+        msg = (
+            f"name: {function.__qualname__} is of no module that a server could import; "
+            "give it a name, @app.task(name=...)"
+        )
+        raise ConfigError(msg)
+    return f"{module}.{function.__qualname__.replace('<locals>.', '')}"
+
+
+def _main_name(module: Mapping[str, Any]) -> str | None:
+    """What the module that runs as a program would be called if it were imported."""
+    spec, file = module.get("__spec__"), module.get("__file__")
+    if spec is not None and spec.name not in ("__main__", "__mp_main__"):
+        return str(spec.name)
+    if file is None:
+        return None
+    path = Path(file).absolute()
+    parts, folder = [path.stem], path.parent
+    while (folder / "__init__.py").exists():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    return ".".join(parts)
+
+
+def _check(function: Any) -> None:
+    """ConfigError unless it is a plain function that a server can call."""
+    if isinstance(function, TaskFunction):
+        what = "is a task already"
+    elif not inspect.isfunction(function):
+        what = "is no plain function (def or async def)"
+    elif function.__name__ == "<lambda>":
+        what = "has no name; use def"
+    elif inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        what = "is a generator, whose body nobody would run"
+    else:
+        return
+    raise ConfigError(f"task: {shorten(function)} {what}")
+
+
+class Decorator(Protocol):
+    """What `@app.task(...)` returns: makes a task of a function."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[TaskInfo, P], Coroutine[Any, Any, R]], /
+    ) -> TaskFunction[P, R, Concatenate[TaskInfo, P], Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[TaskInfo, P], R], /
+    ) -> TaskFunction[P, R, Concatenate[TaskInfo, P], R]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> TaskFunction[P, R, P, Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> TaskFunction[P, R, P, R]: ...
+
+
+class PeriodicDecorator(Protocol):
+    """What `@app.periodic(...)` returns: as Decorator, and a task stays what it is."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # it can be called, so the others would fit, too
+        self, function: TaskFunction[P, R, Q, V], /
+    ) -> TaskFunction[P, R, Q, V]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[TaskInfo, P], Coroutine[Any, Any, R]], /
+    ) -> TaskFunction[P, R, Concatenate[TaskInfo, P], Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[TaskInfo, P], R], /
+    ) -> TaskFunction[P, R, Concatenate[TaskInfo, P], R]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> TaskFunction[P, R, P, Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> TaskFunction[P, R, P, R]: ...

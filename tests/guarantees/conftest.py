@@ -1,0 +1,75 @@
+"""What the tests of the guarantees share."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import History, ServerProcess
+from tests.stores import Store
+
+Launch = Callable[..., ServerProcess]
+Measured = Callable[[str, object], None]
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def _shared_valkey() -> Iterator[Store]:
+    with Store("valkey") as store:
+        yield store
+
+
+@pytest.fixture
+def valkey(_shared_valkey: Store) -> Store:
+    return _shared_valkey
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"g{next(_numbers)}"
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> History:
+    """The history of the servers of a test."""
+    return History(tmp_path / "history")
+
+
+@pytest.fixture
+def launch(prefix: str, history: History) -> Iterator[Launch]:
+    """Start servers in processes; none outlives the test."""
+    started: list[ServerProcess] = []
+
+    def launch(url: str, *, ready: bool = True, **config: Any) -> ServerProcess:
+        process = ServerProcess(url, prefix, history, **config)
+        started.append(process)
+        process.start()
+        return process.wait_ready() if ready else process
+
+    yield launch
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture
+def lasting() -> Iterator[Store]:
+    """A store of the test's own whose data outlive a kill."""
+    with Store("valkey", aof=True) as store:
+        yield store
+
+
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Measured:
+    """Tell a figure: it is printed, and kept in the report."""
+
+    def tell(name: str, value: object) -> None:
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        print(f"{name}: {shown}")  # noqa: T201 - figures are what these tests are for
+        record_property(name, shown)
+
+    return tell

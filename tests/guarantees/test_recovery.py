@@ -1,0 +1,68 @@
+"""The tasks of a server that died run again soon, on whatever other server lives."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+import pytest
+
+from tests.guarantees.conftest import Launch, Measured
+from tests.processes import ServerProcess, task
+from tests.serving import bench, left_over
+from tests.stores import Store, wait_until
+
+TASKS = 20
+
+
+def kill_and_watch(
+    launch: Launch, url: str, prefix: str, victim: ServerProcess, phase_s: float
+) -> tuple[ServerProcess, list[float]]:
+    """Kill a server with running tasks; the one that came to their rescue, and their delays."""
+
+    async def enqueue() -> set[str]:
+        async with bench(url, prefix) as b:
+            tasks = [task(sleep_at={victim.id: 600}) for _ in range(TASKS)]
+            return {handle.id for handle in await b.client.enqueue_many(tasks)}
+
+    ids, history = asyncio.run(enqueue()), victim.history
+    history.wait("start", TASKS, pid=victim.pid)
+    rescuer = launch(url, **victim.config)
+    phase_ends = time.monotonic() + phase_s
+    wait_until(lambda: time.monotonic() >= phase_ends)
+    killed_at = time.monotonic()
+    victim.kill()
+    again = history.wait("start", TASKS, pid=rescuer.pid, timeout=60)
+    assert {event.id for event in again} == ids
+    assert {event.crashes for event in again} == {1}
+    history.wait("end", TASKS, pid=rescuer.pid)
+    return rescuer, [event.at - killed_at for event in again]
+
+
+@pytest.mark.parametrize("rounds", [8, pytest.param(60, marks=pytest.mark.slow)])
+def test_tasks_of_a_killed_server_start_again_within_lease_and_sweep(
+    valkey: Store, prefix: str, launch: Launch, measured: Measured, rounds: int
+) -> None:
+    chance = random.Random(rounds)
+    delays: list[float] = []
+    victim = launch(valkey.url, lease=1.0, sweep=0.2)
+    for _ in range(rounds):
+        # Renewals come every third of the lease: kill at any moment between two.
+        phase_s = chance.uniform(0, 0.4)
+        victim, found = kill_and_watch(launch, valkey.url, prefix, victim, phase_s)
+        delays += found
+    measured("recovery, most seconds", max(delays))
+    measured("recovery, least seconds", min(delays))
+    assert max(delays) <= 1.2
+    assert left_over(valkey.client(), prefix) == {}
+
+
+@pytest.mark.slow
+def test_with_the_defaults_they_start_again_within_35_seconds(
+    valkey: Store, prefix: str, launch: Launch, measured: Measured
+) -> None:
+    victim = launch(valkey.url, lease=30.0, sweep=5.0)
+    _, delays = kill_and_watch(launch, valkey.url, prefix, victim, 0.0)
+    measured("recovery with the defaults, most seconds", max(delays))
+    assert max(delays) <= 35

@@ -1,0 +1,163 @@
+"""What a test needs to know of the text of a script: its header, its tokens, its calls."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from typing import Final
+
+FOLDER: Final = files("qsync.broker") / "lua"
+SCRIPTS: Final = tuple(
+    sorted(
+        entry.name.removesuffix(".lua") for entry in FOLDER.iterdir() if entry.name.endswith(".lua")
+    )
+)
+INCLUDES: Final = tuple(
+    sorted(entry.name.removesuffix(".lua") for entry in (FOLDER / "include").iterdir())
+)
+
+_TOKEN: Final = re.compile(
+    r"'(?:\\.|[^'\\])*'"  # text
+    r"|\d+(?:\.\d+)?(?:e\d+)?"
+    r"|[A-Za-z_]\w*"
+    r"|\.\.|==|~=|<=|>=|[^\s\w]"
+)
+OPENING, CLOSING = "([{", ")]}"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call in a script: the name that is called, and the tokens of each argument."""
+
+    name: str
+    arguments: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function that a file defines."""
+
+    name: str
+    parameters: tuple[str, ...]
+    body: Source
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text of a file or of a part of one."""
+
+    text: str
+
+    @cached_property
+    def header(self) -> str:
+        lines = self.text.splitlines()
+        end = next((at for at, line in enumerate(lines) if not line.startswith(("--", "#"))), 0)
+        return "\n".join(lines[:end])
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """The tokens of the code, comments left out."""
+        lines = [
+            line for line in self.text.splitlines() if not line.lstrip().startswith(("--", "#!"))
+        ]
+        return _TOKEN.findall("\n".join(lines))
+
+    @cached_property
+    def keys(self) -> list[tuple[int, str]]:
+        """Number and name of the KEYS slots of the header, in order."""
+        found = re.findall(r"^-- KEYS\[(\d+)\] (\w+)", self.header, re.MULTILINE)
+        return [(int(number), name) for number, name in found]
+
+    @cached_property
+    def arguments(self) -> list[int]:
+        """The numbers of the single ARGV slots of the header, in order."""
+        return [int(n) for n in re.findall(r"^-- ARGV\[(\d+)\]", self.header, re.MULTILINE)]
+
+    @cached_property
+    def rest(self) -> tuple[int, str] | None:
+        """Where the open-ended ARGV slot of the header begins, and what it says."""
+        found = re.search(r"^-- ARGV\[(\d+)\.\.\.\] (.*)$", self.header, re.MULTILINE)
+        return (int(found[1]), found[2]) if found else None
+
+    @cached_property
+    def stride(self) -> int:
+        """How many values a task takes in the open-ended slot; 1 unless the header says more."""
+        words = {"two": 2, "three": 3, "four": 4}
+        return words.get(self.rest[1].split()[0].strip(","), 1) if self.rest else 0
+
+    @cached_property
+    def includes(self) -> list[str]:
+        lines = re.findall(r"^-- include: (.+)$", self.header, re.MULTILINE)
+        return [piece for line in lines for piece in line.split()]
+
+    @cached_property
+    def functions(self) -> list[Function]:
+        """The functions that begin at the left margin."""
+        found = re.finditer(
+            r"^local function (\w+)\(([^)]*)\)\n(.*?)^end$", self.text, re.MULTILINE | re.DOTALL
+        )
+        return [
+            Function(name, tuple(re.findall(r"\w+", parameters)), Source(body))
+            for name, parameters, body in (match.groups() for match in found)
+        ]
+
+    @cached_property
+    def calls(self) -> list[Call]:
+        return list(self._calls())
+
+    def uses(self, name: str) -> list[str]:
+        """The fields `name.x` that the code mentions."""
+        tokens = self.tokens
+        return [
+            tokens[at + 2]
+            for at in range(len(tokens) - 2)
+            if tokens[at] == name and tokens[at + 1] == "." and tokens[at - 1] != "."
+        ]
+
+    def slots(self, name: str) -> list[str]:
+        """What stands between the brackets of each `name[...]`."""
+        tokens = self.tokens
+        return [
+            " ".join(arguments_at(tokens, at + 1)[0])
+            for at in range(len(tokens) - 1)
+            if tokens[at] == name and tokens[at + 1] == "["
+        ]
+
+    def _calls(self) -> Iterator[Call]:
+        tokens = self.tokens
+        for at in range(1, len(tokens)):
+            if tokens[at] == "(" and re.fullmatch(r"[A-Za-z_]\w*", tokens[at - 1]):
+                name = tokens[at - 1]
+                if tokens[at - 2] == "." and at >= 3:
+                    name = f"{tokens[at - 3]}.{name}"
+                if tokens[at - 2] != "function":
+                    yield Call(name, tuple(map(tuple, arguments_at(tokens, at))))
+
+
+def arguments_at(tokens: list[str], opening: int) -> list[list[str]]:
+    """What stands in the bracket that opens at a position, cut at its commas."""
+    found: list[list[str]] = [[]]
+    depth = 0
+    for part in tokens[opening:]:
+        if part in CLOSING:
+            depth -= 1
+            if depth == 0:
+                break
+        if depth == 1 and part == ",":
+            found.append([])
+        elif depth >= 1:
+            found[-1].append(part)
+        if part in OPENING:
+            depth += 1
+    return found if found != [[]] else []
+
+
+def script(name: str) -> Source:
+    return Source((FOLDER / f"{name}.lua").read_text("utf-8"))
+
+
+def piece(name: str) -> Source:
+    return Source((FOLDER / "include" / f"{name}.lua").read_text("utf-8"))

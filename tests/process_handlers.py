@@ -1,0 +1,112 @@
+"""Handlers that the tests have run in other processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from qsync.errors import InvalidTask, QsyncError, Retry, SkipRetry
+from qsync.mux import Handler
+from qsync.server.current import current
+from qsync.task import TaskInfo
+
+
+def look(task: TaskInfo) -> dict[str, object]:
+    try:
+        client = str(current().client)
+    except QsyncError as error:
+        client = str(error)
+    return {
+        "info": [task.id, task.payload.decode(), task.attempt, dict(task.headers)],
+        "current": current().task.id,
+        "pid": os.getpid(),
+        "client": client,
+    }
+
+
+class Odd:
+    pass
+
+
+class OddError(Exception):
+    """Cannot be pickled: it needs two arguments and has one."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(first + second)
+
+
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise OSError
+
+
+def unencodable(task: TaskInfo) -> Odd:
+    return Odd()
+
+
+def fail(task: TaskInfo) -> None:
+    try:
+        _ = 1 / 0
+    except ZeroDivisionError as error:
+        raise OddError("it ", "broke") from error
+
+
+def fail_without_text(task: TaskInfo) -> None:
+    raise MuteError
+
+
+def leave(task: TaskInfo) -> None:
+    raise SystemExit(7)
+
+
+def exit_hard(task: TaskInfo) -> None:
+    os._exit(3)
+
+
+def crash(task: TaskInfo) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def retry(task: TaskInfo) -> None:
+    raise Retry("later", delay=timedelta(seconds=90))
+
+
+def retry_wrongly(task: TaskInfo) -> None:
+    delay: Any = "soon"
+    raise Retry(delay=delay)
+
+
+def skip(task: TaskInfo) -> None:
+    raise SkipRetry("never")
+
+
+def wait_for(task: TaskInfo) -> str:
+    """Say who runs it by a file `pid` in the folder that is the payload; wait for a file `go`."""
+    folder = Path(task.payload.decode())
+    (folder / "new").write_text(str(os.getpid()))
+    (folder / "new").rename(folder / "pid")
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    return "waited"
+
+
+def _shout(text: str) -> str:
+    return text + "!"
+
+
+def _arguments(task: TaskInfo) -> tuple[tuple[str], dict[str, object]]:
+    if task.id == "unfit":
+        msg = "payload: does not fit"
+        raise InvalidTask(msg)
+    return (task.payload.decode(),), {}
+
+
+class _Decorated:
+    handler = Handler("t", _shout, "process", arguments=_arguments)
+
+
+decorated = _Decorated()

@@ -1,0 +1,249 @@
+"""A queue on a real store for tests of the scripts: short calls, a clock that stands, dumps."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Final, Self, TypeVar
+
+import pytest
+
+from qsync import codec
+from qsync.broker import connect, ops, views
+from qsync.broker.call import Call
+from qsync.broker.ops import Done, Enqueued, Fetched, FetchPolicy, HandedBack, Held, Killed, Retried
+from qsync.broker.shell import Broker
+from qsync.keys import QUEUE_KEYS, GlobalKeys, QueueKeys
+from qsync.state import TaskState
+from qsync.task import Failure, Outgoing, Task, TaskStatus, new_nonce, outgoing
+from tests.stores import Binary, Store, available
+
+T = TypeVar("T")
+Dump = dict[str, Any]
+
+BINARIES: Final = [
+    pytest.param(name, marks=pytest.mark.skipif(not available(name), reason=f"needs {name}"))
+    for name in ("valkey", "redis")
+]
+
+S: Final = 1_000_000
+"""A second, in the unit of the scripts."""
+
+DAY: Final = 86_400 * S
+START: Final = 20_000 * DAY
+LEASE: Final = 30 * S
+STATES: Final = tuple(state.value for state in TaskState)
+
+POLICY: Final = FetchPolicy(lease_us=LEASE, max_crashes=3, dead_limit=10_000, dead_age_us=90 * DAY)
+FAILURE: Final = codec.encode(Failure(attempts=1, error="boom", failed_at_us=START))
+
+
+@cache
+def shared_store(binary: Binary) -> Store:
+    """The store that all rigs of a binary share, on a unix socket too."""
+    store = Store(binary)
+    store.config["unixsocket"] = str(store.folder / "socket")
+    store.start()
+    atexit.register(store.close)
+    return store
+
+
+class Rig:
+    """One empty queue and the only data of its store. Its clock moves only when `now` is set."""
+
+    def __init__(self, binary: Binary) -> None:
+        store = shared_store(binary)
+        self.keys, self.globals = QueueKeys("test", "queue"), GlobalKeys("test")
+        self.broker = Broker(connect.parse(f"unix://{store.config['unixsocket']}"))
+        self.client: Any = store.client(protocol=2)
+        self.now = START
+        self._number = 0
+        self.reset()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.broker.close()
+        self.client.close()
+
+    def reset(self) -> None:
+        """The store is empty and the clock at its start."""
+        self.client.flushall()
+        self.now = START
+
+    def run(self, call: Call[T]) -> T:
+        """Make a call, never a second time."""
+        return self.broker.run(call, patience=0)
+
+    def enqueue(self, *ids: str, **options: Any) -> list[Enqueued]:
+        """Enqueue a task with each of these ids, as one call."""
+        return self.send(self.tasks(*ids, **options))
+
+    def tasks(self, *ids: str, **options: Any) -> list[Outgoing]:
+        """Tasks ready to be sent, all with one nonce. The payload is the id unless given."""
+        nonce = new_nonce()
+        payload = options.pop("payload", None)
+        return [
+            outgoing(Task("type", payload or id.encode(), id=id, **options), nonce) for id in ids
+        ]
+
+    def send(self, tasks: Sequence[Outgoing]) -> list[Enqueued]:
+        return self.run(ops.enqueue(self.keys, tasks, now_us=self.now))
+
+    def fetch(
+        self,
+        wanted: int = 500,
+        *,
+        server: str = "s",
+        number: int | None = None,
+        policy: FetchPolicy = POLICY,
+    ) -> Fetched:
+        """Fetch, under the next number of all unless one is given."""
+        return self.run(self.fetching(wanted, server=server, number=number, policy=policy))
+
+    def fetching(
+        self,
+        wanted: int = 500,
+        *,
+        server: str = "s",
+        number: int | None = None,
+        policy: FetchPolicy = POLICY,
+    ) -> Call[Fetched]:
+        if number is None:
+            self._number += 1
+            number = self._number
+        return ops.fetch(
+            self.keys, server=server, number=number, wanted=wanted, policy=policy, now_us=self.now
+        )
+
+    def lease(self, wanted: int = 500, *, server: str = "s") -> list[Held]:
+        """Fetch, and return what is held by it."""
+        ids = self.fetch(wanted, server=server).ids
+        return [Held(id, f"{server}/{self._number}") for id in ids]
+
+    def complete(
+        self, *held: Held, retention_us: int | None = None, result: bytes = b""
+    ) -> Sequence[str]:
+        rows = [Done(*one, retention_us, result) for one in held]
+        return self.run(ops.complete(self.keys, rows, now_us=self.now))
+
+    def retry(self, *held: Held, delay_us: int = S, failure: bytes = FAILURE) -> Sequence[str]:
+        rows = [Retried(*one, delay_us, failure) for one in held]
+        return self.run(ops.retry(self.keys, rows, now_us=self.now))
+
+    def kill(self, *held: Held, failed: bool = True, failure: bytes = FAILURE) -> Sequence[str]:
+        rows = [Killed(*one, failed, failure) for one in held]
+        return self.run(ops.kill(self.keys, rows, now_us=self.now))
+
+    def hand_back(
+        self, *held: Held, delay_us: int | None = None, failure: bytes = b""
+    ) -> Sequence[str]:
+        rows = [HandedBack(*one, delay_us, failure) for one in held]
+        return self.run(ops.hand_back(self.keys, rows, now_us=self.now))
+
+    def end_cancelled(self, *held: Held) -> Sequence[str]:
+        return self.run(ops.end_cancelled(self.keys, held, now_us=self.now))
+
+    def renew(self, *held: Held) -> Sequence[str]:
+        return self.run(ops.renew(self.keys, held, lease_us=LEASE, now_us=self.now))
+
+    def start(self, *held: Held) -> Sequence[str]:
+        return self.run(ops.start(self.keys, held))
+
+    def cancel(self, id: str, retention_us: int | None = None) -> tuple[str, str]:
+        return self.run(ops.cancel(self.keys, id, retention_us=retention_us, now_us=self.now))
+
+    def rerun(self, id: str, state: str, **options: str) -> tuple[str, str]:
+        return self.run(ops.run(self.keys, id, state, now_us=self.now, **options))
+
+    def delete(self, state: str, *ids: str) -> int:
+        return self.run(ops.delete(self.keys, ids, state, now_us=self.now))
+
+    def abandon(self, server: str) -> int:
+        """Abandon to the end; how many leases were."""
+        cursor, total = "0", 0
+        while True:
+            call = ops.abandon(self.keys, server, cursor=cursor, now_us=self.now)
+            cursor, found = self.run(call)
+            total += found
+            if cursor == "0":
+                return total
+
+    def status(self, id: str) -> TaskStatus | None:
+        [shown] = self.run(views.show(self.keys, [id]))
+        return None if shown is None else views.status(id, "queue", shown)
+
+    def state(self, id: str) -> str | None:
+        """The one state that the task is in, None when it is in none."""
+        found = [name for name in STATES if self.score(name, id) is not None]
+        assert len(found) <= 1, f"{id} is in {found}"
+        return found[0] if found else None
+
+    def ids(self, state: str) -> list[str]:
+        """The ids in a state, by score."""
+        return [id.decode() for id in self.client.zrange(self.keys.key(state), 0, -1)]
+
+    def score(self, name: str, member: str) -> float | None:
+        return self.client.zscore(self.keys.key(name), member)
+
+    def field(self, name: str, field: str) -> bytes | None:
+        return self.client.hget(self.keys.key(name), field)
+
+    def set(self, name: str, field: str, value: str | bytes | int) -> None:
+        """Write a field behind the scripts' back."""
+        self.client.hset(self.keys.key(name), field, value)
+
+    def counters(self) -> dict[str, int]:
+        """The counters in all, without those of days."""
+        stored = self.client.hgetall(self.keys.key("stats"))
+        return {name.decode(): int(value) for name, value in stored.items() if not name.count(b":")}
+
+    def woken(self) -> bool:
+        """Whether somebody was woken since this was last asked; never twice for one."""
+        elements = self.client.lrange(self.keys.key("wake"), 0, -1)
+        assert len(elements) <= 1
+        self.client.delete(self.keys.key("wake"))
+        return bool(elements)
+
+    def locks(self) -> dict[str, str]:
+        stored = self.client.hgetall(self.keys.key("unique"))
+        return {field.decode(): value.decode() for field, value in stored.items()}
+
+    def dump(self, *, lost: bool = False) -> Dump:
+        """All that the store holds: by name for the keys of the queue, else by key.
+
+        `lost`: also the counter of refused settlements, which is the trace that each one leaves.
+        """
+        base = self.keys.base + ":"
+        known = {f"{base}{name}": type for name, (type, _) in QUEUE_KEYS.items()}
+        names = [key.decode() for key in self.client.keys("*")]
+        pipe = self.client.pipeline(transaction=False)
+        for name in names:
+            _READ[known.get(name) or self.client.type(name).decode()](pipe, name)
+        values = map(_plain, pipe.execute())
+        found = dict(zip([name.removeprefix(base) for name in names], values, strict=True))
+        if not lost:
+            _drop(found, "stats", lambda field: field.partition(b":")[0] == b"lost")
+        return found
+
+
+_READ: Final[dict[str, Any]] = {
+    "hash": lambda pipe, name: pipe.hgetall(name),
+    "zset": lambda pipe, name: pipe.zrange(name, 0, -1, withscores=True),
+    "list": lambda pipe, name: pipe.lrange(name, 0, -1),
+    "set": lambda pipe, name: pipe.smembers(name),
+}
+
+
+def _plain(value: Any) -> Any:
+    """Sorted sets as mappings, the rest as it is."""
+    return dict(value) if isinstance(value, list) and value and type(value[0]) is tuple else value
+
+
+def _drop(dump: Dump, name: str, unwanted: Any) -> None:
+    kept = {field: value for field, value in dump.get(name, {}).items() if not unwanted(field)}
+    dump.pop(name, None)
+    if kept:
+        dump[name] = kept

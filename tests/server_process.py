@@ -1,0 +1,139 @@
+"""A server in a process of its own, which tests kill, stop and continue. Run as a script:
+
+    python -m tests.server_process URL PREFIX HISTORY CONFIG
+
+CONFIG is JSON: the options of the server. What happens is appended to HISTORY, one line an event,
+by one write each and never through the store: the lines survive the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from qsync.broker import connect
+from qsync.mux import Mux
+from qsync.server.current import current
+from qsync.server.server import Server
+from qsync.task import TaskInfo
+
+Note = Callable[[str, TaskInfo | None], None]
+
+mux = Mux()
+note: Note
+
+
+class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a handler is to do: the payload of a task. Times in seconds.
+
+    sleep       how long it runs
+    sleep_at    the same for servers of these ids
+    deaf        it goes on when it is told to stop
+    fail        how many attempts fail
+    fail_at     on servers of these ids all do
+    progress_at on servers of these ids it tells that it is done to the half
+    die         the process ends by SIGKILL
+    """
+
+    sleep: float = 0.0
+    sleep_at: dict[str, float] = {}
+    deaf: bool = False
+    fail: int = 0
+    fail_at: list[str] = []
+    progress_at: list[str] = []
+    die: bool = False
+
+    def seconds(self, task: TaskInfo) -> float:
+        return self.sleep_at.get(server_of(task), self.sleep)
+
+    def end(self, task: TaskInfo) -> str:
+        """The last part of every handler: the id of the server, or a failure."""
+        if server_of(task) in self.progress_at:
+            current().progress(50, 100)
+        if task.attempt <= self.fail or server_of(task) in self.fail_at:
+            note("fail", task)
+            raise RuntimeError(f"attempt {task.attempt} fails as planned")
+        note("end", task)
+        return server_of(task)
+
+
+def server_of(task: TaskInfo) -> str:
+    return task.token.partition("/")[0]
+
+
+@mux.handle("work")
+async def work(task: TaskInfo) -> str:
+    note("start", task)
+    plan = task.value(Plan)
+    if plan.die:
+        os.kill(os.getpid(), signal.SIGKILL)
+    ends = time.monotonic() + plan.seconds(task)
+    while (left := ends - time.monotonic()) > 0:
+        try:
+            await asyncio.sleep(left)
+        except asyncio.CancelledError:
+            note("cancelled", task)
+            if not plan.deaf:
+                raise
+    return plan.end(task)
+
+
+@mux.handle("work-in-thread")
+def work_in_thread(task: TaskInfo) -> str:
+    note("start", task)
+    plan = task.value(Plan)
+    ends = time.monotonic() + plan.seconds(task)
+    while time.monotonic() < ends:
+        if current().cancelled and not plan.deaf:
+            note("cancelled", task)
+            break
+        time.sleep(0.01)
+    return plan.end(task)
+
+
+@mux.handle("block")
+async def blocks_the_loop(task: TaskInfo) -> str:
+    note("start", task)
+    plan = task.value(Plan)
+    time.sleep(plan.seconds(task))  # noqa: ASYNC251 - the mistake whose effects are tested
+    return plan.end(task)
+
+
+def noting_in(path: str) -> Note:
+    """Events go to the end of this file."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    pid = os.getpid()
+
+    def write(event: str, task: TaskInfo | None) -> None:
+        about = f"{task.id} {task.attempt} {task.crashes}" if task else "- 0 0"
+        line = f"{time.monotonic_ns()} {time.time_ns()} {pid} {event} {about}\n"
+        os.write(file, line.encode())
+
+    return write
+
+
+def main() -> None:
+    global note
+    url, prefix, history, config = sys.argv[1:]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    note = noting_in(history)
+    server = Server(connect.parse(url), prefix=prefix, mux=mux, **json.loads(config))
+
+    async def serve() -> None:
+        await server.run()
+        note("left", None)
+
+    asyncio.run(serve())
+    note("exit", None)
+
+
+if __name__ == "__main__":
+    main()

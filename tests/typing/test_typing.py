@@ -1,0 +1,43 @@
+"""The types that users see are an interface: mypy --strict is run over two files that use them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+
+def mypy(name: str) -> str:
+    """What mypy says of a file, with the settings of the project."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", str(HERE / name)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not done.stderr, done.stderr
+    return done.stdout
+
+
+def test_what_is_right_is_accepted_and_has_the_right_types() -> None:
+    """Arguments, results and in-place calls of tasks have the types of the function."""
+    assert mypy("accepted.py") == ""
+
+
+def test_what_is_wrong_is_refused() -> None:
+    """Each wrong line has just the errors that stand beside it, and no other line has any."""
+    lines = (HERE / "refused.py").read_text().splitlines()
+    expected = {
+        (number, code)
+        for number, line in enumerate(lines, 1)
+        if (found := re.search(r"# error: (.+)$", line))
+        for code in found[1].split()
+    }
+    said = re.findall(r"^\S+:(\d+): error: .*\[([a-z-]+)\]$", mypy("refused.py"), re.MULTILINE)
+    assert {(int(number), code) for number, code in said} == expected
+    assert len(expected) > 20
