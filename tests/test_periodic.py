@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
 import pytest
 
 from qsync.broker import connect, ops
+from qsync.broker.call import Call
 from qsync.broker.ops import Done, FetchPolicy
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import InvalidTask
@@ -31,6 +32,16 @@ def periodic(
     return PeriodicTask(Periodic(name, schedule, missed), lambda: Task(f"of {name}", **options))
 
 
+class Far(AsyncBroker):
+    """A broker on a long line: its calls arrive so many seconds later than they are made."""
+
+    lag = 0.0
+
+    async def run_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        await asyncio.sleep(self.lag)
+        return await super().run_many(calls)
+
+
 class Place:
     """A store with its brokers, for loops of one prefix."""
 
@@ -41,11 +52,12 @@ class Place:
 
     @contextlib.asynccontextmanager
     async def running(self, *tasks: PeriodicTask, loops: int = 1) -> AsyncIterator[None]:
-        """So many loops, each with connections of its own, run meanwhile."""
+        """So many loops run meanwhile, on connections of their own, each farther than the last."""
         async with asyncio.TaskGroup() as group:
             running = []
-            for _ in range(loops):
-                broker = AsyncBroker(connect.parse(self.store.url))
+            for number in range(loops):
+                broker = Far(connect.parse(self.store.url))
+                broker.lag = number * 0.01
                 self._brokers.append(broker)
                 running.append(group.create_task(PeriodicLoop(broker, self.prefix, tasks).run()))
             try:

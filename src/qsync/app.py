@@ -47,7 +47,8 @@ class Qsync:
     lifespan        async context manager around a server's work; what it yields is
                     `current().state`
     payload_limit   how large an encoded payload may be, bytes
-    patience        how long a client tries again before it raises StoreUnavailable, seconds
+    patience        how long a client tries again before it raises StoreUnavailable, seconds;
+                    `math.inf`: for ever
 
     Making one does no I/O; embedded:// starts on first use, which takes about 0.1 s, and runs
     until `close`. It may be used again after that. ConfigError when a value is wrong.
@@ -70,6 +71,8 @@ class Qsync:
         self._connections = Connections(
             url, prefix=prefix, payload_limit=payload_limit, patience=patience
         )
+        if mux is not None and not isinstance(mux, Mux):
+            raise ConfigError(f"mux: {shorten(mux)} is not a Mux")
         self._given_mux = mux
         self._mux = Mux()
         self._lifespan = lifespan

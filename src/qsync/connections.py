@@ -17,6 +17,7 @@ from qsync.broker.address import Address
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, Client
 from qsync.errors import ConfigError
+from qsync.keys import shorten
 
 if TYPE_CHECKING:
     from qsync.embedded import Embedded  # at run time only for embedded://, since it needs fcntl
@@ -46,6 +47,11 @@ class Connections:
             url = os.environ.get(URL) or None
         if url is None:
             raise ConfigError(_NO_URL)
+        if type(payload_limit) is not int or payload_limit < 1:
+            msg = f"payload_limit: {shorten(payload_limit)} is not a positive number of bytes"
+            raise ConfigError(msg)
+        if type(patience) not in (int, float) or not patience >= 0:
+            raise ConfigError(f"patience: {shorten(patience)} is not a number of seconds from 0")
         self.prefix = prefix
         self._payload_limit = payload_limit
         self._patience = patience

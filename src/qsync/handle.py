@@ -27,7 +27,6 @@ from qsync.waiting import (
     Deadline,
     Watch,
     ended,
-    is_cancelled,
     not_found,
     pauses,
     retention_of,
@@ -237,7 +236,8 @@ class Tracker(_AnyTracker):
     def show(self, id: str, queue: str, *, patience: Patience = OWN) -> Shown | None:
         """The task as it stands; None when it is not in the queue."""
         self.check_open()
-        return self._read(id, queue, patience)
+        [shown] = self._broker.run(views.show(self._keys(queue), [id]), patience=patience)
+        return shown
 
     def wait(self, id: str, queue: str, seconds: float | None) -> Result | None:
         """The record of the result, or None when the task did not end in time."""
@@ -267,17 +267,15 @@ class Tracker(_AnyTracker):
         """Cancel a task; whether it is cancelled, or its server was told."""
         self.check_open()
         if retention_us is UNKNOWN:
-            shown = self._read(id, queue)
+            shown = self.show(id, queue)
             if shown is None:
                 return False
             retention_us = retention_of(shown)
         call = ops.cancel(self._keys(queue), id, retention_us=retention_us)
         outcome, token = self._broker.run(call)
-        if outcome == "finished":
-            return is_cancelled(self._read(id, queue))
         if outcome == "active":
             self._broker.run_many([self._order(id, queue, token)])
-        return outcome != "missing"
+        return outcome in ("cancelled", "active")
 
     def close(self) -> None:
         """Wake whoever waits, to an error."""
@@ -285,10 +283,6 @@ class Tracker(_AnyTracker):
         for (process, _), watch in list(self._watches.items()):
             if process == os.getpid():
                 watch.close()
-
-    def _read(self, id: str, queue: str, patience: Patience = OWN) -> Shown | None:
-        [shown] = self._broker.run(views.show(self._keys(queue), [id]), patience=patience)
-        return shown
 
     def _watch(self, queue: str) -> Watch:
         # By process: a forked child has none of the threads, and maybe locks that nobody frees.
@@ -312,7 +306,11 @@ class AsyncTracker(_AnyTracker):
     async def show(self, id: str, queue: str) -> Shown | None:
         """The task as it stands; None when it is not in the queue."""
         self.check_open()
-        return await self._read(id, queue)
+        reader = self._readers.get(queue)
+        if reader is None:
+            reader = Batcher(partial(self._read, self._keys(queue)), len)
+            self._readers[queue] = reader
+        return await reader.put(id)
 
     async def wait(self, id: str, queue: str, seconds: float | None) -> Result | None:
         """The record of the result, or None when the task did not end in time."""
@@ -340,26 +338,22 @@ class AsyncTracker(_AnyTracker):
         self.check_open()
         with self._under_way:
             if retention_us is UNKNOWN:
-                shown = await self._read(id, queue)
+                shown = await self.show(id, queue)
                 if shown is None:
                     return False
                 retention_us = retention_of(shown)
             call = ops.cancel(self._keys(queue), id, retention_us=retention_us)
             outcome, token = await self._broker.run(call)
-            if outcome == "finished":
-                return is_cancelled(await self._read(id, queue))
             if outcome == "active":
                 await self._broker.run_many([self._order(id, queue, token)])
-            return outcome != "missing"
+            return outcome in ("cancelled", "active")
 
     def close(self) -> None:
-        """Take no more questions; who waits is woken to an error."""
+        """Take no more questions."""
         self._closed = True
-        for watch in self._watches.values():
-            watch.wake_all()
 
     async def aclose(self) -> None:
-        """Nothing is under way any more, and nobody listens."""
+        """Nothing is under way any more; who waits is woken to an error, and nobody listens."""
         self.close()
         for reader in self._readers.values():
             await reader.drain()
@@ -367,14 +361,7 @@ class AsyncTracker(_AnyTracker):
         for watch in self._watches.values():
             await watch.aclose()
 
-    async def _read(self, id: str, queue: str) -> Shown | None:
-        reader = self._readers.get(queue)
-        if reader is None:
-            reader = Batcher(partial(self._read_all, self._keys(queue)), len)
-            self._readers[queue] = reader
-        return await reader.put(id)
-
-    async def _read_all(self, keys: QueueKeys, ids: Sequence[str]) -> list[Shown | None]:
+    async def _read(self, keys: QueueKeys, ids: Sequence[str]) -> list[Shown | None]:
         return await self._broker.run(views.show(keys, ids))
 
     def _watch(self, queue: str) -> AsyncWatch:

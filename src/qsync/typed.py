@@ -69,6 +69,9 @@ class TaskFunction(Generic[P, R, Q, V]):
     what a Handle's `result()` returns; V what a call in place does: R, or its coroutine.
     """
 
+    __name__: str
+    __wrapped__: Callable[Q, V]
+
     def __init__(
         self,
         function: Callable[Q, V],
@@ -123,9 +126,10 @@ class TaskFunction(Generic[P, R, Q, V]):
         InvalidTask when the arguments do not fit the parameters, or msgpack cannot carry one.
         With `unique=`, sets and dicts are put in order, since equal arguments are the same task.
         """
-        sort = bool(self._options.get("unique")) and "unique_key" not in self._options
+        options = self._options
+        sort = bool(options.get("unique")) and options.get("unique_key") is None
         payload = self._signature.bind(args, kwargs, sort=sort)
-        return Task(self.name, payload, **self._options)
+        return Task(self.name, payload, **options)
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, AsyncHandle[R]]:
         """Await it: the task is in the queue. DuplicateTask when its id or its lock is taken.

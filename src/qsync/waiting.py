@@ -46,7 +46,7 @@ def ended(id: str, queue: str, shown: Shown | None) -> Result | None:
         raise TaskFailed(last_error(shown) or f"{where} is dead")
     if shown.state is not TaskState.COMPLETED:
         return None
-    if is_cancelled(shown):
+    if shown.cancel is not None:
         raise TaskCancelled(f"{where} was cancelled")
     record = result_of(shown)
     if record is None or record.error is not None:
@@ -59,11 +59,6 @@ def retention_of(shown: Shown) -> int | None:
     """How long the task is kept after success, microseconds; None: not at all, or not known."""
     message = message_of(shown)
     return message.options.retention_us if message and message.options else None
-
-
-def is_cancelled(shown: Shown | None) -> bool:
-    """Whether the task ended because somebody cancelled it."""
-    return bool(shown and shown.state is TaskState.COMPLETED and shown.cancel is not None)
 
 
 def not_found(id: str, queue: str) -> TaskNotFound:
@@ -239,17 +234,11 @@ class AsyncWatch:
             if not self._waiting and self._listener is not None and not loop.is_closed():
                 self._end = loop.call_later(LINGER, self._stop)
 
-    def wake_all(self) -> None:
-        """Have everybody look."""
-        for events in self._waiting.values():
-            for woken in events:
-                woken.set()
-
     async def aclose(self) -> None:
         """Wake everybody, and stop listening."""
         if self._end is not None:
             self._end.cancel()
-        self.wake_all()
+        self._wake_all()
         listener = self._listener
         self._stop()
         if listener is not None:
@@ -274,7 +263,7 @@ class AsyncWatch:
             await subscription.open()
             backoff.reset()
             self._listening = True
-            self.wake_all()
+            self._wake_all()
             while (id := await subscription.read()) != "":
                 for woken in self._waiting.get(id, ()):
                     woken.set()
@@ -283,6 +272,11 @@ class AsyncWatch:
         finally:
             self._listening = False
             await subscription.aclose()
+
+    def _wake_all(self) -> None:
+        for events in self._waiting.values():
+            for woken in events:
+                woken.set()
 
 
 def _tell(channel: str, error: Exception) -> None:

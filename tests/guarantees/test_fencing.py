@@ -60,11 +60,11 @@ def zombie_tasks() -> dict[str, Task]:
                 type, sleep_at=zombie, fail_at=["live"], retry=1, retry_delay=600
             ),
             f"runs/{type}": task(type, sleep_at=live, progress_at=["zombie"], **kept),
-            f"runs, fails/{type}": task(type, sleep_at=live, fail_at=["zombie"], **kept),
+            f"runs-fails/{type}": task(type, sleep_at=live, fail_at=["zombie"], **kept),
         }
     tasks |= {f"long/{n}": task(sleep_at={"zombie": 600.0}) for n in range(LONG)}
     tasks |= {
-        f"long, runs/{n}": task(sleep_at={"zombie": 600.0, "live": 4.0}, **kept) for n in range(3)
+        f"long-runs/{n}": task(sleep_at={"zombie": 600.0, "live": 4.0}, **kept) for n in range(3)
     }
     return {id: one.replace(id=id) for id, one in tasks.items()}
 

@@ -8,10 +8,11 @@ tries, for as long as the caller's patience lasts.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Literal, TypeVar
@@ -401,17 +402,19 @@ class AsyncBroker:
 
     async def _plain(self, *command: str) -> Any:
         client = self._open()
-        if self.address.kind == "cluster":
-            await client.initialize()
-            node = client.get_random_node()
-            return await node.execute_command(*command)
-        return await client.execute_command(*command)
+        with _heeding_cancellation():
+            if self.address.kind == "cluster":
+                await client.initialize()
+                return await client.get_random_node().execute_command(*command)
+            return await client.execute_command(*command)
 
     async def _try(self, calls: Sequence[Call[Any]]) -> list[Any]:
         """One reply a call, or the error that took its place."""
         client = self._open()
         if self.address.kind == "cluster":
-            return await asyncio.gather(*[self._try_in_cluster(client, call) for call in calls])
+            tries = [self._try_in_cluster(client, call) for call in calls]
+            with _heeding_cancellation():
+                return list(await asyncio.gather(*tries))
         replies = await self._exchange(client, [_evalsha(call) for call in calls])
         missing = [
             at for at, reply in enumerate(replies) if isinstance(reply, failures.NoScriptError)
@@ -438,8 +441,9 @@ class AsyncBroker:
         replies: list[Any] = []
         connection = None
         try:
-            connection = await pool.get_connection()
-            await connection.send_packed_command(_pack(commands), check_health=False)
+            with _heeding_cancellation():
+                connection = await pool.get_connection()
+                await connection.send_packed_command(_pack(commands), check_health=False)
             for _ in commands:
                 try:
                     replies.append(await connection.read_response())
@@ -478,11 +482,12 @@ class Waiter:
         Raises StoreUnavailable, and what was taken meanwhile may be lost.
         """
         try:
-            if self._connection is None:
-                self._client = await self._broker.client_for(self.keys[0])
-                self._connection = await self._client.connection_pool.get_connection()
             command = ("BLPOP", *self.keys, f"{max(seconds, 0.001):.3f}")
-            await self._connection.send_packed_command(_pack([command]), check_health=False)
+            with _heeding_cancellation():
+                if self._connection is None:
+                    self._client = await self._broker.client_for(self.keys[0])
+                    self._connection = await self._client.connection_pool.get_connection()
+                await self._connection.send_packed_command(_pack([command]), check_health=False)
             reply = await self._connection.read_response(timeout=seconds + GRACE)
         except _LIBRARY_ERRORS as error:
             await self.aclose()
@@ -513,13 +518,17 @@ class AsyncSubscription:
     async def open(self) -> None:
         """Connect and subscribe; StoreUnavailable when that fails."""
         try:
-            self._client = await self._broker.client_for(self._channel)
-            self._connection = await self._client.connection_pool.get_connection()
-            await self._connection.send_command("SSUBSCRIBE", self._channel)
-            await self._connection.read_response()
+            with _heeding_cancellation():
+                self._client = await self._broker.client_for(self._channel)
+                self._connection = await self._client.connection_pool.get_connection()
+                await self._connection.send_command("SSUBSCRIBE", self._channel)
+                await self._connection.read_response()
         except _LIBRARY_ERRORS as error:
             await self.aclose()
             raise _no_answer(error, self._broker.address) from error
+        except BaseException:
+            await self.aclose()
+            raise
 
     async def read(self) -> str:
         """The next message, however long it takes; StoreUnavailable when the connection broke."""
@@ -541,6 +550,20 @@ class AsyncSubscription:
 
 _LIBRARY_ERRORS: Final = (failures.RedisError, OSError, TimeoutError, EOFError, ValueError)
 """What redis-py raises; ValueError is how asyncio reports a reply over its buffer."""
+
+
+@contextlib.contextmanager
+def _heeding_cancellation() -> Iterator[None]:
+    """A cancellation that came meanwhile is heeded afterwards, at the latest.
+
+    redis-py sends by way of `asyncio.wait_for`, which in Python 3.11 forgets a cancellation that
+    comes when what it waits for has just been done.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    yield
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
 
 
 def _ends(patience: float | None) -> float:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from qsync.cli.demo.command import demo
 from qsync.cli.worker import worker
 from qsync.version import __version__
 
@@ -15,7 +16,9 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain: boxes leave too little room at 80 columns
 )
+app.command(name="demo")(demo)
 app.command(name="worker")(worker)
 
 

@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import os
 import sys
-from typing import Annotated, Any, Final, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -28,9 +28,6 @@ log = logging.getLogger("qsync.worker")
 
 Level = Literal["debug", "info", "warning", "error"]
 
-_SERVING: Final = "What to serve"
-_RUNNING: Final = "How to run"
-
 
 def worker(
     target: Annotated[
@@ -49,7 +46,6 @@ def worker(
             help="Queues to take tasks from: critical=5,default=3. Free slots are shared by "
             "weight, which is 1 unless it is given.  [default: default]",
             show_default=False,
-            rich_help_panel=_SERVING,
         ),
     ] = None,
     strict: Annotated[
@@ -57,7 +53,6 @@ def worker(
         typer.Option(
             "--strict",
             help="Drain the queues in order of weight instead.",
-            rich_help_panel=_SERVING,
         ),
     ] = False,
     url: Annotated[
@@ -67,7 +62,6 @@ def worker(
             help="The store, for an app that does not name it. A password is better off in "
             "QSYNC_URL, which says the same.",
             show_default=False,
-            rich_help_panel=_SERVING,
         ),
     ] = None,
     prefix: Annotated[
@@ -76,7 +70,6 @@ def worker(
             metavar="NAME",
             help="What all keys begin with, for an app that does not say; as QSYNC_PREFIX.",
             show_default=False,
-            rich_help_panel=_SERVING,
         ),
     ] = None,
     processes: Annotated[
@@ -86,9 +79,7 @@ def worker(
             "-n",
             metavar="N",
             min=1,
-            max=1024,
             help="Server processes, one for each core say.",
-            rich_help_panel=_RUNNING,
         ),
     ] = 1,
     concurrency: Annotated[
@@ -99,7 +90,6 @@ def worker(
             metavar="N",
             help="Tasks that one process runs at the same time.  [default: 100]",
             show_default=False,
-            rich_help_panel=_RUNNING,
         ),
     ] = None,
     threads: Annotated[
@@ -108,7 +98,6 @@ def worker(
             metavar="N",
             help="Threads for handlers that are not coroutines.  [default: as --concurrency]",
             show_default=False,
-            rich_help_panel=_RUNNING,
         ),
     ] = None,
     prefetch: Annotated[
@@ -117,7 +106,6 @@ def worker(
             metavar="N",
             help="Most tasks taken ahead of a free slot.  [default: what starts within 100 ms]",
             show_default=False,
-            rich_help_panel=_RUNNING,
         ),
     ] = None,
     lease: Annotated[
@@ -127,7 +115,6 @@ def worker(
             help="How long after the death of a whole machine its tasks start elsewhere.  "
             "[default: 30]",
             show_default=False,
-            rich_help_panel=_RUNNING,
         ),
     ] = None,
     shutdown_timeout: Annotated[
@@ -137,7 +124,6 @@ def worker(
             help="How long running tasks may go on after a stop; then they start elsewhere.  "
             "[default: 30]",
             show_default=False,
-            rich_help_panel=_RUNNING,
         ),
     ] = None,
     uvloop: Annotated[
@@ -146,7 +132,6 @@ def worker(
             "--uvloop/--no-uvloop",
             help="Use uvloop.  [default: when it is installed]",
             show_default=False,
-            rich_help_panel=_RUNNING,
         ),
     ] = None,
     reload: Annotated[
@@ -154,7 +139,6 @@ def worker(
         typer.Option(
             "--reload",
             help="Start anew when a source file in the working directory changes: for development.",
-            rich_help_panel=_RUNNING,
         ),
     ] = False,
     log_level: Annotated[
@@ -162,11 +146,12 @@ def worker(
         typer.Option(
             help="How much to log.  [default: info]",
             show_default=False,
-            rich_help_panel=_RUNNING,
         ),
     ] = None,
 ) -> None:
     """Run the tasks of an app until told to stop.
+
+    For example: qsync worker shop.tasks:app --processes 4 --queues critical=5,default=3
 
     A process that dies is replaced, and its tasks start again within a second. Ctrl-C or SIGTERM
     stops: running tasks may go on for the shutdown timeout; a second one stops at once. SIGHUP
@@ -266,6 +251,10 @@ def _refuse(reason: str) -> NoReturn:
     raise typer.Exit(2)
 
 
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
 def _banner(target: str, server: Server, processes: int) -> None:
     config, types = server.config, server.mux.types
     shares = ", ".join(f"{name}={weight}" for name, weight in config.weights.items())
@@ -275,9 +264,10 @@ def _banner(target: str, server: Server, processes: int) -> None:
         __version__, target, server.address, server.prefix,
     )  # fmt: skip
     log.info(
-        "queues %s%s; %d processes of concurrency %d; %d types%s",
-        shares, " strictly in this order" if config.strict else "", processes, config.concurrency,
-        len(types), f": {shown}" if types else "",
+        "queues %s%s; %s of concurrency %d; %s%s",
+        shares, " strictly in this order" if config.strict else "",
+        _count(processes, "process", "processes"), config.concurrency,
+        _count(len(types), "type", "types"), f": {shown}" if types else "",
     )  # fmt: skip
     if not types:
         log.warning("the app knows no tasks: those that are fetched will wait for another server")

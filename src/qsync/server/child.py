@@ -145,9 +145,11 @@ class Child:
 
     def manner(self) -> str:
         """How it ended, in words."""
-        code = self.code or 0
+        code = self.code
+        if code is None:
+            return "not at all"
         if code >= 0:
-            return f"with exit code {code}" + (f": {self.error}" if self.error else "")
+            return f"exit code {code}" + (f": {self.error}" if self.error else "")
         with contextlib.suppress(ValueError):
             return f"killed by {signal.Signals(-code).name}"
         return f"killed by signal {-code}"

@@ -31,6 +31,9 @@ log = logging.getLogger("qsync.server")
 RETRY_CAP_S: Final = 1.5
 """The longest wait between tries while the store is away: soon after its return, work goes on."""
 
+ROUND_S: Final = 0.1
+"""How long a round waits for the fetches of the one before, so that all queues take part in it."""
+
 MARGIN_S: Final = 0.0005
 """Added to a wait for a due time, since the store's waits end on whole milliseconds."""
 
@@ -113,6 +116,9 @@ class Fetcher:
     def _step(self) -> float:
         """Start what there is to do; returns the seconds until there may be more."""
         now = boot_s()
+        awaited = [lane.flown for lane in self._lanes.values() if self._round_waits_for(lane, now)]
+        if awaited:
+            return min(awaited) + ROUND_S - now
         lanes = [lane for lane in self._lanes.values() if lane.queue not in self._flights]
         for lane in lanes:
             if lane.next_due is not None and now >= lane.next_due:
@@ -132,6 +138,10 @@ class Fetcher:
         elif slots > 0 and not hungry:
             self._wait_for_wake(now)
         return self._next_step(now, slots > 0)
+
+    def _round_waits_for(self, lane: Lane, now: float) -> bool:
+        """Whether this queue would miss a round that begins now, and the others take its share."""
+        return lane.queue in self._flights and not lane.empty and now - lane.flown < ROUND_S
 
     def _upkeep_due(self, lane: Lane, now: float) -> bool:
         return (
@@ -188,7 +198,7 @@ class Fetcher:
         for group in [[call] for call in calls] if cluster else [calls]:
             task = asyncio.get_running_loop().create_task(self._fly(group))
             for lane, wanted in group:
-                lane.wanted = wanted
+                lane.wanted, lane.flown = wanted, boot_s()
                 self._flights[lane.queue] = task
 
     async def _fly(self, group: Sequence[tuple[Lane, int]]) -> None:

@@ -88,8 +88,8 @@ class Lane:
     """One queue as a server sees it: the state of its fetches, and what is held of it."""
 
     __slots__ = (
-        "empty", "held", "keys", "last_fetch", "more", "next_due", "number", "paused", "queue",
-        "store_now_us", "store_seen", "unanswered", "wanted",
+        "empty", "flown", "held", "keys", "last_fetch", "more", "next_due", "number", "paused",
+        "queue", "store_now_us", "store_seen", "unanswered", "wanted",
     )  # fmt: skip
 
     def __init__(self, keys: QueueKeys) -> None:
@@ -102,6 +102,8 @@ class Lane:
         self.unanswered: Asked | None = None
         """The heartbeat thread reads it."""
         self.wanted = 0
+        self.flown = 0.0
+        """By boot_s, when the fetch under way was sent."""
         self.empty = False
         """The last fetch brought less than was wanted: wait for a wake."""
         self.more = False

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
+from weakref import WeakSet
 
 from qsync.broker import ops
 from qsync.broker.ops import Done
@@ -81,6 +82,8 @@ class Runner:
         self._started = 0
         self._rate_since = time.monotonic()
         self.abandoned = 0
+        self._deaf: WeakSet[asyncio.Task[None]] = WeakSet()
+        """Run handlers that do not end when they are told to."""
 
     # What the fetch loop asks and gives.
 
@@ -336,6 +339,8 @@ class Runner:
         if leased.phase != RUNNING:
             return
         self.abandoned += 1
+        if leased.task is not None:
+            self._deaf.add(leased.task)
         log.error(
             "handler of task %s (%s) does not stop; its slot is freed, and it may still run",
             leased.id,
@@ -397,7 +402,9 @@ class Runner:
         for lane in self._lanes():
             for leased in list(lane.held.values()):
                 if leased.phase == RUNNING:
-                    self._finish(leased, self._stopped(leased, asyncio.CancelledError()))
+                    self._give_up(leased)
+        for task in self._deaf:
+            asyncio._unregister_task(task)  # or asyncio.run would wait for it for ever
 
     def _lanes(self) -> list[Lane]:
         return [settler.lane for settler in self._settlers.values()]

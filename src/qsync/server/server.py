@@ -277,15 +277,17 @@ class Server:
             return
         self._runner.stop_all("shutdown")
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._runner.idle.wait(), 0.3 if self._hurry.is_set() else 2.0)
+            async with asyncio.timeout(0.3 if self._hurry.is_set() else 1.0):
+                await self._runner.idle.wait()
         self._runner.give_up_all()
 
     async def _settle_rest(self) -> None:
-        drained = asyncio.gather(*(settler.drained() for settler in self._settlers.values()))
         limit = 0.3 if self._hurry.is_set() else max(5.0, seconds(self.config.shutdown_timeout))
         try:
-            await asyncio.wait_for(drained, limit)
-            await asyncio.wait_for(self._fetcher.pass_on(), limit)
+            async with asyncio.timeout(limit):
+                for settler in self._settlers.values():
+                    await settler.drained()
+                await self._fetcher.pass_on()
         except TimeoutError:
             log.warning("the store did not take everything in time; leases cover the rest")
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -34,6 +35,9 @@ START_S: Final = 60.0
 
 GIVE_UP_S: Final = 3.0
 """How long to go on trying to tell the store who died, when all have stopped."""
+
+ECHO_S: Final = 0.2
+"""Signals so close together are one: a terminal and a wrapper like `uv run` send one each."""
 
 LATE_S: Final = 5.0
 """How much longer than `shutdown_timeout` a child may take to stop, before it is killed."""
@@ -70,6 +74,7 @@ class Supervisor:
         self._children: set[Child] = set()
         self._stopping = asyncio.Event()
         self._stops = 0
+        self._last_signal = -math.inf
         self._rolling = asyncio.Lock()
         self._watch = Watch()
         self._failed: str | None = None
@@ -111,7 +116,7 @@ class Supervisor:
                     slot.child = await self._launch(slot)
 
     async def _pause(self, slot: _Slot, child: Child, delay: float) -> None:
-        what = f"process {child.number} (pid {child.pid}) ended {child.manner()}"
+        what = f"process {child.number} (pid {child.pid}) ended: {child.manner()}"
         if self._plan.reload and child.failed_to_start:
             log.warning("%s; it is started again when a file changes", what)
             await slot.news.wait()
@@ -151,7 +156,7 @@ class Supervisor:
         child.close()
         if child.told_to_stop:
             self._unclean = self._unclean or (self._stopping.is_set() and not clean)
-            log.info("process %d (pid %d) ended %s", child.number, child.pid, child.manner())
+            log.info("process %d (pid %d) ended: %s", child.number, child.pid, child.manner())
         child.has_ended(code)
         slot.news.set()
 
@@ -167,7 +172,7 @@ class Supervisor:
     def _give_up(self, child: Child) -> None:
         self._failed = (
             f"process {child.number} failed to start {TRIES} times in a row, "
-            f"the last time {child.manner()}"
+            f"the last time: {child.manner()}"
         )
         self._stop()
 
@@ -191,7 +196,8 @@ class Supervisor:
                 await asyncio.wait_for(new.ended.wait(), FIRST_S)
         if new.ended.is_set() or not new.changed.is_set():
             if not self._stopping.is_set():
-                log.error("the new process failed to start (it ended %s)", new.manner())
+                what = new.manner() if new.ended.is_set() else f"not ready after {START_S:.0f} s"
+                log.error("the new process failed to start: %s", what)
             new.kill()
             return False
         slot.child = new
@@ -222,7 +228,7 @@ class Supervisor:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        reactions = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop}
+        reactions = {signal.SIGTERM: self._on_stop, signal.SIGINT: self._on_stop}
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
             reactions[signal.SIGHUP] = self._on_hang_up
         for number, reaction in reactions.items():
@@ -232,6 +238,12 @@ class Supervisor:
         finally:
             for number in reactions:
                 loop.remove_signal_handler(number)
+
+    def _on_stop(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._last_signal > ECHO_S:
+            self._stop()
+        self._last_signal = now
 
     def _stop(self) -> None:
         self._stops += 1

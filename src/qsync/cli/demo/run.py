@@ -1,0 +1,248 @@
+"""The demo from its beginning to its end: store, worker, client, kill -9, and the account."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from qsync.broker import ops
+from qsync.broker.shell import AsyncBroker
+from qsync.cli.demo import app as tasks
+from qsync.cli.demo.check import Evidence, Manifest, Summary, Victim, account, tick_moment
+from qsync.cli.demo.client import DemoClient
+from qsync.cli.demo.plan import (
+    KINDS,
+    Plan,
+    Stamp,
+    blocks_of,
+    digest_of,
+    installation,
+    plan_for,
+    stamp_of,
+)
+from qsync.cli.demo.records import History, read_manifest
+from qsync.cli.demo.scene import Scene
+from qsync.cli.demo.worker import DemoError, Worker
+from qsync.client import AsyncClient
+from qsync.keys import QueueKeys
+from qsync.schedule import tick_id
+from qsync.task import moment_us
+
+ENOUGH: Final = 0.35
+"""A server is killed when so much of the hashing is done."""
+
+STILL_S: Final = 40.0
+"""When so long no task has ended, something is wrong, seconds: the lease has run out by then."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    folder: Path
+    tasks: int
+    processes: int
+    clear: bool
+    """The store is not the demo's own: leave no task in it."""
+
+
+class Run:
+    """A run of the demo."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._prefix = tasks.app.prefix
+        self.scene = Scene(History(options.folder), self._prefix)
+        self._files: dict[str, Stamp] = {}
+        self._victim: Victim | None = None
+        self._worker = Worker(options.folder, options.processes)
+
+    async def play(self) -> Summary:
+        """All of it; returns the account. DemoError when it cannot go on."""
+        async with contextlib.AsyncExitStack() as stack:
+            broker = AsyncBroker(tasks.app.server().address)  # an embedded one is started by this
+            stack.push_async_callback(tasks.app.aclose)
+            stack.push_async_callback(broker.aclose)
+            self.scene.store = await broker.facts()
+            client = await stack.enter_async_context(tasks.app.async_client())
+            if self._options.clear:
+                stack.push_async_callback(self._clear, broker)
+            await stack.enter_async_context(self._worker)
+            self.scene.worker_pid = self._worker.pid
+            async with self._followed(broker):
+                plan = await self._perform(client)
+            self.scene.phase = "stopping"
+            code = await self._worker.stop()
+            self.scene.tell(f"the worker was told to stop, and ended with {code}")
+            self.scene.phase = "checking"
+            self.scene.tell("a plain loop hashes the same blocks, to compare")
+            return account(await self._evidence(plan, broker, client))
+
+    @contextlib.asynccontextmanager
+    async def _followed(self, broker: AsyncBroker) -> AsyncIterator[None]:
+        """The scene is kept up to date, and the worker has to live."""
+
+        async def follow() -> None:
+            while True:
+                await self.scene.refresh(broker)
+                await asyncio.sleep(0.1)
+
+        async with asyncio.TaskGroup() as group:
+            watchers = [group.create_task(follow()), group.create_task(self._worker.watch())]
+            yield
+            for watcher in watchers:
+                watcher.cancel()
+
+    async def _perform(self, client: AsyncClient) -> Plan:
+        scene, history = self.scene, self.scene.history
+        scene.tell(f"$ qsync {' '.join(self._worker.arguments)}")
+        self._files = await asyncio.to_thread(installation)
+        scene.plan = plan = plan_for(blocks_of(self._files, self._options.tasks))
+        demo = DemoClient(plan, scene.ledger, client)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(demo.enqueue_all())
+            await self._until(self._servers_ready, "the servers to start")
+            scene.phase = "running"
+            group.create_task(demo.enqueue_scheduled())
+            group.create_task(demo.unique())
+            typed = group.create_task(demo.typed(list(self._files)))
+            await demo.cancel(self._begun)
+            await self._until(lambda: scene.hashed >= ENOUGH * scene.to_hash, "the first tasks")
+            await self._kill_one()
+            await typed  # what is measured there is not to be the work of poison
+            await demo.poison()
+            scene.tell(f"the poison task is dead: {scene.ledger.poison_error}", loud=True)
+        scene.phase = "working off the rest"
+        with contextlib.suppress(DemoError):  # the account shows what is left
+            await self._until(self._all_ended(), "the last tasks")
+        # Stop between two ticks, so that none is enqueued while the servers stop.
+        ticks = len(history.done["tick"])
+        await self._until(lambda: len(history.done["tick"]) > ticks, "the next tick")
+        return plan
+
+    async def _until(self, holds: Callable[[], bool], what: str) -> None:
+        """Wait for something; DemoError when no task but ticks has ended for long."""
+        last, since = -1, time.monotonic()
+        while not holds():
+            if self.scene.ended_so_far != last:
+                last, since = self.scene.ended_so_far, time.monotonic()
+            if time.monotonic() > since + STILL_S:
+                msg = f"gave up waiting for {what}: nothing has happened for {STILL_S:.0f} s"
+                raise DemoError(msg)
+            await asyncio.sleep(0.03)
+
+    async def _begun(self, ids: Sequence[str]) -> None:
+        starts = self.scene.history.starts
+        await self._until(lambda: all(id in starts for id in ids), "tasks to begin")
+
+    def _servers_ready(self) -> bool:
+        return len(self.scene.servers()) >= self._options.processes
+
+    def _all_ended(self) -> Callable[[], bool]:
+        """Whether every task has come to an end; or the store has had nothing to do for a while."""
+        busy = time.monotonic()
+
+        def holds() -> bool:
+            nonlocal busy
+            if self.scene.unfinished:
+                busy = time.monotonic()
+                return False
+            return not self.scene.open_ids() or time.monotonic() > busy + 5
+
+        return holds
+
+    # The kill.
+
+    async def _kill_one(self) -> None:
+        """Kill a server that has much to do, and wait until all that ran there runs again."""
+        scene, running = self.scene, self.scene.history.running
+        patience = time.monotonic() + 2
+        while True:
+            scene.history.poll()
+            pid = max(scene.servers(), key=lambda pid: len(running[pid]))
+            if len(running[pid]) >= 10 or time.monotonic() > patience:
+                break
+            await asyncio.sleep(0.02)
+        os.kill(pid, signal.SIGKILL)
+        self._victim = victim = Victim(pid, time.monotonic(), set())
+        scene.tell(f"kill -9 {pid}: one of the servers, in the middle of its work", loud=True)
+        await self._until(lambda: pid not in scene.servers(), "the killed server to end")
+        scene.history.poll()
+        victim.torn.update(running[pid])
+        scene.tell(f"{len(victim.torn)} tasks were running in {pid} when it died")
+        await self._until(
+            lambda: not victim.waiting(scene.history), "the tasks of the killed server"
+        )
+        await self._until(lambda: scene.crashed >= len(victim.torn), "the store's count of them")
+        seconds, ahead = victim.seconds(scene.history), scene.crashed - len(victim.torn)
+        scene.tell(
+            f"all {len(victim.torn)} run again, within {seconds:.2f} s; {ahead} that it had taken "
+            "and not begun, too", loud=True,
+        )  # fmt: skip
+
+    # The end.
+
+    async def _evidence(self, plan: Plan, broker: AsyncBroker, client: AsyncClient) -> Evidence:
+        scene = self.scene
+        scene.history.poll()
+        ticks = [id for id, kind in scene.history.kinds.items() if kind == "tick"]
+        withdrawn = await self._withdraw_ticks(client, broker, max(ticks, key=tick_moment))
+        scene.ledger.ids["tick"] += ticks + withdrawn
+        await scene.refresh(broker)
+        statuses = await scene.look(broker, [id for ids in scene.ledger.ids.values() for id in ids])
+        manifest = await asyncio.to_thread(self._manifest, plan)
+        return Evidence(
+            plan, scene.ledger, scene.history, statuses, scene.counts, manifest, self._victim,
+            withdrawn,
+        )  # fmt: skip
+
+    async def _withdraw_ticks(
+        self, client: AsyncClient, broker: AsyncBroker, last: str
+    ) -> list[str]:
+        """Cancel a tick that came while the servers stopped, so that nobody was left to run it."""
+        queue, last_us = KINDS["tick"].queue, moment_us("tick", tick_moment(last))
+        coming = [tick_id("tick", last_us + second * 1_000_000) for second in range(1, 31)]
+        left = list(await self.scene.look(broker, coming))
+        for id in left:
+            await client.handle(id, queue=queue).cancel()
+        return left
+
+    def _manifest(self, plan: Plan) -> Manifest:
+        """The plain loop: what the tasks did, done again by one process, one after another."""
+        changed = {path for path, stamp in self._files.items() if stamp_of(path) != stamp}
+        found, contradictions = read_manifest(self._options.folder)
+        began = time.monotonic()
+        expected = {
+            block.key: digest_of(block)
+            for blocks in plan.blocks.values()
+            for block in blocks
+            if block.path not in changed
+        }
+        seconds = time.monotonic() - began
+        same = {key: digest for key, digest in found.items() if not _is_of(key, changed)}
+        return Manifest(same, expected, contradictions, len(changed), seconds)
+
+    async def _clear(self, broker: AsyncBroker) -> None:
+        """Delete the tasks of the demo from a store that is somebody's."""
+        scene = self.scene
+        scene.history.poll()
+        ids = {id for ids in scene.ledger.ids.values() for id in ids} | scene.history.kinds.keys()
+        found = defaultdict(list)
+        for id, status in (await scene.look(broker, ids)).items():
+            found[status.queue, status.state].append(id)
+        for (queue, state), mine in found.items():
+            for part in ops.batches(mine, len):
+                await broker.run(ops.delete(QueueKeys(self._prefix, queue), part, state))
+
+
+def _is_of(key: str, paths: set[str]) -> bool:
+    """Whether a line of the manifest is about one of these files."""
+    return bool(paths) and key.split(" ", 2)[2] in paths

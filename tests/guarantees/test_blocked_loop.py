@@ -1,0 +1,68 @@
+"""A handler that blocks the event loop delays others; nothing is lost, repeated or charged."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.guarantees.conftest import Launch, Measured
+from tests.processes import History, task
+from tests.serving import bench, left_over
+from tests.stores import Store
+
+LEASE_S = 0.6
+
+
+def test_a_blocked_loop_keeps_its_leases_and_says_once_who_blocks_it(
+    valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
+) -> None:
+    blocked = launch(valkey.url, server_id="blocked", lease=LEASE_S, concurrency=30)
+    others = [task(sleep=1.0) for _ in range(10)]
+    others += [task("work-in-thread", sleep=1.0) for _ in range(10)]
+    # These wait for a slot when the loop is blocked, or are still in the queue.
+    others += [task(sleep=0.01) for _ in range(100)]
+    block = task("block", id="block", sleep=5 * LEASE_S)
+
+    async def enqueue() -> None:
+        async with bench(valkey.url, prefix) as b:
+            await b.client.enqueue_many([*others, block])
+
+    asyncio.run(enqueue())
+    history.wait("start", 1, id="block")
+    launch(valkey.url, lease=LEASE_S)  # it takes whatever lease lapses
+    history.wait("end", len(others) + 1)
+    starts = history.of("start")
+    measured("blocked loop, starts", len(starts))
+    measured("blocked loop, tasks", len(others) + 1)
+    assert len(starts) == len(others) + 1
+    assert {event.crashes for event in starts} == {0}
+    assert history.of("end", id="block")[0].pid == blocked.pid
+    log = blocked.log()
+    assert log.count("blocks the event loop") == 1
+    assert log.count("in blocks_the_loop") == 1
+    assert log.count("WARNING") == 1
+    blocked.terminate()
+    assert blocked.wait() == 0
+    assert left_over(valkey.client(), prefix) == {}
+
+
+def test_what_was_being_fetched_when_the_loop_blocks_is_not_charged(
+    valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
+) -> None:
+    config = {"lease": 0.3, "concurrency": 10}
+    for _ in range(2):
+        launch(valkey.url, **config)
+    tasks = [task(sleep=0.005) for _ in range(2000)]
+    for at in range(50, len(tasks), 100):
+        tasks[at] = task("block", sleep=0.45)
+
+    async def enqueue() -> None:
+        async with bench(valkey.url, prefix) as b:
+            await b.client.enqueue_many(tasks)
+
+    asyncio.run(enqueue())
+    history.wait("end", len(tasks), timeout=40)
+    starts = history.of("start")
+    charged = sum(event.crashes > 0 for event in starts)
+    measured("blocks while fetching, charged", charged)
+    assert charged == 0
+    assert len(starts) == len(tasks)

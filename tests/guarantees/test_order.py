@@ -1,0 +1,134 @@
+"""Queues share a server by weight, and tenants share a queue fairly."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from qsync.mux import Mux
+from qsync.task import Task, TaskInfo
+from tests.guarantees.conftest import Measured
+from tests.serving import Bench, bench, until
+from tests.stores import Store
+
+WEIGHTS = {"critical": 5, "default": 3, "lower": 1}
+PREFETCHES = [pytest.param(None, id="prefetch"), pytest.param(0, id="no-prefetch")]
+
+
+async def fill(b: Bench, counts: dict[str, int]) -> None:
+    for queue, count in counts.items():
+        await b.client.enqueue_many([Task("note", queue=queue) for _ in range(count)])
+
+
+def noting(note: Callable[[TaskInfo], Any]) -> Mux:
+    """A mux with a handler that notes its task; it gives the loop a turn, as most handlers do."""
+    mux = Mux()
+
+    @mux.handle("note")
+    async def handler(task: TaskInfo) -> None:
+        note(task)
+        await asyncio.sleep(0)
+
+    return mux
+
+
+def shares(order: list[str]) -> dict[str, float]:
+    counts = Counter(order)
+    return {queue: counts[queue] / len(order) for queue in WEIGHTS}
+
+
+@pytest.mark.parametrize(("prefetch", "concurrency"), [(None, 100), (0, 100), (None, 7)])
+def test_full_queues_share_by_weight(
+    valkey: Store, prefix: str, measured: Measured, prefetch: int | None, concurrency: int
+) -> None:
+    order: list[str] = []
+
+    async def main() -> None:
+        async with bench(valkey.url, prefix) as b:
+            await fill(b, {"critical": 6000, "default": 4000, "lower": 2000})
+            mux = noting(lambda task: order.append(task.queue))
+            async with b.server(mux, queues=WEIGHTS, prefetch=prefetch, concurrency=concurrency):
+                await until(lambda: len(order) >= 9000, timeout=30)
+
+    asyncio.run(main())
+    for count in (900, 9000):
+        found = shares(order[:count])
+        wrong = max(abs(found[queue] - weight / 9) for queue, weight in WEIGHTS.items())
+        measured(f"shares of the first {count}, furthest off", wrong)
+        assert wrong <= 0.02, found
+
+
+@pytest.mark.parametrize("prefetch", PREFETCHES)
+def test_the_share_of_an_empty_queue_goes_to_the_others(
+    valkey: Store, prefix: str, measured: Measured, prefetch: int | None
+) -> None:
+    order: list[str] = []
+
+    async def main() -> None:
+        async with bench(valkey.url, prefix) as b:
+            await fill(b, {"critical": 500, "default": 6000, "lower": 3000})
+            mux = noting(lambda task: order.append(task.queue))
+            async with b.server(mux, queues=WEIGHTS, prefetch=prefetch):
+                await until(lambda: len(order) >= 7000, timeout=30)
+
+    asyncio.run(main())
+    last = max(at for at, queue in enumerate(order) if queue == "critical")
+    # While all three were full, by weight; afterwards the two that are left, 3 to 1.
+    assert last < 1200
+    found = shares(order[last + 1 : last + 4001])
+    measured("share of weight 3 beside 1 once weight 5 is empty", found["default"])
+    assert abs(found["default"] - 0.75) <= 0.02
+
+
+@pytest.mark.parametrize("prefetch", PREFETCHES)
+def test_a_queue_of_weight_1_does_not_starve_beside_one_of_1000(
+    valkey: Store, prefix: str, measured: Measured, prefetch: int | None
+) -> None:
+    order: list[str] = []
+
+    async def main() -> None:
+        async with bench(valkey.url, prefix) as b:
+            await fill(b, {"heavy": 10_000, "light": 50})
+            mux = noting(lambda task: order.append(task.queue))
+            async with b.server(mux, queues={"heavy": 1000, "light": 1}, prefetch=prefetch):
+                await until(lambda: len(order) >= 10_050, timeout=30)
+
+    asyncio.run(main())
+    early = order[:9000].count("light")
+    measured("of weight 1 beside 1000, in the first 9,000", early)
+    assert 5 <= early <= 30
+
+
+@pytest.mark.parametrize("prefetch", PREFETCHES)
+def test_a_tenant_with_few_tasks_does_not_wait_for_one_with_many(
+    valkey: Store, prefix: str, measured: Measured, prefetch: int | None
+) -> None:
+    order: list[str] = []
+    second_enqueued = asyncio.Event()
+
+    async def main() -> None:
+        async with bench(valkey.url, prefix) as b:
+            await b.client.enqueue_many(
+                [Task("note", fairness_key="many", headers={"t": "many"}) for _ in range(10_000)]
+            )
+            mux = noting(lambda task: order.append(task.headers["t"]))
+            async with b.server(mux, prefetch=prefetch, concurrency=20):
+                await until(lambda: len(order) >= 1000)
+                await b.client.enqueue_many(
+                    [Task("note", fairness_key="few", headers={"t": "few"}) for _ in range(100)]
+                )
+                order.append("enqueued")
+                second_enqueued.set()
+                await until(lambda: order.count("few") == 100)
+
+    asyncio.run(main())
+    begin = order.index("enqueued")
+    last = max(at for at, tenant in enumerate(order) if tenant == "few")
+    between = order[begin:last].count("many")
+    assert order[:begin].count("many") < 9000, "the first tenant was done before the second came"
+    measured("tasks of the first tenant before the second was done", between)
+    assert between < 400

@@ -1,0 +1,98 @@
+"""A task that kills its process is dead after three; those beside it end well."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from qsync.broker import ops, views
+from qsync.task import Task
+from tests.guarantees.conftest import Launch, Measured
+from tests.processes import History, ServerProcess, task
+from tests.serving import Bench, bench, left_over
+from tests.stores import Store, wait_until_async
+
+INNOCENTS = 50
+
+
+def innocents(chance: random.Random) -> list[Task]:
+    """Quick ones, slow ones, some in threads."""
+    return [
+        task(
+            chance.choice(["work", "work", "work-in-thread"]),
+            id=f"innocent-{n}",
+            sleep=chance.choice([0.0, 0.0, 0.01, 0.3]),
+        )
+        for n in range(INNOCENTS)
+    ]
+
+
+async def supervise(b: Bench, server: ServerProcess, start: Launch) -> ServerProcess:
+    """When the server has died, let its leases lapse and start another, as a supervisor does."""
+    if server.running:
+        return server
+    server.wait()
+    cursor = "0"
+    while True:
+        cursor, _ = await b.broker.run(ops.abandon(b.keys(), server.id, cursor=cursor))
+        if cursor == "0":
+            break
+    return start()
+
+
+@pytest.mark.parametrize(
+    ("seed", "concurrency"),
+    [
+        (1, 100),
+        (2, 10),
+        (3, 100),
+        (4, 10),
+        *[pytest.param(5 + n, (100, 10, 3)[n % 3], marks=pytest.mark.slow) for n in range(21)],
+    ],
+)
+def test_poison_starts_three_times_and_takes_nobody_along(
+    valkey: Store,
+    prefix: str,
+    launch: Launch,
+    history: History,
+    measured: Measured,
+    seed: int,
+    concurrency: int,
+) -> None:
+    chance = random.Random(seed)
+    tasks = innocents(chance)
+    tasks.insert(chance.randrange(len(tasks) + 1), task(id="poison", die=True))
+    measured("poison is at", [one.id for one in tasks].index("poison"))
+
+    def start() -> ServerProcess:
+        return launch(valkey.url, ready=False, concurrency=concurrency)
+
+    async def main() -> None:
+        async with bench(valkey.url, prefix) as b:
+            await b.client.enqueue_many(tasks)
+            running = [start(), start()]
+
+            async def over() -> bool:
+                for at, server in enumerate(running):
+                    running[at] = await supervise(b, server, start)
+                [poison] = await b.broker.run(views.show(b.keys(), ["poison"]))
+                return (
+                    poison is not None
+                    and poison.state == "dead"
+                    and left_over(valkey.client(), prefix).keys() == {"tasks", "dead", "crashes"}
+                )
+
+            await wait_until_async(over, timeout=40)
+            info = await b.client.handle("poison").info()
+            assert info.last_error == "crashed 3 times"
+            assert info.crashes == 3
+
+    asyncio.run(main())
+    measured("starts of innocents", len(history.of("start")) - 3)
+    measured("most crashes of one", max(e.crashes for e in history.of("start") if e.id != "poison"))
+    assert len(history.of("start", id="poison")) == 3
+    assert history.ids("end") == {one.id for one in tasks} - {"poison"}
+    left = left_over(valkey.client(), prefix)
+    assert left == {"tasks": 1, "dead": 1, "crashes": 1}

@@ -1,0 +1,131 @@
+"""A server that is told to stop loses nothing, charges nothing, and does not take long."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+import pytest
+
+from qsync.task import Task
+from tests.guarantees.conftest import Launch, Measured
+from tests.processes import History, task
+from tests.serving import bench, left_over
+from tests.stores import Store, wait_until
+
+TASKS = 100
+GRACE_S = 1.0
+LEASE_S = 30.0
+"""So long that nothing here can be owed to a lease that lapsed."""
+
+KINDS = [
+    pytest.param("work", False, id="async"),
+    pytest.param("work-in-thread", False, id="thread"),
+    pytest.param("work", True, id="async-deaf"),
+    pytest.param("work-in-thread", True, id="thread-deaf"),
+]
+
+
+def enqueue(store: Store, prefix: str, tasks: list[Task]) -> None:
+    async def main() -> None:
+        async with bench(store.url, prefix) as b:
+            await b.client.enqueue_many(tasks)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("type", "deaf"), KINDS)
+def test_what_runs_after_the_grace_is_handed_back_and_starts_elsewhere_at_once(
+    valkey: Store,
+    prefix: str,
+    launch: Launch,
+    history: History,
+    measured: Measured,
+    type: str,
+    deaf: bool,
+) -> None:
+    config = {"lease": LEASE_S, "concurrency": TASKS, "shutdown_timeout": GRACE_S}
+    leaving = launch(valkey.url, server_id="leaving", **config)
+    long = {"leaving": 600.0}
+    quick = [task(type, id=f"quick-{n}", sleep_at={"leaving": 0.6}) for n in range(10)]
+    tasks = [task(type, sleep_at=long, deaf=deaf) for _ in range(TASKS - len(quick))]
+    enqueue(valkey, prefix, [*quick, *tasks])
+    history.wait("start", TASKS, pid=leaving.pid)
+    staying = launch(valkey.url, server_id="staying", **config)
+
+    told_at = time.monotonic()
+    leaving.terminate()
+    status = leaving.wait(timeout=10)
+    left_s = time.monotonic() - told_at
+    again = history.wait("start", len(tasks), pid=staying.pid)
+    handed_back_at = min(
+        event.at for event in history.of("cancelled", pid=leaving.pid) or history.of("left")
+    )
+    history.wait("end", TASKS)
+    measured("shutdown, seconds until the exit", left_s)
+    measured("shutdown, seconds from hand-back to the last start", again[-1].at - handed_back_at)
+    assert status == 0
+    assert left_s <= GRACE_S + 2
+    assert again[-1].at - handed_back_at <= 1
+    assert {(event.attempt, event.crashes) for event in again} == {(1, 0)}
+    # Those that were done within the grace were not repeated.
+    assert {event.id for event in history.of("end", pid=leaving.pid)} >= {one.id for one in quick}
+    assert len(history.of("start")) == TASKS + len(tasks)
+    wait_until(lambda: left_over(valkey.client(), prefix) == {})
+
+
+@pytest.mark.parametrize(("type", "deaf"), KINDS)
+def test_a_second_signal_hands_back_at_once(
+    valkey: Store,
+    prefix: str,
+    launch: Launch,
+    history: History,
+    measured: Measured,
+    type: str,
+    deaf: bool,
+) -> None:
+    config = {"lease": LEASE_S, "concurrency": TASKS, "shutdown_timeout": 60.0}
+    leaving = launch(valkey.url, server_id="leaving", **config)
+    tasks = [task(type, sleep_at={"leaving": 600.0}, deaf=deaf) for _ in range(TASKS)]
+    enqueue(valkey, prefix, tasks)
+    history.wait("start", TASKS, pid=leaving.pid)
+    leaving.terminate()
+    wait_until(lambda: "stopping: " in leaving.log())
+    told_at = time.monotonic()
+    leaving.terminate()
+    status = leaving.wait(timeout=10)
+    left_s = time.monotonic() - told_at
+    staying = launch(valkey.url, **config)
+    again = history.wait("start", TASKS, pid=staying.pid)
+    history.wait("end", TASKS, pid=staying.pid)
+    measured("second signal, seconds until the exit", left_s)
+    assert status == 0
+    assert left_s <= 1
+    assert {(event.attempt, event.crashes) for event in again} == {(1, 0)}
+    wait_until(lambda: left_over(valkey.client(), prefix) == {})
+
+
+def test_servers_that_come_and_go_neither_lose_nor_repeat_a_task(
+    valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
+) -> None:
+    chance = random.Random(9)
+    config = {"lease": LEASE_S, "concurrency": 10}
+    tasks = [task(sleep=0.002) for _ in range(4000)]
+    enqueue(valkey, prefix, tasks)
+    leaving = launch(valkey.url, **config)
+    for _ in range(6):
+        coming = launch(valkey.url, ready=False, **config)
+        # In the middle of its work, with tasks running, leased ahead and being fetched.
+        history.wait("start", chance.randrange(1, 100), pid=leaving.pid)
+        leaving.terminate()
+        assert leaving.wait() == 0
+        assert len(history.of("end")) < len(tasks), "all was done too early to tell"
+        leaving = coming.wait_ready()
+    history.wait("end", len(tasks), timeout=20)
+    starts = history.of("start")
+    measured("come and go, starts", len(starts))
+    measured("come and go, of them by who stayed", len(history.of("start", pid=leaving.pid)))
+    assert len(starts) == len(tasks)
+    assert {(event.attempt, event.crashes) for event in starts} == {(1, 0)}
+    wait_until(lambda: left_over(valkey.client(), prefix) == {})

@@ -1,0 +1,167 @@
+"""A task never starts before its time, starts soon after it, and many due at once block nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from importlib.resources import files
+
+import pytest
+
+from qsync.broker.script import load
+from qsync.task import Task
+from tests.guarantees.conftest import Launch, Measured
+from tests.ping_probe import run_at_once
+from tests.processes import ROOT, History, percentile, task
+from tests.serving import bench, left_over
+from tests.stores import Store, wait_until
+
+ROUNDS = 3
+"""What else runs may load the machine: the best round counts."""
+
+MANY = 100_000
+
+
+def store_time(store: Store) -> datetime:
+    seconds, us = store.command("TIME")
+    return datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=us)
+
+
+def enqueue(store: Store, prefix: str, tasks: list[Task]) -> None:
+    async def main() -> None:
+        async with bench(store.url, prefix) as b:
+            await b.client.enqueue_many(tasks)
+
+    asyncio.run(main())
+
+
+def lateness_of_round(
+    store: Store, prefix: str, history: History, count: int, spread: timedelta
+) -> list[float]:
+    """Run timers that are due one after the other; how late each started, ms by the store's clock.
+
+    The store's clock is that of the machine, by which the history is written.
+    """
+    first = store_time(store) + timedelta(seconds=1.5)
+    due: dict[str, float] = {}
+    tasks: list[Task] = []
+    for n in range(count):
+        at = first + spread * n / count
+        id = f"{first.timestamp():.0f}-{n}"
+        due[id] = at.timestamp()
+        tasks.append(task(id=id, process_at=at))
+    enqueue(store, prefix, tasks)
+    assert store_time(store) < first, "the timers were enqueued too late to tell"
+    before = len(history.of("end"))
+    history.wait("end", before + count, timeout=20)
+    started = {event.id: event.wall_us / 1e6 for event in history.of("start")}
+    return [1000 * (started[id] - at) for id, at in due.items()]
+
+
+def test_timers_are_never_early_and_soon_on_time(
+    valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
+) -> None:
+    launch(valkey.url)
+    best = float("inf")
+    for _ in range(ROUNDS):
+        late = lateness_of_round(valkey, prefix, history, 10_000, timedelta(seconds=5))
+        measured("timers, earliest, ms", min(late))
+        measured("timers, half of them, ms", percentile(late, 0.5))
+        measured("timers, 99 of 100, ms", percentile(late, 0.99))
+        measured("timers, latest, ms", max(late))
+        assert min(late) >= 0
+        best = min(best, percentile(late, 0.99))
+        if best < 20:
+            break
+    assert best < 20
+
+
+@contextlib.contextmanager
+def pinging(store: Store) -> Iterator[list[float]]:
+    """Ping a store meanwhile; afterwards the list holds the milliseconds of each round trip."""
+    taken: list[float] = []
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.ping_probe", str(store.port)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
+    ) as probe:  # fmt: skip
+        assert probe.stdin is not None
+        assert probe.stdout is not None
+        try:
+            assert probe.stdout.readline() == b"ready\n"
+            yield taken
+            probe.stdin.close()
+            taken += [1000 * seconds for _, seconds in json.loads(probe.stdout.read())]
+        finally:
+            probe.kill()
+
+
+def slow_scripts(store: Store) -> dict[float, str]:
+    """The milliseconds of the scripts that took over 10, and which they were."""
+    names = {
+        load(file.name.removesuffix(".lua"), allow_oom=allow_oom).sha: file.name
+        for file in (files("qsync.broker") / "lua").iterdir()
+        if file.name.endswith(".lua")
+        for allow_oom in (None, False, True)
+    }
+    found: dict[float, str] = {}
+    with store.client() as client:
+        for entry in client.slowlog_get(1000):
+            command, sha, *_ = entry["command"].split(b" ", 2)
+            if command.startswith(b"EVAL"):
+                found[entry["duration"] / 1000] = names.get(sha.decode(), "first of its kind")
+    return found
+
+
+@pytest.mark.slow
+def test_very_many_due_at_once_block_nobody(
+    prefix: str, launch: Launch, history: History, measured: Measured
+) -> None:
+    best = float("inf")
+    with Store("valkey") as valkey, Store("valkey") as idle:
+        for store in (valkey, idle):
+            run_at_once(store.pid)
+        for at in range(ROUNDS):
+            slowest = round_of_many(valkey, idle, prefix, launch, history, at, measured)
+            best = min(best, slowest)
+            if best < 10:
+                break
+        assert best < 10
+        wait_until(lambda: left_over(valkey.client(), prefix) == {})
+
+
+def round_of_many(
+    store: Store,
+    idle: Store,
+    prefix: str,
+    launch: Launch,
+    history: History,
+    at: int,
+    measured: Measured,
+) -> float:
+    """Have MANY tasks due at one instant; the milliseconds of the slowest ping or script."""
+    with store.client() as client:
+        client.config_set("slowlog-log-slower-than", 10_000)
+        client.slowlog_reset()
+    due = store_time(store) + timedelta(seconds=10)
+    enqueue(store, prefix, [Task("work", {}, process_at=due) for _ in range(MANY)])
+    assert store_time(store) < due, "the timers were enqueued too late to tell"
+    server = launch(store.url)
+    with pinging(store) as pings, pinging(idle) as idle_pings:
+        history.wait("end", (at + 1) * MANY, timeout=60)
+    server.kill()
+    starts = [event.wall_us / 1e6 - due.timestamp() for event in history.of("start")[at * MANY :]]
+    assert min(starts) >= 0
+    measured("many at once, first start, ms", 1000 * min(starts))
+    measured("many at once, a second", MANY / max(starts))
+    measured("many at once, pings", len(pings))
+    measured("many at once, 999 of 1,000 pings, ms", percentile(pings, 0.999))
+    measured("many at once, slowest ping, ms", max(pings))
+    measured("many at once, slowest ping of an idle store, ms", max(idle_pings))
+    slow = slow_scripts(store)
+    measured("many at once, scripts over 10 ms", slow)
+    return max([*pings, *slow])

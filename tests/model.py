@@ -1,0 +1,465 @@
+"""What the scripts should do, said once more in plain Python: one queue, one method an operation.
+
+It is written from the design, not from the scripts: tasks are objects with one state, locks and
+tags are dictionaries, and nothing is stored twice. `contents` says what the store should hold.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from qsync.broker.ops import (
+    Done,
+    Enqueued,
+    Fetched,
+    FetchPolicy,
+    HandedBack,
+    Held,
+    Killed,
+    Outcome,
+    Retried,
+)
+from qsync.state import UNFINISHED
+from qsync.task import MESSAGE_HEAD, Outgoing
+
+SECOND: Final = 1_000_000
+HOUR: Final = 3600 * SECOND
+
+
+@dataclass
+class Known:
+    """A task in the queue."""
+
+    sent: Outgoing
+    enqueued_at: int
+    state: str = "pending"
+    score: float = 0
+    token: str | None = None
+    crashes: str | None = None
+    failure: bytes | None = None
+    result: bytes | None = None
+    cancel: str | None = None
+    progress: bytes | None = None
+    key: str = ""
+
+    @property
+    def message(self) -> bytes:
+        return MESSAGE_HEAD + struct.pack(">Q", self.enqueued_at) + self.sent.message
+
+    @property
+    def crash_count(self) -> int:
+        return int((self.crashes or "0").rstrip("+!"))
+
+    @property
+    def lock(self) -> str:
+        """The lock that it has, for as long as it is not done."""
+        return self.sent.lock if self.state in UNFINISHED else ""
+
+
+@dataclass
+class Model:
+    """The queue."""
+
+    tasks: dict[str, Known] = field(default_factory=dict)
+    locks: dict[str, tuple[int, str]] = field(default_factory=dict)
+    tags: dict[str, float] = field(default_factory=dict)
+    virtual: float = 0
+    fetches: dict[str, tuple[int, int, list[str]]] = field(default_factory=dict)
+    ticks: dict[str, int] = field(default_factory=dict)
+    paused: bytes = b""
+    awake: bool = False
+    swept: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+
+    # Parts
+
+    def those(self, state: str, until: float = float("inf")) -> list[str]:
+        """The ids in a state with a score up to a limit, in the order of the store."""
+        found = [
+            (task.score, id.encode())
+            for id, task in self.tasks.items()
+            if task.state == state and task.score <= until
+        ]
+        return [id.decode() for _, id in sorted(found)]
+
+    def move(self, now: int, id: str, state: str | None, score: float = 0) -> None:
+        """Into another state, None: out of the queue. A lock is freed with the end of its task."""
+        task = self.tasks[id]
+        lock = task.lock
+        if task.state == "active":
+            task.token = task.progress = None
+        if state is None:
+            del self.tasks[id]
+        else:
+            task.state, task.score = state, score
+        if lock and state not in UNFINISHED:
+            task.key = ""
+            ends, holder = self.locks.get(lock, (0, ""))
+            if holder == id and ends <= now:
+                del self.locks[lock]
+        if state not in UNFINISHED:
+            task.key = ""
+
+    def holder(self, now: int, lock: str) -> str | None:
+        ends, id = self.locks.get(lock, (0, ""))
+        task = self.tasks.get(id)
+        return id if id and (ends > now or (task and task.lock == lock)) else None
+
+    def to_pending(self, now: int, id: str) -> None:
+        key = self.tasks[id].key
+        tag = max(self.virtual, self.tags.get(key, 0)) + 1
+        self.tags[key] = tag
+        self.move(now, id, "pending", tag)
+
+    def to_head(self, now: int, ids: Sequence[str]) -> None:
+        waiting = self.those("pending")
+        lowest = self.tasks[waiting[0]].score if waiting else self.virtual
+        for at, id in enumerate(ids):
+            self.move(now, id, "pending", lowest - len(ids) + at)
+
+    def to_later(self, now: int, state: str, due: dict[str, int]) -> None:
+        first = min((self.tasks[id].score for id in self.those(state)), default=None)
+        for id, at in due.items():
+            self.move(now, id, state, at)
+        if due and (first is None or min(due.values()) < first):
+            self.awake = True
+
+    def end_cancelled(self, now: int, ids: Iterable[str]) -> None:
+        for id in ids:
+            retention = self.tasks[id].cancel
+            if retention:
+                self.move(now, id, "completed", now + int(retention))
+            else:
+                self.move(now, id, None)
+            self.counts["cancelled"] += 1
+
+    def owned(self, rows: Sequence[Any]) -> tuple[list[Any], list[Outcome]]:
+        """The rows whose token holds, and the answers."""
+        held, answers, seen = [], [], set()
+        for row in rows:
+            task = self.tasks.get(row.id)
+            answer: Outcome = "done"
+            if task and task.token and row.id not in seen:
+                answer = "ok" if task.token == row.token else "lost"
+            if answer == "ok":
+                held.append(row)
+                seen.add(row.id)
+            answers.append(answer)
+        return held, answers
+
+    def unmark(self, rows: Iterable[Any]) -> None:
+        for row in rows:
+            task = self.tasks[row.id]
+            if task.crashes:
+                task.crashes = str(task.crash_count)
+
+    # Operations
+
+    def enqueue(self, now: int, tasks: Sequence[Outgoing]) -> list[Enqueued]:
+        answers, due = [], {}
+        for sent in tasks:
+            old = self.tasks.get(sent.id)
+            holder = self.holder(now, sent.lock) if sent.lock else None
+            if old:
+                same = old.sent.message == sent.message
+                answers.append(Enqueued("created" if same else "exists", sent.id))
+            elif holder:
+                answers.append(Enqueued("duplicate", holder))
+            else:
+                answers.append(Enqueued("created", sent.id))
+                task = self.tasks[sent.id] = Known(sent, now, key=sent.fairness_key)
+                self.counts["enqueued"] += 1
+                self.counts["bytes"] += len(task.message)
+                if sent.lock:
+                    ends = now + sent.window_us if sent.window_us else 0
+                    self.locks[sent.lock] = (ends, sent.id)
+                at = now + int(sent.due) if sent.due.startswith("+") else int(sent.due or now)
+                if at > now:
+                    due[sent.id] = at
+                    task.state = "new"
+                else:
+                    self.to_pending(now, sent.id)
+                    self.awake = True
+        self.to_later(now, "scheduled", due)
+        return answers
+
+    def tick(self, now: int, schedule: str, tick_us: int, task: Outgoing) -> bool:
+        if self.ticks.get(schedule, -1) >= tick_us:
+            return False
+        self.ticks[schedule] = tick_us
+        return self.enqueue(now, [task])[0].outcome == "created"
+
+    def fetch(
+        self, now: int, *, server: str, number: int, wanted: int, policy: FetchPolicy
+    ) -> Fetched:
+        before, _, batch = self.fetches.get(server, (-1, 0, []))
+        token = f"{server}/{number}"
+        if number <= before:
+            again = [
+                id
+                for id in batch
+                if number == before and id in self.tasks and self.tasks[id].token == token
+            ]
+            next_due = 0 if number == before else None
+            return self._fetched(now, again, next_due, [], 0, 0)
+        for state in ("scheduled", "retry"):
+            for id in self.those(state, until=now):
+                self.to_pending(now, id)
+        own, recovered, died = self._recover(now, server, policy)
+        taken = [] if self.paused else self.those("pending")[:wanted]
+        if taken:
+            self.virtual = max(self.virtual, self.tasks[taken[-1]].score)
+        for id in taken:
+            self.move(now, id, "active", now + policy.lease_us)
+            self.tasks[id].token = token
+        self.fetches[server] = (number, now, taken)
+        self._sweep(now, policy)
+        if not self.those("pending"):
+            self.tags = {}
+        else:
+            self.tags = {key: tag for key, tag in self.tags.items() if tag > self.virtual}
+            self.awake = self.awake or not self.paused
+        waiting = [
+            task.score
+            for task in self.tasks.values()
+            if task.state in ("scheduled", "retry", "active")
+        ]
+        next_due = max(0, int(min(waiting) - now)) if waiting else None
+        return self._fetched(now, taken, next_due, own, recovered, died)
+
+    def _fetched(
+        self, now: int, ids: list[str], next_due: int | None, own: list[str], back: int, died: int
+    ) -> Fetched:
+        tasks = [self.tasks[id] for id in ids]
+        return Fetched(
+            now_us=now,
+            next_due_us=next_due,
+            more=False,
+            recovered=back,
+            died=died,
+            ids=ids,
+            messages=[task.message for task in tasks],
+            failures=[task.failure for task in tasks],
+            crashes=[task.crash_count for task in tasks],
+            own_lapsed=own,
+            paused=bool(self.paused),
+        )
+
+    def _recover(self, now: int, server: str, policy: FetchPolicy) -> tuple[list[str], int, int]:
+        own, back, died, cancelled = [], [], [], []
+        for id in self.those("active", until=now):
+            task = self.tasks[id]
+            if task.token and task.token.rpartition("/")[0] == server:
+                own.append(id)
+            elif task.cancel is not None:
+                cancelled.append(id)
+            else:
+                crashes = task.crash_count
+                if crashes == 0 or (task.crashes or "").endswith("+"):
+                    crashes += 1
+                    self.counts["crashed"] += 1
+                of_it = crashes >= policy.max_crashes
+                task.crashes = f"{crashes}!" if of_it else f"{crashes}"
+                (died if of_it else back).append(id)
+        self.to_head(now, back)
+        for id in died:
+            self.move(now, id, "dead", now)
+            self.counts["dead"] += 1
+        self.end_cancelled(now, cancelled)
+        return own, len(back), len(died)
+
+    def _sweep(self, now: int, policy: FetchPolicy) -> None:
+        for id in self.those("completed", until=now):
+            self.move(now, id, None)
+        dead = self.those("dead")
+        old = len(self.those("dead", until=now - policy.dead_age_us))
+        for id in dead[: max(old, len(dead) - policy.dead_limit)]:
+            self.move(now, id, None)
+            self.counts["trimmed"] += 1
+        if abs(now - self.swept) >= SECOND:
+            self.swept = now
+            self.locks = {lock: of for lock, of in self.locks.items() if self.holder(now, lock)}
+            self.fetches = {s: last for s, last in self.fetches.items() if now - last[1] <= HOUR}
+
+    def complete(self, now: int, rows: Sequence[Done]) -> list[Outcome]:
+        held, answers = self.owned(rows)
+        for row in held:
+            if row.retention_us is None:
+                self.move(now, row.id, None)
+            else:
+                self.move(now, row.id, "completed", now + row.retention_us)
+                self.tasks[row.id].result = row.result
+                self.tasks[row.id].cancel = None
+            self.counts["completed"] += 1
+        return answers
+
+    def retry(self, now: int, rows: Sequence[Retried]) -> list[Outcome]:
+        held, answers = self.owned(rows)
+        self.unmark(held)
+        for row in held:
+            self.tasks[row.id].failure = row.failure
+            self.counts["failed"] += 1
+        cancelled = [row.id for row in held if self.tasks[row.id].cancel is not None]
+        again = {row.id: now + row.delay_us for row in held if row.id not in cancelled}
+        self.counts["retried"] += len(again)
+        self.end_cancelled(now, cancelled)
+        self.to_later(now, "retry", again)
+        return answers
+
+    def kill(self, now: int, rows: Sequence[Killed]) -> list[Outcome]:
+        held, answers = self.owned(rows)
+        for row in held:
+            self.move(now, row.id, "dead", now)
+            self.tasks[row.id].failure = row.failure
+            self.tasks[row.id].cancel = None
+            self.counts["dead"] += 1
+            self.counts["failed"] += row.failed
+        return answers
+
+    def hand_back(self, now: int, rows: Sequence[HandedBack]) -> list[Outcome]:
+        held, answers = self.owned(rows)
+        self.unmark(held)
+        for row in held:
+            self.tasks[row.id].failure = row.failure or self.tasks[row.id].failure
+        cancelled = [row.id for row in held if self.tasks[row.id].cancel is not None]
+        rest = [row for row in held if row.id not in cancelled]
+        self.end_cancelled(now, cancelled)
+        later = {row.id: now + row.delay_us for row in rest if row.delay_us is not None}
+        head = [row.id for row in rest if row.delay_us is None]
+        self.to_later(now, "scheduled", later)
+        self.to_head(now, head)
+        self.awake = self.awake or bool(head)
+        return answers
+
+    def stopped(self, now: int, rows: Sequence[Held]) -> list[Outcome]:
+        held, answers = self.owned(rows)
+        self.end_cancelled(now, [row.id for row in held])
+        return answers
+
+    def renew(self, now: int, rows: Sequence[Held], *, lease_us: int) -> list[str]:
+        held, answers = self.owned(rows)
+        for row in held:
+            self.tasks[row.id].score = now + lease_us
+        cancelled = {row for row in held if self.tasks[row.id].cancel is not None}
+        return [
+            "cancelled" if answer == "ok" and row in cancelled else answer
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+
+    def start(self, now: int, rows: Sequence[Held]) -> list[Outcome]:
+        held, answers = self.owned(rows)
+        for row in held:
+            task = self.tasks[row.id]
+            if task.crashes:
+                task.crashes = f"{task.crash_count}+"
+        return answers
+
+    def progress(self, now: int, rows: Sequence[Any]) -> list[Outcome]:
+        held, answers = self.owned(rows)
+        for row in held:
+            self.tasks[row.id].progress = f"{row.done}/{row.total}".encode()
+        return answers
+
+    def cancel(self, now: int, id: str, *, retention_us: int | None) -> tuple[str, str]:
+        task = self.tasks.get(id)
+        retention = "" if retention_us is None else str(retention_us)
+        if task is None:
+            return ("missing", "")
+        if task.state == "active":
+            task.cancel = retention
+            return ("active", task.token or "")
+        if task.state not in UNFINISHED:
+            return ("finished" if task.cancel is None else "cancelled", "")
+        task.cancel = retention
+        self.end_cancelled(now, [id])
+        return ("cancelled", "")
+
+    def run(
+        self, now: int, id: str, state: str, *, fairness_key: str, lock: str
+    ) -> tuple[str, str]:
+        task = self.tasks.get(id)
+        if task is None or task.state != state or state not in ("scheduled", "retry", "dead"):
+            return ("changed", "")
+        if state == "dead":
+            holder = self.holder(now, lock) if lock else None
+            if holder not in (None, id):
+                return ("duplicate", holder or "")
+            if lock:
+                ends, _ = self.locks[lock] if holder else (0, "")
+                self.locks[lock] = (ends, id)
+            task.crashes = task.failure = None
+            task.key = fairness_key
+        self.to_pending(now, id)
+        self.awake = True
+        return ("ok", "")
+
+    def delete(self, now: int, ids: Sequence[str], state: str) -> int:
+        gone = [
+            id
+            for id in dict.fromkeys(ids)
+            if state != "active" and id in self.tasks and self.tasks[id].state == state
+        ]
+        for id in gone:
+            self.move(now, id, None)
+        return len(gone)
+
+    def pause(self, now: int, note: bytes) -> bool:
+        changed = not self.paused
+        self.paused = note
+        return changed
+
+    def resume(self, now: int) -> bool:
+        changed = bool(self.paused)
+        self.paused = b""
+        self.awake = self.awake or changed
+        return changed
+
+    def abandon(self, now: int, server: str) -> tuple[str, int]:
+        found = [
+            task
+            for task in self.tasks.values()
+            if task.token and task.token.rpartition("/")[0] == server
+        ]
+        for task in found:
+            task.score = now
+        self.awake = self.awake or bool(found)
+        return ("0", len(found))
+
+    # What the store should hold
+
+    def contents(self) -> dict[str, Any]:
+        """As Rig.dump, without the bookkeeping of sweeps and fetches and the counters by day."""
+        every = self.tasks.items()
+        full: dict[str, dict[str, Any]] = {
+            "tasks": {id: task.message for id, task in every},
+            "owner": {id: task.token for id, task in every if task.token},
+            "crashes": {id: task.crashes for id, task in every if task.crashes},
+            "failures": {id: task.failure for id, task in every if task.failure is not None},
+            "results": {id: task.result for id, task in every if task.result is not None},
+            "cancels": {id: task.cancel for id, task in every if task.cancel is not None},
+            "progress": {id: task.progress for id, task in every if task.progress},
+            "keys": {id: task.key for id, task in every if task.key},
+            "unique": {f"={lock}": f"{ends}:{id}" for lock, (ends, id) in self.locks.items()}
+            | {f"@{id}": task.lock for id, task in every if task.lock},
+            "fairness": self.tags,
+            "ticks": {name: str(tick) for name, tick in self.ticks.items()},
+            "stats": {name: str(count) for name, count in self.counts.items() if count},
+            "meta": ({"paused": self.paused} if self.paused else {})
+            | ({"v": f"{self.virtual:.17g}"} if self.virtual else {}),
+        }
+        for id, task in every:
+            full.setdefault(task.state, {})[id] = task.score
+        contents: dict[str, Any] = {
+            name: {_bytes(field): _bytes(value) for field, value in fields.items()}
+            for name, fields in full.items()
+            if fields
+        }
+        return contents | ({"wake": [b"1"]} if self.awake else {})
+
+
+def _bytes(value: Any) -> Any:
+    return value.encode() if isinstance(value, str) else value

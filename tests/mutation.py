@@ -1,0 +1,33 @@
+"""Plant a mistake in a script, to see that a test catches it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from qsync.broker import script
+
+_read = script.read
+
+
+@contextmanager
+def planted(path: str, right: str, wrong: str) -> Iterator[None]:
+    """Inside, the file (`kill.lua`, `include/lock.lua`) says `wrong` where it says `right`.
+
+    `right` must be there once. Holds for this process, and for calls that are made inside.
+    """
+    text = _read(path)
+    if text.count(right) != 1:
+        msg = f"{path} holds {text.count(right)} times: {right}"
+        raise ValueError(msg)
+
+    def read(asked: str) -> str:
+        return text.replace(right, wrong) if asked == path else _read(asked)
+
+    script.read = read
+    script.load.cache_clear()
+    try:
+        yield
+    finally:
+        script.read = _read
+        script.load.cache_clear()

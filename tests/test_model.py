@@ -1,0 +1,349 @@
+"""The heart of the suite: the real scripts beside the model, in any order of calls and times.
+
+QSYNC_MODEL_EXAMPLES sets how many runs are made, which are then other ones each time; a failure
+prints the steps that lead to it. Each call is made twice, since clients repeat what they got no
+answer to, and any earlier call may come again later.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
+
+from qsync.broker import ops
+from qsync.broker.ops import Done, FetchPolicy, HandedBack, Held, Killed, Retried
+from qsync.keys import QUEUE_KEYS
+from qsync.state import TRANSITIONS, UNFINISHED, TaskState
+from qsync.task import Outgoing, Task, new_nonce, outgoing
+from tests.model import Known, Model
+from tests.rig import BINARIES, LEASE, START, STATES, Dump, Rig, S
+from tests.stores import Binary
+
+EXAMPLES: Final = os.environ.get("QSYNC_MODEL_EXAMPLES")
+STEPS: Final = 50
+
+IDS: Final = ("a", "b", "-1", "XX", "=l", "@b", "0", "~")
+SERVERS: Final = ("s", "t", "s1")
+POLICY: Final = FetchPolicy(lease_us=LEASE, max_crashes=3, dead_limit=3, dead_age_us=200 * S)
+OPTIONS: Final[tuple[dict[str, Any], ...]] = (
+    {},
+    {"delay": 5},
+    {"delay": 60, "fairness_key": "k"},
+    {"unique": True, "unique_key": "l"},
+    {"unique": 40, "unique_key": "l", "retention": 20},
+    {"unique": 100, "unique_key": "m", "delay": 5, "fairness_key": "k"},
+    {"fairness_key": "k", "retention": 20},
+    {"fairness_key": "m"},
+)
+
+VERBS: Final[dict[str, tuple[str, ...]]] = {
+    # What may happen to a task in a call, in order.
+    "enqueue": ("enqueue",),
+    "tick": ("enqueue",),
+    "fetch": ("promote", "lapse", "fetch", "sweep", "trim"),
+    "complete": ("complete",),
+    "retry": ("retry",),
+    "kill": ("kill",),
+    "hand_back": ("hand_back",),
+    "stopped": ("cancel",),
+    "cancel": ("cancel",),
+    "run": ("run",),
+    "delete": ("delete",),
+}
+
+WEIGHTS: Final = {
+    "fetch": 9, "crash": 6, "enqueue": 6, "tick": 1,
+    "complete": 3, "retry": 3, "kill": 2, "hand_back": 2, "stopped": 1,
+    "renew": 1, "start": 3, "progress": 1,
+    "cancel": 2, "run": 3, "delete": 1, "abandon": 1, "pause": 1, "resume": 3,
+    "repeat": 3, "time": 5, "wake": 1, "flush_scripts": 1,
+}  # fmt: skip
+
+ids = st.sampled_from(IDS)
+servers = st.sampled_from(SERVERS)
+options = st.sampled_from(OPTIONS)
+states = st.sampled_from(("", "", *STATES))
+held = st.lists(st.integers(0, 11), min_size=1, max_size=3)
+known = st.integers(0, 11)
+steps = st.sampled_from((1, S - 1, 5 * S, 5 * S, LEASE, LEASE, 40 * S, 200 * S, 3700 * S, -2 * S))
+
+ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
+    "enqueue": st.tuples(st.lists(st.tuples(ids, options), min_size=1, max_size=4)),
+    "tick": st.tuples(ids, options, st.integers(-1, 2)),
+    "fetch": st.tuples(servers, st.integers(0, 4), st.sampled_from((1, 1, 1, 1, 0, -1))),
+    "crash": st.tuples(servers, st.integers(0, 4)),
+    "complete": st.tuples(held, st.sampled_from((None, 0, 20 * S))),
+    "retry": st.tuples(held, st.sampled_from((0, 5 * S, 60 * S))),
+    "kill": st.tuples(held, st.booleans()),
+    "hand_back": st.tuples(held, st.sampled_from((None, None, 0, 5 * S))),
+    "stopped": st.tuples(held),
+    "renew": st.tuples(held),
+    "start": st.tuples(held),
+    "progress": st.tuples(held, st.integers(0, 9)),
+    "cancel": st.tuples(known),
+    "run": st.tuples(known, states),
+    "delete": st.tuples(st.lists(known, min_size=1, max_size=3), states),
+    "abandon": st.tuples(servers),
+    "pause": st.tuples(),
+    "resume": st.tuples(),
+    "repeat": st.tuples(st.integers(0, 19)),
+    "time": st.tuples(steps),
+    "wake": st.tuples(),
+    "flush_scripts": st.tuples(),
+}
+
+# One strategy for all actions, since hypothesis leaves out rules at random, and without tasks, or
+# without a fetch, there is nothing to see.
+actions = st.sampled_from([name for name, times in WEIGHTS.items() for _ in range(times)]).flatmap(
+    lambda name: st.tuples(st.just(name), ACTIONS[name])
+)
+
+
+class Progress(NamedTuple):
+    """A row of ops.progress."""
+
+    id: str
+    token: str
+    done: int
+    total: int
+
+
+class Scripts(RuleBasedStateMachine):
+    """Calls at random; after each one the store holds what the model says, and makes sense."""
+
+    rig: Rig
+
+    @initialize()
+    def begin(self) -> None:
+        self.rig.reset()
+        self.model = Model()
+        self.held: list[Held] = []
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self.numbers = dict.fromkeys(SERVERS, 0)
+        self.dump: Dump = {}
+
+    @rule(action=actions)
+    def act(self, action: tuple[str, tuple[Any, ...]]) -> None:
+        name, arguments = action
+        getattr(self, name)(*arguments)
+
+    # Actions
+
+    def enqueue(self, tasks: list[tuple[str, dict[str, Any]]]) -> None:
+        self.do("enqueue", [made(id, options) for id, options in tasks])
+
+    def tick(self, id: str, options: dict[str, Any], late: int) -> None:
+        self.do("tick", "hourly", self.rig.now // (60 * S) + late, made(id, options))
+
+    def fetch(self, server: str, wanted: int, step: int) -> None:
+        number = max(0, self.numbers[server] + step)
+        self.numbers[server] = max(number, self.numbers[server])
+        reply = self.do("fetch", server=server, number=number, wanted=wanted, policy=POLICY)
+        fresh = [Held(id, f"{server}/{number}") for id in reply.ids]
+        self.held += [one for one in fresh if one not in self.held]
+
+    def crash(self, server: str, wanted: int) -> None:
+        """Nobody renews anything, and then this server comes."""
+        self.rig.now += LEASE
+        self.fetch(server, wanted, 1)
+
+    def complete(self, picks: list[int], keep: int | None) -> None:
+        result = b"" if keep is None else b"result"
+        self.do("complete", [Done(*one, keep, result) for one in self.chosen(picks)])
+
+    def retry(self, picks: list[int], delay: int) -> None:
+        self.do("retry", [Retried(*one, delay, b"failure") for one in self.chosen(picks)])
+
+    def kill(self, picks: list[int], failed: bool) -> None:
+        self.do("kill", [Killed(*one, failed, b"fatal") for one in self.chosen(picks)])
+
+    def hand_back(self, picks: list[int], delay: int | None) -> None:
+        record = b"" if delay is None else b"unknown type"
+        self.do("hand_back", [HandedBack(*one, delay, record) for one in self.chosen(picks)])
+
+    def stopped(self, picks: list[int]) -> None:
+        self.do("stopped", self.chosen(picks))
+
+    def renew(self, picks: list[int]) -> None:
+        self.do("renew", self.chosen(picks), lease_us=LEASE)
+
+    def start(self, picks: list[int]) -> None:
+        self.do("start", self.chosen(picks))
+
+    def progress(self, picks: list[int], done: int) -> None:
+        self.do("progress", [Progress(*one, done, 9) for one in self.chosen(picks)])
+
+    def cancel(self, pick: int) -> None:
+        id, task = self.known(pick)
+        self.do("cancel", id, retention_us=task.sent.retention_us if task else None)
+
+    def run(self, pick: int, state: str) -> None:
+        id, task = self.known(pick)
+        key, lock = (task.sent.fairness_key, task.sent.lock) if task else ("", "")
+        seen = state or (task.state if task else "dead")
+        self.do("run", id, seen, fairness_key=key, lock=lock)
+
+    def delete(self, picks: list[int], state: str) -> None:
+        some = [self.known(pick) for pick in picks]
+        task = some[0][1]
+        self.do("delete", [id for id, _ in some], state or (task.state if task else "dead"))
+
+    def abandon(self, server: str) -> None:
+        self.do("abandon", server)
+
+    def pause(self) -> None:
+        self.do("pause", b"me")
+
+    def resume(self) -> None:
+        self.do("resume")
+
+    def repeat(self, back: int) -> None:
+        """A call of before comes once more: its first answer was lost, and time has passed."""
+        if self.calls:
+            name, args, options = self.calls[-1 - back % len(self.calls)]
+            self.do(name, *args, **options)
+
+    def time(self, step: int) -> None:
+        self.rig.now += step
+
+    def wake(self) -> None:
+        popped = self.rig.client.lpop(self.rig.keys.key("wake"))
+        assert bool(popped) == self.model.awake
+        self.model.awake = False
+        self.dump = self.rig.dump()
+
+    def flush_scripts(self) -> None:
+        self.rig.client.script_flush()
+
+    # Steps
+
+    def chosen(self, picks: Sequence[int]) -> list[Held]:
+        """Leases: most of them hold, the others are any that were given before."""
+        tasks = self.model.tasks.items()
+        current = [Held(id, task.token) for id, task in tasks if task.token]
+        some = [
+            (current if pick < 9 and current else self.held or [Held("a", "s/0")]) for pick in picks
+        ]
+        return [of[pick % len(of)] for pick, of in zip(picks, some, strict=True)]
+
+    def known(self, pick: int) -> tuple[str, Known | None]:
+        """An id, most often of a task that is there, and the task."""
+        there = list(self.model.tasks)
+        id = there[pick % len(there)] if pick < 9 and there else IDS[pick % len(IDS)]
+        return id, self.model.tasks.get(id)
+
+    def do(self, name: str, *args: Any, **options: Any) -> Any:
+        """Make a call, twice, and compare with the model."""
+        keys, now = self.rig.keys, self.rig.now
+        make: Callable[..., Any] = getattr(ops, "end_cancelled" if name == "stopped" else name)
+        timed = name not in ("start", "progress", "pause", "resume")
+        call = make(keys, *args, **options, **({"now_us": now} if timed else {}))
+        reply = self.rig.run(call)
+        assert reply == getattr(self.model, name)(now, *args, **options)
+        before, self.dump = self.dump, self.rig.dump()
+        assert comparable(self.dump) == self.model.contents()
+        self.check(name, before)
+        again = self.rig.run(call)
+        assert self.rig.dump() == self.dump, "run twice is not as once"
+        if name == "fetch":
+            assert (again.ids, again.messages) == (reply.ids, reply.messages)
+        self.calls.append((name, args, options))
+        return reply
+
+    def check(self, name: str, before: Dump) -> None:
+        """What must hold whatever the model says."""
+        after, now = self.dump, self.rig.now
+        assert set(after) <= set(QUEUE_KEYS)
+        homes = [id for state in STATES for id in after.get(state, {})]
+        assert len(homes) == len(set(homes)), "a task is in one state"
+        assert set(homes) == set(after.get("tasks", {})), "a message is there for each, and no more"
+        assert set(after.get("owner", {})) == set(after.get("active", {}))
+        assert len(after.get("wake", [])) <= 1
+        check_locks(after)
+        for id in {*homes, *before.get("tasks", {})}:
+            was, score = place(before, id)
+            became, _ = place(after, id)
+            assert became in reachable(was, VERBS.get(name, ())), f"{was} to {became} by {name}"
+            if was in ("scheduled", "retry") and became in ("pending", "active"):
+                assert score <= now or name == "run", "started before its time"
+
+
+def made(id: str, options: dict[str, Any]) -> Outgoing:
+    return outgoing(Task("type", b"payload", id=id, **options), new_nonce())
+
+
+def place(dump: Dump, id: bytes) -> tuple[TaskState | None, float]:
+    for state in TaskState:
+        if id in dump.get(state, {}):
+            return state, dump[state][id]
+    return None, 0
+
+
+def reachable(state: TaskState | None, verbs: Sequence[str]) -> set[TaskState | None]:
+    """Where the verbs, each of them at most once and in this order, can lead by TRANSITIONS."""
+    found = {state}
+    for verb in verbs:
+        found |= {to for at in found for to in TRANSITIONS.get((at, verb), ())}
+    return found
+
+
+def check_locks(dump: Dump) -> None:
+    unique = dump.get("unique", {})
+    for field, value in unique.items():
+        if field.startswith(b"@"):
+            id = field[1:]
+            assert place(dump, id)[0] in UNFINISHED, "a lock outlives its task"
+            assert unique[b"=" + value].partition(b":")[2] == id, "a lock lapsed before its task"
+
+
+def comparable(dump: Dump) -> Dump:
+    """What the model speaks of."""
+    meta = {f: v for f, v in dump.get("meta", {}).items() if f in (b"v", b"paused")}
+    stats = {f: v for f, v in dump.get("stats", {}).items() if b":" not in f}
+    rest = {name: held for name, held in dump.items() if name not in ("meta", "stats", "fetches")}
+    return rest | ({"meta": meta} if meta else {}) | ({"stats": stats} if stats else {})
+
+
+def run_machine(
+    rig: Rig, *, examples: int, fixed: bool, phases: Sequence[Phase] = tuple(Phase)
+) -> None:
+    """Raise what the machine finds. `fixed`: the same runs each time."""
+    machine = type("Scripts", (Scripts,), {"rig": rig})
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=STEPS,
+            derandomize=fixed,
+            database=None,
+            deadline=None,
+            print_blob=True,
+            phases=phases,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+@pytest.mark.timeout(0 if EXAMPLES else 120)
+@pytest.mark.parametrize("binary", BINARIES)
+def test_the_scripts_do_what_the_model_says(binary: Binary) -> None:
+    examples = int(EXAMPLES or 100) if binary == "valkey" else int(EXAMPLES or 100) // 4
+    with Rig(binary) as rig:
+        run_machine(rig, examples=examples, fixed=EXAMPLES is None)
+
+
+def test_every_transition_has_a_verb_that_the_machine_knows() -> None:
+    verbs = {verb for verbs in VERBS.values() for verb in verbs}
+    assert {verb for _, verb in TRANSITIONS} == verbs
+    assert START > 0

@@ -1,0 +1,210 @@
+"""The broker: cancellation, errors of the store, scripts that it does not know."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+from redis import exceptions as failures
+
+from qsync.broker import connect, ops
+from qsync.broker.address import mask
+from qsync.broker.shell import AsyncBroker, Broker, Fault, classify
+from qsync.errors import ConfigError, QsyncError, QueueFull, StoreUnavailable
+from qsync.keys import GlobalKeys, QueueKeys
+from qsync.task import Task, new_nonce, outgoing
+from tests.stores import Store, free_port
+
+
+def test_a_cancellation_is_heeded_whenever_it_comes_and_mixes_up_no_replies(
+    store: Store, prefix: str
+) -> None:
+    """asyncio.wait_for, by which redis-py sends, may forget one on Python 3.11."""
+
+    async def main() -> None:
+        broker = AsyncBroker(connect.parse(store.url), connections=4)
+        keys = GlobalKeys(prefix)
+        outcomes = {"answered": 0, "cancelled": 0}
+        for number in range(2000):
+            call = ops.register(keys, [f"queue{at}" for at in range(number % 50 + 1)])
+            expected = 1 if number < 50 else 0
+            task = asyncio.get_running_loop().create_task(broker.run(call))
+            for _ in range(number % 13):
+                await asyncio.sleep(0)
+            asked = task.cancel()
+            done, _ = await asyncio.wait({task}, timeout=5)
+            assert done, "a cancelled call did not end"
+            assert task.cancelled() is asked
+            outcomes["cancelled" if asked else "answered"] += 1
+            if not asked:
+                assert task.result() in (0, expected)
+            # What comes next over the same connections has its own reply.
+            size = await broker.run(ops.announce(keys, f"server{number}", ttl_us=60_000_000))
+            assert size == number + 1
+        assert outcomes["cancelled"] > 1000
+        await broker.aclose()
+
+    asyncio.run(main())
+
+
+def test_calls_survive_that_the_store_forgets_its_scripts(store: Store, prefix: str) -> None:
+    broker = Broker(connect.parse(store.url))
+    keys = QueueKeys(prefix, "default")
+    stop = threading.Event()
+
+    def flush() -> None:
+        with store.client() as client:
+            while not stop.wait(0.001):
+                client.script_flush("SYNC")
+
+    thread = threading.Thread(target=flush)
+    thread.start()
+    try:
+        for number in range(500):
+            task = outgoing(Task("x", id=f"t{number}"), new_nonce())
+            assert [one.outcome for one in broker.run(ops.enqueue(keys, [task]))] == ["created"]
+            answers = broker.run_many([ops.enqueue(keys, [task])] * 3)
+            assert [answer[0].outcome for answer in answers if isinstance(answer, list)] == (
+                ["created"] * 3
+            )
+    finally:
+        stop.set()
+        thread.join()
+    with store.client() as client:
+        assert client.zcard(keys.key("pending")) == 500
+    broker.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (failures.ConnectionError("gone"), Fault.TRANSIENT),
+        (failures.TimeoutError("slow"), Fault.TRANSIENT),
+        (failures.BusyLoadingError("loading"), Fault.TRANSIENT),
+        (failures.ReadOnlyError("You can't write against a read only replica."), Fault.TRANSIENT),
+        (failures.ResponseError("READONLY Can not run script with write flag"), Fault.TRANSIENT),
+        (failures.ClusterDownError("CLUSTERDOWN The cluster is down"), Fault.TRANSIENT),
+        (failures.MasterDownError("MASTERDOWN Link with MASTER is down"), Fault.TRANSIENT),
+        (failures.TryAgainError("TRYAGAIN"), Fault.TRANSIENT),
+        (failures.ResponseError("BUSY Redis is busy running a script"), Fault.TRANSIENT),
+        (failures.ResponseError("MISCONF Errors writing to the AOF file"), Fault.TRANSIENT),
+        (failures.ResponseError("NOREPLICAS Not enough good replicas"), Fault.TRANSIENT),
+        (failures.ResponseError("UNKILLABLE Sorry the script"), Fault.TRANSIENT),
+        (failures.ResponseError("ERR max number of clients reached"), Fault.TRANSIENT),
+        (OSError("no route to host"), Fault.TRANSIENT),
+        (failures.OutOfMemoryError("command not allowed"), Fault.FULL),
+        (failures.ResponseError("OOM command not allowed"), Fault.FULL),
+        (failures.NoPermissionError("this user has no permissions"), Fault.DENIED),
+        (failures.AuthenticationError("invalid username-password pair"), Fault.DENIED),
+        (failures.ResponseError("WRONGTYPE Operation against a key"), Fault.BUG),
+    ],
+)
+def test_errors_of_the_store_are_sorted(error: Exception, fault: Fault) -> None:
+    assert classify(error) is fault
+
+
+def test_a_store_that_is_away_is_waited_for_and_then_reported(prefix: str) -> None:
+    port = free_port()
+    call = ops.register(GlobalKeys(prefix), ["default"])
+    blocking = Broker(connect.parse(f"redis://user:secret@127.0.0.1:{port}"))
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{port}") as raised:
+        blocking.run(call, patience=0.3)
+    assert 0.1 < time.monotonic() - began < 3
+    assert "secret" not in str(raised.value)
+    [answer] = blocking.run_many([call])
+    assert isinstance(answer, StoreUnavailable)
+    blocking.close()
+
+    async def main() -> None:
+        broker = AsyncBroker(connect.parse(f"redis://127.0.0.1:{port}"))
+        with pytest.raises(StoreUnavailable):
+            await broker.run(call, patience=0.3)
+        with pytest.raises(StoreUnavailable):
+            await broker.ping()
+        await broker.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_call_that_came_too_early_is_answered_when_the_store_is_there(prefix: str) -> None:
+    with Store("valkey") as early:
+        early.stop()
+        broker = Broker(connect.parse(early.url))
+        found: list[int] = []
+        call = ops.register(GlobalKeys(prefix), ["default"])
+        thread = threading.Thread(target=lambda: found.append(broker.run(call, patience=None)))
+        thread.start()
+        early.restart()
+        thread.join(timeout=10)
+        assert found == [1]
+        broker.close()
+
+
+def test_a_full_store_refuses_tasks_and_takes_everything_else(store: Store, prefix: str) -> None:
+    broker = Broker(connect.parse(store.url))
+    keys = QueueKeys(prefix, "default")
+    policy = ops.FetchPolicy(30_000_000, 3, 1000, 10**12)
+    broker.run(ops.enqueue(keys, [outgoing(Task("x", id="a"), new_nonce())]))
+    client = store.client()
+    client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(QueueFull, match="out of memory"):
+            broker.run(ops.enqueue(keys, [outgoing(Task("x", id="b"), new_nonce())]))
+        fetched = broker.run(ops.fetch(keys, server="s", number=1, wanted=5, policy=policy))
+        assert fetched.ids == ["a"]
+        held = [ops.Held("a", "s/1")]
+        assert broker.run(ops.renew(keys, held, lease_us=30_000_000)) == ["ok"]
+        with pytest.raises(QueueFull):
+            broker.run(ops.complete(keys, [ops.Done("a", "s/1", 60_000_000, b"x" * 100)]))
+        assert broker.run(ops.complete(keys, [ops.Done("a", "s/1")])) == ["ok"]
+    finally:
+        client.config_set("maxmemory", 0)
+    assert client.hexists(keys.key("tasks"), "b") == 0
+    broker.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("localhost:6379", "does not begin with"),
+        ("http://localhost", "does not begin with"),
+        ("redis://localhost:port", "url"),
+        ("redis://localhost/0?nonsense=1", "nonsense"),
+        ("redis+sentinel://localhost:26379", "does not name the service"),
+        ("redis+cluster://a:1,b:two", "not host:port"),
+        ("redis+cluster://a:1/3", "only number 0"),
+        ("redis://me:s3cr3t@localhost:99999999/x", "url"),
+    ],
+)
+def test_a_wrong_url_is_told_without_its_password(url: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as raised:
+        connect.parse(url)
+    assert "s3cr3t" not in str(raised.value)
+
+
+def test_an_address_shows_hosts_and_no_credentials() -> None:
+    shown = {
+        "redis://u:pw@h:1/2": "redis://h:1",
+        "rediss://h": "rediss://h:6379",
+        "redis+cluster://u:pw@a:1,b:2": "redis+cluster://a:1,b:2",
+        "rediss+sentinel://u:pw@a,b:2/main": "rediss+sentinel://a:26379,b:2/main",
+        "unix:///tmp/s.sock": "unix:///tmp/s.sock",
+    }
+    for url, text in shown.items():
+        address = connect.parse(url)
+        assert str(address) == text
+        assert "pw" not in repr(address)
+        assert "pw" not in mask(url)
+
+
+def test_a_wrong_password_is_told_at_once(prefix: str) -> None:
+    with Store("valkey", config={"requirepass": "right"}) as store:
+        wrong = store.url.replace("redis://", "redis://:wrong@")
+        broker = Broker(connect.parse(wrong))
+        with pytest.raises(QsyncError, match="refuses") as raised:
+            broker.run(ops.register(GlobalKeys(prefix), ["default"]))
+        assert "wrong" not in str(raised.value)
+        broker.close()
