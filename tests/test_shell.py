@@ -27,7 +27,7 @@ def test_a_cancellation_is_heeded_whenever_it_comes_and_mixes_up_no_replies(
         broker = AsyncBroker(connect.parse(store.url), connections=4)
         keys = GlobalKeys(prefix)
         outcomes = {"answered": 0, "cancelled": 0}
-        for number in range(2000):
+        for number in range(600):
             call = ops.register(keys, [f"queue{at}" for at in range(number % 50 + 1)])
             expected = 1 if number < 50 else 0
             task = asyncio.get_running_loop().create_task(broker.run(call))
@@ -43,7 +43,7 @@ def test_a_cancellation_is_heeded_whenever_it_comes_and_mixes_up_no_replies(
             # What comes next over the same connections has its own reply.
             size = await broker.run(ops.announce(keys, f"server{number}", ttl_us=60_000_000))
             assert size == number + 1
-        assert outcomes["cancelled"] > 1000
+        assert outcomes["cancelled"] > 300
         await broker.aclose()
 
     asyncio.run(main())
