@@ -429,7 +429,12 @@ class Model:
         self.awake = self.awake or bool(found)
         return ("0", len(found))
 
-    # What the store should hold
+    # What a test may ask
+
+    def moments(self) -> set[int]:
+        """The times at which something is due, lapses or ends."""
+        times = {int(task.score) for task in self.tasks.values() if task.state != "pending"}
+        return times | {ends for ends, _ in self.locks.values()}
 
     def contents(self) -> dict[str, Any]:
         """As Rig.dump, without the bookkeeping of sweeps and fetches and the counters by day."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final, Self, TypeVar
@@ -13,8 +14,9 @@ from qsync import codec
 from qsync.broker import connect, ops, views
 from qsync.broker.call import Call
 from qsync.broker.ops import Done, Enqueued, Fetched, FetchPolicy, HandedBack, Held, Killed, Retried
+from qsync.broker.script import Script
 from qsync.broker.shell import Broker
-from qsync.keys import QUEUE_KEYS, GlobalKeys, QueueKeys
+from qsync.keys import GlobalKeys, QueueKeys
 from qsync.state import TaskState
 from qsync.task import Failure, Outgoing, Task, TaskStatus, new_nonce, outgoing
 from tests.stores import Binary, Store, available
@@ -211,39 +213,52 @@ class Rig:
         stored = self.client.hgetall(self.keys.key("unique"))
         return {field.decode(): value.decode() for field, value in stored.items()}
 
+    def dumping(self) -> Call[Dump]:
+        """As dump, as a call."""
+        return Call(_DUMP, (), (), lambda reply: _dump(reply, self.keys.base + ":"))
+
     def dump(self, *, lost: bool = False) -> Dump:
         """All that the store holds: by name for the keys of the queue, else by key.
 
         `lost`: also the counter of refused settlements, which is the trace that each one leaves.
         """
-        base = self.keys.base + ":"
-        known = {f"{base}{name}": type for name, (type, _) in QUEUE_KEYS.items()}
-        names = [key.decode() for key in self.client.keys("*")]
-        pipe = self.client.pipeline(transaction=False)
-        for name in names:
-            _READ[known.get(name) or self.client.type(name).decode()](pipe, name)
-        values = map(_plain, pipe.execute())
-        found = dict(zip([name.removeprefix(base) for name in names], values, strict=True))
-        if not lost:
-            _drop(found, "stats", lambda field: field.partition(b":")[0] == b"lost")
-        return found
+        found = self.run(self.dumping())
+        return found if lost else without_lost(found)
 
 
-_READ: Final[dict[str, Any]] = {
-    "hash": lambda pipe, name: pipe.hgetall(name),
-    "zset": lambda pipe, name: pipe.zrange(name, 0, -1, withscores=True),
-    "list": lambda pipe, name: pipe.lrange(name, 0, -1),
-    "set": lambda pipe, name: pipe.smembers(name),
+def without_lost(dump: Dump) -> Dump:
+    """The dump without the counters of refused settlements."""
+    stats = dump.get("stats", {})
+    kept = {field: value for field, value in stats.items() if not field.startswith(b"lost")}
+    rest = {name: held for name, held in dump.items() if name != "stats"}
+    return rest | ({"stats": kept} if kept else {})
+
+
+_DUMP_TEXT: Final = """#!lua flags=no-writes
+local read = {
+  hash = function(key) return redis.call('HGETALL', key) end,
+  zset = function(key) return redis.call('ZRANGE', key, 0, -1, 'WITHSCORES') end,
+  list = function(key) return redis.call('LRANGE', key, 0, -1) end,
+  set = function(key) return redis.call('SMEMBERS', key) end,
+}
+local found = {}
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  local type = redis.call('TYPE', key).ok
+  found[#found + 1] = { key, type, read[type](key) }
+end
+return found
+"""
+_DUMP: Final = Script("dump", _DUMP_TEXT, hashlib.sha1(_DUMP_TEXT.encode()).hexdigest(), ())  # noqa: S324 - what EVALSHA goes by
+
+_SHAPE: Final[dict[bytes, Any]] = {
+    b"hash": lambda flat: dict(zip(flat[::2], flat[1::2], strict=True)),
+    b"zset": lambda flat: dict(zip(flat[::2], map(float, flat[1::2]), strict=True)),
+    b"list": list,
+    b"set": set,
 }
 
 
-def _plain(value: Any) -> Any:
-    """Sorted sets as mappings, the rest as it is."""
-    return dict(value) if isinstance(value, list) and value and type(value[0]) is tuple else value
-
-
-def _drop(dump: Dump, name: str, unwanted: Any) -> None:
-    kept = {field: value for field, value in dump.get(name, {}).items() if not unwanted(field)}
-    dump.pop(name, None)
-    if kept:
-        dump[name] = kept
+def _dump(reply: Any, base: str) -> Dump:
+    return {
+        key.decode().removeprefix(base): _SHAPE[type](flat) for key, type, flat in sorted(reply)
+    }

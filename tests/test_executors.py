@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def submit(pool: ThreadPool, function: Callable[..., Any], *args: Any) -> asynci
 
 
 def own_threads() -> list[threading.Thread]:
-    return [one for one in threading.enumerate() if one.name.startswith("qsync-")]
+    return [one for one in threading.enumerate() if re.fullmatch(r"qsync-\d+", one.name)]
 
 
 # Threads.

@@ -236,6 +236,8 @@ class Qsync:
             known = isinstance(function, TaskFunction)
             if known and (executor is not None or settings["middleware"]):
                 raise ConfigError(f"executor, middleware: give them to {function!r} itself")
+            if known and self._mux.find(function.name) is not function.handler:
+                raise ConfigError(f"periodic: {function!r} is a task of another app")
             task = function if known else self._make(function, name, settings)
             with _registering():
                 periodic = Periodic(name or task.name, schedule, missed)

@@ -66,8 +66,7 @@ class Abandoner:
 
     def _work(self) -> None:
         backoff = Backoff()
-        while True:
-            errand = self._next()
+        while (errand := self._next()) is not None:
             try:
                 errand.cursor, found = self._broker.run(
                     ops.abandon(errand.keys, errand.server_id, cursor=errand.cursor), patience=0
@@ -84,15 +83,17 @@ class Abandoner:
             if errand.cursor == "0":
                 self._done(errand)
 
-    def _next(self) -> _Errand:
-        """The errand that is due first, when it is."""
+    def _next(self) -> _Errand | None:
+        """The errand that is due first, when it is; None, and the thread's end, without any."""
         with self._changed:
-            while True:
+            while self._errands:
                 now = time.monotonic()
-                errand = min(self._errands, key=lambda one: one.due, default=None)
-                if errand is not None and errand.due <= now:
+                errand = min(self._errands, key=lambda one: one.due)
+                if errand.due <= now:
                     return errand
-                self._changed.wait(None if errand is None else errand.due - now)
+                self._changed.wait(errand.due - now)
+            self._thread = None
+            return None
 
     def _done(self, errand: _Errand) -> None:
         if errand.found or not errand.last:

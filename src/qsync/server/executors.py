@@ -119,7 +119,8 @@ class ThreadPool:
                     self._quiet.clear()
                     await self._quiet.wait()
         except TimeoutError:
-            log.warning("%d handlers still run in threads", len(self._calls))
+            running = sum(call.started for call in self._calls.values())
+            log.warning("%d handlers still run in threads", running)
         for _ in range(self._live):
             self._queue.put(None)
         return not self._calls

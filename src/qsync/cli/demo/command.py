@@ -107,16 +107,19 @@ def _play(console: Console, folder: Path, *, tasks: int, clear: bool) -> Summary
         async with Screen(run.scene, console):
             return await run.play()
 
-    summary, trouble = None, ""
+    summary, trouble, code = None, "", 1
     try:
         summary = asyncio.run(play())
     except* (DemoError, QsyncError, OSError) as group:
         trouble = str(_first(group))
     except* (KeyboardInterrupt, asyncio.CancelledError):
-        trouble = "stopped; nothing is left running"
+        trouble, code = "stopped; nothing is left running", 130
     if summary is None:
-        console.print(f"qsync demo: {trouble}", style="bold red", highlight=False, markup=False)
-        raise typer.Exit(1)
+        console.print(
+            f"qsync demo: {trouble}", style="bold red",
+            highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+        raise typer.Exit(code)
     report.show(summary, console)
     return summary
 

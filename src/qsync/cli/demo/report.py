@@ -49,7 +49,7 @@ def _table(summary: Summary) -> Table:
         **{fate.value: summary.total(fate) for fate in Fate},
     }
     for name, total in totals.items():
-        table.add_column(name, f"{total:,}", justify="right", no_wrap=True)
+        table.add_column(name, f"{total:,}", justify="right", no_wrap=True, min_width=len(name))
     table.add_column("checked", no_wrap=True)
     for row in summary.rows:
         cells = [row.offered, row.refused, *(row.ends[fate] for fate in Fate)]

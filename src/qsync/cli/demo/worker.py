@@ -36,10 +36,9 @@ class Worker:
         self._stopping = False
 
     async def __aenter__(self) -> Self:
-        main = "from qsync.cli.main import main; main()"
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-c", main, *self.arguments,
+                sys.executable, "-m", "qsync", *self.arguments, cwd=self.log.parent,
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
                 process_group=0,  # Ctrl-C is for the demo, which passes it on
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,

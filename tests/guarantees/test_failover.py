@@ -1,0 +1,247 @@
+"""Clusters and Sentinels: tasks live their lives there too, and a primary may die."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from qsync.errors import DuplicateTask, StoreUnavailable, TaskCancelled, TaskFailed
+from qsync.mux import Mux
+from qsync.task import Task, TaskInfo
+from tests.guarantees.conftest import Measured
+from tests.serving import Bench, bench, left_over, until
+from tests.stores import Cluster, Sentinel, wait_until, wait_until_async
+
+WEIGHTS = (5, 3, 1)
+SHARED = 18_000
+"""Primaries answer one by one, so the order is even over some hundreds of tasks, not over ten."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A cluster of this module's own, for it loses a primary."""
+    with Cluster() as cluster:
+        yield cluster
+
+
+def queues_on_each(cluster: Cluster, prefix: str) -> list[str]:
+    """One queue on each primary."""
+    found: dict[int, str] = {}
+    for n in itertools.count():
+        queue = f"queue-{n}"
+        found.setdefault(cluster.holder(f"{{{prefix}:{queue}}}:tasks").port, queue)
+        if len(found) == cluster.primaries:
+            return list(found.values())
+    raise AssertionError
+
+
+def test_tasks_live_their_lives_on_a_cluster(cluster: Cluster, prefix: str) -> None:
+    queues = queues_on_each(cluster, prefix)
+    mux = Mux()
+
+    @mux.handle("add")
+    async def add(task: TaskInfo) -> int:
+        return sum(task.value(list[int]))
+
+    @mux.handle("flaky")
+    async def flaky(task: TaskInfo) -> int:
+        if task.attempt < 3:
+            raise ValueError("not yet")
+        return task.attempt
+
+    @mux.handle("bad")
+    async def bad(task: TaskInfo) -> None:
+        raise ValueError("no good")
+
+    @mux.handle("hang")
+    async def hang(task: TaskInfo) -> None:
+        await asyncio.Event().wait()
+
+    async def live(b: Bench, queue: str) -> None:
+        kept = {"queue": queue, "retention": 60}
+        added = await b.client.enqueue(Task("add", [1, 2, 3], **kept))
+        retried = await b.client.enqueue(Task("flaky", retry=3, retry_delay=0.05, **kept))
+        failed = await b.client.enqueue(Task("bad", retry=0, **kept))
+        unique = Task("hang", unique=True, **kept)
+        hanging = await b.client.enqueue(unique)
+        with pytest.raises(DuplicateTask) as raised:
+            await b.client.enqueue(unique)
+        assert raised.value.id == hanging.id
+        later = await b.client.enqueue(Task("add", [4], delay=0.3, **kept))
+        assert await added.result(timeout=10) == 6
+        assert await retried.result(timeout=10) == 3
+        assert await later.result(timeout=10) == 4
+        with pytest.raises(TaskFailed, match="no good"):
+            await failed.result(timeout=10)
+        await b.reaches(hanging.id, "active", queue)
+        assert await hanging.cancel()
+        with pytest.raises(TaskCancelled):
+            await hanging.result(timeout=10)
+        assert (await b.client.enqueue(unique)).created
+
+    async def main() -> None:
+        async with bench(cluster.url, prefix) as b:
+            async with b.server(mux, queues=queues, shutdown_timeout=0):
+                await asyncio.gather(*[live(b, queue) for queue in queues])
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("prefetch", [None, 0])
+def test_queues_on_different_primaries_share_by_weight(
+    cluster: Cluster, prefix: str, measured: Measured, prefetch: int | None
+) -> None:
+    weights = dict(zip(queues_on_each(cluster, prefix), WEIGHTS, strict=True))
+    order: list[str] = []
+    mux = Mux()
+
+    @mux.handle("note")
+    async def note(task: TaskInfo) -> None:
+        order.append(task.queue)
+        await asyncio.sleep(0)
+
+    async def main() -> None:
+        async with bench(cluster.url, prefix) as b:
+            for queue, weight in weights.items():
+                count = 1000 * weight + 500
+                await b.client.enqueue_many([Task("note", queue=queue) for _ in range(count)])
+            async with b.server(mux, queues=weights, prefetch=prefetch):
+                await until(lambda: len(order) >= SHARED, timeout=30)
+
+    asyncio.run(main())
+    counts = Counter(order[:SHARED])
+    wrong = max(abs(counts[queue] / SHARED - weight / 9) for queue, weight in weights.items())
+    measured(f"cluster, shares of the first {SHARED}, furthest off", wrong)
+    assert wrong <= 0.02, counts
+
+
+class Stream:
+    """Tasks enqueued one after the other to some queues, and when each ran."""
+
+    def __init__(self, b: Bench, queues: list[str]) -> None:
+        self.ran: dict[str, list[float]] = defaultdict(list)
+        self.accepted: dict[str, set[str]] = defaultdict(set)
+        self.done: set[str] = set()
+        self.refused: Counter[str] = Counter()
+        self.mux = Mux()
+        self._b, self._queues = b, queues
+
+        @self.mux.handle("note")
+        async def note(task: TaskInfo) -> None:
+            self.ran[task.queue].append(time.monotonic())
+            self.done.add(task.id)
+
+    @contextlib.asynccontextmanager
+    async def flowing(self) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            feeds = [group.create_task(self._feed(queue)) for queue in self._queues]
+            yield
+            for feed in feeds:
+                feed.cancel()
+
+    async def _feed(self, queue: str) -> None:
+        while True:
+            try:
+                handle = await self._b.client.enqueue(Task("note", queue=queue))
+                self.accepted[queue].add(handle.id)
+            except StoreUnavailable:
+                self.refused[queue] += 1
+            await asyncio.sleep(0.005)
+
+    def count(self, queue: str, since: float) -> int:
+        """How many ran from `since` on."""
+        return sum(at > since for at in self.ran[queue])
+
+    def longest_gap(self, queue: str, since: float) -> float:
+        """The longest time in which none of the queue ran, from `since` on."""
+        times = [since, *(at for at in self.ran[queue] if at > since), time.monotonic()]
+        return max(after - before for before, after in itertools.pairwise(times))
+
+    def lost(self, queue: str) -> set[str]:
+        return self.accepted[queue] - self.done
+
+
+async def drained(store: Cluster | Sentinel, prefix: str, queues: list[str]) -> None:
+    """Wait until nothing of the queues is left."""
+    with store.client() as client:
+        for queue in queues:
+            await wait_until_async(
+                lambda queue=queue: left_over(client, prefix, queue) == {},
+                timeout=20,
+                message=f"{queue} still holds {left_over(client, prefix, queue)}",
+            )
+
+
+def test_a_primary_dies_and_the_other_queues_go_on(
+    cluster: Cluster, prefix: str, measured: Measured
+) -> None:
+    queues = queues_on_each(cluster, prefix)
+    hit, *others = queues
+
+    async def main() -> None:
+        async with bench(cluster.url, prefix) as b:
+            stream = Stream(b, queues)
+            async with b.server(stream.mux, queues=queues) as server:
+                async with stream.flowing():
+                    await until(lambda: all(len(stream.ran[queue]) > 50 for queue in queues))
+                    victim = cluster.holder(f"{{{prefix}:{hit}}}:tasks")
+                    killed_at = time.monotonic()
+                    victim.kill()
+                    # The replica has taken over, and a good many tasks have run on it.
+                    await until(lambda: stream.count(hit, killed_at + 0.5) > 200, 30)
+                    gaps = {queue: stream.longest_gap(queue, killed_at) for queue in queues}
+                    assert not server.broken
+                await drained(cluster, prefix, queues)
+            measured("cluster, seconds until the hit queue ran again", gaps[hit])
+            measured("cluster, longest gap of the others, s", max(gaps[one] for one in others))
+            measured("cluster, tasks lost with the primary", len(stream.lost(hit)))
+            assert gaps[hit] <= 6  # the node timeout of 1 s, and 5 s
+            assert max(gaps[one] for one in others) <= 1
+            assert [stream.lost(one) for one in others] == [set(), set()]
+            assert len(stream.lost(hit)) <= 5  # what the replica had not been told of
+
+    asyncio.run(main())
+    for node in cluster.nodes:
+        if not node.running:
+            node.start()
+    wait_until(cluster.settled, timeout=20)
+
+
+def change_primary(sentinel: Sentinel, how: str) -> None:
+    replica = sentinel.replica
+    if how == "killed":
+        sentinel.primary.kill()
+        sentinel.wait_promoted(replica)
+    else:
+        sentinel.failover()
+
+
+@pytest.mark.parametrize("how", ["killed", "told"])
+def test_the_primary_of_a_sentinel_changes(prefix: str, measured: Measured, how: str) -> None:
+    with Sentinel() as sentinel:
+
+        async def main() -> None:
+            async with bench(sentinel.url, prefix) as b:
+                stream = Stream(b, ["default"])
+                async with b.server(stream.mux) as server:
+                    async with stream.flowing():
+                        await until(lambda: stream.count("default", 0) > 50)
+                        began = time.monotonic()
+                        await asyncio.to_thread(change_primary, sentinel, how)
+                        over = time.monotonic()
+                        await until(lambda: stream.count("default", over) > 200, 20)
+                        gap = stream.longest_gap("default", began)
+                        assert not server.broken
+                    await drained(sentinel, prefix, ["default"])
+                measured(f"sentinel, {how}, longest gap, s", gap)
+                measured(f"sentinel, {how}, tasks lost", len(stream.lost("default")))
+                assert gap <= 8
+                assert len(stream.lost("default")) <= 5
+
+        asyncio.run(main())

@@ -1,0 +1,104 @@
+"""A guard against getting slow: what a task costs beside what any server in Python must spend."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Awaitable, Callable
+
+from qsync.keys import QueueKeys
+from qsync.mux import Mux
+from qsync.task import Task, TaskInfo, decode_message
+from tests.guarantees.conftest import Measured
+from tests.serving import Bench, bench, left_over
+from tests.stores import Store, wait_until_async
+
+TASKS = 50_000
+ROUNDS = 3
+LEAST_SHARE = 0.2
+
+
+async def floor_s(messages: list[bytes], handler: Callable[[TaskInfo], Awaitable[None]]) -> float:
+    """The seconds for decoding messages and awaiting the handler in a task and context each."""
+    loop = asyncio.get_running_loop()
+
+    async def one(data: bytes) -> None:
+        message = decode_message(data)
+        await handler(
+            TaskInfo(
+                id="id",
+                type=message.type,
+                payload=message.payload,
+                queue="default",
+                retry=message.retry,
+                attempt=1,
+                crashes=0,
+                enqueued_at_us=message.enqueued_at_us,
+            )
+        )
+
+    began = time.perf_counter()
+    for at in range(0, len(messages), 100):
+        part = messages[at : at + 100]
+        await asyncio.gather(
+            *[loop.create_task(one(data), context=contextvars.copy_context()) for data in part]
+        )
+    return time.perf_counter() - began
+
+
+async def enqueue_at_once(b: Bench, count: int) -> float:
+    """The seconds for that many calls of `enqueue` by 100 callers."""
+
+    async def caller() -> None:
+        for _ in range(count // 100):
+            await b.client.enqueue(Task("noop"))
+
+    began = time.perf_counter()
+    await asyncio.gather(*[caller() for _ in range(100)])
+    return time.perf_counter() - began
+
+
+async def round_of(store: Store, prefix: str, measured: Measured) -> float:
+    """Measure all once; the drain's rate as a share of the floor's."""
+    mux, seen, all_seen = Mux(), 0, asyncio.Event()
+
+    @mux.handle("noop")
+    async def noop(task: TaskInfo) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == TASKS:
+            all_seen.set()
+
+    async with bench(store.url, prefix) as b:
+        began = time.perf_counter()
+        await b.client.enqueue_many([Task("noop") for _ in range(TASKS)])
+        measured("enqueue_many, tasks a second", TASKS / (time.perf_counter() - began))
+        with store.client() as client:
+            messages = list(client.hvals(f"{QueueKeys(prefix, 'default').base}:tasks"))
+        floor = await floor_s(messages, noop)
+        seen = 0
+        all_seen.clear()
+        began = time.perf_counter()
+        async with b.server(mux, lease=30.0, sweep=5.0):
+            await all_seen.wait()
+            drain = time.perf_counter() - began
+        measured("floor, tasks a second", TASKS / floor)
+        measured("drain, tasks a second", TASKS / drain)
+        measured("drain as a share of the floor", floor / drain)
+        count = 20_000
+        measured("enqueue by 100 callers, tasks a second", count / await enqueue_at_once(b, count))
+        async with b.server(mux):
+            await wait_until_async(lambda: left_over(store.client(), prefix) == {})
+    return floor / drain
+
+
+def test_a_server_is_not_much_slower_than_it_must_be(
+    valkey: Store, prefix: str, measured: Measured
+) -> None:
+    best = 0.0
+    for _ in range(ROUNDS):
+        best = max(best, asyncio.run(round_of(valkey, prefix, measured)))
+        if best >= LEAST_SHARE:
+            break
+    assert best >= LEAST_SHARE

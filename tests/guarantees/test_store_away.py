@@ -1,0 +1,104 @@
+"""The store may go away for a while: servers wait quietly, and settle everything on its return."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from tests.guarantees.conftest import Launch, Measured
+from tests.processes import History, task
+from tests.serving import bench, left_over
+from tests.stores import Store, wait_until
+
+TASKS = 100
+AWAY_S = 3.0
+
+
+def completed(store: Store, prefix: str) -> int:
+    with store.client() as client:
+        return int(client.hget(f"{{{prefix}:default}}:stats", "completed") or 0)
+
+
+@pytest.mark.parametrize("how", ["killed", "standing"])
+@pytest.mark.parametrize(("servers", "lease_s"), [(1, 1.0), (2, 30.0)])
+def test_the_store_goes_away_while_tasks_run(
+    lasting: Store,
+    prefix: str,
+    launch: Launch,
+    history: History,
+    measured: Measured,
+    how: str,
+    servers: int,
+    lease_s: float,
+) -> None:
+    """Half of the tasks end while the store is away, half of them after its return.
+
+    With one server leases of 1 s lapse meanwhile, but there is nobody else to take the tasks; with
+    two and leases of 30 s none lapses. In both cases each task runs once.
+    """
+    running = [launch(lasting.url, lease=lease_s, concurrency=TASKS) for _ in range(servers)]
+
+    async def enqueue() -> None:
+        async with bench(lasting.url, prefix) as b:
+            await b.client.enqueue_many(
+                [task(sleep=2.0 if n % 2 else 5.0, retention=600) for n in range(TASKS)]
+            )
+
+    asyncio.run(enqueue())
+    history.wait("start", TASKS)
+    before = [(server.cpu_s(), time.monotonic()) for server in running]
+    lasting.kill() if how == "killed" else lasting.pause()
+    back_at = time.monotonic() + AWAY_S
+    wait_until(lambda: time.monotonic() >= back_at, every=0.05)
+    shares = [
+        (server.cpu_s() - cpu_s) / (time.monotonic() - since)
+        for server, (cpu_s, since) in zip(running, before, strict=True)
+    ]
+    measured("store away, most of a core that a server used", max(shares))
+    lasting.start() if how == "killed" else lasting.resume()
+    returned_at = time.monotonic()
+
+    wait_until(lambda: completed(lasting, prefix) >= TASKS // 2)
+    late_s = time.monotonic() - returned_at
+    wait_until(lambda: completed(lasting, prefix) == TASKS)
+    last_end = max(event.at for event in history.of("end"))
+    measured("store away, seconds until what ended meanwhile was settled", late_s)
+    measured("store away, seconds to settle the last", time.monotonic() - last_end)
+    assert late_s <= 2
+    assert all(server.running for server in running)
+    starts = history.of("start")
+    assert len(starts) == len({event.id for event in starts}) == TASKS
+    assert len(history.of("end")) == TASKS
+    assert max(shares) < 0.2
+    assert left_over(lasting.client(), prefix) == {
+        "tasks": TASKS, "completed": TASKS, "results": TASKS,
+    }  # fmt: skip
+
+
+def test_two_servers_with_lapsed_leases_repeat_no_more_than_these(
+    lasting: Store, prefix: str, launch: Launch, history: History, measured: Measured
+) -> None:
+    """Leases lapse while the store is away: tasks may run again, and everything ends once."""
+    running = [launch(lasting.url, lease=1.0, concurrency=TASKS) for _ in range(2)]
+
+    async def enqueue() -> None:
+        async with bench(lasting.url, prefix) as b:
+            await b.client.enqueue_many([task(sleep=5.0, retention=600) for _ in range(TASKS)])
+
+    asyncio.run(enqueue())
+    history.wait("start", TASKS)
+    lasting.kill()
+    back_at = time.monotonic() + AWAY_S
+    wait_until(lambda: time.monotonic() >= back_at, every=0.05)
+    lasting.start()
+    wait_until(lambda: completed(lasting, prefix) == TASKS, timeout=20)
+    starts = history.of("start")
+    measured("store away, tasks that ran again since their leases lapsed", len(starts) - TASKS)
+    assert all(server.running for server in running)
+    assert len({event.id for event in starts}) == TASKS
+    # Each that ran again was charged for it, and once.
+    again = [event for event in starts if event.crashes]
+    assert len(again) == len(starts) - TASKS <= TASKS
+    assert {event.crashes for event in again} <= {1}
