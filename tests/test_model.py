@@ -24,26 +24,28 @@ from hypothesis.stateful import (
 from qsync.broker import ops
 from qsync.broker.call import Call
 from qsync.broker.ops import Done, FetchPolicy, HandedBack, Held, Killed, Retried
+from qsync.errors import QsyncError
 from qsync.keys import QUEUE_KEYS
 from qsync.state import TRANSITIONS, UNFINISHED, TaskState
 from qsync.task import Outgoing, Task, new_nonce, outgoing
 from tests.model import Known, Model
+from tests.mutation import planted
 from tests.rig import BINARIES, LEASE, STATES, Dump, Rig, S, without_lost
-from tests.stores import Binary
+from tests.stores import Binary, available
 
 EXAMPLES: Final = os.environ.get("QSYNC_MODEL_EXAMPLES")
 STEPS: Final = 50
 
 IDS: Final = ("a", "b", "-1", "XX", "=l", "@b")
 SERVERS: Final = ("s", "t", "s1")
-POLICY: Final = FetchPolicy(lease_us=LEASE, max_crashes=2, dead_limit=2, dead_age_us=200 * S)
+POLICY: Final = FetchPolicy(lease_us=LEASE, max_crashes=2, dead_limit=1, dead_age_us=200 * S)
 OPTIONS: Final[tuple[dict[str, Any], ...]] = (
     {},
     {"delay": 5},
     {"delay": 60, "fairness_key": "k"},
     {"unique": True, "unique_key": "l"},
-    {"unique": 40, "unique_key": "l", "retention": 20},
-    {"unique": 100, "unique_key": "m", "delay": 5, "fairness_key": "k"},
+    {"unique": 400, "unique_key": "l", "retention": 20},
+    {"unique": 60, "unique_key": "m", "delay": 5, "fairness_key": "k"},
     {"fairness_key": "k", "retention": 20},
     {"fairness_key": "m"},
 )
@@ -74,10 +76,10 @@ WEIGHTS: Final = {
 ids = st.sampled_from(IDS)
 servers = st.sampled_from(SERVERS)
 options = st.sampled_from(OPTIONS)
-states = st.sampled_from(("",) * 6 + STATES)
+states = st.sampled_from(("",) * 12 + STATES)
 held = st.lists(st.integers(0, 11), min_size=1, max_size=3)
 known = st.integers(0, 11)
-steps = st.sampled_from((1, S - 1, 5 * S, LEASE, 40 * S, 200 * S, 3700 * S, -2 * S, -2 * S))
+steps = st.sampled_from((1, S - 1, 5 * S, LEASE, 40 * S, 200 * S, 3700 * S, -2 * S, -LEASE))
 
 ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
     "enqueue": st.tuples(st.lists(st.tuples(ids, options), min_size=1, max_size=4)),
@@ -90,7 +92,7 @@ ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
     "kill": st.tuples(held, st.booleans()),
     "hand_back": st.tuples(held, st.sampled_from((None, None, 0, 5 * S))),
     "stopped": st.tuples(held),
-    "renew": st.tuples(held),
+    "renew": st.tuples(held, st.sampled_from((LEASE, S))),
     "start": st.tuples(),
     "progress": st.tuples(held, st.integers(0, 9)),
     "cancel": st.tuples(known),
@@ -186,8 +188,8 @@ class Scripts(RuleBasedStateMachine):
     def stopped(self, picks: list[int]) -> None:
         self.do("stopped", self.chosen(picks))
 
-    def renew(self, picks: list[int]) -> None:
-        self.do("renew", self.chosen(picks), lease_us=LEASE)
+    def renew(self, picks: list[int], lease_us: int) -> None:
+        self.do("renew", self.chosen(picks), lease_us=lease_us)
 
     def start(self) -> None:
         self.do("start", self.current())
@@ -200,7 +202,7 @@ class Scripts(RuleBasedStateMachine):
         self.do("cancel", id, retention_us=task.sent.retention_us if task else None)
 
     def run(self, pick: int, state: str) -> None:
-        id, task = self.known(pick, "dead" if pick % 2 else "")
+        id, task = self.known(pick, "dead" if pick % 4 else "")
         key, lock = (task.sent.fairness_key, task.sent.lock) if task else ("", "")
         seen = state or (task.state if task else "dead")
         self.do("run", id, seen, fairness_key=key, lock=lock)
@@ -362,6 +364,28 @@ def test_the_scripts_do_what_the_model_says(binary: Binary) -> None:
     examples = int(EXAMPLES or 100) if binary == "valkey" else int(EXAMPLES or 100) // 4
     with Rig(binary) as rig:
         run_machine(rig, examples=examples, fixed=EXAMPLES is None)
+
+
+MISTAKES: Final = {
+    "a settlement without a look at the token": (
+        "include/owned.lua",
+        "elseif owner == args[first + stride * (i - 1) + 1] then",
+        "else",
+    ),
+    "a death that frees no lock": ("kill.lua", "  unlock(KEYS[5], now, dying)\n", ""),
+    "a promotion that takes tasks out and forgets them": (
+        "fetch.lua",
+        "    to_pending(k.pending, k.meta, k.fairness, k.keys, due)\n",
+        "",
+    ),
+}
+
+
+@pytest.mark.skipif(not available("valkey"), reason="needs valkey")
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+def test_the_machine_finds_a_planted_mistake(mistake: tuple[str, str, str]) -> None:
+    with Rig("valkey") as rig, planted(*mistake), pytest.raises((AssertionError, QsyncError)):
+        run_machine(rig, examples=100, fixed=True, phases=(Phase.generate,))
 
 
 def test_every_transition_has_a_verb_that_the_machine_knows() -> None:

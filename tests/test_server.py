@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from qsync.mux import Mux
 from qsync.server.current import current
 from qsync.server.server import Server
 from qsync.task import Task, TaskInfo
+from tests import process_handlers
 from tests.serving import bench, left_over, until
 from tests.stores import Store, wait_until_async
 
@@ -513,5 +516,36 @@ def test_an_undecodable_message_is_dead_and_the_others_run(store: Store, prefix:
                     await b.gone(handle.id)
             assert sorted(ran) == sorted(handle.id for handle in handles[4:])
             assert store.client().hget(key, handles[3].id) == b"not msgpack at all"
+
+    asyncio.run(main())
+
+
+def test_process_handlers_return_fail_time_out_and_die_alone(
+    store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A spawned process is given this path, and so finds the handlers of the tests.
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1]), *sys.path])
+
+    async def main() -> None:
+        mux = Mux()
+        for name in ("look", "fail", "wait_for", "exit_hard"):
+            mux.handle(name, executor="process")(getattr(process_handlers, name))
+        async with bench(store.url, prefix) as b, b.server(mux, processes=2):
+            look = await b.client.enqueue(Task("look", b"payload", retention=60, retry=0))
+            assert (await look.result(timeout=30))["info"][1] == "payload"
+            bad = [
+                await b.client.enqueue(Task("fail", retry=0)),
+                await b.client.enqueue(Task("wait_for", b"/nonexistent", retry=0, timeout=0.2)),
+                await b.client.enqueue(Task("exit_hard", retry=0)),
+            ]
+            for handle in bad:
+                await b.reaches(handle.id, "dead")
+            errors = [str((await handle.info()).last_error) for handle in bad]
+            assert "OddError: it broke" in errors[0]
+            assert "process_handlers.py" in errors[0]  # the traceback of the other process
+            assert "timed out after 0.2 s" in errors[1]
+            assert "the process died" in errors[2]
+            again = await b.client.enqueue(Task("look", b"again", retention=60, retry=0))
+            assert (await again.result(timeout=30))["info"][1] == "again"
 
     asyncio.run(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from qsync import codec
@@ -12,11 +13,21 @@ from qsync.errors import InvalidTask
 from qsync.mux import Handler, Middleware, Mux
 from qsync.server.config import Config
 from qsync.server.executors import ThreadPool
-from qsync.server.outcome import BadPayload
+from qsync.server.outcome import BadPayload, timed_out
 from qsync.server.processes import ProcessPool
 from qsync.task import NONE_RESULT, PAYLOAD_LIMIT, Result, TaskInfo
 
-Invoke = Callable[[TaskInfo], Awaitable[Any]]
+Invoke = Callable[[TaskInfo, float | None], Awaitable[Any]]
+"""Calls a handler; the number is the timeout in seconds, for one that minds it itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a type of task is run."""
+
+    invoke: Invoke
+    minds_timeout: bool
+    """The timeout begins when the process is ready, which only its pool can know."""
 
 
 class Invoker:
@@ -25,21 +36,21 @@ class Invoker:
     def __init__(self, config: Config, mux: Mux) -> None:
         self._mux = mux
         self._middleware = config.middleware
-        self._invokes: dict[str, Invoke] = {}
+        self._ways: dict[str, Way] = {}
         self._threads = ThreadPool(config.threads or config.concurrency)
         self._config = config
         needed = any(handler.place == "process" for handler in mux.handlers)
         self._processes = ProcessPool(config.processes) if needed else None
 
-    def find(self, type: str) -> Invoke | None:
-        """What calls the handler of a type; None when there is no handler."""
-        invoke = self._invokes.get(type)
-        if invoke is None and (handler := self._mux.find(type)) is not None:
+    def find(self, type: str) -> Way | None:
+        """How to run tasks of a type; None when there is no handler."""
+        way = self._ways.get(type)
+        if way is None and (handler := self._mux.find(type)) is not None:
             invoke = self._core(handler)
             for middleware in reversed((*self._middleware, *handler.middleware)):
                 invoke = _wrap(middleware, invoke)
-            self._invokes[type] = invoke
-        return invoke
+            way = self._ways[type] = Way(invoke, handler.place == "process")
+        return way
 
     async def aclose(self) -> None:
         """Close the pools; what runs in a thread is left to itself."""
@@ -57,13 +68,15 @@ class Invoker:
                 return self._in_process(handler)
 
     def _in_process(self, handler: Handler) -> Invoke:
-        async def invoke(info: TaskInfo) -> Any:
+        async def invoke(info: TaskInfo, limit: float | None) -> Any:
             if self._processes is None:
                 self._processes = ProcessPool(self._config.processes)
             try:
-                return await self._processes.run(handler, info, None)
+                return await self._processes.run(handler, info, limit)
             except InvalidTask as error:
                 raise BadPayload(str(error)) from error
+            except TimeoutError:
+                raise timed_out(limit) from None
 
         return invoke
 
@@ -71,7 +84,7 @@ class Invoker:
 def _on_loop(handler: Handler) -> Invoke:
     function, arguments = handler.function, handler.arguments
 
-    async def invoke(info: TaskInfo) -> Any:
+    async def invoke(info: TaskInfo, limit: float | None) -> Any:
         try:
             args, kwargs = arguments(info)
         except InvalidTask as error:
@@ -84,7 +97,7 @@ def _on_loop(handler: Handler) -> Invoke:
 def _in_thread(handler: Handler, threads: ThreadPool) -> Invoke:
     function, arguments = handler.function, handler.arguments
 
-    async def invoke(info: TaskInfo) -> Any:
+    async def invoke(info: TaskInfo, limit: float | None) -> Any:
         try:
             args, kwargs = arguments(info)
         except InvalidTask as error:
@@ -100,9 +113,9 @@ def _in_thread(handler: Handler, threads: ThreadPool) -> Invoke:
 
 
 def _wrap(middleware: Middleware, inner: Invoke) -> Invoke:
-    async def invoke(info: TaskInfo) -> Any:
+    async def invoke(info: TaskInfo, limit: float | None) -> Any:
         def call_next(task: TaskInfo | None = None) -> Awaitable[Any]:
-            return inner(info if task is None else task)
+            return inner(info if task is None else task, limit)
 
         return await middleware(info, call_next)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from typing import Any, Final
+from typing import Final
 
 from qsync import codec
 from qsync.backoff import RetryPolicy, retry_delay
@@ -38,8 +38,8 @@ def describe(error: BaseException, limit: int = ERROR_LIMIT) -> str:
     head = f"{name}: {text}" if text else name
     head = _cut(head, limit // 2)
     try:
-        trace = "".join(traceback.format_tb(error.__traceback__, limit=-40))
-        trace += "\n".join(getattr(error, "__notes__", ()))
+        elsewhere = getattr(error, "traceback", None)  # of a handler in another process
+        trace = elsewhere or "".join(traceback.format_tb(error.__traceback__, limit=-40))
     except Exception:
         trace = ""
     return _cut(f"{head}\n\n{trace}" if trace else head, limit)
@@ -110,8 +110,11 @@ def _kill(leased: Leased, record: Failure, *, failed: bool) -> Killed:
     return Killed(leased.id, leased.token, failed, codec.encode(record))
 
 
-def exception_for(stop: Any, seconds: float | None) -> Exception:
-    """The failure that a stopped handler is recorded with."""
-    if stop == "timeout":
-        return TimeoutError(f"timed out after {seconds:g} s")
+def timed_out(limit: float | None) -> TimeoutError:
+    """The failure of a handler that took too long."""
+    return TimeoutError(f"timed out after {limit:g} s")
+
+
+def gave_up_itself() -> Exception:
+    """The failure of a handler that raised CancelledError though nobody stopped it."""
     return RuntimeError("the handler raised CancelledError by itself")

@@ -19,7 +19,7 @@ from qsync.server import outcome
 from qsync.server.around import Around, Surroundings
 from qsync.server.config import Config, seconds
 from qsync.server.current import running
-from qsync.server.invoke import Invoke, Invoker, encode_result
+from qsync.server.invoke import Invoker, Way, encode_result
 from qsync.server.lane import READY, RUNNING, Lane, Leased, Stop, boot_s
 from qsync.server.progress import Progress
 from qsync.server.settle import Settler
@@ -193,8 +193,8 @@ class Runner:
             if now_us >= options.deadline_us:
                 self.settle(leased, outcome.past_deadline(leased, now_us))
                 return
-        invoke = self._invoker.find(message.type)
-        if invoke is None:
+        way = self._invoker.find(message.type)
+        if way is None:
             self.settle(leased, outcome.unknown_type(leased, leased.lane.store_time_us()))
             return
         leased.info = info = TaskInfo(
@@ -216,10 +216,10 @@ class Runner:
         self.idle.clear()
         leased.phase = RUNNING
         self._loop.create_task(
-            self._run(leased, info, invoke), name=leased.id, context=self._context.copy()
+            self._run(leased, info, way), name=leased.id, context=self._context.copy()
         )
 
-    async def _run(self, leased: Leased, info: TaskInfo, invoke: Invoke) -> None:
+    async def _run(self, leased: Leased, info: TaskInfo, way: Way) -> None:
         running.set(Around(leased, info, self._surroundings, self._progress.tell))
         try:
             if leased.crashes and not await self._mark(leased):
@@ -227,8 +227,10 @@ class Runner:
                 return
             if leased.stop is None:
                 leased.task = asyncio.current_task()
-                self._set_timer(leased)
-                value = await invoke(info)
+                limit = self._timeout_of(leased)
+                if limit is not None and not way.minds_timeout:
+                    leased.timer = self._loop.call_later(limit, self.stop, leased, "timeout")
+                value = await way.invoke(info, limit)
                 leased.task = None
                 record: Any = self._done(leased, value)
             else:
@@ -279,7 +281,9 @@ class Runner:
         if stop == "shutdown":
             return ops.HandedBack(leased.id, leased.token)
         if isinstance(error, asyncio.CancelledError):
-            error = outcome.exception_for(stop, self._timeout_of(leased))
+            timed_out = stop == "timeout"
+            limit = self._timeout_of(leased)
+            error = outcome.timed_out(limit) if timed_out else outcome.gave_up_itself()
         self._report(leased, error)
         return outcome.failed(leased, error, leased.lane.store_time_us(), self._config.retry_delay)
 
@@ -348,11 +352,6 @@ class Runner:
         )
         record = self._stopped(leased, asyncio.CancelledError())
         self._finish(leased, record)
-
-    def _set_timer(self, leased: Leased) -> None:
-        limit = self._timeout_of(leased)
-        if limit is not None:
-            leased.timer = self._loop.call_later(limit, self.stop, leased, "timeout")
 
     def _timeout_of(self, leased: Leased) -> float | None:
         options = leased.message.options

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
@@ -32,6 +33,9 @@ from qsync.server.settle import Settler
 log = logging.getLogger("qsync.server")
 
 Work = Callable[[], Awaitable[None]]
+
+SAME_SIGNAL_S: Final = 0.1
+"""Signals so close together are one: systemd and a parent both tell the same child."""
 
 MIN_VERSION: Final = {"redis": (7, 0), "valkey": (7, 2)}
 
@@ -302,12 +306,14 @@ async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
 def _signals(react: Any) -> Any:
     """Call `react(n)` on the loop for the n-th SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
-    seen = 0
+    seen, last = 0, -math.inf
 
     def count() -> None:
-        nonlocal seen
-        seen += 1
-        react(seen)
+        nonlocal seen, last
+        before, last = last, loop.time()
+        if last - before >= SAME_SIGNAL_S:
+            seen += 1
+            react(seen)
 
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.getsignal(number) for number in numbers}

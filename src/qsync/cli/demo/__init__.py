@@ -8,7 +8,9 @@ ledger.py    what the client asked for, and what it was told
 worker.py    `qsync worker`, in a process of its own
 scene.py     all that is known of the run at a moment
 run.py       the order of things: store, worker, client, kill -9, the end
-check.py     the account: every task that was accepted has one end; pure
+evidence.py  what the account is made from
+findings.py  what is checked of each kind of task
+check.py     the account: every task that was accepted has one end, and everything agrees
 screen.py    what is shown meanwhile
 report.py    what is shown at the end
 command.py   the command line

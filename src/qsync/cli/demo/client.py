@@ -37,7 +37,7 @@ class DemoClient:
         plan = self._plan
         # Some of these run at any time.
         delays = [plan.slow_spread * at / plan.slow for at in range(plan.slow)]
-        await self._offer("slow", [tasks.slow.options(delay=delay).build(1.0) for delay in delays])
+        await self._offer("slow", [tasks.slow.options(delay=delay).build(0.5) for delay in delays])
         await self._offer("flaky", [tasks.flaky.build()] * plan.flaky)
         await self._offer("hopeless", [tasks.hopeless.build()] * plan.hopeless)
         await self._tenants()

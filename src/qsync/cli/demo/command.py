@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import typer
 
+from qsync.cli.demo.worker import DemoError
 from qsync.errors import QsyncError
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def demo(
         os.environ["QSYNC_PREFIX"] = f"qsync-demo-{secrets.token_hex(4)}"
         os.environ["QSYNC_DEMO"] = str(folder)
         summary = _play(console, folder, tasks=tasks, clear=url is not None)
+        report.show(summary, console)
         if keep:
             console.print(f"\nkept: {folder}", highlight=False)
     if as_json:
@@ -93,13 +95,12 @@ def _folder(*, keep: bool) -> Iterator[Path]:
 
 def _play(console: Console, folder: Path, *, tasks: int, clear: bool) -> Summary:
     """Run it and show it; exits with a line when it cannot go on, or is told to stop."""
-    # What is imported here reads the environment.
-    from qsync.cli.demo import report
-    from qsync.cli.demo.run import Options, Run
-    from qsync.cli.demo.screen import Screen
-    from qsync.cli.demo.worker import DemoError
 
     async def play() -> Summary:
+        # What these import reads the environment.
+        from qsync.cli.demo.run import Options, Run
+        from qsync.cli.demo.screen import Screen
+
         loop, here = asyncio.get_running_loop(), asyncio.current_task()
         for number in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, cast("asyncio.Task[Any]", here).cancel)
@@ -120,7 +121,6 @@ def _play(console: Console, folder: Path, *, tasks: int, clear: bool) -> Summary
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
         raise typer.Exit(code)
-    report.show(summary, console)
     return summary
 
 

@@ -42,7 +42,7 @@ KINDS: Final = {
         Kind("parent", "critical", "enqueues ten tasks"),
         Kind("child", "critical", "enqueued by a task"),
         Kind("typed", "critical", "arguments and result typed, awaited"),
-        Kind("slow", "lower", "waits for a second"),
+        Kind("slow", "lower", "waits for half a second"),
         Kind("flaky", "default", "fails twice, then succeeds"),
         Kind("hopeless", "default", "fails three times, then dead"),
         Kind("scheduled", "critical", "due at a time"),
@@ -176,5 +176,5 @@ def plan_for(blocks: Sequence[Block]) -> Plan:
         typed=scaled(300, 50), slow=scaled(300, 60), flaky=scaled(300, 30),
         hopeless=scaled(30, 5), scheduled=scaled(300, 50), unique=scaled(50, 10),
         late=scaled(30, 5), spread=max(1.5, min(3.0, total / 6000)),
-        slow_spread=max(3.0, min(10.0, total / 2000)),
+        slow_spread=max(3.0, min(6.0, total / 2000)),
     )  # fmt: skip

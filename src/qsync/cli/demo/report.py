@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qsync.cli.demo.check import Fate, Summary
+from qsync.cli.demo.check import Summary
+from qsync.cli.demo.evidence import Fate
 
 NEXT_STEPS = """\
 What next: the example at the top of the README is a whole program; save its tasks as tasks.py,
@@ -65,7 +66,7 @@ def _measures(numbers: dict[str, float]) -> list[str]:
     return [
         f"{n['hashed']:,.0f} blocks hashed in {n['hashing_seconds']:.1f} s: "
         f"{n['tasks_per_second']:,.0f} tasks/s, {n['tasks_per_second_peak']:,.0f} in the best "
-        f"second (the plain loop, without a queue: {n['loop_seconds']:.1f} s)",
+        f"second (the plain loop, without a queue: {n['loop_seconds']:.2f} s)",
         f"{n['runs']:,.0f} runs, of them {n['failed_attempts']:,.0f} failed attempts and "
         f"{n['repeated_runs']:,.0f} repeats after a crash; {n['done_twice']:,.0f} tasks done twice",
         f"critical queue, beside that backlog: starts after {n['start_p50_ms']:.1f} ms "
@@ -86,7 +87,7 @@ def as_json(summary: Summary) -> str:
             "ok": summary.ok,
             "kinds": rows,
             "findings": [asdict(finding) for finding in summary.findings],
-            "numbers": summary.numbers,
+            "numbers": {name: round(number, 3) for name, number in summary.numbers.items()},
         },
         indent=2,
     )

@@ -16,8 +16,9 @@ from typing import Final
 from qsync.broker import ops
 from qsync.broker.shell import AsyncBroker
 from qsync.cli.demo import app as tasks
-from qsync.cli.demo.check import Evidence, Manifest, Summary, Victim, account, tick_moment
+from qsync.cli.demo.check import Summary, account
 from qsync.cli.demo.client import DemoClient
+from qsync.cli.demo.evidence import Evidence, Manifest, Victim, tick_moment
 from qsync.cli.demo.plan import (
     KINDS,
     Plan,
@@ -106,6 +107,10 @@ class Run:
         scene.tell(f"$ qsync {' '.join(self._worker.arguments)}")
         self._files = await asyncio.to_thread(installation)
         scene.plan = plan = plan_for(blocks_of(self._files, self._options.tasks))
+        scene.tell(
+            f"{len(self._files):,} files of this Python, to be hashed in {scene.to_hash:,} tasks; "
+            "and tasks of other kinds"
+        )
         demo = DemoClient(plan, scene.ledger, client)
         async with asyncio.TaskGroup() as group:
             group.create_task(demo.enqueue_all())
@@ -163,6 +168,7 @@ class Run:
 
     async def _kill_one(self) -> None:
         """Kill a server that has much to do, and wait until all that ran there runs again."""
+        await self._until(self._servers_ready, "both servers")
         scene, running = self.scene, self.scene.history.running
         patience = time.monotonic() + 2
         while True:

@@ -49,7 +49,7 @@ class Screen:
             await self._showing
 
     async def _show(self) -> None:
-        if not self._console.is_terminal:
+        if not self._console.is_terminal or self._console.is_dumb_terminal:
             await self._lines()
             return
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
@@ -124,7 +124,7 @@ class Screen:
         table = Table(box=None, padding=(0, 1), pad_edge=False, collapse_padding=True)
         table.add_column("kind", no_wrap=True)
         table.add_column("what it is", style="dim", no_wrap=True)
-        for name in ("accepted", "refused", "done", "failed", "again"):
+        for name in ("accepted", "refused", "done", "failed", "rerun"):
             table.add_column(name, justify="right", no_wrap=True, min_width=6)
         table.add_column("otherwise", no_wrap=True)
         scene, history = self._scene, self._scene.history
