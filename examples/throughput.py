@@ -1,16 +1,19 @@
 """Rates on this machine, with a store that this program starts itself.
 
+    python examples/throughput.py [TASKS]
+
 Enqueue in bulk and from concurrent callers, and the drain of no-op tasks by one server process.
 """
 
 import asyncio
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 
 from qsync import Mux, Qsync, Task, TaskInfo
 
-TASKS = 100_000
+TASKS = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
 
 
 async def timed(what: str, work: Callable[[], Awaitable[object]]) -> None:
@@ -45,9 +48,7 @@ async def main(folder: str) -> None:
             async with queue.server(mux, concurrency=100):
                 await done.wait()
 
-        await timed(
-            "enqueue_many", lambda: client.enqueue_many([Task("no-op", payload)] * TASKS)
-        )
+        await timed("enqueue_many", lambda: client.enqueue_many([Task("no-op", payload)] * TASKS))
         await timed("drain by one process, concurrency 100", drain)
         await timed("enqueue by 500 concurrent callers", concurrently)
         await timed("drain by one process, concurrency 100", drain)

@@ -199,7 +199,7 @@ def test_a_plan_shares_all_blocks_and_has_some_of_every_kind(total: int) -> None
     assert sorted(shared) == blocks
     assert all(plan.blocks.values())
     assert len(plan.blocks["child"]) % plans.CHILDREN == 0
-    sizes = (plan.typed, plan.slow, plan.flaky, plan.hopeless, plan.scheduled, plan.unique)
+    sizes = (plan.typed, plan.flaky, plan.hopeless, plan.scheduled, plan.unique)
     assert all(sizes)
 
 
@@ -288,8 +288,8 @@ class World:
                 "hash": blocks[:1], "thread": blocks[1:2], "process": blocks[2:3],
                 "flood": blocks[3:5], "small": blocks[5:6], "child": blocks[6:16],
             },
-            typed=1, slow=1, flaky=1, hopeless=1, scheduled=1, unique=2, late=1,
-            spread=1.0, slow_spread=1.0,
+            typed=1, flaky=1, hopeless=1, scheduled=1, unique=2, late=1,
+            spread=1.0,
         )  # fmt: skip
         self.expected = {block.key: f"d{block.offset}" for block in blocks}
         self.digests = dict(self.expected)
@@ -489,6 +489,11 @@ def _kill_nobody(world: World) -> None:
     world.victim = None
 
 
+def _kill_an_idle_one(world: World) -> None:
+    assert world.victim is not None
+    world.victim.torn.clear()
+
+
 def _count_wrongly(world: World) -> None:
     world.stats["completed"] += 1
 
@@ -526,6 +531,7 @@ MISTAKES: Final[list[tuple[Callable[[World], None], set[str]]]] = [
     (_return_wrongly, {"typed"}),
     (_recover_nothing, {"kill -9:"}),
     (_kill_nobody, {"no server"}),
+    (_kill_an_idle_one, {"no server"}),
     (_count_wrongly, {"the store's"}),
     (_starve_the_small, {"tenant"}),
 ]

@@ -45,7 +45,7 @@ OPTIONS: Final[tuple[dict[str, Any], ...]] = (
     {"delay": 60, "fairness_key": "k"},
     {"unique": True, "unique_key": "l"},
     {"unique": 400, "unique_key": "l", "retention": 20},
-    {"unique": 60, "unique_key": "m", "delay": 5, "fairness_key": "k"},
+    {"unique": 2000, "unique_key": "m", "delay": 5, "fairness_key": "k"},
     {"fairness_key": "k", "retention": 20},
     {"fairness_key": "m"},
 )

@@ -521,7 +521,7 @@ def test_an_undecodable_message_is_dead_and_the_others_run(store: Store, prefix:
 
 
 def test_process_handlers_return_fail_time_out_and_die_alone(
-    store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
+    store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # A spawned process is given this path, and so finds the handlers of the tests.
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1]), *sys.path])
@@ -535,7 +535,7 @@ def test_process_handlers_return_fail_time_out_and_die_alone(
             assert (await look.result(timeout=30))["info"][1] == "payload"
             bad = [
                 await b.client.enqueue(Task("fail", retry=0)),
-                await b.client.enqueue(Task("wait_for", b"/nonexistent", retry=0, timeout=0.2)),
+                await b.client.enqueue(Task("wait_for", str(tmp_path).encode(), retry=0, timeout=0.2)),
                 await b.client.enqueue(Task("exit_hard", retry=0)),
             ]
             for handle in bad:

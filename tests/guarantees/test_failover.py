@@ -207,7 +207,8 @@ def test_a_primary_is_gone_and_the_other_queues_go_on(
                 max(gaps[one] for one in others),
             )
             measured(f"cluster, primary {how}, tasks lost with the primary", len(stream.lost(hit)))
-            assert gaps[hit] <= 6  # the node timeout of 1 s, and 5 s
+            # The node timeout is 1 s; one that stands still is given up on after 5 s more.
+            assert gaps[hit] <= (6 if how == "killed" else 8)
             assert max(gaps[one] for one in others) <= 1
             assert [stream.lost(one) for one in others] == [set(), set()]
             assert len(stream.lost(hit)) <= 5  # what the replica had not been told of

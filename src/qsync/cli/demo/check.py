@@ -131,8 +131,8 @@ def _manifest(evidence: Evidence) -> Finding:
 
 def _recovery(evidence: Evidence) -> Finding:
     victim, history = evidence.victim, evidence.history
-    if victim is None:
-        return Finding(False, "no server was killed")
+    if victim is None or not victim.torn:
+        return Finding(False, "no server was killed in the middle of its work")
     waiting, seconds = victim.waiting(history), victim.seconds(history)
     text = f"kill -9: {len(victim.torn)} tasks were cut off, and ran again within {seconds:.2f} s"
     if waiting:

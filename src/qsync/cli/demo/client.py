@@ -35,9 +35,6 @@ class DemoClient:
     async def enqueue_all(self) -> None:
         """All that is enqueued in bulk is in the store."""
         plan = self._plan
-        # Some of these run at any time.
-        delays = [plan.slow_spread * at / plan.slow for at in range(plan.slow)]
-        await self._offer("slow", [tasks.slow.options(delay=delay).build(0.5) for delay in delays])
         await self._offer("flaky", [tasks.flaky.build()] * plan.flaky)
         await self._offer("hopeless", [tasks.hopeless.build()] * plan.hopeless)
         await self._tenants()
@@ -102,6 +99,10 @@ class DemoClient:
                     self._ledger.refused[kind] += 1
                 ids.append(handle.id)
         return ids
+
+    async def slow(self, number: int) -> None:
+        """So many that take long enough to be cut off in the middle."""
+        await self._offer("slow", [tasks.slow.build(1.0)] * number)
 
     # One by one.
 

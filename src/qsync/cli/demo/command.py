@@ -36,7 +36,7 @@ def demo(
             max=100_000,
             help="Blocks of files to hash; the other kinds are scaled with it.",
         ),
-    ] = 20_000,
+    ] = 30_000,
     url: Annotated[
         str | None,
         typer.Option(

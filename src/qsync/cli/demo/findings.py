@@ -67,7 +67,7 @@ def _scheduled(evidence: Evidence) -> tuple[bool, str]:
     late = lateness(evidence)
     if not late or min(late) < 0:
         return False, "some started early"
-    return True, f"none early; {in_ms(late, 0.5)}, max {in_ms(late, 1)} late"
+    return True, f"none early; {in_ms(late, 0.5)} late, max {1000 * max(late):.0f}"
 
 
 def _unique(evidence: Evidence) -> tuple[bool, str]:

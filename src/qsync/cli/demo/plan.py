@@ -42,7 +42,7 @@ KINDS: Final = {
         Kind("parent", "critical", "enqueues ten tasks"),
         Kind("child", "critical", "enqueued by a task"),
         Kind("typed", "critical", "arguments and result typed, awaited"),
-        Kind("slow", "lower", "waits for half a second"),
+        Kind("slow", "lower", "waits for a second"),
         Kind("flaky", "default", "fails twice, then succeeds"),
         Kind("hopeless", "default", "fails three times, then dead"),
         Kind("scheduled", "critical", "due at a time"),
@@ -136,7 +136,6 @@ class Plan:
     blocks: dict[str, list[Block]]
     """What the kinds that hash have to hash; `flood` and `small` are the two tenants."""
     typed: int
-    slow: int
     flaky: int
     hopeless: int
     scheduled: int
@@ -144,14 +143,14 @@ class Plan:
     late: int
     spread: float
     """Seconds within which scheduled tasks are due, and typed ones are enqueued."""
-    slow_spread: float
-    """Seconds within which slow tasks are due."""
 
 
 CHILDREN: Final = 10
 CALLERS: Final = 8
 WAITING, RUNNING = 8, 4
 """Of the cancelled tasks: so many are not due yet, so many run."""
+BEFORE_KILL, BEFORE_POISON = 40, 20
+"""Slow tasks: few enough for one server to have slots for all that two were running."""
 
 
 def plan_for(blocks: Sequence[Block]) -> Plan:
@@ -173,8 +172,7 @@ def plan_for(blocks: Sequence[Block]) -> Plan:
 
     return Plan(
         blocks=shares,
-        typed=scaled(300, 50), slow=scaled(300, 60), flaky=scaled(300, 30),
+        typed=scaled(300, 50), flaky=scaled(300, 30),
         hopeless=scaled(30, 5), scheduled=scaled(300, 50), unique=scaled(50, 10),
         late=scaled(30, 5), spread=max(1.5, min(3.0, total / 6000)),
-        slow_spread=max(3.0, min(6.0, total / 2000)),
     )  # fmt: skip

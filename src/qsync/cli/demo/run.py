@@ -20,6 +20,8 @@ from qsync.cli.demo.check import Summary, account
 from qsync.cli.demo.client import DemoClient
 from qsync.cli.demo.evidence import Evidence, Manifest, Victim, tick_moment
 from qsync.cli.demo.plan import (
+    BEFORE_KILL,
+    BEFORE_POISON,
     KINDS,
     Plan,
     Stamp,
@@ -121,9 +123,12 @@ class Run:
             typed = group.create_task(demo.typed(list(self._files)))
             await demo.cancel(self._begun)
             await self._until(lambda: scene.hashed >= ENOUGH * scene.to_hash, "the first tasks")
+            await demo.slow(BEFORE_KILL)
             await self._kill_one()
             await typed  # what is measured there is not to be the work of poison
+            await demo.slow(BEFORE_POISON)
             await demo.poison()
+            scene.read_on()
             scene.tell(f"the poison task is dead: {scene.ledger.poison_error}", loud=True)
         scene.phase = "working off the rest"
         with contextlib.suppress(DemoError):  # the account shows what is left
@@ -168,21 +173,22 @@ class Run:
 
     async def _kill_one(self) -> None:
         """Kill a server that has much to do, and wait until all that ran there runs again."""
-        await self._until(self._servers_ready, "both servers")
-        scene, running = self.scene, self.scene.history.running
-        patience = time.monotonic() + 2
-        while True:
-            scene.history.poll()
-            pid = max(scene.servers(), key=lambda pid: len(running[pid]))
-            if len(running[pid]) >= 10 or time.monotonic() > patience:
-                break
-            await asyncio.sleep(0.02)
+        scene = self.scene
+
+        def slow_in(pid: int) -> int:
+            kinds, running = scene.history.kinds, scene.history.running[pid]
+            return sum(kinds[id] == "slow" for id in running)
+
+        await self._until(
+            lambda: any(slow_in(pid) >= BEFORE_KILL / 4 for pid in scene.servers()), "slow tasks"
+        )
+        pid = max(scene.servers(), key=slow_in)
         os.kill(pid, signal.SIGKILL)
         self._victim = victim = Victim(pid, time.monotonic(), set())
         scene.tell(f"kill -9 {pid}: one of the servers, in the middle of its work", loud=True)
         await self._until(lambda: pid not in scene.servers(), "the killed server to end")
-        scene.history.poll()
-        victim.torn.update(running[pid])
+        scene.read_on()
+        victim.torn.update(scene.history.running[pid])
         scene.tell(f"{len(victim.torn)} tasks were running in {pid} when it died")
         await self._until(
             lambda: not victim.waiting(scene.history), "the tasks of the killed server"
@@ -198,7 +204,7 @@ class Run:
 
     async def _evidence(self, plan: Plan, broker: AsyncBroker, client: AsyncClient) -> Evidence:
         scene = self.scene
-        scene.history.poll()
+        scene.read_on()
         ticks = [id for id, kind in scene.history.kinds.items() if kind == "tick"]
         withdrawn = await self._withdraw_ticks(client, broker, max(ticks, key=tick_moment))
         scene.ledger.ids["tick"] += ticks + withdrawn
@@ -239,7 +245,7 @@ class Run:
     async def _clear(self, broker: AsyncBroker) -> None:
         """Delete the tasks of the demo from a store that is somebody's."""
         scene = self.scene
-        scene.history.poll()
+        scene.read_on()
         ids = {id for ids in scene.ledger.ids.values() for id in ids} | scene.history.kinds.keys()
         found = defaultdict(list)
         for id, status in (await scene.look(broker, ids)).items():

@@ -93,8 +93,8 @@ class Scene:
             ids |= set(mine) - self.history.done[kind]
         return ids - self.ended.keys()
 
-    async def refresh(self, broker: AsyncBroker) -> None:
-        """Look again at the history and at the store."""
+    def read_on(self) -> None:
+        """Read what the servers have written down since, and tell what is worth it."""
         self.history.poll()
         for pid in self.history.servers.keys() - self._known:
             self.tell(f"server {pid} has started")
@@ -103,6 +103,10 @@ class Scene:
             for start in self.history.starts.get(id, [])[self._poisoned :]:
                 self._poisoned += 1
                 self.tell(f"the poison task kills server {start.pid}", loud=True)
+
+    async def refresh(self, broker: AsyncBroker) -> None:
+        """Look again at the history and at the store."""
+        self.read_on()
         calls = [views.counts(QueueKeys(self._prefix, queue)) for queue in QUEUES]
         found = await asyncio.gather(*map(broker.run, calls))
         self.counts = dict(zip(QUEUES, found, strict=True))

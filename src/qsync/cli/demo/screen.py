@@ -117,7 +117,7 @@ class Screen:
             ("qsync demo", "bold"),
             f"  {scene.phase} for {time.monotonic() - scene.began:.0f} s",
             f"   {store.product if store else ''} {version}",
-            f"   worker {scene.worker_pid}, servers {pids or 'to come'}",
+            f"   worker {scene.worker_pid}, servers {pids or 'none'}",
         )
 
     def _table(self) -> Table:

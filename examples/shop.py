@@ -1,11 +1,11 @@
-"""Typed tasks: `qsync worker typed:app` in one terminal, `python typed.py` in another."""
+"""Typed tasks. Run them by `qsync worker shop:app --queues default=3,lower=1`, in this folder."""
 
-import asyncio
+import hashlib
 from dataclasses import dataclass
 
 from qsync import Qsync, TaskInfo
 
-app = Qsync(prefix="typed")
+app = Qsync(prefix="shop")  # the store is named by QSYNC_URL
 
 
 @dataclass
@@ -21,8 +21,6 @@ async def send(task: TaskInfo, invoice: Invoice, *, copy: bool = False) -> str:
 
 @app.task(executor="process", retention=60)  # a process of its own: it can use a whole core
 def digest(data: bytes, rounds: int) -> str:
-    import hashlib
-
     for _ in range(rounds):
         data = hashlib.sha256(data).digest()
     return data.hex()
@@ -31,15 +29,3 @@ def digest(data: bytes, rounds: int) -> str:
 @app.periodic(cron="0 9 * * mon-fri", tz="Europe/Moscow")
 async def report() -> None:
     print("good morning")
-
-
-async def main() -> None:
-    async with app:
-        sent = await send.enqueue(Invoice(7, 125_00), copy=True)
-        hashed = await digest.options(queue="lower", timeout=10).enqueue(b"seed", rounds=1000)
-        print(await sent.result(timeout=30))
-        print(await hashed.result(timeout=30))
-
-
-if __name__ == "__main__":
-    asyncio.run(main())
