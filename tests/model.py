@@ -1,15 +1,12 @@
-"""What the scripts should do, said once more in plain Python: one queue, one method an operation.
+"""What the scripts should do, said once more in plain Python: one method an operation.
 
-It is written from the design, not from the scripts: tasks are objects with one state, locks and
-tags are dictionaries, and nothing is stored twice. `contents` says what the store should hold.
+It is written from the design, not from the scripts, and `contents` says what the store should
+hold after each call.
 """
 
 from __future__ import annotations
 
-import struct
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, Final
 
 from qsync.broker.ops import (
@@ -24,140 +21,15 @@ from qsync.broker.ops import (
     Retried,
 )
 from qsync.state import UNFINISHED
-from qsync.task import MESSAGE_HEAD, Outgoing
+from qsync.task import Outgoing
+from tests.model_queue import Known, Queue
 
 SECOND: Final = 1_000_000
 HOUR: Final = 3600 * SECOND
 
 
-@dataclass
-class Known:
-    """A task in the queue."""
-
-    sent: Outgoing
-    enqueued_at: int
-    state: str = "pending"
-    score: float = 0
-    token: str | None = None
-    crashes: str | None = None
-    failure: bytes | None = None
-    result: bytes | None = None
-    cancel: str | None = None
-    progress: bytes | None = None
-    key: str = ""
-
-    @property
-    def message(self) -> bytes:
-        return MESSAGE_HEAD + struct.pack(">Q", self.enqueued_at) + self.sent.message
-
-    @property
-    def crash_count(self) -> int:
-        return int((self.crashes or "0").rstrip("+!"))
-
-    @property
-    def lock(self) -> str:
-        """The lock that it has, for as long as it is not done."""
-        return self.sent.lock if self.state in UNFINISHED else ""
-
-
-@dataclass
-class Model:
-    """The queue."""
-
-    tasks: dict[str, Known] = field(default_factory=dict)
-    locks: dict[str, tuple[int, str]] = field(default_factory=dict)
-    tags: dict[str, float] = field(default_factory=dict)
-    virtual: float = 0
-    fetches: dict[str, tuple[int, int, list[str]]] = field(default_factory=dict)
-    ticks: dict[str, int] = field(default_factory=dict)
-    paused: bytes = b""
-    awake: bool = False
-    swept: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
-
-    # Parts
-
-    def those(self, state: str, until: float = float("inf")) -> list[str]:
-        """The ids in a state with a score up to a limit, in the order of the store."""
-        found = [
-            (task.score, id.encode())
-            for id, task in self.tasks.items()
-            if task.state == state and task.score <= until
-        ]
-        return [id.decode() for _, id in sorted(found)]
-
-    def move(self, now: int, id: str, state: str | None, score: float = 0) -> None:
-        """Into another state, None: out of the queue. A lock is freed with the end of its task."""
-        task = self.tasks[id]
-        lock = task.lock
-        if task.state == "active":
-            task.token = task.progress = None
-        if state is None:
-            del self.tasks[id]
-        else:
-            task.state, task.score = state, score
-        if lock and state not in UNFINISHED:
-            task.key = ""
-            ends, holder = self.locks.get(lock, (0, ""))
-            if holder == id and ends <= now:
-                del self.locks[lock]
-        if state not in UNFINISHED:
-            task.key = ""
-
-    def holder(self, now: int, lock: str) -> str | None:
-        ends, id = self.locks.get(lock, (0, ""))
-        task = self.tasks.get(id)
-        return id if id and (ends > now or (task and task.lock == lock)) else None
-
-    def to_pending(self, now: int, id: str) -> None:
-        key = self.tasks[id].key
-        tag = max(self.virtual, self.tags.get(key, 0)) + 1
-        self.tags[key] = tag
-        self.move(now, id, "pending", tag)
-
-    def to_head(self, now: int, ids: Sequence[str]) -> None:
-        waiting = self.those("pending")
-        lowest = self.tasks[waiting[0]].score if waiting else self.virtual
-        for at, id in enumerate(ids):
-            self.move(now, id, "pending", lowest - len(ids) + at)
-
-    def to_later(self, now: int, state: str, due: dict[str, int]) -> None:
-        first = min((self.tasks[id].score for id in self.those(state)), default=None)
-        for id, at in due.items():
-            self.move(now, id, state, at)
-        if due and (first is None or min(due.values()) < first):
-            self.awake = True
-
-    def end_cancelled(self, now: int, ids: Iterable[str]) -> None:
-        for id in ids:
-            retention = self.tasks[id].cancel
-            if retention:
-                self.move(now, id, "completed", now + int(retention))
-            else:
-                self.move(now, id, None)
-            self.counts["cancelled"] += 1
-
-    def owned(self, rows: Sequence[Any]) -> tuple[list[Any], list[Outcome]]:
-        """The rows whose token holds, and the answers."""
-        held, answers, seen = [], [], set()
-        for row in rows:
-            task = self.tasks.get(row.id)
-            answer: Outcome = "done"
-            if task and task.token and row.id not in seen:
-                answer = "ok" if task.token == row.token else "lost"
-            if answer == "ok":
-                held.append(row)
-                seen.add(row.id)
-            answers.append(answer)
-        return held, answers
-
-    def unmark(self, rows: Iterable[Any]) -> None:
-        for row in rows:
-            task = self.tasks[row.id]
-            if task.crashes:
-                task.crashes = str(task.crash_count)
-
-    # Operations
+class Model(Queue):
+    """A queue and its operations, with the signatures of qsync.broker.ops but for `now`."""
 
     def enqueue(self, now: int, tasks: Sequence[Outgoing]) -> list[Enqueued]:
         answers, due = [], {}
@@ -250,7 +122,10 @@ class Model:
         )
 
     def _recover(self, now: int, server: str, policy: FetchPolicy) -> tuple[list[str], int, int]:
-        own, back, died, cancelled = [], [], [], []
+        own: list[str] = []
+        back: list[str] = []
+        died: list[str] = []
+        cancelled: list[str] = []
         for id in self.those("active", until=now):
             task = self.tasks[id]
             if task.token and task.token.rpartition("/")[0] == server:
@@ -428,43 +303,3 @@ class Model:
             task.score = now
         self.awake = self.awake or bool(found)
         return ("0", len(found))
-
-    # What a test may ask
-
-    def moments(self) -> set[int]:
-        """The times at which something is due, lapses or ends."""
-        times = {int(task.score) for task in self.tasks.values() if task.state != "pending"}
-        return times | {ends for ends, _ in self.locks.values()}
-
-    def contents(self) -> dict[str, Any]:
-        """As Rig.dump, without the bookkeeping of sweeps and fetches and the counters by day."""
-        every = self.tasks.items()
-        full: dict[str, dict[str, Any]] = {
-            "tasks": {id: task.message for id, task in every},
-            "owner": {id: task.token for id, task in every if task.token},
-            "crashes": {id: task.crashes for id, task in every if task.crashes},
-            "failures": {id: task.failure for id, task in every if task.failure is not None},
-            "results": {id: task.result for id, task in every if task.result is not None},
-            "cancels": {id: task.cancel for id, task in every if task.cancel is not None},
-            "progress": {id: task.progress for id, task in every if task.progress},
-            "keys": {id: task.key for id, task in every if task.key},
-            "unique": {f"={lock}": f"{ends}:{id}" for lock, (ends, id) in self.locks.items()}
-            | {f"@{id}": task.lock for id, task in every if task.lock},
-            "fairness": self.tags,
-            "ticks": {name: str(tick) for name, tick in self.ticks.items()},
-            "stats": {name: str(count) for name, count in self.counts.items() if count},
-            "meta": ({"paused": self.paused} if self.paused else {})
-            | ({"v": f"{self.virtual:.17g}"} if self.virtual else {}),
-        }
-        for id, task in every:
-            full.setdefault(task.state, {})[id] = task.score
-        contents: dict[str, Any] = {
-            name: {_bytes(field): _bytes(value) for field, value in fields.items()}
-            for name, fields in full.items()
-            if fields
-        }
-        return contents | ({"wake": [b"1"]} if self.awake else {})
-
-
-def _bytes(value: Any) -> Any:
-    return value.encode() if isinstance(value, str) else value

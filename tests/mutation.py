@@ -21,10 +21,8 @@ def planted(path: str, right: str, wrong: str) -> Iterator[None]:
         msg = f"{path} holds {text.count(right)} times: {right}"
         raise ValueError(msg)
 
-    def read(asked: str) -> str:
-        return text.replace(right, wrong) if asked == path else _read(asked)
-
-    script.read = read
+    mistaken = {path: text.replace(right, wrong)}
+    script.read = lambda path: mistaken.get(path) or _read(path)
     script.load.cache_clear()
     try:
         yield

@@ -188,10 +188,12 @@ class Rig:
         return [id.decode() for id in self.client.zrange(self.keys.key(state), 0, -1)]
 
     def score(self, name: str, member: str) -> float | None:
-        return self.client.zscore(self.keys.key(name), member)
+        score: float | None = self.client.zscore(self.keys.key(name), member)
+        return score
 
     def field(self, name: str, field: str) -> bytes | None:
-        return self.client.hget(self.keys.key(name), field)
+        value: bytes | None = self.client.hget(self.keys.key(name), field)
+        return value
 
     def set(self, name: str, field: str, value: str | bytes | int) -> None:
         """Write a field behind the scripts' back."""

@@ -597,6 +597,17 @@ def test_a_loop_that_ends_leaves_nobody_waiting() -> None:
     assert all(future.cancelled() for future in asyncio.run(main()))
 
 
+def test_an_answer_that_is_too_short_leaves_nobody_waiting() -> None:
+    async def short(items: list[int]) -> list[int]:
+        return items[1:]
+
+    async def main() -> list[Any]:
+        batcher: Batcher[int, int] = Batcher(short, lambda item: 1)
+        return [*await asyncio.gather(batcher.put(1), batcher.put(2), return_exceptions=True)]
+
+    assert [type(error) for error in asyncio.run(main())] == [QsyncError] * 2
+
+
 # threads and processes
 
 

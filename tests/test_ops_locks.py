@@ -45,8 +45,14 @@ def cancel_and(how: Callable[[Rig, list[Held]], object]) -> Callable[[Rig], obje
     return end
 
 
-def retried(rig: Rig) -> None:
-    rig.retry(*rig.lease(), delay_us=S)
+def retried(rig: Rig) -> object:
+    return rig.retry(*rig.lease(), delay_us=S)
+
+
+def crash_once(rig: Rig) -> None:
+    rig.lease()
+    rig.now += LEASE
+    rig.fetch(0, server="t")
 
 
 ENDS: dict[str, Callable[[Rig], object]] = {
@@ -78,11 +84,7 @@ STAYS: dict[str, Callable[[Rig], object]] = {
     "retry": retried,
     "hand back": lambda rig: rig.hand_back(*rig.lease()),
     "hand back for later": lambda rig: rig.hand_back(*rig.lease(), delay_us=S),
-    "crash once": lambda rig: (
-        rig.lease(),
-        setattr(rig, "now", rig.now + LEASE),
-        rig.fetch(0, server="t"),
-    ),
+    "crash once": crash_once,
     "ask for its cancel": lambda rig: (rig.lease(), rig.cancel("a")),
     "renew": lambda rig: rig.renew(*rig.lease()),
     "run from retry": lambda rig: (retried(rig), rig.rerun("a", "retry")),

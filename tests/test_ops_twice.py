@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from qsync.broker.ops import Done, HandedBack, Held, Killed, Retried
 from tests.rig import BINARIES, FAILURE, LEASE, Rig, S
 from tests.test_ops_locks import LOCK, NAME
 
-Make = Callable[[Rig, list[Held]], Call[object]]
+Make = Callable[[Rig, list[Held]], Call[Any]]
 
 
 @pytest.fixture(params=BINARIES)
@@ -157,7 +158,7 @@ def test_a_task_that_nobody_holds_is_done_with(rig: Rig, name: str) -> None:
 def test_current_and_stale_tokens_go_together_in_one_call(rig: Rig, name: str) -> None:
     held = queue(rig)
     call = (SETTLE | HOLD)[name](rig, [Held("a", "s/0"), Held("p", "s/1"), held[1], held[1]])
-    first, second, third, fourth = rig.run(call)  # type: ignore[misc]
+    first, second, third, fourth = rig.run(call)
     assert (first, second) == ("lost", "done")
     assert third in ("ok", "cancelled")
     assert fourth == "done"
@@ -190,7 +191,7 @@ def test_refused_settlements_are_counted(rig: Rig) -> None:
     rig.enqueue("a", "b")
     held = [Held(one.id, "s/0") for one in rig.lease()]
     for settle in (rig.complete, rig.retry, rig.kill):
-        settle(*held)  # type: ignore[operator]
+        settle(*held)
     assert rig.counters()["lost"] == 6
 
 
@@ -219,7 +220,7 @@ def test_the_same_enqueue_again_is_created_wherever_the_task_is(
         lambda: setattr(rig, "now", rig.now + S),
         lambda: rig.complete(*rig.lease(), retention_us=S),
     ):
-        step()  # type: ignore[no-untyped-call]
+        step()
         before = rig.dump()
         assert rig.send(tasks) == [("created", "a")]
         assert rig.dump() == before

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
@@ -205,8 +206,8 @@ def test_complete_can_be_refused_when_it_carries_results() -> None:
 
 def test_every_script_is_loaded_by_ops_or_by_views() -> None:
     changing, looking = (
-        set(re.findall(r'(?:load|_settle)\("(\w+)"', Path(module.__file__).read_text("utf-8")))
-        for module in (ops, views)
+        set(re.findall(r'(?:load|_settle)\("(\w+)"', (files("qsync.broker") / module).read_text()))
+        for module in ("ops.py", "views.py")
     )
     assert looking == VIEWS
     assert changing == set(SCRIPTS) - VIEWS
@@ -335,7 +336,7 @@ def test_the_rule_on_texts_catches_a_number() -> None:
 # What Python sends
 
 
-def calls() -> dict[str, tuple[Call[object], int]]:
+def calls() -> dict[str, tuple[Call[Any], int]]:
     """A call of each operation, and for how many tasks."""
     keys, all_keys = QueueKeys("p", "q"), GlobalKeys("p")
     held = [Held("a", "s/1"), Held("b", "s/1")]

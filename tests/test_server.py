@@ -535,7 +535,9 @@ def test_process_handlers_return_fail_time_out_and_die_alone(
             assert (await look.result(timeout=30))["info"][1] == "payload"
             bad = [
                 await b.client.enqueue(Task("fail", retry=0)),
-                await b.client.enqueue(Task("wait_for", str(tmp_path).encode(), retry=0, timeout=0.2)),
+                await b.client.enqueue(
+                    Task("wait_for", str(tmp_path).encode(), retry=0, timeout=0.2)
+                ),
                 await b.client.enqueue(Task("exit_hard", retry=0)),
             ]
             for handle in bad:

@@ -11,7 +11,8 @@ from redis import exceptions as failures
 
 from qsync.broker import connect, ops
 from qsync.broker.address import mask
-from qsync.broker.shell import AsyncBroker, Broker, Fault, classify
+from qsync.broker.faults import Fault, classify
+from qsync.broker.shell import AsyncBroker, Broker
 from qsync.errors import ConfigError, QsyncError, QueueFull, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.task import Task, new_nonce, outgoing

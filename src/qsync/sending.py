@@ -207,6 +207,9 @@ class Batcher(Generic[T, U]):
         replies: Sequence[U | Exception]
         try:
             replies = await self._run(items) if items else []
+            if len(replies) != len(items):
+                msg = f"{len(items)} were asked for, and the store answered for {len(replies)}"
+                raise QsyncError(msg)
         except Exception as error:
             replies = [_own(error) for _ in futures]
         except BaseException:

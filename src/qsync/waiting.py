@@ -21,7 +21,7 @@ from qsync.broker.shell import AsyncBroker, Broker
 from qsync.broker.views import Shown, last_error, message_of, result_of
 from qsync.errors import InvalidTask, QsyncError, TaskCancelled, TaskFailed, TaskNotFound
 from qsync.state import TaskState
-from qsync.task import Result
+from qsync.task import Message, Result
 
 log = logging.getLogger("qsync.client")
 
@@ -40,7 +40,8 @@ def ended(id: str, queue: str, shown: Shown | None) -> Result | None:
     where = f"task {id!r} in queue {queue!r}"
     if shown is None:
         raise not_found(id, queue)
-    if message_of(shown) is not None and retention_of(shown) is None:
+    message = message_of(shown)
+    if message is not None and _retention(message) is None:
         raise without_retention(id, queue)
     if shown.state is TaskState.DEAD:
         raise TaskFailed(last_error(shown) or f"{where} is dead")
@@ -50,7 +51,7 @@ def ended(id: str, queue: str, shown: Shown | None) -> Result | None:
         raise TaskCancelled(f"{where} was cancelled")
     record = result_of(shown)
     if record is None or record.error is not None:
-        why = "the store lost it" if record is None else record.error
+        why = "it is missing or cannot be read" if record is None else record.error
         raise QsyncError(f"{where} is done, but its result is not available: {why}")
     return record
 
@@ -58,7 +59,11 @@ def ended(id: str, queue: str, shown: Shown | None) -> Result | None:
 def retention_of(shown: Shown) -> int | None:
     """How long the task is kept after success, microseconds; None: not at all, or not known."""
     message = message_of(shown)
-    return message.options.retention_us if message and message.options else None
+    return None if message is None else _retention(message)
+
+
+def _retention(message: Message) -> int | None:
+    return None if message.options is None else message.options.retention_us
 
 
 def not_found(id: str, queue: str) -> TaskNotFound:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,28 +9,9 @@ from typing import Any
 import pytest
 
 from tests.processes import History, ServerProcess
-from tests.stores import Store
 
 Launch = Callable[..., ServerProcess]
 Measured = Callable[[str, object], None]
-
-_numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="session")
-def _shared_valkey() -> Iterator[Store]:
-    with Store("valkey") as store:
-        yield store
-
-
-@pytest.fixture
-def valkey(_shared_valkey: Store) -> Store:
-    return _shared_valkey
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"g{next(_numbers)}"
 
 
 @pytest.fixture
@@ -54,13 +34,6 @@ def launch(prefix: str, history: History) -> Iterator[Launch]:
     yield launch
     for process in started:
         process.kill()
-
-
-@pytest.fixture
-def lasting() -> Iterator[Store]:
-    """A store of the test's own whose data outlive a kill."""
-    with Store("valkey", aof=True) as store:
-        yield store
 
 
 @pytest.fixture

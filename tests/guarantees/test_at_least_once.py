@@ -141,21 +141,21 @@ def unexplained(history: History, chaos: Chaos) -> list[str]:
 
 @pytest.mark.parametrize("seed", [1, *[pytest.param(n, marks=pytest.mark.slow) for n in (2, 3)]])
 def test_every_accepted_task_runs_and_leaves_nothing(
-    lasting: Store, prefix: str, launch: Launch, history: History, measured: Measured, seed: int
+    own_store: Store, prefix: str, launch: Launch, history: History, measured: Measured, seed: int
 ) -> None:
     measured("seed", seed)
     chance = random.Random(seed)
     tasks = mixed_tasks(chance)
-    chaos = Chaos(chance, lasting, launch)
+    chaos = Chaos(chance, own_store, launch)
     killing = threading.Thread(target=chaos.run)
     killing.start()
     try:
-        repeated = asyncio.run(enqueue_all(lasting.url, prefix, tasks))
+        repeated = asyncio.run(enqueue_all(own_store.url, prefix, tasks))
     finally:
         killing.join()
     assert len(chaos.killed) == KILLS
     assert len(chaos.outages) == RESTARTS
-    wait_until(lambda: left_over(lasting.client(), prefix).keys() <= DEAD, timeout=30, every=0.1)
+    wait_until(lambda: left_over(own_store.client(), prefix).keys() <= DEAD, timeout=30, every=0.1)
 
     started = history.ids("start")
     ended = Counter(event.id for event in history.of("end"))
@@ -168,12 +168,12 @@ def test_every_accepted_task_runs_and_leaves_nothing(
     measured("longest outage of the store, s", max(end - begin for begin, end in chaos.outages))
     assert {one.id for one in tasks} == ended.keys()
     assert unexplained(history, chaos) == []
-    with lasting.client() as client:
+    with own_store.client() as client:
         dead = {id.decode() for id in client.zrange(f"{{{prefix}:default}}:dead", 0, -1)}
         stats = client.hgetall(f"{{{prefix}:default}}:stats")
         lasting_keys = {key.decode() for key in client.scan_iter() if client.ttl(key) == -1}
     assert not dead, [event for event in history.of("start") if event.id in dead]
-    assert left_over(lasting.client(), prefix) == {}
+    assert left_over(own_store.client(), prefix) == {}
     assert int(stats[b"enqueued"]) == int(stats[b"completed"]) == TASKS
     base = f"{{{prefix}:default}}"
     assert lasting_keys - {f"{base}:wake"} == {

@@ -24,7 +24,7 @@ SHARED = 18_000
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def replicated() -> Iterator[Cluster]:
     """A cluster of this module's own, for it loses a primary."""
     with Cluster() as cluster:
         yield cluster
@@ -41,8 +41,8 @@ def queues_on_each(cluster: Cluster, prefix: str) -> list[str]:
     raise AssertionError
 
 
-def test_tasks_live_their_lives_on_a_cluster(cluster: Cluster, prefix: str) -> None:
-    queues = queues_on_each(cluster, prefix)
+def test_tasks_live_their_lives_on_a_cluster(replicated: Cluster, prefix: str) -> None:
+    queues = queues_on_each(replicated, prefix)
     mux = Mux()
 
     @mux.handle("add")
@@ -87,7 +87,7 @@ def test_tasks_live_their_lives_on_a_cluster(cluster: Cluster, prefix: str) -> N
 
     async def main() -> None:
         async with (
-            bench(cluster.url, prefix) as b,
+            bench(replicated.url, prefix) as b,
             b.server(mux, queues=queues, shutdown_timeout=0),
         ):
             await asyncio.gather(*[live(b, queue) for queue in queues])
@@ -97,9 +97,9 @@ def test_tasks_live_their_lives_on_a_cluster(cluster: Cluster, prefix: str) -> N
 
 @pytest.mark.parametrize("prefetch", [None, 0])
 def test_queues_on_different_primaries_share_by_weight(
-    cluster: Cluster, prefix: str, measured: Measured, prefetch: int | None
+    replicated: Cluster, prefix: str, measured: Measured, prefetch: int | None
 ) -> None:
-    weights = dict(zip(queues_on_each(cluster, prefix), WEIGHTS, strict=True))
+    weights = dict(zip(queues_on_each(replicated, prefix), WEIGHTS, strict=True))
     order: list[str] = []
     mux = Mux()
 
@@ -109,7 +109,7 @@ def test_queues_on_different_primaries_share_by_weight(
         await asyncio.sleep(0)
 
     async def main() -> None:
-        async with bench(cluster.url, prefix) as b:
+        async with bench(replicated.url, prefix) as b:
             for queue, weight in weights.items():
                 count = SHARED // 9 * weight + 500
                 await b.client.enqueue_many([Task("note", queue=queue) for _ in range(count)])
@@ -182,14 +182,14 @@ async def drained(store: Cluster | Sentinel, prefix: str, queues: list[str]) -> 
 
 @pytest.mark.parametrize("how", ["killed", "standing"])
 def test_a_primary_is_gone_and_the_other_queues_go_on(
-    cluster: Cluster, prefix: str, measured: Measured, how: str
+    replicated: Cluster, prefix: str, measured: Measured, how: str
 ) -> None:
-    queues = queues_on_each(cluster, prefix)
+    queues = queues_on_each(replicated, prefix)
     hit, *others = queues
-    victim = cluster.holder(f"{{{prefix}:{hit}}}:tasks")
+    victim = replicated.holder(f"{{{prefix}:{hit}}}:tasks")
 
     async def main() -> None:
-        async with bench(cluster.url, prefix) as b:
+        async with bench(replicated.url, prefix) as b:
             stream = Stream(b, queues)
             async with b.server(stream.mux, queues=queues) as server:
                 async with stream.flowing():
@@ -200,7 +200,7 @@ def test_a_primary_is_gone_and_the_other_queues_go_on(
                     await until(lambda: stream.count(hit, killed_at + 0.5) > 200, 30)
                     gaps = {queue: stream.longest_gap(queue, killed_at) for queue in queues}
                     assert not server.broken
-                await drained(cluster, prefix, queues)
+                await drained(replicated, prefix, queues)
             measured(f"cluster, primary {how}, seconds until the hit queue ran again", gaps[hit])
             measured(
                 f"cluster, primary {how}, longest gap of the others, s",
@@ -215,7 +215,7 @@ def test_a_primary_is_gone_and_the_other_queues_go_on(
 
     asyncio.run(main())
     victim.start() if how == "killed" else victim.resume()
-    wait_until(cluster.settled, timeout=20)
+    wait_until(replicated.settled, timeout=20)
 
 
 def change_primary(sentinel: Sentinel, how: str) -> None:

@@ -24,7 +24,7 @@ def completed(store: Store, prefix: str) -> int:
 @pytest.mark.parametrize("how", ["killed", "standing"])
 @pytest.mark.parametrize(("servers", "lease_s"), [(1, 1.0), (2, 30.0)])
 def test_the_store_goes_away_while_tasks_run(
-    lasting: Store,
+    own_store: Store,
     prefix: str,
     launch: Launch,
     history: History,
@@ -38,10 +38,10 @@ def test_the_store_goes_away_while_tasks_run(
     With one server leases of 1 s lapse meanwhile, but there is nobody else to take the tasks; with
     two and leases of 30 s none lapses. In both cases each task runs once.
     """
-    running = [launch(lasting.url, lease=lease_s, concurrency=TASKS) for _ in range(servers)]
+    running = [launch(own_store.url, lease=lease_s, concurrency=TASKS) for _ in range(servers)]
 
     async def enqueue() -> None:
-        async with bench(lasting.url, prefix) as b:
+        async with bench(own_store.url, prefix) as b:
             await b.client.enqueue_many(
                 [task(sleep=2.0 if n % 2 else 5.0, retention=600) for n in range(TASKS)]
             )
@@ -49,7 +49,7 @@ def test_the_store_goes_away_while_tasks_run(
     asyncio.run(enqueue())
     history.wait("start", TASKS)
     before = [(server.cpu_s(), time.monotonic()) for server in running]
-    lasting.kill() if how == "killed" else lasting.pause()
+    own_store.kill() if how == "killed" else own_store.pause()
     back_at = time.monotonic() + AWAY_S
     wait_until(lambda: time.monotonic() >= back_at, every=0.05)
     shares = [
@@ -57,12 +57,12 @@ def test_the_store_goes_away_while_tasks_run(
         for server, (cpu_s, since) in zip(running, before, strict=True)
     ]
     measured("store away, most of a core that a server used", max(shares))
-    lasting.start() if how == "killed" else lasting.resume()
+    own_store.start() if how == "killed" else own_store.resume()
     returned_at = time.monotonic()
 
-    wait_until(lambda: completed(lasting, prefix) >= TASKS // 2)
+    wait_until(lambda: completed(own_store, prefix) >= TASKS // 2)
     late_s = time.monotonic() - returned_at
-    wait_until(lambda: completed(lasting, prefix) == TASKS)
+    wait_until(lambda: completed(own_store, prefix) == TASKS)
     last_end = max(event.at for event in history.of("end"))
     measured("store away, seconds until what ended meanwhile was settled", late_s)
     measured("store away, seconds to settle the last", time.monotonic() - last_end)
@@ -72,28 +72,28 @@ def test_the_store_goes_away_while_tasks_run(
     assert len(starts) == len({event.id for event in starts}) == TASKS
     assert len(history.of("end")) == TASKS
     assert max(shares) < 0.2
-    assert left_over(lasting.client(), prefix) == {
+    assert left_over(own_store.client(), prefix) == {
         "tasks": TASKS, "completed": TASKS, "results": TASKS,
     }  # fmt: skip
 
 
 def test_two_servers_with_lapsed_leases_repeat_no_more_than_these(
-    lasting: Store, prefix: str, launch: Launch, history: History, measured: Measured
+    own_store: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
     """Leases lapse while the store is away: tasks may run again, and everything ends once."""
-    running = [launch(lasting.url, lease=1.0, concurrency=TASKS) for _ in range(2)]
+    running = [launch(own_store.url, lease=1.0, concurrency=TASKS) for _ in range(2)]
 
     async def enqueue() -> None:
-        async with bench(lasting.url, prefix) as b:
+        async with bench(own_store.url, prefix) as b:
             await b.client.enqueue_many([task(sleep=5.0, retention=600) for _ in range(TASKS)])
 
     asyncio.run(enqueue())
     history.wait("start", TASKS)
-    lasting.kill()
+    own_store.kill()
     back_at = time.monotonic() + AWAY_S
     wait_until(lambda: time.monotonic() >= back_at, every=0.05)
-    lasting.start()
-    wait_until(lambda: completed(lasting, prefix) == TASKS, timeout=20)
+    own_store.start()
+    wait_until(lambda: completed(own_store, prefix) == TASKS, timeout=20)
     starts = history.of("start")
     measured("store away, tasks that ran again since their leases lapsed", len(starts) - TASKS)
     assert all(server.running for server in running)

@@ -8,16 +8,14 @@ tries, for as long as the caller's patience lasts.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Literal, TypeVar
 
-import hiredis
 import redis
 import redis.asyncio
 import redis.exceptions as failures
@@ -26,7 +24,9 @@ from qsync.backoff import Backoff
 from qsync.broker import connect
 from qsync.broker.address import Address
 from qsync.broker.call import Call
-from qsync.errors import ConfigError, QsyncError, QueueFull, StoreUnavailable
+from qsync.broker.faults import LIBRARY_ERRORS, Fault, classify, moved_away, no_answer, translate
+from qsync.broker.listen import AsyncSubscription, Subscription, Waiter, heeding_cancellation, pack
+from qsync.errors import QsyncError
 
 T = TypeVar("T")
 
@@ -46,64 +46,6 @@ OWN: Final = _Own.PATIENCE
 Patience = float | None | Literal[_Own.PATIENCE]
 """Seconds; None: for ever."""
 
-GRACE: Final = 2.0
-"""How much later than asked for a blocking read may answer before its connection counts as dead."""
-
-
-class Fault(Enum):
-    """What an error of the store means for who made the call."""
-
-    TRANSIENT = "try again"
-    FULL = "out of memory"
-    DENIED = "credentials or rights"
-    BUG = "ours"
-
-
-_TRANSIENT_CODES: Final = (
-    "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "MISCONF", "NOREPLICAS",
-    "TRYAGAIN", "UNKILLABLE", "MOVED", "ASK", "NOSCRIPT", "NOQUORUM", "INPROG", "UNBLOCKED",
-)  # fmt: skip
-
-
-def classify(error: BaseException) -> Fault:
-    """Sort an error of redis-py, or of the store, by what can be done about it."""
-    text = str(error)
-    if isinstance(error, failures.OutOfMemoryError) or text.startswith("OOM"):
-        return Fault.FULL
-    denied = (
-        failures.AuthenticationError,
-        failures.AuthorizationError,
-        failures.NoPermissionError,
-        failures.AuthenticationWrongNumberOfArgsError,
-    )
-    if isinstance(error, denied) or text.startswith(("NOPERM", "NOAUTH", "WRONGPASS")):
-        return Fault.DENIED
-    transient = (
-        failures.ConnectionError, failures.TimeoutError, failures.ReadOnlyError,
-        failures.ClusterError, failures.TryAgainError, failures.AskError, failures.NoScriptError,
-        failures.RedisClusterException, OSError, TimeoutError, EOFError,
-    )  # fmt: skip
-    if isinstance(error, transient) or text.startswith(_TRANSIENT_CODES):
-        return Fault.TRANSIENT
-    if "max number of clients" in text or "Script killed" in text or "ACL failure" in text:
-        return Fault.DENIED if "ACL failure" in text else Fault.TRANSIENT
-    return Fault.BUG
-
-
-def translate(error: BaseException, call: Call[Any], address: Address) -> QsyncError:
-    """The exception of ours for an error of the store."""
-    name = call.script.name
-    match classify(error):
-        case Fault.FULL:
-            return QueueFull(f"{name}: the store at {address} is out of memory: {error}")
-        case Fault.DENIED:
-            return ConfigError(f"{name}: the store at {address} refuses: {error}")
-        case Fault.TRANSIENT:
-            shown = str(error) or type(error).__name__
-            return StoreUnavailable(f"{name}: the store at {address} is not available: {shown}")
-        case Fault.BUG:
-            return QsyncError(f"{name}: the store at {address} answered {error}")
-
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -120,10 +62,6 @@ def _evalsha(call: Call[Any]) -> tuple[Any, ...]:
 
 def _eval(call: Call[Any]) -> tuple[Any, ...]:
     return ("EVAL", call.script.text, len(call.keys), *call.keys, *call.args)
-
-
-def _pack(commands: Sequence[tuple[Any, ...]]) -> list[bytes]:
-    return [hiredis.pack_command(command) for command in commands]
 
 
 def _facts(info: Mapping[str, Any]) -> Facts:
@@ -175,8 +113,8 @@ class Broker:
         began = time.perf_counter()
         try:
             self._plain("PING")
-        except _LIBRARY_ERRORS as error:
-            raise _no_answer(error, self.address) from error
+        except LIBRARY_ERRORS as error:
+            raise no_answer(error, self.address) from error
         return time.perf_counter() - began
 
     def subscribe(self, channel: str) -> Subscription:
@@ -213,7 +151,7 @@ class Broker:
         """One reply a call, or the error that took its place."""
         try:
             client = self._open()
-        except _LIBRARY_ERRORS as error:
+        except LIBRARY_ERRORS as error:
             return [error] * len(calls)
         if self.address.kind == "cluster":
             return [self._try_in_cluster(client, call) for call in calls]
@@ -233,7 +171,7 @@ class Broker:
                 return client.execute_command(*_evalsha(call))
             except failures.NoScriptError:
                 return client.execute_command(*_eval(call))
-        except _LIBRARY_ERRORS as error:
+        except LIBRARY_ERRORS as error:
             return error
 
     def _exchange(self, client: redis.Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -242,13 +180,13 @@ class Broker:
         connection = None
         try:
             connection = pool.get_connection()
-            connection.send_packed_command(_pack(commands), check_health=False)
+            connection.send_packed_command(pack(commands), check_health=False)
             for _ in commands:
                 try:
                     replies.append(connection.read_response())
                 except failures.ResponseError as error:
                     replies.append(error)
-        except _LIBRARY_ERRORS as error:
+        except LIBRARY_ERRORS as error:
             if connection is not None:
                 connection.disconnect()
             replies += [error] * (len(commands) - len(replies))
@@ -258,51 +196,11 @@ class Broker:
             raise
         finally:
             if connection is not None:
-                if any(_moved_away(reply) for reply in replies):
+                if any(moved_away(reply) for reply in replies):
                     connection.disconnect()
                     pool.disconnect(inuse_connections=False)
                 pool.release(connection)
         return replies
-
-
-class Subscription:
-    """A connection that listens on one sharded channel and blocks."""
-
-    def __init__(self, broker: Broker, channel: str) -> None:
-        self._broker, self._channel = broker, channel
-        self._client: Any = None
-        self._connection: Any = None
-
-    def open(self) -> None:
-        """Connect and subscribe; StoreUnavailable when that fails."""
-        try:
-            self._client = self._broker.client_for(self._channel)
-            self._connection = self._client.connection_pool.get_connection()
-            self._connection.send_command("SSUBSCRIBE", self._channel)
-            self._connection.read_response()
-        except _LIBRARY_ERRORS as error:
-            self.close()
-            raise _no_answer(error, self._broker.address) from error
-
-    def read(self, seconds: float) -> str | None:
-        """The next message, or None after so many seconds; StoreUnavailable when it broke."""
-        try:
-            if not self._connection.can_read(timeout=max(seconds, 0.0)):
-                return None
-            reply = self._connection.read_response()
-        except _LIBRARY_ERRORS as error:
-            self.close()
-            raise _no_answer(error, self._broker.address) from error
-        return _message(reply)
-
-    def close(self) -> None:
-        """Close the connection."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.disconnect()
-        client, self._client = self._client, None
-        if client is not None:
-            connect.close(client)
 
 
 class AsyncBroker:
@@ -347,8 +245,8 @@ class AsyncBroker:
         began = time.perf_counter()
         try:
             await self._plain("PING")
-        except _LIBRARY_ERRORS as error:
-            raise _no_answer(error, self.address) from error
+        except LIBRARY_ERRORS as error:
+            raise no_answer(error, self.address) from error
         return time.perf_counter() - began
 
     async def facts(self) -> Facts:
@@ -358,9 +256,9 @@ class AsyncBroker:
         except failures.ResponseError as error:
             if classify(error) is Fault.DENIED:
                 return Facts(None, "unknown", None)
-            raise _no_answer(error, self.address) from error
-        except _LIBRARY_ERRORS as error:
-            raise _no_answer(error, self.address) from error
+            raise no_answer(error, self.address) from error
+        except LIBRARY_ERRORS as error:
+            raise no_answer(error, self.address) from error
 
     def waiters(self, keys: Sequence[str]) -> list[Waiter]:
         """What it takes to block on these lists: one connection, in a cluster one for each."""
@@ -402,7 +300,7 @@ class AsyncBroker:
 
     async def _plain(self, *command: str) -> Any:
         client = self._open()
-        with _heeding_cancellation():
+        with heeding_cancellation():
             if self.address.kind == "cluster":
                 await client.initialize()
                 return await client.get_random_node().execute_command(*command)
@@ -413,7 +311,7 @@ class AsyncBroker:
         client = self._open()
         if self.address.kind == "cluster":
             tries = [self._try_in_cluster(client, call) for call in calls]
-            with _heeding_cancellation():
+            with heeding_cancellation():
                 return list(await asyncio.gather(*tries))
         replies = await self._exchange(client, [_evalsha(call) for call in calls])
         missing = [
@@ -431,7 +329,7 @@ class AsyncBroker:
                 return await client.execute_command(*_evalsha(call))
             except failures.NoScriptError:
                 return await client.execute_command(*_eval(call))
-        except _LIBRARY_ERRORS as error:
+        except LIBRARY_ERRORS as error:
             return error
 
     async def _exchange(
@@ -441,15 +339,15 @@ class AsyncBroker:
         replies: list[Any] = []
         connection = None
         try:
-            with _heeding_cancellation():
+            with heeding_cancellation():
                 connection = await pool.get_connection()
-                await connection.send_packed_command(_pack(commands), check_health=False)
+                await connection.send_packed_command(pack(commands), check_health=False)
             for _ in commands:
                 try:
                     replies.append(await connection.read_response())
                 except failures.ResponseError as error:
                     replies.append(error)
-        except _LIBRARY_ERRORS as error:
+        except LIBRARY_ERRORS as error:
             if connection is not None:
                 await connection.disconnect(nowait=True)
             replies += [error] * (len(commands) - len(replies))
@@ -460,110 +358,11 @@ class AsyncBroker:
             raise
         finally:
             if connection is not None:
-                if any(_moved_away(reply) for reply in replies):
+                if any(moved_away(reply) for reply in replies):
                     await connection.disconnect(nowait=True)
                     await pool.disconnect(inuse_connections=False)
                 await pool.release(connection)
         return replies
-
-
-class Waiter:
-    """A connection that blocks until one of its lists has an element, and takes it."""
-
-    def __init__(self, broker: AsyncBroker, keys: tuple[str, ...]) -> None:
-        self.keys = keys
-        self._broker = broker
-        self._client: Any = None
-        self._connection: Any = None
-
-    async def wait(self, seconds: float) -> tuple[str, bytes] | None:
-        """Take an element: the key of its list and its value; None after so many seconds.
-
-        Raises StoreUnavailable, and what was taken meanwhile may be lost.
-        """
-        try:
-            command = ("BLPOP", *self.keys, f"{max(seconds, 0.001):.3f}")
-            with _heeding_cancellation():
-                if self._connection is None:
-                    self._client = await self._broker.client_for(self.keys[0])
-                    self._connection = await self._client.connection_pool.get_connection()
-                await self._connection.send_packed_command(_pack([command]), check_health=False)
-            reply = await self._connection.read_response(timeout=seconds + GRACE)
-        except _LIBRARY_ERRORS as error:
-            await self.aclose()
-            raise _no_answer(error, self._broker.address) from error
-        except BaseException:
-            await self.aclose()
-            raise
-        return None if reply is None else (reply[0].decode(), reply[1])
-
-    async def aclose(self) -> None:
-        """Close the connection; the next wait opens another."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.disconnect(nowait=True)
-        client, self._client = self._client, None
-        if client is not None:
-            await connect.aclose(client)
-
-
-class AsyncSubscription:
-    """A connection that listens on one sharded channel."""
-
-    def __init__(self, broker: AsyncBroker, channel: str) -> None:
-        self._broker, self._channel = broker, channel
-        self._client: Any = None
-        self._connection: Any = None
-
-    async def open(self) -> None:
-        """Connect and subscribe; StoreUnavailable when that fails."""
-        try:
-            with _heeding_cancellation():
-                self._client = await self._broker.client_for(self._channel)
-                self._connection = await self._client.connection_pool.get_connection()
-                await self._connection.send_command("SSUBSCRIBE", self._channel)
-                await self._connection.read_response()
-        except _LIBRARY_ERRORS as error:
-            await self.aclose()
-            raise _no_answer(error, self._broker.address) from error
-        except BaseException:
-            await self.aclose()
-            raise
-
-    async def read(self) -> str:
-        """The next message, however long it takes; StoreUnavailable when the connection broke."""
-        try:
-            return _message(await self._connection.read_response(timeout=math.inf))
-        except _LIBRARY_ERRORS as error:
-            await self.aclose()
-            raise _no_answer(error, self._broker.address) from error
-
-    async def aclose(self) -> None:
-        """Close the connection."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.disconnect(nowait=True)
-        client, self._client = self._client, None
-        if client is not None:
-            await connect.aclose(client)
-
-
-_LIBRARY_ERRORS: Final = (failures.RedisError, OSError, TimeoutError, EOFError, ValueError)
-"""What redis-py raises; ValueError is how asyncio reports a reply over its buffer."""
-
-
-@contextlib.contextmanager
-def _heeding_cancellation() -> Iterator[None]:
-    """A cancellation that came meanwhile is heeded afterwards, at the latest.
-
-    redis-py sends by way of `asyncio.wait_for`, which in Python 3.11 forgets a cancellation that
-    comes when what it waits for has just been done.
-    """
-    task = asyncio.current_task()
-    before = task.cancelling() if task is not None else 0
-    yield
-    if task is not None and task.cancelling() > before:
-        raise asyncio.CancelledError
 
 
 def _ends(patience: float | None) -> float:
@@ -583,21 +382,3 @@ def _settle(
         else:
             settled.append(call.decode(reply))
     return settled
-
-
-def _no_answer(error: BaseException, address: Address) -> QsyncError:
-    shown = str(error) or type(error).__name__
-    if classify(error) is Fault.DENIED:
-        return ConfigError(f"the store at {address} refuses: {shown}")
-    return StoreUnavailable(f"the store at {address} is not available: {shown}")
-
-
-def _moved_away(reply: Any) -> bool:
-    """The node answers but is not the one to ask any more: look the address up again."""
-    return isinstance(reply, failures.ReadOnlyError | failures.MasterDownError) or (
-        isinstance(reply, failures.ResponseError) and str(reply).startswith("READONLY")
-    )
-
-
-def _message(reply: Any) -> str:
-    return bytes(reply[-1]).decode() if isinstance(reply[-1], bytes) else ""

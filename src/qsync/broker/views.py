@@ -82,7 +82,7 @@ def counts(keys: QueueKeys) -> Call[Counts]:
         stats = {
             name.decode(errors="backslashreplace"): int(value)
             for name, value in pairs
-            if value.isdigit()
+            if value.isdigit() and len(value) < 20
         }
         return Counts(states, sizes, stats)
 

@@ -13,7 +13,8 @@ from typing import Final
 from qsync import codec
 from qsync.backoff import Backoff
 from qsync.broker import ops
-from qsync.broker.shell import AsyncBroker, Waiter
+from qsync.broker.listen import Waiter
+from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError
 from qsync.keys import GlobalKeys
 from qsync.server.config import Config

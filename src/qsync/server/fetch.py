@@ -16,8 +16,9 @@ from qsync import codec
 from qsync.backoff import Backoff
 from qsync.broker import ops, views
 from qsync.broker.call import Call
+from qsync.broker.listen import Waiter
 from qsync.broker.ops import Fetched, HandedBack
-from qsync.broker.shell import AsyncBroker, Waiter
+from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError
 from qsync.server import outcome
 from qsync.server.config import Config

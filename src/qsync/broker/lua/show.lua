@@ -18,25 +18,27 @@
 -- returns one a task: empty when it is not there, else state, score, message, owner, crash count,
 --   failure record, result record, retention in cancels, progress
 local states = { 'pending', 'scheduled', 'active', 'retry', 'completed', 'dead' }
-local sets = { KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7] }
-local kept = { KEYS[1], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13] }
-
-local function shown(id)
-  for at, set_key in ipairs(sets) do
-    local score = tonumber(redis.call('ZSCORE', set_key, id) or '')
-    if score then
-      local reply = { states[at], whole(math.max(-4e17, math.min(score, 4e17))) }
-      for _, hash_key in ipairs(kept) do
-        reply[#reply + 1] = redis.call('HGET', hash_key, id)
-      end
-      return reply
+local replies = {}
+if #ARGV == 0 then
+  return replies
+end
+for at, set_key in ipairs({ KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7] }) do
+  for i, score in ipairs(redis.call('ZMSCORE', set_key, unpack(ARGV))) do
+    if score and not replies[i] then
+      replies[i] = { states[at], whole(math.max(-4e17, math.min(tonumber(score), 4e17))) }
     end
   end
-  return {}
 end
-
-local replies = {}
-for i, id in ipairs(ARGV) do
-  replies[i] = shown(id)
+for at, hash_key in ipairs({ KEYS[1], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13] }) do
+  local any = redis.call('EXISTS', hash_key) == 1
+  local fields = any and redis.call('HMGET', hash_key, unpack(ARGV)) or {}
+  for i = 1, #ARGV do
+    if replies[i] then
+      replies[i][at + 2] = fields[i] or false
+    end
+  end
+end
+for i = 1, #ARGV do
+  replies[i] = replies[i] or {}
 end
 return replies

@@ -11,18 +11,14 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any
 
 import qsync
 from qsync import Qsync, TaskInfo
-from qsync.cli.demo.plan import Block, digest_of
+from qsync.cli.demo.plan import HAS_PEBBLE, Block, digest_of
 from qsync.cli.demo.records import note, write
 from qsync.mux import CallNext
-
-PROCESS: Final[Literal["process"] | None] = "process" if find_spec("pebble") else None
-"""Without pebble there are no handlers in processes of their own: they run in threads."""
 
 
 @asynccontextmanager
@@ -67,9 +63,9 @@ def hash_in_thread(block: Block) -> None:
     hash_into_manifest(block)
 
 
-@app.task("process", middleware=[recorded], executor=PROCESS)
+@app.task("process", middleware=[recorded], executor="process" if HAS_PEBBLE else None)
 def hash_in_process(block: Block) -> None:
-    """The same in a process of its own."""
+    """The same in a process of its own, where pebble is installed."""
     hash_into_manifest(block)
 
 
@@ -111,7 +107,7 @@ def count(path: Path) -> Text:
     return Text(data.count(b"\n"), len(data.split()))
 
 
-@app.task("slow", queue="lower", middleware=[recorded])
+@app.task("slow", middleware=[recorded])
 async def slow(seconds: float) -> None:
     """Waits, as for a network; another server starts it again when this one is killed."""
     await asyncio.sleep(seconds)
@@ -137,7 +133,7 @@ async def scheduled() -> None:
     """Enqueued with a delay; what counts is when it starts."""
 
 
-@app.task("unique", middleware=[recorded], unique=3600)
+@app.task("unique", queue="lower", middleware=[recorded], unique=3600)
 async def unique(name: str) -> None:
     """Enqueued by many at once; one is accepted for each name."""
 

@@ -12,7 +12,16 @@ from typing import Final
 
 from qsync.cli.demo import app as tasks
 from qsync.cli.demo.ledger import Ledger
-from qsync.cli.demo.plan import CALLERS, CHILDREN, RUNNING, WAITING, Block, Plan
+from qsync.cli.demo.plan import (
+    CALLERS,
+    CHILDREN,
+    RUNNING,
+    SLOW,
+    WAITING,
+    WHEN,
+    Block,
+    Plan,
+)
 from qsync.client import AsyncClient, AsyncHandle
 from qsync.errors import DuplicateTask, QsyncError, TaskCancelled, TaskFailed
 from qsync.task import Task
@@ -45,6 +54,9 @@ class DemoClient:
             *(("process", tasks.hash_in_process.build(block)) for block in plan.blocks["process"]),
         ]
         random.Random(1).shuffle(mixed)  # noqa: S311 - an order, and the same each time
+        # One after ten others, so that many of them run when the kill comes.
+        for number in range(SLOW):
+            mixed.insert(int(len(mixed) * WHEN) + 10 * number, ("slow", tasks.slow.build(1.5)))
         await self._offer_mixed(mixed)
 
     async def enqueue_scheduled(self) -> None:
@@ -99,10 +111,6 @@ class DemoClient:
                     self._ledger.refused[kind] += 1
                 ids.append(handle.id)
         return ids
-
-    async def slow(self, number: int) -> None:
-        """So many that take long enough to be cut off in the middle."""
-        await self._offer("slow", [tasks.slow.build(1.0)] * number)
 
     # One by one.
 

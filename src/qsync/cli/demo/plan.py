@@ -8,6 +8,7 @@ import stat
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -24,6 +25,12 @@ ALGORITHMS: Final = (
 )  # fmt: skip
 
 
+HAS_PEBBLE: Final = find_spec("pebble") is not None
+"""Without pebble there are no handlers in processes of their own."""
+
+_PROCESS: Final = "def, in a process of its own" if HAS_PEBBLE else "in a thread: no pebble here"
+
+
 class Kind(NamedTuple):
     """A row of the tables: tasks of one type."""
 
@@ -37,16 +44,16 @@ KINDS: Final = {
     for kind in (
         Kind("hash", "default", "async def, on the event loop"),
         Kind("thread", "default", "def, in a thread"),
-        Kind("process", "default", "def, in a process of its own"),
+        Kind("process", "default", _PROCESS),
         Kind("tenant", "shared", "one tenant floods a queue, one does not"),
         Kind("parent", "critical", "enqueues ten tasks"),
         Kind("child", "critical", "enqueued by a task"),
         Kind("typed", "critical", "arguments and result typed, awaited"),
-        Kind("slow", "lower", "waits for a second"),
+        Kind("slow", "default", "waits for a second and a half"),
         Kind("flaky", "default", "fails twice, then succeeds"),
         Kind("hopeless", "default", "fails three times, then dead"),
         Kind("scheduled", "critical", "due at a time"),
-        Kind("unique", "default", "enqueued by 8 callers at once"),
+        Kind("unique", "lower", "enqueued by 8 callers at once"),
         Kind("late", "default", "due after its deadline: never starts"),
         Kind("cancel", "critical", "takes an hour, cancelled"),
         Kind("tick", "critical", "periodic, each second"),
@@ -149,8 +156,10 @@ CHILDREN: Final = 10
 CALLERS: Final = 8
 WAITING, RUNNING = 8, 4
 """Of the cancelled tasks: so many are not due yet, so many run."""
-BEFORE_KILL, BEFORE_POISON = 40, 20
-"""Slow tasks: few enough for one server to have slots for all that two were running."""
+SLOW: Final = 40
+"""Few enough for one server to have slots for all that two were running."""
+WHEN: Final = 0.35
+"""The part of the bulk after which slow tasks come, and a server is killed."""
 
 
 def plan_for(blocks: Sequence[Block]) -> Plan:

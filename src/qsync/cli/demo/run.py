@@ -20,9 +20,8 @@ from qsync.cli.demo.check import Summary, account
 from qsync.cli.demo.client import DemoClient
 from qsync.cli.demo.evidence import Evidence, Manifest, Victim, tick_moment
 from qsync.cli.demo.plan import (
-    BEFORE_KILL,
-    BEFORE_POISON,
     KINDS,
+    SLOW,
     Plan,
     Stamp,
     blocks_of,
@@ -38,9 +37,6 @@ from qsync.client import AsyncClient
 from qsync.keys import QueueKeys
 from qsync.schedule import tick_id
 from qsync.task import moment_us
-
-ENOUGH: Final = 0.35
-"""A server is killed when so much of the hashing is done."""
 
 STILL_S: Final = 40.0
 """When so long no task has ended, something is wrong, seconds: the lease has run out by then."""
@@ -122,11 +118,10 @@ class Run:
             group.create_task(demo.unique())
             typed = group.create_task(demo.typed(list(self._files)))
             await demo.cancel(self._begun)
-            await self._until(lambda: scene.hashed >= ENOUGH * scene.to_hash, "the first tasks")
-            await demo.slow(BEFORE_KILL)
             await self._kill_one()
             await typed  # what is measured there is not to be the work of poison
-            await demo.slow(BEFORE_POISON)
+            # What crashes twice runs alone from then on, which is slow if it takes its time.
+            await self._until(self._slow_done, "the slow tasks")
             await demo.poison()
             scene.read_on()
             scene.tell(f"the poison task is dead: {scene.ledger.poison_error}", loud=True)
@@ -156,6 +151,9 @@ class Run:
     def _servers_ready(self) -> bool:
         return len(self.scene.servers()) >= self._options.processes
 
+    def _slow_done(self) -> bool:
+        return len(self.scene.history.done["slow"]) == SLOW
+
     def _all_ended(self) -> Callable[[], bool]:
         """Whether every task has come to an end; or the store has had nothing to do for a while."""
         busy = time.monotonic()
@@ -180,7 +178,7 @@ class Run:
             return sum(kinds[id] == "slow" for id in running)
 
         await self._until(
-            lambda: any(slow_in(pid) >= BEFORE_KILL / 4 for pid in scene.servers()), "slow tasks"
+            lambda: any(slow_in(pid) >= SLOW / 4 for pid in scene.servers()), "slow tasks"
         )
         pid = max(scene.servers(), key=slow_in)
         os.kill(pid, signal.SIGKILL)

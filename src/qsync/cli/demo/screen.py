@@ -30,6 +30,7 @@ class Screen:
     def __init__(self, scene: Scene, console: Console) -> None:
         self._scene = scene
         self._console = console
+        self._is_live = console.is_terminal and not console.is_dumb_terminal
         self._told = 0
         self._rates: deque[float] = deque(maxlen=60)
         self._done, self._done_at = 0, time.monotonic()
@@ -49,7 +50,7 @@ class Screen:
             await self._showing
 
     async def _show(self) -> None:
-        if not self._console.is_terminal or self._console.is_dumb_terminal:
+        if not self._is_live:
             await self._lines()
             return
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
@@ -68,21 +69,29 @@ class Screen:
             while True:
                 self._tell_events()
                 if self._scene.to_hash and self._scene.phase != "checking":
-                    self._console.print(self._line(), highlight=False, soft_wrap=True)
+                    self._print(self._line())
                 await asyncio.sleep(1)
         finally:
             self._tell_events()
 
     def _tell_events(self) -> None:
         new = self._scene.events[self._told :]
+        if not new:
+            return
         self._told += len(new)
-        if new:
+        if self._is_live:
             self._console.print(_event_lines(new), highlight=False)
+            return
+        for event in new:  # in a log each has its line, however long
+            self._print(f"{event.at:6.1f} s   {event.text}")
 
-    def _line(self) -> Text:
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _line(self) -> str:
         scene = self._scene
         at = time.monotonic() - scene.began
-        return Text(
+        return (
             f"{at:6.1f} s   {scene.hashed:,} of {scene.to_hash:,} hashed, "
             f"{self._rate():,.0f} tasks/s; {self._waiting()}"
         )

@@ -1,0 +1,84 @@
+"""What the errors of redis-py and of the store mean, and which of ours takes their place."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, Final
+
+import redis.exceptions as failures
+
+from qsync.broker.address import Address
+from qsync.broker.call import Call
+from qsync.errors import ConfigError, QsyncError, QueueFull, StoreUnavailable
+
+LIBRARY_ERRORS: Final = (failures.RedisError, OSError, TimeoutError, EOFError, ValueError)
+"""What redis-py raises; ValueError is how asyncio reports a reply over its buffer."""
+
+
+class Fault(Enum):
+    """What an error of the store means for who made the call."""
+
+    TRANSIENT = "try again"
+    FULL = "out of memory"
+    DENIED = "credentials or rights"
+    BUG = "ours"
+
+
+_TRANSIENT_CODES: Final = (
+    "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "MISCONF", "NOREPLICAS",
+    "TRYAGAIN", "UNKILLABLE", "MOVED", "ASK", "NOSCRIPT", "NOQUORUM", "INPROG", "UNBLOCKED",
+)  # fmt: skip
+
+
+def classify(error: BaseException) -> Fault:
+    """Sort an error of redis-py, or of the store, by what can be done about it."""
+    text = str(error)
+    if isinstance(error, failures.OutOfMemoryError) or text.startswith("OOM"):
+        return Fault.FULL
+    denied = (
+        failures.AuthenticationError,
+        failures.AuthorizationError,
+        failures.NoPermissionError,
+        failures.AuthenticationWrongNumberOfArgsError,
+    )
+    if isinstance(error, denied) or text.startswith(("NOPERM", "NOAUTH", "WRONGPASS")):
+        return Fault.DENIED
+    transient = (
+        failures.ConnectionError, failures.TimeoutError, failures.ReadOnlyError,
+        failures.ClusterError, failures.TryAgainError, failures.AskError, failures.NoScriptError,
+        failures.RedisClusterException, OSError, TimeoutError, EOFError,
+    )  # fmt: skip
+    if isinstance(error, transient) or text.startswith(_TRANSIENT_CODES):
+        return Fault.TRANSIENT
+    if "max number of clients" in text or "Script killed" in text or "ACL failure" in text:
+        return Fault.DENIED if "ACL failure" in text else Fault.TRANSIENT
+    return Fault.BUG
+
+
+def translate(error: BaseException, call: Call[Any], address: Address) -> QsyncError:
+    """The exception of ours for an error of the store."""
+    name = call.script.name
+    match classify(error):
+        case Fault.FULL:
+            return QueueFull(f"{name}: the store at {address} is out of memory: {error}")
+        case Fault.DENIED:
+            return ConfigError(f"{name}: the store at {address} refuses: {error}")
+        case Fault.TRANSIENT:
+            shown = str(error) or type(error).__name__
+            return StoreUnavailable(f"{name}: the store at {address} is not available: {shown}")
+        case Fault.BUG:
+            return QsyncError(f"{name}: the store at {address} answered {error}")
+
+
+def no_answer(error: BaseException, address: Address) -> QsyncError:
+    shown = str(error) or type(error).__name__
+    if classify(error) is Fault.DENIED:
+        return ConfigError(f"the store at {address} refuses: {shown}")
+    return StoreUnavailable(f"the store at {address} is not available: {shown}")
+
+
+def moved_away(reply: Any) -> bool:
+    """The node answers but is not the one to ask any more: look the address up again."""
+    return isinstance(reply, failures.ReadOnlyError | failures.MasterDownError) or (
+        isinstance(reply, failures.ResponseError) and str(reply).startswith("READONLY")
+    )

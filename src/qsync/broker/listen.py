@@ -1,0 +1,182 @@
+"""Connections that wait for the store: on lists that wake, and on channels of ended tasks.
+
+Each is a connection of its own, without retries, whose reads end soon after they should.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Protocol
+
+import hiredis
+
+from qsync.broker import connect
+from qsync.broker.address import Address
+from qsync.broker.faults import LIBRARY_ERRORS, no_answer
+
+GRACE: Final = 2.0
+"""How much later than asked for a blocking read may answer before its connection counts as dead."""
+
+
+class Opens(Protocol):
+    """A Broker, as far as it is needed here."""
+
+    address: Address
+
+    def client_for(self, key: str) -> Any:
+        """A client with one connection to the node that holds a key."""
+
+
+class AsyncOpens(Protocol):
+    """An AsyncBroker, as far as it is needed here."""
+
+    address: Address
+
+    async def client_for(self, key: str) -> Any:
+        """A client with one connection to the node that holds a key."""
+
+
+class Subscription:
+    """A connection that listens on one sharded channel and blocks."""
+
+    def __init__(self, broker: Opens, channel: str) -> None:
+        self._broker, self._channel = broker, channel
+        self._client: Any = None
+        self._connection: Any = None
+
+    def open(self) -> None:
+        """Connect and subscribe; StoreUnavailable when that fails."""
+        try:
+            self._client = self._broker.client_for(self._channel)
+            self._connection = self._client.connection_pool.get_connection()
+            self._connection.send_command("SSUBSCRIBE", self._channel)
+            self._connection.read_response()
+        except LIBRARY_ERRORS as error:
+            self.close()
+            raise no_answer(error, self._broker.address) from error
+
+    def read(self, seconds: float) -> str | None:
+        """The next message, or None after so many seconds; StoreUnavailable when it broke."""
+        try:
+            if not self._connection.can_read(timeout=max(seconds, 0.0)):
+                return None
+            reply = self._connection.read_response()
+        except LIBRARY_ERRORS as error:
+            self.close()
+            raise no_answer(error, self._broker.address) from error
+        return _message(reply)
+
+    def close(self) -> None:
+        """Close the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.disconnect()
+        client, self._client = self._client, None
+        if client is not None:
+            connect.close(client)
+
+
+class Waiter:
+    """A connection that blocks until one of its lists has an element, and takes it."""
+
+    def __init__(self, broker: AsyncOpens, keys: tuple[str, ...]) -> None:
+        self.keys = keys
+        self._broker = broker
+        self._client: Any = None
+        self._connection: Any = None
+
+    async def wait(self, seconds: float) -> tuple[str, bytes] | None:
+        """Take an element: the key of its list and its value; None after so many seconds.
+
+        Raises StoreUnavailable, and what was taken meanwhile may be lost.
+        """
+        try:
+            command = ("BLPOP", *self.keys, f"{max(seconds, 0.001):.3f}")
+            with heeding_cancellation():
+                if self._connection is None:
+                    self._client = await self._broker.client_for(self.keys[0])
+                    self._connection = await self._client.connection_pool.get_connection()
+                await self._connection.send_packed_command(pack([command]), check_health=False)
+            reply = await self._connection.read_response(timeout=seconds + GRACE)
+        except LIBRARY_ERRORS as error:
+            await self.aclose()
+            raise no_answer(error, self._broker.address) from error
+        except BaseException:
+            await self.aclose()
+            raise
+        return None if reply is None else (reply[0].decode(), reply[1])
+
+    async def aclose(self) -> None:
+        """Close the connection; the next wait opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+        client, self._client = self._client, None
+        if client is not None:
+            await connect.aclose(client)
+
+
+class AsyncSubscription:
+    """A connection that listens on one sharded channel."""
+
+    def __init__(self, broker: AsyncOpens, channel: str) -> None:
+        self._broker, self._channel = broker, channel
+        self._client: Any = None
+        self._connection: Any = None
+
+    async def open(self) -> None:
+        """Connect and subscribe; StoreUnavailable when that fails."""
+        try:
+            with heeding_cancellation():
+                self._client = await self._broker.client_for(self._channel)
+                self._connection = await self._client.connection_pool.get_connection()
+                await self._connection.send_command("SSUBSCRIBE", self._channel)
+                await self._connection.read_response()
+        except LIBRARY_ERRORS as error:
+            await self.aclose()
+            raise no_answer(error, self._broker.address) from error
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def read(self) -> str:
+        """The next message, however long it takes; StoreUnavailable when the connection broke."""
+        try:
+            return _message(await self._connection.read_response(timeout=math.inf))
+        except LIBRARY_ERRORS as error:
+            await self.aclose()
+            raise no_answer(error, self._broker.address) from error
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+        client, self._client = self._client, None
+        if client is not None:
+            await connect.aclose(client)
+
+
+def pack(commands: Sequence[tuple[Any, ...]]) -> list[bytes]:
+    return [hiredis.pack_command(command) for command in commands]
+
+
+@contextlib.contextmanager
+def heeding_cancellation() -> Iterator[None]:
+    """A cancellation that came meanwhile is heeded afterwards, at the latest.
+
+    redis-py sends by way of `asyncio.wait_for`, which in Python 3.11 forgets a cancellation that
+    comes when what it waits for has just been done.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    yield
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
+
+
+def _message(reply: Any) -> str:
+    return bytes(reply[-1]).decode() if isinstance(reply[-1], bytes) else ""

@@ -1,0 +1,288 @@
+"""Calls of every operation in any order, on the real scripts and on the model beside them.
+
+Each call is made twice, since clients repeat what they got no answer to, and any earlier call may
+come once more later. Time jumps, also back a little, and by choice to when something is due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
+
+from qsync.broker import ops
+from qsync.broker.call import Call
+from qsync.broker.ops import Done, FetchPolicy, HandedBack, Held, Killed, Retried
+from qsync.task import Outgoing, Task, new_nonce, outgoing
+from tests.invariants import assert_same, check, comparable
+from tests.model import Model
+from tests.model_queue import Known
+from tests.rig import LEASE, STATES, Dump, Rig, S, without_lost
+
+STEPS: Final = 50
+
+IDS: Final = ("a", "b", "-1", "XX", "=l", "@b")
+SERVERS: Final = ("s", "t", "s1")
+POLICY: Final = FetchPolicy(lease_us=LEASE, max_crashes=2, dead_limit=1, dead_age_us=200 * S)
+OPTIONS: Final[tuple[dict[str, Any], ...]] = (
+    {},
+    {"delay": 5},
+    {"delay": 60, "fairness_key": "k"},
+    {"unique": True, "unique_key": "l"},
+    {"unique": 400, "unique_key": "l", "retention": 20},
+    {"unique": 2000, "unique_key": "m", "delay": 5, "fairness_key": "k"},
+    {"fairness_key": "k", "retention": 20},
+    {"fairness_key": "m"},
+)
+
+WEIGHTS: Final = {
+    "enqueue": 6, "tick": 2, "fetch": 6, "crash": 4, "await_due": 8,
+    "complete": 3, "retry": 3, "kill": 3, "hand_back": 3, "stopped": 1,
+    "renew": 2, "start": 3, "progress": 1,
+    "cancel": 4, "run": 3, "delete": 1, "abandon": 1, "pause": 1, "resume": 3,
+    "repeat": 3, "time": 3, "wake": 1, "flush_scripts": 1,
+}  # fmt: skip
+
+ids = st.sampled_from(IDS)
+servers = st.sampled_from(SERVERS)
+options = st.sampled_from(OPTIONS)
+states = st.sampled_from(("",) * 12 + STATES)
+held = st.lists(st.integers(0, 11), min_size=1, max_size=3)
+known = st.integers(0, 11)
+steps = st.sampled_from((1, S - 1, 5 * S, LEASE, 40 * S, 200 * S, 3700 * S, -2 * S, -LEASE))
+
+ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
+    "enqueue": st.tuples(st.lists(st.tuples(ids, options), min_size=1, max_size=4)),
+    "tick": st.tuples(ids, options, st.sampled_from((0, 0, 0, 1, -1))),
+    "fetch": st.tuples(servers, st.integers(0, 4), st.sampled_from((1, 1, 1, 1, 0, -1))),
+    "crash": st.tuples(st.booleans(), servers, st.integers(0, 4)),
+    "await_due": st.tuples(known, st.sampled_from((0, 0, -1)), servers, st.integers(0, 4)),
+    "complete": st.tuples(held, st.sampled_from((None, 0, 20 * S))),
+    "retry": st.tuples(held, st.sampled_from((0, 5 * S, 60 * S))),
+    "kill": st.tuples(held, st.booleans()),
+    "hand_back": st.tuples(held, st.sampled_from((None, None, 0, 5 * S))),
+    "stopped": st.tuples(held),
+    "renew": st.tuples(held, st.sampled_from((LEASE, S))),
+    "start": st.tuples(),
+    "progress": st.tuples(held, st.integers(0, 9)),
+    "cancel": st.tuples(known),
+    "run": st.tuples(known, states),
+    "delete": st.tuples(st.lists(known, min_size=1, max_size=3), states),
+    "abandon": st.tuples(servers),
+    "pause": st.tuples(),
+    "resume": st.tuples(),
+    "repeat": st.tuples(st.integers(0, 19)),
+    "time": st.tuples(steps),
+    "wake": st.tuples(),
+    "flush_scripts": st.tuples(),
+}
+
+# One strategy for all actions, since hypothesis leaves out rules at random, and without tasks, or
+# without a fetch, there is nothing to see.
+actions = st.sampled_from([name for name, times in WEIGHTS.items() for _ in range(times)]).flatmap(
+    lambda name: st.tuples(st.just(name), ACTIONS[name])
+)
+
+
+class Progress(NamedTuple):
+    """A row of ops.progress."""
+
+    id: str
+    token: str
+    done: int
+    total: int
+
+
+class Scripts(RuleBasedStateMachine):
+    """Calls at random; after each one the store holds what the model says, and makes sense."""
+
+    rig: Rig
+
+    @initialize()
+    def begin(self) -> None:
+        self.rig.reset()
+        self.model = Model()
+        self.held: list[Held] = []
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self.numbers = dict.fromkeys(SERVERS, 0)
+        self.dump: Dump = {}
+
+    @rule(action=actions)
+    def act(self, action: tuple[str, tuple[Any, ...]]) -> None:
+        name, arguments = action
+        getattr(self, name)(*arguments)
+
+    # Actions
+
+    def enqueue(self, tasks: list[tuple[str, dict[str, Any]]]) -> None:
+        self.do("enqueue", [made(id, options) for id, options in tasks])
+
+    def tick(self, id: str, options: dict[str, Any], late: int) -> None:
+        self.do("tick", "hourly", self.rig.now // (3600 * S) + late, made(id, options))
+
+    def fetch(self, server: str, wanted: int, step: int) -> None:
+        number = max(0, self.numbers[server] + step)
+        self.numbers[server] = max(number, self.numbers[server])
+        reply = self.do("fetch", server=server, number=number, wanted=wanted, policy=POLICY)
+        fresh = [Held(id, f"{server}/{number}") for id in reply.ids]
+        self.held += [one for one in fresh if one not in self.held]
+
+    def crash(self, marked: bool, server: str, wanted: int) -> None:
+        """All is held when its servers die; after the time of a lease this one comes."""
+        if marked:
+            self.start()
+        self.rig.now += LEASE
+        self.fetch(server, wanted, 1)
+
+    def await_due(self, pick: int, early: int, server: str, wanted: int) -> None:
+        """It is the moment at which something is due, or just before it, and this server comes."""
+        moments = sorted(at for at in self.model.moments() if at > self.rig.now)
+        if moments:
+            self.rig.now = moments[pick % len(moments)] + early
+        self.fetch(server, wanted, 1)
+
+    def complete(self, picks: list[int], keep: int | None) -> None:
+        result = b"" if keep is None else b"result"
+        self.do("complete", [Done(*one, keep, result) for one in self.chosen(picks)])
+
+    def retry(self, picks: list[int], delay: int) -> None:
+        self.do("retry", [Retried(*one, delay, b"failure") for one in self.chosen(picks)])
+
+    def kill(self, picks: list[int], failed: bool) -> None:
+        self.do("kill", [Killed(*one, failed, b"fatal") for one in self.chosen(picks)])
+
+    def hand_back(self, picks: list[int], delay: int | None) -> None:
+        record = b"" if delay is None else b"unknown type"
+        self.do("hand_back", [HandedBack(*one, delay, record) for one in self.chosen(picks)])
+
+    def stopped(self, picks: list[int]) -> None:
+        self.do("stopped", self.chosen(picks))
+
+    def renew(self, picks: list[int], lease_us: int) -> None:
+        self.do("renew", self.chosen(picks), lease_us=lease_us)
+
+    def start(self) -> None:
+        self.do("start", self.current())
+
+    def progress(self, picks: list[int], done: int) -> None:
+        self.do("progress", [Progress(*one, done, 9) for one in self.chosen(picks)])
+
+    def cancel(self, pick: int) -> None:
+        id, task = self.known(pick, "active" if pick % 2 else "")
+        self.do("cancel", id, retention_us=task.sent.retention_us if task else None)
+
+    def run(self, pick: int, state: str) -> None:
+        id, task = self.known(pick, "dead" if pick % 4 else "")
+        key, lock = (task.sent.fairness_key, task.sent.lock) if task else ("", "")
+        seen = state or (task.state if task else "dead")
+        self.do("run", id, seen, fairness_key=key, lock=lock)
+
+    def delete(self, picks: list[int], state: str) -> None:
+        some = [self.known(pick, state) for pick in picks]
+        task = some[0][1]
+        self.do("delete", [id for id, _ in some], state or (task.state if task else "dead"))
+
+    def abandon(self, server: str) -> None:
+        self.do("abandon", server)
+
+    def pause(self) -> None:
+        self.do("pause", b"me")
+
+    def resume(self) -> None:
+        self.do("resume")
+
+    def repeat(self, back: int) -> None:
+        """A call of before comes once more: its first answer was lost, and time has passed."""
+        if self.calls:
+            name, args, options = self.calls[-1 - back % len(self.calls)]
+            self.do(name, *args, **options)
+
+    def time(self, step: int) -> None:
+        self.rig.now += step
+
+    def wake(self) -> None:
+        popped = self.rig.client.lpop(self.rig.keys.key("wake"))
+        assert bool(popped) == self.model.awake, "woken without need, or not with need"
+        self.model.awake = False
+        self.dump = self.rig.dump()
+
+    def flush_scripts(self) -> None:
+        self.rig.client.script_flush()
+        self.rig.dump()  # so that in `look_and_repeat` no call waits for another to be loaded
+
+    # Steps
+
+    def current(self) -> list[Held]:
+        return [Held(id, task.token) for id, task in self.model.tasks.items() if task.token]
+
+    def chosen(self, picks: Sequence[int]) -> list[Held]:
+        """Leases: most of them hold, the others are any that were given before."""
+        current, ever = self.current(), self.held or [Held("a", "s/0")]
+        some = [current if pick < 9 and current else ever for pick in picks]
+        return [of[pick % len(of)] for pick, of in zip(picks, some, strict=True)]
+
+    def known(self, pick: int, state: str) -> tuple[str, Known | None]:
+        """An id, most often of a task that is there, in this state if one is, and the task."""
+        there = self.model.those(state) or list(self.model.tasks)
+        id = there[pick % len(there)] if pick < 10 and there else IDS[pick % len(IDS)]
+        return id, self.model.tasks.get(id)
+
+    def do(self, name: str, *args: Any, **options: Any) -> Any:
+        """Make a call, twice, and compare with the model."""
+        keys, now = self.rig.keys, self.rig.now
+        make: Callable[..., Any] = getattr(ops, "end_cancelled" if name == "stopped" else name)
+        timed = name not in ("start", "progress", "pause", "resume")
+        call = make(keys, *args, **options, **({"now_us": now} if timed else {}))
+        reply = self.rig.run(call)
+        expected = getattr(self.model, name)(now, *args, **options)
+        assert reply == expected, f"{name} answered {reply}, not {expected}"
+        before, self.dump, again, after = self.dump, *self.look_and_repeat(call)
+        assert_same(comparable(self.dump), self.model.contents())
+        check(name, now, before, self.dump)
+        assert after == self.dump, "run twice is not as once"
+        if name == "fetch":
+            assert (again.ids, again.messages) == (reply.ids, reply.messages), "another batch"
+        self.calls.append((name, args, options))
+        return reply
+
+    def look_and_repeat(self, call: Call[Any]) -> tuple[Dump, Any, Dump]:
+        """In one round trip: what the store holds; the call once more; what the store holds."""
+        look = self.rig.dumping()
+        replies: list[Any] = self.rig.broker.run_many([look, call, look])
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        once, again, twice = replies
+        return without_lost(once), again, without_lost(twice)
+
+
+def made(id: str, options: dict[str, Any]) -> Outgoing:
+    return outgoing(Task("type", b"payload", id=id, **options), new_nonce())
+
+
+def run_machine(
+    rig: Rig, *, examples: int, fixed: bool, phases: Sequence[Phase] = tuple(Phase)
+) -> None:
+    """Raise what the machine finds. `fixed`: the same runs each time."""
+    machine = type("Scripts", (Scripts,), {"rig": rig})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=STEPS,
+            derandomize=fixed,
+            database=None,
+            deadline=None,
+            print_blob=True,
+            phases=phases,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
