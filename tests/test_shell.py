@@ -44,7 +44,7 @@ def test_a_cancellation_is_heeded_whenever_it_comes_and_mixes_up_no_replies(
             # What comes next over the same connections has its own reply.
             size = await broker.run(ops.announce(keys, f"server{number}", ttl_us=60_000_000))
             assert size == number + 1
-        assert outcomes["cancelled"] > 300
+        assert min(outcomes.values()) > 50
         await broker.aclose()
 
     asyncio.run(main())
