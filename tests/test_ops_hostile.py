@@ -141,18 +141,21 @@ def test_an_absurd_score_stops_nothing(rig: Rig, state: str, score: str) -> None
 
 
 @pytest.mark.parametrize("state", ["scheduled", "pending", "retry", "active"])
-@pytest.mark.parametrize("member", [b"", b"two words", b"\xff\xfe", b"new\nline", b"x" * 500])
-def test_what_cannot_be_an_id_is_dropped(rig: Rig, state: str, member: bytes) -> None:
-    rig.enqueue("a")
-    score = 1 if state != "pending" else 0
-    rig.client.zadd(rig.keys.key(state), {member: score})
-    rig.client.hset(rig.keys.key("tasks"), member, b"a message")
-    rig.client.hset(rig.keys.key("owner"), member, "s/1")
-    first = rig.fetch()
-    assert first.own_lapsed == []
-    assert first.ids + rig.fetch().ids == ["a"]
-    left = [name for name in ("tasks", *STATES) if member in rig.dump().get(name, {})]
-    assert left == []
+@pytest.mark.parametrize("member", [b"", b"two words", b"\xff\xfe", b"new\nline", b"\x7f"])
+def test_what_cannot_be_an_id_is_not_run_and_ends_with_its_lease(
+    rig: Rig, state: str, member: bytes
+) -> None:
+    rig.enqueue("a", "b")
+    rig.client.zadd(rig.keys.key(state), {member: 1})
+    rig.set("tasks", member, b"a message")  # type: ignore[arg-type]
+    rig.set("owner", member, "s/1")  # type: ignore[arg-type]
+    first = rig.fetch(number=2)
+    again = rig.fetch(number=2)
+    assert sorted(first.ids) == sorted(again.ids) == ["a", "b"]
+    assert len(first.messages) == len(first.failures) == len(first.crashes) == 2
+    rig.now += LEASE
+    assert rig.fetch(number=3).own_lapsed == ["a", "b"]
+    assert [name for name, held in rig.dump().items() if name != "fetches" and member in held] == []
 
 
 def test_a_holder_that_is_no_text_is_shown_escaped(rig: Rig) -> None:

@@ -31,8 +31,8 @@ VIEWS = {"counts", "show"}
 
 TEXTS = {
     # Names that hold text wherever they stand: what `..` may join as it is.
-    "counter", "head", "holder", "id", "key", "lock", "server", "stamped", "task.lock",
-    "task.message",
+    "counter", "head", "holder", "id", "key", "lock", "server", "stamped",
+    "message",
 }  # fmt: skip
 
 every_script = pytest.mark.parametrize("name", SCRIPTS)

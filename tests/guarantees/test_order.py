@@ -104,6 +104,33 @@ def test_a_queue_of_weight_1_does_not_starve_beside_one_of_1000(
 
 
 @pytest.mark.parametrize("prefetch", PREFETCHES)
+def test_a_queue_that_was_empty_does_not_wait_for_a_full_one(
+    valkey: Store, prefix: str, measured: Measured, prefetch: int | None
+) -> None:
+    order: list[str] = []
+
+    async def main() -> None:
+        async with bench(valkey.url, prefix) as b:
+            await fill(b, {"full": 20_000})
+            mux = noting(lambda task: order.append(task.queue))
+            weights = {"full": 1, "late": 1, "other": 1}
+            async with b.server(mux, queues=weights, prefetch=prefetch, sweep=60.0, lease=60.0):
+                for at in range(1, 6):
+                    await until(lambda at=at: len(order) >= 1000 * at)
+                    order.append("enqueued")
+                    await fill(b, {"late": 2})
+                    await until(lambda at=at: order.count("late") == 2 * at, timeout=30)
+
+    asyncio.run(main())
+    begins = [at for at, what in enumerate(order) if what == "enqueued"]
+    between = [order[begin : order.index("late", begin)].count("full") for begin in begins]
+    measured("tasks of a full queue before those of a queue that was empty, at most", max(between))
+    assert order.count("full") < 20_000, "the full queue was done too early to tell"
+    # What was leased ahead, for about 0.1 s.
+    assert max(between) < 5000
+
+
+@pytest.mark.parametrize("prefetch", PREFETCHES)
 def test_a_tenant_with_few_tasks_does_not_wait_for_one_with_many(
     valkey: Store, prefix: str, measured: Measured, prefetch: int | None
 ) -> None:

@@ -170,8 +170,12 @@ def node_client(
 def async_node_client(
     address: Address, *, connections: int, read_timeout: float = READ_TIMEOUT
 ) -> redis.asyncio.Redis:
-    """An asyncio client of one node or of the primary that the Sentinels name."""
-    settings = _common(address, read_timeout, AsyncRetry)
+    """An asyncio client of one node or of the primary that the Sentinels name.
+
+    Its reads do not end by themselves: whoever uses it puts one limit around a whole exchange,
+    which costs less than redis-py's around every write and read.
+    """
+    settings = _common(address, read_timeout, AsyncRetry) | {"socket_timeout": None}
     if address.kind == "sentinel":
         sentinel = redis.asyncio.sentinel.Sentinel(
             list(address.nodes), sentinel_kwargs=_sentinel(address, read_timeout)

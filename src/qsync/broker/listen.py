@@ -88,19 +88,25 @@ class Waiter:
         self._client: Any = None
         self._connection: Any = None
 
-    async def wait(self, seconds: float) -> tuple[str, bytes] | None:
+    async def wait(
+        self, seconds: float, keys: Sequence[str] | None = None
+    ) -> tuple[str, bytes] | None:
         """Take an element: the key of its list and its value; None after so many seconds.
 
+        `keys` are some of the waiter's own; None: all of them.
         Raises StoreUnavailable, and what was taken meanwhile may be lost.
         """
         try:
-            command = ("BLPOP", *self.keys, f"{max(seconds, 0.001):.3f}")
+            command = ("BLPOP", *(keys or self.keys), f"{max(seconds, 0.001):.3f}")
             with heeding_cancellation():
                 if self._connection is None:
-                    self._client = await self._broker.client_for(self.keys[0])
-                    self._connection = await self._client.connection_pool.get_connection()
+                    async with asyncio.timeout(connect.CONNECT_TIMEOUT):
+                        self._client = await self._broker.client_for(self.keys[0])
+                        self._connection = await self._client.connection_pool.get_connection()
                 await self._connection.send_packed_command(pack([command]), check_health=False)
-            reply = await self._connection.read_response(timeout=seconds + GRACE)
+            # With a timeout of its own it would return None, as for an answer without an element.
+            async with asyncio.timeout(seconds + GRACE):
+                reply = await self._connection.read_response(timeout=math.inf)
         except LIBRARY_ERRORS as error:
             await self.aclose()
             raise no_answer(error, self._broker.address) from error
@@ -131,10 +137,11 @@ class AsyncSubscription:
         """Connect and subscribe; StoreUnavailable when that fails."""
         try:
             with heeding_cancellation():
-                self._client = await self._broker.client_for(self._channel)
-                self._connection = await self._client.connection_pool.get_connection()
-                await self._connection.send_command("SSUBSCRIBE", self._channel)
-                await self._connection.read_response()
+                async with asyncio.timeout(connect.CONNECT_TIMEOUT):
+                    self._client = await self._broker.client_for(self._channel)
+                    self._connection = await self._client.connection_pool.get_connection()
+                    await self._connection.send_command("SSUBSCRIBE", self._channel)
+                    await self._connection.read_response()
         except LIBRARY_ERRORS as error:
             await self.aclose()
             raise no_answer(error, self._broker.address) from error

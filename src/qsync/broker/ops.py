@@ -382,20 +382,34 @@ def _enqueued(reply: Any) -> list[Enqueued]:
 
 
 def _fetched(reply: Any) -> Fetched:
-    now, next_due, more, recovered, died, ids, messages, failures, crashes, own, paused = reply
+    now, next_due, more, recovered, died, *batch, own, paused = reply
+    ids, messages, failures, crashes = _only_tasks(*batch)
     return Fetched(
         now_us=int(now),
         next_due_us=None if int(next_due) < 0 else int(next_due),
         more=bool(more),
         recovered=recovered,
         died=died,
-        ids=[_text(id) for id in ids],
+        ids=[id.decode() for id in ids],
         messages=messages,
-        failures=failures or [None] * len(ids),
-        crashes=[crash_count(text) for text in crashes] or [0] * len(ids),
+        failures=failures,
+        crashes=[crash_count(text) for text in crashes],
         own_lapsed=[_text(id) for id in own],
         paused=bool(paused),
     )
+
+
+def _only_tasks(ids: Any, *beside: Any) -> Iterator[list[Any]]:
+    """The lists of a batch at full length, without what is there under no id that a task can have.
+
+    Somebody wrote that into the store. It is left alone until its lease ends, and then it goes.
+    """
+    lists = [ids, *(one or [None] * len(ids) for one in beside)]
+    together = b"".join(ids).decode(errors="replace")
+    if not (together.isascii() and together.isprintable() and " " not in together and all(ids)):
+        good = [at for at, id in enumerate(ids) if _PRINTABLE.fullmatch(id)]
+        lists = [[one[at] for at in good] for one in lists]
+    return iter(lists)
 
 
 def crash_count(text: bytes | None) -> int:
@@ -405,6 +419,7 @@ def crash_count(text: bytes | None) -> int:
 
 
 _NUMBER: Final = re.compile(rb"\d{1,16}")
+_PRINTABLE: Final = re.compile(rb"[!-~]+")
 
 
 def _text(value: bytes) -> str:

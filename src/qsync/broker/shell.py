@@ -86,7 +86,7 @@ class Broker:
         self.patience = patience
         self._connections = connections
         self._read_timeout = read_timeout
-        self._client: Any = None
+        self._opened: dict[str, Any] = {}
 
     def run(self, call: Call[T], *, patience: Patience = OWN) -> T:
         """Make one call. Transient errors are tried again for `patience` seconds, None: for ever.
@@ -123,7 +123,7 @@ class Broker:
 
     def close(self) -> None:
         """Close the connections; the broker may be used again and opens new ones."""
-        client, self._client = self._client, None
+        client = self._opened.pop("client", None)
         if client is not None:
             connect.close(client)
 
@@ -136,7 +136,8 @@ class Broker:
         return connect.node_client(address, connections=1, read_timeout=self._read_timeout)
 
     def _open(self) -> Any:
-        if self._client is None:
+        client = self._opened.get("client")
+        if client is None:
             make = connect.cluster_client if self.address.kind == "cluster" else connect.node_client
             self._client = make(
                 self.address, connections=self._connections, read_timeout=self._read_timeout
@@ -301,10 +302,11 @@ class AsyncBroker:
     async def _plain(self, *command: str) -> Any:
         client = self._open()
         with heeding_cancellation():
-            if self.address.kind == "cluster":
-                await client.initialize()
-                return await client.get_random_node().execute_command(*command)
-            return await client.execute_command(*command)
+            async with asyncio.timeout(self._read_timeout):
+                if self.address.kind == "cluster":
+                    await client.initialize()
+                    return await client.get_random_node().execute_command(*command)
+                return await client.execute_command(*command)
 
     async def _try(self, calls: Sequence[Call[Any]]) -> list[Any]:
         """One reply a call, or the error that took its place."""
@@ -339,14 +341,14 @@ class AsyncBroker:
         replies: list[Any] = []
         connection = None
         try:
-            with heeding_cancellation():
+            async with asyncio.timeout(self._read_timeout):
                 connection = await pool.get_connection()
                 await connection.send_packed_command(pack(commands), check_health=False)
-            for _ in commands:
-                try:
-                    replies.append(await connection.read_response())
-                except failures.ResponseError as error:
-                    replies.append(error)
+                for _ in commands:
+                    try:
+                        replies.append(await connection.read_response())
+                    except failures.ResponseError as error:
+                        replies.append(error)
         except LIBRARY_ERRORS as error:
             if connection is not None:
                 await connection.disconnect(nowait=True)

@@ -35,6 +35,9 @@ RETRY_CAP_S: Final = 1.5
 ROUND_S: Final = 0.1
 """How long a round waits for the fetches of the one before, so that all queues take part in it."""
 
+WATCH_S: Final = 0.05
+"""How long to block at a time on the queues that may be empty while another is full."""
+
 MARGIN_S: Final = 0.0005
 """Added to a wait for a due time, since the store's waits end on whole milliseconds."""
 
@@ -127,16 +130,18 @@ class Fetcher:
                 lane.next_due = None
         slots = self._runner.wants() - sum(self._lanes[queue].wanted for queue in self._flights)
         ready = [lane for lane in lanes if now >= self._retry_at[lane.queue]]
-        hungry = [lane.queue for lane in ready if not lane.empty]
+        # Upkeep asks for tasks too: so a wake that was lost costs no more than `sweep`.
+        upkeep = {lane.queue for lane in ready if self._upkeep_due(lane, now)}
+        hungry = [lane.queue for lane in ready if not lane.empty or lane.queue in upkeep]
         shares = self._shares.split(slots, hungry) if slots > 0 and hungry else {}
         calls = [
             (lane, shares.get(lane.queue, 0))
             for lane in ready
-            if shares.get(lane.queue) or self._upkeep_due(lane, now)
+            if shares.get(lane.queue) or lane.queue in upkeep
         ]
         if calls:
             self._launch(calls)
-        elif slots > 0 and not hungry:
+        if slots > 0:
             self._wait_for_wake(now)
         return self._next_step(now, slots > 0)
 
@@ -166,28 +171,34 @@ class Fetcher:
         return max(0.0, min(times) - now)
 
     def _wait_for_wake(self, now: float) -> None:
-        """Block on the wake lists of queues that are empty."""
+        """Block on the wake lists of the queues that may be empty.
+
+        A full queue has its wake list filled by every fetch; it is left out, and blocked on again
+        soon, for it may be empty by then.
+        """
         for waiter, task in self._waiting.items():
             lanes = [self._by_wake[key] for key in waiter.keys]
-            if task is None and all(now >= self._retry_at[lane.queue] for lane in lanes):
-                until = min(
-                    min(lane.next_due or math.inf, lane.last_fetch + self._config.sweep_s)
-                    for lane in lanes
-                )
-                wait = self._wait(waiter, max(0.001, until - now + MARGIN_S))
+            watched = [lane for lane in lanes if not lane.full]
+            if task is None and watched and all(now >= self._retry_at[one.queue] for one in lanes):
+                times = [now + (self._config.sweep_s if watched == lanes else WATCH_S)]
+                for lane in watched:
+                    if lane.queue not in self._flights:
+                        times.append(lane.last_fetch + self._config.sweep_s)
+                        times.append(lane.next_due or math.inf)
+                seconds = max(0.001, min(times) - now + MARGIN_S)
+                wait = self._wait(waiter, watched, seconds)
                 self._waiting[waiter] = asyncio.get_running_loop().create_task(wait)
 
-    async def _wait(self, waiter: Waiter, seconds: float) -> None:
+    async def _wait(self, waiter: Waiter, lanes: Sequence[Lane], seconds: float) -> None:
         try:
-            woken = await waiter.wait(seconds)
+            woken = await waiter.wait(seconds, [lane.keys.key("wake") for lane in lanes])
             if woken is not None:
                 lane = self._by_wake[woken[0]]
                 lane.empty = False
                 self._woken.add(lane.queue)
         except QsyncError as error:
-            for key in waiter.keys:
-                queue = self._by_wake[key].queue
-                self._retry_at[queue] = boot_s() + self._backoffs[queue].next()
+            for lane in lanes:
+                self._retry_at[lane.queue] = boot_s() + self._backoffs[lane.queue].next()
             log.warning("cannot wait for tasks: %s", error)
         finally:
             self._waiting[waiter] = None
@@ -201,6 +212,8 @@ class Fetcher:
             for lane, wanted in group:
                 lane.wanted, lane.flown = wanted, boot_s()
                 self._flights[lane.queue] = task
+                # A wake that comes from now on may be of a task that this fetch does not see.
+                self._woken.discard(lane.queue)
 
     async def _fly(self, group: Sequence[tuple[Lane, int]]) -> None:
         try:
@@ -260,10 +273,11 @@ class Fetcher:
         lane.next_due = None
         if fetched.next_due_us is not None:
             lane.next_due = received + fetched.next_due_us / 1_000_000
-        self._woken.discard(lane.queue)
         self._backoffs[lane.queue].reset()
+        if wanted:
+            lane.full = len(fetched.ids) >= wanted
         if len(fetched.ids) < wanted and not (repeated or fetched.more):
-            lane.empty = True
+            lane.empty = lane.queue not in self._woken
             self._shares.forget(lane.queue)
         if fetched.recovered or fetched.died:
             log.warning(

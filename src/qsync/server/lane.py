@@ -88,8 +88,8 @@ class Lane:
     """One queue as a server sees it: the state of its fetches, and what is held of it."""
 
     __slots__ = (
-        "empty", "flown", "held", "keys", "last_fetch", "more", "next_due", "number", "paused",
-        "queue", "store_now_us", "store_seen", "unanswered", "wanted",
+        "empty", "flown", "full", "held", "keys", "last_fetch", "more", "next_due", "number",
+        "paused", "queue", "store_now_us", "store_seen", "unanswered", "wanted",
     )  # fmt: skip
 
     def __init__(self, keys: QueueKeys) -> None:
@@ -106,6 +106,8 @@ class Lane:
         """By boot_s, when the fetch under way was sent."""
         self.empty = False
         """The last fetch brought less than was wanted: wait for a wake."""
+        self.full = False
+        """The last fetch brought all that was wanted: there may be more."""
         self.more = False
         """The upkeep of the queue has more to do at once."""
         self.paused = False

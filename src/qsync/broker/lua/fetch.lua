@@ -2,7 +2,7 @@
 -- fetch: lease pending tasks to a server, after the upkeep of the queue that everybody shares.
 -- 1 promote what is due; 2 recover lapsed leases; 3 lease; 4 sweep; 5 wake the next idle server.
 -- The same number again answers with the same tasks, less those that are no longer owned under it.
--- include: clock wake count id crash tags lock erase recover sweep
+-- include: clock wake count crash tags lock erase recover sweep
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -101,10 +101,10 @@ if #lapsed == limit and #own < limit then
 end
 
 -- 3 lease
-local ids, messages, lost, strange = {}, {}, {}, {}
+local ids, messages, lost = {}, {}, {}
 local bytes, at, full = 0, 0, wanted == 0 or paused == 1
 while #ids < wanted and not full do
-  if #lost + #strange >= limit then
+  if #lost >= limit then
     more = 1
     break
   end
@@ -116,9 +116,7 @@ while #ids < wanted and not full do
   local bodies = redis.call('HMGET', k.tasks, unpack(chunk))
   for i, id in ipairs(chunk) do
     local body = bodies[i]
-    if not is_id(id) then
-      strange[#strange + 1] = id
-    elseif not body then
+    if not body then
       lost[#lost + 1] = id
     elseif #ids > 0 and bytes + #body > max_bytes then
       full = true
@@ -147,10 +145,6 @@ end
 if #lost > 0 then
   redis.call('ZREM', k.pending, unpack(lost))
   to_dead(k, now, lost)
-end
-if #strange > 0 then
-  redis.call('ZREM', k.pending, unpack(strange))
-  erase(k, now, strange)
 end
 local record = { ARGV[3], whole(now), unpack(ids) }
 redis.call('HSET', k.fetches, server, table.concat(record, ' '))

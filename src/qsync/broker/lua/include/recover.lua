@@ -1,5 +1,11 @@
 -- recover: tasks whose lease lapsed, since their server died or stood still.
 
+-- Whether it may be a task id. Servers leave out anything else that got into a set, so that it ends
+-- when its lease does.
+local function is_id(member)
+  return string.find(member, '^[!-~]+$') ~= nil
+end
+
 -- Their new crash counts: `died` and `back` are filled with the ids at the limit and below it.
 -- The first lapse counts for all that the server held; later ones for what it had marked.
 -- Returns how many crashes were counted.
@@ -43,7 +49,7 @@ end
 -- whose cancel was asked for end. The caller's own are only reported: it may still hold them.
 -- Returns own, back and died: lists of ids.
 local function recover(k, now, server, max_crashes, lapsed)
-  local own, cancelled, died, back = {}, {}, {}, {}
+  local own, cancelled, died, back, strange = {}, {}, {}, {}, {}
   if #lapsed == 0 then
     return own, back, died
   end
@@ -52,11 +58,14 @@ local function recover(k, now, server, max_crashes, lapsed)
   local mine, taken, crashed = server .. '/', {}, {}
   for i, id in ipairs(lapsed) do
     local owner = owners[i]
-    if owner and string.sub(owner, 1, #mine) == mine and is_id(id) then
-      own[#own + 1] = id
-    else
-      local of = cancels[i] and cancelled or crashed
-      of[#of + 1] = id
+    local of = cancels[i] and cancelled or crashed
+    if not is_id(id) then
+      of = strange
+    elseif owner and string.sub(owner, 1, #mine) == mine then
+      of = own
+    end
+    of[#of + 1] = id
+    if of ~= own then
       taken[#taken + 1] = id
     end
   end
@@ -65,5 +74,6 @@ local function recover(k, now, server, max_crashes, lapsed)
   to_head(k.pending, k.meta, back)
   to_dead(k, now, died)
   end_cancelled(k, now, cancelled)
+  erase(k, now, strange)
   return own, back, died
 end

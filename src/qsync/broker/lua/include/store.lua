@@ -1,28 +1,29 @@
 -- store: put new tasks into the queue. Shared by enqueue and tick.
 
--- What `args` holds from position `first` on, three values a task: id, message, and options, which
--- are empty or msgpack [due, fairness key, lock, window us].
+-- `args` holds, from position `first` on, three values a task: id, message, and options, which are
+-- empty or msgpack [due, fairness key, lock, window us]. Returns the ids, and the options of those
+-- that have some.
 local function read_tasks(args, first)
-  local tasks = {}
+  local ids, options = {}, {}
   for i = 1, (#args - first + 1) / 3 do
-    local task = { id = args[first + 3 * i - 3], message = args[first + 3 * i - 2] }
+    ids[i] = args[first + 3 * i - 3]
     local packed = args[first + 3 * i - 1]
-    task.due, task.key, task.lock, task.window = '', '', '', 0
     if packed ~= '' then
-      task.due, task.key, task.lock, task.window = unpack(cmsgpack.unpack(packed))
+      options[i] = cmsgpack.unpack(packed)
     end
-    tasks[i] = task
   end
-  return tasks
+  return ids, options
 end
 
--- Returns held_by(lock), the id that has it now or false, and take(task).
-local function lock_book(unique_key, now, tasks)
+-- Returns held_by(lock), the id that has it now or false; take(lock, window, id); and the fields
+-- to store for what was taken.
+local function lock_book(unique_key, now, options)
   local names, index = {}, {}
-  for _, task in ipairs(tasks) do
-    if task.lock ~= '' then
-      names[#names + 1] = '=' .. task.lock
-      index[task.lock] = #names
+  for _, option in pairs(options) do
+    local lock = option[3]
+    if lock ~= '' and not index[lock] then
+      names[#names + 1] = '=' .. lock
+      index[lock] = #names
     end
   end
   local held = #names > 0 and redis.call('HMGET', unique_key, unpack(names)) or {}
@@ -30,12 +31,11 @@ local function lock_book(unique_key, now, tasks)
   local function held_by(lock)
     return taken[lock] or lock_holder(unique_key, now, lock, held[index[lock]])
   end
-  local function take(task)
-    local ends = task.window > 0 and now + task.window or 0
+  local function take(lock, window, id)
     local at = #fields
-    taken[task.lock] = task.id
+    taken[lock] = id
     fields[at + 1], fields[at + 2], fields[at + 3], fields[at + 4] =
-      lock_fields(task.lock, ends, task.id)
+      lock_fields(lock, window > 0 and now + window or 0, id)
   end
   return held_by, take, fields
 end
@@ -49,48 +49,48 @@ local function due_time(now, text)
   return string.sub(text, 1, 1) == '+' and now + at or at
 end
 
+local no_options = { '', '', '', 0 }
+
 -- `k` names the keys; `args` and `first` are as for read_tasks.
 -- Returns a flat list, two values a task: outcome and the id of the holder.
 local function store_tasks(k, args, first, now, head)
   local stamped = head .. struct.pack('>I8', now)
-  local tasks, ids = read_tasks(args, first), {}
-  if #tasks == 0 then
+  local ids, options = read_tasks(args, first)
+  if #ids == 0 then
     return {}
-  end
-  for i, task in ipairs(tasks) do
-    ids[i] = task.id
   end
   local stored = redis.call('HMGET', k.tasks, unpack(ids))
   local next_tag, save_tags = tagger(k.meta, k.fairness)
-  local held_by, take, locks = lock_book(k.unique, now, tasks)
+  local held_by, take, locks = lock_book(k.unique, now, options)
   local bodies, pending, scheduled, keys = {}, {}, {}, {}
   local here, replies, bytes = {}, {}, 0
-  for i, task in ipairs(tasks) do
-    local id, outcome, holder = task.id, 'created', task.id
+  for i, id in ipairs(ids) do
+    local message, option = args[first + 3 * i - 2], options[i] or no_options
+    local outcome, holder, key, lock = 'created', id, option[2], option[3]
     local old = stored[i] and string.sub(stored[i], #stamped + 1) or here[id]
-    local held = not old and task.lock ~= '' and held_by(task.lock)
+    local held = not old and lock ~= '' and held_by(lock)
     if old then
-      outcome = old == task.message and 'created' or 'exists'
+      outcome = old == message and 'created' or 'exists'
     elseif held then
       outcome, holder = 'duplicate', held
     else
-      here[id] = task.message
-      bytes = bytes + #stamped + #task.message
+      here[id] = message
+      bytes = bytes + #stamped + #message
       bodies[#bodies + 1] = id
-      bodies[#bodies + 1] = stamped .. task.message
-      if task.lock ~= '' then
-        take(task)
+      bodies[#bodies + 1] = stamped .. message
+      if lock ~= '' then
+        take(lock, option[4], id)
       end
-      if task.key ~= '' then
+      if key ~= '' then
         keys[#keys + 1] = id
-        keys[#keys + 1] = task.key
+        keys[#keys + 1] = key
       end
-      local due = due_time(now, task.due)
+      local due = due_time(now, option[1])
       if due > now then
         scheduled[#scheduled + 1] = whole(due)
         scheduled[#scheduled + 1] = id
       else
-        pending[#pending + 1] = tag_text(next_tag(task.key))
+        pending[#pending + 1] = tag_text(next_tag(key))
         pending[#pending + 1] = id
       end
     end
