@@ -239,7 +239,7 @@ def test_only_texts_are_joined(source: Source) -> None:
 def is_text(operand: list[str]) -> bool:
     if operand[0].startswith("'"):
         return True
-    if operand[0] in ("whole", "tag_text") or operand[:2] == ["ARGV", "["]:
+    if operand[0] == "whole" or operand[:2] == ["ARGV", "["]:
         return True
     if operand[:3] == ["struct", ".", "pack"]:
         return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, Protocol
 
@@ -104,9 +105,12 @@ class Waiter:
                         self._client = await self._broker.client_for(self.keys[0])
                         self._connection = await self._client.connection_pool.get_connection()
                 await self._connection.send_packed_command(pack([command]), check_health=False)
-            # With a timeout of its own it would return None, as for an answer without an element.
-            async with asyncio.timeout(seconds + GRACE):
-                reply = await self._connection.read_response(timeout=math.inf)
+            began = time.monotonic()
+            reply = await self._connection.read_response(timeout=seconds + GRACE)
+            if reply is None and time.monotonic() - began >= seconds + GRACE:
+                # No answer, not even that there is no element: the connection may be dead, or a
+                # handler blocked the loop. The next one will tell.
+                await self.aclose()
         except LIBRARY_ERRORS as error:
             await self.aclose()
             raise no_answer(error, self._broker.address) from error

@@ -23,6 +23,7 @@ from qsync.server.invoke import Invoker, Way, encode_result
 from qsync.server.lane import READY, RUNNING, Lane, Leased, Stop, boot_s
 from qsync.server.progress import Progress
 from qsync.server.settle import Settler
+from qsync.server.suspects import Suspects
 from qsync.task import TaskInfo
 
 log = logging.getLogger("qsync.server")
@@ -32,9 +33,6 @@ AHEAD_S: Final = 0.1
 
 STALE_S: Final = 1.0
 """What was leased ahead and has not started within so many seconds is handed back."""
-
-SUSPECT_PATIENCE_S: Final = 5.0
-"""How long a task that crashed often waits to be alone in the process."""
 
 STUBBORN_S: Final = 5.0
 """How long after its cancellation a handler may go on before its slot is taken from it."""
@@ -71,10 +69,8 @@ class Runner:
         self._default_timeout = None if config.timeout is None else seconds(config.timeout)
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
-        self._suspects: deque[Leased] = deque()
-        self._suspect_since = 0.0
+        self._suspects = Suspects()
         self._suspect_timer: asyncio.TimerHandle | None = None
-        self._alone: Leased | None = None
         self._telling: set[asyncio.Task[None]] = set()
         self._low_water = 0
         """Fetch again when no more than this is left of what was leased ahead."""
@@ -89,9 +85,11 @@ class Runner:
 
     def room(self) -> int:
         """How many more tasks may be leased now."""
-        if not self.accepting or self._suspects or self._alone is not None:
+        suspects = self._suspects
+        if not self.accepting or suspects.hold_up_others(time.monotonic()):
             return 0
-        return self._config.concurrency - self.running - len(self.ready) + self._ahead()
+        held = self.running + len(self.ready) + len(suspects.waiting)
+        return self._config.concurrency - held + self._ahead()
 
     def wants(self) -> int:
         """How many tasks are worth a fetch now; 0 while enough are leased ahead."""
@@ -135,8 +133,10 @@ class Runner:
     # Starting.
 
     def _start_some(self) -> None:
-        ready, most = self.ready, self._config.concurrency
-        while self.running < most and ready and self._alone is None:
+        ready, most, suspects = self.ready, self._config.concurrency, self._suspects
+        while self.running < most and ready:
+            if (suspects.waiting or suspects.alone) and suspects.hold_up_others(time.monotonic()):
+                break
             try:
                 leased = ready.popleft()
             except IndexError:  # the heartbeat thread took the last one
@@ -144,40 +144,31 @@ class Runner:
             if leased.phase != READY:
                 continue
             if leased.crashes >= 2:
-                self._suspects.append(leased)
-                self._suspect_since = self._suspect_since or time.monotonic()
-                continue
-            if self._suspects:
-                ready.appendleft(leased)
-                break
-            self._begin(leased)
-        while self._suspects and self._alone is None and self._suspect_may_start():
-            self._start_suspect()
+                suspects.waiting.append(leased)
+            else:
+                self._begin(leased)
+        if suspects.waiting:
+            self._try_suspects()
         if not self.running and not ready:
             self.idle.set()
         if not self.room_made.is_set() and len(ready) <= self._low_water:
             self.room_made.set()
 
-    def _suspect_may_start(self) -> bool:
-        """Whether nothing else runs, or what runs has been waited for long enough."""
-        waited = time.monotonic() - self._suspect_since
-        if not self.running or waited >= SUSPECT_PATIENCE_S:
-            return True
-        if self._suspect_timer is None:
-            self._suspect_timer = self._loop.call_later(
-                SUSPECT_PATIENCE_S - waited, self._retry_suspect
-            )
-        return False
+    def _try_suspects(self) -> None:
+        """Start a suspect if its time has come, else come back when it may have."""
+        suspects = self._suspects
+        while suspects.waiting and suspects.alone is None:
+            delay = suspects.delay(time.monotonic(), running=self.running, ready=len(self.ready))
+            if delay > 0:
+                if self._suspect_timer is None:
+                    self._suspect_timer = self._loop.call_later(delay, self._suspect_is_due)
+                return
+            leased = suspects.waiting.popleft()
+            if leased.phase == READY:
+                self._begin(leased)
+                suspects.alone = leased if leased.phase == RUNNING else None
 
-    def _start_suspect(self) -> None:
-        """A task that crashed twice runs alone, so that a third crash is surely its own."""
-        leased = self._suspects.popleft()
-        self._suspect_since = time.monotonic() if self._suspects else 0.0
-        if leased.phase == READY:
-            self._begin(leased)
-            self._alone = leased if leased.phase == RUNNING else None
-
-    def _retry_suspect(self) -> None:
+    def _suspect_is_due(self) -> None:
         self._suspect_timer = None
         self._start_some()
 
@@ -259,8 +250,8 @@ class Runner:
         else:
             self.settle(leased, record)
         self.running -= 1
-        if leased is self._alone:
-            self._alone = None
+        if leased is self._suspects.alone:
+            self._suspects.end(time.monotonic())
         self._start_some()
 
     # Ends.
@@ -386,7 +377,8 @@ class Runner:
     def _take_suspects(self, older_than: float) -> list[Leased]:
         if older_than > 0:
             return []  # they wait for their turn on purpose
-        taken, self._suspects = list(self._suspects), deque()
+        taken = list(self._suspects.waiting)
+        self._suspects.waiting.clear()
         return taken
 
     def stop_all(self, why: Stop) -> None:

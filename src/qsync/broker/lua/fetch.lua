@@ -163,7 +163,7 @@ sweep_hashes(k, now, limit)
 if redis.call('ZCARD', k.pending) == 0 then
   redis.call('UNLINK', k.fairness)
 else
-  local virtual = tag_text(virtual_time(k.meta))
+  local virtual = virtual_time(k.meta)
   local passed = redis.call('ZRANGEBYSCORE', k.fairness, '-inf', virtual, 'LIMIT', 0, limit)
   if #passed > 0 then
     redis.call('ZREM', k.fairness, unpack(passed))

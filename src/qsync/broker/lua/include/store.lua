@@ -90,7 +90,7 @@ local function store_tasks(k, args, first, now, head)
         scheduled[#scheduled + 1] = whole(due)
         scheduled[#scheduled + 1] = id
       else
-        pending[#pending + 1] = tag_text(next_tag(key))
+        pending[#pending + 1] = next_tag(key)
         pending[#pending + 1] = id
       end
     end

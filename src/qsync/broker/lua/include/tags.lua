@@ -1,13 +1,10 @@
 -- tags: start-time fair queueing (Goyal, Vin and Cheng, 1996).
 -- A task's tag is max(V, F[key]) + 1/weight, where F[key] is the last tag given to its fairness
--- key and V the largest tag fetched so far. Pending is ordered by tag.
+-- key and V the largest tag fetched so far. Pending is ordered by tag. Tags go to the store as
+-- numbers, which it writes with all their 17 digits.
 
 -- Above this, adding 1 to a double is lost. A tag or weight that leads there was not made here.
 local tag_limit = 2 ^ 53
-
-local function tag_text(tag)
-  return string.format('%.17g', tag)
-end
 
 -- The tag in a text or score; 0 when it is none that could have been given.
 local function read_tag(text)
@@ -44,7 +41,7 @@ local function tagger(meta_key, fairness_key)
   end
   local function save()
     for key, tag in pairs(last) do
-      redis.call('ZADD', fairness_key, tag_text(tag), key)
+      redis.call('ZADD', fairness_key, tag, key)
     end
   end
   return next_tag, save
@@ -59,7 +56,7 @@ local function to_head(pending_key, meta_key, ids)
   local base = (tonumber(lowest or '') or virtual_time(meta_key)) - #ids - 1
   local args = {}
   for i, id in ipairs(ids) do
-    args[2 * i - 1] = tag_text(base + i)
+    args[2 * i - 1] = base + i
     args[2 * i] = id
   end
   redis.call('ZADD', pending_key, unpack(args))
@@ -77,7 +74,7 @@ local function to_pending(pending_key, meta_key, fairness_key, keys_key, ids)
   end
   local args = {}
   for i, id in ipairs(ids) do
-    args[2 * i - 1] = tag_text(next_tag(keys[i] or ''))
+    args[2 * i - 1] = next_tag(keys[i] or '')
     args[2 * i] = id
   end
   redis.call('ZADD', pending_key, unpack(args))

@@ -1,0 +1,48 @@
+"""When a task that crashed twice may run, told by injected times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qsync.server.suspects import PATIENCE_S, SHORT_REST_S, Suspects
+
+
+def waiting(*names: str) -> Suspects:
+    suspects = Suspects()
+    stand_ins: Any = names  # it looks at none of their parts
+    suspects.waiting.extend(stand_ins)
+    return suspects
+
+
+def test_nothing_is_held_up_while_nobody_waits() -> None:
+    assert not Suspects().hold_up_others(100.0)
+
+
+def test_a_suspect_holds_others_up_and_waits_for_what_runs_but_not_for_ever() -> None:
+    suspects = waiting("a")
+    assert suspects.hold_up_others(100.0)
+    assert suspects.delay(100.0, running=3, ready=0) == PATIENCE_S
+    assert suspects.delay(101.0, running=3, ready=0) == PATIENCE_S - 1
+    assert suspects.delay(101.0, running=0, ready=5) == 0
+    assert suspects.delay(100.0 + PATIENCE_S, running=1, ready=0) == 0
+
+
+def test_after_a_suspect_the_others_have_as_much_time_as_it_took() -> None:
+    suspects = waiting("a", "b")
+    assert suspects.hold_up_others(100.0)
+    suspects.alone = suspects.waiting.popleft()
+    assert suspects.hold_up_others(102.0)
+    suspects.end(103.0)
+    assert not suspects.hold_up_others(105.9)
+    assert suspects.delay(104.0, running=5, ready=9) == 2.0
+    assert suspects.hold_up_others(106.0)
+    assert suspects.delay(106.0, running=0, ready=9) == 0
+
+
+def test_where_nobody_else_has_come_the_rest_is_short() -> None:
+    suspects = waiting("a", "b")
+    suspects.hold_up_others(100.0)
+    suspects.alone = suspects.waiting.popleft()
+    suspects.end(110.0)
+    assert suspects.delay(110.0, running=0, ready=0) == SHORT_REST_S
+    assert suspects.delay(110.0 + SHORT_REST_S, running=0, ready=0) == 0
