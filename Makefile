@@ -6,12 +6,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 SOURCES := pyproject.toml README.md $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: demo test check format clean
+.PHONY: help demo test soak check format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    watch tasks of every kind run, fail, retry and survive a kill -9"
 	@echo "make test    run the whole suite against real stores that it starts itself"
+	@echo "make soak    the tests that take long"
 	@echo "make check   linters, types, import floors"
 	@echo "make format  put the code into its shape"
 	@echo "make clean   remove .venv and caches"
@@ -19,8 +20,13 @@ help:
 demo: $(VENV)/installed
 	$(BIN)/qsync demo
 
+# The guarantees are measured with nothing else running; the rest shares the cores.
 test: $(VENV)/installed-dev
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadscope --ignore tests/guarantees
+	$(BIN)/pytest -m "not slow" tests/guarantees
+
+soak: $(VENV)/installed-dev
+	$(BIN)/pytest -m slow --timeout 1800
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check

@@ -23,7 +23,7 @@ BATCH = 100
 SERVERS = 4
 KILLS = 20
 RESTARTS = 2
-LASTS_S = 16.0
+LASTS_S = 13.0
 """How long the enqueueing, and with it the killing, takes."""
 
 DEAD = {"tasks", "dead", "crashes"}

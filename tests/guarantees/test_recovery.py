@@ -8,8 +8,11 @@ import time
 
 import pytest
 
+from qsync.broker import ops
+from qsync.keys import QueueKeys
+from qsync.task import new_nonce, outgoing
 from tests.guarantees.conftest import Launch, Measured
-from tests.processes import ServerProcess, task
+from tests.processes import History, ServerProcess, task
 from tests.serving import bench, left_over
 from tests.stores import Store, wait_until
 
@@ -40,7 +43,7 @@ def kill_and_watch(
     return rescuer, [event.at - killed_at for event in again]
 
 
-@pytest.mark.parametrize("rounds", [8, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [6, pytest.param(60, marks=pytest.mark.slow)])
 def test_tasks_of_a_killed_server_start_again_within_lease_and_sweep(
     valkey: Store, prefix: str, launch: Launch, measured: Measured, rounds: int
 ) -> None:
@@ -66,3 +69,20 @@ def test_with_the_defaults_they_start_again_within_35_seconds(
     _, delays = kill_and_watch(launch, valkey.url, prefix, victim, 0.0)
     measured("recovery with the defaults, most seconds", max(delays))
     assert max(delays) <= 35
+
+
+def test_a_wake_that_is_lost_delays_a_task_by_no_more_than_a_sweep(
+    valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
+) -> None:
+    launch(valkey.url, sweep=0.5)
+    delays = []
+    for at in range(1, 6):
+        call = ops.enqueue(QueueKeys(prefix, "default"), [outgoing(task(), new_nonce())])
+        with valkey.client() as client, client.pipeline(transaction=True) as pipe:
+            pipe.eval(call.script.text, len(call.keys), *call.keys, *call.args)
+            pipe.delete(QueueKeys(prefix, "default").key("wake"))  # before anybody gets it
+            enqueued_at = time.monotonic()
+            pipe.execute()
+        delays.append(history.wait("start", at)[-1].at - enqueued_at)
+    measured("wake lost, most seconds until the start", max(delays))
+    assert max(delays) <= 0.6

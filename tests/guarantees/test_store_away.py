@@ -21,8 +21,15 @@ def completed(store: Store, prefix: str) -> int:
         return int(client.hget(f"{{{prefix}:default}}:stats", "completed") or 0)
 
 
-@pytest.mark.parametrize("how", ["killed", "standing"])
-@pytest.mark.parametrize(("servers", "lease_s"), [(1, 1.0), (2, 30.0)])
+@pytest.mark.parametrize(
+    ("how", "servers", "lease_s"),
+    [
+        ("killed", 1, 1.0),
+        ("standing", 2, 30.0),
+        pytest.param("standing", 1, 1.0, marks=pytest.mark.slow),
+        pytest.param("killed", 2, 30.0, marks=pytest.mark.slow),
+    ],
+)
 def test_the_store_goes_away_while_tasks_run(
     own_store: Store,
     prefix: str,
