@@ -105,7 +105,9 @@ class Child:
 
     async def wait(self) -> int:
         """Its exit code once it has ended; negative: the signal that killed it."""
-        assert self._process is not None  # noqa: S101 - it was started
+        if self._process is None:
+            msg = "the process has not been started"
+            raise RuntimeError(msg)
         self.code = await self._process.wait()
         if self._ready_at is not None:
             self.lived = time.monotonic() - self._ready_at

@@ -1,0 +1,82 @@
+"""What no file of the package may contain, seen in its syntax tree."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import qsync
+from qsync.broker.script import load
+
+SOURCE: Final = Path(str(files(qsync)))
+FILES: Final = sorted(SOURCE.rglob("*.py"))
+
+UNPICKLERS: Final = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "yaml"}
+RUNNERS: Final = {"eval", "exec", "compile", "__import__"}
+IMPORTERS: Final = {
+    # Where something is imported by a name, and whose name it is.
+    "server/in_process.py": "that of a handler registered in the parent process",
+    "cli/target.py": "that of the app, on the command line",
+}
+
+
+def named(path: Path) -> str:
+    return path.relative_to(SOURCE).as_posix()
+
+
+@pytest.fixture(params=FILES, ids=named)
+def path(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.param
+    return found
+
+
+def nodes(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(path.read_text("utf-8")))
+
+
+def test_nothing_is_unpickled_evaluated_or_imported_by_a_name_from_the_store(path: Path) -> None:
+    for node in nodes(path):
+        if isinstance(node, ast.Import):
+            assert not {alias.name.split(".")[0] for alias in node.names} & UNPICKLERS
+        elif isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in UNPICKLERS
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in RUNNERS, f"line {node.lineno}"
+            if called.endswith(("import_module", "find_spec")):
+                constant = isinstance(node.args[0], ast.Constant)
+                assert constant or named(path) in IMPORTERS, f"line {node.lineno}"
+            assert not any(word.arg == "shell" for word in node.keywords), f"line {node.lineno}"
+
+
+def test_no_check_is_an_assertion(path: Path) -> None:
+    """`python -O` leaves assertions out."""
+    assert not [node for node in nodes(path) if isinstance(node, ast.Assert)]
+
+
+def test_chance_without_secrets_is_for_jitter_alone(path: Path) -> None:
+    for node in nodes(path):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        module = node.module if isinstance(node, ast.ImportFrom) else None
+        if "random" in (*names, module):
+            assert named(path) == "backoff.py" or named(path).startswith("cli/demo/")
+
+
+def test_only_the_brokers_shell_sends_commands(path: Path) -> None:
+    """And the texts of the scripts are constant: no other file builds one."""
+    text = path.read_text("utf-8")
+    if named(path) not in ("broker/shell.py", "broker/durable.py"):
+        assert not re.search(r"""["']EVAL(SHA)?["']""", text)
+
+
+def test_scripts_get_data_as_arguments_only() -> None:
+    """No script is put together from data: its text, and so its name, are the same at each load."""
+    for script in (SOURCE / "broker" / "lua").glob("*.lua"):
+        assert load(script.stem).text == load.__wrapped__(script.stem).text
+        assert "loadstring" not in script.read_text("utf-8")
