@@ -14,8 +14,10 @@ from typing import Any, Final
 import pytest
 
 from qsync.broker import connect
+from qsync.broker.call import Durability
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, Client
+from qsync.sending import CONFIRM_TIMEOUT
 from qsync.task import PAYLOAD_LIMIT
 from tests.stores import Binary, Cluster, Store, available
 
@@ -93,16 +95,28 @@ class Colour:
         self._clients: list[Any] = []
 
     def client(
-        self, url: str, prefix: str, *, payload_limit: int = PAYLOAD_LIMIT, **broker: Any
+        self,
+        url: str,
+        prefix: str,
+        *,
+        payload_limit: int = PAYLOAD_LIMIT,
+        durability: Durability | None = None,
+        confirm_timeout: float = CONFIRM_TIMEOUT,
+        **broker: Any,
     ) -> Any:
         """A new client, and its broker with these options; closed at the end of the test."""
         address = connect.parse(url)
+        options: dict[str, Any] = {
+            "prefix": prefix,
+            "payload_limit": payload_limit,
+            "durability": durability,
+            "confirm_timeout": confirm_timeout,
+        }
         client: Any
         if self.name == "async":
-            made = AsyncBroker(address, **broker)
-            client = AsyncClient(made, prefix=prefix, payload_limit=payload_limit)
+            client = AsyncClient(AsyncBroker(address, **broker), **options)
         else:
-            client = Client(Broker(address, **broker), prefix=prefix, payload_limit=payload_limit)
+            client = Client(Broker(address, **broker), **options)
         self._clients.append(client)
         return client
 

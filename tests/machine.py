@@ -47,8 +47,8 @@ WEIGHTS: Final = {
     "enqueue": 6, "tick": 2, "fetch": 6, "crash": 4, "await_due": 8,
     "complete": 3, "retry": 3, "kill": 3, "hand_back": 3, "stopped": 1,
     "renew": 2, "start": 3, "progress": 1,
-    "cancel": 4, "run": 3, "delete": 1, "abandon": 1, "pause": 1, "resume": 3,
-    "repeat": 3, "time": 3, "wake": 1, "flush_scripts": 1,
+    "cancel": 4, "run": 4, "delete": 1, "abandon": 1, "pause": 1, "resume": 3,
+    "repeat": 3, "time": 3, "wake": 5, "flush_scripts": 1,
 }  # fmt: skip
 
 ids = st.sampled_from(IDS)
@@ -106,14 +106,24 @@ class Scripts(RuleBasedStateMachine):
 
     rig: Rig
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(
+        kinds=st.lists(options, min_size=len(IDS), max_size=len(IDS)),
+        wanted=st.integers(0, 6),
+        crashed=st.booleans(),
+    )
+    def begin(self, kinds: list[dict[str, Any]], wanted: int, crashed: bool) -> None:
+        """Some tasks of all kinds, some of them under way, for the second time perhaps."""
         self.rig.reset()
         self.model = Model()
         self.held: list[Held] = []
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.numbers = dict.fromkeys(SERVERS, 0)
         self.dump: Dump = {}
+        self.enqueue(list(zip(IDS, kinds, strict=True)))
+        if crashed:
+            self.fetch("t", wanted, 1)
+            self.rig.now += LEASE
+        self.fetch("s", wanted, 1)
 
     @rule(action=actions)
     def act(self, action: tuple[str, tuple[Any, ...]]) -> None:
@@ -176,11 +186,13 @@ class Scripts(RuleBasedStateMachine):
         self.do("progress", [Progress(*one, done, 9) for one in self.chosen(picks)])
 
     def cancel(self, pick: int) -> None:
-        id, task = self.known(pick, "active" if pick % 2 else "")
+        id, task = self.known(pick, "" if pick % 2 else "active")
         self.do("cancel", id, retention_us=task.sent.retention_us if task else None)
 
     def run(self, pick: int, state: str) -> None:
-        id, task = self.known(pick, "dead" if pick % 4 else "")
+        if pick % 4 < 3 and not self.model.those("dead"):
+            self.kill([pick % 9], True)  # dead ones are rare, since most are trimmed
+        id, task = self.known(pick, "dead" if pick % 4 < 3 else "")
         key, lock = (task.sent.fairness_key, task.sent.lock) if task else ("", "")
         seen = state or (task.state if task else "dead")
         self.do("run", id, seen, fairness_key=key, lock=lock)

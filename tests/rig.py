@@ -13,7 +13,7 @@ import pytest
 from qsync import codec
 from qsync.broker import connect, ops, views
 from qsync.broker.call import Call
-from qsync.broker.ops import Done, Enqueued, Fetched, FetchPolicy, HandedBack, Held, Killed, Retried
+from qsync.broker.ops import Done, Fetched, FetchPolicy, HandedBack, Held, Killed, Retried
 from qsync.broker.script import Script
 from qsync.broker.shell import Broker
 from qsync.keys import GlobalKeys, QueueKeys
@@ -57,7 +57,8 @@ class Rig:
     def __init__(self, binary: Binary) -> None:
         store = shared_store(binary)
         self.keys, self.globals = QueueKeys("test", "queue"), GlobalKeys("test")
-        self.broker = Broker(connect.parse(f"unix://{store.config['unixsocket']}"))
+        self.socket = str(store.config["unixsocket"])
+        self.broker = Broker(connect.parse(f"unix://{self.socket}"))
         self.client: Any = store.client(protocol=2)
         self.now = START
         self._number = 0
@@ -79,8 +80,8 @@ class Rig:
         """Make a call, never a second time."""
         return self.broker.run(call, patience=0)
 
-    def enqueue(self, *ids: str, **options: Any) -> list[Enqueued]:
-        """Enqueue a task with each of these ids, as one call."""
+    def enqueue(self, *ids: str, **options: Any) -> list[tuple[str, str]]:
+        """Enqueue a task with each of these ids, as one call; outcomes and holders."""
         return self.send(self.tasks(*ids, **options))
 
     def tasks(self, *ids: str, **options: Any) -> list[Outgoing]:
@@ -91,8 +92,9 @@ class Rig:
             outgoing(Task("type", payload or id.encode(), id=id, **options), nonce) for id in ids
         ]
 
-    def send(self, tasks: Sequence[Outgoing]) -> list[Enqueued]:
-        return self.run(ops.enqueue(self.keys, tasks, now_us=self.now))
+    def send(self, tasks: Sequence[Outgoing]) -> list[tuple[str, str]]:
+        outcomes = self.run(ops.enqueue(self.keys, tasks, now_us=self.now))
+        return [(one.outcome, one.id) for one in outcomes]
 
     def fetch(
         self,

@@ -21,14 +21,14 @@ from tests.rig import BINARIES, Rig
 from tests.stores import Binary, available
 
 EXAMPLES: Final = os.environ.get("QSYNC_MODEL_EXAMPLES")
+DEFAULT: Final = {"valkey": 150, "redis": 30}
 
 
 @pytest.mark.timeout(0 if EXAMPLES else 120)
 @pytest.mark.parametrize("binary", BINARIES)
 def test_the_scripts_do_what_the_model_says(binary: Binary) -> None:
-    examples = int(EXAMPLES or 100) if binary == "valkey" else int(EXAMPLES or 100) // 4
     with Rig(binary) as rig:
-        run_machine(rig, examples=examples, fixed=EXAMPLES is None)
+        run_machine(rig, examples=int(EXAMPLES or DEFAULT[binary]), fixed=EXAMPLES is None)
 
 
 MISTAKES: Final = {

@@ -158,6 +158,21 @@ def test_what_cannot_be_an_id_is_not_run_and_ends_with_its_lease(
     assert [name for name, held in rig.dump().items() if name != "fetches" and member in held] == []
 
 
+@pytest.mark.parametrize("tag", ["inf", "-inf", "1e300", "9007199254740992"])
+def test_an_absurd_tag_does_not_spoil_the_order_of_what_comes_later(rig: Rig, tag: str) -> None:
+    rig.enqueue("first")
+    rig.client.zadd(rig.keys.key("pending"), {"first": tag})
+    rig.client.zadd(rig.keys.key("fairness"), {"": tag, "k": tag})
+    rig.complete(*rig.lease())
+    later = [f"t{n}" for n in range(9, 0, -1)]
+    rig.enqueue(*later)
+    rig.hand_back(*rig.lease(3))
+    rig.enqueue("k1", "k2", fairness_key="k")
+    order = rig.fetch().ids
+    assert [id for id in order if id in later] == later
+    assert [id for id in order if id not in later] == ["k1", "k2"]
+
+
 def test_a_holder_that_is_no_text_is_shown_escaped(rig: Rig) -> None:
     rig.set("unique", f"={NAME}", b"%d:\xff" % (rig.now + DAY))
     assert rig.enqueue("a", **LOCK) == [("duplicate", "\\xff")]

@@ -27,12 +27,12 @@ from tests.stores import Binary
 GLOBALS = {"queues", "servers", "server", "inbox"}
 TYPES = {"queues": "set", "servers": "zset", "server": "hash", "inbox": "list"}
 CAN_BE_REFUSED = {"enqueue", "tick"}
-VIEWS = {"counts", "show"}
+VIEWS = {"audit", "counts", "show", "types"}
 
 TEXTS = {
     # Names that hold text wherever they stand: what `..` may join as it is.
     "counter", "head", "holder", "id", "key", "lock", "server", "stamped",
-    "message",
+    "message", "claim",
 }  # fmt: skip
 
 every_script = pytest.mark.parametrize("name", SCRIPTS)
@@ -360,12 +360,19 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "run": (ops.run(keys, "a", "dead"), 0),
         "delete": (ops.delete(keys, ["a", "b"], "dead"), 2),
         "pause": (ops.pause(keys, b"me"), 0),
+        "mark": (ops.wait(keys, "fsync", timeout_ms=1).mark, 0),
         "register": (ops.register(all_keys, ["a", "b"]), 2),
         "announce": (ops.announce(all_keys, "s", ttl_us=1), 0),
         "describe": (ops.describe(all_keys, "s", {"a": 1, "b": 2}, ttl_ms=1), 4),
         "send": (ops.send(all_keys, "s", b"stop", ttl_ms=1), 0),
         "show": (views.show(keys, ["a", "b"]), 2),
         "counts": (views.counts(keys), 0),
+        "audit": (views.stand(keys, [("a", ""), ("b", "lock")]), 2),
+        "types": (views.types(keys), 0),
+        "repair": (
+            ops.repair(keys, "leftover", [("a", ""), ("b", "")], record=b"", lease_us=1),
+            2,
+        ),
     }
 
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
+from qsync.broker.call import Durability
 from qsync.broker.connect import AnyClient
 from qsync.broker.shell import PATIENCE
 from qsync.client import AsyncClient, Client
@@ -17,6 +18,7 @@ from qsync.errors import ConfigError, InvalidTask
 from qsync.keys import check_name, shorten
 from qsync.mux import Middleware, Mux
 from qsync.schedule import Cron, Every, Missed, Periodic, Schedule
+from qsync.sending import CONFIRM_TIMEOUT
 from qsync.server.config import Lifespan
 from qsync.server.periodic import PeriodicTask
 from qsync.server.server import Server
@@ -49,6 +51,9 @@ class Qsync:
     payload_limit   how large an encoded payload may be, bytes
     patience        how long a client tries again before it raises StoreUnavailable, seconds;
                     `math.inf`: for ever
+    durability      what its clients, and with them tasks that are functions, wait for when they
+                    enqueue: "fsync" or "replica", see `Client.enqueue`; None: for nothing more
+    confirm_timeout how long they wait for it, seconds; then the handle's `confirmed` is False
 
     Making one does no I/O; embedded:// starts on first use, which takes about 0.1 s, and runs
     until `close`. It may be used again after that. ConfigError when a value is wrong.
@@ -63,13 +68,20 @@ class Qsync:
         lifespan: Lifespan | None = None,
         payload_limit: int = PAYLOAD_LIMIT,
         patience: float = PATIENCE,
+        durability: Durability | None = None,
+        confirm_timeout: float = CONFIRM_TIMEOUT,
     ) -> None:
         if prefix is None:
             prefix = os.environ.get(PREFIX) or "qsync"
         with _registering():
             self.prefix = check_name("prefix", prefix)
         self._connections = Connections(
-            url, prefix=prefix, payload_limit=payload_limit, patience=patience
+            url,
+            prefix=prefix,
+            payload_limit=payload_limit,
+            patience=patience,
+            durability=durability,
+            confirm_timeout=confirm_timeout,
         )
         if mux is not None and not isinstance(mux, Mux):
             raise ConfigError(f"mux: {shorten(mux)} is not a Mux")

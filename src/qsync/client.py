@@ -11,13 +11,26 @@ from functools import partial
 from typing import Any, Final, Self
 
 from qsync.broker import ops
-from qsync.broker.call import Call
+from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.ops import Enqueued
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.handle import AsyncHandle, AsyncTracker, Handle, Tracker
 from qsync.keys import GlobalKeys, QueueKeys, check_id, check_name, shorten
-from qsync.sending import Batcher, Bulk, Registry, UnderWay, duplicate, ready, ready_all, size_of
+from qsync.sending import (
+    CONFIRM_TIMEOUT,
+    Batcher,
+    Bulk,
+    Registry,
+    UnderWay,
+    check_confirm_timeout,
+    check_durability,
+    duplicate,
+    own,
+    ready,
+    ready_all,
+    size_of,
+)  # fmt: skip
 from qsync.task import DEFAULT, PAYLOAD_LIMIT, Outgoing, Task
 
 __all__ = ["AsyncClient", "AsyncHandle", "Client", "Handle"]
@@ -29,7 +42,14 @@ CALLS_AT_ONCE: Final = 8
 class _AnyClient:
     """What the clients of both colours have in common."""
 
-    def __init__(self, broker: Broker | AsyncBroker, prefix: str, payload_limit: int) -> None:
+    def __init__(
+        self,
+        broker: Broker | AsyncBroker,
+        prefix: str,
+        payload_limit: int,
+        durability: Durability | None,
+        confirm_timeout: float,
+    ) -> None:
         if type(payload_limit) is not int or payload_limit < 1:
             msg = f"payload_limit: {shorten(payload_limit)} is not a positive number of bytes"
             raise ConfigError(msg)
@@ -37,6 +57,9 @@ class _AnyClient:
         self._calls_at_once = 1 if broker.address.kind == "cluster" else CALLS_AT_ONCE
         self._global_keys = GlobalKeys(prefix)
         self._payload_limit = payload_limit
+        self._durability = check_durability(durability)
+        self._confirm_timeout = check_confirm_timeout(confirm_timeout)
+        self._able: set[tuple[Durability, str]] = set()
         self._registry = Registry()
 
     def __repr__(self) -> str:
@@ -44,6 +67,17 @@ class _AnyClient:
 
     def _keys(self, queue: str) -> QueueKeys:
         return QueueKeys(self._global_keys.prefix, queue)
+
+    def _wait(self, keys: QueueKeys, durability: Durability | None) -> Wait | None:
+        """What an enqueue to a queue waits for."""
+        if durability is None:
+            return None
+        return ops.wait(keys, durability, timeout_ms=round(self._confirm_timeout * 1000))
+
+    def _store(self, wait: Wait) -> tuple[Durability, str]:
+        """The store that is to confirm: in a cluster each queue may have one of its own."""
+        [key] = wait.mark.keys
+        return wait.durability, key if self._address.kind == "cluster" else ""
 
     def _registering(self, queue: str) -> list[Call[Any]]:
         """The call that goes before others when the store is to be told of the queue."""
@@ -62,9 +96,18 @@ class Client(_AnyClient):
     The client closes the broker when it is closed itself.
     """
 
-    def __init__(self, broker: Broker, *, prefix: str, payload_limit: int = PAYLOAD_LIMIT) -> None:
-        super().__init__(broker, prefix, payload_limit)
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        prefix: str,
+        payload_limit: int = PAYLOAD_LIMIT,
+        durability: Durability | None = None,
+        confirm_timeout: float = CONFIRM_TIMEOUT,
+    ) -> None:
+        super().__init__(broker, prefix, payload_limit, durability, confirm_timeout)
         self._broker = broker
+        self._waiter = broker.waiter(self._confirm_timeout)
         self._tracker = Tracker(broker, prefix)
 
     def __enter__(self) -> Self:
@@ -73,7 +116,9 @@ class Client(_AnyClient):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def enqueue(self, task: Task, *, queue: str | None = None) -> Handle[Any]:
+    def enqueue(
+        self, task: Task, *, queue: str | None = None, durability: Durability | None = None
+    ) -> Handle[Any]:
         """The task is in the store, and will be run at least once; InvalidTask when it cannot be.
 
         `queue` takes the place of the task's own. Raises DuplicateTask, with the holder's id, when
@@ -82,11 +127,18 @@ class Client(_AnyClient):
         the broker's patience lasts, 10 s if not told otherwise, and then the task may be in it all
         the same. Calls that an AsyncClient is asked for at the same time share round trips; one
         that is cancelled may have enqueued its task.
+
+        With `durability` the call waits until the store has the task "fsync": on its disk, or
+        "replica": on one replica at least, for the client's `confirm_timeout` at most, and the
+        handle's `confirmed` says whether it has; None is as the client was made. That it has not
+        is no error: the task is in the store. ConfigError when the store cannot do that: nothing
+        was written. Calls at the same time share a wait.
         """
         self._tracker.check_open()
         outgoing = ready(task, queue=queue, payload_limit=self._payload_limit)
         keys = self._keys(outgoing.queue)
-        [reply] = self._send(keys, [ops.enqueue(keys, [outgoing])])
+        wait = self._wait(keys, check_durability(durability) or self._durability)
+        [reply] = self._send(keys, [ops.enqueue(keys, [outgoing], wait=wait)])
         if isinstance(reply, QsyncError):
             raise reply
         [outcome] = reply
@@ -94,7 +146,9 @@ class Client(_AnyClient):
             raise duplicate(outgoing, outcome)
         return self._handle(outgoing, outcome)
 
-    def enqueue_many(self, tasks: Iterable[Task]) -> list[Handle[Any]]:
+    def enqueue_many(
+        self, tasks: Iterable[Task], *, durability: Durability | None = None
+    ) -> list[Handle[Any]]:
         """All tasks are in the store; one handle for each, in their order.
 
         Every task is checked before the first is sent: InvalidTask, and nothing was sent. A task
@@ -102,15 +156,18 @@ class Client(_AnyClient):
         the holder. They go 500 at a time, or 4 MiB. When the store fails halfway, the error has
         `handles`, those of the tasks that it has answered for. To repeat the call without running
         any task twice, give the tasks ids: those that are there already come back with `created`
-        False.
+        False. `durability` is as for `enqueue`; tasks of a round trip share a wait.
         """
         self._tracker.check_open()
+        durability = check_durability(durability) or self._durability
         bulk = Bulk(ready_all(tasks, payload_limit=self._payload_limit))
         try:
             for queue, places in bulk.places().items():
                 keys = self._keys(queue)
+                wait = self._wait(keys, durability)
                 for trip in bulk.trips(places, calls=self._calls_at_once):
-                    bulk.note(trip, self._send(keys, [bulk.call(keys, part) for part in trip]))
+                    calls = [bulk.call(keys, part, wait) for part in trip]
+                    bulk.note(trip, self._send(keys, calls))
         except QsyncError as error:
             error.handles = self._handles(bulk)
             raise
@@ -127,14 +184,16 @@ class Client(_AnyClient):
         call in another thread, but for one that waits for a result.
         """
         self._tracker.close()
+        self._waiter.close()
         self._broker.close()
 
     def _handle(self, task: Outgoing, reply: Enqueued) -> Handle[Any]:
         if reply.outcome != "created":
-            return Handle(self._tracker, reply.id, task.queue)
+            return Handle(self._tracker, reply.id, task.queue, confirmed=reply.confirmed)
         return Handle(
-            self._tracker, task.id, task.queue, created=True, retention_us=task.retention_us
-        )
+            self._tracker, task.id, task.queue,
+            created=True, confirmed=reply.confirmed, retention_us=task.retention_us,
+        )  # fmt: skip
 
     def _handles(self, bulk: Bulk) -> list[Handle[Any]]:
         return [self._handle(task, reply) for task, reply in bulk.answered()]
@@ -143,18 +202,28 @@ class Client(_AnyClient):
         self, keys: QueueKeys, calls: Sequence[Call[list[Enqueued]]]
     ) -> list[list[Enqueued] | QsyncError]:
         """Make calls of a queue in one round trip; one that fails for now is repeated by itself."""
+        broker = self._broker_for(calls[0].wait)
         told = self._registering(keys.queue)
-        replies: list[Any] = self._broker.run_many([*told, *calls])
+        replies: list[Any] = broker.run_many([*told, *calls])
         if told:
             self._registered(keys.queue, replies)
         for at, reply in enumerate(replies):
             if isinstance(reply, StoreUnavailable):
                 try:
-                    replies[at] = self._broker.run(calls[at])
+                    replies[at] = broker.run(calls[at])
                 except QsyncError as error:
                     replies[at] = error
                     break
         return replies
+
+    def _broker_for(self, wait: Wait | None) -> Broker:
+        """The broker for calls that wait so; ConfigError when the store cannot confirm that."""
+        if wait is None:
+            return self._broker
+        store = self._store(wait)
+        if store not in self._able and self._waiter.can_confirm(wait.durability, store[1]):
+            self._able.add(store)
+        return self._waiter
 
 
 class AsyncClient(_AnyClient):
@@ -165,12 +234,19 @@ class AsyncClient(_AnyClient):
     """
 
     def __init__(
-        self, broker: AsyncBroker, *, prefix: str, payload_limit: int = PAYLOAD_LIMIT
+        self,
+        broker: AsyncBroker,
+        *,
+        prefix: str,
+        payload_limit: int = PAYLOAD_LIMIT,
+        durability: Durability | None = None,
+        confirm_timeout: float = CONFIRM_TIMEOUT,
     ) -> None:
-        super().__init__(broker, prefix, payload_limit)
+        super().__init__(broker, prefix, payload_limit, durability, confirm_timeout)
         self._broker = broker
+        self._waiter = broker.waiter(self._confirm_timeout)
         self._tracker = AsyncTracker(broker, prefix)
-        self._outboxes: dict[str, Batcher[Outgoing, Enqueued]] = {}
+        self._outboxes: dict[tuple[str, Durability | None], Batcher[Outgoing, Enqueued]] = {}
         self._under_way = UnderWay()
 
     async def __aenter__(self) -> Self:
@@ -179,7 +255,9 @@ class AsyncClient(_AnyClient):
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def enqueue(self, task: Task, *, queue: str | None = None) -> AsyncHandle[Any]:
+    async def enqueue(
+        self, task: Task, *, queue: str | None = None, durability: Durability | None = None
+    ) -> AsyncHandle[Any]:
         """The task is in the store, and will be run at least once; InvalidTask when it cannot be.
 
         `queue` takes the place of the task's own. Raises DuplicateTask, with the holder's id, when
@@ -188,16 +266,26 @@ class AsyncClient(_AnyClient):
         the broker's patience lasts, 10 s if not told otherwise, and then the task may be in it all
         the same. Calls that an AsyncClient is asked for at the same time share round trips; one
         that is cancelled may have enqueued its task.
+
+        With `durability` the call waits until the store has the task "fsync": on its disk, or
+        "replica": on one replica at least, for the client's `confirm_timeout` at most, and the
+        handle's `confirmed` says whether it has; None is as the client was made. That it has not
+        is no error: the task is in the store. ConfigError when the store cannot do that: nothing
+        was written. Calls at the same time share a wait.
         """
         self._tracker.check_open()
         outgoing = ready(task, queue=queue, payload_limit=self._payload_limit)
-        outbox = self._outboxes.get(outgoing.queue) or self._outbox(outgoing.queue)
+        asked = check_durability(durability) or self._durability
+        where = outgoing.queue, asked
+        outbox = self._outboxes.get(where) or self._outbox(*where)
         reply = await outbox.put(outgoing)
         if reply.outcome != "created":
             raise duplicate(outgoing, reply)
         return self._handle(outgoing, reply)
 
-    async def enqueue_many(self, tasks: Iterable[Task]) -> list[AsyncHandle[Any]]:
+    async def enqueue_many(
+        self, tasks: Iterable[Task], *, durability: Durability | None = None
+    ) -> list[AsyncHandle[Any]]:
         """All tasks are in the store; one handle for each, in their order.
 
         Every task is checked before the first is sent: InvalidTask, and nothing was sent. A task
@@ -205,12 +293,13 @@ class AsyncClient(_AnyClient):
         the holder. They go 500 at a time, or 4 MiB. When the store fails halfway, the error has
         `handles`, those of the tasks that it has answered for. To repeat the call without running
         any task twice, give the tasks ids: those that are there already come back with `created`
-        False.
+        False. `durability` is as for `enqueue`; tasks of a round trip share a wait.
         """
         self._tracker.check_open()
+        asked = check_durability(durability) or self._durability
         bulk = Bulk(ready_all(tasks, payload_limit=self._payload_limit))
         with self._under_way:
-            queues = [self._send_all(bulk, *one) for one in bulk.places().items()]
+            queues = [self._send_all(bulk, asked, *one) for one in bulk.places().items()]
             for error in await asyncio.gather(*queues, return_exceptions=True):
                 if isinstance(error, QsyncError):
                     error.handles = self._handles(bulk)
@@ -235,47 +324,74 @@ class AsyncClient(_AnyClient):
             await self._under_way.none()
         finally:
             await self._tracker.aclose()
+            await self._waiter.aclose()
             await self._broker.aclose()
 
     def _handle(self, task: Outgoing, reply: Enqueued) -> AsyncHandle[Any]:
         if reply.outcome != "created":
-            return AsyncHandle(self._tracker, reply.id, task.queue)
+            return AsyncHandle(self._tracker, reply.id, task.queue, confirmed=reply.confirmed)
         return AsyncHandle(
-            self._tracker, task.id, task.queue, created=True, retention_us=task.retention_us
-        )
+            self._tracker, task.id, task.queue,
+            created=True, confirmed=reply.confirmed, retention_us=task.retention_us,
+        )  # fmt: skip
 
     def _handles(self, bulk: Bulk) -> list[AsyncHandle[Any]]:
         return [self._handle(task, reply) for task, reply in bulk.answered()]
 
-    def _outbox(self, queue: str) -> Batcher[Outgoing, Enqueued]:
-        outbox = Batcher(partial(self._enqueue, self._keys(queue)), size_of)
-        self._outboxes[queue] = outbox
+    def _outbox(self, queue: str, durability: Durability | None) -> Batcher[Outgoing, Enqueued]:
+        keys = self._keys(queue)
+        wait = self._wait(keys, durability)
+        # A wait may take a second, so what comes meanwhile goes together as far as it can.
+        calls = 1 if wait is None else self._calls_at_once
+        outbox = Batcher(partial(self._enqueue, keys, wait), size_of, calls=calls)
+        self._outboxes[queue, durability] = outbox
         return outbox
 
-    async def _enqueue(self, keys: QueueKeys, tasks: Sequence[Outgoing]) -> list[Enqueued]:
-        [reply] = await self._send(keys, [ops.enqueue(keys, tasks)])
-        if isinstance(reply, QsyncError):
-            raise reply
-        return reply
+    async def _enqueue(
+        self, keys: QueueKeys, wait: Wait | None, tasks: Sequence[Outgoing]
+    ) -> list[Enqueued | Exception]:
+        parts = [tasks] if wait is None else list(ops.batches(tasks, size_of))
+        calls = [ops.enqueue(keys, part, wait=wait) for part in parts]
+        answers: list[Enqueued | Exception] = []
+        for part, reply in zip(parts, await self._send(keys, calls), strict=True):
+            if isinstance(reply, QsyncError):
+                answers += [own(reply) for _ in part]
+            else:
+                answers += reply
+        return answers
 
-    async def _send_all(self, bulk: Bulk, queue: str, places: Sequence[int]) -> None:
+    async def _send_all(
+        self, bulk: Bulk, durability: Durability | None, queue: str, places: Sequence[int]
+    ) -> None:
         keys = self._keys(queue)
+        wait = self._wait(keys, durability)
         for trip in bulk.trips(places, calls=self._calls_at_once):
-            bulk.note(trip, await self._send(keys, [bulk.call(keys, part) for part in trip]))
+            calls = [bulk.call(keys, part, wait) for part in trip]
+            bulk.note(trip, await self._send(keys, calls))
 
     async def _send(
         self, keys: QueueKeys, calls: Sequence[Call[list[Enqueued]]]
     ) -> list[list[Enqueued] | QsyncError]:
         """Make calls of a queue in one round trip; one that fails for now is repeated by itself."""
+        broker = await self._broker_for(calls[0].wait)
         told = self._registering(keys.queue)
-        replies: list[Any] = await self._broker.run_many([*told, *calls])
+        replies: list[Any] = await broker.run_many([*told, *calls])
         if told:
             self._registered(keys.queue, replies)
         for at, reply in enumerate(replies):
             if isinstance(reply, StoreUnavailable):
                 try:
-                    replies[at] = await self._broker.run(calls[at])
+                    replies[at] = await broker.run(calls[at])
                 except QsyncError as error:
                     replies[at] = error
                     break
         return replies
+
+    async def _broker_for(self, wait: Wait | None) -> AsyncBroker:
+        """The broker for calls that wait so; ConfigError when the store cannot confirm that."""
+        if wait is None:
+            return self._broker
+        store = self._store(wait)
+        if store not in self._able and await self._waiter.can_confirm(wait.durability, store[1]):
+            self._able.add(store)
+        return self._waiter

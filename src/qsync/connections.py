@@ -10,14 +10,16 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qsync.broker import connect
 from qsync.broker.address import Address
+from qsync.broker.call import Durability
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, Client
 from qsync.errors import ConfigError
 from qsync.keys import shorten
+from qsync.sending import CONFIRM_TIMEOUT, check_confirm_timeout, check_durability
 
 if TYPE_CHECKING:
     from qsync.embedded import Embedded  # at run time only for embedded://, since it needs fcntl
@@ -42,6 +44,8 @@ class Connections:
         prefix: str,
         payload_limit: int,
         patience: float,
+        durability: Durability | None = None,
+        confirm_timeout: float = CONFIRM_TIMEOUT,
     ) -> None:
         if url is None:
             url = os.environ.get(URL) or None
@@ -53,8 +57,13 @@ class Connections:
         if type(patience) not in (int, float) or not patience >= 0:
             raise ConfigError(f"patience: {shorten(patience)} is not a number of seconds from 0")
         self.prefix = prefix
-        self._payload_limit = payload_limit
         self._patience = patience
+        self._options: dict[str, Any] = {
+            "prefix": prefix,
+            "payload_limit": payload_limit,
+            "durability": check_durability(durability),
+            "confirm_timeout": check_confirm_timeout(confirm_timeout),
+        }
         self._where: Address | Embedded
         if not isinstance(url, str):
             self._where = connect.address_of(url)
@@ -82,12 +91,12 @@ class Connections:
     def client(self) -> Client:
         """A new blocking client."""
         broker = Broker(self.address, patience=self._patience)
-        return Client(broker, prefix=self.prefix, payload_limit=self._payload_limit)
+        return Client(broker, **self._options)
 
     def async_client(self) -> AsyncClient:
         """A new client for one event loop."""
         broker = AsyncBroker(self.address, patience=self._patience)
-        return AsyncClient(broker, prefix=self.prefix, payload_limit=self._payload_limit)
+        return AsyncClient(broker, **self._options)
 
     def shared(self) -> Client:
         """The blocking client of this process."""

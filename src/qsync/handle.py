@@ -44,6 +44,13 @@ ORDER_TTL_MS: Final = 60_000
 """How long an order waits in the inbox of a server that may be dead."""
 
 
+MESSAGE_ROOM: Final = 512 * 1024
+"""What a task with its message is reckoned to take of a reply, bytes; it may be more, or little."""
+
+RESULT_ROOM: Final = 64 * 1024
+"""The same for one without, which has a result when it is done."""
+
+
 class _Unknown(Enum):
     RETENTION = "retention"
 
@@ -58,7 +65,7 @@ Retention = int | None | Literal[_Unknown.RETENTION]
 class _AnyHandle(Generic[R]):
     """What the handles of both colours have in common."""
 
-    __slots__ = ("_decode", "_retention_us", "_tracker", "created", "id", "queue")
+    __slots__ = ("_decode", "_retention_us", "_tracker", "confirmed", "created", "id", "queue")
 
     def __init__(
         self,
@@ -67,6 +74,7 @@ class _AnyHandle(Generic[R]):
         queue: str,
         *,
         created: bool = False,
+        confirmed: bool | None = None,
         retention_us: Retention = UNKNOWN,
         decode: Callable[[Result], R] = value_of,
     ) -> None:
@@ -74,6 +82,7 @@ class _AnyHandle(Generic[R]):
         self.id = id
         self.queue = queue
         self.created = created
+        self.confirmed = confirmed
         self._retention_us: Retention = retention_us
         self._decode = decode
 
@@ -88,6 +97,11 @@ class _AnyHandle(Generic[R]):
 
     def __hash__(self) -> int:
         return hash((self.id, self.queue))
+
+    @property
+    def _known(self) -> bool:
+        """Whether the retention need not be read from the task's message."""
+        return self._retention_us is not UNKNOWN
 
     def _seconds(self, timeout: Duration | None) -> float | None:
         """The timeout that `result` was given; InvalidTask when no result will be kept."""
@@ -113,6 +127,10 @@ class Handle(_AnyHandle[R]):
     `created` is True when the call that returned the handle created the task. It is False when
     another task held its id or its unique lock: the handle is then that one's. And it is False for
     a handle that `client.handle` made. Handles are equal when id and queue are.
+
+    `confirmed` is None unless the call asked for `durability`. True: the store has the task on
+    disk, or on a replica. False: it did not say so in time; the task is in the store, and may be
+    lost with it.
     """
 
     __slots__ = ()
@@ -133,7 +151,9 @@ class Handle(_AnyHandle[R]):
         kept, being too large, say.
         """
         seconds = self._seconds(timeout)
-        return self._value(self._tracker.wait(self.id, self.queue, seconds), seconds)
+        return self._value(
+            self._tracker.wait(self.id, self.queue, seconds, known=self._known), seconds
+        )
 
     def cancel(self) -> bool:
         """The task is cancelled, or the server that runs it has been told to stop it.
@@ -147,7 +167,8 @@ class Handle(_AnyHandle[R]):
         """The same task, whose `result()` is what `decode` makes of the record of its result."""
         return Handle(
             self._tracker, self.id, self.queue,
-            created=self.created, retention_us=self._retention_us, decode=decode,
+            created=self.created, confirmed=self.confirmed,
+            retention_us=self._retention_us, decode=decode,
         )  # fmt: skip
 
 
@@ -157,6 +178,10 @@ class AsyncHandle(_AnyHandle[R]):
     `created` is True when the call that returned the handle created the task. It is False when
     another task held its id or its unique lock: the handle is then that one's. And it is False for
     a handle that `client.handle` made. Handles are equal when id and queue are.
+
+    `confirmed` is None unless the call asked for `durability`. True: the store has the task on
+    disk, or on a replica. False: it did not say so in time; the task is in the store, and may be
+    lost with it.
     """
 
     __slots__ = ()
@@ -180,7 +205,9 @@ class AsyncHandle(_AnyHandle[R]):
         kept, being too large, say.
         """
         seconds = self._seconds(timeout)
-        return self._value(await self._tracker.wait(self.id, self.queue, seconds), seconds)
+        return self._value(
+            await self._tracker.wait(self.id, self.queue, seconds, known=self._known), seconds
+        )
 
     async def cancel(self) -> bool:
         """The task is cancelled, or the server that runs it has been told to stop it.
@@ -194,7 +221,8 @@ class AsyncHandle(_AnyHandle[R]):
         """The same task, whose `result()` is what `decode` makes of the record of its result."""
         return AsyncHandle(
             self._tracker, self.id, self.queue,
-            created=self.created, retention_us=self._retention_us, decode=decode,
+            created=self.created, confirmed=self.confirmed,
+            retention_us=self._retention_us, decode=decode,
         )  # fmt: skip
 
 
@@ -233,22 +261,26 @@ class Tracker(_AnyTracker):
         self._broker = broker
         self._watches: dict[tuple[int, str], Watch] = {}
 
-    def show(self, id: str, queue: str, *, patience: Patience = OWN) -> Shown | None:
+    def show(
+        self, id: str, queue: str, *, messages: bool = True, patience: Patience = OWN
+    ) -> Shown | None:
         """The task as it stands; None when it is not in the queue."""
         self.check_open()
-        [shown] = self._broker.run(views.show(self._keys(queue), [id]), patience=patience)
+        call = views.show(self._keys(queue), [id], messages=messages)
+        [shown] = self._broker.run(call, patience=patience)
         return shown
 
-    def wait(self, id: str, queue: str, seconds: float | None) -> Result | None:
+    def wait(self, id: str, queue: str, seconds: float | None, *, known: bool) -> Result | None:
         """The record of the result, or None when the task did not end in time."""
         deadline = Deadline(seconds)
 
-        def look() -> Result | None:
+        def look(*, messages: bool = False) -> Result | None:
             patience = min(self._broker.patience, deadline.left() + GRACE)
-            return ended(id, queue, self.show(id, queue, patience=patience))
+            shown = self.show(id, queue, messages=messages, patience=patience)
+            return ended(id, queue, shown)
 
         try:
-            record = look()
+            record = look(messages=not known)
             if record is None and deadline.left():
                 with self._watch(queue).waiting(id) as woken:
                     for pause in pauses():
@@ -299,30 +331,33 @@ class AsyncTracker(_AnyTracker):
     def __init__(self, broker: AsyncBroker, prefix: str) -> None:
         super().__init__(prefix)
         self._broker = broker
-        self._readers: dict[str, Batcher[str, Shown | None]] = {}
+        self._readers: dict[tuple[str, bool], Batcher[str, Shown | None]] = {}
         self._watches: dict[str, AsyncWatch] = {}
         self._under_way = UnderWay()
 
-    async def show(self, id: str, queue: str) -> Shown | None:
+    async def show(self, id: str, queue: str, *, messages: bool = True) -> Shown | None:
         """The task as it stands; None when it is not in the queue."""
         self.check_open()
-        reader = self._readers.get(queue)
+        reader = self._readers.get((queue, messages))
         if reader is None:
-            reader = Batcher(partial(self._read, self._keys(queue)), len)
-            self._readers[queue] = reader
+            room = MESSAGE_ROOM if messages else RESULT_ROOM
+            read = partial(self._read, self._keys(queue), messages)
+            reader = self._readers[queue, messages] = Batcher(read, lambda _: room)
         return await reader.put(id)
 
-    async def wait(self, id: str, queue: str, seconds: float | None) -> Result | None:
+    async def wait(
+        self, id: str, queue: str, seconds: float | None, *, known: bool
+    ) -> Result | None:
         """The record of the result, or None when the task did not end in time."""
         deadline = Deadline(seconds)
 
-        async def look() -> Result | None:
-            return ended(id, queue, await self.show(id, queue))
+        async def look(*, messages: bool = False) -> Result | None:
+            return ended(id, queue, await self.show(id, queue, messages=messages))
 
         record = None
         with suppress(TimeoutError):
             async with asyncio.timeout(None if seconds is None else seconds + GRACE):
-                record = await look()
+                record = await look(messages=not known)
                 if record is None and deadline.left():
                     with self._watch(queue).waiting(id) as woken:
                         for pause in pauses():
@@ -361,8 +396,10 @@ class AsyncTracker(_AnyTracker):
         for watch in self._watches.values():
             await watch.aclose()
 
-    async def _read(self, keys: QueueKeys, ids: Sequence[str]) -> list[Shown | None]:
-        return await self._broker.run(views.show(keys, ids))
+    async def _read(
+        self, keys: QueueKeys, messages: bool, ids: Sequence[str]
+    ) -> list[Shown | None]:
+        return await self._broker.run(views.show(keys, ids, messages=messages))
 
     def _watch(self, queue: str) -> AsyncWatch:
         watch = self._watches.get(queue)

@@ -39,7 +39,7 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "cancels": ("hash", "id -> retention, us: cancel asked for, or outcome of a completed task"),
     "progress": ("hash", "id -> <done>/<total> of a running task"),
     "wake": ("list", "at most one element: servers with a free slot block on it"),
-    "meta": ("hash", "paused, weight:<fairness key>, v (virtual time), swept, cursor, day"),
+    "meta": ("hash", "paused, weight:<fairness key>, v, swept, cursor, fetches_cursor, day"),
     "stats": ("hash", "counters, and <counter>:<day number> for 90 days"),
 }
 """The keys of a queue, all of them structural: they live as long as the queue is used."""

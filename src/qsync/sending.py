@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar, cast
 
 from qsync.broker import ops
-from qsync.broker.call import Call
+from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.ops import Enqueued
-from qsync.errors import DuplicateTask, InvalidTask, QsyncError
-from qsync.keys import QueueKeys
+from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError
+from qsync.keys import QueueKeys, shorten
 from qsync.task import Outgoing, Task, new_nonce, outgoing
 
 T = TypeVar("T")
@@ -23,6 +24,9 @@ REGISTER_EVERY: Final = 60.0
 
 REGISTER_AGAIN: Final = 1.0
 """How soon that is tried again when it failed, seconds."""
+
+CONFIRM_TIMEOUT: Final = 2.0
+"""How long a confirmation is waited for, seconds: a store that syncs every second takes one."""
 
 _BESIDE: Final = 128
 """What a task's options and the framing take in a call at most, bytes, the fairness key apart."""
@@ -57,6 +61,23 @@ def ready_all(tasks: Iterable[Task], *, payload_limit: int) -> list[Outgoing]:
             msg = f"tasks[{at}]: {error}"
             raise InvalidTask(msg) from error
     return prepared
+
+
+def check_durability(value: object) -> Durability | None:
+    """Return what a task is to outlive, or raise ConfigError."""
+    match value:
+        case None | "fsync" | "replica":
+            return value
+    msg = f"durability: {shorten(value)} is neither 'fsync' nor 'replica' nor None"
+    raise ConfigError(msg)
+
+
+def check_confirm_timeout(value: object) -> float:
+    """Return the seconds that a confirmation is waited for, or raise ConfigError."""
+    if type(value) not in (int, float) or not 0.001 <= cast("float", value) <= 3600:
+        msg = f"confirm_timeout: {shorten(value)} is not a number of seconds from 0.001 to 3600"
+        raise ConfigError(msg)
+    return cast("float", value)
 
 
 def _checked(task: object) -> Task:
@@ -105,9 +126,9 @@ class Bulk:
             for at in range(0, len(trip), calls):
                 yield trip[at : at + calls]
 
-    def call(self, keys: QueueKeys, part: Sequence[int]) -> Call[list[Enqueued]]:
+    def call(self, keys: QueueKeys, part: Sequence[int], wait: Wait | None) -> Call[list[Enqueued]]:
         """The call for the tasks at these places."""
-        return ops.enqueue(keys, [self.tasks[at] for at in part])
+        return ops.enqueue(keys, [self.tasks[at] for at in part], wait=wait)
 
     def note(
         self, trip: Sequence[Sequence[int]], replies: Sequence[list[Enqueued] | QsyncError]
@@ -159,10 +180,16 @@ class Batcher(Generic[T, U]):
     """
 
     def __init__(
-        self, run: Callable[[list[T]], Awaitable[Sequence[U]]], size: Callable[[T], int]
+        self,
+        run: Callable[[list[T]], Awaitable[Sequence[U | Exception]]],
+        size: Callable[[T], int],
+        *,
+        calls: int = 1,
     ) -> None:
+        """`calls`: how many calls a batch may take, which together are no larger than one may."""
         self._run = run
         self._size = size
+        self._calls = calls
         self._items: list[T] = []
         self._futures: list[asyncio.Future[U]] = []
         self._sender: asyncio.Task[None] | None = None
@@ -195,13 +222,26 @@ class Batcher(Generic[T, U]):
             self._futures.clear()
 
     def _take(self) -> tuple[list[T], list[asyncio.Future[U]]]:
-        count = len(next(iter(ops.batches(self._items, self._size))))
+        count = self._count()
         items, futures = self._items[:count], self._futures[:count]
         del self._items[:count], self._futures[:count]
         if any(future.cancelled() for future in futures):
             kept = [at for at, future in enumerate(futures) if not future.cancelled()]
             return [items[at] for at in kept], [futures[at] for at in kept]
         return items, futures
+
+    def _count(self) -> int:
+        """How many of the items go in the next batch."""
+        runs = ops.batches(self._items, self._size)
+        count = len(next(runs))
+        if self._calls > 1:
+            room = ops.BATCH_BYTES - sum(map(self._size, self._items[:count]))
+            for run in itertools.islice(runs, self._calls - 1):
+                room -= sum(map(self._size, run))
+                if room < 0:
+                    break
+                count += len(run)
+        return count
 
     async def _deliver(self, items: list[T], futures: list[asyncio.Future[U]]) -> None:
         replies: Sequence[U | Exception]
@@ -211,7 +251,7 @@ class Batcher(Generic[T, U]):
                 msg = f"{len(items)} were asked for, and the store answered for {len(replies)}"
                 raise QsyncError(msg)
         except Exception as error:
-            replies = [_own(error) for _ in futures]
+            replies = [own(error) for _ in futures]
         except BaseException:
             for future in futures:
                 future.cancel()
@@ -253,10 +293,10 @@ class UnderWay:
         await self._none.wait()
 
 
-def _own(error: Exception) -> Exception:
+def own(error: Exception) -> Exception:
     """An exception for one of several callers: one object would mix their traces."""
     if not isinstance(error, QsyncError):
         return error
-    own = copy.copy(error)
-    own.__cause__ = error.__cause__
-    return own
+    copied = copy.copy(error)
+    copied.__cause__ = error.__cause__
+    return copied

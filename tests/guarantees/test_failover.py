@@ -180,7 +180,7 @@ async def drained(store: Cluster | Sentinel, prefix: str, queues: list[str]) -> 
             )
 
 
-@pytest.mark.parametrize("how", ["killed", "standing"])
+@pytest.mark.parametrize("how", ["killed", pytest.param("standing", marks=pytest.mark.slow)])
 def test_a_primary_is_gone_and_the_other_queues_go_on(
     replicated: Cluster, prefix: str, measured: Measured, how: str
 ) -> None:
@@ -228,7 +228,7 @@ def change_primary(sentinel: Sentinel, how: str) -> None:
         sentinel.failover()
 
 
-@pytest.mark.parametrize("how", ["killed", "told"])
+@pytest.mark.parametrize("how", ["killed", pytest.param("told", marks=pytest.mark.slow)])
 def test_the_primary_of_a_sentinel_changes(prefix: str, measured: Measured, how: str) -> None:
     with Sentinel() as sentinel:
 

@@ -92,7 +92,7 @@ def test_two_servers_with_lapsed_leases_repeat_no_more_than_these(
 
     async def enqueue() -> None:
         async with bench(own_store.url, prefix) as b:
-            await b.client.enqueue_many([task(sleep=5.0, retention=600) for _ in range(TASKS)])
+            await b.client.enqueue_many([task(sleep=3.5, retention=600) for _ in range(TASKS)])
 
     asyncio.run(enqueue())
     history.wait("start", TASKS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from qsync.broker.script import Script
 
@@ -12,15 +12,34 @@ T = TypeVar("T")
 
 Argument = str | bytes | int
 
+Durability = Literal["fsync", "replica"]
+"""What a task outlives once it is confirmed: `fsync`: the crash of the store's machine, its disk
+kept; `replica`: the loss of that machine."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
     """One round trip to the store, described and not yet made.
 
     All keys are in one cluster slot. Running a call twice has the effect of running it once.
+    With `wait`, `decode` is given a pair: the reply, and whether the wait confirmed it.
     """
 
     script: Script
     keys: tuple[str, ...]
     args: tuple[Argument, ...]
     decode: Callable[[Any], T]
+    wait: Wait | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What a call waits for on its connection after it: at most `timeout_ms`.
+
+    The store counts from the last write of the connection, and a call that is made again because
+    its reply was lost writes nothing: so a write that is always one, the `mark`, goes between.
+    """
+
+    durability: Durability
+    timeout_ms: int
+    mark: Call[Any]

@@ -236,6 +236,11 @@ async def aclose(client: Any) -> None:
     pool = getattr(client, "connection_pool", None)
     if pool is not None:
         await pool.disconnect()
+    elif hasattr(client, "nodes_manager"):
+        # A cluster client that lost its map, and is about to ask for it anew, closes nothing.
+        manager = client.nodes_manager
+        for node in (*manager.nodes_cache.values(), *manager.startup_nodes.values()):
+            await node.disconnect()
     for watcher in _watchers(pool):
         await watcher.aclose()
 

@@ -50,8 +50,10 @@ def classify(error: BaseException) -> Fault:
     )  # fmt: skip
     if isinstance(error, transient) or text.startswith(_TRANSIENT_CODES):
         return Fault.TRANSIENT
-    if "max number of clients" in text or "Script killed" in text or "ACL failure" in text:
-        return Fault.DENIED if "ACL failure" in text else Fault.TRANSIENT
+    if "ACL failure in script" in text or "The user executing the script can't" in text:
+        return Fault.DENIED
+    if "max number of clients" in text or "Script killed" in text:
+        return Fault.TRANSIENT
     return Fault.BUG
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 import msgspec
 
 from qsync import codec
-from qsync.broker.call import Argument, Call
+from qsync.broker.call import Argument, Call, Durability, Wait
 from qsync.broker.script import load
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.task import MESSAGE_HEAD, Outgoing
@@ -29,10 +29,14 @@ Outcome = Literal["ok", "done", "lost"]
 
 
 class Enqueued(NamedTuple):
-    """What became of a task: `id` is that of the task that holds its id or its lock."""
+    """What became of a task: `id` is that of the task that holds its id or its lock.
+
+    `confirmed`: what was waited for came in time; None: nothing was.
+    """
 
     outcome: Literal["created", "exists", "duplicate"]
     id: str
+    confirmed: bool | None = None
 
 
 class Held(NamedTuple):
@@ -121,14 +125,25 @@ def batches(items: Sequence[Any], size: Callable[[Any], int]) -> Iterator[Sequen
 
 
 def enqueue(
-    keys: QueueKeys, tasks: Sequence[Outgoing], *, now_us: int | None = None
+    keys: QueueKeys,
+    tasks: Sequence[Outgoing],
+    *,
+    wait: Wait | None = None,
+    now_us: int | None = None,
 ) -> Call[list[Enqueued]]:
     """Store new tasks, all of them of this queue; one outcome a task, in order."""
     script = load("enqueue")
     args: list[Argument] = [_now(now_us), MESSAGE_HEAD]
     for task in _batch(tasks):
         args += (task.id, task.message, _enqueue_options(task))
-    return Call(script, keys.names(script.keys), tuple(args), _enqueued)
+    decode = _enqueued if wait is None else _enqueued_and_waited
+    return Call(script, keys.names(script.keys), tuple(args), decode, wait)
+
+
+def wait(keys: QueueKeys, durability: Durability, *, timeout_ms: int) -> Wait:
+    """What calls on a queue wait for after it, for so long at most."""
+    script = load("mark")
+    return Wait(durability, timeout_ms, Call(script, keys.names(script.keys), (), int))
 
 
 def tick(
@@ -300,6 +315,27 @@ def delete(
     return Call(script, keys.names(script.keys), (_now(now_us), state, *_batch(ids)), int)
 
 
+def repair(
+    keys: QueueKeys,
+    damage: str,
+    rows: Sequence[tuple[str, str]],
+    *,
+    record: bytes,
+    lease_us: int,
+    now_us: int | None = None,
+) -> Call[list[Literal["ok", "changed"]]]:
+    """Mend a damage that an audit found, where it still is: rows of id and lock.
+
+    `record` is the failure record of what is put among the dead; a task that a server holds, and
+    that has no state, is leased to it for `lease_us`.
+    """
+    script = load("repair")
+    args: list[Argument] = [_now(now_us), damage, record, lease_us]
+    for row in _batch(rows):
+        args += [text.encode(errors="surrogateescape") for text in row]
+    return Call(script, keys.names(script.keys), tuple(args), _outcomes)
+
+
 def pause(keys: QueueKeys, note: bytes) -> Call[bool]:
     """Pause a queue; the note says by whom and why. False when it was paused before."""
     if not note:
@@ -379,6 +415,11 @@ def _enqueue_options(task: Outgoing) -> bytes:
 def _enqueued(reply: Any) -> list[Enqueued]:
     texts: Any = [_text(value) for value in reply]
     return [Enqueued(*pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
+
+
+def _enqueued_and_waited(reply: Any) -> list[Enqueued]:
+    answer, confirmed = reply
+    return [one._replace(confirmed=confirmed) for one in _enqueued(answer)]
 
 
 def _fetched(reply: Any) -> Fetched:

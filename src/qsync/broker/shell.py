@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Literal, TypeVar
@@ -23,7 +23,16 @@ import redis.exceptions as failures
 from qsync.backoff import Backoff
 from qsync.broker import connect
 from qsync.broker.address import Address
-from qsync.broker.call import Call
+from qsync.broker.call import Call, Durability, Wait
+from qsync.broker.durable import (
+    REDIRECTIONS,
+    Exchanges,
+    eval_,
+    evalsha,
+    moved_or_gone,
+    probing,
+    waiting,
+)  # fmt: skip
 from qsync.broker.faults import LIBRARY_ERRORS, Fault, classify, moved_away, no_answer, translate
 from qsync.broker.listen import AsyncSubscription, Subscription, Waiter, heeding_cancellation, pack
 from qsync.errors import QsyncError
@@ -43,6 +52,9 @@ class _Own(Enum):
 OWN: Final = _Own.PATIENCE
 """For a call: as patient as the broker was made."""
 
+MIN_VERSION: Final = {"redis": (7, 0), "valkey": (7, 2)}
+"""The oldest releases that run the scripts."""
+
 Patience = float | None | Literal[_Own.PATIENCE]
 """Seconds; None: for ever."""
 
@@ -54,14 +66,6 @@ class Facts:
     version: tuple[int, ...] | None
     product: str
     policy: str | None
-
-
-def _evalsha(call: Call[Any]) -> tuple[Any, ...]:
-    return ("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args)
-
-
-def _eval(call: Call[Any]) -> tuple[Any, ...]:
-    return ("EVAL", call.script.text, len(call.keys), *call.keys, *call.args)
 
 
 def _facts(info: Mapping[str, Any]) -> Facts:
@@ -108,6 +112,29 @@ class Broker:
         replies = self._try(calls) if calls else []
         return _settle(replies, calls, self.address)
 
+    def waiter(self, seconds: float) -> Broker:
+        """Another broker of the store, for calls whose wait makes the answer come so much later.
+
+        What they wait on are connections of its own, so that nobody else has to.
+        """
+        return type(self)(
+            self.address,
+            connections=self._connections,
+            read_timeout=self._read_timeout + seconds,
+            patience=self.patience,
+        )
+
+    def can_confirm(self, durability: Durability, key: str) -> bool:
+        """Whether the node that holds a key can confirm that; False when it would not say.
+
+        Raises ConfigError when it cannot.
+        """
+        try:
+            client = self._node_for(key)
+        except LIBRARY_ERRORS:
+            return False
+        return bool(self._drive(client, probing(durability, self.address)))
+
     def ping(self) -> float:
         """The seconds that a round trip took; StoreUnavailable when there was no answer."""
         began = time.perf_counter()
@@ -123,9 +150,8 @@ class Broker:
 
     def close(self) -> None:
         """Close the connections; the broker may be used again and opens new ones."""
-        client = self._opened.pop("client", None)
-        if client is not None:
-            connect.close(client)
+        while self._opened:
+            connect.close(self._opened.popitem()[1])
 
     def client_for(self, key: str) -> redis.Redis:
         """A client with one connection to the node that holds a key."""
@@ -139,10 +165,16 @@ class Broker:
         client = self._opened.get("client")
         if client is None:
             make = connect.cluster_client if self.address.kind == "cluster" else connect.node_client
-            self._client = make(
-                self.address, connections=self._connections, read_timeout=self._read_timeout
-            )
-        return self._client
+            client = self._keep("client", make, self.address)
+        return client
+
+    def _keep(self, name: str, make: Callable[..., Any], address: Address) -> Any:
+        """A new client; of two threads that come here at once, one gets the other's."""
+        made = make(address, connections=self._connections, read_timeout=self._read_timeout)
+        kept = self._opened.setdefault(name, made)
+        if kept is not made:
+            connect.close(made)
+        return kept
 
     def _plain(self, *command: str) -> Any:
         options = {"target_nodes": "random"} if self.address.kind == "cluster" else {}
@@ -156,24 +188,65 @@ class Broker:
             return [error] * len(calls)
         if self.address.kind == "cluster":
             return [self._try_in_cluster(client, call) for call in calls]
-        replies = self._exchange(client, [_evalsha(call) for call in calls])
+        if (wait := calls[-1].wait) is not None:
+            return list(self._drive(client, waiting(calls, wait)))
+        replies = self._exchange(client, [evalsha(call) for call in calls])
         missing = [
             at for at, reply in enumerate(replies) if isinstance(reply, failures.NoScriptError)
         ]
         if missing:
-            again = self._exchange(client, [_eval(calls[at]) for at in missing])
+            again = self._exchange(client, [eval_(calls[at]) for at in missing])
             for at, reply in zip(missing, again, strict=True):
                 replies[at] = reply
         return replies
 
     def _try_in_cluster(self, client: Any, call: Call[Any]) -> Any:
+        if call.wait is not None:
+            return self._wait_in_cluster(client, call, call.wait)
         try:
             try:
-                return client.execute_command(*_evalsha(call))
+                return client.execute_command(*evalsha(call))
             except failures.NoScriptError:
-                return client.execute_command(*_eval(call))
+                return client.execute_command(*eval_(call))
         except LIBRARY_ERRORS as error:
             return error
+
+    def _wait_in_cluster(self, cluster: Any, call: Call[Any], wait: Wait) -> Any:
+        """Make the call, and wait for it, at the node that has its keys by the time."""
+        reply: Any = None
+        try:
+            for _ in range(REDIRECTIONS):
+                client = self._node_for(call.keys[0])
+                [reply] = self._drive(client, waiting([call], wait))
+                if moved_or_gone(reply):
+                    cluster.nodes_manager.initialize()
+                if not isinstance(reply, failures.MovedError):
+                    break
+        except LIBRARY_ERRORS as error:
+            return error
+        return reply
+
+    def _node_for(self, key: str) -> Any:
+        """The client by which to wait at the node that holds a key."""
+        client = self._open()
+        if self.address.kind != "cluster":
+            return client
+        node = client.get_node_from_key(key)
+        name, address = (
+            f"{node.host}:{node.port}",
+            connect.at_node(self.address, node.host, node.port),
+        )
+        return self._opened.get(name) or self._keep(name, connect.node_client, address)
+
+    def _drive(self, client: Any, exchanges: Exchanges) -> Any:
+        """Make the exchanges of a generator; returns what it does."""
+        replies: Any = None
+        while True:
+            try:
+                commands = exchanges.send(replies)
+            except StopIteration as end:
+                return end.value
+            replies = self._exchange(client, commands)
 
     def _exchange(self, client: redis.Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         pool: Any = client.connection_pool
@@ -220,6 +293,7 @@ class AsyncBroker:
         self._connections = connections
         self._read_timeout = read_timeout
         self._client: Any = None
+        self._nodes: dict[tuple[str, int], Any] = {}
 
     async def run(self, call: Call[T], *, patience: Patience = OWN) -> T:
         """Make one call. Transient errors are tried again for `patience` seconds, None: for ever.
@@ -241,6 +315,29 @@ class AsyncBroker:
         replies = await self._try(calls) if calls else []
         return _settle(replies, calls, self.address)
 
+    def waiter(self, seconds: float) -> AsyncBroker:
+        """Another broker of the store, for calls whose wait makes the answer come so much later.
+
+        What they wait on are connections of its own, so that nobody else has to.
+        """
+        return type(self)(
+            self.address,
+            connections=self._connections,
+            read_timeout=self._read_timeout + seconds,
+            patience=self.patience,
+        )
+
+    async def can_confirm(self, durability: Durability, key: str) -> bool:
+        """Whether the node that holds a key can confirm that; False when it would not say.
+
+        Raises ConfigError when it cannot.
+        """
+        try:
+            client = await self._node_for(key)
+        except LIBRARY_ERRORS:
+            return False
+        return bool(await self._drive(client, probing(durability, self.address)))
+
     async def ping(self) -> float:
         """The seconds that a round trip took; StoreUnavailable when there was no answer."""
         began = time.perf_counter()
@@ -261,6 +358,34 @@ class AsyncBroker:
         except LIBRARY_ERRORS as error:
             raise no_answer(error, self.address) from error
 
+    async def ask(self, *command: str | bytes | int, key: str = "") -> Any:
+        """The raw reply to a plain command; None when the store refuses or does not know it.
+
+        In a cluster the node that holds `key` is asked. StoreUnavailable without an answer.
+        """
+        try:
+            client = await self._node_for(key)
+        except LIBRARY_ERRORS as error:
+            raise no_answer(error, self.address) from error
+        [reply] = await self._exchange(client, [command])
+        if not isinstance(reply, BaseException):
+            return reply
+        if isinstance(reply, failures.ResponseError) and classify(reply) is not Fault.TRANSIENT:
+            return None
+        raise no_answer(reply, self.address) from reply
+
+    async def primaries(self) -> list[Address]:
+        """The nodes that take writes: the address itself, or the nodes of a cluster."""
+        client = self._open()
+        if self.address.kind != "cluster":
+            return [self.address]
+        try:
+            await client.initialize()
+        except LIBRARY_ERRORS as error:
+            raise no_answer(error, self.address) from error
+        nodes = sorted((node.host, int(node.port)) for node in client.get_primaries())
+        return [connect.at_node(self.address, *node) for node in nodes]
+
     def waiters(self, keys: Sequence[str]) -> list[Waiter]:
         """What it takes to block on these lists: one connection, in a cluster one for each."""
         if self.address.kind == "cluster":
@@ -276,6 +401,8 @@ class AsyncBroker:
         client, self._client = self._client, None
         if client is not None:
             await connect.aclose(client)
+        while self._nodes:
+            await connect.aclose(self._nodes.popitem()[1])
 
     async def client_for(self, key: str) -> redis.asyncio.Redis:
         """A client with one connection to the node that holds a key."""
@@ -312,27 +439,81 @@ class AsyncBroker:
         """One reply a call, or the error that took its place."""
         client = self._open()
         if self.address.kind == "cluster":
-            tries = [self._try_in_cluster(client, call) for call in calls]
             with heeding_cancellation():
+                try:
+                    # Before any call: calls that each find it to do break each other's connections.
+                    await client.initialize()
+                except LIBRARY_ERRORS as error:
+                    return [error] * len(calls)
+                tries = [self._try_in_cluster(client, call) for call in calls]
                 return list(await asyncio.gather(*tries))
-        replies = await self._exchange(client, [_evalsha(call) for call in calls])
+        if (wait := calls[-1].wait) is not None:
+            return list(await self._drive(client, waiting(calls, wait)))
+        replies = await self._exchange(client, [evalsha(call) for call in calls])
         missing = [
             at for at, reply in enumerate(replies) if isinstance(reply, failures.NoScriptError)
         ]
         if missing:
-            again = await self._exchange(client, [_eval(calls[at]) for at in missing])
+            again = await self._exchange(client, [eval_(calls[at]) for at in missing])
             for at, reply in zip(missing, again, strict=True):
                 replies[at] = reply
         return replies
 
     async def _try_in_cluster(self, client: Any, call: Call[Any]) -> Any:
+        if call.wait is not None:
+            return await self._wait_in_cluster(client, call, call.wait)
         try:
             try:
-                return await client.execute_command(*_evalsha(call))
+                return await client.execute_command(*evalsha(call))
             except failures.NoScriptError:
-                return await client.execute_command(*_eval(call))
+                return await client.execute_command(*eval_(call))
         except LIBRARY_ERRORS as error:
             return error
+        except AttributeError as error:
+            # When a node says that the cluster is down, redis-py closes all connections, those too
+            # that are just being opened for others, and there it trips over what is gone.
+            return failures.ConnectionError(str(error))
+
+    async def _wait_in_cluster(self, cluster: Any, call: Call[Any], wait: Wait) -> Any:
+        """Make the call, and wait for it, at the node that has its keys by the time."""
+        reply: Any = None
+        try:
+            for _ in range(REDIRECTIONS):
+                client = await self._node_for(call.keys[0])
+                [reply] = await self._drive(client, waiting([call], wait))
+                if moved_or_gone(reply):
+                    await cluster.nodes_manager.initialize()
+                if not isinstance(reply, failures.MovedError):
+                    break
+        except LIBRARY_ERRORS as error:
+            return error
+        return reply
+
+    async def _node_for(self, key: str) -> Any:
+        """The client by which to wait at the node that holds a key."""
+        client = self._open()
+        if self.address.kind != "cluster":
+            return client
+        await client.initialize()
+        found = client.get_node_from_key(key)
+        node = found.host, found.port
+        if node not in self._nodes:
+            self._nodes[node] = connect.async_node_client(
+                connect.at_node(self.address, *node),
+                connections=self._connections,
+                read_timeout=self._read_timeout,
+            )
+        return self._nodes[node]
+
+    async def _drive(self, client: Any, exchanges: Exchanges) -> Any:
+        """Make the exchanges of a generator; returns what it does."""
+        replies: Any = None
+        while True:
+            try:
+                commands = exchanges.send(replies)
+            except StopIteration as end:
+                return end.value
+            replies = await self._exchange(client, commands)
 
     async def _exchange(
         self, client: redis.asyncio.Redis, commands: Sequence[tuple[Any, ...]]

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from qsync import codec
-from qsync.broker.call import Call
+from qsync.broker.call import Argument, Call
 from qsync.broker.ops import crash_count
 from qsync.broker.script import load
 from qsync.keys import QueueKeys
@@ -39,10 +39,14 @@ class Shown:
     progress: bytes | None
 
 
-def show(keys: QueueKeys, ids: Sequence[str]) -> Call[list[Shown | None]]:
-    """Tasks as they stand, in order; None for one that is not in the queue."""
+def show(keys: QueueKeys, ids: Sequence[str], *, messages: bool = True) -> Call[list[Shown | None]]:
+    """Tasks as they stand, in order; None for one that is not in the queue.
+
+    Without `messages`, each that is there is an empty one: they may be large, and who only waits
+    for an end does not need them.
+    """
     script = load("show")
-    return Call(script, keys.names(script.keys), tuple(ids), _shown)
+    return Call(script, keys.names(script.keys), ("1" if messages else "", *ids), _shown)
 
 
 def _shown(reply: Any) -> list[Shown | None]:
@@ -85,6 +89,72 @@ def counts(keys: QueueKeys) -> Call[Counts]:
             if value.isdigit() and len(value) < 20
         }
         return Counts(states, sizes, stats)
+
+    return Call(script, keys.names(script.keys), (), decode)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How an id stands in a queue at one moment, as an audit sees it."""
+
+    id: str
+    states: tuple[str, ...]
+    beside: tuple[str, ...]
+    """The hashes that have an entry of it."""
+    lock: str
+    """The lock that it is said to hold; empty: none."""
+    holder: str
+    """Who has that lock."""
+    claim: str
+    """A lock that names it as its holder, when the audit came by that; for an entry among the
+    locks that is none, its name, with an empty id."""
+    message: bytes | None
+    """Given when the claim is not its lock."""
+
+
+def audit(
+    keys: QueueKeys, source: str, *, cursor: str = "0", count: int = 100
+) -> Call[tuple[str, list[Standing]]]:
+    """Go through a part of a key: the next cursor, 0 at the end, and how the ids in it stand."""
+    return _audit(keys, (source, cursor, count))
+
+
+def stand(keys: QueueKeys, rows: Sequence[tuple[str, str]]) -> Call[tuple[str, list[Standing]]]:
+    """How ids stand: rows of an id, and of the lock that names it or an empty text."""
+    return _audit(keys, ("", "0", 0, *[_raw(value) for row in rows for value in row]))
+
+
+def _raw(text: str) -> bytes:
+    """The bytes in the store of an id that an audit found, whatever they are."""
+    return text.encode(errors="surrogateescape")
+
+
+def _audit(keys: QueueKeys, args: tuple[Argument, ...]) -> Call[tuple[str, list[Standing]]]:
+    script = load("audit")
+    return Call(script, keys.names(script.keys), args, _standing)
+
+
+def _standing(reply: Any) -> tuple[str, list[Standing]]:
+    cursor, rows = reply
+    found = []
+    for *texts, message in rows:
+        id, states, beside, lock, holder, claim = (
+            text.decode(errors="surrogateescape") for text in texts
+        )
+        row = Standing(
+            id, tuple(states.split()), tuple(beside.split()), lock, holder, claim, message or None
+        )
+        found.append(row)
+    return cursor.decode(), found
+
+
+def types(keys: QueueKeys) -> Call[tuple[dict[str, str], int]]:
+    """The type of each key of the queue that is there, and the length of its list for wakes."""
+    script = load("types")
+
+    def decode(reply: Any) -> tuple[dict[str, str], int]:
+        kinds = {name: kind.decode() for name, kind in zip(script.keys, reply[0], strict=True)}
+        return {name: kind for name, kind in kinds.items() if kind != "none"}, int(reply[1])
 
     return Call(script, keys.names(script.keys), (), decode)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from qsync.cli.demo.command import demo
+from qsync.cli.doctor import doctor
 from qsync.cli.worker import worker
 from qsync.version import __version__
 
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command(name="demo")(demo)
 app.command(name="worker")(worker)
+app.command(name="doctor")(doctor)
 
 
 def _show_version(wanted: bool) -> None:

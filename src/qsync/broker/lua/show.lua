@@ -14,31 +14,38 @@
 -- KEYS[11] results   hash    id -> result record
 -- KEYS[12] cancels   hash    id -> retention us
 -- KEYS[13] progress  hash    id -> done/total
--- ARGV[1...] ids
+-- ARGV[1] messages  flag    empty: the messages are left out, an empty text for each that is there
+-- ARGV[2...] ids
 -- returns one a task: empty when it is not there, else state, score, message, owner, crash count,
 --   failure record, result record, retention in cancels, progress
 local states = { 'pending', 'scheduled', 'active', 'retry', 'completed', 'dead' }
-local replies = {}
-if #ARGV == 0 then
+local ids, replies = { unpack(ARGV, 2) }, {}
+if #ids == 0 then
   return replies
 end
 for at, set_key in ipairs({ KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7] }) do
-  for i, score in ipairs(redis.call('ZMSCORE', set_key, unpack(ARGV))) do
+  for i, score in ipairs(redis.call('ZMSCORE', set_key, unpack(ids))) do
     if score and not replies[i] then
       replies[i] = { states[at], whole(math.max(-4e17, math.min(tonumber(score), 4e17))) }
     end
   end
 end
 for at, hash_key in ipairs({ KEYS[1], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13] }) do
-  local any = redis.call('EXISTS', hash_key) == 1
-  local fields = any and redis.call('HMGET', hash_key, unpack(ARGV)) or {}
-  for i = 1, #ARGV do
+  local fields = {}
+  if at == 1 and ARGV[1] == '' then
+    for i, id in ipairs(ids) do
+      fields[i] = replies[i] and redis.call('HEXISTS', hash_key, id) == 1 and ''
+    end
+  elseif redis.call('EXISTS', hash_key) == 1 then
+    fields = redis.call('HMGET', hash_key, unpack(ids))
+  end
+  for i = 1, #ids do
     if replies[i] then
       replies[i][at + 2] = fields[i] or false
     end
   end
 end
-for i = 1, #ARGV do
+for i = 1, #ids do
   replies[i] = replies[i] or {}
 end
 return replies

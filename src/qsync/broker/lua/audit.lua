@@ -1,0 +1,127 @@
+#!lua flags=no-writes
+-- audit: a part of what a queue holds, and how each id in it stands at this moment.
+-- KEYS[1] tasks      hash    id -> message
+-- KEYS[2] pending    zset    ids by order tag
+-- KEYS[3] scheduled  zset    ids by due time
+-- KEYS[4] active     zset    ids by lease expiry
+-- KEYS[5] retry      zset    ids by due time
+-- KEYS[6] completed  zset    ids by the time until which they are kept
+-- KEYS[7] dead       zset    ids by time of death
+-- KEYS[8] owner      hash    id -> lease token
+-- KEYS[9] crashes    hash    id -> crash count
+-- KEYS[10] failures  hash    id -> failure record
+-- KEYS[11] results   hash    id -> result record
+-- KEYS[12] keys      hash    id -> fairness key
+-- KEYS[13] cancels   hash    id -> retention us
+-- KEYS[14] progress  hash    id -> done/total
+-- KEYS[15] unique    hash    locks
+-- ARGV[1] source     text    name of the key to go through; empty: look at these ids
+-- ARGV[2] cursor     text    0 at first
+-- ARGV[3] count      int     how much to go through, about
+-- ARGV[4...] two a task: id, and the lock that names it as its holder, or empty
+-- returns the next cursor, 0 at the end; and one a task: id; names of its states, with spaces; names
+--   of what else has it, with spaces; its lock; who has that; the lock that names it; its message
+--   when that lock is not its own
+local ids, claims, cursor = {}, {}, '0'
+
+-- Who has a lock, in what the lock holds. (The piece for locks has commands that write in it.)
+local function named_holder(held)
+  return string.match(held or '', '^%d+:(.+)$')
+end
+
+local function add_row(id, claim)
+  ids[#ids + 1], claims[#claims + 1] = id, claim
+end
+
+-- Large values need not come along, where the store knows how to leave them out.
+local function scan_names(hash_key)
+  local part = redis.pcall('HSCAN', hash_key, ARGV[2], 'COUNT', ARGV[3], 'NOVALUES')
+  local step = 1
+  if part.err then
+    part, step = redis.call('HSCAN', hash_key, ARGV[2], 'COUNT', ARGV[3]), 2
+  end
+  cursor = part[1]
+  for i = 1, #part[2], step do
+    add_row(part[2][i], '')
+  end
+end
+
+local function scan_set(set_key)
+  local part = redis.call('ZSCAN', set_key, ARGV[2], 'COUNT', ARGV[3])
+  cursor = part[1]
+  for i = 1, #part[2], 2 do
+    add_row(part[2][i], '')
+  end
+end
+
+local function scan_locks(unique_key)
+  local part = redis.call('HSCAN', unique_key, ARGV[2], 'COUNT', ARGV[3])
+  cursor = part[1]
+  for i = 1, #part[2], 2 do
+    local kind, name = string.match(part[2][i], '^([=@])(.*)$')
+    local holder = named_holder(part[2][i + 1])
+    if kind == '@' then
+      add_row(name, '')
+    elseif kind == '=' and holder then
+      add_row(holder, name)
+    elseif not kind then
+      add_row('', part[2][i])
+    end
+  end
+end
+
+local hash = ({
+  tasks = KEYS[1], owner = KEYS[8], crashes = KEYS[9], failures = KEYS[10], results = KEYS[11],
+  keys = KEYS[12], cancels = KEYS[13], progress = KEYS[14],
+})[ARGV[1]]
+local set = ({
+  pending = KEYS[2], scheduled = KEYS[3], active = KEYS[4], retry = KEYS[5], completed = KEYS[6],
+  dead = KEYS[7],
+})[ARGV[1]]
+if hash then
+  scan_names(hash)
+elseif set then
+  scan_set(set)
+elseif ARGV[1] == 'unique' then
+  scan_locks(KEYS[15])
+else
+  for i = 4, #ARGV, 2 do
+    add_row(ARGV[i], ARGV[i + 1])
+  end
+end
+
+local state_names = { 'pending', 'scheduled', 'active', 'retry', 'completed', 'dead' }
+local hash_names = {
+  'tasks', 'owner', 'crashes', 'failures', 'results', 'keys', 'cancels', 'progress',
+}
+local rows = {}
+for i, id in ipairs(ids) do
+  local states, beside, claim, message = {}, {}, claims[i], ''
+  for at, set_key in ipairs({ KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7] }) do
+    if redis.call('ZSCORE', set_key, id) then
+      states[#states + 1] = state_names[at]
+    end
+  end
+  for at, hash_key in ipairs({
+    KEYS[1], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14],
+  }) do
+    if redis.call('HEXISTS', hash_key, id) == 1 then
+      beside[#beside + 1] = hash_names[at]
+    end
+  end
+  local lock = redis.call('HGET', KEYS[15], '@' .. id) or ''
+  local holder = named_holder(redis.call('HGET', KEYS[15], '=' .. lock))
+  if claim ~= '' and id ~= '' then
+    local claimed = named_holder(redis.call('HGET', KEYS[15], '=' .. claim))
+    claim = claimed == id and claim or ''
+    if claim ~= '' and claim ~= lock then
+      message = redis.call('HGET', KEYS[1], id) or ''
+    end
+  elseif claim ~= '' and redis.call('HEXISTS', KEYS[15], claim) == 0 then
+    claim = ''
+  end
+  rows[i] = {
+    id, table.concat(states, ' '), table.concat(beside, ' '), lock, holder or '', claim, message,
+  }
+end
+return { cursor, rows }

@@ -1,0 +1,35 @@
+#!lua flags=no-writes
+-- types: what kinds of keys a queue has, and how long its list for wakes is.
+-- KEYS[1] tasks      hash    id -> message
+-- KEYS[2] scheduled  zset    ids by due time, us
+-- KEYS[3] pending    zset    ids by order tag
+-- KEYS[4] active     zset    ids by lease expiry, us
+-- KEYS[5] retry      zset    ids by due time, us
+-- KEYS[6] completed  zset    ids by the time until which they are kept, us
+-- KEYS[7] dead       zset    ids by time of death, us
+-- KEYS[8] owner      hash    id -> lease token, <server id>/<fetch number>
+-- KEYS[9] crashes    hash    id -> <n>, <n>+ while it runs marked, <n>! when it died of it
+-- KEYS[10] failures  hash    id -> failure record, opaque to the scripts
+-- KEYS[11] results   hash    id -> result record of a completed task
+-- KEYS[12] unique    hash    =<lock> -> <end of window, us>:<id>, and @<id> -> lock
+-- KEYS[13] keys      hash    id -> fairness key, only for tasks that have one
+-- KEYS[14] fairness  zset    fairness key by its last order tag
+-- KEYS[15] fetches   hash    server id -> last fetch: number, time, ids
+-- KEYS[16] ticks     hash    schedule -> last tick enqueued, us
+-- KEYS[17] cancels   hash    id -> retention, us: cancel asked for, or outcome of a completed task
+-- KEYS[18] progress  hash    id -> <done>/<total> of a running task
+-- KEYS[19] wake      list    at most one element
+-- KEYS[20] meta      hash    paused, weight:<fairness key>, v (virtual time), swept, cursor, day
+-- KEYS[21] stats     hash    counters, and <counter>:<day number> for 90 days
+-- returns the type of each key in this order, none where it is not there; and the length of the
+--   list, 0 when it is none
+local kinds = {}
+for _, any_key in ipairs({
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8],
+  KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16],
+  KEYS[17], KEYS[18], KEYS[19], KEYS[20], KEYS[21],
+}) do
+  kinds[#kinds + 1] = redis.call('TYPE', any_key).ok
+end
+local length = redis.pcall('LLEN', KEYS[19])
+return { kinds, type(length) == 'number' and length or 0 }

@@ -1,0 +1,75 @@
+"""What the store has to allow: the commands of each role, read from the scripts that it runs."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.resources import files
+from typing import Final, Literal
+
+from qsync.broker.script import load
+from qsync.keys import DONE_CHANNEL, check_name
+
+Role = Literal["client", "server", "reader", "admin"]
+
+CLIENT: Final = ("enqueue", "register", "mark", "show", "cancel", "send")
+SERVER: Final = (
+    *CLIENT, "fetch", "complete", "retry", "kill", "hand_back", "cancelled", "renew", "start",
+    "progress", "abandon", "tick", "begin_ticks", "announce", "describe",
+)  # fmt: skip
+
+PLAIN: Final[dict[Role, tuple[str, ...]]] = {
+    "client": ("ssubscribe", "wait", "waitaof"),
+    "server": ("ssubscribe", "wait", "waitaof", "blpop"),
+    "reader": ("scan", "smembers", "pttl"),
+    "admin": ("ssubscribe", "wait", "waitaof", "scan", "smembers", "pttl"),
+}
+"""What is sent beside scripts. Redis before 7.2 does not know WAITAOF."""
+
+EVERYBODY: Final = ("eval", "evalsha", "ping")
+CLUSTER: Final = ("cluster|slots", "command", "asking")
+
+ROLES: Final[tuple[Role, ...]] = ("client", "server", "reader", "admin")
+
+_COMMAND: Final = re.compile(r"redis\.p?call\('([A-Z]+)'")
+
+
+@cache
+def scripts() -> tuple[str, ...]:
+    """The names of all scripts."""
+    found = (entry.name for entry in (files("qsync.broker") / "lua").iterdir())
+    return tuple(sorted(name.removesuffix(".lua") for name in found if name.endswith(".lua")))
+
+
+def scripts_of(role: Role) -> tuple[str, ...]:
+    """The scripts that somebody in this role runs."""
+    if role == "reader":
+        return tuple(name for name in scripts() if load(name).text.startswith(_READS))
+    return {"client": CLIENT, "server": SERVER}.get(role, scripts())
+
+
+_READS: Final = "#!lua flags=no-writes"
+
+
+def commands(role: Role, *, old: bool = False) -> tuple[str, ...]:
+    """The commands that a role needs, sorted, in lower case; `old`: of a Redis before 7.2."""
+    needed = {*EVERYBODY, *PLAIN[role]}
+    for name in scripts_of(role):
+        needed |= {command.lower() for command in _COMMAND.findall(load(name).text)}
+    return tuple(sorted(needed - ({"waitaof"} if old else set())))
+
+
+def rules(role: Role, prefix: str, *, old: bool = False, cluster: bool = False) -> tuple[str, ...]:
+    """The rules of ACL SETUSER for a role, without the password.
+
+    CLIENT SETINFO, by which redis-py names itself, need not be allowed: a refusal is passed over.
+    But the store would note each one in its ACL LOG.
+    """
+    check_name("prefix", prefix)
+    courtesy = () if old else ("client|setinfo",)
+    allowed = [*commands(role, old=old), *courtesy, *(CLUSTER if cluster else ())]
+    return (
+        "resetkeys", f"~{{{prefix}:*}}:*", f"~{prefix}:*",
+        "resetchannels", f"&{{{prefix}:*}}:{DONE_CHANNEL}",
+        "-@all", *(f"+{command}" for command in allowed),
+    )  # fmt: skip

@@ -1,0 +1,95 @@
+"""What the code under test gets in the place of clocks, threads and chance, for one history."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import random
+import threading
+from collections.abc import Iterator
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+from qsync import client, sending, task, waiting
+from qsync.broker import shell
+from qsync.server import abandon, config, control, heartbeat, lane, run, server
+from tests.sim import brokers
+from tests.sim.loop import STRAND, SimLoop
+from tests.sim.process import Proc
+from tests.sim.threads import SimCondition, SimEvent, SimThread, Turns, current_thread
+
+
+def this_process() -> Proc:
+    """The process that runs now."""
+    strand = STRAND.get()
+    assert strand is not None and isinstance(strand.process, Proc)
+    return strand.process
+
+
+class VirtualTime:
+    """In the place of the module `time`: the clocks of the process that asks."""
+
+    CLOCK_MONOTONIC = 1
+    CLOCK_BOOTTIME = 7
+
+    def monotonic(self) -> float:
+        return this_process().clock()
+
+    perf_counter = monotonic
+
+    def clock_gettime(self, which: int) -> float:
+        return this_process().clock()
+
+    def time(self) -> float:
+        return this_process().wall()
+
+    def sleep(self, seconds: float) -> None:
+        current_thread().park(seconds)
+
+
+def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any, str, Any]]:
+    chance = random.Random(seed)
+    time = VirtualTime()
+    for module in (lane, run, heartbeat, abandon, shell, waiting):
+        yield module, "time", time
+    threads = SimpleNamespace(
+        Thread=partial(SimThread, turns),
+        Event=partial(SimEvent, turns),
+        Condition=partial(SimCondition, turns),
+        Lock=threading.Lock,
+        get_ident=threading.get_ident,
+    )
+    for module in (heartbeat, abandon, waiting):
+        yield module, "threading", threads
+    yield client, "Registry", partial(sending.Registry, time.monotonic)
+    yield task, "os", SimpleNamespace(urandom=chance.randbytes)
+    yield task, "_nonces", []
+    yield task, "_ids", []
+    yield config, "secrets", SimpleNamespace(token_hex=lambda size: chance.randbytes(size).hex())
+    yield server, "os", SimpleNamespace(_exit=lambda code: this_process().crash())
+    yield server, "AsyncBroker", brokers.SimAsyncBroker
+    yield server, "Broker", brokers.SimBroker
+    yield control, "Waiter", brokers.SimWaiter
+
+
+@contextlib.contextmanager
+def replaced(loop: SimLoop, turns: Turns, seed: str) -> Iterator[None]:
+    """Inside, the code under test lives in the simulation."""
+    before = []
+    chance = random.getstate()
+    random.seed(seed)  # of the delays between tries
+    try:
+        for module, name, value in _replacements(loop, turns, seed):
+            before.append((module, name, getattr(module, name)))
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+        random.setstate(chance)
+
+
+def world() -> contextvars.Context:
+    """A context of no process."""
+    return contextvars.Context()

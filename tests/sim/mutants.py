@@ -1,0 +1,265 @@
+"""Planted mistakes, each of which the simulation has to find: or else it proves nothing.
+
+A mistake is planted for one history, by exchanging a piece of the code under test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import redis
+
+from qsync.broker import faults, shell
+from qsync.broker.faults import Fault
+from qsync.server import heartbeat, periodic
+from qsync.server import lane as lane_module
+from qsync.server.fetch import Fetcher
+from qsync.server.heartbeat import Heartbeat
+from qsync.server.lane import Lane, Leased
+from qsync.server.run import Runner
+from qsync.server.server import Server
+from qsync.server.settle import Settler
+from qsync.server.suspects import Suspects
+from tests.mutation import planted
+from tests.sim import clock
+from tests.sim.history import Outcome, live
+from tests.sim.threads import Turns
+
+Plant = Callable[[], contextlib.AbstractContextManager[None]]
+
+
+@contextlib.contextmanager
+def _exchanged(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def settle_without_token() -> contextlib.AbstractContextManager[None]:
+    """A settlement is taken from whoever sends it, whatever its token."""
+    right = "elseif owner == args[first + stride * (i - 1) + 1] then"
+    return planted("include/owned.lua", right, "else")
+
+
+def heartbeat_on_the_loop() -> contextlib.AbstractContextManager[None]:
+    """The heartbeat has no thread of its own: a blocked loop blocks it too."""
+    return _exchanged(Turns, "on_loop", True)
+
+
+def fetch_not_repeated() -> contextlib.AbstractContextManager[None]:
+    """After a lost reply a fetch is made under a new number."""
+    real = Fetcher._call
+
+    def call(self: Fetcher, lane: Lane, wanted: int) -> Any:
+        lane.unanswered = None
+        return real(self, lane, wanted)
+
+    return _exchanged(Fetcher, "_call", call)
+
+
+@contextlib.contextmanager
+def fetch_not_repeated_nor_mended() -> Iterator[None]:
+    """The same, and nobody looks after one's own lapsed leases either."""
+
+    async def nothing(self: Fetcher, lane: Lane, ids: Any) -> None:
+        pass
+
+    with fetch_not_repeated(), _exchanged(Fetcher, "_mend", nothing):
+        yield
+
+
+def noscript_not_handled() -> contextlib.AbstractContextManager[None]:
+    """Where the store does not have a script it is not sent."""
+
+    async def attempt(self: Any, calls: Any) -> list[Any]:
+        return list(await self._exchange(None, [shell.evalsha(call) for call in calls]))
+
+    return _exchanged(shell.AsyncBroker, "_try", attempt)
+
+
+def transient_not_retried() -> contextlib.AbstractContextManager[None]:
+    """An error that will pass is given to the caller."""
+
+    def classify(error: BaseException) -> Fault:
+        found = faults.classify(error)
+        return Fault.BUG if found is Fault.TRANSIENT else found
+
+    return _exchanged(shell, "classify", classify)
+
+
+def deadline_by_own_clock() -> contextlib.AbstractContextManager[None]:
+    """Whether a deadline is past is judged by the server's own clock."""
+    return _exchanged(
+        Lane, "store_time_us", lambda self: int(clock.this_process().wall() * 1_000_000)
+    )
+
+
+@contextlib.contextmanager
+def no_hand_back_at_shutdown() -> Iterator[None]:
+    """A server that stops leaves its tasks to their leases."""
+
+    async def nothing_to_stop(self: Server) -> None:
+        pass
+
+    def nothing(self: Runner, **_: Any) -> None:
+        pass
+
+    with (
+        _exchanged(Server, "_stop_running", nothing_to_stop),
+        _exchanged(Runner, "hand_back_ready", nothing),
+    ):
+        yield
+
+
+def start_without_lease_check() -> contextlib.AbstractContextManager[None]:
+    """A task is started though its lease may be over."""
+    real = Runner._begin
+
+    def begin(self: Runner, leased: Leased) -> None:
+        leased.expires = math.inf
+        real(self, leased)
+
+    return _exchanged(Runner, "_begin", begin)
+
+
+def crash_not_marked() -> contextlib.AbstractContextManager[None]:
+    """A task that crashed before is started without its mark."""
+
+    async def mark(self: Runner, leased: Leased) -> bool:
+        return True
+
+    return _exchanged(Runner, "_mark", mark)
+
+
+@contextlib.contextmanager
+def suspects_not_alone() -> Iterator[None]:
+    """A task that crashed twice runs beside others."""
+
+    def at_once(self: Suspects, *args: Any, **_: Any) -> float:
+        return 0.0
+
+    with (
+        _exchanged(Suspects, "delay", at_once),
+        _exchanged(Suspects, "hold_up_others", lambda self, now: False),
+    ):
+        yield
+
+
+def cancel_ignored() -> contextlib.AbstractContextManager[None]:
+    """A running task goes on though its cancel was asked for."""
+    real = Runner.stop
+
+    def stop(self: Runner, leased: Leased, why: Any) -> None:
+        if why != "cancelled":
+            real(self, leased, why)
+
+    return _exchanged(Runner, "stop", stop)
+
+
+def settlement_given_up() -> contextlib.AbstractContextManager[None]:
+    """A settlement that the store did not take is forgotten."""
+    real = Settler._settle
+
+    async def settle(self: Settler, entries: Any) -> list[Any]:
+        await real(self, entries)
+        return []
+
+    return _exchanged(Settler, "_settle", settle)
+
+
+def settling_not_renewed() -> contextlib.AbstractContextManager[None]:
+    """The heartbeat leaves out what is being settled."""
+    return _exchanged(heartbeat, "GONE", 2)
+
+
+def unread_not_renewed() -> contextlib.AbstractContextManager[None]:
+    """The heartbeat leaves out what was fetched while a handler blocks the loop."""
+    return _exchanged(Heartbeat, "_renew_unread", lambda self, lane: True)
+
+
+def lease_from_the_reply_on() -> contextlib.AbstractContextManager[None]:
+    """A lease is taken to run from when the reply came, and a late one is not renewed."""
+    real = Fetcher._landed
+
+    async def landed(
+        self: Fetcher, lane: Lane, wanted: int, fetched: Any, sent: float, repeated: bool
+    ) -> list[Leased]:
+        return await real(self, lane, wanted, fetched, lane_module.boot_s(), False)
+
+    return _exchanged(Fetcher, "_landed", landed)
+
+
+@contextlib.contextmanager
+def fetches_left_open_at_shutdown() -> Iterator[None]:
+    """A server that stops does not wait for the answer to its last fetch."""
+
+    async def finish(self: Fetcher, patience: float) -> None:
+        for task in self._flights.values():
+            task.cancel()
+
+    with _exchanged(Fetcher, "finish", finish):
+        yield
+
+
+def ticks_by_own_clock() -> contextlib.AbstractContextManager[None]:
+    """Periodic tasks come when the server's own clock says so."""
+
+    async def learn(self: Any) -> float:
+        until = await real(self)
+        self._ahead_us = int((clock.this_process().wall() - lane_module.boot_s()) * 1_000_000)
+        return float(until)
+
+    real = periodic._Queue._learn
+    return _exchanged(periodic._Queue, "_learn", learn)
+
+
+def repeated_enqueue_is_a_duplicate() -> contextlib.AbstractContextManager[None]:
+    """An enqueue that is repeated after a lost reply is refused."""
+    right = "outcome = old == message and 'created' or 'exists'"
+    return planted("include/store.lua", right, "outcome = 'exists'")
+
+
+def promoted_and_forgotten() -> contextlib.AbstractContextManager[None]:
+    """What is due leaves its set and gets into no other."""
+    right = "    to_pending(k.pending, k.meta, k.fairness, k.keys, due)\n"
+    return planted("fetch.lua", right, "")
+
+
+def crash_not_counted() -> contextlib.AbstractContextManager[None]:
+    """A lapsed lease is no crash."""
+    return planted("include/recover.lua", "      crashes = crashes + 1\n", "")
+
+
+def lock_outlives_death() -> contextlib.AbstractContextManager[None]:
+    """A task that dies keeps its lock."""
+    return planted("kill.lua", "  unlock(KEYS[5], now, dying)\n", "")
+
+
+MUTANTS: Final[dict[str, Plant]] = {
+    plant.__name__.replace("_", " "): plant
+    for plant in (
+        settle_without_token, heartbeat_on_the_loop, fetch_not_repeated,
+        fetch_not_repeated_nor_mended, noscript_not_handled, transient_not_retried,
+        deadline_by_own_clock, no_hand_back_at_shutdown, start_without_lease_check,
+        crash_not_marked, suspects_not_alone, cancel_ignored, settlement_given_up,
+        settling_not_renewed, unread_not_renewed, lease_from_the_reply_on,
+        fetches_left_open_at_shutdown, ticks_by_own_clock, repeated_enqueue_is_a_duplicate,
+        promoted_and_forgotten, crash_not_counted, lock_outlives_death,
+    )
+}  # fmt: skip
+
+
+def caught(plant: Plant, store: redis.Redis, seeds: Iterator[int] | range) -> Outcome | None:
+    """The first of the seeds that finds the mistake; None when none of them does."""
+    with plant():
+        for seed in seeds:
+            outcome = live(seed, store)
+            if outcome.wrong:
+                return outcome
+    return None

@@ -1,0 +1,242 @@
+"""The end of a history: every task is accounted for, and nothing is left lying about."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from qsync.keys import QUEUE_KEYS, QueueKeys
+from qsync.task import decode_failure
+from tests.sim.ledger import US, Entry
+from tests.sim.process import WALL
+from tests.sim.work import QUEUES, Wanted
+
+if TYPE_CHECKING:  # the history makes its verdict, so this is the one arrow back
+    from tests.sim.history import History
+
+BAR_LEASES: Final = 10
+"""All is over within so many leases of peace."""
+
+SLACK_S: Final = 1.0
+
+STUBBORN_S: Final = 8.0
+"""How long a handler that does not heed its timeout may hold its slot, the timeout included."""
+
+UNFINISHED: Final = ("scheduled", "pending", "active", "retry")
+SUCCEEDS: Final = ("ok", "slow", "nested", "progress", "crash", "block")
+
+
+class Verdict:
+    """Looks at the store, at the ledger, and at what clients and handlers know."""
+
+    def __init__(self, history: History) -> None:
+        from tests.sim import history as module
+
+        self._lease, self._sweep = module.LEASE, module.SWEEP
+        self._max_crashes, self._tick_s = module.MAX_CRASHES, module.TICK_S
+        self._prefix = module.PREFIX
+        self.history = history
+        self.ledger = history.ledger
+        self.books = history.books
+        self.plain = history.network.plain
+        self.find = history.ledger.find
+
+    def _key(self, queue: str, name: str) -> str:
+        return QueueKeys(self._prefix, queue).key(name)
+
+    def _ids(self, queue: str, state: str) -> list[str]:
+        return [id.decode() for id in self.plain("ZRANGE", self._key(queue, state), 0, -1)]
+
+    def _fields(self, queue: str, name: str) -> dict[str, bytes]:
+        flat = self.plain("HGETALL", self._key(queue, name))
+        return {key.decode(): value for key, value in zip(flat[::2], flat[1::2], strict=True)}
+
+    async def recovered(self) -> None:
+        """No dead server has a lease any more, a lease and a sweep after peace."""
+        loop = self.history.loop
+        last = max(
+            [self.history.peace_at]
+            + [one.died_at for one in self.history.servers if one.died_at is not None]
+        )
+        ends = last + self._lease + self._sweep + SLACK_S
+        while loop.now < ends and self._unfinished():
+            await asyncio.sleep(0.25)
+        for queue in QUEUES:
+            for id, token in self._fields(queue, "owner").items():
+                server = self.ledger.servers[token.decode().rpartition("/")[0]]
+                if server.died_at is not None and server.died_at <= last:
+                    self.find(f"{id} is still leased to {server.name}, dead for long")
+
+    async def drained(self) -> None:
+        """All tasks have ended."""
+        loop = self.history.loop
+        due = max([entry.due_us for entry in self.ledger.entries.values()], default=0) / US - WALL
+        ends = max(loop.now, due) + self._work_left() + BAR_LEASES * self._lease
+        while left := self._unfinished():
+            if loop.now >= ends:
+                self.find(f"after {BAR_LEASES} leases of peace there still are {left}")
+                return
+            await asyncio.sleep(0.25)
+
+    def _work_left(self) -> float:
+        """Seconds that the handlers of what is unfinished may take, one after the other."""
+        total = 0.0
+        for wanted in self.books.accepted.values():
+            entry = self.ledger.entry(wanted.queue, wanted.id)
+            if entry.phase in ("waiting", "active"):
+                plan = wanted.plan
+                once = plan["seconds"] + STUBBORN_S * (plan["kind"] in ("hang", "deaf"))
+                once += plan.get("stall", 0.0) * (plan["kind"] == "block")
+                total += once * (wanted.retry + 1)
+        return total
+
+    def _unfinished(self) -> dict[str, list[str]]:
+        names = [(queue, state) for queue in QUEUES for state in UNFINISHED]
+        found = self.history.network.read(
+            [("ZRANGE", self._key(*name), 0, -1) for name in names]
+        )
+        return {
+            ":".join(name): [id.decode() for id in ids]
+            for name, ids in zip(names, found, strict=True)
+            if ids
+        }
+
+    @property
+    def _now_us(self) -> int:
+        return self.history.network.now_us
+
+    # All is over
+
+    def final(self) -> None:
+        """Look at everything once more, when all servers have stopped."""
+        for queue in QUEUES:
+            self._check_left(queue)
+            self._check_counters(queue)
+        for wanted in self.books.accepted.values():
+            self._check_accepted(wanted)
+        for entry in self.ledger.entries.values():
+            self._check_entry(entry)
+        self._check_ticks()
+        self._check_keys()
+
+    def _check_left(self, queue: str) -> None:
+        dead, completed = set(self._ids(queue, "dead")), set(self._ids(queue, "completed"))
+        allowed = {
+            "tasks": dead | completed, "owner": set(), "keys": set(), "progress": set(),
+            "crashes": dead | completed, "failures": dead | completed, "results": completed,
+            "cancels": completed,
+        }  # fmt: skip
+        for name, ids in allowed.items():
+            for id in self._fields(queue, name).keys() - ids:
+                self.find(f"{name} of {queue} still holds {id}")
+        now_us = self.history.network.now_us
+        for lock, value in self._fields(queue, "unique").items():
+            if lock.startswith("@"):
+                self.find(f"{lock} in {queue} is a lock of a task that ended")
+            elif int(value.partition(b":")[0]) <= now_us - 3 * US * self._sweep:
+                # A window that ended is swept once a second, while there are servers.
+                self.find(f"{lock} in {queue} is held by nobody: {value!r}")
+
+    def _check_counters(self, queue: str) -> None:
+        stats = {name: int(v) for name, v in self._fields(queue, "stats").items()}
+        for entry in self.ledger.entries.values():
+            if entry.queue == queue:
+                stats["enqueued"] = stats.get("enqueued", 0) - entry.created
+                stats["completed"] = stats.get("completed", 0) - entry.finished.count("completed")
+        for name in ("enqueued", "completed"):
+            if stats.get(name, 0) and not self.ledger.unsure:
+                self.find(f"counter {name} of {queue} is off by {stats[name]}")
+        dead = len(self._ids(queue, "dead"))
+        if stats.get("dead", 0) - stats.get("trimmed", 0) != dead:
+            self.find(f"counters of {queue} say {stats}, and there are {dead} dead tasks")
+
+    def _check_accepted(self, wanted: Wanted) -> None:
+        entry = self.ledger.entries.get((wanted.queue, wanted.id))
+        if entry is None or not entry.created:
+            self.find(f"{wanted.id} was accepted, and the store never had it")
+            return
+        state = self._state(wanted)
+        ended = entry.finished or state == "dead"
+        if not ended and not (entry.cancel_asked and (entry.deliveries or state == "completed")):
+            self.find(f"{wanted.id} is lost: {entry}, {state}")
+            return
+        if state == "dead":
+            self._check_death(wanted, entry)
+        elif entry.finished and entry.finished[-1] == "completed":
+            self._check_success(wanted, entry)
+        elif entry.finished and entry.finished[-1] == "cancelled" and not wanted.cancelled:
+            self.find(f"{wanted.id} is cancelled, and nobody asked for it")
+
+    def _state(self, wanted: Wanted) -> str | None:
+        for state in ("completed", "dead"):
+            if self.plain("ZSCORE", self._key(wanted.queue, state), wanted.id) is not None:
+                return state
+        return None
+
+    def _check_success(self, wanted: Wanted, entry: Entry) -> None:
+        if not entry.starts:
+            self.find(f"{wanted.id} is completed and was never run")
+        kind = wanted.plan["kind"]
+        times = wanted.plan["times"]
+        if kind in ("skip", "poison") or (kind in ("fail", "again") and times > wanted.retry):
+            self.find(f"{wanted.id} of kind {kind} is completed: {wanted}")
+
+    def _check_death(self, wanted: Wanted, entry: Entry) -> None:
+        kind, times = wanted.plan["kind"], wanted.plan["times"]
+        raw = self.plain("HGET", self._key(wanted.queue, "failures"), wanted.id)
+        error = decode_failure(raw).error
+        crashes = self.plain("HGET", self._key(wanted.queue, "crashes"), wanted.id) or b""
+        if crashes.endswith(b"!"):
+            self._check_crashed(wanted, entry, kind)
+        elif "deadline" in error:
+            if wanted.deadline_us is None:
+                self.find(f"{wanted.id} is dead of a deadline that it has not")
+            elif error.startswith("deadline passed") and wanted.deadline_us > self._now_us:
+                self.find(f"{wanted.id} is dead of a deadline to come")
+        elif "timed out" in error:
+            pass
+        elif kind == "skip" or (kind in ("fail", "again", "gives_up") and times > wanted.retry):
+            pass
+        else:
+            self.find(f"{wanted.id} of kind {kind} is dead: {error.splitlines()[:1]} {wanted}")
+
+    def _check_crashed(self, wanted: Wanted, entry: Entry, kind: str) -> None:
+        """Only the poison, and what was alone in a process that died for other reasons, dies."""
+        lapsed = [one for one in entry.deliveries if one.ended in ("lapsed", None)]
+        if len(lapsed) < self._max_crashes:
+            self.find(f"{wanted.id} is dead of crashes, and had {len(lapsed)} lapses")
+        last = self.ledger.servers[lapsed[-1].token.rpartition("/")[0]]
+        if kind != "poison" and last.poisoned_by not in (None, wanted.id):
+            self.find(f"{wanted.id} is dead by the poison {last.poisoned_by} beside it")
+
+    def _check_entry(self, entry: Entry) -> None:
+        lease = entry.lease
+        if lease is not None:
+            self.ledger.check_cause(entry, lease, self.history.network.now_us)
+        wanted = self.books.accepted.get((entry.queue, entry.id))
+        if entry.ran_on_us and (wanted is None or wanted.plan["kind"] not in ("deaf", "block")):
+            self.find(f"{entry.id} ran on for {entry.ran_on_us / US} s though it was cancelled")
+        if wanted is not None and wanted.plan["kind"] == "poison":
+            if entry.starts > self._max_crashes * entry.created:
+                self.find(f"poison {entry.id} was started {entry.starts} times")
+
+    def _check_ticks(self) -> None:
+        """Once the schedule is known to the store, no tick is left out."""
+        for (_, schedule), ticks in self.ledger.ticks.items():
+            period = round(self._tick_s * US)
+            if ticks != list(range(ticks[0], ticks[-1] + 1, period)):
+                self.find(f"ticks of {schedule} are {[tick / US - WALL for tick in ticks]}")
+
+    def _check_keys(self) -> None:
+        structural = {self._key(queue, name) for queue in QUEUES for name in QUEUE_KEYS}
+        structural |= {f"{self._prefix}:queues", f"{self._prefix}:servers"}
+        for raw in self.plain("KEYS", "*"):
+            key: str = raw.decode()
+            if key not in structural and self.plain("PTTL", key) < 0:
+                self.find(f"key {key} is left for ever")
+
+
+def explain(events: Any, id: str) -> list[str]:
+    """The events of a history that speak of a task."""
+    needle = repr(id)[1:-1]
+    return [repr(event) for event in events if needle in repr(event)]

@@ -1,0 +1,78 @@
+"""Every operation keeps to the keys that it names: before a store that looks, and in a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from secrets import token_hex
+from typing import Any
+
+import pytest
+import redis
+
+from qsync.broker import connect, ops, views
+from qsync.broker.call import Call
+from qsync.broker.ops import Held
+from qsync.broker.shell import Broker
+from qsync.keys import GlobalKeys, QueueKeys
+from tests.rig import BINARIES, START, Rig
+from tests.stores import Cluster
+from tests.test_ops_twice import ALL, Make, queue
+
+LOOK: dict[str, Make] = {
+    "show": lambda rig, held: views.show(rig.keys, ["a", "p", "s", "r", "c", "d"]),
+    "counts": lambda rig, held: views.counts(rig.keys),
+}
+
+
+@pytest.fixture(params=BINARIES)
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with Rig(request.param) as rig:
+        yield rig
+        rig.client.acl_deluser("narrow")
+
+
+def as_user(rig: Rig, call: Call[Any], *rules: str) -> Any:
+    """The answer to the call of a user who may do what the rules say, and has all commands."""
+    word = token_hex()
+    own = ["reset", "on", f">{word}", "+@all"]
+    rig.client.execute_command("ACL", "SETUSER", "narrow", *own, *rules)
+    options: dict[str, Any] = {"username": "narrow", "password": word, "protocol": 2}
+    with redis.Redis(unix_socket_path=rig.socket, **options) as user:
+        return call.decode(user.eval(call.script.text, len(call.keys), *call.keys, *call.args))
+
+
+@pytest.mark.parametrize("name", ALL | LOOK)
+def test_a_user_who_may_reach_only_the_keys_named_can_make_the_call(rig: Rig, name: str) -> None:
+    call = (ALL | LOOK)[name](rig, queue(rig))
+    channels = [f"&{key}" for key in call.keys if key == rig.keys.done]
+    as_user(rig, call, *[f"~{key}" for key in call.keys], *channels)
+
+
+def test_a_user_who_may_reach_less_cannot(rig: Rig) -> None:
+    """So that the test above is known to look, and that scripts are looked into."""
+    call = ops.enqueue(rig.keys, rig.tasks("a"), now_us=rig.now)
+    less = [f"~{key}" for key in call.keys[1:]]
+    with pytest.raises(redis.ResponseError):
+        as_user(rig, call, *less)
+    undeclared = replace(call, keys=call.keys[1:])
+    with pytest.raises(redis.ResponseError):
+        as_user(rig, undeclared, *less)
+
+
+class InCluster(Rig):
+    """A queue in a cluster, and a prefix of its own."""
+
+    def __init__(self, cluster: Cluster, prefix: str) -> None:
+        self.keys, self.globals = QueueKeys(prefix, "queue"), GlobalKeys(prefix)
+        self.broker = Broker(connect.parse(cluster.url))
+        self.client = cluster.client()
+        self.now = START
+        self._number = 0
+
+
+def test_every_operation_works_in_a_cluster(cluster: Cluster) -> None:
+    for at, name in enumerate(ALL | LOOK):
+        with InCluster(cluster, f"ops-keys-{at}") as rig:
+            held: list[Held] = queue(rig)
+            rig.run((ALL | LOOK)[name](rig, held))
