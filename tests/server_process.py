@@ -72,7 +72,7 @@ def server_of(task: TaskInfo) -> str:
 @mux.handle("work")
 async def work(task: TaskInfo) -> str:
     note("start", task)
-    plan = task.value(Plan)
+    plan: Plan = task.value(Plan)
     if plan.die:
         os.kill(os.getpid(), signal.SIGKILL)
     ends = time.monotonic() + plan.seconds(task)
@@ -89,7 +89,7 @@ async def work(task: TaskInfo) -> str:
 @mux.handle("work-in-thread")
 def work_in_thread(task: TaskInfo) -> str:
     note("start", task)
-    plan = task.value(Plan)
+    plan: Plan = task.value(Plan)
     ends = time.monotonic() + plan.seconds(task)
     while time.monotonic() < ends:
         if current().cancelled and not plan.deaf:
@@ -102,7 +102,7 @@ def work_in_thread(task: TaskInfo) -> str:
 @mux.handle("block")
 async def blocks_the_loop(task: TaskInfo) -> str:
     note("start", task)
-    plan = task.value(Plan)
+    plan: Plan = task.value(Plan)
     time.sleep(plan.seconds(task))  # noqa: ASYNC251 - the mistake whose effects are tested
     return plan.end(task)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import qsync
 from qsync import (
@@ -27,6 +28,7 @@ from qsync.broker import connect, ops, rights, views
 from qsync.broker.rights import ROLES, Role
 from qsync.broker.script import load
 from qsync.broker.shell import AsyncBroker
+from qsync.cli.main import app
 from qsync.doctor import trials
 from qsync.keys import GlobalKeys, QueueKeys
 from tests.rig import BINARIES
@@ -118,9 +120,9 @@ def handlers(done: list[str]) -> Mux:
 
 async def life(client_url: str, server_url: str) -> None:
     """All that a client and a server do, as these users."""
-    app = Qsync(server_url, prefix=PREFIX)
+    tasks = Qsync(server_url, prefix=PREFIX)
 
-    @app.periodic(every=0.2, name="tick")
+    @tasks.periodic(every=0.2, name="tick")
     async def tick() -> None: ...
 
     done: list[str] = []
@@ -133,7 +135,7 @@ async def life(client_url: str, server_url: str) -> None:
             Task("echo", b"x", unique=0.05, retention=60),
         ])  # fmt: skip
         assert (many.created, twin.id) == (True, many.id)
-        async with app.server(handlers(done), **options):
+        async with tasks.server(handlers(done), **options):
             assert await many.result(10) == b"x"
             assert (await client.enqueue(Task("again", retention=60, delay=0.01))).created
             failing = await client.enqueue(Task("bad", retry=0, retention=60))
@@ -151,7 +153,7 @@ async def life(client_url: str, server_url: str) -> None:
             await abandon_nobody(server_url)
         assert (await crashed.info()).state == "pending", "it was handed back"
         await client.enqueue(Task("echo", delay=1000))
-    await app.aclose()
+    await tasks.aclose()
 
 
 async def active(handle: AsyncHandle[Any]) -> None:
@@ -194,10 +196,10 @@ def test_a_client_and_a_server_need_no_less(guarded: Guarded) -> None:
 
 def test_a_blocking_client_does_with_the_same(guarded: Guarded) -> None:
     guarded.refused()
-    with Qsync(guarded.url("client"), prefix=PREFIX) as app, app.client() as client:
+    with Qsync(guarded.url("client"), prefix=PREFIX) as made, made.client() as client:
         handle = client.enqueue(Task("t", retention=60))
         assert handle.info().state == "pending"
-        assert app.ping() > 0
+        assert made.ping() > 0
         with pytest.raises(qsync.ResultTimeout):
             handle.result(0.05)
         assert handle.cancel()
@@ -304,6 +306,20 @@ def test_the_command_line_of_the_docs_is_that_of_the_rights() -> None:
         line = " ".join(rights.rules(role, "qsync"))
         assert f"ACL SETUSER qsync-{role} on >PASSWORD {line}" in text, role
     assert " ".join(f"+{command}" for command in rights.CLUSTER) in text
+
+
+def test_a_command_prints_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QSYNC_PREFIX", "shop")
+    runner = CliRunner()
+    told = runner.invoke(app, ["acl", "server", "--cluster", "--redis-7.0", "--user", "joe"])
+    line = " ".join(rights.rules("server", "shop", old=True, cluster=True))
+    assert (told.exit_code, told.stdout) == (0, f"ACL SETUSER joe on >PASSWORD {line}\n")
+    assert "waitaof" not in line
+    told = runner.invoke(app, ["acl", "reader", "--prefix", "mine"])
+    assert told.stdout.startswith("ACL SETUSER qsync-reader on >PASSWORD resetkeys ~{mine:*}:* ")
+    wrong = runner.invoke(app, ["acl", "reader", "--prefix", "* allkeys"])
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+    assert "prefix: '* allkeys' is not" in wrong.stderr
 
 
 def test_each_script_is_run_in_some_role() -> None:

@@ -336,6 +336,23 @@ def test_a_key_of_the_wrong_type_is_named_and_left(rig: Rig) -> None:
     assert (damage.kind, damage.id, damage.repairable) == ("wrong type", _key(rig, "ticks"), False)
 
 
+def test_a_part_that_is_larger_than_asked_for(rig: Rig) -> None:
+    """Hashes and sets that are stored compactly are scanned as a whole, however large they are."""
+    settings = ("hash-max-listpack-entries", "zset-max-listpack-entries")
+    before = [rig.client.config_get(name)[name] for name in settings]
+    for name in settings:
+        rig.client.config_set(name, 20_000)
+    try:
+        for base in range(0, 9000, 500):
+            rig.enqueue(*[f"{base + at}" for at in range(500)], payload=b"x")
+        rig.client.sadd("test:queues", "queue")
+        rig.client.zrem(_key(rig, "pending"), "0", "8999")
+        assert [damage.id for damage in auditing(rig).damages] == ["0", "8999"]
+    finally:
+        for name, value in zip(settings, before, strict=True):
+            rig.client.config_set(name, value)
+
+
 def test_many_damages_are_all_mended(rig: Rig) -> None:
     rig.enqueue(*[f"t{number}" for number in range(450)])
     rig.client.delete(_key(rig, "pending"))

@@ -15,7 +15,16 @@ from qsync.broker.shell import AsyncBroker, Broker
 from qsync.keys import QueueKeys
 from qsync.task import new_nonce, outgoing
 from tests.conftest import NEEDS, Colour
-from tests.stores import HOST, Cluster, Store, available, wait_until, wait_until_async
+from tests.stores import (
+    HOST,
+    Cluster,
+    Sentinel,
+    Store,
+    available,
+    free_port,
+    wait_until,
+    wait_until_async,
+)
 
 SHORT = 0.1
 """A wait that is expected to be in vain, seconds."""
@@ -33,6 +42,9 @@ class Pair:
         self.primary.start()
         self.replica.start().command("REPLICAOF", HOST, self.primary.port)
         wait_until(lambda: b"state=online" in self.primary_says())
+        with self.primary.client() as client:
+            client.publish("replicate", "")  # the first answer of a replica may take a second
+            assert client.wait(1, 4000) == 1
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -200,6 +212,57 @@ def test_the_app_says_it_for_its_tasks_and_clients(own_store: Store, prefix: str
     with app, app.client() as client:
         assert add.enqueue_sync(1, 2).confirmed is True
         assert client.enqueue(Task("t")).confirmed is True
+
+
+@needs_valkey
+def test_what_a_replica_lacks_was_not_confirmed(prefix: str, colour: Colour) -> None:
+    """The replica is cut off amid enqueues and then promoted: it has all that was confirmed."""
+    with Pair() as pair:
+        client = colour.client(
+            pair.primary.url, prefix, durability="replica", confirm_timeout=SHORT
+        )
+        handles = [colour.do(client.enqueue(Task("t"))) for _ in range(20)]
+        pair.replica.command("REPLICAOF", HOST, free_port())
+        wait_until(lambda: b"connected_slaves:0" in pair.primary_says())
+        handles += [colour.do(client.enqueue(Task("t"))) for _ in range(3)]
+        pair.replica.command("REPLICAOF", "NO", "ONE")
+        held = pair.replica.command("HKEYS", QueueKeys(prefix, "default").key("tasks"))
+    assert [handle.confirmed for handle in handles] == [True] * 20 + [False] * 3
+    assert [handle.id.encode() in held for handle in handles] == [True] * 20 + [False] * 3
+
+
+@needs_valkey
+def test_what_was_confirmed_outlives_the_primary(prefix: str) -> None:
+    """Enqueues go on while the replica is promoted; each that was confirmed is there afterwards."""
+    confirmed: list[str] = []
+
+    async def main(sentinel: Sentinel) -> None:
+        broker = AsyncBroker(connect.parse(sentinel.url), patience=30)
+        async with AsyncClient(broker, prefix=prefix, confirm_timeout=0.5) as client:
+
+            async def feed() -> None:
+                while True:
+                    batch = [client.enqueue(Task("t"), durability="replica") for _ in range(20)]
+                    handles = await asyncio.gather(*batch)
+                    confirmed.extend(handle.id for handle in handles if handle.confirmed)
+
+            feeding = asyncio.create_task(feed())
+            await wait_until_async(lambda: len(confirmed) > 100)
+            new = sentinel.replica
+            sentinel.primary.kill()
+            await asyncio.to_thread(sentinel.wait_promoted, new)
+            assert not feeding.done()
+            handle = await client.enqueue(Task("t"))
+            feeding.cancel()
+            await asyncio.wait([feeding])
+        held = {
+            id.decode() for id in new.command("HKEYS", QueueKeys(prefix, "default").key("tasks"))
+        }
+        assert handle.id in held
+        assert set(confirmed) <= held
+
+    with Sentinel() as sentinel:
+        asyncio.run(main(sentinel))
 
 
 # Where it cannot be

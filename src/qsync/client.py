@@ -137,7 +137,8 @@ class Client(_AnyClient):
         self._tracker.check_open()
         outgoing = ready(task, queue=queue, payload_limit=self._payload_limit)
         keys = self._keys(outgoing.queue)
-        wait = self._wait(keys, check_durability(durability) or self._durability)
+        asked = self._durability if durability is None else check_durability(durability)
+        wait = self._wait(keys, asked)
         [reply] = self._send(keys, [ops.enqueue(keys, [outgoing], wait=wait)])
         if isinstance(reply, QsyncError):
             raise reply
@@ -159,12 +160,12 @@ class Client(_AnyClient):
         False. `durability` is as for `enqueue`; tasks of a round trip share a wait.
         """
         self._tracker.check_open()
-        durability = check_durability(durability) or self._durability
+        asked = self._durability if durability is None else check_durability(durability)
         bulk = Bulk(ready_all(tasks, payload_limit=self._payload_limit))
         try:
             for queue, places in bulk.places().items():
                 keys = self._keys(queue)
-                wait = self._wait(keys, durability)
+                wait = self._wait(keys, asked)
                 for trip in bulk.trips(places, calls=self._calls_at_once):
                     calls = [bulk.call(keys, part, wait) for part in trip]
                     bulk.note(trip, self._send(keys, calls))
@@ -246,7 +247,9 @@ class AsyncClient(_AnyClient):
         self._broker = broker
         self._waiter = broker.waiter(self._confirm_timeout)
         self._tracker = AsyncTracker(broker, prefix)
-        self._outboxes: dict[tuple[str, Durability | None], Batcher[Outgoing, Enqueued]] = {}
+        self._outboxes: dict[Durability | None, dict[str, Batcher[Outgoing, Enqueued]]] = {
+            None: {}, "fsync": {}, "replica": {}
+        }  # fmt: skip
         self._under_way = UnderWay()
 
     async def __aenter__(self) -> Self:
@@ -275,9 +278,8 @@ class AsyncClient(_AnyClient):
         """
         self._tracker.check_open()
         outgoing = ready(task, queue=queue, payload_limit=self._payload_limit)
-        asked = check_durability(durability) or self._durability
-        where = outgoing.queue, asked
-        outbox = self._outboxes.get(where) or self._outbox(*where)
+        asked = self._durability if durability is None else check_durability(durability)
+        outbox = self._outboxes[asked].get(outgoing.queue) or self._outbox(outgoing.queue, asked)
         reply = await outbox.put(outgoing)
         if reply.outcome != "created":
             raise duplicate(outgoing, reply)
@@ -296,7 +298,7 @@ class AsyncClient(_AnyClient):
         False. `durability` is as for `enqueue`; tasks of a round trip share a wait.
         """
         self._tracker.check_open()
-        asked = check_durability(durability) or self._durability
+        asked = self._durability if durability is None else check_durability(durability)
         bulk = Bulk(ready_all(tasks, payload_limit=self._payload_limit))
         with self._under_way:
             queues = [self._send_all(bulk, asked, *one) for one in bulk.places().items()]
@@ -319,8 +321,9 @@ class AsyncClient(_AnyClient):
         """
         self._tracker.close()
         try:
-            for outbox in self._outboxes.values():
-                await outbox.drain()
+            for outboxes in self._outboxes.values():
+                for outbox in outboxes.values():
+                    await outbox.drain()
             await self._under_way.none()
         finally:
             await self._tracker.aclose()
@@ -344,7 +347,7 @@ class AsyncClient(_AnyClient):
         # A wait may take a second, so what comes meanwhile goes together as far as it can.
         calls = 1 if wait is None else self._calls_at_once
         outbox = Batcher(partial(self._enqueue, keys, wait), size_of, calls=calls)
-        self._outboxes[queue, durability] = outbox
+        self._outboxes[durability][queue] = outbox
         return outbox
 
     async def _enqueue(

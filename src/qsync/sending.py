@@ -126,7 +126,9 @@ class Bulk:
             for at in range(0, len(trip), calls):
                 yield trip[at : at + calls]
 
-    def call(self, keys: QueueKeys, part: Sequence[int], wait: Wait | None) -> Call[list[Enqueued]]:
+    def call(
+        self, keys: QueueKeys, part: Sequence[int], wait: Wait | None = None
+    ) -> Call[list[Enqueued]]:
         """The call for the tasks at these places."""
         return ops.enqueue(keys, [self.tasks[at] for at in part], wait=wait)
 

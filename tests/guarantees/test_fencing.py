@@ -13,7 +13,7 @@ from tests.processes import History, ServerProcess, task
 from tests.serving import bench, left_over
 from tests.stores import Store, wait_until
 
-PAUSES = 3
+PAUSES = 2
 LONG = 10
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -34,6 +35,10 @@ def noting(note: Callable[[TaskInfo], Any]) -> Mux:
         await asyncio.sleep(0)
 
     return mux
+
+
+def have_run(order: list[str], queue: str, count: int) -> bool:
+    return order.count(queue) >= count
 
 
 def shares(order: list[str]) -> dict[str, float]:
@@ -116,10 +121,10 @@ def test_a_queue_that_was_empty_does_not_wait_for_a_full_one(
             weights = {"full": 1, "late": 1, "other": 1}
             async with b.server(mux, queues=weights, prefetch=prefetch, sweep=60.0, lease=60.0):
                 for at in range(1, 6):
-                    await until(lambda at=at: len(order) >= 1000 * at)
+                    await until(partial(have_run, order, "full", 1000 * at))
                     order.append("enqueued")
                     await fill(b, {"late": 2})
-                    await until(lambda at=at: order.count("late") == 2 * at, timeout=30)
+                    await until(partial(have_run, order, "late", 2 * at), timeout=30)
 
     asyncio.run(main())
     begins = [at for at, what in enumerate(order) if what == "enqueued"]

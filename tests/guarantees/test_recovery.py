@@ -43,7 +43,7 @@ def kill_and_watch(
     return rescuer, [event.at - killed_at for event in again]
 
 
-@pytest.mark.parametrize("rounds", [6, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [5, pytest.param(60, marks=pytest.mark.slow)])
 def test_tasks_of_a_killed_server_start_again_within_lease_and_sweep(
     valkey: Store, prefix: str, launch: Launch, measured: Measured, rounds: int
 ) -> None:

@@ -84,6 +84,7 @@ def test_the_store_goes_away_while_tasks_run(
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_servers_with_lapsed_leases_repeat_no_more_than_these(
     own_store: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:

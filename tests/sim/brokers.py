@@ -65,6 +65,7 @@ class SimAsyncBroker(shell.AsyncBroker):
     async def _plain(self, *command: str) -> Any:
         await asyncio.sleep(0.001)
         if _process().link.away or network.loop.now < network.away_until:
+            _process().trouble()
             msg = "connection refused"
             raise failures.ConnectionError(msg)
         return network.info

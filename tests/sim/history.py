@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,16 +29,15 @@ from qsync.task import Task
 from tests.sim import brokers, clock
 from tests.sim.ledger import Ledger
 from tests.sim.loop import SimLoop, Stuck
-from tests.sim.network import Network
+from tests.sim.network import FAR, NEAR, Network
 from tests.sim.process import Link, Proc
 from tests.sim.threads import SimThread, Turns
 from tests.sim.verdict import Verdict
-from tests.sim.work import QUEUES, AsyncUser, BlockingUser, Books, Handlers, Maker
+from tests.sim.work import MAX_CRASHES, QUEUES, AsyncUser, BlockingUser, Books, Handlers, Maker
 
 PREFIX: Final = "sim"
 LEASE: Final = 3.0
 SWEEP: Final = 1.0
-MAX_CRASHES: Final = 3
 TICK_S: Final = 2.0
 OLD, NEW = ("work",), ("work", "new")
 
@@ -93,6 +93,7 @@ class Profile:
         self.periodic = rng.random() < 0.6
         self.concurrency = rng.choice((1, 3, 10))
         self.strict = rng.random() < 0.2
+        self.latencies = rng.choice((NEAR, NEAR, FAR))
         self.prefetch = rng.choice((None, None, 0, 20))
 
 
@@ -108,6 +109,7 @@ class History:
         self.loop.executor = self.turns.run_in_thread
         self.ledger = Ledger(self.loop.time)
         self.network = Network(self.loop, store, self.ledger, f"network {seed}", lease_s=LEASE)
+        self.network.latencies = self.profile.latencies
         self.books = Books(self.ledger)
         self.address = connect.parse("unix:///simulated")
         self.faulty = True
@@ -380,7 +382,8 @@ class History:
 
     def _broken(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        self.ledger.find(f"{context['message']}: {type(error).__name__}: {error}")
+        trace = traceback.extract_tb(error.__traceback__)[-1:] if error else ""
+        self.ledger.find(f"{context['message']}: {type(error).__name__}: {error} {trace}")
 
     def run(self) -> Outcome:
         """Live through it."""

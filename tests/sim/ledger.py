@@ -223,12 +223,12 @@ class Ledger:
     # Ends
 
     def _see_complete(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> Iterator[str]:
-        for entry, rest in self._settled("complete", queue, args, reply):
+        for entry, rest in self._settled("complete", queue, now, args, reply):
             self._finish(entry, "completed", now, rest[0])
             yield entry.id
 
     def _see_kill(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> Iterator[str]:
-        for entry, rest in self._settled("kill", queue, args, reply):
+        for entry, rest in self._settled("kill", queue, now, args, reply):
             if int(rest[0]):
                 self.count("failed")
             self._finish(entry, "dead", now, "")
@@ -237,12 +237,12 @@ class Ledger:
     def _see_cancelled(
         self, queue: str, now: int, args: Sequence[Any], reply: Any
     ) -> Iterator[str]:
-        for entry, _ in self._settled("cancelled", queue, args, reply, stride=2):
+        for entry, _ in self._settled("cancelled", queue, now, args, reply, stride=2):
             self._finish(entry, "cancelled", now, entry.cancel_retention)
             yield entry.id
 
     def _see_retry(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> Iterator[str]:
-        for entry, rest in self._settled("retry", queue, args, reply):
+        for entry, rest in self._settled("retry", queue, now, args, reply):
             self.count("failed")
             if entry.cancel_asked:
                 self._finish(entry, "cancelled", now, entry.cancel_retention)
@@ -254,7 +254,7 @@ class Ledger:
     def _see_hand_back(
         self, queue: str, now: int, args: Sequence[Any], reply: Any
     ) -> Iterator[str]:
-        for entry, rest in self._settled("hand_back", queue, args, reply):
+        for entry, rest in self._settled("hand_back", queue, now, args, reply):
             if entry.cancel_asked:
                 self._finish(entry, "cancelled", now, entry.cancel_retention)
                 yield entry.id
@@ -263,7 +263,7 @@ class Ledger:
                 entry.phase, entry.due_us = "waiting", 0 if delay == "" else now + int(delay)
 
     def _settled(
-        self, verb: str, queue: str, args: Sequence[Any], reply: Any, *, stride: int = 4
+        self, verb: str, queue: str, now: int, args: Sequence[Any], reply: Any, stride: int = 4
     ) -> Iterator[tuple[Entry, Sequence[Any]]]:
         for entry, lease, rest in self._leases(queue, args, stride, reply, ("ok",)):
             if lease is None:

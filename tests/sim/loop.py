@@ -47,7 +47,7 @@ STRAND: Final[contextvars.ContextVar[Strand | None]] = contextvars.ContextVar(
 STEP_S: Final = 0.000_002
 """How long a callback takes: some time has to pass when something waits for a moment."""
 
-MAX_STEPS: Final = 400_000
+MAX_STEPS: Final = 150_000
 
 
 class Stuck(Exception):
@@ -65,6 +65,8 @@ class SimLoop(asyncio.BaseEventLoop):
         self._random = random.Random(seed)
         self._lines: dict[Strand | None, deque[asyncio.Handle]] = {}
         self._signals: dict[tuple[Process, int], tuple[Callable[..., Any], tuple[Any, ...]]] = {}
+        self._graveyard: list[asyncio.Handle] = []
+        """What the dead had to do: kept, so that nothing of theirs is cleaned up meanwhile."""
         self.executor: Callable[[Callable[[], Any]], asyncio.Future[Any]] | None = None
 
     def time(self) -> float:
@@ -132,7 +134,9 @@ class SimLoop(asyncio.BaseEventLoop):
             line.clear()
         else:
             handle = line.popleft()
-            if not handle._cancelled and (strand is None or strand.process.alive):
+            if strand is not None and not strand.process.alive:
+                self._graveyard.append(handle)
+            elif not handle._cancelled:
                 self.steps += 1
                 self.now += STEP_S
                 self.current = handle
@@ -144,6 +148,7 @@ class SimLoop(asyncio.BaseEventLoop):
         if handle._cancelled:
             return
         if strand is not None and not strand.process.alive:
+            self._graveyard.append(handle)
             return
         if strand is not None and strand.held:
             strand.held.append(handle)

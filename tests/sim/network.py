@@ -57,6 +57,10 @@ NAMES: Final = tuple(
 SILENCE_S: Final = 5.0
 """How long somebody waits at most for an answer that does not come."""
 
+NEAR: Final = (0.0001, 0.0005, 0.002)
+FAR: Final = (0.01, 0.05, 0.1)
+"""Seconds that one way takes, near the store and far from it."""
+
 UNHEARD: Final = ("describe", "progress")
 """Scripts whose arguments differ between processes, or have no order: no part of a history."""
 
@@ -115,6 +119,7 @@ class Network:
         self.ledger = ledger
         self.away_until = 0.0
         """The store answers nobody until then."""
+        self.latencies = NEAR
         self.tally = Tally()
         self.events: list[tuple[Any, ...]] = []
         self._digest = hashlib.blake2b(digest_size=16)
@@ -167,7 +172,7 @@ class Network:
         fate = self._fate(process, len(commands))
         if fate != "well":
             self.tally.fates[fate] = self.tally.fates.get(fate, 0) + 1
-            process.trouble(SILENCE_S if fate in ("before", "after", "late") else 0.0)
+            process.trouble()
         there, back = self._latency(), self._latency()
 
         def arrive(answered: bool, count: int | None = None) -> None:
@@ -186,13 +191,14 @@ class Network:
             case "well":
                 self._after(there, arrive, True)
             case "before":
-                self._maybe_silent(there + back, deliver, lost)
+                self._maybe_silent(process, there + back, deliver, lost)
             case "after":
                 self._after(there, arrive, False)
-                self._maybe_silent(there + back, deliver, lost)
+                self._maybe_silent(process, there + back, deliver, lost)
             case "late":
                 there += self._random.uniform(0, 2.5 * self._lease_s)
                 back += self._random.uniform(0, 1.6 * self._lease_s)
+                process.trouble(min(there + back, SILENCE_S))
                 self._after(there, arrive, True)
             case "twice":
                 self._after(there, arrive, True)
@@ -206,7 +212,7 @@ class Network:
     def _fate(self, process: Proc, count: int) -> str:
         link = process.link
         if self._unreachable(process):
-            process.trouble(SILENCE_S)
+            process.trouble()
             return self._random.choice(("well", "before"))
         draw = self._random.random()
         for fate in ("before", "after", "late", "twice", "refused", "cut"):
@@ -219,12 +225,16 @@ class Network:
         return process.link.away or self.loop.now < self.away_until
 
     def _latency(self) -> float:
-        return self._random.choice((0.0001, 0.0005, 0.002))
+        return self._random.choice(self.latencies)
 
-    def _maybe_silent(self, seconds: float, deliver: Deliver, replies: Replies) -> None:
+    def _maybe_silent(
+        self, process: Proc, seconds: float, deliver: Deliver, replies: Replies
+    ) -> None:
         """The connection breaks, or nothing is heard any more until the sender gives up."""
         if self._random.random() < 0.7:
             self._after(seconds, deliver, replies)
+        else:
+            process.trouble(SILENCE_S)
 
     def _after(self, seconds: float, function: Callable[..., Any], *args: Any) -> None:
         self.loop.call_later(seconds, function, *args, context=self._world)
@@ -264,7 +274,7 @@ class Network:
             sent.append(command)
             pops.append(None)
             for key in command[3:first]:
-                if self._blocked.get(key):
+                if len(self._blocked.get(key, ())) > pops.count(key):
                     sent.append(("LPOP", key))
                     pops.append(key)
         replies = self._round_trip(sent)

@@ -25,7 +25,7 @@ from qsync.errors import (
 from qsync.mux import Mux
 from qsync.server.current import current
 from qsync.task import Task, TaskInfo
-from tests.sim.ledger import US, Ledger
+from tests.sim.ledger import US, Entry, Ledger
 from tests.sim.process import WALL, Proc
 from tests.sim.threads import current_thread
 
@@ -36,6 +36,7 @@ KINDS: Final = {
 }  # fmt: skip
 
 QUEUES: Final = ("main", "side")
+MAX_CRASHES: Final = 3
 
 
 @dataclass(slots=True)
@@ -81,9 +82,12 @@ class Handlers:
         return mux
 
     async def _handle(self, task: TaskInfo) -> Any:
-        self._began(task)
+        entry = self._began(task)
         plan = task.value(dict)
         kind = plan["kind"]
+        crashed = sum(one.started for one in entry.deliveries if one.ended in (None, "lapsed"))
+        if kind == "poison" and crashed > MAX_CRASHES * entry.created:
+            self._books.ledger.find(f"poison {task.id} is started for the {entry.starts}th time")
         if plan["seconds"]:
             await asyncio.sleep(plan["seconds"])
         handler = getattr(self, f"_{kind}", None)
@@ -91,7 +95,7 @@ class Handlers:
             await handler(task, plan)
         return plan["n"]
 
-    def _began(self, task: TaskInfo) -> None:
+    def _began(self, task: TaskInfo) -> Entry:
         """Check that it may run now; what stood still on its way to here is judged by then."""
         books, process = self._books, self._process
         ledger = books.ledger
@@ -108,7 +112,7 @@ class Handlers:
         lease = next((one for one in entry.deliveries if one.token == task.token), None)
         if lease is None:
             ledger.find(f"{task.id} runs under {task.token}, which nobody was given")
-            return
+            return entry
         if lease.started:
             ledger.find(f"{task.id} was started twice under {task.token}")
         lease.started = True
@@ -120,6 +124,7 @@ class Handlers:
             ledger.find(f"{task.id} was started by {process.name} {over} s after its deadline")
         if task.attempt > task.retry + 1:
             ledger.find(f"{task.id} makes attempt {task.attempt} with {task.retry} retries")
+        return entry
 
     async def _fail(self, task: TaskInfo, plan: dict[str, Any]) -> None:
         if task.attempt <= plan["times"]:
@@ -277,7 +282,7 @@ class AsyncUser:
             return
         wanted = accept(self._books, handle, task.payload, task)
         chance = self._random.random()
-        if chance < 0.12:
+        if chance < (0.4 if task.payload["kind"] == "slow" else 0.1):
             await asyncio.sleep(self._random.uniform(0.0, 1.5))
             await self._cancel(handle, wanted)
         elif task.retention is not None and chance < 0.6:

@@ -41,23 +41,24 @@ def eval_(call: Call[Any]) -> Command:
 
 
 def waiting(calls: Sequence[Call[Any]], wait: Wait) -> Exchanges:
-    """Make calls on one connection and wait once for them all; returns one reply a call."""
+    """Make calls on one connection and wait once for them all; returns one reply a call.
+
+    Those whose script the store does not have go in a second exchange. That may meet another
+    primary, so each wait is for the calls of its own. The mark is sent as text: it is always there.
+    """
     replies: list[Any] = [None] * len(calls)
-    open_, sure = list(range(len(calls))), False
+    open_ = list(range(len(calls)))
     for make in (evalsha, eval_):
         commands = [make(calls[at]) for at in open_]
-        *answers, marked, waited = yield [*commands, make(wait.mark), _command(wait)]
-        for at, answer in zip(open_, answers, strict=True):
-            replies[at] = answer
-        # The second mark comes after the first calls, too, so its wait is for all of them.
+        *answers, marked, waited = yield [*commands, eval_(wait.mark), _command(wait)]
         sure = not isinstance(marked, BaseException) and _confirmed(waited)
+        for at, answer in zip(open_, answers, strict=True):
+            plain = calls[at].wait is None or isinstance(answer, BaseException)
+            replies[at] = answer if plain else (answer, sure)
         open_ = [at for at in open_ if isinstance(replies[at], failures.NoScriptError)]
-        if not open_ and not isinstance(marked, failures.NoScriptError):
+        if not open_:
             break
-    return [
-        reply if call.wait is None or isinstance(reply, BaseException) else (reply, sure)
-        for call, reply in zip(calls, replies, strict=True)
-    ]
+    return replies
 
 
 def probing(durability: Durability, address: Address) -> Exchanges:

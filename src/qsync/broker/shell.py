@@ -108,7 +108,10 @@ class Broker:
             time.sleep(delay)
 
     def run_many(self, calls: Sequence[Call[T]]) -> list[T | QsyncError]:
-        """Make calls in one round trip (in a cluster, one each), each tried once."""
+        """Make calls in one round trip (in a cluster, one each), each tried once.
+
+        Those with a wait come last, and wait for the same.
+        """
         replies = self._try(calls) if calls else []
         return _settle(replies, calls, self.address)
 
@@ -311,7 +314,10 @@ class AsyncBroker:
             await asyncio.sleep(delay)
 
     async def run_many(self, calls: Sequence[Call[T]]) -> list[T | QsyncError]:
-        """Make calls in one round trip (in a cluster, one each, at once), each tried once."""
+        """Make calls in one round trip (in a cluster, one each, at once), each tried once.
+
+        Those with a wait come last, and wait for the same.
+        """
         replies = await self._try(calls) if calls else []
         return _settle(replies, calls, self.address)
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from qsync.cli.acl import acl
 from qsync.cli.demo.command import demo
 from qsync.cli.doctor import doctor
 from qsync.cli.worker import worker
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command(name="demo")(demo)
 app.command(name="worker")(worker)
 app.command(name="doctor")(doctor)
+app.command(name="acl")(acl)
 
 
 def _show_version(wanted: bool) -> None:

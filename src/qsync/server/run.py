@@ -20,7 +20,7 @@ from qsync.server.around import Around, Surroundings
 from qsync.server.config import Config, seconds
 from qsync.server.current import running
 from qsync.server.invoke import Invoker, Way, encode_result
-from qsync.server.lane import READY, RUNNING, Lane, Leased, Stop, boot_s
+from qsync.server.lane import GONE, READY, RUNNING, Lane, Leased, Stop, boot_s
 from qsync.server.progress import Progress
 from qsync.server.settle import Settler
 from qsync.server.suspects import Suspects
@@ -54,6 +54,8 @@ class Runner:
         self._invoker = invoker
         self._broker = broker
         self._settlers = settlers
+        for settler in settlers.values():
+            settler.on_settled = self._see_suspect_end
         self._surroundings = surroundings
         self._progress = Progress(broker, {name: one.lane for name, one in settlers.items()})
         self.on_lost = on_lost
@@ -173,17 +175,12 @@ class Runner:
         self._start_some()
 
     def _begin(self, leased: Leased) -> None:
-        if boot_s() >= leased.expires:
-            # Somebody else may have it, and then the store ignores this.
-            self.settle(leased, ops.HandedBack(leased.id, leased.token))
+        late = self._too_late(leased)
+        if late is not None:
+            self.settle(leased, late)
             return
         message = leased.message
         options = message.options
-        if options is not None and options.deadline_us is not None:
-            now_us = leased.lane.store_time_us()
-            if now_us >= options.deadline_us:
-                self.settle(leased, outcome.past_deadline(leased, now_us))
-                return
         way = self._invoker.find(message.type)
         if way is None:
             self.settle(leased, outcome.unknown_type(leased, leased.lane.store_time_us()))
@@ -210,12 +207,28 @@ class Runner:
             self._run(leased, info, way), name=leased.id, context=self._context.copy()
         )
 
+    def _too_late(self, leased: Leased) -> Any:
+        """The record for a task that may not start any more; None for one that may."""
+        if boot_s() >= leased.expires:
+            # Somebody else may have it, and then the store ignores this.
+            return ops.HandedBack(leased.id, leased.token)
+        options = leased.message.options
+        if options is not None and options.deadline_us is not None:
+            now_us = leased.lane.store_time_us()
+            if now_us >= options.deadline_us:
+                return outcome.past_deadline(leased, now_us)
+        return None
+
     async def _run(self, leased: Leased, info: TaskInfo, way: Way) -> None:
         running.set(Around(leased, info, self._surroundings, self._progress.tell))
         try:
-            if leased.crashes and not await self._mark(leased):
-                self._finish(leased, None)
-                return
+            if leased.crashes:
+                marked = await self._mark(leased)
+                # The mark may have taken long.
+                late = self._too_late(leased) if marked and leased.stop is None else None
+                if not marked or late is not None:
+                    self._finish(leased, late)
+                    return
             if leased.stop is None:
                 leased.task = asyncio.current_task()
                 limit = self._timeout_of(leased)
@@ -250,9 +263,18 @@ class Runner:
         else:
             self.settle(leased, record)
         self.running -= 1
-        if leased is self._suspects.alone:
-            self._suspects.end(time.monotonic())
+        self._see_suspect_end()
         self._start_some()
+
+    def _see_suspect_end(self) -> None:
+        """Let others run again once the store knows how the suspect ended.
+
+        Until then a crash would count for it, and it would be one of theirs.
+        """
+        suspects = self._suspects
+        if suspects.alone is not None and suspects.alone.phase == GONE:
+            suspects.end(time.monotonic())
+            self._start_some()
 
     # Ends.
 

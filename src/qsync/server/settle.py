@@ -43,6 +43,8 @@ class Settler:
         self._broker = broker
         self.lane = lane
         self._on_lost = on_lost
+        self.on_settled: Callable[[], None] | None = None
+        """Called after the store has taken some."""
         self._waiting: list[Entry] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -122,6 +124,8 @@ class Settler:
                 )
         if lost:
             self._on_lost(lost)
+        if self.on_settled is not None:
+            self.on_settled()
 
 
 def _size(entry: Entry) -> int:

@@ -33,12 +33,12 @@ local function add_row(id, claim)
   ids[#ids + 1], claims[#claims + 1] = id, claim
 end
 
--- Large values need not come along, where the store knows how to leave them out.
+-- Values may be large: where the store does not know how to leave them out, a few at a time.
 local function scan_names(hash_key)
   local part = redis.pcall('HSCAN', hash_key, ARGV[2], 'COUNT', ARGV[3], 'NOVALUES')
   local step = 1
   if part.err then
-    part, step = redis.call('HSCAN', hash_key, ARGV[2], 'COUNT', ARGV[3]), 2
+    part, step = redis.call('HSCAN', hash_key, ARGV[2], 'COUNT', '10'), 2
   end
   cursor = part[1]
   for i = 1, #part[2], step do
@@ -96,32 +96,56 @@ local hash_names = {
 }
 local rows = {}
 for i, id in ipairs(ids) do
-  local states, beside, claim, message = {}, {}, claims[i], ''
-  for at, set_key in ipairs({ KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7] }) do
-    if redis.call('ZSCORE', set_key, id) then
-      states[#states + 1] = state_names[at]
+  rows[i] = { id, {}, {}, '', '', claims[i], '' }
+end
+for at, set_key in ipairs({ KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7] }) do
+  -- What is stored compactly is scanned as a whole, so there may be more ids than were asked for.
+  for first = 1, #ids, 500 do
+    local last = math.min(first + 499, #ids)
+    for i, score in ipairs(redis.call('ZMSCORE', set_key, unpack(ids, first, last))) do
+      if score then
+        table.insert(rows[first + i - 1][2], state_names[at])
+      end
     end
   end
-  for at, hash_key in ipairs({
-    KEYS[1], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14],
-  }) do
-    if redis.call('HEXISTS', hash_key, id) == 1 then
-      beside[#beside + 1] = hash_names[at]
+end
+for at, hash_key in ipairs({
+  KEYS[1], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14],
+}) do
+  if redis.call('EXISTS', hash_key) == 1 then
+    for i, id in ipairs(ids) do
+      if redis.call('HEXISTS', hash_key, id) == 1 then
+        table.insert(rows[i][3], hash_names[at])
+      end
     end
   end
-  local lock = redis.call('HGET', KEYS[15], '@' .. id) or ''
-  local holder = named_holder(redis.call('HGET', KEYS[15], '=' .. lock))
-  if claim ~= '' and id ~= '' then
-    local claimed = named_holder(redis.call('HGET', KEYS[15], '=' .. claim))
-    claim = claimed == id and claim or ''
-    if claim ~= '' and claim ~= lock then
-      message = redis.call('HGET', KEYS[1], id) or ''
-    end
-  elseif claim ~= '' and redis.call('HEXISTS', KEYS[15], claim) == 0 then
-    claim = ''
+end
+
+-- The lock of a task, and who has it; and whether the lock that names it still does.
+local function look_at_locks(unique_key, row)
+  local id, claim = row[1], row[6]
+  local lock = redis.call('HGET', unique_key, '@' .. id) or ''
+  row[4] = lock
+  row[5] = named_holder(redis.call('HGET', unique_key, '=' .. lock)) or ''
+  if claim == '' then
+    return
   end
-  rows[i] = {
-    id, table.concat(states, ' '), table.concat(beside, ' '), lock, holder or '', claim, message,
-  }
+  local field = id == '' and claim or '=' .. claim
+  local held = redis.call('HGET', unique_key, field)
+  if not held or id ~= '' and named_holder(held) ~= id then
+    row[6] = ''
+  elseif id ~= '' and claim ~= lock then
+    row[7] = redis.call('HGET', KEYS[1], id) or ''
+  end
+end
+
+local any_locks = redis.call('EXISTS', KEYS[15]) == 1
+for _, row in ipairs(rows) do
+  if any_locks then
+    look_at_locks(KEYS[15], row)
+  else
+    row[6] = ''
+  end
+  row[2], row[3] = table.concat(row[2], ' '), table.concat(row[3], ' ')
 end
 return { cursor, rows }

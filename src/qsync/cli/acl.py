@@ -1,0 +1,49 @@
+"""`qsync acl`: the line that gives a user of the store the rights that it needs, and no more."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from qsync.broker.rights import Role, rules
+from qsync.connections import PREFIX
+from qsync.errors import InvalidTask
+
+
+def acl(
+    role: Annotated[Role, typer.Argument(help="What the user is to be.", show_default=False)],
+    user: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="What to call it.  [default: qsync-ROLE]", show_default=False
+        ),
+    ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What all keys begin with; as QSYNC_PREFIX.  [default: qsync]",
+            show_default=False,
+        ),
+    ] = None,
+    cluster: Annotated[bool, typer.Option("--cluster", help="For the nodes of a cluster.")] = False,
+    old: Annotated[
+        bool,
+        typer.Option("--redis-7.0", help="For a Redis before 7.2, which knows fewer commands."),
+    ] = False,
+) -> None:
+    """Print the command that makes a user of the store; put a password in.
+
+    For example: qsync acl server --prefix shop
+
+    client: enqueues, and asks what became of it. server: runs tasks. reader: looks. admin: looks,
+    runs, deletes, pauses, repairs.
+    """
+    try:
+        found = rules(role, prefix or os.environ.get(PREFIX) or "qsync", old=old, cluster=cluster)
+    except InvalidTask as error:
+        typer.echo(f"qsync acl: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(" ".join(("ACL SETUSER", user or f"qsync-{role}", "on >PASSWORD", *found)))
