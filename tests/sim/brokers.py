@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import redis.exceptions as failures
 
@@ -20,8 +20,8 @@ from tests.sim.network import Listener, Network
 from tests.sim.process import Proc
 from tests.sim.threads import SimEvent, Turns, current_thread
 
-network: Network
-turns: Turns
+network: Network = cast("Network", None)
+turns: Turns = cast("Turns", None)
 """Of the history that is under way."""
 
 

@@ -31,7 +31,7 @@ from tests.sim.ledger import Ledger
 from tests.sim.loop import SimLoop, Stuck
 from tests.sim.network import FAR, NEAR, Network
 from tests.sim.process import Link, Proc
-from tests.sim.threads import SimThread, Turns
+from tests.sim.threads import Turns
 from tests.sim.verdict import Verdict
 from tests.sim.work import MAX_CRASHES, QUEUES, AsyncUser, BlockingUser, Books, Handlers, Maker
 
@@ -58,6 +58,12 @@ class Outcome:
     events: tuple[tuple[Any, ...], ...]
 
 
+FAULTS: Final = (
+    "crash", "freeze", "stall", "stop", "stop_twice", "partition", "away", "flush_scripts",
+    "pause", "quiet",
+)  # fmt: skip
+
+
 class Profile:
     """How hard a seed is: what may happen, and how often."""
 
@@ -66,21 +72,7 @@ class Profile:
         self.servers = rng.randint(1, 3)
         self.seconds = rng.uniform(6.0, 14.0)
         self.tasks = rng.randint(10, 45)
-        self.faults = {
-            kind: rng.choice((0.0, 1.0)) * hard
-            for kind in (
-                "crash",
-                "freeze",
-                "stall",
-                "stop",
-                "stop_twice",
-                "partition",
-                "away",
-                "flush_scripts",
-                "pause",
-                "quiet",
-            )  # fmt: skip
-        }
+        self.faults = {kind: rng.choice((0.0, 1.0)) * hard for kind in FAULTS}
         noise = rng.choice((0.0, 0.01, 0.03, 0.08)) * hard
         self.link = {
             fate: rng.choice((0.0, 1.0)) * noise

@@ -47,6 +47,8 @@ class Entry:
     cancel_asked: bool = False
     cancel_retention: Any = ""
     cancel_asked_us: int = 0
+    unsure: bool = False
+    """It may have been made again after an end that nobody saw."""
     ran_on_us: int = 0
     """How long it ran after its cancel was asked for, when that was too long."""
     created: int = 0
@@ -118,7 +120,9 @@ class Ledger:
         entry = self.entry(queue, id)
         there = entry.phase in ("waiting", "active", "dead")
         if there or (entry.phase == "kept" and now < entry.kept_until_us):
-            self.unsure += entry.phase == "active" and not entry.surely_open(now)
+            if entry.cancel_asked and entry.phase == "active" and not entry.surely_open(now):
+                self.unsure += 1  # maybe it was recovered, and ended by that, and is made again
+                entry.unsure, entry.cancel_asked = True, False
             return  # said once more
         self.unsure += entry.phase == "kept"
         entry.created += 1
@@ -286,7 +290,7 @@ class Ledger:
     def _finish(self, entry: Entry, how: str, now: int, retention: Any) -> None:
         self.count(how)
         entry.finished.append(how)
-        if len(entry.finished) > entry.created:
+        if len(entry.finished) > entry.created + entry.unsure:
             self.find(f"{entry.id} ended twice: {entry.finished}")
         if how == "dead":
             entry.phase = "dead"

@@ -200,11 +200,11 @@ class Verdict:
                 self.find(f"{wanted.id} is dead of a deadline that it has not")
             elif error.startswith("deadline passed") and wanted.deadline_us > self._now_us:
                 self.find(f"{wanted.id} is dead of a deadline to come")
-        elif "timed out" in error:
-            pass
-        elif kind == "skip" or (kind in ("fail", "again", "gives_up") and times > wanted.retry):
-            pass
-        else:
+        elif not (
+            "timed out" in error
+            or kind == "skip"
+            or (kind in ("fail", "again", "gives_up") and times > wanted.retry)
+        ):
             self.find(f"{wanted.id} of kind {kind} is dead: {error.splitlines()[:1]} {wanted}")
 
     def _check_crashed(self, wanted: Wanted, entry: Entry, kind: str) -> None:

@@ -200,7 +200,9 @@ def cluster_client(
     """A blocking client of a cluster."""
     nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.nodes]
     settings = _common(address, read_timeout, Retry)
-    del settings["retry"]
+    # One retry by itself, which leaves the node that failed for the last when it looks for the map
+    # of the cluster; its default of ten would look ten times, and hold up all calls meanwhile.
+    settings["retry"] = Retry(redis.backoff.NoBackoff(), 1)
     return redis.cluster.RedisCluster(
         startup_nodes=nodes, max_connections=connections, ssl=address.tls,
         require_full_coverage=False, **settings,
@@ -213,7 +215,9 @@ def async_cluster_client(
     """An asyncio client of a cluster."""
     nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in address.nodes]
     settings = _common(address, read_timeout, AsyncRetry)
-    del settings["retry"]
+    # One retry by itself, which leaves the node that failed for the last when it looks for the map
+    # of the cluster; its default of ten would look ten times, and hold up all calls meanwhile.
+    settings["retry"] = AsyncRetry(redis.backoff.NoBackoff(), 1)
     return redis.asyncio.cluster.RedisCluster(
         startup_nodes=nodes, max_connections=connections, ssl=address.tls,
         require_full_coverage=False, **settings,

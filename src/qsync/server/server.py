@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 
 from qsync.backoff import Backoff
 from qsync.broker.address import Address
-from qsync.broker.shell import AsyncBroker, Broker, Facts
+from qsync.broker.shell import MIN_VERSION, AsyncBroker, Broker, Facts
 from qsync.client import AsyncClient, Client
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.keys import QueueKeys, check_name
@@ -36,8 +36,6 @@ Work = Callable[[], Awaitable[None]]
 
 SAME_SIGNAL_S: Final = 0.1
 """Signals so close together are one: systemd and a parent both tell the same child."""
-
-MIN_VERSION: Final = {"redis": (7, 0), "valkey": (7, 2)}
 
 
 class Server:
