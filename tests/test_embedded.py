@@ -335,6 +335,20 @@ def test_a_long_name_puts_the_socket_elsewhere(folder: Path) -> None:
     private.rmdir()
 
 
+def test_a_long_name_of_the_folder_for_temporary_files_does_no_harm(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = folder / ("temporary" * 12)
+    temporary.mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with (
+        Embedded(folder / ("long" * 30)) as store,
+        redis.Redis(unix_socket_path=store.socket) as connection,
+    ):
+        assert connection.ping()
+    wait_until(lambda: idle(folder / ("long" * 30)))
+
+
 def test_a_store_that_cannot_start_says_why(folder: Path) -> None:
     (folder / "appendonlydir").mkdir(parents=True)
     (folder / "appendonlydir" / "appendonly.aof.manifest").write_text("rubbish\n")

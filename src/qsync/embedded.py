@@ -262,13 +262,19 @@ def _socket_path(folder: Path) -> Path:
     if len(os.fsencode(path)) <= _SOCKET_LIMIT:
         return path
     name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    private = Path(tempfile.gettempdir()) / f"qsync-{os.geteuid()}-{name}"
+    private = _temporary_folder() / f"qsync-{os.geteuid()}-{name}"
     with contextlib.suppress(FileExistsError):
         private.mkdir(mode=0o700)
     found = private.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         sys.exit(f"{private} must be a folder that is yours and open to nobody else")
     return private / path.name
+
+
+def _temporary_folder() -> Path:
+    """Where the system has temporary files, unless that has a long name, too."""
+    found = Path(tempfile.gettempdir())
+    return found if len(os.fsencode(found)) <= _SOCKET_LIMIT // 2 else Path("/tmp")  # noqa: S108 - what is made in it is private
 
 
 def _ask(path: str, command: bytes) -> bytes:
