@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast, overload
 
 import msgspec
 
@@ -442,16 +442,25 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """After this time it is not started any more."""
         return None if self.deadline_us is None else moment(self.deadline_us)
 
-    def value(self, type: builtins.type[T] | Any = Any) -> T:
+    @overload
+    def value(self) -> Any: ...
+
+    @overload
+    def value(self, type: builtins.type[T]) -> T: ...
+
+    @overload
+    def value(self, type: Any) -> Any: ...
+
+    def value(self, type: Any = Any) -> Any:
         """The payload decoded, and checked against a type when one is given.
 
         A payload that was given as bytes comes back as these bytes, unless a type is given: then
         they are decoded as msgpack. Raises InvalidTask when it does not fit.
         """
         if not self.is_value and type in (Any, bytes):
-            return cast("T", self.payload)
+            return self.payload
         try:
-            return cast("T", codec.decode(self.payload, type))
+            return codec.decode(self.payload, type)
         except codec.CodecError as error:
             msg = f"payload: {error}"
             raise InvalidTask(msg) from error

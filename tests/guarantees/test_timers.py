@@ -47,7 +47,7 @@ def lateness_of_round(
 
     The store's clock is that of the machine, by which the history is written.
     """
-    first = store_time(store) + timedelta(seconds=1.5)
+    first = store_time(store) + timedelta(seconds=2.5)
     due: dict[str, float] = {}
     tasks: list[Task] = []
     for n in range(count):

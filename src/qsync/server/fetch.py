@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any, Final
 
 from qsync import codec
 from qsync.backoff import Backoff
@@ -68,6 +68,7 @@ class Fetcher:
         self._waiting: dict[Waiter, asyncio.Task[None] | None] = dict.fromkeys(waiters)
         self._flights: dict[str, asyncio.Task[None]] = {}
         self._kick = runner.room_made
+        self._mistake: BaseException | None = None
 
     async def run(self) -> None:
         """Fetch until cancelled."""
@@ -79,6 +80,8 @@ class Fetcher:
             await self._kick.wait()
             if timer is not None:
                 timer.cancel()
+            if self._mistake is not None:
+                raise self._mistake
 
     async def finish(self, patience: float) -> None:
         """End the waits and see every fetch that is under way answered, if that takes no longer
@@ -186,8 +189,7 @@ class Fetcher:
                         times.append(lane.last_fetch + self._config.sweep_s)
                         times.append(lane.next_due or math.inf)
                 seconds = max(0.001, min(times) - now + MARGIN_S)
-                wait = self._wait(waiter, watched, seconds)
-                self._waiting[waiter] = asyncio.get_running_loop().create_task(wait)
+                self._waiting[waiter] = self._spawn(self._wait(waiter, watched, seconds))
 
     async def _wait(self, waiter: Waiter, lanes: Sequence[Lane], seconds: float) -> None:
         try:
@@ -204,11 +206,22 @@ class Fetcher:
             self._waiting[waiter] = None
             self._kick.set()
 
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(self._see)
+        return task
+
+    def _see(self, task: asyncio.Task[None]) -> None:
+        """A mistake of ours in a part ends the whole; errors of the store are none."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._mistake = error
+            self._kick.set()
+
     def _launch(self, calls: Sequence[tuple[Lane, int]]) -> None:
         """Send fetches: together where one pipeline reaches all queues, else each by itself."""
         cluster = self._broker.address.kind == "cluster"
         for group in [[call] for call in calls] if cluster else [calls]:
-            task = asyncio.get_running_loop().create_task(self._fly(group))
+            task = self._spawn(self._fly(group))
             for lane, wanted in group:
                 lane.wanted, lane.flown = wanted, boot_s()
                 self._flights[lane.queue] = task

@@ -200,5 +200,8 @@ class Heartbeat:
                     log.warning(
                         "cannot hand back %d tasks of queue %s: %s", len(part), lane.queue, error
                     )
+                    # They stay here, to be renewed and tried again, lest they lapse.
+                    self._runner.ready.extendleft(reversed(part))
+                    continue
                 for leased in part:
                     lane.drop(leased)
