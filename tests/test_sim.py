@@ -22,10 +22,15 @@ SEEDS: Final = os.environ.get("QSYNC_SIM_SEEDS")
 SEED: Final = os.environ.get("QSYNC_SIM_SEED")
 PARTS: Final = 4
 
-QUICK: Final = {
-    # mistake: a seed that finds it
-    "heartbeat on the loop": 1,
-}
+QUICK: Final = (
+    "settle without token", "heartbeat on the loop", "noscript not handled",
+    "deadline by own clock", "settling not renewed", "ticks by own clock",
+    "promoted and forgotten", "lock outlives death",
+)  # fmt: skip
+"""Mistakes that a few seeds find; `python -m tests.sim --mistakes` tells of all of them."""
+
+ENOUGH: Final = 20
+"""Seeds within which each of these is found."""
 
 pytestmark = pytest.mark.skipif(not available("valkey"), reason="needs valkey")
 
@@ -55,13 +60,9 @@ def test_a_seed_is_the_same_history_each_time(client: redis.Redis) -> None:
     for seed in (3, 14):
         first, _, again = live(seed, client), live(seed + 1, client), live(seed, client)
         assert first.events == again.events
-        assert first.digest == again.digest
+        assert (first.digest, first.wrong) == (again.digest, again.wrong)
 
 
-@pytest.mark.parametrize(("name", "seed"), QUICK.items(), ids=QUICK)
-def test_a_planted_mistake_is_found(client: redis.Redis, name: str, seed: int) -> None:
-    assert caught(MUTANTS[name], client, range(seed, seed + 1)) is not None
-
-
-def test_every_mistake_has_a_name_of_its_own() -> None:
-    assert QUICK.keys() <= MUTANTS.keys()
+@pytest.mark.parametrize("name", QUICK)
+def test_a_planted_mistake_is_found(client: redis.Redis, name: str) -> None:
+    assert caught(MUTANTS[name], client, range(ENOUGH)) is not None

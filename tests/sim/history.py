@@ -29,8 +29,9 @@ from qsync.task import Task
 from tests.sim import brokers, clock
 from tests.sim.ledger import Ledger
 from tests.sim.loop import SimLoop, Stuck
-from tests.sim.network import FAR, NEAR, Network
+from tests.sim.network import Network
 from tests.sim.process import Link, Proc
+from tests.sim.profile import Profile
 from tests.sim.threads import Turns
 from tests.sim.verdict import Verdict
 from tests.sim.work import MAX_CRASHES, QUEUES, AsyncUser, BlockingUser, Books, Handlers, Maker
@@ -56,37 +57,6 @@ class Outcome:
     seconds: float
     """Virtual ones."""
     events: tuple[tuple[Any, ...], ...]
-
-
-FAULTS: Final = (
-    "crash", "freeze", "stall", "stop", "stop_twice", "partition", "away", "flush_scripts",
-    "pause", "quiet",
-)  # fmt: skip
-
-
-class Profile:
-    """How hard a seed is: what may happen, and how often."""
-
-    def __init__(self, rng: random.Random) -> None:
-        hard = rng.choice((0.0, 0.5, 1.0, 1.0, 2.0))
-        self.servers = rng.randint(1, 3)
-        self.seconds = rng.uniform(6.0, 14.0)
-        self.tasks = rng.randint(10, 45)
-        self.faults = {kind: rng.choice((0.0, 1.0)) * hard for kind in FAULTS}
-        noise = rng.choice((0.0, 0.01, 0.03, 0.08)) * hard
-        self.link = {
-            fate: rng.choice((0.0, 1.0)) * noise
-            for fate in ("before", "after", "late", "twice", "refused", "cut")
-        }
-        self.pause_s = rng.choice((0.5, 1.5, 4.0))
-        self.poison = rng.choice((0, 0, 1, 2))
-        self.supervised = rng.random() < 0.4
-        self.blocking = rng.random() < 0.5
-        self.periodic = rng.random() < 0.6
-        self.concurrency = rng.choice((1, 3, 10))
-        self.strict = rng.random() < 0.2
-        self.latencies = rng.choice((NEAR, NEAR, FAR))
-        self.prefetch = rng.choice((None, None, 0, 20))
 
 
 class History:
@@ -146,6 +116,7 @@ class History:
             lease=LEASE,
             sweep=SWEEP,
             max_crashes=MAX_CRASHES,
+            on_error=handlers.on_error,
             shutdown_timeout=self.rng.choice((0.0, 0.5, 3.0)),
         )
         self.ledger.servers[server.id] = process
@@ -168,7 +139,9 @@ class History:
             return
         for entry in self.ledger.entries.values():
             lease = entry.lease
-            if lease is not None and lease.token.startswith(f"{server_id}/"):
+            if lease is None or lease.expires_us <= self.network.now_us:
+                continue
+            if lease.token.startswith(f"{server_id}/"):
                 self.ledger.find(f"{process.name} stopped and left a lease of {entry.id}")
 
     def _periodic(self) -> list[PeriodicTask]:
@@ -410,8 +383,10 @@ class History:
         gc.disable()  # what is dropped must not run at a moment that differs from run to run
         try:
             with clock.replaced(self.loop, self.turns, f"chance {self.seed}"):
-                yield
-                self._bury()
+                try:
+                    yield
+                finally:
+                    self._bury()
         finally:
             logging.disable(before)
             self.network.close()
@@ -423,10 +398,13 @@ class History:
         for process in [*self.servers, *self.others]:
             process.alive = False
         self.turns.end()
-        for task in asyncio.all_tasks(self.loop):
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
-            with contextlib.suppress(BaseException):
-                task.get_coro().close()  # type: ignore[union-attr]
+        buried: set[asyncio.Task[Any]] = set()
+        while tasks := asyncio.all_tasks(self.loop) - buried:
+            buried |= tasks
+            for task in tasks:  # one that is closed may make another
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                with contextlib.suppress(BaseException):
+                    task.get_coro().close()  # type: ignore[union-attr]
         self.loop._ready.clear()
         self.loop._scheduled.clear()
         self.loop.close()

@@ -16,6 +16,9 @@ Phase = Literal["waiting", "active", "kept", "dead", "gone"]
 
 US: Final = 1_000_000
 
+MOST: Final = 40
+"""How often a task is given to servers, in histories as short as these."""
+
 EARLY_US: Final = 10_000
 """A tick may be so early: the clocks of two machines go at rates that differ by up to 1e-4, and the
 store's is looked at once a minute."""
@@ -176,6 +179,8 @@ class Ledger:
             if now < entry.due_us:
                 self.find(f"{entry.id} was fetched {(entry.due_us - now) / US} s early")
             entry.phase = "active"
+            if len(entry.deliveries) == MOST:
+                self.find(f"{entry.id} is given to a server for the {MOST + 1}th time")
             entry.deliveries.append(Delivery(token, now, now + int(lease_us), int(lease_us)))
 
     def _lapsed(self, entry: Entry, lease: Delivery, now: int) -> None:

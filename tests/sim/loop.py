@@ -57,6 +57,10 @@ class Stuck(Exception):
 class SimLoop(asyncio.BaseEventLoop):
     """The loop of one history; it holds all processes."""
 
+    _ready: deque[asyncio.Handle]
+    _scheduled: list[asyncio.TimerHandle]
+    _stopping: bool
+
     def __init__(self, seed: str) -> None:
         super().__init__()
         self.now = 0.0
@@ -90,7 +94,9 @@ class SimLoop(asyncio.BaseEventLoop):
         assert self.executor is not None
         return self.executor(lambda: func(*args))
 
-    def add_signal_handler(self, sig: int, callback: Callable[..., Any], *args: Any) -> None:
+    def add_signal_handler(  # type: ignore[override]
+        self, sig: int, callback: Callable[..., Any], *args: Any
+    ) -> None:
         strand = STRAND.get()
         assert strand is not None
         self._signals[strand.process, sig] = (callback, args)

@@ -13,12 +13,13 @@ from typing import Any, Final
 import redis
 
 from qsync.broker import faults, shell
+from qsync.broker.durable import evalsha
 from qsync.broker.faults import Fault
 from qsync.server import heartbeat, periodic
 from qsync.server import lane as lane_module
 from qsync.server.fetch import Fetcher
 from qsync.server.heartbeat import Heartbeat
-from qsync.server.lane import Lane, Leased
+from qsync.server.lane import RUNNING, Lane, Leased
 from qsync.server.run import Runner
 from qsync.server.server import Server
 from qsync.server.settle import Settler
@@ -44,7 +45,7 @@ def _exchanged(owner: Any, name: str, value: Any) -> Iterator[None]:
 def settle_without_token() -> contextlib.AbstractContextManager[None]:
     """A settlement is taken from whoever sends it, whatever its token."""
     right = "elseif owner == args[first + stride * (i - 1) + 1] then"
-    return planted("include/owned.lua", right, "else")
+    return planted("include/owned.lua", right, "elseif true then")
 
 
 def heartbeat_on_the_loop() -> contextlib.AbstractContextManager[None]:
@@ -78,7 +79,7 @@ def noscript_not_handled() -> contextlib.AbstractContextManager[None]:
     """Where the store does not have a script it is not sent."""
 
     async def attempt(self: Any, calls: Any) -> list[Any]:
-        return list(await self._exchange(None, [shell.evalsha(call) for call in calls]))
+        return list(await self._exchange(None, [evalsha(call) for call in calls]))
 
     return _exchanged(shell.AsyncBroker, "_try", attempt)
 
@@ -149,6 +150,27 @@ def suspects_not_alone() -> Iterator[None]:
         _exchanged(Suspects, "hold_up_others", lambda self, now: False),
     ):
         yield
+
+
+def suspect_ends_before_its_settlement() -> contextlib.AbstractContextManager[None]:
+    """Others start as soon as the handler of a suspect has ended, though a crash counts for it."""
+
+    def see(self: Runner) -> None:
+        suspects = self._suspects
+        if suspects.alone is not None and suspects.alone.phase != RUNNING:
+            suspects.end(lane_module.boot_s())
+
+    return _exchanged(Runner, "_see_suspect_end", see)
+
+
+def no_look_after_the_mark() -> contextlib.AbstractContextManager[None]:
+    """Lease and deadline are looked at before a task is marked, and not when that has been done."""
+    real = Runner._too_late
+
+    def too_late(self: Runner, leased: Leased) -> Any:
+        return None if leased.phase == RUNNING else real(self, leased)
+
+    return _exchanged(Runner, "_too_late", too_late)
 
 
 def cancel_ignored() -> contextlib.AbstractContextManager[None]:
@@ -247,7 +269,8 @@ MUTANTS: Final[dict[str, Plant]] = {
         settle_without_token, heartbeat_on_the_loop, fetch_not_repeated,
         fetch_not_repeated_nor_mended, noscript_not_handled, transient_not_retried,
         deadline_by_own_clock, no_hand_back_at_shutdown, start_without_lease_check,
-        crash_not_marked, suspects_not_alone, cancel_ignored, settlement_given_up,
+        crash_not_marked, suspects_not_alone, suspect_ends_before_its_settlement,
+        no_look_after_the_mark, cancel_ignored, settlement_given_up,
         settling_not_renewed, unread_not_renewed, lease_from_the_reply_on,
         fetches_left_open_at_shutdown, ticks_by_own_clock, repeated_enqueue_is_a_duplicate,
         promoted_and_forgotten, crash_not_counted, lock_outlives_death,

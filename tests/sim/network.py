@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
@@ -63,6 +64,12 @@ FAR: Final = (0.01, 0.05, 0.1)
 
 UNHEARD: Final = ("describe", "progress")
 """Scripts whose arguments differ between processes, or have no order: no part of a history."""
+
+
+@cache
+def _timed(name: str) -> bool:
+    """Whether the first argument of a script is the time, as its header says."""
+    return re.search(r"^-- ARGV\[1\] now ", script.read(f"{name}.lua"), re.MULTILINE) is not None
 
 
 def error_of(code: str) -> Exception:
@@ -132,16 +139,18 @@ class Network:
         self._blocked: dict[str, list[Blocked]] = {}
         self._listeners: list[Listener] = []
         self._scripts: dict[str, Known] = {}
-        texts: list[str] = []
+        texts: dict[str, str] = {}
         for name in NAMES:
-            timed = re.search(r"^-- ARGV\[1\] now ", script.read(f"{name}.lua"), re.M) is not None
+            timed = _timed(name)
             for allow_oom in (None, True, False):
                 made = script.load(name, allow_oom=allow_oom)
                 frugal = "allow-oom" in made.text or "no-writes" in made.text
                 known = Known(name, timed, frugal)
-                texts.append(made.text)
+                texts[made.sha] = made.text
                 self._scripts[made.sha] = self._scripts[made.text] = known
-        self._round_trip([("SCRIPT", "LOAD", text) for text in dict.fromkeys(texts)])
+        here = self.plain("SCRIPT", "EXISTS", *texts)
+        missing = [text for text, found in zip(texts.values(), here, strict=True) if not found]
+        self.read([("SCRIPT", "LOAD", text) for text in missing])
         self.info: dict[str, Any] = dict(store.info())
 
     def close(self) -> None:
@@ -358,6 +367,9 @@ class Network:
         self._after(seconds, self._expire, blocked)
 
     def _serve(self, key: str, element: bytes) -> None:
+        if not self._blocked[key]:  # it has just been served from another of its lists
+            self.plain("LPUSH", key, element)
+            return
         blocked = self._blocked[key][0]
         self._leave(blocked)
         self.note(blocked.process.name, "woken", key)

@@ -29,7 +29,7 @@ class Turns:
 
     def __init__(self, loop: SimLoop) -> None:
         self.loop = loop
-        self.back = threading.Semaphore(0)
+        self.back = locked()
         self.threads: list[SimThread] = []
         self.errors: list[BaseException] = []
 
@@ -64,6 +64,13 @@ class Turns:
             thread.kill()
 
 
+def locked() -> threading.Lock:
+    """A lock that somebody has; who releases it lets the one go on who acquires it."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 _local = threading.local()
 
 
@@ -88,7 +95,7 @@ class SimThread:
     ) -> None:
         self._turns = turns
         self._target, self._args = target, args
-        self._go = threading.Semaphore(0)
+        self._go = locked()
         self._ticket = 0
         self._alive = False
         self._killed = False

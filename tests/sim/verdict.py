@@ -9,7 +9,7 @@ from qsync.keys import QUEUE_KEYS, QueueKeys
 from qsync.task import decode_failure
 from tests.sim.ledger import US, Entry
 from tests.sim.process import WALL
-from tests.sim.work import QUEUES, Wanted
+from tests.sim.work import MAX_CRASHES, QUEUES, Wanted
 
 if TYPE_CHECKING:  # the history makes its verdict, so this is the one arrow back
     from tests.sim.history import History
@@ -33,7 +33,7 @@ class Verdict:
         from tests.sim import history as module
 
         self._lease, self._sweep = module.LEASE, module.SWEEP
-        self._max_crashes, self._tick_s = module.MAX_CRASHES, module.TICK_S
+        self._tick_s = module.TICK_S
         self._prefix = module.PREFIX
         self.history = history
         self.ledger = history.ledger
@@ -58,10 +58,13 @@ class Verdict:
             if not self._unfinished():
                 return
             await asyncio.sleep(0.25)
+        over_us = self._now_us - round((self._sweep + SLACK_S) * US)
         for queue in QUEUES:
             for id, token in self._fields(queue, "owner").items():
                 server = self.ledger.servers[token.decode().rpartition("/")[0]]
-                if not server.alive:
+                lease = self.ledger.entry(queue, id).lease
+                # A renewal may have been under way for a while when its sender died.
+                if not server.alive and (lease is None or lease.expires_us < over_us):
                     self.find(f"{id} is still leased to {server.name}, dead for long")
 
     def _last_trouble(self) -> float:
@@ -164,7 +167,9 @@ class Verdict:
             return
         state = self._state(wanted)
         ended = entry.finished or state == "dead"
-        if not ended and not (entry.cancel_asked and (entry.deliveries or state == "completed")):
+        # One that was cancelled while it ran ends, unseen, when its lease lapses.
+        cancelled = entry.unsure or (entry.cancel_asked and (entry.deliveries or state))
+        if not ended and not cancelled:
             self.find(f"{wanted.id} is lost: {entry}, {state}")
             return
         if state == "dead":
@@ -191,7 +196,7 @@ class Verdict:
     def _check_death(self, wanted: Wanted, entry: Entry) -> None:
         kind, times = wanted.plan["kind"], wanted.plan["times"]
         raw = self.plain("HGET", self._key(wanted.queue, "failures"), wanted.id)
-        error = decode_failure(raw).error
+        error = decode_failure(raw).error.partition("\n")[0]
         crashes = self.plain("HGET", self._key(wanted.queue, "crashes"), wanted.id) or b""
         if crashes.endswith(b"!"):
             self._check_crashed(wanted, entry, kind)
@@ -205,15 +210,17 @@ class Verdict:
             or kind == "skip"
             or (kind in ("fail", "again", "gives_up") and times > wanted.retry)
         ):
-            self.find(f"{wanted.id} of kind {kind} is dead: {error.splitlines()[:1]} {wanted}")
+            self.find(f"{wanted.id} of kind {kind} is dead: {error} {wanted}")
 
     def _check_crashed(self, wanted: Wanted, entry: Entry, kind: str) -> None:
         """Only the poison, and what was alone in a process that died for other reasons, dies."""
         lapsed = [one for one in entry.deliveries if one.ended in ("lapsed", None)]
-        if len(lapsed) < self._max_crashes:
+        if len(lapsed) < MAX_CRASHES:
             self.find(f"{wanted.id} is dead of crashes, and had {len(lapsed)} lapses")
         last = self.ledger.servers[lapsed[-1].token.rpartition("/")[0]]
-        if kind != "poison" and last.poisoned_by not in (None, wanted.id):
+        died_us = int(self.plain("ZSCORE", self._key(wanted.queue, "dead"), wanted.id))
+        before = last.died_at is not None and (WALL + last.died_at) * US <= died_us
+        if kind != "poison" and before and last.poisoned_by not in (None, wanted.id):
             self.find(f"{wanted.id} is dead by the poison {last.poisoned_by} beside it")
 
     def _check_entry(self, entry: Entry) -> None:

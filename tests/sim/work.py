@@ -35,6 +35,9 @@ KINDS: Final = {
     "poison": 1, "block": 1, "nested": 2, "progress": 1, "gives_up": 1,
 }  # fmt: skip
 
+CHARGED: Final = (ValueError, Retry, SkipRetry, TimeoutError, RuntimeError)
+"""What handlers here fail with."""
+
 QUEUES: Final = ("main", "side")
 MAX_CRASHES: Final = 3
 
@@ -81,9 +84,15 @@ class Handlers:
             mux.handle(type)(self._handle)
         return mux
 
+    def on_error(self, error: BaseException, task: TaskInfo) -> None:
+        """Check that a failure is charged to a task only when it is the task's own."""
+        if not isinstance(error, CHARGED):
+            shown = f"{type(error).__name__}: {error}"
+            self._books.ledger.find(f"{task.id} is charged with {shown}")
+
     async def _handle(self, task: TaskInfo) -> Any:
         entry = self._began(task)
-        plan = task.value(dict)
+        plan: dict[str, Any] = task.value(dict)
         kind = plan["kind"]
         crashed = sum(one.started for one in entry.deliveries if one.ended in (None, "lapsed"))
         if kind == "poison" and crashed > MAX_CRASHES * entry.created:
@@ -178,6 +187,9 @@ class Handlers:
             handle = await current().client.enqueue(made)
         except DuplicateTask:  # an earlier run of this task was that far
             return
+        except (StoreUnavailable, QueueFull) as error:
+            msg = "no child"
+            raise ValueError(msg) from error
         accept(self._books, handle, child, made)
 
     async def _progress(self, task: TaskInfo, plan: dict[str, Any]) -> None:
@@ -290,7 +302,7 @@ class AsyncUser:
 
     async def _many(self, client: AsyncClient, tasks: Sequence[Task]) -> None:
         try:
-            handles = await client.enqueue_many(tasks)
+            handles: Sequence[Any] = await client.enqueue_many(tasks)
         except (StoreUnavailable, QueueFull) as error:
             self._books.unanswered += 1
             handles = error.handles or []
