@@ -159,7 +159,9 @@ ROUND_TRIPS: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value"), ROUND_TRIPS, ids=lambda one: str(one)[:40])
+@pytest.mark.parametrize(
+    ("annotation", "value"), ROUND_TRIPS, ids=[str(one[0])[:40] for one in ROUND_TRIPS]
+)
 def test_values_come_back_as_they_were(annotation: Any, value: Any) -> None:
     """A value of an annotated type is equal and of the same type on the server, and as a result."""
 
