@@ -27,6 +27,8 @@ test: $(VENV)/installed-dev
 
 soak: $(VENV)/installed-dev
 	$(BIN)/pytest -m slow --timeout 1800
+	$(BIN)/python -m tests.sim --seeds 5000
+	$(BIN)/python -m tests.sim --mistakes
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check

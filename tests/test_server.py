@@ -22,6 +22,7 @@ from qsync.server.current import current
 from qsync.server.server import Server
 from qsync.task import Task, TaskInfo
 from tests import process_handlers
+from tests.mutation import planted
 from tests.serving import bench, left_over, until
 from tests.stores import Store, wait_until_async
 
@@ -549,5 +550,29 @@ def test_process_handlers_return_fail_time_out_and_die_alone(
             assert "the process died" in errors[2]
             again = await b.client.enqueue(Task("look", b"again", retention=60, retry=0))
             assert (await again.result(timeout=30))["info"][1] == "again"
+
+    asyncio.run(main())
+
+
+def test_a_refusal_of_the_store_before_the_start_charges_no_task(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        mux, ran = Mux(), list[int]()
+
+        @mux.handle("x")
+        async def x(task: TaskInfo) -> None:
+            ran.append(task.attempt)
+
+        async with bench(store.url, prefix) as b:
+            handle = await b.client.enqueue(Task("x", retry=0))
+            store.client().hset(b.keys().key("crashes"), handle.id, 1)
+            whole = "local ids, held, replies = owned(KEYS[1], ARGV, 1, 2)"
+            with planted("start.lua", whole, f"{whole} error('refused')"):
+                async with b.server(mux):
+                    await b.reaches(handle.id, "scheduled")
+            assert ran == []
+            store.client().zadd(b.keys().key("scheduled"), {handle.id: 1})
+            async with b.server(mux):
+                await b.gone(handle.id)
+            assert ran == [1]
 
     asyncio.run(main())

@@ -15,6 +15,7 @@ from weakref import WeakSet
 from qsync.broker import ops
 from qsync.broker.ops import Done
 from qsync.broker.shell import AsyncBroker
+from qsync.errors import QsyncError
 from qsync.server import outcome
 from qsync.server.around import Around, Surroundings
 from qsync.server.config import Config, seconds
@@ -33,6 +34,9 @@ AHEAD_S: Final = 0.1
 
 STALE_S: Final = 1.0
 """What was leased ahead and has not started within so many seconds is handed back."""
+
+MARK_AGAIN_US: Final = 5_000_000
+"""How long a task that could not be marked waits before it is tried again."""
 
 STUBBORN_S: Final = 5.0
 """How long after its cancellation a handler may go on before its slot is taken from it."""
@@ -223,7 +227,15 @@ class Runner:
         running.set(Around(leased, info, self._surroundings, self._progress.tell))
         try:
             if leased.crashes:
-                marked = await self._mark(leased)
+                try:
+                    marked = await self._mark(leased)
+                except QsyncError as error:  # the store refuses: no fault of the task
+                    log.error(
+                        "cannot mark task %s of queue %s: %s", leased.id, leased.lane.queue, error
+                    )
+                    back = ops.HandedBack(leased.id, leased.token, MARK_AGAIN_US)
+                    self._finish(leased, back)
+                    return
                 # The mark may have taken long.
                 late = self._too_late(leased) if marked and leased.stop is None else None
                 if not marked or late is not None:
