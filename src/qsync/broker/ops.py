@@ -413,8 +413,18 @@ def _enqueue_options(task: Outgoing) -> bytes:
 
 
 def _enqueued(reply: Any) -> list[Enqueued]:
-    texts: Any = [_text(value) for value in reply]
-    return [Enqueued(*pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
+    outcomes = _ENQUEUE_OUTCOMES
+    return [
+        Enqueued(outcomes[outcome], id.decode("utf-8", "backslashreplace"))
+        for outcome, id in zip(reply[::2], reply[1::2], strict=True)
+    ]
+
+
+_ENQUEUE_OUTCOMES: Final[dict[bytes, Literal["created", "exists", "duplicate"]]] = {
+    b"created": "created",
+    b"exists": "exists",
+    b"duplicate": "duplicate",
+}
 
 
 def _enqueued_and_waited(reply: Any) -> list[Enqueued]:
