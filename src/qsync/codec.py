@@ -20,7 +20,6 @@ import msgspec
 T = TypeVar("T")
 
 VERSION: Final = 1
-STAMP_BYTES: Final = 8
 MAX_DEPTH: Final = 64
 
 TEXTS: Final = (

@@ -282,7 +282,6 @@ class Fetcher:
         lane.last_fetch = received
         lane.store_now_us, lane.store_seen = fetched.now_us, sent
         lane.more = fetched.more
-        lane.paused = fetched.paused
         lane.next_due = None
         if fetched.next_due_us is not None:
             lane.next_due = received + fetched.next_due_us / 1_000_000

@@ -89,7 +89,7 @@ class Lane:
 
     __slots__ = (
         "empty", "flown", "full", "held", "keys", "last_fetch", "more", "next_due", "number",
-        "paused", "queue", "store_now_us", "store_seen", "unanswered", "wanted",
+        "queue", "store_now_us", "store_seen", "unanswered", "wanted",
     )  # fmt: skip
 
     def __init__(self, keys: QueueKeys) -> None:
@@ -110,7 +110,6 @@ class Lane:
         """The last fetch brought all that was wanted: there may be more."""
         self.more = False
         """The upkeep of the queue has more to do at once."""
-        self.paused = False
         self.last_fetch = -1e9
         self.next_due: float | None = None
         """By boot_s, when something of the queue is next due."""

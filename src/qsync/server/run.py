@@ -83,7 +83,6 @@ class Runner:
         self._rate = 0.0
         self._started = 0
         self._rate_since = time.monotonic()
-        self.abandoned = 0
         self._deaf: WeakSet[asyncio.Task[None]] = WeakSet()
         """Run handlers that do not end when they are told to."""
 
@@ -367,7 +366,6 @@ class Runner:
         """A handler that does not end when it is told to loses its slot."""
         if leased.phase != RUNNING:
             return
-        self.abandoned += 1
         if leased.task is not None:
             self._deaf.add(leased.task)
         log.error(
