@@ -209,3 +209,33 @@ def test_a_wrong_password_is_told_at_once(prefix: str) -> None:
             broker.run(ops.register(GlobalKeys(prefix), ["default"]))
         assert "wrong" not in str(raised.value)
         broker.close()
+
+
+@pytest.mark.faults(39)
+def test_a_store_that_is_away_is_tried_ten_times_a_second_however_many_wait_for_it(
+    prefix: str,
+) -> None:
+    """Each connection is reset as soon as it is made; all calls fail by that, and none hangs."""
+    attempts = 0
+
+    async def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal attempts
+        attempts += 1
+        writer.transport.abort()
+
+    async def main() -> float:
+        listener = await asyncio.start_server(reset, "127.0.0.1", 0)
+        port = listener.sockets[0].getsockname()[1]
+        broker = AsyncBroker(connect.parse(f"redis://127.0.0.1:{port}"), patience=1.0)
+        began = time.monotonic()
+        calls = [broker.run(ops.register(GlobalKeys(prefix), ["default"])) for _ in range(50)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        took = time.monotonic() - began
+        assert {type(outcome) for outcome in outcomes} == {StoreUnavailable}
+        await broker.aclose()
+        listener.close()
+        return took
+
+    took = asyncio.run(main())
+    # The first of each come together, before one has failed.
+    assert 50 <= attempts <= 50 + 10 * took + 1

@@ -11,11 +11,16 @@ import logging
 from collections.abc import Callable
 from datetime import timedelta
 from random import random as _uniform
+from typing import Final
 
 log = logging.getLogger(__name__)
 
 RetryPolicy = float | timedelta | Callable[[int, Exception], float | timedelta] | None
 """None: full jitter. Seconds or a timedelta: fixed. A callable: (attempt, error) -> delay."""
+
+AWAY_CAP_S: Final = 0.5
+"""The longest wait of a server between tries while the store is away: soon after its return, work
+goes on. How often it connects meanwhile the broker bounds."""
 
 _MAX_S = 36_525 * 86_400  # a delay over 100 years is a mistake
 

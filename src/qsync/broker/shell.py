@@ -45,6 +45,10 @@ PATIENCE: Final = 10.0
 """How long a client tries again before it raises StoreUnavailable, seconds, unless told."""
 
 
+RECONNECT_S: Final = 0.1
+"""After a refused connection another is tried no sooner, whoever asks for it."""
+
+
 class _Own(Enum):
     PATIENCE = "the broker's own"
 
@@ -297,6 +301,8 @@ class AsyncBroker:
         self._read_timeout = read_timeout
         self._client: Any = None
         self._nodes: dict[tuple[str, int], Any] = {}
+        self._refused: dict[Any, tuple[float, Exception]] = {}
+        """Pools whose node refuses connections or breaks new ones: since when, and how."""
 
     async def run(self, call: Call[T], *, patience: Patience = OWN) -> T:
         """Make one call. Transient errors are tried again for `patience` seconds, None: for ever.
@@ -405,6 +411,7 @@ class AsyncBroker:
     async def aclose(self) -> None:
         """Close the connections; the broker may be used again and opens new ones."""
         client, self._client = self._client, None
+        self._refused.clear()
         if client is not None:
             await connect.aclose(client)
         while self._nodes:
@@ -525,11 +532,15 @@ class AsyncBroker:
         self, client: redis.asyncio.Redis, commands: Sequence[tuple[Any, ...]]
     ) -> list[Any]:
         pool: Any = client.connection_pool
+        if self._refused and (error := self._just_refused(pool)) is not None:
+            return [error] * len(commands)
         replies: list[Any] = []
         connection = None
         try:
             async with asyncio.timeout(self._read_timeout):
                 connection = await pool.get_connection()
+                if self._refused:
+                    self._refused.pop(pool, None)
                 await connection.send_packed_command(pack(commands), check_health=False)
                 for _ in commands:
                     try:
@@ -539,6 +550,8 @@ class AsyncBroker:
         except LIBRARY_ERRORS as error:
             if connection is not None:
                 await connection.disconnect(nowait=True)
+            elif not isinstance(error.__cause__, TimeoutError):  # that says: all are in use
+                self._refused[pool] = time.monotonic(), error
             replies += [error] * (len(commands) - len(replies))
         except BaseException:
             # Cancelled between request and reply: the connection must not be used again.
@@ -552,6 +565,18 @@ class AsyncBroker:
                     await pool.disconnect(inuse_connections=False)
                 await pool.release(connection)
         return replies
+
+    def _just_refused(self, pool: Any) -> Exception | None:
+        """The error of an attempt to connect that failed a moment ago: so that however many calls
+        wait for the store's return, it is not tried more than ten times a second."""
+        refused, now = self._refused.get(pool), time.monotonic()
+        if refused is None:
+            return None
+        since, error = refused
+        if now - since < RECONNECT_S:
+            return error
+        self._refused[pool] = now, error  # this call tries; the others hear how it went
+        return None
 
 
 def _ends(patience: float | None) -> float:

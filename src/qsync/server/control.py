@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from qsync import codec
-from qsync.backoff import Backoff
+from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import ops
 from qsync.broker.listen import Waiter
 from qsync.broker.shell import AsyncBroker
@@ -106,7 +106,7 @@ class Control:
 
     async def read_inbox(self) -> None:
         """Carry out orders until cancelled."""
-        backoff = Backoff(cap=1.5)
+        backoff = Backoff(cap=AWAY_CAP_S)
         while True:
             try:
                 order = await self._inbox.wait(INBOX_WAIT_S)

@@ -13,7 +13,7 @@ from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, Final
 
 from qsync import codec
-from qsync.backoff import Backoff
+from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import ops, views
 from qsync.broker.call import Call
 from qsync.broker.listen import Waiter
@@ -28,9 +28,6 @@ from qsync.server.share import Shares, interleave
 from qsync.task import decode_failure, decode_message
 
 log = logging.getLogger("qsync.server")
-
-RETRY_CAP_S: Final = 1.5
-"""The longest wait between tries while the store is away: soon after its return, work goes on."""
 
 ROUND_S: Final = 0.1
 """How long a round waits for the fetches of the one before, so that all queues take part in it."""
@@ -60,7 +57,7 @@ class Fetcher:
         self._runner = runner
         self._policy = config.policy()
         self._shares = Shares(config.weights, strict=config.strict)
-        self._backoffs = {lane.queue: Backoff(cap=RETRY_CAP_S) for lane in lanes}
+        self._backoffs = {lane.queue: Backoff(cap=AWAY_CAP_S) for lane in lanes}
         self._retry_at = dict.fromkeys(self._lanes, 0.0)
         self._woken: set[str] = set()
         waiters = broker.waiters([lane.keys.key("wake") for lane in lanes])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from qsync import schedule
-from qsync.backoff import Backoff
+from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import ops
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError
@@ -105,7 +105,7 @@ class _Queue:
         self._keys = QueueKeys(prefix, queue)
         self._entries = entries
         self._ahead_us = 0  # the store's clock less ours, at least
-        self._backoff = Backoff()
+        self._backoff = Backoff(cap=AWAY_CAP_S)
 
     async def run(self) -> None:
         while True:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from qsync import codec
-from qsync.backoff import Backoff
+from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import ops
 from qsync.broker.call import Call
 from qsync.broker.ops import Done, HandedBack, Held, Killed, Retried
@@ -64,7 +64,7 @@ class Settler:
 
     async def run(self) -> None:
         """Settle until cancelled."""
-        backoff = Backoff(cap=1.5)
+        backoff = Backoff(cap=AWAY_CAP_S)
         while True:
             if not self._waiting:
                 self._idle.set()
