@@ -6,16 +6,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 SOURCES := pyproject.toml README.md $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: help demo test soak check format clean
+.PHONY: help demo test soak bench bench-peers check format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    watch tasks of every kind run, fail, retry and survive a kill -9"
 	@echo "make test    run the whole suite against real stores that it starts itself"
 	@echo "make soak    the tests that take long"
+	@echo "make bench   measure it on this machine, beside the floor; charts come to .bench"
+	@echo "make bench-peers  the same work by qsync and by twelve other queues; PEERS=\"arq huey\" for some"
 	@echo "make check   linters, types, import floors"
 	@echo "make format  put the code into its shape"
-	@echo "make clean   remove .venv and caches"
+	@echo "make clean   remove .venv, .bench and caches"
 
 demo: $(VENV)/installed
 	$(BIN)/qsync demo
@@ -25,10 +27,27 @@ test: $(VENV)/installed-dev
 	$(BIN)/pytest -m "not slow" -n 2 --dist loadscope --ignore tests/guarantees
 	$(BIN)/pytest -m "not slow" tests/guarantees
 
+# Files that are tested once more by users of the store with the rights of a role and no more.
+AS_USERS := $(wildcard tests/test_ops*.py tests/test_inspector*.py) \
+	$(addprefix tests/test_, client.py handle.py server.py periodic.py views.py counts.py)
+
 soak: $(VENV)/installed-dev
 	$(BIN)/pytest -m slow --timeout 1800
+	QSYNC_TEST_ACL=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadscope $(AS_USERS)
+	QSYNC_MODEL_EXAMPLES=5000 $(BIN)/pytest tests/test_model.py -k model_says
 	$(BIN)/python -m tests.sim --seeds 5000
-	$(BIN)/python -m tests.sim --mistakes
+	$(BIN)/python -m tests.mutants
+
+# Nothing else should run meanwhile. CHARTS=docs/charts draws those that the README shows.
+CHARTS ?= .bench/charts
+bench: $(VENV)/installed
+	$(BIN)/qsync bench --json .bench/bench.json --plot $(CHARTS)
+
+# Each queue in an environment of its own in .bench, all of one interpreter: the first of 3.12 and 3.13
+# that is found, since two of them need it, or PEERS_PYTHON. About ten minutes.
+ROUNDS ?= 3
+bench-peers: $(VENV)/installed
+	$(BIN)/python -m benchmarks --rounds $(ROUNDS) $(if $(SCALE),--scale $(SCALE)) $(if $(PEERS_PYTHON),--python $(PEERS_PYTHON)) $(PEERS)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check
@@ -41,7 +60,7 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .bench dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qsync needs Python 3.11 or newer: make PYTHON=python3.11")'

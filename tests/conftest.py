@@ -19,6 +19,7 @@ from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, Client
 from qsync.sending import CONFIRM_TIMEOUT
 from qsync.task import PAYLOAD_LIMIT
+from tests import limited
 from tests.stores import Binary, Cluster, Store, available
 
 NEEDS: Final[dict[Binary, str]] = {
@@ -47,11 +48,12 @@ def redis_store() -> Iterator[Store]:
 
 
 @pytest.fixture(params=["valkey", "redis_store"])
-def store(request: pytest.FixtureRequest) -> Store:
+def store(request: pytest.FixtureRequest, prefix: str) -> Iterator[Store]:
     """The Valkey, and then the Redis, empty."""
     store: Store = request.getfixturevalue(request.param)
     store.flush()
-    return store
+    with limited.as_user(store, request.module.__name__, prefix) as seen:
+        yield seen
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from qsync.broker.shell import Broker
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.state import TaskState
 from qsync.task import Failure, Result, Task, new_nonce, outgoing
+from tests.limited import unlimited
 
 SERVER: Final = "host/1/hand"
 """The id of the server that this is; with slashes, as a token has one too."""
@@ -27,7 +28,7 @@ class Hand:
     """Takes tasks of a queue and ends them, one way or another."""
 
     def __init__(self, url: str, prefix: str, queue: str = "default") -> None:
-        self.broker = Broker(connect.parse(url))
+        self.broker = Broker(connect.parse(unlimited(url)))
         self.keys, self.globals = QueueKeys(prefix, queue), GlobalKeys(prefix)
 
     def __enter__(self) -> Self:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
-from qsync.keys import QUEUE_KEYS
+from qsync.keys import QUEUE_KEYS, GlobalKeys, QueueKeys
 from qsync.state import TRANSITIONS, UNFINISHED, TaskState
 from tests.rig import STATES, Dump
 
@@ -22,6 +22,7 @@ VERBS: Final[dict[str, tuple[str, ...]]] = {
     "cancel": ("cancel",),
     "run": ("run",),
     "delete": ("delete",),
+    "purge": ("purge", "delete"),
 }
 
 
@@ -40,6 +41,17 @@ def check(name: str, now: int, before: Dump, after: Dump) -> None:
         assert became in reachable(was, VERBS.get(name, ())), f"{was} to {became} by {name}"
         if was in ("scheduled", "retry") and became in ("pending", "active"):
             assert score <= now or name == "run", "started before its time"
+
+
+def check_other_keys(client: Any, queue: QueueKeys, keys: GlobalKeys) -> None:
+    """Assert that what lies beside a queue is structural or ends by itself; then it is removed."""
+    structural = {queue.key(name) for name in QUEUE_KEYS}
+    for raw in client.scan_iter():
+        key = raw.decode()
+        if key not in structural:
+            lasts = client.pttl(key) == -1
+            assert not lasts or key in (keys.queues, keys.servers), f"{key} is left for ever"
+            client.unlink(key)
 
 
 def place(dump: Dump, id: bytes) -> tuple[TaskState | None, float]:

@@ -1,7 +1,8 @@
 """Calls of every operation in any order, on the real scripts and on the model beside them.
 
 Each call is made twice, since clients repeat what they got no answer to, and any earlier call may
-come once more later. Time jumps, also back a little, and by choice to when something is due.
+come once more later. Time jumps, also back, and by choice to when something is due. The store runs
+out of memory and forgets its scripts, and in the end something of the queue may get lost.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from hypothesis.stateful import (
 from qsync.broker import ops
 from qsync.broker.call import Call
 from qsync.broker.ops import Done, FetchPolicy, HandedBack, Held, Killed, Retried
+from qsync.errors import QueueFull
 from qsync.task import Outgoing, Task, new_nonce, outgoing
-from tests.invariants import assert_same, check, comparable
+from tests.damage import HASHES, SETS, Damage, Patient
+from tests.invariants import assert_same, check, check_other_keys, comparable
 from tests.model import Model
 from tests.model_queue import Known
 from tests.rig import LEASE, STATES, Dump, Rig, S, without_lost
@@ -31,6 +34,7 @@ STEPS: Final = 50
 
 IDS: Final = ("a", "b", "-1", "XX", "=l", "@b")
 SERVERS: Final = ("s", "t", "s1")
+SENDERS: Final = ("", "x", "y")
 POLICY: Final = FetchPolicy(lease_us=LEASE, max_crashes=2, dead_limit=1, dead_age_us=200 * S)
 OPTIONS: Final[tuple[dict[str, Any], ...]] = (
     {},
@@ -47,8 +51,9 @@ WEIGHTS: Final = {
     "enqueue": 6, "tick": 2, "fetch": 6, "crash": 4, "await_due": 8,
     "complete": 3, "retry": 3, "kill": 3, "hand_back": 3, "stopped": 1,
     "renew": 2, "start": 3, "progress": 1,
-    "cancel": 4, "run": 4, "delete": 1, "abandon": 1, "pause": 1, "resume": 3,
-    "repeat": 3, "time": 3, "wake": 5, "flush_scripts": 1,
+    "cancel": 4, "run": 4, "delete": 1, "purge": 1, "abandon": 1, "pause": 1, "resume": 3,
+    "repeat": 3, "time": 3, "wake": 5, "flush_scripts": 1, "fill": 1, "make_room": 2,
+    "serve": 1, "damage": 1,
 }  # fmt: skip
 
 ids = st.sampled_from(IDS)
@@ -57,7 +62,21 @@ options = st.sampled_from(OPTIONS)
 states = st.sampled_from(("",) * 12 + STATES)
 held = st.lists(st.integers(0, 11), min_size=1, max_size=3)
 known = st.integers(0, 11)
-steps = st.sampled_from((1, S - 1, 5 * S, LEASE, 40 * S, 200 * S, 3700 * S, -2 * S, -LEASE))
+steps = st.sampled_from(
+    (LEASE // 3, 1, S - 1, 5 * S, LEASE, 40 * S, 200 * S, 3700 * S, -2 * S, -LEASE, -3600 * S)
+)
+damages = st.tuples(
+    st.sampled_from(("lost", "lost", "lost", "spoilt", "evicted")),
+    st.sampled_from(("tasks", "owner", "unique", *HASHES, *SETS)),
+    st.integers(0, 5),
+).map(lambda parts: Damage(*parts))
+treatment = st.lists(
+    st.sampled_from(
+        ("fetch", "fetch", "complete", "retry", "kill", "hand_back", "stopped", "renew", "start",
+         "cancel", "run", "delete", "enqueue", "abandon")
+    ),
+    max_size=5,
+)  # fmt: skip
 
 ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
     "enqueue": st.tuples(st.lists(st.tuples(ids, options), min_size=1, max_size=4)),
@@ -76,6 +95,7 @@ ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
     "cancel": st.tuples(known),
     "run": st.tuples(known, states),
     "delete": st.tuples(st.lists(known, min_size=1, max_size=3), states),
+    "purge": st.tuples(states),
     "abandon": st.tuples(servers),
     "pause": st.tuples(),
     "resume": st.tuples(),
@@ -83,6 +103,10 @@ ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
     "time": st.tuples(steps),
     "wake": st.tuples(),
     "flush_scripts": st.tuples(),
+    "fill": st.tuples(),
+    "make_room": st.tuples(),
+    "serve": st.tuples(servers),
+    "damage": st.tuples(st.lists(damages, min_size=1, max_size=3), treatment),
 }
 
 # One strategy for all actions, since hypothesis leaves out rules at random, and without tasks, or
@@ -105,25 +129,39 @@ class Scripts(RuleBasedStateMachine):
     """Calls at random; after each one the store holds what the model says, and makes sense."""
 
     rig: Rig
+    full = False
 
     @initialize(
         kinds=st.lists(options, min_size=len(IDS), max_size=len(IDS)),
         wanted=st.integers(0, 6),
         crashed=st.booleans(),
+        many=st.sampled_from((False,) * 15 + (True,)),
     )
-    def begin(self, kinds: list[dict[str, Any]], wanted: int, crashed: bool) -> None:
+    def begin(self, kinds: list[dict[str, Any]], wanted: int, crashed: bool, many: bool) -> None:
         """Some tasks of all kinds, some of them under way, for the second time perhaps."""
+        self._anew()
+        self.enqueue(list(zip(IDS, kinds, strict=True)))
+        if many:  # more than one fetch promotes
+            self.enqueue([(f"many-{n}", {"delay": 5}) for n in range(120)])
+            self.await_due(0, 0, "t", 1)
+        if crashed:
+            self.fetch("t", wanted, 1)
+            self.crash(False, "s", wanted)
+        self.fetch("s", wanted, 1)
+
+    def _anew(self) -> None:
+        """The store is empty and has room."""
+        self.make_room()
         self.rig.reset()
         self.model = Model()
         self.held: list[Held] = []
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.numbers = dict.fromkeys(SERVERS, 0)
+        self.number = 0
         self.dump: Dump = {}
-        self.enqueue(list(zip(IDS, kinds, strict=True)))
-        if crashed:
-            self.fetch("t", wanted, 1)
-            self.rig.now += LEASE
-        self.fetch("s", wanted, 1)
+
+    def teardown(self) -> None:
+        self.make_room()
 
     @rule(action=actions)
     def act(self, action: tuple[str, tuple[Any, ...]]) -> None:
@@ -133,7 +171,10 @@ class Scripts(RuleBasedStateMachine):
     # Actions
 
     def enqueue(self, tasks: list[tuple[str, dict[str, Any]]]) -> None:
-        self.do("enqueue", [made(id, options) for id, options in tasks])
+        self.number += 1  # each of the senders makes a part of the calls
+        sender = SENDERS[self.number % len(SENDERS)]
+        sent = [made(id, options) for id, options in tasks]
+        self.do("enqueue", sent, sender=sender, number=self.number)
 
     def tick(self, id: str, options: dict[str, Any], late: int) -> None:
         self.do("tick", "hourly", self.rig.now // (3600 * S) + late, made(id, options))
@@ -146,11 +187,12 @@ class Scripts(RuleBasedStateMachine):
         self.held += [one for one in fresh if one not in self.held]
 
     def crash(self, marked: bool, server: str, wanted: int) -> None:
-        """All is held when its servers die; after the time of a lease this one comes."""
+        """All is held when its servers die; when leases have lapsed this one takes over."""
         if marked:
             self.start()
-        self.rig.now += LEASE
-        self.fetch(server, wanted, 1)
+        for part in (LEASE // 2, LEASE // 2 + S):  # the store was there all the time
+            self.rig.now += part
+            self.fetch(server, wanted, 1)
 
     def await_due(self, pick: int, early: int, server: str, wanted: int) -> None:
         """It is the moment at which something is due, or just before it, and this server comes."""
@@ -195,12 +237,16 @@ class Scripts(RuleBasedStateMachine):
         id, task = self.known(pick, "dead" if pick % 4 < 3 else "")
         key, lock = (task.sent.fairness_key, task.sent.lock) if task else ("", "")
         seen = state or (task.state if task else "dead")
-        self.do("run", id, seen, fairness_key=key, lock=lock)
+        kept = b"history" if pick % 2 else b""
+        self.do("run", id, seen, fairness_key=key, lock=lock, failure=kept)
 
     def delete(self, picks: list[int], state: str) -> None:
         some = [self.known(pick, state) for pick in picks]
         task = some[0][1]
         self.do("delete", [id for id, _ in some], state or (task.state if task else "dead"))
+
+    def purge(self, state: str) -> None:
+        self.do("purge", state or "active")
 
     def abandon(self, server: str) -> None:
         self.do("abandon", server)
@@ -230,6 +276,41 @@ class Scripts(RuleBasedStateMachine):
         self.rig.client.script_flush()
         self.rig.dump()  # so that in `look_and_repeat` no call waits for another to be loaded
 
+    def fill(self) -> None:
+        """From now on the store is out of memory."""
+        self.full = True
+        self.rig.client.config_set("maxmemory", 1)
+
+    def make_room(self) -> None:
+        if self.full:
+            self.full = False
+            self.rig.client.config_set("maxmemory", 0)
+
+    def serve(self, server: str) -> None:
+        """What servers say of themselves lies beside the queue, and ends without them."""
+        globals_, now = self.rig.globals, self.rig.now
+        for call in (
+            ops.register(globals_, ["queue"]),
+            ops.announce(globals_, server, ttl_us=S, now_us=now),
+            ops.describe(globals_, server, {"host": "h"}, ttl_ms=60_000),
+            ops.send(globals_, server, b"quiet", ttl_ms=60_000),
+        ):
+            self.rig.run(call)
+            self.rig.run(call)
+        check_other_keys(self.rig.client, self.rig.keys, globals_)
+
+    def damage(self, damages: list[Damage], verbs: list[str]) -> None:
+        """Something gets lost: nothing fails, it is mended, and all ends. Then it begins anew."""
+        self.make_room()
+        patient = Patient(self.rig, POLICY, 0)
+        for one in damages:
+            patient.inflict(one)
+        patient.treat(verbs, self.current(), IDS)
+        patient.heal()
+        patient.drain()
+        self._anew()
+        self.enqueue(list(zip(IDS, OPTIONS, strict=False)))
+
     # Steps
 
     def current(self) -> list[Held]:
@@ -251,19 +332,33 @@ class Scripts(RuleBasedStateMachine):
         """Make a call, twice, and compare with the model."""
         keys, now = self.rig.keys, self.rig.now
         make: Callable[..., Any] = getattr(ops, "end_cancelled" if name == "stopped" else name)
-        timed = name not in ("start", "progress", "pause", "resume")
+        timed = name not in ("start", "progress", "pause", "resume", "abandon")
         call = make(keys, *args, **options, **({"now_us": now} if timed else {}))
+        if self.full and brings_in(name, args):
+            self.refused(call)
+            return None if name != "complete" else self.do("complete_without_room", *args)
         reply = self.rig.run(call)
-        expected = getattr(self.model, name)(now, *args, **options)
+        verb = "complete" if name == "complete_without_room" else name
+        expected = getattr(self.model, verb)(now, *args, **options)
         assert reply == expected, f"{name} answered {reply}, not {expected}"
         before, self.dump, again, after = self.dump, *self.look_and_repeat(call)
         assert_same(comparable(self.dump), self.model.contents())
-        check(name, now, before, self.dump)
+        check(verb, now, before, self.dump)
         assert after == self.dump, "run twice is not as once"
         if name == "fetch":
             assert (again.ids, again.messages) == (reply.ids, reply.messages), "another batch"
         self.calls.append((name, args, options))
         return reply
+
+    def refused(self, call: Call[Any]) -> None:
+        """A store that is full refuses the call, whole."""
+        try:
+            self.rig.run(call)
+        except QueueFull:
+            pass
+        else:
+            raise AssertionError(f"{call.script.name} was not refused though the store is full")
+        assert self.rig.dump() == self.dump, "it was refused, and something was written"
 
     def look_and_repeat(self, call: Call[Any]) -> tuple[Dump, Any, Dump]:
         """In one round trip: what the store holds; the call once more; what the store holds."""
@@ -276,15 +371,26 @@ class Scripts(RuleBasedStateMachine):
         return without_lost(once), again, without_lost(twice)
 
 
+def brings_in(name: str, args: Sequence[Any]) -> bool:
+    """Whether a call may be refused for want of memory: it brings in tasks, or results."""
+    results = name == "complete" and any(row.result for row in args[0])
+    return results or name in ("enqueue", "tick")
+
+
 def made(id: str, options: dict[str, Any]) -> Outgoing:
     return outgoing(Task("type", b"payload", id=id, **options), new_nonce())
 
 
 def run_machine(
-    rig: Rig, *, examples: int, fixed: bool, phases: Sequence[Phase] = tuple(Phase)
+    rig: Rig,
+    *,
+    examples: int,
+    fixed: bool,
+    phases: Sequence[Phase] = tuple(Phase),
+    machine: type[Scripts] = Scripts,
 ) -> None:
     """Raise what the machine finds. `fixed`: the same runs each time."""
-    machine = type("Scripts", (Scripts,), {"rig": rig})
+    machine = type("Scripts", (machine,), {"rig": rig})
     run_state_machine_as_test(
         machine,
         settings=settings(

@@ -6,7 +6,9 @@ hold after each call.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from qsync.broker.ops import (
@@ -18,6 +20,7 @@ from qsync.broker.ops import (
     Held,
     Killed,
     Outcome,
+    Purged,
     Retried,
 )
 from qsync.state import UNFINISHED
@@ -26,12 +29,26 @@ from tests.model_queue import Known, Queue
 
 SECOND: Final = 1_000_000
 HOUR: Final = 3600 * SECOND
+LIMIT: Final = 100
+"""How much of each kind of upkeep a fetch does."""
 
 
 class Model(Queue):
     """A queue and its operations, with the signatures of qsync.broker.ops but for `now`."""
 
-    def enqueue(self, now: int, tasks: Sequence[Outgoing]) -> list[Enqueued]:
+    def enqueue(
+        self, now: int, tasks: Sequence[Outgoing], *, sender: str = "", number: int = 0
+    ) -> list[Enqueued]:
+        last, _, answers = self.calls.get(sender, (-1, 0, []))
+        if number <= last:
+            return answers if number == last else []
+        before = len(self.tasks)
+        answers = self._enqueue(now, tasks)
+        if sender and len(self.tasks) > before:
+            self.calls[sender] = (number, now, answers)
+        return answers
+
+    def _enqueue(self, now: int, tasks: Sequence[Outgoing]) -> list[Enqueued]:
         answers, due = [], {}
         for sent in tasks:
             old = self.tasks.get(sent.id)
@@ -63,7 +80,7 @@ class Model(Queue):
         if self.ticks.get(schedule, -1) >= tick_us:
             return False
         self.ticks[schedule] = tick_us
-        return self.enqueue(now, [task])[0].outcome == "created"
+        return self._enqueue(now, [task])[0].outcome == "created"
 
     def fetch(
         self, now: int, *, server: str, number: int, wanted: int, policy: FetchPolicy
@@ -78,30 +95,33 @@ class Model(Queue):
             ]
             next_due = 0 if number == before else None
             return self._fetched(now, again, next_due, [], 0, 0)
+        self.more = False
         for state in ("scheduled", "retry"):
-            for id in self.those(state, until=now):
+            for id in self.first(self.those(state, until=now)):
                 self.to_pending(now, id)
-        own, recovered, died = self._recover(now, server, policy)
+        spared = self.note_life(now, policy.lease_us)
+        own, recovered, died = self._recover(now, server, policy, 0 if spared else now)
         taken = [] if self.paused else self.those("pending")[:wanted]
         if taken:
             self.virtual = max(self.virtual, self.tasks[taken[-1]].score)
-        for id in taken:
-            self.move(now, id, "active", now + policy.lease_us)
+        for at, id in enumerate(taken):
+            self.move(now, id, "active", now + policy.lease_us + at)
             self.tasks[id].token = token
         self.fetches[server] = (number, now, taken)
-        self._sweep(now, policy)
+        self._sweep(now, policy, LIMIT + len(taken))
         if not self.those("pending"):
             self.tags = {}
         else:
             self.tags = {key: tag for key, tag in self.tags.items() if tag > self.virtual}
             self.awake = self.awake or not self.paused
         waiting = [
-            task.score
+            max(task.score, spared) if task.state == "active" and task.score >= 0 else task.score
             for task in self.tasks.values()
             if task.state in ("scheduled", "retry", "active")
         ]
         next_due = max(0, int(min(waiting) - now)) if waiting else None
-        return self._fetched(now, taken, next_due, own, recovered, died)
+        answer = self._fetched(now, taken, next_due, own, recovered, died)
+        return replace(answer, more=self.more)
 
     def _fetched(
         self, now: int, ids: list[str], next_due: int | None, own: list[str], back: int, died: int
@@ -121,12 +141,26 @@ class Model(Queue):
             paused=bool(self.paused),
         )
 
-    def _recover(self, now: int, server: str, policy: FetchPolicy) -> tuple[list[str], int, int]:
+    def note_life(self, now: int, lease_us: int) -> int:
+        """A server is there; the moment until which lapsed leases are spared, 0 for none."""
+        if self.seen is not None and now - self.seen > lease_us / 2:
+            self.returned = now
+        if self.seen is None or abs(now - self.seen) > lease_us / 20:
+            self.seen = now
+        if self.returned is None:
+            return 0
+        until = math.floor(self.returned + lease_us / 3)
+        return until if self.returned <= now < until else 0
+
+    def _recover(
+        self, now: int, server: str, policy: FetchPolicy, until: int
+    ) -> tuple[list[str], int, int]:
         own: list[str] = []
         back: list[str] = []
         died: list[str] = []
         cancelled: list[str] = []
-        for id in self.those("active", until=now):
+        lapsed = self.those("active", until=until)[:LIMIT]
+        for id in lapsed:
             task = self.tasks[id]
             if task.token and task.token.rpartition("/")[0] == server:
                 own.append(id)
@@ -140,6 +174,7 @@ class Model(Queue):
                 of_it = crashes >= policy.max_crashes
                 task.crashes = f"{crashes}!" if of_it else f"{crashes}"
                 (died if of_it else back).append(id)
+        self.more |= len(lapsed) == LIMIT > len(own)
         self.to_head(now, back)
         for id in died:
             self.move(now, id, "dead", now)
@@ -147,18 +182,26 @@ class Model(Queue):
         self.end_cancelled(now, cancelled)
         return own, len(back), len(died)
 
-    def _sweep(self, now: int, policy: FetchPolicy) -> None:
-        for id in self.those("completed", until=now):
+    def first(self, ids: list[str], most: int = LIMIT) -> list[str]:
+        """As many of the ids as one fetch does; it says so when that is all that it can."""
+        self.more |= len(ids) >= most
+        return ids[:most]
+
+    def _sweep(self, now: int, policy: FetchPolicy, most: int) -> None:
+        for id in self.first(self.those("completed", until=now), most):
             self.move(now, id, None)
         dead = self.those("dead")
         old = len(self.those("dead", until=now - policy.dead_age_us))
-        for id in dead[: max(old, len(dead) - policy.dead_limit)]:
+        for id in self.first(dead[: max(old, len(dead) - policy.dead_limit)], most):
             self.move(now, id, None)
             self.counts["trimmed"] += 1
         if abs(now - self.swept) >= SECOND:
             self.swept = now
             self.locks = {lock: of for lock, of in self.locks.items() if self.holder(now, lock)}
             self.fetches = {s: last for s, last in self.fetches.items() if now - last[1] <= HOUR}
+            self.calls = {
+                s: last for s, last in self.calls.items() if now - last[1] <= 600 * SECOND
+            }
 
     def complete(self, now: int, rows: Sequence[Done]) -> list[Outcome]:
         held, answers = self.owned(rows)
@@ -217,8 +260,10 @@ class Model(Queue):
 
     def renew(self, now: int, rows: Sequence[Held], *, lease_us: int) -> list[str]:
         held, answers = self.owned(rows)
-        for row in held:
-            self.tasks[row.id].score = now + lease_us
+        if held:
+            self.note_life(now, lease_us)
+        for at, row in enumerate(held):
+            self.tasks[row.id].score = now + lease_us + at
         cancelled = {row for row in held if self.tasks[row.id].cancel is not None}
         return [
             "cancelled" if answer == "ok" and row in cancelled else answer
@@ -254,7 +299,14 @@ class Model(Queue):
         return ("cancelled", "")
 
     def run(
-        self, now: int, id: str, state: str, *, fairness_key: str, lock: str
+        self,
+        now: int,
+        id: str,
+        state: str,
+        *,
+        fairness_key: str,
+        lock: str,
+        failure: bytes,
     ) -> tuple[str, str]:
         task = self.tasks.get(id)
         if task is None or task.state != state or state not in ("scheduled", "retry", "dead"):
@@ -266,7 +318,7 @@ class Model(Queue):
             if lock:
                 ends, _ = self.locks[lock] if holder else (0, "")
                 self.locks[lock] = (ends, id)
-            task.crashes = task.failure = None
+            task.crashes, task.failure = None, failure or None
             task.key = fairness_key
         self.to_pending(now, id)
         self.awake = True
@@ -281,6 +333,12 @@ class Model(Queue):
         for id in gone:
             self.move(now, id, None)
         return len(gone)
+
+    def purge(self, now: int, state: str) -> Purged:
+        gone = self.those(state, until=now if state == "active" else math.inf)
+        for id in gone:
+            self.move(now, id, None)
+        return Purged(len(gone), len(self.those(state)), None)
 
     def pause(self, now: int, note: bytes) -> bool:
         changed = not self.paused
@@ -300,6 +358,6 @@ class Model(Queue):
             if task.token and task.token.rpartition("/")[0] == server
         ]
         for task in found:
-            task.score = now
+            task.score -= 2**52 if task.score >= 0 else 0
         self.awake = self.awake or bool(found)
         return ("0", len(found))

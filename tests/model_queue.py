@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qsync.broker.ops import Outcome
+from qsync.broker.ops import Enqueued, Outcome
 from qsync.state import UNFINISHED
 from qsync.task import MESSAGE_HEAD, Outgoing
 
@@ -53,9 +53,14 @@ class Queue:
     virtual: float = 0
     fetches: dict[str, tuple[int, int, list[str]]] = field(default_factory=dict)
     ticks: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, tuple[int, int, list[Enqueued]]] = field(default_factory=dict)
     paused: bytes = b""
     awake: bool = False
     swept: int = 0
+    seen: int | None = None
+    returned: int | None = None
+    more: bool = False
+    """The last fetch left upkeep undone."""
     counts: Counter[str] = field(default_factory=Counter)
 
     def those(self, state: str, until: float = float("inf")) -> list[str]:
@@ -159,6 +164,7 @@ class Queue:
             | {f"@{id}": task.lock for id, task in every if task.lock},
             "fairness": self.tags,
             "ticks": {name: str(tick) for name, tick in self.ticks.items()},
+            "calls": {sender: _kept(*last) for sender, last in self.calls.items()},
             "stats": {name: str(count) for name, count in self.counts.items() if count},
             "meta": ({"paused": self.paused} if self.paused else {})
             | ({"v": f"{self.virtual:.17g}"} if self.virtual else {}),
@@ -171,6 +177,13 @@ class Queue:
             if fields
         }
         return contents | ({"wake": [b"1"]} if self.awake else {})
+
+
+def _kept(number: int, at: int, answers: Sequence[Enqueued]) -> str:
+    others = [
+        f" {n} {one.outcome} {one.id}" for n, one in enumerate(answers, 1) if one[0] != "created"
+    ]
+    return f"{number} {at}" + "".join(others)
 
 
 def _bytes(value: Any) -> Any:

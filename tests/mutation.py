@@ -7,25 +7,25 @@ from contextlib import contextmanager
 
 from qsync.broker import script
 
-_read = script.read
-
 
 @contextmanager
 def planted(path: str, right: str, wrong: str) -> Iterator[None]:
     """Inside, the file (`kill.lua`, `include/lock.lua`) says `wrong` where it says `right`.
 
-    `right` must be there once. Holds for this process, and for calls that are made inside.
+    `right` must be there once. Holds for this process, and for calls that are made inside. Another
+    mistake may be planted beside it, in the same file too.
     """
-    text = _read(path)
+    read = script.read
+    text = read(path)
     if text.count(right) != 1:
         msg = f"{path} holds {text.count(right)} times: {right}"
         raise ValueError(msg)
 
     mistaken = {path: text.replace(right, wrong)}
-    script.read = lambda path: mistaken.get(path) or _read(path)
+    script.read = lambda path: mistaken.get(path) or read(path)
     script.load.cache_clear()
     try:
         yield
     finally:
-        script.read = _read
+        script.read = read
         script.load.cache_clear()

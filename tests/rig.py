@@ -19,6 +19,7 @@ from qsync.broker.shell import Broker
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.state import TaskState
 from qsync.task import Failure, Outgoing, Task, TaskStatus, new_nonce, outgoing
+from tests import limited
 from tests.stores import Binary, Store, available
 
 T = TypeVar("T")
@@ -35,6 +36,9 @@ S: Final = 1_000_000
 DAY: Final = 86_400 * S
 START: Final = 20_000 * DAY
 LEASE: Final = 30 * S
+LAPSE: Final = LEASE + 500
+"""After so long every lease of a batch is over: they end one after another, in their order."""
+
 STATES: Final = tuple(state.value for state in TaskState)
 
 POLICY: Final = FetchPolicy(lease_us=LEASE, max_crashes=3, dead_limit=10_000, dead_age_us=90 * DAY)
@@ -58,7 +62,8 @@ class Rig:
         store = shared_store(binary)
         self.keys, self.globals = QueueKeys("test", "queue"), GlobalKeys("test")
         self.socket = str(store.config["unixsocket"])
-        self.broker = Broker(connect.parse(f"unix://{self.socket}"))
+        user = limited.user_of_rigs(store, self.keys.prefix) if limited.LIMITED else ""
+        self.broker = Broker(connect.parse(f"unix://{user}{self.socket}"))
         self.client: Any = store.client(protocol=2)
         self.now = START
         self._number = 0
@@ -118,9 +123,15 @@ class Rig:
         if number is None:
             self._number += 1
             number = self._number
+            self.be_seen()
         return ops.fetch(
             self.keys, server=server, number=number, wanted=wanted, policy=policy, now_us=self.now
         )
+
+    def be_seen(self) -> None:
+        """However far the clock leapt, some server was there up to now: so no lease is spared."""
+        if self.field("meta", "seen") is not None:
+            self.set("meta", "seen", self.now)
 
     def lease(self, wanted: int = 500, *, server: str = "s") -> list[Held]:
         """Fetch, and return what is held by it."""
@@ -169,7 +180,7 @@ class Rig:
         """Abandon to the end; how many leases were."""
         cursor, total = "0", 0
         while True:
-            call = ops.abandon(self.keys, server, cursor=cursor, now_us=self.now)
+            call = ops.abandon(self.keys, server, cursor=cursor)
             cursor, found = self.run(call)
             total += found
             if cursor == "0":

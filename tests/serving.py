@@ -13,6 +13,7 @@ from qsync.client import AsyncClient
 from qsync.keys import QUEUE_KEYS, QueueKeys
 from qsync.mux import Mux
 from qsync.server.server import Server
+from tests.limited import unlimited
 from tests.stores import wait_until_async
 
 STATES = ("scheduled", "pending", "active", "retry", "completed", "dead")
@@ -56,12 +57,13 @@ class Bench:
 @contextlib.asynccontextmanager
 async def bench(url: str, prefix: str) -> AsyncIterator[Bench]:
     """A Bench whose connections are closed at the end."""
-    broker = AsyncBroker(connect.parse(url))
+    broker, others = AsyncBroker(connect.parse(url)), AsyncBroker(connect.parse(unlimited(url)))
     try:
         async with AsyncClient(broker, prefix=prefix) as client:
-            yield Bench(url, prefix, broker, client)
+            yield Bench(url, prefix, others, client)
     finally:
         await broker.aclose()
+        await others.aclose()
 
 
 def left_over(redis: Any, prefix: str, queue: str = "default") -> dict[str, int]:
@@ -69,7 +71,7 @@ def left_over(redis: Any, prefix: str, queue: str = "default") -> dict[str, int]
     base = QueueKeys(prefix, queue).base
     sizes = {}
     for name, (kind, _) in QUEUE_KEYS.items():
-        if name in ("meta", "stats", "fetches", "wake", "ticks"):
+        if name in ("meta", "stats", "fetches", "wake", "ticks", "calls", "schedules"):
             continue
         size = redis.zcard if kind == "zset" else redis.hlen
         if count := size(f"{base}:{name}"):

@@ -33,7 +33,7 @@ from qsync.doctor import trials
 from qsync.keys import GlobalKeys, QueueKeys
 from tests.rig import BINARIES
 from tests.stores import HOST, Binary, Cluster, Store, wait_until_async
-from tests.test_scripts import calls
+from tests.test_scripts import VIEWS, calls
 
 PREFIX = "mine"
 DOCS = Path(__file__).parents[1] / "docs" / "security.md"
@@ -172,6 +172,7 @@ async def abandon_nobody(url: str) -> None:
         await broker.aclose()
 
 
+@pytest.mark.faults(47)
 def test_a_client_and_a_server_need_no_more(guarded: Guarded) -> None:
     guarded.refused()
     asyncio.run(life(guarded.url("client"), guarded.url("server")))
@@ -194,6 +195,7 @@ def test_a_client_and_a_server_need_no_less(guarded: Guarded) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.faults(47)
 def test_a_blocking_client_does_with_the_same(guarded: Guarded) -> None:
     guarded.refused()
     with Qsync(guarded.url("client"), prefix=PREFIX) as made, made.client() as client:
@@ -206,6 +208,7 @@ def test_a_blocking_client_does_with_the_same(guarded: Guarded) -> None:
     assert guarded.refused() <= ({"client|setinfo"} if guarded.old else set())
 
 
+@pytest.mark.faults(47)
 def test_durability_needs_no_more(guarded: Guarded) -> None:
     if guarded.old:
         pytest.skip("needs WAITAOF")
@@ -214,6 +217,7 @@ def test_durability_needs_no_more(guarded: Guarded) -> None:
         assert client.enqueue(Task("t"), durability="fsync").confirmed is True
 
 
+@pytest.mark.faults(47)
 def test_a_reader_reads_and_an_admin_mends(guarded: Guarded) -> None:
     keys = QueueKeys(PREFIX, "default")
 
@@ -324,13 +328,17 @@ def test_a_command_prints_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_script_is_run_in_some_role() -> None:
     ours = {*rights.scripts_of("server"), *rights.scripts_of("reader")}
-    assert set(rights.scripts()) - ours == {"delete", "pause", "repair", "run"}
+    assert set(rights.scripts()) - ours == {
+        "delete", "forget", "forget_schedule", "pause", "pause_schedule", "purge", "repair", "run",
+        "unregister",
+    }  # fmt: skip
     assert set(rights.scripts_of("admin")) == set(rights.scripts()) == set(calls())
-    reads = {"audit", "counts", "show", "types"}
+    reads = VIEWS
     assert set(rights.scripts_of("reader")) == reads
     assert all("no-writes" in load(name).text for name in reads)
 
 
+@pytest.mark.faults(47)
 def test_in_a_cluster(cluster: Cluster) -> None:
     for node in cluster.nodes:
         for role in ROLES:

@@ -825,6 +825,7 @@ def test_threads_share_one_blocking_client(store: Store, prefix: str) -> None:
             assert client.hlen(f"{{{prefix}:default}}:tasks") == 8
 
 
+@pytest.mark.faults(12)
 def test_a_forked_child_enqueues_on_connections_of_its_own(store: Store, prefix: str) -> None:
     """Parent and child go on at the same time, and no reply reaches the wrong one."""
     app = Qsync(store.url, prefix=prefix)
@@ -891,6 +892,7 @@ def test_periodic_functions_become_tasks(store: Store, prefix: str) -> None:
     assert str(app.periodics[1].periodic.schedule) == "* * * * * * (Europe/Moscow)"
 
 
+@pytest.mark.faults(67)
 def test_two_servers_run_each_tick_once(store: Store, prefix: str) -> None:
     app = Qsync(store.url, prefix=prefix)
     seen: list[str] = []

@@ -252,6 +252,7 @@ PLANTS = [
 ]
 
 
+@pytest.mark.faults(20, 80)
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
 def test_a_damage_is_found_and_mended(rig: Rig, plant: Plant) -> None:
     fill(rig)
@@ -360,6 +361,8 @@ def test_many_damages_are_all_mended(rig: Rig) -> None:
     assert len(rig.ids("dead")) == 450
 
 
+@pytest.mark.faults(80)
+@pytest.mark.guarantee(2)
 def test_a_store_in_use_is_sound(own_store: Store, prefix: str) -> None:
     """Audits beside servers that run, fail, retry, cancel and recover find nothing."""
     mux = Mux()
@@ -431,6 +434,7 @@ def test_a_cluster_is_audited_node_by_node(cluster: Cluster, prefix: str) -> Non
     ]
 
 
+@pytest.mark.faults(47)
 def test_where_the_store_refuses_it_goes_on(own_store: Store, prefix: str) -> None:
     rules = ("on", ">x", "~*", "&*", "+@all", "-scan", "-smembers")
     own_store.command("ACL", "SETUSER", "blind", *rules)

@@ -33,6 +33,7 @@ def test_a_window_smaller_than_the_floor_holds() -> None:
     assert full_jitter(9, cap=0.5, random=lambda: 0.5) == 0.5
 
 
+@pytest.mark.faults(44)
 @pytest.mark.parametrize("seed", range(5))
 def test_a_retry_storm_is_spread(seed: int) -> None:
     """10,000 tasks fail at once, and go on failing: no second of the next 100 s sees over 2 %."""
@@ -62,6 +63,7 @@ def test_reconnects_begin_fast_and_end_at_the_cap() -> None:
     assert backoff.next() <= 0.1
 
 
+@pytest.mark.faults(43)
 def test_reconnects_of_many_clients_are_spread() -> None:
     random.seed(1)
     clients = [Backoff() for _ in range(1000)]

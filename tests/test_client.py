@@ -16,16 +16,17 @@ from typing import Any
 import pytest
 
 from qsync import sending
-from qsync.broker import connect, ops
+from qsync.broker import connect, ops, views
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError, QueueFull
 from qsync.keys import check_id
-from qsync.sending import Batcher, Bulk, Registry, ready_all
+from qsync.sending import Batcher, Bulk, CallNumber, Registry, ready_all
 from qsync.state import TaskState
 from qsync.task import Task, new_id, new_nonce
 from tests.conftest import Colour
 from tests.hand import Hand
+from tests.limited import unlimited
 from tests.stores import Cluster, Store, wait_until
 
 DAY = 86_400
@@ -163,6 +164,8 @@ def test_a_wrong_option_is_refused_when_the_task_is_made(
         Task("t", **options)
 
 
+@pytest.mark.faults(59, 60)
+@pytest.mark.guarantee(8)
 def test_what_is_wrong_with_a_payload_or_a_queue_is_said_at_once(
     colour: Colour, store: Store, prefix: str
 ) -> None:
@@ -191,6 +194,7 @@ def test_a_payload_limit_is_a_positive_number(colour: Colour, store: Store, limi
         colour.client(store.url, "p", payload_limit=limit)
 
 
+@pytest.mark.faults(81)
 def test_a_wrong_prefix_is_refused(colour: Colour, store: Store) -> None:
     with pytest.raises(InvalidTask, match=r"^prefix: "):
         colour.client(store.url, "a:b")
@@ -208,6 +212,8 @@ def test_an_id_is_taken_once_in_a_queue(colour: Colour, client: Any) -> None:
     assert colour.do(client.enqueue(task, queue="other")).created
 
 
+@pytest.mark.faults(72)
+@pytest.mark.guarantee(6)
 def test_a_lock_is_held_by_the_task_that_took_it(colour: Colour, client: Any, hand: Hand) -> None:
     task = Task("t", [1], unique=True)
     first = colour.do(client.enqueue(task))
@@ -227,6 +233,8 @@ def test_a_unique_key_takes_the_place_of_type_and_payload(colour: Colour, client
     assert caught.value.id == first.id
 
 
+@pytest.mark.faults(72)
+@pytest.mark.guarantee(6)
 @pytest.mark.parametrize(("age", "held"), [(59, True), (61, False)])
 def test_a_lock_for_seconds_is_held_for_so_long_though_its_task_is_done(
     colour: Colour, client: Any, hand: Hand, store: Store, age: int, held: bool
@@ -241,6 +249,8 @@ def test_a_lock_for_seconds_is_held_for_so_long_though_its_task_is_done(
         assert colour.do(client.enqueue(task)).created
 
 
+@pytest.mark.faults(72)
+@pytest.mark.guarantee(6)
 def test_a_lock_for_seconds_outlasts_them_while_its_task_is_not_done(
     colour: Colour, client: Any, hand: Hand, store: Store
 ) -> None:
@@ -316,22 +326,29 @@ def test_a_call_carries_500_tasks_or_4_mib(colour: Colour, client: Any, store: S
     for tasks, calls in [
         ([Task("t") for _ in range(500)], 1),
         ([Task("t") for _ in range(5001)], 11),
-        ([Task("t", b"x" * 1_000_000) for _ in range(9)], 3),
+        ([Task("t", b"x" * 1_000_000) for _ in range(9)], 9),
+        ([Task("t", b"x" * 100_000) for _ in range(25)], 3),
+        ([Task("t", delay=60) for _ in range(1000)], 4),
     ]:
         store.command("CONFIG", "RESETSTAT")
         colour.do(client.enqueue_many(tasks))
         assert scripts_run(store) == calls
 
 
+@pytest.mark.faults(34)
 def test_a_call_that_is_repeated_creates_nothing(blocking: Client, hand: Hand) -> None:
     """What a client does when a reply was lost."""
     bulk = Bulk(ready_all([Task("t"), Task("t", id="a"), Task("t", id="a")], payload_limit=100))
-    call = bulk.call(hand.keys, [0, 1, 2])
+    [call] = bulk.calls(hand.keys, [[0, 1, 2]], [CallNumber("sender", 1)], None)
     once = hand.broker.run(call)
     assert hand.broker.run(call) == once
     assert [outcome.outcome for outcome in once] == ["created", "created", "exists"]
-    hand.take(2)
+    held = hand.take(2)
     assert hand.broker.run(call) == once
+    for one in held:
+        hand.finish(one)
+    assert hand.broker.run(call) == once
+    assert hand.broker.run(views.counts(hand.keys)).others["tasks"] == 0
 
 
 # what goes wrong
@@ -343,6 +360,7 @@ def fill(store: Store, *, room: int) -> None:
     store.command("CONFIG", "SET", "maxmemory", used + room)
 
 
+@pytest.mark.faults(26)
 def test_a_full_store_is_queue_full_and_nothing_is_written(
     colour: Colour, own_store: Store, prefix: str
 ) -> None:
@@ -358,6 +376,7 @@ def test_a_full_store_is_queue_full_and_nothing_is_written(
     assert colour.do(client.enqueue(Task("t"))).created
 
 
+@pytest.mark.faults(26)
 def test_the_error_has_the_handles_of_what_was_accepted_before(
     colour: Colour, own_store: Store, prefix: str
 ) -> None:
@@ -377,6 +396,8 @@ def test_the_error_has_the_handles_of_what_was_accepted_before(
     assert {one for one in again if not one.created} == set(accepted)
 
 
+@pytest.mark.faults(17)
+@pytest.mark.guarantee(7)
 def test_enqueueing_survives_a_restart_of_the_store(
     colour: Colour, own_store: Store, prefix: str
 ) -> None:
@@ -414,14 +435,14 @@ def test_clients_are_context_managers(store: Store, prefix: str) -> None:
     async def main() -> None:
         async with AsyncClient(AsyncBroker(address), prefix=prefix) as client:
             assert (await client.enqueue(Task("t"))).created
-            assert repr(client) == f"<AsyncClient prefix={prefix!r} at {store.url}>"
+            assert repr(client) == f"<AsyncClient prefix={prefix!r} at {unlimited(store.url)}>"
         with pytest.raises(QsyncError, match="closed"):
             await client.enqueue(Task("t"))
 
     asyncio.run(main())
     with Client(Broker(address), prefix=prefix) as client:
         assert client.enqueue(Task("t")).created
-        assert repr(client) == f"<Client prefix={prefix!r} at {store.url}>"
+        assert repr(client) == f"<Client prefix={prefix!r} at {unlimited(store.url)}>"
     with pytest.raises(QsyncError, match="closed"):
         client.enqueue(Task("t"))
 
@@ -588,11 +609,13 @@ def test_a_loop_that_ends_leaves_nobody_waiting() -> None:
         await asyncio.Event().wait()
         return items
 
-    async def main() -> list[asyncio.Future[int]]:
+    async def main() -> list[asyncio.Task[int]]:
         batcher: Batcher[int, int] = Batcher(never, lambda item: 1)
-        early = batcher.put(1)
+        early = asyncio.create_task(batcher.ask(1))
         await asyncio.sleep(0)
-        return [early, batcher.put(2)]
+        late = asyncio.create_task(batcher.ask(2))
+        await asyncio.sleep(0)
+        return [early, late]
 
     assert all(future.cancelled() for future in asyncio.run(main()))
 
@@ -603,9 +626,45 @@ def test_an_answer_that_is_too_short_leaves_nobody_waiting() -> None:
 
     async def main() -> list[Any]:
         batcher: Batcher[int, int] = Batcher(short, lambda item: 1)
-        return [*await asyncio.gather(batcher.put(1), batcher.put(2), return_exceptions=True)]
+        alone = await asyncio.gather(batcher.ask(0), return_exceptions=True)
+        both = await asyncio.gather(batcher.ask(1), batcher.ask(2), return_exceptions=True)
+        return [*alone, *both]
 
-    assert [type(error) for error in asyncio.run(main())] == [QsyncError] * 2
+    assert [type(error) for error in asyncio.run(main())] == [QsyncError] * 3
+
+
+def test_who_asks_alone_and_is_cancelled_takes_nobody_along() -> None:
+    batches: list[list[int]] = []
+
+    async def main() -> None:
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slow(items: list[int]) -> list[int]:
+            batches.append(items)
+            begun.set()
+            await go_on.wait()
+            return [10 * item for item in items]
+
+        batcher: Batcher[int, int] = Batcher(slow, lambda item: 1)
+        first = asyncio.create_task(batcher.ask(1))
+        await begun.wait()
+        others = [asyncio.create_task(batcher.ask(item)) for item in (2, 3)]
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        assert first.cancelled()
+        go_on.set()
+        assert await asyncio.gather(*others) == [20, 30]
+        # One that is cancelled before its batch was sent is not in it.
+        early = asyncio.create_task(batcher.ask(4))
+        await asyncio.sleep(0)
+        late = asyncio.create_task(batcher.ask(5))
+        early.cancel()
+        assert await late == 50
+        await batcher.drain()
+
+    asyncio.run(main())
+    assert batches == [[1], [2, 3], [5]]
 
 
 # threads and processes
@@ -649,6 +708,7 @@ def ended_well(child: int) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.mark.faults(12)
 def test_a_client_works_on_in_200_forked_children(valkey: Store, prefix: str) -> None:
     """Parent and children enqueue at the same time, and no reply reaches the wrong one."""
     with Client(Broker(connect.parse(valkey.url)), prefix=prefix) as client:
@@ -666,6 +726,7 @@ def test_a_client_works_on_in_200_forked_children(valkey: Store, prefix: str) ->
     assert valkey.command("HLEN", f"{{{prefix}:default}}:tasks") == 2 * 200 + len(handles)
 
 
+@pytest.mark.faults(12)
 def test_a_child_draws_other_ids_than_its_parent() -> None:
     new_id(), new_nonce()
     read, write = os.pipe()
@@ -679,6 +740,7 @@ def test_a_child_draws_other_ids_than_its_parent() -> None:
     assert told[22:] not in {new_nonce().hex() for _ in range(600)}
 
 
+@pytest.mark.faults(12)
 def test_a_child_of_a_process_that_waits_for_a_result_waits_for_its_own(
     blocking: Client, hand: Hand
 ) -> None:

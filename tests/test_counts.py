@@ -45,7 +45,8 @@ def test_every_state_and_every_other_key_is_counted(rig: Rig) -> None:
     }  # fmt: skip
     assert counts.others == {
         "fairness": 2, "tasks": 12, "owner": 3, "crashes": 0, "failures": 3, "results": 1,
-        "unique": 2, "keys": 3, "fetches": 1, "ticks": 0, "cancels": 0, "progress": 0,
+        "unique": 2, "keys": 3, "fetches": 1, "ticks": 0, "schedules": 0, "cancels": 0,
+        "progress": 0, "calls": 0,
     }  # fmt: skip
 
 

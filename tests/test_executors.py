@@ -136,6 +136,7 @@ def test_results_that_wait_for_the_loop_are_delivered_together() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.faults(6)
 def test_an_abandoned_call_loses_its_thread_until_it_returns_and_another_takes_its_place() -> None:
     async def main() -> None:
         pool = ThreadPool(1)
@@ -188,6 +189,7 @@ def test_an_abandoned_call_that_waits_is_never_made() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.faults(74)
 def test_calls_abandoned_at_any_moment_leave_no_thread_lost_or_over() -> None:
     async def main() -> None:
         pool = ThreadPool(4)
@@ -408,6 +410,7 @@ def info(folder: Path) -> TaskInfo:
     )  # fmt: skip
 
 
+@pytest.mark.faults(6)
 def test_a_timeout_kills_the_process_and_only_that(tmp_path: Path) -> None:
     hanging, other = tmp_path / "hanging", tmp_path / "other"
     hanging.mkdir()
@@ -487,6 +490,7 @@ def test_a_process_killed_while_idle_costs_no_task() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.faults(16)
 def test_processes_are_used_again_and_recycled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "REUSE", 3)
 

@@ -220,6 +220,7 @@ def test_a_waiter_is_told_that_the_task_was_deleted(
         waiting.result(10)
 
 
+@pytest.mark.faults(42)
 @pytest.mark.usefixtures("no_looking")
 def test_a_subscription_that_is_killed_is_made_again(
     colour: Colour, client: Any, hand: Hand, store: Store
@@ -237,6 +238,7 @@ def test_a_subscription_that_is_killed_is_made_again(
     assert waiting[1].result(10) == 2
 
 
+@pytest.mark.faults(42)
 def test_without_a_right_to_subscribe_results_are_looked_for(
     colour: Colour, store: Store, prefix: str, hand: Hand
 ) -> None:
@@ -317,6 +319,8 @@ def test_a_coroutine_that_waits_may_be_cancelled(store: Store, prefix: str) -> N
         asyncio.run(main(hand))
 
 
+@pytest.mark.faults(17)
+@pytest.mark.guarantee(7)
 def test_waiting_survives_a_restart_of_the_store(
     colour: Colour, own_store: Store, prefix: str
 ) -> None:

@@ -15,7 +15,7 @@ from qsync.broker import ops
 from qsync.broker.ops import Held
 from qsync.keys import COUNTERS, QUEUE_KEYS
 from qsync.task import moment
-from tests.rig import BINARIES, DAY, FAILURE, LEASE, START, Rig, S
+from tests.rig import BINARIES, DAY, FAILURE, LAPSE, START, Rig, S
 
 
 @pytest.fixture(params=BINARIES)
@@ -166,7 +166,7 @@ def test_deaths_in_a_fetch_are_published(rig: Rig) -> None:
     rig.cancel("cancelled")
     rig.set("crashes", "crashed", "2+")
     rig.client.hdel(rig.keys.key("tasks"), "lost")
-    rig.now += LEASE
+    rig.now += LAPSE
     channel = rig.broker.subscribe(rig.keys.done)
     channel.open()
     try:
@@ -215,6 +215,7 @@ def test_the_cancel_of_a_running_task_is_told_to_its_server(rig: Rig) -> None:
     assert rig.score("completed", "a") == START + 7
 
 
+@pytest.mark.faults(76)
 def test_a_cancel_that_came_too_late_leaves_a_success_a_success(rig: Rig) -> None:
     rig.enqueue("a")
     held = rig.lease()
@@ -275,6 +276,7 @@ def test_a_task_can_be_run_at_once(rig: Rig) -> None:
     assert rig.field("failures", "dead") is None
 
 
+@pytest.mark.faults(76)
 @pytest.mark.parametrize(
     "state", ["scheduled", "retry", "dead", "pending", "active", "completed", ""]
 )
@@ -295,6 +297,7 @@ def test_a_dead_task_without_its_message_is_not_run(rig: Rig) -> None:
     assert rig.delete("dead", "a") == 1
 
 
+@pytest.mark.faults(76)
 def test_tasks_are_deleted_from_the_state_that_they_were_seen_in(rig: Rig) -> None:
     rig.enqueue("pending")
     rig.enqueue("scheduled", delay=1)
@@ -307,6 +310,7 @@ def test_tasks_are_deleted_from_the_state_that_they_were_seen_in(rig: Rig) -> No
     assert "tasks" not in rig.dump()
 
 
+@pytest.mark.faults(76)
 def test_a_running_task_is_not_deleted(rig: Rig) -> None:
     rig.enqueue("a")
     rig.lease()
@@ -392,6 +396,7 @@ def test_one_element_wakes_one_server_however_much_there_is(rig: Rig) -> None:
 # Periodic tasks
 
 
+@pytest.mark.faults(67)
 def test_a_tick_is_enqueued_once(rig: Rig) -> None:
     def tick(at: int, id: str) -> bool:
         call = ops.tick(rig.keys, "hourly", at, rig.tasks(id)[0], now_us=rig.now)
@@ -455,6 +460,7 @@ def test_a_server_is_live_for_as_long_as_it_said(rig: Rig) -> None:
     assert announce("b", 0) == 0
 
 
+@pytest.mark.faults(79)
 def test_a_description_replaces_the_one_before_and_ends(rig: Rig) -> None:
     key = rig.globals.server("s")
     rig.run(ops.describe(rig.globals, "s", {"host": "h", "pid": 1, "blob": b"\xff"}, ttl_ms=60_000))
@@ -465,6 +471,7 @@ def test_a_description_replaces_the_one_before_and_ends(rig: Rig) -> None:
     assert not rig.client.exists(key)
 
 
+@pytest.mark.faults(79)
 def test_orders_are_read_in_order_and_end(rig: Rig) -> None:
     key = rig.globals.inbox("s")
     for order in (b"quiet", b"stop", b"stop", b"quiet"):
@@ -515,6 +522,7 @@ def test_days_are_kept_for_90_days(rig: Rig) -> None:
     assert rig.counters()["enqueued"] == 95
 
 
+@pytest.mark.faults(79)
 def test_only_known_keys_are_made(rig: Rig) -> None:
     rig.enqueue("a", "b", "c", fairness_key="k", unique=True, retention=5)
     held = rig.lease()

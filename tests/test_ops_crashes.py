@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from qsync.broker.ops import Held
-from tests.rig import BINARIES, FAILURE, LEASE, POLICY, START, Rig, S
+from tests.rig import BINARIES, FAILURE, LAPSE, LEASE, POLICY, START, Rig, S
 
 
 @pytest.fixture(params=BINARIES)
@@ -22,7 +22,7 @@ def crash(rig: Rig, *, server: str = "s", mark: bool = False) -> None:
     held = rig.lease(server=server)
     if mark:
         rig.start(*held)
-    rig.now += LEASE
+    rig.now += LAPSE
     rig.fetch(0, server="finder")
 
 
@@ -30,13 +30,15 @@ def crashes(rig: Rig, id: str) -> bytes | None:
     return rig.field("crashes", id)
 
 
+@pytest.mark.faults(1)
+@pytest.mark.guarantee(4)
 def test_lapsed_tasks_go_to_the_head_of_pending_in_the_order_of_their_leases(rig: Rig) -> None:
     rig.enqueue("a", "b", "c")
     rig.lease(2)
     rig.now += 1
     rig.lease(1, server="t")
     rig.enqueue("d")
-    rig.now += LEASE
+    rig.now += LAPSE
     found = rig.fetch(server="finder")
     assert found.ids == ["a", "b", "c", "d"]
     assert found.recovered == 3
@@ -67,7 +69,7 @@ def test_a_renewed_lease_lasts_from_then_on(rig: Rig) -> None:
 def test_ones_own_lapsed_leases_are_only_reported(rig: Rig) -> None:
     rig.enqueue("a", "b")
     held = rig.lease()
-    rig.now += LEASE
+    rig.now += LAPSE
     before = rig.dump()
     found = rig.fetch()
     assert found.own_lapsed == ["a", "b"]
@@ -81,7 +83,7 @@ def test_ones_own_lapsed_leases_are_only_reported(rig: Rig) -> None:
 def test_a_server_whose_name_begins_another_is_another(rig: Rig) -> None:
     rig.enqueue("a")
     rig.lease(server="s1")
-    rig.now += LEASE
+    rig.now += LAPSE
     found = rig.fetch(server="s")
     assert (found.own_lapsed, found.ids) == ([], ["a"])
 
@@ -90,7 +92,7 @@ def test_100_lapsed_leases_are_recovered_a_fetch(rig: Rig) -> None:
     ids = [str(n) for n in range(150)]
     rig.enqueue(*ids)
     rig.lease()
-    rig.now += LEASE
+    rig.now += LAPSE
     first = rig.fetch(0, server="t")
     assert (first.recovered, first.more) == (100, True)
     second = rig.fetch(0, server="t")
@@ -101,6 +103,7 @@ def test_100_lapsed_leases_are_recovered_a_fetch(rig: Rig) -> None:
 # Crash counts
 
 
+@pytest.mark.faults(8)
 def test_the_first_lapse_counts_for_all_that_the_server_held(rig: Rig) -> None:
     rig.enqueue("a", "b")
     crash(rig)
@@ -108,6 +111,7 @@ def test_the_first_lapse_counts_for_all_that_the_server_held(rig: Rig) -> None:
     assert rig.counters()["crashed"] == 2
 
 
+@pytest.mark.faults(8)
 def test_later_lapses_count_only_for_what_was_marked(rig: Rig) -> None:
     rig.enqueue("guilty", "innocent")
     crash(rig)
@@ -115,7 +119,7 @@ def test_later_lapses_count_only_for_what_was_marked(rig: Rig) -> None:
         held = rig.lease()
         assert rig.start(held[0]) == ["ok"]
         assert crashes(rig, "guilty") == f"{n - 1}+".encode()
-        rig.now += LEASE
+        rig.now += LAPSE
         rig.fetch(0, server="finder")
         assert crashes(rig, "innocent") == b"1"
     assert rig.state("guilty") == "dead"
@@ -131,6 +135,8 @@ def test_a_task_that_never_crashed_is_not_marked(rig: Rig) -> None:
     assert "crashes" not in before
 
 
+@pytest.mark.faults(7)
+@pytest.mark.guarantee(5)
 def test_at_the_limit_it_is_dead_and_says_why(rig: Rig) -> None:
     rig.enqueue("a", unique=True, fairness_key="k")
     for _ in range(3):
@@ -150,7 +156,7 @@ def test_at_the_limit_it_is_dead_and_says_why(rig: Rig) -> None:
 def test_the_limit_is_the_callers(rig: Rig) -> None:
     rig.enqueue("a")
     rig.lease()
-    rig.now += LEASE
+    rig.now += LAPSE
     found = rig.fetch(0, server="t", policy=replace(POLICY, max_crashes=1))
     assert (found.died, found.recovered) == (1, 0)
     assert rig.state("a") == "dead"
@@ -167,6 +173,7 @@ def test_a_death_by_crashes_comes_before_an_older_failure_in_what_is_told(rig: R
     assert status.last_error == "crashed 3 times"
 
 
+@pytest.mark.faults(1)
 def test_no_failure_is_charged_for_a_crash(rig: Rig) -> None:
     rig.enqueue("a")
     crash(rig)
@@ -211,7 +218,7 @@ def test_a_cancelled_task_ends_when_its_lease_lapses(rig: Rig) -> None:
     rig.lease()
     assert rig.cancel("kept", retention_us=S)[0] == "active"
     assert rig.cancel("gone")[0] == "active"
-    rig.now += LEASE
+    rig.now += LAPSE
     found = rig.fetch(server="t")
     assert (found.ids, found.recovered, found.died) == ([], 0, 0)
     assert rig.state("kept") == "completed"
@@ -243,8 +250,10 @@ def test_abandon_goes_through_many_owners_in_parts(rig: Rig) -> None:
         rig.enqueue(*[str(n) for n in range(at, at + 500)])
         rig.lease(server="dead" if at % 1000 else "live")
     assert rig.abandon("dead") == 1500
-    lapsed = rig.client.zcount(rig.keys.key("active"), 0, rig.now)
-    assert lapsed == 1500
+    active = rig.keys.key("active")
+    assert rig.client.zcount(active, "-inf", 0) == 1500
+    assert rig.abandon("dead") == 1500
+    assert rig.client.zcount(active, -(2**52), 0) == 1500
 
 
 def test_to_abandon_a_server_that_holds_nothing_changes_nothing(rig: Rig) -> None:

@@ -11,7 +11,7 @@ from qsync import codec
 from qsync.broker import ops
 from qsync.broker.ops import Held
 from qsync.task import MESSAGE_HEAD, decode_message
-from tests.rig import BINARIES, DAY, FAILURE, LEASE, POLICY, START, Rig, S
+from tests.rig import BINARIES, DAY, FAILURE, LAPSE, LEASE, POLICY, START, Rig, S
 
 
 @pytest.fixture(params=BINARIES)
@@ -63,7 +63,7 @@ def test_failures_and_crash_counts_go_with_their_ids(rig: Rig) -> None:
     held = rig.lease()
     rig.retry(held[1], delay_us=0)
     rig.hand_back(held[0])
-    rig.now += LEASE
+    rig.now += LAPSE
     fetched = rig.fetch(server="other")
     assert fetched.ids == ["c", "a", "b"]
     assert fetched.failures == [None, None, FAILURE]
@@ -101,6 +101,7 @@ def test_the_bytes_of_a_batch_may_be_exactly_the_limit(rig: Rig) -> None:
     assert rig.fetch(policy=replace(POLICY, max_bytes=2 * size)).ids == ["a", "b"]
 
 
+@pytest.mark.faults(77)
 def test_nothing_is_fetched_from_a_paused_queue(rig: Rig) -> None:
     rig.enqueue("a")
     rig.enqueue("b", delay=1)
@@ -119,6 +120,8 @@ def test_nothing_is_fetched_from_a_paused_queue(rig: Rig) -> None:
 # Promotion
 
 
+@pytest.mark.faults(66)
+@pytest.mark.guarantee(5)
 def test_a_task_is_promoted_when_due_and_never_before(rig: Rig) -> None:
     rig.enqueue("late", delay=2)
     rig.enqueue("soon", delay=1)
@@ -177,6 +180,7 @@ def test_the_time_until_the_next_is_of_any_kind(rig: Rig) -> None:
 # The number of a fetch
 
 
+@pytest.mark.faults(35)
 def test_the_same_number_again_is_the_same_batch_less_what_was_settled(rig: Rig) -> None:
     rig.enqueue(*"abcdef")
     first = rig.fetch(5, number=3)
@@ -192,6 +196,7 @@ def test_the_same_number_again_is_the_same_batch_less_what_was_settled(rig: Rig)
     assert (again.ids, again.messages) == (["e"], first.messages[4:])
 
 
+@pytest.mark.faults(35)
 def test_a_repeated_fetch_changes_nothing_and_does_no_upkeep(rig: Rig) -> None:
     rig.enqueue("a", "b")
     rig.enqueue("c", delay=1)
@@ -205,7 +210,8 @@ def test_a_repeated_fetch_changes_nothing_and_does_no_upkeep(rig: Rig) -> None:
 def test_a_repeated_fetch_leaves_out_what_was_leased_anew(rig: Rig) -> None:
     rig.enqueue("a")
     rig.fetch(number=1)
-    rig.now += LEASE
+    rig.now += LAPSE
+    rig.be_seen()
     assert rig.fetch(server="other", number=1).ids == ["a"]
     assert rig.fetch(number=1).ids == []
     rig.hand_back(Held("a", "other/1"))
@@ -218,7 +224,8 @@ def test_a_repeated_fetch_brings_failures_and_crash_counts_too(rig: Rig) -> None
     rig.enqueue("a", "b")
     [a, _] = rig.lease()
     rig.retry(a, delay_us=0)
-    rig.now += LEASE
+    rig.now += LAPSE
+    rig.be_seen()
     first = rig.fetch(server="other", number=9)
     again = rig.fetch(server="other", number=9)
     assert again.crashes == first.crashes == [1, 0]
@@ -264,6 +271,7 @@ def test_ids_that_look_like_something_else_are_ids(rig: Rig, id: str) -> None:
 # Messages that are gone
 
 
+@pytest.mark.faults(27)
 def test_a_task_without_its_message_is_dead_and_stops_nobody(rig: Rig) -> None:
     rig.enqueue("a", unique=True)
     rig.enqueue("b")
@@ -277,6 +285,7 @@ def test_a_task_without_its_message_is_dead_and_stops_nobody(rig: Rig) -> None:
     assert status.last_error == "the store lost the message of this task"
 
 
+@pytest.mark.faults(27)
 def test_a_queue_that_lost_all_its_messages_is_cleared_in_parts(rig: Rig) -> None:
     for at in range(0, 9000, 500):
         rig.enqueue(*[str(n) for n in range(at, at + 500)])
@@ -327,6 +336,7 @@ def test_dead_tasks_go_by_age_and_are_counted(rig: Rig) -> None:
     assert set(rig.dump()) == {"fetches", "meta", "stats", "wake"}
 
 
+@pytest.mark.faults(79)
 def test_dead_tasks_go_by_number_the_oldest_first(rig: Rig) -> None:
     for id in "abcd":
         rig.enqueue(id)
@@ -378,6 +388,7 @@ def test_the_sweep_keeps_up_with_what_is_fetched(rig: Rig) -> None:
     assert rig.ids("completed") == []
 
 
+@pytest.mark.faults(79)
 def test_last_fetches_of_servers_that_are_gone_are_dropped(rig: Rig) -> None:
     rig.enqueue("a" * 100)  # records too long for the compact form of a hash, which has no parts
     for n in range(200):
@@ -393,6 +404,7 @@ def test_last_fetches_of_servers_that_are_gone_are_dropped(rig: Rig) -> None:
     assert left == {f"here-{n:03}" for n in range(200)}
 
 
+@pytest.mark.faults(46)
 def test_the_sweep_of_hashes_goes_on_after_the_clock_was_set_back(rig: Rig) -> None:
     rig.enqueue("a", unique=5)
     rig.fetch(0)
@@ -421,7 +433,7 @@ def test_a_fetch_wakes_for_what_it_promoted_or_recovered(rig: Rig) -> None:
     rig.enqueue("b")
     rig.fetch(1)
     rig.woken()
-    rig.now += LEASE
+    rig.now += LAPSE
     rig.fetch(0, server="other")
     assert rig.ids("pending") == ["b", "a"]
     assert rig.woken()
@@ -435,6 +447,7 @@ def test_a_fetch_from_a_paused_queue_wakes_nobody(rig: Rig) -> None:
     assert not rig.woken()
 
 
+@pytest.mark.faults(57)
 def test_a_message_of_a_later_version_is_kept_as_it_is(rig: Rig) -> None:
     rig.enqueue("a")
     [message] = rig.fetch().messages

@@ -24,6 +24,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
             rig.client.config_set("maxmemory", 0)
 
 
+@pytest.mark.faults(26)
 @pytest.mark.parametrize("name", ALL)
 def test_only_what_brings_something_in_is_refused(rig: Rig, name: str) -> None:
     call = ALL[name](rig, queue(rig))
@@ -44,6 +45,7 @@ def test_a_task_can_be_looked_at(rig: Rig) -> None:
     assert all(shown)
 
 
+@pytest.mark.faults(26, 61)
 def test_a_batch_with_one_result_is_refused_whole_and_passes_without_room(rig: Rig) -> None:
     a, b = queue(rig)
     rig.client.config_set("maxmemory", 1)

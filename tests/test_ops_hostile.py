@@ -11,7 +11,7 @@ from qsync.broker.ops import Held
 from qsync.keys import QUEUE_KEYS
 from qsync.state import TaskState
 from qsync.task import Failure, decode_failure
-from tests.rig import BINARIES, DAY, LEASE, STATES, Rig, S
+from tests.rig import BINARIES, DAY, LAPSE, STATES, Rig, S
 from tests.test_ops_locks import LOCK, NAME
 
 GARBAGE = {
@@ -37,7 +37,7 @@ def spoilt_fields(name: str) -> list[str]:
     return {
         "unique": [f"={NAME}", "@a", "odd", "=", "@"],
         "fetches": ["s", "t", "gone"],
-        "meta": ["v", "swept", "cursor", "fetches_cursor", "day", "weight:k"],
+        "meta": ["v", "swept", "cursor", "fetches_cursor", "day", "weight:k", "paused_at"],
         "stats": [
             f"{counter}{day}"
             for counter in ("enqueued", "bytes", "completed", "failed", "retried", "crashed",
@@ -45,6 +45,7 @@ def spoilt_fields(name: str) -> list[str]:
             for day in ("", ":20000", ":1", ":x", ":99999999999999999999")
         ],
         "ticks": ["hourly"],
+        "schedules": ["=hourly", ">hourly", "@hourly", "hourly", "=", "!"],
     }.get(name, ["a"])  # fmt: skip
 
 
@@ -78,7 +79,7 @@ def work(rig: Rig) -> None:
     again = {one.id: one for one in rig.lease(server="w")}
     rig.cancel("a", retention_us=S)
     rig.start(*again.values())
-    rig.now += LEASE
+    rig.now += LAPSE
     rig.abandon("w")
     rig.fetch(0, server="t")
     rig.rerun("n2", "dead", lock=NAME)
@@ -88,12 +89,21 @@ def work(rig: Rig) -> None:
     rig.fetch(0, server="t")
     rig.cancel("n3")
     rig.delete("dead", "n2")
+    rig.run(views.overview(rig.keys))
+    rig.run(views.schedules(rig.keys))
+    rig.run(views.schedules(rig.keys, "hourly"))
+    rig.run(views.locate(rig.keys, "a", lock=NAME, server="s"))
+    for state in TaskState:
+        rig.run(views.page(rig.keys, state, count=100))
+    rig.run(ops.publish(rig.keys, [("hourly", b"", b"")], now_us=rig.now))
+    rig.run(ops.pause_schedule(rig.keys, "hourly", b"me", now_us=rig.now))
+    rig.run(ops.resume_schedule(rig.keys, "hourly", now_us=rig.now))
 
 
 def settled(rig: Rig) -> None:
     """After a while all that is left can be fetched and completed, and nothing stays behind."""
     for _ in range(5):
-        rig.now += LEASE
+        rig.now += LAPSE
         rig.fetch(0, server="last1")
         rig.complete(*rig.lease(server="last2"))
         rig.now += DAY
@@ -101,6 +111,7 @@ def settled(rig: Rig) -> None:
     assert [rig.ids(state) for state in ("scheduled", "pending", "active", "retry")] == [[]] * 4
 
 
+@pytest.mark.faults(55)
 @every_garbage
 @pytest.mark.parametrize("name", HASHES)
 def test_a_spoilt_field_stops_nothing(rig: Rig, name: str, value: bytes) -> None:
@@ -119,7 +130,7 @@ def test_all_fields_of_an_active_task_may_be_spoilt(rig: Rig, value: bytes) -> N
     rig.lease()
     for name in HASHES:
         spoil(rig, name, value)
-    rig.now += LEASE
+    rig.now += LAPSE
     assert "b" in rig.fetch(server="u", number=1).ids
     rig.status("a")
     assert rig.complete(Held("b", "u/1")) == ["ok"]
@@ -153,7 +164,7 @@ def test_what_cannot_be_an_id_is_not_run_and_ends_with_its_lease(
     again = rig.fetch(number=2)
     assert sorted(first.ids) == sorted(again.ids) == ["a", "b"]
     assert len(first.messages) == len(first.failures) == len(first.crashes) == 2
-    rig.now += LEASE
+    rig.now += LAPSE
     assert rig.fetch(number=3).own_lapsed == ["a", "b"]
     assert [name for name, held in rig.dump().items() if name != "fetches" and member in held] == []
 
@@ -178,6 +189,7 @@ def test_a_holder_that_is_no_text_is_shown_escaped(rig: Rig) -> None:
     assert rig.enqueue("a", **LOCK) == [("duplicate", "\\xff")]
 
 
+@pytest.mark.faults(55)
 @every_garbage
 def test_a_message_that_is_none_is_fetched_shown_and_killed(rig: Rig, value: bytes) -> None:
     rig.enqueue("a", "b")
@@ -198,7 +210,7 @@ def test_a_crash_count_that_is_none_counts_as_0(rig: Rig, value: bytes) -> None:
     rig.enqueue("a")
     rig.lease()
     rig.set("crashes", "a", value)
-    rig.now += LEASE
+    rig.now += LAPSE
     found = rig.fetch(server="t")
     if value == b"5:":  # what begins with a number is one, whatever mark follows
         assert rig.state("a") == "dead"

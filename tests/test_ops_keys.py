@@ -15,13 +15,22 @@ from qsync.broker.call import Call
 from qsync.broker.ops import Held
 from qsync.broker.shell import Broker
 from qsync.keys import GlobalKeys, QueueKeys
+from qsync.state import TaskState
 from tests.rig import BINARIES, START, Rig
 from tests.stores import Cluster
+from tests.test_ops_locks import NAME
 from tests.test_ops_twice import ALL, Make, queue
 
 LOOK: dict[str, Make] = {
     "show": lambda rig, held: views.show(rig.keys, ["a", "p", "s", "r", "c", "d"]),
     "counts": lambda rig, held: views.counts(rig.keys),
+    "page": lambda rig, held: views.page(rig.keys, TaskState.DEAD, count=5),
+    "overview": lambda rig, held: views.overview(rig.keys),
+    "locate": lambda rig, held: views.locate(rig.keys, "p", lock=NAME, server="s"),
+    "schedules": lambda rig, held: views.schedules(rig.keys),
+    "queues": lambda rig, held: views.queues(rig.globals),
+    "servers": lambda rig, held: views.servers(rig.globals),
+    "record": lambda rig, held: views.record(rig.globals, "s"),
 }
 
 
@@ -42,6 +51,7 @@ def as_user(rig: Rig, call: Call[Any], *rules: str) -> Any:
         return call.decode(user.eval(call.script.text, len(call.keys), *call.keys, *call.args))
 
 
+@pytest.mark.faults(47, 54)
 @pytest.mark.parametrize("name", ALL | LOOK)
 def test_a_user_who_may_reach_only_the_keys_named_can_make_the_call(rig: Rig, name: str) -> None:
     call = (ALL | LOOK)[name](rig, queue(rig))
@@ -51,7 +61,7 @@ def test_a_user_who_may_reach_only_the_keys_named_can_make_the_call(rig: Rig, na
 
 def test_a_user_who_may_reach_less_cannot(rig: Rig) -> None:
     """So that the test above is known to look, and that scripts are looked into."""
-    call = ops.enqueue(rig.keys, rig.tasks("a"), now_us=rig.now)
+    call = ops.enqueue(rig.keys, rig.tasks("a"), sender="x", number=1, now_us=rig.now)
     less = [f"~{key}" for key in call.keys[1:]]
     with pytest.raises(redis.ResponseError):
         as_user(rig, call, *less)
@@ -71,6 +81,7 @@ class InCluster(Rig):
         self._number = 0
 
 
+@pytest.mark.faults(48, 49)
 def test_every_operation_works_in_a_cluster(cluster: Cluster) -> None:
     for at, name in enumerate(ALL | LOOK):
         with InCluster(cluster, f"ops-keys-{at}") as rig:

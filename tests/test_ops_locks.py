@@ -8,7 +8,7 @@ import pytest
 
 from qsync.broker.ops import Held
 from qsync.task import Task, new_nonce, outgoing
-from tests.rig import BINARIES, LEASE, START, Rig, S
+from tests.rig import BINARIES, LAPSE, LEASE, START, Rig, S
 
 LOCK = {"unique": True, "unique_key": "the key"}
 WINDOW = {"unique": 60, "unique_key": "the key"}
@@ -24,14 +24,14 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 def lapse_cancelled(rig: Rig) -> None:
     rig.lease()
     rig.cancel("a")
-    rig.now += LEASE
+    rig.now += LAPSE
     rig.fetch(0, server="t")
 
 
 def crash_dead(rig: Rig) -> None:
     for _ in range(3):
         rig.start(*rig.lease())
-        rig.now += LEASE
+        rig.now += LAPSE
         rig.fetch(0, server="t")
     assert rig.state("a") == "dead"
 
@@ -51,7 +51,7 @@ def retried(rig: Rig) -> object:
 
 def crash_once(rig: Rig) -> None:
     rig.lease()
-    rig.now += LEASE
+    rig.now += LAPSE
     rig.fetch(0, server="t")
 
 
@@ -92,6 +92,8 @@ STAYS: dict[str, Callable[[Rig], object]] = {
 }
 
 
+@pytest.mark.faults(71, 73)
+@pytest.mark.guarantee(6)
 @pytest.mark.parametrize("how", ENDS)
 def test_an_end_frees_the_lock(rig: Rig, how: str) -> None:
     rig.enqueue("a", **LOCK)
@@ -101,6 +103,8 @@ def test_an_end_frees_the_lock(rig: Rig, how: str) -> None:
     assert rig.enqueue("b", **LOCK) == [("created", "b")]
 
 
+@pytest.mark.faults(72)
+@pytest.mark.guarantee(6)
 @pytest.mark.parametrize("how", STAYS)
 def test_what_is_no_end_keeps_the_lock(rig: Rig, how: str) -> None:
     rig.enqueue("a", **LOCK)
@@ -111,6 +115,8 @@ def test_what_is_no_end_keeps_the_lock(rig: Rig, how: str) -> None:
     assert rig.enqueue("b", **LOCK) == [("duplicate", "a")]
 
 
+@pytest.mark.faults(72)
+@pytest.mark.guarantee(6)
 @pytest.mark.parametrize("how", ENDS)
 def test_a_window_outlives_its_task(rig: Rig, how: str) -> None:
     rig.enqueue("a", unique=3600, unique_key="the key")
@@ -121,6 +127,8 @@ def test_a_window_outlives_its_task(rig: Rig, how: str) -> None:
     assert rig.enqueue("b", **LOCK) == [("created", "b")]
 
 
+@pytest.mark.faults(73)
+@pytest.mark.guarantee(6)
 def test_cancel_and_delete_of_a_scheduled_task_free_the_lock(rig: Rig) -> None:
     rig.enqueue("a", delay=9, **LOCK)
     rig.cancel("a")
@@ -129,6 +137,8 @@ def test_cancel_and_delete_of_a_scheduled_task_free_the_lock(rig: Rig) -> None:
     assert rig.locks() == {}
 
 
+@pytest.mark.faults(72)
+@pytest.mark.guarantee(6)
 def test_a_task_outlives_its_window(rig: Rig) -> None:
     rig.enqueue("a", **WINDOW)
     rig.now += 60 * S
@@ -148,6 +158,8 @@ def test_a_window_is_from_the_enqueue_of_its_holder(rig: Rig) -> None:
     assert rig.locks() == {f"={NAME}": f"{rig.now + 60 * S}:b", "@b": NAME}
 
 
+@pytest.mark.faults(73)
+@pytest.mark.guarantee(6)
 def test_the_end_of_an_earlier_holder_does_not_free_the_lock_of_a_later_one(rig: Rig) -> None:
     rig.enqueue("a", **WINDOW)
     rig.kill(*rig.lease())
@@ -193,6 +205,7 @@ def test_locks_of_other_keys_are_others(rig: Rig) -> None:
 # A dead task that is run again
 
 
+@pytest.mark.faults(73)
 def test_a_dead_task_takes_its_lock_again(rig: Rig) -> None:
     rig.enqueue("a", **LOCK)
     rig.kill(*rig.lease())
@@ -256,6 +269,8 @@ def test_many_ended_windows_are_swept_in_parts(rig: Rig) -> None:
     assert rig.locks() == {f"={NAME}": "0:holder", "@holder": NAME}
 
 
+@pytest.mark.faults(71)
+@pytest.mark.guarantee(6)
 def test_the_lock_of_a_task_that_is_not_there_is_swept(rig: Rig) -> None:
     rig.set("unique", f"={NAME}", "0:nobody")
     rig.set("unique", "@nobody", NAME)

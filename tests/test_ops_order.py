@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from qsync.broker.ops import Held
-from tests.rig import BINARIES, LEASE, Rig, S
+from tests.rig import BINARIES, LAPSE, Rig, S
 
 
 @pytest.fixture(params=BINARIES)
@@ -30,6 +30,7 @@ def fill(rig: Rig, key: str | None, count: int) -> list[str]:
 # Fairness
 
 
+@pytest.mark.faults(78)
 def test_a_tenant_with_few_tasks_does_not_wait_for_one_with_many(rig: Rig) -> None:
     fill(rig, "big", 1000)
     small = fill(rig, "small", 100)
@@ -175,7 +176,7 @@ def test_recovered_and_handed_back_tasks_keep_out_of_each_others_way(rig: Rig) -
     rig.enqueue(*"abcdef")
     rig.lease(3, server="dead")
     held = rig.lease(2)
-    rig.now += LEASE
+    rig.now += LAPSE
     rig.hand_back(*held)
     assert rig.fetch(0).recovered == 3
     assert rig.fetch().ids == ["a", "b", "c", "d", "e", "f"]

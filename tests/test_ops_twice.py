@@ -10,7 +10,7 @@ import pytest
 from qsync.broker import ops
 from qsync.broker.call import Call
 from qsync.broker.ops import Done, HandedBack, Held, Killed, Retried
-from tests.rig import BINARIES, FAILURE, LEASE, Rig, S
+from tests.rig import BINARIES, FAILURE, LAPSE, LEASE, Rig, S
 from tests.test_ops_locks import LOCK, NAME
 
 Make = Callable[[Rig, list[Held]], Call[Any]]
@@ -65,7 +65,22 @@ OTHER: dict[str, Make] = {
     ),
     "delete": lambda rig, held: ops.delete(rig.keys, ["p", "d"], "pending", now_us=rig.now),
     "delete dead": lambda rig, held: ops.delete(rig.keys, ["p", "d"], "dead", now_us=rig.now),
-    "abandon": lambda rig, held: ops.abandon(rig.keys, "s", now_us=rig.now),
+    "abandon": lambda rig, held: ops.abandon(rig.keys, "s"),
+    "run many": lambda rig, held: ops.run_many(
+        rig.keys, [ops.Rerun("d", "k", NAME, FAILURE), ops.Rerun("p")], "dead", now_us=rig.now
+    ),
+    "purge": lambda rig, held: ops.purge(rig.keys, "pending", now_us=rig.now),
+    "purge lapsed": lambda rig, held: ops.purge(rig.keys, "active", now_us=rig.now + LEASE),
+    "forget": lambda rig, held: ops.forget(rig.keys),
+    "publish": lambda rig, held: ops.publish(rig.keys, [("hourly", b"r", b"t")], now_us=rig.now),
+    "pause schedule": lambda rig, held: ops.pause_schedule(
+        rig.keys, "hourly", b"me", now_us=rig.now
+    ),
+    "resume schedule": lambda rig, held: ops.resume_schedule(rig.keys, "hourly", now_us=rig.now),
+    "forget schedule": lambda rig, held: ops.forget_schedule(
+        rig.keys, "hourly", silence_us=0, now_us=rig.now
+    ),
+    "unregister": lambda rig, held: ops.unregister(rig.globals, ["a"]),
     "pause": lambda rig, held: ops.pause(rig.keys, b"me"),
     "resume": lambda rig, held: ops.resume(rig.keys),
     "tick": lambda rig, held: ops.tick(
@@ -98,7 +113,7 @@ def queue(rig: Rig) -> list[Held]:
     rig.retry(*rig.lease(), delay_us=900 * S)
     rig.enqueue("a", "b", fairness_key="k", unique=True)
     rig.lease(server="dead")
-    rig.now += LEASE
+    rig.now += LAPSE
     held = rig.lease(2)
     rig.run(ops.cancel(rig.keys, "b", retention_us=7 * S, now_us=rig.now))
     rig.enqueue("p", "q")
@@ -107,6 +122,7 @@ def queue(rig: Rig) -> list[Held]:
     return held
 
 
+@pytest.mark.faults(34, 35, 36)
 @pytest.mark.parametrize("name", ALL)
 def test_twice_is_as_once(rig: Rig, name: str) -> None:
     call = ALL[name](rig, queue(rig))
@@ -125,6 +141,7 @@ def test_a_settlement_changes_something_once(rig: Rig, name: str) -> None:
     assert rig.dump() != before
 
 
+@pytest.mark.faults(36)
 @pytest.mark.parametrize("name", SETTLE)
 def test_a_settlement_made_before_answers_done(rig: Rig, name: str) -> None:
     call = SETTLE[name](rig, queue(rig))
@@ -132,6 +149,8 @@ def test_a_settlement_made_before_answers_done(rig: Rig, name: str) -> None:
     assert rig.run(call) == ["done", "done"]
 
 
+@pytest.mark.faults(3)
+@pytest.mark.guarantee(3)
 @pytest.mark.parametrize("name", SETTLE | HOLD)
 @pytest.mark.parametrize("token", ["s/0", "t/5", "s", "", "s/04"])
 def test_a_stale_token_changes_nothing(rig: Rig, name: str, token: str) -> None:
@@ -166,6 +185,8 @@ def test_current_and_stale_tokens_go_together_in_one_call(rig: Rig, name: str) -
     assert rig.field("owner", "a") == held[0].token.encode()
 
 
+@pytest.mark.faults(3, 36)
+@pytest.mark.guarantee(3)
 @pytest.mark.parametrize("name", SETTLE)
 def test_a_settlement_run_again_after_the_task_was_fetched_again(rig: Rig, name: str) -> None:
     """The reply was lost, the task went round, and the same server has it under a new number."""
@@ -198,6 +219,7 @@ def test_refused_settlements_are_counted(rig: Rig) -> None:
 # Enqueue
 
 
+@pytest.mark.faults(35)
 def test_a_repeated_fetch_answers_the_same(rig: Rig) -> None:
     queue(rig)
     call = rig.fetching(2)
@@ -207,6 +229,7 @@ def test_a_repeated_fetch_answers_the_same(rig: Rig) -> None:
         assert getattr(again, field) == getattr(first, field)
 
 
+@pytest.mark.faults(34)
 @pytest.mark.parametrize("options", [{}, {"delay": 5}, {"fairness_key": "k"}, LOCK])
 def test_the_same_enqueue_again_is_created_wherever_the_task_is(
     rig: Rig, options: dict[str, object]
@@ -226,6 +249,7 @@ def test_the_same_enqueue_again_is_created_wherever_the_task_is(
         assert rig.dump() == before
 
 
+@pytest.mark.faults(34)
 def test_another_enqueue_of_the_same_id_is_told_so(rig: Rig) -> None:
     rig.enqueue("a")
     before = rig.dump()

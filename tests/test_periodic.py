@@ -129,6 +129,7 @@ def rare_hour(now_us: int) -> Every:
     return Every(next(one for one in periods if 600 < now_us / 1_000_000 % one < one - 600))
 
 
+@pytest.mark.faults(67)
 def test_ten_loops_enqueue_each_tick_once(store: Store, prefix: str) -> None:
     """No tick is left out, and none is enqueued again when its task is done and gone."""
     tasks = [periodic("a", Every(0.1)), periodic("b", Every(0.15)), periodic("c", Every(0.1))]
@@ -155,6 +156,7 @@ def test_ten_loops_enqueue_each_tick_once(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
+@pytest.mark.faults(68)
 def test_a_new_schedule_owes_nothing(store: Store, prefix: str) -> None:
     """Its first tick is the first one after a server has seen it, whatever it does about missed."""
 
@@ -168,6 +170,7 @@ def test_a_new_schedule_owes_nothing(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
+@pytest.mark.faults(68)
 def test_missed_ticks_are_skipped_or_run_once_or_all(store: Store, prefix: str) -> None:
     """Exact counts after five ticks without a server, with ten that come back together."""
 
@@ -189,6 +192,7 @@ def test_missed_ticks_are_skipped_or_run_once_or_all(store: Store, prefix: str) 
     run(store, prefix, work)
 
 
+@pytest.mark.faults(68)
 def test_a_tick_within_grace_is_on_time(store: Store, prefix: str) -> None:
     """A restart over a tick loses nothing, "skip" or not."""
 
@@ -209,6 +213,8 @@ def test_a_tick_within_grace_is_on_time(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
+@pytest.mark.faults(45)
+@pytest.mark.guarantee(5)
 def test_no_tick_is_enqueued_before_its_time(store: Store, prefix: str) -> None:
     """By the store's clock, whatever the server's is."""
 
@@ -254,6 +260,7 @@ def test_a_tick_whose_lock_is_held_is_skipped(store: Store, prefix: str) -> None
     run(store, prefix, work)
 
 
+@pytest.mark.faults(70)
 def test_a_dead_tick_does_not_bar_the_next(store: Store, prefix: str) -> None:
     async def work(place: Place) -> None:
         async with place.running(periodic("one", Every(0.1))):
@@ -293,6 +300,8 @@ def test_a_task_that_cannot_be_built_stops_nobody(
     assert "hunter2" not in caplog.text
 
 
+@pytest.mark.faults(17, 25)
+@pytest.mark.guarantee(7)
 def test_an_outage_of_the_store_is_survived(caplog: pytest.LogCaptureFixture) -> None:
     """Ticks go on when the store is back; the scripts that it forgot are sent again."""
     with Store(aof=True) as store:
@@ -310,6 +319,8 @@ def test_an_outage_of_the_store_is_survived(caplog: pytest.LogCaptureFixture) ->
             run(store, "p", work)
 
 
+@pytest.mark.faults(26)
+@pytest.mark.guarantee(7)
 def test_a_full_store_is_survived(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:

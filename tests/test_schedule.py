@@ -144,6 +144,7 @@ def expected(wanted: Wanted, readings: list[int], start: datetime, step: int) ->
     return due
 
 
+@pytest.mark.faults(69)
 @pytest.mark.parametrize("name", ZONES)
 def test_three_years_of_every_zone(name: str) -> None:
     readings = watch_clock(name, three_years())
@@ -153,6 +154,7 @@ def test_three_years_of_every_zone(name: str) -> None:
         assert ticks(Cron(expression, tz=name), after, until) == due, expression
 
 
+@pytest.mark.faults(69)
 @pytest.mark.parametrize("name", ZONES)
 def test_every_minute_around_every_clock_change(name: str) -> None:
     readings = watch_clock(name, three_years())
@@ -239,6 +241,7 @@ def test_ticks_rise_and_previous_undoes_next(schedule: Schedule, moment: int) ->
     assert schedule.next_after(before) == schedule.next_after(moment)
 
 
+@pytest.mark.faults(69)
 @pytest.mark.parametrize(
     ("expression", "tz", "after", "until", "due"),
     [
@@ -437,6 +440,7 @@ def test_no_text_breaks_cron(text: str) -> None:
 MINUTELY = Every(60)
 
 
+@pytest.mark.faults(68)
 @pytest.mark.parametrize(
     ("now", "skip", "once", "every"),
     [
@@ -488,6 +492,7 @@ def test_all_missed_ticks_come_in_batches_and_each_once() -> None:
     assert found == [n * MINUTE for n in range(1, 26)]
 
 
+@pytest.mark.faults(67)
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 20 * SECOND), max_size=30), st.sampled_from(["skip", "once", "all"]))
 def test_however_often_one_looks_no_tick_comes_twice(pauses: list[int], missed: Missed) -> None:
@@ -515,6 +520,7 @@ NAMES = st.from_regex(r"[A-Za-z0-9_.:-]{1,128}", fullmatch=True) | st.integers(9
 )
 
 
+@pytest.mark.faults(67, 70)
 @settings(deadline=None)
 @given(st.sets(st.tuples(NAMES, MOMENTS | st.integers(0, 3))))
 def test_tick_ids_are_short_and_unique(ticks: set[tuple[str, int]]) -> None:

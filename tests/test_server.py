@@ -22,6 +22,7 @@ from qsync.server.current import current
 from qsync.server.server import Server
 from qsync.task import Task, TaskInfo
 from tests import process_handlers
+from tests.limited import LIMITED
 from tests.mutation import planted
 from tests.serving import bench, left_over, until
 from tests.stores import Store, wait_until_async
@@ -117,6 +118,7 @@ def test_skip_retry_ends_at_once_and_retry_takes_its_delay(store: Store, prefix:
     asyncio.run(main())
 
 
+@pytest.mark.faults(15)
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, BaseException])
 @pytest.mark.parametrize("colour", ["async", "thread"])
 def test_whatever_a_handler_raises_is_a_failure_of_that_task_alone(
@@ -147,6 +149,7 @@ def test_whatever_a_handler_raises_is_a_failure_of_that_task_alone(
     asyncio.run(main())
 
 
+@pytest.mark.faults(6)
 @pytest.mark.parametrize("colour", ["async", "thread"])
 def test_a_timeout_stops_the_attempt_and_counts_as_a_failure(
     store: Store, prefix: str, colour: str
@@ -173,6 +176,8 @@ def test_a_timeout_stops_the_attempt_and_counts_as_a_failure(
     asyncio.run(main())
 
 
+@pytest.mark.faults(75)
+@pytest.mark.guarantee(5)
 def test_a_task_past_its_deadline_never_starts(store: Store, prefix: str) -> None:
     async def main() -> None:
         mux, ran = Mux(), list[str]()
@@ -193,6 +198,8 @@ def test_a_task_past_its_deadline_never_starts(store: Store, prefix: str) -> Non
     asyncio.run(main())
 
 
+@pytest.mark.faults(75)
+@pytest.mark.guarantee(5)
 def test_a_retry_that_would_come_after_the_deadline_is_not_waited_for(
     store: Store, prefix: str
 ) -> None:
@@ -214,6 +221,7 @@ def test_a_retry_that_would_come_after_the_deadline_is_not_waited_for(
     asyncio.run(main())
 
 
+@pytest.mark.faults(56)
 def test_an_unknown_type_is_handed_back_uncharged_to_who_knows_it(
     store: Store, prefix: str
 ) -> None:
@@ -459,6 +467,8 @@ def test_a_wrong_option_is_named(config: dict[str, Any], said: str) -> None:
         Server(connect.parse("redis://127.0.0.1:1"), mux=Mux(), **config)
 
 
+@pytest.mark.faults(27)
+@pytest.mark.skipif(LIMITED, reason="a server may not ask for the policy, and goes on")
 def test_a_store_that_evicts_is_refused_unless_told_otherwise(store: Store, prefix: str) -> None:
     async def main() -> None:
         client = store.client()
@@ -497,6 +507,7 @@ def test_two_servers_share_the_work_and_a_strict_one_drains_by_weight(
     asyncio.run(main())
 
 
+@pytest.mark.faults(55)
 def test_an_undecodable_message_is_dead_and_the_others_run(store: Store, prefix: str) -> None:
     async def main() -> None:
         mux, ran = Mux(), list[str]()
@@ -554,6 +565,8 @@ def test_process_handlers_return_fail_time_out_and_die_alone(
     asyncio.run(main())
 
 
+@pytest.mark.faults(24)
+@pytest.mark.guarantee(7)
 def test_a_refusal_of_the_store_before_the_start_charges_no_task(store: Store, prefix: str) -> None:
     async def main() -> None:
         mux, ran = Mux(), list[int]()

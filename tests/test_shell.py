@@ -50,6 +50,8 @@ def test_a_cancellation_is_heeded_whenever_it_comes_and_mixes_up_no_replies(
     asyncio.run(main())
 
 
+@pytest.mark.faults(25)
+@pytest.mark.guarantee(7)
 def test_calls_survive_that_the_store_forgets_its_scripts(store: Store, prefix: str) -> None:
     broker = Broker(connect.parse(store.url))
     keys = QueueKeys(prefix, "default")
@@ -78,6 +80,8 @@ def test_calls_survive_that_the_store_forgets_its_scripts(store: Store, prefix: 
     broker.close()
 
 
+@pytest.mark.faults(24)
+@pytest.mark.guarantee(7)
 @pytest.mark.parametrize(
     ("error", "fault"),
     [
@@ -144,6 +148,8 @@ def test_a_call_that_came_too_early_is_answered_when_the_store_is_there(prefix: 
         broker.close()
 
 
+@pytest.mark.faults(26)
+@pytest.mark.guarantee(7)
 def test_a_full_store_refuses_tasks_and_takes_everything_else(store: Store, prefix: str) -> None:
     broker = Broker(connect.parse(store.url))
     keys = QueueKeys(prefix, "default")

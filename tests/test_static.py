@@ -40,6 +40,7 @@ def nodes(path: Path) -> Iterator[ast.AST]:
     return ast.walk(ast.parse(path.read_text("utf-8")))
 
 
+@pytest.mark.guarantee(8)
 def test_nothing_is_unpickled_evaluated_or_imported_by_a_name_from_the_store(path: Path) -> None:
     for node in nodes(path):
         if isinstance(node, ast.Import):
@@ -75,6 +76,8 @@ def test_only_the_brokers_shell_sends_commands(path: Path) -> None:
         assert not re.search(r"""["']EVAL(SHA)?["']""", text)
 
 
+@pytest.mark.faults(54)
+@pytest.mark.guarantee(8)
 def test_scripts_get_data_as_arguments_only() -> None:
     """No script is put together from data: its text, and so its name, are the same at each load."""
     for script in (SOURCE / "broker" / "lua").glob("*.lua"):

@@ -11,7 +11,7 @@ from qsync import codec
 from qsync.broker import ops, views
 from qsync.state import TaskState
 from qsync.task import Failure, Result, TaskStatus, moment
-from tests.rig import BINARIES, FAILURE, LEASE, START, Rig, S
+from tests.rig import BINARIES, FAILURE, LAPSE, START, Rig, S
 
 
 @pytest.fixture(params=BINARIES)
@@ -125,7 +125,7 @@ def test_dead_of_crashes(rig: Rig) -> None:
     rig.enqueue("a")
     for _ in range(3):
         rig.start(*rig.lease())
-        rig.now += LEASE
+        rig.now += LAPSE
         rig.fetch(0, server="t")
     shown = status(rig)
     assert shown.state is TaskState.DEAD
@@ -136,7 +136,7 @@ def test_dead_of_crashes(rig: Rig) -> None:
 def test_killed_after_a_crash_shows_its_failure(rig: Rig) -> None:
     rig.enqueue("a")
     rig.lease()
-    rig.now += LEASE
+    rig.now += LAPSE
     held = rig.lease(server="t")
     rig.start(*held)
     rig.kill(*held, failure=FAILURE)

@@ -226,6 +226,8 @@ app.server = server
         assert worker.end() == 0, worker.out()
 
 
+@pytest.mark.faults(1)
+@pytest.mark.guarantee(4)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_tasks_of_a_killed_child_start_again_within_a_second(
     tmp_path: Path, store: Store, processes: int
@@ -250,6 +252,7 @@ def test_tasks_of_a_killed_child_start_again_within_a_second(
         assert worker.end() == 0, worker.out()
 
 
+@pytest.mark.faults(9, 10)
 def test_a_clean_stop_lets_tasks_end_and_a_second_signal_hands_them_back(
     tmp_path: Path, store: Store
 ) -> None:
@@ -331,6 +334,7 @@ def test_a_terminal_that_is_gone_stops_the_worker(tmp_path: Path, store: Store) 
         assert "replacing" not in worker.out()
 
 
+@pytest.mark.faults(7)
 def test_process_handlers_run_and_die_under_a_worker(tmp_path: Path, store: Store) -> None:
     (tmp_path / "shop.py").write_text(
         SHOP

@@ -22,6 +22,7 @@ from qsync.errors import (
     TaskNotFound,
 )
 from qsync.handle import AsyncHandle, Handle
+from qsync.inspector import Inspector
 from qsync.mux import CallNext, Middleware, Mux
 from qsync.server.current import current
 from qsync.server.server import Server
@@ -40,6 +41,7 @@ __all__ = [
     "ConfigError",
     "DuplicateTask",
     "Handle",
+    "Inspector",
     "InvalidTask",
     "LeaseLost",
     "Middleware",

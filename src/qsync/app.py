@@ -15,6 +15,8 @@ from qsync.broker.shell import PATIENCE
 from qsync.client import AsyncClient, Client
 from qsync.connections import PREFIX, Connections
 from qsync.errors import ConfigError, InvalidTask
+from qsync.extension import Extension
+from qsync.inspector import Inspector
 from qsync.keys import check_name, shorten
 from qsync.mux import Middleware, Mux
 from qsync.schedule import Cron, Every, Missed, Periodic, Schedule
@@ -89,6 +91,7 @@ class Qsync:
         self._mux = Mux()
         self._lifespan = lifespan
         self._periodics: dict[str, PeriodicTask] = {}
+        self._extensions: list[Extension] = []
 
     def __repr__(self) -> str:
         return f"<Qsync {self.prefix} at {self._connections}>"
@@ -115,13 +118,38 @@ class Qsync:
             if one is not None:
                 handlers.include(one)
         config.setdefault("lifespan", self._lifespan)
-        return Server(
+        server = Server(
             self._connections.address,
             prefix=self.prefix,
             mux=handlers,
             periodic=self.periodics,
             **config,
         )
+        server.client_type = self._connections.client_type
+        server.async_client_type = self._connections.async_client_type
+        for extension in self._extensions:
+            extension.server(server)
+        return server
+
+    def extend(self, extension: Extension) -> None:
+        """Clients and servers that the app makes from now on have this too.
+
+        ConfigError when tasks have been enqueued already, or another extension has clients of its
+        own: of two, only one could be used.
+        """
+        connections = self._connections
+        if extension.client is not Client or extension.async_client is not AsyncClient:
+            if connections.in_use:
+                raise ConfigError("extend: the app enqueues already; extend it where it is made")
+            if connections.client_type is not Client:
+                raise ConfigError("extend: there is an extension with clients of its own already")
+            connections.client_type = extension.client
+            connections.async_client_type = extension.async_client
+        self._extensions.append(extension)
+
+    def inspector(self) -> Inspector:
+        """A new inspector of the queues, for one event loop; close it, or `async with`."""
+        return self._connections.inspector()
 
     def ping(self) -> float:
         """The seconds that a round trip to the store takes; StoreUnavailable without an answer."""

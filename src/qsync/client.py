@@ -6,7 +6,7 @@ The two have the same names and docstrings, and change together.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, Self
 
@@ -18,14 +18,17 @@ from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.handle import AsyncHandle, AsyncTracker, Handle, Tracker
 from qsync.keys import GlobalKeys, QueueKeys, check_id, check_name, shorten
 from qsync.sending import (
+    CALL_BYTES,
     CONFIRM_TIMEOUT,
     Batcher,
     Bulk,
     Registry,
+    Senders,
     UnderWay,
     check_confirm_timeout,
     check_durability,
     duplicate,
+    overtaken,
     own,
     ready,
     ready_all,
@@ -37,6 +40,9 @@ __all__ = ["AsyncClient", "AsyncHandle", "Client", "Handle"]
 
 CALLS_AT_ONCE: Final = 8
 """How many calls `enqueue_many` sends in one round trip to a store of one node."""
+
+TURNS_UNTIL_SENT: Final = 4
+"""After so many turns of the loop a call that was begun has been written to its connection."""
 
 
 class _AnyClient:
@@ -61,6 +67,7 @@ class _AnyClient:
         self._confirm_timeout = check_confirm_timeout(confirm_timeout)
         self._able: set[tuple[Durability, str]] = set()
         self._registry = Registry()
+        self._senders = Senders()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} prefix={self._global_keys.prefix!r} at {self._address}>"
@@ -139,7 +146,9 @@ class Client(_AnyClient):
         keys = self._keys(outgoing.queue)
         asked = self._durability if durability is None else check_durability(durability)
         wait = self._wait(keys, asked)
-        [reply] = self._send(keys, [ops.enqueue(keys, [outgoing], wait=wait)])
+        with self._senders.lend(1) as [(sender, number)]:
+            call = ops.enqueue(keys, [outgoing], sender=sender, number=number, wait=wait)
+            [reply] = self._send(keys, [call])
         if isinstance(reply, QsyncError):
             raise reply
         [outcome] = reply
@@ -154,7 +163,7 @@ class Client(_AnyClient):
 
         Every task is checked before the first is sent: InvalidTask, and nothing was sent. A task
         whose id or unique lock is taken is no error: its handle has `created` False and the id of
-        the holder. They go 500 at a time, or 4 MiB. When the store fails halfway, the error has
+        the holder. They go 500 at a time, or 1 MiB. When the store fails halfway, the error has
         `handles`, those of the tasks that it has answered for. To repeat the call without running
         any task twice, give the tasks ids: those that are there already come back with `created`
         False. `durability` is as for `enqueue`; tasks of a round trip share a wait.
@@ -167,8 +176,9 @@ class Client(_AnyClient):
                 keys = self._keys(queue)
                 wait = self._wait(keys, asked)
                 for trip in bulk.trips(places, calls=self._calls_at_once):
-                    calls = [bulk.call(keys, part, wait) for part in trip]
-                    bulk.note(trip, self._send(keys, calls))
+                    with self._senders.lend(len(trip)) as numbers:
+                        replies = self._send(keys, bulk.calls(keys, trip, numbers, wait))
+                    bulk.note(trip, replies)
         except QsyncError as error:
             error.handles = self._handles(bulk)
             raise
@@ -206,6 +216,8 @@ class Client(_AnyClient):
         broker = self._broker_for(calls[0].wait)
         told = self._registering(keys.queue)
         replies: list[Any] = broker.run_many([*told, *calls])
+        if told and isinstance(replies[0], StoreUnavailable):
+            replies[0] = (broker.run_many(told))[0]
         if told:
             self._registered(keys.queue, replies)
         for at, reply in enumerate(replies):
@@ -215,7 +227,7 @@ class Client(_AnyClient):
                 except QsyncError as error:
                     replies[at] = error
                     break
-        return replies
+        return [reply if reply else overtaken(keys) for reply in replies]
 
     def _broker_for(self, wait: Wait | None) -> Broker:
         """The broker for calls that wait so; ConfigError when the store cannot confirm that."""
@@ -280,7 +292,7 @@ class AsyncClient(_AnyClient):
         outgoing = ready(task, queue=queue, payload_limit=self._payload_limit)
         asked = self._durability if durability is None else check_durability(durability)
         outbox = self._outboxes[asked].get(outgoing.queue) or self._outbox(outgoing.queue, asked)
-        reply = await outbox.put(outgoing)
+        reply = await outbox.ask(outgoing)
         if reply.outcome != "created":
             raise duplicate(outgoing, reply)
         return self._handle(outgoing, reply)
@@ -292,7 +304,7 @@ class AsyncClient(_AnyClient):
 
         Every task is checked before the first is sent: InvalidTask, and nothing was sent. A task
         whose id or unique lock is taken is no error: its handle has `created` False and the id of
-        the holder. They go 500 at a time, or 4 MiB. When the store fails halfway, the error has
+        the holder. They go 500 at a time, or 1 MiB. When the store fails halfway, the error has
         `handles`, those of the tasks that it has answered for. To repeat the call without running
         any task twice, give the tasks ids: those that are there already come back with `created`
         False. `durability` is as for `enqueue`; tasks of a round trip share a wait.
@@ -346,17 +358,22 @@ class AsyncClient(_AnyClient):
         wait = self._wait(keys, durability)
         # A wait may take a second, so what comes meanwhile goes together as far as it can.
         calls = 1 if wait is None else self._calls_at_once
-        outbox = Batcher(partial(self._enqueue, keys, wait), size_of, calls=calls)
+        outbox = Batcher(partial(self._enqueue, keys, wait), size_of, calls=calls, most=CALL_BYTES)
         self._outboxes[durability][queue] = outbox
         return outbox
 
     async def _enqueue(
         self, keys: QueueKeys, wait: Wait | None, tasks: Sequence[Outgoing]
     ) -> list[Enqueued | Exception]:
-        parts = [tasks] if wait is None else list(ops.batches(tasks, size_of))
-        calls = [ops.enqueue(keys, part, wait=wait) for part in parts]
+        parts = [tasks] if wait is None else list(ops.batches(tasks, size_of, CALL_BYTES))
+        with self._senders.lend(len(parts)) as numbers:
+            calls = [
+                ops.enqueue(keys, part, sender=sender, number=number, wait=wait)
+                for part, (sender, number) in zip(parts, numbers, strict=True)
+            ]
+            replies = await self._send(keys, calls)
         answers: list[Enqueued | Exception] = []
-        for part, reply in zip(parts, await self._send(keys, calls), strict=True):
+        for part, reply in zip(parts, replies, strict=True):
             if isinstance(reply, QsyncError):
                 answers += [own(reply) for _ in part]
             else:
@@ -368,9 +385,26 @@ class AsyncClient(_AnyClient):
     ) -> None:
         keys = self._keys(queue)
         wait = self._wait(keys, durability)
+        note_last: Callable[[], None] | None = None
         for trip in bulk.trips(places, calls=self._calls_at_once):
-            calls = [bulk.call(keys, part, wait) for part in trip]
-            bulk.note(trip, await self._send(keys, calls))
+            with self._senders.lend(len(trip)) as numbers:
+                calls = bulk.calls(keys, trip, numbers, wait)
+                sending = asyncio.create_task(self._send(keys, calls))
+                try:
+                    if note_last is not None:
+                        # While the store works on this trip, see to what became of the last one.
+                        for _ in range(TURNS_UNTIL_SENT):
+                            await asyncio.sleep(0)
+                        note_last()
+                    replies = await sending
+                except BaseException:
+                    sending.cancel()
+                    raise
+            note_last = partial(bulk.note, trip, replies)
+            if any(isinstance(reply, QsyncError) for reply in replies):
+                break
+        if note_last is not None:
+            note_last()
 
     async def _send(
         self, keys: QueueKeys, calls: Sequence[Call[list[Enqueued]]]
@@ -379,6 +413,8 @@ class AsyncClient(_AnyClient):
         broker = await self._broker_for(calls[0].wait)
         told = self._registering(keys.queue)
         replies: list[Any] = await broker.run_many([*told, *calls])
+        if told and isinstance(replies[0], StoreUnavailable):
+            replies[0] = (await broker.run_many(told))[0]
         if told:
             self._registered(keys.queue, replies)
         for at, reply in enumerate(replies):
@@ -388,7 +424,7 @@ class AsyncClient(_AnyClient):
                 except QsyncError as error:
                     replies[at] = error
                     break
-        return replies
+        return [reply if reply else overtaken(keys) for reply in replies]
 
     async def _broker_for(self, wait: Wait | None) -> AsyncBroker:
         """The broker for calls that wait so; ConfigError when the store cannot confirm that."""

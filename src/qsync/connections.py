@@ -18,6 +18,7 @@ from qsync.broker.call import Durability
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, Client
 from qsync.errors import ConfigError
+from qsync.inspector import Inspector
 from qsync.keys import shorten
 from qsync.sending import CONFIRM_TIMEOUT, check_confirm_timeout, check_durability
 
@@ -73,6 +74,8 @@ class Connections:
             self._where = Embedded(folder_of(url))
         else:
             self._where = connect.parse(url)
+        self.client_type: Callable[..., Client] = Client
+        self.async_client_type: Callable[..., AsyncClient] = AsyncClient
         self._blocking: dict[int, Client] = {}
         self._by_loop: dict[asyncio.AbstractEventLoop, _Kept] = {}
 
@@ -91,12 +94,22 @@ class Connections:
     def client(self) -> Client:
         """A new blocking client."""
         broker = Broker(self.address, patience=self._patience)
-        return Client(broker, **self._options)
+        return self.client_type(broker, **self._options)
 
     def async_client(self) -> AsyncClient:
         """A new client for one event loop."""
         broker = AsyncBroker(self.address, patience=self._patience)
-        return AsyncClient(broker, **self._options)
+        return self.async_client_type(broker, **self._options)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether clients are kept."""
+        return bool(self._blocking or self._by_loop)
+
+    def inspector(self) -> Inspector:
+        """A new inspector for one event loop."""
+        broker = AsyncBroker(self.address, patience=self._patience)
+        return Inspector(broker, prefix=self.prefix)
 
     def shared(self) -> Client:
         """The blocking client of this process."""

@@ -102,7 +102,8 @@ class Doctor:
         for role in rights.ROLES:
             lacking[role] = []
             for command in trials(role, self._keys, old=old):
-                answer = await broker.ask("ACL", "DRYRUN", who, *command)
+                words = str(command[0]).split("|")
+                answer = await broker.ask("ACL", "DRYRUN", who, *words, *command[1:])
                 if answer is None:
                     return await self._right_to_read(broker, "ACL DRYRUN")
                 if answer != b"OK":
@@ -156,7 +157,10 @@ def trials(
         "zrangebyscore": (key, 0, 1), "zremrangebyscore": (key, 0, 1), "zrange": (key, 0, 1),
         "ltrim": (key, 0, 0), "hscan": (key, 0), "zscan": (key, 0), "type": (key,),
     }  # fmt: skip
-    one_key = {"exists", "hgetall", "hkeys", "hlen", "llen", "pttl", "unlink", "zcard"}
+    one_key = {
+        "exists", "hgetall", "hkeys", "hlen", "llen", "memory|usage", "pttl", "smembers", "unlink",
+        "zcard",
+    }  # fmt: skip
     return [
         (name, *special.get(name, (key,) if name in one_key else (key, number)))
         for name in rights.commands(role, old=old)

@@ -343,7 +343,7 @@ class AsyncTracker(_AnyTracker):
             room = MESSAGE_ROOM if messages else RESULT_ROOM
             read = partial(self._read, self._keys(queue), messages)
             reader = self._readers[queue, messages] = Batcher(read, lambda _: room)
-        return await reader.put(id)
+        return await reader.ask(id)
 
     async def wait(
         self, id: str, queue: str, seconds: float | None, *, known: bool

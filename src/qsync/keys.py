@@ -23,7 +23,7 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "tasks": ("hash", "id -> message"),
     "scheduled": ("zset", "ids by due time, us"),
     "pending": ("zset", "ids by order tag"),
-    "active": ("zset", "ids by lease expiry, us"),
+    "active": ("zset", "ids by lease expiry, us; 2**52 less once abandoned"),
     "retry": ("zset", "ids by due time, us"),
     "completed": ("zset", "ids by the time until which they are kept, us"),
     "dead": ("zset", "ids by time of death, us"),
@@ -35,11 +35,17 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "keys": ("hash", "id -> fairness key, only for tasks that have one"),
     "fairness": ("zset", "fairness key by its last order tag"),
     "fetches": ("hash", "server id -> last fetch: number, time, ids"),
+    "calls": ("hash", "sender -> its last enqueue: number, time, what was not created"),
     "ticks": ("hash", "schedule -> last tick enqueued, us"),
+    "schedules": (
+        "hash",
+        "=<schedule> -> what it is, ><schedule> -> its task, @<schedule> -> when a server last "
+        "published it, us, and !<schedule> -> since when it is paused, us, by whom and why",
+    ),
     "cancels": ("hash", "id -> retention, us: cancel asked for, or outcome of a completed task"),
     "progress": ("hash", "id -> <done>/<total> of a running task"),
     "wake": ("list", "at most one element: servers with a free slot block on it"),
-    "meta": ("hash", "paused, weight:<fairness key>, v, swept, cursor, fetches_cursor, day"),
+    "meta": ("hash", "paused, weight:<fairness key>, v, swept, day, and cursors of sweeps"),
     "stats": ("hash", "counters, and <counter>:<day number> for 90 days"),
 }
 """The keys of a queue, all of them structural: they live as long as the queue is used."""
@@ -75,8 +81,14 @@ def shorten(value: object, limit: int = 80) -> str:
     try:
         text = ascii(value[: limit + 1] if isinstance(value, str | bytes) else value)
     except Exception:
-        text = f"<{type(value).__name__} that has no repr>"
+        text = f"<{class_name(value)} that has no repr>"
     return text if len(text) <= limit else text[:limit] + "..."
+
+
+def class_name(value: object) -> str:
+    """The name of the class of a value, whatever its metaclass would say or raise."""
+    name: str = type.__dict__["__name__"].__get__(type(value))
+    return name
 
 
 @dataclass(frozen=True, slots=True)

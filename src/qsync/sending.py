@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
+import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Final, Generic, TypeVar, cast
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, Generic, NamedTuple, TypeVar, cast
 
 from qsync.broker import ops
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.ops import Enqueued
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError
 from qsync.keys import QueueKeys, shorten
-from qsync.task import Outgoing, Task, new_nonce, outgoing
+from qsync.task import Outgoing, Task, new_id, new_nonce, outgoing
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -27,6 +29,13 @@ REGISTER_AGAIN: Final = 1.0
 
 CONFIRM_TIMEOUT: Final = 2.0
 """How long a confirmation is waited for, seconds: a store that syncs every second takes one."""
+
+CALL_BYTES: Final = 1024 * 1024
+"""What a call carries at most, unless one task is larger: storing it takes the store 2 to 5 ms."""
+
+_COSTLY: Final = CALL_BYTES // 250
+"""What a task counts at least that is more than a message to store: it has a lock, a fairness key
+or a time. 250 of them take the store as long as 500 others."""
 
 _BESIDE: Final = 128
 """What a task's options and the framing take in a call at most, bytes, the fairness key apart."""
@@ -88,8 +97,9 @@ def _checked(task: object) -> Task:
 
 
 def size_of(task: Outgoing) -> int:
-    """The bytes that a task takes in a call, about."""
-    return len(task.message) + len(task.id) + len(task.fairness_key) + _BESIDE
+    """The bytes that a task takes in a call, about, or those that it counts as."""
+    size = len(task.message) + len(task.id) + len(task.fairness_key) + _BESIDE
+    return max(size, _COSTLY) if task.lock or task.fairness_key or task.due else size
 
 
 def duplicate(task: Outgoing, holder: Enqueued) -> DuplicateTask:
@@ -118,19 +128,28 @@ class Bulk:
     def trips(self, places: Sequence[int], *, calls: int) -> Iterator[Sequence[Sequence[int]]]:
         """Cut the places of a queue into calls, and these into round trips of so many at most.
 
-        A round trip carries no more bytes than a call may.
+        A round trip carries no more bytes than any call may.
         """
-        parts = list(ops.batches(places, lambda at: size_of(self.tasks[at])))
-        weights = {part[0]: sum(size_of(self.tasks[at]) for at in part) for part in parts}
-        for trip in ops.batches(parts, lambda part: weights[part[0]]):
+        sizes = [size_of(self.tasks[at]) for at in places]
+        runs = list(ops.batches(range(len(places)), sizes.__getitem__, CALL_BYTES))
+        for trip in ops.batches(runs, lambda run: sum(sizes[run.start : run.stop])):
             for at in range(0, len(trip), calls):
-                yield trip[at : at + calls]
+                yield [places[run.start : run.stop] for run in trip[at : at + calls]]
 
-    def call(
-        self, keys: QueueKeys, part: Sequence[int], wait: Wait | None = None
-    ) -> Call[list[Enqueued]]:
-        """The call for the tasks at these places."""
-        return ops.enqueue(keys, [self.tasks[at] for at in part], wait=wait)
+    def calls(
+        self,
+        keys: QueueKeys,
+        trip: Sequence[Sequence[int]],
+        numbers: Sequence[CallNumber],
+        wait: Wait | None,
+    ) -> list[Call[list[Enqueued]]]:
+        """The calls of a round trip."""
+        return [
+            ops.enqueue(
+                keys, [self.tasks[at] for at in part], sender=sender, number=number, wait=wait
+            )
+            for part, (sender, number) in zip(trip, numbers, strict=True)
+        ]
 
     def note(
         self, trip: Sequence[Sequence[int]], replies: Sequence[list[Enqueued] | QsyncError]
@@ -151,6 +170,56 @@ class Bulk:
         for task, outcome in zip(self.tasks, self.outcomes, strict=True):
             if outcome is not None:
                 yield task, outcome
+
+
+class CallNumber(NamedTuple):
+    """By what the store knows a call that comes again."""
+
+    sender: str
+    number: int
+
+
+class Senders:
+    """Numbers the enqueues of a client, for as long as each of them is under way.
+
+    A sender has one call under way at a time, so the store keeps only its last: a client has as
+    many senders as it has calls at the same time. The last to become free goes first, so that those
+    which a burst took are soon forgotten by the store. Threads may share them. A forked child takes
+    none of its parent's, whose numbers go on to rise.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[CallNumber] = []
+        self._pid = os.getpid()
+
+    @contextmanager
+    def lend(self, count: int) -> Generator[list[CallNumber]]:
+        """Numbers for so many calls, which nobody makes again when the block has ended."""
+        if self._pid != (pid := os.getpid()):
+            self._free, self._pid = [], pid
+        free = self._free
+        numbers: list[CallNumber] = []
+        while len(numbers) < count:
+            try:
+                last = free.pop()
+            except IndexError:
+                last = CallNumber(new_id(), 0)
+            numbers.append(CallNumber(last.sender, last.number + 1))
+        try:
+            yield numbers
+        finally:
+            free += reversed(numbers)
+
+
+def overtaken(keys: QueueKeys) -> QsyncError:
+    """The error for a call that the store did not take, since it knows a later one of its sender.
+
+    That is none of ours: the memory of this process was copied, and the copy enqueues too.
+    """
+    return QsyncError(
+        f"enqueue to queue {keys.queue!r}: another process has the identity of this client, as "
+        "after the restore of a snapshot: make a new client"
+    )
 
 
 class Registry:
@@ -178,7 +247,7 @@ class Batcher(Generic[T, U]):
 
     Whatever waits while one batch is under way goes in the next one: an idle batcher sends at
     once, a busy one sends much at a time, and the order is kept. A hard failure of a batch goes
-    to all who wait for it.
+    to all who wait for it. Who asks alone sends for himself, which is quicker.
     """
 
     def __init__(
@@ -187,30 +256,57 @@ class Batcher(Generic[T, U]):
         size: Callable[[T], int],
         *,
         calls: int = 1,
+        most: int = ops.BATCH_BYTES,
     ) -> None:
-        """`calls`: how many calls a batch may take, which together are no larger than one may."""
+        """`calls`: how many calls a batch may take, each of `most` bytes.
+
+        Together they are no larger than any call may be.
+        """
         self._run = run
         self._size = size
         self._calls = calls
+        self._most = most
         self._items: list[T] = []
         self._futures: list[asyncio.Future[U]] = []
         self._sender: asyncio.Task[None] | None = None
+        self._alone: asyncio.Future[U] | None = None
+        """Of the one who asks while nothing is under way, until his batch is or was."""
 
-    def put(self, item: T) -> asyncio.Future[U]:
-        """The reply to come. Cancelling it disturbs no other, and may come too late to matter."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[U] = loop.create_future()
+    async def ask(self, item: T) -> U:
+        """The reply. Cancelling it disturbs no other, and may come too late to matter."""
+        future: asyncio.Future[U] = asyncio.get_running_loop().create_future()
         self._items.append(item)
         self._futures.append(future)
-        if self._sender is None:
-            # A task of its own starts after all that is ready to run now: that is one batch.
-            self._sender = loop.create_task(self._send())
-        return future
+        if self._sender is not None or self._alone is not None:
+            return await future
+        self._alone = future
+        try:
+            await asyncio.sleep(0)  # all that is ready to run now may ask too: that is one batch
+            if len(self._items) == 1:
+                return await self._ask_alone()
+        except BaseException:
+            future.cancel()
+            raise
+        finally:
+            self._alone = None
+            if self._items:
+                self._sender = asyncio.get_running_loop().create_task(self._send())
+        return await future
+
+    async def _ask_alone(self) -> U:
+        [item], [future] = self._items, self._futures
+        self._items, self._futures = [], []
+        [reply] = await self._replies([item])
+        future.cancel()  # nobody waits for it, but for the end of all that is under way
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
     async def drain(self) -> None:
         """Wait until nothing is under way."""
-        while self._sender is not None:
-            await asyncio.wait([self._sender])
+        while (waits := self._sender or self._alone) is not None:
+            await asyncio.wait([waits])
+            await asyncio.sleep(0)  # what comes next begins when he who was alone goes on
 
     async def _send(self) -> None:
         try:
@@ -234,7 +330,7 @@ class Batcher(Generic[T, U]):
 
     def _count(self) -> int:
         """How many of the items go in the next batch."""
-        runs = ops.batches(self._items, self._size)
+        runs = ops.batches(self._items, self._size, self._most)
         count = len(next(runs))
         if self._calls > 1:
             room = ops.BATCH_BYTES - sum(map(self._size, self._items[:count]))
@@ -245,13 +341,17 @@ class Batcher(Generic[T, U]):
                 count += len(run)
         return count
 
+    async def _replies(self, items: list[T]) -> Sequence[U | Exception]:
+        replies = await self._run(items)
+        if len(replies) != len(items):
+            msg = f"{len(items)} were asked for, and the store answered for {len(replies)}"
+            raise QsyncError(msg)
+        return replies
+
     async def _deliver(self, items: list[T], futures: list[asyncio.Future[U]]) -> None:
         replies: Sequence[U | Exception]
         try:
-            replies = await self._run(items) if items else []
-            if len(replies) != len(items):
-                msg = f"{len(items)} were asked for, and the store answered for {len(replies)}"
-                raise QsyncError(msg)
+            replies = await self._replies(items) if items else []
         except Exception as error:
             replies = [own(error) for _ in futures]
         except BaseException:

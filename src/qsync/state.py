@@ -42,6 +42,7 @@ TRANSITIONS: dict[tuple[TaskState | None, str], tuple[TaskState | None, ...]] = 
     (_S.ACTIVE, "cancel"): (None, _S.COMPLETED),
     (_S.ACTIVE, "hand_back"): (_S.PENDING, _S.SCHEDULED, _S.COMPLETED, None),
     (_S.ACTIVE, "lapse"): (_S.PENDING, _S.DEAD, _S.COMPLETED, None),
+    (_S.ACTIVE, "purge"): (None,),
     (_S.RETRY, "promote"): (_S.PENDING,),
     (_S.RETRY, "run"): (_S.PENDING,),
     (_S.RETRY, "cancel"): (None, _S.COMPLETED),

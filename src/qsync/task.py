@@ -172,6 +172,8 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     window_us: int | None = msgspec.field(default=None, name="lw")
     fairness_key: str | None = msgspec.field(default=None, name="fk")
     headers: dict[str, str] | None = msgspec.field(default=None, name="hd")
+    delay_us: int | None = msgspec.field(default=None, name="dy")
+    process_at_us: int | None = msgspec.field(default=None, name="at")
 
 
 NO_OPTIONS: Final = Options()
@@ -183,13 +185,13 @@ def options_of(task: Task) -> Options:
     def us(field: str, value: Duration | None) -> int | None:
         return None if value is None else to_us(field, value)
 
-    if task.delay is not None:
-        to_us("delay", task.delay)
+    delay = us("delay", task.delay)
+    process_at = None
     if task.process_at is not None:
         if task.delay is not None:
             msg = f"process_at: {task.process_at} and delay: {task.delay} exclude each other"
             raise InvalidTask(msg)
-        moment_us("process_at", task.process_at)
+        process_at = moment_us("process_at", task.process_at)
     deadline = None
     if task.deadline is not None:
         deadline = moment_us("deadline", task.deadline)
@@ -210,6 +212,8 @@ def options_of(task: Task) -> Options:
         window_us=_window_us(task),
         fairness_key=_short_text("fairness_key", task.fairness_key, 256),
         headers=_checked_headers(task.headers),
+        delay_us=delay or None,
+        process_at_us=process_at,
     )
 
 
@@ -278,6 +282,14 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
     is_value: bool
     retry: int
     options: Options | None = None
+
+    @property
+    def due_us(self) -> int:
+        """When it could start at the earliest, by the store's clock."""
+        at, options = self.enqueued_at_us, self.options
+        if options is None:
+            return at
+        return max(at + (options.delay_us or 0), options.process_at_us or 0)
 
 
 MESSAGE_HEAD: Final = codec.head(len(Message.__struct_fields__))
@@ -482,6 +494,16 @@ class TaskStatus(TaskInfo, frozen=True, kw_only=True, gc=False):
     retention_us: int | None = None
 
 
+class FailedAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """An attempt that failed, in brief."""
+
+    number: int = 0
+    at_us: int = 0
+    server: str = ""
+    error: str = ""
+    """Its first line, SHORT_ERROR_LIMIT bytes at most."""
+
+
 class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What is kept of failed attempts; written by servers, opaque to the scripts."""
 
@@ -491,10 +513,20 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     unknown_since_us: int = 0
     """When a server first handed it back because it did not know the type; 0: never."""
     unknown_times: int = 0
+    due_us: int = 0
+    """Not before this was it to run again."""
+    history: tuple[FailedAttempt, ...] = ()
+    """The last HISTORY_LIMIT attempts, the oldest first; those before a re-run are among them."""
+
+    def with_attempt(self, attempt: FailedAttempt) -> tuple[FailedAttempt, ...]:
+        """The history with one more attempt."""
+        return (*self.history, attempt)[-HISTORY_LIMIT:]
 
 
 NO_FAILURE: Final = Failure()
 ERROR_LIMIT: Final = 4096
+SHORT_ERROR_LIMIT: Final = 200
+HISTORY_LIMIT: Final = 10
 
 _failure_decoder = msgspec.msgpack.Decoder(Failure)
 

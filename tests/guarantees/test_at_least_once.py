@@ -140,6 +140,8 @@ def unexplained(history: History, chaos: Chaos) -> list[str]:
     return found
 
 
+@pytest.mark.faults(1, 17, 79, 80)
+@pytest.mark.guarantee(1, 5)
 @pytest.mark.parametrize("seed", [1, *[pytest.param(n, marks=pytest.mark.slow) for n in (2, 3)]])
 def test_every_accepted_task_runs_and_leaves_nothing(
     own_store: Store, prefix: str, launch: Launch, history: History, measured: Measured, seed: int

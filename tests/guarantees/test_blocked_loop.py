@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.guarantees.conftest import Launch, Measured
 from tests.processes import History, task
 from tests.serving import bench, left_over
@@ -12,6 +14,7 @@ from tests.stores import Store
 LEASE_S = 0.6
 
 
+@pytest.mark.faults(4)
 def test_a_blocked_loop_keeps_its_leases_and_says_once_who_blocks_it(
     valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
@@ -45,6 +48,7 @@ def test_a_blocked_loop_keeps_its_leases_and_says_once_who_blocks_it(
     assert left_over(valkey.client(), prefix) == {}
 
 
+@pytest.mark.faults(4)
 def test_what_was_being_fetched_when_the_loop_blocks_is_not_charged(
     valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import time
 from typing import Any
 
+import pytest
+
 from qsync.keys import QUEUE_KEYS, QueueKeys
 from qsync.task import Task
 from tests.guarantees.conftest import Launch, Measured
@@ -69,6 +71,8 @@ def zombie_tasks() -> dict[str, Task]:
     return {id: one.replace(id=id) for id, one in tasks.items()}
 
 
+@pytest.mark.faults(3)
+@pytest.mark.guarantee(3)
 def test_a_zombie_changes_nothing(
     valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
@@ -112,6 +116,7 @@ def test_a_zombie_changes_nothing(
     asyncio.run(check_results())
 
 
+@pytest.mark.faults(3)
 def test_the_handlers_of_a_zombie_are_cancelled_within_100_ms(
     valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:

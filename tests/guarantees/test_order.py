@@ -46,6 +46,7 @@ def shares(order: list[str]) -> dict[str, float]:
     return {queue: counts[queue] / len(order) for queue in WEIGHTS}
 
 
+@pytest.mark.faults(78)
 @pytest.mark.parametrize(("prefetch", "concurrency"), [(None, 100), (0, 100), (None, 7)])
 def test_full_queues_share_by_weight(
     valkey: Store, prefix: str, measured: Measured, prefetch: int | None, concurrency: int
@@ -67,6 +68,7 @@ def test_full_queues_share_by_weight(
         assert wrong <= 0.02, found
 
 
+@pytest.mark.faults(78)
 @pytest.mark.parametrize("prefetch", PREFETCHES)
 def test_the_share_of_an_empty_queue_goes_to_the_others(
     valkey: Store, prefix: str, measured: Measured, prefetch: int | None
@@ -89,6 +91,7 @@ def test_the_share_of_an_empty_queue_goes_to_the_others(
     assert abs(found["default"] - 0.75) <= 0.02
 
 
+@pytest.mark.faults(78)
 @pytest.mark.parametrize("prefetch", PREFETCHES)
 def test_a_queue_of_weight_1_does_not_starve_beside_one_of_1000(
     valkey: Store, prefix: str, measured: Measured, prefetch: int | None
@@ -108,6 +111,7 @@ def test_a_queue_of_weight_1_does_not_starve_beside_one_of_1000(
     assert 5 <= early <= 30
 
 
+@pytest.mark.faults(78)
 @pytest.mark.parametrize("prefetch", PREFETCHES)
 def test_a_queue_that_was_empty_does_not_wait_for_a_full_one(
     valkey: Store, prefix: str, measured: Measured, prefetch: int | None
@@ -135,6 +139,7 @@ def test_a_queue_that_was_empty_does_not_wait_for_a_full_one(
     assert max(between) < 5000
 
 
+@pytest.mark.faults(78)
 @pytest.mark.parametrize("prefetch", PREFETCHES)
 def test_a_tenant_with_few_tasks_does_not_wait_for_one_with_many(
     valkey: Store, prefix: str, measured: Measured, prefetch: int | None

@@ -49,6 +49,8 @@ async def supervise(b: Bench, server: ServerProcess, start: Launch) -> ServerPro
     return start()
 
 
+@pytest.mark.faults(7, 8)
+@pytest.mark.guarantee(5)
 @pytest.mark.parametrize(
     ("seed", "concurrency"),
     [

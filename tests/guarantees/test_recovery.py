@@ -43,6 +43,8 @@ def kill_and_watch(
     return rescuer, [event.at - killed_at for event in again]
 
 
+@pytest.mark.faults(1)
+@pytest.mark.guarantee(4)
 @pytest.mark.parametrize("rounds", [5, pytest.param(60, marks=pytest.mark.slow)])
 def test_tasks_of_a_killed_server_start_again_within_lease_and_sweep(
     valkey: Store, prefix: str, launch: Launch, measured: Measured, rounds: int
@@ -61,6 +63,8 @@ def test_tasks_of_a_killed_server_start_again_within_lease_and_sweep(
     assert left_over(valkey.client(), prefix) == {}
 
 
+@pytest.mark.faults(1)
+@pytest.mark.guarantee(4)
 @pytest.mark.slow
 def test_with_the_defaults_they_start_again_within_35_seconds(
     valkey: Store, prefix: str, launch: Launch, measured: Measured
@@ -71,6 +75,7 @@ def test_with_the_defaults_they_start_again_within_35_seconds(
     assert max(delays) <= 35
 
 
+@pytest.mark.faults(42)
 def test_a_wake_that_is_lost_delays_a_task_by_no_more_than_a_sweep(
     valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:

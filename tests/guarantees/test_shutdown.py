@@ -36,6 +36,8 @@ def enqueue(store: Store, prefix: str, tasks: list[Task]) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.faults(9)
+@pytest.mark.guarantee(5)
 @pytest.mark.parametrize(("type", "deaf"), KINDS)
 def test_what_runs_after_the_grace_is_handed_back_and_starts_elsewhere_at_once(
     valkey: Store,
@@ -76,6 +78,7 @@ def test_what_runs_after_the_grace_is_handed_back_and_starts_elsewhere_at_once(
     wait_until(lambda: left_over(valkey.client(), prefix) == {})
 
 
+@pytest.mark.faults(10)
 @pytest.mark.parametrize(("type", "deaf"), KINDS)
 def test_a_second_signal_hands_back_at_once(
     valkey: Store,
@@ -109,6 +112,8 @@ def test_a_second_signal_hands_back_at_once(
     wait_until(lambda: left_over(valkey.client(), prefix) == {})
 
 
+@pytest.mark.faults(9, 11)
+@pytest.mark.guarantee(5)
 def test_servers_that_come_and_go_neither_lose_nor_repeat_a_task(
     valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:

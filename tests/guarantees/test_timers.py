@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from importlib.resources import files
 
 import pytest
 
-from qsync.broker.script import load
 from qsync.task import Task
 from tests.guarantees.conftest import Launch, Measured
+from tests.guarantees.probes import pinging, slow_scripts
 from tests.ping_probe import run_at_once
-from tests.processes import ROOT, History, percentile, task
+from tests.processes import History, percentile, task
 from tests.serving import bench, left_over
 from tests.stores import Store, wait_until
 
@@ -63,6 +57,8 @@ def lateness_of_round(
     return [1000 * (started[id] - at) for id, at in due.items()]
 
 
+@pytest.mark.faults(66)
+@pytest.mark.guarantee(5)
 def test_timers_are_never_early_and_soon_on_time(
     own_store: Store, prefix: str, launch: Launch, history: History, measured: Measured
 ) -> None:
@@ -83,42 +79,8 @@ def test_timers_are_never_early_and_soon_on_time(
     assert best < 20
 
 
-@contextlib.contextmanager
-def pinging(store: Store) -> Iterator[list[float]]:
-    """Ping a store meanwhile; afterwards the list holds the milliseconds of each round trip."""
-    taken: list[float] = []
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.ping_probe", str(store.port)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
-    ) as probe:  # fmt: skip
-        assert probe.stdin is not None
-        assert probe.stdout is not None
-        try:
-            assert probe.stdout.readline() == b"ready\n"
-            yield taken
-            probe.stdin.close()
-            taken += [1000 * seconds for _, seconds in json.loads(probe.stdout.read())]
-        finally:
-            probe.kill()
-
-
-def slow_scripts(store: Store) -> dict[float, str]:
-    """The milliseconds of the scripts that took over 10, and which they were."""
-    names = {
-        load(file.name.removesuffix(".lua"), allow_oom=allow_oom).sha: file.name
-        for file in (files("qsync.broker") / "lua").iterdir()
-        if file.name.endswith(".lua")
-        for allow_oom in (None, False, True)
-    }
-    found: dict[float, str] = {}
-    with store.client() as client:
-        for entry in client.slowlog_get(1000):
-            command, sha, *_ = entry["command"].split(b" ", 2)
-            if command.startswith(b"EVAL"):
-                found[entry["duration"] / 1000] = names.get(sha.decode(), "first of its kind")
-    return found
-
-
+@pytest.mark.faults(29, 65)
+@pytest.mark.guarantee(5)
 @pytest.mark.slow
 def test_very_many_due_at_once_block_nobody(
     prefix: str, launch: Launch, history: History, measured: Measured

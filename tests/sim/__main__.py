@@ -1,7 +1,8 @@
 """python -m tests.sim --seeds N [--from M]: live through many seeds and say what was wrong.
 
---show ID prints the events that speak of a task, --all every event. --mistakes plants each known
-mistake and says how many seeds it takes to find it.
+--show ID prints the events that speak of a task, --all every event. --processes P shares the seeds
+among so many processes, with a store each. --mistakes plants each known mistake and says how many
+seeds it takes to find it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from itertools import islice
 
 import redis
 
 from tests.rig import shared_store
-from tests.sim.history import live
+from tests.sim.history import Outcome
 from tests.sim.mutants import MUTANTS, caught
+from tests.sim.runs import SHOWN, Summary, outcomes, spread
 from tests.sim.verdict import explain
 
 
@@ -22,10 +25,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim")
     parser.add_argument("--seeds", type=int, default=1000)
     parser.add_argument("--from", dest="first", type=int, default=0)
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only each Nth seed")
+    parser.add_argument("--within", type=float, metavar="SECONDS", help="end after so long")
+    parser.add_argument("--at-least", type=int, default=0, metavar="N", help="but not before N")
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--show", metavar="ID")
     parser.add_argument("--all", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print nothing but a summary")
     parser.add_argument("--mistakes", action="store_true")
     options = parser.parse_args()
+    if options.processes > 1 and not options.mistakes:
+        return finish(
+            time.monotonic(),
+            spread(
+                options.seeds,
+                first=options.first,
+                processes=options.processes,
+                within_s=options.within,
+                at_least=options.at_least,
+            ),
+        )
     socket = str(shared_store("valkey").config["unixsocket"])
     with redis.Redis(unix_socket_path=socket, protocol=2) as client:
         return find_mistakes(client, options) if options.mistakes else soak(client, options)
@@ -48,27 +67,38 @@ def find_mistakes(client: redis.Redis, options: argparse.Namespace) -> int:
 def soak(client: redis.Redis, options: argparse.Namespace) -> int:
     """Live through many seeds."""
     began = time.monotonic()
-    bad, calls, lapsed, tasks, recreated = [], 0, 0, 0, 0
-    for seed in range(options.first, options.first + options.seeds):
-        outcome = live(seed, client)
-        calls, lapsed = calls + outcome.calls, lapsed + outcome.lapsed
-        tasks, recreated = tasks + outcome.tasks, recreated + outcome.recreated
+    done = 0
+
+    def tell(outcome: Outcome) -> None:
+        nonlocal done
+        done += 1
+        if options.json:
+            return
         if outcome.wrong:
-            bad.append(seed)
-            say(f"seed {seed}:", *outcome.wrong[:8], sep="\n    ")
+            say(f"seed {outcome.seed}:", *outcome.wrong[:SHOWN], sep="\n    ")
         if options.all:
             say(*map(repr, outcome.events), sep="\n")
         elif options.show:
             say(*explain(outcome.events, options.show), sep="\n")
-        done = seed + 1 - options.first
         if done % 100 == 0:
-            say(f"{done} seeds, {done / (time.monotonic() - began):.1f}/s, {len(bad)} bad")
+            say(f"{done} seeds, {done / (time.monotonic() - began):.1f}/s")
+
+    last = options.first + options.seeds * options.every
+    seeds = range(options.first, last, options.every)
+    summary = outcomes(client, seeds, within_s=options.within, at_least=options.at_least, tell=tell)
+    if options.json:
+        say(summary.encode())
+        return 0
+    return finish(began, summary)
+
+
+def finish(began: float, summary: Summary) -> int:
+    """Say what came of it all."""
     took = time.monotonic() - began
-    say(
-        f"{options.seeds} seeds in {took:.1f} s: {options.seeds / took:.1f}/s, {calls} calls, "
-        f"{tasks} tasks, {lapsed} lapsed leases, {recreated} made again; bad: {bad or 'none'}"
-    )
-    return 1 if bad else 0
+    for seed, wrong in islice(summary.bad.items(), SHOWN):
+        say(f"seed {seed}:", *wrong, sep="\n    ")
+    say(f"{took:.1f} s, {summary.seeds / took:.1f} seeds/s: {summary}")
+    return 1 if summary.bad else 0
 
 
 def say(*words: object, sep: str = " ") -> None:

@@ -7,18 +7,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, cast
+from functools import partial
+from typing import Any, Final, cast
 
 import redis.exceptions as failures
 
 from qsync.broker import shell
 from qsync.broker.faults import LIBRARY_ERRORS, no_answer
 from qsync.broker.listen import GRACE
-from qsync.errors import StoreUnavailable
 from tests.sim.loop import STRAND
 from tests.sim.network import Listener, Network
 from tests.sim.process import Proc
+from tests.sim.store import broken, refused
 from tests.sim.threads import SimEvent, Turns, current_thread
+
+INFO: Final = {
+    "redis_version": "7.2.4",
+    "valkey_version": "9.0.0",
+    "maxmemory_policy": "noeviction",
+}
+"""What the store says of itself when a server starts."""
 
 network: Network = cast("Network", None)
 turns: Turns = cast("Turns", None)
@@ -27,8 +35,18 @@ turns: Turns = cast("Turns", None)
 
 def _process() -> Proc:
     strand = STRAND.get()
-    assert strand is not None and isinstance(strand.process, Proc)
-    return strand.process
+    assert strand is not None
+    return cast("Proc", strand.process)
+
+
+def _answer(future: asyncio.Future[Any], reply: Any) -> None:
+    """Hand over what came, if anybody still waits for it."""
+    if future.done():
+        return
+    if isinstance(reply, Exception):
+        future.set_exception(reply)
+    else:
+        future.set_result(reply)
 
 
 def _finish(replies: list[Any]) -> list[Any]:
@@ -49,26 +67,22 @@ class SimAsyncBroker(shell.AsyncBroker):
         pass
 
     async def _exchange(self, client: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-
-        def deliver(replies: list[Any]) -> None:
-            if not future.done():
-                future.set_result(replies)
-
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Any]] = loop.create_future()
+        deliver = partial(_answer, future)
+        timer = loop.call_later(self._read_timeout, deliver, [TimeoutError()] * len(commands))
         network.send(_process(), commands, deliver)
         try:
-            async with asyncio.timeout(self._read_timeout):
-                return _finish(await future)
-        except TimeoutError as error:
-            return [error] * len(commands)
+            return _finish(await future)
+        finally:
+            timer.cancel()
 
     async def _plain(self, *command: str) -> Any:
         await asyncio.sleep(0.001)
-        if _process().link.away or network.loop.now < network.away_until:
+        if network.unreachable(_process()):
             _process().trouble()
-            msg = "connection refused"
-            raise failures.ConnectionError(msg)
-        return network.info
+            raise refused()
+        return INFO
 
     def waiters(self, keys: Sequence[str]) -> list[Any]:
         return [SimWaiter(self, tuple(keys))]
@@ -114,24 +128,18 @@ class SimWaiter:
     async def wait(
         self, seconds: float, keys: Sequence[str] | None = None
     ) -> tuple[str, bytes] | None:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-        def deliver(reply: Any) -> None:
-            if future.done():
-                return
-            if isinstance(reply, Exception):
-                future.set_exception(reply)
-            else:
-                future.set_result(reply)
-
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        deliver = partial(_answer, future)
         blocked = network.block(_process(), keys or self.keys, max(seconds, 0.001), deliver)
+        timer = loop.call_later(seconds + GRACE, deliver, TimeoutError())
         try:
-            async with asyncio.timeout(seconds + GRACE):
-                reply: tuple[str, bytes] | None = await future
-                return reply
+            reply: tuple[str, bytes] | None = await future
+            return reply
         except LIBRARY_ERRORS as error:
             raise no_answer(error, self._broker.address) from error
         finally:
+            timer.cancel()
             network.hang_up(blocked)
 
     async def aclose(self) -> None:
@@ -143,18 +151,20 @@ class SimAsyncSubscription:
 
     def __init__(self, broker: Any, channel: str) -> None:
         self._broker = broker
-        self._heard: asyncio.Queue[str] = asyncio.Queue()
+        self._heard: asyncio.Queue[str | None] = asyncio.Queue()
         self._listener = Listener(_process(), channel, self._heard.put_nowait)
 
     async def open(self) -> None:
         await asyncio.sleep(0.001)
-        if self._listener.process.link.away:
-            error = failures.ConnectionError("connection refused")
-            raise no_answer(error, self._broker.address)
+        if network.unreachable(self._listener.process):
+            raise no_answer(refused(), self._broker.address)
         network.listen(self._listener)
 
     async def read(self) -> str:
-        return await self._heard.get()
+        heard = await self._heard.get()
+        if heard is None:
+            raise no_answer(broken(), self._broker.address)
+        return heard
 
     async def aclose(self) -> None:
         network.unlisten(self._listener)
@@ -165,24 +175,29 @@ class SimSubscription:
 
     def __init__(self, broker: Any, channel: str) -> None:
         self._broker = broker
-        self._heard: list[str] = []
+        self._heard: list[str | None] = []
         self._event = SimEvent(turns)
         self._listener = Listener(_process(), channel, self._hear)
 
-    def _hear(self, id: str) -> None:
+    def _hear(self, id: str | None) -> None:
         self._heard.append(id)
         self._event.set()
 
     def open(self) -> None:
         current_thread().park(0.001)
-        if self._listener.process.link.away:
-            raise StoreUnavailable("connection refused")
+        if network.unreachable(self._listener.process):
+            raise no_answer(refused(), self._broker.address)
         network.listen(self._listener)
 
     def read(self, seconds: float) -> str | None:
         self._event.wait(seconds)
         self._event.clear()
-        return self._heard.pop(0) if self._heard else None
+        if not self._heard:
+            return None
+        heard = self._heard.pop(0)
+        if heard is None:
+            raise no_answer(broken(), self._broker.address)
+        return heard
 
     def close(self) -> None:
         network.unlisten(self._listener)

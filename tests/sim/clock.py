@@ -9,22 +9,29 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from qsync import client, sending, task, waiting
 from qsync.broker import shell
-from qsync.server import abandon, config, control, heartbeat, lane, run, server
+from qsync.server import abandon, config, control, executors, heartbeat, lane, pump, run, server
 from tests.sim import brokers
 from tests.sim.loop import STRAND, SimLoop
 from tests.sim.process import Proc
-from tests.sim.threads import SimCondition, SimEvent, SimThread, Turns, current_thread
+from tests.sim.threads import (
+    SimCondition,
+    SimEvent,
+    SimQueue,
+    SimThread,
+    Turns,
+    current_thread,
+)  # fmt: skip
 
 
 def this_process() -> Proc:
     """The process that runs now."""
     strand = STRAND.get()
-    assert strand is not None and isinstance(strand.process, Proc)
-    return strand.process
+    assert strand is not None
+    return cast("Proc", strand.process)
 
 
 class VirtualTime:
@@ -51,7 +58,7 @@ class VirtualTime:
 def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any, str, Any]]:
     chance = random.Random(seed)
     time = VirtualTime()
-    for module in (lane, run, heartbeat, abandon, shell, waiting):
+    for module in (lane, run, pump, heartbeat, abandon, shell, waiting):
         yield module, "time", time
     threads = SimpleNamespace(
         Thread=partial(SimThread, turns),
@@ -60,8 +67,9 @@ def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any,
         Lock=threading.Lock,
         get_ident=threading.get_ident,
     )
-    for module in (heartbeat, abandon, waiting):
+    for module in (executors, heartbeat, abandon, waiting):
         yield module, "threading", threads
+    yield executors, "SimpleQueue", partial(SimQueue, turns)
     yield client, "Registry", partial(sending.Registry, time.monotonic)
     yield task, "os", SimpleNamespace(urandom=chance.randbytes)
     yield task, "_nonces", []

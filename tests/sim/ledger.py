@@ -6,69 +6,22 @@ It sees each call as it is made, so it knows of calls whose answer got lost too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from copy import deepcopy
+from typing import Any, Final
 
 from qsync import codec
-from tests.sim.process import WALL, Proc
-
-Phase = Literal["waiting", "active", "kept", "dead", "gone"]
-
-US: Final = 1_000_000
+from tests.sim.entries import US, Delivery, Entry
+from tests.sim.process import Proc
 
 MOST: Final = 40
 """How often a task is given to servers, in histories as short as these."""
 
+CALL_KEPT_US: Final = 600 * US
+"""The store remembers the last enqueue of a sender for so long."""
+
 EARLY_US: Final = 10_000
 """A tick may be so early: the clocks of two machines go at rates that differ by up to 1e-4, and the
 store's is looked at once a minute."""
-
-
-@dataclass(slots=True)
-class Delivery:
-    """A lease, as the store gave it."""
-
-    token: str
-    fetched_us: int
-    expires_us: int
-    length_us: int
-    marked: bool = False
-    ended: str | None = None
-    started: bool = False
-
-
-@dataclass(slots=True)
-class Entry:
-    """A task that the store has, or had."""
-
-    id: str
-    queue: str
-    phase: Phase = "gone"
-    due_us: int = 0
-    kept_until_us: int = 0
-    lock: str = ""
-    cancel_asked: bool = False
-    cancel_retention: Any = ""
-    cancel_asked_us: int = 0
-    unsure: bool = False
-    """It may have been made again after an end that nobody saw."""
-    ran_on_us: int = 0
-    """How long it ran after its cancel was asked for, when that was too long."""
-    created: int = 0
-    finished: list[str] = field(default_factory=list)
-    deliveries: list[Delivery] = field(default_factory=list)
-    starts: int = 0
-
-    @property
-    def lease(self) -> Delivery | None:
-        """The lease under which it runs."""
-        last = self.deliveries[-1] if self.deliveries else None
-        return last if last is not None and last.ended is None else None
-
-    def surely_open(self, now_us: int) -> bool:
-        """Whether it is unfinished; one whose lease is over may have ended unseen."""
-        lease = self.lease
-        return self.phase == "waiting" or (lease is not None and now_us < lease.expires_us)
 
 
 class Ledger:
@@ -84,8 +37,45 @@ class Ledger:
         self.unsure = 0
         """Enqueues of which it cannot be told whether they made a task: it may have left unseen."""
         self.recreated = 0
-        """Tasks that a late or repeated enqueue made again after they had ended and left."""
+        """Tasks that were made again after they had ended and left, by another call."""
+        self.recoveries: list[float] = []
+        """Seconds from the end of a dead server's lease until its task was free again."""
+        self.back_us = 0
+        """How far the store's clock has gone back: ticks may be early by as much."""
+        self.forgetful = False
+        """The store's clock has gone so far that it forgets the calls of its senders."""
+        self.lost: set[tuple[str, str]] = set()
+        """Tasks that the store lost with its data."""
+        self.lost_ticks: set[tuple[str, str, int]] = set()
+        self.void: set[tuple[str, str, str]] = set()
+        """Leases that it does not know of any more: queue, id and token."""
+        self._latest_us = 0
+        """By the store's clock, at its highest: what has lapsed or come due by then stays so."""
         self._open_locks: dict[tuple[str, str], str] = {}
+        self._calls: dict[tuple[str, str], tuple[int, int, list[Any]]] = {}
+        """By queue and sender: the number of its last call that made a task, when, the answer."""
+
+    # The store's data
+
+    def copy(self) -> Any:
+        """What it knows of what the store holds."""
+        state = self.entries, self.ticks, self._open_locks, self._calls, self.unsure
+        return deepcopy(state)
+
+    def lose(self, kept: Any | None) -> None:
+        """The store has lost its data: all of them, or what came after the copy was made."""
+        entries, ticks = self.entries, self.ticks
+        state = ({}, {}, {}, {}, 0) if kept is None else deepcopy(kept)
+        self.entries, self.ticks, self._open_locks, self._calls, self.unsure = state
+        for key, entry in entries.items():
+            left = self.entries.get(key)
+            tokens = {one.token for one in left.deliveries} if left else set()
+            self.void |= {(*key, one.token) for one in entry.deliveries if one.token not in tokens}
+            if entry.created > (left.created if left else 0):
+                self.lost.add(key)
+        for name, times in ticks.items():
+            left_ticks = self.ticks.get(name, [])
+            self.lost_ticks |= {(*name, time) for time in times if time not in left_ticks}
 
     def find(self, text: str) -> None:
         """Note that something is wrong."""
@@ -106,24 +96,38 @@ class Ledger:
         self, name: str, queue: str, now: int, args: Sequence[Any], reply: Any
     ) -> list[str]:
         """Take a call and its reply; returns the ids of tasks that ended by it."""
+        self._latest_us = max(self._latest_us, now)
         look = getattr(self, f"_see_{name}", None)
         return [] if look is None else list(look(queue, now, args, reply) or ())
 
     # Enqueue
 
     def _see_enqueue(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
+        sender, number = args[1:3]
+        reply = _in_full(reply, args[3::3])
+        before, at_us, said = self._calls.get((queue, sender), (-1, now, []))
+        if sender and now - at_us < CALL_KEPT_US and number <= before:
+            if reply != (said if number == before else []):
+                self.find(f"enqueue {number} of {sender} is answered {reply}, and was by {said}")
+            return  # said once more, and nothing was done
+        if sender and b"created" in reply[::2]:
+            self._calls[queue, sender] = (number, now, reply)
         for at, outcome in enumerate(reply[::2]):
-            id, _, options = args[1 + 3 * at : 4 + 3 * at]
+            id, _, options = args[3 + 3 * at : 6 + 3 * at]
             if outcome == b"created":
                 self._created(queue, now, id, options)
+                again = sender and self.entry(queue, id).created > 1 and not self.forgetful
+                if again and not id.endswith(".child"):
+                    self.find(f"{id} is made again by its one enqueue")
             elif outcome == b"duplicate":
                 self._check_duplicate(queue, now, options, reply[2 * at + 1].decode())
 
     def _created(self, queue: str, now: int, id: str, packed: bytes) -> None:
         entry = self.entry(queue, id)
         there = entry.phase in ("waiting", "active", "dead")
-        if there or (entry.phase == "kept" and now < entry.kept_until_us):
-            if entry.cancel_asked and entry.phase == "active" and not entry.surely_open(now):
+        if there or (entry.phase == "kept" and self._latest_us < entry.kept_until_us):
+            open_ = entry.phase != "active" or entry.surely_open(self._latest_us)
+            if entry.cancel_asked and not open_:
                 self.unsure += 1  # maybe it was recovered, and ended by that, and is made again
                 entry.unsure, entry.cancel_asked = True, False
             return  # said once more
@@ -137,7 +141,7 @@ class Ledger:
         entry.due_us = now + int(due) if due.startswith("+") else int(due or 0)
         if lock:
             holder = self._open_locks.get((queue, lock))
-            if holder not in (None, id) and self.entry(queue, holder).surely_open(now):
+            if holder not in (None, id) and self.entry(queue, holder).surely_open(self._latest_us):
                 self.find(f"{id} got the lock that {holder} has")
             entry.lock = lock
             self._open_locks[queue, lock] = id
@@ -147,18 +151,18 @@ class Ledger:
         open_holder = self._open_locks.get((queue, lock))
         if open_holder in (None, holder):
             return
-        if self.entry(queue, open_holder).surely_open(now):
+        if self.entry(queue, open_holder).surely_open(self._latest_us):
             self.find(f"lock of {open_holder} is said to be that of {holder}")
 
     def _see_tick(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
         _, schedule, tick_us, id, _, options = args
-        if reply[0] != b"created":
+        if _in_full(reply, [id])[0] != b"created":
             return
         ticks = self.ticks.setdefault((queue, schedule), [])
         entry = self.entries.get((queue, id))
         if entry is not None and entry.created:
             self.find(f"tick {id} came twice")
-        if tick_us > now + EARLY_US:
+        if tick_us > now + EARLY_US + self.back_us:
             self.find(f"tick {id} came {(tick_us - now) / US} s early")
         ticks.append(tick_us)
         self._created(queue, now, id, options)
@@ -176,25 +180,33 @@ class Ledger:
                 self._lapsed(entry, entry.lease, now)
             elif entry.phase != "waiting":
                 self.find(f"{entry.id} was fetched though it was {entry.phase}")
-            if now < entry.due_us:
+            if self._latest_us < entry.due_us:
                 self.find(f"{entry.id} was fetched {(entry.due_us - now) / US} s early")
             entry.phase = "active"
             if len(entry.deliveries) == MOST:
                 self.find(f"{entry.id} is given to a server for the {MOST + 1}th time")
-            entry.deliveries.append(Delivery(token, now, now + int(lease_us), int(lease_us)))
+            self.void.discard((queue, entry.id, token))  # the fetch was repeated after the loss
+            length_us = int(lease_us)
+            ends = self._clock() + length_us / US
+            entry.deliveries.append(Delivery(token, now, now + length_us, ends, length_us))
 
     def _lapsed(self, entry: Entry, lease: Delivery, now: int) -> None:
         lease.ended = "lapsed"
         self.count("lapsed")
-        if now < lease.expires_us:
-            self.find(f"{entry.id} was taken {(lease.expires_us - now) / US} s before its lease")
-        self.check_cause(entry, lease, now)
+        if self._latest_us < lease.expires_us:
+            early = (lease.expires_us - self._latest_us) / US
+            self.find(f"{entry.id} was taken {early} s before its lease")
+        server = self.servers.get(lease.token.rpartition("/")[0])
+        if server is not None and not server.alive:
+            self.recoveries.append(max(0.0, self._clock() - lease.expires_at))
+        self.check_cause(entry, lease)
 
-    def check_cause(self, entry: Entry, lease: Delivery, now: int) -> None:
+    def check_cause(self, entry: Entry, lease: Delivery) -> None:
         """A lease lapses only where its server could not renew it, at a third of it or later."""
         server = self.servers.get(lease.token.rpartition("/")[0])
-        since = min(lease.expires_us, now) - lease.length_us * 2 // 3
-        if server is None or not server.troubled(since / US - WALL - 0.1, now / US - WALL):
+        now = self._clock()
+        since = min(lease.expires_at, now) - lease.length_us / US * 2 / 3
+        if server is None or not server.troubled(since - 0.1, now):
             self.find(f"lease {lease.token} of {entry.id} lapsed, and nothing befell {server}")
 
     def _see_renew(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
@@ -203,6 +215,7 @@ class Ledger:
                 self.find(f"{entry.id} was renewed by one who has no lease")
             else:
                 lease.expires_us = now + int(args[0])
+                lease.expires_at = self._clock() + int(args[0]) / US
 
     def _see_start(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
         for _, lease, _ in self._leases(queue, args, 2, reply, ("ok",)):
@@ -217,6 +230,7 @@ class Ledger:
             lease = entry.lease if entry.queue == queue else None
             if lease is not None and lease.token.startswith(f"{args[0]}/"):
                 lease.expires_us = min(lease.expires_us, now)
+                lease.expires_at = min(lease.expires_at, self._clock())
 
     def _leases(
         self, queue: str, args: Sequence[Any], stride: int, reply: Any, good: Sequence[str]
@@ -232,8 +246,10 @@ class Ledger:
     # Ends
 
     def _see_complete(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> Iterator[str]:
-        for entry, rest in self._settled("complete", queue, now, args, reply):
-            self._finish(entry, "completed", now, rest[0])
+        stride, *rows = args
+        answers = [reply] * (len(rows) // stride) if reply == b"ok" else reply
+        for entry, rest in self._settled("complete", queue, now, rows, answers, stride):
+            self._finish(entry, "completed", now, rest[0] if rest else "")
             yield entry.id
 
     def _see_kill(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> Iterator[str]:
@@ -280,7 +296,7 @@ class Ledger:
                 continue
             lease.ended = verb
             if lease.expires_us < now:
-                self.check_cause(entry, lease, now)
+                self.check_cause(entry, lease)
             self._check_cancel(entry, lease, now)
             yield entry, rest
 
@@ -289,7 +305,8 @@ class Ledger:
         since = max(entry.cancel_asked_us, lease.fetched_us)
         if entry.cancel_asked and now - since > lease.length_us // 3 + US:
             server = self.servers[lease.token.rpartition("/")[0]]
-            if not server.stood_still(since / US - WALL - 1, now / US - WALL):
+            ago = (now - since) / US
+            if not server.stood_still(self._clock() - ago - 1, self._clock()):
                 entry.ran_on_us = now - since
 
     def _finish(self, entry: Entry, how: str, now: int, retention: Any) -> None:
@@ -317,3 +334,10 @@ class Ledger:
                 self._lapsed(entry, entry.lease, now)
             self._finish(entry, "cancelled", now, entry.cancel_retention)
             yield entry.id
+
+
+def _in_full(reply: Any, ids: Sequence[str]) -> list[bytes]:
+    """What enqueue answers: an outcome and an id for each task, even where one word says it all."""
+    if reply != b"created":
+        return list(reply)
+    return [part for id in ids for part in (b"created", id.encode())]

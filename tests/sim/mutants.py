@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 import redis
 
+from qsync import schedule
 from qsync.broker import faults, shell
 from qsync.broker.durable import evalsha
 from qsync.broker.faults import Fault
@@ -24,33 +26,27 @@ from qsync.server.run import Runner
 from qsync.server.server import Server
 from qsync.server.settle import Settler
 from qsync.server.suspects import Suspects
-from tests.mutation import planted
+from tests.mistakes import (
+    Plant,
+    crash_not_counted,
+    due_tasks_moved_in_two_steps,
+    exchanged,
+    fetch_without_number,
+    lock_outlives_death,
+    named,
+    promoted_and_forgotten,
+    repeated_enqueue_is_a_duplicate,
+    retry_without_token,
+    settle_without_token,
+)
 from tests.sim import clock
 from tests.sim.history import Outcome, live
 from tests.sim.threads import Turns
 
-Plant = Callable[[], contextlib.AbstractContextManager[None]]
-
-
-@contextlib.contextmanager
-def _exchanged(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-def settle_without_token() -> contextlib.AbstractContextManager[None]:
-    """A settlement is taken from whoever sends it, whatever its token."""
-    right = "elseif owner == args[first + stride * (i - 1) + 1] then"
-    return planted("include/owned.lua", right, "elseif true then")
-
 
 def heartbeat_on_the_loop() -> contextlib.AbstractContextManager[None]:
     """The heartbeat has no thread of its own: a blocked loop blocks it too."""
-    return _exchanged(Turns, "on_loop", True)
+    return exchanged(Turns, "on_loop", True)
 
 
 def fetch_not_repeated() -> contextlib.AbstractContextManager[None]:
@@ -61,7 +57,7 @@ def fetch_not_repeated() -> contextlib.AbstractContextManager[None]:
         lane.unanswered = None
         return real(self, lane, wanted)
 
-    return _exchanged(Fetcher, "_call", call)
+    return exchanged(Fetcher, "_call", call)
 
 
 @contextlib.contextmanager
@@ -71,7 +67,7 @@ def fetch_not_repeated_nor_mended() -> Iterator[None]:
     async def nothing(self: Fetcher, lane: Lane, ids: Any) -> None:
         pass
 
-    with fetch_not_repeated(), _exchanged(Fetcher, "_mend", nothing):
+    with fetch_not_repeated(), exchanged(Fetcher, "_mend", nothing):
         yield
 
 
@@ -81,7 +77,7 @@ def noscript_not_handled() -> contextlib.AbstractContextManager[None]:
     async def attempt(self: Any, calls: Any) -> list[Any]:
         return list(await self._exchange(None, [evalsha(call) for call in calls]))
 
-    return _exchanged(shell.AsyncBroker, "_try", attempt)
+    return exchanged(shell.AsyncBroker, "_try", attempt)
 
 
 def transient_not_retried() -> contextlib.AbstractContextManager[None]:
@@ -91,12 +87,12 @@ def transient_not_retried() -> contextlib.AbstractContextManager[None]:
         found = faults.classify(error)
         return Fault.BUG if found is Fault.TRANSIENT else found
 
-    return _exchanged(shell, "classify", classify)
+    return exchanged(shell, "classify", classify)
 
 
 def deadline_by_own_clock() -> contextlib.AbstractContextManager[None]:
     """Whether a deadline is past is judged by the server's own clock."""
-    return _exchanged(
+    return exchanged(
         Lane, "store_time_us", lambda self: int(clock.this_process().wall() * 1_000_000)
     )
 
@@ -112,8 +108,8 @@ def no_hand_back_at_shutdown() -> Iterator[None]:
         pass
 
     with (
-        _exchanged(Server, "_stop_running", nothing_to_stop),
-        _exchanged(Runner, "hand_back_ready", nothing),
+        exchanged(Server, "_stop_running", nothing_to_stop),
+        exchanged(Runner, "hand_back_ready", nothing),
     ):
         yield
 
@@ -126,7 +122,7 @@ def start_without_lease_check() -> contextlib.AbstractContextManager[None]:
         leased.expires = math.inf
         real(self, leased)
 
-    return _exchanged(Runner, "_begin", begin)
+    return exchanged(Runner, "_begin", begin)
 
 
 def crash_not_marked() -> contextlib.AbstractContextManager[None]:
@@ -135,7 +131,7 @@ def crash_not_marked() -> contextlib.AbstractContextManager[None]:
     async def mark(self: Runner, leased: Leased) -> bool:
         return True
 
-    return _exchanged(Runner, "_mark", mark)
+    return exchanged(Runner, "_mark", mark)
 
 
 @contextlib.contextmanager
@@ -146,8 +142,8 @@ def suspects_not_alone() -> Iterator[None]:
         return 0.0
 
     with (
-        _exchanged(Suspects, "delay", at_once),
-        _exchanged(Suspects, "hold_up_others", lambda self, now: False),
+        exchanged(Suspects, "delay", at_once),
+        exchanged(Suspects, "hold_up_others", lambda self, now: False),
     ):
         yield
 
@@ -160,7 +156,7 @@ def suspect_ends_before_its_settlement() -> contextlib.AbstractContextManager[No
         if suspects.alone is not None and suspects.alone.phase != RUNNING:
             suspects.end(lane_module.boot_s())
 
-    return _exchanged(Runner, "_see_suspect_end", see)
+    return exchanged(Runner, "_see_suspect_end", see)
 
 
 def no_look_after_the_mark() -> contextlib.AbstractContextManager[None]:
@@ -170,7 +166,7 @@ def no_look_after_the_mark() -> contextlib.AbstractContextManager[None]:
     def too_late(self: Runner, leased: Leased) -> Any:
         return None if leased.phase == RUNNING else real(self, leased)
 
-    return _exchanged(Runner, "_too_late", too_late)
+    return exchanged(Runner, "_too_late", too_late)
 
 
 def cancel_ignored() -> contextlib.AbstractContextManager[None]:
@@ -181,7 +177,7 @@ def cancel_ignored() -> contextlib.AbstractContextManager[None]:
         if why != "cancelled":
             real(self, leased, why)
 
-    return _exchanged(Runner, "stop", stop)
+    return exchanged(Runner, "stop", stop)
 
 
 def settlement_given_up() -> contextlib.AbstractContextManager[None]:
@@ -192,17 +188,17 @@ def settlement_given_up() -> contextlib.AbstractContextManager[None]:
         await real(self, entries)
         return []
 
-    return _exchanged(Settler, "_settle", settle)
+    return exchanged(Settler, "_settle", settle)
 
 
 def settling_not_renewed() -> contextlib.AbstractContextManager[None]:
     """The heartbeat leaves out what is being settled."""
-    return _exchanged(heartbeat, "GONE", 2)
+    return exchanged(heartbeat, "GONE", 2)
 
 
 def unread_not_renewed() -> contextlib.AbstractContextManager[None]:
     """The heartbeat leaves out what was fetched while a handler blocks the loop."""
-    return _exchanged(Heartbeat, "_renew_unread", lambda self, lane: True)
+    return exchanged(Heartbeat, "_renew_unread", lambda self, lane: True)
 
 
 def lease_from_the_reply_on() -> contextlib.AbstractContextManager[None]:
@@ -214,7 +210,7 @@ def lease_from_the_reply_on() -> contextlib.AbstractContextManager[None]:
     ) -> list[Leased]:
         return await real(self, lane, wanted, fetched, lane_module.boot_s(), False)
 
-    return _exchanged(Fetcher, "_landed", landed)
+    return exchanged(Fetcher, "_landed", landed)
 
 
 @contextlib.contextmanager
@@ -225,7 +221,7 @@ def fetches_left_open_at_shutdown() -> Iterator[None]:
         for task in self._flights.values():
             task.cancel()
 
-    with _exchanged(Fetcher, "finish", finish):
+    with exchanged(Fetcher, "finish", finish):
         yield
 
 
@@ -238,44 +234,40 @@ def ticks_by_own_clock() -> contextlib.AbstractContextManager[None]:
         return float(until)
 
     real = periodic._Queue._learn
-    return _exchanged(periodic._Queue, "_learn", learn)
+    return exchanged(periodic._Queue, "_learn", learn)
 
 
-def repeated_enqueue_is_a_duplicate() -> contextlib.AbstractContextManager[None]:
-    """An enqueue that is repeated after a lost reply is refused."""
-    right = "outcome = old == message and 'created' or 'exists'"
-    return planted("include/store.lua", right, "outcome = 'exists'")
+def lease_by_own_clock() -> contextlib.AbstractContextManager[None]:
+    """When a lease ends is told by the server's own clock."""
+    real = Fetcher._call
+
+    def call(self: Fetcher, lane: Lane, wanted: int) -> Any:
+        made = real(self, lane, wanted)
+        args = list(made.args)
+        ahead = clock.this_process().wall() - lane.store_time_us() / 1_000_000
+        args[4] = round(args[4] + ahead * 1_000_000)
+        return replace(made, args=tuple(args))
+
+    return exchanged(Fetcher, "_call", call)
 
 
-def promoted_and_forgotten() -> contextlib.AbstractContextManager[None]:
-    """What is due leaves its set and gets into no other."""
-    right = "    to_pending(k.pending, k.meta, k.fairness, k.keys, due)\n"
-    return planted("fetch.lua", right, "")
+def tick_id_without_time() -> contextlib.AbstractContextManager[None]:
+    """All tasks of a schedule have one id."""
+    return exchanged(schedule, "tick_id", lambda name, tick_us: f"{name}@tick")
 
 
-def crash_not_counted() -> contextlib.AbstractContextManager[None]:
-    """A lapsed lease is no crash."""
-    return planted("include/recover.lua", "      crashes = crashes + 1\n", "")
-
-
-def lock_outlives_death() -> contextlib.AbstractContextManager[None]:
-    """A task that dies keeps its lock."""
-    return planted("kill.lua", "  unlock(KEYS[5], now, dying)\n", "")
-
-
-MUTANTS: Final[dict[str, Plant]] = {
-    plant.__name__.replace("_", " "): plant
-    for plant in (
-        settle_without_token, heartbeat_on_the_loop, fetch_not_repeated,
-        fetch_not_repeated_nor_mended, noscript_not_handled, transient_not_retried,
-        deadline_by_own_clock, no_hand_back_at_shutdown, start_without_lease_check,
-        crash_not_marked, suspects_not_alone, suspect_ends_before_its_settlement,
-        no_look_after_the_mark, cancel_ignored, settlement_given_up,
-        settling_not_renewed, unread_not_renewed, lease_from_the_reply_on,
-        fetches_left_open_at_shutdown, ticks_by_own_clock, repeated_enqueue_is_a_duplicate,
-        promoted_and_forgotten, crash_not_counted, lock_outlives_death,
-    )
-}  # fmt: skip
+MUTANTS: Final[dict[str, Plant]] = named(
+    settle_without_token, heartbeat_on_the_loop, fetch_not_repeated,
+    fetch_not_repeated_nor_mended, noscript_not_handled, transient_not_retried,
+    deadline_by_own_clock, no_hand_back_at_shutdown, start_without_lease_check,
+    crash_not_marked, suspects_not_alone, suspect_ends_before_its_settlement,
+    no_look_after_the_mark, cancel_ignored, settlement_given_up,
+    settling_not_renewed, unread_not_renewed, lease_from_the_reply_on,
+    fetches_left_open_at_shutdown, ticks_by_own_clock, repeated_enqueue_is_a_duplicate,
+    promoted_and_forgotten, crash_not_counted, lock_outlives_death,
+    due_tasks_moved_in_two_steps, retry_without_token, lease_by_own_clock,
+    fetch_without_number, tick_id_without_time,
+)  # fmt: skip
 
 
 def caught(plant: Plant, store: redis.Redis, seeds: Iterator[int] | range) -> Outcome | None:

@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import random
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from typing import Any, Final
 
 from tests.sim.loop import STRAND, SimLoop, Strand
@@ -15,21 +14,21 @@ WALL: Final = 4_000_000_000.0
 """Unix time at the start of a history, by the store: far from now, so that a real clock shows."""
 
 
-@dataclass(slots=True)
-class Link:
-    """How calls of a process fare: probabilities of each fate, and whether any gets through."""
+FATES: Final = ("before", "after", "late", "twice", "refused", "cut")
+"""What may befall a call: lost before or after it is made, late, made twice, answered with an error
+of the store, cut off in the middle of a batch."""
 
-    before: float = 0.0
-    after: float = 0.0
-    late: float = 0.0
-    twice: float = 0.0
-    refused: float = 0.0
-    cut: float = 0.0
-    away: bool = False
+
+class Link:
+    """How calls of a process fare: the chance of each fate, and whether any gets through."""
+
+    def __init__(self) -> None:
+        self.fates: tuple[tuple[str, float], ...] = ()
+        self.away = False
 
     def heal(self) -> None:
         """From now on all is well."""
-        self.before = self.after = self.late = self.twice = self.refused = self.cut = 0.0
+        self.fates = ()
         self.away = False
 
 
@@ -40,6 +39,7 @@ class Proc:
         self.loop = loop
         self.name = name
         self.alive = True
+        self.started_at = loop.now
         self.died_at: float | None = None
         self.types: tuple[str, ...] = ()
         self.poisoned_by: str | None = None
@@ -57,11 +57,10 @@ class Proc:
         self.tasks: list[asyncio.Task[Any]] = []
         self.troubles: list[tuple[float, float]] = []
         """When it froze, or a call of its did not go as it should: begin and end."""
-        self.held: tuple[float, float] = (-1.0, -1.0)
-        """When its event loop last stood still, for whatever reason: begin and end."""
-        self.overtaken: list[asyncio.Handle] = []
-        """What was about to be run when it began to stand still."""
         self.stalls: list[tuple[float, float]] = []
+        self.freezes: list[tuple[float, float]] = []
+        self.mishaps: list[float] = []
+        """When a call of its own had another fate than all calls to the store."""
         self.told_to_stop: float | None = None
 
     def __repr__(self) -> str:
@@ -107,23 +106,15 @@ class Proc:
     def freeze(self, seconds: float) -> None:
         """All of it stands still, as by SIGSTOP, or with its virtual machine."""
         self.trouble(seconds)
+        self.freezes.append((self.loop.now, self.loop.now + seconds))
         self.frozen += 1
-        self._hold(seconds)
         self.loop.call_later(seconds, self._thaw, context=contextvars.Context())
 
     def stall(self, seconds: float) -> None:
         """A handler blocks the event loop; threads go on."""
         self.stalled += 1
         self.stalls.append((self.loop.now, self.loop.now + seconds))
-        self._hold(seconds)
         self.loop.call_later(seconds, self._go_on, context=contextvars.Context())
-
-    def _hold(self, seconds: float) -> None:
-        begin, end = self.held
-        now = self.loop.now
-        before = self.overtaken if end >= now else []
-        self.overtaken = [*before, *self.loop.lined_up(self.strand)]
-        self.held = (begin if end >= now else now, max(end, now + seconds))
 
     def _thaw(self) -> None:
         self.frozen -= 1

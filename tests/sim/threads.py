@@ -1,7 +1,7 @@
 """Threads that take turns with the event loop, so that exactly one of them runs at any time.
 
-A simulated thread is a real one that hands over whenever it blocks, and is resumed by a callback
-of the loop, in its own strand and at a moment of virtual time. So the order is the seed's, and the
+A simulated thread is a greenlet that hands over whenever it blocks, and is resumed by a callback of
+the loop, in its own strand and at a moment of virtual time. So the order is the seed's, and the
 code in the thread is the real one, with its real way of blocking.
 """
 
@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import threading
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
+
+from greenlet import getcurrent, greenlet  # type: ignore[import-untyped] # it has no stubs
 
 from tests.sim.loop import STRAND, SimLoop, Strand
 
 
 class Killed(BaseException):
-    """Ends the real thread of a simulated one when the history is over."""
+    """Unwinds a thread when the history is over."""
 
 
 class Turns:
@@ -29,7 +31,7 @@ class Turns:
 
     def __init__(self, loop: SimLoop) -> None:
         self.loop = loop
-        self.back = locked()
+        self.main = getcurrent()
         self.threads: list[SimThread] = []
         self.errors: list[BaseException] = []
 
@@ -59,26 +61,18 @@ class Turns:
         return future
 
     def end(self) -> None:
-        """End the real threads."""
+        """Unwind the threads."""
         for thread in self.threads:
             thread.kill()
 
 
-def locked() -> threading.Lock:
-    """A lock that somebody has; who releases it lets the one go on who acquires it."""
-    lock = threading.Lock()
-    lock.acquire()
-    return lock
-
-
-_local = threading.local()
+_running: SimThread | None = None
 
 
 def current_thread() -> SimThread:
     """The simulated thread that runs."""
-    thread: SimThread | None = getattr(_local, "thread", None)
-    assert thread is not None, "the event loop must not block"
-    return thread
+    assert _running is not None, "the event loop must not block"
+    return _running
 
 
 class SimThread:
@@ -95,12 +89,11 @@ class SimThread:
     ) -> None:
         self._turns = turns
         self._target, self._args = target, args
-        self._go = locked()
+        self._flow = greenlet(self._main, turns.main)
         self._ticket = 0
         self._alive = False
         self._killed = False
         self._ended = SimEvent(turns)
-        self._real = threading.Thread(target=self._main, name=name, daemon=True)
 
     def start(self) -> None:
         """Run the target, from the next turn of this thread on."""
@@ -112,8 +105,8 @@ class SimThread:
         self.context = contextvars.copy_context()
         self.context.run(STRAND.set, self.strand)
         self._turns.threads.append(self)
+        self._flow.gr_context = self.context.copy()
         self._alive = True
-        self._real.start()
         self._turns.loop.call_soon(self._resume, self._ticket, context=self.context)
 
     def is_alive(self) -> bool:
@@ -135,8 +128,7 @@ class SimThread:
             timer = loop.call_later(
                 max(0.0, timeout), self._resume, self._ticket, context=self.context
             )
-        self._turns.back.release()
-        self._go.acquire()
+        self._turns.main.switch()
         if timer is not None:
             timer.cancel()
         if self._killed:
@@ -150,19 +142,24 @@ class SimThread:
         """Unwind it."""
         self._killed = True
         if self._alive:
-            self._go.release()
-            self._turns.back.acquire()
-        if self._real.ident is not None:
-            self._real.join()
+            self._switch()
 
     def _resume(self, ticket: int) -> None:
         if self._alive and ticket == self._ticket:
-            self._go.release()
-            self._turns.back.acquire()
+            self._switch()
+
+    def _switch(self) -> None:
+        global _running
+        loop = asyncio._get_running_loop()
+        _running = self
+        asyncio._set_running_loop(None)
+        try:
+            self._flow.switch()
+        finally:
+            asyncio._set_running_loop(loop)
+            _running = None
 
     def _main(self) -> None:
-        self._go.acquire()
-        _local.thread = self
         STRAND.set(self.strand)
         try:
             if not self._killed:
@@ -175,7 +172,6 @@ class SimThread:
             self._alive = False
             if not self._killed:
                 self._ended.set()
-            self._turns.back.release()
 
 
 class SimEvent:
@@ -205,6 +201,24 @@ class SimEvent:
             if thread in self._waiting:
                 self._waiting.remove(thread)
         return self._set
+
+
+class SimQueue:
+    """In the place of queue.SimpleQueue."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._items: deque[Any] = deque()
+        self._filled = SimEvent(turns)
+
+    def put(self, item: Any) -> None:
+        self._items.append(item)
+        self._filled.set()
+
+    def get(self) -> Any:
+        while not self._items:
+            self._filled.clear()
+            self._filled.wait()
+        return self._items.popleft()
 
 
 class SimCondition:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qsync.keys import QUEUE_KEYS, QueueKeys
 from qsync.task import decode_failure
-from tests.sim.ledger import US, Entry
+from tests.sim.entries import US, Entry
+from tests.sim.population import LEASE, PREFIX, SCHEDULES, SWEEP
 from tests.sim.process import WALL
-from tests.sim.work import MAX_CRASHES, QUEUES, Wanted
+from tests.sim.work import DEAF_S, MAX_CRASHES, QUEUES, Wanted
 
 if TYPE_CHECKING:  # the history makes its verdict, so this is the one arrow back
     from tests.sim.history import History
@@ -19,9 +20,16 @@ BAR_LEASES: Final = 10
 
 SLACK_S: Final = 1.0
 
-STUBBORN_S: Final = 8.0
+STUBBORN_S: Final = DEAF_S + 1.0
 """How long a handler that does not heed its timeout may hold its slot, the timeout included."""
 
+POLL_S: Final = 0.5
+
+FINISHED: Final = ("completed", "dead")
+HASHES: Final = (
+    "tasks", "owner", "keys", "progress", "crashes", "failures", "results", "cancels", "unique",
+    "stats",
+)  # fmt: skip
 UNFINISHED: Final = ("scheduled", "pending", "active", "retry")
 SUCCEEDS: Final = ("ok", "slow", "nested", "progress", "crash", "block")
 
@@ -30,35 +38,41 @@ class Verdict:
     """Looks at the store, at the ledger, and at what clients and handlers know."""
 
     def __init__(self, history: History) -> None:
-        from tests.sim import history as module
-
-        self._lease, self._sweep = module.LEASE, module.SWEEP
-        self._tick_s = module.TICK_S
-        self._prefix = module.PREFIX
         self.history = history
+        self.store = history.network.store
         self.ledger = history.ledger
         self.books = history.books
-        self.plain = history.network.plain
+        self.plain = history.network.store.plain
         self.find = history.ledger.find
+        self._last: dict[tuple[str, str], dict[str, Any]] = {}
 
     def _key(self, queue: str, name: str) -> str:
-        return QueueKeys(self._prefix, queue).key(name)
+        return QueueKeys(PREFIX, queue).key(name)
 
-    def _ids(self, queue: str, state: str) -> list[str]:
-        return [id.decode() for id in self.plain("ZRANGE", self._key(queue, state), 0, -1)]
+    def _command(self, queue: str, name: str) -> tuple[Any, ...]:
+        key = self._key(queue, name)
+        return ("HGETALL", key) if name in HASHES else ("ZRANGE", key, 0, -1, "WITHSCORES")
 
-    def _fields(self, queue: str, name: str) -> dict[str, bytes]:
-        flat = self.plain("HGETALL", self._key(queue, name))
-        return {key.decode(): value for key, value in zip(flat[::2], flat[1::2], strict=True)}
+    def _fields(self, queue: str, name: str) -> dict[str, Any]:
+        """The fields of a hash, or the ids in a state with their scores."""
+        if self._last:
+            return self._last[queue, name]
+        return _pairs(self.plain(*self._command(queue, name)))
+
+    def _read_all(self) -> None:
+        """Read at once whatever will be looked at: from now on nothing changes any more."""
+        names = [(queue, name) for queue in QUEUES for name in (*UNFINISHED, *FINISHED, *HASHES)]
+        replies = self.store.read([self._command(*name) for name in names])
+        self._last = dict(zip(names, map(_pairs, replies), strict=True))
 
     async def recovered(self) -> None:
         """No dead server has a lease any more, a lease and a sweep after peace."""
         loop = self.history.loop
-        while loop.now < self._last_trouble() + self._lease + self._sweep + SLACK_S:
+        while loop.now < self._last_trouble() + LEASE + SWEEP + SLACK_S:
             if not self._unfinished():
                 return
-            await asyncio.sleep(0.25)
-        over_us = self._now_us - round((self._sweep + SLACK_S) * US)
+            await asyncio.sleep(POLL_S)
+        over_us = self._now_us - round((SWEEP + SLACK_S) * US) - self.ledger.back_us
         for queue in QUEUES:
             for id, token in self._fields(queue, "owner").items():
                 server = self.ledger.servers[token.decode().rpartition("/")[0]]
@@ -70,23 +84,25 @@ class Verdict:
     def _last_trouble(self) -> float:
         """When peace came, a server died of a task or one of those that are left stood still."""
         last: float = self.history.peace_at
-        for server in self.history.servers:
+        for server in self.history.population.servers:
             if server.died_at is not None:
                 last = max(last, server.died_at)
             else:
-                last = max([last, *(end for _, end in server.stalls)])
+                last = max([last, *(end for _, end in (*server.stalls, *server.freezes))])
         return last
 
     async def drained(self) -> None:
         """All tasks have ended."""
         loop = self.history.loop
-        due = max([entry.due_us for entry in self.ledger.entries.values()], default=0) / US - WALL
-        ends = max(loop.now, due) + self._work_left() + BAR_LEASES * self._lease
+        due_us = max([entry.due_us for entry in self.ledger.entries.values()], default=0)
+        due = loop.now + max(0.0, (due_us - self._now_us) / US)
+        jumps = sum(abs(by) for _, by in self.store.jumps if by < 0) / US  # leases last longer
+        ends = due + self._work_left() + BAR_LEASES * LEASE + jumps
         while (left := self._unfinished()) and not self.ledger.wrong:
             if loop.now >= ends:
                 self.find(f"after {BAR_LEASES} leases of peace there still are {left}")
                 return
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(POLL_S)
 
     def _work_left(self) -> float:
         """Seconds that the handlers of what is unfinished may take, one after the other."""
@@ -102,7 +118,7 @@ class Verdict:
 
     def _unfinished(self) -> dict[str, list[str]]:
         names = [(queue, state) for queue in QUEUES for state in UNFINISHED]
-        found = self.history.network.read([("ZRANGE", self._key(*name), 0, -1) for name in names])
+        found = self.store.read([("ZRANGE", self._key(*name), 0, -1) for name in names])
         return {
             ":".join(name): [id.decode() for id in ids]
             for name, ids in zip(names, found, strict=True)
@@ -111,12 +127,13 @@ class Verdict:
 
     @property
     def _now_us(self) -> int:
-        return self.history.network.now_us
+        return self.store.now_us
 
     # All is over
 
     def final(self) -> None:
         """Look at everything once more, when all servers have stopped."""
+        self._read_all()
         for queue in QUEUES:
             self._check_left(queue)
             self._check_counters(queue)
@@ -128,7 +145,7 @@ class Verdict:
         self._check_keys()
 
     def _check_left(self, queue: str) -> None:
-        dead, completed = set(self._ids(queue, "dead")), set(self._ids(queue, "completed"))
+        dead, completed = set(self._fields(queue, "dead")), set(self._fields(queue, "completed"))
         allowed = {
             "tasks": dead | completed, "owner": set(), "keys": set(), "progress": set(),
             "crashes": dead | completed, "failures": dead | completed, "results": completed,
@@ -136,14 +153,14 @@ class Verdict:
         }  # fmt: skip
         for name, ids in allowed.items():
             for id in self._fields(queue, name).keys() - ids:
-                if id.startswith("tick@") and id in self._ids(queue, "pending"):
+                if id.partition("@")[0] in SCHEDULES and id in self._fields(queue, "pending"):
                     continue  # it came when the servers were about to stop
                 self.find(f"{name} of {queue} still holds {id}")
-        now_us = self.history.network.now_us
+        now_us = self._now_us - self.ledger.back_us  # what is swept once a second waits so long
         for lock, value in self._fields(queue, "unique").items():
             if lock.startswith("@"):
                 self.find(f"{lock} in {queue} is a lock of a task that ended")
-            elif int(value.partition(b":")[0]) <= now_us - 3 * US * self._sweep:
+            elif int(value.partition(b":")[0]) <= now_us - 3 * US * SWEEP:
                 # A window that ended is swept once a second, while there are servers.
                 self.find(f"{lock} in {queue} is held by nobody: {value!r}")
 
@@ -156,14 +173,15 @@ class Verdict:
         for name in ("enqueued", "completed"):
             if stats.get(name, 0) and not self.ledger.unsure:
                 self.find(f"counter {name} of {queue} is off by {stats[name]}")
-        dead = len(self._ids(queue, "dead"))
+        dead = len(self._fields(queue, "dead"))
         if stats.get("dead", 0) - stats.get("trimmed", 0) != dead:
             self.find(f"counters of {queue} say {stats}, and there are {dead} dead tasks")
 
     def _check_accepted(self, wanted: Wanted) -> None:
         entry = self.ledger.entries.get((wanted.queue, wanted.id))
         if entry is None or not entry.created:
-            self.find(f"{wanted.id} was accepted, and the store never had it")
+            if (wanted.queue, wanted.id) not in self.ledger.lost:
+                self.find(f"{wanted.id} was accepted, and the store never had it")
             return
         state = self._state(wanted)
         ended = entry.finished or state == "dead"
@@ -180,8 +198,8 @@ class Verdict:
             self.find(f"{wanted.id} is cancelled, and nobody asked for it")
 
     def _state(self, wanted: Wanted) -> str | None:
-        for state in ("completed", "dead"):
-            if self.plain("ZSCORE", self._key(wanted.queue, state), wanted.id) is not None:
+        for state in FINISHED:
+            if wanted.id in self._fields(wanted.queue, state):
                 return state
         return None
 
@@ -195,18 +213,19 @@ class Verdict:
 
     def _check_death(self, wanted: Wanted, entry: Entry) -> None:
         kind, times = wanted.plan["kind"], wanted.plan["times"]
-        raw = self.plain("HGET", self._key(wanted.queue, "failures"), wanted.id)
+        raw = self._fields(wanted.queue, "failures").get(wanted.id)
         error = decode_failure(raw).error.partition("\n")[0]
-        crashes = self.plain("HGET", self._key(wanted.queue, "crashes"), wanted.id) or b""
+        crashes = self._fields(wanted.queue, "crashes").get(wanted.id, b"")
         if crashes.endswith(b"!"):
             self._check_crashed(wanted, entry, kind)
         elif "deadline" in error:
             if wanted.deadline_us is None:
                 self.find(f"{wanted.id} is dead of a deadline that it has not")
-            elif error.startswith("deadline passed") and wanted.deadline_us > self._now_us:
+            elif error.startswith("deadline passed") and wanted.deadline_us > self.store.latest_us:
                 self.find(f"{wanted.id} is dead of a deadline to come")
         elif not (
             "timed out" in error
+            or ("no server knew it for an hour" in error and self.ledger.forgetful)
             or kind == "skip"
             or (kind in ("fail", "again", "gives_up") and times > wanted.retry)
         ):
@@ -218,33 +237,49 @@ class Verdict:
         if len(lapsed) < MAX_CRASHES:
             self.find(f"{wanted.id} is dead of crashes, and had {len(lapsed)} lapses")
         last = self.ledger.servers[lapsed[-1].token.rpartition("/")[0]]
-        died_us = int(self.plain("ZSCORE", self._key(wanted.queue, "dead"), wanted.id))
+        died_us = int(self._fields(wanted.queue, "dead")[wanted.id])
         before = last.died_at is not None and (WALL + last.died_at) * US <= died_us
+        before = before and not self.store.jumps
         if kind != "poison" and before and last.poisoned_by not in (None, wanted.id):
             self.find(f"{wanted.id} is dead by the poison {last.poisoned_by} beside it")
 
     def _check_entry(self, entry: Entry) -> None:
         lease = entry.lease
         if lease is not None:
-            self.ledger.check_cause(entry, lease, self.history.network.now_us)
+            self.ledger.check_cause(entry, lease)
         wanted = self.books.accepted.get((entry.queue, entry.id))
         if entry.ran_on_us and (wanted is None or wanted.plan["kind"] not in ("deaf", "block")):
             self.find(f"{entry.id} ran on for {entry.ran_on_us / US} s though it was cancelled")
 
     def _check_ticks(self) -> None:
-        """Once the schedule is known to the store, no tick is left out."""
-        for (_, schedule), ticks in self.ledger.ticks.items():
-            period = round(self._tick_s * US)
-            if ticks != list(range(ticks[0], ticks[-1] + 1, period)):
-                self.find(f"ticks of {schedule} are {[tick / US - WALL for tick in ticks]}")
+        """Once a schedule is known to the store no tick is left out, and none comes twice."""
+        for (queue, name), ticks in self.ledger.ticks.items():
+            seconds, missed = SCHEDULES[name]
+            period = round(seconds * US)
+            lost = {tick for *of, tick in self.ledger.lost_ticks if of == [queue, name]}
+            left_out = set(range(ticks[0], ticks[-1] + 1, period)) - set(ticks) - lost
+            passed = self.ledger.forgetful and missed != "all"  # the clock leapt over their grace
+            if ticks != sorted(set(ticks)) or (left_out and not passed):
+                shown = [tick / US - WALL for tick in ticks]
+                self.find(f"ticks of {name} are {shown}, lost with the store {len(lost)}")
+            leaps = sum(by > period for _, by in self.store.jumps)
+            if missed == "once" and len(ticks) > max(1, leaps) and not lost:
+                self.find(f"{name} made up for more than one missed tick: {ticks}")
 
     def _check_keys(self) -> None:
         structural = {self._key(queue, name) for queue in QUEUES for name in QUEUE_KEYS}
-        structural |= {f"{self._prefix}:queues", f"{self._prefix}:servers"}
-        for raw in self.plain("KEYS", "*"):
-            key: str = raw.decode()
-            if key not in structural and self.plain("PTTL", key) < 0:
+        structural |= {f"{PREFIX}:queues", f"{PREFIX}:servers"}
+        keys = [raw.decode() for raw in self.plain("KEYS", "*")]
+        others = [key for key in keys if key not in structural]
+        for key, ttl in zip(
+            others, self.store.read([("PTTL", key) for key in others]), strict=True
+        ):
+            if ttl < 0:
                 self.find(f"key {key} is left for ever")
+
+
+def _pairs(flat: Any) -> dict[str, Any]:
+    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
 def explain(events: Any, id: str) -> list[str]:

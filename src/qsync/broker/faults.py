@@ -11,8 +11,12 @@ from qsync.broker.address import Address
 from qsync.broker.call import Call
 from qsync.errors import ConfigError, QsyncError, QueueFull, StoreUnavailable
 
-LIBRARY_ERRORS: Final = (failures.RedisError, OSError, TimeoutError, EOFError, ValueError)
-"""What redis-py raises; ValueError is how asyncio reports a reply over its buffer."""
+LIBRARY_ERRORS: Final = (
+    failures.RedisError, OSError, TimeoutError, EOFError, ValueError, RuntimeError,
+)  # fmt: skip
+"""What redis-py raises; ValueError is how asyncio reports a reply over its buffer, RuntimeError how
+uvloop reports a write to a connection that was reset a moment ago.
+"""
 
 
 class Fault(Enum):
@@ -49,6 +53,8 @@ def classify(error: BaseException) -> Fault:
         failures.RedisClusterException, OSError, TimeoutError, EOFError,
     )  # fmt: skip
     if isinstance(error, transient) or text.startswith(_TRANSIENT_CODES):
+        return Fault.TRANSIENT
+    if isinstance(error, RuntimeError) and text.endswith("the handler is closed"):
         return Fault.TRANSIENT
     if "ACL failure in script" in text or "The user executing the script can't" in text:
         return Fault.DENIED

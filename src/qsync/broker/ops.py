@@ -46,7 +46,7 @@ class Held(NamedTuple):
     token: str
 
 
-class Done(NamedTuple):
+class Done(msgspec.Struct, frozen=True, gc=False):
     """A task run to its end. `retention_us` None: it leaves at once, and so does its result."""
 
     id: str
@@ -111,12 +111,14 @@ class Fetched:
     paused: bool
 
 
-def batches(items: Sequence[Any], size: Callable[[Any], int]) -> Iterator[Sequence[Any]]:
-    """Cut items into runs of at most BATCH and BATCH_BYTES, one item at least."""
+def batches(
+    items: Sequence[Any], size: Callable[[Any], int], most: int = BATCH_BYTES
+) -> Iterator[Sequence[Any]]:
+    """Cut items into runs of at most BATCH and `most` bytes, one item at least."""
     start = total = 0
     for at, item in enumerate(items):
         amount = size(item)
-        if at > start and (at - start >= BATCH or total + amount > BATCH_BYTES):
+        if at > start and (at - start >= BATCH or total + amount > most):
             yield items[start:at]
             start, total = at, 0
         total += amount
@@ -128,15 +130,28 @@ def enqueue(
     keys: QueueKeys,
     tasks: Sequence[Outgoing],
     *,
+    sender: str = "",
+    number: int = 0,
     wait: Wait | None = None,
     now_us: int | None = None,
 ) -> Call[list[Enqueued]]:
-    """Store new tasks, all of them of this queue; one outcome a task, in order."""
+    """Store new tasks, all of them of this queue; one outcome a task, in order.
+
+    With a sender, which numbers its calls and has one under way at a time, the call is answered as
+    at first when it comes again, even if its tasks have ended and left meanwhile. A call that comes
+    after a later one of its sender does nothing, and no outcomes come back.
+    """
     script = load("enqueue")
-    args: list[Argument] = [_now(now_us), MESSAGE_HEAD]
+    args: list[Argument] = [_now(now_us), MESSAGE_HEAD, sender, number]
     for task in _batch(tasks):
         args += (task.id, task.message, _enqueue_options(task))
-    decode = _enqueued if wait is None else _enqueued_and_waited
+
+    def decode(reply: Any) -> list[Enqueued]:
+        answer, confirmed = (reply, None) if wait is None else reply
+        if answer == b"created":
+            return [Enqueued("created", task.id, confirmed) for task in tasks]
+        return _enqueued(answer, confirmed)
+
     return Call(script, keys.names(script.keys), tuple(args), decode, wait)
 
 
@@ -196,10 +211,20 @@ def complete(
     """End tasks that succeeded; refused as a whole when there are results and no memory."""
     script = load("complete", allow_oom=not any(task.result for task in tasks))
     args: list[Argument] = [_now(now_us)]
-    for task in _batch(tasks):
-        retention = "" if task.retention_us is None else task.retention_us
-        args += (task.id, task.token, retention, task.result)
-    return Call(script, keys.names(script.keys), tuple(args), _outcomes)
+    if all(task.retention_us is None for task in _batch(tasks)):
+        args.append(2)
+        for task in tasks:
+            args += (task.id, task.token)
+    else:
+        args.append(4)
+        for task in tasks:
+            retention = "" if task.retention_us is None else task.retention_us
+            args += (task.id, task.token, retention, task.result)
+
+    def outcomes(reply: Any) -> list[Outcome]:
+        return ["ok"] * len(tasks) if reply == b"ok" else _outcomes(reply)
+
+    return Call(script, keys.names(script.keys), tuple(args), outcomes)
 
 
 def complete_without_room(
@@ -272,14 +297,14 @@ def progress(
     return Call(script, keys.names(script.keys), tuple(args), _outcomes)
 
 
-def abandon(
-    keys: QueueKeys, server: str, *, cursor: str = "0", now_us: int | None = None
-) -> Call[tuple[str, int]]:
+def abandon(keys: QueueKeys, server: str, *, cursor: str = "0") -> Call[tuple[str, int]]:
     """Let the leases of a dead server lapse at once; returns the next cursor and how many."""
     script = load("abandon")
-    args = (_now(now_us), server, cursor)
     return Call(
-        script, keys.names(script.keys), args, lambda reply: (_text(reply[0]), int(reply[1]))
+        script,
+        keys.names(script.keys),
+        (server, cursor),
+        lambda reply: (_text(reply[0]), int(reply[1])),
     )
 
 
@@ -292,6 +317,18 @@ def cancel(
     return Call(script, keys.names(script.keys), args, _texts)
 
 
+class Rerun(NamedTuple):
+    """A task to be run now. The rest is for dead ones; `failure` is the record that it keeps."""
+
+    id: str
+    fairness_key: str = ""
+    lock: str = ""
+    failure: bytes = b""
+
+
+RunOutcome = tuple[Literal["ok", "duplicate", "changed"], str]
+
+
 def run(
     keys: QueueKeys,
     id: str,
@@ -299,12 +336,23 @@ def run(
     *,
     fairness_key: str = "",
     lock: str = "",
+    failure: bytes = b"",
     now_us: int | None = None,
-) -> Call[tuple[Literal["ok", "duplicate", "changed"], str]]:
+) -> Call[RunOutcome]:
     """Put a task that is scheduled, in retry or dead into pending, if it still is in that state."""
+    call = run_many(keys, [Rerun(id, fairness_key, lock, failure)], state, now_us=now_us)
+    return Call(call.script, call.keys, call.args, lambda reply: call.decode(reply)[0])
+
+
+def run_many(
+    keys: QueueKeys, tasks: Sequence[Rerun], state: str, *, now_us: int | None = None
+) -> Call[list[RunOutcome]]:
+    """As `run`, for tasks in one state; they go to pending in this order."""
     script = load("run")
-    args = (_now(now_us), id, state, fairness_key, lock)
-    return Call(script, keys.names(script.keys), args, _texts)
+    args: list[Argument] = [_now(now_us), state]
+    for task in _batch(tasks):
+        args += task
+    return Call(script, keys.names(script.keys), tuple(args), _pairs)
 
 
 def delete(
@@ -313,6 +361,45 @@ def delete(
     """Remove tasks that are in a state, which is not `active`; how many were."""
     script = load("delete")
     return Call(script, keys.names(script.keys), (_now(now_us), state, *_batch(ids)), int)
+
+
+class Purged(NamedTuple):
+    """How many tasks went, and are left in the state; `last` is the end of the purge, which is
+    passed to the next call, or None when it has come to that."""
+
+    deleted: int
+    left: int
+    last: tuple[str, str] | None
+
+
+def purge(
+    keys: QueueKeys,
+    state: str,
+    *,
+    last: tuple[str, str] | None = None,
+    count: int = BATCH,
+    now_us: int | None = None,
+) -> Call[Purged]:
+    """Remove the first tasks of a state, up to the last that it held when this began.
+
+    Of active ones only those go whose lease has lapsed.
+    """
+    script = load("purge")
+    score, id = last or ("", "")
+    args = (_now(now_us), state, min(count, BATCH), score, id.encode(errors="surrogateescape"))
+
+    def decode(reply: Any) -> Purged:
+        deleted, left, more, score, id = reply
+        end = (_text(score), id.decode(errors="surrogateescape"))
+        return Purged(deleted, left, end if more else None)
+
+    return Call(script, keys.names(script.keys), args, decode)
+
+
+def forget(keys: QueueKeys) -> Call[int]:
+    """Remove a queue that holds nothing; how many tasks it holds, which is 0 when it is gone."""
+    script = load("forget")
+    return Call(script, keys.names(script.keys), (), int)
 
 
 def repair(
@@ -336,22 +423,58 @@ def repair(
     return Call(script, keys.names(script.keys), tuple(args), _outcomes)
 
 
-def pause(keys: QueueKeys, note: bytes) -> Call[bool]:
+def pause(keys: QueueKeys, note: bytes, *, now_us: int | None = None) -> Call[bool]:
     """Pause a queue; the note says by whom and why. False when it was paused before."""
-    if not note:
-        msg = "note: a pause without one would be a resume"
-        raise ValueError(msg)
-    return _pause(keys, note)
+    return _pause(keys, _note(note), now_us)
 
 
 def resume(keys: QueueKeys) -> Call[bool]:
     """Resume a queue; False when it was not paused."""
-    return _pause(keys, b"")
+    return _pause(keys, b"", None)
+
+
+def publish(
+    keys: QueueKeys, schedules: Sequence[tuple[str, bytes, bytes]], *, now_us: int | None = None
+) -> Call[int]:
+    """Say what schedules there are: name, record and task, the latter two opaque to the scripts."""
+    script = load("publish")
+    args: list[Argument] = [_now(now_us)]
+    for schedule in _batch(schedules):
+        args += schedule
+    return Call(script, keys.names(script.keys), tuple(args), int)
+
+
+def pause_schedule(
+    keys: QueueKeys, schedule: str, note: bytes, *, now_us: int | None = None
+) -> Call[bool | None]:
+    """Have the ticks of a schedule pass; False when it was so before, None: it is not there."""
+    return _pause_schedule(keys, schedule, _note(note), now_us)
+
+
+def resume_schedule(
+    keys: QueueKeys, schedule: str, *, now_us: int | None = None
+) -> Call[bool | None]:
+    """Have a schedule go on; False when it was not paused, None: it is not there."""
+    return _pause_schedule(keys, schedule, b"", now_us)
+
+
+def forget_schedule(
+    keys: QueueKeys, schedule: str, *, silence_us: int, now_us: int | None = None
+) -> Call[bool | None]:
+    """Remove a schedule that nobody published for so long; False: somebody did, None: not there."""
+    script = load("forget_schedule")
+    args = (_now(now_us), schedule, silence_us)
+    return Call(script, keys.names(script.keys), args, _changed)
 
 
 def register(keys: GlobalKeys, queues: Iterable[str]) -> Call[int]:
     """Add queues to the set of those in use; returns how many are new."""
     return Call(load("register"), (keys.queues,), tuple(queues), int)
+
+
+def unregister(keys: GlobalKeys, queues: Iterable[str]) -> Call[int]:
+    """Take queues out of the set of those in use; returns how many were in it."""
+    return Call(load("unregister"), (keys.queues,), tuple(queues), int)
 
 
 def announce(keys: GlobalKeys, server: str, *, ttl_us: int, now_us: int | None = None) -> Call[int]:
@@ -372,9 +495,27 @@ def send(keys: GlobalKeys, server: str, order: bytes, *, ttl_ms: int) -> Call[in
     return Call(load("send"), (keys.inbox(server),), (ttl_ms, order), int)
 
 
-def _pause(keys: QueueKeys, note: bytes) -> Call[bool]:
+def _pause(keys: QueueKeys, note: bytes, now_us: int | None) -> Call[bool]:
     script = load("pause")
-    return Call(script, keys.names(script.keys), (note,), bool)
+    return Call(script, keys.names(script.keys), (_now(now_us), note), bool)
+
+
+def _pause_schedule(
+    keys: QueueKeys, schedule: str, note: bytes, now_us: int | None
+) -> Call[bool | None]:
+    script = load("pause_schedule")
+    return Call(script, keys.names(script.keys), (_now(now_us), schedule, note), _changed)
+
+
+def _note(note: bytes) -> bytes:
+    if not note:
+        msg = "note: a pause without one would be a resume"
+        raise ValueError(msg)
+    return note
+
+
+def _changed(reply: int) -> bool | None:
+    return None if reply < 0 else bool(reply)
 
 
 def _settle(
@@ -412,10 +553,10 @@ def _enqueue_options(task: Outgoing) -> bytes:
     return codec.encode(_EnqueueOptions(task.due, task.fairness_key, task.lock, task.window_us))
 
 
-def _enqueued(reply: Any) -> list[Enqueued]:
+def _enqueued(reply: Any, confirmed: bool | None) -> list[Enqueued]:
     outcomes = _ENQUEUE_OUTCOMES
     return [
-        Enqueued(outcomes[outcome], id.decode("utf-8", "backslashreplace"))
+        Enqueued(outcomes[outcome], id.decode("utf-8", "backslashreplace"), confirmed)
         for outcome, id in zip(reply[::2], reply[1::2], strict=True)
     ]
 
@@ -425,11 +566,6 @@ _ENQUEUE_OUTCOMES: Final[dict[bytes, Literal["created", "exists", "duplicate"]]]
     b"exists": "exists",
     b"duplicate": "duplicate",
 }
-
-
-def _enqueued_and_waited(reply: Any) -> list[Enqueued]:
-    answer, confirmed = reply
-    return [one._replace(confirmed=confirmed) for one in _enqueued(answer)]
 
 
 def _fetched(reply: Any) -> Fetched:
@@ -480,6 +616,11 @@ def _text(value: bytes) -> str:
 
 def _outcomes(reply: Any) -> list[Any]:
     return [_text(outcome) for outcome in reply]
+
+
+def _pairs(reply: Any) -> Any:
+    texts = _outcomes(reply)
+    return list(zip(texts[::2], texts[1::2], strict=True))
 
 
 def _texts(reply: Any) -> Any:

@@ -15,7 +15,7 @@ Role = Literal["client", "server", "reader", "admin"]
 CLIENT: Final = ("enqueue", "register", "mark", "show", "cancel", "send")
 SERVER: Final = (
     *CLIENT, "fetch", "complete", "retry", "kill", "hand_back", "cancelled", "renew", "start",
-    "progress", "abandon", "tick", "begin_ticks", "announce", "describe",
+    "progress", "abandon", "tick", "begin_ticks", "publish", "announce", "describe",
 )  # fmt: skip
 
 PLAIN: Final[dict[Role, tuple[str, ...]]] = {
@@ -31,7 +31,7 @@ CLUSTER: Final = ("cluster|slots", "command", "asking")
 
 ROLES: Final[tuple[Role, ...]] = ("client", "server", "reader", "admin")
 
-_COMMAND: Final = re.compile(r"redis\.p?call\('([A-Z]+)'")
+_COMMAND: Final = re.compile(r"redis\.p?call\(\s*'([A-Z]+)'(?:, '([A-Z]+)')?")
 
 
 @cache
@@ -55,8 +55,13 @@ def commands(role: Role, *, old: bool = False) -> tuple[str, ...]:
     """The commands that a role needs, sorted, in lower case; `old`: of a Redis before 7.2."""
     needed = {*EVERYBODY, *PLAIN[role]}
     for name in scripts_of(role):
-        needed |= {command.lower() for command in _COMMAND.findall(load(name).text)}
+        needed |= {_command(*found) for found in _COMMAND.findall(load(name).text)}
     return tuple(sorted(needed - ({"waitaof"} if old else set())))
+
+
+def _command(name: str, part: str) -> str:
+    """As ACL rules name it, which of a command with parts allow one: `memory|usage`."""
+    return f"{name}|{part}".lower() if part else name.lower()
 
 
 def rules(role: Role, prefix: str, *, old: bool = False, cluster: bool = False) -> tuple[str, ...]:

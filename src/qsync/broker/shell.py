@@ -301,6 +301,8 @@ class AsyncBroker:
         self._read_timeout = read_timeout
         self._client: Any = None
         self._nodes: dict[tuple[str, int], Any] = {}
+        self._failed_node: str | None = None
+        self._learning = asyncio.Lock()
         self._refused: dict[Any, tuple[float, Exception]] = {}
         """Pools whose node refuses connections or breaks new ones: since when, and how."""
 
@@ -392,7 +394,7 @@ class AsyncBroker:
         if self.address.kind != "cluster":
             return [self.address]
         try:
-            await client.initialize()
+            await self._learn_map(client)
         except LIBRARY_ERRORS as error:
             raise no_answer(error, self.address) from error
         nodes = sorted((node.host, int(node.port)) for node in client.get_primaries())
@@ -422,7 +424,7 @@ class AsyncBroker:
         address = self.address
         if address.kind == "cluster":
             cluster = self._open()
-            await cluster.initialize()
+            await self._learn_map(cluster)
             node = cluster.get_node_from_key(key)
             address = connect.at_node(address, node.host, node.port)
         return connect.async_node_client(address, connections=1, read_timeout=self._read_timeout)
@@ -444,7 +446,7 @@ class AsyncBroker:
         with heeding_cancellation():
             async with asyncio.timeout(self._read_timeout):
                 if self.address.kind == "cluster":
-                    await client.initialize()
+                    await self._learn_map(client)
                     return await client.get_random_node().execute_command(*command)
                 return await client.execute_command(*command)
 
@@ -455,7 +457,7 @@ class AsyncBroker:
             with heeding_cancellation():
                 try:
                     # Before any call: calls that each find it to do break each other's connections.
-                    await client.initialize()
+                    await self._learn_map(client)
                 except LIBRARY_ERRORS as error:
                     return [error] * len(calls)
                 tries = [self._try_in_cluster(client, call) for call in calls]
@@ -472,6 +474,10 @@ class AsyncBroker:
                 replies[at] = reply
         return replies
 
+    async def _learn_map(self, cluster: Any) -> None:
+        async with self._learning:
+            self._failed_node = await connect.learn_map(cluster, self._failed_node)
+
     async def _try_in_cluster(self, client: Any, call: Call[Any]) -> Any:
         if call.wait is not None:
             return await self._wait_in_cluster(client, call, call.wait)
@@ -481,6 +487,7 @@ class AsyncBroker:
             except failures.NoScriptError:
                 return await client.execute_command(*eval_(call))
         except LIBRARY_ERRORS as error:
+            self._failed_node = getattr(error, "last_failed_node_name", self._failed_node)
             return error
         except AttributeError as error:
             # When a node says that the cluster is down, redis-py closes all connections, those too
@@ -507,7 +514,7 @@ class AsyncBroker:
         client = self._open()
         if self.address.kind != "cluster":
             return client
-        await client.initialize()
+        await self._learn_map(client)
         found = client.get_node_from_key(key)
         node = found.host, found.port
         if node not in self._nodes:

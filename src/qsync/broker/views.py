@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from qsync import codec
 from qsync.broker.call import Argument, Call
 from qsync.broker.ops import crash_count
 from qsync.broker.script import load
-from qsync.keys import QueueKeys
+from qsync.keys import COUNTERS, GlobalKeys, QueueKeys
 from qsync.state import TaskState
 from qsync.task import (
     Message,
@@ -81,16 +81,229 @@ def counts(keys: QueueKeys) -> Call[Counts]:
     def decode(reply: Any) -> Counts:
         sizes = dict(zip(script.keys, map(int, reply[0]), strict=False))
         states = {state: sizes.pop(state.value) for state in TaskState}
-        pairs = zip(reply[1][::2], reply[1][1::2], strict=True)
-        # A counter that somebody spoilt is left out, as if it had not begun.
-        stats = {
-            name.decode(errors="backslashreplace"): int(value)
-            for name, value in pairs
-            if value.isdigit() and len(value) < 20
-        }
-        return Counts(states, sizes, stats)
+        return Counts(states, sizes, _counters(reply[1]))
 
     return Call(script, keys.names(script.keys), (), decode)
+
+
+def _counters(flat: Sequence[bytes]) -> dict[str, int]:
+    """Counters by name; one that somebody spoilt is left out, as if it had not begun."""
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return {
+        name.decode(errors="backslashreplace"): int(value)
+        for name, value in pairs
+        if value.isdigit() and len(value) < 20
+    }
+
+
+class Cut(NamedTuple):
+    """A message, or what of it is there, and how long it is; `qsync.broker.cut` decodes it."""
+
+    data: bytes
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """A queue at one moment. `memory` is in bytes, None where the store does not tell.
+
+    `first` are the first tasks in pending, each its message and its failure record.
+    """
+
+    now_us: int
+    states: dict[TaskState, int]
+    memory: int | None
+    pause_note: bytes | None
+    paused_at_us: int
+    first: list[tuple[Cut, bytes]]
+    stats: dict[str, int]
+
+
+def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Call[Overview]:
+    """A queue at this moment, and its counters: in all, and of so many days, this one included."""
+    script = load("overview")
+    now = "" if now_us is None else now_us
+
+    def decode(reply: Any) -> Overview:
+        at, sizes, size, note, since, first, stats = reply
+        return Overview(
+            now_us=int(at),
+            states={TaskState(name): n for name, n in zip(script.keys, sizes, strict=False)},
+            memory=None if size < 0 else size,
+            pause_note=note or None,
+            paused_at_us=number(since),
+            first=[(Cut(message, length), failure) for message, length, failure in first],
+            stats=_counters(stats),
+        )
+
+    return Call(script, keys.names(script.keys), (now, days, *COUNTERS), decode)
+
+
+Place = tuple[str, str]
+"""Where a task is in its state: its score, as the store writes it, and its id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A task in a page; the message in `shown` is cut when it is long, `length` is that of all."""
+
+    id: str
+    place: Place
+    length: int
+    shown: Shown
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of the tasks in a state; `more` when others follow."""
+
+    now_us: int
+    total: int
+    more: bool
+    rows: list[Row]
+
+
+def page(
+    keys: QueueKeys,
+    state: TaskState,
+    *,
+    count: int,
+    after: Place | None = None,
+    backwards: bool = False,
+    now_us: int | None = None,
+) -> Call[Page]:
+    """The tasks in a state from a place on, `count` at most, and fewer when they are large."""
+    script = load("page")
+    score, id = after or ("", "")
+    args: tuple[Argument, ...] = (
+        "" if now_us is None else now_us, state.value, count, "1" if backwards else "",
+        score, _raw(id),
+    )  # fmt: skip
+
+    def decode(reply: Any) -> Page:
+        now, total, more, rows = reply
+        return Page(int(now), total, bool(more), [_row(state, row) for row in rows])
+
+    return Call(script, keys.names(script.keys), args, decode)
+
+
+def _row(state: TaskState, row: list[Any]) -> Row:
+    id, score, length, message, owner, crashes, failure, cancel, progress = row
+    size = int(length)
+    shown = Shown(
+        state,
+        int(max(-4e17, min(float(score), 4e17))),
+        message if size else None,
+        None if owner is None else owner.decode(errors="backslashreplace"),
+        crashes, failure, None, cancel, progress,
+    )  # fmt: skip
+    place = score.decode(), id.decode(errors="surrogateescape")
+    return Row(id.decode(errors="backslashreplace"), place, size, shown)
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """What a task waits for. `rank` None: it is not pending."""
+
+    now_us: int
+    rank: int | None
+    pending: int
+    holder: str | None
+    fetched_at_us: int
+    fetch_number: int
+    pause_note: bytes | None
+    paused_at_us: int
+    ended: int
+    """Attempts that ended in the queue so far."""
+
+
+def locate(
+    keys: QueueKeys, id: str, *, lock: str = "", server: str = "", now_us: int | None = None
+) -> Call[Located]:
+    """Where a task is in pending, who has its lock, and what its queue and its server do."""
+    script = load("locate")
+    args = ("" if now_us is None else now_us, id, lock, server)
+
+    def decode(reply: Any) -> Located:
+        now, rank, pending, holder, time, fetch, note, since, completed, failed = reply
+        return Located(
+            int(now), None if rank < 0 else rank, pending,
+            holder.decode(errors="backslashreplace") or None, number(time), number(fetch),
+            note or None, number(since), number(completed) + number(failed),
+        )  # fmt: skip
+
+    return Call(script, keys.names(script.keys), args, decode)
+
+
+def queues(keys: GlobalKeys) -> Call[list[str]]:
+    """The names of the queues in use, sorted."""
+
+    def decode(reply: Any) -> list[str]:
+        return sorted(name.decode(errors="backslashreplace") for name in reply)
+
+    return Call(load("queues"), (keys.queues,), (), decode)
+
+
+def servers(
+    keys: GlobalKeys, *, count: int = 1000, now_us: int | None = None
+) -> Call[tuple[int, dict[str, int]]]:
+    """The store's time, and until when each live server counts as that; the first to end first."""
+    args = ("" if now_us is None else now_us, count)
+
+    def decode(reply: Any) -> tuple[int, dict[str, int]]:
+        now, live = reply
+        pairs = zip(live[::2], live[1::2], strict=True)
+        return int(now), {id.decode(errors="backslashreplace"): int(float(t)) for id, t in pairs}
+
+    return Call(load("servers"), (keys.servers,), args, decode)
+
+
+def record(keys: GlobalKeys, server: str) -> Call[dict[str, bytes]]:
+    """What a server said of itself; empty when it has left, or did not say so for long."""
+
+    def decode(reply: Any) -> dict[str, bytes]:
+        pairs = zip(reply[::2], reply[1::2], strict=True)
+        return {name.decode(errors="backslashreplace"): value for name, value in pairs}
+
+    return Call(load("record"), (keys.server(server),), (), decode)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A schedule as servers published it. `task` is None when it was not asked for."""
+
+    name: str
+    record: bytes
+    seen_at_us: int
+    pause_note: bytes | None
+    """Since when it is paused, us, a space, and by whom and why."""
+    last_tick_us: int
+    task: bytes | None
+
+
+def schedules(
+    keys: QueueKeys, name: str = "", *, now_us: int | None = None
+) -> Call[tuple[int, list[Published]]]:
+    """The store's time and the schedules of a queue; by name one alone, with its task."""
+    script = load("schedules")
+    args = ("" if now_us is None else now_us, name)
+
+    def decode(reply: Any) -> tuple[int, list[Published]]:
+        now, rows = reply
+        return int(now), [
+            Published(
+                id.decode(errors="backslashreplace"), record or b"", number(seen), note,
+                number(tick), task,
+            )
+            for id, record, seen, note, tick, task in rows
+        ]  # fmt: skip
+
+    return Call(script, keys.names(script.keys), args, decode)
+
+
+def number(text: bytes | None) -> int:
+    """The number that the store holds as text; 0 where somebody spoilt it."""
+    return int(text) if text and text.isdigit() and len(text) < 20 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +403,20 @@ def last_error(shown: Shown) -> str | None:
     return decode_failure(shown.failure).error or None
 
 
+ABANDONED_US: Final = 2**52
+"""So much is taken off the end of a lease whose server is known to be dead."""
+
+
+def lease_until(shown: Shown) -> datetime:
+    """Until when the lease of an active task is, or was when its server was known to be dead."""
+    return moment_of(shown.score + (ABANDONED_US if shown.score < 0 else 0))
+
+
+def progress_of(shown: Shown) -> tuple[float, float] | None:
+    """How far a running task is, (done, total), as its handler last told."""
+    return _progress(shown.progress)
+
+
 def status(id: str, queue: str, shown: Shown) -> TaskStatus:
     """The task for a user's eyes; fields of a message that cannot be read are left empty."""
     message = message_of(shown)
@@ -210,7 +437,7 @@ def status(id: str, queue: str, shown: Shown) -> TaskStatus:
         headers=options.headers or {},
         token=shown.owner or "",
         state=shown.state,
-        due_at=_moment(shown.score) if waits else None,
+        due_at=moment_of(shown.score) if waits else None,
         last_error=last_error(shown),
         progress=_progress(shown.progress),
         cancelled=shown.cancel is not None,
@@ -218,7 +445,7 @@ def status(id: str, queue: str, shown: Shown) -> TaskStatus:
     )
 
 
-def _moment(us: int) -> datetime:
+def moment_of(us: int) -> datetime:
     """As `moment`; a time that no datetime can hold is cut to the last one that can."""
     try:
         return moment(us)

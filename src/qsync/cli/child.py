@@ -8,6 +8,7 @@ FD is the socket that it shares with its parent; see `qsync.server.child`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -17,12 +18,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
+
+import msgspec
 
 from qsync.cli import logs
 from qsync.cli.target import TargetError, load
 from qsync.errors import QsyncError
+from qsync.server import in_process
+from qsync.server.health import Condition
 from qsync.server.server import Server
+from qsync.server.tally import Tally
 
 log = logging.getLogger("qsync.worker")
 
@@ -39,6 +46,8 @@ class Parent:
         self._lines = self._socket.makefile("rb")
         self._lock = threading.Lock()
         self._told: set[str] = set()
+        self.server: Server | None = None
+        """Of which it is told how it is when it asks."""
 
     def order(self) -> dict[str, Any]:
         """What to do; waits for it."""
@@ -47,11 +56,29 @@ class Parent:
 
     def watch(self) -> None:
         """From now on this process is told to stop when its parent has died."""
-        threading.Thread(target=self._wait_for_end, name="qsync-parent", daemon=True).start()
+        threading.Thread(target=self._answer_until_end, name="qsync-parent", daemon=True).start()
 
-    def _wait_for_end(self) -> None:
-        self._lines.read()
+    def _answer_until_end(self) -> None:
+        """In a thread of its own: it also answers while a handler blocks the event loop."""
+        with contextlib.suppress(OSError):
+            for line in self._lines:
+                server = self.server
+                condition = Condition() if server is None else server.condition()
+                self.tell(
+                    answer=json.loads(line)["ask"],
+                    condition=msgspec.to_builtins(condition),
+                    rows=self._rows(),
+                )
         os.kill(os.getpid(), signal.SIGTERM)
+
+    def tell_rows(self) -> None:
+        """Send what the server has counted, for the last time."""
+        if rows := self._rows():
+            self.tell(rows=rows)
+
+    def _rows(self) -> Any:
+        tally = None if self.server is None else self.server.tally
+        return [] if tally is None else msgspec.to_builtins(tally.rows())
 
     def tell(self, **report: Any) -> None:
         """Send a report, unless the parent has died."""
@@ -97,14 +124,21 @@ def _serve(order: dict[str, Any], parent: Parent) -> int:
         app = load(order["target"])
         server = app.server(**order["config"], server_id=order["server_id"])
     except (TargetError, QsyncError) as error:
-        logs.configure(order["log_level"], tag=tag)
+        logs.configure(order["log_level"], tag=tag, form=order["log_format"])
         log.error("%s", error, exc_info=log.isEnabledFor(logging.DEBUG))
         parent.tell(error=logs.escape(str(error)))
         return 2
     finally:
         if order["reload"]:
             parent.tell_files()
-    logs.configure(order["log_level"], tag=tag)
+    logs.configure(order["log_level"], tag=tag, form=order["log_format"])
+    if logs.is_set_up():
+        # So are those of its handlers that run in processes.
+        again = partial(logs.configure, order["log_level"], tag=tag, form=order["log_format"])
+        in_process.at_start.append(again)
+    if order["tally"]:
+        server.tally = server.tally or Tally(server.mux.types)
+    parent.server = server
     if order["reload"]:
         parent.keep_telling_files()
     parent.tell(ready=True, queues=list(server.config.weights))
@@ -124,6 +158,8 @@ def _run(server: Server, parent: Parent, *, uvloop: bool) -> int:
         log.error("%s", error)
         parent.tell(error=logs.escape(str(error)))
         return 1
+    finally:
+        parent.tell_rows()
     return 1 if server.broken else 0
 
 

@@ -1,31 +1,157 @@
-"""Logging of the commands: one line for each event, made for a person at a terminal or a file."""
+"""Logging of the commands: one line for each event, made for a person, or JSON for a machine.
+
+What is logged within a handler has the task's id, queue, type and attempt with it, whoever logs.
+Nothing that goes wrong with standard error reaches who logs: a thread writes, and when the reader
+is too slow, lines are dropped and counted.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import math
+import os
+import queue
+import select
 import sys
+import threading
+import time
 from datetime import UTC, datetime
-from typing import Final
+from pathlib import PurePath
+from typing import Any, Final, Literal
+
+from qsync.server.current import fields_of, running
+
+Form = Literal["text", "json"]
+
+WAITING: Final = 10_000
+"""Lines that may wait to be written."""
+
+FLUSH_S: Final = 1.0
+"""How long the end of the process waits for lines to be written."""
 
 _COLOURS: Final = {"DEBUG": 2, "WARNING": 33, "ERROR": 31, "CRITICAL": 31}
 
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
-def configure(level: str | None, *, tag: str) -> None:
+
+def configure(level: str | None, *, tag: str, form: Form | None = None) -> None:
     """Log to standard error, `info` and above unless told otherwise; `tag` names the process.
 
     An app that has set up logging itself keeps it; then only a level that was asked for counts.
     """
     root = logging.getLogger()
     if not root.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(_Lines(tag, terminal=sys.stderr.isatty()))
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        handler = Lines()
+        handler.addFilter(add_task)
+        handler.setFormatter(Json(tag) if form == "json" else Text(tag, terminal=terminal))
         root.addHandler(handler)
         level = level or "info"
+    elif form is not None:
+        logging.getLogger("qsync").warning(
+            "--log-format %s: the app has set up logging itself, and keeps it", form
+        )
     if level is not None:
         root.setLevel(level.upper())
 
 
-class _Lines(logging.Formatter):
+def is_set_up() -> bool:
+    """Whether records are written as here, and not as an app that set up logging has it."""
+    return any(isinstance(handler, Lines) for handler in logging.getLogger().handlers)
+
+
+def add_task(record: logging.LogRecord) -> bool:
+    """A record that was made within a handler says of which task; a filter that keeps all."""
+    around = running.get(None)
+    if around is not None and not hasattr(record, "task_id"):
+        vars(record).update(fields_of(around.task))
+    return True
+
+
+class Lines(logging.Handler):
+    """Writes lines to standard error from a thread, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._descriptor = _descriptor()
+        self._lines: queue.Queue[str] = queue.Queue(WAITING)
+        self._dropped = 0
+        self._thread: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Have the record written soon."""
+        try:
+            line = self.format(record)
+        except Exception as error:  # of arguments that do not fit, or a hostile __str__
+            line = self.format(_unshowable(record, error))
+        if self._thread is None or not self._thread.is_alive():  # as in a forked child
+            self._thread = threading.Thread(target=self._write, name="qsync-log", daemon=True)
+            self._thread.start()
+        try:
+            self._lines.put_nowait(line)
+        except queue.Full:
+            self._dropped += 1
+
+    def flush(self) -> None:
+        """Wait a moment for what is to be written."""
+        ends = time.monotonic() + FLUSH_S
+        while self._lines.unfinished_tasks and time.monotonic() < ends:
+            time.sleep(0.005)
+
+    def _write(self) -> None:
+        while True:
+            line = self._lines.get()
+            dropped, self._dropped = self._dropped, 0
+            if dropped:
+                line = f"{dropped} lines of the log were dropped here\n{line}"
+            if self._descriptor is not None:
+                with contextlib.suppress(OSError):  # a full disk, say: nowhere is left to say it
+                    _write_all(self._descriptor, f"{line}\n".encode(errors="backslashreplace"))
+            self._lines.task_done()
+
+
+def _unshowable(record: logging.LogRecord, error: Exception) -> logging.LogRecord:
+    """What is logged in place of a record that cannot be made a line."""
+    place = f"{PurePath(record.pathname).name}:{record.lineno}"
+    return logging.makeLogRecord({
+        "name": record.name, "levelname": record.levelname, "created": record.created,
+        "msg": f"a record made at {place} cannot be shown: {type(error).__name__}",
+    })  # fmt: skip
+
+
+def hold_standard_files() -> None:
+    """Files 0 to 2 are open, if need be on nothing: or the next file or socket would be one of
+    them, and what is meant for standard error would go there.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number
+
+
+def _descriptor() -> int | None:
+    """That of standard error; None when it is closed, and its number may be another file's."""
+    try:
+        return None if sys.stderr is None else sys.stderr.fileno()
+    except (OSError, ValueError):
+        return None
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Not by `sys.stderr`: a thread that hangs in there makes the interpreter's end a crash."""
+    while data:
+        try:
+            data = data[os.write(descriptor, data) :]
+        except BlockingIOError:  # somebody made it non-blocking
+            select.select([], [descriptor], [])
+
+
+class Text(logging.Formatter):
+    """Lines for a person, at a terminal or in a file."""
+
     def __init__(self, tag: str, *, terminal: bool) -> None:
         super().__init__()
         self._tag = tag
@@ -33,19 +159,54 @@ class _Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line; at a terminal a traceback follows as it is, elsewhere it is in the line."""
-        time = datetime.fromtimestamp(record.created, UTC)
+        moment = datetime.fromtimestamp(record.created, UTC)
         text = escape(record.getMessage())
+        task_id = getattr(record, "task_id", None)
+        if task_id is not None and str(task_id) not in text:
+            text += f" (task {escape(str(task_id))})"
         trace = self.formatException(record.exc_info) if record.exc_info else ""
         if not self._terminal:
-            stamp = time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            stamp = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
             rest = f" {escape(trace)}" if trace else ""
-            return f"{stamp} {record.levelname} {self._tag} {record.name}: {text}{rest}"
-        clock = time.astimezone().strftime("%H:%M:%S.%f")[:-3]
+            name = escape(record.name)
+            return f"{stamp} {record.levelname} {self._tag} {name}: {text}{rest}"
+        clock = moment.astimezone().strftime("%H:%M:%S.%f")[:-3]
         line = f"{clock} {record.levelname:7} {self._tag:4} {text}"
         if trace:
             line += "\n" + "\n".join(map(escape, trace.split("\n")))
         colour = _COLOURS.get(record.levelname)
         return line if colour is None else f"\x1b[{colour}m{line}\x1b[0m"
+
+
+class Json(logging.Formatter):
+    """An object a line, in ASCII, with whatever was given as `extra`."""
+
+    def __init__(self, tag: str) -> None:
+        super().__init__()
+        self._tag = tag
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line; newlines and other control characters are escaped in all of its texts."""
+        moment = datetime.fromtimestamp(record.created, UTC)
+        shown: dict[str, Any] = {
+            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "process": self._tag,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name, value in vars(record).items():
+            if name not in _STANDARD and name not in shown:
+                shown[name] = value if _is_plain(value) else str(value)
+        if record.exc_info:
+            shown["exception"] = self.formatException(record.exc_info)
+        return json.dumps(shown).replace("\x7f", "\\u007f")
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, str | int)
 
 
 def escape(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from qsync.cli.acl import acl
+from qsync.cli.bench.command import bench
 from qsync.cli.demo.command import demo
 from qsync.cli.doctor import doctor
 from qsync.cli.worker import worker
@@ -24,6 +25,7 @@ app.command(name="demo")(demo)
 app.command(name="worker")(worker)
 app.command(name="doctor")(doctor)
 app.command(name="acl")(acl)
+app.command(name="bench")(bench)
 
 
 def _show_version(wanted: bool) -> None:

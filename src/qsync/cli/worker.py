@@ -14,12 +14,14 @@ import typer
 from qsync.app import Qsync
 from qsync.broker.shell import Broker
 from qsync.cli import logs
+from qsync.cli.health import HealthPort, counts_tasks
 from qsync.cli.target import TargetError, load
 from qsync.connections import PREFIX, URL
 from qsync.errors import ConfigError, QsyncError
 from qsync.server.abandon import Abandoner
 from qsync.server.child import Plan
 from qsync.server.config import seconds
+from qsync.server.health import LIVE_LIMIT_S
 from qsync.server.server import Server
 from qsync.server.supervisor import Supervisor
 from qsync.version import __version__
@@ -148,6 +150,44 @@ def worker(
             show_default=False,
         ),
     ] = None,
+    log_format: Annotated[
+        logs.Form | None,
+        typer.Option(
+            help="Lines for people, or JSON objects with the task as fields.  [default: text]",
+            show_default=False,
+        ),
+    ] = None,
+    health_port: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PORT",
+            min=0,
+            max=65535,
+            help="Answer /live, /ready, /startup, /metrics and /scale over HTTP on this port; 0: "
+            "on any that is free.  [default: none]",
+            show_default=False,
+        ),
+    ] = None,
+    health_host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST",
+            help="The address of that port; 0.0.0.0 for the probes of a cluster. Whoever reaches "
+            "it can read the names of queues and task types, and their figures.  "
+            "[default: 127.0.0.1]",
+            show_default=False,
+        ),
+    ] = None,
+    live_limit: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=1.0,
+            help="How long the event loop may be blocked until /live says that the worker is "
+            "dead.  [default: 60]",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run the tasks of an app until told to stop.
 
@@ -157,6 +197,7 @@ def worker(
     stops: running tasks may go on for the shutdown timeout; a second one stops at once. SIGHUP
     replaces the processes one after another, by ones with the code as it is by then.
     """
+    logs.hold_standard_files()
     given: dict[str, Any] = {
         "queues": None if queues is None else _weights(queues),
         "strict": strict or None,
@@ -178,25 +219,61 @@ def worker(
         "log_level": log_level,
         "reload": reload,
         "uvloop": _choose_loop(uvloop),
+        "log_format": log_format,
+        "tally": health_port is not None and counts_tasks(),
     }
-    logs.configure(log_level, tag="main")
+    queues_served = list(server.config.weights)
+    port = _health_port(app, queues_served, processes, health_host, health_port, live_limit)
+    logs.configure(log_level, tag="main", form=log_format)
     _banner(target, server, processes)
+    if port is not None:
+        log.info("health: http://%s:%d/ready", port.host, port.port)
     plan = Plan(
         processes=processes,
         command=[sys.executable, "-P", "-m", "qsync.cli.child"],
         order=order,
-        queues=list(server.config.weights),
+        queues=queues_served,
         shutdown_timeout=seconds(server.config.shutdown_timeout),
         reload=reload,
     )
     with app:  # one of embedded:// runs for as long as the parent does
         abandoner = Abandoner(Broker(server.address, connections=1), server.prefix)
-        code = asyncio.run(_supervise(plan, abandoner))
+        code = asyncio.run(_supervise(plan, abandoner, port))
     raise typer.Exit(code)
 
 
-async def _supervise(plan: Plan, abandoner: Abandoner) -> int:
-    return await Supervisor(plan, abandoner).run()
+async def _supervise(plan: Plan, abandoner: Abandoner, port: HealthPort | None) -> int:
+    supervisor = Supervisor(plan, abandoner)
+    if port is None:
+        return await supervisor.run()
+    port.start(supervisor)
+    try:
+        return await supervisor.run()
+    finally:
+        await asyncio.to_thread(port.close)
+
+
+def _health_port(
+    app: Qsync,
+    queues: list[str],
+    processes: int,
+    host: str | None,
+    port: int | None,
+    live_limit: float | None,
+) -> HealthPort | None:
+    """The port, listening and not answering yet; None when none is asked for."""
+    if port is None:
+        for name, value in (("--health-host", host), ("--live-limit", live_limit)):
+            if value is not None:
+                _refuse(f"{name}: it goes with --health-port")
+        return None
+    try:
+        return HealthPort(
+            host or "127.0.0.1", port, app,
+            queues=queues, processes=processes, live_limit=live_limit or LIVE_LIMIT_S,
+        )  # fmt: skip
+    except ConfigError as error:
+        _refuse(f"--health-port: {error}")
 
 
 def _weights(text: str) -> dict[str, int]:
@@ -232,7 +309,7 @@ def _load(
                     raise ConfigError(msg)
     except (TargetError, QsyncError) as error:
         if verbose:
-            logging.basicConfig()
+            logs.configure("debug", tag="main")
             log.error("%s", error, exc_info=True)
         _refuse(str(error))
     return app, server

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from qsync.server.lane import Leased
+from qsync.server.lane import Leased, Stop
 from qsync.task import TaskInfo
 
 TellProgress = Callable[[Leased, float, float], None]
@@ -52,6 +52,11 @@ class Around:
     def cancelled(self) -> bool:
         """True once this run is not wanted any more."""
         return self._leased.stop is not None
+
+    @property
+    def stopped(self) -> Stop | None:
+        """Why it is not wanted any more; None while it is."""
+        return self._leased.stop
 
     def progress(self, done: float, total: float) -> None:
         """Tell how far the task is."""

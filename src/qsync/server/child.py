@@ -1,18 +1,22 @@
 """A child process of `qsync worker`, as its parent sees it.
 
 Each child is told its server id, so that its leases can be given up the moment it dies. It shares a
-socket with its parent: the parent writes the order of work and then holds the socket open, so a
-child whose parent died reads its end; the child writes reports, one JSON object a line:
+socket with its parent: the parent writes the order of work, then {"ask": n} when it wants to know
+how the child is, and holds the socket open, so a child whose parent died reads its end; the child
+writes reports, one JSON object a line:
 
     {"ready": true, "queues": [...]}    it has loaded the app and begins to serve these queues
     {"error": "..."}                    it cannot, and ends
     {"files": [...]}                    source files that it has imported, to be watched
+    {"answer": n, "condition": {...}, "rows": [...]}    how it is, and what it has counted
+    {"rows": [...]}                     what it has counted, at its end
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import re
@@ -23,6 +27,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
+
+from qsync.server.figures import Row
+from qsync.server.health import Condition, Report
 
 log = logging.getLogger("qsync.worker")
 
@@ -66,6 +75,11 @@ class Child:
         self.changed = asyncio.Event()
         """Set when it is ready, and when it has ended."""
         self.ended = asyncio.Event()
+        self.rows: list[Row] = []
+        """What it has counted, as far as it is known."""
+        self._heard_at = time.monotonic()
+        self._asking: dict[int, asyncio.Future[Condition]] = {}
+        self._questions = itertools.count(1)
         self._ready_at: float | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -97,11 +111,41 @@ class Child:
         self._writer.write(json.dumps(order).encode() + b"\n")
         return reader
 
-    def is_ready(self, queues: Sequence[str]) -> None:
+    def _is_ready(self, queues: Sequence[str]) -> None:
         """It begins to serve these queues."""
         self.queues = list(queues)
         self._ready_at = time.monotonic()
         self.changed.set()
+
+    async def ask(self, patience: float) -> Report:
+        """How it is now; it has so many seconds to answer."""
+        number = next(self._questions)
+        self._asking[number] = answer = asyncio.get_running_loop().create_future()
+        condition = None
+        try:
+            if self._writer is not None:
+                self._writer.write(b'{"ask": %d}\n' % number)
+            async with asyncio.timeout(patience):
+                condition = await answer
+        except TimeoutError:
+            pass
+        finally:
+            del self._asking[number]
+        unheard_s = time.monotonic() - self._heard_at
+        return Report(self.number, self.pid, condition, unheard_s)
+
+    def hear(self, report: Mapping[str, Any]) -> None:
+        """Take what it reports of itself."""
+        self.error = report.get("error", self.error)
+        if "rows" in report:
+            self.rows = msgspec.convert(report["rows"], list[Row])
+        if "answer" in report:
+            self._heard_at = time.monotonic()
+            asked = self._asking.get(report["answer"])
+            if asked is not None and not asked.done():
+                asked.set_result(msgspec.convert(report["condition"], Condition))
+        if report.get("ready"):
+            self._is_ready(report["queues"])
 
     async def wait(self) -> int:
         """Its exit code once it has ended; negative: the signal that killed it."""

@@ -48,3 +48,10 @@ def current() -> Current:
     except LookupError:
         msg = "qsync.current() is there only inside a handler that a server runs"
         raise QsyncError(msg) from None
+
+
+def fields_of(task: TaskInfo) -> dict[str, object]:
+    """What a log record about a task says of it, as `extra`."""
+    return {
+        "task_id": task.id, "queue": task.queue, "task_type": task.type, "attempt": task.attempt,
+    }  # fmt: skip

@@ -311,7 +311,10 @@ class Fetcher:
             try:
                 message = decode_message(data)
             except codec.CodecError as error:
-                log.error("task %s of queue %s cannot be read: %s", id, lane.queue, error)
+                log.error(
+                    "task %s of queue %s cannot be read: %s", id, lane.queue, error,
+                    extra={"task_id": id, "queue": lane.queue},
+                )  # fmt: skip
                 kill = outcome.undecodable(id, token, str(error), fetched.now_us)
                 self._runner.settle_unread(lane, kill)
                 continue

@@ -48,7 +48,7 @@ class Heartbeat:
         self._lease_s = lease_s
         self._watches_loop = watches_loop
         self._loop = asyncio.get_running_loop()
-        self._loop_thread = threading.get_ident()
+        self.loop_thread = threading.get_ident()
         self._end = threading.Event()
         self._beat_sent = self._beat_seen = time.monotonic()
         self._said_stalled = False
@@ -63,6 +63,11 @@ class Heartbeat:
         self._end.set()
         await asyncio.to_thread(self._thread.join, self._lease_s / 3 + 1)
         self._broker.close()
+
+    def loop_blocked_s(self) -> float:
+        """For how many seconds the loop has not got to run; of the one that watches it."""
+        sent = self._beat_sent
+        return time.monotonic() - sent if self._beat_seen < sent else 0.0
 
     def _run(self) -> None:
         next_renewal = boot_s() + self._lease_s / 3
@@ -160,7 +165,7 @@ class Heartbeat:
             return
         if not self._said_stalled:
             self._said_stalled = True
-            frame = sys._current_frames().get(self._loop_thread)
+            frame = sys._current_frames().get(self.loop_thread)
             stack = "".join(traceback.format_stack(frame)) if frame else "unknown"
             log.warning(
                 "a handler blocks the event loop for over %g s; use `def`, or await:\n%s",

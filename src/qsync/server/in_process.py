@@ -18,13 +18,21 @@ import msgspec
 
 from qsync import codec
 from qsync.errors import InvalidTask, QsyncError, Retry, SkipRetry
-from qsync.keys import shorten
+from qsync.keys import class_name, shorten
 from qsync.mux import Handler
 from qsync.server.current import running
 from qsync.task import ERROR_LIMIT, TaskInfo
 
 TRACEBACK_LIMIT: Final = 16 * 1024
 """Characters of a traceback that cross."""
+
+
+at_start: Final[list[Callable[[], None]]] = []
+"""What a new process does first. They are sent there, so they can be imported by name."""
+
+around: Final[list[Callable[[TaskInfo], contextlib.AbstractContextManager[None]]]] = []
+"""What is put around every handler that runs in this process: whoever the import of its module
+brings in may add to it."""
 
 
 class Value(msgspec.Struct, tag=True):
@@ -69,8 +77,8 @@ class Unfit(msgspec.Struct, tag=True):
 Reply = Value | Unencodable | Raised | AskedRetry | AskedSkipRetry | Unfit
 
 
-def begin() -> None:
-    """Make this process one that ends with its parent and by its word alone.
+def begin(*first: Callable[[], None]) -> None:
+    """Make this process one that ends with its parent and by its word alone; then do these.
 
     Ctrl-C, and the SIGTERM that a service manager sends to a whole group, are the parent's
     business: it lets handlers go on for a while, and then it kills.
@@ -79,6 +87,8 @@ def begin() -> None:
     signal.signal(signal.SIGINT, _do_nothing)
     signal.signal(signal.SIGTERM, _do_nothing)
     threading.Thread(target=_end_with_parent, name="qsync-parent", daemon=True).start()
+    for one in first:
+        one()
 
 
 def prepare(path: str) -> None:
@@ -109,7 +119,10 @@ def _call(path: str, task: TaskInfo) -> Reply:
         function, args, kwargs = target, (task,), {}
     token = running.set(_OnlyTask(task))
     try:
-        value = function(*args, **kwargs)
+        with contextlib.ExitStack() as entered:
+            for surround in around:
+                entered.enter_context(surround(task))
+            value = function(*args, **kwargs)
     finally:
         running.reset(token)
     try:
@@ -166,16 +179,16 @@ def _told(error: BaseException) -> Reply:
 def _raised(error: BaseException) -> Raised:
     try:
         trace = "".join(traceback.format_exception(error))
-    except Exception:  # a hostile __str__, say
+    except BaseException:  # a hostile __str__, say
         trace = "".join(traceback.format_tb(error.__traceback__))
-    return Raised(type(error).__name__, _text(error), _valid(trace[-TRACEBACK_LIMIT:]))
+    return Raised(class_name(error), _text(error), _valid(trace[-TRACEBACK_LIMIT:]))
 
 
 def _text(error: BaseException) -> str:
     try:
         return _valid(str(error)[:ERROR_LIMIT])
-    except Exception as broken:
-        return f"<its text raised {type(broken).__name__}>"
+    except BaseException as broken:
+        return f"<its text raised {class_name(broken)}>"
 
 
 def _valid(text: str) -> str:

@@ -21,13 +21,15 @@ Invoke = Callable[[TaskInfo, float | None], Awaitable[Any]]
 """Calls a handler; the number is the timeout in seconds, for one that minds it itself."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Way:
     """How a type of task is run."""
 
     invoke: Invoke
     minds_timeout: bool
     """The timeout begins when the process is ready, which only its pool can know."""
+    waits: int = 0
+    """Its handler waited for something lately: so many more runs begin in a task of their own."""
 
 
 class Invoker:

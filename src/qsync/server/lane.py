@@ -9,6 +9,7 @@ from typing import Final, Literal, NamedTuple
 from qsync.broker.call import Call
 from qsync.broker.ops import Fetched, Held
 from qsync.keys import QueueKeys
+from qsync.server.figures import Row
 from qsync.task import Failure, Message, TaskInfo
 
 _BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -35,8 +36,8 @@ class Leased:
     """A task that this server holds a lease of."""
 
     __slots__ = (
-        "crashes", "expires", "failure", "fetched", "id", "info", "lane", "message",
-        "phase", "progress", "stop", "task", "timer", "token",
+        "began", "crashes", "expires", "failure", "fetched", "id", "info", "lane", "message",
+        "phase", "progress", "row", "stop", "task", "timer", "token",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +68,17 @@ class Leased:
         """Set while the handler may be cancelled."""
         self.timer: asyncio.TimerHandle | None = None
         self.progress: tuple[float, float] | None = None
+        self.began: float
+        self.row: Row
+        """When its run began, and where it is counted; set by a tally, if there is one."""
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """What a log record about the task says of it, as `extra`."""
+        return {
+            "task_id": self.id, "queue": self.lane.queue, "task_type": self.message.type,
+            "attempt": self.failure.attempts + 1,
+        }  # fmt: skip
 
     @property
     def held(self) -> Held:

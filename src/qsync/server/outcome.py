@@ -6,13 +6,16 @@ import math
 import traceback
 from typing import Final
 
+from msgspec.structs import replace
+
 from qsync import codec
 from qsync.backoff import RetryPolicy, retry_delay
 from qsync.broker.ops import HandedBack as Back
 from qsync.broker.ops import Held, Killed, Retried
 from qsync.errors import InvalidTask, Retry, SkipRetry
+from qsync.keys import class_name
 from qsync.server.lane import Leased
-from qsync.task import ERROR_LIMIT, Failure, to_us
+from qsync.task import ERROR_LIMIT, SHORT_ERROR_LIMIT, FailedAttempt, Failure, to_us
 
 UNKNOWN_FOR_US: Final = 3_600_000_000
 """A task whose type no server knew for so long is dead."""
@@ -30,11 +33,11 @@ def describe(error: BaseException, limit: int = ERROR_LIMIT) -> str:
 
     The first line says what it is, and then comes the traceback, cut in the middle when long.
     """
-    name = type(error).__name__
+    name = class_name(error)
     try:
         text = str(error)
     except BaseException as broken:
-        text = f"<its text raised {type(broken).__name__}>"
+        text = f"<its text raised {class_name(broken)}>"
     head = f"{name}: {text}" if text else name
     head = _cut(head, limit // 2)
     try:
@@ -53,21 +56,27 @@ def _cut(text: str, limit: int) -> str:
     return f"{data[:half].decode('utf-8', 'ignore')}\n...\n{data[-half:].decode('utf-8', 'ignore')}"
 
 
+def first_line(text: str) -> str:
+    """The first line of an error, SHORT_ERROR_LIMIT bytes of UTF-8 at most."""
+    data = text.partition("\n")[0].encode("utf-8", "backslashreplace")
+    return data[:SHORT_ERROR_LIMIT].decode("utf-8", "ignore")
+
+
 def failed(leased: Leased, error: BaseException, now_us: int, policy: RetryPolicy) -> Settlement:
     """A failed attempt: another one while some are left and the deadline allows, else death."""
     attempt = leased.failure.attempts + 1
     text = describe(error)
-    record = Failure(attempt, text, now_us)
+    brief = FailedAttempt(attempt, now_us, leased.token.rpartition("/")[0], first_line(text))
+    record = Failure(attempt, text, now_us, history=leased.failure.with_attempt(brief))
     final = isinstance(error, SkipRetry | BadPayload)
     if final or attempt > leased.message.retry:
         return _kill(leased, record, failed=True)
     delay_us = _delay_us(leased, attempt, error, policy)
     deadline = leased.message.options and leased.message.options.deadline_us
     if deadline and now_us + delay_us >= deadline:
-        late = Failure(
-            attempt, f"deadline passes before the next attempt; last error: {text}", now_us
-        )
-        return _kill(leased, late, failed=True)
+        why = _cut(f"deadline passes before the next attempt; last error: {text}", ERROR_LIMIT)
+        return _kill(leased, replace(record, error=why), failed=True)
+    record = replace(record, due_us=now_us + delay_us)
     return Retried(leased.id, leased.token, delay_us, codec.encode(record))
 
 
@@ -77,13 +86,14 @@ def _delay_us(leased: Leased, attempt: int, error: BaseException, policy: RetryP
     options = leased.message.options
     if options and options.retry_delay_us is not None:
         return options.retry_delay_us
-    known = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
+    known = error if isinstance(error, Exception) else RuntimeError(class_name(error))
     return math.ceil(retry_delay(policy, attempt, known) * 1_000_000)
 
 
 def past_deadline(leased: Leased, now_us: int) -> Settlement:
     """A task that would start after its deadline is dead."""
-    record = Failure(leased.failure.attempts, "deadline passed before it could start", now_us)
+    text = "deadline passed before it could start"
+    record = replace(leased.failure, error=text, failed_at_us=now_us)
     return _kill(leased, record, failed=False)
 
 
@@ -94,9 +104,9 @@ def unknown_type(leased: Leased, now_us: int) -> Settlement:
     times = before.unknown_times + 1
     if now_us - since >= UNKNOWN_FOR_US:
         text = f"unknown type {leased.message.type!r}: no server knew it for an hour"
-        return _kill(leased, Failure(before.attempts, text, now_us), failed=False)
-    record = Failure(before.attempts, before.error, before.failed_at_us, since, times)
+        return _kill(leased, replace(before, error=text, failed_at_us=now_us), failed=False)
     delay_us = min(60, 2 ** min(times - 1, 6)) * 1_000_000
+    record = replace(before, unknown_since_us=since, unknown_times=times, due_us=now_us + delay_us)
     return Back(leased.id, leased.token, delay_us, codec.encode(record))
 
 

@@ -3,7 +3,7 @@
 There is no leader. A tick has the same task id on all servers, and the store remembers the last
 tick of each schedule, in the same script that enqueues its task: whoever comes second changes
 nothing. So ticks come as long as one server lives, and its clock does not matter: time is what the
-store says it is.
+store says it is. That script skips the ticks of a paused schedule, too, so no server has to know.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Final
 from qsync import schedule
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import ops
+from qsync.broker.published import record_of, template_of
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError
 from qsync.keys import GlobalKeys, QueueKeys, shorten
@@ -76,7 +77,7 @@ class _Entry:
         self.name = task.periodic.name
         self.build = task.build
         self.last_us: int | None = None
-        self._periodic = task.periodic
+        self.periodic = task.periodic
 
     def learn(self, last_us: int) -> None:
         self.last_us = max(last_us, self.last_us or last_us)
@@ -84,14 +85,14 @@ class _Entry:
     def due(self, now_us: int) -> int | None:
         """The first tick that is to be enqueued now."""
         ticks = schedule.due_ticks(
-            self._periodic.schedule, self.last_us, now_us, self._periodic.missed,
+            self.periodic.schedule, self.last_us, now_us, self.periodic.missed,
             grace_us=GRACE_US, limit=1,
         )  # fmt: skip
         return ticks[0] if ticks else None
 
     def next_us(self, now_us: int) -> int | None:
         """The first tick to come."""
-        return self._periodic.schedule.next_after(now_us)
+        return self.periodic.schedule.next_after(now_us)
 
 
 class _Queue:
@@ -126,8 +127,23 @@ class _Queue:
         self._ahead_us = now_us - _boot_us()
         for entry, last_us in zip(self._entries, last, strict=True):
             entry.learn(last_us)
+        await self._publish()
         self._backoff.reset()
         return boot_s() + RELEARN_S
+
+    async def _publish(self) -> None:
+        """Say what schedules there are, and by which tasks to trigger them."""
+        rows = [self._published(entry) for entry in self._entries]
+        for part in ops.batches(rows, lambda row: sum(map(len, row))):
+            await self._broker.run(ops.publish(self._keys, part))
+
+    def _published(self, entry: _Entry) -> tuple[str, bytes, bytes]:
+        try:
+            task = entry.build()
+            template = template_of(outgoing(task, new_nonce(), queue=self._keys.queue))
+        except Exception:  # said when it comes to a tick, and not every minute
+            return entry.name, record_of(entry.periodic, ""), b""
+        return entry.name, record_of(entry.periodic, task.type), template
 
     async def _follow(self, until: float) -> None:
         """Enqueue ticks as they come due, until that time."""

@@ -77,6 +77,7 @@ class _Process:
         self._pool = _pebble().ProcessPool(
             max_workers=1,
             initializer=in_process.begin,
+            initargs=tuple(in_process.at_start),
             context=multiprocessing.get_context("spawn"),
         )
         self._pid: int | None = None

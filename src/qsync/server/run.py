@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import logging
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -16,15 +16,19 @@ from qsync.broker import ops
 from qsync.broker.ops import Done
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError
+from qsync.keys import class_name
 from qsync.server import outcome
 from qsync.server.around import Around, Surroundings
 from qsync.server.config import Config, seconds
-from qsync.server.current import running
+from qsync.server.current import fields_of, running
 from qsync.server.invoke import Invoker, Way, encode_result
 from qsync.server.lane import GONE, READY, RUNNING, Lane, Leased, Stop, boot_s
+from qsync.server.limits import Limits
 from qsync.server.progress import Progress
+from qsync.server.pump import Pump
 from qsync.server.settle import Settler
 from qsync.server.suspects import Suspects
+from qsync.server.tally import Tally
 from qsync.task import TaskInfo
 
 log = logging.getLogger("qsync.server")
@@ -63,6 +67,8 @@ class Runner:
         self._surroundings = surroundings
         self._progress = Progress(broker, {name: one.lane for name, one in settlers.items()})
         self.on_lost = on_lost
+        self.tally: Tally | None = None
+        """Counts what is run, when somebody wants to know."""
         self.ready: deque[Leased] = deque()
         """Leased ahead: this loop takes from the left, the heartbeat thread from the right."""
         self.running = 0
@@ -74,7 +80,8 @@ class Runner:
         self.accepting = True
         self._default_timeout = None if config.timeout is None else seconds(config.timeout)
         self._loop = asyncio.get_running_loop()
-        self._context = contextvars.copy_context()
+        self._pump = Pump(self._run)
+        self._limits = Limits(self._out_of_time)
         self._suspects = Suspects()
         self._suspect_timer: asyncio.TimerHandle | None = None
         self._telling: set[asyncio.Task[None]] = set()
@@ -178,10 +185,6 @@ class Runner:
         self._start_some()
 
     def _begin(self, leased: Leased) -> None:
-        late = self._too_late(leased)
-        if late is not None:
-            self.settle(leased, late)
-            return
         message = leased.message
         options = message.options
         way = self._invoker.find(message.type)
@@ -206,9 +209,9 @@ class Runner:
         self._started += 1
         self.idle.clear()
         leased.phase = RUNNING
-        self._loop.create_task(
-            self._run(leased, info, way), name=leased.id, context=self._context.copy()
-        )
+        if self.tally is not None:
+            self.tally.started(leased)
+        self._pump.start(leased, info, way)
 
     def _too_late(self, leased: Leased) -> Any:
         """The record for a task that may not start any more; None for one that may."""
@@ -222,7 +225,10 @@ class Runner:
                 return outcome.past_deadline(leased, now_us)
         return None
 
-    async def _run(self, leased: Leased, info: TaskInfo, way: Way) -> None:
+    async def _run(
+        self, leased: Leased, info: TaskInfo, way: Way, task: asyncio.Task[None] | None
+    ) -> None:
+        """See a task through; `task` is the one of asyncio that this runs in, None: its own."""
         running.set(Around(leased, info, self._surroundings, self._progress.tell))
         try:
             if leased.crashes:
@@ -230,21 +236,24 @@ class Runner:
                     marked = await self._mark(leased)
                 except QsyncError as error:  # the store refuses: no fault of the task
                     log.error(
-                        "cannot mark task %s of queue %s: %s", leased.id, leased.lane.queue, error
-                    )
+                        "cannot mark task %s of queue %s: %s", leased.id, leased.lane.queue, error,
+                        extra=leased.fields,
+                    )  # fmt: skip
                     back = ops.HandedBack(leased.id, leased.token, MARK_AGAIN_US)
                     self._finish(leased, back)
                     return
-                # The mark may have taken long.
-                late = self._too_late(leased) if marked and leased.stop is None else None
-                if not marked or late is not None:
-                    self._finish(leased, late)
+                if not marked:
+                    self._finish(leased, None)
                     return
+            # The mark may have taken long, or a handler has blocked the loop since it got its slot.
+            if leased.stop is None and (late := self._too_late(leased)) is not None:
+                self._finish(leased, late)
+                return
             if leased.stop is None:
-                leased.task = asyncio.current_task()
+                leased.task = task or asyncio.current_task()
                 limit = self._timeout_of(leased)
                 if limit is not None and not way.minds_timeout:
-                    leased.timer = self._loop.call_later(limit, self.stop, leased, "timeout")
+                    self._limits.add(leased, limit)
                 value = await way.invoke(info, limit)
                 leased.task = None
                 record: Any = self._done(leased, value)
@@ -269,6 +278,8 @@ class Runner:
         if leased.timer is not None:
             leased.timer.cancel()
             leased.timer = None
+        if self.tally is not None:
+            self.tally.finished(leased, record)
         if record is None:
             leased.lane.drop(leased)
         else:
@@ -315,11 +326,8 @@ class Runner:
         log.warning(
             "task %s of type %s on queue %s failed, attempt %d of %d: %s",
             leased.id, ascii(leased.message.type)[1:-1], leased.lane.queue,
-            leased.failure.attempts + 1, leased.message.retry + 1, type(error).__name__,
-            extra={
-                "task_id": leased.id, "queue": leased.lane.queue, "task_type": leased.message.type,
-                "attempt": leased.failure.attempts + 1,
-            },
+            leased.failure.attempts + 1, leased.message.retry + 1, class_name(error),
+            extra=leased.fields,
         )  # fmt: skip
         if self._config.on_error is not None and leased.info is not None:
             task = self._loop.create_task(self._tell_error(error, leased.info))
@@ -331,8 +339,12 @@ class Runner:
             told = self._config.on_error(error, info) if self._config.on_error else None
             if inspect.isawaitable(told):
                 await told
-        except Exception:
-            log.exception("on_error raised for task %s", info.id)
+        except Exception as broken:
+            # Not its text: that may hold what the task's error held.
+            log.error(
+                "on_error raised %s for task %s:\n%s", class_name(broken), info.id,
+                "".join(traceback.format_tb(broken.__traceback__)), extra=fields_of(info),
+            )  # fmt: skip
 
     # Stopping what runs.
 
@@ -352,6 +364,9 @@ class Runner:
         if why == "lost" or why == "timeout":
             leased.timer = self._loop.call_later(STUBBORN_S, self._give_up, leased)
 
+    def _out_of_time(self, leased: Leased) -> None:
+        self.stop(leased, "timeout")
+
     def lose(self, leased: Leased) -> None:
         """The store says that the lease is somebody else's, or nobody's.
 
@@ -359,7 +374,10 @@ class Runner:
         """
         if leased.phase in (READY, RUNNING):
             self.on_lost(1)
-            log.warning("lease of task %s of queue %s was lost", leased.id, leased.lane.queue)
+            log.warning(
+                "lease of task %s of queue %s was lost", leased.id, leased.lane.queue,
+                extra=leased.fields,
+            )  # fmt: skip
             self.stop(leased, "lost")
 
     def _give_up(self, leased: Leased) -> None:
@@ -372,6 +390,7 @@ class Runner:
             "handler of task %s (%s) does not stop; its slot is freed, and it may still run",
             leased.id,
             ascii(leased.message.type)[1:-1],
+            extra=leased.fields,
         )
         record = self._stopped(leased, asyncio.CancelledError())
         self._finish(leased, record)
@@ -433,7 +452,9 @@ class Runner:
         return [settler.lane for settler in self._settlers.values()]
 
     async def aclose(self) -> None:
-        """Forget what is still to be told."""
+        """Forget what is still to be told, and what has not begun."""
+        self._pump.close()
+        self._limits.close()
         for task in self._telling:
             task.cancel()
         await asyncio.gather(*self._telling, return_exceptions=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import math
 import os
@@ -18,17 +19,19 @@ from qsync.broker.shell import MIN_VERSION, AsyncBroker, Broker, Facts
 from qsync.client import AsyncClient, Client
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.keys import QueueKeys, check_name
-from qsync.mux import Mux
+from qsync.mux import Middleware, Mux
 from qsync.server.around import Surroundings
 from qsync.server.config import Config, new_server_id, seconds
 from qsync.server.control import Control
 from qsync.server.fetch import Fetcher
+from qsync.server.health import Condition, Vitals
 from qsync.server.heartbeat import Heartbeat
 from qsync.server.invoke import Invoker
 from qsync.server.lane import Lane
 from qsync.server.periodic import PeriodicLoop, PeriodicTask
 from qsync.server.run import Runner
 from qsync.server.settle import Settler
+from qsync.server.tally import Tally
 
 log = logging.getLogger("qsync.server")
 
@@ -68,6 +71,12 @@ class Server:
         self.lost_leases = 0
         """How often a task turned out not to be this server's any more."""
         self.broken = False
+        self.tally: Tally | None = None
+        """Counts what is run, if it is given before the start."""
+        self.client_type: Callable[..., Client] = Client
+        self.async_client_type: Callable[..., AsyncClient] = AsyncClient
+        """What handlers get as `current().client`, in a thread and on the loop."""
+        self._vitals: Vitals | None = None
         self._client: Client | None = None
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -89,6 +98,18 @@ class Server:
         trace: TracebackType | None,
     ) -> None:
         await self.stop()
+
+    def put_around(self, middleware: Middleware) -> None:
+        """This middleware is the outermost, around every handler; before the start."""
+        around = (middleware, *self.config.middleware)
+        self.config = dataclasses.replace(self.config, middleware=around)
+
+    def condition(self) -> Condition:
+        """How it is now: whether it takes tasks, and if not, why. May be called by any thread."""
+        stopping = self._stopping.is_set()
+        if self._vitals is None:
+            return Condition(stopping=stopping)
+        return self._vitals.look(stopping=stopping)
 
     async def run(self) -> None:
         """Run until SIGTERM, SIGINT or an order to stop.
@@ -143,7 +164,9 @@ class Server:
             lane.queue: Settler(self._broker, lane, self._count_lost) for lane in self._lanes
         }
         surroundings = Surroundings(
-            await self._exits.enter_async_context(AsyncClient(self._broker, prefix=self.prefix)),
+            await self._exits.enter_async_context(
+                self.async_client_type(self._broker, prefix=self.prefix)
+            ),
             self._blocking_client,
         )
         if config.lifespan is not None:
@@ -153,6 +176,7 @@ class Server:
         self._runner = Runner(
             config, invoker, self._broker, self._settlers, surroundings, self._count_lost
         )
+        self._runner.tally = self.tally
         self._exits.push_async_callback(self._runner.aclose)
         self._fetcher = Fetcher(self.id, config, self._broker, self._lanes, self._runner)
         self._exits.push_async_callback(self._fetcher.aclose)
@@ -172,6 +196,7 @@ class Server:
         if self._periodic:
             self._spawn(PeriodicLoop(self._broker, self.prefix, self._periodic).run)
         self._fetching = self._spawn(self._fetcher.run)
+        self._vitals = Vitals(config, self._lanes, self._runner, self._control, self._heartbeats[0])
         log.info("server %s is ready: queues %s at %s", self.id, config.weights, self.address)
 
     async def _facts(self) -> Facts:
@@ -217,7 +242,7 @@ class Server:
 
     def _blocking_client(self) -> Client:
         if self._client is None:
-            self._client = Client(Broker(self.address), prefix=self.prefix)
+            self._client = self.client_type(Broker(self.address), prefix=self.prefix)
         return self._client
 
     def _count_lost(self, count: int) -> None:

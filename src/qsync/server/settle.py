@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from qsync import codec
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import ops
@@ -54,9 +56,10 @@ class Settler:
         """Have a task settled; until the store has answered its lease is kept up."""
         if leased is not None:
             leased.phase = SETTLING
+        if not self._waiting:
+            self._wake.set()
+            self._idle.clear()
         self._waiting.append((leased, record))
-        self._wake.set()
-        self._idle.clear()
 
     async def drained(self) -> None:
         """Wait until all that was added is settled."""
@@ -82,8 +85,11 @@ class Settler:
         """Settle entries; returns those that the store did not take."""
         parts: list[tuple[str, Sequence[Entry]]] = []
         calls: list[Call[list[ops.Outcome]]] = []
-        for kind, (verb, operation) in _VERBS.items():
-            chosen = [entry for entry in entries if type(entry[1]) is kind]
+        by_kind: dict[type, list[Entry]] = {}
+        for entry in entries:
+            by_kind.setdefault(type(entry[1]), []).append(entry)
+        for kind, chosen in by_kind.items():
+            verb, operation = _VERBS[kind]
             for part in ops.batches(chosen, _size):
                 parts.append((verb, part))
                 calls.append(operation(self.lane.keys, [record for _, record in part]))
@@ -121,6 +127,9 @@ class Settler:
                     record.id,
                     self.lane.queue,
                     verb,
+                    extra={"task_id": record.id, "queue": self.lane.queue}
+                    if leased is None
+                    else leased.fields,
                 )
         if lost:
             self._on_lost(lost)
@@ -138,5 +147,5 @@ def _size(entry: Entry) -> int:
 
 def _without_result(record: Record) -> Record:
     if type(record) is Done and record.result:
-        return record._replace(result=_NO_ROOM)
+        return msgspec.structs.replace(record, result=_NO_ROOM)
     return record

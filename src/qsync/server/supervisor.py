@@ -20,6 +20,8 @@ from typing import Final
 
 from qsync.server.abandon import Abandoner
 from qsync.server.child import FIRST_S, Child, Plan
+from qsync.server.figures import Row, over, total
+from qsync.server.health import Report
 from qsync.server.watch import Watch
 
 log = logging.getLogger("qsync.worker")
@@ -64,6 +66,16 @@ class _Slot:
         return min(5.0, 0.1 * 2.0 ** (self.restarts - 1))
 
 
+async def _report(slot: _Slot, child: Child | None, patience: float) -> Report:
+    if child is None:
+        return Report(slot.number, 0, None, ended="has not started yet")
+    if child.ended.is_set():
+        # Not what it said of its error, which may hold anything: who reaches a port sees this.
+        how = child.manner().partition(": ")[0]
+        return Report(slot.number, child.pid, None, ended=f"ended: {how}")
+    return await child.ask(patience)
+
+
 class Supervisor:
     """Keeps `plan.processes` children running until it is told to stop."""
 
@@ -77,6 +89,10 @@ class Supervisor:
         self._last_signal = -math.inf
         self._rolling = asyncio.Lock()
         self._watch = Watch()
+        self._past: list[Row] = []
+        """What was counted by processes that are no more."""
+        self._counting: set[Child] = set()
+        self._restarts = 0
         self._failed: str | None = None
         self._unclean = False
         self._was_terminal = sys.stdin is not None and sys.stdin.isatty()
@@ -94,6 +110,20 @@ class Supervisor:
         if self._failed is not None:
             log.error("giving up: %s", self._failed)
         return 1 if self._failed is not None or self._unclean else 0
+
+    async def ask(self, patience: float) -> list[Report]:
+        """How the processes are now; they have so many seconds to answer."""
+        children = [(slot, slot.child) for slot in self._slots]
+        return await asyncio.gather(*[_report(slot, child, patience) for slot, child in children])
+
+    def rows(self) -> list[Row]:
+        """What the processes have counted from the beginning, as far as they have told."""
+        return total([*self._past, *(row for child in self._counting for row in child.rows)])
+
+    @property
+    def restarts(self) -> int:
+        """How many processes have ended without being told to."""
+        return self._restarts
 
     # One child after another.
 
@@ -116,6 +146,7 @@ class Supervisor:
                     slot.child = await self._launch(slot)
 
     async def _pause(self, slot: _Slot, child: Child, delay: float) -> None:
+        self._restarts += 1
         what = f"process {child.number} (pid {child.pid}) ended: {child.manner()}"
         if self._plan.reload and child.failed_to_start:
             log.warning("%s; it is started again when a file changes", what)
@@ -135,6 +166,7 @@ class Supervisor:
             child.has_ended(1)
             return child
         self._children.add(child)
+        self._counting.add(child)
         self._tasks.create_task(self._attend(slot, child, reader))
         log.info("process %d started, pid %d, server %s", child.number, child.pid, child.server_id)
         if self._stopping.is_set():
@@ -154,6 +186,8 @@ class Supervisor:
         await asyncio.wait({listening}, timeout=0.2)
         listening.cancel()
         child.close()
+        self._past = total([*self._past, *over(child.rows)])
+        self._counting.discard(child)
         if child.told_to_stop:
             self._unclean = self._unclean or (self._stopping.is_set() and not clean)
             log.info("process %d (pid %d) ended: %s", child.number, child.pid, child.manner())
@@ -164,10 +198,8 @@ class Supervisor:
         with contextlib.suppress(ConnectionError, ValueError):
             while line := await reader.readline():
                 report = json.loads(line)
-                child.error = report.get("error", child.error)
                 self._watch.add(report.get("files", ()))
-                if report.get("ready"):
-                    child.is_ready(report["queues"])
+                child.hear(report)
 
     def _give_up(self, child: Child) -> None:
         self._failed = (

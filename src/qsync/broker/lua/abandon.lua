@@ -1,20 +1,23 @@
 #!lua flags=allow-oom
 -- abandon: the leases of a dead server lapse at once; the next fetch recovers its tasks.
+-- They are put below 0 in their order, by which recovery knows that they need not be spared.
 -- Takes one part of the owners a call, so that no call is long.
 -- include: clock wake
 -- KEYS[1] active  zset    ids by lease expiry
 -- KEYS[2] owner   hash    id -> lease token
 -- KEYS[3] wake    list
--- ARGV[1] now     int us  empty: the store's clock
--- ARGV[2] server  text    id of the dead server
--- ARGV[3] cursor  text    0 to begin with
+-- ARGV[1] server  text    id of the dead server
+-- ARGV[2] cursor  text    0 to begin with
 -- returns the next cursor (0: all done) and how many leases were abandoned
-local now, mine = whole(clock(ARGV[1])), ARGV[2] .. '/'
-local part = redis.call('HSCAN', KEYS[2], ARGV[3], 'COUNT', 500)
+local mine = ARGV[1] .. '/'
+local part = redis.call('HSCAN', KEYS[2], ARGV[2], 'COUNT', 500)
 local found = 0
 for i = 1, #part[2], 2 do
   if string.sub(part[2][i + 1], 1, #mine) == mine then
-    redis.call('ZADD', KEYS[1], 'XX', now, part[2][i])
+    local expiry = tonumber(redis.call('ZSCORE', KEYS[1], part[2][i]) or '') or 0
+    if expiry >= 0 then
+      redis.call('ZADD', KEYS[1], 'XX', whole(expiry - 2 ^ 52), part[2][i])
+    end
     found = found + 1
   end
 end

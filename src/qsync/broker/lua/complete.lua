@@ -16,24 +16,25 @@
 -- KEYS[12] stats     hash    counters
 -- KEYS[13] done      channel of ended tasks
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2...] four a task: id, token, retention us (empty: none), result record
--- returns one a task: ok | done | lost
+-- ARGV[2] stride     int     2 when no task has a retention, else 4
+-- ARGV[3...] two a task: id, token; with a stride of 4 also retention us (empty: none) and result
+-- returns one a task: ok | done | lost; or just ok when that is the answer for all
 local k = {
   tasks = KEYS[1], active = KEYS[2], completed = KEYS[3], owner = KEYS[4], crashes = KEYS[5],
   failures = KEYS[6], results = KEYS[7], unique = KEYS[8], keys = KEYS[9], cancels = KEYS[10],
   progress = KEYS[11], stats = KEYS[12], done = KEYS[13],
 }
-local now = clock(ARGV[1])
-local held, held_ids, replies, lost = owned(k.owner, ARGV, 2, 4)
+local now, stride = clock(ARGV[1]), tonumber(ARGV[2])
+local held, held_ids, replies, lost = owned(k.owner, ARGV, 3, stride)
 local gone, done, completed, results = {}, {}, {}, {}
 for at, i in ipairs(held) do
-  local id, retention = held_ids[at], ARGV[4 * i]
+  local id, retention = held_ids[at], stride == 4 and ARGV[4 * i + 1] or ''
   if retention == '' then
     gone[#gone + 1] = id
   else
     done[#done + 1] = id
     completed[2 * #done - 1], completed[2 * #done] = whole(now + tonumber(retention)), id
-    results[2 * #done - 1], results[2 * #done] = id, ARGV[4 * i + 1]
+    results[2 * #done - 1], results[2 * #done] = id, ARGV[4 * i + 2]
   end
 end
 release(k, held_ids)
@@ -50,4 +51,4 @@ if #done > 0 then
 end
 count(k.stats, now, 'completed', #held)
 count(k.stats, now, 'lost', lost)
-return replies
+return #held == #replies and 'ok' or replies

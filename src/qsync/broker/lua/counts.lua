@@ -18,7 +18,9 @@
 -- KEYS[16] ticks     hash    schedule -> last tick enqueued, us
 -- KEYS[17] cancels   hash    id -> retention us
 -- KEYS[18] progress  hash    id -> done/total
--- KEYS[19] stats     hash    counters, in all and per day
+-- KEYS[19] calls     hash    sender -> its last enqueue
+-- KEYS[20] schedules hash    what schedules there are
+-- KEYS[21] stats     hash    counters, in all and per day
 -- returns the sizes of all keys but stats, in this order; and the counters, name and value in turn
 local sizes = {}
 for _, set_key in ipairs({
@@ -28,8 +30,8 @@ for _, set_key in ipairs({
 end
 for _, hash_key in ipairs({
   KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16],
-  KEYS[17], KEYS[18],
+  KEYS[17], KEYS[18], KEYS[19], KEYS[20],
 }) do
   sizes[#sizes + 1] = redis.call('HLEN', hash_key)
 end
-return { sizes, redis.call('HGETALL', KEYS[19]) }
+return { sizes, redis.call('HGETALL', KEYS[21]) }

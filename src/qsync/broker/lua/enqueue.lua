@@ -1,8 +1,9 @@
 #!lua
 -- enqueue: store new tasks and put their ids into pending or scheduled.
 -- Refused as a whole, with nothing written, when the store is out of memory.
--- Run again with the same arguments it writes nothing and answers the same.
--- include: clock wake count tags lock due store
+-- Run again with the same arguments it writes nothing and answers the same, also when tasks that it
+-- created have left the queue meanwhile, if it has a sender.
+-- include: clock wake count tags lock due calls store
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -12,12 +13,32 @@
 -- KEYS[7] wake       list
 -- KEYS[8] meta       hash    virtual time, weights
 -- KEYS[9] stats      hash    counters
+-- KEYS[10] calls     hash    sender -> its last call that created tasks
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] head       bytes   what goes before the stamp
--- ARGV[3...] three a task: id, message, options (empty, or msgpack [due, key, lock, window us])
--- returns flat, two a task in order: created | exists | duplicate, and the id that holds it
+-- ARGV[3] sender     text    who numbers its calls, one under way at a time; empty: nobody does
+-- ARGV[4] number     int     of this call; rising per sender
+-- ARGV[5...] three a task: id, message, options (empty, or msgpack [due, key, lock, window us])
+-- returns flat, two a task in order: created | exists | duplicate, and the id that holds it;
+--   just created when all tasks are new;
+--   nothing when the sender has made a later call, and then nobody waits for the answer
 local k = {
   tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], unique = KEYS[4], keys = KEYS[5],
   fairness = KEYS[6], wake = KEYS[7], meta = KEYS[8], stats = KEYS[9],
 }
-return store_tasks(k, ARGV, 3, clock(ARGV[1]), ARGV[2])
+local now, sender, number = clock(ARGV[1]), ARGV[3], tonumber(ARGV[4])
+local ids, options = read_tasks(ARGV, 5)
+if sender ~= '' then
+  local before, last = last_call(KEYS[10], sender)
+  if number < before then
+    return {}
+  end
+  if number == before then
+    return replies_again(ids, last)
+  end
+end
+local replies, created = store_tasks(k, ARGV, 5, now, ARGV[2], ids, options)
+if sender ~= '' and created > 0 then
+  keep_call(KEYS[10], sender, number, now, replies, created == #ids)
+end
+return created == #ids and created > 0 and 'created' or replies

@@ -2,7 +2,7 @@
 -- fetch: lease pending tasks to a server, after the upkeep of the queue that everybody shares.
 -- 1 promote what is due; 2 recover lapsed leases; 3 lease; 4 sweep; 5 wake the next idle server.
 -- The same number again answers with the same tasks, less those that are no longer owned under it.
--- include: clock wake count crash tags lock erase recover sweep
+-- include: clock wake count crash tags lock erase life recover sweep
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -21,9 +21,10 @@
 -- KEYS[16] cancels   hash    id -> retention us
 -- KEYS[17] progress  hash    id -> done/total
 -- KEYS[18] wake      list
--- KEYS[19] meta      hash    paused, virtual time; when the hashes were swept, and up to where
+-- KEYS[19] meta      hash    paused, virtual time; when a server was last seen; sweeps
 -- KEYS[20] stats     hash    counters
--- KEYS[21] done      channel of ended tasks
+-- KEYS[21] calls     hash    sender -> its last enqueue
+-- KEYS[22] done      channel of ended tasks
 -- ARGV[1] now          int us  empty: the store's clock
 -- ARGV[2] server       text    id of the server
 -- ARGV[3] number       int     of this fetch; rising per server and queue
@@ -41,7 +42,7 @@ local k = {
   completed = KEYS[6], dead = KEYS[7], owner = KEYS[8], crashes = KEYS[9], failures = KEYS[10],
   results = KEYS[11], unique = KEYS[12], keys = KEYS[13], fairness = KEYS[14], fetches = KEYS[15],
   cancels = KEYS[16], progress = KEYS[17], wake = KEYS[18], meta = KEYS[19], stats = KEYS[20],
-  done = KEYS[21],
+  calls = KEYS[21], done = KEYS[22],
 }
 local now, server, number = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local wanted, max_bytes = tonumber(ARGV[4]), tonumber(ARGV[9])
@@ -94,7 +95,8 @@ for _, set_key in ipairs({ k.scheduled, k.retry }) do
 end
 
 -- 2 recover
-local lapsed = until_moment(k.active, now, limit)
+local spared = note_life(k.meta, now, tonumber(ARGV[5]))
+local lapsed = until_moment(k.active, spared > 0 and 0 or now, limit)
 local own, recovered, died = recover(k, now, server, tonumber(ARGV[6]), lapsed)
 if #lapsed == limit and #own < limit then
   more = 1
@@ -134,12 +136,18 @@ if #ids > 0 then
     redis.call('HSET', k.meta, 'v', tag)
   end
   redis.call('ZREM', k.pending, unpack(ids))
-  local leases, owners, expiry = {}, {}, whole(now + tonumber(ARGV[5]))
+  local leases, owners, expiry = {}, {}, now + tonumber(ARGV[5])
   for i, id in ipairs(ids) do
-    leases[2 * i - 1], leases[2 * i] = expiry, id
+    leases[2 * i - 1], leases[2 * i] = whole(expiry + i - 1), id
     owners[2 * i - 1], owners[2 * i] = id, token
   end
   redis.call('ZADD', k.active, unpack(leases))
+  if #ids > 16 then
+    -- A hash of short values is kept as a list, which every look-up walks: up to 512 of them. One
+    -- long value makes it a table for as long as it exists, and halves the cost of the batch.
+    redis.call('HSET', k.owner, ' ', string.rep('x', 65))
+    redis.call('HDEL', k.owner, ' ')
+  end
   redis.call('HSET', k.owner, unpack(owners))
 end
 if #lost > 0 then
@@ -157,7 +165,9 @@ end
 if trim_dead(k, now, most, tonumber(ARGV[7]), tonumber(ARGV[8])) == most then
   more = 1
 end
-sweep_hashes(k, now, limit)
+if sweep_hashes(k, now, limit) then
+  more = 1
+end
 
 -- 5 wake
 if redis.call('ZCARD', k.pending) == 0 then
@@ -175,8 +185,11 @@ end
 
 local next_due = math.huge
 for _, set_key in ipairs({ k.scheduled, k.retry, k.active }) do
-  local due = redis.call('ZRANGE', set_key, 0, 0, 'WITHSCORES')[2]
-  next_due = math.min(next_due, tonumber(due or '') or math.huge)
+  local due = tonumber(redis.call('ZRANGE', set_key, 0, 0, 'WITHSCORES')[2] or '') or math.huge
+  if set_key == k.active and due >= 0 then
+    due = math.max(due, spared)
+  end
+  next_due = math.min(next_due, due)
 end
 return {
   whole(now), next_due < math.huge and whole(math.max(0, next_due - now)) or '-1', more,

@@ -1,16 +1,22 @@
 #!lua flags=allow-oom
 -- pause: no task of the queue is fetched until it is resumed.
--- include: wake
--- KEYS[1] meta    hash    paused
+-- include: clock wake
+-- KEYS[1] meta    hash    paused, paused_at
 -- KEYS[2] wake    list
--- ARGV[1] paused  bytes   who and why, opaque to the scripts; empty: resume
+-- ARGV[1] now     int us  empty: the store's clock
+-- ARGV[2] paused  bytes   who and why, opaque to the scripts; empty: resume
 -- returns 1 when this changed something
-if ARGV[1] ~= '' then
+if ARGV[2] ~= '' then
   local before = redis.call('HGET', KEYS[1], 'paused')
-  redis.call('HSET', KEYS[1], 'paused', ARGV[1])
-  return before and 0 or 1
+  redis.call('HSET', KEYS[1], 'paused', ARGV[2])
+  if before then
+    return 0
+  end
+  redis.call('HSET', KEYS[1], 'paused_at', whole(clock(ARGV[1])))
+  return 1
 end
 local changed = redis.call('HDEL', KEYS[1], 'paused')
+redis.call('HDEL', KEYS[1], 'paused_at')
 if changed == 1 then
   wake(KEYS[2])
 end

@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
--- renew: extend the leases that a server holds.
--- include: clock owned
+-- renew: extend the leases that a server holds, in an order that recovery keeps.
+-- include: clock life owned
 -- KEYS[1] active   zset    ids by lease expiry
 -- KEYS[2] owner    hash    id -> lease token
 -- KEYS[3] cancels  hash    id -> retention us
+-- KEYS[4] meta     hash    when a server was last seen
 -- ARGV[1] now      int us  empty: the store's clock
 -- ARGV[2] lease    int us
 -- ARGV[3...] two a task: id, token
@@ -12,9 +13,11 @@ local held, held_ids, replies = owned(KEYS[2], ARGV, 3, 2)
 if #held == 0 then
   return replies
 end
-local args, expiry = {}, whole(clock(ARGV[1]) + tonumber(ARGV[2]))
+local now, lease = clock(ARGV[1]), tonumber(ARGV[2])
+note_life(KEYS[4], now, lease)
+local args = {}
 for at, id in ipairs(held_ids) do
-  args[2 * at - 1], args[2 * at] = expiry, id
+  args[2 * at - 1], args[2 * at] = whole(now + lease + at - 1), id
 end
 redis.call('ZADD', KEYS[1], unpack(args))
 if redis.call('EXISTS', KEYS[3]) == 1 then

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- run: a task that waits for its time, or is dead, goes to pending now.
+-- run: tasks that wait for their time, or are dead, go to pending now, in this order.
 -- A dead one takes its lock again, and starts with all its attempts.
 -- include: clock wake tags lock
 -- KEYS[1] pending    zset    ids by order tag
@@ -15,34 +15,61 @@
 -- KEYS[11] wake      list
 -- KEYS[12] meta      hash    virtual time, weights
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] id         text
--- ARGV[3] state      text    that the caller saw it in: scheduled | retry | dead
--- ARGV[4] key        text    fairness key; used for dead ones
--- ARGV[5] lock       text    used for dead ones; empty: none
--- returns ok; or duplicate and the holder of the lock; or changed when it is not in that state
-local now, id, state = clock(ARGV[1]), ARGV[2], ARGV[3]
+-- ARGV[2] state      text    that the caller saw them in: scheduled | retry | dead
+-- ARGV[3...] four a task: id; and for dead ones fairness key, lock (empty: none), and the failure
+--   record to keep (empty: none)
+-- returns flat, two a task: ok and an empty text; or duplicate and the holder of the lock; or changed
+--   when it is not in that state
+local now, state = clock(ARGV[1]), ARGV[2]
 local set = ({ scheduled = KEYS[2], retry = KEYS[3], dead = KEYS[4] })[state]
-if not set or not redis.call('ZSCORE', set, id) or redis.call('HEXISTS', KEYS[5], id) == 0 then
-  return { 'changed', '' }
-end
-if state == 'dead' then
-  if ARGV[5] ~= '' then
-    local held = redis.call('HGET', KEYS[8], '=' .. ARGV[5])
-    local holder = lock_holder(KEYS[8], now, ARGV[5], held)
-    if holder and holder ~= id then
-      return { 'duplicate', holder }
-    end
-    -- A window of its own that still runs goes on.
-    local ends = holder and read_lock(held) or 0
-    redis.call('HSET', KEYS[8], lock_fields(ARGV[5], ends, id))
+
+-- Take the lock of a dead task; returns the id that has it, when that is another.
+local function take_lock(unique_key, id, lock)
+  local held = redis.call('HGET', unique_key, '=' .. lock)
+  local holder = lock_holder(unique_key, now, lock, held)
+  if holder and holder ~= id then
+    return holder
   end
+  -- A window of its own that still runs goes on.
+  local ends = holder and read_lock(held) or 0
+  redis.call('HSET', unique_key, lock_fields(lock, ends, id))
+end
+
+local function revive(id, key, record)
   redis.call('HDEL', KEYS[6], id)
-  redis.call('HDEL', KEYS[7], id)
-  if ARGV[4] ~= '' then
-    redis.call('HSET', KEYS[9], id, ARGV[4])
+  if record == '' then
+    redis.call('HDEL', KEYS[7], id)
+  else
+    redis.call('HSET', KEYS[7], id, record)
+  end
+  if key ~= '' then
+    redis.call('HSET', KEYS[9], id, key)
   end
 end
-redis.call('ZREM', set, id)
-to_pending(KEYS[1], KEYS[12], KEYS[10], KEYS[9], { id })
-wake(KEYS[11])
-return { 'ok', '' }
+
+local replies, running = {}, {}
+for i = 3, #ARGV, 4 do
+  local id, key, lock, record = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local outcome, holder = 'ok', nil
+  if not set or not redis.call('ZSCORE', set, id) or redis.call('HEXISTS', KEYS[5], id) == 0 then
+    outcome = 'changed'
+  elseif state == 'dead' then
+    holder = lock ~= '' and take_lock(KEYS[8], id, lock)
+    if holder then
+      outcome = 'duplicate'
+    else
+      revive(id, key, record)
+    end
+  end
+  if outcome == 'ok' then
+    redis.call('ZREM', set, id)
+    running[#running + 1] = id
+  end
+  replies[#replies + 1] = outcome
+  replies[#replies + 1] = holder or ''
+end
+if #running > 0 then
+  to_pending(KEYS[1], KEYS[12], KEYS[10], KEYS[9], running)
+  wake(KEYS[11])
+end
+return replies

@@ -1,5 +1,6 @@
 #!lua
 -- tick: enqueue the task of a periodic tick, unless this tick or a later one was enqueued before.
+-- The ticks of a paused schedule pass.
 -- include: clock wake count tags lock due store
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
@@ -11,12 +12,13 @@
 -- KEYS[8] meta       hash    virtual time, weights
 -- KEYS[9] stats      hash    counters
 -- KEYS[10] ticks     hash    schedule -> last tick enqueued, us
+-- KEYS[11] schedules hash    !<schedule> while it is paused
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] head       bytes   what goes before the stamp
 -- ARGV[3] schedule   text    its name
 -- ARGV[4] tick       int us
 -- ARGV[5...] three, as for enqueue: id, message, options
--- returns passed when the tick is not later than the last one, else as enqueue does
+-- returns passed when the tick is not later than the last one, paused; else as enqueue does
 local k = {
   tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], unique = KEYS[4], keys = KEYS[5],
   fairness = KEYS[6], wake = KEYS[7], meta = KEYS[8], stats = KEYS[9],
@@ -25,6 +27,11 @@ local last = redis.call('HGET', KEYS[10], ARGV[3])
 if digits(last, -1) >= tonumber(ARGV[4]) then
   return { 'passed', ARGV[5] }
 end
-local replies = store_tasks(k, ARGV, 5, clock(ARGV[1]), ARGV[2])
+if redis.call('HEXISTS', KEYS[11], '!' .. ARGV[3]) == 1 then
+  redis.call('HSET', KEYS[10], ARGV[3], ARGV[4])
+  return { 'paused', ARGV[5] }
+end
+local ids, options = read_tasks(ARGV, 5)
+local replies = store_tasks(k, ARGV, 5, clock(ARGV[1]), ARGV[2], ids, options)
 redis.call('HSET', KEYS[10], ARGV[3], ARGV[4])
 return replies

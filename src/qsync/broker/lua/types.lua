@@ -21,13 +21,15 @@
 -- KEYS[19] wake      list    at most one element
 -- KEYS[20] meta      hash    paused, weight:<fairness key>, v (virtual time), swept, cursor, day
 -- KEYS[21] stats     hash    counters, and <counter>:<day number> for 90 days
+-- KEYS[22] calls     hash    sender -> its last enqueue
+-- KEYS[23] schedules hash    what schedules there are
 -- returns the type of each key in this order, none where it is not there; and the length of the
 --   list, 0 when it is none
 local kinds = {}
 for _, any_key in ipairs({
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8],
   KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16],
-  KEYS[17], KEYS[18], KEYS[19], KEYS[20], KEYS[21],
+  KEYS[17], KEYS[18], KEYS[19], KEYS[20], KEYS[21], KEYS[22], KEYS[23],
 }) do
   kinds[#kinds + 1] = redis.call('TYPE', any_key).ok
 end

@@ -16,8 +16,11 @@ local function read_tasks(args, first)
 end
 
 -- Returns held_by(lock), the id that has it now or false; take(lock, window, id); and the fields
--- to store for what was taken.
+-- to store for what was taken. Without options there is no lock to ask for.
 local function lock_book(unique_key, now, options)
+  if next(options) == nil then
+    return nil, nil, {}
+  end
   local names, index = {}, {}
   for _, option in pairs(options) do
     local lock = option[3]
@@ -51,14 +54,14 @@ end
 
 local no_options = { '', '', '', 0 }
 
--- `k` names the keys; `args` and `first` are as for read_tasks.
--- Returns a flat list, two values a task: outcome and the id of the holder.
-local function store_tasks(k, args, first, now, head)
-  local stamped = head .. struct.pack('>I8', now)
-  local ids, options = read_tasks(args, first)
+-- `k` names the keys; `args` and `first` are as for read_tasks, `ids` and `options` what it returned.
+-- Returns a flat list, two values a task: outcome and the id of the holder; and how many were put
+-- into the queue.
+local function store_tasks(k, args, first, now, head, ids, options)
   if #ids == 0 then
-    return {}
+    return {}, 0
   end
+  local stamped = head .. struct.pack('>I8', now)
   local stored = redis.call('HMGET', k.tasks, unpack(ids))
   local next_tag, save_tags = tagger(k.meta, k.fairness)
   local held_by, take, locks = lock_book(k.unique, now, options)
@@ -98,7 +101,7 @@ local function store_tasks(k, args, first, now, head)
     replies[2 * i] = holder
   end
   if #bodies == 0 then
-    return replies
+    return replies, 0
   end
   redis.call('HSET', k.tasks, unpack(bodies))
   if #locks > 0 then
@@ -115,5 +118,5 @@ local function store_tasks(k, args, first, now, head)
   end
   count(k.stats, now, 'enqueued', #bodies / 2)
   count(k.stats, now, 'bytes', bytes)
-  return replies
+  return replies, #bodies / 2
 end

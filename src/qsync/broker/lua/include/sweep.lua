@@ -34,38 +34,44 @@ local function trim_dead(k, now, most, dead_limit, dead_age)
   return #old
 end
 
--- A part of a hash, going round it from call to call: hashes have no order to sweep them by.
-local function next_part(hash_key, meta_key, cursor_name, size)
+-- A part of a hash, of which goes what is over by `is_over(field, value)`; it goes round the hash from
+-- call to call, for hashes have no order to sweep them by. Returns whether much of it went and the
+-- round is not at its end: then there is more of the kind.
+local function sweep_part(hash_key, meta_key, cursor_name, size, is_over)
+  if redis.call('EXISTS', hash_key) == 0 then
+    return false
+  end
   local cursor = whole(digits(redis.call('HGET', meta_key, cursor_name), 0))
-  local part = redis.call('HSCAN', hash_key, cursor, 'COUNT', size)
-  redis.call('HSET', meta_key, cursor_name, part[1])
-  return part[2]
+  local reply = redis.call('HSCAN', hash_key, cursor, 'COUNT', size)
+  redis.call('HSET', meta_key, cursor_name, reply[1])
+  local part, over = reply[2], {}
+  for i = 1, math.min(#part, 4000), 2 do
+    if is_over(part[i], part[i + 1]) then
+      over[#over + 1] = part[i]
+    end
+  end
+  if #over > 0 then
+    redis.call('HDEL', hash_key, unpack(over))
+  end
+  return reply[1] ~= '0' and #over * 8 >= #part
 end
 
 -- Locks that nobody has, and what is kept of the lock of a task that is not there.
 local function sweep_locks(k, now, size)
-  if redis.call('EXISTS', k.unique) == 0 then
-    return
-  end
-  local part = next_part(k.unique, k.meta, 'cursor', size)
-  for i = 1, #part, 2 do
-    local kind, name = string.match(part[i], '^([=@])(.*)$')
-    local free = kind == '=' and not lock_holder(k.unique, now, name, part[i + 1])
-    if free or kind == '@' and redis.call('HEXISTS', k.tasks, name) == 0 then
-      redis.call('HDEL', k.unique, part[i])
+  return sweep_part(k.unique, k.meta, 'cursor', size, function(field, value)
+    local kind, name = string.match(field, '^([=@])(.*)$')
+    if kind == '=' then
+      return not lock_holder(k.unique, now, name, value)
     end
-  end
+    return kind == '@' and redis.call('HEXISTS', k.tasks, name) == 0
+  end)
 end
 
--- The last fetches of servers that have made none for an hour.
-local function sweep_fetches(k, now, size)
-  local part = next_part(k.fetches, k.meta, 'fetches_cursor', size)
-  for i = 1, #part, 2 do
-    local time = digits(string.match(part[i + 1], '^%d+ (%d+)'), 0)
-    if now - time > 3600000000 then
-      redis.call('HDEL', k.fetches, part[i])
-    end
-  end
+-- Records that begin with a number and a time, older than this.
+local function sweep_records(hash_key, k, now, cursor_name, size, age)
+  return sweep_part(hash_key, k.meta, cursor_name, size, function(_, value)
+    return now - digits(string.match(value, '^%d+ (%d+)'), 0) > age
+  end)
 end
 
 -- Once a day, the counters of the day that is 90 days back and of those before it.
@@ -83,13 +89,18 @@ local function sweep_days(k, now)
   end
 end
 
--- What the sets do not show to be over is looked for once a second.
+-- What the sets do not show to be over is looked for once a second, and at once where there is more.
+-- The last fetch of a server is kept for an hour, the last enqueue of a sender for ten minutes:
+-- nobody tries one again for so long. Returns whether there is more.
 local function sweep_hashes(k, now, size)
   if math.abs(now - digits(redis.call('HGET', k.meta, 'swept'), 0)) < 1000000 then
-    return
+    return false
   end
-  redis.call('HSET', k.meta, 'swept', whole(now))
-  sweep_locks(k, now, size)
-  sweep_fetches(k, now, size)
+  local locks = sweep_locks(k, now, size)
+  local fetches = sweep_records(k.fetches, k, now, 'fetches_cursor', size, 3600000000)
+  local calls = sweep_records(k.calls, k, now, 'calls_cursor', size, 600000000)
+  local more = locks or fetches or calls
+  redis.call('HSET', k.meta, 'swept', more and '0' or whole(now))
   sweep_days(k, now)
+  return more
 end

@@ -1,0 +1,26 @@
+"""The store's own word on its memory, for processes that may have no Redis client."""
+
+import re
+import socket
+from urllib.parse import urlsplit
+
+
+def used_memory(url: str) -> int:
+    """`used_memory` of the store without the buffers of its clients, in bytes."""
+    text = _info(url)
+    used, clients = (
+        int(re.findall(rf"(?m)^{name}:(\d+)", text)[0])
+        for name in ("used_memory", "mem_clients_normal")
+    )
+    return used - clients
+
+
+def _info(url: str) -> str:
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        # An inline command, and QUIT so that the answer has an end.
+        connection.sendall(b"INFO memory\r\nQUIT\r\n")
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+    return answer.decode()

@@ -1,0 +1,39 @@
+#!lua flags=allow-oom
+-- forget: a queue that holds no task leaves nothing behind.
+-- KEYS[1] tasks       hash   id -> message
+-- KEYS[2] scheduled   zset   ids by due time
+-- KEYS[3] pending     zset   ids by order tag
+-- KEYS[4] active      zset   ids by lease expiry
+-- KEYS[5] retry       zset   ids by due time
+-- KEYS[6] completed   zset   ids by the time until which they are kept
+-- KEYS[7] dead        zset   ids by time of death
+-- KEYS[8] owner       hash   id -> lease token
+-- KEYS[9] crashes     hash   id -> crash count
+-- KEYS[10] failures   hash   id -> failure record
+-- KEYS[11] results    hash   id -> result record
+-- KEYS[12] unique     hash   locks
+-- KEYS[13] keys       hash   id -> fairness key
+-- KEYS[14] fairness   zset   fairness keys by last tag
+-- KEYS[15] fetches    hash   server id -> last fetch
+-- KEYS[16] calls      hash   sender -> its last enqueue
+-- KEYS[17] ticks      hash   schedule -> last tick enqueued, us
+-- KEYS[18] schedules  hash   what schedules there are
+-- KEYS[19] cancels    hash   id -> retention us
+-- KEYS[20] progress   hash   id -> done/total
+-- KEYS[21] wake       list
+-- KEYS[22] meta       hash   paused, virtual time
+-- KEYS[23] stats      hash   counters
+-- returns how many tasks it holds; when none, the queue is gone
+local held = 0
+for _, set_key in ipairs({ KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7] }) do
+  held = held + redis.call('ZCARD', set_key)
+end
+held = math.max(held, redis.call('HLEN', KEYS[1]))
+if held == 0 then
+  redis.call(
+    'UNLINK', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9],
+    KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16], KEYS[17], KEYS[18],
+    KEYS[19], KEYS[20], KEYS[21], KEYS[22], KEYS[23]
+  )
+end
+return held

@@ -1,0 +1,18 @@
+-- life: whether servers were there all the time. When nobody fetched or renewed for half a lease the
+-- store was away, or its clock leapt: then leases lapsed that their servers could not renew, and for
+-- a third of a lease nobody takes their tasks, so that they can.
+
+-- Note that a server is there. Returns the moment until which lapsed leases are spared, 0 for none.
+local function note_life(meta_key, now, lease)
+  local noted = redis.call('HMGET', meta_key, 'seen', 'returned')
+  local seen, returned = digits(noted[1], now), digits(noted[2], -lease)
+  if now - seen > lease / 2 then
+    returned = now
+    redis.call('HSET', meta_key, 'returned', whole(now))
+  end
+  if not noted[1] or math.abs(now - seen) > lease / 20 then
+    redis.call('HSET', meta_key, 'seen', whole(now))
+  end
+  local spared = math.floor(returned + lease / 3)
+  return now >= returned and now < spared and spared or 0
+end

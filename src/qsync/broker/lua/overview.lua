@@ -1,0 +1,64 @@
+#!lua flags=no-writes
+-- overview: a queue at one moment: how much it holds, who waits longest, and its counters.
+-- include: clock cut
+-- KEYS[1] scheduled  zset    ids by due time
+-- KEYS[2] pending    zset    ids by order tag
+-- KEYS[3] active     zset    ids by lease expiry
+-- KEYS[4] retry      zset    ids by due time
+-- KEYS[5] completed  zset    ids by the time until which they are kept
+-- KEYS[6] dead       zset    ids by time of death
+-- KEYS[7] tasks      hash    id -> message
+-- KEYS[8] failures   hash    id -> failure record
+-- KEYS[9] owner      hash    id -> lease token
+-- KEYS[10] crashes   hash    id -> crash count
+-- KEYS[11] results   hash    id -> result record
+-- KEYS[12] unique    hash    locks
+-- KEYS[13] keys      hash    id -> fairness key
+-- KEYS[14] fairness  zset    fairness keys by last tag
+-- KEYS[15] fetches   hash    server id -> last fetch
+-- KEYS[16] meta      hash    paused, paused_at
+-- KEYS[17] stats     hash    counters, in all and per day
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2] days       int     of which the counters are wanted, today included; 1 to 90
+-- ARGV[3...] names of counters
+-- returns now us; the sizes of the six states in this order; the bytes that the keys take, about,
+--   -1 when the store does not say; who paused it and why, empty when it is not paused; since when,
+--   us; the first tasks in pending, each its message (cut, when it is long), the length of that and
+--   its failure record; the counters, name and value in turn
+local now = clock(ARGV[1])
+local sizes, bytes = {}, 0
+for _, set_key in ipairs({ KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6] }) do
+  sizes[#sizes + 1] = redis.call('ZCARD', set_key)
+end
+for _, any_key in ipairs({
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10],
+  KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16], KEYS[17],
+}) do
+  local usage = redis.pcall('MEMORY', 'USAGE', any_key)
+  if type(usage) == 'table' then
+    bytes = -1
+    break
+  end
+  bytes = bytes + (usage or 0)
+end
+local first = {}
+for i, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, 7)) do
+  local message, length = cut_message(KEYS[7], id)
+  first[i] = { message, length, redis.call('HGET', KEYS[8], id) or '' }
+end
+local counters, today = {}, math.floor(now / 86400000000)
+for i = 3, #ARGV do
+  local counter = ARGV[i]
+  local names = { counter }
+  for back = 0, tonumber(ARGV[2]) - 1 do
+    names[#names + 1] = counter .. ':' .. whole(today - back)
+  end
+  for at, value in ipairs(redis.call('HMGET', KEYS[17], unpack(names))) do
+    if value then
+      counters[#counters + 1] = names[at]
+      counters[#counters + 1] = value
+    end
+  end
+end
+local paused = redis.call('HMGET', KEYS[16], 'paused', 'paused_at')
+return { whole(now), sizes, bytes, paused[1] or '', paused[2] or '', first, counters }

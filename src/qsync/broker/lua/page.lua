@@ -1,0 +1,68 @@
+#!lua flags=no-writes
+-- page: a part of the tasks in a state, from a place in it on.
+-- Takes fewer than asked for when they are large: it looks at no more than 4 MiB.
+-- include: clock cut place
+-- KEYS[1] tasks      hash    id -> message
+-- KEYS[2] pending    zset    ids by order tag
+-- KEYS[3] scheduled  zset    ids by due time
+-- KEYS[4] active     zset    ids by lease expiry
+-- KEYS[5] retry      zset    ids by due time
+-- KEYS[6] completed  zset    ids by the time until which they are kept
+-- KEYS[7] dead       zset    ids by time of death
+-- KEYS[8] owner      hash    id -> lease token
+-- KEYS[9] crashes    hash    id -> crash count
+-- KEYS[10] failures  hash    id -> failure record
+-- KEYS[11] cancels   hash    id -> retention us
+-- KEYS[12] progress  hash    id -> done/total
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2] state      text
+-- ARGV[3] count      int     at most, 500 or fewer
+-- ARGV[4] backwards  flag    from the highest score to the lowest; empty: the other way
+-- ARGV[5] score      number  of the task after which the part begins; empty: at the start
+-- ARGV[6] id         text    of that task
+-- returns now us; how many are in the state; 1 when there are more after these; and one a task: id,
+--   score, length of its message, the message (cut, when it is long), owner, crash count, failure
+--   record, retention in cancels, progress
+local set = ({
+  pending = KEYS[2], scheduled = KEYS[3], active = KEYS[4], retry = KEYS[5], completed = KEYS[6],
+  dead = KEYS[7],
+})[ARGV[2]]
+
+local function ids_from(set_key, total)
+  local first, count = 0, tonumber(ARGV[3])
+  if ARGV[4] == '' then
+    if ARGV[5] ~= '' then
+      first = count_before(set_key, tonumber(ARGV[5]), ARGV[6], true)
+    end
+    return first, redis.call('ZRANGE', set_key, first, first + count - 1, 'WITHSCORES')
+  end
+  if ARGV[5] ~= '' then
+    first = total - count_before(set_key, tonumber(ARGV[5]), ARGV[6], false)
+  end
+  return first, redis.call('ZRANGE', set_key, first, first + count - 1, 'REV', 'WITHSCORES')
+end
+
+local total = redis.call('ZCARD', set)
+local first, found = ids_from(set, total)
+local rows, ids, bytes = {}, {}, 0
+for i = 1, #found / 2 do
+  local id = found[2 * i - 1]
+  local weight = redis.call('HSTRLEN', KEYS[1], id) + redis.call('HSTRLEN', KEYS[10], id)
+  if i > 1 and bytes + weight > 4194304 then
+    break
+  end
+  bytes = bytes + weight
+  local message, length = cut_message(KEYS[1], id)
+  ids[i] = id
+  rows[i] = { id, found[2 * i], whole(length), message }
+end
+for at, hash_key in ipairs({ KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12] }) do
+  local fields = {}
+  if #ids > 0 and redis.call('EXISTS', hash_key) == 1 then
+    fields = redis.call('HMGET', hash_key, unpack(ids))
+  end
+  for i = 1, #ids do
+    rows[i][at + 4] = fields[i] or false
+  end
+end
+return { whole(clock(ARGV[1])), total, first + #ids < total and 1 or 0, rows }

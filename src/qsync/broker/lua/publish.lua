@@ -1,0 +1,13 @@
+#!lua flags=allow-oom
+-- publish: what schedules there are, for those who look.
+-- include: clock
+-- KEYS[1] schedules  hash    =<schedule> -> record, ><schedule> -> its task, @<schedule> -> when, us
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2...] three a schedule: name, record, and its task as `enqueue` takes one
+-- returns 1
+local now = whole(clock(ARGV[1]))
+for i = 2, #ARGV, 3 do
+  local id = ARGV[i]
+  redis.call('HSET', KEYS[1], '=' .. id, ARGV[i + 1], '>' .. id, ARGV[i + 2], '@' .. id, now)
+end
+return 1

@@ -1,0 +1,81 @@
+#!lua flags=allow-oom
+-- purge: the first tasks of a state leave the queue, whatever was to become of them. Of active ones
+-- only those whose lease has lapsed: the others run.
+-- Takes fewer than asked for when they are large: it frees no more than 16 MiB.
+-- include: clock lock erase place
+-- KEYS[1] tasks      hash    id -> message
+-- KEYS[2] pending    zset    ids by order tag
+-- KEYS[3] scheduled  zset    ids by due time
+-- KEYS[4] active     zset    ids by lease expiry
+-- KEYS[5] retry      zset    ids by due time
+-- KEYS[6] completed  zset    ids by the time until which they are kept
+-- KEYS[7] dead       zset    ids by time of death
+-- KEYS[8] owner      hash    id -> lease token
+-- KEYS[9] crashes    hash    id -> crash count
+-- KEYS[10] failures  hash    id -> failure record
+-- KEYS[11] results   hash    id -> result record
+-- KEYS[12] unique    hash    locks
+-- KEYS[13] keys      hash    id -> fairness key
+-- KEYS[14] cancels   hash    id -> retention us
+-- KEYS[15] progress  hash    id -> done/total
+-- KEYS[16] done      channel of ended tasks
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2] state      text
+-- ARGV[3] count      int     at most, 500 or fewer
+-- ARGV[4] score      number  of the last task to go; empty: all that are there now
+-- ARGV[5] id         text    of that task
+-- returns how many went; how many the state holds now; 1 when there are more to go; and score and id
+--   of the last task to go
+local k = {
+  tasks = KEYS[1], active = KEYS[4], owner = KEYS[8], crashes = KEYS[9], failures = KEYS[10],
+  results = KEYS[11], unique = KEYS[12], keys = KEYS[13], cancels = KEYS[14], progress = KEYS[15],
+}
+local now, state, count = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local set = ({
+  pending = KEYS[2], scheduled = KEYS[3], active = KEYS[4], retry = KEYS[5], completed = KEYS[6],
+  dead = KEYS[7],
+})[state]
+
+local last_score, last_id = ARGV[4], ARGV[5]
+if last_score == '' then
+  local last = redis.call('ZRANGE', set, -1, -1, 'WITHSCORES')
+  if #last == 0 then
+    return { 0, 0, 0, '', '' }
+  end
+  last_id, last_score = last[1], last[2]
+end
+
+-- Whether a task is among those that are to go.
+local function goes(score, id)
+  if state == 'active' and score > now then
+    return false
+  end
+  local limit = tonumber(last_score)
+  return score < limit or score == limit and not bytes_before(last_id, id)
+end
+
+local found = redis.call('ZRANGE', set, 0, count, 'WITHSCORES')
+local gone, bytes, more = {}, 0, 0
+for i = 1, #found, 2 do
+  local id = found[i]
+  if not goes(tonumber(found[i + 1]), id) then
+    break
+  end
+  bytes = bytes + redis.call('HSTRLEN', k.tasks, id) + redis.call('HSTRLEN', k.results, id)
+  if #gone == count or #gone > 0 and bytes > 16777216 then
+    more = 1
+    break
+  end
+  gone[#gone + 1] = id
+end
+if #gone > 0 then
+  redis.call('ZREM', set, unpack(gone))
+  if state == 'active' then
+    release(k, gone)
+  end
+  erase(k, now, gone)
+  for _, id in ipairs(gone) do
+    redis.call('SPUBLISH', KEYS[16], id)
+  end
+end
+return { #gone, redis.call('ZCARD', set), more, last_score, last_id }

@@ -1,0 +1,30 @@
+#!lua flags=no-writes
+-- schedules: the schedules of a queue, as servers published them.
+-- include: clock
+-- KEYS[1] schedules  hash    =<schedule> -> record, ><schedule> -> its task, @<schedule> -> when, us,
+--                            !<schedule> -> who paused it, when and why
+-- KEYS[2] ticks      hash    schedule -> last tick enqueued, us
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2] schedule   text    its name; empty: all of them, without their tasks
+-- returns now us; and one a schedule: name, record, when, pause note, last tick, its task
+local function row(id, task)
+  local fields =
+    redis.call('HMGET', KEYS[1], '=' .. id, '@' .. id, '!' .. id, task and '>' .. id or '')
+  local tick = redis.call('HGET', KEYS[2], id)
+  return { id, fields[1], fields[2], fields[3], tick, fields[4] }
+end
+
+local rows = {}
+if ARGV[2] ~= '' then
+  if redis.call('HEXISTS', KEYS[1], '=' .. ARGV[2]) == 1 then
+    rows[1] = row(ARGV[2], true)
+  end
+else
+  for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
+    local id = string.match(name, '^=(.+)$')
+    if id and #rows < 1000 then
+      rows[#rows + 1] = row(id, false)
+    end
+  end
+end
+return { whole(clock(ARGV[1])), rows }

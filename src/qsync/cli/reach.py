@@ -1,0 +1,149 @@
+"""How a command reaches the store, and what becomes of it when that goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any, Final, NoReturn, TypeVar
+
+import typer
+
+from qsync.cli.command import command_path
+from qsync.cli.logs import escape
+from qsync.connections import PREFIX, URL, Connections
+from qsync.errors import ConfigError, InvalidTask, QsyncError, StoreUnavailable
+from qsync.inspector import Inspector
+from qsync.keys import check_name
+from qsync.task import PAYLOAD_LIMIT
+
+T = TypeVar("T")
+
+NOT_DONE: Final = 1
+WRONG: Final = 2
+AWAY: Final = 3
+DENIED: Final = 4
+INTERRUPTED: Final = 130
+
+EXITS: Final = (
+    "Exits with 0: done; 1: not found, too late or refused; 2: asked wrongly; 3: the store is not "
+    "available; 4: the store refuses the user."
+)
+
+PATIENCE_S: Final = 5.0
+"""How long a command tries to reach the store: somebody waits for it."""
+
+NAMED: Final = 20
+"""How many names a message lists."""
+
+
+class Reached:
+    """An inspector and the event loop that it works in, for a command that is not a coroutine.
+
+    So questions can be asked between calls, and Ctrl-C ends whichever of the two it is.
+    """
+
+    def __init__(self, inspector: Inspector, runner: asyncio.Runner, where: str) -> None:
+        self.inspector = inspector
+        self.where = where
+        self._runner = runner
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """What comes of the work."""
+        return self._runner.run(work)
+
+
+@contextlib.contextmanager
+def reach(url: str | None, prefix: str | None) -> Iterator[Reached]:
+    """The store of this URL, reached; what goes wrong is one line and an exit code."""
+    try:
+        connections = _connections(url, prefix)
+    except QsyncError as error:
+        fail(str(error), WRONG)
+    try:
+        with contextlib.closing(connections), asyncio.Runner() as runner:
+            inspector = connections.inspector()
+            try:
+                yield Reached(inspector, runner, str(connections))
+            finally:
+                runner.run(inspector.aclose())
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except QsyncError as error:
+        fail(*_meaning(error))
+
+
+def _connections(url: str | None, prefix: str | None) -> Connections:
+    if not url:
+        fail(f"there is no store: give --url redis://host:6379, or set {URL}", WRONG)
+    name = check_name("prefix", prefix or "qsync")
+    return Connections(url, prefix=name, payload_limit=PAYLOAD_LIMIT, patience=PATIENCE_S)
+
+
+def _meaning(error: QsyncError) -> tuple[str, int]:
+    """What to say of an error that the store or the inspector answered, and the exit code."""
+    text = str(error)
+    if isinstance(error, StoreUnavailable):
+        return f"{text}; is it running, and --url or {URL} right? `qsync doctor` tells more", AWAY
+    if isinstance(error, InvalidTask):
+        return text, WRONG
+    if not isinstance(error, ConfigError):
+        return f"{text}; `qsync doctor` may tell why", NOT_DONE
+    if any(code in text for code in ("NOPERM", "no permissions", "ACL failure", "user executing")):
+        return f"{text}; `qsync acl {_role(command_path())}` prints the rights that it takes", DENIED
+    return f"{text}; --url or {URL} takes redis://user:password@host", DENIED
+
+
+def _role(command: str) -> str:
+    """Whose rights it takes."""
+    looks = command.endswith(("list", "show", "explain", "stats", "top", "servers"))
+    return "reader" if looks else "admin"
+
+
+def fail(message: str, code: int = NOT_DONE) -> NoReturn:
+    """One line that says what to do, and the end."""
+    typer.echo(f"{command_path()}: {escape(message)}", err=True)
+    raise typer.Exit(code)
+
+
+def known(names: Sequence[str], wanted: str, what: str, *, few: str = "") -> str:
+    """What to say of a name that is none: those that there are, and the one that was meant."""
+    if not names:
+        return f"there is no {what} {wanted}, nor any other{few}"
+    close = difflib.get_close_matches(wanted, names, 1)
+    meant = f"; did you mean {close[0]}?" if close else ""
+    more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"there is no {what} {wanted}{meant or ';'} there are: {', '.join(names[:NAMED])}{more}"
+
+
+async def no_queue(inspector: Inspector, name: str) -> NoReturn:
+    """The end, since there is no such queue."""
+    check_name("queue", name)
+    few = f" with prefix {inspector.prefix}: are --url and --prefix or {PREFIX} right?"
+    fail(known(await inspector.queue_names(), name, "queue", few=few))
+
+
+async def check_queue(inspector: Inspector, name: str) -> None:
+    """The end, unless there is such a queue."""
+    if await inspector.queue(name) is None:
+        await no_queue(inspector, name)
+
+
+async def queue_of(inspector: Inspector, id: str, queue: str | None) -> str:
+    """The queue that has the task, which is the one given or found; or the end."""
+    if queue is not None:
+        await check_queue(inspector, queue)
+        return queue
+    found = [row.queue for row in await inspector.find(id)]
+    if len(found) > 1:
+        fail(f"queues {', '.join(found)} have a task {id}: say which by --queue", WRONG)
+    if not found:
+        fail(gone(id))
+    return found[0]
+
+
+def gone(id: str, queue: str | None = None) -> str:
+    """What to say of a task that is not there."""
+    where = "in any queue" if queue is None else f"in queue {queue}"
+    return f"there is no task {id} {where}: it has ended and was not kept, or was deleted"

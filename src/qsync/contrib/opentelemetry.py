@@ -1,0 +1,272 @@
+"""Traces: a span for each enqueue and one for each run, connected across processes.
+
+    from qsync.contrib import opentelemetry
+    opentelemetry.instrument(app)         where the app is made, before it is used
+
+The context goes with the task, in its headers, by the propagators that OpenTelemetry is set up
+with: W3C `traceparent` unless told otherwise. Needs `opentelemetry-api`; where spans go is what you
+set up with its SDK. Nothing of payloads, results or error texts is recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final, Literal
+
+from msgspec import structs
+from opentelemetry import context as contexts
+from opentelemetry import propagate, trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
+
+from qsync.app import Qsync
+from qsync.broker.call import Durability
+from qsync.client import AsyncClient, AsyncHandle, Client, Handle
+from qsync.errors import DuplicateTask, InvalidTask
+from qsync.extension import Extension
+from qsync.keys import class_name
+from qsync.mux import CallNext
+from qsync.server import in_process
+from qsync.server.current import running
+from qsync.server.server import Server
+from qsync.task import Task, TaskInfo
+from qsync.version import __version__
+
+__all__ = ["instrument"]
+
+SYSTEM: Final = "qsync"
+
+Parentage = Literal["parent", "link"]
+
+
+def instrument(
+    app: Qsync,
+    *,
+    tracer_provider: TracerProvider | None = None,
+    run: Parentage = "parent",
+    error_text: Callable[[BaseException], str] | None = None,
+) -> None:
+    """What the app's clients and servers do from now on is traced.
+
+    `run="parent"`: the span of a run is a child of that of the enqueue, whole chains of tasks are
+    one trace. "link": it begins a trace of its own that links to it, for tasks that run long after.
+    `error_text` gives what may be said of an exception; without it, its type and the lines of code
+    are all that is recorded, since a text may hold what the payload held.
+
+    A handler in a thread has the run's span as its current one, and so has one with
+    executor="process" if its module instruments the app that it enqueues with. ConfigError when
+    the app has enqueued already.
+    """
+    tracer = trace.get_tracer("qsync", __version__, tracer_provider)
+    tracing = Tracing(tracer, run, error_text)
+    app.extend(
+        Extension(
+            client=partial(_Client, tracing),
+            async_client=partial(_AsyncClient, tracing),
+            server=tracing.serve,
+        )
+    )
+    if _attached not in in_process.around:
+        in_process.around.append(_attached)
+
+
+class Tracing:
+    """Makes the spans."""
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        run: Parentage,
+        error_text: Callable[[BaseException], str] | None,
+    ) -> None:
+        self._tracer = tracer
+        self._run = run
+        self._error_text = error_text
+
+    def serve(self, server: Server) -> None:
+        """Runs of this server get spans."""
+        server.put_around(self.around)
+
+    @contextlib.contextmanager
+    def sending(self, tasks: Sequence[Any], queue: str | None) -> Iterator[_Sending]:
+        """A span around the enqueue of tasks; they are to be sent as it has them."""
+        queues = {queue or getattr(task, "queue", "") for task in tasks}
+        destination = queues.pop() if len(queues) == 1 else ""
+        attributes: dict[str, str | int] = {
+            "messaging.system": SYSTEM,
+            "messaging.operation.name": "send",
+            "messaging.operation.type": "send",
+        }
+        if destination:
+            attributes["messaging.destination.name"] = destination
+        if len(tasks) != 1:
+            attributes["messaging.batch.message_count"] = len(tasks)
+        elif isinstance(tasks[0], Task):
+            attributes["qsync.task.type"] = tasks[0].type
+        with self._tracer.start_as_current_span(
+            f"send {destination}".rstrip(),
+            kind=SpanKind.PRODUCER,
+            attributes=attributes,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                yield _Sending(span, tasks)
+            except DuplicateTask as error:  # an answer, and no mistake
+                span.set_attribute("qsync.duplicate_of", error.id)
+                raise
+            except BaseException as error:
+                self._note(span, error)
+                raise
+
+    async def around(self, task: TaskInfo, call_next: CallNext) -> Any:
+        """The middleware: a span around a run."""
+        sender = propagate.extract(task.headers, context=Context())
+        links: list[Link] = []
+        if self._run == "link":
+            sent_by = trace.get_current_span(sender).get_span_context()
+            links = [Link(sent_by)] if sent_by.is_valid else []
+            sender = trace.set_span_in_context(trace.INVALID_SPAN, sender)
+        attached = contexts.attach(sender)
+        try:
+            with self._tracer.start_as_current_span(
+                f"process {task.queue}",
+                kind=SpanKind.CONSUMER,
+                attributes=_attributes(task),
+                links=links,
+                record_exception=False,
+                set_status_on_exception=False,
+            ) as span:
+                try:
+                    return await call_next(_carrying_context(task))
+                except BaseException as error:
+                    self._note(span, error)
+                    raise
+        finally:
+            contexts.detach(attached)
+
+    def _note(self, span: Span, error: BaseException) -> None:
+        """Record an error: its type and where it was raised, not what it says."""
+        if not span.is_recording():
+            return
+        name = class_name(error)
+        stopped = getattr(running.get(None), "stopped", None)
+        if stopped and isinstance(error, asyncio.CancelledError):
+            name = stopped
+        event = {
+            "exception.type": name,
+            "exception.stacktrace": "".join(traceback.format_tb(error.__traceback__)),
+        }
+        if self._error_text is not None:
+            event["exception.message"] = self._error_text(error)
+        span.set_attribute("error.type", name)
+        span.set_status(Status(StatusCode.ERROR, name))
+        span.add_event("exception", event)
+
+
+class _Sending:
+    def __init__(self, span: Span, tasks: Sequence[Any]) -> None:
+        self._span = span
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        self.tasks = [_with_headers(task, carrier) for task in tasks] if carrier else list(tasks)
+
+    def sent(self, handle: Handle[Any] | AsyncHandle[Any]) -> None:
+        """The one task is in the store."""
+        self._span.set_attribute("messaging.message.id", handle.id)
+
+
+def _with_headers(task: Any, carrier: dict[str, str]) -> Any:
+    """The task with the context among its headers; as it is when it has no room for that."""
+    if not isinstance(task, Task):
+        return task  # the client says what is wrong with it
+    try:
+        return task.replace(headers={**(task.headers or {}), **carrier})
+    except InvalidTask:
+        return task
+
+
+def _carrying_context(task: TaskInfo) -> TaskInfo:
+    """The task as the handler gets it: what it passes on by its headers is the run's context."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return structs.replace(task, headers={**task.headers, **carrier}) if carrier else task
+
+
+def _attributes(task: TaskInfo) -> dict[str, str | int]:
+    return {
+        "messaging.system": SYSTEM,
+        "messaging.operation.name": "process",
+        "messaging.operation.type": "process",
+        "messaging.destination.name": task.queue,
+        "messaging.message.id": task.id,
+        "messaging.message.body.size": len(task.payload),
+        "qsync.task.type": task.type,
+        "qsync.task.attempt": task.attempt,
+        "qsync.task.crashes": task.crashes,
+    }
+
+
+@contextlib.contextmanager
+def _attached(task: TaskInfo) -> Iterator[None]:
+    """In the process of a handler: the run's context is the current one."""
+    token = contexts.attach(propagate.extract(task.headers, context=Context()))
+    try:
+        yield
+    finally:
+        contexts.detach(token)
+
+
+class _Client(Client):
+    def __init__(self, tracing: Tracing, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._tracing = tracing
+
+    def enqueue(
+        self, task: Task, *, queue: str | None = None, durability: Durability | None = None
+    ) -> Handle[Any]:
+        with self._tracing.sending([task], queue) as sending:
+            [traced] = sending.tasks
+            handle = super().enqueue(traced, queue=queue, durability=durability)
+            sending.sent(handle)
+            return handle
+
+    def enqueue_many(
+        self, tasks: Iterable[Task], *, durability: Durability | None = None
+    ) -> list[Handle[Any]]:
+        with self._tracing.sending(_listed(tasks), None) as sending:
+            return super().enqueue_many(sending.tasks, durability=durability)
+
+
+class _AsyncClient(AsyncClient):
+    def __init__(self, tracing: Tracing, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._tracing = tracing
+
+    async def enqueue(
+        self, task: Task, *, queue: str | None = None, durability: Durability | None = None
+    ) -> AsyncHandle[Any]:
+        with self._tracing.sending([task], queue) as sending:
+            [traced] = sending.tasks
+            handle = await super().enqueue(traced, queue=queue, durability=durability)
+            sending.sent(handle)
+            return handle
+
+    async def enqueue_many(
+        self, tasks: Iterable[Task], *, durability: Durability | None = None
+    ) -> list[AsyncHandle[Any]]:
+        with self._tracing.sending(_listed(tasks), None) as sending:
+            return await super().enqueue_many(sending.tasks, durability=durability)
+
+
+def _listed(tasks: Iterable[Task]) -> list[Task]:
+    """The tasks as a list; InvalidTask, as the client would say, when they are none."""
+    try:
+        return list(tasks)
+    except TypeError:
+        msg = f"tasks: {type(tasks).__name__} is not an iterable of Task"
+        raise InvalidTask(msg) from None

@@ -1,0 +1,282 @@
+"""Metrics for Prometheus: what servers do, and what lies in the store. Needs `prometheus-client`.
+
+    from qsync.contrib import prometheus
+    prometheus.instrument(app)                    the servers of this process
+    REGISTRY.register(StoreCollector(app))        all queues, from the store: in one process only
+
+`qsync worker --health-port` serves the first at /metrics without any code. Labels are queues, types
+that have a handler, states and outcomes; there are never ids or payloads among them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+from typing import Any, Final
+
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from qsync.app import Qsync
+from qsync.errors import QsyncError
+from qsync.extension import Extension
+from qsync.inspector import Inspector, Overview, QueueInfo
+from qsync.keys import COUNTERS
+from qsync.server.figures import BOUNDS, OTHER, OUTCOMES, Row, over, total
+from qsync.server.health import Condition
+from qsync.server.server import Server
+from qsync.server.tally import Tally
+from qsync.state import TaskState
+
+__all__ = [
+    "CONTENT_TYPE", "StoreCollector", "StoreMetrics", "instrument", "render", "server_metrics",
+    "worker_metrics",
+]  # fmt: skip
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+
+QUEUES: Final = 500
+"""So many queues are told apart; the rest are one."""
+
+FRESH_S: Final = 5.0
+"""For so many seconds what the store said is said again."""
+
+PATIENCE_S: Final = 5.0
+"""How long the store may take to answer, seconds."""
+
+COUNTER_HELP: Final[Mapping[str, str]] = {
+    "enqueued": "Tasks enqueued.",
+    "completed": "Tasks completed.",
+    "failed": "Attempts that failed.",
+    "retried": "Failed attempts that are followed by another.",
+    "crashed": "Times that a server died with a task.",
+    "dead": "Tasks that are given up.",
+    "cancelled": "Tasks cancelled.",
+    "trimmed": "Dead tasks removed for their number or age.",
+    "lost": "Tasks whose message the store has lost.",
+    "bytes": "Bytes of the messages enqueued.",
+}
+
+
+# Servers.
+
+
+def instrument(app: Qsync, *, registry: CollectorRegistry = REGISTRY) -> None:
+    """The servers that the app makes from now on in this process are counted in the registry."""
+    collector = _Servers()
+    registry.register(collector)
+    app.extend(Extension(server=collector.add))
+
+
+class _Servers(Collector):
+    """What servers of this process do. What they did counts on when they are no more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watched: list[tuple[weakref.ref[Server], Tally]] = []
+        self._past: list[Row] = []
+
+    def add(self, server: Server) -> None:
+        server.tally = server.tally or Tally(server.mux.types)
+        with self._lock:
+            self._watched.append((weakref.ref(server), server.tally))
+
+    def describe(self) -> Iterable[Metric]:
+        return server_metrics([], [])
+
+    def collect(self) -> Iterable[Metric]:
+        with self._lock:
+            rows, conditions, watched = [], [], []
+            for reference, tally in self._watched:
+                server = reference()
+                if server is None:
+                    self._past = total([*self._past, *over(tally.rows())])
+                    continue
+                watched.append((reference, tally))
+                rows += tally.rows()
+                conditions.append(server.condition())
+            self._watched = watched
+            return server_metrics([*self._past, *rows], conditions)
+
+
+def server_metrics(rows: Iterable[Row], conditions: Sequence[Condition]) -> list[Metric]:
+    """The metrics of servers: what they have counted, and how they are."""
+    by_type = ["queue", "type"]
+    wait = HistogramMetricFamily(
+        "qsync_task_wait_seconds",
+        "From when a task could first start to its first start.",
+        labels=by_type,
+    )
+    run = HistogramMetricFamily(
+        "qsync_task_run_seconds", "From the start of a run to its end.", labels=by_type
+    )
+    runs = CounterMetricFamily(
+        "qsync_task_runs", "Runs that ended, by how they did.", labels=[*by_type, "outcome"]
+    )
+    running = GaugeMetricFamily("qsync_tasks_running", "Tasks in progress.", labels=by_type)
+    for row in total(rows):
+        labels = [row.queue, row.type]
+        wait.add_metric(labels, _cumulated(row.waits), row.wait_s)
+        run.add_metric(labels, _cumulated(row.runs), row.run_s)
+        running.add_metric(labels, row.running)
+        for outcome, count in zip(OUTCOMES, row.outcomes, strict=True):
+            runs.add_metric([*labels, outcome], count)
+    up = [one for one in conditions if one.started]
+    blocked = max((one.blocked_s for one in up), default=0.0)
+    return [
+        wait, run, runs, running,
+        _gauge("qsync_servers_running", "Servers that have started.", len(up)),
+        _gauge("qsync_slots", "Tasks that can run at a time.", sum(one.concurrency for one in up)),
+        _gauge("qsync_event_loop_blocked_seconds", "How long it has been blocked by now.", blocked),
+    ]  # fmt: skip
+
+
+def worker_metrics(restarts: int) -> list[Metric]:
+    """The metrics of a `qsync worker`, beside those of its servers."""
+    return [
+        CounterMetricFamily(
+            "qsync_worker_restarts",
+            "Processes that ended without being told to, and were replaced.",
+            value=restarts,
+        )
+    ]
+
+
+def _cumulated(buckets: Sequence[int]) -> list[tuple[str, int]]:
+    bounds = [*(f"{bound:g}" if bound < 1 else str(bound) for bound in BOUNDS), "+Inf"]
+    return list(zip(bounds, accumulate(buckets), strict=True))
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+# The store.
+
+
+class StoreMetrics:
+    """The metrics of all queues, as the store has them; asked for by many, it is read seldom."""
+
+    def __init__(self, inspector: Inspector, *, fresh_s: float = FRESH_S) -> None:
+        self._inspector = inspector
+        self._fresh_s = fresh_s
+        self._read_at = -fresh_s
+        self._last: list[Metric] = []
+        self._lock = asyncio.Lock()
+
+    async def render(self) -> bytes:
+        """The text that Prometheus reads, of type CONTENT_TYPE."""
+        return render(await self.metrics())
+
+    async def metrics(self) -> list[Metric]:
+        """The metrics; of a store that is away, that it is."""
+        async with self._lock:
+            if time.monotonic() - self._read_at >= self._fresh_s:
+                self._last = await _read(self._inspector)
+                self._read_at = time.monotonic()
+            return self._last
+
+
+class StoreCollector(Collector):
+    """The metrics of all queues of an app, for a registry.
+
+    They are the same from every process: one is enough, beside the dashboard say. They are read in
+    a thread, over a connection that is closed again; scrapes in quick succession share a reading.
+    """
+
+    def __init__(self, app: Qsync, *, fresh_s: float = FRESH_S) -> None:
+        self._app = app
+        self._fresh_s = fresh_s
+        self._read_at = -fresh_s
+        self._last: list[Metric] = []
+        self._lock = threading.Lock()
+
+    def describe(self) -> Iterable[Metric]:
+        """The metrics without values: registering reads nothing."""
+        return store_metrics(None)
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics; of a store that is away, that it is."""
+        with self._lock:
+            if time.monotonic() - self._read_at >= self._fresh_s:
+                # In a thread of its own, since this one may have a running event loop.
+                with ThreadPoolExecutor(1, "qsync-metrics") as thread:
+                    self._last = thread.submit(asyncio.run, self._read()).result()
+                self._read_at = time.monotonic()
+            return self._last
+
+    async def _read(self) -> list[Metric]:
+        async with self._app.inspector() as inspector:
+            return await _read(inspector)
+
+
+async def _read(inspector: Inspector) -> list[Metric]:
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            return store_metrics(await inspector.overview())
+    except (QsyncError, TimeoutError):
+        return store_metrics(None)
+
+
+def store_metrics(overview: Overview | None) -> list[Metric]:
+    """The metrics of all queues; None: the store is away."""
+    tasks = GaugeMetricFamily(
+        "qsync_queue_tasks", "Tasks in the queue, by state.", labels=["queue", "state"]
+    )
+    oldest = GaugeMetricFamily(
+        "qsync_queue_oldest_pending_seconds",
+        "For how long the oldest pending task could have run.",
+        labels=["queue"],
+    )
+    paused = GaugeMetricFamily(
+        "qsync_queue_paused", "1 while the queue is paused.", labels=["queue"]
+    )
+    counters = {
+        name: CounterMetricFamily(f"qsync_queue_{name}", COUNTER_HELP[name], labels=["queue"])
+        for name in COUNTERS
+    }
+    for name, infos in _told_apart(overview.queues if overview else ()):
+        for state in TaskState:
+            tasks.add_metric([name, state], sum(info.states.get(state, 0) for info in infos))
+        oldest.add_metric([name], max(info.latency for info in infos))
+        paused.add_metric([name], int(any(info.paused for info in infos)))
+        for counter, family in counters.items():
+            family.add_metric([name], sum(info.counters.get(counter, 0) for info in infos))
+    return [
+        _gauge("qsync_store_up", "1 while the store answers.", int(overview is not None)),
+        _gauge("qsync_servers", "Servers that live.", len(overview.servers) if overview else 0),
+        tasks, oldest, paused, *counters.values(),
+    ]  # fmt: skip
+
+
+def _told_apart(queues: Sequence[QueueInfo]) -> list[tuple[str, list[QueueInfo]]]:
+    """Queues by label; whoever makes queues without end makes no metrics without end."""
+    groups: dict[str, list[QueueInfo]] = {}
+    for at, info in enumerate(queues):
+        groups.setdefault(info.name if at < QUEUES else OTHER, []).append(info)
+    return list(groups.items())
+
+
+def render(metrics: Iterable[Metric]) -> bytes:
+    """The text that Prometheus reads, of type CONTENT_TYPE."""
+    given: Any = _Given(metrics)
+    return generate_latest(given)
+
+
+class _Given(Collector):
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics

@@ -1,0 +1,169 @@
+"""Queues: what they hold, pause and resume, purge, forget."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Final
+
+from qsync.broker import ops, views
+from qsync.errors import InvalidTask
+from qsync.inspector.base import check_state, cursor_at, read_cursor
+from qsync.inspector.live import Live
+from qsync.inspector.rows import message_in, note_of, pause_of, waiting_since_us
+from qsync.inspector.values import Change, Day, Forgotten, Overview, QueueInfo, Step
+from qsync.keys import COUNTERS
+from qsync.state import TaskState
+from qsync.task import decode_failure, moment
+
+DAYS: Final = 90
+"""For how many days counters are kept."""
+
+DAY_US: Final = 86_400_000_000
+
+PURGED: Final = (
+    TaskState.PENDING, TaskState.SCHEDULED, TaskState.RETRY, TaskState.COMPLETED, TaskState.DEAD,
+)  # fmt: skip
+"""The states that can be emptied: a task that runs is cancelled instead."""
+
+
+class Queues(Live):
+    """What may be done with queues."""
+
+    async def overview(self) -> Overview:
+        """All queues and the ids of the live servers, at this moment; two round trips."""
+        names = await self.queue_names()
+        looks = [views.overview(self._keys(name)) for name in names]
+        (now_us, live), *shown = await self._run_all([views.servers(self._globals), *looks])
+        return Overview(
+            at=moment(now_us),
+            queues=[self._queue_info(name, one) for name, one in zip(names, shown, strict=True)],
+            servers=sorted(live),
+        )
+
+    async def queue(self, name: str, *, days: int = 0) -> QueueInfo | None:
+        """A queue at this moment, with its counters of so many days; None: there is no such queue.
+
+        InvalidTask when `days` is not 0 to 90.
+        """
+        if type(days) is not int or not 0 <= days <= DAYS:
+            msg = f"days: {days!r:.80} is not a whole number from 0 to {DAYS}"
+            raise InvalidTask(msg)
+        shown = await self._broker.run(views.overview(self._keys(name), days=max(1, days)))
+        known = any(shown.states.values()) or name in await self.queue_names()
+        return self._queue_info(name, shown, days) if known else None
+
+    def _queue_info(self, name: str, shown: views.Overview, days: int = 0) -> QueueInfo:
+        counters = {counter: shown.stats.get(counter, 0) for counter in COUNTERS}
+        today = shown.now_us // DAY_US
+        return QueueInfo(
+            name=name,
+            states=shown.states,
+            latency=_latency(shown),
+            bytes=shown.memory,
+            paused=pause_of(shown.pause_note, shown.paused_at_us),
+            counters=counters,
+            today=_of_day(shown.stats, today),
+            days=_days(shown.stats, today, days),
+            rate=self._note_rate(name, counters["completed"] + counters["failed"]),
+        )
+
+    async def pause(self, queue: str, *, by: str = "", why: str = "") -> Change:
+        """No task of the queue is started until it is resumed, restarts of whatever kind included.
+
+        What runs goes on, and so does what a server has fetched ahead and starts within a second.
+        `done` when it was paused before, too: who and why are then the new ones, since when is not.
+        """
+        keys = self._keys(queue)
+        if queue not in await self.queue_names():
+            return Change(outcome="not_found")
+        await self._broker.run(ops.pause(keys, note_of(by, why)))
+        return Change(outcome="done")
+
+    async def resume(self, queue: str) -> Change:
+        """Tasks of the queue are started again; `not_found` when it was not paused."""
+        changed = await self._broker.run(ops.resume(self._keys(queue)))
+        return Change(outcome="done" if changed else "not_found")
+
+    async def purge(self, queue: str, state: str, *, cursor: str | None = None) -> Step:
+        """Up to 500 tasks in a state are deleted; steps go on with the cursor, `steps` makes all.
+
+        They end with the last task that the state held at first. Others of the store wait a few
+        milliseconds at most for one. InvalidTask for `active`: cancel what runs.
+        """
+        wanted, place = check_state(state), read_cursor(cursor)
+        if wanted not in PURGED:
+            msg = f"state: {state} tasks run, and are not purged; cancel them"
+            raise InvalidTask(msg)
+        last = None if place is None else place.place
+        purged = await self._broker.run(ops.purge(self._keys(queue), wanted, last=last))
+        return Step(
+            scanned=purged.deleted,
+            done=purged.deleted,
+            cursor=None if purged.last is None else cursor_at(purged.last),
+        )
+
+    async def forget(self, queue: str, *, force: bool = False) -> Forgotten:
+        """A queue that holds no task is gone, with its counters, its pause and its schedules.
+
+        With `force` its tasks are deleted first, up to 500 a call: repeat it while it is `more`.
+        Locks with a window that still runs end. A client that enqueues into it later brings it
+        back, but as one that knows it already does not name it again, `overview` shows it only
+        once a server takes from it.
+        """
+        _, servers = await self._live()
+        serving = next((server.id for server in servers if server.takes(queue)), None)
+        if serving is not None:
+            return Forgotten(outcome="served", server=serving)
+        known = queue in await self.queue_names()
+        deleted = await self._purge_any(queue) if force else 0
+        left = await self._broker.run(ops.forget(self._keys(queue)))
+        if left:
+            return await self._not_forgotten(queue, force, deleted, left)
+        await self._broker.run(ops.unregister(self._globals, [queue]))
+        gone = known or deleted > 0
+        return Forgotten(outcome="done" if gone else "not_found", deleted=deleted)
+
+    async def _not_forgotten(self, queue: str, force: bool, deleted: int, left: int) -> Forgotten:
+        if not force:
+            return Forgotten(outcome="not_empty", left=left)
+        if deleted:
+            return Forgotten(outcome="more", deleted=deleted, left=left)
+        counts = await self._broker.run(views.counts(self._keys(queue)))
+        running = counts.states[TaskState.ACTIVE]
+        if any(count for state, count in counts.states.items() if state in PURGED):
+            return Forgotten(outcome="more", left=left)  # they came meanwhile
+        if running:
+            return Forgotten(outcome="running", left=running)
+        return Forgotten(outcome="not_empty", left=left)  # damaged: messages in no state
+
+    async def _purge_any(self, queue: str) -> int:
+        """Delete up to 500 tasks in whatever state, and what a dead server still holds."""
+        for state in (*PURGED, TaskState.ACTIVE):
+            purged = await self._broker.run(ops.purge(self._keys(queue), state))
+            if purged.deleted:
+                return purged.deleted
+        return 0
+
+
+def _latency(shown: views.Overview) -> float:
+    """How long the oldest of the first pending tasks has waited, seconds."""
+    waiting = [
+        since
+        for cut, failure in shown.first
+        if (since := waiting_since_us(message_in(cut), decode_failure(failure))) is not None
+    ]
+    return max(0, shown.now_us - min(waiting)) / 1_000_000 if waiting else 0.0
+
+
+def _of_day(stats: dict[str, int], day: int) -> dict[str, int]:
+    return {counter: stats.get(f"{counter}:{day}", 0) for counter in COUNTERS}
+
+
+def _days(stats: dict[str, int], today: int, count: int) -> list[Day]:
+    found = []
+    for number in range(today, today - count, -1):
+        counters = _of_day(stats, number)
+        if any(counters.values()):
+            day = date(1970, 1, 1) + timedelta(days=number)
+            found.append(Day(day=day, counters=counters))
+    return found

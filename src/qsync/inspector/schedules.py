@@ -1,0 +1,123 @@
+"""Schedules: what servers published of their periodic tasks; pause, resume, trigger."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+from qsync.broker import ops, views
+from qsync.broker.published import LIVE_US, read_record, task_from
+from qsync.broker.views import Published, moment_of
+from qsync.errors import InvalidTask
+from qsync.inspector.base import Base
+from qsync.inspector.rows import note_of, schedule_pause_of
+from qsync.inspector.values import Change, ScheduleInfo
+from qsync.schedule import Schedule
+from qsync.task import new_id
+
+AHEAD: Final = 3
+"""How many ticks to come are told."""
+
+
+class Schedules(Base):
+    """What may be done with schedules."""
+
+    async def schedules(self) -> list[ScheduleInfo]:
+        """The schedules of all queues, by queue and name, the first thousand of each queue."""
+        names = await self.queue_names()
+        found = await self._run_all([views.schedules(self._keys(name)) for name in names])
+        infos = [
+            schedule_info(queue, now_us, one)
+            for queue, (now_us, published) in zip(names, found, strict=True)
+            for one in published
+        ]
+        return sorted(infos, key=lambda info: (info.queue, info.name))
+
+    async def schedule(self, name: str, *, queue: str) -> ScheduleInfo | None:
+        """A schedule; None when no server published one of that name for that queue."""
+        now_us, found = await self._broker.run(views.schedules(self._keys(queue), name))
+        return schedule_info(queue, now_us, found[0]) if found else None
+
+    async def pause_schedule(self, name: str, *, queue: str, by: str = "", why: str = "") -> Change:
+        """The ticks of a schedule pass without a task until it is resumed, whoever restarts.
+
+        `done` when it was paused before, too: who and why are then the new ones, since when is not.
+        """
+        call = ops.pause_schedule(self._keys(queue), name, note_of(by, why))
+        changed = await self._broker.run(call)
+        return Change(outcome="not_found" if changed is None else "done")
+
+    async def resume_schedule(self, name: str, *, queue: str) -> Change:
+        """A schedule goes on with its next tick; none is made up for. `not_found` unless paused."""
+        changed = await self._broker.run(ops.resume_schedule(self._keys(queue), name))
+        return Change(outcome="done" if changed else "not_found")
+
+    async def trigger(self, name: str, *, queue: str) -> Change:
+        """The task of a schedule is enqueued once, now; its id is `holder`. Ticks go on as ever.
+
+        `duplicate`: `holder` has its unique lock. `refused`: no task was published, since making it
+        failed, or by another version of qsync.
+        """
+        keys = self._keys(queue)
+        _, found = await self._broker.run(views.schedules(keys, name))
+        if not found:
+            return Change(outcome="not_found")
+        task = task_from(found[0].task, new_id(), queue)
+        if task is None:
+            return Change(outcome="refused", why="no server of this version published its task")
+        [made] = await self._broker.run(ops.enqueue(keys, [task]))
+        created = made.outcome == "created"
+        return Change(outcome="done" if created else "duplicate", holder=made.id)
+
+    async def forget_schedule(self, name: str, *, queue: str) -> Change:
+        """A schedule that no server has any more is gone. `refused` while one publishes it."""
+        call = ops.forget_schedule(self._keys(queue), name, silence_us=LIVE_US)
+        gone = await self._broker.run(call)
+        if gone is None:
+            return Change(outcome="not_found")
+        if gone:
+            return Change(outcome="done")
+        minutes = LIVE_US // 60_000_000
+        return Change(outcome="refused", why=f"a server published it less than {minutes} min ago")
+
+
+def schedule_info(queue: str, now_us: int, published: Published) -> ScheduleInfo:
+    """What a schedule is, and when it ticks next."""
+    record = read_record(published.record)
+    problem, ticks, last_us = None, list[datetime](), published.last_tick_us
+    try:
+        schedule = record.schedule()
+        if schedule is None:
+            problem = "a schedule of a kind of its own: its server knows"
+        else:
+            ticks = _ticks(schedule, now_us)
+            # Where no tick was yet, the store has the time at which it began or was resumed.
+            last_us = last_us if schedule.previous(last_us) == last_us else 0
+    except InvalidTask as error:  # no such time zone here, say
+        problem = str(error)
+    return ScheduleInfo(
+        queue=queue,
+        name=published.name,
+        schedule=record.text,
+        cron=record.cron,
+        every=None if record.every_us is None else record.every_us / 1_000_000,
+        tz=record.tz,
+        missed=record.missed,
+        type=record.type,
+        next_at=ticks,
+        last_tick=moment_of(last_us) if last_us else None,
+        seen_at=moment_of(published.seen_at_us) if published.seen_at_us else None,
+        live=now_us - published.seen_at_us < LIVE_US,
+        paused=schedule_pause_of(published.pause_note),
+        problem=problem,
+    )
+
+
+def _ticks(schedule: Schedule, now_us: int) -> list[datetime]:
+    found: list[datetime] = []
+    at: int | None = now_us
+    while len(found) < AHEAD and at is not None:
+        at = schedule.next_after(at)
+        if at is not None:
+            found.append(moment_of(at))
+    return found

@@ -1,0 +1,194 @@
+"""Tasks: lists of them, one of them whole, and changes of one."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from qsync import codec
+from qsync.broker import ops, views
+from qsync.broker.views import Shown
+from qsync.errors import InvalidTask
+from qsync.handle import ORDER_TTL_MS
+from qsync.inspector.base import Base, check_state, cursor_at, read_cursor
+from qsync.inspector.detail import detail_of
+from qsync.inspector.rows import fits, look, look_at, row_of
+from qsync.inspector.values import Change, Filter, Page, TaskDetail, TaskRow
+from qsync.keys import check_id, shorten
+from qsync.state import TaskState
+from qsync.task import Failure, decode_failure
+from qsync.waiting import retention_of
+
+LIMIT: Final = 100
+"""The largest page."""
+
+SCAN: Final = 250
+SCANS: Final = 4
+"""With a filter, a page comes of looking at so many tasks, so many times."""
+
+RUNNABLE: Final = (TaskState.SCHEDULED, TaskState.RETRY, TaskState.DEAD)
+
+
+class Tasks(Base):
+    """What may be done with tasks, one at a time."""
+
+    async def tasks(
+        self,
+        queue: str,
+        state: str,
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+        filter: Filter | None = None,
+        newest_first: bool | None = None,
+    ) -> Page:
+        """A part of the tasks in a state, from the cursor of an earlier part on.
+
+        In the order of the state: pending as it will run, scheduled and retry by when they are due;
+        dead and completed the latest first. `newest_first` turns that. A task that leaves or comes
+        moves no other, but active ones do, when their lease is renewed. With a filter about 1000
+        are looked at, so a page may hold few or none and have a cursor. InvalidTask when the limit
+        is not 1 to 100, or state or cursor is none.
+        """
+        wanted, after = check_state(state), read_cursor(cursor)
+        if type(limit) is not int or not 1 <= limit <= LIMIT:
+            msg = f"limit: {shorten(limit)} is not a whole number from 1 to {LIMIT}"
+            raise InvalidTask(msg)
+        if newest_first is None:
+            newest_first = wanted in (TaskState.DEAD, TaskState.COMPLETED)
+        place = None if after is None else after.place
+        found: list[TaskRow] = []
+        scanned = total = 0
+        for _ in range(1 if filter is None else SCANS):
+            count = limit if filter is None else SCAN
+            page = await self._broker.run(
+                views.page(
+                    self._keys(queue), wanted, count=count, after=place, backwards=newest_first
+                )
+            )
+            total, more = page.total, page.more
+            for at, row in enumerate(page.rows):
+                task = look_at(row)
+                scanned, place = scanned + 1, row.place
+                if fits(filter, task, page.now_us):
+                    found.append(row_of(queue, task))
+                if len(found) == limit:
+                    more = more or at + 1 < len(page.rows)
+                    break
+            if not more or len(found) == limit:
+                break
+        end = None if not more or place is None else cursor_at(place)
+        return Page(tasks=found, cursor=end, total=total, scanned=scanned)
+
+    async def task(self, id: str, *, queue: str = "default") -> TaskDetail | None:
+        """All that the store has of a task; None when it is not in the queue."""
+        shown = await self._show(id, queue)
+        if shown is None:
+            return None
+        task = look(id, shown)
+        lock = task.options.lock or ""
+        located = await self._broker.run(views.locate(self._keys(queue), id, lock=lock))
+        return detail_of(queue, task, located.holder)
+
+    async def find(self, id: str) -> list[TaskRow]:
+        """The tasks of this id, whatever their queue; one for each queue that has it."""
+        check_id(id)
+        names = await self.queue_names()
+        found = await self._run_all([views.show(self._keys(name), [id]) for name in names])
+        return [
+            row_of(queue, look(id, shown))
+            for queue, [shown] in zip(names, found, strict=True)
+            if shown is not None
+        ]
+
+    async def run(self, id: str, *, queue: str = "default", state: str | None = None) -> Change:
+        """A task that is scheduled, in retry or dead is pending now.
+
+        A dead one has all its attempts again, and keeps the history of the earlier ones. `state`:
+        what you saw it in; when it is not in that any more, it is `too_late`.
+        """
+        shown = await self._expect(id, queue, state)
+        if isinstance(shown, Change):
+            return shown
+        if shown.state not in RUNNABLE:
+            return Change(outcome="too_late", state=shown.state)
+        if shown.message is None:
+            return Change(outcome="refused", state=shown.state, why="the store lost its message")
+        row = rerun_of(id, shown)
+        call = ops.run_many(self._keys(queue), [row], shown.state)
+        [(outcome, holder)] = await self._broker.run(call)
+        if outcome == "duplicate":
+            return Change(outcome="duplicate", state=shown.state, holder=holder)
+        if outcome == "changed":
+            return await self._where(id, queue)
+        return Change(outcome="done", state=TaskState.PENDING)
+
+    async def cancel(self, id: str, *, queue: str = "default") -> Change:
+        """A task that waits has ended; of one that runs the server has been `told`.
+
+        The server stops its handler at once when it listens, and within a third of the lease
+        otherwise. `too_late` for one that has ended.
+        """
+        shown = await self._show(id, queue)
+        if shown is None:
+            return Change(outcome="not_found")
+        keys = self._keys(queue)
+        retention_us = retention_of(shown)
+        call = ops.cancel(keys, id, retention_us=retention_us)
+        outcome, token = await self._broker.run(call)
+        if outcome == "active":
+            server = token.rpartition("/")[0]
+            order = codec.encode(["cancel", queue, id])
+            # When this is lost the server still learns of it, as it renews the lease.
+            await self._broker.run_many(
+                [ops.send(self._globals, server, order, ttl_ms=ORDER_TTL_MS)]
+            )
+            return Change(outcome="told", state=TaskState.ACTIVE, server=server)
+        if outcome == "cancelled":
+            kept = None if retention_us is None else TaskState.COMPLETED
+            return Change(outcome="done", state=kept)
+        return await self._where(id, queue)
+
+    async def delete(self, id: str, *, queue: str = "default", state: str | None = None) -> Change:
+        """A task has left the queue, and what is kept of it; `refused` while it runs.
+
+        `state`: what you saw it in; when it is not in that any more, it is `too_late`.
+        """
+        shown = await self._expect(id, queue, state)
+        if isinstance(shown, Change):
+            return shown
+        if shown.state is TaskState.ACTIVE:
+            return Change(outcome="refused", state=shown.state, why="it runs: cancel it first")
+        if await self._broker.run(ops.delete(self._keys(queue), [id], shown.state)):
+            return Change(outcome="done")
+        return await self._where(id, queue)
+
+    async def _show(self, id: str, queue: str) -> Shown | None:
+        check_id(id)
+        [shown] = await self._broker.run(views.show(self._keys(queue), [id]))
+        return shown
+
+    async def _expect(self, id: str, queue: str, state: str | None) -> Shown | Change:
+        """The task, or what to answer when it is not in the state in which it was seen."""
+        seen = None if state is None else check_state(state)
+        shown = await self._show(id, queue)
+        if shown is None:
+            return Change(outcome="not_found")
+        if seen is not None and shown.state is not seen:
+            return Change(outcome="too_late", state=shown.state)
+        return shown
+
+    async def _where(self, id: str, queue: str) -> Change:
+        """What to answer when somebody else was faster."""
+        shown = await self._show(id, queue)
+        outcome: Literal["not_found", "too_late"] = "not_found" if shown is None else "too_late"
+        return Change(outcome=outcome, state=None if shown is None else shown.state)
+
+
+def rerun_of(id: str, shown: Shown, length: int | None = None) -> ops.Rerun:
+    """What it takes to run a task now; of a dead one the history is kept, and no attempt."""
+    if shown.state is not TaskState.DEAD:
+        return ops.Rerun(id)
+    options = look(id, shown, length).options
+    history = decode_failure(shown.failure).history
+    record = codec.encode(Failure(history=history)) if history else b""
+    return ops.Rerun(id, options.fairness_key or "", options.lock or "", record)

@@ -1,0 +1,65 @@
+"""What servers count, by queue and type: values that cross from process to process and add up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+OTHER: Final = "other"
+
+BOUNDS: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+    300.0, 1800.0,
+)  # fmt: skip
+"""Upper bounds of the buckets of both histograms, seconds; above the last one is one more."""
+
+OUTCOMES: Final = ("completed", "retried", "dead", "cancelled", "handed_back", "lost")
+"""How a run may end: `lost` is one whose lease went to another server."""
+
+
+def _buckets() -> list[int]:
+    return [0] * (len(BOUNDS) + 1)
+
+
+class Row(msgspec.Struct, array_like=True):
+    """The figures of one type on one queue."""
+
+    queue: str
+    type: str
+    running: int = 0
+    outcomes: list[int] = msgspec.field(default_factory=lambda: [0] * len(OUTCOMES))
+    waits: list[int] = msgspec.field(default_factory=_buckets)
+    """Per bucket: from when a task could first start to its first start."""
+    wait_s: float = 0.0
+    runs: list[int] = msgspec.field(default_factory=_buckets)
+    """Per bucket: from the start of a run to its end."""
+    run_s: float = 0.0
+
+    def add(self, other: Row) -> None:
+        """Count what the other has counted, too."""
+        self.running += other.running
+        self.wait_s += other.wait_s
+        self.run_s += other.run_s
+        for mine, theirs in (
+            (self.outcomes, other.outcomes), (self.waits, other.waits), (self.runs, other.runs),
+        ):  # fmt: skip
+            for at, count in enumerate(theirs):
+                mine[at] += count
+
+
+def total(rows: Iterable[Row]) -> list[Row]:
+    """The sums of rows of the same queue and type."""
+    sums: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        sums.setdefault((row.queue, row.type), Row(row.queue, row.type)).add(row)
+    return list(sums.values())
+
+
+def over(rows: Iterable[Row]) -> list[Row]:
+    """What is left of figures when their server is no more: nothing runs, the counts stay."""
+    left = total(rows)
+    for row in left:
+        row.running = 0
+    return left

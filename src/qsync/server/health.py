@@ -1,0 +1,193 @@
+"""Whether servers live, and whether they do their work: what probes ask. Pure, but for `look`.
+
+A server whose store is away lives, and is not ready: a restart would not bring the store back. One
+whose event loop is blocked keeps its leases, so it is left alone for a good while.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Final
+
+import msgspec
+
+from qsync.server import invoke
+from qsync.server.config import Config
+from qsync.server.control import Control
+from qsync.server.heartbeat import STALL_S, Heartbeat
+from qsync.server.lane import Lane, boot_s
+from qsync.server.run import Runner
+
+LIVE_LIMIT_S: Final = 60.0
+"""A process that has not answered, or whose event loop is blocked, for so long is as good as dead,
+unless another limit is given."""
+
+AWAY_S: Final = 3.0
+"""A store that has not answered a fetch for so long is away."""
+
+SILENT_S: Final = 15.0
+"""A server that is told to sweep more often and has not fetched for so long does not consume."""
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """How a server is at one moment; the times are seconds."""
+
+    started: bool = False
+    stopping: bool = False
+    quiet: bool = False
+    running: int = 0
+    concurrency: int = 0
+    blocked_s: float = 0.0
+    """How long its event loop has been blocked by now; 0: it is not."""
+    blocked_in: str = ""
+    """By which function, and where that is."""
+    away: dict[str, float] = {}
+    """Queues whose fetch has had no answer, and for how long."""
+    silent: dict[str, float] = {}
+    """Queues that were not fetched from, and for how long."""
+
+
+class Report(msgspec.Struct, frozen=True):
+    """A process of `qsync worker`, as its parent sees it."""
+
+    number: int
+    pid: int
+    condition: Condition | None
+    """None: it did not answer."""
+    unheard_s: float = 0.0
+    """How long ago it last answered, or started."""
+    ended: str = ""
+    """How it ended, while there is no other in its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer to a probe."""
+
+    ok: bool
+    reasons: tuple[str, ...]
+    """Why not; and what is wrong though it is."""
+
+
+class Vitals:
+    """What a running server's condition is read from, by any thread."""
+
+    def __init__(
+        self,
+        config: Config,
+        lanes: Sequence[Lane],
+        runner: Runner,
+        control: Control,
+        heartbeat: Heartbeat,
+    ) -> None:
+        self._config = config
+        self._lanes = lanes
+        self._runner = runner
+        self._control = control
+        self._heartbeat = heartbeat
+
+    def look(self, *, stopping: bool) -> Condition:
+        """The condition at this moment."""
+        now = boot_s()
+        away, silent = {}, {}
+        limit = max(SILENT_S, 3 * self._config.sweep_s)
+        for lane in self._lanes:
+            asked = lane.unanswered
+            if asked is not None and now - asked.since >= AWAY_S:
+                away[lane.queue] = round(now - asked.since, 1)
+            elif 0 < lane.last_fetch < now - limit:
+                silent[lane.queue] = round(now - lane.last_fetch, 1)
+        blocked_s = self._heartbeat.loop_blocked_s()
+        blocked = blocked_s >= STALL_S
+        return Condition(
+            started=True,
+            stopping=stopping,
+            quiet=self._control.quiet,
+            running=self._runner.running,
+            concurrency=self._config.concurrency,
+            blocked_s=round(blocked_s, 1) if blocked else 0.0,
+            blocked_in=_place(self._heartbeat.loop_thread) if blocked else "",
+            away=away,
+            silent=silent,
+        )
+
+
+def live(reports: Sequence[Report], *, limit_s: float = LIVE_LIMIT_S) -> Verdict:
+    """Whether all processes live. One that has ended is about to be replaced by its parent."""
+    ok = True
+    reasons = []
+    for report in reports:
+        who, condition = _who(report), report.condition
+        if report.ended:
+            reasons.append(f"{who} {report.ended}")
+        elif condition is None:
+            ok = ok and report.unheard_s < limit_s
+            reasons.append(f"{who} has not answered for {report.unheard_s:.1f} s")
+        elif condition.blocked_s:
+            ok = ok and condition.blocked_s < limit_s
+            reasons.append(f"{who}: {_blocked(condition)}")
+    return Verdict(ok, tuple(reasons))
+
+
+def started(reports: Sequence[Report]) -> Verdict:
+    """Whether all processes have begun to take tasks."""
+    reasons = [
+        f"{_who(report)} {report.ended or 'has not started yet'}"
+        for report in reports
+        if report.condition is None or not report.condition.started
+    ]
+    return Verdict(not reasons, tuple(reasons))
+
+
+def ready(reports: Sequence[Report]) -> Verdict:
+    """Whether all processes take tasks from all of their queues."""
+    reasons = [reason for report in reports for reason in _idle_because(report)]
+    return Verdict(not reasons, tuple(reasons))
+
+
+def _idle_because(report: Report) -> list[str]:
+    who, condition = _who(report), report.condition
+    if report.ended:
+        return [f"{who} {report.ended}"]
+    if condition is None:
+        return [f"{who} has not answered for {report.unheard_s:.1f} s"]
+    if not condition.started:
+        return [f"{who} has not started yet"]
+    if condition.stopping:
+        return [f"{who} is stopping"]
+    if condition.quiet:
+        return [f"{who} was told to be quiet: it takes no more tasks"]
+    if condition.blocked_s:
+        return [f"{who}: {_blocked(condition)}"]
+    return [
+        f"{who}: the store has not answered a fetch from queue {queue} for {since_s:.1f} s"
+        for queue, since_s in condition.away.items()
+    ] + [
+        f"{who} has not fetched from queue {queue} for {since_s:.1f} s"
+        for queue, since_s in condition.silent.items()
+    ]
+
+
+def _who(report: Report) -> str:
+    return f"process {report.number}"
+
+
+def _blocked(condition: Condition) -> str:
+    return f"event loop blocked for {condition.blocked_s:.1f} s in {condition.blocked_in}"
+
+
+def _place(thread: int) -> str:
+    """The function in which a thread is: the handler that it runs, else the innermost one."""
+    frame = inner = sys._current_frames().get(thread)
+    while frame is not None and frame.f_back is not None:
+        if frame.f_back.f_code.co_filename == invoke.__file__:
+            inner = frame  # of middleware and a handler, the handler comes first
+            break
+        frame = frame.f_back
+    if inner is None:
+        return "unknown"
+    code = inner.f_code
+    return f"{code.co_qualname} ({PurePath(code.co_filename).name}:{inner.f_lineno})"

@@ -1,0 +1,165 @@
+"""A tiny HTTP server in a thread and event loop of its own: it answers whatever else is blocked.
+
+GET and HEAD only, one request a connection, all of it limited in size, time and number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import parse_qsl, urlsplit
+
+from qsync.errors import ConfigError
+
+log = logging.getLogger("qsync.worker")
+
+HEAD_LIMIT: Final = 8192
+"""Bytes of a request."""
+
+HEAD_S: Final = 5.0
+"""Seconds in which it has to be there."""
+
+ANSWER_S: Final = 10.0
+"""Seconds in which it has to be answered, and the answer read."""
+
+CONNECTIONS: Final = 64
+"""At a time; more are closed at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer."""
+
+    body: bytes
+    kind: str = "application/json"
+    status: int = 200
+
+
+Query = Mapping[str, str]
+Route = Callable[[Query], Awaitable[Response]]
+
+
+class HttpThread:
+    """Serves routes, path -> function, until it is closed. ConfigError when it cannot listen.
+
+    The functions run on the thread's own event loop.
+    """
+
+    def __init__(self, host: str, port: int, routes: Mapping[str, Route]) -> None:
+        try:
+            family, *_, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            self._socket = socket.create_server(address[:2], family=family, backlog=CONNECTIONS)
+        except (OSError, OverflowError) as error:
+            msg = f"cannot listen on {host} port {port}: {error}"
+            raise ConfigError(msg) from None
+        self._routes = routes
+        self._open = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="qsync-http", daemon=True)
+
+    @property
+    def port(self) -> int:
+        """The port, also when 0 was asked for."""
+        port: int = self._socket.getsockname()[1]
+        return port
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(5.0)
+        self._socket.close()
+
+    def _run(self) -> None:
+        loop = self._loop
+        asyncio.set_event_loop(loop)
+        server = loop.run_until_complete(
+            asyncio.start_server(self._serve, sock=self._socket, limit=HEAD_LIMIT)
+        )
+        try:
+            loop.run_forever()
+        finally:
+            server.close()
+            pending = asyncio.all_tasks(loop)
+            for task in pending:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open += 1
+        try:
+            if self._open <= CONNECTIONS:
+                async with asyncio.timeout(HEAD_S):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                async with asyncio.timeout(ANSWER_S):
+                    writer.write(_encode(*await self._answer(head)))
+                    await writer.drain()
+        except asyncio.LimitOverrunError:
+            writer.write(_encode(_plain(431), True))
+        except (OSError, EOFError, TimeoutError):  # whoever asked is gone, or too slow
+            writer.transport.abort()
+        finally:
+            self._open -= 1
+            writer.close()
+
+    async def _answer(self, head: bytes) -> tuple[Response, bool]:
+        """The answer to a request, and whether its body is asked for."""
+        line = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
+        if len(line) != 3 or not line[2].startswith("HTTP/1."):
+            return _plain(400), True
+        method, target, _ = line
+        if method not in ("GET", "HEAD"):
+            return _plain(405), True
+        wants_body = method == "GET"
+        try:
+            parts = urlsplit(target)
+            query = dict(parse_qsl(parts.query, max_num_fields=20))
+        except ValueError:
+            return _plain(400), wants_body
+        route = self._routes.get(parts.path)
+        if route is None:
+            return _plain(404), wants_body
+        try:
+            return await route(query), wants_body
+        except Exception as error:
+            # Not its text, which may be of the store: whoever can reach the port sees it.
+            log.error("GET %s raised %s", parts.path, type(error).__name__, exc_info=True)
+            return _plain(500), wants_body
+
+
+def _plain(status: int) -> Response:
+    return Response(f"{HTTPStatus(status).phrase}\n".encode(), "text/plain; charset=utf-8", status)
+
+
+def _encode(response: Response, wants_body: bool) -> bytes:
+    lines = [
+        f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}",
+        f"Content-Type: {response.kind}",
+        f"Content-Length: {len(response.body)}",
+        "Cache-Control: no-store",
+        "X-Content-Type-Options: nosniff",
+        "Connection: close",
+    ]
+    if response.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        lines.append("Allow: GET, HEAD")
+    head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+    return head + response.body if wants_body else head
+
+
+def refused(reason: str, status: int = 400) -> Response:
+    """An answer that says in a line what is wrong with the request."""
+    return Response(f"{reason}\n".encode(), "text/plain; charset=utf-8", status)

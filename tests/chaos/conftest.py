@@ -1,0 +1,30 @@
+"""What the tests of chaos share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chaos.proxy import Proxy
+from tests.conftest import NEEDS
+from tests.guarantees.conftest import history, launch, measured
+from tests.stores import Store, available
+
+__all__ = ["history", "launch", "measured"]
+
+
+@pytest.fixture(scope="module")
+def durable() -> Iterator[Store]:
+    """A Valkey of the module's own that loses nothing when it is killed."""
+    if not available("valkey"):
+        pytest.skip(NEEDS["valkey"])
+    with Store("valkey", aof=True, config={"appendfsync": "always"}) as store:
+        yield store
+
+
+@pytest.fixture
+def proxy(durable: Store) -> Iterator[Proxy]:
+    """A way to that store that can fail."""
+    with Proxy(durable.port) as proxy:
+        yield proxy

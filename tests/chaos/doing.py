@@ -1,0 +1,60 @@
+"""Small things that the tests of chaos do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+
+from qsync.audit import Auditor, Damage
+from qsync.broker import connect
+from qsync.broker.shell import AsyncBroker
+from qsync.keys import QueueKeys
+from qsync.task import Task
+from tests.serving import bench, left_over
+from tests.stores import Store, wait_until
+
+
+def enqueue(url: str, prefix: str, tasks: Iterable[Task]) -> list[str]:
+    """The ids of tasks that are in the store now."""
+
+    async def main() -> list[str]:
+        async with bench(url, prefix) as b:
+            return [handle.id for handle in await b.client.enqueue_many(list(tasks))]
+
+    return asyncio.run(main())
+
+
+def damages(store: Store, prefix: str) -> list[Damage]:
+    """What an audit finds."""
+
+    async def main() -> list[Damage]:
+        broker = AsyncBroker(connect.parse(store.url))
+        try:
+            return (await Auditor(broker, prefix=prefix).audit()).damages
+        finally:
+            await broker.aclose()
+
+    return asyncio.run(main())
+
+
+def pass_time(seconds: float) -> None:
+    """Let something last for so long."""
+    ends = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() >= ends, timeout=seconds + 5)
+
+
+def counter(store: Store, prefix: str, name: str) -> int:
+    """A counter of the queue."""
+    return int(store.command("HGET", QueueKeys(prefix, "default").key("stats"), name) or 0)
+
+
+def wait_empty(store: Store, prefix: str, timeout: float = 20) -> None:
+    """Wait until all tasks of the queue have ended and gone."""
+    with store.client() as client:
+        wait_until(
+            lambda: left_over(client, prefix).keys() <= {"calls"},
+            timeout=timeout,
+            every=0.05,
+            message=f"still there: {left_over(client, prefix)}",
+        )

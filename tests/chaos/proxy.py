@@ -1,0 +1,311 @@
+"""A TCP proxy between the queue and its store, whose ways of failing are switched while it runs.
+
+It cuts what it passes on into commands and replies, so that it can answer a command itself, lose
+one reply, or fall silent, without a reply ever reaching the wrong command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+from tests.chaos.resp import Frames, command_name
+from tests.stores import HOST, free_port
+
+RESET: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER that has a connection end by RST."""
+
+STREAMS: Final = (b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE", b"MONITOR", b"SYNC", b"PSYNC")
+"""After these, what the store says is no answer to a command any more."""
+
+
+@dataclass
+class Direction:
+    """What befalls what goes one way. Chances are per command or reply.
+
+    delay, jitter  seconds that it takes, and up to so much more
+    hole           nothing passes; see Proxy.forget for what becomes of it afterwards
+    swallow        the chance that from here on the connection is silent, and stays so
+    cut            the chance that the connection is reset instead
+    """
+
+    delay: float = 0.0
+    jitter: float = 0.0
+    hole: bool = False
+    swallow: float = 0.0
+    cut: float = 0.0
+
+
+@dataclass(eq=False)
+class Answer:
+    """An error that takes the place of the store's reply, and of the command."""
+
+    text: str
+    left: float
+    share: float
+    only: bytes
+    given: int = 0
+
+
+@dataclass(eq=False)
+class Link:
+    """One connection, with its other half to the store."""
+
+    client: asyncio.StreamWriter
+    store: asyncio.StreamWriter
+    owed: deque[bytes | None] = field(default_factory=deque)
+    """For each command that is not answered: our answer to it, or None where the store's comes."""
+    streaming: bool = False
+    silent: set[str] = field(default_factory=set)
+    """The directions in which nothing passes any more."""
+
+
+class Proxy:
+    """Listens on a port of its own, in a thread; passes on to the store at another."""
+
+    def __init__(self, port: int, *, seed: int = 0) -> None:
+        self.target = port
+        self.port = free_port()
+        self.up, self.down = Direction(), Direction()
+        self.forget = True
+        """A connection that was in a black hole stays dead; else what was held passes late."""
+        self.accepted = 0
+        self.commands = 0
+        self._answers: list[Answer] = []
+        self._chance = random.Random(seed)
+        self._links: set[Link] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"redis://{HOST}:{self.port}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.refuse(False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._do(self._close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    # The switches.
+
+    def refuse(self, on: bool = True) -> None:
+        """Connections are refused, as by a host that is up while no store runs on it."""
+        self._do(self._listen, not on)
+
+    def reset(self) -> int:
+        """All connections end by RST; how many there were."""
+        return int(self._do(self._reset))
+
+    def half_close(self) -> int:
+        """Clients are told that the store will say no more, while it still hears them."""
+        return int(self._do(self._half_close))
+
+    def answer(
+        self, text: str, *, count: float = float("inf"), share: float = 1.0, only: bytes = b""
+    ) -> Answer:
+        """Commands are answered by this error, and not passed on.
+
+        So many of them, or so large a share of them; of those that hold these bytes.
+        """
+        answer = Answer(text, count, share, only)
+        self._answers.append(answer)
+        return answer
+
+    def withdraw(self, answer: Answer) -> None:
+        """Commands are not answered by this error any more."""
+        if answer in self._answers:
+            self._answers.remove(answer)
+
+    def heal(self) -> None:
+        """Everything passes again; what is dead stays so, until its owner gives it up."""
+        self._answers.clear()
+        self.up, self.down = Direction(), Direction()
+        if self._server is None:
+            self.refuse(False)
+
+    @property
+    def open(self) -> int:
+        """How many connections there are."""
+        return len(self._links)
+
+    # In the thread.
+
+    def _do(self, function: Callable[..., Any], *args: Any) -> Any:
+        async def call() -> Any:
+            answer = function(*args)
+            return await answer if asyncio.iscoroutine(answer) else answer
+
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(10)
+
+    async def _listen(self, on: bool) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        if on:
+            self._server = await asyncio.start_server(self._accept, HOST, self.port)
+
+    async def _close(self) -> None:
+        await self._listen(False)
+        self._reset()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _reset(self) -> int:
+        links = list(self._links)
+        for link in links:
+            self._abort(link)
+        return len(links)
+
+    def _abort(self, link: Link) -> None:
+        raw: socket.socket | None = link.client.get_extra_info("socket")
+        if raw is not None and not link.client.transport.is_closing():
+            with contextlib.suppress(OSError):
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        link.client.transport.abort()
+        link.store.transport.abort()
+
+    def _half_close(self) -> int:
+        links = list(self._links)
+        for link in links:
+            link.silent.add("down")
+            with contextlib.suppress(OSError):
+                link.client.write_eof()
+        return len(links)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            with contextlib.suppress(OSError):
+                store_reader, store = await asyncio.open_connection(HOST, self.target)
+                await self._serve(Link(writer, store), reader, store_reader)
+        except asyncio.CancelledError:
+            pass  # a cancelled handler is an error to asyncio
+        finally:
+            writer.transport.abort()
+            self._tasks.discard(task)
+
+    async def _serve(
+        self, link: Link, client: asyncio.StreamReader, store: asyncio.StreamReader
+    ) -> None:
+        self._links.add(link)
+        pumps = [
+            asyncio.ensure_future(self._pump("up", link, client, self._pass_up)),
+            asyncio.ensure_future(self._pump("down", link, store, self._pass_down)),
+        ]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            link.store.transport.abort()
+            self._links.discard(link)
+
+    async def _pump(
+        self,
+        way: str,
+        link: Link,
+        reader: asyncio.StreamReader,
+        pass_on: Callable[[Link, Frames, bytes], None],
+    ) -> None:
+        frames = Frames()
+        try:
+            while data := await reader.read(1 << 16):
+                await self._hold(way, link)
+                if way not in link.silent:
+                    pass_on(link, frames, data)
+                    await (link.store if way == "up" else link.client).drain()
+            await self._hold(way, link)
+        except OSError:
+            return
+
+    async def _hold(self, way: str, link: Link) -> None:
+        """Take as long as it is to take."""
+        begun = getattr(self, way)
+        if begun.delay or begun.jitter:
+            await asyncio.sleep(begun.delay + self._chance.uniform(0, begun.jitter))
+        while getattr(self, way).hole:
+            if self.forget:
+                link.silent |= {"up", "down"}
+            await asyncio.sleep(0.02)
+
+    def _happens(self, way: str, link: Link) -> bool:
+        """Whether this command or reply is lost, and all after it."""
+        direction: Direction = getattr(self, way)
+        if direction.cut and self._chance.random() < direction.cut:
+            link.silent |= {"up", "down"}
+            self._abort(link)
+        elif direction.swallow and self._chance.random() < direction.swallow:
+            link.silent.add(way)
+        return way in link.silent
+
+    def _pass_up(self, link: Link, frames: Frames, data: bytes) -> None:
+        if link.streaming:
+            link.store.write(data)
+            return
+        for frame in frames.feed(data):
+            if self._happens("up", link):
+                return
+            self.commands += 1
+            answer = self._answer_to(frame)
+            if answer is not None:
+                link.owed.append(answer)
+                self._pay(link)
+                continue
+            link.store.write(frame)
+            if command_name(frame) in STREAMS:
+                link.streaming = True
+                link.store.write(frames.rest())
+                return
+            link.owed.append(None)
+
+    def _answer_to(self, frame: bytes) -> bytes | None:
+        for answer in list(self._answers):
+            if answer.only in frame and self._chance.random() < answer.share:
+                answer.left -= 1
+                answer.given += 1
+                if answer.left <= 0:
+                    self.withdraw(answer)
+                return b"-" + answer.text.encode() + b"\r\n"
+        return None
+
+    def _pay(self, link: Link) -> None:
+        """Give those answers of ours whose turn it is."""
+        while link.owed and link.owed[0] is not None:
+            if "down" not in link.silent:
+                link.client.write(link.owed[0])
+            link.owed.popleft()
+
+    def _pass_down(self, link: Link, frames: Frames, data: bytes) -> None:
+        if link.streaming and not link.owed:
+            link.client.write(frames.rest() + data)
+            return
+        for frame in frames.feed(data):
+            if self._happens("down", link):
+                return
+            if link.owed:
+                link.owed.popleft()
+            link.client.write(frame)
+            self._pay(link)
+        if link.streaming and not link.owed:
+            link.client.write(frames.rest())

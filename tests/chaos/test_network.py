@@ -1,0 +1,458 @@
+"""One fault of the network at a time, and errors that the store answers by."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from importlib.resources import files
+
+import pytest
+
+from qsync.broker import connect, ops
+from qsync.broker.script import load
+from qsync.broker.shell import AsyncBroker
+from qsync.client import AsyncClient
+from qsync.keys import GlobalKeys
+from qsync.mux import Mux
+from qsync.task import Task, TaskInfo
+from tests.chaos.doing import counter, damages, enqueue, pass_time, wait_empty
+from tests.chaos.flow import Flow
+from tests.chaos.proxy import Proxy
+from tests.guarantees.conftest import Launch, Measured
+from tests.processes import History, percentile, task
+from tests.serving import Bench, bench, until
+from tests.stores import Store, wait_until
+
+ERRORS = (
+    "LOADING Valkey is loading the dataset in memory",
+    "MASTERDOWN Link with MASTER is down",
+    "CLUSTERDOWN The cluster is down",
+    "BUSY Valkey is busy running a script",
+    "MISCONF Errors writing to the AOF file",
+    "NOREPLICAS Not enough good replicas to write",
+    "TRYAGAIN Multiple keys request during rehashing of slot",
+    "READONLY You can't write against a read only replica.",
+    "UNKILLABLE Sorry the script already executed write commands",
+    "NOSCRIPT No matching script.",
+)
+
+
+def digests() -> list[tuple[str, bytes]]:
+    """Each script by its name, with a digest; some have two, with and without leave to fill."""
+    return [
+        (file.name.removesuffix(".lua"), load(file.name[:-4], allow_oom=allow_oom).sha.encode())
+        for file in (files("qsync.broker") / "lua").iterdir()
+        if file.name.endswith(".lua")
+        for allow_oom in (None, False, True)
+    ]
+
+
+async def exercise(b: Bench, mark: str) -> None:
+    """Use every part of the queue once or more."""
+    kept = {"retention": 60.0}
+    good = [Task("good", n, **kept) for n in range(10)] + [Task("good", n) for n in range(10)]
+    handles = await b.client.enqueue_many(good)
+    flaky = await b.client.enqueue(Task("flaky", retry=1, retry_delay=0.01, **kept))
+    bad = await b.client.enqueue(Task("bad", retry=0, id=f"bad-{mark}"))
+    unique = await b.client.enqueue(Task("good", 7, unique=True, unique_key="one", **kept))
+    for n, handle in enumerate(handles[:10]):
+        assert await handle.result(timeout=20) == n
+    assert await flaky.result(timeout=20) == 2
+    assert await unique.result(timeout=20) == 7
+    await b.reaches(bad.id, "dead")
+    hanging = await b.client.enqueue(Task("hang", **kept))
+    await b.reaches(hanging.id, "active")
+    assert await hanging.cancel()
+    for handle in handles[10:]:
+        await b.gone(handle.id)
+
+
+def handlers(runs: Counter[str]) -> Mux:
+    mux = Mux()
+
+    @mux.handle("good")
+    async def good(task: TaskInfo) -> int:
+        runs[task.id] += 1
+        assert (task.attempt, task.crashes) == (1, 0)
+        return task.value(int)
+
+    @mux.handle("flaky")
+    async def flaky(task: TaskInfo) -> int:
+        if task.attempt == 1:
+            raise ValueError("not yet")
+        return task.attempt
+
+    @mux.handle("bad")
+    async def bad(task: TaskInfo) -> None:
+        raise ValueError("no good")
+
+    @mux.handle("hang")
+    async def hang(task: TaskInfo) -> None:
+        await asyncio.Event().wait()
+
+    return mux
+
+
+async def live_through(error: str, store: Store, prefix: str, given: Counter[str]) -> None:
+    """The first call of each script is answered by the error, and some of all later ones are."""
+    runs: Counter[str] = Counter()
+    with Proxy(store.port) as proxy:
+        async with (
+            bench(proxy.url, prefix) as b,
+            b.server(handlers(runs), lease=9.0, sweep=0.1, shutdown_timeout=0.2) as server,
+        ):
+            answers = [
+                (script, proxy.answer(error, count=1, only=sha)) for script, sha in digests()
+            ]
+            proxy.answer(error, share=0.05, only=b"EVALSHA")
+            await exercise(b, error.split()[0])
+            for script, answer in answers:
+                given[script] += answer.given
+            proxy.heal()
+            assert not server.broken
+            assert server.lost_leases == 0
+    assert set(runs.values()) == {1}
+
+
+@pytest.mark.faults(24)
+@pytest.mark.guarantee(5, 7)
+def test_each_error_that_the_store_can_answer_is_survived_at_each_script(
+    durable: Store, prefix: str, measured: Measured
+) -> None:
+    given: Counter[str] = Counter()
+    prefixes = {error: f"{prefix}-{n}" for n, error in enumerate(ERRORS)}
+
+    async def main() -> None:
+        works = [live_through(error, durable, own, given) for error, own in prefixes.items()]
+        await asyncio.gather(*works)
+
+    asyncio.run(main())
+    measured("errors answered, by script", dict(+given))
+    for script in ("enqueue", "fetch", "complete", "retry", "kill", "cancel", "show"):
+        assert given[script] >= len(ERRORS), script
+    for own in prefixes.values():
+        found = {name: counter(durable, own, name) for name in ("crashed", "dead", "failed")}
+        assert found == {"crashed": 0, "dead": 1, "failed": 2}
+        assert damages(durable, own) == []
+
+
+@pytest.mark.faults(37)
+@pytest.mark.guarantee(7)
+@pytest.mark.parametrize("count", [1500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_no_reply_reaches_another_caller_whoever_gives_up(
+    durable: Store, proxy: Proxy, prefix: str, measured: Measured, count: int
+) -> None:
+    """Calls through a slow network are cancelled at random moments; the rest have their answers."""
+    chance = random.Random(count)
+    proxy.down.jitter = 0.004
+    outcomes: Counter[str] = Counter()
+
+    async def main() -> None:
+        broker = AsyncBroker(connect.parse(proxy.url), connections=8)
+        async with AsyncClient(broker, prefix=prefix) as client:
+
+            async def ask(number: int) -> None:
+                if number % 3:
+                    assert await broker.ask("ECHO", f"call {number}") == b"call %d" % number
+                else:
+                    handle = await client.enqueue(Task("t", number, id=f"t{number}"))
+                    assert handle.id == f"t{number}"
+                    assert (await handle.info()).id == f"t{number}"
+
+            async def caller(numbers: range) -> None:
+                for number in numbers:
+                    work = asyncio.create_task(ask(number))
+                    if chance.random() < 0.7:
+                        await asyncio.wait({work}, timeout=chance.uniform(0, 0.006))
+                        work.cancel()
+                    await asyncio.wait({work}, timeout=20)
+                    assert work.done()
+                    if work.cancelled():
+                        outcomes["cancelled"] += 1
+                    else:
+                        work.result()
+                        outcomes["answered"] += 1
+
+            await asyncio.gather(*[caller(range(n, count, 30)) for n in range(30)])
+
+    asyncio.run(main())
+    measured("calls given up", outcomes["cancelled"])
+    measured("calls answered", outcomes["answered"])
+    assert outcomes.total() == count
+    assert min(outcomes["cancelled"], outcomes["answered"]) > count // 8
+
+
+@pytest.mark.faults(34, 35, 36)
+@pytest.mark.guarantee(1, 5)
+@pytest.mark.parametrize("seconds", [2.0, pytest.param(30.0, marks=pytest.mark.slow)])
+def test_replies_that_are_lost_repeat_nothing(
+    durable: Store,
+    proxy: Proxy,
+    prefix: str,
+    launch: Launch,
+    history: History,
+    measured: Measured,
+    seconds: float,
+) -> None:
+    """The store does what it is told, and often the answer never comes: to any call of anybody."""
+    server = launch(proxy.url, lease=20.0, concurrency=20)
+    before = proxy.accepted
+    with (
+        Flow(proxy.url, prefix, callers=10) as flow,
+        Flow(proxy.url, prefix, blocking=True) as blocking,
+    ):
+        proxy.down.cut = 0.25
+        pass_time(seconds)
+        proxy.heal()
+    ids = flow.ids | blocking.ids
+    wait_until(lambda: ids <= history.ids("end"), timeout=20)
+    wait_empty(durable, prefix)
+    measured("replies lost, times", proxy.accepted - before)
+    measured("replies lost, tasks", len(ids))
+    assert proxy.accepted - before > 10 * seconds
+    assert flow.errors + blocking.errors == []
+    assert Counter(event.id for event in history.of("start")) == Counter(ids)
+    assert counter(durable, prefix, "enqueued") == len(ids) == counter(durable, prefix, "completed")
+    assert "was lost" not in server.log()
+    assert damages(durable, prefix) == []
+
+
+@pytest.mark.faults(38)
+@pytest.mark.guarantee(7)
+@pytest.mark.parametrize(
+    "holes", [1, pytest.param(8, marks=[pytest.mark.slow, pytest.mark.timeout(400)])]
+)
+def test_after_a_black_hole_tasks_are_fetched_again(
+    durable: Store,
+    proxy: Proxy,
+    prefix: str,
+    launch: Launch,
+    history: History,
+    measured: Measured,
+    holes: int,
+) -> None:
+    """No connection that was in it is ever heard of again, and nobody says so."""
+    chance = random.Random(holes)
+    server = launch(proxy.url, lease=3.0)
+    delays = []
+    for at in range(holes):
+        enqueue(durable.url, prefix, [task(sleep=0.2)])
+        history.wait("start", 2 * at + 1)
+        proxy.up.hole = proxy.down.hole = True
+        pass_time(chance.uniform(0.5, 4.0 if holes > 1 else 2.0))
+        proxy.heal()
+        over_at = time.monotonic()
+        [id] = enqueue(durable.url, prefix, [task()])
+        [started] = history.wait("start", 1, id=id, timeout=30)
+        delays.append(started.at - over_at)
+        wait_empty(durable, prefix)
+    measured("black hole, most seconds until a fetch", max(delays))
+    assert max(delays) <= 10
+    assert server.running
+
+
+@pytest.mark.faults(39)
+@pytest.mark.guarantee(7)
+def test_a_link_that_is_reset_all_the_time_is_no_busy_loop(
+    durable: Store, proxy: Proxy, prefix: str, launch: Launch, history: History, measured: Measured
+) -> None:
+    server = launch(proxy.url, lease=10.0, sweep=5.0)
+    rates, shares = {}, {}
+    for how in ("every 100 ms", "at once"):
+        attempts, cpu_s, began = proxy.accepted, server.cpu_s(), time.monotonic()
+        proxy.up.cut = float(how == "at once")
+        while time.monotonic() < began + 2.0:
+            proxy.reset()
+            pass_time(0.1)
+        lasted = time.monotonic() - began
+        rates[how] = (proxy.accepted - attempts) / lasted
+        shares[how] = (server.cpu_s() - cpu_s) / lasted
+    proxy.heal()
+    back_at = time.monotonic()
+    [id] = enqueue(durable.url, prefix, [task()])
+    [started] = history.wait("start", 1, id=id)
+    for how in rates:
+        measured(f"reset {how}, connections a second", rates[how])
+        measured(f"reset {how}, share of a core", shares[how])
+    measured("reset, seconds until work goes on", started.at - back_at)
+    assert max(rates.values()) <= 20
+    assert max(shares.values()) < 0.2
+    assert started.at - back_at <= 10
+
+
+@pytest.mark.faults(39)
+@pytest.mark.guarantee(7)
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_resets_are_known_for_what_they_are_on_any_loop(
+    proxy: Proxy, prefix: str, measured: Measured, loop: str
+) -> None:
+    """A connection may be reset between the look at it and the write, and each loop says so in
+    its own way.
+    """
+    factory = None if loop == "asyncio" else pytest.importorskip("uvloop").new_event_loop
+    call = ops.register(GlobalKeys(prefix), ["default"])
+    outcomes: Counter[str] = Counter()
+
+    async def caller(broker: AsyncBroker, over: asyncio.Event) -> None:
+        while not over.is_set():
+            [reply] = await broker.run_many([call])
+            outcomes["answered" if isinstance(reply, int) else type(reply).__name__] += 1
+            await asyncio.sleep(0.002)
+
+    async def main() -> None:
+        over, broker = asyncio.Event(), AsyncBroker(connect.parse(proxy.url))
+        callers = [asyncio.create_task(caller(broker, over)) for _ in range(20)]
+        ends = time.monotonic() + 1.5
+        while time.monotonic() < ends:
+            await asyncio.to_thread(proxy.reset)
+            await asyncio.sleep(0.01)
+        over.set()
+        await asyncio.gather(*callers)
+        await broker.aclose()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+    measured(f"resets on {loop}, outcomes", dict(outcomes))
+    assert outcomes.keys() == {"answered", "StoreUnavailable"}
+
+
+@pytest.mark.faults(41)
+@pytest.mark.guarantee(5)
+def test_a_slow_network_has_no_effect_but_slowness(
+    durable: Store, proxy: Proxy, prefix: str, launch: Launch, history: History, measured: Measured
+) -> None:
+    """A round trip takes 100 to 500 ms."""
+    for way in (proxy.up, proxy.down):
+        way.delay, way.jitter = 0.05, 0.2
+    launch(proxy.url, lease=9.0, concurrency=50)
+    began = time.monotonic()
+    with Flow(proxy.url, prefix, callers=20) as flow:
+        pass_time(2.0)
+    wait_until(lambda: flow.ids <= history.ids("end"))
+    measured("slow network, tasks a second", len(flow.ids) / (time.monotonic() - began))
+    wait_empty(durable, prefix)
+    assert flow.errors == []
+    assert set(Counter(event.id for event in history.of("start")).values()) == {1}
+    assert {event.crashes for event in history.of("start")} == {0}
+    assert damages(durable, prefix) == []
+
+
+@pytest.mark.faults(42)
+@pytest.mark.guarantee(7)
+def test_what_is_only_a_hint_may_be_lost(
+    durable: Store, proxy: Proxy, prefix: str, launch: Launch, history: History, measured: Measured
+) -> None:
+    """Orders to servers and news of results never come; both are found out all the same."""
+    lease = 1.5
+    launch(proxy.url, lease=lease)
+    news = proxy.answer("NOPERM no permissions to access a channel", only=b"SSUBSCRIBE")
+    orders = proxy.answer("NOPERM no permissions to access a key", only=f"{prefix}:inbox:".encode())
+    pass_time(0.1)
+    proxy.reset()  # what was blocked on the inbox before is gone
+
+    async def main() -> tuple[float, float]:
+        async with bench(proxy.url, prefix) as b:
+            quick = await b.client.enqueue(task(sleep=0.3, retention=60))
+            assert await quick.result(timeout=20)
+            [ended] = history.wait("end", 1, id=quick.id)
+            told = time.monotonic() - ended.at
+            long = await b.client.enqueue(task(sleep=600.0, retention=60))
+            await b.reaches(long.id, "active")
+            await asyncio.to_thread(history.wait, "start", 1, id=long.id)
+            asked_at = time.monotonic()
+            assert await long.cancel()
+            [cancelled] = await asyncio.to_thread(history.wait, "cancelled", 1, id=long.id)
+            return told, cancelled.at - asked_at
+
+    told, cancelled = asyncio.run(main())
+    measured("without news, seconds until a result was there", told)
+    measured("without orders, seconds until a cancel was heeded", cancelled)
+    assert min(news.given, orders.given) > 0
+    assert told <= 5.5
+    assert cancelled <= lease / 3 + 0.5
+
+
+@pytest.mark.faults(42)
+@pytest.mark.guarantee(7)
+def test_subscriptions_that_are_closed_all_the_time(durable: Store, prefix: str) -> None:
+    mux = Mux()
+
+    @mux.handle("slow")
+    async def slow(task: TaskInfo) -> int:
+        await asyncio.sleep(0.2)
+        return task.value(int)
+
+    async def main() -> None:
+        async with bench(durable.url, prefix) as b, b.server(mux):
+            over = asyncio.Event()
+
+            async def storm() -> None:
+                with durable.client() as client:
+                    while not over.is_set():
+                        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+                        await asyncio.sleep(0.05)
+
+            storming = asyncio.create_task(storm())
+            for n in range(5):
+                handle = await b.client.enqueue(Task("slow", n, retention=60))
+                assert await handle.result(timeout=10) == n
+            over.set()
+            await storming
+
+    asyncio.run(main())
+
+
+CLIENTS, SERVERS = 200, 20
+
+
+@pytest.mark.faults(43)
+@pytest.mark.guarantee(7)
+def test_many_come_back_at_once_and_idle_quietly(
+    durable: Store, prefix: str, measured: Measured
+) -> None:
+    mux, started = Mux(), {}
+
+    @mux.handle("note")
+    async def note(task: TaskInfo) -> None:
+        started[task.id] = time.monotonic()
+
+    def commands() -> int:
+        stats = durable.command("INFO", "commandstats")
+        return sum(
+            stats.get(f"cmdstat_{name}", {"calls": 0})["calls"]
+            for name in ("evalsha", "eval", "blpop")
+        )
+
+    async def main() -> None:
+        brokers = [AsyncBroker(connect.parse(durable.url), patience=30) for _ in range(CLIENTS)]
+        clients = [AsyncClient(broker, prefix=prefix) for broker in brokers]
+        async with bench(durable.url, prefix) as b:
+            servers = [b.server(mux, lease=30.0, sweep=5.0) for _ in range(SERVERS)]
+            await asyncio.gather(*[server.start() for server in servers])
+            await asyncio.gather(*[client.enqueue(Task("note")) for client in clients])
+            await until(lambda: len(started) == CLIENTS)
+            await asyncio.to_thread(durable.kill)
+            enqueues = [asyncio.create_task(client.enqueue(Task("note"))) for client in clients]
+            await asyncio.sleep(1.0)
+            assert not any(one.done() for one in enqueues)
+            await asyncio.to_thread(durable.start)
+            back_at = time.monotonic()
+            handles = await asyncio.gather(*enqueues)
+            await until(lambda: len(started) == 2 * CLIENTS)
+            delays = [started[handle.id] - back_at for handle in handles]
+            measured("200 come back, 99 of 100 have a task started within, s",
+                     percentile(delays, 0.99))  # fmt: skip
+            assert percentile(delays, 0.99) <= 5
+            before, since = commands(), time.monotonic()
+            assert before > 0
+            await asyncio.sleep(2.0)
+            rate = (commands() - before) / (time.monotonic() - since) / SERVERS
+            measured("idle, commands of a server a second", rate)
+            assert rate <= 2
+            assert not any(server.broken for server in servers)
+            for closing in [*servers, *clients]:
+                await (closing.aclose() if isinstance(closing, AsyncClient) else closing.stop())
+
+    asyncio.run(main())

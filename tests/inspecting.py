@@ -1,0 +1,100 @@
+"""An inspector with a queue beside it that tests fill by hand."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from qsync import codec
+from qsync.broker import connect, ops
+from qsync.broker.ops import Done, FetchPolicy, Held, Killed, Retried
+from qsync.broker.shell import AsyncBroker
+from qsync.inspector import Inspector
+from qsync.keys import GlobalKeys, QueueKeys
+from qsync.task import FailedAttempt, Failure, Task, new_nonce, outgoing
+
+S = 1_000_000
+POLICY = FetchPolicy(lease_us=60 * S, max_crashes=3, dead_limit=1_000_000, dead_age_us=10**15)
+
+
+class Bed:
+    """A store, an inspector of it, and what clients and servers do, done by hand."""
+
+    def __init__(self, broker: AsyncBroker, prefix: str) -> None:
+        self.broker, self.prefix = broker, prefix
+        self.inspector = Inspector(broker, prefix=prefix)
+        self._number = 0
+
+    def keys(self, queue: str = "default") -> QueueKeys:
+        return QueueKeys(self.prefix, queue)
+
+    async def enqueue(self, *tasks: Task, queue: str = "default") -> None:
+        """Enqueue tasks, in one call and in order, and register their queue."""
+        await self.broker.run(ops.register(GlobalKeys(self.prefix), [queue]))
+        made = [outgoing(task, new_nonce(), queue=queue) for task in tasks]
+        for part in ops.batches(made, lambda task: len(task.message)):
+            await self.broker.run(ops.enqueue(self.keys(queue), part))
+
+    async def lease(
+        self, wanted: int = 500, *, server: str = "s", queue: str = "default"
+    ) -> list[Held]:
+        self._number += 1
+        call = ops.fetch(
+            self.keys(queue), server=server, number=self._number, wanted=wanted, policy=POLICY
+        )
+        found = await self.broker.run(call)
+        return [Held(id, f"{server}/{self._number}") for id in found.ids]
+
+    async def kill(
+        self, held: Sequence[Held], error: str = "boom", *, queue: str = "default"
+    ) -> None:
+        record = failure(error)
+        rows = [Killed(*one, True, record) for one in held]
+        await self.broker.run(ops.kill(self.keys(queue), rows))
+
+    async def dead(self, *tasks: Task, error: str = "boom", queue: str = "default") -> None:
+        """Tasks that are dead; the queue has nothing else pending."""
+        await self.enqueue(*tasks, queue=queue)
+        for _ in range(len(tasks) // 500 + 1):
+            if held := await self.lease(queue=queue):
+                await self.kill(held, error, queue=queue)
+
+    async def retry(self, held: Sequence[Held], error: str, delay: float) -> None:
+        rows = [Retried(*one, int(delay * S), failure(error)) for one in held]
+        await self.broker.run(ops.retry(self.keys(), rows))
+
+    async def complete(self, held: Sequence[Held], retention: float, result: bytes) -> None:
+        rows = [Done(*one, int(retention * S), result) for one in held]
+        await self.broker.run(ops.complete(self.keys(), rows))
+
+    async def serve(
+        self, server: str, *, queues: Sequence[str] = ("default",), types: Sequence[str] = ("t",),
+        **fields: Any,
+    ) -> None:  # fmt: skip
+        """A server says that it lives."""
+        keys = GlobalKeys(self.prefix)
+        record = {
+            "host": "h", "pid": 1, "concurrency": 10, "running": 0, "quiet": 0,
+            "queues": codec.encode(dict.fromkeys(queues, 1)), "types": codec.encode(list(types)),
+            **fields,
+        }  # fmt: skip
+        await self.broker.run(ops.announce(keys, server, ttl_us=60 * S))
+        await self.broker.run(ops.describe(keys, server, record, ttl_ms=60_000))
+
+
+def failure(error: str, attempts: int = 1) -> bytes:
+    history = (FailedAttempt(attempts, 1_700_000_000 * S, "s", error.partition("\n")[0]),)
+    return codec.encode(Failure(attempts, error, 1_700_000_000 * S, history=history))
+
+
+@contextlib.asynccontextmanager
+async def bed(url: str, prefix: str) -> AsyncIterator[Bed]:
+    """A Bed whose connections are closed at the end."""
+    broker = AsyncBroker(connect.parse(url))
+    made = Bed(broker, prefix)
+    try:
+        async with made.inspector:
+            yield made
+    finally:
+        await broker.aclose()

@@ -1,0 +1,60 @@
+"""What there is to know of one task: its state, and every lease of it that there was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+Phase = Literal["waiting", "active", "kept", "dead", "gone"]
+
+US: Final = 1_000_000
+
+
+@dataclass(slots=True)
+class Delivery:
+    """A lease, as the store gave it."""
+
+    token: str
+    fetched_us: int
+    expires_us: int
+    """By the store's clock, which may jump."""
+    expires_at: float
+    """The same, as the time of the history."""
+    length_us: int
+    marked: bool = False
+    ended: str | None = None
+    started: bool = False
+
+
+@dataclass(slots=True)
+class Entry:
+    """A task that the store has, or had."""
+
+    id: str
+    queue: str
+    phase: Phase = "gone"
+    due_us: int = 0
+    kept_until_us: int = 0
+    lock: str = ""
+    cancel_asked: bool = False
+    cancel_retention: Any = ""
+    cancel_asked_us: int = 0
+    unsure: bool = False
+    """It may have been made again after an end that nobody saw."""
+    ran_on_us: int = 0
+    """How long it ran after its cancel was asked for, when that was too long."""
+    created: int = 0
+    finished: list[str] = field(default_factory=list)
+    deliveries: list[Delivery] = field(default_factory=list)
+    starts: int = 0
+
+    @property
+    def lease(self) -> Delivery | None:
+        """The lease under which it runs."""
+        last = self.deliveries[-1] if self.deliveries else None
+        return last if last is not None and last.ended is None else None
+
+    def surely_open(self, now_us: int) -> bool:
+        """Whether it is unfinished; one whose lease is over may have ended unseen."""
+        lease = self.lease
+        return self.phase == "waiting" or (lease is not None and now_us < lease.expires_us)

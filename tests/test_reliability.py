@@ -1,0 +1,69 @@
+"""docs/reliability.md says what the tests show, and no test claims what nobody knows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.faults import FAULTS, GUARANTEES, LEFT_OUT, OPTIONAL
+from tests.mistakes import IN_SCRIPTS
+from tests.mutants import ENOUGH, PLANTED, TABLE
+from tests.reliability import PAGE, filled, generated, marked, missing, wrong
+
+
+def test_the_page_is_what_the_marks_say() -> None:
+    page = PAGE.read_text("utf-8")
+    assert generated(page) == page, "run python -m tests.reliability"
+
+
+def test_every_row_has_a_test_or_a_reason_and_no_test_names_another() -> None:
+    assert wrong(marked()) == []
+
+
+def test_rows_are_numbered_without_a_gap() -> None:
+    assert list(FAULTS) == list(range(1, 83))
+    assert list(GUARANTEES) == list(range(1, 9))
+    assert FAULTS.keys() >= OPTIONAL | LEFT_OUT.keys()
+
+
+TEXT = """import pytest
+pytestmark = [pytest.mark.slow, pytest.mark.faults(9)]
+
+@pytest.mark.guarantee(3)
+@pytest.mark.faults(1, 99)
+@pytest.mark.parametrize("x", [1])
+def test_it(x): ...
+
+def test_other(): ...
+
+def helper(): ...
+"""
+
+
+def test_marks_of_a_test_and_of_its_module_are_read(tmp_path: Path) -> None:
+    (tmp_path / "test_x.py").write_text(TEXT, "utf-8")
+    first, second = marked(tmp_path)
+    assert (first.test, first.faults, first.guarantee) == ("test_x.py::test_it", (1, 9, 99), (3,))
+    assert first.label == "`test_x.py::test_it` (soak)"
+    assert (second.test, second.faults) == ("test_x.py::test_other", (9,))
+    found = wrong([first, second])
+    assert "test_x.py::test_it: there is no faults 99" in found
+    assert "fault 2 has no test" in found
+    assert "guarantee 1 has no test" in found
+    assert 5 in OPTIONAL
+    assert 5 not in missing(set())
+
+
+def test_a_page_without_a_place_is_told() -> None:
+    with pytest.raises(ValueError, match="has no place for faults"):
+        filled("no marks", {"faults": "x"})
+
+
+def test_each_planted_mistake_was_found_soon_enough() -> None:
+    records = json.loads(TABLE.read_text("utf-8"))
+    found = {(record["mistake"], record["by"]): record["needed"] for record in records}
+    assert found.keys() == {(name, by) for name, by, _, _ in PLANTED}, "python -m tests.mutants"
+    assert all(isinstance(needed, int) and 0 < needed <= ENOUGH for needed in found.values())
+    assert len(IN_SCRIPTS) >= 10
