@@ -24,8 +24,8 @@ demo: $(VENV)/installed
 
 # The guarantees are measured with nothing else running; the rest shares the cores.
 test: $(VENV)/installed-dev
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadscope --ignore tests/guarantees
-	$(BIN)/pytest -m "not slow" tests/guarantees
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadscope --ignore tests/guarantees --ignore tests/chaos
+	$(BIN)/pytest -m "not slow" tests/guarantees tests/chaos
 
 # Files that are tested once more by users of the store with the rights of a role and no more.
 AS_USERS := $(wildcard tests/test_ops*.py tests/test_inspector*.py) \

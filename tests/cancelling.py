@@ -37,8 +37,12 @@ async def _make_calls(url: str, chance: random.Random, prefix: str) -> str | Non
                 for _ in range(chance.randrange(14)):
                     await asyncio.sleep(0)
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
+                try:
                     await task
+                except asyncio.CancelledError:
+                    continue
+                except (TypeError, ValueError) as error:
+                    return f"call {number} of {many} names got {type(error).__name__}: {error}"
             else:
                 try:
                     answer = await asyncio.wait_for(task, 5)

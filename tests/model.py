@@ -86,6 +86,7 @@ class Model(Queue):
         self, now: int, *, server: str, number: int, wanted: int, policy: FetchPolicy
     ) -> Fetched:
         before, _, batch = self.fetches.get(server, (-1, 0, []))
+        self.generation = self.generation or f"{server}@{now}"
         token = f"{server}/{number}"
         if number <= before:
             again = [
@@ -139,6 +140,7 @@ class Model(Queue):
             crashes=[task.crash_count for task in tasks],
             own_lapsed=own,
             paused=bool(self.paused),
+            generation=self.generation,
         )
 
     def note_life(self, now: int, lease_us: int) -> int:

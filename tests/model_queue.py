@@ -57,6 +57,7 @@ class Queue:
     paused: bytes = b""
     awake: bool = False
     swept: int = 0
+    generation: str = ""
     seen: int | None = None
     returned: int | None = None
     more: bool = False

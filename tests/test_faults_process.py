@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +19,7 @@ from qsync import Qsync, Task
 from qsync.broker import connect
 from qsync.broker.shell import Broker
 from qsync.client import Client
-from tests.cancelling import mixed_up
+from tests.cancelling import connection_kept_after_a_cancel, mixed_up
 from tests.stores import Store, _watchdog, wait_until
 
 FORKS = 1000
@@ -131,3 +133,10 @@ def test_calls_that_are_cancelled_mix_up_no_reply(valkey: Store, prefix: str, se
     """Half of 60 calls a seed are cancelled, at any moment: over 10,000 in the long run."""
     answers = {seed: mixed_up(valkey.url, prefix, seed) for seed in range(seeds)}
     assert {seed: wrong for seed, wrong in answers.items() if wrong} == {}
+
+
+def test_a_connection_kept_after_a_cancel_would_be_found(valkey: Store, prefix: str) -> None:
+    with connection_kept_after_a_cancel(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of the connections that are kept
+        assert any(mixed_up(valkey.url, prefix, seed) for seed in range(20))
+        gc.collect()

@@ -20,12 +20,12 @@ from tests.rig import BINARIES, Rig
 from tests.stores import Binary, available
 
 EXAMPLES: Final = os.environ.get("QSYNC_MODEL_EXAMPLES")
-DEFAULT: Final = {"valkey": 120, "redis": 30}
+DEFAULT: Final = {"valkey": 100, "redis": 25}
 
 
 @pytest.mark.faults(25, 34, 35, 36, 46, 61, 64, 71, 72, 73, 76, 79)
 @pytest.mark.guarantee(1, 2, 3, 5, 6)
-@pytest.mark.timeout(0 if EXAMPLES else 120)
+@pytest.mark.timeout(0 if EXAMPLES else 300)
 @pytest.mark.parametrize("binary", BINARIES)
 def test_the_scripts_do_what_the_model_says(binary: Binary) -> None:
     with Rig(binary) as rig:

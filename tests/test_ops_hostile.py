@@ -80,6 +80,7 @@ def work(rig: Rig) -> None:
     rig.cancel("a", retention_us=S)
     rig.start(*again.values())
     rig.now += LAPSE
+    rig.be_seen()
     rig.abandon("w")
     rig.fetch(0, server="t")
     rig.rerun("n2", "dead", lock=NAME)
@@ -104,6 +105,7 @@ def settled(rig: Rig) -> None:
     """After a while all that is left can be fetched and completed, and nothing stays behind."""
     for _ in range(5):
         rig.now += LAPSE
+        rig.be_seen()
         rig.fetch(0, server="last1")
         rig.complete(*rig.lease(server="last2"))
         rig.now += DAY
@@ -131,6 +133,7 @@ def test_all_fields_of_an_active_task_may_be_spoilt(rig: Rig, value: bytes) -> N
     for name in HASHES:
         spoil(rig, name, value)
     rig.now += LAPSE
+    rig.be_seen()
     assert "b" in rig.fetch(server="u", number=1).ids
     rig.status("a")
     assert rig.complete(Held("b", "u/1")) == ["ok"]
@@ -165,6 +168,7 @@ def test_what_cannot_be_an_id_is_not_run_and_ends_with_its_lease(
     assert sorted(first.ids) == sorted(again.ids) == ["a", "b"]
     assert len(first.messages) == len(first.failures) == len(first.crashes) == 2
     rig.now += LAPSE
+    rig.be_seen()
     assert rig.fetch(number=3).own_lapsed == ["a", "b"]
     assert [name for name, held in rig.dump().items() if name != "fetches" and member in held] == []
 
@@ -211,6 +215,7 @@ def test_a_crash_count_that_is_none_counts_as_0(rig: Rig, value: bytes) -> None:
     rig.lease()
     rig.set("crashes", "a", value)
     rig.now += LAPSE
+    rig.be_seen()
     found = rig.fetch(server="t")
     if value == b"5:":  # what begins with a number is one, whatever mark follows
         assert rig.state("a") == "dead"

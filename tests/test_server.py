@@ -453,6 +453,7 @@ def test_a_paused_queue_starts_nothing_until_it_is_resumed(store: Store, prefix:
         ({"lease": -1}, "lease: -1"),
         ({"lease": float("nan")}, "lease"),
         ({"prefetch": -1}, "prefetch: -1"),
+        ({"max_hung": -1}, "max_hung: -1"),
         ({"timeout": "1"}, "timeout: '1'"),
         ({"concurency": 5}, "concurency: no such option"),
         ({"middleware": (len,)}, "middleware"),

@@ -30,7 +30,6 @@ def test_a_cancellation_is_heeded_whenever_it_comes_and_mixes_up_no_replies(
         outcomes = {"answered": 0, "cancelled": 0}
         for number in range(600):
             call = ops.register(keys, [f"queue{at}" for at in range(number % 50 + 1)])
-            expected = 1 if number < 50 else 0
             task = asyncio.get_running_loop().create_task(broker.run(call))
             for _ in range(number % 13):
                 await asyncio.sleep(0)
@@ -40,7 +39,8 @@ def test_a_cancellation_is_heeded_whenever_it_comes_and_mixes_up_no_replies(
             assert task.cancelled() is asked
             outcomes["cancelled" if asked else "answered"] += 1
             if not asked:
-                assert task.result() in (0, expected)
+                # Those before it that were cancelled may not have been sent.
+                assert 0 <= task.result() <= number % 50 + 1
             # What comes next over the same connections has its own reply.
             size = await broker.run(ops.announce(keys, f"server{number}", ttl_us=60_000_000))
             assert size == number + 1

@@ -41,7 +41,7 @@ QUICK: Final = (
 )  # fmt: skip
 """Mistakes that a few seeds find; `python -m tests.sim --mistakes` tells of all of them."""
 
-ENOUGH: Final = 20
+ENOUGH: Final = 60
 """Seeds within which each of these is found."""
 
 SERVER_SCRIPTS: Final = ("fetch", "complete", "retry", "kill", "renew", "hand_back")

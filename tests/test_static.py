@@ -23,6 +23,7 @@ IMPORTERS: Final = {
     # Where something is imported by a name, and whose name it is.
     "server/in_process.py": "that of a handler registered in the parent process",
     "cli/target.py": "that of the app, on the command line",
+    "cli/dashboard.py": "those of the extra's packages, and of the mask on the command line",
 }
 
 

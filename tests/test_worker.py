@@ -364,6 +364,53 @@ def die() -> None:
         wait_until(lambda: gone(pid))
 
 
+@pytest.mark.faults(6)
+def test_a_process_in_which_too_many_handlers_hang_is_replaced(
+    tmp_path: Path, store: Store
+) -> None:
+    (tmp_path / "shop.py").write_text(
+        SHOP
+        + """
+@mux.handle("hang")
+async def hang(task: TaskInfo) -> None:
+    note("hang", os.getpid(), time.monotonic())
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass
+
+@mux.handle("loop")
+def loop(task: TaskInfo) -> None:
+    note("loop", os.getpid(), time.monotonic())
+    while True:
+        time.sleep(0.1)
+
+make_server = app.server
+app.server = lambda *args, **config: make_server(*args, **config, max_hung=2)
+"""
+    )
+    with Worker(tmp_path, store.url, "-c", "2", "--shutdown-timeout", "1") as worker:
+        worker.wait_ready(1)
+        with Qsync(store.url) as app, app.client() as client:
+            types = ("hang", "loop", "hang")
+            handles = [client.enqueue(Task(type, retry=0, timeout=0.2)) for type in types]
+            worker.wait_ready(1)
+            worker.enqueue("note")
+            [(first, _)] = worker.wait_history("ran", timeout=15)
+            wait_until(lambda: all(one.info().state == "dead" for one in handles), timeout=20)
+            for one in handles:
+                assert (one.info().last_error or "").startswith("TimeoutError"), "each by its limit"
+        worker.wait_ready(2)
+        assert "3 handlers hang, and 2 may (max_hung)" in worker.out()
+        assert f"(pid {first}) ended: exit code 1: more than 2 handlers did not" in worker.out()
+        wait_until(lambda: gone(first))
+        worker.enqueue("note")
+        _, (second, _) = worker.wait_history("ran", 2)
+        assert second != first
+        assert worker.end() == 0, worker.out()
+
+
 def test_reload_picks_up_a_changed_file_and_survives_a_broken_one(
     tmp_path: Path, store: Store
 ) -> None:

@@ -6,7 +6,7 @@ The two have the same names and docstrings, and change together.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Final, Self
 
@@ -16,7 +16,7 @@ from qsync.broker.ops import Enqueued
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.handle import AsyncHandle, AsyncTracker, Handle, Tracker
-from qsync.keys import GlobalKeys, QueueKeys, check_id, check_name, shorten
+from qsync.keys import GlobalKeys, QueueKeys, check_id, check_name, queue_keys, shorten
 from qsync.sending import (
     CALL_BYTES,
     CONFIRM_TIMEOUT,
@@ -40,9 +40,6 @@ __all__ = ["AsyncClient", "AsyncHandle", "Client", "Handle"]
 
 CALLS_AT_ONCE: Final = 8
 """How many calls `enqueue_many` sends in one round trip to a store of one node."""
-
-TURNS_UNTIL_SENT: Final = 4
-"""After so many turns of the loop a call that was begun has been written to its connection."""
 
 
 class _AnyClient:
@@ -73,7 +70,7 @@ class _AnyClient:
         return f"<{type(self).__name__} prefix={self._global_keys.prefix!r} at {self._address}>"
 
     def _keys(self, queue: str) -> QueueKeys:
-        return QueueKeys(self._global_keys.prefix, queue)
+        return queue_keys(self._global_keys.prefix, queue)
 
     def _wait(self, keys: QueueKeys, durability: Durability | None) -> Wait | None:
         """What an enqueue to a queue waits for."""
@@ -385,26 +382,10 @@ class AsyncClient(_AnyClient):
     ) -> None:
         keys = self._keys(queue)
         wait = self._wait(keys, durability)
-        note_last: Callable[[], None] | None = None
         for trip in bulk.trips(places, calls=self._calls_at_once):
             with self._senders.lend(len(trip)) as numbers:
-                calls = bulk.calls(keys, trip, numbers, wait)
-                sending = asyncio.create_task(self._send(keys, calls))
-                try:
-                    if note_last is not None:
-                        # While the store works on this trip, see to what became of the last one.
-                        for _ in range(TURNS_UNTIL_SENT):
-                            await asyncio.sleep(0)
-                        note_last()
-                    replies = await sending
-                except BaseException:
-                    sending.cancel()
-                    raise
-            note_last = partial(bulk.note, trip, replies)
-            if any(isinstance(reply, QsyncError) for reply in replies):
-                break
-        if note_last is not None:
-            note_last()
+                replies = await self._send(keys, bulk.calls(keys, trip, numbers, wait))
+            bulk.note(trip, replies)
 
     async def _send(
         self, keys: QueueKeys, calls: Sequence[Call[list[Enqueued]]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from qsync.errors import InvalidTask
@@ -45,7 +46,11 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "cancels": ("hash", "id -> retention, us: cancel asked for, or outcome of a completed task"),
     "progress": ("hash", "id -> <done>/<total> of a running task"),
     "wake": ("list", "at most one element: servers with a free slot block on it"),
-    "meta": ("hash", "paused, weight:<fairness key>, v, swept, day, and cursors of sweeps"),
+    "meta": (
+        "hash",
+        "paused, weight:<fairness key>, v, swept, day, cursors of sweeps, and generation: of the "
+        "first fetch, <server id>@<time, us>; another one says that the data were lost",
+    ),
     "stats": ("hash", "counters, and <counter>:<day number> for 90 days"),
 }
 """The keys of a queue, all of them structural: they live as long as the queue is used."""
@@ -112,8 +117,18 @@ class QueueKeys:
 
     def names(self, keys: tuple[str, ...]) -> tuple[str, ...]:
         """The full names of several keys of this queue, in order."""
-        base = self.base
-        return tuple([f"{base}:{name}" for name in keys])
+        return _names(self.base, keys)
+
+
+@lru_cache(maxsize=4096)
+def _names(base: str, keys: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple([f"{base}:{name}" for name in keys])
+
+
+@lru_cache(maxsize=1024)
+def queue_keys(prefix: str, queue: str) -> QueueKeys:
+    """The key names of a queue, made once."""
+    return QueueKeys(prefix, queue)
 
 
 @dataclass(frozen=True, slots=True)

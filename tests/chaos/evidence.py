@@ -76,6 +76,7 @@ class Evidence:
     left      what else the queue still holds, by the name of its part
     keys      keys that live for ever
     audit     what `qsync doctor --audit` said, when it found damages
+    broken    lines in which workers logged errors: in all of this there is no cause for one
     """
 
     lease: float
@@ -91,3 +92,4 @@ class Evidence:
     left: dict[str, int] = field(default_factory=dict)
     keys: set[str] = field(default_factory=set)
     audit: str = ""
+    broken: list[str] = field(default_factory=list)

@@ -124,6 +124,12 @@ class Chaos:
                 evidence.results[id.decode()] = str(value)
             evidence.left = left_over(client, self.prefix, QUEUE)
             evidence.keys = {one.decode() for one in client.scan_iter() if client.ttl(one) == -1}
+        evidence.broken = [
+            line
+            for log in sorted(self.folder.glob("worker-*.log"))
+            for line in log.read_text(errors="replace").splitlines()
+            if " ERROR " in line
+        ]
         audit = subprocess.run(
             [sys.executable, "-m", "qsync", "doctor", "--audit", "--json"],
             capture_output=True, text=True, check=False, cwd=ROOT,
@@ -135,8 +141,8 @@ class Chaos:
 
 def seeds() -> list[object]:
     if given := os.environ.get("CHAOS_SEED"):
-        return [(int(given), float(os.environ.get("CHAOS_SECONDS", "10")))]
-    short = [(seed, 10.0) for seed in (1, 2)]
+        return [(int(given), float(os.environ.get("CHAOS_SECONDS", "8")))]
+    short = [(seed, 8.0) for seed in (1, 2)]
     long = [pytest.param((seed, 120.0), marks=pytest.mark.slow) for seed in range(3, 11)]
     return [*short, *long]
 

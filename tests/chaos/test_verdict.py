@@ -210,6 +210,10 @@ def a_key_is_left(evidence: Evidence) -> None:
     evidence.keys.add("{p:default}:lock:a")
 
 
+def a_server_broke(evidence: Evidence) -> None:
+    evidence.broken.append("ERROR a part of the server broke")
+
+
 def damaged(evidence: Evidence) -> None:
     evidence.audit = "no state: 1"
 
@@ -246,6 +250,7 @@ MISTAKES: Final[list[tuple[Callable[[Evidence], None], str]]] = [
     (an_owner_is_left, "1 entries are left in owner"),
     (a_message_is_left, "6 entries are left in tasks"),
     (a_key_is_left, "lock:a is left"),
+    (a_server_broke, "a part of the server broke"),
     (damaged, "the audit says"),
 ]
 

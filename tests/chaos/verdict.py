@@ -190,6 +190,8 @@ class _Judge:
             name = key.rpartition("}:")[2]
             if name not in STRUCTURE | KEPT and not name.endswith((":queues", ":servers")):
                 yield f"the key {key} is left"
+        for line in evidence.broken:
+            yield f"a worker says: {line[:2000]}"
         if evidence.audit:
             yield f"the audit says: {evidence.audit}"
 

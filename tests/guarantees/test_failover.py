@@ -129,13 +129,13 @@ def test_queues_on_different_primaries_share_by_weight(
 class Stream:
     """Tasks enqueued one after the other to some queues, and when each ran."""
 
-    def __init__(self, b: Bench, queues: list[str]) -> None:
+    def __init__(self, b: Bench, queues: list[str], *, every: float = 0.005) -> None:
         self.ran: dict[str, list[float]] = defaultdict(list)
         self.accepted: dict[str, set[str]] = defaultdict(set)
         self.done: set[str] = set()
         self.refused: Counter[str] = Counter()
         self.mux = Mux()
-        self._b, self._queues = b, queues
+        self._b, self._queues, self._every = b, queues, every
 
         @self.mux.handle("note")
         async def note(task: TaskInfo) -> None:
@@ -157,7 +157,7 @@ class Stream:
                 self.accepted[queue].add(handle.id)
             except StoreUnavailable:
                 self.refused[queue] += 1
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(self._every)
 
     def count(self, queue: str, since: float) -> int:
         """How many ran from `since` on."""
@@ -197,15 +197,15 @@ def test_a_primary_is_gone_and_the_other_queues_go_on(
 
     async def main() -> None:
         async with bench(replicated.url, prefix) as b:
-            stream = Stream(b, queues)
+            stream = Stream(b, queues, every=0.02)  # slow enough for a busy machine
             async with b.server(stream.mux, queues=queues) as server:
                 async with stream.flowing():
-                    await until(lambda: all(len(stream.ran[queue]) > 200 for queue in queues), 30)
+                    await until(lambda: all(len(stream.ran[queue]) > 50 for queue in queues), 30)
                     before = {queue: stream.rate(queue) for queue in queues}
                     killed_at = time.monotonic()
                     victim.kill() if how == "killed" else victim.pause()
                     # The replica has taken over, and a good many tasks have run on it.
-                    await until(lambda: stream.count(hit, killed_at + 0.5) > 200, 30)
+                    await until(lambda: stream.count(hit, killed_at + 0.5) > 50, 30)
                     shares = [stream.rate(one, killed_at) / before[one] for one in others]
                     gaps = {queue: stream.longest_gap(queue, killed_at) for queue in queues}
                     assert not server.broken
@@ -227,6 +227,47 @@ def test_a_primary_is_gone_and_the_other_queues_go_on(
 
     asyncio.run(main())
     victim.start() if how == "killed" else victim.resume()
+    wait_until(replicated.settled, timeout=20)
+
+
+@pytest.mark.faults(52)
+def test_a_fetch_that_gets_no_answer_keeps_no_slot_from_other_queues(
+    replicated: Cluster, prefix: str, measured: Measured
+) -> None:
+    """Not even the only slot there is, for which it was sent."""
+    queues = queues_on_each(replicated, prefix)
+    hit, *others = queues
+    victim = replicated.holder(f"{{{prefix}:{hit}}}:tasks")
+
+    async def main() -> float:
+        async with bench(replicated.url, prefix) as b:
+            stream = Stream(b, queues)
+            waits: list[float] = []
+
+            async def one(queue: str) -> None:
+                began, ran = time.monotonic(), len(stream.ran[queue])
+                await b.client.enqueue(Task("note", queue=queue))
+                await until(lambda: len(stream.ran[queue]) > ran, 20)
+                waits.append(time.monotonic() - began)
+
+            async with b.server(stream.mux, queues=queues, concurrency=1, prefetch=0):
+                for queue in queues:
+                    await one(queue)
+                waits.clear()
+                victim.pause()
+                began = time.monotonic()
+                while time.monotonic() - began < 3:
+                    for queue in others:
+                        await one(queue)
+                victim.resume()
+            return max(waits)
+
+    try:
+        longest = asyncio.run(main())
+    finally:
+        victim.resume()
+    measured("cluster, primary standing, longest wait for the only slot, s", longest)
+    assert longest <= 2
     wait_until(replicated.settled, timeout=20)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
@@ -271,10 +272,16 @@ MUTANTS: Final[dict[str, Plant]] = named(
 
 
 def caught(plant: Plant, store: redis.Redis, seeds: Iterator[int] | range) -> Outcome | None:
-    """The first of the seeds that finds the mistake; None when none of them does."""
-    with plant():
-        for seed in seeds:
+    """The first of the seeds that finds the mistake; None when none of them does.
+
+    A seed that goes wrong without the mistake too has found something else, and is told on stderr.
+    """
+    for seed in seeds:
+        with plant():
             outcome = live(seed, store)
-            if outcome.wrong:
+        if outcome.wrong:
+            without = live(seed, store)
+            if not without.wrong:
                 return outcome
+            sys.stderr.write(f"seed {seed} is wrong with nothing planted: {without.wrong[0]}\n")
     return None

@@ -109,6 +109,8 @@ class Fetched:
     crashes: list[int]
     own_lapsed: list[str]
     paused: bool
+    generation: str
+    """Of the data of the queue; it changes only when they were lost."""
 
 
 def batches(
@@ -569,7 +571,7 @@ _ENQUEUE_OUTCOMES: Final[dict[bytes, Literal["created", "exists", "duplicate"]]]
 
 
 def _fetched(reply: Any) -> Fetched:
-    now, next_due, more, recovered, died, *batch, own, paused = reply
+    now, next_due, more, recovered, died, *batch, own, paused, generation = reply
     ids, messages, failures, crashes = _only_tasks(*batch)
     return Fetched(
         now_us=int(now),
@@ -583,6 +585,7 @@ def _fetched(reply: Any) -> Fetched:
         crashes=[crash_count(text) for text in crashes],
         own_lapsed=[_text(id) for id in own],
         paused=bool(paused),
+        generation=_text(generation),
     )
 
 

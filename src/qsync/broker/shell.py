@@ -20,7 +20,7 @@ import redis
 import redis.asyncio
 import redis.exceptions as failures
 
-from qsync.backoff import Backoff
+from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import connect
 from qsync.broker.address import Address
 from qsync.broker.call import Call, Durability, Wait
@@ -311,7 +311,8 @@ class AsyncBroker:
 
         Raises StoreUnavailable, QueueFull, or ConfigError when the store refuses the credentials.
         """
-        backoff, ends = Backoff(), _ends(self.patience if patience is OWN else patience)
+        backoff = Backoff(cap=AWAY_CAP_S)
+        ends = _ends(self.patience if patience is OWN else patience)
         while True:
             [reply] = await self._try([call])
             if not isinstance(reply, BaseException):

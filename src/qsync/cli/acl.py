@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 
 from qsync.broker.rights import Role, rules
-from qsync.connections import PREFIX
+from qsync.cli.options import Prefix
 from qsync.errors import InvalidTask
 
 
@@ -20,14 +19,7 @@ def acl(
             metavar="NAME", help="What to call it.  [default: qsync-ROLE]", show_default=False
         ),
     ] = None,
-    prefix: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="What all keys begin with; as QSYNC_PREFIX.  [default: qsync]",
-            show_default=False,
-        ),
-    ] = None,
+    prefix: Prefix = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="For the nodes of a cluster.")] = False,
     old: Annotated[
         bool,
@@ -42,7 +34,7 @@ def acl(
     runs, deletes, pauses, repairs.
     """
     try:
-        found = rules(role, prefix or os.environ.get(PREFIX) or "qsync", old=old, cluster=cluster)
+        found = rules(role, prefix or "qsync", old=old, cluster=cluster)
     except InvalidTask as error:
         typer.echo(f"qsync acl: {error}", err=True)
         raise typer.Exit(2) from None

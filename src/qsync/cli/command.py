@@ -19,12 +19,17 @@ def command_path() -> str:
     return _path.get()
 
 
+def enter(path: str) -> None:
+    """From now on this is the command that runs."""
+    _path.set(path)
+
+
 class Command(TyperCommand):
     """Takes what looks like the id of a task for one, also where it begins with a dash."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse what follows the command's name."""
-        _path.set(ctx.command_path)
+        enter(ctx.command_path)
         return super().parse_args(ctx, self._ids_last(args))
 
     def _ids_last(self, args: list[str]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections import Counter
 from dataclasses import asdict
 from typing import Annotated, Any, Final
@@ -16,7 +15,8 @@ from qsync.broker.address import Address
 from qsync.broker.rights import Role
 from qsync.broker.shell import AsyncBroker
 from qsync.cli.logs import escape
-from qsync.connections import PREFIX, Connections
+from qsync.cli.options import Prefix, Url
+from qsync.connections import Connections
 from qsync.doctor import Doctor, Finding, Level
 from qsync.errors import QsyncError
 from qsync.keys import check_name
@@ -33,22 +33,8 @@ SHOWN: Final = 5
 
 
 def doctor(
-    url: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="The store. A password is better off in QSYNC_URL, which says the same.",
-            show_default=False,
-        ),
-    ] = None,
-    prefix: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="What all keys begin with; as QSYNC_PREFIX.  [default: qsync]",
-            show_default=False,
-        ),
-    ] = None,
+    url: Url = None,
+    prefix: Prefix = None,
     role: Annotated[
         Role | None,
         typer.Option(
@@ -83,7 +69,7 @@ def doctor(
     if role is not None and audit:
         _fail("--role does not go with --audit")
     try:
-        name = check_name("prefix", prefix or os.environ.get(PREFIX) or "qsync")
+        name = check_name("prefix", prefix or "qsync")
         if queue is not None:
             check_name("queue", queue)
         connections = Connections(url, prefix=name, payload_limit=PAYLOAD_LIMIT, patience=10)

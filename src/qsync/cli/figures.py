@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from qsync.cli.table import COLOURS, Cell, Column, Row, number, print_line, print_table
-from qsync.cli.text import brief, relative, size
+from qsync.cli.text import brief, relative
 from qsync.inspector import Pause, QueueInfo
 from qsync.keys import COUNTERS
 from qsync.state import TaskState
@@ -28,7 +28,10 @@ def print_queues(queues: Sequence[QueueInfo]) -> None:
         *(Column(state.upper(), right=True) for state in STATES),
         Column("OLDEST", right=True),
     ]
-    rows = [queue_row(queue) for queue in queues]
+    rows: list[Row] = [
+        [*queue_cells(queue, STATES), brief(queue.latency) if queue.latency else ""]
+        for queue in queues
+    ]
     if len(queues) > 1:
         sums = [sum(queue.states.get(state, 0) for queue in queues) for state in STATES]
         rows.append([Cell("all", "bold"), *(number(total, "bold") for total in sums), ""])
@@ -38,17 +41,18 @@ def print_queues(queues: Sequence[QueueInfo]) -> None:
             print_line(f"{queue.name} is paused{_note(queue.paused)}", "yellow")
 
 
-def queue_row(queue: QueueInfo) -> Row:
-    """A queue as a row: its name, the states, how long the oldest pending task has waited."""
-    counts = [number(queue.states.get(state, 0), COLOURS.get(state, "")) for state in STATES]
-    name = Cell(queue.name, "yellow" if queue.paused else "")
-    return [name, *counts, brief(queue.latency) if queue.latency else ""]
+def queue_cells(queue: QueueInfo, states: Sequence[TaskState]) -> list[Cell]:
+    """The name of a queue and how many tasks it has in these states."""
+    counts = [number(queue.states.get(state, 0), COLOURS.get(state, "")) for state in states]
+    return [Cell(queue.name, "yellow" if queue.paused else ""), *counts]
 
 
 def print_counters(rows: Sequence[tuple[str, dict[str, int]]], first: str) -> None:
     """Counters, a row for each name or day; those of rare things only when there are any."""
     shown = [
-        name for name in COUNTERS if name not in _RARE or any(row.get(name) for _, row in rows)
+        name
+        for name in COUNTERS
+        if name != "bytes" and (name not in _RARE or any(row.get(name) for _, row in rows))
     ]
     columns = [
         Column(first, flexible=True), *(Column(name.upper(), right=True) for name in shown),
@@ -61,8 +65,6 @@ def print_counters(rows: Sequence[tuple[str, dict[str, int]]], first: str) -> No
 
 
 def _counter(name: str, count: int) -> Cell:
-    if name == "bytes":
-        return Cell(size(count), "" if count else "dim")
     return number(count, "red" if name in ("dead", "crashed", "lost") else "")
 
 
@@ -73,6 +75,6 @@ def pause_note(pause: Pause | None) -> str:
 
 def _note(pause: Pause) -> str:
     by = f" by {pause.by}" if pause.by else ""
-    since = f" since {relative(pause.at)}" if pause.at else ""
+    ago = f" {relative(pause.at)}" if pause.at else ""
     why = f": {pause.why}" if pause.why else ""
-    return f"{by}{since}{why}".replace(" since now", " just now").replace(" since ", " ", 1)
+    return f"{by}{ago}{why}"

@@ -86,6 +86,11 @@ class Lines(logging.Handler):
             line = self.format(record)
         except Exception as error:  # of arguments that do not fit, or a hostile __str__
             line = self.format(_unshowable(record, error))
+        if sys.is_finalizing():  # no thread starts any more: to wait for one would be for ever
+            if self._descriptor is not None:
+                with contextlib.suppress(OSError):
+                    os.write(self._descriptor, f"{line}\n".encode(errors="backslashreplace"))
+            return
         if self._thread is None or not self._thread.is_alive():  # as in a forked child
             self._thread = threading.Thread(target=self._write, name="qsync-log", daemon=True)
             self._thread.start()

@@ -8,8 +8,18 @@ import typer
 
 from qsync.cli.acl import acl
 from qsync.cli.bench.command import bench
+from qsync.cli.command import Command
+from qsync.cli.dashboard import dashboard
+from qsync.cli.dead import dead
 from qsync.cli.demo.command import demo
 from qsync.cli.doctor import doctor
+from qsync.cli.queue import queue
+from qsync.cli.reach import EXITS
+from qsync.cli.schedule import schedule
+from qsync.cli.servers import servers
+from qsync.cli.stats import stats
+from qsync.cli.task import task
+from qsync.cli.top import top
 from qsync.cli.worker import worker
 from qsync.version import __version__
 
@@ -23,6 +33,11 @@ app = typer.Typer(
 )
 app.command(name="demo")(demo)
 app.command(name="worker")(worker)
+app.command(name="dashboard")(dashboard)
+app.command(name="stats", cls=Command, epilog=EXITS)(stats)
+app.command(name="top", cls=Command, epilog=EXITS)(top)
+for noun in (queue, task, dead, servers, schedule):
+    app.add_typer(noun)
 app.command(name="doctor")(doctor)
 app.command(name="acl")(acl)
 app.command(name="bench")(bench)

@@ -9,6 +9,7 @@ import typer
 
 from qsync.cli import complete
 from qsync.connections import PREFIX, URL
+from qsync.inspector.queues import PURGED
 from qsync.state import TaskState
 
 _URL_HELP: Final = f"A password is better off in {URL}, which says the same."
@@ -67,7 +68,7 @@ QueueName = Annotated[
 QueueNames = Annotated[
     list[str],
     typer.Argument(
-        metavar="QUEUE...", help="Names of queues.", show_default=False,
+        metavar="QUEUE", help="Names of queues.", show_default=False,
         autocompletion=complete.queues,
     ),
 ]  # fmt: skip
@@ -91,7 +92,7 @@ OfQueue = Annotated[
 TaskId = Annotated[str, typer.Argument(metavar="ID", help="Of the task.", show_default=False)]
 
 TaskIds = Annotated[
-    list[str], typer.Argument(metavar="ID...", help="Of the tasks.", show_default=False)
+    list[str], typer.Argument(metavar="ID", help="Of the tasks.", show_default=False)
 ]
 
 Limit = Annotated[
@@ -114,11 +115,22 @@ By = Annotated[
 
 Why = Annotated[str, typer.Option(metavar="TEXT", help="Why, for others.", show_default=False)]
 
+_STATES: Final = ", ".join(TaskState)
+
 State = Annotated[
     list[TaskState] | None,
     typer.Option(
-        "--state", "-s", help="Tasks in this state; may be given again.  [default: any]",
+        "--state", "-s", metavar="STATE",
+        help=f"In this state: {_STATES}. May be given again.  [default: any]",
         show_default=False,
+    ),
+]  # fmt: skip
+
+Purged = Annotated[
+    list[TaskState],
+    typer.Option(
+        "--state", "-s", metavar="STATE",
+        help=f"In this state: {', '.join(PURGED)}. May be given again.", show_default=False,
     ),
 ]  # fmt: skip
 

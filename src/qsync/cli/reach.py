@@ -83,7 +83,7 @@ def _connections(url: str | None, prefix: str | None) -> Connections:
 
 def _meaning(error: QsyncError) -> tuple[str, int]:
     """What to say of an error that the store or the inspector answered, and the exit code."""
-    text = str(error)
+    text = str(error).rstrip(".")
     if isinstance(error, StoreUnavailable):
         return f"{text}; is it running, and --url or {URL} right? `qsync doctor` tells more", AWAY
     if isinstance(error, InvalidTask):
@@ -91,7 +91,10 @@ def _meaning(error: QsyncError) -> tuple[str, int]:
     if not isinstance(error, ConfigError):
         return f"{text}; `qsync doctor` may tell why", NOT_DONE
     if any(code in text for code in ("NOPERM", "no permissions", "ACL failure", "user executing")):
-        return f"{text}; `qsync acl {_role(command_path())}` prints the rights that it takes", DENIED
+        return (
+            f"{text}; `qsync acl {_role(command_path())}` prints the rights that it takes",
+            DENIED,
+        )
     return f"{text}; --url or {URL} takes redis://user:password@host", DENIED
 
 

@@ -10,7 +10,7 @@ from qsync.cli import complete
 from qsync.cli.figures import print_counters, print_queues
 from qsync.cli.options import Json, Prefix, Url
 from qsync.cli.reach import no_queue, reach
-from qsync.cli.table import Column, print_line, print_table
+from qsync.cli.table import print_line
 from qsync.cli.text import print_json, size
 from qsync.inspector import Inspector, Overview, QueueInfo
 
@@ -19,7 +19,7 @@ def stats(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[QUEUE]...", help="These queues alone.", show_default=False,
+            metavar="QUEUE", help="These queues alone.", show_default=False,
             autocompletion=complete.queues,
         ),
     ] = None,
@@ -44,16 +44,12 @@ def stats(
         found = {"at": overview.at, "servers": overview.servers, "queues": queues}
         print_json(found)
         return
-    servers = len(overview.servers)
-    print_line(f"{where}: {'no' if not servers else servers} live server{'s' * (servers != 1)}")
+    print_line(f"{where}: {_summary(overview, queues)}")
     if not queues:
         print_line("There is no queue yet.")
         return
     print_line("")
     print_queues(queues)
-    print_line("")
-    rows = [[queue.name, size(queue.bytes), _rate(queue)] for queue in queues]
-    print_table([Column("QUEUE"), Column("MEMORY", right=True), Column("RATE", right=True)], rows)
     for title, which in (("TODAY", "today"), ("EVER", "counters")):
         print_line("")
         print_counters([(queue.name, getattr(queue, which)) for queue in queues], title)
@@ -62,8 +58,11 @@ def stats(
         print_counters([(str(day.day), day.counters) for day in queue.days], queue.name)
 
 
-def _rate(queue: QueueInfo) -> str:
-    return "" if queue.rate is None else f"{queue.rate:,.1f}/s"
+def _summary(overview: Overview, queues: list[QueueInfo]) -> str:
+    servers = len(overview.servers)
+    sizes = [queue.bytes for queue in queues if queue.bytes is not None]
+    memory = f", {size(sum(sizes))} of memory" if sizes else ""
+    return f"{servers or 'no'} live server{'s' if servers > 1 else ''}{memory}"
 
 
 async def _look(

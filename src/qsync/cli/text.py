@@ -75,6 +75,11 @@ def brief(seconds: float) -> str:
     return f"{seconds:.1f} s" if 1 <= seconds < 9.95 and seconds % 1 else duration(seconds)
 
 
+def rough(seconds: float) -> str:
+    """A duration in its largest unit."""
+    return " ".join(brief(seconds).split(" ")[:2])
+
+
 def size(count: int | None) -> str:
     """Bytes: `321 B`, `1.2 MiB`; empty when nobody knows."""
     if count is None:

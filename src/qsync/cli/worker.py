@@ -15,6 +15,7 @@ from qsync.app import Qsync
 from qsync.broker.shell import Broker
 from qsync.cli import logs
 from qsync.cli.health import HealthPort, counts_tasks
+from qsync.cli.options import AppPrefix, AppUrl
 from qsync.cli.target import TargetError, load
 from qsync.connections import PREFIX, URL
 from qsync.errors import ConfigError, QsyncError
@@ -57,23 +58,8 @@ def worker(
             help="Drain the queues in order of weight instead.",
         ),
     ] = False,
-    url: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="The store, for an app that does not name it. A password is better off in "
-            "QSYNC_URL, which says the same.",
-            show_default=False,
-        ),
-    ] = None,
-    prefix: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="What all keys begin with, for an app that does not say; as QSYNC_PREFIX.",
-            show_default=False,
-        ),
-    ] = None,
+    url: AppUrl = None,
+    prefix: AppPrefix = None,
     processes: Annotated[
         int,
         typer.Option(

@@ -47,6 +47,8 @@ class Config:
     dead_age          and for how long
     threads           for `def` handlers; None: as many as concurrency
     processes         for `executor="process"` handlers; None: as many as there are CPUs
+    max_hung          with more handlers that do not stop when told to, `run` ends with an error;
+                      None: as many as concurrency
     prefetch          most tasks leased ahead of a free slot; None: what starts within 100 ms
     lifespan          async context manager around the server's work
     middleware        around every handler, the first outermost
@@ -68,6 +70,7 @@ class Config:
     dead_age: Duration = timedelta(days=90)
     threads: int | None = None
     processes: int | None = None
+    max_hung: int | None = None
     prefetch: int | None = None
     lifespan: Lifespan | None = None
     middleware: tuple[Middleware, ...] = ()
@@ -81,7 +84,7 @@ class Config:
             ("concurrency", 1, 100_000), ("max_crashes", 1, 1000), ("dead_limit", 0, 10**9),
         ):  # fmt: skip
             _whole(name, getattr(self, name), least, most)
-        for name, least in (("threads", 1), ("processes", 1), ("prefetch", 0)):
+        for name, least in (("threads", 1), ("processes", 1), ("max_hung", 0), ("prefetch", 0)):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), least, 100_000)
         for name, least_s in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -51,17 +52,24 @@ class Control:
         self._on_stop = on_stop
         self._started = boot_s()
         self._inbox = Waiter(broker, (self._keys.inbox(server_id),))
+        self._again = asyncio.Event()
         self.quiet = False
 
     async def announce(self) -> None:
         """Say every third of the lease that the server lives, what it is and what it does."""
         every = self._config.lease_s / 3
         while True:
+            self._again.clear()
             try:
                 await self._say()
             except QsyncError as error:
                 log.warning("cannot announce the server: %s", error)
-            await asyncio.sleep(every)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._again.wait(), every)
+
+    def announce_again(self) -> None:
+        """The store has forgotten the server: say at once what is said now and then."""
+        self._again.set()
 
     async def _say(self) -> None:
         live_ms = int(self._config.lease_s * 2000) + 10_000

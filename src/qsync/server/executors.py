@@ -12,6 +12,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
+from qsync.server.hung import STUBBORN_S, Hung
 from qsync.server.processes import HandlerError, ProcessPool
 
 __all__ = ["HandlerError", "ProcessPool", "ThreadPool"]
@@ -23,8 +24,8 @@ class _Call:
     """One call of a function in a thread. The thread writes `started`, `value` and `error`."""
 
     __slots__ = (
-        "abandoned", "counted_lost", "error", "future", "perform", "started", "thread_ended",
-        "value",
+        "abandoned", "counted_lost", "error", "future", "hung", "perform", "started",
+        "thread_ended", "value",
     )  # fmt: skip
 
     def __init__(self, perform: Callable[[], Any], future: asyncio.Future[Any]) -> None:
@@ -35,6 +36,7 @@ class _Call:
         self.started = False
         self.abandoned = False
         self.counted_lost = False
+        self.hung = False
         self.thread_ended = False
 
 
@@ -44,11 +46,12 @@ class ThreadPool:
     Threads are started on demand and then kept. All counting is done on the loop, so no call takes
     a lock; results that come in while the loop is busy are delivered together. A thread whose call
     was abandoned counts as `lost` until its function returns, and another may take its place: so
-    there are always `threads` that can be used, whatever hangs.
+    there are always `threads` that can be used, whatever hangs. One that is lost for long is hung.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, hung: Hung | None = None) -> None:
         self._threads = threads
+        self._hung = hung
         self.lost = 0
         """Threads that run a function for which nobody waits any more."""
         self._live = 0
@@ -102,7 +105,16 @@ class ThreadPool:
         if call.started:
             call.counted_lost = True
             self.lost += 1
+            if self._hung is not None:
+                self._loop.call_later(STUBBORN_S, self._still_lost, call, self._hung)
             self._start_threads()
+
+    def _still_lost(self, call: _Call, hung: Hung) -> None:
+        """The function was told to stop a good while ago."""
+        if call.future in self._calls:
+            log.error("a handler in a thread does not stop; another thread is in its place")
+            call.hung = True
+            hung.add()
 
     async def close(self, timeout: float) -> bool:  # noqa: ASYNC109 - it is no error to reach it
         """Take no more calls, drop those that wait, and give running ones so many seconds to end.
@@ -180,6 +192,8 @@ class ThreadPool:
     def _found(self, call: _Call) -> None:
         """A lost thread is back: one of those that now are too many ends."""
         self.lost -= 1
+        if call.hung and self._hung is not None:
+            self._hung.ended()
         if call.thread_ended:
             self._live -= 1
         elif self._live - self.lost > self._threads:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
 from qsync import codec
@@ -20,6 +20,7 @@ from qsync.broker.listen import Waiter
 from qsync.broker.ops import Fetched, HandedBack
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError
+from qsync.keys import shorten
 from qsync.server import outcome
 from qsync.server.config import Config
 from qsync.server.lane import Asked, Lane, Leased, boot_s
@@ -31,6 +32,10 @@ log = logging.getLogger("qsync.server")
 
 ROUND_S: Final = 0.1
 """How long a round waits for the fetches of the one before, so that all queues take part in it."""
+
+HELD_S: Final = 0.3
+"""How long a fetch under way keeps the slots that it asked for from the other queues. Its node may
+stand still; and if it answers after all, what is too much by then is handed back."""
 
 WATCH_S: Final = 0.05
 """How long to block at a time on the queues that may be empty while another is full."""
@@ -66,6 +71,8 @@ class Fetcher:
         self._flights: dict[str, asyncio.Task[None]] = {}
         self._kick = runner.room_made
         self._mistake: BaseException | None = None
+        self.on_store_lost: Callable[[], None] | None = None
+        """Called when the data of a queue turn out to be gone."""
 
     async def run(self) -> None:
         """Fetch until cancelled."""
@@ -128,7 +135,9 @@ class Fetcher:
             if lane.next_due is not None and now >= lane.next_due:
                 lane.empty = False
                 lane.next_due = None
-        slots = self._runner.wants() - sum(self._lanes[queue].wanted for queue in self._flights)
+        flying = [self._lanes[queue] for queue in self._flights]
+        held = sum(lane.wanted for lane in flying if now - lane.flown < HELD_S)
+        slots = self._runner.wants() - held
         ready = [lane for lane in lanes if now >= self._retry_at[lane.queue]]
         # Upkeep asks for tasks too: so a wake that was lost costs no more than `sweep`.
         upkeep = {lane.queue for lane in ready if self._upkeep_due(lane, now)}
@@ -161,6 +170,8 @@ class Fetcher:
         times = [math.inf]
         for lane in self._lanes.values():
             if lane.queue in self._flights:
+                if lane.wanted and now - lane.flown < HELD_S:
+                    times.append(lane.flown + HELD_S)
                 continue
             if now < self._retry_at[lane.queue]:
                 times.append(self._retry_at[lane.queue])
@@ -293,6 +304,7 @@ class Fetcher:
                 "queue %s: recovered %d tasks of servers that died; %d more are dead of it",
                 lane.queue, fetched.recovered, fetched.died,
             )  # fmt: skip
+        self._see_generation(lane, fetched.generation)
         leased = self._lease(lane, token, fetched, sent)
         late = received - sent > self._config.lease_s / 2  # a handler blocked the loop meanwhile
         if (repeated or late) and leased:
@@ -300,6 +312,21 @@ class Fetcher:
         if fetched.own_lapsed:
             await self._mend(lane, fetched.own_lapsed)
         return leased
+
+    def _see_generation(self, lane: Lane, generation: str) -> None:
+        """Another generation than before: the data are gone, and with them all that is held."""
+        before, lane.generation = lane.generation, generation
+        if before is None or before == generation:
+            return
+        held = list(lane.held.values())
+        log.error(
+            "store lost: the generation of queue %s changed from %s to %s; %d tasks held are lost",
+            lane.queue, shorten(before), shorten(generation), len(held),
+        )  # fmt: skip
+        for one in held:
+            self._runner.lose(one)
+        if self.on_store_lost is not None:
+            self.on_store_lost()
 
     def _lease(self, lane: Lane, token: str, fetched: Fetched, sent: float) -> list[Leased]:
         expires = sent + self._config.lease_s

@@ -13,6 +13,7 @@ from qsync.errors import InvalidTask
 from qsync.mux import Handler, Middleware, Mux
 from qsync.server.config import Config
 from qsync.server.executors import ThreadPool
+from qsync.server.hung import Hung
 from qsync.server.outcome import BadPayload, timed_out
 from qsync.server.processes import ProcessPool
 from qsync.task import NONE_RESULT, PAYLOAD_LIMIT, Result, TaskInfo
@@ -35,11 +36,11 @@ class Way:
 class Invoker:
     """Makes, once for each type, the function that calls its handler."""
 
-    def __init__(self, config: Config, mux: Mux) -> None:
+    def __init__(self, config: Config, mux: Mux, hung: Hung | None = None) -> None:
         self._mux = mux
         self._middleware = config.middleware
         self._ways: dict[str, Way] = {}
-        self._threads = ThreadPool(config.threads or config.concurrency)
+        self._threads = ThreadPool(config.threads or config.concurrency, hung)
         self._config = config
         needed = any(handler.place == "process" for handler in mux.handlers)
         self._processes = ProcessPool(config.processes) if needed else None

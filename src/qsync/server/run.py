@@ -21,6 +21,7 @@ from qsync.server import outcome
 from qsync.server.around import Around, Surroundings
 from qsync.server.config import Config, seconds
 from qsync.server.current import fields_of, running
+from qsync.server.hung import STUBBORN_S, Hung
 from qsync.server.invoke import Invoker, Way, encode_result
 from qsync.server.lane import GONE, READY, RUNNING, Lane, Leased, Stop, boot_s
 from qsync.server.limits import Limits
@@ -42,9 +43,6 @@ STALE_S: Final = 1.0
 MARK_AGAIN_US: Final = 5_000_000
 """How long a task that could not be marked waits before it is tried again."""
 
-STUBBORN_S: Final = 5.0
-"""How long after its cancellation a handler may go on before its slot is taken from it."""
-
 
 class Runner:
     """Takes leased tasks and sees each through to its settlement."""
@@ -57,6 +55,7 @@ class Runner:
         settlers: dict[str, Settler],
         surroundings: Surroundings,
         on_lost: Callable[[int], None],
+        hung: Hung,
     ) -> None:
         self._config = config
         self._invoker = invoker
@@ -67,6 +66,7 @@ class Runner:
         self._surroundings = surroundings
         self._progress = Progress(broker, {name: one.lane for name, one in settlers.items()})
         self.on_lost = on_lost
+        self._hung = hung
         self.tally: Tally | None = None
         """Counts what is run, when somebody wants to know."""
         self.ready: deque[Leased] = deque()
@@ -231,20 +231,8 @@ class Runner:
         """See a task through; `task` is the one of asyncio that this runs in, None: its own."""
         running.set(Around(leased, info, self._surroundings, self._progress.tell))
         try:
-            if leased.crashes:
-                try:
-                    marked = await self._mark(leased)
-                except QsyncError as error:  # the store refuses: no fault of the task
-                    log.error(
-                        "cannot mark task %s of queue %s: %s", leased.id, leased.lane.queue, error,
-                        extra=leased.fields,
-                    )  # fmt: skip
-                    back = ops.HandedBack(leased.id, leased.token, MARK_AGAIN_US)
-                    self._finish(leased, back)
-                    return
-                if not marked:
-                    self._finish(leased, None)
-                    return
+            if leased.crashes and not await self._mark(leased):
+                return
             # The mark may have taken long, or a handler has blocked the loop since it got its slot.
             if leased.stop is None and (late := self._too_late(leased)) is not None:
                 self._finish(leased, late)
@@ -267,10 +255,21 @@ class Runner:
         self._finish(leased, record)
 
     async def _mark(self, leased: Leased) -> bool:
-        """Mark a task that crashed before as running; False when it is not ours any more."""
-        call = ops.start(leased.lane.keys, [leased.held])
-        [answer] = await self._broker.run(call, patience=None)
-        return answer == "ok"
+        """Mark a task that crashed before as running; False when it may not, and is seen to."""
+        try:
+            call = ops.start(leased.lane.keys, [leased.held])
+            [answer] = await self._broker.run(call, patience=None)
+        except Exception as error:  # the store refuses, or a mistake of ours: no fault of the task
+            log.error(
+                "cannot mark task %s of queue %s: %s", leased.id, leased.lane.queue, error,
+                extra=leased.fields, exc_info=not isinstance(error, QsyncError),
+            )  # fmt: skip
+            self._finish(leased, ops.HandedBack(leased.id, leased.token, MARK_AGAIN_US))
+            return False
+        if answer != "ok":  # it is not ours any more
+            self._finish(leased, None)
+            return False
+        return True
 
     def _finish(self, leased: Leased, record: Any) -> None:
         if leased.phase != RUNNING:
@@ -384,16 +383,19 @@ class Runner:
         """A handler that does not end when it is told to loses its slot."""
         if leased.phase != RUNNING:
             return
-        if leased.task is not None:
-            self._deaf.add(leased.task)
         log.error(
             "handler of task %s (%s) does not stop; its slot is freed, and it may still run",
             leased.id,
             ascii(leased.message.type)[1:-1],
             extra=leased.fields,
         )
+        deaf = leased.task
         record = self._stopped(leased, asyncio.CancelledError())
         self._finish(leased, record)
+        if deaf is not None:
+            self._deaf.add(deaf)
+            deaf.add_done_callback(self._hung.ended)
+            self._hung.add()
 
     def _timeout_of(self, leased: Leased) -> float | None:
         options = leased.message.options
@@ -445,8 +447,11 @@ class Runner:
             for leased in list(lane.held.values()):
                 if leased.phase == RUNNING:
                     self._give_up(leased)
-        for task in self._deaf:
-            asyncio._unregister_task(task)  # or asyncio.run would wait for it for ever
+
+    def stop_taking(self) -> None:
+        """Nothing is started any more, and what has not started goes back."""
+        self.accepting = False
+        self.hand_back_ready()
 
     def _lanes(self) -> list[Lane]:
         return [settler.lane for settler in self._settlers.values()]
@@ -455,6 +460,10 @@ class Runner:
         """Forget what is still to be told, and what has not begun."""
         self._pump.close()
         self._limits.close()
+        for deaf in self._deaf:
+            asyncio._unregister_task(deaf)  # or asyncio.run would wait for it for ever
+            # Nor is it worth a word when the process ends, which cannot always log by then.
+            deaf._log_destroy_pending = False  # type: ignore[attr-defined]
         for task in self._telling:
             task.cancel()
         await asyncio.gather(*self._telling, return_exceptions=True)

@@ -26,6 +26,7 @@ from qsync.server.control import Control
 from qsync.server.fetch import Fetcher
 from qsync.server.health import Condition, Vitals
 from qsync.server.heartbeat import Heartbeat
+from qsync.server.hung import Hung
 from qsync.server.invoke import Invoker
 from qsync.server.lane import Lane
 from qsync.server.periodic import PeriodicLoop, PeriodicTask
@@ -71,6 +72,8 @@ class Server:
         self.lost_leases = 0
         """How often a task turned out not to be this server's any more."""
         self.broken = False
+        self.too_many_hung = False
+        """More handlers hang than `max_hung` allows: it takes no more tasks."""
         self.tally: Tally | None = None
         """Counts what is run, if it is given before the start."""
         self.client_type: Callable[..., Client] = Client
@@ -126,6 +129,26 @@ class Server:
         if self.broken:
             msg = "a part of the server broke; its log says how"
             raise QsyncError(msg)
+        if self.too_many_hung:
+            msg = f"more than {self._max_hung} handlers did not stop when they were told to"
+            raise QsyncError(msg)
+
+    @property
+    def _max_hung(self) -> int:
+        most = self.config.max_hung
+        return self.config.concurrency if most is None else most
+
+    def _on_too_many_hung(self, count: int) -> None:
+        """Let go of what others can run: only the end of the process frees what hangs."""
+        if self._stopping.is_set():
+            return
+        log.error(
+            "%d handlers hang, and %d may (max_hung): the server takes no more tasks and stops",
+            count, self._max_hung,
+        )  # fmt: skip
+        self.too_many_hung = True
+        self._stopping.set()
+        self._runner.stop_taking()
 
     def _on_signal(self, count: int) -> None:
         if count == 1:
@@ -171,10 +194,11 @@ class Server:
         )
         if config.lifespan is not None:
             surroundings.state = await self._exits.enter_async_context(config.lifespan())
-        invoker = Invoker(config, self.mux)
+        hung = Hung(self._max_hung, self._on_too_many_hung)
+        invoker = Invoker(config, self.mux, hung)
         self._exits.push_async_callback(invoker.aclose)
         self._runner = Runner(
-            config, invoker, self._broker, self._settlers, surroundings, self._count_lost
+            config, invoker, self._broker, self._settlers, surroundings, self._count_lost, hung
         )
         self._runner.tally = self.tally
         self._exits.push_async_callback(self._runner.aclose)
@@ -184,6 +208,7 @@ class Server:
             self.id, self.prefix, config, self._broker, self._lanes, self._runner,
             self.mux.types, self._stopping.set,
         )  # fmt: skip
+        self._fetcher.on_store_lost = self._control.announce_again
         self._exits.push_async_callback(self._control.withdraw)
         for settler in self._settlers.values():
             self._spawn(settler.run)

@@ -1,7 +1,9 @@
 #!lua flags=allow-oom
 -- fetch: lease pending tasks to a server, after the upkeep of the queue that everybody shares.
--- 1 promote what is due; 2 recover lapsed leases; 3 lease; 4 sweep; 5 wake the next idle server.
+-- 1 promote what is due; 2 recover lapsed leases, which after an outage are spared for a while;
+-- 3 lease; 4 sweep; 5 wake the next idle server.
 -- The same number again answers with the same tasks, less those that are no longer owned under it.
+-- The first fetch of a queue makes its generation: another one later says that the data were lost.
 -- include: clock wake count crash tags lock erase life recover sweep
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
@@ -21,7 +23,7 @@
 -- KEYS[16] cancels   hash    id -> retention us
 -- KEYS[17] progress  hash    id -> done/total
 -- KEYS[18] wake      list
--- KEYS[19] meta      hash    paused, virtual time; when a server was last seen; sweeps
+-- KEYS[19] meta      hash    paused, generation, virtual time; when a server was last seen; sweeps
 -- KEYS[20] stats     hash    counters
 -- KEYS[21] calls     hash    sender -> its last enqueue
 -- KEYS[22] done      channel of ended tasks
@@ -36,7 +38,7 @@
 -- ARGV[9] max_bytes    int     of messages; one task is taken however large
 -- returns now us; us until something is next due (-1: nothing known); 1 when upkeep has more to do;
 --   tasks recovered; tasks dead of crashes; ids; messages; failure records; crash counts;
---   the caller's own lapsed ids; 1 when the queue is paused
+--   the caller's own lapsed ids; 1 when the queue is paused; generation
 local k = {
   tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], active = KEYS[4], retry = KEYS[5],
   completed = KEYS[6], dead = KEYS[7], owner = KEYS[8], crashes = KEYS[9], failures = KEYS[10],
@@ -47,7 +49,8 @@ local k = {
 local now, server, number = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local wanted, max_bytes = tonumber(ARGV[4]), tonumber(ARGV[9])
 local token = server .. '/' .. ARGV[3]
-local paused = redis.call('HEXISTS', k.meta, 'paused')
+local known = redis.call('HMGET', k.meta, 'paused', 'generation')
+local paused, generation = known[1] and 1 or 0, known[2]
 local limit, more = 100, 0
 
 -- What goes with the ids of a batch; empty where no task of the queue has any.
@@ -58,11 +61,15 @@ local function beside(hash_key, ids)
   return redis.call('HMGET', hash_key, unpack(ids))
 end
 
+if not generation then
+  generation = server .. '@' .. whole(now)
+  redis.call('HSET', k.meta, 'generation', generation)
+end
 local last = redis.call('HGET', k.fetches, server)
 local before, batch = string.match(last or '', '^(%d+) %d+(.*)$')
 before = digits(before, -1)
 if number < before then
-  return { whole(now), '-1', 0, 0, 0, {}, {}, {}, {}, {}, paused }
+  return { whole(now), '-1', 0, 0, 0, {}, {}, {}, {}, {}, paused, generation }
 end
 if number == before then
   local leased, ids, messages = {}, {}, {}
@@ -78,7 +85,7 @@ if number == before then
   end
   return {
     whole(now), '0', 0, 0, 0, ids, messages, beside(k.failures, ids), beside(k.crashes, ids), {},
-    paused,
+    paused, generation,
   }
 end
 
@@ -194,4 +201,5 @@ end
 return {
   whole(now), next_due < math.huge and whole(math.max(0, next_due - now)) or '-1', more,
   #recovered, #died, ids, messages, beside(k.failures, ids), beside(k.crashes, ids), own, paused,
+  generation,
 }

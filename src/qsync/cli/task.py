@@ -1,0 +1,249 @@
+"""`qsync task`: list, show, run, cancel, delete, explain."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+import typer
+
+from qsync.cli.ask import confirm
+from qsync.cli.command import Command
+from qsync.cli.listing import ORDER, Wanted, collect, print_tasks
+from qsync.cli.options import (
+    Cursor,
+    InQueue,
+    Json,
+    Limit,
+    NewerThan,
+    OfQueue,
+    OfType,
+    OlderThan,
+    Prefix,
+    State,
+    TaskId,
+    TaskIds,
+    Url,
+    WithError,
+    WithId,
+    Yes,
+)
+from qsync.cli.outcomes import Outcome, finish
+from qsync.cli.reach import EXITS, WRONG, fail, gone, queue_of, reach
+from qsync.cli.table import print_line
+from qsync.cli.text import clock, lines_of, print_json, print_out
+from qsync.cli.whole import print_task
+from qsync.inspector import Change, Explanation, Filter, Inspector, TaskDetail
+from qsync.state import UNFINISHED
+
+task = typer.Typer(
+    name="task", help="Look at tasks, run, cancel and delete them.", no_args_is_help=True
+)
+
+MEASURE_S = 0.5
+"""How long the rate of a queue is measured, to tell when a task's turn comes."""
+
+
+def filter_of(
+    type: str | None, error: str | None, id: str | None, older: float | None, newer: float | None
+) -> Filter | None:
+    """What the options say, None for nothing."""
+    if all(value is None for value in (type, error, id, older, newer)):
+        return None
+    return Filter(type=type, error=error, id=id, older_than=older, newer_than=newer)
+
+
+@task.command("list", cls=Command, epilog=EXITS)
+def list_tasks(
+    queue: OfQueue = None,
+    states: State = None,
+    type: OfType = None,
+    error: WithError = None,
+    id: WithId = None,
+    older_than: OlderThan = None,
+    newer_than: NewerThan = None,
+    newest_first: Annotated[
+        bool | None,
+        typer.Option(
+            "--newest-first/--oldest-first",
+            help="Begin at this end.  [default: dead and completed ones the newest first, others "
+            "in the order in which they will run]",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    url: Url = None,
+    prefix: Prefix = None,
+    as_json: Json = False,
+) -> None:
+    """Show tasks by queue and state.
+
+    For example: qsync task list --state retry --type 'mail.*'
+    """
+    meant = filter_of(type, error, id, older_than, newer_than)
+    wanted = Wanted(queue, states or ORDER, meant, limit, cursor, newest_first)
+    with reach(url, prefix) as store:
+        listing = store.do(collect(store.inspector, wanted))
+    if as_json:
+        print_json(listing)
+    else:
+        print_tasks(listing, limit=limit)
+
+
+@task.command(cls=Command, epilog=EXITS)
+def show(
+    id: TaskId,
+    queue: InQueue = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Write the bytes of the payload, and nothing else.")
+    ] = False,
+    url: Url = None,
+    prefix: Prefix = None,
+    as_json: Json = False,
+) -> None:
+    """Show all that the store has of a task: payload, attempts, timeline, error.
+
+    A payload that is a Python value is shown as JSON; its bytes are msgpack.
+    """
+    if raw and as_json:
+        fail("--raw does not go with --json, in which the payload is, as base64", WRONG)
+    with reach(url, prefix) as store:
+        detail, why = store.do(_whole(store.inspector, id, queue, explained=not (raw or as_json)))
+    if raw:
+        _write(detail.payload)
+    elif as_json:
+        print_json(detail)
+    else:
+        print_task(detail, why)
+
+
+async def _whole(
+    inspector: Inspector, id: str, queue: str | None, *, explained: bool
+) -> tuple[TaskDetail, Explanation | None]:
+    name = await queue_of(inspector, id, queue)
+    detail = await inspector.task(id, queue=name)
+    if detail is None:
+        fail(gone(id, name))
+    if not explained or detail.row.state not in UNFINISHED:
+        return detail, None
+    return detail, await inspector.explain(id, queue=name, measure=MEASURE_S)
+
+
+def _write(data: bytes) -> None:
+    """The bytes as they are; a terminal takes them for orders, so only text goes there."""
+    if sys.stdout.isatty() and not _is_text(data):
+        fail("--raw: the payload is no plain text: write it to a file or a pipe", WRONG)
+    sys.stdout.buffer.write(data)
+    sys.stdout.flush()
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return False
+    return all(char.isprintable() or char in "\n\t" for char in text)
+
+
+@task.command(cls=Command, epilog=EXITS)
+def explain(
+    id: TaskId,
+    queue: InQueue = None,
+    url: Url = None,
+    prefix: Prefix = None,
+    as_json: Json = False,
+) -> None:
+    """Say why a task is not running yet, and when it will."""
+    with reach(url, prefix) as store:
+        found = store.do(_explain(store.inspector, id, queue))
+    if as_json:
+        print_json(found)
+        return
+    for line in lines_of(found.sentence):
+        print_out(line)
+    for name, at in (("due or ended", found.at), ("lease until", found.lease_until)):
+        if at is not None:
+            print_line(f"{name}: {clock(at)}")
+
+
+async def _explain(inspector: Inspector, id: str, queue: str | None) -> Explanation:
+    name = await queue_of(inspector, id, queue)
+    found = await inspector.explain(id, queue=name, measure=MEASURE_S)
+    if found.state is None:
+        fail(gone(id, name))
+    return found
+
+
+@task.command(cls=Command, epilog=EXITS)
+def run(
+    ids: TaskIds,
+    queue: InQueue = None,
+    url: Url = None,
+    prefix: Prefix = None,
+    as_json: Json = False,
+) -> None:
+    """Run tasks now that are scheduled, in retry or dead.
+
+    A dead one has all its attempts again.
+    """
+    _change(ids, queue, url, prefix, as_json, lambda inspector: inspector.run, "pending now")
+
+
+@task.command(cls=Command, epilog=EXITS)
+def cancel(
+    ids: TaskIds,
+    queue: InQueue = None,
+    url: Url = None,
+    prefix: Prefix = None,
+    as_json: Json = False,
+) -> None:
+    """Cancel tasks, waiting or running.
+
+    The server of a running one stops its handler at once when it listens, and within a third of its
+    lease otherwise.
+    """
+    _change(ids, queue, url, prefix, as_json, lambda inspector: inspector.cancel, "cancelled")
+
+
+@task.command(cls=Command, epilog=EXITS)
+def delete(
+    ids: TaskIds,
+    queue: InQueue = None,
+    yes: Yes = False,
+    url: Url = None,
+    prefix: Prefix = None,
+    as_json: Json = False,
+) -> None:
+    """Delete tasks that do not run, with all that is kept of them."""
+    confirm(f"Delete {'task' if len(ids) == 1 else 'tasks'} {', '.join(ids)}?", yes=yes)
+    _change(ids, queue, url, prefix, as_json, lambda inspector: inspector.delete, "deleted")
+
+
+def _change(
+    ids: list[str],
+    queue: str | None,
+    url: str | None,
+    prefix: str | None,
+    as_json: bool,
+    verb: Callable[[Inspector], Callable[..., Awaitable[Change]]],
+    done: str,
+) -> None:
+    """Change each of the tasks, say what became of it, and end with 1 if one is not changed."""
+
+    async def change(inspector: Inspector, id: str) -> Outcome:
+        options: dict[str, Any] = {"queue": queue}
+        if queue is None:
+            found = [row.queue for row in await inspector.find(id)]
+            if len(found) > 1:
+                why = f"queues {', '.join(found)} have it: say which by --queue"
+                return Outcome(id, None, Change(outcome="refused", why=why))
+            if not found:
+                return Outcome(id, None, Change(outcome="not_found"))
+            options = {"queue": found[0]}
+        return Outcome(id, options["queue"], await verb(inspector)(id, **options))
+
+    with reach(url, prefix) as store:
+        outcomes = [store.do(change(store.inspector, id)) for id in dict.fromkeys(ids)]
+    finish(outcomes, done, as_json=as_json)

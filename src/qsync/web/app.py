@@ -1,0 +1,218 @@
+"""The dashboard as an ASGI app, put together."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from importlib.resources import files
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from qsync.errors import ConfigError, InvalidTask, QsyncError, StoreUnavailable
+from qsync.inspector import Inspector
+from qsync.web import dead, overview, queues, schedules, servers, tasks, watch, work
+from qsync.web.access import Auth, Nobody, access_of
+from qsync.web.guard import Guard, Rules, sign_in_of
+from qsync.web.login import SignIn, sign_out
+from qsync.web.sampler import Sampler
+from qsync.web.site import Mask, Site, make_environment
+
+log = logging.getLogger("qsync.web")
+
+View = Callable[[Site, Request], Awaitable[Response]]
+
+TIMEOUT_S: Final = 10.0
+
+VIEWS: Final[dict[str, View]] = {
+    "/": overview.show,
+    "/queues": queues.list_all,
+    "/queue": queues.show,
+    "/tasks": tasks.list_some,
+    "/dead": dead.list_some,
+    "/task": tasks.show,
+    "/find": tasks.find,
+    "/servers": servers.list_all,
+    "/server": servers.show,
+    "/schedules": schedules.list_all,
+    "/more": work.more,
+    "/metrics": watch.metrics,
+    "/health": watch.health,
+}
+
+ACTIONS: Final[dict[str, View]] = {
+    "/queue/pause": queues.pause,
+    "/queue/resume": queues.resume,
+    "/queue/purge": queues.purge,
+    "/task/run": tasks.run,
+    "/task/cancel": tasks.cancel,
+    "/task/delete": tasks.delete,
+    "/dead/run": dead.run,
+    "/dead/delete": dead.delete,
+    "/server/quiet": servers.quiet,
+    "/server/stop": servers.stop,
+    "/schedule/pause": schedules.pause,
+    "/schedule/resume": schedules.resume,
+    "/schedule/trigger": schedules.trigger,
+    "/schedule/forget": schedules.forget,
+}
+
+STATIC: Final = {
+    "style.css": "text/css",
+    "script.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+"""The files that are served, and no others."""
+
+
+class Dashboard(Starlette):
+    """The dashboard: run it, or mount it in another ASGI app.
+
+    While it runs by itself, it looks at the queues every 5 s for its charts. An app around it that
+    does not pass on its lifespan may say `async with dashboard:` in its own; without that it begins
+    with the first page, and ends with the event loop.
+    """
+
+    def __init__(self, site: Site, rules: Rules) -> None:
+        self.site = site
+        access = sign_in_of(rules.access)
+        sign_in = SignIn(access, site.environment) if access is not None else None
+        super().__init__(
+            routes=_routes(site),
+            middleware=[Middleware(_guard, rules, sign_in)],
+            exception_handlers={HTTPException: _bind(site, _not_found)},
+            lifespan=_lifespan,
+        )
+        self.router.redirect_slashes = False
+
+    async def __aenter__(self) -> Self:
+        self.site.sampler.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.site.sampler.stop()
+
+
+def create_app(
+    inspector: Inspector,
+    *,
+    token: str | None = None,
+    auth: Auth | Literal["host"] | None = None,
+    read_only: bool = True,
+    mask: Mask | None = None,
+    hosts: Collection[str] | None = None,
+    timeout: float = TIMEOUT_S,
+) -> Dashboard:
+    """The dashboard of what the inspector sees, as an ASGI app that lets in whom you say.
+
+    token      whoever has it is let in: in `Authorization: Bearer`, or by a form and a cookie
+    auth       a function of the request, plain or async: True, or the name of the user, lets in;
+               a Response is sent instead, to a page to sign in say. "host": the app around it has
+               checked already. With neither nobody is let in.
+    read_only  nothing can be changed, whoever asks
+    mask       makes of a task's type and payload (the bytes that a handler gets) what is shown of
+               it: a text, or bytes of the same kind. Results are not shown then.
+    hosts      names by which it may be called, against DNS rebinding; None: any
+    timeout    how long a request may take, seconds
+
+    The inspector stays yours to close. ConfigError when an option is wrong.
+    """
+    if not isinstance(inspector, Inspector):
+        raise ConfigError("inspector: give an Inspector, as Qsync.inspector() makes one")
+    if mask is not None and not callable(mask):
+        raise ConfigError("mask: give a function of a task's type and payload")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+        raise ConfigError(f"timeout: {timeout!r:.80} is not a number of seconds above 0")
+    if isinstance(hosts, str):
+        raise ConfigError("hosts: give a list of names")
+    access = access_of(token, auth)
+    if isinstance(access, Nobody):
+        log.warning("the dashboard lets nobody in: give create_app() token= or auth=")
+    names = None if hosts is None else {host.strip("[]").lower() for host in hosts}
+    site = Site(
+        inspector=inspector,
+        environment=make_environment(),
+        sampler=Sampler(inspector),
+        read_only=read_only,
+        signs_in=token is not None,
+        mask=mask,
+    )
+    return Dashboard(site, Rules(access, read_only, names, timeout))
+
+
+def _guard(app: Any, rules: Rules, sign_in: SignIn | None) -> Guard:
+    return Guard(app, rules, sign_in)
+
+
+def _routes(site: Site) -> list[Route]:
+    async def leave(site: Site, request: Request) -> Response:
+        return sign_out(request)
+
+    found = [Route(path, _bind(site, view), methods=["GET"]) for path, view in VIEWS.items()]
+    posts = {**ACTIONS, "/logout": leave} if site.signs_in else ACTIONS
+    found += [Route(path, _bind(site, view), methods=["POST"]) for path, view in posts.items()]
+    folder = files("qsync.web") / "static"
+    for name, kind in STATIC.items():
+        data = (folder / name).read_bytes()
+        found.append(Route(f"/static/{name}", _file(data, kind), methods=["GET"]))
+    return found
+
+
+def _file(data: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        return Response(data, media_type=kind)
+
+    return answer
+
+
+def _bind(site: Site, view: Callable[..., Awaitable[Response]]) -> Any:
+    """The view as a route has it; what goes wrong with the store is a page too."""
+
+    async def answer(request: Request, *args: Any) -> Response:
+        site.sampler.start()
+        try:
+            return await view(site, request, *args)
+        except QsyncError as error:
+            return _failed(site, request, error)
+
+    return answer
+
+
+async def _not_found(site: Site, request: Request, error: HTTPException) -> Response:
+    text = "There is no such page." if error.status_code == 404 else error.detail
+    return site.page(request, "error", status=error.status_code, title=text, text="")
+
+
+def _failed(site: Site, request: Request, error: QsyncError) -> Response:
+    if isinstance(error, StoreUnavailable):
+        title, status = "The store does not answer", 503
+        text = "This page tries again by itself. `qsync doctor` may tell why."
+    elif isinstance(error, InvalidTask):
+        title, status, text = "That cannot be asked for", 400, str(error)
+    elif isinstance(error, ConfigError):
+        title, status = "The store refuses its user", 403
+        text = "`qsync acl reader` prints the rights that looking takes, `qsync acl admin` those "
+        text += "that changing takes."
+    else:
+        title, status, text = "The store answered an error", 502, "The log of the dashboard has it."
+    if status in (403, 502):
+        log.warning("%s: %s", request.method, error)
+    return site.page(request, "error", status=status, title=title, text=text)
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(dashboard: Dashboard) -> AsyncIterator[None]:
+    async with dashboard:
+        yield

@@ -1,0 +1,127 @@
+"""Figures made into the coordinates of charts. Pure; templates/charts.html draws them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from qsync.web.texts import short
+
+WIDTH: Final = 300
+HEIGHT: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a chart; `css` is the class that colours it. `path` is that of an SVG."""
+
+    name: str
+    css: str
+    path: str
+    now: str
+
+
+@dataclass(frozen=True, slots=True)
+class LineChart:
+    """Lines over the last minutes."""
+
+    title: str
+    top: str
+    lines: list[Line]
+    begins: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A day's bar."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class BarChart:
+    """A bar for each day."""
+
+    title: str
+    css: str
+    top: str
+    total: str
+    bars: list[Bar]
+    begins: str
+    ends: str
+    label: str
+
+
+Values = Sequence[float | None]
+
+
+def line_chart(
+    title: str,
+    series: Sequence[tuple[str, str, Values]],
+    *,
+    unit: str = "",
+    begins: str = "",
+    width: int | None = None,
+) -> LineChart:
+    """Lines of (name, class, values), the latest last; None in a line is a gap.
+
+    `width` is for how many values there is room: fewer of them stand at the right.
+    """
+    known = [value for *_, values in series for value in values if value is not None]
+    top = ceiling(max(known, default=0.0))
+    room = width or max((len(values) for *_, values in series), default=0)
+    lines = []
+    for name, css, values in series:
+        latest = next((value for value in reversed(values) if value is not None), None)
+        now = "no data yet" if latest is None else f"{short(latest)}{unit}"
+        lines.append(Line(name, css, _path(values, top, room), now))
+    told = ", ".join(f"{line.name} {line.now}" for line in lines)
+    label = f"{title}: now {told}; the scale ends at {short(top)}{unit}"
+    return LineChart(title, f"{short(top)}{unit}", lines, begins, label)
+
+
+def _path(values: Values, top: float, room: int) -> str:
+    step = WIDTH / max(1, room - 1)
+    first = WIDTH - step * (len(values) - 1)
+    parts, pen = [], "M"
+    for at, value in enumerate(values):
+        if value is None:
+            pen = "M"
+            continue
+        parts.append(f"{pen}{first + at * step:.1f} {_y(value, top):.1f}")
+        pen = "L"
+    return "".join(parts)
+
+
+def bar_chart(title: str, days: Sequence[tuple[str, int]], css: str) -> BarChart:
+    """A bar for each (day, number), the latest last; `css` is the class of the bars."""
+    top = ceiling(max((number for _, number in days), default=0))
+    step = WIDTH / max(1, len(days))
+    bars = []
+    for at, (_, number) in enumerate(days):
+        if number:
+            height = max(1.0, number / top * HEIGHT)
+            bars.append(Bar(round(at * step + step * 0.1, 1), round(HEIGHT - height, 1),
+                            round(step * 0.8, 1), round(height, 1)))  # fmt: skip
+    total = sum(number for _, number in days)
+    first, last = (days[0][0], days[-1][0]) if days else ("", "")
+    label = f"{title} from {first} to {last}: {total:,} in all; the scale ends at {short(top)}"
+    return BarChart(title, css, short(top), short(total), bars, first, last, label)
+
+
+def _y(value: float, top: float) -> float:
+    return HEIGHT - value / top * HEIGHT
+
+
+def ceiling(value: float) -> float:
+    """The next of 1, 2, 5, 10, 20, 50 and so on; 1 of nothing."""
+    if value <= 0:
+        return 1.0
+    size = float(10 ** math.floor(math.log10(value)))
+    return next(size * step for step in (1, 2, 5, 10) if value <= size * step * 1.0000001)

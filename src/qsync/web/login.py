@@ -1,0 +1,77 @@
+"""The form that asks for the token, and the cookie that it sets."""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import quote
+
+from jinja2 import Environment
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from qsync.errors import InvalidTask
+from qsync.web.access import COOKIE, SESSION_S, TokenAccess
+from qsync.web.params import parse_form
+
+NEXT_LIMIT: Final = 2000
+
+
+class SignIn:
+    """Answers for /login, to people without a session."""
+
+    def __init__(self, access: TokenAccess, environment: Environment) -> None:
+        self._access = access
+        self._template = environment.get_template("login.html")
+
+    def form(self, request: Request, *, wrong: bool = False) -> Response:
+        """The form, as a refusal."""
+        root = root_of(request)
+        path = request.url.path if request.method == "GET" else root + "/"
+        wanted = path + (f"?{request.url.query}" if request.url.query else "")
+        if path == f"{root}/login":
+            wanted = request.query_params.get("next", "")
+        text = self._template.render(root=root, wanted=local(wanted, root), wrong=wrong)
+        return HTMLResponse(text, 401, {"WWW-Authenticate": 'Bearer realm="qsync"'})
+
+    async def answer(self, request: Request) -> Response:
+        """The form; or with the right token the page that was wanted, and a session."""
+        if request.method != "POST":
+            return self.form(request)
+        try:
+            fields = parse_form(await request.body())
+        except InvalidTask:
+            return self.form(request, wrong=True)
+        refused = self._access.check(request, fields.text("token", 1000).strip())
+        if refused is not None:
+            return self.form(request, wrong=True) if refused.status_code == 401 else refused
+        root = root_of(request)
+        response = RedirectResponse(local(fields.text("next", NEXT_LIMIT), root), 303)
+        response.set_cookie(
+            COOKIE,
+            self._access.session(),
+            max_age=SESSION_S,
+            path=root or "/",
+            secure=request.url.scheme == "https",
+            httponly=True,
+            samesite="strict",
+        )
+        return response
+
+
+def sign_out(request: Request) -> Response:
+    """The session has ended in this browser."""
+    response = RedirectResponse(root_of(request) + "/", 303)
+    response.delete_cookie(COOKIE, path=root_of(request) or "/", httponly=True, samesite="strict")
+    return response
+
+
+def root_of(request: Request) -> str:
+    """The path at which the dashboard is mounted, without a slash at its end."""
+    return quote(str(request.scope.get("root_path", "")).rstrip("/"), safe="/~!$&'()*+,;=:@-._")
+
+
+def local(wanted: str, root: str) -> str:
+    """A path of the dashboard; its first page for whatever else was wanted."""
+    inside = wanted.startswith(f"{root}/") and not wanted.startswith("//")
+    plain = wanted.isascii() and wanted.isprintable() and "\\" not in wanted and ".." not in wanted
+    return wanted if inside and plain else f"{root}/"

@@ -1,0 +1,82 @@
+"""Queues: what they hold; pause, resume, purge."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from qsync.inspector.queues import PURGED
+from qsync.web import work
+from qsync.web.overview import by_day, minutes
+from qsync.web.params import Fields, sheet_of, wanted
+from qsync.web.sampler import DAYS, QUEUES
+from qsync.web.site import Site
+from qsync.web.texts import plural
+
+
+async def list_all(site: Site, request: Request) -> Response:
+    """All queues, by name."""
+    seen = await site.inspector.overview()
+    queues, sheet = sheet_of(seen.queues, _query(request))
+    return site.page(request, "queues", queues=queues, sheet=sheet)
+
+
+async def show(site: Site, request: Request) -> Response:
+    """One queue."""
+    name = _query(request).text("queue")
+    info = await site.inspector.queue(name, days=DAYS)
+    if info is None:
+        return site.page(
+            request, "error", status=404, title="There is no such queue",
+            text="A queue is there from its first task on, and until it is forgotten.",
+        )  # fmt: skip
+    charts = minutes(site.sampler, name)
+    known = any(line.path for chart in charts for line in chart.lines)
+    return site.page(
+        request, "queue", info=info, charts=charts, known=known, days=by_day(info.days),
+        purged=PURGED, most=QUEUES,
+    )  # fmt: skip
+
+
+async def pause(site: Site, request: Request) -> Response:
+    """No task of the queue is started any more."""
+    form = await site.form(request)
+    name, why = form.text("queue"), form.text("why")
+    change = await site.inspector.pause(name, by=site.user(request), why=why)
+    text = f"Queue {name} is paused." if change.ok else f"There is no queue {name}."
+    return site.go(request, "/queue", text, good=change.ok, queue=name)
+
+
+async def resume(site: Site, request: Request) -> Response:
+    """Tasks of the queue are started again."""
+    name = (await site.form(request)).text("queue")
+    change = await site.inspector.resume(name)
+    text = f"Queue {name} goes on." if change.ok else f"Queue {name} was not paused."
+    return site.go(request, "/queue", text, good=change.ok, queue=name)
+
+
+async def purge(site: Site, request: Request) -> Response:
+    """All tasks of a state are deleted, once that is confirmed."""
+    form = await site.form(request)
+    which = wanted(form)
+    if form.text("sure") != "yes":
+        info = await site.inspector.queue(which.queue)
+        number = info.states[which.state] if info else 0
+        return site.confirm(
+            request,
+            form,
+            title=f"Purge {which.queue}?",
+            text=f"{plural(number, f'{which.state} task')} will be deleted. They cannot be "
+            "brought back.",
+            button=f"Delete all {which.state} tasks",
+            back=work.back_to(request, "/queue", queue=which.queue),
+        )
+
+    async def step(cursor: str | None) -> work.Step:
+        return await site.inspector.purge(which.queue, which.state, cursor=cursor)
+
+    return await work.go_on(site, request, "purge", which, step, form)
+
+
+def _query(request: Request) -> Fields:
+    return Fields(request.query_params.multi_items())

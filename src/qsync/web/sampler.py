@@ -1,0 +1,171 @@
+"""Looks at the queues every few seconds, so that charts can show the last minutes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from qsync.errors import QsyncError
+from qsync.inspector import Day, Inspector, QueueInfo
+
+log = logging.getLogger("qsync.web")
+
+EVERY_S: Final = 5.0
+SAMPLES: Final = 181
+"""Those of 15 minutes."""
+
+QUEUES: Final = 50
+"""Of so many queues there are charts of their own, and the sum of days is made of so many."""
+
+DAYS: Final = 30
+DAYS_FRESH_S: Final = 60.0
+
+
+class Figures(NamedTuple):
+    """Counters of a queue, or of all, at one moment; `latency` in seconds."""
+
+    enqueued: int
+    completed: int
+    failed: int
+    dead: int
+    latency: float
+
+    def since(self, earlier: Figures) -> Figures:
+        """By how much the counters grew; those of a queue that was forgotten begin anew."""
+        return Figures(
+            max(0, self.enqueued - earlier.enqueued),
+            max(0, self.completed - earlier.completed),
+            max(0, self.failed - earlier.failed),
+            max(0, self.dead - earlier.dead),
+            self.latency,
+        )
+
+
+class Sample(NamedTuple):
+    """Figures at a moment of the monotonic clock; `total` None: the store did not answer."""
+
+    at: float
+    total: Figures | None
+    queues: Mapping[str, Figures]
+
+
+class Sampler:
+    """Keeps what it saw of the last 15 minutes, and the counters per day for a minute."""
+
+    def __init__(self, inspector: Inspector, *, every_s: float = EVERY_S) -> None:
+        self.every_s = every_s
+        self._inspector = inspector
+        self._samples: deque[Sample] = deque(maxlen=SAMPLES)
+        self._task: asyncio.Task[None] | None = None
+        self._days: list[Day] = []
+        self._days_at = -DAYS_FRESH_S
+        self._days_lock = asyncio.Lock()
+
+    @property
+    def minutes(self) -> int:
+        """How far back it remembers."""
+        return round((SAMPLES - 1) * self.every_s / 60)
+
+    def start(self) -> None:
+        """It looks from now on, in the running event loop; does nothing when it does already."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name="qsync-dashboard-samples")
+
+    async def stop(self) -> None:
+        """It looks no more."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _run(self) -> None:
+        while True:
+            await self.look()
+            await asyncio.sleep(self.every_s)
+
+    async def look(self) -> None:
+        """One more sample; a gap when the store does not answer."""
+        try:
+            async with asyncio.timeout(self.every_s):
+                overview = await self._inspector.overview()
+        except (QsyncError, TimeoutError) as error:
+            log.debug("no sample: %s", type(error).__name__)
+            self._samples.append(Sample(time.monotonic(), None, {}))
+            return
+        each = {info.name: _figures(info) for info in overview.queues}
+        kept = dict(list(each.items())[:QUEUES])
+        self._samples.append(Sample(time.monotonic(), _sum(list(each.values())), kept))
+
+    def series(self, queue: str | None = None) -> list[tuple[float, Figures] | None]:
+        """What there was between samples: its seconds, and by how much the counters grew.
+
+        The latency is that at the end. None where nothing is known.
+        """
+        found: list[tuple[float, Figures] | None] = []
+        samples = list(self._samples)
+        for before, after in pairwise(samples):
+            first, second = _of(before, queue), _of(after, queue)
+            if first is None or second is None or after.at <= before.at:
+                found.append(None)
+                continue
+            found.append((after.at - before.at, second.since(first)))
+        return found
+
+    async def days(self) -> list[Day]:
+        """The counters of all queues (the first 50) by day, the latest first; a minute old at most.
+
+        Makes a call for each queue when it is older.
+        """
+        async with self._days_lock:
+            if time.monotonic() - self._days_at >= DAYS_FRESH_S:
+                self._days = await self._read_days()
+                self._days_at = time.monotonic()
+            return self._days
+
+    async def _read_days(self) -> list[Day]:
+        names = (await self._inspector.queue_names())[:QUEUES]
+        totals: dict[date, Counter[str]] = {}
+        for name in names:
+            info = await self._inspector.queue(name, days=DAYS)
+            for day in info.days if info else ():
+                totals.setdefault(day.day, Counter()).update(day.counters)
+        return [Day(day=day, counters=totals[day]) for day in sorted(totals, reverse=True)]
+
+
+def filled(days: Sequence[Day], count: int = DAYS) -> list[Day]:
+    """So many days to today, the latest last, those without anything too."""
+    by_day = {day.day: day.counters for day in days}
+    today = max(by_day, default=datetime.now(UTC).date())
+    today = max(today, datetime.now(UTC).date())
+    wanted = [today - timedelta(days=back) for back in range(count - 1, -1, -1)]
+    return [Day(day=day, counters=by_day.get(day, {})) for day in wanted]
+
+
+def _figures(info: QueueInfo) -> Figures:
+    counters = info.counters
+    return Figures(
+        counters["enqueued"], counters["completed"], counters["failed"], counters["dead"],
+        info.latency,
+    )  # fmt: skip
+
+
+def _sum(each: Sequence[Figures]) -> Figures:
+    return Figures(
+        sum(one.enqueued for one in each),
+        sum(one.completed for one in each),
+        sum(one.failed for one in each),
+        sum(one.dead for one in each),
+        max((one.latency for one in each), default=0.0),
+    )
+
+
+def _of(sample: Sample, queue: str | None) -> Figures | None:
+    return sample.total if queue is None else sample.queues.get(queue)

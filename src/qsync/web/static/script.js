@@ -1,0 +1,120 @@
+// Everything works without this. With it, open pages stay up to date: parts marked data-live are
+// compared with a fresh copy and only what differs is changed, so that ticks, focus, scrolling and
+// open details stay as they are.
+"use strict";
+
+const least = 2;
+const every = Math.max(least, Number(document.body.dataset.refresh) || 5) * 1000;
+const live = document.getElementById("live");
+let paused = false;
+let timer = 0;
+
+const keyOf = (node) => (node.nodeType === 1 ? node.dataset.key || node.id : "") || "";
+const alike = (a, b) => a.nodeName === b.nodeName && keyOf(a) === keyOf(b);
+const ticked = (node) => node.nodeType === 1 && node.matches("tr") && node.querySelector("input:checked");
+
+function copyAttributes(old, fresh) {
+  const own = old.nodeName === "DETAILS" ? ["open"] : ["value", "checked"];
+  const kept = (name) => own.includes(name) && /^(INPUT|DETAILS)$/.test(old.nodeName) && old.type !== "hidden";
+  for (const { name } of [...old.attributes]) {
+    if (!fresh.hasAttribute(name) && !kept(name)) old.removeAttribute(name);
+  }
+  for (const { name, value } of fresh.attributes) {
+    if (old.getAttribute(name) !== value && !kept(name)) old.setAttribute(name, value);
+  }
+}
+
+function morph(old, fresh) {
+  if (old.nodeType !== 1) {
+    if (old.nodeValue !== fresh.nodeValue) old.nodeValue = fresh.nodeValue;
+    return;
+  }
+  copyAttributes(old, fresh);
+  if (old.nodeName === "SELECT" && old === document.activeElement) return;
+  const keyed = new Map([...old.childNodes].filter(keyOf).map((node) => [keyOf(node), node]));
+  let at = old.firstChild;
+  for (const child of [...fresh.childNodes]) {
+    // A row with a tick stays where it is, even when the fresh page has it no more.
+    while (at && ticked(at) && !fresh.querySelector(`[data-key="${CSS.escape(keyOf(at))}"]`)) at = at.nextSibling;
+    const known = keyOf(child) && keyed.get(keyOf(child));
+    if (known && known.nodeName === child.nodeName) {
+      if (known === at) at = at.nextSibling;
+      else old.insertBefore(known, at);
+      morph(known, child);
+    } else if (at && !keyOf(child) && alike(at, child)) {
+      const next = at.nextSibling;
+      morph(at, child);
+      at = next;
+    } else {
+      old.insertBefore(document.importNode(child, true), at);
+    }
+  }
+  while (at) {
+    const next = at.nextSibling;
+    if (!ticked(at) && !at.dataset?.own) at.remove();
+    at = next;
+  }
+}
+
+function say(text) {
+  if (live && live.textContent !== text) live.textContent = text;
+}
+
+async function refresh() {
+  if (document.hidden || paused) return;
+  try {
+    const answer = await fetch(location.href, { headers: { "X-Qsync-Refresh": "1" } });
+    if (answer.status === 401 || answer.status === 403) {
+      paused = true;
+      say("not up to date: sign in again");
+      return;
+    }
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const parts = [...document.querySelectorAll("[data-live]")];
+    const found = parts.map((part) => fresh.querySelector(`[data-live="${part.dataset.live}"]`));
+    if (answer.status >= 500 || !found.some(Boolean)) throw new Error("no such part");
+    parts.forEach((part, at) => found[at] && alike(part, found[at]) && !part.isEqualNode(found[at]) && morph(part, found[at]));
+    count();
+    say("live");
+  } catch {
+    say(`not up to date since ${new Date().toLocaleTimeString()}: trying again`);
+  }
+}
+
+function again() {
+  clearTimeout(timer);
+  timer = setTimeout(() => refresh().finally(again), every);
+}
+
+function count() {
+  for (const form of document.querySelectorAll("[data-ticks]")) {
+    const boxes = [...form.querySelectorAll("tbody input[type=checkbox]")];
+    const all = form.querySelector("thead input") || addAll(form);
+    const on = boxes.filter((box) => box.checked).length;
+    if (!all) continue;
+    all.checked = on > 0 && on === boxes.length;
+    all.indeterminate = on > 0 && on < boxes.length;
+    all.title = `${on} of ${boxes.length} ticked`;
+  }
+}
+
+function addAll(form) {
+  const head = form.querySelector("th.tick");
+  if (!head) return null;
+  const all = Object.assign(document.createElement("input"), { type: "checkbox" });
+  all.dataset.own = "1";
+  all.setAttribute("aria-label", "Tick all of this page");
+  all.addEventListener("change", () => {
+    for (const box of form.querySelectorAll("tbody input[type=checkbox]")) box.checked = all.checked;
+    count();
+  });
+  head.append(all);
+  return all;
+}
+
+document.addEventListener("change", count);
+document.addEventListener("visibilitychange", () => !document.hidden && refresh().finally(again));
+count();
+if (document.querySelector("[data-live]")) again();
+const onward = document.querySelector("form[data-continue]");
+if (onward) setTimeout(() => onward.requestSubmit(), 300);

@@ -1,0 +1,100 @@
+"""Work on many tasks: a request makes steps for about a second, and the next goes on from there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from qsync.inspector import Step
+from qsync.web.params import Fields, Wanted, wanted
+from qsync.web.site import Site, links
+from qsync.web.texts import plural
+
+__all__ = ["Step", "back_to", "go_on", "more", "told"]
+
+BUDGET_S: Final = 1.0
+"""After so long a request begins no other step."""
+
+CURSOR: Final = 400
+COUNTS: Final = ("scanned", "done", "duplicate", "too_late")
+MOST: Final = 10**12
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of work: where its form goes, where one is afterwards, and what is said of it."""
+
+    action: str
+    after: str
+    done: str
+    doing: str
+
+
+KINDS: Final = {
+    "run": Kind("/dead/run", "/dead", "run again", "Running dead tasks again"),
+    "delete": Kind("/dead/delete", "/dead", "deleted", "Deleting dead tasks"),
+    "purge": Kind("/queue/purge", "/queue", "deleted", "Purging"),
+}
+
+
+async def go_on(
+    site: Site,
+    request: Request,
+    name: str,
+    which: Wanted,
+    step: Callable[[str | None], Awaitable[Step]],
+    form: Fields,
+) -> Response:
+    """Make steps; then on to the page that says what was done, or that goes on."""
+    kind, ends = KINDS[name], time.monotonic() + BUDGET_S
+    total = await step(form.text("cursor", CURSOR) or None)
+    while total.cursor is not None and time.monotonic() < ends:
+        total += await step(total.cursor)
+    counts = {one: form.number(one, 0, 0, MOST) + getattr(total, one) for one in COUNTS}
+    if total.cursor is None:
+        good = counts["done"] > 0 or not counts["scanned"]
+        return site.go(request, kind.after, told(counts, kind.done), good=good, **which.query)
+    query: dict[str, Any] = {**which.query, "state": which.state, "work": name, **counts}
+    return site.go(
+        request, "/more", f"{told(counts, kind.done)} There are more.",
+        cursor=total.cursor, **query,
+    )  # fmt: skip
+
+
+async def more(site: Site, request: Request) -> Response:
+    """How far the work is, and a button to go on with."""
+    fields = Fields(request.query_params.multi_items())
+    name = fields.text("work")
+    which = wanted(fields)
+    kind = KINDS.get(name)
+    if kind is None:
+        return site.page(request, "error", status=404, title="There is no such page.", text="")
+    counts = {one: fields.number(one, 0, 0, MOST) for one in COUNTS}
+    kept = {**which.query, "state": which.state, "sure": "yes",
+            "cursor": fields.text("cursor", CURSOR), **counts}  # fmt: skip
+    return site.page(
+        request, "more", kind=kind, which=which, said=told(counts, kind.done), kept=kept,
+        back=back_to(request, kind.after, **which.query),
+    )  # fmt: skip
+
+
+def told(counts: dict[str, int], done: str) -> str:
+    """What became of many tasks: `3 of 5 tasks run again; 2 stay dead, ...`."""
+    number, scanned = counts["done"], counts["scanned"]
+    of = f" of {scanned:,} looked at" if scanned > number else ""
+    parts = [f"{plural(number, 'task')} {done}{of}"]
+    if counts["duplicate"]:
+        parts.append(f"{counts['duplicate']:,} stay dead, since another task has their lock")
+    if counts["too_late"]:
+        parts.append(f"{counts['too_late']:,} were somewhere else by then")
+    return f"{'; '.join(parts)}."
+
+
+def back_to(request: Request, path: str, **query: object) -> str:
+    """The address of the page to go back to."""
+    return links(request)(path, **query)
