@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from qsync import Mux, Qsync, Task, TaskInfo, current
 from qsync.inspector import Inspector
+from qsync.server.server import Server
 from qsync.web import create_app
 from tests.stores import HOST
 
@@ -25,11 +26,7 @@ SAME: Final = {"Sec-Fetch-Site": "same-origin", "Origin": "http://localhost"}
 """What a browser sends with a form of our own page."""
 
 TRACE: Final = "\n".join(
-    ["ValueError: order 4711 has no address", "", "Traceback (most recent call last):"]
-    + [
-        f'  File "shop/orders.py", line {n}, in step_{n}\n    step_{n + 1}(order)'
-        for n in range(99)
-    ]
+    ["ValueError: order 4711 has no address", "", *(f" at {n}" for n in range(210))]
 )
 """An error of over 200 lines."""
 
@@ -71,10 +68,14 @@ class Live:
         with self.app.client() as client:
             client.enqueue_many(tasks)
 
-    def serve(self, **config: Any) -> None:
+    def serve(self, **config: Any) -> Server:
         """A server runs, until the end."""
         server = self.app.server(**{"lease": 5, "sweep": 0.2, "shutdown_timeout": 1, **config})
-        self.do(self._stack.enter_async_context(server))
+        return self.do(self.enter(server))
+
+    async def enter(self, context: contextlib.AbstractAsyncContextManager[T]) -> T:
+        """Enter a context that lasts until the end."""
+        return await self._stack.enter_async_context(context)
 
     def inspect(self, ask: Callable[[Inspector], Coroutine[Any, Any, T]]) -> T:
         """What an inspector answers."""
@@ -91,10 +92,11 @@ class Live:
         return self.do(self._open(options))
 
     async def _open(self, options: dict[str, Any]) -> str:
-        inspector = await self._stack.enter_async_context(self.app.inspector())
+        inspector = await self.enter(self.app.inspector())
         app = create_app(inspector, **options)
         app.site.sampler.every_s = 0.2
-        return await self._stack.enter_async_context(serving(app))
+        app.site.environment.globals["refresh"] = 2
+        return await self.enter(serving(app))
 
     def close(self) -> None:
         """All of it has ended."""

@@ -100,7 +100,7 @@ def test_the_token_lets_in_by_header_or_by_form(valkey: Store, prefix: str) -> N
             assert TOKEN not in cookie
             assert (await client.get("/")).status_code == 200, "by the cookie"
             assert "Sign out" in (await client.get("/")).text
-            await client.post("/logout", data={}, headers=SAME)
+            await client.post("/logout", headers=FORM)
             assert (await client.get("/")).status_code == 401
 
     asyncio.run(main())
@@ -323,6 +323,24 @@ def test_the_host_app_says_who_is_let_in_and_who_it_is(valkey: Store, prefix: st
                 info = await made.inspector.queue("default")
                 assert info and info.paused
                 assert (info.paused.by, info.paused.why) == ("ann", "rest")
+
+    asyncio.run(main())
+
+
+def test_what_takes_too_long_or_breaks_is_said_without_details(valkey: Store, prefix: str) -> None:
+    async def slow(request: Request) -> bool:
+        await asyncio.sleep(60)
+        return True
+
+    def broken(request: Request) -> bool:
+        raise RuntimeError("the secret of the host app")
+
+    async def main() -> None:
+        for auth, status in ((slow, 504), (broken, 500)):
+            async with dashboard(valkey, prefix, auth=auth, timeout=0.2) as (client, _, _app):
+                answer = await client.get("/")
+                assert (answer.status_code, "secret" in answer.text) == (status, False)
+                assert answer.headers["cache-control"] == "no-store"
 
     asyncio.run(main())
 

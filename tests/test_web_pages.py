@@ -71,7 +71,7 @@ def test_a_task_is_shown_whole(store: Store, prefix: str) -> None:
             text = (await client.get("/task", params={"queue": "default", "id": "d1"})).text
             for part in (
                 "mail.send",
-                "line 98, in step_98",
+                " at 204",
                 "&#34;n&#34;: 1",
                 "Dead since",
                 "Run now",

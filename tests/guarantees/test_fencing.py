@@ -34,7 +34,7 @@ def dump(store: Store, prefix: str) -> dict[str, Any]:
                 found[name] = dict(client.zrange(key, 0, -1, withscores=True))
             else:
                 found[name] = client.hgetall(key)
-    for field in (b"swept", b"cursor", b"fetches_cursor"):
+    for field in (b"swept", b"cursor", b"fetches_cursor", b"calls_cursor", b"seen"):
         found["meta"].pop(field, None)
     lost = [field for field in found["stats"] if field.partition(b":")[0] == b"lost"]
     for field in lost:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -148,6 +149,7 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
+        bound.listen()  # who comes before it serves has to wait, and is not refused
     except OSError as error:
         bound.close()
         fail(f"it cannot listen on {host} port {port}: {error.strerror or error}; --port takes "
@@ -175,14 +177,18 @@ def _serve(app: Dashboard, bound: socket.socket, root_path: str) -> None:
     )
 
     class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """A stop that was asked for is no failure: uvicorn would raise the signal again."""
+            for one in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(one, self.handle_exit)
+            yield
+
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             await super().shutdown(sockets)
             await app.site.inspector.aclose()
 
-    try:
-        Server(config).run(sockets=[bound])
-    except KeyboardInterrupt:
-        raise typer.Exit(128 + signal.SIGINT) from None
+    Server(config).run(sockets=[bound])
 
 
 def _load(name: str) -> Any:

@@ -23,13 +23,11 @@ class SignIn:
         self._access = access
         self._template = environment.get_template("login.html")
 
-    def form(self, request: Request, *, wrong: bool = False) -> Response:
-        """The form, as a refusal."""
+    def form(self, request: Request, *, wanted: str = "", wrong: bool = False) -> Response:
+        """The form, as a refusal; it leads on to the page that was asked for."""
         root = root_of(request)
-        path = request.url.path if request.method == "GET" else root + "/"
-        wanted = path + (f"?{request.url.query}" if request.url.query else "")
-        if path == f"{root}/login":
-            wanted = request.query_params.get("next", "")
+        if not wanted and request.method == "GET" and request.url.path != f"{root}/login":
+            wanted = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         text = self._template.render(root=root, wanted=local(wanted, root), wrong=wrong)
         return HTMLResponse(text, 401, {"WWW-Authenticate": 'Bearer realm="qsync"'})
 
@@ -41,11 +39,14 @@ class SignIn:
             fields = parse_form(await request.body())
         except InvalidTask:
             return self.form(request, wrong=True)
+        wanted = fields.text("next", NEXT_LIMIT)
         refused = self._access.check(request, fields.text("token", 1000).strip())
+        if refused is not None and refused.status_code == 401:
+            return self.form(request, wanted=wanted, wrong=True)
         if refused is not None:
-            return self.form(request, wrong=True) if refused.status_code == 401 else refused
+            return refused
         root = root_of(request)
-        response = RedirectResponse(local(fields.text("next", NEXT_LIMIT), root), 303)
+        response = RedirectResponse(local(wanted, root), 303)
         response.set_cookie(
             COOKIE,
             self._access.session(),
