@@ -182,7 +182,9 @@ class Queue:
 
 def _kept(number: int, at: int, answers: Sequence[Enqueued]) -> str:
     others = [
-        f" {n} {one.outcome} {one.id}" for n, one in enumerate(answers, 1) if one[0] != "created"
+        f" {n} {one.outcome} {one.id}"
+        for n, one in enumerate(answers, 1)
+        if one.outcome != "created"
     ]
     return f"{number} {at}" + "".join(others)
 

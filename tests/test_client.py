@@ -521,6 +521,21 @@ def test_concurrent_calls_share_round_trips_and_keep_their_order(
     assert ids_in(store, hand) == ["first", *[one.id for one in handles]]
 
 
+def test_many_callers_go_in_two_halves_by_turns(store: Store, prefix: str) -> None:
+    """While the store works for one half, the other goes on to ask again."""
+
+    async def main(client: AsyncClient) -> None:
+        async def caller() -> None:
+            for _ in range(10):
+                await client.enqueue(Task("t"))
+
+        store.command("CONFIG", "RESETSTAT")
+        await asyncio.gather(*[caller() for _ in range(100)])
+
+    run_async(store, prefix, main)
+    assert scripts_run(store) == 20, "each of 50 tasks"
+
+
 def test_an_idle_client_sends_at_once(store: Store, prefix: str) -> None:
     """No timer: many calls one after the other take no longer than as many round trips."""
 

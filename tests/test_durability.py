@@ -159,7 +159,7 @@ def test_a_call_that_is_repeated_is_not_confirmed_by_an_older_write(
     with pair.silent_replica():
         for _ in range(2):
             [outcome] = asyncio.run(run(colour_of(connect.parse(pair.primary.url))))
-            assert outcome == ("created", tasks[0].id, False)
+            assert outcome == ops.Enqueued("created", tasks[0].id, False)
     assert stored(pair.primary, prefix) == 1
 
 

@@ -33,6 +33,9 @@ CONFIRM_TIMEOUT: Final = 2.0
 CALL_BYTES: Final = 1024 * 1024
 """What a call carries at most, unless one task is larger: storing it takes the store 2 to 5 ms."""
 
+IN_TWO: Final = 32
+"""From so many items on, a first batch is half of what there is."""
+
 _COSTLY: Final = CALL_BYTES // 250
 """What a task counts at least that is more than a message to store: it has a lock, a fairness key
 or a time. 250 of them take the store as long as 500 others."""
@@ -246,8 +249,10 @@ class Batcher(Generic[T, U]):
     """Puts together what is asked for at the same time.
 
     Whatever waits while one batch is under way goes in the next one: an idle batcher sends at
-    once, a busy one sends much at a time, and the order is kept. A hard failure of a batch goes
-    to all who wait for it. Who asks alone sends for himself, which is quicker.
+    once, a busy one sends much at a time, and the order is kept. When many ask at once, half of
+    them go first: from then on the store works for one half while the other goes on to ask again.
+    A hard failure of a batch goes to all who wait for it. Who asks alone sends for himself, which
+    is quicker.
     """
 
     def __init__(
@@ -309,9 +314,13 @@ class Batcher(Generic[T, U]):
             await asyncio.sleep(0)  # what comes next begins when he who was alone goes on
 
     async def _send(self) -> None:
+        count = len(self._items)
+        if self._calls == 1 and count >= IN_TWO:
+            count = (count + 1) // 2
         try:
             while self._items:
-                await self._deliver(*self._take())
+                await self._deliver(*self._take(min(count, self._count())))
+                count = len(self._items)
         finally:
             self._sender = None
             for future in self._futures:
@@ -319,8 +328,7 @@ class Batcher(Generic[T, U]):
             self._items.clear()
             self._futures.clear()
 
-    def _take(self) -> tuple[list[T], list[asyncio.Future[U]]]:
-        count = self._count()
+    def _take(self, count: int) -> tuple[list[T], list[asyncio.Future[U]]]:
         items, futures = self._items[:count], self._futures[:count]
         del self._items[:count], self._futures[:count]
         if any(future.cancelled() for future in futures):

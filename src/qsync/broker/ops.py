@@ -28,7 +28,7 @@ Outcome = Literal["ok", "done", "lost"]
 """Of a change that a lease allows: made; already made or handed back; another holds the lease."""
 
 
-class Enqueued(NamedTuple):
+class Enqueued(msgspec.Struct, frozen=True, gc=False):
     """What became of a task: `id` is that of the task that holds its id or its lock.
 
     `confirmed`: what was waited for came in time; None: nothing was.
