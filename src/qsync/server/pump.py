@@ -23,7 +23,7 @@ from qsync.server.invoke import Way
 from qsync.server.lane import Leased
 from qsync.task import TaskInfo
 
-TURN_S: Final = 0.001
+TURN_S: Final = 0.0002
 """After so long the rest of the loop has its turn."""
 
 WAITS: Final = 100
