@@ -8,18 +8,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import redis.exceptions as failures
 
 from qsync.broker import shell
+from qsync.broker.call import Call
 from qsync.broker.faults import LIBRARY_ERRORS, no_answer
 from qsync.broker.listen import GRACE
+from qsync.errors import QsyncError
 from tests.sim.loop import STRAND
 from tests.sim.network import Listener, Network
 from tests.sim.process import Proc
 from tests.sim.store import broken, refused
 from tests.sim.threads import SimEvent, Turns, current_thread
+
+T = TypeVar("T")
 
 INFO: Final = {
     "redis_version": "7.2.4",
@@ -141,6 +145,11 @@ class SimWaiter:
         finally:
             timer.cancel()
             network.hang_up(blocked)
+
+    async def wait_and_run(self, seconds: float, call: Call[T]) -> T | QsyncError:
+        await self.wait(seconds)
+        [answer] = await self._broker.run_many([call])
+        return cast("T | QsyncError", answer)
 
     async def aclose(self) -> None:
         pass

@@ -9,14 +9,20 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, Final, Protocol, TypeVar
 
 import hiredis
+import redis.exceptions as failures
 
 from qsync.broker import connect
 from qsync.broker.address import Address
-from qsync.broker.faults import LIBRARY_ERRORS, no_answer
+from qsync.broker.call import Call
+from qsync.broker.durable import Command, eval_, evalsha
+from qsync.broker.faults import LIBRARY_ERRORS, no_answer, translate
+from qsync.errors import QsyncError
+
+T = TypeVar("T")
 
 GRACE: Final = 2.0
 """How much later than asked for a blocking read may answer before its connection counts as dead."""
@@ -97,27 +103,63 @@ class Waiter:
         `keys` are some of the waiter's own; None: all of them.
         Raises StoreUnavailable, and what was taken meanwhile may be lost.
         """
+        async with self._unbroken():
+            reply = await self._wait(seconds, self._blpop(seconds, keys))
+        return None if reply is None else (reply[0].decode(), reply[1])
+
+    async def wait_and_run(self, seconds: float, call: Call[T]) -> T | QsyncError | None:
+        """Wait for an element, at most so many seconds, and make a call: in one round trip.
+
+        The store has the call beforehand, and makes it when it wakes. None: it did not answer in
+        time. Raises StoreUnavailable, and then the call may have been made.
+        """
+        async with self._unbroken():
+            await self._wait(seconds, self._blpop(seconds), evalsha(call))
+            if self._connection is None:
+                return None
+            async with asyncio.timeout(GRACE):
+                try:
+                    return call.decode(await self._connection.read_response())
+                except failures.NoScriptError:
+                    await self._send(eval_(call))
+                try:
+                    return call.decode(await self._connection.read_response())
+                except failures.ResponseError as error:
+                    return translate(error, call, self._broker.address)
+
+    def _blpop(self, seconds: float, keys: Sequence[str] | None = None) -> Command:
+        return ("BLPOP", *(keys or self.keys), f"{max(seconds, 0.001):.3f}")
+
+    async def _wait(self, seconds: float, *commands: Command) -> Any:
+        """The reply to the first of the commands, which blocks for so long."""
+        with heeding_cancellation():
+            if self._connection is None:
+                async with asyncio.timeout(connect.CONNECT_TIMEOUT):
+                    self._client = await self._broker.client_for(self.keys[0])
+                    self._connection = await self._client.connection_pool.get_connection()
+            await self._send(*commands)
+        began = time.monotonic()
+        reply = await self._connection.read_response(timeout=seconds + GRACE)
+        if reply is None and time.monotonic() - began >= seconds + GRACE:
+            # No answer, not even that there is no element: the connection may be dead, or a
+            # handler blocked the loop. The next one will tell.
+            await self.aclose()
+        return reply
+
+    async def _send(self, *commands: Command) -> None:
+        await self._connection.send_packed_command(pack(commands), check_health=False)
+
+    @contextlib.asynccontextmanager
+    async def _unbroken(self) -> AsyncIterator[None]:
+        """Whatever is raised within breaks the connection."""
         try:
-            command = ("BLPOP", *(keys or self.keys), f"{max(seconds, 0.001):.3f}")
-            with heeding_cancellation():
-                if self._connection is None:
-                    async with asyncio.timeout(connect.CONNECT_TIMEOUT):
-                        self._client = await self._broker.client_for(self.keys[0])
-                        self._connection = await self._client.connection_pool.get_connection()
-                await self._connection.send_packed_command(pack([command]), check_health=False)
-            began = time.monotonic()
-            reply = await self._connection.read_response(timeout=seconds + GRACE)
-            if reply is None and time.monotonic() - began >= seconds + GRACE:
-                # No answer, not even that there is no element: the connection may be dead, or a
-                # handler blocked the loop. The next one will tell.
-                await self.aclose()
+            yield
         except LIBRARY_ERRORS as error:
             await self.aclose()
             raise no_answer(error, self._broker.address) from error
         except BaseException:
             await self.aclose()
             raise
-        return None if reply is None else (reply[0].decode(), reply[1])
 
     async def aclose(self) -> None:
         """Close the connection; the next wait opens another."""

@@ -151,7 +151,7 @@ class Fetcher:
         if calls:
             self._launch(calls)
         if slots > 0:
-            self._wait_for_wake(now)
+            self._wait_for_wake(now, slots)
         return self._next_step(now, slots > 0)
 
     def _round_waits_for(self, lane: Lane, now: float) -> bool:
@@ -181,7 +181,7 @@ class Fetcher:
                 times.append(lane.next_due)
         return max(0.0, min(times) - now)
 
-    def _wait_for_wake(self, now: float) -> None:
+    def _wait_for_wake(self, now: float, slots: int) -> None:
         """Block on the wake lists of the queues that may be empty.
 
         A full queue has its wake list filled by every fetch; it is left out, and blocked on again
@@ -190,14 +190,23 @@ class Fetcher:
         for waiter, task in self._waiting.items():
             lanes = [self._by_wake[key] for key in waiter.keys]
             watched = [lane for lane in lanes if not lane.full]
-            if task is None and watched and all(now >= self._retry_at[one.queue] for one in lanes):
-                times = [now + (self._config.sweep_s if watched == lanes else WATCH_S)]
-                for lane in watched:
-                    if lane.queue not in self._flights:
-                        times.append(lane.last_fetch + self._config.sweep_s)
-                        times.append(lane.next_due or math.inf)
-                seconds = max(0.001, min(times) - now + MARGIN_S)
-                self._waiting[waiter] = self._spawn(self._wait(waiter, watched, seconds))
+            if task is not None or not watched:
+                continue
+            if any(now < self._retry_at[lane.queue] for lane in lanes):
+                continue
+            if len(self._lanes) == 1:
+                self._wait_and_fetch(waiter, watched[0], slots, now)
+                continue
+            seconds = self._until_upkeep(watched, now) if watched == lanes else WATCH_S
+            self._waiting[waiter] = self._spawn(self._wait(waiter, watched, seconds))
+
+    def _until_upkeep(self, lanes: Sequence[Lane], now: float) -> float:
+        """The seconds until there is something to do for these queues, wake or not."""
+        times = [now + self._config.sweep_s]
+        for lane in lanes:
+            if lane.queue not in self._flights:
+                times += (lane.last_fetch + self._config.sweep_s, lane.next_due or math.inf)
+        return max(0.001, min(times) - now + MARGIN_S)
 
     async def _wait(self, waiter: Waiter, lanes: Sequence[Lane], seconds: float) -> None:
         try:
@@ -213,6 +222,47 @@ class Fetcher:
         finally:
             self._waiting[waiter] = None
             self._kick.set()
+
+    def _wait_and_fetch(self, waiter: Waiter, lane: Lane, slots: int, now: float) -> None:
+        """Tell the store beforehand what to fetch when it wakes this server: one round trip less.
+
+        It takes a server of one queue, since meanwhile nothing else may fill the slots.
+        """
+        if lane.queue in self._flights or lane.unanswered is not None:
+            return
+        # Not for longer than the heartbeat takes a fetch for one whose answer may lie unread.
+        seconds = min(self._until_upkeep([lane], now), self._config.lease_s / 6)
+        lane.wanted, lane.flown = slots, now
+        work = self._spawn(self._fetch_on_wake(waiter, lane, slots, seconds))
+        self._flights[lane.queue] = self._waiting[waiter] = work
+
+    async def _fetch_on_wake(self, waiter: Waiter, lane: Lane, slots: int, seconds: float) -> None:
+        try:
+            sent = boot_s()
+            answer = await waiter.wait_and_run(seconds, self._call(lane, slots))
+            if isinstance(answer, QsyncError):
+                self._failed(lane, answer)
+            elif answer is not None:
+                made = self._made_at(lane, answer, sent)
+                self._runner.take(await self._landed(lane, slots, answer, made, repeated=False))
+        except QsyncError as error:
+            self._retry_at[lane.queue] = boot_s() + self._backoffs[lane.queue].next()
+            log.warning("cannot wait for tasks: %s", error)
+        finally:
+            self._waiting[waiter] = None
+            lane.wanted = 0
+            self._flights.pop(lane.queue, None)
+            self._kick.set()
+
+    def _made_at(self, lane: Lane, fetched: Fetched, sent: float) -> float:
+        """About when the store made a fetch that it had since then, by boot_s, and not later.
+
+        By its own clock, which has been compared with ours at the fetch before.
+        """
+        if not lane.store_now_us:
+            return sent
+        passed = (fetched.now_us - lane.store_now_us) / 1_000_000
+        return min(max(sent, lane.store_seen + passed), boot_s())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -252,7 +302,9 @@ class Fetcher:
                     self._failed(lane, answer)
                 else:
                     runs.append(
-                        await self._landed(lane, wanted, answer, sent, lane.queue in repeated)
+                        await self._landed(
+                            lane, wanted, answer, sent, repeated=lane.queue in repeated
+                        )
                     )
             self._runner.take(interleave(runs) if len(runs) != 1 else runs[0])
         finally:
@@ -282,7 +334,7 @@ class Fetcher:
     # What a fetch brought.
 
     async def _landed(
-        self, lane: Lane, wanted: int, fetched: Fetched, sent: float, repeated: bool
+        self, lane: Lane, wanted: int, fetched: Fetched, sent: float, *, repeated: bool
     ) -> list[Leased]:
         received = boot_s()
         token = f"{self._server_id}/{lane.number}"
@@ -307,7 +359,7 @@ class Fetcher:
         self._see_generation(lane, fetched.generation)
         leased = self._lease(lane, token, fetched, sent)
         late = received - sent > self._config.lease_s / 2  # a handler blocked the loop meanwhile
-        if (repeated or late) and leased:
+        if (repeated or late or lane.revoked == token) and leased:
             leased = await self._confirm(lane, leased)
         if fetched.own_lapsed:
             await self._mend(lane, fetched.own_lapsed)

@@ -173,6 +173,26 @@ class Heartbeat:
                 stack,
             )
         self._hand_back_ready()
+        for lane in self._lanes:
+            self._hand_back_unread(lane)
+
+    def _hand_back_unread(self, lane: Lane) -> None:
+        """What a fetch brought, or is about to bring, cannot start while the loop stalls.
+
+        Made again here it brings nothing more there.
+        """
+        asked = lane.unanswered
+        if asked is None or lane.revoked == asked.token:
+            return
+        patience = self._lease_s / 10
+        try:
+            ids = self._broker.run(asked.call, patience=patience).ids
+            lane.revoked = asked.token
+            if ids:
+                backs = [ops.HandedBack(id, asked.token) for id in ids]
+                self._broker.run(ops.hand_back(lane.keys, backs), patience=patience)
+        except QsyncError as error:
+            log.warning("cannot hand back what was fetched from queue %s: %s", lane.queue, error)
 
     def _beat(self) -> None:
         self._beat_seen = time.monotonic()

@@ -101,7 +101,7 @@ class Lane:
 
     __slots__ = (
         "empty", "flown", "full", "generation", "held", "keys", "last_fetch", "more", "next_due",
-        "number", "queue", "store_now_us", "store_seen", "unanswered", "wanted",
+        "number", "queue", "revoked", "store_now_us", "store_seen", "unanswered", "wanted",
     )  # fmt: skip
 
     def __init__(self, keys: QueueKeys) -> None:
@@ -113,6 +113,8 @@ class Lane:
         """Of the last fetch sent."""
         self.unanswered: Asked | None = None
         """The heartbeat thread reads it."""
+        self.revoked: str | None = None
+        """The token of a fetch whose tasks the heartbeat thread gave back before they were read."""
         self.wanted = 0
         self.flown = 0.0
         """By boot_s, when the fetch under way was sent."""
