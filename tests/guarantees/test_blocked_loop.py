@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from qsync import Task
 from tests.guarantees.conftest import Launch, Measured
 from tests.processes import History, task
 from tests.serving import bench, left_over
@@ -70,3 +71,27 @@ def test_what_was_being_fetched_when_the_loop_blocks_is_not_charged(
     measured("blocks while fetching, charged", charged)
     assert charged == 0
     assert len(starts) == len(tasks)
+
+
+@pytest.mark.faults(4)
+def test_what_the_store_gave_a_blocked_server_is_run_by_another(
+    valkey: Store, prefix: str, launch: Launch, history: History, measured: Measured
+) -> None:
+    """A server with a free slot has asked for tasks before it is woken, and cannot take them."""
+    blocked = launch(valkey.url, server_id="blocked", concurrency=10)
+
+    async def enqueue(*tasks: Task) -> None:
+        async with bench(valkey.url, prefix) as b:
+            await b.client.enqueue_many(tasks)
+
+    asyncio.run(enqueue(task("block", id="block", sleep=6.0)))
+    history.wait("start", 1, id="block")
+    asyncio.run(enqueue(*[task(id=f"quick{n}") for n in range(5)]))
+    launch(valkey.url, lease=LEASE_S)
+    history.wait("end", 6)
+    quick = [event for event in history.of("end") if event.id.startswith("quick")]
+    [block] = history.of("end", id="block")
+    measured("blocked loop, seconds until others ran", block.at - max(event.at for event in quick))
+    assert {event.pid for event in quick}.isdisjoint({blocked.pid})
+    assert all(event.at < block.at for event in quick)
+    assert {event.crashes for event in history.of("start")} == {0}
