@@ -23,6 +23,7 @@ import redis.exceptions as failures
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import connect
 from qsync.broker.address import Address
+from qsync.broker.at_hand import AtHand
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.durable import (
     REDIRECTIONS,
@@ -303,6 +304,8 @@ class AsyncBroker:
         self._nodes: dict[tuple[str, int], Any] = {}
         self._failed_node: str | None = None
         self._learning = asyncio.Lock()
+        self._at_hand: dict[Any, AtHand] = {}
+        """By pool."""
         self._refused: dict[Any, tuple[float, Exception]] = {}
         """Pools whose node refuses connections or breaks new ones: since when, and how."""
 
@@ -414,6 +417,7 @@ class AsyncBroker:
     async def aclose(self) -> None:
         """Close the connections; the broker may be used again and opens new ones."""
         client, self._client = self._client, None
+        self._at_hand.clear()
         self._refused.clear()
         if client is not None:
             await connect.aclose(client)
@@ -542,11 +546,12 @@ class AsyncBroker:
         pool: Any = client.connection_pool
         if self._refused and (error := self._just_refused(pool)) is not None:
             return [error] * len(commands)
+        at_hand = self._at_hand.get(pool) or self._at_hand.setdefault(pool, AtHand(pool))
         replies: list[Any] = []
         connection = None
         try:
             async with asyncio.timeout(self._read_timeout):
-                connection = await pool.get_connection()
+                connection = await at_hand.take()
                 if self._refused:
                     self._refused.pop(pool, None)
                 await connection.send_packed_command(pack(commands), check_health=False)
@@ -557,21 +562,18 @@ class AsyncBroker:
                         replies.append(error)
         except LIBRARY_ERRORS as error:
             if connection is not None:
-                await connection.disconnect(nowait=True)
+                await at_hand.drop(connection)
             elif not isinstance(error.__cause__, TimeoutError):  # that says: all are in use
                 self._refused[pool] = time.monotonic(), error
-            replies += [error] * (len(commands) - len(replies))
+            return replies + [error] * (len(commands) - len(replies))
         except BaseException:
             # Cancelled between request and reply: the connection must not be used again.
             if connection is not None:
-                await connection.disconnect(nowait=True)
+                await at_hand.drop(connection)
             raise
-        finally:
-            if connection is not None:
-                if any(moved_away(reply) for reply in replies):
-                    await connection.disconnect(nowait=True)
-                    await pool.disconnect(inuse_connections=False)
-                await pool.release(connection)
+        await at_hand.give_back(connection)
+        if any(moved_away(reply) for reply in replies):
+            await at_hand.drop_all()
         return replies
 
     def _just_refused(self, pool: Any) -> Exception | None:
