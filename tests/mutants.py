@@ -106,9 +106,6 @@ PLANTED: Final[list[tuple[str, str, Plant, Search]]] = [
 
 
 UNCAUGHT: Final[dict[tuple[str, str], str]] = {
-    ("transient not retried", "simulation"): (
-        "not in 1,531 histories: 2 went wrong with it, and 4 of the same seeds without"
-    ),
     ("repeated enqueue is a duplicate", "simulation"): (
         "not in 2,504 histories: none went wrong with it that did not go wrong without"
     ),
