@@ -1,9 +1,8 @@
 """python -m tests.sim --seeds N [--from M]: live through many seeds and say what was wrong.
 
---seed N lives through that one again, exactly as before. --show ID prints the events that speak of a
-task, --all every event. --processes P shares the seeds
-among so many processes, with a store each. --mistakes plants each known mistake and says how many
-seeds it takes to find it.
+--seed N lives through that one again, exactly as before. --show ID prints the events that speak of
+a task, --all every event. --processes P shares the seeds among so many processes, with a store
+each. --mistakes plants each known mistake and says how many seeds it takes to find it.
 """
 
 from __future__ import annotations
