@@ -72,7 +72,7 @@ class Abandoner:
                     ops.abandon(errand.keys, errand.server_id, cursor=errand.cursor), patience=0
                 )
             except SchemaMismatch as error:
-                log.error("cannot abandon server %s: %s", errand.server_id, error)
+                log.info("cannot abandon server %s: %s", errand.server_id, error)
                 self._remove(errand)
                 continue
             except QsyncError as error:

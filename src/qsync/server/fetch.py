@@ -114,7 +114,7 @@ class Fetcher:
         """Wake another server where tasks are left that this one will not take."""
         calls = [self._call(lane, 0) for lane in self._lanes.values() if lane.unanswered is None]
         for answer in await self._broker.run_many(calls):
-            if isinstance(answer, QsyncError):
+            if isinstance(answer, QsyncError) and not isinstance(answer, SchemaMismatch):
                 log.warning("%s", answer)
 
     async def aclose(self) -> None:
