@@ -362,6 +362,8 @@ class Scripts(RuleBasedStateMachine):
         assert_same(comparable(self.dump), self.model.contents())
         check(verb, now, before, self.dump)
         assert after == self.dump, "run twice is not as once"
+        if name == "enqueue":
+            assert again == reply, f"enqueue answered {reply}, and the second time {again}"
         if name == "fetch":
             assert (again.ids, again.messages) == (reply.ids, reply.messages), "another batch"
         self.calls.append((name, args, options))
