@@ -122,6 +122,7 @@ class Patient:
     def drain(self) -> None:
         """All tasks run to an end in so many rounds, and after a year nothing is left of them."""
         self.rig.run(ops.resume(self.rig.keys))
+        self.rig.now = max(self.rig.now, self._latest())  # the clock may have gone back by hours
         for at in range(ROUNDS):
             # After a long pause leases are spared for a while, and after a short one they are not.
             self.rig.now += LEASE // 2 if at % 2 else 2 * LEASE
@@ -140,6 +141,13 @@ class Patient:
         assert left.keys() <= FOREVER, (
             f"left behind: { {k: left[k] for k in left.keys() - FOREVER} }"
         )
+
+    def _latest(self) -> int:
+        """When the last of what waits, or is leased, comes due."""
+        client, key = self.rig.client, self.rig.keys.key
+        names = ("scheduled", "active", "retry")
+        last = [client.zrange(key(name), -1, -1, withscores=True) for name in names]
+        return max([int(due) for found in last for _, due in found], default=0)
 
 
 class _AtOnce:

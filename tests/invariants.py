@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
+from qsync.broker.views import Counts
 from qsync.keys import QUEUE_KEYS, GlobalKeys, QueueKeys
 from qsync.state import TRANSITIONS, UNFINISHED, TaskState
 from tests.rig import STATES, Dump
@@ -34,6 +36,7 @@ def check(name: str, now: int, before: Dump, after: Dump) -> None:
     assert set(homes) == set(after.get("tasks", {})), "a message is there for each, and no more"
     assert set(after.get("owner", {})) == set(after.get("active", {})), "active tasks are owned"
     assert len(after.get("wake", [])) <= 1, "one wake at most"
+    assert after["meta"][b"schema"] == b"1", "the data say which layout they have"
     check_locks(after)
     for id in {*homes, *before.get("tasks", {})}:
         was, score = place(before, id)
@@ -52,6 +55,17 @@ def check_other_keys(client: Any, queue: QueueKeys, keys: GlobalKeys) -> None:
             lasts = client.pttl(key) == -1
             assert not lasts or key in (keys.queues, keys.servers), f"{key} is left for ever"
             client.unlink(key)
+
+
+def check_counts(dump: Dump, counts: Counts) -> None:
+    """Assert that as much is counted as there is, and that the days make the sum."""
+    for name, count in {**counts.states, **counts.others}.items():
+        assert count == len(dump.get(name, {})), f"{name}: {count} are counted"
+    total = Counter[str]()
+    for name, count in counts.stats.items():
+        counter, _, day = name.partition(":")
+        total[counter] += -count if day else count
+    assert not any(total.values()), f"all days are not the sum: {counts.stats}"
 
 
 def place(dump: Dump, id: bytes) -> tuple[TaskState | None, float]:

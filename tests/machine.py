@@ -19,13 +19,19 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from qsync.broker import ops
+from qsync.broker import ops, views
 from qsync.broker.call import Call
 from qsync.broker.ops import Done, FetchPolicy, HandedBack, Held, Killed, Retried
-from qsync.errors import QueueFull
+from qsync.errors import QsyncError, QueueFull, SchemaMismatch
 from qsync.task import Outgoing, Task, new_nonce, outgoing
 from tests.damage import HASHES, SETS, Damage, Patient
-from tests.invariants import assert_same, check, check_other_keys, comparable
+from tests.invariants import (
+    assert_same,
+    check,
+    check_counts,
+    check_other_keys,
+    comparable,
+)
 from tests.model import Model
 from tests.model_queue import Known
 from tests.rig import LEASE, STATES, Dump, Rig, S, without_lost
@@ -53,7 +59,7 @@ WEIGHTS: Final = {
     "renew": 2, "start": 3, "progress": 1,
     "cancel": 4, "run": 4, "delete": 1, "purge": 1, "abandon": 1, "pause": 1, "resume": 3,
     "repeat": 3, "time": 3, "wake": 5, "flush_scripts": 1, "fill": 1, "make_room": 2,
-    "serve": 1, "damage": 1,
+    "serve": 1, "damage": 1, "later_version": 1,
 }  # fmt: skip
 
 ids = st.sampled_from(IDS)
@@ -106,6 +112,7 @@ ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
     "fill": st.tuples(),
     "make_room": st.tuples(),
     "serve": st.tuples(servers),
+    "later_version": st.tuples(st.integers(0, 19)),
     "damage": st.tuples(st.lists(damages, min_size=1, max_size=3), treatment),
 }
 
@@ -299,6 +306,18 @@ class Scripts(RuleBasedStateMachine):
             self.rig.run(call)
         check_other_keys(self.rig.client, self.rig.keys, globals_)
 
+    def later_version(self, back: int) -> None:
+        """Somebody else has changed the layout of the data: a call of before is refused, whole."""
+        if not self.calls:
+            return
+        self.make_room()
+        call = self.call(*self.calls[-1 - back % len(self.calls)])
+        self.rig.set("meta", "schema", "2")
+        self.dump = self.rig.dump()
+        self.refused(call, SchemaMismatch)
+        self.rig.set("meta", "schema", "1")
+        self.dump = self.rig.dump()
+
     def damage(self, damages: list[Damage], verbs: list[str]) -> None:
         """Something gets lost: nothing fails, it is mended, and all ends. Then it begins anew."""
         self.make_room()
@@ -330,12 +349,10 @@ class Scripts(RuleBasedStateMachine):
 
     def do(self, name: str, *args: Any, **options: Any) -> Any:
         """Make a call, twice, and compare with the model."""
-        keys, now = self.rig.keys, self.rig.now
-        make: Callable[..., Any] = getattr(ops, "end_cancelled" if name == "stopped" else name)
-        timed = name not in ("start", "progress", "pause", "resume", "abandon")
-        call = make(keys, *args, **options, **({"now_us": now} if timed else {}))
+        now = self.rig.now
+        call = self.call(name, args, options)
         if self.full and brings_in(name, args):
-            self.refused(call)
+            self.refused(call, QueueFull)
             return None if name != "complete" else self.do("complete_without_room", *args)
         reply = self.rig.run(call)
         verb = "complete" if name == "complete_without_room" else name
@@ -345,29 +362,42 @@ class Scripts(RuleBasedStateMachine):
         assert_same(comparable(self.dump), self.model.contents())
         check(verb, now, before, self.dump)
         assert after == self.dump, "run twice is not as once"
+        if name == "enqueue":
+            same = all(b == a for a, b in zip(reply, again, strict=True) if a.outcome == "created")
+            assert same, f"enqueue answered {reply}, and the second time {again}"
         if name == "fetch":
             assert (again.ids, again.messages) == (reply.ids, reply.messages), "another batch"
         self.calls.append((name, args, options))
         return reply
 
-    def refused(self, call: Call[Any]) -> None:
-        """A store that is full refuses the call, whole."""
+    def call(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Call[Any]:
+        """A call of an operation, made now."""
+        make: Callable[..., Call[Any]]
+        make = getattr(ops, "end_cancelled" if name == "stopped" else name)
+        timed = name not in ("start", "progress", "pause", "resume", "abandon")
+        now = {"now_us": self.rig.now} if timed else {}
+        return make(self.rig.keys, *args, **options, **now)
+
+    def refused(self, call: Call[Any], error: type[QsyncError]) -> None:
+        """The call is refused, whole."""
         try:
             self.rig.run(call)
-        except QueueFull:
+        except error:
             pass
         else:
-            raise AssertionError(f"{call.script.name} was not refused though the store is full")
+            raise AssertionError(f"{call.script.name} was not refused: no {error.__name__}")
         assert self.rig.dump() == self.dump, "it was refused, and something was written"
 
     def look_and_repeat(self, call: Call[Any]) -> tuple[Dump, Any, Dump]:
-        """In one round trip: what the store holds; the call once more; what the store holds."""
-        look = self.rig.dumping()
-        replies: list[Any] = self.rig.broker.run_many([look, call, look])
+        """In one round trip: what the store holds; the call once more; what the store holds, and
+        what it counts."""
+        look, count = self.rig.dumping(), views.counts(self.rig.keys)
+        replies: list[Any] = self.rig.broker.run_many([look, call, look, count])
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
-        once, again, twice = replies
+        once, again, twice, counts = replies
+        check_counts(twice, counts)
         return without_lost(once), again, without_lost(twice)
 
 

@@ -39,9 +39,18 @@ def settle_without_token() -> contextlib.AbstractContextManager[None]:
 
 
 def repeated_enqueue_is_a_duplicate() -> contextlib.AbstractContextManager[None]:
-    """An enqueue that is repeated after a lost reply is refused."""
+    """An enqueue that is repeated after a lost reply is refused.
+
+    That of a client is not, since its last call is answered from what is kept of it: so this shows
+    only where there is no sender, and the simulation has the other one.
+    """
     right = "outcome = old == message and 'created' or 'exists'"
     return planted("include/store.lua", right, "outcome = 'exists'")
+
+
+def enqueue_not_kept() -> contextlib.AbstractContextManager[None]:
+    """A client's enqueue that is repeated after a lost reply is made once more."""
+    return planted("enqueue.lua", "if sender ~= '' and created > 0 then", "if false then")
 
 
 def promoted_and_forgotten() -> contextlib.AbstractContextManager[None]:
@@ -165,6 +174,7 @@ end
 IN_SCRIPTS: Final = named(
     settle_without_token,
     repeated_enqueue_is_a_duplicate,
+    enqueue_not_kept,
     promoted_and_forgotten,
     crash_not_counted,
     lock_outlives_death,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import FAULTS, GUARANTEES, LEFT_OUT, OPTIONAL
-from tests.mutants import ENOUGH, PLANTED, TABLE, UNCAUGHT
+from tests.mutants import ENOUGH, PLANTED, TABLE
 from tests.reliability import PAGE, filled, generated, marked, missing, wrong
 
 
@@ -64,10 +64,8 @@ def test_each_planted_mistake_was_found_soon_enough() -> None:
     records = json.loads(TABLE.read_text("utf-8"))
     rows = {(record["mistake"], record["by"]): record["needed"] for record in records}
     assert rows.keys() == {(name, by) for name, by, _, _ in PLANTED}, "python -m tests.mutants"
-    found = {row for row, needed in rows.items() if isinstance(needed, int)}
-    assert rows.keys() - found == UNCAUGHT.keys(), "what is not found is told"
-    assert all(0 < rows[row] <= ENOUGH for row in found)
-    assert {name for name, _ in found} >= ESSENTIAL
+    assert all(isinstance(needed, int) and 0 < needed <= ENOUGH for needed in rows.values())
+    assert {name for name, _ in rows} >= ESSENTIAL
 
 
 ESSENTIAL = {

@@ -36,7 +36,7 @@ VIEWS = {
 TEXTS = {
     # Names that hold text wherever they stand: what `..` may join as it is.
     "counter", "head", "holder", "id", "key", "lock", "server", "stamped",
-    "message", "claim",
+    "message", "claim", "schema", "layout",
 }  # fmt: skip
 
 every_script = pytest.mark.parametrize("name", SCRIPTS)

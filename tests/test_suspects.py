@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qsync.server.suspects import PATIENCE_S, SHORT_REST_S, Suspects
+from qsync.server.suspects import LOOK_S, PATIENCE_S, SHORT_REST_S, Suspects
 
 
 def waiting(*names: str) -> Suspects:
@@ -14,6 +14,15 @@ def waiting(*names: str) -> Suspects:
     return suspects
 
 
+def waited(suspects: Suspects, now: float) -> float:
+    """For how long the first of them still waits beside what never ends."""
+    began = now
+    while delay := suspects.delay(now, running=1, ready=0):
+        assert delay <= LOOK_S
+        now += delay
+    return now - began
+
+
 def test_nothing_is_held_up_while_nobody_waits() -> None:
     assert not Suspects().hold_up_others(100.0)
 
@@ -21,10 +30,21 @@ def test_nothing_is_held_up_while_nobody_waits() -> None:
 def test_a_suspect_holds_others_up_and_waits_for_what_runs_but_not_for_ever() -> None:
     suspects = waiting("a")
     assert suspects.hold_up_others(100.0)
-    assert suspects.delay(100.0, running=3, ready=0) == PATIENCE_S
-    assert suspects.delay(101.0, running=3, ready=0) == PATIENCE_S - 1
+    assert waited(suspects, 100.0) == PATIENCE_S
+
+
+def test_it_does_not_wait_where_nothing_runs() -> None:
+    suspects = waiting("a")
+    assert suspects.hold_up_others(100.0)
     assert suspects.delay(101.0, running=0, ready=5) == 0
-    assert suspects.delay(100.0 + PATIENCE_S, running=1, ready=0) == 0
+
+
+def test_while_the_loop_is_blocked_nothing_can_end_and_that_is_no_patience() -> None:
+    suspects = waiting("a")
+    assert suspects.hold_up_others(100.0)
+    assert suspects.delay(100.0, running=3, ready=0) == LOOK_S
+    blocked = 8 * PATIENCE_S
+    assert waited(suspects, 100.0 + LOOK_S + blocked) == PATIENCE_S - LOOK_S
 
 
 def test_after_a_suspect_the_others_have_as_much_time_as_it_took() -> None:

@@ -6,6 +6,7 @@ QsyncError
 ├── DuplicateTask        its id or its unique lock is taken: use the holder, named in the error
 ├── TaskNotFound         no such task (any more)
 ├── QueueFull            the store has no memory for it: try again later
+├── SchemaMismatch       the queue's data are of another version of qsync: use that version
 ├── StoreUnavailable     the store did not answer in time: try again later
 ├── ResultTimeout        the task is not done yet: wait longer
 ├── TaskFailed           the task is dead: its error is the message
@@ -63,6 +64,10 @@ class TaskNotFound(QsyncError, LookupError):
 
 class QueueFull(QsyncError):
     """The store refused the task for want of memory; nothing was written; try again later."""
+
+
+class SchemaMismatch(QsyncError):
+    """The data of the queue have the layout of another version of qsync; nothing was done."""
 
 
 class StoreUnavailable(QsyncError, ConnectionError):

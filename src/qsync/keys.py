@@ -48,8 +48,9 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "wake": ("list", "at most one element: servers with a free slot block on it"),
     "meta": (
         "hash",
-        "paused, weight:<fairness key>, v, swept, day, cursors of sweeps, and generation: of the "
-        "first fetch, <server id>@<time, us>; another one says that the data were lost",
+        "paused, weight:<fairness key>, v, swept, day, cursors of sweeps; schema: which layout "
+        "these keys have, 1 when it is not there, which scripts check; and generation: of "
+        "the first fetch, <server id>@<time, us>: another one says that the data were lost",
     ),
     "stats": ("hash", "counters, and <counter>:<day number> for 90 days"),
 }

@@ -1,8 +1,8 @@
 """python -m tests.sim --seeds N [--from M]: live through many seeds and say what was wrong.
 
---show ID prints the events that speak of a task, --all every event. --processes P shares the seeds
-among so many processes, with a store each. --mistakes plants each known mistake and says how many
-seeds it takes to find it.
+--seed N lives through that one again, exactly as before. --show ID prints the events that speak of
+a task, --all every event. --processes P shares the seeds among so many processes, with a store
+each. --mistakes plants each known mistake and says how many seeds it takes to find it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ def main() -> int:
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--json", action="store_true", help="print nothing but a summary")
     parser.add_argument("--mistakes", action="store_true")
+    parser.add_argument("--seed", type=int, metavar="N", help="live through this one alone")
     options = parser.parse_args()
+    if options.seed is not None:
+        options.first, options.seeds, options.every = options.seed, 1, 1
     if options.processes > 1 and not options.mistakes:
         return finish(
             time.monotonic(),

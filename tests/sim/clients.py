@@ -110,10 +110,11 @@ class AsyncUser:
             await asyncio.gather(*under_way)
 
     async def _one(self, client: AsyncClient, task: Task) -> None:
+        began = self._books.ledger.now
         try:
             handle = await client.enqueue(task)
         except (DuplicateTask, StoreUnavailable, QueueFull) as error:
-            refused(self._books, task, error)
+            refused(self._books, task, error, began)
             return
         wanted = accept(self._books, handle, task.payload, task)
         chance = self._random.random()
@@ -124,10 +125,11 @@ class AsyncUser:
             await self._result(handle, wanted)
 
     async def _many(self, client: AsyncClient, tasks: Sequence[Task]) -> None:
+        began = self._books.ledger.now
         try:
             handles: Sequence[Any] = await client.enqueue_many(tasks)
         except (StoreUnavailable, QueueFull) as error:
-            self._books.unanswered += 1
+            self._books.given_up("enqueue_many", error, began)
             handles = error.handles or []
         plans = {task.payload["n"]: task for task in tasks}
         by_id = {task.id: task for task in tasks if task.id is not None}
@@ -141,11 +143,12 @@ class AsyncUser:
                 accept(self._books, handle, task.payload, task)
 
     async def _cancel(self, handle: Any, wanted: Wanted) -> None:
+        began = self._books.ledger.now
         try:
             wanted.cancelled = True
             await handle.cancel()
-        except StoreUnavailable:
-            self._books.unanswered += 1
+        except StoreUnavailable as error:
+            self._books.given_up(f"cancel of {wanted.id}", error, began)
 
     async def _result(self, handle: Any, wanted: Wanted) -> None:
         try:
@@ -170,10 +173,11 @@ class BlockingUser:
             for _ in range(count):
                 current_thread().park(self._random.uniform(0, 2 * seconds / count))
                 task = self._maker.task()
+                began = self._books.ledger.now
                 try:
                     handle = client.enqueue(task)
                 except (DuplicateTask, StoreUnavailable, QueueFull) as error:
-                    refused(self._books, task, error)
+                    refused(self._books, task, error, began)
                     continue
                 wanted = accept(self._books, handle, task.payload, task)
                 if task.retention is not None and self._random.random() < 0.3:
@@ -185,10 +189,10 @@ class BlockingUser:
                         right_result(self._books, wanted, value)
 
 
-def refused(books: Books, task: Task, error: QsyncError) -> None:
+def refused(books: Books, task: Task, error: QsyncError, began: float) -> None:
     """Check that an enqueue had a reason to raise."""
     if not isinstance(error, DuplicateTask):
-        books.unanswered += 1
+        books.given_up(f"enqueue of {task.id}", error, began)
     elif task.unique is None:
         books.ledger.find(f"{task.id} is said to be a duplicate: {error}")
 

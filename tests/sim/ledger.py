@@ -69,6 +69,8 @@ class Ledger:
         self.entries, self.ticks, self._open_locks, self._calls, self.unsure = state
         for key, entry in entries.items():
             left = self.entries.get(key)
+            if left is not None:
+                left.starts = entry.starts  # it was run, whatever the store knows of it
             tokens = {one.token for one in left.deliveries} if left else set()
             self.void |= {(*key, one.token) for one in entry.deliveries if one.token not in tokens}
             if entry.created > (left.created if left else 0):
@@ -76,6 +78,11 @@ class Ledger:
         for name, times in ticks.items():
             left_ticks = self.ticks.get(name, [])
             self.lost_ticks |= {(*name, time) for time in times if time not in left_ticks}
+
+    @property
+    def now(self) -> float:
+        """The time of the history."""
+        return self._clock()
 
     def find(self, text: str) -> None:
         """Note that something is wrong."""
@@ -202,10 +209,13 @@ class Ledger:
         self.check_cause(entry, lease)
 
     def check_cause(self, entry: Entry, lease: Delivery) -> None:
-        """A lease lapses only where its server could not renew it, at a third of it or later."""
+        """A lease lapses only where its server could not renew it, at a third of it or later, or
+        could not hand its task back before it ended, since it was told to."""
         server = self.servers.get(lease.token.rpartition("/")[0])
         now = self._clock()
         since = min(lease.expires_at, now) - lease.length_us / US * 2 / 3
+        if server is not None and server.told_to_stop is not None:
+            since = min(since, server.told_to_stop)
         if server is None or not server.troubled(since - 0.1, now):
             self.find(f"lease {lease.token} of {entry.id} lapsed, and nothing befell {server}")
 

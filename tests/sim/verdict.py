@@ -82,13 +82,14 @@ class Verdict:
                     self.find(f"{id} is still leased to {server.name}, dead for long")
 
     def _last_trouble(self) -> float:
-        """When peace came, a server died of a task or one of those that are left stood still."""
+        """When peace came, a server died of a task, or one of those that are left had last stood
+        still or waited for an answer that was late or did not come."""
         last: float = self.history.peace_at
         for server in self.history.population.servers:
             if server.died_at is not None:
                 last = max(last, server.died_at)
             else:
-                last = max([last, *(end for _, end in (*server.stalls, *server.freezes))])
+                last = max([last, *(end for _, end in (*server.stalls, *server.troubles))])
         return last
 
     async def drained(self) -> None:

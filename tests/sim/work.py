@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from qsync.broker.shell import PATIENCE
 from qsync.errors import DuplicateTask, QueueFull, Retry, SkipRetry, StoreUnavailable
 from qsync.mux import Mux
 from qsync.server.current import current
@@ -34,6 +35,10 @@ DEAF_S: Final = 5.0
 
 KNOWN_S: Final = 5.0
 """After so many seconds servers have seen that the store's clock has jumped."""
+
+LONGEST_DELAY_S: Final = 5.0
+"""A client gives up before its patience ends when the next delay would go beyond that, and no delay
+is longer than this."""
 
 CHILD: Final = 1_000_000
 """Added to the number of a task, it is that of its child."""
@@ -63,6 +68,13 @@ class Books:
     accepted: dict[tuple[str, str], Wanted] = field(default_factory=dict)
     unanswered: int = 0
     results: int = 0
+
+    def given_up(self, what: object, error: Exception, began: float) -> None:
+        """Note that a call failed, and check that its client was patient with the store before."""
+        self.unanswered += 1
+        took = self.ledger.now - began
+        if isinstance(error, StoreUnavailable) and took < PATIENCE - LONGEST_DELAY_S:
+            self.ledger.find(f"{what}: StoreUnavailable after {took:.3f} s: {error}")
 
     def past_deadline(self, task: TaskInfo, now: float) -> float:
         """Seconds since the deadline of a task; a clock that jumped is not yet known to all."""

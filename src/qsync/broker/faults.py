@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from typing import Any, Final
 
@@ -9,7 +10,7 @@ import redis.exceptions as failures
 
 from qsync.broker.address import Address
 from qsync.broker.call import Call
-from qsync.errors import ConfigError, QsyncError, QueueFull, StoreUnavailable
+from qsync.errors import ConfigError, QsyncError, QueueFull, SchemaMismatch, StoreUnavailable
 
 LIBRARY_ERRORS: Final = (
     failures.RedisError, OSError, TimeoutError, EOFError, ValueError, RuntimeError,
@@ -25,6 +26,7 @@ class Fault(Enum):
     TRANSIENT = "try again"
     FULL = "out of memory"
     DENIED = "credentials or rights"
+    SCHEMA = "data of another version"
     BUG = "ours"
 
 
@@ -32,6 +34,10 @@ _TRANSIENT_CODES: Final = (
     "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "MISCONF", "NOREPLICAS",
     "TRYAGAIN", "UNKILLABLE", "MOVED", "ASK", "NOSCRIPT", "NOQUORUM", "INPROG", "UNBLOCKED",
 )  # fmt: skip
+
+
+_SCHEMA: Final = re.compile(r"SCHEMA (\d+) (\d+)")
+"""What scripts say of data that have another layout: its number, and that which they know."""
 
 
 def classify(error: BaseException) -> Fault:
@@ -54,6 +60,8 @@ def classify(error: BaseException) -> Fault:
     )  # fmt: skip
     if isinstance(error, transient) or text.startswith(_TRANSIENT_CODES):
         return Fault.TRANSIENT
+    if _SCHEMA.match(text):
+        return Fault.SCHEMA
     if isinstance(error, RuntimeError) and text.endswith("the handler is closed"):
         return Fault.TRANSIENT
     if "ACL failure in script" in text or "The user executing the script can't" in text:
@@ -74,8 +82,19 @@ def translate(error: BaseException, call: Call[Any], address: Address) -> QsyncE
         case Fault.TRANSIENT:
             shown = str(error) or type(error).__name__
             return StoreUnavailable(f"{name}: the store at {address} is not available: {shown}")
+        case Fault.SCHEMA:
+            return SchemaMismatch(_mismatch(str(error), call, address))
         case Fault.BUG:
             return QsyncError(f"{name}: the store at {address} answered {error}")
+
+
+def _mismatch(text: str, call: Call[Any], address: Address) -> str:
+    there, known = _SCHEMA.findall(text)[0]
+    queue = call.keys[0].partition("}")[0].lstrip("{").rpartition(":")[2]
+    return (
+        f"{call.script.name}: the data of queue {queue} at {address} have layout {there}, and this "
+        f"version of qsync knows layout {known} only: use a version that goes with them"
+    )
 
 
 def no_answer(error: BaseException, address: Address) -> QsyncError:

@@ -13,7 +13,13 @@ import typer
 from qsync.cli.command import command_path
 from qsync.cli.logs import escape
 from qsync.connections import PREFIX, URL, Connections
-from qsync.errors import ConfigError, InvalidTask, QsyncError, StoreUnavailable
+from qsync.errors import (
+    ConfigError,
+    InvalidTask,
+    QsyncError,
+    SchemaMismatch,
+    StoreUnavailable,
+)
 from qsync.inspector import Inspector
 from qsync.keys import check_name
 from qsync.task import PAYLOAD_LIMIT
@@ -88,6 +94,8 @@ def _meaning(error: QsyncError) -> tuple[str, int]:
         return f"{text}; is it running, and --url or {URL} right? `qsync doctor` tells more", AWAY
     if isinstance(error, InvalidTask):
         return text, WRONG
+    if isinstance(error, SchemaMismatch):
+        return text, NOT_DONE
     if not isinstance(error, ConfigError):
         return f"{text}; `qsync doctor` may tell why", NOT_DONE
     if any(code in text for code in ("NOPERM", "no permissions", "ACL failure", "user executing")):

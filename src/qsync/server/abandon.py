@@ -12,7 +12,7 @@ from typing import Final
 from qsync.backoff import Backoff
 from qsync.broker import ops
 from qsync.broker.shell import Broker
-from qsync.errors import QsyncError
+from qsync.errors import QsyncError, SchemaMismatch
 from qsync.keys import QueueKeys
 
 log = logging.getLogger("qsync.worker")
@@ -71,6 +71,10 @@ class Abandoner:
                 errand.cursor, found = self._broker.run(
                     ops.abandon(errand.keys, errand.server_id, cursor=errand.cursor), patience=0
                 )
+            except SchemaMismatch as error:
+                log.info("cannot abandon server %s: %s", errand.server_id, error)
+                self._remove(errand)
+                continue
             except QsyncError as error:
                 log.warning(
                     "cannot abandon server %s on queue %s yet: %s",
@@ -101,6 +105,9 @@ class Abandoner:
                 "server %s is abandoned on queue %s: it held %d tasks",
                 errand.server_id, errand.keys.queue, errand.found,
             )  # fmt: skip
+        self._remove(errand)
+
+    def _remove(self, errand: _Errand) -> None:
         with self._changed:
             self._errands.remove(errand)
             self._changed.notify_all()

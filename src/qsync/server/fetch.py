@@ -19,7 +19,7 @@ from qsync.broker.call import Call
 from qsync.broker.listen import Waiter
 from qsync.broker.ops import Fetched, HandedBack
 from qsync.broker.shell import AsyncBroker
-from qsync.errors import QsyncError
+from qsync.errors import QsyncError, SchemaMismatch
 from qsync.keys import shorten
 from qsync.server import outcome
 from qsync.server.config import Config
@@ -114,7 +114,7 @@ class Fetcher:
         """Wake another server where tasks are left that this one will not take."""
         calls = [self._call(lane, 0) for lane in self._lanes.values() if lane.unanswered is None]
         for answer in await self._broker.run_many(calls):
-            if isinstance(answer, QsyncError):
+            if isinstance(answer, QsyncError) and not isinstance(answer, SchemaMismatch):
                 log.warning("%s", answer)
 
     async def aclose(self) -> None:
@@ -327,6 +327,10 @@ class Fetcher:
         return lane.unanswered.call
 
     def _failed(self, lane: Lane, error: QsyncError) -> None:
+        if isinstance(error, SchemaMismatch):  # no other try will be different
+            lane.unanswered = None
+            self._mistake = error
+            return
         delay = self._backoffs[lane.queue].next()
         self._retry_at[lane.queue] = boot_s() + delay
         log.warning("cannot fetch from queue %s, next try in %.2f s: %s", lane.queue, delay, error)

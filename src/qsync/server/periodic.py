@@ -19,7 +19,7 @@ from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import ops
 from qsync.broker.published import record_of, template_of
 from qsync.broker.shell import AsyncBroker
-from qsync.errors import QsyncError
+from qsync.errors import QsyncError, SchemaMismatch
 from qsync.keys import GlobalKeys, QueueKeys, shorten
 from qsync.schedule import Periodic
 from qsync.server.lane import boot_s
@@ -112,6 +112,9 @@ class _Queue:
         while True:
             try:
                 await self._follow(await self._learn())
+            except SchemaMismatch as error:
+                log.error("no more periodic tasks of queue %s: %s", self._keys.queue, error)
+                return
             except QsyncError as error:
                 log.warning("periodic tasks of queue %s have to wait: %s", self._keys.queue, error)
                 await asyncio.sleep(self._backoff.next())

@@ -17,7 +17,7 @@ from qsync.backoff import Backoff
 from qsync.broker.address import Address
 from qsync.broker.shell import MIN_VERSION, AsyncBroker, Broker, Facts
 from qsync.client import AsyncClient, Client
-from qsync.errors import ConfigError, QsyncError, StoreUnavailable
+from qsync.errors import ConfigError, QsyncError, SchemaMismatch, StoreUnavailable
 from qsync.keys import QueueKeys, check_name
 from qsync.mux import Middleware, Mux
 from qsync.server.around import Surroundings
@@ -72,6 +72,7 @@ class Server:
         self.lost_leases = 0
         """How often a task turned out not to be this server's any more."""
         self.broken = False
+        self._mismatch: SchemaMismatch | None = None
         self.too_many_hung = False
         """More handlers hang than `max_hung` allows: it takes no more tasks."""
         self.tally: Tally | None = None
@@ -126,6 +127,8 @@ class Server:
                 await self._stopping.wait()
             finally:
                 await self.stop()
+        if self._mismatch is not None:
+            raise self._mismatch
         if self.broken:
             msg = "a part of the server broke; its log says how"
             raise QsyncError(msg)
@@ -282,6 +285,10 @@ class Server:
         """A part that ends by a mistake of ours ends the server: half a server helps nobody."""
         try:
             await work()
+        except SchemaMismatch as error:
+            log.error("%s; the server stops", error)
+            self._mismatch, self.broken = error, True
+            self._stopping.set()
         except Exception:
             log.exception("a part of the server broke; the server stops")
             self.broken = True

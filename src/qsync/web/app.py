@@ -16,7 +16,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from qsync.errors import ConfigError, InvalidTask, QsyncError, StoreUnavailable
+from qsync.errors import (
+    ConfigError,
+    InvalidTask,
+    QsyncError,
+    SchemaMismatch,
+    StoreUnavailable,
+)
 from qsync.inspector import Inspector
 from qsync.web import dead, overview, queues, schedules, servers, tasks, watch, work
 from qsync.web.access import Auth, Nobody, access_of
@@ -205,6 +211,8 @@ def _failed(site: Site, request: Request, error: QsyncError) -> Response:
         title, status = "The store refuses its user", 403
         text = "`qsync acl reader` prints the rights that looking takes, `qsync acl admin` those "
         text += "that changing takes."
+    elif isinstance(error, SchemaMismatch):
+        title, status, text = "The data are of another version of qsync", 409, str(error)
     else:
         title, status, text = "The store answered an error", 502, "The log of the dashboard has it."
     if status in (403, 502):

@@ -2,13 +2,15 @@
 -- abandon: the leases of a dead server lapse at once; the next fetch recovers its tasks.
 -- They are put below 0 in their order, by which recovery knows that they need not be spared.
 -- Takes one part of the owners a call, so that no call is long.
--- include: clock wake
+-- include: schema clock wake
 -- KEYS[1] active  zset    ids by lease expiry
 -- KEYS[2] owner   hash    id -> lease token
 -- KEYS[3] wake    list
+-- KEYS[4] meta    hash    schema
 -- ARGV[1] server  text    id of the dead server
 -- ARGV[2] cursor  text    0 to begin with
 -- returns the next cursor (0: all done) and how many leases were abandoned
+check_schema(KEYS[4])
 local mine = ARGV[1] .. '/'
 local part = redis.call('HSCAN', KEYS[2], ARGV[2], 'COUNT', 500)
 local found = 0

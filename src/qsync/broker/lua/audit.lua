@@ -1,5 +1,6 @@
 #!lua flags=no-writes
 -- audit: a part of what a queue holds, and how each id in it stands at this moment.
+-- include: schema
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -15,6 +16,7 @@
 -- KEYS[13] cancels   hash    id -> retention us
 -- KEYS[14] progress  hash    id -> done/total
 -- KEYS[15] unique    hash    locks
+-- KEYS[16] meta      hash    schema
 -- ARGV[1] source     text    name of the key to go through; empty: look at these ids
 -- ARGV[2] cursor     text    0 at first
 -- ARGV[3] count      int     how much to go through, about
@@ -22,6 +24,7 @@
 -- returns the next cursor, 0 at the end; and one a task: id; names of its states, with spaces; names
 --   of what else has it, with spaces; its lock; who has that; the lock that names it; its message
 --   when that lock is not its own
+check_schema(KEYS[16])
 local ids, claims, cursor = {}, {}, '0'
 
 -- Who has a lock, in what the lock holds. (The piece for locks has commands that write in it.)

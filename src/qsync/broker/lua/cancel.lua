@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- cancel: a task that waits ends now; for one that runs its server is told.
--- include: clock count lock erase
+-- include: schema clock count lock erase
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -17,6 +17,7 @@
 -- KEYS[14] progress  hash    id -> done/total
 -- KEYS[15] stats     hash    counters
 -- KEYS[16] done      channel of ended tasks
+-- KEYS[17] meta      hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] id         text
 -- ARGV[3] retention  int us  of the task; empty: none
@@ -26,6 +27,7 @@ local k = {
   unique = KEYS[11], keys = KEYS[12], cancels = KEYS[13], progress = KEYS[14], stats = KEYS[15],
   done = KEYS[16],
 }
+check_schema(KEYS[17])
 local now, id = clock(ARGV[1]), ARGV[2]
 for _, set in ipairs({ KEYS[2], KEYS[3], KEYS[5] }) do
   if redis.call('ZREM', set, id) == 1 then

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- cancelled: tasks whose handler was stopped, because somebody asked for it, end.
--- include: clock count lock erase owned
+-- include: schema clock count lock erase owned
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] active     zset    ids by lease expiry
 -- KEYS[3] completed  zset    ids by the time until which they are kept
@@ -14,6 +14,7 @@
 -- KEYS[11] progress  hash    id -> done/total
 -- KEYS[12] stats     hash    counters
 -- KEYS[13] done      channel of ended tasks
+-- KEYS[14] meta      hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] two a task: id, token
 -- returns one a task: ok | done | lost
@@ -22,6 +23,7 @@ local k = {
   failures = KEYS[6], results = KEYS[7], unique = KEYS[8], keys = KEYS[9], cancels = KEYS[10],
   progress = KEYS[11], stats = KEYS[12], done = KEYS[13],
 }
+check_schema(KEYS[14])
 local now = clock(ARGV[1])
 local _, held_ids, replies = owned(k.owner, ARGV, 2, 2)
 release(k, held_ids)

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- complete: tasks that a server ran to their end leave the queue, or are kept for their retention.
 -- Run without allow-oom when it carries results, and then refused as a whole when memory is short.
--- include: clock count lock erase owned
+-- include: schema clock count lock erase owned
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] active     zset    ids by lease expiry
 -- KEYS[3] completed  zset    ids by the time until which they are kept
@@ -15,6 +15,7 @@
 -- KEYS[11] progress  hash    id -> done/total
 -- KEYS[12] stats     hash    counters
 -- KEYS[13] done      channel of ended tasks
+-- KEYS[14] meta      hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] stride     int     2 when no task has a retention, else 4
 -- ARGV[3...] two a task: id, token; with a stride of 4 also retention us (empty: none) and result
@@ -24,6 +25,7 @@ local k = {
   failures = KEYS[6], results = KEYS[7], unique = KEYS[8], keys = KEYS[9], cancels = KEYS[10],
   progress = KEYS[11], stats = KEYS[12], done = KEYS[13],
 }
+check_schema(KEYS[14])
 local now, stride = clock(ARGV[1]), tonumber(ARGV[2])
 local held, held_ids, replies, lost = owned(k.owner, ARGV, 3, stride)
 local gone, done, completed, results = {}, {}, {}, {}

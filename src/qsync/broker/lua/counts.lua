@@ -1,5 +1,6 @@
 #!lua flags=no-writes
 -- counts: how much a queue holds, and its counters.
+-- include: schema
 -- KEYS[1] scheduled  zset    ids by due time
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] active     zset    ids by lease expiry
@@ -21,7 +22,9 @@
 -- KEYS[19] calls     hash    sender -> its last enqueue
 -- KEYS[20] schedules hash    what schedules there are
 -- KEYS[21] stats     hash    counters, in all and per day
+-- KEYS[22] meta      hash    schema
 -- returns the sizes of all keys but stats, in this order; and the counters, name and value in turn
+check_schema(KEYS[22])
 local sizes = {}
 for _, set_key in ipairs({
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7],

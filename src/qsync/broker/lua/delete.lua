@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- delete: tasks leave the queue, whatever was to become of them; not while they run.
--- include: clock lock erase
+-- include: schema clock lock erase
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -15,6 +15,7 @@
 -- KEYS[12] cancels   hash    id -> retention us
 -- KEYS[13] progress  hash    id -> done/total
 -- KEYS[14] done      channel of ended tasks
+-- KEYS[15] meta      hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] state      text    that the caller saw them in
 -- ARGV[3...] ids
@@ -23,6 +24,7 @@ local k = {
   tasks = KEYS[1], crashes = KEYS[7], failures = KEYS[8], results = KEYS[9], unique = KEYS[10],
   keys = KEYS[11], cancels = KEYS[12], progress = KEYS[13],
 }
+check_schema(KEYS[15])
 local set = ({
   pending = KEYS[2], scheduled = KEYS[3], retry = KEYS[4], completed = KEYS[5], dead = KEYS[6],
 })[ARGV[2]]

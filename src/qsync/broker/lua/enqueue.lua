@@ -3,7 +3,7 @@
 -- Refused as a whole, with nothing written, when the store is out of memory.
 -- Run again with the same arguments it writes nothing and answers the same, also when tasks that it
 -- created have left the queue meanwhile, if it has a sender.
--- include: clock wake count tags lock due calls store
+-- include: schema begin clock wake count tags lock due calls store
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -26,6 +26,7 @@ local k = {
   tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], unique = KEYS[4], keys = KEYS[5],
   fairness = KEYS[6], wake = KEYS[7], meta = KEYS[8], stats = KEYS[9],
 }
+begin_schema(k.meta)
 local now, sender, number = clock(ARGV[1]), ARGV[3], tonumber(ARGV[4])
 local ids, options = read_tasks(ARGV, 5)
 if sender ~= '' then

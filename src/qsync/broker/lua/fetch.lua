@@ -4,7 +4,7 @@
 -- 3 lease; 4 sweep; 5 wake the next idle server.
 -- The same number again answers with the same tasks, less those that are no longer owned under it.
 -- The first fetch of a queue makes its generation: another one later says that the data were lost.
--- include: clock wake count crash tags lock erase life recover sweep
+-- include: schema begin clock wake count crash tags lock erase life recover sweep
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -46,6 +46,7 @@ local k = {
   cancels = KEYS[16], progress = KEYS[17], wake = KEYS[18], meta = KEYS[19], stats = KEYS[20],
   calls = KEYS[21], done = KEYS[22],
 }
+begin_schema(k.meta)
 local now, server, number = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local wanted, max_bytes = tonumber(ARGV[4]), tonumber(ARGV[9])
 local token = server .. '/' .. ARGV[3]

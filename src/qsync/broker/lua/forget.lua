@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
 -- forget: a queue that holds no task leaves nothing behind.
+-- include: schema
 -- KEYS[1] tasks       hash   id -> message
 -- KEYS[2] scheduled   zset   ids by due time
 -- KEYS[3] pending     zset   ids by order tag
@@ -24,6 +25,7 @@
 -- KEYS[22] meta       hash   paused, virtual time
 -- KEYS[23] stats      hash   counters
 -- returns how many tasks it holds; when none, the queue is gone
+check_schema(KEYS[22])
 local held = 0
 for _, set_key in ipairs({ KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7] }) do
   held = held + redis.call('ZCARD', set_key)

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- hand_back: tasks that a server will not run after all go back, uncharged: to the head of pending
 -- in the order given, or for a delay into scheduled. One whose cancel was asked for ends instead.
--- include: clock wake count crash tags lock due erase owned
+-- include: schema clock wake count crash tags lock due erase owned
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -27,6 +27,7 @@ local k = {
   failures = KEYS[8], results = KEYS[9], unique = KEYS[10], keys = KEYS[11], cancels = KEYS[12],
   progress = KEYS[13], stats = KEYS[16], done = KEYS[17],
 }
+check_schema(KEYS[15])
 local now = clock(ARGV[1])
 local held, held_ids, replies = owned(k.owner, ARGV, 2, 4)
 local head, later, cancelled = {}, {}, {}

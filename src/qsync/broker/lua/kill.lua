@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- kill: tasks that will not be run again become dead, and are kept with their failure record.
--- include: clock count lock erase owned
+-- include: schema clock count lock erase owned
 -- KEYS[1] active     zset    ids by lease expiry
 -- KEYS[2] dead       zset    ids by time of death
 -- KEYS[3] owner      hash    id -> lease token
@@ -11,10 +11,12 @@
 -- KEYS[8] progress   hash    id -> done/total
 -- KEYS[9] stats      hash    counters
 -- KEYS[10] done      channel of ended tasks
+-- KEYS[11] meta      hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] four a task: id, token, 1 when an attempt failed (else 0), failure record
 -- returns one a task: ok | done | lost
 local k = { active = KEYS[1], owner = KEYS[3], progress = KEYS[8] }
+check_schema(KEYS[11])
 local now = clock(ARGV[1])
 local held, dying, replies, lost = owned(k.owner, ARGV, 2, 4)
 local dead, failures, failed = {}, {}, 0

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- locate: what a task waits for, beside what `show` tells.
--- include: clock
+-- include: schema clock
 -- KEYS[1] pending  zset    ids by order tag
 -- KEYS[2] unique   hash    locks
 -- KEYS[3] fetches  hash    server id -> number, time us and ids
@@ -13,6 +13,7 @@
 -- returns now us; how many are before it in pending, -1 when it is not there; how many are pending;
 --   who has its lock; when that server last fetched, us, and under which number; who paused the
 --   queue and why; since when, us; completed, failed
+check_schema(KEYS[4])
 local now = clock(ARGV[1])
 local number, time = string.match(redis.call('HGET', KEYS[3], ARGV[4]) or '', '^(%d+) (%d+)')
 

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- overview: a queue at one moment: how much it holds, who waits longest, and its counters.
--- include: clock cut
+-- include: schema clock cut
 -- KEYS[1] scheduled  zset    ids by due time
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] active     zset    ids by lease expiry
@@ -25,6 +25,7 @@
 --   -1 when the store does not say; who paused it and why, empty when it is not paused; since when,
 --   us; the first tasks in pending, each its message (cut, when it is long), the length of that and
 --   its failure record; the counters, name and value in turn
+check_schema(KEYS[16])
 local now = clock(ARGV[1])
 local sizes, bytes = {}, 0
 for _, set_key in ipairs({ KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6] }) do

@@ -1,7 +1,7 @@
 #!lua flags=no-writes
 -- page: a part of the tasks in a state, from a place in it on.
 -- Takes fewer than asked for when they are large: it looks at no more than 4 MiB.
--- include: clock cut place
+-- include: schema clock cut place
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -14,6 +14,7 @@
 -- KEYS[10] failures  hash    id -> failure record
 -- KEYS[11] cancels   hash    id -> retention us
 -- KEYS[12] progress  hash    id -> done/total
+-- KEYS[13] meta      hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] state      text
 -- ARGV[3] count      int     at most, 500 or fewer
@@ -23,6 +24,7 @@
 -- returns now us; how many are in the state; 1 when there are more after these; and one a task: id,
 --   score, length of its message, the message (cut, when it is long), owner, crash count, failure
 --   record, retention in cancels, progress
+check_schema(KEYS[13])
 local set = ({
   pending = KEYS[2], scheduled = KEYS[3], active = KEYS[4], retry = KEYS[5], completed = KEYS[6],
   dead = KEYS[7],

@@ -1,11 +1,12 @@
 #!lua flags=allow-oom
 -- pause: no task of the queue is fetched until it is resumed.
--- include: clock wake
+-- include: schema clock wake
 -- KEYS[1] meta    hash    paused, paused_at
 -- KEYS[2] wake    list
 -- ARGV[1] now     int us  empty: the store's clock
 -- ARGV[2] paused  bytes   who and why, opaque to the scripts; empty: resume
 -- returns 1 when this changed something
+check_schema(KEYS[1])
 if ARGV[2] ~= '' then
   local before = redis.call('HGET', KEYS[1], 'paused')
   redis.call('HSET', KEYS[1], 'paused', ARGV[2])

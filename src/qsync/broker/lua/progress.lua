@@ -1,10 +1,12 @@
 #!lua flags=allow-oom
 -- progress: how far running tasks are.
--- include: owned
+-- include: schema owned
 -- KEYS[1] owner     hash    id -> lease token
 -- KEYS[2] progress  hash    id -> done/total
+-- KEYS[3] meta      hash    schema
 -- ARGV[1...] three a task: id, token, <done>/<total>
 -- returns one a task: ok | done | lost
+check_schema(KEYS[3])
 local held, held_ids, replies = owned(KEYS[1], ARGV, 1, 3)
 for at, i in ipairs(held) do
   redis.call('HSET', KEYS[2], held_ids[at], ARGV[3 * i])

@@ -1,10 +1,12 @@
 #!lua flags=allow-oom
 -- publish: what schedules there are, for those who look.
--- include: clock
+-- include: schema clock
 -- KEYS[1] schedules  hash    =<schedule> -> record, ><schedule> -> its task, @<schedule> -> when, us
+-- KEYS[2] meta       hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] three a schedule: name, record, and its task as `enqueue` takes one
 -- returns 1
+check_schema(KEYS[2])
 local now = whole(clock(ARGV[1]))
 for i = 2, #ARGV, 3 do
   local id = ARGV[i]

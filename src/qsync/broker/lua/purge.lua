@@ -2,7 +2,7 @@
 -- purge: the first tasks of a state leave the queue, whatever was to become of them. Of active ones
 -- only those whose lease has lapsed: the others run.
 -- Takes fewer than asked for when they are large: it frees no more than 16 MiB.
--- include: clock lock erase place
+-- include: schema clock lock erase place
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -19,6 +19,7 @@
 -- KEYS[14] cancels   hash    id -> retention us
 -- KEYS[15] progress  hash    id -> done/total
 -- KEYS[16] done      channel of ended tasks
+-- KEYS[17] meta      hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] state      text
 -- ARGV[3] count      int     at most, 500 or fewer
@@ -30,6 +31,7 @@ local k = {
   tasks = KEYS[1], active = KEYS[4], owner = KEYS[8], crashes = KEYS[9], failures = KEYS[10],
   results = KEYS[11], unique = KEYS[12], keys = KEYS[13], cancels = KEYS[14], progress = KEYS[15],
 }
+check_schema(KEYS[17])
 local now, state, count = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local set = ({
   pending = KEYS[2], scheduled = KEYS[3], active = KEYS[4], retry = KEYS[5], completed = KEYS[6],

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- renew: extend the leases that a server holds, in an order that recovery keeps.
--- include: clock life owned
+-- include: schema clock life owned
 -- KEYS[1] active   zset    ids by lease expiry
 -- KEYS[2] owner    hash    id -> lease token
 -- KEYS[3] cancels  hash    id -> retention us
@@ -9,6 +9,7 @@
 -- ARGV[2] lease    int us
 -- ARGV[3...] two a task: id, token
 -- returns one a task: ok | cancelled (renewed, but its cancel was asked for) | done | lost
+check_schema(KEYS[4])
 local held, held_ids, replies = owned(KEYS[2], ARGV, 3, 2)
 if #held == 0 then
   return replies

@@ -2,7 +2,7 @@
 -- repair: mend what an audit found, where it still stands so.
 -- A task goes where nothing is lost and nothing runs that may have run: among the dead, but for one
 -- that a server holds.
--- include: clock count lock erase recover
+-- include: schema clock count lock erase recover
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -21,6 +21,7 @@
 -- KEYS[16] stats     hash    counters
 -- KEYS[17] wake      list
 -- KEYS[18] done      channel of ended tasks
+-- KEYS[19] meta      hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] damage     text    what was found
 -- ARGV[3] record     bytes   failure record for what is put among the dead
@@ -33,6 +34,7 @@ local k = {
   results = KEYS[11], keys = KEYS[12], cancels = KEYS[13], progress = KEYS[14], unique = KEYS[15],
   stats = KEYS[16], wake = KEYS[17], done = KEYS[18],
 }
+check_schema(KEYS[19])
 local now = clock(ARGV[1])
 
 local function is_unfinished(id)

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- retry: failed attempts wait for the next one. A task whose cancel was asked for ends instead.
--- include: clock wake count crash lock due erase owned
+-- include: schema clock wake count crash lock due erase owned
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] active     zset    ids by lease expiry
 -- KEYS[3] retry      zset    ids by due time
@@ -16,6 +16,7 @@
 -- KEYS[13] wake      list
 -- KEYS[14] stats     hash    counters
 -- KEYS[15] done      channel of ended tasks
+-- KEYS[16] meta      hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] four a task: id, token, delay us, failure record
 -- returns one a task: ok | done | lost
@@ -24,6 +25,7 @@ local k = {
   failures = KEYS[7], results = KEYS[8], unique = KEYS[9], keys = KEYS[10], cancels = KEYS[11],
   progress = KEYS[12], stats = KEYS[14], done = KEYS[15],
 }
+check_schema(KEYS[16])
 local now = clock(ARGV[1])
 local held, held_ids, replies, lost = owned(k.owner, ARGV, 2, 4)
 local failures, cancelled, again = {}, {}, {}

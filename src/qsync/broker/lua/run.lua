@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- run: tasks that wait for their time, or are dead, go to pending now, in this order.
 -- A dead one takes its lock again, and starts with all its attempts.
--- include: clock wake tags lock
+-- include: schema clock wake tags lock
 -- KEYS[1] pending    zset    ids by order tag
 -- KEYS[2] scheduled  zset    ids by due time
 -- KEYS[3] retry      zset    ids by due time
@@ -20,6 +20,7 @@
 --   record to keep (empty: none)
 -- returns flat, two a task: ok and an empty text; or duplicate and the holder of the lock; or changed
 --   when it is not in that state
+check_schema(KEYS[12])
 local now, state = clock(ARGV[1]), ARGV[2]
 local set = ({ scheduled = KEYS[2], retry = KEYS[3], dead = KEYS[4] })[state]
 

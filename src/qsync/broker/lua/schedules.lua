@@ -1,12 +1,14 @@
 #!lua flags=no-writes
 -- schedules: the schedules of a queue, as servers published them.
--- include: clock
+-- include: schema clock
 -- KEYS[1] schedules  hash    =<schedule> -> record, ><schedule> -> its task, @<schedule> -> when, us,
 --                            !<schedule> -> who paused it, when and why
 -- KEYS[2] ticks      hash    schedule -> last tick enqueued, us
+-- KEYS[3] meta       hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] schedule   text    its name; empty: all of them, without their tasks
 -- returns now us; and one a schedule: name, record, when, pause note, last tick, its task
+check_schema(KEYS[3])
 local function row(id, task)
   local fields =
     redis.call('HMGET', KEYS[1], '=' .. id, '@' .. id, '!' .. id, task and '>' .. id or '')

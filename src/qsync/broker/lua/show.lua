@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- show: tasks as they stand.
--- include: clock
+-- include: schema clock
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -14,10 +14,12 @@
 -- KEYS[11] results   hash    id -> result record
 -- KEYS[12] cancels   hash    id -> retention us
 -- KEYS[13] progress  hash    id -> done/total
+-- KEYS[14] meta      hash    schema
 -- ARGV[1] messages  flag    empty: the messages are left out, an empty text for each that is there
 -- ARGV[2...] ids
 -- returns one a task: empty when it is not there, else state, score, message, owner, crash count,
 --   failure record, result record, retention in cancels, progress
+check_schema(KEYS[14])
 local states = { 'pending', 'scheduled', 'active', 'retry', 'completed', 'dead' }
 local ids, replies = { unpack(ARGV, 2) }, {}
 if #ids == 0 then

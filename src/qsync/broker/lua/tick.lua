@@ -1,7 +1,7 @@
 #!lua
 -- tick: enqueue the task of a periodic tick, unless this tick or a later one was enqueued before.
 -- The ticks of a paused schedule pass.
--- include: clock wake count tags lock due store
+-- include: schema begin clock wake count tags lock due store
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -23,6 +23,7 @@ local k = {
   tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], unique = KEYS[4], keys = KEYS[5],
   fairness = KEYS[6], wake = KEYS[7], meta = KEYS[8], stats = KEYS[9],
 }
+begin_schema(k.meta)
 local last = redis.call('HGET', KEYS[10], ARGV[3])
 if digits(last, -1) >= tonumber(ARGV[4]) then
   return { 'passed', ARGV[5] }

@@ -1,5 +1,6 @@
 #!lua flags=no-writes
 -- types: what kinds of keys a queue has, and how long its list for wakes is.
+-- include: schema
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] scheduled  zset    ids by due time, us
 -- KEYS[3] pending    zset    ids by order tag
@@ -25,6 +26,7 @@
 -- KEYS[23] schedules hash    what schedules there are
 -- returns the type of each key in this order, none where it is not there; and the length of the
 --   list, 0 when it is none
+check_schema(KEYS[20])
 local kinds = {}
 for _, any_key in ipairs({
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8],
