@@ -26,9 +26,13 @@ local k = {
   tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], unique = KEYS[4], keys = KEYS[5],
   fairness = KEYS[6], wake = KEYS[7], meta = KEYS[8], stats = KEYS[9],
 }
-begin_schema(k.meta)
-local now, sender, number = clock(ARGV[1]), ARGV[3], tonumber(ARGV[4])
 local ids, options = read_tasks(ARGV, 5)
+if #ids == 0 then
+  return {}
+end
+local known = redis.call('HMGET', k.meta, 'schema', 'v')
+begin_schema(k.meta, known[1])
+local now, sender, number = clock(ARGV[1]), ARGV[3], tonumber(ARGV[4])
 if sender ~= '' then
   local before, last = last_call(KEYS[10], sender)
   if number < before then
@@ -38,7 +42,7 @@ if sender ~= '' then
     return replies_again(ids, last)
   end
 end
-local replies, created = store_tasks(k, ARGV, 5, now, ARGV[2], ids, options)
+local replies, created = store_tasks(k, ARGV, 5, now, ARGV[2], ids, options, known[2])
 if sender ~= '' and created > 0 then
   keep_call(KEYS[10], sender, number, now, replies, created == #ids)
 end

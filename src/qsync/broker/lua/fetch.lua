@@ -46,13 +46,20 @@ local k = {
   cancels = KEYS[16], progress = KEYS[17], wake = KEYS[18], meta = KEYS[19], stats = KEYS[20],
   calls = KEYS[21], done = KEYS[22],
 }
-begin_schema(k.meta)
+local known = redis.call(
+  'HMGET', k.meta, 'schema', 'paused', 'generation', 'v', 'seen', 'returned'
+)
+begin_schema(k.meta, known[1])
 local now, server, number = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local wanted, max_bytes = tonumber(ARGV[4]), tonumber(ARGV[9])
 local token = server .. '/' .. ARGV[3]
-local known = redis.call('HMGET', k.meta, 'paused', 'generation')
-local paused, generation = known[1] and 1 or 0, known[2]
+local paused, generation, virtual = known[2] and 1 or 0, known[3], read_tag(known[4])
 local limit, more = 100, 0
+
+-- The first score of a set.
+local function first_of(set_key)
+  return tonumber(redis.call('ZRANGE', set_key, 0, 0, 'WITHSCORES')[2] or '') or math.huge
+end
 
 -- What goes with the ids of a batch; empty where no task of the queue has any.
 local function beside(hash_key, ids)
@@ -91,20 +98,29 @@ if number == before then
 end
 
 -- 1 promote
+local next_due = math.huge
 for _, set_key in ipairs({ k.scheduled, k.retry }) do
-  local due = until_moment(set_key, now, limit)
-  if #due > 0 then
+  local first = first_of(set_key)
+  if first <= now then
+    local due = until_moment(set_key, now, limit)
     redis.call('ZREM', set_key, unpack(due))
     to_pending(k.pending, k.meta, k.fairness, k.keys, due)
+    if #due == limit then
+      more = 1
+    end
+    first = first_of(set_key)
   end
-  if #due == limit then
-    more = 1
-  end
+  next_due = math.min(next_due, first)
 end
 
 -- 2 recover
-local spared = note_life(k.meta, now, tonumber(ARGV[5]))
-local lapsed = until_moment(k.active, spared > 0 and 0 or now, limit)
+local lease = tonumber(ARGV[5])
+local spared = note_life(k.meta, now, lease, known[5], known[6])
+local until_when, lapsed = spared > 0 and 0 or now, {}
+local first_lease = first_of(k.active)
+if first_lease <= until_when then
+  lapsed = until_moment(k.active, until_when, limit)
+end
 local own, recovered, died = recover(k, now, server, tonumber(ARGV[6]), lapsed)
 if #lapsed == limit and #own < limit then
   more = 1
@@ -118,11 +134,13 @@ while #ids < wanted and not full do
     more = 1
     break
   end
-  local chunk = redis.call('ZRANGE', k.pending, at, at + math.min(50, wanted - #ids) - 1)
+  local size = math.min(50, wanted - #ids)
+  local chunk = redis.call('ZRANGE', k.pending, at, at + size - 1)
   if #chunk == 0 then
     break
   end
   at = at + #chunk
+  full = #chunk < size
   local bodies = redis.call('HMGET', k.tasks, unpack(chunk))
   for i, id in ipairs(chunk) do
     local body = bodies[i]
@@ -140,11 +158,12 @@ while #ids < wanted and not full do
 end
 if #ids > 0 then
   local tag = redis.call('ZSCORE', k.pending, ids[#ids])
-  if read_tag(tag) > virtual_time(k.meta) then
+  if read_tag(tag) > virtual then
+    virtual = read_tag(tag)
     redis.call('HSET', k.meta, 'v', tag)
   end
   redis.call('ZREM', k.pending, unpack(ids))
-  local leases, owners, expiry = {}, {}, now + tonumber(ARGV[5])
+  local leases, owners, expiry = {}, {}, now + lease
   for i, id in ipairs(ids) do
     leases[2 * i - 1], leases[2 * i] = whole(expiry + i - 1), id
     owners[2 * i - 1], owners[2 * i] = id, token
@@ -157,6 +176,7 @@ if #ids > 0 then
     redis.call('HDEL', k.owner, ' ')
   end
   redis.call('HSET', k.owner, unpack(owners))
+  first_lease = math.min(first_lease, expiry)
 end
 if #lost > 0 then
   redis.call('ZREM', k.pending, unpack(lost))
@@ -181,7 +201,6 @@ end
 if redis.call('ZCARD', k.pending) == 0 then
   redis.call('UNLINK', k.fairness)
 else
-  local virtual = virtual_time(k.meta)
   local passed = redis.call('ZRANGEBYSCORE', k.fairness, '-inf', virtual, 'LIMIT', 0, limit)
   if #passed > 0 then
     redis.call('ZREM', k.fairness, unpack(passed))
@@ -191,16 +210,18 @@ else
   end
 end
 
-local next_due = math.huge
-for _, set_key in ipairs({ k.scheduled, k.retry, k.active }) do
-  local due = tonumber(redis.call('ZRANGE', set_key, 0, 0, 'WITHSCORES')[2] or '') or math.huge
-  if set_key == k.active and due >= 0 then
-    due = math.max(due, spared)
-  end
-  next_due = math.min(next_due, due)
+if #lapsed > 0 then
+  first_lease = first_of(k.active)
+end
+if first_lease >= 0 then
+  first_lease = math.max(first_lease, spared)
+end
+next_due = math.min(next_due, first_lease)
+local of_failures, of_crashes = {}, {}
+if #ids > 0 and redis.call('EXISTS', k.failures, k.crashes) > 0 then
+  of_failures, of_crashes = beside(k.failures, ids), beside(k.crashes, ids)
 end
 return {
   whole(now), next_due < math.huge and whole(math.max(0, next_due - now)) or '-1', more,
-  #recovered, #died, ids, messages, beside(k.failures, ids), beside(k.crashes, ids), own, paused,
-  generation,
+  #recovered, #died, ids, messages, of_failures, of_crashes, own, paused, generation,
 }

@@ -15,7 +15,8 @@ if #held == 0 then
   return replies
 end
 local now, lease = clock(ARGV[1]), tonumber(ARGV[2])
-note_life(KEYS[4], now, lease)
+local noted = redis.call('HMGET', KEYS[4], 'seen', 'returned')
+note_life(KEYS[4], now, lease, noted[1], noted[2])
 local args = {}
 for at, id in ipairs(held_ids) do
   args[2 * at - 1], args[2 * at] = whole(now + lease + at - 1), id

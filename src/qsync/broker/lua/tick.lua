@@ -23,7 +23,8 @@ local k = {
   tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], unique = KEYS[4], keys = KEYS[5],
   fairness = KEYS[6], wake = KEYS[7], meta = KEYS[8], stats = KEYS[9],
 }
-begin_schema(k.meta)
+local known = redis.call('HMGET', k.meta, 'schema', 'v')
+begin_schema(k.meta, known[1])
 local last = redis.call('HGET', KEYS[10], ARGV[3])
 if digits(last, -1) >= tonumber(ARGV[4]) then
   return { 'passed', ARGV[5] }
@@ -33,6 +34,6 @@ if redis.call('HEXISTS', KEYS[11], '!' .. ARGV[3]) == 1 then
   return { 'paused', ARGV[5] }
 end
 local ids, options = read_tasks(ARGV, 5)
-local replies = store_tasks(k, ARGV, 5, clock(ARGV[1]), ARGV[2], ids, options)
+local replies = store_tasks(k, ARGV, 5, clock(ARGV[1]), ARGV[2], ids, options, known[2])
 redis.call('HSET', KEYS[10], ARGV[3], ARGV[4])
 return replies

@@ -3,14 +3,14 @@
 -- a third of a lease nobody takes their tasks, so that they can.
 
 -- Note that a server is there. Returns the moment until which lapsed leases are spared, 0 for none.
-local function note_life(meta_key, now, lease)
-  local noted = redis.call('HMGET', meta_key, 'seen', 'returned')
-  local seen, returned = digits(noted[1], now), digits(noted[2], -lease)
+-- `noted` and `outage` are what meta holds as `seen` and `returned`.
+local function note_life(meta_key, now, lease, noted, outage)
+  local seen, returned = digits(noted, now), digits(outage, -lease)
   if now - seen > lease / 2 then
     returned = now
     redis.call('HSET', meta_key, 'returned', whole(now))
   end
-  if not noted[1] or math.abs(now - seen) > lease / 20 then
+  if not noted or math.abs(now - seen) > lease / 20 then
     redis.call('HSET', meta_key, 'seen', whole(now))
   end
   local spared = math.floor(returned + lease / 3)

@@ -54,16 +54,17 @@ end
 
 local no_options = { '', '', '', 0 }
 
--- `k` names the keys; `args` and `first` are as for read_tasks, `ids` and `options` what it returned.
+-- `k` names the keys; `args` and `first` are as for read_tasks, `ids` and `options` what it returned;
+-- `virtual` is the virtual time as meta holds it.
 -- Returns a flat list, two values a task: outcome and the id of the holder; and how many were put
 -- into the queue.
-local function store_tasks(k, args, first, now, head, ids, options)
+local function store_tasks(k, args, first, now, head, ids, options, virtual)
   if #ids == 0 then
     return {}, 0
   end
   local stamped = head .. struct.pack('>I8', now)
   local stored = redis.call('HMGET', k.tasks, unpack(ids))
-  local next_tag, save_tags = tagger(k.meta, k.fairness)
+  local next_tag, save_tags = tagger(k.meta, k.fairness, read_tag(virtual))
   local held_by, take, locks = lock_book(k.unique, now, options)
   local bodies, pending, scheduled, keys = {}, {}, {}, {}
   local here, replies, bytes = {}, {}, 0

@@ -35,15 +35,10 @@ local function trim_dead(k, now, most, dead_limit, dead_age)
 end
 
 -- A part of a hash, of which goes what is over by `is_over(field, value)`; it goes round the hash from
--- call to call, for hashes have no order to sweep them by. Returns whether much of it went and the
--- round is not at its end: then there is more of the kind.
-local function sweep_part(hash_key, meta_key, cursor_name, size, is_over)
-  if redis.call('EXISTS', hash_key) == 0 then
-    return false
-  end
-  local cursor = whole(digits(redis.call('HGET', meta_key, cursor_name), 0))
-  local reply = redis.call('HSCAN', hash_key, cursor, 'COUNT', size)
-  redis.call('HSET', meta_key, cursor_name, reply[1])
+-- call to call, for hashes have no order to sweep them by. Returns where the next part begins, and
+-- whether much of this one went and the round is not at its end: then there is more of the kind.
+local function sweep_part(hash_key, cursor, size, is_over)
+  local reply = redis.call('HSCAN', hash_key, whole(digits(cursor, 0)), 'COUNT', size)
   local part, over = reply[2], {}
   for i = 1, math.min(#part, 4000), 2 do
     if is_over(part[i], part[i + 1]) then
@@ -53,12 +48,12 @@ local function sweep_part(hash_key, meta_key, cursor_name, size, is_over)
   if #over > 0 then
     redis.call('HDEL', hash_key, unpack(over))
   end
-  return reply[1] ~= '0' and #over * 8 >= #part
+  return reply[1], reply[1] ~= '0' and #over * 8 >= #part
 end
 
 -- Locks that nobody has, and what is kept of the lock of a task that is not there.
-local function sweep_locks(k, now, size)
-  return sweep_part(k.unique, k.meta, 'cursor', size, function(field, value)
+local function sweep_locks(k, now, cursor, size)
+  return sweep_part(k.unique, cursor, size, function(field, value)
     local kind, name = string.match(field, '^([=@])(.*)$')
     if kind == '=' then
       return not lock_holder(k.unique, now, name, value)
@@ -68,16 +63,16 @@ local function sweep_locks(k, now, size)
 end
 
 -- Records that begin with a number and a time, older than this.
-local function sweep_records(hash_key, k, now, cursor_name, size, age)
-  return sweep_part(hash_key, k.meta, cursor_name, size, function(_, value)
+local function sweep_records(hash_key, now, cursor, size, age)
+  return sweep_part(hash_key, cursor, size, function(_, value)
     return now - digits(string.match(value, '^%d+ (%d+)'), 0) > age
   end)
 end
 
 -- Once a day, the counters of the day that is 90 days back and of those before it.
-local function sweep_days(k, now)
+local function sweep_days(k, now, swept)
   local day = math.floor(now / 86400000000)
-  if redis.call('HGET', k.meta, 'day') == whole(day) then
+  if swept == whole(day) then
     return
   end
   redis.call('HSET', k.meta, 'day', whole(day))
@@ -93,14 +88,20 @@ end
 -- The last fetch of a server is kept for an hour, the last enqueue of a sender for ten minutes:
 -- nobody tries one again for so long. Returns whether there is more.
 local function sweep_hashes(k, now, size)
-  if math.abs(now - digits(redis.call('HGET', k.meta, 'swept'), 0)) < 1000000 then
+  local noted = redis.call(
+    'HMGET', k.meta, 'swept', 'day', 'cursor', 'fetches_cursor', 'calls_cursor'
+  )
+  if math.abs(now - digits(noted[1], 0)) < 1000000 then
     return false
   end
-  local locks = sweep_locks(k, now, size)
-  local fetches = sweep_records(k.fetches, k, now, 'fetches_cursor', size, 3600000000)
-  local calls = sweep_records(k.calls, k, now, 'calls_cursor', size, 600000000)
+  local locks_at, locks = sweep_locks(k, now, noted[3], size)
+  local fetches_at, fetches = sweep_records(k.fetches, now, noted[4], size, 3600000000)
+  local calls_at, calls = sweep_records(k.calls, now, noted[5], size, 600000000)
   local more = locks or fetches or calls
-  redis.call('HSET', k.meta, 'swept', more and '0' or whole(now))
-  sweep_days(k, now)
+  redis.call(
+    'HSET', k.meta, 'swept', more and '0' or whole(now),
+    'cursor', locks_at, 'fetches_cursor', fetches_at, 'calls_cursor', calls_at
+  )
+  sweep_days(k, now, noted[2])
   return more
 end

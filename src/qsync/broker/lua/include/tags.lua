@@ -25,9 +25,8 @@ local function tag_step(meta_key, key)
   return 1
 end
 
--- Returns next_tag(key), and save() which stores the last tags given.
-local function tagger(meta_key, fairness_key)
-  local virtual = virtual_time(meta_key)
+-- Returns next_tag(key), and save() which stores the last tags given. `virtual` is the virtual time.
+local function tagger(meta_key, fairness_key, virtual)
   local last, step = {}, {}
   local function next_tag(key)
     local tag = last[key]
@@ -67,7 +66,7 @@ local function to_pending(pending_key, meta_key, fairness_key, keys_key, ids)
   if #ids == 0 then
     return
   end
-  local next_tag, save = tagger(meta_key, fairness_key)
+  local next_tag, save = tagger(meta_key, fairness_key, virtual_time(meta_key))
   local keys = {}
   if redis.call('EXISTS', keys_key) == 1 then
     keys = redis.call('HMGET', keys_key, unpack(ids))
