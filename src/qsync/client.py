@@ -210,7 +210,8 @@ class Client(_AnyClient):
         self, keys: QueueKeys, calls: Sequence[Call[list[Enqueued]]]
     ) -> list[list[Enqueued] | QsyncError]:
         """Make calls of a queue in one round trip; one that fails for now is repeated by itself."""
-        broker = self._broker_for(calls[0].wait)
+        wait = calls[0].wait
+        broker = self._broker if wait is None else self._broker_for(wait)
         told = self._registering(keys.queue)
         replies: list[Any] = broker.run_many([*told, *calls])
         if told and isinstance(replies[0], StoreUnavailable):
@@ -226,10 +227,8 @@ class Client(_AnyClient):
                     break
         return [reply if reply else overtaken(keys) for reply in replies]
 
-    def _broker_for(self, wait: Wait | None) -> Broker:
+    def _broker_for(self, wait: Wait) -> Broker:
         """The broker for calls that wait so; ConfigError when the store cannot confirm that."""
-        if wait is None:
-            return self._broker
         store = self._store(wait)
         if store not in self._able and self._waiter.can_confirm(wait.durability, store[1]):
             self._able.add(store)
@@ -391,7 +390,8 @@ class AsyncClient(_AnyClient):
         self, keys: QueueKeys, calls: Sequence[Call[list[Enqueued]]]
     ) -> list[list[Enqueued] | QsyncError]:
         """Make calls of a queue in one round trip; one that fails for now is repeated by itself."""
-        broker = await self._broker_for(calls[0].wait)
+        wait = calls[0].wait
+        broker = self._broker if wait is None else await self._broker_for(wait)
         told = self._registering(keys.queue)
         replies: list[Any] = await broker.run_many([*told, *calls])
         if told and isinstance(replies[0], StoreUnavailable):
@@ -407,10 +407,8 @@ class AsyncClient(_AnyClient):
                     break
         return [reply if reply else overtaken(keys) for reply in replies]
 
-    async def _broker_for(self, wait: Wait | None) -> AsyncBroker:
+    async def _broker_for(self, wait: Wait) -> AsyncBroker:
         """The broker for calls that wait so; ConfigError when the store cannot confirm that."""
-        if wait is None:
-            return self._broker
         store = self._store(wait)
         if store not in self._able and await self._waiter.can_confirm(wait.durability, store[1]):
             self._able.add(store)

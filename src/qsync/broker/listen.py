@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 import hiredis
@@ -103,8 +103,14 @@ class Waiter:
         `keys` are some of the waiter's own; None: all of them.
         Raises StoreUnavailable, and what was taken meanwhile may be lost.
         """
-        async with self._unbroken():
+        try:
             reply = await self._wait(seconds, self._blpop(seconds, keys))
+        except LIBRARY_ERRORS as error:
+            await self.aclose()
+            raise no_answer(error, self._broker.address) from error
+        except BaseException:
+            await self.aclose()
+            raise
         return None if reply is None else (reply[0].decode(), reply[1])
 
     async def wait_and_run(self, seconds: float, call: Call[T]) -> T | QsyncError | None:
@@ -113,19 +119,23 @@ class Waiter:
         The store has the call beforehand, and makes it when it wakes. None: it did not answer in
         time. Raises StoreUnavailable, and then the call may have been made.
         """
-        async with self._unbroken():
+        try:
             await self._wait(seconds, self._blpop(seconds), evalsha(call))
-            if self._connection is None:
-                return None
-            async with asyncio.timeout(GRACE):
-                try:
-                    return call.decode(await self._connection.read_response())
-                except failures.NoScriptError:
-                    await self._send(eval_(call))
-                try:
-                    return call.decode(await self._connection.read_response())
-                except failures.ResponseError as error:
-                    return translate(error, call, self._broker.address)
+            reply = await self._read()
+            if isinstance(reply, failures.NoScriptError):
+                await self._send(eval_(call))
+                reply = await self._read()
+        except LIBRARY_ERRORS as error:
+            await self.aclose()
+            raise no_answer(error, self._broker.address) from error
+        except BaseException:
+            await self.aclose()
+            raise
+        if reply is None:
+            return None
+        if isinstance(reply, failures.ResponseError):
+            return translate(reply, call, self._broker.address)
+        return call.decode(reply)
 
     def _blpop(self, seconds: float, keys: Sequence[str] | None = None) -> Command:
         return ("BLPOP", *(keys or self.keys), f"{max(seconds, 0.001):.3f}")
@@ -149,17 +159,17 @@ class Waiter:
     async def _send(self, *commands: Command) -> None:
         await self._connection.send_packed_command(pack(commands), check_health=False)
 
-    @contextlib.asynccontextmanager
-    async def _unbroken(self) -> AsyncIterator[None]:
-        """Whatever is raised within breaks the connection."""
+    async def _read(self) -> Any:
+        """The reply that comes next, an error among them; None when none comes."""
+        if self._connection is None:
+            return None
         try:
-            yield
-        except LIBRARY_ERRORS as error:
+            reply = await self._connection.read_response(timeout=GRACE)
+        except failures.ResponseError as error:
+            return error
+        if reply is None:
             await self.aclose()
-            raise no_answer(error, self._broker.address) from error
-        except BaseException:
-            await self.aclose()
-            raise
+        return reply
 
     async def aclose(self) -> None:
         """Close the connection; the next wait opens another."""
