@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -31,6 +31,7 @@ from qsync import (
     ConfigError,
     DuplicateTask,
     InvalidTask,
+    Middleware,
     Mux,
     Qsync,
     QsyncError,
@@ -41,6 +42,7 @@ from qsync import (
     TaskState,
     current,
 )
+from qsync.server.config import Config, ServerOptions
 from qsync.typed import TaskFunction, TaskOptions
 from tests import app_tasks
 from tests.serving import until
@@ -139,11 +141,22 @@ def test_what_is_no_store_is_refused(url: Any) -> None:
         ({"patience": "long"}, "patience: 'long'"),
         ({"prefix": "a:b"}, "prefix: 'a:b'"),
         ({"mux": print}, "mux: "),
+        ({"lifespan": 5}, "lifespan: 5 is not callable"),
     ],
 )
 def test_wrong_settings_are_refused_at_once(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(says)):
         Qsync(URL, **settings)
+
+
+def test_the_options_of_a_server_are_typed_as_its_config() -> None:
+    """`app.server(...)` names each option for type checkers, with the type that Config has."""
+    fields, options = get_type_hints(Config), get_type_hints(ServerOptions)
+    assert list(options) == list(Config.__dataclass_fields__)
+    # A list will do as well; Config keeps a tuple of it.
+    assert options.pop("middleware") == Iterable[Middleware]
+    assert fields.pop("middleware") == tuple[Middleware, ...]
+    assert options == fields
 
 
 def test_no_password_is_shown() -> None:

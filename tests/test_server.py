@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import re
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ import pytest
 
 import qsync.server.current
 from qsync.errors import ConfigError, Retry, SkipRetry, TaskCancelled, TaskFailed
-from qsync.mux import Mux
+from qsync.mux import CallNext, Mux
 from qsync.server.current import current
 from qsync.server.server import Server
 from qsync.task import Task, TaskInfo
@@ -89,6 +90,95 @@ def test_a_task_without_attempts_left_is_dead_and_kept(store: Store, prefix: str
             assert (info.state, info.attempt) == ("dead", 2)
             assert info.last_error is not None
             assert "test_server.py" in info.last_error  # the traceback
+
+    asyncio.run(main())
+
+
+def test_a_body_that_did_not_run_is_no_success(store: Store, prefix: str) -> None:
+    """A handler whose decorator hides that it is async, or a middleware that does not await."""
+
+    async def forgets(task: TaskInfo, call_next: CallNext) -> Any:
+        return call_next()
+
+    async def main() -> None:
+        mux = Mux()
+
+        def hidden(function: Any) -> Any:
+            return lambda task: function(task)
+
+        async def body(task: TaskInfo) -> None: ...
+        async def stream(task: TaskInfo) -> AsyncIterator[int]:
+            yield 1
+
+        mux.handle("coroutine")(hidden(body))
+        mux.handle("generator")(hidden(lambda task: (n for n in [task])))
+        mux.handle("async generator")(hidden(stream))
+        mux.handle("forgotten", middleware=[forgets])(body)
+        async with bench(store.url, prefix) as b, b.server(mux):
+            for type in mux.types:
+                handle = await b.client.enqueue(Task(type))
+                await b.reaches(handle.id, "dead")
+                info = await handle.info()
+                assert info.attempt == 1  # another one would not go better
+                what = "coroutine" if type == "forgotten" else type
+                assert re.fullmatch(
+                    f"NeverRun: the handler returned an? {what}, .* did not run: .*",
+                    str(info.last_error),
+                )
+
+    asyncio.run(main())
+
+
+def test_an_error_is_kept_with_its_causes_and_the_users_lines_alone(
+    store: Store, prefix: str
+) -> None:
+    """4 KiB are not much: what called the handler is the same for all, and is left out."""
+
+    async def around(task: TaskInfo, call_next: CallNext) -> Any:
+        return await call_next()
+
+    async def main() -> None:
+        mux = Mux()
+
+        def parse(text: str) -> int:
+            return int(text)
+
+        @mux.handle("from", middleware=[around, around])
+        def raised_from(task: TaskInfo) -> None:
+            try:
+                parse("x")
+            except ValueError as error:
+                raise LookupError("no such order") from error
+
+        @mux.handle("while")
+        async def raised_while(task: TaskInfo) -> None:
+            try:
+                parse("x")
+            except ValueError:
+                raise LookupError("no such order")  # noqa: B904 - the point of this test
+
+        @mux.handle("alone")
+        async def alone(task: TaskInfo) -> None:
+            try:
+                parse("x")
+            except ValueError:
+                raise LookupError("no such order") from None
+
+        async with bench(store.url, prefix) as b, b.server(mux):
+            errors = {}
+            for type in mux.types:
+                handle = await b.client.enqueue(Task(type, retry=0))
+                await b.reaches(handle.id, "dead")
+                errors[type] = str((await handle.info()).last_error)
+        said = "ValueError: invalid literal for int() with base 10: 'x'"
+        assert f"\n\nraised from {said}\n" in errors["from"]
+        assert f"\n\nraised while handling {said}\n" in errors["while"]
+        assert said not in errors["alone"]
+        for text in errors.values():
+            assert text.startswith("LookupError: no such order\n\n")
+            assert text.count("return int(text)") == (text != errors["alone"])
+            assert "qsync/server" not in text
+        assert errors["from"].count("return await call_next()") == 2
 
     asyncio.run(main())
 
@@ -459,6 +549,8 @@ def test_a_paused_queue_starts_nothing_until_it_is_resumed(store: Store, prefix:
         ({"middleware": (len,)}, "middleware"),
         ({"on_error": 5}, "on_error: 5"),
         ({"server_id": "a/b"}, "server_id"),
+        ({"strict": "yes"}, "strict: 'yes' is neither True nor False"),
+        ({"allow_eviction": "no"}, "allow_eviction: 'no'"),
     ],
 )
 def test_a_wrong_option_is_named(config: dict[str, Any], said: str) -> None:

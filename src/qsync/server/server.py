@@ -19,7 +19,7 @@ from qsync.broker.shell import MIN_VERSION, AsyncBroker, Broker, Facts
 from qsync.client import AsyncClient, Client
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.keys import QueueKeys, check_name
-from qsync.mux import Middleware, Mux
+from qsync.mux import Middleware, Mux, check_mux
 from qsync.server.around import Surroundings
 from qsync.server.config import Config, new_server_id, seconds
 from qsync.server.control import Control
@@ -67,7 +67,7 @@ class Server:
         self.id = self.config.server_id or new_server_id()
         self.prefix = check_name("prefix", prefix)
         self.address = address
-        self.mux = mux
+        self.mux = check_mux(mux)
         self._periodic = periodic
         self.lost_leases = 0
         """How often a task turned out not to be this server's any more."""
@@ -164,8 +164,8 @@ class Server:
     async def start(self) -> None:
         """Start; returns when tasks are being fetched.
 
-        Raises ConfigError when the store is too old, may evict keys, or refuses the credentials,
-        and StoreUnavailable when it cannot be reached at first.
+        Raises ConfigError when the store is too old, may evict keys, refuses the credentials or is
+        of another kind than its URL says, and StoreUnavailable when it cannot be reached at first.
         """
         if self._started:
             msg = "a server starts once; make another"
@@ -242,6 +242,9 @@ class Server:
         if least and facts.version and facts.version < least:
             shown = ".".join(map(str, facts.version))
             msg = f"{facts.product} {shown} is too old: Redis 7.0 or Valkey 7.2 is needed"
+            raise ConfigError(msg)
+        if facts.in_cluster and self.address.kind != "cluster":
+            msg = f"the store at {self.address} is a node of a cluster; use redis+cluster://"
             raise ConfigError(msg)
         if facts.policy not in (None, "noeviction") and not self.config.allow_eviction:
             msg = (
