@@ -20,7 +20,6 @@ from tests.stores import Store, available, wait_until_async
 
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "guide.md").read_text("utf-8")
-README = (ROOT / "README.md").read_text("utf-8")
 
 
 def programs(page: str) -> list[str]:
@@ -94,13 +93,14 @@ def test_the_guide_tells_of_every_error() -> None:
     assert {name for name in errors if f"`{name}`" not in GUIDE} == set()
 
 
+@pytest.mark.parametrize("page", ["README.md", "README.ru.md"])
 def test_the_readmes_functions_that_are_tasks_run(
-    valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
+    valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch, page: str
 ) -> None:
     """The tasks, and each line by which they are enqueued."""
     monkeypatch.setenv("QSYNC_URL", valkey.url)
     monkeypatch.setenv("QSYNC_PREFIX", prefix)
-    _, tasks, calls = programs(README)
+    _, tasks, calls = programs((ROOT / page).read_text("utf-8"))
     module = ModuleType("shop.tasks")
     exec(tasks, vars(module))  # noqa: S102 - the README's own program
     app: Qsync = module.app
