@@ -97,6 +97,32 @@ def test_importing_qsync_imports_no_optional_part() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("module", "needs", "extra"),
+    [
+        ("qsync.web", "starlette", "web"),
+        ("qsync.contrib.prometheus", "prometheus_client", "prometheus"),
+        ("qsync.contrib.opentelemetry", "opentelemetry", "opentelemetry"),
+    ],
+)
+def test_a_part_whose_extra_is_missing_says_what_to_install(
+    module: str, needs: str, extra: str
+) -> None:
+    code = f"""
+import importlib.abc, sys
+class Hidden(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] == {needs!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Hidden())
+import {module}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ModuleNotFoundError: {needs}")
+    assert last.endswith(f"is not installed: pip install 'qsync-py[{extra}]'")
+
+
 # Where the store is.
 
 

@@ -208,6 +208,36 @@ def test_skip_retry_ends_at_once_and_retry_takes_its_delay(store: Store, prefix:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("delay", [-1, float("nan"), float("inf"), "soon", timedelta(days=-1)])
+@pytest.mark.parametrize("place", ["loop", "thread", "process"])
+def test_a_retry_after_what_is_no_delay_is_one_after_the_usual(
+    store: Store, prefix: str, place: str, delay: Any
+) -> None:
+    """The handler has ended: its task must not stay active for that."""
+
+    async def main() -> None:
+        mux = Mux()
+
+        def again(task: TaskInfo) -> None:
+            raise Retry(delay=delay)
+
+        async def again_on_loop(task: TaskInfo) -> None:
+            again(task)
+
+        if place == "process":
+            mux.handle("again", executor="process")(process_handlers.retry_after_nonsense)
+        else:
+            mux.handle("again")(again if place == "thread" else again_on_loop)
+        async with bench(store.url, prefix) as b, b.server(mux):
+            handle = await b.client.enqueue(Task("again", repr(delay)))
+            await b.reaches(handle.id, "retry")
+            info = await handle.info()
+            assert info.due_at is not None
+            assert timedelta(0) < info.due_at - datetime.now(UTC) < timedelta(seconds=100)
+
+    asyncio.run(main())
+
+
 @pytest.mark.faults(15)
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, BaseException])
 @pytest.mark.parametrize("colour", ["async", "thread"])

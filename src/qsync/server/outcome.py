@@ -18,7 +18,7 @@ from qsync.broker.ops import Held, Killed, Retried
 from qsync.errors import InvalidTask, QsyncError, Retry, SkipRetry
 from qsync.keys import class_name
 from qsync.server.lane import Leased
-from qsync.task import ERROR_LIMIT, SHORT_ERROR_LIMIT, FailedAttempt, Failure, to_us
+from qsync.task import ERROR_LIMIT, SHORT_ERROR_LIMIT, FailedAttempt, Failure
 
 UNKNOWN_FOR_US: Final = 3_600_000_000
 """A task whose type no server knew for so long is dead."""
@@ -129,10 +129,11 @@ def failed(leased: Leased, error: BaseException, now_us: int, policy: RetryPolic
 
 
 def _delay_us(leased: Leased, attempt: int, error: BaseException, policy: RetryPolicy) -> int:
-    if isinstance(error, Retry) and error.delay is not None:
-        return to_us("delay", error.delay)
     options = leased.message.options
-    if options and options.retry_delay_us is not None:
+    if isinstance(error, Retry) and error.delay is not None:
+        asked = error.delay
+        policy = lambda *_: asked  # noqa: E731 - so that a delay that is none is made good for
+    elif options and options.retry_delay_us is not None:
         return options.retry_delay_us
     known = error if isinstance(error, Exception) else RuntimeError(class_name(error))
     return math.ceil(retry_delay(policy, attempt, known) * 1_000_000)
