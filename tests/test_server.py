@@ -157,6 +157,14 @@ def test_an_error_is_kept_with_its_causes_and_the_users_lines_alone(
             except ValueError:
                 raise LookupError("no such order")  # noqa: B904 - the point of this test
 
+        @mux.handle("group")
+        async def group(task: TaskInfo) -> None:
+            async def one() -> None:
+                parse("x")
+
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(one())
+
         @mux.handle("alone")
         async def alone(task: TaskInfo) -> None:
             try:
@@ -174,6 +182,8 @@ def test_an_error_is_kept_with_its_causes_and_the_users_lines_alone(
         assert f"\n\nraised from {said}\n" in errors["from"]
         assert f"\n\nraised while handling {said}\n" in errors["while"]
         assert said not in errors["alone"]
+        assert f"\n\nin it {said}\n" in errors["group"]
+        assert errors.pop("group").count("return int(text)") == 1
         for text in errors.values():
             assert text.startswith("LookupError: no such order\n\n")
             assert text.count("return int(text)") == (text != errors["alone"])
@@ -481,6 +491,82 @@ def test_current_gives_state_client_and_progress(store: Store, prefix: str) -> N
             assert await b.client.handle(child_id).result(timeout=5) == 42
 
     asyncio.run(main())
+
+
+def test_handlers_that_close_the_client_close_it_for_nobody(store: Store, prefix: str) -> None:
+    """`with current().client as client` looks right; the client is the server's."""
+
+    async def main() -> None:
+        mux = Mux()
+
+        @mux.handle("loop")
+        async def on_loop(task: TaskInfo) -> str:
+            async with current().client as client:
+                handle = await client.enqueue(Task("other"))
+            await client.aclose()
+            return str(handle.id)
+
+        @mux.handle("thread")
+        def in_thread(task: TaskInfo) -> str:
+            with current().client as client:
+                handle = client.enqueue(Task("other"))
+            client.close()
+            return str(handle.id)
+
+        async with bench(store.url, prefix) as b, b.server(mux):
+            for type in ("loop", "thread") * 2:
+                handle = await b.client.enqueue(Task(type, retention=60, retry=0))
+                assert len(await handle.result(timeout=5)) == 22
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_run_ends_when_somebody_stops_the_server(store: Store, prefix: str, times: int) -> None:
+    """Both return when all is done, what runs is handed back, and nobody trips over the other."""
+
+    async def main() -> None:
+        mux, started = Mux(), asyncio.Event()
+
+        @mux.handle("long")
+        async def long(task: TaskInfo) -> None:
+            started.set()
+            await asyncio.sleep(60)
+
+        async with bench(store.url, prefix) as b:
+            server = b.server(mux, shutdown_timeout=0.2)
+            running = asyncio.create_task(server.run())
+            handle = await b.client.enqueue(Task("long"))
+            async with asyncio.timeout(5):
+                await started.wait()
+            await asyncio.gather(*(server.stop() for _ in range(times)))
+            assert (await handle.info()).state == "pending"
+            async with asyncio.timeout(5):
+                await running
+            await server.stop()
+
+    asyncio.run(main())
+
+
+def test_a_server_runs_in_another_thread_without_signals(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        mux = Mux()
+
+        @mux.handle("stop")
+        async def stop(task: TaskInfo) -> None:
+            stopping.append(asyncio.create_task(server.stop()))
+
+        stopping = list[asyncio.Task[None]]()
+        async with bench(store.url, prefix) as b:
+            server = b.server(mux)
+            await b.client.enqueue(Task("stop"))
+            async with asyncio.timeout(10):
+                await server.run()
+
+    thread = threading.Thread(target=asyncio.run, args=[main()])
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 def test_current_outside_of_a_handler_says_so() -> None:

@@ -82,18 +82,19 @@ def _trace(error: BaseException) -> str:
     return "".join(traceback.format_list(frames))
 
 
-def _causes(error: BaseException) -> Iterator[str]:
-    """What it was raised from, or while handling which, as Python shows it; three at most."""
-    for _ in range(3):
-        cause = error.__cause__
-        if cause is None and not error.__suppress_context__:
-            cause = error.__context__
-        if cause is None:
-            return
-        how = "raised from" if error.__cause__ is not None else "raised while handling"
+def _causes(error: BaseException, most: int = 3) -> Iterator[str]:
+    """What is in it, what it was raised from, or while handling which: three of each at most."""
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions[:3]:
+            yield f"in it {_head(one)}"
+            yield _trace(one)
+    cause, how = error.__cause__, "raised from"
+    if cause is None and not error.__suppress_context__:
+        cause, how = error.__context__, "raised while handling"
+    if cause is not None and most:
         yield f"{how} {_head(cause)}"
         yield _trace(cause)
-        error = cause
+        yield from _causes(cause, most - 1)
 
 
 def _cut(text: str, limit: int) -> str:

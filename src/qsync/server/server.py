@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
@@ -83,6 +84,7 @@ class Server:
         self._client: Client | None = None
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._stop_once = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._started = False
         self._exits = contextlib.AsyncExitStack()
@@ -115,10 +117,11 @@ class Server:
         return self._vitals.look(stopping=stopping)
 
     async def run(self) -> None:
-        """Run until SIGTERM, SIGINT or an order to stop.
+        """Run until SIGTERM, SIGINT, `stop()` or an order to stop.
 
         The first signal lets running tasks go on for `shutdown_timeout`, the second hands them back
-        at once, the third leaves the process as it is.
+        at once, the third leaves the process as it is. Only the main thread can take signals;
+        in another one the server runs without.
         """
         with _signals(self._on_signal):
             await self.start()
@@ -186,12 +189,10 @@ class Server:
         self._settlers = {
             lane.queue: Settler(self._broker, lane, self._count_lost) for lane in self._lanes
         }
-        surroundings = Surroundings(
-            await self._exits.enter_async_context(
-                self.async_client_type(self._broker, prefix=self.prefix)
-            ),
-            self._blocking_client,
-        )
+        client = self.async_client_type(self._broker, prefix=self.prefix)
+        client.lent = True
+        self._exits.push_async_callback(_take_back, client)
+        surroundings = Surroundings(client, self._blocking_client)
         if config.lifespan is not None:
             surroundings.state = await self._exits.enter_async_context(config.lifespan())
         hung = Hung(self._max_hung, self._on_too_many_hung)
@@ -271,6 +272,7 @@ class Server:
     def _blocking_client(self) -> Client:
         if self._client is None:
             self._client = self.client_type(Broker(self.address), prefix=self.prefix)
+            self._client.lent = True
         return self._client
 
     def _count_lost(self, count: int) -> None:
@@ -295,8 +297,13 @@ class Server:
 
         The order is this: no new tasks; what was leased ahead goes back; what runs may end; what
         still runs is stopped and goes back; the store knows of it all; leases are kept until then.
+        Returns when all that is done, whoever asked for it first; so does `run`.
         """
         self._stopping.set()
+        async with self._stop_once:
+            await self._stop()
+
+    async def _stop(self) -> None:
         if hasattr(self, "_fetching"):
             await _cancel([self._fetching])
             self._runner.accepting = False
@@ -313,6 +320,7 @@ class Server:
         self._tasks.clear()
         await self._exits.aclose()
         if self._client is not None:
+            self._client.lent = False
             self._client.close()
             self._client = None
         if hasattr(self, "_broker"):
@@ -347,6 +355,11 @@ class Server:
             log.warning("the store did not take everything in time; leases cover the rest")
 
 
+async def _take_back(client: AsyncClient) -> None:
+    client.lent = False
+    await client.aclose()
+
+
 async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
@@ -355,7 +368,10 @@ async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
 
 @contextlib.contextmanager
 def _signals(react: Any) -> Any:
-    """Call `react(n)` on the loop for the n-th SIGTERM or SIGINT."""
+    """Call `react(n)` on the loop for the n-th SIGTERM or SIGINT, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     loop = asyncio.get_running_loop()
     seen, last = 0, -math.inf
 
