@@ -110,3 +110,9 @@ class _Decorated:
 
 
 decorated = _Decorated()
+
+
+def retry_after_nonsense(task: TaskInfo) -> None:
+    delays = {"-1": -1, "nan": float("nan"), "inf": float("inf"), "'soon'": "soon"}
+    delay: Any = delays.get(task.value(str), timedelta(days=-1))
+    raise Retry(delay=delay)

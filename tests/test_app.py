@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -31,6 +31,7 @@ from qsync import (
     ConfigError,
     DuplicateTask,
     InvalidTask,
+    Middleware,
     Mux,
     Qsync,
     QsyncError,
@@ -41,6 +42,7 @@ from qsync import (
     TaskState,
     current,
 )
+from qsync.server.config import Config, ServerOptions
 from qsync.typed import TaskFunction, TaskOptions
 from tests import app_tasks
 from tests.serving import until
@@ -95,6 +97,32 @@ def test_importing_qsync_imports_no_optional_part() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("module", "needs", "extra"),
+    [
+        ("qsync.web", "starlette", "web"),
+        ("qsync.contrib.prometheus", "prometheus_client", "prometheus"),
+        ("qsync.contrib.opentelemetry", "opentelemetry", "opentelemetry"),
+    ],
+)
+def test_a_part_whose_extra_is_missing_says_what_to_install(
+    module: str, needs: str, extra: str
+) -> None:
+    code = f"""
+import importlib.abc, sys
+class Hidden(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] == {needs!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Hidden())
+import {module}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ModuleNotFoundError: {needs}")
+    assert last.endswith(f"is not installed: pip install 'qsync-py[{extra}]'")
+
+
 # Where the store is.
 
 
@@ -139,11 +167,22 @@ def test_what_is_no_store_is_refused(url: Any) -> None:
         ({"patience": "long"}, "patience: 'long'"),
         ({"prefix": "a:b"}, "prefix: 'a:b'"),
         ({"mux": print}, "mux: "),
+        ({"lifespan": 5}, "lifespan: 5 is not callable"),
     ],
 )
 def test_wrong_settings_are_refused_at_once(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(says)):
         Qsync(URL, **settings)
+
+
+def test_the_options_of_a_server_are_typed_as_its_config() -> None:
+    """`app.server(...)` names each option for type checkers, with the type that Config has."""
+    fields, options = get_type_hints(Config), get_type_hints(ServerOptions)
+    assert list(options) == list(Config.__dataclass_fields__)
+    # A list will do as well; Config keeps a tuple of it.
+    assert options.pop("middleware") == Iterable[Middleware]
+    assert fields.pop("middleware") == tuple[Middleware, ...]
+    assert options == fields
 
 
 def test_no_password_is_shown() -> None:

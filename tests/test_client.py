@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -445,6 +445,43 @@ def test_clients_are_context_managers(store: Store, prefix: str) -> None:
         assert repr(client) == f"<Client prefix={prefix!r} at {unlimited(store.url)}>"
     with pytest.raises(QsyncError, match="closed"):
         client.enqueue(Task("t"))
+
+
+def test_an_async_client_says_that_it_belongs_to_another_loop(store: Store, prefix: str) -> None:
+    """Whether the loop that it was used in first is still there or not."""
+    client = AsyncClient(AsyncBroker(connect.parse(store.url)), prefix=prefix)
+
+    async def enqueue() -> AsyncHandle[Any]:
+        return await client.enqueue(Task("t"))
+
+    async def main() -> AsyncHandle[Any]:
+        handle = await enqueue()
+        with pytest.raises(ConfigError, match="belongs to the event loop that used it first"):
+            await asyncio.to_thread(asyncio.run, enqueue())
+        assert (await handle.info()).state == "pending"
+        await client.aclose()
+        return handle
+
+    handle = asyncio.run(main())
+    with pytest.raises(QsyncError, match="closed"):
+        asyncio.run(handle.info())
+
+    client = AsyncClient(AsyncBroker(connect.parse(store.url)), prefix=prefix)
+    with asyncio.Runner() as runner:
+        handle = runner.run(enqueue())
+        for call in (enqueue, handle.info, handle.cancel, lambda: client.enqueue_many([Task("t")])):
+            with pytest.raises(ConfigError, match="make one for each loop"):
+                asyncio.run(call())
+        runner.run(client.aclose())
+
+
+@pytest.mark.parametrize("make", [bytes, bytearray, memoryview])
+def test_what_is_like_bytes_is_a_payload_as_it_is(
+    colour: Colour, client: Any, make: Callable[[bytes], Any]
+) -> None:
+    """Not the msgpack of a value: handlers get the very bytes."""
+    status = colour.do(colour.do(client.enqueue(Task("t", make(b"abc")))).info())
+    assert (status.payload, status.value(), status.value(bytes)) == (b"abc", b"abc", b"abc")
 
 
 # the set of queues

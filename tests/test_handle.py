@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
 
+import msgspec
+import pydantic
 import pytest
 
 from qsync import codec, handle
@@ -78,6 +84,54 @@ def test_info_is_the_task_as_it_stands(colour: Colour, client: Any, hand: Hand) 
     assert colour.do(handle.info()).state is TaskState.ACTIVE
     hand.kill(held, "boom")
     assert colour.do(client.handle("a").info()).last_error == "boom"
+
+
+class Model(pydantic.BaseModel):
+    n: int
+
+
+@dataclass
+class Data:
+    n: int
+    path: Path | None = None
+
+
+@pytest.mark.parametrize(
+    ("given", "type", "value"),
+    [
+        (Model(n=1), Model, Model(n=1)),
+        ([Model(n=1)], list[Model], [Model(n=1)]),
+        (Data(1, Path("/a")), Data, Data(1, Path("/a"))),
+        (Path("/a"), Path, Path("/a")),
+        (UUID(int=1), UUID, UUID(int=1)),
+        ({"n": 1}, Data, Data(1)),
+        (5, Annotated[int, msgspec.Meta(ge=5)], 5),
+        ([1], Annotated[Any, []], [1]),
+    ],
+)
+def test_the_payload_is_decoded_as_any_type_that_an_argument_may_have(
+    colour: Colour, client: Any, given: Any, type: Any, value: Any
+) -> None:
+    """By msgspec, or by pydantic where it is pydantic's, as for functions that are tasks."""
+    assert colour.do(colour.do(client.enqueue(Task("t", given))).info()).value(type) == value
+
+
+@pytest.mark.parametrize(
+    ("type", "says"),
+    [
+        (Model, "n: Input should be a valid integer"),
+        (Data, r"Expected `int`, got `str` - at `\$\.n`"),
+        (threading.Lock().__class__, "no type that can be made from a payload"),
+        (5, "Type '5' is not supported"),
+    ],
+)
+def test_a_payload_that_does_not_fit_the_type_is_invalid(
+    colour: Colour, client: Any, type: Any, says: str
+) -> None:
+    status = colour.do(colour.do(client.enqueue(Task("t", {"n": "secret"}))).info())
+    with pytest.raises(InvalidTask, match=f"^payload: .*{says}") as raised:
+        status.value(type)
+    assert "secret" not in str(raised.value)
 
 
 def test_info_of_a_task_that_left_is_task_not_found(

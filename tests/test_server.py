@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import re
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ import pytest
 
 import qsync.server.current
 from qsync.errors import ConfigError, Retry, SkipRetry, TaskCancelled, TaskFailed
-from qsync.mux import Mux
+from qsync.mux import CallNext, Mux
 from qsync.server.current import current
 from qsync.server.server import Server
 from qsync.task import Task, TaskInfo
@@ -93,6 +94,105 @@ def test_a_task_without_attempts_left_is_dead_and_kept(store: Store, prefix: str
     asyncio.run(main())
 
 
+def test_a_body_that_did_not_run_is_no_success(store: Store, prefix: str) -> None:
+    """A handler whose decorator hides that it is async, or a middleware that does not await."""
+
+    async def forgets(task: TaskInfo, call_next: CallNext) -> Any:
+        return call_next()
+
+    async def main() -> None:
+        mux = Mux()
+
+        def hidden(function: Any) -> Any:
+            return lambda task: function(task)
+
+        async def body(task: TaskInfo) -> None: ...
+        async def stream(task: TaskInfo) -> AsyncIterator[int]:
+            yield 1
+
+        mux.handle("coroutine")(hidden(body))
+        mux.handle("generator")(hidden(lambda task: (n for n in [task])))
+        mux.handle("async generator")(hidden(stream))
+        mux.handle("forgotten", middleware=[forgets])(body)
+        async with bench(store.url, prefix) as b, b.server(mux):
+            for type in mux.types:
+                handle = await b.client.enqueue(Task(type))
+                await b.reaches(handle.id, "dead")
+                info = await handle.info()
+                assert info.attempt == 1  # another one would not go better
+                what = "coroutine" if type == "forgotten" else type
+                assert re.fullmatch(
+                    f"NeverRun: the handler returned an? {what}, .* did not run: .*",
+                    str(info.last_error),
+                )
+
+    asyncio.run(main())
+
+
+def test_an_error_is_kept_with_its_causes_and_the_users_lines_alone(
+    store: Store, prefix: str
+) -> None:
+    """4 KiB are not much: what called the handler is the same for all, and is left out."""
+
+    async def around(task: TaskInfo, call_next: CallNext) -> Any:
+        return await call_next()
+
+    async def main() -> None:
+        mux = Mux()
+
+        def parse(text: str) -> int:
+            return int(text)
+
+        @mux.handle("from", middleware=[around, around])
+        def raised_from(task: TaskInfo) -> None:
+            try:
+                parse("x")
+            except ValueError as error:
+                raise LookupError("no such order") from error
+
+        @mux.handle("while")
+        async def raised_while(task: TaskInfo) -> None:
+            try:
+                parse("x")
+            except ValueError:
+                raise LookupError("no such order")  # noqa: B904 - the point of this test
+
+        @mux.handle("group")
+        async def group(task: TaskInfo) -> None:
+            async def one() -> None:
+                parse("x")
+
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(one())
+
+        @mux.handle("alone")
+        async def alone(task: TaskInfo) -> None:
+            try:
+                parse("x")
+            except ValueError:
+                raise LookupError("no such order") from None
+
+        async with bench(store.url, prefix) as b, b.server(mux):
+            errors = {}
+            for type in mux.types:
+                handle = await b.client.enqueue(Task(type, retry=0))
+                await b.reaches(handle.id, "dead")
+                errors[type] = str((await handle.info()).last_error)
+        said = "ValueError: invalid literal for int() with base 10: 'x'"
+        assert f"\n\nraised from {said}\n" in errors["from"]
+        assert f"\n\nraised while handling {said}\n" in errors["while"]
+        assert said not in errors["alone"]
+        assert f"\n\nin it {said}\n" in errors["group"]
+        assert errors.pop("group").count("return int(text)") == 1
+        for text in errors.values():
+            assert text.startswith("LookupError: no such order\n\n")
+            assert text.count("return int(text)") == (text != errors["alone"])
+            assert "qsync/server" not in text
+        assert errors["from"].count("return await call_next()") == 2
+
+    asyncio.run(main())
+
+
 def test_skip_retry_ends_at_once_and_retry_takes_its_delay(store: Store, prefix: str) -> None:
     async def main() -> None:
         mux, times = Mux(), list[float]()
@@ -114,6 +214,36 @@ def test_skip_retry_ends_at_once_and_retry_takes_its_delay(store: Store, prefix:
             assert (await skipped.info()).attempt == 1
             await b.gone(again_.id)
             assert 0.19 < times[1] - times[0] < 1.5
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("delay", [-1, float("nan"), float("inf"), "soon", timedelta(days=-1)])
+@pytest.mark.parametrize("place", ["loop", "thread", "process"])
+def test_a_retry_after_what_is_no_delay_is_one_after_the_usual(
+    store: Store, prefix: str, place: str, delay: Any
+) -> None:
+    """The handler has ended: its task must not stay active for that."""
+
+    async def main() -> None:
+        mux = Mux()
+
+        def again(task: TaskInfo) -> None:
+            raise Retry(delay=delay)
+
+        async def again_on_loop(task: TaskInfo) -> None:
+            again(task)
+
+        if place == "process":
+            mux.handle("again", executor="process")(process_handlers.retry_after_nonsense)
+        else:
+            mux.handle("again")(again if place == "thread" else again_on_loop)
+        async with bench(store.url, prefix) as b, b.server(mux):
+            handle = await b.client.enqueue(Task("again", repr(delay)))
+            await b.reaches(handle.id, "retry")
+            info = await handle.info()
+            assert info.due_at is not None
+            assert timedelta(0) < info.due_at - datetime.now(UTC) < timedelta(seconds=100)
 
     asyncio.run(main())
 
@@ -363,6 +493,82 @@ def test_current_gives_state_client_and_progress(store: Store, prefix: str) -> N
     asyncio.run(main())
 
 
+def test_handlers_that_close_the_client_close_it_for_nobody(store: Store, prefix: str) -> None:
+    """`with current().client as client` looks right; the client is the server's."""
+
+    async def main() -> None:
+        mux = Mux()
+
+        @mux.handle("loop")
+        async def on_loop(task: TaskInfo) -> str:
+            async with current().client as client:
+                handle = await client.enqueue(Task("other"))
+            await client.aclose()
+            return str(handle.id)
+
+        @mux.handle("thread")
+        def in_thread(task: TaskInfo) -> str:
+            with current().client as client:
+                handle = client.enqueue(Task("other"))
+            client.close()
+            return str(handle.id)
+
+        async with bench(store.url, prefix) as b, b.server(mux):
+            for type in ("loop", "thread") * 2:
+                handle = await b.client.enqueue(Task(type, retention=60, retry=0))
+                assert len(await handle.result(timeout=5)) == 22
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_run_ends_when_somebody_stops_the_server(store: Store, prefix: str, times: int) -> None:
+    """Both return when all is done, what runs is handed back, and nobody trips over the other."""
+
+    async def main() -> None:
+        mux, started = Mux(), asyncio.Event()
+
+        @mux.handle("long")
+        async def long(task: TaskInfo) -> None:
+            started.set()
+            await asyncio.sleep(60)
+
+        async with bench(store.url, prefix) as b:
+            server = b.server(mux, shutdown_timeout=0.2)
+            running = asyncio.create_task(server.run())
+            handle = await b.client.enqueue(Task("long"))
+            async with asyncio.timeout(5):
+                await started.wait()
+            await asyncio.gather(*(server.stop() for _ in range(times)))
+            assert (await handle.info()).state == "pending"
+            async with asyncio.timeout(5):
+                await running
+            await server.stop()
+
+    asyncio.run(main())
+
+
+def test_a_server_runs_in_another_thread_without_signals(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        mux = Mux()
+
+        @mux.handle("stop")
+        async def stop(task: TaskInfo) -> None:
+            stopping.append(asyncio.create_task(server.stop()))
+
+        stopping = list[asyncio.Task[None]]()
+        async with bench(store.url, prefix) as b:
+            server = b.server(mux)
+            await b.client.enqueue(Task("stop"))
+            async with asyncio.timeout(10):
+                await server.run()
+
+    thread = threading.Thread(target=asyncio.run, args=[main()])
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
 def test_current_outside_of_a_handler_says_so() -> None:
     with pytest.raises(qsync.errors.QsyncError, match="only inside a handler"):
         current()
@@ -459,6 +665,8 @@ def test_a_paused_queue_starts_nothing_until_it_is_resumed(store: Store, prefix:
         ({"middleware": (len,)}, "middleware"),
         ({"on_error": 5}, "on_error: 5"),
         ({"server_id": "a/b"}, "server_id"),
+        ({"strict": "yes"}, "strict: 'yes' is neither True nor False"),
+        ({"allow_eviction": "no"}, "allow_eviction: 'no'"),
     ],
 )
 def test_a_wrong_option_is_named(config: dict[str, Any], said: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 
 import pytest
 from redis import exceptions as failures
 
+from qsync import Qsync
 from qsync.broker import connect, ops
 from qsync.broker.address import mask
 from qsync.broker.faults import Fault, classify
@@ -16,7 +18,7 @@ from qsync.broker.shell import AsyncBroker, Broker
 from qsync.errors import ConfigError, QsyncError, QueueFull, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.task import Task, new_nonce, outgoing
-from tests.stores import Store, free_port
+from tests.stores import Cluster, Store, free_port
 
 
 def test_a_cancellation_is_heeded_whenever_it_comes_and_mixes_up_no_replies(
@@ -103,11 +105,67 @@ def test_calls_survive_that_the_store_forgets_its_scripts(store: Store, prefix: 
         (failures.ResponseError("OOM command not allowed"), Fault.FULL),
         (failures.NoPermissionError("this user has no permissions"), Fault.DENIED),
         (failures.AuthenticationError("invalid username-password pair"), Fault.DENIED),
+        (failures.ResponseError("DB index is out of range"), Fault.MISTAKEN),
+        (failures.ResponseError("unknown command 'SENTINEL', with args"), Fault.MISTAKEN),
+        (
+            failures.RedisClusterException("Cluster mode is not enabled on this node"),
+            Fault.MISTAKEN,
+        ),
+        (failures.RedisClusterException("no reachable node"), Fault.TRANSIENT),
         (failures.ResponseError("WRONGTYPE Operation against a key"), Fault.BUG),
     ],
 )
 def test_errors_of_the_store_are_sorted(error: Exception, fault: Fault) -> None:
     assert classify(error) is fault
+
+
+@pytest.mark.parametrize("scheme", ["redis+cluster", "redis+sentinel"])
+def test_a_store_of_another_kind_than_the_url_says_is_told_at_once(
+    store: Store, prefix: str, scheme: str
+) -> None:
+    """Whoever asks first: a blocking client, an asyncio one, or a server when it starts."""
+    url = store.url.replace("redis", scheme) + "/main" * (scheme == "redis+sentinel")
+    app = Qsync(url, prefix=prefix)
+    says = f"the store at {re.escape(url)} is not what the URL says"
+
+    async def main() -> None:
+        async with app.async_client() as client:
+            with pytest.raises(ConfigError, match=says):
+                await client.enqueue(Task("t"))
+        with pytest.raises(ConfigError, match=says):
+            await app.aping()
+        with pytest.raises(ConfigError, match=says):
+            await app.server().start()
+
+    with app.client() as client, pytest.raises(ConfigError, match=says):
+        client.enqueue(Task("t"))
+    with pytest.raises(ConfigError, match=says):
+        app.ping()
+    asyncio.run(main())
+
+
+def test_a_database_that_the_store_does_not_have_is_told_at_once(store: Store, prefix: str) -> None:
+    app = Qsync(f"{store.url}/9999", prefix=prefix)
+    with app.client() as client, pytest.raises(ConfigError, match="DB index is out of range"):
+        client.enqueue(Task("t"))
+    with pytest.raises(ConfigError, match="DB index is out of range"):
+        app.ping()
+    with pytest.raises(ConfigError, match="DB index is out of range"):
+        asyncio.run(app.server().start())
+
+
+def test_a_node_of_a_cluster_is_told_from_a_store(cluster: Cluster, prefix: str) -> None:
+    """A server would see only some of its queues there; a client says what scheme to use."""
+    [url, *_] = (node.url for node in cluster.nodes)
+    app = Qsync(url, prefix=prefix, patience=0)
+    with pytest.raises(ConfigError, match=r"is a node of a cluster; use redis\+cluster://"):
+        asyncio.run(app.server().start())
+    with (
+        app.client() as client,
+        pytest.raises(StoreUnavailable, match=r"a node of a cluster .*; use redis\+cluster://"),
+    ):
+        for number in range(100):
+            client.enqueue(Task("t"), queue=f"q{number}")
 
 
 def test_a_store_that_is_away_is_waited_for_and_then_reported(prefix: str) -> None:
@@ -183,7 +241,14 @@ def test_a_full_store_refuses_tasks_and_takes_everything_else(store: Store, pref
         ("redis+sentinel://localhost:26379", "does not name the service"),
         ("redis+cluster://a:1,b:two", "not host:port"),
         ("redis+cluster://a:1/3", "only number 0"),
-        ("redis://me:s3cr3t@localhost:99999999/x", "url"),
+        ("redis://me:s3cr3t@localhost:99999999/0", "its port is not a number from 0 to 65535"),
+        ("redis://me:s3cr3t@localhost/x", "'x' is no number of a database"),
+        ("redis://localhost/-1", "'-1' is no number of a database"),
+        ("redis+sentinel://localhost/main/x", "'x' is no number of a database"),
+        ("redis://:s3cr3t/s3cr3t@localhost", "write / as %2F"),
+        ("redis+cluster://:s3cr3t?s3cr3t@a:1,b:2", "write / as %2F"),
+        ("unix://", "does not name the socket"),
+        ("", "url: '' does not begin"),
     ],
 )
 def test_a_wrong_url_is_told_without_its_password(url: str, said: str) -> None:
@@ -194,11 +259,14 @@ def test_a_wrong_url_is_told_without_its_password(url: str, said: str) -> None:
 
 def test_an_address_shows_hosts_and_no_credentials() -> None:
     shown = {
-        "redis://u:pw@h:1/2": "redis://h:1",
+        "redis://u:pw@h:1/2": "redis://h:1/2",
+        "redis://u:pw@h:1/0": "redis://h:1",
         "rediss://h": "rediss://h:6379",
         "redis+cluster://u:pw@a:1,b:2": "redis+cluster://a:1,b:2",
         "rediss+sentinel://u:pw@a,b:2/main": "rediss+sentinel://a:26379,b:2/main",
+        "redis+sentinel://u:pw@a/main/3": "redis+sentinel://a:26379/main/3",
         "unix:///tmp/s.sock": "unix:///tmp/s.sock",
+        "unix:///tmp/s.sock?db=4": "unix:///tmp/s.sock?db=4",
     }
     for url, text in shown.items():
         address = connect.parse(url)

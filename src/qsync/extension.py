@@ -1,4 +1,7 @@
-"""What qsync.contrib adds to an app: clients of its own, and something at each server."""
+"""What qsync.contrib adds to an app: clients of its own, and something at each server.
+
+And what qsync.contrib and qsync.web say when what they need is not installed.
+"""
 
 from __future__ import annotations
 
@@ -23,3 +26,9 @@ class Extension:
     client: Callable[..., Client] = Client
     async_client: Callable[..., AsyncClient] = AsyncClient
     server: Callable[[Server], None] = _nothing
+
+
+def missing(error: ModuleNotFoundError, extra: str) -> ModuleNotFoundError:
+    """The error for a part of qsync whose extra is not installed: it says what to install."""
+    msg = f"{error.name} is not installed: pip install 'qsync-py[{extra}]'"
+    return ModuleNotFoundError(msg, name=error.name)

@@ -18,7 +18,7 @@ from qsync.broker import ops, views
 from qsync.broker.call import Call
 from qsync.broker.shell import OWN, AsyncBroker, Broker, Patience
 from qsync.broker.views import Shown
-from qsync.errors import QsyncError, ResultTimeout, StoreUnavailable
+from qsync.errors import ConfigError, QsyncError, ResultTimeout, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.sending import Batcher, UnderWay
 from qsync.task import Duration, Result, TaskStatus, to_us
@@ -331,9 +331,23 @@ class AsyncTracker(_AnyTracker):
     def __init__(self, broker: AsyncBroker, prefix: str) -> None:
         super().__init__(prefix)
         self._broker = broker
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._readers: dict[tuple[str, bool], Batcher[str, Shown | None]] = {}
         self._watches: dict[str, AsyncWatch] = {}
         self._under_way = UnderWay()
+
+    def check_open(self) -> None:
+        """Raise QsyncError when the client has been closed, or belongs to another event loop."""
+        super().check_open()
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None:
+                msg = (
+                    "an AsyncClient belongs to the event loop that used it first, and this is "
+                    "another; make one for each loop, or enqueue by functions that are tasks"
+                )
+                raise ConfigError(msg)
+            self._loop = loop
 
     async def show(self, id: str, queue: str, *, messages: bool = True) -> Shown | None:
         """The task as it stands; None when it is not in the queue."""

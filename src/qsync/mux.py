@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
-from qsync.errors import ConfigError
+from qsync.errors import ConfigError, InvalidTask
 from qsync.keys import shorten
 from qsync.task import TaskInfo, check_type
 
@@ -71,9 +71,12 @@ class Mux:
         """Register the decorated function for a type; the function itself stays as it is.
 
         `executor="process"` runs a plain function in a process of its own, for work that needs the
-        CPU; only its import path and bytes go there, and a timeout really ends it.
+        CPU; only its import path and bytes go there, and a timeout really ends it. A program that
+        runs a server itself, rather than by `qsync worker`, needs `if __name__ == "__main__":`
+        around it then: each process begins by importing the program.
         Raises ConfigError when the type has a handler, or the function cannot be one.
         """
+        _check_type(type)
 
         def register(function: F) -> F:
             self.add(make_handler(type, function, executor=executor, middleware=middleware))
@@ -117,13 +120,11 @@ def make_handler(
     arguments: Arguments = _task_itself,
 ) -> Handler:
     """Check a function and say where it runs; ConfigError when it cannot be a handler."""
-    check_type(type)
-    if not callable(function):
-        msg = f"handler of {type!r}: {shorten(function)} is not callable"
+    _check_type(type)
+    if why := _unfit(function, takes_task=arguments is _task_itself):
+        msg = f"handler of {type!r}: {shorten(function)} {why}"
         raise ConfigError(msg)
-    around = tuple(middleware)
-    for one in around:
-        check_middleware(one)
+    around = check_middlewares(middleware)
     if executor is None:
         place: Place = "loop" if _is_async(function) else "thread"
         return Handler(type, function, place, around, arguments)
@@ -133,11 +134,58 @@ def make_handler(
     return Handler(type, function, "process", around, arguments, _import_path(type, function))
 
 
-def check_middleware(middleware: object) -> None:
-    """Raise ConfigError unless it is an async callable."""
-    if not callable(middleware) or not _is_async(middleware):
-        msg = f"middleware: {shorten(middleware)} is not `async def (task, call_next)`"
+def check_mux(mux: object) -> Mux:
+    """Return the mux, or raise ConfigError."""
+    if not isinstance(mux, Mux):
+        msg = f"mux: {shorten(mux)} is not a Mux"
         raise ConfigError(msg)
+    return mux
+
+
+def check_middlewares(middleware: object) -> tuple[Middleware, ...]:
+    """Return them as a tuple; ConfigError unless they are async callables that take two things."""
+    if not isinstance(middleware, Iterable):
+        msg = f"middleware: {shorten(middleware)} is not a list of `async def (task, call_next)`"
+        raise ConfigError(msg)
+    around = tuple(middleware)
+    for one in around:
+        if not callable(one) or not _is_async(one) or not _takes(one, 2):
+            msg = f"middleware: {shorten(one)} is not `async def (task, call_next)`"
+            raise ConfigError(msg)
+    return around
+
+
+def _check_type(type: object) -> None:
+    try:
+        check_type(type)
+    except InvalidTask as error:
+        raise ConfigError(f'{error}; @mux.handle("reindex-file") say') from None
+
+
+def _unfit(function: object, *, takes_task: bool) -> str | None:
+    """Why it cannot be a handler."""
+    if not callable(function):
+        return "is not callable"
+    if inspect.isclass(function):
+        return "is a class; give an instance of it, or a function"
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        return "is a generator, whose body nobody would run"
+    if takes_task and not _takes(function, 1):
+        return "cannot be called with the task alone; a handler is `def (task)`"
+    return None
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether it can be called with so many arguments, as far as its signature tells."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a builtin, say
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

@@ -44,6 +44,9 @@ async def use(info: TaskInfo) -> None:
     await greet.enqueue(name="name", times="2")  # error: arg-type
     greet("name")  # error: arg-type call-arg
 
+    app.server(concurency=100)  # error: call-arg
+    app.server(lease="long")  # error: arg-type
+
     await add.options(deley=60).enqueue(1)  # error: call-arg
     await add.options(retry="often").enqueue(1)  # error: arg-type
     await add.options(delay=60).enqueue("1")  # error: arg-type

@@ -34,18 +34,45 @@ class Address:
     tls: bool = False
 
     def __str__(self) -> str:
+        db = self.settings.get("db") or ""
         if path := self.settings.get("path"):
-            return f"unix://{path}"
+            return f"unix://{path}" + (db and f"?db={db}")
         hosts = ",".join(f"{host}:{port}" for host, port in self.nodes)
         scheme = ("rediss" if self.tls else "redis") + (
             "" if self.kind == "node" else f"+{self.kind}"
         )
-        return f"{scheme}://{hosts}" + (f"/{self.service}" if self.service else "")
+        return "/".join(filter(None, (f"{scheme}://{hosts}", self.service, str(db))))
 
 
 def mask(url: str) -> str:
     """The URL without its credentials."""
-    return re.sub(r"//[^/@]*@", "//***@", re.sub(r"(password=)[^&]*", r"\1***", url))
+    return re.sub(r"//.*@", "//***@", re.sub(r"(password=)[^&]*", r"\1***", url))
+
+
+def check_credentials(url: str) -> None:
+    """ValueError when a part of the password would be taken for something else, and be shown."""
+    parts = urlsplit(url)
+    if "@" in parts.path + parts.query + parts.fragment:
+        msg = "write / as %2F, ? as %3F, # as %23 and @ as %40 in a user or password"
+        raise ValueError(msg)
+
+
+def check_node(url: str) -> None:
+    """ValueError when there is a mistake in the URL of a node that redis-py would not see."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        if not parts.path:
+            msg = "it does not name the socket: unix:///path/to/socket"
+            raise ValueError(msg)
+        return
+    if not re.fullmatch(r"/?|/\d+/?", parts.path):
+        msg = f"{parts.path[1:]!r} is no number of a database"
+        raise ValueError(msg)
+    try:
+        _ = parts.port
+    except ValueError:
+        msg = "its port is not a number from 0 to 65535"
+        raise ValueError(msg) from None
 
 
 def split_hosts(url: str) -> tuple[str, str, tuple[tuple[str, int], ...], str]:

@@ -27,7 +27,14 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.connection import parse_url
 from redis.retry import Retry
 
-from qsync.broker.address import SCHEMES, Address, mask, split_hosts
+from qsync.broker.address import (
+    SCHEMES,
+    Address,
+    check_credentials,
+    check_node,
+    mask,
+    split_hosts,
+)
 from qsync.errors import ConfigError
 
 AnyClient = (
@@ -64,15 +71,18 @@ def parse(url: str) -> Address:
     scheme = url.partition("://")[0] if "://" in url else ""
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
-        msg = f"url: {mask(url)} does not begin with one of {known}"
+        msg = f"url: {mask(url) or repr(url)} does not begin with one of {known}"
         raise ConfigError(msg)
     try:
+        check_credentials(url)
         if "+" not in scheme:
+            check_node(url)
             options = _plain(parse_url(url))
             node = (options.pop("host", "localhost"), options.pop("port", 6379))
             where = () if "path" in options else (node,)
             return Address("node", where, settings=options, tls=scheme == "rediss")
         kind, first, nodes, service = split_hosts(url)
+        check_node(first)
         options = _plain(parse_url(first))
         del options["host"], options["port"]
     except ValueError as error:

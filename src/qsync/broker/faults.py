@@ -13,7 +13,8 @@ from qsync.broker.call import Call
 from qsync.errors import ConfigError, QsyncError, QueueFull, SchemaMismatch, StoreUnavailable
 
 LIBRARY_ERRORS: Final = (
-    failures.RedisError, OSError, TimeoutError, EOFError, ValueError, RuntimeError,
+    failures.RedisError, failures.RedisClusterException, OSError, TimeoutError, EOFError,
+    ValueError, RuntimeError,
 )  # fmt: skip
 """What redis-py raises; ValueError is how asyncio reports a reply over its buffer, RuntimeError how
 uvloop reports a write to a connection that was reset a moment ago.
@@ -27,8 +28,15 @@ class Fault(Enum):
     FULL = "out of memory"
     DENIED = "credentials or rights"
     SCHEMA = "data of another version"
+    MISTAKEN = "not the kind of store that the URL says"
     BUG = "ours"
 
+
+_MISTAKEN: Final = (
+    "Cluster mode is not enabled", "cluster support disabled", "unknown command 'SENTINEL'",
+    "DB index is out of range",
+)  # fmt: skip
+"""What only a store answers that is another than it was taken for."""
 
 _TRANSIENT_CODES: Final = (
     "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "MISCONF", "NOREPLICAS",
@@ -45,6 +53,8 @@ def classify(error: BaseException) -> Fault:
     text = str(error)
     if isinstance(error, failures.OutOfMemoryError) or text.startswith("OOM"):
         return Fault.FULL
+    if any(words in text for words in _MISTAKEN):
+        return Fault.MISTAKEN
     denied = (
         failures.AuthenticationError,
         failures.AuthorizationError,
@@ -77,15 +87,11 @@ def translate(error: BaseException, call: Call[Any], address: Address) -> QsyncE
     match classify(error):
         case Fault.FULL:
             return QueueFull(f"{name}: the store at {address} is out of memory: {error}")
-        case Fault.DENIED:
-            return ConfigError(f"{name}: the store at {address} refuses: {error}")
-        case Fault.TRANSIENT:
-            shown = str(error) or type(error).__name__
-            return StoreUnavailable(f"{name}: the store at {address} is not available: {shown}")
         case Fault.SCHEMA:
             return SchemaMismatch(_mismatch(str(error), call, address))
         case Fault.BUG:
             return QsyncError(f"{name}: the store at {address} answered {error}")
+    return _refused(f"{name}: ", error, address)
 
 
 def _mismatch(text: str, call: Call[Any], address: Address) -> str:
@@ -98,10 +104,27 @@ def _mismatch(text: str, call: Call[Any], address: Address) -> str:
 
 
 def no_answer(error: BaseException, address: Address) -> QsyncError:
-    shown = str(error) or type(error).__name__
-    if classify(error) is Fault.DENIED:
-        return ConfigError(f"the store at {address} refuses: {shown}")
-    return StoreUnavailable(f"the store at {address} is not available: {shown}")
+    """The exception of ours for a question that was not answered."""
+    return _refused("", error, address)
+
+
+def _refused(name: str, error: BaseException, address: Address) -> QsyncError:
+    shown = _shown(error, address)
+    match classify(error):
+        case Fault.DENIED:
+            return ConfigError(f"{name}the store at {address} refuses: {shown}")
+        case Fault.MISTAKEN:
+            return ConfigError(f"{name}the store at {address} is not what the URL says: {shown}")
+    return StoreUnavailable(f"{name}the store at {address} is not available: {shown}")
+
+
+def _shown(error: BaseException, address: Address) -> str:
+    text = str(error)
+    if isinstance(error, failures.MovedError) and address.kind != "cluster":
+        return f"it is a node of a cluster (MOVED {text}); use redis+cluster://"
+    if not text and isinstance(error, TimeoutError | failures.TimeoutError):
+        return "no answer in time"
+    return text or type(error).__name__
 
 
 def moved_away(reply: Any) -> bool:

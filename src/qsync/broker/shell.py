@@ -71,13 +71,15 @@ class Facts:
     version: tuple[int, ...] | None
     product: str
     policy: str | None
+    in_cluster: bool = False
 
 
 def _facts(info: Mapping[str, Any]) -> Facts:
     product = "valkey" if "valkey_version" in info else "redis"
     parts = str(info.get(f"{product}_version", "")).split(".")
     version = tuple(int(part) for part in parts if part.isdigit()) or None
-    return Facts(version, product, info.get("maxmemory_policy"))
+    in_cluster = bool(info.get("cluster_enabled"))
+    return Facts(version, product, info.get("maxmemory_policy"), in_cluster)
 
 
 class Broker:

@@ -66,7 +66,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Row]) -> None:
         return
     out = console()
     table, width = build(columns, rows, out.width if out.is_terminal else None)
-    out.width = width
+    out.width = width + GAP  # until 15, rich has a gap after the last column, too
     with out.capture() as captured:
         out.print(table)
     print_out("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))

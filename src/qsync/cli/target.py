@@ -29,6 +29,10 @@ def load(target: str) -> Qsync:
     if not colon or not name or not attribute:
         msg = f"{target}: not of the form MODULE:APP, shop.tasks:app say"
         raise TargetError(msg)
+    if name.endswith(".py") or "/" in name:
+        dotted = name.removesuffix(".py").strip("./").replace("/", ".")
+        msg = f"{target}: give the name of the module, not its file: {dotted}:{attribute} say"
+        raise TargetError(msg)
     here = os.getcwd()  # noqa: PTH109 - sys.path holds texts
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -109,4 +113,5 @@ def _kind(value: object) -> str:
         return f"class {value.__name__}"
     if inspect.isroutine(value):
         return f"function {shorten(getattr(value, '__name__', '?'))}"
-    return f"a {type(value).__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"

@@ -18,16 +18,12 @@ from functools import partial
 from typing import Any, Final, Literal
 
 from msgspec import structs
-from opentelemetry import context as contexts
-from opentelemetry import propagate, trace
-from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
 
 from qsync.app import Qsync
 from qsync.broker.call import Durability
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import DuplicateTask, InvalidTask
-from qsync.extension import Extension
+from qsync.extension import Extension, missing
 from qsync.keys import class_name
 from qsync.mux import CallNext
 from qsync.server import in_process
@@ -35,6 +31,14 @@ from qsync.server.current import running
 from qsync.server.server import Server
 from qsync.task import Task, TaskInfo
 from qsync.version import __version__
+
+try:
+    from opentelemetry import context as contexts
+    from opentelemetry import propagate, trace
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
+except ModuleNotFoundError as error:
+    raise missing(error, "opentelemetry") from None
 
 __all__ = ["instrument"]
 

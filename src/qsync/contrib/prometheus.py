@@ -19,18 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import Any, Final
 
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
-from prometheus_client.registry import Collector
-
 from qsync.app import Qsync
 from qsync.errors import QsyncError
-from qsync.extension import Extension
+from qsync.extension import Extension, missing
 from qsync.inspector import Inspector, Overview, QueueInfo
 from qsync.keys import COUNTERS
 from qsync.server.figures import BOUNDS, OTHER, OUTCOMES, Row, over, total
@@ -38,6 +29,18 @@ from qsync.server.health import Condition
 from qsync.server.server import Server
 from qsync.server.tally import Tally
 from qsync.state import TaskState
+
+try:
+    from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+    from prometheus_client.core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+        Metric,
+    )
+    from prometheus_client.registry import Collector
+except ModuleNotFoundError as error:
+    raise missing(error, "prometheus") from None
 
 __all__ = [
     "CONTENT_TYPE", "StoreCollector", "StoreMetrics", "instrument", "render", "server_metrics",

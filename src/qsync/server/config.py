@@ -8,19 +8,21 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypedDict, TypeVar
 
 from qsync.backoff import RetryPolicy
 from qsync.broker.ops import FetchPolicy
 from qsync.errors import ConfigError
 from qsync.keys import NAME, check_name, shorten
-from qsync.mux import Middleware, check_middleware
+from qsync.mux import Middleware, check_middlewares
 from qsync.task import DEFAULT, Duration, TaskInfo, to_us
 
 Lifespan = Callable[..., AbstractAsyncContextManager[Any]]
 """Called without arguments when a server starts; what it yields is `current().state`."""
 
 OnError = Callable[[BaseException, TaskInfo], Awaitable[None] | None]
+
+F = TypeVar("F")
 
 MAX_WEIGHT: Final = 1_000_000
 
@@ -98,14 +100,13 @@ class Config:
             _seconds("timeout", self.timeout, 0.001)
         if self.retry_delay is not None and not callable(self.retry_delay):
             _seconds("retry_delay", self.retry_delay, 0.0)
-        object.__setattr__(self, "middleware", tuple(self.middleware))
-        for one in self.middleware:
-            check_middleware(one)
-        for name in ("on_error", "lifespan"):
-            value = getattr(self, name)
-            if value is not None and not callable(value):
-                msg = f"{name}: {shorten(value)} is not callable"
+        for name in ("strict", "allow_eviction"):
+            if type(getattr(self, name)) is not bool:
+                msg = f"{name}: {shorten(getattr(self, name))} is neither True nor False"
                 raise ConfigError(msg)
+        object.__setattr__(self, "middleware", check_middlewares(self.middleware))
+        for name in ("on_error", "lifespan"):
+            check_callable(name, getattr(self, name))
         if self.server_id is not None and not NAME.fullmatch(self.server_id):
             shown = shorten(self.server_id)
             msg = f"server_id: {shown} is not 1 to 128 characters of A-Z a-z 0-9 _ . -"
@@ -135,6 +136,39 @@ class Config:
             dead_limit=self.dead_limit,
             dead_age_us=to_us("dead_age", self.dead_age),
         )
+
+
+class ServerOptions(TypedDict, total=False):
+    """The fields of Config, as `app.server(...)` takes them."""
+
+    queues: Mapping[str, int] | Iterable[str]
+    concurrency: int
+    strict: bool
+    lease: Duration
+    sweep: Duration
+    max_crashes: int
+    shutdown_timeout: Duration
+    timeout: Duration | None
+    retry_delay: RetryPolicy
+    dead_limit: int
+    dead_age: Duration
+    threads: int | None
+    processes: int | None
+    max_hung: int | None
+    prefetch: int | None
+    lifespan: Lifespan | None
+    middleware: Iterable[Middleware]
+    on_error: OnError | None
+    allow_eviction: bool
+    server_id: str | None
+
+
+def check_callable(name: str, value: F) -> F:
+    """Return what is to be called, or None; ConfigError when it is neither."""
+    if value is not None and not callable(value):
+        msg = f"{name}: {shorten(value)} is not callable"
+        raise ConfigError(msg)
+    return value
 
 
 def seconds(value: Duration) -> float:

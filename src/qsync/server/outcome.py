@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import traceback
-from typing import Final
+from collections.abc import Iterator
+from pathlib import Path
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -12,13 +15,18 @@ from qsync import codec
 from qsync.backoff import RetryPolicy, retry_delay
 from qsync.broker.ops import HandedBack as Back
 from qsync.broker.ops import Held, Killed, Retried
-from qsync.errors import InvalidTask, Retry, SkipRetry
+from qsync.errors import InvalidTask, QsyncError, Retry, SkipRetry
 from qsync.keys import class_name
 from qsync.server.lane import Leased
-from qsync.task import ERROR_LIMIT, SHORT_ERROR_LIMIT, FailedAttempt, Failure, to_us
+from qsync.task import ERROR_LIMIT, SHORT_ERROR_LIMIT, FailedAttempt, Failure
 
 UNKNOWN_FOR_US: Final = 3_600_000_000
 """A task whose type no server knew for so long is dead."""
+
+NEVER_RUN: Final = frozenset({CoroutineType, GeneratorType, AsyncGeneratorType})
+"""Types of what is returned in place of a body that has not run: the work was not done."""
+
+_OURS: Final = str(Path(__file__).parent)
 
 Settlement = Retried | Killed | Back | Held
 """Held stands for the end of a cancelled task."""
@@ -28,24 +36,65 @@ class BadPayload(InvalidTask):
     """The payload does not fit the handler: another attempt would not go better."""
 
 
+class NeverRun(QsyncError):
+    """The handler returned a body that nobody ran: another attempt would not go better."""
+
+
+def never_run(value: Any) -> NeverRun:
+    """The failure of a handler that returned a coroutine or a generator; it is closed."""
+    what = type(value).__name__.replace("_", " ")
+    if not isinstance(value, AsyncGeneratorType):
+        value.close()  # it has not begun, so this runs nothing of it
+    hint = "await it, or make the handler `async def`" if what == "coroutine" else "do not yield"
+    article = "an" if what.startswith("a") else "a"
+    return NeverRun(f"the handler returned {article} {what}, whose body did not run: {hint}")
+
+
 def describe(error: BaseException, limit: int = ERROR_LIMIT) -> str:
     """An exception as text, `limit` bytes of UTF-8 at most, whatever its `str` does.
 
-    The first line says what it is, and then comes the traceback, cut in the middle when long.
+    The first line says what it is, and then comes the traceback, cut in the middle when long, and
+    the same of what it was raised from. What called the handler is left out.
     """
+    head = _cut(_head(error), limit // 2)
+    if isinstance(error, BadPayload | NeverRun):
+        return head  # it says all; nothing of the user's has run
+    try:
+        elsewhere = getattr(error, "traceback", None)  # of a handler in another process
+        parts = [str(elsewhere)] if elsewhere else [_trace(error), *_causes(error)]
+    except Exception:  # whatever a class of the user's has in the places of these
+        parts = []
+    return _cut("\n\n".join([head, *filter(None, parts)]), limit)
+
+
+def _head(error: BaseException) -> str:
     name = class_name(error)
     try:
         text = str(error)
     except BaseException as broken:
         text = f"<its text raised {class_name(broken)}>"
-    head = f"{name}: {text}" if text else name
-    head = _cut(head, limit // 2)
-    try:
-        elsewhere = getattr(error, "traceback", None)  # of a handler in another process
-        trace = elsewhere or "".join(traceback.format_tb(error.__traceback__, limit=-40))
-    except Exception:
-        trace = ""
-    return _cut(f"{head}\n\n{trace}" if trace else head, limit)
+    return f"{name}: {text}" if text else name
+
+
+def _trace(error: BaseException) -> str:
+    stack = traceback.extract_tb(error.__traceback__, limit=-40)
+    frames = [frame for frame in stack if not frame.filename.startswith(_OURS)]
+    return "".join(traceback.format_list(frames))
+
+
+def _causes(error: BaseException, most: int = 3) -> Iterator[str]:
+    """What is in it, what it was raised from, or while handling which: three of each at most."""
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions[:3]:
+            yield f"in it {_head(one)}"
+            yield _trace(one)
+    cause, how = error.__cause__, "raised from"
+    if cause is None and not error.__suppress_context__:
+        cause, how = error.__context__, "raised while handling"
+    if cause is not None and most:
+        yield f"{how} {_head(cause)}"
+        yield _trace(cause)
+        yield from _causes(cause, most - 1)
 
 
 def _cut(text: str, limit: int) -> str:
@@ -68,7 +117,7 @@ def failed(leased: Leased, error: BaseException, now_us: int, policy: RetryPolic
     text = describe(error)
     brief = FailedAttempt(attempt, now_us, leased.token.rpartition("/")[0], first_line(text))
     record = Failure(attempt, text, now_us, history=leased.failure.with_attempt(brief))
-    final = isinstance(error, SkipRetry | BadPayload)
+    final = isinstance(error, SkipRetry | BadPayload | NeverRun)
     if final or attempt > leased.message.retry:
         return _kill(leased, record, failed=True)
     delay_us = _delay_us(leased, attempt, error, policy)
@@ -81,10 +130,11 @@ def failed(leased: Leased, error: BaseException, now_us: int, policy: RetryPolic
 
 
 def _delay_us(leased: Leased, attempt: int, error: BaseException, policy: RetryPolicy) -> int:
-    if isinstance(error, Retry) and error.delay is not None:
-        return to_us("delay", error.delay)
     options = leased.message.options
-    if options and options.retry_delay_us is not None:
+    if isinstance(error, Retry) and error.delay is not None:
+        asked = error.delay
+        policy = lambda *_: asked  # noqa: E731 - so that a delay that is none is made good for
+    elif options and options.retry_delay_us is not None:
         return options.retry_delay_us
     known = error if isinstance(error, Exception) else RuntimeError(class_name(error))
     return math.ceil(retry_delay(policy, attempt, known) * 1_000_000)

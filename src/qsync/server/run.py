@@ -244,6 +244,8 @@ class Runner:
                     self._limits.add(leased, limit)
                 value = await way.invoke(info, limit)
                 leased.task = None
+                if value is not None and type(value) in outcome.NEVER_RUN:
+                    raise outcome.never_run(value)
                 record: Any = self._done(leased, value)
             else:
                 record = self._stopped(leased, asyncio.CancelledError())

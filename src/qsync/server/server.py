@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
@@ -19,7 +20,7 @@ from qsync.broker.shell import MIN_VERSION, AsyncBroker, Broker, Facts
 from qsync.client import AsyncClient, Client
 from qsync.errors import ConfigError, QsyncError, SchemaMismatch, StoreUnavailable
 from qsync.keys import QueueKeys, check_name
-from qsync.mux import Middleware, Mux
+from qsync.mux import Middleware, Mux, check_mux
 from qsync.server.around import Surroundings
 from qsync.server.config import Config, new_server_id, seconds
 from qsync.server.control import Control
@@ -67,7 +68,7 @@ class Server:
         self.id = self.config.server_id or new_server_id()
         self.prefix = check_name("prefix", prefix)
         self.address = address
-        self.mux = mux
+        self.mux = check_mux(mux)
         self._periodic = periodic
         self.lost_leases = 0
         """How often a task turned out not to be this server's any more."""
@@ -84,6 +85,7 @@ class Server:
         self._client: Client | None = None
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._stop_once = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._started = False
         self._exits = contextlib.AsyncExitStack()
@@ -116,10 +118,11 @@ class Server:
         return self._vitals.look(stopping=stopping)
 
     async def run(self) -> None:
-        """Run until SIGTERM, SIGINT or an order to stop.
+        """Run until SIGTERM, SIGINT, `stop()` or an order to stop.
 
         The first signal lets running tasks go on for `shutdown_timeout`, the second hands them back
-        at once, the third leaves the process as it is.
+        at once, the third leaves the process as it is. Only the main thread can take signals;
+        in another one the server runs without.
         """
         with _signals(self._on_signal):
             await self.start()
@@ -167,8 +170,8 @@ class Server:
     async def start(self) -> None:
         """Start; returns when tasks are being fetched.
 
-        Raises ConfigError when the store is too old, may evict keys, or refuses the credentials,
-        and StoreUnavailable when it cannot be reached at first.
+        Raises ConfigError when the store is too old, may evict keys, refuses the credentials or is
+        of another kind than its URL says, and StoreUnavailable when it cannot be reached at first.
         """
         if self._started:
             msg = "a server starts once; make another"
@@ -189,12 +192,10 @@ class Server:
         self._settlers = {
             lane.queue: Settler(self._broker, lane, self._count_lost) for lane in self._lanes
         }
-        surroundings = Surroundings(
-            await self._exits.enter_async_context(
-                self.async_client_type(self._broker, prefix=self.prefix)
-            ),
-            self._blocking_client,
-        )
+        client = self.async_client_type(self._broker, prefix=self.prefix)
+        client.lent = True
+        self._exits.push_async_callback(_take_back, client)
+        surroundings = Surroundings(client, self._blocking_client)
         if config.lifespan is not None:
             surroundings.state = await self._exits.enter_async_context(config.lifespan())
         hung = Hung(self._max_hung, self._on_too_many_hung)
@@ -246,6 +247,9 @@ class Server:
             shown = ".".join(map(str, facts.version))
             msg = f"{facts.product} {shown} is too old: Redis 7.0 or Valkey 7.2 is needed"
             raise ConfigError(msg)
+        if facts.in_cluster and self.address.kind != "cluster":
+            msg = f"the store at {self.address} is a node of a cluster; use redis+cluster://"
+            raise ConfigError(msg)
         if facts.policy not in (None, "noeviction") and not self.config.allow_eviction:
             msg = (
                 f"the store's maxmemory-policy is {facts.policy}: it may delete tasks; set it to "
@@ -271,6 +275,7 @@ class Server:
     def _blocking_client(self) -> Client:
         if self._client is None:
             self._client = self.client_type(Broker(self.address), prefix=self.prefix)
+            self._client.lent = True
         return self._client
 
     def _count_lost(self, count: int) -> None:
@@ -299,8 +304,13 @@ class Server:
 
         The order is this: no new tasks; what was leased ahead goes back; what runs may end; what
         still runs is stopped and goes back; the store knows of it all; leases are kept until then.
+        Returns when all that is done, whoever asked for it first; so does `run`.
         """
         self._stopping.set()
+        async with self._stop_once:
+            await self._stop()
+
+    async def _stop(self) -> None:
         if hasattr(self, "_fetching"):
             await _cancel([self._fetching])
             self._runner.accepting = False
@@ -317,6 +327,7 @@ class Server:
         self._tasks.clear()
         await self._exits.aclose()
         if self._client is not None:
+            self._client.lent = False
             self._client.close()
             self._client = None
         if hasattr(self, "_broker"):
@@ -351,6 +362,11 @@ class Server:
             log.warning("the store did not take everything in time; leases cover the rest")
 
 
+async def _take_back(client: AsyncClient) -> None:
+    client.lent = False
+    await client.aclose()
+
+
 async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
@@ -359,7 +375,10 @@ async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
 
 @contextlib.contextmanager
 def _signals(react: Any) -> Any:
-    """Call `react(n)` on the loop for the n-th SIGTERM or SIGINT."""
+    """Call `react(n)` on the loop for the n-th SIGTERM or SIGINT, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     loop = asyncio.get_running_loop()
     seen, last = 0, -math.inf
 

@@ -9,6 +9,11 @@ told whom. docs/dashboard.md tells how to run, mount and secure it.
 
 from __future__ import annotations
 
-from qsync.web.app import Dashboard, create_app
+from qsync.extension import missing
+
+try:
+    from qsync.web.app import Dashboard, create_app
+except ModuleNotFoundError as error:
+    raise missing(error, "web") from None
 
 __all__ = ["Dashboard", "create_app"]

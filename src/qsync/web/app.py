@@ -92,7 +92,7 @@ class Dashboard(Starlette):
         sign_in = SignIn(access, site.environment) if access is not None else None
         super().__init__(
             routes=_routes(site),
-            middleware=[Middleware(_guard, rules, sign_in)],
+            middleware=[Middleware(_guard, rules=rules, sign_in=sign_in)],
             exception_handlers={HTTPException: _bind(site, _not_found)},
             lifespan=_lifespan,
         )
@@ -158,7 +158,7 @@ def create_app(
     return Dashboard(site, Rules(access, read_only, names, timeout))
 
 
-def _guard(app: Any, rules: Rules, sign_in: SignIn | None) -> Guard:
+def _guard(app: Any, *, rules: Rules, sign_in: SignIn | None) -> Guard:
     return Guard(app, rules, sign_in)
 
 

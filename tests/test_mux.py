@@ -1,0 +1,124 @@
+"""What may be a handler or a middleware, told where it is registered."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from qsync import CallNext, ConfigError, Mux, Qsync, TaskInfo
+
+
+def plain(task: TaskInfo) -> None: ...
+async def on_loop(task: TaskInfo) -> None: ...
+
+
+async def around(task: TaskInfo, call_next: CallNext) -> Any:
+    return await call_next()
+
+
+class Handler:
+    def __call__(self, task: TaskInfo) -> None: ...
+    def method(self, task: TaskInfo) -> None: ...
+
+
+class AsyncHandler:
+    async def __call__(self, task: TaskInfo) -> None: ...
+
+
+def with_more(what: str, task: TaskInfo, *, often: int = 1) -> None: ...
+
+
+async def with_anything(*args: Any, **kwargs: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "place"),
+    [
+        (plain, "thread"),
+        (on_loop, "loop"),
+        (Handler(), "thread"),
+        (Handler().method, "thread"),
+        (AsyncHandler(), "loop"),
+        (functools.partial(with_more, "a", often=2), "thread"),
+        (with_anything, "loop"),
+        (print, "thread"),
+    ],
+)
+def test_whatever_can_be_called_with_a_task_may_be_a_handler(function: Any, place: str) -> None:
+    mux = Mux()
+    assert mux.handle("t")(function) is function
+    assert [handler.place for handler in mux.handlers] == [place]
+
+
+def generator(task: TaskInfo) -> Iterator[int]:
+    yield 1
+
+
+async def async_generator(task: TaskInfo) -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (5, "5 is not callable"),
+        (Handler, "is a class; give an instance of it, or a function"),
+        (generator, "is a generator, whose body nobody would run"),
+        (async_generator, "is a generator, whose body nobody would run"),
+        (lambda: None, "cannot be called with the task alone; a handler is `def (task)`"),
+        (with_more, "cannot be called with the task alone"),
+    ],
+)
+def test_what_could_never_run_a_task_is_refused_at_registration(function: Any, says: str) -> None:
+    """Otherwise each of its tasks would fail, or end as done though nothing has been done."""
+    mux = Mux()
+    with pytest.raises(ConfigError, match=f"^handler of 't': .*{re.escape(says)}"):
+        mux.handle("t")(function)
+    assert mux.types == ()
+
+
+@pytest.mark.parametrize("type", [plain, 5, "", "a\nb"])
+def test_what_is_no_name_of_a_type_is_refused_at_once(type: Any) -> None:
+    """`@mux.handle` without a name would register nothing and say nothing."""
+    with pytest.raises(ConfigError, match=r"^type: .*; @mux.handle\(\"reindex-file\"\) say$"):
+        Mux().handle(type)
+
+
+def test_a_type_has_one_handler() -> None:
+    mux = Mux()
+    mux.handle("t")(plain)
+    with pytest.raises(ConfigError, match="type 't' has a handler already: plain"):
+        mux.handle("t")(on_loop)
+
+
+@pytest.mark.parametrize("middleware", [5, around, [plain], [on_loop], [5]])
+def test_what_is_no_middleware_is_refused_wherever_it_is_given(middleware: Any) -> None:
+    app = Qsync("redis://localhost:1")
+    for register in (
+        lambda: Mux().handle("t", middleware=middleware)(plain),
+        lambda: app.task(name="t", middleware=middleware)(plain),
+        lambda: app.periodic(every=5, middleware=middleware)(plain),
+        lambda: app.server(middleware=middleware),
+    ):
+        with pytest.raises(ConfigError, match=r"^middleware: .*`async def \(task, call_next\)`$"):
+            register()
+
+
+def test_the_middleware_of_a_handler_may_be_any_iterable() -> None:
+    mux = Mux()
+    mux.handle("t", middleware=iter([around]))(plain)
+    assert [handler.middleware for handler in mux.handlers] == [(around,)]
+
+
+def test_what_is_no_mux_is_refused() -> None:
+    wrong: Any = {"default": 1}
+    for make in (
+        lambda: Qsync("redis://localhost:1", mux=wrong),
+        lambda: Qsync("redis://localhost:1").server(wrong),
+    ):
+        with pytest.raises(ConfigError, match=r"^mux: \{'default': 1\} is not a Mux$"):
+            make()
