@@ -177,26 +177,43 @@ def storming(store: Store, every: float, *command: str) -> Iterator[list[object]
         thread.join()
 
 
+FLUSHES_A_S = 50.0
+
+
 @pytest.mark.faults(25)
 @pytest.mark.guarantee(7)
+@pytest.mark.parametrize("flushes", [100, pytest.param(1500, marks=pytest.mark.slow)])
 def test_a_store_that_forgets_its_scripts_all_the_time(
-    durable: Store, prefix: str, launch: Launch, history: History, measured: Measured
+    durable: Store, prefix: str, launch: Launch, history: History, measured: Measured, flushes: int
 ) -> None:
-    server = launch(durable.url, concurrency=20)
+    """50 times a second, between the calls of clients and a server, whose pipelines are for two
+    queues."""
+    queues = ("default", "other")
+    server = launch(durable.url, concurrency=20, queues=dict.fromkeys(queues, 1))
+
+    def make(number: int) -> Task:
+        return task(queue=queues[number % 2], fail=int(number % 5 == 0), retry_delay=0)
+
+    began = time.monotonic()
     with (
-        storming(durable, 0.02, "SCRIPT", "FLUSH", "SYNC") as flushed,
-        Flow(durable.url, prefix, callers=5) as flow,
-        Flow(durable.url, prefix, blocking=True) as blocking,
+        storming(durable, 0.5 / FLUSHES_A_S, "SCRIPT", "FLUSH", "SYNC") as flushed,
+        Flow(durable.url, prefix, make=make, callers=5) as flow,
+        Flow(durable.url, prefix, make=make, blocking=True) as blocking,
     ):
-        pass_time(1.5)
+        wait_until(lambda: len(flushed) >= flushes, timeout=2 * flushes / FLUSHES_A_S)
+        rate = len(flushed) / (time.monotonic() - began)
     ids = flow.ids | blocking.ids
     wait_until(lambda: ids <= history.ids("end"))
     wait_empty(durable, prefix)
-    measured("scripts forgotten, times", len(flushed))
+    measured("scripts forgotten, times a second", rate)
     measured("scripts forgotten, tasks", len(ids))
+    assert rate >= FLUSHES_A_S
     assert flow.errors + blocking.errors == []
-    assert set(Counter(event.id for event in history.of("start")).values()) == {1}
-    assert counter(durable, prefix, "enqueued") == len(ids) == counter(durable, prefix, "completed")
+    runs = Counter((event.id, event.attempt) for event in history.of("start"))
+    assert set(runs.values()) == {1}
+    assert {event.crashes for event in history.of("start")} == {0}
+    for name in ("enqueued", "completed"):
+        assert sum(counter(durable, prefix, name, queue) for queue in queues) == len(ids)
     assert "ERROR" not in server.log()
 
 
