@@ -356,6 +356,38 @@ def test_after_a_black_hole_tasks_are_fetched_again(
     assert server.running
 
 
+@pytest.mark.faults(38)
+@pytest.mark.guarantee(7)
+@pytest.mark.parametrize("block", [0.5, pytest.param(5.0, marks=pytest.mark.slow)])
+def test_a_connection_that_says_nothing_is_given_up_soon(
+    durable: Store,
+    proxy: Proxy,
+    prefix: str,
+    launch: Launch,
+    history: History,
+    measured: Measured,
+    block: float,
+) -> None:
+    """An idle server only waits on its connections, and finds out by that: others are opened."""
+    launch(proxy.url, lease=60.0, sweep=block)
+    wait_until(lambda: proxy.open >= 3)
+    pass_time(2 * block)
+    before = proxy.accepted
+    began = time.monotonic()
+    proxy.up.hole = proxy.down.hole = True
+    wait_until(lambda: proxy.accepted > before, timeout=block + 10, every=0.05)
+    found_out = time.monotonic() - began
+    measured(f"black hole, blocked for {block} s, seconds until it is known", found_out)
+    assert found_out <= block + 5
+    pass_time(block + 5)
+    proxy.heal()
+    over_at = time.monotonic()
+    [id] = enqueue(durable.url, prefix, [task()])
+    [started] = history.wait("start", 1, id=id, timeout=20)
+    measured("black hole of some seconds, until a fetch, s", started.at - over_at)
+    assert started.at - over_at <= 10
+
+
 @pytest.mark.faults(39)
 @pytest.mark.guarantee(7)
 def test_a_link_that_is_reset_all_the_time_is_no_busy_loop(

@@ -46,7 +46,7 @@ def kill_and_watch(
 
 @pytest.mark.faults(1)
 @pytest.mark.guarantee(4)
-@pytest.mark.parametrize("rounds", [5, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [5, pytest.param(200, marks=pytest.mark.slow)])
 def test_tasks_of_a_killed_server_start_again_within_lease_and_sweep(
     valkey: Store, prefix: str, launch: Launch, measured: Measured, rounds: int
 ) -> None:
