@@ -2,13 +2,20 @@
 
     python -m tests.server_process URL PREFIX HISTORY CONFIG
 
-CONFIG is JSON: the options of the server. What happens is appended to HISTORY, one line an event,
-by one write each and never through the store: the lines survive the process.
+CONFIG is JSON: the options of the server, and some of its surroundings:
+
+    clock_s   its clock is that much ahead; at SIGUSR1 it leaps to as much behind
+    ticks     so many periodic tasks, each of them every `every_s`
+
+What happens is appended to HISTORY, one line an event, by one write each and never through the
+store: the lines survive the process.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import datetime
 import json
 import logging
 import os
@@ -16,16 +23,21 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
 from qsync.broker import connect
 from qsync.mux import Mux
+from qsync.schedule import Every, Periodic
 from qsync.server.current import current
+from qsync.server.periodic import PeriodicTask
 from qsync.server.server import Server
-from qsync.task import TaskInfo
+from qsync.task import Task, TaskInfo
 
 Note = Callable[[str, TaskInfo | None], None]
+
+right_time_ns = time.time_ns
 
 mux = Mux()
 note: Note
@@ -114,18 +126,64 @@ def noting_in(path: str) -> Note:
 
     def write(event: str, task: TaskInfo | None) -> None:
         about = f"{task.id} {task.attempt} {task.crashes}" if task else "- 0 0"
-        line = f"{time.monotonic_ns()} {time.time_ns()} {pid} {event} {about}\n"
+        line = f"{time.monotonic_ns()} {right_time_ns()} {pid} {event} {about}\n"
         os.write(file, line.encode())
 
     return write
 
 
+@mux.handle("hold")
+async def holds_the_interpreter(task: TaskInfo) -> str:
+    note("start", task)
+    plan: Plan = task.value(Plan)
+    ctypes.PyDLL(None).usleep(int(plan.seconds(task) * 1e6))  # C code that lets nobody else run
+    return plan.end(task)
+
+
+def have_a_wrong_clock(ahead_s: float) -> None:
+    """Whoever asks what time it is gets a wrong answer; at SIGUSR1 the clock leaps."""
+    offset_ns = int(ahead_s * 1e9)
+
+    def leap(*_: object) -> None:
+        nonlocal offset_ns
+        offset_ns = -offset_ns
+
+    class WrongDatetime(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+            return cls.fromtimestamp(time.time(), tz)
+
+        @classmethod
+        def utcnow(cls) -> Any:
+            return cls.now(datetime.UTC).replace(tzinfo=None)
+
+    signal.signal(signal.SIGUSR1, leap)
+    time.time_ns = lambda: right_time_ns() + offset_ns
+    time.time = lambda: time.time_ns() / 1e9
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").partition(".")[0] == "qsync":
+            for name, value in list(vars(module).items()):
+                if value is datetime.datetime:
+                    setattr(module, name, WrongDatetime)
+
+
+def periodic(ticks: int, every_s: float) -> list[PeriodicTask]:
+    return [
+        PeriodicTask(Periodic(f"tick-{n}", Every(every_s), "skip"), lambda: Task("work", {}))
+        for n in range(ticks)
+    ]
+
+
 def main() -> None:
     global note
-    url, prefix, history, config = sys.argv[1:]
+    url, prefix, history, text = sys.argv[1:]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     note = noting_in(history)
-    server = Server(connect.parse(url), prefix=prefix, mux=mux, **json.loads(config))
+    config = json.loads(text)
+    if ahead_s := config.pop("clock_s", None):
+        have_a_wrong_clock(ahead_s)
+    ticking = periodic(config.pop("ticks", 0), config.pop("every_s", 1.0))
+    server = Server(connect.parse(url), prefix=prefix, mux=mux, periodic=ticking, **config)
 
     async def serve() -> None:
         await server.run()

@@ -255,7 +255,7 @@ def test_metrics_and_health_are_there_for_other_programs(store: Store, prefix: s
     asyncio.run(main())
 
 
-@pytest.mark.faults(5)
+@pytest.mark.faults(17)
 def test_a_store_that_is_away_is_said_in_time(own_store: Store, prefix: str) -> None:
     async def main() -> None:
         async with filled(own_store, prefix, timeout=1.5) as (client, _):

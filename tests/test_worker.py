@@ -464,6 +464,30 @@ def test_a_store_that_is_refused_ends_the_parent_with_the_reason(
         store.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
 
 
+@pytest.mark.faults(17)
+@pytest.mark.guarantee(7)
+def test_a_process_that_starts_while_the_store_is_away_waits_for_it(tmp_path: Path) -> None:
+    """Though it takes longer than anybody tries; and who is told to stop meanwhile stops."""
+    with Store(aof=True) as store, Worker(tmp_path, store.url) as worker:
+        worker.wait_ready(1)
+        store.kill()
+        killed = worker.started()[-1]
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: worker.out().count(" is not available: ") > 30, timeout=20)
+        assert "ERROR" not in worker.out()
+        assert len(worker.started()) == 2, "the one that waits is still the same"
+        store.start()
+        worker.wait_ready(2)
+        worker.enqueue("note")
+        worker.wait_history("ran")
+        store.kill()
+        os.kill(worker.started()[-1], signal.SIGKILL)
+        wait_until(lambda: len(worker.started()) == 3)
+        tries = worker.out().count(" is not available: ")
+        wait_until(lambda: worker.out().count(" is not available: ") > tries + 3, timeout=20)
+        assert worker.end() == 0, worker.out()
+
+
 def test_credentials_are_not_shown(tmp_path: Path) -> None:
     with Store(config={"requirepass": "geheim"}) as store:
         url = store.url.replace("//", "//:geheim@")
@@ -664,18 +688,20 @@ time.sleep(60)
 def test_restarts_back_off_and_begin_anew_after_a_while(store: Store) -> None:
     slot = supervisor._Slot(1)
     child = supervisor.Child(1, plan(""))
-    child.lived = 2.0
+    child.lived = 1.9
     delays = [slot.delay(child) for _ in range(8)]
     assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
-    child.lived = 11.0
+    child.lived = 2.0
     assert slot.delay(child) == 0.1
 
 
-def test_a_child_that_lived_for_a_while_does_not_count_as_failed() -> None:
+def test_a_child_that_served_for_a_while_or_is_killed_at_it_does_not_count_as_failed() -> None:
     slot = supervisor._Slot(1)
     child = supervisor.Child(1, plan(""))
-    for lived, failures in [(None, 1), (0.5, 2), (1.5, 0), (None, 1)]:
-        child.lived = lived
+    for lived, error, failures in [
+        (None, None, 1), (0.5, "broken", 2), (1.5, "broken", 0), (None, None, 1), (0.5, None, 0),
+    ]:  # fmt: skip
+        child.lived, child.error = lived, error
         slot.delay(child)
         assert slot.failures == failures
 

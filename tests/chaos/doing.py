@@ -44,9 +44,9 @@ def pass_time(seconds: float) -> None:
     wait_until(lambda: time.monotonic() >= ends, timeout=seconds + 5)
 
 
-def counter(store: Store, prefix: str, name: str) -> int:
-    """A counter of the queue."""
-    return int(store.command("HGET", QueueKeys(prefix, "default").key("stats"), name) or 0)
+def counter(store: Store, prefix: str, name: str, queue: str = "default") -> int:
+    """A counter of a queue."""
+    return int(store.command("HGET", QueueKeys(prefix, queue).key("stats"), name) or 0)
 
 
 def wait_empty(store: Store, prefix: str, timeout: float = 20) -> None:

@@ -162,10 +162,12 @@ class Proxy:
 
     async def _close(self) -> None:
         await self._listen(False)
+        await _turns(5)  # what is just being accepted
         self._reset()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _turns(5)  # what is just being closed
 
     def _reset(self) -> int:
         links = list(self._links)
@@ -189,20 +191,21 @@ class Proxy:
                 link.client.write_eof()
         return len(links)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
-        task = asyncio.current_task()
-        assert task is not None
+        task = self._loop.create_task(self._join(reader, writer))
         self._tasks.add(task)
-        try:
-            with contextlib.suppress(OSError):
-                store_reader, store = await asyncio.open_connection(HOST, self.target)
-                await self._serve(Link(writer, store), reader, store_reader)
-        except asyncio.CancelledError:
-            pass  # a cancelled handler is an error to asyncio
-        finally:
+
+        def over(_: object) -> None:  # one that never began is over too
             writer.transport.abort()
             self._tasks.discard(task)
+
+        task.add_done_callback(over)
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            store_reader, store = await asyncio.open_connection(HOST, self.target)
+            await self._serve(Link(writer, store), reader, store_reader)
 
     async def _serve(
         self, link: Link, client: asyncio.StreamReader, store: asyncio.StreamReader
@@ -309,3 +312,9 @@ class Proxy:
             self._pay(link)
         if link.streaming and not link.owed:
             link.client.write(frames.rest())
+
+
+async def _turns(count: int) -> None:
+    """The loop goes round so many times."""
+    for _ in range(count):
+        await asyncio.sleep(0)

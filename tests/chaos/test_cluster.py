@@ -64,6 +64,18 @@ def tried_again(cluster: Cluster) -> int:
     return sum(one.get("errorstat_TRYAGAIN", {"count": 0})["count"] for one in stats)
 
 
+def operations_a_second(cluster: Cluster) -> float:
+    """How many scripts all nodes run, over half a second."""
+
+    def made() -> int:
+        stats = [node.command("INFO", "commandstats") for node in cluster.nodes]
+        return sum(one.get("cmdstat_evalsha", {"calls": 0})["calls"] for one in stats)
+
+    began, before = time.monotonic(), made()
+    pass_time(0.5)
+    return (made() - before) / (time.monotonic() - began)
+
+
 def drained(cluster: Cluster, prefix: str) -> None:
     with cluster.client() as client:
         wait_until(lambda: left_over(client, prefix).keys() <= {"calls"}, timeout=20, every=0.05)
@@ -84,9 +96,11 @@ def test_a_queue_moves_to_another_node_while_it_is_in_use(
     launch(replicated.url, **CONFIG)
     mover, gaps, lasted, before = Mover(replicated, prefix), [], [], tried_again(replicated)
     with (
-        Flow(replicated.url, prefix, callers=3) as flow,
-        Flow(replicated.url, prefix, blocking=True) as blocking,
+        Flow(replicated.url, prefix, every=0.001, callers=4) as flow,
+        Flow(replicated.url, prefix, every=0.001, blocking=True) as blocking,
     ):
+        wait_for(flow, blocking)
+        rate = operations_a_second(replicated)
         for _ in range(moves):
             wait_for(flow, blocking)
             began = time.monotonic()
@@ -98,10 +112,12 @@ def test_a_queue_moves_to_another_node_while_it_is_in_use(
     ids = flow.ids | blocking.ids
     wait_until(lambda: ids <= history.ids("end"), timeout=20)
     drained(replicated, prefix)
+    measured("slot moved, operations a second before", rate)
     measured("slot moved, most seconds that it took", max(lasted))
     measured("slot moved, most seconds of pause after it", max(gaps))
     measured("slot moved, tasks", len(ids))
     measured("slot moved, calls that were refused meanwhile", tried_again(replicated) - before)
+    assert rate >= 500
     assert tried_again(replicated) > before, "nobody ever met the keys on two nodes"
     assert flow.errors + blocking.errors == []
     assert max(gaps) <= 5

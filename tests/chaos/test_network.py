@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
+from typing import Any
 
 import pytest
 
 from qsync.broker import connect, ops
+from qsync.broker.call import Call
 from qsync.broker.script import load
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient
+from qsync.errors import ConfigError, QsyncError, QueueFull
 from qsync.keys import GlobalKeys
 from qsync.mux import Mux
 from qsync.task import Task, TaskInfo
@@ -24,6 +29,7 @@ from tests.guarantees.conftest import Launch, Measured
 from tests.processes import History, percentile, task
 from tests.serving import Bench, bench, until
 from tests.stores import Store, wait_until
+from tests.test_scripts import calls
 
 ERRORS = (
     "LOADING Valkey is loading the dataset in memory",
@@ -36,7 +42,19 @@ ERRORS = (
     "READONLY You can't write against a read only replica.",
     "UNKILLABLE Sorry the script already executed write commands",
     "NOSCRIPT No matching script.",
+    "ERR Error running script: Script killed by user with SCRIPT KILL.",
+    "ERR max number of clients reached",
 )
+"""Errors that pass: the same call succeeds some time later."""
+
+REFUSALS: dict[str, type[QsyncError]] = {
+    "OOM command not allowed when used memory > 'maxmemory'.": QueueFull,
+    "NOPERM User x has no permissions to run the 'evalsha' command": ConfigError,
+    "NOAUTH Authentication required.": ConfigError,
+    "WRONGPASS invalid username-password pair or user is disabled.": ConfigError,
+    "ERR wrong number of arguments for 'evalsha' command": QsyncError,
+}
+"""Errors of which the caller hears, and as what."""
 
 
 def digests() -> list[tuple[str, bytes]]:
@@ -138,6 +156,85 @@ def test_each_error_that_the_store_can_answer_is_survived_at_each_script(
         assert damages(durable, own) == []
 
 
+class Erring:
+    """A way to the store on which the first call of each script is answered by an error."""
+
+    def __init__(self, store: Store, error: str) -> None:
+        self.error = error
+        self._proxy = Proxy(store.port)
+
+    def __enter__(self) -> Erring:
+        self._proxy.__enter__()
+        self.address = connect.parse(self._proxy.url)
+        self._answers = [
+            self._proxy.answer(self.error, count=1, only=call.script.sha.encode())
+            for call in self.calls()
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._proxy.__exit__()
+
+    def calls(self) -> list[Call[Any]]:
+        """One of each script."""
+        return [call for call, _ in calls().values()]
+
+    def not_given(self) -> list[str]:
+        """The scripts to which the error was not answered."""
+        found = zip(self.calls(), self._answers, strict=True)
+        return [call.script.name for call, answer in found if answer.given != 1]
+
+
+@pytest.mark.faults(24, 31, 32)
+@pytest.mark.guarantee(7)
+@pytest.mark.parametrize("colour", ["blocking", "async"])
+def test_each_script_is_called_again_after_each_error_that_passes(
+    durable: Store, colour: str
+) -> None:
+    async def await_all(erring: Erring) -> None:
+        broker = AsyncBroker(erring.address)
+        await asyncio.gather(*[broker.run(call) for call in erring.calls()])
+        await broker.aclose()
+
+    def block_on_all(erring: Erring) -> None:
+        with contextlib.closing(Broker(erring.address)) as broker:
+            for call in erring.calls():
+                broker.run(call)
+
+    def live(error: str) -> list[str]:
+        with Erring(durable, error) as erring:
+            block_on_all(erring) if colour == "blocking" else asyncio.run(await_all(erring))
+            return erring.not_given()
+
+    with ThreadPoolExecutor(len(ERRORS)) as threads:
+        assert dict(zip(ERRORS, threads.map(live, ERRORS), strict=True)) == {
+            error: [] for error in ERRORS
+        }
+
+
+@pytest.mark.faults(24, 26)
+@pytest.mark.guarantee(7)
+@pytest.mark.parametrize("error", REFUSALS, ids=lambda error: error.split()[0])
+def test_who_calls_a_script_hears_at_once_of_an_error_that_stays(
+    durable: Store, error: str
+) -> None:
+    async def main(erring: Erring) -> list[Any]:
+        broker = AsyncBroker(erring.address)
+        answers = await asyncio.gather(
+            *[broker.run(call) for call in erring.calls()], return_exceptions=True
+        )
+        await broker.aclose()
+        return answers
+
+    with Erring(durable, error) as erring:
+        answers = asyncio.run(main(erring))
+        assert {type(answer) for answer in answers} == {REFUSALS[error]}
+        assert erring.not_given() == []
+        with contextlib.closing(Broker(connect.parse(durable.url))) as broker:
+            for call in erring.calls():
+                broker.run(call)
+
+
 @pytest.mark.faults(37)
 @pytest.mark.guarantee(7)
 @pytest.mark.parametrize("count", [1500, pytest.param(10_000, marks=pytest.mark.slow)])
@@ -197,7 +294,8 @@ def test_replies_that_are_lost_repeat_nothing(
     seconds: float,
 ) -> None:
     """The store does what it is told, and often the answer never comes: to any call of anybody."""
-    server = launch(proxy.url, lease=20.0, concurrency=20)
+    lease = 20.0
+    server = launch(proxy.url, lease=lease, concurrency=20)
     before = proxy.accepted
     with (
         Flow(proxy.url, prefix, callers=10) as flow,
@@ -217,6 +315,11 @@ def test_replies_that_are_lost_repeat_nothing(
     assert counter(durable, prefix, "enqueued") == len(ids) == counter(durable, prefix, "completed")
     assert "was lost" not in server.log()
     assert damages(durable, prefix) == []
+    # What nobody knows to be leased is had back by the next try, not when the lease lapses.
+    accepted = {id: at for one in (flow, blocking) for at, id in one.accepted}
+    waits = [event.at - accepted[event.id] for event in history.of("start")]
+    measured("replies lost, longest wait for a start, s", max(waits))
+    assert max(waits) <= lease / 3
 
 
 @pytest.mark.faults(38)
@@ -251,6 +354,38 @@ def test_after_a_black_hole_tasks_are_fetched_again(
     measured("black hole, most seconds until a fetch", max(delays))
     assert max(delays) <= 10
     assert server.running
+
+
+@pytest.mark.faults(38)
+@pytest.mark.guarantee(7)
+@pytest.mark.parametrize("block", [0.5, pytest.param(5.0, marks=pytest.mark.slow)])
+def test_a_connection_that_says_nothing_is_given_up_soon(
+    durable: Store,
+    proxy: Proxy,
+    prefix: str,
+    launch: Launch,
+    history: History,
+    measured: Measured,
+    block: float,
+) -> None:
+    """An idle server only waits on its connections, and finds out by that: others are opened."""
+    launch(proxy.url, lease=60.0, sweep=block)
+    wait_until(lambda: proxy.open >= 3)
+    pass_time(2 * block)
+    before = proxy.accepted
+    began = time.monotonic()
+    proxy.up.hole = proxy.down.hole = True
+    wait_until(lambda: proxy.accepted > before, timeout=block + 10, every=0.05)
+    found_out = time.monotonic() - began
+    measured(f"black hole, blocked for {block} s, seconds until it is known", found_out)
+    assert found_out <= block + 5
+    pass_time(2 * block)
+    proxy.heal()
+    over_at = time.monotonic()
+    [id] = enqueue(durable.url, prefix, [task()])
+    [started] = history.wait("start", 1, id=id, timeout=20)
+    measured("black hole of some seconds, until a fetch, s", started.at - over_at)
+    assert started.at - over_at <= 10
 
 
 @pytest.mark.faults(39)

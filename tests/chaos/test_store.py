@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from qsync.backoff import AWAY_CAP_S
 from qsync.errors import QueueFull
 from qsync.keys import QueueKeys
 from qsync.task import Task
@@ -144,12 +145,16 @@ def test_an_old_copy_of_the_store_is_worked_off(
         (store.folder / "dump.rdb").write_bytes(old)
         store.start()
         back_at = time.monotonic()
+        left = max(leases(store, prefix).values()) / 1e6 - time.time()
         wait_until(lambda: counter(store, prefix, "completed") == 40, timeout=20)
         again = [event for event in history.of("start") if event.at > back_at]
         measured("old copy, seconds until its leases had lapsed", again[0].at - back_at)
         measured("old copy, tasks that ran again", len(again))
         measured("old copy, tasks of later that are gone", len(set(later)))
-        assert again[0].at - back_at <= LEASE_S + 2 * SWEEP_S + 1.0
+        measured("old copy, seconds that a lease had left", left)
+        # The server has to come back, and leases are spared a third of their time after an outage.
+        healed_s = max(left, AWAY_CAP_S + LEASE_S / 3) + 2 * SWEEP_S
+        assert again[0].at - back_at <= healed_s
         assert {event.id for event in again} <= set(first)
         assert server.running
         assert "ERROR" not in server.log()
@@ -177,26 +182,43 @@ def storming(store: Store, every: float, *command: str) -> Iterator[list[object]
         thread.join()
 
 
+FLUSHES_A_S = 50.0
+
+
 @pytest.mark.faults(25)
 @pytest.mark.guarantee(7)
+@pytest.mark.parametrize("flushes", [100, pytest.param(1500, marks=pytest.mark.slow)])
 def test_a_store_that_forgets_its_scripts_all_the_time(
-    durable: Store, prefix: str, launch: Launch, history: History, measured: Measured
+    durable: Store, prefix: str, launch: Launch, history: History, measured: Measured, flushes: int
 ) -> None:
-    server = launch(durable.url, concurrency=20)
+    """50 times a second, between the calls of clients and a server, whose pipelines are for two
+    queues."""
+    queues = ("default", "other")
+    server = launch(durable.url, concurrency=20, queues=dict.fromkeys(queues, 1))
+
+    def make(number: int) -> Task:
+        return task(queue=queues[number % 2], fail=int(number % 5 == 0), retry_delay=0)
+
+    began = time.monotonic()
     with (
-        storming(durable, 0.02, "SCRIPT", "FLUSH", "SYNC") as flushed,
-        Flow(durable.url, prefix, callers=5) as flow,
-        Flow(durable.url, prefix, blocking=True) as blocking,
+        storming(durable, 0.5 / FLUSHES_A_S, "SCRIPT", "FLUSH", "SYNC") as flushed,
+        Flow(durable.url, prefix, make=make, callers=5) as flow,
+        Flow(durable.url, prefix, make=make, blocking=True) as blocking,
     ):
-        pass_time(1.5)
+        wait_until(lambda: len(flushed) >= flushes, timeout=2 * flushes / FLUSHES_A_S)
+        rate = len(flushed) / (time.monotonic() - began)
     ids = flow.ids | blocking.ids
     wait_until(lambda: ids <= history.ids("end"))
     wait_empty(durable, prefix)
-    measured("scripts forgotten, times", len(flushed))
+    measured("scripts forgotten, times a second", rate)
     measured("scripts forgotten, tasks", len(ids))
+    assert rate >= FLUSHES_A_S
     assert flow.errors + blocking.errors == []
-    assert set(Counter(event.id for event in history.of("start")).values()) == {1}
-    assert counter(durable, prefix, "enqueued") == len(ids) == counter(durable, prefix, "completed")
+    runs = Counter((event.id, event.attempt) for event in history.of("start"))
+    assert set(runs.values()) == {1}
+    assert {event.crashes for event in history.of("start")} == {0}
+    for name in ("enqueued", "completed"):
+        assert sum(counter(durable, prefix, name, queue) for queue in queues) == len(ids)
     assert "ERROR" not in server.log()
 
 

@@ -7,9 +7,11 @@ import asyncio
 import pytest
 
 from qsync import Task
+from qsync.task import TaskStatus
+from tests.chaos.doing import counter, damages
 from tests.guarantees.conftest import Launch, Measured
 from tests.processes import History, task
-from tests.serving import bench, left_over
+from tests.serving import Bench, bench, left_over
 from tests.stores import Store
 
 LEASE_S = 0.6
@@ -95,3 +97,39 @@ def test_what_the_store_gave_a_blocked_server_is_run_by_another(
     assert {event.pid for event in quick}.isdisjoint({blocked.pid})
     assert all(event.at < block.at for event in quick)
     assert {event.crashes for event in history.of("start")} == {0}
+
+
+@pytest.mark.faults(5)
+@pytest.mark.guarantee(3)
+def test_who_holds_the_interpreter_for_longer_than_a_lease_loses_its_tasks_and_nothing_else(
+    valkey: Store, prefix: str, launch: Launch, history: History
+) -> None:
+    """Not even the heartbeat runs meanwhile: another server runs the tasks, whose results count."""
+    holder = launch(valkey.url, server_id="holder", lease=LEASE_S)
+    hold = task("hold", id="hold", sleep_at={"holder": 4 * LEASE_S}, retention=600)
+    beside = [task(sleep_at={"holder": 2 * LEASE_S}, retention=600) for _ in range(5)]
+
+    async def main() -> None:
+        async with bench(valkey.url, prefix) as b:
+            await b.client.enqueue_many(beside)
+            await asyncio.to_thread(history.wait, "start", 5)
+            handle = await b.client.enqueue(hold)
+            await asyncio.to_thread(history.wait, "start", 1, id="hold")
+            other = await asyncio.to_thread(launch, valkey.url, server_id="other", lease=LEASE_S)
+            assert await handle.result(timeout=10) == "other"
+            await asyncio.to_thread(history.wait, "end", 1, id="hold", pid=holder.pid)
+            for one in [await handle.info(), *await statuses(b)]:
+                assert (one.state, one.attempt) == ("completed", 1)
+            assert {event.crashes for event in history.of("start", pid=other.pid)} == {1}
+
+    async def statuses(b: Bench) -> list[TaskStatus]:
+        ids = history.ids("start") - {"hold"}
+        for id in ids:
+            assert await b.client.handle(id).result(timeout=10) == "other"
+        return [await b.client.handle(id).info() for id in ids]
+
+    asyncio.run(main())
+    holder.terminate()
+    assert holder.wait() == 0
+    assert counter(valkey, prefix, "crashed") == counter(valkey, prefix, "completed") == 6
+    assert damages(valkey, prefix) == []

@@ -10,10 +10,11 @@ import pytest
 
 from qsync.broker import ops
 from qsync.keys import QueueKeys
-from qsync.task import new_nonce, outgoing
+from qsync.mux import Mux
+from qsync.task import Task, TaskInfo, new_nonce, outgoing
 from tests.guarantees.conftest import Launch, Measured
 from tests.processes import History, ServerProcess, task
-from tests.serving import bench, left_over
+from tests.serving import bench, left_over, until
 from tests.stores import Store, wait_until
 
 TASKS = 20
@@ -45,7 +46,7 @@ def kill_and_watch(
 
 @pytest.mark.faults(1)
 @pytest.mark.guarantee(4)
-@pytest.mark.parametrize("rounds", [5, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [5, pytest.param(200, marks=pytest.mark.slow)])
 def test_tasks_of_a_killed_server_start_again_within_lease_and_sweep(
     valkey: Store, prefix: str, launch: Launch, measured: Measured, rounds: int
 ) -> None:
@@ -91,3 +92,35 @@ def test_a_wake_that_is_lost_delays_a_task_by_no_more_than_a_sweep(
         delays.append(history.wait("start", at)[-1].at - enqueued_at)
     measured("wake lost, most seconds until the start", max(delays))
     assert max(delays) <= 0.6
+
+
+BURST = 200
+
+
+@pytest.mark.faults(42)
+def test_a_burst_that_comes_at_the_time_of_upkeep_is_done_at_once(
+    valkey: Store, prefix: str, measured: Measured
+) -> None:
+    """Upkeep finds it before anybody is woken, and knows by a full batch that there is more."""
+    chance, mux, ran = random.Random(7), Mux(), list[str]()
+
+    @mux.handle("note")
+    async def note(task: TaskInfo) -> None:
+        ran.append(task.id)
+
+    async def main() -> list[float]:
+        took = []
+        config = {"concurrency": 10, "prefetch": 0, "sweep": 0.1, "queues": ["one", "two"]}
+        async with bench(valkey.url, prefix) as b, b.server(mux, **config):
+            for at in range(1, 51):
+                await asyncio.sleep(chance.uniform(0.0, 0.1))
+                began = time.monotonic()
+                queue = chance.choice(["one", "two"])
+                await b.client.enqueue_many([Task("note", queue=queue)] * BURST)
+                await until(lambda at=at: len(ran) == at * BURST)  # type: ignore[misc]
+                took.append(time.monotonic() - began)
+        return took
+
+    took = asyncio.run(main())
+    measured("bursts of 200, the longest took, s", max(took))
+    assert max(took) < 1  # ten tasks a sweep would be two

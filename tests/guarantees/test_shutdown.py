@@ -112,6 +112,34 @@ def test_a_second_signal_hands_back_at_once(
     wait_until(lambda: left_over(valkey.client(), prefix) == {})
 
 
+@pytest.mark.faults(10)
+def test_a_third_signal_ends_the_process_as_it_is_and_leases_cover_the_rest(
+    own_store: Store, prefix: str, launch: Launch, history: History, measured: Measured
+) -> None:
+    """The store is away, so nothing can be handed back; nobody has to wait for that."""
+    config = {"lease": 2.0, "sweep": 0.2, "concurrency": 10, "shutdown_timeout": 60.0}
+    leaving = launch(own_store.url, server_id="leaving", **config)
+    enqueue(own_store, prefix, [task(sleep_at={"leaving": 600.0}) for _ in range(10)])
+    history.wait("start", 10, pid=leaving.pid)
+    own_store.pause()
+    for number in range(1, 4):
+        told_at = time.monotonic()
+        leaving.terminate()
+        if number < 3:
+            wait_until(lambda number=number: leaving.log().count("stopping") == number)  # type: ignore[misc]
+            same_ends = time.monotonic() + SAME_SIGNAL_S + 0.1
+            wait_until(lambda ends=same_ends: time.monotonic() > ends)  # type: ignore[misc]
+    status = leaving.wait(timeout=10)
+    measured("third signal, seconds until the exit", time.monotonic() - told_at)
+    assert status == 1
+    assert time.monotonic() - told_at <= 0.5
+    own_store.resume()
+    staying = launch(own_store.url, **config)
+    again = history.wait("start", 10, pid=staying.pid)
+    assert {(event.attempt, event.crashes) for event in again} == {(1, 1)}
+    history.wait("end", 10, pid=staying.pid)
+
+
 @pytest.mark.faults(9, 11)
 @pytest.mark.guarantee(5)
 def test_servers_that_come_and_go_neither_lose_nor_repeat_a_task(

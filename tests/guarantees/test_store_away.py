@@ -67,6 +67,7 @@ def test_the_store_goes_away_while_tasks_run(
     ]
     measured("store away, most of a core that a server used", max(shares))
     own_store.start() if how == "killed" else own_store.resume()
+    assert own_store.command("PING")
     returned_at = time.monotonic()
 
     wait_until(lambda: completed(own_store, prefix) >= TASKS // 2)

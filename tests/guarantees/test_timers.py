@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from qsync.keys import QueueKeys
 from qsync.task import Task
 from tests.guarantees.conftest import Launch, Measured
 from tests.guarantees.probes import pinging, slow_scripts
@@ -129,3 +131,44 @@ def round_of_many(
     slow = slow_scripts(store)
     measured("many at once, scripts over 10 ms", slow)
     return max([*pings, *slow])
+
+
+MILLION = 1_000_000
+
+
+@pytest.mark.faults(29, 65)
+@pytest.mark.slow
+def test_a_million_due_at_once_can_all_run_within_a_minute(
+    prefix: str, launch: Launch, history: History, measured: Measured
+) -> None:
+    """In one queue of two, and tasks of the other start meanwhile as ever."""
+    with Store("valkey") as store:
+        run_at_once(store.pid)
+        with store.client() as client:
+            client.config_set("slowlog-log-slower-than", 10_000)
+            client.slowlog_reset()
+            due = store_time(store) + timedelta(seconds=100)
+            for _ in range(0, MILLION, MANY):
+                enqueue(store, prefix, [Task("work", {}, process_at=due)] * MANY)
+            assert store_time(store) < due, "the timers were enqueued too late to tell"
+            scheduled = QueueKeys(prefix, "default").key("scheduled")
+            others = QueueKeys(prefix, "other").key("tasks")
+            assert client.zcard(scheduled) == MILLION
+            launch(store.url, queues={"default": 1, "other": 1})
+            wait_until(lambda: store_time(store) >= due, timeout=120)
+            waits = []
+            with pinging(store) as pings:
+                while client.zcard(scheduled):
+                    asked_at = time.monotonic()
+                    enqueue(store, prefix, [task(queue="other")])
+                    wait_until(lambda: not client.exists(others))
+                    waits.append(time.monotonic() - asked_at)
+                took = (store_time(store) - due).total_seconds()
+            first = history.path.read_bytes().split(b"\n", 1)[0].split(b" ")
+    measured("a million at once, seconds until all could run", took)
+    measured("a million at once, first start, s", int(first[1]) / 1e9 - due.timestamp())
+    measured("a million at once, 999 of 1,000 pings, ms", percentile(pings, 0.999))
+    measured("a million at once, waits of the other queue, s", (len(waits), max(waits)))
+    assert took <= 60
+    assert 0 <= int(first[1]) / 1e9 - due.timestamp() <= 1
+    assert percentile(pings, 0.999) <= 10

@@ -138,6 +138,8 @@ def _serve(order: dict[str, Any], parent: Parent) -> int:
         in_process.at_start.append(again)
     if order["tally"]:
         server.tally = server.tally or Tally(server.mux.types)
+    # A store that is away comes back, and another process would not bring it back sooner.
+    server.patient = True
     parent.server = server
     if order["reload"]:
         parent.keep_telling_files()

@@ -36,7 +36,7 @@ from qsync.server.health import Condition, Report
 log = logging.getLogger("qsync.worker")
 
 FIRST_S: Final = 1.0
-"""A child that ends within its first second has failed to start."""
+"""A child that says of an error within its first second, and ends, has failed to start."""
 
 LINE_LIMIT: Final = 16 * 1024 * 1024
 """Bytes that one report may have: there may be many files."""
@@ -92,8 +92,12 @@ class Child:
 
     @property
     def failed_to_start(self) -> bool:
-        """It ended before it served, or hardly later."""
-        return self.lived is None or self.lived < FIRST_S
+        """It ended before it served, or hardly later by an error of its own.
+
+        One that is killed while it serves has started: what it ran may be what killed it, and after
+        three times that does so no more.
+        """
+        return self.lived is None or (self.lived < FIRST_S and self.error is not None)
 
     async def start(self, plan: Plan) -> asyncio.StreamReader:
         """Start the process and give it its order; what it reports can be read."""

@@ -352,6 +352,8 @@ class Fetcher:
         self._backoffs[lane.queue].reset()
         if wanted:
             lane.full = len(fetched.ids) >= wanted
+            if lane.full:  # upkeep may find what nobody was woken for, and then nobody will be
+                lane.empty = False
         if len(fetched.ids) < wanted and not (repeated or fetched.more):
             lane.empty = lane.queue not in self._woken
             self._shares.forget(lane.queue)

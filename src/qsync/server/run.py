@@ -262,9 +262,11 @@ class Runner:
             call = ops.start(leased.lane.keys, [leased.held])
             [answer] = await self._broker.run(call, patience=None)
         except Exception as error:  # the store refuses, or a mistake of ours: no fault of the task
-            log.error(
+            ours = not isinstance(error, QsyncError)
+            log.log(
+                logging.ERROR if ours else logging.WARNING,
                 "cannot mark task %s of queue %s: %s", leased.id, leased.lane.queue, error,
-                extra=leased.fields, exc_info=not isinstance(error, QsyncError),
+                extra=leased.fields, exc_info=ours,
             )  # fmt: skip
             self._finish(leased, ops.HandedBack(leased.id, leased.token, MARK_AGAIN_US))
             return False
@@ -382,16 +384,18 @@ class Runner:
             self.stop(leased, "lost")
 
     def _give_up(self, leased: Leased) -> None:
-        """A handler that does not end when it is told to loses its slot."""
+        """A handler that does not end when it is told to loses its slot; so does a task that has
+        not begun since the store does not answer."""
         if leased.phase != RUNNING:
             return
-        log.error(
-            "handler of task %s (%s) does not stop; its slot is freed, and it may still run",
-            leased.id,
-            ascii(leased.message.type)[1:-1],
-            extra=leased.fields,
-        )
         deaf = leased.task
+        if deaf is not None:
+            log.error(
+                "handler of task %s (%s) does not stop; its slot is freed, and it may still run",
+                leased.id,
+                ascii(leased.message.type)[1:-1],
+                extra=leased.fields,
+            )
         record = self._stopped(leased, asyncio.CancelledError())
         self._finish(leased, record)
         if deaf is not None:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-from qsync.backoff import Backoff
+from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker.address import Address
 from qsync.broker.shell import MIN_VERSION, AsyncBroker, Broker, Facts
 from qsync.client import AsyncClient, Client
@@ -41,6 +41,10 @@ Work = Callable[[], Awaitable[None]]
 
 SAME_SIGNAL_S: Final = 0.1
 """Signals so close together are one: systemd and a parent both tell the same child."""
+
+
+class _ToldToStop(QsyncError):
+    """A signal came while the start waited for the store."""
 
 
 class Server:
@@ -76,6 +80,8 @@ class Server:
         self._mismatch: SchemaMismatch | None = None
         self.too_many_hung = False
         """More handlers hang than `max_hung` allows: it takes no more tasks."""
+        self.patient = False
+        """The start waits for a store that is away, for as long as it takes or until a signal."""
         self.tally: Tally | None = None
         """Counts what is run, if it is given before the start."""
         self.client_type: Callable[..., Client] = Client
@@ -125,7 +131,10 @@ class Server:
         in another one the server runs without.
         """
         with _signals(self._on_signal):
-            await self.start()
+            try:
+                await self.start()
+            except _ToldToStop:
+                return
             try:
                 await self._stopping.wait()
             finally:
@@ -230,16 +239,18 @@ class Server:
 
     async def _facts(self) -> Facts:
         """Ask the store about itself, trying again for a while."""
-        backoff, tries = Backoff(), 8
+        backoff, tries = Backoff(cap=AWAY_CAP_S) if self.patient else Backoff(), 8
         while True:
             try:
                 return await self._broker.facts()
             except StoreUnavailable as error:
                 tries -= 1
-                if not tries:
+                if not (tries > 0 or self.patient):
                     raise
                 log.warning("%s", error)
-                await asyncio.sleep(backoff.next())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), backoff.next())
+                raise _ToldToStop
 
     def _check(self, facts: Facts) -> None:
         least = MIN_VERSION.get(facts.product)

@@ -29,8 +29,9 @@ log = logging.getLogger("qsync.worker")
 TRIES: Final = 5
 """So many failures to start in a row are enough."""
 
-STEADY_S: Final = 10.0
-"""A child that lived so long is started again without delay."""
+STEADY_S: Final = 2.0
+"""A child that lived so long is started again almost at once: a task that kills one after the other
+is to cost the others little. Those that hardly live are started ever more rarely."""
 
 START_S: Final = 60.0
 """How long one that replaces another may take to load the app."""
