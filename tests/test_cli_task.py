@@ -9,12 +9,12 @@ import pytest
 
 from qsync import Task
 from qsync.task import ERROR_LIMIT
-from tests.cli_live import Live, living
+from tests.cli_live import KINDS, Live, living
 from tests.inspecting import bed
 from tests.stores import wait_until
 
 
-@pytest.fixture(params=["valkey", "cluster"])
+@pytest.fixture(params=KINDS)
 def live(request: pytest.FixtureRequest, prefix: str) -> Iterator[Live]:
     with living(request.getfixturevalue(request.param).url, prefix) as live:
         yield live
