@@ -174,3 +174,13 @@ def test_to_look_changes_nothing(rig: Rig) -> None:
     before = rig.dump()
     status(rig)
     assert rig.dump() == before
+
+
+def test_an_overview_reads_few_large_messages(rig: Rig) -> None:
+    """The store's time for it is bounded; of small ones it reads as many as eight."""
+    rig.enqueue(*"abcdefgh", payload=b"x" * 900_000)
+    seen = rig.run(views.overview(rig.keys, now_us=rig.now))
+    assert len(seen.first) == 1
+    rig.run(ops.delete(rig.keys, list("abcdefgh"), "pending"))
+    rig.enqueue(*"ijklmnopqr")
+    assert len(rig.run(views.overview(rig.keys, now_us=rig.now)).first) == 8
