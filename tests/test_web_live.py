@@ -101,6 +101,10 @@ def until(system: Live, *wanted: str | None, ids: tuple[str, ...]) -> None:
     wait_until(lambda: states(system, *ids) == [*wanted], 30, message=f"{ids} are not {wanted}")
 
 
+def waiting(letter: str) -> tuple[str, ...]:
+    return tuple(f"{letter}{n}" for n in range(3))
+
+
 def test_every_action_beside_running_servers(system: Live) -> None:
     async def yearly() -> None: ...
 
@@ -156,6 +160,40 @@ def test_every_action_beside_running_servers(system: Live) -> None:
         web.press("Delete all…")
         assert web.press("Delete") == "3 tasks deleted."
         assert queue(system, "other").states["dead"] == 0
+
+        # Tasks that wait, run, or have completed: ticked ones, and all that wait.
+        slow = {"retry": 1, "retry_delay": 600}
+        system.enqueue(*(Task("order", id=f"r{n}", retention=60, **slow) for n in range(3)))
+        system.enqueue(*(Task("order", id=f"s{n}", retention=60, delay=600) for n in range(3)))
+        until(system, *["retry"] * 3, *["scheduled"] * 3, ids=(*waiting("r"), *waiting("s")))
+        system.fixed = True
+        web.open("/tasks?queue=default&state=retry")
+        assert web.press("Run ticked now", ticked=("r1",)) == "1 task pending now."
+        until(system, "retry", "completed", "retry", ids=waiting("r"))
+        web.open("/tasks?queue=default&state=retry")
+        web.press("Run all now…")
+        assert "All retry tasks of queue default will be pending at once." in web.text
+        assert web.press("Run all now") == "2 tasks pending now."
+        until(system, *["completed"] * 3, ids=waiting("r"))
+        web.open("/tasks?queue=default&state=scheduled&id=s1")
+        web.press("Run all that fit now…")
+        assert web.press("Run all now") == "1 task pending now of 3 looked at."
+        until(system, "scheduled", "completed", "scheduled", ids=waiting("s"))
+        web.open("/tasks?queue=default&state=scheduled")
+        web.press("Cancel ticked…", ticked=("s0", "s2"))
+        assert "2 scheduled tasks of queue default will not run." in web.text
+        assert web.press("Cancel the tasks") == "2 tasks cancelled."
+        until(system, *["completed"] * 3, ids=waiting("s"))
+        web.open("/tasks?queue=default&state=completed")
+        web.press("Delete ticked…", ticked=("s0", "s1", "s2"))
+        assert web.press("Delete the tasks") == "3 tasks deleted."
+        until(system, None, None, None, ids=waiting("s"))
+        system.enqueue(Task("long", id="runs-on", retention=60))
+        until(system, "active", ids=("runs-on",))
+        web.open("/tasks?queue=default&state=active")
+        web.press("Cancel ticked…", ticked=("runs-on",))
+        assert web.press("Cancel the tasks") == "1 task cancelled."
+        until(system, "completed", ids=("runs-on",))
 
         # A schedule, while a server has it.
         wait_until(lambda: system.inspect(lambda i: i.schedules()))

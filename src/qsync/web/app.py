@@ -24,7 +24,7 @@ from qsync.errors import (
     StoreUnavailable,
 )
 from qsync.inspector import Inspector
-from qsync.web import dead, overview, queues, schedules, servers, tasks, watch, work
+from qsync.web import dead, many, overview, queues, schedules, servers, tasks, watch, work
 from qsync.web.access import Auth, Nobody, access_of
 from qsync.web.guard import Guard, Rules, sign_in_of
 from qsync.web.login import SignIn, sign_out
@@ -60,6 +60,9 @@ ACTIONS: Final[dict[str, View]] = {
     "/task/run": tasks.run,
     "/task/cancel": tasks.cancel,
     "/task/delete": tasks.delete,
+    "/tasks/run": many.run,
+    "/tasks/cancel": many.cancel,
+    "/tasks/delete": many.delete,
     "/dead/run": dead.run,
     "/dead/delete": dead.delete,
     "/server/quiet": servers.quiet,
