@@ -184,3 +184,19 @@ def test_an_overview_reads_few_large_messages(rig: Rig) -> None:
     rig.run(ops.delete(rig.keys, list("abcdefgh"), "pending"))
     rig.enqueue(*"ijklmnopqr")
     assert len(rig.run(views.overview(rig.keys, now_us=rig.now)).first) == 8
+
+
+def test_a_page_returns_no_more_than_a_megabyte(rig: Rig) -> None:
+    """Of dead tasks with long errors, and of long messages; the rest is on the next page."""
+    ids = [f"d{n}" for n in range(400)]
+    rig.enqueue(*ids)
+    while held := rig.lease():
+        for one in held:
+            rig.kill(one, failure=b"e" * 4096)
+    page = rig.run(views.page(rig.keys, TaskState.DEAD, count=500))
+    assert page.total == 400
+    assert page.more
+    assert 240 < len(page.rows) < 260
+    rest = rig.run(views.page(rig.keys, TaskState.DEAD, count=500, after=page.rows[-1].place))
+    assert len(page.rows) + len(rest.rows) == 400
+    assert not rest.more

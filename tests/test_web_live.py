@@ -233,3 +233,13 @@ def test_a_schedule_that_nobody_has_is_forgotten(system: Live) -> None:
         web.press("Forget…")
         assert "forgotten" in web.press("Forget the schedule")
     assert system.inspect(lambda i: i.schedules()) == []
+
+
+def test_the_filter_of_tasks_keeps_all_that_was_typed(system: Live) -> None:
+    system.enqueue(*(Task(f"mail.{n % 2}", id=f"user-{n}", delay=600) for n in range(20)))
+    with visiting(system) as web:
+        web.open("/tasks?queue=default&state=scheduled&type=mail.1&id=user-1&age=1h")
+        found = re.findall(r'name="id-ticked" value="([^"]*)"', web.text)
+        assert sorted(found) == ["user-1", *(f"user-{n}" for n in range(11, 20, 2))]
+        filled = dict(re.findall(r'<input name="(\w+)" value="([^"]*)"', web.text))
+        assert filled == {"type": "mail.1", "id": "user-1", "error": ""}
