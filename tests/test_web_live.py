@@ -216,7 +216,28 @@ def test_every_action_beside_running_servers(system: Live) -> None:
         assert "told to stop" in web.press("Stop the server")
         system.gate.set()
         wait_until(lambda: server.condition().stopping, 20)
-        assert web.used >= ACTIONS.keys() - {"/schedule/forget"}, "each action was tried"
+        assert web.used >= ACTIONS.keys() - {"/schedule/forget", "/queue/delete"}, (
+            "each action was tried"
+        )
+
+
+def test_a_queue_is_deleted_once_it_is_empty_and_nobody_takes_from_it(system: Live) -> None:
+    server = system.serve()
+    system.enqueue(Task("order", id="later", delay=600), Task("order", queue="other"))
+    with visiting(system) as web:
+
+        def delete() -> str:
+            web.open("/queue?queue=default")
+            web.press("Delete queue…")
+            return web.press("Delete the queue")
+
+        assert delete() == f"Server {server.id} takes from it: stop that first."
+        system.do(server.stop())
+        assert delete() == "It holds 1 task: purge or cancel them first."
+        web.open("/task?id=later&queue=default")
+        web.press("Cancel")
+        assert delete() == "Queue default is deleted."
+        assert [one.name for one in system.inspect(lambda i: i.overview()).queues] == ["other"]
 
 
 def test_a_schedule_that_nobody_has_is_forgotten(system: Live) -> None:

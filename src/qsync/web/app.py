@@ -57,6 +57,7 @@ ACTIONS: Final[dict[str, View]] = {
     "/queue/pause": queues.pause,
     "/queue/resume": queues.resume,
     "/queue/purge": queues.purge,
+    "/queue/delete": queues.delete,
     "/task/run": tasks.run,
     "/task/cancel": tasks.cancel,
     "/task/delete": tasks.delete,
