@@ -1,7 +1,7 @@
 #!lua flags=no-writes
 -- page: a part of the tasks in a state, from a place in it on.
 -- Takes fewer than asked for when they are large: it reads no more than 4 MiB and returns no more
--- than about 1 MiB, so that others of the store need not wait.
+-- than about 512 KiB, so that others of the store need not wait.
 -- include: schema clock cut place
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
@@ -53,7 +53,7 @@ for i = 1, #found / 2 do
   local whole_length, failure = redis.call('HSTRLEN', KEYS[1], id), redis.call('HSTRLEN', KEYS[10], id)
   read = read + whole_length + failure
   returned = returned + math.min(whole_length, 16384) + failure
-  if i > 1 and (read > 4194304 or returned > 1048576) then
+  if i > 1 and (read > 4194304 or returned > 524288) then
     break
   end
   local message, length = cut_message(KEYS[1], id)
