@@ -7,7 +7,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from typer.testing import CliRunner
 
@@ -19,6 +19,9 @@ from qsync.server.server import Server
 from tests.stores import wait_until
 
 T = TypeVar("T")
+
+KINDS: Final = ("valkey", "redis_store", "cluster")
+"""Fixtures of the stores on which commands are tried."""
 
 
 class Ran:

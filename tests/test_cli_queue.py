@@ -9,11 +9,11 @@ import pytest
 
 from qsync import Task
 from tests import cli_reference
-from tests.cli_live import Live, living, qsync
+from tests.cli_live import KINDS, Live, living, qsync
 from tests.stores import wait_until
 
 
-@pytest.fixture(params=["valkey", "cluster"])
+@pytest.fixture(params=KINDS)
 def live(request: pytest.FixtureRequest, prefix: str) -> Iterator[Live]:
     with living(request.getfixturevalue(request.param).url, prefix) as live:
         yield live

@@ -9,12 +9,12 @@ import pytest
 
 from qsync import Task
 from qsync.task import ERROR_LIMIT
-from tests.cli_live import Live, living
+from tests.cli_live import KINDS, Live, living
 from tests.inspecting import bed
 from tests.stores import wait_until
 
 
-@pytest.fixture(params=["valkey", "cluster"])
+@pytest.fixture(params=KINDS)
 def live(request: pytest.FixtureRequest, prefix: str) -> Iterator[Live]:
     with living(request.getfixturevalue(request.param).url, prefix) as live:
         yield live
@@ -84,6 +84,33 @@ def test_many_dead_tasks(live: Live) -> None:
     )
     assert live.ok("dead", "delete", "--all", "--yes").out == "9 of 9 dead tasks deleted\n"
     assert live.ok("dead", "list").out == "No such task.\n"
+
+
+def test_all_that_wait_are_run_once_the_provider_is_back(live: Live) -> None:
+    live.serve()
+    ids = live.enqueue(*(bill(str(n), retry=1, retry_delay=600) for n in range(12)))
+    [later] = live.enqueue(Task("note", delay=600, retention=600))
+    for id in ids:
+        live.reaches(id, "retry")
+    dry = live.ok("task", "run-waiting", "--error", "customer: 1", "--dry-run").out
+    assert dry == "3 of 12 retry tasks would be pending now\n"
+    live.broken = False
+    done = live.ok("task", "run-waiting", "--error", "customer: 1", "--json").json
+    assert done == {"scanned": 12, "done": 3, "duplicate": 0, "too_late": 0}
+    for n, id in enumerate(ids):
+        live.reaches(id, "completed" if n in (1, 10, 11) else "retry")
+    assert live.ok("task", "run-waiting", "-q", "default").out == (
+        "9 of 9 retry tasks pending now\n"
+    )
+    for id in ids:
+        live.reaches(id, "completed")
+    assert live.state(later) == "scheduled"
+    assert live.ok("task", "run-waiting", "--state", "scheduled").out == (
+        "1 of 1 scheduled tasks pending now\n"
+    )
+    live.reaches(later, "completed")
+    said = live.refused("task", "run-waiting", "--state", "dead", code=2)
+    assert "scheduled and retry do" in said
 
 
 def test_a_dead_task_whose_lock_another_has_stays_dead(live: Live) -> None:

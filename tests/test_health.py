@@ -27,6 +27,7 @@ from qsync.cli import health as cli_health
 from qsync.errors import ConfigError
 from qsync.inspector import Overview, Pause, QueueInfo
 from qsync.server import health, http
+from qsync.server.figures import BOUNDS, Ledger, Row
 from qsync.server.health import Condition, Report
 from qsync.server.http import HttpThread, Query, Response
 from qsync.server.scale import Goal, Sample, Scaler
@@ -229,6 +230,59 @@ def test_metrics_of_several_processes_add_up_and_never_go_back(
         os.kill(stuck, signal.SIGCONT)
         worker.wait_for("live", 200)
         assert other not in worker.started()[-2:]
+
+
+def test_a_run_whose_end_the_store_never_heard_of_is_not_counted_twice(
+    tmp_path: Path, own_store: Store
+) -> None:
+    """A server dies between the end of its handlers and the store's answer: they run again."""
+    series = '{queue="default",type="wait"}'
+    done = 'qsync_task_runs_total{outcome="completed",queue="default",type="wait"}'
+    with Probed(tmp_path, own_store.url, "--health-port", "0", "--lease", "3") as worker:
+        worker.wait_for("ready", 200)
+        worker.enqueue(*["wait"] * 5)
+        wait_until(lambda: worker.metric(f"qsync_tasks_running{series}") == 5)
+        own_store.pause()
+        (tmp_path / "go").touch()
+        wait_until(lambda: worker.metric(f"qsync_task_run_seconds_count{series}") == 5)
+        assert worker.metric(f"qsync_tasks_running{series}") == 0
+        assert worker.metric(done) == 0
+        os.kill(worker.started()[0], signal.SIGKILL)
+        wait_until(lambda: worker.metric("qsync_worker_restarts_total") == 1)
+        own_store.resume()
+        wait_until(lambda: worker.metric(done) == 5, message=worker.get("/metrics")[1])
+        completed = inspect(own_store.url, lambda i: i.overview()).queues[0].counters["completed"]
+        assert worker.metric(done) == completed == 5
+
+
+def test_what_ended_processes_counted_is_there_once_at_every_moment() -> None:
+    """While one thread sees processes end, another adds up."""
+
+    class Process:
+        def __init__(self) -> None:
+            self.rows = [Row("q", "t", runs=[1] * (len(BOUNDS) + 1))]
+
+    ledger, seen, over = Ledger(), set(), threading.Event()
+    processes = [Process() for _ in range(300)]
+    for one in processes:
+        ledger.add(one)
+
+    def read() -> None:
+        while not over.is_set():
+            seen.add(ledger.rows()[0].runs[0])
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    reader = threading.Thread(target=read)
+    try:
+        reader.start()
+        for one in processes:
+            ledger.end(one)
+    finally:
+        over.set()
+        reader.join()
+        sys.setswitchinterval(interval)
+    assert seen == {300}
 
 
 def test_an_autoscaler_is_told_what_it_takes(tmp_path: Path, store: Store) -> None:

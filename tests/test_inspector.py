@@ -12,12 +12,13 @@ import pytest
 
 from qsync import ConfigError, InvalidTask, Qsync, Task, codec
 from qsync.broker import ops
+from qsync.broker.ops import Retried
 from qsync.broker.script import load
 from qsync.inspector import Filter, Inspector, Page, Step
 from qsync.keys import COUNTERS, QUEUE_KEYS, GlobalKeys
 from qsync.state import TaskState
-from qsync.task import Result
-from tests.inspecting import Bed, bed, failure
+from qsync.task import Failure, Result
+from tests.inspecting import Bed, S, bed, failure
 from tests.stores import Cluster, Store, wait_until_async
 
 Work = Callable[[Bed], Awaitable[None]]
@@ -581,6 +582,35 @@ def test_what_dies_again_is_not_run_twice(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
+def test_what_waits_is_run_by_a_filter_in_steps(store: Store, prefix: str) -> None:
+    """What fails again meanwhile is left alone, or it would go round for ever."""
+
+    async def work(bed: Bed) -> None:
+        inspector = bed.inspector
+        await bed.enqueue(*tasks(*[f"{n:03}" for n in range(600)]))
+        for _ in range(2):
+            await bed.retry(await bed.lease(), "x", 3600)
+        first = await inspector.run_waiting("default", "retry", Filter(error="X"))
+        assert (first.scanned, first.done, first.cursor is None) == (500, 500, False)
+        again = codec.encode(Failure(2, "x", int((await inspector.overview()).at.timestamp() * S)))
+        rows = [Retried(*one, 7200 * S, again) for one in await bed.lease()]
+        await bed.broker.run(ops.retry(bed.keys(), rows))
+        rest, cursor = 0, first.cursor
+        async for step in inspector.steps(
+            inspector.run_waiting, "default", "retry", Filter(error="X"), cursor=cursor
+        ):
+            rest += step.done
+        assert rest == 100
+        await bed.enqueue(*[Task("t", id=f"s{n}", delay=600) for n in range(3)])
+        found = await inspector.run_waiting("default", "scheduled", Filter(id="s1"))
+        assert (found.scanned, found.done, found.cursor) == (3, 1, None)
+        for state in ("dead", "pending", "active", "none"):
+            with pytest.raises(InvalidTask, match="state"):
+                await inspector.run_waiting("default", state)
+
+    run(store, prefix, work)
+
+
 @pytest.mark.faults(76)
 def test_who_is_faster_is_counted(store: Store, prefix: str) -> None:
     """Between the look and the change of a step somebody else deletes a task."""
@@ -784,7 +814,8 @@ def test_who_may_only_look_looks_and_changes_nothing(store: Store, prefix: str) 
         for change in (
             inspector.pause("default"), inspector.run("d"), inspector.delete("d"),
             inspector.cancel("p"), inspector.purge("default", "dead"),
-            inspector.run_dead("default"), inspector.stop("w"),
+            inspector.run_dead("default"), inspector.run_waiting("default", "retry"),
+            inspector.stop("w"),
         ):  # fmt: skip
             with pytest.raises(ConfigError):
                 await change
@@ -873,6 +904,8 @@ def test_whatever_lies_in_the_store_is_shown(valkey: Store, prefix: str, value: 
         for step in (inspector.run_dead, inspector.delete_dead):
             async for made in inspector.steps(step, "default"):
                 assert made.scanned <= 500
+        async for made in inspector.steps(inspector.run_waiting, "default", "retry"):
+            assert made.scanned <= 500
         async for made in inspector.steps(inspector.purge, "default", "pending"):
             assert made.done <= 500
 

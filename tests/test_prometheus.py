@@ -198,7 +198,8 @@ def test_types_and_queues_beyond_the_limit_are_one() -> None:
         message = Message(1, 0, b"", type, b"", False, 3)
         leased = Leased(lane, "id", "token", message, NO_FAILURE, 0, 0.0, 0.0)
         tally.started(leased)
-        tally.finished(leased, Done("id", "token"))
+        tally.finished(leased)
+        tally.settled(leased, Done("id", "token"))
     counted = {row.type: row.outcomes[0] for row in tally.rows()}
     assert counted == {"type-0": 1, "type-1": 1, "other": 998}
 

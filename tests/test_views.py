@@ -174,3 +174,29 @@ def test_to_look_changes_nothing(rig: Rig) -> None:
     before = rig.dump()
     status(rig)
     assert rig.dump() == before
+
+
+def test_an_overview_reads_few_large_messages(rig: Rig) -> None:
+    """The store's time for it is bounded; of small ones it reads as many as eight."""
+    rig.enqueue(*"abcdefgh", payload=b"x" * 900_000)
+    seen = rig.run(views.overview(rig.keys, now_us=rig.now))
+    assert len(seen.first) == 1
+    rig.run(ops.delete(rig.keys, list("abcdefgh"), "pending"))
+    rig.enqueue(*"ijklmnopqr")
+    assert len(rig.run(views.overview(rig.keys, now_us=rig.now)).first) == 8
+
+
+def test_a_page_returns_no_more_than_half_a_megabyte(rig: Rig) -> None:
+    """Of dead tasks with long errors, and of long messages; the rest is on the next page."""
+    ids = [f"d{n}" for n in range(200)]
+    rig.enqueue(*ids)
+    while held := rig.lease():
+        for one in held:
+            rig.kill(one, failure=b"e" * 4096)
+    page = rig.run(views.page(rig.keys, TaskState.DEAD, count=500))
+    assert page.total == 200
+    assert page.more
+    assert 120 < len(page.rows) < 130
+    rest = rig.run(views.page(rig.keys, TaskState.DEAD, count=500, after=page.rows[-1].place))
+    assert len(page.rows) + len(rest.rows) == 200
+    assert not rest.more

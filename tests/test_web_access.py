@@ -106,6 +106,21 @@ def test_the_token_lets_in_by_header_or_by_form(valkey: Store, prefix: str) -> N
     asyncio.run(main())
 
 
+def test_strangers_get_the_form_and_how_it_looks_and_no_more(valkey: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with dashboard(valkey, prefix, token=TOKEN) as (client, _, _app):
+            form = (await client.get("/")).text
+            assert re.findall(r'(?:href|src)="([^"]*)"', form) == ["data:,", "/login.css"]
+            sheet = await client.get("/login.css")
+            assert (sheet.status_code, sheet.headers["content-type"][:8]) == (200, "text/css")
+            assert sheet.headers["content-security-policy"] == HEADERS["Content-Security-Policy"]
+            assert prefix not in form + sheet.text
+        async with dashboard(valkey, prefix) as (client, _, _app):
+            assert (await client.get("/login.css")).status_code == 403
+
+    asyncio.run(main())
+
+
 def test_a_cookie_is_secure_where_the_page_is(valkey: Store, prefix: str) -> None:
     async def main() -> None:
         options = {"token": TOKEN, "base": "https://q.example"}

@@ -45,6 +45,7 @@ class Parent:
         self._socket.set_inheritable(False)
         self._lines = self._socket.makefile("rb")
         self._lock = threading.Lock()
+        self._counting = threading.Lock()
         self._told: set[str] = set()
         self.server: Server | None = None
         """Of which it is told how it is when it asks."""
@@ -64,21 +65,21 @@ class Parent:
             for line in self._lines:
                 server = self.server
                 condition = Condition() if server is None else server.condition()
-                self.tell(
-                    answer=json.loads(line)["ask"],
-                    condition=msgspec.to_builtins(condition),
-                    rows=self._rows(),
+                self._tell_rows(
+                    answer=json.loads(line)["ask"], condition=msgspec.to_builtins(condition)
                 )
         os.kill(os.getpid(), signal.SIGTERM)
 
     def tell_rows(self) -> None:
         """Send what the server has counted, for the last time."""
-        if rows := self._rows():
-            self.tell(rows=rows)
+        self._tell_rows()
 
-    def _rows(self) -> Any:
-        tally = None if self.server is None else self.server.tally
-        return [] if tally is None else msgspec.to_builtins(tally.rows())
+    def _tell_rows(self, **report: Any) -> None:
+        """Send what has been counted; never less than was sent before by another thread."""
+        with self._counting:
+            tally = None if self.server is None else self.server.tally
+            rows = [] if tally is None else msgspec.to_builtins(tally.rows())
+            self.tell(**report, rows=rows)
 
     def tell(self, **report: Any) -> None:
         """Send a report, unless the parent has died."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from qsync.cli.ask import Progress, confirm
+from qsync.cli.ask import confirm
 from qsync.cli.command import Command
 from qsync.cli.listing import Wanted, collect, print_tasks
+from qsync.cli.many import Many
 from qsync.cli.options import (
     Cursor,
     DryRun,
@@ -25,12 +25,10 @@ from qsync.cli.options import (
     WithId,
     Yes,
 )
-from qsync.cli.reach import EXITS, INTERRUPTED, WRONG, Reached, fail, no_queue, reach
-from qsync.cli.table import print_line
+from qsync.cli.reach import EXITS, WRONG, fail, reach
 from qsync.cli.task import filter_of
 from qsync.cli.text import print_json
-from qsync.inspector import Filter, Inspector, Step
-from qsync.inspector.tasks import LIMIT
+from qsync.inspector import Filter
 from qsync.state import TaskState
 
 dead = typer.Typer(
@@ -92,10 +90,11 @@ def run(
     meant = filter_of(type, error, id, older_than, newer_than)
     _check(meant, everything)
     with reach(url, prefix) as store:
+        found = Many(store, queue, TaskState.DEAD, meant, "run again", as_json)
         if dry_run:
-            _report_dry(store, queue, meant, "run again", as_json)
+            found.report_dry()
         else:
-            _work(store, queue, meant, store.inspector.run_dead, "run again", as_json)
+            found.work(store.inspector.run_dead)
 
 
 @dead.command(cls=Command, epilog=EXITS)
@@ -122,15 +121,16 @@ def delete(
     meant = filter_of(type, error, id, older_than, newer_than)
     _check(meant, everything)
     with reach(url, prefix) as store:
+        found = Many(store, queue, TaskState.DEAD, meant, "deleted", as_json)
         if dry_run:
-            _report_dry(store, queue, meant, "deleted", as_json)
+            found.report_dry()
             return
         if not yes:
-            count, _ = store.do(_count(store.inspector, queue, meant))
+            count, _ = found.count()
             one = "dead task" if count == 1 else "dead tasks"
             if count:
                 confirm(f"Delete {count:,} {one}?", yes=yes)
-        _work(store, queue, meant, store.inspector.delete_dead, "deleted", as_json)
+        found.work(store.inspector.delete_dead)
 
 
 def _check(filter: Filter | None, everything: bool) -> None:
@@ -138,106 +138,3 @@ def _check(filter: Filter | None, everything: bool) -> None:
         fail("say which: --type, --error, --id, --older-than, --newer-than, or --all", WRONG)
     if filter is not None and everything:
         fail("--all does not go with what says which", WRONG)
-
-
-async def _queues(inspector: Inspector, queue: str | None) -> dict[str, int]:
-    """The queues meant, with how many dead tasks they hold."""
-    if queue is None:
-        found = (await inspector.overview()).queues
-        return {info.name: info.states[TaskState.DEAD] for info in found}
-    info = await inspector.queue(queue)
-    if info is None:
-        await no_queue(inspector, queue)
-    return {queue: info.states[TaskState.DEAD]}
-
-
-async def _count(inspector: Inspector, queue: str | None, filter: Filter | None) -> tuple[int, int]:
-    """How many tasks are meant, and of how many."""
-    held = await _queues(inspector, queue)
-    total = sum(held.values())
-    if filter is None:
-        return total, total
-    progress, count, scanned = Progress(), 0, 0
-    try:
-        for name, many in held.items():
-            cursor: str | None = None
-            while many:
-                page = await inspector.tasks(
-                    name, TaskState.DEAD, limit=LIMIT, cursor=cursor, filter=filter,
-                    newest_first=False,
-                )  # fmt: skip
-                count, scanned, cursor = (
-                    count + len(page.tasks),
-                    scanned + page.scanned,
-                    page.cursor,
-                )
-                progress.tell(f"{scanned:,} of {total:,} looked at, {count:,} found")
-                if cursor is None:
-                    break
-    finally:
-        progress.end()
-    return count, total
-
-
-def _report_dry(
-    store: Reached, queue: str | None, filter: Filter | None, verb: str, as_json: bool
-) -> None:
-    count, total = store.do(_count(store.inspector, queue, filter))
-    if as_json:
-        print_json({"scanned": total, "found": count, "dry_run": True})
-    else:
-        print_line(f"{count:,} of {total:,} dead tasks would be {verb}")
-
-
-def _work(
-    store: Reached,
-    queue: str | None,
-    filter: Filter | None,
-    step: Callable[..., Awaitable[Step]],
-    verb: str,
-    as_json: bool,
-) -> None:
-    """Do all steps for all queues, and report them, also when they are interrupted."""
-    steps: list[Step] = []
-    try:
-        store.do(_steps(store.inspector, queue, filter, step, verb, steps))
-    except KeyboardInterrupt:
-        _report(steps, verb, as_json)
-        typer.echo("interrupted: the rest is as it was", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    _report(steps, verb, as_json)
-
-
-async def _steps(
-    inspector: Inspector,
-    queue: str | None,
-    filter: Filter | None,
-    step: Callable[..., Awaitable[Step]],
-    verb: str,
-    steps: list[Step],
-) -> None:
-    held = await _queues(inspector, queue)
-    progress, total, scanned, done = Progress(), sum(held.values()), 0, 0
-    try:
-        for name, many in held.items():
-            if not many:
-                continue
-            async for made in inspector.steps(step, name, filter):
-                steps.append(made)
-                scanned, done = scanned + made.scanned, done + made.done
-                progress.tell(f"{scanned:,} of {total:,} looked at, {done:,} {verb}")
-    finally:
-        progress.end()
-
-
-def _report(steps: list[Step], verb: str, as_json: bool) -> None:
-    names = ("scanned", "done", "duplicate", "too_late")
-    sums: dict[str, Any] = {name: sum(getattr(one, name) for one in steps) for name in names}
-    if as_json:
-        print_json(sums)
-        return
-    print_line(f"{sums['done']:,} of {sums['scanned']:,} dead tasks {verb}")
-    if sums["duplicate"]:
-        print_line(f"{sums['duplicate']:,} stay dead: other tasks have their unique locks")
-    if sums["too_late"]:
-        print_line(f"{sums['too_late']:,} were changed by somebody else meanwhile")

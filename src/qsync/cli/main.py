@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -23,6 +23,8 @@ from qsync.cli.top import top
 from qsync.cli.worker import worker
 from qsync.version import __version__
 
+STORE: Final[dict[str, Any]] = {"cls": Command, "epilog": EXITS}
+
 app = typer.Typer(
     name="qsync",
     help="A distributed task queue on Redis or Valkey.",
@@ -31,16 +33,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain: boxes leave too little room at 80 columns
 )
-app.command(name="demo")(demo)
+# Where the first line of a help is too long for the list of commands, it is said in fewer words.
+app.command(name="demo", short_help="Watch tasks run, fail and survive a kill -9.")(demo)
 app.command(name="worker")(worker)
 app.command(name="dashboard")(dashboard)
-app.command(name="stats", cls=Command, epilog=EXITS)(stats)
-app.command(name="top", cls=Command, epilog=EXITS)(top)
+app.command(name="stats", short_help="Show what queues hold and have done.", **STORE)(stats)
+app.command(name="top", short_help="Watch queues, servers and running tasks.", **STORE)(top)
 for noun in (queue, task, dead, servers, schedule):
     app.add_typer(noun)
-app.command(name="doctor")(doctor)
-app.command(name="acl")(acl)
-app.command(name="bench")(bench)
+app.command(name="doctor", short_help="Say whether the store is fit for the queue.")(doctor)
+app.command(name="acl", short_help="Print the rights that a user of the store needs.")(acl)
+app.command(name="bench", short_help="Measure what this machine makes of qsync.")(bench)
 
 
 def _show_version(wanted: bool) -> None:

@@ -50,7 +50,9 @@ def finish(outcomes: Sequence[Outcome], done: str, *, as_json: bool, key: str = 
 
 def _done(outcome: Outcome, done: str) -> str:
     change = outcome.change
-    return done if change.outcome == "done" else f"server {change.server} has been told"
+    if change.outcome == "done" or change.server == outcome.id:
+        return done
+    return f"server {change.server} has been told"
 
 
 def _not_done(outcome: Outcome) -> str:

@@ -11,8 +11,10 @@ import typer
 from qsync.cli.ask import confirm
 from qsync.cli.command import Command
 from qsync.cli.listing import ORDER, Wanted, collect, print_tasks
+from qsync.cli.many import Many
 from qsync.cli.options import (
     Cursor,
+    DryRun,
     InQueue,
     Json,
     Limit,
@@ -34,8 +36,9 @@ from qsync.cli.reach import EXITS, WRONG, fail, gone, queue_of, reach
 from qsync.cli.table import print_line
 from qsync.cli.text import clock, lines_of, print_json, print_out
 from qsync.cli.whole import print_task
-from qsync.inspector import Change, Explanation, Filter, Inspector, TaskDetail
-from qsync.state import UNFINISHED
+from qsync.inspector import Change, Explanation, Filter, Inspector, Step, TaskDetail
+from qsync.inspector.dead import WAITING
+from qsync.state import UNFINISHED, TaskState
 
 task = typer.Typer(
     name="task", help="Look at tasks, run, cancel and delete them.", no_args_is_help=True
@@ -189,6 +192,45 @@ def run(
     A dead one has all its attempts again.
     """
     _change(ids, queue, url, prefix, as_json, lambda inspector: inspector.run, "pending now")
+
+
+@task.command(cls=Command, epilog=EXITS)
+def run_waiting(
+    state: Annotated[
+        TaskState,
+        typer.Option("--state", "-s", metavar="STATE", help="In this state: scheduled or retry."),
+    ] = TaskState.RETRY,
+    queue: OfQueue = None,
+    type: OfType = None,
+    error: WithError = None,
+    id: WithId = None,
+    older_than: OlderThan = None,
+    newer_than: NewerThan = None,
+    dry_run: DryRun = False,
+    url: Url = None,
+    prefix: Prefix = None,
+    as_json: Json = False,
+) -> None:
+    """Run all tasks now that wait for their next attempt, or for their time.
+
+    For example, once the provider is back: qsync task run-waiting --error Timeout
+
+    It goes in steps of 500. What fails again meanwhile is left alone.
+    """
+    meant = filter_of(type, error, id, older_than, newer_than)
+    with reach(url, prefix) as store:
+        inspector = store.inspector
+
+        async def step(queue: str, filter: Filter | None, *, cursor: str | None = None) -> Step:
+            return await inspector.run_waiting(queue, state, filter, cursor=cursor)
+
+        if state not in WAITING:
+            fail(f"--state {state}: it does not wait for its time; scheduled and retry do", WRONG)
+        found = Many(store, queue, state, meant, "pending now", as_json)
+        if dry_run:
+            found.report_dry()
+        else:
+            found.work(step)
 
 
 @task.command(cls=Command, epilog=EXITS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -63,3 +63,34 @@ def over(rows: Iterable[Row]) -> list[Row]:
     for row in left:
         row.running = 0
     return left
+
+
+class Source(Protocol):
+    """Whoever counts; the list is replaced as a whole when it is heard from."""
+
+    rows: list[Row]
+
+
+class Ledger:
+    """The sums of what many count, those included that are no more; they never go back.
+
+    One thread changes it and any may read it: all of it hangs on one reference.
+    """
+
+    def __init__(self) -> None:
+        self._state: tuple[list[Row], frozenset[Source]] = ([], frozenset())
+
+    def add(self, source: Source) -> None:
+        """This one counts, too, from now on."""
+        past, sources = self._state
+        self._state = past, sources | {source}
+
+    def end(self, source: Source) -> None:
+        """This one is no more; what it has counted stays."""
+        past, sources = self._state
+        self._state = total([*past, *over(source.rows)]), sources - {source}
+
+    def rows(self) -> list[Row]:
+        """The sums, as far as is known."""
+        past, sources = self._state
+        return total([*past, *(row for source in sources for row in source.rows)])

@@ -69,7 +69,7 @@ class Leased:
         self.timer: asyncio.TimerHandle | None = None
         self.progress: tuple[float, float] | None = None
         self.began: float
-        self.row: Row
+        self.row: Row | None = None
         """When its run began, and where it is counted; set by a tally, if there is one."""
 
     @property

@@ -282,8 +282,10 @@ class Runner:
             leased.timer.cancel()
             leased.timer = None
         if self.tally is not None:
-            self.tally.finished(leased, record)
+            self.tally.finished(leased)
         if record is None:
+            if self.tally is not None:
+                self.tally.settled(leased, None)
             leased.lane.drop(leased)
         else:
             self.settle(leased, record)

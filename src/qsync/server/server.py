@@ -214,6 +214,8 @@ class Server:
             config, invoker, self._broker, self._settlers, surroundings, self._count_lost, hung
         )
         self._runner.tally = self.tally
+        for settler in self._settlers.values():
+            settler.tally = self.tally
         self._exits.push_async_callback(self._runner.aclose)
         self._fetcher = Fetcher(self.id, config, self._broker, self._lanes, self._runner)
         self._exits.push_async_callback(self._fetcher.aclose)

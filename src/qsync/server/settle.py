@@ -20,6 +20,7 @@ from qsync.broker.ops import Done, HandedBack, Held, Killed, Retried
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError, QueueFull
 from qsync.server.lane import SETTLING, Lane, Leased
+from qsync.server.tally import Tally
 from qsync.task import Result
 
 log = logging.getLogger("qsync.server")
@@ -47,6 +48,8 @@ class Settler:
         self._on_lost = on_lost
         self.on_settled: Callable[[], None] | None = None
         """Called after the store has taken some."""
+        self.tally: Tally | None = None
+        """Counts how runs ended, when somebody wants to know."""
         self._waiting: list[Entry] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -115,10 +118,12 @@ class Settler:
         return failed
 
     def _settled(self, verb: str, part: Sequence[Entry], outcomes: Sequence[ops.Outcome]) -> None:
-        drop = self.lane.drop
+        drop, tally = self.lane.drop, self.tally
         lost = 0
         for (leased, record), outcome in zip(part, outcomes, strict=True):
             if leased is not None:
+                if tally is not None:
+                    tally.settled(leased, record if outcome != "lost" else None)
                 drop(leased)
             if outcome == "lost":
                 lost += 1

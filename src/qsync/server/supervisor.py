@@ -20,7 +20,7 @@ from typing import Final
 
 from qsync.server.abandon import Abandoner
 from qsync.server.child import FIRST_S, Child, Plan
-from qsync.server.figures import Row, over, total
+from qsync.server.figures import Ledger, Row
 from qsync.server.health import Report
 from qsync.server.watch import Watch
 
@@ -90,9 +90,7 @@ class Supervisor:
         self._last_signal = -math.inf
         self._rolling = asyncio.Lock()
         self._watch = Watch()
-        self._past: list[Row] = []
-        """What was counted by processes that are no more."""
-        self._counting: set[Child] = set()
+        self._ledger = Ledger()
         self._restarts = 0
         self._failed: str | None = None
         self._unclean = False
@@ -118,8 +116,11 @@ class Supervisor:
         return await asyncio.gather(*[_report(slot, child, patience) for slot, child in children])
 
     def rows(self) -> list[Row]:
-        """What the processes have counted from the beginning, as far as they have told."""
-        return total([*self._past, *(row for child in self._counting for row in child.rows)])
+        """What the processes have counted from the beginning, as far as they have told.
+
+        Any thread may ask.
+        """
+        return self._ledger.rows()
 
     @property
     def restarts(self) -> int:
@@ -167,7 +168,7 @@ class Supervisor:
             child.has_ended(1)
             return child
         self._children.add(child)
-        self._counting.add(child)
+        self._ledger.add(child)
         self._tasks.create_task(self._attend(slot, child, reader))
         log.info("process %d started, pid %d, server %s", child.number, child.pid, child.server_id)
         if self._stopping.is_set():
@@ -187,8 +188,7 @@ class Supervisor:
         await asyncio.wait({listening}, timeout=0.2)
         listening.cancel()
         child.close()
-        self._past = total([*self._past, *over(child.rows)])
-        self._counting.discard(child)
+        self._ledger.end(child)
         if child.told_to_stop:
             self._unclean = self._unclean or (self._stopping.is_set() and not clean)
             log.info("process %d (pid %d) ended: %s", child.number, child.pid, child.manner())

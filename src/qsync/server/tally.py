@@ -42,7 +42,8 @@ class _Queue:
 class Tally:
     """Counts on the event loop of a server; may be read from any thread.
 
-    Both calls together cost about a microsecond a task.
+    How a run ended counts once the store has taken it: a server that dies before that leaves no
+    count of a task that then runs again. All calls together cost about a microsecond a task.
     """
 
     def __init__(self, types: Iterable[str], *, limit: int = TYPES) -> None:
@@ -68,13 +69,17 @@ class Tally:
         else:
             row.waits[0] += 1
 
-    def finished(self, leased: Leased, record: Any) -> None:
-        """A run has ended, with this record for the settler, or None when its lease was lost."""
-        row = leased.row
-        took_s = monotonic() - leased.began
-        row.runs[bisect_left(BOUNDS, took_s)] += 1
-        row.run_s += took_s
-        row.outcomes[_OUTCOME[type(record)]] += 1
+    def finished(self, leased: Leased) -> None:
+        """The handler has ended."""
+        if (row := leased.row) is not None:
+            took_s = monotonic() - leased.began
+            row.runs[bisect_left(BOUNDS, took_s)] += 1
+            row.run_s += took_s
+
+    def settled(self, leased: Leased, record: Any) -> None:
+        """The store has taken this record of a task; None: its lease was lost."""
+        if (row := leased.row) is not None:
+            row.outcomes[_OUTCOME[type(record)]] += 1
 
     def rows(self) -> list[Row]:
         """The figures up to now, as a copy, with what runs at this moment."""
@@ -82,7 +87,7 @@ class Tally:
         for queue in list(self._queues.values()):
             rows += list({id(row): row for row in list(queue.by_type.values())}.values())
             for leased in queue.lane.held.copy().values():
-                if leased.phase == RUNNING:
+                if leased.phase == RUNNING and leased.row is not None:
                     rows.append(Row(queue.lane.queue, leased.row.type, running=1))
         return total(rows)
 

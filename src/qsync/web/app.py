@@ -24,7 +24,7 @@ from qsync.errors import (
     StoreUnavailable,
 )
 from qsync.inspector import Inspector
-from qsync.web import dead, overview, queues, schedules, servers, tasks, watch, work
+from qsync.web import dead, many, overview, queues, schedules, servers, tasks, watch, work
 from qsync.web.access import Auth, Nobody, access_of
 from qsync.web.guard import Guard, Rules, sign_in_of
 from qsync.web.login import SignIn, sign_out
@@ -57,9 +57,13 @@ ACTIONS: Final[dict[str, View]] = {
     "/queue/pause": queues.pause,
     "/queue/resume": queues.resume,
     "/queue/purge": queues.purge,
+    "/queue/delete": queues.delete,
     "/task/run": tasks.run,
     "/task/cancel": tasks.cancel,
     "/task/delete": tasks.delete,
+    "/tasks/run": many.run,
+    "/tasks/cancel": many.cancel,
+    "/tasks/delete": many.delete,
     "/dead/run": dead.run,
     "/dead/delete": dead.delete,
     "/server/quiet": servers.quiet,

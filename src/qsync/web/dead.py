@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Awaitable, Callable
-
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qsync.errors import InvalidTask
 from qsync.inspector import Change
 from qsync.state import TaskState
 from qsync.web import work
@@ -33,7 +29,7 @@ async def run(site: Site, request: Request) -> Response:
         async def rerun(id: str) -> Change:
             return await site.inspector.run(id, queue=which.queue, state=TaskState.DEAD)
 
-        return await _ticked(site, request, form, which, "run", rerun)
+        return await work.ticked(site, request, "run", which, rerun, form)
     if form.text("sure") != "yes":
         return await _ask(site, request, form, which, "run again", "Run all again")
 
@@ -55,43 +51,12 @@ async def delete(site: Site, request: Request) -> Response:
         async def remove(id: str) -> Change:
             return await site.inspector.delete(id, queue=which.queue, state=TaskState.DEAD)
 
-        return await _ticked(site, request, form, which, "delete", remove)
+        return await work.ticked(site, request, "delete", which, remove, form)
 
     async def step(cursor: str | None) -> work.Step:
         return await site.inspector.delete_dead(which.queue, which.filter, cursor=cursor)
 
     return await work.go_on(site, request, "delete", which, step, form)
-
-
-async def _ticked(
-    site: Site,
-    request: Request,
-    form: Fields,
-    which: Wanted,
-    name: str,
-    change: Callable[[str], Awaitable[Change]],
-) -> Response:
-    """Change the ticked tasks, a page of them at most."""
-    ids = form.all("id-ticked")
-    if not ids:
-        text = "No task is ticked, so nothing was done."
-        return site.go(request, "/dead", text, good=False, **which.query)
-    outcomes = Counter([await _outcome(change, id) for id in ids])
-    counts = {
-        "scanned": len(ids),
-        "done": outcomes["done"],
-        "duplicate": outcomes["duplicate"],
-        "too_late": len(ids) - outcomes["done"] - outcomes["duplicate"],
-    }
-    said = work.told(counts, work.KINDS[name].done)
-    return site.go(request, "/dead", said, good=counts["done"] > 0, **which.query)
-
-
-async def _outcome(change: Callable[[str], Awaitable[Change]], id: str) -> str:
-    try:
-        return (await change(id)).outcome
-    except InvalidTask:  # an id that no client gave
-        return "refused"
 
 
 async def _ask(

@@ -17,7 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qsync.web.access import Access, TokenAccess, host_of, same_origin
-from qsync.web.login import SignIn
+from qsync.web.login import FORM, SHEET, SignIn
 
 log = logging.getLogger("qsync.web")
 
@@ -113,8 +113,8 @@ class _Exchange:
     async def _admit(self, request: Request) -> Response | None:
         """None for a user who may do it."""
         access, route = self._rules.access, route_of(request.scope)
-        if self._sign_in is not None and route == "/login":
-            return await self._sign_in.answer(request)
+        if self._sign_in is not None and route in (FORM, SHEET):
+            return await self._sign_in.answer(request, route)
         user = await access.admit(request)
         if isinstance(user, Response):
             if self._sign_in is not None and user.status_code == 401:

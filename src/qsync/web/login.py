@@ -16,23 +16,31 @@ from qsync.web.params import parse_form
 NEXT_LIMIT: Final = 2000
 
 
+FORM: Final = "/login"
+SHEET: Final = "/login.css"
+"""How the form looks. It and the form are all that is given to strangers; it says nothing."""
+
+
 class SignIn:
-    """Answers for /login, to people without a session."""
+    """Answers for these two, to people without a session."""
 
     def __init__(self, access: TokenAccess, environment: Environment) -> None:
         self._access = access
         self._template = environment.get_template("login.html")
+        self._sheet = environment.get_template("login.css").render()
 
     def form(self, request: Request, *, wanted: str = "", wrong: bool = False) -> Response:
         """The form, as a refusal; it leads on to the page that was asked for."""
         root = root_of(request)
-        if not wanted and request.method == "GET" and request.url.path != f"{root}/login":
+        if not wanted and request.method == "GET" and request.url.path != f"{root}{FORM}":
             wanted = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         text = self._template.render(root=root, wanted=local(wanted, root), wrong=wrong)
         return HTMLResponse(text, 401, {"WWW-Authenticate": 'Bearer realm="qsync"'})
 
-    async def answer(self, request: Request) -> Response:
+    async def answer(self, request: Request, route: str) -> Response:
         """The form; or with the right token the page that was wanted, and a session."""
+        if route == SHEET:
+            return Response(self._sheet, media_type="text/css")
         if request.method != "POST":
             return self.form(request)
         try:

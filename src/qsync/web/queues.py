@@ -1,4 +1,4 @@
-"""Queues: what they hold; pause, resume, purge."""
+"""Queues: what they hold; pause, resume, purge, delete."""
 
 from __future__ import annotations
 
@@ -76,6 +76,30 @@ async def purge(site: Site, request: Request) -> Response:
         return await site.inspector.purge(which.queue, which.state, cursor=cursor)
 
     return await work.go_on(site, request, "purge", which, step, form)
+
+
+async def delete(site: Site, request: Request) -> Response:
+    """An empty queue is forgotten, once that is confirmed."""
+    form = await site.form(request)
+    name = form.text("queue")
+    if form.text("sure") != "yes":
+        return site.confirm(
+            request, form, title=f"Delete queue {name}?", button="Delete the queue",
+            text="It is forgotten with its counters, its pause and its schedules. It has to be "
+            "empty, and no live server may take from it.",
+            back=work.back_to(request, "/queue", queue=name),
+        )  # fmt: skip
+    found = await site.inspector.forget(name)
+    match found.outcome:
+        case "done":
+            return site.go(request, "/queues", f"Queue {name} is deleted.")
+        case "not_found":
+            return site.go(request, "/queues", f"There is no queue {name}.", good=False)
+        case "served":
+            why = f"Server {found.server} takes from it: stop that first."
+        case _:
+            why = f"It holds {plural(found.left, 'task')}: purge or cancel them first."
+    return site.go(request, "/queue", why, good=False, queue=name)
 
 
 def _query(request: Request) -> Fields:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,12 +11,13 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qsync.inspector import Step
+from qsync.errors import InvalidTask
+from qsync.inspector import Change, Step
 from qsync.web.params import Fields, Wanted, wanted
 from qsync.web.site import Site, links
 from qsync.web.texts import plural
 
-__all__ = ["Step", "back_to", "go_on", "more", "told"]
+__all__ = ["KINDS", "Step", "back_to", "go_on", "more", "ticked", "told"]
 
 BUDGET_S: Final = 1.0
 """After so long a request begins no other step."""
@@ -34,9 +36,16 @@ class Kind:
     done: str
     doing: str
 
+    def place(self, which: Wanted) -> dict[str, str]:
+        """The parameters of the page to which one comes back."""
+        return which.query | ({"state": which.state} if self.after == "/tasks" else {})
+
 
 KINDS: Final = {
     "run": Kind("/dead/run", "/dead", "run again", "Running dead tasks again"),
+    "now": Kind("/tasks/run", "/tasks", "pending now", "Running tasks now"),
+    "cancel": Kind("/tasks/cancel", "/tasks", "cancelled", "Cancelling tasks"),
+    "remove": Kind("/tasks/delete", "/tasks", "deleted", "Deleting tasks"),
     "delete": Kind("/dead/delete", "/dead", "deleted", "Deleting dead tasks"),
     "purge": Kind("/queue/purge", "/queue", "deleted", "Purging"),
 }
@@ -58,12 +67,42 @@ async def go_on(
     counts = {one: form.number(one, 0, 0, MOST) + getattr(total, one) for one in COUNTS}
     if total.cursor is None:
         good = counts["done"] > 0 or not counts["scanned"]
-        return site.go(request, kind.after, told(counts, kind.done), good=good, **which.query)
+        return site.go(request, kind.after, told(counts, kind.done), good=good, **kind.place(which))
     query: dict[str, Any] = {**which.query, "state": which.state, "work": name, **counts}
     return site.go(
         request, "/more", f"{told(counts, kind.done)} There are more.",
         cursor=total.cursor, **query,
     )  # fmt: skip
+
+
+async def ticked(
+    site: Site,
+    request: Request,
+    name: str,
+    which: Wanted,
+    change: Callable[[str], Awaitable[Change]],
+    form: Fields,
+) -> Response:
+    """Change the ticked tasks, a page of them at most; then to the page that says what was done."""
+    kind, ids = KINDS[name], form.all("id-ticked")
+    if not ids:
+        text = "No task is ticked, so nothing was done."
+        return site.go(request, kind.after, text, good=False, **kind.place(which))
+    outcomes = Counter([await _outcome(change, id) for id in ids])
+    done = outcomes["done"] + outcomes["told"]
+    counts = {
+        "scanned": len(ids), "done": done, "duplicate": outcomes["duplicate"],
+        "too_late": len(ids) - done - outcomes["duplicate"],
+    }  # fmt: skip
+    said = told(counts, kind.done)
+    return site.go(request, kind.after, said, good=done > 0, **kind.place(which))
+
+
+async def _outcome(change: Callable[[str], Awaitable[Change]], id: str) -> str:
+    try:
+        return (await change(id)).outcome
+    except InvalidTask:  # an id that no client gave
+        return "refused"
 
 
 async def more(site: Site, request: Request) -> Response:
@@ -79,7 +118,7 @@ async def more(site: Site, request: Request) -> Response:
             "cursor": fields.text("cursor", CURSOR), **counts}  # fmt: skip
     return site.page(
         request, "more", kind=kind, which=which, said=told(counts, kind.done), kept=kept,
-        back=back_to(request, kind.after, **which.query),
+        back=back_to(request, kind.after, **kind.place(which)),
     )  # fmt: skip
 
 

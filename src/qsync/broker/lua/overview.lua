@@ -23,8 +23,8 @@
 -- ARGV[3...] names of counters
 -- returns now us; the sizes of the six states in this order; the bytes that the keys take, about,
 --   -1 when the store does not say; who paused it and why, empty when it is not paused; since when,
---   us; the first tasks in pending, each its message (cut, when it is long), the length of that and
---   its failure record; the counters, name and value in turn
+--   us; the first tasks in pending, up to 8 and 1 MiB, each its message (cut, when it is long), the
+--   length of that and its failure record; the counters, name and value in turn
 check_schema(KEYS[16])
 local now = clock(ARGV[1])
 local sizes, bytes = {}, 0
@@ -42,8 +42,12 @@ for _, any_key in ipairs({
   end
   bytes = bytes + (usage or 0)
 end
-local first = {}
+local first, read = {}, 0
 for i, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, 7)) do
+  read = read + redis.call('HSTRLEN', KEYS[7], id)
+  if i > 1 and read > 1048576 then
+    break
+  end
   local message, length = cut_message(KEYS[7], id)
   first[i] = { message, length, redis.call('HGET', KEYS[8], id) or '' }
 end

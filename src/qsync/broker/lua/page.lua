@@ -1,6 +1,7 @@
 #!lua flags=no-writes
 -- page: a part of the tasks in a state, from a place in it on.
--- Takes fewer than asked for when they are large: it looks at no more than 4 MiB.
+-- Takes fewer than asked for when they are large: it reads no more than 4 MiB and returns no more
+-- than about 512 KiB, so that others of the store need not wait.
 -- include: schema clock cut place
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
@@ -46,14 +47,15 @@ end
 
 local total = redis.call('ZCARD', set)
 local first, found = ids_from(set, total)
-local rows, ids, bytes = {}, {}, 0
+local rows, ids, read, returned = {}, {}, 0, 0
 for i = 1, #found / 2 do
   local id = found[2 * i - 1]
-  local weight = redis.call('HSTRLEN', KEYS[1], id) + redis.call('HSTRLEN', KEYS[10], id)
-  if i > 1 and bytes + weight > 4194304 then
+  local whole_length, failure = redis.call('HSTRLEN', KEYS[1], id), redis.call('HSTRLEN', KEYS[10], id)
+  read = read + whole_length + failure
+  returned = returned + math.min(whole_length, 16384) + failure
+  if i > 1 and (read > 4194304 or returned > 524288) then
     break
   end
-  bytes = bytes + weight
   local message, length = cut_message(KEYS[1], id)
   ids[i] = id
   rows[i] = { id, found[2 * i], whole(length), message }

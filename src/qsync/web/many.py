@@ -1,0 +1,77 @@
+"""Tasks that wait, run or have completed: ticked ones run, cancelled, deleted; or all run now."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from qsync.inspector import Change
+from qsync.web import work
+from qsync.web.params import Fields, Wanted, wanted
+from qsync.web.site import Site
+from qsync.web.texts import plural
+
+
+async def run(site: Site, request: Request) -> Response:
+    """The ticked ones are pending now, or all that fit once that is confirmed."""
+    form = await site.form(request)
+    which = wanted(form)
+    if form.text("scope") != "all" and not form.text("cursor"):
+
+        async def change(id: str) -> Change:
+            return await site.inspector.run(id, queue=which.queue, state=which.state)
+
+        return await work.ticked(site, request, "now", which, change, form)
+    if form.text("sure") != "yes":
+        of = f" that are {which}" if which.narrowed else ""
+        text = f"All {which.state} tasks of queue {which.queue}{of} will be pending at once."
+        return _ask(site, request, form, which, "now", "Run all now", text)
+
+    async def step(cursor: str | None) -> work.Step:
+        return await site.inspector.run_waiting(
+            which.queue, which.state, which.filter, cursor=cursor
+        )
+
+    return await work.go_on(site, request, "now", which, step, form)
+
+
+async def cancel(site: Site, request: Request) -> Response:
+    """The ticked ones have ended, or are told to stop, once that is confirmed."""
+    form = await site.form(request)
+    which = wanted(form)
+    if form.text("sure") != "yes" and (ids := form.all("id-ticked")):
+        text = f"{plural(len(ids), f'{which.state} task')} of queue {which.queue} will not run."
+        if which.state == "active":
+            text = f"{plural(len(ids), 'task')} of queue {which.queue} will be told to stop."
+        return _ask(site, request, form, which, "cancel", "Cancel the tasks", text)
+
+    async def change(id: str) -> Change:
+        return await site.inspector.cancel(id, queue=which.queue)
+
+    return await work.ticked(site, request, "cancel", which, change, form)
+
+
+async def delete(site: Site, request: Request) -> Response:
+    """The ticked ones are gone, with what is kept of them, once that is confirmed."""
+    form = await site.form(request)
+    which = wanted(form)
+    if form.text("sure") != "yes" and (ids := form.all("id-ticked")):
+        text = f"{plural(len(ids), f'{which.state} task')} of queue {which.queue} will be deleted."
+        return _ask(site, request, form, which, "remove", "Delete the tasks", text)
+
+    async def change(id: str) -> Change:
+        return await site.inspector.delete(id, queue=which.queue, state=which.state)
+
+    return await work.ticked(site, request, "remove", which, change, form)
+
+
+def _ask(
+    site: Site, request: Request, form: Fields, which: Wanted, name: str, button: str, text: str
+) -> Response:
+    """Ask before it is done to many."""
+    kind = work.KINDS[name]
+    items = [] if form.text("scope") == "all" else form.all("id-ticked")
+    return site.confirm(
+        request, form, title=f"{button}?", text=text, button=button, items=items,
+        back=work.back_to(request, kind.after, **kind.place(which)),
+    )  # fmt: skip
