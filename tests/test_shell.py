@@ -11,7 +11,7 @@ import pytest
 from redis import exceptions as failures
 
 from qsync import Qsync
-from qsync.broker import connect, ops
+from qsync.broker import connect, ops, views
 from qsync.broker.address import mask
 from qsync.broker.faults import Fault, classify
 from qsync.broker.shell import AsyncBroker, Broker
@@ -313,3 +313,18 @@ def test_a_store_that_is_away_is_tried_ten_times_a_second_however_many_wait_for_
     took = asyncio.run(main())
     # The first of each come together, before one has failed.
     assert 50 <= attempts <= 50 + 10 * took + 1
+
+
+def test_a_plain_command_finds_a_connection_though_all_are_kept_at_hand(store: Store) -> None:
+    call = views.show(QueueKeys("test", "default"), ["a"])
+
+    async def main() -> None:
+        broker = AsyncBroker(connect.parse(store.url), connections=1)
+        for _ in range(3):
+            await broker.run(call)
+            await broker.ping()
+        runs, pings = [broker.run(call) for _ in range(5)], [broker.ping() for _ in range(5)]
+        await asyncio.gather(*runs, *pings)
+        await broker.aclose()
+
+    asyncio.run(asyncio.wait_for(main(), 5))

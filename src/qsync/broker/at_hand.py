@@ -6,6 +6,8 @@ the pool they are in use all the time; when somebody waits for one there, it get
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 
@@ -36,6 +38,17 @@ class AtHand:
             await self._pool.release(connection)
         else:
             self._free.append(connection)
+
+    @asynccontextmanager
+    async def left_in_pool(self) -> AsyncGenerator[None]:
+        """The first connection that is free goes to whoever asks the pool itself meanwhile."""
+        self._waiting += 1
+        try:
+            if self._free:
+                await self._pool.release(self._free.pop())
+            yield
+        finally:
+            self._waiting -= 1
 
     async def drop(self, connection: Any) -> None:
         """Nobody knows what comes from the connection next."""

@@ -455,7 +455,8 @@ class AsyncBroker:
                 if self.address.kind == "cluster":
                     await self._learn_map(client)
                     return await client.get_random_node().execute_command(*command)
-                return await client.execute_command(*command)
+                async with self._hand(client.connection_pool).left_in_pool():
+                    return await client.execute_command(*command)
 
     async def _try(self, calls: Sequence[Call[Any]]) -> list[Any]:
         """One reply a call, or the error that took its place."""
@@ -548,7 +549,7 @@ class AsyncBroker:
         pool: Any = client.connection_pool
         if self._refused and (error := self._just_refused(pool)) is not None:
             return [error] * len(commands)
-        at_hand = self._at_hand.get(pool) or self._at_hand.setdefault(pool, AtHand(pool))
+        at_hand = self._hand(pool)
         replies: list[Any] = []
         connection = None
         try:
@@ -577,6 +578,10 @@ class AsyncBroker:
         if any(moved_away(reply) for reply in replies):
             await at_hand.drop_all()
         return replies
+
+    def _hand(self, pool: Any) -> AtHand:
+        found = self._at_hand.get(pool)
+        return self._at_hand.setdefault(pool, AtHand(pool)) if found is None else found
 
     def _just_refused(self, pool: Any) -> Exception | None:
         """The error of an attempt to connect that failed a moment ago: so that however many calls
