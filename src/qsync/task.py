@@ -325,6 +325,8 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     retention_us: int | None
 
 
+_BYTES: Final = (bytes, bytearray, memoryview)
+
 _nonces: Final[list[bytes]] = []
 _ids: Final[list[str]] = []
 """Drawn ahead, since the system is asked for 4 KiB as fast as for 8 bytes; each is popped once."""
@@ -369,7 +371,7 @@ def outgoing(
 ) -> Outgoing:
     """Encode a task for the store; InvalidTask when its payload does not fit."""
     raw = task.payload
-    is_value = not isinstance(raw, bytes | bytearray | memoryview)
+    is_value = not isinstance(raw, _BYTES)
     payload = _encode_payload(raw) if is_value else bytes(cast("bytes", raw))
     if len(payload) > payload_limit:
         msg = f"payload: {len(payload)} bytes are over the limit of {payload_limit}"

@@ -175,6 +175,8 @@ class History:
         for process in self.population.all:
             process.alive = False
         self.turns.end()
+        # What a coroutine gathers as it is closed gets this loop, and none that nobody would close.
+        asyncio.set_event_loop(self.loop)
         buried: set[asyncio.Task[Any]] = set()
         while tasks := asyncio.all_tasks(self.loop) - buried:
             buried |= tasks
@@ -183,6 +185,7 @@ class History:
                 with contextlib.suppress(BaseException):
                     task.get_coro().close()
         self.loop.bury()
+        asyncio.set_event_loop(None)
         self.loop.close()
 
 

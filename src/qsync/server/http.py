@@ -80,6 +80,8 @@ class HttpThread:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(5.0)
+        elif self._thread.ident is None:
+            self._loop.close()  # it was never started
         self._socket.close()
 
     def _run(self) -> None:
