@@ -47,7 +47,7 @@ local k = {
   calls = KEYS[21], done = KEYS[22],
 }
 local known = redis.call(
-  'HMGET', k.meta, 'schema', 'paused', 'generation', 'v', 'seen', 'returned'
+  'HMGET', k.meta, 'schema', 'paused', 'generation', 'v', 'seen', 'returned', 'swept'
 )
 begin_schema(k.meta, known[1])
 local now, server, number = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
@@ -193,7 +193,7 @@ end
 if trim_dead(k, now, most, tonumber(ARGV[7]), tonumber(ARGV[8])) == most then
   more = 1
 end
-if sweep_hashes(k, now, limit) then
+if sweep_hashes(k, now, limit, known[7]) then
   more = 1
 end
 
