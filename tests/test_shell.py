@@ -328,3 +328,16 @@ def test_a_plain_command_finds_a_connection_though_all_are_kept_at_hand(store: S
         await broker.aclose()
 
     asyncio.run(asyncio.wait_for(main(), 5))
+
+
+@pytest.mark.faults(49)
+def test_calls_to_a_node_of_a_cluster_wait_for_a_connection(cluster: Cluster, prefix: str) -> None:
+    """However many are made at once: none fails for want of one."""
+
+    async def main() -> None:
+        broker = AsyncBroker(connect.parse(cluster.url), connections=3)
+        replies = await broker.run_many([views.counts(QueueKeys(prefix, "q"))] * 100)
+        assert [reply for reply in replies if isinstance(reply, QsyncError)] == []
+        await broker.aclose()
+
+    asyncio.run(main())

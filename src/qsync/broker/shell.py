@@ -8,10 +8,11 @@ tries, for as long as the caller's patience lasts.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Literal, TypeVar
@@ -308,6 +309,9 @@ class AsyncBroker:
         self._learning = asyncio.Lock()
         self._at_hand: dict[Any, AtHand] = {}
         """By pool."""
+        self._turns: dict[str, asyncio.Semaphore] = {}
+        """For each node of a cluster: who may use a connection of redis-py, which lets nobody
+        wait for one."""
         self._refused: dict[Any, tuple[float, Exception]] = {}
         """Pools whose node refuses connections or breaks new ones: since when, and how."""
 
@@ -490,10 +494,11 @@ class AsyncBroker:
         if call.wait is not None:
             return await self._wait_in_cluster(client, call, call.wait)
         try:
-            try:
-                return await client.execute_command(*evalsha(call))
-            except failures.NoScriptError:
-                return await client.execute_command(*eval_(call))
+            async with self._turn(client, call.keys[0]):
+                try:
+                    return await client.execute_command(*evalsha(call))
+                except failures.NoScriptError:
+                    return await client.execute_command(*eval_(call))
         except LIBRARY_ERRORS as error:
             self._failed_node = getattr(error, "last_failed_node_name", self._failed_node)
             return error
@@ -501,6 +506,25 @@ class AsyncBroker:
             # When a node says that the cluster is down, redis-py closes all connections, those too
             # that are just being opened for others, and there it trips over what is gone.
             return failures.ConnectionError(str(error))
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, cluster: Any, key: str) -> AsyncIterator[None]:
+        """As many calls to a node at a time as there may be connections; TimeoutError when none
+        of them ends in time."""
+        try:
+            name = cluster.get_node_from_key(key).name
+        except failures.RedisClusterException:
+            name = ""  # a slot that nobody has: redis-py looks again, or says so
+        turn = self._turns.setdefault(name, asyncio.Semaphore(self._connections))
+        if turn.locked():
+            async with asyncio.timeout(self._read_timeout):
+                await turn.acquire()
+        else:
+            await turn.acquire()
+        try:
+            yield
+        finally:
+            turn.release()
 
     async def _wait_in_cluster(self, cluster: Any, call: Call[Any], wait: Wait) -> Any:
         """Make the call, and wait for it, at the node that has its keys by the time."""
