@@ -145,6 +145,14 @@ class ServerProcess:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS
 
+    def sockets(self) -> set[str]:
+        """Those that it has open."""
+        found = set()
+        for file in Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found.add(str(file.readlink()))
+        return {name for name in found if name.startswith("socket:")}
+
     def kill(self) -> None:
         """End at once (SIGKILL), even when it stands still."""
         if self.running:

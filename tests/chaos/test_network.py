@@ -368,14 +368,14 @@ def test_a_connection_that_says_nothing_is_given_up_soon(
     measured: Measured,
     block: float,
 ) -> None:
-    """An idle server only waits on its connections, and finds out by that: others are opened."""
-    launch(proxy.url, lease=60.0, sweep=block)
+    """An idle server only waits on its connections, and finds out by that: it closes them."""
+    server = launch(proxy.url, lease=60.0, sweep=block)
     wait_until(lambda: proxy.open >= 3)
     pass_time(2 * block)
-    before = proxy.accepted
+    before = server.sockets()
     began = time.monotonic()
     proxy.up.hole = proxy.down.hole = True
-    wait_until(lambda: proxy.accepted > before, timeout=block + 10, every=0.05)
+    wait_until(lambda: server.sockets() != before, timeout=block + 10, every=0.05)
     found_out = time.monotonic() - began
     measured(f"black hole, blocked for {block} s, seconds until it is known", found_out)
     assert found_out <= block + 5

@@ -68,6 +68,8 @@ class Fetcher:
         waiters = broker.waiters([lane.keys.key("wake") for lane in lanes])
         self._by_wake = {lane.keys.key("wake"): lane for lane in lanes}
         self._waiting: dict[Waiter, asyncio.Task[None] | None] = dict.fromkeys(waiters)
+        self._wait_backoffs = {waiter: Backoff(cap=AWAY_CAP_S) for waiter in waiters}
+        """Of the waits alone: on a link that is reset all the time fetches succeed in between."""
         self._flights: dict[str, asyncio.Task[None]] = {}
         self._kick = runner.room_made
         self._mistake: BaseException | None = None
@@ -211,13 +213,15 @@ class Fetcher:
     async def _wait(self, waiter: Waiter, lanes: Sequence[Lane], seconds: float) -> None:
         try:
             woken = await waiter.wait(seconds, [lane.keys.key("wake") for lane in lanes])
+            self._wait_backoffs[waiter].reset()
             if woken is not None:
                 lane = self._by_wake[woken[0]]
                 lane.empty = False
                 self._woken.add(lane.queue)
         except QsyncError as error:
+            delay = self._wait_backoffs[waiter].next()
             for lane in lanes:
-                self._retry_at[lane.queue] = boot_s() + self._backoffs[lane.queue].next()
+                self._retry_at[lane.queue] = boot_s() + delay
             log.warning("cannot wait for tasks: %s", error)
         finally:
             self._waiting[waiter] = None
@@ -240,13 +244,15 @@ class Fetcher:
         try:
             sent = boot_s()
             answer = await waiter.wait_and_run(seconds, self._call(lane, slots))
+            if answer is not None:
+                self._wait_backoffs[waiter].reset()
             if isinstance(answer, QsyncError):
                 self._failed(lane, answer)
             elif answer is not None:
                 made = self._made_at(lane, answer, sent)
                 self._runner.take(await self._landed(lane, slots, answer, made, repeated=False))
         except QsyncError as error:
-            self._retry_at[lane.queue] = boot_s() + self._backoffs[lane.queue].next()
+            self._retry_at[lane.queue] = boot_s() + self._wait_backoffs[waiter].next()
             log.warning("cannot wait for tasks: %s", error)
         finally:
             self._waiting[waiter] = None
