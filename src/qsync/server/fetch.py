@@ -196,11 +196,11 @@ class Fetcher:
                 continue
             if any(now < self._retry_at[lane.queue] for lane in lanes):
                 continue
-            if len(self._lanes) == 1:
-                self._wait_and_fetch(waiter, watched[0], slots, now)
-                continue
             seconds = self._until_upkeep(watched, now) if watched == lanes else WATCH_S
-            self._waiting[waiter] = self._spawn(self._wait(waiter, watched, seconds))
+            if len(self._lanes) > 1 or self._due_soon(watched[0], now):
+                self._waiting[waiter] = self._spawn(self._wait(waiter, watched, seconds))
+            elif watched[0].queue not in self._flights and watched[0].unanswered is None:
+                self._wait_and_fetch(waiter, watched[0], slots, min(seconds, self._foresight_s))
 
     def _until_upkeep(self, lanes: Sequence[Lane], now: float) -> float:
         """The seconds until there is something to do for these queues, wake or not."""
@@ -209,6 +209,16 @@ class Fetcher:
             if lane.queue not in self._flights:
                 times += (lane.last_fetch + self._config.sweep_s, lane.next_due or math.inf)
         return max(0.001, min(times) - now + MARGIN_S)
+
+    @property
+    def _foresight_s(self) -> float:
+        """How long the store may have a fetch beforehand: not for longer than the heartbeat takes
+        it for one whose answer may lie unread."""
+        return self._config.lease_s / 6
+
+    def _due_soon(self, lane: Lane, now: float) -> bool:
+        """Whether something is due before a wait ends: the store ends one up to 100 ms late."""
+        return lane.next_due is not None and lane.next_due < now + self._foresight_s
 
     async def _wait(self, waiter: Waiter, lanes: Sequence[Lane], seconds: float) -> None:
         try:
@@ -227,16 +237,12 @@ class Fetcher:
             self._waiting[waiter] = None
             self._kick.set()
 
-    def _wait_and_fetch(self, waiter: Waiter, lane: Lane, slots: int, now: float) -> None:
+    def _wait_and_fetch(self, waiter: Waiter, lane: Lane, slots: int, seconds: float) -> None:
         """Tell the store beforehand what to fetch when it wakes this server: one round trip less.
 
         It takes a server of one queue, since meanwhile nothing else may fill the slots.
         """
-        if lane.queue in self._flights or lane.unanswered is not None:
-            return
-        # Not for longer than the heartbeat takes a fetch for one whose answer may lie unread.
-        seconds = min(self._until_upkeep([lane], now), self._config.lease_s / 6)
-        lane.wanted, lane.flown = slots, now
+        lane.wanted, lane.flown = slots, boot_s()
         work = self._spawn(self._fetch_on_wake(waiter, lane, slots, seconds))
         self._flights[lane.queue] = self._waiting[waiter] = work
 
