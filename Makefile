@@ -23,10 +23,10 @@ demo: $(VENV)/installed
 	$(BIN)/qsync demo
 
 # The guarantees are measured with nothing else running, and the simulation takes all cores for its 500
-# seeds in a minute; the rest shares the cores.
+# seeds in a minute; the rest shares the cores, three at a time since many tests wait.
 SEEDS := tests/test_sim.py::test_no_fault_loses_a_task
 test: $(VENV)/installed-dev
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadscope --ignore tests/guarantees --ignore tests/chaos --deselect $(SEEDS)
+	$(BIN)/pytest -m "not slow" -n 3 --dist loadscope --ignore tests/guarantees --ignore tests/chaos --deselect $(SEEDS)
 	$(BIN)/pytest -m "not slow" tests/guarantees tests/chaos $(SEEDS)
 
 # Files that are tested once more by users of the store with the rights of a role and no more.

@@ -278,6 +278,7 @@ def test_one_signs_in_looks_and_can_change_nothing(
     web.says("Dead tasks of default")
     assert web.page.url.endswith("/dead?queue=default"), "where one wanted to go"
     web.click("d", "link")
+    web.says("Dead since")
     buttons = web.page.get_by_role("button").all_inner_texts()
     assert buttons == ["Find", "Sign out"]
     assert web.page.evaluate("document.cookie") == "", "scripts do not see it"

@@ -40,6 +40,11 @@ stand still; and if it answers after all, what is too much by then is handed bac
 WATCH_S: Final = 0.05
 """How long to block at a time on the queues that may be empty while another is full."""
 
+AFTER_YOU_S: Final = 0.05
+AFTER_YOU_FOR_S: Final = 120.0
+"""Who handed back a type that it does not know lets others go first when something is due: longer
+than such a task waits at the most."""
+
 MARGIN_S: Final = 0.0005
 """Added to a wait for a due time, since the store's waits end on whole milliseconds."""
 
@@ -361,6 +366,8 @@ class Fetcher:
         lane.next_due = None
         if fetched.next_due_us is not None:
             lane.next_due = received + fetched.next_due_us / 1_000_000
+            if received - lane.met_unknown < AFTER_YOU_FOR_S:
+                lane.next_due += AFTER_YOU_S
         self._backoffs[lane.queue].reset()
         if wanted:
             lane.full = len(fetched.ids) >= wanted

@@ -100,8 +100,9 @@ class Lane:
     """One queue as a server sees it: the state of its fetches, and what is held of it."""
 
     __slots__ = (
-        "empty", "flown", "full", "generation", "held", "keys", "last_fetch", "more", "next_due",
-        "number", "queue", "revoked", "store_now_us", "store_seen", "unanswered", "wanted",
+        "empty", "flown", "full", "generation", "held", "keys", "last_fetch", "met_unknown", "more",
+        "next_due", "number", "queue", "revoked", "store_now_us", "store_seen", "unanswered",
+        "wanted",
     )  # fmt: skip
 
     def __init__(self, keys: QueueKeys) -> None:
@@ -127,6 +128,8 @@ class Lane:
         self.last_fetch = -1e9
         self.next_due: float | None = None
         """By boot_s, when something of the queue is next due."""
+        self.met_unknown = -1e9
+        """By boot_s, when a task of a type that this server does not know was last handed back."""
         self.generation: str | None = None
         """Of the queue's data, as the last fetch saw it."""
         self.store_now_us = 0

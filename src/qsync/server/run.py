@@ -189,6 +189,7 @@ class Runner:
         options = message.options
         way = self._invoker.find(message.type)
         if way is None:
+            leased.lane.met_unknown = boot_s()
             self.settle(leased, outcome.unknown_type(leased, leased.lane.store_time_us()))
             return
         leased.info = info = TaskInfo(
