@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from qsync.cli.bench.drain import drain
 from qsync.cli.bench.figure import Curve, Figure, Found, percentiles
-from qsync.cli.bench.handlers import DUE, LOOP, STAMPED
+from qsync.cli.bench.handlers import DUE, LOOP, PAYLOAD, STAMPED
 from qsync.cli.bench.rig import Rig
 from qsync.client import AsyncClient
 from qsync.task import Task
 
 GAP_S: Final = 0.01
 """Between tasks that are sent to an idle server."""
+
+CALLERS: Final = 100
+"""How many enqueue at the same time to find out how much is half of the load."""
 
 TICK_S: Final = 0.002
 """How often a client under load sends what is due, all at once."""
@@ -44,9 +46,9 @@ async def measure_idle(rig: Rig) -> Found:
 
 
 async def measure_half_load(rig: Rig) -> Found:
-    """So many tasks a second as are half of what the server was just seen to drain."""
+    """So many tasks a second as are half of what callers and a server get through together."""
     seconds = rig.scale.load_s
-    rate = (await drain(rig, LOOP, rig.scale.drain)).rate / 2
+    rate = await _most(rig, seconds) / 2
     await rig.clean()
     async with rig.servers() as [server], rig.client() as client:
         sent, took = await _send(client, rate, seconds)
@@ -54,13 +56,31 @@ async def measure_half_load(rig: Rig) -> Found:
         delays = _seconds(await server.ask("delays"))
     late = delays[len(delays) // 5 :]  # the server has by then learnt how fast it is
     how = (
-        f"{sent / took:,.0f} tasks/s for {seconds:g} s by concurrent callers, where a drain makes "
-        f"{2 * rate:,.0f}; without the first fifth"
+        f"{sent / took:,.0f} tasks/s for {seconds:g} s by concurrent callers, where {CALLERS} that "
+        f"never rest and a server make {2 * rate:,.0f}; without the first fifth"
     )
     return [
         *percentiles("latency, half load", late, how),
         Curve("latency, half load", "ms", histogram(late), how),
     ]
+
+
+async def _most(rig: Rig, seconds: float) -> float:
+    """Tasks a second from callers that enqueue as fast as they can while a server runs them."""
+    await rig.clean()
+    async with rig.servers(), rig.client() as client:
+        began = time.perf_counter()
+
+        async def call() -> int:
+            sent = 0
+            while time.perf_counter() - began < seconds:
+                await client.enqueue(Task(LOOP, PAYLOAD))
+                sent += 1
+            return sent
+
+        sent = sum(await asyncio.gather(*[call() for _ in range(CALLERS)]))
+        await rig.until_completed(sent)
+        return sent / (time.perf_counter() - began)
 
 
 async def _send(client: AsyncClient, rate: float, seconds: float) -> tuple[int, float]:

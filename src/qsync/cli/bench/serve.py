@@ -97,6 +97,10 @@ def _rss() -> int:
 
 def _peak() -> int:
     """The most bytes of memory that this process has had."""
+    with contextlib.suppress(OSError, ValueError):
+        # What a process has on its way to its own program does not count here as it does below.
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
