@@ -23,11 +23,13 @@ demo: $(VENV)/installed
 	$(BIN)/qsync demo
 
 # The guarantees are measured with nothing else running, and the simulation takes all cores for its 500
-# seeds in a minute; the rest shares the cores, three at a time since many tests wait.
+# seeds in a minute; the rest shares the cores, more at a time than there are since many tests wait.
 SEEDS := tests/test_sim.py::test_no_fault_loses_a_task
+QUICK := $(BIN)/pytest -m "not slow"
 test: $(VENV)/installed-dev
-	$(BIN)/pytest -m "not slow" -n 3 --dist loadscope --ignore tests/guarantees --ignore tests/chaos --deselect $(SEEDS)
-	$(BIN)/pytest -m "not slow" tests/guarantees tests/chaos $(SEEDS)
+	$(QUICK) -n 3 --dist loadscope --ignore tests/guarantees --ignore tests/chaos --deselect $(SEEDS)
+	$(QUICK) -n 2 --dist loadscope tests/chaos
+	$(QUICK) tests/guarantees $(SEEDS)
 
 # Files that are tested once more by users of the store with the rights of a role and no more.
 AS_USERS := $(wildcard tests/test_ops*.py tests/test_inspector*.py) \
@@ -37,7 +39,7 @@ soak: $(VENV)/installed-dev
 	$(BIN)/pytest -m slow --timeout 1800
 	QSYNC_TEST_ACL=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadscope $(AS_USERS)
 	QSYNC_MODEL_EXAMPLES=5000 $(BIN)/pytest tests/test_model.py -k model_says
-	$(BIN)/python -m tests.sim --seeds 5000
+	$(BIN)/python -m tests.sim --seeds 20000
 	$(BIN)/python -m tests.mutants
 
 # Nothing else should run meanwhile. CHARTS=docs/charts draws those that the README shows.

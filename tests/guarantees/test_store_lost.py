@@ -141,9 +141,11 @@ def test_an_older_state_of_the_same_generation_is_no_loss(
                 before = {key: client.dump(key) for key in client.keys(f"{base}:*")}
                 second = await b.client.enqueue(Task("long"))
                 await b.reaches(second.id, "active")
-                client.delete(*client.keys(f"{base}:*"), *before)
-                for key, data in before.items():
-                    client.restore(key, 0, data, replace=True)
+                with client.pipeline(transaction=True) as at_once:
+                    at_once.delete(*client.keys(f"{base}:*"), *before)
+                    for key, data in before.items():
+                        at_once.restore(key, 0, data, replace=True)
+                    at_once.execute()
                 number = client.hget(b.keys().key("fetches"), server.id)
                 await until(lambda: client.hget(b.keys().key("fetches"), server.id) != number)
             let_go.set()

@@ -171,11 +171,12 @@ if #ids > 0 then
   redis.call('ZADD', k.active, unpack(leases))
   if #ids > 16 then
     -- A hash of short values is kept as a list, which every look-up walks: up to 512 of them. One
-    -- long value makes it a table for as long as it exists, and halves the cost of the batch.
-    redis.call('HSET', k.owner, ' ', string.rep('x', 65))
+    -- long value, put in first, makes it a table for as long as it exists.
+    redis.call('HSET', k.owner, ' ', string.rep('x', 65), unpack(owners))
     redis.call('HDEL', k.owner, ' ')
+  else
+    redis.call('HSET', k.owner, unpack(owners))
   end
-  redis.call('HSET', k.owner, unpack(owners))
   first_lease = math.min(first_lease, expiry)
 end
 if #lost > 0 then
