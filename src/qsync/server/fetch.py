@@ -384,8 +384,13 @@ class Fetcher:
         self._see_generation(lane, fetched.generation)
         leased = self._lease(lane, token, fetched, sent)
         late = received - sent > self._config.lease_s / 2  # a handler blocked the loop meanwhile
-        if (repeated or late or lane.revoked == token) and leased:
+        revoked = lane.revoked == token
+        if (repeated or late or revoked) and leased:
             leased = await self._confirm(lane, leased)
+        if revoked:  # the heartbeat thread may be about to hand back what it has not yet
+            for one in leased:
+                self._runner.settle(one, HandedBack(one.id, one.token))
+            leased = []
         if fetched.own_lapsed:
             await self._mend(lane, fetched.own_lapsed)
         return leased

@@ -184,10 +184,10 @@ class Heartbeat:
         asked = lane.unanswered
         if asked is None or lane.revoked == asked.token:
             return
+        lane.revoked = asked.token  # first: from now on the loop starts none of these
         patience = self._lease_s / 10
         try:
             ids = self._broker.run(asked.call, patience=patience).ids
-            lane.revoked = asked.token
             if ids:
                 backs = [ops.HandedBack(id, asked.token) for id in ids]
                 self._broker.run(ops.hand_back(lane.keys, backs), patience=patience)
