@@ -148,9 +148,9 @@ def test_a_wait_counts_from_the_enqueue_of_a_task_without_delay(valkey: Store, p
     async def work() -> list[Row]:
         app = Qsync(valkey.url, prefix=prefix, mux=handlers())
         async with app, app.async_client() as client:
-            enqueued = asyncio.get_running_loop().time()
             await client.enqueue(Task("good", b""))
-            await until(lambda: asyncio.get_running_loop().time() > enqueued + 0.3)
+            enqueued = asyncio.get_running_loop().time()
+            await until(lambda: asyncio.get_running_loop().time() > enqueued + 0.6)
             server = app.server(**SERVER)
             server.tally = tally = Tally(server.mux.types)
             async with server:
