@@ -88,6 +88,11 @@ class Model(Queue):
         before, _, batch = self.fetches.get(server, (-1, 0, []))
         self.generation = self.generation or f"{server}@{now}"
         token = f"{server}/{number}"
+        waiting = ("scheduled", "pending", "active", "retry", "completed")
+        unneeded = not (self.locks or self.tags or any(map(self.those, waiting)))
+        if unneeded and abs(now - self.swept) < min(300 * SECOND, policy.dead_age_us / 10):
+            self.fetches[server] = (number, now, [])
+            return self._fetched(now, [], None, [], 0, 0)
         if number <= before:
             again = [
                 id
@@ -238,6 +243,7 @@ class Model(Queue):
             self.tasks[row.id].cancel = None
             self.counts["dead"] += 1
             self.counts["failed"] += row.failed
+            self.swept = 0
         return answers
 
     def hand_back(self, now: int, rows: Sequence[HandedBack]) -> list[Outcome]:

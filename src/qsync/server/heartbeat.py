@@ -52,6 +52,8 @@ class Heartbeat:
         self._end = threading.Event()
         self._beat_sent = self._beat_seen = time.monotonic()
         self._said_stalled = False
+        self._given_back: dict[str, str] = {}
+        """By queue, the token of the last fetch whose tasks were given back unread."""
         self._thread = threading.Thread(target=self._run, name="qsync-heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -126,10 +128,13 @@ class Heartbeat:
         asked = lane.unanswered
         if asked is None or boot_s() - asked.since < self._lease_s / 6:
             return True
+        if self._given_back.get(lane.queue) == asked.token:
+            return True
         patience = self._lease_s / 10
         try:
             ids = self._broker.run(asked.call, patience=patience).ids
             if ids:
+                lane.unread = ids
                 held = [ops.Held(id, asked.token) for id in ids]
                 lease_us = int(self._lease_s * 1_000_000)
                 self._broker.run(ops.renew(lane.keys, held, lease_us=lease_us), patience=patience)
@@ -182,15 +187,19 @@ class Heartbeat:
         Made again here it brings nothing more there.
         """
         asked = lane.unanswered
-        if asked is None or lane.revoked == asked.token:
+        if asked is None or self._given_back.get(lane.queue) == asked.token:
             return
         lane.revoked = asked.token  # first: from now on the loop starts none of these
+        if lane.unanswered is not asked:  # it went on just before
+            lane.revoked = None
+            return
         patience = self._lease_s / 10
         try:
             ids = self._broker.run(asked.call, patience=patience).ids
             if ids:
                 backs = [ops.HandedBack(id, asked.token) for id in ids]
                 self._broker.run(ops.hand_back(lane.keys, backs), patience=patience)
+            self._given_back[lane.queue] = asked.token
         except QsyncError as error:
             log.warning("cannot hand back what was fetched from queue %s: %s", lane.queue, error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
 from qsync.broker.call import Call
@@ -102,7 +103,7 @@ class Lane:
     __slots__ = (
         "empty", "flown", "full", "generation", "held", "keys", "last_fetch", "met_unknown", "more",
         "next_due", "number", "queue", "revoked", "store_now_us", "store_seen", "unanswered",
-        "wanted",
+        "unread", "wanted",
     )  # fmt: skip
 
     def __init__(self, keys: QueueKeys) -> None:
@@ -116,6 +117,9 @@ class Lane:
         """The heartbeat thread reads it."""
         self.revoked: str | None = None
         """The token of a fetch whose tasks the heartbeat thread gave back before they were read."""
+        self.unread: Sequence[str] = ()
+        """What the heartbeat thread keeps of a fetch whose answer lies unread: the same ids, unless
+        the store lost its data in between."""
         self.wanted = 0
         self.flown = 0.0
         """By boot_s, when the fetch under way was sent."""

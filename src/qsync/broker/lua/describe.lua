@@ -2,11 +2,12 @@
 -- describe: what a server is and does, for those who look.
 -- KEYS[1] server  hash   with a time to live
 -- ARGV[1] ttl     int ms 0: it leaves
--- ARGV[2...] field, value
+-- ARGV[2...] field, value; always the same fields
 -- returns 1
-redis.call('UNLINK', KEYS[1])
-if tonumber(ARGV[1]) > 0 and #ARGV > 1 then
+if tonumber(ARGV[1]) > 0 then
   redis.call('HSET', KEYS[1], unpack(ARGV, 2))
   redis.call('PEXPIRE', KEYS[1], ARGV[1])
+else
+  redis.call('UNLINK', KEYS[1])
 end
 return 1

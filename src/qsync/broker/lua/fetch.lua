@@ -3,6 +3,7 @@
 -- 1 promote what is due; 2 recover lapsed leases, which after an outage are spared for a while;
 -- 3 lease; 4 sweep; 5 wake the next idle server.
 -- The same number again answers with the same tasks, less those that are no longer owned under it.
+-- Where no task waits, runs or is kept there is upkeep only now and then.
 -- The first fetch of a queue makes its generation: another one later says that the data were lost.
 -- include: schema begin clock wake count crash tags lock erase life recover sweep
 -- KEYS[1] tasks      hash    id -> message
@@ -72,6 +73,14 @@ end
 if not generation then
   generation = server .. '@' .. whole(now)
   redis.call('HSET', k.meta, 'generation', generation)
+end
+-- What is dead, and the last calls of those who left, can wait for some minutes.
+local swept_us = math.abs(now - digits(known[7], 0))
+if swept_us < math.min(300000000, tonumber(ARGV[8]) / 10) and redis.call(
+  'EXISTS', k.pending, k.scheduled, k.retry, k.active, k.completed, k.unique, k.fairness
+) == 0 then
+  redis.call('HSET', k.fetches, server, ARGV[3] .. ' ' .. whole(now))
+  return { whole(now), '-1', 0, 0, 0, {}, {}, {}, {}, {}, paused, generation }
 end
 local last = redis.call('HGET', k.fetches, server)
 local before, batch = string.match(last or '', '^(%d+) %d+(.*)$')
@@ -191,10 +200,8 @@ local most = limit + #ids
 if sweep_completed(k, now, most) == most then
   more = 1
 end
-if trim_dead(k, now, most, tonumber(ARGV[7]), tonumber(ARGV[8])) == most then
-  more = 1
-end
-if sweep_hashes(k, now, limit, known[7]) then
+local trimming = trim_dead(k, now, most, tonumber(ARGV[7]), tonumber(ARGV[8])) == most
+if sweep_hashes(k, now, limit, known[7], trimming) then
   more = 1
 end
 

@@ -35,6 +35,7 @@ if #dying > 0 then
   for _, id in ipairs(dying) do
     redis.call('SPUBLISH', KEYS[10], id)
   end
+  redis.call('HSET', KEYS[11], 'swept', '0')  -- they may be too many: the next fetch sees to it
 end
 count(KEYS[9], now, 'dead', #dying)
 count(KEYS[9], now, 'failed', failed)

@@ -86,16 +86,17 @@ end
 
 -- What the sets do not show to be over is looked for once a second, and at once where there is more.
 -- The last fetch of a server is kept for an hour, the last enqueue of a sender for ten minutes:
--- nobody tries one again for so long. `swept` is what meta holds. Returns whether there is more.
-local function sweep_hashes(k, now, size, swept)
-  if math.abs(now - digits(swept, 0)) < 1000000 then
+-- nobody tries one again for so long. `swept` is what meta holds, `trimming` whether there are more
+-- dead tasks to go. Returns whether there is more of anything.
+local function sweep_hashes(k, now, size, swept, trimming)
+  if not trimming and math.abs(now - digits(swept, 0)) < 1000000 then
     return false
   end
   local noted = redis.call('HMGET', k.meta, 'day', 'cursor', 'fetches_cursor', 'calls_cursor')
   local locks_at, locks = sweep_locks(k, now, noted[2], size)
   local fetches_at, fetches = sweep_records(k.fetches, now, noted[3], size, 3600000000)
   local calls_at, calls = sweep_records(k.calls, now, noted[4], size, 600000000)
-  local more = locks or fetches or calls
+  local more = trimming or locks or fetches or calls
   redis.call(
     'HSET', k.meta, 'swept', more and '0' or whole(now),
     'cursor', locks_at, 'fetches_cursor', fetches_at, 'calls_cursor', calls_at
