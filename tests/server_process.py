@@ -98,6 +98,11 @@ async def work(task: TaskInfo) -> str:
     return plan.end(task)
 
 
+@mux.handle("nothing")
+async def nothing(task: TaskInfo) -> None:
+    pass
+
+
 @mux.handle("work-in-thread")
 def work_in_thread(task: TaskInfo) -> str:
     note("start", task)

@@ -116,6 +116,7 @@ class Store:
         self.config: dict[str, Value] = {
             "save": '""',
             "appendonly": "yes" if aof else "no",
+            "appendfsync": "always",  # what was answered outlives a kill
             "enable-debug-command": "local",
             "repl-diskless-sync-delay": 0,
             **(config or {}),

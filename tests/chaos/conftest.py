@@ -19,7 +19,7 @@ def durable() -> Iterator[Store]:
     """A Valkey of the module's own that loses nothing when it is killed."""
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])
-    with Store("valkey", aof=True, config={"appendfsync": "always"}) as store:
+    with Store("valkey", aof=True) as store:
         yield store
 
 

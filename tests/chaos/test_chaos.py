@@ -42,7 +42,7 @@ QUEUE: Final = "default"
 @pytest.fixture
 def durable_store() -> Iterator[Store]:
     """A store that loses nothing when it is killed."""
-    with Store("valkey", aof=True, config={"appendfsync": "always"}) as store:
+    with Store("valkey", aof=True) as store:
         yield store
 
 
