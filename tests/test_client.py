@@ -149,6 +149,7 @@ def test_what_is_no_task_is_refused_by_its_type_alone(
         ({"timeout": 0}, "timeout"),
         ({"deadline": datetime.now(UTC) - timedelta(seconds=1)}, "deadline"),
         ({"unique": -1}, "unique"),
+        ({"unique": 0}, "unique"),
         ({"unique_key": "k"}, "unique_key"),
         ({"unique": True, "unique_key": ""}, "unique_key"),
         ({"retention": 0}, "retention"),

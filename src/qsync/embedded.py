@@ -231,8 +231,8 @@ def _launch(program: str, path: Path, lock: int) -> subprocess.Popen[bytes]:
         "appendfsync": "everysec",
         "maxmemory-policy": "noeviction",
     }
-    # The wheel's Valkey is built with the malloc of the C library, which forgets what it has just
-    # freed for places all over a large heap, each of them out of the cache, unless it may keep more.
+    # The wheel's Valkey is built with the malloc of the C library. Unless that may keep more of
+    # what was just freed at hand, it takes places all over a large heap, none of them in the cache.
     tunables = os.environ.get("GLIBC_TUNABLES", "glibc.malloc.tcache_count=20000")
     return subprocess.Popen(  # noqa: S603 - a path from the wheel
         [program, *(word for name, value in settings.items() for word in (f"--{name}", value))],

@@ -226,7 +226,13 @@ def _window_us(task: Task) -> int | None:
             msg = f"unique_key: {shorten(task.unique_key)} needs unique=True or unique=seconds"
             raise InvalidTask(msg)
         return None
-    return 0 if task.unique is True else to_us("unique", task.unique)
+    if task.unique is True:
+        return 0
+    window = to_us("unique", task.unique)
+    if window == 0:
+        msg = "unique: 0 is no time; True is for as long as the task is not finished"
+        raise InvalidTask(msg)
+    return window
 
 
 def _short_text(field: str, value: str | None, limit: int) -> str | None:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 import hiredis
@@ -103,14 +103,8 @@ class Waiter:
         `keys` are some of the waiter's own; None: all of them.
         Raises StoreUnavailable, and what was taken meanwhile may be lost.
         """
-        try:
+        async with _closed_by_errors(self, self._broker):
             reply = await self._wait(seconds, self._blpop(seconds, keys))
-        except LIBRARY_ERRORS as error:
-            await self.aclose()
-            raise no_answer(error, self._broker.address) from error
-        except BaseException:
-            await self.aclose()
-            raise
         return None if reply is None else (reply[0].decode(), reply[1])
 
     async def wait_and_run(self, seconds: float, call: Call[T]) -> T | QsyncError | None:
@@ -119,18 +113,12 @@ class Waiter:
         The store has the call beforehand, and makes it when it wakes. None: it did not answer in
         time. Raises StoreUnavailable, and then the call may have been made.
         """
-        try:
+        async with _closed_by_errors(self, self._broker):
             await self._wait(seconds, self._blpop(seconds), evalsha(call))
             reply = await self._read()
             if isinstance(reply, failures.NoScriptError):
                 await self._send(eval_(call))
                 reply = await self._read()
-        except LIBRARY_ERRORS as error:
-            await self.aclose()
-            raise no_answer(error, self._broker.address) from error
-        except BaseException:
-            await self.aclose()
-            raise
         if reply is None:
             return None
         if isinstance(reply, failures.ResponseError):
@@ -191,19 +179,13 @@ class AsyncSubscription:
 
     async def open(self) -> None:
         """Connect and subscribe; StoreUnavailable when that fails."""
-        try:
+        async with _closed_by_errors(self, self._broker):
             with heeding_cancellation():
                 async with asyncio.timeout(connect.CONNECT_TIMEOUT):
                     self._client = await self._broker.client_for(self._channel)
                     self._connection = await self._client.connection_pool.get_connection()
                     await self._connection.send_command("SSUBSCRIBE", self._channel)
                     await self._connection.read_response()
-        except LIBRARY_ERRORS as error:
-            await self.aclose()
-            raise no_answer(error, self._broker.address) from error
-        except BaseException:
-            await self.aclose()
-            raise
 
     async def read(self) -> str:
         """The next message, however long it takes; StoreUnavailable when the connection broke."""
@@ -239,6 +221,21 @@ def heeding_cancellation() -> Iterator[None]:
     yield
     if task is not None and task.cancelling() > before:
         raise asyncio.CancelledError
+
+
+@contextlib.asynccontextmanager
+async def _closed_by_errors(
+    connection: Waiter | AsyncSubscription, broker: AsyncOpens
+) -> AsyncIterator[None]:
+    """What goes wrong inside closes the connection; the library's errors are StoreUnavailable."""
+    try:
+        yield
+    except LIBRARY_ERRORS as error:
+        await connection.aclose()
+        raise no_answer(error, broker.address) from error
+    except BaseException:
+        await connection.aclose()
+        raise
 
 
 def _message(reply: Any) -> str:
