@@ -106,9 +106,14 @@ if number == before then
   }
 end
 
+-- Most queues have none of these most of the time, and then none is asked for what it holds.
+local unusual = redis.call(
+  'EXISTS', k.scheduled, k.retry, k.completed, k.dead, k.failures, k.crashes
+) > 0
+
 -- 1 promote
 local next_due = math.huge
-for _, set_key in ipairs({ k.scheduled, k.retry }) do
+for _, set_key in ipairs(unusual and { k.scheduled, k.retry } or {}) do
   local first = first_of(set_key)
   if first <= now then
     local due = until_moment(set_key, now, limit)
@@ -134,6 +139,7 @@ local own, recovered, died = recover(k, now, server, tonumber(ARGV[6]), lapsed)
 if #lapsed == limit and #own < limit then
   more = 1
 end
+unusual = unusual or #lapsed > 0
 
 -- 3 lease
 local ids, messages, lost = {}, {}, {}
@@ -191,16 +197,19 @@ end
 if #lost > 0 then
   redis.call('ZREM', k.pending, unpack(lost))
   to_dead(k, now, lost)
+  unusual = true
 end
 local record = { ARGV[3], whole(now), unpack(ids) }
 redis.call('HSET', k.fetches, server, table.concat(record, ' '))
 
 -- 4 sweep: as much as was taken and a little more, so that it keeps up with any rate
-local most = limit + #ids
-if sweep_completed(k, now, most) == most then
-  more = 1
+local most, trimming = limit + #ids, false
+if unusual then
+  if sweep_completed(k, now, most) == most then
+    more = 1
+  end
+  trimming = trim_dead(k, now, most, tonumber(ARGV[7]), tonumber(ARGV[8])) == most
 end
-local trimming = trim_dead(k, now, most, tonumber(ARGV[7]), tonumber(ARGV[8])) == most
 if sweep_hashes(k, now, limit, known[7], trimming) then
   more = 1
 end
@@ -226,7 +235,7 @@ if first_lease >= 0 then
 end
 next_due = math.min(next_due, first_lease)
 local of_failures, of_crashes = {}, {}
-if #ids > 0 and redis.call('EXISTS', k.failures, k.crashes) > 0 then
+if #ids > 0 and unusual then
   of_failures, of_crashes = beside(k.failures, ids), beside(k.crashes, ids)
 end
 return {

@@ -6,8 +6,13 @@ local function erase(k, now, ids)
   if #ids == 0 then
     return
   end
-  unlock(k.unique, now, ids)
   redis.call('HDEL', k.tasks, unpack(ids))
+  if redis.call(
+    'EXISTS', k.unique, k.keys, k.crashes, k.failures, k.results, k.cancels, k.progress
+  ) == 0 then
+    return
+  end
+  unlock(k.unique, now, ids)
   for _, key in ipairs({ k.keys, k.crashes, k.failures, k.results, k.cancels, k.progress }) do
     if redis.call('EXISTS', key) == 1 then
       redis.call('HDEL', key, unpack(ids))
