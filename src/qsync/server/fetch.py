@@ -359,6 +359,7 @@ class Fetcher:
     ) -> list[Leased]:
         received = boot_s()
         token = f"{self._server_id}/{lane.number}"
+        made = lane.unanswered.since if repeated and lane.unanswered is not None else sent
         lane.unanswered = None
         lane.last_fetch = received
         lane.store_now_us, lane.store_seen = fetched.now_us, sent
@@ -386,7 +387,7 @@ class Fetcher:
         late = received - sent > self._config.lease_s / 2  # a handler blocked the loop meanwhile
         revoked = lane.revoked == token
         if (repeated or late or revoked) and leased:
-            leased = await self._confirm(lane, leased)
+            leased = await self._confirm(lane, leased, made)
         if revoked:  # the heartbeat thread may be about to hand back what it has not yet
             for one in leased:
                 self._runner.settle(one, HandedBack(one.id, one.token))
@@ -436,14 +437,19 @@ class Fetcher:
             leased.append(one)
         return leased
 
-    async def _confirm(self, lane: Lane, leased: list[Leased]) -> list[Leased]:
-        """Renew what came late, or by a repeated fetch: its leases may be as old as the first."""
+    async def _confirm(self, lane: Lane, leased: list[Leased], made: float) -> list[Leased]:
+        """Renew what came late, or by a repeated fetch: its leases may be as old as the first,
+        which was not made before `made`, by boot_s. Without an answer they are taken to be so old:
+        what may have lapsed is not started.
+        """
         sent = boot_s()
         call = ops.renew(lane.keys, [one.held for one in leased], lease_us=self._policy.lease_us)
         try:
             answers = await self._broker.run(call, patience=self._config.lease_s / 3)
         except QsyncError as error:
             log.warning("cannot renew leases of queue %s: %s", lane.queue, error)
+            for one in leased:
+                one.expires = made + self._config.lease_s
             return leased
         kept = []
         for one, answer in zip(leased, answers, strict=True):
