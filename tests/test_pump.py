@@ -159,6 +159,26 @@ def leased(lane: Lane, number: int) -> Leased:
     return one
 
 
+def test_handlers_that_wait_begin_in_their_order(valkey: Store, prefix: str) -> None:
+    async def main() -> None:
+        mux, begun = Mux(), list[str]()
+
+        @mux.handle("waits")
+        async def waits(task: TaskInfo) -> None:
+            begun.append(task.id)
+            await asyncio.sleep(0)
+
+        async with bench(valkey.url, prefix) as b:
+            ids = [f"{number:04}" for number in range(3000)]
+            await b.client.enqueue_many([Task("waits", id=id) for id in ids])
+            async with b.server(mux):
+                await until(lambda: len(begun) == len(ids))
+        overtaken = max(abs(at - int(id)) for at, id in enumerate(begun))
+        assert overtaken <= 100  # as many run at once
+
+    asyncio.run(main())
+
+
 def test_limits_forget_what_has_ended_and_tell_what_has_not() -> None:
     async def main() -> None:
         over: list[str] = []

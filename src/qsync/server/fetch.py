@@ -318,12 +318,11 @@ class Fetcher:
                 if isinstance(answer, QsyncError):
                     self._failed(lane, answer)
                 else:
-                    runs.append(
-                        await self._landed(
-                            lane, wanted, answer, sent, repeated=lane.queue in repeated
-                        )
+                    leased = await self._landed(
+                        lane, wanted, answer, sent, repeated=lane.queue in repeated
                     )
-            self._runner.take(interleave(runs) if len(runs) != 1 else runs[0])
+                    runs.append((leased, wanted))
+            self._runner.take(interleave(runs) if len(runs) != 1 else runs[0][0])
         finally:
             for lane, _ in group:
                 lane.wanted = 0

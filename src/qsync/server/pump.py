@@ -82,6 +82,11 @@ class Pump:
                         turn_ends = time.monotonic() + TURN_S
                     continue
                 way.waits = WAITS
+                behind, self._line = self._line, deque()
+                for (
+                    one
+                ) in behind:  # or those that come next, with tasks of their own, overtake them
+                    self.start(*one)
                 self._pass_on()
                 await _go_on(context, run, awaited)
                 return
