@@ -17,7 +17,7 @@ from qsync.server.lane import Asked, Lane
 from tests.stores import Store
 
 
-def blocked(store: Store, prefix: str, check: Callable[[Heartbeat, Lane, Broker], None]) -> None:
+def blocked(store: Store, prefix: str, check: Callable[[Heartbeat, Lane], None]) -> None:
     """Have a server of which nothing but its heartbeat runs, and that asked for ten tasks."""
 
     async def main() -> None:
@@ -28,7 +28,7 @@ def blocked(store: Store, prefix: str, check: Callable[[Heartbeat, Lane, Broker]
         broker.run(call)
         heartbeat = Heartbeat(broker, [lane], None, lease_s=6, watches_loop=True)  # type: ignore[arg-type] - it has nothing to run
         try:
-            check(heartbeat, lane, broker)
+            check(heartbeat, lane)
         finally:
             broker.close()
 
@@ -40,7 +40,7 @@ def test_it_gives_back_what_was_brought(store: Store, prefix: str) -> None:
     client = Qsync(store.url, prefix=prefix).client()
     client.enqueue_many([Task("a", id=str(n)) for n in range(3)])
 
-    def check(heartbeat: Heartbeat, lane: Lane, broker: Broker) -> None:
+    def check(heartbeat: Heartbeat, lane: Lane) -> None:
         raw = store.client()
         assert raw.zcard(lane.keys.key("active")) == 3
         for _ in range(2):
@@ -58,7 +58,7 @@ def test_it_takes_nothing_more_when_the_store_loses_its_data(store: Store, prefi
     client = Qsync(store.url, prefix=prefix).client()
     client.enqueue(Task("a"))
 
-    def check(heartbeat: Heartbeat, lane: Lane, broker: Broker) -> None:
+    def check(heartbeat: Heartbeat, lane: Lane) -> None:
         heartbeat._hand_back_unread(lane)
         store.client().flushall()
         client.enqueue(Task("b"))
@@ -76,7 +76,7 @@ def test_it_says_what_it_keeps(store: Store, prefix: str) -> None:
     """After a loss of data these are other tasks than the loop is about to read of."""
     client = Qsync(store.url, prefix=prefix).client()
 
-    def check(heartbeat: Heartbeat, lane: Lane, broker: Broker) -> None:
+    def check(heartbeat: Heartbeat, lane: Lane) -> None:
         store.client().flushall()
         client.enqueue(Task("b", id="b"))
         assert heartbeat._renew_unread(lane)

@@ -36,7 +36,8 @@ def spread(cluster: Cluster, prefix: str) -> dict[Store, list[str]]:
 
 
 def cpu_s(node: Store) -> float:
-    used: dict[str, Any] = node.client().info("cpu")
+    with node.client() as client:
+        used: dict[str, Any] = client.info("cpu")
     return float(used["used_cpu_user"] + used["used_cpu_sys"])
 
 

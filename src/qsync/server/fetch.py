@@ -322,7 +322,7 @@ class Fetcher:
                         lane, wanted, answer, sent, repeated=lane.queue in repeated
                     )
                     runs.append((leased, wanted))
-            self._runner.take(interleave(runs) if len(runs) != 1 else runs[0][0])
+            self._runner.take(interleave(runs))
         finally:
             for lane, _ in group:
                 lane.wanted = 0

@@ -83,9 +83,7 @@ class Pump:
                     continue
                 way.waits = WAITS
                 behind, self._line = self._line, deque()
-                for (
-                    one
-                ) in behind:  # or those that come next, with tasks of their own, overtake them
+                for one in behind:  # else those that come next would overtake them
                     self.start(*one)
                 self._pass_on()
                 await _go_on(context, run, awaited)

@@ -59,14 +59,14 @@ class Shares:
         return {name: min(slots, BATCH) if name == first else 0 for name in queues}
 
 
-def interleave(runs: Sequence[tuple[Sequence[T], int]]) -> list[T]:
+def interleave(runs: Sequence[tuple[Sequence[T], int]]) -> Sequence[T]:
     """Merge runs so that each is spread evenly over the whole, its order kept.
 
     With each goes how long it was to be: one that is shorter keeps its pace and ends sooner.
     """
     runs = [(run, wanted) for run, wanted in runs if run]
     if len(runs) == 1:
-        return list(runs[0][0])
+        return runs[0][0]
     placed = [
         ((at + 0.5) / max(wanted, len(run)), which, at)
         for which, (run, wanted) in enumerate(runs)
