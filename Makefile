@@ -6,8 +6,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 SOURCES := pyproject.toml README.md $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: help demo test soak bench bench-peers check format clean
+.PHONY: help demo test test-most test-chaos test-guarantees test-again soak bench bench-peers check format clean
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 
 help:
 	@echo "make demo    watch tasks of every kind run, fail, retry and survive a kill -9"
@@ -26,10 +27,18 @@ demo: $(VENV)/installed
 # seeds in a minute; the rest shares the cores, more at a time than there are since many tests wait.
 SEEDS := tests/test_sim.py::test_no_fault_loses_a_task
 QUICK := $(BIN)/pytest -m "not slow"
-test: $(VENV)/installed-dev
+test: test-most test-chaos test-guarantees
+test-most: $(VENV)/installed-dev
 	$(QUICK) -n 3 --dist loadscope --ignore tests/guarantees --ignore tests/chaos --deselect $(SEEDS)
+test-chaos: $(VENV)/installed-dev
 	$(QUICK) -n 2 --dist loadscope tests/chaos
+test-guarantees: $(VENV)/installed-dev
 	$(QUICK) tests/guarantees $(SEEDS)
+
+# Those that failed, alone. Chaos has no second try: what was lost there is lost.
+test-again:
+	! grep tests/chaos .pytest_cache/v/cache/lastfailed
+	$(QUICK) --last-failed --last-failed-no-failures none
 
 # Files that are tested once more by users of the store with the rights of a role and no more.
 AS_USERS := $(wildcard tests/test_ops*.py tests/test_inspector*.py) \
