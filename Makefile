@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 SOURCES := pyproject.toml README.md $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: help demo test test-most test-chaos test-guarantees test-again soak bench bench-peers check format clean
+.PHONY: help demo test test-most test-chaos test-alone test-again soak bench bench-peers check format clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -23,17 +23,19 @@ help:
 demo: $(VENV)/installed
 	$(BIN)/qsync demo
 
-# The guarantees are measured with nothing else running, and the simulation takes all cores for its 500
-# seeds in a minute; the rest shares the cores, more at a time than there are since many tests wait.
+# More at a time than there are cores, since many tests wait. What is measured to the millisecond or as a
+# ratio comes last, with nothing else running, and so does the simulation, which takes all cores for its
+# 500 seeds in a minute.
+ALONE := $(addprefix tests/guarantees/test_, blocked_loop.py capacity.py ratio.py recovery.py speed.py timers.py)
 SEEDS := tests/test_sim.py::test_no_fault_loses_a_task
 QUICK := $(BIN)/pytest -m "not slow"
-test: test-most test-chaos test-guarantees
+test: test-most test-chaos test-alone
 test-most: $(VENV)/installed-dev
-	$(QUICK) -n 3 --dist loadscope --ignore tests/guarantees --ignore tests/chaos --deselect $(SEEDS)
+	$(QUICK) -n 4 --dist loadscope --ignore tests/guarantees --ignore tests/chaos --deselect $(SEEDS)
 test-chaos: $(VENV)/installed-dev
-	$(QUICK) -n 2 --dist loadscope tests/chaos
-test-guarantees: $(VENV)/installed-dev
-	$(QUICK) tests/guarantees $(SEEDS)
+	$(QUICK) -n 2 --dist loadscope tests/chaos tests/guarantees $(ALONE:%=--ignore %)
+test-alone: $(VENV)/installed-dev
+	$(QUICK) $(ALONE) $(SEEDS)
 
 # Those that failed, alone. Chaos has no second try: what was lost there is lost.
 test-again:

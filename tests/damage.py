@@ -7,8 +7,9 @@ it, and then it runs empty like any other.
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeVar, cast
+
+from msgspec.structs import replace
 
 from qsync.audit import Auditor, Report
 from qsync.broker import ops

@@ -28,6 +28,9 @@ from tests.rig import BINARIES
 from tests.serving import bench
 from tests.stores import Binary, Store, _watchdog, wait_until
 
+VALKEY, REDIS = BINARIES
+ON_BOTH = [VALKEY, pytest.param("redis", marks=[*REDIS.marks, pytest.mark.slow])]
+
 RECORDS = 10_000
 GROWN_MIB = 50.0
 
@@ -103,7 +106,7 @@ async def still_works(url: str, prefix: str) -> None:
 
 @pytest.mark.faults(55, 60)
 @pytest.mark.guarantee(8)
-@pytest.mark.parametrize("binary", BINARIES)
+@pytest.mark.parametrize("binary", ON_BOTH)
 def test_ten_thousand_hostile_records_make_a_server_do_nothing(
     binary: Binary, prefix: str, tmp_path: Path
 ) -> None:

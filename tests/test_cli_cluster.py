@@ -83,6 +83,7 @@ def test_a_cluster_is_examined_by_the_command(cluster: Cluster) -> None:
     assert re.search(r"\+cluster\|slots|\+cluster\b", lines)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_cluster_is_measured_and_is_as_it_was(tmp_path: Path, cluster: Cluster) -> None:
     def keys() -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from secrets import token_hex
 from typing import Any
 
 import pytest
 import redis
+from msgspec.structs import replace
 
 from qsync.broker import connect, ops, views
 from qsync.broker.call import Call

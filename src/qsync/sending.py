@@ -7,8 +7,7 @@ import copy
 import itertools
 import os
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Final, Generic, NamedTuple, TypeVar, cast
 
 from qsync.broker import ops
@@ -195,8 +194,7 @@ class Senders:
         self._free: list[CallNumber] = []
         self._pid = os.getpid()
 
-    @contextmanager
-    def lend(self, count: int) -> Generator[list[CallNumber]]:
+    def lend(self, count: int) -> Lent:
         """Numbers for so many calls, which nobody makes again when the block has ended."""
         if self._pid != (pid := os.getpid()):
             self._free, self._pid = [], pid
@@ -208,10 +206,23 @@ class Senders:
             except IndexError:
                 last = CallNumber(new_id(), 0)
             numbers.append(CallNumber(last.sender, last.number + 1))
-        try:
-            yield numbers
-        finally:
-            free += reversed(numbers)
+        return Lent(free, numbers)
+
+
+class Lent:
+    """Numbers that are in use within a block."""
+
+    __slots__ = ("_free", "_numbers")
+
+    def __init__(self, free: list[CallNumber], numbers: list[CallNumber]) -> None:
+        self._free = free
+        self._numbers = numbers
+
+    def __enter__(self) -> list[CallNumber]:
+        return self._numbers
+
+    def __exit__(self, *_: object) -> None:
+        self._free += reversed(self._numbers)
 
 
 def overtaken(keys: QueueKeys) -> QsyncError:

@@ -9,10 +9,10 @@ import contextlib
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, Final
 
 import redis
+from msgspec.structs import replace
 
 from qsync import schedule
 from qsync.broker import faults, shell

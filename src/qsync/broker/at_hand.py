@@ -6,9 +6,12 @@ the pool they are in use all the time; when somebody waits for one there, it get
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
+
+from qsync.broker.wire import Wire
 
 
 class AtHand:
@@ -16,28 +19,30 @@ class AtHand:
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
-        self._free: list[Any] = []
+        self._free: list[Wire] = []
         self._waiting = 0
 
-    async def take(self) -> Any:
-        """A connection for one exchange; raises what redis-py does when it cannot connect."""
+    async def take(self, seconds: float) -> Wire:
+        """A connection for one exchange; raises what redis-py does when it cannot connect, or
+        TimeoutError after so long."""
         while self._free:
-            connection = self._free.pop()
-            if _is_open(connection):
-                return connection
-            await self.drop(connection)
+            wire = self._free.pop()
+            if wire.is_open:
+                return wire
+            await self.drop(wire)
         self._waiting += 1
         try:
-            return await self._pool.get_connection()
+            async with asyncio.timeout(seconds):
+                return Wire(await self._pool.get_connection())
         finally:
             self._waiting -= 1
 
-    async def give_back(self, connection: Any) -> None:
+    async def give_back(self, wire: Wire) -> None:
         """Every reply was read: the connection may serve the next exchange."""
         if self._waiting:
-            await self._pool.release(connection)
+            await self._release(wire)
         else:
-            self._free.append(connection)
+            self._free.append(wire)
 
     @asynccontextmanager
     async def left_in_pool(self) -> AsyncGenerator[None]:
@@ -45,25 +50,23 @@ class AtHand:
         self._waiting += 1
         try:
             if self._free:
-                await self._pool.release(self._free.pop())
+                await self._release(self._free.pop())
             yield
         finally:
             self._waiting -= 1
 
-    async def drop(self, connection: Any) -> None:
+    async def drop(self, wire: Wire) -> None:
         """Nobody knows what comes from the connection next."""
-        await connection.disconnect(nowait=True)
-        await self._pool.release(connection)
+        await wire.connection.disconnect(nowait=True)
+        await self._pool.release(wire.connection)
 
     async def drop_all(self) -> None:
         """What is not in the midst of an exchange is closed; the next exchange connects anew."""
         free, self._free = self._free, []
-        for connection in free:
-            await self.drop(connection)
+        for wire in free:
+            await self.drop(wire)
         await self._pool.disconnect(inuse_connections=False)
 
-
-def _is_open(connection: Any) -> bool:
-    """Whether the other side has not closed it meanwhile, as far as is known here."""
-    reader = connection._reader
-    return reader is not None and not reader.at_eof() and reader.exception() is None
+    async def _release(self, wire: Wire) -> None:
+        wire.release()
+        await self._pool.release(wire.connection)

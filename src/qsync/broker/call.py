@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
+
+import msgspec
 
 from qsync.broker.script import Script
 
@@ -17,8 +18,7 @@ Durability = Literal["fsync", "replica"]
 kept; `replica`: the loss of that machine."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
+class Call(msgspec.Struct, Generic[T], frozen=True):
     """One round trip to the store, described and not yet made.
 
     All keys are in one cluster slot. Running a call twice has the effect of running it once.
@@ -32,8 +32,7 @@ class Call(Generic[T]):
     wait: Wait | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """What a call waits for on its connection after it: at most `timeout_ms`.
 
     The store counts from the last write of the connection, and a call that is made again because

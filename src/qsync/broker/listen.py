@@ -8,11 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
-import hiredis
 import redis.exceptions as failures
 
 from qsync.broker import connect
@@ -20,6 +18,7 @@ from qsync.broker.address import Address
 from qsync.broker.call import Call
 from qsync.broker.durable import Command, eval_, evalsha
 from qsync.broker.faults import LIBRARY_ERRORS, no_answer, translate
+from qsync.broker.wire import Wire
 from qsync.errors import QsyncError
 
 T = TypeVar("T")
@@ -93,7 +92,7 @@ class Waiter:
         self.keys = keys
         self._broker = broker
         self._client: Any = None
-        self._connection: Any = None
+        self._wire: Wire | None = None
 
     async def wait(
         self, seconds: float, keys: Sequence[str] | None = None
@@ -103,8 +102,8 @@ class Waiter:
         `keys` are some of the waiter's own; None: all of them.
         Raises StoreUnavailable, and what was taken meanwhile may be lost.
         """
-        async with _closed_by_errors(self, self._broker):
-            reply = await self._wait(seconds, self._blpop(seconds, keys))
+        [reply] = await self._exchange(seconds + GRACE, self._blpop(seconds, keys))
+        await self._check(reply)
         return None if reply is None else (reply[0].decode(), reply[1])
 
     async def wait_and_run(self, seconds: float, call: Call[T]) -> T | QsyncError | None:
@@ -113,12 +112,10 @@ class Waiter:
         The store has the call beforehand, and makes it when it wakes. None: it did not answer in
         time. Raises StoreUnavailable, and then the call may have been made.
         """
-        async with _closed_by_errors(self, self._broker):
-            await self._wait(seconds, self._blpop(seconds), evalsha(call))
-            reply = await self._read()
-            if isinstance(reply, failures.NoScriptError):
-                await self._send(eval_(call))
-                reply = await self._read()
+        woken, reply = await self._exchange(seconds + GRACE, self._blpop(seconds), evalsha(call))
+        await self._check(woken)
+        if isinstance(reply, failures.NoScriptError):
+            [reply] = await self._exchange(GRACE, eval_(call))
         if reply is None:
             return None
         if isinstance(reply, failures.ResponseError):
@@ -128,42 +125,42 @@ class Waiter:
     def _blpop(self, seconds: float, keys: Sequence[str] | None = None) -> Command:
         return ("BLPOP", *(keys or self.keys), f"{max(seconds, 0.001):.3f}")
 
-    async def _wait(self, seconds: float, *commands: Command) -> Any:
-        """The reply to the first of the commands, which blocks for so long."""
-        with heeding_cancellation():
-            if self._connection is None:
-                async with asyncio.timeout(connect.CONNECT_TIMEOUT):
-                    self._client = await self._broker.client_for(self.keys[0])
-                    self._connection = await self._client.connection_pool.get_connection()
-            await self._send(*commands)
-        began = time.monotonic()
-        reply = await self._connection.read_response(timeout=seconds + GRACE)
-        if reply is None and time.monotonic() - began >= seconds + GRACE:
-            # No answer, not even that there is no element: the connection may be dead, or a
-            # handler blocked the loop. The next one will tell.
-            await self.aclose()
-        return reply
-
-    async def _send(self, *commands: Command) -> None:
-        await self._connection.send_packed_command(pack(commands), check_health=False)
-
-    async def _read(self) -> Any:
-        """The reply that comes next, an error among them; None when none comes."""
-        if self._connection is None:
-            return None
+    async def _exchange(self, seconds: float, *commands: Command) -> list[Any]:
+        """The replies; None in the place of those that did not come in time: then the connection
+        may be dead, or a handler blocked the loop. The next one will tell."""
         try:
-            reply = await self._connection.read_response(timeout=GRACE)
-        except failures.ResponseError as error:
-            return error
-        if reply is None:
+            wire = self._wire or await self._open()
+            replies = await wire.exchange(commands, seconds)
+        except LIBRARY_ERRORS as error:
             await self.aclose()
-        return reply
+            raise no_answer(error, self._broker.address) from error
+        except BaseException:
+            await self.aclose()
+            raise
+        if (broken := wire.broken) is None:
+            return replies
+        await self.aclose()
+        if isinstance(broken, TimeoutError):
+            return [None if reply is broken else reply for reply in replies]
+        raise no_answer(broken, self._broker.address) from broken
+
+    async def _check(self, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            await self.aclose()
+            raise no_answer(reply, self._broker.address) from reply
+
+    async def _open(self) -> Wire:
+        with heeding_cancellation():
+            async with asyncio.timeout(connect.CONNECT_TIMEOUT):
+                self._client = await self._broker.client_for(self.keys[0])
+                self._wire = Wire(await self._client.connection_pool.get_connection())
+        return self._wire
 
     async def aclose(self) -> None:
         """Close the connection; the next wait opens another."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.disconnect(nowait=True)
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            await wire.connection.disconnect(nowait=True)
         client, self._client = self._client, None
         if client is not None:
             await connect.aclose(client)
@@ -179,13 +176,19 @@ class AsyncSubscription:
 
     async def open(self) -> None:
         """Connect and subscribe; StoreUnavailable when that fails."""
-        async with _closed_by_errors(self, self._broker):
+        try:
             with heeding_cancellation():
                 async with asyncio.timeout(connect.CONNECT_TIMEOUT):
                     self._client = await self._broker.client_for(self._channel)
                     self._connection = await self._client.connection_pool.get_connection()
                     await self._connection.send_command("SSUBSCRIBE", self._channel)
                     await self._connection.read_response()
+        except LIBRARY_ERRORS as error:
+            await self.aclose()
+            raise no_answer(error, self._broker.address) from error
+        except BaseException:
+            await self.aclose()
+            raise
 
     async def read(self) -> str:
         """The next message, however long it takes; StoreUnavailable when the connection broke."""
@@ -205,10 +208,6 @@ class AsyncSubscription:
             await connect.aclose(client)
 
 
-def pack(commands: Sequence[tuple[Any, ...]]) -> list[bytes]:
-    return [hiredis.pack_command(command) for command in commands]
-
-
 @contextlib.contextmanager
 def heeding_cancellation() -> Iterator[None]:
     """A cancellation that came meanwhile is heeded afterwards, at the latest.
@@ -221,21 +220,6 @@ def heeding_cancellation() -> Iterator[None]:
     yield
     if task is not None and task.cancelling() > before:
         raise asyncio.CancelledError
-
-
-@contextlib.asynccontextmanager
-async def _closed_by_errors(
-    connection: Waiter | AsyncSubscription, broker: AsyncOpens
-) -> AsyncIterator[None]:
-    """What goes wrong inside closes the connection; the library's errors are StoreUnavailable."""
-    try:
-        yield
-    except LIBRARY_ERRORS as error:
-        await connection.aclose()
-        raise no_answer(error, broker.address) from error
-    except BaseException:
-        await connection.aclose()
-        raise
 
 
 def _message(reply: Any) -> str:

@@ -93,8 +93,7 @@ class FetchPolicy:
     max_bytes: int = BATCH_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(msgspec.Struct, frozen=True, kw_only=True):
     """What a fetch brought: the four lists go together by position."""
 
     now_us: int
@@ -575,7 +574,7 @@ def _fetched(reply: Any) -> Fetched:
     ids, messages, failures, crashes = _only_tasks(*batch)
     return Fetched(
         now_us=int(now),
-        next_due_us=None if int(next_due) < 0 else int(next_due),
+        next_due_us=None if next_due == b"-1" else int(next_due),
         more=bool(more),
         recovered=recovered,
         died=died,

@@ -36,7 +36,8 @@ from qsync.broker.durable import (
     waiting,
 )  # fmt: skip
 from qsync.broker.faults import LIBRARY_ERRORS, Fault, classify, moved_away, no_answer, translate
-from qsync.broker.listen import AsyncSubscription, Subscription, Waiter, heeding_cancellation, pack
+from qsync.broker.listen import AsyncSubscription, Subscription, Waiter, heeding_cancellation
+from qsync.broker.wire import pack
 from qsync.errors import QsyncError
 
 T = TypeVar("T")
@@ -265,7 +266,7 @@ class Broker:
         connection = None
         try:
             connection = pool.get_connection()
-            connection.send_packed_command(pack(commands), check_health=False)
+            connection.send_packed_command([pack(commands)], check_health=False)
             for _ in commands:
                 try:
                     replies.append(connection.read_response())
@@ -574,31 +575,23 @@ class AsyncBroker:
         if self._refused and (error := self._just_refused(pool)) is not None:
             return [error] * len(commands)
         at_hand = self._hand(pool)
-        replies: list[Any] = []
-        connection = None
         try:
-            async with asyncio.timeout(self._read_timeout):
-                connection = await at_hand.take()
-                if self._refused:
-                    self._refused.pop(pool, None)
-                await connection.send_packed_command(pack(commands), check_health=False)
-                for _ in commands:
-                    try:
-                        replies.append(await connection.read_response())
-                    except failures.ResponseError as error:
-                        replies.append(error)
+            wire = await at_hand.take(self._read_timeout)
         except LIBRARY_ERRORS as error:
-            if connection is not None:
-                await at_hand.drop(connection)
-            elif not isinstance(error.__cause__, TimeoutError):  # that says: all are in use
+            if not isinstance(error.__cause__, TimeoutError):  # that says: all are in use
                 self._refused[pool] = time.monotonic(), error
-            return replies + [error] * (len(commands) - len(replies))
+            return [error] * len(commands)
+        if self._refused:
+            self._refused.pop(pool, None)
+        try:
+            replies = await wire.exchange(commands, self._read_timeout)
         except BaseException:
-            # Cancelled between request and reply: the connection must not be used again.
-            if connection is not None:
-                await at_hand.drop(connection)
+            await at_hand.drop(wire)
             raise
-        await at_hand.give_back(connection)
+        if wire.broken is not None:
+            await at_hand.drop(wire)
+            return replies
+        await at_hand.give_back(wire)
         if any(moved_away(reply) for reply in replies):
             await at_hand.drop_all()
         return replies

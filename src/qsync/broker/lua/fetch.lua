@@ -82,7 +82,7 @@ if swept_us < math.min(300000000, tonumber(ARGV[8]) / 10) and redis.call(
   redis.call('HSET', k.fetches, server, ARGV[3] .. ' ' .. whole(now))
   return { whole(now), '-1', 0, 0, 0, {}, {}, {}, {}, {}, paused, generation }
 end
-local last = redis.call('HGET', k.fetches, server)
+local last = redis.call('HMGET', k.fetches, server)[1]
 local before, batch = string.match(last or '', '^(%d+) %d+(.*)$')
 before = digits(before, -1)
 if number < before then
@@ -144,6 +144,7 @@ unusual = unusual or #lapsed > 0
 -- 3 lease
 local ids, messages, lost = {}, {}, {}
 local bytes, at, full = 0, 0, wanted == 0 or paused == 1
+local waiting -- how many tasks there were, once all have been seen
 while #ids < wanted and not full do
   if #lost >= limit then
     more = 1
@@ -151,11 +152,13 @@ while #ids < wanted and not full do
   end
   local size = math.min(50, wanted - #ids)
   local chunk = redis.call('ZRANGE', k.pending, at, at + size - 1)
-  if #chunk == 0 then
-    break
-  end
   at = at + #chunk
-  full = #chunk < size
+  if #chunk < size then
+    full, waiting = true, at
+    if #chunk == 0 then
+      break
+    end
+  end
   local bodies = redis.call('HMGET', k.tasks, unpack(chunk))
   for i, id in ipairs(chunk) do
     local body = bodies[i]
@@ -215,7 +218,8 @@ if sweep_hashes(k, now, limit, known[7], trimming) then
 end
 
 -- 5 wake
-if redis.call('ZCARD', k.pending) == 0 then
+local left = waiting and waiting - #ids - #lost or redis.call('ZCARD', k.pending)
+if left == 0 then
   redis.call('UNLINK', k.fairness)
 else
   local passed = redis.call('ZRANGEBYSCORE', k.fairness, '-inf', virtual, 'LIMIT', 0, limit)

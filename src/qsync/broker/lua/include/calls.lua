@@ -5,7 +5,7 @@
 
 -- The number of the last call of a sender, -1 when none is known, and what is kept of it.
 local function last_call(calls_key, sender)
-  local last = redis.call('HGET', calls_key, sender)
+  local last = redis.call('HMGET', calls_key, sender)[1]
   if not last then
     return -1
   end

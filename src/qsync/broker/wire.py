@@ -1,0 +1,129 @@
+"""A connection to the store with nothing between what arrives and who waits for it.
+
+redis-py opens and closes it, with all that belongs to that: TLS, credentials, the database. In
+between a `Wire` takes the place of its streams, which cost more than all else in an exchange.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+import hiredis
+import redis.exceptions as failures
+
+_MORE: Final = object()
+"""What the parser says when a reply is not there as a whole."""
+
+
+def pack(commands: Sequence[tuple[Any, ...]]) -> bytes:
+    """Commands as they are sent."""
+    packed: list[bytes] = [hiredis.pack_command(command) for command in commands]
+    return packed[0] if len(packed) == 1 else b"".join(packed)
+
+
+class Wire(asyncio.Protocol):
+    """One connection of redis-py, for one exchange at a time."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.broken: Exception | None = None
+        """Why it is of no more use: close the connection."""
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport = connection._writer.transport
+        self._streams = cast("asyncio.Protocol", self._transport.get_protocol())
+        self._parser = hiredis.Reader(
+            protocolError=failures.InvalidResponse,
+            replyError=connection._parser.parse_error,
+            notEnoughData=_MORE,
+        )
+        self._replies: list[Any] = []
+        self._wanted = 0
+        self._answer: asyncio.Future[None] | None = None
+        self._transport.set_protocol(self)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may serve another exchange, as far as is known here."""
+        return self.broken is None and not self._transport.is_closing()
+
+    async def exchange(self, commands: Sequence[tuple[Any, ...]], seconds: float) -> list[Any]:
+        """One reply a command, an error that the store answered among them.
+
+        When the connection breaks, or not all have come in time, that error is in the place of
+        each that is missing, and it is `broken`. So it is when this is cancelled.
+        """
+        self._replies, self._wanted = [], len(commands)
+        if self.is_open:
+            self._answer = self._loop.create_future()
+            limit = self._loop.call_later(seconds, self._break, TimeoutError())
+            try:
+                self._transport.write(pack(commands))
+                await self._answer
+            except RuntimeError as error:  # how uvloop says that it was reset a moment ago
+                self._break(error)
+            except BaseException:
+                self._break(failures.ConnectionError("given up in the midst of an exchange"))
+                raise
+            finally:
+                limit.cancel()
+                self._answer = None
+        replies, missing = self._replies, self._wanted - len(self._replies)
+        if missing:
+            self.broken = self.broken or failures.ConnectionError("the connection is closed")
+            replies += [self.broken] * missing
+        self._replies, self._wanted = [], 0
+        return replies
+
+    def release(self) -> None:
+        """Give the connection back as redis-py knows it."""
+        self._transport.set_protocol(self._streams)
+
+    # What asyncio calls.
+
+    def data_received(self, data: bytes) -> None:
+        """Something came from the store."""
+        self._parser.feed(data)
+        replies = self._replies
+        try:
+            while (reply := self._parser.gets()) is not _MORE:
+                if isinstance(reply, failures.ConnectionError):  # it is loading, say
+                    self._break(reply)
+                    return
+                replies.append(reply)
+        except failures.InvalidResponse as error:
+            self._break(error)
+            return
+        if len(replies) > self._wanted:  # and then nobody knows which belongs to what
+            replies.clear()
+            self._break(failures.InvalidResponse("a reply that nobody waits for"))
+        elif len(replies) == self._wanted:
+            self._wake()
+
+    def eof_received(self) -> bool | None:
+        """The other side says no more."""
+        self._break(failures.ConnectionError("Connection closed by server."))
+        return self._streams.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is closed, by whomever."""
+        self._break(failures.ConnectionError(f"Connection closed: {exc or 'by server'}"))
+        self._streams.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The other side reads more slowly than is written: an exchange waits for it anyway."""
+        self._streams.pause_writing()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._streams.resume_writing()
+
+    def _break(self, error: Exception) -> None:
+        if self.broken is None:
+            self.broken = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(None)
