@@ -36,11 +36,14 @@ Begin = Callable[[Leased, TaskInfo, Way, asyncio.Task[None] | None], Run]
 class Pump:
     """Starts runs in the order in which they come, each in a fresh copy of the server's context.
 
-    `begin` makes the coroutine of a run; it is told its asyncio task if that is not its own.
+    `begin` makes the coroutine of a run; it is told its asyncio task if that is not its own. What
+    ends while the pump is `at_work` makes room that is filled by `refill`, for many at a time.
     """
 
-    def __init__(self, begin: Begin) -> None:
+    def __init__(self, begin: Begin, refill: Callable[[], None]) -> None:
         self._begin = begin
+        self._refill = refill
+        self.at_work = False
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._line: deque[tuple[Leased, TaskInfo, Way]] = deque()
@@ -72,14 +75,18 @@ class Pump:
                 leased, info, way = self._line.popleft()
                 me.set_name(leased.id)
                 run, context = self._begin(leased, info, way, me), self._context.copy()
+                self.at_work = True
                 try:
                     awaited = context.run(run.send, None)
                 except StopIteration:
                     if me.cancelling() or sys.getrefcount(me) > references:
                         break  # the handler did something with its task: that has to be its own
                     if time.monotonic() > turn_ends:
+                        self._end_turn()
                         await asyncio.sleep(0)
                         turn_ends = time.monotonic() + TURN_S
+                    elif not self._line:
+                        self._end_turn()
                     continue
                 way.waits = WAITS
                 behind, self._line = self._line, deque()
@@ -92,8 +99,13 @@ class Pump:
             if self._task is me:
                 self._pass_on()
 
+    def _end_turn(self) -> None:
+        self.at_work = False
+        self._refill()
+
     def _pass_on(self) -> None:
         """This task works the line no more; another does if there is something in it."""
+        self._end_turn()
         more = self._line and not self._closed
         self._task = self._loop.create_task(self._work()) if more else None
 

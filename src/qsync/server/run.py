@@ -80,7 +80,7 @@ class Runner:
         self.accepting = True
         self._default_timeout = None if config.timeout is None else seconds(config.timeout)
         self._loop = asyncio.get_running_loop()
-        self._pump = Pump(self._run)
+        self._pump = Pump(self._run, self._start_some)
         self._limits = Limits(self._out_of_time)
         self._suspects = Suspects()
         self._suspect_timer: asyncio.TimerHandle | None = None
@@ -206,9 +206,10 @@ class Runner:
             token=leased.token,
             is_value=message.is_value,
         )
+        if not self.running:
+            self.idle.clear()
         self.running += 1
         self._started += 1
-        self.idle.clear()
         leased.phase = RUNNING
         if self.tally is not None:
             self.tally.started(leased)
@@ -291,8 +292,10 @@ class Runner:
         else:
             self.settle(leased, record)
         self.running -= 1
-        self._see_suspect_end()
-        self._start_some()
+        if self._suspects.alone is not None:
+            self._see_suspect_end()
+        if not self._pump.at_work:
+            self._start_some()
 
     def _see_suspect_end(self) -> None:
         """Let others run again once the store knows how the suspect ended.
