@@ -230,10 +230,14 @@ def _launch(program: str, path: Path, lock: int) -> subprocess.Popen[bytes]:
         "appendonly": "yes",
         "appendfsync": "everysec",
         "maxmemory-policy": "noeviction",
+        "disable-thp": "no",
     }
     # The wheel's Valkey is built with the malloc of the C library. Unless that may keep more of
     # what was just freed at hand, it takes places all over a large heap, none of them in the cache.
-    tunables = os.environ.get("GLIBC_TUNABLES", "glibc.malloc.tcache_count=20000")
+    # On huge pages, fewer of them have to be looked up.
+    tunables = os.environ.get(
+        "GLIBC_TUNABLES", "glibc.malloc.tcache_count=20000:glibc.malloc.hugetlb=1"
+    )
     return subprocess.Popen(  # noqa: S603 - a path from the wheel
         [program, *(word for name, value in settings.items() for word in (f"--{name}", value))],
         stdin=subprocess.DEVNULL,
