@@ -63,7 +63,7 @@ async def echo(word: bytes, writer: asyncio.StreamWriter) -> None:
 
 def test_replies_come_in_any_pieces(run: Callable[[Any], None]) -> None:
     async def byte_by_byte(word: bytes, writer: asyncio.StreamWriter) -> None:
-        for at in range(0, len(word), 1):
+        for at in range(len(word)):
             writer.write(word[at : at + 1])
             await writer.drain()
             await asyncio.sleep(0)
@@ -76,7 +76,7 @@ def test_replies_come_in_any_pieces(run: Callable[[Any], None]) -> None:
             assert type(replies[2]) is failures.ResponseError
             assert replies[3:] == [[b"a", None], None]
             assert one.is_open
-            assert await one.exchange([("ECHO", b"".join(words[:1]))], 10) == [b"OK"]
+            assert await one.exchange([("ECHO", words[0])], 10) == [b"OK"]
 
     run(main())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 import redis.exceptions as failures
@@ -128,12 +128,9 @@ class Waiter:
     async def _exchange(self, seconds: float, *commands: Command) -> list[Any]:
         """The replies; None in the place of those that did not come in time: then the connection
         may be dead, or a handler blocked the loop. The next one will tell."""
+        wire = self._wire or await self._open()
         try:
-            wire = self._wire or await self._open()
             replies = await wire.exchange(commands, seconds)
-        except LIBRARY_ERRORS as error:
-            await self.aclose()
-            raise no_answer(error, self._broker.address) from error
         except BaseException:
             await self.aclose()
             raise
@@ -150,10 +147,9 @@ class Waiter:
             raise no_answer(reply, self._broker.address) from reply
 
     async def _open(self) -> Wire:
-        with heeding_cancellation():
-            async with asyncio.timeout(connect.CONNECT_TIMEOUT):
-                self._client = await self._broker.client_for(self.keys[0])
-                self._wire = Wire(await self._client.connection_pool.get_connection())
+        async with _opening(self, self._broker):
+            self._client = await self._broker.client_for(self.keys[0])
+            self._wire = Wire(await self._client.connection_pool.get_connection())
         return self._wire
 
     async def aclose(self) -> None:
@@ -176,19 +172,11 @@ class AsyncSubscription:
 
     async def open(self) -> None:
         """Connect and subscribe; StoreUnavailable when that fails."""
-        try:
-            with heeding_cancellation():
-                async with asyncio.timeout(connect.CONNECT_TIMEOUT):
-                    self._client = await self._broker.client_for(self._channel)
-                    self._connection = await self._client.connection_pool.get_connection()
-                    await self._connection.send_command("SSUBSCRIBE", self._channel)
-                    await self._connection.read_response()
-        except LIBRARY_ERRORS as error:
-            await self.aclose()
-            raise no_answer(error, self._broker.address) from error
-        except BaseException:
-            await self.aclose()
-            raise
+        async with _opening(self, self._broker):
+            self._client = await self._broker.client_for(self._channel)
+            self._connection = await self._client.connection_pool.get_connection()
+            await self._connection.send_command("SSUBSCRIBE", self._channel)
+            await self._connection.read_response()
 
     async def read(self) -> str:
         """The next message, however long it takes; StoreUnavailable when the connection broke."""
@@ -220,6 +208,23 @@ def heeding_cancellation() -> Iterator[None]:
     yield
     if task is not None and task.cancelling() > before:
         raise asyncio.CancelledError
+
+
+@contextlib.asynccontextmanager
+async def _opening(
+    connection: Waiter | AsyncSubscription, broker: AsyncOpens
+) -> AsyncIterator[None]:
+    """Within it a connection opens; what goes wrong closes it, and is StoreUnavailable."""
+    try:
+        with heeding_cancellation():
+            async with asyncio.timeout(connect.CONNECT_TIMEOUT):
+                yield
+    except LIBRARY_ERRORS as error:
+        await connection.aclose()
+        raise no_answer(error, broker.address) from error
+    except BaseException:
+        await connection.aclose()
+        raise
 
 
 def _message(reply: Any) -> str:

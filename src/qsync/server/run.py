@@ -206,10 +206,9 @@ class Runner:
             token=leased.token,
             is_value=message.is_value,
         )
-        if not self.running:
-            self.idle.clear()
         self.running += 1
         self._started += 1
+        self.idle.clear()
         leased.phase = RUNNING
         if self.tally is not None:
             self.tally.started(leased)
@@ -292,8 +291,7 @@ class Runner:
         else:
             self.settle(leased, record)
         self.running -= 1
-        if self._suspects.alone is not None:
-            self._see_suspect_end()
+        self._see_suspect_end()
         if not self._pump.at_work:
             self._start_some()
 
