@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from qsync import sending
-from qsync.broker import connect, ops, views
+from qsync.broker import connect, views
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError, QueueFull
@@ -322,14 +322,14 @@ def test_an_id_that_a_lock_kept_out_is_free_for_the_next_task(colour: Colour, cl
     assert (third.id, third.created) == ("a", False)
 
 
-def test_a_call_carries_500_tasks_or_4_mib(colour: Colour, client: Any, store: Store) -> None:
+def test_a_call_carries_250_tasks_or_1_mib(colour: Colour, client: Any, store: Store) -> None:
     colour.do(client.enqueue(Task("t")))
     for tasks, calls in [
-        ([Task("t") for _ in range(500)], 1),
-        ([Task("t") for _ in range(5001)], 11),
+        ([Task("t") for _ in range(250)], 1),
+        ([Task("t") for _ in range(2501)], 11),
         ([Task("t", b"x" * 1_000_000) for _ in range(9)], 9),
         ([Task("t", b"x" * 100_000) for _ in range(25)], 3),
-        ([Task("t", delay=60) for _ in range(1000)], 4),
+        ([Task("t", delay=60) for _ in range(500)], 4),
     ]:
         store.command("CONFIG", "RESETSTAT")
         colour.do(client.enqueue_many(tasks))
@@ -552,7 +552,7 @@ def test_concurrent_calls_share_round_trips_and_keep_their_order(
 ) -> None:
     async def main(client: AsyncClient) -> list[AsyncHandle[Any]]:
         store.command("CONFIG", "RESETSTAT")
-        return await asyncio.gather(*[client.enqueue(Task("t")) for _ in range(1300)])
+        return await asyncio.gather(*[client.enqueue(Task("t")) for _ in range(700)])
 
     handles = run_async(store, prefix, main)
     assert scripts_run(store) == 3
@@ -828,4 +828,4 @@ def test_in_a_cluster_tasks_reach_the_nodes_of_their_queues(
         assert colour.do(handle.info()).state is TaskState.PENDING
     with cluster.client() as redis:
         assert redis.scard(f"{prefix}:queues") == 7
-        assert redis.hlen(f"{{{prefix}:q3}}:tasks") == ops.BATCH * 8 // 7
+        assert redis.hlen(f"{{{prefix}:q3}}:tasks") == 4000 // 7

@@ -162,7 +162,7 @@ class Client(_AnyClient):
 
         Every task is checked before the first is sent: InvalidTask, and nothing was sent. A task
         whose id or unique lock is taken is no error: its handle has `created` False and the id of
-        the holder. They go 500 at a time, or 1 MiB. When the store fails halfway, the error has
+        the holder. They go 250 at a time, or 1 MiB. When the store fails halfway, the error has
         `handles`, those of the tasks that it has answered for. To repeat the call without running
         any task twice, give the tasks ids: those that are there already come back with `created`
         False. `durability` is as for `enqueue`; tasks of a round trip share a wait.
@@ -305,7 +305,7 @@ class AsyncClient(_AnyClient):
 
         Every task is checked before the first is sent: InvalidTask, and nothing was sent. A task
         whose id or unique lock is taken is no error: its handle has `created` False and the id of
-        the holder. They go 500 at a time, or 1 MiB. When the store fails halfway, the error has
+        the holder. They go 250 at a time, or 1 MiB. When the store fails halfway, the error has
         `handles`, those of the tasks that it has answered for. To repeat the call without running
         any task twice, give the tasks ids: those that are there already come back with `created`
         False. `durability` is as for `enqueue`; tasks of a round trip share a wait.

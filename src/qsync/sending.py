@@ -35,9 +35,9 @@ CALL_BYTES: Final = 1024 * 1024
 IN_TWO: Final = 32
 """From so many items on, a first batch is half of what there is."""
 
-_COSTLY: Final = CALL_BYTES // 250
+_COSTLY: Final = 2 * CALL_BYTES // ops.BATCH
 """What a task counts at least that is more than a message to store: it has a lock, a fairness key
-or a time. 250 of them take the store as long as 500 others."""
+or a time. It takes the store as long as two others."""
 
 _BESIDE: Final = 128
 """What a task's options and the framing take in a call at most, bytes, the fairness key apart."""

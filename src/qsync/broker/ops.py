@@ -1,7 +1,7 @@
 """Everything that changes the store: one pure function for each script.
 
 A function returns a Call; a Broker runs it. `now_us` is for tests: production leaves it None, and
-the store's own clock decides. No call takes over BATCH tasks or carries more than BATCH_BYTES.
+the store's own clock decides. No call takes over LIMIT tasks or carries more than BATCH_BYTES.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from qsync.task import MESSAGE_HEAD, Outgoing
 
 T = TypeVar("T")
 
-BATCH: Final = 500
+LIMIT: Final = 500
+BATCH: Final = 250
+"""How many tasks go together: more are no cheaper each, and hold up the store for longer."""
 BATCH_BYTES: Final = 4 * 1024 * 1024
 
 Outcome = Literal["ok", "done", "lost"]
@@ -200,7 +202,7 @@ def fetch(
     """Do the queue's upkeep and lease up to `wanted` tasks under the token `server/number`."""
     script = load("fetch")
     args = (
-        _now(now_us), server, number, min(wanted, BATCH), policy.lease_us, policy.max_crashes,
+        _now(now_us), server, number, min(wanted, LIMIT), policy.lease_us, policy.max_crashes,
         policy.dead_limit, policy.dead_age_us, policy.max_bytes,
     )  # fmt: skip
     return Call(script, keys.names(script.keys), args, _fetched)
@@ -387,7 +389,7 @@ def purge(
     """
     script = load("purge")
     score, id = last or ("", "")
-    args = (_now(now_us), state, min(count, BATCH), score, id.encode(errors="surrogateescape"))
+    args = (_now(now_us), state, min(count, LIMIT), score, id.encode(errors="surrogateescape"))
 
     def decode(reply: Any) -> Purged:
         deleted, left, more, score, id = reply
@@ -531,8 +533,8 @@ def _settle(
 
 def _batch(items: Sequence[T]) -> Sequence[T]:
     """The items, if they are not too many: Lua would give up on them half-way."""
-    if len(items) > BATCH:
-        msg = f"{len(items)} tasks in one call are over the limit of {BATCH}"
+    if len(items) > LIMIT:
+        msg = f"{len(items)} tasks in one call are over the limit of {LIMIT}"
         raise ValueError(msg)
     return items
 

@@ -74,8 +74,8 @@ class Dead(Base):
         rows, scanned, end = await self._part(queue, TaskState.DEAD, filter, read_cursor(cursor))
         ids = [row.id for row in rows]
         gone = 0
-        if ids:
-            gone = await self._broker.run(ops.delete(self._keys(queue), ids, TaskState.DEAD))
+        for part in ops.batches(ids, len):
+            gone += await self._broker.run(ops.delete(self._keys(queue), part, TaskState.DEAD))
         return Step(scanned=scanned, done=gone, too_late=len(ids) - gone, cursor=end)
 
     async def _part(

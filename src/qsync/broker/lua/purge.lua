@@ -57,13 +57,17 @@ local function goes(score, id)
 end
 
 local found = redis.call('ZRANGE', set, 0, count, 'WITHSCORES')
+local with_results = redis.call('EXISTS', k.results) == 1
 local gone, bytes, more = {}, 0, 0
 for i = 1, #found, 2 do
   local id = found[i]
   if not goes(tonumber(found[i + 1]), id) then
     break
   end
-  bytes = bytes + redis.call('HSTRLEN', k.tasks, id) + redis.call('HSTRLEN', k.results, id)
+  bytes = bytes + redis.call('HSTRLEN', k.tasks, id)
+  if with_results then
+    bytes = bytes + redis.call('HSTRLEN', k.results, id)
+  end
   if #gone == count or #gone > 0 and bytes > 16777216 then
     more = 1
     break

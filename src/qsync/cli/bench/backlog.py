@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Final
 
+from qsync.broker.ops import BATCH
 from qsync.cli.bench.cost import cost, total
 from qsync.cli.bench.figure import Curve, Figure, Found
 from qsync.cli.bench.handlers import LOOP, PAYLOAD
@@ -28,7 +29,7 @@ async def measure_backlog(rig: Rig) -> Found:
         us = total(await cost(rig, scale.cycles))
         rate = await _drain_and_fill(rig, backlog, scale.backlog_s)
         rates.append((float(backlog), rate))
-        how = "batches of 500: enqueue, fetch and complete together"
+        how = f"batches of {BATCH}: enqueue, fetch and complete together"
         found.append(Figure(f"store at {backlog:,} pending", "us/task", us, how))
         how = f"{scale.backlog_s:g} s of no-op coroutines; a client keeps {backlog:,} waiting"
         found.append(Figure(f"drain at {backlog:,} pending", "tasks/s", rate, how))

@@ -35,7 +35,7 @@ def least(values: Sequence[float | None]) -> float | None:
 
 
 async def cost(rig: Rig, cycles: int, *, choose: Choose = middle) -> Cost:
-    """Take 500 tasks at a time through their life, while as many others wait as did before.
+    """Take a batch of tasks at a time through their life, while as many others wait as did before.
 
     The middle one of the cycles, unless chosen otherwise; the first is not counted.
     """
@@ -56,7 +56,7 @@ async def cost(rig: Rig, cycles: int, *, choose: Choose = middle) -> Cost:
 
 
 async def _timed(rig: Rig, call: Call[T]) -> tuple[T, float | None]:
-    """The answer to a call about 500 tasks, and the store's microseconds for each of them."""
+    """The answer to a call about a batch, and the store's microseconds for each of them."""
     before = await rig.spent()
     answer = await rig.broker.run(call)
     return answer, us_per_task(before, await rig.spent(), BATCH)

@@ -30,7 +30,7 @@ class Scale:
     pending: int
     """For the memory of a pending task."""
     cycles: int
-    """Batches of 500 by which the store's time is taken."""
+    """Batches by which the store's time is taken."""
     idle_s: float
     backlogs: tuple[int, ...]
     backlog_s: float
