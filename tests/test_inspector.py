@@ -527,7 +527,7 @@ def test_cancel_and_delete(store: Store, prefix: str) -> None:
 async def all_steps(bed: Bed, step: Any, *args: Any, **options: Any) -> Step:
     total = Step(scanned=0, done=0, cursor=None)
     async for made in bed.inspector.steps(step, *args, **options):
-        assert made.scanned <= 500
+        assert made.scanned <= 250
         total += made
     return total
 
@@ -572,9 +572,9 @@ def test_what_dies_again_is_not_run_twice(store: Store, prefix: str) -> None:
     """Else a task that fails at once would go round for ever."""
 
     async def work(bed: Bed) -> None:
-        await bed.dead(*tasks(*[f"{n:03}" for n in range(600)]))
+        await bed.dead(*tasks(*[f"{n:03}" for n in range(350)]))
         first = await bed.inspector.run_dead("default")
-        assert (first.done, first.cursor is None) == (500, False)
+        assert (first.done, first.cursor is None) == (250, False)
         await bed.kill(await bed.lease(), "again")
         second = await bed.inspector.run_dead("default", cursor=first.cursor)
         assert (second.done, second.cursor) == (100, None)
@@ -587,11 +587,11 @@ def test_what_waits_is_run_by_a_filter_in_steps(store: Store, prefix: str) -> No
 
     async def work(bed: Bed) -> None:
         inspector = bed.inspector
-        await bed.enqueue(*tasks(*[f"{n:03}" for n in range(600)]))
+        await bed.enqueue(*tasks(*[f"{n:03}" for n in range(350)]))
         for _ in range(2):
             await bed.retry(await bed.lease(), "x", 3600)
         first = await inspector.run_waiting("default", "retry", Filter(error="X"))
-        assert (first.scanned, first.done, first.cursor is None) == (500, 500, False)
+        assert (first.scanned, first.done, first.cursor is None) == (250, 250, False)
         again = codec.encode(Failure(2, "x", int((await inspector.overview()).at.timestamp() * S)))
         rows = [Retried(*one, 7200 * S, again) for one in await bed.lease()]
         await bed.broker.run(ops.retry(bed.keys(), rows))
@@ -903,11 +903,11 @@ def test_whatever_lies_in_the_store_is_shown(valkey: Store, prefix: str, value: 
             assert msgspec.json.encode(answer)
         for step in (inspector.run_dead, inspector.delete_dead):
             async for made in inspector.steps(step, "default"):
-                assert made.scanned <= 500
+                assert made.scanned <= 250
         async for made in inspector.steps(inspector.run_waiting, "default", "retry"):
-            assert made.scanned <= 500
+            assert made.scanned <= 250
         async for made in inspector.steps(inspector.purge, "default", "pending"):
-            assert made.done <= 500
+            assert made.done <= 250
 
     run(valkey, prefix, work)
 

@@ -84,7 +84,7 @@ def run(
 
     For example: qsync dead run --type mail.send --error Timeout --dry-run
 
-    It goes in steps of 500, and ends with what was dead when it began. Filters must all fit. One
+    It goes in steps of 250, and ends with what was dead when it began. Filters must all fit. One
     whose unique lock another task has stays dead. For single tasks: qsync task run ID.
     """
     meant = filter_of(type, error, id, older_than, newer_than)

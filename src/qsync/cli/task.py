@@ -215,7 +215,7 @@ def run_waiting(
 
     For example, once the provider is back: qsync task run-waiting --error Timeout
 
-    It goes in steps of 500. What fails again meanwhile is left alone.
+    It goes in steps of 250. What fails again meanwhile is left alone.
     """
     meant = filter_of(type, error, id, older_than, newer_than)
     with reach(url, prefix) as store:

@@ -16,7 +16,7 @@ from qsync.inspector.values import Filter, Step
 from qsync.state import TaskState
 from qsync.task import decode_failure
 
-SCAN: Final = 500
+SCAN: Final = 250
 RUN: Final = 100
 """How many tasks are looked at in a step, and how many are run by one script."""
 
@@ -29,7 +29,7 @@ class Dead(Base):
     async def run_dead(
         self, queue: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Of up to 500 dead tasks those that fit are pending now, the oldest first.
+        """Of up to 250 dead tasks those that fit are pending now, the oldest first.
 
         Go on with the cursor, in another process if need be; `steps` makes all steps. They end with
         what was dead when the first was made. One whose unique lock another task has stays dead and
@@ -40,7 +40,7 @@ class Dead(Base):
     async def run_waiting(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Of up to 500 tasks in scheduled or retry those that fit are pending now; as `run_dead`.
+        """Of up to 250 tasks in scheduled or retry those that fit are pending now; as `run_dead`.
 
         What was enqueued, or failed, since the first step is left alone.
         """
@@ -70,7 +70,7 @@ class Dead(Base):
     async def delete_dead(
         self, queue: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Of up to 500 dead tasks those that fit are deleted, the oldest first; as `run_dead`."""
+        """Of up to 250 dead tasks those that fit are deleted, the oldest first; as `run_dead`."""
         rows, scanned, end = await self._part(queue, TaskState.DEAD, filter, read_cursor(cursor))
         ids = [row.id for row in rows]
         gone = 0

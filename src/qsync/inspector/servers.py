@@ -13,8 +13,8 @@ from qsync.inspector.rows import look_at, row_of
 from qsync.inspector.values import Change, RunningTask, ServerInfo, TaskRow
 from qsync.state import TaskState
 
-PAGE: Final = 500
-PAGES: Final = 10
+PAGE: Final = 250
+PAGES: Final = 20
 """How many active tasks of a queue are looked at for one server: so many pages."""
 
 
@@ -24,7 +24,7 @@ class Servers(Live):
     async def servers(self, *, tasks: bool = True) -> list[ServerInfo]:
         """The servers that live, by id, the first thousand of them.
 
-        With `tasks` also what they run, of the first 500 active tasks of each queue.
+        With `tasks` also what they run, of the first 250 active tasks of each queue.
         """
         _, records = await self._live()
         queues = sorted({queue for record in records for queue in record.queues}) if tasks else []

@@ -1,7 +1,7 @@
 #!lua flags=no-writes
 -- page: a part of the tasks in a state, from a place in it on.
 -- Takes fewer than asked for when they are large: it reads no more than 4 MiB and returns no more
--- than about 512 KiB, so that others of the store need not wait.
+-- than about 256 KiB, so that others of the store need not wait.
 -- include: schema clock cut place
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
@@ -47,18 +47,31 @@ end
 
 local total = redis.call('ZCARD', set)
 local first, found = ids_from(set, total)
-local rows, ids, read, returned = {}, {}, 0, 0
+local failed = redis.call('EXISTS', KEYS[10]) == 1
+local rows, ids, short, read, returned = {}, {}, {}, 0, 0
 for i = 1, #found / 2 do
   local id = found[2 * i - 1]
-  local whole_length, failure = redis.call('HSTRLEN', KEYS[1], id), redis.call('HSTRLEN', KEYS[10], id)
-  read = read + whole_length + failure
-  returned = returned + math.min(whole_length, 16384) + failure
-  if i > 1 and (read > 4194304 or returned > 524288) then
+  local length = redis.call('HSTRLEN', KEYS[1], id)
+  local failure = failed and redis.call('HSTRLEN', KEYS[10], id) or 0
+  read = read + length + failure
+  returned = returned + math.min(length, 16384) + failure
+  if i > 1 and (read > 4194304 or returned > 262144) then
     break
   end
-  local message, length = cut_message(KEYS[1], id)
   ids[i] = id
-  rows[i] = { id, found[2 * i], whole(length), message }
+  rows[i] = { id, found[2 * i], whole(length) }
+  if length <= 16384 then
+    short[#short + 1] = id
+  else
+    rows[i][4] = cut_message(KEYS[1], id)
+  end
+end
+local messages, at = #short > 0 and redis.call('HMGET', KEYS[1], unpack(short)) or {}, 0
+for _, row in ipairs(rows) do
+  if not row[4] then
+    at = at + 1
+    row[4] = messages[at] or ''
+  end
 end
 for at, hash_key in ipairs({ KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12] }) do
   local fields = {}
