@@ -22,9 +22,13 @@ from qsync.task import MESSAGE_HEAD, Outgoing
 T = TypeVar("T")
 
 LIMIT: Final = 500
+BATCH_BYTES: Final = 4 * 1024 * 1024
+
 BATCH: Final = 250
 """How many tasks go together: more are no cheaper each, and hold up the store for longer."""
-BATCH_BYTES: Final = 4 * 1024 * 1024
+
+STEP: Final = 100
+"""How many are deleted, or run again, at a time: that is in no hurry, and others are."""
 
 Outcome = Literal["ok", "done", "lost"]
 """Of a change that a lease allows: made; already made or handed back; another holds the lease."""
@@ -380,7 +384,7 @@ def purge(
     state: str,
     *,
     last: tuple[str, str] | None = None,
-    count: int = BATCH,
+    count: int = STEP,
     now_us: int | None = None,
 ) -> Call[Purged]:
     """Remove the first tasks of a state, up to the last that it held when this began.

@@ -119,7 +119,7 @@ def purge(
 
     For example: qsync queue purge mail --state pending --state retry
 
-    It goes in steps of 250, and others of the store hardly notice. What runs is not purged: cancel
+    It goes in steps of 100, and others of the store hardly notice. What runs is not purged: cancel
     it.
     """
     with reach(url, prefix) as store:

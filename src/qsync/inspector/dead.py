@@ -17,8 +17,7 @@ from qsync.state import TaskState
 from qsync.task import decode_failure
 
 SCAN: Final = 250
-RUN: Final = 100
-"""How many tasks are looked at in a step, and how many are run by one script."""
+"""How many tasks are looked at in a step."""
 
 WAITING: Final = (TaskState.SCHEDULED, TaskState.RETRY)
 
@@ -55,8 +54,8 @@ class Dead(Base):
     ) -> Step:
         rows, scanned, end = await self._part(queue, state, filter, read_cursor(cursor))
         outcomes: list[str] = []
-        for at in range(0, len(rows), RUN):
-            part = [rerun_of(row.id, row.shown, row.length) for row in rows[at : at + RUN]]
+        for at in range(0, len(rows), ops.STEP):
+            part = [rerun_of(row.id, row.shown, row.length) for row in rows[at : at + ops.STEP]]
             call = ops.run_many(self._keys(queue), part, state)
             outcomes += [outcome for outcome, _ in await self._broker.run(call)]
         return Step(
@@ -74,7 +73,8 @@ class Dead(Base):
         rows, scanned, end = await self._part(queue, TaskState.DEAD, filter, read_cursor(cursor))
         ids = [row.id for row in rows]
         gone = 0
-        for part in ops.batches(ids, len):
+        for at in range(0, len(ids), ops.STEP):
+            part = ids[at : at + ops.STEP]
             gone += await self._broker.run(ops.delete(self._keys(queue), part, TaskState.DEAD))
         return Step(scanned=scanned, done=gone, too_late=len(ids) - gone, cursor=end)
 

@@ -20,6 +20,9 @@ DAYS: Final = 90
 
 DAY_US: Final = 86_400_000_000
 
+FORGOTTEN: Final = 500
+"""How many tasks one call of `forget` deletes, about."""
+
 PURGED: Final = (
     TaskState.PENDING, TaskState.SCHEDULED, TaskState.RETRY, TaskState.COMPLETED, TaskState.DEAD,
 )  # fmt: skip
@@ -85,7 +88,7 @@ class Queues(Live):
         return Change(outcome="done" if changed else "not_found")
 
     async def purge(self, queue: str, state: str, *, cursor: str | None = None) -> Step:
-        """Up to 250 tasks in a state are deleted; steps go on with the cursor, `steps` makes all.
+        """Up to 100 tasks in a state are deleted; steps go on with the cursor, `steps` makes all.
 
         They end with the last task that the state held at first. Others of the store wait a few
         milliseconds at most for one. InvalidTask for `active`: cancel what runs.
@@ -105,7 +108,7 @@ class Queues(Live):
     async def forget(self, queue: str, *, force: bool = False) -> Forgotten:
         """A queue that holds no task is gone, with its counters, its pause and its schedules.
 
-        With `force` its tasks are deleted first, up to 250 a call: repeat it while it is `more`.
+        With `force` its tasks are deleted first, some 500 a call: repeat it while it is `more`.
         Locks with a window that still runs end. A client that enqueues into it later brings it
         back, but as one that knows it already does not name it again, `overview` shows it only
         once a server takes from it.
@@ -137,12 +140,15 @@ class Queues(Live):
         return Forgotten(outcome="not_empty", left=left)  # damaged: messages in no state
 
     async def _purge_any(self, queue: str) -> int:
-        """Delete up to 250 tasks in whatever state, and what a dead server still holds."""
+        """Delete some 500 tasks in whatever state, and what a dead server still holds."""
+        deleted = 0
         for state in (*PURGED, TaskState.ACTIVE):
-            purged = await self._broker.run(ops.purge(self._keys(queue), state))
-            if purged.deleted:
-                return purged.deleted
-        return 0
+            more = True
+            while more and deleted < FORGOTTEN:
+                purged = await self._broker.run(ops.purge(self._keys(queue), state))
+                deleted += purged.deleted
+                more = purged.last is not None
+        return deleted
 
 
 def _latency(shown: views.Overview) -> float:
