@@ -216,9 +216,10 @@ def complete(
     keys: QueueKeys, tasks: Sequence[Done], *, now_us: int | None = None
 ) -> Call[list[Outcome]]:
     """End tasks that succeeded; refused as a whole when there are results and no memory."""
-    script = load("complete", allow_oom=not any(task.result for task in tasks))
+    kept = [task for task in _batch(tasks) if task.retention_us is not None]
+    script = load("complete", allow_oom=not any(task.result for task in kept))
     args: list[Argument] = [_now(now_us)]
-    if all(task.retention_us is None for task in _batch(tasks)):
+    if not kept:
         args.append(2)
         for task in tasks:
             args += (task.id, task.token)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from qsync import codec
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import ops
 from qsync.broker.call import Call
-from qsync.broker.ops import Done, HandedBack, Held, Killed, Retried
+from qsync.broker.ops import BATCH, Done, HandedBack, Held, Killed, Retried
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError, QueueFull
 from qsync.server.lane import SETTLING, Lane, Leased
@@ -93,7 +93,7 @@ class Settler:
             by_kind.setdefault(type(entry[1]), []).append(entry)
         for kind, chosen in by_kind.items():
             verb, operation = _VERBS[kind]
-            for part in ops.batches(chosen, _size):
+            for part in _parts(kind, chosen):
                 parts.append((verb, part))
                 calls.append(operation(self.lane.keys, [record for _, record in part]))
         failed: list[Entry] = []
@@ -140,6 +140,13 @@ class Settler:
             self._on_lost(lost)
         if self.on_settled is not None:
             self.on_settled()
+
+
+def _parts(kind: type, chosen: Sequence[Entry]) -> Iterable[Sequence[Entry]]:
+    """Entries of a kind, cut into calls."""
+    if kind is Done and not any(record.result for _, record in chosen):  # type: ignore[union-attr]
+        return [chosen[at : at + BATCH] for at in range(0, len(chosen), BATCH)]
+    return ops.batches(chosen, _size)
 
 
 def _size(entry: Entry) -> int:
