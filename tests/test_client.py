@@ -21,7 +21,7 @@ from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError, QueueFull
 from qsync.keys import check_id
-from qsync.sending import Batcher, Bulk, CallNumber, Registry, ready_all
+from qsync.sending import Batcher, Bulk, Registry, Senders
 from qsync.state import TaskState
 from qsync.task import Task, new_id, new_nonce
 from tests.conftest import Colour
@@ -339,8 +339,10 @@ def test_a_call_carries_250_tasks_or_1_mib(colour: Colour, client: Any, store: S
 @pytest.mark.faults(34)
 def test_a_call_that_is_repeated_creates_nothing(blocking: Client, hand: Hand) -> None:
     """What a client does when a reply was lost."""
-    bulk = Bulk(ready_all([Task("t"), Task("t", id="a"), Task("t", id="a")], payload_limit=100))
-    [call] = bulk.calls(hand.keys, [[0, 1, 2]], [CallNumber("sender", 1)], None)
+    tasks = [Task("t"), Task("t", id="a"), Task("t", id="a")]
+    bulk = Bulk(tasks, payload_limit=100, handle=blocking._handle)
+    [trip] = bulk.trips(hand.keys, range(3), Senders().lend(0), None, calls=1)
+    [call] = trip.calls
     once = hand.broker.run(call)
     assert hand.broker.run(call) == once
     assert [outcome.outcome for outcome in once] == ["created", "created", "exists"]

@@ -6,8 +6,10 @@ import asyncio
 import re
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
+import uvloop
 from redis import exceptions as failures
 
 from qsync import Qsync
@@ -18,7 +20,7 @@ from qsync.broker.shell import AsyncBroker, Broker
 from qsync.errors import ConfigError, QsyncError, QueueFull, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.task import Task, new_nonce, outgoing
-from tests.stores import Cluster, Store, free_port
+from tests.stores import Cluster, Store, free_port, wait_until
 
 
 def test_a_cancellation_is_heeded_whenever_it_comes_and_mixes_up_no_replies(
@@ -190,6 +192,39 @@ def test_a_store_that_is_away_is_waited_for_and_then_reported(prefix: str) -> No
         await broker.aclose()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("loop", [None, asyncio.new_event_loop, uvloop.new_event_loop])
+def test_while_the_store_works_the_caller_may_too(
+    store: Store, prefix: str, loop: Callable[[], asyncio.AbstractEventLoop] | None
+) -> None:
+    """What is to be done meanwhile is done when the calls are on their way, and once."""
+    keys = GlobalKeys(prefix)
+    calls = [ops.register(keys, [f"q{number}"]) for number in range(2000)]
+    known = ops.register(keys, ["known"])
+    seen: list[bool] = []
+
+    def meanwhile() -> None:
+        with store.client() as client:
+            seen.append(wait_until(lambda: client.scard(keys.queues) > 1))
+
+    async def main() -> list[int | QsyncError]:
+        broker = AsyncBroker(connect.parse(store.url))
+        await broker.run(known)
+        try:
+            return await broker.run_many(calls, meanwhile=meanwhile)
+        finally:
+            await broker.aclose()
+
+    if loop is None:
+        broker = Broker(connect.parse(store.url))
+        broker.run(known)
+        assert broker.run_many(calls, meanwhile=meanwhile) == [1] * len(calls)
+        broker.close()
+    else:
+        with asyncio.Runner(loop_factory=loop) as runner:
+            assert runner.run(main()) == [1] * len(calls)
+    assert seen == [True]
 
 
 def test_a_call_that_came_too_early_is_answered_when_the_store_is_there(prefix: str) -> None:

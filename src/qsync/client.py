@@ -6,7 +6,7 @@ The two have the same names and docstrings, and change together.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, Self
 
@@ -14,12 +14,14 @@ from qsync.broker import ops
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.ops import Enqueued
 from qsync.broker.shell import AsyncBroker, Broker
+from qsync.broker.wire import nothing
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.handle import AsyncHandle, AsyncTracker, Handle, Tracker
 from qsync.keys import GlobalKeys, QueueKeys, check_id, check_name, queue_keys, shorten
 from qsync.sending import (
     CALL_BYTES,
     CONFIRM_TIMEOUT,
+    Ahead,
     Batcher,
     Bulk,
     Registry,
@@ -31,7 +33,6 @@ from qsync.sending import (
     overtaken,
     own,
     ready,
-    ready_all,
     size_of,
 )  # fmt: skip
 from qsync.task import DEFAULT, PAYLOAD_LIMIT, Outgoing, Task
@@ -39,7 +40,9 @@ from qsync.task import DEFAULT, PAYLOAD_LIMIT, Outgoing, Task
 __all__ = ["AsyncClient", "AsyncHandle", "Client", "Handle"]
 
 CALLS_AT_ONCE: Final = 8
-"""How many calls `enqueue_many` sends in one round trip to a store of one node."""
+CALLS_A_WAIT: Final = 16
+"""How many calls go in one round trip to a store of one node: so many that client and store work at
+the same time; and as many as may share a wait, which takes far longer."""
 
 
 class _AnyClient:
@@ -57,7 +60,6 @@ class _AnyClient:
             msg = f"payload_limit: {shorten(payload_limit)} is not a positive number of bytes"
             raise ConfigError(msg)
         self._address = broker.address
-        self._calls_at_once = 1 if broker.address.kind == "cluster" else CALLS_AT_ONCE
         self._global_keys = GlobalKeys(prefix)
         self._payload_limit = payload_limit
         self._durability = check_durability(durability)
@@ -79,6 +81,12 @@ class _AnyClient:
         if durability is None:
             return None
         return ops.wait(keys, durability, timeout_ms=round(self._confirm_timeout * 1000))
+
+    def _calls(self, wait: Wait | None) -> int:
+        """How many calls go in one round trip."""
+        if self._address.kind == "cluster":
+            return 1
+        return CALLS_AT_ONCE if wait is None else CALLS_A_WAIT
 
     def _store(self, wait: Wait) -> tuple[Durability, str]:
         """The store that is to confirm: in a cluster each queue may have one of its own."""
@@ -169,19 +177,14 @@ class Client(_AnyClient):
         """
         self._tracker.check_open()
         asked = self._durability if durability is None else check_durability(durability)
-        bulk = Bulk(ready_all(tasks, payload_limit=self._payload_limit))
+        bulk = Bulk(tasks, payload_limit=self._payload_limit, handle=self._handle)
         try:
             for queue, places in bulk.places().items():
-                keys = self._keys(queue)
-                wait = self._wait(keys, asked)
-                for trip in bulk.trips(places, calls=self._calls_at_once):
-                    with self._senders.lend(len(trip)) as numbers:
-                        replies = self._send(keys, bulk.calls(keys, trip, numbers, wait))
-                    bulk.note(trip, replies)
+                self._send_all(bulk, asked, queue, places)
         except QsyncError as error:
-            error.handles = self._handles(bulk)
+            error.handles = bulk.handles()
             raise
-        return self._handles(bulk)
+        return bulk.handles()
 
     def handle(self, id: str, *, queue: str = DEFAULT) -> Handle[Any]:
         """A handle of a task that somebody enqueued, made without a round trip."""
@@ -208,17 +211,32 @@ class Client(_AnyClient):
             created=True, confirmed=reply.confirmed, retention_us=task.retention_us,
         )  # fmt: skip
 
-    def _handles(self, bulk: Bulk) -> list[Handle[Any]]:
-        return [self._handle(task, reply) for task, reply in bulk.answered()]
+    def _send_all(
+        self,
+        bulk: Bulk[Handle[Any]],
+        durability: Durability | None,
+        queue: str,
+        places: Sequence[int],
+    ) -> None:
+        keys = self._keys(queue)
+        wait = self._wait(keys, durability)
+        lent = self._senders.lend(0)
+        with lent:
+            trips = Ahead(bulk.trips(keys, places, lent, wait, calls=self._calls(wait)))
+            for trip in trips:
+                bulk.note(trip, self._send(keys, trip.calls, trips.make))
 
     def _send(
-        self, keys: QueueKeys, calls: Sequence[Call[list[Enqueued]]]
+        self,
+        keys: QueueKeys,
+        calls: Sequence[Call[list[Enqueued]]],
+        meanwhile: Callable[[], None] = nothing,
     ) -> list[list[Enqueued] | QsyncError]:
         """Make calls of a queue in one round trip; one that fails for now is repeated by itself."""
         wait = calls[0].wait
         broker = self._broker if wait is None else self._broker_for(wait)
         told = self._registering(keys.queue)
-        replies: list[Any] = broker.run_many([*told, *calls])
+        replies: list[Any] = broker.run_many([*told, *calls], meanwhile=meanwhile)
         if told and isinstance(replies[0], StoreUnavailable):
             replies[0] = (broker.run_many(told))[0]
         if told:
@@ -312,15 +330,15 @@ class AsyncClient(_AnyClient):
         """
         self._tracker.check_open()
         asked = self._durability if durability is None else check_durability(durability)
-        bulk = Bulk(ready_all(tasks, payload_limit=self._payload_limit))
+        bulk = Bulk(tasks, payload_limit=self._payload_limit, handle=self._handle)
         with self._under_way:
             queues = [self._send_all(bulk, asked, *one) for one in bulk.places().items()]
             for error in await asyncio.gather(*queues, return_exceptions=True):
                 if isinstance(error, QsyncError):
-                    error.handles = self._handles(bulk)
+                    error.handles = bulk.handles()
                 if error is not None:
                     raise error
-        return self._handles(bulk)
+        return bulk.handles()
 
     def handle(self, id: str, *, queue: str = DEFAULT) -> AsyncHandle[Any]:
         """A handle of a task that somebody enqueued, made without a round trip."""
@@ -354,14 +372,11 @@ class AsyncClient(_AnyClient):
             created=True, confirmed=reply.confirmed, retention_us=task.retention_us,
         )  # fmt: skip
 
-    def _handles(self, bulk: Bulk) -> list[AsyncHandle[Any]]:
-        return [self._handle(task, reply) for task, reply in bulk.answered()]
-
     def _outbox(self, queue: str, durability: Durability | None) -> Batcher[Outgoing, Enqueued]:
         keys = self._keys(queue)
         wait = self._wait(keys, durability)
         # A wait may take a second, so what comes meanwhile goes together as far as it can.
-        calls = 1 if wait is None else self._calls_at_once
+        calls = 1 if wait is None else self._calls(wait)
         outbox = Batcher(partial(self._enqueue, keys, wait), size_of, calls=calls, most=CALL_BYTES)
         self._outboxes[durability][queue] = outbox
         return outbox
@@ -385,23 +400,31 @@ class AsyncClient(_AnyClient):
         return answers
 
     async def _send_all(
-        self, bulk: Bulk, durability: Durability | None, queue: str, places: Sequence[int]
+        self,
+        bulk: Bulk[AsyncHandle[Any]],
+        durability: Durability | None,
+        queue: str,
+        places: Sequence[int],
     ) -> None:
         keys = self._keys(queue)
         wait = self._wait(keys, durability)
-        for trip in bulk.trips(places, calls=self._calls_at_once):
-            with self._senders.lend(len(trip)) as numbers:
-                replies = await self._send(keys, bulk.calls(keys, trip, numbers, wait))
-            bulk.note(trip, replies)
+        lent = self._senders.lend(0)
+        with lent:
+            trips = Ahead(bulk.trips(keys, places, lent, wait, calls=self._calls(wait)))
+            for trip in trips:
+                bulk.note(trip, await self._send(keys, trip.calls, trips.make))
 
     async def _send(
-        self, keys: QueueKeys, calls: Sequence[Call[list[Enqueued]]]
+        self,
+        keys: QueueKeys,
+        calls: Sequence[Call[list[Enqueued]]],
+        meanwhile: Callable[[], None] = nothing,
     ) -> list[list[Enqueued] | QsyncError]:
         """Make calls of a queue in one round trip; one that fails for now is repeated by itself."""
         wait = calls[0].wait
         broker = self._broker if wait is None else await self._broker_for(wait)
         told = self._registering(keys.queue)
-        replies: list[Any] = await broker.run_many([*told, *calls])
+        replies: list[Any] = await broker.run_many([*told, *calls], meanwhile=meanwhile)
         if told and isinstance(replies[0], StoreUnavailable):
             replies[0] = (await broker.run_many(told))[0]
         if told:

@@ -8,14 +8,24 @@ import itertools
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Final, Generic, NamedTuple, TypeVar, cast
+from typing import Final, Generic, NamedTuple, Self, TypeVar, cast
 
 from qsync.broker import ops
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.ops import Enqueued
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError
 from qsync.keys import QueueKeys, shorten
-from qsync.task import Outgoing, Task, new_id, new_nonce, outgoing
+from qsync.task import (
+    Outgoing,
+    Task,
+    has_options,
+    new_id,
+    new_nonce,
+    outgoing,
+    payload_of,
+    sealed,
+    sealed_plain,
+)
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -46,32 +56,6 @@ _BESIDE: Final = 128
 def ready(task: object, *, queue: str | None, payload_limit: int) -> Outgoing:
     """The task as it is sent; InvalidTask when it is none, or does not fit."""
     return outgoing(_checked(task), new_nonce(), queue=queue, payload_limit=payload_limit)
-
-
-def ready_all(tasks: Iterable[Task], *, payload_limit: int) -> list[Outgoing]:
-    """All tasks as they are sent; InvalidTask names the place of the first that does not fit.
-
-    They share a nonce, but for those that repeat an id: by it the store tells them apart.
-    """
-    try:
-        given = iter(tasks)
-    except TypeError:
-        msg = f"tasks: {type(tasks).__name__} is not an iterable of Task"
-        raise InvalidTask(msg) from None
-    nonce = new_nonce()
-    named: set[tuple[str, str]] = set()
-    prepared: list[Outgoing] = []
-    for at, task in enumerate(given):
-        own = nonce
-        try:
-            if (id := _checked(task).id) is not None:
-                own = new_nonce() if (task.queue, id) in named else nonce
-                named.add((task.queue, id))
-            prepared.append(outgoing(task, own, payload_limit=payload_limit))
-        except InvalidTask as error:
-            msg = f"tasks[{at}]: {error}"
-            raise InvalidTask(msg) from error
-    return prepared
 
 
 def check_durability(value: object) -> Durability | None:
@@ -113,65 +97,164 @@ def duplicate(task: Outgoing, holder: Enqueued) -> DuplicateTask:
     return DuplicateTask(msg, id=holder.id, queue=task.queue)
 
 
-class Bulk:
-    """The tasks of one call: which go together, and what became of each."""
+class Part(NamedTuple):
+    """The tasks of one call, and their places among those of the bulk."""
 
-    def __init__(self, tasks: Sequence[Outgoing]) -> None:
-        self.tasks = tasks
-        self.outcomes: list[Enqueued | None] = [None] * len(tasks)
+    places: Sequence[int]
+    tasks: Sequence[Outgoing]
+
+
+class Trip(NamedTuple):
+    """What goes together in a round trip: the parts, and the calls for them."""
+
+    parts: Sequence[Part]
+    calls: Sequence[Call[list[Enqueued]]]
+
+
+class Bulk(Generic[T]):
+    """The tasks of one call: which go together, and the handle of each that the store has.
+
+    All are checked when it is made: InvalidTask names the place of the first that does not fit.
+    What there is to do beyond that is done bit by bit, while the store works for others of them.
+    """
+
+    def __init__(
+        self,
+        tasks: Iterable[Task],
+        *,
+        payload_limit: int,
+        handle: Callable[[Outgoing, Enqueued], T],
+    ) -> None:
+        self._handle = handle
+        self._tasks: list[Task] = []
+        self._payloads: list[bytes] = []
+        self._sealed: list[Outgoing | None] = []
+        self._nonce = new_nonce()
+        self._nonces: dict[int, bytes] = {}
+        """Of tasks whose id comes again: by it the store tells them apart."""
+        self._answered: list[tuple[Part, list[Enqueued]]] = []
+        """What has no handles yet."""
+        self._check(tasks, payload_limit)
+        self._handles: list[T | None] = [None] * len(self._tasks)
+
+    def _check(self, tasks: Iterable[Task], payload_limit: int) -> None:
+        try:
+            given = iter(tasks)
+        except TypeError:
+            msg = f"tasks: {type(tasks).__name__} is not an iterable of Task"
+            raise InvalidTask(msg) from None
+        named: set[tuple[str, str]] = set()
+        for at, task in enumerate(given):
+            try:
+                payload = payload_of(_checked(task), payload_limit)
+                if task.id is not None:
+                    if (name := (task.queue, task.id)) in named:
+                        self._nonces[at] = new_nonce()
+                    named.add(name)
+                options = has_options(task)
+                self._sealed.append(sealed(task, payload, self._nonce_of(at)) if options else None)
+                self._payloads.append(payload)
+                self._tasks.append(task)
+            except InvalidTask as error:
+                msg = f"tasks[{at}]: {error}"
+                raise InvalidTask(msg) from error
 
     def places(self) -> dict[str, list[int]]:
         """For each queue where its tasks are, in order."""
         places: dict[str, list[int]] = {}
-        for at, task in enumerate(self.tasks):
+        for at, task in enumerate(self._tasks):
             places.setdefault(task.queue, []).append(at)
         return places
 
-    def trips(self, places: Sequence[int], *, calls: int) -> Iterator[Sequence[Sequence[int]]]:
-        """Cut the places of a queue into calls, and these into round trips of so many at most.
+    def trips(
+        self, keys: QueueKeys, places: Sequence[int], lent: Lent, wait: Wait | None, *, calls: int
+    ) -> Iterator[Trip]:
+        """The round trips for the places of a queue, of so many calls at most.
 
-        A round trip carries no more bytes than any call may.
+        None carries more bytes than any call may. One may be asked for while that before it is
+        under way, and meanwhile handles are made for what has been answered.
         """
-        sizes = [size_of(self.tasks[at]) for at in places]
-        runs = list(ops.batches(range(len(places)), sizes.__getitem__, CALL_BYTES))
-        for trip in ops.batches(runs, lambda run: sum(sizes[run.start : run.stop])):
-            for at in range(0, len(trip), calls):
-                yield [places[run.start : run.stop] for run in trip[at : at + calls]]
+        for first in range(0, len(places), calls * ops.BATCH):
+            self._make_handles()
+            some = places[first : first + calls * ops.BATCH]
+            tasks = [self._seal(at) for at in some]
+            for runs in _cut([size_of(task) for task in tasks], calls):
+                parts = [
+                    Part(some[run.start : run.stop], tasks[run.start : run.stop]) for run in runs
+                ]
+                yield Trip(parts, _calls(keys, parts, lent.more(len(parts)), wait))
 
-    def calls(
-        self,
-        keys: QueueKeys,
-        trip: Sequence[Sequence[int]],
-        numbers: Sequence[CallNumber],
-        wait: Wait | None,
-    ) -> list[Call[list[Enqueued]]]:
-        """The calls of a round trip."""
-        return [
-            ops.enqueue(
-                keys, [self.tasks[at] for at in part], sender=sender, number=number, wait=wait
-            )
-            for part, (sender, number) in zip(trip, numbers, strict=True)
-        ]
-
-    def note(
-        self, trip: Sequence[Sequence[int]], replies: Sequence[list[Enqueued] | QsyncError]
-    ) -> None:
+    def note(self, trip: Trip, replies: Sequence[list[Enqueued] | QsyncError]) -> None:
         """Keep what became of the tasks of a round trip; raise the first error among them."""
         failed: QsyncError | None = None
-        for part, reply in zip(trip, replies, strict=True):
+        for part, reply in zip(trip.parts, replies, strict=True):
             if isinstance(reply, QsyncError):
                 failed = failed or reply
-                continue
-            for at, outcome in zip(part, reply, strict=True):
-                self.outcomes[at] = outcome
+            else:
+                self._answered.append((part, reply))
         if failed is not None:
             raise failed
 
-    def answered(self) -> Iterator[tuple[Outgoing, Enqueued]]:
-        """The tasks that the store has answered for, in order, with what became of them."""
-        for task, outcome in zip(self.tasks, self.outcomes, strict=True):
-            if outcome is not None:
-                yield task, outcome
+    def handles(self) -> list[T]:
+        """Those of the tasks that the store has answered for, in order."""
+        self._make_handles()
+        return [handle for handle in self._handles if handle is not None]
+
+    def _nonce_of(self, at: int) -> bytes:
+        return self._nonces.get(at, self._nonce) if self._nonces else self._nonce
+
+    def _seal(self, at: int) -> Outgoing:
+        made = self._sealed[at]
+        if made is None:
+            task = self._tasks[at]
+            made = sealed_plain(task, self._payloads[at], self._nonce_of(at), task.queue)
+        return made
+
+    def _make_handles(self) -> None:
+        handle, handles = self._handle, self._handles
+        for part, reply in self._answered:
+            for at, task, outcome in zip(part.places, part.tasks, reply, strict=True):
+                handles[at] = handle(task, outcome)
+        self._answered.clear()
+
+
+def _cut(sizes: Sequence[int], calls: int) -> Iterator[Sequence[range]]:
+    """Cut tasks of these sizes into calls, and the calls into round trips."""
+    runs = list(ops.batches(range(len(sizes)), sizes.__getitem__, CALL_BYTES))
+    for fitting in ops.batches(runs, lambda run: sum(sizes[run.start : run.stop])):
+        for at in range(0, len(fitting), calls):
+            yield fitting[at : at + calls]
+
+
+def _calls(
+    keys: QueueKeys, parts: Sequence[Part], numbers: Sequence[CallNumber], wait: Wait | None
+) -> list[Call[list[Enqueued]]]:
+    return [
+        ops.enqueue(keys, part.tasks, sender=sender, number=number, wait=wait)
+        for part, (sender, number) in zip(parts, numbers, strict=True)
+    ]
+
+
+class Ahead(Generic[T]):
+    """An iterator whose next item can be made before it is asked for."""
+
+    def __init__(self, items: Iterator[T]) -> None:
+        self._items = items
+        self._made: list[T] = []
+
+    def make(self) -> None:
+        """Make the next item, if it is not."""
+        if not self._made:
+            self._made.extend(itertools.islice(self._items, 1))
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        self.make()
+        if not self._made:
+            raise StopIteration
+        return self._made.pop()
 
 
 class CallNumber(NamedTuple):
@@ -198,15 +281,7 @@ class Senders:
         """Numbers for so many calls, which nobody makes again when the block has ended."""
         if self._pid != (pid := os.getpid()):
             self._free, self._pid = [], pid
-        free = self._free
-        numbers: list[CallNumber] = []
-        while len(numbers) < count:
-            try:
-                last = free.pop()
-            except IndexError:
-                last = CallNumber(new_id(), 0)
-            numbers.append(CallNumber(last.sender, last.number + 1))
-        return Lent(free, numbers)
+        return Lent(self._free, count)
 
 
 class Lent:
@@ -214,15 +289,31 @@ class Lent:
 
     __slots__ = ("_free", "_numbers")
 
-    def __init__(self, free: list[CallNumber], numbers: list[CallNumber]) -> None:
+    def __init__(self, free: list[CallNumber], count: int) -> None:
         self._free = free
-        self._numbers = numbers
+        self._numbers: list[CallNumber] = []
+        self._draw(count)
 
     def __enter__(self) -> list[CallNumber]:
         return self._numbers
 
     def __exit__(self, *_: object) -> None:
         self._free += reversed(self._numbers)
+
+    def more(self, count: int) -> list[CallNumber]:
+        """The numbers of calls that are made once those of all before have been answered."""
+        self._numbers = [CallNumber(sender, number + 1) for sender, number in self._numbers]
+        self._draw(count)
+        return self._numbers[:count]
+
+    def _draw(self, count: int) -> None:
+        free, numbers = self._free, self._numbers
+        while len(numbers) < count:
+            try:
+                last = free.pop()
+            except IndexError:
+                last = CallNumber(new_id(), 0)
+            numbers.append(CallNumber(last.sender, last.number + 1))
 
 
 def overtaken(keys: QueueKeys) -> QsyncError:

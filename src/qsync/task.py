@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypeVar, cast, overload
+from typing import Any, Final, TypeVar, overload
 
 import msgspec
 
@@ -128,7 +128,7 @@ class Task(_TaskHead, frozen=True, kw_only=True):
         if retry != 3 and (type(retry) is not int or not 0 <= retry <= MAX_RETRY):
             msg = f"retry: {shorten(retry)} is not a whole number from 0 to {MAX_RETRY}"
             raise InvalidTask(msg)
-        if _has_options(self):
+        if has_options(self):
             options_of(self)
 
     def replace(self, **changes: Any) -> Task:
@@ -145,7 +145,8 @@ def check_type(value: object) -> str:
     return value
 
 
-def _has_options(task: Task) -> bool:
+def has_options(task: Task) -> bool:
+    """Whether there is more to a task than type, payload, queue, id and retry."""
     return not (
         task.retry_delay is None
         and task.delay is None
@@ -376,16 +377,25 @@ def outgoing(
     task: Task, nonce: bytes, *, queue: str | None = None, payload_limit: int = PAYLOAD_LIMIT
 ) -> Outgoing:
     """Encode a task for the store; InvalidTask when its payload does not fit."""
+    return sealed(task, payload_of(task, payload_limit), nonce, queue=queue)
+
+
+def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:
+    """The payload as it is stored; InvalidTask when it does not fit."""
     raw = task.payload
-    is_value = not isinstance(raw, _BYTES)
-    payload = _encode_payload(raw) if is_value else bytes(cast("bytes", raw))
-    if len(payload) > payload_limit:
-        msg = f"payload: {len(payload)} bytes are over the limit of {payload_limit}"
+    payload = bytes(raw) if isinstance(raw, _BYTES) else _encode_payload(raw)
+    if len(payload) > limit:
+        msg = f"payload: {len(payload)} bytes are over the limit of {limit}"
         raise InvalidTask(msg)
+    return payload
+
+
+def sealed(task: Task, payload: bytes, nonce: bytes, *, queue: str | None = None) -> Outgoing:
+    """A task ready to be sent; what may be wrong with it is its payload and its options."""
     queue = task.queue if queue is None else check_name("queue", queue)
-    if not _has_options(task):
-        tail = _Tail(nonce, task.type, payload, is_value, task.retry, None)
-        return Outgoing(task.id or new_id(), queue, codec.seal(tail), "", "", "", 0, None)
+    if not has_options(task):
+        return sealed_plain(task, payload, nonce, queue)
+    is_value = not isinstance(task.payload, _BYTES)
     options = options_of(task)
     lock = _lock(task, payload) if options.window_us is not None else ""
     options = msgspec.structs.replace(options, lock=lock or None)
@@ -402,6 +412,13 @@ def outgoing(
         window_us=options.window_us or 0,
         retention_us=options.retention_us,
     )
+
+
+def sealed_plain(task: Task, payload: bytes, nonce: bytes, queue: str) -> Outgoing:
+    """As `sealed`, for a task without options: nothing is wrong with it."""
+    is_value = not isinstance(task.payload, _BYTES)
+    tail = _Tail(nonce, task.type, payload, is_value, task.retry, None)
+    return Outgoing(task.id or new_id(), queue, codec.seal(tail), "", "", "", 0, None)
 
 
 def _encode_payload(value: object) -> bytes:

@@ -70,12 +70,15 @@ class SimAsyncBroker(shell.AsyncBroker):
     async def aclose(self) -> None:
         pass
 
-    async def _exchange(self, client: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    async def _exchange(
+        self, client: Any, commands: Sequence[tuple[Any, ...]], meanwhile: Any = shell.nothing
+    ) -> list[Any]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
         deliver = partial(_answer, future)
         timer = loop.call_later(self._read_timeout, deliver, [TimeoutError()] * len(commands))
         network.send(_process(), commands, deliver)
+        meanwhile()
         try:
             return _finish(await future)
         finally:
@@ -104,7 +107,9 @@ class SimBroker(shell.Broker):
     def close(self) -> None:
         pass
 
-    def _exchange(self, client: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def _exchange(
+        self, client: Any, commands: Sequence[tuple[Any, ...]], meanwhile: Any = shell.nothing
+    ) -> list[Any]:
         event, answers = SimEvent(turns), []
 
         def deliver(replies: list[Any]) -> None:

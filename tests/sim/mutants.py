@@ -75,7 +75,7 @@ def fetch_not_repeated_nor_mended() -> Iterator[None]:
 def noscript_not_handled() -> contextlib.AbstractContextManager[None]:
     """Where the store does not have a script it is not sent."""
 
-    async def attempt(self: Any, calls: Any) -> list[Any]:
+    async def attempt(self: Any, calls: Any, meanwhile: Any = shell.nothing) -> list[Any]:
         return list(await self._exchange(None, [evalsha(call) for call in calls]))
 
     return exchanged(shell.AsyncBroker, "_try", attempt)

@@ -37,7 +37,7 @@ from qsync.broker.durable import (
 )  # fmt: skip
 from qsync.broker.faults import LIBRARY_ERRORS, Fault, classify, moved_away, no_answer, translate
 from qsync.broker.listen import AsyncSubscription, Subscription, Waiter, heeding_cancellation
-from qsync.broker.wire import pack
+from qsync.broker.wire import nothing, pack
 from qsync.errors import QsyncError
 
 T = TypeVar("T")
@@ -116,12 +116,15 @@ class Broker:
                 raise translate(reply, call, self.address) from reply
             time.sleep(delay)
 
-    def run_many(self, calls: Sequence[Call[T]]) -> list[T | QsyncError]:
+    def run_many(
+        self, calls: Sequence[Call[T]], *, meanwhile: Callable[[], None] = nothing
+    ) -> list[T | QsyncError]:
         """Make calls in one round trip (in a cluster, one each), each tried once.
 
-        Those with a wait come last, and wait for the same.
+        Those with a wait come last, and wait for the same. `meanwhile` is called while the store
+        has one round trip to work on; not always.
         """
-        replies = self._try(calls) if calls else []
+        replies = self._try(calls, meanwhile) if calls else []
         return _settle(replies, calls, self.address)
 
     def waiter(self, seconds: float) -> Broker:
@@ -192,7 +195,9 @@ class Broker:
         options = {"target_nodes": "random"} if self.address.kind == "cluster" else {}
         return self._open().execute_command(*command, **options)
 
-    def _try(self, calls: Sequence[Call[Any]]) -> list[Any]:
+    def _try(
+        self, calls: Sequence[Call[Any]], meanwhile: Callable[[], None] = nothing
+    ) -> list[Any]:
         """One reply a call, or the error that took its place."""
         try:
             client = self._open()
@@ -202,7 +207,7 @@ class Broker:
             return [self._try_in_cluster(client, call) for call in calls]
         if (wait := calls[-1].wait) is not None:
             return list(self._drive(client, waiting(calls, wait)))
-        replies = self._exchange(client, [evalsha(call) for call in calls])
+        replies = self._exchange(client, [evalsha(call) for call in calls], meanwhile)
         missing = [
             at for at, reply in enumerate(replies) if isinstance(reply, failures.NoScriptError)
         ]
@@ -260,13 +265,19 @@ class Broker:
                 return end.value
             replies = self._exchange(client, commands)
 
-    def _exchange(self, client: redis.Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def _exchange(
+        self,
+        client: redis.Redis,
+        commands: Sequence[tuple[Any, ...]],
+        meanwhile: Callable[[], None] = nothing,
+    ) -> list[Any]:
         pool: Any = client.connection_pool
         replies: list[Any] = []
         connection = None
         try:
             connection = pool.get_connection()
             connection.send_packed_command([pack(commands)], check_health=False)
+            meanwhile()
             for _ in commands:
                 try:
                     replies.append(connection.read_response())
@@ -332,12 +343,15 @@ class AsyncBroker:
                 raise translate(reply, call, self.address) from reply
             await asyncio.sleep(delay)
 
-    async def run_many(self, calls: Sequence[Call[T]]) -> list[T | QsyncError]:
+    async def run_many(
+        self, calls: Sequence[Call[T]], *, meanwhile: Callable[[], None] = nothing
+    ) -> list[T | QsyncError]:
         """Make calls in one round trip (in a cluster, one each, at once), each tried once.
 
-        Those with a wait come last, and wait for the same.
+        Those with a wait come last, and wait for the same. `meanwhile` is called while the store
+        has one round trip to work on; not always.
         """
-        replies = await self._try(calls) if calls else []
+        replies = await self._try(calls, meanwhile) if calls else []
         return _settle(replies, calls, self.address)
 
     def waiter(self, seconds: float) -> AsyncBroker:
@@ -463,7 +477,9 @@ class AsyncBroker:
                 async with self._hand(client.connection_pool).left_in_pool():
                     return await client.execute_command(*command)
 
-    async def _try(self, calls: Sequence[Call[Any]]) -> list[Any]:
+    async def _try(
+        self, calls: Sequence[Call[Any]], meanwhile: Callable[[], None] = nothing
+    ) -> list[Any]:
         """One reply a call, or the error that took its place."""
         client = self._open()
         if self.address.kind == "cluster":
@@ -477,7 +493,7 @@ class AsyncBroker:
                 return list(await asyncio.gather(*tries))
         if (wait := calls[-1].wait) is not None:
             return list(await self._drive(client, waiting(calls, wait)))
-        replies = await self._exchange(client, [evalsha(call) for call in calls])
+        replies = await self._exchange(client, [evalsha(call) for call in calls], meanwhile)
         missing = [
             at for at, reply in enumerate(replies) if isinstance(reply, failures.NoScriptError)
         ]
@@ -569,7 +585,10 @@ class AsyncBroker:
             replies = await self._exchange(client, commands)
 
     async def _exchange(
-        self, client: redis.asyncio.Redis, commands: Sequence[tuple[Any, ...]]
+        self,
+        client: redis.asyncio.Redis,
+        commands: Sequence[tuple[Any, ...]],
+        meanwhile: Callable[[], None] = nothing,
     ) -> list[Any]:
         pool: Any = client.connection_pool
         if self._refused and (error := self._just_refused(pool)) is not None:
@@ -584,7 +603,7 @@ class AsyncBroker:
         if self._refused:
             self._refused.pop(pool, None)
         try:
-            replies = await wire.exchange(commands, self._read_timeout)
+            replies = await wire.exchange(commands, self._read_timeout, meanwhile)
         except BaseException:
             await at_hand.drop(wire)
             raise

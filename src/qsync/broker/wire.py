@@ -7,7 +7,7 @@ between a `Wire` takes the place of its streams, which cost more than all else i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 import hiredis
@@ -15,6 +15,10 @@ import redis.exceptions as failures
 
 _MORE: Final = object()
 """What the parser says when a reply is not there as a whole."""
+
+
+def nothing() -> None:
+    """What is done while the store works, if nobody has anything to do."""
 
 
 def pack(commands: Sequence[tuple[Any, ...]]) -> bytes:
@@ -48,11 +52,17 @@ class Wire(asyncio.Protocol):
         """Whether it may serve another exchange, as far as is known here."""
         return self.broken is None and not self._transport.is_closing()
 
-    async def exchange(self, commands: Sequence[tuple[Any, ...]], seconds: float) -> list[Any]:
+    async def exchange(
+        self,
+        commands: Sequence[tuple[Any, ...]],
+        seconds: float,
+        meanwhile: Callable[[], None] = nothing,
+    ) -> list[Any]:
         """One reply a command, an error that the store answered among them.
 
-        When the connection breaks, or not all have come in time, that error is in the place of
-        each that is missing, and it is `broken`. So it is when this is cancelled.
+        `meanwhile` is called once the commands are on their way. When the connection breaks, or
+        not all have come in time, that error is in the place of each that is missing, and it is
+        `broken`. So it is when this is cancelled.
         """
         self._replies, self._wanted = [], len(commands)
         if self.is_open:
@@ -60,6 +70,9 @@ class Wire(asyncio.Protocol):
             limit = self._loop.call_later(seconds, self._break, TimeoutError())
             try:
                 self._transport.write(pack(commands))
+                if meanwhile is not nothing:
+                    await asyncio.sleep(0)  # now they are: some loops write at the end of a turn
+                    meanwhile()
                 await self._answer
             except RuntimeError as error:  # how uvloop says that it was reset a moment ago
                 self._break(error)
