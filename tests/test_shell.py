@@ -200,7 +200,7 @@ def test_while_the_store_works_the_caller_may_too(
 ) -> None:
     """What is to be done meanwhile is done when the calls are on their way, and once."""
     keys = GlobalKeys(prefix)
-    calls = [ops.register(keys, [f"q{number}"]) for number in range(2000)]
+    calls = [ops.register(keys, [f"q{number}"]) for number in range(20)]
     known = ops.register(keys, ["known"])
     seen: list[bool] = []
 
