@@ -50,25 +50,20 @@ def heartbeat_on_the_loop() -> contextlib.AbstractContextManager[None]:
     return exchanged(Turns, "on_loop", True)
 
 
-def fetch_not_repeated() -> contextlib.AbstractContextManager[None]:
-    """After a lost reply a fetch is made under a new number."""
+@contextlib.contextmanager
+def fetch_not_repeated_nor_mended() -> Iterator[None]:
+    """After a lost reply a fetch is made under a new number, and nobody looks after what the first
+    may have brought: each alone would do."""
     real = Fetcher._call
 
     def call(self: Fetcher, lane: Lane, wanted: int) -> Any:
         lane.unanswered = None
         return real(self, lane, wanted)
 
-    return exchanged(Fetcher, "_call", call)
-
-
-@contextlib.contextmanager
-def fetch_not_repeated_nor_mended() -> Iterator[None]:
-    """The same, and nobody looks after one's own lapsed leases either."""
-
     async def nothing(self: Fetcher, lane: Lane, ids: Any) -> None:
         pass
 
-    with fetch_not_repeated(), exchanged(Fetcher, "_mend", nothing):
+    with exchanged(Fetcher, "_call", call), exchanged(Fetcher, "_mend", nothing):
         yield
 
 
@@ -258,8 +253,8 @@ def tick_id_without_time() -> contextlib.AbstractContextManager[None]:
 
 
 MUTANTS: Final[dict[str, Plant]] = named(
-    settle_without_token, heartbeat_on_the_loop, fetch_not_repeated,
-    fetch_not_repeated_nor_mended, noscript_not_handled, transient_not_retried,
+    settle_without_token, heartbeat_on_the_loop, fetch_not_repeated_nor_mended,
+    noscript_not_handled, transient_not_retried,
     deadline_by_own_clock, no_hand_back_at_shutdown, start_without_lease_check,
     crash_not_marked, suspects_not_alone, suspect_ends_before_its_settlement,
     no_look_after_the_mark, cancel_ignored, settlement_given_up,
