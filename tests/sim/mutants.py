@@ -192,9 +192,15 @@ def settling_not_renewed() -> contextlib.AbstractContextManager[None]:
     return exchanged(heartbeat, "GONE", 2)
 
 
-def unread_not_renewed() -> contextlib.AbstractContextManager[None]:
-    """The heartbeat leaves out what was fetched while a handler blocks the loop."""
-    return exchanged(Heartbeat, "_renew_unread", lambda self, lane: True)
+@contextlib.contextmanager
+def unread_left_alone() -> Iterator[None]:
+    """What was fetched while a handler blocks the loop the heartbeat neither renews nor hands
+    back: each alone would do."""
+    with (
+        exchanged(Heartbeat, "_renew_unread", lambda self, lane: True),
+        exchanged(Heartbeat, "_hand_back_unread", lambda self, lane: None),
+    ):
+        yield
 
 
 def lease_from_the_reply_on() -> contextlib.AbstractContextManager[None]:
@@ -258,7 +264,7 @@ MUTANTS: Final[dict[str, Plant]] = named(
     deadline_by_own_clock, no_hand_back_at_shutdown, start_without_lease_check,
     crash_not_marked, suspects_not_alone, suspect_ends_before_its_settlement,
     no_look_after_the_mark, cancel_ignored, settlement_given_up,
-    settling_not_renewed, unread_not_renewed, lease_from_the_reply_on,
+    settling_not_renewed, unread_left_alone, lease_from_the_reply_on,
     fetches_left_open_at_shutdown, ticks_by_own_clock, enqueue_not_kept,
     promoted_and_forgotten, crash_not_counted, lock_outlives_death,
     due_tasks_moved_in_two_steps, retry_without_token, lease_by_own_clock,
