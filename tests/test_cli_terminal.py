@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
@@ -19,6 +20,7 @@ import pytest
 from typer.testing import CliRunner
 
 from qsync import Task
+from qsync.cli import complete
 from qsync.cli.main import app as command_line
 from tests.cli_live import Live, living
 from tests.stores import Cluster, Store, wait_until
@@ -208,7 +210,8 @@ def completed(live: Live, line: str, shell: str = "bash") -> list[str]:
     return [line for line in found.stdout.splitlines() if line]
 
 
-def test_names_in_the_store_are_completed(live: Live) -> None:
+def test_names_in_the_store_are_completed(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(complete, "PATIENCE_S", 20.0)  # a busy machine is not to leave it out
     server = live.serve(queues={"mail": 1, "default": 1}, server_id="server-1")
     live.app.periodic(cron="0 3 * * *", name="night")(_night)
     live.serve(server_id="other-2")
@@ -223,7 +226,8 @@ def test_names_in_the_store_are_completed(live: Live) -> None:
     assert completed(live, "qsync sch") == ["schedule"]
     asked = {**environment(live), "_QSYNC_COMPLETE": "complete_bash", "COMP_WORDS": "qsync stats m",
              "COMP_CWORD": "2"}  # fmt: skip
-    assert subprocess.run([QSYNC], env=asked, capture_output=True, check=False).stdout == b"mail\n"
+    command = partial(subprocess.run, [QSYNC], env=asked, capture_output=True, check=False)
+    wait_until(lambda: command().stdout == b"mail\n", timeout=30)
     for shell in ("zsh", "fish"):
         assert "mail" in "".join(completed(live, "qsync queue pause ma", shell))
 
