@@ -6,9 +6,10 @@ The two have the same names and docstrings, and change together.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from qsync.broker import ops
 from qsync.broker.call import Call, Durability, Wait
@@ -26,6 +27,7 @@ from qsync.sending import (
     Bulk,
     Registry,
     Senders,
+    Trip,
     UnderWay,
     check_confirm_timeout,
     check_durability,
@@ -36,6 +38,8 @@ from qsync.sending import (
     size_of,
 )  # fmt: skip
 from qsync.task import DEFAULT, PAYLOAD_LIMIT, Outgoing, Task
+
+T = TypeVar("T")
 
 __all__ = ["AsyncClient", "AsyncHandle", "Client", "Handle"]
 
@@ -87,6 +91,17 @@ class _AnyClient:
         if self._address.kind == "cluster":
             return 1
         return CALLS_AT_ONCE if wait is None else CALLS_A_WAIT
+
+    @contextmanager
+    def _trips(
+        self, bulk: Bulk[T], durability: Durability | None, queue: str, places: Sequence[int]
+    ) -> Iterator[tuple[QueueKeys, Ahead[Trip]]]:
+        """The round trips for the places of a queue; within the block their numbers are in use."""
+        keys = self._keys(queue)
+        wait = self._wait(keys, durability)
+        lent = self._senders.lend(0)
+        with lent:
+            yield keys, Ahead(bulk.trips(keys, places, lent, wait, calls=self._calls(wait)))
 
     def _store(self, wait: Wait) -> tuple[Durability, str]:
         """The store that is to confirm: in a cluster each queue may have one of its own."""
@@ -218,11 +233,7 @@ class Client(_AnyClient):
         queue: str,
         places: Sequence[int],
     ) -> None:
-        keys = self._keys(queue)
-        wait = self._wait(keys, durability)
-        lent = self._senders.lend(0)
-        with lent:
-            trips = Ahead(bulk.trips(keys, places, lent, wait, calls=self._calls(wait)))
+        with self._trips(bulk, durability, queue, places) as (keys, trips):
             for trip in trips:
                 bulk.note(trip, self._send(keys, trip.calls, trips.make))
 
@@ -406,11 +417,7 @@ class AsyncClient(_AnyClient):
         queue: str,
         places: Sequence[int],
     ) -> None:
-        keys = self._keys(queue)
-        wait = self._wait(keys, durability)
-        lent = self._senders.lend(0)
-        with lent:
-            trips = Ahead(bulk.trips(keys, places, lent, wait, calls=self._calls(wait)))
+        with self._trips(bulk, durability, queue, places) as (keys, trips):
             for trip in trips:
                 bulk.note(trip, await self._send(keys, trip.calls, trips.make))
 

@@ -129,6 +129,7 @@ class Bulk(Generic[T]):
         self._tasks: list[Task] = []
         self._payloads: list[bytes] = []
         self._sealed: list[Outgoing | None] = []
+        """Those with options, which are checked by it; None: that is done in its turn."""
         self._nonce = new_nonce()
         self._nonces: dict[int, bytes] = {}
         """Of tasks whose id comes again: by it the store tells them apart."""
@@ -201,7 +202,7 @@ class Bulk(Generic[T]):
         return [handle for handle in self._handles if handle is not None]
 
     def _nonce_of(self, at: int) -> bytes:
-        return self._nonces.get(at, self._nonce) if self._nonces else self._nonce
+        return self._nonces.get(at, self._nonce)
 
     def _seal(self, at: int) -> Outgoing:
         made = self._sealed[at]

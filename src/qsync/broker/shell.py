@@ -122,7 +122,7 @@ class Broker:
         """Make calls in one round trip (in a cluster, one each), each tried once.
 
         Those with a wait come last, and wait for the same. `meanwhile` is called while the store
-        has one round trip to work on; not always.
+        works on them, if they are one exchange: not in a cluster, nor with a wait.
         """
         replies = self._try(calls, meanwhile) if calls else []
         return _settle(replies, calls, self.address)
@@ -349,7 +349,7 @@ class AsyncBroker:
         """Make calls in one round trip (in a cluster, one each, at once), each tried once.
 
         Those with a wait come last, and wait for the same. `meanwhile` is called while the store
-        has one round trip to work on; not always.
+        works on them, if they are one exchange: not in a cluster, nor with a wait.
         """
         replies = await self._try(calls, meanwhile) if calls else []
         return _settle(replies, calls, self.address)
