@@ -223,7 +223,7 @@ class Client(_AnyClient):
             return Handle(self._tracker, reply.id, task.queue, confirmed=reply.confirmed)
         return Handle(
             self._tracker, task.id, task.queue,
-            created=True, confirmed=reply.confirmed, retention_us=task.retention_us,
+            created=True, confirmed=reply.confirmed, _retention_us=task.retention_us,
         )  # fmt: skip
 
     def _send_all(
@@ -380,7 +380,7 @@ class AsyncClient(_AnyClient):
             return AsyncHandle(self._tracker, reply.id, task.queue, confirmed=reply.confirmed)
         return AsyncHandle(
             self._tracker, task.id, task.queue,
-            created=True, confirmed=reply.confirmed, retention_us=task.retention_us,
+            created=True, confirmed=reply.confirmed, _retention_us=task.retention_us,
         )  # fmt: skip
 
     def _outbox(self, queue: str, durability: Durability | None) -> Batcher[Outgoing, Enqueued]:

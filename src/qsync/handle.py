@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum
 from functools import partial
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Final, Generic, Literal, TypeVar
+
+import msgspec
 
 from qsync import codec
 from qsync.broker import ops, views
@@ -34,6 +36,7 @@ from qsync.waiting import (
     without_retention,
 )
 
+K = TypeVar("K")
 R = TypeVar("R")
 S = TypeVar("S")
 
@@ -62,29 +65,16 @@ Retention = int | None | Literal[_Unknown.RETENTION]
 """Microseconds; None: the task has none."""
 
 
-class _AnyHandle(Generic[R]):
+class _AnyHandle(msgspec.Struct, Generic[K, R], eq=False, gc=False):
     """What the handles of both colours have in common."""
 
-    __slots__ = ("_decode", "_retention_us", "_tracker", "confirmed", "created", "id", "queue")
-
-    def __init__(
-        self,
-        tracker: Any,
-        id: str,
-        queue: str,
-        *,
-        created: bool = False,
-        confirmed: bool | None = None,
-        retention_us: Retention = UNKNOWN,
-        decode: Callable[[Result], R] = value_of,
-    ) -> None:
-        self._tracker = tracker
-        self.id = id
-        self.queue = queue
-        self.created = created
-        self.confirmed = confirmed
-        self._retention_us: Retention = retention_us
-        self._decode = decode
+    _tracker: K
+    id: str
+    queue: str
+    created: bool = False
+    confirmed: bool | None = None
+    _retention_us: Retention = UNKNOWN
+    _decode: Callable[[Result], R] = value_of
 
     def __repr__(self) -> str:
         name = type(self).__name__
@@ -121,7 +111,7 @@ class _AnyHandle(Generic[R]):
         return views.status(self.id, self.queue, shown)
 
 
-class Handle(_AnyHandle[R]):
+class Handle(_AnyHandle["Tracker", R], eq=False, gc=False):
     """A task that was enqueued: where it is, and what became of it.
 
     `created` is True when the call that returned the handle created the task. It is False when
@@ -132,9 +122,6 @@ class Handle(_AnyHandle[R]):
     disk, or on a replica. False: it did not say so in time; the task is in the store, and may be
     lost with it.
     """
-
-    __slots__ = ()
-    _tracker: Tracker
 
     def info(self) -> TaskStatus:
         """The task as it stands now; TaskNotFound when it has left the queue."""
@@ -168,11 +155,11 @@ class Handle(_AnyHandle[R]):
         return Handle(
             self._tracker, self.id, self.queue,
             created=self.created, confirmed=self.confirmed,
-            retention_us=self._retention_us, decode=decode,
+            _retention_us=self._retention_us, _decode=decode,
         )  # fmt: skip
 
 
-class AsyncHandle(_AnyHandle[R]):
+class AsyncHandle(_AnyHandle["AsyncTracker", R], eq=False, gc=False):
     """A task that was enqueued: where it is, and what became of it.
 
     `created` is True when the call that returned the handle created the task. It is False when
@@ -183,9 +170,6 @@ class AsyncHandle(_AnyHandle[R]):
     disk, or on a replica. False: it did not say so in time; the task is in the store, and may be
     lost with it.
     """
-
-    __slots__ = ()
-    _tracker: AsyncTracker
 
     async def info(self) -> TaskStatus:
         """The task as it stands now; TaskNotFound when it has left the queue."""
@@ -222,7 +206,7 @@ class AsyncHandle(_AnyHandle[R]):
         return AsyncHandle(
             self._tracker, self.id, self.queue,
             created=self.created, confirmed=self.confirmed,
-            retention_us=self._retention_us, decode=decode,
+            _retention_us=self._retention_us, _decode=decode,
         )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from qsync.task import (
     Task,
     has_options,
     new_id,
+    new_ids,
     new_nonce,
     outgoing,
     payload_of,
@@ -160,12 +161,15 @@ class Bulk(Generic[T]):
                 msg = f"tasks[{at}]: {error}"
                 raise InvalidTask(msg) from error
 
-    def places(self) -> dict[str, list[int]]:
+    def places(self) -> dict[str, Sequence[int]]:
         """For each queue where its tasks are, in order."""
+        queues = [task.queue for task in self._tasks]
+        if len(set(queues)) == 1:
+            return {queues[0]: range(len(queues))}
         places: dict[str, list[int]] = {}
-        for at, task in enumerate(self._tasks):
-            places.setdefault(task.queue, []).append(at)
-        return places
+        for at, queue in enumerate(queues):
+            places.setdefault(queue, []).append(at)
+        return {**places}
 
     def trips(
         self, keys: QueueKeys, places: Sequence[int], lent: Lent, wait: Wait | None, *, calls: int
@@ -178,7 +182,7 @@ class Bulk(Generic[T]):
         for first in range(0, len(places), calls * ops.BATCH):
             self._make_handles()
             some = places[first : first + calls * ops.BATCH]
-            tasks = [self._seal(at) for at in some]
+            tasks = self._seal(some)
             for runs in _cut([size_of(task) for task in tasks], calls):
                 parts = [
                     Part(some[run.start : run.stop], tasks[run.start : run.stop]) for run in runs
@@ -204,12 +208,19 @@ class Bulk(Generic[T]):
     def _nonce_of(self, at: int) -> bytes:
         return self._nonces.get(at, self._nonce)
 
-    def _seal(self, at: int) -> Outgoing:
-        made = self._sealed[at]
-        if made is None:
-            task = self._tasks[at]
-            made = sealed_plain(task, self._payloads[at], self._nonce_of(at), task.queue)
-        return made
+    def _seal(self, places: Sequence[int]) -> list[Outgoing]:
+        made, tasks, payloads, nonces = self._sealed, self._tasks, self._payloads, self._nonces
+        nonce, ids = self._nonce, new_ids(len(places))
+        outgoing = []
+        for at, id in zip(places, ids, strict=True):
+            task = tasks[at]
+            outgoing.append(
+                made[at]
+                or sealed_plain(
+                    task, payloads[at], nonces.get(at, nonce), task.id or id, task.queue
+                )
+            )
+        return outgoing
 
     def _make_handles(self) -> None:
         handle, handles = self._handle, self._handles

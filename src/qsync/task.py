@@ -77,12 +77,12 @@ def moment(us: int) -> datetime:
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class _TaskHead(msgspec.Struct, frozen=True):
+class _TaskHead(msgspec.Struct, frozen=True, gc=False):
     type: str
     payload: Any = b""
 
 
-class Task(_TaskHead, frozen=True, kw_only=True):
+class Task(_TaskHead, frozen=True, kw_only=True, gc=False):
     """What a user asks for: a type, a payload and options. Checked when it is made.
 
     `payload` is bytes, or any value that msgpack can carry. Durations are seconds or timedelta,
@@ -356,11 +356,14 @@ def new_id() -> str:
     try:
         return _ids.pop()
     except IndexError:
-        drawn = base64.urlsafe_b64encode(os.urandom(33 * 128)).decode()
-        fresh = [drawn[at : at + 22] for at in range(0, len(drawn), 22)]
-        id = fresh.pop()
-        _ids.extend(fresh)
-        return id
+        _ids.extend(new_ids(256))
+        return _ids.pop()
+
+
+def new_ids(count: int) -> list[str]:
+    """As many of them."""
+    drawn = base64.urlsafe_b64encode(os.urandom(33 * ((count + 1) // 2))).decode()
+    return [drawn[at : at + 22] for at in range(0, 22 * count, 22)]
 
 
 def _forget_drawn() -> None:
@@ -382,8 +385,9 @@ def outgoing(
 
 def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:
     """The payload as it is stored; InvalidTask when it does not fit."""
-    raw = task.payload
-    payload = bytes(raw) if isinstance(raw, _BYTES) else _encode_payload(raw)
+    payload = task.payload
+    if type(payload) is not bytes:
+        payload = bytes(payload) if isinstance(payload, _BYTES) else _encode_payload(payload)
     if len(payload) > limit:
         msg = f"payload: {len(payload)} bytes are over the limit of {limit}"
         raise InvalidTask(msg)
@@ -394,7 +398,7 @@ def sealed(task: Task, payload: bytes, nonce: bytes, *, queue: str | None = None
     """A task ready to be sent; what may be wrong with it is its payload and its options."""
     queue = task.queue if queue is None else check_name("queue", queue)
     if not has_options(task):
-        return sealed_plain(task, payload, nonce, queue)
+        return sealed_plain(task, payload, nonce, task.id or new_id(), queue)
     is_value = not isinstance(task.payload, _BYTES)
     options = options_of(task)
     lock = _lock(task, payload) if options.window_us is not None else ""
@@ -414,11 +418,11 @@ def sealed(task: Task, payload: bytes, nonce: bytes, *, queue: str | None = None
     )
 
 
-def sealed_plain(task: Task, payload: bytes, nonce: bytes, queue: str) -> Outgoing:
-    """As `sealed`, for a task without options: nothing is wrong with it."""
+def sealed_plain(task: Task, payload: bytes, nonce: bytes, id: str, queue: str) -> Outgoing:
+    """As `sealed`, for a task without options, which gets this id: nothing is wrong with it."""
     is_value = not isinstance(task.payload, _BYTES)
     tail = _Tail(nonce, task.type, payload, is_value, task.retry, None)
-    return Outgoing(task.id or new_id(), queue, codec.seal(tail), "", "", "", 0, None)
+    return Outgoing(id, queue, codec.seal(tail), "", "", "", 0, None)
 
 
 def _encode_payload(value: object) -> bytes:

@@ -110,8 +110,9 @@ class Ledger:
     # Enqueue
 
     def _see_enqueue(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
-        sender, number = args[1:3]
-        reply = _in_full(reply, args[3::3])
+        sender, number, stride = args[1:4]
+        tasks = [(*args[at : at + stride], b"")[:3] for at in range(4, len(args), stride)]
+        reply = _in_full(reply, [id for id, *_ in tasks])
         before, at_us, said = self._calls.get((queue, sender), (-1, now, []))
         if sender and now - at_us < CALL_KEPT_US and number <= before:
             if reply != (said if number == before else []):
@@ -119,8 +120,7 @@ class Ledger:
             return  # said once more, and nothing was done
         if sender and b"created" in reply[::2]:
             self._calls[queue, sender] = (number, now, reply)
-        for at, outcome in enumerate(reply[::2]):
-            id, _, options = args[3 + 3 * at : 6 + 3 * at]
+        for at, ((id, _, options), outcome) in enumerate(zip(tasks, reply[::2], strict=False)):
             if outcome == b"created":
                 self._created(queue, now, id, options)
                 again = sender and self.entry(queue, id).created > 1 and not self.forgetful

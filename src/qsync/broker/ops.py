@@ -149,9 +149,16 @@ def enqueue(
     after a later one of its sender does nothing, and no outcomes come back.
     """
     script = load("enqueue")
+    options = [_enqueue_options(task) for task in _batch(tasks)]
     args: list[Argument] = [_now(now_us), MESSAGE_HEAD, sender, number]
-    for task in _batch(tasks):
-        args += (task.id, task.message, _enqueue_options(task))
+    if any(options):
+        args.append(3)
+        for task, packed in zip(tasks, options, strict=True):
+            args += (task.id, task.message, packed)
+    else:
+        args.append(2)
+        for task in tasks:
+            args += (task.id, task.message)
 
     def decode(reply: Any) -> list[Enqueued]:
         answer, confirmed = (reply, None) if wait is None else reply

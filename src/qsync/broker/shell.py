@@ -37,7 +37,7 @@ from qsync.broker.durable import (
 )  # fmt: skip
 from qsync.broker.faults import LIBRARY_ERRORS, Fault, classify, moved_away, no_answer, translate
 from qsync.broker.listen import AsyncSubscription, Subscription, Waiter, heeding_cancellation
-from qsync.broker.wire import nothing, pack
+from qsync.broker.wire import nothing, packets
 from qsync.errors import QsyncError
 
 T = TypeVar("T")
@@ -276,7 +276,7 @@ class Broker:
         connection = None
         try:
             connection = pool.get_connection()
-            connection.send_packed_command([pack(commands)], check_health=False)
+            connection.send_packed_command(packets(commands), check_health=False)
             meanwhile()
             for _ in commands:
                 try:

@@ -7,7 +7,7 @@ between a `Wire` takes the place of its streams, which cost more than all else i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, cast
 
 import hiredis
@@ -17,14 +17,27 @@ _MORE: Final = object()
 """What the parser says when a reply is not there as a whole."""
 
 
+PACKET: Final = 16 * 1024
+"""So many bytes are worth a packet of their own: the store can begin with them."""
+
+
 def nothing() -> None:
     """What is done while the store works, if nobody has anything to do."""
 
 
-def pack(commands: Sequence[tuple[Any, ...]]) -> bytes:
-    """Commands as they are sent."""
-    packed: list[bytes] = [hiredis.pack_command(command) for command in commands]
-    return packed[0] if len(packed) == 1 else b"".join(packed)
+def packets(commands: Sequence[tuple[Any, ...]]) -> Iterator[bytes]:
+    """Commands as they are sent: small ones together, and large ones as soon as they are made."""
+    packed: list[bytes] = []
+    size = 0
+    for command in commands:
+        one: bytes = hiredis.pack_command(command)
+        packed.append(one)
+        size += len(one)
+        if size >= PACKET:
+            yield b"".join(packed)
+            packed, size = [], 0
+    if packed:
+        yield b"".join(packed)
 
 
 class Wire(asyncio.Protocol):
@@ -69,7 +82,8 @@ class Wire(asyncio.Protocol):
             self._answer = self._loop.create_future()
             limit = self._loop.call_later(seconds, self._break, TimeoutError())
             try:
-                self._transport.write(pack(commands))
+                for packet in packets(commands):
+                    self._transport.write(packet)
                 if meanwhile is not nothing:
                     await asyncio.sleep(0)  # now they are: some loops write at the end of a turn
                     meanwhile()

@@ -18,16 +18,18 @@
 -- ARGV[2] head       bytes   what goes before the stamp
 -- ARGV[3] sender     text    who numbers its calls, one under way at a time; empty: nobody does
 -- ARGV[4] number     int     of this call; rising per sender
--- ARGV[5...] three a task: id, message, options (empty, or msgpack [due, key, lock, window us])
+-- ARGV[5] stride     int     2 when no task has options, else 3
+-- ARGV[6...] two a task: id, message; with a stride of 3 also options (empty, or msgpack [due, key,
+--   lock, window us])
 -- returns flat, two a task in order: created | exists | duplicate, and the id that holds it;
---   just created when all tasks are new;
+--   just created when that is the answer for all;
 --   nothing when the sender has made a later call, and then nobody waits for the answer
 local k = {
   tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], unique = KEYS[4], keys = KEYS[5],
   fairness = KEYS[6], wake = KEYS[7], meta = KEYS[8], stats = KEYS[9],
 }
-local ids, options = read_tasks(ARGV, 5)
-if #ids == 0 then
+local tasks = read_tasks(ARGV, 6, tonumber(ARGV[5]))
+if #tasks.ids == 0 then
   return {}
 end
 local known = redis.call('HMGET', k.meta, 'schema', 'v')
@@ -39,11 +41,11 @@ if sender ~= '' then
     return {}
   end
   if number == before then
-    return replies_again(ids, last)
+    return replies_of(tasks.ids, others_of(last))
   end
 end
-local replies, created = store_tasks(k, ARGV, 5, now, ARGV[2], ids, options, known[2])
+local created, others = store_tasks(k, now, ARGV[2], tasks, known[2])
 if sender ~= '' and created > 0 then
-  keep_call(KEYS[10], sender, number, now, replies, created == #ids)
+  keep_call(KEYS[10], sender, number, now, others)
 end
-return created == #ids and created > 0 and 'created' or replies
+return #others == 0 and 'created' or replies_of(tasks.ids, others)

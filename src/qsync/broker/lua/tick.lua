@@ -17,8 +17,9 @@
 -- ARGV[2] head       bytes   what goes before the stamp
 -- ARGV[3] schedule   text    its name
 -- ARGV[4] tick       int us
--- ARGV[5...] three, as for enqueue: id, message, options
--- returns passed when the tick is not later than the last one, paused; else as enqueue does
+-- ARGV[5...] three, as for enqueue with that stride: id, message, options
+-- returns passed when the tick is not later than the last one, or paused, and the id; else created,
+--   exists or duplicate, and the id that holds it
 local k = {
   tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], unique = KEYS[4], keys = KEYS[5],
   fairness = KEYS[6], wake = KEYS[7], meta = KEYS[8], stats = KEYS[9],
@@ -33,7 +34,7 @@ if redis.call('HEXISTS', KEYS[11], '!' .. ARGV[3]) == 1 then
   redis.call('HSET', KEYS[10], ARGV[3], ARGV[4])
   return { 'paused', ARGV[5] }
 end
-local ids, options = read_tasks(ARGV, 5)
-local replies = store_tasks(k, ARGV, 5, clock(ARGV[1]), ARGV[2], ids, options, known[2])
+local tasks = read_tasks(ARGV, 5, 3)
+local _, others = store_tasks(k, clock(ARGV[1]), ARGV[2], tasks, known[2])
 redis.call('HSET', KEYS[10], ARGV[3], ARGV[4])
-return replies
+return replies_of(tasks.ids, others)

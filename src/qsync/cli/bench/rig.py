@@ -54,6 +54,10 @@ class Rig:
         BenchError when the store does not let us: nothing may be left in it.
         """
         await self._unlink(*[self.keys.key(name) for name in QUEUE_KEYS])
+        while info := await self.info("memory"):  # a thread of the store frees it
+            if not int(info.get("lazyfree_pending_objects", 0)):
+                break
+            await asyncio.sleep(0.005)
 
     async def _unlink(self, *names: str) -> None:
         if await self.broker.ask("UNLINK", *names, key=names[0]) is None:

@@ -12,34 +12,19 @@ local function last_call(calls_key, sender)
   return digits(string.match(last, '^%d+'), -1), last
 end
 
--- The replies to a call, by the ids that were sent with it and what is kept of it.
-local function replies_again(ids, last)
-  local replies = {}
-  for i, id in ipairs(ids) do
-    replies[2 * i - 1], replies[2 * i] = 'created', id
-  end
+-- Of each task of a call that was not created its place, the outcome and the holder, one after
+-- another, by what is kept of the call.
+local function others_of(last)
+  local others = {}
   for place, outcome, holder in string.gmatch(last, ' (%d+) (%a+) (%S+)') do
-    local i = tonumber(place)
-    if ids[i] then
-      replies[2 * i - 1], replies[2 * i] = outcome, holder
-    end
+    local at = #others
+    others[at + 1], others[at + 2], others[at + 3] = tonumber(place), outcome, holder
   end
-  return replies
+  return others
 end
 
--- Keep a call as the last one of its sender.
-local function keep_call(calls_key, sender, number, now, replies, all_created)
-  local kept = whole(number) .. ' ' .. whole(now)
-  if not all_created then
-    local others = { kept }
-    for i = 1, #replies, 2 do
-      if replies[i] ~= 'created' then
-        local at = #others
-        others[at + 1], others[at + 2] = whole((i + 1) / 2), replies[i]
-        others[at + 3] = replies[i + 1]
-      end
-    end
-    kept = table.concat(others, ' ')
-  end
-  redis.call('HSET', calls_key, sender, kept)
+-- Keep a call as the last one of its sender; `others` are as others_of returns them.
+local function keep_call(calls_key, sender, number, now, others)
+  local kept = { whole(number), whole(now), unpack(others) }
+  redis.call('HSET', calls_key, sender, table.concat(kept, ' '))
 end

@@ -1,18 +1,19 @@
 -- store: put new tasks into the queue. Shared by enqueue and tick.
 
--- `args` holds, from position `first` on, three values a task: id, message, and options, which are
--- empty or msgpack [due, fairness key, lock, window us]. Returns the ids, and the options of those
--- that have some.
-local function read_tasks(args, first)
-  local ids, options = {}, {}
-  for i = 1, (#args - first + 1) / 3 do
-    ids[i] = args[first + 3 * i - 3]
-    local packed = args[first + 3 * i - 1]
-    if packed ~= '' then
-      options[i] = cmsgpack.unpack(packed)
+-- `args` holds, from position `first` on, so many values a task as `stride` says: 2, id and message;
+-- or 3, and options, which are empty or msgpack [due, fairness key, lock, window us].
+-- Returns the ids, the messages, and the options of those that have some.
+local function read_tasks(args, first, stride)
+  local tasks = { ids = {}, messages = {}, options = {} }
+  local ids, messages = tasks.ids, tasks.messages
+  for i = 1, (#args - first + 1) / stride do
+    local at = first + stride * (i - 1)
+    ids[i], messages[i] = args[at], args[at + 1]
+    if stride == 3 and args[at + 2] ~= '' then
+      tasks.options[i] = cmsgpack.unpack(args[at + 2])
     end
   end
-  return ids, options
+  return tasks
 end
 
 -- Returns held_by(lock), the id that has it now or false; take(lock, window, id); and the fields
@@ -54,34 +55,31 @@ end
 
 local no_options = { '', '', '', 0 }
 
--- `k` names the keys; `args` and `first` are as for read_tasks, `ids` and `options` what it returned;
--- `virtual` is the virtual time as meta holds it.
--- Returns a flat list, two values a task: outcome and the id of the holder; and how many were put
--- into the queue.
-local function store_tasks(k, args, first, now, head, ids, options, virtual)
-  if #ids == 0 then
-    return {}, 0
-  end
+-- `k` names the keys; `tasks` is what read_tasks returned; `virtual` is the virtual time as meta
+-- holds it.
+-- Returns how many were put into the queue; and of each that was neither put there nor is there
+-- already its place, the outcome and the id of the holder, one after another.
+local function store_tasks(k, now, head, tasks, virtual)
+  local ids, options = tasks.ids, tasks.options
   local stamped = head .. struct.pack('>I8', now)
   local stored = redis.call('HMGET', k.tasks, unpack(ids))
   local next_tag, save_tags = tagger(k.meta, k.fairness, read_tag(virtual))
   local held_by, take, locks = lock_book(k.unique, now, options)
   local bodies, pending, scheduled, keys = {}, {}, {}, {}
-  local here, replies, bytes = {}, {}, 0
-  for i, id in ipairs(ids) do
-    local message, option = args[first + 3 * i - 2], options[i] or no_options
-    local outcome, holder, key, lock = 'created', id, option[2], option[3]
+  local here, others, created, waiting, bytes = {}, {}, 0, 0, 0
+  for i, message in ipairs(tasks.messages) do
+    local id, option = ids[i], options[i] or no_options
+    local key, lock = option[2], option[3]
     local old = stored[i] and string.sub(stored[i], #stamped + 1) or here[id]
-    local held = not old and lock ~= '' and held_by(lock)
-    if old then
-      outcome = old == message and 'created' or 'exists'
-    elseif held then
-      outcome, holder = 'duplicate', held
-    else
+    local holder = not old and lock ~= '' and held_by(lock)
+    if old and old ~= message or holder then
+      local at = #others
+      others[at + 1], others[at + 2], others[at + 3] = i, old and 'exists' or 'duplicate', holder or id
+    elseif not old then
       here[id] = message
-      bytes = bytes + #stamped + #message
-      bodies[#bodies + 1] = id
-      bodies[#bodies + 1] = stamped .. message
+      created = created + 1
+      bytes = bytes + #message
+      bodies[2 * created - 1], bodies[2 * created] = id, stamped .. message
       if lock ~= '' then
         take(lock, option[4], id)
       end
@@ -94,15 +92,13 @@ local function store_tasks(k, args, first, now, head, ids, options, virtual)
         scheduled[#scheduled + 1] = whole(due)
         scheduled[#scheduled + 1] = id
       else
-        pending[#pending + 1] = next_tag(key)
-        pending[#pending + 1] = id
+        waiting = waiting + 1
+        pending[2 * waiting - 1], pending[2 * waiting] = next_tag(key), id
       end
     end
-    replies[2 * i - 1] = outcome
-    replies[2 * i] = holder
   end
-  if #bodies == 0 then
-    return replies, 0
+  if created == 0 then
+    return 0, others
   end
   redis.call('HSET', k.tasks, unpack(bodies))
   if #locks > 0 then
@@ -112,12 +108,27 @@ local function store_tasks(k, args, first, now, head, ids, options, virtual)
     redis.call('HSET', k.keys, unpack(keys))
   end
   put_due(k.scheduled, k.wake, scheduled)
-  if #pending > 0 then
+  if waiting > 0 then
     redis.call('ZADD', k.pending, unpack(pending))
     save_tags()
     wake(k.wake)
   end
-  count(k.stats, now, 'enqueued', #bodies / 2)
-  count(k.stats, now, 'bytes', bytes)
-  return replies, #bodies / 2
+  count(k.stats, now, 'enqueued', created)
+  count(k.stats, now, 'bytes', bytes + created * #stamped)
+  return created, others
+end
+
+-- What became of each task: two values a task, outcome and the id of the holder.
+local function replies_of(ids, others)
+  local replies = {}
+  for i, id in ipairs(ids) do
+    replies[2 * i - 1], replies[2 * i] = 'created', id
+  end
+  for at = 1, #others, 3 do
+    local place = others[at]
+    if ids[place] then
+      replies[2 * place - 1], replies[2 * place] = others[at + 1], others[at + 2]
+    end
+  end
+  return replies
 end
