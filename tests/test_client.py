@@ -666,9 +666,9 @@ def test_a_loop_that_ends_leaves_nobody_waiting() -> None:
 
     async def main() -> list[asyncio.Task[int]]:
         batcher: Batcher[int, int] = Batcher(never, lambda item: 1)
-        early = asyncio.create_task(batcher.ask(1))
+        early = asyncio.ensure_future(batcher.ask(1))
         await asyncio.sleep(0)
-        late = asyncio.create_task(batcher.ask(2))
+        late = asyncio.ensure_future(batcher.ask(2))
         await asyncio.sleep(0)
         return [early, late]
 
@@ -701,9 +701,9 @@ def test_who_asks_alone_and_is_cancelled_takes_nobody_along() -> None:
             return [10 * item for item in items]
 
         batcher: Batcher[int, int] = Batcher(slow, lambda item: 1)
-        first = asyncio.create_task(batcher.ask(1))
+        first = asyncio.ensure_future(batcher.ask(1))
         await begun.wait()
-        others = [asyncio.create_task(batcher.ask(item)) for item in (2, 3)]
+        others = [asyncio.ensure_future(batcher.ask(item)) for item in (2, 3)]
         await asyncio.sleep(0)
         first.cancel()
         await asyncio.wait([first])
@@ -711,9 +711,9 @@ def test_who_asks_alone_and_is_cancelled_takes_nobody_along() -> None:
         go_on.set()
         assert await asyncio.gather(*others) == [20, 30]
         # One that is cancelled before its batch was sent is not in it.
-        early = asyncio.create_task(batcher.ask(4))
+        early = asyncio.ensure_future(batcher.ask(4))
         await asyncio.sleep(0)
-        late = asyncio.create_task(batcher.ask(5))
+        late = asyncio.ensure_future(batcher.ask(5))
         early.cancel()
         assert await late == 50
         await batcher.drain()

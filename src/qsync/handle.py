@@ -322,7 +322,8 @@ class AsyncTracker(_AnyTracker):
 
     def check_open(self) -> None:
         """Raise QsyncError when the client has been closed, or belongs to another event loop."""
-        super().check_open()
+        if self._closed:
+            super().check_open()
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             if self._loop is not None:

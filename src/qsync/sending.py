@@ -391,14 +391,20 @@ class Batcher(Generic[T, U]):
         self._alone: asyncio.Future[U] | None = None
         """Of the one who asks while nothing is under way, until his batch is or was."""
 
-    async def ask(self, item: T) -> U:
-        """The reply. Cancelling it disturbs no other, and may come too late to matter."""
+    def ask(self, item: T) -> Awaitable[U]:
+        """The reply, to be awaited at once. Cancelling that disturbs no other, and may come too
+        late to matter.
+        """
         future: asyncio.Future[U] = asyncio.get_running_loop().create_future()
         self._items.append(item)
         self._futures.append(future)
         if self._sender is not None or self._alone is not None:
-            return await future
+            return future
         self._alone = future
+        return self._begin(future)
+
+    async def _begin(self, future: asyncio.Future[U]) -> U:
+        """Have what was asked for sent, beginning with what this future is for."""
         try:
             await asyncio.sleep(0)  # all that is ready to run now may ask too: that is one batch
             if len(self._items) == 1:
@@ -445,13 +451,16 @@ class Batcher(Generic[T, U]):
     def _take(self, count: int) -> tuple[list[T], list[asyncio.Future[U]]]:
         items, futures = self._items[:count], self._futures[:count]
         del self._items[:count], self._futures[:count]
-        if any(future.cancelled() for future in futures):
-            kept = [at for at, future in enumerate(futures) if not future.cancelled()]
+        kept = [at for at, future in enumerate(futures) if not future.cancelled()]
+        if len(kept) < len(futures):
             return [items[at] for at in kept], [futures[at] for at in kept]
         return items, futures
 
     def _count(self) -> int:
         """How many of the items go in the next batch."""
+        some = self._items[: ops.BATCH]
+        if self._calls == 1 and sum(map(self._size, some)) <= self._most:
+            return len(some)
         runs = ops.batches(self._items, self._size, self._most)
         count = len(next(runs))
         if self._calls > 1:

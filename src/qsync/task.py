@@ -380,7 +380,10 @@ def outgoing(
     task: Task, nonce: bytes, *, queue: str | None = None, payload_limit: int = PAYLOAD_LIMIT
 ) -> Outgoing:
     """Encode a task for the store; InvalidTask when its payload does not fit."""
-    return sealed(task, payload_of(task, payload_limit), nonce, queue=queue)
+    payload = payload_of(task, payload_limit)
+    if queue is None and not has_options(task):
+        return sealed_plain(task, payload, nonce, task.id or new_id(), task.queue)
+    return sealed(task, payload, nonce, queue=queue)
 
 
 def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:
