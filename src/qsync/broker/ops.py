@@ -595,7 +595,7 @@ def _fetched(reply: Any) -> Fetched:
         ids=[id.decode() for id in ids],
         messages=messages,
         failures=failures,
-        crashes=[crash_count(text) for text in crashes],
+        crashes=[0 if text is None else crash_count(text) for text in crashes],
         own_lapsed=[_text(id) for id in own],
         paused=bool(paused),
         generation=_text(generation),

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from qsync.server.lane import Leased, Stop
 from qsync.task import TaskInfo
 
@@ -21,18 +23,16 @@ class Surroundings:
         self.state: Any = None
 
 
-class Around:
+class Around(msgspec.Struct, eq=False):
     """The Current of one running task."""
 
-    __slots__ = ("_leased", "_surroundings", "_tell", "task")
+    _leased: Leased
+    task: TaskInfo
+    _surroundings: Surroundings
+    _tell: TellProgress
 
-    def __init__(
-        self, leased: Leased, task: TaskInfo, surroundings: Surroundings, tell: TellProgress
-    ) -> None:
-        self.task = task
-        self._leased = leased
-        self._surroundings = surroundings
-        self._tell = tell
+    def __repr__(self) -> str:
+        return f"<Around {self._leased.id!r}>"
 
     @property
     def client(self) -> Any:

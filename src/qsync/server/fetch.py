@@ -26,7 +26,7 @@ from qsync.server.config import Config
 from qsync.server.lane import Asked, Lane, Leased, boot_s
 from qsync.server.run import Runner
 from qsync.server.share import Shares, interleave
-from qsync.task import decode_failure, decode_message
+from qsync.task import NO_FAILURE, decode_failure, decode_message
 
 log = logging.getLogger("qsync.server")
 
@@ -77,6 +77,7 @@ class Fetcher:
         """Of the waits alone: on a link that is reset all the time fetches succeed in between."""
         self._flights: dict[str, asyncio.Task[None]] = {}
         self._kick = runner.room_made
+        self._runs = False
         self._mistake: BaseException | None = None
         self.on_store_lost: Callable[[], None] | None = None
         """Called when the data of a queue turn out to be gone."""
@@ -84,15 +85,19 @@ class Fetcher:
     async def run(self) -> None:
         """Fetch until cancelled."""
         loop = asyncio.get_running_loop()
-        while True:
-            self._kick.clear()
-            delay = self._step()
-            timer = loop.call_later(delay, self._kick.set) if math.isfinite(delay) else None
-            await self._kick.wait()
-            if timer is not None:
-                timer.cancel()
-            if self._mistake is not None:
-                raise self._mistake
+        self._runs = True
+        try:
+            while True:
+                self._kick.clear()
+                delay = self._step()
+                timer = loop.call_later(delay, self._kick.set) if math.isfinite(delay) else None
+                await self._kick.wait()
+                if timer is not None:
+                    timer.cancel()
+                if self._mistake is not None:
+                    raise self._mistake
+        finally:
+            self._runs = False
 
     async def finish(self, patience: float) -> None:
         """End the waits and see every fetch that is under way answered, if that takes no longer
@@ -135,6 +140,7 @@ class Fetcher:
         """Start what there is to do; returns the seconds until there may be more."""
         now = boot_s()
         awaited = [lane.flown for lane in self._lanes.values() if self._round_waits_for(lane, now)]
+        self._runner.room_matters = not awaited
         if awaited:
             return min(awaited) + ROUND_S - now
         lanes = [lane for lane in self._lanes.values() if lane.queue not in self._flights]
@@ -328,6 +334,8 @@ class Fetcher:
                 lane.wanted = 0
                 self._flights.pop(lane.queue, None)
             self._kick.set()
+        if self._runs:  # before handlers have their turn: while they run the store is to work too
+            self._step()
 
     def _call(self, lane: Lane, wanted: int) -> Call[Fetched]:
         if lane.unanswered is None:
@@ -429,7 +437,8 @@ class Fetcher:
                 kill = outcome.undecodable(id, token, str(error), fetched.now_us)
                 self._runner.settle_unread(lane, kill)
                 continue
-            one = Leased(lane, id, token, message, decode_failure(record), crashes, sent, expires)
+            failure = NO_FAILURE if record is None else decode_failure(record)
+            one = Leased(lane, id, token, message, failure, crashes, sent, expires)
             if message.options is not None and message.options.fairness_key is not None:
                 self._runner.keyed = True
             held[id] = one

@@ -87,12 +87,13 @@ class Invoker:
 def _on_loop(handler: Handler) -> Invoke:
     function, arguments = handler.function, handler.arguments
 
-    async def invoke(info: TaskInfo, limit: float | None) -> Any:
+    def invoke(info: TaskInfo, limit: float | None) -> Awaitable[Any]:
         try:
             args, kwargs = arguments(info)
         except InvalidTask as error:
             raise BadPayload(str(error)) from error
-        return await function(*args, **kwargs)
+        coroutine: Awaitable[Any] = function(*args, **kwargs)
+        return coroutine
 
     return invoke
 
@@ -116,11 +117,11 @@ def _in_thread(handler: Handler, threads: ThreadPool) -> Invoke:
 
 
 def _wrap(middleware: Middleware, inner: Invoke) -> Invoke:
-    async def invoke(info: TaskInfo, limit: float | None) -> Any:
+    def invoke(info: TaskInfo, limit: float | None) -> Awaitable[Any]:
         def call_next(task: TaskInfo | None = None) -> Awaitable[Any]:
             return inner(info if task is None else task, limit)
 
-        return await middleware(info, call_next)
+        return middleware(info, call_next)
 
     return invoke
 

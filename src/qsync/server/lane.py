@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
+import msgspec
+
 from qsync.broker.call import Call
 from qsync.broker.ops import Fetched, Held
 from qsync.keys import QueueKeys
@@ -33,45 +35,32 @@ GONE: Final = 3
 """No business of this server's any more."""
 
 
-class Leased:
+class Leased(msgspec.Struct, eq=False):
     """A task that this server holds a lease of."""
 
-    __slots__ = (
-        "began", "crashes", "expires", "failure", "fetched", "id", "info", "lane", "message",
-        "phase", "progress", "row", "stop", "task", "timer", "token",
-    )  # fmt: skip
+    lane: Lane
+    id: str
+    token: str
+    message: Message
+    failure: Failure
+    crashes: int
+    fetched: float
+    """By boot_s, before the call that brought it."""
+    expires: float
+    """By boot_s; renewals move it."""
+    phase: int = READY
+    stop: Stop | None = None
+    info: TaskInfo | None = None
+    task: asyncio.Task[None] | None = None
+    """Set while the handler may be cancelled."""
+    timer: asyncio.TimerHandle | None = None
+    progress: tuple[float, float] | None = None
+    began: float = 0.0
+    row: Row | None = None
+    """When its run began, and where it is counted; set by a tally, if there is one."""
 
-    def __init__(
-        self,
-        lane: Lane,
-        id: str,
-        token: str,
-        message: Message,
-        failure: Failure,
-        crashes: int,
-        fetched: float,
-        expires: float,
-    ) -> None:
-        self.lane = lane
-        self.id = id
-        self.token = token
-        self.message = message
-        self.failure = failure
-        self.crashes = crashes
-        self.fetched = fetched
-        """By boot_s, before the call that brought it."""
-        self.expires = expires
-        """By boot_s; renewals move it."""
-        self.phase = READY
-        self.stop: Stop | None = None
-        self.info: TaskInfo | None = None
-        self.task: asyncio.Task[None] | None = None
-        """Set while the handler may be cancelled."""
-        self.timer: asyncio.TimerHandle | None = None
-        self.progress: tuple[float, float] | None = None
-        self.began: float
-        self.row: Row | None = None
-        """When its run began, and where it is counted; set by a tally, if there is one."""
+    def __repr__(self) -> str:
+        return f"<Leased {self.id!r}>"  # its payload is nobody's business
 
     @property
     def fields(self) -> dict[str, object]:

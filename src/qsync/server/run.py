@@ -73,6 +73,9 @@ class Runner:
         """Leased ahead: this loop takes from the left, the heartbeat thread from the right."""
         self.running = 0
         self.room_made = asyncio.Event()
+        self.room_matters = True
+        """Whether it is to be told: the fetch loop has nothing to do with room while it waits for
+        tasks that it has asked for."""
         self.idle = asyncio.Event()
         self.idle.set()
         self.keyed = False
@@ -163,7 +166,7 @@ class Runner:
             self._try_suspects()
         if not self.running and not ready:
             self.idle.set()
-        if not self.room_made.is_set() and len(ready) <= self._low_water:
+        if self.room_matters and len(ready) <= self._low_water:
             self.room_made.set()
 
     def _try_suspects(self) -> None:
@@ -206,9 +209,10 @@ class Runner:
             token=leased.token,
             is_value=message.is_value,
         )
+        if not self.running:
+            self.idle.clear()
         self.running += 1
         self._started += 1
-        self.idle.clear()
         leased.phase = RUNNING
         if self.tally is not None:
             self.tally.started(leased)
@@ -231,23 +235,28 @@ class Runner:
     ) -> None:
         """See a task through; `task` is the one of asyncio that this runs in, None: its own."""
         running.set(Around(leased, info, self._surroundings, self._progress.tell))
+        options = leased.message.options
+        record: Any
         try:
             if leased.crashes and not await self._mark(leased):
                 return
             # The mark may have taken long, or a handler has blocked the loop since it got its slot.
-            if leased.stop is None and (late := self._too_late(leased)) is not None:
-                self._finish(leased, late)
+            maybe = leased.stop is None and (options is not None or boot_s() >= leased.expires)
+            if maybe and (record := self._too_late(leased)) is not None:
+                self._finish(leased, record)
                 return
             if leased.stop is None:
                 leased.task = task or asyncio.current_task()
-                limit = self._timeout_of(leased)
+                limit = self._default_timeout if options is None else self._timeout_of(leased)
                 if limit is not None and not way.minds_timeout:
                     self._limits.add(leased, limit)
                 value = await way.invoke(info, limit)
                 leased.task = None
                 if value is not None and type(value) in outcome.NEVER_RUN:
                     raise outcome.never_run(value)
-                record: Any = self._done(leased, value)
+                record = Done(leased.id, leased.token)
+                if options is not None and options.retention_us is not None:
+                    record = Done(*leased.held, options.retention_us, encode_result(value))
             else:
                 record = self._stopped(leased, asyncio.CancelledError())
         except BaseException as error:
@@ -289,9 +298,10 @@ class Runner:
                 self.tally.settled(leased, None)
             leased.lane.drop(leased)
         else:
-            self.settle(leased, record)
+            self._settlers[leased.lane.queue].add(leased, record)
         self.running -= 1
-        self._see_suspect_end()
+        if self._suspects.alone is not None:
+            self._see_suspect_end()
         if not self._pump.at_work:
             self._start_some()
 
@@ -306,12 +316,6 @@ class Runner:
             self._start_some()
 
     # Ends.
-
-    def _done(self, leased: Leased, value: Any) -> Any:
-        options = leased.message.options
-        if options is None or options.retention_us is None:
-            return Done(leased.id, leased.token)
-        return Done(leased.id, leased.token, options.retention_us, encode_result(value))
 
     def _stopped(self, leased: Leased, error: BaseException) -> Any:
         """The record for a handler that raised; None when there is nothing to say."""

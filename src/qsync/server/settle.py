@@ -88,11 +88,9 @@ class Settler:
         """Settle entries; returns those that the store did not take."""
         parts: list[tuple[str, Sequence[Entry]]] = []
         calls: list[Call[list[ops.Outcome]]] = []
-        by_kind: dict[type, list[Entry]] = {}
-        for entry in entries:
-            by_kind.setdefault(type(entry[1]), []).append(entry)
-        for kind, chosen in by_kind.items():
+        for kind in dict.fromkeys([type(record) for _, record in entries]):
             verb, operation = _VERBS[kind]
+            chosen = [entry for entry in entries if type(entry[1]) is kind]
             for part in _parts(kind, chosen):
                 parts.append((verb, part))
                 calls.append(operation(self.lane.keys, [record for _, record in part]))
