@@ -143,14 +143,14 @@ unusual = unusual or #lapsed > 0
 
 -- 3 lease
 local ids, messages, lost = {}, {}, {}
-local bytes, at, full = 0, 0, wanted == 0 or paused == 1
+local taken, bytes, at, full = 0, 0, 0, wanted == 0 or paused == 1
 local waiting -- how many tasks there were, once all have been seen
-while #ids < wanted and not full do
+while taken < wanted and not full do
   if #lost >= limit then
     more = 1
     break
   end
-  local size = math.min(50, wanted - #ids)
+  local size = math.min(50, wanted - taken)
   local chunk = redis.call('ZRANGE', k.pending, at, at + size - 1)
   at = at + #chunk
   if #chunk < size then
@@ -164,13 +164,12 @@ while #ids < wanted and not full do
     local body = bodies[i]
     if not body then
       lost[#lost + 1] = id
-    elseif #ids > 0 and bytes + #body > max_bytes then
+    elseif taken > 0 and bytes + #body > max_bytes then
       full = true
       break
     else
-      bytes = bytes + #body
-      ids[#ids + 1] = id
-      messages[#messages + 1] = body
+      taken, bytes = taken + 1, bytes + #body
+      ids[taken], messages[taken] = id, body
     end
   end
 end
@@ -183,7 +182,7 @@ if #ids > 0 then
   redis.call('ZREM', k.pending, unpack(ids))
   local leases, owners, expiry = {}, {}, now + lease
   for i, id in ipairs(ids) do
-    leases[2 * i - 1], leases[2 * i] = whole(expiry + i - 1), id
+    leases[2 * i - 1], leases[2 * i] = expiry + i - 1, id
     owners[2 * i - 1], owners[2 * i] = id, token
   end
   redis.call('ZADD', k.active, unpack(leases))

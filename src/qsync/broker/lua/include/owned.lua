@@ -5,7 +5,7 @@
 -- it ended or was handed back) or 'lost' (somebody else owns it); and how many are lost.
 local function owned(owner_key, args, first, stride)
   local total = (#args - first + 1) / stride
-  local held, held_ids, replies, lost = {}, {}, {}, 0
+  local held, held_ids, replies, kept, lost = {}, {}, {}, 0, 0
   if total == 0 then
     return held, held_ids, replies, lost
   end
@@ -20,8 +20,8 @@ local function owned(owner_key, args, first, stride)
       replies[i] = 'done'
     elseif owner == args[first + stride * (i - 1) + 1] then
       replies[i] = 'ok'
-      held[#held + 1] = i
-      held_ids[#held_ids + 1] = id
+      kept = kept + 1
+      held[kept], held_ids[kept] = i, id
       seen[id] = true
     else
       replies[i] = 'lost'
