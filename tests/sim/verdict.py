@@ -228,6 +228,7 @@ class Verdict:
             "timed out" in error
             or ("no server knew it for an hour" in error and self.ledger.forgetful)
             or kind == "skip"
+            or (kind == "nested" and "no child" in error)  # the store had no memory for it
             or (kind in ("fail", "again", "gives_up") and times > wanted.retry)
         ):
             self.find(f"{wanted.id} of kind {kind} is dead: {error} {wanted}")
