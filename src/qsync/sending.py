@@ -385,6 +385,8 @@ class Batcher(Generic[T, U]):
         self._size = size
         self._calls = calls
         self._most = most
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """That of the first who asks. Others must not: who has the batcher sees to that."""
         self._items: list[T] = []
         self._futures: list[asyncio.Future[U]] = []
         self._sender: asyncio.Task[None] | None = None
@@ -395,7 +397,10 @@ class Batcher(Generic[T, U]):
         """The reply, to be awaited at once. Cancelling that disturbs no other, and may come too
         late to matter.
         """
-        future: asyncio.Future[U] = asyncio.get_running_loop().create_future()
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        future: asyncio.Future[U] = loop.create_future()
         self._items.append(item)
         self._futures.append(future)
         if self._sender is not None or self._alone is not None:
