@@ -17,6 +17,9 @@ from benchmarks.table import PYTHON, Peer
 PATIENCE = 60.0
 """The longest that one part of a round may take, seconds."""
 
+AGAIN = 0.01
+"""So large a share of the tasks may have been run more than once, which at least once allows."""
+
 
 class PeerFailed(Exception):
     """A peer did not do the work; the text says what it did."""
@@ -75,7 +78,8 @@ def report_of(server: subprocess.Popen[bytes], variables: Mapping[str, str]) -> 
     time.sleep(0.3)
     report = dict(json.loads(path.read_text()))
     expected = int(variables["BENCH_EXPECTED"])
-    if report["runs"] != expected:
+    report["again"] = report["runs"] - expected
+    if report["again"] > expected * AGAIN:
         raise PeerFailed(f"{report['runs']} runs of {expected} tasks")
     return report
 

@@ -34,13 +34,16 @@ def run(peer: Peer, store: Store, *, first: bool, scale: float = 1.0) -> dict[st
             # In steps of a twentieth, shared out among a hundred callers.
             measured |= produce(peer, "memory", variables, count=20 * _scaled(WAITING // 20, scale))
         drains: dict[str, float] = {}
+        again = 0
         for threads in peer.threads or (None,):
             store.flush()
-            measured |= _drain(peer, variables, _scaled(peer.drain, scale), threads)
+            drained = _drain(peer, variables, _scaled(peer.drain, scale), threads)
+            again += drained.pop("again")
+            measured |= drained
             drains[f"{threads or 'own'}"] = measured["drain"]
             report.unlink()
             first_run_mark(report).unlink()
-        measured |= {"drain": max(drains.values()), "drain_by_threads": drains}
+        measured |= {"drain": max(drains.values()), "drain_by_threads": drains, "again": again}
         store.flush()
         measured |= _latency(peer, variables, _scaled(LATENCIES, scale))
     return measured
@@ -53,7 +56,7 @@ def _drain(
     measured = produce(peer, "fill", variables, count=count)
     with serving(peer, variables, threads) as server:
         report = report_of(server, variables)
-    return {**measured, "drain": count / (report["ns"] / 1e9)}
+    return {**measured, "drain": count / (report["ns"] / 1e9), "again": report["again"]}
 
 
 def _latency(peer: Peer, variables: dict[str, str], count: int) -> dict[str, Any]:
