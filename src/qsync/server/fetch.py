@@ -334,7 +334,8 @@ class Fetcher:
                 lane.wanted = 0
                 self._flights.pop(lane.queue, None)
             self._kick.set()
-        if self._runs:  # before handlers have their turn: while they run the store is to work too
+        if self._runs and any(lane.full for lane, _ in group):
+            # There is more: before handlers have their turn, so that the store works meanwhile.
             self._step()
 
     def _call(self, lane: Lane, wanted: int) -> Call[Fetched]:
