@@ -68,7 +68,7 @@ def bench(
     """Measure what this machine makes of qsync, beside the floor that it stands on.
 
     The server under test has a process of its own, and so has the store. Of three rounds the
-    middle one counts. Nothing else should run meanwhile: it takes about three minutes.
+    middle one counts. Nothing else should run meanwhile: it takes about five minutes.
     """  # fmt: skip
     # Rich takes long to import, and the other commands do without.
     from rich.console import Console
