@@ -20,7 +20,6 @@ from qsync.task import (
     Task,
     has_options,
     new_id,
-    new_ids,
     new_nonce,
     outgoing,
     payload_of,
@@ -161,15 +160,12 @@ class Bulk(Generic[T]):
                 msg = f"tasks[{at}]: {error}"
                 raise InvalidTask(msg) from error
 
-    def places(self) -> dict[str, Sequence[int]]:
+    def places(self) -> dict[str, list[int]]:
         """For each queue where its tasks are, in order."""
-        queues = [task.queue for task in self._tasks]
-        if len(set(queues)) == 1:
-            return {queues[0]: range(len(queues))}
         places: dict[str, list[int]] = {}
-        for at, queue in enumerate(queues):
-            places.setdefault(queue, []).append(at)
-        return {**places}
+        for at, task in enumerate(self._tasks):
+            places.setdefault(task.queue, []).append(at)
+        return places
 
     def trips(
         self, keys: QueueKeys, places: Sequence[int], lent: Lent, wait: Wait | None, *, calls: int
@@ -209,18 +205,11 @@ class Bulk(Generic[T]):
         return self._nonces.get(at, self._nonce)
 
     def _seal(self, places: Sequence[int]) -> list[Outgoing]:
-        made, tasks, payloads, nonces = self._sealed, self._tasks, self._payloads, self._nonces
-        nonce, ids = self._nonce, new_ids(len(places))
-        outgoing = []
-        for at, id in zip(places, ids, strict=True):
-            task = tasks[at]
-            outgoing.append(
-                made[at]
-                or sealed_plain(
-                    task, payloads[at], nonces.get(at, nonce), task.id or id, task.queue
-                )
-            )
-        return outgoing
+        made, tasks, payloads, nonce_of = self._sealed, self._tasks, self._payloads, self._nonce_of
+        return [
+            made[at] or sealed_plain(tasks[at], payloads[at], nonce_of(at), tasks[at].queue)
+            for at in places
+        ]
 
     def _make_handles(self) -> None:
         handle, handles = self._handle, self._handles
@@ -397,10 +386,9 @@ class Batcher(Generic[T, U]):
         """The reply, to be awaited at once. Cancelling that disturbs no other, and may come too
         late to matter.
         """
-        loop = self._loop
-        if loop is None:
-            loop = self._loop = asyncio.get_running_loop()
-        future: asyncio.Future[U] = loop.create_future()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        future: asyncio.Future[U] = self._loop.create_future()
         self._items.append(item)
         self._futures.append(future)
         if self._sender is not None or self._alone is not None:
@@ -463,10 +451,7 @@ class Batcher(Generic[T, U]):
 
     def _count(self) -> int:
         """How many of the items go in the next batch."""
-        some = self._items[: ops.BATCH]
-        if self._calls == 1 and sum(map(self._size, some)) <= self._most:
-            return len(some)
-        runs = ops.batches(self._items, self._size, self._most)
+        runs = ops.batches(self._items[: self._calls * ops.BATCH], self._size, self._most)
         count = len(next(runs))
         if self._calls > 1:
             room = ops.BATCH_BYTES - sum(map(self._size, self._items[:count]))

@@ -356,14 +356,11 @@ def new_id() -> str:
     try:
         return _ids.pop()
     except IndexError:
-        _ids.extend(new_ids(256))
-        return _ids.pop()
-
-
-def new_ids(count: int) -> list[str]:
-    """As many of them."""
-    drawn = base64.urlsafe_b64encode(os.urandom(33 * ((count + 1) // 2))).decode()
-    return [drawn[at : at + 22] for at in range(0, 22 * count, 22)]
+        drawn = base64.urlsafe_b64encode(os.urandom(33 * 128)).decode()
+        fresh = [drawn[at : at + 22] for at in range(0, len(drawn), 22)]
+        id = fresh.pop()
+        _ids.extend(fresh)
+        return id
 
 
 def _forget_drawn() -> None:
@@ -380,10 +377,7 @@ def outgoing(
     task: Task, nonce: bytes, *, queue: str | None = None, payload_limit: int = PAYLOAD_LIMIT
 ) -> Outgoing:
     """Encode a task for the store; InvalidTask when its payload does not fit."""
-    payload = payload_of(task, payload_limit)
-    if queue is None and not has_options(task):
-        return sealed_plain(task, payload, nonce, task.id or new_id(), task.queue)
-    return sealed(task, payload, nonce, queue=queue)
+    return sealed(task, payload_of(task, payload_limit), nonce, queue=queue)
 
 
 def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:
@@ -401,7 +395,7 @@ def sealed(task: Task, payload: bytes, nonce: bytes, *, queue: str | None = None
     """A task ready to be sent; what may be wrong with it is its payload and its options."""
     queue = task.queue if queue is None else check_name("queue", queue)
     if not has_options(task):
-        return sealed_plain(task, payload, nonce, task.id or new_id(), queue)
+        return sealed_plain(task, payload, nonce, queue)
     is_value = not isinstance(task.payload, _BYTES)
     options = options_of(task)
     lock = _lock(task, payload) if options.window_us is not None else ""
@@ -421,11 +415,11 @@ def sealed(task: Task, payload: bytes, nonce: bytes, *, queue: str | None = None
     )
 
 
-def sealed_plain(task: Task, payload: bytes, nonce: bytes, id: str, queue: str) -> Outgoing:
-    """As `sealed`, for a task without options, which gets this id: nothing is wrong with it."""
+def sealed_plain(task: Task, payload: bytes, nonce: bytes, queue: str) -> Outgoing:
+    """As `sealed`, for a task without options: nothing is wrong with it."""
     is_value = not isinstance(task.payload, _BYTES)
     tail = _Tail(nonce, task.type, payload, is_value, task.retry, None)
-    return Outgoing(id, queue, codec.seal(tail), "", "", "", 0, None)
+    return Outgoing(task.id or new_id(), queue, codec.seal(tail), "", "", "", 0, None)
 
 
 def _encode_payload(value: object) -> bytes:

@@ -122,6 +122,9 @@ def batches(
     items: Sequence[Any], size: Callable[[Any], int], most: int = BATCH_BYTES
 ) -> Iterator[Sequence[Any]]:
     """Cut items into runs of at most BATCH and `most` bytes, one item at least."""
+    if 0 < len(items) <= BATCH and sum(map(size, items)) <= most:
+        yield items
+        return
     start = total = 0
     for at, item in enumerate(items):
         amount = size(item)
@@ -595,7 +598,7 @@ def _fetched(reply: Any) -> Fetched:
         ids=[id.decode() for id in ids],
         messages=messages,
         failures=failures,
-        crashes=[0 if text is None else crash_count(text) for text in crashes],
+        crashes=[crash_count(text) for text in crashes],
         own_lapsed=[_text(id) for id in own],
         paused=bool(paused),
         generation=_text(generation),

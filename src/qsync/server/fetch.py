@@ -26,7 +26,7 @@ from qsync.server.config import Config
 from qsync.server.lane import Asked, Lane, Leased, boot_s
 from qsync.server.run import Runner
 from qsync.server.share import Shares, interleave
-from qsync.task import NO_FAILURE, decode_failure, decode_message
+from qsync.task import decode_failure, decode_message
 
 log = logging.getLogger("qsync.server")
 
@@ -438,8 +438,7 @@ class Fetcher:
                 kill = outcome.undecodable(id, token, str(error), fetched.now_us)
                 self._runner.settle_unread(lane, kill)
                 continue
-            failure = NO_FAILURE if record is None else decode_failure(record)
-            one = Leased(lane, id, token, message, failure, crashes, sent, expires)
+            one = Leased(lane, id, token, message, decode_failure(record), crashes, sent, expires)
             if message.options is not None and message.options.fairness_key is not None:
                 self._runner.keyed = True
             held[id] = one

@@ -117,11 +117,11 @@ def _in_thread(handler: Handler, threads: ThreadPool) -> Invoke:
 
 
 def _wrap(middleware: Middleware, inner: Invoke) -> Invoke:
-    def invoke(info: TaskInfo, limit: float | None) -> Awaitable[Any]:
+    async def invoke(info: TaskInfo, limit: float | None) -> Any:
         def call_next(task: TaskInfo | None = None) -> Awaitable[Any]:
             return inner(info if task is None else task, limit)
 
-        return middleware(info, call_next)
+        return await middleware(info, call_next)
 
     return invoke
 

@@ -235,28 +235,23 @@ class Runner:
     ) -> None:
         """See a task through; `task` is the one of asyncio that this runs in, None: its own."""
         running.set(Around(leased, info, self._surroundings, self._progress.tell))
-        options = leased.message.options
-        record: Any
         try:
             if leased.crashes and not await self._mark(leased):
                 return
             # The mark may have taken long, or a handler has blocked the loop since it got its slot.
-            maybe = leased.stop is None and (options is not None or boot_s() >= leased.expires)
-            if maybe and (record := self._too_late(leased)) is not None:
-                self._finish(leased, record)
+            if leased.stop is None and (late := self._too_late(leased)) is not None:
+                self._finish(leased, late)
                 return
             if leased.stop is None:
                 leased.task = task or asyncio.current_task()
-                limit = self._default_timeout if options is None else self._timeout_of(leased)
+                limit = self._timeout_of(leased)
                 if limit is not None and not way.minds_timeout:
                     self._limits.add(leased, limit)
                 value = await way.invoke(info, limit)
                 leased.task = None
                 if value is not None and type(value) in outcome.NEVER_RUN:
                     raise outcome.never_run(value)
-                record = Done(leased.id, leased.token)
-                if options is not None and options.retention_us is not None:
-                    record = Done(*leased.held, options.retention_us, encode_result(value))
+                record: Any = self._done(leased, value)
             else:
                 record = self._stopped(leased, asyncio.CancelledError())
         except BaseException as error:
@@ -298,10 +293,9 @@ class Runner:
                 self.tally.settled(leased, None)
             leased.lane.drop(leased)
         else:
-            self._settlers[leased.lane.queue].add(leased, record)
+            self.settle(leased, record)
         self.running -= 1
-        if self._suspects.alone is not None:
-            self._see_suspect_end()
+        self._see_suspect_end()
         if not self._pump.at_work:
             self._start_some()
 
@@ -316,6 +310,12 @@ class Runner:
             self._start_some()
 
     # Ends.
+
+    def _done(self, leased: Leased, value: Any) -> Any:
+        options = leased.message.options
+        if options is None or options.retention_us is None:
+            return Done(leased.id, leased.token)
+        return Done(leased.id, leased.token, options.retention_us, encode_result(value))
 
     def _stopped(self, leased: Leased, error: BaseException) -> Any:
         """The record for a handler that raised; None when there is nothing to say."""
