@@ -130,11 +130,18 @@ class Live:
 @contextlib.asynccontextmanager
 async def serving(app: ASGIApp) -> AsyncIterator[str]:
     """The app over HTTP on a free port, by its URL."""
-    bound = socket.socket()
-    bound.bind((HOST, 0))
     config = uvicorn.Config(
         app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1
     )
+    async with quiet_server(config) as port:
+        yield f"http://localhost:{port}"
+
+
+@contextlib.asynccontextmanager
+async def quiet_server(config: uvicorn.Config) -> AsyncIterator[int]:
+    """A server of uvicorn on a free port that leaves the signals alone, by its port."""
+    bound = socket.socket()
+    bound.bind((HOST, 0))
     server = _Server(config)
     running = asyncio.create_task(server.serve(sockets=[bound]))
     while not server.started:
@@ -142,7 +149,7 @@ async def serving(app: ASGIApp) -> AsyncIterator[str]:
             running.result()
         await asyncio.sleep(0.01)
     try:
-        yield f"http://localhost:{bound.getsockname()[1]}"
+        yield bound.getsockname()[1]
     finally:
         server.should_exit = True
         await running

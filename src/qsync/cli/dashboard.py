@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -31,6 +32,8 @@ PATIENCE_S: Final = 5.0
 
 SHUTDOWN_S: Final = 3
 """How long requests may go on after a stop."""
+
+Network = IPv4Network | IPv6Network
 
 LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 
@@ -72,6 +75,15 @@ def dashboard(
             help="The path at which a proxy has it, which the proxy takes off: /qsync, say.",
         ),
     ] = "",
+    trust_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS", show_default=False,
+            help="IP address or network (10.0.0.0/8) of a proxy in front of the dashboard. Its "
+            "X-Forwarded-Proto and X-Forwarded-For are believed: cookies are Secure behind TLS, "
+            "and wrong tokens count for the user's address. Repeatable.",
+        ),
+    ] = None,
     mask: Annotated[
         str | None,
         typer.Option(
@@ -93,6 +105,7 @@ def dashboard(
     _check_installed()
     from qsync.web.access import is_loopback
 
+    proxies = [_network(given) for given in trust_proxy or ()]
     token = token or None
     local = is_loopback(host)
     if token is None and not local:
@@ -115,7 +128,7 @@ def dashboard(
         mode = "actions allowed" if allow_actions else "read-only"
         place = f"http://{shown}:{bound.getsockname()[1]}{root_path}"
         typer.echo(f"qsync dashboard: {place} ({mode}), of {connections}, prefix {name}", err=True)
-        _serve(app, bound, root_path)
+        _serve(app, bound, root_path, proxies)
     finally:
         bound.close()
         connections.close()
@@ -157,21 +170,39 @@ def _bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _serve(app: Dashboard, bound: socket.socket, root_path: str) -> None:
+def _network(given: str) -> Network:
+    """Read the value of --trust-proxy."""
+    try:
+        return ip_network(given)
+    except ValueError as error:
+        fail(f"--trust-proxy {given}: {error}; give an IP address or a network, such as 10.1.2.3 "
+             "or 10.0.0.0/8", WRONG)  # fmt: skip
+
+
+def _serve(
+    app: Dashboard, bound: socket.socket, root_path: str, proxies: Sequence[Network]
+) -> None:
     """Serve until SIGTERM or SIGINT."""
     import uvicorn
 
+    from qsync.web.connection_limits import CONNECTIONS, ConnectionLimits
+
+    limits = ConnectionLimits(proxies=proxies)
     config = uvicorn.Config(
-        app,
+        limits.watch(app),
         root_path=root_path.rstrip("/"),
         access_log=False,
         log_config=None,
         log_level="warning",
         server_header=False,
-        # Whoever is on this machine could say that he is somebody else, and try tokens as such.
-        proxy_headers=False,
+        # Only of a proxy that was named: any client can send these headers, and so try tokens
+        # under the addresses of others.
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=[str(proxy) for proxy in proxies],
         timeout_graceful_shutdown=SHUTDOWN_S,
-        limit_concurrency=200,
+        http=limits.protocol(),
+        # It counts connections too, which `limits` keeps below: this bounds running requests.
+        limit_concurrency=2 * CONNECTIONS,
         h11_max_incomplete_event_size=64 * 1024,
         ws="none",
     )

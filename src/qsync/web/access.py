@@ -6,6 +6,8 @@ import hashlib
 import hmac
 import inspect
 import ipaddress
+import logging
+import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
@@ -17,12 +19,17 @@ from starlette.responses import PlainTextResponse, Response
 
 from qsync.errors import ConfigError
 
+log = logging.getLogger("qsync.web")
+
 Answer = bool | str | Response | None
 Auth = Callable[[Request], Answer | Awaitable[Answer]]
 """Of the host app: True or the user's name lets in; a Response is sent instead; else nobody."""
 
 COOKIE: Final = "qsync_session"
 SESSION_S: Final = 7 * 86_400
+SESSIONS: Final = 10_000
+"""Most sessions at a time; a new one ends the oldest."""
+
 SHORTEST_TOKEN: Final = 16
 
 TRIES: Final = 5
@@ -98,8 +105,9 @@ class TokenAccess:
             msg = f"token: it has {len(token)} characters; {SHORTEST_TOKEN} is the least"
             raise ConfigError(msg)
         self._hash = _hash(token)
-        self._key = hashlib.sha256(b"qsync dashboard session\0" + token.encode()).digest()
+        self._sessions: OrderedDict[str, float] = OrderedDict()
         self._tries = Tries(clock)
+        self._has_warned = False
 
     async def admit(self, request: Request) -> str | Response:
         """Whoever has a session, or the token in the header Authorization."""
@@ -120,20 +128,38 @@ class TokenAccess:
         if hmac.compare_digest(_hash(given), self._hash):
             return None
         self._tries.failed(address)
+        self._warn_of_proxy(request, address)
         return Response(status_code=401)
 
+    def _warn_of_proxy(self, request: Request, address: str) -> None:
+        """Say once that wrong tokens are counted for a proxy, and so for everybody behind it."""
+        forwarded = request.headers.get("x-forwarded-for")
+        if forwarded and address not in forwarded and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "a wrong token came through a proxy at %s, and wrong tokens lock out an address: "
+                "to count those of each user apart, start with --trust-proxy %s",
+                address, address,
+            )  # fmt: skip
+
     def session(self, *, now: float | None = None) -> str:
-        """A value of the cookie that lets in from now on for a week."""
-        until = str(int(time.time() if now is None else now) + SESSION_S)
-        return f"{until}.{self._sign(until)}"
+        """Begin a session of a week; returns the value of its cookie.
+
+        Sessions are kept in memory, so that one that was ended stays ended: a restart ends all.
+        """
+        until = int(time.time() if now is None else now) + SESSION_S
+        value = f"{until}.{secrets.token_urlsafe(32)}"
+        self._sessions[value] = until
+        if len(self._sessions) > SESSIONS:
+            self._sessions.popitem(last=False)
+        return value
+
+    def end_session(self, request: Request) -> None:
+        """Refuse the cookie of the request from now on."""
+        self._sessions.pop(request.cookies.get(COOKIE, ""), None)
 
     def _is_session(self, value: str) -> bool:
-        until, _, signature = value.partition(".")
-        signed = hmac.compare_digest(self._sign(until).encode(), signature.encode())
-        return signed and until.isascii() and until.isdigit() and time.time() < int(until)
-
-    def _sign(self, until: str) -> str:
-        return hmac.new(self._key, until.encode(errors="replace"), hashlib.sha256).hexdigest()
+        return time.time() < self._sessions.get(value, 0.0)
 
 
 def _hash(text: str) -> bytes:
@@ -149,27 +175,29 @@ class Tries:
 
     def wait(self, address: str) -> float:
         """How many seconds the address has to wait; 0 when it may try."""
-        times = self._failed.get(_net(address))
+        times = self._failed.get(network_of(address))
         if times is None or len(times) < TRIES:
             return 0.0
         return max(0.0, times[0] + WINDOW_S - self._clock())
 
     def failed(self, address: str) -> None:
         """One more from there."""
-        net = _net(address)
+        net = network_of(address)
         self._failed.setdefault(net, deque(maxlen=TRIES)).append(self._clock())
         self._failed.move_to_end(net)
         if len(self._failed) > ADDRESSES:
             self._failed.popitem(last=False)
 
 
-def _net(address: str) -> str:
+def network_of(address: str) -> str:
     """What one attacker has: an IPv4 address, or the /64 of an IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return address[:64]
     if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
         return str(ipaddress.ip_network((parsed, 64), strict=False))
     return str(parsed)
 

@@ -27,7 +27,7 @@ from qsync.inspector import Inspector
 from qsync.web import dead, many, overview, queues, schedules, servers, tasks, watch, work
 from qsync.web.access import Auth, Nobody, access_of
 from qsync.web.guard import Guard, Rules, sign_in_of
-from qsync.web.login import SignIn, sign_out
+from qsync.web.login import SignIn
 from qsync.web.sampler import Sampler
 from qsync.web.site import Mask, Site, make_environment
 
@@ -95,7 +95,7 @@ class Dashboard(Starlette):
         access = sign_in_of(rules.access)
         sign_in = SignIn(access, site.environment) if access is not None else None
         super().__init__(
-            routes=_routes(site),
+            routes=_routes(site, sign_in),
             middleware=[Middleware(_guard, rules=rules, sign_in=sign_in)],
             exception_handlers={HTTPException: _bind(site, _not_found)},
             lifespan=_lifespan,
@@ -166,13 +166,11 @@ def _guard(app: Any, *, rules: Rules, sign_in: SignIn | None) -> Guard:
     return Guard(app, rules, sign_in)
 
 
-def _routes(site: Site) -> list[Route]:
-    async def leave(site: Site, request: Request) -> Response:
-        return sign_out(request)
-
+def _routes(site: Site, sign_in: SignIn | None) -> list[Route]:
     found = [Route(path, _bind(site, view), methods=["GET"]) for path, view in VIEWS.items()]
-    posts = {**ACTIONS, "/logout": leave} if site.signs_in else ACTIONS
-    found += [Route(path, _bind(site, view), methods=["POST"]) for path, view in posts.items()]
+    found += [Route(path, _bind(site, view), methods=["POST"]) for path, view in ACTIONS.items()]
+    if sign_in is not None:
+        found.append(Route("/logout", sign_in.sign_out, methods=["POST"]))
     folder = files("qsync.web") / "static"
     for name, kind in STATIC.items():
         data = (folder / name).read_bytes()

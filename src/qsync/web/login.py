@@ -60,18 +60,29 @@ class SignIn:
             self._access.session(),
             max_age=SESSION_S,
             path=root or "/",
-            secure=request.url.scheme == "https",
+            secure=is_secure(request),
+            httponly=True,
+            samesite="strict",
+        )
+        return response
+
+    def sign_out(self, request: Request) -> Response:
+        """End the session, here and in the browser."""
+        self._access.end_session(request)
+        response = RedirectResponse(root_of(request) + "/", 303)
+        response.delete_cookie(
+            COOKIE,
+            path=root_of(request) or "/",
+            secure=is_secure(request),
             httponly=True,
             samesite="strict",
         )
         return response
 
 
-def sign_out(request: Request) -> Response:
-    """The session has ended in this browser."""
-    response = RedirectResponse(root_of(request) + "/", 303)
-    response.delete_cookie(COOKIE, path=root_of(request) or "/", httponly=True, samesite="strict")
-    return response
+def is_secure(request: Request) -> bool:
+    """Return whether the browser speaks TLS, with us or with a proxy that is trusted."""
+    return request.url.scheme == "https"
 
 
 def root_of(request: Request) -> str:

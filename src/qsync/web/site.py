@@ -19,7 +19,7 @@ from qsync import codec
 from qsync.inspector import Inspector
 from qsync.state import TaskState
 from qsync.version import __version__
-from qsync.web.login import root_of
+from qsync.web.login import is_secure, root_of
 from qsync.web.params import AGES, Fields, parse_form
 from qsync.web.sampler import Sampler
 from qsync.web.texts import FILTERS, visible
@@ -95,7 +95,9 @@ class Site:
         )
         response = HTMLResponse(text, status)
         if flash is not None:
-            response.delete_cookie(FLASH, path=root_of(request) or "/", httponly=True)
+            response.delete_cookie(
+                FLASH, path=root_of(request) or "/", secure=is_secure(request), httponly=True
+            )
         return response
 
     def go(
@@ -109,6 +111,7 @@ class Site:
             base64.urlsafe_b64encode(flash).decode().rstrip("="),
             max_age=FLASH_S,
             path=root_of(request) or "/",
+            secure=is_secure(request),
             httponly=True,
             samesite="strict",
         )
