@@ -21,7 +21,7 @@ from qsync.broker.call import Call
 from qsync.broker.shell import OWN, AsyncBroker, Broker, Patience
 from qsync.broker.views import Shown
 from qsync.errors import ConfigError, QsyncError, ResultTimeout, StoreUnavailable
-from qsync.keys import GlobalKeys, QueueKeys
+from qsync.keys import GlobalKeys, QueueKeys, server_of_token
 from qsync.sending import Batcher, UnderWay
 from qsync.task import Duration, Result, TaskStatus, to_us
 from qsync.waiting import (
@@ -232,7 +232,7 @@ class _AnyTracker:
 
         One that is lost costs time only: the server learns of it when it renews the lease.
         """
-        server = token.rpartition("/")[0]
+        server = server_of_token(token)
         order = codec.encode(["cancel", queue, id])
         return ops.send(self._global_keys, server, order, ttl_ms=ORDER_TTL_MS)
 

@@ -18,7 +18,7 @@ from qsync import schedule
 from qsync.broker import faults, shell
 from qsync.broker.durable import evalsha
 from qsync.broker.faults import Fault
-from qsync.server import heartbeat, periodic
+from qsync.server import heartbeat, periodic, server
 from qsync.server import lane as lane_module
 from qsync.server.fetch import Fetcher
 from qsync.server.heartbeat import Heartbeat
@@ -65,6 +65,11 @@ def fetch_not_repeated_nor_mended() -> Iterator[None]:
 
     with exchanged(Fetcher, "_call", call), exchanged(Fetcher, "_mend", nothing):
         yield
+
+
+def lives_share_their_leases() -> contextlib.AbstractContextManager[None]:
+    """A server whose name is used again takes what the one before it leased for its own."""
+    return exchanged(server, "holder_of", lambda given, server_id: server_id)
 
 
 def noscript_not_handled() -> contextlib.AbstractContextManager[None]:
@@ -272,7 +277,7 @@ MUTANTS: Final[dict[str, Plant]] = named(
     fetches_left_open_at_shutdown, ticks_by_own_clock, enqueue_not_kept,
     promoted_and_forgotten, crash_not_counted, lock_outlives_death,
     due_tasks_moved_in_two_steps, retry_without_token, lease_by_own_clock,
-    fetch_without_number, tick_id_without_time,
+    fetch_without_number, tick_id_without_time, lives_share_their_leases,
 )  # fmt: skip
 
 

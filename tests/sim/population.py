@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import random
 import signal
 from typing import Any, Final, Protocol
@@ -58,6 +59,7 @@ class Population:
     def __init__(self, world: World) -> None:
         self.world = world
         self.servers: list[Proc] = []
+        self.hosts: dict[Proc, str] = {}
         self.others: list[Proc] = []
         self.clients: list[asyncio.Task[Any]] = []
         self.stopping = False
@@ -108,21 +110,33 @@ class Population:
             max_crashes=MAX_CRASHES,
             on_error=handlers.on_error,
             shutdown_timeout=world.rng.choice((0.0, 0.5, 3.0)),
+            server_id=self._host(process),
         )
-        world.ledger.servers[server.id] = process
+        world.ledger.servers[server.holder] = process
         try:
             await server.run()
         except Exception as error:
             if server.broken or not process.troubled(0.0, world.loop.now):
                 world.ledger.find(f"{process.name} ended by {type(error).__name__}: {error}")
         else:
-            self._check_left(process, server.id)
+            self._check_left(process, server.holder)
         process.crash()  # the process exits
         world.network.died(process, at_once=True)
         if not self.stopping:
             self._restart_later(types)
 
-    def _check_left(self, process: Proc, server_id: str) -> None:
+    def _host(self, process: Proc) -> str | None:
+        """The name that the server gets from its host: in every other history without a supervisor
+        the lowest that no living server has, so that names are used again."""
+        if self.world.profile.supervised or self.world.seed % 2:
+            return None
+        taken = {self.hosts.get(one) for one in self.servers if one.alive and one is not process}
+        self.hosts[process] = next(
+            name for at in itertools.count() if (name := f"host-{at}") not in taken
+        )
+        return self.hosts[process]
+
+    def _check_left(self, process: Proc, holder: str) -> None:
         """A server that was told to stop, and that nothing befell, leaves no leases behind."""
         world = self.world
         if process.troubled((process.told_to_stop or 0.0) - SWEEP, world.loop.now):
@@ -131,7 +145,7 @@ class Population:
             lease = entry.lease
             if lease is None or lease.expires_us <= world.network.store.now_us:
                 continue
-            if lease.token.startswith(f"{server_id}/"):
+            if lease.token.startswith(f"{holder}/"):
                 world.ledger.find(f"{process.name} stopped and left a lease of {entry.id}")
 
     def crash(self, process: Proc) -> None:

@@ -9,9 +9,9 @@ from qsync.broker import views
 from qsync.errors import InvalidTask
 from qsync.inspector.live import Live
 from qsync.inspector.reasons import Facts, duplicate_of, explain, not_found
-from qsync.inspector.rows import look, server_of
+from qsync.inspector.rows import look
 from qsync.inspector.values import Explanation
-from qsync.keys import check_id
+from qsync.keys import check_id, holder_of_token
 from qsync.task import Task, new_nonce, outgoing
 
 MOST_MEASURE_S: Final = 5.0
@@ -42,7 +42,8 @@ class Explaining(Live):
         if shown is None:
             return not_found(id, queue)
         looked = look(id, shown)
-        call = views.locate(keys, id, lock=looked.options.lock or "", server=server_of(shown) or "")
+        holder = holder_of_token(shown.owner or "")
+        call = views.locate(keys, id, lock=looked.options.lock or "", server=holder)
         located = await self._broker.run(call)
         rate = self._note_rate(queue, located.ended)
         if rate is None and located.rank and measure:

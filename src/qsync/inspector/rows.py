@@ -22,6 +22,7 @@ from qsync.broker.views import (
     progress_of,
 )
 from qsync.inspector.values import Filter, Pause, TaskRow
+from qsync.keys import server_of_token
 from qsync.state import TaskState
 from qsync.task import Failure, Message, Options, decode_failure
 
@@ -109,8 +110,8 @@ def row_of(queue: str, task: Looked) -> TaskRow:
 
 
 def server_of(shown: Shown) -> str | None:
-    """The server that holds the lease; the token is `<server id>/<number>`."""
-    return shown.owner.rpartition("/")[0] if shown.owner else None
+    """The server that holds the lease."""
+    return server_of_token(shown.owner) if shown.owner else None
 
 
 def fits(filter: Filter | None, task: Looked, now_us: int) -> bool:

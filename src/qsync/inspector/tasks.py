@@ -13,7 +13,7 @@ from qsync.inspector.base import Base, check_state, cursor_at, read_cursor
 from qsync.inspector.detail import detail_of
 from qsync.inspector.rows import fits, look, look_at, row_of
 from qsync.inspector.values import Change, Filter, Page, TaskDetail, TaskRow
-from qsync.keys import check_id, shorten
+from qsync.keys import check_id, server_of_token, shorten
 from qsync.state import TaskState
 from qsync.task import Failure, decode_failure
 from qsync.waiting import retention_of
@@ -136,7 +136,7 @@ class Tasks(Base):
         call = ops.cancel(keys, id, retention_us=retention_us)
         outcome, token = await self._broker.run(call)
         if outcome == "active":
-            server = token.rpartition("/")[0]
+            server = server_of_token(token)
             order = codec.encode(["cancel", queue, id])
             # When this is lost the server still learns of it, as it renews the lease.
             await self._broker.run_many(

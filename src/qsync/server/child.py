@@ -57,7 +57,7 @@ class Plan:
 def make_server_id() -> str:
     """A server id that no other server has, and that tells the host."""
     host = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:24]
-    return f"{host}-{secrets.token_hex(16)}"
+    return f"{host}-{secrets.token_hex(12)}"
 
 
 class Child:

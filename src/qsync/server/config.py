@@ -32,6 +32,15 @@ def new_server_id() -> str:
     return secrets.token_hex(12)
 
 
+def holder_of(given: str | None, server_id: str) -> str:
+    """Return what leases name as their holder: the server, and which life of a given id it is.
+
+    A host name is used again after a restart, and perhaps by two servers at a time. Each life
+    counts its fetches from 1 and leaves the leases of the others alone.
+    """
+    return server_id if given is None else f"{server_id}/{secrets.token_hex(4)}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """How a server works. Durations are seconds or timedelta.
@@ -56,7 +65,7 @@ class Config:
     middleware        around every handler, the first outermost
     on_error          told of every failed attempt
     allow_eviction    start though the store may evict keys
-    server_id         for a supervisor that chooses it; None: a random one
+    server_id         the name of the server, e.g. its host; it may be used again; None: random
     """
 
     queues: Mapping[str, int] | Iterable[str] = field(default_factory=lambda: {DEFAULT: 1})

@@ -117,12 +117,16 @@ class Control:
                 self._runner.hand_back_ready(older_than=STALE_S)
 
     async def read_inbox(self) -> None:
-        """Carry out orders until cancelled."""
+        """Carry out orders until cancelled; those that lie there at the start were for another
+        server of this id, which is gone."""
         backoff = Backoff(cap=AWAY_CAP_S)
+        fresh = False
         while True:
             try:
-                order = await self._inbox.wait(INBOX_WAIT_S)
-                if order is not None:
+                order = await self._inbox.wait(INBOX_WAIT_S if fresh else 0.001)
+                if order is None:
+                    fresh = True
+                elif fresh:
                     await self._carry_out(order[1])
                 backoff.reset()
             except QsyncError as error:

@@ -54,13 +54,13 @@ class Fetcher:
 
     def __init__(
         self,
-        server_id: str,
+        holder: str,
         config: Config,
         broker: AsyncBroker,
         lanes: Sequence[Lane],
         runner: Runner,
     ) -> None:
-        self._server_id = server_id
+        self._holder = holder
         self._config = config
         self._broker = broker
         self._lanes = {lane.queue: lane for lane in lanes}
@@ -343,12 +343,12 @@ class Fetcher:
             lane.number += 1
             call = ops.fetch(
                 lane.keys,
-                server=self._server_id,
+                server=self._holder,
                 number=lane.number,
                 wanted=wanted,
                 policy=self._policy,
             )
-            lane.unanswered = Asked(call, f"{self._server_id}/{lane.number}", boot_s())
+            lane.unanswered = Asked(call, f"{self._holder}/{lane.number}", boot_s())
         return lane.unanswered.call
 
     def _failed(self, lane: Lane, error: QsyncError) -> None:
@@ -366,7 +366,7 @@ class Fetcher:
         self, lane: Lane, wanted: int, fetched: Fetched, sent: float, *, repeated: bool
     ) -> list[Leased]:
         received = boot_s()
-        token = f"{self._server_id}/{lane.number}"
+        token = f"{self._holder}/{lane.number}"
         made = lane.unanswered.since if repeated and lane.unanswered is not None else sent
         lane.unanswered = None
         lane.last_fetch = received
@@ -490,7 +490,7 @@ class Fetcher:
                     for id, one in zip(stray, shown, strict=True)
                     if one is not None
                     and one.owner is not None
-                    and one.owner.startswith(f"{self._server_id}/")
+                    and one.owner.startswith(f"{self._holder}/")
                     and id not in lane.held
                 ]
                 if backs:

@@ -16,7 +16,7 @@ from qsync.backoff import RetryPolicy, retry_delay
 from qsync.broker.ops import HandedBack as Back
 from qsync.broker.ops import Held, Killed, Retried
 from qsync.errors import InvalidTask, QsyncError, Retry, SkipRetry
-from qsync.keys import class_name
+from qsync.keys import class_name, server_of_token
 from qsync.server.lane import Leased
 from qsync.task import ERROR_LIMIT, SHORT_ERROR_LIMIT, FailedAttempt, Failure
 
@@ -115,7 +115,7 @@ def failed(leased: Leased, error: BaseException, now_us: int, policy: RetryPolic
     """A failed attempt: another one while some are left and the deadline allows, else death."""
     attempt = leased.failure.attempts + 1
     text = describe(error)
-    brief = FailedAttempt(attempt, now_us, leased.token.rpartition("/")[0], first_line(text))
+    brief = FailedAttempt(attempt, now_us, server_of_token(leased.token), first_line(text))
     record = Failure(attempt, text, now_us, history=leased.failure.with_attempt(brief))
     final = isinstance(error, SkipRetry | BadPayload | NeverRun)
     if final or attempt > leased.message.retry:

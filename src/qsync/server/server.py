@@ -22,7 +22,7 @@ from qsync.errors import ConfigError, QsyncError, SchemaMismatch, StoreUnavailab
 from qsync.keys import QueueKeys, check_name
 from qsync.mux import Middleware, Mux, check_mux
 from qsync.server.around import Surroundings
-from qsync.server.config import Config, new_server_id, seconds
+from qsync.server.config import Config, holder_of, new_server_id, seconds
 from qsync.server.control import Control
 from qsync.server.fetch import Fetcher
 from qsync.server.health import Condition, Vitals
@@ -70,6 +70,8 @@ class Server:
                 raise ConfigError(msg)
         self.config = Config(**config)
         self.id = self.config.server_id or new_server_id()
+        self.holder = holder_of(self.config.server_id, self.id)
+        """The beginning of its lease tokens."""
         self.prefix = check_name("prefix", prefix)
         self.address = address
         self.mux = check_mux(mux)
@@ -217,7 +219,7 @@ class Server:
         for settler in self._settlers.values():
             settler.tally = self.tally
         self._exits.push_async_callback(self._runner.aclose)
-        self._fetcher = Fetcher(self.id, config, self._broker, self._lanes, self._runner)
+        self._fetcher = Fetcher(self.holder, config, self._broker, self._lanes, self._runner)
         self._exits.push_async_callback(self._fetcher.aclose)
         self._control = Control(
             self.id, self.prefix, config, self._broker, self._lanes, self._runner,
