@@ -136,12 +136,27 @@ def test_token_names_the_server_and_not_its_life(store: Store, prefix: str) -> N
         async with bench(store.url, prefix) as using, using.server(mux, server_id="worker-0"):
             handle = await using.client.enqueue(Task("a", retry_delay=0.01))
             tokens = [await asyncio.wait_for(started.get(), 10) for _ in range(2)]
-            assert all(token.startswith("worker-0/") for token in tokens)
+            assert all(token.startswith("worker-0~") for token in tokens)
             [shown] = await using.broker.run(views.show(using.keys(), [handle.id]))
             assert shown is not None
             [brief] = decode_failure(shown.failure).history
             assert brief.server == "worker-0"
             await handle.cancel()
             await using.gone(handle.id)
+
+    asyncio.run(main())
+
+
+def test_abandon_takes_the_leases_of_every_life(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with bench(store.url, prefix) as using:
+            handle = await using.client.enqueue(Task("a"))
+            holder = "worker-0~0123abcd"
+            policy = using.server(Mux()).config.policy()
+            fetch = ops.fetch(using.keys(), server=holder, number=1, wanted=1, policy=policy)
+            assert (await using.broker.run(fetch)).ids == [handle.id]
+            for other in ("worker", "worker-0~0"):
+                assert (await using.broker.run(ops.abandon(using.keys(), other)))[1] == 0
+            assert (await using.broker.run(ops.abandon(using.keys(), "worker-0")))[1] == 1
 
     asyncio.run(main())

@@ -28,14 +28,14 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "retry": ("zset", "ids by due time, us"),
     "completed": ("zset", "ids by the time until which they are kept, us"),
     "dead": ("zset", "ids by time of death, us"),
-    "owner": ("hash", "id -> lease token, <server id>[/<life>]/<fetch number>"),
+    "owner": ("hash", "id -> lease token, <server id>[~<life>]/<fetch number>"),
     "crashes": ("hash", "id -> <n>, <n>+ while it runs marked, <n>! when it died of it"),
     "failures": ("hash", "id -> failure record, opaque to the scripts"),
     "results": ("hash", "id -> result record of a completed task"),
     "unique": ("hash", "=<lock> -> <end of window, us>:<id>, and @<id> -> lock while unfinished"),
     "keys": ("hash", "id -> fairness key, only for tasks that have one"),
     "fairness": ("zset", "fairness key by its last order tag"),
-    "fetches": ("hash", "<server id>[/<life>] -> last fetch: number, time, ids"),
+    "fetches": ("hash", "<server id>[~<life>] -> last fetch: number, time, ids"),
     "calls": ("hash", "sender -> its last enqueue: number, time, what was not created"),
     "ticks": ("hash", "schedule -> last tick enqueued, us"),
     "schedules": (
@@ -83,8 +83,8 @@ def check_id(value: object) -> str:
 
 
 def server_of_token(token: str) -> str:
-    """Return the server id in a lease token, `<server id>[/<life>]/<fetch number>`."""
-    return token.partition("/")[0]
+    """Return the server id in a lease token, `<server id>[~<life>]/<fetch number>`."""
+    return holder_of_token(token).partition("~")[0]
 
 
 def holder_of_token(token: str) -> str:

@@ -38,7 +38,7 @@ def holder_of(given: str | None, server_id: str) -> str:
     A host name is used again after a restart, and perhaps by two servers at a time. Each life
     counts its fetches from 1 and leaves the leases of the others alone.
     """
-    return server_id if given is None else f"{server_id}/{secrets.token_hex(4)}"
+    return server_id if given is None else f"{server_id}~{secrets.token_hex(4)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,11 +11,11 @@
 -- ARGV[2] cursor  text    0 to begin with
 -- returns the next cursor (0: all done) and how many leases were abandoned
 check_schema(KEYS[4])
-local mine = ARGV[1] .. '/'
+local mine = { [ARGV[1] .. '/'] = true, [ARGV[1] .. '~'] = true }
 local part = redis.call('HSCAN', KEYS[2], ARGV[2], 'COUNT', 500)
 local found = 0
 for i = 1, #part[2], 2 do
-  if string.sub(part[2][i + 1], 1, #mine) == mine then
+  if mine[string.sub(part[2][i + 1], 1, #ARGV[1] + 1)] then
     local expiry = tonumber(redis.call('ZSCORE', KEYS[1], part[2][i]) or '') or 0
     if expiry >= 0 then
       redis.call('ZADD', KEYS[1], 'XX', whole(expiry - 2 ^ 52), part[2][i])
