@@ -20,6 +20,7 @@ from qsync.broker.durable import evalsha
 from qsync.broker.faults import Fault
 from qsync.server import heartbeat, periodic, server
 from qsync.server import lane as lane_module
+from qsync.server.around import Around
 from qsync.server.fetch import Fetcher
 from qsync.server.heartbeat import Heartbeat
 from qsync.server.lane import RUNNING, Lane, Leased
@@ -170,6 +171,11 @@ def no_look_after_the_mark() -> contextlib.AbstractContextManager[None]:
     return exchanged(Runner, "_too_late", too_late)
 
 
+def begin_in_a_thread_without_a_look() -> contextlib.AbstractContextManager[None]:
+    """A thread that becomes free begins the next task, whatever has become of that meanwhile."""
+    return exchanged(Around, "may_begin", lambda self: True)
+
+
 def cancel_ignored() -> contextlib.AbstractContextManager[None]:
     """A running task goes on though its cancel was asked for."""
     real = Runner.stop
@@ -272,7 +278,7 @@ MUTANTS: Final[dict[str, Plant]] = named(
     noscript_not_handled, transient_not_retried,
     deadline_by_own_clock, no_hand_back_at_shutdown, start_without_lease_check,
     crash_not_marked, suspects_not_alone, suspect_ends_before_its_settlement,
-    no_look_after_the_mark, cancel_ignored, settlement_given_up,
+    no_look_after_the_mark, begin_in_a_thread_without_a_look, cancel_ignored, settlement_given_up,
     settling_not_renewed, unread_left_alone, lease_from_the_reply_on,
     fetches_left_open_at_shutdown, ticks_by_own_clock, enqueue_not_kept,
     promoted_and_forgotten, crash_not_counted, lock_outlives_death,

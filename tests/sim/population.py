@@ -103,6 +103,7 @@ class Population:
             periodic=_periodic() if profile.periodic else (),
             queues={QUEUES[0]: 3, QUEUES[1]: 1},
             concurrency=profile.concurrency,
+            threads=profile.threads,
             strict=profile.strict,
             prefetch=profile.prefetch,
             lease=LEASE,

@@ -40,3 +40,5 @@ class Profile:
         self.prefetch = rng.choice((None, None, 0, 20))
         in_threads = rng.random() < 0.5
         self.types = ("work", "work-thread", "new") if in_threads else ("work", "work", "new")
+        self.threads = rng.choice((None, None, 1, 2))
+        """Fewer than the tasks that may run, so that some wait for one."""

@@ -100,9 +100,10 @@ class Handlers:
         mux = Mux()
         for type in types:
             threaded = type.endswith("-thread")
-            mux.handle(type, middleware=(self._beginning,))(
-                self._handle_in_thread if threaded else self._handle
-            )
+            if threaded:  # its body may begin long after its middleware
+                mux.handle(type)(self._handle_in_thread)
+            else:
+                mux.handle(type, middleware=(self._beginning,))(self._handle)
         return mux
 
     async def _beginning(self, task: TaskInfo, call_next: Callable[[], Any]) -> Any:
@@ -238,6 +239,9 @@ class Handlers:
     # In threads
 
     def _handle_in_thread(self, task: TaskInfo) -> Any:
+        self._began(task)
+        if current().cancelled:
+            self._books.ledger.find(f"{task.id} begins in a thread after it was given up")
         plan: dict[str, Any] = task.value(dict)
         current_thread().park(plan["seconds"])
         handler = getattr(self, f"_thread_{plan['kind']}", None)

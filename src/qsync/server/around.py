@@ -58,6 +58,16 @@ class Around(msgspec.Struct, eq=False):
         """Why it is not wanted any more; None while it is."""
         return self._leased.stop
 
+    def wait(self) -> None:
+        """Note that the task waits for a thread or a process."""
+        self._leased.waits = True
+
+    def may_begin(self) -> bool:
+        """Note that its turn has come; False when it was stopped, or is not ours any more."""
+        leased = self._leased
+        leased.waits = False  # first: a server that stops reads it before it sets `stop`
+        return leased.stop is None and not leased.expired() and not leased.past_deadline()
+
     def progress(self, done: float, total: float) -> None:
         """Tell how far the task is."""
         self._tell(self._leased, float(done), float(total))

@@ -10,32 +10,41 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from functools import partial
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Final
 
 from qsync.server.hung import STUBBORN_S, Hung
+from qsync.server.lane import Claim, NotBegun
 from qsync.server.processes import HandlerError, ProcessPool
 
 __all__ = ["HandlerError", "ProcessPool", "ThreadPool"]
 
 log = logging.getLogger("qsync.server")
 
+REPLACE_S: Final = 0.05
+"""Delay before another thread replaces one whose call was abandoned. Calls that are abandoned
+together, or shortly after one another, leave the queue before it looks for work."""
+
 
 class _Call:
     """One call of a function in a thread. The thread writes `started`, `value` and `error`."""
 
     __slots__ = (
-        "abandoned", "counted_lost", "error", "future", "hung", "perform", "started",
-        "thread_ended", "value",
+        "abandoned", "claim", "counted_lost", "error", "future", "hung", "perform", "replaced",
+        "started", "thread_ended", "value",
     )  # fmt: skip
 
-    def __init__(self, perform: Callable[[], Any], future: asyncio.Future[Any]) -> None:
+    def __init__(
+        self, perform: Callable[[], Any], future: asyncio.Future[Any], claim: Claim | None
+    ) -> None:
         self.perform = perform
         self.future = future
+        self.claim = claim
         self.value: Any = None
         self.error: BaseException | None = None
         self.started = False
         self.abandoned = False
         self.counted_lost = False
+        self.replaced = False
         self.hung = False
         self.thread_ended = False
 
@@ -55,6 +64,8 @@ class ThreadPool:
         self.lost = 0
         """Threads that run a function for which nobody waits any more."""
         self._live = 0
+        self._unreplaced = 0
+        """Lost threads that no other has replaced yet."""
         self._names = 0
         self._queue: SimpleQueue[_Call | None] = SimpleQueue()
         self._calls: dict[asyncio.Future[Any], _Call] = {}
@@ -70,8 +81,11 @@ class ThreadPool:
         function: Callable[..., Any],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
+        claim: Claim | None = None,
     ) -> asyncio.Future[Any]:
         """Call the function in a thread, within the context; the future has what becomes of it.
+
+        The thread asks `claim` first whether the task may still begin; NotBegun if not.
 
         Whatever the function raises is the future's exception, SystemExit and KeyboardInterrupt
         too; StopIteration, which no future can carry, comes as RuntimeError with it as the cause.
@@ -81,7 +95,7 @@ class ThreadPool:
             msg = "the pool of threads is closed"
             raise RuntimeError(msg)
         future = self._loop.create_future()
-        call = _Call(partial(context.run, function, *args, **kwargs), future)
+        call = _Call(partial(context.run, function, *args, **kwargs), future, claim)
         self._calls[future] = call
         try:
             self._start_threads()
@@ -91,23 +105,47 @@ class ThreadPool:
         self._queue.put(call)
         return future
 
-    def abandon(self, future: asyncio.Future[Any]) -> None:
+    def abandon(self, future: asyncio.Future[Any]) -> bool:
         """Nobody waits for this call any more: cancel its future, and let it hold up no other.
 
         A function that has begun cannot be stopped; its thread is `lost` until it returns. One that
-        has not begun never will.
+        has not begun never will: False.
         """
         future.cancel()
         call = self._calls.get(future)
-        if call is None or call.abandoned:
-            return
+        if call is None:
+            return True
+        if call.abandoned:
+            return call.started
         call.abandoned = True  # before `started` is read: the thread does both the other way round
-        if call.started:
-            call.counted_lost = True
-            self.lost += 1
-            if self._hung is not None:
-                self._loop.call_later(STUBBORN_S, self._still_lost, call, self._hung)
+        if not call.started:
+            return False
+        call.counted_lost = True
+        self.lost += 1
+        if self._hung is not None:
+            self._loop.call_later(STUBBORN_S, self._still_lost, call, self._hung)
+        self._unreplaced += 1
+        self._loop.call_later(REPLACE_S, self._replace, call)
+        return True
+
+    def abandon_waiting(self) -> None:
+        """Abandon all calls that no thread has taken yet."""
+        for call in list(self._calls.values()):
+            if not call.started:
+                self.abandon(call.future)
+
+    def _replace(self, call: _Call) -> None:
+        """Let another thread take the place of a lost one, unless that has returned."""
+        if call.future not in self._calls:
+            return
+        call.replaced = True
+        self._unreplaced -= 1
+        if self._closed:
+            return
+        try:
             self._start_threads()
+        except RuntimeError as error:  # the next call tries again
+            log.warning("cannot replace a thread whose handler does not stop: %s", error)
 
     def _still_lost(self, call: _Call, hung: Hung) -> None:
         """The function was told to stop a good while ago."""
@@ -122,9 +160,7 @@ class ThreadPool:
         False when some still run; their threads are daemons and hold up nobody's exit.
         """
         self._closed = True
-        for call in list(self._calls.values()):
-            if not call.started:
-                self.abandon(call.future)
+        self.abandon_waiting()
         try:
             async with asyncio.timeout(timeout):
                 while len(self._calls) > self.lost:
@@ -139,7 +175,8 @@ class ThreadPool:
 
     def _start_threads(self) -> None:
         """Have a thread for each call that was not abandoned, up to the number of `threads`."""
-        missing = min(self._threads, len(self._calls) - self.lost) - (self._live - self.lost)
+        usable = self._live - self.lost + self._unreplaced
+        missing = min(self._threads, len(self._calls) - self.lost) - usable
         for _ in range(missing):
             name = f"qsync-{self._names + 1}"
             try:
@@ -159,11 +196,13 @@ class ThreadPool:
             call.started = True
             if not call.abandoned:
                 try:
+                    if call.claim is not None and not call.claim.may_begin():
+                        raise NotBegun
                     call.value = call.perform()
                 except BaseException as error:
                     call.error = error
-            # A thread that was lost has been replaced meanwhile.
-            over = call.thread_ended = call.abandoned and call.counted_lost
+            # A thread that was lost may have been replaced meanwhile.
+            over = call.thread_ended = call.replaced
             finished.append(call)
             del call  # while it waits for the next one, the thread keeps nothing alive
             if not self._woken:
@@ -192,6 +231,8 @@ class ThreadPool:
     def _found(self, call: _Call) -> None:
         """A lost thread is back: one of those that now are too many ends."""
         self.lost -= 1
+        if not call.replaced:
+            self._unreplaced -= 1
         if call.hung and self._hung is not None:
             self._hung.ended()
         if call.thread_ended:

@@ -11,9 +11,12 @@ from typing import Any
 from qsync import codec
 from qsync.errors import InvalidTask
 from qsync.mux import Handler, Middleware, Mux
+from qsync.server.around import Around
 from qsync.server.config import Config
+from qsync.server.current import running
 from qsync.server.executors import ThreadPool
 from qsync.server.hung import Hung
+from qsync.server.lane import Claim
 from qsync.server.outcome import BadPayload, timed_out
 from qsync.server.processes import ProcessPool
 from qsync.task import NONE_RESULT, PAYLOAD_LIMIT, Result, TaskInfo
@@ -75,7 +78,7 @@ class Invoker:
             if self._processes is None:
                 self._processes = ProcessPool(self._config.processes)
             try:
-                return await self._processes.run(handler, info, limit)
+                return await self._processes.run(handler, info, limit, _claim())
             except InvalidTask as error:
                 raise BadPayload(str(error)) from error
             except TimeoutError:
@@ -106,7 +109,8 @@ def _in_thread(handler: Handler, threads: ThreadPool) -> Invoke:
             args, kwargs = arguments(info)
         except InvalidTask as error:
             raise BadPayload(str(error)) from error
-        future = threads.submit(contextvars.copy_context(), function, args, kwargs)
+        claim = _claim()
+        future = threads.submit(contextvars.copy_context(), function, args, kwargs, claim)
         try:
             return await future
         except asyncio.CancelledError:
@@ -114,6 +118,15 @@ def _in_thread(handler: Handler, threads: ThreadPool) -> Invoke:
             raise
 
     return invoke
+
+
+def _claim() -> Claim | None:
+    """The right to begin of the task that runs here, which from now on waits; None without one."""
+    current = running.get(None)
+    if not isinstance(current, Around):
+        return None
+    current.wait()
+    return current
 
 
 def _wrap(middleware: Middleware, inner: Invoke) -> Invoke:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -25,6 +25,21 @@ def boot_s() -> float:
 
 Stop = Literal["cancelled", "lost", "timeout", "shutdown"]
 """Why a running handler is stopped."""
+
+
+class NotBegun(asyncio.CancelledError):
+    """The handler was not called: its task may not begin any more."""
+
+
+class Claim(Protocol):
+    """The right of a task to begin, for one that waits for a thread or a process."""
+
+    def wait(self) -> None:
+        """Note that the task waits."""
+
+    def may_begin(self) -> bool:
+        """Note that its turn has come; False when it may not begin any more. For any thread."""
+
 
 READY: Final = 0
 """Leased, and waiting for a slot."""
@@ -55,12 +70,25 @@ class Leased(msgspec.Struct, eq=False):
     """Set while the handler may be cancelled."""
     timer: asyncio.TimerHandle | None = None
     progress: tuple[float, float] | None = None
+    waits: bool = False
+    """It has a slot, and waits for a thread or a process."""
     began: float = 0.0
     row: Row | None = None
     """When its run began, and where it is counted; set by a tally, if there is one."""
 
     def __repr__(self) -> str:
         return f"<Leased {self.id!r}>"  # its payload is nobody's business
+
+    def expired(self) -> bool:
+        """Whether the lease is over, as far as is known here."""
+        return boot_s() >= self.expires
+
+    def past_deadline(self) -> bool:
+        """Whether the task's deadline may be over."""
+        options = self.message.options
+        if options is None or options.deadline_us is None:
+            return False
+        return self.lane.store_time_us() >= options.deadline_us
 
     @property
     def fields(self) -> dict[str, object]:

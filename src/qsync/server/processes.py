@@ -26,6 +26,7 @@ from qsync.errors import ConfigError, InvalidTask, QsyncError, Retry, SkipRetry
 from qsync.mux import Handler
 from qsync.server import in_process
 from qsync.server.in_process import Reply
+from qsync.server.lane import Claim, NotBegun
 from qsync.task import TaskInfo
 
 log = logging.getLogger("qsync.server")
@@ -162,27 +163,39 @@ class ProcessPool:
         self._closed = False
         self._changed = asyncio.Event()
 
-    async def run(self, handler: Handler, info: TaskInfo, timeout: float | None) -> Any:  # noqa: ASYNC109 - a timeout has to end the process
+    async def run(
+        self,
+        handler: Handler,
+        info: TaskInfo,
+        timeout: float | None,  # noqa: ASYNC109 - a timeout has to end the process
+        claim: Claim | None = None,
+    ) -> Any:
         """Run a process handler with a task; what it returned, as msgpack carries it.
 
         `timeout` seconds are counted from when a process is ready, which has imported the handler.
         When they are over (TimeoutError), or the caller is cancelled, the process is killed.
+        NotBegun when `claim` says, once a process is ready, that the task may not begin any more.
         Raises Retry, SkipRetry and InvalidTask as the handler did, and HandlerError for any other
         exception and for a process that died.
         """
         data = codec.encode(info)
         try:
-            reply = await self._run(handler.path, data, timeout, fresh=False)
+            reply = await self._run(handler.path, data, timeout, claim, fresh=False)
         except _NeverBegan:  # it died while it was idle: a fresh one will do
             try:
-                reply = await self._run(handler.path, data, timeout, fresh=True)
+                reply = await self._run(handler.path, data, timeout, claim, fresh=True)
             except _NeverBegan as error:
                 msg = f"the process died before it could run {handler.path}"
                 raise HandlerError(msg) from error
         return _outcome(_reply_decoder.decode(reply))
 
-    async def _run(self, path: str, info: bytes, limit: float | None, *, fresh: bool) -> bytes:
+    async def _run(
+        self, path: str, info: bytes, limit: float | None, claim: Claim | None, *, fresh: bool
+    ) -> bytes:
         process = await self._take(path, fresh=fresh)
+        if claim is not None and not claim.may_begin():
+            self._keep(process)
+            raise NotBegun
         self._busy.add(process)
         try:
             async with asyncio.timeout(limit):

@@ -23,7 +23,7 @@ from qsync.server.config import Config, seconds
 from qsync.server.current import fields_of, running
 from qsync.server.hung import STUBBORN_S, Hung
 from qsync.server.invoke import Invoker, Way, encode_result
-from qsync.server.lane import GONE, READY, RUNNING, Lane, Leased, Stop, boot_s
+from qsync.server.lane import GONE, READY, RUNNING, Lane, Leased, NotBegun, Stop, boot_s
 from qsync.server.limits import Limits
 from qsync.server.progress import Progress
 from qsync.server.pump import Pump
@@ -220,14 +220,11 @@ class Runner:
 
     def _too_late(self, leased: Leased) -> Any:
         """The record for a task that may not start any more; None for one that may."""
-        if boot_s() >= leased.expires:
+        if leased.expired():
             # Somebody else may have it, and then the store ignores this.
             return ops.HandedBack(leased.id, leased.token)
-        options = leased.message.options
-        if options is not None and options.deadline_us is not None:
-            now_us = leased.lane.store_time_us()
-            if now_us >= options.deadline_us:
-                return outcome.past_deadline(leased, now_us)
+        if leased.past_deadline():
+            return outcome.past_deadline(leased, leased.lane.store_time_us())
         return None
 
     async def _run(
@@ -258,7 +255,10 @@ class Runner:
             leased.task = None
             if leased.phase != RUNNING:
                 return  # given up on long ago
-            record = self._stopped(leased, error)
+            if isinstance(error, NotBegun) and leased.stop is None:
+                record = self._too_late(leased) or ops.HandedBack(leased.id, leased.token)
+            else:
+                record = self._stopped(leased, error)
         self._finish(leased, record)
 
     async def _mark(self, leased: Leased) -> bool:
@@ -448,19 +448,26 @@ class Runner:
         self._suspects.waiting.clear()
         return taken
 
+    def hand_back_waiting(self) -> None:
+        """Hand back what has a slot and still waits for a thread or a process."""
+        for leased in self._running():
+            if leased.waits:
+                self.stop(leased, "shutdown")
+
     def stop_all(self, why: Stop) -> None:
         """Stop every running handler."""
-        for lane in self._lanes():
-            for leased in list(lane.held.values()):
-                if leased.phase == RUNNING:
-                    self.stop(leased, why)
+        for leased in self._running():
+            self.stop(leased, why)
 
     def give_up_all(self) -> None:
         """Settle what still runs after it was told to stop, so that it can start elsewhere."""
-        for lane in self._lanes():
-            for leased in list(lane.held.values()):
-                if leased.phase == RUNNING:
-                    self._give_up(leased)
+        for leased in self._running():
+            self._give_up(leased)
+
+    def _running(self) -> list[Leased]:
+        """The tasks that have a slot; those that still wait first, so that none begins late."""
+        held = [one for lane in self._lanes() for one in lane.held.copy().values()]
+        return sorted((one for one in held if one.phase == RUNNING), key=lambda one: not one.waits)
 
     def stop_taking(self) -> None:
         """Nothing is started any more, and what has not started goes back."""

@@ -331,6 +331,7 @@ class Server:
             self._runner.accepting = False
             await self._fetcher.finish(0.3 if self._hurry.is_set() else 5.0)
             self._runner.hand_back_ready()
+            self._runner.hand_back_waiting()
             await self._wait_for_running()
             self._runner.hand_back_ready()
             await self._stop_running()
