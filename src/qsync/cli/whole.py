@@ -8,11 +8,14 @@ from typing import Final
 from qsync.cli.table import COLOURS, Column, print_line, print_table
 from qsync.cli.text import brief, clock, lines_of, print_out, progress, relative, size, when
 from qsync.inspector import Explanation, Shown, TaskDetail
+from qsync.inspector.preview import TEXT_LIMIT
 from qsync.task import ERROR_LIMIT
 
 LINES: Final = 100
 CHARACTERS: Final = 8_000
 """How much is printed of a payload, a result, or a header."""
+
+HEADERS: Final = 500
 
 
 def print_task(detail: TaskDetail, why: Explanation | None) -> None:
@@ -82,9 +85,11 @@ def _lock(detail: TaskDetail) -> str:
 def _print_headers(detail: TaskDetail) -> None:
     if detail.headers:
         _heading("headers")
-        for name, value in detail.headers.items():
+        for name, value in list(detail.headers.items())[:HEADERS]:
             more = " ..." if len(value) > CHARACTERS else ""
-            print_line(f"  {name}: {value[:CHARACTERS]}{more}")
+            print_line(f"  {name[:CHARACTERS]}: {value[:CHARACTERS]}{more}")
+        if len(detail.headers) > HEADERS:
+            print_line(f"  ... {len(detail.headers) - HEADERS} more: --json has them")
 
 
 def _print_shown(title: str, shown: Shown, length: int | None, *, raw: bool = False) -> None:
@@ -101,8 +106,10 @@ def _print_shown(title: str, shown: Shown, length: int | None, *, raw: bool = Fa
 
 def _print_block(title: str, note: str, text: str) -> None:
     _heading(f"{title} ({note})" if note else title)
-    for line in lines_of(text):
+    for line in lines_of(text[:TEXT_LIMIT]):
         print_out(f"  {line}")
+    if len(text) > TEXT_LIMIT:
+        print_line("  ... there is more: --json has it")
 
 
 def _print_history(detail: TaskDetail) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from typing import Final
 
 from qsync import codec
 from qsync.broker.ops import crash_count
@@ -13,6 +14,9 @@ from qsync.inspector.shown import show
 from qsync.inspector.values import Attempt, Event, Shown, TaskDetail
 from qsync.state import TaskState
 from qsync.task import FailedAttempt, Message, decode_message
+
+HISTORY_SHOWN: Final = 100
+"""Most failed attempts; servers keep fewer."""
 
 
 def detail_of(queue: str, task: Looked, lock_holder: str | None) -> TaskDetail:
@@ -30,7 +34,7 @@ def detail_of(queue: str, task: Looked, lock_holder: str | None) -> TaskDetail:
         headers=options.headers or {},
         attempt=failure.attempts if ran else failure.attempts + 1,
         error=task.error,
-        history=[attempt_of(one) for one in failure.history],
+        history=[attempt_of(one) for one in failure.history[-HISTORY_SHOWN:]],
         events=_events(task),
         result=result,
         result_error=result_error,
@@ -115,7 +119,7 @@ def _attempts(task: Looked) -> list[Event]:
             what="failed",
             detail=f"attempt {one.number} on {one.server}: {one.error}",
         )
-        for one in failure.history
+        for one in failure.history[-HISTORY_SHOWN:]
     ]
     if failure.unknown_since_us:
         times = f"{failure.unknown_times} times since" if failure.unknown_times > 1 else "once"

@@ -41,7 +41,7 @@ class Explaining(Live):
         [shown] = await self._broker.run(views.show(keys, [id]))
         if shown is None:
             return not_found(id, queue)
-        looked = look(id, shown)
+        looked = await asyncio.to_thread(look, id, shown)  # it may be large
         holder = holder_of_token(shown.owner or "")
         call = views.locate(keys, id, lock=looked.options.lock or "", server=holder)
         located = await self._broker.run(call)

@@ -2,57 +2,59 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 from typing import Final
 
 import msgspec
 
 from qsync import codec
+from qsync.inspector.preview import DEPTH_LIMIT, TEXT_LIMIT, preview
 from qsync.inspector.values import Shown
-
-TEXT_LIMIT: Final = 64 * 1024
-"""How much of a text is shown, characters."""
 
 DUMP_LIMIT: Final = 2 * 1024
 """How much is shown of bytes that are no text."""
 
+_BRACKETS: Final = re.compile(r"[\[{]|[\]}]")
+
 
 def show(data: bytes, *, is_value: bool) -> Shown:
-    """A payload or a result for reading: a value decoded, text as it is, else a dump."""
+    """A payload or a result for reading: a value decoded, text as it is, else a dump.
+
+    The cost is bounded, whatever the bytes are.
+    """
     if is_value:
-        text = _value(data)
-        return _dump(data) if text is None else _cut("value", text)
+        try:
+            text, cut = preview(data)
+        except codec.CodecError:
+            return _dump(data)
+        return Shown(kind="value", text=text, cut=cut)
     try:
-        text = data.decode()
+        # A character that is cut at the end of the part is no mistake.
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        text = decoder.decode(data[: 4 * TEXT_LIMIT], final=len(data) <= 4 * TEXT_LIMIT)
     except UnicodeDecodeError:
         return _dump(data)
-    if not all(char.isprintable() or char in "\n\r\t" for char in text[:TEXT_LIMIT]):
+    cut = len(text) > TEXT_LIMIT
+    text = text[:TEXT_LIMIT]
+    if not all(char.isprintable() or char in "\n\r\t" for char in text):
         return _dump(data)
-    if text[:1] in ("{", "["):
+    if not cut and text[:1] in ("{", "[") and _depth(text) <= DEPTH_LIMIT:
         try:
-            return _cut("json", msgspec.json.format(text, indent=2))
+            text = msgspec.json.format(text, indent=2)
+            return Shown(kind="json", text=text[:TEXT_LIMIT], cut=len(text) > TEXT_LIMIT)
         except (msgspec.DecodeError, RecursionError):
             pass
-    return _cut("text", text)
+    return Shown(kind="text", text=text, cut=cut)
 
 
-def _value(data: bytes) -> str | None:
-    try:
-        value = codec.decode(data)
-    except codec.CodecError:
-        return None
-    try:
-        return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
-    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
-        pass  # not everything that msgpack carries is JSON
-    try:
-        return repr(value)
-    except RecursionError:
-        return None
-
-
-def _cut(kind: str, text: str) -> Shown:
-    cut = len(text) > TEXT_LIMIT
-    return Shown(kind=kind, text=text[:TEXT_LIMIT] if cut else text, cut=cut)  # type: ignore[arg-type]  # one of its kinds
+def _depth(text: str) -> int:
+    """How deep brackets are nested at most; those within strings count, too."""
+    depth = deepest = 0
+    for bracket in _BRACKETS.findall(text):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _dump(data: bytes) -> Shown:

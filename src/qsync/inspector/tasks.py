@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final, Literal
 
 from qsync import codec
@@ -84,10 +85,11 @@ class Tasks(Base):
         shown = await self._show(id, queue)
         if shown is None:
             return None
-        task = look(id, shown)
+        # In a thread: the message may be large, whatever the limit of payloads is.
+        task = await asyncio.to_thread(look, id, shown)
         lock = task.options.lock or ""
         located = await self._broker.run(views.locate(self._keys(queue), id, lock=lock))
-        return detail_of(queue, task, located.holder)
+        return await asyncio.to_thread(detail_of, queue, task, located.holder)
 
     async def find(self, id: str) -> list[TaskRow]:
         """The tasks of this id, whatever their queue; one for each queue that has it."""

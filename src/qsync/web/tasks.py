@@ -15,7 +15,7 @@ from qsync.inspector.shown import show as show_bytes
 from qsync.inspector.tasks import RUNNABLE
 from qsync.state import TaskState
 from qsync.web.params import LIMIT, PAGE, Fields, Wanted, wanted
-from qsync.web.site import Site, links
+from qsync.web.site import Mask, Site, links
 from qsync.web.work import back_to
 
 log = logging.getLogger("qsync.web")
@@ -102,9 +102,13 @@ async def _payload(site: Site, task: TaskDetail) -> tuple[Shown | None, str]:
     """What is shown of the payload; or None, and why not."""
     if site.mask is None:
         return task.shown, ""
+    # In a thread: it is the user's, and may take its time.
+    return await asyncio.to_thread(_masked, site.mask, task)
+
+
+def _masked(mask: Mask, task: TaskDetail) -> tuple[Shown | None, str]:
     try:
-        # In a thread: it is the user's, and may take its time.
-        masked: Any = await asyncio.to_thread(site.mask, task.row.type, task.payload)
+        masked: Any = mask(task.row.type, task.payload)
     except Exception as error:
         log.warning("the mask of payloads failed: %s", type(error).__name__)
         return None, f"The mask failed with {type(error).__name__}, so nothing is shown."

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
+from qsync.inspector.preview import TEXT_LIMIT
 from qsync.inspector.reasons import duration
 
 _KEPT: Final = "\n\t"
@@ -30,7 +31,10 @@ def visible(value: Any) -> Any:
         return ""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
-    return _UNSEEN.sub(_code, str(value))
+    text = str(value)
+    if len(text) > TEXT_LIMIT:
+        text = f"{text[:TEXT_LIMIT]}…"
+    return _UNSEEN.sub(_code, text)
 
 
 def _code(found: re.Match[str]) -> str:
