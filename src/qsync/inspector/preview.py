@@ -188,7 +188,7 @@ def _scalar(data: bytes) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
     if isinstance(value, msgspec.msgpack.Ext):
-        return f"<extension {value.code}, {len(value.data):,} bytes>"
+        return f"<extension {value.code}, {len(bytes(value.data)):,} bytes>"
     return _json(value)
 
 
