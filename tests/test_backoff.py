@@ -6,53 +6,112 @@ import logging
 import random
 from collections import Counter
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsync.backoff import Backoff, RetryPolicy, full_jitter, retry_delay
+from qsync import ConfigError, ExponentialBackoff, InvalidTask, Task, codec
+from qsync.backoff import WINDOWS_S, Backoff, Delays, RetryPolicy, default_delay, retry_delay
+from qsync.server.outcome import policy_of
+from qsync.task import Options, options_of
 
 ERROR = RuntimeError("the payload is secret")
 
 
 @settings(deadline=None)
 @given(st.integers(-5, 10**6), st.floats(0, 1, exclude_max=True))
-def test_a_delay_is_between_the_floor_and_the_cap(attempt: int, chance: float) -> None:
-    assert 1 <= full_jitter(attempt, random=lambda: chance) <= 3600
+def test_default_delay_is_within_the_window_of_its_attempt(attempt: int, chance: float) -> None:
+    least, most = WINDOWS_S[min(max(attempt, 1), 5) - 1]
+    assert least <= default_delay(attempt, random=lambda: chance) <= most
 
 
-def test_the_window_doubles_up_to_the_cap() -> None:
-    longest = [full_jitter(attempt, random=lambda: 1.0) for attempt in range(1, 9)]
-    assert longest == [100, 200, 400, 800, 1600, 3200, 3600, 3600]
-    assert {full_jitter(attempt, random=lambda: 0.0) for attempt in range(1, 9)} == {1}
-
-
-def test_a_window_smaller_than_the_floor_holds() -> None:
-    assert full_jitter(1, base=0.2, random=lambda: 0.5) == 0.2
-    assert full_jitter(9, cap=0.5, random=lambda: 0.5) == 0.5
+def test_default_windows_begin_small_and_end_at_an_hour() -> None:
+    """A blip is retried within seconds, and an outage is left alone for longer and longer."""
+    least = [default_delay(attempt, random=lambda: 0.0) for attempt in range(1, 8)]
+    most = [default_delay(attempt, random=lambda: 1.0) for attempt in range(1, 8)]
+    seconds = [list(pair) for pair in zip(least, most, strict=True)]
+    assert seconds[:3] == [[1, 2], [15, 30], [180, 300]]
+    assert seconds[3:] == [[600, 1200]] + 3 * [[1800, 3600]]
 
 
 @pytest.mark.faults(44)
 @pytest.mark.parametrize("seed", range(5))
 def test_a_retry_storm_is_spread(seed: int) -> None:
-    """10,000 tasks fail at once, and go on failing: no second of the next 100 s sees over 2 %."""
+    """10,000 tasks that failed at once come back evenly over each window, and over ever longer
+    ones: the first within a second, so that a blip costs little, the third at 2 % a second."""
     chance = random.Random(seed).random
-    seconds: Counter[int] = Counter()
-    for _ in range(10_000):
-        time = 0.0
-        for attempt in (1, 2, 3):
-            time += full_jitter(attempt, random=chance)
-            seconds[int(time)] += 1
-    assert max(seconds[second] for second in range(100)) <= 200
-    assert seconds[0] == 0
+    for attempt, (least, most) in enumerate(WINDOWS_S, 1):
+        width = (most - least) / 50
+        parts = Counter(
+            int((default_delay(attempt, random=chance) - least) / width) for _ in range(10_000)
+        )
+        assert max(parts.values()) <= 300, "a fiftieth of the window gets 200 of them, about"
+        assert len(parts) == 50
 
 
-@pytest.mark.parametrize("attempt", range(1, 8))
-def test_each_attempt_by_itself_is_spread(attempt: int) -> None:
-    chance = random.Random(attempt).random
-    seconds = Counter(int(full_jitter(attempt, random=chance)) for _ in range(10_000))
-    assert max(seconds.values()) <= 200
+@pytest.mark.parametrize(
+    ("policy", "seconds"),
+    [
+        (ExponentialBackoff(jitter=0), [1, 4, 16, 64, 256, 1024, 3600, 3600]),
+        (ExponentialBackoff(first=2, factor=10, longest=150, jitter=0), [2, 20, 150, 150]),
+        (ExponentialBackoff(first=5, factor=1, jitter=0), [5, 5, 5]),
+        ([1, timedelta(minutes=1), 0.5], [1, 60, 0.5, 0.5, 0.5]),
+        ((7,), [7, 7]),
+    ],
+)
+def test_delays_of_each_attempt(policy: RetryPolicy, seconds: list[float]) -> None:
+    found = [retry_delay(policy, attempt, ERROR) for attempt in range(1, len(seconds) + 1)]
+    assert found == seconds
+    assert retry_delay(policy, 10**6, ERROR) == seconds[-1]
+
+
+def test_exponential_backoff_takes_off_up_to_its_jitter() -> None:
+    policy = ExponentialBackoff(first=100, jitter=0.5)
+    found = [policy(1) for _ in range(1000)]
+    assert 50 <= min(found) < 55
+    assert 95 < max(found) <= 100
+
+
+@pytest.mark.parametrize(
+    "options", [{"first": -1}, {"factor": 0.5}, {"longest": "1 h"}, {"jitter": 2}, {"first": True}]
+)
+def test_wrong_exponential_backoff_is_refused(options: dict[str, Any]) -> None:
+    [name] = options
+    with pytest.raises(ConfigError, match=f"ExponentialBackoff: {name}: "):
+        ExponentialBackoff(**options)
+
+
+@pytest.mark.parametrize(
+    "delays", [5, 0.5, timedelta(minutes=5), [1, 30, timedelta(minutes=5)], ExponentialBackoff()]
+)
+def test_delays_of_a_task_survive_the_store(delays: Delays) -> None:
+    stored = options_of(Task("t", retry_delay=delays))
+    found = codec.decode(codec.encode(stored), Options).retry_delay
+    assert found is not None
+    policy = policy_of(found)
+    if isinstance(delays, ExponentialBackoff):
+        assert policy == delays
+        return
+    for attempt in range(1, 5):
+        assert retry_delay(policy, attempt, ERROR) == retry_delay(delays, attempt, ERROR)
+
+
+@pytest.mark.parametrize(
+    ("delays", "says"),
+    [
+        ([], "retry_delay: 0 times are not 1 to 100"),
+        ([1] * 101, "retry_delay: 101 times"),
+        ([1, -1], "retry_delay: -1 is not between"),
+        ("5", "retry_delay: '5' is neither a number"),
+        (lambda attempt, error: 5, "cannot be stored with a task; give a callable to"),
+    ],
+)
+def test_wrong_delays_of_a_task_are_refused(delays: Any, says: str) -> None:
+    with pytest.raises(InvalidTask) as refused:
+        Task("t", retry_delay=delays)
+    assert says in str(refused.value)
 
 
 def test_reconnects_begin_fast_and_end_at_the_cap() -> None:
@@ -94,13 +153,6 @@ def test_a_policy_decides(
     assert caplog.messages == []
 
 
-def test_without_a_policy_it_is_full_jitter(caplog: pytest.LogCaptureFixture) -> None:
-    delays = [retry_delay(None, 2, ERROR) for _ in range(200)]
-    assert min(delays) >= 1
-    assert 100 < max(delays) <= 200
-    assert caplog.messages == []
-
-
 def raises(attempt: int, error: Exception) -> float:
     raise ValueError(f"cannot cope with: {error}")
 
@@ -125,7 +177,7 @@ def test_a_policy_that_misbehaves_breaks_nothing(
     policy: RetryPolicy, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="qsync.backoff"):
-        assert 1 <= retry_delay(policy, 1, ERROR) <= 100
+        assert 1 <= retry_delay(policy, 1, ERROR) <= 2
     (message,) = caplog.messages
     assert said in message
     assert "secret" not in caplog.text

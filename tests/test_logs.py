@@ -193,7 +193,8 @@ def plant(store: Store, keys: QueueKeys) -> None:
 def test_no_payload_and_no_password_is_in_any_output(
     tmp_path: Path, valkey: Store, form: str
 ) -> None:
-    """Through all the ways in which a task can fail; and each record is one line."""
+    """Through all the ways in which a task can fail, with --log-errors class; and each record is
+    one line."""
     valkey.flush()
     valkey.command("ACL", "SETUSER", "probe", "on", f">{PASSWORD}", "~*", "&*", "+@all")
     parts = urlsplit(valkey.url)
@@ -210,7 +211,8 @@ def test_no_payload_and_no_password_is_in_any_output(
             )
             for type in FAILING
         )  # fmt: skip
-    with worker(tmp_path, url, "--log-format", form, "--log-level", "debug") as process:
+    options = ("--log-format", form, "--log-level", "debug", "--log-errors", "class")
+    with worker(tmp_path, url, *options) as process:
 
         def ended() -> bool:
             found = counters(valkey.url)
@@ -239,18 +241,21 @@ def check_fields(records: list[dict[str, Any]]) -> None:
     failed = {one["task_type"]: one for one in records if " failed, attempt " in one["message"]}
     assert set(failed) >= set(FAILING) - {
         "unencodable", "too-large", "hog", "says", "says-thread", "says-process",
-        "bad-record", "nobody-knows-this-type",
+        "bad-record", "nobody-knows-this-type", "skip",
     }  # fmt: skip
     for type, record in failed.items():
         assert (record["queue"], record["attempt"]) == ("default", 1), type
         assert record["task_id"] in record["message"]
-        assert record["level"] == "warning"
+        assert (record["level"], record["final"]) == ("error", True)
+        assert record["error_class"]
         assert record["process"] == "1"
         assert record["logger"] == "qsync.server"
     [unread] = [one for one in records if "cannot be read" in one["message"]]
     assert (unread["task_id"], unread["queue"]) == ("raw", "default")
     told = [one for one in records if one["message"].startswith("on_error raised")]
-    assert {one["task_type"] for one in told} >= {"value", "thread", "skip"}
+    assert {one["task_type"] for one in told} >= {"value", "thread", "caused"}
+    [skipped] = [one for one in records if "by its own decision" in one["message"]]
+    assert (skipped["task_type"], skipped["level"]) == ("skip", "warning")
     for type in ("says", "says-thread", "says-process"):
         [said] = [
             one for one in records if one.get("task_type") == type and one["logger"] == "shop"

@@ -375,6 +375,28 @@ def test_errors_are_recorded_without_what_they_say(valkey: Store, prefix: str) -
     assert CANARY not in "".join(span.to_json() for span in traced.spans)
 
 
+def test_poll_that_runs_again_is_no_error(valkey: Store, prefix: str) -> None:
+    mux = Mux()
+
+    @mux.handle("poll")
+    async def poll(task: TaskInfo) -> None:
+        raise Retry(delay=0)
+
+    traced = Traced(valkey.url, prefix, mux)
+
+    async def work() -> None:
+        async with closing(traced.app), traced.server():
+            async with traced.app.async_client() as client:
+                await client.enqueue(Task("poll", b"", retry=1))
+            await traced.wait("process default", 2)
+
+    asyncio.run(work())
+    first, last = traced.named("process default")
+    assert first.status.status_code is StatusCode.UNSET
+    assert first.attributes["qsync.task.retry"] is True
+    assert last.status.status_code is StatusCode.ERROR
+
+
 def test_error_texts_are_recorded_as_far_as_the_user_lets_them(valkey: Store, prefix: str) -> None:
     mux = Mux()
 

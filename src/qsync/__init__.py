@@ -5,6 +5,7 @@ says which function handles which type of task.
 """
 
 from qsync.app import Qsync
+from qsync.backoff import ExponentialBackoff
 from qsync.client import AsyncClient, Client
 from qsync.errors import (
     ConfigError,
@@ -41,6 +42,7 @@ __all__ = [
     "Client",
     "ConfigError",
     "DuplicateTask",
+    "ExponentialBackoff",
     "Handle",
     "Inspector",
     "InvalidTask",

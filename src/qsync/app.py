@@ -21,7 +21,7 @@ from qsync.keys import check_name, shorten
 from qsync.mux import Middleware, Mux, check_middlewares, check_mux
 from qsync.schedule import Cron, Every, Missed, Periodic, Schedule
 from qsync.sending import CONFIRM_TIMEOUT
-from qsync.server.config import Lifespan, ServerOptions, check_callable
+from qsync.server.config import ServerOptions, config_of
 from qsync.server.periodic import PeriodicTask
 from qsync.server.server import Server
 from qsync.task import PAYLOAD_LIMIT, TaskInfo
@@ -48,14 +48,16 @@ class Qsync:
     keys in the store begin with the prefix.
 
     mux             handlers for the servers, besides those of `@app.task`
-    lifespan        async context manager around a server's work; what it yields is
-                    `current().state`
     payload_limit   how large an encoded payload may be, bytes
     patience        how long a client tries again before it raises StoreUnavailable, seconds;
                     `math.inf`: for ever
     durability      what its clients, and with them tasks that are functions, wait for when they
                     enqueue: "fsync" or "replica", see `Client.enqueue`; None: for nothing more
     confirm_timeout how long they wait for it, seconds; then the handle's `confirmed` is False
+
+    All other options are those of its servers, of `qsync worker` too, unless they are given there:
+    `concurrency`, `timeout`, `middleware`, `on_error`, `lifespan` and so on, as described by
+    `qsync.server.config.Config`.
 
     Making one does no I/O; embedded:// starts on first use, which takes about 0.1 s, and runs
     until `close`. It may be used again after that. ConfigError when a value is wrong.
@@ -67,11 +69,11 @@ class Qsync:
         *,
         prefix: str | None = None,
         mux: Mux | None = None,
-        lifespan: Lifespan | None = None,
         payload_limit: int = PAYLOAD_LIMIT,
         patience: float = PATIENCE,
         durability: Durability | None = None,
         confirm_timeout: float = CONFIRM_TIMEOUT,
+        **server: Unpack[ServerOptions],
     ) -> None:
         if prefix is None:
             prefix = os.environ.get(PREFIX) or "qsync"
@@ -87,7 +89,8 @@ class Qsync:
         )
         self._given_mux = None if mux is None else check_mux(mux)
         self._mux = Mux()
-        self._lifespan = check_callable("lifespan", lifespan)
+        config = config_of(server)
+        self._server_options = {name: getattr(config, name) for name in server}
         self._periodics: dict[str, PeriodicTask] = {}
         self._extensions: list[Extension] = []
 
@@ -107,21 +110,20 @@ class Qsync:
     def server(self, mux: Mux | None = None, **config: Unpack[ServerOptions]) -> Server:
         """A new server for the app's tasks and periodic tasks, and the handlers of `mux`.
 
-        The options are those of `qsync.server.config.Config`; `lifespan` is the app's unless it is
-        given. Tasks that are defined later are not known to it. ConfigError when two handlers have
+        The options are those of `qsync.server.config.Config`; those that are not given are the
+        app's. Tasks that are defined later are not known to it. ConfigError when two handlers have
         one type, or an option is wrong.
         """
         handlers = Mux()
         for one in (self._mux, self._given_mux, mux):
             if one is not None:
                 handlers.include(check_mux(one))
-        config.setdefault("lifespan", self._lifespan)
         server = Server(
             self._connections.address,
             prefix=self.prefix,
             mux=handlers,
             periodic=self.periodics,
-            **config,
+            **{**self._server_options, **config},
         )
         server.client_type = self._connections.client_type
         server.async_client_type = self._connections.async_client_type

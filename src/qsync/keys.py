@@ -107,6 +107,17 @@ def class_name(value: object) -> str:
     return name
 
 
+def raised_at(error: BaseException) -> str:
+    """The class of an exception and where it was raised, without its text: it may be secret."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = ascii(class_name(error))[1:-1]
+    if trace is None:
+        return name
+    return f"{name} at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+
+
 @dataclass(frozen=True, slots=True)
 class QueueKeys:
     """The key names of one queue."""

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar, overload
 import msgspec
 
 from qsync import codec
+from qsync.backoff import LONGEST_LIST, Delays, ExponentialBackoff
 from qsync.convert import MISFITS, converter_of
 from qsync.errors import ConfigError, InvalidTask
 from qsync.keys import check_id, check_name, shorten
@@ -91,7 +92,9 @@ class Task(_TaskHead, frozen=True, kw_only=True, gc=False):
     queue         where it waits
     id            chosen by you, or made at enqueue; a second task of the same id is refused
     retry         how many times a failed attempt is followed by another
-    retry_delay   seconds before each of these; None: exponential back-off with full jitter
+    retry_delay   how long before each of these: a time, a list of times of which the last one
+                  repeats, or an ExponentialBackoff; None: 1 to 2 s, 15 to 30 s, 3 to 5 min, 10 to
+                  20 min, and then 30 min to 1 h
     delay         not before so much time has passed
     process_at    not before this time
     timeout       how long one attempt may take
@@ -107,7 +110,7 @@ class Task(_TaskHead, frozen=True, kw_only=True, gc=False):
     queue: str = DEFAULT
     id: str | None = None
     retry: int = 3
-    retry_delay: Duration | None = None
+    retry_delay: Delays | None = None
     delay: Duration | None = None
     process_at: datetime | None = None
     timeout: Duration | None = None
@@ -167,7 +170,9 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     The field names are as short as they are because they lie in the store.
     """
 
-    retry_delay_us: int | None = msgspec.field(default=None, name="rd")
+    retry_delay: int | tuple[int, ...] | ExponentialBackoff | None = msgspec.field(
+        default=None, name="rd"
+    )
     timeout_us: int | None = msgspec.field(default=None, name="to")
     deadline_us: int | None = msgspec.field(default=None, name="dl")
     retention_us: int | None = msgspec.field(default=None, name="rt")
@@ -208,7 +213,7 @@ def options_of(task: Task) -> Options:
         msg = "timeout: 0 leaves no time to run; leave it out, or give a positive time"
         raise InvalidTask(msg)
     return Options(
-        retry_delay_us=us("retry_delay", task.retry_delay),
+        retry_delay=_retry_delay(task.retry_delay),
         timeout_us=us("timeout", task.timeout),
         deadline_us=deadline,
         retention_us=us("retention", task.retention),
@@ -218,6 +223,23 @@ def options_of(task: Task) -> Options:
         delay_us=delay or None,
         process_at_us=process_at,
     )
+
+
+def _retry_delay(value: Any) -> int | tuple[int, ...] | ExponentialBackoff | None:
+    if value is None or isinstance(value, ExponentialBackoff):
+        return value
+    if isinstance(value, list | tuple):
+        if not 0 < len(value) <= LONGEST_LIST:
+            msg = f"retry_delay: {len(value)} times are not 1 to {LONGEST_LIST}"
+            raise InvalidTask(msg)
+        return tuple(to_us("retry_delay", delay) for delay in value)
+    if callable(value):
+        msg = (
+            f"retry_delay: {shorten(value)} cannot be stored with a task; give a callable to "
+            "`@app.task`, to `Qsync` or to `app.server`"
+        )
+        raise InvalidTask(msg)
+    return to_us("retry_delay", value)
 
 
 def _window_us(task: Task) -> int | None:
@@ -454,7 +476,8 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a handler sees of its task.
 
     `payload` is always bytes: as given, or the msgpack of the value; `value()` decodes it.
-    `attempt` counts from 1; `crashes` is how often a server died with the task.
+    `attempt` counts from 1; `crashes` is how often a server died with the task. `final` is True if
+    the task is dead: `on_error` is told so of a failure that no further attempt follows.
     """
 
     id: str
@@ -469,6 +492,12 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     token: str = ""
     is_value: bool = False
+    final: bool = False
+
+    @property
+    def last_attempt(self) -> bool:
+        """True if a failure of this attempt leaves no further one."""
+        return self.attempt > self.retry
 
     @property
     def enqueued_at(self) -> datetime:

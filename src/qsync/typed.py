@@ -30,6 +30,7 @@ from typing import (
     overload,
 )
 
+from qsync.backoff import Delays
 from qsync.client import AsyncHandle, Handle
 from qsync.connections import Connections
 from qsync.errors import ConfigError, InvalidTask
@@ -50,7 +51,7 @@ class TaskOptions(TypedDict, total=False):
     queue: str
     id: str | None
     retry: int
-    retry_delay: Duration | None
+    retry_delay: Delays | None
     delay: Duration | None
     process_at: datetime | None
     timeout: Duration | None

@@ -429,6 +429,7 @@ def status(id: str, queue: str, shown: Shown) -> TaskStatus:
         type=message.type if message else "",
         payload=message.payload if message else shown.message or b"",
         is_value=bool(message and message.is_value),
+        final=shown.state is TaskState.DEAD,
         retry=message.retry if message else 0,
         attempt=_attempt(shown.state, failure.attempts),
         crashes=crash_count(shown.crashes),

@@ -27,6 +27,8 @@ from qsync.cli import logs
 from qsync.cli.target import TargetError, load
 from qsync.errors import QsyncError
 from qsync.server import in_process
+from qsync.server.error_log import log_trace
+from qsync.server.error_text import message_of, program_trace
 from qsync.server.health import Condition
 from qsync.server.server import Server
 from qsync.server.tally import Tally
@@ -81,13 +83,22 @@ class Parent:
             rows = [] if tally is None else msgspec.to_builtins(tally.rows())
             self.tell(**report, rows=rows)
 
-    def tell(self, **report: Any) -> None:
-        """Send a report, unless the parent has died."""
+    def tell(self, **report: Any) -> bool:
+        """Send a report; False if the parent has died."""
         try:
             with self._lock:
                 self._socket.sendall(json.dumps(report).encode() + b"\n")
         except OSError:
             log.debug("the parent has died")
+            return False
+        return True
+
+    def tell_error(self, error: BaseException, trace: str = "") -> None:
+        """Send why this process ends; the parent logs it."""
+        ours = isinstance(error, QsyncError | TargetError)
+        text = logs.escape(str(error)) if ours else message_of(error)
+        if not self.tell(error=text, trace=trace):
+            log_trace(log, logging.ERROR, text, trace, {})
 
     def tell_files(self) -> None:
         """Send the source files under the working directory that have been imported since."""
@@ -121,22 +132,22 @@ def main() -> None:
 
 def _serve(order: dict[str, Any], parent: Parent) -> int:
     tag = str(order["number"])
+    set_up_logs = partial(logs.configure, order["log_level"], tag=tag, form=order["log_format"])
     try:
         app = load(order["target"])
         server = app.server(**order["config"], server_id=order["server_id"])
-    except (TargetError, QsyncError) as error:
-        logs.configure(order["log_level"], tag=tag, form=order["log_format"])
-        log.error("%s", error, exc_info=log.isEnabledFor(logging.DEBUG))
-        parent.tell(error=logs.escape(str(error)))
+    except Exception as error:
+        set_up_logs()
+        cause = error.__cause__ if isinstance(error, TargetError) else error
+        parent.tell_error(error, program_trace(cause) if cause is not None else "")
         return 2
     finally:
         if order["reload"]:
             parent.tell_files()
-    logs.configure(order["log_level"], tag=tag, form=order["log_format"])
+    set_up_logs()
+    logs.catch_uncaught()
     if logs.is_set_up():
-        # So are those of its handlers that run in processes.
-        again = partial(logs.configure, order["log_level"], tag=tag, form=order["log_format"])
-        in_process.at_start.append(again)
+        in_process.at_start.append(set_up_logs)  # so are those of handlers in processes
     if order["tally"]:
         server.tally = server.tally or Tally(server.mux.types)
     # A store that is away comes back, and another process would not bring it back sooner.
@@ -144,22 +155,24 @@ def _serve(order: dict[str, Any], parent: Parent) -> int:
     parent.server = server
     if order["reload"]:
         parent.keep_telling_files()
-    parent.tell(ready=True, queues=list(server.config.weights))
+    parent.tell(queues=list(server.config.weights))
     return _run(server, parent, uvloop=order["uvloop"])
 
 
 def _run(server: Server, parent: Parent, *, uvloop: bool) -> int:
     make_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
-    if uvloop:
-        import uvloop as library
-
-        make_loop = library.new_event_loop
     try:
+        if uvloop:
+            import uvloop as library
+
+            make_loop = library.new_event_loop
         with asyncio.Runner(loop_factory=make_loop) as runner:
-            runner.run(server.run())
+            runner.run(server.run(on_ready=lambda: parent.tell(ready=True)))
     except QsyncError as error:
-        log.error("%s", error)
-        parent.tell(error=logs.escape(str(error)))
+        parent.tell_error(error)
+        return 1
+    except (Exception, SystemExit) as error:  # of the lifespan, say
+        parent.tell_error(error, program_trace(error))
         return 1
     finally:
         parent.tell_rows()

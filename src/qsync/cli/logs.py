@@ -22,6 +22,7 @@ from pathlib import PurePath
 from typing import Any, Final, Literal
 
 from qsync.server.current import fields_of, running
+from qsync.server.error_text import printable
 
 Form = Literal["text", "json"]
 
@@ -55,6 +56,25 @@ def configure(level: str | None, *, tag: str, form: Form | None = None) -> None:
         )
     if level is not None:
         root.setLevel(level.upper())
+
+
+def catch_uncaught() -> None:
+    """Log what would be printed: uncaught exceptions, of threads too, and warnings.
+
+    Otherwise lines of tracebacks stand among the records.
+    """
+    if not is_set_up():
+        return
+
+    sys.excepthook = _uncaught
+    threading.excepthook = lambda args: _uncaught(*args[:3])
+    sys.unraisablehook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+    logging.captureWarnings(True)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException | None, trace: Any) -> None:
+    if error is not None and not issubclass(kind, SystemExit):
+        logging.getLogger("qsync").error("uncaught exception", exc_info=(kind, error, trace))
 
 
 def is_set_up() -> bool:
@@ -169,7 +189,7 @@ class Text(logging.Formatter):
         task_id = getattr(record, "task_id", None)
         if task_id is not None and str(task_id) not in text:
             text += f" (task {escape(str(task_id))})"
-        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        trace = _trace(self, record)
         if not self._terminal:
             stamp = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
             rest = f" {escape(trace)}" if trace else ""
@@ -203,9 +223,15 @@ class Json(logging.Formatter):
         for name, value in vars(record).items():
             if name not in _STANDARD and name not in shown:
                 shown[name] = value if _is_plain(value) else str(value)
-        if record.exc_info:
-            shown["exception"] = self.formatException(record.exc_info)
+        if trace := _trace(self, record):
+            shown["exception"] = trace
         return json.dumps(shown).replace("\x7f", "\\u007f")
+
+
+def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    if record.exc_info:
+        return formatter.formatException(record.exc_info)
+    return record.exc_text or ""
 
 
 def _is_plain(value: object) -> bool:
@@ -216,6 +242,4 @@ def _is_plain(value: object) -> bool:
 
 def escape(text: str) -> str:
     """The text in one line that sets no terminal off: what cannot be printed is escaped."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return printable(text)

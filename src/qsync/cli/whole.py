@@ -40,10 +40,14 @@ def print_task(detail: TaskDetail, why: Explanation | None) -> None:
         _print_block("error", note if cut else "", detail.error)
 
 
+def _seconds(value: float | str | None) -> str:
+    return value if isinstance(value, str) else "" if value is None else brief(value)
+
+
 def _facts(detail: TaskDetail, why: Explanation | None) -> list[tuple[str, str]]:
     row = detail.row
     state = f"{row.state}, cancelled" if row.cancelled else str(row.state)
-    seconds: Sequence[tuple[str, float | None]] = (
+    seconds: Sequence[tuple[str, float | str | None]] = (
         ("timeout", detail.timeout), ("retry delay", detail.retry_delay),
         ("kept for", detail.retention),
     )  # fmt: skip
@@ -62,7 +66,7 @@ def _facts(detail: TaskDetail, why: Explanation | None) -> list[tuple[str, str]]
         ("server", row.server or ""),
         ("lease until", when(row.lease_until)),
         ("progress", progress(row.progress)),
-        *((name, brief(value) if value is not None else "") for name, value in seconds),
+        *((name, _seconds(value)) for name, value in seconds),
         ("fairness key", detail.fairness_key or ""),
         ("unique lock", _lock(detail)),
         ("message", f"cannot be read: {detail.message_error}" if detail.message_error else ""),

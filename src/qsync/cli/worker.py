@@ -14,6 +14,7 @@ import typer
 from qsync.app import Qsync
 from qsync.broker.shell import Broker
 from qsync.cli import logs
+from qsync.cli import server_options as options
 from qsync.cli.health import HealthPort, counts_tasks
 from qsync.cli.options import AppPrefix, AppUrl
 from qsync.cli.target import TargetError, load
@@ -22,6 +23,7 @@ from qsync.errors import ConfigError, QsyncError
 from qsync.server.abandon import Abandoner
 from qsync.server.child import Plan
 from qsync.server.config import seconds
+from qsync.server.error_text import message_of
 from qsync.server.health import LIVE_LIMIT_S
 from qsync.server.server import Server
 from qsync.server.supervisor import Supervisor
@@ -52,12 +54,13 @@ def worker(
         ),
     ] = None,
     strict: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--strict",
-            help="Drain the queues in order of weight instead.",
+            "--strict/--no-strict",
+            help="Drain the queues in order of weight instead.  [default: as the app says]",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     url: AppUrl = None,
     prefix: AppPrefix = None,
     processes: Annotated[
@@ -80,14 +83,8 @@ def worker(
             show_default=False,
         ),
     ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Threads for handlers that are not coroutines.  [default: as --concurrency]",
-            show_default=False,
-        ),
-    ] = None,
+    threads: options.Threads = None,
+    task_processes: options.TaskProcesses = None,
     prefetch: Annotated[
         int | None,
         typer.Option(
@@ -114,6 +111,13 @@ def worker(
             show_default=False,
         ),
     ] = None,
+    timeout: options.Timeout = None,
+    retry_delay: options.RetryDelay = None,
+    max_crashes: options.MaxCrashes = None,
+    max_hung: options.MaxHung = None,
+    dead_limit: options.DeadLimit = None,
+    dead_age: options.DeadAge = None,
+    sweep: options.Sweep = None,
     uvloop: Annotated[
         bool | None,
         typer.Option(
@@ -136,6 +140,7 @@ def worker(
             show_default=False,
         ),
     ] = None,
+    log_errors: options.LogErrorsOption = None,
     log_format: Annotated[
         logs.Form | None,
         typer.Option(
@@ -182,16 +187,27 @@ def worker(
     A process that dies is replaced, and its tasks start again within a second. Ctrl-C or SIGTERM
     stops: running tasks may go on for the shutdown timeout; a second one stops at once. SIGHUP
     replaces the processes one after another, by ones with the code as it is by then.
+
+    Options override those that the app gives its servers, as `Qsync(timeout=60)`.
     """
     logs.hold_standard_files()
     given: dict[str, Any] = {
         "queues": None if queues is None else _weights(queues),
-        "strict": strict or None,
+        "strict": strict,
         "concurrency": concurrency,
         "threads": threads,
+        "processes": task_processes,
         "prefetch": prefetch,
         "lease": lease,
         "shutdown_timeout": shutdown_timeout,
+        "timeout": timeout,
+        "retry_delay": None if retry_delay is None else _delays(retry_delay),
+        "max_crashes": max_crashes,
+        "max_hung": max_hung,
+        "dead_limit": dead_limit,
+        "dead_age": dead_age,
+        "sweep": sweep,
+        "log_errors": log_errors,
     }
     config = {name: value for name, value in given.items() if value is not None}
     if reload:
@@ -211,6 +227,7 @@ def worker(
     queues_served = list(server.config.weights)
     port = _health_port(app, queues_served, processes, health_host, health_port, live_limit)
     logs.configure(log_level, tag="main", form=log_format)
+    logs.catch_uncaught()
     _banner(target, server, processes)
     if port is not None:
         log.info("health: http://%s:%d/ready", port.host, port.port)
@@ -274,6 +291,13 @@ def _weights(text: str) -> dict[str, int]:
     return weights
 
 
+def _delays(text: str) -> list[float]:
+    try:
+        return options.delays_of(text)
+    except typer.BadParameter as error:
+        _refuse(f"--retry-delay: {error}")
+
+
 def _load(
     target: str, config: dict[str, Any], url: str | None, prefix: str | None, *, verbose: bool
 ) -> tuple[Qsync, Server]:
@@ -293,11 +317,12 @@ def _load(
                 if server.address != asked.server().address:
                     msg = f"--url: the app names its store itself, {server.address}"
                     raise ConfigError(msg)
-    except (TargetError, QsyncError) as error:
+    except Exception as error:
         if verbose:
             logs.configure("debug", tag="main")
             log.error("%s", error, exc_info=True)
-        _refuse(str(error))
+        ours = isinstance(error, TargetError | QsyncError)
+        _refuse(str(error) if ours else f"making a server of {target}: {message_of(error)}")
     return app, server
 
 
@@ -319,7 +344,7 @@ def _count(number: int, one: str, many: str) -> str:
 
 
 def _banner(target: str, server: Server, processes: int) -> None:
-    config, types = server.config, server.mux.types
+    config, types = server.config.fitted(server.mux), server.mux.types
     shares = ", ".join(f"{name}={weight}" for name, weight in config.weights.items())
     shown = ", ".join(map(logs.escape, types[:20])) + (", ..." if len(types) > 20 else "")
     log.info(
@@ -327,9 +352,10 @@ def _banner(target: str, server: Server, processes: int) -> None:
         __version__, target, server.address, server.prefix,
     )  # fmt: skip
     log.info(
-        "queues %s%s; %s of concurrency %d; %s%s",
+        "queues %s%s; %s of concurrency %d with %s; %s%s",
         shares, " strictly in this order" if config.strict else "",
         _count(processes, "process", "processes"), config.concurrency,
+        _count(config.thread_count, "thread", "threads"),
         _count(len(types), "type", "types"), f": {shown}" if types else "",
     )  # fmt: skip
     if not types:

@@ -22,7 +22,7 @@ from msgspec import structs
 from qsync.app import Qsync
 from qsync.broker.call import Durability
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
-from qsync.errors import DuplicateTask, InvalidTask
+from qsync.errors import DuplicateTask, InvalidTask, Retry
 from qsync.extension import Extension, missing
 from qsync.keys import class_name
 from qsync.mux import CallNext
@@ -147,6 +147,12 @@ class Tracing:
             ) as span:
                 try:
                     return await call_next(_carrying_context(task))
+                except Retry as error:
+                    if task.last_attempt:
+                        self._note(span, error)
+                    else:  # a poll that asks to run again has not failed
+                        span.set_attribute("qsync.task.retry", True)
+                    raise
                 except BaseException as error:
                     self._note(span, error)
                     raise

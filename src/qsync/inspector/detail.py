@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from qsync import codec
+from qsync.backoff import ExponentialBackoff
 from qsync.broker.ops import crash_count
 from qsync.broker.views import lease_until, moment_of, result_of
 from qsync.inspector.rows import Looked, row_of
@@ -41,7 +42,7 @@ def detail_of(queue: str, task: Looked, lock_holder: str | None) -> TaskDetail:
         token=shown.owner,
         timeout=_seconds(options.timeout_us),
         retention=_seconds(options.retention_us),
-        retry_delay=_seconds(options.retry_delay_us),
+        retry_delay=_retry_delay(options.retry_delay),
         deadline=None if options.deadline_us is None else moment_of(options.deadline_us),
         fairness_key=options.fairness_key,
         lock=options.lock,
@@ -50,6 +51,16 @@ def detail_of(queue: str, task: Looked, lock_holder: str | None) -> TaskDetail:
         unknown_times=failure.unknown_times,
         message_error=_message_error(shown.message),
     )
+
+
+def _retry_delay(stored: int | tuple[int, ...] | ExponentialBackoff | None) -> float | str | None:
+    if isinstance(stored, int):
+        return stored / 1_000_000
+    if isinstance(stored, tuple):
+        return ", ".join(f"{delay / 1_000_000:g} s" for delay in stored)
+    if stored is None:
+        return None
+    return f"{stored.first:g} s, each {stored.factor:g} times as long, up to {stored.longest:g} s"
 
 
 def attempt_of(attempt: FailedAttempt) -> Attempt:

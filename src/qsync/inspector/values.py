@@ -186,7 +186,7 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     token: str | None
     timeout: float | None
     retention: float | None
-    retry_delay: float | None
+    retry_delay: float | str | None
     deadline: datetime | None
     fairness_key: str | None
     lock: str | None

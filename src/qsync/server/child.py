@@ -5,8 +5,9 @@ socket with its parent: the parent writes the order of work, then {"ask": n} whe
 how the child is, and holds the socket open, so a child whose parent died reads its end; the child
 writes reports, one JSON object a line:
 
-    {"ready": true, "queues": [...]}    it has loaded the app and begins to serve these queues
-    {"error": "..."}                    it cannot, and ends
+    {"queues": [...]}                   it has loaded the app and will serve these queues
+    {"ready": true}                     it serves them
+    {"error": "...", "trace": "..."}    it cannot, and ends; where that was raised
     {"files": [...]}                    source files that it has imported, to be watched
     {"answer": n, "condition": {...}, "rows": [...]}    how it is, and what it has counted
     {"rows": [...]}                     what it has counted, at its end
@@ -68,6 +69,8 @@ class Child:
         self.server_id = make_server_id()
         self.queues = list(plan.queues)
         self.error: str | None = None
+        self.trace = ""
+        """Where that was raised."""
         self.code: int | None = None
         self.lived: float | None = None
         """Seconds from when it was ready to its end; None when it never was ready."""
@@ -115,9 +118,8 @@ class Child:
         self._writer.write(json.dumps(order).encode() + b"\n")
         return reader
 
-    def _is_ready(self, queues: Sequence[str]) -> None:
-        """It begins to serve these queues."""
-        self.queues = list(queues)
+    def _is_ready(self) -> None:
+        """It serves its queues."""
         self._ready_at = time.monotonic()
         self.changed.set()
 
@@ -141,6 +143,8 @@ class Child:
     def hear(self, report: Mapping[str, Any]) -> None:
         """Take what it reports of itself."""
         self.error = report.get("error", self.error)
+        self.trace = report.get("trace", self.trace)
+        self.queues = report.get("queues", self.queues)
         if "rows" in report:
             self.rows = msgspec.convert(report["rows"], list[Row])
         if "answer" in report:
@@ -149,7 +153,7 @@ class Child:
             if asked is not None and not asked.done():
                 asked.set_result(msgspec.convert(report["condition"], Condition))
         if report.get("ready"):
-            self._is_ready(report["queues"])
+            self._is_ready()
 
     async def wait(self) -> int:
         """Its exit code once it has ended; negative: the signal that killed it."""

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import math
+import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Final, TypedDict, TypeVar
 
-from qsync.backoff import RetryPolicy
+from qsync.backoff import LONGEST_LIST, RetryPolicy
 from qsync.broker.ops import FetchPolicy
 from qsync.errors import ConfigError
 from qsync.keys import NAME, check_name, shorten
-from qsync.mux import Middleware, check_middlewares
+from qsync.mux import Middleware, Mux, check_middlewares
+from qsync.server.error_log import LogErrors, check_log_errors
+from qsync.server.lifespan import Lifespan, check_lifespan
 from qsync.task import DEFAULT, Duration, TaskInfo, to_us
-
-Lifespan = Callable[..., AbstractAsyncContextManager[Any]]
-"""Called without arguments when a server starts; what it yields is `current().state`."""
 
 OnError = Callable[[BaseException, TaskInfo], Awaitable[None] | None]
 
 F = TypeVar("F")
 
 MAX_WEIGHT: Final = 1_000_000
+
+
+MAX_DEFAULT_THREADS: Final = 32
+
+
+def cpu_count() -> int:
+    """How many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def new_server_id() -> str:
@@ -53,17 +62,20 @@ class Config:
     max_crashes       a task with which so many servers died is dead
     shutdown_timeout  how long running tasks may go on after a stop; then they are handed back
     timeout           of one attempt, for tasks without a timeout of their own
-    retry_delay       for tasks without their own: None, seconds, or (attempt, error) -> seconds
+    retry_delay       for tasks without their own: None, a time, a list of times, an
+                      ExponentialBackoff, or (attempt, error) -> time
     dead_limit        how many dead tasks each queue keeps
     dead_age          and for how long
-    threads           for `def` handlers; None: as many as concurrency
+    threads           for `def` handlers; None: CPUs + 4, but at most 32 and at most concurrency
     processes         for `executor="process"` handlers; None: as many as there are CPUs
     max_hung          with more handlers that do not stop when told to, `run` ends with an error;
                       None: as many as concurrency
     prefetch          most tasks leased ahead of a free slot; None: what starts within 100 ms
     lifespan          async context manager around the server's work
     middleware        around every handler, the first outermost
-    on_error          told of every failed attempt
+    on_error          told of every failed attempt; `task.final` is True if the task is dead. A
+                      Retry with attempts left and a SkipRetry are no failures
+    log_errors        how much of a failed attempt the log shows: "class", "message" or "traceback"
     allow_eviction    start though the store may evict keys
     server_id         the name of the server, e.g. its host; it may be used again; None: random
     """
@@ -86,6 +98,7 @@ class Config:
     lifespan: Lifespan | None = None
     middleware: tuple[Middleware, ...] = ()
     on_error: OnError | None = None
+    log_errors: LogErrors = "traceback"
     allow_eviction: bool = False
     server_id: str | None = None
 
@@ -107,15 +120,15 @@ class Config:
             _seconds(name, getattr(self, name), least_s)
         if self.timeout is not None:
             _seconds("timeout", self.timeout, 0.001)
-        if self.retry_delay is not None and not callable(self.retry_delay):
-            _seconds("retry_delay", self.retry_delay, 0.0)
+        _check_retry_delay(self.retry_delay)
         for name in ("strict", "allow_eviction"):
             if type(getattr(self, name)) is not bool:
                 msg = f"{name}: {shorten(getattr(self, name))} is neither True nor False"
                 raise ConfigError(msg)
         object.__setattr__(self, "middleware", check_middlewares(self.middleware))
-        for name in ("on_error", "lifespan"):
-            check_callable(name, getattr(self, name))
+        check_callable("on_error", self.on_error)
+        check_lifespan(self.lifespan)
+        check_log_errors(self.log_errors)
         if self.server_id is not None and not NAME.fullmatch(self.server_id):
             shown = shorten(self.server_id)
             msg = f"server_id: {shown} is not 1 to 128 characters of A-Z a-z 0-9 _ . -"
@@ -126,6 +139,22 @@ class Config:
         """The queues and their weights, heaviest first."""
         queues: Any = self.queues
         return dict(sorted(queues.items(), key=lambda item: -item[1]))
+
+    @property
+    def thread_count(self) -> int:
+        """How many threads there are for `def` handlers."""
+        if self.threads is not None:
+            return self.threads
+        return min(MAX_DEFAULT_THREADS, cpu_count() + 4, self.concurrency)
+
+    def fitted(self, mux: Mux) -> Config:
+        """The same for these handlers: if all are `def`, tasks beyond the threads are not taken.
+
+        They would wait here while another server may have a thread for them.
+        """
+        if mux.handlers and all(handler.place == "thread" for handler in mux.handlers):
+            return replace(self, concurrency=min(self.concurrency, self.thread_count))
+        return self
 
     @property
     def lease_s(self) -> float:
@@ -147,8 +176,18 @@ class Config:
         )
 
 
+def config_of(options: Mapping[str, Any]) -> Config:
+    """The configuration that these options make; ConfigError when one of them is wrong."""
+    known = Config.__dataclass_fields__
+    for name in options:
+        if name not in known:
+            msg = f"{name}: no such option of a server; there are {', '.join(known)}"
+            raise ConfigError(msg)
+    return Config(**options)
+
+
 class ServerOptions(TypedDict, total=False):
-    """The fields of Config, as `app.server(...)` takes them."""
+    """The fields of Config, as `Qsync(...)` and `app.server(...)` take them."""
 
     queues: Mapping[str, int] | Iterable[str]
     concurrency: int
@@ -168,6 +207,7 @@ class ServerOptions(TypedDict, total=False):
     lifespan: Lifespan | None
     middleware: Iterable[Middleware]
     on_error: OnError | None
+    log_errors: LogErrors
     allow_eviction: bool
     server_id: str | None
 
@@ -178,6 +218,16 @@ def check_callable(name: str, value: F) -> F:
         msg = f"{name}: {shorten(value)} is not callable"
         raise ConfigError(msg)
     return value
+
+
+def _check_retry_delay(value: object) -> None:
+    if value is None or callable(value):
+        return
+    delays = value if isinstance(value, list | tuple) else [value]
+    if not 0 < len(delays) <= LONGEST_LIST:
+        raise ConfigError(f"retry_delay: {len(delays)} times are not 1 to {LONGEST_LIST}")
+    for delay in delays:
+        _seconds("retry_delay", delay, 0.0)
 
 
 def seconds(value: Duration) -> float:

@@ -14,10 +14,11 @@ from qsync.mux import Handler, Middleware, Mux
 from qsync.server.around import Around
 from qsync.server.config import Config
 from qsync.server.current import running
+from qsync.server.error_text import BadPayload
 from qsync.server.executors import ThreadPool
 from qsync.server.hung import Hung
 from qsync.server.lane import Claim
-from qsync.server.outcome import BadPayload, timed_out
+from qsync.server.outcome import timed_out
 from qsync.server.processes import ProcessPool
 from qsync.task import NONE_RESULT, PAYLOAD_LIMIT, Result, TaskInfo
 
@@ -43,7 +44,7 @@ class Invoker:
         self._mux = mux
         self._middleware = config.middleware
         self._ways: dict[str, Way] = {}
-        self._threads = ThreadPool(config.threads or config.concurrency, hung)
+        self._threads = ThreadPool(config.thread_count, hung)
         self._config = config
         needed = any(handler.place == "process" for handler in mux.handlers)
         self._processes = ProcessPool(config.processes) if needed else None

@@ -20,7 +20,7 @@ from qsync.broker import ops
 from qsync.broker.published import record_of, template_of
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError, SchemaMismatch
-from qsync.keys import GlobalKeys, QueueKeys, shorten
+from qsync.keys import GlobalKeys, QueueKeys, raised_at, shorten
 from qsync.schedule import Periodic
 from qsync.server.lane import boot_s
 from qsync.task import Outgoing, Task, new_nonce, outgoing
@@ -196,7 +196,7 @@ class _Queue:
             # Its text may hold arguments, which do not belong in a log.
             log.error(
                 "periodic task %s: no task for this tick, building it raised %s",
-                shorten(entry.name), type(error).__name__,
+                shorten(entry.name), raised_at(error),
             )  # fmt: skip
             return None
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -16,11 +14,11 @@ from qsync.broker import ops
 from qsync.broker.ops import Done
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError
-from qsync.keys import class_name
 from qsync.server import outcome
 from qsync.server.around import Around, Surroundings
 from qsync.server.config import Config, seconds
-from qsync.server.current import fields_of, running
+from qsync.server.current import running
+from qsync.server.failures import Failures
 from qsync.server.hung import STUBBORN_S, Hung
 from qsync.server.invoke import Invoker, Way, encode_result
 from qsync.server.lane import GONE, READY, RUNNING, Lane, Leased, NotBegun, Stop, boot_s
@@ -87,7 +85,7 @@ class Runner:
         self._limits = Limits(self._out_of_time)
         self._suspects = Suspects()
         self._suspect_timer: asyncio.TimerHandle | None = None
-        self._telling: set[asyncio.Task[None]] = set()
+        self._failures = Failures(config)
         self._low_water = 0
         """Fetch again when no more than this is left of what was leased ahead."""
         self._rate = 0.0
@@ -193,7 +191,9 @@ class Runner:
         way = self._invoker.find(message.type)
         if way is None:
             leased.lane.met_unknown = boot_s()
-            self.settle(leased, outcome.unknown_type(leased, leased.lane.store_time_us()))
+            record = outcome.unknown_type(leased, leased.lane.store_time_us())
+            self._failures.unknown(leased, record)
+            self.settle(leased, record)
             return
         leased.info = info = TaskInfo(
             id=leased.id,
@@ -224,6 +224,7 @@ class Runner:
             # Somebody else may have it, and then the store ignores this.
             return ops.HandedBack(leased.id, leased.token)
         if leased.past_deadline():
+            self._failures.died(leased, outcome.TOO_LATE)
             return outcome.past_deadline(leased, leased.lane.store_time_us())
         return None
 
@@ -330,32 +331,10 @@ class Runner:
             timed_out = stop == "timeout"
             limit = self._timeout_of(leased)
             error = outcome.timed_out(limit) if timed_out else outcome.gave_up_itself()
-        self._report(leased, error)
-        return outcome.failed(leased, error, leased.lane.store_time_us(), self._config.retry_delay)
-
-    def _report(self, leased: Leased, error: BaseException) -> None:
-        log.warning(
-            "task %s of type %s on queue %s failed, attempt %d of %d: %s",
-            leased.id, ascii(leased.message.type)[1:-1], leased.lane.queue,
-            leased.failure.attempts + 1, leased.message.retry + 1, class_name(error),
-            extra=leased.fields,
-        )  # fmt: skip
-        if self._config.on_error is not None and leased.info is not None:
-            task = self._loop.create_task(self._tell_error(error, leased.info))
-            self._telling.add(task)
-            task.add_done_callback(self._telling.discard)
-
-    async def _tell_error(self, error: BaseException, info: TaskInfo) -> None:
-        try:
-            told = self._config.on_error(error, info) if self._config.on_error else None
-            if inspect.isawaitable(told):
-                await told
-        except Exception as broken:
-            # Not its text: that may hold what the task's error held.
-            log.error(
-                "on_error raised %s for task %s:\n%s", class_name(broken), info.id,
-                "".join(traceback.format_tb(broken.__traceback__)), extra=fields_of(info),
-            )  # fmt: skip
+        now_us = leased.lane.store_time_us()
+        record = outcome.failed(leased, error, now_us, self._config.retry_delay)
+        self._failures.failed(leased, error, record)
+        return record
 
     # Stopping what runs.
 
@@ -485,7 +464,5 @@ class Runner:
             asyncio._unregister_task(deaf)  # or asyncio.run would wait for it for ever
             # Nor is it worth a word when the process ends, which cannot always log by then.
             deaf._log_destroy_pending = False  # type: ignore[attr-defined]
-        for task in self._telling:
-            task.cancel()
-        await asyncio.gather(*self._telling, return_exceptions=True)
+        await self._failures.aclose()
         await self._progress.aclose()

@@ -22,7 +22,7 @@ from qsync.errors import ConfigError, QsyncError, SchemaMismatch, StoreUnavailab
 from qsync.keys import QueueKeys, check_name
 from qsync.mux import Middleware, Mux, check_mux
 from qsync.server.around import Surroundings
-from qsync.server.config import Config, holder_of, new_server_id, seconds
+from qsync.server.config import config_of, holder_of, new_server_id, seconds
 from qsync.server.control import Control
 from qsync.server.fetch import Fetcher
 from qsync.server.health import Condition, Vitals
@@ -63,12 +63,7 @@ class Server:
         periodic: Sequence[PeriodicTask] = (),
         **config: Any,
     ) -> None:
-        known = Config.__dataclass_fields__
-        for name in config:
-            if name not in known:
-                msg = f"{name}: no such option of a server; there are {', '.join(known)}"
-                raise ConfigError(msg)
-        self.config = Config(**config)
+        self.config = config_of(config)
         self.id = self.config.server_id or new_server_id()
         self.holder = holder_of(self.config.server_id, self.id)
         """The beginning of its lease tokens."""
@@ -125,8 +120,10 @@ class Server:
             return Condition(stopping=stopping)
         return self._vitals.look(stopping=stopping)
 
-    async def run(self) -> None:
+    async def run(self, *, on_ready: Callable[[], object] | None = None) -> None:
         """Run until SIGTERM, SIGINT, `stop()` or an order to stop.
+
+        `on_ready` is called once tasks are being fetched.
 
         The first signal lets running tasks go on for `shutdown_timeout`, the second hands them back
         at once, the third leaves the process as it is. Only the main thread can take signals;
@@ -138,6 +135,8 @@ class Server:
             except _ToldToStop:
                 return
             try:
+                if on_ready is not None:
+                    on_ready()
                 await self._stopping.wait()
             finally:
                 await self.stop()
@@ -195,7 +194,7 @@ class Server:
             raise
 
     async def _start(self) -> None:
-        config = self.config
+        config = self.config = self.config.fitted(self.mux)
         self._broker = AsyncBroker(self.address)
         self._exits.push_async_callback(self._broker.aclose)
         self._check(await self._facts())

@@ -20,6 +20,7 @@ from typing import Final
 
 from qsync.server.abandon import Abandoner
 from qsync.server.child import FIRST_S, Child, Plan
+from qsync.server.error_log import log_trace
 from qsync.server.figures import Ledger, Row
 from qsync.server.health import Report
 from qsync.server.watch import Watch
@@ -28,6 +29,9 @@ log = logging.getLogger("qsync.worker")
 
 TRIES: Final = 5
 """So many failures to start in a row are enough."""
+
+RETRY_START_S: Final = 0.2
+"""Wait before the second try to start a child; it doubles with each further one."""
 
 STEADY_S: Final = 2.0
 """A child that lived so long is started again almost at once: a task that kills one after the other
@@ -64,7 +68,16 @@ class _Slot:
         self.failures = self.failures + 1 if child.failed_to_start else 0
         self.restarts = 0 if lived >= STEADY_S else self.restarts
         self.restarts += 1
-        return min(5.0, 0.1 * 2.0 ** (self.restarts - 1))
+        first = RETRY_START_S if self.failures else 0.1
+        return min(5.0, first * 2.0 ** (self.restarts - 1))
+
+
+def _tell_end(child: Child, level: int, then: str = "") -> None:
+    """Log how a child ended, in one record."""
+    failed = child.failed_to_start and not child.told_to_stop
+    verb = "failed to start" if failed else "ended"
+    text = f"process {child.number} (pid {child.pid}) {verb}: {child.manner()}"
+    log_trace(log, level, f"{text}; {then}" if then else text, child.trace, {})
 
 
 async def _report(slot: _Slot, child: Child | None, patience: float) -> Report:
@@ -149,12 +162,15 @@ class Supervisor:
 
     async def _pause(self, slot: _Slot, child: Child, delay: float) -> None:
         self._restarts += 1
-        what = f"process {child.number} (pid {child.pid}) ended: {child.manner()}"
         if self._plan.reload and child.failed_to_start:
-            log.warning("%s; it is started again when a file changes", what)
+            _tell_end(child, logging.ERROR, "it is started again when a file changes")
             await slot.news.wait()
             return
-        log.warning("%s; another starts in %.1f s", what, delay)
+        if child.failed_to_start:
+            tries = f"try {slot.failures} of {TRIES}, the next in {delay:.1f} s"
+            _tell_end(child, logging.ERROR, tries)
+        else:
+            _tell_end(child, logging.WARNING, f"another starts in {delay:.1f} s")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(slot.news.wait(), delay)
 
@@ -191,7 +207,7 @@ class Supervisor:
         self._ledger.end(child)
         if child.told_to_stop:
             self._unclean = self._unclean or (self._stopping.is_set() and not clean)
-            log.info("process %d (pid %d) ended: %s", child.number, child.pid, child.manner())
+            _tell_end(child, logging.INFO if clean else logging.ERROR)
         child.has_ended(code)
         slot.news.set()
 

@@ -1,0 +1,52 @@
+"""Checks a lifespan where it is given, so that no server finds out at its start."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final
+
+from qsync.errors import ConfigError
+from qsync.keys import shorten
+
+Lifespan = Callable[..., AbstractAsyncContextManager[Any]]
+"""Called without arguments when a server starts; what it yields is `current().state`."""
+
+_DECORATE: Final = "decorate an `async def` that yields once with @contextlib.asynccontextmanager"
+
+
+def check_lifespan(value: Lifespan | None) -> Lifespan | None:
+    """Return the lifespan, or None; ConfigError if a server cannot call and enter it."""
+    if value is not None and (reason := _reason(value)):
+        name = getattr(value, "__qualname__", None) or shorten(value)
+        raise ConfigError(f"lifespan: {name} {reason}")
+    return value
+
+
+def _reason(value: Any) -> str | None:
+    """Why a server cannot use it; None if it can."""
+    if hasattr(type(value), "__aenter__"):
+        return "is a context manager already; give the function that makes one, without calling it"
+    if not callable(value):
+        return f"is not callable; {_DECORATE}"
+    wrapped = inspect.unwrap(value)
+    if inspect.isasyncgenfunction(value):
+        return "yields, but has no decorator; add @contextlib.asynccontextmanager"
+    if inspect.isgeneratorfunction(wrapped):
+        return f"is not asynchronous; {_DECORATE}"
+    if inspect.iscoroutinefunction(wrapped):
+        return f"is a coroutine function that yields nothing; {_DECORATE}"
+    if inspect.isclass(value) and not hasattr(value, "__aenter__"):
+        return f"is a class without __aenter__; {_DECORATE}"
+    try:
+        parameters = inspect.signature(value).parameters.values()
+    except (TypeError, ValueError):  # of C code, say: nothing is known of it
+        return None
+    for one in parameters:
+        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
+            return (
+                f"needs the parameter {one.name!r}, and a server calls it without arguments; "
+                "give a default, or a functools.partial"
+            )
+    return None
