@@ -6,6 +6,7 @@ Patience, tries, translation of errors and the way from EVALSHA to EVAL are the 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, TypeVar, cast
@@ -25,11 +26,7 @@ from tests.sim.threads import SimEvent, Turns, current_thread
 
 T = TypeVar("T")
 
-INFO: Final = {
-    "redis_version": "7.2.4",
-    "valkey_version": "9.0.0",
-    "maxmemory_policy": "noeviction",
-}
+INFO: Final = b"redis_version:7.2.4\r\nvalkey_version:9.0.0\r\nmaxmemory_policy:noeviction\r\n"
 """What the store says of itself when a server starts."""
 
 network: Network = cast("Network", None)
@@ -64,19 +61,24 @@ def _finish(replies: list[Any]) -> list[Any]:
 class SimAsyncBroker(shell.AsyncBroker):
     """An AsyncBroker of a simulated process."""
 
-    def _open(self) -> Any:
+    def _hand(self, node: Any) -> Any:
         return None
 
     async def aclose(self) -> None:
         pass
 
     async def _exchange(
-        self, client: Any, commands: Sequence[tuple[Any, ...]], meanwhile: Any = shell.nothing
+        self,
+        hand: Any,
+        commands: Sequence[tuple[Any, ...]],
+        ends: float = math.inf,
+        meanwhile: Any = shell.nothing,
     ) -> list[Any]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
         deliver = partial(_answer, future)
-        timer = loop.call_later(self._read_timeout, deliver, [TimeoutError()] * len(commands))
+        limit = max(min(self._read_timeout, ends - shell.time.monotonic()), 0.0)
+        timer = loop.call_later(limit, deliver, [TimeoutError()] * len(commands))
         network.send(_process(), commands, deliver)
         meanwhile()
         try:
@@ -101,14 +103,18 @@ class SimAsyncBroker(shell.AsyncBroker):
 class SimBroker(shell.Broker):
     """A Broker of a simulated thread."""
 
-    def _open(self) -> Any:
+    def _pool(self, node: Any) -> Any:
         return None
 
     def close(self) -> None:
         pass
 
     def _exchange(
-        self, client: Any, commands: Sequence[tuple[Any, ...]], meanwhile: Any = shell.nothing
+        self,
+        pool: Any,
+        commands: Sequence[tuple[Any, ...]],
+        ends: float,
+        meanwhile: Any = shell.nothing,
     ) -> list[Any]:
         event, answers = SimEvent(turns), []
 
@@ -118,7 +124,7 @@ class SimBroker(shell.Broker):
                 event.set()
 
         network.send(_process(), commands, deliver)
-        if not event.wait(self._read_timeout):
+        if not event.wait(max(min(self._read_timeout, ends - shell.time.monotonic()), 0.0)):
             event.set()
             return [failures.TimeoutError("Timeout reading from socket")] * len(commands)
         return _finish(answers)

@@ -76,8 +76,10 @@ def lives_share_their_leases() -> contextlib.AbstractContextManager[None]:
 def noscript_not_handled() -> contextlib.AbstractContextManager[None]:
     """Where the store does not have a script it is not sent."""
 
-    async def attempt(self: Any, calls: Any, meanwhile: Any = shell.nothing) -> list[Any]:
-        return list(await self._exchange(None, [evalsha(call) for call in calls]))
+    async def attempt(
+        self: Any, calls: Any, ends: float, meanwhile: Any = shell.nothing
+    ) -> list[Any]:
+        return list(await self._exchange(None, [evalsha(call) for call in calls], ends))
 
     return exchanged(shell.AsyncBroker, "_try", attempt)
 

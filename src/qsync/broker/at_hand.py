@@ -7,18 +7,18 @@ the pool they are in use all the time; when somebody waits for one there, it get
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from typing import Any
 
+from qsync.broker import connect
 from qsync.broker.wire import Wire
 
 
 class AtHand:
-    """The connections of one pool that are kept at hand."""
+    """The connections of one client that are kept at hand."""
 
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._pool = client.connection_pool
         self._free: list[Wire] = []
         self._waiting = 0
 
@@ -44,17 +44,6 @@ class AtHand:
         else:
             self._free.append(wire)
 
-    @asynccontextmanager
-    async def left_in_pool(self) -> AsyncGenerator[None]:
-        """The first connection that is free goes to whoever asks the pool itself meanwhile."""
-        self._waiting += 1
-        try:
-            if self._free:
-                await self._release(self._free.pop())
-            yield
-        finally:
-            self._waiting -= 1
-
     async def drop(self, wire: Wire) -> None:
         """Nobody knows what comes from the connection next."""
         await wire.connection.disconnect(nowait=True)
@@ -66,6 +55,11 @@ class AtHand:
         for wire in free:
             await self.drop(wire)
         await self._pool.disconnect(inuse_connections=False)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        self._free.clear()
+        await connect.aclose(self._client)
 
     async def _release(self, wire: Wire) -> None:
         wire.release()

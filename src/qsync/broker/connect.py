@@ -9,8 +9,7 @@ be run twice, and a blocking read must not be repeated.
 
 from __future__ import annotations
 
-import asyncio
-import inspect
+import socket
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
@@ -46,15 +45,18 @@ AnyClient = (
 
 CONNECT_TIMEOUT: Final = 5.0
 READ_TIMEOUT: Final = 5.0
-MAP_S: Final = 0.5
-"""How long a map of a cluster is waited for before it is asked which node does not answer."""
 
-
-_DEFERS: Final = (
-    "last_failed_node_name"
-    in inspect.signature(redis.asyncio.cluster.RedisCluster.initialize).parameters
-)
-"""Whether this redis-py can be told which node to ask last; it can since 7."""
+KEEPALIVE: Final = {
+    getattr(socket, name): value
+    for name, value in (
+        ("TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE", 15),
+        ("TCP_KEEPINTVL", 5),
+        ("TCP_KEEPCNT", 3),
+    )
+    if hasattr(socket, name)
+}
+"""The system gives up a connection whose other end is silent for 30 s: it is asked after 15 s of
+idleness, and three times in all."""
 
 _COPIED: Final = frozenset({
     "db", "username", "password", "credential_provider", "client_name", "path",
@@ -145,7 +147,10 @@ def _copied(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in settings.items()
-        if name in _COPIED and value is not None and not (name == "client_name" and not value)
+        if name in _COPIED
+        and value is not None
+        # What older releases of redis-py set unasked is no setting of the user's.
+        and not (name in ("client_name", "socket_keepalive") and not value)
     }
 
 
@@ -160,6 +165,8 @@ def _common(address: Address, read_timeout: float, retry: Any) -> dict[str, Any]
     }
     if address.tls:
         settings = {"ssl_cert_reqs": "required", "ssl_check_hostname": True, **settings}
+    if not isinstance(settings.get("socket_keepalive_options"), Mapping):
+        settings["socket_keepalive_options"] = KEEPALIVE  # redis-py has other defaults, or none
     if "path" in settings:
         settings.pop("socket_keepalive", None)
         settings.pop("socket_keepalive_options", None)
@@ -215,80 +222,11 @@ def async_node_client(
     return redis.asyncio.Redis(connection_pool=pool)
 
 
-def cluster_client(
-    address: Address, *, connections: int, read_timeout: float = READ_TIMEOUT
-) -> redis.cluster.RedisCluster:
-    """A blocking client of a cluster."""
-    nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.nodes]
-    settings = _common(address, read_timeout, Retry)
-    # One retry by itself, which leaves the node that failed for the last when it looks for the map
-    # of the cluster; its default of ten would look ten times, and hold up all calls meanwhile.
-    settings["retry"] = Retry(redis.backoff.NoBackoff(), 1)
-    return redis.cluster.RedisCluster(
-        startup_nodes=nodes, max_connections=connections, ssl=address.tls,
-        require_full_coverage=False, **settings,
-    )  # fmt: skip
-
-
-def async_cluster_client(
-    address: Address, *, connections: int, read_timeout: float = READ_TIMEOUT
-) -> redis.asyncio.cluster.RedisCluster:
-    """An asyncio client of a cluster."""
-    nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in address.nodes]
-    settings = _common(address, read_timeout, AsyncRetry)
-    # It looks for the map of the cluster before each retry and holds up all calls meanwhile, ten
-    # times unless told. It need not retry at all where we can say which node to ask last.
-    settings["retry"] = AsyncRetry(redis.backoff.NoBackoff(), 0 if _DEFERS else 1)
-    return redis.asyncio.cluster.RedisCluster(
-        startup_nodes=nodes, max_connections=connections, ssl=address.tls,
-        require_full_coverage=False, **settings,
-    )  # fmt: skip
-
-
-async def learn_map(cluster: redis.asyncio.cluster.RedisCluster, failed: str | None) -> str | None:
-    """The client has a map of the cluster: it asks for one when it has none, or doubts it.
-
-    All calls wait meanwhile, and it takes nodes as they come: one that stands still would hold them
-    up for its whole timeout. So the node by which a call failed is asked last, and when the map
-    does not come soon, the one that does not answer. Returns the name of that node.
-    """
-    try:
-        async with asyncio.timeout(MAP_S):
-            await _initialize(cluster, failed)
-            return failed
-    except TimeoutError:
-        failed = await _silent_node(cluster) or failed
-    await _initialize(cluster, failed)
-    return failed
-
-
-async def _initialize(cluster: redis.asyncio.cluster.RedisCluster, last: str | None) -> None:
-    options: dict[str, Any] = {"last_failed_node_name": last} if last and _DEFERS else {}
-    await cluster.initialize(**options)
-
-
-async def _silent_node(cluster: redis.asyncio.cluster.RedisCluster) -> str | None:
-    """The name of a node that does not answer in time; its connections are closed."""
-    nodes = list(cluster.nodes_manager.startup_nodes.values())
-    pings = [asyncio.ensure_future(node.execute_command("PING")) for node in nodes]
-    _, silent = await asyncio.wait(pings, timeout=MAP_S)
-    for ping in silent:
-        ping.cancel()
-    await asyncio.gather(*pings, return_exceptions=True)
-    found = [node for node, ping in zip(nodes, pings, strict=True) if ping in silent]
-    for node in found:
-        await node.disconnect()
-        # The first primary of the map is asked which commands there are: it is not to be this one.
-        cluster.nodes_manager.move_node_to_end_of_cached_nodes(node.name)
-    return found[0].name if found else None
-
-
 def close(client: Any) -> None:
     """The client has no connections any more, to Sentinels neither."""
     client.close()
-    pool = getattr(client, "connection_pool", None)  # a cluster has one for each node
-    if pool is not None:
-        pool.disconnect()
+    pool: Any = client.connection_pool
+    pool.disconnect()
     for watcher in _watchers(pool):
         watcher.close()
 
@@ -296,14 +234,8 @@ def close(client: Any) -> None:
 async def aclose(client: Any) -> None:
     """The client has no connections any more, to Sentinels neither."""
     await client.aclose()
-    pool = getattr(client, "connection_pool", None)
-    if pool is not None:
-        await pool.disconnect()
-    elif hasattr(client, "nodes_manager"):
-        # A cluster client that lost its map, and is about to ask for it anew, closes nothing.
-        manager = client.nodes_manager
-        for node in (*manager.nodes_cache.values(), *manager.startup_nodes.values()):
-            await node.disconnect()
+    pool: Any = client.connection_pool
+    await pool.disconnect()
     for watcher in _watchers(pool):
         await watcher.aclose()
 

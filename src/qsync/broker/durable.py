@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Generator, Sequence
-from typing import Any, Final
+from typing import Any
 
 import redis.exceptions as failures
 
@@ -23,12 +23,6 @@ log = logging.getLogger("qsync.broker")
 Command = tuple[Any, ...]
 Exchanges = Generator[list[Command], list[Any], Any]
 
-REDIRECTIONS: Final = 5
-"""How often a cluster may say that keys have moved before a call is tried again later.
-
-That they are about to move (ASK) is no use: while they do, nobody runs a script on several keys.
-"""
-
 
 def evalsha(call: Call[Any]) -> Command:
     """The command that runs a script by its digest."""
@@ -38,6 +32,23 @@ def evalsha(call: Call[Any]) -> Command:
 def eval_(call: Call[Any]) -> Command:
     """The command that runs a script by its text, where the store does not have it."""
     return ("EVAL", call.script.text, len(call.keys), *call.keys, *call.args)
+
+
+def making(call: Call[Any], *, asking: bool) -> Exchanges:
+    """Make one call; returns its reply.
+
+    `asking`: the node was named by another, which is about to move the keys there (ASK). No call
+    that waits is made there before it has them.
+    """
+    if call.wait is not None:
+        [reply] = yield from waiting([call], call.wait)
+        return reply
+    reply = None
+    for make in (evalsha, eval_):
+        *_, reply = yield [("ASKING",), make(call)] if asking else [make(call)]
+        if not isinstance(reply, failures.NoScriptError):
+            break
+    return reply
 
 
 def waiting(calls: Sequence[Call[Any]], wait: Wait) -> Exchanges:
@@ -117,9 +128,3 @@ def _confirmed(reply: Any) -> bool:
     if isinstance(reply, BaseException):
         return False
     return bool((reply[0] if isinstance(reply, list) else reply) >= 1)
-
-
-def moved_or_gone(reply: Any) -> bool:
-    """Another node may have the keys by now, so the cluster is to be asked where they are."""
-    gone = (failures.ConnectionError, failures.TimeoutError, OSError, TimeoutError, EOFError)
-    return isinstance(reply, (failures.MovedError, *gone))

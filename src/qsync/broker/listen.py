@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
@@ -23,8 +23,13 @@ from qsync.errors import QsyncError
 
 T = TypeVar("T")
 
+SILENT: Final = "a connection that listens gets no answer any more"
+
 GRACE: Final = 2.0
 """How much later than asked for a blocking read may answer before its connection counts as dead."""
+
+IDLE_S: Final = 5.0
+"""A subscription that has heard nothing for so many seconds asks whether the store is there."""
 
 
 class Opens(Protocol):
@@ -35,6 +40,9 @@ class Opens(Protocol):
     def client_for(self, key: str) -> Any:
         """A client with one connection to the node that holds a key."""
 
+    def suspect(self, key: str, error: BaseException) -> None:
+        """A connection to the node that holds a key broke so, or was sent elsewhere."""
+
 
 class AsyncOpens(Protocol):
     """An AsyncBroker, as far as it is needed here."""
@@ -44,6 +52,9 @@ class AsyncOpens(Protocol):
     async def client_for(self, key: str) -> Any:
         """A client with one connection to the node that holds a key."""
 
+    async def suspect(self, key: str, error: BaseException) -> None:
+        """A connection to the node that holds a key broke so, or was sent elsewhere."""
+
 
 class Subscription:
     """A connection that listens on one sharded channel and blocks."""
@@ -52,6 +63,8 @@ class Subscription:
         self._broker, self._channel = broker, channel
         self._client: Any = None
         self._connection: Any = None
+        self._heard = 0.0
+        self._asked = False
 
     def open(self) -> None:
         """Connect and subscribe; StoreUnavailable when that fails."""
@@ -60,20 +73,34 @@ class Subscription:
             self._connection = self._client.connection_pool.get_connection()
             self._connection.send_command("SSUBSCRIBE", self._channel)
             self._connection.read_response()
+            self._heard, self._asked = time.monotonic(), False
         except LIBRARY_ERRORS as error:
-            self.close()
-            raise no_answer(error, self._broker.address) from error
+            raise self._broke(error) from error
 
     def read(self, seconds: float) -> str | None:
         """The next message, or None after so many seconds; StoreUnavailable when it broke."""
         try:
             if not self._connection.can_read(timeout=max(seconds, 0.0)):
+                self._ask_if_idle()
                 return None
             reply = self._connection.read_response()
         except LIBRARY_ERRORS as error:
-            self.close()
-            raise no_answer(error, self._broker.address) from error
+            raise self._broke(error) from error
+        self._heard, self._asked = time.monotonic(), False
         return _message(reply)
+
+    def _ask_if_idle(self) -> None:
+        silent = time.monotonic() - self._heard
+        if not self._asked and silent >= IDLE_S:
+            self._connection.send_command("PING", check_health=False)
+            self._asked = True
+        elif silent >= IDLE_S + GRACE:
+            raise failures.TimeoutError(SILENT)
+
+    def _broke(self, error: BaseException) -> QsyncError:
+        self.close()
+        self._broker.suspect(self._channel, error)
+        return no_answer(error, self._broker.address)
 
     def close(self) -> None:
         """Close the connection."""
@@ -137,6 +164,7 @@ class Waiter:
         if (broken := wire.broken) is None:
             return replies
         await self.aclose()
+        await self._broker.suspect(self.keys[0], broken)
         if isinstance(broken, TimeoutError):
             return [None if reply is broken else reply for reply in replies]
         raise no_answer(broken, self._broker.address) from broken
@@ -144,10 +172,11 @@ class Waiter:
     async def _check(self, reply: Any) -> None:
         if isinstance(reply, Exception):
             await self.aclose()
+            await self._broker.suspect(self.keys[0], reply)
             raise no_answer(reply, self._broker.address) from reply
 
     async def _open(self) -> Wire:
-        async with _opening(self, self._broker):
+        async with _opening(self, self._broker, self.keys[0]):
             self._client = await self._broker.client_for(self.keys[0])
             self._wire = Wire(await self._client.connection_pool.get_connection())
         return self._wire
@@ -172,7 +201,7 @@ class AsyncSubscription:
 
     async def open(self) -> None:
         """Connect and subscribe; StoreUnavailable when that fails."""
-        async with _opening(self, self._broker):
+        async with _opening(self, self._broker, self._channel):
             self._client = await self._broker.client_for(self._channel)
             self._connection = await self._client.connection_pool.get_connection()
             await self._connection.send_command("SSUBSCRIBE", self._channel)
@@ -181,9 +210,22 @@ class AsyncSubscription:
     async def read(self) -> str:
         """The next message, however long it takes; StoreUnavailable when the connection broke."""
         try:
-            return _message(await self._connection.read_response(timeout=math.inf))
+            asked = False
+            while True:
+                # None: nothing came in time, and it may be asked for again.
+                reply = await self._connection.read_response(timeout=GRACE if asked else IDLE_S)
+                if reply is not None:
+                    if (message := _message(reply)) is not None:
+                        return message
+                    asked = False
+                elif asked:
+                    raise failures.TimeoutError(SILENT)
+                else:
+                    await self._connection.send_command("PING", check_health=False)
+                    asked = True
         except LIBRARY_ERRORS as error:
             await self.aclose()
+            await self._broker.suspect(self._channel, error)
             raise no_answer(error, self._broker.address) from error
 
     async def aclose(self) -> None:
@@ -212,7 +254,7 @@ def heeding_cancellation() -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def _opening(
-    connection: Waiter | AsyncSubscription, broker: AsyncOpens
+    connection: Waiter | AsyncSubscription, broker: AsyncOpens, key: str
 ) -> AsyncIterator[None]:
     """Within it a connection opens; what goes wrong closes it, and is StoreUnavailable."""
     try:
@@ -221,11 +263,15 @@ async def _opening(
                 yield
     except LIBRARY_ERRORS as error:
         await connection.aclose()
+        await broker.suspect(key, error)
         raise no_answer(error, broker.address) from error
     except BaseException:
         await connection.aclose()
         raise
 
 
-def _message(reply: Any) -> str:
+def _message(reply: Any) -> str | None:
+    """What was published; None for the answer to a PING, "" when the store sends no more."""
+    if reply[0] == b"pong":
+        return None
     return bytes(reply[-1]).decode() if isinstance(reply[-1], bytes) else ""

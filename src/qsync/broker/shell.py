@@ -8,11 +8,10 @@ tries, for as long as the caller's patience lasts.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import math
+import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Literal, TypeVar
@@ -25,28 +24,25 @@ from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import connect
 from qsync.broker.address import Address
 from qsync.broker.at_hand import AtHand
-from qsync.broker.call import Call, Durability, Wait
-from qsync.broker.durable import (
-    REDIRECTIONS,
-    Exchanges,
-    eval_,
-    evalsha,
-    moved_or_gone,
-    probing,
-    waiting,
-)  # fmt: skip
+from qsync.broker.call import Call, Durability
+from qsync.broker.durable import Exchanges, eval_, evalsha, making, probing, waiting
 from qsync.broker.faults import LIBRARY_ERRORS, Fault, classify, moved_away, no_answer, translate
-from qsync.broker.listen import AsyncSubscription, Subscription, Waiter, heeding_cancellation
+from qsync.broker.listen import AsyncSubscription, Subscription, Waiter
+from qsync.broker.pool import Pool, limit_socket
+from qsync.broker.slots import ASK_MAP, REDIRECTIONS, Node, SlotMap, is_silence
 from qsync.broker.wire import nothing, packets
-from qsync.errors import QsyncError
+from qsync.errors import ConfigError, QsyncError
 
 T = TypeVar("T")
 
-log = logging.getLogger("qsync.broker")
-
 PATIENCE: Final = 10.0
-"""How long a client tries again before it raises StoreUnavailable, seconds, unless told."""
+"""How long a client tries before it raises StoreUnavailable, seconds, unless told."""
 
+ONE_TRY_S: Final = 2.0
+"""How long a call with no patience may take, seconds: it is tried once."""
+
+MAP_S: Final = 0.5
+"""After so many seconds without an answer another node is asked for the map of a cluster, too."""
 
 RECONNECT_S: Final = 0.1
 """After a refused connection another is tried no sooner, whoever asks for it."""
@@ -76,11 +72,13 @@ class Facts:
     in_cluster: bool = False
 
 
-def _facts(info: Mapping[str, Any]) -> Facts:
+def _facts(reply: bytes) -> Facts:
+    lines = re.findall(r"^(\w+):(.*?)\r?$", reply.decode(errors="replace"), re.MULTILINE)
+    info = dict(lines)
     product = "valkey" if "valkey_version" in info else "redis"
-    parts = str(info.get(f"{product}_version", "")).split(".")
+    parts = info.get(f"{product}_version", "").split(".")
     version = tuple(int(part) for part in parts if part.isdigit()) or None
-    in_cluster = bool(info.get("cluster_enabled"))
+    in_cluster = info.get("cluster_enabled") == "1"
     return Facts(version, product, info.get("maxmemory_policy"), in_cluster)
 
 
@@ -99,32 +97,42 @@ class Broker:
         self.patience = patience
         self._connections = connections
         self._read_timeout = read_timeout
-        self._opened: dict[str, Any] = {}
+        self._slots = SlotMap(address.nodes) if address.kind == "cluster" else None
+        self._pools: dict[Node | None, Pool] = {}
+        """By node of a cluster; None: the only one."""
 
-    def run(self, call: Call[T], *, patience: Patience = OWN) -> T:
+    def run(self, call: Call[T], *, patience: Patience = OWN, ends: float | None = None) -> T:
         """Make one call. Transient errors are tried again for `patience` seconds, None: for ever.
 
+        `ends` takes the place of `patience`: the time at which the caller gives up, of `ends_in`.
         Raises StoreUnavailable, QueueFull, or ConfigError when the store refuses the credentials.
         """
-        backoff, ends = Backoff(), _ends(self.patience if patience is OWN else patience)
+        backoff = Backoff()
+        patience = self.patience if patience is OWN else patience
+        ends = ends_in(patience) if ends is None else ends
         while True:
-            [reply] = self._try([call])
+            [reply] = self._try([call], ends)
             if not isinstance(reply, BaseException):
                 return call.decode(reply)
             delay = backoff.next()
-            if classify(reply) is not Fault.TRANSIENT or time.monotonic() + delay > ends:
+            too_late = patience == 0 or time.monotonic() + delay > ends
+            if too_late or classify(reply) is not Fault.TRANSIENT:
                 raise translate(reply, call, self.address) from reply
             time.sleep(delay)
 
     def run_many(
-        self, calls: Sequence[Call[T]], *, meanwhile: Callable[[], None] = nothing
+        self,
+        calls: Sequence[Call[T]],
+        *,
+        ends: float = math.inf,
+        meanwhile: Callable[[], None] = nothing,
     ) -> list[T | QsyncError]:
-        """Make calls in one round trip (in a cluster, one each), each tried once.
+        """Make calls in one round trip (in a cluster, one each), each tried once, until `ends`.
 
         Those with a wait come last, and wait for the same. `meanwhile` is called while the store
         works on them, if they are one exchange: not in a cluster, nor with a wait.
         """
-        replies = self._try(calls, meanwhile) if calls else []
+        replies = self._try(calls, ends, meanwhile) if calls else []
         return _settle(replies, calls, self.address)
 
     def waiter(self, seconds: float) -> Broker:
@@ -139,24 +147,28 @@ class Broker:
             patience=self.patience,
         )
 
-    def can_confirm(self, durability: Durability, key: str) -> bool:
+    def can_confirm(self, durability: Durability, key: str, *, ends: float = math.inf) -> bool:
         """Whether the node that holds a key can confirm that; False when it would not say.
 
         Raises ConfigError when it cannot.
         """
         try:
-            client = self._node_for(key)
+            pool = self._pool(self._node_of(key, ends))
         except LIBRARY_ERRORS:
             return False
-        return bool(self._drive(client, probing(durability, self.address)))
+        return bool(self._drive(pool, probing(durability, self.address), ends))
 
     def ping(self) -> float:
         """The seconds that a round trip took; StoreUnavailable when there was no answer."""
         began = time.perf_counter()
         try:
-            self._plain("PING")
+            ends = ends_in(self._read_timeout)
+            node = None if self._slots is None else self._learn(self._slots, ends)
         except LIBRARY_ERRORS as error:
             raise no_answer(error, self.address) from error
+        [reply] = self._exchange(self._pool(node), [("PING",)], ends)
+        if isinstance(reply, BaseException):
+            raise no_answer(reply, self.address) from reply
         return time.perf_counter() - began
 
     def subscribe(self, channel: str) -> Subscription:
@@ -165,97 +177,103 @@ class Broker:
 
     def close(self) -> None:
         """Close the connections; the broker may be used again and opens new ones."""
-        while self._opened:
-            connect.close(self._opened.popitem()[1])
+        while self._pools:
+            self._pools.popitem()[1].close()
 
     def client_for(self, key: str) -> redis.Redis:
         """A client with one connection to the node that holds a key."""
-        address = self.address
-        if address.kind == "cluster":
-            node = self._open().get_node_from_key(key)
-            address = connect.at_node(address, node.host, node.port)
-        return connect.node_client(address, connections=1, read_timeout=self._read_timeout)
+        node = self._node_of(key, ends_in(connect.CONNECT_TIMEOUT))
+        return connect.node_client(
+            _at(self.address, node), connections=1, read_timeout=self._read_timeout
+        )
 
-    def _open(self) -> Any:
-        client = self._opened.get("client")
-        if client is None:
-            make = connect.cluster_client if self.address.kind == "cluster" else connect.node_client
-            client = self._keep("client", make, self.address)
-        return client
+    def suspect(self, key: str, error: BaseException) -> None:
+        """A connection to the node that holds a key broke so, or was sent elsewhere."""
+        node = _noted(self._slots, key, error)
+        if (pool := self._pools.get(node)) is not None and is_silence(error):
+            pool.drop_idle()
 
-    def _keep(self, name: str, make: Callable[..., Any], address: Address) -> Any:
-        """A new client; of two threads that come here at once, one gets the other's."""
-        made = make(address, connections=self._connections, read_timeout=self._read_timeout)
-        kept = self._opened.setdefault(name, made)
-        if kept is not made:
-            connect.close(made)
-        return kept
-
-    def _plain(self, *command: str) -> Any:
-        options = {"target_nodes": "random"} if self.address.kind == "cluster" else {}
-        return self._open().execute_command(*command, **options)
+    def _pool(self, node: Node | None) -> Pool:
+        pool = self._pools.get(node)
+        if pool is None:
+            most, timeout = self._connections, self._read_timeout
+            client = connect.node_client(
+                _at(self.address, node), connections=most, read_timeout=timeout
+            )
+            pool = Pool(client, connections=most, read_timeout=timeout)
+            # Of two threads that come here at once, the second gets the pool of the first.
+            pool = self._pools.setdefault(node, pool)
+        return pool
 
     def _try(
-        self, calls: Sequence[Call[Any]], meanwhile: Callable[[], None] = nothing
+        self, calls: Sequence[Call[Any]], ends: float, meanwhile: Callable[[], None] = nothing
     ) -> list[Any]:
         """One reply a call, or the error that took its place."""
-        try:
-            client = self._open()
-        except LIBRARY_ERRORS as error:
-            return [error] * len(calls)
-        if self.address.kind == "cluster":
-            return [self._try_in_cluster(client, call) for call in calls]
+        if self._slots is not None:
+            return [self._try_in_cluster(self._slots, call, ends) for call in calls]
+        pool = self._pool(None)
         if (wait := calls[-1].wait) is not None:
-            return list(self._drive(client, waiting(calls, wait)))
-        replies = self._exchange(client, [evalsha(call) for call in calls], meanwhile)
+            return list(self._drive(pool, waiting(calls, wait), ends))
+        replies = self._exchange(pool, [evalsha(call) for call in calls], ends, meanwhile)
         missing = [
             at for at, reply in enumerate(replies) if isinstance(reply, failures.NoScriptError)
         ]
         if missing:
-            again = self._exchange(client, [eval_(calls[at]) for at in missing])
+            again = self._exchange(pool, [eval_(calls[at]) for at in missing], ends)
             for at, reply in zip(missing, again, strict=True):
                 replies[at] = reply
         return replies
 
-    def _try_in_cluster(self, client: Any, call: Call[Any]) -> Any:
-        if call.wait is not None:
-            return self._wait_in_cluster(client, call, call.wait)
-        try:
-            try:
-                return client.execute_command(*evalsha(call))
-            except failures.NoScriptError:
-                return client.execute_command(*eval_(call))
-        except LIBRARY_ERRORS as error:
-            return error
-
-    def _wait_in_cluster(self, cluster: Any, call: Call[Any], wait: Wait) -> Any:
-        """Make the call, and wait for it, at the node that has its keys by the time."""
+    def _try_in_cluster(self, slots: SlotMap, call: Call[Any], ends: float) -> Any:
+        """Make the call at the node that has its keys, wherever they are by now."""
         reply: Any = None
+        node: Node | None = None
         try:
             for _ in range(REDIRECTIONS):
-                client = self._node_for(call.keys[0])
-                [reply] = self._drive(client, waiting([call], wait))
-                if moved_or_gone(reply):
-                    cluster.nodes_manager.initialize()
-                if not isinstance(reply, failures.MovedError):
+                asking = isinstance(reply, failures.AskError)
+                asked = node or self._holder(slots, call.keys[0], ends)
+                reply = self._drive(self._pool(asked), making(call, asking=asking), ends)
+                node = slots.redirect(reply, asked)
+                if node is None or (call.wait is not None and isinstance(reply, failures.AskError)):
                     break
         except LIBRARY_ERRORS as error:
             return error
         return reply
 
-    def _node_for(self, key: str) -> Any:
-        """The client by which to wait at the node that holds a key."""
-        client = self._open()
-        if self.address.kind != "cluster":
-            return client
-        node = client.get_node_from_key(key)
-        name, address = (
-            f"{node.host}:{node.port}",
-            connect.at_node(self.address, node.host, node.port),
-        )
-        return self._opened.get(name) or self._keep(name, connect.node_client, address)
+    def _node_of(self, key: str, ends: float) -> Node | None:
+        """The node of a cluster that holds a key; None when there is only one."""
+        return None if self._slots is None else self._holder(self._slots, key, ends)
 
-    def _drive(self, client: Any, exchanges: Exchanges) -> Any:
+    def _holder(self, slots: SlotMap, key: str, ends: float) -> Node:
+        node = slots.holder(key)
+        if node is None:
+            self._learn(slots, ends)
+            node = slots.best_guess(key)
+        return node
+
+    def _learn(self, slots: SlotMap, ends: float) -> Node:
+        """Learn the map of the cluster; returns the node that told it.
+
+        One that does not answer soon is asked for longer when the others have failed too.
+        """
+        failed: Exception = failures.TimeoutError("no time to ask for the map of the cluster")
+        for limit in (MAP_S, self._read_timeout):
+            for node in slots.candidates():
+                [reply] = self._exchange(
+                    self._pool(node), [ASK_MAP], min(ends, time.monotonic() + limit)
+                )
+                try:
+                    slots.learn(reply, node)
+                except LIBRARY_ERRORS as error:
+                    failed = error
+                    slots.doubt(node)
+                else:
+                    return node
+                if time.monotonic() >= ends:
+                    raise failed
+        raise failed
+
+    def _drive(self, pool: Pool, exchanges: Exchanges, ends: float) -> Any:
         """Make the exchanges of a generator; returns what it does."""
         replies: Any = None
         while True:
@@ -263,40 +281,46 @@ class Broker:
                 commands = exchanges.send(replies)
             except StopIteration as end:
                 return end.value
-            replies = self._exchange(client, commands)
+            replies = self._exchange(pool, commands, ends)
 
     def _exchange(
         self,
-        client: redis.Redis,
+        pool: Pool,
         commands: Sequence[tuple[Any, ...]],
+        ends: float,
         meanwhile: Callable[[], None] = nothing,
     ) -> list[Any]:
-        pool: Any = client.connection_pool
         replies: list[Any] = []
         connection = None
         try:
-            connection = pool.get_connection()
+            connection, used = pool.take(ends)
+            until = _cut(ends, self._read_timeout, used=used)
+            if until is not None:
+                limit_socket(connection, until - time.monotonic())
             connection.send_packed_command(packets(commands), check_health=False)
             meanwhile()
             for _ in commands:
+                if until is not None:
+                    limit_socket(connection, until - time.monotonic())
                 try:
                     replies.append(connection.read_response())
                 except failures.ResponseError as error:
                     replies.append(error)
+            if until is not None:
+                limit_socket(connection, self._read_timeout)
         except LIBRARY_ERRORS as error:
-            if connection is not None:
-                connection.disconnect()
             replies += [error] * (len(commands) - len(replies))
+            if connection is not None:
+                pool.drop(connection)
+            return replies
         except BaseException:
             if connection is not None:
-                connection.disconnect()
+                pool.drop(connection)
             raise
-        finally:
-            if connection is not None:
-                if any(moved_away(reply) for reply in replies):
-                    connection.disconnect()
-                    pool.disconnect(inuse_connections=False)
-                pool.release(connection)
+        if any(moved_away(reply) for reply in replies):
+            pool.drop(connection)
+        else:
+            pool.give_back(connection)
         return replies
 
 
@@ -315,44 +339,55 @@ class AsyncBroker:
         self.patience = patience
         self._connections = connections
         self._read_timeout = read_timeout
-        self._client: Any = None
-        self._nodes: dict[tuple[str, int], Any] = {}
-        self._failed_node: str | None = None
-        self._learning = asyncio.Lock()
-        self._at_hand: dict[Any, AtHand] = {}
-        """By pool."""
-        self._turns: dict[str, asyncio.Semaphore] = {}
-        """For each node of a cluster: who may use a connection of redis-py, which lets nobody
-        wait for one."""
-        self._refused: dict[Any, tuple[float, Exception]] = {}
+        self._slots = SlotMap(address.nodes) if address.kind == "cluster" else None
+        self._at_hand: dict[Node | None, AtHand] = {}
+        """By node of a cluster; None: the only one."""
+        self._learning: asyncio.Task[Node] | None = None
+        """Asks for the map of the cluster, for all calls that wait for it."""
+        self._refused: dict[AtHand, tuple[float, Exception]] = {}
         """Pools whose node refuses connections or breaks new ones: since when, and how."""
+        self._failure: BaseException | None = None
+        """The last one that was tried again."""
 
-    async def run(self, call: Call[T], *, patience: Patience = OWN) -> T:
+    async def run(self, call: Call[T], *, patience: Patience = OWN, ends: float | None = None) -> T:
         """Make one call. Transient errors are tried again for `patience` seconds, None: for ever.
 
+        `ends` takes the place of `patience`: the time at which the caller gives up, of `ends_in`.
         Raises StoreUnavailable, QueueFull, or ConfigError when the store refuses the credentials.
         """
         backoff = Backoff(cap=AWAY_CAP_S)
-        ends = _ends(self.patience if patience is OWN else patience)
+        patience = self.patience if patience is OWN else patience
+        ends = ends_in(patience) if ends is None else ends
         while True:
-            [reply] = await self._try([call])
+            [reply] = await self._try([call], ends)
             if not isinstance(reply, BaseException):
                 return call.decode(reply)
             delay = backoff.next()
-            if classify(reply) is not Fault.TRANSIENT or time.monotonic() + delay > ends:
+            too_late = patience == 0 or time.monotonic() + delay > ends
+            if too_late or classify(reply) is not Fault.TRANSIENT:
                 raise translate(reply, call, self.address) from reply
+            self._failure = reply
             await asyncio.sleep(delay)
 
     async def run_many(
-        self, calls: Sequence[Call[T]], *, meanwhile: Callable[[], None] = nothing
+        self,
+        calls: Sequence[Call[T]],
+        *,
+        ends: float = math.inf,
+        meanwhile: Callable[[], None] = nothing,
     ) -> list[T | QsyncError]:
-        """Make calls in one round trip (in a cluster, one each, at once), each tried once.
+        """Make calls in one round trip (in a cluster, one each, at once), each tried once, until
+        `ends` at most.
 
         Those with a wait come last, and wait for the same. `meanwhile` is called while the store
         works on them, if they are one exchange: not in a cluster, nor with a wait.
         """
-        replies = await self._try(calls, meanwhile) if calls else []
+        replies = await self._try(calls, ends, meanwhile) if calls else []
         return _settle(replies, calls, self.address)
+
+    def too_late(self) -> QsyncError:
+        """The error for a caller whose patience ended while its call was still being tried."""
+        return no_answer(self._failure or TimeoutError(), self.address)
 
     def waiter(self, seconds: float) -> AsyncBroker:
         """Another broker of the store, for calls whose wait makes the answer come so much later.
@@ -366,36 +401,33 @@ class AsyncBroker:
             patience=self.patience,
         )
 
-    async def can_confirm(self, durability: Durability, key: str) -> bool:
+    async def can_confirm(
+        self, durability: Durability, key: str, *, ends: float = math.inf
+    ) -> bool:
         """Whether the node that holds a key can confirm that; False when it would not say.
 
         Raises ConfigError when it cannot.
         """
         try:
-            client = await self._node_for(key)
+            hand = self._hand(await self._node_of(key, ends))
         except LIBRARY_ERRORS:
             return False
-        return bool(await self._drive(client, probing(durability, self.address)))
+        return bool(await self._drive(hand, probing(durability, self.address), ends))
 
     async def ping(self) -> float:
         """The seconds that a round trip took; StoreUnavailable when there was no answer."""
         began = time.perf_counter()
-        try:
-            await self._plain("PING")
-        except LIBRARY_ERRORS as error:
-            raise no_answer(error, self.address) from error
+        await self._plain("PING")
         return time.perf_counter() - began
 
     async def facts(self) -> Facts:
         """What the store says of itself; unknown where INFO is forbidden."""
         try:
             return _facts(await self._plain("INFO"))
-        except failures.ResponseError as error:
-            if classify(error) is Fault.DENIED:
+        except ConfigError as error:
+            if isinstance(error.__cause__, failures.NoPermissionError):
                 return Facts(None, "unknown", None)
-            raise no_answer(error, self.address) from error
-        except LIBRARY_ERRORS as error:
-            raise no_answer(error, self.address) from error
+            raise
 
     async def ask(self, *command: str | bytes | int, key: str = "") -> Any:
         """The raw reply to a plain command; None when the store refuses or does not know it.
@@ -403,10 +435,10 @@ class AsyncBroker:
         In a cluster the node that holds `key` is asked. StoreUnavailable without an answer.
         """
         try:
-            client = await self._node_for(key)
+            hand = self._hand(await self._node_of(key, ends_in(self._read_timeout)))
         except LIBRARY_ERRORS as error:
             raise no_answer(error, self.address) from error
-        [reply] = await self._exchange(client, [command])
+        [reply] = await self._exchange(hand, [command])
         if not isinstance(reply, BaseException):
             return reply
         if isinstance(reply, failures.ResponseError) and classify(reply) is not Fault.TRANSIENT:
@@ -415,19 +447,17 @@ class AsyncBroker:
 
     async def primaries(self) -> list[Address]:
         """The nodes that take writes: the address itself, or the nodes of a cluster."""
-        client = self._open()
-        if self.address.kind != "cluster":
+        if self._slots is None:
             return [self.address]
         try:
-            await self._learn_map(client)
+            await self._learn(self._slots, ends_in(self._read_timeout))
         except LIBRARY_ERRORS as error:
             raise no_answer(error, self.address) from error
-        nodes = sorted((node.host, int(node.port)) for node in client.get_primaries())
-        return [connect.at_node(self.address, *node) for node in nodes]
+        return [_at(self.address, node) for node in sorted(self._slots.primaries)]
 
     def waiters(self, keys: Sequence[str]) -> list[Waiter]:
         """What it takes to block on these lists: one connection, in a cluster one for each."""
-        if self.address.kind == "cluster":
+        if self._slots is not None:
             return [Waiter(self, (key,)) for key in keys]
         return [Waiter(self, tuple(keys))]
 
@@ -437,144 +467,144 @@ class AsyncBroker:
 
     async def aclose(self) -> None:
         """Close the connections; the broker may be used again and opens new ones."""
-        client, self._client = self._client, None
-        self._at_hand.clear()
+        learning, self._learning = self._learning, None
+        if learning is not None:
+            learning.cancel()
+            await asyncio.wait([learning])
         self._refused.clear()
-        if client is not None:
-            await connect.aclose(client)
-        while self._nodes:
-            await connect.aclose(self._nodes.popitem()[1])
+        while self._at_hand:
+            await self._at_hand.popitem()[1].aclose()
 
     async def client_for(self, key: str) -> redis.asyncio.Redis:
         """A client with one connection to the node that holds a key."""
-        address = self.address
-        if address.kind == "cluster":
-            cluster = self._open()
-            await self._learn_map(cluster)
-            node = cluster.get_node_from_key(key)
-            address = connect.at_node(address, node.host, node.port)
-        return connect.async_node_client(address, connections=1, read_timeout=self._read_timeout)
+        node = await self._node_of(key, ends_in(connect.CONNECT_TIMEOUT))
+        return connect.async_node_client(
+            _at(self.address, node), connections=1, read_timeout=self._read_timeout
+        )
 
-    def _open(self) -> Any:
-        if self._client is None:
-            make = (
-                connect.async_cluster_client
-                if self.address.kind == "cluster"
-                else connect.async_node_client
+    async def suspect(self, key: str, error: BaseException) -> None:
+        """A connection to the node that holds a key broke so, or was sent elsewhere."""
+        node = _noted(self._slots, key, error)
+        if (hand := self._at_hand.get(node)) is not None and is_silence(error):
+            await hand.drop_all()
+
+    def _hand(self, node: Node | None) -> AtHand:
+        hand = self._at_hand.get(node)
+        if hand is None:
+            client = connect.async_node_client(
+                _at(self.address, node),
+                connections=self._connections,
+                read_timeout=self._read_timeout,
             )
-            self._client = make(
-                self.address, connections=self._connections, read_timeout=self._read_timeout
-            )
-        return self._client
+            hand = self._at_hand[node] = AtHand(client)
+        return hand
 
     async def _plain(self, *command: str) -> Any:
-        client = self._open()
-        with heeding_cancellation():
-            async with asyncio.timeout(self._read_timeout):
-                if self.address.kind == "cluster":
-                    await self._learn_map(client)
-                    return await client.get_random_node().execute_command(*command)
-                async with self._hand(client.connection_pool).left_in_pool():
-                    return await client.execute_command(*command)
+        """The raw reply to a plain command, of any node. StoreUnavailable without an answer."""
+        ends = ends_in(self._read_timeout)
+        try:
+            node = None if self._slots is None else await self._learn(self._slots, ends)
+        except LIBRARY_ERRORS as error:
+            raise no_answer(error, self.address) from error
+        [reply] = await self._exchange(self._hand(node), [command], ends)
+        if isinstance(reply, BaseException):
+            raise no_answer(reply, self.address) from reply
+        return reply
 
     async def _try(
-        self, calls: Sequence[Call[Any]], meanwhile: Callable[[], None] = nothing
+        self, calls: Sequence[Call[Any]], ends: float, meanwhile: Callable[[], None] = nothing
     ) -> list[Any]:
         """One reply a call, or the error that took its place."""
-        client = self._open()
-        if self.address.kind == "cluster":
-            with heeding_cancellation():
-                try:
-                    # Before any call: calls that each find it to do break each other's connections.
-                    await self._learn_map(client)
-                except LIBRARY_ERRORS as error:
-                    return [error] * len(calls)
-                tries = [self._try_in_cluster(client, call) for call in calls]
-                return list(await asyncio.gather(*tries))
+        if (slots := self._slots) is not None:
+            tries = [self._try_in_cluster(slots, call, ends) for call in calls]
+            return list(await asyncio.gather(*tries))
+        hand = self._hand(None)
         if (wait := calls[-1].wait) is not None:
-            return list(await self._drive(client, waiting(calls, wait)))
-        replies = await self._exchange(client, [evalsha(call) for call in calls], meanwhile)
+            return list(await self._drive(hand, waiting(calls, wait), ends))
+        replies = await self._exchange(hand, [evalsha(call) for call in calls], ends, meanwhile)
         missing = [
             at for at, reply in enumerate(replies) if isinstance(reply, failures.NoScriptError)
         ]
         if missing:
-            again = await self._exchange(client, [eval_(calls[at]) for at in missing])
+            again = await self._exchange(hand, [eval_(calls[at]) for at in missing], ends)
             for at, reply in zip(missing, again, strict=True):
                 replies[at] = reply
         return replies
 
-    async def _learn_map(self, cluster: Any) -> None:
-        async with self._learning:
-            self._failed_node = await connect.learn_map(cluster, self._failed_node)
-
-    async def _try_in_cluster(self, client: Any, call: Call[Any]) -> Any:
-        if call.wait is not None:
-            return await self._wait_in_cluster(client, call, call.wait)
-        try:
-            async with self._turn(client, call.keys[0]):
-                try:
-                    return await client.execute_command(*evalsha(call))
-                except failures.NoScriptError:
-                    return await client.execute_command(*eval_(call))
-        except LIBRARY_ERRORS as error:
-            self._failed_node = getattr(error, "last_failed_node_name", self._failed_node)
-            return error
-        except AttributeError as error:
-            # When a node says that the cluster is down, redis-py closes all connections, those too
-            # that are just being opened for others, and there it trips over what is gone.
-            return failures.ConnectionError(str(error))
-
-    @contextlib.asynccontextmanager
-    async def _turn(self, cluster: Any, key: str) -> AsyncIterator[None]:
-        """As many calls to a node at a time as there may be connections; TimeoutError when none
-        of them ends in time."""
-        try:
-            name = cluster.get_node_from_key(key).name
-        except failures.RedisClusterException:
-            name = ""  # a slot that nobody has: redis-py looks again, or says so
-        turn = self._turns.setdefault(name, asyncio.Semaphore(self._connections))
-        if turn.locked():
-            async with asyncio.timeout(self._read_timeout):
-                await turn.acquire()
-        else:
-            await turn.acquire()
-        try:
-            yield
-        finally:
-            turn.release()
-
-    async def _wait_in_cluster(self, cluster: Any, call: Call[Any], wait: Wait) -> Any:
-        """Make the call, and wait for it, at the node that has its keys by the time."""
+    async def _try_in_cluster(self, slots: SlotMap, call: Call[Any], ends: float) -> Any:
+        """Make the call at the node that has its keys, wherever they are by now."""
         reply: Any = None
+        node: Node | None = None
         try:
             for _ in range(REDIRECTIONS):
-                client = await self._node_for(call.keys[0])
-                [reply] = await self._drive(client, waiting([call], wait))
-                if moved_or_gone(reply):
-                    await cluster.nodes_manager.initialize()
-                if not isinstance(reply, failures.MovedError):
+                asking = isinstance(reply, failures.AskError)
+                asked = node or await self._holder(slots, call.keys[0], ends)
+                reply = await self._drive(self._hand(asked), making(call, asking=asking), ends)
+                node = slots.redirect(reply, asked)
+                if node is None or (call.wait is not None and isinstance(reply, failures.AskError)):
                     break
         except LIBRARY_ERRORS as error:
             return error
         return reply
 
-    async def _node_for(self, key: str) -> Any:
-        """The client by which to wait at the node that holds a key."""
-        client = self._open()
-        if self.address.kind != "cluster":
-            return client
-        await self._learn_map(client)
-        found = client.get_node_from_key(key)
-        node = found.host, found.port
-        if node not in self._nodes:
-            self._nodes[node] = connect.async_node_client(
-                connect.at_node(self.address, *node),
-                connections=self._connections,
-                read_timeout=self._read_timeout,
-            )
-        return self._nodes[node]
+    async def _node_of(self, key: str, ends: float) -> Node | None:
+        """The node of a cluster that holds a key; None when there is only one."""
+        return None if self._slots is None else await self._holder(self._slots, key, ends)
 
-    async def _drive(self, client: Any, exchanges: Exchanges) -> Any:
+    async def _holder(self, slots: SlotMap, key: str, ends: float) -> Node:
+        node = slots.holder(key)
+        if node is None:
+            await self._learn(slots, ends)
+            node = slots.best_guess(key)
+        return node
+
+    async def _learn(self, slots: SlotMap, ends: float) -> Node:
+        """Learn the map of the cluster, with all who want to know it; returns who told it."""
+        if self._learning is None:
+            self._learning = asyncio.get_running_loop().create_task(self._ask_for_map(slots))
+            self._learning.add_done_callback(self._learned)
+        left = min(ends - time.monotonic(), self._read_timeout)
+        async with asyncio.timeout(max(left, 0.0)):
+            return await asyncio.shield(self._learning)
+
+    def _learned(self, learning: asyncio.Task[Node]) -> None:
+        if self._learning is learning:
+            self._learning = None
+        if not learning.cancelled():
+            learning.exception()  # maybe nobody waits for it any more
+
+    async def _ask_for_map(self, slots: SlotMap) -> Node:
+        """Ask nodes for the map, another one whenever the last does not answer soon."""
+        failed: BaseException = failures.TimeoutError("no node of the cluster has told its map")
+        asked: dict[asyncio.Task[list[Any]], Node] = {}
+        nodes = slots.candidates()
+        try:
+            while nodes or asked:
+                if nodes:
+                    node = nodes.pop(0)
+                    question = self._exchange(self._hand(node), [ASK_MAP])
+                    asked[asyncio.ensure_future(question)] = node
+                done, _ = await asyncio.wait(
+                    asked, timeout=MAP_S if nodes else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    node = asked.pop(task)
+                    try:
+                        slots.learn(task.result()[0], node)
+                    except LIBRARY_ERRORS as error:
+                        failed = error
+                        slots.doubt(node)
+                    else:
+                        return node
+            raise failed
+        finally:
+            for task, node in asked.items():
+                task.cancel()
+                slots.doubt(node)
+            if asked:
+                await asyncio.wait(asked)
+
+    async def _drive(self, hand: AtHand, exchanges: Exchanges, ends: float) -> Any:
         """Make the exchanges of a generator; returns what it does."""
         replies: Any = None
         while True:
@@ -582,58 +612,88 @@ class AsyncBroker:
                 commands = exchanges.send(replies)
             except StopIteration as end:
                 return end.value
-            replies = await self._exchange(client, commands)
+            replies = await self._exchange(hand, commands, ends)
 
     async def _exchange(
         self,
-        client: redis.asyncio.Redis,
+        hand: AtHand,
         commands: Sequence[tuple[Any, ...]],
+        ends: float = math.inf,
         meanwhile: Callable[[], None] = nothing,
     ) -> list[Any]:
-        pool: Any = client.connection_pool
-        if self._refused and (error := self._just_refused(pool)) is not None:
+        if self._refused and (error := self._just_refused(hand)) is not None:
             return [error] * len(commands)
-        at_hand = self._hand(pool)
+        limit = self._read_timeout
+        if ends != math.inf:
+            limit = max(min(limit, ends - time.monotonic()), 0.0)
         try:
-            wire = await at_hand.take(self._read_timeout)
+            wire = await hand.take(limit)
         except LIBRARY_ERRORS as error:
             if not isinstance(error.__cause__, TimeoutError):  # that says: all are in use
-                self._refused[pool] = time.monotonic(), error
+                self._refused[hand] = time.monotonic(), error
             return [error] * len(commands)
         if self._refused:
-            self._refused.pop(pool, None)
+            self._refused.pop(hand, None)
+        until = _cut(ends, self._read_timeout, used=wire.used)
+        limit = self._read_timeout if until is None else max(until - time.monotonic(), 0.0)
         try:
-            replies = await wire.exchange(commands, self._read_timeout, meanwhile)
+            replies = await wire.exchange(commands, limit, meanwhile)
         except BaseException:
-            await at_hand.drop(wire)
+            await hand.drop(wire)
             raise
         if wire.broken is not None:
-            await at_hand.drop(wire)
+            await hand.drop(wire)
+            await hand.drop_all()  # what is idle went the same way, and may be as dead
             return replies
-        await at_hand.give_back(wire)
+        await hand.give_back(wire)
         if any(moved_away(reply) for reply in replies):
-            await at_hand.drop_all()
+            await hand.drop_all()
         return replies
 
-    def _hand(self, pool: Any) -> AtHand:
-        found = self._at_hand.get(pool)
-        return self._at_hand.setdefault(pool, AtHand(pool)) if found is None else found
-
-    def _just_refused(self, pool: Any) -> Exception | None:
+    def _just_refused(self, hand: AtHand) -> Exception | None:
         """The error of an attempt to connect that failed a moment ago: so that however many calls
         wait for the store's return, it is not tried more than ten times a second."""
-        refused, now = self._refused.get(pool), time.monotonic()
+        refused, now = self._refused.get(hand), time.monotonic()
         if refused is None:
             return None
         since, error = refused
         if now - since < RECONNECT_S:
             return error
-        self._refused[pool] = now, error  # this call tries; the others hear how it went
+        self._refused[hand] = now, error  # this call tries; the others hear how it went
         return None
 
 
-def _ends(patience: float | None) -> float:
-    return math.inf if patience is None else time.monotonic() + patience
+def ends_in(patience: float | None) -> float:
+    """The time at which a caller gives up who begins now; None: never."""
+    return math.inf if patience is None else time.monotonic() + (patience or ONE_TRY_S)
+
+
+def _cut(ends: float, read_timeout: float, *, used: bool) -> float | None:
+    """The time at which an exchange ends; None when the usual timeout of reads will do.
+
+    A connection that was idle may be dead, so that there must be time for another attempt.
+    """
+    if ends == math.inf:
+        return None
+    now = time.monotonic()
+    share = (ends - now) / 2 if used else ends - now
+    return None if share >= 0.9 * read_timeout else now + share
+
+
+def _at(address: Address, node: Node | None) -> Address:
+    return address if node is None else connect.at_node(address, *node)
+
+
+def _noted(slots: SlotMap | None, key: str, error: BaseException) -> Node | None:
+    """Note in the map of a cluster how a connection ended; returns the node that it led to."""
+    if slots is None:
+        return None
+    try:
+        node = slots.best_guess(key)
+    except LIBRARY_ERRORS:
+        return None
+    slots.redirect(error, node)
+    return node
 
 
 def _settle(

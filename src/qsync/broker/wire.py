@@ -47,6 +47,8 @@ class Wire(asyncio.Protocol):
         self.connection = connection
         self.broken: Exception | None = None
         """Why it is of no more use: close the connection."""
+        self.used = False
+        """Whether it has served an exchange: it may have died since."""
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport = connection._writer.transport
         self._streams = cast("asyncio.Protocol", self._transport.get_protocol())
@@ -101,6 +103,7 @@ class Wire(asyncio.Protocol):
             self.broken = self.broken or failures.ConnectionError("the connection is closed")
             replies += [self.broken] * missing
         self._replies, self._wanted = [], 0
+        self.used = True
         return replies
 
     def release(self) -> None:
