@@ -41,7 +41,9 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "schedules": (
         "hash",
         "=<schedule> -> what it is, ><schedule> -> its task, @<schedule> -> when a server last "
-        "published it, us, and !<schedule> -> since when it is paused, us, by whom and why",
+        "published it, us, !<schedule> -> since when it is paused, us, by whom and why, and "
+        "#<schedule> -> of each expression a digest, since when it is in force and when a server "
+        "last asked, us",
     ),
     "cancels": ("hash", "id -> retention, us: cancel asked for, or outcome of a completed task"),
     "progress": ("hash", "id -> <done>/<total> of a running task"),

@@ -13,6 +13,9 @@ from qsync import codec
 from tests.sim.entries import US, Delivery, Entry
 from tests.sim.process import Proc
 
+MOVED: Final = "moved"
+"""A schedule that the deploy changes, from ten minutes to a second; all of its ticks are wanted."""
+
 MOST: Final = 40
 """How often a task is given to servers, in histories as short as these."""
 
@@ -31,6 +34,8 @@ class Ledger:
         self._clock = clock
         self.entries: dict[tuple[str, str], Entry] = {}
         self.servers: dict[str, Proc] = {}
+        self.changed_us: int | None = None
+        """When the first server started that has another expression of a schedule."""
         self.wrong: list[str] = []
         self.counts: dict[str, int] = {}
         self.ticks: dict[tuple[str, str], list[int]] = {}
@@ -171,6 +176,10 @@ class Ledger:
             self.find(f"tick {id} came twice")
         if tick_us > now + EARLY_US + self.back_us:
             self.find(f"tick {id} came {(tick_us - now) / US} s early")
+        if schedule == MOVED and tick_us % (600 * US):
+            before_us = (self.changed_us or 0) - tick_us - self.back_us
+            if before_us > 0:
+                self.find(f"tick {id} is from {before_us / US} s before its schedule was changed")
         ticks.append(tick_us)
         self._created(queue, now, id, options)
 

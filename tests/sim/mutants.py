@@ -272,6 +272,11 @@ def tick_id_without_time() -> contextlib.AbstractContextManager[None]:
     return exchanged(schedule, "tick_id", lambda name, tick_us: f"{name}@tick")
 
 
+def changed_schedule_owes_ticks() -> contextlib.AbstractContextManager[None]:
+    """A schedule is the same whatever its expression."""
+    return exchanged(periodic, "digest_of", lambda schedule: "")
+
+
 BROKE: Final = "a part of the server broke"
 """What a server ends with that meets an error which is a mistake of ours."""
 
@@ -286,6 +291,7 @@ MUTANTS: Final[dict[str, Plant]] = named(
     promoted_and_forgotten, crash_not_counted, lock_outlives_death,
     due_tasks_moved_in_two_steps, retry_without_token, lease_by_own_clock,
     fetch_without_number, tick_id_without_time, lives_share_their_leases,
+    changed_schedule_owes_ticks,
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from qsync.server.server import Server
 from qsync.task import Task
 from tests.sim import brokers, clock
 from tests.sim.clients import AsyncUser, BlockingUser, Maker
-from tests.sim.ledger import Ledger
+from tests.sim.ledger import MOVED, Ledger
 from tests.sim.loop import SimLoop
 from tests.sim.network import Network
 from tests.sim.process import FATES, Proc
@@ -100,7 +100,7 @@ class Population:
             self._address,
             prefix=PREFIX,
             mux=handlers.mux(types),
-            periodic=_periodic() if profile.periodic else (),
+            periodic=_periodic(types) if profile.periodic else (),
             queues={QUEUES[0]: 3, QUEUES[1]: 1},
             concurrency=profile.concurrency,
             threads=profile.threads,
@@ -114,6 +114,8 @@ class Population:
             server_id=self._host(process),
         )
         world.ledger.servers[server.holder] = process
+        if types == NEW and world.ledger.changed_us is None:
+            world.ledger.changed_us = world.network.store.now_us
         try:
             await server.run()
         except Exception as error:
@@ -237,10 +239,11 @@ class Population:
         self.world.ledger.find("a server does not stop")
 
 
-def _periodic() -> list[PeriodicTask]:
+def _periodic(types: tuple[str, ...]) -> list[PeriodicTask]:
     plan = {"kind": "ok", "n": 0, "seconds": 0.0}
     made = functools.partial(Task, "work", plan, queue=QUEUES[1])
+    schedules = {**SCHEDULES, MOVED: (1.0 if types == NEW else 600.0, "all")}
     return [
         PeriodicTask(Periodic(name, Every(seconds), missed), made)
-        for name, (seconds, missed) in SCHEDULES.items()
+        for name, (seconds, missed) in schedules.items()
     ]

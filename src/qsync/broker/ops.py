@@ -6,6 +6,7 @@ the store's own clock decides. No call takes over LIMIT tasks or carries more th
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ BATCH: Final = 250
 
 STEP: Final = 100
 """How many are deleted, or run again, at a time: that is in no hurry, and others are."""
+
+SCHEDULE_SILENCE_US: Final = 180_000_000
+"""A schedule that no server published for so long may be gone."""
 
 Outcome = Literal["ok", "done", "lost"]
 """Of a change that a lease allows: made; already made or handed back; another holds the lease."""
@@ -191,11 +195,20 @@ def tick(
 
 
 def begin_ticks(
-    keys: QueueKeys, schedules: Sequence[str], *, now_us: int | None = None
+    keys: QueueKeys,
+    schedules: Sequence[str],
+    *,
+    digests: Sequence[str] = (),
+    now_us: int | None = None,
 ) -> Call[tuple[int, list[int]]]:
-    """The store's time and the last tick of each schedule; one never seen begins now."""
+    """The store's time, and the moment after which each schedule owes ticks.
+
+    That is its last tick; for one never seen, now. With the digests of their expressions it is now
+    as well for a schedule whose expression was changed, or that comes back.
+    """
     script = load("begin_ticks")
-    args = (_now(now_us), *schedules)
+    pairs = itertools.zip_longest(schedules, digests, fillvalue="")
+    args = (_now(now_us), SCHEDULE_SILENCE_US, *itertools.chain.from_iterable(pairs))
     return Call(
         script,
         keys.names(script.keys),
@@ -456,7 +469,7 @@ def publish(
 ) -> Call[int]:
     """Say what schedules there are: name, record and task, the latter two opaque to the scripts."""
     script = load("publish")
-    args: list[Argument] = [_now(now_us)]
+    args: list[Argument] = [_now(now_us), SCHEDULE_SILENCE_US]
     for schedule in _batch(schedules):
         args += schedule
     return Call(script, keys.names(script.keys), tuple(args), int)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from hashlib import sha256
 from typing import Final
 
 import msgspec
 
 from qsync import codec
+from qsync.broker.ops import SCHEDULE_SILENCE_US
 from qsync.schedule import Cron, Every, Periodic, Schedule
 from qsync.task import MESSAGE_HEAD, Outgoing
 
-LIVE_US: Final = 180_000_000
+LIVE_US: Final = SCHEDULE_SILENCE_US
 """So long after a server published it a schedule counts as live; servers do so every minute."""
 
 
@@ -52,6 +55,19 @@ def record_of(periodic: Periodic, type: str) -> bytes:
     elif isinstance(schedule, Every):
         record = msgspec.structs.replace(record, every_us=schedule.period_us)
     return codec.encode(record)
+
+
+def digest_of(schedule: Schedule) -> str:
+    """Return a digest of when a schedule ticks: another one says that it was changed."""
+    if isinstance(schedule, Cron):
+        text = f"cron {schedule.expression} {schedule.tz}"
+    elif isinstance(schedule, Every):
+        text = f"every {schedule.period_us}"
+    else:  # what Python writes of an object by default has its address, which is always another
+        kind = type(schedule)
+        shown = re.sub(r" at 0x[0-9a-fA-F]+", "", str(schedule))
+        text = f"{kind.__module__}.{kind.__qualname__} {shown}"
+    return sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 def template_of(task: Outgoing) -> bytes:

@@ -17,11 +17,12 @@ from typing import Final
 from qsync import schedule
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import ops
-from qsync.broker.published import record_of, template_of
+from qsync.broker.published import digest_of, record_of, template_of
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError, SchemaMismatch
 from qsync.keys import GlobalKeys, QueueKeys, raised_at, shorten
 from qsync.schedule import Periodic
+from qsync.server.agenda import Agenda, Entry
 from qsync.server.lane import boot_s
 from qsync.task import Outgoing, Task, new_nonce, outgoing
 
@@ -35,6 +36,10 @@ RELEARN_S: Final = 60.0
 """How often the store is asked for its time, and for the ticks that other servers enqueued."""
 
 LEAST_SLEEP_S: Final = 0.001
+
+TURN: Final = 50
+"""So many schedules are looked at before others on the loop have their turn: a cron expression
+takes about 0.1 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +61,10 @@ class PeriodicLoop:
     """
 
     def __init__(self, broker: AsyncBroker, prefix: str, tasks: Sequence[PeriodicTask]) -> None:
-        by_queue: dict[str, list[_Entry]] = {}
+        by_queue: dict[str, list[PeriodicTask]] = {}
         for task in tasks:
-            by_queue.setdefault(task.build().queue, []).append(_Entry(task))
-        self._queues = [
-            _Queue(broker, prefix, queue, entries) for queue, entries in by_queue.items()
-        ]
+            by_queue.setdefault(task.build().queue, []).append(task)
+        self._queues = [_Queue(broker, prefix, queue, some) for queue, some in by_queue.items()]
 
     async def run(self) -> None:
         """Never returns; cancel it."""
@@ -70,41 +73,18 @@ class PeriodicLoop:
                 group.create_task(queue.run())
 
 
-class _Entry:
-    """A periodic task, and its last tick as far as this server knows."""
-
-    def __init__(self, task: PeriodicTask) -> None:
-        self.name = task.periodic.name
-        self.build = task.build
-        self.last_us: int | None = None
-        self.periodic = task.periodic
-
-    def learn(self, last_us: int) -> None:
-        self.last_us = max(last_us, self.last_us or last_us)
-
-    def due(self, now_us: int) -> int | None:
-        """The first tick that is to be enqueued now."""
-        ticks = schedule.due_ticks(
-            self.periodic.schedule, self.last_us, now_us, self.periodic.missed,
-            grace_us=GRACE_US, limit=1,
-        )  # fmt: skip
-        return ticks[0] if ticks else None
-
-    def next_us(self, now_us: int) -> int | None:
-        """The first tick to come."""
-        return self.periodic.schedule.next_after(now_us)
-
-
 class _Queue:
     """The periodic tasks of one queue; each queue has a node, and so a clock, of its own."""
 
     def __init__(
-        self, broker: AsyncBroker, prefix: str, queue: str, entries: Sequence[_Entry]
+        self, broker: AsyncBroker, prefix: str, queue: str, tasks: Sequence[PeriodicTask]
     ) -> None:
         self._broker = broker
         self._globals = GlobalKeys(prefix)
         self._keys = QueueKeys(prefix, queue)
-        self._entries = entries
+        self._agenda = Agenda(GRACE_US)
+        self._entries = [Entry(task.periodic, task.build) for task in tasks]
+        self._digests = [digest_of(task.periodic.schedule) for task in tasks]
         self._ahead_us = 0  # the store's clock less ours, at least
         self._backoff = Backoff(cap=AWAY_CAP_S)
 
@@ -122,25 +102,30 @@ class _Queue:
     async def _learn(self) -> float:
         """Learn the store's time and the last ticks; returns until when that will do."""
         await self._broker.run(ops.register(self._globals, [self._keys.queue]))
-        names = [entry.name for entry in self._entries]
-        call = ops.begin_ticks(self._keys, names)
-        now_us, last = await self._broker.run(call)
-        # The answer took some time to come, so the store's clock is ahead of this: a tick may be
-        # late by as much, and is never early.
-        self._ahead_us = now_us - _boot_us()
-        for entry, last_us in zip(self._entries, last, strict=True):
-            entry.learn(last_us)
+        before_us = self._ahead_us
+        for at in range(0, len(self._entries), ops.BATCH):
+            entries = self._entries[at : at + ops.BATCH]
+            names, digests = [entry.name for entry in entries], self._digests[at : at + ops.BATCH]
+            call = ops.begin_ticks(self._keys, names, digests=digests)
+            now_us, after = await self._broker.run(call)
+            # The answer took some time to come, so the store's clock is ahead of this: a tick may
+            # be late by as much, and is never early.
+            self._ahead_us = now_us - _boot_us()
+            went_back = self._ahead_us < before_us - 1_000_000  # and what was planned is too late
+            for entry, after_us in zip(entries, after, strict=True):
+                self._agenda.learn(entry, after_us, again=went_back)
         await self._publish()
         self._backoff.reset()
         return boot_s() + RELEARN_S
 
     async def _publish(self) -> None:
         """Say what schedules there are, and by which tasks to trigger them."""
-        rows = [self._published(entry) for entry in self._entries]
-        for part in ops.batches(rows, lambda row: sum(map(len, row))):
-            await self._broker.run(ops.publish(self._keys, part))
+        for at in range(0, len(self._entries), TURN):
+            rows = [self._published(entry) for entry in self._entries[at : at + TURN]]
+            for part in ops.batches(rows, lambda row: sum(map(len, row))):
+                await self._broker.run(ops.publish(self._keys, part))
 
-    def _published(self, entry: _Entry) -> tuple[str, bytes, bytes]:
+    def _published(self, entry: Entry) -> tuple[str, bytes, bytes]:
         try:
             task = entry.build()
             template = template_of(outgoing(task, new_nonce(), queue=self._keys.queue))
@@ -152,45 +137,48 @@ class _Queue:
         """Enqueue ticks as they come due, until that time."""
         while (now := boot_s()) < until:
             now_us = _boot_us() + self._ahead_us
-            due = [
-                (entry, tick_us)
-                for entry in self._entries
-                if (tick_us := entry.due(now_us)) is not None
-            ]
+            due = self._agenda.pop(now_us, TURN)
             if due:
                 await self._enqueue(due)
-                continue
-            coming = [us for entry in self._entries if (us := entry.next_us(now_us)) is not None]
-            pause = (min(coming) - now_us) / 1_000_000 if coming else RELEARN_S
-            await asyncio.sleep(max(min(pause, until - now), LEAST_SLEEP_S))
+            next_us = self._agenda.next_us()
+            pause = RELEARN_S if next_us is None else (next_us - now_us) / 1_000_000
+            if pause > 0:
+                pause = max(min(pause, until - now), LEAST_SLEEP_S)
+            await asyncio.sleep(max(pause, 0.0))
 
-    async def _enqueue(self, due: Sequence[tuple[_Entry, int]]) -> None:
+    async def _enqueue(self, due: Sequence[tuple[Entry, int]]) -> None:
         """Enqueue one tick for each entry; raises the first error when some did not get through.
 
         Never two of one entry at a time: the second would make the first one past.
         """
-        calls, entries = [], []
-        for entry, tick_us in due:
-            task = self._build(entry, tick_us)
-            if task is None:
-                entry.learn(tick_us)
-                continue
-            calls.append(ops.tick(self._keys, entry.name, tick_us, task))
-            entries.append((entry, tick_us))
+        for entry, tick_us in due:  # to be tried again, unless it gets through
+            self._agenda.plan(entry, tick_us)
+        tasks = [(entry, tick_us, self._build(entry, tick_us)) for entry, tick_us in due]
+        calls = [
+            ops.tick(self._keys, entry.name, tick_us, task)
+            for entry, tick_us, task in tasks
+            if task is not None
+        ]
+        replies = await self._broker.run_many(calls)
+        answers = iter(replies)
         failed: QsyncError | None = None
-        for start in range(0, len(calls), ops.BATCH):
-            answers = await self._broker.run_many(calls[start : start + ops.BATCH])
-            for (entry, tick_us), answer in zip(entries[start:], answers, strict=False):
-                if isinstance(answer, QsyncError):
-                    failed = failed or answer
-                else:
-                    entry.learn(tick_us)
+        for entry, tick_us, task in tasks:
+            answer = next(answers) if task is not None else None
+            if isinstance(answer, QsyncError):
+                failed = failed or answer
+            else:
+                self._passed(entry, tick_us)
         if failed is not None:
             raise failed
 
-    def _build(self, entry: _Entry, tick_us: int) -> Outgoing | None:
+    def _passed(self, entry: Entry, tick_us: int) -> None:
+        entry.after_us = max(tick_us, entry.after_us or tick_us)
+        self._agenda.plan(entry, entry.periodic.schedule.next_after(entry.after_us))
+
+    def _build(self, entry: Entry, tick_us: int) -> Outgoing | None:
         try:
-            task = entry.build().replace(id=schedule.tick_id(entry.name, tick_us))
+            task = entry.build()
+            task = task.replace(id=schedule.tick_id(entry.name, tick_us))
             return outgoing(task, new_nonce(), queue=self._keys.queue)
         except Exception as error:
             # Its text may hold arguments, which do not belong in a log.

@@ -1,21 +1,59 @@
 #!lua flags=allow-oom
--- begin_ticks: the last ticks of schedules; one never seen before begins now, so that it owes
--- nothing for the time before.
+-- begin_ticks: the ticks after which schedules owe others: the last one enqueued, or the moment since
+-- which the schedule is what it is now. One never seen before begins now, and so does one that was
+-- changed, or that nobody published while others were published: none owes ticks it never had.
+-- Servers before and after a deploy may publish two expressions of one schedule at the same time, so
+-- each expression has a moment of its own, kept while servers publish it.
 -- include: schema clock
--- KEYS[1] ticks   hash    schedule -> last tick enqueued, us
--- KEYS[2] meta    hash    schema
--- ARGV[1] now     int us  empty: the store's clock
--- ARGV[2...] names of schedules
--- returns now, then the last tick of each schedule, us
-check_schema(KEYS[2])
-local now = whole(clock(ARGV[1]))
-local replies = { now }
-for i = 2, #ARGV do
-  local last = redis.call('HGET', KEYS[1], ARGV[i])
-  if not digits(last) then
-    last = now
-    redis.call('HSET', KEYS[1], ARGV[i], now)
+-- KEYS[1] ticks      hash    schedule -> last tick enqueued, us
+-- KEYS[2] schedules  hash    #<schedule> -> its expressions; # -> since when servers publish
+--                            some, and when they last did, us
+-- KEYS[3] meta       hash    schema
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2] silence    int us  what nobody published for so long may be gone
+-- ARGV[3...] two a schedule: name, and a digest of its expression
+-- returns now, then for each schedule the moment after which it owes ticks, us
+check_schema(KEYS[3])
+local now, silence = clock(ARGV[1]), tonumber(ARGV[2])
+local from, to = string.match(redis.call('HGET', KEYS[2], '#') or '', '^(%d+) (%d+)$')
+from, to = digits(from, 0), digits(to, 0)
+
+-- Since when the expression is in force, 0 for always; note that it still is. `#<schedule>` holds
+-- of each expression its digest, that moment, and when a server last asked.
+local function in_force_since(id, digest)
+  local known = redis.call('HGET', KEYS[2], '#' .. id) or ''
+  local all, latest, kept = {}, 0, {}
+  for of, since, seen in string.gmatch(known, '(%x+) (%d+) (%d+)') do
+    all[#all + 1] = { of, digits(since, 0), digits(seen, 0) }
+    latest = math.max(latest, all[#all][3])
   end
-  replies[i] = last
+  local mine = { digest, #all == 0 and 0 or now, -silence }
+  for _, one in ipairs(all) do
+    local quiet = now - one[3] > silence
+    local left_out = one[3] < latest or to - math.max(from, one[3]) > silence
+    if one[1] ~= digest and not quiet and #kept < 8 then
+      kept[#kept + 1] = table.concat({ one[1], whole(one[2]), whole(one[3]) }, ' ')
+    elseif one[1] == digest and not (quiet and left_out) then
+      mine = one
+    end
+  end
+  if now - mine[3] > silence / 6 or now < mine[3] then
+    kept[#kept + 1] = table.concat({ digest, whole(mine[2]), whole(now) }, ' ')
+    redis.call('HSET', KEYS[2], '#' .. id, table.concat(kept, ' '))
+  end
+  return math.min(mine[2], now)
+end
+
+local replies = { whole(now) }
+for i = 3, #ARGV, 2 do
+  local last = digits(redis.call('HGET', KEYS[1], ARGV[i]))
+  if not last then
+    last = now
+    redis.call('HSET', KEYS[1], ARGV[i], whole(now))
+  end
+  if ARGV[i + 1] ~= '' then
+    last = math.max(last, in_force_since(ARGV[i], ARGV[i + 1]))
+  end
+  replies[#replies + 1] = whole(last)
 end
 return replies

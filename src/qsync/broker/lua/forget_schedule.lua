@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- forget_schedule: a schedule that no server publishes any more goes, and its last tick with it.
 -- include: schema clock
--- KEYS[1] schedules  hash    =<schedule>, ><schedule>, @<schedule>, !<schedule>
+-- KEYS[1] schedules  hash    =<schedule>, ><schedule>, @<schedule>, !<schedule>, #<schedule>
 -- KEYS[2] ticks      hash    schedule -> last tick enqueued, us
 -- KEYS[3] meta       hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
@@ -16,6 +16,6 @@ end
 if now - digits(redis.call('HGET', KEYS[1], '@' .. id), 0) < tonumber(ARGV[3]) then
   return 0
 end
-redis.call('HDEL', KEYS[1], '=' .. id, '>' .. id, '@' .. id, '!' .. id)
+redis.call('HDEL', KEYS[1], '=' .. id, '>' .. id, '@' .. id, '!' .. id, '#' .. id)
 redis.call('HDEL', KEYS[2], id)
 return 1

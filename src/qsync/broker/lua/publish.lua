@@ -1,15 +1,22 @@
 #!lua flags=allow-oom
 -- publish: what schedules there are, for those who look.
 -- include: schema clock
--- KEYS[1] schedules  hash    =<schedule> -> record, ><schedule> -> its task, @<schedule> -> when, us
+-- KEYS[1] schedules  hash    =<schedule> -> record, ><schedule> -> its task, @<schedule> -> when, us,
+--                            # -> since when servers publish some, without a pause, and when last
 -- KEYS[2] meta       hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2...] three a schedule: name, record, and its task as `enqueue` takes one
+-- ARGV[2] silence    int us  a pause is longer
+-- ARGV[3...] three a schedule: name, record, and its task as `enqueue` takes one
 -- returns 1
 check_schema(KEYS[2])
 local now = whole(clock(ARGV[1]))
-for i = 2, #ARGV, 3 do
+for i = 3, #ARGV, 3 do
   local id = ARGV[i]
   redis.call('HSET', KEYS[1], '=' .. id, ARGV[i + 1], '>' .. id, ARGV[i + 2], '@' .. id, now)
 end
+local since, last = string.match(redis.call('HGET', KEYS[1], '#') or '', '^(%d+) (%d+)$')
+if math.abs(tonumber(now) - digits(last, 0)) > tonumber(ARGV[2]) then
+  since = now
+end
+redis.call('HSET', KEYS[1], '#', table.concat({ since, now }, ' '))
 return 1
