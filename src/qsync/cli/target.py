@@ -13,6 +13,7 @@ from typing import Any
 from qsync.app import Qsync
 from qsync.errors import QsyncError
 from qsync.keys import shorten
+from qsync.mux import Mux
 
 
 class TargetError(Exception):
@@ -40,10 +41,16 @@ def load(target: str) -> Qsync:
     found = _attribute(module, target, attribute)
     if isinstance(found, Qsync):
         return found
+    if isinstance(found, Mux):
+        msg = f"{target} is a Mux; write app = Qsync(mux={attribute}) and give {name}:app"
+        raise TargetError(msg)
     if not callable(found) or inspect.isclass(found):
         msg = f"{target} is {_kind(found)}, neither a Qsync nor a function that makes one"
         raise TargetError(msg)
     made = _make(found, target)
+    if isinstance(made, Mux):
+        msg = f"{target}() returned a Mux; let it return Qsync(mux=...)"
+        raise TargetError(msg)
     if not isinstance(made, Qsync):
         msg = f"{target}() returned {_kind(made)}, not a Qsync"
         raise TargetError(msg)

@@ -17,7 +17,7 @@ from typing import Any
 import qsync
 from qsync import Qsync, TaskInfo
 from qsync.cli.demo.plan import HAS_PEBBLE, Block, digest_of
-from qsync.cli.demo.records import note, write
+from qsync.cli.demo.records import gate_is_open, note, write
 from qsync.mux import CallNext
 
 
@@ -109,7 +109,12 @@ def count(path: Path) -> Text:
 
 @app.task("slow", middleware=[recorded])
 async def slow(seconds: float) -> None:
-    """Waits, as for a network; another server starts it again when this one is killed."""
+    """Waits until a server has been killed, and then as for a network.
+
+    So the kill comes while such tasks run, however busy the machine is.
+    """
+    while not gate_is_open():  # noqa: ASYNC110 - another process opens it
+        await asyncio.sleep(0.1)
     await asyncio.sleep(seconds)
 
 
@@ -155,6 +160,6 @@ async def poison() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@app.periodic(every=1, name="tick", queue="critical", middleware=[recorded])
+@app.periodic(every=1, missed="all", name="tick", queue="critical", middleware=[recorded])
 async def tick() -> None:
-    """Both servers enqueue every tick, and the store takes each one once."""
+    """Both servers enqueue every tick, late or not, and the store takes each one once."""

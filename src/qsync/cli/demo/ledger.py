@@ -19,7 +19,6 @@ class Ledger:
         """id -> the earliest time at which it may start."""
         self.flood: list[str] = []
         self.small: list[str] = []
-        self.small_sent = 0.0
         self.round_trips: list[float] = []
         """From enqueue to the result, of the typed tasks."""
         self.wrong_results = 0

@@ -49,7 +49,7 @@ KINDS: Final = {
         Kind("parent", "critical", "enqueues ten tasks"),
         Kind("child", "critical", "enqueued by a task"),
         Kind("typed", "critical", "arguments and result typed, awaited"),
-        Kind("slow", "default", "waits for a second and a half"),
+        Kind("slow", "default", "waits until a server is killed, and longer"),
         Kind("flaky", "default", "fails twice, then succeeds"),
         Kind("hopeless", "default", "fails three times, then dead"),
         Kind("scheduled", "critical", "due at a time"),

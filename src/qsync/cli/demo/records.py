@@ -28,6 +28,16 @@ def _file(name: str, pid: int) -> int:
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
 
+def open_gate() -> None:
+    """Let tasks that wait at the gate go on."""
+    (Path(os.environ[FOLDER]) / "gate").touch()
+
+
+def gate_is_open() -> bool:
+    """Return whether `open_gate` was called, in any process."""
+    return (Path(os.environ[FOLDER]) / "gate").exists()
+
+
 def note(what: str, *facts: object) -> None:
     """An event of the history."""
     write("history", " ".join(map(str, (what, time.monotonic_ns(), *facts))))

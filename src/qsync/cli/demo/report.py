@@ -14,10 +14,21 @@ from qsync.cli.demo.check import Summary
 from qsync.cli.demo.evidence import Fate
 
 NEXT_STEPS = """\
-What next: the example at the top of the README is a whole program; save its tasks as tasks.py,
-and serve them with
+What next: save this as tasks.py,
 
-    QSYNC_URL=redis://localhost:6379 qsync worker tasks:app --processes 2"""
+    from qsync import Qsync
+
+    app = Qsync()
+
+    @app.task()
+    def greet(name: str) -> None:
+        print("Hello,", name)
+
+serve it in one terminal, and enqueue a task in another one:
+
+    export QSYNC_URL=embedded://     # in both; or redis://localhost:6379
+    qsync worker tasks:app
+    python -c 'import tasks; tasks.greet.enqueue_sync("world")'"""
 
 
 def show(summary: Summary, console: Console) -> None:

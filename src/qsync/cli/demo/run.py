@@ -30,7 +30,7 @@ from qsync.cli.demo.plan import (
     plan_for,
     stamp_of,
 )
-from qsync.cli.demo.records import History, read_manifest
+from qsync.cli.demo.records import History, open_gate, read_manifest
 from qsync.cli.demo.scene import Scene
 from qsync.cli.demo.worker import DemoError, Worker
 from qsync.client import AsyncClient
@@ -38,8 +38,14 @@ from qsync.keys import QueueKeys
 from qsync.schedule import tick_id
 from qsync.task import moment_us
 
-STILL_S: Final = 40.0
-"""When so long no task has ended, something is wrong, seconds: the lease has run out by then."""
+STUCK_S: Final = 900.0
+"""Without a sign of life for so long nothing more comes, even of a busy machine; seconds."""
+
+IDLE_S: Final = 120.0
+"""The same when the store has no task left."""
+
+TELL_S: Final = 30.0
+"""How often a long wait is mentioned."""
 
 
 @dataclass(frozen=True)
@@ -130,18 +136,29 @@ class Run:
             await self._until(self._all_ended(), "the last tasks")
         # Stop between two ticks, so that none is enqueued while the servers stop.
         ticks = len(history.done["tick"])
-        await self._until(lambda: len(history.done["tick"]) > ticks, "the next tick")
+        with contextlib.suppress(DemoError):
+            await self._until(lambda: len(history.done["tick"]) > ticks, "the next tick")
         return plan
 
     async def _until(self, holds: Callable[[], bool], what: str) -> None:
-        """Wait for something; DemoError when no task but ticks has ended for long."""
-        last, since = -1, time.monotonic()
+        """Wait for something, however long it takes on a busy machine.
+
+        DemoError when it cannot happen any more: nothing happens, though the machine had the time.
+        """
+        scene = self.scene
+        last, since, told = -1, time.monotonic(), time.monotonic()
         while not holds():
-            if self.scene.ended_so_far != last:
-                last, since = self.scene.ended_so_far, time.monotonic()
-            if time.monotonic() > since + STILL_S:
-                msg = f"gave up waiting for {what}: nothing has happened for {STILL_S:.0f} s"
-                raise DemoError(msg)
+            now = time.monotonic()
+            if scene.signs_of_life != last:
+                last, since = scene.signs_of_life, now
+            # With tasks in the store a server may just be slow to get its turn.
+            patience = STUCK_S if scene.unfinished else IDLE_S
+            if now > since + patience:
+                msg = f"gave up waiting for {what}: no task has begun or ended for {patience:.0f} s"
+                raise DemoError(f"{msg}, and {scene.unfinished:,} are in the store")
+            if now > told + TELL_S:
+                told = now
+                scene.tell(f"waiting for {what}; {scene.unfinished:,} tasks are in the store")
             await asyncio.sleep(0.03)
 
     async def _begun(self, ids: Sequence[str]) -> None:
@@ -156,14 +173,16 @@ class Run:
 
     def _all_ended(self) -> Callable[[], bool]:
         """Whether every task has come to an end; or the store has had nothing to do for a while."""
-        busy = time.monotonic()
+        scene = self.scene
+        busy, looks = time.monotonic(), scene.looks
 
         def holds() -> bool:
-            nonlocal busy
-            if self.scene.unfinished:
-                busy = time.monotonic()
+            nonlocal busy, looks
+            if scene.unfinished:
+                busy, looks = time.monotonic(), scene.looks
                 return False
-            return not self.scene.open_ids() or time.monotonic() > busy + 5
+            is_idle = time.monotonic() > busy + 5 and scene.looks > looks + 5
+            return not scene.open_ids() or is_idle
 
         return holds
 
@@ -184,6 +203,7 @@ class Run:
         await self._until(has_much_to_do, "slow tasks")
         pid = max(scene.servers(), key=slow_in)
         os.kill(pid, signal.SIGKILL)
+        open_gate()
         self._victim = victim = Victim(pid, time.monotonic(), set())
         scene.tell(f"kill -9 {pid}: one of the servers, in the middle of its work", loud=True)
         await self._until(lambda: pid not in scene.servers(), "the killed server to end")

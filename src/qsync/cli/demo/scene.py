@@ -47,6 +47,8 @@ class Scene:
         """queue -> what it held when it was last looked at."""
         self.ended: dict[str, TaskStatus] = {}
         """id -> where it came to rest; only of tasks that the store keeps."""
+        self.looks = 0
+        """How often the store was looked at."""
         self._prefix = prefix
         self._known: set[int] = set()
         self._poisoned = 0
@@ -76,10 +78,13 @@ class Scene:
         return sum(found.stats.get("crashed", 0) for found in self.counts.values())
 
     @property
-    def ended_so_far(self) -> int:
-        """A number that grows with every task that ends, ticks apart, and every failed attempt."""
-        done = sum(len(ids) for kind, ids in self.history.done.items() if kind != "tick")
-        return done + len(self.ended) + sum(map(len, self.history.failed.values()))
+    def signs_of_life(self) -> int:
+        """A number that grows with every server and every task that begins or ends, ticks apart."""
+        history = self.history
+        begun = sum(kind != "tick" for kind in history.kinds.values())
+        done = sum(len(ids) for kind, ids in history.done.items() if kind != "tick")
+        failed = sum(map(len, history.failed.values()))
+        return begun + done + failed + history.again.total() + len(self.ended) + len(self._known)
 
     def servers(self) -> list[int]:
         """The pids of the servers that live: children of the demo's own worker."""
@@ -113,6 +118,7 @@ class Scene:
         await self.look(
             broker, self.open_ids() & {id for kind in ENDING for id in self.ledger.ids[kind]}
         )
+        self.looks += 1
 
     async def look(self, broker: AsyncBroker, ids: Iterable[str]) -> dict[str, TaskStatus]:
         """Where tasks are now; those that are not in the store are left out."""

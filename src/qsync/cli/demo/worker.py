@@ -14,7 +14,7 @@ from qsync.cli.demo.plan import QUEUES
 
 TARGET: Final = "qsync.cli.demo.app:app"
 
-STOP_S: Final = 15.0
+STOP_S: Final = 60.0
 """How long a stop may take before it is asked for more firmly, seconds."""
 
 
@@ -75,7 +75,7 @@ class Worker:
         if process is None:
             return 0
         for number, seconds in (
-            (signal.SIGTERM, patience), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0),
+            (signal.SIGTERM, patience), (signal.SIGTERM, 3.0), (signal.SIGKILL, 30.0),
         ):  # fmt: skip
             if process.returncode is None:
                 process.send_signal(number)
