@@ -41,18 +41,16 @@ def load(target: str) -> Qsync:
     found = _attribute(module, target, attribute)
     if isinstance(found, Qsync):
         return found
-    if isinstance(found, Mux):
-        msg = f"{target} is a Mux; write app = Qsync(mux={attribute}) and give {name}:app"
-        raise TargetError(msg)
     if not callable(found) or inspect.isclass(found):
         msg = f"{target} is {_kind(found)}, neither a Qsync nor a function that makes one"
+        if isinstance(found, Mux):
+            msg += f"; write app = Qsync(mux={attribute}), and name {name}:app"
         raise TargetError(msg)
     made = _make(found, target)
-    if isinstance(made, Mux):
-        msg = f"{target}() returned a Mux; let it return Qsync(mux=...)"
-        raise TargetError(msg)
     if not isinstance(made, Qsync):
         msg = f"{target}() returned {_kind(made)}, not a Qsync"
+        if isinstance(made, Mux):
+            msg += "; return Qsync(mux=...)"
         raise TargetError(msg)
     return made
 
