@@ -117,18 +117,22 @@ def levels(found: list[Finding]) -> dict[str, str]:
             "bring their nodes back",
         ),
         (
-            rights_of("joe", {"client": [], "server": ["blpop"]}, None),
+            rights_of("joe", {"client": [], "server": ["blpop"]}, None, "qsync"),
             "ok",
             "may be client; not server for want of blpop",
         ),
-        (rights_of("joe", {"client": [], "server": []}, "server"), "ok", "may be client, server"),
         (
-            rights_of("joe", {"client": [], "server": ["blpop"]}, "server"),
+            rights_of("joe", {"client": [], "server": []}, "server", "qsync"),
+            "ok",
+            "may be client, server",
+        ),
+        (
+            rights_of("joe", {"client": [], "server": ["blpop"]}, "server", "qsync"),
             "problem",
             "'joe' may not run blpop on the queues' keys: give it the rights of a server",
         ),
         (
-            rights_of("joe", {"client": ["a"], "server": ["a", "b"]}, None),
+            rights_of("joe", {"client": ["a"], "server": ["a", "b"]}, None, "qsync"),
             "problem",
             "the rights of a client",
         ),
@@ -176,7 +180,8 @@ def test_what_is_forbidden_is_unknown_and_the_rest_goes_on(binary: Binary) -> No
     hidden = ("-info", "-config", "-acl", "-script", "-time", "-client", "-command")
     store.command("ACL", "SETUSER", "shy", "on", ">x", "~*", "&*", "+@all", *hidden)
     found = levels(examine(store.url.replace("//", "//shy:x@")))
-    assert found == dict.fromkeys(NAMES, "unknown") | {"round trip": "ok"}
+    known = {"round trip": "ok", "rights": "problem"}  # scripts need TIME
+    assert found == dict.fromkeys(NAMES, "unknown") | known
     store.command("ACL", "SETUSER", "mute", "on", ">x", "~*", "&*", "+ping")
     found = levels(examine(store.url.replace("//", "//mute:x@")))
     assert found == dict.fromkeys(NAMES, "unknown") | {"round trip": "ok", "rights": "problem"}

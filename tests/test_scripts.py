@@ -29,8 +29,8 @@ GLOBALS = {"queues", "servers", "server", "inbox"}
 TYPES = {"queues": "set", "servers": "zset", "server": "hash", "inbox": "list"}
 CAN_BE_REFUSED = {"enqueue", "tick"}
 VIEWS = {
-    "audit", "counts", "locate", "overview", "page", "queues", "record", "schedules", "servers",
-    "show", "types",
+    "audit", "counts", "locate", "overview", "page", "permissions", "queues", "record",
+    "schedules", "servers", "show", "types",
 }  # fmt: skip
 
 TEXTS = {
@@ -383,6 +383,7 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "show": (views.show(keys, ["a", "b"]), 2),
         "counts": (views.counts(keys), 0),
         "locate": (views.locate(keys, "a"), 0),
+        "permissions": (views.permissions(keys, ["hset", "zadd"]), 2),
         "overview": (views.overview(keys), len(COUNTERS)),
         "page": (views.page(keys, TaskState.DEAD, count=1), 0),
         "queues": (views.queues(all_keys), 0),

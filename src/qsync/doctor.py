@@ -17,7 +17,7 @@ from qsync.broker.address import Address
 from qsync.broker.rights import Role
 from qsync.broker.script import load
 from qsync.broker.shell import MIN_VERSION, AsyncBroker
-from qsync.errors import ConfigError, StoreUnavailable
+from qsync.errors import QsyncError, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys, shorten
 from qsync.task import DEFAULT
 
@@ -96,7 +96,7 @@ class Doctor:
         """Try what each role does, without doing it."""
         who = await broker.ask("ACL", "WHOAMI")
         if who is None:
-            return await self._right_to_read(broker, "ACL WHOAMI")
+            return await self._allowed_in_scripts(broker)
         old = await _is_old(broker)
         lacking: dict[Role, list[str]] = {}
         for role in rights.ROLES:
@@ -105,30 +105,33 @@ class Doctor:
                 words = str(command[0]).split("|")
                 answer = await broker.ask("ACL", "DRYRUN", who, *words, *command[1:])
                 if answer is None:
-                    return await self._right_to_read(broker, "ACL DRYRUN")
+                    return await self._allowed_in_scripts(broker)
                 if answer != b"OK":
                     lacking[role].append(str(command[0]))
-        return rights_of(who.decode(errors="replace"), lacking, self._role)
+        return rights_of(who.decode(errors="replace"), lacking, self._role, self._keys.prefix)
 
-    async def _right_to_read(self, broker: AsyncBroker, refused: str) -> Finding:
-        """What there is to know where rights cannot be asked for: whether a script that reads runs.
+    async def _allowed_in_scripts(self, broker: AsyncBroker) -> Finding:
+        """What a script says of the rights of a user who may not ask for them by ACL DRYRUN."""
+        keys = QueueKeys(self._keys.prefix, DEFAULT)
+        calls = [views.permissions(keys, rights.checkable(role)) for role in rights.ROLES]
+        lacking: dict[Role, Sequence[str]] = {}
+        replies = await broker.run_many(calls)
+        for role, reply in zip(rights.ROLES, replies, strict=True):
+            if isinstance(reply, QsyncError):
+                text = f"{reply}: give the user the rights of a role, see docs/security.md"
+                return Finding("rights", "problem", text)
+            lacking[role] = reply
+        return rights_of("", lacking, self._role, keys.prefix)
 
-        One that writes is not tried, since it would.
-        """
-        call = views.show(QueueKeys(self._keys.prefix, DEFAULT), ["doctor"])
-        [reply] = await broker.run_many([call])
-        if isinstance(reply, ConfigError):
-            text = f"{reply}: give the user the rights of a role, see docs/security.md"
-            return Finding("rights", "problem", text)
-        text = f"scripts that read may run; the store does not allow {refused} to ask for more"
-        return Finding("rights", "unknown", text)
 
-
-def rights_of(user: str, lacking: Mapping[Role, Sequence[str]], wanted: Role | None) -> Finding:
+def rights_of(
+    user: str, lacking: Mapping[Role, Sequence[str]], wanted: Role | None, prefix: str
+) -> Finding:
     """Whether a user may do all that one of the roles does, or the one that is wanted."""
+    who = f"user {shorten(user)}" if user else "the user"
     can = [role for role, commands in lacking.items() if not commands]
     if wanted in can or (wanted is None and can):
-        text = f"user {shorten(user)} may be {', '.join(can)}"
+        text = f"{who} may be {', '.join(can)}"
         cannot = [
             f"{role} for want of {', '.join(commands)}"
             for role, commands in lacking.items()
@@ -137,7 +140,7 @@ def rights_of(user: str, lacking: Mapping[Role, Sequence[str]], wanted: Role | N
         return Finding("rights", "ok", f"{text}; not {'; '.join(cannot)}" if cannot else text)
     role = min(lacking, key=lambda role: len(lacking[role])) if wanted is None else wanted
     text = (
-        f"user {shorten(user)} may not run {', '.join(lacking[role])} on the queues' keys: "
+        f"{who} {rights.shortfall(lacking[role], prefix)}: "
         f"give it the rights of a {role}, see docs/security.md"
     )
     return Finding("rights", "problem", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 from typing import Final, Literal
@@ -14,8 +15,8 @@ Role = Literal["client", "server", "reader", "admin"]
 
 CLIENT: Final = ("enqueue", "register", "mark", "show", "cancel", "send")
 SERVER: Final = (
-    *CLIENT, "fetch", "complete", "retry", "kill", "hand_back", "cancelled", "renew", "start",
-    "progress", "abandon", "tick", "begin_ticks", "publish", "announce", "describe",
+    *CLIENT, "permissions", "fetch", "complete", "retry", "kill", "hand_back", "cancelled", "renew",
+    "start", "progress", "abandon", "tick", "begin_ticks", "publish", "announce", "describe",
 )  # fmt: skip
 
 PLAIN: Final[dict[Role, tuple[str, ...]]] = {
@@ -28,6 +29,9 @@ PLAIN: Final[dict[Role, tuple[str, ...]]] = {
 
 EVERYBODY: Final = ("eval", "evalsha", "ping")
 CLUSTER: Final = ("cluster|slots", "command", "asking")
+
+CHANNELS: Final = frozenset({"spublish", "ssubscribe"})
+"""Commands on the channels of ended tasks: without them results are only noticed later."""
 
 ROLES: Final[tuple[Role, ...]] = ("client", "server", "reader", "admin")
 
@@ -59,9 +63,30 @@ def commands(role: Role, *, old: bool = False) -> tuple[str, ...]:
     return tuple(sorted(needed - ({"waitaof"} if old else set())))
 
 
+def shortfall(refused: Iterable[str], prefix: str) -> str:
+    """What a user may not do, and which rule of ACL SETUSER allows it."""
+    commands = sorted(set(refused) - CHANNELS)
+    channels = sorted(set(refused) & CHANNELS)
+    missing = []
+    if commands:
+        missing.append(f"{', '.join(commands)} on the queues' keys")
+    if channels:
+        rule = f"&{{{prefix}:*}}:{DONE_CHANNEL}"
+        missing.append(f"{', '.join(channels)} on their channels, which takes {rule}")
+    return f"may not run {'; nor '.join(missing)}"
+
+
 def _command(name: str, part: str) -> str:
     """As ACL rules name it, which of a command with parts allow one: `memory|usage`."""
     return f"{name}|{part}".lower() if part else name.lower()
+
+
+def checkable(role: Role) -> tuple[str, ...]:
+    """The commands of a role whose rights the script `permissions` can look up.
+
+    It is run by EVAL itself; the others of what is left out serve durability alone.
+    """
+    return tuple(sorted(set(commands(role)) - {*EVERYBODY, "wait", "waitaof"}))
 
 
 def rules(role: Role, prefix: str, *, old: bool = False, cluster: bool = False) -> tuple[str, ...]:

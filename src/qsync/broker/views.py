@@ -74,6 +74,16 @@ class Counts:
     stats: dict[str, int]
 
 
+def permissions(keys: QueueKeys, commands: Sequence[str]) -> Call[list[str]]:
+    """Those of the commands that the user of the connection may not run on a queue."""
+    script = load("permissions")
+
+    def decode(reply: Any) -> list[str]:
+        return [name.decode() for name in reply]
+
+    return Call(script, keys.names(script.keys), tuple(commands), decode)
+
+
 def counts(keys: QueueKeys) -> Call[Counts]:
     """How much a queue holds at this moment, and its counters; all 0 for one that is not there."""
     script = load("counts")

@@ -154,7 +154,11 @@ class Fetcher:
         ready = [lane for lane in lanes if now >= self._retry_at[lane.queue]]
         # Upkeep asks for tasks too: so a wake that was lost costs no more than `sweep`.
         upkeep = {lane.queue for lane in ready if self._upkeep_due(lane, now)}
-        hungry = [lane.queue for lane in ready if not lane.empty or lane.queue in upkeep]
+        hungry = [
+            lane.queue
+            for lane in ready
+            if not lane.refused and (not lane.empty or lane.queue in upkeep)
+        ]
         shares = self._shares.split(slots, hungry) if slots > 0 and hungry else {}
         calls = [
             (lane, shares.get(lane.queue, 0))
@@ -202,7 +206,7 @@ class Fetcher:
         """
         for waiter, task in self._waiting.items():
             lanes = [self._by_wake[key] for key in waiter.keys]
-            watched = [lane for lane in lanes if not lane.full]
+            watched = [lane for lane in lanes if not (lane.full or lane.refused)]
             if task is not None or not watched:
                 continue
             if any(now < self._retry_at[lane.queue] for lane in lanes):

@@ -119,8 +119,8 @@ class Lane:
 
     __slots__ = (
         "empty", "flown", "full", "generation", "held", "keys", "last_fetch", "met_unknown", "more",
-        "next_due", "number", "queue", "revoked", "store_now_us", "store_seen", "unanswered",
-        "unread", "wanted",
+        "next_due", "number", "queue", "refused", "revoked", "store_now_us", "store_seen",
+        "unanswered", "unread", "wanted",
     )  # fmt: skip
 
     def __init__(self, keys: QueueKeys) -> None:
@@ -144,6 +144,8 @@ class Lane:
         """The last fetch brought less than was wanted: wait for a wake."""
         self.full = False
         """The last fetch brought all that was wanted: there may be more."""
+        self.refused = False
+        """The store did not take the last settlements: fetch nothing more until it does."""
         self.more = False
         """The upkeep of the queue has more to do at once."""
         self.last_fetch = -1e9

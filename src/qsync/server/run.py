@@ -71,6 +71,8 @@ class Runner:
         """Leased ahead: this loop takes from the left, the heartbeat thread from the right."""
         self.running = 0
         self.room_made = asyncio.Event()
+        for settler in settlers.values():
+            settler.on_accepted = self.room_made.set
         self.room_matters = True
         """Whether it is to be told: the fetch loop has nothing to do with room while it waits for
         tasks that it has asked for."""

@@ -31,6 +31,7 @@ from qsync.server.hung import Hung
 from qsync.server.invoke import Invoker
 from qsync.server.lane import Lane
 from qsync.server.periodic import PeriodicLoop, PeriodicTask
+from qsync.server.permissions import check_permissions
 from qsync.server.run import Runner
 from qsync.server.settle import Settler
 from qsync.server.tally import Tally
@@ -199,6 +200,7 @@ class Server:
         self._exits.push_async_callback(self._broker.aclose)
         self._check(await self._facts())
         self._lanes = [Lane(QueueKeys(self.prefix, queue)) for queue in config.weights]
+        await check_permissions(self._broker, self._lanes[0].keys)
         self._settlers = {
             lane.queue: Settler(self._broker, lane, self._count_lost) for lane in self._lanes
         }
@@ -374,7 +376,11 @@ class Server:
                     await settler.drained()
                 await self._fetcher.pass_on()
         except TimeoutError:
-            log.warning("the store did not take everything in time; leases cover the rest")
+            log.warning("the store did not take the ends of all tasks in time")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.3 if self._hurry.is_set() else 1.0):
+                    for settler in self._settlers.values():
+                        await settler.hand_back_rest()
 
 
 async def _take_back(client: AsyncClient) -> None:

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- cancel: a task that waits ends now; for one that runs its server is told.
--- include: schema clock count lock erase
+-- include: schema guard clock count lock ended erase
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -29,16 +29,21 @@ local k = {
 }
 check_schema(KEYS[17])
 local now, id = clock(ARGV[1]), ARGV[2]
+check_cancelled(k)
 for _, set in ipairs({ KEYS[2], KEYS[3], KEYS[5] }) do
-  if redis.call('ZREM', set, id) == 1 then
+  if redis.call('ZSCORE', set, id) then
+    check_rights(k.cancels, { 'HSET', 'HGET', 'HDEL', 'HMGET', 'ZADD', 'EXISTS' })
+    redis.call('ZREM', set, id)
     redis.call('HSET', k.cancels, id, ARGV[3])
     end_cancelled(k, now, { id })
+    publish_ended(k.done)
     return { 'cancelled', '' }
   end
 end
 if redis.call('ZSCORE', KEYS[4], id) then
+  local owner = redis.call('HGET', KEYS[7], id) or ''
   redis.call('HSET', k.cancels, id, ARGV[3])
-  return { 'active', redis.call('HGET', KEYS[7], id) or '' }
+  return { 'active', owner }
 end
 if redis.call('HEXISTS', k.cancels, id) == 1 then
   return { 'cancelled', '' }

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- cancelled: tasks whose handler was stopped, because somebody asked for it, end.
--- include: schema clock count lock erase owned
+-- include: schema guard clock count lock ended erase owned
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] active     zset    ids by lease expiry
 -- KEYS[3] completed  zset    ids by the time until which they are kept
@@ -26,6 +26,9 @@ local k = {
 check_schema(KEYS[14])
 local now = clock(ARGV[1])
 local _, held_ids, replies = owned(k.owner, ARGV, 2, 2)
+check_cancelled(k)
+check_rights(k.tasks, { 'HDEL', 'HGET', 'ZADD' })
 release(k, held_ids)
 end_cancelled(k, now, held_ids)
+publish_ended(k.done)
 return replies

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- complete: tasks that a server ran to their end leave the queue, or are kept for their retention.
 -- Run without allow-oom when it carries results, and then refused as a whole when memory is short.
--- include: schema clock count lock erase owned
+-- include: schema guard clock count lock ended erase owned
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] active     zset    ids by lease expiry
 -- KEYS[3] completed  zset    ids by the time until which they are kept
@@ -39,18 +39,27 @@ for at, i in ipairs(held) do
     results[2 * #done - 1], results[2 * #done] = id, ARGV[4 * i + 2]
   end
 end
+if #gone > 0 then
+  check_hash(k.tasks)
+end
+if #done > 0 then
+  check_set(k.completed)
+  check_hash(k.results)
+end
+if #held > 0 then
+  check_rights(k.tasks, #done > 0 and { 'HDEL', 'ZADD', 'HSET' } or { 'HDEL' })
+end
 release(k, held_ids)
 erase(k, now, gone)
 if #done > 0 then
-  unlock(k.unique, now, done)
-  redis.call('HDEL', k.keys, unpack(done))
-  redis.call('HDEL', k.cancels, unpack(done))
   redis.call('ZADD', k.completed, unpack(completed))
   redis.call('HSET', k.results, unpack(results))
-  for _, id in ipairs(done) do
-    redis.call('SPUBLISH', k.done, id)
-  end
+  unlock(k.unique, now, done)
+  forget_beside(k.keys, done)
+  forget_beside(k.cancels, done)
+  note_ended(done)
 end
 count(k.stats, now, 'completed', #held)
 count(k.stats, now, 'lost', lost)
+publish_ended(k.done)
 return #held == #replies and 'ok' or replies

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- delete: tasks leave the queue, whatever was to become of them; not while they run.
--- include: schema clock lock erase
+-- include: schema guard clock lock ended erase
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -28,12 +28,15 @@ check_schema(KEYS[15])
 local set = ({
   pending = KEYS[2], scheduled = KEYS[3], retry = KEYS[4], completed = KEYS[5], dead = KEYS[6],
 })[ARGV[2]]
-local gone = {}
+local now, gone = clock(ARGV[1]), {}
+check_hash(k.tasks)
+check_rights(k.tasks, { 'HDEL', 'HMGET', 'EXISTS' })
 for i = 3, #ARGV do
   if set and redis.call('ZREM', set, ARGV[i]) == 1 then
     gone[#gone + 1] = ARGV[i]
-    redis.call('SPUBLISH', KEYS[14], ARGV[i])
   end
 end
-erase(k, clock(ARGV[1]), gone)
+erase(k, now, gone)
+note_ended(gone)
+publish_ended(KEYS[14])
 return #gone

@@ -3,7 +3,7 @@
 -- Refused as a whole, with nothing written, when the store is out of memory.
 -- Run again with the same arguments it writes nothing and answers the same, also when tasks that it
 -- created have left the queue meanwhile, if it has a sender.
--- include: schema begin clock wake count tags lock due calls store
+-- include: schema guard begin clock wake count tags lock due calls store
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time

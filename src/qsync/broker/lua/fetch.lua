@@ -5,7 +5,7 @@
 -- The same number again answers with the same tasks, less those that are no longer owned under it.
 -- Where no task waits, runs or is kept there is upkeep only now and then.
 -- The first fetch of a queue makes its generation: another one later says that the data were lost.
--- include: schema begin clock wake count crash tags lock erase life recover sweep
+-- include: schema guard begin clock wake count crash tags lock ended erase life recover sweep
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -110,6 +110,20 @@ end
 local unusual = redis.call(
   'EXISTS', k.scheduled, k.retry, k.completed, k.dead, k.failures, k.crashes
 ) > 0
+if unusual then
+  for _, set_key in ipairs({ k.scheduled, k.retry, k.completed, k.dead }) do
+    check_set(set_key)
+  end
+  check_hash(k.failures)
+  check_hash(k.crashes)
+end
+
+-- Fail before a task changes its state, unless all that this takes can be written.
+local function check_transitions()
+  check_set(k.pending)
+  check_hash(k.owner)
+  check_rights(k.tasks, { 'ZREM', 'ZADD', 'HSET', 'HGET', 'HDEL', 'ZCARD' })
+end
 
 -- 1 promote
 local next_due = math.huge
@@ -117,6 +131,9 @@ for _, set_key in ipairs(unusual and { k.scheduled, k.retry } or {}) do
   local first = first_of(set_key)
   if first <= now then
     local due = until_moment(set_key, now, limit)
+    check_transitions()
+    check_set(k.fairness)
+    check_hash(k.keys)
     redis.call('ZREM', set_key, unpack(due))
     to_pending(k.pending, k.meta, k.fairness, k.keys, due)
     if #due == limit then
@@ -134,6 +151,9 @@ local until_when, lapsed = spared > 0 and 0 or now, {}
 local first_lease = first_of(k.active)
 if first_lease <= until_when then
   lapsed = until_moment(k.active, until_when, limit)
+end
+if #lapsed > 0 then
+  check_transitions()
 end
 local own, recovered, died = recover(k, now, server, tonumber(ARGV[6]), lapsed)
 if #lapsed == limit and #own < limit then
@@ -173,6 +193,9 @@ while taken < wanted and not full do
     end
   end
 end
+if #ids > 0 or #lost > 0 then
+  check_transitions()
+end
 if #ids > 0 then
   local tag = redis.call('ZSCORE', k.pending, ids[#ids])
   if read_tag(tag) > virtual then
@@ -197,6 +220,7 @@ if #ids > 0 then
   first_lease = math.min(first_lease, expiry)
 end
 if #lost > 0 then
+  check_set(k.dead)
   redis.call('ZREM', k.pending, unpack(lost))
   to_dead(k, now, lost)
   unusual = true
@@ -219,16 +243,17 @@ end
 -- 5 wake
 local left = waiting and waiting - #ids - #lost or redis.call('ZCARD', k.pending)
 if left == 0 then
-  redis.call('UNLINK', k.fairness)
+  redis.pcall('UNLINK', k.fairness)
 else
-  local passed = redis.call('ZRANGEBYSCORE', k.fairness, '-inf', virtual, 'LIMIT', 0, limit)
+  local passed = redis.pcall('ZRANGEBYSCORE', k.fairness, '-inf', virtual, 'LIMIT', 0, limit)
   if #passed > 0 then
-    redis.call('ZREM', k.fairness, unpack(passed))
+    redis.pcall('ZREM', k.fairness, unpack(passed))
   end
   if paused == 0 then
     wake(k.wake)
   end
 end
+publish_ended(k.done)
 
 if #lapsed > 0 then
   first_lease = first_of(k.active)

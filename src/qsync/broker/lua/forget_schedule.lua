@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- forget_schedule: a schedule that no server publishes any more goes, and its last tick with it.
--- include: schema clock
+-- include: schema guard clock
 -- KEYS[1] schedules  hash    =<schedule>, ><schedule>, @<schedule>, !<schedule>, #<schedule>
 -- KEYS[2] ticks      hash    schedule -> last tick enqueued, us
 -- KEYS[3] meta       hash    schema
@@ -16,6 +16,7 @@ end
 if now - digits(redis.call('HGET', KEYS[1], '@' .. id), 0) < tonumber(ARGV[3]) then
   return 0
 end
+check_hash(KEYS[2])
 redis.call('HDEL', KEYS[1], '=' .. id, '>' .. id, '@' .. id, '!' .. id, '#' .. id)
 redis.call('HDEL', KEYS[2], id)
 return 1

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- hand_back: tasks that a server will not run after all go back, uncharged: to the head of pending
 -- in the order given, or for a delay into scheduled. One whose cancel was asked for ends instead.
--- include: schema clock wake count crash tags lock due erase owned
+-- include: schema guard clock wake count crash tags lock due ended erase owned
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -30,12 +30,13 @@ local k = {
 check_schema(KEYS[15])
 local now = clock(ARGV[1])
 local held, held_ids, replies = owned(k.owner, ARGV, 2, 4)
-local head, later, cancelled = {}, {}, {}
+local head, later, cancelled, failures = {}, {}, {}, {}
 local any_cancels = redis.call('EXISTS', k.cancels) == 1
 for at, i in ipairs(held) do
   local id, delay, record = held_ids[at], ARGV[4 * i], ARGV[4 * i + 1]
   if record ~= '' then
-    redis.call('HSET', k.failures, id, record)
+    failures[#failures + 1] = id
+    failures[#failures + 1] = record
   end
   if any_cancels and redis.call('HEXISTS', k.cancels, id) == 1 then
     cancelled[#cancelled + 1] = id
@@ -46,12 +47,24 @@ for at, i in ipairs(held) do
     later[#later + 1] = id
   end
 end
+if #held > 0 then
+  check_hash(k.failures)
+  check_hash(k.crashes)
+  check_set(KEYS[2])
+  check_set(KEYS[3])
+  check_cancelled(k)
+  check_rights(k.tasks, { 'HDEL', 'HSET', 'HGET', 'ZADD', 'ZRANGE' })
+end
 release(k, held_ids)
 unmark(k.crashes, held_ids)
+if #failures > 0 then
+  redis.call('HSET', k.failures, unpack(failures))
+end
 end_cancelled(k, now, cancelled)
 put_due(KEYS[3], KEYS[14], later)
 if #head > 0 then
   to_head(KEYS[2], KEYS[15], head)
   wake(KEYS[14])
 end
+publish_ended(k.done)
 return replies

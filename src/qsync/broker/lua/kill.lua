@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- kill: tasks that will not be run again become dead, and are kept with their failure record.
--- include: schema clock count lock erase owned
+-- include: schema guard clock count lock ended erase owned
 -- KEYS[1] active     zset    ids by lease expiry
 -- KEYS[2] dead       zset    ids by time of death
 -- KEYS[3] owner      hash    id -> lease token
@@ -26,18 +26,20 @@ for at, i in ipairs(held) do
   failed = failed + tonumber(ARGV[4 * i])
 end
 if #dying > 0 then
+  check_set(KEYS[2])
+  check_hash(KEYS[4])
+  check_rights(KEYS[2], { 'HDEL', 'ZADD', 'HSET' })
   release(k, dying)
-  unlock(KEYS[5], now, dying)
-  redis.call('HDEL', KEYS[6], unpack(dying))
-  redis.call('HDEL', KEYS[7], unpack(dying))
   redis.call('ZADD', KEYS[2], unpack(dead))
   redis.call('HSET', KEYS[4], unpack(failures))
-  for _, id in ipairs(dying) do
-    redis.call('SPUBLISH', KEYS[10], id)
-  end
+  unlock(KEYS[5], now, dying)
+  forget_beside(KEYS[6], dying)
+  forget_beside(KEYS[7], dying)
+  note_ended(dying)
   redis.call('HSET', KEYS[11], 'swept', '0')  -- they may be too many: the next fetch sees to it
 end
 count(KEYS[9], now, 'dead', #dying)
 count(KEYS[9], now, 'failed', failed)
 count(KEYS[9], now, 'lost', lost)
+publish_ended(KEYS[10])
 return replies

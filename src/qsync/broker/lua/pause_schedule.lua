@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- pause_schedule: the ticks of a schedule pass until it is resumed; then it goes on, owing nothing.
--- include: schema clock
+-- include: schema guard clock
 -- KEYS[1] schedules  hash    =<schedule> -> record, !<schedule> -> who paused it, when and why
 -- KEYS[2] ticks      hash    schedule -> last tick enqueued, us
 -- KEYS[3] meta       hash    schema
@@ -22,6 +22,8 @@ end
 if not before then
   return 0
 end
+check_hash(KEYS[2])
+check_rights(KEYS[2], { 'HSET' })
 redis.call('HDEL', KEYS[1], field)
 if now > digits(redis.call('HGET', KEYS[2], id), 0) then
   redis.call('HSET', KEYS[2], id, whole(now))

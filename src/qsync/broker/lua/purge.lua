@@ -2,7 +2,7 @@
 -- purge: the first tasks of a state leave the queue, whatever was to become of them. Of active ones
 -- only those whose lease has lapsed: the others run.
 -- Takes fewer than asked for when they are large: it frees no more than 16 MiB.
--- include: schema clock lock erase place
+-- include: schema guard clock lock ended erase place
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -75,13 +75,15 @@ for i = 1, #found, 2 do
   gone[#gone + 1] = id
 end
 if #gone > 0 then
+  check_hash(k.tasks)
+  check_hash(k.owner)
+  check_rights(k.tasks, { 'HDEL', 'HMGET', 'EXISTS', 'ZCARD' })
   redis.call('ZREM', set, unpack(gone))
   if state == 'active' then
     release(k, gone)
   end
   erase(k, now, gone)
-  for _, id in ipairs(gone) do
-    redis.call('SPUBLISH', KEYS[16], id)
-  end
 end
+note_ended(gone)
+publish_ended(KEYS[16])
 return { #gone, redis.call('ZCARD', set), more, last_score, last_id }

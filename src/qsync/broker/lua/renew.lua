@@ -16,18 +16,16 @@ if #held == 0 then
 end
 local now, lease = clock(ARGV[1]), tonumber(ARGV[2])
 local noted = redis.call('HMGET', KEYS[4], 'seen', 'returned')
-note_life(KEYS[4], now, lease, noted[1], noted[2])
+local cancels = redis.call('HMGET', KEYS[3], unpack(held_ids))
 local args = {}
 for at, id in ipairs(held_ids) do
   args[2 * at - 1], args[2 * at] = whole(now + lease + at - 1), id
 end
 redis.call('ZADD', KEYS[1], unpack(args))
-if redis.call('EXISTS', KEYS[3]) == 1 then
-  local cancels = redis.call('HMGET', KEYS[3], unpack(held_ids))
-  for at, i in ipairs(held) do
-    if cancels[at] then
-      replies[i] = 'cancelled'
-    end
+note_life(KEYS[4], now, lease, noted[1], noted[2])
+for at, i in ipairs(held) do
+  if cancels[at] then
+    replies[i] = 'cancelled'
   end
 end
 return replies

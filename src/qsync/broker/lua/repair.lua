@@ -2,7 +2,7 @@
 -- repair: mend what an audit found, where it still stands so.
 -- A task goes where nothing is lost and nothing runs that may have run: among the dead, but for one
 -- that a server holds.
--- include: schema clock count lock erase recover
+-- include: schema guard clock count lock ended erase recover
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -37,6 +37,8 @@ local k = {
 check_schema(KEYS[19])
 local now = clock(ARGV[1])
 
+check_rights(k.tasks, { 'ZADD', 'ZREM', 'HSET', 'HDEL', 'HMGET', 'EXISTS' })
+
 local function is_unfinished(id)
   for _, set_key in ipairs({ k.active, k.pending, k.retry, k.scheduled }) do
     if redis.call('ZSCORE', set_key, id) then
@@ -60,6 +62,11 @@ local mend = {}
 
 -- It stays in the first of its states, in this order: one that runs it rather than one that ends it.
 mend['several states'] = function(id)
+  for _, set_key in ipairs({
+    k.active, k.pending, k.retry, k.scheduled, k.dead, k.completed,
+  }) do
+    check_set(set_key)
+  end
   local kept, taken = false, 0
   for _, set_key in ipairs({
     k.active, k.pending, k.retry, k.scheduled, k.dead, k.completed,
@@ -80,8 +87,9 @@ mend['no state'] = function(id)
   if has(k.owner, id) then
     redis.call('ZADD', k.active, whole(now + tonumber(ARGV[4])), id)
   else
-    redis.call('HSET', k.failures, id, ARGV[3])
+    check_hash(k.failures)
     to_dead(k, now, { id })
+    redis.call('HSET', k.failures, id, ARGV[3])
   end
   return true
 end
@@ -89,6 +97,11 @@ end
 mend['no message'] = function(id)
   if has(k.tasks, id) or not is_unfinished(id) then
     return false
+  end
+  check_set(k.dead)
+  check_hash(k.owner)
+  for _, set_key in ipairs({ k.pending, k.retry, k.scheduled, k.active }) do
+    check_set(set_key)
   end
   for _, set_key in ipairs({ k.pending, k.retry, k.scheduled }) do
     redis.call('ZREM', set_key, id)
@@ -110,8 +123,8 @@ mend['not owned'] = function(id)
   if has(k.owner, id) or not redis.call('ZSCORE', k.active, id) then
     return false
   end
-  redis.call('ZADD', k.active, 'XX', whole(now), id)
   redis.call('HSET', k.owner, id, 'audit/0')
+  redis.call('ZADD', k.active, 'XX', whole(now), id)
   return true
 end
 
@@ -120,6 +133,11 @@ mend['leftover'] = function(id)
     return false
   end
   local gone = 0
+  for _, hash_key in ipairs({
+    k.owner, k.crashes, k.failures, k.results, k.keys, k.cancels, k.progress,
+  }) do
+    check_hash(hash_key)
+  end
   for _, hash_key in ipairs({
     k.owner, k.crashes, k.failures, k.results, k.keys, k.cancels, k.progress,
   }) do
@@ -177,4 +195,5 @@ local replies = {}
 for i = 5, #ARGV, 2 do
   replies[#replies + 1] = mend[ARGV[2]](ARGV[i], ARGV[i + 1]) and 'ok' or 'changed'
 end
+publish_ended(k.done)
 return replies

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- retry: failed attempts wait for the next one. A task whose cancel was asked for ends instead.
--- include: schema clock wake count crash lock due erase owned
+-- include: schema guard clock wake count crash lock due ended erase owned
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] active     zset    ids by lease expiry
 -- KEYS[3] retry      zset    ids by due time
@@ -41,6 +41,11 @@ for at, i in ipairs(held) do
   end
 end
 if #held > 0 then
+  check_hash(k.failures)
+  check_hash(k.crashes)
+  check_set(KEYS[3])
+  check_cancelled(k)
+  check_rights(k.tasks, { 'HDEL', 'HSET', 'HGET', 'ZADD', 'ZRANGE' })
   release(k, held_ids)
   unmark(k.crashes, held_ids)
   redis.call('HSET', k.failures, unpack(failures))
@@ -50,4 +55,5 @@ end
 count(k.stats, now, 'failed', #held)
 count(k.stats, now, 'retried', #again / 2)
 count(k.stats, now, 'lost', lost)
+publish_ended(k.done)
 return replies

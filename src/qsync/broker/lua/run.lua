@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- run: tasks that wait for their time, or are dead, go to pending now, in this order.
 -- A dead one takes its lock again, and starts with all its attempts.
--- include: schema clock wake tags lock
+-- include: schema guard clock wake tags lock
 -- KEYS[1] pending    zset    ids by order tag
 -- KEYS[2] scheduled  zset    ids by due time
 -- KEYS[3] retry      zset    ids by due time
@@ -48,6 +48,13 @@ local function revive(id, key, record)
   end
 end
 
+check_set(KEYS[1])
+check_set(KEYS[10])
+check_hash(KEYS[6])
+check_hash(KEYS[7])
+check_hash(KEYS[8])
+check_hash(KEYS[9])
+check_rights(KEYS[1], { 'HSET', 'HDEL', 'HMGET', 'ZREM', 'ZADD', 'EXISTS' })
 local replies, running = {}, {}
 for i = 3, #ARGV, 4 do
   local id, key, lock, record = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]

@@ -1,7 +1,7 @@
 #!lua
 -- tick: enqueue the task of a periodic tick, unless this tick or a later one was enqueued before.
 -- The ticks of a paused schedule pass.
--- include: schema begin clock wake count tags lock due store
+-- include: schema guard begin clock wake count tags lock due store
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time

@@ -1,10 +1,10 @@
 -- count: counters, in all and per day. A day is a number of days since the Unix epoch.
 
--- A counter that somebody spoilt begins anew.
+-- A counter that somebody spoilt begins again. One that cannot be written stops no task.
 local function add(stats_key, counter, amount)
   local answer = redis.pcall('HINCRBY', stats_key, counter, amount)
   if type(answer) == 'table' and answer.err then
-    redis.call('HSET', stats_key, counter, amount)
+    redis.pcall('HSET', stats_key, counter, amount)
   end
 end
 

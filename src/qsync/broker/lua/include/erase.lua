@@ -1,5 +1,10 @@
 -- erase: tasks that leave the queue, or end in it.
 
+-- What is kept beside tasks goes, where it can: it decides nothing about them.
+local function forget_beside(beside_key, ids)
+  redis.pcall('HDEL', beside_key, unpack(ids))
+end
+
 -- Forget all that is kept of ids that leave the queue. `k` names the keys; the state sets are the
 -- caller's business. The optional hashes are touched only where they exist.
 local function erase(k, now, ids)
@@ -13,9 +18,11 @@ local function erase(k, now, ids)
     return
   end
   unlock(k.unique, now, ids)
-  for _, key in ipairs({ k.keys, k.crashes, k.failures, k.results, k.cancels, k.progress }) do
-    if redis.call('EXISTS', key) == 1 then
-      redis.call('HDEL', key, unpack(ids))
+  for _, beside_key in ipairs({
+    k.keys, k.crashes, k.failures, k.results, k.cancels, k.progress,
+  }) do
+    if redis.call('EXISTS', beside_key) == 1 then
+      forget_beside(beside_key, ids)
     end
   end
 end
@@ -25,11 +32,19 @@ local function release(k, ids)
   if #ids == 0 then
     return
   end
+  local any_progress = redis.call('EXISTS', k.progress) == 1
   redis.call('ZREM', k.active, unpack(ids))
   redis.call('HDEL', k.owner, unpack(ids))
-  if redis.call('EXISTS', k.progress) == 1 then
-    redis.call('HDEL', k.progress, unpack(ids))
+  if any_progress then
+    forget_beside(k.progress, ids)
   end
+end
+
+-- Fail, before anything is written, when cancelled tasks could not end.
+local function check_cancelled(k)
+  check_hash(k.tasks)
+  check_hash(k.cancels)
+  check_set(k.completed)
 end
 
 -- Cancelled tasks end: with retention they are kept among completed, without they leave.
@@ -41,14 +56,14 @@ local function end_cancelled(k, now, ids)
     if retention then
       redis.call('ZADD', k.completed, whole(now + retention), id)
       if redis.call('EXISTS', k.keys) == 1 then
-        redis.call('HDEL', k.keys, id)
+        forget_beside(k.keys, { id })
       end
       unlock(k.unique, now, { id })
     else
       gone[#gone + 1] = id
     end
-    redis.call('SPUBLISH', k.done, id)
   end
+  note_ended(ids)
   erase(k, now, gone)
   count(k.stats, now, 'cancelled', #ids)
 end

@@ -24,7 +24,8 @@ local function lock_fields(lock, ends, id)
   return '=' .. lock, whole(ends) .. ':' .. id, '@' .. id, lock
 end
 
--- Free the locks of ids that ended. One whose window still runs stays until it is swept.
+-- Free the locks of ids that ended. One whose window still runs stays until it is swept. When there
+-- is something else under the key, no lock can hold.
 local function unlock(unique_key, now, ids)
   if #ids == 0 or redis.call('EXISTS', unique_key) == 0 then
     return
@@ -33,7 +34,10 @@ local function unlock(unique_key, now, ids)
   for i, id in ipairs(ids) do
     fields[i] = '@' .. id
   end
-  local locks = redis.call('HMGET', unique_key, unpack(fields))
+  local locks = redis.pcall('HMGET', unique_key, unpack(fields))
+  if locks.err then
+    return
+  end
   local free, of = {}, {}
   for i, lock in ipairs(locks) do
     if lock then

@@ -37,11 +37,11 @@ local function to_dead(k, now, ids)
   local dead = {}
   for i, id in ipairs(ids) do
     dead[2 * i - 1], dead[2 * i] = whole(now), id
-    redis.call('SPUBLISH', k.done, id)
   end
   redis.call('ZADD', k.dead, unpack(dead))
   unlock(k.unique, now, ids)
-  redis.call('HDEL', k.keys, unpack(ids))
+  forget_beside(k.keys, ids)
+  note_ended(ids)
   count(k.stats, now, 'dead', #ids)
 end
 
@@ -69,6 +69,10 @@ local function recover(k, now, server, max_crashes, lapsed)
       taken[#taken + 1] = id
     end
   end
+  check_hash(k.crashes)
+  check_set(k.pending)
+  check_set(k.dead)
+  check_cancelled(k)
   release(k, taken)
   count(k.stats, now, 'crashed', count_crashes(k.crashes, crashed, max_crashes, died, back))
   to_head(k.pending, k.meta, back)

@@ -100,6 +100,17 @@ local function store_tasks(k, now, head, tasks, virtual)
   if created == 0 then
     return 0, others
   end
+  if #keys > 0 then
+    check_hash(k.keys)
+  end
+  if #scheduled > 0 then
+    check_set(k.scheduled)
+    check_rights(k.scheduled, { 'ZRANGE' })
+  end
+  if waiting > 0 then
+    check_set(k.pending)
+  end
+  check_rights(k.tasks, { 'ZADD' })
   redis.call('HSET', k.tasks, unpack(bodies))
   if #locks > 0 then
     redis.call('HSET', k.unique, unpack(locks))

@@ -9,6 +9,8 @@ end
 local function sweep_completed(k, now, most)
   local expired = until_moment(k.completed, now, most)
   if #expired > 0 then
+    check_hash(k.tasks)
+    check_rights(k.tasks, { 'HDEL' })
     redis.call('ZREM', k.completed, unpack(expired))
     erase(k, now, expired)
   end
@@ -27,6 +29,8 @@ local function trim_dead(k, now, most, dead_limit, dead_age)
     old = redis.call('ZRANGE', k.dead, 0, math.min(#old + excess, most) - 1)
   end
   if #old > 0 then
+    check_hash(k.tasks)
+    check_rights(k.tasks, { 'HDEL' })
     redis.call('ZREM', k.dead, unpack(old))
     erase(k, now, old)
     count(k.stats, now, 'trimmed', #old)
@@ -38,7 +42,10 @@ end
 -- call to call, for hashes have no order to sweep them by. Returns where the next part begins, and
 -- whether much of this one went and the round is not at its end: then there is more of the kind.
 local function sweep_part(hash_key, cursor, size, is_over)
-  local reply = redis.call('HSCAN', hash_key, whole(digits(cursor, 0)), 'COUNT', size)
+  local reply = redis.pcall('HSCAN', hash_key, whole(digits(cursor, 0)), 'COUNT', size)
+  if reply.err then
+    return '0', false
+  end
   local part, over = reply[2], {}
   for i = 1, math.min(#part, 4000), 2 do
     if is_over(part[i], part[i + 1]) then
@@ -46,7 +53,7 @@ local function sweep_part(hash_key, cursor, size, is_over)
     end
   end
   if #over > 0 then
-    redis.call('HDEL', hash_key, unpack(over))
+    redis.pcall('HDEL', hash_key, unpack(over))
   end
   return reply[1], reply[1] ~= '0' and #over * 8 >= #part
 end
@@ -76,10 +83,10 @@ local function sweep_days(k, now, swept)
     return
   end
   redis.call('HSET', k.meta, 'day', whole(day))
-  for _, name in ipairs(redis.call('HKEYS', k.stats)) do
+  for _, name in ipairs(redis.pcall('HKEYS', k.stats)) do
     local of = digits(string.match(name, ':(%d+)$'))
     if of and of <= day - 90 then
-      redis.call('HDEL', k.stats, name)
+      redis.pcall('HDEL', k.stats, name)
     end
   end
 end
