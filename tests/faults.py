@@ -111,6 +111,9 @@ FAULTS: Final[dict[int, str]] = {
     80: "counts are wrong after a crash",
     81: "names that collide, or are hostile",
     82: "one tenant fills the store",
+    # refusals
+    83: "the store refuses settlements, for want of memory, or for another reason",
+    84: "a command of a script is refused, or a key holds something else, half-way",
 }
 
 OPTIONAL: Final = frozenset({5, 13, 14, 16, 32, 33, 40, 41, 44, 48, 53, 54, 59, 63, 78, 82})

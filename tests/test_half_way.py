@@ -102,6 +102,8 @@ def assert_whole(name: str, found: Dump) -> None:
     assert set(found.get("owner", {})) == set(found.get("active", {})), f"{name}: owner"
 
 
+@pytest.mark.faults(84)
+@pytest.mark.guarantee(2)
 @pytest.mark.parametrize("name", EVERY)
 def test_command_without_rights_leaves_no_half_of_a_transition(rig: Rig, name: str) -> None:
     call = EVERY[name](rig, queue(rig))
@@ -130,6 +132,8 @@ def test_command_without_rights_leaves_no_half_of_a_transition(rig: Rig, name: s
         )
 
 
+@pytest.mark.faults(84)
+@pytest.mark.guarantee(2)
 @pytest.mark.parametrize("name", EVERY)
 def test_key_of_another_type_leaves_no_half_of_a_transition(rig: Rig, name: str) -> None:
     spoilt_keys = [key for key in EVERY[name](rig, queue(rig)).script.keys if key in QUEUE_KEYS]

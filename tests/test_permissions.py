@@ -47,7 +47,7 @@ def kept(store: Store, id: str) -> bool:
     return bool(store.command("HEXISTS", KEYS.key("tasks"), id))
 
 
-@pytest.mark.faults(47)
+@pytest.mark.faults(47, 84)
 def test_tasks_end_whole_without_channel_rights(store: Store) -> None:
     """Every script that publishes an end makes the whole transition all the same."""
 

@@ -16,7 +16,10 @@ if #held == 0 then
 end
 local now, lease = clock(ARGV[1]), tonumber(ARGV[2])
 local noted = redis.call('HMGET', KEYS[4], 'seen', 'returned')
-local cancels = redis.call('HMGET', KEYS[3], unpack(held_ids))
+local cancels = {}
+if redis.call('EXISTS', KEYS[3]) == 1 then
+  cancels = redis.call('HMGET', KEYS[3], unpack(held_ids))
+end
 local args = {}
 for at, id in ipairs(held_ids) do
   args[2 * at - 1], args[2 * at] = whole(now + lease + at - 1), id
