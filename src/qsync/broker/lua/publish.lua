@@ -10,11 +10,11 @@
 -- returns 1
 check_schema(KEYS[2])
 local now = whole(clock(ARGV[1]))
+local since, last = string.match(redis.call('HGET', KEYS[1], '#') or '', '^(%d+) (%d+)$')
 for i = 3, #ARGV, 3 do
   local id = ARGV[i]
   redis.call('HSET', KEYS[1], '=' .. id, ARGV[i + 1], '>' .. id, ARGV[i + 2], '@' .. id, now)
 end
-local since, last = string.match(redis.call('HGET', KEYS[1], '#') or '', '^(%d+) (%d+)$')
 if math.abs(tonumber(now) - digits(last, 0)) > tonumber(ARGV[2]) then
   since = now
 end
