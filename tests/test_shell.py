@@ -14,7 +14,6 @@ from redis import exceptions as failures
 
 from qsync import Qsync
 from qsync.broker import connect, ops, views
-from qsync.broker.address import mask
 from qsync.broker.faults import Fault, classify
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.errors import ConfigError, QsyncError, QueueFull, StoreUnavailable
@@ -274,12 +273,12 @@ def test_a_full_store_refuses_tasks_and_takes_everything_else(store: Store, pref
         ("redis://localhost:port", "url"),
         ("redis://localhost/0?nonsense=1", "nonsense"),
         ("redis+sentinel://localhost:26379", "does not name the service"),
-        ("redis+cluster://a:1,b:two", "not host:port"),
+        ("redis+cluster://a:1,b:two", "host number 2 is not host:port"),
         ("redis+cluster://a:1/3", "only number 0"),
         ("redis://me:s3cr3t@localhost:99999999/0", "its port is not a number from 0 to 65535"),
-        ("redis://me:s3cr3t@localhost/x", "'x' is no number of a database"),
-        ("redis://localhost/-1", "'-1' is no number of a database"),
-        ("redis+sentinel://localhost/main/x", "'x' is no number of a database"),
+        ("redis://me:s3cr3t@localhost/x", "its path is no number of a database"),
+        ("redis://localhost/-1", "its path is no number of a database"),
+        ("redis+sentinel://localhost/main/x", "its path is no number of a database"),
         ("redis://:s3cr3t/s3cr3t@localhost", "write / as %2F"),
         ("redis+cluster://:s3cr3t?s3cr3t@a:1,b:2", "write / as %2F"),
         ("unix://", "does not name the socket"),
@@ -307,7 +306,6 @@ def test_an_address_shows_hosts_and_no_credentials() -> None:
         address = connect.parse(url)
         assert str(address) == text
         assert "pw" not in repr(address)
-        assert "pw" not in mask(url)
 
 
 def test_a_wrong_password_is_told_at_once(prefix: str) -> None:

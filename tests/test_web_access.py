@@ -27,7 +27,7 @@ from tests.browsing import SAME, visiting
 from tests.inspecting import Bed, bed
 from tests.stores import Store
 
-TOKEN = "a-token-of-24-characters"  # noqa: S105 - of tests
+TOKEN = "a-token-of-24-characters"
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from tests.browsing import Live, live, serving
 from tests.chromium import Visit, chromium
 from tests.stores import Cluster, Store, wait_until
 
-TOKEN = "a-token-of-24-characters"  # noqa: S105 - of tests
+TOKEN = "a-token-of-24-characters"
 
 
 @pytest.fixture(scope="module")

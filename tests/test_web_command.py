@@ -19,7 +19,7 @@ from qsync import Qsync, Task
 from tests.browsing import SAME
 from tests.stores import HOST, Store
 
-TOKEN = "a-token-of-24-characters"  # noqa: S105 - of tests
+TOKEN = "a-token-of-24-characters"
 
 
 class Process:

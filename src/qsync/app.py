@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
 from qsync.broker.call import Durability
-from qsync.broker.connect import AnyClient
+from qsync.broker.client_objects import AnyClient
 from qsync.broker.shell import PATIENCE
 from qsync.client import AsyncClient, Client
 from qsync.connections import PREFIX, Connections

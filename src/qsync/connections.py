@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from qsync.broker import connect
 from qsync.broker.address import Address
 from qsync.broker.call import Durability
+from qsync.broker.client_objects import AnyClient
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, Client
 from qsync.errors import ConfigError
@@ -40,7 +41,7 @@ class Connections:
 
     def __init__(
         self,
-        url: str | connect.AnyClient | None,
+        url: str | AnyClient | None,
         *,
         prefix: str,
         payload_limit: int,

@@ -21,6 +21,7 @@ import ctypes
 import fcntl
 import hashlib
 import os
+import re
 import signal
 import socket
 import stat
@@ -35,9 +36,11 @@ from typing import Self
 from urllib.parse import unquote
 
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
+from qsync.private_files import check_folder, check_link, check_socket, open_file
 
 _SCHEME = "embedded://"
 _LOG = "valkey.log"
+_SOCKET = "valkey.sock"
 _LOG_LIMIT = 1 << 20  # bytes; a log that is larger is begun anew by the next guardian
 _PATIENCE = 30  # seconds for a store that should answer and says nothing
 _SOCKET_LIMIT = 100  # bytes; systems allow 104 or 108, a zero byte included
@@ -47,8 +50,13 @@ _GUARDIAN = "import sys; from qsync.embedded import _guard; _guard(sys.argv[1])"
 def folder_of(url: str) -> Path:
     """The folder that an embedded:// URL names: `.qsync` when it names none."""
     name = url.removeprefix(_SCHEME)
-    if name == url or "?" in name or "#" in name:
-        raise ConfigError(f"url: {url!r:.200} is not of the form embedded://[folder]")
+    if name == url:
+        raise ConfigError("url: it is not of the form embedded://[folder]")
+    if "?" in name or "#" in name:
+        msg = "it takes no options; write ? as %3F and # as %23 in the name of the folder"
+        raise ConfigError(f"url: embedded://...: {msg}")
+    if re.match("[^/]*:[^/]*@", name):
+        raise ConfigError("url: embedded://...: it takes no user and no password, only a folder")
     return Path(unquote(name) or ".qsync").expanduser().absolute()
 
 
@@ -57,6 +65,7 @@ class Embedded:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(os.path.realpath(folder))
+        self._given = Path(folder)
         self._users: int | None = None
         self._socket: str | None = None
         self._mutex = threading.Lock()
@@ -78,13 +87,14 @@ class Embedded:
     def start(self) -> str:
         """The store answers at the path returned; StoreUnavailable, with its log, when it cannot.
 
-        May be called again at any time: it mends a store that has been stopped since.
+        May be called again at any time: it mends a store that has been stopped since. ConfigError
+        when the folder, or a file in it, may be another user's.
         """
         with self._mutex:
             try:
                 self._make_folder()
                 if self._users is None:
-                    self._users = _open(self.folder / "users.lock")
+                    self._users = open_file(self.folder / "users.lock")
                     fcntl.flock(self._users, fcntl.LOCK_SH)
                 with _locked(self.folder / "start.lock"):
                     self._socket = self._answering()
@@ -105,9 +115,15 @@ class Embedded:
         self._users = self._socket = None
 
     def _make_folder(self) -> None:
-        if not self.folder.is_dir():
+        check_link(self._given)
+        new = not self.folder.exists()
+        if new:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (self.folder / ".gitignore").write_text("*\n")
+        check_folder(self.folder)
+        check_socket(self.folder / _SOCKET)
+        if new:
+            with os.fdopen(open_file(self.folder / ".gitignore"), "w") as file:
+                file.write("*\n")
 
     def _answering(self) -> str:
         """The socket of a store that has a guardian and answers."""
@@ -115,7 +131,7 @@ class Embedded:
         while True:
             if not self._guarded():
                 self._start_guardian()
-            path = os.fsdecode((self.folder / "guardian.lock").read_bytes())
+            path = self._named_socket()
             answer = _ask(path, b"PING")
             if answer.startswith(b"+PONG"):
                 return path
@@ -125,6 +141,19 @@ class Embedded:
                 raise StoreUnavailable(f"the store in {self.folder} runs and does not answer")
             time.sleep(0.02)
 
+    def _named_socket(self) -> str:
+        """The path that the guardian wrote down; it is in this folder, or in a private one."""
+        with _opened(self.folder / "guardian.lock") as lock:
+            path = Path(os.fsdecode(os.pread(lock, 4096, 0)))
+        if path.parent != self.folder:
+            if path.parent.name != _private_name(self.folder):
+                msg = f"{self.folder}/guardian.lock names a socket elsewhere, {path}; remove it"
+                raise ConfigError(msg)
+            if path.parent.exists():
+                check_folder(path.parent)
+        check_socket(path)
+        return str(path)
+
     def _guarded(self) -> bool:
         with _opened(self.folder / "guardian.lock") as lock:
             return not _try_lock(lock, fcntl.LOCK_SH)
@@ -132,9 +161,10 @@ class Embedded:
     def _start_guardian(self) -> None:
         path = self.folder / _LOG
         program = _program()
-        full = path.exists() and path.stat().st_size > _LOG_LIMIT
-        with path.open("wb" if full else "ab") as log:
-            begin = log.tell()
+        with os.fdopen(open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "rb") as log:
+            if os.fstat(log.fileno()).st_size > _LOG_LIMIT:
+                os.ftruncate(log.fileno(), 0)
+            begin = log.seek(0, os.SEEK_END)
             started = subprocess.run(  # noqa: S603 - this interpreter, and a path from the wheel
                 [sys.executable, "-P", "-c", _GUARDIAN, program],
                 cwd=self.folder,
@@ -145,8 +175,9 @@ class Embedded:
                 start_new_session=True,
                 check=False,
             )
+            log.seek(begin)
+            said = log.read().decode(errors="replace").splitlines()[-15:]
         if started.stdout != b"ready":
-            said = path.read_bytes()[begin:].decode(errors="replace").splitlines()[-15:]
             raise StoreUnavailable("\n".join([f"no store in {self.folder}; {path} ends:", *said]))
 
 
@@ -172,13 +203,18 @@ def _guard(program: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)
     folder = Path.cwd()
-    guardian, users, data = (_open(folder / f"{of}.lock") for of in ("guardian", "users", "valkey"))
+    check_folder(folder)
+    check_socket(folder / _SOCKET)
+    guardian, users, data = (
+        open_file(folder / f"{of}.lock") for of in ("guardian", "users", "valkey")
+    )
     _insist(guardian, "another guardian does not end")
     if not _try_lock(data, fcntl.LOCK_EX):  # a guardian was killed and its Valkey lives on
-        _ask(os.fsdecode(os.read(guardian, 4096)), b"SHUTDOWN")
+        _ask(os.fsdecode(os.pread(guardian, 4096, 0)), b"SHUTDOWN")
         _insist(data, "another Valkey uses the data and does not end")
     path = _socket_path(folder)
-    (folder / "guardian.lock").write_bytes(os.fsencode(path))
+    os.ftruncate(guardian, 0)
+    os.pwrite(guardian, os.fsencode(path), 0)
     _keep(program, path, users, data)
     if path.parent != folder:
         with contextlib.suppress(OSError):
@@ -266,17 +302,22 @@ def _end(valkey: subprocess.Popen[bytes]) -> None:
 
 def _socket_path(folder: Path) -> Path:
     """In the folder, or, when that has too long a name, in a private one for temporary files."""
-    path = folder / "valkey.sock"
+    path = folder / _SOCKET
     if len(os.fsencode(path)) <= _SOCKET_LIMIT:
         return path
-    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    private = _temporary_folder() / f"qsync-{os.geteuid()}-{name}"
+    private = _temporary_folder() / _private_name(folder)
     with contextlib.suppress(FileExistsError):
         private.mkdir(mode=0o700)
     found = private.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         sys.exit(f"{private} must be a folder that is yours and open to nobody else")
+    check_socket(private / path.name)
     return private / path.name
+
+
+def _private_name(folder: Path) -> str:
+    """The name of the folder for the socket of a store whose own folder has too long a name."""
+    return f"qsync-{os.geteuid()}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}"
 
 
 def _temporary_folder() -> Path:
@@ -297,10 +338,6 @@ def _ask(path: str, command: bytes) -> bytes:
         return b""
 
 
-def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-
-
 def _try_lock(lock: int, kind: int) -> bool:
     try:
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
@@ -319,7 +356,7 @@ def _insist(lock: int, complaint: str) -> None:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    lock = _open(path)
+    lock = open_file(path)
     try:
         yield lock
     finally:

@@ -10,7 +10,7 @@ import asyncio
 from typing import Any
 
 from qsync.broker import connect
-from qsync.broker.wire import Wire
+from qsync.broker.wire import PlainWire, Wire, wire_of
 
 
 class AtHand:
@@ -19,10 +19,10 @@ class AtHand:
     def __init__(self, client: Any) -> None:
         self._client = client
         self._pool = client.connection_pool
-        self._free: list[Wire] = []
+        self._free: list[Wire | PlainWire] = []
         self._waiting = 0
 
-    async def take(self, seconds: float) -> Wire:
+    async def take(self, seconds: float) -> Wire | PlainWire:
         """A connection for one exchange; raises what redis-py does when it cannot connect, or
         TimeoutError after so long."""
         while self._free:
@@ -33,18 +33,18 @@ class AtHand:
         self._waiting += 1
         try:
             async with asyncio.timeout(seconds):
-                return Wire(await self._pool.get_connection())
+                return wire_of(await self._pool.get_connection())
         finally:
             self._waiting -= 1
 
-    async def give_back(self, wire: Wire) -> None:
+    async def give_back(self, wire: Wire | PlainWire) -> None:
         """Every reply was read: the connection may serve the next exchange."""
         if self._waiting:
             await self._release(wire)
         else:
             self._free.append(wire)
 
-    async def drop(self, wire: Wire) -> None:
+    async def drop(self, wire: Wire | PlainWire) -> None:
         """Nobody knows what comes from the connection next."""
         await wire.connection.disconnect(nowait=True)
         await self._pool.release(wire.connection)
@@ -61,6 +61,6 @@ class AtHand:
         self._free.clear()
         await connect.aclose(self._client)
 
-    async def _release(self, wire: Wire) -> None:
+    async def _release(self, wire: Wire | PlainWire) -> None:
         wire.release()
         await self._pool.release(wire.connection)

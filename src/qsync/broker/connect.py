@@ -2,46 +2,28 @@
 # (redis-py leaves many of its constructors without types)
 """Clients of redis-py made from an address; all that knows how redis-py is set up.
 
-A client of the user's is read for its settings and never used: its pool is not touched, and it is
-never closed. Our clients never retry by themselves: the broker does, knowing that every call may
-be run twice, and a blocking read must not be repeated.
+Our clients never retry by themselves: the broker does, knowing that every call may be run twice,
+and a blocking read must not be repeated.
 """
 
 from __future__ import annotations
 
+import inspect
 import socket
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
 import redis
 import redis.asyncio
-import redis.asyncio.cluster
-import redis.asyncio.sentinel
 import redis.backoff
-import redis.cluster
-import redis.exceptions
-import redis.retry
-import redis.sentinel
+import redis.connection
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.connection import parse_url
 from redis.retry import Retry
 
-from qsync.broker.address import (
-    SCHEMES,
-    Address,
-    check_credentials,
-    check_node,
-    mask,
-    split_hosts,
-)
+from qsync.broker import client_objects, url
+from qsync.broker.address import Address
+from qsync.broker.sentinel import AsyncFinder, AsyncSentinelPool, Finder
 from qsync.errors import ConfigError
-
-AnyClient = (
-    redis.Redis
-    | redis.asyncio.Redis
-    | redis.cluster.RedisCluster
-    | redis.asyncio.cluster.RedisCluster
-)
 
 CONNECT_TIMEOUT: Final = 5.0
 READ_TIMEOUT: Final = 5.0
@@ -58,100 +40,27 @@ KEEPALIVE: Final = {
 """The system gives up a connection whose other end is silent for 30 s: it is asked after 15 s of
 idleness, and three times in all."""
 
-_COPIED: Final = frozenset({
-    "db", "username", "password", "credential_provider", "client_name", "path",
-    "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options",
-    "ssl_keyfile", "ssl_certfile", "ssl_cert_reqs", "ssl_ca_certs", "ssl_ca_data", "ssl_ca_path",
-    "ssl_check_hostname", "ssl_password", "ssl_min_version", "ssl_ciphers",
-    "ssl_include_verify_flags", "ssl_exclude_verify_flags",
-})  # fmt: skip
-"""Settings that say where and who; those that say how are ours."""
 
-
-def parse(url: str) -> Address:
+def parse(text: str) -> Address:
     """Read a URL; ConfigError when it cannot be one of a store."""
-    scheme = url.partition("://")[0] if "://" in url else ""
-    if scheme not in SCHEMES:
-        known = ", ".join(f"{name}://" for name in SCHEMES)
-        msg = f"url: {mask(url) or repr(url)} does not begin with one of {known}"
-        raise ConfigError(msg)
-    try:
-        check_credentials(url)
-        if "+" not in scheme:
-            check_node(url)
-            options = _plain(parse_url(url))
-            node = (options.pop("host", "localhost"), options.pop("port", 6379))
-            where = () if "path" in options else (node,)
-            return Address("node", where, settings=options, tls=scheme == "rediss")
-        kind, first, nodes, service = split_hosts(url)
-        check_node(first)
-        options = _plain(parse_url(first))
-        del options["host"], options["port"]
-    except ValueError as error:
-        if isinstance(error, ConfigError):
-            raise
-        msg = f"url: {mask(url)}: {error}"
-        raise ConfigError(msg) from None
-    if kind == "cluster" and options.pop("db", 0) != 0:
-        msg = f"url: {mask(url)} names a database, and a cluster has only number 0"
-        raise ConfigError(msg)
-    return Address(
-        cast("Any", kind), nodes, service, settings=options, tls=scheme.startswith("rediss")
-    )
+    return _supported(url.parse(text))
 
 
-def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {"host", "port", *_COPIED}
-    unknown = options.keys() - kept - {"connection_class"}
-    if unknown:
-        msg = f"unknown option {sorted(unknown)[0]!r} in its query"
-        raise ValueError(msg)
-    return {name: value for name, value in options.items() if name in kept}
+def address_of(client: client_objects.AnyClient) -> Address:
+    """The address that a client was made with; ConfigError when qsync cannot connect like it."""
+    return _supported(client_objects.address_of(client))
 
 
-def address_of(client: AnyClient) -> Address:
-    """The address that a redis-py client was made with; ConfigError when it is not one."""
-    if isinstance(client, redis.cluster.RedisCluster | redis.asyncio.cluster.RedisCluster):
-        manager: Any = client.nodes_manager
-        nodes = tuple((node.host, int(node.port)) for node in manager.startup_nodes.values())
-        return _copy("cluster", nodes, manager.connection_kwargs)
-    if not isinstance(client, redis.Redis | redis.asyncio.Redis):
-        msg = (
-            "url: give a URL, or a client of redis-py (Redis, RedisCluster, sync or asyncio), "
-            f"not {type(client).__module__}.{type(client).__qualname__}"
-        )
-        raise ConfigError(msg)
-    pool: Any = client.connection_pool
-    settings = pool.connection_kwargs
-    tls = "SSL" in pool.connection_class.__name__
-    if hasattr(pool, "sentinel_manager"):
-        watchers = pool.sentinel_manager.sentinels
-        sentinels = [node.connection_pool.connection_kwargs for node in watchers]
-        nodes = tuple((node["host"], int(node["port"])) for node in sentinels)
-        address = _copy("sentinel", nodes, settings, tls=tls)
-        return Address(
-            "sentinel", nodes, pool.service_name, address.settings, _copied(sentinels[0]), tls
-        )
-    if "path" in settings:
-        return _copy("node", (), settings)
-    node = (settings.get("host", "localhost"), int(settings.get("port", 6379)))
-    return _copy("node", (node,), settings, tls=tls)
-
-
-def _copy(kind: Any, nodes: Any, settings: Mapping[str, Any], *, tls: bool = False) -> Address:
-    tls = tls or bool(settings.get("ssl"))
-    return Address(kind, tuple(nodes), settings=_copied(settings), tls=tls)
-
-
-def _copied(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in settings.items()
-        if name in _COPIED
-        and value is not None
-        # What older releases of redis-py set unasked is no setting of the user's.
-        and not (name in ("client_name", "socket_keepalive") and not value)
-    }
+def _supported(address: Address) -> Address:
+    """ConfigError when the installed redis-py does not take an option in both colours."""
+    classes: list[Any] = [redis.connection.SSLConnection, redis.asyncio.connection.SSLConnection]
+    for name in (*address.settings, *address.finder):
+        if name.startswith("ssl_") and any(
+            name not in inspect.signature(kind.__init__).parameters for kind in classes
+        ):
+            msg = f"url: {name}: redis-py {redis.__version__} does not have this option"
+            raise ConfigError(msg)
+    return address
 
 
 def _common(address: Address, read_timeout: float, retry: Any) -> dict[str, Any]:
@@ -179,11 +88,8 @@ def node_client(
     """A blocking client of one node or of the primary that the Sentinels name."""
     settings = _common(address, read_timeout, Retry)
     if address.kind == "sentinel":
-        sentinel = redis.sentinel.Sentinel(
-            list(address.nodes), sentinel_kwargs=_sentinel(address, read_timeout)
-        )
         settings |= {"max_connections": connections, "ssl": address.tls}
-        return cast("redis.Redis", sentinel.master_for(address.service, **settings))
+        return cast("redis.Redis", Finder(address).master_for(address.service, **settings))
     kind: Any = redis.connection.SSLConnection if address.tls else redis.connection.Connection
     if "path" in settings:
         kind = redis.connection.UnixDomainSocketConnection
@@ -205,11 +111,11 @@ def async_node_client(
     """
     settings = _common(address, read_timeout, AsyncRetry) | {"socket_timeout": None}
     if address.kind == "sentinel":
-        sentinel = redis.asyncio.sentinel.Sentinel(
-            list(address.nodes), sentinel_kwargs=_sentinel(address, read_timeout)
+        settings |= {"max_connections": connections, "timeout": read_timeout, "ssl": address.tls}
+        client = AsyncFinder(address).master_for(
+            address.service, connection_pool_class=AsyncSentinelPool, **settings
         )
-        settings |= {"max_connections": connections, "ssl": address.tls}
-        return cast("redis.asyncio.Redis", sentinel.master_for(address.service, **settings))
+        return cast("redis.asyncio.Redis", client)
     connection = redis.asyncio.connection
     kind: Any = connection.SSLConnection if address.tls else connection.Connection
     if "path" in settings:
@@ -248,13 +154,3 @@ def _watchers(pool: Any) -> list[Any]:
 def at_node(address: Address, host: str, port: int) -> Address:
     """The address of one node of a cluster."""
     return Address("node", ((host, port),), settings=address.settings, tls=address.tls)
-
-
-def _sentinel(address: Address, read_timeout: float) -> dict[str, Any]:
-    return {
-        "socket_timeout": min(read_timeout, 1.0),
-        "socket_connect_timeout": 1.0,
-        "protocol": 2,
-        "ssl": address.tls,
-        **address.sentinel_settings,
-    }

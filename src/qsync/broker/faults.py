@@ -28,15 +28,33 @@ class Fault(Enum):
     FULL = "out of memory"
     DENIED = "credentials or rights"
     SCHEMA = "data of another version"
+    TLS = "no trust between client and store"
     MISTAKEN = "not the kind of store that the URL says"
     BUG = "ours"
 
 
 _MISTAKEN: Final = (
     "Cluster mode is not enabled", "cluster support disabled", "unknown command 'SENTINEL'",
-    "DB index is out of range",
+    "DB index is out of range", "the Sentinels watch no service",
 )  # fmt: skip
 """What only a store answers that is another than it was taken for."""
+
+_TLS: Final = re.compile(
+    r"\[SSL: [^\]]*(CERTIFICATE_VERIFY_FAILED|WRONG_VERSION|UNSUPPORTED_PROTOCOL|UNRECOGNIZED_NAME"
+    r"|NO_\w*CIPHER|NO_PROTOCOLS|HTTP_REQUEST|ALERT_(?!INTERNAL_ERROR|USER_CANCELL?ED)\w+)"
+)
+"""Refusals of a TLS handshake that the same settings will meet again."""
+
+_TLS_ADVICE: Final = (
+    ("mismatch|not valid for", "connect by a name that the certificate has, or set "
+     "ssl_check_hostname=false"),
+    ("expired|not yet valid", "renew the certificate, or mend the clock"),
+    ("VERIFY_FAILED", "name the file of its CA by ssl_ca_certs="),
+    ("WRONG_VERSION|HTTP_REQUEST", "the port does not speak TLS: use its TLS port, or redis://"),
+    ("CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE|BAD_CERTIFICATE|UNKNOWN_CA|CERTIFICATE_UNKNOWN",
+     "it takes a certificate that the store trusts: ssl_certfile= and ssl_keyfile="),
+)  # fmt: skip
+"""What to do, by what the error says; the first that matches counts."""
 
 _TRANSIENT_CODES: Final = (
     "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "MISCONF", "NOREPLICAS",
@@ -55,6 +73,8 @@ def classify(error: BaseException) -> Fault:
         return Fault.FULL
     if any(words in text for words in _MISTAKEN):
         return Fault.MISTAKEN
+    if _TLS.search(text):
+        return Fault.TLS
     denied = (
         failures.AuthenticationError,
         failures.AuthorizationError,
@@ -113,6 +133,11 @@ def _refused(name: str, error: BaseException, address: Address) -> QsyncError:
     match classify(error):
         case Fault.DENIED:
             return ConfigError(f"{name}the store at {address} refuses: {shown}")
+        case Fault.TLS:
+            advice = next((do for words, do in _TLS_ADVICE if re.search(words, shown)), "")
+            return ConfigError(
+                f"{name}no TLS with the store at {address}: {shown}" + (advice and f"; {advice}")
+            )
         case Fault.MISTAKEN:
             return ConfigError(f"{name}the store at {address} is not what the URL says: {shown}")
     return StoreUnavailable(f"{name}the store at {address} is not available: {shown}")
@@ -122,8 +147,9 @@ def _shown(error: BaseException, address: Address) -> str:
     text = str(error)
     if isinstance(error, failures.MovedError) and address.kind != "cluster":
         return f"it is a node of a cluster (MOVED {text}); use redis+cluster://"
-    if not text and isinstance(error, TimeoutError | failures.TimeoutError):
-        return "no answer in time"
+    if isinstance(error, TimeoutError | failures.TimeoutError):
+        text = text or "no answer in time"
+        return f"{text}; does the port speak TLS?" if address.tls else text
     return text or type(error).__name__
 
 

@@ -18,7 +18,7 @@ from qsync.broker.address import Address
 from qsync.broker.call import Call
 from qsync.broker.durable import Command, eval_, evalsha
 from qsync.broker.faults import LIBRARY_ERRORS, no_answer, translate
-from qsync.broker.wire import Wire
+from qsync.broker.wire import PlainWire, Wire, wire_of
 from qsync.errors import QsyncError
 
 T = TypeVar("T")
@@ -119,7 +119,7 @@ class Waiter:
         self.keys = keys
         self._broker = broker
         self._client: Any = None
-        self._wire: Wire | None = None
+        self._wire: Wire | PlainWire | None = None
 
     async def wait(
         self, seconds: float, keys: Sequence[str] | None = None
@@ -175,10 +175,10 @@ class Waiter:
             await self._broker.suspect(self.keys[0], reply)
             raise no_answer(reply, self._broker.address) from reply
 
-    async def _open(self) -> Wire:
+    async def _open(self) -> Wire | PlainWire:
         async with _opening(self, self._broker, self.keys[0]):
             self._client = await self._broker.client_for(self.keys[0])
-            self._wire = Wire(await self._client.connection_pool.get_connection())
+            self._wire = wire_of(await self._client.connection_pool.get_connection())
         return self._wire
 
     async def aclose(self) -> None:

@@ -15,7 +15,7 @@ from weakref import WeakSet
 import redis
 import redis.exceptions as failures
 
-from qsync.broker import connect
+from qsync.broker import connect, redis_internals
 
 LEAST_S: Final = 0.001
 """The shortest limit of a socket: none at all would make it one that does not block."""
@@ -100,9 +100,7 @@ class Pool:
 
 def limit_socket(connection: Any, seconds: float) -> None:
     """Each write and read of a connection ends in so many seconds."""
-    sock = connection._sock
-    if sock is not None:
-        sock.settimeout(max(seconds, LEAST_S))
+    redis_internals.limit_socket(connection, max(seconds, LEAST_S))
 
 
 def _is_usable(connection: Any) -> bool:

@@ -97,7 +97,7 @@ class Broker:
         self.patience = patience
         self._connections = connections
         self._read_timeout = read_timeout
-        self._slots = SlotMap(address.nodes) if address.kind == "cluster" else None
+        self._slots = SlotMap.of(address)
         self._pools: dict[Node | None, Pool] = {}
         """By node of a cluster; None: the only one."""
 
@@ -339,7 +339,7 @@ class AsyncBroker:
         self.patience = patience
         self._connections = connections
         self._read_timeout = read_timeout
-        self._slots = SlotMap(address.nodes) if address.kind == "cluster" else None
+        self._slots = SlotMap.of(address)
         self._at_hand: dict[Node | None, AtHand] = {}
         """By node of a cluster; None: the only one."""
         self._learning: asyncio.Task[Node] | None = None
@@ -629,7 +629,10 @@ class AsyncBroker:
         try:
             wire = await hand.take(limit)
         except LIBRARY_ERRORS as error:
-            if not isinstance(error.__cause__, TimeoutError):  # that says: all are in use
+            if not isinstance(error, TimeoutError) and not isinstance(
+                error.__cause__, TimeoutError
+            ):
+                # Otherwise all connections are in use, which says nothing about the store.
                 self._refused[hand] = time.monotonic(), error
             return [error] * len(commands)
         if self._refused:

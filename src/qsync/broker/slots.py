@@ -8,12 +8,13 @@ the calls for its own keys alone.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import redis.exceptions as failures
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
+from qsync.broker.address import Address
 from qsync.broker.faults import LIBRARY_ERRORS
 
 Node = tuple[str, int]
@@ -28,14 +29,25 @@ REDIRECTIONS: Final = 5
 class SlotMap:
     """The nodes of a cluster and their slots. Threads may share it: each change is one step."""
 
-    def __init__(self, startup: Sequence[Node]) -> None:
+    def __init__(
+        self, startup: Sequence[Node], remap: Callable[[Node], Node] | None = None
+    ) -> None:
+        """`remap` translates the addresses that nodes tell into those that they have here."""
         self._startup = tuple(startup)
+        self._remap = remap
         self._holders: list[Node | None] = []
         """By slot; empty until the map is learned."""
         self.primaries: tuple[Node, ...] = ()
         self._known: tuple[Node, ...] = ()
         self._doubted: frozenset[Node] = frozenset()
         """Nodes that did not answer since the map was learned."""
+
+    @classmethod
+    def of(cls, address: Address) -> SlotMap | None:
+        """The map of a cluster, yet to be learned; None for another store."""
+        if address.kind != "cluster":
+            return None
+        return cls(address.nodes, address.finder.get("address_remap"))
 
     def holder(self, key: str) -> Node | None:
         """The node that holds a key; None: learn the map first."""
@@ -66,7 +78,7 @@ class SlotMap:
         known: dict[Node, None] = {}
         primaries: dict[Node, None] = {}
         for first, last, *nodes in reply:
-            places = [_node(host, port, asked) for host, port, *_ in nodes]
+            places = [self._node(host, port, asked) for host, port, *_ in nodes]
             holders[first : last + 1] = [places[0]] * (last + 1 - first)
             primaries[places[0]] = None
             known.update(dict.fromkeys(places))
@@ -86,25 +98,25 @@ class SlotMap:
         Returns the node to ask instead and at once, or None.
         """
         if isinstance(reply, failures.MovedError):
-            moved = _node(reply.host, reply.port, asked)
+            moved = self._node(reply.host, reply.port, asked)
             if self._holders:
                 self._holders[reply.slot_id] = moved
             return moved
         if isinstance(reply, failures.AskError):
-            return _node(reply.host, reply.port, asked)
+            return self._node(reply.host, reply.port, asked)
         if isinstance(reply, failures.ClusterDownError):
             self._doubted = frozenset(self._known)
         elif is_silence(reply):
             self.doubt(asked)
         return None
 
+    def _node(self, host: bytes | str | None, port: int, asked: Node) -> Node:
+        """A node as a reply names it: without a host it is at that of the node that was asked."""
+        text = host.decode() if isinstance(host, bytes) else host
+        node = (asked[0] if text in (None, "", "?") else str(text)), int(port)
+        return node if self._remap is None else self._remap(node)
+
 
 def is_silence(reply: Any) -> bool:
     """Whether this is no reply of a node: it could not be reached, or did not answer in time."""
     return isinstance(reply, LIBRARY_ERRORS) and not isinstance(reply, failures.ResponseError)
-
-
-def _node(host: bytes | str | None, port: int, asked: Node) -> Node:
-    """A node as a reply names it: without a host it is at that of the node that was asked."""
-    text = host.decode() if isinstance(host, bytes) else host
-    return (asked[0] if text in (None, "", "?") else str(text)), int(port)

@@ -13,6 +13,8 @@ from typing import Any, Final, cast
 import hiredis
 import redis.exceptions as failures
 
+from qsync.broker import redis_internals
+
 _MORE: Final = object()
 """What the parser says when a reply is not there as a whole."""
 
@@ -40,6 +42,14 @@ def packets(commands: Sequence[tuple[Any, ...]]) -> Iterator[bytes]:
         yield b"".join(packed)
 
 
+def wire_of(connection: Any) -> Wire | PlainWire:
+    """What makes exchanges on an open connection of redis-py, the fastest way that there is."""
+    try:
+        return Wire(connection)
+    except (AttributeError, LookupError, TypeError):  # a redis-py with other internals
+        return PlainWire(connection)
+
+
 class Wire(asyncio.Protocol):
     """One connection of redis-py, for one exchange at a time."""
 
@@ -50,12 +60,13 @@ class Wire(asyncio.Protocol):
         self.used = False
         """Whether it has served an exchange: it may have died since."""
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport = connection._writer.transport
-        self._streams = cast("asyncio.Protocol", self._transport.get_protocol())
+        found = redis_internals.streams(connection)
+        if found is None:
+            raise LookupError("the connection's streams")
+        self._transport, streams, parse_error = found
+        self._streams = cast("asyncio.Protocol", streams)
         self._parser = hiredis.Reader(
-            protocolError=failures.InvalidResponse,
-            replyError=connection._parser.parse_error,
-            notEnoughData=_MORE,
+            protocolError=failures.InvalidResponse, replyError=parse_error, notEnoughData=_MORE
         )
         self._replies: list[Any] = []
         self._wanted = 0
@@ -157,3 +168,51 @@ class Wire(asyncio.Protocol):
     def _wake(self) -> None:
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(None)
+
+
+class PlainWire:
+    """As `Wire`, by documented methods of redis-py alone, for releases with other internals."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.broken: Exception | None = None
+        """Why it is of no more use: close the connection."""
+        self.used = False
+        """Whether it has served an exchange: it may have died since."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may serve another exchange, as far as is known here."""
+        return self.broken is None and bool(self.connection.is_connected)
+
+    async def exchange(
+        self,
+        commands: Sequence[tuple[Any, ...]],
+        seconds: float,
+        meanwhile: Callable[[], None] = nothing,
+    ) -> list[Any]:
+        """One reply a command, an error that the store answered among them; see `Wire`."""
+        replies: list[Any] = []
+        try:
+            async with asyncio.timeout(seconds):
+                packed = list(packets(commands))
+                await self.connection.send_packed_command(packed, check_health=False)
+                meanwhile()
+                while len(replies) < len(commands):
+                    replies.append(await self._read())
+        except (failures.RedisError, OSError, RuntimeError) as error:
+            self.broken = error
+        except BaseException:
+            self.broken = failures.ConnectionError("given up in the midst of an exchange")
+            raise
+        self.used = True
+        return replies + [self.broken] * (len(commands) - len(replies))
+
+    async def _read(self) -> Any:
+        try:
+            return await self.connection.read_response(disconnect_on_error=False)
+        except failures.ResponseError as error:
+            return error
+
+    def release(self) -> None:
+        """Give the connection back as redis-py knows it, which it always does here."""
