@@ -9,7 +9,7 @@ import pytest
 import redis.asyncio.sentinel
 import redis.sentinel
 
-from qsync import ConfigError, Qsync
+from qsync import ConfigError, Qsync, StoreUnavailable
 from qsync.broker import connect, views
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.keys import QueueKeys
@@ -71,11 +71,13 @@ def test_connections_in_use_do_not_count_as_a_store_that_refuses(
     async def main(url: str) -> None:
         broker = AsyncBroker(connect.parse(url), connections=1, read_timeout=0.3)
         await broker.ping()
-        wire = await broker._hand(broker._open().connection_pool).take(1)  # the only one
-        [reply] = await broker._exchange(broker._open(), [("PING",)])
-        assert isinstance(reply, Exception)
-        await broker._hand(broker._open().connection_pool).give_back(wire)
-        assert await broker._exchange(broker._open(), [("PING",)]) == [b"PONG"]
+        hand = broker._hand(None)
+        wire = await hand.take(1)  # the only one
+        call = views.counts(QueueKeys(prefix, "q"))
+        with pytest.raises(StoreUnavailable):
+            await broker.run(call, patience=0.1)
+        await hand.give_back(wire)
+        await broker.run(call, patience=0)
         await broker.aclose()
 
     asyncio.run(main(sentinel.url))

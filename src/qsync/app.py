@@ -42,8 +42,9 @@ class Qsync:
         redis+sentinel://host:port,host:port/name    the Sentinels and the service that they watch
         embedded://[folder]                          a private Valkey; `.qsync` without a folder
 
-    or a client of redis-py (Redis or RedisCluster, blocking or asyncio, made by Sentinel or not):
-    its settings are copied; its pool is not used, and it is not closed. Without `url` the
+    with options in its query, or a client of redis-py or valkey-py (Redis or RedisCluster, blocking
+    or asyncio, made by Sentinel or not): its settings are copied, or refused by name; its pool is
+    not used, and it is not closed. docs/addresses.md has all of it. Without `url` the
     environment variable QSYNC_URL counts, without `prefix` QSYNC_PREFIX, and then "qsync". All
     keys in the store begin with the prefix.
 
@@ -59,8 +60,8 @@ class Qsync:
     `concurrency`, `timeout`, `middleware`, `on_error`, `lifespan` and so on, as described by
     `qsync.server.config.Config`.
 
-    Making one does no I/O; embedded:// starts on first use, which takes about 0.1 s, and runs
-    until `close`. It may be used again after that. ConfigError when a value is wrong.
+    Making one connects to nothing; embedded:// starts on first use, which takes about 0.1 s, and
+    runs until `close`. It may be used again after that. ConfigError when a value is wrong.
     """
 
     def __init__(
