@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
-from qsync import sending
+from qsync import registering
 from qsync.broker import connect, views
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError, QueueFull
 from qsync.keys import check_id
-from qsync.sending import Batcher, Bulk, Registry, Senders
+from qsync.registering import Registry
+from qsync.sending import Batcher, Bulk, Senders
 from qsync.state import TaskState
 from qsync.task import Task, new_id, new_nonce
 from tests.conftest import Colour
@@ -517,7 +518,7 @@ def test_registering_takes_no_round_trip_of_its_own(
 def test_a_store_that_was_emptied_learns_of_the_queue_again(
     colour: Colour, client: Any, store: Store, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending, "REGISTER_EVERY", 0.0)
+    monkeypatch.setattr(registering, "REGISTER_EVERY", 0.0)
     colour.do(client.enqueue(Task("t")))
     store.flush()
     colour.do(client.enqueue(Task("t")))
@@ -527,7 +528,7 @@ def test_a_store_that_was_emptied_learns_of_the_queue_again(
 def test_a_failure_of_registering_does_not_fail_the_enqueue(
     colour: Colour, client: Any, store: Store, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending, "REGISTER_AGAIN", 0.0)
+    monkeypatch.setattr(registering, "REGISTER_AGAIN", 0.0)
     store.command("SET", hand.globals.queues, "not a set")
     assert colour.do(client.enqueue(Task("t"))).created
     store.command("DEL", hand.globals.queues)
@@ -660,12 +661,14 @@ def test_aclose_waits_for_what_is_under_way(
 
 
 def test_a_loop_that_ends_leaves_nobody_waiting() -> None:
-    async def never(items: list[int]) -> list[int]:
+    async def never(items: list[int], left: float) -> list[int]:
         await asyncio.Event().wait()
         return items
 
     async def main() -> list[asyncio.Task[int]]:
-        batcher: Batcher[int, int] = Batcher(never, lambda item: 1)
+        batcher: Batcher[int, int] = Batcher(
+            never, lambda item: 1, patience=5, too_late=TimeoutError
+        )
         early = asyncio.ensure_future(batcher.ask(1))
         await asyncio.sleep(0)
         late = asyncio.ensure_future(batcher.ask(2))
@@ -676,11 +679,13 @@ def test_a_loop_that_ends_leaves_nobody_waiting() -> None:
 
 
 def test_an_answer_that_is_too_short_leaves_nobody_waiting() -> None:
-    async def short(items: list[int]) -> list[int]:
+    async def short(items: list[int], left: float) -> list[int]:
         return items[1:]
 
     async def main() -> list[Any]:
-        batcher: Batcher[int, int] = Batcher(short, lambda item: 1)
+        batcher: Batcher[int, int] = Batcher(
+            short, lambda item: 1, patience=5, too_late=TimeoutError
+        )
         alone = await asyncio.gather(batcher.ask(0), return_exceptions=True)
         both = await asyncio.gather(batcher.ask(1), batcher.ask(2), return_exceptions=True)
         return [*alone, *both]
@@ -694,13 +699,15 @@ def test_who_asks_alone_and_is_cancelled_takes_nobody_along() -> None:
     async def main() -> None:
         begun, go_on = asyncio.Event(), asyncio.Event()
 
-        async def slow(items: list[int]) -> list[int]:
+        async def slow(items: list[int], left: float) -> list[int]:
             batches.append(items)
             begun.set()
             await go_on.wait()
             return [10 * item for item in items]
 
-        batcher: Batcher[int, int] = Batcher(slow, lambda item: 1)
+        batcher: Batcher[int, int] = Batcher(
+            slow, lambda item: 1, patience=5, too_late=TimeoutError
+        )
         first = asyncio.ensure_future(batcher.ask(1))
         await begun.wait()
         others = [asyncio.ensure_future(batcher.ask(item)) for item in (2, 3)]

@@ -14,18 +14,18 @@ from typing import Any, Final, Self, TypeVar
 from qsync.broker import ops
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.ops import Enqueued
-from qsync.broker.shell import AsyncBroker, Broker
+from qsync.broker.shell import ONE_TRY_S, AsyncBroker, Broker, ends_in
 from qsync.broker.wire import nothing
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.handle import AsyncHandle, AsyncTracker, Handle, Tracker
 from qsync.keys import GlobalKeys, QueueKeys, check_id, check_name, queue_keys, shorten
+from qsync.registering import AsyncRegistrations, Registrations, Registry
 from qsync.sending import (
     CALL_BYTES,
     CONFIRM_TIMEOUT,
     Ahead,
     Batcher,
     Bulk,
-    Registry,
     Senders,
     Trip,
     UnderWay,
@@ -63,6 +63,7 @@ class _AnyClient:
         if type(payload_limit) is not int or payload_limit < 1:
             msg = f"payload_limit: {shorten(payload_limit)} is not a positive number of bytes"
             raise ConfigError(msg)
+        self._broker: Any = broker
         self._address = broker.address
         self._global_keys = GlobalKeys(prefix)
         self._payload_limit = payload_limit
@@ -86,6 +87,11 @@ class _AnyClient:
             return None
         return ops.wait(keys, durability, timeout_ms=round(self._confirm_timeout * 1000))
 
+    def _allowance(self, wait: Wait | None) -> float:
+        """How many seconds a caller waits: its own wait, and one that it has to let go first."""
+        patience = self._broker.patience or ONE_TRY_S
+        return patience if wait is None else patience + 2 * self._confirm_timeout
+
     def _calls(self, wait: Wait | None) -> int:
         """How many calls go in one round trip."""
         if self._address.kind == "cluster":
@@ -108,13 +114,15 @@ class _AnyClient:
         [key] = wait.mark.keys
         return wait.durability, key if self._address.kind == "cluster" else ""
 
-    def _registering(self, queue: str) -> list[Call[Any]]:
-        """The call that goes before others when the store is to be told of the queue."""
-        return [ops.register(self._global_keys, [queue])] if self._registry.due(queue) else []
+    def _registering(self, queue: str) -> Call[Any] | None:
+        """The call that tells the store of the queue, when that is due."""
+        if not self._registry.due(queue):
+            return None
+        return ops.register(self._global_keys, [queue])
 
-    def _registered(self, queue: str, replies: list[Any]) -> None:
-        """Take the reply to it; that it failed is no reason for what comes after to fail."""
-        if isinstance(replies.pop(0), QsyncError):
+    def _note_registered(self, queue: str, reply: Any) -> None:
+        """Take the reply to it; that it failed is no reason for an enqueue to fail, or to wait."""
+        if isinstance(reply, QsyncError):
             self._registry.failed(queue)
 
 
@@ -135,9 +143,9 @@ class Client(_AnyClient):
         confirm_timeout: float = CONFIRM_TIMEOUT,
     ) -> None:
         super().__init__(broker, prefix, payload_limit, durability, confirm_timeout)
-        self._broker = broker
         self._waiter = broker.waiter(self._confirm_timeout)
         self._tracker = Tracker(broker, prefix)
+        self._registrations = Registrations(broker.run_many, self._note_registered)
 
     def __enter__(self) -> Self:
         return self
@@ -215,6 +223,7 @@ class Client(_AnyClient):
         if self.lent:
             return
         self._tracker.close()
+        self._registrations.close()
         self._waiter.close()
         self._broker.close()
 
@@ -245,26 +254,29 @@ class Client(_AnyClient):
     ) -> list[list[Enqueued] | QsyncError]:
         """Make calls of a queue in one round trip; one that fails for now is repeated by itself."""
         wait = calls[0].wait
-        broker = self._broker if wait is None else self._broker_for(wait)
+        ends = ends_in(self._allowance(wait))
+        broker = self._broker if wait is None else self._broker_for(wait, ends)
         told = self._registering(keys.queue)
-        replies: list[Any] = broker.run_many([*told, *calls], meanwhile=meanwhile)
-        if told and isinstance(replies[0], StoreUnavailable):
-            replies[0] = (broker.run_many(told))[0]
-        if told:
-            self._registered(keys.queue, replies)
+        if told is not None and self._address.kind == "cluster":  # its node may be another
+            self._registrations.add(keys.queue, told)
+            told = None
+        sent = calls if told is None else [told, *calls]
+        replies: list[Any] = broker.run_many(sent, ends=ends, meanwhile=meanwhile)
+        if told is not None:
+            self._note_registered(keys.queue, replies.pop(0))
         for at, reply in enumerate(replies):
             if isinstance(reply, StoreUnavailable):
                 try:
-                    replies[at] = broker.run(calls[at])
+                    replies[at] = broker.run(calls[at], ends=ends)
                 except QsyncError as error:
                     replies[at] = error
                     break
         return [reply if reply else overtaken(keys) for reply in replies]
 
-    def _broker_for(self, wait: Wait) -> Broker:
+    def _broker_for(self, wait: Wait, ends: float) -> Broker:
         """The broker for calls that wait so; ConfigError when the store cannot confirm that."""
-        store = self._store(wait)
-        if store not in self._able and self._waiter.can_confirm(wait.durability, store[1]):
+        durability, key = store = self._store(wait)
+        if store not in self._able and self._waiter.can_confirm(durability, key, ends=ends):
             self._able.add(store)
         return self._waiter
 
@@ -286,9 +298,9 @@ class AsyncClient(_AnyClient):
         confirm_timeout: float = CONFIRM_TIMEOUT,
     ) -> None:
         super().__init__(broker, prefix, payload_limit, durability, confirm_timeout)
-        self._broker = broker
         self._waiter = broker.waiter(self._confirm_timeout)
         self._tracker = AsyncTracker(broker, prefix)
+        self._registrations = AsyncRegistrations(broker.run_many, self._note_registered)
         self._outboxes: dict[Durability | None, dict[str, Batcher[Outgoing, Enqueued]]] = {
             None: {}, "fsync": {}, "replica": {}
         }  # fmt: skip
@@ -371,6 +383,7 @@ class AsyncClient(_AnyClient):
                     await outbox.drain()
             await self._under_way.none()
         finally:
+            await self._registrations.aclose()
             await self._tracker.aclose()
             await self._waiter.aclose()
             await self._broker.aclose()
@@ -388,12 +401,16 @@ class AsyncClient(_AnyClient):
         wait = self._wait(keys, durability)
         # A wait may take a second, so what comes meanwhile goes together as far as it can.
         calls = 1 if wait is None else self._calls(wait)
-        outbox = Batcher(partial(self._enqueue, keys, wait), size_of, calls=calls, most=CALL_BYTES)
+        outbox = Batcher(
+            partial(self._enqueue, keys, wait), size_of,
+            patience=self._allowance(wait), too_late=self._broker.too_late,
+            calls=calls, most=CALL_BYTES,
+        )  # fmt: skip
         self._outboxes[durability][queue] = outbox
         return outbox
 
     async def _enqueue(
-        self, keys: QueueKeys, wait: Wait | None, tasks: Sequence[Outgoing]
+        self, keys: QueueKeys, wait: Wait | None, tasks: Sequence[Outgoing], left: float
     ) -> list[Enqueued | Exception]:
         parts = [tasks] if wait is None else list(ops.batches(tasks, size_of, CALL_BYTES))
         with self._senders.lend(len(parts)) as numbers:
@@ -401,7 +418,7 @@ class AsyncClient(_AnyClient):
                 ops.enqueue(keys, part, sender=sender, number=number, wait=wait)
                 for part, (sender, number) in zip(parts, numbers, strict=True)
             ]
-            replies = await self._send(keys, calls)
+            replies = await self._send(keys, calls, ends_in(left))
         answers: list[Enqueued | Exception] = []
         for part, reply in zip(parts, replies, strict=True):
             if isinstance(reply, QsyncError):
@@ -419,35 +436,39 @@ class AsyncClient(_AnyClient):
     ) -> None:
         with self._trips(bulk, durability, queue, places) as (keys, trips):
             for trip in trips:
-                bulk.note(trip, await self._send(keys, trip.calls, trips.make))
+                ends = ends_in(self._allowance(trip.calls[0].wait))
+                bulk.note(trip, await self._send(keys, trip.calls, ends, trips.make))
 
     async def _send(
         self,
         keys: QueueKeys,
         calls: Sequence[Call[list[Enqueued]]],
+        ends: float,
         meanwhile: Callable[[], None] = nothing,
     ) -> list[list[Enqueued] | QsyncError]:
         """Make calls of a queue in one round trip; one that fails for now is repeated by itself."""
         wait = calls[0].wait
-        broker = self._broker if wait is None else await self._broker_for(wait)
+        broker = self._broker if wait is None else await self._broker_for(wait, ends)
         told = self._registering(keys.queue)
-        replies: list[Any] = await broker.run_many([*told, *calls], meanwhile=meanwhile)
-        if told and isinstance(replies[0], StoreUnavailable):
-            replies[0] = (await broker.run_many(told))[0]
-        if told:
-            self._registered(keys.queue, replies)
+        if told is not None and self._address.kind == "cluster":  # its node may be another
+            self._registrations.add(keys.queue, told)
+            told = None
+        sent = calls if told is None else [told, *calls]
+        replies: list[Any] = await broker.run_many(sent, ends=ends, meanwhile=meanwhile)
+        if told is not None:
+            self._note_registered(keys.queue, replies.pop(0))
         for at, reply in enumerate(replies):
             if isinstance(reply, StoreUnavailable):
                 try:
-                    replies[at] = await broker.run(calls[at])
+                    replies[at] = await broker.run(calls[at], ends=ends)
                 except QsyncError as error:
                     replies[at] = error
                     break
         return [reply if reply else overtaken(keys) for reply in replies]
 
-    async def _broker_for(self, wait: Wait) -> AsyncBroker:
+    async def _broker_for(self, wait: Wait, ends: float) -> AsyncBroker:
         """The broker for calls that wait so; ConfigError when the store cannot confirm that."""
-        store = self._store(wait)
-        if store not in self._able and await self._waiter.can_confirm(wait.durability, store[1]):
+        durability, key = store = self._store(wait)
+        if store not in self._able and await self._waiter.can_confirm(durability, key, ends=ends):
             self._able.add(store)
         return self._waiter

@@ -18,7 +18,7 @@ import msgspec
 from qsync import codec
 from qsync.broker import ops, views
 from qsync.broker.call import Call
-from qsync.broker.shell import OWN, AsyncBroker, Broker, Patience
+from qsync.broker.shell import ONE_TRY_S, AsyncBroker, Broker, ends_in
 from qsync.broker.views import Shown
 from qsync.errors import ConfigError, QsyncError, ResultTimeout, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys, server_of_token
@@ -46,6 +46,10 @@ GRACE: Final = 1.0
 ORDER_TTL_MS: Final = 60_000
 """How long an order waits in the inbox of a server that may be dead."""
 
+
+ORDER_S: Final = 0.5
+"""How long `cancel` waits for the inbox to take the order, seconds: without it the server learns of
+the cancellation when it renews the lease."""
 
 MESSAGE_ROOM: Final = 512 * 1024
 """What a task with its message is reckoned to take of a reply, bytes; it may be more, or little."""
@@ -246,12 +250,12 @@ class Tracker(_AnyTracker):
         self._watches: dict[tuple[int, str], Watch] = {}
 
     def show(
-        self, id: str, queue: str, *, messages: bool = True, patience: Patience = OWN
+        self, id: str, queue: str, *, messages: bool = True, ends: float | None = None
     ) -> Shown | None:
         """The task as it stands; None when it is not in the queue."""
         self.check_open()
         call = views.show(self._keys(queue), [id], messages=messages)
-        [shown] = self._broker.run(call, patience=patience)
+        [shown] = self._broker.run(call, ends=ends)
         return shown
 
     def wait(self, id: str, queue: str, seconds: float | None, *, known: bool) -> Result | None:
@@ -259,8 +263,8 @@ class Tracker(_AnyTracker):
         deadline = Deadline(seconds)
 
         def look(*, messages: bool = False) -> Result | None:
-            patience = min(self._broker.patience, deadline.left() + GRACE)
-            shown = self.show(id, queue, messages=messages, patience=patience)
+            ends = ends_in(min(self._broker.patience or ONE_TRY_S, deadline.left() + GRACE))
+            shown = self.show(id, queue, messages=messages, ends=ends)
             return ended(id, queue, shown)
 
         try:
@@ -282,15 +286,17 @@ class Tracker(_AnyTracker):
     def cancel(self, id: str, queue: str, retention_us: Retention) -> bool:
         """Cancel a task; whether it is cancelled, or its server was told."""
         self.check_open()
+        ends = ends_in(self._broker.patience)
         if retention_us is UNKNOWN:
-            shown = self.show(id, queue)
+            shown = self.show(id, queue, ends=ends)
             if shown is None:
                 return False
             retention_us = retention_of(shown)
         call = ops.cancel(self._keys(queue), id, retention_us=retention_us)
-        outcome, token = self._broker.run(call)
+        outcome, token = self._broker.run(call, ends=ends)
         if outcome == "active":
-            self._broker.run_many([self._order(id, queue, token)])
+            order = self._order(id, queue, token)
+            self._broker.run_many([order], ends=min(ends, ends_in(ORDER_S)))
         return outcome in ("cancelled", "active")
 
     def close(self) -> None:
@@ -341,7 +347,10 @@ class AsyncTracker(_AnyTracker):
         if reader is None:
             room = MESSAGE_ROOM if messages else RESULT_ROOM
             read = partial(self._read, self._keys(queue), messages)
-            reader = self._readers[queue, messages] = Batcher(read, lambda _: room)
+            reader = self._readers[queue, messages] = Batcher(
+                read, lambda _: room,
+                patience=self._broker.patience or ONE_TRY_S, too_late=self._broker.too_late,
+            )  # fmt: skip
         return await reader.ask(id)
 
     async def wait(
@@ -371,15 +380,17 @@ class AsyncTracker(_AnyTracker):
         """Cancel a task; whether it is cancelled, or its server was told."""
         self.check_open()
         with self._under_way:
+            ends = ends_in(self._broker.patience)
             if retention_us is UNKNOWN:
                 shown = await self.show(id, queue)
                 if shown is None:
                     return False
                 retention_us = retention_of(shown)
             call = ops.cancel(self._keys(queue), id, retention_us=retention_us)
-            outcome, token = await self._broker.run(call)
+            outcome, token = await self._broker.run(call, ends=ends)
             if outcome == "active":
-                await self._broker.run_many([self._order(id, queue, token)])
+                order = self._order(id, queue, token)
+                await self._broker.run_many([order], ends=min(ends, ends_in(ORDER_S)))
             return outcome in ("cancelled", "active")
 
     def close(self) -> None:
@@ -396,9 +407,10 @@ class AsyncTracker(_AnyTracker):
             await watch.aclose()
 
     async def _read(
-        self, keys: QueueKeys, messages: bool, ids: Sequence[str]
+        self, keys: QueueKeys, messages: bool, ids: Sequence[str], left: float
     ) -> list[Shown | None]:
-        return await self._broker.run(views.show(keys, ids, messages=messages))
+        call = views.show(keys, ids, messages=messages)
+        return await self._broker.run(call, ends=ends_in(left))
 
     def _watch(self, queue: str) -> AsyncWatch:
         watch = self._watches.get(queue)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
+import math
 import os
-import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Final, Generic, NamedTuple, Self, TypeVar, cast
 
 from qsync.broker import ops
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.ops import Enqueued
-from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError
+from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError, StoreUnavailable
 from qsync.keys import QueueKeys, shorten
 from qsync.task import (
     Outgoing,
@@ -30,17 +30,18 @@ from qsync.task import (
 T = TypeVar("T")
 U = TypeVar("U")
 
-REGISTER_EVERY: Final = 60.0
-"""A queue that is used is put into the set of queues so often, seconds: a store may be emptied."""
-
-REGISTER_AGAIN: Final = 1.0
-"""How soon that is tried again when it failed, seconds."""
-
 CONFIRM_TIMEOUT: Final = 2.0
 """How long a confirmation is waited for, seconds: a store that syncs every second takes one."""
 
 CALL_BYTES: Final = 1024 * 1024
 """What a call carries at most, unless one task is larger: storing it takes the store 2 to 5 ms."""
+
+LINE_S: Final = 1.0
+"""For so long after an answer of the store the callers behind are taken to be in a line that moves,
+seconds; half of their patience, if that is less."""
+
+LATE_S: Final = 0.1
+"""A timer that is so late fires after the loop was blocked, seconds."""
 
 IN_TWO: Final = 32
 """From so many items on, a first batch is half of what there is."""
@@ -328,26 +329,6 @@ def overtaken(keys: QueueKeys) -> QsyncError:
     )
 
 
-class Registry:
-    """When to tell the store which queues are in use."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._next: dict[str, float] = {}
-
-    def due(self, queue: str) -> bool:
-        """Whether the store is to be told now; true for one of those who ask at the same time."""
-        now = self._clock()
-        if now < self._next.get(queue, now):
-            return False
-        self._next[queue] = now + REGISTER_EVERY
-        return True
-
-    def failed(self, queue: str) -> None:
-        """The store could not be told: soon again."""
-        self._next[queue] = self._clock() + REGISTER_AGAIN
-
-
 class Batcher(Generic[T, U]):
     """Puts together what is asked for at the same time.
 
@@ -356,28 +337,47 @@ class Batcher(Generic[T, U]):
     them go first: from then on the store works for one half while the other goes on to ask again.
     A hard failure of a batch goes to all who wait for it. Who asks alone sends for himself, which
     is quicker.
+
+    A caller waits `patience` seconds from its own arrival, whatever the batch does that it is in
+    or behind; it then gets the error that `too_late` makes. While the store answers, callers behind
+    wait for their turn: only one that has not answered for `LINE_S` lets their time run out.
     """
 
     def __init__(
         self,
-        run: Callable[[list[T]], Awaitable[Sequence[U | Exception]]],
+        run: Callable[[list[T], float], Awaitable[Sequence[U | Exception]]],
         size: Callable[[T], int],
         *,
+        patience: float,
+        too_late: Callable[[], Exception],
         calls: int = 1,
         most: int = ops.BATCH_BYTES,
     ) -> None:
         """`calls`: how many calls a batch may take, each of `most` bytes.
 
-        Together they are no larger than any call may be.
+        Together they are no larger than any call may be. `run` is told how many seconds are left
+        to the caller of the batch that came last.
         """
         self._run = run
         self._size = size
+        self._patience = patience
+        self._line_s = min(LINE_S, patience / 2)
+        self._too_late = too_late
         self._calls = calls
         self._most = most
         self._loop: asyncio.AbstractEventLoop | None = None
         """That of the first who asks. Others must not: who has the batcher sees to that."""
         self._items: list[T] = []
         self._futures: list[asyncio.Future[U]] = []
+        self._arrivals: list[float] = []
+        """By the loop's clock, of what waits."""
+        self._sent: list[asyncio.Future[U]] = []
+        self._sent_arrivals: list[float] = []
+        """Of the batch that is under way."""
+        self._answered = -math.inf
+        """When the store last answered, by the loop's clock."""
+        self._expiry: asyncio.TimerHandle | None = None
+        """Set once in `patience` seconds, not for each caller."""
         self._sender: asyncio.Task[None] | None = None
         self._alone: asyncio.Future[U] | None = None
         """Of the one who asks while nothing is under way, until his batch is or was."""
@@ -391,6 +391,7 @@ class Batcher(Generic[T, U]):
         future: asyncio.Future[U] = self._loop.create_future()
         self._items.append(item)
         self._futures.append(future)
+        self._arrivals.append(self._loop.time())
         if self._sender is not None or self._alone is not None:
             return future
         self._alone = future
@@ -413,8 +414,9 @@ class Batcher(Generic[T, U]):
 
     async def _ask_alone(self) -> U:
         [item], [future] = self._items, self._futures
-        self._items, self._futures = [], []
-        [reply] = await self._replies([item])
+        left = self._left(self._arrivals[0])
+        self._items, self._futures, self._arrivals = [], [], []
+        [reply] = await self._replies([item], left)
         future.cancel()  # nobody waits for it, but for the end of all that is under way
         if isinstance(reply, Exception):
             raise reply
@@ -425,6 +427,37 @@ class Batcher(Generic[T, U]):
         while (waits := self._sender or self._alone) is not None:
             await asyncio.wait([waits])
             await asyncio.sleep(0)  # what comes next begins when he who was alone goes on
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+
+    def _left(self, arrival: float) -> float:
+        """How many seconds a caller goes on to wait whose turn has come."""
+        until = max(arrival + self._patience, self._answered + self._line_s)
+        return until - asyncio.get_running_loop().time()
+
+    def _expire(self, due: float) -> None:
+        """Answer those whose time has run out, and come back for the next."""
+        now, self._expiry = asyncio.get_running_loop().time(), None
+        oldest = math.inf
+        limit = now - self._patience if now - self._answered >= self._line_s else -math.inf
+        if now - due > LATE_S:  # the loop was blocked: first see what came meanwhile
+            limit = -math.inf
+        for futures, arrivals in (
+            (self._sent, self._sent_arrivals), (self._futures, self._arrivals)
+        ):  # fmt: skip
+            for future, arrival in zip(futures, arrivals, strict=True):
+                if future.done():
+                    continue
+                if arrival > limit:
+                    oldest = min(oldest, arrival)
+                    break
+                future.set_exception(self._too_late())
+        if oldest < math.inf:
+            self._expire_at(max(oldest + self._patience, now + LATE_S / 2))
+
+    def _expire_at(self, due: float) -> None:
+        self._expiry = asyncio.get_running_loop().call_at(due, self._expire, due)
 
     async def _send(self) -> None:
         count = len(self._items)
@@ -440,14 +473,20 @@ class Batcher(Generic[T, U]):
                 future.cancel()
             self._items.clear()
             self._futures.clear()
+            self._arrivals.clear()
 
-    def _take(self, count: int) -> tuple[list[T], list[asyncio.Future[U]]]:
-        items, futures = self._items[:count], self._futures[:count]
-        del self._items[:count], self._futures[:count]
-        kept = [at for at, future in enumerate(futures) if not future.cancelled()]
+    def _take(self, count: int) -> tuple[list[T], list[asyncio.Future[U]], list[float]]:
+        taken = self._items[:count], self._futures[:count], self._arrivals[:count]
+        del self._items[:count], self._futures[:count], self._arrivals[:count]
+        items, futures, arrivals = taken
+        kept = [at for at, future in enumerate(futures) if not future.done()]
         if len(kept) < len(futures):
-            return [items[at] for at in kept], [futures[at] for at in kept]
-        return items, futures
+            return (
+                [items[at] for at in kept],
+                [futures[at] for at in kept],
+                [arrivals[at] for at in kept],
+            )
+        return taken
 
     def _count(self) -> int:
         """How many of the items go in the next batch."""
@@ -462,26 +501,40 @@ class Batcher(Generic[T, U]):
                 count += len(run)
         return count
 
-    async def _replies(self, items: list[T]) -> Sequence[U | Exception]:
-        replies = await self._run(items)
+    async def _replies(self, items: list[T], left: float) -> Sequence[U | Exception]:
+        replies = await self._run(items, left)
         if len(replies) != len(items):
             msg = f"{len(items)} were asked for, and the store answered for {len(replies)}"
             raise QsyncError(msg)
         return replies
 
-    async def _deliver(self, items: list[T], futures: list[asyncio.Future[U]]) -> None:
+    async def _deliver(
+        self, items: list[T], futures: list[asyncio.Future[U]], arrivals: list[float]
+    ) -> None:
+        if not items:
+            return
+        loop = asyncio.get_running_loop()
+        self._sent, self._sent_arrivals = futures, arrivals
+        if self._expiry is None:
+            self._expire_at(arrivals[0] + self._patience)
         replies: Sequence[U | Exception]
         try:
-            replies = await self._replies(items) if items else []
+            replies = await self._replies(items, self._left(arrivals[-1]))
+            if not isinstance(replies[-1], StoreUnavailable):
+                self._answered = loop.time()
+        except StoreUnavailable as error:
+            replies = [own(error) for _ in futures]
         except Exception as error:
+            self._answered = loop.time()
             replies = [own(error) for _ in futures]
         except BaseException:
             for future in futures:
                 future.cancel()
             raise
+        self._sent, self._sent_arrivals = [], []
         # Not here and now: first the next batch is sent, so that the callers of this one go on
         # while the store works on that.
-        asyncio.get_running_loop().call_soon(_answer, futures, replies)
+        loop.call_soon(_answer, futures, replies)
 
 
 def _answer(futures: Sequence[asyncio.Future[U]], replies: Sequence[U | Exception]) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
-from qsync import client, sending, task, waiting
+from qsync import client, registering, task, waiting
 from qsync.broker import shell
 from qsync.server import abandon, config, control, executors, heartbeat, lane, pump, run, server
 from tests.sim import brokers
@@ -70,7 +70,7 @@ def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any,
     for module in (executors, heartbeat, abandon, waiting):
         yield module, "threading", threads
     yield executors, "SimpleQueue", partial(SimQueue, turns)
-    yield client, "Registry", partial(sending.Registry, time.monotonic)
+    yield client, "Registry", partial(registering.Registry, time.monotonic)
     yield task, "os", SimpleNamespace(urandom=chance.randbytes)
     yield task, "_nonces", []
     yield task, "_ids", []

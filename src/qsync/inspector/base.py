@@ -15,7 +15,7 @@ import msgspec
 from qsync import codec
 from qsync.broker import views
 from qsync.broker.call import Call
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.shell import AsyncBroker, ends_in
 from qsync.broker.views import Place
 from qsync.errors import InvalidTask, QsyncError
 from qsync.keys import GlobalKeys, QueueKeys, shorten
@@ -104,10 +104,12 @@ class Base:
         answers: list[Any] = []
         for at in range(0, len(calls), TOGETHER):
             part = calls[at : at + TOGETHER]
-            for call, answer in zip(part, await self._broker.run_many(part), strict=True):
+            ends = ends_in(self._broker.patience)
+            replies = await self._broker.run_many(part, ends=ends)
+            for call, answer in zip(part, replies, strict=True):
                 # What went wrong is tried again for as long as the broker's patience lasts.
                 again = isinstance(answer, QsyncError)
-                answers.append(await self._broker.run(call) if again else answer)
+                answers.append(await self._broker.run(call, ends=ends) if again else answer)
         return answers
 
     def _note_rate(self, queue: str, ended: int) -> float | None:
