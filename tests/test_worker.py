@@ -133,7 +133,7 @@ class Worker:
         """So many servers have begun to fetch, over all."""
         wait_until(
             lambda: self.out().count(" is ready: ") >= servers or self.process.poll() is not None,
-            timeout=20,
+            timeout=60,
         )
         assert self.out().count(" is ready: ") >= servers, self.out()
         return self
@@ -445,7 +445,7 @@ def test_a_child_that_cannot_start_ends_the_parent_with_the_reason(
         SHOP + "\nimport sys\nif 'worker' not in sys.argv: raise OSError('no licence')\n"
     )  # so only the children fail
     with Worker(tmp_path, store.url) as worker:
-        assert worker.process.wait(timeout=30) == 1
+        assert worker.process.wait(timeout=90) == 1
         last = worker.out().splitlines()[-1]
         assert "giving up: process 1 failed to start 5 times in a row" in last
         assert "no licence" in last
@@ -458,7 +458,7 @@ def test_a_store_that_is_refused_ends_the_parent_with_the_reason(
     store.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
     try:
         with Worker(tmp_path, store.url) as worker:
-            assert worker.process.wait(timeout=30) == 1
+            assert worker.process.wait(timeout=90) == 1
             assert "maxmemory-policy is allkeys-lru" in worker.out().splitlines()[-1]
     finally:
         store.command("CONFIG", "SET", "maxmemory-policy", "noeviction")

@@ -58,7 +58,7 @@ def test_failing_lifespan_is_one_record_a_try_and_ends_the_worker(
     body, message, line = FAILURES[case]
     (tmp_path / "shop.py").write_text(SHOP + LIFESPAN.replace("{body}", body))
     with Worker(tmp_path, store.url, "--log-format", form) as worker:
-        assert worker.process.wait(timeout=60) == 1, worker.out()
+        assert worker.process.wait(timeout=120) == 1, worker.out()
         lines = worker.out().splitlines()
     assert len(worker.started()) == 5, "it takes a few tries"
     if form == "text":

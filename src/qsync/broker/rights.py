@@ -16,7 +16,8 @@ Role = Literal["client", "server", "reader", "admin"]
 CLIENT: Final = ("enqueue", "register", "mark", "show", "cancel", "send")
 SERVER: Final = (
     *CLIENT, "permissions", "fetch", "complete", "retry", "kill", "hand_back", "cancelled", "renew",
-    "start", "progress", "abandon", "tick", "begin_ticks", "publish", "announce", "describe",
+    "start", "progress", "abandon", "page", "tick", "begin_ticks", "publish", "announce",
+    "describe",
 )  # fmt: skip
 
 PLAIN: Final[dict[Role, tuple[str, ...]]] = {

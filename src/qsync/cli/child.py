@@ -176,6 +176,8 @@ def _run(server: Server, parent: Parent, *, uvloop: bool) -> int:
         return 1
     finally:
         parent.tell_rows()
+    if server.told_to_stop:
+        parent.tell(retired=True)
     return 1 if server.broken else 0
 
 

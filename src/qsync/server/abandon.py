@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from qsync.backoff import Backoff
-from qsync.broker import ops
+from qsync.broker import ops, views
 from qsync.broker.shell import Broker
 from qsync.errors import QsyncError, SchemaMismatch
-from qsync.keys import QueueKeys
+from qsync.keys import GlobalKeys, QueueKeys
+from qsync.server.crash_log import listed, name_of
+from qsync.state import TaskState
 
 log = logging.getLogger("qsync.worker")
 
@@ -21,14 +23,22 @@ AGAIN_S: Final = 1.0
 """A fetch that the dead server had sent may reach the store after us: so look once more."""
 
 
+PAGE: Final = 500
+"""Running tasks of a queue that are looked at for the names of those of the dead server."""
+
+
 @dataclass(slots=True)
 class _Errand:
-    keys: QueueKeys
+    keys: QueueKeys | None
+    """Of the queue whose tasks it held; None: its record is to be taken away."""
     server_id: str
     due: float
-    last: bool
+    first: _Errand | None = None
+    """The one that this one repeats."""
     cursor: str = "0"
     found: int = 0
+    names: list[str] | None = None
+    """Some of the tasks that it held; None: not read yet."""
 
 
 class Abandoner:
@@ -42,16 +52,20 @@ class Abandoner:
         self._thread: threading.Thread | None = None
 
     def add(self, server_id: str, queues: Iterable[str], *, again: bool = True) -> None:
-        """The server's leases lapse as soon as the store can be told; returns at once.
+        """The server's leases lapse, and its record goes, as soon as the store can be told.
+
+        Returns at once.
 
         `again`: look once more a little later.
         """
         now = time.monotonic()
-        keys = [QueueKeys(self._prefix, queue) for queue in queues]
+        keys = [*(QueueKeys(self._prefix, queue) for queue in queues), None]
         with self._changed:
-            self._errands += [_Errand(one, server_id, now, last=False) for one in keys]
+            errands = [_Errand(one, server_id, now) for one in keys]
             if again:
-                self._errands += [_Errand(one, server_id, now + AGAIN_S, last=True) for one in keys]
+                later = now + AGAIN_S
+                errands += [_Errand(one.keys, server_id, later, one) for one in errands]
+            self._errands += errands
             self._changed.notify_all()
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -68,22 +82,16 @@ class Abandoner:
         backoff = Backoff()
         while (errand := self._next()) is not None:
             try:
-                errand.cursor, found = self._broker.run(
-                    ops.abandon(errand.keys, errand.server_id, cursor=errand.cursor), patience=0
-                )
+                self._run(errand)
             except SchemaMismatch as error:
                 log.info("cannot abandon server %s: %s", errand.server_id, error)
                 self._remove(errand)
                 continue
             except QsyncError as error:
-                log.warning(
-                    "cannot abandon server %s on queue %s yet: %s",
-                    errand.server_id, errand.keys.queue, error,
-                )  # fmt: skip
+                log.warning("cannot abandon server %s yet: %s", errand.server_id, error)
                 errand.due = time.monotonic() + backoff.next()
                 continue
             backoff.reset()
-            errand.found += found
             if errand.cursor == "0":
                 self._done(errand)
 
@@ -99,11 +107,32 @@ class Abandoner:
             self._thread = None
             return None
 
+    def _run(self, errand: _Errand) -> None:
+        """One step of an errand. QsyncError when the store cannot be told yet."""
+        if errand.keys is None:
+            keys, id = GlobalKeys(self._prefix), errand.server_id
+            self._broker.run(ops.announce(keys, id, ttl_us=0), patience=0)
+            self._broker.run(ops.describe(keys, id, {}, ttl_ms=0), patience=0)
+            return
+        if errand.names is None:
+            errand.names = self._read_names(errand, errand.keys)
+        call = ops.abandon(errand.keys, errand.server_id, cursor=errand.cursor)
+        errand.cursor, found = self._broker.run(call, patience=0)
+        errand.found += found
+
+    def _read_names(self, errand: _Errand, keys: QueueKeys) -> list[str]:
+        """Which tasks it held, before others recover them: as far as one page of them says."""
+        call = views.page(keys, TaskState.ACTIVE, count=PAGE)
+        rows = self._broker.run(call, patience=0).rows
+        mine = (f"{errand.server_id}/", f"{errand.server_id}~")
+        return [name_of(row) for row in rows if (row.shown.owner or "").startswith(mine)]
+
     def _done(self, errand: _Errand) -> None:
-        if errand.found or not errand.last:
-            log.info(
-                "server %s is abandoned on queue %s: it held %d tasks",
-                errand.server_id, errand.keys.queue, errand.found,
+        if errand.keys and errand.found and not (errand.first and errand.first.found):
+            log.warning(
+                "server %s died: its %d tasks of queue %s start again%s",
+                errand.server_id, errand.found, errand.keys.queue,
+                listed(errand.names or [], errand.found),
             )  # fmt: skip
         self._remove(errand)
 

@@ -8,6 +8,7 @@ writes reports, one JSON object a line:
     {"queues": [...]}                   it has loaded the app and will serve these queues
     {"ready": true}                     it serves them
     {"error": "...", "trace": "..."}    it cannot, and ends; where that was raised
+    {"retired": true}                   an operator told it to stop: it is not to be replaced
     {"files": [...]}                    source files that it has imported, to be watched
     {"answer": n, "condition": {...}, "rows": [...]}    how it is, and what it has counted
     {"rows": [...]}                     what it has counted, at its end
@@ -71,6 +72,8 @@ class Child:
         self.error: str | None = None
         self.trace = ""
         """Where that was raised."""
+        self.retired = False
+        """An operator told it to stop."""
         self.code: int | None = None
         self.lived: float | None = None
         """Seconds from when it was ready to its end; None when it never was ready."""
@@ -145,6 +148,7 @@ class Child:
         self.error = report.get("error", self.error)
         self.trace = report.get("trace", self.trace)
         self.queues = report.get("queues", self.queues)
+        self.retired = report.get("retired", self.retired)
         if "rows" in report:
             self.rows = msgspec.convert(report["rows"], list[Row])
         if "answer" in report:

@@ -71,6 +71,13 @@ class Failures:
         fields = {**leased.fields, "final": True}
         log_trace(log, logging.ERROR, f"{_name(leased)} is dead: {printable(why)}", "", fields)
 
+    def suspected(self, leased: Leased) -> None:
+        """A task with which a server died runs again."""
+        times = "once" if leased.crashes == 1 else f"{leased.crashes} times"
+        text = f"{_name(leased)} runs again: a server died with it {times}"
+        fields = {**leased.fields, "crashes": leased.crashes}
+        log_trace(log, logging.WARNING, text, "", fields)
+
     def unknown(self, leased: Leased, record: Any) -> None:
         """No handler here has the type of this task, which goes back or dies."""
         if type(record) is Killed:

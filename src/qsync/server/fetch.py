@@ -23,6 +23,7 @@ from qsync.errors import QsyncError, SchemaMismatch
 from qsync.keys import shorten
 from qsync.server import outcome
 from qsync.server.config import Config
+from qsync.server.crash_log import CrashLog
 from qsync.server.lane import Asked, Lane, Leased, boot_s
 from qsync.server.run import Runner
 from qsync.server.share import Shares, interleave
@@ -77,6 +78,7 @@ class Fetcher:
         """Of the waits alone: on a link that is reset all the time fetches succeed in between."""
         self._flights: dict[str, asyncio.Task[None]] = {}
         self._kick = runner.room_made
+        self._crash_log = CrashLog(broker)
         self._runs = False
         self._mistake: BaseException | None = None
         self.on_store_lost: Callable[[], None] | None = None
@@ -131,6 +133,7 @@ class Fetcher:
 
     async def aclose(self) -> None:
         """Close the connections that wait."""
+        await self._crash_log.aclose()
         for waiter in self._waiting:
             await waiter.aclose()
 
@@ -389,13 +392,10 @@ class Fetcher:
         if len(fetched.ids) < wanted and not (repeated or fetched.more):
             lane.empty = lane.queue not in self._woken
             self._shares.forget(lane.queue)
-        if fetched.recovered or fetched.died:
-            log.warning(
-                "queue %s: recovered %d tasks of servers that died; %d more are dead of it",
-                lane.queue, fetched.recovered, fetched.died,
-            )  # fmt: skip
         self._see_generation(lane, fetched.generation)
         leased = self._lease(lane, token, fetched, sent)
+        if fetched.recovered or fetched.died:
+            self._crash_log.recovered(lane.keys, fetched, leased)
         late = received - sent > self._config.lease_s / 2  # a handler blocked the loop meanwhile
         revoked = lane.revoked == token
         if (repeated or late or revoked) and leased:

@@ -281,6 +281,7 @@ class Runner:
         if answer != "ok":  # it is not ours any more
             self._finish(leased, None)
             return False
+        self._failures.suspected(leased)
         return True
 
     def _finish(self, leased: Leased, record: Any) -> None:

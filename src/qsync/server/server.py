@@ -78,6 +78,8 @@ class Server:
         self._mismatch: SchemaMismatch | None = None
         self.too_many_hung = False
         """More handlers hang than `max_hung` allows: it takes no more tasks."""
+        self.told_to_stop = False
+        """An operator has told it to stop, by the dashboard say; so it is not to be replaced."""
         self.patient = False
         """The start waits for a store that is away, for as long as it takes or until a signal."""
         self.tally: Tally | None = None
@@ -167,6 +169,10 @@ class Server:
         self._stopping.set()
         self._runner.stop_taking()
 
+    def _on_order_to_stop(self) -> None:
+        self.told_to_stop = True
+        self._stopping.set()
+
     def _on_signal(self, count: int) -> None:
         if count == 1:
             log.info("stopping: running tasks have %g s", seconds(self.config.shutdown_timeout))
@@ -224,7 +230,7 @@ class Server:
         self._exits.push_async_callback(self._fetcher.aclose)
         self._control = Control(
             self.id, self.prefix, config, self._broker, self._lanes, self._runner,
-            self.mux.types, self._stopping.set,
+            self.mux.types, self._on_order_to_stop,
         )  # fmt: skip
         self._fetcher.on_store_lost = self._control.announce_again
         self._exits.push_async_callback(self._control.withdraw)

@@ -58,6 +58,8 @@ class _Slot:
     child: Child | None = None
     failures: int = 0
     restarts: int = 0
+    retired: bool = False
+    """An operator told its child to stop: it stays empty."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a child has ended, when there is another, and when it is time to stop."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -125,7 +127,7 @@ class Supervisor:
 
     async def ask(self, patience: float) -> list[Report]:
         """How the processes are now; they have so many seconds to answer."""
-        children = [(slot, slot.child) for slot in self._slots]
+        children = [(slot, slot.child) for slot in self._slots if not slot.retired]
         return await asyncio.gather(*[_report(slot, child, patience) for slot, child in children])
 
     def rows(self) -> list[Row]:
@@ -151,6 +153,9 @@ class Supervisor:
             if not child.ended.is_set():
                 await slot.news.wait()
                 continue
+            if child.retired:
+                self._retire(slot)
+                return
             delay = slot.delay(child)
             if slot.failures >= TRIES and not self._plan.reload:
                 self._give_up(child)
@@ -159,6 +164,14 @@ class Supervisor:
             async with slot.lock:
                 if slot.child is child and not self._stopping.is_set():
                     slot.child = await self._launch(slot)
+
+    def _retire(self, slot: _Slot) -> None:
+        """An operator told the process to stop: it stays away, and the last one ends the worker."""
+        slot.retired = True
+        log.info("process %d was told to stop and is not started again", slot.number)
+        if all(one.retired for one in self._slots):
+            log.info("all processes were told to stop: the worker ends")
+            self._stopping.set()
 
     async def _pause(self, slot: _Slot, child: Child, delay: float) -> None:
         self._restarts += 1
@@ -231,6 +244,8 @@ class Supervisor:
         """Replace the children one after another; one that does not start ends the attempt."""
         async with self._rolling:
             for slot in self._slots:
+                if slot.retired:
+                    continue
                 async with slot.lock:
                     if self._stopping.is_set() or not await self._replace(slot):
                         log.warning("the processes that are left run on as they are")

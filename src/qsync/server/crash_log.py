@@ -1,0 +1,117 @@
+"""Names in the log the tasks that servers died with: those that run again, and those dead of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from qsync.broker import views
+from qsync.broker.cut import decode_cut
+from qsync.broker.ops import Fetched, crash_count
+from qsync.broker.shell import AsyncBroker
+from qsync.broker.views import Row
+from qsync.codec import CodecError
+from qsync.errors import QsyncError
+from qsync.keys import QueueKeys
+from qsync.server.error_text import printable
+from qsync.server.lane import Leased
+from qsync.state import TaskState
+
+log = logging.getLogger("qsync.server")
+
+NAMED: Final = 20
+"""Tasks that one record names; of more it says how many there are."""
+
+LOOK_S: Final = 5.0
+"""How long the store may take to say which tasks they are."""
+
+
+class CrashLog:
+    """Logs what a fetch recovered. It reads the names beside the fetch, which does not wait."""
+
+    def __init__(self, broker: AsyncBroker) -> None:
+        self._broker = broker
+        self._telling: set[asyncio.Task[None]] = set()
+
+    def recovered(self, keys: QueueKeys, fetched: Fetched, leased: Sequence[Leased]) -> None:
+        """A fetch moved tasks of dead servers: some back to pending, others to dead."""
+        names = {
+            one.id: named(one.id, one.message.type, one.crashes) for one in leased if one.crashes
+        }
+        task = asyncio.get_running_loop().create_task(self._tell(keys, fetched, names))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell(self, keys: QueueKeys, fetched: Fetched, names: dict[str, str]) -> None:
+        try:
+            died = await self._died(keys, fetched) if fetched.died else []
+            if fetched.recovered > len(names):
+                call = views.page(keys, TaskState.PENDING, count=NAMED)
+                rows = (await self._broker.run(call, patience=LOOK_S)).rows
+                names |= {row.id: name_of(row) for row in rows if crash_count(row.shown.crashes)}
+        except QsyncError as error:
+            log.debug("cannot read which tasks of queue %s were recovered: %s", keys.queue, error)
+            died = []
+        if fetched.recovered:
+            log.warning(
+                "queue %s: %d tasks of servers that died are pending again%s",
+                keys.queue, fetched.recovered, listed(list(names.values()), fetched.recovered),
+            )  # fmt: skip
+        for row in died:
+            self._tell_death(keys.queue, row)
+        if fetched.died > len(died):
+            more = fetched.died - len(died)
+            log.error("queue %s: %d tasks are dead of crashes", keys.queue, more)
+
+    async def _died(self, keys: QueueKeys, fetched: Fetched) -> list[Row]:
+        """The tasks that this fetch moved to dead: those that died at its time."""
+        call = views.page(keys, TaskState.DEAD, count=min(fetched.died, NAMED), backwards=True)
+        page = await self._broker.run(call, patience=LOOK_S)
+        return [row for row in page.rows if row.shown.score == fetched.now_us]
+
+    def _tell_death(self, queue: str, row: Row) -> None:
+        type, crashes = _type_of(row), crash_count(row.shown.crashes)
+        log.error(
+            "task %s of type %s on queue %s is dead: crashed %d times",
+            row.id, type, queue, crashes,
+            extra={
+                "task_id": row.id, "queue": queue, "task_type": type, "crashes": crashes,
+                "final": True,
+            },
+        )  # fmt: skip
+
+    async def aclose(self) -> None:
+        """Forget what is still to be told."""
+        for task in self._telling:
+            task.cancel()
+        await asyncio.gather(*self._telling, return_exceptions=True)
+
+
+def name_of(row: Row) -> str:
+    """A task of a page for a list of names."""
+    return named(row.id, _type_of(row), crash_count(row.shown.crashes))
+
+
+def named(id: str, type: str, crashes: int) -> str:
+    """A task for a list of names: its id, its type and how often a server died with it."""
+    count = f", crash {crashes}" if crashes else ""
+    return f"{id} ({printable(type)}{count})"
+
+
+def listed(names: Sequence[str], total: int) -> str:
+    """`: a, b and 7 more`; empty without names."""
+    if not names:
+        return ""
+    shown = ", ".join(names[:NAMED])
+    more = total - min(len(names), NAMED)
+    return f": {shown}" + (f" and {more} more" if more > 0 else "")
+
+
+def _type_of(row: Row) -> str:
+    try:
+        message = decode_cut(row.shown.message or b"", row.length)
+    except CodecError:
+        return "unknown"
+    return printable(message.type)

