@@ -31,6 +31,7 @@ from qsync.broker.shell import AsyncBroker
 from qsync.cli.main import app
 from qsync.doctor import trials
 from qsync.keys import GlobalKeys, QueueKeys
+from qsync.state import TaskState
 from tests.rig import BINARIES
 from tests.stores import HOST, Binary, Cluster, Store, wait_until_async
 from tests.test_scripts import VIEWS, calls
@@ -167,7 +168,9 @@ async def abandon_nobody(url: str) -> None:
     """What the parent of a dead server does."""
     broker = AsyncBroker(connect.parse(url), connections=1)
     try:
-        await broker.run(ops.abandon(QueueKeys(PREFIX, "default"), "nobody"))
+        keys = QueueKeys(PREFIX, "default")
+        await broker.run(views.page(keys, TaskState.ACTIVE, count=10))
+        await broker.run(ops.abandon(keys, "nobody"))
     finally:
         await broker.aclose()
 

@@ -12,9 +12,11 @@ import pytest
 
 from qsync import ConfigError, Mux, Qsync, Retry, SkipRetry, Task, TaskInfo
 from qsync.cli import logs
+from qsync.contrib.prometheus import render, server_metrics
 from qsync.server.error_text import program_trace
+from qsync.server.tally import Tally
 from tests.serving import bench, until
-from tests.stores import Store
+from tests.stores import Store, wait_until_async
 
 OWN = "raise ValueError(f"
 
@@ -41,6 +43,15 @@ def mux() -> Mux:
     @mux.handle("skip")
     async def skip(task: TaskInfo) -> None:
         raise SkipRetry("no such customer")
+
+    return mux
+
+
+def mux_of(type: str) -> Mux:
+    mux = Mux()
+
+    @mux.handle(type)
+    async def nothing(task: TaskInfo) -> None: ...
 
     return mux
 
@@ -196,6 +207,40 @@ def test_type_without_a_handler_is_told_of_once(
     [record] = about(caplog, "moved.away")
     assert record.levelname == "WARNING"
     assert "no handler for type moved.away" in record.getMessage()
+
+
+def test_type_that_no_server_handles_is_on_the_overview_and_in_the_metrics(
+    valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also that a type of the same function under another module has a handler."""
+    handlers = Mux()
+
+    @handlers.handle("src.shop.send")
+    async def send(task: TaskInfo) -> None: ...
+
+    async def main() -> str:
+        async with bench(valkey.url, prefix) as b, Qsync(valkey.url, prefix=prefix) as app:
+            server = b.server(handlers)
+            server.tally = Tally(handlers.types)
+            async with server, app.inspector() as inspector:
+                await b.client.enqueue_many(Task("shop.send", b"") for _ in range(3))
+
+                async def named() -> bool:
+                    return await inspector.unknown_types() == {"default": ["shop.send"]}
+
+                await wait_until_async(named, message="the server does not name the type")
+                metrics = render(server_metrics(server.tally.rows(), [])).decode()
+                async with b.server(mux_of("shop.send")):
+
+                    async def known() -> bool:
+                        return await inspector.unknown_types() == {}
+
+                    await wait_until_async(known, message="another server has a handler for it")
+                return metrics
+
+    metrics = asyncio.run(main())
+    assert 'qsync_tasks_without_handler_total{queue="default"} 3.0' in metrics
+    assert "It has one for src.shop.send: import the module by the same name" in caplog.text
 
 
 def test_unknown_level_of_detail_is_refused() -> None:

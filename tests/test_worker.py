@@ -504,6 +504,11 @@ MISTAKES = {
     "no colon": (["shop"], "not of the form MODULE:APP"),
     "a file": (["shop.py:app"], "not its file: shop:app say"),
     "a path": (["./site/shop.py:app"], "not its file: site.shop:app say"),
+    "a path below src": (
+        ["src/goods/tasks.py:app"],
+        "goods.tasks:app say; it is in the folder src: install the project, or set PYTHONPATH=src",
+    ),
+    "a module below src": (["goods.tasks:app"], "on sys.path; it is in the folder src: install"),
     "no module": (["nowhere:app"], "module 'nowhere' was not found"),
     "no package": (["nowhere.tasks:app"], "module 'nowhere' was not found"),
     "no module in a package": (["pack.nowhere:app"], "module 'pack.nowhere' was not found"),
@@ -564,9 +569,11 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
 def mistaken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mistakes")
     (folder / "pack").mkdir()
+    (folder / "src" / "goods").mkdir(parents=True)
     for name, text in {
         "shop": SHOP,
         "pack/__init__": "",
+        "src/goods/tasks": SHOP,
         "needy": "import numpyy",
         "importer": "from shop import nothing_such",
         "raiser": "1 / 0",

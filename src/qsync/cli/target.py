@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -31,9 +32,8 @@ def load(target: str) -> Qsync:
         msg = f"{target}: not of the form MODULE:APP, shop.tasks:app say"
         raise TargetError(msg)
     if name.endswith(".py") or "/" in name:
-        dotted = name.removesuffix(".py").strip("./").replace("/", ".")
-        msg = f"{target}: give the name of the module, not its file: {dotted}:{attribute} say"
-        raise TargetError(msg)
+        msg = f"{target}: give the name of the module, not its file: {_module_of(name)}:{attribute}"
+        raise TargetError(f"{msg} say{_where(_module_of(name))}")
     here = os.getcwd()  # noqa: PTH109 - sys.path holds texts
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -55,6 +55,22 @@ def load(target: str) -> Qsync:
     return made
 
 
+def _module_of(file: str) -> str:
+    """The name by which a program imports a file: without the folder `src` that holds packages."""
+    parts = file.removesuffix(".py").strip("./").split("/")
+    if parts[0] == "src" and len(parts) > 1 and not Path("src", "__init__.py").exists():
+        del parts[0]
+    return ".".join(parts)
+
+
+def _where(module: str) -> str:
+    """A hint if the module is in the folder `src` of the working directory."""
+    top = Path("src", module.partition(".")[0])
+    if module.startswith("src.") or not (top.is_dir() or top.with_suffix(".py").exists()):
+        return ""
+    return "; it is in the folder src: install the project, or set PYTHONPATH=src"
+
+
 def _import(name: str) -> ModuleType:
     try:
         return import_module(name)
@@ -62,7 +78,7 @@ def _import(name: str) -> ModuleType:
         # Of `shop.tasks`, `shop` may be missing too; any other name is missing inside of it.
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             where = f"there is none in {os.getcwd()} or on sys.path"  # noqa: PTH109 - as above
-            msg = f"module {error.name!r} was not found: {where}"
+            msg = f"module {error.name!r} was not found: {where}{_where(name)}"
             raise TargetError(msg) from None
         raise TargetError(_failed(f"importing {name}", error)) from error
     except (Exception, SystemExit) as error:

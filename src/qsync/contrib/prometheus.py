@@ -115,6 +115,7 @@ class _Servers(Collector):
 
 def server_metrics(rows: Iterable[Row], conditions: Sequence[Condition]) -> list[Metric]:
     """The metrics of servers: what they have counted, and how they are."""
+    rows = total(rows)
     by_type = ["queue", "type"]
     wait = HistogramMetricFamily(
         "qsync_task_wait_seconds",
@@ -127,18 +128,25 @@ def server_metrics(rows: Iterable[Row], conditions: Sequence[Condition]) -> list
     runs = CounterMetricFamily(
         "qsync_task_runs", "Runs that ended, by how they did.", labels=[*by_type, "outcome"]
     )
+    unknown = CounterMetricFamily(
+        "qsync_tasks_without_handler",
+        "Times that a task went back because a server has no handler for its type.",
+        labels=["queue"],
+    )
     running = GaugeMetricFamily("qsync_tasks_running", "Tasks in progress.", labels=by_type)
-    for row in total(rows):
+    for row in rows:
         labels = [row.queue, row.type]
         wait.add_metric(labels, _cumulated(row.waits), row.wait_s)
         run.add_metric(labels, _cumulated(row.runs), row.run_s)
         running.add_metric(labels, row.running)
         for outcome, count in zip(OUTCOMES, row.outcomes, strict=True):
             runs.add_metric([*labels, outcome], count)
+    for queue in {row.queue: None for row in rows}:
+        unknown.add_metric([queue], sum(row.unknown for row in rows if row.queue == queue))
     up = [one for one in conditions if one.started]
     blocked = max((one.blocked_s for one in up), default=0.0)
     return [
-        wait, run, runs, running,
+        wait, run, runs, running, unknown,
         _gauge("qsync_servers_running", "Servers that have started.", len(up)),
         _gauge("qsync_slots", "Tasks that can run at a time.", sum(one.concurrency for one in up)),
         _gauge("qsync_event_loop_blocked_seconds", "How long it has been blocked by now.", blocked),

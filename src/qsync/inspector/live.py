@@ -29,6 +29,8 @@ class Record:
     quiet: bool
     queues: dict[str, int]
     types: list[str]
+    unknown: list[tuple[str, str]]
+    """Queue and type of tasks that it had no handler for."""
 
     def takes(self, queue: str) -> bool:
         """Whether it takes tasks from a queue, when it takes any."""
@@ -62,6 +64,7 @@ def record_of(id: str, expires_us: int, fields: Mapping[str, bytes]) -> Record:
         quiet=bool(number("quiet")),
         queues=_decoded(fields.get("queues"), dict[str, int], {}),
         types=_decoded(fields.get("types"), list[str], []),
+        unknown=_decoded(fields.get("unknown"), list[tuple[str, str]], []),
     )
 
 

@@ -41,6 +41,19 @@ class Servers(Live):
             for one in records
         ]
 
+    async def unknown_types(self) -> dict[str, list[str]]:
+        """By queue, types of tasks that a live server met and no live server has a handler for.
+
+        A server names the first hundred, and within half a lease.
+        """
+        _, records = await self._live()
+        handled = {(queue, type) for one in records for queue in one.queues for type in one.types}
+        missing = {pair for one in records for pair in one.unknown} - handled
+        found: dict[str, list[str]] = {}
+        for queue, type in sorted(missing):
+            found.setdefault(queue, []).append(type)
+        return found
+
     async def server(self, id: str) -> ServerInfo | None:
         """A live server with what it runs, of the first 5000 active tasks of each of its queues."""
         record = next((one for one in (await self._live())[1] if one.id == id), None)

@@ -94,6 +94,7 @@ class Control:
             "quiet": int(self.quiet),
             "queues": codec.encode(self._config.weights),
             "types": codec.encode(list(self._types)),
+            "unknown": codec.encode(self._runner.unknown_types),
         }
 
     async def withdraw(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -30,7 +31,8 @@ UNKNOWN_FOR: Final = "an hour"
 class Failures:
     """Reports on the event loop of a server."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, types: Callable[[], Sequence[str]]) -> None:
+        self._types = types
         self._on_error = config.on_error
         self._detail = config.log_errors
         self._loop = asyncio.get_running_loop()
@@ -88,9 +90,19 @@ class Failures:
         self.unknown_types[key] = None
         text = (
             f"{_name(leased)} goes back: this server has no handler for type {printable(key[1])}, "
-            f"and a task that no server knows for {UNKNOWN_FOR} is dead"
+            f"and a task that no server knows for {UNKNOWN_FOR} is dead{self._similar(key[1])}"
         )
         log_trace(log, logging.WARNING, text, "", leased.fields)
+
+    def _similar(self, type: str) -> str:
+        """A hint if only the package of the type differs from one that is known."""
+        for known in self._types():
+            if known.endswith(f".{type}") or type.endswith(f".{known}"):
+                return (
+                    f". It has one for {printable(known)}: import the module by the same name "
+                    "where tasks are enqueued and where they run"
+                )
+        return ""
 
     async def _tell(self, error: BaseException, info: TaskInfo) -> None:
         try:

@@ -36,12 +36,15 @@ class Row(msgspec.Struct, array_like=True):
     runs: list[int] = msgspec.field(default_factory=_buckets)
     """Per bucket: from the start of a run to its end."""
     run_s: float = 0.0
+    unknown: int = 0
+    """How often a task of the queue went back because the server has no handler for its type."""
 
     def add(self, other: Row) -> None:
         """Count what the other has counted, too."""
         self.running += other.running
         self.wait_s += other.wait_s
         self.run_s += other.run_s
+        self.unknown += other.unknown
         for mine, theirs in (
             (self.outcomes, other.outcomes), (self.waits, other.waits), (self.runs, other.runs),
         ):  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,10 @@ class Invoker:
         self._config = config
         needed = any(handler.place == "process" for handler in mux.handlers)
         self._processes = ProcessPool(config.processes) if needed else None
+
+    def types(self) -> Sequence[str]:
+        """The types that have a handler."""
+        return self._mux.types
 
     def find(self, type: str) -> Way | None:
         """How to run tasks of a type; None when there is no handler."""

@@ -87,7 +87,7 @@ class Runner:
         self._limits = Limits(self._out_of_time)
         self._suspects = Suspects()
         self._suspect_timer: asyncio.TimerHandle | None = None
-        self._failures = Failures(config)
+        self._failures = Failures(config, invoker.types)
         self._low_water = 0
         """Fetch again when no more than this is left of what was leased ahead."""
         self._rate = 0.0
@@ -97,6 +97,11 @@ class Runner:
         """Run handlers that do not end when they are told to."""
 
     # What the fetch loop asks and gives.
+
+    @property
+    def unknown_types(self) -> list[tuple[str, str]]:
+        """Queue and type of tasks that have no handler here, the first that came."""
+        return list(self._failures.unknown_types)
 
     def room(self) -> int:
         """How many more tasks may be leased now."""
@@ -195,6 +200,8 @@ class Runner:
             leased.lane.met_unknown = boot_s()
             record = outcome.unknown_type(leased, leased.lane.store_time_us())
             self._failures.unknown(leased, record)
+            if self.tally is not None:
+                self.tally.unknown(leased)
             self.settle(leased, record)
             return
         leased.info = info = TaskInfo(

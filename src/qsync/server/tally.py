@@ -30,12 +30,13 @@ _OUTCOME: Final[dict[type, int]] = {
 class _Queue:
     """What there is of one queue; the store's time less `monotonic` is as the last fetch said."""
 
-    __slots__ = ("ahead_s", "by_type", "lane", "seen")
+    __slots__ = ("ahead_s", "by_type", "lane", "seen", "unknown")
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
         self.by_type: dict[str, Row] = {}
         self.seen = -1.0
+        self.unknown = 0
         self.ahead_s = 0.0
 
 
@@ -53,7 +54,7 @@ class Tally:
     def started(self, leased: Leased) -> None:
         """A run begins."""
         lane, message = leased.lane, leased.message
-        queue = self._queues.get(lane.queue) or self._queues.setdefault(lane.queue, _Queue(lane))
+        queue = self._queues.get(lane.queue) or self._queue(lane)
         leased.row = row = queue.by_type.get(message.type) or self._row(queue, message.type)
         leased.began = now = monotonic()
         if leased.failure.attempts or leased.crashes:
@@ -68,6 +69,10 @@ class Tally:
             row.wait_s += wait_s
         else:
             row.waits[0] += 1
+
+    def unknown(self, leased: Leased) -> None:
+        """It goes back: the server has no handler for its type."""
+        self._queue(leased.lane).unknown += 1
 
     def finished(self, leased: Leased) -> None:
         """The handler has ended."""
@@ -85,11 +90,18 @@ class Tally:
         """The figures up to now, as a copy, with what runs at this moment."""
         rows = []
         for queue in list(self._queues.values()):
-            rows += list({id(row): row for row in list(queue.by_type.values())}.values())
+            of_queue = list({id(row): row for row in list(queue.by_type.values())}.values())
+            rows += of_queue
+            if queue.unknown:  # in a row that is there anyway, so that there is no series for it
+                type = of_queue[0].type if of_queue else OTHER
+                rows.append(Row(queue.lane.queue, type, unknown=queue.unknown))
             for leased in queue.lane.held.copy().values():
                 if leased.phase == RUNNING and leased.row is not None:
                     rows.append(Row(queue.lane.queue, leased.row.type, running=1))
         return total(rows)
+
+    def _queue(self, lane: Lane) -> _Queue:
+        return self._queues.setdefault(lane.queue, _Queue(lane))
 
     def _row(self, queue: _Queue, type: str) -> Row:
         """The row of a type; types that are not told apart have one together."""

@@ -29,6 +29,7 @@ async def show(site: Site, request: Request) -> Response:
         sheet=sheet,
         totals=states,
         latency=max((info.latency for info in seen.queues), default=0.0),
+        unknown=await site.inspector.unknown_types() if seen.servers else {},
         stopped=[info for info in seen.queues if info.paused],
         charts=minutes(site.sampler),
         days=by_day(await site.sampler.days()),
