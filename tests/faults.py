@@ -115,7 +115,7 @@ FAULTS: Final[dict[int, str]] = {
     83: "the store refuses settlements, for want of memory, or for another reason",
     84: "a command of a script is refused, or a key holds something else, half-way",
     # outages
-    91: "very many callers wait for a store that is away",
+    85: "very many callers wait for a store that is away",
 }
 
 OPTIONAL: Final = frozenset({5, 13, 14, 16, 32, 33, 40, 41, 44, 48, 53, 54, 59, 63, 78, 82})

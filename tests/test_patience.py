@@ -46,7 +46,7 @@ def did(colour: Colour, call: Callable[[], Any]) -> Any:
     return colour.do(call())
 
 
-@pytest.mark.faults(91)
+@pytest.mark.faults(85)
 def test_each_call_ends_with_its_patience(
     colour: Colour, own_store: Store, prefix: str, away: Callable[[], None]
 ) -> None:
@@ -78,7 +78,7 @@ def test_each_call_ends_with_its_patience(
     assert took["enqueue"] > PATIENCE_S / 4
 
 
-@pytest.mark.faults(91)
+@pytest.mark.faults(85)
 def test_callers_at_the_same_time_do_not_wait_for_each_other(
     own_store: Store, prefix: str, away: Callable[[], None]
 ) -> None:
@@ -97,7 +97,7 @@ def test_callers_at_the_same_time_do_not_wait_for_each_other(
     asyncio.run(main())
 
 
-@pytest.mark.faults(91)
+@pytest.mark.faults(85)
 def test_a_steady_stream_of_callers_waits_no_longer_than_one(
     own_store: Store, prefix: str, away: Callable[[], None]
 ) -> None:
@@ -119,7 +119,7 @@ def test_a_steady_stream_of_callers_waits_no_longer_than_one(
     asyncio.run(main())
 
 
-@pytest.mark.faults(91)
+@pytest.mark.faults(85)
 def test_threads_that_want_more_connections_than_there_are_wait_no_longer(
     own_store: Store, prefix: str
 ) -> None:
@@ -135,7 +135,7 @@ def test_threads_that_want_more_connections_than_there_are_wait_no_longer(
         own_store.resume()
 
 
-@pytest.mark.faults(91)
+@pytest.mark.faults(85)
 def test_an_inspector_ends_with_its_patience(
     own_store: Store, prefix: str, away: Callable[[], None]
 ) -> None:
@@ -152,7 +152,7 @@ def test_an_inspector_ends_with_its_patience(
     asyncio.run(main())
 
 
-@pytest.mark.faults(91)
+@pytest.mark.faults(85)
 def test_a_store_that_comes_back_in_time_is_no_failure(
     colour: Colour, own_store: Store, prefix: str
 ) -> None:
