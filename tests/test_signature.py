@@ -248,7 +248,7 @@ def test_task_info_is_injected_as_first() -> None:
         ((1, "b"), {"b": "c", "d": {1}}, "'b'"),
         ((1, "b"), {"d": {1}, "rest": 1}, "'rest' is a parameter of its own"),
         ((1, "b"), {"d": {1}, "a": 1}, "'a'"),
-        ((1, 1j), {"d": {1}}, "argument 'b': Encoding objects of type complex"),
+        ((1, 1j), {"d": {1}}, "argument 'b': a value of type complex cannot be carried"),
         ((1, "b"), {"d": {1}, "red": iter([])}, "argument 'red'"),
     ],
 )
@@ -288,12 +288,12 @@ def checked(
         ({"count": None}, "argument 'count': Expected `int`, got `None`"),
         ({"names": ["a", 1]}, "argument 'names': Expected `str`, got `int` - at `$[1]`"),
         ({"model": {"theSize": -1}}, "argument 'model': theSize: Input should be greater than 0"),
-        ({"model": {"theSize": 1, "colour": 1}}, "argument 'model': colour: Extra inputs"),
+        ({"model": {"theSize": 1, "colour": 1}}, "argument 'model': ...: Extra inputs"),
         ({"holder": {"model": {}}}, "argument 'holder': "),
         ({"where": 1}, "argument 'where': "),
         ({"rest": 1}, "argument 'rest': Expected `array`, got `int`"),
         ({"rest": [1, "2"]}, "argument 'rest': Expected `int`, got `str` - at `$[1]`"),
-        ({"extra": 1}, "argument 'extra': Expected `bool`, got `int`"),
+        ({"extra": 1}, "an argument of **more: Expected `bool`, got `int`"),
         ([1], "not a map of its arguments"),
         ({1: 1}, "not a map of its arguments"),
     ],
@@ -315,7 +315,7 @@ def test_missing_and_unknown_arguments_are_named() -> None:
     signature = Signature("t", function)
     with pytest.raises(InvalidTask, match="argument 'b' is missing"):
         signature.arguments(sent({"a": 1}))
-    with pytest.raises(InvalidTask, match="no parameter 'c'"):
+    with pytest.raises(InvalidTask, match=r"no parameter for 1 of .* there are: a, b"):
         signature.arguments(sent({"a": 1, "b": 2, "c": 3}))
 
 

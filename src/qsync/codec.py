@@ -8,28 +8,23 @@ A later minor version appends elements, which this one ignores.
 
 from __future__ import annotations
 
-import ipaddress
-from datetime import date, datetime, time, timedelta
+from collections.abc import Mapping
+from datetime import date, time, timedelta
 from decimal import Decimal
-from pathlib import PurePath
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import msgspec
 
+from qsync import ext
+from qsync.ext import TEXTS
+
 T = TypeVar("T")
 
 VERSION: Final = 1
-MAX_DEPTH: Final = 64
 
-TEXTS: Final = (
-    PurePath,
-    ipaddress.IPv4Address, ipaddress.IPv4Network, ipaddress.IPv4Interface,
-    ipaddress.IPv6Address, ipaddress.IPv6Network, ipaddress.IPv6Interface,
-)  # fmt: skip
-"""Types that are carried as their text, and made from it again."""
-
-_KEPT: Final = (bytes, bytearray, memoryview, datetime, date, time, timedelta, UUID, Decimal)
+_KEPT: Final = (bytes, bytearray, memoryview, date, time, timedelta, UUID, Decimal)
+"""What msgspec encodes as text without loss; of a datetime it would encode the moment alone."""
 
 
 def _known(value: object) -> object:
@@ -37,16 +32,12 @@ def _known(value: object) -> object:
     if isinstance(value, TEXTS) or hasattr(type(value), "unicode_string"):  # URLs of pydantic
         return str(value)
     if hasattr(type(value), "__pydantic_decorators__"):  # a model
-        serializer: Any = type(value).__pydantic_serializer__  # type: ignore[attr-defined]  # as above
-        return serializer.to_python(
-            value, mode="python", by_alias=False, round_trip=True, warnings=False
-        )
-    msg = f"Encoding objects of type {type(value).__qualname__} is unsupported"
-    raise TypeError(msg)
+        return ext.model_fields(value)
+    raise TypeError(ext.no_way(value))
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_known)
-_decode_any = msgspec.msgpack.Decoder().decode
+_decode_any = msgspec.msgpack.Decoder(ext_hook=ext.revive).decode
 
 
 class CodecError(ValueError):
@@ -62,17 +53,72 @@ def encode(value: object) -> bytes:
         raise CodecError(msg) from error
 
 
-def plain(value: object, *, sort: bool = False) -> object:
-    """A copy of the value of builtin types alone; CodecError when msgpack cannot carry it.
+def encode_value(value: object) -> bytes:
+    """Encode a payload or a result so that `decode` gives it back, types included; CodecError.
 
-    Paths, IP addresses and models of pydantic may be in it. `sort`: sets and dicts in one order,
-    so that equal values have equal bytes.
+    Of a record (a dataclass, a struct, a model) it gives a map of fields, of an enum the value.
+    """
+    try:
+        return _encoder.encode(value if ext.is_plain(value) else ext.tag(value))
+    except ext.NotCarried as error:
+        raise CodecError(str(error)) from None
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise CodecError(_misfit(value) or str(error)) from None
+
+
+def encode_arguments(arguments: Mapping[str, object]) -> bytes:
+    """Encode what `natural` or `tagged` made; dates, UUIDs and decimals become text; CodecError."""
+    try:
+        return _encoder.encode(arguments)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise CodecError(_misfit(arguments) or str(error)) from None
+
+
+def natural(value: object, *, sort: bool = False) -> object:
+    """A copy of builtin types, for a reader that knows the type; CodecError.
+
+    `sort`: sets and dicts in one order, so that equal values have equal bytes.
     """
     order: Any = "deterministic" if sort else None
     try:
         return msgspec.to_builtins(value, builtin_types=_KEPT, enc_hook=_known, order=order)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise CodecError(str(error)) from error
+        raise CodecError(_misfit(value) or str(error)) from None
+
+
+def tagged(value: object, *, sort: bool = False) -> object:
+    """A copy that `decode` gives back with its types, whatever the reader knows; CodecError."""
+    try:
+        return ext.tag(value, sort=sort)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CodecError(str(error)) from None
+
+
+def _misfit(value: object, place: str = "") -> str | None:
+    """Where a number or a text that msgpack cannot hold is, and why; None when there is none."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        text = f"an integer of {value.bit_length()} bits does not fit into 64; give it as text"
+    elif isinstance(value, str) and not _is_unicode(value):
+        text = "a text with lone surrogates is no Unicode; give its bytes, or encode it another way"
+    elif isinstance(value, dict):
+        inner = [(key, f"{place}[key]") for key in value]
+        inner += [(one, f"{place}[{key!r}]") for key, one in value.items()]
+        return next(filter(None, (_misfit(*one) for one in inner)), None)
+    elif isinstance(value, list | tuple | set | frozenset):
+        return next(
+            filter(None, (_misfit(one, f"{place}[{at}]") for at, one in enumerate(value))), None
+        )
+    else:
+        return None
+    return f"{place}: {text}" if place else text
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def decode(data: bytes, type: Any = Any) -> Any:
@@ -84,22 +130,6 @@ def decode(data: bytes, type: Any = Any) -> Any:
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
         msg = str(error) or error.__class__.__name__
         raise CodecError(msg) from error
-
-
-def check_depth(value: object) -> None:
-    """Raise CodecError when containers are nested deeper than MAX_DEPTH."""
-    level: list[object] = [value]
-    for _ in range(MAX_DEPTH + 1):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, list | tuple | dict | set | frozenset)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return
-    msg = f"the value is nested deeper than {MAX_DEPTH} levels"
-    raise CodecError(msg)
 
 
 def head(elements: int) -> bytes:

@@ -6,24 +6,42 @@ pydantic is imported only for an annotation that has one of its types in it.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Final, Literal, Union, get_args, get_origin
 
 import msgspec
 import msgspec.inspect
 
-from qsync import codec
+from qsync import ext
 from qsync.errors import ConfigError
 
 Convert = Callable[[bytes | msgspec.Raw], Any]
-"""Raises one of MISFITS when the bytes are no value of the type."""
+"""Raises one of MISFITS when the bytes are no value of the type; `misfit` is what to say of it."""
 
 MISFITS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)
 
-as_it_is: Convert = msgspec.msgpack.Decoder().decode
+as_it_is: Convert = msgspec.msgpack.Decoder(ext_hook=ext.revive).decode
 """Any value: as msgpack has it."""
+
+_GENERICS: Final = (list, dict, tuple, set, frozenset)
+
+_RECORD_HINT: Final = (
+    "a payload does not say which of them it holds: use msgspec.Struct with tag=True, or models of "
+    "pydantic with a discriminator"
+)
+
+
+class _OneOf(type):
+    """What stands for a union of types that msgspec cannot tell apart, but extensions can."""
+
+    members: frozenset[type]
+
+    def __instancecheck__(cls, value: object) -> bool:
+        return type(value) in cls.members
 
 
 def nodes(annotation: Any) -> Iterator[Any]:
@@ -34,19 +52,51 @@ def nodes(annotation: Any) -> Iterator[Any]:
             yield from nodes(inner)
 
 
+def leaves(annotation: Any) -> frozenset[type]:
+    """The types of which each value is carried and accepted as it is, an `int` for `float` too."""
+    members = _members(annotation)
+    if not all(isinstance(one, type) and one in ext.LEAVES for one in members):
+        return frozenset()
+    return frozenset({*members, int} if float in members else members)
+
+
+def is_steady(annotation: Any) -> bool:
+    """Whether a plain value either arrives as it is, or is refused by the server: never changed."""
+    if annotation is Any or annotation is object or leaves(annotation):
+        return True
+    if (origin := get_origin(annotation)) in (Union, UnionType, list, dict):
+        inner = get_args(annotation)
+        return all(map(is_steady, inner)) and not (origin is dict and not leaves(inner[0]))
+    return annotation in (list, dict)
+
+
 def converter(annotation: Any) -> Convert:
     """What makes values of the annotated type; ConfigError when no payload can hold one."""
     if annotation is Any or annotation is object:
         return as_it_is
-    inside = list(nodes(annotation))
-    if any(map(_is_pydantics, inside)):
+    if any(map(_is_pydantics, nodes(annotation))):
         return _by_pydantic(annotation)
+    known = _rewritten(annotation)
     try:
-        for node in inside:
+        for node in nodes(known):
             _check(node)
-        return msgspec.msgpack.Decoder(annotation, dec_hook=_revive).decode
+        decode = msgspec.msgpack.Decoder(known, dec_hook=_revive, ext_hook=ext.revive).decode
     except TypeError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(_explained(str(error))) from None
+    if leaves(annotation):
+        return decode
+
+    def convert(data: bytes | msgspec.Raw) -> Any:
+        try:
+            return decode(data)
+        except msgspec.ValidationError as error:
+            failed = error
+        try:  # with extensions in it where the annotation has text
+            return msgspec.convert(as_it_is(data), known, dec_hook=_revive)
+        except msgspec.ValidationError:
+            raise failed from None
+
+    return convert
 
 
 def converter_of(annotation: Any) -> Convert:
@@ -62,30 +112,119 @@ def _converters(annotation: Any) -> Convert:
     return converter(annotation)
 
 
+def misfit(error: Exception) -> str:
+    """What to say of one of MISFITS, without the values that it quotes."""
+    text = str(error) or type(error).__name__
+    place = re.search(r" - at `(\$[\w.\[\]]*)`\Z", text)
+    for start in ("Invalid enum value", "Invalid value", "Object contains unknown field"):
+        if text.startswith(start):
+            return start + (place[0] if place else "")
+    return text
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the annotation itself; None as its type."""
+    union = get_origin(annotation) in (Union, UnionType)
+    members = get_args(annotation) if union else (annotation,)
+    return tuple(type(None) if one is None else one for one in members)
+
+
+def _rewritten(annotation: Any) -> Any:
+    """The annotation for msgspec: with `int | float` for `float`, and unions that it accepts."""
+    members = _members(annotation)
+    if len(members) > 1:
+        return _union(members)
+    if annotation is float:
+        return int | float
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in _GENERICS and inner:
+        return origin[tuple(one if one is ... else _rewritten(one) for one in inner)]
+    return annotation
+
+
+def _union(members: tuple[Any, ...]) -> Any:
+    """A union for msgspec; one of types that only extensions tell apart as a class of our own."""
+    rewritten: Any = Union.__getitem__(tuple(map(_rewritten, members)))
+    try:
+        msgspec.msgpack.Decoder(rewritten, dec_hook=_revive)
+    except TypeError:
+        if all(isinstance(one, type) and one in ext.CARRIED for one in members):
+            name = " | ".join(one.__name__ for one in members)
+            return _OneOf(name, (), {"members": frozenset(members)})
+    return rewritten
+
+
+def _explained(text: str) -> str:
+    """An error of msgspec about a type, with what to do."""
+    if re.search(r"more than one (dict-like|custom|dataclass|Struct)|must be tagged", text):
+        return f"{text}; {_RECORD_HINT}"
+    if text.startswith("Type unions may not"):
+        return (
+            f"{text}; a payload does not say which of them it holds: annotate one of them, or Any, "
+            "and then each value arrives with its own type"
+        )
+    return text
+
+
 def _check(node: Any) -> None:
     """TypeError when it is a class that neither msgspec nor we can make from a payload."""
     if not isinstance(node, type) and get_origin(node) is None:
         return  # an argument of a Literal or an Annotated, or a list of arguments
-    found = msgspec.inspect.type_info(node)
-    if isinstance(found, msgspec.inspect.CustomType) and not _is_ours(found.cls):
-        msg = f"{found.cls.__qualname__} is no type that can be made from a payload"
-        raise TypeError(msg)
+    _check_info(msgspec.inspect.type_info(node), set())
+
+
+def _check_info(info: Any, seen: set[Any]) -> None:
+    """The same for a description of msgspec's, and for the types of fields in it."""
+    if isinstance(info, msgspec.inspect.CustomType):
+        if _is_pydantics(info.cls):
+            _validator(info.cls)
+        elif not _is_ours(info.cls):
+            raise TypeError(_no_type(info.cls))
+    cls = getattr(info, "cls", None)
+    if cls in seen:
+        return
+    if cls is not None:
+        seen.add(cls)
+    for name in getattr(info, "__struct_fields__", ()):
+        value = getattr(info, name)
+        for one in value if isinstance(value, tuple) else (value,):
+            inner = one.type if isinstance(one, msgspec.inspect.Field) else one
+            if isinstance(inner, msgspec.inspect.Type):
+                _check_info(inner, seen)
+
+
+def _no_type(cls: type) -> str:
+    text = f"{cls.__qualname__} is no type that can be made from a payload"
+    bases: Iterator[type] = (one for one in cls.__mro__ if one in ext.CARRIED)
+    for base in bases:
+        if base is not object:
+            return f"{text}; annotate {base.__name__}, and make the {cls.__qualname__} in the task"
+    return f"{text}; use builtin types, a dataclass, msgspec.Struct, TypedDict or model of pydantic"
 
 
 def _is_ours(cls: type) -> bool:
-    return cls is object or issubclass(cls, codec.TEXTS)
+    return cls is object or isinstance(cls, _OneOf) or issubclass(cls, ext.TEXTS)
 
 
 def _revive(cls: type, value: Any) -> Any:
     """What msgspec asks for classes that it does not know."""
-    if cls is object:
+    if isinstance(value, cls):  # object, a union of ours, and what an extension held
         return value
-    if issubclass(cls, codec.TEXTS) and isinstance(value, str):
-        return cls(value)
+    if issubclass(cls, ext.TEXTS) and isinstance(value, str):
+        return _made(cls, value)
     if _is_pydantics(cls):  # within a dataclass, say
         return _validator(cls)(value)
-    msg = f"{cls.__qualname__} cannot be made from {type(value).__name__}"
+    name = cls.__qualname__ or cls.__name__
+    msg = f"Expected `{name}`, got `{type(value).__name__}`"
     raise ValueError(msg)
+
+
+def _made(cls: type, text: str) -> Any:
+    try:
+        return cls(text)
+    except ValueError:
+        msg = f"Invalid {cls.__name__}"
+    raise ValueError(msg)  # not while the other is handled: its text has the value in it
 
 
 def _is_pydantics(node: Any) -> bool:
@@ -108,8 +247,11 @@ def _validator(annotation: Any) -> Callable[[Any], Any]:
 
     try:
         adapter = pydantic.TypeAdapter(annotation)
+        if not isinstance(adapter.core_schema, dict):  # its model is built on first use
+            adapter.rebuild(force=True)
     except (pydantic.PydanticUserError, NameError, TypeError) as error:
         raise ConfigError(str(error).partition("\n")[0]) from error
+    names = _field_names(adapter.core_schema)
     # Models are carried by the names of their fields, whatever aliases these have.
     by_name = "by_name" in inspect.signature(adapter.validate_python).parameters
     options: dict[str, Any] = {"by_name": True} if by_name else {}
@@ -120,10 +262,47 @@ def _validator(annotation: Any) -> Callable[[Any], Any]:
         except pydantic.ValidationError as error:
             found = error.errors(include_url=False, include_context=False, include_input=False)
         # Not while the other is handled: its text has the input in it.
-        raise ValueError("; ".join(_shown(one["loc"], one["msg"]) for one in found[:5]))
+        raise ValueError("; ".join(_shown(one, names) for one in found[:5]))
 
     return validate
 
 
-def _shown(place: tuple[int | str, ...], message: str) -> str:
-    return f"{'.'.join(map(str, place))}: {message}" if place else message
+def _field_names(schema: Any) -> set[str]:
+    """The names of all fields in a schema of pydantic; ConfigError when it would import things."""
+    names: set[str] = set()
+    seen: set[int] = set()
+    rest = [schema]
+    while rest:
+        part = rest.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, dict):
+            fields = part.get("fields", ())
+            named = fields.items() if isinstance(fields, dict) else [(f["name"], f) for f in fields]
+            for name, field in named:
+                names |= {name, str(field.get("validation_alias"))}
+            rest += part.values()
+        elif isinstance(part, list | tuple):
+            rest += part
+        elif getattr(part, "__name__", "") == "import_string" and _is_pydantics_own(part):
+            raise ConfigError(
+                "pydantic.ImportString imports whatever a payload names; take a str, and look it "
+                "up in a table of what is allowed"
+            )
+    return names
+
+
+def _is_pydantics_own(function: Any) -> bool:
+    return str(getattr(function, "__module__", "")).startswith("pydantic.")
+
+
+def _shown(error: Any, names: set[str]) -> str:
+    """An error of pydantic, without what it quotes of the value."""
+    quoting = {
+        "union_tag_invalid": "Input has a tag that is none of the expected ones",
+        "uuid_parsing": "Input should be a valid UUID",
+    }
+    message = quoting.get(error["type"], error["msg"])
+    steps = [str(one) if isinstance(one, int) or one in names else "..." for one in error["loc"]]
+    return f"{'.'.join(steps)}: {message}" if steps else message

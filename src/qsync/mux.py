@@ -31,6 +31,10 @@ Arguments = Callable[[TaskInfo], tuple[Sequence[Any], Mapping[str, Any]]]
 """How the arguments of a handler are made from its task; InvalidTask when they do not fit."""
 
 
+CarryResult = Callable[[Any], Any]
+"""Makes of what a handler returned what is kept; CodecError when it would be read as another."""
+
+
 def _task_itself(task: TaskInfo) -> tuple[Sequence[Any], Mapping[str, Any]]:
     return (task,), {}
 
@@ -46,6 +50,7 @@ class Handler:
     arguments: Arguments = _task_itself
     path: str = ""
     """Of a process handler: `module:name`, where a fresh process finds it."""
+    carry_result: CarryResult | None = None
 
 
 class Mux:
@@ -118,6 +123,7 @@ def make_handler(
     executor: Literal["process"] | None = None,
     middleware: Iterable[Middleware] = (),
     arguments: Arguments = _task_itself,
+    carry_result: CarryResult | None = None,
 ) -> Handler:
     """Check a function and say where it runs; ConfigError when it cannot be a handler."""
     _check_type(type)
@@ -127,11 +133,12 @@ def make_handler(
     around = check_middlewares(middleware)
     if executor is None:
         place: Place = "loop" if _is_async(function) else "thread"
-        return Handler(type, function, place, around, arguments)
+        return Handler(type, function, place, around, arguments, carry_result=carry_result)
     if executor != "process":
         msg = f"executor: {shorten(executor)} is neither None nor 'process'"
         raise ConfigError(msg)
-    return Handler(type, function, "process", around, arguments, _import_path(type, function))
+    path = _import_path(type, function)
+    return Handler(type, function, "process", around, arguments, path, carry_result)
 
 
 def check_mux(mux: object) -> Mux:

@@ -2,8 +2,11 @@
 
 The payload is a map of parameter name to value. `*args` is a list under its own name; what goes to
 `**kwargs` stands beside the rest. Defaults are not in it, so that those of the server's version of
-the function count. Values are checked against the annotations, by msgspec, where they are used: on
-the server. An annotation that has a type of pydantic in it is left to pydantic.
+the function count. The server checks values against the annotations, by msgspec, or by pydantic
+where an annotation has one of its types in it.
+
+A value arrives as it was given, its type included, or `bind` refuses it: a value that could change
+on its way is encoded and decoded here, and compared.
 """
 
 from __future__ import annotations
@@ -14,18 +17,21 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from inspect import Parameter
 from types import SimpleNamespace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NotRequired, Required, Unpack
 
 import msgspec
 
 from qsync import codec
-from qsync.convert import MISFITS, Convert, as_it_is, converter, nodes
+from qsync.convert import MISFITS, Convert, converter, misfit, nodes
 from qsync.errors import ConfigError, InvalidTask, QsyncError
 from qsync.keys import shorten
-from qsync.task import Result, TaskInfo
+from qsync.passage import Passage
+from qsync.task import Arguments, Result, TaskInfo
 
 _POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-_AS_THEY_ARE: Final = frozenset({int, str, bytes, bool, float, type(None)})
+
+_NOT_GIVEN: Final = object()
+"""Default of a key of `**kwargs: Unpack[...]` that need not be given."""
 
 _decode_map = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -37,6 +43,7 @@ class _Slot(NamedTuple):
     kind: Any
     default: Any
     convert: Convert
+    passage: Passage
 
 
 class Signature:
@@ -57,12 +64,16 @@ class Signature:
         resolve = _Resolver(name, inspect.unwrap(function))
         parameters = list(whole.parameters.values())
         hints = [resolve(f"parameter {p.name!r}", p.annotation) for p in parameters]
+        whole, parameters, hints = _unpacked(name, whole, parameters, hints)
         self.takes_info = _takes_info(name, parameters, hints)
         self._names = frozenset(whole.parameters)
         if self.takes_info:
             del parameters[0], hints[0]
         self._accepts = whole.replace(parameters=parameters)
         self._slots = [_slot(name, p, hint) for p, hint in zip(parameters, hints, strict=True)]
+        self._by_name = {
+            slot.name: slot for slot in self._slots if slot.kind is not Parameter.VAR_KEYWORD
+        }
         self._returns = resolve("the return type", whole.return_annotation)
 
     def result_of(self, record: Result) -> Any:
@@ -73,17 +84,26 @@ class Signature:
         if not record.is_value:
             return record.value
         try:
-            return self._result(record.value)
+            return self._result[0](record.value)
         except MISFITS as error:
-            text = f"task {self._name!r} is done, but its result is not what it should be: {error}"
-            raise QsyncError(text) from error
+            why = misfit(error)
+        text = f"task {self._name!r} is done, but its result is not what it should be: {why}"
+        raise QsyncError(text)
+
+    def carried_result(self, value: Any) -> Any:
+        """What the function returned as `result_of` gives it back; CodecError when it would not."""
+        passage = self._result[1]
+        if type(value) in passage.leaves or type(value) is bytes:
+            return value
+        return passage.carry(value, tagged=True)
 
     @cached_property
-    def _result(self) -> Convert:
+    def _result(self) -> tuple[Convert, Passage]:
         try:
-            return converter(self._returns)
+            convert = converter(self._returns)
         except ConfigError:
-            return as_it_is
+            convert, self._returns = converter(Any), Any
+        return convert, Passage(self._returns, convert)
 
     @property
     def required(self) -> list[str]:
@@ -97,10 +117,11 @@ class Signature:
 
     def bind(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], *, sort: bool = False
-    ) -> dict[str, Any]:
-        """The arguments as a payload, plain data; InvalidTask names the one that does not go.
+    ) -> Arguments:
+        """The arguments as a payload of builtin types; InvalidTask names one that does not go.
 
-        `sort`: sets and dicts in one order, so that equal arguments give equal payloads.
+        `sort`: sets and dicts in one order, so that equal arguments give equal payloads, and the
+        payload knows which of them count for a unique lock: those that differ from the defaults.
         """
         try:
             bound = self._accepts.bind(*args, **kwargs).arguments
@@ -115,13 +136,33 @@ class Signature:
         for slot in self._slots:
             if slot.kind is Parameter.VAR_POSITIONAL and slot.name in bound:
                 bound[slot.name] = list(bound[slot.name])
-        return {name: self._plain(name, value, sort) for name, value in bound.items()}
+        if sort:
+            return self._with_identity(bound)
+        return Arguments({name: self._carry(name, value) for name, value in bound.items()})
+
+    def _with_identity(self, bound: Mapping[str, Any]) -> Arguments:
+        """The payload, with what tells it from the payloads of other tasks."""
+        payload = Arguments({name: self._carry(name, bound[name], sort=True) for name in bound})
+        payload.identity = {
+            name: value for name, value in payload.items() if not self._is_default(name, value)
+        }
+        return payload
+
+    def _is_default(self, name: str, carried: Any) -> bool:
+        slot = self._by_name.get(name)
+        if slot is None or slot.default is Parameter.empty or slot.default is _NOT_GIVEN:
+            return False
+        try:
+            default = self._carry(name, slot.default, sort=True)
+        except InvalidTask:  # one that only the function itself can have
+            return False
+        return codec.encode(default) == codec.encode(carried)
 
     def arguments(self, info: TaskInfo) -> tuple[list[Any], dict[str, Any]]:
         """The arguments for a call; InvalidTask, which names the parameter, on a mismatch."""
         try:
             given = _decode_map(info.payload) if info.payload else {}
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        except MISFITS as error:
             text = f"the payload of task {self._name!r} is not a map of its arguments: {error}"
             raise InvalidTask(text) from error
         args: list[Any] = [info] if self.takes_info else []
@@ -146,23 +187,29 @@ class Signature:
             elif kind is not Parameter.KEYWORD_ONLY:
                 args.append(slot.default)
         if given:
-            raise InvalidTask(f"task {self._name!r}: no parameter {shorten(next(iter(given)))}")
+            known = ", ".join(self._by_name) or "none"
+            text = f"no parameter for {len(given)} of the payload's arguments; there are: {known}"
+            raise InvalidTask(f"task {self._name!r}: {text}")
         return args, kwargs
 
-    def _plain(self, name: str, value: Any, sort: bool) -> Any:
-        if type(value) in _AS_THEY_ARE:
+    def _carry(self, name: str, value: Any, *, sort: bool = False) -> Any:
+        passage = (self._by_name.get(name) or self._slots[-1]).passage
+        if type(value) in passage.leaves:
             return value
         try:
-            return codec.plain(value, sort=sort)
+            return passage.carry(value, sort=sort)
         except codec.CodecError as error:
-            raise InvalidTask(f"task {self._name!r}: argument {name!r}: {error}") from error
+            text = f"task {self._name!r}: argument {name!r}: {error}"
+        raise InvalidTask(text)
 
     def _convert(self, slot: _Slot, name: str, data: msgspec.Raw) -> Any:
         try:
             return slot.convert(data)
         except MISFITS as error:
-            text = f"task {self._name!r}: argument {shorten(name)}: {error}"
-            raise InvalidTask(text) from error
+            why = misfit(error)
+        # Not while the other is handled, whose text may quote the payload.
+        where = f"argument {name!r}" if name == slot.name else f"an argument of **{slot.name}"
+        raise InvalidTask(f"task {self._name!r}: {where}: {why}")
 
 
 class _Resolver:
@@ -202,10 +249,31 @@ def _takes_info(name: str, parameters: Sequence[Parameter], hints: Sequence[Any]
     return first
 
 
+def _unpacked(
+    name: str, whole: inspect.Signature, parameters: list[Parameter], hints: list[Any]
+) -> tuple[inspect.Signature, list[Parameter], list[Any]]:
+    """`**kwargs: Unpack[SomeTypedDict]` as the keyword-only parameters that it stands for."""
+    if not parameters or typing.get_origin(hints[-1]) is not Unpack:
+        return whole, parameters, hints
+    [fields] = typing.get_args(hints[-1])
+    resolved = typing.get_type_hints(fields, include_extras=True)
+    parameters, hints = parameters[:-1], hints[:-1]
+    for field, hint in resolved.items():
+        while typing.get_origin(hint) in (Required, NotRequired):
+            [hint] = typing.get_args(hint)
+        if field in {one.name for one in parameters}:
+            raise ConfigError(f"task {name!r}: {field!r} is a parameter and a key of **kwargs")
+        default = Parameter.empty if field in fields.__required_keys__ else _NOT_GIVEN
+        parameters.append(Parameter(field, Parameter.KEYWORD_ONLY, default=default))
+        hints.append(hint)
+    return whole.replace(parameters=parameters), parameters, hints
+
+
 def _slot(name: str, parameter: Parameter, hint: Any) -> _Slot:
-    several = parameter.kind is Parameter.VAR_POSITIONAL
+    annotation = list[hint] if parameter.kind is Parameter.VAR_POSITIONAL else hint
     try:
-        convert = converter(list[hint] if several else hint)
+        convert = converter(annotation)
     except ConfigError as error:
         raise ConfigError(f"task {name!r}: parameter {parameter.name!r}: {error}") from error
-    return _Slot(parameter.name, parameter.kind, parameter.default, convert)
+    passage = Passage(annotation, convert)
+    return _Slot(parameter.name, parameter.kind, parameter.default, convert, passage)

@@ -18,7 +18,7 @@ import msgspec
 
 from qsync import codec
 from qsync.backoff import LONGEST_LIST, Delays, ExponentialBackoff
-from qsync.convert import MISFITS, converter_of
+from qsync.convert import MISFITS, converter_of, misfit
 from qsync.errors import ConfigError, InvalidTask
 from qsync.keys import check_id, check_name, shorten
 from qsync.state import TaskState
@@ -76,6 +76,13 @@ def moment(us: int) -> datetime:
 
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Arguments(dict[str, Any]):
+    """A payload made of the arguments of a function."""
+
+    identity: dict[str, Any] | None = None
+    """What counts for a unique lock: the arguments that differ from their defaults; None: all."""
 
 
 class _TaskHead(msgspec.Struct, frozen=True, gc=False):
@@ -406,7 +413,7 @@ def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:
     """The payload as it is stored; InvalidTask when it does not fit."""
     payload = task.payload
     if type(payload) is not bytes:
-        payload = bytes(payload) if isinstance(payload, _BYTES) else _encode_payload(payload)
+        payload = bytes(payload) if isinstance(payload, _BYTES) else _encode(payload, task.type)
     if len(payload) > limit:
         msg = f"payload: {len(payload)} bytes are over the limit of {limit}"
         raise InvalidTask(msg)
@@ -444,13 +451,14 @@ def sealed_plain(task: Task, payload: bytes, nonce: bytes, queue: str) -> Outgoi
     return Outgoing(task.id or new_id(), queue, codec.seal(tail), "", "", "", 0, None)
 
 
-def _encode_payload(value: object) -> bytes:
+def _encode(value: object, task_type: str) -> bytes:
     try:
-        codec.check_depth(value)
-        return codec.encode(value)
+        if isinstance(value, Arguments):
+            return codec.encode_arguments(value)
+        return codec.encode_value(value)
     except codec.CodecError as error:
-        msg = f"payload: {error}"
-        raise InvalidTask(msg) from error
+        text = f"task {task_type!r}: payload: {error}"
+    raise InvalidTask(text)
 
 
 def _due(task: Task) -> str:
@@ -468,6 +476,8 @@ def _lock(task: Task, payload: bytes) -> str:
     if task.unique_key is not None:
         digest.update(b"key\0" + task.unique_key.encode())
     else:
+        if isinstance(task.payload, Arguments) and task.payload.identity is not None:
+            payload = codec.encode(task.payload.identity)
         digest.update(b"task\0" + task.type.encode() + b"\0" + payload)
     return digest.hexdigest()
 
@@ -529,9 +539,11 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             return self.payload
         try:
             return converter_of(type)(self.payload)
-        except (ConfigError, *MISFITS) as error:
-            msg = f"payload: {error}"
-            raise InvalidTask(msg) from error
+        except ConfigError as error:
+            text = f"payload: {error}"
+        except MISFITS as error:
+            text = f"payload: {misfit(error)}"
+        raise InvalidTask(text)
 
 
 class TaskStatus(TaskInfo, frozen=True, kw_only=True, gc=False):

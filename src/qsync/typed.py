@@ -96,6 +96,7 @@ class TaskFunction(Generic[P, R, Q, V]):
             executor=executor,
             middleware=middleware,
             arguments=self._signature.arguments,
+            carry_result=self._signature.carried_result,
         )
         """What a server runs."""
         if executor == "process":

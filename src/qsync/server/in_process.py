@@ -109,8 +109,10 @@ def run_in_child(path: str, info: bytes) -> bytes:
 def _call(path: str, task: TaskInfo) -> Reply:
     target = _find(path)
     handler = getattr(target, "handler", None)
+    carry = None
     if isinstance(handler, Handler):
         function: Callable[..., Any] = handler.function
+        carry = handler.carry_result
         try:
             args, kwargs = handler.arguments(task)
         except InvalidTask as error:
@@ -126,8 +128,9 @@ def _call(path: str, task: TaskInfo) -> Reply:
     finally:
         running.reset(token)
     try:
-        codec.check_depth(value)
-        return Value(codec.encode(value))
+        if carry is None:
+            return Value(codec.encode_value(value))
+        return Value(codec.encode_arguments({"": carry(value)})[2:])
     except codec.CodecError:
         return Unencodable(type(value).__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from qsync import codec
 from qsync.errors import InvalidTask
-from qsync.mux import Handler, Middleware, Mux
+from qsync.mux import CarryResult, Handler, Middleware, Mux
 from qsync.server.around import Around
 from qsync.server.config import Config
 from qsync.server.current import running
@@ -33,6 +33,8 @@ class Way:
     invoke: Invoke
     minds_timeout: bool
     """The timeout begins when the process is ready, which only its pool can know."""
+    carry_result: CarryResult | None = None
+    """Of a result that is kept; None: as it is, or the process of the handler has done it."""
     waits: int = 0
     """Its handler waited for something lately: so many more runs begin in a task of their own."""
 
@@ -60,7 +62,9 @@ class Invoker:
             invoke = self._core(handler)
             for middleware in reversed((*self._middleware, *handler.middleware)):
                 invoke = _wrap(middleware, invoke)
-            way = self._ways[type] = Way(invoke, handler.place == "process")
+            apart = handler.place == "process"
+            way = Way(invoke, apart, None if apart else handler.carry_result)
+            self._ways[type] = way
         return way
 
     async def aclose(self) -> None:
@@ -144,7 +148,7 @@ def _wrap(middleware: Middleware, inner: Invoke) -> Invoke:
     return invoke
 
 
-def encode_result(value: Any) -> bytes:
+def encode_result(value: Any, carry: CarryResult | None = None) -> bytes:
     """The result record for what a handler returned; one that says why when it cannot be kept."""
     if value is None:
         return NONE_RESULT
@@ -152,8 +156,10 @@ def encode_result(value: Any) -> bytes:
         record = Result(value, is_value=False)
     else:
         try:
-            codec.check_depth(value)
-            record = Result(codec.encode(value))
+            if carry is None:
+                record = Result(codec.encode_value(value))
+            else:
+                record = Result(codec.encode_arguments({"": carry(value)})[2:])
         except codec.CodecError as error:
             return codec.encode(Result(error=f"the result could not be kept: {error}"))
     if len(record.value) > PAYLOAD_LIMIT:

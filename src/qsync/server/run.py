@@ -258,7 +258,7 @@ class Runner:
                 leased.task = None
                 if value is not None and type(value) in outcome.NEVER_RUN:
                     raise outcome.never_run(value)
-                record: Any = self._done(leased, value)
+                record: Any = self._done(leased, value, way)
             else:
                 record = self._stopped(leased, asyncio.CancelledError())
         except BaseException as error:
@@ -322,11 +322,13 @@ class Runner:
 
     # Ends.
 
-    def _done(self, leased: Leased, value: Any) -> Any:
+    def _done(self, leased: Leased, value: Any, way: Way) -> Any:
         options = leased.message.options
         if options is None or options.retention_us is None:
             return Done(leased.id, leased.token)
-        return Done(leased.id, leased.token, options.retention_us, encode_result(value))
+        return Done(
+            leased.id, leased.token, options.retention_us, encode_result(value, way.carry_result)
+        )
 
     def _stopped(self, leased: Leased, error: BaseException) -> Any:
         """The record for a handler that raised; None when there is nothing to say."""

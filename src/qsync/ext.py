@@ -1,0 +1,238 @@
+"""Values that msgpack has no type for, as msgpack extensions. Pure.
+
+An extension of code CODE holds the msgpack array `[name, data]`; `FORMS` says which data each name
+has. It carries a value to where no annotation says what it was: a parameter without annotation,
+the payload of a `Task`, a result.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from types import NoneType
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+Ext = msgspec.msgpack.Ext
+
+CODE: Final = 1
+"""Code of the extension; the other codes are the application's own."""
+
+MAX_DEPTH: Final = 64
+
+LEAVES: Final = frozenset({int, str, bytes, bool, float, NoneType})
+"""Types that msgpack carries as they are."""
+
+_KEYS: Final = frozenset({int, str})
+
+_IP: Final = (
+    ipaddress.IPv4Address, ipaddress.IPv4Network, ipaddress.IPv4Interface,
+    ipaddress.IPv6Address, ipaddress.IPv6Network, ipaddress.IPv6Interface,
+)  # fmt: skip
+
+TEXTS: Final = (PurePath, *_IP)
+"""Types that an annotated parameter carries as text, besides those that msgspec knows."""
+
+
+def _days(value: timedelta) -> list[int]:
+    return [value.days, value.seconds, value.microseconds]
+
+
+FORMS: Final[dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]]] = {
+    # name: (type, value -> data, data -> value)
+    "decimal": (Decimal, str, Decimal),
+    "uuid": (UUID, str, UUID),
+    "datetime": (datetime, datetime.isoformat, datetime.fromisoformat),
+    "date": (date, date.isoformat, date.fromisoformat),
+    "time": (time, time.isoformat, time.fromisoformat),
+    "timedelta": (timedelta, _days, lambda data: timedelta(*data)),
+    "bytearray": (bytearray, bytes, bytearray),
+    "path": (type(Path()), str, Path),
+    "pureposixpath": (PurePosixPath, str, PurePosixPath),
+    "purewindowspath": (PureWindowsPath, str, PureWindowsPath),
+    **{one.__name__.lower(): (one, str, one) for one in _IP},
+}
+_CONTAINERS: Final = {"tuple": tuple, "set": set, "frozenset": frozenset, "dict": dict}
+_NAMES: Final = {cls: name for name, (cls, _, _) in FORMS.items()} | {
+    cls: name for name, cls in _CONTAINERS.items()
+}
+CARRIED: Final = frozenset({*LEAVES, *_NAMES, list, Ext})
+"""Types of which an instance arrives as it is where nothing is annotated."""
+
+
+class NotCarried(TypeError):
+    """A value that msgpack cannot carry; `place` says where in the whole it is."""
+
+    def __init__(self, why: str, place: str = "") -> None:
+        super().__init__(why)
+        self.why = why
+        self.place = place
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.why}" if self.place else self.why
+
+
+def is_plain(value: object) -> bool:
+    """Whether msgpack itself carries the value and all that is in it, types included.
+
+    NotCarried when lists and dicts are nested deeper than MAX_DEPTH.
+    """
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        types = {*map(type, level)} - LEAVES
+        if not types:
+            return True
+        if not types <= {list, dict}:
+            return False
+        deeper: list[Any] = []
+        for inner in level:
+            if type(inner) is list:
+                deeper += inner
+            elif type(inner) is dict:
+                if not {*map(type, inner)} <= _KEYS:
+                    return False
+                deeper += inner.values()
+        level = deeper
+    raise NotCarried(f"it is nested deeper than {MAX_DEPTH} levels")
+
+
+def tag(value: Any, *, sort: bool = False) -> Any:
+    """A copy of the value in which what msgpack has no type for is an extension.
+
+    Records (dataclasses, structs, models) become maps, enums their values: their classes are for
+    the reader to name. `sort` puts dicts in one order; sets always are.
+    """
+    return _tag(value, sort, 0)
+
+
+def _tag(value: Any, sort: bool, depth: int) -> Any:
+    cls = type(value)
+    if cls in LEAVES or cls is Ext:
+        return value
+    if depth > MAX_DEPTH:
+        raise NotCarried(f"it is nested deeper than {MAX_DEPTH} levels")
+    if cls is datetime and value.tzinfo is UTC:
+        return value  # msgpack's own timestamp
+    name = _NAMES.get(cls)
+    if name in FORMS:
+        return _ext(name, FORMS[name][1](value))
+    if cls is list:
+        return _items(value, sort, depth)
+    if cls is dict:
+        return _dict(value, sort, depth)
+    if cls is tuple:
+        return _ext("tuple", _items(value, sort, depth))
+    if cls is set or cls is frozenset:
+        return _ext(name, sorted(_items(value, sort, depth), key=encode))
+    return _tag(_record(value), sort, depth + 1)
+
+
+def _items(values: Any, sort: bool, depth: int) -> list[Any]:
+    items = []
+    for at, value in enumerate(values):
+        try:
+            items.append(_tag(value, sort, depth + 1))
+        except NotCarried as error:
+            raise NotCarried(error.why, f"[{at}]{error.place}") from None
+    return items
+
+
+def _dict(value: dict[Any, Any], sort: bool, depth: int) -> Any:
+    plain = {*map(type, value)} <= _KEYS
+    pairs = []
+    for key, inner in value.items():
+        try:
+            pairs.append(
+                (key if plain else _tag(key, sort, depth + 1), _tag(inner, sort, depth + 1))
+            )
+        except NotCarried as error:
+            place = f"[{key!r}]" if type(key) in _KEYS else "[...]"
+            raise NotCarried(error.why, place + error.place) from None
+    if sort:
+        pairs.sort(key=lambda pair: encode(pair[0]))
+    return dict(pairs) if plain else _ext("dict", pairs)
+
+
+def _record(value: Any) -> Any:
+    """What stands for an instance of a class: a map of its fields, or a builtin value."""
+    cls = type(value)
+    if hasattr(cls, "__pydantic_decorators__") and hasattr(value, "__pydantic_extra__"):
+        return model_fields(value)
+    if isinstance(value, msgspec.Struct):
+        return _struct(value)
+    if hasattr(cls, "__dataclass_fields__"):
+        return {name: getattr(value, name) for name in cls.__dataclass_fields__}
+    if hasattr(cls, "__attrs_attrs__"):
+        return {one.name: getattr(value, one.name) for one in cls.__attrs_attrs__}
+    if hasattr(cls, "__members__") and hasattr(value, "value"):  # an enum
+        return value.value
+    if isinstance(value, tuple) and hasattr(cls, "_fields"):
+        return list(value)
+    raise NotCarried(no_way(value))
+
+
+def _struct(value: msgspec.Struct) -> Any:
+    config = value.__struct_config__
+    fields = [
+        (field.encode_name, getattr(value, field.name)) for field in msgspec.structs.fields(value)
+    ]
+    tagged = [] if config.tag is None else [(config.tag_field, config.tag)]
+    if config.array_like:
+        return [inner for _, inner in [*tagged, *fields]]
+    return dict([*tagged, *((name, inner) for name, inner in fields if inner is not msgspec.UNSET)])
+
+
+def model_fields(model: Any) -> Any:
+    """All fields of a model of pydantic by name, those with `exclude=True` among them."""
+    if getattr(type(model), "__pydantic_root_model__", False):
+        return model.root
+    return {**model.__dict__, **(model.__pydantic_extra__ or {})}
+
+
+def no_way(value: object) -> str:
+    """Why the value is refused, and what to give instead."""
+    cls = type(value)
+    name = cls.__qualname__
+    for base in (bool, int, str, float, bytes, datetime, date, dict, list):
+        if issubclass(cls, base):
+            how = "value.isoformat()" if issubclass(base, date) else f"{base.__name__}(value)"
+            return (
+                f"{name} is a subclass of {base.__name__}, which alone can be carried; give {how}"
+            )
+    if hasattr(cls, "item") and hasattr(cls, "dtype"):
+        return f"a value of type {name} cannot be carried; give value.item() or value.tolist()"
+    return (
+        f"a value of type {name} cannot be carried; give builtin values, or a dataclass, and "
+        "annotate it"
+    )
+
+
+encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Callable[[bytes], Any]
+
+
+def _ext(name: str | None, data: Any) -> Any:
+    return Ext(CODE, encode([name, data]))
+
+
+def revive(code: int, data: memoryview) -> Any:
+    """The value that an extension holds; one of another code stays an Ext. ValueError."""
+    if code != CODE:
+        return Ext(code, bytes(data))
+    inner = _decode(bytes(data))
+    failed = f"msgpack extension {CODE} holds no value that this version knows"
+    try:
+        name, content = inner
+        make: Any = FORMS[name][2] if name in FORMS else _CONTAINERS[name]
+        return make(content)
+    except (TypeError, ValueError, ArithmeticError, LookupError):
+        pass  # its text may quote the value
+    raise ValueError(failed)
+
+
+_decode = msgspec.msgpack.Decoder(ext_hook=revive).decode

@@ -1,0 +1,89 @@
+"""Whether a value came through the store as it was sent, types included. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime, time
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from qsync.ext import model_fields
+
+
+def difference(sent: Any, got: Any) -> str | None:
+    """Where and how `got` differs from `sent`; None when it does not. It shows no value."""
+    cls = type(sent)
+    if cls is not type(got):
+        if cls in (int, bool) and type(got) is float and got == sent:
+            return None  # int for float: type checkers accept it, and the number is the same
+        return f": {cls.__qualname__} would arrive as {type(got).__qualname__}"
+    if cls is list or cls is tuple:
+        return _items(sent, got)
+    if cls is dict:
+        return _dicts(sent, got)
+    fields = _fields(sent)
+    if fields is not None:
+        return _records(fields, _fields(got) or {})
+    return None if _equal(sent, got) else f": {cls.__qualname__} would arrive with another value"
+
+
+def _equal(sent: Any, got: Any) -> bool:
+    if isinstance(sent, datetime | time):
+        bare = sent.replace(tzinfo=None) == got.replace(tzinfo=None)
+        aware = (sent.tzinfo is None) == (got.tzinfo is None)
+        return bool(bare and aware and sent.utcoffset() == got.utcoffset())
+    if isinstance(sent, Decimal):
+        return bool(sent.as_tuple() == got.as_tuple())
+    if isinstance(sent, set | frozenset):
+        return sent == got and {(type(one), one) for one in sent} == {
+            (type(one), one) for one in got
+        }
+    if isinstance(sent, float) and sent != sent:
+        return bool(got != got)
+    return bool(sent == got)
+
+
+def _items(sent: Any, got: Any) -> str | None:
+    if len(sent) != len(got):
+        return ": it would arrive with another length"
+    for at, (one, other) in enumerate(zip(sent, got, strict=True)):
+        if (found := difference(one, other)) is not None:
+            return f"[{at}]{found}"
+    return None
+
+
+def _dicts(sent: dict[Any, Any], got: dict[Any, Any]) -> str | None:
+    if len(sent) != len(got) or {(type(key), key) for key in sent} != {(type(k), k) for k in got}:
+        return ": it would arrive with other keys"
+    for key, value in sent.items():
+        if (found := difference(value, got[key])) is not None:
+            return f"[{key!r}]{found}" if type(key) in (int, str) else f"[...]{found}"
+    return None
+
+
+def _records(sent: dict[str, Any], got: dict[str, Any]) -> str | None:
+    for name, value in sent.items():
+        if name not in got:
+            return f".{name}: it would not arrive"
+        if (found := difference(value, got[name])) is not None:
+            return f".{name}{found}"
+    return None
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    """The fields of a record by name; None for what is none."""
+    cls = type(value)
+    if hasattr(cls, "__pydantic_decorators__") and hasattr(value, "__pydantic_extra__"):
+        inside = model_fields(value)
+        fields = inside if isinstance(inside, dict) else {"root": inside}
+        return {**fields, **(value.__pydantic_private__ or {})}
+    if isinstance(value, msgspec.Struct):
+        return {name: getattr(value, name) for name in cls.__struct_fields__}
+    if hasattr(cls, "__dataclass_fields__"):
+        return {name: getattr(value, name) for name in cls.__dataclass_fields__}
+    if hasattr(cls, "__attrs_attrs__"):
+        return {one.name: getattr(value, one.name) for one in cls.__attrs_attrs__}
+    if issubclass(cls, tuple) and hasattr(cls, "_fields"):
+        return dict(zip(cls._fields, value, strict=True))
+    return None

@@ -1,0 +1,567 @@
+"""Values arrive as they were given, types included, or are refused where they are given."""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple, TypedDict, Unpack
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import msgspec
+import pydantic
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markupsafe import Markup
+
+from qsync import codec
+from qsync.errors import ConfigError, InvalidTask, QsyncError
+from qsync.fidelity import difference
+from qsync.server.invoke import encode_result
+from qsync.signature import Signature
+from qsync.task import Result, Task, TaskInfo, decode_message, outgoing
+from qsync.waiting import value_of
+
+
+def seen(payload: object) -> TaskInfo:
+    """The task as a server sees it, by way of what lies in the store."""
+    sent = outgoing(Task("t", payload), b"nonce123").message
+    message = decode_message(b"\x98\x01\xcf" + bytes(8) + sent)
+    return TaskInfo(
+        id="1", type="t", payload=message.payload, queue="default", retry=3, attempt=1, crashes=0,
+        enqueued_at_us=0, is_value=message.is_value,
+    )  # fmt: skip
+
+
+def function_of(annotation: Any = Any) -> Signature:
+    """A task that takes and returns a value of the annotated type."""
+
+    def function(it):  # type: ignore[no-untyped-def]  # annotated below
+        return it
+
+    if annotation is not None:
+        function.__annotations__ = {"it": annotation, "return": annotation}
+    return Signature("t", function)
+
+
+def through(value: Any, annotation: Any = Any) -> Any:
+    """The argument that a handler gets."""
+    signature = function_of(annotation)
+    [got], _ = signature.arguments(seen(signature.bind([value], {})))
+    return got
+
+
+def returned(value: Any, annotation: Any = Any) -> Any:
+    """The result that a handle gives."""
+    signature = function_of(annotation)
+    record = codec.decode(encode_result(value, signature.carried_result), Result)
+    assert record.error is None, record.error
+    return signature.result_of(record)
+
+
+def check_same(sent: Any, got: Any) -> None:
+    assert type(got) is type(sent)
+    assert difference(sent, got) is None
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+class Word(enum.StrEnum):
+    A = "a"
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
+
+
+@dataclass
+class Invoice:
+    amount: Decimal
+    at: datetime
+    extra: Any = None
+    ids: tuple[UUID, ...] = ()
+
+
+class Secret(pydantic.BaseModel):
+    shown: int
+    hidden: str = pydantic.Field(default="none", exclude=True)
+    at: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+    extra: Any = None
+    named: int = pydantic.Field(default=0, alias="theName")
+
+
+class Struct(msgspec.Struct, rename="camel", tag=True):
+    first_name: str
+    at: datetime
+    extra: Any = None
+
+
+class Options(TypedDict, total=False):
+    colour: Colour
+    amount: Decimal
+
+
+offsets = st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+zones = st.sampled_from(
+    [UTC, None, ZoneInfo("Europe/Moscow"), ZoneInfo("UTC"), ZoneInfo("America/New_York")]
+)
+datetimes = st.datetimes(timezones=st.one_of(offsets, zones)) | st.datetimes()
+NAIVE = datetime(2026, 1, 1)  # noqa: DTZ001 - the point
+leaves: dict[Any, st.SearchStrategy[Any]] = {
+    int: st.integers(-(2**63), 2**64 - 1),
+    float: st.floats(),
+    str: st.text(),
+    bytes: st.binary(),
+    bool: st.booleans(),
+    datetime: datetimes,
+    date: st.dates(),
+    time: st.times() | st.times(timezones=offsets),
+    timedelta: st.timedeltas(),
+    Decimal: st.decimals(),
+    UUID: st.uuids(),
+    bytearray: st.binary().map(bytearray),
+    Path: st.from_regex(r"[a-z/]{1,9}", fullmatch=True).map(Path),
+    PurePosixPath: st.from_regex(r"[a-z/]{1,9}", fullmatch=True).map(PurePosixPath),
+    PureWindowsPath: st.from_regex(r"[a-z/]{1,9}", fullmatch=True).map(PureWindowsPath),
+    ipaddress.IPv4Address: st.ip_addresses(v=4),
+    ipaddress.IPv6Address: st.ip_addresses(v=6),
+    ipaddress.IPv4Network: st.ip_addresses(v=4).map(ipaddress.IPv4Network),
+    ipaddress.IPv6Interface: st.ip_addresses(v=6).map(ipaddress.IPv6Interface),
+    type(None): st.none(),
+}
+hashable = st.one_of(*(one for cls, one in leaves.items() if cls is not bytearray))
+anything = st.recursive(
+    st.one_of(*leaves.values()),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.lists(inner, max_size=4).map(tuple),
+        st.dictionaries(hashable, inner, max_size=4),
+        st.sets(hashable, max_size=4),
+        st.frozensets(hashable, max_size=4),
+    ),
+    max_leaves=8,
+)
+everything = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+
+
+@everything
+@given(value=anything)
+def test_value_without_annotation_arrives_as_sent(value: Any) -> None:
+    """Arguments, results and payloads: equal, and of the same types at each level."""
+    check_same(value, through(value))
+    check_same(value, through(value, None))
+    check_same({"a": value}, through({"a": value}, dict[str, Any]))
+    check_same(value, returned(value))
+    if not isinstance(value, bytes | bytearray):
+        check_same(value, seen(value).value())
+        check_same(value, value_of(codec.decode(encode_result(value), Result)))
+
+
+@everything
+@given(data=st.data(), cls=st.sampled_from([*leaves]))
+def test_annotated_value_arrives_as_sent(data: st.DataObject, cls: Any) -> None:
+    value = data.draw(leaves[cls])
+    if isinstance(value, time) and value.tzinfo is not None and value.utcoffset() is None:
+        return
+    check_same(value, through(value, cls))
+    check_same([value], through([value], list[cls]))
+    check_same((value, value), through((value, value), tuple[cls, cls]))
+    check_same({"a": value}, through({"a": value}, dict[str, cls | None]))
+    if cls is not bytearray:
+        check_same({value}, through({value}, set[cls]))
+    check_same(value, returned(value, cls))
+    check_same([value], returned([value], list[cls]))
+
+
+@everything
+@given(amount=st.decimals(), at=datetimes, extra=anything, ids=st.lists(st.uuids(), max_size=3))
+def test_record_arrives_as_sent(amount: Decimal, at: datetime, extra: Any, ids: list[UUID]) -> None:
+    for value in (
+        Invoice(amount, at, extra, tuple(ids)),
+        Secret(shown=1, hidden="kept", at=at, extra=extra, theName=5),
+        Struct("a", at, extra),
+    ):
+        check_same(value, through(value, type(value)))
+        check_same([value], through([value], list[type(value)]))  # type: ignore[misc]  # at run time
+        check_same(value, returned(value, type(value)))
+
+
+def test_plain_dates_travel_as_text_that_other_languages_read() -> None:
+    at = datetime(2026, 11, 28, 1, 0, tzinfo=timezone(timedelta(hours=3)))
+    signature = function_of(datetime)
+    payload = seen(signature.bind([at], {})).payload
+    assert codec.decode(payload) == {"it": "2026-11-28T01:00:00+03:00"}
+
+
+def test_extension_has_the_documented_form() -> None:
+    raw = msgspec.msgpack.decode(seen({"amount": Decimal("1.10")}).payload)
+    assert raw["amount"].code == 1
+    assert msgspec.msgpack.decode(raw["amount"].data) == ["decimal", "1.10"]
+
+
+class Shouting(str):
+    __slots__ = ()
+
+
+class Stamp(datetime):
+    pass
+
+
+class Big(int):
+    pass
+
+
+class Scalar:
+    """Has what scalars of numpy have."""
+
+    dtype = "int64"
+
+    def item(self) -> int:
+        return 1
+
+
+class Dog(Secret):
+    tail: int = 1
+
+
+@dataclass
+class Animal:
+    name: str
+
+
+@dataclass
+class Cat(Animal):
+    lives: int = 9
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "says"),
+    [
+        (Any, Colour.RED, "Colour would arrive as str; annotate it"),
+        (Any, Level.HIGH, "Level would arrive as int"),
+        (Any, Word.A, "Word would arrive as str"),
+        (Any, Point(1, 2), "Point would arrive as list"),
+        (Any, Animal("a"), "Animal would arrive as dict; annotate it"),
+        (Any, Secret(shown=1), "Secret would arrive as dict"),
+        (Any, [Struct("a", NAIVE)], "[0]: Struct would arrive as dict"),
+        (dict[str, Any], {"a": Colour.RED}, "Colour would arrive as str"),
+        (list[Any], [Animal("a")], "Animal would arrive as dict"),
+        (str, UUID(int=1), "UUID"),
+        (str, Decimal(1), "Decimal"),
+        (str, NAIVE, "datetime"),
+        (str, Word.A, "Word would arrive as str"),
+        (int, Level.HIGH, "Level would arrive as int"),
+        (int, True, "bool does not fit the annotation: Expected `int`, got `bool`"),
+        (int, "1", "str does not fit the annotation: Expected `int`, got `str`"),
+        (float, Decimal("1.5"), "Decimal does not fit"),
+        (date, NAIVE, "datetime"),
+        (datetime, date(2026, 1, 1), "date"),
+        (list[int], (1, 2), "tuple would arrive as list"),
+        (tuple[int, ...], [1, 2], "list would arrive as tuple"),
+        (set[int], frozenset({1}), "frozenset would arrive as set"),
+        (list[float], [Decimal(1)], "does not fit the annotation"),
+        (Animal, Cat("a"), "Cat would arrive as Animal"),
+        (list[Animal], [Animal("a"), Cat("a")], "[1]: Cat would arrive as Animal"),
+        (Secret, Dog(shown=1), "Dog would arrive as Secret"),
+        (Animal, {"name": "a"}, "dict would arrive as Animal"),
+        (str, Markup("a"), "give str(value)"),
+        (str, Shouting("a"), "give str(value)"),
+        (int, Big(1), "give int(value)"),
+        (datetime, Stamp(2026, 1, 1), "give value.isoformat()"),
+        (int, Scalar(), "give value.item()"),
+        (Any, Scalar(), "give value.item()"),
+        (Any, [{"a": Shouting("x")}], "[0]['a']: Shouting is a subclass of str"),
+        (Any, object(), "a value of type object cannot be carried"),
+        (time, time(1, tzinfo=ZoneInfo("Europe/Moscow")), "time would arrive with another value"),
+    ],
+)
+def test_value_that_would_change_is_refused_where_it_is_given(
+    annotation: Any, value: Any, says: str
+) -> None:
+    """The error names task and parameter, and says what would become of the value."""
+    with pytest.raises(InvalidTask) as caught:
+        function_of(annotation).bind([value], {})
+    assert str(caught.value).startswith("task 't': argument 'it': ")
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"n": 2**64}, "['n']: an integer of 65 bits does not fit into 64; give it as text"),
+        ([1, -(2**63) - 1], "[1]: an integer of 64 bits does not fit into 64"),
+        ({"a": ["x\ud800"]}, "['a'][0]: a text with lone surrogates is no Unicode"),
+        ({"a": Shouting("x")}, "['a']: Shouting is a subclass of str"),
+        ({"a": Scalar()}, "['a']: a value of type Scalar cannot be carried; give value.item()"),
+    ],
+)
+def test_payload_that_cannot_be_carried_says_where_and_what_to_do(value: Any, says: str) -> None:
+    with pytest.raises(InvalidTask) as caught:
+        outgoing(Task("t", value), b"nonce123")
+    assert str(caught.value).startswith(f"task 't': payload: {says}")
+
+
+def test_number_that_does_not_fit_names_the_parameter() -> None:
+    signature = function_of(int)
+    with pytest.raises(InvalidTask, match=r"task 't': payload: \['it'\]: an integer of 71 bits"):
+        outgoing(Task("t", signature.bind([2**70], {})), b"nonce123")
+
+
+def test_int_for_float_stays_an_int() -> None:
+    assert type(through(2**53 + 1, float)) is int
+    assert type(through([1, 2.5], list[float])[0]) is int
+
+
+@pytest.mark.parametrize(
+    ("annotation", "values"),
+    [
+        (str | UUID, ["a", UUID(int=1)]),
+        (
+            date | datetime,
+            [date(2026, 1, 1), NAIVE, datetime(2026, 1, 1, tzinfo=UTC)],
+        ),
+        (list[str | Decimal | None], [["a", Decimal("1.10"), None]]),
+        (dict[str, date | datetime | str], [{"a": "x", "b": date(2026, 1, 1)}]),
+        (UUID | Decimal | int, [UUID(int=1), Decimal("1.0"), 1]),
+    ],
+)
+def test_union_of_types_that_look_alike_is_told_apart(annotation: Any, values: list[Any]) -> None:
+    for value in values:
+        check_same(value, through(value, annotation))
+        check_same(value, returned(value, annotation))
+    with pytest.raises(InvalidTask):
+        function_of(annotation).bind([b"no member"], {})
+
+
+def unions(a: Animal | Invoice) -> None: ...
+def markup(a: Markup) -> None: ...
+def stamp(a: list[Stamp]) -> None: ...
+def other(a: Scalar) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (unions, "use msgspec.Struct with tag=True, or models of pydantic with a discriminator"),
+        (markup, "annotate str, and make the Markup in the task"),
+        (stamp, "annotate datetime, and make the Stamp in the task"),
+        (other, "use builtin types, a dataclass, msgspec.Struct, TypedDict or model of pydantic"),
+    ],
+)
+def test_annotation_that_is_refused_says_what_to_use(
+    function: Callable[..., Any], says: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Signature("t", function)
+    assert "parameter 'a'" in str(caught.value)
+    assert says in str(caught.value)
+
+
+class Wanted(TypedDict):
+    colour: Colour
+    amount: Decimal
+
+
+def unpacked(a: int, **more: Unpack[Wanted]) -> Any:
+    return a, more
+
+
+def unpacked_partly(a: int, **more: Unpack[Options]) -> Any:
+    return a, more
+
+
+def test_unpacked_typed_dict_is_carried_and_checked() -> None:
+    signature = Signature("t", unpacked)
+    given = signature.bind([1], {"colour": Colour.RED, "amount": Decimal("1.10")})
+    args, kwargs = signature.arguments(seen(given))
+    assert unpacked(*args, **kwargs) == (1, {"colour": Colour.RED, "amount": Decimal("1.10")})
+    with pytest.raises(InvalidTask, match="'amount'"):
+        signature.bind([1], {"colour": Colour.RED})
+    with pytest.raises(InvalidTask, match="'colour'"):
+        signature.bind([1], {"colour": "blue", "amount": Decimal(1)})
+    with pytest.raises(InvalidTask, match="'size'"):
+        signature.bind([1], {"colour": Colour.RED, "amount": Decimal(1), "size": 1})
+
+
+def test_keys_that_are_not_required_may_be_left_out() -> None:
+    signature = Signature("t", unpacked_partly)
+    args, kwargs = signature.arguments(seen(signature.bind([1], {"colour": Colour.RED})))
+    assert unpacked_partly(*args, **kwargs) == (1, {"colour": Colour.RED})
+    assert signature.required == ["a"]
+
+
+def test_result_that_would_change_is_refused_and_says_how_to_keep_it() -> None:
+    signature = function_of()
+    record = codec.decode(encode_result(Animal("a"), signature.carried_result), Result)
+    assert record.error is not None
+    assert "Animal would arrive as dict; annotate it with its type" in record.error
+
+
+class Importing(pydantic.BaseModel):
+    path: pydantic.ImportString[Any]
+
+
+@dataclass
+class Importer:
+    path: pydantic.ImportString  # type: ignore[type-arg]  # the point
+
+
+class Outer(pydantic.BaseModel):
+    inner: list[Importing] = []
+
+
+def imports(a: pydantic.ImportString[Any]) -> None: ...
+def imports_any(a: list[pydantic.ImportString]) -> None: ...  # type: ignore[type-arg]  # the point
+def imports_model(a: Importing) -> None: ...
+def imports_inside(a: dict[str, Outer]) -> None: ...
+def imports_dataclass(a: Importer) -> None: ...
+def imports_keyword(**a: Outer) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "function",
+    [imports, imports_any, imports_model, imports_inside, imports_dataclass, imports_keyword],
+)
+def test_type_that_imports_what_a_payload_names_is_refused(function: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match=r"parameter 'a': .*ImportString imports whatever"):
+        Signature("t", function)
+
+
+def test_payload_is_not_read_as_a_type_that_imports() -> None:
+    with pytest.raises(InvalidTask, match="ImportString"):
+        seen({"path": "os.system"}).value(Importing)
+
+
+class Closed(msgspec.Struct, forbid_unknown_fields=True, tag="closed"):
+    a: int
+
+
+class Tagged(pydantic.BaseModel):
+    kind: Colour
+    colours: dict[str, Colour] = {}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "payload"),
+    [
+        (Colour, "hunter2"),
+        (list[Colour], ["hunter2"]),
+        (Closed, {"type": "hunter2", "a": 1}),
+        (Closed, {"type": "closed", "a": 1, "hunter2": 1}),
+        (ipaddress.IPv4Address, "hunter2"),
+        (dict[str, int], {"hunter2": "x"}),
+        (Tagged, {"kind": "hunter2"}),
+        (Tagged, {"kind": "red", "colours": {"hunter2": "hunter2"}}),
+        (str | UUID, {"hunter2": 1}),
+        (Decimal, msgspec.msgpack.Ext(1, codec.encode(["decimal", "hunter2"]))),
+        (Any, msgspec.msgpack.Ext(1, codec.encode(["hunter2", "hunter2"]))),
+    ],
+)
+def test_error_about_a_payload_does_not_show_its_values(annotation: Any, payload: Any) -> None:
+    """Neither do the errors that it was raised from, which a traceback would show."""
+    signature = function_of(annotation)
+    info = dataclass_info(codec.encode({"it": payload}))
+    calls: list[Callable[[], Any]] = [
+        lambda: signature.arguments(info),
+        lambda: info.value(dict[str, annotation]),
+        lambda: signature.arguments(dataclass_info(codec.encode({"hunter2": 1}))),
+        lambda: signature.result_of(Result(codec.encode(payload))),
+    ]
+    for call in calls:
+        with pytest.raises(QsyncError) as caught:
+            call()
+        error: BaseException | None = caught.value
+        while error is not None:
+            assert "hunter2" not in str(error)
+            error = error.__cause__ or error.__context__
+
+
+def dataclass_info(payload: bytes) -> TaskInfo:
+    return TaskInfo(
+        id="1", type="t", payload=payload, queue="default", retry=3, attempt=1, crashes=0,
+        enqueued_at_us=0, is_value=True,
+    )  # fmt: skip
+
+
+def nested(levels: int) -> bytes:
+    """A tuple in a tuple, and so on, by hand."""
+    data = codec.encode(1)
+    for _ in range(levels):
+        data = codec.encode(msgspec.msgpack.Ext(1, codec.encode(["tuple", [msgspec.Raw(data)]])))
+    return data
+
+
+def test_extensions_nested_without_end_are_an_error_like_any_other() -> None:
+    with pytest.raises(InvalidTask):
+        function_of().arguments(dataclass_info(b"\x81\xa2it" + nested(5000)))
+
+
+def locked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    payload = Signature("t", function).bind(args, kwargs, sort=True)
+    return outgoing(Task("t", payload, unique=True), b"nonce123").lock
+
+
+def test_default_that_is_spelt_out_is_the_same_task() -> None:
+    def sync(a: int, full: bool = False, *rest: int, colour: Colour = Colour.RED) -> None: ...
+
+    same = {
+        locked(sync, 7),
+        locked(sync, a=7),
+        locked(sync, 7, False),
+        locked(sync, 7, full=False, colour=Colour.RED),
+        locked(sync, colour=Colour.RED, a=7),
+    }
+    assert len(same) == 1
+    others = [locked(sync, 7, True), locked(sync, 8), locked(sync, 7, False, 1)]
+    assert len({*same, *others}) == 4
+    assert same == {outgoing(Task("t", {"a": 7}, unique=True), b"nonce123").lock}
+
+
+def test_value_equal_to_the_default_but_of_another_type_is_another_task() -> None:
+    def untyped(a=0):  # type: ignore[no-untyped-def]  # the point
+        ...
+
+    assert len({locked(untyped, 0), locked(untyped, False), locked(untyped, 0.0)}) == 3
+    assert locked(untyped) == locked(untyped, 0)
+
+
+def test_explicit_default_is_still_sent() -> None:
+    """The lock does without it; the task does not, since the server's default may be another."""
+
+    def sync(a: int, full: bool = False) -> None: ...
+
+    assert Signature("t", sync).bind([7], {"full": False}, sort=True) == {"a": 7, "full": False}
+
+
+def test_sets_and_dicts_give_one_lock_however_they_came() -> None:
+    names = [f"name {n}" for n in range(50)]
+    one = {"set": set(names), "ids": {UUID(int=n): n for n in range(9)}}
+    two = {"ids": {UUID(int=n): n for n in reversed(range(9))}, "set": {*reversed(names)}}
+
+    def function(it):  # type: ignore[no-untyped-def]  # nothing is annotated
+        ...
+
+    assert locked(function, one) == locked(function, two)
+
+
+def test_arguments_are_taken_when_they_are_given() -> None:
+    """What the caller does to a list afterwards does not change the task."""
+    for value, annotation in itertools.product([[[1], {"a": [2]}]], [Any, list[Any]]):
+        payload = function_of(annotation).bind([value], {})
+        value[0].append(9)
+        assert payload["it"][0] == [1]
+        value[0].pop()
