@@ -9,14 +9,15 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar, overload
 
-from qsync.broker import ops
+from qsync.broker import ops, views
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.ops import Enqueued
 from qsync.broker.shell import ONE_TRY_S, AsyncBroker, Broker, ends_in
 from qsync.broker.wire import nothing
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
+from qsync.finding import Search
 from qsync.handle import AsyncHandle, AsyncTracker, Handle, Tracker
 from qsync.keys import GlobalKeys, QueueKeys, check_id, check_name, queue_keys, shorten
 from qsync.registering import AsyncRegistrations, Registrations, Registry
@@ -38,7 +39,9 @@ from qsync.sending import (
     size_of,
 )  # fmt: skip
 from qsync.task import DEFAULT, PAYLOAD_LIMIT, Outgoing, Task
+from qsync.waiting import decoder_of, value_of
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 __all__ = ["AsyncClient", "AsyncHandle", "Client", "Handle"]
@@ -154,8 +157,8 @@ class Client(_AnyClient):
         self.close()
 
     def enqueue(
-        self, task: Task, *, queue: str | None = None, durability: Durability | None = None
-    ) -> Handle[Any]:
+        self, task: Task[R], *, queue: str | None = None, durability: Durability | None = None
+    ) -> Handle[R]:
         """The task is in the store, and will be run at least once; InvalidTask when it cannot be.
 
         `queue` takes the place of the task's own. Raises DuplicateTask, with the holder's id, when
@@ -187,8 +190,8 @@ class Client(_AnyClient):
         return self._handle(outgoing, outcome)
 
     def enqueue_many(
-        self, tasks: Iterable[Task], *, durability: Durability | None = None
-    ) -> list[Handle[Any]]:
+        self, tasks: Iterable[Task[R]], *, durability: Durability | None = None
+    ) -> list[Handle[R]]:
         """All tasks are in the store; one handle for each, in their order.
 
         Every task is checked before the first is sent: InvalidTask, and nothing was sent. A task
@@ -209,9 +212,54 @@ class Client(_AnyClient):
             raise
         return bulk.handles()
 
-    def handle(self, id: str, *, queue: str = DEFAULT) -> Handle[Any]:
-        """A handle of a task that somebody enqueued, made without a round trip."""
-        return Handle(self._tracker, check_id(id), check_name("queue", queue))
+    @overload
+    def handle(self, id: str, *, queue: str = DEFAULT) -> Handle[Any]: ...
+
+    @overload
+    def handle(self, id: str, *, queue: str = DEFAULT, type: type[T]) -> Handle[T]: ...
+
+    @overload
+    def handle(self, id: str, *, queue: str = DEFAULT, type: Any) -> Handle[Any]: ...
+
+    def handle(self, id: str, *, queue: str = DEFAULT, type: Any = None) -> Handle[Any]:
+        """Return a handle of a task that somebody enqueued to the queue, without a round trip.
+
+        `type` is that of its result, e.g. `type=Invoice`, and what `result()` returns then; without
+        it a dataclass or model comes as a dict. `find` is for a task of which the queue is unknown.
+        ConfigError when no result can have the type.
+        """
+        decode = value_of if type is None else decoder_of(type)
+        return Handle(self._tracker, check_id(id), check_name("queue", queue), _decode=decode)
+
+    @overload
+    def find(self, id: str) -> Handle[Any]: ...
+
+    @overload
+    def find(self, id: str, *, type: type[T]) -> Handle[T]: ...
+
+    @overload
+    def find(self, id: str, *, type: Any) -> Handle[Any]: ...
+
+    def find(self, id: str, *, type: Any = None) -> Handle[Any]:
+        """Look for a task through all queues of the prefix, and return a handle of it.
+
+        Of several tasks with this id, one that has not ended comes first. TaskNotFound, which says
+        where it looked, when there is none. It costs one round trip for each 100 queues, and one
+        for each queue of a cluster; the first 5,000 queues are looked through. `type` is as for
+        `handle`, which needs no round trip where the queue is known.
+        """
+        self._tracker.check_open()
+        names = self._broker.run(views.queues(self._global_keys))
+        search = Search(check_id(id), self._global_keys.prefix, names)
+        for calls in search.calls():
+            replies = self._broker.run_many(calls)
+            search.note(
+                [
+                    self._broker.run(call) if isinstance(reply, QsyncError) else reply
+                    for call, reply in zip(calls, replies, strict=True)
+                ]
+            )
+        return self.handle(id, queue=search.queue(), type=type)
 
     def close(self) -> None:
         """Close the connections. Whoever waits for a result, or uses the client, gets an error.
@@ -229,10 +277,14 @@ class Client(_AnyClient):
 
     def _handle(self, task: Outgoing, reply: Enqueued) -> Handle[Any]:
         if reply.outcome != "created":
-            return Handle(self._tracker, reply.id, task.queue, confirmed=reply.confirmed)
+            return Handle(
+                self._tracker, reply.id, task.queue,
+                confirmed=reply.confirmed, _decode=task.decode or value_of,
+            )  # fmt: skip
         return Handle(
             self._tracker, task.id, task.queue,
             created=True, confirmed=reply.confirmed, _retention_us=task.retention_us,
+            _decode=task.decode or value_of,
         )  # fmt: skip
 
     def _send_all(
@@ -313,8 +365,8 @@ class AsyncClient(_AnyClient):
         await self.aclose()
 
     async def enqueue(
-        self, task: Task, *, queue: str | None = None, durability: Durability | None = None
-    ) -> AsyncHandle[Any]:
+        self, task: Task[R], *, queue: str | None = None, durability: Durability | None = None
+    ) -> AsyncHandle[R]:
         """The task is in the store, and will be run at least once; InvalidTask when it cannot be.
 
         `queue` takes the place of the task's own. Raises DuplicateTask, with the holder's id, when
@@ -340,8 +392,8 @@ class AsyncClient(_AnyClient):
         return self._handle(outgoing, reply)
 
     async def enqueue_many(
-        self, tasks: Iterable[Task], *, durability: Durability | None = None
-    ) -> list[AsyncHandle[Any]]:
+        self, tasks: Iterable[Task[R]], *, durability: Durability | None = None
+    ) -> list[AsyncHandle[R]]:
         """All tasks are in the store; one handle for each, in their order.
 
         Every task is checked before the first is sent: InvalidTask, and nothing was sent. A task
@@ -363,9 +415,54 @@ class AsyncClient(_AnyClient):
                     raise error
         return bulk.handles()
 
-    def handle(self, id: str, *, queue: str = DEFAULT) -> AsyncHandle[Any]:
-        """A handle of a task that somebody enqueued, made without a round trip."""
-        return AsyncHandle(self._tracker, check_id(id), check_name("queue", queue))
+    @overload
+    def handle(self, id: str, *, queue: str = DEFAULT) -> AsyncHandle[Any]: ...
+
+    @overload
+    def handle(self, id: str, *, queue: str = DEFAULT, type: type[T]) -> AsyncHandle[T]: ...
+
+    @overload
+    def handle(self, id: str, *, queue: str = DEFAULT, type: Any) -> AsyncHandle[Any]: ...
+
+    def handle(self, id: str, *, queue: str = DEFAULT, type: Any = None) -> AsyncHandle[Any]:
+        """Return a handle of a task that somebody enqueued to the queue, without a round trip.
+
+        `type` is that of its result, e.g. `type=Invoice`, and what `result()` returns then; without
+        it a dataclass or model comes as a dict. `find` is for a task of which the queue is unknown.
+        ConfigError when no result can have the type.
+        """
+        decode = value_of if type is None else decoder_of(type)
+        return AsyncHandle(self._tracker, check_id(id), check_name("queue", queue), _decode=decode)
+
+    @overload
+    async def find(self, id: str) -> AsyncHandle[Any]: ...
+
+    @overload
+    async def find(self, id: str, *, type: type[T]) -> AsyncHandle[T]: ...
+
+    @overload
+    async def find(self, id: str, *, type: Any) -> AsyncHandle[Any]: ...
+
+    async def find(self, id: str, *, type: Any = None) -> AsyncHandle[Any]:
+        """Look for a task through all queues of the prefix, and return a handle of it.
+
+        Of several tasks with this id, one that has not ended comes first. TaskNotFound, which says
+        where it looked, when there is none. It costs one round trip for each 100 queues, and one
+        for each queue of a cluster; the first 5,000 queues are looked through. `type` is as for
+        `handle`, which needs no round trip where the queue is known.
+        """
+        self._tracker.check_open()
+        names = await self._broker.run(views.queues(self._global_keys))
+        search = Search(check_id(id), self._global_keys.prefix, names)
+        for calls in search.calls():
+            replies = await self._broker.run_many(calls)
+            search.note(
+                [
+                    await self._broker.run(call) if isinstance(reply, QsyncError) else reply
+                    for call, reply in zip(calls, replies, strict=True)
+                ]
+            )
+        return self.handle(id, queue=search.queue(), type=type)
 
     async def aclose(self) -> None:
         """Close the connections. Whoever waits for a result, or uses the client, gets an error.
@@ -390,10 +487,14 @@ class AsyncClient(_AnyClient):
 
     def _handle(self, task: Outgoing, reply: Enqueued) -> AsyncHandle[Any]:
         if reply.outcome != "created":
-            return AsyncHandle(self._tracker, reply.id, task.queue, confirmed=reply.confirmed)
+            return AsyncHandle(
+                self._tracker, reply.id, task.queue,
+                confirmed=reply.confirmed, _decode=task.decode or value_of,
+            )  # fmt: skip
         return AsyncHandle(
             self._tracker, task.id, task.queue,
             created=True, confirmed=reply.confirmed, _retention_us=task.retention_us,
+            _decode=task.decode or value_of,
         )  # fmt: skip
 
     def _outbox(self, queue: str, durability: Durability | None) -> Batcher[Outgoing, Enqueued]:

@@ -6,16 +6,17 @@ The two colours have the same names and docstrings, and change together.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum
 from functools import partial
-from typing import Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 import msgspec
 
-from qsync import codec
+from qsync import codec, serving
 from qsync.broker import ops, views
 from qsync.broker.call import Call
 from qsync.broker.shell import ONE_TRY_S, AsyncBroker, Broker, ends_in
@@ -23,6 +24,7 @@ from qsync.broker.views import Shown
 from qsync.errors import ConfigError, QsyncError, ResultTimeout, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys, server_of_token
 from qsync.sending import Batcher, UnderWay
+from qsync.serving import NEXT_LOOK, serves, unserved
 from qsync.task import Duration, Result, TaskStatus, to_us
 from qsync.waiting import (
     AsyncWatch,
@@ -35,6 +37,8 @@ from qsync.waiting import (
     value_of,
     without_retention,
 )
+
+log = logging.getLogger("qsync.client")
 
 K = TypeVar("K")
 R = TypeVar("R")
@@ -221,6 +225,8 @@ class _AnyTracker:
         self._global_keys = GlobalKeys(prefix)
         self._prefix = prefix
         self._closed = False
+        self._unserved: set[str] = set()
+        """Queues of which it was logged that nobody serves them."""
 
     def check_open(self) -> None:
         """Raise QsyncError when the client has been closed."""
@@ -230,6 +236,13 @@ class _AnyTracker:
 
     def _keys(self, queue: str) -> QueueKeys:
         return QueueKeys(self._prefix, queue)
+
+    def _note_servers(self, id: str, queue: str, records: Sequence[Any]) -> None:
+        """Warn when none of the live servers serves the queue; once for each queue."""
+        known = [record for record in records if not isinstance(record, QsyncError)]
+        if len(known) == len(records) and not any(serves(one, queue) for one in known):
+            self._unserved.add(queue)
+            log.warning("%s", unserved(id, queue, self._prefix))
 
     def _order(self, id: str, queue: str, token: str) -> Call[int]:
         """The order to stop a task, to the server that holds its lease.
@@ -248,6 +261,19 @@ class Tracker(_AnyTracker):
         super().__init__(prefix)
         self._broker = broker
         self._watches: dict[tuple[int, str], Watch] = {}
+        self._warned = False
+
+    def check_open(self) -> None:
+        """Raise QsyncError when the client has been closed; warn when it blocks an event loop."""
+        super().check_open()
+        if not self._warned and asyncio._get_running_loop() is not None:
+            self._warned = True
+            log.warning(
+                "a blocking Client of prefix %r is used in a thread whose event loop is running: "
+                "nothing else in that loop runs during a call; use an AsyncClient there "
+                "(app.async_client(), await task.enqueue()), or asyncio.to_thread",
+                self._prefix, stack_info=True,
+            )  # fmt: skip
 
     def show(
         self, id: str, queue: str, *, messages: bool = True, ends: float | None = None
@@ -261,6 +287,7 @@ class Tracker(_AnyTracker):
     def wait(self, id: str, queue: str, seconds: float | None, *, known: bool) -> Result | None:
         """The record of the result, or None when the task did not end in time."""
         deadline = Deadline(seconds)
+        looks = 0
 
         def look(*, messages: bool = False) -> Result | None:
             ends = ends_in(min(self._broker.patience or ONE_TRY_S, deadline.left() + GRACE))
@@ -277,11 +304,22 @@ class Tracker(_AnyTracker):
                         record = look()
                         if record is not None or not deadline.left():
                             break
+                        if seconds is None and looks % NEXT_LOOK == 0:
+                            self._warn_if_unserved(id, queue)
+                        looks += 1
         except StoreUnavailable:
             if deadline.left():
                 raise
             return None
         return record
+
+    def _warn_if_unserved(self, id: str, queue: str) -> None:
+        if queue in self._unserved:
+            return
+        with suppress(QsyncError):
+            _, servers = self._broker.run(serving.live(self._global_keys))
+            records = self._broker.run_many(serving.records(self._global_keys, servers))
+            self._note_servers(id, queue, records)
 
     def cancel(self, id: str, queue: str, retention_us: Retention) -> bool:
         """Cancel a task; whether it is cancelled, or its server was told."""
@@ -358,6 +396,7 @@ class AsyncTracker(_AnyTracker):
     ) -> Result | None:
         """The record of the result, or None when the task did not end in time."""
         deadline = Deadline(seconds)
+        looks = 0
 
         async def look(*, messages: bool = False) -> Result | None:
             return ended(id, queue, await self.show(id, queue, messages=messages))
@@ -374,7 +413,18 @@ class AsyncTracker(_AnyTracker):
                             record = await look()
                             if record is not None or not deadline.left():
                                 break
+                            if seconds is None and looks % NEXT_LOOK == 0:
+                                await self._warn_if_unserved(id, queue)
+                            looks += 1
         return record
+
+    async def _warn_if_unserved(self, id: str, queue: str) -> None:
+        if queue in self._unserved:
+            return
+        with suppress(QsyncError):
+            _, servers = await self._broker.run(serving.live(self._global_keys))
+            records = await self._broker.run_many(serving.records(self._global_keys, servers))
+            self._note_servers(id, queue, records)
 
     async def cancel(self, id: str, queue: str, retention_us: Retention) -> bool:
         """Cancel a task; whether it is cancelled, or its server was told."""

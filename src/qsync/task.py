@@ -10,9 +10,9 @@ import builtins
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 
 import msgspec
 
@@ -24,6 +24,13 @@ from qsync.keys import check_id, check_name, shorten
 from qsync.state import TaskState
 
 T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as _TypeVar  # which type checkers know without it
+
+    R_co = _TypeVar("R_co", covariant=True, default=Any)
+else:
+    R_co = TypeVar("R_co", covariant=True)
 
 CRITICAL: Final = "critical"
 DEFAULT: Final = "default"
@@ -81,6 +88,9 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 class Arguments(dict[str, Any]):
     """A payload made of the arguments of a function."""
 
+    decode: Callable[[Result], Any] | None = None
+    """What makes the function's result of its record."""
+
     identity: dict[str, Any] | None = None
     """What counts for a unique lock: the arguments that differ from their defaults; None: all."""
 
@@ -90,7 +100,7 @@ class _TaskHead(msgspec.Struct, frozen=True, gc=False):
     payload: Any = b""
 
 
-class Task(_TaskHead, frozen=True, kw_only=True, gc=False):
+class Task(_TaskHead, Generic[R_co], frozen=True, kw_only=True, gc=False):
     """What a user asks for: a type, a payload and options. Checked when it is made.
 
     `payload` is bytes, or any value that msgpack can carry. Durations are seconds or timedelta,
@@ -359,6 +369,7 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     lock: str
     window_us: int
     retention_us: int | None
+    decode: Callable[[Result], Any] | None = None
 
 
 _BYTES: Final = (bytes, bytearray, memoryview)
@@ -441,6 +452,7 @@ def sealed(task: Task, payload: bytes, nonce: bytes, *, queue: str | None = None
         lock=lock,
         window_us=options.window_us or 0,
         retention_us=options.retention_us,
+        decode=_decoder(task),
     )
 
 
@@ -448,7 +460,13 @@ def sealed_plain(task: Task, payload: bytes, nonce: bytes, queue: str) -> Outgoi
     """As `sealed`, for a task without options: nothing is wrong with it."""
     is_value = not isinstance(task.payload, _BYTES)
     tail = _Tail(nonce, task.type, payload, is_value, task.retry, None)
-    return Outgoing(task.id or new_id(), queue, codec.seal(tail), "", "", "", 0, None)
+    message = codec.seal(tail)
+    return Outgoing(task.id or new_id(), queue, message, "", "", "", 0, None, _decoder(task))
+
+
+def _decoder(task: Task) -> Callable[[Result], Any] | None:
+    payload = task.payload
+    return payload.decode if isinstance(payload, Arguments) else None
 
 
 def _encode(value: object, task_type: str) -> bytes:

@@ -122,7 +122,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         other._override(options)
         return other
 
-    def build(self, *args: P.args, **kwargs: P.kwargs) -> Task:
+    def build(self, *args: P.args, **kwargs: P.kwargs) -> Task[R]:
         """The Task for these arguments, as `client.enqueue_many` takes it.
 
         InvalidTask when the arguments do not fit the parameters, or msgpack cannot carry one.
@@ -131,6 +131,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         options = self._options
         sort = bool(options.get("unique")) and options.get("unique_key") is None
         payload = self._signature.bind(args, kwargs, sort=sort)
+        payload.decode = self._signature.result_of
         return Task(self.name, payload, **options)
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, AsyncHandle[R]]:
@@ -149,9 +150,8 @@ class TaskFunction(Generic[P, R, Q, V]):
             raise ConfigError(msg) from None
         return self._enqueue(self.build(*args, **kwargs))
 
-    async def _enqueue(self, task: Task) -> AsyncHandle[R]:
-        handle = await self._connections.here().enqueue(task)
-        return handle.with_decoder(self._signature.result_of)
+    async def _enqueue(self, task: Task[R]) -> AsyncHandle[R]:
+        return await self._connections.here().enqueue(task)
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """The task is in the queue. DuplicateTask when its id or its lock is taken.
@@ -168,8 +168,7 @@ class TaskFunction(Generic[P, R, Q, V]):
                 "thread; use await enqueue()"
             )
             raise ConfigError(msg)
-        handle = self._connections.shared().enqueue(self.build(*args, **kwargs))
-        return handle.with_decoder(self._signature.result_of)
+        return self._connections.shared().enqueue(self.build(*args, **kwargs))
 
     @property
     def required(self) -> list[str]:

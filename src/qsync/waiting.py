@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from qsync import codec
 from qsync.backoff import Backoff
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.broker.views import Shown, last_error, message_of, result_of
+from qsync.convert import MISFITS, converter_of, misfit
 from qsync.errors import InvalidTask, QsyncError, TaskCancelled, TaskFailed, TaskNotFound
 from qsync.state import TaskState
 from qsync.task import Message, Result
@@ -68,7 +69,10 @@ def _retention(message: Message) -> int | None:
 
 def not_found(id: str, queue: str) -> TaskNotFound:
     """The error for who asks after a task that is not in the queue."""
-    return TaskNotFound(f"task {id!r} is not in queue {queue!r} (any more)")
+    return TaskNotFound(
+        f"task {id!r} is not in queue {queue!r} (any more): it is done and was not kept "
+        "(retention=), was deleted, or is in another queue, which client.find(id) finds"
+    )
 
 
 def without_retention(id: str, queue: str) -> InvalidTask:
@@ -88,6 +92,25 @@ def value_of(record: Result) -> Any:
     except codec.CodecError as error:
         msg = f"the task is done, but its result cannot be read: {error}"
         raise QsyncError(msg) from error
+
+
+def decoder_of(type: Any) -> Callable[[Result], Any]:
+    """What makes results of this type of their records; ConfigError when no result can have it."""
+    convert = converter_of(type)
+
+    def decode(record: Result) -> Any:
+        if not record.is_value:
+            if type is bytes:
+                return record.value
+            why = "Expected a value, got `bytes`"
+        else:
+            try:
+                return convert(record.value)
+            except MISFITS as error:
+                why = misfit(error)
+        raise QsyncError(f"the task is done, but its result is not of the type asked for: {why}")
+
+    return decode
 
 
 class Deadline:

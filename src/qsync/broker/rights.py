@@ -13,7 +13,17 @@ from qsync.keys import DONE_CHANNEL, check_name
 
 Role = Literal["client", "server", "reader", "admin"]
 
-CLIENT: Final = ("enqueue", "register", "mark", "show", "cancel", "send")
+CLIENT: Final = (
+    "enqueue",
+    "register",
+    "mark",
+    "show",
+    "cancel",
+    "send",
+    "queues",
+    "servers",
+    "record",
+)
 SERVER: Final = (
     *CLIENT, "permissions", "fetch", "complete", "retry", "kill", "hand_back", "cancelled", "renew",
     "start", "progress", "abandon", "page", "tick", "begin_ticks", "publish", "announce",

@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import msgspec
 
-from qsync import codec
+from qsync import codec, ext
 
 TEXT_LIMIT: Final = 64 * 1024
 """Most characters of a preview, indentation included."""
 
-DEPTH_LIMIT: Final = codec.MAX_DEPTH
+DEPTH_LIMIT: Final = ext.MAX_DEPTH
 """Containers nested deeper are shown as `…`."""
 
 WIDTH_LIMIT: Final = 1_000
@@ -63,7 +63,7 @@ def preview(data: bytes) -> tuple[str, bool]:
     except _Full:
         writer.parts.append(" …")
         writer.is_cut = True
-    except (IndexError, struct.error, UnicodeDecodeError) as error:
+    except (IndexError, struct.error, UnicodeDecodeError, RecursionError) as error:
         raise codec.CodecError(str(error)) from error
     return "".join(writer.parts), writer.is_cut
 
