@@ -6,7 +6,17 @@ from collections.abc import Coroutine
 from datetime import timedelta
 from typing import Any, assert_type
 
-from qsync import AsyncHandle, CallNext, Handle, Middleware, Qsync, Task, TaskInfo
+from qsync import (
+    AsyncClient,
+    AsyncHandle,
+    CallNext,
+    Client,
+    Handle,
+    Middleware,
+    Qsync,
+    Task,
+    TaskInfo,
+)
 from qsync.typed import TaskFunction
 
 app = Qsync("redis://localhost")
@@ -61,13 +71,30 @@ async def use() -> None:
     assert_type(double.enqueue_sync("a", times=3), Handle[str])
     assert_type(double.enqueue_sync("a").result(), str)
     assert_type(double("a", times=3), str)
-    assert_type(double.build("a"), Task)
+    assert_type(double.build("a"), Task[str])
 
     assert_type(await first.enqueue("path", 1, 2), AsyncHandle[dict[str, int]])
     assert_type(last.enqueue_sync(much=True), Handle[None])
     assert_type(await report.enqueue(), AsyncHandle[None])
     assert_type(await tick.enqueue(step=1.5), AsyncHandle[float])
     assert_type(tick(1.5), float)
+
+
+async def use_clients(client: AsyncClient, blocking: Client) -> None:
+    assert_type(await client.enqueue(add.build(1)), AsyncHandle[int])
+    assert_type(await client.enqueue_many([add.build(1), add.build(2)]), list[AsyncHandle[int]])
+    assert_type(blocking.enqueue_many(double.build(text) for text in "ab"), list[Handle[str]])
+    plain: Task = Task("t", b"payload")
+    assert_type(blocking.enqueue(plain), Handle[Any])
+    assert_type(await client.enqueue(Task("t")), AsyncHandle[Any])
+    mixed = await client.enqueue_many([add.build(1), double.build("a")])
+    assert_type(mixed[0].id, str)
+
+    assert_type(client.handle("id"), AsyncHandle[Any])
+    assert_type(client.handle("id", queue="lower", type=int), AsyncHandle[int])
+    assert_type(blocking.handle("id", type=list[int]).result(), list[int])
+    assert_type(await client.find("id", type=str), AsyncHandle[str])
+    assert_type(blocking.find("id"), Handle[Any])
 
 
 async def call_in_place(info: TaskInfo) -> None:
