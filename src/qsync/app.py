@@ -19,6 +19,7 @@ from qsync.extension import Extension
 from qsync.inspector import Inspector
 from qsync.keys import check_name, shorten
 from qsync.mux import Middleware, Mux, check_middlewares, check_mux
+from qsync.retrying import ErrorClasses
 from qsync.schedule import Cron, Every, Missed, Periodic, Schedule
 from qsync.sending import CONFIRM_TIMEOUT
 from qsync.server.config import ServerOptions, config_of
@@ -220,6 +221,8 @@ class Qsync:
         *,
         executor: Literal["process"] | None = None,
         middleware: Iterable[Middleware] = (),
+        retry_for: ErrorClasses | None = None,
+        dont_retry_for: ErrorClasses | None = None,
         **options: Unpack[TaskOptions],
     ) -> Decorator: ...
 
@@ -230,6 +233,10 @@ class Qsync:
         defaults of what is enqueued; `executor="process"` and `middleware` are as for
         `mux.handle`. Without a name it is the function's module and qualified name; a program's
         main module has the name by which a server would import it (see `qsync.typed`).
+
+        Only errors of the classes in `retry_for` are followed by another attempt, and none of those
+        in `dont_retry_for`: the task is dead at once. A timeout is a TimeoutError. A `retry_delay`
+        that is `def (attempt, error)` stays with the function; other ones go with each task.
 
         The payload is the arguments by name, msgpack's types and whatever msgspec or pydantic makes
         of them: dataclasses, datetime, UUID, Decimal, enums, sets, paths, models. The server checks
@@ -253,6 +260,8 @@ class Qsync:
         name: str | None = None,
         executor: Literal["process"] | None = None,
         middleware: Iterable[Middleware] = (),
+        retry_for: ErrorClasses | None = None,
+        dont_retry_for: ErrorClasses | None = None,
         **options: Unpack[TaskOptions],
     ) -> PeriodicDecorator:
         """The decorated function, or task, is enqueued by the app's servers, once at each tick.
@@ -274,13 +283,17 @@ class Qsync:
         settings = {
             "executor": executor,
             "middleware": check_middlewares(middleware),
+            "retry_for": retry_for,
+            "dont_retry_for": dont_retry_for,
             **options,
         }
 
         def register(function: Any) -> Any:
             known = isinstance(function, TaskFunction)
-            if known and (executor is not None or settings["middleware"]):
-                raise ConfigError(f"executor, middleware: give them to {function!r} itself")
+            given = executor or settings["middleware"] or retry_for or dont_retry_for
+            if known and given:
+                names = "executor, middleware, retry_for, dont_retry_for"
+                raise ConfigError(f"{names}: give them to {function!r} itself")
             if known and self._mux.find(function.name) is not function.handler:
                 raise ConfigError(f"periodic: {function!r} is a task of another app")
             task = function if known else self._make(function, name, settings)
@@ -303,14 +316,13 @@ class Qsync:
         self, function: Any, name: str | None, settings: dict[str, Any]
     ) -> TaskFunction[..., Any, ..., Any]:
         options = dict(settings)
-        executor, middleware = options.pop("executor", None), options.pop("middleware", ())
+        of_handler = ("executor", "middleware", "retry_for", "dont_retry_for")
         with _registering():
             return TaskFunction(
                 function,
                 self._connections,
                 name=name,
-                executor=executor,
-                middleware=middleware,
+                **{option: options.pop(option) for option in of_handler if option in options},
                 options=cast("TaskOptions", options),
             )
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from qsync.errors import ConfigError, InvalidTask
 from qsync.keys import shorten
+from qsync.retrying import NO_RULES, DelayCallable, ErrorClasses, RetryRules, retry_rules
 from qsync.task import TaskInfo, check_type
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -51,6 +52,7 @@ class Handler:
     path: str = ""
     """Of a process handler: `module:name`, where a fresh process finds it."""
     carry_result: CarryResult | None = None
+    rules: RetryRules = NO_RULES
 
 
 class Mux:
@@ -72,6 +74,9 @@ class Mux:
         *,
         executor: Literal["process"] | None = None,
         middleware: Iterable[Middleware] = (),
+        retry_delay: DelayCallable | None = None,
+        retry_for: ErrorClasses | None = None,
+        dont_retry_for: ErrorClasses | None = None,
     ) -> Callable[[F], F]:
         """Register the decorated function for a type; the function itself stays as it is.
 
@@ -79,12 +84,24 @@ class Mux:
         CPU; only its import path and bytes go there, and a timeout really ends it. A program that
         runs a server itself, rather than by `qsync worker`, needs `if __name__ == "__main__":`
         around it then: each process begins by importing the program.
+
+        Only errors of the classes in `retry_for` are followed by another attempt, and none of those
+        in `dont_retry_for`: the task is dead at once. A timeout is a TimeoutError. `retry_delay` is
+        `def (attempt, error)` and gives the seconds until the next attempt, unless the task itself
+        says it.
         Raises ConfigError when the type has a handler, or the function cannot be one.
         """
         _check_type(type)
 
+        rules = retry_rules(
+            retry_delay=retry_delay, retry_for=retry_for, dont_retry_for=dont_retry_for
+        )
+
         def register(function: F) -> F:
-            self.add(make_handler(type, function, executor=executor, middleware=middleware))
+            handler = make_handler(
+                type, function, executor=executor, middleware=middleware, rules=rules
+            )
+            self.add(handler)
             return function
 
         return register
@@ -124,6 +141,7 @@ def make_handler(
     middleware: Iterable[Middleware] = (),
     arguments: Arguments = _task_itself,
     carry_result: CarryResult | None = None,
+    rules: RetryRules = NO_RULES,
 ) -> Handler:
     """Check a function and say where it runs; ConfigError when it cannot be a handler."""
     _check_type(type)
@@ -133,12 +151,12 @@ def make_handler(
     around = check_middlewares(middleware)
     if executor is None:
         place: Place = "loop" if _is_async(function) else "thread"
-        return Handler(type, function, place, around, arguments, carry_result=carry_result)
+        return Handler(type, function, place, around, arguments, "", carry_result, rules)
     if executor != "process":
         msg = f"executor: {shorten(executor)} is neither None nor 'process'"
         raise ConfigError(msg)
     path = _import_path(type, function)
-    return Handler(type, function, "process", around, arguments, path, carry_result)
+    return Handler(type, function, "process", around, arguments, path, carry_result, rules)
 
 
 def check_mux(mux: object) -> Mux:

@@ -27,15 +27,17 @@ from typing import (
     TypedDict,
     TypeVar,
     Unpack,
+    cast,
     overload,
 )
 
-from qsync.backoff import Delays
+from qsync.backoff import ExponentialBackoff, RetryPolicy
 from qsync.client import AsyncHandle, Handle
 from qsync.connections import Connections
 from qsync.errors import ConfigError, InvalidTask
 from qsync.keys import shorten
 from qsync.mux import Handler, Middleware, make_handler
+from qsync.retrying import ErrorClasses, retry_rules
 from qsync.signature import Signature
 from qsync.task import Duration, Task, TaskInfo
 
@@ -51,7 +53,7 @@ class TaskOptions(TypedDict, total=False):
     queue: str
     id: str | None
     retry: int
-    retry_delay: Delays | None
+    retry_delay: RetryPolicy
     delay: Duration | None
     process_at: datetime | None
     timeout: Duration | None
@@ -81,9 +83,17 @@ class TaskFunction(Generic[P, R, Q, V]):
         name: str | None = None,
         executor: Literal["process"] | None = None,
         middleware: Iterable[Middleware] = (),
+        retry_for: ErrorClasses | None = None,
+        dont_retry_for: ErrorClasses | None = None,
         options: TaskOptions,
     ) -> None:
         _check(function)
+        stored = options.copy()
+        delay = options.get("retry_delay")
+        if callable(delay) and not isinstance(delay, ExponentialBackoff):
+            del stored["retry_delay"]  # it stays with the handler
+        else:
+            delay = None
         functools.update_wrapper(self, function)
         self._function = function
         self._connections = connections
@@ -97,13 +107,16 @@ class TaskFunction(Generic[P, R, Q, V]):
             middleware=middleware,
             arguments=self._signature.arguments,
             carry_result=self._signature.carried_result,
+            rules=retry_rules(
+                retry_delay=delay, retry_for=retry_for, dont_retry_for=dont_retry_for
+            ),
         )
         """What a server runs."""
         if executor == "process":
             # A fresh process finds by its name what bears the name: this, or the bare function.
             function.handler = self.handler  # type: ignore[attr-defined]
         self._options: TaskOptions = {}
-        self._override(options)
+        self._override(stored)
 
     def __repr__(self) -> str:
         return f"<task {self.name}>"
@@ -132,7 +145,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         sort = bool(options.get("unique")) and options.get("unique_key") is None
         payload = self._signature.bind(args, kwargs, sort=sort)
         payload.decode = self._signature.result_of
-        return Task(self.name, payload, **options)
+        return Task(self.name, payload, **self._task_options)
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, AsyncHandle[R]]:
         """Await it: the task is in the queue. DuplicateTask when its id or its lock is taken.
@@ -180,6 +193,10 @@ class TaskFunction(Generic[P, R, Q, V]):
         """The options that were given."""
         return self._options.copy()
 
+    @property
+    def _task_options(self) -> dict[str, Any]:
+        return cast("dict[str, Any]", self._options)
+
     def _override(self, options: TaskOptions) -> None:
         for option in options:
             if option not in TaskOptions.__annotations__:
@@ -191,7 +208,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         if options.get("process_at") is not None:
             self._options.pop("delay", None)
         self._options |= options
-        Task(self.name, **self._options)  # checks them
+        Task(self.name, **self._task_options)  # checks them
 
 
 def task_name(function: Callable[..., Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from qsync import codec
 from qsync.errors import InvalidTask
 from qsync.mux import CarryResult, Handler, Middleware, Mux
+from qsync.retrying import NO_RULES, RetryRules
 from qsync.server.around import Around
 from qsync.server.config import Config
 from qsync.server.current import running
@@ -35,6 +36,7 @@ class Way:
     """The timeout begins when the process is ready, which only its pool can know."""
     carry_result: CarryResult | None = None
     """Of a result that is kept; None: as it is, or the process of the handler has done it."""
+    rules: RetryRules = NO_RULES
     waits: int = 0
     """Its handler waited for something lately: so many more runs begin in a task of their own."""
 
@@ -63,7 +65,7 @@ class Invoker:
             for middleware in reversed((*self._middleware, *handler.middleware)):
                 invoke = _wrap(middleware, invoke)
             apart = handler.place == "process"
-            way = Way(invoke, apart, None if apart else handler.carry_result)
+            way = Way(invoke, apart, None if apart else handler.carry_result, handler.rules)
             self._ways[type] = way
         return way
 

@@ -14,6 +14,7 @@ from qsync.broker.ops import HandedBack as Back
 from qsync.broker.ops import Held, Killed, Retried
 from qsync.errors import Retry, SkipRetry
 from qsync.keys import class_name, server_of_token
+from qsync.retrying import NO_RULES, RetryRules
 from qsync.server.error_text import BadPayload, NeverRun, cut, describe, first_line
 from qsync.server.lane import Leased
 from qsync.task import ERROR_LIMIT, FailedAttempt, Failure
@@ -40,16 +41,22 @@ def never_run(value: Any) -> NeverRun:
     return NeverRun(f"the handler returned {article} {what}, whose body did not run: {hint}")
 
 
-def failed(leased: Leased, error: BaseException, now_us: int, policy: RetryPolicy) -> Settlement:
+def failed(
+    leased: Leased,
+    error: BaseException,
+    now_us: int,
+    policy: RetryPolicy,
+    rules: RetryRules = NO_RULES,
+) -> Settlement:
     """A failed attempt: another one while some are left and the deadline allows, else death."""
     attempt = leased.failure.attempts + 1
     text = describe(error)
     brief = FailedAttempt(attempt, now_us, server_of_token(leased.token), first_line(text))
     record = Failure(attempt, text, now_us, history=leased.failure.with_attempt(brief))
-    final = isinstance(error, SkipRetry | BadPayload | NeverRun)
+    final = isinstance(error, SkipRetry | BadPayload | NeverRun) or rules.is_final(error)
     if final or attempt > leased.message.retry:
         return _kill(leased, record, failed=True)
-    delay_us = _delay_us(leased, attempt, error, policy)
+    delay_us = _delay_us(leased, attempt, error, rules.delay or policy)
     deadline = leased.message.options and leased.message.options.deadline_us
     if deadline and now_us + delay_us >= deadline:
         why = cut(f"deadline passes before the next attempt; last error: {text}", ERROR_LIMIT)

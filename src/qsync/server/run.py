@@ -14,6 +14,7 @@ from qsync.broker import ops
 from qsync.broker.ops import Done
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError
+from qsync.retrying import NO_RULES
 from qsync.server import outcome
 from qsync.server.around import Around, Surroundings
 from qsync.server.config import Config, seconds
@@ -344,7 +345,9 @@ class Runner:
             limit = self._timeout_of(leased)
             error = outcome.timed_out(limit) if timed_out else outcome.gave_up_itself()
         now_us = leased.lane.store_time_us()
-        record = outcome.failed(leased, error, now_us, self._config.retry_delay)
+        way = self._invoker.find(leased.message.type)
+        rules = NO_RULES if way is None else way.rules
+        record = outcome.failed(leased, error, now_us, self._config.retry_delay, rules)
         self._failures.failed(leased, error, record)
         return record
 
