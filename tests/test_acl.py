@@ -138,6 +138,7 @@ async def life(client_url: str, server_url: str) -> None:
         assert (many.created, twin.id) == (True, many.id)
         async with tasks.server(handlers(done), **options):
             assert await many.result(10) == b"x"
+            assert await client.find(many.id) == many
             assert (await client.enqueue(Task("again", retention=60, delay=0.01))).created
             failing = await client.enqueue(Task("bad", retry=0, retention=60))
             with pytest.raises(TaskFailed, match="bad"):
@@ -194,6 +195,7 @@ def test_a_client_and_a_server_need_no_less(guarded: Guarded) -> None:
     assert unused <= {
         "wait", "waitaof",  # durability=
         "ping",  # Qsync.ping
+        "hgetall",  # a result() that no server would end
         "hkeys", "zremrangebyscore", "unlink", "hscan", "lindex",
     }  # fmt: skip
 

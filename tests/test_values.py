@@ -312,12 +312,14 @@ def test_value_that_would_change_is_refused_where_it_is_given(
 def test_payload_that_cannot_be_carried_says_where_and_what_to_do(value: Any, says: str) -> None:
     with pytest.raises(InvalidTask) as caught:
         outgoing(Task("t", value), b"nonce123")
-    assert str(caught.value).startswith(f"task 't': payload: {says}")
+    assert str(caught.value).startswith("payload: ")
+    assert f"cannot be encoded as msgpack: {says}" in str(caught.value)
+    assert "task 't'" in str(caught.value)
 
 
 def test_number_that_does_not_fit_names_the_parameter() -> None:
     signature = function_of(int)
-    with pytest.raises(InvalidTask, match=r"task 't': payload: \['it'\]: an integer of 71 bits"):
+    with pytest.raises(InvalidTask, match=r"\['it'\]: an integer of 71 bits.*task 't'"):
         outgoing(Task("t", signature.bind([2**70], {})), b"nonce123")
 
 

@@ -60,10 +60,9 @@ def encode_value(value: object) -> bytes:
     """
     try:
         return _encoder.encode(value if ext.is_plain(value) else ext.tag(value))
-    except ext.NotCarried as error:
-        raise CodecError(str(error)) from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise CodecError(_misfit(value) or str(error)) from None
+        why = str(error) if isinstance(error, ext.NotCarried) else _misfit(value) or str(error)
+    raise CodecError(f"{type(value).__name__} cannot be encoded as msgpack: {why}")
 
 
 def encode_arguments(arguments: Mapping[str, object]) -> bytes:

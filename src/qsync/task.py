@@ -475,7 +475,7 @@ def _encode(value: object, task_type: str) -> bytes:
             return codec.encode_arguments(value)
         return codec.encode_value(value)
     except codec.CodecError as error:
-        text = f"task {task_type!r}: payload: {error}"
+        text = f"payload: {error} (task {task_type!r})"
     raise InvalidTask(text)
 
 
