@@ -188,8 +188,11 @@ class Scripts(RuleBasedStateMachine):
 
     def fetch(self, server: str, wanted: int, step: int) -> None:
         number = max(0, self.numbers[server] + step)
+        again = number == self.numbers[server] > 0
         self.numbers[server] = max(number, self.numbers[server])
-        reply = self.do("fetch", server=server, number=number, wanted=wanted, policy=POLICY)
+        reply = self.do(
+            "fetch", server=server, number=number, wanted=wanted, policy=POLICY, again=again
+        )
         fresh = [Held(id, f"{server}/{number}") for id in reply.ids]
         self.held += [one for one in fresh if one not in self.held]
 

@@ -84,29 +84,41 @@ class Model(Queue):
         return self._enqueue(now, [task])[0].outcome == "created"
 
     def fetch(
-        self, now: int, *, server: str, number: int, wanted: int, policy: FetchPolicy
+        self,
+        now: int,
+        *,
+        server: str,
+        number: int,
+        wanted: int,
+        policy: FetchPolicy,
+        again: bool = False,
     ) -> Fetched:
         before, _, batch = self.fetches.get(server, (-1, 0, []))
         self.generation = self.generation or f"{server}@{now}"
         token = f"{server}/{number}"
         waiting = ("scheduled", "pending", "active", "retry", "completed")
         unneeded = not (self.locks or self.tags or any(map(self.those, waiting)))
-        if unneeded and abs(now - self.swept) < min(300 * SECOND, policy.dead_age_us / 10):
-            self.fetches[server] = (number, now, [])
+        recent = abs(now - self.swept) < min(300 * SECOND, policy.dead_age_us / 10)
+        if unneeded and (recent or not (self.calls or self.those("dead"))):
+            if again:
+                self.fetches[server] = (number, now, [])
             return self._fetched(now, [], None, [], 0, 0)
         if number <= before:
-            again = [
+            same = [
                 id
                 for id in batch
                 if number == before and id in self.tasks and self.tasks[id].token == token
             ]
             next_due = 0 if number == before else None
-            return self._fetched(now, again, next_due, [], 0, 0)
+            answer = self._fetched(now, same, next_due, [], 0, 0)
+            return replace(answer, left=number == before and not self.paused)
         self.more = False
         for state in ("scheduled", "retry"):
             for id in self.first(self.those(state, until=now)):
                 self.to_pending(now, id)
-        spared = self.note_life(now, policy.lease_us)
+        spared = 0
+        if self.those("active") or self.those("pending"):
+            spared = self.note_life(now, policy.lease_us)
         own, recovered, died = self._recover(now, server, policy, 0 if spared else now)
         taken = [] if self.paused else self.those("pending")[:wanted]
         if taken:
@@ -114,8 +126,9 @@ class Model(Queue):
         for at, id in enumerate(taken):
             self.move(now, id, "active", now + policy.lease_us + at)
             self.tasks[id].token = token
-        self.fetches[server] = (number, now, taken)
-        self._sweep(now, policy, LIMIT + len(taken))
+        if taken or again:
+            self.fetches[server] = (number, now, taken)
+        self._sweep(now, policy, LIMIT + len(taken), busy=bool(taken))
         if not self.those("pending"):
             self.tags = {}
         else:
@@ -128,7 +141,8 @@ class Model(Queue):
         ]
         next_due = max(0, int(min(waiting) - now)) if waiting else None
         answer = self._fetched(now, taken, next_due, own, recovered, died)
-        return replace(answer, more=self.more)
+        left = bool(self.those("pending")) and not self.paused
+        return replace(answer, more=self.more, left=left)
 
     def _fetched(
         self, now: int, ids: list[str], next_due: int | None, own: list[str], back: int, died: int
@@ -195,7 +209,7 @@ class Model(Queue):
         self.more |= len(ids) >= most
         return ids[:most]
 
-    def _sweep(self, now: int, policy: FetchPolicy, most: int) -> None:
+    def _sweep(self, now: int, policy: FetchPolicy, most: int, *, busy: bool) -> None:
         for id in self.first(self.those("completed", until=now), most):
             self.move(now, id, None)
         dead = self.those("dead")
@@ -204,12 +218,18 @@ class Model(Queue):
             self.move(now, id, None)
             self.counts["trimmed"] += 1
         if abs(now - self.swept) >= SECOND:
-            self.swept = now
+            before = len(self.locks) + len(self.fetches) + len(self.calls)
             self.locks = {lock: of for lock, of in self.locks.items() if self.holder(now, lock)}
             self.fetches = {s: last for s, last in self.fetches.items() if now - last[1] <= HOUR}
             self.calls = {
                 s: last for s, last in self.calls.items() if now - last[1] <= 600 * SECOND
             }
+            if (
+                busy
+                or self.swept > now
+                or len(self.locks) + len(self.fetches) + len(self.calls) < before
+            ):
+                self.swept = now
 
     def complete(self, now: int, rows: Sequence[Done]) -> list[Outcome]:
         held, answers = self.owned(rows)

@@ -441,10 +441,9 @@ def test_a_fetch_with_nothing_to_do_asks_little(rig: Rig) -> None:
     commands = processed(rig)
     assert rig.fetch(5, number=2).ids == []
     assert processed(rig) - commands <= 5  # the call, three that it makes, and this INFO
-    assert rig.dump() == before | {"fetches": {b"s": b"2 %d" % rig.now}}
+    assert rig.dump() == before
     rig.enqueue("a")
-    assert rig.fetch(5, number=2).ids == []
-    assert rig.fetch(5, number=3).ids == ["a"]
+    assert rig.fetch(5, number=2).ids == ["a"], "nobody knows of the first one"
 
 
 @pytest.mark.parametrize("rest", ["later", "dead", "completed", "a lock"])

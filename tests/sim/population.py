@@ -96,11 +96,12 @@ class Population:
         world = self.world
         handlers = Handlers(process, world.books, functools.partial(self.crash, process))
         profile = world.profile
+        changed = types == NEW and world.loop.now > 2.0
         server = Server(
             self._address,
             prefix=PREFIX,
             mux=handlers.mux(types),
-            periodic=_periodic(types) if profile.periodic else (),
+            periodic=_periodic(changed=changed) if profile.periodic else (),
             queues={QUEUES[0]: 3, QUEUES[1]: 1},
             concurrency=profile.concurrency,
             threads=profile.threads,
@@ -114,7 +115,7 @@ class Population:
             server_id=self._host(process),
         )
         world.ledger.servers[server.holder] = process
-        if types == NEW and world.ledger.changed_us is None:
+        if changed and world.ledger.changed_us is None:
             world.ledger.changed_us = world.network.store.now_us
         try:
             await server.run()
@@ -239,10 +240,10 @@ class Population:
         self.world.ledger.find("a server does not stop")
 
 
-def _periodic(types: tuple[str, ...]) -> list[PeriodicTask]:
+def _periodic(*, changed: bool) -> list[PeriodicTask]:
     plan = {"kind": "ok", "n": 0, "seconds": 0.0}
     made = functools.partial(Task, "work", plan, queue=QUEUES[1])
-    schedules = {**SCHEDULES, MOVED: (1.0 if types == NEW else 600.0, "all")}
+    schedules = {**SCHEDULES, MOVED: (1.0 if changed else 600.0, "all")}
     return [
         PeriodicTask(Periodic(name, Every(seconds), missed), made)
         for name, (seconds, missed) in schedules.items()

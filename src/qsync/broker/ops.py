@@ -120,6 +120,8 @@ class Fetched(msgspec.Struct, frozen=True, kw_only=True):
     paused: bool
     generation: str
     """Of the data of the queue; it changes only when they were lost."""
+    left: bool = False
+    """More tasks wait that may be fetched."""
 
 
 def batches(
@@ -224,15 +226,24 @@ def fetch(
     number: int,
     wanted: int,
     policy: FetchPolicy,
+    again: bool = False,
     now_us: int | None = None,
 ) -> Call[Fetched]:
-    """Do the queue's upkeep and lease up to `wanted` tasks under the token `server/number`."""
+    """Do the queue's upkeep and lease up to `wanted` tasks under the token `server/number`.
+
+    `again`: the same number was sent before and got no answer.
+    """
     script = load("fetch")
     args = (
         _now(now_us), server, number, min(wanted, LIMIT), policy.lease_us, policy.max_crashes,
-        policy.dead_limit, policy.dead_age_us, policy.max_bytes,
+        policy.dead_limit, policy.dead_age_us, policy.max_bytes, int(again),
     )  # fmt: skip
     return Call(script, keys.names(script.keys), args, _fetched)
+
+
+def made_again(fetch: Call[Fetched]) -> Call[Fetched]:
+    """The same fetch, for when it got no answer."""
+    return Call(fetch.script, fetch.keys, (*fetch.args[:-1], 1), fetch.decode)
 
 
 def complete(
@@ -600,7 +611,7 @@ _ENQUEUE_OUTCOMES: Final[dict[bytes, Literal["created", "exists", "duplicate"]]]
 
 
 def _fetched(reply: Any) -> Fetched:
-    now, next_due, more, recovered, died, *batch, own, paused, generation = reply
+    now, next_due, more, recovered, died, *batch, own, paused, generation, left = reply
     ids, messages, failures, crashes = _only_tasks(*batch)
     return Fetched(
         now_us=int(now),
@@ -615,6 +626,7 @@ def _fetched(reply: Any) -> Fetched:
         own_lapsed=[_text(id) for id in own],
         paused=bool(paused),
         generation=_text(generation),
+        left=bool(left),
     )
 
 

@@ -356,7 +356,8 @@ class Fetcher:
                 policy=self._policy,
             )
             lane.unanswered = Asked(call, f"{self._holder}/{lane.number}", boot_s())
-        return lane.unanswered.call
+            return call
+        return lane.unanswered.again
 
     def _failed(self, lane: Lane, error: QsyncError) -> None:
         if isinstance(error, SchemaMismatch):  # no other try will be different
@@ -385,13 +386,15 @@ class Fetcher:
             if received - lane.met_unknown < AFTER_YOU_FOR_S:
                 lane.next_due += AFTER_YOU_S
         self._backoffs[lane.queue].reset()
-        if wanted:
-            lane.full = len(fetched.ids) >= wanted
-            if lane.full:  # upkeep may find what nobody was woken for, and then nobody will be
-                lane.empty = False
-        if len(fetched.ids) < wanted and not (repeated or fetched.more):
+        lane.full = fetched.left
+        if fetched.left:  # upkeep may find what nobody was woken for, and then nobody will be
+            lane.empty = False
+            # A large payload may have cut it short: the queue gets the rest of its share next.
+            self._shares.give_back(lane.queue, wanted - len(fetched.ids))
+        elif wanted and not (repeated or fetched.more):
             lane.empty = lane.queue not in self._woken
-            self._shares.forget(lane.queue)
+            if len(fetched.ids) < wanted:
+                self._shares.forget(lane.queue)
         self._see_generation(lane, fetched.generation)
         leased = self._lease(lane, token, fetched, sent)
         if fetched.recovered or fetched.died:

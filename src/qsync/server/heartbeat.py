@@ -132,7 +132,7 @@ class Heartbeat:
             return True
         patience = self._lease_s / 10
         try:
-            ids = self._broker.run(asked.call, patience=patience).ids
+            ids = self._broker.run(asked.again, patience=patience).ids
             if ids:
                 lane.unread = ids
                 held = [ops.Held(id, asked.token) for id in ids]
@@ -195,7 +195,7 @@ class Heartbeat:
             return
         patience = self._lease_s / 10
         try:
-            ids = self._broker.run(asked.call, patience=patience).ids
+            ids = self._broker.run(asked.again, patience=patience).ids
             if ids:
                 backs = [ops.HandedBack(id, asked.token) for id in ids]
                 self._broker.run(ops.hand_back(lane.keys, backs), patience=patience)

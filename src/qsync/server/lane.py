@@ -9,6 +9,7 @@ from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
+from qsync.broker import ops
 from qsync.broker.call import Call
 from qsync.broker.ops import Fetched, Held
 from qsync.keys import QueueKeys
@@ -107,11 +108,16 @@ class Leased(msgspec.Struct, eq=False):
 class Asked(NamedTuple):
     """A fetch that got no answer yet; made again it brings the same tasks."""
 
-    call: Call[Fetched]
+    first: Call[Fetched]
     token: str
     """Of the tasks that it brings."""
     since: float
     """By boot_s, when it was first made."""
+
+    @property
+    def again(self) -> Call[Fetched]:
+        """The call to make again."""
+        return ops.made_again(self.first)
 
 
 class Lane:
@@ -141,9 +147,9 @@ class Lane:
         self.flown = 0.0
         """By boot_s, when the fetch under way was sent."""
         self.empty = False
-        """The last fetch brought less than was wanted: wait for a wake."""
+        """The last fetch left nothing: wait for a wake."""
         self.full = False
-        """The last fetch brought all that was wanted: there may be more."""
+        """The last fetch left tasks that wait."""
         self.refused = False
         """The store did not take the last settlements: fetch nothing more until it does."""
         self.more = False

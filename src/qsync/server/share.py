@@ -40,6 +40,8 @@ class Shares:
         for name in queues:
             self._credit[name] += slots * self._weights[name] / total
         given = {name: min(max(int(self._credit[name]), 0), BATCH) for name in queues}
+        if (asked := sum(given.values())) > slots:  # some of it was given back
+            given = {name: slots * some // asked for name, some in given.items()}
         left = slots - sum(given.values())
         by_rest = sorted(queues, key=lambda name: given[name] - self._credit[name])
         while left > 0:
@@ -49,6 +51,10 @@ class Shares:
         for name in queues:
             self._credit[name] -= given[name]
         return given
+
+    def give_back(self, queue: str, slots: int) -> None:
+        """Slots that a queue was given and could not use at once, though it has tasks."""
+        self._credit[queue] = min(self._credit[queue] + max(slots, 0), float(BATCH))
 
     def forget(self, queue: str) -> None:
         """A queue that ran empty does not save up credit."""

@@ -4,6 +4,9 @@
 -- 3 lease; 4 sweep; 5 wake the next idle server.
 -- The same number again answers with the same tasks, less those that are no longer owned under it.
 -- Where no task waits, runs or is kept there is upkeep only now and then.
+-- A fetch that brings nothing writes nothing, so an idle queue costs no disk and no replication. It
+-- is not recorded either: made again it is an ordinary fetch, unless it says that it is made again.
+-- Then it is recorded, so that a copy of it that comes late finds its number.
 -- The first fetch of a queue makes its generation: another one later says that the data were lost.
 -- include: schema guard begin clock wake count crash tags lock ended erase life recover sweep
 -- KEYS[1] tasks      hash    id -> message
@@ -37,9 +40,11 @@
 -- ARGV[7] dead_limit   int     dead tasks kept at most
 -- ARGV[8] dead_age     int us  and for how long
 -- ARGV[9] max_bytes    int     of messages; one task is taken however large
+-- ARGV[10] again       int     1 when it is made again, since it got no answer
 -- returns now us; us until something is next due (-1: nothing known); 1 when upkeep has more to do;
 --   tasks recovered; tasks dead of crashes; ids; messages; failure records; crash counts;
---   the caller's own lapsed ids; 1 when the queue is paused; generation
+--   the caller's own lapsed ids; 1 when the queue is paused; generation; 1 when more tasks wait that
+--   may be fetched
 local k = {
   tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], active = KEYS[4], retry = KEYS[5],
   completed = KEYS[6], dead = KEYS[7], owner = KEYS[8], crashes = KEYS[9], failures = KEYS[10],
@@ -53,7 +58,7 @@ local known = redis.call(
 begin_schema(k.meta, known[1])
 local now, server, number = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local wanted, max_bytes = tonumber(ARGV[4]), tonumber(ARGV[9])
-local token = server .. '/' .. ARGV[3]
+local token, again = server .. '/' .. ARGV[3], ARGV[10] == '1'
 local paused, generation, virtual = known[2] and 1 or 0, known[3], read_tag(known[4])
 local limit, more = 100, 0
 
@@ -76,17 +81,20 @@ if not generation then
 end
 -- What is dead, and the last calls of those who left, can wait for some minutes.
 local swept_us = math.abs(now - digits(known[7], 0))
-if swept_us < math.min(300000000, tonumber(ARGV[8]) / 10) and redis.call(
+local recent = swept_us < math.min(300000000, tonumber(ARGV[8]) / 10)
+if redis.call(
   'EXISTS', k.pending, k.scheduled, k.retry, k.active, k.completed, k.unique, k.fairness
-) == 0 then
-  redis.call('HSET', k.fetches, server, ARGV[3] .. ' ' .. whole(now))
-  return { whole(now), '-1', 0, 0, 0, {}, {}, {}, {}, {}, paused, generation }
+) == 0 and (recent or redis.call('EXISTS', k.dead, k.calls) == 0) then
+  if again then
+    redis.call('HSET', k.fetches, server, ARGV[3] .. ' ' .. whole(now))
+  end
+  return { whole(now), '-1', 0, 0, 0, {}, {}, {}, {}, {}, paused, generation, 0 }
 end
 local last = redis.call('HMGET', k.fetches, server)[1]
 local before, batch = string.match(last or '', '^(%d+) %d+(.*)$')
 before = digits(before, -1)
 if number < before then
-  return { whole(now), '-1', 0, 0, 0, {}, {}, {}, {}, {}, paused, generation }
+  return { whole(now), '-1', 0, 0, 0, {}, {}, {}, {}, {}, paused, generation, 0 }
 end
 if number == before then
   local leased, ids, messages = {}, {}, {}
@@ -102,7 +110,7 @@ if number == before then
   end
   return {
     whole(now), '0', 0, 0, 0, ids, messages, beside(k.failures, ids), beside(k.crashes, ids), {},
-    paused, generation,
+    paused, generation, 1 - paused,
   }
 end
 
@@ -145,10 +153,11 @@ for _, set_key in ipairs(unusual and { k.scheduled, k.retry } or {}) do
 end
 
 -- 2 recover
-local lease = tonumber(ARGV[5])
-local spared = note_life(k.meta, now, lease, known[5], known[6])
+local lease, first_lease, spared = tonumber(ARGV[5]), first_of(k.active), 0
+if first_lease < math.huge or redis.call('EXISTS', k.pending) == 1 then
+  spared = note_life(k.meta, now, lease, known[5], known[6])
+end
 local until_when, lapsed = spared > 0 and 0 or now, {}
-local first_lease = first_of(k.active)
 if first_lease <= until_when then
   lapsed = until_moment(k.active, until_when, limit)
 end
@@ -225,8 +234,10 @@ if #lost > 0 then
   to_dead(k, now, lost)
   unusual = true
 end
-local record = { ARGV[3], whole(now), unpack(ids) }
-redis.call('HSET', k.fetches, server, table.concat(record, ' '))
+if #ids > 0 or again then
+  local record = { ARGV[3], whole(now), unpack(ids) }
+  redis.call('HSET', k.fetches, server, table.concat(record, ' '))
+end
 
 -- 4 sweep: as much as was taken and a little more, so that it keeps up with any rate
 local most, trimming = limit + #ids, false
@@ -236,7 +247,7 @@ if unusual then
   end
   trimming = trim_dead(k, now, most, tonumber(ARGV[7]), tonumber(ARGV[8])) == most
 end
-if sweep_hashes(k, now, limit, known[7], trimming) then
+if sweep_hashes(k, now, limit, known[7], trimming, #ids > 0) then
   more = 1
 end
 
@@ -269,4 +280,5 @@ end
 return {
   whole(now), next_due < math.huge and whole(math.max(0, next_due - now)) or '-1', more,
   #recovered, #died, ids, messages, of_failures, of_crashes, own, paused, generation,
+  left > 0 and 1 - paused or 0,
 }

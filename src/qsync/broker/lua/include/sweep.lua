@@ -39,8 +39,9 @@ local function trim_dead(k, now, most, dead_limit, dead_age)
 end
 
 -- A part of a hash, of which goes what is over by `is_over(field, value)`; it goes round the hash from
--- call to call, for hashes have no order to sweep them by. Returns where the next part begins, and
--- whether much of this one went and the round is not at its end: then there is more of the kind.
+-- call to call, for hashes have no order to sweep them by. Returns where the next part begins; whether
+-- much of this one went and the round is not at its end: then there is more of the kind; and how many
+-- went.
 local function sweep_part(hash_key, cursor, size, is_over)
   local reply = redis.pcall('HSCAN', hash_key, whole(digits(cursor, 0)), 'COUNT', size)
   if reply.err then
@@ -55,7 +56,7 @@ local function sweep_part(hash_key, cursor, size, is_over)
   if #over > 0 then
     redis.pcall('HDEL', hash_key, unpack(over))
   end
-  return reply[1], reply[1] ~= '0' and #over * 8 >= #part
+  return reply[1], reply[1] ~= '0' and #over * 8 >= #part, #over
 end
 
 -- Locks that nobody has, and what is kept of the lock of a task that is not there.
@@ -94,16 +95,25 @@ end
 -- What the sets do not show to be over is looked for once a second, and at once where there is more.
 -- The last fetch of a server is kept for an hour, the last enqueue of a sender for ten minutes:
 -- nobody tries one again for so long. `swept` is what meta holds, `trimming` whether there are more
--- dead tasks to go. Returns whether there is more of anything.
-local function sweep_hashes(k, now, size, swept, trimming)
+-- dead tasks to go, `busy` whether tasks are fetched. Where none are and nothing was over it writes
+-- nothing. Returns whether there is more of anything.
+local function sweep_hashes(k, now, size, swept, trimming, busy)
   if not trimming and math.abs(now - digits(swept, 0)) < 1000000 then
     return false
   end
   local noted = redis.call('HMGET', k.meta, 'day', 'cursor', 'fetches_cursor', 'calls_cursor')
-  local locks_at, locks = sweep_locks(k, now, noted[2], size)
-  local fetches_at, fetches = sweep_records(k.fetches, now, noted[3], size, 3600000000)
-  local calls_at, calls = sweep_records(k.calls, now, noted[4], size, 600000000)
+  local locks_at, locks, gone = sweep_locks(k, now, noted[2], size)
+  local fetches_at, fetches, forgotten = sweep_records(k.fetches, now, noted[3], size, 3600000000)
+  local calls_at, calls, past = sweep_records(k.calls, now, noted[4], size, 600000000)
   local more = trimming or locks or fetches or calls
+  busy = busy or digits(swept, 0) > now
+  local round = { locks_at, fetches_at, calls_at, noted[2], noted[3], noted[4] }
+  for at = 1, 6 do
+    busy = busy or (round[at] or '0') ~= '0'
+  end
+  if not (busy or more) and gone + forgotten + past == 0 then
+    return false
+  end
   redis.call(
     'HSET', k.meta, 'swept', more and '0' or whole(now),
     'cursor', locks_at, 'fetches_cursor', fetches_at, 'calls_cursor', calls_at
