@@ -476,6 +476,50 @@ def test_an_autoscaler_that_follows_the_advice_settles(backlog: int) -> None:
     assert {count for count, _ in seen[40:]} <= {5, 6}
 
 
+@pytest.mark.parametrize("polls_while_idle", [True, False])
+@pytest.mark.parametrize("after_s", [0.5, 6.0, 14.0])
+def test_burst_after_idle_minutes_asks_for_what_it_takes(
+    after_s: float, polls_while_idle: bool
+) -> None:
+    """2,000 tasks at once, and one worker that does 13.3 a second: 5 of them take 30 s."""
+    made = Scaler(1)
+
+    def idle(second: float) -> Sample:
+        return at(second, servers=1, slots=10, enqueued=500, finished=500)
+
+    for second in range(0, 150, 15) if polls_while_idle else [0]:
+        made.add(idle(float(second)))
+    desired = []
+    for poll in range(4):
+        passed_s = after_s + 15 * poll
+        done = round(13.3 * passed_s)
+        made.add(
+            at(
+                150 + passed_s, servers=1, slots=10, active=10, pending=1990 - done,
+                oldest_s=passed_s, enqueued=2500, finished=500 + done,
+            )
+        )  # fmt: skip
+        desired.append(made.advise(Goal(target_s=30)).desired)
+    assert 4 <= min(desired) <= max(desired) <= 7, desired
+    assert made.advise(Goal()).backlog_seconds == pytest.approx((1990 - done) / 13.3, rel=0.15)
+
+
+def test_idle_time_after_a_burst_does_not_slow_the_measured_rate() -> None:
+    busy = at(15, servers=1, slots=10, active=10, pending=100, oldest_s=8, enqueued=300)
+    more = at(
+        30, servers=1, slots=10, active=10, pending=50, oldest_s=9, enqueued=400, finished=350
+    )
+    idle = [at(30 + 15 * n, servers=1, slots=10, enqueued=400, finished=400) for n in (1, 2, 3)]
+    assert scaler(busy, more, *idle).advise(Goal()).per_worker == pytest.approx(350 / 15, rel=0.01)
+
+
+def test_many_idle_workers_with_tiny_tasks_are_too_many() -> None:
+    samples = [
+        at(15.0 * n, servers=10, slots=100, enqueued=30 * n, finished=30 * n) for n in range(8)
+    ]
+    assert scaler(*samples).advise(Goal(least=1)).desired == 1
+
+
 def test_workers_are_counted_by_their_processes() -> None:
     samples = [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)]
     advice = scaler(*samples, processes=2).advise(Goal())
@@ -503,7 +547,7 @@ def test_a_paused_queue_asks_for_nobody() -> None:
         at=datetime.now(UTC), servers=[], queues=[queue("a", None), queue("b", pause)]
     )
     assert cli_health.sample(overview, ["a", "b"], at=1.0, slots=[3, 4]) == Sample(
-        at=1.0, pending=5, active=1, oldest_s=3.0, enqueued=9, finished=3, servers=2, slots=7
+        at=1.0, pending=5, active=1, oldest_s=3.0, enqueued=18, finished=6, servers=2, slots=7
     )
 
 
@@ -582,6 +626,101 @@ def test_who_says_nothing_is_cut_off_and_holds_up_nobody(
         with connection, contextlib.suppress(ConnectionResetError):
             assert connection.recv(100) == b""
     assert b"200" in ask(served, b"GET /hello HTTP/1.1\r\n\r\n")
+
+
+def silent(server: HttpThread, count: int, source: str = "127.0.0.1") -> list[socket.socket]:
+    """So many connections that send nothing."""
+    return [
+        socket.create_connection(("127.0.0.1", server.port), timeout=20, source_address=(source, 0))
+        for _ in range(count)
+    ]
+
+
+def is_closed(connection: socket.socket) -> bool:
+    connection.settimeout(0.01)
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_silent_connections_of_one_address_keep_nobody_out(served: HttpThread) -> None:
+    """Neither others nor itself: its own oldest one makes way."""
+    opened = silent(served, 3 * http.CONNECTIONS)
+    try:
+        for source in ("127.0.0.1", "127.0.0.2"):
+            with socket.create_connection(
+                ("127.0.0.1", served.port), timeout=20, source_address=(source, 0)
+            ) as asking:
+                asking.sendall(b"GET /hello HTTP/1.1\r\n\r\n")
+                assert b" 200 " in asking.recv(1000)
+        wait_until(lambda: sum(map(is_closed, opened)) > 2 * http.CONNECTIONS)
+        assert is_closed(opened[0])
+        assert not is_closed(opened[-1]), "the newest are left"
+    finally:
+        for one in opened:
+            one.close()
+
+
+def test_silent_connections_of_many_addresses_keep_nobody_out(served: HttpThread) -> None:
+    opened = [
+        one
+        for last in range(2, 10)
+        for one in silent(served, http.CONNECTIONS - 1, f"127.0.0.{last}")
+    ]
+    try:
+        assert len(opened) > http.ALL_CONNECTIONS
+        assert b" 200 " in ask(served, b"GET /hello HTTP/1.1\r\n\r\n")
+    finally:
+        for one in opened:
+            one.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8090", 200), ("10.1.2.3", 200), ("[::1]:8090", 200), ("localhost:8090", 200),
+        ("LOCALHOST", 200), ("worker", 200), ("shop-health.default.svc.cluster.local:80", 200),
+        ("shop-health.default.svc", 200), ("db.internal.", 200), ("workers.example.com:443", 200),
+        ("evil.example", 421), ("rebind.attacker.net:8090", 421), ("127.0.0.1.nip.io", 421),
+        ("[", 421), ("localhost.evil.com", 421), ("a\r\nHost: b", 421),
+    ],
+)  # fmt: skip
+def test_port_is_asked_by_addresses_and_its_own_names(host: str, status: int) -> None:
+    async def hello(query: Query) -> Response:
+        return Response(b"hello")
+
+    server = HttpThread("127.0.0.1", 0, {"/hello": hello}, ["workers.Example.com"])
+    server.start()
+    try:
+        answer = ask(server, f"GET /hello HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    finally:
+        server.close()
+    assert answer.startswith(b"HTTP/1.1 %d " % status), answer
+
+
+def test_lists_of_queues_that_strangers_ask_for_leave_the_measurement_alone(
+    valkey: Store, prefix: str
+) -> None:
+    async def main() -> None:
+        async with Qsync(valkey.url, prefix=prefix) as app:
+            backlog = cli_health._Backlog(app, ["b", "a"], 1)
+            assert (await backlog.answer({})).status == 200
+            measured = backlog._scalers["a", "b"].scaler
+            since = measured._samples[0]
+            names = [f"q{n}" for n in range(3 * cli_health.LISTS)]
+            for answer in await asyncio.gather(*[backlog.answer({"queues": n}) for n in names]):
+                assert answer.status in (200, 503)
+            assert (await backlog.answer({"queues": "a,b"})).status == 200
+            assert backlog._scalers["a", "b"].scaler is measured
+            assert measured._samples[0] is since
+            assert len(backlog._scalers) <= cli_health.LISTS + 1
+            assert backlog._inspector is not None
+            await backlog._inspector.aclose()
+
+    asyncio.run(main())
 
 
 def test_it_answers_while_the_main_thread_is_blocked(served: HttpThread) -> None:

@@ -116,7 +116,7 @@ def test_worker_runs_with_what_the_app_says(tmp_path: Any, valkey: Store) -> Non
     assert (tmp_path / "middleware").exists()
     assert (tmp_path / "on_error").read_text() == "TimeoutError timed out after 0.2 s False"
     assert "timed out after 0.2 s" in worker.out()
-    assert "1 process of concurrency 3 with 3 threads" in worker.out()
+    assert "1 process of concurrency 3; 1 type: slow; 3 threads for `def` handlers" in worker.out()
 
 
 def test_options_of_the_worker_override_those_of_the_app(tmp_path: Any, valkey: Store) -> None:
@@ -133,7 +133,7 @@ def test_options_of_the_worker_override_those_of_the_app(tmp_path: Any, valkey: 
     found = (tmp_path / "config").read_text()
     expected = [90.0, [1.0, 30.0, 300.0], 7, 2_592_000.0, 2, 4, 6, 2.0, 1, "class", 3, True]
     assert found == repr(expected)
-    assert "concurrency 3 with 2 threads" in worker.out()
+    assert "; 2 threads for `def` handlers in each" in worker.out()
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,9 @@ PATIENCE_S: Final = 1.0
 SCALE_FRESH_S: Final = 1.0
 """For so long /scale says again what the store said."""
 
+LISTS: Final = 8
+"""Lists of queues, besides the worker's own, whose measurements are kept."""
+
 STORE_S: Final = 5.0
 """How long the store may take to answer, seconds."""
 
@@ -55,6 +58,7 @@ class HealthPort:
         queues: Sequence[str],
         processes: int,
         live_limit: float = health.LIVE_LIMIT_S,
+        names: Sequence[str] = (),
     ) -> None:
         """ConfigError when it cannot listen there."""
         self.host = host
@@ -74,6 +78,7 @@ class HealthPort:
                 "/metrics": self._metrics,
                 "/scale": self._backlog.answer,
             },
+            names,
         )
 
     @property
@@ -153,11 +158,11 @@ class _Backlog:
 
     def __init__(self, app: Qsync, queues: Sequence[str], processes: int) -> None:
         self._app = app
-        self._queues = tuple(queues)
+        self._queues = tuple(sorted(queues))
         self._processes = processes
         self._inspector: Inspector | None = None
-        self._scalers: dict[tuple[str, ...], scale.Scaler] = {}
-        self._lock = asyncio.Lock()
+        self._scalers: dict[tuple[str, ...], _Measured] = {}
+        self._others = asyncio.Semaphore(LISTS)
 
     async def answer(self, query: Query) -> Response:
         """Take a sample, two the first time, and say what follows from them."""
@@ -166,8 +171,12 @@ class _Backlog:
         except ValueError as error:
             return refused(str(error))
         try:
-            async with self._lock, asyncio.timeout(STORE_S):
-                scaler = await self._measure(queues)
+            async with asyncio.timeout(STORE_S):
+                if queues == self._queues:
+                    scaler = await self._measure(queues)
+                else:
+                    async with self._others:
+                        scaler = await self._measure(queues)
         except (QsyncError, TimeoutError) as error:
             # An autoscaler keeps what it has when it gets no number.
             return refused(f"the store does not say: {type(error).__name__}", 503)
@@ -176,16 +185,27 @@ class _Backlog:
     async def _measure(self, queues: tuple[str, ...]) -> scale.Scaler:
         if self._inspector is None:
             self._inspector = self._app.inspector()
-        if queues not in self._scalers:
-            self._scalers.clear()  # whoever asks for one list after another gets no more of it
-            self._scalers[queues] = scale.Scaler(self._processes)
-        scaler = self._scalers[queues]
-        if scaler.age_s(time.monotonic()) >= SCALE_FRESH_S:
-            scaler.add(await _sample(self._inspector, queues))
-        if scaler.span_s < scale.LEAST_S:
-            await asyncio.sleep(scale.LEAST_S)
-            scaler.add(await _sample(self._inspector, queues))
+        measured = self._scalers.pop(queues, None) or _Measured(self._processes)
+        self._scalers[queues] = measured  # the one that was asked for last is at the end
+        others = [one for one in self._scalers if one != self._queues]
+        if len(others) > LISTS:  # whoever asks for one list after another takes away only such
+            del self._scalers[others[0]]
+        async with measured.lock:
+            scaler = measured.scaler
+            if scaler.age_s(time.monotonic()) >= SCALE_FRESH_S:
+                scaler.add(await _sample(self._inspector, queues))
+            if scaler.span_s < scale.LEAST_S:
+                await asyncio.sleep(scale.LEAST_S)
+                scaler.add(await _sample(self._inspector, queues))
         return scaler
+
+
+class _Measured:
+    """The measurement of one list of queues."""
+
+    def __init__(self, processes: int) -> None:
+        self.scaler = scale.Scaler(processes)
+        self.lock = asyncio.Lock()
 
 
 async def _sample(inspector: Inspector, queues: tuple[str, ...]) -> scale.Sample:
@@ -202,14 +222,19 @@ async def _sample(inspector: Inspector, queues: tuple[str, ...]) -> scale.Sample
 def sample(
     overview: Overview, queues: Sequence[str], *, at: float, slots: Sequence[int]
 ) -> scale.Sample:
-    """What an overview says of these queues; `slots` are those of each server. Paused is out."""
-    infos = [one for one in overview.queues if one.name in queues and one.paused is None]
+    """What an overview says of these queues; `slots` are those of each server.
+
+    The tasks of paused queues ask for nobody; what they have done counts all the same, or a pause
+    and its end would look like so many tasks at once.
+    """
+    all_infos = [one for one in overview.queues if one.name in queues]
+    infos = [one for one in all_infos if one.paused is None]
 
     def state(name: str) -> int:
         return sum(count for one in infos for key, count in one.states.items() if key == name)
 
     def counter(*names: str) -> int:
-        return sum(one.counters.get(name, 0) for one in infos for name in names)
+        return sum(one.counters.get(name, 0) for one in all_infos for name in names)
 
     return scale.Sample(
         at=at,

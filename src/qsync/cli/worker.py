@@ -169,6 +169,16 @@ def worker(
             show_default=False,
         ),
     ] = None,
+    health_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A public name by which that port may be asked, as in the Host header: "
+            "workers.example.com. Addresses, localhost and names of a private network need none. "
+            "May be given again.",
+            show_default=False,
+        ),
+    ] = None,
     live_limit: Annotated[
         float | None,
         typer.Option(
@@ -225,7 +235,9 @@ def worker(
         "tally": health_port is not None and counts_tasks(),
     }
     queues_served = list(server.config.weights)
-    port = _health_port(app, queues_served, processes, health_host, health_port, live_limit)
+    port = _health_port(
+        app, queues_served, processes, health_host, health_port, live_limit, health_name or []
+    )
     logs.configure(log_level, tag="main", form=log_format)
     logs.catch_uncaught()
     _banner(target, server, processes)
@@ -263,10 +275,13 @@ def _health_port(
     host: str | None,
     port: int | None,
     live_limit: float | None,
+    names: list[str],
 ) -> HealthPort | None:
     """The port, listening and not answering yet; None when none is asked for."""
     if port is None:
-        for name, value in (("--health-host", host), ("--live-limit", live_limit)):
+        for name, value in (
+            ("--health-host", host), ("--health-name", names or None), ("--live-limit", live_limit),
+        ):  # fmt: skip
             if value is not None:
                 _refuse(f"{name}: it goes with --health-port")
         return None
@@ -274,6 +289,7 @@ def _health_port(
         return HealthPort(
             host or "127.0.0.1", port, app,
             queues=queues, processes=processes, live_limit=live_limit or LIVE_LIMIT_S,
+            names=names,
         )  # fmt: skip
     except ConfigError as error:
         _refuse(f"--health-port: {error}")
@@ -352,11 +368,11 @@ def _banner(target: str, server: Server, processes: int) -> None:
         __version__, target, server.address, server.prefix,
     )  # fmt: skip
     log.info(
-        "queues %s%s; %s of concurrency %d with %s; %s%s",
+        "queues %s%s; %s of concurrency %d; %s%s; %s for `def` handlers in each",
         shares, " strictly in this order" if config.strict else "",
         _count(processes, "process", "processes"), config.concurrency,
-        _count(config.thread_count, "thread", "threads"),
         _count(len(types), "type", "types"), f": {shown}" if types else "",
+        _count(config.thread_count, "thread", "threads"),
     )  # fmt: skip
     if not types:
         log.warning("the app knows no tasks: those that are fetched will wait for another server")

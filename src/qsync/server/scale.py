@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Final
 
 import msgspec
@@ -100,16 +102,17 @@ class Scaler:
         """What follows from the samples; there has to be one."""
         first, now = self._samples[0], self._samples[-1]
         span_s = now.at - first.at
-        arriving = finishing = None
+        arriving = finishing = measured = None
         if span_s >= LEAST_S:
             arriving = (now.enqueued - first.enqueued) / span_s
             finishing = (now.finished - first.finished) / span_s
-        per_worker = goal.per_worker or self._per_worker(now, finishing)
+            measured = self._per_worker()
+        per_worker = goal.per_worker or measured
         backlog_s: float | None = None
         if not now.pending:
             backlog_s = 0.0
-        elif finishing:
-            backlog_s = round(now.pending / finishing, 1)
+        elif measured and now.servers:
+            backlog_s = round(now.pending / (measured * now.servers / self._processes), 1)
         return Advice(
             backlog=now.pending,
             running=now.active,
@@ -120,18 +123,42 @@ class Scaler:
             workers=round(now.servers / self._processes, 2),
             per_worker=None if per_worker is None else round(per_worker, 3),
             target_seconds=goal.target_s,
-            desired=self._desired(now, goal, arriving or 0.0, per_worker),
+            desired=self._desired(now, goal, self._steady(), per_worker),
         )
 
-    def _per_worker(self, now: Sample, finishing: float | None) -> float | None:
-        """What a worker can do in a second, were all its slots busy; None: nobody knows."""
-        if not finishing or not now.servers or not now.slots:
-            return None
-        # While tasks wait, every worker does what it can, though slots may be free: of a processor
-        # that has too much to do, say. Otherwise the share of busy slots tells.
-        behind = now.oldest_s > BEHIND_S or not now.active
-        busy = 1.0 if behind else min(1.0, now.active / now.slots)
-        return finishing / busy / now.servers * self._processes
+    def _steady(self) -> float:
+        """Tasks that come in a second, bursts left out: these are in the backlog.
+
+        It is the median over the time between samples, so that a burst in less than half of the
+        window does not count.
+        """
+        rates = sorted(
+            ((now.enqueued - last.enqueued) / (now.at - last.at), now.at - last.at)
+            for last, now in pairwise(self._samples)
+            if now.at > last.at
+        )
+        left_s = sum(took_s for _, took_s in rates) / 2
+        for rate, took_s in rates:
+            left_s -= took_s
+            if left_s <= 1e-9:
+                return rate
+        return 0.0
+
+    def _per_worker(self) -> float | None:
+        """What a worker can do in a second, were all its slots busy; None: nobody knows.
+
+        Times that begin or end idle count only if there are no others: nobody knows for how long
+        the workers were busy in them.
+        """
+        pairs = list(pairwise(self._samples))
+        return self._rate(pair for pair in pairs if _is_busy(*pair)) or self._rate(pairs)
+
+    def _rate(self, pairs: Iterable[tuple[Sample, Sample]]) -> float | None:
+        finished = busy_s = 0.0
+        for last, now in pairs:
+            finished += now.finished - last.finished
+            busy_s += _busy_share(last, now) * (now.at - last.at) * now.servers
+        return finished / busy_s * self._processes if finished > 0 and busy_s > 0 else None
 
     def _desired(self, now: Sample, goal: Goal, arriving: float, per_worker: float | None) -> int:
         in_hand = now.pending + now.active
@@ -146,3 +173,26 @@ class Scaler:
         if slots:  # what runs is not to be interrupted
             wanted = max(wanted, math.ceil(now.active / slots))
         return max(goal.least, min(wanted, goal.most))
+
+
+def _is_busy(last: Sample, now: Sample) -> bool:
+    """Whether it is known for how long the workers were busy between two samples."""
+    return now.pending > 0 or (now.active > 0 and (last.pending > 0 or last.active > 0))
+
+
+def _busy_share(last: Sample, now: Sample) -> float:
+    """Which share of its slots and of the time between two samples the workers were busy.
+
+    While tasks wait, every worker does what it can, though slots may be free: of a processor that
+    has too much to do, say. Otherwise the busy slots tell.
+    """
+    took_s = now.at - last.at
+    if not now.slots or took_s <= 0:
+        return 0.0
+    if now.pending and not last.pending and not last.active:  # idle until the oldest came
+        return min(1.0, now.oldest_s / took_s)
+    if now.oldest_s > BEHIND_S:
+        return 1.0
+    # Tasks so short that none is seen to run keep less than a slot busy.
+    active = max(last.active, now.active) or (0.5 if now.finished > last.finished else 0.0)
+    return min(1.0, active / now.slots)
