@@ -122,6 +122,8 @@ class Fetched(msgspec.Struct, frozen=True, kw_only=True):
     """Of the data of the queue; it changes only when they were lost."""
     left: bool = False
     """More tasks wait that may be fetched."""
+    spared: dict[str, int] = {}
+    """By id, how many crashes did not count, for tasks with such ones."""
 
 
 def batches(
@@ -321,11 +323,16 @@ def renew(
     return Call(script, keys.names(script.keys), tuple(args), _outcomes)
 
 
-def start(keys: QueueKeys, tasks: Sequence[Held]) -> Call[list[Outcome]]:
-    """Mark tasks that crashed before as running."""
+def start(keys: QueueKeys, tasks: Sequence[Held], *, together: bool = False) -> Call[list[Outcome]]:
+    """Mark tasks that crashed before as running: a crash from now on counts for them.
+
+    `together`: they run beside other suspects, and a crash does not count, up to three times.
+    """
     script = load("start")
-    args = tuple([value for task in _batch(tasks) for value in task])
-    return Call(script, keys.names(script.keys), args, _outcomes)
+    args = [value for task in _batch(tasks) for value in task]
+    if together:
+        args.append("-")
+    return Call(script, keys.names(script.keys), tuple(args), _outcomes)
 
 
 def progress(
@@ -627,7 +634,17 @@ def _fetched(reply: Any) -> Fetched:
         paused=bool(paused),
         generation=_text(generation),
         left=bool(left),
+        spared=_spared(ids, crashes) if any(crashes) else {},
     )
+
+
+def _spared(ids: list[bytes], crashes: list[bytes | None]) -> dict[str, int]:
+    """By id, the second number of crash counts that have one."""
+    found = {}
+    for id, text in zip(ids, crashes, strict=True):
+        if text and (match := _SPARED.match(text)):
+            found[id.decode()] = int(match[1])
+    return found
 
 
 def _only_tasks(ids: Any, *beside: Any) -> Iterator[list[Any]]:
@@ -650,6 +667,7 @@ def crash_count(text: bytes | None) -> int:
 
 
 _NUMBER: Final = re.compile(rb"\d{1,16}")
+_SPARED: Final = re.compile(rb"\d+~(\d{1,6})")
 _PRINTABLE: Final = re.compile(rb"[!-~]+")
 
 

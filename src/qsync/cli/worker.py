@@ -194,9 +194,13 @@ def worker(
 
     For example: qsync worker shop.tasks:app --processes 4 --queues critical=5,default=3
 
-    A process that dies is replaced, and its tasks start again within a second. Ctrl-C or SIGTERM
-    stops: running tasks may go on for the shutdown timeout; a second one stops at once. SIGHUP
-    replaces the processes one after another, by ones with the code as it is by then.
+    A process that dies is replaced, and its tasks are back in the queue within a second. A task
+    that was there when two processes died is a suspect: it starts alone in its process, after at
+    most 2 s for running tasks to end, and holds up the others for at most 1 s more. Then they go
+    on beside it.
+
+    Ctrl-C or SIGTERM stops: running tasks may go on for the shutdown timeout; a second one stops at
+    once. SIGHUP replaces the processes one after another, by ones with the code as it is by then.
 
     Options override those that the app gives its servers, as `Qsync(timeout=60)`.
     """

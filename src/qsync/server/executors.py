@@ -12,6 +12,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final
 
+from qsync.server import forks
 from qsync.server.hung import STUBBORN_S, Hung
 from qsync.server.lane import Claim, NotBegun
 from qsync.server.processes import HandlerError, ProcessPool
@@ -73,6 +74,7 @@ class ThreadPool:
         self._woken = False
         self._closed = False
         self._quiet = asyncio.Event()
+        self._generation = forks.generation
         self._loop = asyncio.get_running_loop()
 
     def submit(
@@ -201,6 +203,8 @@ class ThreadPool:
                     call.value = call.perform()
                 except BaseException as error:
                     call.error = error
+                if forks.generation != self._generation:
+                    forks.end()
             # A thread that was lost may have been replaced meanwhile.
             over = call.thread_ended = call.replaced
             finished.append(call)

@@ -64,6 +64,8 @@ class Leased(msgspec.Struct, eq=False):
     """By boot_s, before the call that brought it."""
     expires: float
     """By boot_s; renewals move it."""
+    spared: int = 0
+    """Crashes that did not count for it, since another suspect may have been the cause."""
     phase: int = READY
     stop: Stop | None = None
     info: TaskInfo | None = None

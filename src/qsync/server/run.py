@@ -15,13 +15,14 @@ from qsync.broker.ops import Done
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError
 from qsync.retrying import NO_RULES
-from qsync.server import outcome
+from qsync.server import forks, outcome
 from qsync.server.around import Around, Surroundings
 from qsync.server.config import Config, seconds
 from qsync.server.current import running
 from qsync.server.failures import Failures
 from qsync.server.hung import STUBBORN_S, Hung
 from qsync.server.invoke import Invoker, Way, encode_result
+from qsync.server.isolation import Isolation
 from qsync.server.lane import GONE, READY, RUNNING, Lane, Leased, NotBegun, Stop, boot_s
 from qsync.server.limits import Limits
 from qsync.server.progress import Progress
@@ -87,8 +88,12 @@ class Runner:
         self._pump = Pump(self._run, self._start_some)
         self._limits = Limits(self._out_of_time)
         self._suspects = Suspects()
+        self._isolation = Isolation(broker, self._suspects, self._start_some)
+        self._suspected = max(1, min(2, config.max_crashes - 1))
+        """A task that crashed so often is a suspect."""
         self._suspect_timer: asyncio.TimerHandle | None = None
         self._failures = Failures(config, invoker.types)
+        self._generation = forks.generation
         self._low_water = 0
         """Fetch again when no more than this is left of what was leased ahead."""
         self._rate = 0.0
@@ -155,6 +160,11 @@ class Runner:
 
     def _start_some(self) -> None:
         ready, most, suspects = self.ready, self._config.concurrency, self._suspects
+        if suspects.waiting:
+            free = most - self.running
+            for leased in suspects.take_together(time.monotonic(), free=free):
+                if leased.phase == READY:
+                    self._begin(leased)
         while self.running < most and ready:
             if (suspects.waiting or suspects.alone) and suspects.hold_up_others(time.monotonic()):
                 break
@@ -164,7 +174,7 @@ class Runner:
                 break
             if leased.phase != READY:
                 continue
-            if leased.crashes >= 2:
+            if leased.crashes >= self._suspected:
                 suspects.waiting.append(leased)
             else:
                 self._begin(leased)
@@ -178,16 +188,21 @@ class Runner:
     def _try_suspects(self) -> None:
         """Start a suspect if its time has come, else come back when it may have."""
         suspects = self._suspects
-        while suspects.waiting and suspects.alone is None:
-            delay = suspects.delay(time.monotonic(), running=self.running, ready=len(self.ready))
+        while suspects.alone is None:
+            now = time.monotonic()
+            if (leased := suspects.next_alone(now)) is None:
+                return
+            delay = suspects.delay(now, running=self.running, ready=len(self.ready))
             if delay > 0:
                 if self._suspect_timer is None:
                     self._suspect_timer = self._loop.call_later(delay, self._suspect_is_due)
                 return
-            leased = suspects.waiting.popleft()
+            suspects.waiting.remove(leased)
             if leased.phase == READY:
+                suspects.begin_alone(leased, now)
                 self._begin(leased)
-                suspects.alone = leased if leased.phase == RUNNING else None
+                if leased.phase != RUNNING:
+                    suspects.alone = None
 
     def _suspect_is_due(self) -> None:
         self._suspect_timer = None
@@ -265,6 +280,8 @@ class Runner:
         except BaseException as error:
             leased.task = None
             if leased.phase != RUNNING:
+                if forks.generation != self._generation:
+                    forks.end()
                 return  # given up on long ago
             if isinstance(error, NotBegun) and leased.stop is None:
                 record = self._too_late(leased) or ops.HandedBack(leased.id, leased.token)
@@ -274,8 +291,9 @@ class Runner:
 
     async def _mark(self, leased: Leased) -> bool:
         """Mark a task that crashed before as running; False when it may not, and is seen to."""
+        suspects = self._suspects
         try:
-            call = ops.start(leased.lane.keys, [leased.held])
+            call = ops.start(leased.lane.keys, [leased.held], together=leased in suspects.together)
             [answer] = await self._broker.run(call, patience=None)
         except Exception as error:  # the store refuses, or a mistake of ours: no fault of the task
             ours = not isinstance(error, QsyncError)
@@ -290,9 +308,13 @@ class Runner:
             self._finish(leased, None)
             return False
         self._failures.suspected(leased)
+        if suspects.alone is leased:
+            self._isolation.watch(leased)
         return True
 
     def _finish(self, leased: Leased, record: Any) -> None:
+        if forks.generation != self._generation:
+            forks.end()
         if leased.phase != RUNNING:
             return
         if leased.timer is not None:
@@ -317,8 +339,12 @@ class Runner:
         Until then a crash would count for it, and it would be one of theirs.
         """
         suspects = self._suspects
-        if suspects.alone is not None and suspects.alone.phase == GONE:
+        ended = suspects.alone is not None and suspects.alone.phase == GONE
+        if ended:
             suspects.end(time.monotonic())
+        if suspects.together:
+            ended = suspects.drop_ended(time.monotonic()) or ended
+        if ended:
             self._start_some()
 
     # Ends.
@@ -480,4 +506,5 @@ class Runner:
             # Nor is it worth a word when the process ends, which cannot always log by then.
             deaf._log_destroy_pending = False  # type: ignore[attr-defined]
         await self._failures.aclose()
+        await self._isolation.aclose()
         await self._progress.aclose()

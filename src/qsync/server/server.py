@@ -6,13 +6,10 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import math
 import os
-import signal
-import threading
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker.address import Address
@@ -34,14 +31,12 @@ from qsync.server.periodic import PeriodicLoop, PeriodicTask
 from qsync.server.permissions import check_permissions
 from qsync.server.run import Runner
 from qsync.server.settle import Settler
+from qsync.server.signals import signals
 from qsync.server.tally import Tally
 
 log = logging.getLogger("qsync.server")
 
 Work = Callable[[], Awaitable[None]]
-
-SAME_SIGNAL_S: Final = 0.1
-"""Signals so close together are one: systemd and a parent both tell the same child."""
 
 
 class _ToldToStop(QsyncError):
@@ -129,10 +124,11 @@ class Server:
         `on_ready` is called once tasks are being fetched.
 
         The first signal lets running tasks go on for `shutdown_timeout`, the second hands them back
-        at once, the third leaves the process as it is. Only the main thread can take signals;
-        in another one the server runs without.
+        at once, the third leaves the process as it is. All servers that run in the loop get it, and
+        the signal handler that was there before, as that of uvicorn. Only the main thread can take
+        signals; in another one the server runs without.
         """
-        with _signals(self._on_signal):
+        with signals(self._on_signal):
             try:
                 await self.start()
             except _ToldToStop:
@@ -398,31 +394,3 @@ async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-@contextlib.contextmanager
-def _signals(react: Any) -> Any:
-    """Call `react(n)` on the loop for the n-th SIGTERM or SIGINT, in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    seen, last = 0, -math.inf
-
-    def count() -> None:
-        nonlocal seen, last
-        before, last = last, loop.time()
-        if last - before >= SAME_SIGNAL_S:
-            seen += 1
-            react(seen)
-
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        loop.add_signal_handler(number, count)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-            signal.signal(number, before[number])

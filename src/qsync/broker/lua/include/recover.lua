@@ -7,7 +7,8 @@ local function is_id(member)
 end
 
 -- Their new crash counts: `died` and `back` are filled with the ids at the limit and below it.
--- The first lapse counts for all that the server held; later ones for what it had marked.
+-- The first lapse counts for all that the server held; later ones for what it had marked, unless it
+-- ran beside other suspects.
 -- Returns how many crashes were counted.
 local function count_crashes(crashes_key, ids, max_crashes, died, back)
   if #ids == 0 then
@@ -15,15 +16,18 @@ local function count_crashes(crashes_key, ids, max_crashes, died, back)
   end
   local crashed, fields = 0, {}
   for i, text in ipairs(redis.call('HMGET', crashes_key, unpack(ids))) do
-    local crashes = crash_count(text)
-    if crashes == 0 or string.sub(text, -1) == '+' then
+    local crashes, spared = crash_count(text), spared_count(text)
+    local sign = string.sub(text or '', -1)
+    if sign == '-' and spared < SPARED_MOST then
+      spared = spared + 1
+    elseif crashes == 0 or sign == '+' or sign == '-' then
       crashes = crashes + 1
       crashed = crashed + 1
     end
     local of = crashes >= max_crashes and died or back
     of[#of + 1] = ids[i]
     fields[2 * i - 1] = ids[i]
-    fields[2 * i] = whole(crashes) .. (of == died and '!' or '')
+    fields[2 * i] = crash_text(crashes, spared, of == died and '!' or '')
   end
   redis.call('HSET', crashes_key, unpack(fields))
   return crashed

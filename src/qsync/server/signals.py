@@ -1,0 +1,143 @@
+"""SIGTERM and SIGINT for every server that runs in an event loop, and for the program around them.
+
+A loop has one handler for a signal. Here all servers of a loop share it, and it passes the signal
+on to the handler that was there before (of uvicorn, say), which comes back when the last server
+ends. What asyncio keeps of its handlers is private: without it those of a loop do not come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+SAME_SIGNAL_S: Final = 0.1
+"""Signals so close together are one: systemd and a parent both tell the same child."""
+
+React = Callable[[int], None]
+"""Called on the loop with 1 for the first signal, 2 for the second, and so on."""
+
+
+class _Counter:
+    """Counts the signals that one server gets."""
+
+    def __init__(self, react: React) -> None:
+        self._react = react
+        self._seen, self._last = 0, -math.inf
+
+    def hear(self) -> None:
+        now = asyncio.get_running_loop().time()
+        before, self._last = self._last, now
+        if now - before >= SAME_SIGNAL_S:
+            self._seen += 1
+            self._react(self._seen)
+
+
+class _Handler:
+    """The handler of one signal in one loop, shared by the servers that run there."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, number: signal.Signals) -> None:
+        self._loop = loop
+        self._number = number
+        self.counters: list[_Counter] = []
+        self._before: Any = signal.getsignal(number)
+        self._of_loop = _handle_of(loop, number)
+        loop.add_signal_handler(number, self._hear)
+        self._installed = signal.getsignal(number)
+
+    @property
+    def installed(self) -> bool:
+        """Whether the process has no newer handler, and this loop really is told of the signal."""
+        current = signal.getsignal(self._number)
+        return current is self._installed and (current is not self._before or _is_of_loop(current))
+
+    def _hear(self) -> None:
+        for counter in list(self.counters):
+            counter.hear()
+        if self._of_loop is not None:
+            callback, args = self._of_loop
+            callback(*args)
+        elif _passes_on(self._before):
+            self._before(self._number, None)
+
+    def restore(self) -> None:
+        """Put back what was there before, unless somebody has put another in its place."""
+        if signal.getsignal(self._number) is not self._installed:
+            return
+        handle = _handle_of(self._loop, self._number)
+        if handle is not None and handle[0] != self._hear:
+            return
+        self._loop.remove_signal_handler(self._number)
+        if self._of_loop is not None:
+            callback, args = self._of_loop
+            self._loop.add_signal_handler(self._number, callback, *args)
+        elif self._before is not None:  # None: it was not set from Python
+            signal.signal(self._number, self._before)
+
+
+_handlers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[signal.Signals, _Handler]] = (
+    WeakKeyDictionary()
+)
+
+
+@contextlib.contextmanager
+def signals(react: React) -> Iterator[None]:
+    """Inside, react to each SIGTERM and SIGINT; only the main thread can take signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    counter = _Counter(react)
+    mine: list[_Handler] = []
+    for number in SIGNALS:
+        shared = _handlers.setdefault(loop, {})
+        handler = shared.get(number)
+        if handler is None or not handler.installed:
+            handler = shared[number] = _Handler(loop, number)
+        handler.counters.append(counter)
+        mine.append(handler)
+    try:
+        yield
+    finally:
+        for number, handler in zip(SIGNALS, mine, strict=True):
+            handler.counters.remove(counter)
+            if not handler.counters:
+                handler.restore()
+                if _handlers.get(loop, {}).get(number) is handler:
+                    del _handlers[loop][number]
+
+
+def _handle_of(
+    loop: asyncio.AbstractEventLoop, number: signal.Signals
+) -> tuple[Callable[..., object], tuple[Any, ...]] | None:
+    """What the loop itself calls at a signal; None when that is nothing, or cannot be known."""
+    try:
+        handle = loop._signal_handlers.get(number)  # type: ignore[attr-defined]
+        return None if handle is None else (handle._callback, handle._args)
+    except AttributeError:  # uvloop, or a later version of asyncio
+        return None
+
+
+def _passes_on(handler: Any) -> bool:
+    """Whether a handler is the program's own."""
+    return (
+        callable(handler) and handler is not signal.default_int_handler and not _is_of_loop(handler)
+    )
+
+
+def _is_of_loop(handler: Any) -> bool:
+    """Whether asyncio or uvloop put a handler there."""
+    function = handler.func if isinstance(handler, partial) else handler
+    owner = getattr(function, "__self__", None)
+    module = getattr(function, "__module__", None) or ""
+    return isinstance(owner, asyncio.Runner | asyncio.AbstractEventLoop) or module.partition(".")[
+        0
+    ] in ("asyncio", "uvloop")
