@@ -6,13 +6,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 SOURCES := pyproject.toml README.md $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: help demo test test-most test-chaos test-alone test-again soak bench bench-peers check format clean
+.PHONY: help demo test test-most test-chaos test-alone test-redis test-again soak bench bench-peers check format clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
 help:
 	@echo "make demo    watch tasks of every kind run, fail, retry and survive a kill -9"
 	@echo "make test    run the whole suite against real stores that it starts itself"
+	@echo "make test-redis   a short part of it with the lowest and the highest redis-py that is allowed"
 	@echo "make soak    the tests that take long"
 	@echo "make bench   measure it on this machine, beside the floor; charts come to .bench"
 	@echo "make bench-peers  the same work by qsync and by twelve other queues; PEERS=\"arq huey\" for some"
@@ -36,6 +37,24 @@ test-chaos: $(VENV)/installed-dev
 	$(QUICK) -n 2 --dist loadscope tests/chaos tests/guarantees $(ALONE:%=--ignore %)
 test-alone: $(VENV)/installed-dev
 	$(QUICK) $(ALONE) $(SEEDS)
+
+# What knows redis-py, with the first release of the lowest and the last of the highest that pyproject.toml
+# allows, each in an environment of its own.
+REDIS_TESTS := $(addprefix tests/test_, wire.py shell.py sentinel.py client_objects.py internals.py)
+REDIS_ENVS := $(VENV)-redis-lowest $(VENV)-redis-highest
+test-redis: $(REDIS_ENVS:%=%/installed)
+	for env in $(REDIS_ENVS); do \
+		$$env/bin/python -c 'import redis; print("redis-py", redis.__version__)' && \
+		$$env/bin/python -m pytest -q -m "not slow" -p no:cacheprovider $(REDIS_TESTS) || exit 1; \
+	done
+
+$(VENV)-redis-lowest/installed: REDIS := redis[hiredis]==6.0.0
+$(VENV)-redis-highest/installed: REDIS := redis[hiredis]<9
+$(VENV)-redis-%/installed: $(SOURCES)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --upgrade --upgrade-strategy eager \
+		'.[embedded,process,fast]' '$(REDIS)' attrs greenlet hypothesis pydantic pytest pytest-timeout
+	@touch $@
 
 # Those that failed, alone. Chaos has no second try: what was lost there is lost.
 test-again:
@@ -75,7 +94,7 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) .bench dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(REDIS_ENVS) .bench dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qsync needs Python 3.11 or newer: make PYTHON=python3.11")'

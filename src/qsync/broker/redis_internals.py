@@ -53,17 +53,19 @@ def address_remap(cluster: Any) -> Any:
 def limit_socket(connection: Any, seconds: float) -> None:
     """Each write and read of an open connection ends in so many seconds; otherwise as it was told
     when it was made."""
-    sock = getattr(connection, "_sock", None)
+    try:
+        sock = connection._sock
+    except AttributeError:
+        warn_once("its connections' sockets are not found, a call may end later than asked")
+        return
     if sock is not None:
         sock.settimeout(seconds)
-    elif connection.is_connected:
-        warn_once("its connections' sockets are not found, a call may end later than asked")
 
 
 @cache
 def warn_once(what: str) -> None:
     """One line in the log a process."""
-    log.warning("redis-py %s is newer than this qsync knows: %s", redis.__version__, what)
+    log.warning("redis-py %s differs from those that this qsync knows: %s", redis.__version__, what)
 
 
 def names_of(nodes: Iterable[Any]) -> list[tuple[str, int]]:

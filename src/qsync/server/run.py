@@ -17,6 +17,7 @@ from qsync.errors import QsyncError
 from qsync.retrying import NO_RULES
 from qsync.server import forks, outcome
 from qsync.server.around import Around, Surroundings
+from qsync.server.asyncio_internals import abandon
 from qsync.server.config import Config, seconds
 from qsync.server.current import running
 from qsync.server.failures import Failures
@@ -502,9 +503,7 @@ class Runner:
         self._pump.close()
         self._limits.close()
         for deaf in self._deaf:
-            asyncio._unregister_task(deaf)  # or asyncio.run would wait for it for ever
-            # Nor is it worth a word when the process ends, which cannot always log by then.
-            deaf._log_destroy_pending = False  # type: ignore[attr-defined]
+            abandon(deaf)
         await self._failures.aclose()
         await self._isolation.aclose()
         await self._progress.aclose()
