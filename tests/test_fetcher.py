@@ -15,6 +15,7 @@ from qsync.keys import QueueKeys
 from qsync.server.config import Config
 from qsync.server.fetch import Fetcher
 from qsync.server.lane import Lane, boot_s
+from qsync.server.outage import Outage
 from tests.stores import Store
 
 
@@ -30,7 +31,7 @@ def test_what_cannot_be_confirmed_is_as_old_as_its_first_fetch(
         config, broker = Config(lease=3), AsyncBroker(connect.parse(own_store.url))
         lane = Lane(QueueKeys(prefix, "default"))
         runner: Any = SimpleNamespace(room_made=asyncio.Event())  # it is given nothing to run
-        fetcher = Fetcher("s", config, broker, [lane], runner)
+        fetcher = Fetcher("s", config, broker, [lane], runner, Outage())
         call = ops.fetch(lane.keys, server="s", number=1, wanted=10, policy=config.policy())
         sent = boot_s()
         leased = fetcher._lease(lane, "s/1", await broker.run(call), sent)

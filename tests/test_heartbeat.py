@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from qsync.keys import QueueKeys
 from qsync.server.config import Config
 from qsync.server.heartbeat import Heartbeat
 from qsync.server.lane import Asked, Lane
+from qsync.server.outage import Outage
 from tests.stores import Store
 
 
@@ -26,7 +28,8 @@ def blocked(store: Store, prefix: str, check: Callable[[Heartbeat, Lane], None])
         call = ops.fetch(lane.keys, server="s", number=1, wanted=10, policy=config.policy())
         lane.unanswered = Asked(call, "s/1", since=-1e9)
         broker.run(call)
-        heartbeat = Heartbeat(broker, [lane], None, lease_s=6, watches_loop=True)  # type: ignore[arg-type] - it has nothing to run
+        runner: Any = None  # it has nothing to run
+        heartbeat = Heartbeat(broker, [lane], runner, lease_s=6, watches_loop=True, outage=Outage())
         try:
             check(heartbeat, lane)
         finally:

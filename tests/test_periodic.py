@@ -37,9 +37,9 @@ class Far(AsyncBroker):
 
     lag = 0.0
 
-    async def run_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
+    async def run_many(self, calls: Sequence[Call[Any]], **options: Any) -> list[Any]:
         await asyncio.sleep(self.lag)
-        return await super().run_many(calls)
+        return await super().run_many(calls, **options)
 
 
 class Place:
@@ -310,7 +310,7 @@ def test_an_outage_of_the_store_is_survived(caplog: pytest.LogCaptureFixture) ->
             async with place.running(periodic("often", Every(0.1)), loops=2):
                 await wait_until_async(place.ids)
                 await asyncio.to_thread(store.kill)
-                await wait_until_async(lambda: "have to wait" in caplog.text)
+                await wait_until_async(lambda: "cannot enqueue periodic tasks" in caplog.text)
                 await asyncio.to_thread(store.start)
                 before = place.last("often") or 0
                 await wait_until_async(lambda: (place.last("often") or 0) > before)
@@ -331,7 +331,7 @@ def test_a_full_store_is_survived(
             await wait_until_async(place.ids)
             store.command("CONFIG", "SET", "maxmemory", 1)
             try:
-                await wait_until_async(lambda: "have to wait" in caplog.text)
+                await wait_until_async(lambda: "cannot enqueue periodic tasks" in caplog.text)
                 stopped_at = place.last("often") or 0
                 await wait_until_async(lambda: place.now_us() > stopped_at + 300_000)
                 assert place.last("often") == stopped_at

@@ -100,11 +100,14 @@ class AsyncRegistrations:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def aclose(self) -> None:
-        """Wait for what is under way."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(2 * REGISTER_S):
-                await asyncio.gather(*self._tasks, return_exceptions=True)
+    async def aclose(self, within: float = 2 * REGISTER_S) -> None:
+        """Wait for what is under way, at most so many seconds; then it is given up."""
+        tasks = list(self._tasks)
+        if tasks:
+            await asyncio.wait(tasks, timeout=within)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _work(self, queue: str, call: Call[Any]) -> None:
         [reply] = await self._run_many([call], ends=ends_in(REGISTER_S))

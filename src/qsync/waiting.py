@@ -144,6 +144,8 @@ class Watch:
         self._lock = threading.Lock()
         self._waiting: dict[str, set[threading.Event]] = {}
         self._listening = False
+        self._broken = False
+        """Listening failed, and the log says so."""
         self._left = 0.0
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
@@ -190,6 +192,7 @@ class Watch:
         try:
             subscription.open()
             backoff.reset()
+            self._broken = False
             self._wake_all(listening=True)
             while (id := subscription.read(_TICK)) != "":
                 if id is not None:
@@ -197,7 +200,9 @@ class Watch:
                 if self._retire():
                     return False
         except Exception as error:
-            _tell(self._channel, error)
+            if not self._broken or not isinstance(error, QsyncError):
+                _tell(self._channel, error)
+            self._broken = True
         finally:
             subscription.close()
         with self._lock:
@@ -237,6 +242,8 @@ class AsyncWatch:
         self._broker, self._channel = broker, channel
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._listening = False
+        self._broken = False
+        """Listening failed, and the log says so."""
         self._listener: asyncio.Task[None] | None = None
         self._end: asyncio.TimerHandle | None = None
 
@@ -290,13 +297,16 @@ class AsyncWatch:
         try:
             await subscription.open()
             backoff.reset()
+            self._broken = False
             self._listening = True
             self._wake_all()
             while (id := await subscription.read()) != "":
                 for woken in self._waiting.get(id, ()):
                     woken.set()
         except Exception as error:
-            _tell(self._channel, error)
+            if not self._broken or not isinstance(error, QsyncError):
+                _tell(self._channel, error)
+            self._broken = True
         finally:
             self._listening = False
             await subscription.aclose()

@@ -15,6 +15,7 @@ from qsync.broker.shell import Broker
 from qsync.errors import QsyncError, SchemaMismatch
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.server.crash_log import listed, name_of
+from qsync.server.outage import Outage
 from qsync.state import TaskState
 
 log = logging.getLogger("qsync.worker")
@@ -25,6 +26,8 @@ AGAIN_S: Final = 1.0
 
 PAGE: Final = 500
 """Running tasks of a queue that are looked at for the names of those of the dead server."""
+
+ABANDON: Final = "abandon servers that died"
 
 
 @dataclass(slots=True)
@@ -47,6 +50,7 @@ class Abandoner:
     def __init__(self, broker: Broker, prefix: str) -> None:
         self._broker = broker
         self._prefix = prefix
+        self._outage = Outage()
         self._errands: list[_Errand] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -88,10 +92,11 @@ class Abandoner:
                 self._remove(errand)
                 continue
             except QsyncError as error:
-                log.warning("cannot abandon server %s yet: %s", errand.server_id, error)
+                self._outage.failed(ABANDON, error)
                 errand.due = time.monotonic() + backoff.next()
                 continue
             backoff.reset()
+            self._outage.worked(ABANDON)
             if errand.cursor == "0":
                 self._done(errand)
 

@@ -9,23 +9,31 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from qsync import codec
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import ops
+from qsync.broker.call import Call
 from qsync.broker.listen import Waiter
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.shell import AsyncBroker, ends_in
 from qsync.errors import QsyncError
 from qsync.keys import GlobalKeys
 from qsync.server.config import Config
 from qsync.server.lane import Lane, boot_s
+from qsync.server.outage import Outage
 from qsync.server.run import STALE_S, Runner
 from qsync.version import __version__
 
 log = logging.getLogger("qsync.server")
 
 INBOX_WAIT_S: Final = 10.0
+
+WITHDRAW_S: Final = 1.0
+"""How long a server that leaves waits for the store to take its record away, seconds."""
+
+ANNOUNCE: Final = "announce the server"
+READ_INBOX: Final = "read the inbox"
 
 
 class Control:
@@ -41,6 +49,7 @@ class Control:
         runner: Runner,
         types: Sequence[str],
         on_stop: Callable[[], None],
+        outage: Outage,
     ) -> None:
         self._server_id = server_id
         self._keys = GlobalKeys(prefix)
@@ -50,6 +59,7 @@ class Control:
         self._runner = runner
         self._types = types
         self._on_stop = on_stop
+        self._outage = outage
         self._started = boot_s()
         self._inbox = Waiter(broker, (self._keys.inbox(server_id),))
         self._again = asyncio.Event()
@@ -58,29 +68,39 @@ class Control:
 
     async def announce(self) -> None:
         """Say twice in a lease that the server lives, what it is and what it does."""
-        every = self._config.lease_s / 2
+        every, backoff = self._config.lease_s / 2, Backoff(cap=AWAY_CAP_S)
         while True:
             self._again.clear()
-            try:
-                await self._say()
-            except QsyncError as error:
-                log.warning("cannot announce the server: %s", error)
+            if (error := await self._say()) is None:
+                self._outage.worked(ANNOUNCE)
+                backoff.reset()
+            else:
+                self._outage.failed(ANNOUNCE, error)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._again.wait(), every)
+                pause = every if error is None else backoff.next()
+                await asyncio.wait_for(self._again.wait(), pause)
 
     def announce_again(self) -> None:
         """The store has forgotten the server: say at once what is said now and then."""
         self._registered = False
         self._again.set()
 
-    async def _say(self) -> None:
+    async def _say(self) -> QsyncError | None:
+        """Say it to all that are to know, whose nodes may differ; returns what went wrong."""
         live_ms = int(self._config.lease_s * 2000) + 10_000
-        keys, broker = self._keys, self._broker
-        if not self._registered:
-            await broker.run(ops.register(keys, self._lanes))
-            self._registered = True
-        await broker.run(ops.announce(keys, self._server_id, ttl_us=live_ms * 1000))
-        await broker.run(ops.describe(keys, self._server_id, self._record(), ttl_ms=live_ms))
+        keys = self._keys
+        calls: list[Call[Any]] = [
+            ops.announce(keys, self._server_id, ttl_us=live_ms * 1000),
+            ops.describe(keys, self._server_id, self._record(), ttl_ms=live_ms),
+        ]
+        registering = not self._registered
+        if registering:
+            self._registered = True  # unless the store is lost meanwhile
+            calls.append(ops.register(keys, self._lanes))
+        replies = await self._broker.run_many(calls)
+        if registering and isinstance(replies[-1], QsyncError):
+            self._registered = False
+        return next((reply for reply in replies if isinstance(reply, QsyncError)), None)
 
     def _record(self) -> dict[str, bytes | str | int]:
         return {
@@ -99,15 +119,13 @@ class Control:
 
     async def withdraw(self) -> None:
         """Take the record away: the server leaves."""
-        try:
-            await self._broker.run(
-                ops.announce(self._keys, self._server_id, ttl_us=0), patience=0.5
-            )
-            await self._broker.run(
-                ops.describe(self._keys, self._server_id, {}, ttl_ms=0), patience=0.5
-            )
-        except QsyncError as error:
-            log.warning("cannot withdraw the server's record: %s", error)
+        calls: list[Call[Any]] = [
+            ops.announce(self._keys, self._server_id, ttl_us=0),
+            ops.describe(self._keys, self._server_id, {}, ttl_ms=0),
+        ]
+        for reply in await self._broker.run_many(calls, ends=ends_in(WITHDRAW_S)):
+            if isinstance(reply, QsyncError):
+                self._outage.note("withdraw the server's record", reply)
         await self._inbox.aclose()
 
     async def watch_stale(self) -> None:
@@ -124,14 +142,16 @@ class Control:
         fresh = False
         while True:
             try:
-                order = await self._inbox.wait(INBOX_WAIT_S if fresh else 0.001)
+                at_once = not fresh or READ_INBOX in self._outage.parts
+                order = await self._inbox.wait(0.001 if at_once else INBOX_WAIT_S)
+                self._outage.worked(READ_INBOX)
                 if order is None:
                     fresh = True
                 elif fresh:
                     await self._carry_out(order[1])
                 backoff.reset()
             except QsyncError as error:
-                log.warning("cannot read the inbox: %s", error)
+                self._outage.failed(READ_INBOX, error)
                 await asyncio.sleep(backoff.next())
 
     async def _carry_out(self, data: bytes) -> None:

@@ -25,6 +25,7 @@ from qsync.server import outcome
 from qsync.server.config import Config
 from qsync.server.crash_log import CrashLog
 from qsync.server.lane import Asked, Lane, Leased, boot_s
+from qsync.server.outage import Outage
 from qsync.server.run import Runner
 from qsync.server.share import Shares, interleave
 from qsync.task import decode_failure, decode_message
@@ -60,12 +61,14 @@ class Fetcher:
         broker: AsyncBroker,
         lanes: Sequence[Lane],
         runner: Runner,
+        outage: Outage,
     ) -> None:
         self._holder = holder
         self._config = config
         self._broker = broker
         self._lanes = {lane.queue: lane for lane in lanes}
         self._runner = runner
+        self._outage = outage
         self._policy = config.policy()
         self._shares = Shares(config.weights, strict=config.strict)
         self._backoffs = {lane.queue: Backoff(cap=AWAY_CAP_S) for lane in lanes}
@@ -129,7 +132,7 @@ class Fetcher:
         calls = [self._call(lane, 0) for lane in self._lanes.values() if lane.unanswered is None]
         for answer in await self._broker.run_many(calls):
             if isinstance(answer, QsyncError) and not isinstance(answer, SchemaMismatch):
-                log.warning("%s", answer)
+                self._outage.note("wake another server", answer)
 
     async def aclose(self) -> None:
         """Close the connections that wait."""
@@ -250,7 +253,8 @@ class Fetcher:
             delay = self._wait_backoffs[waiter].next()
             for lane in lanes:
                 self._retry_at[lane.queue] = boot_s() + delay
-            log.warning("cannot wait for tasks: %s", error)
+            for lane in lanes:
+                self._outage.failed(_part(lane), error)
         finally:
             self._waiting[waiter] = None
             self._kick.set()
@@ -277,7 +281,7 @@ class Fetcher:
                 self._runner.take(await self._landed(lane, slots, answer, made, repeated=False))
         except QsyncError as error:
             self._retry_at[lane.queue] = boot_s() + self._wait_backoffs[waiter].next()
-            log.warning("cannot wait for tasks: %s", error)
+            self._outage.failed(_part(lane), error)
         finally:
             self._waiting[waiter] = None
             lane.wanted = 0
@@ -366,7 +370,7 @@ class Fetcher:
             return
         delay = self._backoffs[lane.queue].next()
         self._retry_at[lane.queue] = boot_s() + delay
-        log.warning("cannot fetch from queue %s, next try in %.2f s: %s", lane.queue, delay, error)
+        self._outage.failed(_part(lane), error)
 
     # What a fetch brought.
 
@@ -386,6 +390,8 @@ class Fetcher:
             if received - lane.met_unknown < AFTER_YOU_FOR_S:
                 lane.next_due += AFTER_YOU_S
         self._backoffs[lane.queue].reset()
+        if self._outage.parts:
+            self._outage.worked(_part(lane))
         lane.full = fetched.left
         if fetched.left:  # upkeep may find what nobody was woken for, and then nobody will be
             lane.empty = False
@@ -464,7 +470,7 @@ class Fetcher:
         try:
             answers = await self._broker.run(call, patience=self._config.lease_s / 3)
         except QsyncError as error:
-            log.warning("cannot renew leases of queue %s: %s", lane.queue, error)
+            self._outage.note(f"renew leases of queue {lane.queue}", error)
             for one in leased:
                 one.expires = made + self._config.lease_s
             return leased
@@ -505,4 +511,8 @@ class Fetcher:
                 if backs:
                     await self._broker.run(ops.hand_back(lane.keys, backs))
         except QsyncError as error:
-            log.warning("cannot mend leases of queue %s: %s", lane.queue, error)
+            self._outage.note(f"mend leases of queue {lane.queue}", error)
+
+
+def _part(lane: Lane) -> str:
+    return f"fetch from queue {lane.queue}"

@@ -20,6 +20,7 @@ from qsync.broker import ops
 from qsync.broker.shell import Broker
 from qsync.errors import QsyncError
 from qsync.server.lane import GONE, READY, Lane, Leased, boot_s
+from qsync.server.outage import Outage
 from qsync.server.run import STALE_S, Runner
 
 log = logging.getLogger("qsync.server")
@@ -41,12 +42,14 @@ class Heartbeat:
         *,
         lease_s: float,
         watches_loop: bool,
+        outage: Outage,
     ) -> None:
         self._broker = broker
         self._lanes = lanes
         self._runner = runner
         self._lease_s = lease_s
         self._watches_loop = watches_loop
+        self._outage = outage
         self._loop = asyncio.get_running_loop()
         self.loop_thread = threading.get_ident()
         self._end = threading.Event()
@@ -94,6 +97,8 @@ class Heartbeat:
         for lane in self._lanes:
             all_done &= self._renew_unread(lane)
             held = [leased for leased in lane.held.copy().values() if leased.phase != GONE]
+            if not held:
+                self._outage.worked(f"renew leases of queue {lane.queue}")
             for part in ops.batches(held, lambda one: len(one.id) + len(one.token)):
                 sent = boot_s()
                 call = ops.renew(
@@ -104,9 +109,7 @@ class Heartbeat:
                 try:
                     answers = self._broker.run(call, patience=self._lease_s / 10)
                 except QsyncError as error:
-                    log.warning(
-                        "cannot renew %d leases of queue %s: %s", len(part), lane.queue, error
-                    )
+                    self._outage.failed(f"renew leases of queue {lane.queue}", error)
                     all_done = False
                     continue
                 told = []
@@ -115,6 +118,7 @@ class Heartbeat:
                         leased.expires = sent + self._lease_s
                     if answer != "ok":
                         told.append((leased, answer))
+                self._outage.worked(f"renew leases of queue {lane.queue}")
                 if told:
                     self._post(self._tell, told)
         return all_done
@@ -139,7 +143,7 @@ class Heartbeat:
                 lease_us = int(self._lease_s * 1_000_000)
                 self._broker.run(ops.renew(lane.keys, held, lease_us=lease_us), patience=patience)
         except QsyncError as error:
-            log.warning("cannot renew what was fetched from queue %s: %s", lane.queue, error)
+            self._outage.note(f"renew what was fetched from queue {lane.queue}", error)
             return False
         return True
 
@@ -201,7 +205,7 @@ class Heartbeat:
                 self._broker.run(ops.hand_back(lane.keys, backs), patience=patience)
             self._given_back[lane.queue] = asked.token
         except QsyncError as error:
-            log.warning("cannot hand back what was fetched from queue %s: %s", lane.queue, error)
+            self._outage.note(f"hand back what was fetched from queue {lane.queue}", error)
 
     def _beat(self) -> None:
         self._beat_seen = time.monotonic()
@@ -231,9 +235,7 @@ class Heartbeat:
                 try:
                     self._broker.run(ops.hand_back(lane.keys, backs), patience=self._lease_s / 10)
                 except QsyncError as error:
-                    log.warning(
-                        "cannot hand back %d tasks of queue %s: %s", len(part), lane.queue, error
-                    )
+                    self._outage.note(f"hand back tasks of queue {lane.queue}", error)
                     # They stay here, to be renewed and tried again, lest they lapse.
                     self._runner.ready.extendleft(reversed(part))
                     continue

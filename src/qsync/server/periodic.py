@@ -21,9 +21,11 @@ from qsync.broker.published import digest_of, record_of, template_of
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError, SchemaMismatch
 from qsync.keys import GlobalKeys, QueueKeys, raised_at, shorten
+from qsync.registering import AsyncRegistrations, Registry
 from qsync.schedule import Periodic
 from qsync.server.agenda import Agenda, Entry
 from qsync.server.lane import boot_s
+from qsync.server.outage import Outage
 from qsync.task import Outgoing, Task, new_nonce, outgoing
 
 log = logging.getLogger("qsync.server")
@@ -60,11 +62,20 @@ class PeriodicLoop:
     cannot be built: that tick is skipped, with an error in the log.
     """
 
-    def __init__(self, broker: AsyncBroker, prefix: str, tasks: Sequence[PeriodicTask]) -> None:
+    def __init__(
+        self,
+        broker: AsyncBroker,
+        prefix: str,
+        tasks: Sequence[PeriodicTask],
+        outage: Outage | None = None,
+    ) -> None:
         by_queue: dict[str, list[PeriodicTask]] = {}
         for task in tasks:
             by_queue.setdefault(task.build().queue, []).append(task)
-        self._queues = [_Queue(broker, prefix, queue, some) for queue, some in by_queue.items()]
+        outage = outage or Outage()
+        self._queues = [
+            _Queue(broker, prefix, queue, some, outage) for queue, some in by_queue.items()
+        ]
 
     async def run(self) -> None:
         """Never returns; cancel it."""
@@ -77,10 +88,19 @@ class _Queue:
     """The periodic tasks of one queue; each queue has a node, and so a clock, of its own."""
 
     def __init__(
-        self, broker: AsyncBroker, prefix: str, queue: str, tasks: Sequence[PeriodicTask]
+        self,
+        broker: AsyncBroker,
+        prefix: str,
+        queue: str,
+        tasks: Sequence[PeriodicTask],
+        outage: Outage,
     ) -> None:
         self._broker = broker
+        self._outage = outage
+        self._part = f"enqueue periodic tasks of queue {queue}"
         self._globals = GlobalKeys(prefix)
+        self._registry = Registry(boot_s)
+        self._registrations = AsyncRegistrations(broker.run_many, self._registered)
         self._keys = QueueKeys(prefix, queue)
         self._agenda = Agenda(GRACE_US)
         self._entries = [Entry(task.periodic, task.build) for task in tasks]
@@ -89,6 +109,12 @@ class _Queue:
         self._backoff = Backoff(cap=AWAY_CAP_S)
 
     async def run(self) -> None:
+        try:
+            await self._run()
+        finally:
+            await self._registrations.aclose(0)
+
+    async def _run(self) -> None:
         while True:
             try:
                 await self._follow(await self._learn())
@@ -96,12 +122,12 @@ class _Queue:
                 log.error("no more periodic tasks of queue %s: %s", self._keys.queue, error)
                 return
             except QsyncError as error:
-                log.warning("periodic tasks of queue %s have to wait: %s", self._keys.queue, error)
+                self._outage.failed(self._part, error)
                 await asyncio.sleep(self._backoff.next())
 
     async def _learn(self) -> float:
         """Learn the store's time and the last ticks; returns until when that will do."""
-        await self._broker.run(ops.register(self._globals, [self._keys.queue]))
+        self._register()
         before_us = self._ahead_us
         for at in range(0, len(self._entries), ops.BATCH):
             entries = self._entries[at : at + ops.BATCH]
@@ -116,7 +142,19 @@ class _Queue:
                 self._agenda.learn(entry, after_us, again=went_back)
         await self._publish()
         self._backoff.reset()
+        self._outage.worked(self._part)
         return boot_s() + RELEARN_S
+
+    def _register(self) -> None:
+        """Tell the store of the queue when that is due. Nobody waits for it: the set of queues may
+        be on another node."""
+        queue = self._keys.queue
+        if self._registry.due(queue):
+            self._registrations.add(queue, ops.register(self._globals, [queue]))
+
+    def _registered(self, queue: str, reply: object) -> None:
+        if isinstance(reply, QsyncError):
+            self._registry.failed(queue)
 
     async def _publish(self) -> None:
         """Say what schedules there are, and by which tasks to trigger them."""
@@ -136,6 +174,7 @@ class _Queue:
     async def _follow(self, until: float) -> None:
         """Enqueue ticks as they come due, until that time."""
         while (now := boot_s()) < until:
+            self._register()
             now_us = _boot_us() + self._ahead_us
             due = self._agenda.pop(now_us, TURN)
             if due:

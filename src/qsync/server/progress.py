@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 
 from qsync.broker import ops
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError
 from qsync.server.lane import RUNNING, Lane, Leased
-
-log = logging.getLogger("qsync.server")
+from qsync.server.outage import Outage
 
 
 class Progress:
     """Takes what handlers tell, from any thread, and stores it one call a queue at a time."""
 
-    def __init__(self, broker: AsyncBroker, lanes: Mapping[str, Lane]) -> None:
+    def __init__(self, broker: AsyncBroker, lanes: Mapping[str, Lane], outage: Outage) -> None:
         self._broker = broker
+        self._outage = outage
         self._lanes = lanes
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, set[Leased]] = {}
@@ -57,6 +56,6 @@ class Progress:
                 for part in ops.batches(rows, lambda row: len(row[0])):
                     await self._broker.run(ops.progress(self._lanes[queue].keys, part))
         except QsyncError as error:
-            log.warning("progress of tasks of queue %s was not stored: %s", queue, error)
+            self._outage.note(f"store the progress of tasks of queue {queue}", error)
         finally:
             del self._waiting[queue]

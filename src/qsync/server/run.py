@@ -26,6 +26,7 @@ from qsync.server.invoke import Invoker, Way, encode_result
 from qsync.server.isolation import Isolation
 from qsync.server.lane import GONE, READY, RUNNING, Lane, Leased, NotBegun, Stop, boot_s
 from qsync.server.limits import Limits
+from qsync.server.outage import Outage
 from qsync.server.progress import Progress
 from qsync.server.pump import Pump
 from qsync.server.settle import Settler
@@ -57,6 +58,7 @@ class Runner:
         surroundings: Surroundings,
         on_lost: Callable[[int], None],
         hung: Hung,
+        outage: Outage,
     ) -> None:
         self._config = config
         self._invoker = invoker
@@ -65,7 +67,9 @@ class Runner:
         for settler in settlers.values():
             settler.on_settled = self._see_suspect_end
         self._surroundings = surroundings
-        self._progress = Progress(broker, {name: one.lane for name, one in settlers.items()})
+        self._progress = Progress(
+            broker, {name: one.lane for name, one in settlers.items()}, outage
+        )
         self.on_lost = on_lost
         self._hung = hung
         self.tally: Tally | None = None

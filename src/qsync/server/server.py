@@ -27,6 +27,7 @@ from qsync.server.heartbeat import Heartbeat
 from qsync.server.hung import Hung
 from qsync.server.invoke import Invoker
 from qsync.server.lane import Lane
+from qsync.server.outage import Outage
 from qsync.server.periodic import PeriodicLoop, PeriodicTask
 from qsync.server.permissions import check_permissions
 from qsync.server.run import Runner
@@ -84,6 +85,7 @@ class Server:
         """What handlers get as `current().client`, in a thread and on the loop."""
         self._vitals: Vitals | None = None
         self._client: Client | None = None
+        self._outage = Outage()
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._stop_once = asyncio.Lock()
@@ -202,9 +204,10 @@ class Server:
         self._exits.push_async_callback(self._broker.aclose)
         self._check(await self._facts())
         self._lanes = [Lane(QueueKeys(self.prefix, queue)) for queue in config.weights]
-        await check_permissions(self._broker, self._lanes[0].keys)
+        await check_permissions(self._broker, [lane.keys for lane in self._lanes])
         self._settlers = {
-            lane.queue: Settler(self._broker, lane, self._count_lost) for lane in self._lanes
+            lane.queue: Settler(self._broker, lane, self._count_lost, self._outage)
+            for lane in self._lanes
         }
         client = self.async_client_type(self._broker, prefix=self.prefix)
         client.lent = True
@@ -216,17 +219,20 @@ class Server:
         invoker = Invoker(config, self.mux, hung)
         self._exits.push_async_callback(invoker.aclose)
         self._runner = Runner(
-            config, invoker, self._broker, self._settlers, surroundings, self._count_lost, hung
-        )
+            config, invoker, self._broker, self._settlers, surroundings, self._count_lost, hung,
+            self._outage,
+        )  # fmt: skip
         self._runner.tally = self.tally
         for settler in self._settlers.values():
             settler.tally = self.tally
         self._exits.push_async_callback(self._runner.aclose)
-        self._fetcher = Fetcher(self.holder, config, self._broker, self._lanes, self._runner)
+        self._fetcher = Fetcher(
+            self.holder, config, self._broker, self._lanes, self._runner, self._outage
+        )
         self._exits.push_async_callback(self._fetcher.aclose)
         self._control = Control(
             self.id, self.prefix, config, self._broker, self._lanes, self._runner,
-            self.mux.types, self._on_order_to_stop,
+            self.mux.types, self._on_order_to_stop, self._outage,
         )  # fmt: skip
         self._fetcher.on_store_lost = self._control.announce_again
         self._exits.push_async_callback(self._control.withdraw)
@@ -239,7 +245,7 @@ class Server:
         self._spawn(self._control.read_inbox)
         self._spawn(self._control.watch_stale)
         if self._periodic:
-            self._spawn(PeriodicLoop(self._broker, self.prefix, self._periodic).run)
+            self._spawn(PeriodicLoop(self._broker, self.prefix, self._periodic, self._outage).run)
         self._fetching = self._spawn(self._fetcher.run)
         self._vitals = Vitals(config, self._lanes, self._runner, self._control, self._heartbeats[0])
         log.info("server %s is ready: queues %s at %s", self.id, config.weights, self.address)
@@ -249,12 +255,15 @@ class Server:
         backoff, tries = Backoff(cap=AWAY_CAP_S) if self.patient else Backoff(), 8
         while True:
             try:
-                return await self._broker.facts()
+                facts = await self._broker.facts()
             except StoreUnavailable as error:
                 tries -= 1
                 if not (tries > 0 or self.patient):
                     raise
-                log.warning("%s", error)
+                self._outage.failed("start", error)
+            else:
+                self._outage.worked("start")
+                return facts
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), backoff.next())
                 raise _ToldToStop
@@ -286,6 +295,7 @@ class Server:
                 self._runner,
                 lease_s=self.config.lease_s,
                 watches_loop=at == 0,
+                outage=self._outage,
             )
             for at, lanes in enumerate(groups)
         ]
@@ -339,8 +349,7 @@ class Server:
             self._runner.hand_back_ready()
             await self._stop_running()
             await self._settle_rest()
-            for heartbeat in self._heartbeats:
-                await heartbeat.stop()
+            await asyncio.gather(*[heartbeat.stop() for heartbeat in self._heartbeats])
             del self._fetching
         await _cancel(self._tasks)
         self._tasks.clear()

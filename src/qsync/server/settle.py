@@ -20,6 +20,7 @@ from qsync.broker.ops import BATCH, Done, HandedBack, Held, Killed, Retried
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError, QueueFull
 from qsync.server.lane import SETTLING, Lane, Leased
+from qsync.server.outage import Outage
 from qsync.server.tally import Tally
 from qsync.task import Result
 
@@ -56,9 +57,13 @@ _VERBS: Final[dict[type, tuple[str, Operation]]] = {
 class Settler:
     """Settles the tasks of one queue."""
 
-    def __init__(self, broker: AsyncBroker, lane: Lane, on_lost: Callable[[int], None]) -> None:
+    def __init__(
+        self, broker: AsyncBroker, lane: Lane, on_lost: Callable[[int], None], outage: Outage
+    ) -> None:
         self._broker = broker
         self.lane = lane
+        self._outage = outage
+        self._part = f"settle tasks of queue {lane.queue}"
         self._on_lost = on_lost
         self.on_settled: Callable[[], None] | None = None
         """Called after the store has taken some."""
@@ -103,6 +108,8 @@ class Settler:
                 await asyncio.sleep(backoff.next())
             else:
                 backoff.reset()
+                if self._outage.parts:
+                    self._outage.worked(self._part)
 
     def _note(self, *, refused: bool) -> None:
         """While the store refuses settlements, nothing more is fetched from the queue."""
@@ -182,10 +189,7 @@ class Settler:
         return refused
 
     def _refused(self, part: Part, error: QsyncError) -> Sequence[Entry]:
-        log.warning(
-            "cannot %s %d tasks of queue %s yet: %s",
-            part.verb, len(part.entries), self.lane.queue, error,
-        )  # fmt: skip
+        self._outage.failed(self._part, error)
         return part.entries
 
     def _settled(self, verb: str, part: Sequence[Entry], outcomes: Sequence[ops.Outcome]) -> None:
