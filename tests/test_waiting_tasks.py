@@ -54,7 +54,7 @@ async def reach(b: Bench, ids: list[str], *states: str | None) -> None:
     await wait_until_async(check, message=f"not all are {states}")
 
 
-async def take_over(b: Bench, server_id: str) -> None:
+async def take_over(b: Bench, server_id: str, count: int = COUNT) -> None:
     """Another server takes the tasks of this one, whose leases lapse at once."""
     got: set[str] = set()
     numbers = itertools.count(1)
@@ -66,7 +66,7 @@ async def take_over(b: Bench, server_id: str) -> None:
                 b.keys(), server="other", number=next(numbers), wanted=COUNT, policy=POLICY
             )
             got.update((await b.broker.run(call)).ids)
-        return len(got) == COUNT
+        return len(got) == count
 
     await wait_until_async(taken)
 
@@ -167,7 +167,7 @@ def test_bodies_that_others_have_run_meanwhile_do_not_begin(valkey: Store, prefi
             async with server:
                 await b.client.enqueue_many([Task("stay") for _ in range(COUNT)])
                 await until(lambda: len(bodies.begun) == 2)
-                await take_over(b, server.id)
+                await take_over(b, server.holder)
                 await until(lambda: server.lost_leases >= COUNT)
                 bodies.gate.set()
 

@@ -23,6 +23,7 @@ from qsync.broker.shell import ONE_TRY_S, AsyncBroker, Broker, ends_in
 from qsync.broker.views import Shown
 from qsync.errors import ConfigError, QsyncError, ResultTimeout, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys, server_of_token
+from qsync.running import waiting_for
 from qsync.sending import Batcher, UnderWay
 from qsync.serving import NEXT_LOOK, serves, unserved
 from qsync.task import Duration, Result, TaskStatus, to_us
@@ -146,9 +147,9 @@ class Handle(_AnyHandle["Tracker", R], eq=False, gc=False):
         kept, being too large, say.
         """
         seconds = self._seconds(timeout)
-        return self._value(
-            self._tracker.wait(self.id, self.queue, seconds, known=self._known), seconds
-        )
+        with waiting_for(self.queue, self.id):
+            found = self._tracker.wait(self.id, self.queue, seconds, known=self._known)
+        return self._value(found, seconds)
 
     def cancel(self) -> bool:
         """The task is cancelled, or the server that runs it has been told to stop it.
@@ -197,9 +198,9 @@ class AsyncHandle(_AnyHandle["AsyncTracker", R], eq=False, gc=False):
         kept, being too large, say.
         """
         seconds = self._seconds(timeout)
-        return self._value(
-            await self._tracker.wait(self.id, self.queue, seconds, known=self._known), seconds
-        )
+        with waiting_for(self.queue, self.id):
+            found = await self._tracker.wait(self.id, self.queue, seconds, known=self._known)
+        return self._value(found, seconds)
 
     async def cancel(self) -> bool:
         """The task is cancelled, or the server that runs it has been told to stop it.

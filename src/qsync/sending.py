@@ -15,6 +15,7 @@ from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.ops import Enqueued
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError, StoreUnavailable
 from qsync.keys import QueueKeys, shorten
+from qsync.running import check_lease, nonce_of_parent
 from qsync.task import (
     Outgoing,
     Task,
@@ -56,7 +57,10 @@ _BESIDE: Final = 128
 
 def ready(task: object, *, queue: str | None, payload_limit: int) -> Outgoing:
     """The task as it is sent; InvalidTask when it is none, or does not fit."""
-    return outgoing(_checked(task), new_nonce(), queue=queue, payload_limit=payload_limit)
+    check_lease()
+    checked = _checked(task)
+    nonce = None if checked.id is None else nonce_of_parent()
+    return outgoing(checked, nonce or new_nonce(), queue=queue, payload_limit=payload_limit)
 
 
 def check_durability(value: object) -> Durability | None:
@@ -146,12 +150,16 @@ class Bulk(Generic[T]):
             msg = f"tasks: {type(tasks).__name__} is not an iterable of Task"
             raise InvalidTask(msg) from None
         named: set[tuple[str, str]] = set()
+        check_lease()
+        of_parent = nonce_of_parent()
         for at, task in enumerate(given):
             try:
                 payload = payload_of(_checked(task), payload_limit)
                 if task.id is not None:
                     if (name := (task.queue, task.id)) in named:
                         self._nonces[at] = new_nonce()
+                    elif of_parent is not None:
+                        self._nonces[at] = of_parent
                     named.add(name)
                 options = has_options(task)
                 self._sealed.append(sealed(task, payload, self._nonce_of(at)) if options else None)

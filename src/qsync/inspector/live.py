@@ -31,6 +31,8 @@ class Record:
     types: list[str]
     unknown: list[tuple[str, str]]
     """Queue and type of tasks that it had no handler for."""
+    waiting: int = 0
+    """Tasks that it runs and that wait for results of tasks on its own queues."""
 
     def takes(self, queue: str) -> bool:
         """Whether it takes tasks from a queue, when it takes any."""
@@ -40,6 +42,11 @@ class Record:
     def full(self) -> bool:
         """Whether all its slots were taken when it last said so."""
         return self.running >= self.concurrency
+
+    @property
+    def stuck(self) -> bool:
+        """Whether all that it ran waited for tasks which it could not start."""
+        return 0 < self.running <= self.waiting
 
 
 def record_of(id: str, expires_us: int, fields: Mapping[str, bytes]) -> Record:
@@ -65,6 +72,7 @@ def record_of(id: str, expires_us: int, fields: Mapping[str, bytes]) -> Record:
         queues=_decoded(fields.get("queues"), dict[str, int], {}),
         types=_decoded(fields.get("types"), list[str], []),
         unknown=_decoded(fields.get("unknown"), list[tuple[str, str]], []),
+        waiting=number("waiting"),
     )
 
 

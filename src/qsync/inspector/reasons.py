@@ -85,7 +85,11 @@ def _pending(facts: Facts, blank: Explanation) -> Explanation:
         parts.append(f"for attempt {blank.attempt} of {blank.retry + 1}")
     reasons = [reason for reason, _ in blockers] or ["behind" if rank else "next"]
     parts += [text for _, text in blockers]
-    if not blockers and _all_full(facts):
+    if not blockers and _all_stuck(facts):
+        parts.append(
+            "all slots of its servers hold tasks that wait for results of tasks on their own queues"
+        )
+    elif not blockers and _all_full(facts):
         parts.append("all servers are full")
     if _late(facts):
         reasons.append("deadline")
@@ -220,6 +224,11 @@ def _blockers(facts: Facts, paused: Pause | None) -> list[tuple[Reason, str]]:
 def _all_full(facts: Facts) -> bool:
     able = _able(facts)
     return bool(able) and all(one.full for one in able)
+
+
+def _all_stuck(facts: Facts) -> bool:
+    able = _able(facts)
+    return bool(able) and all(one.stuck for one in able)
 
 
 def _late(facts: Facts) -> bool:

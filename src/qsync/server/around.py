@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
 
+from qsync.errors import LeaseLost
 from qsync.server.lane import Leased, Stop
+from qsync.server.waits import Waits
 from qsync.task import TaskInfo
 
 TellProgress = Callable[[Leased, float, float], None]
@@ -17,9 +20,10 @@ TellProgress = Callable[[Leased, float, float], None]
 class Surroundings:
     """What all handlers of a server share."""
 
-    def __init__(self, async_client: Any, client: Callable[[], Any]) -> None:
+    def __init__(self, async_client: Any, client: Callable[[], Any], waits: Waits) -> None:
         self.async_client = async_client
         self.client = client
+        self.waits = waits
         self.state: Any = None
 
 
@@ -58,6 +62,10 @@ class Around(msgspec.Struct, eq=False):
         """Why it is not wanted any more; None while it is."""
         return self._leased.stop
 
+    def waiting_for(self, queue: str, id: str) -> AbstractContextManager[None]:
+        """Inside, the handler waits for the result of this task."""
+        return self._surroundings.waits.waiting(self._leased, queue, id)
+
     def wait(self) -> None:
         """Note that the task waits for a thread or a process."""
         self._leased.waits = True
@@ -68,6 +76,16 @@ class Around(msgspec.Struct, eq=False):
         leased.waits = False  # first: a server that stops reads it before it sets `stop`
         return leased.stop is None and not leased.expired() and not leased.past_deadline()
 
+    def check_lease(self) -> None:
+        """Raise LeaseLost once the lease is known to be lost."""
+        leased = self._leased
+        if leased.stop == "lost":
+            raise LeaseLost(
+                f"the lease of task {leased.id} of queue {leased.lane.queue} is lost: another server "
+                "may run it, and nothing of this run is kept"
+            )
+
     def progress(self, done: float, total: float) -> None:
-        """Tell how far the task is."""
+        """Tell how far the task is; LeaseLost when that interests nobody any more."""
+        self.check_lease()
         self._tell(self._leased, float(done), float(total))

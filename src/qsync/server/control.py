@@ -23,6 +23,7 @@ from qsync.server.config import Config
 from qsync.server.lane import Lane, boot_s
 from qsync.server.outage import Outage
 from qsync.server.run import STALE_S, Runner
+from qsync.server.waits import Waits
 from qsync.version import __version__
 
 log = logging.getLogger("qsync.server")
@@ -50,6 +51,7 @@ class Control:
         types: Sequence[str],
         on_stop: Callable[[], None],
         outage: Outage,
+        waits: Waits,
     ) -> None:
         self._server_id = server_id
         self._keys = GlobalKeys(prefix)
@@ -60,9 +62,11 @@ class Control:
         self._types = types
         self._on_stop = on_stop
         self._outage = outage
+        self._waits = waits
         self._started = boot_s()
         self._inbox = Waiter(broker, (self._keys.inbox(server_id),))
         self._again = asyncio.Event()
+        waits.on_stuck = self._again.set
         self._registered = False
         self.quiet = False
 
@@ -112,6 +116,7 @@ class Control:
             "concurrency": self._config.concurrency,
             "running": self._runner.running,
             "quiet": int(self.quiet),
+            "waiting": self._runner.running if self._waits.stuck else self._waits.count,
             "queues": codec.encode(self._config.weights),
             "types": codec.encode(list(self._types)),
             "unknown": codec.encode(self._runner.unknown_types),

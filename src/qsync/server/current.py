@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from typing import Any, Protocol
 
 from qsync.errors import QsyncError
+from qsync.running import running as running
 from qsync.task import TaskInfo
 
 
@@ -32,10 +32,10 @@ class Current(Protocol):
         """
 
     def progress(self, done: float, total: float) -> None:
-        """Tell how far the task is; those who look see the last call. Does not wait."""
+        """Tell how far the task is; those who look see the last call. Does not wait.
 
-
-running: ContextVar[Current] = ContextVar("qsync.current")
+        Raises LeaseLost once the server has lost the task's lease: another may run it by then.
+        """
 
 
 def current() -> Current:
@@ -44,10 +44,11 @@ def current() -> Current:
     In a handler with executor="process" only `.task` is there.
     """
     try:
-        return running.get()
+        here: Current = running.get()
     except LookupError:
         msg = "qsync.current() is there only inside a handler that a server runs"
         raise QsyncError(msg) from None
+    return here
 
 
 def fields_of(task: TaskInfo) -> dict[str, object]:

@@ -21,7 +21,7 @@ __all__ = ["HandlerError", "ProcessPool", "ThreadPool"]
 
 log = logging.getLogger("qsync.server")
 
-REPLACE_S: Final = 0.05
+REPLACE_S: Final = 0.25
 """Delay before another thread replaces one whose call was abandoned. Calls that are abandoned
 together, or shortly after one another, leave the queue before it looks for work."""
 

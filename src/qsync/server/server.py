@@ -34,6 +34,7 @@ from qsync.server.run import Runner
 from qsync.server.settle import Settler
 from qsync.server.signals import signals
 from qsync.server.tally import Tally
+from qsync.server.waits import Waits
 
 log = logging.getLogger("qsync.server")
 
@@ -212,7 +213,8 @@ class Server:
         client = self.async_client_type(self._broker, prefix=self.prefix)
         client.lent = True
         self._exits.push_async_callback(_take_back, client)
-        surroundings = Surroundings(client, self._blocking_client)
+        waits = Waits(config.weights, config.concurrency, config.thread_count)
+        surroundings = Surroundings(client, self._blocking_client, waits)
         if config.lifespan is not None:
             surroundings.state = await self._exits.enter_async_context(config.lifespan())
         hung = Hung(self._max_hung, self._on_too_many_hung)
@@ -232,7 +234,7 @@ class Server:
         self._exits.push_async_callback(self._fetcher.aclose)
         self._control = Control(
             self.id, self.prefix, config, self._broker, self._lanes, self._runner,
-            self.mux.types, self._on_order_to_stop, self._outage,
+            self.mux.types, self._on_order_to_stop, self._outage, waits,
         )  # fmt: skip
         self._fetcher.on_store_lost = self._control.announce_again
         self._exits.push_async_callback(self._control.withdraw)
