@@ -90,7 +90,8 @@ class LeaseLost(QsyncError):
     """This server's lease of the task ended; another server may be running it.
 
     In a handler, `current().progress()` and every enqueue raise it from then on: it is how a
-    handler in a thread, which cannot be stopped, gets to know. Nothing of the run is kept: let it end.
+    handler in a thread, which cannot be stopped, gets to know. Nothing of the run is kept: let it
+    end.
     """
 
 

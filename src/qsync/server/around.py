@@ -81,8 +81,8 @@ class Around(msgspec.Struct, eq=False):
         leased = self._leased
         if leased.stop == "lost":
             raise LeaseLost(
-                f"the lease of task {leased.id} of queue {leased.lane.queue} is lost: another server "
-                "may run it, and nothing of this run is kept"
+                f"the lease of task {leased.id} of queue {leased.lane.queue} is lost: another "
+                "server may run it, and nothing of this run is kept"
             )
 
     def progress(self, done: float, total: float) -> None:
