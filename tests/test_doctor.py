@@ -61,6 +61,8 @@ def levels(found: list[Finding]) -> dict[str, str]:
         (policy(None, None), "unknown", "neither CONFIG GET nor INFO"),
         (policy(None, "noeviction"), "ok", "noeviction"),
         (policy({"maxmemory_policy": "allkeys-lru"}, None), "problem", "to noeviction"),
+        (policy(None, "volatile-lru"), "ok", "keys with a time to live, which no task has"),
+        (policy(None, "allkeys-random"), "problem", "to noeviction"),
         (memory(None, None), "unknown", "INFO"),
         (memory({"used_memory": "1024"}, "0"), "warning", "1.0 KiB used, and no limit"),
         (memory({"used_memory": "1024", "maxmemory": GIB}, None), "ok", "1.0 KiB of 1.0 GiB"),
@@ -164,7 +166,7 @@ def test_a_real_store(binary: Binary) -> None:
 
 def test_settings_are_seen(own_store: Store) -> None:
     assert levels(examine(own_store.url))["persistence"] == "ok"
-    own_store.command("CONFIG", "SET", "maxmemory", "1gb", "maxmemory-policy", "volatile-ttl")
+    own_store.command("CONFIG", "SET", "maxmemory", "1gb", "maxmemory-policy", "allkeys-lfu")
     found = levels(examine(own_store.url))
     assert (found["memory"], found["eviction"]) == ("ok", "problem")
     with Store("valkey") as replica:

@@ -16,7 +16,7 @@ from qsync.broker import rights, views
 from qsync.broker.address import Address
 from qsync.broker.rights import Role
 from qsync.broker.script import load
-from qsync.broker.shell import MIN_VERSION, AsyncBroker
+from qsync.broker.shell import MIN_VERSION, AsyncBroker, evicts_tasks
 from qsync.errors import QsyncError, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys, shorten
 from qsync.task import DEFAULT
@@ -208,6 +208,9 @@ def policy(info: Mapping[str, str] | None, setting: str | None) -> Finding:
         return Finding("eviction", "unknown", "the store allows neither CONFIG GET nor INFO")
     if found == "noeviction":
         return Finding("eviction", "ok", "noeviction: a full store refuses tasks and deletes none")
+    if not evicts_tasks(found):
+        text = f"{found}: a full store deletes keys with a time to live, which no task has"
+        return Finding("eviction", "ok", text)
     text = f"{found}: a full store deletes tasks; set maxmemory-policy to noeviction"
     return Finding("eviction", "problem", text)
 

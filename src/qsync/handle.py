@@ -267,7 +267,7 @@ class Tracker(_AnyTracker):
     def check_open(self) -> None:
         """Raise QsyncError when the client has been closed; warn when it blocks an event loop."""
         super().check_open()
-        if not self._warned and asyncio._get_running_loop() is not None:
+        if not self._warned and _in_event_loop():
             self._warned = True
             log.warning(
                 "a blocking Client of prefix %r is used in a thread whose event loop is running: "
@@ -475,3 +475,12 @@ async def _set_within(event: asyncio.Event, seconds: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
+
+
+def _in_event_loop() -> bool:
+    """Whether an event loop is running in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -72,6 +72,16 @@ class Facts:
     in_cluster: bool = False
 
 
+def evicts_tasks(policy: str) -> bool:
+    """Whether a full store with this maxmemory-policy deletes tasks.
+
+    The volatile policies delete keys with a time to live. No key of a queue has one; the keys that
+    describe servers have, and their inboxes: servers write the first again within seconds, and
+    orders that are lost with the second have to be given again.
+    """
+    return policy != "noeviction" and not policy.startswith("volatile-")
+
+
 def _facts(reply: bytes) -> Facts:
     lines = re.findall(r"^(\w+):(.*?)\r?$", reply.decode(errors="replace"), re.MULTILINE)
     info = dict(lines)

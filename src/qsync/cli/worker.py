@@ -119,6 +119,15 @@ def worker(
     dead_limit: options.DeadLimit = None,
     dead_age: options.DeadAge = None,
     sweep: options.Sweep = None,
+    allow_eviction: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-eviction/--no-allow-eviction",
+            help="Start though the store's maxmemory-policy may delete tasks when memory is full.  "
+            "[default: as the app says]",
+            show_default=False,
+        ),
+    ] = None,
     uvloop: Annotated[
         bool | None,
         typer.Option(
@@ -222,6 +231,7 @@ def worker(
         "dead_limit": dead_limit,
         "dead_age": dead_age,
         "sweep": sweep,
+        "allow_eviction": allow_eviction,
         "log_errors": log_errors,
     }
     config = {name: value for name, value in given.items() if value is not None}

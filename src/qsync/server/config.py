@@ -76,7 +76,7 @@ class Config:
     on_error          told of every failed attempt; `task.final` is True if the task is dead. A
                       Retry with attempts left and a SkipRetry are no failures
     log_errors        how much of a failed attempt the log shows: "class", "message" or "traceback"
-    allow_eviction    start though the store may evict keys
+    allow_eviction    start though the store's maxmemory-policy may delete tasks
     server_id         the name of the server, e.g. its host; it may be used again; None: random
     """
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker.address import Address
-from qsync.broker.shell import MIN_VERSION, AsyncBroker, Broker, Facts
+from qsync.broker.shell import MIN_VERSION, AsyncBroker, Broker, Facts, evicts_tasks
 from qsync.client import AsyncClient, Client
 from qsync.errors import ConfigError, QsyncError, SchemaMismatch, StoreUnavailable
 from qsync.keys import QueueKeys, check_name
@@ -279,10 +279,11 @@ class Server:
         if facts.in_cluster and self.address.kind != "cluster":
             msg = f"the store at {self.address} is a node of a cluster; use redis+cluster://"
             raise ConfigError(msg)
-        if facts.policy not in (None, "noeviction") and not self.config.allow_eviction:
+        policy = facts.policy
+        if policy is not None and evicts_tasks(policy) and not self.config.allow_eviction:
             msg = (
-                f"the store's maxmemory-policy is {facts.policy}: it may delete tasks; set it to "
-                "noeviction, or start the server with allow_eviction=True"
+                f"the store's maxmemory-policy is {policy}: it may delete tasks; set it to "
+                "noeviction, or start with allow_eviction=True (qsync worker --allow-eviction)"
             )
             raise ConfigError(msg)
 
