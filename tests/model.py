@@ -237,7 +237,7 @@ class Model(Queue):
             if row.retention_us is None:
                 self.move(now, row.id, None)
             else:
-                self.move(now, row.id, "completed", now + row.retention_us)
+                self.move(now, row.id, "completed", now + row.retention_us, keeps=True)
                 self.tasks[row.id].result = row.result
                 self.tasks[row.id].cancel = None
             self.counts["completed"] += 1

@@ -73,12 +73,18 @@ class Queue:
         ]
         return [id.decode() for _, id in sorted(found)]
 
-    def move(self, now: int, id: str, state: str | None, score: float = 0) -> None:
-        """Into another state, None: out of the queue. A lock is freed with the end of its task."""
+    def move(
+        self, now: int, id: str, state: str | None, score: float = 0, *, keeps: bool = False
+    ) -> None:
+        """Into another state, None: out of the queue. A lock is freed with the end of its task.
+
+        `keeps`: the progress stays.
+        """
         task = self.tasks[id]
         lock = task.lock
         if task.state == "active":
-            task.token = task.progress = None
+            task.token = None
+            task.progress = task.progress if keeps else None
         if state is None:
             del self.tasks[id]
         else:

@@ -149,7 +149,7 @@ class Verdict:
     def _check_left(self, queue: str) -> None:
         dead, completed = set(self._fields(queue, "dead")), set(self._fields(queue, "completed"))
         allowed = {
-            "tasks": dead | completed, "owner": set(), "keys": set(), "progress": set(),
+            "tasks": dead | completed, "owner": set(), "keys": set(), "progress": completed,
             "crashes": dead | completed, "failures": dead | completed, "results": completed,
             "cancels": completed,
         }  # fmt: skip

@@ -102,7 +102,7 @@ def row_of(queue: str, task: Looked) -> TaskRow:
         due_at=at if state in (TaskState.SCHEDULED, TaskState.RETRY) else None,
         lease_until=lease_until(shown) if active else None,
         server=server_of(shown) if active else None,
-        progress=progress_of(shown) if active else None,
+        progress=progress_of(shown) if active or state is TaskState.COMPLETED else None,
         died_at=at if state is TaskState.DEAD else None,
         kept_until=at if state is TaskState.COMPLETED else None,
         cancelled=shown.cancel is not None,

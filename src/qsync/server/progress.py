@@ -21,12 +21,20 @@ class Progress:
         self._lanes = lanes
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, set[Leased]] = {}
+        self._flushes: list[tuple[Leased, asyncio.Future[None]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     def tell(self, leased: Leased, done: float, total: float) -> None:
         """Note how far a task is."""
         leased.progress = (done, total)
         self._loop.call_soon_threadsafe(self._note, leased)
+
+    async def flush(self, leased: Leased) -> None:
+        """Return once the last progress of a task is stored, or could not be."""
+        flushed: asyncio.Future[None] = self._loop.create_future()
+        self._flushes.append((leased, flushed))
+        self._note(leased)
+        await flushed
 
     async def aclose(self) -> None:
         """Forget what is not stored yet."""
@@ -45,6 +53,7 @@ class Progress:
         task.add_done_callback(self._tasks.discard)
 
     async def _store(self, queue: str) -> None:
+        waiting: set[Leased] = set()
         try:
             while waiting := self._waiting[queue]:
                 self._waiting[queue] = set()
@@ -55,7 +64,17 @@ class Progress:
                 ]
                 for part in ops.batches(rows, lambda row: len(row[0])):
                     await self._broker.run(ops.progress(self._lanes[queue].keys, part))
+                self._flushed(waiting)
         except QsyncError as error:
             self._outage.note(f"store the progress of tasks of queue {queue}", error)
         finally:
-            del self._waiting[queue]
+            self._flushed(waiting | self._waiting.pop(queue))
+
+    def _flushed(self, stored: set[Leased]) -> None:
+        """Let those go on that wait for one of these."""
+        waiting, self._flushes = self._flushes, []
+        for leased, flushed in waiting:
+            if leased not in stored:
+                self._flushes.append((leased, flushed))
+            elif not flushed.done():
+                flushed.set_result(None)

@@ -280,6 +280,8 @@ class Runner:
                 if value is not None and type(value) in outcome.NEVER_RUN:
                     raise outcome.never_run(value)
                 record: Any = self._done(leased, value, way)
+                if leased.progress is not None and record.retention_us is not None:
+                    await self._progress.flush(leased)  # it stays readable
             else:
                 record = self._stopped(leased, asyncio.CancelledError())
         except BaseException as error:

@@ -49,7 +49,7 @@ end
 if #held > 0 then
   check_rights(k.tasks, #done > 0 and { 'HDEL', 'ZADD', 'HSET' } or { 'HDEL' })
 end
-release(k, held_ids)
+release(k, held_ids, true) -- those that stay keep their progress
 erase(k, now, gone)
 if #done > 0 then
   redis.call('ZADD', k.completed, unpack(completed))

@@ -27,12 +27,12 @@ local function erase(k, now, ids)
   end
 end
 
--- Take ids out of active; their tasks go on existing.
-local function release(k, ids)
+-- Take ids out of active; their tasks go on existing, without their progress unless it is kept.
+local function release(k, ids, keep_progress)
   if #ids == 0 then
     return
   end
-  local any_progress = redis.call('EXISTS', k.progress) == 1
+  local any_progress = not keep_progress and redis.call('EXISTS', k.progress) == 1
   redis.call('ZREM', k.active, unpack(ids))
   redis.call('HDEL', k.owner, unpack(ids))
   if any_progress then
