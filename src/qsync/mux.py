@@ -25,8 +25,22 @@ class CallNext(Protocol):
         """Go on with the task given, or with the same one when none is."""
 
 
-Middleware = Callable[[TaskInfo, CallNext], Awaitable[Any]]
-"""`async (task, call_next) -> value`: what it returns takes the place of the handler's value."""
+class CallNextInThread(Protocol):
+    """What a `def` middleware calls to go on; it returns the handler's value."""
+
+    def __call__(self, task: TaskInfo | None = None) -> Any:
+        """Go on with the task given, or with the same one when none is."""
+
+
+AsyncMiddleware = Callable[[TaskInfo, CallNext], Awaitable[Any]]
+ThreadMiddleware = Callable[[TaskInfo, CallNextInThread], Any]
+
+Middleware = AsyncMiddleware | ThreadMiddleware
+"""`(task, call_next) -> value`: what it returns takes the place of the handler's value.
+
+An `async def` one goes around every handler, on the event loop. A `def` one goes around `def`
+handlers alone, in the thread of each: a database connection belongs to its thread.
+"""
 
 Arguments = Callable[[TaskInfo], tuple[Sequence[Any], Mapping[str, Any]]]
 """How the arguments of a handler are made from its task; InvalidTask when they do not fit."""
@@ -149,14 +163,22 @@ def make_handler(
         msg = f"handler of {type!r}: {shorten(function)} {why}"
         raise ConfigError(msg)
     around = check_middlewares(middleware)
+    place: Place = "loop" if _is_async(function) else "thread"
+    if (executor or place) != "thread" and any(map(in_thread, around)):
+        msg = f"handler of {type!r}: a `def` middleware is for `def` handlers in threads alone"
+        raise ConfigError(f"{msg}; make it `async def`")
     if executor is None:
-        place: Place = "loop" if _is_async(function) else "thread"
         return Handler(type, function, place, around, arguments, "", carry_result, rules)
     if executor != "process":
         msg = f"executor: {shorten(executor)} is neither None nor 'process'"
         raise ConfigError(msg)
     path = _import_path(type, function)
     return Handler(type, function, "process", around, arguments, path, carry_result, rules)
+
+
+def in_thread(middleware: Middleware) -> bool:
+    """Whether it is a `def` one, which goes around `def` handlers in their thread."""
+    return not _is_async(middleware)
 
 
 def check_mux(mux: object) -> Mux:
@@ -168,14 +190,17 @@ def check_mux(mux: object) -> Mux:
 
 
 def check_middlewares(middleware: object) -> tuple[Middleware, ...]:
-    """Return them as a tuple; ConfigError unless they are async callables that take two things."""
+    """Return them as a tuple; ConfigError unless they are functions that take two things."""
     if not isinstance(middleware, Iterable):
         msg = f"middleware: {shorten(middleware)} is not a list of `async def (task, call_next)`"
         raise ConfigError(msg)
     around = tuple(middleware)
     for one in around:
-        if not callable(one) or not _is_async(one) or not _takes(one, 2):
-            msg = f"middleware: {shorten(one)} is not `async def (task, call_next)`"
+        if not callable(one) or not _takes(one, 2):
+            msg = (
+                f"middleware: {shorten(one)} is neither `def (task, call_next)`, for handlers in "
+                "threads, nor `async def (task, call_next)`"
+            )
             raise ConfigError(msg)
     return around
 

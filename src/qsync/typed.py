@@ -16,6 +16,7 @@ import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
+from types import CoroutineType
 from typing import (
     Any,
     Concatenate,
@@ -38,6 +39,8 @@ from qsync.errors import ConfigError, InvalidTask
 from qsync.keys import shorten
 from qsync.mux import Handler, Middleware, make_handler
 from qsync.retrying import ErrorClasses, retry_rules
+from qsync.server.current import running
+from qsync.server.plain import awaited_within, ensure_context
 from qsync.signature import Signature
 from qsync.task import Duration, Task, TaskInfo
 
@@ -122,8 +125,22 @@ class TaskFunction(Generic[P, R, Q, V]):
         return f"<task {self.name}>"
 
     def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> V:
-        """Call the function here and now; nothing is enqueued."""
-        return self._function(*args, **kwargs)
+        """Call the function here and now; nothing is enqueued.
+
+        Outside of a handler `current()` is a plain one in it: no state, no client, and progress
+        goes nowhere. `qsync.testing.context` gives it more.
+        """
+        context = ensure_context(self.name)
+        if context is None:
+            return self._function(*args, **kwargs)
+        token = running.set(context)
+        try:
+            value = self._function(*args, **kwargs)
+        finally:
+            running.reset(token)
+        if isinstance(value, CoroutineType):
+            return cast("V", awaited_within(context, value))
+        return value
 
     def options(self, **options: Unpack[TaskOptions]) -> TaskFunction[P, R, Q, V]:
         """The same task with other options; InvalidTask names one that is unknown or wrong.

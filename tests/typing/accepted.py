@@ -16,7 +16,10 @@ from qsync import (
     Qsync,
     Task,
     TaskInfo,
+    current,
 )
+from qsync.mux import CallNextInThread
+from qsync.server.current import Current
 from qsync.typed import TaskFunction
 
 app = Qsync("redis://localhost")
@@ -95,6 +98,23 @@ async def use_clients(client: AsyncClient, blocking: Client) -> None:
     assert_type(blocking.handle("id", type=list[int]).result(), list[int])
     assert_type(await client.find("id", type=str), AsyncHandle[str])
     assert_type(blocking.find("id"), Handle[Any])
+
+
+class State:
+    mail: str = ""
+
+
+def connected(task: TaskInfo, call_next: CallNextInThread) -> Any:
+    return call_next()
+
+
+@app.task(
+    "threaded", middleware=[connected, log], retry_for=(OSError,), retry_delay=lambda n, error: n
+)
+def threaded() -> None:
+    assert_type(current(State).state.mail, str)
+    assert_type(current(), Current)
+    current().progress(1, 2)
 
 
 async def call_in_place(info: TaskInfo) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -16,7 +15,9 @@ from qsync.server.config import Config
 from qsync.server.current import fields_of
 from qsync.server.error_log import log_error, log_trace
 from qsync.server.error_text import printable
+from qsync.server.invoke import Invoker
 from qsync.server.lane import Leased
+from qsync.server.rivals import Rivals
 from qsync.task import TaskInfo
 
 log = logging.getLogger("qsync.server")
@@ -31,8 +32,9 @@ UNKNOWN_FOR: Final = "an hour"
 class Failures:
     """Reports on the event loop of a server."""
 
-    def __init__(self, config: Config, types: Callable[[], Sequence[str]]) -> None:
-        self._types = types
+    def __init__(self, config: Config, invoker: Invoker, rivals: Rivals) -> None:
+        self._invoker = invoker
+        self._rivals = rivals
         self._on_error = config.on_error
         self._detail = config.log_errors
         self._loop = asyncio.get_running_loop()
@@ -93,10 +95,11 @@ class Failures:
             f"and a task that no server knows for {UNKNOWN_FOR} is dead{self._similar(key[1])}"
         )
         log_trace(log, logging.WARNING, text, "", leased.fields)
+        self._rivals.look(*key)
 
     def _similar(self, type: str) -> str:
         """A hint if only the package of the type differs from one that is known."""
-        for known in self._types():
+        for known in self._invoker.types():
             if known.endswith(f".{type}") or type.endswith(f".{known}"):
                 return (
                     f". It has one for {printable(known)}: import the module by the same name "
@@ -106,7 +109,9 @@ class Failures:
 
     async def _tell(self, error: BaseException, info: TaskInfo) -> None:
         try:
-            told = self._on_error(error, info) if self._on_error else None
+            if self._on_error is None:
+                return
+            told = await self._invoker.call_beside(info.type, self._on_error, error, info)
             if inspect.isawaitable(told):
                 await told
         except Exception as broken:

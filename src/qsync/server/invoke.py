@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, Sequence
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 from qsync import codec
 from qsync.errors import InvalidTask
-from qsync.mux import CarryResult, Handler, Middleware, Mux
+from qsync.mux import (
+    AsyncMiddleware,
+    CarryResult,
+    Handler,
+    Middleware,
+    Mux,
+    ThreadMiddleware,
+    in_thread,
+)
 from qsync.retrying import NO_RULES, RetryRules
 from qsync.server.around import Around
 from qsync.server.config import Config
@@ -63,11 +73,23 @@ class Invoker:
         if way is None and (handler := self._mux.find(type)) is not None:
             invoke = self._core(handler)
             for middleware in reversed((*self._middleware, *handler.middleware)):
-                invoke = _wrap(middleware, invoke)
+                if not in_thread(middleware):
+                    invoke = _wrap(cast("AsyncMiddleware", middleware), invoke)
             apart = handler.place == "process"
             way = Way(invoke, apart, None if apart else handler.carry_result, handler.rules)
             self._ways[type] = way
         return way
+
+    async def call_beside(self, type: str, hook: Callable[..., Any], *args: Any) -> Any:
+        """Call a hook where the handlers of a type run: a `def` hook of a `def` one in a thread."""
+        handler = self._mux.find(type)
+        if handler is None or handler.place != "thread" or inspect.iscoroutinefunction(hook):
+            return hook(*args)
+        try:
+            called = self._threads.submit(contextvars.copy_context(), hook, args, {})
+        except RuntimeError:  # the server has closed the pool
+            return hook(*args)
+        return await called
 
     async def aclose(self) -> None:
         """Close the pools; what runs in a thread is left to itself."""
@@ -80,7 +102,8 @@ class Invoker:
             case "loop":
                 return _on_loop(handler)
             case "thread":
-                return _in_thread(handler, self._threads)
+                around = (*self._middleware, *handler.middleware)
+                return _in_thread(handler, self._threads, [*filter(in_thread, around)])
             case "process":
                 return self._in_process(handler)
 
@@ -112,14 +135,18 @@ def _on_loop(handler: Handler) -> Invoke:
     return invoke
 
 
-def _in_thread(handler: Handler, threads: ThreadPool) -> Invoke:
-    function, arguments = handler.function, handler.arguments
+def _in_thread(handler: Handler, threads: ThreadPool, around: Sequence[Middleware]) -> Invoke:
+    call: Callable[[TaskInfo], Any] = partial(_call_in_thread, handler)
+    for middleware in reversed(around):
+        call = partial(_around_call, middleware, call)
 
     async def invoke(info: TaskInfo, limit: float | None) -> Any:
-        try:
-            args, kwargs = arguments(info)
-        except InvalidTask as error:
-            raise BadPayload(str(error)) from error
+        if around:
+            function: Callable[..., Any] = call
+            args: Sequence[Any] = (info,)
+            kwargs: Mapping[str, Any] = {}
+        else:
+            function, (args, kwargs) = handler.function, _arguments(handler, info)
         claim = _claim()
         future = threads.submit(contextvars.copy_context(), function, args, kwargs, claim)
         try:
@@ -131,6 +158,27 @@ def _in_thread(handler: Handler, threads: ThreadPool) -> Invoke:
     return invoke
 
 
+def _arguments(handler: Handler, info: TaskInfo) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    try:
+        return handler.arguments(info)
+    except InvalidTask as error:
+        raise BadPayload(str(error)) from error
+
+
+def _call_in_thread(handler: Handler, info: TaskInfo) -> Any:
+    args, kwargs = _arguments(handler, info)
+    return handler.function(*args, **kwargs)
+
+
+def _around_call(
+    middleware: ThreadMiddleware, inner: Callable[[TaskInfo], Any], info: TaskInfo
+) -> Any:
+    def call_next(task: TaskInfo | None = None) -> Any:
+        return inner(info if task is None else task)
+
+    return middleware(info, call_next)
+
+
 def _claim() -> Claim | None:
     """The right to begin of the task that runs here, which from now on waits; None without one."""
     current = running.get(None)
@@ -140,7 +188,7 @@ def _claim() -> Claim | None:
     return current
 
 
-def _wrap(middleware: Middleware, inner: Invoke) -> Invoke:
+def _wrap(middleware: AsyncMiddleware, inner: Invoke) -> Invoke:
     async def invoke(info: TaskInfo, limit: float | None) -> Any:
         def call_next(task: TaskInfo | None = None) -> Awaitable[Any]:
             return inner(info if task is None else task, limit)

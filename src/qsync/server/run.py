@@ -29,6 +29,7 @@ from qsync.server.limits import Limits
 from qsync.server.outage import Outage
 from qsync.server.progress import Progress
 from qsync.server.pump import Pump
+from qsync.server.rivals import Rivals
 from qsync.server.settle import Settler
 from qsync.server.suspects import Suspects
 from qsync.server.tally import Tally
@@ -59,6 +60,7 @@ class Runner:
         on_lost: Callable[[int], None],
         hung: Hung,
         outage: Outage,
+        rivals: Rivals,
     ) -> None:
         self._config = config
         self._invoker = invoker
@@ -99,6 +101,7 @@ class Runner:
         self._suspect_timer: asyncio.TimerHandle | None = None
         self._failures = Failures(config, invoker.types)
         self._generation = forks.generation
+        self._failures = Failures(config, invoker, rivals)
         self._low_water = 0
         """Fetch again when no more than this is left of what was leased ahead."""
         self._rate = 0.0

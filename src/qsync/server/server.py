@@ -30,6 +30,7 @@ from qsync.server.lane import Lane
 from qsync.server.outage import Outage
 from qsync.server.periodic import PeriodicLoop, PeriodicTask
 from qsync.server.permissions import check_permissions
+from qsync.server.rivals import Rivals
 from qsync.server.run import Runner
 from qsync.server.settle import Settler
 from qsync.server.signals import signals
@@ -220,9 +221,11 @@ class Server:
         hung = Hung(self._max_hung, self._on_too_many_hung)
         invoker = Invoker(config, self.mux, hung)
         self._exits.push_async_callback(invoker.aclose)
+        rivals = Rivals(self._broker, self.prefix, self.id)
+        self._exits.push_async_callback(rivals.aclose)
         self._runner = Runner(
             config, invoker, self._broker, self._settlers, surroundings, self._count_lost, hung,
-            self._outage,
+            self._outage, rivals,
         )  # fmt: skip
         self._runner.tally = self.tally
         for settler in self._settlers.values():

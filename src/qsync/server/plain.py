@@ -1,0 +1,60 @@
+"""A `current()` without a server, for functions that are called in place and in tests."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any
+
+from qsync.errors import QsyncError
+from qsync.server.current import Current, running
+from qsync.task import TaskInfo
+
+
+def plain_task(type: str) -> TaskInfo:
+    """A task that nobody enqueued: its first attempt, with an empty payload."""
+    return TaskInfo(
+        id="in-place", type=type, payload=b"", queue="default", retry=0, attempt=1, crashes=0,
+        enqueued_at_us=0,
+    )  # fmt: skip
+
+
+class PlainContext:
+    """What `current()` returns where no server is; `told` is the progress that was told."""
+
+    def __init__(
+        self, task: TaskInfo, *, state: Any = None, client: Any = None, cancelled: bool = False
+    ) -> None:
+        self.task = task
+        self.state = state
+        self.cancelled = cancelled
+        self.told: list[tuple[float, float]] = []
+        self._client = client
+
+    @property
+    def client(self) -> Any:
+        """The client that the context was given."""
+        if self._client is None:
+            msg = (
+                "current().client: no server runs this function; give it one, "
+                "`with qsync.testing.context(client=client):`"
+            )
+            raise QsyncError(msg)
+        return self._client
+
+    def progress(self, done: float, total: float) -> None:
+        """Note how far the task is."""
+        self.told.append((float(done), float(total)))
+
+
+def ensure_context(type: str) -> Current | None:
+    """A plain context where there is none; None where a handler runs."""
+    return PlainContext(plain_task(type)) if running.get(None) is None else None
+
+
+async def awaited_within(context: Current, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Await a coroutine with this context."""
+    token = running.set(context)
+    try:
+        return await coroutine
+    finally:
+        running.reset(token)

@@ -1,0 +1,41 @@
+"""For tests of your own: a context for functions that use `qsync.current()`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from qsync.server.current import running
+from qsync.server.plain import PlainContext, plain_task
+from qsync.task import TaskInfo
+
+__all__ = ["context"]
+
+
+@contextmanager
+def context(
+    *,
+    state: Any = None,
+    client: Any = None,
+    cancelled: bool = False,
+    task: TaskInfo | None = None,
+) -> Iterator[PlainContext]:
+    """Give `qsync.current()` this state, client and task within the block, without a server.
+
+        with testing.context(state={"mail": mail}) as given:
+            close_month("2026-11")
+        assert given.told[-1] == (2, 2)       # what current().progress() was told
+
+    `given.cancelled = True` is what a cancelled task sees. Threads that the block starts by
+    themselves have no context; `asyncio.to_thread` and asyncio's tasks do.
+    """
+    given = PlainContext(
+        plain_task("in-place") if task is None else task,
+        state=state, client=client, cancelled=cancelled,
+    )  # fmt: skip
+    token = running.set(given)
+    try:
+        yield given
+    finally:
+        running.reset(token)
