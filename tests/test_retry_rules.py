@@ -148,3 +148,39 @@ def test_periodic_task_takes_rules(app: Qsync) -> None:
     assert tick.handler.rules.is_final(ValueError())
     with pytest.raises(ConfigError, match="retry_for"):
         app.periodic(every=60, name="q", retry_for=OSError)(tick)
+
+
+def test_periodic_task_gets_its_arguments(app: Qsync) -> None:
+    runs: list[tuple[str, bool]] = []
+
+    @app.periodic(every=0.2, name="clean-us", arguments={"region": "us", "full": True})
+    @app.periodic(every=0.2, name="clean-eu", arguments={"region": "eu"})
+    @app.task(name="clean")
+    async def clean(region: str, full: bool = False) -> None:
+        runs.append((region, full))
+
+    async def use() -> None:
+        async with app, app.server():
+            await wait_until_async(lambda: {("eu", False), ("us", True)} <= set(runs))
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (None, "nobody gives parameter 'region' a value; give arguments={'region': ...}"),
+        ({}, "nobody gives parameter 'region' a value"),
+        ({"region": 5}, "argument 'region'"),
+        ({"region": "eu", "size": 1}, "'size'"),
+        (["eu"], "arguments: ['eu'] is not a dict"),
+    ],
+)
+def test_wrong_arguments_of_a_schedule_are_refused_where_they_are_given(
+    app: Qsync, arguments: Any, says: str
+) -> None:
+    async def clean(region: str) -> None: ...
+
+    with pytest.raises(ConfigError) as caught:
+        app.periodic(every=60, name="clean", arguments=arguments)(clean)
+    assert says in str(caught.value)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
@@ -26,7 +27,7 @@ from qsync.server.config import ServerOptions, config_of
 from qsync.server.periodic import PeriodicTask
 from qsync.server.server import Server
 from qsync.task import PAYLOAD_LIMIT, TaskInfo
-from qsync.typed import Decorator, PeriodicDecorator, TaskFunction, TaskOptions
+from qsync.typed import ArgumentsDecorator, Decorator, PeriodicDecorator, TaskFunction, TaskOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -250,6 +251,7 @@ class Qsync:
             return self._add(self._make(name, None, settings))
         return lambda function: self._add(self._make(function, name, settings))
 
+    @overload
     def periodic(
         self,
         *,
@@ -257,25 +259,60 @@ class Qsync:
         every: float | timedelta | None = None,
         tz: str | None = None,
         missed: Missed = "skip",
+        arguments: None = None,
         name: str | None = None,
         executor: Literal["process"] | None = None,
         middleware: Iterable[Middleware] = (),
         retry_for: ErrorClasses | None = None,
         dont_retry_for: ErrorClasses | None = None,
         **options: Unpack[TaskOptions],
-    ) -> PeriodicDecorator:
+    ) -> PeriodicDecorator: ...
+
+    @overload
+    def periodic(
+        self,
+        *,
+        cron: str | None = None,
+        every: float | timedelta | None = None,
+        tz: str | None = None,
+        missed: Missed = "skip",
+        arguments: Mapping[str, Any],
+        name: str | None = None,
+        executor: Literal["process"] | None = None,
+        middleware: Iterable[Middleware] = (),
+        retry_for: ErrorClasses | None = None,
+        dont_retry_for: ErrorClasses | None = None,
+        **options: Unpack[TaskOptions],
+    ) -> ArgumentsDecorator: ...
+
+    def periodic(
+        self,
+        *,
+        cron: str | None = None,
+        every: float | timedelta | None = None,
+        tz: str | None = None,
+        missed: Missed = "skip",
+        arguments: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        executor: Literal["process"] | None = None,
+        middleware: Iterable[Middleware] = (),
+        retry_for: ErrorClasses | None = None,
+        dont_retry_for: ErrorClasses | None = None,
+        **options: Unpack[TaskOptions],
+    ) -> Any:
         """The decorated function, or task, is enqueued by the app's servers, once at each tick.
 
         `cron` is an expression of five fields, or of six with seconds first, read by the clock of
         the time zone `tz`, UTC by default. `every` is seconds or a timedelta; its ticks are the
         whole multiples of it since 1970, in UTC. `missed` says what becomes of ticks, over 30 s
         late, at which no server was there: nothing ("skip"), one task for all of them ("once"), or
-        one for each ("all"). `name` identifies the schedule to all servers; it is that of the task
-        unless it is given. A plain function becomes a task of this name, with `executor`,
+        one for each ("all"). `arguments` are those of each tick, by name. `name` identifies the
+        schedule to all servers; it is that of the task unless it is given. A plain function becomes
+        a task of this name, with `executor`,
         `middleware` and options as for `task`; of a task the options are overridden.
 
         ConfigError when the name is taken, the schedule or an option is wrong, the function has
-        parameters without defaults (other than TaskInfo first), or an option would be the same for
+        parameters that get no value (other than TaskInfo first), or an option would be the same for
         all ticks which must not be: id, deadline, process_at.
         """
         with _registering():
@@ -299,7 +336,8 @@ class Qsync:
             task = function if known else self._make(function, name, settings)
             with _registering():
                 periodic = Periodic(name or task.name, schedule, missed)
-                checked = self._check(task.options(**options) if known else task, periodic)
+                used = task.options(**options) if known else task
+                checked = self._check(used, periodic, arguments)
             if not known:
                 self._add(task)
             self._periodics[periodic.name] = checked
@@ -330,18 +368,28 @@ class Qsync:
         self._mux.add(task.handler)
         return task
 
-    def _check(self, task: TaskFunction[..., Any, ..., Any], periodic: Periodic) -> PeriodicTask:
+    def _check(
+        self,
+        task: TaskFunction[..., Any, ..., Any],
+        periodic: Periodic,
+        arguments: Mapping[str, Any] | None,
+    ) -> PeriodicTask:
         """ConfigError when it cannot be enqueued at every tick of the schedule."""
-        if task.required:
-            msg = f"periodic {periodic.name!r}: nobody gives parameter {task.required[0]!r} a value"
-            raise ConfigError(msg)
+        if arguments is not None and not isinstance(arguments, Mapping):
+            raise ConfigError(f"arguments: {shorten(arguments)} is not a dict of names to values")
+        given = {} if arguments is None else dict(arguments)
+        for name in task.required:
+            if name not in given:
+                msg = f"nobody gives parameter {name!r} a value; give arguments={{{name!r}: ...}}"
+                raise ConfigError(f"periodic {periodic.name!r}: {msg}")
+        task.build(**given)  # checks them
         for option in ("id", "deadline", "process_at"):
             if task.defaults.get(option) is not None:
                 msg = f"periodic {periodic.name!r}: {option} would be the same for every tick"
                 raise ConfigError(msg)
         if periodic.name in self._periodics:
             raise ConfigError(f"periodic {periodic.name!r}: there is one already; give a name=")
-        return PeriodicTask(periodic, task.build)
+        return PeriodicTask(periodic, partial(task.build, **given) if given else task.build)
 
 
 def _schedule(cron: str | None, every: float | timedelta | None, tz: str | None) -> Schedule:

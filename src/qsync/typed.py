@@ -294,8 +294,41 @@ class Decorator(Protocol):
     def __call__(self, function: Callable[P, R], /) -> TaskFunction[P, R, P, R]: ...
 
 
+class BuiltAlone(Protocol):
+    """A task that can be built without arguments."""
+
+    def build(self) -> Task[Any]:
+        """See TaskFunction."""
+
+
+B = TypeVar("B", bound=BuiltAlone)
+
+
 class PeriodicDecorator(Protocol):
-    """What `@app.periodic(...)` returns: as Decorator, and a task stays what it is."""
+    """What `@app.periodic(...)` returns: for tasks and functions that need no arguments."""
+
+    @overload
+    def __call__(self, function: B, /) -> B: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[[TaskInfo], Coroutine[Any, Any, R]], /
+    ) -> TaskFunction[..., R, ..., Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def __call__(self, function: Callable[[TaskInfo], R], /) -> TaskFunction[..., R, ..., R]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[[], Coroutine[Any, Any, R]], /
+    ) -> TaskFunction[..., R, ..., Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def __call__(self, function: Callable[[], R], /) -> TaskFunction[..., R, ..., R]: ...
+
+
+class ArgumentsDecorator(Protocol):
+    """What `@app.periodic(arguments=...)` returns: as Decorator, and a task stays what it is."""
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # it can be called, so the others would fit, too

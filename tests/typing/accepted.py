@@ -81,6 +81,8 @@ async def use() -> None:
     assert_type(await report.enqueue(), AsyncHandle[None])
     assert_type(await tick.enqueue(step=1.5), AsyncHandle[float])
     assert_type(tick(1.5), float)
+    assert_type(await clean.enqueue("us", full=True), AsyncHandle[None])
+    assert_type(await doubled.enqueue("a"), AsyncHandle[str])
 
 
 async def use_clients(client: AsyncClient, blocking: Client) -> None:
@@ -98,6 +100,16 @@ async def use_clients(client: AsyncClient, blocking: Client) -> None:
     assert_type(blocking.handle("id", type=list[int]).result(), list[int])
     assert_type(await client.find("id", type=str), AsyncHandle[str])
     assert_type(blocking.find("id"), Handle[Any])
+
+
+@app.periodic(every=60, arguments={"region": "eu"})
+async def clean(region: str, *, full: bool = False) -> None: ...
+
+
+@app.periodic(every=60, arguments={"text": "a"}, name="doubles")
+@app.task("doubled")
+def doubled(text: str) -> str:
+    return text * 2
 
 
 class State:

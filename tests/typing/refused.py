@@ -25,8 +25,17 @@ def misspelt() -> None: ...
 def mistyped() -> None: ...
 
 
-@app.periodic(every=30, missed="some")  # error: arg-type
+@app.periodic(every=30, missed="some")  # error: call-overload untyped-decorator
 def sometimes() -> None: ...
+
+
+@app.periodic(every=30)  # error: arg-type
+async def with_required(region: str) -> None: ...
+
+
+@app.periodic(every=30)  # error: type-var
+@app.task("required")
+def task_with_required(region: str) -> None: ...
 
 
 async def use(info: TaskInfo) -> None:
