@@ -99,7 +99,6 @@ class Runner:
         self._suspected = max(1, min(2, config.max_crashes - 1))
         """A task that crashed so often is a suspect."""
         self._suspect_timer: asyncio.TimerHandle | None = None
-        self._failures = Failures(config, invoker.types)
         self._generation = forks.generation
         self._failures = Failures(config, invoker, rivals)
         self._low_water = 0
