@@ -24,10 +24,10 @@ def nonce_of_parent() -> bytes | None:
     """The mark of enqueues by the running task, the same in each of its attempts.
 
     By it a task that a handler enqueues again under the same id is the one that is there. None
-    outside of a handler.
+    outside of a handler that a server runs.
     """
     current = running.get(None)
-    if current is None:
+    if current is None or not current.task.enqueued_at_us:  # nobody enqueued that of a plain one
         return None
     parent = current.task
     name = f"{parent.queue} {parent.id} {parent.enqueued_at_us}"
