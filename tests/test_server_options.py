@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from qsync import CallNext, ConfigError, Mux, Qsync, Task, TaskInfo, current
+from qsync.keys import server_of_token
 from qsync.server.config import MAX_DEFAULT_THREADS, Config, cpu_count
 from tests.serving import bench, until
 from tests.stores import Store, available
@@ -154,7 +155,7 @@ def test_server_of_def_handlers_takes_no_more_tasks_than_it_has_threads(
 
         @mux.handle("wait")
         def wait(task: TaskInfo) -> None:
-            begun.append(task.token.partition("/")[0])
+            begun.append(server_of_token(task.token))
             release.wait(20)
 
         async with bench(valkey.url, prefix) as b:

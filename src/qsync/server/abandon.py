@@ -138,8 +138,8 @@ class Abandoner:
     def _done(self, errand: _Errand) -> None:
         if errand.keys and errand.found and not (errand.first and errand.first.found):
             log.warning(
-                "server %s died: its %d tasks of queue %s start again%s",
-                errand.server_id, errand.found, errand.keys.queue,
+                "server %s is abandoned on queue %s: it held %d tasks%s",
+                errand.server_id, errand.keys.queue, errand.found,
                 listed(errand.names or [], errand.found),
             )  # fmt: skip
         self._remove(errand)

@@ -6,6 +6,7 @@ import re
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from traceback import FrameSummary
 from typing import Final
@@ -113,6 +114,7 @@ def _own(stack: list[FrameSummary]) -> list[FrameSummary]:
     return own or [one for one in foreign if not _is_of_python(one.filename)] or foreign or stack
 
 
+@lru_cache(1024)
 def _is_own(file: str) -> bool:
     if not (file.startswith("<") or Path(file).is_absolute()):  # a .pyx of an extension, say
         return False
@@ -120,6 +122,7 @@ def _is_own(file: str) -> bool:
     return not (installed or _is_of_python(file) or file.startswith(_PACKAGE))
 
 
+@lru_cache(1024)
 def _is_of_python(file: str) -> bool:
     if any(part in file for part in _INSTALLED):
         return False
