@@ -62,6 +62,7 @@ class Advice(msgspec.Struct, frozen=True):
     running: int
     oldest_seconds: float
     enqueued_per_second: float | None
+    """Without bursts, which are in the backlog."""
     finished_per_second: float | None
     backlog_seconds: float | None
     """How long the backlog takes at the present rate; None while that is not known."""
@@ -104,7 +105,7 @@ class Scaler:
         span_s = now.at - first.at
         arriving = finishing = measured = None
         if span_s >= LEAST_S:
-            arriving = (now.enqueued - first.enqueued) / span_s
+            arriving = self._steady()
             finishing = (now.finished - first.finished) / span_s
             measured = self._per_worker()
         per_worker = goal.per_worker or measured
@@ -123,7 +124,7 @@ class Scaler:
             workers=round(now.servers / self._processes, 2),
             per_worker=None if per_worker is None else round(per_worker, 3),
             target_seconds=goal.target_s,
-            desired=self._desired(now, goal, self._steady(), per_worker),
+            desired=self._desired(now, goal, arriving or 0.0, per_worker),
         )
 
     def _steady(self) -> float:
