@@ -13,6 +13,7 @@ import pytest
 
 from qsync import CallNext, ConfigError, Mux, Qsync, Task, TaskInfo, current
 from qsync.keys import server_of_token
+from qsync.server import config
 from qsync.server.config import MAX_DEFAULT_THREADS, Config, cpu_count
 from tests.serving import bench, until
 from tests.stores import Store, available
@@ -44,8 +45,8 @@ GIVEN: dict[str, Any] = {
 def test_app_gives_each_option_to_its_servers_unless_they_are_given_another() -> None:
     assert set(GIVEN) == set(Config.__dataclass_fields__)
     app = Qsync(URL, **GIVEN)
-    config = app.server().config
-    assert {name: getattr(config, name) for name in GIVEN} == GIVEN
+    given = app.server().config
+    assert {name: getattr(given, name) for name in GIVEN} == GIVEN
     other = app.server(timeout=None, concurrency=8, middleware=[], queues=["a"]).config
     assert (other.timeout, other.concurrency, other.middleware) == (None, 8, ())
     assert (other.weights, other.dead_limit) == ({"a": 1}, 10)
@@ -146,9 +147,10 @@ def test_threads_follow_the_machine_unless_they_are_given(concurrency: int, thre
 
 
 def test_server_of_def_handlers_takes_no_more_tasks_than_it_has_threads(
-    valkey: Store, prefix: str
+    valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tasks that would wait for its threads are left to other servers."""
+    monkeypatch.setattr(config, "MAX_DEFAULT_THREADS", 2)
 
     async def main() -> None:
         mux, release, begun = Mux(), threading.Event(), list[str]()
@@ -156,17 +158,56 @@ def test_server_of_def_handlers_takes_no_more_tasks_than_it_has_threads(
         @mux.handle("wait")
         def wait(task: TaskInfo) -> None:
             begun.append(server_of_token(task.token))
-            release.wait(20)
+            release.wait(60)
 
         async with bench(valkey.url, prefix) as b:
             await b.client.enqueue_many(Task("wait", b"") for _ in range(4))
-            async with b.server(mux, threads=2, server_id="one"):
+            async with b.server(mux, server_id="one"):
                 await until(lambda: begun == ["one"] * 2)
-                async with b.server(mux, threads=2, server_id="two"):
-                    await until(lambda: sorted(begun) == ["one"] * 2 + ["two"] * 2)
+                async with b.server(mux, server_id="two"):
+                    await until(lambda: sorted(begun) == ["one"] * 2 + ["two"] * 2, timeout=30)
                     release.set()
 
     asyncio.run(main())
+
+
+def test_time_spent_waiting_for_a_default_thread_is_not_the_tasks(
+    valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six tasks of 0.4 s each for one thread, none of which may take longer than 1 s."""
+    monkeypatch.setattr(config, "MAX_DEFAULT_THREADS", 1)
+    failed: list[BaseException] = []
+
+    async def main() -> None:
+        mux, done = Mux(), list[str]()
+
+        @mux.handle("work")
+        def work(task: TaskInfo) -> None:
+            threading.Event().wait(0.4)
+            done.append(task.id)
+
+        @mux.handle("hang")
+        def hang(task: TaskInfo) -> None:
+            threading.Event().wait(8)
+
+        @mux.handle("other")
+        async def other(task: TaskInfo) -> None: ...
+
+        def on_error(error: BaseException, task: TaskInfo) -> None:
+            failed.append(error)
+
+        async with (
+            bench(valkey.url, prefix) as b,
+            b.server(mux, timeout=1.0, on_error=on_error),
+        ):
+            await b.client.enqueue_many(Task("work", b"") for _ in range(6))
+            await until(lambda: len(done) == 6, timeout=30)
+            assert failed == []
+            await b.client.enqueue(Task("hang", b"", retry=0))
+            await until(lambda: len(failed) == 1, timeout=7)
+
+    asyncio.run(main())
+    assert str(failed[0]) == "timed out after 1 s"
 
 
 def test_coroutines_are_not_limited_by_the_threads(valkey: Store, prefix: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -73,6 +74,7 @@ class Around(msgspec.Struct, eq=False):
     def may_begin(self) -> bool:
         """Note that its turn has come; False when it was stopped, or is not ours any more."""
         leased = self._leased
+        leased.turn = time.monotonic()
         leased.waits = False  # first: a server that stops reads it before it sets `stop`
         return leased.stop is None and not leased.expired() and not leased.past_deadline()
 

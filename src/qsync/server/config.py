@@ -148,13 +148,16 @@ class Config:
         return min(MAX_DEFAULT_THREADS, cpu_count() + 4, self.concurrency)
 
     def fitted(self, mux: Mux) -> Config:
-        """The same for these handlers: if all are `def`, tasks beyond the threads are not taken.
+        """The same for these handlers: if all are `def`, no more tasks are taken than run at once.
 
-        They would wait here while another server may have a thread for them.
+        Others would wait here while another server may have a thread for them. Where `threads` is
+        given, both are as given.
         """
-        if mux.handlers and all(handler.place == "thread" for handler in mux.handlers):
-            return replace(self, concurrency=min(self.concurrency, self.thread_count))
-        return self
+        if self.threads is not None or not mux.handlers:
+            return self
+        if any(handler.place != "thread" for handler in mux.handlers):
+            return self
+        return replace(self, concurrency=self.thread_count)
 
     @property
     def lease_s(self) -> float:

@@ -75,6 +75,8 @@ class Leased(msgspec.Struct, eq=False):
     progress: tuple[float, float] | None = None
     waits: bool = False
     """It has a slot, and waits for a thread or a process."""
+    turn: float = 0.0
+    """By time.monotonic, when it got that; 0: it has not, or does not need one."""
     began: float = 0.0
     row: Row | None = None
     """When its run began, and where it is counted; set by a tally, if there is one."""

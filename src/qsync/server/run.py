@@ -405,6 +405,14 @@ class Runner:
             leased.timer = self._loop.call_later(STUBBORN_S, self._give_up, leased)
 
     def _out_of_time(self, leased: Leased) -> None:
+        """Stop it, unless its time has begun late: with a default number of threads, which may be
+        smaller than the concurrency, it begins when it gets a thread."""
+        limit = self._timeout_of(leased)
+        if self._config.threads is None and limit is not None:
+            left = leased.turn + limit - time.monotonic() if leased.turn else 0.0
+            if leased.waits or left > 0.0:
+                self._limits.add(leased, limit if leased.waits else left)
+                return
         self.stop(leased, "timeout")
 
     def lose(self, leased: Leased) -> None:
