@@ -9,6 +9,7 @@ from datetime import timedelta
 from functools import partial
 from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack, cast, overload
+from zoneinfo import ZoneInfo
 
 from qsync.broker.call import Durability
 from qsync.broker.client_objects import AnyClient
@@ -257,7 +258,7 @@ class Qsync:
         *,
         cron: str | None = None,
         every: float | timedelta | None = None,
-        tz: str | None = None,
+        tz: str | ZoneInfo | None = None,
         missed: Missed = "skip",
         arguments: None = None,
         name: str | None = None,
@@ -274,7 +275,7 @@ class Qsync:
         *,
         cron: str | None = None,
         every: float | timedelta | None = None,
-        tz: str | None = None,
+        tz: str | ZoneInfo | None = None,
         missed: Missed = "skip",
         arguments: Mapping[str, Any],
         name: str | None = None,
@@ -290,7 +291,7 @@ class Qsync:
         *,
         cron: str | None = None,
         every: float | timedelta | None = None,
-        tz: str | None = None,
+        tz: str | ZoneInfo | None = None,
         missed: Missed = "skip",
         arguments: Mapping[str, Any] | None = None,
         name: str | None = None,
@@ -392,11 +393,14 @@ class Qsync:
         return PeriodicTask(periodic, partial(task.build, **given) if given else task.build)
 
 
-def _schedule(cron: str | None, every: float | timedelta | None, tz: str | None) -> Schedule:
+def _schedule(
+    cron: str | None, every: float | timedelta | None, tz: str | ZoneInfo | None
+) -> Schedule:
     if (cron is None) == (every is None):
         raise ConfigError("periodic: give either cron= or every=")
     if cron is not None:
-        return Cron(cron, tz="UTC" if tz is None else tz)
+        name = tz.key if isinstance(tz, ZoneInfo) else tz
+        return Cron(cron, tz="UTC" if tz is None else cast("str", name))
     if tz is not None:
         raise ConfigError(f"tz: {shorten(tz)} goes with cron=; every= knows no time zone")
     return Every(cast("float", every))

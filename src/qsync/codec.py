@@ -8,7 +8,6 @@ A later minor version appends elements, which this one ignores.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any, Final, TypeVar
@@ -49,7 +48,8 @@ def encode(value: object) -> bytes:
     try:
         return _encoder.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError, UnicodeError) as error:
-        msg = f"{type(value).__name__} cannot be encoded as msgpack: {error}"
+        why = _misfit(value) or str(error)
+        msg = f"{type(value).__name__} cannot be encoded as msgpack: {why}"
         raise CodecError(msg) from error
 
 
@@ -65,12 +65,12 @@ def encode_value(value: object) -> bytes:
     raise CodecError(f"{type(value).__name__} cannot be encoded as msgpack: {why}")
 
 
-def encode_arguments(arguments: Mapping[str, object]) -> bytes:
+def encode_natural(copy: object) -> bytes:
     """Encode what `natural` or `tagged` made; dates, UUIDs and decimals become text; CodecError."""
     try:
-        return _encoder.encode(arguments)
+        return _encoder.encode(copy)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise CodecError(_misfit(arguments) or str(error)) from None
+        raise CodecError(_misfit(copy) or str(error)) from None
 
 
 def natural(value: object, *, sort: bool = False) -> object:
@@ -89,8 +89,10 @@ def tagged(value: object, *, sort: bool = False) -> object:
     """A copy that `decode` gives back with its types, whatever the reader knows; CodecError."""
     try:
         return ext.tag(value, sort=sort)
-    except (TypeError, ValueError, RecursionError) as error:
+    except ext.NotCarried as error:
         raise CodecError(str(error)) from None
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise CodecError(_misfit(value) or str(error)) from None
 
 
 def _misfit(value: object, place: str = "") -> str | None:

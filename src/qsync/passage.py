@@ -50,7 +50,7 @@ class Passage:
 
     def _changed(self, value: Any, copy: Any) -> str | None:
         """How the value would arrive changed; None when it arrives as it is."""
-        data = codec.encode_arguments({"": copy})[2:]
+        data = codec.encode_natural(copy)
         try:
             got = self._convert(msgspec.Raw(data))
         except MISFITS as error:

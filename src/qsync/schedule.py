@@ -316,7 +316,10 @@ def _time_zone(tz: object) -> tzinfo:
             return ZoneInfo(tz)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         pass  # no such name, no possible name, or the name of a folder
-    raise InvalidTask(f"tz={tz!r:.200}: not in the time zone database (of the system or of tzdata)")
+    raise InvalidTask(
+        f"tz={tz!r:.200}: not in the time zone database (of the system or of tzdata); "
+        'give a name of it, "Europe/Moscow" say'
+    )
 
 
 def _period_us(seconds: object) -> int:

@@ -126,7 +126,7 @@ class Signature:
         try:
             bound = self._accepts.bind(*args, **kwargs).arguments
         except TypeError as error:
-            raise InvalidTask(f"task {self._name!r}: {error}") from None
+            raise InvalidTask(f"task {self._name!r}: {error}{self._unknown(kwargs)}") from None
         if self._slots and self._slots[-1].kind is Parameter.VAR_KEYWORD:
             extra = bound.pop(self._slots[-1].name, {})
             for name in extra:
@@ -139,6 +139,13 @@ class Signature:
         if sort:
             return self._with_identity(bound)
         return Arguments({name: self._carry(name, value) for name, value in bound.items()})
+
+    def _unknown(self, kwargs: Mapping[str, Any]) -> str:
+        """A hint if arguments were given that are no parameters."""
+        strange = [name for name in kwargs if name not in self._by_name]
+        if not strange or len(self._by_name) < len(self._slots):
+            return ""
+        return f"; it has no parameter {strange[0]!r}, only {', '.join(self._by_name) or 'none'}"
 
     def _with_identity(self, bound: Mapping[str, Any]) -> Arguments:
         """The payload, with what tells it from the payloads of other tasks."""

@@ -472,7 +472,7 @@ def _decoder(task: Task) -> Callable[[Result], Any] | None:
 def _encode(value: object, task_type: str) -> bytes:
     try:
         if isinstance(value, Arguments):
-            return codec.encode_arguments(value)
+            return codec.encode_natural(value)
         return codec.encode_value(value)
     except codec.CodecError as error:
         text = f"payload: {error} (task {task_type!r})"
@@ -569,7 +569,10 @@ class TaskStatus(TaskInfo, frozen=True, kw_only=True, gc=False):
 
     `due_at` is when a scheduled or retried task is due, None for other states.
     `attempt` is the number of the current or next attempt. `progress` is (done, total) as the
-    handler last told. `cancelled`: somebody asked for it, or it ended so.
+    handler last told; it stays with a completed task. `cancelled`: somebody asked for it, or it
+    ended so. `started_at` is when the handler began its last attempt that ended: None while the
+    first one runs. `finished_at` is when the task was done, cancelled or dead. Both are times of
+    the store's clock.
     """
 
     state: TaskState
@@ -578,6 +581,8 @@ class TaskStatus(TaskInfo, frozen=True, kw_only=True, gc=False):
     progress: tuple[float, float] | None = None
     cancelled: bool = False
     retention_us: int | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
 
 
 class FailedAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -588,6 +593,9 @@ class FailedAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
     server: str = ""
     error: str = ""
     """Its first line, SHORT_ERROR_LIMIT bytes at most."""
+
+    begun_us: int = 0
+    """When its handler began; 0: it is not known."""
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -635,5 +643,8 @@ class Result(msgspec.Struct, frozen=True, array_like=True, gc=False):
     error: str | None = None
     """Set when the task was done but its result could not be kept: why."""
 
+    begun_us: int = 0
+    """When the handler began; 0: it is not known."""
 
-NONE_RESULT: Final = codec.encode(Result(codec.encode(None)))
+
+NONE_VALUE: Final = codec.encode(None)

@@ -124,7 +124,7 @@ class TaskFunction(Generic[P, R, Q, V]):
     def __repr__(self) -> str:
         return f"<task {self.name}>"
 
-    def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> V:
+    def __call__(self, /, *args: Q.args, **kwargs: Q.kwargs) -> V:
         """Call the function here and now; nothing is enqueued.
 
         Outside of a handler `current()` is a plain one in it: no state, no client, and progress
@@ -142,7 +142,7 @@ class TaskFunction(Generic[P, R, Q, V]):
             return cast("V", awaited_within(context, value))
         return value
 
-    def options(self, **options: Unpack[TaskOptions]) -> TaskFunction[P, R, Q, V]:
+    def options(self, /, **options: Unpack[TaskOptions]) -> TaskFunction[P, R, Q, V]:
         """The same task with other options; InvalidTask names one that is unknown or wrong.
 
         `delay` takes the place of `process_at`, and the other way round.
@@ -152,7 +152,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         other._override(options)
         return other
 
-    def build(self, *args: P.args, **kwargs: P.kwargs) -> Task[R]:
+    def build(self, /, *args: P.args, **kwargs: P.kwargs) -> Task[R]:
         """The Task for these arguments, as `client.enqueue_many` takes it.
 
         InvalidTask when the arguments do not fit the parameters, or msgpack cannot carry one.
@@ -164,7 +164,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         payload.decode = self._signature.result_of
         return Task(self.name, payload, **self._task_options)
 
-    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, AsyncHandle[R]]:
+    def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, AsyncHandle[R]]:
         """Await it: the task is in the queue. DuplicateTask when its id or its lock is taken.
 
         The arguments are taken, and checked as `build` does, when this is called. ConfigError
@@ -183,7 +183,7 @@ class TaskFunction(Generic[P, R, Q, V]):
     async def _enqueue(self, task: Task[R]) -> AsyncHandle[R]:
         return await self._connections.here().enqueue(task)
 
-    def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+    def enqueue_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """The task is in the queue. DuplicateTask when its id or its lock is taken.
 
         ConfigError where an event loop runs, which it would block: `await enqueue()` is for there.
@@ -235,8 +235,9 @@ def task_name(function: Callable[..., Any]) -> str:
         module = _main_name(getattr(inspect.unwrap(function), "__globals__", {}))
     if module is None or module == "__main__":
         msg = (
-            f"name: {function.__qualname__} is of no module that a server could import; "
-            "give it a name, @app.task(name=...)"
+            f"name: {function.__qualname__} is of no module that a server could import (it was "
+            "defined in an interactive session, or the program came from standard input); move it "
+            "to a file, or give it a name, @app.task(name=...)"
         )
         raise ConfigError(msg)
     return f"{module}.{function.__qualname__.replace('<locals>.', '')}"
@@ -247,7 +248,7 @@ def _main_name(module: Mapping[str, Any]) -> str | None:
     spec, file = module.get("__spec__"), module.get("__file__")
     if spec is not None and spec.name not in ("__main__", "__mp_main__"):
         return str(spec.name)
-    if file is None:
+    if file is None or file.startswith(("<", "/dev/", "/proc/")):  # standard input
         return None
     path = Path(file).absolute()
     parts, folder = [path.stem], path.parent
@@ -261,8 +262,12 @@ def _check(function: Any) -> None:
     """ConfigError unless it is a plain function that a server can call."""
     if isinstance(function, TaskFunction):
         what = "is a task already"
+    elif inspect.ismethod(function) or isinstance(function, staticmethod | classmethod):
+        what = f"is a method; {_METHOD}"
     elif not inspect.isfunction(function):
         what = "is no plain function (def or async def)"
+    elif _is_in_class(function):
+        what = f"is a method of class {function.__qualname__.split('.')[-2]}; {_METHOD}"
     elif function.__name__ == "<lambda>":
         what = "has no name; use def"
     elif inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -270,6 +275,19 @@ def _check(function: Any) -> None:
     else:
         return
     raise ConfigError(f"task: {shorten(function)} {what}")
+
+
+_METHOD: Final = (
+    "no server has the object that it belongs to: make it a function at the top of its module (a "
+    "static method has @staticmethod above @app.task)"
+)
+
+
+def _is_in_class(function: Any) -> bool:
+    """Whether it is defined in the body of a class and takes the object or the class first."""
+    owner = function.__qualname__.rpartition(".")[0]
+    first = next(iter(inspect.signature(function).parameters), "")
+    return bool(owner) and not owner.endswith("<locals>") and first in ("self", "cls")
 
 
 class Decorator(Protocol):

@@ -14,6 +14,7 @@ from qsync.broker.script import load
 from qsync.keys import COUNTERS, GlobalKeys, QueueKeys
 from qsync.state import TaskState
 from qsync.task import (
+    Failure,
     Message,
     Options,
     Result,
@@ -453,7 +454,34 @@ def status(id: str, queue: str, shown: Shown) -> TaskStatus:
         progress=_progress(shown.progress),
         cancelled=shown.cancel is not None,
         retention_us=options.retention_us,
+        started_at=_started_at(shown, failure, _finished_at(shown, options)),
+        finished_at=_finished_at(shown, options),
     )
+
+
+def _started_at(shown: Shown, failure: Failure, finished: datetime | None) -> datetime | None:
+    """When the handler began its last attempt that ended, where that was noted.
+
+    A server knows the store's clock to within a round trip, so it is cut to the end of the task.
+    """
+    record = result_of(shown) if shown.state is TaskState.COMPLETED else None
+    begun_us = record.begun_us if record else 0
+    if not begun_us and failure.history and failure.history[-1].number == failure.attempts:
+        begun_us = failure.history[-1].begun_us
+    if not begun_us:
+        return None
+    begun = moment_of(begun_us)
+    return begun if finished is None else min(begun, finished)
+
+
+def _finished_at(shown: Shown, options: Options) -> datetime | None:
+    """When the task was done or dead: completed tasks are sorted by the end of their retention."""
+    if shown.state is TaskState.DEAD:
+        return moment_of(shown.score)
+    retention = number(shown.cancel) if shown.cancel else options.retention_us
+    if shown.state is not TaskState.COMPLETED or retention is None:
+        return None
+    return moment_of(shown.score - retention)
 
 
 def moment_of(us: int) -> datetime:

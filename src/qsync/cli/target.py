@@ -92,12 +92,18 @@ def _attribute(module: ModuleType, target: str, path: str) -> Any:
             found = getattr(found, name)
         except AttributeError:
             apps = [key for key, value in vars(module).items() if isinstance(value, Qsync)]
-            hint = f"; {module.__name__} has {', '.join(apps)}" if apps else ""
+            hint = f"; {module.__name__} has {', '.join(apps)}" if apps else _mux_hint(module)
             msg = f"{target}: {_kind(found)} has no attribute {name!r}{hint}"
             raise TargetError(msg) from None
         except Exception as error:
             raise TargetError(_failed(f"{target}: reading {name}", error)) from error
     return found
+
+
+def _mux_hint(module: ModuleType) -> str:
+    """A hint if the module has a mux and no app."""
+    names = [key for key, value in vars(module).items() if isinstance(value, Mux)]
+    return f"; {module.__name__} has a Mux: write app = Qsync(mux={names[0]})" if names else ""
 
 
 def _make(factory: Any, target: str) -> Any:

@@ -76,7 +76,7 @@ class Around(msgspec.Struct, eq=False):
         leased = self._leased
         leased.turn = time.monotonic()
         leased.waits = False  # first: a server that stops reads it before it sets `stop`
-        return leased.stop is None and not leased.expired() and not leased.past_deadline()
+        return leased.stop is None and leased.begins() and not leased.past_deadline()
 
     def check_lease(self) -> None:
         """Raise LeaseLost once the lease is known to be lost."""

@@ -130,7 +130,7 @@ def _call(path: str, task: TaskInfo) -> Reply:
     try:
         if carry is None:
             return Value(codec.encode_value(value))
-        return Value(codec.encode_arguments({"": carry(value)})[2:])
+        return Value(codec.encode_natural(carry(value)))
     except codec.CodecError:
         return Unencodable(type(value).__name__)
 

@@ -31,7 +31,7 @@ from qsync.server.hung import Hung
 from qsync.server.lane import Claim
 from qsync.server.outcome import timed_out
 from qsync.server.processes import ProcessPool
-from qsync.task import NONE_RESULT, PAYLOAD_LIMIT, Result, TaskInfo
+from qsync.task import NONE_VALUE, PAYLOAD_LIMIT, Result, TaskInfo
 
 Invoke = Callable[[TaskInfo, float | None], Awaitable[Any]]
 """Calls a handler; the number is the timeout in seconds, for one that minds it itself."""
@@ -198,21 +198,23 @@ def _wrap(middleware: AsyncMiddleware, inner: Invoke) -> Invoke:
     return invoke
 
 
-def encode_result(value: Any, carry: CarryResult | None = None) -> bytes:
+def encode_result(value: Any, carry: CarryResult | None = None, *, begun_us: int = 0) -> bytes:
     """The result record for what a handler returned; one that says why when it cannot be kept."""
     if value is None:
-        return NONE_RESULT
+        return codec.encode(Result(NONE_VALUE, begun_us=begun_us))
     if isinstance(value, bytes):
-        record = Result(value, is_value=False)
+        record = Result(value, is_value=False, begun_us=begun_us)
     else:
         try:
             if carry is None:
-                record = Result(codec.encode_value(value))
+                data = codec.encode_value(value)
             else:
-                record = Result(codec.encode_arguments({"": carry(value)})[2:])
+                data = codec.encode_natural(carry(value))
+            record = Result(data, begun_us=begun_us)
         except codec.CodecError as error:
-            return codec.encode(Result(error=f"the result could not be kept: {error}"))
+            text = f"the result could not be kept: {error}"
+            return codec.encode(Result(error=text, begun_us=begun_us))
     if len(record.value) > PAYLOAD_LIMIT:
         text = f"the result of {len(record.value)} bytes is over the limit of {PAYLOAD_LIMIT}"
-        record = Result(error=text)
+        record = Result(error=text, begun_us=begun_us)
     return codec.encode(record)

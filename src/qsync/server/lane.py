@@ -77,12 +77,25 @@ class Leased(msgspec.Struct, eq=False):
     """It has a slot, and waits for a thread or a process."""
     turn: float = 0.0
     """By time.monotonic, when it got that; 0: it has not, or does not need one."""
+    begun_s: float = 0.0
+    """By boot_s, when the handler began."""
     began: float = 0.0
     row: Row | None = None
     """When its run began, and where it is counted; set by a tally, if there is one."""
 
     def __repr__(self) -> str:
         return f"<Leased {self.id!r}>"  # its payload is nobody's business
+
+    def begins(self) -> bool:
+        """Note that the handler begins now; False when the lease is over."""
+        self.begun_s = boot_s()
+        return self.begun_s < self.expires
+
+    def begun_us(self, now_us: int) -> int:
+        """When the handler began, by the store's clock; 0 when it did not."""
+        if not self.begun_s:
+            return 0
+        return now_us - round((boot_s() - self.begun_s) * 1_000_000)
 
     def expired(self) -> bool:
         """Whether the lease is over, as far as is known here."""

@@ -51,7 +51,8 @@ def failed(
     """A failed attempt: another one while some are left and the deadline allows, else death."""
     attempt = leased.failure.attempts + 1
     text = describe(error)
-    brief = FailedAttempt(attempt, now_us, server_of_token(leased.token), first_line(text))
+    server, begun_us = server_of_token(leased.token), leased.begun_us(now_us)
+    brief = FailedAttempt(attempt, now_us, server, first_line(text), begun_us)
     record = Failure(attempt, text, now_us, history=leased.failure.with_attempt(brief))
     final = isinstance(error, SkipRetry | BadPayload | NeverRun) or rules.is_final(error)
     if final or attempt > leased.message.retry:

@@ -252,7 +252,7 @@ class Runner:
 
     def _too_late(self, leased: Leased) -> Any:
         """The record for a task that may not start any more; None for one that may."""
-        if leased.expired():
+        if not leased.begins():
             # Somebody else may have it, and then the store ignores this.
             return ops.HandedBack(leased.id, leased.token)
         if leased.past_deadline():
@@ -362,9 +362,9 @@ class Runner:
         options = leased.message.options
         if options is None or options.retention_us is None:
             return Done(leased.id, leased.token)
-        return Done(
-            leased.id, leased.token, options.retention_us, encode_result(value, way.carry_result)
-        )
+        begun_us = leased.begun_us(leased.lane.store_time_us())
+        result = encode_result(value, way.carry_result, begun_us=begun_us)
+        return Done(leased.id, leased.token, options.retention_us, result)
 
     def _stopped(self, leased: Leased, error: BaseException) -> Any:
         """The record for a handler that raised; None when there is nothing to say."""

@@ -1,0 +1,123 @@
+"""Mistakes of a first hour: each error says what was wrong and what to do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from qsync import ConfigError, InvalidTask, Mux, Qsync, Task
+from qsync.cli.target import TargetError, load
+from qsync.task import outgoing
+from qsync.typed import TaskFunction
+
+app = Qsync("redis://localhost:1")
+
+
+def test_time_zone_may_be_an_object_with_a_name() -> None:
+    made = Qsync("redis://localhost:1")
+
+    @made.periodic(cron="0 9 * * *", tz=ZoneInfo("Europe/Moscow"), name="a")
+    async def tick() -> None: ...
+
+    [periodic] = made.periodics
+    assert "Europe/Moscow" in str(periodic.periodic.schedule)
+
+
+@pytest.mark.parametrize("tz", [UTC, 3, "Moscow", ZoneInfo.from_file])
+def test_time_zone_without_a_name_says_what_to_give(tz: Any) -> None:
+    with pytest.raises(ConfigError, match=r'tz=.*give a name of it, "Europe/Moscow" say'):
+        app.periodic(cron="0 9 * * *", tz=tz)
+
+
+class Service:
+    def method(self, number: int) -> None: ...
+
+    @classmethod
+    def of_class(cls, number: int) -> None: ...
+
+    @staticmethod
+    @app.task(name="static")
+    def static(number: int) -> int:
+        return number
+
+
+def test_method_is_refused_with_a_way_out() -> None:
+    for method in (Service.method, Service().method, Service.of_class):
+        with pytest.raises(ConfigError, match=r"is a method.*function at the top of its module"):
+            app.task(name="m")(method)
+    with pytest.raises(ConfigError, match="is a method of class Inner; "):
+
+        class Inner:
+            @app.task
+            def method(self) -> None: ...
+
+    assert isinstance(Service.static, TaskFunction)
+    assert Service.static(3) == 3
+
+
+def test_argument_that_is_called_self_is_an_argument_like_any_other() -> None:
+    @app.task(name="plain")
+    def plain(number: int) -> int:
+        return number
+
+    @app.task(name="selfish")
+    def selfish(self: int) -> int:
+        return self
+
+    with pytest.raises(InvalidTask, match="'self'"):
+        plain.build(self=3)  # type: ignore[call-arg]  # the point
+    assert selfish.build(self=3).payload == {"self": 3}
+    assert selfish(self=3) == 3
+
+
+PROGRAM = """
+from qsync import Qsync
+app = Qsync("redis://localhost:1")
+
+@app.task
+def add(a: int) -> int:
+    return a
+
+print(add.name)
+"""
+
+
+def test_task_on_standard_input_says_what_to_do() -> None:
+    for command in (["-"], ["/dev/stdin"]):
+        done = subprocess.run(
+            [sys.executable, *command], input=PROGRAM, capture_output=True, text=True, check=False
+        )
+        assert "the program came from standard input" in done.stderr, done
+        assert "@app.task(name=...)" in done.stderr
+
+
+@pytest.mark.parametrize("value", [2**64, [2**70], "x\ud800", {"\ud800": 1}])
+def test_value_that_msgpack_cannot_hold_is_named(value: Any) -> None:
+    @app.task(name=f"t{id(value)}")
+    def untyped(value): ...  # type: ignore[no-untyped-def]  # the point
+
+    with pytest.raises(InvalidTask) as caught:
+        outgoing(untyped.build(value), b"nonce123")
+    text = str(caught.value)
+    assert "'value'" in text
+    assert "give it as text" in text or "no Unicode" in text
+    with pytest.raises(InvalidTask, match=r"headers: .*no Unicode"):
+        Task("t", headers={"a": "x\ud800"})
+
+
+def test_module_with_a_mux_and_no_app_says_what_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "muxes.py").write_text("from qsync import Mux\nhandlers = Mux()\n")
+    with pytest.raises(TargetError, match=r"Qsync\(mux=handlers\)"):
+        load("muxes:handlers")
+    with pytest.raises(TargetError, match=r"has a Mux: write app = Qsync\(mux=handlers\)"):
+        load("muxes:app")
+    assert Mux().types == ()
