@@ -7,6 +7,7 @@ import contextlib
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +144,28 @@ def test_a_server_says_at_its_start_what_is_wrong_with_tls(address: str, prefix:
             await Qsync(address, prefix=prefix).server().start()
 
     asyncio.run(main())
+
+
+def test_a_command_says_what_is_wrong_with_tls_and_no_more(address: str) -> None:
+    words = [sys.executable, "-m", "qsync", "stats", "--url", address]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.rstrip().endswith("name the file of its CA by ssl_ca_certs=")
+
+
+def test_a_cluster_whose_certificate_is_not_trusted_is_told_at_once(
+    certificate: Path, other_authority: Path, colour: Colour, prefix: str
+) -> None:
+    port = free_port()
+    config = {**tls_config(port, certificate), "cluster-enabled": "yes", "tls-cluster": "yes"}
+    with Store("redis", config=config) as store:
+        store.command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        url = f"rediss+cluster://{HOST}:{port}?ssl_ca_certs="
+        client = colour.client(f"{url}{other_authority}", prefix, patience=60)
+        with pytest.raises(ConfigError, match="verify failed"):
+            colour.do(client.enqueue(Task("add", [1, 2])))
+        client = colour.client(f"{url}{certificate}", prefix)
+        assert colour.do(client.enqueue(Task("add", [1, 2]))).created
 
 
 def test_a_store_that_asks_for_a_certificate_gets_it(

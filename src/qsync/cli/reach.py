@@ -103,7 +103,9 @@ def _meaning(error: QsyncError) -> tuple[str, int]:
             f"{text}; `qsync acl {_role(command_path())}` prints the rights that it takes",
             DENIED,
         )
-    return f"{text}; --url or {URL} takes redis://user:password@host", DENIED
+    if " refuses: " in text and "Sentinel" not in text:
+        return f"{text}; --url or {URL} takes redis://user:password@host", DENIED
+    return text, DENIED if " refuses: " in text else WRONG
 
 
 def _role(command: str) -> str:
