@@ -270,6 +270,22 @@ def test_a_reader_changes_nothing(guarded: Guarded) -> None:
             assert denied(reader, "EVAL", script, 1, key), command
 
 
+def test_a_reader_cannot_send_orders_to_servers(guarded: Guarded) -> None:
+    inbox = GlobalKeys(PREFIX).inbox("s")
+    script = "return redis.call('LLEN', KEYS[1])"
+    for role in ROLES:
+        with guarded.store.client(username=role, password="secret") as client:
+            assert denied(client, "EVAL", script, 1, inbox) is (role == "reader"), role
+
+
+def test_the_docs_say_what_each_role_can_do() -> None:
+    """A word of each power that a role has, as its rules give it."""
+    text = " ".join(DOCS.read_text("utf-8").split())
+    assert "none of them dangerous" not in text
+    for words in ("endless script", "every payload", "stop servers", "version of qsync"):
+        assert words in text, words
+
+
 def denied(client: Any, *command: str | bytes | int) -> bool:
     """Whether the store refuses that, for want of rights."""
     try:
@@ -296,6 +312,8 @@ FORBIDDEN: list[tuple[str | int, ...]] = [
     ("EVAL", "return redis.call('HGET', 'other', 'f')", 1, "{mine:q}:meta"),
     ("EVAL", "return redis.call('FLUSHALL')", 1, "{mine:q}:meta"),
     ("EVAL", "return redis.call('SPUBLISH', 'other', 'm')", 1, "{mine:q}:meta"),
+    ("HSET", "mine:sessions", "f", 1), ("SADD", "mine:sessions", "m"), ("RPUSH", "mine:list", "m"),
+    ("EVAL", "return redis.call('HSET', KEYS[1], 'f', 1)", 1, "mine:sessions"),
     ("PUBLISH", "other", "m"), ("SPUBLISH", "other", "m"), ("SSUBSCRIBE", "other"),
     ("SUBSCRIBE", "other"), ("PSUBSCRIBE", "*"), ("SSUBSCRIBE", "{other:q}:done"),
 ]  # fmt: skip

@@ -80,7 +80,7 @@ def nightly(live: Live) -> Live:
 def test_a_schedule_is_triggered_paused_and_resumed(nightly: Live) -> None:
     live = nightly
     listed = live.ok("schedule", "list").out.splitlines()
-    assert listed[0].split() == ["NAME", "QUEUE", "SCHEDULE", "NEXT", "LAST"]
+    assert listed[0].split() == ["NAME", "QUEUE", "SCHEDULE", "NEXT", "LAST", "ENQUEUED", "STATE"]
     assert listed[1].startswith("night  other  0 3 * * * (Europe/Moscow)  in ")
     [found] = live.ok("schedule", "list", "--queue", "other", "--json").json
     assert (found["name"], found["cron"], found["paused"]) == ("night", "0 3 * * *", None)

@@ -89,7 +89,7 @@ def in_folder(folder: Path) -> list[Path]:
 @needs_embedded
 def test_every_task_is_accounted_for_and_nothing_is_left_behind(tmp_path: Path) -> None:
     with demo(tmp_path, "--tasks", "2000", "--json") as process:
-        code = process.wait(timeout=100)
+        code = process.wait(timeout=400)
         told = (tmp_path / "err").read_text()
         assert code == 0, told
         nothing_runs(tmp_path)
@@ -120,7 +120,7 @@ def test_a_wrong_digest_is_found_and_somebodys_store_is_left_clean(
         wait_until(lambda: list(tmp_path.glob("qsync-demo-*/manifest-*")), timeout=60)
         [folder] = in_folder(tmp_path)
         (folder / "manifest-0").write_text("0123 sha256 0 /no/such/file\n")
-        assert process.wait(timeout=100) == 1
+        assert process.wait(timeout=400) == 1
         nothing_runs(tmp_path)
     out = (tmp_path / "out").read_text()
     assert "WRONG the manifest differs from a plain loop in 1" in out

@@ -29,6 +29,7 @@ LOOK: dict[str, Make] = {
     "locate": lambda rig, held: views.locate(rig.keys, "p", lock=NAME, server="s"),
     "schedules": lambda rig, held: views.schedules(rig.keys),
     "queues": lambda rig, held: views.queues(rig.globals),
+    "registered": lambda rig, held: views.registered(rig.globals, "queue"),
     "servers": lambda rig, held: views.servers(rig.globals),
     "record": lambda rig, held: views.record(rig.globals, "s"),
 }

@@ -30,7 +30,7 @@ TYPES = {"queues": "set", "servers": "zset", "server": "hash", "inbox": "list"}
 CAN_BE_REFUSED = {"enqueue", "tick"}
 VIEWS = {
     "audit", "counts", "locate", "overview", "page", "permissions", "queues", "record",
-    "schedules", "servers", "show", "types",
+    "registered", "schedules", "servers", "show", "types",
 }  # fmt: skip
 
 TEXTS = {
@@ -388,6 +388,7 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "page": (views.page(keys, TaskState.DEAD, count=1), 0),
         "queues": (views.queues(all_keys), 0),
         "record": (views.record(all_keys, "s"), 0),
+        "registered": (views.registered(all_keys, "a"), 0),
         "schedules": (views.schedules(keys), 0),
         "servers": (views.servers(all_keys), 0),
         "audit": (views.stand(keys, [("a", ""), ("b", "lock")]), 2),

@@ -135,9 +135,9 @@ def test_ticked_dead_tasks_are_run_again_or_deleted_and_counted(store: Store, pr
                 "2 were somewhere else by then."
             )
             asked = await web.send("/dead/delete", queue="default", **{"id-ticked": ["d2", "d3"]})
-            assert "2 dead tasks of queue default will be deleted" in asked
+            assert "Delete 2 dead tasks in queue default?" in asked
             assert (await web.queue()).states["dead"] == 3
-            assert said(await web.press(asked, "Delete")) == "2 tasks deleted."
+            assert said(await web.press(asked, "Delete 2 tasks")) == "2 tasks deleted."
             assert (await web.queue()).states["dead"] == 1
 
     asyncio.run(main())
@@ -156,9 +156,14 @@ def test_all_that_fit_are_done_in_steps_and_counted(
             await web.bed.dead(*tasks, error="ValueError: no route")
             form = {"queue": "default", "type": "mail", "error": "ROUTE", "scope": "all"}
             asked = await web.send(f"/dead/{verb}", **form)
-            assert "All dead tasks of queue default that are of type mail" in asked
+            name = "Re-run" if verb == "run" else "Delete"
+            assert (
+                f"{name} 600 dead tasks in queue default of type mail, whose error contains"
+                in asked
+            )
+            assert "600 other dead tasks stay." in asked
             text, pressed = (
-                await web.press(asked, "Run all again" if verb == "run" else "Delete"),
+                await web.press(asked, f"{name} 600 tasks"),
                 1,
             )
             while "Go on" in text:

@@ -141,8 +141,8 @@ def test_ticks_focus_scroll_and_open_details_survive_a_refresh(
     for name in ticked:
         until(system, name, "completed")
     web.click("Run all again…")
-    web.says("All dead tasks of queue default will be run again.")
-    web.click("Run all again")
+    web.says("Re-run 37 dead tasks in queue default? They get a fresh set of attempts.")
+    web.click("Re-run 37 tasks")
     web.says("37 tasks run again.")
     wait_until(lambda: system.inspect(lambda i: i.queue("default")).states["dead"] == 0, 20)  # type: ignore[union-attr]
 
@@ -161,8 +161,8 @@ def test_all_of_a_page_are_ticked_with_one_click(system: Live, visit: Callable[.
     web.refresh()
     assert every.is_checked()
     web.click("Delete ticked…")
-    web.says("3 dead tasks of queue default will be deleted.")
-    web.click("Delete")
+    web.says("Delete 3 dead tasks in queue default?")
+    web.click("Delete 3 tasks")
     web.says("3 tasks deleted.")
 
 
@@ -300,8 +300,8 @@ def test_all_of_it_works_without_scripts(system: Live, visit: Callable[..., Visi
     web.says("1 task run again.")
     until(system, "d1", "completed")
     web.click("Delete all…")
-    web.says("2 tasks of it are dead by now.")
-    web.click("Delete")
+    web.says("Delete 2 dead tasks in queue default?")
+    web.click("Delete 2 tasks")
     web.says("2 tasks deleted.")
     web.click("Overview", "link")
     assert web.page.locator("svg[role=img]").count() == 6

@@ -150,15 +150,15 @@ def test_every_action_beside_running_servers(system: Live) -> None:
         until(system, "completed", "completed", "dead", ids=("d1", "d2", "d3"))
         web.open("/dead?queue=other")
         web.press("Delete ticked…", ticked=("d3",))
-        assert web.press("Delete") == "1 task deleted."
+        assert web.press("Delete 1 task") == "1 task deleted."
         system.fixed = False
         web.open("/dead?queue=other")
         web.press("Run all again…")
-        assert web.press("Run all again") == "3 tasks run again."
+        assert web.press("Re-run 3 tasks") == "3 tasks run again."
         until(system, "dead", "dead", "dead", ids=ids[4:])
         web.open("/dead?queue=other")
         web.press("Delete all…")
-        assert web.press("Delete") == "3 tasks deleted."
+        assert web.press("Delete 3 tasks") == "3 tasks deleted."
         assert queue(system, "other").states["dead"] == 0
 
         # Tasks that wait, run, or have completed: ticked ones, and all that wait.
@@ -172,12 +172,13 @@ def test_every_action_beside_running_servers(system: Live) -> None:
         until(system, "retry", "completed", "retry", ids=waiting("r"))
         web.open("/tasks?queue=default&state=retry")
         web.press("Run all now…")
-        assert "All retry tasks of queue default will be pending at once." in web.text
-        assert web.press("Run all now") == "2 tasks pending now."
+        assert "Run 2 retry tasks in queue default now?" in web.text
+        assert web.press("Run 2 tasks now") == "2 tasks pending now."
         until(system, *["completed"] * 3, ids=waiting("r"))
         web.open("/tasks?queue=default&state=scheduled&id=s1")
         web.press("Run all that fit now…")
-        assert web.press("Run all now") == "1 task pending now of 3 looked at."
+        assert "2 other scheduled tasks keep their time." in web.text
+        assert web.press("Run 1 task now") == "1 task pending now of 3 looked at."
         until(system, "scheduled", "completed", "scheduled", ids=waiting("s"))
         web.open("/tasks?queue=default&state=scheduled")
         web.press("Cancel ticked…", ticked=("s0", "s2"))

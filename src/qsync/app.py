@@ -93,6 +93,9 @@ class Qsync:
         )
         self._given_mux = None if mux is None else check_mux(mux)
         self._mux = Mux()
+        self.functions: dict[str, TaskFunction[..., Any, ..., Any]] = {}
+        """The functions that are tasks, by the type of the task."""
+
         config = config_of(server)
         self._server_options = {name: getattr(config, name) for name in server}
         self._periodics: dict[str, PeriodicTask] = {}
@@ -367,6 +370,7 @@ class Qsync:
 
     def _add(self, task: TaskFunction[..., Any, ..., Any]) -> TaskFunction[..., Any, ..., Any]:
         self._mux.add(task.handler)
+        self.functions[task.name] = task
         return task
 
     def _check(

@@ -17,7 +17,7 @@ from qsync.broker.ops import Enqueued
 from qsync.broker.shell import ONE_TRY_S, AsyncBroker, Broker, ends_in
 from qsync.broker.wire import nothing
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
-from qsync.finding import Search
+from qsync.finding import QUEUES_LIMIT, Search
 from qsync.handle import AsyncHandle, AsyncTracker, Handle, Tracker
 from qsync.keys import GlobalKeys, QueueKeys, check_id, check_name, queue_keys, shorten
 from qsync.registering import AsyncRegistrations, Registrations, Registry
@@ -249,8 +249,8 @@ class Client(_AnyClient):
         `handle`, which needs no round trip where the queue is known.
         """
         self._tracker.check_open()
-        names = self._broker.run(views.queues(self._global_keys))
-        search = Search(check_id(id), self._global_keys.prefix, names)
+        found = self._broker.run(views.queues(self._global_keys, count=QUEUES_LIMIT))
+        search = Search(check_id(id), self._global_keys.prefix, found.names, total=found.more)
         for calls in search.calls():
             replies = self._broker.run_many(calls)
             search.note(
@@ -452,8 +452,8 @@ class AsyncClient(_AnyClient):
         `handle`, which needs no round trip where the queue is known.
         """
         self._tracker.check_open()
-        names = await self._broker.run(views.queues(self._global_keys))
-        search = Search(check_id(id), self._global_keys.prefix, names)
+        found = await self._broker.run(views.queues(self._global_keys, count=QUEUES_LIMIT))
+        search = Search(check_id(id), self._global_keys.prefix, found.names, total=found.more)
         for calls in search.calls():
             replies = await self._broker.run_many(calls)
             search.note(

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Callable
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from qsync.broker import connect
@@ -79,6 +80,14 @@ class Connections:
         self.async_client_type: Callable[..., AsyncClient] = AsyncClient
         self._blocking: dict[int, Client] = {}
         self._by_loop: dict[asyncio.AbstractEventLoop, _Kept] = {}
+
+    def copy(self, *, prefix: str, patience: float) -> Connections:
+        """The same store with another prefix and patience, and with clients of its own."""
+        made = copy(self)
+        made.prefix, made._patience = prefix, patience
+        made._options = {**self._options, "prefix": prefix}
+        made._blocking, made._by_loop = {}, {}
+        return made
 
     def __str__(self) -> str:
         where = self._where

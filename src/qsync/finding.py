@@ -27,11 +27,11 @@ _ENDED: Final = (TaskState.COMPLETED, TaskState.DEAD)
 class Search:
     """A search for a task through the queues of a prefix."""
 
-    def __init__(self, id: str, prefix: str, names: Sequence[str]) -> None:
+    def __init__(self, id: str, prefix: str, names: Sequence[str], *, total: int = 0) -> None:
         self._id = id
         self._prefix = prefix
-        known = [name for name in names if _is_queue(name)]
-        self._all = len(known)
+        known = sorted(name for name in names if _is_queue(name))
+        self._all = max(total, len(known))
         self._names = known[:QUEUES_LIMIT]
         self._found: list[tuple[str, Shown]] = []
 

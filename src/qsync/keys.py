@@ -14,6 +14,9 @@ from typing import Final
 from qsync.errors import InvalidTask
 
 NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+NAME_LIMIT: Final = 128
+"""Most characters of the name of a queue, or of a prefix."""
+
 """What a prefix and a queue may be called."""
 
 TASK_ID: Final = re.compile(r"[!-~]{1,128}")

@@ -41,6 +41,11 @@ PLAIN: Final[dict[Role, tuple[str, ...]]] = {
 EVERYBODY: Final = ("eval", "evalsha", "ping")
 CLUSTER: Final = ("cluster|slots", "command", "asking")
 
+SHARED: Final = {
+    "queues": "queues", "servers": "servers", "server": "server:*", "inbox": "inbox:*",
+}  # fmt: skip
+"""Keys outside of queues, as scripts name them -> what follows the prefix."""
+
 CHANNELS: Final = frozenset({"spublish", "ssubscribe"})
 """Commands on the channels of ended tasks: without them results are only noticed later."""
 
@@ -92,6 +97,17 @@ def _command(name: str, part: str) -> str:
     return f"{name}|{part}".lower() if part else name.lower()
 
 
+def _shared_keys(role: Role, prefix: str) -> tuple[str, ...]:
+    """Rules for the keys outside of queues: those of the scripts, and no others with the prefix.
+
+    An audit also reads what other keys there are.
+    """
+    used = {key for name in scripts_of(role) for key in load(name).keys}
+    used |= {"inbox"} if role == "server" else set()  # which it reads without a script
+    found = [f"~{prefix}:{pattern}" for key, pattern in SHARED.items() if key in used]
+    return (*found, f"%R~{prefix}:*") if role in ("reader", "admin") else tuple(found)
+
+
 def checkable(role: Role) -> tuple[str, ...]:
     """The commands of a role whose rights the script `permissions` can look up.
 
@@ -110,7 +126,7 @@ def rules(role: Role, prefix: str, *, old: bool = False, cluster: bool = False) 
     courtesy = () if old else ("client|setinfo",)
     allowed = [*commands(role, old=old), *courtesy, *(CLUSTER if cluster else ())]
     return (
-        "resetkeys", f"~{{{prefix}:*}}:*", f"~{prefix}:*",
+        "resetkeys", f"~{{{prefix}:*}}:*", *_shared_keys(role, prefix),
         "resetchannels", f"&{{{prefix}:*}}:{DONE_CHANNEL}",
         "-@all", *(f"+{command}" for command in allowed),
     )  # fmt: skip

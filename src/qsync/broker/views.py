@@ -11,7 +11,7 @@ from qsync import codec
 from qsync.broker.call import Argument, Call
 from qsync.broker.ops import crash_count
 from qsync.broker.script import load
-from qsync.keys import COUNTERS, GlobalKeys, QueueKeys
+from qsync.keys import COUNTERS, NAME_LIMIT, GlobalKeys, QueueKeys
 from qsync.state import TaskState
 from qsync.task import (
     Failure,
@@ -246,13 +246,34 @@ def locate(
     return Call(script, keys.names(script.keys), args, decode)
 
 
-def queues(keys: GlobalKeys) -> Call[list[str]]:
-    """The names of the queues in use, sorted."""
+class QueueNames(NamedTuple):
+    """A part of the names of the queues in use, in no order."""
 
-    def decode(reply: Any) -> list[str]:
-        return sorted(name.decode(errors="backslashreplace") for name in reply)
+    names: list[str]
+    total: int
+    cursor: str
+    """Where the next part begins; 0 after the last one."""
 
-    return Call(load("queues"), (keys.queues,), (), decode)
+    @property
+    def more(self) -> int:
+        """How many there are, if these are not all."""
+        return 0 if self.cursor == "0" else self.total
+
+
+def queues(keys: GlobalKeys, *, count: int = 1000, cursor: str = "0") -> Call[QueueNames]:
+    """Read a part of the names of the queues in use: about `count` of them."""
+
+    def decode(reply: Any) -> QueueNames:
+        after, total, names = reply
+        texts = [name.decode(errors="backslashreplace") for name in names]
+        return QueueNames(texts, int(total), after.decode())
+
+    return Call(load("queues"), (keys.queues,), (cursor, count, NAME_LIMIT), decode)
+
+
+def registered(keys: GlobalKeys, queue: str) -> Call[bool]:
+    """Read whether a queue is in use."""
+    return Call(load("registered"), (keys.queues,), (queue,), bool)
 
 
 def servers(

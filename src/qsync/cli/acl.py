@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
 from qsync.broker.rights import Role, rules
-from qsync.cli.options import Prefix
+from qsync.cli.options import App, Prefix
+from qsync.cli.reach import load_app
+from qsync.connections import PREFIX
 from qsync.errors import InvalidTask
 
 
@@ -20,6 +23,7 @@ def acl(
         ),
     ] = None,
     prefix: Prefix = None,
+    app: App = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="For the nodes of a cluster.")] = False,
     old: Annotated[
         bool,
@@ -33,6 +37,8 @@ def acl(
     client: enqueues, and asks what became of it. server: runs tasks. reader: looks. admin: looks,
     runs, deletes, pauses, repairs.
     """
+    if app is not None and prefix in (None, os.environ.get(PREFIX)):
+        prefix = load_app(app).prefix
     try:
         found = rules(role, prefix or "qsync", old=old, cluster=cluster)
     except InvalidTask as error:

@@ -29,7 +29,7 @@ def servers(ctx: typer.Context, incomplete: str) -> list[str]:
     """The live servers whose ids begin so."""
 
     async def ask(inspector: Inspector) -> list[str]:
-        return (await inspector.overview()).servers
+        return (await inspector.overview(names=())).servers
 
     return _ask(ctx, incomplete, ask)
 

@@ -16,20 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from qsync.cli import logs, options
-from qsync.cli.reach import WRONG, fail
-from qsync.connections import URL, Connections
+from qsync.cli.reach import WRONG, connections_of, fail
 from qsync.errors import QsyncError
-from qsync.keys import check_name
-from qsync.task import PAYLOAD_LIMIT
 
 if TYPE_CHECKING:
     from qsync.inspector import Inspector
     from qsync.web import Dashboard  # needs the extra, and is imported when it is there
 
 TOKEN: Final = "QSYNC_DASHBOARD_TOKEN"  # noqa: S105 - the name of a variable
-PATIENCE_S: Final = 5.0
-"""How long a page tries to reach the store."""
-
 SHUTDOWN_S: Final = 3
 """How long requests may go on after a stop."""
 
@@ -93,6 +87,7 @@ def dashboard(
     ] = None,
     url: options.Url = None,
     prefix: options.Prefix = None,
+    app: options.App = None,
 ) -> None:  # fmt: skip
     """Show the queues in a browser, until stopped.
 
@@ -100,8 +95,7 @@ def dashboard(
     takes a token, and should have TLS before it.
     """
     logs.hold_standard_files()
-    if not url:
-        fail(f"there is no store: give --url redis://host:6379, or set {URL}", WRONG)
+    connections, _ = connections_of(url, prefix, app)
     _check_installed()
     from qsync.web.access import is_loopback
 
@@ -115,11 +109,7 @@ def dashboard(
     hosts = [*LOCAL, host, *(allow_host or ())] if local or allow_host else None
     masking = None if mask is None else _load(mask)
     try:
-        name = check_name("prefix", prefix or "qsync")
-        connections = Connections(
-            url, prefix=name, payload_limit=PAYLOAD_LIMIT, patience=PATIENCE_S
-        )
-        app = _make(connections.inspector(), token, not allow_actions, masking, hosts)
+        site = _make(connections.inspector(), token, not allow_actions, masking, hosts)
     except QsyncError as error:
         fail(str(error), WRONG)
     bound = _bind(host, port)
@@ -127,8 +117,9 @@ def dashboard(
         shown = f"[{host}]" if ":" in host else host
         mode = "actions allowed" if allow_actions else "read-only"
         place = f"http://{shown}:{bound.getsockname()[1]}{root_path}"
-        typer.echo(f"qsync dashboard: {place} ({mode}), of {connections}, prefix {name}", err=True)
-        _serve(app, bound, root_path, proxies)
+        of = f"{connections}, prefix {connections.prefix}"
+        typer.echo(f"qsync dashboard: {place} ({mode}), of {of}", err=True)
+        _serve(site, bound, root_path, proxies)
     finally:
         bound.close()
         connections.close()

@@ -11,6 +11,7 @@ from qsync.cli.command import Command
 from qsync.cli.listing import Wanted, collect, print_tasks
 from qsync.cli.many import Many
 from qsync.cli.options import (
+    App,
     Cursor,
     DryRun,
     Json,
@@ -50,6 +51,7 @@ def list_dead(
     cursor: Cursor = None,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:
     """Show dead tasks, the latest first.
@@ -58,7 +60,7 @@ def list_dead(
     """
     meant = filter_of(type, error, id, older_than, newer_than)
     wanted = Wanted(queue, [TaskState.DEAD], meant, limit, cursor)
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         listing = store.do(collect(store.inspector, wanted))
     if as_json:
         print_json(listing)
@@ -78,6 +80,7 @@ def run(
     dry_run: DryRun = False,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:
     """Run dead tasks again, the oldest first, with all their attempts.
@@ -89,7 +92,7 @@ def run(
     """
     meant = filter_of(type, error, id, older_than, newer_than)
     _check(meant, everything)
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         found = Many(store, queue, TaskState.DEAD, meant, "run again", as_json)
         if dry_run:
             found.report_dry()
@@ -110,6 +113,7 @@ def delete(
     yes: Yes = False,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:
     """Delete dead tasks, the oldest first.
@@ -120,7 +124,7 @@ def delete(
     """
     meant = filter_of(type, error, id, older_than, newer_than)
     _check(meant, everything)
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         found = Many(store, queue, TaskState.DEAD, meant, "deleted", as_json)
         if dry_run:
             found.report_dry()

@@ -15,12 +15,15 @@ from qsync.broker.address import Address
 from qsync.broker.rights import Role
 from qsync.broker.shell import AsyncBroker
 from qsync.cli.logs import escape
-from qsync.cli.options import Prefix, Url
-from qsync.connections import Connections
+from qsync.cli.options import (
+    App,
+    Prefix,
+    Url,
+)
+from qsync.cli.reach import connections_of
 from qsync.doctor import Doctor, Finding, Level
 from qsync.errors import QsyncError
 from qsync.keys import check_name
-from qsync.task import PAYLOAD_LIMIT
 
 _MARKS: Final[dict[Level, tuple[str, str]]] = {
     "ok": ("ok", "green"),
@@ -35,6 +38,7 @@ SHOWN: Final = 5
 def doctor(
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     role: Annotated[
         Role | None,
         typer.Option(
@@ -68,11 +72,11 @@ def doctor(
         _fail("--queue and --repair go with --audit")
     if role is not None and audit:
         _fail("--role does not go with --audit")
+    connections, _ = connections_of(url, prefix, app, patience=10)
+    name = connections.prefix
     try:
-        name = check_name("prefix", prefix or "qsync")
         if queue is not None:
             check_name("queue", queue)
-        connections = Connections(url, prefix=name, payload_limit=PAYLOAD_LIMIT, patience=10)
         try:
             address = connections.address
             if audit:

@@ -7,7 +7,7 @@ from typing import Final
 
 from qsync.cli.table import COLOURS, Cell, Column, Row, number, print_line, print_table
 from qsync.cli.text import brief, relative
-from qsync.inspector import Pause, QueueInfo
+from qsync.inspector import Overview, Pause, QueueInfo
 from qsync.keys import COUNTERS
 from qsync.state import TaskState
 
@@ -39,6 +39,13 @@ def print_queues(queues: Sequence[QueueInfo]) -> None:
     for queue in queues:
         if queue.paused is not None:
             print_line(f"{queue.name} is paused{_note(queue.paused)}", "yellow")
+
+
+def print_more(overview: Overview) -> None:
+    """Say that there are more queues than were read."""
+    if overview.more:
+        shown = f"{len(overview.queues):,} of {overview.total:,} queues"
+        print_line(f"These are {shown}. For others: qsync stats QUEUE")
 
 
 def queue_cells(queue: QueueInfo, states: Sequence[TaskState]) -> list[Cell]:

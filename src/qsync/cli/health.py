@@ -209,7 +209,7 @@ class _Measured:
 
 
 async def _sample(inspector: Inspector, queues: tuple[str, ...]) -> scale.Sample:
-    overview = await inspector.overview()
+    overview = await inspector.overview(names=queues)
     at = time.monotonic()
     serving = [
         server

@@ -1,4 +1,4 @@
-"""Lists of tasks: of several queues and states in turn, page by page."""
+"""Lists of tasks: of several queues in one order, state by state, page by page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from msgspec import Struct
 
 from qsync.cli.ask import Progress
-from qsync.cli.reach import no_queue
+from qsync.cli.reach import all_queues, no_queue
 from qsync.cli.table import Cell, Column, Row, print_line, print_table, state_cell
 from qsync.cli.text import progress, relative
 from qsync.errors import InvalidTask
@@ -30,6 +30,8 @@ class Listing(Struct, frozen=True, kw_only=True):
     total: int
     scanned: int
     cursor: str | None
+    queues: int
+    """How many queues were listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,63 +49,58 @@ class Wanted:
 async def collect(inspector: Inspector, wanted: Wanted) -> Listing:
     """The tasks, up to the limit; the end when there is no such queue."""
     counts = await _counts(inspector, wanted.queue)
-    places = [
-        (name, state)
-        for name, states in counts.items()
+    places = {
+        state: [name for name, states in counts.items() if states.get(state)]
         for state in ORDER
-        if state in wanted.states and states.get(state)
-    ]
-    total = sum(counts[name][state] for name, state in places)
-    places, inner = _go_on(places, wanted.cursor)
+        if state in wanted.states
+    }
+    total = sum(counts[name][state] for state, names in places.items() for name in names)
+    states, inner = _go_on([state for state, names in places.items() if names], wanted.cursor)
     found, scanned, told = list[TaskRow](), 0, Progress()
     try:
-        while places:
-            (name, state), left = places[0], wanted.limit - len(found)
-            page = await inspector.tasks(
-                name, state, limit=min(left, LIMIT), cursor=inner, filter=wanted.filter,
-                newest_first=wanted.newest_first,
+        while states:
+            page = await inspector.tasks_of(
+                places[states[0]], states[0], limit=min(wanted.limit - len(found), LIMIT),
+                cursor=inner, filter=wanted.filter, newest_first=wanted.newest_first,
             )  # fmt: skip
             found, scanned, inner = [*found, *page.tasks], scanned + page.scanned, page.cursor
             if inner is None:
-                places = places[1:]
+                states = states[1:]
             if len(found) >= wanted.limit:
                 break
             told.tell(f"{scanned:,} of {total:,} looked at, {len(found):,} found")
     finally:
         told.end()
-    cursor = "/".join((*places[0], inner or "")) if places else None
-    return Listing(tasks=found, total=total, scanned=scanned, cursor=cursor)
+    cursor = f"{states[0]}/{inner or ''}" if states else None
+    return Listing(tasks=found, total=total, scanned=scanned, cursor=cursor, queues=len(counts))
 
 
 async def _counts(inspector: Inspector, queue: str | None) -> dict[str, dict[TaskState, int]]:
     if queue is None:
-        return {info.name: info.states for info in (await inspector.overview()).queues}
+        return {info.name: info.states for info in await all_queues(inspector)}
     found = await inspector.queue(queue)
     if found is None:
         await no_queue(inspector, queue)
     return {queue: found.states}
 
 
-def _go_on(
-    places: list[tuple[str, TaskState]], cursor: str | None
-) -> tuple[list[tuple[str, TaskState]], str | None]:
-    """The places that are left, and the cursor in the first of them."""
+def _go_on(states: list[TaskState], cursor: str | None) -> tuple[list[TaskState], str | None]:
+    """The states that are left, and the cursor in the first of them."""
     if cursor is None:
-        return places, None
-    name, slash, rest = cursor.partition("/")
-    state, slash, inner = rest.partition("/")
-    if not slash or state not in ORDER:
+        return states, None
+    name, slash, inner = cursor.partition("/")
+    if not slash or name not in ORDER:
         raise InvalidTask(f"--cursor: {cursor} is not one that an earlier listing gave")
-    at = (name, ORDER.index(TaskState(state)))
-    left = [place for place in places if (place[0], ORDER.index(place[1])) >= at]
-    here = bool(left) and left[0] == (name, state)
+    at = ORDER.index(TaskState(name))
+    left = [state for state in states if ORDER.index(state) >= at]
+    here = bool(left) and left[0] == name
     return left, (inner or None) if here else None
 
 
 def print_tasks(listing: Listing, *, limit: int) -> None:
     """The tasks as a table, and how to see more of them."""
     rows = listing.tasks
-    queues = len({row.queue for row in rows}) > 1
+    queues = listing.queues > 1
     states = {row.state for row in rows}
     columns = [Column("ID")]
     if queues:
@@ -135,18 +132,22 @@ def _heading(states: set[TaskState]) -> str:
     if states == {TaskState.DEAD}:
         return "DIED"
     if states == {TaskState.COMPLETED}:
-        return "KEPT"
+        return "ENDED"
     return "DUE" if states and states <= {TaskState.SCHEDULED, TaskState.RETRY} else "WHEN"
 
 
 def _time(row: TaskRow) -> str:
-    return relative(row.died_at or row.due_at or row.kept_until or row.enqueued_at)
+    if row.state is TaskState.COMPLETED:
+        return relative(row.ended_at)
+    return relative(row.died_at or row.due_at or row.enqueued_at)
 
 
 def _note(row: TaskRow) -> str:
     if row.state is TaskState.ACTIVE:
         share = progress(row.progress)
         return f"{share}{', ' if share else ''}on {row.server or 'nobody knows where'}"
+    if row.state is TaskState.COMPLETED:
+        return f"deleted {relative(row.kept_until)}"
     crashes = f"crashed {row.crashes} times" if row.crashes > 1 else "crashed once"
     notes = [crashes] if row.crashes else []
     if row.error:

@@ -36,12 +36,14 @@ app = typer.Typer(
 # Where the first line of a help is too long for the list of commands, it is said in fewer words.
 app.command(name="demo", short_help="Watch tasks run, fail and survive a kill -9.")(demo)
 app.command(name="worker")(worker)
-app.command(name="dashboard")(dashboard)
+app.command(name="dashboard", cls=Command)(dashboard)
 app.command(name="stats", short_help="Show what queues hold and have done.", **STORE)(stats)
 app.command(name="top", short_help="Watch queues, servers and running tasks.", **STORE)(top)
 for noun in (queue, task, dead, servers, schedule):
     app.add_typer(noun)
-app.command(name="doctor", short_help="Say whether the store is fit for the queue.")(doctor)
+app.command(name="doctor", cls=Command, short_help="Say whether the store is fit for the queue.")(
+    doctor
+)
 app.command(name="acl", short_help="Print the rights that a user of the store needs.")(acl)
 app.command(name="bench", short_help="Measure what this machine makes of qsync.")(bench)
 

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from qsync.cli.ask import Progress
-from qsync.cli.reach import INTERRUPTED, Reached, no_queue
+from qsync.cli.reach import INTERRUPTED, Reached, all_queues, no_queue
 from qsync.cli.table import print_line
 from qsync.cli.text import print_json
 from qsync.inspector import Filter, Inspector, Step
@@ -57,8 +57,7 @@ class Many:
     async def _queues(self, inspector: Inspector) -> dict[str, int]:
         """The queues meant, with how many tasks in the state they hold."""
         if self.queue is None:
-            found = (await inspector.overview()).queues
-            return {info.name: info.states[self.state] for info in found}
+            return {info.name: info.states[self.state] for info in await all_queues(inspector)}
         info = await inspector.queue(self.queue)
         if info is None:
             await no_queue(inspector, self.queue)

@@ -31,6 +31,17 @@ Prefix = Annotated[
     ),
 ]  # fmt: skip
 
+APP: Final = "QSYNC_APP"
+
+App = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:APP", envvar=APP,
+        help=f"An app of yours, whose URL and prefix are used, e.g. shop.tasks:app; as {APP}.",
+        show_default=False, show_envvar=False,
+    ),
+]  # fmt: skip
+
 AppUrl = Annotated[
     str | None,
     typer.Option(
@@ -126,11 +137,23 @@ State = Annotated[
     ),
 ]  # fmt: skip
 
+
+def purged_state(text: str) -> TaskState:
+    """A state that can be emptied."""
+    if text in PURGED:
+        return TaskState(text)
+    others = ", ".join(PURGED)
+    if text == TaskState.ACTIVE:
+        raise typer.BadParameter(f"what runs is cancelled instead; there are {others}")
+    raise typer.BadParameter(f"{text!r} is not one of {others}")
+
+
 Purged = Annotated[
-    list[TaskState],
+    list[TaskState] | None,
     typer.Option(
-        "--state", "-s", metavar="STATE",
-        help=f"In this state: {', '.join(PURGED)}. May be given again.", show_default=False,
+        "--state", "-s", metavar="STATE", parser=purged_state,
+        help=f"In this state: {', '.join(PURGED)}. Needed, and may be given again.",
+        show_default=False, autocompletion=lambda: list(PURGED),
     ),
 ]  # fmt: skip
 

@@ -9,8 +9,9 @@ import typer
 
 from qsync.cli.ask import Progress, confirm
 from qsync.cli.command import Command
-from qsync.cli.figures import print_queues
+from qsync.cli.figures import print_more, print_queues
 from qsync.cli.options import (
+    App,
     By,
     DryRun,
     Json,
@@ -22,7 +23,7 @@ from qsync.cli.options import (
     Why,
     Yes,
 )
-from qsync.cli.reach import EXITS, check_queue, fail, no_queue, reach
+from qsync.cli.reach import EXITS, check_queue, fail, no_queue, no_queue_yet, reach
 from qsync.cli.table import print_line
 from qsync.cli.text import me, print_json, tasks
 from qsync.errors import InvalidTask
@@ -39,19 +40,22 @@ REPEATS: Final = 1_000_000
 
 
 @queue.command("list", cls=Command, epilog=EXITS)
-def list_queues(url: Url = None, prefix: Prefix = None, as_json: Json = False) -> None:
+def list_queues(
+    url: Url = None, prefix: Prefix = None, app: App = None, as_json: Json = False
+) -> None:
     """Show all queues, what they hold and who paused them.
 
     OLDEST is how long the oldest pending task has been waiting for a server.
     """
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         overview = store.do(store.inspector.overview())
         if as_json:
             print_json(overview.queues)
         elif overview.queues:
             print_queues(overview.queues)
+            print_more(overview)
         else:
-            print_line(f"There is no queue yet with prefix {store.inspector.prefix}.")
+            print_line(store.do(no_queue_yet(store.inspector)))
 
 
 @queue.command(cls=Command, epilog=EXITS)
@@ -61,6 +65,7 @@ def pause(
     by: By = None,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:
     """Let no further task of a queue start, until it is resumed.
@@ -74,7 +79,7 @@ def pause(
     async def change(inspector: Inspector, name: str) -> Change:
         return await inspector.pause(name, by=who, why=why)
 
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         found = {name: store.do(change(store.inspector, name)) for name in names}
         _report(store.inspector, found, "paused", as_json)
         for name, one in found.items():
@@ -84,10 +89,14 @@ def pause(
 
 @queue.command(cls=Command, epilog=EXITS)
 def resume(
-    names: QueueNames, url: Url = None, prefix: Prefix = None, as_json: Json = False
+    names: QueueNames,
+    url: Url = None,
+    prefix: Prefix = None,
+    app: App = None,
+    as_json: Json = False,
 ) -> None:
     """Let tasks of a queue start again."""
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         found = {name: store.do(store.inspector.resume(name)) for name in names}
         _report(store.inspector, found, "resumed", as_json)
         for name, one in found.items():
@@ -108,11 +117,12 @@ def _report(inspector: Inspector, found: dict[str, Change], verb: str, as_json: 
 @queue.command(cls=Command, epilog=EXITS)
 def purge(
     name: QueueName,
-    states: Purged,
+    states: Purged = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Delete all tasks of a queue that are in a state.
@@ -122,10 +132,9 @@ def purge(
     It goes in steps of 100, and others of the store hardly notice. What runs is not purged: cancel
     it.
     """
-    with reach(url, prefix) as store:
-        if TaskState.ACTIVE in states:
-            others = ", ".join(PURGED)
-            raise InvalidTask(f"--state active: what runs is cancelled instead; there are {others}")
+    with reach(url, prefix, app) as store:
+        if not states:
+            raise InvalidTask(f"say --state: one or more of {', '.join(PURGED)}")
         info = store.do(store.inspector.queue(name))
         if info is None:
             store.do(no_queue(store.inspector, name))
@@ -165,13 +174,14 @@ def delete(
     yes: Yes = False,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:
     """Forget a queue, with its counters and schedules.
 
     Refused while a live server takes from it; and without --force while it holds tasks.
     """
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         info = store.do(store.inspector.queue(name))
         if info is None:
             store.do(no_queue(store.inspector, name))

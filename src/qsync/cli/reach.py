@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
+import os
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, Final, NoReturn, TypeVar
 
 import typer
 
+from qsync.app import Qsync
 from qsync.cli.command import command_path
 from qsync.cli.logs import escape
+from qsync.cli.target import TargetError, load
 from qsync.connections import PREFIX, URL, Connections
 from qsync.errors import (
     ConfigError,
@@ -20,7 +23,7 @@ from qsync.errors import (
     SchemaMismatch,
     StoreUnavailable,
 )
-from qsync.inspector import Inspector
+from qsync.inspector import Inspector, QueueInfo
 from qsync.keys import check_name
 from qsync.task import PAYLOAD_LIMIT
 
@@ -50,9 +53,17 @@ class Reached:
     So questions can be asked between calls, and Ctrl-C ends whichever of the two it is.
     """
 
-    def __init__(self, inspector: Inspector, runner: asyncio.Runner, where: str) -> None:
+    def __init__(
+        self,
+        inspector: Inspector,
+        runner: asyncio.Runner,
+        connections: Connections,
+        app: Qsync | None,
+    ) -> None:
         self.inspector = inspector
-        self.where = where
+        self.connections = connections
+        self.where = str(connections)
+        self.app = app
         self._runner = runner
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
@@ -61,17 +72,14 @@ class Reached:
 
 
 @contextlib.contextmanager
-def reach(url: str | None, prefix: str | None) -> Iterator[Reached]:
-    """The store of this URL, reached; what goes wrong is one line and an exit code."""
-    try:
-        connections = _connections(url, prefix)
-    except QsyncError as error:
-        fail(str(error), WRONG)
+def reach(url: str | None, prefix: str | None, app: str | None = None) -> Iterator[Reached]:
+    """The store of this URL or app, reached; what goes wrong is one line and an exit code."""
+    connections, loaded = connections_of(url, prefix, app)
     try:
         with contextlib.closing(connections), asyncio.Runner() as runner:
             inspector = connections.inspector()
             try:
-                yield Reached(inspector, runner, str(connections))
+                yield Reached(inspector, runner, connections, loaded)
             finally:
                 runner.run(inspector.aclose())
     except KeyboardInterrupt:
@@ -80,11 +88,39 @@ def reach(url: str | None, prefix: str | None) -> Iterator[Reached]:
         fail(*_meaning(error))
 
 
-def _connections(url: str | None, prefix: str | None) -> Connections:
-    if not url:
-        fail(f"there is no store: give --url redis://host:6379, or set {URL}", WRONG)
-    name = check_name("prefix", prefix or "qsync")
-    return Connections(url, prefix=name, payload_limit=PAYLOAD_LIMIT, patience=PATIENCE_S)
+def load_app(target: str, url: str | None = None) -> Qsync:
+    """Import the app of --app; `url` is for an app that does not name its store."""
+    if url:
+        os.environ.setdefault(URL, url)
+    try:
+        return load(target)
+    except TargetError as error:
+        fail(f"--app {target}: {error}", WRONG)
+
+
+def connections_of(
+    url: str | None, prefix: str | None, target: str | None, *, patience: float = PATIENCE_S
+) -> tuple[Connections, Qsync | None]:
+    """Return the store that is meant: by options first, then by the app, then by the environment.
+
+    An app that names no URL or prefix has read the environment itself.
+    """
+    by_option = url if url != os.environ.get(URL) else None
+    named = prefix if prefix != os.environ.get(PREFIX) else None
+    app = None if target is None else load_app(target, url)
+    try:
+        if app is not None:
+            prefix, url = named or app.prefix, by_option
+        elif not url:
+            what = f"give --url redis://host:6379 or --app MODULE:APP, or set {URL}"
+            fail(f"there is no store: {what}", WRONG)
+        name = check_name("prefix", prefix or "qsync")
+        if app is not None and not url:
+            return app._connections.copy(prefix=name, patience=patience), app
+        limit = PAYLOAD_LIMIT
+        return Connections(url, prefix=name, payload_limit=limit, patience=patience), app
+    except QsyncError as error:
+        fail(str(error), WRONG)
 
 
 def _meaning(error: QsyncError) -> tuple[str, int]:
@@ -133,8 +169,36 @@ def known(names: Sequence[str], wanted: str, what: str, *, few: str = "") -> str
 async def no_queue(inspector: Inspector, name: str) -> NoReturn:
     """The end, since there is no such queue."""
     check_name("queue", name)
+    names = await inspector.queue_names()
     few = f" with prefix {inspector.prefix}: are --url and --prefix or {PREFIX} right?"
-    fail(known(await inspector.queue_names(), name, "queue", few=few))
+    few += "" if names else await _other_prefixes(inspector)
+    fail(known(names, name, "queue", few=few))
+
+
+async def no_queue_yet(inspector: Inspector) -> str:
+    """What to say where there is no queue at all."""
+    text = f"There is no queue yet. The prefix is {inspector.prefix}."
+    return text + await _other_prefixes(inspector)
+
+
+async def _other_prefixes(inspector: Inspector) -> str:
+    found = await inspector.prefixes()
+    if not found:
+        return ""
+    more = f", and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    alike = difflib.get_close_matches(inspector.prefix, found, NAMED, cutoff=0.0)
+    names = f"{', '.join(alike)}{more}"
+    return f" The store has queues with prefix {names}: use --prefix, {PREFIX} or --app."
+
+
+async def all_queues(inspector: Inspector) -> list[QueueInfo]:
+    """All queues, read about a thousand at a time."""
+    overview = await inspector.overview()
+    found = {info.name: info for info in overview.queues}
+    while overview.cursor is not None:
+        overview = await inspector.overview(cursor=overview.cursor)
+        found |= {info.name: info for info in overview.queues}
+    return list(found.values())
 
 
 async def check_queue(inspector: Inspector, name: str) -> None:

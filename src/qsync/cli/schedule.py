@@ -11,7 +11,16 @@ from qsync.cli import complete
 from qsync.cli.ask import confirm
 from qsync.cli.command import Command
 from qsync.cli.figures import pause_note
-from qsync.cli.options import By, Json, OfQueue, Prefix, Url, Why, Yes
+from qsync.cli.options import (
+    App,
+    By,
+    Json,
+    OfQueue,
+    Prefix,
+    Url,
+    Why,
+    Yes,
+)
 from qsync.cli.outcomes import Outcome, finish
 from qsync.cli.reach import EXITS, WRONG, Reached, check_queue, fail, known, reach
 from qsync.cli.table import Cell, Column, Row, print_line, print_table
@@ -33,10 +42,14 @@ Name = Annotated[
 
 @schedule.command("list", cls=Command, epilog=EXITS)
 def list_schedules(
-    queue: OfQueue = None, url: Url = None, prefix: Prefix = None, as_json: Json = False
+    queue: OfQueue = None,
+    url: Url = None,
+    prefix: Prefix = None,
+    app: App = None,
+    as_json: Json = False,
 ) -> None:
     """Show the periodic tasks that servers have published, and when they are next."""
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         if queue is not None:
             store.do(check_queue(store.inspector, queue))
         found = store.do(store.inspector.schedules())
@@ -52,7 +65,7 @@ def list_schedules(
 def _print(found: list[ScheduleInfo]) -> None:
     columns = [
         Column("NAME", flexible=True), Column("QUEUE", flexible=True),
-        Column("SCHEDULE", flexible=True), Column("NEXT"), Column("LAST"),
+        Column("SCHEDULE", flexible=True), Column("NEXT"), Column("LAST ENQUEUED"), Column("STATE"),
     ]  # fmt: skip
     print_table(columns, [_row(one) for one in found])
     for one in found:
@@ -63,7 +76,7 @@ def _print(found: list[ScheduleInfo]) -> None:
 def _row(one: ScheduleInfo) -> Row:
     next_at = relative(one.next_at[0]) if one.next_at else "?"
     shown = Cell("paused", "yellow") if one.paused else Cell(next_at)
-    return [one.name, one.queue, one.schedule, shown, relative(one.last_tick)]
+    return [one.name, one.queue, one.schedule, shown, relative(one.last_tick), one.last_state or ""]
 
 
 def _notes(one: ScheduleInfo) -> list[str]:
@@ -84,6 +97,7 @@ def pause(
     by: By = None,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:
     """Let the ticks of a schedule pass without a task, until it is resumed.
@@ -91,7 +105,7 @@ def pause(
     It holds whatever is restarted.
     """
     who = me() if by is None else by
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         at, inspector = _place(store, name, queue), store.inspector
         work = inspector.pause_schedule(name, queue=at, by=who, why=why)
         _finish(store, name, at, work, "paused", as_json)
@@ -103,10 +117,11 @@ def resume(
     queue: OfQueue = None,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:
     """Let a schedule go on with its next tick; none is made up for."""
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         at = _place(store, name, queue)
         work = _resume(store.inspector, name, at)
         _finish(store, name, at, work, "resumed", as_json)
@@ -123,10 +138,11 @@ def trigger(
     queue: OfQueue = None,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:
     """Enqueue the task of a schedule once, now; the ticks go on as ever."""
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         at = _place(store, name, queue)
         work = _trigger(store.inspector, name, at)
         _finish(store, name, at, work, "enqueued as", as_json)
@@ -147,10 +163,11 @@ def delete(
     yes: Yes = False,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:
     """Forget a schedule that no server has any more; refused while one publishes it."""
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         at = _place(store, name, queue)
         confirm(f"Delete schedule {name} of queue {at}?", yes=yes)
         work = store.inspector.forget_schedule(name, queue=at)

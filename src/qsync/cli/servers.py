@@ -9,7 +9,12 @@ import typer
 
 from qsync.cli import complete
 from qsync.cli.command import Command, enter
-from qsync.cli.options import Json, Prefix, Url
+from qsync.cli.options import (
+    App,
+    Json,
+    Prefix,
+    Url,
+)
 from qsync.cli.outcomes import Outcome, finish
 from qsync.cli.reach import EXITS, fail, known, reach
 from qsync.cli.table import Cell, Column, Row, print_line, print_table
@@ -40,12 +45,13 @@ def servers_alone(
     tasks: Tasks = False,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:
     """Look at the servers that live, and tell them to stop. Alone: list."""
     enter(ctx.command_path)
     if ctx.invoked_subcommand is None:
-        _list(tasks, url, prefix, as_json)
+        _list(tasks, url, prefix, app, as_json)
     elif tasks or as_json or _given(ctx, "url") or _given(ctx, "prefix"):
         fail(f"options come after the command: qsync servers {ctx.invoked_subcommand} ...", 2)
 
@@ -57,17 +63,21 @@ def _given(ctx: typer.Context, name: str) -> bool:
 
 @servers.command("list", cls=Command, epilog=EXITS)
 def list_servers(
-    tasks: Tasks = False, url: Url = None, prefix: Prefix = None, as_json: Json = False
+    tasks: Tasks = False,
+    url: Url = None,
+    prefix: Prefix = None,
+    app: App = None,
+    as_json: Json = False,
 ) -> None:
     """Show the servers that live, and what they run.
 
     RUNS is how many tasks it runs and how many it can.
     """
-    _list(tasks, url, prefix, as_json)
+    _list(tasks, url, prefix, app, as_json)
 
 
-def _list(tasks: bool, url: str | None, prefix: str | None, as_json: bool) -> None:
-    with reach(url, prefix) as store:
+def _list(tasks: bool, url: str | None, prefix: str | None, app: str | None, as_json: bool) -> None:
+    with reach(url, prefix, app) as store:
         found = store.do(store.inspector.servers(tasks=tasks or as_json))
     if as_json:
         print_json(found)
@@ -119,21 +129,26 @@ def _print_running(server: ServerInfo) -> None:
 
 
 @servers.command(cls=Command, epilog=EXITS)
-def quiet(ids: ServerIds, url: Url = None, prefix: Prefix = None, as_json: Json = False) -> None:
+def quiet(
+    ids: ServerIds, url: Url = None, prefix: Prefix = None, app: App = None, as_json: Json = False
+) -> None:
     """Tell servers to take no more tasks; what they run goes on."""
-    _order(ids, url, prefix, as_json, lambda inspector: inspector.quiet)
+    _order(ids, url, prefix, app, as_json, lambda inspector: inspector.quiet)
 
 
 @servers.command(cls=Command, epilog=EXITS)
-def stop(ids: ServerIds, url: Url = None, prefix: Prefix = None, as_json: Json = False) -> None:
+def stop(
+    ids: ServerIds, url: Url = None, prefix: Prefix = None, app: App = None, as_json: Json = False
+) -> None:
     """Tell servers to stop, as SIGTERM does."""
-    _order(ids, url, prefix, as_json, lambda inspector: inspector.stop)
+    _order(ids, url, prefix, app, as_json, lambda inspector: inspector.stop)
 
 
 def _order(
     ids: list[str],
     url: str | None,
     prefix: str | None,
+    app: str | None,
     as_json: bool,
     verb: Callable[[Inspector], Callable[[str], Awaitable[Change]]],
 ) -> None:
@@ -141,10 +156,10 @@ def _order(
         change = await verb(inspector)(id)
         if change.outcome != "not_found":
             return Outcome(id, None, change)
-        live = (await inspector.overview()).servers
+        live = (await inspector.overview(names=())).servers
         why = known(live, id, "live server")
         return Outcome(id, None, Change(outcome="not_found", why=why))
 
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         outcomes = [store.do(order(store.inspector, id)) for id in dict.fromkeys(ids)]
     finish(outcomes, "told", as_json=as_json, key="server")

@@ -7,9 +7,14 @@ from typing import Annotated
 import typer
 
 from qsync.cli import complete
-from qsync.cli.figures import print_counters, print_queues
-from qsync.cli.options import Json, Prefix, Url
-from qsync.cli.reach import no_queue, reach
+from qsync.cli.figures import print_counters, print_more, print_queues
+from qsync.cli.options import (
+    App,
+    Json,
+    Prefix,
+    Url,
+)
+from qsync.cli.reach import no_queue, no_queue_yet, reach
 from qsync.cli.table import print_line
 from qsync.cli.text import print_json, size
 from qsync.inspector import Inspector, Overview, QueueInfo
@@ -29,6 +34,7 @@ def stats(
     ] = 0,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Show what the queues hold, how long the oldest task waits, and counters.
@@ -37,19 +43,22 @@ def stats(
 
     Days are those of UTC, by the clock of the store.
     """
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         overview, queues = store.do(_look(store.inspector, names or [], days))
         where = f"{store.inspector.prefix} at {store.where}"
+        nothing = "" if queues or as_json else store.do(no_queue_yet(store.inspector))
     if as_json:
         found = {"at": overview.at, "servers": overview.servers, "queues": queues}
         print_json(found)
         return
     print_line(f"{where}: {_summary(overview, queues)}")
     if not queues:
-        print_line("There is no queue yet.")
+        print_line(nothing)
         return
     print_line("")
     print_queues(queues)
+    if not names:
+        print_more(overview)
     for title, which in (("TODAY", "today"), ("EVER", "counters")):
         print_line("")
         print_counters([(queue.name, getattr(queue, which)) for queue in queues], title)
@@ -68,8 +77,8 @@ def _summary(overview: Overview, queues: list[QueueInfo]) -> str:
 async def _look(
     inspector: Inspector, names: list[str], days: int
 ) -> tuple[Overview, list[QueueInfo]]:
-    overview = await inspector.overview()
-    if not names and not days:
+    overview = await inspector.overview(names=names or None)
+    if not days and not names:
         return overview, overview.queues
     found = []
     for name in names or [queue.name for queue in overview.queues]:

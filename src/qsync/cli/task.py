@@ -11,8 +11,10 @@ import typer
 from qsync.cli.ask import confirm
 from qsync.cli.command import Command
 from qsync.cli.listing import ORDER, Wanted, collect, print_tasks
+from qsync.cli.made import payload_of, task_of
 from qsync.cli.many import Many
 from qsync.cli.options import (
+    App,
     Cursor,
     DryRun,
     InQueue,
@@ -30,6 +32,7 @@ from qsync.cli.options import (
     WithError,
     WithId,
     Yes,
+    duration_of,
 )
 from qsync.cli.outcomes import Outcome, finish
 from qsync.cli.reach import EXITS, WRONG, fail, gone, queue_of, reach
@@ -79,6 +82,7 @@ def list_tasks(
     cursor: Cursor = None,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:
     """Show tasks by queue and state.
@@ -87,7 +91,7 @@ def list_tasks(
     """
     meant = filter_of(type, error, id, older_than, newer_than)
     wanted = Wanted(queue, states or ORDER, meant, limit, cursor, newest_first)
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         listing = store.do(collect(store.inspector, wanted))
     if as_json:
         print_json(listing)
@@ -104,6 +108,7 @@ def show(
     ] = False,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:
     """Show all that the store has of a task: payload, attempts, timeline, error.
@@ -112,7 +117,7 @@ def show(
     """
     if raw and as_json:
         fail("--raw does not go with --json, in which the payload is, as base64", WRONG)
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         detail, why = store.do(_whole(store.inspector, id, queue, explained=not (raw or as_json)))
     if raw:
         _write(detail.payload)
@@ -156,10 +161,11 @@ def explain(
     queue: InQueue = None,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:
     """Say why a task is not running yet, and when it will."""
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         found = store.do(_explain(store.inspector, id, queue))
     if as_json:
         print_json(found)
@@ -180,18 +186,69 @@ async def _explain(inspector: Inspector, id: str, queue: str | None) -> Explanat
 
 
 @task.command(cls=Command, epilog=EXITS)
+def enqueue(
+    type: Annotated[
+        str, typer.Argument(metavar="TYPE", help="Type of the task.", show_default=False)
+    ],
+    arguments: Annotated[
+        str | None,
+        typer.Option(
+            "--json", metavar="ARGS", show_default=False,
+            help="Its payload as JSON; for a task that is a function, an object of its arguments "
+            "by name. -: read it from standard input.  [default: no payload]",
+        ),
+    ] = None,
+    queue: Annotated[
+        str | None,
+        typer.Option(
+            "--queue", "-q", metavar="NAME", help="The queue.  [default: the task's, or default]",
+            show_default=False,
+        ),
+    ] = None,
+    id: Annotated[
+        str | None,
+        typer.Option("--id", metavar="ID", help="Id of the task.", show_default=False),
+    ] = None,
+    delay: Annotated[
+        float | None,
+        typer.Option(
+            parser=duration_of, metavar="DURATION", show_default=False,
+            help="Time to wait before it runs, e.g. 90s, 2h.",
+        ),
+    ] = None,
+    url: Url = None,
+    prefix: Prefix = None,
+    app: App = None,
+) -> None:  # fmt: skip
+    """Enqueue one task, and print its id.
+
+    For example: qsync task enqueue shop.tasks.send --json '{"invoice": 7}'
+
+    With --app, arguments are checked against the function, and the task has the function's options.
+    """
+    with reach(url, prefix, app) as store:
+        options = {"queue": queue, "id": id, "delay": delay}
+        given = {name: value for name, value in options.items() if value is not None}
+        made = task_of(type, payload_of(arguments), given, store.app)
+        with store.connections.client() as client:
+            handle = client.enqueue(made)
+        print_line(f"{handle.id} in queue {handle.queue}")
+
+
+@task.command(cls=Command, epilog=EXITS)
 def run(
     ids: TaskIds,
     queue: InQueue = None,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:
     """Run tasks now that are scheduled, in retry or dead.
 
     A dead one has all its attempts again.
     """
-    _change(ids, queue, url, prefix, as_json, lambda inspector: inspector.run, "pending now")
+    _change(ids, queue, url, prefix, app, as_json, lambda inspector: inspector.run, "pending now")
 
 
 @task.command(cls=Command, epilog=EXITS)
@@ -209,6 +266,7 @@ def run_waiting(
     dry_run: DryRun = False,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:
     """Run all tasks now that wait for their next attempt, or for their time.
@@ -218,7 +276,7 @@ def run_waiting(
     It goes in steps of 250. What fails again meanwhile is left alone.
     """
     meant = filter_of(type, error, id, older_than, newer_than)
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         inspector = store.inspector
 
         async def step(queue: str, filter: Filter | None, *, cursor: str | None = None) -> Step:
@@ -239,6 +297,7 @@ def cancel(
     queue: InQueue = None,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:
     """Cancel tasks, waiting or running.
@@ -246,7 +305,7 @@ def cancel(
     The server of a running one stops its handler at once when it listens, and within a third of its
     lease otherwise.
     """
-    _change(ids, queue, url, prefix, as_json, lambda inspector: inspector.cancel, "cancelled")
+    _change(ids, queue, url, prefix, app, as_json, lambda inspector: inspector.cancel, "cancelled")
 
 
 @task.command(cls=Command, epilog=EXITS)
@@ -256,11 +315,12 @@ def delete(
     yes: Yes = False,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:
     """Delete tasks that do not run, with all that is kept of them."""
     confirm(f"Delete {'task' if len(ids) == 1 else 'tasks'} {', '.join(ids)}?", yes=yes)
-    _change(ids, queue, url, prefix, as_json, lambda inspector: inspector.delete, "deleted")
+    _change(ids, queue, url, prefix, app, as_json, lambda inspector: inspector.delete, "deleted")
 
 
 def _change(
@@ -268,6 +328,7 @@ def _change(
     queue: str | None,
     url: str | None,
     prefix: str | None,
+    app: str | None,
     as_json: bool,
     verb: Callable[[Inspector], Callable[..., Awaitable[Change]]],
     done: str,
@@ -286,6 +347,6 @@ def _change(
             options = {"queue": found[0]}
         return Outcome(id, options["queue"], await verb(inspector)(id, **options))
 
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         outcomes = [store.do(change(store.inspector, id)) for id in dict.fromkeys(ids)]
     finish(outcomes, done, as_json=as_json)

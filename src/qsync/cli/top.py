@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from qsync.cli.options import Json, Prefix, Url
+from qsync.cli.options import (
+    App,
+    Json,
+    Prefix,
+    Url,
+)
 from qsync.cli.reach import WRONG, Reached, fail, reach
 from qsync.cli.table import console
 from qsync.cli.text import print_json, print_out
@@ -35,6 +40,7 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
     url: Url = None,
     prefix: Prefix = None,
+    app: App = None,
     as_json: Json = False,
 ) -> None:
     """Watch queues, rates, servers and the tasks that run longest; q or Ctrl-C ends.
@@ -45,7 +51,7 @@ def top(
     live = out.is_terminal and not out.is_dumb_terminal and not once
     if as_json and live:
         fail("--json goes with --once", WRONG)
-    with reach(url, prefix) as store:
+    with reach(url, prefix, app) as store:
         watch = Watch(store.inspector, store.where)
         if live:
             with contextlib.suppress(KeyboardInterrupt):

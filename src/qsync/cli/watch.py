@@ -123,7 +123,10 @@ class Watch:
     def _head(self) -> str:
         overview = self._overview
         at = clock(overview.at) if overview else ""
-        return f"qsync top  {self._inspector.prefix} at {self._where}  {at}"
+        more = ""
+        if overview and overview.more:
+            more = f"  {len(overview.queues):,} of {overview.total:,} queues"
+        return f"qsync top  {self._inspector.prefix} at {self._where}  {at}{more}"
 
     def _queue_columns(self) -> Sequence[Column]:
         return [
@@ -139,7 +142,10 @@ class Watch:
             rates = self._rates.get(queue.name)
             shown = [_per_second(rates[what]) if rates else "" for what in RATED]
             oldest = rough(queue.latency) if queue.latency else ""
-            rows.append([*queue_cells(queue, STATES), oldest, *shown])
+            name, *counts = queue_cells(queue, STATES)
+            if queue.paused:
+                name = name._replace(text=f"{name.text} (paused)")
+            rows.append([name, *counts, oldest, *shown])
         return rows
 
 

@@ -13,10 +13,10 @@ from typing import Self
 from qsync.broker.shell import AsyncBroker
 from qsync.inspector.dead import Dead
 from qsync.inspector.explaining import Explaining
+from qsync.inspector.merged import Merged
 from qsync.inspector.queues import Queues
 from qsync.inspector.schedules import Schedules
 from qsync.inspector.servers import Servers
-from qsync.inspector.tasks import Tasks
 from qsync.inspector.values import (
     Attempt,
     Change,
@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 
-class Inspector(Queues, Tasks, Dead, Servers, Schedules, Explaining):
+class Inspector(Queues, Merged, Dead, Servers, Schedules, Explaining):
     """Looks into the queues of a prefix, and changes them. `app.inspector()` makes one.
 
     Use it in one event loop, and close it, or `async with`. What it answers are frozen values that

@@ -7,7 +7,7 @@ import binascii
 import re
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -23,6 +23,12 @@ from qsync.state import TaskState
 
 TOGETHER: Final = 100
 """How many calls go in one round trip."""
+
+QUEUES_READ: Final = 1000
+"""Names of queues that are read at a time."""
+
+QUEUE_SCANS: Final = 10
+"""Most calls to read them."""
 
 RATE_WINDOW_S: Final = 60.0
 RATE_LEAST_S: Final = 0.2
@@ -95,9 +101,35 @@ class Base:
         return QueueKeys(self.prefix, queue)
 
     async def queue_names(self) -> list[str]:
-        """The names of all queues in use, sorted."""
-        names = await self._broker.run(views.queues(self._globals))
-        return [name for name in names if _is_name(name)]
+        """The names of the queues in use, sorted; of more than a thousand about a thousand."""
+        names, _, _ = await self._queue_page(None)
+        return names
+
+    async def _queue_page(self, cursor: str | None) -> tuple[list[str], int, str | None]:
+        """About a thousand names, sorted; how many there are; and the cursor of the next page."""
+        after, names, total = _check_page(cursor), set[str](), 0
+        for _ in range(QUEUE_SCANS):
+            page = await self._broker.run(
+                views.queues(self._globals, count=QUEUES_READ, cursor=after)
+            )
+            names, total, after = names | set(page.names), page.total, page.cursor
+            if after == "0" or len(names) >= QUEUES_READ:
+                break
+        found = sorted(name for name in names if _is_name(name))
+        return found, total, None if after == "0" else after
+
+    async def queue_pages(self) -> AsyncIterator[list[str]]:
+        """The names of all queues in use, about a thousand at a time; some may come twice."""
+        cursor: str | None = None
+        while True:
+            names, _, cursor = await self._queue_page(cursor)
+            yield names
+            if cursor is None:
+                return
+
+    async def _is_queue(self, name: str) -> bool:
+        """Whether a queue of this name is in use."""
+        return await self._broker.run(views.registered(self._globals, name))
 
     async def _run_all(self, calls: Sequence[Call[Any]]) -> list[Any]:
         """The answers to all calls, which go together; the first error that stays is raised."""
@@ -133,6 +165,15 @@ class Base:
     async def aclose(self) -> None:
         """The connections are closed."""
         await self._broker.aclose()
+
+
+def _check_page(cursor: str | None) -> str:
+    if cursor is None:
+        return "0"
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 20 and int(cursor) < 2**64):
+        msg = f"cursor: {shorten(cursor)} is not one that an earlier page gave"
+        raise InvalidTask(msg)
+    return cursor
 
 
 def _is_name(text: str) -> bool:

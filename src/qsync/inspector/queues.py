@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Final
 
 from qsync.broker import ops, views
+from qsync.broker.shell import AsyncBroker
 from qsync.errors import InvalidTask
 from qsync.inspector.base import check_state, cursor_at, read_cursor
 from qsync.inspector.live import Live
 from qsync.inspector.rows import message_in, note_of, pause_of, waiting_since_us
 from qsync.inspector.values import Change, Day, Forgotten, Overview, QueueInfo, Step
-from qsync.keys import COUNTERS
+from qsync.keys import COUNTERS, NAME
 from qsync.state import TaskState
 from qsync.task import decode_failure, moment
 
@@ -23,6 +25,9 @@ DAY_US: Final = 86_400_000_000
 FORGOTTEN: Final = 500
 """How many tasks one call of `forget` deletes, about."""
 
+KEY_SCANS: Final = 100
+"""Most calls for the names of keys, 1,000 each."""
+
 PURGED: Final = (
     TaskState.PENDING, TaskState.SCHEDULED, TaskState.RETRY, TaskState.COMPLETED, TaskState.DEAD,
 )  # fmt: skip
@@ -32,16 +37,40 @@ PURGED: Final = (
 class Queues(Live):
     """What may be done with queues."""
 
-    async def overview(self) -> Overview:
-        """All queues and the ids of the live servers, at this moment; two round trips."""
-        names = await self.queue_names()
+    async def overview(
+        self, *, names: Sequence[str] | None = None, cursor: str | None = None
+    ) -> Overview:
+        """The queues and the ids of the live servers, at this moment; two round trips.
+
+        Of more than about a thousand queues these are a part; the rest follows with its `cursor`.
+        `names`: these queues alone.
+        """
+        total, after = 0, None
+        if names is None:
+            names, total, after = await self._queue_page(cursor)
         looks = [views.overview(self._keys(name)) for name in names]
         (now_us, live), *shown = await self._run_all([views.servers(self._globals), *looks])
         return Overview(
             at=moment(now_us),
             queues=[self._queue_info(name, one) for name, one in zip(names, shown, strict=True)],
             servers=sorted(live),
+            total=max(total, len(names)),
+            cursor=after,
         )
+
+    async def prefixes(self) -> list[str]:
+        """The prefixes under which the store has queues, as far as a short look finds them.
+
+        It reads the names of some 100,000 keys at most; none where that is refused.
+        """
+        found: set[str] = set()
+        for address in await self._broker.primaries():
+            node = AsyncBroker(address, connections=1)
+            try:
+                found |= await _prefixes_at(node)
+            finally:
+                await node.aclose()
+        return sorted(found)
 
     async def queue(self, name: str, *, days: int = 0) -> QueueInfo | None:
         """A queue at this moment, with its counters of so many days; None: there is no such queue.
@@ -52,7 +81,7 @@ class Queues(Live):
             msg = f"days: {days!r:.80} is not a whole number from 0 to {DAYS}"
             raise InvalidTask(msg)
         shown = await self._broker.run(views.overview(self._keys(name), days=max(1, days)))
-        known = any(shown.states.values()) or name in await self.queue_names()
+        known = any(shown.states.values()) or await self._is_queue(name)
         return self._queue_info(name, shown, days) if known else None
 
     def _queue_info(self, name: str, shown: views.Overview, days: int = 0) -> QueueInfo:
@@ -77,7 +106,7 @@ class Queues(Live):
         `done` when it was paused before, too: who and why are then the new ones, since when is not.
         """
         keys = self._keys(queue)
-        if queue not in await self.queue_names():
+        if not await self._is_queue(queue):
             return Change(outcome="not_found")
         await self._broker.run(ops.pause(keys, note_of(by, why)))
         return Change(outcome="done")
@@ -117,7 +146,7 @@ class Queues(Live):
         serving = next((server.id for server in servers if server.takes(queue)), None)
         if serving is not None:
             return Forgotten(outcome="served", server=serving)
-        known = queue in await self.queue_names()
+        known = await self._is_queue(queue)
         deleted = await self._purge_any(queue) if force else 0
         left = await self._broker.run(ops.forget(self._keys(queue)))
         if left:
@@ -149,6 +178,20 @@ class Queues(Live):
                 deleted += purged.deleted
                 more = purged.last is not None
         return deleted
+
+
+async def _prefixes_at(node: AsyncBroker) -> set[str]:
+    found, cursor = set[str](), "0"
+    for _ in range(KEY_SCANS):
+        reply = await node.ask("SCAN", cursor, "MATCH", "*:queues", "COUNT", 1000)
+        if reply is None:
+            break
+        cursor = reply[0].decode()
+        names = [key.decode(errors="replace").removesuffix(":queues") for key in reply[1]]
+        found |= {name for name in names if NAME.fullmatch(name)}
+        if cursor == "0":
+            break
+    return found
 
 
 def _latency(shown: views.Overview) -> float:

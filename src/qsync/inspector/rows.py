@@ -105,8 +105,15 @@ def row_of(queue: str, task: Looked) -> TaskRow:
         progress=progress_of(shown) if active or state is TaskState.COMPLETED else None,
         died_at=at if state is TaskState.DEAD else None,
         kept_until=at if state is TaskState.COMPLETED else None,
+        ended_at=_ended_at(task) if state is TaskState.COMPLETED else None,
         cancelled=shown.cancel is not None,
     )
+
+
+def _ended_at(task: Looked) -> datetime | None:
+    """When a task that is kept ended: it is kept for its retention from then on."""
+    kept_us = task.options.retention_us
+    return None if kept_us is None else moment_of(task.shown.score - kept_us)
 
 
 def server_of(shown: Shown) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
+import msgspec
+
 from qsync.broker import ops, views
 from qsync.broker.published import LIVE_US, read_record, task_from
 from qsync.broker.views import Published, moment_of
@@ -12,8 +14,11 @@ from qsync.errors import InvalidTask
 from qsync.inspector.base import Base
 from qsync.inspector.rows import note_of, schedule_pause_of
 from qsync.inspector.values import Change, ScheduleInfo
-from qsync.schedule import Schedule
-from qsync.task import new_id
+from qsync.schedule import Schedule, tick_id
+from qsync.task import moment_us, new_id
+
+LAST_TASKS: Final = 500
+"""Of so many schedules it is told what became of their last task."""
 
 AHEAD: Final = 3
 """How many ticks to come are told."""
@@ -31,7 +36,26 @@ class Schedules(Base):
             for queue, (now_us, published) in zip(names, found, strict=True)
             for one in published
         ]
+        infos = await self._with_last_tasks(infos)
         return sorted(infos, key=lambda info: (info.queue, info.name))
+
+    async def _with_last_tasks(self, infos: list[ScheduleInfo]) -> list[ScheduleInfo]:
+        """Add what became of the task of the last tick, where the store still has it."""
+        ids = [
+            tick_id(info.name, moment_us("tick", info.last_tick)) if info.last_tick else ""
+            for info in infos[:LAST_TASKS]
+        ]
+        asked = [at for at, id in enumerate(ids) if id]
+        found = await self._run_all(
+            [views.show(self._keys(infos[at].queue), [ids[at]]) for at in asked]
+        )
+        made = list(infos)
+        for at, [shown] in zip(asked, found, strict=True):
+            if shown is not None:
+                made[at] = msgspec.structs.replace(
+                    infos[at], last_task=ids[at], last_state=shown.state
+                )
+        return made
 
     async def schedule(self, name: str, *, queue: str) -> ScheduleInfo | None:
         """A schedule; None when no server published one of that name for that queue."""

@@ -26,6 +26,9 @@ SCAN: Final = 250
 SCANS: Final = 4
 """With a filter, a page comes of looking at so many tasks, so many times."""
 
+FIND_PAGES: Final = 5
+"""So many thousand queues are looked through for an id."""
+
 RUNNABLE: Final = (TaskState.SCHEDULED, TaskState.RETRY, TaskState.DEAD)
 
 
@@ -92,15 +95,19 @@ class Tasks(Base):
         return await asyncio.to_thread(detail_of, queue, task, located.holder)
 
     async def find(self, id: str) -> list[TaskRow]:
-        """The tasks of this id, whatever their queue; one for each queue that has it."""
+        """The tasks of this id, one for each queue that has it, of the first 5,000 queues or so."""
         check_id(id)
-        names = await self.queue_names()
-        found = await self._run_all([views.show(self._keys(name), [id]) for name in names])
-        return [
-            row_of(queue, look(id, shown))
-            for queue, [shown] in zip(names, found, strict=True)
-            if shown is not None
-        ]
+        rows: dict[str, TaskRow] = {}
+        pages = 0
+        async for names in self.queue_pages():
+            found = await self._run_all([views.show(self._keys(name), [id]) for name in names])
+            for queue, [shown] in zip(names, found, strict=True):
+                if shown is not None:
+                    rows[queue] = row_of(queue, look(id, shown))
+            pages += 1
+            if pages == FIND_PAGES:
+                break
+        return [rows[queue] for queue in sorted(rows)]
 
     async def run(self, id: str, *, queue: str = "default", state: str | None = None) -> Change:
         """A task that is scheduled, in retry or dead is pending now.

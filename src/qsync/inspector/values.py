@@ -54,11 +54,22 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
-    """All queues, by name, and the ids of the servers that live; `at` is the store's time."""
+    """Queues, by name, and the ids of the servers that live; `at` is the store's time.
+
+    `total` is how many queues there are. With more than about a thousand, `queues` are a part of
+    them, and `overview(cursor=...)` reads the next.
+    """
 
     at: datetime
     queues: list[QueueInfo]
     servers: list[str]
+    total: int = 0
+    cursor: str | None = None
+
+    @property
+    def more(self) -> int:
+        """How many queues are not among these."""
+        return max(0, self.total - len(self.queues))
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +99,8 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     due_at     of scheduled and retry
     lease_until, server, progress   of active; progress is (done, total)
     died_at    of dead
-    kept_until of completed
+    kept_until of completed, when it is deleted
+    ended_at   of completed
     cancelled  its cancel was asked for, or it ended so
     """
 
@@ -109,6 +121,7 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     died_at: datetime | None
     kept_until: datetime | None
     cancelled: bool
+    ended_at: datetime | None = None
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
@@ -312,6 +325,7 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
     live      whether a server has published it within three minutes
     type      of its task
     problem   why the ticks to come cannot be told
+    last_task, last_state   the task of the last tick and its state, where the store still has it
     """
 
     queue: str
@@ -328,6 +342,8 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
     live: bool
     paused: Pause | None
     problem: str | None
+    last_task: str | None = None
+    last_state: TaskState | None = None
 
 
 Reason = Literal[

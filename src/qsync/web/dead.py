@@ -31,7 +31,7 @@ async def run(site: Site, request: Request) -> Response:
 
         return await work.ticked(site, request, "run", which, rerun, form)
     if form.text("sure") != "yes":
-        return await _ask(site, request, form, which, "run again", "Run all again")
+        return await _ask(site, request, form, which, "Re-run")
 
     async def step(cursor: str | None) -> work.Step:
         return await site.inspector.run_dead(which.queue, which.filter, cursor=cursor)
@@ -45,7 +45,7 @@ async def delete(site: Site, request: Request) -> Response:
     which = wanted(form, TaskState.DEAD)
     every = form.text("scope") == "all" or bool(form.text("cursor"))
     if form.text("sure") != "yes" and (every or form.text("id-ticked")):
-        return await _ask(site, request, form, which, "deleted", "Delete")
+        return await _ask(site, request, form, which, "Delete")
     if not every:
 
         async def remove(id: str) -> Change:
@@ -59,20 +59,19 @@ async def delete(site: Site, request: Request) -> Response:
     return await work.go_on(site, request, "delete", which, step, form)
 
 
-async def _ask(
-    site: Site, request: Request, form: Fields, which: Wanted, done: str, button: str
-) -> Response:
-    """Ask before it is done to many."""
+async def _ask(site: Site, request: Request, form: Fields, which: Wanted, verb: str) -> Response:
+    """Ask before it is done to many, with the number of those that are meant."""
     ids = [] if form.text("scope") == "all" else form.all("id-ticked")
-    if ids:
-        text = f"{plural(len(ids), 'dead task')} of queue {which.queue} will be {done}."
-    else:
-        info = await site.inspector.queue(which.queue)
-        number = info.states[TaskState.DEAD] if info else 0
-        of = f" that are {which}" if which.narrowed else ""
-        text = f"All dead tasks of queue {which.queue}{of} will be {done}. "
-        text += f"{plural(number, 'task')} of it {'is' if number == 1 else 'are'} dead by now."
+    number, others = (f"{len(ids):,}", 0) if ids else await work.count(site, which)
+    tasks = "task" if number == "1" else "tasks"
+    that = f" {which}" if which.narrowed and not ids else ""
+    text = f"{verb} {number} dead {tasks} in queue {which.queue}{that}?"
+    if verb == "Re-run":
+        text += " They get a fresh set of attempts."
+    if others:
+        text += f" {plural(others, 'other dead task')} {'stays' if others == 1 else 'stay'}."
     return site.confirm(
-        request, form, title=f"{button}?", text=text, button=button, items=ids,
+        request, form, title=f"{verb} {number} {tasks}?", text=text, items=ids,
+        button=f"{verb} {number} {tasks}", danger=verb == "Delete",
         back=work.back_to(request, "/dead", **which.query),
     )  # fmt: skip

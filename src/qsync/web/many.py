@@ -23,9 +23,13 @@ async def run(site: Site, request: Request) -> Response:
 
         return await work.ticked(site, request, "now", which, change, form)
     if form.text("sure") != "yes":
-        of = f" that are {which}" if which.narrowed else ""
-        text = f"All {which.state} tasks of queue {which.queue}{of} will be pending at once."
-        return _ask(site, request, form, which, "now", "Run all now", text)
+        number, others = await work.count(site, which)
+        tasks = "task" if number == "1" else "tasks"
+        of = f" {which}" if which.narrowed else ""
+        text = f"Run {number} {which.state} {tasks} in queue {which.queue}{of} now?"
+        if others:
+            text += f" {plural(others, f'other {which.state} task')} keep their time."
+        return _ask(site, request, form, which, "now", f"Run {number} {tasks} now", text)
 
     async def step(cursor: str | None) -> work.Step:
         return await site.inspector.run_waiting(
@@ -73,5 +77,6 @@ def _ask(
     items = [] if form.text("scope") == "all" else form.all("id-ticked")
     return site.confirm(
         request, form, title=f"{button}?", text=text, button=button, items=items,
+        danger=name != "now",
         back=work.back_to(request, kind.after, **kind.place(which)),
     )  # fmt: skip

@@ -107,11 +107,16 @@ class Wanted:
         given = {"type": self.type, "error": self.error, "id": self.id, "age": self.age}
         return {"queue": self.queue} | {name: text for name, text in given.items() if text}
 
+    @property
+    def place(self) -> str:
+        """Which queues these are, for people."""
+        return f"queue {self.queue}" if self.queue else "all queues"
+
     def __str__(self) -> str:
         parts = [
             f"of type {self.type}" if self.type else "",
-            f"with “{self.error}” in their error" if self.error else "",
-            f"with “{self.id}” in their id" if self.id else "",
+            f"whose error contains “{self.error}”" if self.error else "",
+            f"whose id contains “{self.id}”" if self.id else "",
             AGES[self.age][0] if self.age else "",
         ]
         return ", ".join(filter(None, parts))

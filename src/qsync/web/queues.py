@@ -16,9 +16,11 @@ from qsync.web.texts import plural
 
 async def list_all(site: Site, request: Request) -> Response:
     """All queues, by name."""
-    seen = await site.inspector.overview()
-    queues, sheet = sheet_of(seen.queues, _query(request))
-    return site.page(request, "queues", queues=queues, sheet=sheet)
+    fields = Fields(request.query_params.multi_items())
+    cursor = fields.text("cursor", 20) or None
+    seen = await site.inspector.overview(cursor=cursor)
+    queues, sheet = sheet_of(seen.queues, fields)
+    return site.page(request, "queues", queues=queues, sheet=sheet, seen=seen, cursor=cursor)
 
 
 async def show(site: Site, request: Request) -> Response:

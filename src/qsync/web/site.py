@@ -127,12 +127,13 @@ class Site:
         button: str,
         back: str,
         items: Sequence[str] = (),
+        danger: bool = True,
     ) -> Response:
         """Ask before a change; nothing is changed until the form of this page is sent."""
         kept = [(name, value) for name, value in fields.pairs if name != "sure"]
         return self.page(
             request, "confirm", title=title, text=text, button=button, back=back, kept=kept,
-            items=items, here=request.url.path,
+            items=items, here=request.url.path, danger=danger,
         )  # fmt: skip
 
     async def form(self, request: Request) -> Fields:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -20,7 +21,7 @@ from qsync.web.work import back_to
 
 log = logging.getLogger("qsync.web")
 
-CURSOR = 400
+CURSOR = 600
 
 
 async def list_some(site: Site, request: Request) -> Response:
@@ -35,27 +36,31 @@ async def list_some(site: Site, request: Request) -> Response:
 async def listing(
     site: Site, request: Request, fields: Fields, which: Wanted, page: str
 ) -> Response:
-    """A page of tasks that fit; without a queue, of the one that has most of them."""
+    """A page of tasks that fit; without a queue, of all queues."""
     queues = (await site.inspector.overview()).queues
-    which = which if which.queue else _choose(queues, which)
+    if len(queues) == 1 and not which.queue:
+        which = replace(which, queue=queues[0].name)
     limit = fields.number("limit", LIMIT, 1, PAGE)
     found = None
     info = next((one for one in queues if one.name == which.queue), None)
+    if which.queue and info is None:
+        info = await site.inspector.queue(which.queue)
     cursor = fields.text("cursor", CURSOR) or None
+    if not which.queue and queues:
+        names = [one.name for one in queues if one.states[which.state]]
+        found = await site.inspector.tasks_of(
+            names, which.state, limit=limit, cursor=cursor, filter=which.filter
+        )
     if which.queue:
         found = await site.inspector.tasks(
             which.queue, which.state, limit=limit, cursor=cursor, filter=which.filter
         )
+    infos = [info] if which.queue else queues
+    counts = {state: sum(one.states[state] for one in infos if one) for state in TaskState}
     return site.page(
-        request, page, which=which, found=found, info=info, cursor=cursor,
+        request, page, which=which, found=found, counts=counts, cursor=cursor,
         queues=_names(queues, which), limit=limit if limit != LIMIT else None,
     )  # fmt: skip
-
-
-def _choose(queues: list[QueueInfo], which: Wanted) -> Wanted:
-    best = max(queues, key=lambda info: info.states[which.state], default=None)
-    name = best.name if best else ""
-    return Wanted(name, which.state, which.type, which.error, which.id, which.age)
 
 
 def _names(queues: list[QueueInfo], which: Wanted) -> list[tuple[str, int]]:

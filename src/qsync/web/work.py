@@ -13,14 +13,18 @@ from starlette.responses import Response
 
 from qsync.errors import InvalidTask
 from qsync.inspector import Change, Step
+from qsync.inspector.tasks import LIMIT
 from qsync.web.params import Fields, Wanted, wanted
 from qsync.web.site import Site, links
 from qsync.web.texts import plural
 
-__all__ = ["KINDS", "Step", "back_to", "go_on", "more", "ticked", "told"]
+__all__ = ["KINDS", "Step", "back_to", "count", "go_on", "more", "ticked", "told"]
 
 BUDGET_S: Final = 1.0
 """After so long a request begins no other step."""
+
+COUNT_S: Final = 2.0
+"""How long tasks that fit are counted before somebody is asked."""
 
 CURSOR: Final = 400
 COUNTS: Final = ("scanned", "done", "duplicate", "too_late")
@@ -96,6 +100,24 @@ async def ticked(
     }  # fmt: skip
     said = told(counts, kind.done)
     return site.go(request, kind.after, said, good=done > 0, **kind.place(which))
+
+
+async def count(site: Site, which: Wanted) -> tuple[str, int]:
+    """How many tasks fit, as a text, and how many of the state do not; in about COUNT_S."""
+    info = await site.inspector.queue(which.queue)
+    total = info.states[which.state] if info else 0
+    if not which.narrowed:
+        return f"{total:,}", 0
+    ends, cursor, number, scanned = time.monotonic() + COUNT_S, None, 0, 0
+    while True:
+        page = await site.inspector.tasks(
+            which.queue, which.state, limit=LIMIT, cursor=cursor, filter=which.filter
+        )
+        number, scanned, cursor = number + len(page.tasks), scanned + page.scanned, page.cursor
+        if cursor is None:
+            return f"{number:,}", max(0, scanned - number)
+        if time.monotonic() > ends:
+            return f"{number:,} or more", max(0, scanned - number)
 
 
 async def _outcome(change: Callable[[str], Awaitable[Change]], id: str) -> str:

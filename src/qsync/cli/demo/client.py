@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from qsync.broker import ops
+from qsync.broker.shell import AsyncBroker
 from qsync.cli.demo import app as tasks
 from qsync.cli.demo.ledger import Ledger
 from qsync.cli.demo.plan import (
@@ -24,6 +26,8 @@ from qsync.cli.demo.plan import (
 )
 from qsync.client import AsyncClient, AsyncHandle
 from qsync.errors import DuplicateTask, QsyncError, TaskCancelled, TaskFailed
+from qsync.inspector.rows import note_of
+from qsync.keys import QueueKeys
 from qsync.task import Task
 
 CHUNK: Final = 500
@@ -36,10 +40,13 @@ PATIENCE: Final = 3600.0
 class DemoClient:
     """Enqueues the plan through clients of one app."""
 
-    def __init__(self, plan: Plan, ledger: Ledger, client: AsyncClient) -> None:
+    def __init__(
+        self, plan: Plan, ledger: Ledger, client: AsyncClient, broker: AsyncBroker
+    ) -> None:
         self._plan = plan
         self._ledger = ledger
         self._client = client
+        self._broker = broker
 
     async def enqueue_all(self) -> None:
         """All that is enqueued in bulk is in the store."""
@@ -79,13 +86,13 @@ class DemoClient:
             return [task.build(block) for block in blocks]
 
         blocks, ledger = self._plan.blocks, self._ledger
-        async with tasks.app.inspector() as inspector:
-            # Both tenants have all their tasks in the queue before the first one is fetched: the
-            # order in which they begin does not depend on how fast anything is.
-            await inspector.pause("shared", by="demo", why="until both tenants have enqueued")
-            ledger.flood += await self._offer("tenant", built("flood", blocks["flood"]))
-            ledger.small += await self._offer("tenant", built("small", blocks["small"]))
-            await inspector.resume("shared")
+        # Both tenants have all their tasks in the queue before the first one is fetched: the order
+        # in which they begin does not depend on how fast anything is.
+        keys = QueueKeys(tasks.app.prefix, "shared")
+        await self._broker.run(ops.pause(keys, note_of("demo", "until both tenants have enqueued")))
+        ledger.flood += await self._offer("tenant", built("flood", blocks["flood"]))
+        ledger.small += await self._offer("tenant", built("small", blocks["small"]))
+        await self._broker.run(ops.resume(keys))
 
     async def _families(self) -> None:
         blocks = self._plan.blocks["child"]

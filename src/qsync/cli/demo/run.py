@@ -83,7 +83,7 @@ class Run:
             await stack.enter_async_context(self._worker)
             self.scene.worker_pid = self._worker.pid
             async with self._followed(broker):
-                plan = await self._perform(client)
+                plan = await self._perform(client, broker)
             self.scene.phase = "stopping"
             code = await self._worker.stop()
             self.scene.tell(f"the worker was told to stop, and ended with {code}")
@@ -106,7 +106,7 @@ class Run:
             for watcher in watchers:
                 watcher.cancel()
 
-    async def _perform(self, client: AsyncClient) -> Plan:
+    async def _perform(self, client: AsyncClient, broker: AsyncBroker) -> Plan:
         scene, history = self.scene, self.scene.history
         scene.tell(f"$ qsync {' '.join(self._worker.arguments)}")
         self._files = await asyncio.to_thread(installation)
@@ -115,7 +115,7 @@ class Run:
             f"{len(self._files):,} files of this Python, to be hashed in {scene.to_hash:,} tasks; "
             "and tasks of other kinds"
         )
-        demo = DemoClient(plan, scene.ledger, client)
+        demo = DemoClient(plan, scene.ledger, client, broker)
         async with asyncio.TaskGroup() as group:
             group.create_task(demo.enqueue_all())
             await self._until(self._servers_ready, "the servers to start")

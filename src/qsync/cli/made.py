@@ -1,0 +1,46 @@
+"""The task that a command line describes."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from typing import Any
+
+import msgspec
+
+from qsync.app import Qsync
+from qsync.errors import InvalidTask
+from qsync.task import PAYLOAD_LIMIT, Task
+
+
+def payload_of(text: str | None) -> Any:
+    """Read the value of --json; b"" without one."""
+    if text is None:
+        return b""
+    try:
+        data = sys.stdin.buffer.read(4 * PAYLOAD_LIMIT) if text == "-" else text.encode()
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise InvalidTask(f"--json: not JSON: {error}; quote it for the shell: '{{...}}'") from None
+
+
+def task_of(type: str, payload: Any, options: dict[str, Any], app: Qsync | None) -> Task:
+    """Make the task; InvalidTask if it does not fit the app's function of that name."""
+    if app is None:
+        return Task(type, payload, **options)
+    function = app.functions.get(type)
+    if function is not None:
+        function = function.options(**options)
+        if payload == b"":
+            return function.build()
+        if isinstance(payload, list):
+            return function.build(*payload)
+        if isinstance(payload, dict):
+            return function.build(**payload)
+        raise InvalidTask(f"--json: give task {type} an object of its arguments by name, or a list")
+    types = app.server().mux.types
+    if type not in types:
+        close = difflib.get_close_matches(type, types, 1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise InvalidTask(f"the app has no task {type}{meant}")
+    return Task(type, payload, **options)
