@@ -145,6 +145,8 @@ def _settings(client: Any, given: Mapping[str, Any], *, tls: bool) -> dict[str, 
             settings[name] = "none"
         elif value in (None, "") or name in (*_WHERE, *_OURS) or name.startswith(_OURS_TOO):
             continue
+        elif name == "socket_keepalive" and not value:
+            continue  # what redis-py before 7 does unasked; dead connections are to be noticed
         elif name in OPTIONS:
             settings[name] = check(name, value)
         elif name == "credential_provider":
