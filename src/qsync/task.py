@@ -452,7 +452,7 @@ def sealed(task: Task, payload: bytes, nonce: bytes, *, queue: str | None = None
         lock=lock,
         window_us=options.window_us or 0,
         retention_us=options.retention_us,
-        decode=_decoder(task),
+        decode=task.payload.decode if isinstance(task.payload, Arguments) else None,
     )
 
 
@@ -461,12 +461,8 @@ def sealed_plain(task: Task, payload: bytes, nonce: bytes, queue: str) -> Outgoi
     is_value = not isinstance(task.payload, _BYTES)
     tail = _Tail(nonce, task.type, payload, is_value, task.retry, None)
     message = codec.seal(tail)
-    return Outgoing(task.id or new_id(), queue, message, "", "", "", 0, None, _decoder(task))
-
-
-def _decoder(task: Task) -> Callable[[Result], Any] | None:
-    payload = task.payload
-    return payload.decode if isinstance(payload, Arguments) else None
+    decode = task.payload.decode if isinstance(task.payload, Arguments) else None
+    return Outgoing(task.id or new_id(), queue, message, "", "", "", 0, None, decode)
 
 
 def _encode(value: object, task_type: str) -> bytes:
