@@ -15,6 +15,8 @@ from qsync.cli import logs
 from qsync.contrib.prometheus import render, server_metrics
 from qsync.server.error_text import program_trace
 from qsync.server.tally import Tally
+from qsync.web import create_app
+from tests.browsing import visiting
 from tests.serving import bench, until
 from tests.stores import Store, wait_until_async
 
@@ -229,6 +231,11 @@ def test_type_that_no_server_handles_is_on_the_overview_and_in_the_metrics(
                     return await inspector.unknown_types() == {"default": ["shop.send"]}
 
                 await wait_until_async(named, message="the server does not name the type")
+                dashboard = create_app(inspector, auth="host", read_only=True)
+                async with dashboard as site, visiting(site) as client:
+                    page = (await client.get("/")).text
+                assert "has a handler for" in page
+                assert ">shop.send</a>" in page
                 metrics = render(server_metrics(server.tally.rows(), [])).decode()
                 async with b.server(mux_of("shop.send")):
 

@@ -140,7 +140,10 @@ def quiet(
 def stop(
     ids: ServerIds, url: Url = None, prefix: Prefix = None, app: App = None, as_json: Json = False
 ) -> None:
-    """Tell servers to stop, as SIGTERM does."""
+    """Tell servers to stop, as SIGTERM does.
+
+    A process of `qsync worker` is not started again; after the last one the worker ends.
+    """
     _order(ids, url, prefix, app, as_json, lambda inspector: inspector.stop)
 
 

@@ -83,7 +83,10 @@ class Servers(Live):
         return await self._order(server_id, "quiet")
 
     async def stop(self, server_id: str) -> Change:
-        """The server has been told to stop as it does at SIGTERM."""
+        """The server has been told to stop as it does at SIGTERM.
+
+        A process of `qsync worker` is not started again; after the last one the worker ends.
+        """
         return await self._order(server_id, "stop")
 
     async def _order(self, server_id: str, verb: str) -> Change:
