@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -42,6 +43,69 @@ class OddError(Exception):
 class MuteError(Exception):
     def __str__(self) -> str:
         raise OSError
+
+
+def nothing(task: TaskInfo) -> None:
+    pass
+
+
+class SlowDownError(Exception):
+    """Tells when to come again."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__("slow down")
+        self.after = after
+
+
+def fail_with_value(task: TaskInfo) -> None:
+    raise ValueError("no good", 7)
+
+
+def fail_with_key(task: TaskInfo) -> None:
+    raise KeyError("missing")
+
+
+def fail_with_attributes(task: TaskInfo) -> None:
+    raise SlowDownError(12)
+
+
+def fail_with_os_error(task: TaskInfo) -> None:
+    Path("/there/is/none").read_bytes()
+
+
+def fail_locally(task: TaskInfo) -> None:
+    class LocalError(LookupError):
+        pass
+
+    raise LocalError("here")
+
+
+def start_a_program(task: TaskInfo) -> None:
+    program = subprocess.Popen(["sleep", "60"])
+    Path(task.payload.decode(), "program").write_text(str(program.pid))
+    program.wait()
+
+
+def print_and_wait(task: TaskInfo) -> None:
+    print("printed before the end")  # noqa: T201 - it is to be seen
+    wait_for(task)
+
+
+def print_and_crash(task: TaskInfo) -> None:
+    print("printed before the end")  # noqa: T201 - it is to be seen
+    crash(task)
+
+
+def fork(task: TaskInfo) -> int:
+    child = os.fork()
+    if child == 0:
+        return 0
+    os.waitpid(child, 0)
+    return os.getpid()
+
+
+def echo(task: TaskInfo) -> bytes:
+    return task.payload
 
 
 def unencodable(task: TaskInfo) -> Odd:

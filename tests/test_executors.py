@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from qsync.errors import ConfigError, InvalidTask, Retry, SkipRetry
+from qsync.errors import InvalidTask, Retry, SkipRetry
 from qsync.mux import Handler, make_handler
 from qsync.server import processes
 from qsync.server.executors import HandlerError, ProcessPool, ThreadPool
@@ -579,13 +579,3 @@ def test_processes_die_with_a_killed_parent(tmp_path: Path) -> None:
             parent.kill()
     pid = int((tmp_path / "pid").read_text() or "0")
     wait_until(lambda: gone(pid))
-
-
-def test_without_pebble_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pebble", None)
-
-    async def main() -> None:
-        with pytest.raises(ConfigError, match=r"pip install 'qsync-py\[process\]'"):
-            ProcessPool(1)
-
-    asyncio.run(main())

@@ -479,7 +479,6 @@ def outer() -> None:
 def test_a_handler_in_a_process_goes_on_with_the_trace(
     valkey: Store, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("pebble")
     (tmp_path / "traced_process_app.py").write_text(PROCESS_APP)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("QSYNC_TEST_URL", valkey.url)

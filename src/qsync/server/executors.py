@@ -15,7 +15,8 @@ from typing import Any, Final
 from qsync.server import forks
 from qsync.server.hung import STUBBORN_S, Hung
 from qsync.server.lane import Claim, NotBegun
-from qsync.server.processes import HandlerError, ProcessPool
+from qsync.server.processes import ProcessPool
+from qsync.server.worker_process import HandlerError
 
 __all__ = ["HandlerError", "ProcessPool", "ThreadPool"]
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
+import socket
+import struct
+import sys
 import threading
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 from importlib import import_module
 from multiprocessing import connection, parent_process
 from operator import attrgetter
@@ -20,6 +25,7 @@ from qsync import codec
 from qsync.errors import InvalidTask, QsyncError, Retry, SkipRetry
 from qsync.keys import class_name, shorten
 from qsync.mux import Handler
+from qsync.server import forks
 from qsync.server.current import running
 from qsync.task import ERROR_LIMIT, TaskInfo
 
@@ -53,6 +59,11 @@ class Raised(msgspec.Struct, tag=True):
     name: str
     text: str
     traceback: str
+    classes: list[tuple[str, str]] = []
+    """Module and qualified name of its class and of the bases of that, the nearest first."""
+    args: list[Any] = []
+    attributes: dict[str, Any] = {}
+    """Those arguments and attributes that are plain values; all arguments, or the text."""
 
 
 class AskedRetry(msgspec.Struct, tag=True):
@@ -86,9 +97,33 @@ def begin(*first: Callable[[], None]) -> None:
     # Not SIG_IGN, which programs that a handler starts would inherit.
     signal.signal(signal.SIGINT, _do_nothing)
     signal.signal(signal.SIGTERM, _do_nothing)
+    with contextlib.suppress(OSError):
+        os.setsid()  # the programs that handlers start can be killed with this process
     threading.Thread(target=_end_with_parent, name="qsync-parent", daemon=True).start()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what is printed before a kill is not lost
+            stream.reconfigure(line_buffering=True)
     for one in first:
         one()
+
+
+def serve(link: socket.socket, *first: Callable[[], None]) -> None:
+    """Run handlers, one request after another, until the server closes the socket."""
+    begin(*first)
+    generation = forks.generation
+    with link, link.makefile("rb") as requests:
+        while len(head := requests.read(6)) == 6:
+            size, length = struct.unpack(">IH", head)
+            body = requests.read(size)
+            path, info = body[:length].decode(), body[length:]
+            reply = b""
+            if info:
+                reply = run_in_child(path, info)
+            else:
+                prepare(path)
+            if forks.generation != generation:
+                forks.end()
+            link.sendall(struct.pack(">I", len(reply)) + reply)
 
 
 def prepare(path: str) -> None:
@@ -135,6 +170,7 @@ def _call(path: str, task: TaskInfo) -> Reply:
         return Unencodable(type(value).__name__)
 
 
+@cache
 def _find(path: str) -> Any:
     module, _, name = path.partition(":")
     return attrgetter(name)(import_module(module))
@@ -184,7 +220,25 @@ def _raised(error: BaseException) -> Raised:
         trace = "".join(traceback.format_exception(error))
     except BaseException:  # a hostile __str__, say
         trace = "".join(traceback.format_tb(error.__traceback__))
-    return Raised(class_name(error), _text(error), _valid(trace[-TRACEBACK_LIMIT:]))
+    text = _text(error)
+    raised = Raised(class_name(error), text, _valid(trace[-TRACEBACK_LIMIT:]))
+    with contextlib.suppress(BaseException):
+        raised.classes = [(one.__module__, one.__qualname__) for one in type(error).__mro__]
+        args = list(error.args)
+        raised.args = args if all(map(_is_plain, args)) else [text]
+        attributes = {name: value for name, value in vars(error).items() if _is_plain(value)}
+        raised.attributes = {name: attributes[name] for name in attributes if name[:2] != "__"}
+        codec.encode(raised)
+        return raised
+    return Raised(raised.name, raised.text, raised.traceback)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, str | bytes):
+        return type(value) in (str, bytes) and len(value) <= ERROR_LIMIT
+    if type(value) is int:
+        return -(2**63) <= value < 2**64
+    return value is None or type(value) in (float, bool)
 
 
 def _text(error: BaseException) -> str:
@@ -206,4 +260,6 @@ def _end_with_parent() -> None:
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
+        with contextlib.suppress(OSError):
+            os.killpg(os.getpid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)

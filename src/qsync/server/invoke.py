@@ -31,6 +31,7 @@ from qsync.server.hung import Hung
 from qsync.server.lane import Claim
 from qsync.server.outcome import timed_out
 from qsync.server.processes import ProcessPool
+from qsync.server.worker_process import HandlerError
 from qsync.task import NONE_VALUE, PAYLOAD_LIMIT, Result, TaskInfo
 
 Invoke = Callable[[TaskInfo, float | None], Awaitable[Any]]
@@ -117,6 +118,10 @@ class Invoker:
                 raise BadPayload(str(error)) from error
             except TimeoutError:
                 raise timed_out(limit) from None
+            except HandlerError as error:
+                if error.original is None:
+                    raise
+                raise error.original from None
 
         return invoke
 

@@ -1,8 +1,7 @@
 """A pool of processes for `def` handlers that need the CPU, or have to be ended by force.
 
-Each process is a pebble pool of its own with one worker: the pipes and locks of a process are its
-alone, so one that is killed in the middle of a message takes nothing else along, and after any
-such end its pool is thrown away whole.
+Each process has a socket of its own, so one that is killed in the middle of a message takes nothing
+else along.
 """
 
 from __future__ import annotations
@@ -10,34 +9,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import multiprocessing
 import os
-import signal
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import msgspec
 
 from qsync import codec
-from qsync.errors import ConfigError, InvalidTask, QsyncError, Retry, SkipRetry
+from qsync.errors import InvalidTask, Retry, SkipRetry
 from qsync.mux import Handler
 from qsync.server import in_process
 from qsync.server.in_process import Reply
 from qsync.server.lane import Claim, NotBegun
+from qsync.server.raised import original_of
+from qsync.server.worker_process import HandlerError, NeverBegan, WorkerProcess
 from qsync.task import TaskInfo
 
-log = logging.getLogger("qsync.server")
+__all__ = ["HandlerError", "ProcessPool"]
 
-START_S: Final = 60.0
-"""How long a process may take to start and to import a handler."""
+log = logging.getLogger("qsync.server")
 
 IDLE_S: Final = 60.0
 """A process that had nothing to do for so long is ended."""
 
-REUSE: Final = 1000
+REUSE: Final = 10_000
 """A process is ended after so many tasks, so that memory that they leaked goes back."""
 
 _CLOSED: Final = "the pool of processes is closed"
@@ -45,120 +41,18 @@ _CLOSED: Final = "the pool of processes is closed"
 _reply_decoder = msgspec.msgpack.Decoder(Reply)
 
 
-class HandlerError(QsyncError):
-    """A handler in another process raised, or its process died.
-
-    The message begins with the name of the original exception; `traceback` is its traceback.
-    """
-
-    def __init__(self, message: str, traceback: str = "") -> None:
-        super().__init__(message)
-        self.traceback = traceback
-        if traceback:
-            self.add_note(f"In the process of the handler:\n{traceback}")
-
-
-class _NeverBegan(Exception):
-    """The process ended before it took the task."""
-
-
-def _pebble() -> Any:
-    try:
-        import pebble
-    except ImportError:
-        msg = "handlers with executor='process' need pebble: pip install 'qsync-py[process]'"
-        raise ConfigError(msg) from None
-    return pebble
-
-
-class _Process:
-    """One process, started when the first call is made."""
-
-    def __init__(self) -> None:
-        self._pool = _pebble().ProcessPool(
-            max_workers=1,
-            initializer=in_process.begin,
-            initargs=tuple(in_process.at_start),
-            context=multiprocessing.get_context("spawn"),
-        )
-        self._pid: int | None = None
-        self._prepared: set[str] = set()
-        self._answer: asyncio.Future[Any] | None = None
-        self._reaper: threading.Thread | None = None
-        self.calls = 0
-        self.retirement: asyncio.TimerHandle | None = None
-
-    def is_prepared(self, path: str) -> bool:
-        """Whether the handler has been imported there."""
-        return path in self._prepared
-
-    async def prepare(self, path: str) -> Self:
-        """The process runs and has imported the handler; itself, for convenience."""
-        try:
-            async with asyncio.timeout(START_S):
-                if self._pid is None:
-                    self._pid = await self._call(os.getpid)
-                await self._call(in_process.prepare, path)
-        except TimeoutError:
-            msg = f"no process could start and import {path} within {START_S:.0f} s"
-            raise HandlerError(msg) from None
-        self._prepared.add(path)
-        return self
-
-    async def run(self, path: str, info: bytes) -> bytes:
-        """Run a handler; HandlerError when the process died of it, _NeverBegan when it was dead."""
-        self.calls += 1
-        reply: bytes = await self._call(in_process.run_in_child, path, info)
-        return reply
-
-    async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
-        try:
-            if self._pid is None:  # the process is started by this, which takes some 20 ms
-                future = await asyncio.to_thread(self._pool.schedule, function, args=args)
-            else:
-                future = self._pool.schedule(function, args=args)
-            self._answer = asyncio.wrap_future(future)
-            return await self._answer
-        except asyncio.CancelledError:
-            if self._reaper is not None:  # so it was not the caller who was cancelled
-                raise HandlerError("the process was killed: the server stops") from None
-            raise
-        except _pebble().ProcessExpired as error:
-            raise HandlerError(f"the process died: {_manner(error.exitcode)}") from None
-        except (BrokenProcessPool, RuntimeError) as error:
-            raise _NeverBegan(str(error)) from error
-
-    def end(self, *, kill: bool) -> threading.Thread:
-        """The process is killed, or ends by itself when it is idle; the thread sees to the rest."""
-        if self._reaper is not None:
-            return self._reaper
-        if self.retirement is not None:
-            self.retirement.cancel()
-        self._pool.stop()  # first, or pebble would put another process in its place
-        self._reaper = threading.Thread(target=self._pool.join, name="qsync-reaper", daemon=True)
-        if self._answer is not None:
-            self._answer.cancel()  # pebble does not tell of an end any more
-        if kill:
-            for process in multiprocessing.active_children():
-                if process.pid == self._pid:
-                    process.kill()
-        self._reaper.start()
-        return self._reaper
-
-
 class ProcessPool:
     """Runs handlers in up to `processes` spawned processes, for one event loop.
 
     They are started on demand and used again, and know neither Ctrl-C nor SIGTERM: only a timeout,
-    a cancellation or the end of this process ends them. ConfigError when pebble is not installed.
+    a cancellation or the end of this process ends them.
     """
 
     def __init__(self, processes: int | None = None) -> None:
-        _pebble()
         self._slots = asyncio.Semaphore(processes or os.cpu_count() or 1)
-        self._idle: list[_Process] = []
-        self._busy: set[_Process] = set()
-        self._preparing: set[asyncio.Task[_Process]] = set()
+        self._idle: list[WorkerProcess] = []
+        self._busy: set[WorkerProcess] = set()
+        self._preparing: set[asyncio.Task[WorkerProcess]] = set()
         self._reapers: list[threading.Thread] = []
         self._closed = False
         self._changed = asyncio.Event()
@@ -181,10 +75,10 @@ class ProcessPool:
         data = codec.encode(info)
         try:
             reply = await self._run(handler.path, data, timeout, claim, fresh=False)
-        except _NeverBegan:  # it died while it was idle: a fresh one will do
+        except NeverBegan:  # it died while it was idle: a fresh one will do
             try:
                 reply = await self._run(handler.path, data, timeout, claim, fresh=True)
-            except _NeverBegan as error:
+            except NeverBegan as error:
                 msg = f"the process died before it could run {handler.path}"
                 raise HandlerError(msg) from error
         return _outcome(_reply_decoder.decode(reply))
@@ -209,7 +103,7 @@ class ProcessPool:
         self._keep(process)
         return reply
 
-    async def _take(self, path: str, *, fresh: bool) -> _Process:
+    async def _take(self, path: str, *, fresh: bool) -> WorkerProcess:
         """A process of our own that has imported the handler.
 
         A caller that is cancelled while it waits for the import does not end it: else a handler
@@ -236,9 +130,9 @@ class ProcessPool:
             preparing.add_done_callback(self._keep_prepared)
             raise
 
-    async def _prepare(self, process: _Process | None, path: str) -> _Process:
+    async def _prepare(self, process: WorkerProcess | None, path: str) -> WorkerProcess:
         try:
-            process = process or _Process()
+            process = process or WorkerProcess()
             return await process.prepare(path)
         except BaseException:
             if process is not None:
@@ -246,15 +140,15 @@ class ProcessPool:
             self._release()
             raise
 
-    def _prepared(self, preparing: asyncio.Task[_Process]) -> None:
+    def _prepared(self, preparing: asyncio.Task[WorkerProcess]) -> None:
         self._preparing.discard(preparing)
         self._changed.set()
 
-    def _keep_prepared(self, preparing: asyncio.Task[_Process]) -> None:
+    def _keep_prepared(self, preparing: asyncio.Task[WorkerProcess]) -> None:
         if not preparing.cancelled() and preparing.exception() is None:
             self._keep(preparing.result())
 
-    def _keep(self, process: _Process) -> None:
+    def _keep(self, process: WorkerProcess) -> None:
         """Put a process that is well back, for the next one."""
         if self._closed or process.calls >= REUSE:
             self._end(process, kill=False)
@@ -264,7 +158,7 @@ class ProcessPool:
             process.retirement = loop.call_later(IDLE_S, self._retire, process)
         self._release()
 
-    def _retire(self, process: _Process) -> None:
+    def _retire(self, process: WorkerProcess) -> None:
         self._idle.remove(process)
         self._end(process, kill=False)
 
@@ -272,7 +166,7 @@ class ProcessPool:
         self._slots.release()
         self._changed.set()
 
-    def _end(self, process: _Process, *, kill: bool) -> None:
+    def _end(self, process: WorkerProcess, *, kill: bool) -> None:
         self._reapers = [one for one in self._reapers if one.is_alive()]
         self._reapers.append(process.end(kill=kill))
 
@@ -313,11 +207,6 @@ def _outcome(reply: Reply) -> Any:
         case in_process.Unfit(text):
             raise InvalidTask(text)
         case in_process.Raised(name, text, traceback):
-            raise HandlerError(f"{name}: {text}" if text else name, traceback)
-
-
-def _manner(code: int) -> str:
-    if code < 0:
-        with contextlib.suppress(ValueError):
-            return f"killed by {signal.Signals(-code).name}"
-    return f"exit code {code}"
+            error = HandlerError(f"{name}: {text}" if text else name, traceback)
+            error.original = original_of(reply)
+            raise error

@@ -16,7 +16,7 @@ from typing import Any
 
 import qsync
 from qsync import Qsync, TaskInfo
-from qsync.cli.demo.plan import HAS_PEBBLE, Block, digest_of
+from qsync.cli.demo.plan import Block, digest_of
 from qsync.cli.demo.records import gate_is_open, note, write
 from qsync.mux import CallNext
 
@@ -63,9 +63,9 @@ def hash_in_thread(block: Block) -> None:
     hash_into_manifest(block)
 
 
-@app.task("process", middleware=[recorded], executor="process" if HAS_PEBBLE else None)
+@app.task("process", middleware=[recorded], executor="process")
 def hash_in_process(block: Block) -> None:
-    """The same in a process of its own, where pebble is installed."""
+    """The same in a process of its own."""
     hash_into_manifest(block)
 
 

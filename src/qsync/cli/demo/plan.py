@@ -8,7 +8,6 @@ import stat
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -25,12 +24,6 @@ ALGORITHMS: Final = (
 )  # fmt: skip
 
 
-HAS_PEBBLE: Final = find_spec("pebble") is not None
-"""Without pebble there are no handlers in processes of their own."""
-
-_PROCESS: Final = "def, in a process of its own" if HAS_PEBBLE else "in a thread: no pebble here"
-
-
 class Kind(NamedTuple):
     """A row of the tables: tasks of one type."""
 
@@ -44,7 +37,7 @@ KINDS: Final = {
     for kind in (
         Kind("hash", "default", "async def, on the event loop"),
         Kind("thread", "default", "def, in a thread"),
-        Kind("process", "default", _PROCESS),
+        Kind("process", "default", "def, in a process of its own"),
         Kind("tenant", "shared", "one tenant floods a queue, one does not"),
         Kind("parent", "critical", "enqueues ten tasks"),
         Kind("child", "critical", "enqueued by a task"),
