@@ -130,7 +130,7 @@ class Model(Queue):
             self.fetches[server] = (number, now, taken)
         self._sweep(now, policy, LIMIT + len(taken), busy=bool(taken))
         if not self.those("pending"):
-            self.tags = {}
+            self.tags, self.awake = {}, False
         else:
             self.tags = {key: tag for key, tag in self.tags.items() if tag > self.virtual}
             self.awake = self.awake or not self.paused

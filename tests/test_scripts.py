@@ -29,7 +29,7 @@ GLOBALS = {"queues", "servers", "server", "inbox"}
 TYPES = {"queues": "set", "servers": "zset", "server": "hash", "inbox": "list"}
 CAN_BE_REFUSED = {"enqueue", "tick"}
 VIEWS = {
-    "audit", "counts", "locate", "overview", "page", "permissions", "queues", "record",
+    "audit", "counts", "locate", "look", "overview", "page", "permissions", "queues", "record",
     "registered", "schedules", "servers", "show", "types",
 }  # fmt: skip
 
@@ -383,6 +383,7 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "show": (views.show(keys, ["a", "b"]), 2),
         "counts": (views.counts(keys), 0),
         "locate": (views.locate(keys, "a"), 0),
+        "look": (views.look(keys, lease_us=1), 0),
         "permissions": (views.permissions(keys, ["hset", "zadd"]), 2),
         "overview": (views.overview(keys), len(COUNTERS)),
         "page": (views.page(keys, TaskState.DEAD, count=1), 0),

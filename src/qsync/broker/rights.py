@@ -25,8 +25,8 @@ CLIENT: Final = (
     "record",
 )
 SERVER: Final = (
-    *CLIENT, "permissions", "fetch", "complete", "retry", "kill", "hand_back", "cancelled", "renew",
-    "start", "progress", "abandon", "page", "tick", "begin_ticks", "publish", "announce",
+    *CLIENT, "permissions", "look", "fetch", "complete", "retry", "kill", "hand_back", "cancelled",
+    "renew", "start", "progress", "abandon", "page", "tick", "begin_ticks", "publish", "announce",
     "describe",
 )  # fmt: skip
 

@@ -228,6 +228,28 @@ class Located:
     """Attempts that ended in the queue so far."""
 
 
+class Looked(NamedTuple):
+    """What there is to do in a queue."""
+
+    generation: str | None
+    """Of its data; None before the first fetch."""
+    waits: bool
+    """Tasks wait that may be fetched."""
+    due: bool
+    """Upkeep is due."""
+
+
+def look(keys: QueueKeys, *, lease_us: int, now_us: int | None = None) -> Call[Looked]:
+    """Whether there is anything to do in a queue."""
+    script = load("look")
+    return Call(
+        script,
+        keys.names(script.keys),
+        ("" if now_us is None else now_us, lease_us),
+        lambda reply: Looked(reply[0].decode() or None, bool(reply[1]), bool(reply[2])),
+    )
+
+
 def locate(
     keys: QueueKeys, id: str, *, lock: str = "", server: str = "", now_us: int | None = None
 ) -> Call[Located]:

@@ -25,6 +25,7 @@ from qsync.server import outcome
 from qsync.server.config import Config
 from qsync.server.crash_log import CrashLog
 from qsync.server.lane import Asked, Lane, Leased, boot_s
+from qsync.server.lookout import Lookout
 from qsync.server.outage import Outage
 from qsync.server.run import Runner
 from qsync.server.share import Shares, interleave
@@ -38,6 +39,17 @@ ROUND_S: Final = 0.1
 HELD_S: Final = 0.3
 """How long a fetch under way keeps the slots that it asked for from the other queues. Its node may
 stand still; and if it answers after all, what is too much by then is handed back."""
+
+CROWD: Final = 256
+"""A round looks at so many busy queues at most; the others have their turn in the next ones."""
+
+TURN_S: Final = 0.005
+
+GRAIN: Final = 4
+"""Among many queues a round gives one so many slots at least, since a fetch has its price."""
+
+SOME: Final = 16
+"""So few queues share the slots whatever each gets."""
 
 WATCH_S: Final = 0.05
 """How long to block at a time on the queues that may be empty while another is full."""
@@ -74,6 +86,7 @@ class Fetcher:
         self._backoffs = {lane.queue: Backoff(cap=AWAY_CAP_S) for lane in lanes}
         self._retry_at = dict.fromkeys(self._lanes, 0.0)
         self._woken: set[str] = set()
+        self._lookout = Lookout(broker, lanes, config, outage, lambda: self._kick.set())
         waiters = broker.waiters([lane.keys.key("wake") for lane in lanes])
         self._by_wake = {lane.keys.key("wake"): lane for lane in lanes}
         self._waiting: dict[Waiter, asyncio.Task[None] | None] = dict.fromkeys(waiters)
@@ -91,6 +104,7 @@ class Fetcher:
         """Fetch until cancelled."""
         loop = asyncio.get_running_loop()
         self._runs = True
+        looking = self._spawn(self._lookout.run()) if self._lookout.many else None
         try:
             while True:
                 self._kick.clear()
@@ -103,6 +117,8 @@ class Fetcher:
                     raise self._mistake
         finally:
             self._runs = False
+            if looking is not None:
+                looking.cancel()
 
     async def finish(self, patience: float) -> None:
         """End the waits and see every fetch that is under way answered, if that takes no longer
@@ -118,7 +134,7 @@ class Fetcher:
         while boot_s() < ends:
             if self._flights:
                 await asyncio.wait(set(self._flights.values()), timeout=max(0.0, ends - boot_s()))
-            open_lanes = [lane for lane in self._lanes.values() if lane.unanswered is not None]
+            open_lanes = [lane for lane in self._lookout.busy() if lane.unanswered is not None]
             if not open_lanes:
                 break
             self._launch([(lane, 0) for lane in open_lanes])
@@ -129,7 +145,8 @@ class Fetcher:
 
     async def pass_on(self) -> None:
         """Wake another server where tasks are left that this one will not take."""
-        calls = [self._call(lane, 0) for lane in self._lanes.values() if lane.unanswered is None]
+        lanes = await self._lookout.with_tasks()
+        calls = [self._call(lane, 0) for lane in lanes if lane.unanswered is None]
         for answer in await self._broker.run_many(calls):
             if isinstance(answer, QsyncError) and not isinstance(answer, SchemaMismatch):
                 self._outage.note("wake another server", answer)
@@ -145,15 +162,16 @@ class Fetcher:
     def _step(self) -> float:
         """Start what there is to do; returns the seconds until there may be more."""
         now = boot_s()
-        awaited = [lane.flown for lane in self._lanes.values() if self._round_waits_for(lane, now)]
+        awaited = [
+            self._lanes[queue].flown
+            for queue in self._flights
+            if self._round_waits_for(self._lanes[queue], now)
+        ]
         self._runner.room_matters = not awaited
         if awaited:
             return min(awaited) + ROUND_S - now
-        lanes = [lane for lane in self._lanes.values() if lane.queue not in self._flights]
-        for lane in lanes:
-            if lane.next_due is not None and now >= lane.next_due:
-                lane.empty = False
-                lane.next_due = None
+        self._lookout.begin(now)
+        lanes = [lane for lane in self._lookout.first(CROWD) if lane.queue not in self._flights]
         flying = [self._lanes[queue] for queue in self._flights]
         held = sum(lane.wanted for lane in flying if now - lane.flown < HELD_S)
         slots = self._runner.wants() - held
@@ -165,6 +183,9 @@ class Fetcher:
             for lane in ready
             if not lane.refused and (not lane.empty or lane.queue in upkeep)
         ]
+        crowd = max(SOME, slots // GRAIN)
+        if len(hungry) > crowd and not self._config.strict:
+            hungry = hungry[:crowd]  # the others come next: those that are fetched go to the end
         shares = self._shares.split(slots, hungry) if slots > 0 and hungry else {}
         calls = [
             (lane, shares.get(lane.queue, 0))
@@ -175,31 +196,43 @@ class Fetcher:
             self._launch(calls)
         if slots > 0:
             self._wait_for_wake(now, slots)
-        return self._next_step(now, slots > 0)
+        self._lookout.rest(lane for lane in ready if self._at_rest(lane))
+        return self._next_step(now, slots > 0, lanes)
 
     def _round_waits_for(self, lane: Lane, now: float) -> bool:
         """Whether this queue would miss a round that begins now, and the others take its share."""
         return lane.queue in self._flights and not lane.empty and now - lane.flown < ROUND_S
 
     def _upkeep_due(self, lane: Lane, now: float) -> bool:
+        if lane.more or lane.unanswered is not None or lane.queue in self._woken:
+            return True
+        return lane.queue in self._lookout.due or now >= self._lookout.upkeep_at(lane)
+
+    def _at_rest(self, lane: Lane) -> bool:
+        """Whether only a wake, a look or the time makes anything to do for a queue."""
         return (
-            lane.more
-            or lane.unanswered is not None
-            or lane.queue in self._woken
-            or now - lane.last_fetch >= self._config.sweep_s
+            lane.empty
+            and lane.unanswered is None
+            and not (lane.more or lane.held)
+            and lane.queue not in self._flights
+            and lane.queue not in self._woken
         )
 
-    def _next_step(self, now: float, room: bool) -> float:
-        times = [math.inf]
-        for lane in self._lanes.values():
+    def _next_step(self, now: float, room: bool, lanes: Sequence[Lane]) -> float:
+        times = [math.inf, self._lookout.next_at()]
+        if self._lookout.count() > CROWD and not self._flights:
+            times.append(now + TURN_S)  # there are queues that this round did not look at
+        for queue in self._flights:
+            lane = self._lanes[queue]
+            if lane.wanted and now - lane.flown < HELD_S:
+                times.append(lane.flown + HELD_S)
+        for lane in lanes:
             if lane.queue in self._flights:
-                if lane.wanted and now - lane.flown < HELD_S:
-                    times.append(lane.flown + HELD_S)
                 continue
             if now < self._retry_at[lane.queue]:
                 times.append(self._retry_at[lane.queue])
                 continue
-            times.append(lane.last_fetch + self._config.sweep_s)
+            times.append(self._lookout.upkeep_at(lane))
             if room and lane.next_due is not None:
                 times.append(lane.next_due)
         return max(0.0, min(times) - now)
@@ -207,17 +240,25 @@ class Fetcher:
     def _wait_for_wake(self, now: float, slots: int) -> None:
         """Block on the wake lists of the queues that may be empty.
 
-        A full queue has its wake list filled by every fetch; it is left out, and blocked on again
-        soon, for it may be empty by then.
+        A queue that has something to do is left out, and blocked on again soon, for it may be empty
+        by then.
         """
         for waiter, task in self._waiting.items():
-            lanes = [self._by_wake[key] for key in waiter.keys]
-            watched = [lane for lane in lanes if not (lane.full or lane.refused)]
-            if task is not None or not watched:
+            if task is not None:
                 continue
+            lanes = [self._by_wake[key] for key in waiter.keys]
             if any(now < self._retry_at[lane.queue] for lane in lanes):
                 continue
-            seconds = self._until_upkeep(watched, now) if watched == lanes else WATCH_S
+            if self._lookout.many:
+                watched = [lane for lane in lanes if self._lookout.rests(lane)]
+            else:
+                watched = [lane for lane in lanes if not (lane.full or lane.refused)]
+            if not watched:
+                continue
+            # To block on many lists takes the store time by their number.
+            seconds = WATCH_S + len(watched) / 10_000
+            if watched == lanes:
+                seconds = self._until_upkeep(watched, now)
             if len(self._lanes) > 1 or self._due_soon(watched[0], now):
                 self._waiting[waiter] = self._spawn(self._wait(waiter, watched, seconds))
             elif watched[0].queue not in self._flights and watched[0].unanswered is None:
@@ -226,7 +267,7 @@ class Fetcher:
     def _until_upkeep(self, lanes: Sequence[Lane], now: float) -> float:
         """The seconds until there is something to do for these queues, wake or not."""
         times = [now + self._config.sweep_s]
-        for lane in lanes:
+        for lane in () if self._lookout.many else lanes:
             if lane.queue not in self._flights:
                 times += (lane.last_fetch + self._config.sweep_s, lane.next_due or math.inf)
         return max(0.001, min(times) - now + MARGIN_S)
@@ -243,12 +284,15 @@ class Fetcher:
 
     async def _wait(self, waiter: Waiter, lanes: Sequence[Lane], seconds: float) -> None:
         try:
-            woken = await waiter.wait(seconds, [lane.keys.key("wake") for lane in lanes])
+            everything = len(lanes) == len(waiter.keys)
+            keys = None if everything else [lane.keys.key("wake") for lane in lanes]
+            woken = await waiter.wait(seconds, keys)
             self._wait_backoffs[waiter].reset()
             if woken is not None:
                 lane = self._by_wake[woken[0]]
                 lane.empty = False
                 self._woken.add(lane.queue)
+                self._lookout.wake(lane)
         except QsyncError as error:
             delay = self._wait_backoffs[waiter].next()
             for lane in lanes:
@@ -319,6 +363,7 @@ class Fetcher:
                 self._flights[lane.queue] = task
                 # A wake that comes from now on may be of a task that this fetch does not see.
                 self._woken.discard(lane.queue)
+                self._lookout.fetched(lane)
 
     async def _fly(self, group: Sequence[tuple[Lane, int]]) -> None:
         try:
@@ -381,7 +426,7 @@ class Fetcher:
         token = f"{self._holder}/{lane.number}"
         made = lane.unanswered.since if repeated and lane.unanswered is not None else sent
         lane.unanswered = None
-        lane.last_fetch = received
+        lane.last_fetch = lane.answered = received
         lane.store_now_us, lane.store_seen = fetched.now_us, sent
         lane.more = fetched.more
         lane.next_due = None
@@ -389,6 +434,7 @@ class Fetcher:
             lane.next_due = received + fetched.next_due_us / 1_000_000
             if received - lane.met_unknown < AFTER_YOU_FOR_S:
                 lane.next_due += AFTER_YOU_S
+            self._lookout.at(lane, lane.next_due)
         self._backoffs[lane.queue].reset()
         if self._outage.parts:
             self._outage.worked(_part(lane))

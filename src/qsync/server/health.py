@@ -98,8 +98,8 @@ class Vitals:
             asked = lane.unanswered
             if asked is not None and now - asked.since >= AWAY_S:
                 away[lane.queue] = round(now - asked.since, 1)
-            elif 0 < lane.last_fetch < now - limit:
-                silent[lane.queue] = round(now - lane.last_fetch, 1)
+            elif 0 < lane.answered < now - limit:
+                silent[lane.queue] = round(now - lane.answered, 1)
         blocked_s = self._heartbeat.loop_blocked_s()
         blocked = blocked_s >= STALL_S
         return Condition(

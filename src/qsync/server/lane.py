@@ -141,9 +141,9 @@ class Lane:
     """One queue as a server sees it: the state of its fetches, and what is held of it."""
 
     __slots__ = (
-        "empty", "flown", "full", "generation", "held", "keys", "last_fetch", "met_unknown", "more",
-        "next_due", "number", "queue", "refused", "revoked", "store_now_us", "store_seen",
-        "unanswered", "unread", "wanted",
+        "answered", "empty", "flown", "full", "generation", "held", "keys", "last_fetch",
+        "met_unknown", "more", "next_due", "number", "queue", "refused", "revoked",
+        "store_now_us", "store_seen", "unanswered", "unread", "wanted",
     )  # fmt: skip
 
     def __init__(self, keys: QueueKeys) -> None:
@@ -172,6 +172,8 @@ class Lane:
         self.more = False
         """The upkeep of the queue has more to do at once."""
         self.last_fetch = -1e9
+        self.answered = -1e9
+        """By boot_s, when the store last answered a fetch or a look."""
         self.next_due: float | None = None
         """By boot_s, when something of the queue is next due."""
         self.met_unknown = -1e9

@@ -35,6 +35,7 @@ from qsync.server.run import Runner
 from qsync.server.settle import Settler
 from qsync.server.signals import signals
 from qsync.server.tally import Tally
+from qsync.server.together import Together
 from qsync.server.waits import Waits
 
 log = logging.getLogger("qsync.server")
@@ -207,8 +208,9 @@ class Server:
         self._check(await self._facts())
         self._lanes = [Lane(QueueKeys(self.prefix, queue)) for queue in config.weights]
         await check_permissions(self._broker, [lane.keys for lane in self._lanes])
+        together = Together(self._broker, len(self._lanes))
         self._settlers = {
-            lane.queue: Settler(self._broker, lane, self._count_lost, self._outage)
+            lane.queue: Settler(together, lane, self._count_lost, self._outage)
             for lane in self._lanes
         }
         client = self.async_client_type(self._broker, prefix=self.prefix)

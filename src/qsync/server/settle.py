@@ -17,11 +17,11 @@ from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import ops
 from qsync.broker.call import Call
 from qsync.broker.ops import BATCH, Done, HandedBack, Held, Killed, Retried
-from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError, QueueFull
 from qsync.server.lane import SETTLING, Lane, Leased
 from qsync.server.outage import Outage
 from qsync.server.tally import Tally
+from qsync.server.together import Together
 from qsync.task import Result
 
 log = logging.getLogger("qsync.server")
@@ -58,7 +58,7 @@ class Settler:
     """Settles the tasks of one queue."""
 
     def __init__(
-        self, broker: AsyncBroker, lane: Lane, on_lost: Callable[[int], None], outage: Outage
+        self, broker: Together, lane: Lane, on_lost: Callable[[int], None], outage: Outage
     ) -> None:
         self._broker = broker
         self.lane = lane

@@ -254,7 +254,7 @@ end
 -- 5 wake
 local left = waiting and waiting - #ids - #lost or redis.call('ZCARD', k.pending)
 if left == 0 then
-  redis.pcall('UNLINK', k.fairness)
+  redis.pcall('UNLINK', k.fairness, k.wake) -- nobody need be woken for what this one has seen
 else
   local passed = redis.pcall('ZRANGEBYSCORE', k.fairness, '-inf', virtual, 'LIMIT', 0, limit)
   if #passed > 0 then
