@@ -190,6 +190,10 @@ class Broker:
         while self._pools:
             self._pools.popitem()[1].close()
 
+    def node_name(self, key: str) -> str:
+        """Return the name of the node that holds a key, as far as is known; no I/O."""
+        return _name_of(self._slots, key)
+
     def client_for(self, key: str) -> redis.Redis:
         """A client with one connection to the node that holds a key."""
         node = self._node_of(key, ends_in(connect.CONNECT_TIMEOUT))
@@ -485,6 +489,10 @@ class AsyncBroker:
         while self._at_hand:
             await self._at_hand.popitem()[1].aclose()
 
+    def node_name(self, key: str) -> str:
+        """Return the name of the node that holds a key, as far as is known; no I/O."""
+        return _name_of(self._slots, key)
+
     async def client_for(self, key: str) -> redis.asyncio.Redis:
         """A client with one connection to the node that holds a key."""
         node = await self._node_of(key, ends_in(connect.CONNECT_TIMEOUT))
@@ -695,6 +703,11 @@ def _cut(ends: float, read_timeout: float, *, used: bool) -> float | None:
 
 def _at(address: Address, node: Node | None) -> Address:
     return address if node is None else connect.at_node(address, *node)
+
+
+def _name_of(slots: SlotMap | None, key: str) -> str:
+    node = None if slots is None else slots.holder(key)
+    return "" if node is None else ":".join(map(str, node))
 
 
 def _noted(slots: SlotMap | None, key: str, error: BaseException) -> Node | None:

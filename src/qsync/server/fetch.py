@@ -194,9 +194,9 @@ class Fetcher:
         ]
         if calls:
             self._launch(calls)
+        self._lookout.rest(lane for lane in ready if self._at_rest(lane))
         if slots > 0:
             self._wait_for_wake(now, slots)
-        self._lookout.rest(lane for lane in ready if self._at_rest(lane))
         return self._next_step(now, slots > 0, lanes)
 
     def _round_waits_for(self, lane: Lane, now: float) -> bool:

@@ -18,7 +18,7 @@ from typing import Final
 
 from qsync.broker import ops
 from qsync.broker.shell import Broker
-from qsync.errors import QsyncError
+from qsync.errors import QsyncError, StoreUnavailable
 from qsync.server.lane import GONE, READY, Lane, Leased, boot_s
 from qsync.server.outage import Outage
 from qsync.server.run import STALE_S, Runner
@@ -92,36 +92,52 @@ class Heartbeat:
     # Renewal.
 
     def _renew(self) -> bool:
-        """Renew all that is held; False when some of it could not be."""
+        """Renew all that is held; False when some of it could not be.
+
+        Slots of a cluster move, so these queues may be on several nodes. One that does not answer
+        is not asked again in this round: it would hold up the leases of the others.
+        """
+        silent: set[str] = set()
         all_done = True
         for lane in self._lanes:
+            node = self._broker.node_name(lane.keys.key("active"))
+            if node in silent:
+                all_done = False
+                continue
             all_done &= self._renew_unread(lane)
-            held = [leased for leased in lane.held.copy().values() if leased.phase != GONE]
-            if not held:
-                self._outage.worked(f"renew leases of queue {lane.queue}")
-            for part in ops.batches(held, lambda one: len(one.id) + len(one.token)):
-                sent = boot_s()
-                call = ops.renew(
-                    lane.keys,
-                    [leased.held for leased in part],
-                    lease_us=int(self._lease_s * 1_000_000),
-                )
-                try:
-                    answers = self._broker.run(call, patience=self._lease_s / 10)
-                except QsyncError as error:
-                    self._outage.failed(f"renew leases of queue {lane.queue}", error)
-                    all_done = False
-                    continue
-                told = []
-                for leased, answer in zip(part, answers, strict=True):
-                    if answer in ("ok", "cancelled"):
-                        leased.expires = sent + self._lease_s
-                    if answer != "ok":
-                        told.append((leased, answer))
-                self._outage.worked(f"renew leases of queue {lane.queue}")
-                if told:
-                    self._post(self._tell, told)
+            if (error := self._renew_held(lane)) is not None:
+                all_done = False
+                if isinstance(error, StoreUnavailable):
+                    silent.add(node)
         return all_done
+
+    def _renew_held(self, lane: Lane) -> QsyncError | None:
+        part_name = f"renew leases of queue {lane.queue}"
+        held = [leased for leased in lane.held.copy().values() if leased.phase != GONE]
+        if not held:
+            self._outage.worked(part_name)
+        for part in ops.batches(held, lambda one: len(one.id) + len(one.token)):
+            sent = boot_s()
+            call = ops.renew(
+                lane.keys,
+                [leased.held for leased in part],
+                lease_us=int(self._lease_s * 1_000_000),
+            )
+            try:
+                answers = self._broker.run(call, patience=self._lease_s / 10)
+            except QsyncError as error:
+                self._outage.failed(part_name, error)
+                return error
+            told = []
+            for leased, answer in zip(part, answers, strict=True):
+                if answer in ("ok", "cancelled"):
+                    leased.expires = sent + self._lease_s
+                if answer != "ok":
+                    told.append((leased, answer))
+            self._outage.worked(part_name)
+            if told:
+                self._post(self._tell, told)
+        return None
 
     def _renew_unread(self, lane: Lane) -> bool:
         """Renew what was fetched and lies unread while a handler blocks the loop.

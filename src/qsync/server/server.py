@@ -294,8 +294,10 @@ class Server:
 
     def _make_heartbeats(self) -> list[Heartbeat]:
         """One thread for each node: a node that is away must not hold up another's leases."""
-        cluster = self.address.kind == "cluster"
-        groups = [[lane] for lane in self._lanes] if cluster else [self._lanes]
+        by_node: dict[str, list[Lane]] = {}
+        for lane in self._lanes:
+            node = self._broker.node_name(lane.keys.key("active"))
+            by_node.setdefault(node, []).append(lane)
         return [
             Heartbeat(
                 Broker(self.address, connections=1, read_timeout=self.config.lease_s / 10),
@@ -305,7 +307,7 @@ class Server:
                 watches_loop=at == 0,
                 outage=self._outage,
             )
-            for at, lanes in enumerate(groups)
+            for at, lanes in enumerate(by_node.values())
         ]
 
     def _blocking_client(self) -> Client:
