@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from qsync import Qsync, current
-from qsync.broker import ops
+from qsync.audit import Auditor
+from qsync.broker import connect, ops
+from qsync.broker.shell import AsyncBroker
 from tests.rig import BINARIES, Rig
 from tests.stores import Store, wait_until_async
 
@@ -64,6 +66,10 @@ def test_last_progress_is_readable_after_the_end(store: Store, prefix: str) -> N
                     assert (await handle.info()).progress == last
                 page = await inspector.tasks("default", "completed", limit=1)
                 assert page.tasks[0].progress == last
+            broker = AsyncBroker(connect.parse(store.url))
+            report = await Auditor(broker, prefix=prefix).audit()
+            await broker.aclose()
+            assert (report.damages, report.unknown) == ([], [])
             retried = await again.enqueue()
             await wait_until_async(lambda: _ended(retried))
             assert (await retried.info()).progress is None
