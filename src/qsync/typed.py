@@ -13,6 +13,7 @@ import asyncio
 import copy
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -235,9 +236,9 @@ def task_name(function: Callable[..., Any]) -> str:
         module = _main_name(getattr(inspect.unwrap(function), "__globals__", {}))
     if module is None or module == "__main__":
         msg = (
-            f"name: {function.__qualname__} is of no module that a server could import (it was "
-            "defined in an interactive session, or the program came from standard input); move it "
-            "to a file, or give it a name, @app.task(name=...)"
+            f"name: {function.__qualname__} is of no module that a server could import"
+            f"{_FROM_INPUT if sys.argv[0] not in ('-c', '-m') else ''}; give it a name, "
+            "@app.task(name=...)"
         )
         raise ConfigError(msg)
     return f"{module}.{function.__qualname__.replace('<locals>.', '')}"
@@ -276,6 +277,11 @@ def _check(function: Any) -> None:
         return
     raise ConfigError(f"task: {shorten(function)} {what}")
 
+
+_FROM_INPUT: Final = (
+    ", since the program came from standard input or it was defined in an interactive session: "
+    "move it to a file"
+)
 
 _METHOD: Final = (
     "no server has the object that it belongs to: make it a function at the top of its module (a "
