@@ -118,6 +118,7 @@ FAULTS: Final[dict[int, str]] = {
     85: "very many callers wait for a store that is away",
     86: "a node of a cluster is away that an operation does not need",
     87: "idle connections died unseen",
+    88: "a caller repeats an enqueue after its task has left the queue",
 }
 
 OPTIONAL: Final = frozenset({5, 13, 14, 16, 32, 33, 40, 41, 44, 48, 53, 54, 59, 63, 78, 82})

@@ -51,6 +51,10 @@ OPTIONS: Final[tuple[dict[str, Any], ...]] = (
     {"unique": 2000, "unique_key": "m", "delay": 5, "fairness_key": "k"},
     {"fairness_key": "k", "retention": 20},
     {"fairness_key": "m"},
+    {"remember_us": 100 * S},
+    {"remember_us": 4000 * S},
+    {"remember_us": 4000 * S, "retention": 20},
+    {"remember_us": 1000 * S, "unique": True, "unique_key": "l", "retention": 20},
 )
 
 WEIGHTS: Final = {
@@ -411,7 +415,10 @@ def brings_in(name: str, args: Sequence[Any]) -> bool:
 
 
 def made(id: str, options: dict[str, Any]) -> Outgoing:
-    return outgoing(Task("type", b"payload", id=id, **options), new_nonce())
+    remember_us = options.get("remember_us", 0)
+    options = {name: value for name, value in options.items() if name != "remember_us"}
+    task = Task("type", b"payload", id=id, **options)
+    return outgoing(task, new_nonce(), remember_us=remember_us)
 
 
 def run_machine(

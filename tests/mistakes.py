@@ -165,6 +165,12 @@ def second_answer_to_an_enqueue() -> contextlib.AbstractContextManager[None]:
     return planted("include/store.lua", right, "local old = here[id]")
 
 
+def finished_id_taken_again() -> contextlib.AbstractContextManager[None]:
+    """An id that a caller chose is free as soon as its task has left the queue."""
+    right = "local recent = recent_ids(k.recent, now, tasks, times)"
+    return planted("enqueue.lua", right, "local recent = {}")
+
+
 _ANYBODYS: Final = """for i = 2, #ARGV, 4 do
   ARGV[i + 1] = redis.call('HGET', k.owner, ARGV[i]) or ARGV[i + 1]
 end
@@ -187,5 +193,6 @@ IN_SCRIPTS: Final = named(
     all_that_is_due_at_once,
     recovery_reads_messages,
     second_answer_to_an_enqueue,
+    finished_id_taken_again,
 )
 """Those that the check by the model has to find."""

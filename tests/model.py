@@ -7,7 +7,7 @@ hold after each call.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -44,12 +44,21 @@ class Model(Queue):
         if number <= last:
             return answers if number == last else []
         before = len(self.tasks)
-        answers = self._enqueue(now, tasks)
+        recent = {
+            sent.id for sent in tasks if sent.remember_us and self.recent.get(sent.id, 0) > now
+        }
+        answers = self._enqueue(now, tasks, recent)
+        for sent, answer in zip(tasks, answers, strict=True):
+            if sent.remember_us and answer.outcome == "created" and len(self.tasks) > before:
+                ends = now + sent.remember_us
+                self.recent[sent.id] = max(ends, self.recent.get(sent.id, 0))
         if sender and len(self.tasks) > before:
             self.calls[sender] = (number, now, answers)
         return answers
 
-    def _enqueue(self, now: int, tasks: Sequence[Outgoing]) -> list[Enqueued]:
+    def _enqueue(
+        self, now: int, tasks: Sequence[Outgoing], recent: Collection[str] = ()
+    ) -> list[Enqueued]:
         answers, due = [], {}
         for sent in tasks:
             old = self.tasks.get(sent.id)
@@ -57,6 +66,8 @@ class Model(Queue):
             if old:
                 same = old.sent.message == sent.message
                 answers.append(Enqueued("created" if same else "exists", sent.id))
+            elif sent.id in recent and sent.remember_us:
+                answers.append(Enqueued("repeated", sent.id))
             elif holder:
                 answers.append(Enqueued("duplicate", holder))
             else:
@@ -221,6 +232,7 @@ class Model(Queue):
             before = len(self.locks) + len(self.fetches) + len(self.calls)
             self.locks = {lock: of for lock, of in self.locks.items() if self.holder(now, lock)}
             self.fetches = {s: last for s, last in self.fetches.items() if now - last[1] <= HOUR}
+            self.recent = {id: ends for id, ends in self.recent.items() if ends > now}
             self.calls = {
                 s: last for s, last in self.calls.items() if now - last[1] <= 600 * SECOND
             }
@@ -361,12 +373,14 @@ class Model(Queue):
         ]
         for id in gone:
             self.move(now, id, None)
+            self.recent.pop(id, None)
         return len(gone)
 
     def purge(self, now: int, state: str) -> Purged:
         gone = self.those(state, until=now if state == "active" else math.inf)
         for id in gone:
             self.move(now, id, None)
+            self.recent.pop(id, None)
         return Purged(len(gone), len(self.those(state)), None)
 
     def pause(self, now: int, note: bytes) -> bool:

@@ -54,6 +54,8 @@ class Queue:
     fetches: dict[str, tuple[int, int, list[str]]] = field(default_factory=dict)
     ticks: dict[str, int] = field(default_factory=dict)
     calls: dict[str, tuple[int, int, list[Enqueued]]] = field(default_factory=dict)
+    recent: dict[str, int] = field(default_factory=dict)
+    """Until when no other task is taken under an id that a caller chose."""
     paused: bytes = b""
     awake: bool = False
     swept: int = 0
@@ -128,6 +130,7 @@ class Queue:
                 self.move(now, id, "completed", now + int(retention))
             else:
                 self.move(now, id, None)
+            self.recent.pop(id, None)
             self.counts["cancelled"] += 1
 
     def owned(self, rows: Sequence[Any]) -> tuple[list[Any], list[Outcome]]:
@@ -153,7 +156,7 @@ class Queue:
     def moments(self) -> set[int]:
         """The times at which something is due, lapses or ends."""
         times = {int(task.score) for task in self.tasks.values() if task.state != "pending"}
-        return times | {ends for ends, _ in self.locks.values()}
+        return times | {ends for ends, _ in self.locks.values()} | set(self.recent.values())
 
     def contents(self) -> dict[str, Any]:
         """As Rig.dump, without the bookkeeping of sweeps and fetches and the counters by day."""
@@ -170,6 +173,7 @@ class Queue:
             "unique": {f"={lock}": f"{ends}:{id}" for lock, (ends, id) in self.locks.items()}
             | {f"@{id}": task.lock for id, task in every if task.lock},
             "fairness": self.tags,
+            "recent": self.recent,
             "ticks": {name: str(tick) for name, tick in self.ticks.items()},
             "calls": {sender: _kept(*last) for sender, last in self.calls.items()},
             "stats": {name: str(count) for name, count in self.counts.items() if count},

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from qsync.broker import connect, ops
 from qsync.broker.call import Call
@@ -49,14 +50,20 @@ def repair_no_message(rig: Rig, held: list[Held]) -> Call[Any]:
     return repair(rig, "no message", "p")
 
 
+def enqueue_chosen(rig: Rig, held: list[Held]) -> Call[Any]:
+    tasks = [replace(task, remember_us=S) for task in rig.tasks("x", "y", fairness_key="k")]
+    return ops.enqueue(rig.keys, tasks, sender="me", number=1, now_us=rig.now)
+
+
 EVERY = ALL | {
+    "enqueue of chosen ids": enqueue_chosen,
     "fetch late": late_fetch,
     "repair of two states": repair_two_states,
     "repair of no state": repair_no_state,
     "repair of no message": repair_no_message,
 }
 
-BESIDE = {"stats", "wake", "fairness", "progress", "keys", "meta"}
+BESIDE = {"stats", "wake", "fairness", "progress", "keys", "meta", "fetches", "calls"}
 """Keys that decide nothing about a task: what is written to them may be missing."""
 
 

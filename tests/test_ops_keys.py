@@ -66,7 +66,7 @@ def test_a_user_who_may_reach_less_cannot(rig: Rig) -> None:
     less = [f"~{key}" for key in call.keys[1:]]
     with pytest.raises(redis.ResponseError):
         as_user(rig, call, *less)
-    undeclared = replace(call, keys=call.keys[1:])
+    undeclared = replace(call, keys=call.keys[2:])
     with pytest.raises(redis.ResponseError):
         as_user(rig, undeclared, *less)
 

@@ -27,7 +27,7 @@ from qsync.sending import CONFIRM_TIMEOUT
 from qsync.server.config import ServerOptions, config_of
 from qsync.server.periodic import PeriodicTask
 from qsync.server.server import Server
-from qsync.task import PAYLOAD_LIMIT, TaskInfo
+from qsync.task import PAYLOAD_LIMIT, REMEMBER_IDS, Duration, TaskInfo
 from qsync.typed import ArgumentsDecorator, Decorator, PeriodicDecorator, TaskFunction, TaskOptions
 
 P = ParamSpec("P")
@@ -58,6 +58,8 @@ class Qsync:
     durability      what its clients, and with them tasks that are functions, wait for when they
                     enqueue: "fsync" or "replica", see `Client.enqueue`; None: for nothing more
     confirm_timeout how long they wait for it, seconds; then the handle's `confirmed` is False
+    remember_ids    how long after its enqueue an id that the caller chose is refused, also when
+                    its task has left the queue, an hour by default; 0: only while it is there
 
     All other options are those of its servers, of `qsync worker` too, unless they are given there:
     `concurrency`, `timeout`, `middleware`, `on_error`, `lifespan` and so on, as described by
@@ -77,6 +79,7 @@ class Qsync:
         patience: float = PATIENCE,
         durability: Durability | None = None,
         confirm_timeout: float = CONFIRM_TIMEOUT,
+        remember_ids: Duration = REMEMBER_IDS,
         **server: Unpack[ServerOptions],
     ) -> None:
         if prefix is None:
@@ -90,6 +93,7 @@ class Qsync:
             patience=patience,
             durability=durability,
             confirm_timeout=confirm_timeout,
+            remember_ids=remember_ids,
         )
         self._given_mux = None if mux is None else check_mux(mux)
         self._mux = Mux()
@@ -132,8 +136,9 @@ class Qsync:
             periodic=self.periodics,
             **{**self._server_options, **config},
         )
-        server.client_type = self._connections.client_type
-        server.async_client_type = self._connections.async_client_type
+        nested = self._connections.nested
+        server.client_type = partial(self._connections.client_type, **nested)
+        server.async_client_type = partial(self._connections.async_client_type, **nested)
         for extension in self._extensions:
             extension.server(server)
         return server

@@ -32,13 +32,14 @@ from qsync.sending import (
     UnderWay,
     check_confirm_timeout,
     check_durability,
+    check_remember_ids,
     duplicate,
     overtaken,
     own,
     ready,
     size_of,
 )  # fmt: skip
-from qsync.task import DEFAULT, PAYLOAD_LIMIT, Outgoing, Task
+from qsync.task import DEFAULT, PAYLOAD_LIMIT, REMEMBER_IDS, Duration, Outgoing, Task
 from qsync.waiting import decoder_of, value_of
 
 R = TypeVar("R")
@@ -62,6 +63,7 @@ class _AnyClient:
         payload_limit: int,
         durability: Durability | None,
         confirm_timeout: float,
+        remember_ids: Duration,
     ) -> None:
         if type(payload_limit) is not int or payload_limit < 1:
             msg = f"payload_limit: {shorten(payload_limit)} is not a positive number of bytes"
@@ -70,6 +72,7 @@ class _AnyClient:
         self._address = broker.address
         self._global_keys = GlobalKeys(prefix)
         self._payload_limit = payload_limit
+        self._remember_us = check_remember_ids(remember_ids)
         self._durability = check_durability(durability)
         self._confirm_timeout = check_confirm_timeout(confirm_timeout)
         self._able: set[tuple[Durability, str]] = set()
@@ -117,6 +120,14 @@ class _AnyClient:
         [key] = wait.mark.keys
         return wait.durability, key if self._address.kind == "cluster" else ""
 
+    def _ready(self, task: object, queue: str | None) -> Outgoing:
+        return ready(
+            task,
+            queue=queue,
+            payload_limit=self._payload_limit,
+            remember_us=self._remember_us,
+        )
+
     def _registering(self, queue: str) -> Call[Any] | None:
         """The call that tells the store of the queue, when that is due."""
         if not self._registry.due(queue):
@@ -144,8 +155,9 @@ class Client(_AnyClient):
         payload_limit: int = PAYLOAD_LIMIT,
         durability: Durability | None = None,
         confirm_timeout: float = CONFIRM_TIMEOUT,
+        remember_ids: Duration = REMEMBER_IDS,
     ) -> None:
-        super().__init__(broker, prefix, payload_limit, durability, confirm_timeout)
+        super().__init__(broker, prefix, payload_limit, durability, confirm_timeout, remember_ids)
         self._waiter = broker.waiter(self._confirm_timeout)
         self._tracker = Tracker(broker, prefix)
         self._registrations = Registrations(broker.run_many, self._note_registered)
@@ -165,8 +177,8 @@ class Client(_AnyClient):
         the id or the unique lock of the task is taken; QueueFull when the store has no memory for
         it, and nothing was written; StoreUnavailable when the store did not answer for as long as
         the broker's patience lasts, 10 s if not told otherwise, and then the task may be in it all
-        the same. Calls that an AsyncClient is asked for at the same time share round trips; one
-        that is cancelled may have enqueued its task.
+        the same: to repeat the call safely, give the task an id. Calls that an AsyncClient is asked
+        for at the same time share round trips; one that is cancelled may have enqueued its task.
 
         With `durability` the call waits until the store has the task "fsync": on its disk, or
         "replica": on one replica at least, for the client's `confirm_timeout` at most, and the
@@ -175,7 +187,7 @@ class Client(_AnyClient):
         was written. Calls at the same time share a wait.
         """
         self._tracker.check_open()
-        outgoing = ready(task, queue=queue, payload_limit=self._payload_limit)
+        outgoing = self._ready(task, queue)
         keys = self._keys(outgoing.queue)
         asked = self._durability if durability is None else check_durability(durability)
         wait = self._wait(keys, asked)
@@ -198,12 +210,18 @@ class Client(_AnyClient):
         whose id or unique lock is taken is no error: its handle has `created` False and the id of
         the holder. They go 250 at a time, or 1 MiB. When the store fails halfway, the error has
         `handles`, those of the tasks that it has answered for. To repeat the call without running
-        any task twice, give the tasks ids: those that are there already come back with `created`
-        False. `durability` is as for `enqueue`; tasks of a round trip share a wait.
+        any task twice, give the tasks ids: within an hour, or the app's `remember_ids`, those that
+        were enqueued come back with `created` False, even if they are done. `durability` is as for
+        `enqueue`; tasks of a round trip share a wait.
         """
         self._tracker.check_open()
         asked = self._durability if durability is None else check_durability(durability)
-        bulk = Bulk(tasks, payload_limit=self._payload_limit, handle=self._handle)
+        bulk = Bulk(
+            tasks,
+            payload_limit=self._payload_limit,
+            remember_us=self._remember_us,
+            handle=self._handle,
+        )
         try:
             for queue, places in bulk.places().items():
                 self._send_all(bulk, asked, queue, places)
@@ -348,8 +366,9 @@ class AsyncClient(_AnyClient):
         payload_limit: int = PAYLOAD_LIMIT,
         durability: Durability | None = None,
         confirm_timeout: float = CONFIRM_TIMEOUT,
+        remember_ids: Duration = REMEMBER_IDS,
     ) -> None:
-        super().__init__(broker, prefix, payload_limit, durability, confirm_timeout)
+        super().__init__(broker, prefix, payload_limit, durability, confirm_timeout, remember_ids)
         self._waiter = broker.waiter(self._confirm_timeout)
         self._tracker = AsyncTracker(broker, prefix)
         self._registrations = AsyncRegistrations(broker.run_many, self._note_registered)
@@ -373,8 +392,8 @@ class AsyncClient(_AnyClient):
         the id or the unique lock of the task is taken; QueueFull when the store has no memory for
         it, and nothing was written; StoreUnavailable when the store did not answer for as long as
         the broker's patience lasts, 10 s if not told otherwise, and then the task may be in it all
-        the same. Calls that an AsyncClient is asked for at the same time share round trips; one
-        that is cancelled may have enqueued its task.
+        the same: to repeat the call safely, give the task an id. Calls that an AsyncClient is asked
+        for at the same time share round trips; one that is cancelled may have enqueued its task.
 
         With `durability` the call waits until the store has the task "fsync": on its disk, or
         "replica": on one replica at least, for the client's `confirm_timeout` at most, and the
@@ -383,7 +402,7 @@ class AsyncClient(_AnyClient):
         was written. Calls at the same time share a wait.
         """
         self._tracker.check_open()
-        outgoing = ready(task, queue=queue, payload_limit=self._payload_limit)
+        outgoing = self._ready(task, queue)
         asked = self._durability if durability is None else check_durability(durability)
         outbox = self._outboxes[asked].get(outgoing.queue) or self._outbox(outgoing.queue, asked)
         reply = await outbox.ask(outgoing)
@@ -400,12 +419,18 @@ class AsyncClient(_AnyClient):
         whose id or unique lock is taken is no error: its handle has `created` False and the id of
         the holder. They go 250 at a time, or 1 MiB. When the store fails halfway, the error has
         `handles`, those of the tasks that it has answered for. To repeat the call without running
-        any task twice, give the tasks ids: those that are there already come back with `created`
-        False. `durability` is as for `enqueue`; tasks of a round trip share a wait.
+        any task twice, give the tasks ids: within an hour, or the app's `remember_ids`, those that
+        were enqueued come back with `created` False, even if they are done. `durability` is as for
+        `enqueue`; tasks of a round trip share a wait.
         """
         self._tracker.check_open()
         asked = self._durability if durability is None else check_durability(durability)
-        bulk = Bulk(tasks, payload_limit=self._payload_limit, handle=self._handle)
+        bulk = Bulk(
+            tasks,
+            payload_limit=self._payload_limit,
+            remember_us=self._remember_us,
+            handle=self._handle,
+        )
         with self._under_way:
             queues = [self._send_all(bulk, asked, *one) for one in bulk.places().items()]
             for error in await asyncio.gather(*queues, return_exceptions=True):

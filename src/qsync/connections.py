@@ -22,7 +22,13 @@ from qsync.client import AsyncClient, Client
 from qsync.errors import ConfigError
 from qsync.inspector import Inspector
 from qsync.keys import shorten
-from qsync.sending import CONFIRM_TIMEOUT, check_confirm_timeout, check_durability
+from qsync.sending import (
+    CONFIRM_TIMEOUT,
+    check_confirm_timeout,
+    check_durability,
+    check_remember_ids,
+)
+from qsync.task import REMEMBER_IDS, Duration
 
 if TYPE_CHECKING:
     from qsync.embedded import Embedded  # at run time only for embedded://, since it needs fcntl
@@ -49,6 +55,7 @@ class Connections:
         patience: float,
         durability: Durability | None = None,
         confirm_timeout: float = CONFIRM_TIMEOUT,
+        remember_ids: Duration = REMEMBER_IDS,
     ) -> None:
         if url is None:
             url = os.environ.get(URL) or None
@@ -66,6 +73,7 @@ class Connections:
             "payload_limit": payload_limit,
             "durability": check_durability(durability),
             "confirm_timeout": check_confirm_timeout(confirm_timeout),
+            "remember_ids": check_remember_ids(remember_ids) / 1_000_000,
         }
         self._where: Address | Embedded
         if not isinstance(url, str):
@@ -110,6 +118,11 @@ class Connections:
         """A new client for one event loop."""
         broker = AsyncBroker(self.address, patience=self._patience)
         return self.async_client_type(broker, **self._options)
+
+    @property
+    def nested(self) -> dict[str, Any]:
+        """The options of clients that servers give to their handlers."""
+        return {name: self._options[name] for name in ("payload_limit", "remember_ids")}
 
     @property
     def in_use(self) -> bool:

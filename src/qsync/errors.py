@@ -71,7 +71,13 @@ class SchemaMismatch(QsyncError):
 
 
 class StoreUnavailable(QsyncError, ConnectionError):
-    """The store could not be reached, or answered only transient errors, for as long as allowed."""
+    """The store could not be reached, or answered only transient errors, for as long as allowed.
+
+    An enqueue that raises it may have stored its task. To repeat it without running anything twice,
+    give the task an id: for an hour after the first enqueue (`Qsync(remember_ids=...)`, and as long
+    as the queue has seen no more than 250,000 chosen ids since) the store refuses the same id with
+    DuplicateTask, whether the task waits, runs or is done.
+    """
 
 
 class ResultTimeout(QsyncError, TimeoutError):

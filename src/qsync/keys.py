@@ -40,6 +40,7 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "fairness": ("zset", "fairness key by its last order tag"),
     "fetches": ("hash", "<server id>[~<life>] -> last fetch: number, time, ids"),
     "calls": ("hash", "sender -> its last enqueue: number, time, what was not created"),
+    "recent": ("zset", "ids that callers chose, by the time until which they are refused, us"),
     "ticks": ("hash", "schedule -> last tick enqueued, us"),
     "schedules": (
         "hash",

@@ -17,6 +17,7 @@ from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError, St
 from qsync.keys import QueueKeys, shorten
 from qsync.running import check_lease, nonce_of_parent
 from qsync.task import (
+    Duration,
     Outgoing,
     Task,
     has_options,
@@ -26,6 +27,7 @@ from qsync.task import (
     payload_of,
     sealed,
     sealed_plain,
+    to_us,
 )
 
 T = TypeVar("T")
@@ -55,12 +57,26 @@ _BESIDE: Final = 128
 """What a task's options and the framing take in a call at most, bytes, the fairness key apart."""
 
 
-def ready(task: object, *, queue: str | None, payload_limit: int) -> Outgoing:
+def ready(task: object, *, queue: str | None, payload_limit: int, remember_us: int) -> Outgoing:
     """The task as it is sent; InvalidTask when it is none, or does not fit."""
     check_lease()
     checked = _checked(task)
     nonce = None if checked.id is None else nonce_of_parent()
-    return outgoing(checked, nonce or new_nonce(), queue=queue, payload_limit=payload_limit)
+    return outgoing(
+        checked,
+        nonce or new_nonce(),
+        queue=queue,
+        payload_limit=payload_limit,
+        remember_us=remember_us,
+    )
+
+
+def check_remember_ids(value: object) -> int:
+    """The time for which chosen ids are remembered, in microseconds; ConfigError if it is none."""
+    try:
+        return to_us("remember_ids", cast("Duration", value))
+    except InvalidTask as error:
+        raise ConfigError(str(error)) from None
 
 
 def check_durability(value: object) -> Durability | None:
@@ -90,13 +106,20 @@ def _checked(task: object) -> Task:
 def size_of(task: Outgoing) -> int:
     """The bytes that a task takes in a call, about, or those that it counts as."""
     size = len(task.message) + len(task.id) + len(task.fairness_key) + _BESIDE
-    return max(size, _COSTLY) if task.lock or task.fairness_key or task.due else size
+    costly = task.lock or task.fairness_key or task.due or task.remember_us
+    return max(size, _COSTLY) if costly else size
 
 
 def duplicate(task: Outgoing, holder: Enqueued) -> DuplicateTask:
     """The error for a task whose id or lock is taken."""
     if holder.outcome == "exists":
         msg = f"id {task.id!r} is taken by another task in queue {task.queue!r}"
+    elif holder.outcome == "repeated":
+        msg = (
+            f"id {task.id!r} was enqueued in queue {task.queue!r} before, less than "
+            f"{task.remember_us / 1_000_000:g} s ago, and that task has left the queue: it is not "
+            "run again; choose another id for other work"
+        )
     else:
         msg = f"the unique lock is held by task {holder.id!r} in queue {task.queue!r}"
     return DuplicateTask(msg, id=holder.id, queue=task.queue)
@@ -128,9 +151,11 @@ class Bulk(Generic[T]):
         tasks: Iterable[Task],
         *,
         payload_limit: int,
+        remember_us: int = 0,
         handle: Callable[[Outgoing, Enqueued], T],
     ) -> None:
         self._handle = handle
+        self._remember_us = remember_us
         self._tasks: list[Task] = []
         self._payloads: list[bytes] = []
         self._sealed: list[Outgoing | None] = []
@@ -162,7 +187,11 @@ class Bulk(Generic[T]):
                         self._nonces[at] = of_parent
                     named.add(name)
                 options = has_options(task)
-                self._sealed.append(sealed(task, payload, self._nonce_of(at)) if options else None)
+                self._sealed.append(
+                    sealed(task, payload, self._nonce_of(at), task.queue, self._remember_us)
+                    if options
+                    else None
+                )
                 self._payloads.append(payload)
                 self._tasks.append(task)
             except InvalidTask as error:
@@ -215,8 +244,10 @@ class Bulk(Generic[T]):
 
     def _seal(self, places: Sequence[int]) -> list[Outgoing]:
         made, tasks, payloads, nonce_of = self._sealed, self._tasks, self._payloads, self._nonce_of
+        remember_us = self._remember_us
         return [
-            made[at] or sealed_plain(tasks[at], payloads[at], nonce_of(at), tasks[at].queue)
+            made[at]
+            or sealed_plain(tasks[at], payloads[at], nonce_of(at), tasks[at].queue, remember_us)
             for at in places
         ]
 

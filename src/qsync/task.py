@@ -39,6 +39,9 @@ LOWER: Final = "lower"
 PAYLOAD_LIMIT: Final = 1024 * 1024
 """Default limit of an encoded payload, bytes."""
 
+REMEMBER_IDS: Final = 3600.0
+"""How long the ids that callers choose are remembered unless told otherwise, seconds."""
+
 HEADERS_LIMIT: Final = 8 * 1024
 """Limit of the encoded headers, bytes."""
 
@@ -107,7 +110,9 @@ class Task(_TaskHead, Generic[R_co], frozen=True, kw_only=True, gc=False):
     times are aware datetimes.
 
     queue         where it waits
-    id            chosen by you, or made at enqueue; a second task of the same id is refused
+    id            chosen by you, or made at enqueue; a second task of the same id is refused, also
+                  when the first has left the queue: for an hour after its enqueue, unless
+                  `Qsync(remember_ids=...)` says otherwise
     retry         how many times a failed attempt is followed by another
     retry_delay   how long before each of these: a time, a list of times of which the last one
                   repeats, or an ExponentialBackoff; None: 1 to 2 s, 15 to 30 s, 3 to 5 min, 10 to
@@ -370,6 +375,8 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     window_us: int
     retention_us: int | None
     decode: Callable[[Result], Any] | None = None
+    remember_us: int = 0
+    """How long the store refuses another task of this id, even when this one has left the queue."""
 
 
 _BYTES: Final = (bytes, bytearray, memoryview)
@@ -414,10 +421,20 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
 
 
 def outgoing(
-    task: Task, nonce: bytes, *, queue: str | None = None, payload_limit: int = PAYLOAD_LIMIT
+    task: Task,
+    nonce: bytes,
+    *,
+    queue: str | None = None,
+    payload_limit: int = PAYLOAD_LIMIT,
+    remember_us: int = 0,
 ) -> Outgoing:
-    """Encode a task for the store; InvalidTask when its payload does not fit."""
-    return sealed(task, payload_of(task, payload_limit), nonce, queue=queue)
+    """Encode a task for the store; InvalidTask when its payload does not fit.
+
+    `remember_us` counts for a task whose id the caller chose.
+    """
+    payload = payload_of(task, payload_limit)
+    queue = task.queue if queue is None else check_name("queue", queue)
+    return sealed(task, payload, nonce, queue, remember_us)
 
 
 def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:
@@ -431,11 +448,10 @@ def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:
     return payload
 
 
-def sealed(task: Task, payload: bytes, nonce: bytes, *, queue: str | None = None) -> Outgoing:
+def sealed(task: Task, payload: bytes, nonce: bytes, queue: str, remember_us: int = 0) -> Outgoing:
     """A task ready to be sent; what may be wrong with it is its payload and its options."""
-    queue = task.queue if queue is None else check_name("queue", queue)
     if not has_options(task):
-        return sealed_plain(task, payload, nonce, queue)
+        return sealed_plain(task, payload, nonce, queue, remember_us)
     is_value = not isinstance(task.payload, _BYTES)
     options = options_of(task)
     lock = _lock(task, payload) if options.window_us is not None else ""
@@ -453,16 +469,21 @@ def sealed(task: Task, payload: bytes, nonce: bytes, *, queue: str | None = None
         window_us=options.window_us or 0,
         retention_us=options.retention_us,
         decode=task.payload.decode if isinstance(task.payload, Arguments) else None,
+        remember_us=remember_us if task.id else 0,
     )
 
 
-def sealed_plain(task: Task, payload: bytes, nonce: bytes, queue: str) -> Outgoing:
+def sealed_plain(
+    task: Task, payload: bytes, nonce: bytes, queue: str, remember_us: int = 0
+) -> Outgoing:
     """As `sealed`, for a task without options: nothing is wrong with it."""
     is_value = not isinstance(task.payload, _BYTES)
     tail = _Tail(nonce, task.type, payload, is_value, task.retry, None)
     message = codec.seal(tail)
     decode = task.payload.decode if isinstance(task.payload, Arguments) else None
-    return Outgoing(task.id or new_id(), queue, message, "", "", "", 0, None, decode)
+    if task.id is None:
+        return Outgoing(new_id(), queue, message, "", "", "", 0, None, decode)
+    return Outgoing(task.id, queue, message, "", "", "", 0, None, decode, remember_us)
 
 
 def _encode(value: object, task_type: str) -> bytes:

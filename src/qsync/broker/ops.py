@@ -41,10 +41,12 @@ Outcome = Literal["ok", "done", "lost"]
 class Enqueued(msgspec.Struct, frozen=True, gc=False):
     """What became of a task: `id` is that of the task that holds its id or its lock.
 
+    `repeated`: a task of this id was enqueued lately, and has left the queue.
+
     `confirmed`: what was waited for came in time; None: nothing was.
     """
 
-    outcome: Literal["created", "exists", "duplicate"]
+    outcome: Literal["created", "exists", "duplicate", "repeated"]
     id: str
     confirmed: bool | None = None
 
@@ -594,12 +596,16 @@ class _EnqueueOptions(msgspec.Struct, array_like=True):
     fairness_key: str
     lock: str
     window_us: int
+    remember_us: int
 
 
 def _enqueue_options(task: Outgoing) -> bytes:
-    if not (task.due or task.fairness_key or task.lock):
+    if not (task.due or task.fairness_key or task.lock or task.remember_us):
         return b""
-    return codec.encode(_EnqueueOptions(task.due, task.fairness_key, task.lock, task.window_us))
+    options = _EnqueueOptions(
+        task.due, task.fairness_key, task.lock, task.window_us, task.remember_us
+    )
+    return codec.encode(options)
 
 
 def _enqueued(reply: Any, confirmed: bool | None) -> list[Enqueued]:
@@ -610,10 +616,11 @@ def _enqueued(reply: Any, confirmed: bool | None) -> list[Enqueued]:
     ]
 
 
-_ENQUEUE_OUTCOMES: Final[dict[bytes, Literal["created", "exists", "duplicate"]]] = {
+_ENQUEUE_OUTCOMES: Final[dict[bytes, Literal["created", "exists", "duplicate", "repeated"]]] = {
     b"created": "created",
     b"exists": "exists",
     b"duplicate": "duplicate",
+    b"repeated": "repeated",
 }
 
 

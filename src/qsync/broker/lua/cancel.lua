@@ -18,6 +18,7 @@
 -- KEYS[15] stats     hash    counters
 -- KEYS[16] done      channel of ended tasks
 -- KEYS[17] meta      hash    schema
+-- KEYS[18] recent  zset    ids that callers chose, by the time until which they are refused
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] id         text
 -- ARGV[3] retention  int us  of the task; empty: none
@@ -26,6 +27,7 @@ local k = {
   tasks = KEYS[1], completed = KEYS[6], crashes = KEYS[8], failures = KEYS[9], results = KEYS[10],
   unique = KEYS[11], keys = KEYS[12], cancels = KEYS[13], progress = KEYS[14], stats = KEYS[15],
   done = KEYS[16],
+  recent = KEYS[18],
 }
 check_schema(KEYS[17])
 local now, id = clock(ARGV[1]), ARGV[2]

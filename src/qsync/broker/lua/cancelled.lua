@@ -15,6 +15,7 @@
 -- KEYS[12] stats     hash    counters
 -- KEYS[13] done      channel of ended tasks
 -- KEYS[14] meta      hash    schema
+-- KEYS[15] recent  zset    ids that callers chose, by the time until which they are refused
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] two a task: id, token
 -- returns one a task: ok | done | lost
@@ -22,6 +23,7 @@ local k = {
   tasks = KEYS[1], active = KEYS[2], completed = KEYS[3], owner = KEYS[4], crashes = KEYS[5],
   failures = KEYS[6], results = KEYS[7], unique = KEYS[8], keys = KEYS[9], cancels = KEYS[10],
   progress = KEYS[11], stats = KEYS[12], done = KEYS[13],
+  recent = KEYS[15],
 }
 check_schema(KEYS[14])
 local now = clock(ARGV[1])

@@ -21,10 +21,11 @@
 -- KEYS[18] progress  hash    id -> done/total
 -- KEYS[19] calls     hash    sender -> its last enqueue
 -- KEYS[20] schedules hash    what schedules there are
--- KEYS[21] stats     hash    counters, in all and per day
--- KEYS[22] meta      hash    schema
+-- KEYS[21] recent    zset    ids that callers chose, by the time until which they are refused
+-- KEYS[22] stats     hash    counters, in all and per day
+-- KEYS[23] meta      hash    schema
 -- returns the sizes of all keys but stats, in this order; and the counters, name and value in turn
-check_schema(KEYS[22])
+check_schema(KEYS[23])
 local sizes = {}
 for _, set_key in ipairs({
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7],
@@ -37,4 +38,5 @@ for _, hash_key in ipairs({
 }) do
   sizes[#sizes + 1] = redis.call('HLEN', hash_key)
 end
-return { sizes, redis.call('HGETALL', KEYS[21]) }
+sizes[#sizes + 1] = redis.call('ZCARD', KEYS[21])
+return { sizes, redis.call('HGETALL', KEYS[22]) }

@@ -16,6 +16,7 @@
 -- KEYS[13] progress  hash    id -> done/total
 -- KEYS[14] done      channel of ended tasks
 -- KEYS[15] meta      hash    schema
+-- KEYS[16] recent  zset    ids that callers chose, by the time until which they are refused
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] state      text    that the caller saw them in
 -- ARGV[3...] ids
@@ -23,6 +24,7 @@
 local k = {
   tasks = KEYS[1], crashes = KEYS[7], failures = KEYS[8], results = KEYS[9], unique = KEYS[10],
   keys = KEYS[11], cancels = KEYS[12], progress = KEYS[13],
+  recent = KEYS[16],
 }
 check_schema(KEYS[15])
 local set = ({
@@ -37,6 +39,7 @@ for i = 3, #ARGV do
   end
 end
 erase(k, now, gone)
+forget_recent(k, gone)
 note_ended(gone)
 publish_ended(KEYS[14])
 return #gone

@@ -3,7 +3,7 @@
 -- Refused as a whole, with nothing written, when the store is out of memory.
 -- Run again with the same arguments it writes nothing and answers the same, also when tasks that it
 -- created have left the queue meanwhile, if it has a sender.
--- include: schema guard begin clock wake count tags lock due calls store
+-- include: schema guard begin clock wake count tags lock due calls recent store
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -14,19 +14,22 @@
 -- KEYS[8] meta       hash    virtual time, weights
 -- KEYS[9] stats      hash    counters
 -- KEYS[10] calls     hash    sender -> its last call that created tasks
+-- KEYS[11] recent  zset    ids that callers chose, by the time until which they are refused
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] head       bytes   what goes before the stamp
 -- ARGV[3] sender     text    who numbers its calls, one under way at a time; empty: nobody does
 -- ARGV[4] number     int     of this call; rising per sender
 -- ARGV[5] stride     int     2 when no task has options, else 3
 -- ARGV[6...] two a task: id, message; with a stride of 3 also options (empty, or msgpack [due, key,
---   lock, window us])
--- returns flat, two a task in order: created | exists | duplicate, and the id that holds it;
+--   lock, window us, us for which the id is remembered])
+-- returns flat, two a task in order: created | exists | duplicate | repeated, and the id that holds
+--   it; repeated is a task whose id was enqueued lately and that has left the queue;
 --   just created when that is the answer for all;
 --   nothing when the sender has made a later call, and then nobody waits for the answer
 local k = {
   tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], unique = KEYS[4], keys = KEYS[5],
   fairness = KEYS[6], wake = KEYS[7], meta = KEYS[8], stats = KEYS[9],
+  recent = KEYS[11],
 }
 local tasks = read_tasks(ARGV, 6, tonumber(ARGV[5]))
 if #tasks.ids == 0 then
@@ -44,7 +47,12 @@ if sender ~= '' then
     return replies_of(tasks.ids, others_of(last))
   end
 end
-local created, others = store_tasks(k, now, ARGV[2], tasks, known[2])
+local times = remembered_times(tasks)
+local recent = recent_ids(k.recent, now, tasks, times)
+local created, others = store_tasks(k, now, ARGV[2], tasks, known[2], recent)
+if created > 0 then
+  remember(k.recent, now, tasks, times, others)
+end
 if sender ~= '' and created > 0 then
   keep_call(KEYS[10], sender, number, now, others)
 end

@@ -19,6 +19,7 @@
 -- KEYS[15] meta      hash    virtual time
 -- KEYS[16] stats     hash    counters
 -- KEYS[17] done      channel of ended tasks
+-- KEYS[18] recent  zset    ids that callers chose, by the time until which they are refused
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] four a task: id, token, delay us (empty: to the head), failure record (empty: as was)
 -- returns one a task: ok | done | lost
@@ -26,6 +27,7 @@ local k = {
   tasks = KEYS[1], active = KEYS[4], completed = KEYS[5], owner = KEYS[6], crashes = KEYS[7],
   failures = KEYS[8], results = KEYS[9], unique = KEYS[10], keys = KEYS[11], cancels = KEYS[12],
   progress = KEYS[13], stats = KEYS[16], done = KEYS[17],
+  recent = KEYS[18],
 }
 check_schema(KEYS[15])
 local now = clock(ARGV[1])

@@ -20,6 +20,7 @@
 -- KEYS[15] progress  hash    id -> done/total
 -- KEYS[16] done      channel of ended tasks
 -- KEYS[17] meta      hash    schema
+-- KEYS[18] recent  zset    ids that callers chose, by the time until which they are refused
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] state      text
 -- ARGV[3] count      int     at most, 500 or fewer
@@ -30,6 +31,7 @@
 local k = {
   tasks = KEYS[1], active = KEYS[4], owner = KEYS[8], crashes = KEYS[9], failures = KEYS[10],
   results = KEYS[11], unique = KEYS[12], keys = KEYS[13], cancels = KEYS[14], progress = KEYS[15],
+  recent = KEYS[18],
 }
 check_schema(KEYS[17])
 local now, state, count = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
@@ -84,6 +86,7 @@ if #gone > 0 then
   end
   erase(k, now, gone)
 end
+forget_recent(k, gone)
 note_ended(gone)
 publish_ended(KEYS[16])
 return { #gone, redis.call('ZCARD', set), more, last_score, last_id }

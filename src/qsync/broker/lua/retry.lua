@@ -17,6 +17,7 @@
 -- KEYS[14] stats     hash    counters
 -- KEYS[15] done      channel of ended tasks
 -- KEYS[16] meta      hash    schema
+-- KEYS[17] recent  zset    ids that callers chose, by the time until which they are refused
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] four a task: id, token, delay us, failure record
 -- returns one a task: ok | done | lost
@@ -24,6 +25,7 @@ local k = {
   tasks = KEYS[1], active = KEYS[2], completed = KEYS[4], owner = KEYS[5], crashes = KEYS[6],
   failures = KEYS[7], results = KEYS[8], unique = KEYS[9], keys = KEYS[10], cancels = KEYS[11],
   progress = KEYS[12], stats = KEYS[14], done = KEYS[15],
+  recent = KEYS[17],
 }
 check_schema(KEYS[16])
 local now = clock(ARGV[1])

@@ -40,6 +40,13 @@ local function release(k, ids, keep_progress)
   end
 end
 
+-- Let ids be enqueued again: somebody meant these tasks to go.
+local function forget_recent(k, ids)
+  if #ids > 0 and redis.call('EXISTS', k.recent) == 1 then
+    redis.pcall('ZREM', k.recent, unpack(ids))
+  end
+end
+
 -- Fail, before anything is written, when cancelled tasks could not end.
 local function check_cancelled(k)
   check_hash(k.tasks)
@@ -64,6 +71,7 @@ local function end_cancelled(k, now, ids)
     end
   end
   note_ended(ids)
+  forget_recent(k, ids)
   erase(k, now, gone)
   count(k.stats, now, 'cancelled', #ids)
 end

@@ -1,7 +1,8 @@
 -- store: put new tasks into the queue. Shared by enqueue and tick.
 
 -- `args` holds, from position `first` on, so many values a task as `stride` says: 2, id and message;
--- or 3, and options, which are empty or msgpack [due, fairness key, lock, window us].
+-- or 3, and options, which are empty or msgpack [due, fairness key, lock, window us,
+-- us for which the id is remembered].
 -- Returns the ids, the messages, and the options of those that have some.
 local function read_tasks(args, first, stride)
   local tasks = { ids = {}, messages = {}, options = {} }
@@ -56,10 +57,10 @@ end
 local no_options = { '', '', '', 0 }
 
 -- `k` names the keys; `tasks` is what read_tasks returned; `virtual` is the virtual time as meta
--- holds it.
+-- holds it; `recent` are ids that are not taken again, or nil.
 -- Returns how many were put into the queue; and of each that was neither put there nor is there
 -- already its place, the outcome and the id of the holder, one after another.
-local function store_tasks(k, now, head, tasks, virtual)
+local function store_tasks(k, now, head, tasks, virtual, recent)
   local ids, options = tasks.ids, tasks.options
   local stamped = head .. struct.pack('>I8', now)
   local stored = redis.call('HMGET', k.tasks, unpack(ids))
@@ -71,10 +72,12 @@ local function store_tasks(k, now, head, tasks, virtual)
     local id, option = ids[i], options[i] or no_options
     local key, lock = option[2], option[3]
     local old = stored[i] and string.sub(stored[i], #stamped + 1) or here[id]
-    local holder = not old and lock ~= '' and held_by(lock)
-    if old and old ~= message or holder then
+    local repeated = not old and recent and recent[id]
+    local holder = not old and not repeated and lock ~= '' and held_by(lock)
+    if old and old ~= message or holder or repeated then
       local at = #others
-      others[at + 1], others[at + 2], others[at + 3] = i, old and 'exists' or 'duplicate', holder or id
+      local outcome = old and 'exists' or repeated and 'repeated' or 'duplicate'
+      others[at + 1], others[at + 2], others[at + 3] = i, outcome, holder or id
     elseif not old then
       here[id] = message
       created = created + 1

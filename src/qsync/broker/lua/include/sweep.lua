@@ -38,6 +38,27 @@ local function trim_dead(k, now, most, dead_limit, dead_age)
   return #old
 end
 
+-- So many chosen ids are remembered in a queue; the oldest are forgotten first.
+local recent_most = 250000
+
+-- Ids that are remembered for long enough, or of which there are too many. Returns whether there may
+-- be more of them.
+local function sweep_recent(recent_key, now, most)
+  local total = redis.pcall('ZCARD', recent_key)
+  if type(total) ~= 'number' or total == 0 then
+    return false
+  end
+  local old = until_moment(recent_key, now, most)
+  local excess = total - #old - recent_most
+  if excess > 0 and #old < most then
+    old = redis.call('ZRANGE', recent_key, 0, math.min(#old + excess, most) - 1)
+  end
+  if #old > 0 then
+    redis.call('ZREM', recent_key, unpack(old))
+  end
+  return #old == most
+end
+
 -- A part of a hash, of which goes what is over by `is_over(field, value)`; it goes round the hash from
 -- call to call, for hashes have no order to sweep them by. Returns where the next part begins; whether
 -- much of this one went and the round is not at its end: then there is more of the kind; and how many
@@ -105,7 +126,8 @@ local function sweep_hashes(k, now, size, swept, trimming, busy)
   local locks_at, locks, gone = sweep_locks(k, now, noted[2], size)
   local fetches_at, fetches, forgotten = sweep_records(k.fetches, now, noted[3], size, 3600000000)
   local calls_at, calls, past = sweep_records(k.calls, now, noted[4], size, 600000000)
-  local more = trimming or locks or fetches or calls
+  local recent = sweep_recent(k.recent, now, 5 * size)
+  local more = trimming or locks or fetches or calls or recent
   busy = busy or digits(swept, 0) > now
   local round = { locks_at, fetches_at, calls_at, noted[2], noted[3], noted[4] }
   for at = 1, 6 do
