@@ -17,7 +17,7 @@ from qsync.broker.ops import Done, Fetched, FetchPolicy, HandedBack, Held, Kille
 from qsync.broker.script import Script
 from qsync.broker.shell import Broker
 from qsync.keys import GlobalKeys, QueueKeys
-from qsync.state import TaskState
+from qsync.state import STORED
 from qsync.task import Failure, Outgoing, Task, TaskStatus, new_nonce, outgoing
 from tests import limited
 from tests.stores import Binary, Store, available
@@ -39,7 +39,7 @@ LEASE: Final = 30 * S
 LAPSE: Final = LEASE + 500
 """After so long every lease of a batch is over: they end one after another, in their order."""
 
-STATES: Final = tuple(state.value for state in TaskState)
+STATES: Final = tuple(state.value for state in STORED)
 
 POLICY: Final = FetchPolicy(lease_us=LEASE, max_crashes=3, dead_limit=10_000, dead_age_us=90 * DAY)
 FAILURE: Final = codec.encode(Failure(attempts=1, error="boom", failed_at_us=START))

@@ -67,7 +67,7 @@ def test_the_web_application_of_the_guide_works(guide: Any) -> None:
     async def main() -> None:
         async with guide.opened(guide.site), visiting(guide.site) as web:
             task = (await web.post("/buy")).json()["task"]
-            waiting = {"state": "pending", "progress": None, "error": None}
+            waiting = {"state": "pending", "progress": None}
             assert (await web.get(f"/tasks/{task}")).json() == waiting
             assert (await web.get("/tasks/nobody")).status_code == 404
             async with guide.server:

@@ -9,7 +9,7 @@ import pytest
 from qsync.broker import ops, views
 from qsync.broker.ops import Held
 from qsync.keys import QUEUE_KEYS
-from qsync.state import TaskState
+from qsync.state import STORED, TaskState
 from qsync.task import Failure, decode_failure
 from tests.rig import BINARIES, DAY, LAPSE, STATES, Rig, S
 from tests.test_ops_locks import LOCK, NAME
@@ -94,7 +94,7 @@ def work(rig: Rig) -> None:
     rig.run(views.schedules(rig.keys))
     rig.run(views.schedules(rig.keys, "hourly"))
     rig.run(views.locate(rig.keys, "a", lock=NAME, server="s"))
-    for state in TaskState:
+    for state in STORED:
         rig.run(views.page(rig.keys, state, count=100))
     rig.run(ops.publish(rig.keys, [("hourly", b"", b"")], now_us=rig.now))
     rig.run(ops.pause_schedule(rig.keys, "hourly", b"me", now_us=rig.now))

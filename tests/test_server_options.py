@@ -37,6 +37,7 @@ GIVEN: dict[str, Any] = {
     "queues": {"mail": 2, "default": 1}, "concurrency": 7, "strict": True, "lease": 12.0,
     "sweep": 2.0, "max_crashes": 5, "shutdown_timeout": 9.0, "timeout": 60, "retry_delay": [1, 5],
     "dead_limit": 10, "dead_age": timedelta(days=2), "threads": 3, "processes": 2, "max_hung": 4,
+    "result_limit": 5000,
     "prefetch": 1, "lifespan": lifespan, "middleware": (around,), "on_error": print,
     "log_errors": "class", "allow_eviction": True, "server_id": "one",
 }  # fmt: skip

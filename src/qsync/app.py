@@ -52,7 +52,8 @@ class Qsync:
     keys in the store begin with the prefix.
 
     mux             handlers for the servers, besides those of `@app.task`
-    payload_limit   how large an encoded payload may be, bytes
+    payload_limit   how large an encoded payload may be, bytes, and an encoded result unless
+                    `result_limit` is given
     patience        how long a client tries again before it raises StoreUnavailable, seconds;
                     `math.inf`: for ever
     durability      what its clients, and with them tasks that are functions, wait for when they
@@ -134,7 +135,7 @@ class Qsync:
             prefix=self.prefix,
             mux=handlers,
             periodic=self.periodics,
-            **{**self._server_options, **config},
+            **self._options(config),
         )
         nested = self._connections.nested
         server.client_type = partial(self._connections.client_type, **nested)
@@ -142,6 +143,12 @@ class Qsync:
         for extension in self._extensions:
             extension.server(server)
         return server
+
+    def _options(self, config: ServerOptions) -> dict[str, Any]:
+        options: dict[str, Any] = {**self._server_options, **config}
+        if options.get("result_limit") is None:
+            options["result_limit"] = self._connections.nested["payload_limit"]
+        return options
 
     def extend(self, extension: Extension) -> None:
         """Clients and servers that the app makes from now on have this too.

@@ -142,9 +142,9 @@ class Handle(_AnyHandle["Tracker", R], eq=False, gc=False):
         `timeout` is in seconds or a timedelta; None waits for as long as it takes.
         Raises InvalidTask at once when the task has no retention, for then no result is kept;
         ResultTimeout when it has not ended in time, and it goes on; TaskFailed with its last error
-        when it is dead; TaskCancelled; TaskNotFound when it has left the queue, its retention being
-        over, say; StoreUnavailable; and QsyncError when it is done but its result could not be
-        kept, being too large, say.
+        when it is dead, for a result over the limit too; TaskCancelled; TaskNotFound when it has
+        left the queue, its retention being over, say; StoreUnavailable; and QsyncError when it is
+        done but the store had no memory for its result.
         """
         seconds = self._seconds(timeout)
         with waiting_for(self.queue, self.id):
@@ -193,9 +193,9 @@ class AsyncHandle(_AnyHandle["AsyncTracker", R], eq=False, gc=False):
         `timeout` is in seconds or a timedelta; None waits for as long as it takes.
         Raises InvalidTask at once when the task has no retention, for then no result is kept;
         ResultTimeout when it has not ended in time, and it goes on; TaskFailed with its last error
-        when it is dead; TaskCancelled; TaskNotFound when it has left the queue, its retention being
-        over, say; StoreUnavailable; and QsyncError when it is done but its result could not be
-        kept, being too large, say.
+        when it is dead, for a result over the limit too; TaskCancelled; TaskNotFound when it has
+        left the queue, its retention being over, say; StoreUnavailable; and QsyncError when it is
+        done but the store had no memory for its result.
         """
         seconds = self._seconds(timeout)
         with waiting_for(self.queue, self.id):

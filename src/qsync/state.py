@@ -9,7 +9,10 @@ from enum import StrEnum
 
 
 class TaskState(StrEnum):
-    """Where a task is; each state is one sorted set of its queue, named like the value."""
+    """Where a task is; each of STORED is one sorted set of its queue, named like the value.
+
+    A cancelled task with a retention is kept among the completed ones, and told apart from them.
+    """
 
     SCHEDULED = "scheduled"
     PENDING = "pending"
@@ -17,6 +20,13 @@ class TaskState(StrEnum):
     RETRY = "retry"
     COMPLETED = "completed"
     DEAD = "dead"
+    CANCELLED = "cancelled"
+
+
+STORED: tuple[TaskState, ...] = tuple(
+    state for state in TaskState if state is not TaskState.CANCELLED
+)
+"""The states that are sorted sets; TRANSITIONS is about these."""
 
 
 UNFINISHED = frozenset(

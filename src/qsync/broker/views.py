@@ -12,7 +12,7 @@ from qsync.broker.call import Argument, Call
 from qsync.broker.ops import crash_count
 from qsync.broker.script import load
 from qsync.keys import COUNTERS, NAME_LIMIT, GlobalKeys, QueueKeys
-from qsync.state import TaskState
+from qsync.state import STORED, TaskState
 from qsync.task import (
     Failure,
     Message,
@@ -91,10 +91,22 @@ def counts(keys: QueueKeys) -> Call[Counts]:
 
     def decode(reply: Any) -> Counts:
         sizes = dict(zip(script.keys, map(int, reply[0]), strict=False))
-        states = {state: sizes.pop(state.value) for state in TaskState}
+        states = _told_apart({state: sizes.pop(state.value) for state in STORED}, reply[2])
         return Counts(states, sizes, _counters(reply[1]))
 
     return Call(script, keys.names(script.keys), (), decode)
+
+
+def _told_apart(stored: dict[TaskState, int], cancelled: int) -> dict[TaskState, int]:
+    """Tasks by state, of those that are stored and the cancelled ones among the completed."""
+    completed = stored[TaskState.COMPLETED] - cancelled
+    return {**stored, TaskState.COMPLETED: completed, TaskState.CANCELLED: cancelled}
+
+
+def state_of(shown: Shown) -> TaskState:
+    """The state of a task for a user's eyes: a cancelled one is not a completed one."""
+    cancelled = shown.state is TaskState.COMPLETED and shown.cancel is not None
+    return TaskState.CANCELLED if cancelled else shown.state
 
 
 def _counters(flat: Sequence[bytes]) -> dict[str, int]:
@@ -136,10 +148,11 @@ def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Ca
     now = "" if now_us is None else now_us
 
     def decode(reply: Any) -> Overview:
-        at, sizes, size, note, since, first, stats = reply
+        at, sizes, size, note, since, first, stats, cancelled = reply
+        stored = {TaskState(name): n for name, n in zip(script.keys, sizes, strict=False)}
         return Overview(
             now_us=int(at),
-            states={TaskState(name): n for name, n in zip(script.keys, sizes, strict=False)},
+            states=_told_apart(stored, cancelled),
             memory=None if size < 0 else size,
             pause_note=note or None,
             paused_at_us=number(since),
@@ -454,6 +467,10 @@ def last_error(shown: Shown) -> str | None:
             return "the store lost the message of this task"
         if shown.crashes is not None and shown.crashes.endswith(b"!"):
             return f"crashed {crash_count(shown.crashes)} times"
+    if shown.state is TaskState.COMPLETED:
+        record = result_of(shown)
+        if record is not None and record.error is not None:
+            return record.error
     return decode_failure(shown.failure).error or None
 
 
@@ -491,7 +508,7 @@ def status(id: str, queue: str, shown: Shown) -> TaskStatus:
         deadline_us=options.deadline_us,
         headers=options.headers or {},
         token=shown.owner or "",
-        state=shown.state,
+        state=state_of(shown),
         due_at=moment_of(shown.score) if waits else None,
         last_error=last_error(shown),
         progress=_progress(shown.progress),

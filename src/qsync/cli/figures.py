@@ -13,7 +13,7 @@ from qsync.state import TaskState
 
 STATES: Final = (
     TaskState.PENDING, TaskState.ACTIVE, TaskState.SCHEDULED, TaskState.RETRY, TaskState.COMPLETED,
-    TaskState.DEAD,
+    TaskState.CANCELLED, TaskState.DEAD,
 )  # fmt: skip
 """In the order in which they are shown."""
 

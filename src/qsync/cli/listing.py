@@ -19,8 +19,11 @@ from qsync.state import TaskState
 
 ORDER: Final = (
     TaskState.ACTIVE, TaskState.PENDING, TaskState.SCHEDULED, TaskState.RETRY, TaskState.DEAD,
-    TaskState.COMPLETED,
+    TaskState.COMPLETED, TaskState.CANCELLED,
 )  # fmt: skip
+
+
+KEPT: Final = frozenset({TaskState.COMPLETED, TaskState.CANCELLED})
 
 
 class Listing(Struct, frozen=True, kw_only=True):
@@ -115,7 +118,7 @@ def print_tasks(listing: Listing, *, limit: int) -> None:
         if queues:
             head.append(row.queue)
         if len(states) > 1:
-            head.append(state_cell("cancelled" if row.cancelled else row.state))
+            head.append(state_cell(row.state))
         tried = f"{row.attempts}/{row.retry + 1}" if row.attempts else ""
         table.append([*head, row.type or "?", _time(row), tried, _note(row)])
     print_table(columns, table)
@@ -131,13 +134,13 @@ def print_tasks(listing: Listing, *, limit: int) -> None:
 def _heading(states: set[TaskState]) -> str:
     if states == {TaskState.DEAD}:
         return "DIED"
-    if states == {TaskState.COMPLETED}:
+    if states and states <= KEPT:
         return "ENDED"
     return "DUE" if states and states <= {TaskState.SCHEDULED, TaskState.RETRY} else "WHEN"
 
 
 def _time(row: TaskRow) -> str:
-    if row.state is TaskState.COMPLETED:
+    if row.state in KEPT:
         return relative(row.ended_at)
     return relative(row.died_at or row.due_at or row.enqueued_at)
 
@@ -146,7 +149,7 @@ def _note(row: TaskRow) -> str:
     if row.state is TaskState.ACTIVE:
         share = progress(row.progress)
         return f"{share}{', ' if share else ''}on {row.server or 'nobody knows where'}"
-    if row.state is TaskState.COMPLETED:
+    if row.state in KEPT:
         return f"deleted {relative(row.kept_until)}"
     crashes = f"crashed {row.crashes} times" if row.crashes > 1 else "crashed once"
     notes = [crashes] if row.crashes else []

@@ -22,6 +22,7 @@ COLOURS: Final[dict[str, str]] = {
     TaskState.RETRY: "yellow",
     TaskState.DEAD: "red",
     TaskState.COMPLETED: "green",
+    TaskState.CANCELLED: "yellow",
 }
 
 

@@ -9,6 +9,7 @@ from qsync.cli.table import COLOURS, Column, print_line, print_table
 from qsync.cli.text import brief, clock, lines_of, print_out, progress, relative, size, when
 from qsync.inspector import Explanation, Shown, TaskDetail
 from qsync.inspector.preview import TEXT_LIMIT
+from qsync.state import TaskState
 from qsync.task import ERROR_LIMIT
 
 LINES: Final = 100
@@ -46,7 +47,8 @@ def _seconds(value: float | str | None) -> str:
 
 def _facts(detail: TaskDetail, why: Explanation | None) -> list[tuple[str, str]]:
     row = detail.row
-    state = f"{row.state}, cancelled" if row.cancelled else str(row.state)
+    asked = row.cancelled and row.state is not TaskState.CANCELLED
+    state = f"{row.state}, cancel asked for" if asked else str(row.state)
     seconds: Sequence[tuple[str, float | str | None]] = (
         ("timeout", detail.timeout), ("retry delay", detail.retry_delay),
         ("kept for", detail.retention),

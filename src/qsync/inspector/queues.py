@@ -123,6 +123,9 @@ class Queues(Live):
         milliseconds at most for one. InvalidTask for `active`: cancel what runs.
         """
         wanted, place = check_state(state), read_cursor(cursor)
+        if wanted is TaskState.CANCELLED:
+            msg = f"state: {state} tasks are kept with the completed ones; purge 'completed'"
+            raise InvalidTask(msg)
         if wanted not in PURGED:
             msg = f"state: {state} tasks run, and are not purged; cancel them"
             raise InvalidTask(msg)

@@ -10,11 +10,11 @@ from typing import Final
 from msgspec.structs import replace
 
 from qsync.broker.ops import crash_count
-from qsync.broker.views import Located, lease_until, moment_of
+from qsync.broker.views import Located, lease_until, moment_of, state_of
 from qsync.inspector.live import Record
 from qsync.inspector.rows import Looked, pause_of, server_of
 from qsync.inspector.values import Explanation, Pause, Reason
-from qsync.state import TaskState
+from qsync.state import UNFINISHED, TaskState
 
 RUN_ALONE: Final = 2
 """A task that crashed so often runs alone in its process."""
@@ -41,7 +41,7 @@ def explain(facts: Facts) -> Explanation:
     blank = Explanation(
         id=facts.id,
         queue=facts.queue,
-        state=shown.state,
+        state=state_of(shown),
         sentence="",
         reason="behind",
         rate=facts.rate,
@@ -186,7 +186,7 @@ _BY_STATE = {
 def _told(
     blank: Explanation, parts: list[str], reasons: Sequence[Reason], **fields: object
 ) -> Explanation:
-    if blank.crashes >= RUN_ALONE and blank.state not in (TaskState.COMPLETED, TaskState.DEAD):
+    if blank.crashes >= RUN_ALONE and blank.state in UNFINISHED:
         times = "twice" if blank.crashes == RUN_ALONE else f"{blank.crashes} times"
         parts.append(f"runs alone since it crashed {times}")
     sentence, (first, *others) = "; ".join(parts), reasons

@@ -20,6 +20,7 @@ from qsync.broker.views import (
     moment_of,
     number,
     progress_of,
+    state_of,
 )
 from qsync.inspector.values import Filter, Pause, TaskRow
 from qsync.keys import server_of_token
@@ -84,14 +85,14 @@ def waiting_since_us(message: Message | None, failure: Failure) -> int | None:
 
 def row_of(queue: str, task: Looked) -> TaskRow:
     """The task as a row of a list."""
-    shown, state = task.shown, task.shown.state
+    shown, state = task.shown, task.shown.state  # that of the store
     at = moment_of(shown.score)
     active = state is TaskState.ACTIVE
     error = task.error
     return TaskRow(
         id=task.id,
         queue=queue,
-        state=state,
+        state=state_of(shown),
         type=task.message.type if task.message else "",
         size=task.length,
         enqueued_at=moment_of(task.message.enqueued_at_us) if task.message else None,

@@ -29,6 +29,9 @@ SCANS: Final = 4
 FIND_PAGES: Final = 5
 """So many thousand queues are looked through for an id."""
 
+ENDED_WELL: Final = (TaskState.COMPLETED, TaskState.CANCELLED)
+"""The states of tasks that are kept for their retention."""
+
 RUNNABLE: Final = (TaskState.SCHEDULED, TaskState.RETRY, TaskState.DEAD)
 
 
@@ -58,22 +61,25 @@ class Tasks(Base):
             msg = f"limit: {shorten(limit)} is not a whole number from 1 to {LIMIT}"
             raise InvalidTask(msg)
         if newest_first is None:
-            newest_first = wanted in (TaskState.DEAD, TaskState.COMPLETED)
+            newest_first = wanted in (TaskState.DEAD, *ENDED_WELL)
+        kept = wanted in ENDED_WELL
+        stored = TaskState.COMPLETED if kept else wanted
+        narrowed = filter is not None or wanted is TaskState.CANCELLED
         place = None if after is None else after.place
         found: list[TaskRow] = []
         scanned = total = 0
-        for _ in range(1 if filter is None else SCANS):
-            count = limit if filter is None else SCAN
+        for _ in range(SCANS if narrowed or kept else 1):
+            count = SCAN if narrowed else limit
             page = await self._broker.run(
                 views.page(
-                    self._keys(queue), wanted, count=count, after=place, backwards=newest_first
+                    self._keys(queue), stored, count=count, after=place, backwards=newest_first
                 )
             )
             total, more = page.total, page.more
             for at, row in enumerate(page.rows):
                 task = look_at(row)
                 scanned, place = scanned + 1, row.place
-                if fits(filter, task, page.now_us):
+                if views.state_of(row.shown) is wanted and fits(filter, task, page.now_us):
                     found.append(row_of(queue, task))
                 if len(found) == limit:
                     more = more or at + 1 < len(page.rows)
@@ -81,6 +87,8 @@ class Tasks(Base):
             if not more or len(found) == limit:
                 break
         end = None if not more or place is None else cursor_at(place)
+        if kept:  # both lie in one set
+            total = (await self._broker.run(views.counts(self._keys(queue)))).states[wanted]
         return Page(tasks=found, cursor=end, total=total, scanned=scanned)
 
     async def task(self, id: str, *, queue: str = "default") -> TaskDetail | None:
@@ -119,7 +127,7 @@ class Tasks(Base):
         if isinstance(shown, Change):
             return shown
         if shown.state not in RUNNABLE:
-            return Change(outcome="too_late", state=shown.state)
+            return Change(outcome="too_late", state=views.state_of(shown))
         if shown.message is None:
             return Change(outcome="refused", state=shown.state, why="the store lost its message")
         row = rerun_of(id, shown)
@@ -153,7 +161,7 @@ class Tasks(Base):
             )
             return Change(outcome="told", state=TaskState.ACTIVE, server=server)
         if outcome == "cancelled":
-            kept = None if retention_us is None else TaskState.COMPLETED
+            kept = None if retention_us is None else TaskState.CANCELLED
             return Change(outcome="done", state=kept)
         return await self._where(id, queue)
 
@@ -182,15 +190,15 @@ class Tasks(Base):
         shown = await self._show(id, queue)
         if shown is None:
             return Change(outcome="not_found")
-        if seen is not None and shown.state is not seen:
-            return Change(outcome="too_late", state=shown.state)
+        if seen is not None and views.state_of(shown) is not seen:
+            return Change(outcome="too_late", state=views.state_of(shown))
         return shown
 
     async def _where(self, id: str, queue: str) -> Change:
         """What to answer when somebody else was faster."""
         shown = await self._show(id, queue)
         outcome: Literal["not_found", "too_late"] = "not_found" if shown is None else "too_late"
-        return Change(outcome=outcome, state=None if shown is None else shown.state)
+        return Change(outcome=outcome, state=None if shown is None else views.state_of(shown))
 
 
 def rerun_of(id: str, shown: Shown, length: int | None = None) -> ops.Rerun:

@@ -23,6 +23,9 @@ OnError = Callable[[BaseException, TaskInfo], Awaitable[None] | None]
 
 F = TypeVar("F")
 
+RESULT_LIMIT_MOST: Final = 512 * 1024 * 1024
+"""What a store takes as one value at most, bytes."""
+
 MAX_WEIGHT: Final = 1_000_000
 
 
@@ -70,6 +73,8 @@ class Config:
     processes         for `executor="process"` handlers; None: as many as there are CPUs
     max_hung          with more handlers that do not stop when told to, `run` ends with an error;
                       None: as many as concurrency
+    result_limit      how large an encoded result may be, bytes; None: the app's payload_limit.
+                      A task whose result is larger, or cannot be encoded, is dead
     prefetch          most tasks leased ahead of a free slot; None: what starts within 100 ms
     lifespan          async context manager around the server's work
     middleware        around every handler, the first outermost
@@ -94,6 +99,7 @@ class Config:
     threads: int | None = None
     processes: int | None = None
     max_hung: int | None = None
+    result_limit: int | None = None
     prefetch: int | None = None
     lifespan: Lifespan | None = None
     middleware: tuple[Middleware, ...] = ()
@@ -111,6 +117,8 @@ class Config:
         for name, least in (("threads", 1), ("processes", 1), ("max_hung", 0), ("prefetch", 0)):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), least, 100_000)
+        if self.result_limit is not None:
+            _whole("result_limit", self.result_limit, 1, RESULT_LIMIT_MOST)
         for name, least_s in (
             ("lease", 0.3),
             ("sweep", 0.01),
@@ -206,6 +214,7 @@ class ServerOptions(TypedDict, total=False):
     threads: int | None
     processes: int | None
     max_hung: int | None
+    result_limit: int | None
     prefetch: int | None
     lifespan: Lifespan | None
     middleware: Iterable[Middleware]

@@ -34,6 +34,10 @@ class BadPayload(InvalidTask):
     """The payload does not fit the handler: another attempt would not go better."""
 
 
+class ResultNotKept(QsyncError):
+    """The handler returned what cannot be stored: another attempt would not go better."""
+
+
 class NeverRun(QsyncError):
     """The handler returned a body that nobody ran: another attempt would not go better."""
 
@@ -45,7 +49,7 @@ def describe(error: BaseException, limit: int = ERROR_LIMIT) -> str:
     the same of what it was raised from. What called the handler is left out.
     """
     head = cut(head_of(error), limit // 2)
-    if isinstance(error, BadPayload | NeverRun):
+    if isinstance(error, BadPayload | NeverRun | ResultNotKept):
         return head  # it says all; nothing of the user's has run
     try:
         elsewhere = getattr(error, "traceback", None)  # of a handler in another process
@@ -76,7 +80,7 @@ def program_trace(error: BaseException) -> str:
     Frames of the standard library, of installed packages and of qsync are left out, unless there
     are no others. So a program that is itself installed is shown with its libraries.
     """
-    if isinstance(error, BadPayload | NeverRun):
+    if isinstance(error, BadPayload | NeverRun | ResultNotKept):
         return ""
     try:
         elsewhere = getattr(error, "traceback", None)  # of a handler in another process

@@ -25,7 +25,7 @@ from qsync.retrying import NO_RULES, RetryRules
 from qsync.server.around import Around
 from qsync.server.config import Config
 from qsync.server.current import running
-from qsync.server.error_text import BadPayload
+from qsync.server.error_text import BadPayload, ResultNotKept
 from qsync.server.executors import ThreadPool
 from qsync.server.hung import Hung
 from qsync.server.lane import Claim
@@ -203,8 +203,14 @@ def _wrap(middleware: AsyncMiddleware, inner: Invoke) -> Invoke:
     return invoke
 
 
-def encode_result(value: Any, carry: CarryResult | None = None, *, begun_us: int = 0) -> bytes:
-    """The result record for what a handler returned; one that says why when it cannot be kept."""
+def encode_result(
+    value: Any,
+    carry: CarryResult | None = None,
+    limit: int = PAYLOAD_LIMIT,
+    *,
+    begun_us: int = 0,
+) -> bytes:
+    """The result record for what a handler returned; ResultNotKept if it cannot be stored."""
     if value is None:
         return codec.encode(Result(NONE_VALUE, begun_us=begun_us))
     if isinstance(value, bytes):
@@ -217,9 +223,12 @@ def encode_result(value: Any, carry: CarryResult | None = None, *, begun_us: int
                 data = codec.encode_natural(carry(value))
             record = Result(data, begun_us=begun_us)
         except codec.CodecError as error:
-            text = f"the result could not be kept: {error}"
-            return codec.encode(Result(error=text, begun_us=begun_us))
-    if len(record.value) > PAYLOAD_LIMIT:
-        text = f"the result of {len(record.value)} bytes is over the limit of {PAYLOAD_LIMIT}"
-        record = Result(error=text, begun_us=begun_us)
+            raise ResultNotKept(f"the result could not be kept: {error}") from None
+    if len(record.value) > limit:
+        size = len(record.value)
+        msg = (
+            f"the result of {size} bytes is over the limit of {limit} (result_limit): return less, "
+            "store it elsewhere, or raise the limit"
+        )
+        raise ResultNotKept(msg)
     return codec.encode(record)

@@ -15,7 +15,7 @@ from qsync.broker.ops import Held, Killed, Retried
 from qsync.errors import Retry, SkipRetry
 from qsync.keys import class_name, server_of_token
 from qsync.retrying import NO_RULES, RetryRules
-from qsync.server.error_text import BadPayload, NeverRun, cut, describe, first_line
+from qsync.server.error_text import BadPayload, NeverRun, ResultNotKept, cut, describe, first_line
 from qsync.server.lane import Leased
 from qsync.task import ERROR_LIMIT, FailedAttempt, Failure
 
@@ -54,7 +54,8 @@ def failed(
     server, begun_us = server_of_token(leased.token), leased.begun_us(now_us)
     brief = FailedAttempt(attempt, now_us, server, first_line(text), begun_us)
     record = Failure(attempt, text, now_us, history=leased.failure.with_attempt(brief))
-    final = isinstance(error, SkipRetry | BadPayload | NeverRun) or rules.is_final(error)
+    hopeless = SkipRetry | BadPayload | NeverRun | ResultNotKept
+    final = isinstance(error, hopeless) or rules.is_final(error)
     if final or attempt > leased.message.retry:
         return _kill(leased, record, failed=True)
     delay_us = _delay_us(leased, attempt, error, rules.delay or policy)

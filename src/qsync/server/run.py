@@ -33,7 +33,7 @@ from qsync.server.rivals import Rivals
 from qsync.server.settle import Settler
 from qsync.server.suspects import Suspects
 from qsync.server.tally import Tally
-from qsync.task import TaskInfo
+from qsync.task import PAYLOAD_LIMIT, TaskInfo
 
 log = logging.getLogger("qsync.server")
 
@@ -90,6 +90,7 @@ class Runner:
         self.keyed = False
         """A fairness key was seen: lease little ahead, for the order to be a fair one."""
         self.accepting = True
+        self._result_limit = config.result_limit or PAYLOAD_LIMIT
         self._default_timeout = None if config.timeout is None else seconds(config.timeout)
         self._loop = asyncio.get_running_loop()
         self._pump = Pump(self._run, self._start_some)
@@ -363,7 +364,7 @@ class Runner:
         if options is None or options.retention_us is None:
             return Done(leased.id, leased.token)
         begun_us = leased.begun_us(leased.lane.store_time_us())
-        result = encode_result(value, way.carry_result, begun_us=begun_us)
+        result = encode_result(value, way.carry_result, self._result_limit, begun_us=begun_us)
         return Done(leased.id, leased.token, options.retention_us, result)
 
     def _stopped(self, leased: Leased, error: BaseException) -> Any:

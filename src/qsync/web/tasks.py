@@ -14,7 +14,7 @@ from qsync.errors import InvalidTask
 from qsync.inspector import Change, QueueInfo, Shown, TaskDetail
 from qsync.inspector.shown import show as show_bytes
 from qsync.inspector.tasks import RUNNABLE
-from qsync.state import TaskState
+from qsync.state import UNFINISHED, TaskState
 from qsync.web.params import LIMIT, PAGE, Fields, Wanted, wanted
 from qsync.web.site import Mask, Site, links
 from qsync.web.work import back_to
@@ -99,7 +99,7 @@ async def show(site: Site, request: Request) -> Response:
     return site.page(
         request, "task", task=task, row=task.row, told=told, payload=payload, hidden=hidden,
         masked=site.mask is not None, runnable=task.row.state in RUNNABLE,
-        cancellable=task.row.state not in (TaskState.COMPLETED, TaskState.DEAD),
+        cancellable=task.row.state in UNFINISHED,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- counts: how much a queue holds, and its counters.
--- include: schema
+-- include: schema cancels
 -- KEYS[1] scheduled  zset    ids by due time
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] active     zset    ids by lease expiry
@@ -24,7 +24,8 @@
 -- KEYS[21] recent    zset    ids that callers chose, by the time until which they are refused
 -- KEYS[22] stats     hash    counters, in all and per day
 -- KEYS[23] meta      hash    schema
--- returns the sizes of all keys but stats, in this order; and the counters, name and value in turn
+-- returns the sizes of all keys but stats, in this order; the counters, name and value in turn; and
+--   how many of the completed tasks were cancelled
 check_schema(KEYS[23])
 local sizes = {}
 for _, set_key in ipairs({
@@ -39,4 +40,5 @@ for _, hash_key in ipairs({
   sizes[#sizes + 1] = redis.call('HLEN', hash_key)
 end
 sizes[#sizes + 1] = redis.call('ZCARD', KEYS[21])
-return { sizes, redis.call('HGETALL', KEYS[22]) }
+local cancelled = count_cancelled(KEYS[3], KEYS[5], KEYS[17])
+return { sizes, redis.call('HGETALL', KEYS[22]), cancelled }

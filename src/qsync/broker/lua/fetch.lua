@@ -86,7 +86,7 @@ local swept_us = math.abs(now - digits(known[7], 0))
 local recent = swept_us < math.min(300000000, tonumber(ARGV[8]) / 10)
 if redis.call(
   'EXISTS', k.pending, k.scheduled, k.retry, k.active, k.completed, k.unique, k.fairness
-) == 0 and (recent or redis.call('EXISTS', k.dead, k.calls) == 0) then
+) == 0 and (recent or redis.call('EXISTS', k.dead, k.calls, k.recent) == 0) then
   if again then
     redis.call('HSET', k.fetches, server, ARGV[3] .. ' ' .. whole(now))
   end

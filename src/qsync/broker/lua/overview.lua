@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- overview: a queue at one moment: how much it holds, who waits longest, and its counters.
--- include: schema clock cut
+-- include: schema clock cut cancels
 -- KEYS[1] scheduled  zset    ids by due time
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] active     zset    ids by lease expiry
@@ -18,13 +18,15 @@
 -- KEYS[15] fetches   hash    server id -> last fetch
 -- KEYS[16] meta      hash    paused, paused_at
 -- KEYS[17] stats     hash    counters, in all and per day
+-- KEYS[18] cancels   hash    id -> retention us
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] days       int     of which the counters are wanted, today included; 1 to 90
 -- ARGV[3...] names of counters
 -- returns now us; the sizes of the six states in this order; the bytes that the keys take, about,
 --   -1 when the store does not say; who paused it and why, empty when it is not paused; since when,
 --   us; the first tasks in pending, up to 8 and 1 MiB, each its message (cut, when it is long), the
---   length of that and its failure record; the counters, name and value in turn
+--   length of that and its failure record; the counters, name and value in turn; how many of
+--   the completed tasks were cancelled
 check_schema(KEYS[16])
 local now = clock(ARGV[1])
 local sizes, bytes = {}, 0
@@ -66,4 +68,7 @@ for i = 3, #ARGV do
   end
 end
 local paused = redis.call('HMGET', KEYS[16], 'paused', 'paused_at')
-return { whole(now), sizes, bytes, paused[1] or '', paused[2] or '', first, counters }
+return {
+  whole(now), sizes, bytes, paused[1] or '', paused[2] or '', first, counters,
+  count_cancelled(KEYS[3], KEYS[5], KEYS[18]),
+}
