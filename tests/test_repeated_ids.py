@@ -145,6 +145,38 @@ def test_nested_enqueue_uses_the_time_of_the_app(valkey: Store, prefix: str) -> 
         assert redis.exists(f"{{{prefix}:default}}:recent") == 0
 
 
+@pytest.mark.faults(86)
+def test_second_attempt_of_a_parent_does_not_run_a_finished_child_again(
+    valkey: Store, prefix: str
+) -> None:
+    done: list[str] = []
+    attempts: list[int] = []
+
+    async def main() -> None:
+        mux = Mux()
+
+        @mux.handle("parent")
+        async def parent(task: TaskInfo) -> None:
+            handle = await current().client.enqueue(Task("child", id="child"))
+            await until(lambda: done == ["child"])
+            await b.gone("child")
+            attempts.append(task.attempt)
+            assert handle.id == "child"
+            if task.attempt == 1:
+                raise ValueError("once more")
+
+        @mux.handle("child")
+        async def child(task: TaskInfo) -> None:
+            done.append(task.id)
+
+        async with bench(valkey.url, prefix) as b, b.server(mux):
+            await b.client.enqueue(Task("parent", id="parent", retry=1, retry_delay=0))
+            await b.gone("parent")
+
+    asyncio.run(main())
+    assert (done, attempts) == (["child"], [1, 2])
+
+
 # The script
 
 

@@ -98,7 +98,7 @@ def test_completed(rig: Rig) -> None:
 def test_cancelled_and_kept(rig: Rig) -> None:
     rig.enqueue("a")
     rig.cancel("a", retention_us=9)
-    assert status(rig).state is TaskState.COMPLETED
+    assert status(rig).state is TaskState.CANCELLED
     assert status(rig).cancelled
     [shown] = rig.run(views.show(rig.keys, ["a"]))
     assert shown is not None

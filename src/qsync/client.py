@@ -34,6 +34,7 @@ from qsync.sending import (
     check_durability,
     check_remember_ids,
     duplicate,
+    is_refused,
     overtaken,
     own,
     ready,
@@ -197,7 +198,7 @@ class Client(_AnyClient):
         if isinstance(reply, QsyncError):
             raise reply
         [outcome] = reply
-        if outcome.outcome != "created":
+        if is_refused(outcome):
             raise duplicate(outgoing, outcome)
         return self._handle(outgoing, outcome)
 
@@ -406,7 +407,7 @@ class AsyncClient(_AnyClient):
         asked = self._durability if durability is None else check_durability(durability)
         outbox = self._outboxes[asked].get(outgoing.queue) or self._outbox(outgoing.queue, asked)
         reply = await outbox.ask(outgoing)
-        if reply.outcome != "created":
+        if is_refused(reply):
             raise duplicate(outgoing, reply)
         return self._handle(outgoing, reply)
 

@@ -110,6 +110,17 @@ def size_of(task: Outgoing) -> int:
     return max(size, _COSTLY) if costly else size
 
 
+def is_refused(reply: Enqueued) -> bool:
+    """Whether an enqueue of one task is an error.
+
+    It is none when a handler enqueues a child again that an earlier attempt enqueued, and that is
+    done by now.
+    """
+    if reply.outcome == "created":
+        return False
+    return reply.outcome != "repeated" or nonce_of_parent() is None
+
+
 def duplicate(task: Outgoing, holder: Enqueued) -> DuplicateTask:
     """The error for a task whose id or lock is taken."""
     if holder.outcome == "exists":
