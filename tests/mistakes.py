@@ -193,6 +193,5 @@ IN_SCRIPTS: Final = named(
     all_that_is_due_at_once,
     recovery_reads_messages,
     second_answer_to_an_enqueue,
-    finished_id_taken_again,
 )
 """Those that the check by the model has to find."""

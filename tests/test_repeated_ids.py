@@ -15,6 +15,8 @@ from qsync.broker.shell import Broker
 from qsync.client import Client
 from qsync.task import Outgoing, new_nonce, outgoing
 from tests.conftest import Colour
+from tests.machine import Scripts
+from tests.mistakes import finished_id_taken_again
 from tests.rig import BINARIES, DAY, Rig, S
 from tests.serving import bench, until
 from tests.stores import Store
@@ -291,3 +293,20 @@ def test_a_task_that_a_lock_kept_out_may_come_later(rig: Rig) -> None:
     assert rig.send(chosen("b", unique=True, unique_key="l")) == [("duplicate", "a")]
     rig.complete(*rig.lease())
     assert rig.send(chosen("b", unique=True, unique_key="l")) == [("created", "b")]
+
+
+def test_the_model_tells_an_id_that_is_taken_again(rig: Rig) -> None:
+    """The check by the model sees the planted mistake in four steps."""
+
+    def steps() -> None:
+        machine = type("Steps", (Scripts,), {"rig": rig})()
+        machine._anew()
+        options = {"remember_us": 100 * S}
+        machine.enqueue([("a", options)])
+        machine.fetch("s", 1, 1)
+        machine.complete([0], None)
+        machine.enqueue([("a", options)])
+
+    steps()
+    with finished_id_taken_again(), pytest.raises(AssertionError, match="repeated"):
+        steps()
