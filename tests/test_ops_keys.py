@@ -26,6 +26,7 @@ LOOK: dict[str, Make] = {
     "counts": lambda rig, held: views.counts(rig.keys),
     "page": lambda rig, held: views.page(rig.keys, TaskState.DEAD, count=5),
     "overview": lambda rig, held: views.overview(rig.keys),
+    "look": lambda rig, held: views.look(rig.keys, lease_us=1),
     "locate": lambda rig, held: views.locate(rig.keys, "p", lock=NAME, server="s"),
     "schedules": lambda rig, held: views.schedules(rig.keys),
     "queues": lambda rig, held: views.queues(rig.globals),

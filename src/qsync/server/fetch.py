@@ -250,7 +250,7 @@ class Fetcher:
             if any(now < self._retry_at[lane.queue] for lane in lanes):
                 continue
             if self._lookout.many:
-                watched = [lane for lane in lanes if self._lookout.rests(lane)]
+                watched = [lane for lane in lanes if not self._has_its_turn(lane)]
             else:
                 watched = [lane for lane in lanes if not (lane.full or lane.refused)]
             if not watched:
@@ -263,6 +263,12 @@ class Fetcher:
                 self._waiting[waiter] = self._spawn(self._wait(waiter, watched, seconds))
             elif watched[0].queue not in self._flights and watched[0].unanswered is None:
                 self._wait_and_fetch(waiter, watched[0], slots, min(seconds, self._foresight_s))
+
+    def _has_its_turn(self, lane: Lane) -> bool:
+        """Whether a queue will be fetched from without a wake."""
+        if self._lookout.rests(lane) or lane.empty:
+            return False
+        return lane.full or lane.refused or lane.queue not in self._flights
 
     def _until_upkeep(self, lanes: Sequence[Lane], now: float) -> float:
         """The seconds until there is something to do for these queues, wake or not."""
