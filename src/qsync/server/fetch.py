@@ -294,6 +294,9 @@ class Fetcher:
             keys = None if everything else [lane.keys.key("wake") for lane in lanes]
             woken = await waiter.wait(seconds, keys)
             self._wait_backoffs[waiter].reset()
+            if self._outage.parts:
+                for lane in lanes:
+                    self._outage.worked(_part(lane))
             if woken is not None:
                 lane = self._by_wake[woken[0]]
                 lane.empty = False
