@@ -52,7 +52,7 @@ class Model(Queue):
             if sent.remember_us and answer.outcome == "created" and len(self.tasks) > before:
                 ends = now + sent.remember_us
                 self.recent[sent.id] = max(ends, self.recent.get(sent.id, 0))
-        if sender and len(self.tasks) > before:
+        if sender and any(answer.outcome == "created" for answer in answers):
             self.calls[sender] = (number, now, answers)
         return answers
 

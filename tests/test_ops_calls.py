@@ -71,6 +71,20 @@ def test_what_was_not_created_is_answered_as_at_first_too(rig: Rig) -> None:
     assert rig.dump() == before
 
 
+def test_call_that_found_its_own_task_does_not_create_it_again_after_it_ended(rig: Rig) -> None:
+    """Each attempt of a parent sends the same child, by a sender of its own."""
+    tasks = rig.tasks("child")
+    first = ops.enqueue(rig.keys, tasks, sender="first", number=1, now_us=rig.now)
+    second = ops.enqueue(rig.keys, tasks, sender="second", number=1, now_us=rig.now)
+    assert rig.run(first) == created("child")
+    assert rig.run(second) == created("child")
+    rig.complete(*rig.lease())
+    before = rig.dump()
+    assert rig.run(second) == created("child")
+    assert rig.run(first) == created("child")
+    assert rig.dump() == before
+
+
 def test_a_call_that_created_nothing_leaves_no_trace(rig: Rig) -> None:
     rig.enqueue("a")
     before = rig.dump()

@@ -2,7 +2,7 @@
 -- enqueue: store new tasks and put their ids into pending or scheduled.
 -- Refused as a whole, with nothing written, when the store is out of memory.
 -- Run again with the same arguments it writes nothing and answers the same, also when tasks that it
--- created have left the queue meanwhile, if it has a sender.
+-- created or found have left the queue meanwhile, if it has a sender.
 -- include: schema guard begin clock wake count tags lock due calls recent store
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
@@ -13,7 +13,7 @@
 -- KEYS[7] wake       list
 -- KEYS[8] meta       hash    virtual time, weights
 -- KEYS[9] stats      hash    counters
--- KEYS[10] calls     hash    sender -> its last call that created tasks
+-- KEYS[10] calls     hash    sender -> its last call that was answered created for a task
 -- KEYS[11] recent  zset    ids that callers chose, by the time until which they are refused
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] head       bytes   what goes before the stamp
@@ -53,7 +53,8 @@ local created, others = store_tasks(k, now, ARGV[2], tasks, known[2], recent)
 if created > 0 then
   remember(k.recent, now, tasks, times, others)
 end
-if sender ~= '' and created > 0 then
+-- A call that only found its own tasks is kept as well: they may have left when it comes again.
+if sender ~= '' and #others < 3 * #tasks.ids then
   keep_call(KEYS[10], sender, number, now, others)
 end
 return #others == 0 and 'created' or replies_of(tasks.ids, others)
