@@ -47,7 +47,8 @@ if #done > 0 then
   check_hash(k.results)
 end
 if #held > 0 then
-  check_rights(k.tasks, #done > 0 and { 'HDEL', 'ZADD', 'HSET' } or { 'HDEL' })
+  check_rights(k.tasks, { 'HDEL', 'EXISTS' })
+  check_rights(k.tasks, #done > 0 and { 'ZADD', 'HSET' } or {})
 end
 release(k, held_ids, true) -- those that stay keep their progress
 erase(k, now, gone)
