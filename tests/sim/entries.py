@@ -35,6 +35,8 @@ class Entry:
     phase: Phase = "gone"
     due_us: int = 0
     kept_until_us: int = 0
+    remembered_until_us: int = 0
+    """Time until which no other task is taken under this id, after the last one was."""
     lock: str = ""
     cancel_asked: bool = False
     cancel_retention: Any = ""

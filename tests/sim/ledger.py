@@ -133,6 +133,8 @@ class Ledger:
                     self.find(f"{id} is made again by its one enqueue")
             elif outcome == b"duplicate":
                 self._check_duplicate(queue, now, options, reply[2 * at + 1].decode())
+            elif outcome == b"repeated" and now >= self.entry(queue, id).remembered_until_us:
+                self.find(f"{id} is said to be repeated, and was not enqueued lately")
 
     def _created(self, queue: str, now: int, id: str, packed: bytes) -> None:
         entry = self.entry(queue, id)
@@ -148,7 +150,10 @@ class Ledger:
         self.count("enqueued")
         if entry.created > 1:
             self.recreated += 1
-        due, _, lock, _ = codec.decode(packed) if packed else ("", "", "", 0)
+        due, _, lock, _, remember_us = codec.decode(packed) if packed else ("", "", "", 0, 0)
+        if self._latest_us < entry.remembered_until_us and not entry.cancel_asked:
+            self.find(f"{id} is made again within the time that its id is remembered")
+        entry.remembered_until_us = now + remember_us
         entry.phase, entry.cancel_asked = "waiting", False
         entry.due_us = now + int(due) if due.startswith("+") else int(due or 0)
         if lock:
@@ -333,6 +338,8 @@ class Ledger:
         entry.finished.append(how)
         if len(entry.finished) > entry.created + entry.unsure:
             self.find(f"{entry.id} ended twice: {entry.finished}")
+        if how == "cancelled":
+            entry.remembered_until_us = 0
         if how == "dead":
             entry.phase = "dead"
         elif retention == "":
