@@ -318,7 +318,7 @@ def test_completed_tasks_go_when_their_retention_is_over(rig: Rig) -> None:
     assert rig.field("results", "a") is None
     rig.now += S
     rig.fetch(0)
-    assert set(rig.dump()) == {"fetches", "meta", "stats", "wake"}
+    assert set(rig.dump()) == {"fetches", "meta", "stats"}
 
 
 def test_dead_tasks_go_by_age_and_are_counted(rig: Rig) -> None:
@@ -333,7 +333,7 @@ def test_dead_tasks_go_by_age_and_are_counted(rig: Rig) -> None:
     rig.now += 5 * S
     rig.fetch(0, policy=policy)
     assert rig.counters()["trimmed"] == 2
-    assert set(rig.dump()) == {"fetches", "meta", "stats", "wake"}
+    assert set(rig.dump()) == {"fetches", "meta", "stats"}
 
 
 @pytest.mark.faults(79)

@@ -536,7 +536,7 @@ MISTAKES = {
     "weight 0": (["shop:app", "--queues", "a=0"], "is not a whole number from 1"),
     "concurrency": (["shop:app", "--concurrency", "0"], "concurrency: 0 is not"),
     "lease": (["shop:app", "--lease", "-1"], "lease: -1.0 is not"),
-    "a bad url": (["shop:app", "--url", "http://x"], "url: http://x does not begin with"),
+    "a bad url": (["shop:app", "--url", "http://x"], "url: http://... does not begin with"),
     "a url that is not used": (["fixed:app", "--url", "redis://h2"], "--url: the app names its"),
     "a prefix that is not used": (["fixed:app", "--prefix", "b"], "--prefix: the app has one"),
 }

@@ -77,6 +77,11 @@ RetryPolicy = Delays | Callable[[int, Exception], Delay] | None
 """None: the default windows. A callable: (attempt, error) -> delay."""
 
 
+def spread(least: float, most: float) -> float:
+    """A number between these, for servers that should not all act at one moment."""
+    return least + _chance() * (most - least)  # noqa: S311 - of no secret
+
+
 def default_delay(attempt: int, *, random: Callable[[], float] = _chance) -> float:
     """Seconds to wait after this attempt (1 is the first), drawn from the default windows."""
     least, most = WINDOWS_S[min(max(attempt, 1), len(WINDOWS_S)) - 1]

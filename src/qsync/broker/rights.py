@@ -39,7 +39,7 @@ PLAIN: Final[dict[Role, tuple[str, ...]]] = {
 """What is sent beside scripts. Redis before 7.2 does not know WAITAOF."""
 
 EVERYBODY: Final = ("eval", "evalsha", "ping")
-CLUSTER: Final = ("cluster|slots", "command", "asking")
+CLUSTER: Final = ("cluster|slots", "asking")
 
 SHARED: Final = {
     "queues": "queues", "servers": "servers", "server": "server:*", "inbox": "inbox:*",

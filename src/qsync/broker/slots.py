@@ -7,13 +7,13 @@ the calls for its own keys alone.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import redis.exceptions as failures
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
+from qsync.backoff import spread
 from qsync.broker.address import Address
 from qsync.broker.faults import LIBRARY_ERRORS
 
@@ -67,8 +67,7 @@ class SlotMap:
     def candidates(self) -> list[Node]:
         """The nodes to ask for the map, in this order: those that are doubted come last."""
         nodes = list(dict.fromkeys((*self._known, *self._startup)))
-        random.shuffle(nodes)
-        return sorted(nodes, key=self._doubted.__contains__)
+        return sorted(nodes, key=lambda node: (node in self._doubted, spread(0, 1)))
 
     def learn(self, reply: Any, asked: Node) -> None:
         """Take the map from a node's reply; raises the error that it is."""

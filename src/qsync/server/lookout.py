@@ -16,10 +16,10 @@ import contextlib
 import heapq
 import itertools
 import math
-import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from qsync.backoff import spread
 from qsync.broker import views
 from qsync.broker.shell import AsyncBroker
 from qsync.broker.views import Looked
@@ -67,7 +67,7 @@ class Lookout:
         self._timed: dict[str, float] = {}
         """By queue, the first of its times in the heap."""
         now = boot_s()
-        self._slow_at = {lane.queue: now + SLOW_S * random.random() for lane in lanes}  # noqa: S311
+        self._slow_at = {lane.queue: now + spread(0, SLOW_S) for lane in lanes}
 
     def busy(self) -> Iterable[Lane]:
         """Queues that may have something to do, the one last fetched from at the end."""
@@ -166,8 +166,8 @@ class Lookout:
                 raise
             except QsyncError as error:
                 self._outage.failed(PART, error)
-            jitter = 0.9 + 0.1 * random.random()  # noqa: S311 - servers need not look together
-            await asyncio.sleep(max(self._sweep_s * jitter - (boot_s() - began), 0.001))
+            interval = self._sweep_s * spread(0.9, 1.0)  # servers need not look together
+            await asyncio.sleep(max(interval - (boot_s() - began), 0.001))
 
     async def with_tasks(self) -> Sequence[Lane]:
         """The queues in which tasks wait; where that is not known, all that are busy."""
