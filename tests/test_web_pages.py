@@ -22,7 +22,7 @@ from qsync.web.app import STATIC, VIEWS
 from qsync.web.guard import HEADERS
 from tests.browsing import TRACE, visiting
 from tests.inspecting import Bed, bed
-from tests.stores import Cluster, Store
+from tests.stores import Cluster, Store, wait_until_async
 
 WEB = Path(qsync.web.__file__).parent
 IDS = {"/queue": "queue=default", "/task": "id=d1", "/server": "id=w", "/find": "id=d1",
@@ -265,7 +265,11 @@ def test_a_store_that_is_away_is_said_in_time(own_store: Store, prefix: str) -> 
             )
             assert {answer.status_code for answer in answers} <= {503, 504}
             own_store.start()
-            assert (await client.get("/health")).status_code == 200
+
+            async def is_back() -> bool:
+                return (await client.get("/health")).status_code == 200
+
+            await wait_until_async(is_back)
 
     asyncio.run(main())
 
