@@ -53,7 +53,7 @@ def test_a_running_task_is_cancelled_at_once(store: Store, prefix: str) -> None:
             change = await inspector.cancel("a")
             assert (change.outcome, change.server is not None) == ("told", True)
             await until(lambda: stopped == ["a"], timeout=5)  # a third of the lease is 10 s
-            await made.reaches("a", "cancelled")
+            await made.reaches("a", "completed")
             row = (await inspector.tasks("default", "cancelled")).tasks[0]
             assert (row.id, row.cancelled) == ("a", True)
             assert (await inspector.cancel("a")).outcome == "done", "it is what was asked for"

@@ -467,8 +467,9 @@ def test_a_store_that_is_refused_ends_the_parent_with_the_reason(
 @pytest.mark.faults(17)
 @pytest.mark.guarantee(7)
 def test_a_process_that_starts_while_the_store_is_away_waits_for_it(tmp_path: Path) -> None:
-    """Though it takes longer than anybody tries; and who is told to stop meanwhile stops."""
-    with Store(aof=True) as store, Worker(tmp_path, store.url) as worker:
+    """However often it tries in vain, and it stops when told so meanwhile."""
+    debug = ("--log-level", "debug")  # else only the first try is in the log
+    with Store(aof=True) as store, Worker(tmp_path, store.url, *debug) as worker:
         worker.wait_ready(1)
         store.kill()
         killed = worker.started()[-1]
