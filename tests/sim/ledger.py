@@ -54,6 +54,10 @@ class Ledger:
         self.lost_ticks: set[tuple[str, str, int]] = set()
         self.void: set[tuple[str, str, str]] = set()
         """Leases that it does not know of any more: queue, id and token."""
+        self.upkept_us: dict[str, int] = {}
+        """By queue, time of the last fetch that did its upkeep since the store last lost data."""
+        self._numbers: dict[tuple[str, str], int] = {}
+        """By queue and server, the number of its last fetch."""
         self._latest_us = 0
         """By the store's clock, at its highest: what has lapsed or come due by then stays so."""
         self._open_locks: dict[tuple[str, str], str] = {}
@@ -70,6 +74,7 @@ class Ledger:
     def lose(self, kept: Any | None) -> None:
         """The store has lost its data: all of them, or what came after the copy was made."""
         entries, ticks = self.entries, self.ticks
+        self.upkept_us.clear()
         state = ({}, {}, {}, {}, 0) if kept is None else deepcopy(kept)
         self.entries, self.ticks, self._open_locks, self._calls, self.unsure = state
         for key, entry in entries.items():
@@ -193,6 +198,8 @@ class Ledger:
     def _see_fetch(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
         server, number, _, lease_us = args[:4]
         token = f"{server}/{number}"
+        if number > self._numbers.get((queue, server), -1):  # a repeated fetch does no upkeep
+            self._numbers[queue, server], self.upkept_us[queue] = number, now
         for raw in reply[5]:
             entry = self.entry(queue, raw.decode())
             if entry.deliveries and entry.deliveries[-1].token == token:

@@ -160,12 +160,13 @@ class Verdict:
                 ):
                     continue  # it came when the servers were about to stop
                 self.find(f"{name} of {queue} still holds {id}")
-        now_us = self._now_us - self.ledger.back_us  # what is swept once a second waits so long
+        upkept_us = self.ledger.upkept_us.get(queue, 0) - self.ledger.back_us
         for lock, value in self._fields(queue, "unique").items():
             if lock.startswith("@"):
                 self.find(f"{lock} in {queue} is a lock of a task that ended")
-            elif int(value.partition(b":")[0]) <= now_us - 3 * US * SWEEP:
-                # A window that ended is swept once a second, while there are servers.
+            elif int(value.partition(b":")[0]) <= upkept_us - 3 * US * SWEEP:
+                # Fetches sweep the windows that ended, once a second; an idle queue is fetched from
+                # every few minutes, and enqueue takes no ended window for a lock.
                 self.find(f"{lock} in {queue} is held by nobody: {value!r}")
 
     def _check_counters(self, queue: str) -> None:
