@@ -172,6 +172,7 @@ class Model(Queue):
             own_lapsed=own,
             paused=bool(self.paused),
             generation=self.generation,
+            since={id: t.since for id, t in zip(ids, tasks, strict=True) if t.since is not None},
         )
 
     def note_life(self, now: int, lease_us: int) -> int:
@@ -209,6 +210,7 @@ class Model(Queue):
                 (died if of_it else back).append(id)
         self.more |= len(lapsed) == LIMIT > len(own)
         self.to_head(now, back)
+        self.runnable_from(dict.fromkeys(back, now))
         for id in died:
             self.move(now, id, "dead", now)
             self.counts["dead"] += 1
@@ -246,6 +248,8 @@ class Model(Queue):
     def complete(self, now: int, rows: Sequence[Done]) -> list[Outcome]:
         held, answers = self.owned(rows)
         for row in held:
+            if self.tasks[row.id].since is not None:
+                self.tasks[row.id].progress = None
             if row.retention_us is None:
                 self.move(now, row.id, None)
             else:
@@ -291,6 +295,7 @@ class Model(Queue):
         head = [row.id for row in rest if row.delay_us is None]
         self.to_later(now, "scheduled", later)
         self.to_head(now, head)
+        self.runnable_from({**later, **dict.fromkeys(head, now)})
         self.awake = self.awake or bool(head)
         return answers
 
@@ -335,7 +340,7 @@ class Model(Queue):
             return ("active", task.token or "")
         if task.state not in UNFINISHED:
             return ("finished" if task.cancel is None else "cancelled", "")
-        task.cancel = retention
+        task.cancel, task.progress = retention, None
         self.end_cancelled(now, [id])
         return ("cancelled", "")
 
@@ -362,6 +367,7 @@ class Model(Queue):
             task.crashes, task.failure = None, failure or None
             task.key = fairness_key
         self.to_pending(now, id)
+        self.runnable_from({id: now})
         self.awake = True
         return ("ok", "")
 

@@ -34,6 +34,12 @@ class Known:
         return MESSAGE_HEAD + struct.pack(">Q", self.enqueued_at) + self.sent.message
 
     @property
+    def since(self) -> int | None:
+        """Since when it is runnable, where that is kept: at the place of its progress."""
+        kept = self.progress is not None and self.progress.startswith(b"@")
+        return int(self.progress[1:]) if self.progress and kept else None
+
+    @property
     def crash_count(self) -> int:
         return int((self.crashes or "0").rstrip("+!"))
 
@@ -152,6 +158,11 @@ class Queue:
             task = self.tasks[row.id]
             if task.crashes:
                 task.crashes = str(task.crash_count)
+
+    def runnable_from(self, at: dict[str, int]) -> None:
+        """Keep since when, or from when on, tasks can run."""
+        for id, us in at.items():
+            self.tasks[id].progress = f"@{us}".encode()
 
     def moments(self) -> set[int]:
         """The times at which something is due, lapses or ends."""

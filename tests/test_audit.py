@@ -18,7 +18,7 @@ from qsync.broker import connect, ops
 from qsync.broker.ops import Held
 from qsync.broker.shell import AsyncBroker
 from qsync.cli.main import app
-from qsync.state import TaskState
+from qsync.state import STORED, TaskState
 from tests.rig import BINARIES, LEASE, Rig, S, shared_store
 from tests.serving import bench
 from tests.stores import Binary, Cluster, Store
@@ -75,7 +75,7 @@ def test_a_sound_store_is_sound(rig: Rig) -> None:
     assert report.damages == []
     assert report.queues == ["queue"]
     ids = ("pending", "later", "dead", "failed", "kept", "running")
-    assert {rig.state(id) for id in ids} == {*TaskState}
+    assert {rig.state(id) for id in ids} == {*STORED}
     assert report.ids > 20
     assert (report.lost_payloads, report.truncated, report.unknown) == (0, False, [])
 

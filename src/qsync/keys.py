@@ -50,7 +50,7 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
         "last asked, us",
     ),
     "cancels": ("hash", "id -> retention, us: cancel asked for, or outcome of a completed task"),
-    "progress": ("hash", "id -> <done>/<total> of a running task"),
+    "progress": ("hash", "id -> <done>/<total>, or @<us> since when it is runnable"),
     "wake": ("list", "at most one element: servers with a free slot block on it"),
     "meta": (
         "hash",

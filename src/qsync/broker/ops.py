@@ -126,6 +126,8 @@ class Fetched(msgspec.Struct, frozen=True, kw_only=True):
     """More tasks wait that may be fetched."""
     spared: dict[str, int] = {}
     """By id, how many crashes did not count, for tasks with such ones."""
+    since: dict[str, int] = {}
+    """By id, the time since when a task is runnable that was handed back, recovered or re-run."""
 
 
 def batches(
@@ -626,7 +628,7 @@ _ENQUEUE_OUTCOMES: Final[dict[bytes, Literal["created", "exists", "duplicate", "
 
 def _fetched(reply: Any) -> Fetched:
     now, next_due, more, recovered, died, *batch, own, paused, generation, left = reply
-    ids, messages, failures, crashes = _only_tasks(*batch)
+    ids, messages, failures, crashes, since = _only_tasks(*batch)
     return Fetched(
         now_us=int(now),
         next_due_us=None if next_due == b"-1" else int(next_due),
@@ -642,6 +644,7 @@ def _fetched(reply: Any) -> Fetched:
         generation=_text(generation),
         left=bool(left),
         spared=_spared(ids, crashes) if any(crashes) else {},
+        since=_since(ids, since) if any(since) else {},
     )
 
 
@@ -652,6 +655,16 @@ def _spared(ids: list[bytes], crashes: list[bytes | None]) -> dict[str, int]:
         if text and (match := _SPARED.match(text)):
             found[id.decode()] = int(match[1])
     return found
+
+
+def _since(ids: list[bytes], texts: list[bytes | None]) -> dict[str, int]:
+    """By id, the time in `@<us>`; any other text is the progress of a task."""
+    pairs = zip(ids, texts, strict=True)
+    return {
+        id.decode(): int(text[1:])
+        for id, text in pairs
+        if text and text[:1] == b"@" and text[1:].isdigit() and len(text) < 18
+    }
 
 
 def _only_tasks(ids: Any, *beside: Any) -> Iterator[list[Any]]:

@@ -130,7 +130,8 @@ class Cut(NamedTuple):
 class Overview:
     """A queue at one moment. `memory` is in bytes, None where the store does not tell.
 
-    `first` are the first tasks in pending, each its message and its failure record.
+    `first` are the first tasks in pending, each its message and its failure record, less those
+    that are known to be runnable since a time of their own; `since_us` is the earliest of these.
     """
 
     now_us: int
@@ -139,6 +140,7 @@ class Overview:
     pause_note: bytes | None
     paused_at_us: int
     first: list[tuple[Cut, bytes]]
+    since_us: int | None
     stats: dict[str, int]
 
 
@@ -148,15 +150,16 @@ def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Ca
     now = "" if now_us is None else now_us
 
     def decode(reply: Any) -> Overview:
-        at, sizes, size, note, since, first, stats, cancelled = reply
+        at, sizes, size, note, paused_at, first, stats, cancelled, since = reply
         stored = {TaskState(name): n for name, n in zip(script.keys, sizes, strict=False)}
         return Overview(
             now_us=int(at),
             states=_told_apart(stored, cancelled),
             memory=None if size < 0 else size,
             pause_note=note or None,
-            paused_at_us=number(since),
+            paused_at_us=number(paused_at),
             first=[(Cut(message, length), failure) for message, length, failure in first],
+            since_us=int(since) if since else None,
             stats=_counters(stats),
         )
 

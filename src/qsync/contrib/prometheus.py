@@ -119,7 +119,7 @@ def server_metrics(rows: Iterable[Row], conditions: Sequence[Condition]) -> list
     by_type = ["queue", "type"]
     wait = HistogramMetricFamily(
         "qsync_task_wait_seconds",
-        "From when a task could first start to its first start.",
+        "From when a task could start to its start; retries and recovered tasks are left out.",
         labels=by_type,
     )
     run = HistogramMetricFamily(

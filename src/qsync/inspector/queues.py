@@ -90,7 +90,7 @@ class Queues(Live):
         return QueueInfo(
             name=name,
             states=shown.states,
-            latency=_latency(shown),
+            latency=latency_of(shown),
             bytes=shown.memory,
             paused=pause_of(shown.pause_note, shown.paused_at_us),
             counters=counters,
@@ -197,9 +197,10 @@ async def _prefixes_at(node: AsyncBroker) -> set[str]:
     return found
 
 
-def _latency(shown: views.Overview) -> float:
+def latency_of(shown: views.Overview) -> float:
     """How long the oldest of the first pending tasks has waited, seconds."""
-    waiting = [
+    waiting = [] if shown.since_us is None else [shown.since_us]
+    waiting += [
         since
         for cut, failure in shown.first
         if (since := waiting_since_us(message_in(cut), decode_failure(failure))) is not None

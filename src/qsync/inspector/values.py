@@ -29,8 +29,8 @@ class Day(msgspec.Struct, frozen=True, kw_only=True):
 class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A queue at one moment.
 
-    latency   seconds that the oldest pending task has waited since it could first run; 0 when
-              none is pending
+    latency   seconds that the oldest pending task has waited since its enqueue or due time, or
+              since it was handed back, recovered or run again; 0 when none is pending
     bytes     what the queue takes of the store's memory, about; None where the store won't say
     counters  since the queue began; `today` the same for this day
     days      one for each day asked for, the latest first; days without anything are left out

@@ -509,6 +509,8 @@ class Fetcher:
             one = Leased(lane, id, token, message, decode_failure(record), crashes, sent, expires)
             if fetched.spared:
                 one.spared = fetched.spared.get(id, 0)
+            if fetched.since:
+                one.since_us = fetched.since.get(id, 0)
             if message.options is not None and message.options.fairness_key is not None:
                 self._runner.keyed = True
             held[id] = one

@@ -31,7 +31,7 @@ class Row(msgspec.Struct, array_like=True):
     running: int = 0
     outcomes: list[int] = msgspec.field(default_factory=lambda: [0] * len(OUTCOMES))
     waits: list[int] = msgspec.field(default_factory=_buckets)
-    """Per bucket: from when a task could first start to its first start."""
+    """Per bucket: from when a task could start to its start, retries not counted."""
     wait_s: float = 0.0
     runs: list[int] = msgspec.field(default_factory=_buckets)
     """Per bucket: from the start of a run to its end."""

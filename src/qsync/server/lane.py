@@ -66,6 +66,8 @@ class Leased(msgspec.Struct, eq=False):
     """By boot_s; renewals move it."""
     spared: int = 0
     """Crashes that did not count for it, since another suspect may have been the cause."""
+    since_us: int = 0
+    """Since when it is runnable, by the store's clock; 0: since its enqueue or due time."""
     phase: int = READY
     stop: Stop | None = None
     info: TaskInfo | None = None

@@ -62,7 +62,9 @@ class Tally:
         if queue.seen != lane.store_seen:
             queue.seen = lane.store_seen
             queue.ahead_s = lane.store_time_us() / 1e6 - monotonic()
-        due_us = message.enqueued_at_us if message.options is None else message.due_us
+        due_us = leased.since_us or (
+            message.enqueued_at_us if message.options is None else message.due_us
+        )
         wait_s = now + queue.ahead_s - due_us / 1e6
         if wait_s > 0.0:
             row.waits[bisect_left(BOUNDS, wait_s)] += 1

@@ -14,7 +14,7 @@
 -- KEYS[11] unique    hash    locks
 -- KEYS[12] keys      hash    id -> fairness key
 -- KEYS[13] cancels   hash    id -> retention us
--- KEYS[14] progress  hash    id -> done/total
+-- KEYS[14] progress  hash    id -> done/total, or @<us> since when it is runnable
 -- KEYS[15] stats     hash    counters
 -- KEYS[16] done      channel of ended tasks
 -- KEYS[17] meta      hash    schema
@@ -37,6 +37,7 @@ for _, set in ipairs({ KEYS[2], KEYS[3], KEYS[5] }) do
     check_rights(k.cancels, { 'HSET', 'HGET', 'HDEL', 'HMGET', 'ZADD', 'EXISTS' })
     redis.call('ZREM', set, id)
     redis.call('HSET', k.cancels, id, ARGV[3])
+    forget_beside(k.progress, { id })
     end_cancelled(k, now, { id })
     publish_ended(k.done)
     return { 'cancelled', '' }

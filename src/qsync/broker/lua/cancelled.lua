@@ -11,7 +11,7 @@
 -- KEYS[8] unique     hash    locks
 -- KEYS[9] keys       hash    id -> fairness key
 -- KEYS[10] cancels   hash    id -> retention us
--- KEYS[11] progress  hash    id -> done/total
+-- KEYS[11] progress  hash    id -> done/total, or @<us> since when it is runnable
 -- KEYS[12] stats     hash    counters
 -- KEYS[13] done      channel of ended tasks
 -- KEYS[14] meta      hash    schema

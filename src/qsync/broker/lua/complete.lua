@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- complete: tasks that a server ran to their end leave the queue, or are kept for their retention.
 -- Run without allow-oom when it carries results, and then refused as a whole when memory is short.
--- include: schema guard clock count lock ended erase owned
+-- include: schema guard clock count lock ended erase owned since runnable
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] active     zset    ids by lease expiry
 -- KEYS[3] completed  zset    ids by the time until which they are kept
@@ -12,7 +12,7 @@
 -- KEYS[8] unique     hash    locks
 -- KEYS[9] keys       hash    id -> fairness key
 -- KEYS[10] cancels   hash    id -> retention us
--- KEYS[11] progress  hash    id -> done/total
+-- KEYS[11] progress  hash    id -> done/total, or @<us> since when it is runnable
 -- KEYS[12] stats     hash    counters
 -- KEYS[13] done      channel of ended tasks
 -- KEYS[14] meta      hash    schema
@@ -58,6 +58,7 @@ if #done > 0 then
   unlock(k.unique, now, done)
   forget_beside(k.keys, done)
   forget_beside(k.cancels, done)
+  forget_since(k.progress, done)
   note_ended(done)
 end
 count(k.stats, now, 'completed', #held)

@@ -18,7 +18,7 @@
 -- KEYS[15] fetches   hash    server id -> last fetch
 -- KEYS[16] ticks     hash    schedule -> last tick enqueued, us
 -- KEYS[17] cancels   hash    id -> retention us
--- KEYS[18] progress  hash    id -> done/total
+-- KEYS[18] progress  hash    id -> done/total, or @<us> since when it is runnable
 -- KEYS[19] calls     hash    sender -> its last enqueue
 -- KEYS[20] schedules hash    what schedules there are
 -- KEYS[21] recent    zset    ids that callers chose, by the time until which they are refused

@@ -13,7 +13,7 @@
 -- KEYS[10] unique    hash    locks
 -- KEYS[11] keys      hash    id -> fairness key
 -- KEYS[12] cancels   hash    id -> retention us
--- KEYS[13] progress  hash    id -> done/total
+-- KEYS[13] progress  hash    id -> done/total, or @<us> since when it is runnable
 -- KEYS[14] done      channel of ended tasks
 -- KEYS[15] meta      hash    schema
 -- KEYS[16] recent  zset    ids that callers chose, by the time until which they are refused

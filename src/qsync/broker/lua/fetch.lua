@@ -8,7 +8,7 @@
 -- is not recorded either: made again it is an ordinary fetch, unless it says that it is made again.
 -- Then it is recorded, so that a copy of it that comes late finds its number.
 -- The first fetch of a queue makes its generation: another one later says that the data were lost.
--- include: schema guard begin clock wake count crash tags lock ended erase life recover sweep
+-- include: schema guard begin clock wake count crash tags lock ended erase life since runnable recover sweep
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -25,7 +25,7 @@
 -- KEYS[14] fairness  zset    fairness keys by last tag
 -- KEYS[15] fetches   hash    server id -> number, time us and ids, with spaces between
 -- KEYS[16] cancels   hash    id -> retention us
--- KEYS[17] progress  hash    id -> done/total
+-- KEYS[17] progress  hash    id -> done/total, or @<us> since when it is runnable
 -- KEYS[18] wake      list
 -- KEYS[19] meta      hash    paused, generation, virtual time; when a server was last seen; sweeps
 -- KEYS[20] stats     hash    counters
@@ -43,8 +43,8 @@
 -- ARGV[9] max_bytes    int     of messages; one task is taken however large
 -- ARGV[10] again       int     1 when it is made again, since it got no answer
 -- returns now us; us until something is next due (-1: nothing known); 1 when upkeep has more to do;
---   tasks recovered; tasks dead of crashes; ids; messages; failure records; crash counts;
---   the caller's own lapsed ids; 1 when the queue is paused; generation; 1 when more tasks wait that
+--   tasks recovered; tasks dead of crashes; ids; messages; failure records; crash counts; @<us>
+--   where it is kept since when a task is runnable; the caller's own lapsed ids; 1 when the queue is paused; generation; 1 when more tasks wait that
 --   may be fetched
 local k = {
   tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], active = KEYS[4], retry = KEYS[5],
@@ -90,13 +90,13 @@ if redis.call(
   if again then
     redis.call('HSET', k.fetches, server, ARGV[3] .. ' ' .. whole(now))
   end
-  return { whole(now), '-1', 0, 0, 0, {}, {}, {}, {}, {}, paused, generation, 0 }
+  return { whole(now), '-1', 0, 0, 0, {}, {}, {}, {}, {}, {}, paused, generation, 0 }
 end
 local last = redis.call('HMGET', k.fetches, server)[1]
 local before, batch = string.match(last or '', '^(%d+) %d+(.*)$')
 before = digits(before, -1)
 if number < before then
-  return { whole(now), '-1', 0, 0, 0, {}, {}, {}, {}, {}, paused, generation, 0 }
+  return { whole(now), '-1', 0, 0, 0, {}, {}, {}, {}, {}, {}, paused, generation, 0 }
 end
 if number == before then
   local leased, ids, messages = {}, {}, {}
@@ -111,14 +111,14 @@ if number == before then
     end
   end
   return {
-    whole(now), '0', 0, 0, 0, ids, messages, beside(k.failures, ids), beside(k.crashes, ids), {},
-    paused, generation, 1 - paused,
+    whole(now), '0', 0, 0, 0, ids, messages, beside(k.failures, ids), beside(k.crashes, ids),
+    read_since(k.progress, ids), {}, paused, generation, 1 - paused,
   }
 end
 
 -- Most queues have none of these most of the time, and then none is asked for what it holds.
 local unusual = redis.call(
-  'EXISTS', k.scheduled, k.retry, k.completed, k.dead, k.failures, k.crashes
+  'EXISTS', k.scheduled, k.retry, k.completed, k.dead, k.failures, k.crashes, k.progress
 ) > 0
 if unusual then
   for _, set_key in ipairs({ k.scheduled, k.retry, k.completed, k.dead }) do
@@ -275,12 +275,13 @@ if first_lease >= 0 then
   first_lease = math.max(first_lease, spared)
 end
 next_due = math.min(next_due, first_lease)
-local of_failures, of_crashes = {}, {}
+local of_failures, of_crashes, since = {}, {}, {}
 if #ids > 0 and unusual then
   of_failures, of_crashes = beside(k.failures, ids), beside(k.crashes, ids)
+  since = read_since(k.progress, ids)
 end
 return {
   whole(now), next_due < math.huge and whole(math.max(0, next_due - now)) or '-1', more,
-  #recovered, #died, ids, messages, of_failures, of_crashes, own, paused, generation,
+  #recovered, #died, ids, messages, of_failures, of_crashes, since, own, paused, generation,
   left > 0 and 1 - paused or 0,
 }

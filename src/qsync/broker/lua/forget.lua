@@ -20,7 +20,7 @@
 -- KEYS[17] ticks      hash   schedule -> last tick enqueued, us
 -- KEYS[18] schedules  hash   what schedules there are
 -- KEYS[19] cancels    hash   id -> retention us
--- KEYS[20] progress   hash   id -> done/total
+-- KEYS[20] progress   hash   id -> done/total, or @<us> since when it is runnable
 -- KEYS[21] wake       list
 -- KEYS[22] meta       hash   paused, virtual time
 -- KEYS[23] stats      hash   counters

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- hand_back: tasks that a server will not run after all go back, uncharged: to the head of pending
 -- in the order given, or for a delay into scheduled. One whose cancel was asked for ends instead.
--- include: schema guard clock wake count crash tags lock due ended erase owned
+-- include: schema guard clock wake count crash tags lock due ended erase owned runnable
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -14,7 +14,7 @@
 -- KEYS[10] unique    hash    locks
 -- KEYS[11] keys      hash    id -> fairness key
 -- KEYS[12] cancels   hash    id -> retention us
--- KEYS[13] progress  hash    id -> done/total
+-- KEYS[13] progress  hash    id -> done/total, or @<us> since when it is runnable
 -- KEYS[14] wake      list
 -- KEYS[15] meta      hash    virtual time
 -- KEYS[16] stats     hash    counters
@@ -64,8 +64,10 @@ if #failures > 0 then
 end
 end_cancelled(k, now, cancelled)
 put_due(KEYS[3], KEYS[14], later)
+note_since(k.progress, later)
 if #head > 0 then
   to_head(KEYS[2], KEYS[15], head)
+  note_runnable(k.progress, now, head)
   wake(KEYS[14])
 end
 publish_ended(k.done)

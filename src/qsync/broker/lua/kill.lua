@@ -8,7 +8,7 @@
 -- KEYS[5] unique     hash    locks
 -- KEYS[6] keys       hash    id -> fairness key
 -- KEYS[7] cancels    hash    id -> retention us
--- KEYS[8] progress   hash    id -> done/total
+-- KEYS[8] progress   hash    id -> done/total, or @<us> since when it is runnable
 -- KEYS[9] stats      hash    counters
 -- KEYS[10] done      channel of ended tasks
 -- KEYS[11] meta      hash    schema

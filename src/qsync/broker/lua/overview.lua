@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- overview: a queue at one moment: how much it holds, who waits longest, and its counters.
--- include: schema clock cut cancels
+-- include: schema clock cut cancels since
 -- KEYS[1] scheduled  zset    ids by due time
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] active     zset    ids by lease expiry
@@ -19,14 +19,16 @@
 -- KEYS[16] meta      hash    paused, paused_at
 -- KEYS[17] stats     hash    counters, in all and per day
 -- KEYS[18] cancels   hash    id -> retention us
+-- KEYS[19] progress  hash    id -> done/total, or @<us> since when it is runnable
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] days       int     of which the counters are wanted, today included; 1 to 90
 -- ARGV[3...] names of counters
 -- returns now us; the sizes of the six states in this order; the bytes that the keys take, about,
 --   -1 when the store does not say; who paused it and why, empty when it is not paused; since when,
---   us; the first tasks in pending, up to 8 and 1 MiB, each its message (cut, when it is long), the
---   length of that and its failure record; the counters, name and value in turn; how many of
---   the completed tasks were cancelled
+--   us; of the first 512 tasks in pending those without a time since when they are runnable, up to 8
+--   and 1 MiB, each its message (cut, when it is long), the length of that and its failure record;
+--   the counters, name and value in turn; how many of the completed tasks were cancelled; the
+--   earliest of those times, us, empty when there is none
 check_schema(KEYS[16])
 local now = clock(ARGV[1])
 local sizes, bytes = {}, 0
@@ -44,14 +46,23 @@ for _, any_key in ipairs({
   end
   bytes = bytes + (usage or 0)
 end
-local first, read = {}, 0
-for i, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, 7)) do
-  read = read + redis.call('HSTRLEN', KEYS[7], id)
-  if i > 1 and read > 1048576 then
-    break
+-- What is handed back goes to the head of those that have waited longer.
+local last = redis.call('EXISTS', KEYS[19]) == 1 and 511 or 7
+local ids = redis.call('ZRANGE', KEYS[2], 0, last)
+local since, earliest = read_since(KEYS[19], ids), math.huge
+local first, read, full = {}, 0, false
+for i, id in ipairs(ids) do
+  local at = digits(string.match(since[i] or '', '^@(.*)$'))
+  if at then
+    earliest = math.min(earliest, at)
+  elseif not full then
+    read = read + redis.call('HSTRLEN', KEYS[7], id)
+    full = #first == 8 or #first > 0 and read > 1048576
+    if not full then
+      local message, length = cut_message(KEYS[7], id)
+      first[#first + 1] = { message, length, redis.call('HGET', KEYS[8], id) or '' }
+    end
   end
-  local message, length = cut_message(KEYS[7], id)
-  first[i] = { message, length, redis.call('HGET', KEYS[8], id) or '' }
 end
 local counters, today = {}, math.floor(now / 86400000000)
 for i = 3, #ARGV do
@@ -70,5 +81,5 @@ end
 local paused = redis.call('HMGET', KEYS[16], 'paused', 'paused_at')
 return {
   whole(now), sizes, bytes, paused[1] or '', paused[2] or '', first, counters,
-  count_cancelled(KEYS[3], KEYS[5], KEYS[18]),
+  count_cancelled(KEYS[3], KEYS[5], KEYS[18]), earliest < math.huge and whole(earliest) or '',
 }

@@ -14,7 +14,7 @@
 -- KEYS[9] crashes    hash    id -> crash count
 -- KEYS[10] failures  hash    id -> failure record
 -- KEYS[11] cancels   hash    id -> retention us
--- KEYS[12] progress  hash    id -> done/total
+-- KEYS[12] progress  hash    id -> done/total, or @<us> since when it is runnable
 -- KEYS[13] meta      hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] state      text

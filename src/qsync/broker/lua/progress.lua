@@ -2,7 +2,7 @@
 -- progress: how far running tasks are.
 -- include: schema owned
 -- KEYS[1] owner     hash    id -> lease token
--- KEYS[2] progress  hash    id -> done/total
+-- KEYS[2] progress  hash    id -> done/total, or @<us> since when it is runnable
 -- KEYS[3] meta      hash    schema
 -- ARGV[1...] three a task: id, token, <done>/<total>
 -- returns one a task: ok | done | lost

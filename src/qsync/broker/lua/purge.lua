@@ -17,7 +17,7 @@
 -- KEYS[12] unique    hash    locks
 -- KEYS[13] keys      hash    id -> fairness key
 -- KEYS[14] cancels   hash    id -> retention us
--- KEYS[15] progress  hash    id -> done/total
+-- KEYS[15] progress  hash    id -> done/total, or @<us> since when it is runnable
 -- KEYS[16] done      channel of ended tasks
 -- KEYS[17] meta      hash    schema
 -- KEYS[18] recent  zset    ids that callers chose, by the time until which they are refused

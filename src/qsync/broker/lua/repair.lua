@@ -16,7 +16,7 @@
 -- KEYS[11] results   hash    id -> result record
 -- KEYS[12] keys      hash    id -> fairness key
 -- KEYS[13] cancels   hash    id -> retention us
--- KEYS[14] progress  hash    id -> done/total
+-- KEYS[14] progress  hash    id -> done/total, or @<us> since when it is runnable
 -- KEYS[15] unique    hash    locks
 -- KEYS[16] stats     hash    counters
 -- KEYS[17] wake      list

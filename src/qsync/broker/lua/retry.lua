@@ -12,7 +12,7 @@
 -- KEYS[9] unique     hash    locks
 -- KEYS[10] keys      hash    id -> fairness key
 -- KEYS[11] cancels   hash    id -> retention us
--- KEYS[12] progress  hash    id -> done/total
+-- KEYS[12] progress  hash    id -> done/total, or @<us> since when it is runnable
 -- KEYS[13] wake      list
 -- KEYS[14] stats     hash    counters
 -- KEYS[15] done      channel of ended tasks

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- run: tasks that wait for their time, or are dead, go to pending now, in this order.
 -- A dead one takes its lock again, and starts with all its attempts.
--- include: schema guard clock wake tags lock
+-- include: schema guard clock wake tags lock runnable
 -- KEYS[1] pending    zset    ids by order tag
 -- KEYS[2] scheduled  zset    ids by due time
 -- KEYS[3] retry      zset    ids by due time
@@ -14,6 +14,7 @@
 -- KEYS[10] fairness  zset    fairness keys by last tag
 -- KEYS[11] wake      list
 -- KEYS[12] meta      hash    virtual time, weights
+-- KEYS[13] progress  hash    id -> done/total, or @<us> since when it is runnable
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] state      text    that the caller saw them in: scheduled | retry | dead
 -- ARGV[3...] four a task: id; and for dead ones fairness key, lock (empty: none), and the failure
@@ -78,6 +79,7 @@ for i = 3, #ARGV, 4 do
 end
 if #running > 0 then
   to_pending(KEYS[1], KEYS[12], KEYS[10], KEYS[9], running)
+  note_runnable(KEYS[13], now, running)
   wake(KEYS[11])
 end
 return replies

@@ -13,7 +13,7 @@
 -- KEYS[10] failures  hash    id -> failure record
 -- KEYS[11] results   hash    id -> result record
 -- KEYS[12] cancels   hash    id -> retention us
--- KEYS[13] progress  hash    id -> done/total
+-- KEYS[13] progress  hash    id -> done/total, or @<us> since when it is runnable
 -- KEYS[14] meta      hash    schema
 -- ARGV[1] messages  flag    empty: the messages are left out, an empty text for each that is there
 -- ARGV[2...] ids

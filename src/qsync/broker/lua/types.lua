@@ -18,7 +18,7 @@
 -- KEYS[15] fetches   hash    server id -> last fetch: number, time, ids
 -- KEYS[16] ticks     hash    schedule -> last tick enqueued, us
 -- KEYS[17] cancels   hash    id -> retention, us: cancel asked for, or outcome of a completed task
--- KEYS[18] progress  hash    id -> <done>/<total> of a running task
+-- KEYS[18] progress  hash    id -> <done>/<total>, or @<us> since when it is runnable
 -- KEYS[19] wake      list    at most one element
 -- KEYS[20] meta      hash    paused, weight:<fairness key>, v (virtual time), swept, cursor, day
 -- KEYS[21] stats     hash    counters, and <counter>:<day number> for 90 days
