@@ -28,6 +28,7 @@ from typing import Any
 import msgspec
 
 from qsync.broker import connect
+from qsync.keys import server_of_token
 from qsync.mux import Mux
 from qsync.schedule import Every, Periodic
 from qsync.server.current import current
@@ -78,7 +79,7 @@ class Plan(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 def server_of(task: TaskInfo) -> str:
-    return task.token.partition("/")[0]
+    return server_of_token(task.token)
 
 
 @mux.handle("work")

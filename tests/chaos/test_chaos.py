@@ -128,7 +128,7 @@ class Chaos:
             line
             for log in sorted(self.folder.glob("worker-*.log"))
             for line in log.read_text(errors="replace").splitlines()
-            if " ERROR " in line
+            if " ERROR " in line and " is dead: " not in line  # deaths are looked at by themselves
         ]
         audit = subprocess.run(
             [sys.executable, "-m", "qsync", "doctor", "--audit", "--json"],

@@ -179,6 +179,6 @@ def test_every_accepted_task_runs_and_leaves_nothing(
     assert left_over(own_store.client(), prefix) == {}
     assert int(stats[b"enqueued"]) == int(stats[b"completed"]) == TASKS
     base = f"{{{prefix}:default}}"
-    assert lasting_keys - {f"{base}:wake", f"{base}:calls"} == {
+    assert lasting_keys - {f"{base}:wake", f"{base}:calls", f"{base}:recent"} == {
         f"{base}:meta", f"{base}:stats", f"{base}:fetches", f"{prefix}:queues", f"{prefix}:servers",
     }  # fmt: skip

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from qsync.server.server import SAME_SIGNAL_S
+from qsync.server.signals import SAME_SIGNAL_S
 from qsync.task import Task
 from tests.guarantees.conftest import Launch, Measured
 from tests.processes import History, task
