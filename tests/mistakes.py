@@ -172,6 +172,12 @@ def finished_id_taken_again() -> contextlib.AbstractContextManager[None]:
     return planted("enqueue.lua", right, "local recent = {}")
 
 
+def runnable_time_lost_on_hand_back() -> contextlib.AbstractContextManager[None]:
+    """A task that is handed back counts as waiting since its first enqueue."""
+    right = "  note_runnable(k.progress, now, head)\n"
+    return planted("hand_back.lua", right, "")
+
+
 _ANYBODYS: Final = """for i = 2, #ARGV, 4 do
   ARGV[i + 1] = redis.call('HGET', k.owner, ARGV[i]) or ARGV[i + 1]
 end
@@ -194,5 +200,6 @@ IN_SCRIPTS: Final = named(
     all_that_is_due_at_once,
     recovery_reads_messages,
     second_answer_to_an_enqueue,
+    runnable_time_lost_on_hand_back,
 )
 """Those that the check by the model has to find."""

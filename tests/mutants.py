@@ -21,8 +21,13 @@ from hypothesis import Phase
 
 from qsync.errors import QsyncError
 from tests.cancelling import connection_kept_after_a_cancel, mixed_up
+from tests.filling import (
+    fetching_while_settlements_are_refused,
+    result_sent_again_to_a_full_store,
+    wrong_when_full,
+)
 from tests.machine import Scripts, run_machine
-from tests.mistakes import IN_SCRIPTS, Plant
+from tests.mistakes import IN_SCRIPTS, Plant, named
 from tests.rig import Rig, shared_store
 from tests.sim.mutants import MUTANTS, caught
 
@@ -93,7 +98,19 @@ def by_cancelling(plant: Plant, most: int) -> tuple[int, str] | None:
     return None
 
 
+def by_full_store(plant: Plant, most: int) -> tuple[int, str] | None:
+    """Whether the mistake is found on a store that is full or refuses settlements, and as what."""
+    store = shared_store("valkey")
+    with plant():
+        wrong = wrong_when_full(store, "mutants")
+    return (1, wrong) if wrong and not wrong_when_full(store, "without") else None
+
+
 Search = Callable[[Plant, int], tuple[int, str] | None]
+
+IN_FULL_STORE: Final = named(
+    result_sent_again_to_a_full_store, fetching_while_settlements_are_refused
+)
 
 PLANTED: Final[list[tuple[str, str, Plant, Search]]] = [
     *((name, "model check", plant, by_model) for name, plant in IN_SCRIPTS.items()),
@@ -102,6 +119,7 @@ PLANTED: Final[list[tuple[str, str, Plant, Search]]] = [
         "connection kept after a cancel", "cancelled calls",
         connection_kept_after_a_cancel, by_cancelling,
     ),
+    *((name, "full store", plant, by_full_store) for name, plant in IN_FULL_STORE.items()),
 ]  # fmt: skip
 
 
