@@ -94,7 +94,9 @@ class ServerProcess:
     def __init__(self, url: str, prefix: str, history: History, **config: Any) -> None:
         self.history = history
         self._command = [sys.executable, "-m", "tests.server_process", url, prefix]
-        self.config = {"lease": 1.0, "sweep": 0.2, "shutdown_timeout": 2.0, **config}
+        threads = config.get("concurrency", 100)  # no task waits for a thread
+        usual = {"lease": 1.0, "sweep": 0.2, "shutdown_timeout": 2.0, "threads": threads}
+        self.config = {**usual, **config}
         self._process: subprocess.Popen[bytes] | None = None
         self.id = ""
         self._log = Path()
