@@ -93,7 +93,7 @@ class Colour:
     def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
         self.name = name
         self._loop = loop
-        self._threads = ThreadPoolExecutor()
+        self._threads = ThreadPoolExecutor(40)
         self._clients: list[Any] = []
 
     def client(

@@ -12,6 +12,7 @@ from itertools import pairwise
 import pytest
 
 from qsync.broker import ops
+from qsync.broker.channels import Heard
 from qsync.broker.ops import Held
 from qsync.keys import COUNTERS, QUEUE_KEYS
 from qsync.task import moment
@@ -139,9 +140,11 @@ def test_progress_is_kept_while_the_task_runs(rig: Rig) -> None:
 
 
 def test_every_end_that_somebody_may_wait_for_is_published(rig: Rig) -> None:
-    channel = rig.broker.subscribe(rig.keys.done)
-    channel.open()
+    subscription = rig.broker.subscribe(None)
+    subscription.open()
     try:
+        subscription.follow([rig.keys.done])
+        assert subscription.read(5) == Heard("on", rig.keys.done)
         rig.enqueue(*"abcdefg")
         held = {one.id: one for one in rig.lease(5)}
         rig.complete(held["a"], retention_us=1, result=b"r")
@@ -154,10 +157,10 @@ def test_every_end_that_somebody_may_wait_for_is_published(rig: Rig) -> None:
         rig.retry(held["d"])
         rig.cancel("e")
         rig.hand_back(held["e"])
-        said = [channel.read(5) for _ in range(7)]
+        said = [subscription.read(5) for _ in range(7)]
     finally:
-        channel.close()
-    assert said == ["a", "b", "c", "f", "g", "d", "e"]
+        subscription.close()
+    assert said == [Heard("ended", rig.keys.done, id) for id in "abcfgde"]
 
 
 def test_deaths_in_a_fetch_are_published(rig: Rig) -> None:
@@ -167,14 +170,17 @@ def test_deaths_in_a_fetch_are_published(rig: Rig) -> None:
     rig.set("crashes", "crashed", "2+")
     rig.client.hdel(rig.keys.key("tasks"), "lost")
     rig.now += LAPSE
-    channel = rig.broker.subscribe(rig.keys.done)
-    channel.open()
+    subscription = rig.broker.subscribe(None)
+    subscription.open()
     try:
+        subscription.follow([rig.keys.done])
+        assert subscription.read(5) == Heard("on", rig.keys.done)
         rig.fetch(server="t")
-        said = {channel.read(5) for _ in range(3)}
+        said = {subscription.read(5) for _ in range(3)}
     finally:
-        channel.close()
-    assert said == {"lost", "crashed", "cancelled"}
+        subscription.close()
+    ids = ("lost", "crashed", "cancelled")
+    assert said == {Heard("ended", rig.keys.done, id) for id in ids}
 
 
 # Cancel

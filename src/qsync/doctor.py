@@ -155,7 +155,8 @@ def trials(
     special: dict[str, tuple[str | int, ...]] = {
         "eval": ("return 1", 1, key), "evalsha": ("0" * 40, 1, key), "ping": (), "time": (),
         "wait": (1, 1), "waitaof": (1, 0, 1), "scan": (0,), "smembers": (global_keys.queues,),
-        "ssubscribe": (keys.done,), "spublish": (keys.done, "id"), "blpop": (key, 1),
+        "ssubscribe": (keys.done,), "sunsubscribe": (keys.done,),
+        "spublish": (keys.done, "id"), "blpop": (key, 1),
         "hset": (key, "f", "v"), "hincrby": (key, "f", 1), "zadd": (key, 1, "m"),
         "zrangebyscore": (key, 0, 1), "zremrangebyscore": (key, 0, 1), "zrange": (key, 0, 1),
         "ltrim": (key, 0, 0), "hscan": (key, 0), "zscan": (key, 0), "sscan": (key, 0),

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from enum import Enum
 from functools import partial
 from typing import Any, Final, Generic, Literal, TypeVar
@@ -23,14 +24,13 @@ from qsync.broker.shell import ONE_TRY_S, AsyncBroker, Broker, ends_in
 from qsync.broker.views import Shown
 from qsync.errors import ConfigError, QsyncError, ResultTimeout, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys, server_of_token
+from qsync.listeners import AsyncListeners, Listeners
 from qsync.running import waiting_for
 from qsync.sending import Batcher, UnderWay
 from qsync.serving import NEXT_LOOK, serves, unserved
 from qsync.task import Duration, Result, TaskStatus, to_us
 from qsync.waiting import (
-    AsyncWatch,
     Deadline,
-    Watch,
     ended,
     not_found,
     pauses,
@@ -55,6 +55,9 @@ ORDER_TTL_MS: Final = 60_000
 ORDER_S: Final = 0.5
 """How long `cancel` waits for the inbox to take the order, seconds: without it the server learns of
 the cancellation when it renews the lease."""
+
+SERVERS_S: Final = 0.5
+"""How long a wait may stop to read which servers are live, seconds: they may be at another node."""
 
 MESSAGE_ROOM: Final = 512 * 1024
 """What a task with its message is reckoned to take of a reply, bytes; it may be more, or little."""
@@ -261,7 +264,8 @@ class Tracker(_AnyTracker):
     def __init__(self, broker: Broker, prefix: str) -> None:
         super().__init__(prefix)
         self._broker = broker
-        self._watches: dict[tuple[int, str], Watch] = {}
+        self._listeners: dict[int, Listeners] = {}
+        """By process: a forked child has none of the threads, and maybe locks that nobody frees."""
         self._warned = False
 
     def check_open(self) -> None:
@@ -298,7 +302,7 @@ class Tracker(_AnyTracker):
         try:
             record = look(messages=not known)
             if record is None and deadline.left():
-                with self._watch(queue).waiting(id) as woken:
+                with self._listening(queue, id) as woken:
                     for pause in pauses():
                         woken.wait(min(pause, deadline.left()))
                         woken.clear()
@@ -318,8 +322,10 @@ class Tracker(_AnyTracker):
         if queue in self._unserved:
             return
         with suppress(QsyncError):
-            _, servers = self._broker.run(serving.live(self._global_keys))
-            records = self._broker.run_many(serving.records(self._global_keys, servers))
+            ends = ends_in(SERVERS_S)
+            _, servers = self._broker.run(serving.live(self._global_keys), ends=ends)
+            calls = serving.records(self._global_keys, servers)
+            records = self._broker.run_many(calls, ends=ends)
             self._note_servers(id, queue, records)
 
     def cancel(self, id: str, queue: str, retention_us: Retention) -> bool:
@@ -341,17 +347,15 @@ class Tracker(_AnyTracker):
     def close(self) -> None:
         """Wake whoever waits, to an error."""
         self._closed = True
-        for (process, _), watch in list(self._watches.items()):
-            if process == os.getpid():
-                watch.close()
+        if (listeners := self._listeners.get(os.getpid())) is not None:
+            listeners.close()
 
-    def _watch(self, queue: str) -> Watch:
-        # By process: a forked child has none of the threads, and maybe locks that nobody frees.
-        place = (os.getpid(), queue)
-        watch = self._watches.get(place)
-        if watch is None:
-            watch = self._watches.setdefault(place, Watch(self._broker, self._keys(queue).done))
-        return watch
+    def _listening(self, queue: str, id: str) -> AbstractContextManager[threading.Event]:
+        process = os.getpid()
+        listeners = self._listeners.get(process)
+        if listeners is None:
+            listeners = self._listeners.setdefault(process, Listeners(self._broker))
+        return listeners.waiting(self._keys(queue).done, id)
 
 
 class AsyncTracker(_AnyTracker):
@@ -362,7 +366,7 @@ class AsyncTracker(_AnyTracker):
         self._broker = broker
         self._loop: asyncio.AbstractEventLoop | None = None
         self._readers: dict[tuple[str, bool], Batcher[str, Shown | None]] = {}
-        self._watches: dict[str, AsyncWatch] = {}
+        self._listeners = AsyncListeners(broker)
         self._under_way = UnderWay()
 
     def check_open(self) -> None:
@@ -407,7 +411,7 @@ class AsyncTracker(_AnyTracker):
             async with asyncio.timeout(None if seconds is None else seconds + GRACE):
                 record = await look(messages=not known)
                 if record is None and deadline.left():
-                    with self._watch(queue).waiting(id) as woken:
+                    with self._listening(queue, id) as woken:
                         for pause in pauses():
                             await _set_within(woken, min(pause, deadline.left()))
                             woken.clear()
@@ -423,8 +427,10 @@ class AsyncTracker(_AnyTracker):
         if queue in self._unserved:
             return
         with suppress(QsyncError):
-            _, servers = await self._broker.run(serving.live(self._global_keys))
-            records = await self._broker.run_many(serving.records(self._global_keys, servers))
+            ends = ends_in(SERVERS_S)
+            _, servers = await self._broker.run(serving.live(self._global_keys), ends=ends)
+            calls = serving.records(self._global_keys, servers)
+            records = await self._broker.run_many(calls, ends=ends)
             self._note_servers(id, queue, records)
 
     async def cancel(self, id: str, queue: str, retention_us: Retention) -> bool:
@@ -454,8 +460,7 @@ class AsyncTracker(_AnyTracker):
         for reader in self._readers.values():
             await reader.drain()
         await self._under_way.none()
-        for watch in self._watches.values():
-            await watch.aclose()
+        await self._listeners.aclose()
 
     async def _read(
         self, keys: QueueKeys, messages: bool, ids: Sequence[str], left: float
@@ -463,11 +468,8 @@ class AsyncTracker(_AnyTracker):
         call = views.show(keys, ids, messages=messages)
         return await self._broker.run(call, ends=ends_in(left))
 
-    def _watch(self, queue: str) -> AsyncWatch:
-        watch = self._watches.get(queue)
-        if watch is None:
-            watch = self._watches[queue] = AsyncWatch(self._broker, self._keys(queue).done)
-        return watch
+    def _listening(self, queue: str, id: str) -> AbstractContextManager[asyncio.Event]:
+        return self._listeners.waiting(self._keys(queue).done, id)
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar, cast
 
@@ -15,6 +15,7 @@ import redis.exceptions as failures
 
 from qsync.broker import shell
 from qsync.broker.call import Call
+from qsync.broker.channels import Heard
 from qsync.broker.faults import LIBRARY_ERRORS, no_answer
 from qsync.broker.listen import GRACE
 from qsync.errors import QsyncError
@@ -96,8 +97,8 @@ class SimAsyncBroker(shell.AsyncBroker):
     def waiters(self, keys: Sequence[str]) -> list[Any]:
         return [SimWaiter(self, tuple(keys))]
 
-    def subscribe(self, channel: str) -> Any:
-        return SimAsyncSubscription(self, channel)
+    def subscribe(self, node: Any) -> Any:
+        return SimAsyncSubscription(self)
 
 
 class SimBroker(shell.Broker):
@@ -129,8 +130,8 @@ class SimBroker(shell.Broker):
             return [failures.TimeoutError("Timeout reading from socket")] * len(commands)
         return _finish(answers)
 
-    def subscribe(self, channel: str) -> Any:
-        return SimSubscription(self, channel)
+    def subscribe(self, node: Any) -> Any:
+        return SimSubscription(self)
 
 
 class SimWaiter:
@@ -166,51 +167,88 @@ class SimWaiter:
         pass
 
 
+class _Channels:
+    """What a subscription listens to. `hear` gets what is heard; None: the connection is gone."""
+
+    def __init__(self, hear: Callable[[Heard | None], None]) -> None:
+        self.confirmed: dict[str, Listener] = {}
+        self._hear = hear
+        self._process = _process()
+
+    def follow(self, wanted: Collection[str]) -> None:
+        for channel in self.confirmed.keys() - set(wanted):
+            network.unlisten(self.confirmed.pop(channel))
+        for channel in sorted(set(wanted) - self.confirmed.keys()):
+            self.confirmed[channel] = Listener(
+                self._process, channel, partial(self._ended, channel)
+            )
+            network.listen(self.confirmed[channel])
+            self._hear(Heard("on", channel))
+
+    def reach(self, broker: Any) -> None:
+        if network.unreachable(self._process):
+            raise no_answer(refused(), broker.address)
+
+    def close(self) -> None:
+        self.follow(())
+
+    def _ended(self, channel: str, id: str | None) -> None:
+        self._hear(None if id is None else Heard("ended", channel, id))
+
+
 class SimAsyncSubscription:
     """In the place of listen.AsyncSubscription."""
 
-    def __init__(self, broker: Any, channel: str) -> None:
+    def __init__(self, broker: Any) -> None:
         self._broker = broker
-        self._heard: asyncio.Queue[str | None] = asyncio.Queue()
-        self._listener = Listener(_process(), channel, self._heard.put_nowait)
+        self._heard: asyncio.Queue[Heard | None] = asyncio.Queue()
+        self._channels = _Channels(self._heard.put_nowait)
+        self.confirmed = self._channels.confirmed
 
     async def open(self) -> None:
         await asyncio.sleep(0.001)
-        if network.unreachable(self._listener.process):
-            raise no_answer(refused(), self._broker.address)
-        network.listen(self._listener)
+        self._channels.reach(self._broker)
 
-    async def read(self) -> str:
+    async def follow(self, wanted: Collection[str]) -> None:
+        self._channels.follow(wanted)
+
+    async def read(self) -> Heard:
         heard = await self._heard.get()
         if heard is None:
             raise no_answer(broken(), self._broker.address)
         return heard
 
     async def aclose(self) -> None:
-        network.unlisten(self._listener)
+        self._channels.close()
 
 
 class SimSubscription:
     """In the place of listen.Subscription."""
 
-    def __init__(self, broker: Any, channel: str) -> None:
+    def __init__(self, broker: Any) -> None:
         self._broker = broker
-        self._heard: list[str | None] = []
+        self._heard: list[Heard | None] = []
         self._event = SimEvent(turns)
-        self._listener = Listener(_process(), channel, self._hear)
+        self._channels = _Channels(self._hear)
+        self.confirmed = self._channels.confirmed
 
-    def _hear(self, id: str | None) -> None:
-        self._heard.append(id)
+    def _hear(self, heard: Heard | None) -> None:
+        self._heard.append(heard)
+        self._event.set()
+
+    def wake(self) -> None:
         self._event.set()
 
     def open(self) -> None:
         current_thread().park(0.001)
-        if network.unreachable(self._listener.process):
-            raise no_answer(refused(), self._broker.address)
-        network.listen(self._listener)
+        self._channels.reach(self._broker)
 
-    def read(self, seconds: float) -> str | None:
-        self._event.wait(seconds)
+    def follow(self, wanted: Collection[str]) -> None:
+        self._channels.follow(wanted)
+
+    def read(self, seconds: float) -> Heard | None:
+        if not self._heard:
+            self._event.wait(seconds)
         self._event.clear()
         if not self._heard:
             return None
@@ -220,4 +258,4 @@ class SimSubscription:
         return heard
 
     def close(self) -> None:
-        network.unlisten(self._listener)
+        self._channels.close()

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import selectors
+import socket
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 import redis.exceptions as failures
@@ -16,9 +19,12 @@ import redis.exceptions as failures
 from qsync.broker import connect
 from qsync.broker.address import Address
 from qsync.broker.call import Call
+from qsync.broker.channels import Channels, Heard
 from qsync.broker.durable import Command, eval_, evalsha
 from qsync.broker.faults import LIBRARY_ERRORS, no_answer, translate
-from qsync.broker.wire import PlainWire, Wire, wire_of
+from qsync.broker.redis_internals import socket_of
+from qsync.broker.slots import Node
+from qsync.broker.wire import PlainWire, Wire, packets, wire_of
 from qsync.errors import QsyncError
 
 T = TypeVar("T")
@@ -37,11 +43,11 @@ class Opens(Protocol):
 
     address: Address
 
-    def client_for(self, key: str) -> Any:
-        """A client with one connection to the node that holds a key."""
+    def client_at(self, node: Node | None) -> Any:
+        """A client with one connection to a node of a cluster; None: the only node."""
 
-    def suspect(self, key: str, error: BaseException) -> None:
-        """A connection to the node that holds a key broke so, or was sent elsewhere."""
+    def distrust(self, node: Node | None, error: BaseException) -> None:
+        """A node answered so, or a connection to it broke so."""
 
 
 class AsyncOpens(Protocol):
@@ -52,64 +58,142 @@ class AsyncOpens(Protocol):
     async def client_for(self, key: str) -> Any:
         """A client with one connection to the node that holds a key."""
 
+    def client_at(self, node: Node | None) -> Any:
+        """A client with one connection to a node of a cluster; None: the only node."""
+
     async def suspect(self, key: str, error: BaseException) -> None:
         """A connection to the node that holds a key broke so, or was sent elsewhere."""
 
+    async def distrust(self, node: Node | None, error: BaseException) -> None:
+        """A node answered so, or a connection to it broke so."""
+
 
 class Subscription:
-    """A connection that listens on one sharded channel and blocks."""
+    """A connection to one node that listens on sharded channels and blocks.
 
-    def __init__(self, broker: Opens, channel: str) -> None:
-        self._broker, self._channel = broker, channel
+    One thread uses it; `wake` is for any thread.
+    """
+
+    def __init__(self, broker: Opens, node: Node | None) -> None:
+        self._broker, self._node = broker, node
+        self._channels = Channels()
         self._client: Any = None
         self._connection: Any = None
         self._heard = 0.0
         self._asked = False
+        self._bell = Bell()
+
+    @property
+    def confirmed(self) -> Collection[str]:
+        """The channels whose messages arrive."""
+        return self._channels.confirmed
 
     def open(self) -> None:
-        """Connect and subscribe; StoreUnavailable when that fails."""
+        """Connect; StoreUnavailable when that fails."""
         try:
-            self._client = self._broker.client_for(self._channel)
+            self._client = self._broker.client_at(self._node)
             self._connection = self._client.connection_pool.get_connection()
-            self._connection.send_command("SSUBSCRIBE", self._channel)
-            self._connection.read_response()
             self._heard, self._asked = time.monotonic(), False
         except LIBRARY_ERRORS as error:
             raise self._broke(error) from error
 
-    def read(self, seconds: float) -> str | None:
-        """The next message, or None after so many seconds; StoreUnavailable when it broke."""
+    def follow(self, wanted: Collection[str]) -> None:
+        """Ask for messages of these channels and of no others; StoreUnavailable when it broke."""
+        if commands := self._channels.commands(wanted):
+            self._send(*commands)
+
+    def read(self, seconds: float) -> Heard | None:
+        """What is heard next; None after so many seconds, or when somebody called `wake`.
+
+        Raises StoreUnavailable when the connection broke.
+        """
         try:
-            if not self._connection.can_read(timeout=max(seconds, 0.0)):
+            if not self._can_read(seconds):
                 self._ask_if_idle()
                 return None
-            reply = self._connection.read_response()
+            try:
+                reply = self._connection.read_response()
+            except failures.ResponseError as error:
+                reply = error
         except LIBRARY_ERRORS as error:
             raise self._broke(error) from error
         self._heard, self._asked = time.monotonic(), False
-        return _message(reply)
+        heard = self._channels.hear(reply)
+        if heard is not None and heard.error is not None:
+            self._broker.distrust(self._node, heard.error)
+        return heard
+
+    def wake(self) -> None:
+        """End a read that waits, or the next one."""
+        self._bell.ring()
+
+    def _can_read(self, seconds: float) -> bool:
+        sock = socket_of(self._connection)
+        if sock is None:
+            return bool(self._connection.can_read(timeout=max(seconds, 0.0)))
+        if self._connection.can_read(timeout=0):
+            return True
+        self._bell.wait(sock, max(seconds, 0.0))
+        return bool(self._connection.can_read(timeout=0))
 
     def _ask_if_idle(self) -> None:
         silent = time.monotonic() - self._heard
         if not self._asked and silent >= IDLE_S:
-            self._connection.send_command("PING", check_health=False)
             self._asked = True
+            self._send(self._channels.ping())
         elif silent >= IDLE_S + GRACE:
             raise failures.TimeoutError(SILENT)
 
+    def _send(self, *commands: Command) -> None:
+        try:
+            self._connection.send_packed_command(packets(commands), check_health=False)
+        except LIBRARY_ERRORS as error:
+            raise self._broke(error) from error
+
     def _broke(self, error: BaseException) -> QsyncError:
         self.close()
-        self._broker.suspect(self._channel, error)
+        self._broker.distrust(self._node, error)
         return no_answer(error, self._broker.address)
 
     def close(self) -> None:
         """Close the connection."""
+        self._bell.close()
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.disconnect()
         client, self._client = self._client, None
         if client is not None:
             connect.close(client)
+
+
+class Bell:
+    """Wakes a thread that waits for a socket. Any thread may ring."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._heard, self._rung = socket.socketpair()
+        self._heard.setblocking(False)
+        self._rung.setblocking(False)
+
+    def ring(self) -> None:
+        """End a wait, or the next one."""
+        with self._lock, contextlib.suppress(OSError):  # full: it rings already; or closed
+            self._rung.send(b"!")
+
+    def wait(self, sock: socket.socket, seconds: float) -> None:
+        """Wait until the socket can be read, somebody rings, or so many seconds have passed."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(sock, selectors.EVENT_READ)
+            selector.register(self._heard, selectors.EVENT_READ)
+            selector.select(seconds)
+        with contextlib.suppress(BlockingIOError):
+            self._heard.recv(4096)
+
+    def close(self) -> None:
+        """Free the sockets."""
+        with self._lock:
+            self._heard.close()
+            self._rung.close()
 
 
 class Waiter:
@@ -176,9 +260,13 @@ class Waiter:
             raise no_answer(reply, self._broker.address) from reply
 
     async def _open(self) -> Wire | PlainWire:
-        async with _opening(self, self._broker, self.keys[0]):
-            self._client = await self._broker.client_for(self.keys[0])
-            self._wire = wire_of(await self._client.connection_pool.get_connection())
+        try:
+            async with _opening(self):
+                self._client = await self._broker.client_for(self.keys[0])
+                self._wire = wire_of(await self._client.connection_pool.get_connection())
+        except LIBRARY_ERRORS as error:
+            await self._broker.suspect(self.keys[0], error)
+            raise no_answer(error, self._broker.address) from error
         return self._wire
 
     async def aclose(self) -> None:
@@ -192,41 +280,73 @@ class Waiter:
 
 
 class AsyncSubscription:
-    """A connection that listens on one sharded channel."""
+    """A connection to one node that listens on sharded channels.
 
-    def __init__(self, broker: AsyncOpens, channel: str) -> None:
-        self._broker, self._channel = broker, channel
+    One coroutine reads; another may call `follow` meanwhile.
+    """
+
+    def __init__(self, broker: AsyncOpens, node: Node | None) -> None:
+        self._broker, self._node = broker, node
+        self._channels = Channels()
         self._client: Any = None
         self._connection: Any = None
 
-    async def open(self) -> None:
-        """Connect and subscribe; StoreUnavailable when that fails."""
-        async with _opening(self, self._broker, self._channel):
-            self._client = await self._broker.client_for(self._channel)
-            self._connection = await self._client.connection_pool.get_connection()
-            await self._connection.send_command("SSUBSCRIBE", self._channel)
-            await self._connection.read_response()
+    @property
+    def confirmed(self) -> Collection[str]:
+        """The channels whose messages arrive."""
+        return self._channels.confirmed
 
-    async def read(self) -> str:
-        """The next message, however long it takes; StoreUnavailable when the connection broke."""
+    async def open(self) -> None:
+        """Connect; StoreUnavailable when that fails."""
+        try:
+            async with _opening(self):
+                self._client = self._broker.client_at(self._node)
+                self._connection = await self._client.connection_pool.get_connection()
+        except LIBRARY_ERRORS as error:
+            raise await self._broke(error) from error
+
+    async def follow(self, wanted: Collection[str]) -> None:
+        """Ask for messages of these channels and of no others.
+
+        A connection that breaks meanwhile is noticed by `read`.
+        """
+        commands = self._channels.commands(wanted)
+        if commands and self._connection is not None:
+            with contextlib.suppress(*LIBRARY_ERRORS):
+                await self._send(*commands)
+
+    async def read(self) -> Heard:
+        """What is heard next, however long it takes; StoreUnavailable when the connection broke."""
         try:
             asked = False
             while True:
                 # None: nothing came in time, and it may be asked for again.
-                reply = await self._connection.read_response(timeout=GRACE if asked else IDLE_S)
+                try:
+                    limit = GRACE if asked else IDLE_S
+                    reply = await self._connection.read_response(timeout=limit)
+                except failures.ResponseError as error:
+                    reply = error
                 if reply is not None:
-                    if (message := _message(reply)) is not None:
-                        return message
+                    if (heard := self._channels.hear(reply)) is not None:
+                        if heard.error is not None:
+                            await self._broker.distrust(self._node, heard.error)
+                        return heard
                     asked = False
                 elif asked:
                     raise failures.TimeoutError(SILENT)
                 else:
-                    await self._connection.send_command("PING", check_health=False)
+                    await self._send(self._channels.ping())
                     asked = True
         except LIBRARY_ERRORS as error:
-            await self.aclose()
-            await self._broker.suspect(self._channel, error)
-            raise no_answer(error, self._broker.address) from error
+            raise await self._broke(error) from error
+
+    async def _send(self, *commands: Command) -> None:
+        await self._connection.send_packed_command(packets(commands), check_health=False)
+
+    async def _broke(self, error: BaseException) -> QsyncError:
+        await self.aclose()
+        await self._broker.distrust(self._node, error)
+        return no_answer(error, self._broker.address)
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -253,25 +373,12 @@ def heeding_cancellation() -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _opening(
-    connection: Waiter | AsyncSubscription, broker: AsyncOpens, key: str
-) -> AsyncIterator[None]:
-    """Within it a connection opens; what goes wrong closes it, and is StoreUnavailable."""
+async def _opening(connection: Waiter | AsyncSubscription) -> AsyncIterator[None]:
+    """Within it a connection opens; what goes wrong closes it."""
     try:
         with heeding_cancellation():
             async with asyncio.timeout(connect.CONNECT_TIMEOUT):
                 yield
-    except LIBRARY_ERRORS as error:
-        await connection.aclose()
-        await broker.suspect(key, error)
-        raise no_answer(error, broker.address) from error
     except BaseException:
         await connection.aclose()
         raise
-
-
-def _message(reply: Any) -> str | None:
-    """What was published; None for the answer to a PING, "" when the store sends no more."""
-    if reply[0] == b"pong":
-        return None
-    return bytes(reply[-1]).decode() if isinstance(reply[-1], bytes) else ""

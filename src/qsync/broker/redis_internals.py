@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
@@ -60,6 +61,15 @@ def limit_socket(connection: Any, seconds: float) -> None:
         return
     if sock is not None:
         sock.settimeout(seconds)
+
+
+def socket_of(connection: Any) -> socket.socket | None:
+    """The socket of an open connection, to wait for it together with others; None: not known."""
+    sock = getattr(connection, "_sock", None)
+    if not isinstance(sock, socket.socket):
+        warn_once("its connections' sockets are not found, subscriptions begin later")
+        return None
+    return sock
 
 
 @cache

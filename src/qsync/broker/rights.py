@@ -31,10 +31,10 @@ SERVER: Final = (
 )  # fmt: skip
 
 PLAIN: Final[dict[Role, tuple[str, ...]]] = {
-    "client": ("ssubscribe", "wait", "waitaof"),
-    "server": ("ssubscribe", "wait", "waitaof", "blpop"),
+    "client": ("ssubscribe", "sunsubscribe", "wait", "waitaof"),
+    "server": ("ssubscribe", "sunsubscribe", "wait", "waitaof", "blpop"),
     "reader": ("scan", "smembers", "pttl"),
-    "admin": ("ssubscribe", "wait", "waitaof", "scan", "smembers", "pttl"),
+    "admin": ("ssubscribe", "sunsubscribe", "wait", "waitaof", "scan", "smembers", "pttl"),
 }
 """What is sent beside scripts. Redis before 7.2 does not know WAITAOF."""
 
@@ -46,7 +46,7 @@ SHARED: Final = {
 }  # fmt: skip
 """Keys outside of queues, as scripts name them -> what follows the prefix."""
 
-CHANNELS: Final = frozenset({"spublish", "ssubscribe"})
+CHANNELS: Final = frozenset({"spublish", "ssubscribe", "sunsubscribe"})
 """Commands on the channels of ended tasks: without them results are only noticed later."""
 
 ROLES: Final[tuple[Role, ...]] = ("client", "server", "reader", "admin")

@@ -181,9 +181,9 @@ class Broker:
             raise no_answer(reply, self.address) from reply
         return time.perf_counter() - began
 
-    def subscribe(self, channel: str) -> Subscription:
-        """Listen on a sharded channel, on a connection of its own."""
-        return Subscription(self, channel)
+    def subscribe(self, node: Node | None) -> Subscription:
+        """Listen on sharded channels of a node, on a connection of its own; None: the only node."""
+        return Subscription(self, node)
 
     def close(self) -> None:
         """Close the connections; the broker may be used again and opens new ones."""
@@ -194,16 +194,27 @@ class Broker:
         """Return the name of the node that holds a key, as far as is known; no I/O."""
         return _name_of(self._slots, key)
 
-    def client_for(self, key: str) -> redis.Redis:
-        """A client with one connection to the node that holds a key."""
-        node = self._node_of(key, ends_in(connect.CONNECT_TIMEOUT))
+    def node_of(self, key: str) -> Node | None:
+        """The node that holds a key, as far as is known without I/O; None: the only one, or not."""
+        return _guess(self._slots, key)
+
+    def locate(self, key: str) -> Node | None:
+        """The node that holds a key, asked for when it is not known; None: the only one."""
+        try:
+            return self._node_of(key, ends_in(connect.CONNECT_TIMEOUT))
+        except LIBRARY_ERRORS as error:
+            raise no_answer(error, self.address) from error
+
+    def client_at(self, node: Node | None) -> redis.Redis:
+        """A client with one connection to a node of a cluster; None: the only node."""
         return connect.node_client(
             _at(self.address, node), connections=1, read_timeout=self._read_timeout
         )
 
-    def suspect(self, key: str, error: BaseException) -> None:
-        """A connection to the node that holds a key broke so, or was sent elsewhere."""
-        node = _noted(self._slots, key, error)
+    def distrust(self, node: Node | None, error: BaseException) -> None:
+        """A node answered so, or a connection to it broke so."""
+        if self._slots is not None and node is not None:
+            self._slots.redirect(error, node)
         if (pool := self._pools.get(node)) is not None and is_silence(error):
             pool.drop_idle()
 
@@ -475,9 +486,9 @@ class AsyncBroker:
             return [Waiter(self, (key,)) for key in keys]
         return [Waiter(self, tuple(keys))]
 
-    def subscribe(self, channel: str) -> AsyncSubscription:
-        """Listen on a sharded channel, on a connection of its own."""
-        return AsyncSubscription(self, channel)
+    def subscribe(self, node: Node | None) -> AsyncSubscription:
+        """Listen on sharded channels of a node, on a connection of its own; None: the only node."""
+        return AsyncSubscription(self, node)
 
     async def aclose(self) -> None:
         """Close the connections; the broker may be used again and opens new ones."""
@@ -493,16 +504,35 @@ class AsyncBroker:
         """Return the name of the node that holds a key, as far as is known; no I/O."""
         return _name_of(self._slots, key)
 
+    def node_of(self, key: str) -> Node | None:
+        """The node that holds a key, as far as is known without I/O; None: the only one, or not."""
+        return _guess(self._slots, key)
+
+    async def locate(self, key: str) -> Node | None:
+        """The node that holds a key, asked for when it is not known; None: the only one."""
+        try:
+            return await self._node_of(key, ends_in(connect.CONNECT_TIMEOUT))
+        except LIBRARY_ERRORS as error:
+            raise no_answer(error, self.address) from error
+
     async def client_for(self, key: str) -> redis.asyncio.Redis:
         """A client with one connection to the node that holds a key."""
-        node = await self._node_of(key, ends_in(connect.CONNECT_TIMEOUT))
+        return self.client_at(await self._node_of(key, ends_in(connect.CONNECT_TIMEOUT)))
+
+    def client_at(self, node: Node | None) -> redis.asyncio.Redis:
+        """A client with one connection to a node of a cluster; None: the only node."""
         return connect.async_node_client(
             _at(self.address, node), connections=1, read_timeout=self._read_timeout
         )
 
     async def suspect(self, key: str, error: BaseException) -> None:
         """A connection to the node that holds a key broke so, or was sent elsewhere."""
-        node = _noted(self._slots, key, error)
+        await self.distrust(self.node_of(key), error)
+
+    async def distrust(self, node: Node | None, error: BaseException) -> None:
+        """A node answered so, or a connection to it broke so."""
+        if self._slots is not None and node is not None:
+            self._slots.redirect(error, node)
         if (hand := self._at_hand.get(node)) is not None and is_silence(error):
             await hand.drop_all()
 
@@ -710,16 +740,12 @@ def _name_of(slots: SlotMap | None, key: str) -> str:
     return "" if node is None else ":".join(map(str, node))
 
 
-def _noted(slots: SlotMap | None, key: str, error: BaseException) -> Node | None:
-    """Note in the map of a cluster how a connection ended; returns the node that it led to."""
-    if slots is None:
-        return None
+def _guess(slots: SlotMap | None, key: str) -> Node | None:
+    """The node that holds a key, doubted or not; None: the only one, or not known."""
     try:
-        node = slots.best_guess(key)
+        return None if slots is None else slots.best_guess(key)
     except LIBRARY_ERRORS:
         return None
-    slots.redirect(error, node)
-    return node
 
 
 def _settle(

@@ -63,7 +63,7 @@ async def _bare_blocking(rig: Rig, count: int) -> float:
     calls = _calls(rig, count)
     await rig.broker.run(_calls(rig, 1)[0])  # the store has the script
     broker = Broker(rig.address)
-    client = broker.client_for(rig.keys.base)
+    client = broker.client_at(broker.locate(rig.keys.base))
     try:
         client.ping()
         began = time.perf_counter()
