@@ -17,6 +17,7 @@ from qsync import (
     ConfigError,
     Mux,
     Qsync,
+    ResultTimeout,
     Retry,
     Task,
     TaskCancelled,
@@ -31,6 +32,7 @@ from qsync.broker.shell import AsyncBroker
 from qsync.cli.main import app
 from qsync.doctor import trials
 from qsync.keys import GlobalKeys, QueueKeys
+from qsync.listeners import LINGER
 from qsync.state import TaskState
 from tests.rig import BINARIES
 from tests.stores import HOST, Binary, Cluster, Store, wait_until_async
@@ -146,6 +148,9 @@ async def life(client_url: str, server_url: str) -> None:
             running = await client.enqueue(Task("long", retention=60))
             await active(running)
             assert await running.cancel()
+            # Waits for a task of another queue, after those for this one.
+            other = await client.enqueue(Task("echo", queue="other", delay=1000, retention=60))
+            longer = asyncio.create_task(other.result(LINGER + 2))
             with pytest.raises(TaskCancelled):
                 await running.result(10)
             await client.enqueue(Task("parent"))
@@ -153,6 +158,8 @@ async def life(client_url: str, server_url: str) -> None:
             crashed = await client.enqueue(Task("long"))
             await active(crashed)
             await abandon_nobody(server_url)
+        with pytest.raises(ResultTimeout):
+            await longer
         assert (await crashed.info()).state == "pending", "it was handed back"
         await client.enqueue(Task("echo", delay=1000))
     await tasks.aclose()
