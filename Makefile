@@ -45,7 +45,7 @@ REDIS_ENVS := $(VENV)-redis-lowest $(VENV)-redis-highest
 test-redis: $(REDIS_ENVS:%=%/installed)
 	for env in $(REDIS_ENVS); do \
 		$$env/bin/python -c 'import redis; print("redis-py", redis.__version__)' && \
-		$$env/bin/python -m pytest -q -m "not slow" -p no:cacheprovider $(REDIS_TESTS) || exit 1; \
+		$$env/bin/python -m pytest -m "not slow" -p no:cacheprovider $(REDIS_TESTS) || exit 1; \
 	done
 
 $(VENV)-redis-lowest/installed: REDIS := redis[hiredis]==6.0.0
