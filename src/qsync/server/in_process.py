@@ -107,15 +107,16 @@ def begin(*first: Callable[[], None]) -> None:
         one()
 
 
-def serve(link: socket.socket, *first: Callable[[], None]) -> None:
-    """Run handlers, one request after another, until the server closes the socket."""
+def serve(link: socket.socket, tickets: socket.socket, *first: Callable[[], None]) -> None:
+    """Run handlers, one request after another, until the server closes the sockets.
+
+    A request begins once its ticket is taken; the server takes back the tickets of others.
+    """
     begin(*first)
     generation = forks.generation
-    with link, link.makefile("rb") as requests:
-        while len(head := requests.read(6)) == 6:
-            size, length = struct.unpack(">IH", head)
-            body = requests.read(size)
-            path, info = body[:length].decode(), body[length:]
+    with link, tickets, link.makefile("rb") as requests:
+        while len(ticket := tickets.recv(4)) == 4:
+            path, info = _read(requests, ticket)
             reply = b""
             if info:
                 reply = run_in_child(path, info)
@@ -124,6 +125,18 @@ def serve(link: socket.socket, *first: Callable[[], None]) -> None:
             if forks.generation != generation:
                 forks.end()
             link.sendall(struct.pack(">I", len(reply)) + reply)
+
+
+def _read(requests: io.BufferedReader, wanted: bytes) -> tuple[str, bytes]:
+    """Import path and task of the request with this ticket, the next that was not taken back."""
+    while True:
+        head = requests.read(10)
+        if len(head) < 10:
+            raise SystemExit  # the server has closed the socket
+        size, length, ticket = struct.unpack(">IH4s", head)
+        body = requests.read(size)
+        if ticket == wanted:
+            return body[:length].decode(), body[length:]
 
 
 def prepare(path: str) -> None:
