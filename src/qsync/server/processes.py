@@ -66,7 +66,10 @@ class ProcessPool:
         self._reapers: list[threading.Thread] = []
         self._closed = False
         self._changed = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
 
     async def run(
         self,
