@@ -125,12 +125,13 @@ def test_figures(live: Live) -> None:
     assert shown[0].startswith(f"{live.prefix} at ")
     assert "1 live server" in shown[0]
     assert shown[2].split() == [
-        "QUEUE", "PENDING", "ACTIVE", "SCHEDULED", "RETRY", "COMPLETED", "DEAD", "OLDEST",
+        "QUEUE", "PENDING", "ACTIVE", "SCHEDULED", "RETRY", "COMPLETED", "CANCELLED", "DEAD",
+        "OLDEST",
     ]  # fmt: skip
     assert [line.split() for line in shown[3:6]] == [
-        ["default", "0", "0", "1", "0", "5", "0"],
-        ["other", "0", "0", "0", "0", "0", "1"],
-        ["all", "0", "0", "1", "0", "5", "1"],
+        ["default", "0", "0", "1", "0", "5", "0", "0"],
+        ["other", "0", "0", "0", "0", "0", "0", "1"],
+        ["all", "0", "0", "1", "0", "5", "0", "1"],
     ]
     today = shown[shown.index("") + 6 :]
     assert today[0].split()[:6] == ["TODAY", "ENQUEUED", "COMPLETED", "FAILED", "RETRIED", "DEAD"]

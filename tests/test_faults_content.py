@@ -208,7 +208,7 @@ def test_a_result_of_a_megabyte_is_kept_and_one_byte_more_is_an_error_without_a_
 
         async with bench(store.url, prefix) as b, b.server(mux):
             handle = await b.client.enqueue(Task("big", retention=60, retry=3))
-            await b.reaches(handle.id, "completed")
+            await b.reaches(handle.id, "dead" if over else "completed")
             if over:
                 with pytest.raises(QsyncError, match="over the limit"):
                     await handle.result(5)

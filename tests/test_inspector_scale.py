@@ -66,9 +66,9 @@ class Counting(AsyncBroker):
         self.made += 1
         return await super().run(call, **options)
 
-    async def run_many(self, calls: Any) -> Any:
+    async def run_many(self, calls: Any, **options: Any) -> Any:
         self.made += len(calls)
-        return await super().run_many(calls)
+        return await super().run_many(calls, **options)
 
 
 async def fill(url: str, prefix: str, *, pending: int, dead: int) -> None:

@@ -115,7 +115,7 @@ def test_a_killed_task_is_kept_as_dead(rig: Rig) -> None:
     rig.kill(*rig.lease())
     assert rig.score("dead", "a") == START
     assert rig.field("failures", "a") == FAILURE
-    assert set(rig.dump()) == {"tasks", "dead", "failures", "meta", "fetches", "stats", "wake"}
+    assert set(rig.dump()) == {"tasks", "dead", "failures", "meta", "fetches", "stats"}
 
 
 def test_a_task_handed_back_for_later_is_scheduled_with_its_record(rig: Rig) -> None:

@@ -220,7 +220,7 @@ def test_a_running_task_is_watched_and_cancelled(system: Live, visit: Callable[.
     web.click("Cancel")
     web.says("Its server has been told to stop it.")
     web.says("Cancelled at")
-    assert state_of(system, "slow") == "completed"
+    assert state_of(system, "slow") == "cancelled"
 
 
 def test_a_schedule_is_triggered_and_paused(system: Live, visit: Callable[..., Visit]) -> None:

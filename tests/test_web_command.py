@@ -139,7 +139,7 @@ def test_payloads_are_masked_by_a_function_of_the_working_directory(
 
 @pytest.mark.parametrize(
     ("args", "part"),
-    [((), "there is no store"), (("--url", "http://x"), "http://x"),
+    [((), "there is no store"), (("--url", "http://x"), "http://... does not begin"),
      (("--url", "redis://x", "--prefix", "a b"), "prefix"),
      (("--url", "redis://x", "--mask", "json"), "MODULE:FUNCTION"),
      (("--url", "redis://x", "--mask", "nope:f"), "ModuleNotFoundError"),

@@ -132,7 +132,7 @@ def test_every_action_beside_running_servers(system: Live) -> None:
         # A task: one that runs, one that waits, one that is dead.
         web.open("/task?id=runs&queue=default")
         assert web.press("Cancel") == "Its server has been told to stop it."
-        until(system, "completed", ids=("runs",))
+        until(system, "cancelled", ids=("runs",))
         web.open("/task?id=later&queue=default")
         assert web.press("Cancel") == "It is cancelled."
         until(system, None, ids=("later",))
