@@ -19,7 +19,7 @@ from qsync.task import Task, TaskInfo
 from tests.serving import Bench, bench, until
 from tests.stores import Store
 
-TIMEOUT, STUBBORN = 0.2, 0.3
+TIMEOUT, STUBBORN = 0.8, 0.3
 
 
 @pytest.fixture(autouse=True)

@@ -184,17 +184,20 @@ def test_every_action_beside_running_servers(system: Live) -> None:
         web.press("Cancel ticked…", ticked=("s0", "s2"))
         assert "2 scheduled tasks of queue default will not run." in web.text
         assert web.press("Cancel the tasks") == "2 tasks cancelled."
-        until(system, *["completed"] * 3, ids=waiting("s"))
+        until(system, "cancelled", "completed", "cancelled", ids=waiting("s"))
         web.open("/tasks?queue=default&state=completed")
-        web.press("Delete ticked…", ticked=("s0", "s1", "s2"))
-        assert web.press("Delete the tasks") == "3 tasks deleted."
+        web.press("Delete ticked…", ticked=("s1",))
+        assert web.press("Delete the tasks") == "1 task deleted."
+        web.open("/tasks?queue=default&state=cancelled")
+        web.press("Delete ticked…", ticked=("s0", "s2"))
+        assert web.press("Delete the tasks") == "2 tasks deleted."
         until(system, None, None, None, ids=waiting("s"))
         system.enqueue(Task("long", id="runs-on", retention=60))
         until(system, "active", ids=("runs-on",))
         web.open("/tasks?queue=default&state=active")
         web.press("Cancel ticked…", ticked=("runs-on",))
         assert web.press("Cancel the tasks") == "1 task cancelled."
-        until(system, "completed", ids=("runs-on",))
+        until(system, "cancelled", ids=("runs-on",))
 
         # A schedule, while a server has it.
         wait_until(lambda: system.inspect(lambda i: i.schedules()))
