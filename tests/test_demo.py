@@ -128,7 +128,17 @@ def test_a_wrong_digest_is_found_and_somebodys_store_is_left_clean(
     assert not in_folder(tmp_path)
     with valkey.client() as client:
         left = {key.decode().rpartition(":")[2] for key in client.keys("*qsync-demo-*")}
-    of_queues = {"calls", "fetches", "meta", "schedules", "stats", "ticks", "unique", "wake"}
+    of_queues = {
+        "calls",
+        "fetches",
+        "meta",
+        "recent",
+        "schedules",
+        "stats",
+        "ticks",
+        "unique",
+        "wake",
+    }
     assert not left & (set(QUEUE_KEYS) - of_queues)
 
 

@@ -29,6 +29,11 @@ STORED: tuple[TaskState, ...] = tuple(
 """The states that are sorted sets; TRANSITIONS is about these."""
 
 
+def stored_as(state: TaskState) -> TaskState:
+    """Return the state whose sorted set holds the tasks of this one."""
+    return TaskState.COMPLETED if state is TaskState.CANCELLED else state
+
+
 UNFINISHED = frozenset(
     {TaskState.SCHEDULED, TaskState.PENDING, TaskState.ACTIVE, TaskState.RETRY},
 )

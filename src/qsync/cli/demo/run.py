@@ -36,6 +36,7 @@ from qsync.cli.demo.worker import DemoError, Worker
 from qsync.client import AsyncClient
 from qsync.keys import QueueKeys
 from qsync.schedule import tick_id
+from qsync.state import stored_as
 from qsync.task import moment_us
 
 STUCK_S: Final = 900.0
@@ -269,7 +270,7 @@ class Run:
         ids = {id for ids in scene.ledger.ids.values() for id in ids} | scene.history.kinds.keys()
         found = defaultdict(list)
         for id, status in (await scene.look(broker, ids)).items():
-            found[status.queue, status.state].append(id)
+            found[status.queue, stored_as(status.state)].append(id)
         for (queue, state), mine in found.items():
             for part in ops.batches(mine, len):
                 await broker.run(ops.delete(QueueKeys(self._prefix, queue), part, state))
