@@ -95,7 +95,7 @@ class _AnyClient:
         return ops.wait(keys, durability, timeout_ms=round(self._confirm_timeout * 1000))
 
     def _allowance(self, wait: Wait | None) -> float:
-        """How many seconds a caller waits: its own wait, and one that it has to let go first."""
+        """Most seconds that a caller waits: for its own call, and for one that goes first."""
         patience = self._broker.patience or ONE_TRY_S
         return patience if wait is None else patience + 2 * self._confirm_timeout
 

@@ -222,7 +222,7 @@ class Listeners(_AnyListeners[threading.Event]):
 
     @contextmanager
     def waiting(self, channel: str, id: str) -> Iterator[threading.Event]:
-        """An event that is set whenever it is time to look at the task, first when we listen."""
+        """Yield an event that is set when the task should be looked at."""
         woken = threading.Event()
         with self._lock:
             self._add(channel, id, woken)
@@ -336,7 +336,7 @@ class AsyncListeners(_AnyListeners[asyncio.Event]):
 
     @contextmanager
     def waiting(self, channel: str, id: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever it is time to look at the task, first when we listen."""
+        """Yield an event that is set when the task should be looked at."""
         loop = asyncio.get_running_loop()
         woken = asyncio.Event()
         self._add(channel, id, woken)

@@ -47,7 +47,7 @@ class Opens(Protocol):
         """A client with one connection to a node of a cluster; None: the only node."""
 
     def distrust(self, node: Node | None, error: BaseException) -> None:
-        """A node answered so, or a connection to it broke so."""
+        """Note the error that a node answered, or that broke a connection to it."""
 
 
 class AsyncOpens(Protocol):
@@ -62,10 +62,10 @@ class AsyncOpens(Protocol):
         """A client with one connection to a node of a cluster; None: the only node."""
 
     async def suspect(self, key: str, error: BaseException) -> None:
-        """A connection to the node that holds a key broke so, or was sent elsewhere."""
+        """Note the error that broke a connection to the node of a key, or redirected it."""
 
     async def distrust(self, node: Node | None, error: BaseException) -> None:
-        """A node answered so, or a connection to it broke so."""
+        """Note the error that a node answered, or that broke a connection to it."""
 
 
 class Subscription:

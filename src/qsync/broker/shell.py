@@ -212,7 +212,7 @@ class Broker:
         )
 
     def distrust(self, node: Node | None, error: BaseException) -> None:
-        """A node answered so, or a connection to it broke so."""
+        """Note the error that a node answered, or that broke a connection to it."""
         if self._slots is not None and node is not None:
             self._slots.redirect(error, node)
         if (pool := self._pools.get(node)) is not None and is_silence(error):
@@ -526,11 +526,11 @@ class AsyncBroker:
         )
 
     async def suspect(self, key: str, error: BaseException) -> None:
-        """A connection to the node that holds a key broke so, or was sent elsewhere."""
+        """Note the error that broke a connection to the node of a key, or redirected it."""
         await self.distrust(self.node_of(key), error)
 
     async def distrust(self, node: Node | None, error: BaseException) -> None:
-        """A node answered so, or a connection to it broke so."""
+        """Note the error that a node answered, or that broke a connection to it."""
         if self._slots is not None and node is not None:
             self._slots.redirect(error, node)
         if (hand := self._at_hand.get(node)) is not None and is_silence(error):

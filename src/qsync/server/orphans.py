@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 LOOK_S: Final = 1.0
-"""How often to look for orphans that have ended."""
+"""Time between two checks for orphans that have ended, in seconds."""
 
 
 def reap(ours: Collection[int]) -> int:
