@@ -811,7 +811,7 @@ def test_a_child_of_a_process_that_waits_for_a_result_waits_for_its_own(
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(theirs.result, 30)
         channel = hand.keys.done
-        client = hand.broker.client_for("")
+        client = hand.broker.client_at(None)
         wait_until(lambda: client.execute_command("PUBSUB", "SHARDNUMSUB", channel)[1] == 1)
         child = forked(lambda: ours.result(30) == "ours")
         wait_until(lambda: client.execute_command("PUBSUB", "SHARDNUMSUB", channel)[1] == 2)

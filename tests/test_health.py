@@ -144,8 +144,9 @@ def test_probes_of_a_worker_through_its_life(tmp_path: Path, store: Store) -> No
     options = ("--health-port", "0", "--live-limit", "3", "--lease", "3")
     with Probed(tmp_path, store.url, *options) as worker:
         assert worker.wait_for("startup", 503) == ["process 1 has not started yet"]
-        assert worker.probe("live") == (200, [])
-        assert worker.probe("ready") == (503, ["process 1 has not started yet"])
+        assert worker.probe("live")[0] == 200
+        status, reasons = worker.probe("ready")
+        assert (status, reasons[0]) == (503, "process 1 has not started yet")
 
         (tmp_path / "hold").unlink()
         assert worker.wait_for("ready", 200) == []

@@ -36,7 +36,7 @@ def hand(valkey: Store, prefix: str) -> Iterator[Hand]:
 def ends_all(hand: Hand, count: int) -> None:
     """A server takes so many tasks, as they come, and ends them."""
     key = hand.keys.key("pending")
-    client = hand.broker.client_for("")
+    client = hand.broker.client_at(None)
     wait_until(lambda: client.zcard(key) == count)
     for at in range(0, count, 500):
         for held in hand.take(min(500, count - at)):
@@ -44,7 +44,7 @@ def ends_all(hand: Hand, count: int) -> None:
 
 
 def empty(hand: Hand) -> bool:
-    return not hand.broker.client_for("").hlen(hand.keys.key("tasks"))
+    return not hand.broker.client_at(None).hlen(hand.keys.key("tasks"))
 
 
 @pytest.mark.parametrize("many", [False, True])
@@ -104,7 +104,7 @@ def test_a_client_has_as_many_senders_as_calls_at_the_same_time(
         for _ in range(20):
             client.enqueue(Task("t"))
         client.enqueue_many([Task("t")] * 700)
-        assert hand.broker.client_for("").hlen(hand.keys.key("calls")) == 3
+        assert hand.broker.client_at(None).hlen(hand.keys.key("calls")) == 3
 
 
 def test_numbers_rise_and_no_two_calls_under_way_share_a_sender() -> None:
@@ -146,4 +146,4 @@ def test_who_went_on_with_a_copy_of_the_memory_is_told(
         client._senders._free = [snapshot]
         with pytest.raises(QsyncError, match="another process has the identity of this client"):
             client.enqueue_many([Task("t")])
-    assert hand.broker.client_for("").hlen(hand.keys.key("tasks")) == 2
+    assert hand.broker.client_at(None).hlen(hand.keys.key("tasks")) == 2

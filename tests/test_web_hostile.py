@@ -96,7 +96,9 @@ def test_they_execute_nothing_and_break_no_policy(valkey: Store, prefix: str, br
             if path.startswith("/task?") and "id=c" not in path:
                 texts += web.page.locator("pre.trace").count()
         assert texts == len(TEXTS), "each dead task was shown, and its error"
-        web.page.wait_for_url("**/dead?*")  # the last page goes on by itself
+        web.page.wait_for_url(
+            "**/dead/run"
+        )  # the last page goes on by itself, and is told what is wrong
         for path in ("/dead?queue=default&limit=100", "/servers", "/schedules", "/task?id=c0"):
             web.go(path)
             web.refresh()  # what the script puts into the page is no better

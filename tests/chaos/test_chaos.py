@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 import pytest
 
+from qsync.broker.ops import crash_count
 from qsync.keys import QUEUE_KEYS, QueueKeys
 from qsync.task import Result, decode_failure
 from tests.chaos.evidence import Dead, Evidence, read_notes
@@ -114,9 +115,11 @@ class Chaos:
             }
             for id in client.zrange(key("dead"), 0, -1):
                 failure = decode_failure(client.hget(key("failures"), id))
-                text = client.hget(key("crashes"), id) or b"0"
-                crashes = int(text.rstrip(b"!+"))
-                error = f"crashed {crashes} times" if text.endswith(b"!") else failure.error
+                text = client.hget(key("crashes"), id)
+                crashes = crash_count(text)
+                error = (
+                    f"crashed {crashes} times" if (text or b"").endswith(b"!") else failure.error
+                )
                 evidence.dead[id.decode()] = Dead(str(error), failure.attempts, crashes)
             for id, packed in client.hgetall(key("results")).items():
                 result = msgspec.msgpack.decode(packed, type=Result)
