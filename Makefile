@@ -15,7 +15,7 @@ help:
 	@echo "make test    run the whole suite against real stores that it starts itself"
 	@echo "make test-redis   a short part of it with the lowest and the highest redis-py that is allowed"
 	@echo "make soak    the tests that take long"
-	@echo "make bench   measure it on this machine, beside the floor; charts come to .bench"
+	@echo "make bench   measure qsync on this machine, beside the floor; charts go to .bench"
 	@echo "make bench-peers  the same work by qsync and by twelve other queues; PEERS=\"arq huey\" for some"
 	@echo "make check   linters, types, import floors"
 	@echo "make format  put the code into its shape"
@@ -75,13 +75,13 @@ soak: $(VENV)/installed-dev
 # Nothing else should run meanwhile. CHARTS=docs/charts draws those that the README shows.
 CHARTS ?= .bench/charts
 bench: $(VENV)/installed
-	$(BIN)/qsync bench --json .bench/bench.json --plot $(CHARTS)
+	$(BIN)/python -m benchmarks --json .bench/bench.json --plot $(CHARTS)
 
 # Each queue in an environment of its own in .bench, all of one interpreter: the first of 3.12 and 3.13
 # that is found, since two of them need it, or PEERS_PYTHON. About ten minutes.
 ROUNDS ?= 3
 bench-peers: $(VENV)/installed
-	$(BIN)/python -m benchmarks --rounds $(ROUNDS) $(if $(SCALE),--scale $(SCALE)) $(if $(PEERS_PYTHON),--python $(PEERS_PYTHON)) $(PEERS)
+	$(BIN)/python -m benchmarks peers --rounds $(ROUNDS) $(if $(SCALE),--scale $(SCALE)) $(if $(PEERS_PYTHON),--python $(PEERS_PYTHON)) $(PEERS)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check

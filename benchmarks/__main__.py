@@ -1,144 +1,172 @@
-"""Run the same work on qsync and on its peers: `make bench-peers`, or python -m benchmarks -h."""
+"""Measure qsync on this machine: `make bench`, or `python -m benchmarks`.
+
+`python -m benchmarks peers` does the same work by qsync and by other queues: `make bench-peers`.
+"""
+
+from __future__ import annotations
 
 import argparse
-import json
-import os
+import asyncio
+import contextlib
+import shlex
 import signal
 import sys
-from collections import defaultdict
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, cast
 
 from rich.console import Console
-from tests.stores import Store
 
-from benchmarks import environments, interpreter, machine, report, rounds
-from benchmarks.processes import PeerFailed
-from benchmarks.shared import DOCUMENT, RESULTS, ROOT
-from benchmarks.summary import summarise
-from benchmarks.table import BY_NAME, PEERS, QSYNC, Peer
+from benchmarks import machine, plot, report
+from benchmarks.harness import Harness
+from benchmarks.measures import MEASURES
+from benchmarks.report import Report
+from benchmarks.scale import FULL, QUICK, Scale
+from benchmarks.server_process import BenchmarkError
+from benchmarks.store import private_store
+from qsync.errors import QsyncError
+from qsync.server.error_text import printable
 
-SHOWN = ("redis", "coredis", "hiredis", "uvloop")
-"""Packages whose version is told beside the peer's own."""
+PROGRAM: Final = "python -m benchmarks"
 
-console = Console(stderr=True, highlight=False)
-
-
-def main() -> int:
-    options = _options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended
-    python = interpreter.choose(options.python)
-    peers, skipped = _chosen(options.peers), {}
-    state = machine.describe()
-    versions = _install(peers, str(python["program"]), skipped)
-    measured: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    with Store("valkey", aof=False) as store:
-        version = store.client().info("server")["valkey_version"]
-        for number in range(1, options.rounds + 1):
-            for peer in peers:
-                if peer.name not in skipped:
-                    _round(peer, store, number, options, measured, skipped)
-    summary = summarise({name: measured[name] for name in versions if name not in skipped})
-    results = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": _command(options),
-        "rounds": options.rounds,
-        "scale": options.scale,
-        "machine": state,
-        "python": {key: value for key, value in python.items() if key != "program"},
-        "store": f"Valkey {version}",
-        "versions": versions,
-        "summary": summary,
-        "skipped": skipped,
-        "measured": dict(measured),
-    }
-    report.print_table(summary, skipped)
-    if QSYNC in summary and _to_be_written(options):
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        report.write_section(DOCUMENT, results)
-    return 0 if QSYNC in summary else 1
+STDOUT: Final = "-"
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("peers", nargs="*", help="names; all when there are none")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the work, to try it")
-    parser.add_argument("--python", help="interpreter for all; one that serves all is looked for")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["peers"]:
+        from benchmarks.peers.command import main as compare_with_peers
+
+        return compare_with_peers(words[1:])
+    options = _parse(words)
+    trouble, code = "", 0
+    try:
+        _run(options, words)
+    except* (BenchmarkError, QsyncError, OSError) as group:
+        trouble, code = str(_first(group)), 1
+    except* (KeyboardInterrupt, asyncio.CancelledError):
+        trouble, code = "stopped; nothing is left running", 130
+    if trouble:
+        sys.stderr.write(f"{PROGRAM}: {printable(trouble)}\n")
+    return code
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Measure qsync on this machine, beside the floor: what an event loop and a "
+        "bare call of the store take without a queue. The server and the store have processes of "
+        "their own. Nothing else should run meanwhile; it takes about five minutes. "
+        f"`{PROGRAM} peers -h` is about the comparison with other queues.",
+    )
     parser.add_argument(
-        "--write", action=argparse.BooleanOptionalAction,
-        help=f"into {RESULTS.relative_to(ROOT)} and {DOCUMENT.relative_to(ROOT)}; "
-        "if not told, when it is the whole of the work by all",
+        "--url",
+        help="store to measure; the benchmark deletes its data at the end (default: a Valkey of "
+        "its own in a temporary folder, without AOF)",
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", help="also write the figures to FILE; - for standard output"
+    )
+    parser.add_argument(
+        "--plot", metavar="FOLDER", type=Path, help="draw charts into FOLDER, as SVG"
+    )
+    parser.add_argument(
+        "--only", metavar="NAME,...", action="append", default=[],
+        help=f"take these measures alone, of {', '.join(MEASURES)}",
     )  # fmt: skip
-    options = parser.parse_args()
-    if options.rounds < 1 or not 0 < options.scale <= 1:
-        parser.error("--rounds is at least 1, --scale over 0 and at most 1")
-    if unknown := [name for name in options.peers if name not in BY_NAME]:
-        parser.error(f"no such peer: {', '.join(unknown)}; there are {', '.join(BY_NAME)}")
+    parser.add_argument("--rounds", type=int, help="the median of the rounds counts (default: 3)")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--scale", type=float, default=1.0, help="share of the tasks, e.g. 0.1")
+    size.add_argument(
+        "--quick", action="store_true", help="little work, one round: to see it run, not to quote"
+    )
+    options = parser.parse_args(words)
+    if (options.rounds is not None and options.rounds < 1) or not 0 < options.scale <= 1:
+        parser.error("--rounds must be at least 1, and --scale over 0 and at most 1")
+    options.only = [name for names in options.only for name in names.split(",") if name]
+    for name in options.only:
+        if name not in MEASURES:
+            parser.error(f"--only: no measure {name!r}; there are {', '.join(MEASURES)}")
+    try:
+        _prepare_output(options)
+    except OSError as error:
+        parser.error(str(error))
     return options
 
 
-def _to_be_written(options: argparse.Namespace) -> bool:
-    """Part of the work, or some of the peers, does not take the place of the whole."""
-    if options.write is None:
-        return not options.peers and options.scale == 1
-    return bool(options.write)
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        """Exit with one line, without the usage."""
+        self.exit(2, f"{PROGRAM}: {message}\n")
 
 
-def _chosen(names: Sequence[str]) -> list[Peer]:
-    """The peers that were named, and qsync's rows that they are compared with."""
-    if not names:
-        return list(PEERS)
-    wanted = {QSYNC, *names, *(BY_NAME[name].baseline for name in names)}
-    return [peer for peer in PEERS if peer.name in wanted]
+def _prepare_output(options: argparse.Namespace) -> None:
+    """Fail now, and not after five minutes, if the files cannot be written."""
+    if options.json not in (None, STDOUT):
+        path = Path(options.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    if options.plot is not None:
+        options.plot.mkdir(parents=True, exist_ok=True)
 
 
-def _install(
-    peers: Sequence[Peer], python: str, skipped: dict[str, str]
-) -> dict[str, dict[str, str]]:
-    """Versions of those that were installed, by name; the rest is in `skipped` with the reason."""
-    versions: dict[str, dict[str, str]] = {}
-    for peer in peers:
-        console.print(f"installing {peer.title}")
-        try:
-            installed = environments.install(peer, python)
-        except environments.CannotInstall as error:
-            skipped[peer.name] = f"cannot be installed: {error}"
-            console.print(f"  {skipped[peer.name]}", markup=False)
-            continue
-        names = (*(one.partition("==")[0].partition("[")[0] for one in peer.requirements), *SHOWN)
-        own = "qsync-py" if peer.folder == QSYNC else names[0]
-        versions[peer.name] = {
-            name: installed[name] for name in dict.fromkeys((own, *names)) if name in installed
-        }
-    return versions
+def _run(options: argparse.Namespace, words: Sequence[str]) -> None:
+    console = Console(stderr=options.json == STDOUT)
+    if not console.is_terminal:
+        console.width = 120
+    result = asyncio.run(_measure(console, options, words))
+    report.print_report(result, console)
+    if options.json == STDOUT:
+        sys.stdout.write(report.as_json(result) + "\n")
+    elif options.json is not None:
+        Path(options.json).write_text(report.as_json(result) + "\n", "utf-8")
+    if options.plot is not None:
+        for path in plot.draw(result, options.plot):
+            console.print(f"drawn: {path}", highlight=False, markup=False)
 
 
-def _round(
-    peer: Peer, store: Store, number: int, options: argparse.Namespace,
-    measured: dict[str, list[dict[str, Any]]], skipped: dict[str, str],
-) -> None:  # fmt: skip
-    """One round more is measured, or the peer is skipped from now on."""
-    try:
-        one = rounds.run(peer, store, first=number == 1, scale=options.scale)
-    except PeerFailed as error:
-        skipped[peer.name] = f"round {number}: {error}"
-        console.print(f"{number} {peer.title}: {error}", markup=False)
+async def _measure(console: Console, options: argparse.Namespace, words: Sequence[str]) -> Report:
+    """Take the measures."""
+    loop, main_task = asyncio.get_running_loop(), asyncio.current_task()
+    for stop_signal in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(stop_signal, cast("asyncio.Task[Any]", main_task).cancel)
+    names = [name for name in MEASURES if not options.only or name in options.only]
+    async with _store(options.url) as url, Harness(url, _scale(options)) as harness:
+        where = "a unix socket, without AOF, started for this run"
+        if options.url:
+            where = str(harness.address)  # without the password
+        command = f"{PROGRAM} --url ..." if options.url else shlex.join([*PROGRAM.split(), *words])
+        result = Report(machine.describe(await harness.broker.facts(), where, command))
+        with console.status("") as status:
+            for number, name in enumerate(names, 1):
+                status.update(f"measuring {name} ({number} of {len(names)})")
+                result.results[name] = await MEASURES[name](harness)
+        return result
+
+
+def _scale(options: argparse.Namespace) -> Scale:
+    scale = QUICK if options.quick else FULL.times(options.scale)
+    return replace(scale, rounds=options.rounds or scale.rounds)
+
+
+@contextlib.asynccontextmanager
+async def _store(url: str | None) -> AsyncIterator[str]:
+    """Yield the URL, or that of a private store."""
+    if url is not None:
+        yield url
         return
-    measured[peer.name].append(one)
-    console.print(f"{number} {peer.title}: {one['drain']:,.0f} tasks/s", markup=False)
+    async with private_store() as address:
+        yield address
 
 
-def _command(options: argparse.Namespace) -> str:
-    words = ["make bench-peers", f"ROUNDS={options.rounds}"]
-    if options.peers:
-        words.append(f'PEERS="{" ".join(options.peers)}"')
-    if options.scale != 1:
-        words.append(f"SCALE={options.scale}")
-    return " ".join(words)
+def _first(error: BaseException) -> BaseException:
+    """Return the first error of a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)
     sys.exit(main())

@@ -1,25 +1,62 @@
-"""What the figures were measured on, for those who read them elsewhere."""
+"""What the figures were measured on, and when."""
+
+from __future__ import annotations
 
 import os
 import platform
 import re
+import sys
+import sysconfig
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+from qsync.broker.shell import Facts
+from qsync.version import __version__
 
 
-def describe() -> dict[str, object]:
-    """Processor, cores, memory, system, and how busy the machine was before the run."""
+def describe(store: Facts, store_at: str, command: str) -> dict[str, Any]:
+    """Return what a reader needs to compare a run of qsync with another run."""
     return {
-        "processor": _found("/proc/cpuinfo", r"model name\s*:\s*(.+)") or platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(int(_found("/proc/meminfo", r"MemTotal:\s*(\d+)") or 0) / 2**20, 1),
-        "system": f"{platform.system()} {platform.release()}",
-        "load_before": round(os.getloadavg()[0], 2),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "qsync": __version__,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "python_pgo": built_with_pgo(),
+        "redis_py": version("redis"),
+        "store": f"{store.product} {'.'.join(map(str, store.version or ('unknown',)))}",
+        "store_at": store_at,
+        **hardware(),
     }
 
 
-def _found(path: str, pattern: str) -> str | None:
+def hardware() -> dict[str, Any]:
+    """Return the processor, cores, memory and system, and the load before the run."""
+    memory_kib = _search("/proc/meminfo", r"MemTotal:\s*(\d+)")
+    return {
+        "cpu": _search("/proc/cpuinfo", r"model name\s*:\s*(.+)")
+        or platform.processor() or sys.platform,
+        "cores": os.cpu_count(),
+        "memory_gib": round(int(memory_kib) / 2**20, 1) if memory_kib else None,
+        "load_before": round(os.getloadavg()[0], 2),
+        "system": f"{platform.system()} {platform.release()}",
+    }  # fmt: skip
+
+
+def built_with_pgo() -> bool:
+    """Return whether this Python was built with profile-guided optimisation.
+
+    It makes Python about a third faster. Debian and Ubuntu use it without saying so in the
+    arguments of configure; the scheme that they add for their own packages identifies them.
+    """
+    arguments = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
+    return "--enable-optimizations" in arguments or "deb_system" in sysconfig.get_scheme_names()
+
+
+def _search(path: str, pattern: str) -> str | None:
     try:
-        found = re.search(pattern, Path(path).read_text())
+        match = re.search(pattern, Path(path).read_text())
     except OSError:
         return None
-    return found[1].strip() if found else None
+    return match[1].strip() if match else None

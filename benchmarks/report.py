@@ -1,129 +1,91 @@
-"""The results for people: a table on the terminal, and a section of docs/benchmarks.md."""
+"""The report of a run: a table for people, JSON for programs."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from benchmarks.summary import COLUMNS, by_drain, cell
-from benchmarks.table import BY_NAME
-
-BEGIN = "<!-- peers: begin (written by make bench-peers) -->"
-END = "<!-- peers: end -->"
-
-BEFOREHAND = """\
-Not part of this run, but measured beforehand on the machine with two cores that this page was first
-written on, no-op tasks, one process: asynq in Go 14,600 tasks/s, and the Go qsync 14,900, which
-keeps no lease, so that a process that dies takes its tasks with it."""
-
-HOW = """\
-Every queue does the same work on the same store, a Valkey on the same machine without AOF that is
-emptied before each part; all take a turn in each round, and the figures are medians of the rounds.
-Each runs in an environment of its own with the same interpreter, one server process, hiredis and
-uvloop where it can use them, and settings as its own documentation recommends for speed with
-at-least-once delivery, where it has that. In brackets the ratio to qsync: coroutines with
-coroutines, threads with threads. For rates more is better, for latency and memory less.
-
-* **drain**: no-op tasks with a payload of 32 bytes that wait when the server starts, by handlers
-  of the kind named, 100 at once for coroutines; from the first handler's start to the last one's
-  end, counted in the server. No more than one task in a hundred may have run more than once.
-* **one by one**: one caller, each enqueue awaited (for threads: the blocking client).
-  **concurrent**: 100 coroutines of one process. **bulk**: the peer's own bulk call, in
-  lots of 10,000; a dash where it has none.
-* **p50, p95, p99**: from just before an enqueue to the start of its handler, the server idle.
-* **B a task**: growth of the store's `used_memory`, less its clients' buffers, for each task that
-  waits: the mean from 5,000 to 10,000 tasks, since tables grow by leaps; measured once.
-* **by id**: whether the peer's API finds a task that waits when it is given its id."""
+from benchmarks.figures import Curve, Figure, Results
 
 
-def print_table(summary: Mapping[str, Mapping[str, Any]], skipped: Mapping[str, str]) -> None:
-    """The table is on the terminal."""
-    table = Table(title="peers: median (ratio to qsync)", title_justify="left")
-    for title in ("", "handlers", *(column.title for column in COLUMNS), "by id"):
-        table.add_column(title, justify="left" if title in ("", "handlers", "by id") else "right")
-    for peer, measured in by_drain(summary):
-        table.add_row(*_row(peer.title, peer.handlers, measured))
-    console = Console(width=None if Console().is_terminal else 170)
-    console.print(table)
-    for name, reason in skipped.items():
-        console.print(f"{BY_NAME[name].title}: skipped: {reason}", markup=False)
+@dataclass(slots=True)
+class Report:
+    """The results by the name of their measure, and the machine."""
+
+    machine: dict[str, Any]
+    results: dict[str, Results] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> list[tuple[str, Figure]]:
+        """All figures in order, each with the name of its measure."""
+        return [
+            (name, result)
+            for name, results in self.results.items()
+            for result in results
+            if isinstance(result, Figure)
+        ]
+
+    @property
+    def curves(self) -> dict[str, Curve]:
+        """All curves by name."""
+        results = (result for results in self.results.values() for result in results)
+        return {result.name: result for result in results if isinstance(result, Curve)}
 
 
-def write_section(document: Path, results: Mapping[str, Any]) -> None:
-    """The section between the marks of the document is new; the rest of it is as it was."""
-    section = f"{BEGIN}\n{markdown(results)}\n{END}"
-    text = document.read_text() if document.exists() else "# Benchmarks\n"
-    before, found, rest = text.partition(BEGIN)
-    if found:
-        _, end, after = rest.partition(END)
-        if not end:
-            raise ValueError(f"{document}: {BEGIN} has no {END}")
-        document.write_text(f"{before}{section}{after}")
-    else:
-        document.write_text(f"{text.rstrip()}\n\n{section}\n")
+def print_report(report: Report, console: Console) -> None:
+    """Print one table and the machine."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False, collapse_padding=True)
+    table.add_column("measure", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("unit", no_wrap=True)
+    table.add_column("how", style="dim", overflow="fold")
+    previous_measure = previous_how = ""
+    for measure, figure in report.figures:
+        if measure != previous_measure:
+            if previous_measure:
+                table.add_row()
+            previous_how = ""
+        how = "" if figure.how == previous_how else figure.how
+        table.add_row(figure.name, Text(format_value(figure.value), "bold"), figure.unit, Text(how))
+        previous_measure, previous_how = measure, figure.how
+    console.print(table, highlight=False)
+    console.print()
+    console.print(describe_machine(report.machine), highlight=False, markup=False)
 
 
-def markdown(results: Mapping[str, Any]) -> str:
-    """The section: what was measured, how, on what, and with which settings."""
-    parts = [
-        "## Beside other queues",
-        f"```console\n$ {results['command']}\n```",
-        _conditions(results),
-        _figures(results["summary"]),
-        HOW,
-        BEFOREHAND,
-        "### Settings",
-        _settings(results),
-    ]
-    again = _again(results["measured"])
-    if again:
-        parts.insert(4, f"Run more than once though no server died: {again}.")
-    skipped = results["skipped"]
-    if skipped:
-        lines = [f"* {BY_NAME[name].title}: {reason}" for name, reason in skipped.items()]
-        parts.insert(4, "Skipped:\n\n" + "\n".join(lines))
-    return "\n\n".join(parts)
-
-
-def _again(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Whose tasks ran more than once in drains, and how many of them in all rounds."""
-    counts = {name: sum(one.get("again", 0) for one in rounds) for name, rounds in measured.items()}
-    return ", ".join(
-        f"{count} of the tasks of {BY_NAME[name].title}" for name, count in counts.items() if count
-    )
-
-
-def _conditions(results: Mapping[str, Any]) -> str:
-    machine, python = results["machine"], results["python"]
-    pgo = "with" if python["pgo"] else "without"
+def describe_machine(machine: dict[str, Any]) -> str:
+    """Return one sentence about the machine and the versions."""
+    built = "with" if machine["python_pgo"] else "without"
     return (
-        f"{results['date']}, rounds: {results['rounds']}, store: {results['store']}. "
-        f"{machine['processor']}, {machine['cores']} cores that the store shares, "
-        f"{machine['memory_gib']} GiB, {machine['system']}; load before the run "
-        f"{machine['load_before']}. {python['implementation']} {python['version']}, built {pgo} "
-        "profile-guided optimisation, for all."
+        f"qsync {machine['qsync']} on {machine['python']} (built {built} profile-guided "
+        f"optimisation), redis-py {machine['redis_py']}, {machine['store']} at "
+        f"{machine['store_at']}; {machine['cores']} cores of {machine['cpu']}, "
+        f"{machine['system']}, load {machine['load_before']} before the run; {machine['date']}"
     )
 
 
-def _figures(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    head = ["", "handlers", *(column.title for column in COLUMNS), "by id"]
-    lines = [head, ["---", "---", *("---:" for _ in COLUMNS), "---"]]
-    lines += [_row(peer.title, peer.handlers, one) for peer, one in by_drain(summary)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def format_value(value: float | None) -> str:
+    """Format a value with three significant digits, or all digits before the point."""
+    if value is None:
+        return "unknown"
+    if value == int(value) and abs(value) < 1000:
+        return f"{value:.0f}"
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f}"
 
 
-def _row(title: str, handlers: str, measured: Mapping[str, Any]) -> list[str]:
-    figures = (cell(column, measured) for column in COLUMNS)
-    return [title, handlers, *figures, "yes" if measured["find"] else "no"]
-
-
-def _settings(results: Mapping[str, Any]) -> str:
-    lines = ["| | version | settings | when a server dies |", "| --- | --- | --- | --- |"]
-    for name, versions in results["versions"].items():
-        peer = BY_NAME[name]
-        version = ", ".join(f"{package} {number}" for package, number in versions.items())
-        settings = f"[{peer.settings}]({peer.docs})"
-        lines.append(f"| {peer.title} | {version} | {settings} | {peer.delivery} |")
-    return "\n".join(lines)
+def as_json(report: Report) -> str:
+    """Return the report as JSON, with unrounded values."""
+    return json.dumps(
+        {
+            "machine": report.machine,
+            "figures": [{"measure": name, **asdict(figure)} for name, figure in report.figures],
+            "curves": [asdict(curve) for curve in report.curves.values()],
+        },
+        indent=2,
+    )

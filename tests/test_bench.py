@@ -1,4 +1,4 @@
-"""`qsync bench`: it runs, says what it measured, draws it, and leaves nothing behind."""
+"""`python -m benchmarks` runs, reports and draws what it measured, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -15,26 +15,33 @@ from xml.etree import ElementTree
 
 import pytest
 
-from qsync.cli.bench.command import NAMES
-from qsync.cli.bench.delay import histogram
-from qsync.cli.bench.figure import Curve, Figure, percentiles
-from qsync.cli.bench.machine import built_with_pgo
-from qsync.cli.bench.measures import MEASURES
-from qsync.cli.bench.plot import draw
-from qsync.cli.bench.report import Report, as_json, shown
-from tests.stores import Store, wait_until
+from benchmarks.figures import Curve, Figure, percentiles
+from benchmarks.machine import built_with_pgo
+from benchmarks.measures import MEASURES
+from benchmarks.measures.latency import histogram
+from benchmarks.plot import draw
+from benchmarks.report import Report, as_json, format_value
+from benchmarks.scale import FULL
+from tests.stores import Cluster, Store, wait_until
 
-pytestmark = pytest.mark.timeout(300)  # on a busy machine the start of each process takes long
+pytestmark = pytest.mark.timeout(300)  # a busy machine starts processes slowly
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = tuple(MEASURES)
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
+def environment(folder: Path) -> dict[str, str]:
+    return {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
+
+
 def bench(*arguments: str, folder: Path, timeout: float = 280) -> subprocess.CompletedProcess[str]:
-    """Run `qsync bench --quick`; what is made for a time is made in the folder."""
+    """Run `python -m benchmarks --quick` in a folder, which holds its temporary files, too."""
     return subprocess.run(
-        [sys.executable, "-m", "qsync", "bench", "--quick", *arguments],
+        [sys.executable, "-m", "benchmarks", "--quick", *arguments],
         cwd=folder,
-        env={**os.environ, "TMPDIR": str(folder)},
+        env=environment(folder),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -64,7 +71,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_every_measure_has_figures_and_each_is_in_the_table(run: Run) -> None:
-    assert tuple(MEASURES) == NAMES
     figures = run.written["figures"]
     assert list(dict.fromkeys(one["measure"] for one in figures)) == list(NAMES)
     names = [one["name"] for one in figures]
@@ -72,7 +78,7 @@ def test_every_measure_has_figures_and_each_is_in_the_table(run: Run) -> None:
     for one in figures:
         line = re.search(rf"^{re.escape(one['name'])} +(\S+) ", run.said, re.MULTILINE)
         assert line is not None, one["name"]
-        assert line[1] == shown(one["value"]).split()[0]
+        assert line[1] == format_value(one["value"]).split()[0]
         assert one["unit"] and one["how"]
 
 
@@ -99,7 +105,9 @@ def test_the_figures_are_of_what_they_say(run: Run) -> None:
 
 def test_the_run_says_on_what_it_was(run: Run) -> None:
     machine = run.written["machine"]
-    assert machine["command"] == "qsync bench --quick --json figures.json --plot charts/new"
+    assert machine["command"] == (
+        "python -m benchmarks --quick --json figures.json --plot charts/new"
+    )
     assert machine["cores"] == os.cpu_count()
     assert machine["store"].startswith("valkey 9")
     assert machine["python_pgo"] is built_with_pgo()
@@ -141,6 +149,21 @@ def test_a_store_of_somebodys_is_as_it_was(own_store: Store, tmp_path: Path) -> 
     assert own_store.command("KEYS", "*") == [b"somebody's"]
 
 
+@pytest.mark.slow
+def test_cluster_is_measured_and_left_as_it_was(cluster: Cluster, tmp_path: Path) -> None:
+    def count_keys() -> int:
+        return sum(node.command("DBSIZE") for node in cluster.nodes)
+
+    before = count_keys()
+    done = bench(
+        "--url", cluster.url, "--only", "enqueue,drain", "--json", "figures.json", folder=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "drain, coroutine" in done.stdout
+    assert json.loads((tmp_path / "figures.json").read_text())
+    assert count_keys() == before
+
+
 def test_what_the_store_does_not_tell_is_left_open(own_store: Store, tmp_path: Path) -> None:
     own_store.command("ACL", "SETUSER", "shy", "on", ">secret-1", "~*", "&*", "+@all", "-info")
     url = own_store.url.replace("://", "://shy:secret-1@")
@@ -151,7 +174,7 @@ def test_what_the_store_does_not_tell_is_left_open(own_store: Store, tmp_path: P
     open = ("store, fetch", "memory of a pending task", "idle server, commands")
     assert [told[name] for name in open] == [None] * 3
     assert told["idle server, memory"] > 0
-    assert "not told" in done.stdout
+    assert "unknown" in done.stdout
     assert "secret-1" not in done.stdout + (tmp_path / "f.json").read_text()
 
 
@@ -159,6 +182,8 @@ def test_what_the_store_does_not_tell_is_left_open(own_store: Store, tmp_path: P
     ("arguments", "code", "said"),
     [
         (["--only", "drains"], 2, "--only: no measure 'drains'; there are enqueue, callers,"),
+        (["--scale", "0.5"], 2, "--scale: not allowed with argument --quick"),
+        (["--rounds", "0"], 2, "--rounds must be at least 1"),
         (["--url", "redis://127.0.0.1:1"], 1, "127.0.0.1:1"),
         (["--url", "mysql://x"], 1, "mysql"),
         (["--json", "/proc/none/x.json"], 2, "/proc/none"),
@@ -170,7 +195,7 @@ def test_what_cannot_be_is_said_in_a_line(
 ) -> None:
     done = bench(*arguments, folder=tmp_path)
     assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr.startswith("qsync bench: ")
+    assert done.stderr.startswith("python -m benchmarks: ")
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
 
@@ -182,15 +207,15 @@ def test_nothing_is_put_into_a_store_from_which_it_cannot_be_deleted(
     url = own_store.url.replace("://", "://keeper:secret-1@")
     done = bench("--url", url, "--only", "bulk", folder=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("qsync bench: the store refuses UNLINK")
+    assert done.stderr.startswith("python -m benchmarks: the store refuses UNLINK")
     assert own_store.command("KEYS", "*") == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "qsync", "bench", "--only", "drain"],
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        [sys.executable, "-m", "benchmarks", "--only", "drain"],
+        env=environment(tmp_path),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -203,7 +228,7 @@ def test_a_run_that_is_stopped_leaves_nothing(number: signal.Signals, tmp_path: 
     finally:
         process.kill()
     assert process.returncode == 130
-    assert said == "qsync bench: stopped; nothing is left running\n"
+    assert said == "python -m benchmarks: stopped; nothing is left running\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,17 +250,24 @@ def test_a_histogram_holds_every_time_once() -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (None, "not told"), (0, "0"), (0.163, "0.16"), (12.34, "12.3"), (123.4, "123"),
+        (None, "unknown"), (0, "0"), (0.163, "0.16"), (12.34, "12.3"), (123.4, "123"),
         (48123.7, "48,124"),
     ],
 )  # fmt: skip
 def test_a_value_is_shown_as_far_as_it_says_something(value: float | None, text: str) -> None:
-    assert shown(value) == text
+    assert format_value(value) == text
+
+
+def test_share_of_a_scale_has_that_share_of_the_tasks_and_the_same_times() -> None:
+    tenth = FULL.times(0.1)
+    assert (tenth.drain, tenth.one_by_one, tenth.singles) == (10_000, 500, 50)
+    assert (tenth.load_s, tenth.backlogs) == (FULL.load_s, FULL.backlogs)
+    assert FULL.times(1) == FULL
 
 
 def test_there_is_no_chart_of_what_was_not_measured(tmp_path: Path) -> None:
     report = Report({}, {"store": [Figure("store, fetch", "us/task", None, "so")]})
     assert draw(report, tmp_path) == []
-    report.found["backlog"] = [Curve("throughput against backlog", "tasks/s", ((1, 2.0),), "so")]
+    report.results["backlog"] = [Curve("throughput against backlog", "tasks/s", ((1, 2.0),), "so")]
     assert draw(report, tmp_path) == []
     assert json.loads(as_json(report))["figures"][0]["value"] is None

@@ -1,4 +1,4 @@
-"""The commands that are processes of their own, on a cluster: worker, dashboard, doctor, bench."""
+"""The commands that are processes of their own, on a cluster: worker, dashboard, doctor."""
 
 from __future__ import annotations
 
@@ -81,18 +81,3 @@ def test_a_cluster_is_examined_by_the_command(cluster: Cluster) -> None:
     }  # fmt: skip
     lines = qsync("acl", "server", "--cluster").out
     assert re.search(r"\+cluster\|slots|\+cluster\b", lines)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_cluster_is_measured_and_is_as_it_was(tmp_path: Path, cluster: Cluster) -> None:
-    def keys() -> int:
-        return sum(node.command("DBSIZE") for node in cluster.nodes)
-
-    before, figures = keys(), tmp_path / "figures.json"
-    words = ["--url", cluster.url, "--quick", "--only", "enqueue,drain", "--json", str(figures)]
-    ran = qsync("bench", *words)
-    assert ran.code == 0, ran.err
-    assert "drain, coroutine" in ran.out
-    assert json.loads(figures.read_text())
-    assert keys() == before

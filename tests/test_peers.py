@@ -1,35 +1,27 @@
-"""The benchmark beside other queues is complete: nothing of them is installed or imported here."""
+"""The comparison with other queues is complete; nothing of them is installed or imported here."""
 
 from __future__ import annotations
 
 import ast
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "benchmarks"
+from benchmarks.peers.report import BEGIN, END, write_section
+from benchmarks.peers.shared import CONCURRENCY, PAYLOAD, STAMPS, stamp
+from benchmarks.peers.summary import summarise
+from benchmarks.peers.table import BY_NAME, PEERS
 
-pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="a source package has no benchmarks")
+ROOT = Path(__file__).resolve().parent.parent
+ADAPTERS = ROOT / "benchmarks" / "peers" / "adapters"
 
 AGREED = {"connect", "enqueue", "enqueue_many", "find"}
 ASKED_FOR = {
     "arq", "saq", "taskiq", "streaq", "docket", "dramatiq", "rq", "huey", "celery", "ardiq",
     "blitzq", "bullmq",
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def at_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`benchmarks` can be imported, and what was imported of it is forgotten afterwards."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    yield
-    for name in [name for name in sys.modules if name.partition(".")[0] == "benchmarks"]:
-        del sys.modules[name]
 
 
 def names_of(file: Path) -> dict[str, ast.AST]:
@@ -44,19 +36,15 @@ def names_of(file: Path) -> dict[str, ast.AST]:
 
 
 def test_every_peer_has_a_file_and_every_file_a_peer() -> None:
-    from benchmarks.table import BY_NAME, PEERS
-
-    files = {path.stem for path in (FOLDER / "peers").glob("*.py")} - {"__init__"}
+    files = {path.stem for path in ADAPTERS.glob("*.py")} - {"__init__"}
     assert len(BY_NAME) == len(PEERS)
     assert files == set(BY_NAME)
     assert set(BY_NAME) == ASKED_FOR | {"qsync", "qsync_threads"}
 
 
 def test_every_file_has_what_the_producer_calls_in_its_colour() -> None:
-    from benchmarks.table import PEERS
-
     for peer in PEERS:
-        names = names_of(FOLDER / "peers" / f"{peer.name}.py")
+        names = names_of(ADAPTERS / f"{peer.name}.py")
         assert names.keys() >= AGREED | {"COLOUR", "noop"}, peer.name
         colour = ast.literal_eval(names["COLOUR"])  # type: ignore[arg-type]
         assert colour in ("async", "blocking"), peer.name
@@ -71,8 +59,6 @@ def test_every_file_has_what_the_producer_calls_in_its_colour() -> None:
 
 
 def test_every_requirement_is_pinned_and_every_setting_has_its_link() -> None:
-    from benchmarks.table import PEERS
-
     for peer in PEERS:
         own, *others = peer.requirements
         pinned = re.compile(r"[a-z0-9-]+(\[[a-z,]+\])?==\d[\w.]*")
@@ -88,16 +74,13 @@ def test_every_requirement_is_pinned_and_every_setting_has_its_link() -> None:
 
 
 def test_every_server_is_of_the_peers_file_and_serves_as_said() -> None:
-    from benchmarks.shared import CONCURRENCY
-    from benchmarks.table import PEERS
-
     for peer in PEERS:
         command = " ".join(peer.server)
         if peer.name != "rq":  # it gets the handler's import path with each task
-            assert f"benchmarks.peers.{peer.name}" in command, peer.name
+            assert f"benchmarks.peers.adapters.{peer.name}" in command, peer.name
         assert ("{threads}" in command) == bool(peer.threads), peer.name
         if peer.handlers == "coroutine" and peer.name != "qsync":  # 100 is qsync's default
-            text = (FOLDER / "peers" / f"{peer.name}.py").read_text()
+            text = (ADAPTERS / f"{peer.name}.py").read_text()
             assert "CONCURRENCY" in text or str(CONCURRENCY) in peer.server, peer.name
         if peer.handlers == "thread" and peer.name != "qsync_threads":
             assert CONCURRENCY in peer.threads, peer.name
@@ -110,8 +93,6 @@ ROUND: dict[str, Any] = {
 
 
 def results() -> dict[str, Any]:
-    from benchmarks.summary import summarise
-
     rounds = {
         "qsync": [{**ROUND, "drain": drain} for drain in (900.0, 1000.0, 5000.0)],
         "qsync_threads": [{**ROUND, "drain": 400.0}],
@@ -120,7 +101,7 @@ def results() -> dict[str, Any]:
     }
     return {
         "command": "make bench-peers ROUNDS=3", "date": "today", "rounds": 3, "store": "Valkey 9",
-        "machine": {"processor": "p", "cores": 2, "memory_gib": 1, "system": "s",
+        "machine": {"cpu": "p", "cores": 2, "memory_gib": 1, "system": "s",
                     "load_before": 0},
         "python": {"pgo": False, "implementation": "CPython", "version": "3.12.1"},
         "versions": {name: {name: "1.0"} for name in rounds},
@@ -139,8 +120,6 @@ def test_the_median_counts_and_threads_are_compared_with_threads() -> None:
 
 
 def test_the_section_takes_the_place_of_the_last_one_and_leaves_the_rest(tmp_path: Path) -> None:
-    from benchmarks.report import BEGIN, END, write_section
-
     document = tmp_path / "benchmarks.md"
     document.write_text("# Benchmarks\n\nbefore\n")
     write_section(document, results())
@@ -158,8 +137,6 @@ def test_the_section_takes_the_place_of_the_last_one_and_leaves_the_rest(tmp_pat
 
 
 def test_a_section_without_its_end_is_refused(tmp_path: Path) -> None:
-    from benchmarks.report import BEGIN, write_section
-
     document = tmp_path / "benchmarks.md"
     document.write_text(f"{BEGIN}\nand what somebody wrote\n")
 
@@ -169,8 +146,6 @@ def test_a_section_without_its_end_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_stamped_payload_is_as_long_as_the_others_and_is_told_apart() -> None:
-    from benchmarks.shared import PAYLOAD, STAMPS, stamp
-
     assert len(PAYLOAD) == len(stamp(123)) == 32
     assert stamp(123)[:1] in STAMPS
     assert PAYLOAD[:1] not in STAMPS

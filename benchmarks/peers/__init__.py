@@ -1,14 +1,15 @@
-"""One file for each peer: its handler, its server, and how its client enqueues.
+"""The same work by qsync and by every queue that a user would pick instead.
 
-A file is imported only in the environment of its peer, by the producer and by the server. It has
+`make bench-peers` runs it. Each peer is installed into an environment of its own, in .bench/.
 
-    COLOUR          "async" or "blocking": whether what follows is awaited
-    connect         () -> context manager of a client
-    enqueue         (client, payload) -> id, the task is in the store
-    enqueue_many    (client, payloads), by the peer's own bulk call; None when it has none
-    find            (client, id) -> bool, whether the peer's API finds a task that waits; None when
-                    it has no call for that
-
-and whatever the command in `table.py` needs to start the server. The handler calls
-`counting.ran(payload)` and does nothing else.
+command.py       the command `python -m benchmarks peers`
+table.py         the peers, their settings, and how much work each gets
+adapters/        one file for each peer
+rounds.py        one round of one peer
+environments.py  installs a peer; interpreter.py chooses the Python for all
+processes.py     starts servers and producers, and ends them
+producer.py      enqueues, in the environment of the peer
+shared.py, counting.py, memory.py, loops.py   what adapters and producers use; they import no peer
+summary.py       medians, and ratios to qsync
+report.py        the table, and the section of docs/benchmarks.md
 """

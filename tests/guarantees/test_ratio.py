@@ -12,12 +12,12 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final, TypeVar
 
-from qsync.cli.bench import cost, drain, enqueue, quiet
-from qsync.cli.bench.figure import Figure
-from qsync.cli.bench.handlers import LOOP, PAYLOAD
-from qsync.cli.bench.rig import Rig
-from qsync.cli.bench.scale import QUICK
-from qsync.cli.bench.store import private_store
+from benchmarks.figures import Figure
+from benchmarks.handlers import LOOP, PAYLOAD
+from benchmarks.harness import Harness
+from benchmarks.measures import enqueue, idle, store_cost, throughput
+from benchmarks.scale import QUICK
+from benchmarks.store import private_store
 from qsync.task import Task
 from tests.guarantees.conftest import Measured
 
@@ -33,18 +33,18 @@ MOST_IDLE_COMMANDS_S: Final = 2.0
 
 
 @asynccontextmanager
-async def rig() -> AsyncIterator[Rig]:
-    async with private_store() as url, Rig(url, QUICK) as rig:
-        yield rig
+async def private_harness() -> AsyncIterator[Harness]:
+    async with private_store() as url, Harness(url, QUICK) as harness:
+        yield harness
 
 
-def best(measure: Callable[[Rig], Awaitable[float]], good: Callable[[float], bool]) -> float:
+def best(measure: Callable[[Harness], Awaitable[float]], good: Callable[[float], bool]) -> float:
     """The first good value of a few, else the last."""
 
     async def look() -> float:
-        async with rig() as one:
+        async with private_harness() as harness:
             for _ in range(ROUNDS):
-                value = await measure(one)
+                value = await measure(harness)
                 if good(value):
                     break
             return value
@@ -55,9 +55,9 @@ def best(measure: Callable[[Rig], Awaitable[float]], good: Callable[[float], boo
 def test_a_drain_is_not_far_above_what_an_event_loop_takes(measured: Measured) -> None:
     """By processor time of the server process, its threads included."""
 
-    async def share(rig: Rig) -> float:
-        floor = await drain.floor_of(rig, 20_000)
-        drained = await drain.drain(rig, LOOP, 20_000)
+    async def share(harness: Harness) -> float:
+        floor = await throughput.baseline(harness, 20_000)
+        drained = await throughput.drain(harness, LOOP, 20_000)
         measured("drain, tasks/s", drained.rate)
         measured("server, us of processor time a task", 1e6 * drained.cpu_s / drained.tasks)
         return floor.cpu_s / drained.cpu_s
@@ -70,10 +70,10 @@ def test_a_drain_is_not_far_above_what_an_event_loop_takes(measured: Measured) -
 def test_draining_takes_few_calls_of_the_store(measured: Measured) -> None:
     """A batch is fetched and settled at once; a call a task would be 10,000 and more."""
 
-    async def calls(rig: Rig) -> float:
-        drained = await drain.drain(rig, LOOP, 10_000)
-        assert drained.store is not None
-        return drained.store.calls
+    async def calls(harness: Harness) -> float:
+        drained = await throughput.drain(harness, LOOP, 10_000)
+        assert drained.scripts is not None
+        return drained.scripts.calls
 
     value = best(calls, lambda value: value <= MOST_CALLS_FOR_10_000)
     measured("store calls for 10,000 tasks", value)
@@ -83,15 +83,18 @@ def test_draining_takes_few_calls_of_the_store(measured: Measured) -> None:
 def test_an_enqueue_costs_little_more_than_a_bare_call(measured: Measured) -> None:
     """In both colours; the least of many short rounds, in turn, since load comes and goes."""
 
-    async def ratio(rig: Rig) -> float:
+    async def ratio(harness: Harness) -> float:
         ratios = []
-        for colour, ours, bare in enqueue.COLOURS:
+        for client, enqueue_all, bare_calls in enqueue.CLIENTS:
             pairs = [
-                (await ours(rig, [Task(LOOP, PAYLOAD)] * 50), await bare(rig, 50))
+                (
+                    await enqueue_all(harness, [Task(LOOP, PAYLOAD)] * 50),
+                    await bare_calls(harness, 50),
+                )
                 for _ in range(20)
             ]
             ratios.append(min(pair[0] for pair in pairs) / min(pair[1] for pair in pairs))
-            measured(f"enqueue to bare EVALSHA, {colour}", ratios[-1])
+            measured(f"enqueue to bare EVALSHA, {client}", ratios[-1])
         return max(ratios)
 
     assert best(ratio, lambda value: value <= MOST_TIMES_BARE) <= MOST_TIMES_BARE
@@ -100,12 +103,13 @@ def test_an_enqueue_costs_little_more_than_a_bare_call(measured: Measured) -> No
 def test_the_stores_time_a_task_does_not_grow_with_the_backlog(measured: Measured) -> None:
     """1,000 and 100,000 pending; the least of the batches, since the store's clock is a wall's."""
 
-    async def ratio(rig: Rig) -> float:
+    async def ratio(harness: Harness) -> float:
         us = []
         for backlog in (1_000, 100_000):
-            await rig.clean()
-            await rig.fill(LOOP, backlog)
-            us.append(cost.total(await cost.cost(rig, 20, choose=cost.least)))
+            await harness.clean()
+            await harness.fill(LOOP, backlog)
+            cost = await store_cost.cost_by_verb(harness, 20, choose=store_cost.known_minimum)
+            us.append(store_cost.total_cost(cost))
             measured(f"store us a task at {backlog:,} pending", us[-1])
         assert us[0] is not None
         assert us[1] is not None
@@ -118,9 +122,9 @@ def test_an_idle_server_asks_the_store_for_little(measured: Measured) -> None:
     """Over more than a sweep."""
 
     async def rate() -> float:
-        async with private_store() as url, Rig(url, replace(QUICK, idle_s=6.0)) as one:
-            found = [x for x in await quiet.measure_idle_server(one) if isinstance(x, Figure)]
-            figures = {figure.name: figure.value for figure in found}
+        async with private_store() as url, Harness(url, replace(QUICK, idle_s=6.0)) as harness:
+            results = await idle.measure_idle_server(harness)
+        figures = {x.name: x.value for x in results if isinstance(x, Figure)}
         value = figures["idle server, commands"]
         assert value is not None
         return value

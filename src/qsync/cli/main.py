@@ -7,7 +7,6 @@ from typing import Annotated, Any, Final
 import typer
 
 from qsync.cli.acl import acl
-from qsync.cli.bench.command import bench
 from qsync.cli.command import Command
 from qsync.cli.dashboard import dashboard
 from qsync.cli.dead import dead
@@ -45,7 +44,6 @@ app.command(name="doctor", cls=Command, short_help="Say whether the store is fit
     doctor
 )
 app.command(name="acl", short_help="Print the rights that a user of the store needs.")(acl)
-app.command(name="bench", short_help="Measure what this machine makes of qsync.")(bench)
 
 
 def _show_version(wanted: bool) -> None:

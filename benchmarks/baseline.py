@@ -1,0 +1,64 @@
+"""The floor: a bare event loop that decodes the same messages and runs the same handler.
+
+There is no queue: nothing is fetched, leased or acknowledged. A queue that runs one task for each
+message in one Python process takes at least this long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks.handlers import no_op
+from qsync.broker.ops import BATCH
+from qsync.broker.shell import AsyncBroker
+from qsync.keys import QueueKeys
+from qsync.task import TaskInfo, decode_message
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineRun:
+    """What the bare event loop took for a number of tasks."""
+
+    tasks: int
+    seconds: float
+    cpu_s: float
+
+    @property
+    def rate(self) -> float:
+        """Tasks a second."""
+        return self.tasks / self.seconds
+
+
+async def read_messages(broker: AsyncBroker, keys: QueueKeys) -> list[bytes]:
+    """Read the messages of all pending tasks, as they are stored."""
+    pending, tasks = keys.key("pending"), keys.key("tasks")
+    ids = await broker.ask("ZRANGE", pending, 0, -1, key=pending) or []
+    messages: list[bytes] = []
+    for start in range(0, len(ids), BATCH):
+        messages += await broker.ask("HMGET", tasks, *ids[start : start + BATCH], key=tasks) or []
+    return messages
+
+
+async def run_baseline(messages: Sequence[bytes], concurrency: int) -> BaselineRun:
+    """Decode each message and run the handler in an asyncio task of its own."""
+    loop = asyncio.get_running_loop()
+    rest = iter(messages)
+
+    async def run(rest: Iterator[bytes]) -> None:
+        for data in rest:
+            await loop.create_task(no_op(_task_info(data)))
+
+    began, cpu = time.perf_counter(), time.process_time()
+    await asyncio.gather(*[run(rest) for _ in range(concurrency)])
+    return BaselineRun(len(messages), time.perf_counter() - began, time.process_time() - cpu)
+
+
+def _task_info(data: bytes) -> TaskInfo:
+    message = decode_message(data)
+    return TaskInfo(
+        id="id", type=message.type, payload=message.payload, queue="default", retry=message.retry,
+        attempt=1, crashes=0, enqueued_at_us=message.enqueued_at_us,
+    )  # fmt: skip

@@ -1,0 +1,67 @@
+"""The tasks of the benchmark. Each server process keeps its own notes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from qsync.mux import Mux
+from qsync.task import TaskInfo
+
+PAYLOAD: Final = b"x" * 32
+
+LOOP: Final = "no-op"
+THREAD: Final = "no-op-thread"
+PROCESS: Final = "no-op-process"
+WAIT: Final = "wait-5ms"
+FIRST: Final = "first"
+STAMPED: Final = "stamped"
+DUE: Final = "due"
+
+mux = Mux()
+
+first_starts_ns: Final[list[int]] = []
+"""Start times of tasks of type FIRST, by the monotonic clock, which all processes share."""
+
+delays_ns: Final[list[int]] = []
+"""How long after the time in their payload tasks started."""
+
+
+@mux.handle(LOOP)
+async def no_op(task: TaskInfo) -> None:
+    """Do nothing."""
+
+
+@mux.handle(THREAD)
+def no_op_in_thread(task: TaskInfo) -> None:
+    """Do nothing, in a thread."""
+
+
+@mux.handle(PROCESS, executor="process")
+def no_op_in_process(task: TaskInfo) -> None:
+    """Do nothing, in another process."""
+
+
+@mux.handle(WAIT)
+async def wait(task: TaskInfo) -> None:
+    """Wait as for a database."""
+    await asyncio.sleep(0.005)
+
+
+@mux.handle(FIRST)
+async def first(task: TaskInfo) -> None:
+    """Note the time."""
+    first_starts_ns.append(time.monotonic_ns())
+
+
+@mux.handle(STAMPED)
+async def stamped(task: TaskInfo) -> None:
+    """Note the delay; the payload is the time of the enqueue, in ns of the monotonic clock."""
+    delays_ns.append(time.monotonic_ns() - int.from_bytes(task.payload))
+
+
+@mux.handle(DUE)
+async def due(task: TaskInfo) -> None:
+    """Note the delay; the payload is the time that was asked for, in ns since 1970."""
+    delays_ns.append(time.time_ns() - int.from_bytes(task.payload))

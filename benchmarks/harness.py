@@ -1,0 +1,142 @@
+"""What all measures share: the store, the queue, clients and servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final, Self
+
+from benchmarks.handlers import PAYLOAD
+from benchmarks.scale import Scale
+from benchmarks.server_process import BenchmarkError, ServerProcess
+from benchmarks.store import CommandUsage, read_info, read_script_usage
+from qsync import codec
+from qsync.broker import connect, ops
+from qsync.broker.shell import AsyncBroker, Broker
+from qsync.client import AsyncClient, Client
+from qsync.keys import QUEUE_KEYS, GlobalKeys, QueueKeys
+from qsync.task import DEFAULT, Task
+
+STALL_TIMEOUT_S: Final = 60.0
+"""If no task ends for this long, the benchmark gives up."""
+
+FILL_BATCH: Final = 20_000
+
+
+class Harness:
+    """A store, and one queue in it under a prefix of its own."""
+
+    def __init__(self, url: str, scale: Scale) -> None:
+        self.url = url
+        self.scale = scale
+        self.prefix = f"qsync-bench-{secrets.token_hex(4)}"
+        self.keys = QueueKeys(self.prefix, DEFAULT)
+        self.address = connect.parse(url)
+        self.broker = AsyncBroker(self.address)
+
+    async def __aenter__(self) -> Self:
+        await self.broker.ping()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            await self.clean()
+            keys = GlobalKeys(self.prefix)
+            for name in (keys.queues, keys.servers):
+                await self._unlink(name)
+        finally:
+            await self.broker.aclose()
+
+    async def clean(self) -> None:
+        """Delete all data of the queue. Each measure begins with this.
+
+        Raises BenchmarkError if the store forbids it: nothing may be left behind.
+        """
+        await self._unlink(*[self.keys.key(name) for name in QUEUE_KEYS])
+        while info := await self.info("memory"):  # a thread of the store frees the memory
+            if not int(info.get("lazyfree_pending_objects", 0)):
+                break
+            await asyncio.sleep(0.005)
+
+    async def _unlink(self, *names: str) -> None:
+        if await self.broker.ask("UNLINK", *names, key=names[0]) is None:
+            raise BenchmarkError(
+                f"the store refuses UNLINK, without which {names[0]} cannot be deleted"
+            )
+
+    @contextlib.asynccontextmanager
+    async def client(self) -> AsyncIterator[AsyncClient]:
+        """Open a client in this process."""
+        async with AsyncClient(AsyncBroker(self.address), prefix=self.prefix) as client:
+            yield client
+
+    def blocking_client(self) -> Client:
+        """Return a blocking client in this process."""
+        return Client(Broker(self.address), prefix=self.prefix)
+
+    @contextlib.asynccontextmanager
+    async def servers(
+        self, count: int = 1, *, uvloop: bool = False, **config: Any
+    ) -> AsyncIterator[list[ServerProcess]]:
+        """Start servers of the queue, each in a process of its own; they are ready."""
+        async with contextlib.AsyncExitStack() as stack:
+            servers = [
+                ServerProcess(self.url, self.prefix, server=config, uvloop=uvloop)
+                for _ in range(count)
+            ]
+            yield list(await asyncio.gather(*map(stack.enter_async_context, servers)))
+
+    async def fill(self, type: str, count: int) -> None:
+        """Enqueue tasks of a type, each with a payload of 32 bytes."""
+        async with self.client() as client:
+            for start in range(0, count, FILL_BATCH):
+                await client.enqueue_many([Task(type, PAYLOAD)] * min(FILL_BATCH, count - start))
+
+    async def pause(self) -> None:
+        """Pause the queue."""
+        await self.broker.run(ops.pause(self.keys, codec.encode("benchmark")))
+
+    async def resume(self) -> None:
+        """Resume the queue."""
+        await self.broker.run(ops.resume(self.keys))
+
+    async def completed(self) -> int:
+        """Return how many tasks have completed since the queue was cleaned."""
+        stats = self.keys.key("stats")
+        return int(await self.broker.ask("HGET", stats, "completed", key=stats) or 0)
+
+    async def pending(self) -> int:
+        """Return how many tasks are pending."""
+        name = self.keys.key("pending")
+        return int(await self.broker.ask("ZCARD", name, key=name) or 0)
+
+    async def until_completed(self, count: int) -> float:
+        """Wait until this many tasks have completed; return the time, by the monotonic clock.
+
+        It polls more often towards the end: about a dozen times in all, so that it does not slow
+        down the servers, and within about a millisecond of the end.
+        """
+        began = progressed_at = time.monotonic()
+        first = last = await self.completed()
+        while last < count:
+            rate = (last - first) / max(progressed_at - began, 1e-9)
+            await asyncio.sleep(min(max((count - last) / rate / 2, 0.001), 0.5) if rate else 0.01)
+            now, completed = time.monotonic(), await self.completed()
+            if completed > last:
+                progressed_at, last = now, completed
+            elif now - progressed_at > STALL_TIMEOUT_S:
+                raise BenchmarkError(
+                    f"{last} of {count} tasks completed, and then none for {STALL_TIMEOUT_S:.0f} s"
+                )
+        return time.monotonic()
+
+    async def script_usage(self) -> CommandUsage | None:
+        """Return what the store has spent on scripts; None if it does not say."""
+        return await read_script_usage(self.broker, self.keys.base)
+
+    async def info(self, section: str) -> dict[str, str] | None:
+        """Return a section of INFO of the node of the queue; None where INFO is forbidden."""
+        return await read_info(self.broker, section, self.keys.base)

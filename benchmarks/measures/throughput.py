@@ -1,0 +1,165 @@
+"""Measures: servers drain a backlog, by handlers of each kind, and the floor in the same rounds."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import Any, Final
+
+from benchmarks.baseline import BaselineRun
+from benchmarks.figures import Figure, Results, known_median, median
+from benchmarks.handlers import FIRST, LOOP, PAYLOAD, PROCESS, THREAD, WAIT
+from benchmarks.harness import Harness
+from benchmarks.server_process import ServerProcess
+from benchmarks.store import CommandUsage
+from qsync.task import Task
+
+WARM_UP_TASKS: Final = 200
+"""Tasks for each server before a drain, which start its threads and processes of handlers.
+They are more than one server takes at a time, so that each server gets some."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainRun:
+    """What servers took for a number of tasks."""
+
+    tasks: int
+    seconds: float
+    """From the start of the first task until the store had counted the last as completed."""
+    cpu_s: float
+    """Processor time of all server processes."""
+    scripts: CommandUsage | None
+    """What the store spent on scripts; None if it does not say."""
+
+    @property
+    def rate(self) -> float:
+        """Tasks a second."""
+        return self.tasks / self.seconds
+
+    @property
+    def store_us(self) -> float | None:
+        """The store's time a task."""
+        return None if self.scripts is None else self.scripts.us / self.tasks
+
+    @property
+    def calls_per_1000(self) -> float | None:
+        """Scripts that the store ran for 1,000 tasks."""
+        return None if self.scripts is None else 1000 * self.scripts.calls / self.tasks
+
+
+async def drain(
+    harness: Harness, type: str, tasks: int, *, processes: int = 1, uvloop: bool = False,
+    **config: Any,
+) -> DrainRun:  # fmt: skip
+    """Have ready servers run tasks that are all pending beforehand."""
+    await harness.clean()
+    async with harness.servers(processes, uvloop=uvloop, **config) as servers:
+        warm_up = WARM_UP_TASKS * processes
+        await harness.fill(type, warm_up)
+        await harness.until_completed(warm_up)
+        await harness.pause()
+        async with harness.client() as client:
+            await client.enqueue(Task(FIRST, PAYLOAD))
+        await harness.fill(type, tasks - 1)
+        cpu_s, before = await _cpu_s(servers), await harness.script_usage()
+        await harness.resume()
+        end = await harness.until_completed(warm_up + tasks)
+        after = await harness.script_usage()
+        answers = [await server.ask("first") for server in servers]
+        [began_ns] = [answer for answer in answers if answer is not None]
+        cpu_s = await _cpu_s(servers) - cpu_s
+    scripts = after.since(before) if after and before else None
+    return DrainRun(tasks, end - began_ns / 1e9, cpu_s, scripts)
+
+
+async def baseline(harness: Harness, tasks: int) -> BaselineRun:
+    """Measure the floor for a number of tasks, in a process like that of a server."""
+    await harness.clean()
+    await harness.fill(LOOP, tasks)
+    async with ServerProcess(harness.url, harness.prefix, server=None) as process:
+        return BaselineRun(**await process.ask("baseline"))
+
+
+async def _cpu_s(servers: list[ServerProcess]) -> float:
+    return float(sum([(await server.ask("usage"))["cpu_s"] for server in servers]))
+
+
+async def measure_drain(harness: Harness) -> Results:
+    """Drain no-op coroutines: beside the floor, with uvloop if installed, by two processes."""
+    tasks, rounds = harness.scale.drain, range(harness.scale.rounds)
+    pairs = [(await baseline(harness, tasks), await drain(harness, LOOP, tasks)) for _ in rounds]
+    runs = [run for _, run in pairs]
+    how = f"{tasks:,} pending no-op coroutines, 32-byte payloads, concurrency 100, one process"
+    results: Results = [
+        Figure("drain, coroutine", "tasks/s", median([run.rate for run in runs]), how),
+        *_compare_with_floor(pairs),
+        Figure(
+            "server per task", "us", median([1e6 * run.cpu_s / run.tasks for run in runs]),
+            "processor time of the server process",
+        ),
+        Figure(
+            "store per task", "us", known_median([run.store_us for run in runs]),
+            "fetch and completion, as this server batched them; INFO commandstats",
+        ),
+        Figure(
+            "store calls per 1,000 tasks", "calls",
+            known_median([run.calls_per_1000 for run in runs]), "scripts run in this drain",
+        ),
+    ]  # fmt: skip
+    if importlib.util.find_spec("uvloop") is not None:
+        name = "drain, coroutine, uvloop"
+        results.append(await _rate(harness, name, LOOP, tasks, how, uvloop=True))
+    how = f"{tasks:,} no-op coroutines, two server processes, concurrency 100 each"
+    name = "drain, coroutine, 2 processes"
+    results.append(await _rate(harness, name, LOOP, tasks, how, processes=2))
+    return results
+
+
+def _compare_with_floor(pairs: list[tuple[BaselineRun, DrainRun]]) -> Results:
+    return [
+        Figure(
+            "asyncio floor", "tasks/s", median([floor.rate for floor, _ in pairs]),
+            "decodes the same messages and runs the same coroutine, 100 at a time; no queue",
+        ),
+        Figure(
+            "drain / floor", "%", median([100 * run.rate / floor.rate for floor, run in pairs]),
+            "tasks a second, of the same round",
+        ),
+        Figure(
+            "drain / floor, processor time", "%",
+            median([100 * floor.cpu_s / run.cpu_s for floor, run in pairs]),
+            "the floor's processor time to that of the server process, all its threads; leaves "
+            "out the waiting for the store and for other processes",
+        ),
+    ]  # fmt: skip
+
+
+async def measure_executors(harness: Harness) -> Results:
+    """Drain thread and process handlers, by one server process and by two."""
+    results: Results = []
+    scale, cores = harness.scale, os.cpu_count() or 1
+    for executor, type, tasks, where in (
+        ("thread", THREAD, scale.drain_threads, "in up to 100 threads of each server"),
+        ("process", PROCESS, scale.drain_processes, f"in {cores} processes of each server"),
+    ):
+        how = f"{tasks:,} no-op functions, {where}, concurrency 100"
+        results.append(await _rate(harness, f"drain, {executor}", type, tasks, how))
+        if scale.two_servers:
+            name = f"drain, {executor}, 2 processes"
+            results.append(await _rate(harness, name, type, tasks, how, processes=2))
+    return results
+
+
+async def measure_waiting(harness: Harness) -> Results:
+    """Drain tasks that wait for 5 ms, as for a database."""
+    tasks = harness.scale.drain_waiting
+    how = f"{tasks:,} tasks of 5 ms (asyncio.sleep), concurrency 100: 20,000 at most"
+    return [await _rate(harness, "drain, 5 ms tasks", WAIT, tasks, how)]
+
+
+async def _rate(
+    harness: Harness, name: str, type: str, tasks: int, how: str, **options: Any
+) -> Figure:
+    runs = [await drain(harness, type, tasks, **options) for _ in range(harness.scale.rounds)]
+    return Figure(name, "tasks/s", median([run.rate for run in runs]), how)

@@ -1,0 +1,48 @@
+"""docket: coroutines, streams."""
+
+import asyncio
+from datetime import timedelta
+
+from docket import Docket, Worker
+
+from benchmarks.peers.counting import ran
+from benchmarks.peers.loops import use_uvloop
+from benchmarks.peers.shared import CONCURRENCY, URL
+
+COLOUR = "async"
+# Its docs ask for more connections than tasks at once; redis-py stops at 100.
+STORE = f"{URL}?max_connections={2 * CONCURRENCY}"
+
+
+async def noop(payload: str) -> None:
+    ran(payload)
+
+
+def connect():
+    # Without a life for records of what is done: its "fire and forget".
+    docket = Docket(name="bench", url=STORE, execution_ttl=timedelta(0))
+    docket.register(noop)
+    return docket
+
+
+async def enqueue(docket, payload):
+    execution = await docket.add(noop)(payload)
+    return execution.key
+
+
+async def enqueue_many(docket, payloads):
+    await docket.add_many([docket.call(noop)(payload) for payload in payloads])
+
+
+async def find(docket, id):
+    return await docket.get_execution(id) is not None
+
+
+async def serve():
+    async with connect() as docket, Worker(docket, concurrency=CONCURRENCY) as worker:
+        await worker.run_forever()
+
+
+if __name__ == "__main__":
+    use_uvloop()
+    asyncio.run(serve())

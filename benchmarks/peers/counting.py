@@ -1,0 +1,33 @@
+"""Counts the runs of a handler in the server's process, and writes them down at the end."""
+
+import itertools
+import json
+import time
+from pathlib import Path
+
+from benchmarks.peers.shared import EXPECTED, REPORT, STAMPS, first_run_mark
+
+_runs = itertools.count(1)  # one step is atomic, so threads may share it
+_began = 0
+_late_ns: list[int] = []
+
+
+def ran(payload: str | bytes) -> None:
+    """The handler ran once more; the report is there when it was the last run that is expected."""
+    global _began  # a handler has nowhere else to keep it
+    now = time.monotonic_ns()
+    number = next(_runs)
+    if number == 1:
+        _began = now
+        first_run_mark(REPORT).touch()
+    if payload[:1] in STAMPS:
+        _late_ns.append(now - int(payload[1:]))
+    if number >= EXPECTED:  # a run too many is written down too
+        _write(number)
+
+
+def _write(runs: int) -> None:
+    report = {"runs": runs, "ns": time.monotonic_ns() - _began, "late_ns": _late_ns}
+    draft = Path(f"{REPORT}.draft-{runs}")
+    draft.write_text(json.dumps(report))
+    draft.replace(REPORT)

@@ -1,0 +1,105 @@
+"""Servers and producers of the peers as child processes, ended by their process ids."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.environments import program
+from benchmarks.peers.shared import ROOT
+from benchmarks.peers.table import PYTHON, Peer
+
+PATIENCE = 60.0
+"""The longest that one part of a round may take, seconds."""
+
+
+class PeerFailed(Exception):
+    """A peer did not do the work; the text says what it did."""
+
+
+def produce(peer: Peer, action: str, variables: Mapping[str, str], **sizes: int) -> dict[str, Any]:
+    """What a producer of the peer measured."""
+    report = Path(variables["BENCH_REPORT"]).with_suffix(".producer")
+    report.unlink(missing_ok=True)
+    words = ["-m", "benchmarks.peers.producer", peer.name, action, json.dumps(sizes), str(report)]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own program
+            [program(peer, PYTHON), *words],
+            cwd=ROOT, env=_environment(variables), capture_output=True, text=True,
+            timeout=PATIENCE, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise PeerFailed(f"{action}: not done within {PATIENCE:.0f} s") from None
+    if done.returncode:
+        raise PeerFailed(f"{action}: {_last(done.stderr)}")
+    return dict(json.loads(report.read_text()))
+
+
+@contextlib.contextmanager
+def serving(
+    peer: Peer, variables: Mapping[str, str], threads: int | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server process of the peer runs; at the end it and its children are gone."""
+    values = {"url": variables["BENCH_URL"], "threads": threads}
+    first, *words = (word.format(**values) for word in peer.server)
+    log = Path(variables["BENCH_REPORT"]).with_suffix(".log")
+    with log.open("wb") as output:
+        server = subprocess.Popen(  # noqa: S603 - the command of the table
+            [program(peer, first), *words],
+            cwd=ROOT, env=_environment(variables),
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            start_new_session=True,  # so that its children are in its group
+        )  # fmt: skip
+    try:
+        yield server
+    finally:
+        _end(server)
+
+
+def report_of(
+    server: subprocess.Popen[bytes], variables: Mapping[str, str], *, again: float = 0.0
+) -> dict[str, Any]:
+    """What the server wrote when the last task had run, or a moment later when it ran one again.
+
+    `again`: so large a share of the tasks may have run more than once.
+    """
+    path = Path(variables["BENCH_REPORT"])
+    end = time.monotonic() + PATIENCE
+    while not path.exists():
+        if server.poll() is not None:
+            said = path.with_suffix(".log").read_text(errors="replace")
+            raise PeerFailed(f"the server ended with status {server.returncode}: {_last(said)}")
+        if time.monotonic() > end:
+            raise PeerFailed(f"the server did not run every task within {PATIENCE:.0f} s")
+        time.sleep(0.01)
+    time.sleep(0.3)
+    report = dict(json.loads(path.read_text()))
+    expected = int(variables["BENCH_EXPECTED"])
+    report["again"] = report["runs"] - expected
+    if not 0 <= report["again"] <= expected * again:
+        raise PeerFailed(f"{report['runs']} runs of {expected} tasks")
+    return report
+
+
+def _environment(variables: Mapping[str, str]) -> dict[str, str]:
+    return {**os.environ, **variables, "PYTHONPATH": str(ROOT)}
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """Ask it to stop, and after a moment end its whole process group."""
+    server.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.wait(timeout=1)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait(timeout=10)
+
+
+def _last(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].replace(f"{ROOT}/", "")[:300] if lines else "it said nothing"

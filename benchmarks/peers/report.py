@@ -1,0 +1,129 @@
+"""The results for people: a table on the terminal, and a section of docs/benchmarks.md."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.peers.summary import COLUMNS, by_drain, cell
+from benchmarks.peers.table import BY_NAME
+
+BEGIN = "<!-- peers: begin (written by make bench-peers) -->"
+END = "<!-- peers: end -->"
+
+BEFOREHAND = """\
+Not part of this run, but measured beforehand on the machine with two cores that this page was first
+written on, no-op tasks, one process: asynq in Go 14,600 tasks/s, and the Go qsync 14,900, which
+keeps no lease, so that a process that dies takes its tasks with it."""
+
+HOW = """\
+Every queue does the same work on the same store, a Valkey on the same machine without AOF that is
+emptied before each part; all take a turn in each round, and the figures are medians of the rounds.
+Each runs in an environment of its own with the same interpreter, one server process, hiredis and
+uvloop where it can use them, and settings as its own documentation recommends for speed with
+at-least-once delivery, where it has that. In brackets the ratio to qsync: coroutines with
+coroutines, threads with threads. For rates more is better, for latency and memory less.
+
+* **drain**: no-op tasks with a payload of 32 bytes that wait when the server starts, by handlers
+  of the kind named, 100 at once for coroutines; from the first handler's start to the last one's
+  end, counted in the server. No more than one task in a hundred may have run more than once.
+* **one by one**: one caller, each enqueue awaited (for threads: the blocking client).
+  **concurrent**: 100 coroutines of one process. **bulk**: the peer's own bulk call, in
+  lots of 10,000; a dash where it has none.
+* **p50, p95, p99**: from just before an enqueue to the start of its handler, the server idle.
+* **B a task**: growth of the store's `used_memory`, less its clients' buffers, for each task that
+  waits: the mean from 5,000 to 10,000 tasks, since tables grow by leaps; measured once.
+* **by id**: whether the peer's API finds a task that waits when it is given its id."""
+
+
+def print_table(summary: Mapping[str, Mapping[str, Any]], skipped: Mapping[str, str]) -> None:
+    """The table is on the terminal."""
+    table = Table(title="peers: median (ratio to qsync)", title_justify="left")
+    for title in ("", "handlers", *(column.title for column in COLUMNS), "by id"):
+        table.add_column(title, justify="left" if title in ("", "handlers", "by id") else "right")
+    for peer, measured in by_drain(summary):
+        table.add_row(*_row(peer.title, peer.handlers, measured))
+    console = Console(width=None if Console().is_terminal else 170)
+    console.print(table)
+    for name, reason in skipped.items():
+        console.print(f"{BY_NAME[name].title}: skipped: {reason}", markup=False)
+
+
+def write_section(document: Path, results: Mapping[str, Any]) -> None:
+    """The section between the marks of the document is new; the rest of it is as it was."""
+    section = f"{BEGIN}\n{markdown(results)}\n{END}"
+    text = document.read_text() if document.exists() else "# Benchmarks\n"
+    before, found, rest = text.partition(BEGIN)
+    if found:
+        _, end, after = rest.partition(END)
+        if not end:
+            raise ValueError(f"{document}: {BEGIN} has no {END}")
+        document.write_text(f"{before}{section}{after}")
+    else:
+        document.write_text(f"{text.rstrip()}\n\n{section}\n")
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The section: what was measured, how, on what, and with which settings."""
+    parts = [
+        "## Beside other queues",
+        f"```console\n$ {results['command']}\n```",
+        _conditions(results),
+        _figures(results["summary"]),
+        HOW,
+        BEFOREHAND,
+        "### Settings",
+        _settings(results),
+    ]
+    again = _again(results["measured"])
+    if again:
+        parts.insert(4, f"Run more than once though no server died: {again}.")
+    skipped = results["skipped"]
+    if skipped:
+        lines = [f"* {BY_NAME[name].title}: {reason}" for name, reason in skipped.items()]
+        parts.insert(4, "Skipped:\n\n" + "\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _again(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Whose tasks ran more than once in drains, and how many of them in all rounds."""
+    counts = {name: sum(one.get("again", 0) for one in rounds) for name, rounds in measured.items()}
+    return ", ".join(
+        f"{count} of the tasks of {BY_NAME[name].title}" for name, count in counts.items() if count
+    )
+
+
+def _conditions(results: Mapping[str, Any]) -> str:
+    machine, python = results["machine"], results["python"]
+    pgo = "with" if python["pgo"] else "without"
+    return (
+        f"{results['date']}, rounds: {results['rounds']}, store: {results['store']}. "
+        f"{machine['cpu']}, {machine['cores']} cores that the store shares, "
+        f"{machine['memory_gib']} GiB, {machine['system']}; load before the run "
+        f"{machine['load_before']}. {python['implementation']} {python['version']}, built {pgo} "
+        "profile-guided optimisation, for all."
+    )
+
+
+def _figures(summary: Mapping[str, Mapping[str, Any]]) -> str:
+    head = ["", "handlers", *(column.title for column in COLUMNS), "by id"]
+    lines = [head, ["---", "---", *("---:" for _ in COLUMNS), "---"]]
+    lines += [_row(peer.title, peer.handlers, one) for peer, one in by_drain(summary)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _row(title: str, handlers: str, measured: Mapping[str, Any]) -> list[str]:
+    figures = (cell(column, measured) for column in COLUMNS)
+    return [title, handlers, *figures, "yes" if measured["find"] else "no"]
+
+
+def _settings(results: Mapping[str, Any]) -> str:
+    lines = ["| | version | settings | when a server dies |", "| --- | --- | --- | --- |"]
+    for name, versions in results["versions"].items():
+        peer = BY_NAME[name]
+        version = ", ".join(f"{package} {number}" for package, number in versions.items())
+        settings = f"[{peer.settings}]({peer.docs})"
+        lines.append(f"| {peer.title} | {version} | {settings} | {peer.delivery} |")
+    return "\n".join(lines)

@@ -1,0 +1,77 @@
+"""One round of one peer: the same steps for all, on an empty store."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.processes import produce, report_of, serving
+from benchmarks.peers.shared import first_run_mark
+from benchmarks.peers.table import Peer
+from tests.stores import Store
+
+LATENCIES = 120
+WAITING = 10_000
+"""Tasks that wait when memory is measured: as many for all."""
+PERCENTILES = (50, 95, 99)
+AGAIN = 0.01
+"""So large a share of the tasks of a drain may run more than once, which at least once allows."""
+
+
+def run(peer: Peer, store: Store, *, first: bool, scale: float = 1.0) -> dict[str, Any]:
+    """What the peer did in one round: rates per second, latencies in ms, bytes per task.
+
+    Bytes are measured in the first round only, since they are the same in each.
+    """
+    with tempfile.TemporaryDirectory(prefix="qsync-peers-") as folder:
+        report = Path(folder) / "report.json"
+        variables = {"BENCH_URL": store.url, "BENCH_REPORT": str(report)}
+        store.flush()
+        measured = produce(
+            peer, "enqueue", variables,
+            one=_scaled(peer.one, scale), concurrent=_scaled(peer.concurrent, scale),
+        )  # fmt: skip
+        if first:
+            store.flush()
+            # In steps of a twentieth, shared out among a hundred callers.
+            measured |= produce(peer, "memory", variables, count=20 * _scaled(WAITING // 20, scale))
+        drains: dict[str, float] = {}
+        again = 0
+        for threads in peer.threads or (None,):
+            store.flush()
+            drained = _drain(peer, variables, _scaled(peer.drain, scale), threads)
+            again += drained.pop("again")
+            measured |= drained
+            drains[f"{threads or 'own'}"] = measured["drain"]
+            report.unlink()
+            first_run_mark(report).unlink()
+        measured |= {"drain": max(drains.values()), "drain_by_threads": drains, "again": again}
+        store.flush()
+        measured |= _latency(peer, variables, _scaled(LATENCIES, scale))
+    return measured
+
+
+def _drain(
+    peer: Peer, variables: dict[str, str], count: int, threads: int | None
+) -> dict[str, Any]:
+    variables = {**variables, "BENCH_EXPECTED": str(count)}
+    measured = produce(peer, "fill", variables, count=count)
+    with serving(peer, variables, threads) as server:
+        report = report_of(server, variables, again=AGAIN)
+    return {**measured, "drain": count / (report["ns"] / 1e9), "again": report["again"]}
+
+
+def _latency(peer: Peer, variables: dict[str, str], count: int) -> dict[str, Any]:
+    variables = {**variables, "BENCH_EXPECTED": str(count + 1)}
+    with serving(peer, variables, next(iter(peer.threads), None)) as server:
+        produce(peer, "latency", variables, count=count)
+        report = report_of(server, variables)
+    late = sorted(report["late_ns"])
+    return {
+        f"p{percent}_ms": late[min(len(late) - 1, len(late) * percent // 100)] / 1e6
+        for percent in PERCENTILES
+    }
+
+
+def _scaled(count: int, scale: float) -> int:
+    """At least 200, in hundreds: many callers share it out evenly."""
+    return max(2, round(count * scale / 100)) * 100 if count else 0

@@ -1,0 +1,92 @@
+"""How much work each measure does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+TASK_COUNTS: Final = (
+    "one_by_one", "callers", "bulk", "drain", "drain_threads", "drain_processes", "drain_waiting",
+    "singles", "scheduled", "pending",
+)  # fmt: skip
+"""Fields that `Scale.times` scales."""
+
+MIN_TASKS: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Numbers of tasks, except for the fields in seconds."""
+
+    rounds: int
+    """The median of the rounds counts."""
+    one_by_one: int
+    callers: int
+    """Tasks that all concurrent callers share."""
+    bulk: int
+    drain: int
+    drain_threads: int
+    drain_processes: int
+    drain_waiting: int
+    two_servers: bool
+    """Measure two servers with thread and process handlers, too; they are slow to start."""
+    singles: int
+    """Tasks sent to an idle server, one after another."""
+    load_s: float
+    scheduled: int
+    scheduled_s: float
+    pending: int
+    """Tasks for the memory of a pending task."""
+    cycles: int
+    """Batches for the store's time."""
+    idle_s: float
+    backlogs: tuple[int, ...]
+    backlog_s: float
+
+    def times(self, share: float) -> Scale:
+        """Return this scale with a share of its tasks; times, batches and backlogs stay."""
+        counts = {name: max(MIN_TASKS, round(getattr(self, name) * share)) for name in TASK_COUNTS}
+        return replace(self, **counts)
+
+
+FULL: Final = Scale(
+    rounds=3,
+    one_by_one=5_000,
+    callers=50_000,
+    bulk=100_000,
+    drain=100_000,
+    drain_threads=50_000,
+    drain_processes=10_000,
+    drain_waiting=20_000,
+    two_servers=True,
+    singles=500,
+    load_s=5.0,
+    scheduled=2_000,
+    scheduled_s=4.0,
+    pending=100_000,
+    cycles=60,
+    idle_s=20.0,
+    backlogs=(1_000, 100_000, 1_000_000),
+    backlog_s=3.0,
+)
+
+QUICK: Final = Scale(
+    rounds=1,
+    one_by_one=500,
+    callers=5_000,
+    bulk=10_000,
+    drain=10_000,
+    drain_threads=3_000,
+    drain_processes=500,
+    drain_waiting=1_000,
+    two_servers=False,
+    singles=50,
+    load_s=0.5,
+    scheduled=100,
+    scheduled_s=0.5,
+    pending=10_000,
+    cycles=6,
+    idle_s=1.0,
+    backlogs=(1_000, 10_000),
+    backlog_s=0.4,
+)

@@ -1,0 +1,88 @@
+"""The store under test: a private Valkey that keeps nothing on disk, and a store's statistics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from qsync.broker import connect
+from qsync.broker.shell import AsyncBroker
+from qsync.embedded import Embedded
+
+
+@contextlib.asynccontextmanager
+async def private_store() -> AsyncIterator[str]:
+    """Start a Valkey without AOF on a unix socket; yield its URL; wait for its end."""
+    folder = Path(tempfile.mkdtemp(prefix="qsync-bench-"))
+    try:
+        with Embedded(folder) as store:
+            url = f"unix://{quote(store.socket)}"
+            broker = AsyncBroker(connect.parse(url), connections=1)
+            try:
+                await broker.ask("CONFIG", "SET", "appendonly", "no")
+            finally:
+                await broker.aclose()
+            yield url
+        await asyncio.to_thread(_wait_for_end, folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _wait_for_end(folder: Path) -> None:
+    with (folder / "users.lock").open() as lock:
+        # The guardian of the store holds this lock until the store has ended.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+@dataclass(frozen=True, slots=True)
+class CommandUsage:
+    """How often a command was called since the store started, and the time that it took."""
+
+    calls: int
+    us: int
+
+    def since(self, before: CommandUsage) -> CommandUsage:
+        """Return the usage after `before`."""
+        return CommandUsage(self.calls - before.calls, self.us - before.us)
+
+
+async def read_commands(broker: AsyncBroker, key: str) -> dict[str, CommandUsage] | None:
+    """Read INFO commandstats of the node of a key, by command; None where INFO is forbidden.
+
+    Commands that scripts run are counted too, and their time is part of the script's time.
+    """
+    info = await read_info(broker, "commandstats", key)
+    if info is None:
+        return None
+    usage = {}
+    for name, text in info.items():
+        fields = dict(pair.split("=") for pair in text.split(","))
+        usage[name.removeprefix("cmdstat_")] = CommandUsage(
+            int(fields["calls"]), int(fields["usec"])
+        )
+    return usage
+
+
+async def read_script_usage(broker: AsyncBroker, key: str) -> CommandUsage | None:
+    """Read what the node of a key spent on scripts; None where INFO is forbidden."""
+    commands = await read_commands(broker, key)
+    if commands is None:
+        return None
+    scripts = [usage for name, usage in commands.items() if name in ("evalsha", "eval")]
+    return CommandUsage(sum(usage.calls for usage in scripts), sum(usage.us for usage in scripts))
+
+
+async def read_info(broker: AsyncBroker, section: str, key: str) -> dict[str, str] | None:
+    """Read a section of INFO of the node of a key; None where INFO is forbidden."""
+    reply = await broker.ask("INFO", section, key=key)
+    if reply is None:
+        return None
+    lines = reply.decode(errors="replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
