@@ -27,7 +27,7 @@ HASHES: Final = (
 )  # fmt: skip
 SETS: Final = ("scheduled", "pending", "active", "retry", "completed", "dead")
 
-FOREVER: Final = frozenset({"meta", "stats", "fetches", "ticks", "wake", "recent"})
+FOREVER: Final = frozenset({"meta", "stats", "fetches", "ticks", "wake", "idle", "recent"})
 """What a queue may hold that has no tasks any more."""
 
 ROUNDS: Final = 40

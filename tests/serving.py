@@ -71,7 +71,9 @@ def left_over(redis: Any, prefix: str, queue: str = "default") -> dict[str, int]
     base = QueueKeys(prefix, queue).base
     sizes = {}
     for name, (kind, _) in QUEUE_KEYS.items():
-        if name in ("meta", "stats", "fetches", "wake", "ticks", "calls", "schedules", "recent"):
+        if name in ("meta", "stats", "fetches", "wake", "idle", "ticks", "calls", "recent"):
+            continue
+        if name == "schedules":
             continue
         size = redis.zcard if kind == "zset" else redis.hlen
         if count := size(f"{base}:{name}"):

@@ -21,7 +21,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 def test_a_queue_that_is_not_there_holds_nothing(rig: Rig) -> None:
     counts = rig.run(views.counts(rig.keys))
     assert counts.states == dict.fromkeys(TaskState, 0)
-    assert set(counts.others) == set(QUEUE_KEYS) - set(STORED) - {"wake", "meta", "stats"}
+    assert set(counts.others) == set(QUEUE_KEYS) - set(STORED) - {"wake", "idle", "meta", "stats"}
     assert not any(counts.others.values())
     assert counts.stats == {}
 

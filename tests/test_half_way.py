@@ -63,7 +63,7 @@ EVERY = ALL | {
     "repair of no message": repair_no_message,
 }
 
-BESIDE = {"stats", "wake", "fairness", "progress", "keys", "meta", "fetches", "calls"}
+BESIDE = {"stats", "wake", "idle", "fairness", "progress", "keys", "meta", "fetches", "calls"}
 """Keys that decide nothing about a task: what is written to them may be missing."""
 
 

@@ -664,7 +664,8 @@ async def left(bed: Bed, *kept: str) -> dict[str, Any]:
     """The keys of the queue that tell of a task."""
     found = {}
     for name, (kind, _) in QUEUE_KEYS.items():
-        if name not in ("meta", "stats", "fetches", "wake", "ticks", "calls", "fairness", *kept):
+        waits = {"wake", "idle", "fetches"}
+        if name not in {"meta", "stats", "ticks", "calls", "fairness", *waits, *kept}:
             size = await bed.broker.ask("ZCARD" if kind == "zset" else "HLEN", bed.keys().key(name),
                                         key=bed.keys().base)  # fmt: skip
             if size:

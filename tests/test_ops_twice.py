@@ -65,6 +65,9 @@ OTHER: dict[str, Make] = {
     ),
     "delete": lambda rig, held: ops.delete(rig.keys, ["p", "d"], "pending", now_us=rig.now),
     "delete dead": lambda rig, held: ops.delete(rig.keys, ["p", "d"], "dead", now_us=rig.now),
+    "listen": lambda rig, held: ops.listen(
+        rig.keys, server="s", lease_us=LEASE, keep_us=S, now_us=rig.now
+    ),
     "abandon": lambda rig, held: ops.abandon(rig.keys, "s"),
     "run many": lambda rig, held: ops.run_many(
         rig.keys, [ops.Rerun("d", "k", NAME, FAILURE), ops.Rerun("p")], "dead", now_us=rig.now

@@ -39,6 +39,8 @@ TEXTS = {
     "message", "claim", "schema", "layout",
 }  # fmt: skip
 
+WAKE_CHANNEL = "table.concat({wake_key,':',server})"
+
 every_script = pytest.mark.parametrize("name", SCRIPTS)
 
 
@@ -285,7 +287,10 @@ def operand_after(tokens: list[str], at: int) -> list[str]:
 @pytest.mark.faults(54)
 @every_source
 def test_every_command_is_on_a_declared_key(source: Source) -> None:
-    """Keys come from KEYS, from the table of them, or as parameters; none is built."""
+    """Keys come from KEYS, from the table of them, or as parameters; none is built.
+
+    The channels that wake servers are, of the name of a key: so they are in its slot.
+    """
     known = aliases(source)
     for call in source.calls:
         if call.name in ("redis.call", "redis.pcall"):
@@ -293,7 +298,9 @@ def test_every_command_is_on_a_declared_key(source: Source) -> None:
             assert re.fullmatch(r"'[A-Z]+'", command[0]), "the command is written out"
             if command == ("'MEMORY'",):
                 arguments = arguments[1:]  # the first is a part of the command
-            if command != ("'TIME'",):
+            if command == ("'SPUBLISH'",) and "".join(arguments[0]) == WAKE_CHANNEL:
+                assert "wake_key" in known
+            elif command != ("'TIME'",):
                 assert is_key(arguments[0], known), (command, arguments[0])
         if call.name in functions():
             _, function = functions()[call.name]
@@ -384,6 +391,7 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "counts": (views.counts(keys), 0),
         "locate": (views.locate(keys, "a"), 0),
         "look": (views.look(keys, lease_us=1), 0),
+        "listen": (ops.listen(keys, server="s", lease_us=1, keep_us=1), 0),
         "permissions": (views.permissions(keys, ["hset", "zadd"]), 2),
         "overview": (views.overview(keys), len(COUNTERS)),
         "page": (views.page(keys, TaskState.DEAD, count=1), 0),

@@ -52,6 +52,7 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "cancels": ("hash", "id -> retention, us: cancel asked for, or outcome of a completed task"),
     "progress": ("hash", "id -> <done>/<total>, or @<us> since when it is runnable"),
     "wake": ("list", "at most one element: servers with a free slot block on it"),
+    "idle": ("zset", "ids of servers that a message wakes, by when they asked for it, us"),
     "meta": (
         "hash",
         "paused, weight:<fairness key>, v, swept, day, cursors of sweeps; schema: which layout "
@@ -64,6 +65,9 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
 
 DONE_CHANNEL: Final = "done"
 """The sharded channel of a queue on which ids of ended tasks are published."""
+
+WAKE_CHANNELS: Final = "wake:*"
+"""The sharded channels of a queue on which servers are woken, one a server, as a pattern."""
 
 COUNTERS: Final = (
     "enqueued", "completed", "failed", "retried", "crashed", "dead", "cancelled", "trimmed",
@@ -142,6 +146,10 @@ class QueueKeys:
     def key(self, name: str) -> str:
         """The full name of a key of this queue."""
         return f"{self.base}:{name}"
+
+    def wake_channel(self, server: str) -> str:
+        """The sharded channel on which a server is woken for this queue."""
+        return f"{self.base}:wake:{server}"
 
     def names(self, keys: tuple[str, ...]) -> tuple[str, ...]:
         """The full names of several keys of this queue, in order."""

@@ -13,7 +13,7 @@ NO_ROOM = "the store had no memory for the result"
 KEPT = {"tasks", "dead", "crashes", "failures", "completed", "results"}
 """Parts of a queue that hold ended tasks."""
 
-STRUCTURE = {"meta", "stats", "fetches", "calls", "recent", "wake"}
+STRUCTURE = {"meta", "stats", "fetches", "calls", "recent", "wake", "idle"}
 """What may live for ever, beside the sets of queues and servers."""
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
-from qsync import client, listeners, registering, task, waiting
+from qsync import client, listeners, registering, subscriptions, task, waiting
 from qsync.broker import shell
 from qsync.server import abandon, config, control, executors, heartbeat, lane, pump, run, server
 from tests.sim import brokers
@@ -58,7 +58,7 @@ class VirtualTime:
 def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any, str, Any]]:
     chance = random.Random(seed)
     time = VirtualTime()
-    for module in (lane, run, pump, heartbeat, abandon, shell, waiting, listeners):
+    for module in (lane, run, pump, heartbeat, abandon, shell, waiting, listeners, subscriptions):
         yield module, "time", time
     threads = SimpleNamespace(
         Thread=partial(SimThread, turns),

@@ -17,7 +17,7 @@ class Heard(NamedTuple):
     on       the subscription began
     off      the store ended it, since the slot has moved; `Channels.commands` tries it again
     refused  the store refused it: `error`
-    ended    a message: the task `id` ended
+    ended    a message: the task `id` ended; on a channel that wakes a server it is no id
     """
 
     kind: Literal["on", "off", "refused", "ended"]

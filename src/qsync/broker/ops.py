@@ -361,6 +361,35 @@ def abandon(keys: QueueKeys, server: str, *, cursor: str = "0") -> Call[tuple[st
     )
 
 
+class Listened(NamedTuple):
+    """What there is to do in a queue, and whether a message may tell what comes later."""
+
+    generation: str | None
+    """Of its data; None before the first fetch."""
+    waits: bool
+    """Tasks wait that may be fetched."""
+    due: bool
+    """Upkeep is due."""
+    woken: bool
+    """Somebody wanted to wake a server."""
+    unsent: bool
+    """And sent no message to this one, which waited for it."""
+
+
+def listen(
+    keys: QueueKeys, *, server: str, lease_us: int, keep_us: int, now_us: int | None = None
+) -> Call[Listened]:
+    """Have messages wake a server that is subscribed to its channel, and look at the queue."""
+    script = load("listen")
+    args = ("" if now_us is None else now_us, lease_us, server, keep_us)
+    return Call(
+        script,
+        keys.names(script.keys),
+        args,
+        lambda reply: Listened(_text(reply[0]) or None, *map(bool, reply[1:])),
+    )
+
+
 def cancel(
     keys: QueueKeys, id: str, *, retention_us: int | None, now_us: int | None = None
 ) -> Call[tuple[Literal["cancelled", "active", "finished", "missing"], str]]:

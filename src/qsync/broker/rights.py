@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Final, Literal
 
 from qsync.broker.script import load
-from qsync.keys import DONE_CHANNEL, check_name
+from qsync.keys import DONE_CHANNEL, WAKE_CHANNELS, check_name
 
 Role = Literal["client", "server", "reader", "admin"]
 
@@ -25,9 +25,9 @@ CLIENT: Final = (
     "record",
 )
 SERVER: Final = (
-    *CLIENT, "permissions", "look", "fetch", "complete", "retry", "kill", "hand_back", "cancelled",
-    "renew", "start", "progress", "abandon", "page", "tick", "begin_ticks", "publish", "announce",
-    "describe",
+    *CLIENT, "permissions", "look", "listen", "fetch", "complete", "retry", "kill", "hand_back",
+    "cancelled", "renew", "start", "progress", "abandon", "page", "tick", "begin_ticks", "publish",
+    "announce", "describe",
 )  # fmt: skip
 
 PLAIN: Final[dict[Role, tuple[str, ...]]] = {
@@ -123,10 +123,11 @@ def rules(role: Role, prefix: str, *, old: bool = False, cluster: bool = False) 
     But the store would note each one in its ACL LOG.
     """
     check_name("prefix", prefix)
+    channels = (DONE_CHANNEL, WAKE_CHANNELS) if cluster and role != "reader" else (DONE_CHANNEL,)
     courtesy = () if old else ("client|setinfo",)
     allowed = [*commands(role, old=old), *courtesy, *(CLUSTER if cluster else ())]
     return (
         "resetkeys", f"~{{{prefix}:*}}:*", *_shared_keys(role, prefix),
-        "resetchannels", f"&{{{prefix}:*}}:{DONE_CHANNEL}",
+        "resetchannels", *(f"&{{{prefix}:*}}:{channel}" for channel in channels),
         "-@all", *(f"+{command}" for command in allowed),
     )  # fmt: skip

@@ -19,6 +19,7 @@ from qsync.broker.call import Call
 from qsync.broker.listen import Waiter
 from qsync.broker.ops import Fetched, HandedBack
 from qsync.broker.shell import AsyncBroker
+from qsync.broker.slots import Node
 from qsync.errors import QsyncError, SchemaMismatch
 from qsync.keys import shorten
 from qsync.server import outcome
@@ -29,6 +30,8 @@ from qsync.server.lookout import Lookout
 from qsync.server.outage import Outage
 from qsync.server.run import Runner
 from qsync.server.share import Shares, interleave
+from qsync.server.waiters import UNSENT_S, Waiters
+from qsync.server.wakes import Wakes
 from qsync.task import decode_failure, decode_message
 
 log = logging.getLogger("qsync.server")
@@ -86,12 +89,15 @@ class Fetcher:
         self._backoffs = {lane.queue: Backoff(cap=AWAY_CAP_S) for lane in lanes}
         self._retry_at = dict.fromkeys(self._lanes, 0.0)
         self._woken: set[str] = set()
-        self._lookout = Lookout(broker, lanes, config, outage, lambda: self._kick.set())
-        waiters = broker.waiters([lane.keys.key("wake") for lane in lanes])
-        self._by_wake = {lane.keys.key("wake"): lane for lane in lanes}
-        self._waiting: dict[Waiter, asyncio.Task[None] | None] = dict.fromkeys(waiters)
-        self._wait_backoffs = {waiter: Backoff(cap=AWAY_CAP_S) for waiter in waiters}
-        """Of the waits alone: on a link that is reset all the time fetches succeed in between."""
+        self._wakes = self._make_wakes(lanes)
+        self._lookout = Lookout(
+            broker, lanes, config, outage, self._wakes, lambda: self._kick.set()
+        )
+        self._lookout.on_unsent = self._on_unsent
+        self._listening: set[asyncio.Task[None]] = set()
+        self._waiters = Waiters(broker, lanes)
+        if self._wakes is None:
+            self._waiters.block_on_all()
         self._flights: dict[str, asyncio.Task[None]] = {}
         self._kick = runner.room_made
         self._crash_log = CrashLog(broker)
@@ -105,6 +111,8 @@ class Fetcher:
         loop = asyncio.get_running_loop()
         self._runs = True
         looking = self._spawn(self._lookout.run()) if self._lookout.many else None
+        if self._wakes is not None:
+            self._wakes.start()
         try:
             while True:
                 self._kick.clear()
@@ -126,7 +134,10 @@ class Fetcher:
 
         A wait that is ended may have taken a wake with it; a last fetch of nothing puts it back.
         """
-        interrupted = [task for task in self._waiting.values() if task is not None]
+        if self._wakes is not None:
+            await self._wakes.aclose()
+        interrupted = [task for task in self._waiters.tasks.values() if task is not None]
+        interrupted += self._listening
         for task in interrupted:
             task.cancel()
         await asyncio.gather(*interrupted, return_exceptions=True)
@@ -153,9 +164,10 @@ class Fetcher:
 
     async def aclose(self) -> None:
         """Close the connections that wait."""
+        if self._wakes is not None:
+            await self._wakes.aclose()
         await self._crash_log.aclose()
-        for waiter in self._waiting:
-            await waiter.aclose()
+        await self._waiters.aclose()
 
     # One round.
 
@@ -195,7 +207,9 @@ class Fetcher:
         if calls:
             self._launch(calls)
         self._lookout.rest(lane for lane in ready if self._at_rest(lane))
+        self._lookout.has_room = slots > 0
         if slots > 0:
+            self._listen(now)
             self._wait_for_wake(now, slots)
         return self._next_step(now, slots > 0, lanes)
 
@@ -237,16 +251,69 @@ class Fetcher:
                 times.append(lane.next_due)
         return max(0.0, min(times) - now)
 
+    # Messages.
+
+    def _make_wakes(self, lanes: Sequence[Lane]) -> Wakes | None:
+        """Return what waits for messages: in a cluster, of more than one queue."""
+        if self._broker.address.kind != "cluster" or len(lanes) == 1:
+            return None
+        wakes = Wakes(
+            self._broker, self._holder, lanes, self._outage, lease_us=self._policy.lease_us
+        )
+        wakes.on_wake = self._on_wake
+        wakes.on_change = lambda: self._kick.set()
+        wakes.on_denied = lambda lane: self._block(lane, math.inf)
+        return wakes
+
+    def _on_wake(self, lane: Lane) -> None:
+        lane.empty = False
+        self._woken.add(lane.queue)
+        self._lookout.wake(lane)
+        self._kick.set()
+
+    def _on_unsent(self, lane: Lane) -> None:
+        log.info(
+            "tasks come to queue %s from clients that may not send messages to servers, or are of "
+            "an earlier release: this server blocks on it for an hour, on a connection of its own",
+            lane.queue,
+        )
+        self._block(lane, UNSENT_S)
+
+    def _block(self, lane: Lane, seconds: float) -> None:
+        self._waiters.block_on(lane, seconds)
+        self._kick.set()
+
+    def _listen(self, now: float) -> None:
+        """Say in the queues that may be empty that this server is idle."""
+        if self._wakes is None:
+            return
+        by_node: dict[Node | None, list[Lane]] = {}
+        for lane in self._wakes.unlisted():
+            idle = self._lookout.rests(lane) or lane.empty
+            if idle and lane.queue not in self._flights and now >= self._retry_at[lane.queue]:
+                by_node.setdefault(self._broker.node_of(lane.keys.base), []).append(lane)
+        for lanes in by_node.values():
+            task = self._spawn(self._say_idle(self._wakes, lanes))
+            self._wakes.take(lanes)
+            self._listening.add(task)
+            task.add_done_callback(self._listening.discard)
+
+    async def _say_idle(self, wakes: Wakes, lanes: Sequence[Lane]) -> None:
+        if (error := await self._lookout.listen(wakes, lanes)) is not None:
+            self._outage.note("wait for tasks", error)
+
     def _wait_for_wake(self, now: float, slots: int) -> None:
         """Block on the wake lists of the queues that may be empty.
 
         A queue that has something to do is left out, and blocked on again soon, for it may be empty
         by then.
         """
-        for waiter, task in self._waiting.items():
+        for waiter in self._waiters.remove_expired(now):
+            self._spawn(waiter.aclose())
+        for waiter, task in self._waiters.tasks.items():
             if task is not None:
                 continue
-            lanes = [self._by_wake[key] for key in waiter.keys]
+            lanes = self._waiters.lanes_of(waiter)
             if any(now < self._retry_at[lane.queue] for lane in lanes):
                 continue
             if self._lookout.many:
@@ -260,7 +327,7 @@ class Fetcher:
             if watched == lanes:
                 seconds = self._until_upkeep(watched, now)
             if len(self._lanes) > 1 or self._due_soon(watched[0], now):
-                self._waiting[waiter] = self._spawn(self._wait(waiter, watched, seconds))
+                self._waiters.tasks[waiter] = self._spawn(self._wait(waiter, watched, seconds))
             elif watched[0].queue not in self._flights and watched[0].unanswered is None:
                 self._wait_and_fetch(waiter, watched[0], slots, min(seconds, self._foresight_s))
 
@@ -293,23 +360,23 @@ class Fetcher:
             everything = len(lanes) == len(waiter.keys)
             keys = None if everything else [lane.keys.key("wake") for lane in lanes]
             woken = await waiter.wait(seconds, keys)
-            self._wait_backoffs[waiter].reset()
+            self._waiters.backoffs[waiter].reset()
             if self._outage.parts:
                 for lane in lanes:
                     self._outage.worked(_part(lane))
             if woken is not None:
-                lane = self._by_wake[woken[0]]
-                lane.empty = False
-                self._woken.add(lane.queue)
-                self._lookout.wake(lane)
+                lane = self._waiters.lane_of(woken[0])
+                if self._wakes is not None and self._wakes.waits(lane):
+                    self._waiters.block_on(lane, UNSENT_S)
+                self._on_wake(lane)
         except QsyncError as error:
-            delay = self._wait_backoffs[waiter].next()
+            delay = self._waiters.backoffs[waiter].next()
             for lane in lanes:
                 self._retry_at[lane.queue] = boot_s() + delay
             for lane in lanes:
                 self._outage.failed(_part(lane), error)
         finally:
-            self._waiting[waiter] = None
+            self._waiters.tasks[waiter] = None
             self._kick.set()
 
     def _wait_and_fetch(self, waiter: Waiter, lane: Lane, slots: int, seconds: float) -> None:
@@ -319,24 +386,24 @@ class Fetcher:
         """
         lane.wanted, lane.flown = slots, boot_s()
         work = self._spawn(self._fetch_on_wake(waiter, lane, slots, seconds))
-        self._flights[lane.queue] = self._waiting[waiter] = work
+        self._flights[lane.queue] = self._waiters.tasks[waiter] = work
 
     async def _fetch_on_wake(self, waiter: Waiter, lane: Lane, slots: int, seconds: float) -> None:
         try:
             sent = boot_s()
             answer = await waiter.wait_and_run(seconds, self._call(lane, slots))
             if answer is not None:
-                self._wait_backoffs[waiter].reset()
+                self._waiters.backoffs[waiter].reset()
             if isinstance(answer, QsyncError):
                 self._failed(lane, answer)
             elif answer is not None:
                 made = self._made_at(lane, answer, sent)
                 self._runner.take(await self._landed(lane, slots, answer, made, repeated=False))
         except QsyncError as error:
-            self._retry_at[lane.queue] = boot_s() + self._wait_backoffs[waiter].next()
+            self._retry_at[lane.queue] = boot_s() + self._waiters.backoffs[waiter].next()
             self._outage.failed(_part(lane), error)
         finally:
-            self._waiting[waiter] = None
+            self._waiters.tasks[waiter] = None
             lane.wanted = 0
             self._flights.pop(lane.queue, None)
             self._kick.set()

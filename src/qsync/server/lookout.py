@@ -21,12 +21,14 @@ from typing import Final
 
 from qsync.backoff import spread
 from qsync.broker import views
+from qsync.broker.ops import Listened
 from qsync.broker.shell import AsyncBroker
 from qsync.broker.views import Looked
 from qsync.errors import QsyncError, SchemaMismatch
 from qsync.server.config import Config
 from qsync.server.lane import Lane, boot_s
 from qsync.server.outage import Outage
+from qsync.server.wakes import Wakes
 
 PART: Final = "look for tasks"
 PAGE: Final = 100
@@ -49,6 +51,7 @@ class Lookout:
         lanes: Sequence[Lane],
         config: Config,
         outage: Outage,
+        wakes: Wakes | None,
         on_found: Callable[[], None],
     ) -> None:
         self.many = len(lanes) > 1
@@ -60,7 +63,12 @@ class Lookout:
         self._sweep_s = config.sweep_s
         self._lease_us = config.policy().lease_us
         self._outage = outage
+        self._wakes = wakes
         self._on_found = on_found
+        self.on_unsent: Callable[[Lane], None] = lambda lane: None
+        """Called when somebody sent no message to this server, which waited for one."""
+        self.has_room = False
+        """The server has free slots, so that it may be woken."""
         # A few queues are fetched from at once; of many a look tells which.
         self._busy = {} if len(lanes) > PAGE else {lane.queue: lane for lane in lanes}
         self._times: list[tuple[float, str, Lane]] = []
@@ -180,8 +188,9 @@ class Lookout:
     async def _look(self) -> None:
         """Look at every queue once; raises the first error when some could not be looked at."""
         if self._broker.address.kind == "cluster":
-            pages = [[lane] for lane in self._lanes]
-            errors = await asyncio.gather(*[self._look_at(page) for page in pages])
+            errors = await asyncio.gather(*map(self._look_and_listen, self._lanes))
+            if self._wakes is not None:
+                self._wakes.follow_slots()
         else:
             parts = range(0, len(self._lanes), PAGE)
             errors = [await self._look_at(self._lanes[at : at + PAGE]) for at in parts]
@@ -202,7 +211,36 @@ class Lookout:
                 self._see(lane, answer, now)
         return failed
 
-    def _see(self, lane: Lane, looked: Looked, now: float) -> None:
+    async def _look_and_listen(self, lane: Lane) -> QsyncError | None:
+        """Look at a queue of a cluster, and say that the server is idle there if that is so."""
+        wakes = self._wakes
+        idle = self.has_room and (self.rests(lane) or lane.empty)
+        if wakes is None or not idle or not wakes.ready(lane):
+            return await self._look_at([lane])
+        return await self.listen(wakes, [lane])
+
+    async def listen(self, wakes: Wakes, lanes: Sequence[Lane]) -> QsyncError | None:
+        """Say that the server is idle in these queues, and look at them."""
+        failed: QsyncError | None = None
+        now = boot_s()
+        wakes.take(lanes)
+        marks = [wakes.mark(lane) for lane in lanes]
+        answers = await self._broker.run_many([wakes.call(lane) for lane in lanes])
+        for lane, mark, answer in zip(lanes, marks, answers, strict=True):
+            if isinstance(answer, QsyncError):
+                failed = failed or answer
+                wakes.failed(lane)
+                continue
+            lane.answered = now
+            wakes.listed(lane, answer, mark)
+            if answer.woken:
+                wakes.on_wake(lane)
+            if answer.unsent:
+                self.on_unsent(lane)
+            self._see(lane, answer, now)
+        return failed
+
+    def _see(self, lane: Lane, looked: Looked | Listened, now: float) -> None:
         other = lane.generation is not None and looked.generation != lane.generation
         if looked.due or other or now >= self._slow_at[lane.queue]:
             self.due.add(lane.queue)

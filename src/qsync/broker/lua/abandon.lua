@@ -7,6 +7,7 @@
 -- KEYS[2] owner   hash    id -> lease token
 -- KEYS[3] wake    list
 -- KEYS[4] meta    hash    schema
+-- KEYS[5] idle      zset    ids of servers that a message wakes
 -- ARGV[1] server  text    id of the dead server
 -- ARGV[2] cursor  text    0 to begin with
 -- returns the next cursor (0: all done) and how many leases were abandoned
@@ -24,6 +25,6 @@ for i = 1, #part[2], 2 do
   end
 end
 if found > 0 then
-  wake(KEYS[3])
+  wake(KEYS[3], KEYS[5])
 end
 return { part[1], found }

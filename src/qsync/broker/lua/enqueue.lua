@@ -15,6 +15,7 @@
 -- KEYS[9] stats      hash    counters
 -- KEYS[10] calls     hash    sender -> its last call that was answered created for a task
 -- KEYS[11] recent  zset    ids that callers chose, by the time until which they are refused
+-- KEYS[12] idle      zset    ids of servers that a message wakes
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] head       bytes   what goes before the stamp
 -- ARGV[3] sender     text    who numbers its calls, one under way at a time; empty: nobody does
@@ -29,7 +30,7 @@
 local k = {
   tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], unique = KEYS[4], keys = KEYS[5],
   fairness = KEYS[6], wake = KEYS[7], meta = KEYS[8], stats = KEYS[9],
-  recent = KEYS[11],
+  recent = KEYS[11], idle = KEYS[12],
 }
 local tasks = read_tasks(ARGV, 6, tonumber(ARGV[5]))
 if #tasks.ids == 0 then

@@ -32,6 +32,7 @@
 -- KEYS[21] calls     hash    sender -> its last enqueue
 -- KEYS[22] done      channel of ended tasks
 -- KEYS[23] recent  zset    ids that callers chose, by the time until which they are refused
+-- KEYS[24] idle      zset    ids of servers that a message wakes
 -- ARGV[1] now          int us  empty: the store's clock
 -- ARGV[2] server       text    id of the server
 -- ARGV[3] number       int     of this fetch; rising per server and queue
@@ -52,7 +53,7 @@ local k = {
   results = KEYS[11], unique = KEYS[12], keys = KEYS[13], fairness = KEYS[14], fetches = KEYS[15],
   cancels = KEYS[16], progress = KEYS[17], wake = KEYS[18], meta = KEYS[19], stats = KEYS[20],
   calls = KEYS[21], done = KEYS[22],
-  recent = KEYS[23],
+  recent = KEYS[23], idle = KEYS[24],
 }
 local known = redis.call(
   'HMGET', k.meta, 'schema', 'paused', 'generation', 'v', 'seen', 'returned', 'swept'
@@ -263,7 +264,7 @@ else
     redis.pcall('ZREM', k.fairness, unpack(passed))
   end
   if paused == 0 then
-    wake(k.wake)
+    wake(k.wake, k.idle)
   end
 end
 publish_ended(k.done)

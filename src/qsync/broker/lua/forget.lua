@@ -25,6 +25,7 @@
 -- KEYS[22] meta       hash   paused, virtual time
 -- KEYS[23] stats      hash   counters
 -- KEYS[24] recent     zset   ids that callers chose, by the time until which they are refused
+-- KEYS[25] idle      zset    ids of servers that a message wakes
 -- returns how many tasks it holds; when none, the queue is gone
 check_schema(KEYS[22])
 local held = 0
@@ -36,7 +37,7 @@ if held == 0 then
   redis.call(
     'UNLINK', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9],
     KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16], KEYS[17], KEYS[18],
-    KEYS[19], KEYS[20], KEYS[21], KEYS[22], KEYS[23], KEYS[24]
+    KEYS[19], KEYS[20], KEYS[21], KEYS[22], KEYS[23], KEYS[24], KEYS[25]
   )
 end
 return held

@@ -20,6 +20,7 @@
 -- KEYS[16] stats     hash    counters
 -- KEYS[17] done      channel of ended tasks
 -- KEYS[18] recent  zset    ids that callers chose, by the time until which they are refused
+-- KEYS[19] idle      zset    ids of servers that a message wakes
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] four a task: id, token, delay us (empty: to the head), failure record (empty: as was)
 -- returns one a task: ok | done | lost
@@ -63,12 +64,12 @@ if #failures > 0 then
   redis.call('HSET', k.failures, unpack(failures))
 end
 end_cancelled(k, now, cancelled)
-put_due(KEYS[3], KEYS[14], later)
+put_due(KEYS[3], KEYS[14], KEYS[19], later)
 note_since(k.progress, later)
 if #head > 0 then
   to_head(KEYS[2], KEYS[15], head)
   note_runnable(k.progress, now, head)
-  wake(KEYS[14])
+  wake(KEYS[14], KEYS[19])
 end
 publish_ended(k.done)
 return replies

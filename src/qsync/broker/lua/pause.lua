@@ -3,6 +3,7 @@
 -- include: schema clock wake
 -- KEYS[1] meta    hash    paused, paused_at
 -- KEYS[2] wake    list
+-- KEYS[3] idle      zset    ids of servers that a message wakes
 -- ARGV[1] now     int us  empty: the store's clock
 -- ARGV[2] paused  bytes   who and why, opaque to the scripts; empty: resume
 -- returns 1 when this changed something
@@ -19,6 +20,6 @@ end
 local changed = redis.call('HDEL', KEYS[1], 'paused')
 redis.call('HDEL', KEYS[1], 'paused_at')
 if changed == 1 then
-  wake(KEYS[2])
+  wake(KEYS[2], KEYS[3])
 end
 return changed

@@ -18,6 +18,7 @@
 -- KEYS[15] done      channel of ended tasks
 -- KEYS[16] meta      hash    schema
 -- KEYS[17] recent  zset    ids that callers chose, by the time until which they are refused
+-- KEYS[18] idle      zset    ids of servers that a message wakes
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] four a task: id, token, delay us, failure record
 -- returns one a task: ok | done | lost
@@ -52,7 +53,7 @@ if #held > 0 then
   unmark(k.crashes, held_ids)
   redis.call('HSET', k.failures, unpack(failures))
   end_cancelled(k, now, cancelled)
-  put_due(KEYS[3], KEYS[13], again)
+  put_due(KEYS[3], KEYS[13], KEYS[18], again)
 end
 count(k.stats, now, 'failed', #held)
 count(k.stats, now, 'retried', #again / 2)

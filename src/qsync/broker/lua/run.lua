@@ -15,6 +15,7 @@
 -- KEYS[11] wake      list
 -- KEYS[12] meta      hash    virtual time, weights
 -- KEYS[13] progress  hash    id -> done/total, or @<us> since when it is runnable
+-- KEYS[14] idle      zset    ids of servers that a message wakes
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] state      text    that the caller saw them in: scheduled | retry | dead
 -- ARGV[3...] four a task: id; and for dead ones fairness key, lock (empty: none), and the failure
@@ -80,6 +81,6 @@ end
 if #running > 0 then
   to_pending(KEYS[1], KEYS[12], KEYS[10], KEYS[9], running)
   note_runnable(KEYS[13], now, running)
-  wake(KEYS[11])
+  wake(KEYS[11], KEYS[14])
 end
 return replies

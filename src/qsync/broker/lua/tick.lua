@@ -13,6 +13,7 @@
 -- KEYS[9] stats      hash    counters
 -- KEYS[10] ticks     hash    schedule -> last tick enqueued, us
 -- KEYS[11] schedules hash    !<schedule> while it is paused
+-- KEYS[12] idle      zset    ids of servers that a message wakes
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] head       bytes   what goes before the stamp
 -- ARGV[3] schedule   text    its name
@@ -23,6 +24,7 @@
 local k = {
   tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], unique = KEYS[4], keys = KEYS[5],
   fairness = KEYS[6], wake = KEYS[7], meta = KEYS[8], stats = KEYS[9],
+  idle = KEYS[12],
 }
 local known = redis.call('HMGET', k.meta, 'schema', 'v')
 begin_schema(k.meta, known[1])

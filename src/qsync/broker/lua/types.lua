@@ -25,6 +25,7 @@
 -- KEYS[22] calls     hash    sender -> its last enqueue
 -- KEYS[23] schedules hash    what schedules there are
 -- KEYS[24] recent    zset    ids that callers chose, by the time until which they are refused
+-- KEYS[25] idle      zset    ids of servers that a message wakes
 -- returns the type of each key in this order, none where it is not there; and the length of the
 --   list, 0 when it is none
 check_schema(KEYS[20])
@@ -33,6 +34,7 @@ for _, any_key in ipairs({
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8],
   KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16],
   KEYS[17], KEYS[18], KEYS[19], KEYS[20], KEYS[21], KEYS[22], KEYS[23], KEYS[24],
+  KEYS[25],
 }) do
   kinds[#kinds + 1] = redis.call('TYPE', any_key).ok
 end

@@ -121,11 +121,11 @@ local function store_tasks(k, now, head, tasks, virtual, recent)
   if #keys > 0 then
     redis.call('HSET', k.keys, unpack(keys))
   end
-  put_due(k.scheduled, k.wake, scheduled)
+  put_due(k.scheduled, k.wake, k.idle, scheduled)
   if waiting > 0 then
     redis.call('ZADD', k.pending, unpack(pending))
     save_tags()
-    wake(k.wake)
+    wake(k.wake, k.idle)
   end
   count(k.stats, now, 'enqueued', created)
   count(k.stats, now, 'bytes', bytes + created * #stamped)

@@ -1,0 +1,26 @@
+-- work: whether there is anything to do in a queue.
+
+-- The generation, empty before the first fetch; 1 when tasks wait that may be fetched; 1 when upkeep
+-- is due; and the layout that the data say they have.
+local function find_work(k, given_now, lease)
+  local known = redis.call('HMGET', k.meta, 'schema', 'generation', 'paused', 'seen')
+  is_schema(known[1])
+  local generation = known[2] or ''
+  if redis.call('EXISTS', k.pending, k.scheduled, k.retry, k.active, k.completed) == 0 then
+    return generation, 0, 0, known[1]
+  end
+  local now, due = clock(given_now), 0
+  for _, set_key in ipairs({ k.scheduled, k.retry, k.active, k.completed }) do
+    local first = tonumber(redis.call('ZRANGE', set_key, 0, 0, 'WITHSCORES')[2] or '')
+    if first and first <= now then
+      due = 1
+    end
+  end
+  -- While tasks are leased somebody has to say that servers are there: else their absence is taken
+  -- for an outage, and lapsed leases are spared.
+  if now - digits(known[4], 0) > lease / 4 and redis.call('EXISTS', k.active) == 1 then
+    due = 1
+  end
+  local waits = not known[3] and redis.call('EXISTS', k.pending) == 1
+  return generation, waits and 1 or 0, due, known[1]
+end

@@ -1,0 +1,38 @@
+#!lua flags=allow-oom
+-- listen: a look by a server that is subscribed to its channel of a queue. It takes the element of
+-- the list, as one that blocks does. When there is none, and no task waits, a message is to wake it.
+-- An element that comes after that was put there by who sends no messages.
+-- A server that has waited for long says so again, and ids of which that is not so are forgotten.
+-- include: schema begin clock work
+-- KEYS[1] meta       hash    schema, paused, generation; when a server was last seen
+-- KEYS[2] pending    zset    ids by order tag
+-- KEYS[3] scheduled  zset    ids by due time
+-- KEYS[4] retry      zset    ids by due time
+-- KEYS[5] active     zset    ids by lease expiry
+-- KEYS[6] completed  zset    ids by the time until which they are kept
+-- KEYS[7] wake       list
+-- KEYS[8] idle       zset    ids of servers that a message wakes
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2] lease      int us
+-- ARGV[3] server     text    whose channel it is
+-- ARGV[4] keep       int us  for how long an id is kept that is not added again
+-- returns generation, empty before the first fetch; 1 when tasks wait that may be fetched; 1 when
+--   upkeep is due; 1 when the list had an element; 1 when who put it there sent no message
+local k = {
+  meta = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], retry = KEYS[4], active = KEYS[5],
+  completed = KEYS[6],
+}
+local generation, waits, due, layout = find_work(k, ARGV[1], tonumber(ARGV[2]))
+local since = redis.pcall('ZSCORE', KEYS[8], ARGV[3])
+local element = redis.pcall('LPOP', KEYS[7])
+local woken = type(element) == 'string'
+if waits == 1 or woken then
+  return { generation, waits, due, woken and 1 or 0, woken and since and 1 or 0 }
+end
+local now, keep = clock(ARGV[1]), tonumber(ARGV[4])
+if type(since) ~= 'string' or math.abs(now - tonumber(since)) > keep / 2 then
+  begin_schema(k.meta, layout)
+  redis.pcall('ZADD', KEYS[8], whole(now), ARGV[3])
+  redis.pcall('ZREMRANGEBYSCORE', KEYS[8], '-inf', whole(now - keep))
+end
+return { generation, waits, due, 0, 0 }

@@ -1,0 +1,266 @@
+"""Keeps channels subscribed: of all queues on one connection a node.
+
+A channel is subscribed at the node that holds its queue. When its slot moves, the old node refuses
+the channel and names the new one. Messages may be lost while a connection is made again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, Final
+
+from qsync.backoff import Backoff
+from qsync.broker.channels import Heard
+from qsync.broker.faults import no_answer
+from qsync.broker.listen import AsyncSubscription
+from qsync.broker.shell import AsyncBroker, Broker
+from qsync.broker.slots import Node
+from qsync.errors import QsyncError
+
+REFUSED_S: Final = 1.0
+"""After so many seconds a channel that was refused is tried again."""
+
+
+class Listener:
+    """What is listened to at one node. `subscription` is None while it is not connected."""
+
+    def __init__(self, node: Node | None) -> None:
+        self.node = node
+        self.channels: set[str] = set()
+        self.refused: dict[str, float] = {}
+        """Channels that the node refused: when to try them again."""
+        self.broken = False
+        """Connecting failed, and the log says so."""
+        self.subscription: Any = None
+        self.runs: Any = None
+        """The thread or asyncio task that listens."""
+        self.changed: asyncio.Event | None = None
+        """Of a task: its channels are others than a moment ago."""
+
+    def listens(self, channel: str) -> bool:
+        """Whether messages on this channel arrive."""
+        return self.subscription is not None and channel in self.subscription.confirmed
+
+    def wanted(self) -> frozenset[str]:
+        """The channels to be subscribed now."""
+        return frozenset(self.channels.difference(self.refused))
+
+
+class Placement:
+    """Which listener has which channel. No I/O, no locks."""
+
+    def __init__(self, broker: Broker | AsyncBroker) -> None:
+        self._address = broker.address
+        self._node_of = broker.node_of
+        self._listeners: dict[Node | None, Listener] = {}
+        self._by_channel: dict[str, Listener] = {}
+        self._moved: dict[str, float] = {}
+        """When a channel last went to another node."""
+        self._told: set[str] = set()
+        """Channels of which the log says that they were refused."""
+
+    # What becomes of the channels.
+
+    def _start(self, listener: Listener) -> None:
+        """Begin to listen at another node."""
+        raise NotImplementedError
+
+    def _changed(self, listener: Listener) -> None:
+        """Make the listener look at its channels."""
+        raise NotImplementedError
+
+    def _on_message(self, channel: str, text: str) -> None:
+        """Act on a message."""
+        raise NotImplementedError
+
+    def _on_subscribed(self, channel: str) -> None:
+        """Act on a subscription that begins: what was sent before it is not heard."""
+        raise NotImplementedError
+
+    def _on_refused(self, channel: str, error: Exception) -> None:
+        """Act on a refusal by the node that has the channel, the first one in a row."""
+        raise NotImplementedError
+
+    def _on_broken(self, node: str, error: Exception) -> None:
+        """Act on an error that broke a connection, the first one in a row."""
+        raise NotImplementedError
+
+    # Nodes.
+
+    def _place(self, channel: str, node: Node | None) -> Listener:
+        listener = self._listeners.get(node)
+        if listener is None:
+            listener = Listener(node)
+            listener.channels.add(channel)
+            self._start(listener)
+            self._listeners[node] = listener
+        else:
+            listener.channels.add(channel)
+            self._changed(listener)
+        self._by_channel[channel] = listener
+        return listener
+
+    def _remove(self, channel: str, listener: Listener) -> None:
+        listener.channels.discard(channel)
+        listener.refused.pop(channel, None)
+        self._changed(listener)
+
+    def _drop(self, channel: str) -> None:
+        """Forget a channel."""
+        self._remove(channel, self._by_channel.pop(channel))
+        self._moved.pop(channel, None)
+        self._told.discard(channel)
+
+    def _follow_slot(self, channel: str, listener: Listener, node: Node | None) -> bool:
+        """Have another listener take the channel if it is now at another node."""
+        if self._by_channel.get(channel) is not listener or node in (None, listener.node):
+            return False
+        self._moved[channel] = time.monotonic()
+        self._place(channel, node)
+        self._remove(channel, listener)
+        return True
+
+    def _retry(self, listener: Listener) -> bool:
+        """Try refused channels again that have waited long enough; whether there were any."""
+        now = time.monotonic()
+        due = [channel for channel, at in listener.refused.items() if now >= at]
+        for channel in due:
+            del listener.refused[channel]
+            self._follow_slot(channel, listener, self._node_of(channel))
+        return bool(due)
+
+    def _heed(self, listener: Listener, heard: Heard) -> None:
+        """Act on what a connection heard."""
+        channel = heard.channel
+        if heard.kind == "ended":
+            self._on_message(channel, heard.id)
+        elif heard.kind == "on":
+            self._told.discard(channel)
+            self._on_subscribed(channel)
+        elif heard.kind == "off":
+            self._changed(listener)
+        elif self._by_channel.get(channel) is listener:
+            self._refused(channel, listener, heard.error or TimeoutError())
+
+    def _refused(self, channel: str, listener: Listener, error: Exception) -> None:
+        now = time.monotonic()
+        node = self._node_of(channel)
+        # Two nodes may name each other while a slot moves.
+        settled = now - self._moved.get(channel, 0.0) > REFUSED_S
+        if settled and self._follow_slot(channel, listener, node):
+            return
+        listener.refused[channel] = now + REFUSED_S
+        self._changed(listener)
+        if settled and channel not in self._told:
+            self._told.add(channel)
+            self._on_refused(channel, no_answer(error, self._address))
+
+    def _failed(self, listener: Listener, error: Exception) -> None:
+        if not listener.broken or not isinstance(error, QsyncError):
+            node = self._address if listener.node is None else ":".join(map(str, listener.node))
+            self._on_broken(str(node), error)
+        listener.broken = True
+
+    def _forget(self, listener: Listener) -> None:
+        if self._listeners.get(listener.node) is listener:
+            del self._listeners[listener.node]
+
+
+class AsyncPlacement(Placement):
+    """Listens at each node that has a channel, in an asyncio task."""
+
+    def __init__(self, broker: AsyncBroker) -> None:
+        super().__init__(broker)
+        self._broker = broker
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+        for task in self._tasks:
+            self._cancel(task)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _cancel(self, task: asyncio.Task[None]) -> None:
+        # Once, so that its connection is closed; a listener itself sees that it has no channels.
+        if task is not asyncio.current_task() and not task.cancelling():
+            task.cancel()
+
+    def _begin(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _start(self, listener: Listener) -> None:
+        listener.changed = asyncio.Event()
+        name = f"qsync listener {':'.join(map(str, listener.node or ()))}".rstrip()
+        listener.runs = self._begin(self._run(listener), name)
+
+    def _changed(self, listener: Listener) -> None:
+        if not listener.channels:
+            # Forgotten before it has ended, so that another can begin meanwhile.
+            self._forget(listener)
+            self._cancel(listener.runs)
+        elif listener.changed is not None:
+            listener.changed.set()
+
+    async def _run(self, listener: Listener) -> None:
+        backoff = Backoff()
+        try:
+            while listener.channels:
+                await self._session(listener, backoff)
+                if listener.channels:
+                    await asyncio.sleep(backoff.next())
+        finally:
+            self._forget(listener)
+
+    async def _session(self, listener: Listener, backoff: Backoff) -> None:
+        """Listen until the connection breaks."""
+        subscription: AsyncSubscription | None = None
+        following: asyncio.Task[None] | None = None
+        try:
+            await self._locate(listener)
+            if not listener.channels:
+                return
+            subscription = self._broker.subscribe(listener.node)
+            await subscription.open()
+            backoff.reset()
+            listener.broken = False
+            listener.subscription = subscription
+            following = self._begin(self._follow(listener, subscription), "qsync channels")
+            while listener.channels:
+                self._heed(listener, await subscription.read())
+        except Exception as error:
+            self._failed(listener, error)
+        finally:
+            listener.subscription = None
+            if following is not None:
+                following.cancel()
+            if subscription is not None:
+                await subscription.aclose()
+
+    async def _follow(self, listener: Listener, subscription: AsyncSubscription) -> None:
+        """Keep the connection subscribed to the listener's channels."""
+        changed = listener.changed = asyncio.Event()
+        while True:
+            changed.clear()
+            self._retry(listener)
+            await subscription.follow(listener.wanted())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REFUSED_S if listener.refused else None):
+                    await changed.wait()
+
+    async def _locate(self, listener: Listener) -> None:
+        """Give away the channels that are at other nodes by now."""
+        for channel in sorted(listener.channels):
+            try:
+                node = await self._broker.locate(channel)
+            except QsyncError:
+                if listener.node is None:
+                    raise
+                return  # the others are where they were, as far as is known
+            self._follow_slot(channel, listener, node)
