@@ -253,10 +253,11 @@ class Runner:
 
     def _too_late(self, leased: Leased) -> Any:
         """The record for a task that may not start any more; None for one that may."""
-        if not leased.begins():
+        leased.begun_s = now = boot_s()
+        if now >= leased.expires:
             # Somebody else may have it, and then the store ignores this.
             return ops.HandedBack(leased.id, leased.token)
-        if leased.past_deadline():
+        if leased.message.options is not None and leased.past_deadline():
             self._failures.died(leased, outcome.TOO_LATE)
             return outcome.past_deadline(leased, leased.lane.store_time_us())
         return None

@@ -205,22 +205,20 @@ while taken < wanted and not full do
     end
   end
 end
-if #ids > 0 or #lost > 0 then
+if #lost > 0 then
   check_transitions()
+elseif #ids > 0 then
+  check_rights(k.tasks, { 'ZREM', 'ZADD', 'HDEL', 'ZCARD' })
 end
 if #ids > 0 then
   local tag = redis.call('ZSCORE', k.pending, ids[#ids])
-  if read_tag(tag) > virtual then
-    virtual = read_tag(tag)
-    redis.call('HSET', k.meta, 'v', tag)
-  end
-  redis.call('ZREM', k.pending, unpack(ids))
   local leases, owners, expiry = {}, {}, now + lease
   for i, id in ipairs(ids) do
     leases[2 * i - 1], leases[2 * i] = expiry + i - 1, id
     owners[2 * i - 1], owners[2 * i] = id, token
   end
-  redis.call('ZADD', k.active, unpack(leases))
+  -- The owners come first: an owner of a pending task means nothing, and the other keys have been
+  -- read, so what follows cannot fail.
   if #ids > 16 then
     -- A hash of short values is kept as a list, which every look-up walks: up to 512 of them. One
     -- long value, put in first, makes it a table for as long as it exists.
@@ -228,6 +226,12 @@ if #ids > 0 then
     redis.call('HDEL', k.owner, ' ')
   else
     redis.call('HSET', k.owner, unpack(owners))
+  end
+  redis.call('ZREM', k.pending, unpack(ids))
+  redis.call('ZADD', k.active, unpack(leases))
+  if read_tag(tag) > virtual then
+    virtual = read_tag(tag)
+    redis.call('HSET', k.meta, 'v', tag)
   end
   first_lease = math.min(first_lease, expiry)
 end
