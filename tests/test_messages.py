@@ -76,6 +76,23 @@ def test_argument_that_is_called_self_is_an_argument_like_any_other() -> None:
     assert selfish(self=3) == 3
 
 
+def test_function_in_place_of_a_task_says_how_to_make_one() -> None:
+    @app.task(name="shown")
+    def shown(number: int) -> int:
+        return number
+
+    client: Any = app.client()
+    for call in (lambda: client.enqueue(shown), lambda: client.enqueue_many([shown])):
+        with pytest.raises(InvalidTask, match=r"give shown\.build\(\.\.\.\), or call"):
+            call()
+
+
+def test_mux_includes_nothing_but_a_mux() -> None:
+    wrong: Any = app
+    with pytest.raises(ConfigError, match=r"mux: .* is not a Mux"):
+        Mux().include(wrong)
+
+
 PROGRAM = """
 from qsync import Qsync
 app = Qsync("redis://localhost:1")

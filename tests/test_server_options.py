@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import threading
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from qsync import CallNext, ConfigError, Mux, Qsync, Task, TaskInfo, current
+from qsync.cli.worker import worker as worker_command
 from qsync.keys import server_of_token
 from qsync.server import config
 from qsync.server.config import MAX_DEFAULT_THREADS, Config, cpu_count
@@ -68,6 +70,7 @@ def test_defaults_that_can_be_read_once_are_there_for_each_server() -> None:
         ({"on_error": 5}, "on_error: 5"),
         ({"retry_delay": []}, "retry_delay: 0 times"),
         ({"retry_delay": [1, -1]}, "retry_delay: -1"),
+        ({"retry_delay": lambda: 5}, r"retry_delay: .* is not `def \(attempt, error\) -> delay`"),
         ({"dead_age": "90d"}, "dead_age: '90d'"),
     ],
 )
@@ -101,8 +104,8 @@ def server(*args, **config):
     config = made.config
     (HERE / "config").write_text(repr([
         config.timeout, config.retry_delay, config.dead_limit, config.dead_age, config.threads,
-        config.max_crashes, config.max_hung, config.sweep, config.processes, config.log_errors,
-        config.concurrency, config.strict,
+        config.result_limit, config.max_crashes, config.max_hung, config.sweep, config.processes,
+        config.log_errors, config.concurrency, config.strict,
     ]))
     return made
 app.server = server
@@ -128,15 +131,24 @@ def test_options_of_the_worker_override_those_of_the_app(tmp_path: Any, valkey: 
     options = (
         "--timeout", "90s", "--retry-delay", "1s,30s,5m", "--dead-limit", "7", "--dead-age", "30d",
         "--threads", "2", "--max-crashes", "4", "--max-hung", "6", "--sweep", "2s",
+        "--result-limit", "5000",
         "--task-processes", "1", "--log-errors", "class", "--strict",
     )  # fmt: skip
     with Worker(tmp_path, valkey.url, *options) as worker:
         worker.wait_ready(1)
         assert worker.end() == 0
     found = (tmp_path / "config").read_text()
-    expected = [90.0, [1.0, 30.0, 300.0], 7, 2_592_000.0, 2, 4, 6, 2.0, 1, "class", 3, True]
+    expected = [90.0, [1.0, 30.0, 300.0], 7, 2_592_000.0, 2, 5000, 4, 6, 2.0, 1, "class", 3, True]
     assert found == repr(expected)
     assert "; 2 threads for `def` handlers in each" in worker.out()
+
+
+def test_worker_has_an_option_for_each_setting_that_is_a_value() -> None:
+    others = {"lifespan", "middleware", "on_error", "server_id"}
+    options = set(inspect.signature(worker_command).parameters)
+    settings = set(Config.__dataclass_fields__) - others
+    assert settings - {"processes"} <= options
+    assert "task_processes" in options  # `processes` there is another number
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,7 @@ def test_no_error_about_a_url_shows_what_may_be_a_password(
         "redis+sentinel://h/m?sentinel_passwd={}", "redis+sentinel://h/m?sentinel_pasword={}",
         "unix://u:{}@tmp/x", "unix://{}", "unix://u:{}@", "unix:///x?passwrd={}",
         "embedded:///x?password={}", "embedded://u:{}@h", "embedded:///x#{}", "embedded:/{}",
+        "embedded://u:a/{}@h",
         "http://u:{}@h", "redis://u:{}@h?socket_connect_timeout={}", "redis://u:{}@h,i",
         "redis://h?sentinel_password={}", "redis://h?username={}&username=x",
     ],
@@ -224,6 +225,15 @@ def test_a_misspelt_url_keeps_its_password_to_itself(url: str) -> None:
     assert CANARY not in str(raised.value)
     lines = [line for line in told.splitlines() if "Error" in line]
     assert not any(CANARY in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://h?hunter", "redis://u:p@h?a=b&hunter", "redis://h/?hunter"]
+)
+def test_a_piece_of_a_password_without_a_digit_is_not_shown(url: str) -> None:
+    with pytest.raises(ConfigError, match="unknown option") as raised:
+        Qsync(url)
+    assert "hunter" not in str(raised.value)
 
 
 def test_a_password_with_brackets_is_one(prefix: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, TypedDict, Unpack
 from uuid import UUID
@@ -20,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markupsafe import Markup
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from qsync import codec
 from qsync.errors import ConfigError, InvalidTask, QsyncError
@@ -206,6 +208,65 @@ def test_record_arrives_as_sent(amount: Decimal, at: datetime, extra: Any, ids: 
         check_same(value, returned(value, type(value)))
 
 
+@pytest.mark.parametrize("value", [NAIVE.replace(fold=1), time(1, 30, fold=1)])
+def test_second_pass_through_an_hour_is_told_from_the_first(value: Any) -> None:
+    """`fold` counts when a zone is set later; `==` does not see it."""
+    cls = type(value)
+    assert through(value).fold == returned(value).fold == 1
+    assert through(value, cls).fold == returned(value, cls).fold == 1
+    assert through([value], list[cls])[0].fold == 1
+    assert [one.fold for one in through({value}, set[cls])] == [1]
+    assert [one.fold for one in through({value: 1}, dict[cls, int])] == [1]
+    assert through(Struct("a", NAIVE.replace(fold=1)), Struct).at.fold == 1
+    assert through(value.replace(fold=0), cls).fold == 0
+
+
+def test_second_pass_with_a_zone_keeps_its_offset() -> None:
+    zone = ZoneInfo("America/New_York")
+    for fold, hours in ((0, -4), (1, -5)):
+        at = datetime(2026, 11, 1, 1, 30, tzinfo=zone, fold=fold)
+        for got in (through(at), through(at, datetime), returned(at)):
+            assert got.utcoffset() == timedelta(hours=hours)
+            assert got.timestamp() == at.timestamp()
+
+
+class Priced(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    cents: int
+
+    @cached_property
+    def shown(self) -> str:
+        return f"{self.cents / 100}"
+
+
+def test_model_whose_cached_property_was_read_is_carried() -> None:
+    value = Priced(cents=5)
+    assert value.shown == "0.05"
+    assert through(value, Priced).model_dump() == {"cents": 5}
+    assert seen(value).value(Priced).model_dump() == {"cents": 5}
+
+
+@pydantic_dataclass
+class Parcel:
+    grams: Decimal
+    extra: Any = None
+
+
+def test_dataclass_of_pydantic_is_carried() -> None:
+    value = Parcel(Decimal("1.50"), extra=(1, NAIVE))
+    check_same(value, through(value, Parcel))
+    check_same([value], returned([value], list[Parcel]))
+    with pytest.raises(InvalidTask, match="grams: Input should be a valid decimal"):
+        function_of(Parcel).arguments(seen({"it": {"grams": "much"}}))
+
+
+def test_moments_of_a_repeated_hour_may_be_keys_and_members() -> None:
+    """`==` takes them for different from the same moments with a fixed offset."""
+    at = datetime(2026, 11, 1, 1, 30, tzinfo=ZoneInfo("America/New_York"), fold=1)
+    for got in (through({at: 1}, dict[datetime, int]), through({at}), through({at}, set[datetime])):
+        assert [one.isoformat() for one in got] == [at.isoformat()]
+
+
 def test_plain_dates_travel_as_text_that_other_languages_read() -> None:
     at = datetime(2026, 11, 28, 1, 0, tzinfo=timezone(timedelta(hours=3)))
     signature = function_of(datetime)
@@ -228,6 +289,22 @@ class Stamp(datetime):
 
 
 class Big(int):
+    pass
+
+
+class Span(timedelta):
+    pass
+
+
+class Uid(UUID):
+    pass
+
+
+class Triple(tuple[int, ...]):
+    __slots__ = ()
+
+
+class Money(Decimal):
     pass
 
 
@@ -287,7 +364,12 @@ class Cat(Animal):
         (str, Markup("a"), "give str(value)"),
         (str, Shouting("a"), "give str(value)"),
         (int, Big(1), "give int(value)"),
-        (datetime, Stamp(2026, 1, 1), "give value.isoformat()"),
+        (datetime, Stamp(2026, 1, 1), "give datetime.fromisoformat(value.isoformat())"),
+        (timedelta, Span(1), "give timedelta(value.days, value.seconds, value.microseconds)"),
+        (UUID, Uid(int=1), "Uid would arrive as UUID; give a value of exactly the annotated type"),
+        (Any, Uid(int=1), "give UUID(bytes=value.bytes)"),
+        (Any, Triple((1, 2, 3)), "Triple is a subclass of tuple, which alone can be carried; give"),
+        (Decimal, Money("1.10"), "give Decimal(value)"),
         (int, Scalar(), "give value.item()"),
         (Any, Scalar(), "give value.item()"),
         (Any, [{"a": Shouting("x")}], "[0]['a']: Shouting is a subclass of str"),
@@ -410,6 +492,16 @@ def test_keys_that_are_not_required_may_be_left_out() -> None:
     args, kwargs = signature.arguments(seen(signature.bind([1], {"colour": Colour.RED})))
     assert unpacked_partly(*args, **kwargs) == (1, {"colour": Colour.RED})
     assert signature.required == ["a"]
+
+
+class Raw(bytes):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize("carry", [None, function_of().carried_result])
+def test_result_of_a_subclass_of_bytes_is_refused_like_others(carry: Any) -> None:
+    with pytest.raises(ResultNotKept, match=r"Raw is a subclass of bytes.*give bytes\(value\)"):
+        encode_result(Raw(b"x"), carry)
 
 
 def test_result_that_would_change_is_refused_and_says_how_to_keep_it() -> None:

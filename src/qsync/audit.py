@@ -54,6 +54,9 @@ SOURCES: Final = (
     "keys", "cancels", "progress", "unique",
 )  # fmt: skip
 PAGE: Final = 100
+SCANNED: Final = 1000
+"""How many keys or names of queues the store looks through in one step."""
+
 LIMIT: Final = 10_000
 """How many damages of a queue are kept; the audit goes on after a repair."""
 
@@ -218,18 +221,28 @@ class Auditor:
 
     async def _survey(self, report: Report) -> list[str]:
         """The queues that there are; the report tells of what lies beside them."""
-        registered = await self._broker.ask("SMEMBERS", self._keys.queues, key=self._keys.queues)
-        if registered is None:
-            report.unknown.append("the set of queues: SMEMBERS is refused")
-        listed = {name.decode(errors="replace") for name in registered or ()}
+        listed = await self._registered()
+        if listed is None:
+            report.unknown.append("the set of queues: SSCAN is refused")
         found: set[str] = set()
         for address in await self._broker.primaries():
             found |= await self._scan(address, report)
-        if registered is not None:
+        if listed is not None:
             report.damages += [
                 Damage("not registered", name, self._keys.queues) for name in sorted(found - listed)
             ]
-        return sorted(found | {name for name in listed if _is_name(name)})
+        return sorted(found | {name for name in listed or () if _is_name(name)})
+
+    async def _registered(self) -> set[str] | None:
+        """The names in the set of queues, read in short steps; None when the store refuses."""
+        key, names, cursor = self._keys.queues, set[str](), ""
+        while cursor != "0":
+            reply = await self._broker.ask("SSCAN", key, cursor or "0", "COUNT", SCANNED, key=key)
+            if reply is None:
+                return None
+            cursor = reply[0].decode()
+            names |= {name.decode(errors="replace") for name in reply[1]}
+        return names
 
     async def _scan(self, address: Address, report: Report) -> set[str]:
         """The queues that a node has keys of."""
@@ -259,7 +272,7 @@ class Auditor:
         for pattern in (f"{{{self._keys.prefix}:*", f"{self._keys.prefix}:*"):
             cursor = ""
             while cursor != "0":
-                reply = await node.ask("SCAN", cursor or "0", "MATCH", pattern, "COUNT", 1000)
+                reply = await node.ask("SCAN", cursor or "0", "MATCH", pattern, "COUNT", SCANNED)
                 if reply is None:
                     raise _Refused
                 cursor = reply[0].decode()

@@ -279,9 +279,11 @@ def _field_names(schema: Any) -> set[str]:
         seen.add(id(part))
         if isinstance(part, dict):
             fields = part.get("fields", ())
-            named = fields.items() if isinstance(fields, dict) else [(f["name"], f) for f in fields]
+            named = fields.items() if isinstance(fields, dict) else [(_name(f), f) for f in fields]
             for name, field in named:
-                names |= {name, str(field.get("validation_alias"))}
+                names.add(name)
+                if isinstance(field, dict):
+                    names.add(str(field.get("validation_alias")))
             rest += part.values()
         elif isinstance(part, list | tuple):
             rest += part
@@ -291,6 +293,11 @@ def _field_names(schema: Any) -> set[str]:
                 "up in a table of what is allowed"
             )
     return names
+
+
+def _name(field: Any) -> str:
+    """The name of a field, which a list of fields may hold alone."""
+    return field if isinstance(field, str) else str(field["name"])
 
 
 def _is_pydantics_own(function: Any) -> bool:

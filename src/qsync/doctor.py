@@ -154,7 +154,7 @@ def trials(
     key, number = keys.key("meta"), "1"
     special: dict[str, tuple[str | int, ...]] = {
         "eval": ("return 1", 1, key), "evalsha": ("0" * 40, 1, key), "ping": (), "time": (),
-        "wait": (1, 1), "waitaof": (1, 0, 1), "scan": (0,), "smembers": (global_keys.queues,),
+        "wait": (1, 1), "waitaof": (1, 0, 1), "scan": (0,),
         "ssubscribe": (keys.done,), "sunsubscribe": (keys.done,),
         "spublish": (keys.done, "id"), "blpop": (key, 1),
         "hset": (key, "f", "v"), "hincrby": (key, "f", 1), "zadd": (key, 1, "m"),
@@ -163,8 +163,8 @@ def trials(
         "type": (key,),
     }  # fmt: skip
     one_key = {
-        "exists", "hgetall", "hkeys", "hlen", "llen", "memory|usage", "pttl", "scard", "smembers",
-        "unlink", "zcard",
+        "exists", "hgetall", "hkeys", "hlen", "llen", "memory|usage", "pttl", "scard", "unlink",
+        "zcard",
     }  # fmt: skip
     return [
         (name, *special.get(name, (key,) if name in one_key else (key, number)))

@@ -55,7 +55,7 @@ def folder_of(url: str) -> Path:
     if "?" in name or "#" in name:
         msg = "it takes no options; write ? as %3F and # as %23 in the name of the folder"
         raise ConfigError(f"url: embedded://...: {msg}")
-    if re.match("[^/]*:[^/]*@", name):
+    if re.match("[^/]*:.*@", name):
         raise ConfigError("url: embedded://...: it takes no user and no password, only a folder")
     return Path(unquote(name) or ".qsync").expanduser().absolute()
 

@@ -39,6 +39,22 @@ TEXTS: Final = (PurePath, *_IP)
 """Types that an annotated parameter carries as text, besides those that msgspec knows."""
 
 
+def _iso(value: datetime | time) -> str | list[Any]:
+    """ISO 8601; that has no place for the `fold` of a value without zone, which goes beside it."""
+    text = value.isoformat()
+    return [text, value.fold] if value.fold and value.tzinfo is None else text
+
+
+def _datetime(data: str | list[Any]) -> datetime:
+    text, fold = (data, 0) if isinstance(data, str) else data
+    return datetime.fromisoformat(text).replace(fold=fold)
+
+
+def _time(data: str | list[Any]) -> time:
+    text, fold = (data, 0) if isinstance(data, str) else data
+    return time.fromisoformat(text).replace(fold=fold)
+
+
 def _days(value: timedelta) -> list[int]:
     return [value.days, value.seconds, value.microseconds]
 
@@ -47,9 +63,9 @@ FORMS: Final[dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]]]
     # name: (type, value -> data, data -> value)
     "decimal": (Decimal, str, Decimal),
     "uuid": (UUID, str, UUID),
-    "datetime": (datetime, datetime.isoformat, datetime.fromisoformat),
+    "datetime": (datetime, _iso, _datetime),
     "date": (date, date.isoformat, date.fromisoformat),
-    "time": (time, time.isoformat, time.fromisoformat),
+    "time": (time, _iso, _time),
     "timedelta": (timedelta, _days, lambda data: timedelta(*data)),
     "bytearray": (bytearray, bytes, bytearray),
     "path": (type(Path()), str, Path),
@@ -191,16 +207,28 @@ def model_fields(model: Any) -> Any:
     """All fields of a model of pydantic by name, those with `exclude=True` among them."""
     if getattr(type(model), "__pydantic_root_model__", False):
         return model.root
-    return {**model.__dict__, **(model.__pydantic_extra__ or {})}
+    names = type(model).model_fields
+    fields = {name: value for name, value in model.__dict__.items() if name in names}
+    return {**fields, **(model.__pydantic_extra__ or {})}  # and no cached properties
+
+
+_AS_BASE: Final = {
+    datetime: "datetime.fromisoformat(value.isoformat())",
+    date: "date.fromisoformat(value.isoformat())",
+    time: "time.fromisoformat(value.isoformat())",
+    timedelta: "timedelta(value.days, value.seconds, value.microseconds)",
+    UUID: "UUID(bytes=value.bytes)",
+}
+"""How a value of a subclass becomes one of the class, where the class itself does not take it."""
 
 
 def no_way(value: object) -> str:
     """Why the value is refused, and what to give instead."""
     cls = type(value)
     name = cls.__qualname__
-    for base in (bool, int, str, float, bytes, datetime, date, dict, list):
+    for base in (*LEAVES - {NoneType}, *_NAMES, list):
         if issubclass(cls, base):
-            how = "value.isoformat()" if issubclass(base, date) else f"{base.__name__}(value)"
+            how = _AS_BASE.get(base, f"{base.__name__}(value)")
             return (
                 f"{name} is a subclass of {base.__name__}, which alone can be carried; give {how}"
             )

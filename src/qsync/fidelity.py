@@ -30,18 +30,26 @@ def difference(sent: Any, got: Any) -> str | None:
 
 def _equal(sent: Any, got: Any) -> bool:
     if isinstance(sent, datetime | time):
-        bare = sent.replace(tzinfo=None) == got.replace(tzinfo=None)
-        aware = (sent.tzinfo is None) == (got.tzinfo is None)
-        return bool(bare and aware and sent.utcoffset() == got.utcoffset())
+        return _mark(sent) == _mark(got)
     if isinstance(sent, Decimal):
         return bool(sent.as_tuple() == got.as_tuple())
     if isinstance(sent, set | frozenset):
-        return sent == got and {(type(one), one) for one in sent} == {
-            (type(one), one) for one in got
-        }
+        return {*map(_mark, sent)} == {*map(_mark, got)}
     if isinstance(sent, float) and sent != sent:
         return bool(got != got)
     return bool(sent == got)
+
+
+def _mark(value: Any) -> tuple[type, Any]:
+    """What two values have in common when one arrives as the other was sent.
+
+    Moments are compared as they are written: `==` does not see offsets, and it takes those of a
+    repeated hour for different. Without a zone `fold` counts too; with one, the offset says it.
+    """
+    if isinstance(value, datetime | time):
+        fold = value.fold if value.tzinfo is None else None
+        return type(value), (value.isoformat(), fold)
+    return type(value), value
 
 
 def _items(sent: Any, got: Any) -> str | None:
@@ -54,10 +62,11 @@ def _items(sent: Any, got: Any) -> str | None:
 
 
 def _dicts(sent: dict[Any, Any], got: dict[Any, Any]) -> str | None:
-    if len(sent) != len(got) or {(type(key), key) for key in sent} != {(type(k), k) for k in got}:
+    arrived = {_mark(key): value for key, value in got.items()}
+    if len(sent) != len(got) or {*map(_mark, sent)} != set(arrived):
         return ": it would arrive with other keys"
     for key, value in sent.items():
-        if (found := difference(value, got[key])) is not None:
+        if (found := difference(value, arrived[_mark(key)])) is not None:
             return f"[{key!r}]{found}" if type(key) in (int, str) else f"[...]{found}"
     return None
 

@@ -129,7 +129,7 @@ class Mux:
 
     def include(self, other: Mux) -> None:
         """Register all handlers of another mux here too."""
-        for handler in other._handlers.values():
+        for handler in check_mux(other)._handlers.values():
             self.add(handler)
 
     def find(self, type: str) -> Handler | None:

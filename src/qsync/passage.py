@@ -58,5 +58,9 @@ class Passage:
         found = difference(value, got)
         if found is None:
             return None
-        hint = "; annotate it with its type" if self._any else ""
+        hint = ""
+        if self._any:
+            hint = "; annotate it with its type"
+        elif " would arrive as " in found:
+            hint = "; give a value of exactly the annotated type"
         return f"{found.removeprefix(': ')}{hint}"

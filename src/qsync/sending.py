@@ -98,7 +98,10 @@ def check_confirm_timeout(value: object) -> float:
 
 def _checked(task: object) -> Task:
     if not isinstance(task, Task):
-        msg = f"task: {type(task).__name__} is not a Task; give Task(type, payload)"
+        how = "give Task(type, payload)"
+        if hasattr(task, "build"):  # a task that is a function
+            how = f"give {task.__name__}.build(...), or call {task.__name__}.enqueue(...)"
+        msg = f"task: {type(task).__name__} is not a Task; {how}"
         raise InvalidTask(msg)
     return task
 

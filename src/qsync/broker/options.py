@@ -142,17 +142,18 @@ def check(name: str, value: Any) -> Any:
         raise ValueError(f"{name}: {error}") from None
 
 
-def unknown(name: str, *, after_secret: bool) -> str:
+def unknown(name: str, *, has_value: bool, after_secret: bool) -> str:
     """What to say of a name that is no option.
 
     A name that may be a piece of a password is not shown: one that follows a password in the query
-    (where an & ends it), or that has other characters than names of options have.
+    (where an & ends it), that has no value, or that has other characters than names of options.
     """
     if name in _OURS:
         return f"{name}: qsync sets this option itself; take it out"
     known = [*OPTIONS, *SENTINEL_OPTIONS]
     close = difflib.get_close_matches(name.lower(), known, 1, 0.7)
-    shown = repr(name) if re.fullmatch(r"[A-Za-z_]{1,40}", name) else "in its query"
+    is_name = re.fullmatch(r"[A-Za-z_]{1,40}", name) and (has_value or close)
+    shown = repr(name) if is_name else "in its query"
     if close:
         return f"unknown option {shown}; did you mean {close[0]}?"
     if after_secret:

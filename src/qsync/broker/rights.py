@@ -33,8 +33,8 @@ SERVER: Final = (
 PLAIN: Final[dict[Role, tuple[str, ...]]] = {
     "client": ("ssubscribe", "sunsubscribe", "wait", "waitaof"),
     "server": ("ssubscribe", "sunsubscribe", "wait", "waitaof", "blpop"),
-    "reader": ("scan", "smembers", "pttl"),
-    "admin": ("ssubscribe", "sunsubscribe", "wait", "waitaof", "scan", "smembers", "pttl"),
+    "reader": ("scan", "sscan", "pttl"),
+    "admin": ("ssubscribe", "sunsubscribe", "wait", "waitaof", "scan", "sscan", "pttl"),
 }
 """What is sent beside scripts. Redis before 7.2 does not know WAITAOF."""
 

@@ -117,7 +117,7 @@ def _options(query: str) -> dict[str, Any]:
         name, sign, text = part.partition("=")
         name = _decoded(name, unquote_plus)
         if name not in OPTIONS and name not in SENTINEL_OPTIONS:
-            raise ValueError(unknown(name, after_secret=secret))
+            raise ValueError(unknown(name, has_value=bool(sign), after_secret=secret))
         if not text:
             raise ValueError(f"{name}: has no value" + ("" if sign else f"; write {name}=VALUE"))
         _add(options, {name: check(name, _decoded(text, unquote_plus))})

@@ -75,6 +75,16 @@ MaxHung = Annotated[
     ),
 ]
 
+ResultLimit = Annotated[
+    int | None,
+    typer.Option(
+        metavar="BYTES",
+        help="Largest result that is kept. A task whose result is larger is dead.  [default: as "
+        "for payloads, 1048576 unless the app says]",
+        show_default=False,
+    ),
+]
+
 DeadLimit = Annotated[
     int | None,
     typer.Option(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from signal import Signals
 from typing import Any
 
 log = logging.getLogger("qsync.server")
@@ -24,3 +26,14 @@ def abandon(task: asyncio.Task[Any]) -> None:
             "the event loop cannot end before handlers that ignore their cancellation: "
             "this Python is newer than this qsync knows"
         )
+
+
+def callback_of(
+    loop: asyncio.AbstractEventLoop, number: Signals
+) -> tuple[Callable[..., object], tuple[Any, ...]] | None:
+    """What the loop itself calls at a signal; None when that is nothing, or cannot be known."""
+    try:
+        handle = loop._signal_handlers.get(number)  # type: ignore[attr-defined]
+        return None if handle is None else (handle._callback, handle._args)
+    except AttributeError:  # uvloop, or a later version of asyncio
+        return None

@@ -15,6 +15,7 @@ from qsync.broker.ops import FetchPolicy
 from qsync.errors import ConfigError
 from qsync.keys import NAME, check_name, shorten
 from qsync.mux import Middleware, Mux, check_middlewares
+from qsync.retrying import retry_rules
 from qsync.server.error_log import LogErrors, check_log_errors
 from qsync.server.lifespan import Lifespan, check_lifespan
 from qsync.task import DEFAULT, Duration, TaskInfo, to_us
@@ -233,7 +234,10 @@ def check_callable(name: str, value: F) -> F:
 
 
 def _check_retry_delay(value: object) -> None:
-    if value is None or callable(value):
+    if callable(value):
+        retry_rules(retry_delay=value)
+        return
+    if value is None:
         return
     delays = value if isinstance(value, list | tuple) else [value]
     if not 0 < len(delays) <= LONGEST_LIST:

@@ -213,7 +213,7 @@ def encode_result(
     """The result record for what a handler returned; ResultNotKept if it cannot be stored."""
     if value is None:
         return codec.encode(Result(NONE_VALUE, begun_us=begun_us))
-    if isinstance(value, bytes):
+    if type(value) is bytes:
         record = Result(value, is_value=False, begun_us=begun_us)
     else:
         try:

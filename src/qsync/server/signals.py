@@ -17,6 +17,8 @@ from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+from qsync.server.asyncio_internals import callback_of
+
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 SAME_SIGNAL_S: Final = 0.1
@@ -49,7 +51,7 @@ class _Handler:
         self._number = number
         self.counters: list[_Counter] = []
         self._before: Any = signal.getsignal(number)
-        self._of_loop = _handle_of(loop, number)
+        self._of_loop = callback_of(loop, number)
         loop.add_signal_handler(number, self._hear)
         self._installed = signal.getsignal(number)
 
@@ -72,7 +74,7 @@ class _Handler:
         """Put back what was there before, unless somebody has put another in its place."""
         if signal.getsignal(self._number) is not self._installed:
             return
-        handle = _handle_of(self._loop, self._number)
+        handle = callback_of(self._loop, self._number)
         if handle is not None and handle[0] != self._hear:
             return
         self._loop.remove_signal_handler(self._number)
@@ -113,17 +115,6 @@ def signals(react: React) -> Iterator[None]:
                 handler.restore()
                 if _handlers.get(loop, {}).get(number) is handler:
                     del _handlers[loop][number]
-
-
-def _handle_of(
-    loop: asyncio.AbstractEventLoop, number: signal.Signals
-) -> tuple[Callable[..., object], tuple[Any, ...]] | None:
-    """What the loop itself calls at a signal; None when that is nothing, or cannot be known."""
-    try:
-        handle = loop._signal_handlers.get(number)  # type: ignore[attr-defined]
-        return None if handle is None else (handle._callback, handle._args)
-    except AttributeError:  # uvloop, or a later version of asyncio
-        return None
 
 
 def _passes_on(handler: Any) -> bool:
