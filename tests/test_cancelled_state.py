@@ -19,6 +19,7 @@ from qsync.inspector.base import check_state
 from tests.rig import BINARIES, Rig, S
 from tests.serving import bench
 from tests.stores import Store
+from tests.test_web_actions import visitor
 
 
 @pytest.fixture(params=BINARIES)
@@ -120,6 +121,36 @@ def test_command_line_lists_cancelled_tasks(valkey: Store, prefix: str) -> None:
     other = runner.invoke(command, ["task", "list", "--state", "completed", "--json", *where])
     assert "gone" not in other.stdout
     assert json.loads(listed.stdout)
+
+
+def test_purge_of_completed_tasks_counts_the_cancelled_ones_that_go_with_them(
+    valkey: Store, prefix: str
+) -> None:
+    with Qsync(valkey.url, prefix=prefix).client() as client:
+        client.enqueue(Task("t", id="gone", delay=60, retention=600)).cancel()
+    purge = ["queue", "purge", "default", "--state", "completed", "--url", valkey.url]
+    purge += ["--prefix", prefix]
+    runner = CliRunner()
+    counted = runner.invoke(command, [*purge, "--dry-run"])
+    assert "1 completed and cancelled task of queue default would be deleted" in counted.stdout
+    done = runner.invoke(command, [*purge, "--yes"])
+    assert "1 completed and cancelled task of queue default deleted" in done.stdout
+    assert "0 completed task" in runner.invoke(command, [*purge, "--yes"]).stdout
+
+
+def test_page_of_a_queue_counts_cancelled_tasks_for_a_purge(valkey: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with visitor(valkey, prefix) as web:
+            await web.bed.enqueue(Task("t", id="gone", delay=60, retention=600))
+            assert (await web.bed.inspector.cancel("gone")).ok
+            page = (await web.client.get("/queue?queue=default")).text
+            assert "completed and cancelled (1)" in page
+            asked = await web.send("/queue/purge", queue="default", state="completed")
+            assert "1 completed and cancelled task will be deleted" in asked
+            await web.press(asked, "Delete all completed and cancelled tasks")
+            assert (await web.queue()).states[TaskState.CANCELLED] == 0
+
+    asyncio.run(main())
 
 
 def test_state_of_that_name_is_known() -> None:

@@ -47,7 +47,7 @@ def test_each_line_about_a_poison_task_names_it(tmp_path: Path, valkey: Store) -
     assert len(held) == 3
     assert all(f": {id} (render.pdf" in line for line in held)
     back = [line for line in lines if "of servers that died are pending again" in line]
-    # The names are read beside the fetch, so a task may kill its server before this line is written.
+    # The names are read beside the fetch, so a task may kill its server before the line is there.
     assert len(back) <= 2
     assert all(f": {id} (render.pdf, crash " in line for line in back)
 

@@ -25,7 +25,7 @@ CODE: Final = 1
 
 MAX_DEPTH: Final = 64
 
-LEAVES: Final = frozenset({int, str, bytes, bool, float, NoneType})
+LEAVES: Final[frozenset[type]] = frozenset({int, str, bytes, bool, float, NoneType})
 """Types that msgpack carries as they are."""
 
 _KEYS: Final = frozenset({int, str})
@@ -212,7 +212,8 @@ def model_fields(model: Any) -> Any:
     return {**fields, **(model.__pydantic_extra__ or {})}  # and no cached properties
 
 
-_AS_BASE: Final = {
+_BASES: Final[tuple[type, ...]] = (*LEAVES - {NoneType}, *_NAMES, list)
+_AS_BASE: Final[dict[type, str]] = {
     datetime: "datetime.fromisoformat(value.isoformat())",
     date: "date.fromisoformat(value.isoformat())",
     time: "time.fromisoformat(value.isoformat())",
@@ -226,7 +227,7 @@ def no_way(value: object) -> str:
     """Why the value is refused, and what to give instead."""
     cls = type(value)
     name = cls.__qualname__
-    for base in (*LEAVES - {NoneType}, *_NAMES, list):
+    for base in _BASES:
         if issubclass(cls, base):
             how = _AS_BASE.get(base, f"{base.__name__}(value)")
             return (

@@ -100,7 +100,8 @@ def _checked(task: object) -> Task:
     if not isinstance(task, Task):
         how = "give Task(type, payload)"
         if hasattr(task, "build"):  # a task that is a function
-            how = f"give {task.__name__}.build(...), or call {task.__name__}.enqueue(...)"
+            name = getattr(task, "__name__", "task")
+            how = f"give {name}.build(...), or call {name}.enqueue(...)"
         msg = f"task: {type(task).__name__} is not a Task; {how}"
         raise InvalidTask(msg)
     return task

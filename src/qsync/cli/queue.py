@@ -28,7 +28,7 @@ from qsync.cli.table import print_line
 from qsync.cli.text import me, print_json, tasks
 from qsync.errors import InvalidTask
 from qsync.inspector import Change, Forgotten, Inspector, Step
-from qsync.inspector.queues import PURGED
+from qsync.inspector.queues import PURGED, purged_with
 from qsync.state import TaskState
 
 queue = typer.Typer(
@@ -139,8 +139,10 @@ def purge(
         if info is None:
             store.do(no_queue(store.inspector, name))
         wanted = list(dict.fromkeys(states))
-        held = sum(info.states[state] for state in wanted)
-        what = f"{' and '.join(wanted)} {'task' if held == 1 else 'tasks'} of queue {name}"
+        parts = [purged_with(state, info.states) for state in wanted]
+        held = sum(count for _, count in parts)
+        named = " and ".join(part for part, _ in parts)
+        what = f"{named} {'task' if held == 1 else 'tasks'} of queue {name}"
         deleted = 0
         if not dry_run and held:
             confirm(f"Delete {held:,} {what}?", yes=yes)

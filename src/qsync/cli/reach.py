@@ -18,10 +18,12 @@ from qsync.cli.target import TargetError, load
 from qsync.connections import PREFIX, URL, Connections
 from qsync.errors import (
     ConfigError,
+    DuplicateTask,
     InvalidTask,
     QsyncError,
     SchemaMismatch,
     StoreUnavailable,
+    TaskNotFound,
 )
 from qsync.inspector import Inspector, QueueInfo
 from qsync.keys import check_name
@@ -130,7 +132,9 @@ def _meaning(error: QsyncError) -> tuple[str, int]:
         return f"{text}; is it running, and --url or {URL} right? `qsync doctor` tells more", AWAY
     if isinstance(error, InvalidTask):
         return text, WRONG
-    if isinstance(error, SchemaMismatch):
+    if isinstance(error, DuplicateTask):
+        return f"{text}: `qsync task show {error.id} --queue {error.queue}`", NOT_DONE
+    if isinstance(error, SchemaMismatch | TaskNotFound):
         return text, NOT_DONE
     if not isinstance(error, ConfigError):
         return f"{text}; `qsync doctor` may tell why", NOT_DONE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from typing import Final
 
@@ -32,6 +32,16 @@ PURGED: Final = (
     TaskState.PENDING, TaskState.SCHEDULED, TaskState.RETRY, TaskState.COMPLETED, TaskState.DEAD,
 )  # fmt: skip
 """The states that can be emptied: a task that runs is cancelled instead."""
+
+
+def purged_with(state: TaskState, states: Mapping[TaskState, int]) -> tuple[str, int]:
+    """What a purge of a state deletes, as words and number, from the number of tasks by state.
+
+    Cancelled tasks are kept with the completed ones, and go with them.
+    """
+    cancelled = states.get(TaskState.CANCELLED, 0) if state is TaskState.COMPLETED else 0
+    name = f"{state} and {TaskState.CANCELLED}" if cancelled else str(state)
+    return name, states.get(state, 0) + cancelled
 
 
 class Queues(Live):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qsync.inspector.queues import PURGED
+from qsync.inspector.queues import PURGED, purged_with
 from qsync.web import work
 from qsync.web.overview import by_day, minutes
 from qsync.web.params import Fields, sheet_of, wanted
@@ -36,7 +36,7 @@ async def show(site: Site, request: Request) -> Response:
     known = any(line.path for chart in charts for line in chart.lines)
     return site.page(
         request, "queue", info=info, charts=charts, known=known, days=by_day(info.days),
-        purged=PURGED, most=QUEUES,
+        purged=[(state, *purged_with(state, info.states)) for state in PURGED], most=QUEUES,
     )  # fmt: skip
 
 
@@ -63,14 +63,13 @@ async def purge(site: Site, request: Request) -> Response:
     which = wanted(form)
     if form.text("sure") != "yes":
         info = await site.inspector.queue(which.queue)
-        number = info.states[which.state] if info else 0
+        what, number = purged_with(which.state, info.states if info else {})
         return site.confirm(
             request,
             form,
             title=f"Purge {which.queue}?",
-            text=f"{plural(number, f'{which.state} task')} will be deleted. They cannot be "
-            "brought back.",
-            button=f"Delete all {which.state} tasks",
+            text=f"{plural(number, f'{what} task')} will be deleted. They cannot be brought back.",
+            button=f"Delete all {what} tasks",
             back=work.back_to(request, "/queue", queue=which.queue),
         )
 
