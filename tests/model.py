@@ -109,8 +109,8 @@ class Model(Queue):
         token = f"{server}/{number}"
         waiting = ("scheduled", "pending", "active", "retry", "completed")
         unneeded = not (self.locks or self.tags or any(map(self.those, waiting)))
-        recent = abs(now - self.swept) < min(300 * SECOND, policy.dead_age_us / 10)
-        if unneeded and (recent or not (self.calls or self.those("dead"))):
+        just_swept = abs(now - self.swept) < min(300 * SECOND, policy.dead_age_us / 10)
+        if unneeded and (just_swept or not (self.calls or self.recent or self.those("dead"))):
             if again:
                 self.fetches[server] = (number, now, [])
             return self._fetched(now, [], None, [], 0, 0)

@@ -250,6 +250,26 @@ def test_a_tick_has_an_id_that_nobody_remembers(rig: Rig) -> None:
     assert rig.run(ops.tick(rig.keys, "hourly", 1, task, now_us=rig.now))
 
 
+def test_a_remembered_id_is_refused_only_to_tasks_that_ask_for_it(rig: Rig) -> None:
+    rig.send(chosen("a"))
+    rig.complete(*rig.lease())
+    batch = [*chosen("a"), *chosen("a", time_us=0), *chosen("a")]
+    assert rig.send(batch) == [("repeated", "a"), ("created", "a"), ("exists", "a")]
+
+
+@pytest.mark.faults(79)
+def test_an_id_is_forgotten_in_a_queue_that_holds_nothing_else(rig: Rig) -> None:
+    rig.run(ops.enqueue(rig.keys, chosen("a"), sender="x", number=1, now_us=rig.now))
+    rig.complete(*rig.lease())
+    rig.now += 700 * S
+    rig.fetch(0)
+    assert rig.dump().keys() & {"calls", "recent"} == {"recent"}, "what the sender did is forgotten"
+    assert rig.send(chosen("a")) == [("repeated", "a")]
+    rig.now += HOUR
+    rig.fetch(0)
+    assert "recent" not in rig.dump()
+
+
 def test_ids_leave_in_bounded_steps(rig: Rig) -> None:
     for part in range(3):
         rig.send(chosen(*[f"{part}-{n}" for n in range(400)]))

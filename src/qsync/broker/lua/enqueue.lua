@@ -49,7 +49,7 @@ if sender ~= '' then
   end
 end
 local times = remembered_times(tasks)
-local recent = recent_ids(k.recent, now, tasks, times)
+local recent = recent_places(k.recent, now, tasks, times)
 local created, others = store_tasks(k, now, ARGV[2], tasks, known[2], recent)
 if created > 0 then
   remember(k.recent, now, tasks, times, others)

@@ -12,15 +12,16 @@ local function remembered_times(tasks)
   return times
 end
 
--- Those of the ids at these places that were enqueued lately, as a set.
-local function recent_ids(recent_key, now, tasks, times)
-  local ids, recent = {}, {}
+-- Those of these places whose id was enqueued lately, as a set.
+local function recent_places(recent_key, now, tasks, times)
+  local ids, places, recent = {}, {}, {}
   for i in pairs(times) do
     ids[#ids + 1] = tasks.ids[i]
+    places[#ids] = i
   end
   if #ids > 0 then
-    for i, ends in ipairs(redis.call('ZMSCORE', recent_key, unpack(ids))) do
-      recent[ids[i]] = ends and tonumber(ends) > now
+    for at, ends in ipairs(redis.call('ZMSCORE', recent_key, unpack(ids))) do
+      recent[places[at]] = ends and tonumber(ends) > now
     end
   end
   return recent

@@ -57,7 +57,7 @@ end
 local no_options = { '', '', '', 0 }
 
 -- `k` names the keys; `tasks` is what read_tasks returned; `virtual` is the virtual time as meta
--- holds it; `recent` are ids that are not taken again, or nil.
+-- holds it; `recent` are the places of tasks whose ids are not taken again, or nil.
 -- Returns how many were put into the queue; and of each that was neither put there nor is there
 -- already its place, the outcome and the id of the holder, one after another.
 local function store_tasks(k, now, head, tasks, virtual, recent)
@@ -72,7 +72,7 @@ local function store_tasks(k, now, head, tasks, virtual, recent)
     local id, option = ids[i], options[i] or no_options
     local key, lock = option[2], option[3]
     local old = stored[i] and string.sub(stored[i], #stamped + 1) or here[id]
-    local repeated = not old and recent and recent[id]
+    local repeated = not old and recent and recent[i]
     local holder = not old and not repeated and lock ~= '' and held_by(lock)
     if old and old ~= message or holder or repeated then
       local at = #others
