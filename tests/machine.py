@@ -2,7 +2,8 @@
 
 Each call is made twice, since clients repeat what they got no answer to, and any earlier call may
 come once more later. Time jumps, also back, and by choice to when something is due. The store runs
-out of memory and forgets its scripts, and in the end something of the queue may get lost.
+out of memory and forgets its scripts, its user may lose the right to publish, and in the end
+something of the queue may get lost.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from hypothesis.stateful import (
 
 from qsync.broker import ops, views
 from qsync.broker.call import Call
-from qsync.broker.ops import Done, FetchPolicy, HandedBack, Held, Killed, Retried
+from qsync.broker.ops import Done, HandedBack, Held, Killed, Retried
 from qsync.errors import QsyncError, QueueFull, SchemaMismatch
 from qsync.task import Outgoing, Task, new_nonce, outgoing
-from tests.damage import HASHES, SETS, Damage, Patient
+from tests.damage import Damage, Patient
 from tests.invariants import (
     assert_same,
     check,
@@ -32,99 +33,12 @@ from tests.invariants import (
     check_other_keys,
     comparable,
 )
+from tests.machine_actions import IDS, OPTIONS, POLICY, SENDERS, SERVERS, actions, options
 from tests.model import Model
 from tests.model_queue import Known
-from tests.rig import LEASE, STATES, Dump, Rig, S, without_lost
+from tests.rig import LEASE, Dump, Rig, S, without_lost
 
 STEPS: Final = 50
-
-IDS: Final = ("a", "b", "-1", "XX", "=l", "@b")
-SERVERS: Final = ("s", "t", "s1")
-SENDERS: Final = ("", "x", "y")
-POLICY: Final = FetchPolicy(lease_us=LEASE, max_crashes=2, dead_limit=1, dead_age_us=200 * S)
-OPTIONS: Final[tuple[dict[str, Any], ...]] = (
-    {},
-    {"delay": 5},
-    {"delay": 60, "fairness_key": "k"},
-    {"unique": True, "unique_key": "l"},
-    {"unique": 400, "unique_key": "l", "retention": 20},
-    {"unique": 2000, "unique_key": "m", "delay": 5, "fairness_key": "k"},
-    {"fairness_key": "k", "retention": 20},
-    {"fairness_key": "m"},
-    {"remember_us": 100 * S},
-    {"remember_us": 4000 * S},
-    {"remember_us": 4000 * S, "retention": 20},
-    {"remember_us": 1000 * S, "unique": True, "unique_key": "l", "retention": 20},
-)
-
-WEIGHTS: Final = {
-    "enqueue": 6, "tick": 2, "fetch": 6, "crash": 4, "await_due": 8,
-    "complete": 3, "retry": 3, "kill": 3, "hand_back": 3, "stopped": 1,
-    "renew": 2, "start": 3, "progress": 1,
-    "cancel": 4, "run": 4, "delete": 1, "purge": 1, "abandon": 1, "pause": 1, "resume": 3,
-    "repeat": 3, "time": 3, "wake": 5, "flush_scripts": 1, "fill": 1, "make_room": 2,
-    "serve": 1, "damage": 1, "later_version": 1,
-}  # fmt: skip
-
-ids = st.sampled_from(IDS)
-servers = st.sampled_from(SERVERS)
-options = st.sampled_from(OPTIONS)
-states = st.sampled_from(("",) * 12 + STATES)
-held = st.lists(st.integers(0, 11), min_size=1, max_size=3)
-known = st.integers(0, 11)
-steps = st.sampled_from(
-    (LEASE // 3, 1, S - 1, 5 * S, LEASE, 40 * S, 200 * S, 3700 * S, -2 * S, -LEASE, -3600 * S)
-)
-damages = st.tuples(
-    st.sampled_from(("lost", "lost", "lost", "spoilt", "evicted")),
-    st.sampled_from(("tasks", "owner", "unique", *HASHES, *SETS)),
-    st.integers(0, 5),
-).map(lambda parts: Damage(*parts))
-treatment = st.lists(
-    st.sampled_from(
-        ("fetch", "fetch", "complete", "retry", "kill", "hand_back", "stopped", "renew", "start",
-         "cancel", "run", "delete", "enqueue", "abandon")
-    ),
-    max_size=5,
-)  # fmt: skip
-
-ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
-    "enqueue": st.tuples(st.lists(st.tuples(ids, options), min_size=1, max_size=4)),
-    "tick": st.tuples(ids, options, st.sampled_from((0, 0, 0, 1, -1))),
-    "fetch": st.tuples(servers, st.integers(0, 4), st.sampled_from((1, 1, 1, 1, 0, -1))),
-    "crash": st.tuples(st.booleans(), servers, st.integers(0, 4)),
-    "await_due": st.tuples(known, st.sampled_from((0, 0, -1)), servers, st.integers(0, 4)),
-    "complete": st.tuples(held, st.sampled_from((None, 0, 20 * S))),
-    "retry": st.tuples(held, st.sampled_from((0, 5 * S, 60 * S))),
-    "kill": st.tuples(held, st.booleans()),
-    "hand_back": st.tuples(held, st.sampled_from((None, None, 0, 5 * S))),
-    "stopped": st.tuples(held),
-    "renew": st.tuples(held, st.sampled_from((LEASE, S))),
-    "start": st.tuples(),
-    "progress": st.tuples(held, st.integers(0, 9)),
-    "cancel": st.tuples(known),
-    "run": st.tuples(known, states),
-    "delete": st.tuples(st.lists(known, min_size=1, max_size=3), states),
-    "purge": st.tuples(states),
-    "abandon": st.tuples(servers),
-    "pause": st.tuples(),
-    "resume": st.tuples(),
-    "repeat": st.tuples(st.integers(0, 19)),
-    "time": st.tuples(steps),
-    "wake": st.tuples(),
-    "flush_scripts": st.tuples(),
-    "fill": st.tuples(),
-    "make_room": st.tuples(),
-    "serve": st.tuples(servers),
-    "later_version": st.tuples(st.integers(0, 19)),
-    "damage": st.tuples(st.lists(damages, min_size=1, max_size=3), treatment),
-}
-
-# One strategy for all actions, since hypothesis leaves out rules at random, and without tasks, or
-# without a fetch, there is nothing to see.
-actions = st.sampled_from([name for name, times in WEIGHTS.items() for _ in range(times)]).flatmap(
-    lambda name: st.tuples(st.just(name), ACTIONS[name])
-)
 
 
 class Progress(NamedTuple):
@@ -141,6 +55,7 @@ class Scripts(RuleBasedStateMachine):
 
     rig: Rig
     full = False
+    hushed = False
 
     @initialize(
         kinds=st.lists(options, min_size=len(IDS), max_size=len(IDS)),
@@ -161,8 +76,9 @@ class Scripts(RuleBasedStateMachine):
         self.fetch("s", wanted, 1)
 
     def _anew(self) -> None:
-        """The store is empty and has room."""
+        """The store is empty and has room, and its user may do everything."""
         self.make_room()
+        self.speak()
         self.rig.reset()
         self.model = Model()
         self.held: list[Held] = []
@@ -173,6 +89,7 @@ class Scripts(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.make_room()
+        self.speak()
 
     @rule(action=actions)
     def act(self, action: tuple[str, tuple[Any, ...]]) -> None:
@@ -299,6 +216,16 @@ class Scripts(RuleBasedStateMachine):
         if self.full:
             self.full = False
             self.rig.client.config_set("maxmemory", 0)
+
+    def hush(self) -> None:
+        """From now on the user of the store has no rights to channels, as `~* +@all` has none."""
+        self.hushed = True
+        self.rig.allow_publishing(False)
+
+    def speak(self) -> None:
+        if self.hushed:
+            self.hushed = False
+            self.rig.allow_publishing(True)
 
     def serve(self, server: str) -> None:
         """What servers say of themselves lies beside the queue, and ends without them."""

@@ -168,8 +168,26 @@ def second_answer_to_an_enqueue() -> contextlib.AbstractContextManager[None]:
 
 def finished_id_taken_again() -> contextlib.AbstractContextManager[None]:
     """An id that a caller chose is free as soon as its task has left the queue."""
-    right = "local recent = recent_ids(k.recent, now, tasks, times)"
+    right = "local recent = recent_places(k.recent, now, tasks, times)"
     return planted("enqueue.lua", right, "local recent = {}")
+
+
+@contextlib.contextmanager
+def publish_aborts_half_way() -> Iterator[None]:
+    """Tasks leave active, and a user who may not publish stops the script before they are put
+    anywhere else."""
+    publish = "for _, id in ipairs({}) do redis.call('SPUBLISH', {}, id) end\n"
+    killed, completed = "  release(k, dying)\n", "erase(k, now, gone)\n"
+    with (
+        planted("kill.lua", killed, killed + publish.format("dying", "KEYS[10]")),
+        planted("complete.lua", completed, completed + publish.format("done", "k.done")),
+    ):
+        yield
+
+
+def refused_publish_is_an_error() -> contextlib.AbstractContextManager[None]:
+    """A script that did all it should answers an error when its user may not publish."""
+    return planted("include/ended.lua", "redis.pcall('SPUBLISH'", "redis.call('SPUBLISH'")
 
 
 def runnable_time_lost_on_hand_back() -> contextlib.AbstractContextManager[None]:
@@ -200,6 +218,9 @@ IN_SCRIPTS: Final = named(
     all_that_is_due_at_once,
     recovery_reads_messages,
     second_answer_to_an_enqueue,
+    finished_id_taken_again,
     runnable_time_lost_on_hand_back,
+    publish_aborts_half_way,
+    refused_publish_is_an_error,
 )
 """Those that the check by the model has to find."""

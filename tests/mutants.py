@@ -28,6 +28,13 @@ from tests.filling import (
 )
 from tests.machine import Scripts, run_machine
 from tests.mistakes import IN_SCRIPTS, Plant, named
+from tests.node_away import (
+    map_asked_of_one_node,
+    partial_cluster,
+    registration_awaited_by_clients,
+    registration_awaited_by_periodic_tasks,
+    wrong_with_a_node_away,
+)
 from tests.rig import Rig, shared_store
 from tests.sim.mutants import MUTANTS, caught
 
@@ -106,10 +113,22 @@ def by_full_store(plant: Plant, most: int) -> tuple[int, str] | None:
     return (1, wrong) if wrong and not wrong_when_full(store, "without") else None
 
 
+def by_cluster(plant: Plant, most: int) -> tuple[int, str] | None:
+    """Whether the mistake is found on a cluster of which a node stands still, and as what."""
+    with partial_cluster() as cluster:
+        with plant():
+            wrong = wrong_with_a_node_away(cluster, "mutants")
+        return (1, wrong) if wrong and not wrong_with_a_node_away(cluster, "without") else None
+
+
 Search = Callable[[Plant, int], tuple[int, str] | None]
 
 IN_FULL_STORE: Final = named(
     result_sent_again_to_a_full_store, fetching_while_settlements_are_refused
+)
+
+IN_CLUSTER: Final = named(
+    registration_awaited_by_clients, registration_awaited_by_periodic_tasks, map_asked_of_one_node
 )
 
 PLANTED: Final[list[tuple[str, str, Plant, Search]]] = [
@@ -120,6 +139,7 @@ PLANTED: Final[list[tuple[str, str, Plant, Search]]] = [
         connection_kept_after_a_cancel, by_cancelling,
     ),
     *((name, "full store", plant, by_full_store) for name, plant in IN_FULL_STORE.items()),
+    *((name, "cluster", plant, by_cluster) for name, plant in IN_CLUSTER.items()),
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from qsync.broker.call import Call
 from qsync.broker.ops import Done, Fetched, FetchPolicy, HandedBack, Held, Killed, Retried
 from qsync.broker.script import Script
 from qsync.broker.shell import Broker
-from qsync.keys import GlobalKeys, QueueKeys
+from qsync.keys import DONE_CHANNEL, GlobalKeys, QueueKeys
 from qsync.state import STORED
 from qsync.task import Failure, Outgoing, Task, TaskStatus, new_nonce, outgoing
 from tests import limited
@@ -63,6 +63,7 @@ class Rig:
         self.keys, self.globals = QueueKeys("test", "queue"), GlobalKeys("test")
         self.socket = str(store.config["unixsocket"])
         user = limited.user_of_rigs(store, self.keys.prefix) if limited.LIMITED else ""
+        self._user = user.partition(":")[0] or "default"
         self.broker = Broker(connect.parse(f"unix://{user}{self.socket}"))
         self.client: Any = store.client(protocol=2)
         self.now = START
@@ -80,6 +81,12 @@ class Rig:
         """The store is empty and the clock at its start."""
         self.client.flushall()
         self.now = START
+
+    def allow_publishing(self, allowed: bool) -> None:
+        """Give the user of the store its rights to channels, or take them away."""
+        pattern = f"&{{{self.keys.prefix}:*}}:{DONE_CHANNEL}" if limited.LIMITED else "&*"
+        rules = ["resetchannels", *([pattern] if allowed else [])]
+        self.client.execute_command("ACL", "SETUSER", self._user, *rules)
 
     def run(self, call: Call[T]) -> T:
         """Make a call, never a second time."""

@@ -19,10 +19,14 @@ from qsync.keys import GlobalKeys, QueueKeys
 from qsync.schedule import Every, Periodic
 from qsync.server.periodic import PeriodicLoop, PeriodicTask
 from tests.conftest import Colour
+from tests.node_away import (
+    SOON_S,
+    lists_away,
+    partial_cluster,
+    registration_awaited_by_clients,
+    wrong_with_a_node_away,
+)
 from tests.stores import HOST, Cluster, available, wait_until, wait_until_async
-
-SOON_S = 3.0
-"""A node that stands still is waited for 5 s where it is needed; a busy machine is late by less."""
 
 
 @pytest.fixture(scope="module")
@@ -30,33 +34,15 @@ def partial() -> Iterator[Cluster]:
     """A cluster that serves the slots whose nodes are there."""
     if not available("valkey"):
         pytest.skip("needs valkey")
-    config = {"cluster-require-full-coverage": "no"}
-    with Cluster("valkey", replicas=0, node_timeout_ms=1000, config=config) as cluster:
+    with partial_cluster() as cluster:
         yield cluster
 
 
 @pytest.fixture(params=["gone", "still"])
 def queue(request: pytest.FixtureRequest, partial: Cluster, prefix: str) -> Iterator[str]:
-    """A queue whose node is there, while that which lists the queues refuses connections, or stands
-    still. It is a node that clients know from their URL."""
-    lists = partial.holder(f"{prefix}:queues")
-    found = next(
-        f"q{at}"
-        for at in range(100)
-        if partial.holder(QueueKeys(prefix, f"q{at}").key("tasks")) is not lists
-    )
-    if request.param == "gone":
-        lists.kill()
-    else:
-        lists.pause()
-    try:
+    """A queue whose node is there, while that which lists the queues is not."""
+    with lists_away(partial, prefix, gone=request.param == "gone") as found:
         yield found
-    finally:
-        if request.param == "gone":
-            lists.restart()
-        else:
-            lists.resume()
-        wait_until(partial.settled, 30)
 
 
 @pytest.mark.faults(86)
@@ -111,6 +97,16 @@ def test_a_fresh_server_starts_runs_tasks_and_ticks(
             assert time.monotonic() - stopping < 2 * SOON_S
 
     asyncio.run(asyncio.wait_for(main(), 50))
+
+
+@pytest.mark.faults(86)
+def test_nothing_waits_for_a_node_that_stands_still(partial: Cluster, prefix: str) -> None:
+    assert wrong_with_a_node_away(partial, prefix) is None
+
+
+def test_a_planted_mistake_is_found(partial: Cluster, prefix: str) -> None:
+    with registration_awaited_by_clients():
+        assert wrong_with_a_node_away(partial, prefix)
 
 
 @pytest.mark.faults(86)

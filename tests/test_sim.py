@@ -23,7 +23,7 @@ from tests.sim.mutants import MUTANTS, caught
 from tests.sim.network import CODES, RESUME_S
 from tests.sim.population import SCHEDULES, SWEEP
 from tests.sim.process import FATES, WALL
-from tests.sim.profile import FAULTS, LOSSES
+from tests.sim.profile import FAULTS, LOSSES, OUTAGES
 from tests.sim.runs import spread
 from tests.stores import available
 
@@ -77,7 +77,7 @@ def test_no_fault_loses_a_task(client: redis.Redis, record_property: Callable[..
         pytest.fail(f"QSYNC_SIM_SEED={seed} brings this about again:\n{found}")
     if SEEDS >= AT_LEAST:
         assert summary.seeds >= AT_LEAST
-        assert not {*FAULTS, *LOSSES, *FATES} - summary.faults.keys()
+        assert not {*FAULTS, *LOSSES, *OUTAGES, *FATES} - summary.faults.keys()
         assert summary.lapsed > summary.seeds
         assert summary.lost
 
@@ -111,6 +111,7 @@ def only(history: History, *kinds: str, hard: bool = True) -> None:
         pytest.param("flush", 15, marks=pytest.mark.faults(18)),
         pytest.param("roll_back", 15, marks=pytest.mark.faults(19, 20, 22)),
         ("away", 15),
+        pytest.param("outage", 4, marks=pytest.mark.faults(85)),
         pytest.param("store_jump", 15, marks=pytest.mark.faults(46)),
         pytest.param("clock_jump", 15, marks=pytest.mark.faults(45)),
         pytest.param("stall", 15, marks=pytest.mark.faults(4)),

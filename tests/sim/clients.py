@@ -116,6 +116,7 @@ class AsyncUser:
         except (DuplicateTask, StoreUnavailable, QueueFull) as error:
             refused(self._books, task, error, began)
             return
+        self._books.check_in_time(f"enqueue of {handle.id}", began)
         wanted = accept(self._books, handle, task.payload, task)
         chance = self._random.random()
         if chance < (0.4 if task.payload["kind"] == "slow" else 0.1):
@@ -179,6 +180,7 @@ class BlockingUser:
                 except (DuplicateTask, StoreUnavailable, QueueFull) as error:
                     refused(self._books, task, error, began)
                     continue
+                self._books.check_in_time(f"enqueue of {handle.id}", began)
                 wanted = accept(self._books, handle, task.payload, task)
                 if task.retention is not None and self._random.random() < 0.3:
                     try:

@@ -9,13 +9,18 @@ from typing import Any, Final
 
 from qsync.broker import ops
 from qsync.broker.call import Call
+from qsync.broker.shell import PATIENCE
 from qsync.keys import QueueKeys
 from tests.sim import clock
 from tests.sim.network import RESUME_S
 from tests.sim.population import LEASE, PREFIX, Population, World
 from tests.sim.process import Link
+from tests.sim.profile import OUTAGES
 from tests.sim.store import Snapshot
 from tests.sim.work import QUEUES
+
+OUTAGE_S: Final = (1.5 * PATIENCE, 2.0 * PATIENCE)
+"""How long an outage lasts: all who ask at its beginning give up before its end."""
 
 STEPS_S: Final = (-10.0, -2.0, 1.0, 5.0)
 HOUR_S: Final = 3600.0
@@ -38,6 +43,8 @@ class Plague:
             await asyncio.sleep(world.rng.expovariate(1 / world.profile.pause_s))
             if world.faulty:
                 kind = world.rng.choice(kinds)
+                if kind in OUTAGES:
+                    kinds.remove(kind)
                 self.counts[kind] += 1
                 getattr(self, f"_{kind}")()
 
@@ -99,8 +106,16 @@ class Plague:
         link.away = False
 
     def _away(self) -> None:
+        self._be_away(self.world.rng.uniform(0.1, 2.0 * LEASE))
+
+    def _outage(self) -> None:
+        """The store is away for longer than any client is patient."""
+        seconds = self.world.rng.uniform(*OUTAGE_S)
+        self.world.prolong(seconds)
+        self._be_away(seconds)
+
+    def _be_away(self, seconds: float) -> None:
         network = self.world.network
-        seconds = self.world.rng.uniform(0.1, 2.0 * LEASE)
         self._note("store", "away", seconds)
         network.away_until = max(network.away_until, self.world.loop.now + seconds)
         self._trouble_all(seconds + LEASE / 3)

@@ -71,6 +71,8 @@ class History:
         self.network.latencies = self.profile.latencies
         self.books = Books(self.ledger, self.network.store)
         self.faulty = True
+        self.faults_end = 0.0
+        """When peace comes."""
         self.peace_at = self.drained_at = 0.0
         self.population = Population(self)
         self.plague = Plague(self, self.population)
@@ -82,7 +84,9 @@ class History:
             population.start_server(NEW if at == 0 else self.rng.choice((OLD, NEW)))
         population.start_clients()
         plague = asyncio.ensure_future(self.plague.run())
-        await asyncio.sleep(profile.seconds)
+        self.prolong(profile.seconds)
+        while (left := self.faults_end - self.loop.now) > 0:  # noqa: ASYNC110 - faults prolong it
+            await asyncio.sleep(left)
         plague.cancel()
         self._make_peace()
         await asyncio.wait(population.clients, timeout=60)
@@ -95,6 +99,10 @@ class History:
         self.drained_at = self.loop.now
         await population.stop()
         verdict.final()
+
+    def prolong(self, seconds: float) -> None:
+        """Let peace come so much later."""
+        self.faults_end += seconds
 
     def _make_peace(self) -> None:
         """From now on nothing goes wrong any more."""

@@ -18,6 +18,7 @@ from qsync import schedule
 from qsync.broker import faults, shell
 from qsync.broker.durable import evalsha
 from qsync.broker.faults import Fault
+from qsync.sending import Batcher
 from qsync.server import heartbeat, periodic, server
 from qsync.server import lane as lane_module
 from qsync.server.around import Around
@@ -277,6 +278,37 @@ def changed_schedule_owes_ticks() -> contextlib.AbstractContextManager[None]:
     return exchanged(periodic, "digest_of", lambda schedule: "")
 
 
+@contextlib.contextmanager
+def patience_adds_up() -> Iterator[None]:
+    """A caller's patience begins when its batch is sent, not when it asks."""
+    with (
+        exchanged(Batcher, "_left", lambda self, arrival: self._patience),
+        exchanged(Batcher, "_expire_at", lambda self, due: None),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def patience_begins_again() -> Iterator[None]:
+    """A call that is repeated by itself, after a round trip with others, is tried for the whole
+    patience once more."""
+    blocking, awaited = shell.Broker.run, shell.AsyncBroker.run
+
+    def run(self: shell.Broker, call: Any, *, ends: float | None = None, **options: Any) -> Any:
+        return blocking(self, call, **options)
+
+    async def run_async(
+        self: shell.AsyncBroker, call: Any, *, ends: float | None = None, **options: Any
+    ) -> Any:
+        return await awaited(self, call, **options)
+
+    with (
+        exchanged(shell.Broker, "run", run),
+        exchanged(shell.AsyncBroker, "run", run_async),
+    ):
+        yield
+
+
 BROKE: Final = "a part of the server broke"
 """What a server ends with that meets an error which is a mistake of ours."""
 
@@ -291,7 +323,7 @@ MUTANTS: Final[dict[str, Plant]] = named(
     promoted_and_forgotten, crash_not_counted, lock_outlives_death,
     due_tasks_moved_in_two_steps, retry_without_token, lease_by_own_clock,
     fetch_without_number, tick_id_without_time, lives_share_their_leases,
-    changed_schedule_owes_ticks,
+    changed_schedule_owes_ticks, patience_adds_up, patience_begins_again,
 )  # fmt: skip
 
 

@@ -52,6 +52,9 @@ class World(Protocol):
     rng: random.Random
     faulty: bool
 
+    def prolong(self, seconds: float) -> None:
+        """Let peace come so much later."""
+
 
 class Population:
     """All processes, dead ones too."""

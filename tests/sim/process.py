@@ -103,6 +103,11 @@ class Proc:
         stalled = any(begin <= until and end >= since for begin, end in self.stalls)
         return stalled or self.troubled(since, until)
 
+    def stood_still_for(self, since: float, until: float) -> float:
+        """For how many seconds within that time it, or its event loop, stood still at most."""
+        pauses = (*self.stalls, *self.freezes)
+        return sum(max(0.0, min(end, until) - max(begin, since)) for begin, end in pauses)
+
     def freeze(self, seconds: float) -> None:
         """All of it stands still, as by SIGSTOP, or with its virtual machine."""
         self.trouble(seconds)

@@ -15,6 +15,9 @@ FAULTS: Final = (
 LOSSES: Final = ("roll_back", "flush", "store_jump")
 """Faults after which more is excused: each is in few histories only."""
 
+OUTAGES: Final = ("outage",)
+"""Faults that make a history longer: each is in few of them, once."""
+
 
 class Profile:
     """How hard a seed is: what may happen, and how often."""
@@ -42,3 +45,4 @@ class Profile:
         self.types = ("work", "work-thread", "new") if in_threads else ("work", "work", "new")
         self.threads = rng.choice((None, None, 1, 2))
         """Fewer than the tasks that may run, so that some wait for one."""
+        self.faults |= {kind: rng.choice((0.0,) * 4 + (1.0,)) * hard for kind in OUTAGES}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from qsync.broker.shell import PATIENCE
 from qsync.errors import DuplicateTask, QueueFull, Retry, SkipRetry, StoreUnavailable
 from qsync.mux import Mux
+from qsync.sending import LINE_S
 from qsync.server.current import current
 from qsync.task import Task, TaskInfo
 from tests.sim.entries import US, Entry
 from tests.sim.ledger import Ledger
+from tests.sim.loop import STRAND
 from tests.sim.process import WALL, Proc
 from tests.sim.store import SimStore
 from tests.sim.threads import current_thread
@@ -39,6 +41,9 @@ KNOWN_S: Final = 5.0
 LONGEST_DELAY_S: Final = 5.0
 """A client gives up before its patience ends when the next delay would go beyond that, and no delay
 is longer than this."""
+
+LONGEST_WAIT_S: Final = PATIENCE + LINE_S + 1.0
+"""A caller is answered within its patience; one in a line that moves waits `LINE_S` longer."""
 
 CHILD: Final = 1_000_000
 """Added to the number of a task, it is that of its child."""
@@ -75,6 +80,16 @@ class Books:
         took = self.ledger.now - began
         if isinstance(error, StoreUnavailable) and took < PATIENCE - LONGEST_DELAY_S:
             self.ledger.find(f"{what}: StoreUnavailable after {took:.3f} s: {error}")
+        self.check_in_time(what, began)
+
+    def check_in_time(self, what: object, began: float) -> None:
+        """Check that a call ended with its caller's patience, whatever others waited for."""
+        strand = STRAND.get()
+        assert strand is not None
+        process, now = cast("Proc", strand.process), self.ledger.now
+        took = now - began - process.stood_still_for(began, now)
+        if took > LONGEST_WAIT_S:
+            self.ledger.find(f"{what} took {took:.3f} s")
 
     def past_deadline(self, task: TaskInfo, now: float) -> float:
         """Seconds since the deadline of a task; a clock that jumped is not yet known to all."""
