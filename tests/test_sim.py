@@ -7,7 +7,12 @@ long at most; QSYNC_SIM_SEED=n lives through that one alone, and exactly as befo
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
+import re
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -16,6 +21,7 @@ import pytest
 import redis
 
 from tests.rig import shared_store
+from tests.sim import clock
 from tests.sim.entries import US
 from tests.sim.faults import HOUR_S
 from tests.sim.history import History, Outcome, live
@@ -87,6 +93,23 @@ def test_a_seed_is_the_same_history_each_time(client: redis.Redis) -> None:
         first, _, again = live(seed, client), live(seed + 1, client), live(seed, client)
         assert first.events == again.events
         assert (first.digest, first.wrong) == (again.digest, again.wrong)
+
+
+PARTS: Final = "client|handle|listeners|registering|sending|subscriptions|task|waiting"
+"""Modules of clients, beside those of servers and brokers."""
+
+
+def test_no_clock_of_the_machine_is_looked_at_in_a_history() -> None:
+    for layer in ("broker", "server"):
+        for entry in pkgutil.iter_modules(importlib.import_module(f"qsync.{layer}").__path__):
+            importlib.import_module(f"qsync.{layer}.{entry.name}")
+    timed = {
+        name
+        for name, module in sys.modules.items()
+        if re.fullmatch(rf"qsync\.((broker|server)\.\w+|{PARTS})", name)
+        and getattr(module, "time", None) is time
+    }
+    assert timed == {module.__name__ for module in clock.TIMED} | clock.UNUSED
 
 
 # One kind of fault at a time, more often than among all the others.

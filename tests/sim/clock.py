@@ -9,11 +9,24 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from qsync import client, listeners, registering, subscriptions, task, waiting
 from qsync.broker import shell
-from qsync.server import abandon, config, control, executors, heartbeat, lane, pump, run, server
+from qsync.server import (
+    abandon,
+    around,
+    config,
+    control,
+    executors,
+    heartbeat,
+    isolation,
+    lane,
+    outage,
+    pump,
+    run,
+    server,
+)
 from tests.sim import brokers
 from tests.sim.loop import STRAND, SimLoop
 from tests.sim.process import Proc
@@ -25,6 +38,21 @@ from tests.sim.threads import (
     Turns,
     current_thread,
 )  # fmt: skip
+
+TIMED: Final = (
+    lane, run, around, isolation, outage, pump, heartbeat, abandon, shell, waiting, listeners,
+    subscriptions,
+)  # fmt: skip
+"""Modules that look at a clock."""
+
+UNUSED: Final = {
+    "qsync.broker.listen",
+    "qsync.broker.pool",
+    "qsync.registering",
+    "qsync.server.child",
+    "qsync.server.processes",
+}
+"""Modules whose look at the machine's clock is no part of a history."""
 
 
 def this_process() -> Proc:
@@ -58,7 +86,7 @@ class VirtualTime:
 def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any, str, Any]]:
     chance = random.Random(seed)
     time = VirtualTime()
-    for module in (lane, run, pump, heartbeat, abandon, shell, waiting, listeners, subscriptions):
+    for module in TIMED:
         yield module, "time", time
     threads = SimpleNamespace(
         Thread=partial(SimThread, turns),

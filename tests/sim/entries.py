@@ -22,6 +22,8 @@ class Delivery:
     """The same, as the time of the history."""
     length_us: int
     marked: bool = False
+    together: bool = False
+    """It began beside other suspects, so a crash is not charged to it."""
     ended: str | None = None
     started: bool = False
 

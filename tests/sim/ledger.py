@@ -249,9 +249,10 @@ class Ledger:
                 lease.expires_at = self._clock() + int(args[0]) / US
 
     def _see_start(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
+        together = args[-1] == "-"
         for _, lease, _ in self._leases(queue, args, 2, reply, ("ok",)):
             if lease is not None:
-                lease.marked = True
+                lease.marked, lease.together = True, together
 
     def _see_abandon(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
         server = self.servers[args[0]]
