@@ -26,6 +26,7 @@ from qsync.server import (
     pump,
     run,
     server,
+    wakes,
 )
 from tests.sim import brokers
 from tests.sim.loop import STRAND, SimLoop
@@ -41,7 +42,7 @@ from tests.sim.threads import (
 
 TIMED: Final = (
     lane, run, around, isolation, outage, pump, heartbeat, abandon, shell, waiting, listeners,
-    subscriptions,
+    subscriptions, wakes,
 )  # fmt: skip
 """Modules that look at a clock."""
 
