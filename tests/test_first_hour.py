@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from qsync.cli.demo.report import NEXT_STEPS
+from qsync.cli.demo.screen import NEXT_STEPS
 from tests.stores import Store, available
 
 ROOT = Path(__file__).parents[1]

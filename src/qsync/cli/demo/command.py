@@ -17,50 +17,35 @@ from urllib.parse import quote
 
 import typer
 
-from qsync.cli.demo.worker import DemoError
 from qsync.errors import QsyncError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qsync.cli.demo.check import Summary
+    from qsync.cli.demo.account import Summary
 
 
 def demo(
-    tasks: Annotated[
-        int,
-        typer.Option(
-            "--tasks",
-            metavar="N",
-            min=500,
-            max=100_000,
-            help="Blocks of files to hash; the other kinds are scaled with it.",
-        ),
-    ] = 30_000,
-    url: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="A store to run it on; the demo's tasks are deleted from it at the end.  "
-            "[default: a store of its own, in a temporary folder]",
-            show_default=False,
-        ),
-    ] = None,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the folder: history, manifest, log, store.")
-    ] = False,
+    tasks: Annotated[int, typer.Option(
+        "--tasks", metavar="N", min=500, max=100_000, help="Number of tasks that hash a block.",
+    )] = 30_000,
+    url: Annotated[str | None, typer.Option(
+        metavar="URL", show_default=False, help="Store to use; the demo deletes its tasks at the "
+        "end.  [default: a store of its own, in a temporary folder]",
+    )] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the notes, log and store.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the account as JSON.")] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Watch tasks of every kind run, fail, retry and survive a kill -9, and be accounted for.
 
-    A client, a `qsync worker` of two processes and a store are started. The files of this Python
-    are hashed by tasks; one server is killed in the middle; at the end every task is accounted for.
-    Exit code 1 when one is not.
+    The demo starts a store, a client and a `qsync worker` of two processes. Tasks hash blocks of
+    qsync's source. One server is killed in the middle. At the end the demo accounts for every task;
+    if it cannot, it exits with 1.
     """
-    # Rich takes long to import, and the other commands do without.
-    from rich.console import Console
+    from rich.console import Console  # it takes long to import, and other commands do without
 
-    from qsync.cli.demo import report
+    from qsync.cli.demo.screen import print_summary
+    from qsync.cli.text import print_json
 
     console = Console(stderr=as_json)
     if not console.is_terminal:
@@ -70,62 +55,47 @@ def demo(
         os.environ["QSYNC_URL"] = url or f"embedded://{quote(str(folder / 'store'))}"
         os.environ["QSYNC_PREFIX"] = f"qsync-demo-{secrets.token_hex(4)}"
         os.environ["QSYNC_DEMO"] = str(folder)
-        summary = _play(console, folder, tasks=tasks, clear=url is not None)
-        report.show(summary, console)
+        summary = _run(console, folder, tasks, clean_up=url is not None)
+        print_summary(summary, console)
         if keep:
             console.print(f"\nkept: {folder}", highlight=False)
     if as_json:
-        typer.echo(report.as_json(summary))
+        print_json(summary)
     raise typer.Exit(0 if summary.ok else 1)
 
 
 @contextlib.contextmanager
 def _folder(*, keep: bool) -> Iterator[Path]:
-    """A temporary folder; when it is removed, the store that was in it has ended."""
+    """Make a temporary folder; wait for the end of the store in it before removing it."""
     folder = Path(tempfile.mkdtemp(prefix="qsync-demo-"))
     try:
         yield folder
     finally:
         with contextlib.suppress(FileNotFoundError), (folder / "store/users.lock").open() as lock:
-            # Held by each user of the store, and by its guardian until the store has ended.
+            # Each user of the store holds this lock, and its guardian until the store has ended.
             fcntl.flock(lock, fcntl.LOCK_EX)
         if not keep:
             shutil.rmtree(folder)
 
 
-def _play(console: Console, folder: Path, *, tasks: int, clear: bool) -> Summary:
-    """Run it and show it; exits with a line when it cannot go on, or is told to stop."""
+def _run(console: Console, folder: Path, tasks: int, *, clean_up: bool) -> Summary:
+    """Run the demo and show it; exit with one line if it cannot continue or is told to stop."""
+    from qsync.cli.demo.screen import DemoError
 
     async def play() -> Summary:
-        # What these import reads the environment.
-        from qsync.cli.demo.run import Options, Run
-        from qsync.cli.demo.screen import Screen
+        from qsync.cli.demo.run import Run  # this reads the environment
 
-        loop, here = asyncio.get_running_loop(), asyncio.current_task()
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, cast("asyncio.Task[Any]", here).cancel)
-        run = Run(Options(folder=folder, tasks=tasks, processes=2, clear=clear))
-        async with Screen(run.scene, console):
-            return await run.play()
+        loop, task = asyncio.get_running_loop(), cast("asyncio.Task[Any]", asyncio.current_task())
+        for stop_signal in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(stop_signal, task.cancel)
+        return await Run(folder, tasks, console).play(clean_up=clean_up)
 
-    summary, trouble, code = None, "", 1
     try:
-        summary = asyncio.run(play())
-    except* (DemoError, QsyncError, OSError) as group:
-        trouble = str(_first(group))
-    except* (KeyboardInterrupt, asyncio.CancelledError):
+        return asyncio.run(play())
+    except (KeyboardInterrupt, asyncio.CancelledError):
         trouble, code = "stopped; nothing is left running", 130
-    if summary is None:
-        console.print(
-            f"qsync demo: {trouble}", style="bold red",
-            highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
-        raise typer.Exit(code)
-    return summary
-
-
-def _first(group: BaseException) -> BaseException:
-    """The first of the errors in a group."""
-    while isinstance(group, BaseExceptionGroup):
-        group = group.exceptions[0]
-    return group
+    except (DemoError, QsyncError, OSError) as error:
+        trouble, code = str(error), 1
+    line = f"qsync demo: {trouble}"
+    console.print(line, style="bold red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(code)

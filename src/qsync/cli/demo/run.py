@@ -1,281 +1,308 @@
-"""The demo from its beginning to its end: store, worker, client, kill -9, and the account."""
+"""The run of the demo: worker, client, kill -9, and what the account needs."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
+import random
 import signal
+import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from qsync.broker import ops
-from qsync.broker.shell import AsyncBroker
-from qsync.cli.demo import app as tasks
-from qsync.cli.demo.check import Summary, account
-from qsync.cli.demo.client import DemoClient
-from qsync.cli.demo.evidence import Evidence, Manifest, Victim, tick_moment
-from qsync.cli.demo.plan import (
-    KINDS,
-    SLOW,
-    Plan,
-    Stamp,
-    blocks_of,
-    digest_of,
-    installation,
-    plan_for,
-    stamp_of,
-)
-from qsync.cli.demo.records import History, open_gate, read_manifest
-from qsync.cli.demo.scene import Scene
-from qsync.cli.demo.worker import DemoError, Worker
+from rich.console import Console
+
+import qsync
+from qsync.cli.demo import tasks
+from qsync.cli.demo.account import History, Ledger, Summary, account
+from qsync.cli.demo.screen import DemoError, Screen
 from qsync.client import AsyncClient
-from qsync.keys import QueueKeys
-from qsync.schedule import tick_id
-from qsync.state import stored_as
-from qsync.task import moment_us
+from qsync.errors import TaskCancelled, TaskFailed
+from qsync.state import STORED, UNFINISHED, TaskState
+from qsync.task import Task
 
-STUCK_S: Final = 900.0
-"""Without a sign of life for so long nothing more comes, even of a busy machine; seconds."""
+QUEUES: Final = {"critical": 6, "default": 3, "shared": 2, "lower": 1}  # with their weights
+WORKER: Final = (
+    "worker", "qsync.cli.demo.tasks:app", "--processes", "2", "--concurrency", "50",
+    "--queues", ",".join(f"{name}={weight}" for name, weight in QUEUES.items()),
+    "--shutdown-timeout", "5",
+)  # fmt: skip
+SLOW: Final = 40  # few enough for one server to run the slow tasks of two
+TIMEOUT_S: Final = 3600.0  # for results: long, since other programs may have the machine
 
-IDLE_S: Final = 120.0
-"""The same when the store has no task left."""
 
-TELL_S: Final = 30.0
-"""How often a long wait is mentioned."""
+class DemoClient:
+    """Enqueues all tasks; those that hash share the blocks."""
 
+    def __init__(self, client: AsyncClient, ledger: Ledger, blocks: Sequence[int]) -> None:
+        self._client = client
+        self._ledger = ledger
+        self._blocks = blocks
 
-@dataclass(frozen=True)
-class Options:
-    """What the command line asks for."""
+    async def _offer(self, built: Sequence[Task], blocks: Sequence[int] = ()) -> list[str]:
+        """Enqueue tasks in bulk; return their ids."""
+        return self._ledger.record(built, await self._client.enqueue_many(built), blocks)
 
-    folder: Path
-    tasks: int
-    processes: int
-    clear: bool
-    """The store is not the demo's own: leave no task in it."""
+    async def enqueue_bulk(self) -> None:
+        """Enqueue all tasks of which the client does not await the result."""
+        await self._offer([tasks.flaky.build()] * 100 + [tasks.hopeless.build()] * 10)
+        blocks, tenth = self._blocks, len(self._blocks) // 10
+        for tenant, part in (("flood", blocks[10:tenth]), ("small", blocks[:10])):
+            task = tasks.hash_for_tenant.options(fairness_key=tenant)
+            await self._offer([task.build(offset) for offset in part], part)
+        start = tenth + 10 * max(3, tenth // 100)
+        await self._offer_families(blocks[tenth:start])
+        rest = blocks[start:]
+        thread, process = len(rest) // 5, len(rest) // 4
+        mixed = [
+            *((tasks.hash_in_thread.build(offset), offset) for offset in rest[:thread]),
+            *((tasks.hash_in_process.build(offset), offset) for offset in rest[thread:process]),
+            *((tasks.hash_on_loop.build(offset), offset) for offset in rest[process:]),
+            *[(tasks.slow.build(1.5), 0)] * SLOW,
+        ]
+        random.Random(1).shuffle(mixed)  # noqa: S311 - the same order each time
+        await self._offer([task for task, _ in mixed], [offset for _, offset in mixed])
+
+    async def _offer_families(self, blocks: Sequence[int]) -> None:
+        groups = [list(blocks[start : start + 10]) for start in range(0, len(blocks), 10)]
+        parents = await self._offer([tasks.parent.build(group) for group in groups])
+        ids = [f"{parent}.{number}" for parent in parents for number in range(10)]
+        self._ledger.ids["child"] += ids  # their parents enqueue them
+        self._ledger.offered["child"] += len(ids)
+        self._ledger.blocks.update(zip(ids, blocks, strict=True))
+
+    async def enqueue_scheduled(self) -> None:
+        """Enqueue tasks that are due soon, and tasks that are due after their deadline."""
+        delays = [0.5 + number / 40 for number in range(100)]
+        built = [tasks.scheduled.options(delay=delay).build() for delay in delays]
+        sent = time.monotonic()
+        for delay, id in zip(delays, await self._offer(built), strict=True):
+            self._ledger.due[id] = sent + delay
+        deadline = datetime.now(UTC) + timedelta(seconds=5)
+        late = tasks.late.options(deadline=deadline, process_at=deadline + timedelta(seconds=1))
+        await self._offer([late.build()] * 10)
+
+    async def typed(self) -> None:
+        """Enqueue typed tasks and compare their results with those of plain calls."""
+        blocks = self._blocks[:100]
+        ids = await self._offer([tasks.count.build(offset) for offset in blocks])
+        for id, offset in zip(ids, blocks, strict=True):
+            handle = self._client.handle(id, queue="critical", type=dict[str, int])
+            counts = await handle.result(timeout=TIMEOUT_S)
+            self._ledger.wrong["typed"] += counts != tasks.count(offset)
+
+    async def unique(self) -> None:
+        """Enqueue the same 20 tasks by 8 clients at once, each in an order of its own."""
+        holders = defaultdict[str, set[str]](set)
+
+        async def call(seed: int) -> None:
+            names = random.Random(seed).sample([f"name-{n}" for n in range(20)], 20)  # noqa: S311
+            async with tasks.app.async_client() as client:
+                built = list(map(tasks.unique.build, names))
+                ids = self._ledger.record(built, await client.enqueue_many(built), ())
+            for name, id in zip(names, ids, strict=True):
+                holders[name].add(id)  # a refused task has the id of the accepted one
+
+        await asyncio.gather(*map(call, range(8)))
+        self._ledger.wrong["unique"] += sum(len(ids) != 1 for ids in holders.values())
+
+    async def enqueue_cancelled(self) -> set[str]:
+        """Enqueue tasks to cancel, most of them due in an hour; return the ids of the others."""
+        later, now = tasks.cancel.options(delay=3600).build(), tasks.cancel.build()
+        return set((await self._offer([later] * 8 + [now] * 4))[8:])
+
+    async def cancel(self) -> None:
+        """Cancel them."""
+        for id in self._ledger.ids["cancel"]:
+            await self._client.handle(id, queue="critical").cancel()
+            await self._expect(TaskCancelled, "cancel", id)
+
+    async def poison(self) -> None:
+        """Enqueue the task that kills its process; wait until it is dead."""
+        [id] = await self._offer([tasks.poison.options(retention=3600).build()])
+        await self._expect(TaskFailed, "poison", id)
+
+    async def _expect(self, error: type[Exception], kind: str, id: str) -> None:
+        with contextlib.suppress(error):
+            await self._client.handle(id, queue="critical").result(timeout=TIMEOUT_S)
+            self._ledger.wrong[kind] += 1
 
 
 class Run:
-    """A run of the demo."""
+    """One run of the demo."""
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
-        self._prefix = tasks.app.prefix
-        self.scene = Scene(History(options.folder), self._prefix)
-        self._files: dict[str, Stamp] = {}
-        self._victim: Victim | None = None
-        self._worker = Worker(options.folder, options.processes)
+    def __init__(self, folder: Path, total: int, console: Console) -> None:
+        self._folder = folder
+        self._total = total
+        self._history = History(folder)
+        self._ledger = Ledger(self._history)
+        self._screen = Screen(console)
+        self._inspector = tasks.app.inspector()
+        self._servers = self._unfinished = 0
 
-    async def play(self) -> Summary:
-        """All of it; returns the account. DemoError when it cannot go on."""
+    async def play(self, *, clean_up: bool) -> Summary:
+        """Return the account of a whole run; DemoError if it cannot continue."""
+        try:
+            return await self._play(clean_up)
+        except BaseExceptionGroup as group:
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
+
+    async def _play(self, clean_up: bool) -> Summary:
         async with contextlib.AsyncExitStack() as stack:
-            broker = AsyncBroker(tasks.app.server().address)  # an embedded one is started by this
+            stack.enter_context(self._screen.status)
             stack.push_async_callback(tasks.app.aclose)
-            stack.push_async_callback(broker.aclose)
-            self.scene.store = await broker.facts()
+            await stack.enter_async_context(self._inspector)
+            await self._inspector.ping()  # starts the store if it is a private one
             client = await stack.enter_async_context(tasks.app.async_client())
-            if self._options.clear:
-                stack.push_async_callback(self._clear, broker)
-            await stack.enter_async_context(self._worker)
-            self.scene.worker_pid = self._worker.pid
-            async with self._followed(broker):
-                plan = await self._perform(client, broker)
-            self.scene.phase = "stopping"
-            code = await self._worker.stop()
-            self.scene.tell(f"the worker was told to stop, and ended with {code}")
-            self.scene.phase = "checking"
-            self.scene.tell("a plain loop hashes the same blocks, to compare")
-            return account(await self._evidence(plan, broker, client))
+            if clean_up:
+                stack.push_async_callback(self._clean_up)
+            async with self._worker():
+                await self._perform(client)
+            self._screen.tell("the worker has stopped; a plain loop hashes the blocks, to compare")
+            await self._read_store()
+            return account(self._ledger)
 
     @contextlib.asynccontextmanager
-    async def _followed(self, broker: AsyncBroker) -> AsyncIterator[None]:
-        """The scene is kept up to date, and the worker has to live."""
+    async def _worker(self) -> AsyncIterator[None]:
+        """Run `qsync worker` in a process of its own; raise DemoError if it ends by itself."""
+        self._screen.tell(f"$ qsync {' '.join(WORKER)}")
+        log = self._folder / "worker.log"
+        # PR_SET_PDEATHSIG: the system ends the worker if somebody kills the demo.
+        end_with_parent = partial(ctypes.CDLL(None).prctl, 1, signal.SIGTERM)
+        with log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "qsync", *WORKER, cwd=self._folder,
+                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
+                process_group=0,  # Ctrl-C is for the demo, which passes it on
+                preexec_fn=end_with_parent if sys.platform == "linux" else None,
+            )  # fmt: skip
 
         async def follow() -> None:
-            while True:
-                await self.scene.refresh(broker)
+            while process.returncode is None:
+                await self._refresh()
                 await asyncio.sleep(0.1)
+            lines = log.read_text(errors="replace").splitlines()[-15:]
+            raise DemoError("\n".join(["qsync worker ended; its log ends:", *lines]))
 
-        async with asyncio.TaskGroup() as group:
-            watchers = [group.create_task(follow()), group.create_task(self._worker.watch())]
-            yield
-            for watcher in watchers:
-                watcher.cancel()
+        stop_timeout_s = 0.5
+        try:
+            async with asyncio.TaskGroup() as group:
+                follower = group.create_task(follow())
+                yield
+                follower.cancel()
+            stop_timeout_s = 60.0
+        finally:
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):  # stop, hurry, end
+                with contextlib.suppress(ProcessLookupError, TimeoutError):
+                    process.send_signal(number)
+                    await asyncio.wait_for(process.wait(), stop_timeout_s)
+                stop_timeout_s = 3.0
 
-    async def _perform(self, client: AsyncClient, broker: AsyncBroker) -> Plan:
-        scene, history = self.scene, self.scene.history
-        scene.tell(f"$ qsync {' '.join(self._worker.arguments)}")
-        self._files = await asyncio.to_thread(installation)
-        scene.plan = plan = plan_for(blocks_of(self._files, self._options.tasks))
-        scene.tell(
-            f"{len(self._files):,} files of this Python, to be hashed in {scene.to_hash:,} tasks; "
-            "and tasks of other kinds"
-        )
-        demo = DemoClient(plan, scene.ledger, client, broker)
+    async def _refresh(self) -> None:
+        """Read the history and the store's counters."""
+        self._history.poll()
+        overview = await self._inspector.overview(names=list(QUEUES))
+        states, counters = Counter[TaskState](), Counter[str]()
+        for queue in overview.queues:
+            states.update(queue.states)
+            counters.update(queue.counters)
+        self._ledger.counters, self._servers = counters, len(overview.servers)
+        self._unfinished = sum(states[state] for state in UNFINISHED)
+        done = sum(map(len, self._history.done.values()))
+        counts = ", ".join(f"{states[state]:,} {state}" for state in TaskState if states[state])
+        self._screen.show(f"{done:,} tasks done; in the store: {counts or 'nothing'}")
+
+    async def _perform(self, client: AsyncClient) -> None:
+        screen, history = self._screen, self._history
+        data = b"".join(path.read_bytes() for path in Path(qsync.__file__).parent.rglob("*.py"))
+        step = ((self._folder / "data").write_bytes(data) - tasks.BLOCK_SIZE) // self._total
+        screen.tell(f"{self._total:,} tasks hash blocks of qsync's source; others fail or crash")
+        demo = DemoClient(client, self._ledger, range(0, self._total * step, step))
         async with asyncio.TaskGroup() as group:
-            group.create_task(demo.enqueue_all())
-            await self._until(self._servers_ready, "the servers to start")
-            scene.phase = "running"
-            group.create_task(demo.enqueue_scheduled())
-            group.create_task(demo.unique())
-            typed = group.create_task(demo.typed(list(self._files)))
-            await demo.cancel(self._begun)
+            group.create_task(demo.enqueue_bulk())
+            await self._until(lambda: self._servers >= 2, "the servers to start")
+            for work in (demo.enqueue_scheduled, demo.unique, demo.typed):
+                group.create_task(work())
+            running = await demo.enqueue_cancelled()
+            await self._until(lambda: running <= history.starts.keys(), "tasks to start")
+            await demo.cancel()
             await self._kill_one()
-            await typed  # what is measured there is not to be the work of poison
-            # What crashes twice runs alone from then on, which is slow if it takes its time.
-            await self._until(self._slow_done, "the slow tasks")
+            # A task that is interrupted twice runs alone, so poison comes after the slow tasks.
+            await self._until(lambda: len(history.done["slow"]) == SLOW, "the slow tasks")
+            screen.tell("a task is enqueued that kills its server", loud=True)
             await demo.poison()
-            scene.read_on()
-            scene.tell(f"the poison task is dead: {scene.ledger.poison_error}", loud=True)
-        scene.phase = "working off the rest"
+            screen.tell("it is dead: after three crashes it is not run again", loud=True)
+        # Without further ticks, no task is left when the worker stops.
+        await self._inspector.pause_schedule("tick", queue="critical", by="qsync demo")
+        await self._refresh()
         with contextlib.suppress(DemoError):  # the account shows what is left
-            await self._until(self._all_ended(), "the last tasks")
-        # Stop between two ticks, so that none is enqueued while the servers stop.
-        ticks = len(history.done["tick"])
-        with contextlib.suppress(DemoError):
-            await self._until(lambda: len(history.done["tick"]) > ticks, "the next tick")
-        return plan
+            await self._until(lambda: not self._unfinished, "the last tasks")
 
     async def _until(self, holds: Callable[[], bool], what: str) -> None:
-        """Wait for something, however long it takes on a busy machine.
-
-        DemoError when it cannot happen any more: nothing happens, though the machine had the time.
-        """
-        scene = self.scene
-        last, since, told = -1, time.monotonic(), time.monotonic()
+        """Wait until something holds, on any machine; DemoError if nothing happens any more."""
+        events, changed_at = -1, time.monotonic()
         while not holds():
-            now = time.monotonic()
-            if scene.signs_of_life != last:
-                last, since = scene.signs_of_life, now
-            # With tasks in the store a server may just be slow to get its turn.
-            patience = STUCK_S if scene.unfinished else IDLE_S
-            if now > since + patience:
-                msg = f"gave up waiting for {what}: no task has begun or ended for {patience:.0f} s"
-                raise DemoError(f"{msg}, and {scene.unfinished:,} are in the store")
-            if now > told + TELL_S:
-                told = now
-                scene.tell(f"waiting for {what}; {scene.unfinished:,} tasks are in the store")
+            if events != self._history.events:
+                events, changed_at = self._history.events, time.monotonic()
+            timeout_s = 900 if self._unfinished else 120  # with tasks, a server may only be slow
+            if time.monotonic() > changed_at + timeout_s:
+                raise DemoError(
+                    f"gave up waiting for {what}: no task started or ended for {timeout_s} s, "
+                    f"and the store holds {self._unfinished:,} unfinished tasks"
+                )
             await asyncio.sleep(0.03)
 
-    async def _begun(self, ids: Sequence[str]) -> None:
-        starts = self.scene.history.starts
-        await self._until(lambda: all(id in starts for id in ids), "tasks to begin")
-
-    def _servers_ready(self) -> bool:
-        return len(self.scene.servers()) >= self._options.processes
-
-    def _slow_done(self) -> bool:
-        return len(self.scene.history.done["slow"]) == SLOW
-
-    def _all_ended(self) -> Callable[[], bool]:
-        """Whether every task has come to an end; or the store has had nothing to do for a while."""
-        scene = self.scene
-        busy, looks = time.monotonic(), scene.looks
-
-        def holds() -> bool:
-            nonlocal busy, looks
-            if scene.unfinished:
-                busy, looks = time.monotonic(), scene.looks
-                return False
-            is_idle = time.monotonic() > busy + 5 and scene.looks > looks + 5
-            return not scene.open_ids() or is_idle
-
-        return holds
-
-    # The kill.
-
     async def _kill_one(self) -> None:
-        """Kill a server that has much to do, and wait until all that ran there runs again."""
-        scene = self.scene
+        """Kill a server that runs slow tasks; wait until all that it was running runs again."""
+        ledger, history, tell = self._ledger, self._history, self._screen.tell
 
         def slow_in(pid: int) -> int:
-            kinds, running = scene.history.kinds, scene.history.running[pid]
-            return sum(kinds[id] == "slow" for id in running)
+            return sum(history.kinds[id] == "slow" for id in history.running[pid])
 
-        def has_much_to_do() -> bool:
-            scene.read_on()  # on a busy machine the last look may be a second old
-            return any(slow_in(pid) >= SLOW / 4 for pid in scene.servers())
+        def is_busy() -> bool:
+            history.poll()  # on a busy machine the last look may be a second old
+            return any(slow_in(pid) >= SLOW / 4 for pid in history.running)
 
-        await self._until(has_much_to_do, "slow tasks")
-        pid = max(scene.servers(), key=slow_in)
+        await self._until(is_busy, "slow tasks")
+        pid = max(history.running, key=slow_in)
         os.kill(pid, signal.SIGKILL)
-        open_gate()
-        self._victim = victim = Victim(pid, time.monotonic(), set())
-        scene.tell(f"kill -9 {pid}: one of the servers, in the middle of its work", loud=True)
-        await self._until(lambda: pid not in scene.servers(), "the killed server to end")
-        scene.read_on()
-        victim.torn.update(scene.history.running[pid])
-        scene.tell(f"{len(victim.torn)} tasks were running in {pid} when it died")
-        await self._until(
-            lambda: not victim.waiting(scene.history), "the tasks of the killed server"
-        )
-        await self._until(lambda: scene.crashed >= len(victim.torn), "the store's count of them")
-        seconds, ahead = victim.seconds(scene.history), scene.crashed - len(victim.torn)
-        scene.tell(
-            f"all {len(victim.torn)} run again, within {seconds:.2f} s; {ahead} that it had taken "
-            "and not begun, too", loud=True,
-        )  # fmt: skip
+        ledger.killed_at = time.monotonic()
+        ledger.interrupted = ids = history.running[pid]  # its last notes may still be read
+        tasks.GATE.touch()
+        tell(f"kill -9 {pid}: one of the servers, in the middle of its work", loud=True)
+        await self._until(lambda: len(ledger.restarts()) == len(ids), "the interrupted tasks")
+        tell(f"all {len(ids)} tasks that it was running run again", loud=True)
 
-    # The end.
+    async def _read_store(self) -> None:
+        """Read all that the store holds, and make the digests that the tasks should have made."""
+        await self._refresh()
+        ledger = self._ledger
+        for queue in QUEUES:
+            for state in TaskState:
+                page = await self._inspector.tasks(queue, state, limit=100)
+                ledger.stored.update((row.id, row) for row in page.tasks)
+                while page.cursor:
+                    page = await self._inspector.tasks(queue, state, cursor=page.cursor)
+                    ledger.stored.update((row.id, row) for row in page.tasks)
+        offsets = set(ledger.blocks.values())
+        digests = await asyncio.to_thread(lambda: list(map(tasks.digest_of, offsets)))
+        ledger.digests = dict(zip(offsets, digests, strict=True))
 
-    async def _evidence(self, plan: Plan, broker: AsyncBroker, client: AsyncClient) -> Evidence:
-        scene = self.scene
-        scene.read_on()
-        ticks = [id for id, kind in scene.history.kinds.items() if kind == "tick"]
-        withdrawn = await self._withdraw_ticks(client, broker, max(ticks, key=tick_moment))
-        scene.ledger.ids["tick"] += ticks + withdrawn
-        await scene.refresh(broker)
-        statuses = await scene.look(broker, [id for ids in scene.ledger.ids.values() for id in ids])
-        manifest = await asyncio.to_thread(self._manifest, plan)
-        return Evidence(
-            plan, scene.ledger, scene.history, statuses, scene.counts, manifest, self._victim,
-            withdrawn,
-        )  # fmt: skip
-
-    async def _withdraw_ticks(
-        self, client: AsyncClient, broker: AsyncBroker, last: str
-    ) -> list[str]:
-        """Cancel a tick that came while the servers stopped, so that nobody was left to run it."""
-        queue, last_us = KINDS["tick"].queue, moment_us("tick", tick_moment(last))
-        coming = [tick_id("tick", last_us + second * 1_000_000) for second in range(1, 31)]
-        left = list(await self.scene.look(broker, coming))
-        for id in left:
-            await client.handle(id, queue=queue).cancel()
-        return left
-
-    def _manifest(self, plan: Plan) -> Manifest:
-        """The plain loop: what the tasks did, done again by one process, one after another."""
-        changed = {path for path, stamp in self._files.items() if stamp_of(path) != stamp}
-        found, contradictions = read_manifest(self._options.folder)
-        began = time.monotonic()
-        expected = {
-            block.key: digest_of(block)
-            for blocks in plan.blocks.values()
-            for block in blocks
-            if block.path not in changed
-        }
-        seconds = time.monotonic() - began
-        same = {key: digest for key, digest in found.items() if not _is_of(key, changed)}
-        return Manifest(same, expected, contradictions, len(changed), seconds)
-
-    async def _clear(self, broker: AsyncBroker) -> None:
-        """Delete the tasks of the demo from a store that is somebody's."""
-        scene = self.scene
-        scene.read_on()
-        ids = {id for ids in scene.ledger.ids.values() for id in ids} | scene.history.kinds.keys()
-        found = defaultdict(list)
-        for id, status in (await scene.look(broker, ids)).items():
-            found[status.queue, stored_as(status.state)].append(id)
-        for (queue, state), mine in found.items():
-            for part in ops.batches(mine, len):
-                await broker.run(ops.delete(QueueKeys(self._prefix, queue), part, state))
-
-
-def _is_of(key: str, paths: set[str]) -> bool:
-    """Whether a line of the manifest is about one of these files."""
-    return bool(paths) and key.split(" ", 2)[2] in paths
+    async def _clean_up(self) -> None:
+        """Delete what the demo put into somebody's store."""
+        inspector = self._inspector
+        for queue in QUEUES:
+            for state in set(STORED) - {TaskState.ACTIVE}:
+                async for _ in inspector.steps(inspector.purge, queue, state):
+                    pass
+            await inspector.forget(queue, force=True)

@@ -1,0 +1,256 @@
+"""The account of a run: every accepted task has one end, and all records agree."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from qsync.client import AsyncHandle
+from qsync.inspector import TaskRow
+from qsync.state import UNFINISHED, TaskState
+from qsync.task import Task
+
+Handles = Sequence[AsyncHandle[Any]]
+
+
+class End(StrEnum):
+    """How an accepted task ended; no task may be `left` or `lost`."""
+
+    DONE = "done"
+    DEAD = "dead"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    LEFT = "left"
+    LOST = "lost"
+
+
+class Kind(NamedTuple):
+    """The tasks of one type: what the account checks, and how they should end."""
+
+    proof: str
+    end: End = End.DONE
+
+
+KINDS: Final = {
+    "hash": Kind("all digests are right"),
+    "thread": Kind("all digests are right"),
+    "process": Kind("all digests are right"),
+    "tenant": Kind("all digests of both are right"),
+    "parent": Kind("each enqueued its ten"),
+    "child": Kind("all digests are right"),
+    "typed": Kind("results equal those of plain calls"),
+    "slow": Kind("interrupted ones ran again"),
+    "flaky": Kind("each done at attempt 3"),
+    "hopeless": Kind("each dead after 3 attempts", End.DEAD),
+    "scheduled": Kind("none started early"),
+    "unique": Kind("each name accepted once"),
+    "late": Kind("none started", End.EXPIRED),
+    "cancel": Kind("all were stopped", End.CANCELLED),
+    "tick": Kind("one for each second"),
+    "poison": Kind("dead after 3 crashes", End.DEAD),
+}
+
+
+class History:
+    """What the servers have noted so far. Times are in seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._offsets: Counter[Path] = Counter()
+        self.kinds: dict[str, str] = {}  # by id, of all tasks that ever started
+        self.starts: dict[str, list[float]] = defaultdict(list)  # by id
+        self.done: dict[str, dict[str, set[str]]] = defaultdict(dict)  # kind: id: digests
+        self.failed: dict[str, set[tuple[str, int]]] = defaultdict(set)  # kind: id, attempt
+        self.running: dict[int, set[str]] = defaultdict(set)  # pid: ids
+        self.events = 0  # without those of ticks
+
+    def poll(self) -> None:
+        """Read what is new."""
+        for path in sorted(self._folder.glob("history-*")):
+            with path.open("rb") as file:
+                file.seek(self._offsets[path])
+                lines, newline, _ = file.read().rpartition(b"\n")
+            if newline:
+                self._offsets[path] += len(lines) + 1
+                for line in lines.decode().split("\n"):
+                    self._read(int(path.name.partition("-")[2]), *line.split(" "))
+
+    def _read(self, pid: int, what: str, ns: str, id: str, *facts: str) -> None:
+        if what == "start":
+            self.kinds[id] = facts[0]
+            self.starts[id].append(int(ns) / 1e9)
+            self.running[pid].add(id)
+        else:
+            self.running[pid].discard(id)
+            if what == "done":
+                self.done[self.kinds[id]].setdefault(id, set()).add(facts[1])
+            elif what == "failed":
+                self.failed[self.kinds[id]].add((id, int(facts[0])))
+        self.events += self.kinds[id] != "tick"
+
+
+@dataclass
+class Ledger:
+    """All that is known of a run: from the client, from the servers, and from the store."""
+
+    history: History
+    offered: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    ids: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # accepted
+    blocks: dict[str, int] = field(default_factory=dict)  # id: offset to hash
+    due: dict[str, float] = field(default_factory=dict)  # id: earliest start
+    wrong: Counter[str] = field(default_factory=Counter)  # kind: what the client saw go wrong
+    killed_at: float = 0.0
+    interrupted: set[str] = field(default_factory=set)  # tasks that the killed server was running
+    stored: dict[str, TaskRow] = field(default_factory=dict)  # by id, what the store still holds
+    counters: Counter[str] = field(default_factory=Counter)  # of the store
+    digests: dict[int, str] = field(default_factory=dict)  # by offset, from a plain loop
+
+    def record(self, tasks: Sequence[Task], handles: Handles, blocks: Sequence[int]) -> list[str]:
+        """Record what the store answered to enqueues; return the ids."""
+        for task, handle in zip(tasks, handles, strict=True):
+            self.offered[task.type] += 1
+            if handle.created:
+                self.ids[task.type].append(handle.id)
+            else:
+                self.refused[task.type] += 1
+        ids = [handle.id for handle in handles]
+        self.blocks.update(zip(ids, blocks, strict=False))
+        return ids
+
+    def restarts(self) -> list[float]:
+        """Return when the interrupted tasks started again, of those that did."""
+        starts, after = self.history.starts, self.killed_at
+        later = ([at for at in starts[id] if at > after] for id in self.interrupted)
+        return [min(times) for times in later if times]
+
+    def end_of(self, kind: str, id: str) -> End:
+        """Return how a task ended, by what the store holds and what the servers noted."""
+        row = self.stored.get(id)
+        if row is not None and row.state in UNFINISHED:
+            return End.LEFT
+        if row is not None and row.state is TaskState.DEAD:
+            return End.EXPIRED if (row.error or "").startswith("deadline") else End.DEAD
+        if row is not None and row.cancelled:
+            return End.CANCELLED
+        return End.DONE if id in self.history.done[kind] else End.LOST
+
+    def seen_ids(self, kind: str) -> set[str]:
+        """Return the ids of a kind that started or that the store holds."""
+        started = {id for id, name in self.history.kinds.items() if name == kind}
+        return started | {id for id, row in self.stored.items() if row.type == kind}
+
+
+class Row(msgspec.Struct):
+    """The account of one kind."""
+
+    kind: str
+    offered: int
+    refused: int
+    accepted: int
+    ends: dict[End, int]
+    ok: bool
+    finding: str
+
+
+class Finding(msgspec.Struct):
+    """The result of a check of all kinds together."""
+
+    ok: bool
+    text: str
+
+
+class Summary(msgspec.Struct):
+    """The account; `ok` if every task is accounted for and every check holds."""
+
+    ok: bool
+    kinds: list[Row]
+    findings: list[Finding]
+
+
+def account(ledger: Ledger) -> Summary:
+    """Draw up the account."""
+    rows = [_row(ledger, kind) for kind in KINDS]
+    ends = Counter({end: sum(row.ends[end] for row in rows) for end in End})
+    parts = " + ".join(f"{ends[end]:,} {end}" for end in End if end not in (End.LEFT, End.LOST))
+    text = f"{ends.total():,} accepted = {parts}; {ledger.refused.total():,} duplicates refused"
+    text += f"; {ends[End.LEFT]} left in the store; {ends[End.LOST]} lost"
+    total = Finding(not ends[End.LEFT] and not ends[End.LOST], text)
+    findings = [total, _check_recovery(ledger), _check_counters(ledger, ends)]
+    ok = all(row.ok for row in rows) and all(finding.ok for finding in findings)
+    return Summary(ok, rows, findings)
+
+
+def _row(ledger: Ledger, kind: str) -> Row:
+    seen, (proof, expected) = ledger.seen_ids(kind), KINDS[kind]
+    if kind == "tick":  # servers enqueue ticks
+        ledger.ids[kind], ledger.offered[kind] = sorted(seen), len(seen)
+    ids, offered, refused = ledger.ids[kind], ledger.offered[kind], ledger.refused[kind]
+    ends = Counter(ledger.end_of(kind, id) for id in ids)
+    problem = _problem(ledger, kind)
+    if strangers := seen - set(ids):
+        problem = f"{len(strangers)} tasks that nobody enqueued"
+    elif len(set(ids)) != len(ids):
+        problem = "an id was accepted twice"
+    elif offered != refused + len(ids):
+        problem = "some were neither accepted nor refused"
+    elif ends.total() != ends[expected]:
+        problem = ", ".join(f"{n:,} {end}" for end, n in ends.items() if end is not expected)
+    counts = {end: ends[end] for end in End}
+    return Row(kind, offered, refused, len(ids), counts, not problem, problem or proof)
+
+
+def _problem(ledger: Ledger, kind: str) -> str:
+    """Return what is wrong with the tasks of a kind, besides how they ended."""
+    history, ids = ledger.history, ledger.ids[kind]
+    wrong, what = ledger.wrong[kind], "went wrong at the client"
+    match kind:
+        case "hash" | "thread" | "process" | "tenant" | "child":
+            done, digests, what = history.done[kind], ledger.digests, "digests are wrong"
+            wrong = sum(done[id] != {digests[ledger.blocks[id]]} for id in ids if id in done)
+        case "flaky" | "hopeless":
+            attempts, what = (1, 2) if kind == "flaky" else (1, 2, 3), "attempts differ"
+            wrong = len(history.failed[kind] ^ {(id, number) for id in ids for number in attempts})
+        case "scheduled":
+            starts, what = history.starts, "started early"
+            wrong = sum(starts[id][0] < ledger.due[id] for id in ids if id in starts)
+        case "late":
+            wrong, what = sum(id in history.starts for id in ids), "started"
+        case "tick":
+            times = [datetime.fromisoformat(id.rpartition("@")[2]) for id in ids]
+            span = round((max(times) - min(times)).total_seconds()) + 1 if times else 1
+            wrong, what = abs(span - len(times)), "seconds without a tick"
+        case "poison":
+            runs = [len(history.starts[id]) for id in ids]
+            crashes = [ledger.stored[id].crashes for id in ids if id in ledger.stored]
+            wrong, what = int((runs, crashes) != ([3], [3])), "did not crash three times"
+    return f"{wrong:,} {what}" if wrong else ""
+
+
+def _check_recovery(ledger: Ledger) -> Finding:
+    total, restarts = len(ledger.interrupted), ledger.restarts()
+    seconds = max(restarts, default=ledger.killed_at) - ledger.killed_at
+    text = f"{len(restarts)} of them started again, within {seconds:.2f} s"
+    return Finding(0 < total == len(restarts), f"kill -9 interrupted {total} tasks; {text}")
+
+
+def _check_counters(ledger: Ledger, ends: Counter[End]) -> Finding:
+    """Compare the store's own counters with what the client and the servers saw."""
+    failed = sum(map(len, ledger.history.failed.values()))
+    expected = {
+        "enqueued": ends.total(), "completed": ends[End.DONE], "failed": failed,
+        "retried": failed - len(ledger.ids["hopeless"]),
+        "dead": ends[End.DEAD] + ends[End.EXPIRED], "cancelled": ends[End.CANCELLED],
+    }  # fmt: skip
+    counted = {name: ledger.counters[name] for name in expected}
+    text = ", ".join(f"{count:,} {name}" for name, count in counted.items())
+    if counted != expected:
+        text += f"; expected: {', '.join(f'{n:,} {name}' for name, n in expected.items())}"
+    return Finding(counted == expected, f"the store counted {text}")

@@ -1,0 +1,157 @@
+"""The tasks of `qsync demo`, as a user would write them, and the notes that they take.
+
+`qsync worker qsync.cli.demo.tasks:app` serves them. Each process appends its notes to a file of its
+own in the folder that QSYNC_DEMO names; a line is one write, so a kill leaves no half line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import qsync
+from qsync import Qsync, TaskInfo
+from qsync.mux import CallNext
+
+FOLDER: Final = Path(os.environ.get("QSYNC_DEMO", "."))
+GATE: Final = FOLDER / "gate"  # the slow tasks wait until it exists
+BLOCK_SIZE: Final = 64 * 1024
+
+
+def _note(what: str, *facts: object) -> None:
+    line = " ".join(map(str, (what, time.monotonic_ns(), *facts)))
+    with (FOLDER / f"history-{os.getpid()}").open("ab", buffering=0) as history:
+        history.write(f"{line}\n".encode())
+
+
+def read_block(offset: int) -> bytes:
+    """Return a block of the data file."""
+    with (FOLDER / "data").open("rb") as file:
+        file.seek(offset)
+        return file.read(BLOCK_SIZE)
+
+
+def digest_of(offset: int) -> str:
+    """Return the digest of a block; it takes less than a millisecond."""
+    return hashlib.sha256(read_block(offset), usedforsecurity=False).hexdigest()
+
+
+async def recorded(task: TaskInfo, call_next: CallNext) -> Any:
+    """Middleware: note when each attempt began, how it ended, and which digest it returned."""
+    _note("start", task.id, task.type)
+    end, value = "stopped", None
+    try:
+        value = await call_next()
+        end = "done"
+    except Exception:
+        end = "failed"
+        raise
+    finally:
+        _note(end, task.id, task.attempt, value if isinstance(value, str) else "")
+    return value
+
+
+app = Qsync()  # QSYNC_URL names the store
+
+
+@app.task("hash", middleware=[recorded])
+async def hash_on_loop(offset: int) -> str:
+    """A coroutine runs on the event loop."""
+    return digest_of(offset)
+
+
+@app.task("thread", middleware=[recorded])
+def hash_in_thread(offset: int) -> str:
+    """A plain function runs in a thread."""
+    return digest_of(offset)
+
+
+@app.task("process", middleware=[recorded], executor="process")
+def hash_in_process(offset: int) -> str:
+    """The same in a process of its own."""
+    return digest_of(offset)
+
+
+@app.task("tenant", queue="shared", middleware=[recorded])
+async def hash_for_tenant(offset: int) -> str:
+    """Enqueued with a fairness key: tenants share a queue."""
+    return digest_of(offset)
+
+
+@app.task("parent", queue="critical", middleware=[recorded])
+async def parent(task: TaskInfo, offsets: list[int]) -> None:
+    """Enqueues a task for each block. Their ids come from its own, so a second run adds none."""
+    ids = [f"{task.id}.{number}" for number in range(len(offsets))]
+    children = [child.options(id=id).build(at) for id, at in zip(ids, offsets, strict=True)]
+    await qsync.current().client.enqueue_many(children)
+
+
+@app.task("child", queue="critical", middleware=[recorded], retention=3600)
+async def child(offset: int) -> str:
+    """Kept for an hour, so that its id stays taken while its parent might run again."""
+    return digest_of(offset)
+
+
+@app.task("typed", queue="critical", middleware=[recorded], retention=3600)
+def count(offset: int) -> dict[str, int]:
+    """Arguments and result are checked against the annotations; the client awaits the result."""
+    data = read_block(offset)
+    return {"lines": data.count(b"\n"), "words": len(data.split())}
+
+
+@app.task("slow", middleware=[recorded])
+async def slow(seconds: float) -> None:
+    """Waits for the kill of a server, which interrupts it however busy the machine is."""
+    while not GATE.exists():  # noqa: ASYNC110 - another process opens it
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(seconds)
+
+
+@app.task("flaky", middleware=[recorded], retry=3, retry_delay=0.3)
+async def flaky(task: TaskInfo) -> None:
+    """Succeeds at the third attempt."""
+    if task.attempt <= 2:
+        raise ConnectionError(f"attempt {task.attempt} fails")
+
+
+@app.task("hopeless", middleware=[recorded], retry=2, retry_delay=0.2)
+def hopeless() -> None:
+    """Never succeeds."""
+    raise ValueError("as always")
+
+
+@app.task("scheduled", queue="critical", middleware=[recorded])
+async def scheduled() -> None:
+    """Enqueued with a delay; it must not start earlier."""
+
+
+@app.task("unique", queue="lower", middleware=[recorded], unique=3600)
+async def unique(name: str) -> None:
+    """Enqueued by many callers at once; one is accepted for each name."""
+
+
+@app.task("late", middleware=[recorded])
+async def late() -> None:
+    """Due after its deadline, so it must never start."""
+
+
+@app.task("cancel", queue="critical", middleware=[recorded], retention=3600)
+async def cancel() -> None:
+    """Would take an hour, but is cancelled."""
+    await asyncio.sleep(3600)
+
+
+@app.task("poison", queue="critical", middleware=[recorded])
+async def poison() -> None:
+    """Kills the process that runs it."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.periodic(every=1, missed="all", name="tick", queue="critical", middleware=[recorded])
+async def tick() -> None:
+    """Both servers enqueue every tick, late or not; the store accepts each one once."""
