@@ -119,6 +119,22 @@ FAULTS: Final[dict[int, str]] = {
     86: "a node of a cluster is away that an operation does not need",
     87: "idle connections died unseen",
     88: "a caller repeats an enqueue after its task has left the queue",
+    # servers
+    89: "a server takes up the id of an earlier one",
+    90: "callers want more connections than there are",
+    91: "the Sentinels refuse, or have credentials of their own",
+    92: "tasks that may kill their process run for long, or are many",
+    93: "large payloads beside small ones, in queues with weights",
+    94: "the expression of a schedule changes",
+    95: "a server fails to start in a child of `qsync worker`",
+    96: "a process for handlers is killed, and has started programs or printed lines",
+    97: "an operator stops the processes of a worker",
+    98: "an autoscaler asks after idle minutes and bursts, or for other queues",
+    99: "queues and servers that are idle",
+    100: "one server has hundreds or thousands of queues",
+    101: "tasks are given up while they wait for a thread or a process",
+    102: "several servers in one event loop get a signal",
+    103: "a child that a handler forked returns from it",
 }
 
 OPTIONAL: Final = frozenset({5, 13, 14, 16, 32, 33, 40, 41, 44, 48, 53, 54, 59, 63, 78, 82})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,13 +12,16 @@ import pytest
 import redis.exceptions as failures
 
 from qsync import Mux, Qsync, Task, TaskInfo
-from qsync.broker import connect
-from qsync.broker.shell import AsyncBroker
+from qsync.broker import connect, ops
+from qsync.broker.ops import FetchPolicy
+from qsync.broker.shell import AsyncBroker, Broker
 from qsync.broker.slots import SlotMap
-from qsync.errors import TaskCancelled, TaskNotFound
+from qsync.errors import StoreUnavailable, TaskCancelled, TaskNotFound
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.schedule import Every, Periodic
+from qsync.server.abandon import Abandoner
 from qsync.server.periodic import PeriodicLoop, PeriodicTask
+from qsync.task import new_nonce, outgoing
 from tests.conftest import Colour
 from tests.node_away import (
     SOON_S,
@@ -119,9 +123,56 @@ def test_a_queue_that_nobody_could_register_is_registered_later(
     wait_until(lambda: members(partial, names) == {b"mail"})
 
 
+@pytest.mark.faults(86)
+def test_tasks_of_a_dead_server_are_abandoned_where_the_node_is_there(
+    partial: Cluster, prefix: str, queue: str
+) -> None:
+    lists = partial.holder(GlobalKeys(prefix).queues)
+    names = [f"x{at}" for at in range(60)]
+    away = [name for name in names if partial.holder(QueueKeys(prefix, name).key("tasks")) is lists]
+    assert len(away) > 5
+    keys = QueueKeys(prefix, queue)
+    policy = FetchPolicy(lease_us=60_000_000, max_crashes=3, dead_limit=10, dead_age_us=10**12)
+    address = connect.parse(partial.url)
+    with contextlib.closing(Broker(address)) as broker:
+        sent = outgoing(Task("t", queue=queue), new_nonce())
+        broker.run(ops.enqueue(keys, [sent]))
+        taken = broker.run(ops.fetch(keys, server="dead", number=1, wanted=1, policy=policy))
+        assert taken.ids == [sent.id]
+        abandoner = Abandoner(Broker(address, connections=1), prefix)
+        began = time.monotonic()
+        abandoner.add("dead", [*away, queue])
+        wait_until(
+            lambda: (
+                broker.run(ops.fetch(keys, server="s", number=1, wanted=0, policy=policy)).recovered
+            )
+        )
+        assert time.monotonic() - began < SOON_S
+
+
 def members(cluster: Cluster, key: str) -> set[bytes]:
     with cluster.client() as client:
         return set(client.smembers(key))
+
+
+@pytest.mark.faults(85)
+def test_find_ends_with_its_patience_however_many_queues_are_away(
+    colour: Colour, partial: Cluster, prefix: str
+) -> None:
+    client = colour.client(partial.url, prefix, patience=1.0)
+    colour.do(client.enqueue_many([Task("t", queue=f"q{at}") for at in range(30)]))
+    wait_until(lambda: len(members(partial, GlobalKeys(prefix).queues)) == 30)
+    lists = partial.holder(GlobalKeys(prefix).queues)
+    away = next(node for node in partial.nodes if node is not lists)
+    away.pause()
+    try:
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            colour.do(client.find("x"))
+        assert time.monotonic() - began < SOON_S
+    finally:
+        away.resume()
+        wait_until(partial.settled, 30)
 
 
 @pytest.mark.faults(50)

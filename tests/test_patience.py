@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qsync import Task
+from qsync import Qsync, Task
 from qsync.broker import connect, views
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, Client
@@ -153,6 +153,16 @@ def test_an_inspector_ends_with_its_patience(
 
 
 @pytest.mark.faults(85)
+def test_a_ping_ends_with_the_patience_of_its_app(
+    own_store: Store, away: Callable[[], None]
+) -> None:
+    app = Qsync(own_store.url, patience=PATIENCE_S)
+    away()
+    assert refused_after(app.ping) < PATIENCE_S + MARGIN_S
+    assert asyncio.run(awaited(app.aping())) < PATIENCE_S + MARGIN_S
+
+
+@pytest.mark.faults(85)
 def test_a_store_that_comes_back_in_time_is_no_failure(
     colour: Colour, own_store: Store, prefix: str
 ) -> None:
@@ -162,6 +172,33 @@ def test_a_store_that_comes_back_in_time_is_no_failure(
     waiting = [colour.begin(lambda: client.enqueue(Task("t"))) for _ in range(20)]
     own_store.restart()
     assert all(call.result(20).created for call in waiting)
+
+
+@pytest.mark.faults(100)
+def test_tasks_for_thousands_of_queues_are_not_given_up_while_the_store_answers(
+    colour: Colour, valkey: Store, prefix: str
+) -> None:
+    client = colour.client(valkey.url, prefix, patience=PATIENCE_S / 2)
+    tasks = [Task("t", queue=f"q{at}") for at in range(5000)]
+    began = time.monotonic()
+    assert all(handle.created for handle in colour.do(client.enqueue_many(tasks)))
+    assert time.monotonic() - began > PATIENCE_S / 2, "it shows nothing"
+
+
+@pytest.mark.faults(100)
+def test_callers_for_thousands_of_queues_are_not_given_up_while_the_store_answers(
+    valkey: Store, prefix: str
+) -> None:
+    async def main() -> None:
+        broker = AsyncBroker(connect.parse(valkey.url), patience=PATIENCE_S / 2)
+        async with AsyncClient(broker, prefix=prefix) as client:
+            await asyncio.gather(*[client.enqueue(Task("t", queue=f"q{at}")) for at in range(20)])
+            calls = [client.enqueue(Task("t", queue=f"q{at}")) for at in range(4000)]
+            began = time.monotonic()
+            assert all(handle.created for handle in await asyncio.gather(*calls))
+            assert time.monotonic() - began > PATIENCE_S / 2, "it shows nothing"
+
+    asyncio.run(main())
 
 
 def test_no_call_with_patience_left_is_given_up_while_the_store_answers_others() -> None:

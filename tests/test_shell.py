@@ -363,6 +363,28 @@ def test_a_plain_command_finds_a_connection_though_all_are_kept_at_hand(store: S
     asyncio.run(asyncio.wait_for(main(), 5))
 
 
+@pytest.mark.faults(90)
+def test_callers_get_a_connection_in_the_order_in_which_they_came(store: Store) -> None:
+    call = views.show(QueueKeys("test", "default"), ["a"])
+
+    async def main() -> None:
+        broker = AsyncBroker(connect.parse(store.url), connections=3)
+        made = [0] * 9
+
+        async def caller(which: int) -> None:
+            for _ in range(100):
+                await broker.run(call)
+                made[which] += 1
+
+        callers = [asyncio.ensure_future(caller(which)) for which in range(9)]
+        await asyncio.wait(callers, return_when=asyncio.FIRST_COMPLETED)
+        assert min(made) > 90
+        await asyncio.gather(*callers)
+        await broker.aclose()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
 @pytest.mark.faults(49)
 def test_calls_to_a_node_of_a_cluster_wait_for_a_connection(cluster: Cluster, prefix: str) -> None:
     """However many are made at once: none fails for want of one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from redis.asyncio.connection import Connection
 
 from qsync.broker.wire import Wire
 from tests.serving import until
+from tests.stores import HOST, Store, wait_until
 
 Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
@@ -172,6 +174,27 @@ def test_an_exchange_that_is_cancelled_leaves_a_connection_that_nobody_uses(
             assert not one.is_open
 
     run(main())
+
+
+def test_reply_that_came_while_the_loop_was_blocked_is_not_late(
+    run: Callable[[Any], None], store: Store
+) -> None:
+    async def main() -> None:
+        connection = Connection(host=HOST, port=store.port, protocol=2)
+        await connection.connect()
+        one = Wire(connection)
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.05, block_until, time.monotonic() + 0.5)
+        [reply] = await one.exchange([("BLPOP", "no-list", "0.1")], 0.2)
+        assert reply is None
+        assert one.is_open
+        await connection.disconnect(nowait=True)
+
+    run(main())
+
+
+def block_until(moment: float) -> None:
+    wait_until(lambda: time.monotonic() >= moment)
 
 
 def test_what_is_released_is_as_redis_py_knows_it(run: Callable[[Any], None]) -> None:

@@ -6,6 +6,7 @@ The two have the same names and docstrings, and change together.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -47,6 +48,10 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 __all__ = ["AsyncClient", "AsyncHandle", "Client", "Handle"]
+
+QUEUES_AT_ONCE: Final = 16
+"""To how many queues `enqueue_many` of an AsyncClient sends at a time: it has eight connections to
+a node, and the others wait for one, within their patience."""
 
 CALLS_AT_ONCE: Final = 8
 CALLS_A_WAIT: Final = 16
@@ -271,13 +276,12 @@ class Client(_AnyClient):
         found = self._broker.run(views.queues(self._global_keys, count=QUEUES_LIMIT))
         search = Search(check_id(id), self._global_keys.prefix, found.names, total=found.more)
         for calls in search.calls():
-            replies = self._broker.run_many(calls)
-            search.note(
-                [
-                    self._broker.run(call) if isinstance(reply, QsyncError) else reply
-                    for call, reply in zip(calls, replies, strict=True)
-                ]
-            )
+            ends = ends_in(self._broker.patience)
+            replies: list[Any] = self._broker.run_many(calls, ends=ends)
+            for at, reply in enumerate(replies):
+                if isinstance(reply, QsyncError):
+                    replies[at] = self._broker.run(calls[at], ends=ends)
+            search.note(replies)
         return self.handle(id, queue=search.queue(), type=type)
 
     def close(self) -> None:
@@ -433,8 +437,10 @@ class AsyncClient(_AnyClient):
             handle=self._handle,
         )
         with self._under_way:
-            queues = [self._send_all(bulk, asked, *one) for one in bulk.places().items()]
-            for error in await asyncio.gather(*queues, return_exceptions=True):
+            queues = deque(bulk.places().items())
+            count = min(len(queues), QUEUES_AT_ONCE)
+            senders = [self._send_queues(bulk, asked, queues) for _ in range(count)]
+            for error in await asyncio.gather(*senders, return_exceptions=True):
                 if isinstance(error, QsyncError):
                     error.handles = bulk.handles()
                 if error is not None:
@@ -481,13 +487,12 @@ class AsyncClient(_AnyClient):
         found = await self._broker.run(views.queues(self._global_keys, count=QUEUES_LIMIT))
         search = Search(check_id(id), self._global_keys.prefix, found.names, total=found.more)
         for calls in search.calls():
-            replies = await self._broker.run_many(calls)
-            search.note(
-                [
-                    await self._broker.run(call) if isinstance(reply, QsyncError) else reply
-                    for call, reply in zip(calls, replies, strict=True)
-                ]
-            )
+            ends = ends_in(self._broker.patience)
+            replies: list[Any] = await self._broker.run_many(calls, ends=ends)
+            for at, reply in enumerate(replies):
+                if isinstance(reply, QsyncError):
+                    replies[at] = await self._broker.run(calls[at], ends=ends)
+            search.note(replies)
         return self.handle(id, queue=search.queue(), type=type)
 
     async def aclose(self) -> None:
@@ -553,6 +558,20 @@ class AsyncClient(_AnyClient):
             else:
                 answers += reply
         return answers
+
+    async def _send_queues(
+        self,
+        bulk: Bulk[AsyncHandle[Any]],
+        durability: Durability | None,
+        queues: deque[tuple[str, list[int]]],
+    ) -> None:
+        """Send the tasks of one queue after another, as long as there are any and none fails."""
+        while queues:
+            try:
+                await self._send_all(bulk, durability, *queues.popleft())
+            except BaseException:
+                queues.clear()
+                raise
 
     async def _send_all(
         self,

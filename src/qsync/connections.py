@@ -154,7 +154,7 @@ class Connections:
 
     def ping(self) -> float:
         """The seconds that a round trip takes; StoreUnavailable when there is no answer."""
-        broker = Broker(self.address, connections=1)
+        broker = Broker(self.address, connections=1, patience=self._patience)
         try:
             broker.ping()  # connects
             return broker.ping()
@@ -163,7 +163,7 @@ class Connections:
 
     async def aping(self) -> float:
         """As `ping`, awaited."""
-        broker = AsyncBroker(self.address, connections=1)
+        broker = AsyncBroker(self.address, connections=1, patience=self._patience)
         try:
             await broker.ping()
             return await broker.ping()

@@ -13,6 +13,7 @@ from typing import Final, Generic, NamedTuple, Self, TypeVar, cast
 from qsync.broker import ops
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.ops import Enqueued
+from qsync.broker.wire import LATE_S
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError, StoreUnavailable
 from qsync.keys import QueueKeys, shorten
 from qsync.running import check_lease, nonce_of_parent
@@ -42,9 +43,6 @@ CALL_BYTES: Final = 1024 * 1024
 LINE_S: Final = 1.0
 """For so long after an answer of the store the callers behind are taken to be in a line that moves,
 seconds; half of their patience, if that is less."""
-
-LATE_S: Final = 0.1
-"""A timer that is so late fires after the loop was blocked, seconds."""
 
 IN_TWO: Final = 32
 """From so many items on, a first batch is half of what there is."""

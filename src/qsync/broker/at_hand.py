@@ -1,59 +1,84 @@
 """Connections that are kept at hand between exchanges.
 
-To take one out of redis-py's pool and to put it back costs half as much as an exchange itself. For
-the pool they are in use all the time; when somebody waits for one there, it gets the next.
+To take one out of redis-py's pool and to put it back costs half as much as an exchange itself. So
+for the pool they are in use all the time, and whoever needs one while there is none waits here.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections import deque
+from typing import Any, Final
 
 from qsync.broker import connect
-from qsync.broker.wire import PlainWire, Wire, wire_of
+from qsync.broker.wire import LATE_S, PlainWire, Wire, wire_of
+
+LINE_S: Final = 1.0
+"""For so long after an answer of the store the callers who wait for a connection are taken to be in
+a line that moves, seconds."""
 
 
 class AtHand:
     """The connections of one client that are kept at hand."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, connections: int) -> None:
         self._client = client
         self._pool = client.connection_pool
         self._free: list[Wire | PlainWire] = []
-        self._waiting = 0
+        self._room = connections
+        """How many more may be in use."""
+        self._line: deque[asyncio.Future[None]] = deque()
+        """Callers who wait until one more may be in use, the first that came at the head."""
+        self._answered = -LINE_S
+        """When the store last answered, by the loop's clock."""
+
+    @property
+    def is_line(self) -> bool:
+        """Whether the next caller has to wait until another has done."""
+        return not self._room
+
+    @property
+    def moves(self) -> bool:
+        """Whether the store answered a moment ago."""
+        return asyncio.get_running_loop().time() - self._answered < LINE_S
 
     async def take(self, seconds: float) -> Wire | PlainWire:
         """A connection for one exchange; raises what redis-py does when it cannot connect, or
-        TimeoutError after so long."""
-        while self._free:
-            wire = self._free.pop()
-            if wire.is_open:
-                return wire
-            await self.drop(wire)
-        self._waiting += 1
+        TimeoutError after so long: for who waits in a line, once that moves no more."""
+        if self._room:
+            self._room -= 1
+        else:
+            seconds = await self._wait_in_line(seconds)
         try:
+            while self._free:
+                wire = self._free.pop()
+                if wire.is_open:
+                    return wire
+                await self._close(wire)
             async with asyncio.timeout(seconds):
                 return wire_of(await self._pool.get_connection())
-        finally:
-            self._waiting -= 1
+        except BaseException:
+            self._call_next()
+            raise
 
-    async def give_back(self, wire: Wire | PlainWire) -> None:
+    def give_back(self, wire: Wire | PlainWire) -> None:
         """Every reply was read: the connection may serve the next exchange."""
-        if self._waiting:
-            await self._release(wire)
-        else:
-            self._free.append(wire)
+        self._answered = asyncio.get_running_loop().time()
+        self._free.append(wire)
+        self._call_next()
 
     async def drop(self, wire: Wire | PlainWire) -> None:
         """Nobody knows what comes from the connection next."""
-        await wire.connection.disconnect(nowait=True)
-        await self._pool.release(wire.connection)
+        try:
+            await self._close(wire)
+        finally:
+            self._call_next()
 
     async def drop_all(self) -> None:
         """What is not in the midst of an exchange is closed; the next exchange connects anew."""
         free, self._free = self._free, []
         for wire in free:
-            await self.drop(wire)
+            await self._close(wire)
         await self._pool.disconnect(inuse_connections=False)
 
     async def aclose(self) -> None:
@@ -61,6 +86,38 @@ class AtHand:
         self._free.clear()
         await connect.aclose(self._client)
 
-    async def _release(self, wire: Wire | PlainWire) -> None:
-        wire.release()
+    async def _close(self, wire: Wire | PlainWire) -> None:
+        await wire.connection.disconnect(nowait=True)
         await self._pool.release(wire.connection)
+
+    async def _wait_in_line(self, seconds: float) -> float:
+        """Wait for a turn; returns how many seconds are left to use it."""
+        loop = asyncio.get_running_loop()
+        ends, late = loop.time() + seconds, False
+        turn = loop.create_future()
+        self._line.append(turn)
+        try:
+            while True:
+                await asyncio.wait([turn], timeout=max(ends - loop.time(), 0.0))
+                now = loop.time()
+                if now - ends > LATE_S and not late:  # the loop was blocked: see what has come
+                    ends, late = now + LATE_S / 2, True
+                ends = max(ends, self._answered + LINE_S)
+                if turn.done():
+                    return max(ends - now, 0.0)
+                if now >= ends:
+                    raise TimeoutError
+        except BaseException:
+            if turn.done():
+                self._call_next()
+            turn.cancel()
+            raise
+
+    def _call_next(self) -> None:
+        """One less is in use: the first in the line may take its place."""
+        while self._line:
+            turn = self._line.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._room += 1

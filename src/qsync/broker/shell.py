@@ -23,7 +23,7 @@ import redis.exceptions as failures
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import connect
 from qsync.broker.address import Address
-from qsync.broker.at_hand import AtHand
+from qsync.broker.at_hand import LINE_S, AtHand
 from qsync.broker.call import Call, Durability
 from qsync.broker.durable import Exchanges, eval_, evalsha, making, probing, waiting
 from qsync.broker.faults import LIBRARY_ERRORS, Fault, classify, moved_away, no_answer, translate
@@ -172,7 +172,7 @@ class Broker:
         """The seconds that a round trip took; StoreUnavailable when there was no answer."""
         began = time.perf_counter()
         try:
-            ends = ends_in(self._read_timeout)
+            ends = min(ends_in(self._read_timeout), ends_in(self.patience))
             node = None if self._slots is None else self._learn(self._slots, ends)
         except LIBRARY_ERRORS as error:
             raise no_answer(error, self.address) from error
@@ -544,12 +544,12 @@ class AsyncBroker:
                 connections=self._connections,
                 read_timeout=self._read_timeout,
             )
-            hand = self._at_hand[node] = AtHand(client)
+            hand = self._at_hand[node] = AtHand(client, self._connections)
         return hand
 
     async def _plain(self, *command: str) -> Any:
         """The raw reply to a plain command, of any node. StoreUnavailable without an answer."""
-        ends = ends_in(self._read_timeout)
+        ends = min(ends_in(self._read_timeout), ends_in(self.patience))
         try:
             node = None if self._slots is None else await self._learn(self._slots, ends)
         except LIBRARY_ERRORS as error:
@@ -674,6 +674,7 @@ class AsyncBroker:
         limit = self._read_timeout
         if ends != math.inf:
             limit = max(min(limit, ends - time.monotonic()), 0.0)
+        is_line = hand.is_line
         try:
             wire = await hand.take(limit)
         except LIBRARY_ERRORS as error:
@@ -685,6 +686,8 @@ class AsyncBroker:
             return [error] * len(commands)
         if self._refused:
             self._refused.pop(hand, None)
+        if is_line and hand.moves:  # the store answers: the caller's turn has only come late
+            ends = max(ends, time.monotonic() + LINE_S)
         until = _cut(ends, self._read_timeout, used=wire.used)
         limit = self._read_timeout if until is None else max(until - time.monotonic(), 0.0)
         try:
@@ -696,7 +699,7 @@ class AsyncBroker:
             await hand.drop(wire)
             await hand.drop_all()  # what is idle went the same way, and may be as dead
             return replies
-        await hand.give_back(wire)
+        hand.give_back(wire)
         if any(moved_away(reply) for reply in replies):
             await hand.drop_all()
         return replies

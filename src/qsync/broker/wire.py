@@ -19,6 +19,9 @@ _MORE: Final = object()
 """What the parser says when a reply is not there as a whole."""
 
 
+LATE_S: Final = 0.1
+"""A timer that is so late fires after the loop was blocked, seconds."""
+
 PACKET: Final = 16 * 1024
 """So many bytes are worth a packet of their own: the store can begin with them."""
 
@@ -71,6 +74,8 @@ class Wire(asyncio.Protocol):
         self._replies: list[Any] = []
         self._wanted = 0
         self._answer: asyncio.Future[None] | None = None
+        self._limit: asyncio.TimerHandle
+        """Of the exchange that is under way."""
         self._transport.set_protocol(self)
 
     @property
@@ -93,7 +98,8 @@ class Wire(asyncio.Protocol):
         self._replies, self._wanted = [], len(commands)
         if self.is_open:
             self._answer = self._loop.create_future()
-            limit = self._loop.call_later(seconds, self._break, TimeoutError())
+            due = self._loop.time() + seconds
+            self._limit = self._loop.call_at(due, self._time_out, due)
             try:
                 for packet in packets(commands):
                     self._transport.write(packet)
@@ -107,7 +113,7 @@ class Wire(asyncio.Protocol):
                 self._break(failures.ConnectionError("given up in the midst of an exchange"))
                 raise
             finally:
-                limit.cancel()
+                self._limit.cancel()
                 self._answer = None
         replies, missing = self._replies, self._wanted - len(self._replies)
         if missing:
@@ -159,6 +165,15 @@ class Wire(asyncio.Protocol):
     def resume_writing(self) -> None:
         """It has caught up."""
         self._streams.resume_writing()
+
+    def _time_out(self, due: float) -> None:
+        """End the exchange; if the loop was blocked, first see what came meanwhile."""
+        if self._answer is None or self._answer.done():
+            return
+        if self._loop.time() - due > LATE_S:
+            self._limit = self._loop.call_later(LATE_S / 2, self._break, TimeoutError())
+        else:
+            self._break(TimeoutError())
 
     def _break(self, error: Exception) -> None:
         if self.broken is None:

@@ -1,4 +1,7 @@
-"""Lets the leases of servers that died lapse at once, from a thread that waits for the store."""
+"""Lets the leases of servers that died lapse at once, from a thread that waits for the store.
+
+A node of a cluster that does not answer holds up its own queues and no others.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from qsync.backoff import Backoff
 from qsync.broker import ops, views
-from qsync.broker.shell import Broker
-from qsync.errors import QsyncError, SchemaMismatch
+from qsync.broker.call import Call
+from qsync.broker.shell import Broker, ends_in
+from qsync.broker.slots import Node
+from qsync.errors import QsyncError, SchemaMismatch, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.server.crash_log import listed, name_of
 from qsync.server.outage import Outage
@@ -20,14 +25,17 @@ from qsync.state import TaskState
 
 log = logging.getLogger("qsync.worker")
 
+T = TypeVar("T")
+
 AGAIN_S: Final = 1.0
 """A fetch that the dead server had sent may reach the store after us: so look once more."""
 
 
+TRY_S: Final = (0.5, 2.0)
+"""How long the store may take to answer: at the first try, and at later ones."""
+
 PAGE: Final = 500
 """Running tasks of a queue that are looked at for the names of those of the dead server."""
-
-ABANDON: Final = "abandon servers that died"
 
 
 @dataclass(slots=True)
@@ -40,8 +48,15 @@ class _Errand:
     """The one that this one repeats."""
     cursor: str = "0"
     found: int = 0
+    failed: bool = False
     names: list[str] | None = None
     """Some of the tasks that it held; None: not read yet."""
+
+    @property
+    def part(self) -> str:
+        """What it is, for the log."""
+        where = "" if self.keys is None else f" on queue {self.keys.queue}"
+        return f"abandon servers that died{where}"
 
 
 class Abandoner:
@@ -92,11 +107,12 @@ class Abandoner:
                 self._remove(errand)
                 continue
             except QsyncError as error:
-                self._outage.failed(ABANDON, error)
-                errand.due = time.monotonic() + backoff.next()
+                self._outage.failed(errand.part, error)
+                errand.failed = True
+                self._postpone(errand, time.monotonic() + backoff.next())
                 continue
             backoff.reset()
-            self._outage.worked(ABANDON)
+            self._outage.worked(errand.part)
             if errand.cursor == "0":
                 self._done(errand)
 
@@ -112,24 +128,43 @@ class Abandoner:
             self._thread = None
             return None
 
+    def _postpone(self, errand: _Errand, due: float) -> None:
+        """Put off an errand, and those that go to the same node."""
+        node = self._node(errand)
+        with self._changed:
+            for one in self._errands:
+                if self._node(one) == node:
+                    one.due = max(one.due, due)
+
+    def _node(self, errand: _Errand) -> Node | None:
+        keys = errand.keys
+        key = GlobalKeys(self._prefix).servers if keys is None else keys.key("active")
+        return self._broker.node_of(key)
+
     def _run(self, errand: _Errand) -> None:
         """One step of an errand. QsyncError when the store cannot be told yet."""
         if errand.keys is None:
             keys, id = GlobalKeys(self._prefix), errand.server_id
-            self._broker.run(ops.announce(keys, id, ttl_us=0), patience=0)
-            self._broker.run(ops.describe(keys, id, {}, ttl_ms=0), patience=0)
+            self._try(errand, ops.announce(keys, id, ttl_us=0))
+            self._try(errand, ops.describe(keys, id, {}, ttl_ms=0))
             return
         if errand.names is None:
             errand.names = self._read_names(errand, errand.keys)
         call = ops.abandon(errand.keys, errand.server_id, cursor=errand.cursor)
-        errand.cursor, found = self._broker.run(call, patience=0)
+        errand.cursor, found = self._try(errand, call)
         errand.found += found
+
+    def _try(self, errand: _Errand, call: Call[T]) -> T:
+        """Make a call once."""
+        return self._broker.run(call, patience=0, ends=ends_in(TRY_S[errand.failed]))
 
     def _read_names(self, errand: _Errand, keys: QueueKeys) -> list[str]:
         """Which tasks it held, before others recover them: as far as one page of them says."""
         call = views.page(keys, TaskState.ACTIVE, count=PAGE)
         try:
-            rows = self._broker.run(call, patience=0).rows
+            rows = self._try(errand, call).rows
+        except StoreUnavailable:
+            raise
         except QsyncError:  # it does without: a user of an older version may not read them
             return []
         mine = (f"{errand.server_id}/", f"{errand.server_id}~")
