@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from qsync import Mux, Qsync, TaskInfo
 from qsync.broker import connect, ops
 from qsync.broker.ops import FetchPolicy
 from qsync.broker.shell import Broker
-from qsync.keys import QueueKeys
+from qsync.keys import GlobalKeys, QueueKeys
 from qsync.task import Outgoing, Task, new_nonce, outgoing
-from tests.stores import Store
+from tests.stores import Store, wait_until_async
 
 S = 1_000_000
 START = 1_700_000_000 * S
@@ -72,15 +75,18 @@ def queue(prefix: str) -> Iterator[Queue]:
         queue.broker.close()
 
 
+@pytest.mark.faults(99)
 def test_empty_queue_costs_no_writes(queue: Queue) -> None:
     assert queue.hour() == 0
 
 
+@pytest.mark.faults(99)
 def test_queue_with_tasks_for_later_costs_no_writes(queue: Queue) -> None:
     queue.enqueue(Task("a", delay=7200, unique=True))
     assert queue.hour() == 0
 
 
+@pytest.mark.faults(99)
 def test_used_queue_costs_no_writes_once_it_is_swept(queue: Queue) -> None:
     """What servers and clients left there has its time; then nothing is written any more."""
     sent = queue.enqueue(Task("a"))
@@ -97,6 +103,61 @@ def test_used_queue_costs_no_writes_once_it_is_swept(queue: Queue) -> None:
 def test_paused_queue_costs_no_writes_for_what_waits(queue: Queue) -> None:
     queue.run(ops.pause(queue.keys, b"somebody", now_us=queue.now_us))
     assert queue.hour() == 0
+
+
+@pytest.mark.faults(99)
+@pytest.mark.parametrize("queues", [1, 3])
+def test_idle_servers_write_nothing(queue: Queue, prefix: str, queues: int) -> None:
+    """They announce themselves all the time, which is of no use after a restart of the store."""
+    names = [f"q{at}" for at in range(queues)]
+
+    def announced() -> list[float]:
+        """Until when each server counts as live."""
+        with queue.store.client() as client:
+            return [score for _, score in client.zrange(servers, 0, -1, withscores=True)]
+
+    async def main() -> int:
+        async with contextlib.AsyncExitStack() as running:
+            for _ in range(10):
+                server = app.server(mux, queues=names, lease=3, sweep=0.2, shutdown_timeout=0)
+                await running.enter_async_context(server)
+            await wait_until_async(lambda: len(announced()) == 10)
+            latest = max(announced())
+            await wait_until_async(lambda: min(announced()) > latest)  # and all have fetched
+            before = queue.written()
+            latest = max(announced())
+            await wait_until_async(lambda: min(announced()) > latest)
+            assert len(announced()) == 10
+            return queue.written() - before
+
+    app, mux, servers = Qsync(queue.store.url, prefix=prefix), Mux(), GlobalKeys(prefix).servers
+
+    @mux.handle("t")
+    async def t(task: TaskInfo) -> None: ...
+
+    assert asyncio.run(main()) == 0
+
+
+def test_store_that_was_restarted_soon_knows_its_servers(queue: Queue, prefix: str) -> None:
+    mux = Mux()
+
+    @mux.handle("t")
+    async def t(task: TaskInfo) -> None: ...
+
+    async def main() -> None:
+        async with (
+            Qsync(queue.store.url, prefix=prefix) as app,
+            app.server(mux, lease=60, shutdown_timeout=0) as server,  # announced every 30 s
+            contextlib.aclosing(app.inspector()) as inspector,
+        ):
+            await wait_until_async(inspector.servers)
+            queue.store.kill()
+            queue.store.restart()
+            await wait_until_async(inspector.servers)
+            [known] = await inspector.servers()
+            assert known.id == server.id
+
+    asyncio.run(main())
 
 
 def test_late_copy_of_a_fetch_that_was_made_again_takes_nothing(queue: Queue) -> None:

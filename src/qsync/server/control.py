@@ -149,6 +149,8 @@ class Control:
             try:
                 at_once = not fresh or READ_INBOX in self._outage.parts
                 order = await self._inbox.wait(0.001 if at_once else INBOX_WAIT_S)
+                if READ_INBOX in self._outage.parts:
+                    self._again.set()  # a store that was restarted does not know the server
                 self._outage.worked(READ_INBOX)
                 if order is None:
                     fresh = True

@@ -26,7 +26,7 @@ from qsync.server import outcome
 from qsync.server.config import Config
 from qsync.server.crash_log import CrashLog
 from qsync.server.lane import Asked, Lane, Leased, boot_s
-from qsync.server.lookout import Lookout
+from qsync.server.lookout import PASS_ON_S, Lookout
 from qsync.server.outage import Outage
 from qsync.server.run import Runner
 from qsync.server.share import Shares, interleave
@@ -235,7 +235,8 @@ class Fetcher:
     def _next_step(self, now: float, room: bool, lanes: Sequence[Lane]) -> float:
         times = [math.inf, self._lookout.next_at()]
         if self._lookout.count() > CROWD and not self._flights:
-            times.append(now + TURN_S)  # there are queues that this round did not look at
+            # There are queues that this round did not look at.
+            times.append(now + (TURN_S if room else PASS_ON_S))
         for queue in self._flights:
             lane = self._lanes[queue]
             if lane.wanted and now - lane.flown < HELD_S:
@@ -347,8 +348,8 @@ class Fetcher:
 
     @property
     def _foresight_s(self) -> float:
-        """How long the store may have a fetch beforehand: not for longer than the heartbeat takes
-        it for one whose answer may lie unread."""
+        """How long the store may have a fetch beforehand: the heartbeat takes one that is half as
+        long again under way for one whose answer lies unread."""
         return self._config.lease_s / 6
 
     def _due_soon(self, lane: Lane, now: float) -> bool:

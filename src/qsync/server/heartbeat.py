@@ -146,7 +146,7 @@ class Heartbeat:
         renew, or it was.
         """
         asked = lane.unanswered
-        if asked is None or boot_s() - asked.since < self._lease_s / 6:
+        if asked is None or boot_s() - asked.since < self._lease_s / 4:
             return True
         if self._given_back.get(lane.queue) == asked.token:
             return True

@@ -1,10 +1,12 @@
 #!lua flags=allow-oom
--- describe: what a server is and does, for those who look.
+-- describe: what a server is and does, for those who look. It goes to replicas and not to the
+-- append-only file.
 -- include: guard
 -- KEYS[1] server  hash   with a time to live
 -- ARGV[1] ttl     int ms 0: it leaves
 -- ARGV[2...] field, value; always the same fields
 -- returns 1
+redis.set_repl(redis.REPL_REPLICA)
 if tonumber(ARGV[1]) > 0 then
   check_rights(KEYS[1], { 'PEXPIRE' })
   redis.call('HSET', KEYS[1], unpack(ARGV, 2))
