@@ -1,9 +1,10 @@
-"""Handlers that fork: a child that returns from its handler ends, and runs nobody else's task."""
+"""Handlers that fork: a child that comes back to the server ends, and runs nobody else's task."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,13 @@ def thread(task): return split(task)
 async def loop(task):
     while not os.path.exists(sys.argv[3] + ".go"): await asyncio.sleep(0.01)
     return split(task)
+
+@mux.handle("awaits")
+async def awaits(task):
+    while not os.path.exists(sys.argv[3] + ".go"): await asyncio.sleep(0.01)
+    answer = split(task)
+    for _ in range(50): await asyncio.sleep(0.01)  # the loop goes on, in the child as well
+    return answer
 
 @mux.handle("enqueue")
 def enqueue(task):
@@ -81,8 +89,11 @@ def run(store: Store, prefix: str, folder: Path, kind: str, how: str = "returns"
     return log.read_text().splitlines()
 
 
-@pytest.mark.parametrize("kind", ["thread", "loop"])
-@pytest.mark.parametrize("how", ["returns", "fails"])
+@pytest.mark.faults(103)
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [*product(["thread", "loop"], ["returns", "fails"]), ("awaits", "returns")],
+)
 def test_a_forked_child_that_comes_back_ends_and_runs_nothing(
     valkey: Store, prefix: str, tmp_path: Path, kind: str, how: str
 ) -> None:

@@ -41,6 +41,8 @@ FAILURES = {
         "connect",
     ),
     "exit": ("raise SystemExit('no licence')", "SystemExit: no licence", "raise SystemExit"),
+    "interrupt": ("raise KeyboardInterrupt", "KeyboardInterrupt", "raise KeyboardInterrupt"),
+    "cancelled": ("raise asyncio.CancelledError", "CancelledError", "raise asyncio.CancelledError"),
 }
 
 
@@ -50,9 +52,17 @@ def store(valkey: Store) -> Store:
     return valkey
 
 
+@pytest.mark.faults(95)
 @pytest.mark.parametrize(
     ("case", "form"),
-    [("lifespan", "text"), ("lifespan", "json"), ("slow lifespan", "json"), ("exit", "json")],
+    [
+        ("lifespan", "text"),
+        ("lifespan", "json"),
+        ("slow lifespan", "json"),
+        ("exit", "json"),
+        ("interrupt", "json"),
+        ("cancelled", "json"),
+    ],
 )
 def test_failing_lifespan_is_one_record_a_try_and_ends_the_worker(
     tmp_path: Path, store: Store, case: str, form: str
@@ -193,6 +203,7 @@ async def right(app: Any = None, *more: Any, **others: Any) -> AsyncIterator[Non
     yield
 
 
+@pytest.mark.faults(95)
 @pytest.mark.parametrize(
     ("lifespan", "reason"),
     [

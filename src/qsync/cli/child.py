@@ -171,7 +171,7 @@ def _run(server: Server, parent: Parent, *, uvloop: bool) -> int:
     except QsyncError as error:
         parent.tell_error(error)
         return 1
-    except (Exception, SystemExit) as error:  # of the lifespan, say
+    except BaseException as error:  # of the lifespan, say
         parent.tell_error(error, program_trace(error))
         return 1
     finally:

@@ -101,6 +101,7 @@ class Runner:
         """A task that crashed so often is a suspect."""
         self._suspect_timer: asyncio.TimerHandle | None = None
         self._generation = forks.generation
+        self._guard = forks.Guard(self._loop)
         self._failures = Failures(config, invoker, rivals)
         self._low_water = 0
         """Fetch again when no more than this is left of what was leased ahead."""
@@ -266,6 +267,8 @@ class Runner:
         self, leased: Leased, info: TaskInfo, way: Way, task: asyncio.Task[None] | None
     ) -> None:
         """See a task through; `task` is the one of asyncio that this runs in, None: its own."""
+        if forks.generation != self._generation:
+            forks.end()
         running.set(Around(leased, info, self._surroundings, self._progress.tell))
         try:
             if leased.crashes and not await self._mark(leased):
@@ -518,6 +521,7 @@ class Runner:
 
     async def aclose(self) -> None:
         """Forget what is still to be told, and what has not begun."""
+        self._guard.close()
         self._pump.close()
         self._limits.close()
         for deaf in self._deaf:
