@@ -477,6 +477,7 @@ def test_an_autoscaler_that_follows_the_advice_settles(backlog: int) -> None:
     assert {count for count, _ in seen[40:]} <= {5, 6}
 
 
+@pytest.mark.faults(98)
 @pytest.mark.parametrize("polls_while_idle", [True, False])
 @pytest.mark.parametrize("after_s", [0.5, 6.0, 14.0])
 def test_burst_after_idle_minutes_asks_for_what_it_takes(
@@ -505,6 +506,7 @@ def test_burst_after_idle_minutes_asks_for_what_it_takes(
     assert made.advise(Goal()).backlog_seconds == pytest.approx((1990 - done) / 13.3, rel=0.15)
 
 
+@pytest.mark.faults(98)
 def test_idle_time_after_a_burst_does_not_slow_the_measured_rate() -> None:
     busy = at(15, servers=1, slots=10, active=10, pending=100, oldest_s=8, enqueued=300)
     more = at(
@@ -702,6 +704,7 @@ def test_port_is_asked_by_addresses_and_its_own_names(host: str, status: int) ->
     assert answer.startswith(b"HTTP/1.1 %d " % status), answer
 
 
+@pytest.mark.faults(98)
 def test_lists_of_queues_that_strangers_ask_for_leave_the_measurement_alone(
     valkey: Store, prefix: str
 ) -> None:

@@ -64,6 +64,7 @@ class Recorder:
         return len(self.begun)
 
 
+@pytest.mark.faults(92)
 def test_a_long_suspect_holds_up_others_for_a_second(valkey: Store, prefix: str) -> None:
     async def main() -> None:
         recorder = Recorder()
@@ -85,6 +86,7 @@ def test_a_long_suspect_holds_up_others_for_a_second(valkey: Store, prefix: str)
     asyncio.run(main())
 
 
+@pytest.mark.faults(92)
 def test_many_long_suspects_start_soon_after_the_first(valkey: Store, prefix: str) -> None:
     async def main() -> None:
         recorder = Recorder()
@@ -101,6 +103,7 @@ def test_many_long_suspects_start_soon_after_the_first(valkey: Store, prefix: st
     asyncio.run(main())
 
 
+@pytest.mark.faults(92)
 def test_suspects_share_the_slots_that_there_are(valkey: Store, prefix: str) -> None:
     async def main() -> None:
         recorder = Recorder()
@@ -115,6 +118,7 @@ def test_suspects_share_the_slots_that_there_are(valkey: Store, prefix: str) -> 
     asyncio.run(main())
 
 
+@pytest.mark.faults(92)
 def test_suspects_that_ran_together_in_a_crash_run_one_at_a_time(
     valkey: Store, prefix: str
 ) -> None:

@@ -48,6 +48,7 @@ async def looked(server: Server, times: int) -> None:
         await wait_until_async(lambda: min(lane.answered for lane in server._lanes) > before)  # noqa: B023
 
 
+@pytest.mark.faults(99)
 def test_idle_server_of_many_queues_fetches_from_none(store: Store, prefix: str) -> None:
     async def main() -> None:
         names = [f"q{at}" for at in range(200)]
@@ -64,6 +65,7 @@ def test_idle_server_of_many_queues_fetches_from_none(store: Store, prefix: str)
     asyncio.run(main())
 
 
+@pytest.mark.faults(100)
 def test_tasks_in_many_queues_take_few_fetches(store: Store, prefix: str) -> None:
     """Two tasks in each of 600 queues, and as many beside them that stay empty."""
     count = 600
@@ -82,6 +84,7 @@ def test_tasks_in_many_queues_take_few_fetches(store: Store, prefix: str) -> Non
     asyncio.run(main())
 
 
+@pytest.mark.faults(100)
 @pytest.mark.parametrize("queues", [3, 150])
 @pytest.mark.parametrize("lost", [False, True])
 def test_task_in_one_of_many_queues_is_found(

@@ -89,6 +89,7 @@ def test_on_error_and_retry_delay_get_the_class_that_was_raised(valkey: Store, p
     assert {"ValueError", "OddError", "SlowDownError", "FileNotFoundError"} <= asked.keys()
 
 
+@pytest.mark.faults(96)
 def test_a_timeout_kills_the_programs_that_the_handler_started(tmp_path: Path) -> None:
     async def main() -> None:
         pool = ProcessPool(1)
@@ -103,6 +104,7 @@ def test_a_timeout_kills_the_programs_that_the_handler_started(tmp_path: Path) -
     asyncio.run(main())
 
 
+@pytest.mark.faults(96)
 @pytest.mark.parametrize("how", ["timeout", "crash"])
 def test_what_was_printed_before_a_kill_is_not_lost(tmp_path: Path, how: str) -> None:
     program = f"""

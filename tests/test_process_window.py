@@ -66,6 +66,7 @@ async def sent(pool: ProcessPool, count: int) -> None:
     await wait_until_async(lambda: sum(len(one.sent) for one in pool._processes) == count)
 
 
+@pytest.mark.faults(96)
 def test_a_timeout_kills_the_running_task_and_the_others_run_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +86,7 @@ def test_a_timeout_kills_the_running_task_and_the_others_run_elsewhere(
     asyncio.run(main())
 
 
+@pytest.mark.faults(96)
 def test_a_crash_fails_the_running_task_alone(tmp_path: Path) -> None:
     async def main() -> None:
         async with warm_pool(tmp_path) as (pool, pid):

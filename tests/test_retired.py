@@ -36,6 +36,7 @@ def live(url: str) -> list[str]:
     return found
 
 
+@pytest.mark.faults(97)
 def test_process_that_an_operator_stops_stays_away_and_the_last_one_ends_the_worker(
     tmp_path: Path, valkey: Store
 ) -> None:

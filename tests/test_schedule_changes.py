@@ -22,6 +22,7 @@ def _year_ago(place: Place) -> int:
     return place.now_us() - 365 * 86_400_000_000
 
 
+@pytest.mark.faults(94)
 @pytest.mark.parametrize("missed", ["skip", "once", "all"])
 @pytest.mark.parametrize(
     ("before", "after"),
@@ -48,6 +49,7 @@ def test_changed_schedule_owes_no_tick_from_before(
     run(store, prefix, work)
 
 
+@pytest.mark.faults(94)
 def test_changed_zone_owes_no_tick_from_before(store: Store, prefix: str) -> None:
     async def work(place: Place) -> None:
         async with place.running(periodic("a", Cron("* * * * *", tz="Europe/Moscow"))):
@@ -103,6 +105,7 @@ def book(store: Store, prefix: str) -> Book:
     return Book(store, prefix)
 
 
+@pytest.mark.faults(94)
 def test_servers_of_both_sides_of_a_deploy_keep_their_moments(book: Book) -> None:
     """They publish in turn: no tick of either is lost by that."""
     assert book.ask(("a", Every(60))) == [START]

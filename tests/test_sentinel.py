@@ -36,6 +36,7 @@ def guarded() -> Iterator[tuple[Store, Store]]:
             yield primary, watcher
 
 
+@pytest.mark.faults(90)
 def test_callers_wait_for_a_connection_to_the_primary(
     sentinel: Sentinel, colour: Colour, prefix: str
 ) -> None:
@@ -51,6 +52,7 @@ def test_callers_wait_for_a_connection_to_the_primary(
     )
 
 
+@pytest.mark.faults(90)
 def test_exchanges_at_once_wait_for_a_connection_to_the_primary(
     sentinel: Sentinel, prefix: str
 ) -> None:
@@ -63,6 +65,7 @@ def test_exchanges_at_once_wait_for_a_connection_to_the_primary(
     asyncio.run(main())
 
 
+@pytest.mark.faults(90)
 def test_connections_in_use_do_not_count_as_a_store_that_refuses(
     sentinel: Sentinel, prefix: str
 ) -> None:
@@ -95,6 +98,7 @@ def test_connections_follow_a_failover(sentinel: Sentinel, prefix: str) -> None:
     broker.close()
 
 
+@pytest.mark.faults(91)
 def test_sentinels_have_credentials_of_their_own(
     guarded: tuple[Store, Store], colour: Colour, prefix: str
 ) -> None:
@@ -104,6 +108,7 @@ def test_sentinels_have_credentials_of_their_own(
     assert colour.do(client.enqueue(Task("t"))).created
 
 
+@pytest.mark.faults(91)
 @pytest.mark.parametrize(
     ("query", "says"),
     [

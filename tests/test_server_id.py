@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from qsync import Mux, Task, TaskInfo
 from qsync.broker import ops, views
 from qsync.keys import GlobalKeys
@@ -22,6 +24,7 @@ async def _dead_server(using: Bench, number: int) -> list[str]:
     return (await using.broker.run(fetch)).ids
 
 
+@pytest.mark.faults(89)
 def test_next_life_of_a_server_id_fetches_at_once(store: Store, prefix: str) -> None:
     """The life before made a thousand fetches; the new one begins to count again."""
 
@@ -44,6 +47,7 @@ def test_next_life_of_a_server_id_fetches_at_once(store: Store, prefix: str) -> 
     asyncio.run(main())
 
 
+@pytest.mark.faults(89)
 def test_two_servers_of_one_id_both_work(store: Store, prefix: str) -> None:
     async def main() -> None:
         ran: list[Server] = []
@@ -71,6 +75,7 @@ def test_two_servers_of_one_id_both_work(store: Store, prefix: str) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.faults(89)
 def test_crash_of_the_life_before_is_counted(store: Store, prefix: str) -> None:
     """What a dead life leased is no business of the next one: else a task that kills its server
     would go back uncharged for ever."""
@@ -92,6 +97,7 @@ def test_crash_of_the_life_before_is_counted(store: Store, prefix: str) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.faults(89)
 def test_order_to_the_life_before_is_not_for_the_next(store: Store, prefix: str) -> None:
     async def main() -> None:
         ran = asyncio.Event()
@@ -147,6 +153,7 @@ def test_token_names_the_server_and_not_its_life(store: Store, prefix: str) -> N
     asyncio.run(main())
 
 
+@pytest.mark.faults(89)
 def test_abandon_takes_the_leases_of_every_life(store: Store, prefix: str) -> None:
     async def main() -> None:
         async with bench(store.url, prefix) as using:

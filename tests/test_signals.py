@@ -73,6 +73,7 @@ class Program:
 LOOPS = ["asyncio.run(main())", "import uvloop; uvloop.run(main())"]
 
 
+@pytest.mark.faults(102)
 @pytest.mark.parametrize("run", LOOPS, ids=["asyncio", "uvloop"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_all_servers_of_a_loop_stop(
@@ -149,6 +150,7 @@ uvicorn.run(Starlette(lifespan=lifespan), port=int(sys.argv[3]), loop="asyncio")
 """
 
 
+@pytest.mark.faults(102)
 def test_inside_of_uvicorn_both_stop_at_the_first_sigterm(
     valkey: Store, prefix: str, tmp_path: Path
 ) -> None:

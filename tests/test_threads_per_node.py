@@ -6,6 +6,8 @@ import asyncio
 import threading
 from collections import Counter
 
+import pytest
+
 from qsync import Mux, Task, TaskInfo
 from tests.serving import bench
 from tests.stores import Cluster, wait_until_async
@@ -15,6 +17,7 @@ def heartbeats() -> int:
     return sum(thread.name == "qsync-heartbeat" for thread in threading.enumerate())
 
 
+@pytest.mark.faults(100)
 def test_server_of_many_queues_has_one_heartbeat_a_node(cluster: Cluster, prefix: str) -> None:
     async def main() -> None:
         mux = Mux()

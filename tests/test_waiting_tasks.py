@@ -71,6 +71,7 @@ async def take_over(b: Bench, server_id: str, count: int = COUNT) -> None:
     await wait_until_async(taken)
 
 
+@pytest.mark.faults(101)
 @pytest.mark.parametrize("grace", [0.0, 0.3])
 def test_bodies_that_wait_for_a_thread_do_not_begin_at_shutdown(
     valkey: Store, prefix: str, grace: float
@@ -114,6 +115,7 @@ def test_at_shutdown_what_waits_goes_back_at_once_and_what_runs_may_end(
     assert len(bodies.begun) == 1
 
 
+@pytest.mark.faults(101)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_bodies_that_wait_for_a_thread_do_not_begin_at_their_timeout(
     valkey: Store, prefix: str, threads: int
@@ -158,6 +160,7 @@ def test_bodies_whose_cancel_was_asked_for_while_they_wait_do_not_begin(
     assert len(bodies.begun) == 2
 
 
+@pytest.mark.faults(101)
 def test_bodies_that_others_have_run_meanwhile_do_not_begin(valkey: Store, prefix: str) -> None:
     bodies = Bodies()
 
@@ -238,6 +241,7 @@ def test_a_thread_that_becomes_free_looks_whether_the_next_may_still_begin() -> 
     asyncio.run(main())
 
 
+@pytest.mark.faults(101)
 def test_a_process_that_becomes_free_looks_whether_the_next_may_still_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from tests.stores import Store
 LARGE = b"x" * 100_000
 
 
+@pytest.mark.faults(93)
 @pytest.mark.parametrize("strict", [False, True])
 def test_queue_of_large_payloads_gets_its_share(store: Store, prefix: str, *, strict: bool) -> None:
     """A fetch takes 40 of them at most."""

@@ -109,7 +109,7 @@ Sweep = Annotated[
     typer.Option(
         parser=duration_of,
         metavar="TIME",
-        help="How often the upkeep of each queue is done, at least.  [default: 5s]",
+        help="How often each queue is looked at for upkeep, at least.  [default: 5s]",
         show_default=False,
     ),
 ]

@@ -62,7 +62,7 @@ class Config:
     concurrency       tasks that run at the same time
     strict            drain queues in order of weight instead of sharing
     lease             how long tasks are leased for; renewed every third of it
-    sweep             how often the upkeep of each queue is done, at least
+    sweep             how often each queue is looked at for upkeep, at least
     max_crashes       a task with which so many servers died is dead
     shutdown_timeout  how long running tasks may go on after a stop; then they are handed back
     timeout           of one attempt, for tasks without a timeout of their own
