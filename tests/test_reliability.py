@@ -31,7 +31,7 @@ TEXT = """import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.faults(9)]
 
 @pytest.mark.guarantee(3)
-@pytest.mark.faults(1, 99)
+@pytest.mark.faults(1, 999)
 @pytest.mark.parametrize("x", [1])
 def test_it(x): ...
 
@@ -44,11 +44,11 @@ def helper(): ...
 def test_marks_of_a_test_and_of_its_module_are_read(tmp_path: Path) -> None:
     (tmp_path / "test_x.py").write_text(TEXT, "utf-8")
     first, second = marked(tmp_path)
-    assert (first.test, first.faults, first.guarantee) == ("test_x.py::test_it", (1, 9, 99), (3,))
+    assert (first.test, first.faults, first.guarantee) == ("test_x.py::test_it", (1, 9, 999), (3,))
     assert first.label == "`test_x.py::test_it` (soak)"
     assert (second.test, second.faults) == ("test_x.py::test_other", (9,))
     found = wrong([first, second])
-    assert "test_x.py::test_it: there is no faults 99" in found
+    assert "test_x.py::test_it: there is no faults 999" in found
     assert "fault 2 has no test" in found
     assert "guarantee 1 has no test" in found
     assert 5 in OPTIONAL

@@ -79,7 +79,7 @@ def test_connections_in_use_do_not_count_as_a_store_that_refuses(
         call = views.counts(QueueKeys(prefix, "q"))
         with pytest.raises(StoreUnavailable):
             await broker.run(call, patience=0.1)
-        await hand.give_back(wire)
+        hand.give_back(wire)
         await broker.run(call, patience=0)
         await broker.aclose()
 
