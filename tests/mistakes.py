@@ -44,8 +44,8 @@ def repeated_enqueue_is_a_duplicate() -> contextlib.AbstractContextManager[None]
     That of a client is not, since its last call is answered from what is kept of it: so this shows
     only where there is no sender, and the simulation has the other one.
     """
-    right = "if old and old ~= message or holder then"
-    return planted("include/store.lua", right, "if old or holder then")
+    right = "if old and old ~= message or holder or repeated then"
+    return planted("include/store.lua", right, "if old or holder or repeated then")
 
 
 def enqueue_not_kept() -> contextlib.AbstractContextManager[None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import FAULTS, GUARANTEES, LEFT_OUT, OPTIONAL
+from tests.mistakes import Plant
 from tests.mutants import ENOUGH, PLANTED, TABLE
 from tests.reliability import PAGE, filled, generated, marked, missing, wrong
 
@@ -66,6 +67,12 @@ def test_each_planted_mistake_was_found_soon_enough() -> None:
     assert rows.keys() == {(name, by) for name, by, _, _ in PLANTED}, "python -m tests.mutants"
     assert all(isinstance(needed, int) and 0 < needed <= ENOUGH for needed in rows.values())
     assert {name for name, _ in rows} >= ESSENTIAL
+
+
+@pytest.mark.parametrize(("name", "plant"), [(f"{by}: {name}", p) for name, by, p, _ in PLANTED])
+def test_each_planted_mistake_fits_the_code(name: str, plant: Plant) -> None:
+    with plant():
+        pass
 
 
 ESSENTIAL = {
