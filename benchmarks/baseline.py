@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.handlers import no_op
-from qsync.broker.ops import BATCH
+from qsync.broker.ops import BATCH_SIZE
 from qsync.broker.shell import AsyncBroker
 from qsync.keys import QueueKeys
 from qsync.task import TaskInfo, decode_message
@@ -37,8 +37,10 @@ async def read_messages(broker: AsyncBroker, keys: QueueKeys) -> list[bytes]:
     pending, tasks = keys.key("pending"), keys.key("tasks")
     ids = await broker.ask("ZRANGE", pending, 0, -1, key=pending) or []
     messages: list[bytes] = []
-    for start in range(0, len(ids), BATCH):
-        messages += await broker.ask("HMGET", tasks, *ids[start : start + BATCH], key=tasks) or []
+    for start in range(0, len(ids), BATCH_SIZE):
+        messages += (
+            await broker.ask("HMGET", tasks, *ids[start : start + BATCH_SIZE], key=tasks) or []
+        )
     return messages
 
 

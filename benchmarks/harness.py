@@ -14,7 +14,7 @@ from benchmarks.scale import Scale
 from benchmarks.server_process import BenchmarkError, ServerProcess
 from benchmarks.store import CommandUsage, read_info, read_script_usage
 from qsync import codec
-from qsync.broker import connect, ops
+from qsync.broker import ops, redis_clients
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, Client
 from qsync.keys import QUEUE_KEYS, GlobalKeys, QueueKeys
@@ -34,7 +34,7 @@ class Harness:
         self.scale = scale
         self.prefix = f"qsync-bench-{secrets.token_hex(4)}"
         self.keys = QueueKeys(self.prefix, DEFAULT)
-        self.address = connect.parse(url)
+        self.address = redis_clients.parse(url)
         self.broker = AsyncBroker(self.address)
 
     async def __aenter__(self) -> Self:

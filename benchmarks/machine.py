@@ -12,11 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from qsync.broker.shell import Facts
+from qsync.broker.shell import StoreInfo
 from qsync.version import __version__
 
 
-def describe(store: Facts, store_at: str, command: str) -> dict[str, Any]:
+def describe(store: StoreInfo, store_at: str, command: str) -> dict[str, Any]:
     """Return what a reader needs to compare a run of qsync with another run."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks import handlers
 from benchmarks.baseline import read_messages, run_baseline
 from qsync.app import Qsync
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from qsync.broker.shell import AsyncBroker
 from qsync.keys import QueueKeys
 from qsync.task import DEFAULT
@@ -79,7 +79,7 @@ async def _server(spec: dict[str, Any]) -> AsyncIterator[None]:
 
 
 async def _baseline(spec: dict[str, Any]) -> dict[str, Any]:
-    broker = AsyncBroker(connect.parse(spec["url"]), connections=1)
+    broker = AsyncBroker(redis_clients.parse(spec["url"]), connections=1)
     try:
         messages = await read_messages(broker, QueueKeys(spec["prefix"], DEFAULT))
     finally:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from qsync.broker.shell import AsyncBroker
 from qsync.embedded import Embedded
 
@@ -24,7 +24,7 @@ async def private_store() -> AsyncIterator[str]:
     try:
         with Embedded(folder) as store:
             url = f"unix://{quote(store.socket)}"
-            broker = AsyncBroker(connect.parse(url), connections=1)
+            broker = AsyncBroker(redis_clients.parse(url), connections=1)
             try:
                 await broker.ask("CONFIG", "SET", "appendonly", "no")
             finally:

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from qsync.broker.shell import AsyncBroker
 from qsync.client import AsyncClient
 from qsync.mux import Mux
@@ -52,7 +52,7 @@ async def main() -> None:
         handled.add(task.type)
         return task.value(object) if task.is_value else task.payload
 
-    address = connect.parse(url)
+    address = redis_clients.parse(url)
     broker = AsyncBroker(address)
     async with (
         AsyncClient(broker, prefix=prefix) as client,

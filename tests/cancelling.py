@@ -10,7 +10,7 @@ from typing import Any
 
 import redis.asyncio
 
-from qsync.broker import connect, ops
+from qsync.broker import ops, redis_clients
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError
 from qsync.keys import GlobalKeys
@@ -27,7 +27,7 @@ def mixed_up(url: str, prefix: str, seed: int) -> str | None:
 
 
 async def _make_calls(url: str, chance: random.Random, prefix: str) -> str | None:
-    broker = AsyncBroker(connect.parse(url), connections=2)
+    broker = AsyncBroker(redis_clients.parse(url), connections=2)
     try:
         for number in range(CALLS):
             many = chance.randint(1, 50)

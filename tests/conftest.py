@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from qsync.broker.call import Durability
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, Client
@@ -107,7 +107,7 @@ class Colour:
         **broker: Any,
     ) -> Any:
         """A new client, and its broker with these options; closed at the end of the test."""
-        address = connect.parse(url)
+        address = redis_clients.parse(url)
         options: dict[str, Any] = {
             "prefix": prefix,
             "payload_limit": payload_limit,

@@ -11,11 +11,19 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from msgspec.structs import replace
 
-from qsync.audit import Auditor, Report
 from qsync.broker import ops
 from qsync.broker.call import Call
-from qsync.broker.ops import Done, Fetched, FetchPolicy, HandedBack, Held, Killed, Retried
+from qsync.broker.ops import (
+    Completion,
+    FetchPolicy,
+    FetchResult,
+    HandedBack,
+    Killed,
+    LeaseRef,
+    Retried,
+)
 from qsync.broker.shell import AsyncBroker
+from qsync.diagnostics.audit import Auditor, Report
 from qsync.keys import QUEUE_KEYS
 from tests.rig import DAY, LEASE, Dump, Rig, S
 
@@ -66,19 +74,21 @@ class Patient:
         else:
             (client.zrem if is_set else client.hdel)(key, field)
 
-    def treat(self, verbs: list[str], held: list[Held], ids: tuple[str, ...]) -> None:
+    def treat(self, verbs: list[str], held: list[LeaseRef], ids: tuple[str, ...]) -> None:
         """Calls as they come, by those who know nothing of the damage: none fails."""
         for verb in verbs:
             self.rig.now += LEASE if verb == "fetch" else 1
-            self.rig.run(self._call(verb, held or [Held(ids[0], "s/0")], ids))
+            self.rig.run(self._call(verb, held or [LeaseRef(ids[0], "s/0")], ids))
 
-    def _call(self, verb: str, held: list[Held], ids: tuple[str, ...]) -> Call[Any]:
+    def _call(self, verb: str, held: list[LeaseRef], ids: tuple[str, ...]) -> Call[Any]:
         keys, now = self.rig.keys, self.rig.now
         match verb:
             case "fetch":
                 return self._fetch("nurse", 3)
             case "complete":
-                return ops.complete(keys, [Done(*one, 5 * S, b"r") for one in held], now_us=now)
+                return ops.complete(
+                    keys, [Completion(*one, 5 * S, b"r") for one in held], now_us=now
+                )
             case "retry":
                 return ops.retry(keys, [Retried(*one, S, b"f") for one in held], now_us=now)
             case "kill":
@@ -102,7 +112,7 @@ class Patient:
                 return ops.enqueue(keys, tasks, now_us=now)
         return ops.abandon(keys, "s")
 
-    def _fetch(self, server: str, wanted: int) -> Call[Fetched]:
+    def _fetch(self, server: str, wanted: int) -> Call[FetchResult]:
         self._number += 1
         return ops.fetch(
             self.rig.keys, server=server, number=self._number, wanted=wanted,
@@ -128,9 +138,9 @@ class Patient:
             # After a long pause leases are spared for a while, and after a short one they are not.
             self.rig.now += LEASE // 2 if at % 2 else 2 * LEASE
             fetched = self.rig.run(self._fetch("doctor", 20))
-            held = [Held(id, f"doctor/{self._number}") for id in fetched.ids]
+            held = [LeaseRef(id, f"doctor/{self._number}") for id in fetched.ids]
             self.rig.run(
-                ops.complete(self.rig.keys, [Done(*one) for one in held], now_us=self.rig.now)
+                ops.complete(self.rig.keys, [Completion(*one) for one in held], now_us=self.rig.now)
             )
             if not any(self.rig.ids(state) for state in SETS[:4]):
                 break

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from qsync import Mux, Task, TaskInfo
 from qsync.broker import views
-from qsync.server.settle import Settler
+from qsync.server.settler import Settler
 from tests.mistakes import exchanged
 from tests.serving import bench
 from tests.stores import Store, wait_until_async

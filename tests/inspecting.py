@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from qsync import codec
-from qsync.broker import connect, ops
-from qsync.broker.ops import Done, FetchPolicy, Held, Killed, Retried
+from qsync.broker import ops, redis_clients
+from qsync.broker.ops import Completion, FetchPolicy, Killed, LeaseRef, Retried
 from qsync.broker.shell import AsyncBroker
 from qsync.inspector import Inspector
 from qsync.keys import GlobalKeys, QueueKeys
-from qsync.task import FailedAttempt, Failure, Task, new_nonce, outgoing
+from qsync.task import FailedAttempt, Failure, Task, new_nonce, new_task
 
 S = 1_000_000
 POLICY = FetchPolicy(lease_us=60 * S, max_crashes=3, dead_limit=1_000_000, dead_age_us=10**15)
@@ -32,22 +32,22 @@ class Bed:
     async def enqueue(self, *tasks: Task, queue: str = "default") -> None:
         """Enqueue tasks, in one call and in order, and register their queue."""
         await self.broker.run(ops.register(GlobalKeys(self.prefix), [queue]))
-        made = [outgoing(task, new_nonce(), queue=queue) for task in tasks]
+        made = [new_task(task, new_nonce(), queue=queue) for task in tasks]
         for part in ops.batches(made, lambda task: len(task.message)):
             await self.broker.run(ops.enqueue(self.keys(queue), part))
 
     async def lease(
         self, wanted: int = 500, *, server: str = "s", queue: str = "default"
-    ) -> list[Held]:
+    ) -> list[LeaseRef]:
         self._number += 1
         call = ops.fetch(
             self.keys(queue), server=server, number=self._number, wanted=wanted, policy=POLICY
         )
         found = await self.broker.run(call)
-        return [Held(id, f"{server}/{self._number}") for id in found.ids]
+        return [LeaseRef(id, f"{server}/{self._number}") for id in found.ids]
 
     async def kill(
-        self, held: Sequence[Held], error: str = "boom", *, queue: str = "default"
+        self, held: Sequence[LeaseRef], error: str = "boom", *, queue: str = "default"
     ) -> None:
         record = failure(error)
         rows = [Killed(*one, True, record) for one in held]
@@ -60,12 +60,12 @@ class Bed:
             if held := await self.lease(queue=queue):
                 await self.kill(held, error, queue=queue)
 
-    async def retry(self, held: Sequence[Held], error: str, delay: float) -> None:
+    async def retry(self, held: Sequence[LeaseRef], error: str, delay: float) -> None:
         rows = [Retried(*one, int(delay * S), failure(error)) for one in held]
         await self.broker.run(ops.retry(self.keys(), rows))
 
-    async def complete(self, held: Sequence[Held], retention: float, result: bytes) -> None:
-        rows = [Done(*one, int(retention * S), result) for one in held]
+    async def complete(self, held: Sequence[LeaseRef], retention: float, result: bytes) -> None:
+        rows = [Completion(*one, int(retention * S), result) for one in held]
         await self.broker.run(ops.complete(self.keys(), rows))
 
     async def serve(
@@ -91,7 +91,7 @@ def failure(error: str, attempts: int = 1) -> bytes:
 @contextlib.asynccontextmanager
 async def bed(url: str, prefix: str) -> AsyncIterator[Bed]:
     """A Bed whose connections are closed at the end."""
-    broker = AsyncBroker(connect.parse(url))
+    broker = AsyncBroker(redis_clients.parse(url))
     made = Bed(broker, prefix)
     try:
         async with made.inspector:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from qsync.broker import rights
-from qsync.broker.rights import Role
+from qsync.broker import acl
+from qsync.broker.acl import Role
 from tests.stores import Store
 
 LIMITED: Final = os.environ.get("QSYNC_TEST_ACL") == "1"
@@ -47,9 +47,9 @@ class AsUser:
         self._store = store
         self.user = f"as-{role}"
         old = rights_are_old(store)
-        rules = [*rights.rules(role, prefix, old=old)]
+        rules = [*acl.rules(role, prefix, old=old)]
         if role == "admin":  # in whose tests there are servers too
-            rules += [f"+{command}" for command in rights.commands("server", old=old)]
+            rules += [f"+{command}" for command in acl.commands("server", old=old)]
         store.command("ACL", "SETUSER", self.user, "reset", "on", ">secret", *rules)
         store.command("ACL", "LOG", "RESET")
 

@@ -22,9 +22,9 @@ from hypothesis.stateful import (
 
 from qsync.broker import ops, views
 from qsync.broker.call import Call
-from qsync.broker.ops import Done, HandedBack, Held, Killed, Retried
+from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.errors import QsyncError, QueueFull, SchemaMismatch
-from qsync.task import Outgoing, Task, new_nonce, outgoing
+from qsync.task import NewTask, Task, new_nonce, new_task
 from tests.damage import Damage, Patient
 from tests.invariants import (
     assert_same,
@@ -81,7 +81,7 @@ class Scripts(RuleBasedStateMachine):
         self.speak()
         self.rig.reset()
         self.model = Model()
-        self.held: list[Held] = []
+        self.held: list[LeaseRef] = []
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.numbers = dict.fromkeys(SERVERS, 0)
         self.number = 0
@@ -114,7 +114,7 @@ class Scripts(RuleBasedStateMachine):
         reply = self.do(
             "fetch", server=server, number=number, wanted=wanted, policy=POLICY, again=again
         )
-        fresh = [Held(id, f"{server}/{number}") for id in reply.ids]
+        fresh = [LeaseRef(id, f"{server}/{number}") for id in reply.ids]
         self.held += [one for one in fresh if one not in self.held]
 
     def crash(self, marked: bool, server: str, wanted: int) -> None:
@@ -134,7 +134,7 @@ class Scripts(RuleBasedStateMachine):
 
     def complete(self, picks: list[int], keep: int | None) -> None:
         result = b"" if keep is None else b"result"
-        self.do("complete", [Done(*one, keep, result) for one in self.chosen(picks)])
+        self.do("complete", [Completion(*one, keep, result) for one in self.chosen(picks)])
 
     def retry(self, picks: list[int], delay: int) -> None:
         self.do("retry", [Retried(*one, delay, b"failure") for one in self.chosen(picks)])
@@ -266,12 +266,12 @@ class Scripts(RuleBasedStateMachine):
 
     # Steps
 
-    def current(self) -> list[Held]:
-        return [Held(id, task.token) for id, task in self.model.tasks.items() if task.token]
+    def current(self) -> list[LeaseRef]:
+        return [LeaseRef(id, task.token) for id, task in self.model.tasks.items() if task.token]
 
-    def chosen(self, picks: Sequence[int]) -> list[Held]:
+    def chosen(self, picks: Sequence[int]) -> list[LeaseRef]:
         """Leases: most of them hold, the others are any that were given before."""
-        current, ever = self.current(), self.held or [Held("a", "s/0")]
+        current, ever = self.current(), self.held or [LeaseRef("a", "s/0")]
         some = [current if pick < 9 and current else ever for pick in picks]
         return [of[pick % len(of)] for pick, of in zip(picks, some, strict=True)]
 
@@ -341,11 +341,11 @@ def brings_in(name: str, args: Sequence[Any]) -> bool:
     return results or name in ("enqueue", "tick")
 
 
-def made(id: str, options: dict[str, Any]) -> Outgoing:
+def made(id: str, options: dict[str, Any]) -> NewTask:
     remember_us = options.get("remember_us", 0)
     options = {name: value for name, value in options.items() if name != "remember_us"}
     task = Task("type", b"payload", id=id, **options)
-    return outgoing(task, new_nonce(), remember_us=remember_us)
+    return new_task(task, new_nonce(), remember_us=remember_us)
 
 
 def run_machine(

@@ -13,19 +13,19 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from qsync.broker.ops import (
-    Done,
+    Completion,
     Enqueued,
-    Fetched,
     FetchPolicy,
+    FetchResult,
     HandedBack,
-    Held,
     Killed,
+    LeaseRef,
     Outcome,
-    Purged,
+    PurgeStep,
     Retried,
 )
 from qsync.state import UNFINISHED
-from qsync.task import Outgoing
+from qsync.task import NewTask
 from tests.model_queue import Known, Queue
 
 SECOND: Final = 1_000_000
@@ -38,7 +38,7 @@ class Model(Queue):
     """A queue and its operations, with the signatures of qsync.broker.ops but for `now`."""
 
     def enqueue(
-        self, now: int, tasks: Sequence[Outgoing], *, sender: str = "", number: int = 0
+        self, now: int, tasks: Sequence[NewTask], *, sender: str = "", number: int = 0
     ) -> list[Enqueued]:
         last, _, answers = self.calls.get(sender, (-1, 0, []))
         if number <= last:
@@ -57,7 +57,7 @@ class Model(Queue):
         return answers
 
     def _enqueue(
-        self, now: int, tasks: Sequence[Outgoing], recent: Collection[str] = ()
+        self, now: int, tasks: Sequence[NewTask], recent: Collection[str] = ()
     ) -> list[Enqueued]:
         answers, due = [], {}
         for sent in tasks:
@@ -88,7 +88,7 @@ class Model(Queue):
         self.to_later(now, "scheduled", due)
         return answers
 
-    def tick(self, now: int, schedule: str, tick_us: int, task: Outgoing) -> bool:
+    def tick(self, now: int, schedule: str, tick_us: int, task: NewTask) -> bool:
         if self.ticks.get(schedule, -1) >= tick_us:
             return False
         self.ticks[schedule] = tick_us
@@ -103,7 +103,7 @@ class Model(Queue):
         wanted: int,
         policy: FetchPolicy,
         again: bool = False,
-    ) -> Fetched:
+    ) -> FetchResult:
         before, _, batch = self.fetches.get(server, (-1, 0, []))
         self.generation = self.generation or f"{server}@{now}"
         token = f"{server}/{number}"
@@ -157,9 +157,9 @@ class Model(Queue):
 
     def _fetched(
         self, now: int, ids: list[str], next_due: int | None, own: list[str], back: int, died: int
-    ) -> Fetched:
+    ) -> FetchResult:
         tasks = [self.tasks[id] for id in ids]
-        return Fetched(
+        return FetchResult(
             now_us=now,
             next_due_us=next_due,
             more=False,
@@ -245,7 +245,7 @@ class Model(Queue):
             ):
                 self.swept = now
 
-    def complete(self, now: int, rows: Sequence[Done]) -> list[Outcome]:
+    def complete(self, now: int, rows: Sequence[Completion]) -> list[Outcome]:
         held, answers = self.owned(rows)
         for row in held:
             if self.tasks[row.id].since is not None:
@@ -299,12 +299,12 @@ class Model(Queue):
         self.awake = self.awake or bool(head)
         return answers
 
-    def stopped(self, now: int, rows: Sequence[Held]) -> list[Outcome]:
+    def stopped(self, now: int, rows: Sequence[LeaseRef]) -> list[Outcome]:
         held, answers = self.owned(rows)
         self.end_cancelled(now, [row.id for row in held])
         return answers
 
-    def renew(self, now: int, rows: Sequence[Held], *, lease_us: int) -> list[str]:
+    def renew(self, now: int, rows: Sequence[LeaseRef], *, lease_us: int) -> list[str]:
         held, answers = self.owned(rows)
         if held:
             self.note_life(now, lease_us)
@@ -316,7 +316,7 @@ class Model(Queue):
             for row, answer in zip(rows, answers, strict=True)
         ]
 
-    def start(self, now: int, rows: Sequence[Held]) -> list[Outcome]:
+    def start(self, now: int, rows: Sequence[LeaseRef]) -> list[Outcome]:
         held, answers = self.owned(rows)
         for row in held:
             task = self.tasks[row.id]
@@ -382,12 +382,12 @@ class Model(Queue):
             self.recent.pop(id, None)
         return len(gone)
 
-    def purge(self, now: int, state: str) -> Purged:
+    def purge(self, now: int, state: str) -> PurgeStep:
         gone = self.those(state, until=now if state == "active" else math.inf)
         for id in gone:
             self.move(now, id, None)
             self.recent.pop(id, None)
-        return Purged(len(gone), len(self.those(state)), None)
+        return PurgeStep(len(gone), len(self.those(state)), None)
 
     def pause(self, now: int, note: bytes) -> bool:
         changed = not self.paused

@@ -10,14 +10,14 @@ from typing import Any
 
 from qsync.broker.ops import Enqueued, Outcome
 from qsync.state import UNFINISHED
-from qsync.task import MESSAGE_HEAD, Outgoing
+from qsync.task import ENVELOPE_HEAD, NewTask
 
 
 @dataclass
 class Known:
     """A task in the queue."""
 
-    sent: Outgoing
+    sent: NewTask
     enqueued_at: int
     state: str = "pending"
     score: float = 0
@@ -31,7 +31,7 @@ class Known:
 
     @property
     def message(self) -> bytes:
-        return MESSAGE_HEAD + struct.pack(">Q", self.enqueued_at) + self.sent.message
+        return ENVELOPE_HEAD + struct.pack(">Q", self.enqueued_at) + self.sent.message
 
     @property
     def since(self) -> int | None:

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from qsync.broker import connect, ops, shell, views
+from qsync.broker import ops, redis_clients, shell, views
 from qsync.broker.call import Call
+from qsync.broker.protocol import nothing
 from qsync.broker.shell import PATIENCE, AsyncBroker, Broker
-from qsync.broker.wire import nothing
 from qsync.client import AsyncClient, Client
 from qsync.errors import StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys
@@ -78,7 +78,7 @@ def _late(what: str, began: float) -> str | None:
 
 
 def _blocking(url: str, prefix: str, queue: str) -> str | None:
-    address = connect.parse(url)
+    address = redis_clients.parse(url)
     for _ in range(FRESH):
         with contextlib.closing(Broker(address)) as broker:
             began = time.monotonic()
@@ -93,7 +93,7 @@ def _blocking(url: str, prefix: str, queue: str) -> str | None:
 
 
 async def _awaited(url: str, prefix: str, queue: str) -> str | None:
-    address = connect.parse(url)
+    address = redis_clients.parse(url)
     for _ in range(FRESH):
         async with contextlib.aclosing(AsyncBroker(address)) as broker:
             began = time.monotonic()
@@ -108,7 +108,7 @@ async def _awaited(url: str, prefix: str, queue: str) -> str | None:
 
 
 async def _periodic(url: str, prefix: str, queue: str) -> str | None:
-    broker = AsyncBroker(connect.parse(url))
+    broker = AsyncBroker(redis_clients.parse(url))
     often = PeriodicTask(Periodic("often", Every(0.5)), lambda: Task("tick", queue=queue))
     keys = QueueKeys(prefix, queue)
 

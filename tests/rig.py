@@ -11,14 +11,22 @@ from typing import Any, Final, Self, TypeVar
 import pytest
 
 from qsync import codec
-from qsync.broker import connect, ops, views
+from qsync.broker import ops, redis_clients, views
 from qsync.broker.call import Call
-from qsync.broker.ops import Done, Fetched, FetchPolicy, HandedBack, Held, Killed, Retried
+from qsync.broker.ops import (
+    Completion,
+    FetchPolicy,
+    FetchResult,
+    HandedBack,
+    Killed,
+    LeaseRef,
+    Retried,
+)
 from qsync.broker.script import Script
 from qsync.broker.shell import Broker
 from qsync.keys import DONE_CHANNEL, GlobalKeys, QueueKeys
 from qsync.state import STORED
-from qsync.task import Failure, Outgoing, Task, TaskStatus, new_nonce, outgoing
+from qsync.task import Failure, NewTask, Task, TaskStatus, new_nonce, new_task
 from tests import limited
 from tests.stores import Binary, Store, available
 
@@ -64,7 +72,7 @@ class Rig:
         self.socket = str(store.config["unixsocket"])
         user = limited.user_of_rigs(store, self.keys.prefix) if limited.LIMITED else ""
         self._user = user.partition(":")[0] or "default"
-        self.broker = Broker(connect.parse(f"unix://{user}{self.socket}"))
+        self.broker = Broker(redis_clients.parse(f"unix://{user}{self.socket}"))
         self.client: Any = store.client(protocol=2)
         self.now = START
         self._number = 0
@@ -96,15 +104,15 @@ class Rig:
         """Enqueue a task with each of these ids, as one call; outcomes and holders."""
         return self.send(self.tasks(*ids, **options))
 
-    def tasks(self, *ids: str, **options: Any) -> list[Outgoing]:
+    def tasks(self, *ids: str, **options: Any) -> list[NewTask]:
         """Tasks ready to be sent, all with one nonce. The payload is the id unless given."""
         nonce = new_nonce()
         payload = options.pop("payload", None)
         return [
-            outgoing(Task("type", payload or id.encode(), id=id, **options), nonce) for id in ids
+            new_task(Task("type", payload or id.encode(), id=id, **options), nonce) for id in ids
         ]
 
-    def send(self, tasks: Sequence[Outgoing]) -> list[tuple[str, str]]:
+    def send(self, tasks: Sequence[NewTask]) -> list[tuple[str, str]]:
         outcomes = self.run(ops.enqueue(self.keys, tasks, now_us=self.now))
         return [(one.outcome, one.id) for one in outcomes]
 
@@ -115,7 +123,7 @@ class Rig:
         server: str = "s",
         number: int | None = None,
         policy: FetchPolicy = POLICY,
-    ) -> Fetched:
+    ) -> FetchResult:
         """Fetch, under the next number of all unless one is given."""
         return self.run(self.fetching(wanted, server=server, number=number, policy=policy))
 
@@ -126,7 +134,7 @@ class Rig:
         server: str = "s",
         number: int | None = None,
         policy: FetchPolicy = POLICY,
-    ) -> Call[Fetched]:
+    ) -> Call[FetchResult]:
         if number is None:
             self._number += 1
             number = self._number
@@ -140,38 +148,38 @@ class Rig:
         if self.field("meta", "seen") is not None:
             self.set("meta", "seen", self.now)
 
-    def lease(self, wanted: int = 500, *, server: str = "s") -> list[Held]:
+    def lease(self, wanted: int = 500, *, server: str = "s") -> list[LeaseRef]:
         """Fetch, and return what is held by it."""
         ids = self.fetch(wanted, server=server).ids
-        return [Held(id, f"{server}/{self._number}") for id in ids]
+        return [LeaseRef(id, f"{server}/{self._number}") for id in ids]
 
     def complete(
-        self, *held: Held, retention_us: int | None = None, result: bytes = b""
+        self, *held: LeaseRef, retention_us: int | None = None, result: bytes = b""
     ) -> Sequence[str]:
-        rows = [Done(*one, retention_us, result) for one in held]
+        rows = [Completion(*one, retention_us, result) for one in held]
         return self.run(ops.complete(self.keys, rows, now_us=self.now))
 
-    def retry(self, *held: Held, delay_us: int = S, failure: bytes = FAILURE) -> Sequence[str]:
+    def retry(self, *held: LeaseRef, delay_us: int = S, failure: bytes = FAILURE) -> Sequence[str]:
         rows = [Retried(*one, delay_us, failure) for one in held]
         return self.run(ops.retry(self.keys, rows, now_us=self.now))
 
-    def kill(self, *held: Held, failed: bool = True, failure: bytes = FAILURE) -> Sequence[str]:
+    def kill(self, *held: LeaseRef, failed: bool = True, failure: bytes = FAILURE) -> Sequence[str]:
         rows = [Killed(*one, failed, failure) for one in held]
         return self.run(ops.kill(self.keys, rows, now_us=self.now))
 
     def hand_back(
-        self, *held: Held, delay_us: int | None = None, failure: bytes = b""
+        self, *held: LeaseRef, delay_us: int | None = None, failure: bytes = b""
     ) -> Sequence[str]:
         rows = [HandedBack(*one, delay_us, failure) for one in held]
         return self.run(ops.hand_back(self.keys, rows, now_us=self.now))
 
-    def end_cancelled(self, *held: Held) -> Sequence[str]:
+    def end_cancelled(self, *held: LeaseRef) -> Sequence[str]:
         return self.run(ops.end_cancelled(self.keys, held, now_us=self.now))
 
-    def renew(self, *held: Held) -> Sequence[str]:
+    def renew(self, *held: LeaseRef) -> Sequence[str]:
         return self.run(ops.renew(self.keys, held, lease_us=LEASE, now_us=self.now))
 
-    def start(self, *held: Held) -> Sequence[str]:
+    def start(self, *held: LeaseRef) -> Sequence[str]:
         return self.run(ops.start(self.keys, held))
 
     def cancel(self, id: str, retention_us: int | None = None) -> tuple[str, str]:

@@ -27,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from qsync.keys import server_of_token
 from qsync.mux import Mux
 from qsync.schedule import Every, Periodic
@@ -189,7 +189,7 @@ def main() -> None:
     if ahead_s := config.pop("clock_s", None):
         have_a_wrong_clock(ahead_s)
     ticking = periodic(config.pop("ticks", 0), config.pop("every_s", 1.0))
-    server = Server(connect.parse(url), prefix=prefix, mux=mux, periodic=ticking, **config)
+    server = Server(redis_clients.parse(url), prefix=prefix, mux=mux, periodic=ticking, **config)
 
     async def serve() -> None:
         await server.run()

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from qsync.broker import connect, views
+from qsync.broker import redis_clients, views
 from qsync.broker.shell import AsyncBroker
 from qsync.client import AsyncClient
 from qsync.keys import QUEUE_KEYS, QueueKeys
@@ -28,7 +28,7 @@ class Bench:
     def server(self, mux: Mux, **config: Any) -> Server:
         """A server that is not started yet, quick to recover and to stop."""
         config = {"lease": 1.0, "sweep": 0.2, "shutdown_timeout": 2.0, **config}
-        return Server(connect.parse(self.url), prefix=self.prefix, mux=mux, **config)
+        return Server(redis_clients.parse(self.url), prefix=self.prefix, mux=mux, **config)
 
     def keys(self, queue: str = "default") -> QueueKeys:
         return QueueKeys(self.prefix, queue)
@@ -57,7 +57,10 @@ class Bench:
 @contextlib.asynccontextmanager
 async def bench(url: str, prefix: str) -> AsyncIterator[Bench]:
     """A Bench whose connections are closed at the end."""
-    broker, others = AsyncBroker(connect.parse(url)), AsyncBroker(connect.parse(unlimited(url)))
+    broker, others = (
+        AsyncBroker(redis_clients.parse(url)),
+        AsyncBroker(redis_clients.parse(unlimited(url))),
+    )
     try:
         async with AsyncClient(broker, prefix=prefix) as client:
             yield Bench(url, prefix, others, client)

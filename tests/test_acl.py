@@ -24,15 +24,15 @@ from qsync import (
     TaskFailed,
     TaskInfo,
 )
-from qsync.audit import Auditor
-from qsync.broker import connect, ops, rights, views
-from qsync.broker.rights import ROLES, Role
+from qsync.broker import acl, ops, redis_clients, views
+from qsync.broker.acl import ROLES, Role
 from qsync.broker.script import load
 from qsync.broker.shell import AsyncBroker
 from qsync.cli.main import app
-from qsync.doctor import trials
+from qsync.diagnostics.audit import Auditor
+from qsync.diagnostics.doctor import trials
 from qsync.keys import GlobalKeys, QueueKeys
-from qsync.listeners import LINGER
+from qsync.result_listener import LINGER
 from qsync.state import TaskState
 from tests.rig import BINARIES
 from tests.stores import HOST, Binary, Cluster, Store, wait_until_async
@@ -49,7 +49,7 @@ class Guarded:
         self.store = store
         self.old = is_old(store)
         for role in ROLES:
-            rules = rights.rules(role, PREFIX, old=self.old)
+            rules = acl.rules(role, PREFIX, old=self.old)
             store.command("ACL", "SETUSER", role, "reset", "on", ">secret", *rules)
 
     def url(self, role: Role) -> str:
@@ -174,7 +174,7 @@ async def active(handle: AsyncHandle[Any]) -> None:
 
 async def abandon_nobody(url: str) -> None:
     """What the parent of a dead server does."""
-    broker = AsyncBroker(connect.parse(url), connections=1)
+    broker = AsyncBroker(redis_clients.parse(url), connections=1)
     try:
         keys = QueueKeys(PREFIX, "default")
         await broker.run(views.page(keys, TaskState.ACTIVE, count=10))
@@ -198,7 +198,7 @@ def test_a_client_and_a_server_need_no_less(guarded: Guarded) -> None:
     """Each command that is allowed is run; what is not is in a branch that is rarely taken."""
     guarded.used()
     asyncio.run(life(guarded.url("client"), guarded.url("server")))
-    unused = set(rights.commands("server", old=guarded.old)) - guarded.used()
+    unused = set(acl.commands("server", old=guarded.old)) - guarded.used()
     assert unused <= {
         "wait", "waitaof",  # durability=
         "ping",  # Qsync.ping
@@ -238,8 +238,8 @@ def test_a_reader_reads_and_an_admin_mends(guarded: Guarded) -> None:
             await client.enqueue_many([Task("t", id=id) for id in "abc"])
         guarded.store.command("ZREM", keys.key("pending"), "a")
         guarded.refused()
-        reader = AsyncBroker(connect.parse(guarded.url("reader")))
-        admin = AsyncBroker(connect.parse(guarded.url("admin")))
+        reader = AsyncBroker(redis_clients.parse(guarded.url("reader")))
+        admin = AsyncBroker(redis_clients.parse(guarded.url("admin")))
         try:
             report = await Auditor(reader, prefix=PREFIX).audit()
             assert [damage.id for damage in report.damages] == ["a"]
@@ -270,7 +270,7 @@ def test_a_reader_changes_nothing(guarded: Guarded) -> None:
     with guarded.store.client(username="reader", password="secret") as reader:
         for role in ROLES:
             for name, *rest in trials(role, GlobalKeys(PREFIX), old=guarded.old):
-                if name not in rights.commands("reader"):
+                if name not in acl.commands("reader"):
                     assert denied(reader, name, *rest), name
         for command in ("HSET", "HDEL", "ZADD", "UNLINK"):
             script = f"return redis.call('{command}', KEYS[1], 'f', '1')"
@@ -337,16 +337,16 @@ def test_what_is_forbidden(guarded: Guarded, role: Role) -> None:
 def test_the_command_line_of_the_docs_is_that_of_the_rights() -> None:
     text = " ".join(DOCS.read_text("utf-8").replace("\\\n", " ").split())
     for role in ROLES:
-        line = " ".join(rights.rules(role, "qsync"))
+        line = " ".join(acl.rules(role, "qsync"))
         assert f"ACL SETUSER qsync-{role} on >PASSWORD {line}" in text, role
-    assert " ".join(f"+{command}" for command in rights.CLUSTER) in text
+    assert " ".join(f"+{command}" for command in acl.CLUSTER) in text
 
 
 def test_a_command_prints_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QSYNC_PREFIX", "shop")
     runner = CliRunner()
     told = runner.invoke(app, ["acl", "server", "--cluster", "--redis-7.0", "--user", "joe"])
-    line = " ".join(rights.rules("server", "shop", old=True, cluster=True))
+    line = " ".join(acl.rules("server", "shop", old=True, cluster=True))
     assert (told.exit_code, told.stdout) == (0, f"ACL SETUSER joe on >PASSWORD {line}\n")
     assert "waitaof" not in line
     told = runner.invoke(app, ["acl", "reader", "--prefix", "mine"])
@@ -357,14 +357,14 @@ def test_a_command_prints_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_script_is_run_in_some_role() -> None:
-    ours = {*rights.scripts_of("server"), *rights.scripts_of("reader")}
-    assert set(rights.scripts()) - ours == {
+    ours = {*acl.scripts_of("server"), *acl.scripts_of("reader")}
+    assert set(acl.scripts()) - ours == {
         "delete", "forget", "forget_schedule", "pause", "pause_schedule", "purge", "repair", "run",
         "unregister",
     }  # fmt: skip
-    assert set(rights.scripts_of("admin")) == set(rights.scripts()) == set(calls())
+    assert set(acl.scripts_of("admin")) == set(acl.scripts()) == set(calls())
     reads = VIEWS
-    assert set(rights.scripts_of("reader")) == reads
+    assert set(acl.scripts_of("reader")) == reads
     assert all("no-writes" in load(name).text for name in reads)
 
 
@@ -372,7 +372,7 @@ def test_each_script_is_run_in_some_role() -> None:
 def test_in_a_cluster(cluster: Cluster) -> None:
     for node in cluster.nodes:
         for role in ROLES:
-            rules = rights.rules(role, PREFIX, cluster=True)
+            rules = acl.rules(role, PREFIX, cluster=True)
             node.command("ACL", "SETUSER", role, "reset", "on", ">secret", *rules)
         node.command("ACL", "LOG", "RESET")
         node.command("CONFIG", "RESETSTAT")
@@ -382,7 +382,7 @@ def test_in_a_cluster(cluster: Cluster) -> None:
 
     async def main() -> None:
         await life(url("client"), url("server"))
-        reader = AsyncBroker(connect.parse(url("reader")))
+        reader = AsyncBroker(redis_clients.parse(url("reader")))
         try:
             report = await Auditor(reader, prefix=PREFIX).audit()
         finally:
@@ -398,4 +398,4 @@ def test_in_a_cluster(cluster: Cluster) -> None:
     assert refused <= {"info"}
     used = {name for node in cluster.nodes for name in node.command("INFO", "commandstats")}
     rare = {"asking"}  # while a queue is moved
-    assert {f"cmdstat_{command}" for command in {*rights.CLUSTER} - rare} <= used
+    assert {f"cmdstat_{command}" for command in {*acl.CLUSTER} - rare} <= used

@@ -44,7 +44,7 @@ from qsync import (
 )
 from qsync.backoff import RetryPolicy
 from qsync.server.config import Config, ServerOptions
-from qsync.typed import TaskFunction, TaskOptions
+from qsync.task_function import TaskFunction, TaskOptions
 from tests import app_tasks
 from tests.serving import until
 from tests.stores import Cluster, Sentinel, Store, available, free_port, wait_until

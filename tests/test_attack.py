@@ -15,12 +15,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from qsync.broker import connect, rights
+from qsync.broker import acl, redis_clients
 from qsync.broker.shell import Broker
 from qsync.client import Client
 from qsync.errors import ConfigError, InvalidTask
 from qsync.keys import QueueKeys
-from qsync.task import HEADERS_LIMIT, PAYLOAD_LIMIT, Task, new_nonce, outgoing
+from qsync.task import HEADERS_LIMIT, PAYLOAD_LIMIT, Task, new_nonce, new_task
 from tests.conftest import Colour
 from tests.limited import rights_are_old
 from tests.processes import ROOT
@@ -72,7 +72,7 @@ def hostile(chance: random.Random, mark: Path) -> bytes:
     if kind < 0.5:
         return STAMP + body
     type = chance.choice(TYPES) if kind < 0.9 else "good"
-    sent = outgoing(Task("t", body, headers={"h": "v"}), new_nonce()).message
+    sent = new_task(Task("t", body, headers={"h": "v"}), new_nonce()).message
     parts = msgspec.msgpack.decode(STAMP + sent)
     parts[3] = type
     if kind > 0.95:  # the payload counts as a value
@@ -159,23 +159,23 @@ def nested(levels: int) -> object:
     ids=["payload of 1 MiB", "64 levels"],
 )
 def test_limits_are_exact(fits: Task, too_large: Task) -> None:
-    assert outgoing(fits, new_nonce())
+    assert new_task(fits, new_nonce())
     with pytest.raises(InvalidTask, match=r"^payload: "):
-        outgoing(too_large, new_nonce())
+        new_task(too_large, new_nonce())
 
 
 def test_headers_of_8_kib_are_taken_and_one_byte_more_is_refused() -> None:
     around = len(msgspec.msgpack.encode({"h": "x" * 300})) - 300
     room = HEADERS_LIMIT - around
     assert HEADERS_LIMIT == 8 * 1024
-    assert outgoing(Task("t", headers={"h": "x" * room}), new_nonce())
+    assert new_task(Task("t", headers={"h": "x" * room}), new_nonce())
     with pytest.raises(InvalidTask, match=r"^headers: 8193 bytes are over the limit of 8192"):
-        outgoing(Task("t", headers={"h": "x" * (room + 1)}), new_nonce())
+        new_task(Task("t", headers={"h": "x" * (room + 1)}), new_nonce())
 
 
 def test_however_many_ids_a_call_gets_500_at_most(valkey: Store, prefix: str) -> None:
     valkey.command("CONFIG", "RESETSTAT")
-    with Client(Broker(connect.parse(valkey.url)), prefix=prefix) as client:
+    with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:
         handles = client.enqueue_many([Task("t") for _ in range(10_001)])
     assert len({handle.id for handle in handles}) == 10_001
     made = valkey.command("INFO", "commandstats")
@@ -188,7 +188,7 @@ def test_a_queue_that_a_user_has_no_right_to_is_refused_and_nothing_is_written(
     binary: Binary, colour: Colour
 ) -> None:
     with Store(binary) as store:
-        rules = rights.rules("client", "mine", old=rights_are_old(store))
+        rules = acl.rules("client", "mine", old=rights_are_old(store))
         rules = ["~{mine:own}:*" if rule == "~{mine:*}:*" else rule for rule in rules]
         assert "~{mine:own}:*" in rules
         store.command("ACL", "SETUSER", "joe", "reset", "on", ">secret", *rules)

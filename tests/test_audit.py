@@ -13,11 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from qsync import Mux, Retry, SkipRetry, Task, TaskInfo
-from qsync.audit import LEASE_US, MEANINGS, Auditor, Damage, Report
-from qsync.broker import connect, ops
-from qsync.broker.ops import Held
+from qsync.broker import ops, redis_clients
+from qsync.broker.ops import LeaseRef
 from qsync.broker.shell import AsyncBroker
 from qsync.cli.main import app
+from qsync.diagnostics.audit import LEASE_US, MEANINGS, Auditor, Damage, Report
 from qsync.state import STORED, TaskState
 from tests.rig import BINARIES, LEASE, Rig, S, shared_store
 from tests.serving import bench
@@ -35,7 +35,7 @@ def auditing(rig: Rig, *, repair: bool = False, queue: str | None = None) -> Rep
     """Audit the store of the rig, and mend what was found."""
 
     async def main() -> Report:
-        broker = AsyncBroker(connect.parse(rig.url), connections=1)  # type: ignore[attr-defined]
+        broker = AsyncBroker(redis_clients.parse(rig.url), connections=1)  # type: ignore[attr-defined]
         try:
             auditor = Auditor(broker, prefix="test")
             report = await auditor.audit(queue)
@@ -124,7 +124,7 @@ def _leased_anew(rig: Rig) -> bool:
     """It is leased for a while, and whoever holds it may end it."""
     ahead = (rig.score("active", "crashed") or 0) / S - time.time()
     token = rig.field("owner", "crashed") or b""
-    ended = rig.complete(Held("crashed", token.decode()))
+    ended = rig.complete(LeaseRef("crashed", token.decode()))
     return 0 < ahead <= LEASE_US / S and ended == ["ok"]
 
 
@@ -282,7 +282,7 @@ def test_a_repair_comes_too_late_for_what_has_changed(rig: Rig) -> None:
     ]
 
     async def main() -> Any:
-        broker = AsyncBroker(connect.parse(rig.url), connections=1)  # type: ignore[attr-defined]
+        broker = AsyncBroker(redis_clients.parse(rig.url), connections=1)  # type: ignore[attr-defined]
         try:
             return await Auditor(broker, prefix="test").repair(stale)
         finally:

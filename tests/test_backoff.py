@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from qsync import ConfigError, ExponentialBackoff, InvalidTask, Task, codec
 from qsync.backoff import WINDOWS_S, Backoff, Delays, RetryPolicy, default_delay, retry_delay
 from qsync.server.outcome import policy_of
-from qsync.task import Options, options_of
+from qsync.task import StoredOptions, options_of
 
 ERROR = RuntimeError("the payload is secret")
 
@@ -88,7 +88,7 @@ def test_wrong_exponential_backoff_is_refused(options: dict[str, Any]) -> None:
 )
 def test_delays_of_a_task_survive_the_store(delays: Delays) -> None:
     stored = options_of(Task("t", retry_delay=delays))
-    found = codec.decode(codec.encode(stored), Options).retry_delay
+    found = codec.decode(codec.encode(stored), StoredOptions).retry_delay
     assert found is not None
     policy = policy_of(found)
     if isinstance(delays, ExponentialBackoff):

@@ -20,7 +20,7 @@ import pytest
 from typer.testing import CliRunner
 
 from qsync import Task
-from qsync.cli import complete
+from qsync.cli import completion
 from qsync.cli.main import app as command_line
 from tests.cli_live import Live, living
 from tests.stores import Cluster, Store, wait_until
@@ -211,7 +211,7 @@ def completed(live: Live, line: str, shell: str = "bash") -> list[str]:
 
 
 def test_names_in_the_store_are_completed(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(complete, "PATIENCE_S", 20.0)  # a busy machine is not to leave it out
+    monkeypatch.setattr(completion, "PATIENCE_S", 20.0)  # a busy machine is not to leave it out
     server = live.serve(queues={"mail": 1, "default": 1}, server_id="server-1")
     live.app.periodic(cron="0 3 * * *", name="night")(_night)
     live.serve(server_id="other-2")

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from qsync import registering
-from qsync.broker import connect, views
+from qsync import queue_announcer
+from qsync.broker import redis_clients, views
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError, QueueFull
 from qsync.keys import check_id
-from qsync.registering import Registry
-from qsync.sending import Batcher, Bulk, Senders
+from qsync.queue_announcer import QueueAnnouncer
+from qsync.sending import Batcher, BulkEnqueue, CallSequences
 from qsync.state import TaskState
 from qsync.task import Task, new_id, new_nonce
 from tests.conftest import Colour
@@ -46,7 +46,7 @@ def hand(store: Store, prefix: str) -> Iterator[Hand]:
 
 @pytest.fixture
 def blocking(store: Store, prefix: str) -> Iterator[Client]:
-    with Client(Broker(connect.parse(store.url)), prefix=prefix) as client:
+    with Client(Broker(redis_clients.parse(store.url)), prefix=prefix) as client:
         yield client
 
 
@@ -341,8 +341,8 @@ def test_a_call_carries_250_tasks_or_1_mib(colour: Colour, client: Any, store: S
 def test_a_call_that_is_repeated_creates_nothing(blocking: Client, hand: Hand) -> None:
     """What a client does when a reply was lost."""
     tasks = [Task("t"), Task("t", id="a"), Task("t", id="a")]
-    bulk = Bulk(tasks, payload_limit=100, handle=blocking._handle)
-    [trip] = bulk.trips(hand.keys, range(3), Senders().lend(0), None, calls=1)
+    bulk = BulkEnqueue(tasks, payload_limit=100, handle=blocking._handle)
+    [trip] = bulk.trips(hand.keys, range(3), CallSequences().lend(0), None, calls=1)
     [call] = trip.calls
     once = hand.broker.run(call)
     assert hand.broker.run(call) == once
@@ -434,7 +434,7 @@ def test_a_closed_client_says_so(colour: Colour, client: Any) -> None:
 
 
 def test_clients_are_context_managers(store: Store, prefix: str) -> None:
-    address = connect.parse(store.url)
+    address = redis_clients.parse(store.url)
 
     async def main() -> None:
         async with AsyncClient(AsyncBroker(address), prefix=prefix) as client:
@@ -453,7 +453,7 @@ def test_clients_are_context_managers(store: Store, prefix: str) -> None:
 
 def test_an_async_client_says_that_it_belongs_to_another_loop(store: Store, prefix: str) -> None:
     """Whether the loop that it was used in first is still there or not."""
-    client = AsyncClient(AsyncBroker(connect.parse(store.url)), prefix=prefix)
+    client = AsyncClient(AsyncBroker(redis_clients.parse(store.url)), prefix=prefix)
 
     async def enqueue() -> AsyncHandle[Any]:
         return await client.enqueue(Task("t"))
@@ -470,7 +470,7 @@ def test_an_async_client_says_that_it_belongs_to_another_loop(store: Store, pref
     with pytest.raises(QsyncError, match="closed"):
         asyncio.run(handle.info())
 
-    client = AsyncClient(AsyncBroker(connect.parse(store.url)), prefix=prefix)
+    client = AsyncClient(AsyncBroker(redis_clients.parse(store.url)), prefix=prefix)
     with asyncio.Runner() as runner:
         handle = runner.run(enqueue())
         for call in (enqueue, handle.info, handle.cancel, lambda: client.enqueue_many([Task("t")])):
@@ -493,7 +493,7 @@ def test_what_is_like_bytes_is_a_payload_as_it_is(
 
 def test_a_queue_is_registered_once_and_a_minute_later_again() -> None:
     now = [0.0]
-    registry = Registry(lambda: now[0])
+    registry = QueueAnnouncer(lambda: now[0])
     assert [registry.due("a"), registry.due("a"), registry.due("b")] == [True, False, True]
     now[0] = 59.9
     assert not registry.due("a")
@@ -518,7 +518,7 @@ def test_registering_takes_no_round_trip_of_its_own(
 def test_a_store_that_was_emptied_learns_of_the_queue_again(
     colour: Colour, client: Any, store: Store, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registering, "REGISTER_EVERY", 0.0)
+    monkeypatch.setattr(queue_announcer, "REGISTER_EVERY", 0.0)
     colour.do(client.enqueue(Task("t")))
     store.flush()
     colour.do(client.enqueue(Task("t")))
@@ -528,7 +528,7 @@ def test_a_store_that_was_emptied_learns_of_the_queue_again(
 def test_a_failure_of_registering_does_not_fail_the_enqueue(
     colour: Colour, client: Any, store: Store, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registering, "REGISTER_AGAIN", 0.0)
+    monkeypatch.setattr(queue_announcer, "REGISTER_AGAIN", 0.0)
     store.command("SET", hand.globals.queues, "not a set")
     assert colour.do(client.enqueue(Task("t"))).created
     store.command("DEL", hand.globals.queues)
@@ -543,7 +543,9 @@ def run_async(store: Store, prefix: str, main: Any) -> Any:
     """Run `main(client)` with an AsyncClient."""
 
     async def run() -> Any:
-        async with AsyncClient(AsyncBroker(connect.parse(store.url)), prefix=prefix) as client:
+        async with AsyncClient(
+            AsyncBroker(redis_clients.parse(store.url)), prefix=prefix
+        ) as client:
             await client.enqueue(Task("t", id="first"))
             return await main(client)
 
@@ -773,7 +775,7 @@ def ended_well(child: int) -> bool:
 @pytest.mark.faults(12)
 def test_a_client_works_on_in_200_forked_children(valkey: Store, prefix: str) -> None:
     """Parent and children enqueue at the same time, and no reply reaches the wrong one."""
-    with Client(Broker(connect.parse(valkey.url)), prefix=prefix) as client:
+    with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:
         handles = [client.enqueue(Task("t"))]
 
         def work() -> bool:

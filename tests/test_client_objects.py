@@ -18,7 +18,7 @@ import valkey.asyncio.cluster
 import valkey.sentinel
 
 from qsync import ConfigError, Qsync
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from qsync.task import Task
 from tests.stores import HOST, Cluster, Store
 
@@ -29,7 +29,7 @@ node = pytest.mark.parametrize("make", NODES, ids=lambda kind: f"{kind.__module_
 @node
 def test_where_and_who_are_copied(make: Any) -> None:
     given: dict[str, Any] = {"username": "u", "password": "p", "db": 3, "client_name": "mine"}
-    address = connect.address_of(make(host="h", port=7, socket_connect_timeout=2, **given))
+    address = redis_clients.address_of(make(host="h", port=7, socket_connect_timeout=2, **given))
     assert str(address) == "redis://h:7/3"
     settings = {**address.settings}
     settings.pop("socket_keepalive", None)  # of which not all releases have a default
@@ -46,16 +46,18 @@ def test_a_plain_client_is_taken(make: Any, store: Store, prefix: str) -> None:
 def test_tls_is_copied(make: Any) -> None:
     tls = {"ssl_check_hostname": False, "ssl_cert_reqs": "optional", "ssl_ciphers": "HIGH",
            "ssl_min_version": ssl.TLSVersion.TLSv1_3}  # fmt: skip
-    address = connect.address_of(make(host="h", ssl=True, **tls))
+    address = redis_clients.address_of(make(host="h", ssl=True, **tls))
     assert address.tls
     assert {name: address.settings[name] for name in tls} == tls
-    assert str(connect.address_of(make.from_url("unix:///tmp/s?db=2"))) == "unix:///tmp/s?db=2"
+    assert (
+        str(redis_clients.address_of(make.from_url("unix:///tmp/s?db=2"))) == "unix:///tmp/s?db=2"
+    )
 
 
 @node
 def test_a_certificate_that_is_not_checked_stays_unchecked(make: Any) -> None:
     client = make(host="h", ssl=True, ssl_cert_reqs=None, ssl_check_hostname=False)
-    assert connect.address_of(client).settings["ssl_cert_reqs"] == "none"
+    assert redis_clients.address_of(client).settings["ssl_cert_reqs"] == "none"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_a_client_of_a_cluster_is_taken(
     async def main() -> Qsync:
         client = make(host=HOST, port=cluster.nodes[0].port, address_remap=moved)
         app = Qsync(client, prefix=prefix)
-        assert connect.address_of(client).finder == {"address_remap": moved}
+        assert redis_clients.address_of(client).finder == {"address_remap": moved}
         await (client.aclose() if colour == "asyncio" else asyncio.to_thread(client.close))
         async with app.async_client() as queue:
             assert (await queue.enqueue(Task("t"))).created
@@ -145,7 +147,7 @@ def test_a_client_of_a_cluster_is_taken(
 
 def test_a_client_of_valkey_made_by_sentinel_is_taken() -> None:
     finder = valkey.sentinel.Sentinel([("h", 7)], sentinel_kwargs={"password": "p"}, db=2)
-    address = connect.address_of(finder.master_for("main", password="q"))
+    address = redis_clients.address_of(finder.master_for("main", password="q"))
     assert str(address) == "redis+sentinel://h:7/main/2"
     assert address.settings["password"] == "q"
     assert address.finder["password"] == "p"

@@ -12,16 +12,16 @@ import pytest
 import redis.exceptions as failures
 
 from qsync import Mux, Qsync, Task, TaskInfo
-from qsync.broker import connect, ops
+from qsync.broker import ops, redis_clients
 from qsync.broker.ops import FetchPolicy
 from qsync.broker.shell import AsyncBroker, Broker
-from qsync.broker.slots import SlotMap
+from qsync.broker.slot_map import SlotMap
 from qsync.errors import StoreUnavailable, TaskCancelled, TaskNotFound
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.schedule import Every, Periodic
-from qsync.server.abandon import Abandoner
 from qsync.server.periodic import PeriodicLoop, PeriodicTask
-from qsync.task import new_nonce, outgoing
+from qsync.task import new_nonce, new_task
+from qsync.worker.lease_abandoner import LeaseAbandoner
 from tests.conftest import Colour
 from tests.node_away import (
     SOON_S,
@@ -83,7 +83,7 @@ def test_a_fresh_server_starts_runs_tasks_and_ticks(
 
     async def main() -> None:
         async with Qsync(partial.url, prefix=prefix) as app, app.async_client() as client:
-            address = connect.parse(partial.url)
+            address = redis_clients.parse(partial.url)
             ticks = PeriodicTask(Periodic("often", Every(0.5)), lambda: Task("tick", queue=queue))
             broker = AsyncBroker(address)
             began = time.monotonic()
@@ -133,13 +133,13 @@ def test_tasks_of_a_dead_server_are_abandoned_where_the_node_is_there(
     assert len(away) > 5
     keys = QueueKeys(prefix, queue)
     policy = FetchPolicy(lease_us=60_000_000, max_crashes=3, dead_limit=10, dead_age_us=10**12)
-    address = connect.parse(partial.url)
+    address = redis_clients.parse(partial.url)
     with contextlib.closing(Broker(address)) as broker:
-        sent = outgoing(Task("t", queue=queue), new_nonce())
+        sent = new_task(Task("t", queue=queue), new_nonce())
         broker.run(ops.enqueue(keys, [sent]))
         taken = broker.run(ops.fetch(keys, server="dead", number=1, wanted=1, policy=policy))
         assert taken.ids == [sent.id]
-        abandoner = Abandoner(Broker(address, connections=1), prefix)
+        abandoner = LeaseAbandoner(Broker(address, connections=1), prefix)
         began = time.monotonic()
         abandoner.add("dead", [*away, queue])
         wait_until(

@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsync import codec
-from qsync.broker.cut import HEAD, decode_cut
-from qsync.task import MESSAGE_HEAD, Message, Task, decode_message, new_nonce, outgoing
+from qsync.broker.truncated import HEAD, decode_cut
+from qsync.task import ENVELOPE_HEAD, Message, Task, decode_message, new_nonce, new_task
 
 TAIL = 12 * 1024
 
 
 def stored(task: Task) -> bytes:
     """The message as it lies in the store."""
-    return MESSAGE_HEAD + (5_000_000).to_bytes(8) + outgoing(task, new_nonce()).message
+    return ENVELOPE_HEAD + (5_000_000).to_bytes(8) + new_task(task, new_nonce()).message
 
 
 def cut(data: bytes) -> bytes:

@@ -16,10 +16,10 @@ import pytest
 import typer.main
 import yaml
 
-from qsync.cli import health as cli_health
 from qsync.cli.main import app
-from qsync.server.scale import Advice
-from qsync.server.supervisor import LATE_S
+from qsync.worker import health_server as cli_health
+from qsync.worker.autoscale import ScaleAdvice
+from qsync.worker.supervisor import LATE_S
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 UNIT = DEPLOY / "systemd" / "qsync-worker@.service"
@@ -160,7 +160,7 @@ def test_the_autoscaler_asks_what_is_understood() -> None:
     goal = cli_health._goal(dict(parse_qsl(asked.query)))
     assert goal.target_s == 30
     assert goal.least == spec["minReplicaCount"]
-    assert trigger["metadata"]["valueLocation"] in Advice.__struct_fields__
+    assert trigger["metadata"]["valueLocation"] in ScaleAdvice.__struct_fields__
     # As many replicas as are desired: the value by the number of replicas is to be one.
     assert trigger["metricType"] == "AverageValue"
     assert trigger["metadata"]["targetValue"] == "1"

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from qsync.audit import MEANINGS
-from qsync.broker import connect, rights, shell
+from qsync.broker import acl, redis_clients, shell
 from qsync.cli.main import app
-from qsync.doctor import (
+from qsync.diagnostics.audit import MEANINGS
+from qsync.diagnostics.doctor import (
     Doctor,
     Finding,
     clock,
@@ -40,7 +40,7 @@ GIB = str(1024**3)
 
 
 def examine(url: str, **options: Any) -> list[Finding]:
-    return asyncio.run(Doctor(connect.parse(url), prefix="test", **options).examine())
+    return asyncio.run(Doctor(redis_clients.parse(url), prefix="test", **options).examine())
 
 
 def levels(found: list[Finding]) -> dict[str, str]:
@@ -190,13 +190,13 @@ def test_what_is_forbidden_is_unknown_and_the_rest_goes_on(binary: Binary) -> No
 
 
 @pytest.mark.parametrize("binary", BINARIES)
-@pytest.mark.parametrize("role", rights.ROLES)
-def test_each_right_that_is_missing_is_named(binary: Binary, role: rights.Role) -> None:
+@pytest.mark.parametrize("role", acl.ROLES)
+def test_each_right_that_is_missing_is_named(binary: Binary, role: acl.Role) -> None:
     """By the rules alone, less one command; and with keys of somebody else."""
     store = shared_store(binary)
     old = is_old(store)
     asks = ("+acl|whoami", "+acl|dryrun", "+command|info")
-    rules = ("reset", "on", ">x", *rights.rules(role, "test", old=old), *asks)
+    rules = ("reset", "on", ">x", *acl.rules(role, "test", old=old), *asks)
     url = store.url.replace("//", "//limited:x@")
 
     def found(*more: str) -> Finding:
@@ -205,9 +205,9 @@ def test_each_right_that_is_missing_is_named(binary: Binary, role: rights.Role) 
 
     assert found().level == "ok"
     # A server's are nearly all there are; of the others, those that a server does not have.
-    commands = set(rights.commands(role, old=old)) - {"ping"}
+    commands = set(acl.commands(role, old=old)) - {"ping"}
     if role != "server":
-        commands -= {*rights.commands("server", old=old)} - {"eval"}
+        commands -= {*acl.commands("server", old=old)} - {"eval"}
     for command in sorted(commands):
         finding = found(f"-{command}")
         assert finding.level == "problem", command

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from qsync import AsyncClient, ConfigError, Qsync, Task
-from qsync.broker import connect, ops
+from qsync.broker import ops, redis_clients
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.keys import QueueKeys
-from qsync.task import new_nonce, outgoing
+from qsync.task import new_nonce, new_task
 from tests.conftest import NEEDS, Colour
 from tests.stores import (
     HOST,
@@ -143,7 +143,7 @@ def test_a_call_that_is_repeated_is_not_confirmed_by_an_older_write(
 ) -> None:
     """Its first reply was lost; the second connection writes nothing that could be waited for."""
     keys = QueueKeys(prefix, "default")
-    tasks = [outgoing(Task("t"), new_nonce())]
+    tasks = [new_task(Task("t"), new_nonce())]
     call = ops.enqueue(keys, tasks, wait=ops.wait(keys, "replica", timeout_ms=100))
 
     async def run(broker: Any) -> Any:
@@ -158,14 +158,14 @@ def test_a_call_that_is_repeated_is_not_confirmed_by_an_older_write(
 
     with pair.silent_replica():
         for _ in range(2):
-            [outcome] = asyncio.run(run(colour_of(connect.parse(pair.primary.url))))
+            [outcome] = asyncio.run(run(colour_of(redis_clients.parse(pair.primary.url))))
             assert outcome == ops.Enqueued("created", tasks[0].id, False)
     assert stored(pair.primary, prefix) == 1
 
 
 def test_enqueues_at_the_same_time_share_a_wait(own_store: Store, prefix: str) -> None:
     async def main() -> None:
-        broker = AsyncBroker(connect.parse(own_store.url))
+        broker = AsyncBroker(redis_clients.parse(own_store.url))
         async with AsyncClient(broker, prefix=prefix, durability="fsync") as client:
             first = await client.enqueue(Task("t"))
             own_store.command("CONFIG", "RESETSTAT")
@@ -180,7 +180,7 @@ def test_enqueues_at_the_same_time_share_a_wait(own_store: Store, prefix: str) -
 
 def test_waiting_holds_up_nobody_else(pair: Pair, prefix: str) -> None:
     async def main() -> None:
-        broker = AsyncBroker(connect.parse(pair.primary.url), connections=1)
+        broker = AsyncBroker(redis_clients.parse(pair.primary.url), connections=1)
         async with AsyncClient(broker, prefix=prefix, confirm_timeout=60) as client:
             await client.enqueue(Task("t"), durability="replica")
             with pair.silent_replica():
@@ -237,7 +237,7 @@ def test_what_was_confirmed_outlives_the_primary(prefix: str) -> None:
     confirmed: list[str] = []
 
     async def main(sentinel: Sentinel) -> None:
-        broker = AsyncBroker(connect.parse(sentinel.url), patience=30)
+        broker = AsyncBroker(redis_clients.parse(sentinel.url), patience=30)
         async with AsyncClient(broker, prefix=prefix, confirm_timeout=0.5) as client:
 
             async def feed() -> None:

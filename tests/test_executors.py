@@ -21,8 +21,8 @@ import pytest
 
 from qsync.errors import InvalidTask, Retry, SkipRetry
 from qsync.mux import Handler, make_handler
-from qsync.server import processes
-from qsync.server.executors import HandlerError, ProcessPool, ThreadPool
+from qsync.server import process_pool
+from qsync.server.thread_pool import HandlerError, ProcessPool, ThreadPool
 from qsync.task import TaskInfo
 from tests import process_handlers as handlers
 from tests.stores import wait_until, wait_until_async
@@ -492,14 +492,14 @@ def test_a_process_killed_while_idle_costs_no_task() -> None:
 
 @pytest.mark.faults(16)
 def test_processes_are_used_again_and_recycled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "REUSE", 3)
+    monkeypatch.setattr(process_pool, "REUSE", 3)
 
     async def main() -> None:
         pool = ProcessPool(4)
         pids = [(await pool.run(handler(handlers.look), INFO, None))["pid"] for _ in range(6)]
         assert pids == [pids[0]] * 3 + [pids[3]] * 3
         assert pids[0] != pids[3]
-        monkeypatch.setattr(processes, "IDLE_S", 0.0)
+        monkeypatch.setattr(process_pool, "IDLE_S", 0.0)
         last = (await pool.run(handler(handlers.look), INFO, None))["pid"]
         await wait_until_async(lambda: gone(last))
         await pool.close(0)

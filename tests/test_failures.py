@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from qsync import ConfigError, Mux, Qsync, Retry, SkipRetry, Task, TaskInfo
-from qsync.cli import logs
 from qsync.contrib.prometheus import render, server_metrics
 from qsync.server.error_text import program_trace
-from qsync.server.tally import Tally
+from qsync.server.run_metrics import RunMetrics
 from qsync.web import create_app
+from qsync.worker import logs
 from tests.browsing import visiting
 from tests.serving import bench, until
 from tests.stores import Store, wait_until_async
@@ -223,7 +223,7 @@ def test_type_that_no_server_handles_is_on_the_overview_and_in_the_metrics(
     async def main() -> str:
         async with bench(valkey.url, prefix) as b, Qsync(valkey.url, prefix=prefix) as app:
             server = b.server(handlers)
-            server.tally = Tally(handlers.types)
+            server.tally = RunMetrics(handlers.types)
             async with server, app.inspector() as inspector:
                 await b.client.enqueue_many(Task("shop.send", b"") for _ in range(3))
 

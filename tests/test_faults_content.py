@@ -25,7 +25,7 @@ from qsync.task import (
     decode_failure,
     decode_message,
     new_nonce,
-    outgoing,
+    new_task,
 )
 from tests.rig import POLICY
 from tests.serving import Bench, bench, left_over, until
@@ -221,9 +221,9 @@ def test_a_result_of_a_megabyte_is_kept_and_one_byte_more_is_an_error_without_a_
 
 @pytest.mark.faults(59)
 def test_a_payload_of_a_megabyte_is_taken_and_one_byte_more_is_refused() -> None:
-    assert outgoing(Task("x", b"x" * PAYLOAD_LIMIT), new_nonce())
+    assert new_task(Task("x", b"x" * PAYLOAD_LIMIT), new_nonce())
     with pytest.raises(InvalidTask, match="over the limit"):
-        outgoing(Task("x", b"x" * (PAYLOAD_LIMIT + 1)), new_nonce())
+        new_task(Task("x", b"x" * (PAYLOAD_LIMIT + 1)), new_nonce())
 
 
 HEADS = b"\x00\x90\x98\xc0\xc1\xcf\xdd\xdf\xff"
@@ -252,7 +252,7 @@ def spoilt(chance: random.Random, data: bytes) -> bytes:
 @pytest.mark.faults(60)
 def test_100_000_blobs_are_messages_or_are_refused() -> None:
     chance = random.Random(60)
-    stored = b"\x98\x01\xcf" + bytes(8) + outgoing(Task("x", {"a": [1] * 9}), new_nonce()).message
+    stored = b"\x98\x01\xcf" + bytes(8) + new_task(Task("x", {"a": [1] * 9}), new_nonce()).message
     refused = 0
     for _ in range(100_000):
         blob = spoilt(chance, stored)
@@ -304,7 +304,7 @@ def test_any_value_is_carried_or_refused_at_once(value: Any, depth: int) -> None
     for _ in range(depth):
         value = [value]
     try:
-        sent = outgoing(Task("x", value), new_nonce())
+        sent = new_task(Task("x", value), new_nonce())
     except InvalidTask:
         return
     message = decode_message(b"\x98\x01\xcf" + bytes(8) + sent.message)

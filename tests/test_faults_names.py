@@ -9,14 +9,14 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from qsync import ConfigError, InvalidTask, Mux, Qsync, Task
-from qsync.audit import Auditor
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import Client
+from qsync.diagnostics.audit import Auditor
 from qsync.keys import NAME, QUEUE_KEYS, GlobalKeys, QueueKeys
 from qsync.server.server import Server
 
-ADDRESS = connect.parse("redis://127.0.0.1:1")
+ADDRESS = redis_clients.parse("redis://127.0.0.1:1")
 
 names = st.from_regex(NAME, fullmatch=True) | st.text("A.-_9q", min_size=1, max_size=4)
 """Any that are allowed, and many that are alike."""

@@ -16,7 +16,7 @@ from typing import IO, Any
 import pytest
 
 from qsync import Qsync, Task
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from qsync.broker.shell import Broker
 from qsync.client import Client
 from tests.cancelling import connection_kept_after_a_cancel, mixed_up
@@ -29,7 +29,7 @@ FORKS = 1000
 @pytest.mark.faults(12)
 def test_a_thousand_forks_mix_up_no_reply(valkey: Store, prefix: str) -> None:
     """Each child uses the client of its parent, which goes on meanwhile."""
-    with Client(Broker(connect.parse(valkey.url)), prefix=prefix) as client:
+    with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:
         handles = [client.enqueue(Task("t", id="first"))]
         for number in range(0, FORKS, 20):
             children = []

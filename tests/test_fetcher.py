@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from qsync import Qsync, Task
-from qsync.broker import connect, ops
+from qsync.broker import ops, redis_clients
 from qsync.broker.shell import AsyncBroker
 from qsync.keys import QueueKeys
 from qsync.server.config import Config
-from qsync.server.fetch import Fetcher
-from qsync.server.lane import Lane, boot_s
-from qsync.server.outage import Outage
+from qsync.server.fetcher import Fetcher
+from qsync.server.outage_log import Outage
+from qsync.server.queue_state import QueueState, boot_s
 from tests.stores import Store
 
 
@@ -28,8 +28,8 @@ def test_what_cannot_be_confirmed_is_as_old_as_its_first_fetch(
     at the first try may have lost them to somebody by now."""
 
     async def main() -> None:
-        config, broker = Config(lease=3), AsyncBroker(connect.parse(own_store.url))
-        lane = Lane(QueueKeys(prefix, "default"))
+        config, broker = Config(lease=3), AsyncBroker(redis_clients.parse(own_store.url))
+        lane = QueueState(QueueKeys(prefix, "default"))
         runner: Any = SimpleNamespace(room_made=asyncio.Event())  # it is given nothing to run
         fetcher = Fetcher("s", config, broker, [lane], runner, Outage())
         call = ops.fetch(lane.keys, server="s", number=1, wanted=10, policy=config.policy())

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from qsync import Client, Qsync
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from qsync.broker.shell import Broker
 from qsync.errors import ConfigError, InvalidTask, QsyncError, ResultTimeout, TaskNotFound
-from qsync.finding import QUEUES_LIMIT, Search
 from qsync.task import Task
+from qsync.task_lookup import QUEUES_LIMIT, Search
 from tests.conftest import Colour
 from tests.hand import Hand
 from tests.stores import Cluster, Store, wait_until
@@ -178,7 +178,7 @@ def test_wait_with_a_timeout_or_with_a_server_is_not_logged(
 def test_blocking_client_in_a_running_loop_is_logged_once(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Client(Broker(connect.parse(store.url)), prefix=prefix) as client:
+    with Client(Broker(redis_clients.parse(store.url)), prefix=prefix) as client:
         client.enqueue(Task("t"))
         assert warnings_of(caplog, "blocking Client") == []
 

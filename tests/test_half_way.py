@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from qsync.broker import connect, ops
+from qsync.broker import ops, redis_clients
+from qsync.broker.acl import _COMMAND
 from qsync.broker.call import Call
-from qsync.broker.ops import FetchPolicy, Held
-from qsync.broker.rights import _COMMAND
+from qsync.broker.ops import FetchPolicy, LeaseRef
 from qsync.broker.shell import Broker
 from qsync.errors import ConfigError, QsyncError
 from qsync.keys import QUEUE_KEYS
@@ -23,7 +23,7 @@ from tests.rig import BINARIES, DAY, FAILURE, LEASE, Dump, Rig, S
 from tests.test_ops_twice import ALL, queue
 
 
-def late_fetch(rig: Rig, held: list[Held]) -> Call[Any]:
+def late_fetch(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
     """A fetch that promotes, recovers, kills, ends what was cancelled, leases, sweeps and trims."""
     rig.set("crashes", "a", "2+")
     rig.now += 4000 * S
@@ -35,22 +35,22 @@ def repair(rig: Rig, damage: str, id: str) -> Call[Any]:
     return ops.repair(rig.keys, damage, [(id, "")], record=FAILURE, lease_us=LEASE, now_us=rig.now)
 
 
-def repair_two_states(rig: Rig, held: list[Held]) -> Call[Any]:
+def repair_two_states(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
     rig.client.zadd(rig.keys.key("dead"), {"p": 1})
     return repair(rig, "several states", "p")
 
 
-def repair_no_state(rig: Rig, held: list[Held]) -> Call[Any]:
+def repair_no_state(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
     rig.client.zrem(rig.keys.key("pending"), "p")
     return repair(rig, "no state", "p")
 
 
-def repair_no_message(rig: Rig, held: list[Held]) -> Call[Any]:
+def repair_no_message(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
     rig.client.hdel(rig.keys.key("tasks"), "p")
     return repair(rig, "no message", "p")
 
 
-def enqueue_chosen(rig: Rig, held: list[Held]) -> Call[Any]:
+def enqueue_chosen(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
     tasks = [replace(task, remember_us=S) for task in rig.tasks("x", "y", fairness_key="k")]
     return ops.enqueue(rig.keys, tasks, sender="me", number=1, now_us=rig.now)
 
@@ -90,7 +90,7 @@ def lacking(rig: Rig, command: str) -> Broker:
     """The store as a user who may do everything but this."""
     rules = ["reset", "on", ">secret", "~*", "&*", "+@all", f"-{command.lower()}"]
     rig.client.execute_command("ACL", "SETUSER", "lacking", *rules)
-    return Broker(connect.parse(f"unix://lacking:secret@{rig.socket}"))
+    return Broker(redis_clients.parse(f"unix://lacking:secret@{rig.socket}"))
 
 
 def commands(call: Any) -> list[str]:

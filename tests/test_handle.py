@@ -18,7 +18,7 @@ import pydantic
 import pytest
 
 from qsync import codec, handle
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from qsync.broker.shell import AsyncBroker
 from qsync.client import AsyncClient
 from qsync.errors import (
@@ -328,7 +328,9 @@ def test_one_subscription_serves_all_who_wait_and_ends_with_them(
 @pytest.mark.usefixtures("no_looking")
 def test_many_coroutines_that_wait_share_round_trips(store: Store, prefix: str) -> None:
     async def main(hand: Hand) -> None:
-        async with AsyncClient(AsyncBroker(connect.parse(store.url)), prefix=prefix) as client:
+        async with AsyncClient(
+            AsyncBroker(redis_clients.parse(store.url)), prefix=prefix
+        ) as client:
             handles = await client.enqueue_many([KEPT] * 400)
             held = hand.take(400)
             store.command("CONFIG", "RESETSTAT")
@@ -358,7 +360,9 @@ def test_closing_the_client_wakes_who_waits(
 
 def test_a_coroutine_that_waits_may_be_cancelled(store: Store, prefix: str) -> None:
     async def main(hand: Hand) -> None:
-        async with AsyncClient(AsyncBroker(connect.parse(store.url)), prefix=prefix) as client:
+        async with AsyncClient(
+            AsyncBroker(redis_clients.parse(store.url)), prefix=prefix
+        ) as client:
             one, other = await client.enqueue_many([KEPT] * 2)
             held = hand.take(2)
             waiting = [asyncio.create_task(each.result()) for each in (one, other)]
@@ -519,7 +523,7 @@ def test_many_who_wait_do_not_read_the_payloads(store: Store, prefix: str) -> No
     """Else five hundred of them would ask for half a gigabyte at once."""
 
     async def main() -> None:
-        broker = AsyncBroker(connect.parse(store.url))
+        broker = AsyncBroker(redis_clients.parse(store.url))
         async with AsyncClient(broker, prefix=prefix) as client:
             tasks = [Task("x", b"x" * 100_000, retention=60) for _ in range(100)]
             handles = await client.enqueue_many(tasks)

@@ -23,15 +23,16 @@ from typing import Any
 import pytest
 
 from qsync import Mux, Qsync, Task, TaskInfo
-from qsync.cli import health as cli_health
 from qsync.errors import ConfigError
 from qsync.inspector import Overview, Pause, QueueInfo
-from qsync.server import health, http
-from qsync.server.figures import BOUNDS, Ledger, Row
-from qsync.server.health import Condition, Report
-from qsync.server.http import HttpThread, Query, Response
-from qsync.server.scale import Goal, Sample, Scaler
+from qsync.server import health
+from qsync.server.health import ProcessHealth, ServerHealth
+from qsync.server.metrics import BOUNDS, MetricRow, MetricTotals
 from qsync.state import TaskState
+from qsync.worker import health_server as cli_health
+from qsync.worker import http_server
+from qsync.worker.autoscale import Scaler, ScaleSample, ScaleTarget
+from qsync.worker.http_server import HealthServer, Query, Response
 from tests.serving import until
 from tests.stores import Store, available, wait_until
 from tests.test_worker import Worker
@@ -261,9 +262,9 @@ def test_what_ended_processes_counted_is_there_once_at_every_moment() -> None:
 
     class Process:
         def __init__(self) -> None:
-            self.rows = [Row("q", "t", runs=[1] * (len(BOUNDS) + 1))]
+            self.rows = [MetricRow("q", "t", runs=[1] * (len(BOUNDS) + 1))]
 
-    ledger, seen, over = Ledger(), set(), threading.Event()
+    ledger, seen, over = MetricTotals(), set(), threading.Event()
     processes = [Process() for _ in range(300)]
     for one in processes:
         ledger.add(one)
@@ -350,11 +351,11 @@ def test_a_server_of_one_s_own_tells_its_condition(valkey: Store, prefix: str) -
         app = Qsync(valkey.url, prefix=prefix, mux=mux)
         async with app, app.async_client() as client:
             server = app.server(concurrency=7)
-            assert server.condition() == Condition()
+            assert server.condition() == ServerHealth()
             async with server:
                 await client.enqueue(Task("wait", b""))
                 await until(lambda: server.condition().running == 1)
-                assert server.condition() == Condition(started=True, running=1, concurrency=7)
+                assert server.condition() == ServerHealth(started=True, running=1, concurrency=7)
                 go.set()
             assert server.condition().stopping
 
@@ -363,28 +364,38 @@ def test_a_server_of_one_s_own_tells_its_condition(valkey: Store, prefix: str) -
 
 # What follows from conditions.
 
-STARTED = Condition(started=True)
+STARTED = ServerHealth(started=True)
 
 
 @pytest.mark.parametrize(
     ("report", "live", "ready", "started"),
     [
-        (Report(1, 5, STARTED), True, True, True),
-        (Report(1, 5, Condition()), True, False, False),
-        (Report(1, 5, Condition(started=True, quiet=True)), True, False, True),
-        (Report(1, 5, Condition(started=True, stopping=True)), True, False, True),
-        (Report(1, 5, Condition(started=True, away={"q": 99.0})), True, False, True),
-        (Report(1, 5, Condition(started=True, silent={"q": 99.0})), True, False, True),
-        (Report(1, 5, Condition(started=True, blocked_s=9.9, blocked_in="f")), True, False, True),
-        (Report(1, 5, Condition(started=True, blocked_s=10.0, blocked_in="f")), False, False, True),
-        (Report(1, 5, None, unheard_s=9.9), True, False, False),
-        (Report(1, 5, None, unheard_s=10.0), False, False, False),
-        (Report(1, 5, None, ended="ended: exit code 1", unheard_s=99), True, False, False),
+        (ProcessHealth(1, 5, STARTED), True, True, True),
+        (ProcessHealth(1, 5, ServerHealth()), True, False, False),
+        (ProcessHealth(1, 5, ServerHealth(started=True, quiet=True)), True, False, True),
+        (ProcessHealth(1, 5, ServerHealth(started=True, stopping=True)), True, False, True),
+        (ProcessHealth(1, 5, ServerHealth(started=True, away={"q": 99.0})), True, False, True),
+        (ProcessHealth(1, 5, ServerHealth(started=True, silent={"q": 99.0})), True, False, True),
+        (
+            ProcessHealth(1, 5, ServerHealth(started=True, blocked_s=9.9, blocked_in="f")),
+            True,
+            False,
+            True,
+        ),
+        (
+            ProcessHealth(1, 5, ServerHealth(started=True, blocked_s=10.0, blocked_in="f")),
+            False,
+            False,
+            True,
+        ),
+        (ProcessHealth(1, 5, None, unheard_s=9.9), True, False, False),
+        (ProcessHealth(1, 5, None, unheard_s=10.0), False, False, False),
+        (ProcessHealth(1, 5, None, ended="ended: exit code 1", unheard_s=99), True, False, False),
     ],
 )
-def test_verdicts(report: Report, live: bool, ready: bool, started: bool) -> None:
+def test_verdicts(report: ProcessHealth, live: bool, ready: bool, started: bool) -> None:
     """One process that is not well is enough; what is wrong is said."""
-    reports = [Report(2, 6, STARTED), report]
+    reports = [ProcessHealth(2, 6, STARTED), report]
     verdicts = [health.live(reports, limit_s=10.0), health.ready(reports), health.started(reports)]
     assert [verdict.ok for verdict in verdicts] == [live, ready, started]
     for verdict in verdicts:
@@ -395,55 +406,63 @@ def test_verdicts(report: Report, live: bool, ready: bool, started: bool) -> Non
 # What follows from samples.
 
 
-def scaler(*samples: Sample, processes: int = 1) -> Scaler:
+def scaler(*samples: ScaleSample, processes: int = 1) -> Scaler:
     made = Scaler(processes)
     for sample in samples:
         made.add(sample)
     return made
 
 
-def at(second: float, **values: Any) -> Sample:
+def at(second: float, **values: Any) -> ScaleSample:
     given = {"pending": 0, "active": 0, "oldest_s": 0.0, "enqueued": 0, "finished": 0}
-    return Sample(at=second, **{**given, "servers": 2, "slots": 20, **values})
+    return ScaleSample(at=second, **{**given, "servers": 2, "slots": 20, **values})
 
 
 @pytest.mark.parametrize(
     ("samples", "goal", "desired", "backlog_s"),
     [
         # Nothing at all to do.
-        ([at(0), at(10)], Goal(), 0, 0.0),
-        ([at(0), at(10)], Goal(least=2), 2, 0.0),
+        ([at(0), at(10)], ScaleTarget(), 0, 0.0),
+        ([at(0), at(10)], ScaleTarget(least=2), 2, 0.0),
         # 10 a second come, two workers do 10 a second and are 600 behind: 10 + 600/30 = 30, by 5.
         (
             [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
-            Goal(), 6, 60.0,
+            ScaleTarget(), 6, 60.0,
         ),
         # The same, to be done in 60 s.
         (
             [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
-            Goal(target_s=60), 4, 60.0,
+            ScaleTarget(target_s=60), 4, 60.0,
         ),
         # The same, by workers that are known to do 2 a second.
         (
             [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)],
-            Goal(per_worker=2), 15, 60.0,
+            ScaleTarget(per_worker=2), 15, 60.0,
         ),
-        ([at(0), at(10, pending=10**6, oldest_s=60, finished=100)], Goal(most=9), 9, 100_000.0),
+        (
+            [at(0), at(10, pending=10**6, oldest_s=60, finished=100)],
+            ScaleTarget(most=9), 9, 100_000.0,
+        ),
         # They keep up, a quarter of the slots is busy: one of two is enough.
-        ([at(0), at(10, active=5, enqueued=100, finished=100)], Goal(), 1, 0.0),
+        ([at(0), at(10, active=5, enqueued=100, finished=100)], ScaleTarget(), 1, 0.0),
         # They keep up with all slots busy.
-        ([at(0), at(10, active=20, enqueued=100, finished=100)], Goal(), 2, 0.0),
+        ([at(0), at(10, active=20, enqueued=100, finished=100)], ScaleTarget(), 2, 0.0),
         # What runs is not interrupted, though nothing new comes.
-        ([at(0, active=20), at(10, active=20)], Goal(), 2, 0.0),
+        ([at(0, active=20), at(10, active=20)], ScaleTarget(), 2, 0.0),
         # Nothing has ended yet: a slot for each.
-        ([at(0), at(10, active=20, pending=35, oldest_s=9)], Goal(), 6, None),
+        ([at(0), at(10, active=20, pending=35, oldest_s=9)], ScaleTarget(), 6, None),
         # Nobody is there, and something waits.
-        ([at(0, servers=0, slots=0), at(10, servers=0, slots=0, pending=3)], Goal(), 1, None),
+        (
+            [at(0, servers=0, slots=0), at(10, servers=0, slots=0, pending=3)],
+            ScaleTarget(), 1, None,
+        ),
         # A store that lost its data: rates begin anew, and are not known.
-        ([at(0, finished=900, enqueued=900), at(10, pending=1, active=20)], Goal(), 3, None),
+        ([at(0, finished=900, enqueued=900), at(10, pending=1, active=20)], ScaleTarget(), 3, None),
     ],
 )  # fmt: skip
-def test_advice(samples: list[Sample], goal: Goal, desired: int, backlog_s: float | None) -> None:
+def test_advice(
+    samples: list[ScaleSample], goal: ScaleTarget, desired: int, backlog_s: float | None
+) -> None:
     advice = scaler(*samples).advise(goal)
     assert advice.desired == desired
     assert advice.backlog_seconds == backlog_s
@@ -470,7 +489,7 @@ def test_an_autoscaler_that_follows_the_advice_settles(backlog: int) -> None:
             )  # fmt: skip
             made.add(sample)
             if second:
-                workers = made.advise(Goal(least=1, most=50)).desired
+                workers = made.advise(ScaleTarget(least=1, most=50)).desired
             seen.append((workers, pending))
     assert max(count for count, _ in seen) <= 30
     assert [left for _, left in seen[20:]] == [0] * len(seen[20:])
@@ -486,7 +505,7 @@ def test_burst_after_idle_minutes_asks_for_what_it_takes(
     """2,000 tasks at once, and one worker that does 13.3 a second: 5 of them take 30 s."""
     made = Scaler(1)
 
-    def idle(second: float) -> Sample:
+    def idle(second: float) -> ScaleSample:
         return at(second, servers=1, slots=10, enqueued=500, finished=500)
 
     for second in range(0, 150, 15) if polls_while_idle else [0]:
@@ -501,9 +520,11 @@ def test_burst_after_idle_minutes_asks_for_what_it_takes(
                 oldest_s=passed_s, enqueued=2500, finished=500 + done,
             )
         )  # fmt: skip
-        desired.append(made.advise(Goal(target_s=30)).desired)
+        desired.append(made.advise(ScaleTarget(target_s=30)).desired)
     assert 4 <= min(desired) <= max(desired) <= 7, desired
-    assert made.advise(Goal()).backlog_seconds == pytest.approx((1990 - done) / 13.3, rel=0.15)
+    assert made.advise(ScaleTarget()).backlog_seconds == pytest.approx(
+        (1990 - done) / 13.3, rel=0.15
+    )
 
 
 @pytest.mark.faults(98)
@@ -513,19 +534,21 @@ def test_idle_time_after_a_burst_does_not_slow_the_measured_rate() -> None:
         30, servers=1, slots=10, active=10, pending=50, oldest_s=9, enqueued=400, finished=350
     )
     idle = [at(30 + 15 * n, servers=1, slots=10, enqueued=400, finished=400) for n in (1, 2, 3)]
-    assert scaler(busy, more, *idle).advise(Goal()).per_worker == pytest.approx(350 / 15, rel=0.01)
+    assert scaler(busy, more, *idle).advise(ScaleTarget()).per_worker == pytest.approx(
+        350 / 15, rel=0.01
+    )
 
 
 def test_many_idle_workers_with_tiny_tasks_are_too_many() -> None:
     samples = [
         at(15.0 * n, servers=10, slots=100, enqueued=30 * n, finished=30 * n) for n in range(8)
     ]
-    assert scaler(*samples).advise(Goal(least=1)).desired == 1
+    assert scaler(*samples).advise(ScaleTarget(least=1)).desired == 1
 
 
 def test_workers_are_counted_by_their_processes() -> None:
     samples = [at(0), at(10, pending=600, active=20, oldest_s=60, enqueued=100, finished=100)]
-    advice = scaler(*samples, processes=2).advise(Goal())
+    advice = scaler(*samples, processes=2).advise(ScaleTarget())
     assert advice.workers == 1
     assert advice.desired == 3
 
@@ -534,7 +557,7 @@ def test_rates_are_those_of_the_last_two_minutes() -> None:
     samples = [at(second * 10.0, enqueued=1000 * min(second, 6)) for second in range(100)]
     made = scaler(*samples)
     assert made.span_s == pytest.approx(120, abs=10)
-    assert made.advise(Goal()).enqueued_per_second == 0
+    assert made.advise(ScaleTarget()).enqueued_per_second == 0
 
 
 def test_a_paused_queue_asks_for_nobody() -> None:
@@ -549,7 +572,7 @@ def test_a_paused_queue_asks_for_nobody() -> None:
     overview = Overview(
         at=datetime.now(UTC), servers=[], queues=[queue("a", None), queue("b", pause)]
     )
-    assert cli_health.sample(overview, ["a", "b"], at=1.0, slots=[3, 4]) == Sample(
+    assert cli_health.sample(overview, ["a", "b"], at=1.0, slots=[3, 4]) == ScaleSample(
         at=1.0, pending=5, active=1, oldest_s=3.0, enqueued=18, finished=6, servers=2, slots=7
     )
 
@@ -558,20 +581,20 @@ def test_a_paused_queue_asks_for_nobody() -> None:
 
 
 @pytest.fixture
-def served() -> Iterator[HttpThread]:
+def served() -> Iterator[HealthServer]:
     async def hello(query: Query) -> Response:
         return Response(json.dumps(dict(query)).encode())
 
     async def broken(query: Query) -> Response:
         raise ValueError("canary-text")
 
-    server = HttpThread("127.0.0.1", 0, {"/hello": hello, "/broken": broken})
+    server = HealthServer("127.0.0.1", 0, {"/hello": hello, "/broken": broken})
     server.start()
     yield server
     server.close()
 
 
-def ask(server: HttpThread, request: bytes) -> bytes:
+def ask(server: HealthServer, request: bytes) -> bytes:
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         connection.sendall(request)
         answer = b""
@@ -596,7 +619,7 @@ def ask(server: HttpThread, request: bytes) -> bytes:
     ],
 )
 def test_requests_are_answered_or_refused(
-    served: HttpThread, request_line: bytes, status: int
+    served: HealthServer, request_line: bytes, status: int
 ) -> None:
     answer = ask(served, request_line + b"\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 %d " % status), answer
@@ -606,7 +629,7 @@ def test_requests_are_answered_or_refused(
 
 
 def test_an_error_is_told_to_the_log_and_not_to_who_asks(
-    served: HttpThread, caplog: pytest.LogCaptureFixture
+    served: HealthServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     answer = ask(served, b"GET /broken HTTP/1.1\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 500 ")
@@ -615,12 +638,12 @@ def test_an_error_is_told_to_the_log_and_not_to_who_asks(
 
 
 def test_who_says_nothing_is_cut_off_and_holds_up_nobody(
-    served: HttpThread, monkeypatch: pytest.MonkeyPatch
+    served: HealthServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "HEAD_S", 1.0)
+    monkeypatch.setattr(http_server, "HEAD_S", 1.0)
     connections = [
         socket.create_connection(("127.0.0.1", served.port), timeout=20)
-        for _ in range(http.CONNECTIONS - 1)
+        for _ in range(http_server.CONNECTIONS - 1)
     ]
     for connection in connections:
         connection.sendall(b"GET /hel")
@@ -631,7 +654,7 @@ def test_who_says_nothing_is_cut_off_and_holds_up_nobody(
     assert b"200" in ask(served, b"GET /hello HTTP/1.1\r\n\r\n")
 
 
-def silent(server: HttpThread, count: int, source: str = "127.0.0.1") -> list[socket.socket]:
+def silent(server: HealthServer, count: int, source: str = "127.0.0.1") -> list[socket.socket]:
     """So many connections that send nothing."""
     return [
         socket.create_connection(("127.0.0.1", server.port), timeout=20, source_address=(source, 0))
@@ -649,9 +672,9 @@ def is_closed(connection: socket.socket) -> bool:
         return True
 
 
-def test_silent_connections_of_one_address_keep_nobody_out(served: HttpThread) -> None:
+def test_silent_connections_of_one_address_keep_nobody_out(served: HealthServer) -> None:
     """Neither others nor itself: its own oldest one makes way."""
-    opened = silent(served, 3 * http.CONNECTIONS)
+    opened = silent(served, 3 * http_server.CONNECTIONS)
     try:
         for source in ("127.0.0.1", "127.0.0.2"):
             with socket.create_connection(
@@ -659,7 +682,7 @@ def test_silent_connections_of_one_address_keep_nobody_out(served: HttpThread) -
             ) as asking:
                 asking.sendall(b"GET /hello HTTP/1.1\r\n\r\n")
                 assert b" 200 " in asking.recv(1000)
-        wait_until(lambda: sum(map(is_closed, opened)) > 2 * http.CONNECTIONS)
+        wait_until(lambda: sum(map(is_closed, opened)) > 2 * http_server.CONNECTIONS)
         assert is_closed(opened[0])
         assert not is_closed(opened[-1]), "the newest are left"
     finally:
@@ -667,14 +690,14 @@ def test_silent_connections_of_one_address_keep_nobody_out(served: HttpThread) -
             one.close()
 
 
-def test_silent_connections_of_many_addresses_keep_nobody_out(served: HttpThread) -> None:
+def test_silent_connections_of_many_addresses_keep_nobody_out(served: HealthServer) -> None:
     opened = [
         one
         for last in range(2, 10)
-        for one in silent(served, http.CONNECTIONS - 1, f"127.0.0.{last}")
+        for one in silent(served, http_server.CONNECTIONS - 1, f"127.0.0.{last}")
     ]
     try:
-        assert len(opened) > http.ALL_CONNECTIONS
+        assert len(opened) > http_server.ALL_CONNECTIONS
         assert b" 200 " in ask(served, b"GET /hello HTTP/1.1\r\n\r\n")
     finally:
         for one in opened:
@@ -695,7 +718,7 @@ def test_port_is_asked_by_addresses_and_its_own_names(host: str, status: int) ->
     async def hello(query: Query) -> Response:
         return Response(b"hello")
 
-    server = HttpThread("127.0.0.1", 0, {"/hello": hello}, ["workers.Example.com"])
+    server = HealthServer("127.0.0.1", 0, {"/hello": hello}, ["workers.Example.com"])
     server.start()
     try:
         answer = ask(server, f"GET /hello HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
@@ -727,7 +750,7 @@ def test_lists_of_queues_that_strangers_ask_for_leave_the_measurement_alone(
     asyncio.run(main())
 
 
-def test_it_answers_while_the_main_thread_is_blocked(served: HttpThread) -> None:
+def test_it_answers_while_the_main_thread_is_blocked(served: HealthServer) -> None:
     answers: list[bytes] = []
     asking = threading.Thread(
         target=lambda: answers.append(ask(served, b"GET /hello HTTP/1.1\r\n\r\n"))
@@ -745,4 +768,4 @@ def test_it_answers_while_the_main_thread_is_blocked(served: HttpThread) -> None
 
 def test_an_address_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot listen on no-such-host"):
-        HttpThread("no-such-host.invalid", 80, {})
+        HealthServer("no-such-host.invalid", 80, {})

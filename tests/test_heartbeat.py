@@ -9,24 +9,24 @@ from typing import Any
 import pytest
 
 from qsync import Qsync, Task
-from qsync.broker import connect, ops
+from qsync.broker import ops, redis_clients
 from qsync.broker.shell import Broker
 from qsync.keys import QueueKeys
 from qsync.server.config import Config
 from qsync.server.heartbeat import Heartbeat
-from qsync.server.lane import Asked, Lane
-from qsync.server.outage import Outage
+from qsync.server.outage_log import Outage
+from qsync.server.queue_state import FetchInFlight, QueueState
 from tests.stores import Store
 
 
-def blocked(store: Store, prefix: str, check: Callable[[Heartbeat, Lane], None]) -> None:
+def blocked(store: Store, prefix: str, check: Callable[[Heartbeat, QueueState], None]) -> None:
     """Have a server of which nothing but its heartbeat runs, and that asked for ten tasks."""
 
     async def main() -> None:
-        config, broker = Config(lease=6), Broker(connect.parse(store.url))
-        lane = Lane(QueueKeys(prefix, "default"))
+        config, broker = Config(lease=6), Broker(redis_clients.parse(store.url))
+        lane = QueueState(QueueKeys(prefix, "default"))
         call = ops.fetch(lane.keys, server="s", number=1, wanted=10, policy=config.policy())
-        lane.unanswered = Asked(call, "s/1", since=-1e9)
+        lane.unanswered = FetchInFlight(call, "s/1", since=-1e9)
         broker.run(call)
         runner: Any = None  # it has nothing to run
         heartbeat = Heartbeat(broker, [lane], runner, lease_s=6, watches_loop=True, outage=Outage())
@@ -43,7 +43,7 @@ def test_it_gives_back_what_was_brought(store: Store, prefix: str) -> None:
     client = Qsync(store.url, prefix=prefix).client()
     client.enqueue_many([Task("a", id=str(n)) for n in range(3)])
 
-    def check(heartbeat: Heartbeat, lane: Lane) -> None:
+    def check(heartbeat: Heartbeat, lane: QueueState) -> None:
         raw = store.client()
         assert raw.zcard(lane.keys.key("active")) == 3
         for _ in range(2):
@@ -61,7 +61,7 @@ def test_it_takes_nothing_more_when_the_store_loses_its_data(store: Store, prefi
     client = Qsync(store.url, prefix=prefix).client()
     client.enqueue(Task("a"))
 
-    def check(heartbeat: Heartbeat, lane: Lane) -> None:
+    def check(heartbeat: Heartbeat, lane: QueueState) -> None:
         heartbeat._hand_back_unread(lane)
         store.client().flushall()
         client.enqueue(Task("b"))
@@ -79,7 +79,7 @@ def test_it_says_what_it_keeps(store: Store, prefix: str) -> None:
     """After a loss of data these are other tasks than the loop is about to read of."""
     client = Qsync(store.url, prefix=prefix).client()
 
-    def check(heartbeat: Heartbeat, lane: Lane) -> None:
+    def check(heartbeat: Heartbeat, lane: QueueState) -> None:
         store.client().flushall()
         client.enqueue(Task("b", id="b"))
         assert heartbeat._renew_unread(lane)

@@ -13,7 +13,7 @@ import pytest
 
 from qsync.errors import QsyncError
 from qsync.mux import Mux
-from qsync.server import executors, run
+from qsync.server import runner, thread_pool
 from qsync.server.server import Server
 from qsync.task import Task, TaskInfo
 from tests.serving import Bench, bench, until
@@ -24,7 +24,7 @@ TIMEOUT, STUBBORN = 0.8, 0.3
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (run, executors):
+    for module in (runner, thread_pool):
         monkeypatch.setattr(module, "STUBBORN_S", STUBBORN)
 
 
@@ -164,7 +164,7 @@ def test_a_mistake_of_ours_in_marking_a_task_is_not_charged_to_it(
             handle = await b.client.enqueue(Task("note", retry=0))
             store.client().hset(b.keys().key("crashes"), handle.id, 1)
             with monkeypatch.context() as patch:
-                patch.setattr(run.ops, "start", broken)
+                patch.setattr(runner.ops, "start", broken)
                 async with b.server(deaf.mux):
                     await b.reaches(handle.id, "scheduled")
             assert deaf.ran == 0

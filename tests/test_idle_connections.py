@@ -14,7 +14,7 @@ import redis
 import redis.asyncio
 
 from qsync import Mux, Qsync, Task, TaskInfo
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.keys import QueueKeys
 from tests.chaos.proxy import Proxy
@@ -133,14 +133,14 @@ def test_a_subscription_that_has_nothing_to_tell_stays(
 def test_the_system_looks_after_idle_connections(store: Store) -> None:
     """Whatever redis-py does by itself, and whatever a client of the user's was made with."""
     wanted = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
-    address = connect.parse(store.url)
+    address = redis_clients.parse(store.url)
     own = redis.Redis(host="127.0.0.1", port=store.port, socket_keepalive=False)
 
     def options(sock: Any) -> dict[int, int]:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         return {name: sock.getsockopt(socket.IPPROTO_TCP, name) for name in wanted}
 
-    for where in (address, connect.address_of(own)):
+    for where in (address, redis_clients.address_of(own)):
         broker = Broker(where)
         broker.ping()
         [connection] = broker._pool(None)._free
@@ -162,7 +162,7 @@ def test_threads_share_connections_and_a_broken_one_takes_idle_ones_along(
     store: Store, prefix: str
 ) -> None:
     with Proxy(store.port) as proxy:
-        broker = Broker(connect.parse(proxy.url), connections=4)
+        broker = Broker(redis_clients.parse(proxy.url), connections=4)
         meet = threading.Barrier(4)
         proxy.down.delay = 0.1
 

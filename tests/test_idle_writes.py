@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from qsync import Mux, Qsync, TaskInfo
-from qsync.broker import connect, ops
+from qsync.broker import ops, redis_clients
 from qsync.broker.ops import FetchPolicy
 from qsync.broker.shell import Broker
 from qsync.keys import GlobalKeys, QueueKeys
-from qsync.task import Outgoing, Task, new_nonce, outgoing
+from qsync.task import NewTask, Task, new_nonce, new_task
 from tests.stores import Store, wait_until_async
 
 S = 1_000_000
@@ -26,27 +26,29 @@ class Queue:
     def __init__(self, store: Store, prefix: str) -> None:
         self.store = store
         self.keys = QueueKeys(prefix, "default")
-        self.broker = Broker(connect.parse(store.url))
+        self.broker = Broker(redis_clients.parse(store.url))
         self.now_us = START
         self.numbers: dict[str, int] = {}
 
     def run(self, call: Any) -> Any:
         return self.broker.run(call)
 
-    def fetch(self, server: str = "s", wanted: int = 100, **options: Any) -> ops.Fetched:
+    def fetch(self, server: str = "s", wanted: int = 100, **options: Any) -> ops.FetchResult:
         number = self.numbers[server] = self.numbers.get(server, 0) + 1
         return self.repeat(server, number, wanted, **options)
 
-    def repeat(self, server: str, number: int, wanted: int = 100, **options: Any) -> ops.Fetched:
+    def repeat(
+        self, server: str, number: int, wanted: int = 100, **options: Any
+    ) -> ops.FetchResult:
         call = ops.fetch(
             self.keys, server=server, number=number, wanted=wanted, policy=POLICY,
             now_us=self.now_us, **options,
         )  # fmt: skip
-        fetched: ops.Fetched = self.run(call)
+        fetched: ops.FetchResult = self.run(call)
         return fetched
 
-    def enqueue(self, task: Task) -> Outgoing:
-        sent = outgoing(task, new_nonce())
+    def enqueue(self, task: Task) -> NewTask:
+        sent = new_task(task, new_nonce())
         self.run(ops.enqueue(self.keys, [sent], now_us=self.now_us))
         return sent
 
@@ -93,7 +95,7 @@ def test_used_queue_costs_no_writes_once_it_is_swept(queue: Queue) -> None:
     dead = queue.enqueue(Task("a"))
     queue.fetch("s0")
     token = f"s0/{queue.numbers['s0']}"
-    queue.run(ops.complete(queue.keys, [ops.Done(sent.id, token)], now_us=queue.now_us))
+    queue.run(ops.complete(queue.keys, [ops.Completion(sent.id, token)], now_us=queue.now_us))
     queue.run(ops.kill(queue.keys, [ops.Killed(dead.id, token, True, b"")], now_us=queue.now_us))
     queue.now_us += 3601 * S
     queue.hour(1)

@@ -792,11 +792,11 @@ def test_everything_works_in_a_cluster(cluster: Cluster, prefix: str) -> None:
 
 @pytest.mark.faults(47)
 def test_who_may_only_look_looks_and_changes_nothing(store: Store, prefix: str) -> None:
-    from qsync.broker import rights
+    from qsync.broker import acl
     from tests.limited import unlimited
     from tests.test_acl import is_old
 
-    rules = rights.rules("reader", prefix, old=is_old(store))
+    rules = acl.rules("reader", prefix, old=is_old(store))
     store.command("ACL", "SETUSER", "looker", "reset", "on", ">x", *rules)
     url = unlimited(store.url).replace("//", "//looker:x@")
 

@@ -14,7 +14,7 @@ from qsync import Task, codec
 from qsync.broker import ops
 from qsync.broker.ops import HandedBack
 from qsync.inspector import Explanation
-from qsync.inspector.reasons import duration, ordinal
+from qsync.inspector.explain import duration, ordinal
 from qsync.keys import GlobalKeys
 from qsync.task import Failure
 from tests.inspecting import POLICY, Bed, S, bed

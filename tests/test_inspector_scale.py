@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qsync import Task
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from qsync.broker.call import Call
 from qsync.broker.shell import AsyncBroker
 from qsync.inspector import Filter, Inspector, Step
@@ -85,7 +85,7 @@ async def fill(url: str, prefix: str, *, pending: int, dead: int) -> None:
 
 @asynccontextmanager
 async def looking(url: str, prefix: str) -> AsyncIterator[tuple[Inspector, Counting]]:
-    broker = Counting(connect.parse(url))
+    broker = Counting(redis_clients.parse(url))
     async with Inspector(broker, prefix=prefix) as inspector:
         yield inspector, broker
 

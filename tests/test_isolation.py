@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from qsync.broker import ops
-from qsync.broker.ops import Held
+from qsync.broker.ops import LeaseRef
 from qsync.mux import Mux
-from qsync.server import suspects
+from qsync.server import crash_isolation
 from qsync.task import Task, TaskInfo
 from tests.hand import POLICY
 from tests.rig import BINARIES, LAPSE, Rig
@@ -23,7 +23,7 @@ async def crash(b: Bench, ids: list[str], server: str, *, together: bool = False
     """A server takes all that waits, marks these as running and dies."""
     call = ops.fetch(b.keys(), server=server, number=1, wanted=500, policy=POLICY)
     assert set(ids) <= set((await b.broker.run(call)).ids)
-    held = [Held(id, f"{server}/1") for id in ids]
+    held = [LeaseRef(id, f"{server}/1") for id in ids]
     await b.broker.run(ops.start(b.keys(), held, together=together))
     await b.broker.run(ops.abandon(b.keys(), server))
     await b.broker.run(ops.fetch(b.keys(), server="finder", number=time.monotonic_ns(), wanted=0,
@@ -76,8 +76,8 @@ def test_a_long_suspect_holds_up_others_for_a_second(valkey: Store, prefix: str)
                 await b.client.enqueue_many([Task("quick") for _ in range(100)])
                 await until(lambda: recorder.count() == 101)
                 times = [at - began for _, at in recorder.begun[1:]]
-                assert min(times) > suspects.ALONE_S / 2
-                assert max(times) < suspects.ALONE_S + 2.5
+                assert min(times) > crash_isolation.ALONE_S / 2
+                assert max(times) < crash_isolation.ALONE_S + 2.5
                 assert suspect in recorder.running
                 # From now on its server's crash does not count for it.
                 assert valkey.command("HGET", b.keys().key("crashes"), suspect) == b"2-"
@@ -96,7 +96,7 @@ def test_many_long_suspects_start_soon_after_the_first(valkey: Store, prefix: st
                 began = time.monotonic()
                 await until(lambda: recorder.count() == 1)
                 await until(lambda: len(recorder.running) == len(ids))
-                assert time.monotonic() - began < suspects.ALONE_S + 4
+                assert time.monotonic() - began < crash_isolation.ALONE_S + 4
                 recorder.gate.set()
             assert recorder.count() == len(ids)
 
@@ -133,8 +133,8 @@ def test_suspects_that_ran_together_in_a_crash_run_one_at_a_time(
             async with b.server(recorder.mux, concurrency=100):
                 await until(lambda: recorder.count() == 1)
                 await b.client.enqueue(Task("quick"))
-                await until(lambda: recorder.count() == 2, timeout=suspects.ALONE_S * 8 + 3)
-                assert recorder.begun[1][1] - recorder.begun[0][1] >= suspects.ALONE_S * 8
+                await until(lambda: recorder.count() == 2, timeout=crash_isolation.ALONE_S * 8 + 3)
+                assert recorder.begun[1][1] - recorder.begun[0][1] >= crash_isolation.ALONE_S * 8
                 assert len(recorder.running) == 1, "others may join it, but no other suspect"
                 recorder.gate.set()
                 for id in ids:

@@ -21,11 +21,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from qsync import Mux, Qsync, SkipRetry, Task, TaskInfo
-from qsync.broker import connect, ops
+from qsync.broker import ops, redis_clients
 from qsync.broker.shell import Broker
-from qsync.cli import logs
 from qsync.keys import QueueKeys
-from qsync.task import Outgoing
+from qsync.task import NewTask
+from qsync.worker import logs
 from tests.serving import bench, until
 from tests.stores import Store, _watchdog, available, wait_until
 
@@ -183,8 +183,8 @@ def counters(url: str, queue: str = "default") -> dict[str, int]:
 
 def plant(store: Store, keys: QueueKeys) -> None:
     """A raw record that no version can read, with the canary in it."""
-    broken = Outgoing("raw", keys.queue, CANARY.encode(), "", "", "", 0, None)
-    with contextlib.closing(Broker(connect.parse(store.url), connections=1)) as broker:
+    broken = NewTask("raw", keys.queue, CANARY.encode(), "", "", "", 0, None)
+    with contextlib.closing(Broker(redis_clients.parse(store.url), connections=1)) as broker:
         broker.run(ops.enqueue(keys, [broken]))
 
 

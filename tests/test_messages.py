@@ -12,9 +12,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from qsync import ConfigError, InvalidTask, Mux, Qsync, Task
-from qsync.cli.target import TargetError, load
-from qsync.task import outgoing
-from qsync.typed import TaskFunction
+from qsync.task import new_task
+from qsync.task_function import TaskFunction
+from qsync.worker.load_app import TargetError, load
 
 app = Qsync("redis://localhost:1")
 
@@ -120,7 +120,7 @@ def test_value_that_msgpack_cannot_hold_is_named(value: Any) -> None:
     def untyped(value): ...  # type: ignore[no-untyped-def]  # the point
 
     with pytest.raises(InvalidTask) as caught:
-        outgoing(untyped.build(value), b"nonce123")
+        new_task(untyped.build(value), b"nonce123")
     text = str(caught.value)
     assert "'value'" in text
     assert "give it as text" in text or "no Unicode" in text

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from qsync.broker import connect, views
+from qsync.broker import redis_clients, views
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import DuplicateTask, ResultTimeout
 from qsync.inspector import Inspector
@@ -117,7 +117,7 @@ def test_parents_that_take_all_slots_are_told_of_and_explained(
     mux.handle("parent")(parent if colour == "async" else parent_in_thread)
 
     async def main() -> None:
-        broker = AsyncBroker(connect.parse(valkey.url))
+        broker = AsyncBroker(redis_clients.parse(valkey.url))
         inspector = Inspector(broker, prefix=prefix)
         async with (
             bench(valkey.url, prefix) as b,

@@ -13,9 +13,9 @@ import pytest
 
 from qsync.broker import ops
 from qsync.broker.channels import Heard
-from qsync.broker.ops import Held
+from qsync.broker.ops import LeaseRef
 from qsync.keys import COUNTERS, QUEUE_KEYS
-from qsync.task import moment
+from qsync.task import from_us
 from tests.rig import BINARIES, DAY, FAILURE, LAPSE, START, Rig, S
 
 
@@ -31,9 +31,9 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 def test_a_task_goes_to_pending_or_to_scheduled(rig: Rig) -> None:
     rig.enqueue("now")
     rig.enqueue("later", delay=1.5)
-    rig.enqueue("at", process_at=moment(START + 7))
+    rig.enqueue("at", process_at=from_us(START + 7))
     rig.enqueue("past", process_at=datetime(2000, 1, 1, tzinfo=UTC))
-    rig.enqueue("exactly", process_at=moment(START))
+    rig.enqueue("exactly", process_at=from_us(START))
     assert rig.ids("pending") == ["now", "past", "exactly"]
     assert rig.score("scheduled", "later") == START + 1_500_000
     assert rig.score("scheduled", "at") == START + 7
@@ -385,7 +385,7 @@ def test_who_need_not_be_woken_is_not(rig: Rig) -> None:
     rig.cancel("f")
     rig.hand_back(held["f"])
     rig.renew(held["a"])
-    rig.complete(Held("gone", "s/1"))
+    rig.complete(LeaseRef("gone", "s/1"))
     rig.delete("scheduled", "later")
     rig.cancel("first")
     rig.run(ops.pause(rig.keys, b"me"))
@@ -500,7 +500,7 @@ def test_what_happens_is_counted_in_all_and_by_day(rig: Rig) -> None:
     rig.kill(held[6], failed=False)
     rig.cancel("h")
     rig.end_cancelled(held[7])
-    rig.complete(Held("c", "s/0"))
+    rig.complete(LeaseRef("c", "s/0"))
     expected = {
         "enqueued": 8, "bytes": 8 * size, "completed": 2, "failed": 4, "retried": 3, "dead": 2,
         "cancelled": 1,

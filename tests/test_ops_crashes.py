@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from qsync.broker.ops import Held
+from qsync.broker.ops import LeaseRef
 from tests.rig import BINARIES, FAILURE, LAPSE, LEASE, POLICY, START, Rig, S
 
 
@@ -283,5 +283,5 @@ def test_a_lease_of_a_task_that_went_is_not_made_by_renewing(rig: Rig) -> None:
     held = rig.lease()
     rig.complete(*held)
     before = rig.dump()
-    assert rig.renew(*held, Held("never", "s/1")) == ["done", "done"]
+    assert rig.renew(*held, LeaseRef("never", "s/1")) == ["done", "done"]
     assert rig.dump() == before

@@ -9,8 +9,8 @@ import pytest
 
 from qsync import codec
 from qsync.broker import ops
-from qsync.broker.ops import Held
-from qsync.task import MESSAGE_HEAD, decode_message
+from qsync.broker.ops import LeaseRef
+from qsync.task import ENVELOPE_HEAD, decode_message
 from tests.rig import BINARIES, DAY, FAILURE, LAPSE, LEASE, POLICY, START, Rig, S
 
 
@@ -184,7 +184,7 @@ def test_the_time_until_the_next_is_of_any_kind(rig: Rig) -> None:
 def test_the_same_number_again_is_the_same_batch_less_what_was_settled(rig: Rig) -> None:
     rig.enqueue(*"abcdef")
     first = rig.fetch(5, number=3)
-    held = {id: Held(id, "s/3") for id in first.ids}
+    held = {id: LeaseRef(id, "s/3") for id in first.ids}
     rig.enqueue("z")
     again = rig.fetch(5, number=3)
     assert (again.ids, again.messages) == (first.ids, first.messages)
@@ -214,7 +214,7 @@ def test_a_repeated_fetch_leaves_out_what_was_leased_anew(rig: Rig) -> None:
     rig.be_seen()
     assert rig.fetch(server="other", number=1).ids == ["a"]
     assert rig.fetch(number=1).ids == []
-    rig.hand_back(Held("a", "other/1"))
+    rig.hand_back(LeaseRef("a", "other/1"))
     assert rig.fetch(number=1).ids == []
     assert rig.fetch(number=2).ids == ["a"]
     assert rig.fetch(number=2).ids == ["a"]
@@ -262,7 +262,7 @@ def test_ids_that_look_like_something_else_are_ids(rig: Rig, id: str) -> None:
     assert rig.fetch(server="t", number=1).ids == [id]
     assert rig.fetch(server="t", number=1).ids == [id]
     assert rig.state(id) == "active"
-    assert rig.retry(Held(id, "t/1"), delay_us=0) == ["ok"]
+    assert rig.retry(LeaseRef(id, "t/1"), delay_us=0) == ["ok"]
     assert rig.complete(*rig.lease()) == ["ok"]
     assert rig.state(id) is None
     assert rig.locks() == {}
@@ -498,6 +498,6 @@ def test_a_fetch_from_a_paused_queue_wakes_nobody(rig: Rig) -> None:
 def test_a_message_of_a_later_version_is_kept_as_it_is(rig: Rig) -> None:
     rig.enqueue("a")
     [message] = rig.fetch().messages
-    assert message.startswith(MESSAGE_HEAD)
+    assert message.startswith(ENVELOPE_HEAD)
     with pytest.raises(codec.CodecError, match="envelope version 9"):
         decode_message(message[:1] + b"\x09" + message[2:])

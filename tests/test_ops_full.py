@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from qsync.broker import ops, views
-from qsync.broker.ops import Done
+from qsync.broker.ops import Completion
 from qsync.errors import QueueFull
 from tests.rig import BINARIES, Rig, S
 from tests.test_ops_twice import ALL, queue
@@ -49,7 +49,7 @@ def test_a_task_can_be_looked_at(rig: Rig) -> None:
 def test_a_batch_with_one_result_is_refused_whole_and_passes_without_room(rig: Rig) -> None:
     a, b = queue(rig)
     rig.client.config_set("maxmemory", 1)
-    tasks = [Done(*a), Done(*b, S, b"result")]
+    tasks = [Completion(*a), Completion(*b, S, b"result")]
     with pytest.raises(QueueFull):
         rig.run(ops.complete(rig.keys, tasks, now_us=rig.now))
     assert [rig.state(one.id) for one in (a, b)] == ["active", "active"]

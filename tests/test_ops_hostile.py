@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from qsync.broker import ops, views
-from qsync.broker.ops import Held
+from qsync.broker.ops import LeaseRef
 from qsync.keys import QUEUE_KEYS
 from qsync.state import STORED, TaskState
 from qsync.task import Failure, decode_failure
@@ -136,7 +136,7 @@ def test_all_fields_of_an_active_task_may_be_spoilt(rig: Rig, value: bytes) -> N
     rig.be_seen()
     assert "b" in rig.fetch(server="u", number=1).ids
     rig.status("a")
-    assert rig.complete(Held("b", "u/1")) == ["ok"]
+    assert rig.complete(LeaseRef("b", "u/1")) == ["ok"]
     settled(rig)
 
 
@@ -205,7 +205,7 @@ def test_a_message_that_is_none_is_fetched_shown_and_killed(rig: Rig, value: byt
     assert status is not None
     assert (status.type, status.payload) == ("", value)
     assert rig.enqueue("a") == [("exists", "a")]
-    assert rig.kill(Held("a", "t/1"), failed=False) == ["ok"]
+    assert rig.kill(LeaseRef("a", "t/1"), failed=False) == ["ok"]
     assert rig.field("tasks", "a") == value
 
 

@@ -10,9 +10,9 @@ import pytest
 import redis
 from msgspec.structs import replace
 
-from qsync.broker import connect, ops, views
+from qsync.broker import ops, redis_clients, views
 from qsync.broker.call import Call
-from qsync.broker.ops import Held
+from qsync.broker.ops import LeaseRef
 from qsync.broker.shell import Broker
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.state import TaskState
@@ -77,7 +77,7 @@ class InCluster(Rig):
 
     def __init__(self, cluster: Cluster, prefix: str) -> None:
         self.keys, self.globals = QueueKeys(prefix, "queue"), GlobalKeys(prefix)
-        self.broker = Broker(connect.parse(cluster.url))
+        self.broker = Broker(redis_clients.parse(cluster.url))
         self.client = cluster.client()
         self.now = START
         self._number = 0
@@ -87,5 +87,5 @@ class InCluster(Rig):
 def test_every_operation_works_in_a_cluster(cluster: Cluster) -> None:
     for at, name in enumerate(ALL | LOOK):
         with InCluster(cluster, f"ops-keys-{at}") as rig:
-            held: list[Held] = queue(rig)
+            held: list[LeaseRef] = queue(rig)
             rig.run((ALL | LOOK)[name](rig, held))

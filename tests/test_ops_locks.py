@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from qsync.broker.ops import Held
-from qsync.task import Task, new_nonce, outgoing
+from qsync.broker.ops import LeaseRef
+from qsync.task import Task, new_nonce, new_task
 from tests.rig import BINARIES, LAPSE, LEASE, START, Rig, S
 
 LOCK = {"unique": True, "unique_key": "the key"}
 WINDOW = {"unique": 60, "unique_key": "the key"}
-NAME = outgoing(Task("type", unique=True, unique_key="the key"), b"").lock
+NAME = new_task(Task("type", unique=True, unique_key="the key"), b"").lock
 
 
 @pytest.fixture(params=BINARIES)
@@ -36,7 +36,7 @@ def crash_dead(rig: Rig) -> None:
     assert rig.state("a") == "dead"
 
 
-def cancel_and(how: Callable[[Rig, list[Held]], object]) -> Callable[[Rig], object]:
+def cancel_and(how: Callable[[Rig, list[LeaseRef]], object]) -> Callable[[Rig], object]:
     def end(rig: Rig) -> object:
         held = rig.lease()
         assert rig.cancel("a")[0] == "active"
@@ -88,7 +88,7 @@ STAYS: dict[str, Callable[[Rig], object]] = {
     "ask for its cancel": lambda rig: (rig.lease(), rig.cancel("a")),
     "renew": lambda rig: rig.renew(*rig.lease()),
     "run from retry": lambda rig: (retried(rig), rig.rerun("a", "retry")),
-    "settle with a stale token": lambda rig: (rig.lease(), rig.complete(Held("a", "s/0"))),
+    "settle with a stale token": lambda rig: (rig.lease(), rig.complete(LeaseRef("a", "s/0"))),
 }
 
 
@@ -285,7 +285,7 @@ def test_a_dead_task_frees_nothing_when_it_is_trimmed(rig: Rig) -> None:
     rig.enqueue("a", **LOCK)
     rig.kill(*rig.lease())
     nonce = new_nonce()
-    rig.send([outgoing(Task("type", id="b", unique=True, unique_key="the key"), nonce)])
+    rig.send([new_task(Task("type", id="b", unique=True, unique_key="the key"), nonce)])
     rig.now += 10**15  # over ninety days
     rig.fetch(0)
     assert rig.state("a") is None

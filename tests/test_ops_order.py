@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qsync.broker.ops import Held
+from qsync.broker.ops import LeaseRef
 from tests.rig import BINARIES, LAPSE, Rig, S
 
 
@@ -189,7 +189,7 @@ def test_tags_keep_their_order_over_many_rounds(rig: Rig) -> None:
         rig.enqueue(f"a{n}", fairness_key="a")
         expected.append(f"a{n}")
         if n % 3 == 2:
-            held: list[Held] = rig.lease(2)
+            held: list[LeaseRef] = rig.lease(2)
             rig.hand_back(*held)
             [first] = rig.lease(1)
             assert first.id == expected.pop(0)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from qsync.broker import ops
-from qsync.broker.ops import Held
+from qsync.broker.ops import LeaseRef
 from tests.rig import BINARIES, LAPSE, LEASE, POLICY, Rig, S
 
 pytestmark = [pytest.mark.faults(28), pytest.mark.guarantee(4)]
@@ -19,7 +19,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
         yield rig
 
 
-def leased(rig: Rig) -> list[Held]:
+def leased(rig: Rig) -> list[LeaseRef]:
     """Two tasks that a server holds, in the order of their lease and not of their names."""
     rig.enqueue("b", "a")
     held = rig.lease(server="s")
@@ -27,7 +27,7 @@ def leased(rig: Rig) -> list[Held]:
     return held
 
 
-def fetch(rig: Rig, number: int, *, server: str = "t") -> ops.Fetched:
+def fetch(rig: Rig, number: int, *, server: str = "t") -> ops.FetchResult:
     """As Rig.fetch, without anybody having been there before."""
     call = ops.fetch(
         rig.keys, server=server, number=number, wanted=5, policy=POLICY, now_us=rig.now

@@ -9,11 +9,11 @@ import pytest
 
 from qsync.broker import ops
 from qsync.broker.call import Call
-from qsync.broker.ops import Done, HandedBack, Held, Killed, Retried
+from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
 from tests.rig import BINARIES, FAILURE, LAPSE, LEASE, Rig, S
 from tests.test_ops_locks import LOCK, NAME
 
-Make = Callable[[Rig, list[Held]], Call[Any]]
+Make = Callable[[Rig, list[LeaseRef]], Call[Any]]
 
 
 @pytest.fixture(params=BINARIES)
@@ -24,13 +24,13 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 SETTLE: dict[str, Make] = {
     "complete": lambda rig, held: ops.complete(
-        rig.keys, [Done(*one) for one in held], now_us=rig.now
+        rig.keys, [Completion(*one) for one in held], now_us=rig.now
     ),
     "complete and keep": lambda rig, held: ops.complete(
-        rig.keys, [Done(*one, S, b"result") for one in held], now_us=rig.now
+        rig.keys, [Completion(*one, S, b"result") for one in held], now_us=rig.now
     ),
     "complete without room": lambda rig, held: ops.complete_without_room(
-        rig.keys, [Done(*one, S, b"result") for one in held], now_us=rig.now
+        rig.keys, [Completion(*one, S, b"result") for one in held], now_us=rig.now
     ),
     "retry": lambda rig, held: ops.retry(
         rig.keys, [Retried(*one, S, FAILURE) for one in held], now_us=rig.now
@@ -70,7 +70,10 @@ OTHER: dict[str, Make] = {
     ),
     "abandon": lambda rig, held: ops.abandon(rig.keys, "s"),
     "run many": lambda rig, held: ops.run_many(
-        rig.keys, [ops.Rerun("d", "k", NAME, FAILURE), ops.Rerun("p")], "dead", now_us=rig.now
+        rig.keys,
+        [ops.RerunRequest("d", "k", NAME, FAILURE), ops.RerunRequest("p")],
+        "dead",
+        now_us=rig.now,
     ),
     "purge": lambda rig, held: ops.purge(rig.keys, "pending", now_us=rig.now),
     "purge lapsed": lambda rig, held: ops.purge(rig.keys, "active", now_us=rig.now + LEASE),
@@ -106,7 +109,7 @@ OTHER: dict[str, Make] = {
 ALL = SETTLE | HOLD | OTHER
 
 
-def queue(rig: Rig) -> list[Held]:
+def queue(rig: Rig) -> list[LeaseRef]:
     """A queue with a task in each state, two of them held; both have crashed before."""
     rig.enqueue("d", **LOCK)
     rig.kill(*rig.lease())
@@ -158,7 +161,7 @@ def test_a_settlement_made_before_answers_done(rig: Rig, name: str) -> None:
 @pytest.mark.parametrize("token", ["s/0", "t/5", "s", "", "s/04"])
 def test_a_stale_token_changes_nothing(rig: Rig, name: str, token: str) -> None:
     held = queue(rig)
-    stale = [Held(one.id, token) for one in held]
+    stale = [LeaseRef(one.id, token) for one in held]
     call = (SETTLE | HOLD)[name](rig, stale)
     before = rig.dump()
     assert rig.run(call) == ["lost", "lost"]
@@ -168,7 +171,7 @@ def test_a_stale_token_changes_nothing(rig: Rig, name: str, token: str) -> None:
 @pytest.mark.parametrize("name", SETTLE | HOLD)
 def test_a_task_that_nobody_holds_is_done_with(rig: Rig, name: str) -> None:
     queue(rig)
-    unheld = [Held(id, "s/1") for id in ("p", "s", "c", "d", "r", "unknown")]
+    unheld = [LeaseRef(id, "s/1") for id in ("p", "s", "c", "d", "r", "unknown")]
     call = (SETTLE | HOLD)[name](rig, unheld)
     before = rig.dump()
     assert rig.run(call) == ["done"] * 6
@@ -179,7 +182,9 @@ def test_a_task_that_nobody_holds_is_done_with(rig: Rig, name: str) -> None:
 @pytest.mark.parametrize("name", SETTLE | HOLD)
 def test_current_and_stale_tokens_go_together_in_one_call(rig: Rig, name: str) -> None:
     held = queue(rig)
-    call = (SETTLE | HOLD)[name](rig, [Held("a", "s/0"), Held("p", "s/1"), held[1], held[1]])
+    call = (SETTLE | HOLD)[name](
+        rig, [LeaseRef("a", "s/0"), LeaseRef("p", "s/1"), held[1], held[1]]
+    )
     first, second, third, fourth = rig.run(call)
     assert (first, second) == ("lost", "done")
     assert third in ("ok", "cancelled")
@@ -213,7 +218,7 @@ def test_an_empty_batch_is_no_error(rig: Rig, name: str) -> None:
 
 def test_refused_settlements_are_counted(rig: Rig) -> None:
     rig.enqueue("a", "b")
-    held = [Held(one.id, "s/0") for one in rig.lease()]
+    held = [LeaseRef(one.id, "s/0") for one in rig.lease()]
     for settle in (rig.complete, rig.retry, rig.kill):
         settle(*held)
     assert rig.counters()["lost"] == 6
@@ -242,7 +247,7 @@ def test_the_same_enqueue_again_is_created_wherever_the_task_is(
     rig.now += 5 * S
     for step in (
         lambda: rig.lease(),
-        lambda: rig.retry(Held("a", rig.field("owner", "a").decode()), delay_us=S),  # type: ignore[union-attr]
+        lambda: rig.retry(LeaseRef("a", rig.field("owner", "a").decode()), delay_us=S),  # type: ignore[union-attr]
         lambda: setattr(rig, "now", rig.now + S),
         lambda: rig.complete(*rig.lease(), retention_us=S),
     ):
@@ -299,6 +304,6 @@ def test_a_batch_of_500_with_all_options(rig: Rig) -> None:
     ],
 )
 def test_no_call_is_made_for_more_than_500(rig: Rig, make: Make) -> None:
-    many = [Held(str(n), "s/1") for n in range(501)]
+    many = [LeaseRef(str(n), "s/1") for n in range(501)]
     with pytest.raises(ValueError, match="501 tasks in one call are over the limit of 500"):
         make(rig, many)

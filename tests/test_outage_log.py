@@ -11,8 +11,8 @@ import pytest
 from qsync import Mux, Qsync, Task, TaskInfo, current
 from qsync.errors import ConfigError, StoreUnavailable
 from qsync.schedule import Every, Periodic
-from qsync.server import outage
-from qsync.server.outage import Outage
+from qsync.server import outage_log
+from qsync.server.outage_log import Outage
 from qsync.server.periodic import PeriodicTask
 from qsync.server.server import Server
 from tests.stores import Store, wait_until, wait_until_async
@@ -88,7 +88,7 @@ def test_a_long_outage_is_one_line_a_minute(
     log.failed("fetch", error)
     log.failed("renew", error)
     assert lines(caplog) == ["cannot fetch: the store at x is not available: refused"]
-    monkeypatch.setattr(outage, "REMIND_S", 0.05)
+    monkeypatch.setattr(outage_log, "REMIND_S", 0.05)
 
     def reminded() -> bool:
         log.failed("fetch", error)
@@ -123,4 +123,4 @@ def test_a_refusal_beside_an_outage_is_a_line_of_its_own(
     ("seconds", "shown"), [(0.04, "0.0 s"), (42.04, "42.0 s"), (60, "1 min"), (130, "2 min 10 s")]
 )
 def test_how_long_it_lasts_is_shown(seconds: float, shown: str) -> None:
-    assert outage._shown(seconds) == shown
+    assert outage_log._shown(seconds) == shown

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qsync import Qsync, Task
-from qsync.broker import connect, views
+from qsync.broker import redis_clients, views
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, Client
 from qsync.errors import StoreUnavailable
@@ -83,7 +83,7 @@ def test_callers_at_the_same_time_do_not_wait_for_each_other(
     own_store: Store, prefix: str, away: Callable[[], None]
 ) -> None:
     async def main() -> None:
-        broker = AsyncBroker(connect.parse(own_store.url), patience=PATIENCE_S)
+        broker = AsyncBroker(redis_clients.parse(own_store.url), patience=PATIENCE_S)
         async with AsyncClient(broker, prefix=prefix) as client:
             await client.enqueue(KEPT)
             away()
@@ -102,7 +102,7 @@ def test_a_steady_stream_of_callers_waits_no_longer_than_one(
     own_store: Store, prefix: str, away: Callable[[], None]
 ) -> None:
     async def main() -> None:
-        broker = AsyncBroker(connect.parse(own_store.url), patience=PATIENCE_S)
+        broker = AsyncBroker(redis_clients.parse(own_store.url), patience=PATIENCE_S)
         async with AsyncClient(broker, prefix=prefix) as client:
             await client.enqueue(KEPT)
             away()
@@ -123,7 +123,7 @@ def test_a_steady_stream_of_callers_waits_no_longer_than_one(
 def test_threads_that_want_more_connections_than_there_are_wait_no_longer(
     own_store: Store, prefix: str
 ) -> None:
-    broker = Broker(connect.parse(own_store.url), connections=3, patience=PATIENCE_S)
+    broker = Broker(redis_clients.parse(own_store.url), connections=3, patience=PATIENCE_S)
     with Client(broker, prefix=prefix) as client:
         client.enqueue(KEPT)
         own_store.pause()
@@ -140,7 +140,7 @@ def test_an_inspector_ends_with_its_patience(
     own_store: Store, prefix: str, away: Callable[[], None]
 ) -> None:
     async def main() -> None:
-        broker = AsyncBroker(connect.parse(own_store.url), patience=PATIENCE_S)
+        broker = AsyncBroker(redis_clients.parse(own_store.url), patience=PATIENCE_S)
         inspector = Inspector(broker, prefix=prefix)
         await broker.run(views.counts(QueueKeys(prefix, "default")))
         away()
@@ -190,7 +190,7 @@ def test_callers_for_thousands_of_queues_are_not_given_up_while_the_store_answer
     valkey: Store, prefix: str
 ) -> None:
     async def main() -> None:
-        broker = AsyncBroker(connect.parse(valkey.url), patience=PATIENCE_S / 2)
+        broker = AsyncBroker(redis_clients.parse(valkey.url), patience=PATIENCE_S / 2)
         async with AsyncClient(broker, prefix=prefix) as client:
             await asyncio.gather(*[client.enqueue(Task("t", queue=f"q{at}")) for at in range(20)])
             calls = [client.enqueue(Task("t", queue=f"q{at}")) for at in range(4000)]

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from qsync.broker import connect, ops
+from qsync.broker import ops, redis_clients
 from qsync.broker.call import Call
-from qsync.broker.ops import Done, FetchPolicy
+from qsync.broker.ops import Completion, FetchPolicy
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import InvalidTask
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.schedule import Cron, Every, Missed, Periodic, Schedule, tick_id
 from qsync.server.periodic import GRACE_US, PeriodicLoop, PeriodicTask
-from qsync.task import Task, decode_message, moment_us
+from qsync.task import Task, datetime_us, decode_message
 from tests.stores import Store, wait_until_async
 
 POLICY = FetchPolicy(lease_us=30_000_000, max_crashes=3, dead_limit=100, dead_age_us=86_400_000_000)
@@ -47,7 +47,7 @@ class Place:
 
     def __init__(self, store: Store, prefix: str) -> None:
         self.store, self.prefix = store, prefix
-        self.broker = AsyncBroker(connect.parse(store.url))
+        self.broker = AsyncBroker(redis_clients.parse(store.url))
         self._brokers = [self.broker]
 
     @contextlib.asynccontextmanager
@@ -56,7 +56,7 @@ class Place:
         async with asyncio.TaskGroup() as group:
             running = []
             for number in range(loops):
-                broker = Far(connect.parse(self.store.url))
+                broker = Far(redis_clients.parse(self.store.url))
                 broker.lag = number * 0.01
                 self._brokers.append(broker)
                 running.append(group.create_task(PeriodicLoop(broker, self.prefix, tasks).run()))
@@ -112,7 +112,7 @@ def run(store: Store, prefix: str, work: Callable[[Place], Any]) -> None:
 def ticks_of(name: str, ids: Iterable[str]) -> list[int]:
     """The ticks that tasks of a schedule are for, rising."""
     times = [id.removeprefix(f"{name}@") for id in ids if id.startswith(f"{name}@")]
-    return sorted(moment_us("tick", datetime.fromisoformat(time)) for time in times)
+    return sorted(datetime_us("tick", datetime.fromisoformat(time)) for time in times)
 
 
 def all_between(schedule: Schedule, first_us: int, last_us: int) -> list[int]:
@@ -145,7 +145,7 @@ def test_ten_loops_enqueue_each_tick_once(store: Store, prefix: str) -> None:
                 )
                 fetched = await place.broker.run(fetch)
                 taken += fetched.ids
-                done = [Done(id, f"s/{number}") for id in fetched.ids]
+                done = [Completion(id, f"s/{number}") for id in fetched.ids]
                 await place.broker.run(ops.complete(place.keys(), done))
                 await wait_until_async(place.ids)
         for task in tasks:

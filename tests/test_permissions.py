@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from qsync import ConfigError, DuplicateTask, Mux, Qsync, Task, TaskInfo
-from qsync.broker import connect, ops
+from qsync.broker import ops, redis_clients
 from qsync.broker.shell import AsyncBroker
-from qsync.doctor import Doctor
+from qsync.diagnostics.doctor import Doctor
 from qsync.keys import QueueKeys
 from tests.rig import BINARIES, FAILURE
 from tests.stores import HOST, Store
@@ -52,7 +52,7 @@ def test_tasks_end_whole_without_channel_rights(store: Store) -> None:
     """Every script that publishes an end makes the whole transition all the same."""
 
     async def main() -> None:
-        broker = AsyncBroker(connect.parse(without_channels(store)))
+        broker = AsyncBroker(redis_clients.parse(without_channels(store)))
         client = Qsync(without_channels(store), prefix=PREFIX).async_client()
         await client.enqueue_many([Task("t", id=f"crash{n}") for n in range(3)])
         await broker.run(ops.fetch(KEYS, server="a", number=1, wanted=10, policy=POLICY))
@@ -135,7 +135,7 @@ def test_server_does_not_start_without_a_command_that_it_needs(store: Store, com
 def test_doctor_names_the_channels_that_a_user_lacks(store: Store, more: tuple[str, ...]) -> None:
     """Whether or not the user may ask for its rights by ACL DRYRUN."""
     url = url_of(store, "~*", "+@all", *more)
-    doctor = Doctor(connect.parse(url), prefix=PREFIX, role="server")
+    doctor = Doctor(redis_clients.parse(url), prefix=PREFIX, role="server")
     [found] = [one for one in asyncio.run(doctor.examine()) if one.name == "rights"]
     assert found.level == "problem"
     assert "spublish, ssubscribe on their channels, which takes &{mine:*}:done" in found.text
@@ -143,6 +143,6 @@ def test_doctor_names_the_channels_that_a_user_lacks(store: Store, more: tuple[s
 
 def test_doctor_names_no_lack_of_a_full_user(store: Store) -> None:
     url: Any = url_of(store, "~*", "&*", "+@all", "-acl")
-    doctor = Doctor(connect.parse(url), prefix=PREFIX, role="server")
+    doctor = Doctor(redis_clients.parse(url), prefix=PREFIX, role="server")
     [found] = [one for one in asyncio.run(doctor.examine()) if one.name == "rights"]
     assert (found.level, found.text) == ("ok", "the user may be client, server, reader, admin")

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsync import Task, codec
-from qsync.inspector.preview import STRING_LIMIT, TEXT_LIMIT, preview
-from qsync.inspector.shown import show
+from qsync.inspector.msgpack_json import STRING_LIMIT, TEXT_LIMIT, preview
+from qsync.inspector.payload_preview import show
 from qsync.keys import QueueKeys
-from qsync.task import Message, Options, Result
+from qsync.task import Message, Result, StoredOptions
 from qsync.web import create_app
 from tests.browsing import visiting
 from tests.inspecting import bed
@@ -128,7 +128,7 @@ def test_page_of_a_hostile_task_does_not_stop_the_loop(valkey: Store, prefix: st
             await made.enqueue(Task("t", b"", id="a", retention=60))
             [held] = await made.lease()
             await made.complete([held], 60, codec.encode(Result(deep, is_value=True)))
-            options = Options(headers=headers)
+            options = StoredOptions(headers=headers)
             message = Message(codec.VERSION, 1, b"n" * 8, "t", deep, True, 3, options)
             with valkey.client() as client:
                 client.hset(keys.key("tasks"), "a", codec.encode(message))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from qsync.mux import Mux
-from qsync.server.executors import HandlerError, ProcessPool
+from qsync.server.thread_pool import HandlerError, ProcessPool
 from qsync.task import Task, TaskInfo
 from tests import process_handlers as handlers
 from tests.serving import bench

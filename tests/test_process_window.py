@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from qsync.server import processes, worker_process
-from qsync.server.executors import HandlerError, ProcessPool
-from qsync.server.lane import NotBegun
+from qsync.server import pool_process, process_pool
+from qsync.server.queue_state import NotBegun
+from qsync.server.thread_pool import HandlerError, ProcessPool
 from tests import process_handlers as handlers
 from tests.stores import wait_until_async
 from tests.test_executors import INFO, handler
@@ -38,8 +38,8 @@ class Claim:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1]), *sys.path])
-    monkeypatch.setattr(worker_process, "QUICK_S", 60.0)
-    monkeypatch.setattr(processes, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(pool_process, "QUICK_S", 60.0)
+    monkeypatch.setattr(process_pool, "PATIENCE_S", 60.0)
 
 
 @asynccontextmanager
@@ -75,7 +75,7 @@ def test_a_timeout_kills_the_running_task_and_the_others_run_elsewhere(
             long = start(pool, handlers.wait_for, waiting_in(tmp_path / "long"), 0.5)
             behind = [start(pool, handlers.look) for _ in range(5)]
             await sent(pool, 6)
-            monkeypatch.setattr(processes, "PATIENCE_S", 0.1)
+            monkeypatch.setattr(process_pool, "PATIENCE_S", 0.1)
             pool._watch(pool._processes[0])
             with pytest.raises(TimeoutError):
                 await long
@@ -134,7 +134,7 @@ def test_a_task_behind_a_long_one_comes_back_and_is_asked_again(
             await wait_until_async((tmp_path / "long" / "pid").exists)
             await sent(pool, 2)
             assert claim.waits, "a server that stops takes it back"
-            monkeypatch.setattr(processes, "PATIENCE_S", 0.0)
+            monkeypatch.setattr(process_pool, "PATIENCE_S", 0.0)
             pool._watch(pool._processes[0])
             await sent(pool, 1)
             claim.given = False

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from qsync import Qsync, current
-from qsync.audit import Auditor
-from qsync.broker import connect, ops
+from qsync.broker import ops, redis_clients
 from qsync.broker.shell import AsyncBroker
+from qsync.diagnostics.audit import Auditor
 from tests.rig import BINARIES, Rig
 from tests.stores import Store, wait_until_async
 
@@ -66,7 +66,7 @@ def test_last_progress_is_readable_after_the_end(store: Store, prefix: str) -> N
                     assert (await handle.info()).progress == last
                 page = await inspector.tasks("default", "completed", limit=1)
                 assert page.tasks[0].progress == last
-            broker = AsyncBroker(connect.parse(store.url))
+            broker = AsyncBroker(redis_clients.parse(store.url))
             report = await Auditor(broker, prefix=prefix).audit()
             await broker.aclose()
             assert (report.damages, report.unknown) == ([], [])

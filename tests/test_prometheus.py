@@ -14,15 +14,15 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from qsync import Mux, Qsync, Retry, SkipRetry, Task, TaskInfo
-from qsync.broker.ops import Done
+from qsync.broker.ops import Completion
 from qsync.contrib import prometheus
 from qsync.contrib.prometheus import StoreCollector, StoreMetrics
 from qsync.inspector import Overview, QueueInfo
 from qsync.keys import COUNTERS, QueueKeys
-from qsync.server.figures import OUTCOMES, Row, total
-from qsync.server.health import Condition
-from qsync.server.lane import Lane, Leased
-from qsync.server.tally import Tally
+from qsync.server.health import ServerHealth
+from qsync.server.metrics import OUTCOMES, MetricRow, total
+from qsync.server.queue_state import LeasedTask, QueueState
+from qsync.server.run_metrics import RunMetrics
 from qsync.state import TaskState
 from qsync.task import NO_FAILURE, Message
 from tests.serving import until
@@ -113,7 +113,7 @@ def test_tasks_in_progress_are_those_that_run(valkey: Store, prefix: str) -> Non
         app = Qsync(valkey.url, prefix=prefix, mux=mux)
         async with app, app.async_client() as client:
             server = app.server(concurrency=3, **SERVER)
-            server.tally = tally = Tally(server.mux.types)
+            server.tally = tally = RunMetrics(server.mux.types)
             async with server:
                 await client.enqueue_many([Task("wait", b"") for _ in range(5)])
                 await until(lambda: [row.running for row in tally.rows()] == [3])
@@ -127,14 +127,14 @@ def test_tasks_in_progress_are_those_that_run(valkey: Store, prefix: str) -> Non
 def test_a_wait_begins_when_a_task_is_due(valkey: Store, prefix: str) -> None:
     """A task that was to start later has not waited before that."""
 
-    async def work() -> list[Row]:
+    async def work() -> list[MetricRow]:
         app = Qsync(valkey.url, prefix=prefix, mux=handlers())
         async with app, app.async_client() as client:
             soon = datetime.now(UTC) + timedelta(seconds=3)
             await client.enqueue(Task("good", b"", delay=3))
             await client.enqueue(Task("good", b"", process_at=soon))
             server = app.server(**SERVER)
-            server.tally = tally = Tally(server.mux.types)
+            server.tally = tally = RunMetrics(server.mux.types)
             async with server:
                 await until(lambda: sum(row.outcomes[0] for row in tally.rows()) == 2)
             return tally.rows()
@@ -145,14 +145,14 @@ def test_a_wait_begins_when_a_task_is_due(valkey: Store, prefix: str) -> None:
 
 
 def test_a_wait_counts_from_the_enqueue_of_a_task_without_delay(valkey: Store, prefix: str) -> None:
-    async def work() -> list[Row]:
+    async def work() -> list[MetricRow]:
         app = Qsync(valkey.url, prefix=prefix, mux=handlers())
         async with app, app.async_client() as client:
             await client.enqueue(Task("good", b""))
             enqueued = asyncio.get_running_loop().time()
             await until(lambda: asyncio.get_running_loop().time() > enqueued + 0.6)
             server = app.server(**SERVER)
-            server.tally = tally = Tally(server.mux.types)
+            server.tally = tally = RunMetrics(server.mux.types)
             async with server:
                 await until(lambda: sum(row.outcomes[0] for row in tally.rows()) == 1)
             return tally.rows()
@@ -193,13 +193,13 @@ def test_a_hundred_thousand_ids_and_types_make_no_series(valkey: Store, prefix: 
 
 def test_types_and_queues_beyond_the_limit_are_one() -> None:
     types = [f"type-{at}" for at in range(1000)]
-    tally, lane = Tally(types, limit=2), Lane(QueueKeys("p", "default"))
+    tally, lane = RunMetrics(types, limit=2), QueueState(QueueKeys("p", "default"))
     for type in types:
         message = Message(1, 0, b"", type, b"", False, 3)
-        leased = Leased(lane, "id", "token", message, NO_FAILURE, 0, 0.0, 0.0)
+        leased = LeasedTask(lane, "id", "token", message, NO_FAILURE, 0, 0.0, 0.0)
         tally.started(leased)
         tally.finished(leased)
-        tally.settled(leased, Done("id", "token"))
+        tally.settled(leased, Completion("id", "token"))
     counted = {row.type: row.outcomes[0] for row in tally.rows()}
     assert counted == {"type-0": 1, "type-1": 1, "other": 998}
 
@@ -309,7 +309,7 @@ def test_every_counter_of_the_store_has_a_metric_that_is_explained() -> None:
 def test_names_are_those_that_prometheus_asks_for() -> None:
     """Units are in the names, counters end in _total, and no two metrics have one name."""
     metrics = [
-        *prometheus.server_metrics([Row("q", "t")], [Condition(started=True)]),
+        *prometheus.server_metrics([MetricRow("q", "t")], [ServerHealth(started=True)]),
         *prometheus.worker_metrics(0),
         *prometheus.store_metrics(None),
     ]
@@ -322,7 +322,7 @@ def test_names_are_those_that_prometheus_asks_for() -> None:
 
 
 def test_histograms_are_cumulative_and_add_up() -> None:
-    row = Row("q", "t")
+    row = MetricRow("q", "t")
     row.runs[0], row.runs[3], row.runs[-1], row.run_s = 2, 3, 1, 4.5
     found = series(prometheus.server_metrics([row, row], []))
     name = "qsync_task_run_seconds_bucket"

@@ -9,8 +9,8 @@ from typing import Any
 
 from qsync.keys import QueueKeys
 from qsync.mux import Mux
-from qsync.server.lane import GONE, RUNNING, Lane, Leased
-from qsync.server.limits import SPARE, Limits
+from qsync.server.queue_state import GONE, RUNNING, LeasedTask, QueueState
+from qsync.server.timeouts import SPARE, Timeouts
 from qsync.task import NO_FAILURE, Message, Task, TaskInfo
 from tests.serving import Bench, bench, left_over, until
 from tests.stores import Store
@@ -152,9 +152,9 @@ def test_the_loop_has_its_turn_while_quick_handlers_run(valkey: Store, prefix: s
     assert at_end >= 50
 
 
-def leased(lane: Lane, number: int) -> Leased:
+def leased(lane: QueueState, number: int) -> LeasedTask:
     message = Message(1, 0, b"", "x", b"", False, 0)
-    one = Leased(lane, f"t{number}", "s/1", message, NO_FAILURE, 0, 0.0, 0.0)
+    one = LeasedTask(lane, f"t{number}", "s/1", message, NO_FAILURE, 0, 0.0, 0.0)
     one.phase = RUNNING
     return one
 
@@ -182,8 +182,8 @@ def test_handlers_that_wait_begin_in_their_order(valkey: Store, prefix: str) -> 
 def test_limits_forget_what_has_ended_and_tell_what_has_not() -> None:
     async def main() -> None:
         over: list[str] = []
-        limits = Limits(lambda one: over.append(one.id))
-        lane = Lane(QueueKeys("p", "q"))
+        limits = Timeouts(lambda one: over.append(one.id))
+        lane = QueueState(QueueKeys("p", "q"))
         long = leased(lane, -1)
         limits.add(long, 3600.0)
         for number in range(20 * SPARE):

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from qsync import ConfigError, DuplicateTask, Mux, Qsync, Task, TaskInfo, current
-from qsync.broker import connect, ops
+from qsync.broker import ops, redis_clients
 from qsync.broker.shell import Broker
 from qsync.client import Client
-from qsync.task import Outgoing, new_nonce, outgoing
+from qsync.task import NewTask, new_nonce, new_task
 from tests.conftest import Colour
 from tests.machine import Scripts
 from tests.mistakes import finished_id_taken_again
@@ -32,10 +32,10 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
         yield rig
 
 
-def chosen(*ids: str, time_us: int = HOUR, **options: Any) -> list[Outgoing]:
+def chosen(*ids: str, time_us: int = HOUR, **options: Any) -> list[NewTask]:
     """Tasks of these ids as clients send them, of another call each time."""
     nonce = new_nonce()
-    return [outgoing(Task("t", id=id, **options), nonce, remember_us=time_us) for id in ids]
+    return [new_task(Task("t", id=id, **options), nonce, remember_us=time_us) for id in ids]
 
 
 # Clients
@@ -299,7 +299,7 @@ def test_the_oldest_ids_leave_when_there_are_too_many(rig: Rig) -> None:
 
 
 def test_a_client_of_another_kind_has_the_default(valkey: Store, prefix: str) -> None:
-    with Client(Broker(connect.parse(valkey.url)), prefix=prefix) as client:
+    with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:
         client.enqueue(Task("t", id="x"))
     with valkey.client() as redis:
         ends = redis.zscore(f"{{{prefix}:default}}:recent", "x")

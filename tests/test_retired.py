@@ -13,7 +13,7 @@ from qsync import Inspector, Qsync, codec
 from qsync.broker import ops
 from qsync.broker.shell import Broker
 from qsync.keys import GlobalKeys
-from qsync.server.abandon import Abandoner
+from qsync.worker.lease_abandoner import LeaseAbandoner
 from tests.stores import Store, available, wait_until
 from tests.test_worker import Worker
 
@@ -74,7 +74,7 @@ def test_record_of_a_dead_server_goes_with_its_leases(valkey: Store) -> None:
             )
         )
     assert sorted(live(valkey.url)) == ["dead", "other"]
-    abandoner = Abandoner(broker, "qsync")
+    abandoner = LeaseAbandoner(broker, "qsync")
     abandoner.add("dead", ["default"], again=False)
     assert abandoner.wait(30)
     assert live(valkey.url) == ["other"]

@@ -9,7 +9,7 @@ import pytest
 
 from qsync import ConfigError, InvalidTask, Mux, Qsync, Retry, Task, TaskFailed, TaskInfo
 from qsync.backoff import ExponentialBackoff
-from qsync.retrying import retry_rules
+from qsync.retry_policy import retry_rules
 from tests.stores import Store, wait_until_async
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from qsync.broker import connect, ops
-from qsync.broker.published import LIVE_US, digest_of
+from qsync.broker import ops, redis_clients
+from qsync.broker.schedule_records import LIVE_US, digest_of
 from qsync.broker.shell import Broker
 from qsync.keys import QueueKeys
 from qsync.schedule import Cron, Every, Missed, Schedule
@@ -88,7 +88,7 @@ class Book:
     def ask(self, *schedules: tuple[str, Schedule]) -> Sequence[int]:
         """What a server that begins now is told, which publishes then."""
         names, digests = [name for name, _ in schedules], [digest_of(one) for _, one in schedules]
-        broker = Broker(connect.parse(self._store.url))
+        broker = Broker(redis_clients.parse(self._store.url))
         call = ops.begin_ticks(self._keys, names, digests=digests, now_us=self.now_us)
         _, after = broker.run(call)
         rows = [(name, b"record", b"task") for name in names]
@@ -150,7 +150,7 @@ def test_schedule_owes_what_was_missed_while_no_server_ran(book: Book) -> None:
 def test_forgotten_schedule_begins_again(book: Book, store: Store, prefix: str) -> None:
     book.ask(("a", Every(60)))
     book.pass_(LIVE_US / 1_000_000 + 1)
-    broker = Broker(connect.parse(store.url))
+    broker = Broker(redis_clients.parse(store.url))
     forget = ops.forget_schedule(
         QueueKeys(prefix, "default"), "a", silence_us=LIVE_US, now_us=book.now_us
     )

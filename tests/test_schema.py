@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from qsync.broker import connect, ops
+from qsync.broker import ops, redis_clients
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.errors import SchemaMismatch
 from qsync.keys import QueueKeys
 from qsync.mux import Mux
 from qsync.schedule import Every, Periodic
-from qsync.server.abandon import Abandoner
 from qsync.server.periodic import PeriodicLoop, PeriodicTask
 from qsync.task import Task, TaskInfo
+from qsync.worker.lease_abandoner import LeaseAbandoner
 from tests import lua
 from tests.conftest import Colour
 from tests.rig import BINARIES, Rig
@@ -143,7 +143,7 @@ def test_who_makes_ticks_lets_that_queue_be(
         return PeriodicTask(Periodic(queue, Every(3600)), lambda: Task("x", queue=queue))
 
     async def main() -> None:
-        broker = AsyncBroker(connect.parse(store.url))
+        broker = AsyncBroker(redis_clients.parse(store.url))
         store.client().hset(QueueKeys(prefix, "new").key("meta"), "schema", 2)
         loop = PeriodicLoop(broker, prefix, [entry("new"), entry("old")])
         running = asyncio.create_task(loop.run())
@@ -163,8 +163,8 @@ def test_who_tells_of_dead_servers_lets_that_queue_be(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.client().hset(QueueKeys(prefix, "new").key("meta"), "schema", 2)
-    broker = Broker(connect.parse(store.url))
-    abandoner = Abandoner(broker, prefix)
+    broker = Broker(redis_clients.parse(store.url))
+    abandoner = LeaseAbandoner(broker, prefix)
     with caplog.at_level(logging.INFO, "qsync"):
         abandoner.add("dead", ["new", "old"], again=False)
         assert abandoner.wait(10)

@@ -15,11 +15,11 @@ import pytest
 
 from qsync.broker import ops, views
 from qsync.broker.call import Call
-from qsync.broker.ops import Done, HandedBack, Held, Killed, Retried
+from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.script import load
 from qsync.keys import COUNTERS, DONE_CHANNEL, QUEUE_KEYS, GlobalKeys, QueueKeys
 from qsync.state import TaskState
-from qsync.task import Task, new_nonce, outgoing
+from qsync.task import Task, new_nonce, new_task
 from tests import lua
 from tests.lua import INCLUDES, SCRIPTS, Function, Source
 from tests.rig import BINARIES, POLICY, shared_store
@@ -204,7 +204,7 @@ def test_flags(name: str) -> None:
 
 def test_complete_can_be_refused_when_it_carries_results() -> None:
     keys = QueueKeys("p", "q")
-    bare, full = Done("a", "s/1"), Done("b", "s/1", 1, b"result")
+    bare, full = Completion("a", "s/1"), Completion("b", "s/1", 1, b"result")
     assert ops.complete(keys, [bare]).script.text.startswith("#!lua flags=allow-oom\n")
     assert ops.complete(keys, [bare, full]).script.text.startswith("#!lua\n")
     pressed = ops.complete_without_room(keys, [bare, full])
@@ -355,15 +355,15 @@ def test_the_rule_on_texts_catches_a_number() -> None:
 def calls() -> dict[str, tuple[Call[Any], int]]:
     """A call of each operation, and for how many tasks."""
     keys, all_keys = QueueKeys("p", "q"), GlobalKeys("p")
-    held = [Held("a", "s/1"), Held("b", "s/1")]
-    tasks = [outgoing(Task("t", id=id), new_nonce()) for id in "ab"]
+    held = [LeaseRef("a", "s/1"), LeaseRef("b", "s/1")]
+    tasks = [new_task(Task("t", id=id), new_nonce()) for id in "ab"]
     fetch = ops.fetch(keys, server="s", number=1, wanted=5, policy=POLICY)
     return {
         "enqueue": (ops.enqueue(keys, tasks), 2),
         "tick": (ops.tick(keys, "hourly", 1, tasks[0]), 1),
         "begin_ticks": (ops.begin_ticks(keys, ["hourly", "daily"]), 2),
         "fetch": (fetch, 0),
-        "complete": (ops.complete(keys, [Done(*one) for one in held]), 2),
+        "complete": (ops.complete(keys, [Completion(*one) for one in held]), 2),
         "retry": (ops.retry(keys, [Retried(*one, 1, b"") for one in held]), 2),
         "kill": (ops.kill(keys, [Killed(*one, True, b"") for one in held]), 2),
         "hand_back": (ops.hand_back(keys, [HandedBack(*one) for one in held]), 2),
@@ -373,7 +373,7 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "progress": (ops.progress(keys, [("a", "s/1", 1, 2), ("b", "s/1", 1, 2)]), 2),
         "abandon": (ops.abandon(keys, "s"), 0),
         "cancel": (ops.cancel(keys, "a", retention_us=None), 0),
-        "run": (ops.run_many(keys, [ops.Rerun("a"), ops.Rerun("b")], "dead"), 2),
+        "run": (ops.run_many(keys, [ops.RerunRequest("a"), ops.RerunRequest("b")], "dead"), 2),
         "delete": (ops.delete(keys, ["a", "b"], "dead"), 2),
         "pause": (ops.pause(keys, b"me"), 0),
         "purge": (ops.purge(keys, "dead"), 0),

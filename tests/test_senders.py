@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, Client
 from qsync.errors import QsyncError
-from qsync.sending import CallNumber, Senders
+from qsync.sending import CallId, CallSequences
 from qsync.task import Task
 from tests.chaos.proxy import Proxy
 from tests.hand import Hand
@@ -51,7 +51,7 @@ def empty(hand: Hand) -> bool:
 def test_a_task_that_ended_while_its_reply_was_lost_runs_once(
     proxy: Proxy, hand: Hand, prefix: str, many: bool
 ) -> None:
-    broker = Broker(connect.parse(proxy.url), read_timeout=0.3, patience=20)
+    broker = Broker(redis_clients.parse(proxy.url), read_timeout=0.3, patience=20)
     with Client(broker, prefix=prefix) as client, ThreadPoolExecutor(1) as threads:
         client.enqueue(Task("t"))
         hand.finish(hand.one())
@@ -66,7 +66,7 @@ def test_a_task_that_ended_while_its_reply_was_lost_runs_once(
 
 def test_the_same_of_callers_that_share_round_trips(proxy: Proxy, hand: Hand, prefix: str) -> None:
     async def enqueue() -> bool:
-        broker = AsyncBroker(connect.parse(proxy.url), read_timeout=0.3, patience=20)
+        broker = AsyncBroker(redis_clients.parse(proxy.url), read_timeout=0.3, patience=20)
         async with AsyncClient(broker, prefix=prefix) as client:
             await client.enqueue(Task("t"))
             await asyncio.to_thread(hand.finish, hand.one())
@@ -85,7 +85,7 @@ def test_the_same_of_callers_that_share_round_trips(proxy: Proxy, hand: Hand, pr
 def test_a_window_that_its_own_repetition_meets_is_no_duplicate(
     proxy: Proxy, hand: Hand, prefix: str
 ) -> None:
-    broker = Broker(connect.parse(proxy.url), read_timeout=0.3, patience=20)
+    broker = Broker(redis_clients.parse(proxy.url), read_timeout=0.3, patience=20)
     with Client(broker, prefix=prefix) as client, ThreadPoolExecutor(1) as threads:
         client.enqueue(Task("t"))
         hand.finish(hand.one())
@@ -100,7 +100,7 @@ def test_a_window_that_its_own_repetition_meets_is_no_duplicate(
 def test_a_client_has_as_many_senders_as_calls_at_the_same_time(
     valkey: Store, hand: Hand, prefix: str
 ) -> None:
-    with Client(Broker(connect.parse(valkey.url)), prefix=prefix) as client:
+    with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:
         for _ in range(20):
             client.enqueue(Task("t"))
         client.enqueue_many([Task("t")] * 700)
@@ -108,7 +108,7 @@ def test_a_client_has_as_many_senders_as_calls_at_the_same_time(
 
 
 def test_numbers_rise_and_no_two_calls_under_way_share_a_sender() -> None:
-    senders = Senders()
+    senders = CallSequences()
     with senders.lend(2) as first:
         assert len({one.sender for one in first}) == 2
         with senders.lend(1) as [third]:
@@ -119,9 +119,9 @@ def test_numbers_rise_and_no_two_calls_under_way_share_a_sender() -> None:
 
 
 def test_threads_share_senders_and_no_number_comes_twice() -> None:
-    senders = Senders()
+    senders = CallSequences()
 
-    def lend(_: int) -> list[CallNumber]:
+    def lend(_: int) -> list[CallId]:
         given = []
         for _ in range(300):
             with senders.lend(2) as numbers:
@@ -138,7 +138,7 @@ def test_who_went_on_with_a_copy_of_the_memory_is_told(
     valkey: Store, hand: Hand, prefix: str
 ) -> None:
     """A machine that was restored twice from one snapshot has two clients of one identity."""
-    with Client(Broker(connect.parse(valkey.url)), prefix=prefix) as client:
+    with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:
         with client._senders.lend(1) as [snapshot]:
             pass
         client.enqueue(Task("t"))

@@ -10,7 +10,7 @@ import redis.asyncio.sentinel
 import redis.sentinel
 
 from qsync import ConfigError, Qsync, StoreUnavailable
-from qsync.broker import connect, views
+from qsync.broker import redis_clients, views
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.keys import QueueKeys
 from qsync.task import Task
@@ -57,7 +57,7 @@ def test_exchanges_at_once_wait_for_a_connection_to_the_primary(
     sentinel: Sentinel, prefix: str
 ) -> None:
     async def main() -> None:
-        broker = AsyncBroker(connect.parse(sentinel.url), connections=2)
+        broker = AsyncBroker(redis_clients.parse(sentinel.url), connections=2)
         call = views.counts(QueueKeys(prefix, "q"))
         await asyncio.gather(*(broker.run(call, patience=0) for _ in range(100)))
         await broker.aclose()
@@ -72,7 +72,7 @@ def test_connections_in_use_do_not_count_as_a_store_that_refuses(
     """The next exchange is made as soon as one is free, not refused for a tenth of a second."""
 
     async def main(url: str) -> None:
-        broker = AsyncBroker(connect.parse(url), connections=1, read_timeout=0.3)
+        broker = AsyncBroker(redis_clients.parse(url), connections=1, read_timeout=0.3)
         await broker.ping()
         hand = broker._hand(None)
         wire = await hand.take(1)  # the only one
@@ -89,7 +89,7 @@ def test_connections_in_use_do_not_count_as_a_store_that_refuses(
 
 def test_connections_follow_a_failover(sentinel: Sentinel, prefix: str) -> None:
     call = views.counts(QueueKeys(prefix, "q"))
-    broker = Broker(connect.parse(sentinel.url), connections=2)
+    broker = Broker(redis_clients.parse(sentinel.url), connections=2)
     broker.run(call)
     sentinel.failover()
     broker.run(call)
@@ -155,7 +155,7 @@ def test_a_client_made_by_sentinel_keeps_its_settings(
         force_master_ip="localhost", db=3, client_name="mine", password="primary",
     )  # fmt: skip
     client = finder.master_for("main")
-    address = connect.address_of(client)
+    address = redis_clients.address_of(client)
     assert str(address) == f"redis+sentinel://{HOST}:{watcher.port}/main/3"
     assert {**address.finder, "socket_keepalive": True} == {
         "socket_keepalive": True,
@@ -165,7 +165,7 @@ def test_a_client_made_by_sentinel_keeps_its_settings(
         assert queue.enqueue(Task("t")).created
 
     finder = module.Sentinel([(HOST, 1)], min_other_sentinels=2)  # type: ignore[attr-defined]
-    assert connect.address_of(finder.master_for("main")).finder["min_other_sentinels"] == 2
+    assert redis_clients.address_of(finder.master_for("main")).finder["min_other_sentinels"] == 2
     with pytest.raises(ConfigError, match="master_for"):
         Qsync(finder.slave_for("main"))
     with pytest.raises(ConfigError, match="master_for"):

@@ -670,10 +670,10 @@ def test_a_paused_queue_starts_nothing_until_it_is_resumed(store: Store, prefix:
     ],
 )
 def test_a_wrong_option_is_named(config: dict[str, Any], said: str) -> None:
-    from qsync.broker import connect
+    from qsync.broker import redis_clients
 
     with pytest.raises(ConfigError, match=said):
-        Server(connect.parse("redis://127.0.0.1:1"), mux=Mux(), **config)
+        Server(redis_clients.parse("redis://127.0.0.1:1"), mux=Mux(), **config)
 
 
 @pytest.mark.faults(27)

@@ -13,12 +13,12 @@ import uvloop
 from redis import exceptions as failures
 
 from qsync import Qsync
-from qsync.broker import connect, ops, views
-from qsync.broker.faults import Fault, classify
+from qsync.broker import ops, redis_clients, views
+from qsync.broker.error_mapping import Fault, classify
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.errors import ConfigError, QsyncError, QueueFull, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys
-from qsync.task import Task, new_nonce, outgoing
+from qsync.task import Task, new_nonce, new_task
 from tests.stores import Cluster, Store, free_port, wait_until
 
 
@@ -28,7 +28,7 @@ def test_a_cancellation_is_heeded_whenever_it_comes_and_mixes_up_no_replies(
     """asyncio.wait_for, by which redis-py sends, may forget one on Python 3.11."""
 
     async def main() -> None:
-        broker = AsyncBroker(connect.parse(store.url), connections=4)
+        broker = AsyncBroker(redis_clients.parse(store.url), connections=4)
         keys = GlobalKeys(prefix)
         outcomes = {"answered": 0, "cancelled": 0}
         for number in range(600):
@@ -56,7 +56,7 @@ def test_a_cancellation_is_heeded_whenever_it_comes_and_mixes_up_no_replies(
 @pytest.mark.faults(25)
 @pytest.mark.guarantee(7)
 def test_calls_survive_that_the_store_forgets_its_scripts(store: Store, prefix: str) -> None:
-    broker = Broker(connect.parse(store.url))
+    broker = Broker(redis_clients.parse(store.url))
     keys = QueueKeys(prefix, "default")
     stop = threading.Event()
 
@@ -69,7 +69,7 @@ def test_calls_survive_that_the_store_forgets_its_scripts(store: Store, prefix: 
     thread.start()
     try:
         for number in range(500):
-            task = outgoing(Task("x", id=f"t{number}"), new_nonce())
+            task = new_task(Task("x", id=f"t{number}"), new_nonce())
             assert [one.outcome for one in broker.run(ops.enqueue(keys, [task]))] == ["created"]
             answers = broker.run_many([ops.enqueue(keys, [task])] * 3)
             assert [answer[0].outcome for answer in answers if isinstance(answer, list)] == (
@@ -172,7 +172,7 @@ def test_a_node_of_a_cluster_is_told_from_a_store(cluster: Cluster, prefix: str)
 def test_a_store_that_is_away_is_waited_for_and_then_reported(prefix: str) -> None:
     port = free_port()
     call = ops.register(GlobalKeys(prefix), ["default"])
-    blocking = Broker(connect.parse(f"redis://user:secret@127.0.0.1:{port}"))
+    blocking = Broker(redis_clients.parse(f"redis://user:secret@127.0.0.1:{port}"))
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{port}") as raised:
         blocking.run(call, patience=0.3)
@@ -183,7 +183,7 @@ def test_a_store_that_is_away_is_waited_for_and_then_reported(prefix: str) -> No
     blocking.close()
 
     async def main() -> None:
-        broker = AsyncBroker(connect.parse(f"redis://127.0.0.1:{port}"))
+        broker = AsyncBroker(redis_clients.parse(f"redis://127.0.0.1:{port}"))
         with pytest.raises(StoreUnavailable):
             await broker.run(call, patience=0.3)
         with pytest.raises(StoreUnavailable):
@@ -208,7 +208,7 @@ def test_while_the_store_works_the_caller_may_too(
             seen.append(wait_until(lambda: client.scard(keys.queues) > 1))
 
     async def main() -> list[int | QsyncError]:
-        broker = AsyncBroker(connect.parse(store.url))
+        broker = AsyncBroker(redis_clients.parse(store.url))
         await broker.run(known)
         try:
             return await broker.run_many(calls, meanwhile=meanwhile)
@@ -216,7 +216,7 @@ def test_while_the_store_works_the_caller_may_too(
             await broker.aclose()
 
     if loop is None:
-        broker = Broker(connect.parse(store.url))
+        broker = Broker(redis_clients.parse(store.url))
         broker.run(known)
         assert broker.run_many(calls, meanwhile=meanwhile) == [1] * len(calls)
         broker.close()
@@ -229,7 +229,7 @@ def test_while_the_store_works_the_caller_may_too(
 def test_a_call_that_came_too_early_is_answered_when_the_store_is_there(prefix: str) -> None:
     with Store("valkey") as early:
         early.stop()
-        broker = Broker(connect.parse(early.url))
+        broker = Broker(redis_clients.parse(early.url))
         found: list[int] = []
         call = ops.register(GlobalKeys(prefix), ["default"])
         thread = threading.Thread(target=lambda: found.append(broker.run(call, patience=None)))
@@ -243,22 +243,22 @@ def test_a_call_that_came_too_early_is_answered_when_the_store_is_there(prefix: 
 @pytest.mark.faults(26)
 @pytest.mark.guarantee(7)
 def test_a_full_store_refuses_tasks_and_takes_everything_else(store: Store, prefix: str) -> None:
-    broker = Broker(connect.parse(store.url))
+    broker = Broker(redis_clients.parse(store.url))
     keys = QueueKeys(prefix, "default")
     policy = ops.FetchPolicy(30_000_000, 3, 1000, 10**12)
-    broker.run(ops.enqueue(keys, [outgoing(Task("x", id="a"), new_nonce())]))
+    broker.run(ops.enqueue(keys, [new_task(Task("x", id="a"), new_nonce())]))
     client = store.client()
     client.config_set("maxmemory", 1)
     try:
         with pytest.raises(QueueFull, match="out of memory"):
-            broker.run(ops.enqueue(keys, [outgoing(Task("x", id="b"), new_nonce())]))
+            broker.run(ops.enqueue(keys, [new_task(Task("x", id="b"), new_nonce())]))
         fetched = broker.run(ops.fetch(keys, server="s", number=1, wanted=5, policy=policy))
         assert fetched.ids == ["a"]
-        held = [ops.Held("a", "s/1")]
+        held = [ops.LeaseRef("a", "s/1")]
         assert broker.run(ops.renew(keys, held, lease_us=30_000_000)) == ["ok"]
         with pytest.raises(QueueFull):
-            broker.run(ops.complete(keys, [ops.Done("a", "s/1", 60_000_000, b"x" * 100)]))
-        assert broker.run(ops.complete(keys, [ops.Done("a", "s/1")])) == ["ok"]
+            broker.run(ops.complete(keys, [ops.Completion("a", "s/1", 60_000_000, b"x" * 100)]))
+        assert broker.run(ops.complete(keys, [ops.Completion("a", "s/1")])) == ["ok"]
     finally:
         client.config_set("maxmemory", 0)
     assert client.hexists(keys.key("tasks"), "b") == 0
@@ -287,7 +287,7 @@ def test_a_full_store_refuses_tasks_and_takes_everything_else(store: Store, pref
 )
 def test_a_wrong_url_is_told_without_its_password(url: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as raised:
-        connect.parse(url)
+        redis_clients.parse(url)
     assert "s3cr3t" not in str(raised.value)
 
 
@@ -303,7 +303,7 @@ def test_an_address_shows_hosts_and_no_credentials() -> None:
         "unix:///tmp/s.sock?db=4": "unix:///tmp/s.sock?db=4",
     }
     for url, text in shown.items():
-        address = connect.parse(url)
+        address = redis_clients.parse(url)
         assert str(address) == text
         assert "pw" not in repr(address)
 
@@ -311,7 +311,7 @@ def test_an_address_shows_hosts_and_no_credentials() -> None:
 def test_a_wrong_password_is_told_at_once(prefix: str) -> None:
     with Store("valkey", config={"requirepass": "right"}) as store:
         wrong = store.url.replace("redis://", "redis://:wrong@")
-        broker = Broker(connect.parse(wrong))
+        broker = Broker(redis_clients.parse(wrong))
         with pytest.raises(QsyncError, match="refuses") as raised:
             broker.run(ops.register(GlobalKeys(prefix), ["default"]))
         assert "wrong" not in str(raised.value)
@@ -333,7 +333,7 @@ def test_a_store_that_is_away_is_tried_ten_times_a_second_however_many_wait_for_
     async def main() -> float:
         listener = await asyncio.start_server(reset, "127.0.0.1", 0)
         port = listener.sockets[0].getsockname()[1]
-        broker = AsyncBroker(connect.parse(f"redis://127.0.0.1:{port}"), patience=1.0)
+        broker = AsyncBroker(redis_clients.parse(f"redis://127.0.0.1:{port}"), patience=1.0)
         began = time.monotonic()
         calls = [broker.run(ops.register(GlobalKeys(prefix), ["default"])) for _ in range(50)]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
@@ -352,7 +352,7 @@ def test_a_plain_command_finds_a_connection_though_all_are_kept_at_hand(store: S
     call = views.show(QueueKeys("test", "default"), ["a"])
 
     async def main() -> None:
-        broker = AsyncBroker(connect.parse(store.url), connections=1)
+        broker = AsyncBroker(redis_clients.parse(store.url), connections=1)
         for _ in range(3):
             await broker.run(call)
             await broker.ping()
@@ -368,7 +368,7 @@ def test_callers_get_a_connection_in_the_order_in_which_they_came(store: Store) 
     call = views.show(QueueKeys("test", "default"), ["a"])
 
     async def main() -> None:
-        broker = AsyncBroker(connect.parse(store.url), connections=3)
+        broker = AsyncBroker(redis_clients.parse(store.url), connections=3)
         made = [0] * 9
 
         async def caller(which: int) -> None:
@@ -390,7 +390,7 @@ def test_calls_to_a_node_of_a_cluster_wait_for_a_connection(cluster: Cluster, pr
     """However many are made at once: none fails for want of one."""
 
     async def main() -> None:
-        broker = AsyncBroker(connect.parse(cluster.url), connections=3)
+        broker = AsyncBroker(redis_clients.parse(cluster.url), connections=3)
         replies = await broker.run_many([views.counts(QueueKeys(prefix, "q"))] * 100)
         assert [reply for reply in replies if isinstance(reply, QsyncError)] == []
         await broker.aclose()

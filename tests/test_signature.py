@@ -21,7 +21,7 @@ import pytest
 from qsync import codec
 from qsync.errors import ConfigError, InvalidTask, QsyncError
 from qsync.signature import Signature
-from qsync.task import Result, Task, TaskInfo, TaskStatus, outgoing
+from qsync.task import Result, Task, TaskInfo, TaskStatus, new_task
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def sent(payload: object) -> TaskInfo:
     """The task as a server sees it, by way of what goes over the wire."""
     packed = codec.encode(payload)
-    assert packed in outgoing(Task("t", payload), b"nonce123").message
+    assert packed in new_task(Task("t", payload), b"nonce123").message
     return info(packed)
 
 

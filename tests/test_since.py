@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from qsync import Qsync, codec
-from qsync.audit import Auditor
-from qsync.broker import connect, ops, views
+from qsync.broker import ops, redis_clients, views
 from qsync.broker.shell import AsyncBroker
+from qsync.diagnostics.audit import Auditor
 from qsync.inspector.queues import latency_of
 from qsync.keys import QueueKeys
-from qsync.server.tally import Tally
+from qsync.server.run_metrics import RunMetrics
 from qsync.task import Failure
 from tests.rig import BINARIES, LAPSE, Rig, S
 from tests.stores import Store, wait_until_async
@@ -36,7 +36,7 @@ def oldest(rig: Rig) -> float:
 
 def audited(rig: Rig) -> list[object]:
     async def audit() -> list[object]:
-        broker = AsyncBroker(connect.parse(f"unix://{rig.socket}"))
+        broker = AsyncBroker(redis_clients.parse(f"unix://{rig.socket}"))
         try:
             return list((await Auditor(broker, prefix="test").audit("queue")).damages)
         finally:
@@ -45,7 +45,7 @@ def audited(rig: Rig) -> list[object]:
     return asyncio.run(audit())
 
 
-def aged(rig: Rig, **options: object) -> ops.Held:
+def aged(rig: Rig, **options: object) -> ops.LeaseRef:
     """A task that was enqueued an hour ago and runs."""
     rig.enqueue("a", **options)
     [held] = rig.lease()
@@ -187,7 +187,7 @@ def test_wait_histogram_counts_from_the_hand_back(store: Store, prefix: str) -> 
                 message = client.hget(key, made.id)
                 client.hset(key, made.id, message[:3] + (1).to_bytes(8) + message[11:])
             server = app.server(shutdown_timeout=0.1)
-            server.tally = tally = Tally(server.mux.types)
+            server.tally = tally = RunMetrics(server.mux.types)
             async with server:
                 await made.result(30)
             return sum(row.wait_s for row in tally.rows())

@@ -21,8 +21,8 @@ UNPICKLERS: Final = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpic
 RUNNERS: Final = {"eval", "exec", "compile", "__import__"}
 IMPORTERS: Final = {
     # Where something is imported by a name, and whose name it is.
-    "server/in_process.py": "that of a handler registered in the parent process",
-    "cli/target.py": "that of the app, on the command line",
+    "server/process_child.py": "that of a handler registered in the parent process",
+    "worker/load_app.py": "that of the app, on the command line",
     "cli/dashboard.py": "those of the extra's packages, and of the mask on the command line",
 }
 
@@ -73,7 +73,7 @@ def test_chance_without_secrets_is_for_jitter_alone(path: Path) -> None:
 def test_only_the_brokers_shell_sends_commands(path: Path) -> None:
     """And the texts of the scripts are constant: no other file builds one."""
     text = path.read_text("utf-8")
-    if named(path) not in ("broker/shell.py", "broker/durable.py"):
+    if named(path) not in ("broker/shell.py", "broker/exchanges.py"):
         assert not re.search(r"""["']EVAL(SHA)?["']""", text)
 
 

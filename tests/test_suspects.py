@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from qsync.server.suspects import LOOK_S, PATIENCE_S, SHORT_REST_S, Suspects
+from qsync.server.crash_isolation import LOOK_S, PATIENCE_S, SHORT_REST_S, CrashIsolation
 
 
-def waiting(*names: str) -> Suspects:
-    suspects = Suspects()
+def waiting(*names: str) -> CrashIsolation:
+    suspects = CrashIsolation()
     stand_ins: Any = names  # it looks at none of their parts
     suspects.waiting.extend(stand_ins)
     return suspects
 
 
-def waited(suspects: Suspects, now: float) -> float:
+def waited(suspects: CrashIsolation, now: float) -> float:
     """For how long the first of them still waits beside what never ends."""
     began = now
     while delay := suspects.delay(now, running=1, ready=0):
@@ -24,7 +24,7 @@ def waited(suspects: Suspects, now: float) -> float:
 
 
 def test_nothing_is_held_up_while_nobody_waits() -> None:
-    assert not Suspects().hold_up_others(100.0)
+    assert not CrashIsolation().hold_up_others(100.0)
 
 
 def test_a_suspect_holds_others_up_and_waits_for_what_runs_but_not_for_ever() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsync import ConfigError, Qsync
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from tests.stores import Store
 
 CANARY = "s3cr3tX"
@@ -40,13 +40,13 @@ CANARY = "s3cr3tX"
     ],
 )  # fmt: skip
 def test_a_url_says_where_the_store_is(url: str, shown: str, settings: dict[str, object]) -> None:
-    address = connect.parse(url)
+    address = redis_clients.parse(url)
     assert str(address) == shown
     assert address.settings == settings
 
 
 def test_options_of_sentinels_are_theirs_and_tls_is_shared() -> None:
-    address = connect.parse(
+    address = redis_clients.parse(
         "rediss+sentinel://u:p@h/main?ssl_cert_reqs=none&ssl_ciphers=HIGH"
         "&sentinel_username=su&sentinel_password=sp&sentinel_ssl_cert_reqs=optional"
     )
@@ -55,9 +55,13 @@ def test_options_of_sentinels_are_theirs_and_tls_is_shared() -> None:
         "password": "sp",
     }  # fmt: skip
     assert "sp" not in repr(address)
-    assert connect.parse("redis+sentinel://u:p@h/main").finder == {"ssl": False}
-    assert connect.parse("rediss+sentinel://h/main?sentinel_ssl=false").finder == {"ssl": False}
-    mixed = connect.parse("redis+sentinel://h/main?sentinel_ssl=1&sentinel_ssl_cert_reqs=none")
+    assert redis_clients.parse("redis+sentinel://u:p@h/main").finder == {"ssl": False}
+    assert redis_clients.parse("rediss+sentinel://h/main?sentinel_ssl=false").finder == {
+        "ssl": False
+    }
+    mixed = redis_clients.parse(
+        "redis+sentinel://h/main?sentinel_ssl=1&sentinel_ssl_cert_reqs=none"
+    )
     assert not mixed.tls
     assert mixed.finder == {"ssl": True, "ssl_cert_reqs": "none"}
 
@@ -128,17 +132,17 @@ def test_a_certificate_and_its_key_are_looked_at(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     url = f"rediss://h?ssl_certfile={a}/certificate.pem"
     with pytest.raises(ConfigError, match="ssl_certfile: has no private key; give ssl_keyfile"):
-        connect.parse(url)
+        redis_clients.parse(url)
     with pytest.raises(ConfigError, match="ssl_keyfile: is not the key of the certificate"):
-        connect.parse(f"{url}&ssl_keyfile={b}/key.pem")
+        redis_clients.parse(f"{url}&ssl_keyfile={b}/key.pem")
     with pytest.raises(ConfigError, match="ssl_keyfile: there is no such file"):
-        connect.parse(f"{url}&ssl_keyfile={b}/keys.pem")
+        redis_clients.parse(f"{url}&ssl_keyfile={b}/keys.pem")
     with pytest.raises(ConfigError, match="ssl_keyfile: is not a private key"):
-        connect.parse(f"{url}&ssl_keyfile={a}/certificate.pem")
-    connect.parse(f"{url}&ssl_keyfile={a}/key.pem&ssl_ca_certs={b}/certificate.pem")
+        redis_clients.parse(f"{url}&ssl_keyfile={a}/certificate.pem")
+    redis_clients.parse(f"{url}&ssl_keyfile={a}/key.pem&ssl_ca_certs={b}/certificate.pem")
     both = tmp_path / "both.pem"
     both.write_text((a / "certificate.pem").read_text() + (a / "key.pem").read_text())
-    connect.parse(f"rediss://h?ssl_certfile={both}")
+    redis_clients.parse(f"rediss://h?ssl_certfile={both}")
 
 
 def test_a_key_that_its_password_does_not_open_is_told(tmp_path: Path) -> None:
@@ -156,10 +160,10 @@ def test_a_key_that_its_password_does_not_open_is_told(tmp_path: Path) -> None:
         check=True, capture_output=True,
     )  # fmt: skip
     url = f"rediss://h?ssl_certfile={certificate}&ssl_keyfile={locked}"
-    connect.parse(f"{url}&ssl_password=right")
+    redis_clients.parse(f"{url}&ssl_password=right")
     for given_password in ("", f"&ssl_password={CANARY}"):
         with pytest.raises(ConfigError, match="ssl_password: does not open the private key") as no:
-            connect.parse(url + given_password)
+            redis_clients.parse(url + given_password)
         assert CANARY not in str(no.value)
 
 
@@ -190,7 +194,7 @@ def test_no_error_about_a_url_shows_what_may_be_a_password(
     """Wherever it ends up by a mistake. Only what stands in the place of a host counts as one."""
     text = "".join(parts)
     try:
-        connect.parse(f"{scheme}{separator}{text}")
+        redis_clients.parse(f"{scheme}{separator}{text}")
     except ConfigError as error:
         authority = re.split("[/?#]", text)[0]
         hosts = [host.partition(":")[0] for host in authority.rpartition("@")[2].split(",")]

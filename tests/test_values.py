@@ -25,17 +25,17 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from qsync import codec
 from qsync.errors import ConfigError, InvalidTask, QsyncError
-from qsync.fidelity import difference
+from qsync.results import decode_result
+from qsync.round_trip_check import difference
 from qsync.server.error_text import ResultNotKept
 from qsync.server.invoke import encode_result
 from qsync.signature import Signature
-from qsync.task import Result, Task, TaskInfo, decode_message, outgoing
-from qsync.waiting import value_of
+from qsync.task import Result, Task, TaskInfo, decode_message, new_task
 
 
 def seen(payload: object) -> TaskInfo:
     """The task as a server sees it, by way of what lies in the store."""
-    sent = outgoing(Task("t", payload), b"nonce123").message
+    sent = new_task(Task("t", payload), b"nonce123").message
     message = decode_message(b"\x98\x01\xcf" + bytes(8) + sent)
     return TaskInfo(
         id="1", type="t", payload=message.payload, queue="default", retry=3, attempt=1, crashes=0,
@@ -171,7 +171,7 @@ def test_value_without_annotation_arrives_as_sent(value: Any) -> None:
     check_same(value, returned(value))
     if not isinstance(value, bytes | bytearray):
         check_same(value, seen(value).value())
-        check_same(value, value_of(codec.decode(encode_result(value), Result)))
+        check_same(value, decode_result(codec.decode(encode_result(value), Result)))
 
 
 @everything
@@ -399,7 +399,7 @@ def test_value_that_would_change_is_refused_where_it_is_given(
 )
 def test_payload_that_cannot_be_carried_says_where_and_what_to_do(value: Any, says: str) -> None:
     with pytest.raises(InvalidTask) as caught:
-        outgoing(Task("t", value), b"nonce123")
+        new_task(Task("t", value), b"nonce123")
     assert str(caught.value).startswith("payload: ")
     assert f"cannot be encoded as msgpack: {says}" in str(caught.value)
     assert "task 't'" in str(caught.value)
@@ -408,7 +408,7 @@ def test_payload_that_cannot_be_carried_says_where_and_what_to_do(value: Any, sa
 def test_number_that_does_not_fit_names_the_parameter() -> None:
     signature = function_of(int)
     with pytest.raises(InvalidTask, match=r"\['it'\]: an integer of 71 bits.*task 't'"):
-        outgoing(Task("t", signature.bind([2**70], {})), b"nonce123")
+        new_task(Task("t", signature.bind([2**70], {})), b"nonce123")
 
 
 def test_int_for_float_stays_an_int() -> None:
@@ -611,7 +611,7 @@ def test_extensions_nested_without_end_are_an_error_like_any_other() -> None:
 
 def locked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     payload = Signature("t", function).bind(args, kwargs, sort=True)
-    return outgoing(Task("t", payload, unique=True), b"nonce123").lock
+    return new_task(Task("t", payload, unique=True), b"nonce123").lock
 
 
 def test_default_that_is_spelt_out_is_the_same_task() -> None:
@@ -627,7 +627,7 @@ def test_default_that_is_spelt_out_is_the_same_task() -> None:
     assert len(same) == 1
     others = [locked(sync, 7, True), locked(sync, 8), locked(sync, 7, False, 1)]
     assert len({*same, *others}) == 4
-    assert same == {outgoing(Task("t", {"a": 7}, unique=True), b"nonce123").lock}
+    assert same == {new_task(Task("t", {"a": 7}, unique=True), b"nonce123").lock}
 
 
 def test_value_equal_to_the_default_but_of_another_type_is_another_task() -> None:

@@ -10,7 +10,7 @@ import pytest
 from qsync import codec
 from qsync.broker import ops, views
 from qsync.state import TaskState
-from qsync.task import Failure, Result, TaskStatus, moment
+from qsync.task import Failure, Result, TaskStatus, from_us
 from tests.rig import BINARIES, FAILURE, LAPSE, START, Rig, S
 
 
@@ -33,7 +33,7 @@ def test_all_that_was_asked_for_is_shown(rig: Rig) -> None:
         "a",
         payload={"n": 1},
         retry=5,
-        deadline=moment(START) + timedelta(days=30_000),
+        deadline=from_us(START) + timedelta(days=30_000),
         retention=60,
         headers={"trace": "x"},
     )
@@ -42,8 +42,8 @@ def test_all_that_was_asked_for_is_shown(rig: Rig) -> None:
     assert shown.value() == {"n": 1}
     assert shown.is_value
     assert (shown.retry, shown.attempt, shown.crashes) == (5, 1, 0)
-    assert shown.enqueued_at == moment(START)
-    assert shown.deadline == moment(START) + timedelta(days=30_000)
+    assert shown.enqueued_at == from_us(START)
+    assert shown.deadline == from_us(START) + timedelta(days=30_000)
     assert shown.headers == {"trace": "x"}
     assert shown.retention_us == 60 * S
     assert (shown.token, shown.last_error, shown.progress, shown.due_at) == ("", None, None, None)
@@ -60,7 +60,7 @@ def test_pending(rig: Rig) -> None:
 def test_scheduled(rig: Rig) -> None:
     rig.enqueue("a", delay=1.5)
     assert status(rig).state is TaskState.SCHEDULED
-    assert status(rig).due_at == moment(START + 1_500_000)
+    assert status(rig).due_at == from_us(START + 1_500_000)
 
 
 def test_active(rig: Rig) -> None:
@@ -81,7 +81,7 @@ def test_retry(rig: Rig) -> None:
     rig.retry(*rig.lease(), delay_us=7)
     shown = status(rig)
     assert shown.state is TaskState.RETRY
-    assert shown.due_at == moment(START + 7)
+    assert shown.due_at == from_us(START + 7)
     assert shown.last_error == "boom"
     assert shown.attempt == 2
 

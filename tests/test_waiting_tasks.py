@@ -15,8 +15,8 @@ import pytest
 
 from qsync.broker import ops
 from qsync.mux import Mux
-from qsync.server.executors import ProcessPool, ThreadPool
-from qsync.server.lane import NotBegun
+from qsync.server.queue_state import NotBegun
+from qsync.server.thread_pool import ProcessPool, ThreadPool
 from qsync.task import Task, TaskInfo
 from tests import process_handlers
 from tests.hand import POLICY

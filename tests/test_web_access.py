@@ -19,10 +19,10 @@ from starlette.routing import Mount, Route
 from qsync import Task
 from qsync.errors import ConfigError
 from qsync.web import Dashboard, create_app
-from qsync.web.access import ADDRESSES, COOKIE, TokenAccess, Tries, is_loopback
 from qsync.web.app import ACTIONS
-from qsync.web.guard import HEADERS
+from qsync.web.auth import ADDRESSES, COOKIE, LoginThrottle, TokenAccess, is_loopback
 from qsync.web.login import local
+from qsync.web.security import HEADERS
 from tests.browsing import SAME, visiting
 from tests.inspecting import Bed, bed
 from tests.stores import Store
@@ -157,7 +157,7 @@ def test_after_five_wrong_tokens_an_address_waits_and_others_do_not(
 
 def test_tries_are_forgotten_after_a_minute_and_bounded() -> None:
     now = 0.0
-    tries = Tries(lambda: now)
+    tries = LoginThrottle(lambda: now)
     for _ in range(5):
         assert tries.wait("1.2.3.4") == 0
         tries.failed("1.2.3.4")

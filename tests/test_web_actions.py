@@ -13,7 +13,7 @@ import pytest
 
 from qsync import Task
 from qsync.inspector import QueueInfo
-from qsync.web import create_app, work
+from qsync.web import bulk_actions, create_app
 from tests.browsing import SAME, visiting
 from tests.inspecting import Bed, bed
 from tests.stores import Store
@@ -148,7 +148,7 @@ def test_all_that_fit_are_done_in_steps_and_counted(
     store: Store, prefix: str, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a script one presses "Go on" after each second or so; here after each step."""
-    monkeypatch.setattr(work, "BUDGET_S", 0.0)
+    monkeypatch.setattr(bulk_actions, "BUDGET_S", 0.0)
 
     async def main() -> None:
         async with visitor(store, prefix) as web:

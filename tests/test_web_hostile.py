@@ -10,10 +10,10 @@ from urllib.parse import urlencode
 import pytest
 
 from qsync import Task, codec
-from qsync.broker.published import ScheduleRecord
+from qsync.broker.schedule_records import ScheduleRecord
 from qsync.keys import GlobalKeys, QueueKeys
-from qsync.task import Message, Options, Result
-from qsync.web.texts import visible
+from qsync.task import Message, Result, StoredOptions
+from qsync.web.filters import escape_invisible
 from tests.browsing import live
 from tests.chromium import Visit, chromium
 from tests.hostile import TEXTS
@@ -63,7 +63,7 @@ async def fill(made: Bed, store: Store) -> None:
 
 def _write_dead(client: Any, keys: QueueKeys, number: int, text: str) -> None:
     id = id_of(number)
-    options = Options(headers={text: text}, fairness_key=text, lock=text)
+    options = StoredOptions(headers={text: text}, fairness_key=text, lock=text)
     payload = codec.encode({text: [text]})
     message = codec.encode(
         Message(codec.VERSION, 1_700_000_000 * S, b"n" * 8, text, payload, True, 3, options)
@@ -135,9 +135,9 @@ def pages() -> list[str]:
 
 
 def test_what_nobody_would_see_is_shown() -> None:
-    assert visible("a\u202eb\u2066\u200b\x00\x1b[1m\ufeff\x7f\ud800\u00a0") == (
+    assert escape_invisible("a\u202eb\u2066\u200b\x00\x1b[1m\ufeff\x7f\ud800\u00a0") == (
         "a\\u202eb\\u2066\\u200b\\x00\\x1b[1m\\ufeff\\x7f\\ud800\\xa0"
     )
-    assert visible("two\nlines\tПривет 日本語 🎉") == "two\nlines\tПривет 日本語 🎉"
-    assert visible("\U000e0041") == "\\U000e0041"
-    assert (visible(None), visible(3)) == ("", 3)
+    assert escape_invisible("two\nlines\tПривет 日本語 🎉") == "two\nlines\tПривет 日本語 🎉"
+    assert escape_invisible("\U000e0041") == "\\U000e0041"
+    assert (escape_invisible(None), escape_invisible(3)) == ("", 3)

@@ -19,7 +19,7 @@ import qsync.web
 from qsync import Task, codec
 from qsync.web import create_app
 from qsync.web.app import STATIC, VIEWS
-from qsync.web.guard import HEADERS
+from qsync.web.security import HEADERS
 from tests.browsing import TRACE, visiting
 from tests.inspecting import Bed, bed
 from tests.stores import Cluster, Store, wait_until_async

@@ -10,7 +10,7 @@ import pytest
 from starlette.requests import Request
 
 from qsync.web import create_app
-from qsync.web.access import COOKIE, SESSIONS, TokenAccess
+from qsync.web.auth import COOKIE, SESSIONS, TokenAccess
 from tests.browsing import SAME, visiting
 from tests.inspecting import bed
 from tests.stores import Store

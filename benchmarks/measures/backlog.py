@@ -11,7 +11,7 @@ from benchmarks.figures import Curve, Figure, Results, known_median, median
 from benchmarks.handlers import LOOP, PAYLOAD
 from benchmarks.harness import Harness
 from benchmarks.measures.store_cost import cost_by_verb, total_cost
-from qsync.broker.ops import BATCH
+from qsync.broker.ops import BATCH_SIZE
 from qsync.client import AsyncClient
 from qsync.task import Task
 
@@ -44,7 +44,7 @@ async def measure_backlog(harness: Harness) -> Results:
         us = known_median([value.us for value in values])
         rate = median([value.rate for value in values])
         rates.append((float(backlog), rate))
-        how = f"batches of {BATCH}: enqueue, fetch and complete together"
+        how = f"batches of {BATCH_SIZE}: enqueue, fetch and complete together"
         results.append(Figure(f"store at {backlog:,} pending", "us/task", us, how))
         how = f"{scale.backlog_s:g} s of no-op coroutines; a client keeps {backlog:,} pending"
         results.append(Figure(f"drain at {backlog:,} pending", "tasks/s", rate, how))

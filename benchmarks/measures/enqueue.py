@@ -13,7 +13,7 @@ from benchmarks.harness import Harness
 from qsync.broker import ops
 from qsync.broker.call import Call
 from qsync.broker.shell import Broker
-from qsync.task import Task, new_nonce, outgoing
+from qsync.task import Task, new_nonce, new_task
 
 EnqueueAll = Callable[[Harness, Sequence[Task]], Awaitable[float]]
 """Enqueues tasks one after another; returns the seconds."""
@@ -54,7 +54,7 @@ async def measure_one_by_one(harness: Harness) -> Results:
 def _enqueue_calls(harness: Harness, count: int) -> list[Call[Any]]:
     """Prepare what `enqueue` sends."""
     return [
-        ops.enqueue(harness.keys, [outgoing(Task(LOOP, PAYLOAD), new_nonce())])
+        ops.enqueue(harness.keys, [new_task(Task(LOOP, PAYLOAD), new_nonce())])
         for _ in range(count)
     ]
 

@@ -14,9 +14,9 @@ from benchmarks.handlers import LOOP, PAYLOAD
 from benchmarks.harness import Harness
 from qsync.broker import ops
 from qsync.broker.call import Call
-from qsync.broker.ops import BATCH, Done
+from qsync.broker.ops import BATCH_SIZE, Completion
 from qsync.server.config import Config
-from qsync.task import Task, new_nonce, outgoing
+from qsync.task import Task, new_nonce, new_task
 
 T = TypeVar("T")
 
@@ -41,13 +41,13 @@ async def cost_by_verb(harness: Harness, cycles: int, *, choose: Choose = known_
     policy = Config().policy()
     costs: dict[str, list[float | None]] = {"enqueue": [], "fetch": [], "complete": []}
     for number in range(1, cycles + 2):
-        tasks = [outgoing(Task(LOOP, PAYLOAD), new_nonce()) for _ in range(BATCH)]
+        tasks = [new_task(Task(LOOP, PAYLOAD), new_nonce()) for _ in range(BATCH_SIZE)]
         _, enqueue_us = await _run_timed(harness, ops.enqueue(harness.keys, tasks))
         batch, fetch_us = await _run_timed(
             harness,
-            ops.fetch(harness.keys, server=SERVER, number=number, wanted=BATCH, policy=policy),
+            ops.fetch(harness.keys, server=SERVER, number=number, wanted=BATCH_SIZE, policy=policy),
         )
-        done = [Done(id, f"{SERVER}/{number}") for id in batch.ids]
+        done = [Completion(id, f"{SERVER}/{number}") for id in batch.ids]
         _, complete_us = await _run_timed(harness, ops.complete(harness.keys, done))
         if number > 1:
             costs["enqueue"].append(enqueue_us)
@@ -61,7 +61,7 @@ async def _run_timed(harness: Harness, call: Call[T]) -> tuple[T, float | None]:
     before = await harness.script_usage()
     answer = await harness.broker.run(call)
     after = await harness.script_usage()
-    return answer, after.since(before).us / BATCH if before and after else None
+    return answer, after.since(before).us / BATCH_SIZE if before and after else None
 
 
 def total_cost(cost: VerbCost) -> float | None:
@@ -75,7 +75,7 @@ async def measure_store(harness: Harness) -> Results:
     await harness.clean()
     await harness.fill(LOOP, 1_000)
     cost = await cost_by_verb(harness, harness.scale.cycles)
-    how = f"batches of {BATCH}, 1,000 pending; median of {harness.scale.cycles} batches"
+    how = f"batches of {BATCH_SIZE}, 1,000 pending; median of {harness.scale.cycles} batches"
     return [
         *[Figure(f"store, {verb}", "us/task", us, how) for verb, us in cost.items()],
         Figure("store, all three", "us/task", total_cost(cost), how),

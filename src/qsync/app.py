@@ -17,18 +17,24 @@ from qsync.broker.shell import PATIENCE
 from qsync.client import AsyncClient, Client
 from qsync.connections import PREFIX, Connections
 from qsync.errors import ConfigError, InvalidTask
-from qsync.extension import Extension
 from qsync.inspector import Inspector
+from qsync.instrumentation import Extension
 from qsync.keys import check_name, shorten
 from qsync.mux import Middleware, Mux, check_middlewares, check_mux
-from qsync.retrying import ErrorClasses
+from qsync.retry_policy import ErrorClasses
 from qsync.schedule import Cron, Every, Missed, Periodic, Schedule
 from qsync.sending import CONFIRM_TIMEOUT
 from qsync.server.config import ServerOptions, config_of
 from qsync.server.periodic import PeriodicTask
 from qsync.server.server import Server
 from qsync.task import PAYLOAD_LIMIT, REMEMBER_IDS, Duration, TaskInfo
-from qsync.typed import ArgumentsDecorator, Decorator, PeriodicDecorator, TaskFunction, TaskOptions
+from qsync.task_function import (
+    ArgumentsDecorator,
+    Decorator,
+    PeriodicDecorator,
+    TaskFunction,
+    TaskOptions,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -249,7 +255,7 @@ class Qsync:
         Bare `@app.task`, or with the name of its type and with options of Task, which are the
         defaults of what is enqueued; `executor="process"` and `middleware` are as for
         `mux.handle`. Without a name it is the function's module and qualified name; a program's
-        main module has the name by which a server would import it (see `qsync.typed`).
+        main module has the name by which a server would import it (see `qsync.task_function`).
 
         Only errors of the classes in `retry_for` are followed by another attempt, and none of those
         in `dont_retry_for`: the task is dead at once. A timeout is a TimeoutError. A `retry_delay`

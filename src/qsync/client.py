@@ -15,34 +15,34 @@ from typing import Any, Final, Self, TypeVar, overload
 from qsync.broker import ops, views
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.ops import Enqueued
+from qsync.broker.protocol import nothing
 from qsync.broker.shell import ONE_TRY_S, AsyncBroker, Broker, ends_in
-from qsync.broker.wire import nothing
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
-from qsync.finding import QUEUES_LIMIT, Search
-from qsync.handle import AsyncHandle, AsyncTracker, Handle, Tracker
+from qsync.handle import AsyncHandle, AsyncTaskQueries, Handle, TaskQueries
 from qsync.keys import GlobalKeys, QueueKeys, check_id, check_name, queue_keys, shorten
-from qsync.registering import AsyncRegistrations, Registrations, Registry
+from qsync.queue_announcer import AsyncRegistrations, QueueAnnouncer, Registrations
+from qsync.results import decode_result, decoder_of
 from qsync.sending import (
     CALL_BYTES,
     CONFIRM_TIMEOUT,
-    Ahead,
     Batcher,
-    Bulk,
-    Senders,
-    Trip,
-    UnderWay,
+    BulkEnqueue,
+    CallSequences,
+    InFlight,
+    Lookahead,
+    RoundTrip,
     check_confirm_timeout,
     check_durability,
     check_remember_ids,
+    copy_for_caller,
     duplicate,
+    duplicate_client_error,
     is_refused,
-    overtaken,
-    own,
     ready,
     size_of,
 )  # fmt: skip
-from qsync.task import DEFAULT, PAYLOAD_LIMIT, REMEMBER_IDS, Duration, Outgoing, Task
-from qsync.waiting import decoder_of, value_of
+from qsync.task import DEFAULT, PAYLOAD_LIMIT, REMEMBER_IDS, Duration, NewTask, Task
+from qsync.task_lookup import QUEUES_LIMIT, Search
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -82,8 +82,8 @@ class _AnyClient:
         self._durability = check_durability(durability)
         self._confirm_timeout = check_confirm_timeout(confirm_timeout)
         self._able: set[tuple[Durability, str]] = set()
-        self._registry = Registry()
-        self._senders = Senders()
+        self._registry = QueueAnnouncer()
+        self._senders = CallSequences()
         self.lent = False
         """Whoever lent it closes it: until then, closing it does nothing."""
 
@@ -112,21 +112,21 @@ class _AnyClient:
 
     @contextmanager
     def _trips(
-        self, bulk: Bulk[T], durability: Durability | None, queue: str, places: Sequence[int]
-    ) -> Iterator[tuple[QueueKeys, Ahead[Trip]]]:
+        self, bulk: BulkEnqueue[T], durability: Durability | None, queue: str, places: Sequence[int]
+    ) -> Iterator[tuple[QueueKeys, Lookahead[RoundTrip]]]:
         """The round trips for the places of a queue; within the block their numbers are in use."""
         keys = self._keys(queue)
         wait = self._wait(keys, durability)
         lent = self._senders.lend(0)
         with lent:
-            yield keys, Ahead(bulk.trips(keys, places, lent, wait, calls=self._calls(wait)))
+            yield keys, Lookahead(bulk.trips(keys, places, lent, wait, calls=self._calls(wait)))
 
     def _store(self, wait: Wait) -> tuple[Durability, str]:
         """The store that is to confirm: in a cluster each queue may have one of its own."""
         [key] = wait.mark.keys
         return wait.durability, key if self._address.kind == "cluster" else ""
 
-    def _ready(self, task: object, queue: str | None) -> Outgoing:
+    def _ready(self, task: object, queue: str | None) -> NewTask:
         return ready(
             task,
             queue=queue,
@@ -165,7 +165,7 @@ class Client(_AnyClient):
     ) -> None:
         super().__init__(broker, prefix, payload_limit, durability, confirm_timeout, remember_ids)
         self._waiter = broker.waiter(self._confirm_timeout)
-        self._tracker = Tracker(broker, prefix)
+        self._tracker = TaskQueries(broker, prefix)
         self._registrations = Registrations(broker.run_many, self._note_registered)
 
     def __enter__(self) -> Self:
@@ -222,7 +222,7 @@ class Client(_AnyClient):
         """
         self._tracker.check_open()
         asked = self._durability if durability is None else check_durability(durability)
-        bulk = Bulk(
+        bulk = BulkEnqueue(
             tasks,
             payload_limit=self._payload_limit,
             remember_us=self._remember_us,
@@ -252,7 +252,7 @@ class Client(_AnyClient):
         it a dataclass or model comes as a dict. `find` is for a task of which the queue is unknown.
         ConfigError when no result can have the type.
         """
-        decode = value_of if type is None else decoder_of(type)
+        decode = decode_result if type is None else decoder_of(type)
         return Handle(self._tracker, check_id(id), check_name("queue", queue), _decode=decode)
 
     @overload
@@ -298,21 +298,21 @@ class Client(_AnyClient):
         self._waiter.close()
         self._broker.close()
 
-    def _handle(self, task: Outgoing, reply: Enqueued) -> Handle[Any]:
+    def _handle(self, task: NewTask, reply: Enqueued) -> Handle[Any]:
         if reply.outcome != "created":
             return Handle(
                 self._tracker, reply.id, task.queue,
-                confirmed=reply.confirmed, _decode=task.decode or value_of,
+                confirmed=reply.confirmed, _decode=task.decode or decode_result,
             )  # fmt: skip
         return Handle(
             self._tracker, task.id, task.queue,
             created=True, confirmed=reply.confirmed, _retention_us=task.retention_us,
-            _decode=task.decode or value_of,
+            _decode=task.decode or decode_result,
         )  # fmt: skip
 
     def _send_all(
         self,
-        bulk: Bulk[Handle[Any]],
+        bulk: BulkEnqueue[Handle[Any]],
         durability: Durability | None,
         queue: str,
         places: Sequence[int],
@@ -346,7 +346,7 @@ class Client(_AnyClient):
                 except QsyncError as error:
                     replies[at] = error
                     break
-        return [reply if reply else overtaken(keys) for reply in replies]
+        return [reply if reply else duplicate_client_error(keys) for reply in replies]
 
     def _broker_for(self, wait: Wait, ends: float) -> Broker:
         """The broker for calls that wait so; ConfigError when the store cannot confirm that."""
@@ -375,12 +375,12 @@ class AsyncClient(_AnyClient):
     ) -> None:
         super().__init__(broker, prefix, payload_limit, durability, confirm_timeout, remember_ids)
         self._waiter = broker.waiter(self._confirm_timeout)
-        self._tracker = AsyncTracker(broker, prefix)
+        self._tracker = AsyncTaskQueries(broker, prefix)
         self._registrations = AsyncRegistrations(broker.run_many, self._note_registered)
-        self._outboxes: dict[Durability | None, dict[str, Batcher[Outgoing, Enqueued]]] = {
+        self._outboxes: dict[Durability | None, dict[str, Batcher[NewTask, Enqueued]]] = {
             None: {}, "fsync": {}, "replica": {}
         }  # fmt: skip
-        self._under_way = UnderWay()
+        self._under_way = InFlight()
 
     async def __aenter__(self) -> Self:
         return self
@@ -430,7 +430,7 @@ class AsyncClient(_AnyClient):
         """
         self._tracker.check_open()
         asked = self._durability if durability is None else check_durability(durability)
-        bulk = Bulk(
+        bulk = BulkEnqueue(
             tasks,
             payload_limit=self._payload_limit,
             remember_us=self._remember_us,
@@ -463,7 +463,7 @@ class AsyncClient(_AnyClient):
         it a dataclass or model comes as a dict. `find` is for a task of which the queue is unknown.
         ConfigError when no result can have the type.
         """
-        decode = value_of if type is None else decoder_of(type)
+        decode = decode_result if type is None else decoder_of(type)
         return AsyncHandle(self._tracker, check_id(id), check_name("queue", queue), _decode=decode)
 
     @overload
@@ -516,19 +516,19 @@ class AsyncClient(_AnyClient):
             await self._waiter.aclose()
             await self._broker.aclose()
 
-    def _handle(self, task: Outgoing, reply: Enqueued) -> AsyncHandle[Any]:
+    def _handle(self, task: NewTask, reply: Enqueued) -> AsyncHandle[Any]:
         if reply.outcome != "created":
             return AsyncHandle(
                 self._tracker, reply.id, task.queue,
-                confirmed=reply.confirmed, _decode=task.decode or value_of,
+                confirmed=reply.confirmed, _decode=task.decode or decode_result,
             )  # fmt: skip
         return AsyncHandle(
             self._tracker, task.id, task.queue,
             created=True, confirmed=reply.confirmed, _retention_us=task.retention_us,
-            _decode=task.decode or value_of,
+            _decode=task.decode or decode_result,
         )  # fmt: skip
 
-    def _outbox(self, queue: str, durability: Durability | None) -> Batcher[Outgoing, Enqueued]:
+    def _outbox(self, queue: str, durability: Durability | None) -> Batcher[NewTask, Enqueued]:
         keys = self._keys(queue)
         wait = self._wait(keys, durability)
         # A wait may take a second, so what comes meanwhile goes together as far as it can.
@@ -542,7 +542,7 @@ class AsyncClient(_AnyClient):
         return outbox
 
     async def _enqueue(
-        self, keys: QueueKeys, wait: Wait | None, tasks: Sequence[Outgoing], left: float
+        self, keys: QueueKeys, wait: Wait | None, tasks: Sequence[NewTask], left: float
     ) -> list[Enqueued | Exception]:
         parts = [tasks] if wait is None else list(ops.batches(tasks, size_of, CALL_BYTES))
         with self._senders.lend(len(parts)) as numbers:
@@ -554,14 +554,14 @@ class AsyncClient(_AnyClient):
         answers: list[Enqueued | Exception] = []
         for part, reply in zip(parts, replies, strict=True):
             if isinstance(reply, QsyncError):
-                answers += [own(reply) for _ in part]
+                answers += [copy_for_caller(reply) for _ in part]
             else:
                 answers += reply
         return answers
 
     async def _send_queues(
         self,
-        bulk: Bulk[AsyncHandle[Any]],
+        bulk: BulkEnqueue[AsyncHandle[Any]],
         durability: Durability | None,
         queues: deque[tuple[str, list[int]]],
     ) -> None:
@@ -575,7 +575,7 @@ class AsyncClient(_AnyClient):
 
     async def _send_all(
         self,
-        bulk: Bulk[AsyncHandle[Any]],
+        bulk: BulkEnqueue[AsyncHandle[Any]],
         durability: Durability | None,
         queue: str,
         places: Sequence[int],
@@ -610,7 +610,7 @@ class AsyncClient(_AnyClient):
                 except QsyncError as error:
                     replies[at] = error
                     break
-        return [reply if reply else overtaken(keys) for reply in replies]
+        return [reply if reply else duplicate_client_error(keys) for reply in replies]
 
     async def _broker_for(self, wait: Wait, ends: float) -> AsyncBroker:
         """The broker for calls that wait so; ConfigError when the store cannot confirm that."""

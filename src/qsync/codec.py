@@ -15,8 +15,8 @@ from uuid import UUID
 
 import msgspec
 
-from qsync import ext
-from qsync.ext import TEXTS
+from qsync import msgpack_extensions
+from qsync.msgpack_extensions import TEXTS
 
 T = TypeVar("T")
 
@@ -31,12 +31,12 @@ def _known(value: object) -> object:
     if isinstance(value, TEXTS) or hasattr(type(value), "unicode_string"):  # URLs of pydantic
         return str(value)
     if hasattr(type(value), "__pydantic_decorators__"):  # a model
-        return ext.model_fields(value)
-    raise TypeError(ext.no_way(value))
+        return msgpack_extensions.model_fields(value)
+    raise TypeError(msgpack_extensions.no_way(value))
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_known)
-_decode_any = msgspec.msgpack.Decoder(ext_hook=ext.revive).decode
+_decode_any = msgspec.msgpack.Decoder(ext_hook=msgpack_extensions.revive).decode
 
 
 class CodecError(ValueError):
@@ -59,9 +59,15 @@ def encode_value(value: object) -> bytes:
     Of a record (a dataclass, a struct, a model) it gives a map of fields, of an enum the value.
     """
     try:
-        return _encoder.encode(value if ext.is_plain(value) else ext.tag(value))
+        return _encoder.encode(
+            value if msgpack_extensions.is_plain(value) else msgpack_extensions.tag(value)
+        )
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        why = str(error) if isinstance(error, ext.NotCarried) else _misfit(value) or str(error)
+        why = (
+            str(error)
+            if isinstance(error, msgpack_extensions.NotCarried)
+            else _misfit(value) or str(error)
+        )
     raise CodecError(f"{type(value).__name__} cannot be encoded as msgpack: {why}")
 
 
@@ -88,8 +94,8 @@ def natural(value: object, *, sort: bool = False) -> object:
 def tagged(value: object, *, sort: bool = False) -> object:
     """A copy that `decode` gives back with its types, whatever the reader knows; CodecError."""
     try:
-        return ext.tag(value, sort=sort)
-    except ext.NotCarried as error:
+        return msgpack_extensions.tag(value, sort=sort)
+    except msgpack_extensions.NotCarried as error:
         raise CodecError(str(error)) from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CodecError(_misfit(value) or str(error)) from None

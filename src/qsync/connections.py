@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from qsync.broker.address import Address
 from qsync.broker.call import Durability
 from qsync.broker.client_objects import AnyClient
@@ -77,17 +77,17 @@ class Connections:
         }
         self._where: Address | Embedded
         if not isinstance(url, str):
-            self._where = connect.address_of(url)
+            self._where = redis_clients.address_of(url)
         elif url.startswith("embedded://"):
             from qsync.embedded import Embedded, folder_of
 
             self._where = Embedded(folder_of(url))
         else:
-            self._where = connect.parse(url)
+            self._where = redis_clients.parse(url)
         self.client_type: Callable[..., Client] = Client
         self.async_client_type: Callable[..., AsyncClient] = AsyncClient
         self._blocking: dict[int, Client] = {}
-        self._by_loop: dict[asyncio.AbstractEventLoop, _Kept] = {}
+        self._by_loop: dict[asyncio.AbstractEventLoop, _LoopClient] = {}
 
     def copy(self, *, prefix: str, patience: float) -> Connections:
         """The same store with another prefix and patience, and with clients of its own."""
@@ -149,7 +149,7 @@ class Connections:
         kept = self._by_loop.get(loop)
         if kept is None:
             self._forget_closed_loops()
-            kept = self._by_loop[loop] = _Kept(self.async_client(), self._forget_loop)
+            kept = self._by_loop[loop] = _LoopClient(self.async_client(), self._forget_loop)
         return kept.client
 
     def ping(self) -> float:
@@ -195,7 +195,7 @@ class Connections:
                 self._by_loop.pop(loop, None)
 
 
-class _Kept:
+class _LoopClient:
     """A client that is closed by its event loop, when `asyncio.run` (or who runs it) ends that.
 
     A loop has one thing to offer to those who want to be told of its end: it closes asynchronous

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, Union, get_args, get_origin
 import msgspec
 import msgspec.inspect
 
-from qsync import ext
+from qsync import msgpack_extensions
 from qsync.errors import ConfigError
 
 Convert = Callable[[bytes | msgspec.Raw], Any]
@@ -24,7 +24,7 @@ Convert = Callable[[bytes | msgspec.Raw], Any]
 
 MISFITS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)
 
-as_it_is: Convert = msgspec.msgpack.Decoder(ext_hook=ext.revive).decode
+as_it_is: Convert = msgspec.msgpack.Decoder(ext_hook=msgpack_extensions.revive).decode
 """Any value: as msgpack has it."""
 
 _GENERICS: Final = (list, dict, tuple, set, frozenset)
@@ -55,7 +55,7 @@ def nodes(annotation: Any) -> Iterator[Any]:
 def leaves(annotation: Any) -> frozenset[type]:
     """The types of which each value is carried and accepted as it is, an `int` for `float` too."""
     members = _members(annotation)
-    if not all(isinstance(one, type) and one in ext.LEAVES for one in members):
+    if not all(isinstance(one, type) and one in msgpack_extensions.LEAVES for one in members):
         return frozenset()
     return frozenset({*members, int} if float in members else members)
 
@@ -80,7 +80,9 @@ def converter(annotation: Any) -> Convert:
     try:
         for node in nodes(known):
             _check(node)
-        decode = msgspec.msgpack.Decoder(known, dec_hook=_revive, ext_hook=ext.revive).decode
+        decode = msgspec.msgpack.Decoder(
+            known, dec_hook=_revive, ext_hook=msgpack_extensions.revive
+        ).decode
     except TypeError as error:
         raise ConfigError(_explained(str(error))) from None
     if leaves(annotation):
@@ -148,7 +150,7 @@ def _union(members: tuple[Any, ...]) -> Any:
     try:
         msgspec.msgpack.Decoder(rewritten, dec_hook=_revive)
     except TypeError:
-        if all(isinstance(one, type) and one in ext.CARRIED for one in members):
+        if all(isinstance(one, type) and one in msgpack_extensions.CARRIED for one in members):
             name = " | ".join(one.__name__ for one in members)
             return _OneOf(name, (), {"members": frozenset(members)})
     return rewritten
@@ -195,7 +197,7 @@ def _check_info(info: Any, seen: set[Any]) -> None:
 
 def _no_type(cls: type) -> str:
     text = f"{cls.__qualname__} is no type that can be made from a payload"
-    bases: Iterator[type] = (one for one in cls.__mro__ if one in ext.CARRIED)
+    bases: Iterator[type] = (one for one in cls.__mro__ if one in msgpack_extensions.CARRIED)
     for base in bases:
         if base is not object:
             return f"{text}; annotate {base.__name__}, and make the {cls.__qualname__} in the task"
@@ -203,14 +205,14 @@ def _no_type(cls: type) -> str:
 
 
 def _is_ours(cls: type) -> bool:
-    return cls is object or isinstance(cls, _OneOf) or issubclass(cls, ext.TEXTS)
+    return cls is object or isinstance(cls, _OneOf) or issubclass(cls, msgpack_extensions.TEXTS)
 
 
 def _revive(cls: type, value: Any) -> Any:
     """What msgspec asks for classes that it does not know."""
     if isinstance(value, cls):  # object, a union of ours, and what an extension held
         return value
-    if issubclass(cls, ext.TEXTS) and isinstance(value, str):
+    if issubclass(cls, msgpack_extensions.TEXTS) and isinstance(value, str):
         return _made(cls, value)
     if _is_pydantics(cls):  # within a dataclass, say
         return _validator(cls)(value)

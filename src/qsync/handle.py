@@ -17,27 +17,27 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 import msgspec
 
-from qsync import codec, serving
+from qsync import codec, queue_servers
 from qsync.broker import ops, views
 from qsync.broker.call import Call
 from qsync.broker.shell import ONE_TRY_S, AsyncBroker, Broker, ends_in
-from qsync.broker.views import Shown
+from qsync.broker.views import StoredTask
 from qsync.errors import ConfigError, QsyncError, ResultTimeout, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys, server_of_token
-from qsync.listeners import AsyncListeners, Listeners
-from qsync.running import waiting_for
-from qsync.sending import Batcher, UnderWay
-from qsync.serving import NEXT_LOOK, serves, unserved
-from qsync.task import Duration, Result, TaskStatus, to_us
-from qsync.waiting import (
+from qsync.queue_servers import NEXT_LOOK, serves, unserved
+from qsync.result_listener import AsyncListeners, Listeners
+from qsync.results import (
     Deadline,
-    ended,
+    decode_result,
     not_found,
-    pauses,
+    poll_intervals,
+    result_if_finished,
     retention_of,
-    value_of,
     without_retention,
 )
+from qsync.running_task import waiting_for
+from qsync.sending import Batcher, InFlight
+from qsync.task import Duration, Result, TaskStatus, duration_us
 
 log = logging.getLogger("qsync.client")
 
@@ -86,7 +86,7 @@ class _AnyHandle(msgspec.Struct, Generic[K, R], eq=False, gc=False):
     created: bool = False
     confirmed: bool | None = None
     _retention_us: Retention = UNKNOWN
-    _decode: Callable[[Result], R] = value_of
+    _decode: Callable[[Result], R] = decode_result
 
     def __repr__(self) -> str:
         name = type(self).__name__
@@ -109,7 +109,7 @@ class _AnyHandle(msgspec.Struct, Generic[K, R], eq=False, gc=False):
         """The timeout that `result` was given; InvalidTask when no result will be kept."""
         if self._retention_us is None:
             raise without_retention(self.id, self.queue)
-        return None if timeout is None else to_us("timeout", timeout) / 1_000_000
+        return None if timeout is None else duration_us("timeout", timeout) / 1_000_000
 
     def _value(self, record: Result | None, seconds: float | None) -> R:
         if record is None:
@@ -117,13 +117,13 @@ class _AnyHandle(msgspec.Struct, Generic[K, R], eq=False, gc=False):
             raise ResultTimeout(msg)
         return self._decode(record)
 
-    def _status(self, shown: Shown | None) -> TaskStatus:
+    def _status(self, shown: StoredTask | None) -> TaskStatus:
         if shown is None:
             raise not_found(self.id, self.queue)
         return views.status(self.id, self.queue, shown)
 
 
-class Handle(_AnyHandle["Tracker", R], eq=False, gc=False):
+class Handle(_AnyHandle["TaskQueries", R], eq=False, gc=False):
     """A task that was enqueued: where it is, and what became of it.
 
     `created` is True when the call that returned the handle created the task. It is False when
@@ -171,7 +171,7 @@ class Handle(_AnyHandle["Tracker", R], eq=False, gc=False):
         )  # fmt: skip
 
 
-class AsyncHandle(_AnyHandle["AsyncTracker", R], eq=False, gc=False):
+class AsyncHandle(_AnyHandle["AsyncTaskQueries", R], eq=False, gc=False):
     """A task that was enqueued: where it is, and what became of it.
 
     `created` is True when the call that returned the handle created the task. It is False when
@@ -258,7 +258,7 @@ class _AnyTracker:
         return ops.send(self._global_keys, server, order, ttl_ms=ORDER_TTL_MS)
 
 
-class Tracker(_AnyTracker):
+class TaskQueries(_AnyTracker):
     """Asks the store what became of tasks, and blocks meanwhile."""
 
     def __init__(self, broker: Broker, prefix: str) -> None:
@@ -282,7 +282,7 @@ class Tracker(_AnyTracker):
 
     def show(
         self, id: str, queue: str, *, messages: bool = True, ends: float | None = None
-    ) -> Shown | None:
+    ) -> StoredTask | None:
         """The task as it stands; None when it is not in the queue."""
         self.check_open()
         call = views.show(self._keys(queue), [id], messages=messages)
@@ -297,13 +297,13 @@ class Tracker(_AnyTracker):
         def look(*, messages: bool = False) -> Result | None:
             ends = ends_in(min(self._broker.patience or ONE_TRY_S, deadline.left() + GRACE))
             shown = self.show(id, queue, messages=messages, ends=ends)
-            return ended(id, queue, shown)
+            return result_if_finished(id, queue, shown)
 
         try:
             record = look(messages=not known)
             if record is None and deadline.left():
                 with self._listening(queue, id) as woken:
-                    for pause in pauses():
+                    for pause in poll_intervals():
                         woken.wait(min(pause, deadline.left()))
                         woken.clear()
                         record = look()
@@ -323,8 +323,8 @@ class Tracker(_AnyTracker):
             return
         with suppress(QsyncError):
             ends = ends_in(SERVERS_S)
-            _, servers = self._broker.run(serving.live(self._global_keys), ends=ends)
-            calls = serving.records(self._global_keys, servers)
+            _, servers = self._broker.run(queue_servers.live(self._global_keys), ends=ends)
+            calls = queue_servers.records(self._global_keys, servers)
             records = self._broker.run_many(calls, ends=ends)
             self._note_servers(id, queue, records)
 
@@ -358,16 +358,16 @@ class Tracker(_AnyTracker):
         return listeners.waiting(self._keys(queue).done, id)
 
 
-class AsyncTracker(_AnyTracker):
+class AsyncTaskQueries(_AnyTracker):
     """Asks the store what became of tasks; questions asked at the same time go together."""
 
     def __init__(self, broker: AsyncBroker, prefix: str) -> None:
         super().__init__(prefix)
         self._broker = broker
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._readers: dict[tuple[str, bool], Batcher[str, Shown | None]] = {}
+        self._readers: dict[tuple[str, bool], Batcher[str, StoredTask | None]] = {}
         self._listeners = AsyncListeners(broker)
-        self._under_way = UnderWay()
+        self._under_way = InFlight()
 
     def check_open(self) -> None:
         """Raise QsyncError when the client has been closed, or belongs to another event loop."""
@@ -383,7 +383,7 @@ class AsyncTracker(_AnyTracker):
                 raise ConfigError(msg)
             self._loop = loop
 
-    async def show(self, id: str, queue: str, *, messages: bool = True) -> Shown | None:
+    async def show(self, id: str, queue: str, *, messages: bool = True) -> StoredTask | None:
         """The task as it stands; None when it is not in the queue."""
         self.check_open()
         reader = self._readers.get((queue, messages))
@@ -404,7 +404,7 @@ class AsyncTracker(_AnyTracker):
         looks = 0
 
         async def look(*, messages: bool = False) -> Result | None:
-            return ended(id, queue, await self.show(id, queue, messages=messages))
+            return result_if_finished(id, queue, await self.show(id, queue, messages=messages))
 
         record = None
         with suppress(TimeoutError):
@@ -412,7 +412,7 @@ class AsyncTracker(_AnyTracker):
                 record = await look(messages=not known)
                 if record is None and deadline.left():
                     with self._listening(queue, id) as woken:
-                        for pause in pauses():
+                        for pause in poll_intervals():
                             await _set_within(woken, min(pause, deadline.left()))
                             woken.clear()
                             record = await look()
@@ -428,8 +428,8 @@ class AsyncTracker(_AnyTracker):
             return
         with suppress(QsyncError):
             ends = ends_in(SERVERS_S)
-            _, servers = await self._broker.run(serving.live(self._global_keys), ends=ends)
-            calls = serving.records(self._global_keys, servers)
+            _, servers = await self._broker.run(queue_servers.live(self._global_keys), ends=ends)
+            calls = queue_servers.records(self._global_keys, servers)
             records = await self._broker.run_many(calls, ends=ends)
             self._note_servers(id, queue, records)
 
@@ -464,7 +464,7 @@ class AsyncTracker(_AnyTracker):
 
     async def _read(
         self, keys: QueueKeys, messages: bool, ids: Sequence[str], left: float
-    ) -> list[Shown | None]:
+    ) -> list[StoredTask | None]:
         call = views.show(keys, ids, messages=messages)
         return await self._broker.run(call, ends=ends_in(left))
 

@@ -9,12 +9,12 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from qsync.errors import ConfigError, InvalidTask
 from qsync.keys import shorten
-from qsync.retrying import NO_RULES, DelayCallable, ErrorClasses, RetryRules, retry_rules
+from qsync.retry_policy import NO_RULES, DelayCallable, ErrorClasses, RetryRules, retry_rules
 from qsync.task import TaskInfo, check_type
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-Place = Literal["loop", "thread", "process"]
+Executor = Literal["loop", "thread", "process"]
 """Where a handler runs: on the event loop, in a thread of the pool, in a process of its own."""
 
 
@@ -60,7 +60,7 @@ class Handler:
 
     type: str
     function: Callable[..., Any]
-    place: Place
+    place: Executor
     middleware: tuple[Middleware, ...] = ()
     arguments: Arguments = _task_itself
     path: str = ""
@@ -163,7 +163,7 @@ def make_handler(
         msg = f"handler of {type!r}: {shorten(function)} {why}"
         raise ConfigError(msg)
     around = check_middlewares(middleware)
-    place: Place = "loop" if _is_async(function) else "thread"
+    place: Executor = "loop" if _is_async(function) else "thread"
     if (executor or place) != "thread" and any(map(in_thread, around)):
         msg = f"handler of {type!r}: a `def` middleware is for `def` handlers in threads alone"
         raise ConfigError(f"{msg}; make it `async def`")

@@ -13,22 +13,22 @@ from typing import Final, Generic, NamedTuple, Self, TypeVar, cast
 from qsync.broker import ops
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.ops import Enqueued
-from qsync.broker.wire import LATE_S
+from qsync.broker.protocol import LATE_S
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError, StoreUnavailable
 from qsync.keys import QueueKeys, shorten
-from qsync.running import check_lease, nonce_of_parent
+from qsync.running_task import check_lease, nonce_of_parent
 from qsync.task import (
     Duration,
-    Outgoing,
+    NewTask,
     Task,
+    duration_us,
+    encode_plain_task,
+    encode_task,
     has_options,
     new_id,
     new_nonce,
-    outgoing,
+    new_task,
     payload_of,
-    sealed,
-    sealed_plain,
-    to_us,
 )
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ seconds; half of their patience, if that is less."""
 IN_TWO: Final = 32
 """From so many items on, a first batch is half of what there is."""
 
-_COSTLY: Final = 2 * CALL_BYTES // ops.BATCH
+_COSTLY: Final = 2 * CALL_BYTES // ops.BATCH_SIZE
 """What a task counts at least that is more than a message to store: it has a lock, a fairness key
 or a time. It takes the store as long as two others."""
 
@@ -55,12 +55,12 @@ _BESIDE: Final = 128
 """What a task's options and the framing take in a call at most, bytes, the fairness key apart."""
 
 
-def ready(task: object, *, queue: str | None, payload_limit: int, remember_us: int) -> Outgoing:
+def ready(task: object, *, queue: str | None, payload_limit: int, remember_us: int) -> NewTask:
     """The task as it is sent; InvalidTask when it is none, or does not fit."""
     check_lease()
     checked = _checked(task)
     nonce = None if checked.id is None else nonce_of_parent()
-    return outgoing(
+    return new_task(
         checked,
         nonce or new_nonce(),
         queue=queue,
@@ -72,7 +72,7 @@ def ready(task: object, *, queue: str | None, payload_limit: int, remember_us: i
 def check_remember_ids(value: object) -> int:
     """The time for which chosen ids are remembered, in microseconds; ConfigError if it is none."""
     try:
-        return to_us("remember_ids", cast("Duration", value))
+        return duration_us("remember_ids", cast("Duration", value))
     except InvalidTask as error:
         raise ConfigError(str(error)) from None
 
@@ -105,7 +105,7 @@ def _checked(task: object) -> Task:
     return task
 
 
-def size_of(task: Outgoing) -> int:
+def size_of(task: NewTask) -> int:
     """The bytes that a task takes in a call, about, or those that it counts as."""
     size = len(task.message) + len(task.id) + len(task.fairness_key) + _BESIDE
     costly = task.lock or task.fairness_key or task.due or task.remember_us
@@ -123,7 +123,7 @@ def is_refused(reply: Enqueued) -> bool:
     return reply.outcome != "repeated" or nonce_of_parent() is None
 
 
-def duplicate(task: Outgoing, holder: Enqueued) -> DuplicateTask:
+def duplicate(task: NewTask, holder: Enqueued) -> DuplicateTask:
     """The error for a task whose id or lock is taken."""
     if holder.outcome == "exists":
         msg = f"id {task.id!r} is taken by another task in queue {task.queue!r}"
@@ -138,21 +138,21 @@ def duplicate(task: Outgoing, holder: Enqueued) -> DuplicateTask:
     return DuplicateTask(msg, id=holder.id, queue=task.queue)
 
 
-class Part(NamedTuple):
+class Chunk(NamedTuple):
     """The tasks of one call, and their places among those of the bulk."""
 
     places: Sequence[int]
-    tasks: Sequence[Outgoing]
+    tasks: Sequence[NewTask]
 
 
-class Trip(NamedTuple):
+class RoundTrip(NamedTuple):
     """What goes together in a round trip: the parts, and the calls for them."""
 
-    parts: Sequence[Part]
+    parts: Sequence[Chunk]
     calls: Sequence[Call[list[Enqueued]]]
 
 
-class Bulk(Generic[T]):
+class BulkEnqueue(Generic[T]):
     """The tasks of one call: which go together, and the handle of each that the store has.
 
     All are checked when it is made: InvalidTask names the place of the first that does not fit.
@@ -165,18 +165,18 @@ class Bulk(Generic[T]):
         *,
         payload_limit: int,
         remember_us: int = 0,
-        handle: Callable[[Outgoing, Enqueued], T],
+        handle: Callable[[NewTask, Enqueued], T],
     ) -> None:
         self._handle = handle
         self._remember_us = remember_us
         self._tasks: list[Task] = []
         self._payloads: list[bytes] = []
-        self._sealed: list[Outgoing | None] = []
+        self._sealed: list[NewTask | None] = []
         """Those with options, which are checked by it; None: that is done in its turn."""
         self._nonce = new_nonce()
         self._nonces: dict[int, bytes] = {}
         """Of tasks whose id comes again: by it the store tells them apart."""
-        self._answered: list[tuple[Part, list[Enqueued]]] = []
+        self._answered: list[tuple[Chunk, list[Enqueued]]] = []
         """What has no handles yet."""
         self._check(tasks, payload_limit)
         self._handles: list[T | None] = [None] * len(self._tasks)
@@ -201,7 +201,7 @@ class Bulk(Generic[T]):
                     named.add(name)
                 options = has_options(task)
                 self._sealed.append(
-                    sealed(task, payload, self._nonce_of(at), task.queue, self._remember_us)
+                    encode_task(task, payload, self._nonce_of(at), task.queue, self._remember_us)
                     if options
                     else None
                 )
@@ -219,24 +219,30 @@ class Bulk(Generic[T]):
         return places
 
     def trips(
-        self, keys: QueueKeys, places: Sequence[int], lent: Lent, wait: Wait | None, *, calls: int
-    ) -> Iterator[Trip]:
+        self,
+        keys: QueueKeys,
+        places: Sequence[int],
+        lent: SequenceLease,
+        wait: Wait | None,
+        *,
+        calls: int,
+    ) -> Iterator[RoundTrip]:
         """The round trips for the places of a queue, of so many calls at most.
 
         None carries more bytes than any call may. One may be asked for while that before it is
         under way, and meanwhile handles are made for what has been answered.
         """
-        for first in range(0, len(places), calls * ops.BATCH):
+        for first in range(0, len(places), calls * ops.BATCH_SIZE):
             self._make_handles()
-            some = places[first : first + calls * ops.BATCH]
+            some = places[first : first + calls * ops.BATCH_SIZE]
             tasks = self._seal(some)
             for runs in _cut([size_of(task) for task in tasks], calls):
                 parts = [
-                    Part(some[run.start : run.stop], tasks[run.start : run.stop]) for run in runs
+                    Chunk(some[run.start : run.stop], tasks[run.start : run.stop]) for run in runs
                 ]
-                yield Trip(parts, _calls(keys, parts, lent.more(len(parts)), wait))
+                yield RoundTrip(parts, _calls(keys, parts, lent.more(len(parts)), wait))
 
-    def note(self, trip: Trip, replies: Sequence[list[Enqueued] | QsyncError]) -> None:
+    def note(self, trip: RoundTrip, replies: Sequence[list[Enqueued] | QsyncError]) -> None:
         """Keep what became of the tasks of a round trip; raise the first error among them."""
         failed: QsyncError | None = None
         for part, reply in zip(trip.parts, replies, strict=True):
@@ -255,12 +261,14 @@ class Bulk(Generic[T]):
     def _nonce_of(self, at: int) -> bytes:
         return self._nonces.get(at, self._nonce)
 
-    def _seal(self, places: Sequence[int]) -> list[Outgoing]:
+    def _seal(self, places: Sequence[int]) -> list[NewTask]:
         made, tasks, payloads, nonce_of = self._sealed, self._tasks, self._payloads, self._nonce_of
         remember_us = self._remember_us
         return [
             made[at]
-            or sealed_plain(tasks[at], payloads[at], nonce_of(at), tasks[at].queue, remember_us)
+            or encode_plain_task(
+                tasks[at], payloads[at], nonce_of(at), tasks[at].queue, remember_us
+            )
             for at in places
         ]
 
@@ -281,7 +289,7 @@ def _cut(sizes: Sequence[int], calls: int) -> Iterator[Sequence[range]]:
 
 
 def _calls(
-    keys: QueueKeys, parts: Sequence[Part], numbers: Sequence[CallNumber], wait: Wait | None
+    keys: QueueKeys, parts: Sequence[Chunk], numbers: Sequence[CallId], wait: Wait | None
 ) -> list[Call[list[Enqueued]]]:
     return [
         ops.enqueue(keys, part.tasks, sender=sender, number=number, wait=wait)
@@ -289,7 +297,7 @@ def _calls(
     ]
 
 
-class Ahead(Generic[T]):
+class Lookahead(Generic[T]):
     """An iterator whose next item can be made before it is asked for."""
 
     def __init__(self, items: Iterator[T]) -> None:
@@ -311,14 +319,14 @@ class Ahead(Generic[T]):
         return self._made.pop()
 
 
-class CallNumber(NamedTuple):
+class CallId(NamedTuple):
     """By what the store knows a call that comes again."""
 
     sender: str
     number: int
 
 
-class Senders:
+class CallSequences:
     """Numbers the enqueues of a client, for as long as each of them is under way.
 
     A sender has one call under way at a time, so the store keeps only its last: a client has as
@@ -328,35 +336,35 @@ class Senders:
     """
 
     def __init__(self) -> None:
-        self._free: list[CallNumber] = []
+        self._free: list[CallId] = []
         self._pid = os.getpid()
 
-    def lend(self, count: int) -> Lent:
+    def lend(self, count: int) -> SequenceLease:
         """Numbers for so many calls, which nobody makes again when the block has ended."""
         if self._pid != (pid := os.getpid()):
             self._free, self._pid = [], pid
-        return Lent(self._free, count)
+        return SequenceLease(self._free, count)
 
 
-class Lent:
+class SequenceLease:
     """Numbers that are in use within a block."""
 
     __slots__ = ("_free", "_numbers")
 
-    def __init__(self, free: list[CallNumber], count: int) -> None:
+    def __init__(self, free: list[CallId], count: int) -> None:
         self._free = free
-        self._numbers: list[CallNumber] = []
+        self._numbers: list[CallId] = []
         self._draw(count)
 
-    def __enter__(self) -> list[CallNumber]:
+    def __enter__(self) -> list[CallId]:
         return self._numbers
 
     def __exit__(self, *_: object) -> None:
         self._free += reversed(self._numbers)
 
-    def more(self, count: int) -> list[CallNumber]:
+    def more(self, count: int) -> list[CallId]:
         """The numbers of calls that are made once those of all before have been answered."""
-        self._numbers = [CallNumber(sender, number + 1) for sender, number in self._numbers]
+        self._numbers = [CallId(sender, number + 1) for sender, number in self._numbers]
         self._draw(count)
         return self._numbers[:count]
 
@@ -366,11 +374,11 @@ class Lent:
             try:
                 last = free.pop()
             except IndexError:
-                last = CallNumber(new_id(), 0)
-            numbers.append(CallNumber(last.sender, last.number + 1))
+                last = CallId(new_id(), 0)
+            numbers.append(CallId(last.sender, last.number + 1))
 
 
-def overtaken(keys: QueueKeys) -> QsyncError:
+def duplicate_client_error(keys: QueueKeys) -> QsyncError:
     """The error for a call that the store did not take, since it knows a later one of its sender.
 
     That is none of ours: the memory of this process was copied, and the copy enqueues too.
@@ -542,7 +550,7 @@ class Batcher(Generic[T, U]):
 
     def _count(self) -> int:
         """How many of the items go in the next batch."""
-        runs = ops.batches(self._items[: self._calls * ops.BATCH], self._size, self._most)
+        runs = ops.batches(self._items[: self._calls * ops.BATCH_SIZE], self._size, self._most)
         count = len(next(runs))
         if self._calls > 1:
             room = ops.BATCH_BYTES - sum(map(self._size, self._items[:count]))
@@ -575,10 +583,10 @@ class Batcher(Generic[T, U]):
             if not isinstance(replies[-1], StoreUnavailable):
                 self._answered = loop.time()
         except StoreUnavailable as error:
-            replies = [own(error) for _ in futures]
+            replies = [copy_for_caller(error) for _ in futures]
         except Exception as error:
             self._answered = loop.time()
-            replies = [own(error) for _ in futures]
+            replies = [copy_for_caller(error) for _ in futures]
         except BaseException:
             for future in futures:
                 future.cancel()
@@ -599,7 +607,7 @@ def _answer(futures: Sequence[asyncio.Future[U]], replies: Sequence[U | Exceptio
             future.set_result(reply)
 
 
-class UnderWay:
+class InFlight:
     """Counts what is under way, so that closing can wait for its end."""
 
     def __init__(self) -> None:
@@ -621,7 +629,7 @@ class UnderWay:
         await self._none.wait()
 
 
-def own(error: Exception) -> Exception:
+def copy_for_caller(error: Exception) -> Exception:
     """An exception for one of several callers: one object would mix their traces."""
     if not isinstance(error, QsyncError):
         return error

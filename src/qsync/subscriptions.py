@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from qsync.backoff import Backoff
 from qsync.broker.channels import Heard
-from qsync.broker.faults import no_answer
-from qsync.broker.listen import AsyncSubscription
+from qsync.broker.error_mapping import no_answer
+from qsync.broker.listeners import AsyncSubscription
 from qsync.broker.shell import AsyncBroker, Broker
-from qsync.broker.slots import Node
+from qsync.broker.slot_map import Node
 from qsync.errors import QsyncError
 
 REFUSED_S: Final = 1.0

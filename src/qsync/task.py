@@ -54,7 +54,7 @@ Duration = float | timedelta
 """Seconds, or a timedelta."""
 
 
-def to_us(field: str, value: Duration, *, least: float = 0.0) -> int:
+def duration_us(field: str, value: Duration, *, least: float = 0.0) -> int:
     """A duration in microseconds; InvalidTask when it is not a number of seconds in range."""
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
@@ -69,7 +69,7 @@ def to_us(field: str, value: Duration, *, least: float = 0.0) -> int:
     return round(seconds * 1_000_000)
 
 
-def moment_us(field: str, value: datetime) -> int:
+def datetime_us(field: str, value: datetime) -> int:
     """An aware datetime as Unix time in microseconds; InvalidTask when it is naive."""
     if not isinstance(value, datetime):
         msg = f"{field}: {shorten(value)} is not a datetime"
@@ -80,7 +80,7 @@ def moment_us(field: str, value: datetime) -> int:
     return (value - _EPOCH) // timedelta(microseconds=1)
 
 
-def moment(us: int) -> datetime:
+def from_us(us: int) -> datetime:
     """Unix time in microseconds as an aware datetime in UTC."""
     return _EPOCH + timedelta(microseconds=us)
 
@@ -98,12 +98,12 @@ class Arguments(dict[str, Any]):
     """What counts for a unique lock: the arguments that differ from their defaults; None: all."""
 
 
-class _TaskHead(msgspec.Struct, frozen=True, gc=False):
+class _PositionalFields(msgspec.Struct, frozen=True, gc=False):
     type: str
     payload: Any = b""
 
 
-class Task(_TaskHead, Generic[R_co], frozen=True, kw_only=True, gc=False):
+class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False):
     """What a user asks for: a type, a payload and options. Checked when it is made.
 
     `payload` is bytes, or any value that msgpack can carry. Durations are seconds or timedelta,
@@ -186,7 +186,7 @@ def has_options(task: Task) -> bool:
     )
 
 
-class Options(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+class StoredOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The options of a message that most tasks do not have; times in microseconds.
 
     The field names are as short as they are because they lie in the store.
@@ -206,14 +206,14 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     process_at_us: int | None = msgspec.field(default=None, name="at")
 
 
-NO_OPTIONS: Final = Options()
+NO_OPTIONS: Final = StoredOptions()
 
 
-def options_of(task: Task) -> Options:
+def options_of(task: Task) -> StoredOptions:
     """Check the optional fields of a task and put them into their stored form, without the lock."""
 
     def us(field: str, value: Duration | None) -> int | None:
-        return None if value is None else to_us(field, value)
+        return None if value is None else duration_us(field, value)
 
     delay = us("delay", task.delay)
     process_at = None
@@ -221,20 +221,20 @@ def options_of(task: Task) -> Options:
         if task.delay is not None:
             msg = f"process_at: {task.process_at} and delay: {task.delay} exclude each other"
             raise InvalidTask(msg)
-        process_at = moment_us("process_at", task.process_at)
+        process_at = datetime_us("process_at", task.process_at)
     deadline = None
     if task.deadline is not None:
-        deadline = moment_us("deadline", task.deadline)
+        deadline = datetime_us("deadline", task.deadline)
         if task.deadline <= datetime.now(UTC):
             msg = f"deadline: {task.deadline.isoformat()} is already past"
             raise InvalidTask(msg)
-    if task.retention is not None and to_us("retention", task.retention) == 0:
+    if task.retention is not None and duration_us("retention", task.retention) == 0:
         msg = "retention: 0 keeps nothing; leave it out, or give a positive time"
         raise InvalidTask(msg)
-    if task.timeout is not None and to_us("timeout", task.timeout) == 0:
+    if task.timeout is not None and duration_us("timeout", task.timeout) == 0:
         msg = "timeout: 0 leaves no time to run; leave it out, or give a positive time"
         raise InvalidTask(msg)
-    return Options(
+    return StoredOptions(
         retry_delay=_retry_delay(task.retry_delay),
         timeout_us=us("timeout", task.timeout),
         deadline_us=deadline,
@@ -254,14 +254,14 @@ def _retry_delay(value: Any) -> int | tuple[int, ...] | ExponentialBackoff | Non
         if not 0 < len(value) <= LONGEST_LIST:
             msg = f"retry_delay: {len(value)} times are not 1 to {LONGEST_LIST}"
             raise InvalidTask(msg)
-        return tuple(to_us("retry_delay", delay) for delay in value)
+        return tuple(duration_us("retry_delay", delay) for delay in value)
     if callable(value):
         msg = (
             f"retry_delay: {shorten(value)} cannot be stored with a task; give a callable to "
             "`@app.task`, to `Qsync` or to `app.server`"
         )
         raise InvalidTask(msg)
-    return to_us("retry_delay", value)
+    return duration_us("retry_delay", value)
 
 
 def _window_us(task: Task) -> int | None:
@@ -273,7 +273,7 @@ def _window_us(task: Task) -> int | None:
         return None
     if task.unique is True:
         return 0
-    window = to_us("unique", task.unique)
+    window = duration_us("unique", task.unique)
     if window == 0:
         msg = "unique: 0 is no time; True is for as long as the task is not finished"
         raise InvalidTask(msg)
@@ -313,7 +313,7 @@ def _checked_headers(headers: Mapping[str, str] | None) -> dict[str, str] | None
     return dict(headers)
 
 
-class _Tail(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class _ClientFields(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A message as the client sends it: all but version and time of enqueue."""
 
     nonce: bytes
@@ -321,7 +321,7 @@ class _Tail(msgspec.Struct, frozen=True, array_like=True, gc=False):
     payload: bytes
     is_value: bool
     retry: int
-    options: Options | None
+    options: StoredOptions | None
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -334,7 +334,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
     payload: bytes
     is_value: bool
     retry: int
-    options: Options | None = None
+    options: StoredOptions | None = None
 
     @property
     def due_us(self) -> int:
@@ -345,7 +345,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return max(at + (options.delay_us or 0), options.process_at_us or 0)
 
 
-MESSAGE_HEAD: Final = codec.head(len(Message.__struct_fields__))
+ENVELOPE_HEAD: Final = codec.head(len(Message.__struct_fields__))
 
 _message_decoder = msgspec.msgpack.Decoder(Message)
 
@@ -362,7 +362,7 @@ def decode_message(data: bytes) -> Message:
     return message
 
 
-class Outgoing(msgspec.Struct, frozen=True, gc=False):
+class NewTask(msgspec.Struct, frozen=True, gc=False):
     """A task made ready to be sent: what the enqueue script needs of it."""
 
     id: str
@@ -420,21 +420,21 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_forget_drawn)
 
 
-def outgoing(
+def new_task(
     task: Task,
     nonce: bytes,
     *,
     queue: str | None = None,
     payload_limit: int = PAYLOAD_LIMIT,
     remember_us: int = 0,
-) -> Outgoing:
+) -> NewTask:
     """Encode a task for the store; InvalidTask when its payload does not fit.
 
     `remember_us` counts for a task whose id the caller chose.
     """
     payload = payload_of(task, payload_limit)
     queue = task.queue if queue is None else check_name("queue", queue)
-    return sealed(task, payload, nonce, queue, remember_us)
+    return encode_task(task, payload, nonce, queue, remember_us)
 
 
 def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:
@@ -448,18 +448,20 @@ def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:
     return payload
 
 
-def sealed(task: Task, payload: bytes, nonce: bytes, queue: str, remember_us: int = 0) -> Outgoing:
+def encode_task(
+    task: Task, payload: bytes, nonce: bytes, queue: str, remember_us: int = 0
+) -> NewTask:
     """A task ready to be sent; what may be wrong with it is its payload and its options."""
     if not has_options(task):
-        return sealed_plain(task, payload, nonce, queue, remember_us)
+        return encode_plain_task(task, payload, nonce, queue, remember_us)
     is_value = not isinstance(task.payload, _BYTES)
     options = options_of(task)
     lock = _lock(task, payload) if options.window_us is not None else ""
     options = msgspec.structs.replace(options, lock=lock or None)
-    tail = _Tail(
+    tail = _ClientFields(
         nonce, task.type, payload, is_value, task.retry, None if options == NO_OPTIONS else options
     )
-    return Outgoing(
+    return NewTask(
         id=task.id or new_id(),
         queue=queue,
         message=codec.seal(tail),
@@ -473,17 +475,17 @@ def sealed(task: Task, payload: bytes, nonce: bytes, queue: str, remember_us: in
     )
 
 
-def sealed_plain(
+def encode_plain_task(
     task: Task, payload: bytes, nonce: bytes, queue: str, remember_us: int = 0
-) -> Outgoing:
-    """As `sealed`, for a task without options: nothing is wrong with it."""
+) -> NewTask:
+    """As `encode_task`, for a task without options: nothing is wrong with it."""
     is_value = not isinstance(task.payload, _BYTES)
-    tail = _Tail(nonce, task.type, payload, is_value, task.retry, None)
+    tail = _ClientFields(nonce, task.type, payload, is_value, task.retry, None)
     message = codec.seal(tail)
     decode = task.payload.decode if isinstance(task.payload, Arguments) else None
     if task.id is None:
-        return Outgoing(new_id(), queue, message, "", "", "", 0, None, decode)
-    return Outgoing(task.id, queue, message, "", "", "", 0, None, decode, remember_us)
+        return NewTask(new_id(), queue, message, "", "", "", 0, None, decode)
+    return NewTask(task.id, queue, message, "", "", "", 0, None, decode, remember_us)
 
 
 def _encode(value: object, task_type: str) -> bytes:
@@ -498,10 +500,10 @@ def _encode(value: object, task_type: str) -> bytes:
 
 def _due(task: Task) -> str:
     if task.process_at is not None:
-        return str(max(0, moment_us("process_at", task.process_at)))
+        return str(max(0, datetime_us("process_at", task.process_at)))
     if task.delay is None:
         return ""
-    delay = to_us("delay", task.delay)
+    delay = duration_us("delay", task.delay)
     return f"+{delay}" if delay else ""
 
 
@@ -547,12 +549,12 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def enqueued_at(self) -> datetime:
         """When the store took it, by the store's clock."""
-        return moment(self.enqueued_at_us)
+        return from_us(self.enqueued_at_us)
 
     @property
     def deadline(self) -> datetime | None:
         """After this time it is not started any more."""
-        return None if self.deadline_us is None else moment(self.deadline_us)
+        return None if self.deadline_us is None else from_us(self.deadline_us)
 
     @overload
     def value(self) -> Any: ...

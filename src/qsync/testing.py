@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from qsync.server.current import running
-from qsync.server.plain import PlainContext, plain_task
+from qsync.server.standalone_context import PlainContext, plain_task
 from qsync.task import TaskInfo
 
 __all__ = ["context"]

@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections.abc import Iterable
 
-from qsync.audit import Auditor, Damage
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from qsync.broker.shell import AsyncBroker
+from qsync.diagnostics.audit import Auditor, Damage
 from qsync.keys import QueueKeys
 from qsync.task import Task
 from tests.serving import bench, left_over
@@ -29,7 +29,7 @@ def damages(store: Store, prefix: str) -> list[Damage]:
     """What an audit finds."""
 
     async def main() -> list[Damage]:
-        broker = AsyncBroker(connect.parse(store.url))
+        broker = AsyncBroker(redis_clients.parse(store.url))
         try:
             return (await Auditor(broker, prefix=prefix).audit()).damages
         finally:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Self
 
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, Client
 from qsync.errors import QsyncError
@@ -35,7 +35,7 @@ class Flow:
         patience: float = 30.0,
         **client: Any,
     ) -> None:
-        self._address, self._prefix, self._client = connect.parse(url), prefix, client
+        self._address, self._prefix, self._client = redis_clients.parse(url), prefix, client
         self._make, self._every, self._callers = make, every, 1 if blocking else callers
         self._patience = patience
         self._over = threading.Event()

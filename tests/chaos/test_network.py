@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qsync.broker import connect, ops
+from qsync.broker import ops, redis_clients
 from qsync.broker.call import Call
 from qsync.broker.script import load
 from qsync.broker.shell import AsyncBroker, Broker
@@ -165,7 +165,7 @@ class Erring:
 
     def __enter__(self) -> Erring:
         self._proxy.__enter__()
-        self.address = connect.parse(self._proxy.url)
+        self.address = redis_clients.parse(self._proxy.url)
         self._answers = [
             self._proxy.answer(self.error, count=1, only=call.script.sha.encode())
             for call in self.calls()
@@ -230,7 +230,7 @@ def test_who_calls_a_script_hears_at_once_of_an_error_that_stays(
         answers = asyncio.run(main(erring))
         assert {type(answer) for answer in answers} == {REFUSALS[error]}
         assert erring.not_given() == []
-        with contextlib.closing(Broker(connect.parse(durable.url))) as broker:
+        with contextlib.closing(Broker(redis_clients.parse(durable.url))) as broker:
             for call in erring.calls():
                 broker.run(call)
 
@@ -247,7 +247,7 @@ def test_no_reply_reaches_another_caller_whoever_gives_up(
     outcomes: Counter[str] = Counter()
 
     async def main() -> None:
-        broker = AsyncBroker(connect.parse(proxy.url), connections=8)
+        broker = AsyncBroker(redis_clients.parse(proxy.url), connections=8)
         async with AsyncClient(broker, prefix=prefix) as client:
 
             async def ask(number: int) -> None:
@@ -437,7 +437,7 @@ def test_resets_are_known_for_what_they_are_on_any_loop(
             await asyncio.sleep(0.002)
 
     async def main() -> None:
-        over, broker = asyncio.Event(), AsyncBroker(connect.parse(proxy.url))
+        over, broker = asyncio.Event(), AsyncBroker(redis_clients.parse(proxy.url))
         callers = [asyncio.create_task(caller(broker, over)) for _ in range(20)]
         ends = time.monotonic() + 1.5
         while time.monotonic() < ends:
@@ -561,7 +561,9 @@ def test_many_come_back_at_once_and_idle_quietly(
         )
 
     async def main() -> None:
-        brokers = [AsyncBroker(connect.parse(durable.url), patience=30) for _ in range(CLIENTS)]
+        brokers = [
+            AsyncBroker(redis_clients.parse(durable.url), patience=30) for _ in range(CLIENTS)
+        ]
         clients = [AsyncClient(broker, prefix=prefix) for broker in brokers]
         async with bench(durable.url, prefix) as b:
             servers = [b.server(mux, lease=30.0, sweep=5.0) for _ in range(SERVERS)]

@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Any, Final
 
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, Client
 from qsync.errors import DuplicateTask, QsyncError, QueueFull, StoreUnavailable
@@ -24,7 +24,7 @@ class Users:
     """Enqueue from two threads until told to stop."""
 
     def __init__(self, url: str, prefix: str, evidence: Evidence, seed: int) -> None:
-        self._address = connect.parse(url)
+        self._address = redis_clients.parse(url)
         self._prefix = prefix
         self._evidence = evidence
         self._over = threading.Event()

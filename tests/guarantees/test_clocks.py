@@ -12,7 +12,7 @@ import pytest
 
 from qsync.errors import TaskFailed
 from qsync.schedule import Every
-from qsync.task import moment_us
+from qsync.task import datetime_us
 from tests.guarantees.conftest import Launch, Measured
 from tests.processes import History, ServerProcess, task
 from tests.serving import bench
@@ -151,7 +151,7 @@ def test_ten_schedulers_with_wrong_clocks_that_are_killed_make_each_tick_once(
 
 
 def tick_of(id: str) -> int:
-    return moment_us("tick", datetime.fromisoformat(id.partition("@")[2]))
+    return datetime_us("tick", datetime.fromisoformat(id.partition("@")[2]))
 
 
 def between(every: Every, first: int, last: int) -> Iterator[int]:

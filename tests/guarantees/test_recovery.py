@@ -11,7 +11,7 @@ import pytest
 from qsync.broker import ops
 from qsync.keys import QueueKeys
 from qsync.mux import Mux
-from qsync.task import Task, TaskInfo, new_nonce, outgoing
+from qsync.task import Task, TaskInfo, new_nonce, new_task
 from tests.guarantees.conftest import Launch, Measured
 from tests.processes import History, ServerProcess, task
 from tests.serving import bench, left_over, until
@@ -83,7 +83,7 @@ def test_a_wake_that_is_lost_delays_a_task_by_no_more_than_a_sweep(
     launch(valkey.url, sweep=0.5)
     delays = []
     for at in range(1, 6):
-        call = ops.enqueue(QueueKeys(prefix, "default"), [outgoing(task(), new_nonce())])
+        call = ops.enqueue(QueueKeys(prefix, "default"), [new_task(task(), new_nonce())])
         with valkey.client() as client, client.pipeline(transaction=True) as pipe:
             pipe.eval(call.script.text, len(call.keys), *call.keys, *call.args)
             pipe.delete(QueueKeys(prefix, "default").key("wake"))  # before anybody gets it

@@ -16,8 +16,8 @@ import redis.exceptions as failures
 from qsync.broker import shell
 from qsync.broker.call import Call
 from qsync.broker.channels import Heard
-from qsync.broker.faults import LIBRARY_ERRORS, no_answer
-from qsync.broker.listen import GRACE
+from qsync.broker.error_mapping import LIBRARY_ERRORS, no_answer
+from qsync.broker.listeners import GRACE
 from qsync.errors import QsyncError
 from tests.sim.loop import STRAND
 from tests.sim.network import Listener, Network

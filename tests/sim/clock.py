@@ -11,23 +11,23 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
-from qsync import client, listeners, registering, subscriptions, task, waiting
+from qsync import client, queue_announcer, result_listener, results, subscriptions, task
 from qsync.broker import shell
 from qsync.server import (
-    abandon,
-    around,
     config,
     control,
-    executors,
+    handler_context,
     heartbeat,
-    isolation,
-    lane,
-    outage,
-    pump,
-    run,
+    inline_start,
+    isolation_timer,
+    outage_log,
+    queue_state,
+    runner,
     server,
-    wakes,
+    thread_pool,
+    wake_channel,
 )
+from qsync.worker import lease_abandoner
 from tests.sim import brokers
 from tests.sim.loop import STRAND, SimLoop
 from tests.sim.process import Proc
@@ -41,17 +41,17 @@ from tests.sim.threads import (
 )  # fmt: skip
 
 TIMED: Final = (
-    lane, run, around, isolation, outage, pump, heartbeat, abandon, shell, waiting, listeners,
-    subscriptions, wakes,
+    queue_state, runner, handler_context, isolation_timer, outage_log, inline_start, heartbeat,
+    lease_abandoner, shell, results, result_listener, subscriptions, wake_channel,
 )  # fmt: skip
 """Modules that look at a clock."""
 
 UNUSED: Final = {
-    "qsync.broker.listen",
-    "qsync.broker.pool",
-    "qsync.registering",
-    "qsync.server.child",
-    "qsync.server.processes",
+    "qsync.broker.listeners",
+    "qsync.broker.blocking_pool",
+    "qsync.queue_announcer",
+    "qsync.worker.process",
+    "qsync.server.process_pool",
 }
 """Modules whose look at the machine's clock is no part of a history."""
 
@@ -96,10 +96,10 @@ def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any,
         Lock=threading.Lock,
         get_ident=threading.get_ident,
     )
-    for module in (executors, heartbeat, abandon, listeners):
+    for module in (thread_pool, heartbeat, lease_abandoner, result_listener):
         yield module, "threading", threads
-    yield executors, "SimpleQueue", partial(SimQueue, turns)
-    yield client, "Registry", partial(registering.Registry, time.monotonic)
+    yield thread_pool, "SimpleQueue", partial(SimQueue, turns)
+    yield client, "Registry", partial(queue_announcer.QueueAnnouncer, time.monotonic)
     yield task, "os", SimpleNamespace(urandom=chance.randbytes)
     yield task, "_nonces", []
     yield task, "_ids", []

@@ -15,20 +15,20 @@ import redis
 from msgspec.structs import replace
 
 from qsync import schedule
-from qsync.broker import faults, shell
-from qsync.broker.durable import evalsha
-from qsync.broker.faults import Fault
+from qsync.broker import error_mapping, shell
+from qsync.broker.error_mapping import Fault
+from qsync.broker.exchanges import evalsha
 from qsync.sending import Batcher
 from qsync.server import heartbeat, periodic, server
-from qsync.server import lane as lane_module
-from qsync.server.around import Around
-from qsync.server.fetch import Fetcher
+from qsync.server import queue_state as lane_module
+from qsync.server.crash_isolation import CrashIsolation
+from qsync.server.fetcher import Fetcher
+from qsync.server.handler_context import HandlerContext
 from qsync.server.heartbeat import Heartbeat
-from qsync.server.lane import RUNNING, Lane, Leased
-from qsync.server.run import Runner
+from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
+from qsync.server.runner import Runner
 from qsync.server.server import Server
-from qsync.server.settle import Settler
-from qsync.server.suspects import Suspects
+from qsync.server.settler import Settler
 from tests.mistakes import (
     Plant,
     crash_not_counted,
@@ -58,11 +58,11 @@ def fetch_not_repeated_nor_mended() -> Iterator[None]:
     may have brought: each alone would do."""
     real = Fetcher._call
 
-    def call(self: Fetcher, lane: Lane, wanted: int) -> Any:
+    def call(self: Fetcher, lane: QueueState, wanted: int) -> Any:
         lane.unanswered = None
         return real(self, lane, wanted)
 
-    async def nothing(self: Fetcher, lane: Lane, ids: Any) -> None:
+    async def nothing(self: Fetcher, lane: QueueState, ids: Any) -> None:
         pass
 
     with exchanged(Fetcher, "_call", call), exchanged(Fetcher, "_mend", nothing):
@@ -89,7 +89,7 @@ def transient_not_retried() -> contextlib.AbstractContextManager[None]:
     """An error that will pass is given to the caller."""
 
     def classify(error: BaseException) -> Fault:
-        found = faults.classify(error)
+        found = error_mapping.classify(error)
         return Fault.BUG if found is Fault.TRANSIENT else found
 
     return exchanged(shell, "classify", classify)
@@ -98,7 +98,7 @@ def transient_not_retried() -> contextlib.AbstractContextManager[None]:
 def deadline_by_own_clock() -> contextlib.AbstractContextManager[None]:
     """Whether a deadline is past is judged by the server's own clock."""
     return exchanged(
-        Lane, "store_time_us", lambda self: int(clock.this_process().wall() * 1_000_000)
+        QueueState, "store_time_us", lambda self: int(clock.this_process().wall() * 1_000_000)
     )
 
 
@@ -123,7 +123,7 @@ def start_without_lease_check() -> contextlib.AbstractContextManager[None]:
     """A task is started though its lease may be over."""
     real = Runner._begin
 
-    def begin(self: Runner, leased: Leased) -> None:
+    def begin(self: Runner, leased: LeasedTask) -> None:
         leased.expires = math.inf
         real(self, leased)
 
@@ -133,7 +133,7 @@ def start_without_lease_check() -> contextlib.AbstractContextManager[None]:
 def crash_not_marked() -> contextlib.AbstractContextManager[None]:
     """A task that crashed before is started without its mark."""
 
-    async def mark(self: Runner, leased: Leased) -> bool:
+    async def mark(self: Runner, leased: LeasedTask) -> bool:
         return True
 
     return exchanged(Runner, "_mark", mark)
@@ -143,12 +143,12 @@ def crash_not_marked() -> contextlib.AbstractContextManager[None]:
 def suspects_not_alone() -> Iterator[None]:
     """A task that crashed twice runs beside others."""
 
-    def at_once(self: Suspects, *args: Any, **_: Any) -> float:
+    def at_once(self: CrashIsolation, *args: Any, **_: Any) -> float:
         return 0.0
 
     with (
-        exchanged(Suspects, "delay", at_once),
-        exchanged(Suspects, "hold_up_others", lambda self, now: False),
+        exchanged(CrashIsolation, "delay", at_once),
+        exchanged(CrashIsolation, "hold_up_others", lambda self, now: False),
     ):
         yield
 
@@ -168,7 +168,7 @@ def no_look_after_the_mark() -> contextlib.AbstractContextManager[None]:
     """Lease and deadline are looked at before a task is marked, and not when that has been done."""
     real = Runner._too_late
 
-    def too_late(self: Runner, leased: Leased) -> Any:
+    def too_late(self: Runner, leased: LeasedTask) -> Any:
         return None if leased.phase == RUNNING else real(self, leased)
 
     return exchanged(Runner, "_too_late", too_late)
@@ -176,14 +176,14 @@ def no_look_after_the_mark() -> contextlib.AbstractContextManager[None]:
 
 def begin_in_a_thread_without_a_look() -> contextlib.AbstractContextManager[None]:
     """A thread that becomes free begins the next task, whatever has become of that meanwhile."""
-    return exchanged(Around, "may_begin", lambda self: True)
+    return exchanged(HandlerContext, "may_begin", lambda self: True)
 
 
 def cancel_ignored() -> contextlib.AbstractContextManager[None]:
     """A running task goes on though its cancel was asked for."""
     real = Runner.stop
 
-    def stop(self: Runner, leased: Leased, why: Any) -> None:
+    def stop(self: Runner, leased: LeasedTask, why: Any) -> None:
         if why != "cancelled":
             real(self, leased, why)
 
@@ -222,8 +222,8 @@ def lease_from_the_reply_on() -> contextlib.AbstractContextManager[None]:
     real = Fetcher._landed
 
     async def landed(
-        self: Fetcher, lane: Lane, wanted: int, fetched: Any, sent: float, *, repeated: bool
-    ) -> list[Leased]:
+        self: Fetcher, lane: QueueState, wanted: int, fetched: Any, sent: float, *, repeated: bool
+    ) -> list[LeasedTask]:
         now = lane_module.boot_s()
         return await real(self, lane, wanted, fetched, now, repeated=False)
 
@@ -258,7 +258,7 @@ def lease_by_own_clock() -> contextlib.AbstractContextManager[None]:
     """When a lease ends is told by the server's own clock."""
     real = Fetcher._call
 
-    def call(self: Fetcher, lane: Lane, wanted: int) -> Any:
+    def call(self: Fetcher, lane: QueueState, wanted: int) -> Any:
         made = real(self, lane, wanted)
         args = list(made.args)
         ahead = clock.this_process().wall() - lane.store_time_us() / 1_000_000

@@ -9,13 +9,13 @@ import random
 import signal
 from typing import Any, Final, Protocol
 
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from qsync.client import AsyncClient, Client
 from qsync.schedule import Every, Missed, Periodic
-from qsync.server.abandon import Abandoner
 from qsync.server.periodic import PeriodicTask
 from qsync.server.server import Server
 from qsync.task import Task
+from qsync.worker.lease_abandoner import LeaseAbandoner
 from tests.sim import brokers, clock
 from tests.sim.clients import AsyncUser, BlockingUser, Maker
 from tests.sim.ledger import MOVED, Ledger
@@ -66,7 +66,7 @@ class Population:
         self.others: list[Proc] = []
         self.clients: list[asyncio.Task[Any]] = []
         self.stopping = False
-        self._address = connect.parse("unix:///simulated")
+        self._address = redis_clients.parse("unix:///simulated")
         self._names = 0
 
     @property
@@ -191,7 +191,7 @@ class Population:
         self.others.append(supervisor)
 
         async def tell() -> None:
-            abandoner = Abandoner(brokers.SimBroker(self._address), PREFIX)
+            abandoner = LeaseAbandoner(brokers.SimBroker(self._address), PREFIX)
             for id in ids:
                 abandoner.add(id, QUEUES)
 

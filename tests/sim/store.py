@@ -20,7 +20,7 @@ import redis.exceptions as failures
 from redis._parsers.base import BaseParser
 
 from qsync.broker import script
-from qsync.broker.wire import packets
+from qsync.broker.protocol import packets
 from tests.sim.ledger import Ledger
 from tests.sim.loop import SimLoop
 from tests.sim.process import WALL, Proc

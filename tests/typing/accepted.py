@@ -20,7 +20,7 @@ from qsync import (
 )
 from qsync.mux import CallNextInThread
 from qsync.server.current import Current
-from qsync.typed import TaskFunction
+from qsync.task_function import TaskFunction
 
 app = Qsync("redis://localhost")
 

@@ -18,7 +18,7 @@ import redis.cluster
 
 from qsync.broker import redis_internals
 from qsync.broker.address import Address
-from qsync.broker.options import OPTIONS, check, check_tls
+from qsync.broker.address_options import OPTIONS, check, check_tls
 from qsync.errors import ConfigError
 
 AnyClient = (

@@ -18,17 +18,17 @@ from qsync import codec
 from qsync.broker.call import Argument, Call, Durability, Wait
 from qsync.broker.script import load
 from qsync.keys import GlobalKeys, QueueKeys
-from qsync.task import MESSAGE_HEAD, Outgoing
+from qsync.task import ENVELOPE_HEAD, NewTask
 
 T = TypeVar("T")
 
-LIMIT: Final = 500
+MAX_TASKS_PER_CALL: Final = 500
 BATCH_BYTES: Final = 4 * 1024 * 1024
 
-BATCH: Final = 250
+BATCH_SIZE: Final = 250
 """How many tasks go together: more are no cheaper each, and hold up the store for longer."""
 
-STEP: Final = 100
+MAINTENANCE_BATCH: Final = 100
 """How many are deleted, or run again, at a time: that is in no hurry, and others are."""
 
 SCHEDULE_SILENCE_US: Final = 180_000_000
@@ -51,14 +51,14 @@ class Enqueued(msgspec.Struct, frozen=True, gc=False):
     confirmed: bool | None = None
 
 
-class Held(NamedTuple):
+class LeaseRef(NamedTuple):
     """A leased task: its id and the token of its lease."""
 
     id: str
     token: str
 
 
-class Done(msgspec.Struct, frozen=True, gc=False):
+class Completion(msgspec.Struct, frozen=True, gc=False):
     """A task run to its end. `retention_us` None: it leaves at once, and so does its result."""
 
     id: str
@@ -105,7 +105,7 @@ class FetchPolicy:
     max_bytes: int = BATCH_BYTES
 
 
-class Fetched(msgspec.Struct, frozen=True, kw_only=True):
+class FetchResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a fetch brought: the four lists go together by position."""
 
     now_us: int
@@ -134,13 +134,13 @@ def batches(
     items: Sequence[Any], size: Callable[[Any], int], most: int = BATCH_BYTES
 ) -> Iterator[Sequence[Any]]:
     """Cut items into runs of at most BATCH and `most` bytes, one item at least."""
-    if 0 < len(items) <= BATCH and sum(map(size, items)) <= most:
+    if 0 < len(items) <= BATCH_SIZE and sum(map(size, items)) <= most:
         yield items
         return
     start = total = 0
     for at, item in enumerate(items):
         amount = size(item)
-        if at > start and (at - start >= BATCH or total + amount > most):
+        if at > start and (at - start >= BATCH_SIZE or total + amount > most):
             yield items[start:at]
             start, total = at, 0
         total += amount
@@ -150,7 +150,7 @@ def batches(
 
 def enqueue(
     keys: QueueKeys,
-    tasks: Sequence[Outgoing],
+    tasks: Sequence[NewTask],
     *,
     sender: str = "",
     number: int = 0,
@@ -165,7 +165,7 @@ def enqueue(
     """
     script = load("enqueue")
     options = [_enqueue_options(task) for task in _batch(tasks)]
-    args: list[Argument] = [_now(now_us), MESSAGE_HEAD, sender, number]
+    args: list[Argument] = [_now(now_us), ENVELOPE_HEAD, sender, number]
     if any(options):
         args.append(3)
         for task, packed in zip(tasks, options, strict=True):
@@ -191,12 +191,12 @@ def wait(keys: QueueKeys, durability: Durability, *, timeout_ms: int) -> Wait:
 
 
 def tick(
-    keys: QueueKeys, schedule: str, tick_us: int, task: Outgoing, *, now_us: int | None = None
+    keys: QueueKeys, schedule: str, tick_us: int, task: NewTask, *, now_us: int | None = None
 ) -> Call[bool]:
     """Enqueue the task of a tick; False when this tick or a later one was enqueued before."""
     script = load("tick")
     args = (
-        _now(now_us), MESSAGE_HEAD, schedule, tick_us,
+        _now(now_us), ENVELOPE_HEAD, schedule, tick_us,
         task.id, task.message, _enqueue_options(task),
     )  # fmt: skip
     return Call(script, keys.names(script.keys), args, lambda reply: reply[0] == b"created")
@@ -234,26 +234,26 @@ def fetch(
     policy: FetchPolicy,
     again: bool = False,
     now_us: int | None = None,
-) -> Call[Fetched]:
+) -> Call[FetchResult]:
     """Do the queue's upkeep and lease up to `wanted` tasks under the token `server/number`.
 
     `again`: the same number was sent before and got no answer.
     """
     script = load("fetch")
     args = (
-        _now(now_us), server, number, min(wanted, LIMIT), policy.lease_us, policy.max_crashes,
-        policy.dead_limit, policy.dead_age_us, policy.max_bytes, int(again),
+        _now(now_us), server, number, min(wanted, MAX_TASKS_PER_CALL), policy.lease_us,
+        policy.max_crashes, policy.dead_limit, policy.dead_age_us, policy.max_bytes, int(again),
     )  # fmt: skip
     return Call(script, keys.names(script.keys), args, _fetched)
 
 
-def made_again(fetch: Call[Fetched]) -> Call[Fetched]:
+def made_again(fetch: Call[FetchResult]) -> Call[FetchResult]:
     """The same fetch, for when it got no answer."""
     return Call(fetch.script, fetch.keys, (*fetch.args[:-1], 1), fetch.decode)
 
 
 def complete(
-    keys: QueueKeys, tasks: Sequence[Done], *, now_us: int | None = None
+    keys: QueueKeys, tasks: Sequence[Completion], *, now_us: int | None = None
 ) -> Call[list[Outcome]]:
     """End tasks that succeeded; refused as a whole when there are results and no memory."""
     kept = [task for task in _batch(tasks) if task.retention_us is not None]
@@ -276,7 +276,7 @@ def complete(
 
 
 def complete_without_room(
-    keys: QueueKeys, tasks: Sequence[Done], *, now_us: int | None = None
+    keys: QueueKeys, tasks: Sequence[Completion], *, now_us: int | None = None
 ) -> Call[list[Outcome]]:
     """As `complete`, and never refused for want of memory: for results that are short."""
     call = complete(keys, tasks, now_us=now_us)
@@ -310,14 +310,14 @@ def hand_back(
 
 
 def end_cancelled(
-    keys: QueueKeys, tasks: Sequence[Held], *, now_us: int | None = None
+    keys: QueueKeys, tasks: Sequence[LeaseRef], *, now_us: int | None = None
 ) -> Call[list[Outcome]]:
     """End tasks whose handler was stopped because their cancel was asked for."""
     return _settle("cancelled", keys, tasks, now_us)
 
 
 def renew(
-    keys: QueueKeys, tasks: Sequence[Held], *, lease_us: int, now_us: int | None = None
+    keys: QueueKeys, tasks: Sequence[LeaseRef], *, lease_us: int, now_us: int | None = None
 ) -> Call[list[Literal["ok", "cancelled", "done", "lost"]]]:
     """Extend leases to `lease_us` from now."""
     script = load("renew")
@@ -327,7 +327,9 @@ def renew(
     return Call(script, keys.names(script.keys), tuple(args), _outcomes)
 
 
-def start(keys: QueueKeys, tasks: Sequence[Held], *, together: bool = False) -> Call[list[Outcome]]:
+def start(
+    keys: QueueKeys, tasks: Sequence[LeaseRef], *, together: bool = False
+) -> Call[list[Outcome]]:
     """Mark tasks that crashed before as running: a crash from now on counts for them.
 
     `together`: they run beside other suspects, and a crash does not count, up to three times.
@@ -399,7 +401,7 @@ def cancel(
     return Call(script, keys.names(script.keys), args, _texts)
 
 
-class Rerun(NamedTuple):
+class RerunRequest(NamedTuple):
     """A task to be run now. The rest is for dead ones; `failure` is the record that it keeps."""
 
     id: str
@@ -422,12 +424,12 @@ def run(
     now_us: int | None = None,
 ) -> Call[RunOutcome]:
     """Put a task that is scheduled, in retry or dead into pending, if it still is in that state."""
-    call = run_many(keys, [Rerun(id, fairness_key, lock, failure)], state, now_us=now_us)
+    call = run_many(keys, [RerunRequest(id, fairness_key, lock, failure)], state, now_us=now_us)
     return Call(call.script, call.keys, call.args, lambda reply: call.decode(reply)[0])
 
 
 def run_many(
-    keys: QueueKeys, tasks: Sequence[Rerun], state: str, *, now_us: int | None = None
+    keys: QueueKeys, tasks: Sequence[RerunRequest], state: str, *, now_us: int | None = None
 ) -> Call[list[RunOutcome]]:
     """As `run`, for tasks in one state; they go to pending in this order."""
     script = load("run")
@@ -445,7 +447,7 @@ def delete(
     return Call(script, keys.names(script.keys), (_now(now_us), state, *_batch(ids)), int)
 
 
-class Purged(NamedTuple):
+class PurgeStep(NamedTuple):
     """How many tasks went, and are left in the state; `last` is the end of the purge, which is
     passed to the next call, or None when it has come to that."""
 
@@ -459,21 +461,27 @@ def purge(
     state: str,
     *,
     last: tuple[str, str] | None = None,
-    count: int = STEP,
+    count: int = MAINTENANCE_BATCH,
     now_us: int | None = None,
-) -> Call[Purged]:
+) -> Call[PurgeStep]:
     """Remove the first tasks of a state, up to the last that it held when this began.
 
     Of active ones only those go whose lease has lapsed.
     """
     script = load("purge")
     score, id = last or ("", "")
-    args = (_now(now_us), state, min(count, LIMIT), score, id.encode(errors="surrogateescape"))
+    args = (
+        _now(now_us),
+        state,
+        min(count, MAX_TASKS_PER_CALL),
+        score,
+        id.encode(errors="surrogateescape"),
+    )
 
-    def decode(reply: Any) -> Purged:
+    def decode(reply: Any) -> PurgeStep:
         deleted, left, more, score, id = reply
         end = (_text(score), id.decode(errors="surrogateescape"))
-        return Purged(deleted, left, end if more else None)
+        return PurgeStep(deleted, left, end if more else None)
 
     return Call(script, keys.names(script.keys), args, decode)
 
@@ -612,8 +620,8 @@ def _settle(
 
 def _batch(items: Sequence[T]) -> Sequence[T]:
     """The items, if they are not too many: Lua would give up on them half-way."""
-    if len(items) > LIMIT:
-        msg = f"{len(items)} tasks in one call are over the limit of {LIMIT}"
+    if len(items) > MAX_TASKS_PER_CALL:
+        msg = f"{len(items)} tasks in one call are over the limit of {MAX_TASKS_PER_CALL}"
         raise ValueError(msg)
     return items
 
@@ -630,7 +638,7 @@ class _EnqueueOptions(msgspec.Struct, array_like=True):
     remember_us: int
 
 
-def _enqueue_options(task: Outgoing) -> bytes:
+def _enqueue_options(task: NewTask) -> bytes:
     if not (task.due or task.fairness_key or task.lock or task.remember_us):
         return b""
     options = _EnqueueOptions(
@@ -655,10 +663,10 @@ _ENQUEUE_OUTCOMES: Final[dict[bytes, Literal["created", "exists", "duplicate", "
 }
 
 
-def _fetched(reply: Any) -> Fetched:
+def _fetched(reply: Any) -> FetchResult:
     now, next_due, more, recovered, died, *batch, own, paused, generation, left = reply
     ids, messages, failures, crashes, since = _only_tasks(*batch)
-    return Fetched(
+    return FetchResult(
         now_us=int(now),
         next_due_us=None if next_due == b"-1" else int(next_due),
         more=bool(more),

@@ -22,7 +22,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.retry import Retry
 
 from qsync.broker.address import Address
-from qsync.broker.faults import LIBRARY_ERRORS, Fault, classify
+from qsync.broker.error_mapping import LIBRARY_ERRORS, Fault, classify
 
 SENTINEL_TIMEOUT: Final = 1.0
 """How long a Sentinel may take to connect, and to answer; then the next one is asked, seconds."""

@@ -21,16 +21,23 @@ import redis.asyncio
 import redis.exceptions as failures
 
 from qsync.backoff import AWAY_CAP_S, Backoff
-from qsync.broker import connect
+from qsync.broker import redis_clients
 from qsync.broker.address import Address
-from qsync.broker.at_hand import LINE_S, AtHand
+from qsync.broker.aio_pool import LINE_S, AioPool
+from qsync.broker.blocking_pool import Pool, limit_socket
 from qsync.broker.call import Call, Durability
-from qsync.broker.durable import Exchanges, eval_, evalsha, making, probing, waiting
-from qsync.broker.faults import LIBRARY_ERRORS, Fault, classify, moved_away, no_answer, translate
-from qsync.broker.listen import AsyncSubscription, Subscription, Waiter
-from qsync.broker.pool import Pool, limit_socket
-from qsync.broker.slots import ASK_MAP, REDIRECTIONS, Node, SlotMap, is_silence
-from qsync.broker.wire import nothing, packets
+from qsync.broker.error_mapping import (
+    LIBRARY_ERRORS,
+    Fault,
+    classify,
+    moved_away,
+    no_answer,
+    translate,
+)
+from qsync.broker.exchanges import Exchanges, eval_, evalsha, making, probing, waiting
+from qsync.broker.listeners import AsyncSubscription, BlockingPop, Subscription
+from qsync.broker.protocol import nothing, packets
+from qsync.broker.slot_map import ASK_MAP, REDIRECTIONS, Node, SlotMap, is_silence
 from qsync.errors import ConfigError, QsyncError
 
 T = TypeVar("T")
@@ -63,7 +70,7 @@ Patience = float | None | Literal[_Own.PATIENCE]
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class StoreInfo:
     """What the store says of itself; None where it is not allowed to ask."""
 
     version: tuple[int, ...] | None
@@ -82,14 +89,14 @@ def evicts_tasks(policy: str) -> bool:
     return policy != "noeviction" and not policy.startswith("volatile-")
 
 
-def _facts(reply: bytes) -> Facts:
+def _facts(reply: bytes) -> StoreInfo:
     lines = re.findall(r"^(\w+):(.*?)\r?$", reply.decode(errors="replace"), re.MULTILINE)
     info = dict(lines)
     product = "valkey" if "valkey_version" in info else "redis"
     parts = info.get(f"{product}_version", "").split(".")
     version = tuple(int(part) for part in parts if part.isdigit()) or None
     in_cluster = info.get("cluster_enabled") == "1"
-    return Facts(version, product, info.get("maxmemory_policy"), in_cluster)
+    return StoreInfo(version, product, info.get("maxmemory_policy"), in_cluster)
 
 
 class Broker:
@@ -100,7 +107,7 @@ class Broker:
         address: Address,
         *,
         connections: int = 64,
-        read_timeout: float = connect.READ_TIMEOUT,
+        read_timeout: float = redis_clients.READ_TIMEOUT,
         patience: float = PATIENCE,
     ) -> None:
         self.address = address
@@ -201,13 +208,13 @@ class Broker:
     def locate(self, key: str) -> Node | None:
         """The node that holds a key, asked for when it is not known; None: the only one."""
         try:
-            return self._node_of(key, ends_in(connect.CONNECT_TIMEOUT))
+            return self._node_of(key, ends_in(redis_clients.CONNECT_TIMEOUT))
         except LIBRARY_ERRORS as error:
             raise no_answer(error, self.address) from error
 
     def client_at(self, node: Node | None) -> redis.Redis:
         """A client with one connection to a node of a cluster; None: the only node."""
-        return connect.node_client(
+        return redis_clients.node_client(
             _at(self.address, node), connections=1, read_timeout=self._read_timeout
         )
 
@@ -222,7 +229,7 @@ class Broker:
         pool = self._pools.get(node)
         if pool is None:
             most, timeout = self._connections, self._read_timeout
-            client = connect.node_client(
+            client = redis_clients.node_client(
                 _at(self.address, node), connections=most, read_timeout=timeout
             )
             pool = Pool(client, connections=most, read_timeout=timeout)
@@ -357,7 +364,7 @@ class AsyncBroker:
         address: Address,
         *,
         connections: int = 8,
-        read_timeout: float = connect.READ_TIMEOUT,
+        read_timeout: float = redis_clients.READ_TIMEOUT,
         patience: float = PATIENCE,
     ) -> None:
         self.address = address
@@ -365,11 +372,11 @@ class AsyncBroker:
         self._connections = connections
         self._read_timeout = read_timeout
         self._slots = SlotMap.of(address)
-        self._at_hand: dict[Node | None, AtHand] = {}
+        self._at_hand: dict[Node | None, AioPool] = {}
         """By node of a cluster; None: the only one."""
         self._learning: asyncio.Task[Node] | None = None
         """Asks for the map of the cluster, for all calls that wait for it."""
-        self._refused: dict[AtHand, tuple[float, Exception]] = {}
+        self._refused: dict[AioPool, tuple[float, Exception]] = {}
         """Pools whose node refuses connections or breaks new ones: since when, and how."""
         self._failure: BaseException | None = None
         """The last one that was tried again."""
@@ -445,13 +452,13 @@ class AsyncBroker:
         await self._plain("PING")
         return time.perf_counter() - began
 
-    async def facts(self) -> Facts:
+    async def facts(self) -> StoreInfo:
         """What the store says of itself; unknown where INFO is forbidden."""
         try:
             return _facts(await self._plain("INFO"))
         except ConfigError as error:
             if isinstance(error.__cause__, failures.NoPermissionError):
-                return Facts(None, "unknown", None)
+                return StoreInfo(None, "unknown", None)
             raise
 
     async def ask(self, *command: str | bytes | int, key: str = "") -> Any:
@@ -480,11 +487,11 @@ class AsyncBroker:
             raise no_answer(error, self.address) from error
         return [_at(self.address, node) for node in sorted(self._slots.primaries)]
 
-    def waiters(self, keys: Sequence[str]) -> list[Waiter]:
+    def waiters(self, keys: Sequence[str]) -> list[BlockingPop]:
         """What it takes to block on these lists: one connection, in a cluster one for each."""
         if self._slots is not None:
-            return [Waiter(self, (key,)) for key in keys]
-        return [Waiter(self, tuple(keys))]
+            return [BlockingPop(self, (key,)) for key in keys]
+        return [BlockingPop(self, tuple(keys))]
 
     def subscribe(self, node: Node | None) -> AsyncSubscription:
         """Listen on sharded channels of a node, on a connection of its own; None: the only node."""
@@ -511,17 +518,17 @@ class AsyncBroker:
     async def locate(self, key: str) -> Node | None:
         """The node that holds a key, asked for when it is not known; None: the only one."""
         try:
-            return await self._node_of(key, ends_in(connect.CONNECT_TIMEOUT))
+            return await self._node_of(key, ends_in(redis_clients.CONNECT_TIMEOUT))
         except LIBRARY_ERRORS as error:
             raise no_answer(error, self.address) from error
 
     async def client_for(self, key: str) -> redis.asyncio.Redis:
         """A client with one connection to the node that holds a key."""
-        return self.client_at(await self._node_of(key, ends_in(connect.CONNECT_TIMEOUT)))
+        return self.client_at(await self._node_of(key, ends_in(redis_clients.CONNECT_TIMEOUT)))
 
     def client_at(self, node: Node | None) -> redis.asyncio.Redis:
         """A client with one connection to a node of a cluster; None: the only node."""
-        return connect.async_node_client(
+        return redis_clients.async_node_client(
             _at(self.address, node), connections=1, read_timeout=self._read_timeout
         )
 
@@ -536,15 +543,15 @@ class AsyncBroker:
         if (hand := self._at_hand.get(node)) is not None and is_silence(error):
             await hand.drop_all()
 
-    def _hand(self, node: Node | None) -> AtHand:
+    def _hand(self, node: Node | None) -> AioPool:
         hand = self._at_hand.get(node)
         if hand is None:
-            client = connect.async_node_client(
+            client = redis_clients.async_node_client(
                 _at(self.address, node),
                 connections=self._connections,
                 read_timeout=self._read_timeout,
             )
-            hand = self._at_hand[node] = AtHand(client, self._connections)
+            hand = self._at_hand[node] = AioPool(client, self._connections)
         return hand
 
     async def _plain(self, *command: str) -> Any:
@@ -652,7 +659,7 @@ class AsyncBroker:
             if asked:
                 await asyncio.wait(asked)
 
-    async def _drive(self, hand: AtHand, exchanges: Exchanges, ends: float) -> Any:
+    async def _drive(self, hand: AioPool, exchanges: Exchanges, ends: float) -> Any:
         """Make the exchanges of a generator; returns what it does."""
         replies: Any = None
         while True:
@@ -664,7 +671,7 @@ class AsyncBroker:
 
     async def _exchange(
         self,
-        hand: AtHand,
+        hand: AioPool,
         commands: Sequence[tuple[Any, ...]],
         ends: float = math.inf,
         meanwhile: Callable[[], None] = nothing,
@@ -704,7 +711,7 @@ class AsyncBroker:
             await hand.drop_all()
         return replies
 
-    def _just_refused(self, hand: AtHand) -> Exception | None:
+    def _just_refused(self, hand: AioPool) -> Exception | None:
         """The error of an attempt to connect that failed a moment ago: so that however many calls
         wait for the store's return, it is not tried more than ten times a second."""
         refused, now = self._refused.get(hand), time.monotonic()
@@ -735,7 +742,7 @@ def _cut(ends: float, read_timeout: float, *, used: bool) -> float | None:
 
 
 def _at(address: Address, node: Node | None) -> Address:
-    return address if node is None else connect.at_node(address, *node)
+    return address if node is None else redis_clients.at_node(address, *node)
 
 
 def _name_of(slots: SlotMap | None, key: str) -> str:

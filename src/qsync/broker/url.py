@@ -13,7 +13,14 @@ from typing import Any, Final, cast
 from urllib.parse import unquote, unquote_plus
 
 from qsync.broker.address import Address
-from qsync.broker.options import OPTIONS, SENTINEL, SENTINEL_OPTIONS, check, check_tls, unknown
+from qsync.broker.address_options import (
+    OPTIONS,
+    SENTINEL,
+    SENTINEL_OPTIONS,
+    check,
+    check_tls,
+    unknown,
+)
 from qsync.errors import ConfigError
 
 SCHEMES: Final = (

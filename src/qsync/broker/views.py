@@ -16,17 +16,17 @@ from qsync.state import STORED, TaskState
 from qsync.task import (
     Failure,
     Message,
-    Options,
     Result,
+    StoredOptions,
     TaskStatus,
     decode_failure,
     decode_message,
-    moment,
+    from_us,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class StoredTask:
     """A task as it stands in the store, not yet decoded."""
 
     state: TaskState
@@ -40,7 +40,9 @@ class Shown:
     progress: bytes | None
 
 
-def show(keys: QueueKeys, ids: Sequence[str], *, messages: bool = True) -> Call[list[Shown | None]]:
+def show(
+    keys: QueueKeys, ids: Sequence[str], *, messages: bool = True
+) -> Call[list[StoredTask | None]]:
     """Tasks as they stand, in order; None for one that is not in the queue.
 
     Without `messages`, each that is there is an empty one: they may be large, and who only waits
@@ -50,13 +52,13 @@ def show(keys: QueueKeys, ids: Sequence[str], *, messages: bool = True) -> Call[
     return Call(script, keys.names(script.keys), ("1" if messages else "", *ids), _shown)
 
 
-def _shown(reply: Any) -> list[Shown | None]:
+def _shown(reply: Any) -> list[StoredTask | None]:
     return [_one(row) if row else None for row in reply]
 
 
-def _one(row: list[Any]) -> Shown:
+def _one(row: list[Any]) -> StoredTask:
     state, score, message, owner, crashes, failure, result, cancel, progress = row
-    return Shown(
+    return StoredTask(
         TaskState(state.decode()), int(score), message,
         None if owner is None else owner.decode(errors="backslashreplace"),
         crashes, failure, result, cancel, progress,
@@ -103,7 +105,7 @@ def _told_apart(stored: dict[TaskState, int], cancelled: int) -> dict[TaskState,
     return {**stored, TaskState.COMPLETED: completed, TaskState.CANCELLED: cancelled}
 
 
-def state_of(shown: Shown) -> TaskState:
+def state_of(shown: StoredTask) -> TaskState:
     """The state of a task for a user's eyes: a cancelled one is not a completed one."""
     cancelled = shown.state is TaskState.COMPLETED and shown.cancel is not None
     return TaskState.CANCELLED if cancelled else shown.state
@@ -120,14 +122,14 @@ def _counters(flat: Sequence[bytes]) -> dict[str, int]:
 
 
 class Cut(NamedTuple):
-    """A message, or what of it is there, and how long it is; `qsync.broker.cut` decodes it."""
+    """A message or its beginning, and its length; `qsync.broker.truncated` decodes it."""
 
     data: bytes
     length: int
 
 
 @dataclass(frozen=True, slots=True)
-class Overview:
+class QueueSnapshot:
     """A queue at one moment. `memory` is in bytes, None where the store does not tell.
 
     `first` are the first tasks in pending, each its message and its failure record, less those
@@ -144,15 +146,15 @@ class Overview:
     stats: dict[str, int]
 
 
-def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Call[Overview]:
+def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Call[QueueSnapshot]:
     """A queue at this moment, and its counters: in all, and of so many days, this one included."""
     script = load("overview")
     now = "" if now_us is None else now_us
 
-    def decode(reply: Any) -> Overview:
+    def decode(reply: Any) -> QueueSnapshot:
         at, sizes, size, note, paused_at, first, stats, cancelled, since = reply
         stored = {TaskState(name): n for name, n in zip(script.keys, sizes, strict=False)}
-        return Overview(
+        return QueueSnapshot(
             now_us=int(at),
             states=_told_apart(stored, cancelled),
             memory=None if size < 0 else size,
@@ -166,28 +168,28 @@ def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Ca
     return Call(script, keys.names(script.keys), (now, days, *COUNTERS), decode)
 
 
-Place = tuple[str, str]
+PageKey = tuple[str, str]
 """Where a task is in its state: its score, as the store writes it, and its id."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class StoredRow:
     """A task in a page; the message in `shown` is cut when it is long, `length` is that of all."""
 
     id: str
-    place: Place
+    place: PageKey
     length: int
-    shown: Shown
+    shown: StoredTask
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class TaskPage:
     """A part of the tasks in a state; `more` when others follow."""
 
     now_us: int
     total: int
     more: bool
-    rows: list[Row]
+    rows: list[StoredRow]
 
 
 def page(
@@ -195,10 +197,10 @@ def page(
     state: TaskState,
     *,
     count: int,
-    after: Place | None = None,
+    after: PageKey | None = None,
     backwards: bool = False,
     now_us: int | None = None,
-) -> Call[Page]:
+) -> Call[TaskPage]:
     """The tasks in a state from a place on, `count` at most, and fewer when they are large."""
     script = load("page")
     score, id = after or ("", "")
@@ -207,17 +209,17 @@ def page(
         score, _raw(id),
     )  # fmt: skip
 
-    def decode(reply: Any) -> Page:
+    def decode(reply: Any) -> TaskPage:
         now, total, more, rows = reply
-        return Page(int(now), total, bool(more), [_row(state, row) for row in rows])
+        return TaskPage(int(now), total, bool(more), [_row(state, row) for row in rows])
 
     return Call(script, keys.names(script.keys), args, decode)
 
 
-def _row(state: TaskState, row: list[Any]) -> Row:
+def _row(state: TaskState, row: list[Any]) -> StoredRow:
     id, score, length, message, owner, crashes, failure, cancel, progress = row
     size = int(length)
-    shown = Shown(
+    shown = StoredTask(
         state,
         int(max(-4e17, min(float(score), 4e17))),
         message if size else None,
@@ -225,11 +227,11 @@ def _row(state: TaskState, row: list[Any]) -> Row:
         crashes, failure, None, cancel, progress,
     )  # fmt: skip
     place = score.decode(), id.decode(errors="surrogateescape")
-    return Row(id.decode(errors="backslashreplace"), place, size, shown)
+    return StoredRow(id.decode(errors="backslashreplace"), place, size, shown)
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
+class PendingPosition:
     """What a task waits for. `rank` None: it is not pending."""
 
     now_us: int
@@ -268,14 +270,14 @@ def look(keys: QueueKeys, *, lease_us: int, now_us: int | None = None) -> Call[L
 
 def locate(
     keys: QueueKeys, id: str, *, lock: str = "", server: str = "", now_us: int | None = None
-) -> Call[Located]:
+) -> Call[PendingPosition]:
     """Where a task is in pending, who has its lock, and what its queue and its server do."""
     script = load("locate")
     args = ("" if now_us is None else now_us, id, lock, server)
 
-    def decode(reply: Any) -> Located:
+    def decode(reply: Any) -> PendingPosition:
         now, rank, pending, holder, time, fetch, note, since, completed, failed = reply
-        return Located(
+        return PendingPosition(
             int(now), None if rank < 0 else rank, pending,
             holder.decode(errors="backslashreplace") or None, number(time), number(fetch),
             note or None, number(since), number(completed) + number(failed),
@@ -377,7 +379,7 @@ def number(text: bytes | None) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class AuditRow:
     """How an id stands in a queue at one moment, as an audit sees it."""
 
     id: str
@@ -397,12 +399,12 @@ class Standing:
 
 def audit(
     keys: QueueKeys, source: str, *, cursor: str = "0", count: int = 100
-) -> Call[tuple[str, list[Standing]]]:
+) -> Call[tuple[str, list[AuditRow]]]:
     """Go through a part of a key: the next cursor, 0 at the end, and how the ids in it stand."""
     return _audit(keys, (source, cursor, count))
 
 
-def stand(keys: QueueKeys, rows: Sequence[tuple[str, str]]) -> Call[tuple[str, list[Standing]]]:
+def stand(keys: QueueKeys, rows: Sequence[tuple[str, str]]) -> Call[tuple[str, list[AuditRow]]]:
     """How ids stand: rows of an id, and of the lock that names it or an empty text."""
     return _audit(keys, ("", "0", 0, *[_raw(value) for row in rows for value in row]))
 
@@ -412,19 +414,19 @@ def _raw(text: str) -> bytes:
     return text.encode(errors="surrogateescape")
 
 
-def _audit(keys: QueueKeys, args: tuple[Argument, ...]) -> Call[tuple[str, list[Standing]]]:
+def _audit(keys: QueueKeys, args: tuple[Argument, ...]) -> Call[tuple[str, list[AuditRow]]]:
     script = load("audit")
     return Call(script, keys.names(script.keys), args, _standing)
 
 
-def _standing(reply: Any) -> tuple[str, list[Standing]]:
+def _standing(reply: Any) -> tuple[str, list[AuditRow]]:
     cursor, rows = reply
     found = []
     for *texts, message in rows:
         id, states, beside, lock, holder, claim = (
             text.decode(errors="surrogateescape") for text in texts
         )
-        row = Standing(
+        row = AuditRow(
             id, tuple(states.split()), tuple(beside.split()), lock, holder, claim, message or None
         )
         found.append(row)
@@ -442,7 +444,7 @@ def types(keys: QueueKeys) -> Call[tuple[dict[str, str], int]]:
     return Call(script, keys.names(script.keys), (), decode)
 
 
-def message_of(shown: Shown) -> Message | None:
+def message_of(shown: StoredTask) -> Message | None:
     """The message decoded; None when it is missing or cannot be read."""
     if shown.message is None:
         return None
@@ -452,7 +454,7 @@ def message_of(shown: Shown) -> Message | None:
         return None
 
 
-def result_of(shown: Shown) -> Result | None:
+def result_of(shown: StoredTask) -> Result | None:
     """The result record decoded; None when there is none or it cannot be read."""
     if shown.result is None:
         return None
@@ -463,7 +465,7 @@ def result_of(shown: Shown) -> Result | None:
     return record
 
 
-def last_error(shown: Shown) -> str | None:
+def last_error(shown: StoredTask) -> str | None:
     """Why the last attempt, or the task as a whole, came to nothing; None when nothing did."""
     if shown.state is TaskState.DEAD:
         if shown.message is None:
@@ -481,21 +483,21 @@ ABANDONED_US: Final = 2**52
 """So much is taken off the end of a lease whose server is known to be dead."""
 
 
-def lease_until(shown: Shown) -> datetime:
+def lease_until(shown: StoredTask) -> datetime:
     """Until when the lease of an active task is, or was when its server was known to be dead."""
     return moment_of(shown.score + (ABANDONED_US if shown.score < 0 else 0))
 
 
-def progress_of(shown: Shown) -> tuple[float, float] | None:
+def progress_of(shown: StoredTask) -> tuple[float, float] | None:
     """How far a running task is, (done, total), as its handler last told."""
     return _progress(shown.progress)
 
 
-def status(id: str, queue: str, shown: Shown) -> TaskStatus:
+def status(id: str, queue: str, shown: StoredTask) -> TaskStatus:
     """The task for a user's eyes; fields of a message that cannot be read are left empty."""
     message = message_of(shown)
     failure = decode_failure(shown.failure)
-    options = (message.options if message else None) or Options()
+    options = (message.options if message else None) or StoredOptions()
     waits = shown.state in (TaskState.SCHEDULED, TaskState.RETRY)
     return TaskStatus(
         id=id,
@@ -522,7 +524,7 @@ def status(id: str, queue: str, shown: Shown) -> TaskStatus:
     )
 
 
-def _started_at(shown: Shown, failure: Failure, finished: datetime | None) -> datetime | None:
+def _started_at(shown: StoredTask, failure: Failure, finished: datetime | None) -> datetime | None:
     """When the handler began its last attempt that ended, where that was noted.
 
     A server knows the store's clock to within a round trip, so it is cut to the end of the task.
@@ -537,7 +539,7 @@ def _started_at(shown: Shown, failure: Failure, finished: datetime | None) -> da
     return begun if finished is None else min(begun, finished)
 
 
-def _finished_at(shown: Shown, options: Options) -> datetime | None:
+def _finished_at(shown: StoredTask, options: StoredOptions) -> datetime | None:
     """When the task was done or dead: completed tasks are sorted by the end of their retention."""
     if shown.state is TaskState.DEAD:
         return moment_of(shown.score)
@@ -550,7 +552,7 @@ def _finished_at(shown: Shown, options: Options) -> datetime | None:
 def moment_of(us: int) -> datetime:
     """As `moment`; a time that no datetime can hold is cut to the last one that can."""
     try:
-        return moment(us)
+        return from_us(us)
     except OverflowError:
         return datetime.max.replace(tzinfo=UTC)
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from qsync.broker.rights import Role, rules
+from qsync.broker.acl import Role, rules
 from qsync.cli.options import App, Prefix
-from qsync.cli.reach import load_app
+from qsync.cli.store import load_app
 from qsync.connections import PREFIX
 from qsync.errors import InvalidTask
 

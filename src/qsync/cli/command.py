@@ -19,7 +19,7 @@ def command_path() -> str:
     return _path.get()
 
 
-def enter(path: str) -> None:
+def set_command_path(path: str) -> None:
     """From now on this is the command that runs."""
     _path.set(path)
 
@@ -29,7 +29,7 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse what follows the command's name."""
-        enter(ctx.command_path)
+        set_command_path(ctx.command_path)
         return super().parse_args(ctx, self._ids_last(args))
 
     def _ids_last(self, args: list[str]) -> list[str]:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from qsync.cli import logs, options
-from qsync.cli.reach import WRONG, connections_of, fail
+from qsync.cli import options
+from qsync.cli.store import WRONG, connections_of, exit_with
 from qsync.errors import QsyncError
+from qsync.worker import logs
 
 if TYPE_CHECKING:
     from qsync.inspector import Inspector
@@ -97,13 +98,13 @@ def dashboard(
     logs.hold_standard_files()
     connections, _ = connections_of(url, prefix, app)
     _check_installed()
-    from qsync.web.access import is_loopback
+    from qsync.web.auth import is_loopback
 
     proxies = [_network(given) for given in trust_proxy or ()]
     token = token or None
     local = is_loopback(host)
     if token is None and not local:
-        fail(f"--host {host} is reached from other machines: set {TOKEN}, to a secret of 16 "
+        exit_with(f"--host {host} is reached from other machines: set {TOKEN}, to a secret of 16 "
              "characters at least", WRONG)  # fmt: skip
     logs.configure("info", tag="web")
     hosts = [*LOCAL, host, *(allow_host or ())] if local or allow_host else None
@@ -111,7 +112,7 @@ def dashboard(
     try:
         site = _make(connections.inspector(), token, not allow_actions, masking, hosts)
     except QsyncError as error:
-        fail(str(error), WRONG)
+        exit_with(str(error), WRONG)
     bound = _bind(host, port)
     try:
         shown = f"[{host}]" if ":" in host else host
@@ -144,7 +145,7 @@ def _make(
 def _check_installed() -> None:
     for module in ("starlette", "jinja2", "uvicorn"):
         if importlib.util.find_spec(module) is None:
-            fail(f"it needs {module}: pip install 'qsync-py[web]'", WRONG)
+            exit_with(f"it needs {module}: pip install 'qsync-py[web]'", WRONG)
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -156,8 +157,10 @@ def _bind(host: str, port: int) -> socket.socket:
         bound.listen()  # who comes before it serves has to wait, and is not refused
     except OSError as error:
         bound.close()
-        fail(f"it cannot listen on {host} port {port}: {error.strerror or error}; --port takes "
-             "another, 0 any that is free")  # fmt: skip
+        why = error.strerror or error
+        exit_with(
+            f"it cannot listen on {host} port {port}: {why}; --port takes another, 0 any free one"
+        )
     return bound
 
 
@@ -166,8 +169,11 @@ def _network(given: str) -> Network:
     try:
         return ip_network(given)
     except ValueError as error:
-        fail(f"--trust-proxy {given}: {error}; give an IP address or a network, such as 10.1.2.3 "
-             "or 10.0.0.0/8", WRONG)  # fmt: skip
+        exit_with(
+            f"--trust-proxy {given}: {error}; give an IP address or a network, such as 10.1.2.3 or "
+            "10.0.0.0/8",
+            WRONG,
+        )
 
 
 def _serve(
@@ -217,14 +223,14 @@ def _load(name: str) -> Any:
     """The function named MODULE:FUNCTION; the working directory is looked in first."""
     module, colon, attribute = name.partition(":")
     if not colon or not module or not attribute:
-        fail(f"--mask {name}: not of the form MODULE:FUNCTION", WRONG)
+        exit_with(f"--mask {name}: not of the form MODULE:FUNCTION", WRONG)
     here = os.getcwd()  # noqa: PTH109 - sys.path holds texts
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:
-        fail(f"--mask {name}: {type(error).__name__}: {error}", WRONG)
+        exit_with(f"--mask {name}: {type(error).__name__}: {error}", WRONG)
     if not callable(found):
-        fail(f"--mask {name}: that is no function", WRONG)
+        exit_with(f"--mask {name}: that is no function", WRONG)
     return found

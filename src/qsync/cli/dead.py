@@ -6,10 +6,8 @@ from typing import Annotated
 
 import typer
 
-from qsync.cli.ask import confirm
+from qsync.cli.bulk import BulkJob
 from qsync.cli.command import Command
-from qsync.cli.listing import Wanted, collect, print_tasks
-from qsync.cli.many import Many
 from qsync.cli.options import (
     App,
     Cursor,
@@ -26,8 +24,10 @@ from qsync.cli.options import (
     WithId,
     Yes,
 )
-from qsync.cli.reach import EXITS, WRONG, fail, reach
+from qsync.cli.prompts import confirm
+from qsync.cli.store import EXITS, WRONG, exit_with, open_store
 from qsync.cli.task import filter_of
+from qsync.cli.task_list import TaskQuery, collect_tasks, print_tasks
 from qsync.cli.text import print_json
 from qsync.inspector import Filter
 from qsync.state import TaskState
@@ -59,9 +59,9 @@ def list_dead(
     For example: qsync dead list --error "no such customer" --newer-than 2h
     """
     meant = filter_of(type, error, id, older_than, newer_than)
-    wanted = Wanted(queue, [TaskState.DEAD], meant, limit, cursor)
-    with reach(url, prefix, app) as store:
-        listing = store.do(collect(store.inspector, wanted))
+    wanted = TaskQuery(queue, [TaskState.DEAD], meant, limit, cursor)
+    with open_store(url, prefix, app) as store:
+        listing = store.do(collect_tasks(store.inspector, wanted))
     if as_json:
         print_json(listing)
     else:
@@ -92,8 +92,8 @@ def run(
     """
     meant = filter_of(type, error, id, older_than, newer_than)
     _check(meant, everything)
-    with reach(url, prefix, app) as store:
-        found = Many(store, queue, TaskState.DEAD, meant, "run again", as_json)
+    with open_store(url, prefix, app) as store:
+        found = BulkJob(store, queue, TaskState.DEAD, meant, "run again", as_json)
         if dry_run:
             found.report_dry()
         else:
@@ -124,8 +124,8 @@ def delete(
     """
     meant = filter_of(type, error, id, older_than, newer_than)
     _check(meant, everything)
-    with reach(url, prefix, app) as store:
-        found = Many(store, queue, TaskState.DEAD, meant, "deleted", as_json)
+    with open_store(url, prefix, app) as store:
+        found = BulkJob(store, queue, TaskState.DEAD, meant, "deleted", as_json)
         if dry_run:
             found.report_dry()
             return
@@ -139,6 +139,6 @@ def delete(
 
 def _check(filter: Filter | None, everything: bool) -> None:
     if filter is None and not everything:
-        fail("say which: --type, --error, --id, --older-than, --newer-than, or --all", WRONG)
+        exit_with("say which: --type, --error, --id, --older-than, --newer-than, or --all", WRONG)
     if filter is not None and everything:
-        fail("--all does not go with what says which", WRONG)
+        exit_with("--all does not go with what says which", WRONG)

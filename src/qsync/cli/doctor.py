@@ -10,20 +10,20 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from qsync.audit import MEANINGS, Auditor, Damage, Kind, Report
+from qsync.broker.acl import Role
 from qsync.broker.address import Address
-from qsync.broker.rights import Role
 from qsync.broker.shell import AsyncBroker
-from qsync.cli.logs import escape
 from qsync.cli.options import (
     App,
     Prefix,
     Url,
 )
-from qsync.cli.reach import connections_of
-from qsync.doctor import Doctor, Finding, Level
+from qsync.cli.store import connections_of
+from qsync.diagnostics.audit import MEANINGS, Auditor, Damage, Kind, Report
+from qsync.diagnostics.doctor import Doctor, Finding, Level
 from qsync.errors import QsyncError
 from qsync.keys import check_name
+from qsync.worker.logs import escape
 
 _MARKS: Final[dict[Level, tuple[str, str]]] = {
     "ok": ("ok", "green"),

@@ -13,10 +13,10 @@ from qsync.cli.dead import dead
 from qsync.cli.demo.command import demo
 from qsync.cli.doctor import doctor
 from qsync.cli.queue import queue
-from qsync.cli.reach import EXITS
 from qsync.cli.schedule import schedule
 from qsync.cli.servers import servers
 from qsync.cli.stats import stats
+from qsync.cli.store import EXITS
 from qsync.cli.task import task
 from qsync.cli.top import top
 from qsync.cli.worker import worker

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from qsync.cli import complete
+from qsync.cli import completion
 from qsync.connections import PREFIX, URL
 from qsync.inspector.queues import PURGED
 from qsync.state import TaskState
@@ -72,7 +72,7 @@ DryRun = Annotated[
 QueueName = Annotated[
     str,
     typer.Argument(
-        metavar="QUEUE", help="Its name.", show_default=False, autocompletion=complete.queues
+        metavar="QUEUE", help="Its name.", show_default=False, autocompletion=completion.queues
     ),
 ]
 
@@ -80,7 +80,7 @@ QueueNames = Annotated[
     list[str],
     typer.Argument(
         metavar="QUEUE", help="Names of queues.", show_default=False,
-        autocompletion=complete.queues,
+        autocompletion=completion.queues,
     ),
 ]  # fmt: skip
 
@@ -88,7 +88,7 @@ InQueue = Annotated[
     str | None,
     typer.Option(
         "--queue", "-q", metavar="NAME", help="The queue.  [default: whichever has it]",
-        show_default=False, autocompletion=complete.queues,
+        show_default=False, autocompletion=completion.queues,
     ),
 ]  # fmt: skip
 
@@ -96,7 +96,7 @@ OfQueue = Annotated[
     str | None,
     typer.Option(
         "--queue", "-q", metavar="NAME", help="This queue alone.  [default: all queues]",
-        show_default=False, autocompletion=complete.queues,
+        show_default=False, autocompletion=completion.queues,
     ),
 ]  # fmt: skip
 

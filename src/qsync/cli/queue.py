@@ -7,9 +7,7 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from qsync.cli.ask import Progress, confirm
 from qsync.cli.command import Command
-from qsync.cli.figures import print_more, print_queues
 from qsync.cli.options import (
     App,
     By,
@@ -23,9 +21,18 @@ from qsync.cli.options import (
     Why,
     Yes,
 )
-from qsync.cli.reach import EXITS, check_queue, fail, no_queue, no_queue_yet, reach
-from qsync.cli.table import print_line
-from qsync.cli.text import me, print_json, tasks
+from qsync.cli.prompts import Progress, confirm
+from qsync.cli.queue_tables import print_more, print_queues
+from qsync.cli.store import (
+    EXITS,
+    check_queue,
+    exit_unknown_queue,
+    exit_with,
+    no_queue_yet,
+    open_store,
+)
+from qsync.cli.tables import print_line
+from qsync.cli.text import current_user, print_json, tasks
 from qsync.errors import InvalidTask
 from qsync.inspector import Change, Forgotten, Inspector, Step
 from qsync.inspector.queues import PURGED, purged_with
@@ -47,7 +54,7 @@ def list_queues(
 
     OLDEST is how long the oldest pending task has been waiting for a server.
     """
-    with reach(url, prefix, app) as store:
+    with open_store(url, prefix, app) as store:
         overview = store.do(store.inspector.overview())
         if as_json:
             print_json(overview.queues)
@@ -74,17 +81,17 @@ def pause(
 
     It holds whatever is restarted. What runs goes on, and tasks may be enqueued.
     """
-    who = me() if by is None else by
+    who = current_user() if by is None else by
 
     async def change(inspector: Inspector, name: str) -> Change:
         return await inspector.pause(name, by=who, why=why)
 
-    with reach(url, prefix, app) as store:
+    with open_store(url, prefix, app) as store:
         found = {name: store.do(change(store.inspector, name)) for name in names}
         _report(store.inspector, found, "paused", as_json)
         for name, one in found.items():
             if not one.ok:
-                store.do(no_queue(store.inspector, name))
+                store.do(exit_unknown_queue(store.inspector, name))
 
 
 @queue.command(cls=Command, epilog=EXITS)
@@ -96,13 +103,13 @@ def resume(
     as_json: Json = False,
 ) -> None:
     """Let tasks of a queue start again."""
-    with reach(url, prefix, app) as store:
+    with open_store(url, prefix, app) as store:
         found = {name: store.do(store.inspector.resume(name)) for name in names}
         _report(store.inspector, found, "resumed", as_json)
         for name, one in found.items():
             if not one.ok:
                 store.do(check_queue(store.inspector, name))
-                fail(f"queue {name} is not paused")
+                exit_with(f"queue {name} is not paused")
 
 
 def _report(inspector: Inspector, found: dict[str, Change], verb: str, as_json: bool) -> None:
@@ -132,12 +139,12 @@ def purge(
     It goes in steps of 100, and others of the store hardly notice. What runs is not purged: cancel
     it.
     """
-    with reach(url, prefix, app) as store:
+    with open_store(url, prefix, app) as store:
         if not states:
             raise InvalidTask(f"say --state: one or more of {', '.join(PURGED)}")
         info = store.do(store.inspector.queue(name))
         if info is None:
-            store.do(no_queue(store.inspector, name))
+            store.do(exit_unknown_queue(store.inspector, name))
         wanted = list(dict.fromkeys(states))
         parts = [purged_with(state, info.states) for state in wanted]
         held = sum(count for _, count in parts)
@@ -183,10 +190,10 @@ def delete(
 
     Refused while a live server takes from it; and without --force while it holds tasks.
     """
-    with reach(url, prefix, app) as store:
+    with open_store(url, prefix, app) as store:
         info = store.do(store.inspector.queue(name))
         if info is None:
-            store.do(no_queue(store.inspector, name))
+            store.do(exit_unknown_queue(store.inspector, name))
         holds = f" and its {tasks(info.total)}" if info.total else ""
         if force or not info.total:  # or else it is refused below, and there is nothing to ask
             confirm(f"Delete queue {name}{holds}?", yes=yes)
@@ -196,7 +203,7 @@ def delete(
     elif found.outcome == "done":
         print_line(f"{name}: deleted{f', with {tasks(found.deleted)}' if found.deleted else ''}")
     if found.outcome != "done":
-        fail(_refusal(name, found))
+        exit_with(_refusal(name, found))
 
 
 async def _forget(inspector: Inspector, name: str, *, force: bool) -> Forgotten:

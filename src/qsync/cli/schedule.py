@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from qsync.cli import complete
-from qsync.cli.ask import confirm
+from qsync.cli import completion
+from qsync.cli.change_report import Outcome, finish
 from qsync.cli.command import Command
-from qsync.cli.figures import pause_note
 from qsync.cli.options import (
     App,
     By,
@@ -21,10 +20,19 @@ from qsync.cli.options import (
     Why,
     Yes,
 )
-from qsync.cli.outcomes import Outcome, finish
-from qsync.cli.reach import EXITS, WRONG, Reached, check_queue, fail, known, reach
-from qsync.cli.table import Cell, Column, Row, print_line, print_table
-from qsync.cli.text import clock, me, print_json, relative
+from qsync.cli.prompts import confirm
+from qsync.cli.queue_tables import pause_note
+from qsync.cli.store import (
+    EXITS,
+    WRONG,
+    StoreSession,
+    check_queue,
+    exit_with,
+    open_store,
+    unknown_name,
+)
+from qsync.cli.tables import Cell, Column, Row, print_line, print_table
+from qsync.cli.text import clock, current_user, print_json, relative
 from qsync.inspector import Change, Inspector, ScheduleInfo
 
 schedule = typer.Typer(
@@ -35,7 +43,7 @@ Name = Annotated[
     str,
     typer.Argument(
         metavar="SCHEDULE", help="Its name.", show_default=False,
-        autocompletion=complete.schedules,
+        autocompletion=completion.schedules,
     ),
 ]  # fmt: skip
 
@@ -49,7 +57,7 @@ def list_schedules(
     as_json: Json = False,
 ) -> None:
     """Show the periodic tasks that servers have published, and when they are next."""
-    with reach(url, prefix, app) as store:
+    with open_store(url, prefix, app) as store:
         if queue is not None:
             store.do(check_queue(store.inspector, queue))
         found = store.do(store.inspector.schedules())
@@ -104,8 +112,8 @@ def pause(
 
     It holds whatever is restarted.
     """
-    who = me() if by is None else by
-    with reach(url, prefix, app) as store:
+    who = current_user() if by is None else by
+    with open_store(url, prefix, app) as store:
         at, inspector = _place(store, name, queue), store.inspector
         work = inspector.pause_schedule(name, queue=at, by=who, why=why)
         _finish(store, name, at, work, "paused", as_json)
@@ -121,7 +129,7 @@ def resume(
     as_json: Json = False,
 ) -> None:
     """Let a schedule go on with its next tick; none is made up for."""
-    with reach(url, prefix, app) as store:
+    with open_store(url, prefix, app) as store:
         at = _place(store, name, queue)
         work = _resume(store.inspector, name, at)
         _finish(store, name, at, work, "resumed", as_json)
@@ -142,7 +150,7 @@ def trigger(
     as_json: Json = False,
 ) -> None:
     """Enqueue the task of a schedule once, now; the ticks go on as ever."""
-    with reach(url, prefix, app) as store:
+    with open_store(url, prefix, app) as store:
         at = _place(store, name, queue)
         work = _trigger(store.inspector, name, at)
         _finish(store, name, at, work, "enqueued as", as_json)
@@ -167,14 +175,14 @@ def delete(
     as_json: Json = False,
 ) -> None:
     """Forget a schedule that no server has any more; refused while one publishes it."""
-    with reach(url, prefix, app) as store:
+    with open_store(url, prefix, app) as store:
         at = _place(store, name, queue)
         confirm(f"Delete schedule {name} of queue {at}?", yes=yes)
         work = store.inspector.forget_schedule(name, queue=at)
         _finish(store, name, at, work, "deleted", as_json)
 
 
-def _place(store: Reached, name: str, queue: str | None) -> str:
+def _place(store: StoreSession, name: str, queue: str | None) -> str:
     """The queue of the schedule; the end when there is none, or more than one."""
     if queue is not None:
         store.do(check_queue(store.inspector, queue))
@@ -182,14 +190,14 @@ def _place(store: Reached, name: str, queue: str | None) -> str:
     mine = [one for one in found if queue in (None, one.queue)]
     places = [one.queue for one in mine if one.name == name]
     if not places:
-        fail(known(sorted({one.name for one in mine}), name, "schedule"))
+        exit_with(unknown_name(sorted({one.name for one in mine}), name, "schedule"))
     if len(places) > 1:
-        fail(f"queues {', '.join(places)} have a schedule {name}: say which by --queue", WRONG)
+        exit_with(f"queues {', '.join(places)} have a schedule {name}: say which by --queue", WRONG)
     return places[0]
 
 
 def _finish(
-    store: Reached,
+    store: StoreSession,
     name: str,
     queue: str,
     work: Coroutine[Any, Any, Change],

@@ -7,18 +7,18 @@ from typing import Annotated
 
 import typer
 
-from qsync.cli import complete
-from qsync.cli.command import Command, enter
+from qsync.cli import completion
+from qsync.cli.change_report import Outcome, finish
+from qsync.cli.command import Command, set_command_path
 from qsync.cli.options import (
     App,
     Json,
     Prefix,
     Url,
 )
-from qsync.cli.outcomes import Outcome, finish
-from qsync.cli.reach import EXITS, fail, known, reach
-from qsync.cli.table import Cell, Column, Row, print_line, print_table
-from qsync.cli.text import brief, print_json, progress, relative
+from qsync.cli.store import EXITS, exit_with, open_store, unknown_name
+from qsync.cli.tables import Cell, Column, Row, print_line, print_table
+from qsync.cli.text import print_json, progress, relative, short_duration
 from qsync.inspector import Change, Inspector, ServerInfo
 
 servers = typer.Typer(
@@ -32,7 +32,7 @@ ServerIds = Annotated[
     list[str],
     typer.Argument(
         metavar="SERVER", help="Ids of servers.", show_default=False,
-        autocompletion=complete.servers,
+        autocompletion=completion.servers,
     ),
 ]  # fmt: skip
 
@@ -49,11 +49,11 @@ def servers_alone(
     as_json: Json = False,
 ) -> None:
     """Look at the servers that live, and tell them to stop. Alone: list."""
-    enter(ctx.command_path)
+    set_command_path(ctx.command_path)
     if ctx.invoked_subcommand is None:
         _list(tasks, url, prefix, app, as_json)
     elif tasks or as_json or _given(ctx, "url") or _given(ctx, "prefix"):
-        fail(f"options come after the command: qsync servers {ctx.invoked_subcommand} ...", 2)
+        exit_with(f"options come after the command: qsync servers {ctx.invoked_subcommand} ...", 2)
 
 
 def _given(ctx: typer.Context, name: str) -> bool:
@@ -77,7 +77,7 @@ def list_servers(
 
 
 def _list(tasks: bool, url: str | None, prefix: str | None, app: str | None, as_json: bool) -> None:
-    with reach(url, prefix, app) as store:
+    with open_store(url, prefix, app) as store:
         found = store.do(store.inspector.servers(tasks=tasks or as_json))
     if as_json:
         print_json(found)
@@ -108,7 +108,7 @@ def server_row(server: ServerInfo) -> Row:
         Cell(server.id, "dim" if server.quiet else ""),
         str(server.pid),
         Cell(runs, "" if server.running else "dim"),
-        brief(server.uptime) if server.uptime else "",
+        short_duration(server.uptime) if server.uptime else "",
         f"{'quiet: ' if server.quiet else ''}{queues}",
     ]
 
@@ -160,9 +160,9 @@ def _order(
         if change.outcome != "not_found":
             return Outcome(id, None, change)
         live = (await inspector.overview(names=())).servers
-        why = known(live, id, "live server")
+        why = unknown_name(live, id, "live server")
         return Outcome(id, None, Change(outcome="not_found", why=why))
 
-    with reach(url, prefix, app) as store:
+    with open_store(url, prefix, app) as store:
         outcomes = [store.do(order(store.inspector, id)) for id in dict.fromkeys(ids)]
     finish(outcomes, "told", as_json=as_json, key="server")

@@ -6,16 +6,16 @@ from typing import Annotated
 
 import typer
 
-from qsync.cli import complete
-from qsync.cli.figures import print_counters, print_more, print_queues
+from qsync.cli import completion
 from qsync.cli.options import (
     App,
     Json,
     Prefix,
     Url,
 )
-from qsync.cli.reach import no_queue, no_queue_yet, reach
-from qsync.cli.table import print_line
+from qsync.cli.queue_tables import print_counters, print_more, print_queues
+from qsync.cli.store import exit_unknown_queue, no_queue_yet, open_store
+from qsync.cli.tables import print_line
 from qsync.cli.text import print_json, size
 from qsync.inspector import Inspector, Overview, QueueInfo
 
@@ -25,7 +25,7 @@ def stats(
         list[str] | None,
         typer.Argument(
             metavar="QUEUE", help="These queues alone.", show_default=False,
-            autocompletion=complete.queues,
+            autocompletion=completion.queues,
         ),
     ] = None,
     days: Annotated[
@@ -43,7 +43,7 @@ def stats(
 
     Days are those of UTC, by the clock of the store.
     """
-    with reach(url, prefix, app) as store:
+    with open_store(url, prefix, app) as store:
         overview, queues = store.do(_look(store.inspector, names or [], days))
         where = f"{store.inspector.prefix} at {store.where}"
         nothing = "" if queues or as_json else store.do(no_queue_yet(store.inspector))
@@ -84,6 +84,6 @@ async def _look(
     for name in names or [queue.name for queue in overview.queues]:
         queue = await inspector.queue(name, days=days)
         if queue is None:
-            await no_queue(inspector, name)
+            await exit_unknown_queue(inspector, name)
         found.append(queue)
     return overview, found

@@ -8,11 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from qsync.cli.ask import confirm
+from qsync.cli.bulk import BulkJob
+from qsync.cli.change_report import Outcome, finish
 from qsync.cli.command import Command
-from qsync.cli.listing import ORDER, Wanted, collect, print_tasks
-from qsync.cli.made import payload_of, task_of
-from qsync.cli.many import Many
+from qsync.cli.new_task import payload_of, task_of
 from qsync.cli.options import (
     App,
     Cursor,
@@ -34,13 +33,14 @@ from qsync.cli.options import (
     Yes,
     duration_of,
 )
-from qsync.cli.outcomes import Outcome, finish
-from qsync.cli.reach import EXITS, WRONG, fail, gone, queue_of, reach
-from qsync.cli.table import print_line
+from qsync.cli.prompts import confirm
+from qsync.cli.store import EXITS, WRONG, exit_with, open_store, queue_of, task_missing
+from qsync.cli.tables import print_line
+from qsync.cli.task_detail import print_task
+from qsync.cli.task_list import ORDER, TaskQuery, collect_tasks, print_tasks
 from qsync.cli.text import clock, lines_of, print_json, print_out
-from qsync.cli.whole import print_task
 from qsync.inspector import Change, Explanation, Filter, Inspector, Step, TaskDetail
-from qsync.inspector.dead import WAITING
+from qsync.inspector.bulk import WAITING
 from qsync.state import UNFINISHED, TaskState
 
 task = typer.Typer(
@@ -90,9 +90,9 @@ def list_tasks(
     For example: qsync task list --state retry --type 'mail.*'
     """
     meant = filter_of(type, error, id, older_than, newer_than)
-    wanted = Wanted(queue, states or ORDER, meant, limit, cursor, newest_first)
-    with reach(url, prefix, app) as store:
-        listing = store.do(collect(store.inspector, wanted))
+    wanted = TaskQuery(queue, states or ORDER, meant, limit, cursor, newest_first)
+    with open_store(url, prefix, app) as store:
+        listing = store.do(collect_tasks(store.inspector, wanted))
     if as_json:
         print_json(listing)
     else:
@@ -116,8 +116,8 @@ def show(
     A payload that is a Python value is shown as JSON; its bytes are msgpack.
     """
     if raw and as_json:
-        fail("--raw does not go with --json, in which the payload is, as base64", WRONG)
-    with reach(url, prefix, app) as store:
+        exit_with("--raw does not go with --json, in which the payload is, as base64", WRONG)
+    with open_store(url, prefix, app) as store:
         detail, why = store.do(_whole(store.inspector, id, queue, explained=not (raw or as_json)))
     if raw:
         _write(detail.payload)
@@ -133,7 +133,7 @@ async def _whole(
     name = await queue_of(inspector, id, queue)
     detail = await inspector.task(id, queue=name)
     if detail is None:
-        fail(gone(id, name))
+        exit_with(task_missing(id, name))
     if not explained or detail.row.state not in UNFINISHED:
         return detail, None
     return detail, await inspector.explain(id, queue=name, measure=MEASURE_S)
@@ -142,7 +142,7 @@ async def _whole(
 def _write(data: bytes) -> None:
     """The bytes as they are; a terminal takes them for orders, so only text goes there."""
     if sys.stdout.isatty() and not _is_text(data):
-        fail("--raw: the payload is no plain text: write it to a file or a pipe", WRONG)
+        exit_with("--raw: the payload is no plain text: write it to a file or a pipe", WRONG)
     sys.stdout.buffer.write(data)
     sys.stdout.flush()
 
@@ -165,7 +165,7 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Say why a task is not running yet, and when it will."""
-    with reach(url, prefix, app) as store:
+    with open_store(url, prefix, app) as store:
         found = store.do(_explain(store.inspector, id, queue))
     if as_json:
         print_json(found)
@@ -181,7 +181,7 @@ async def _explain(inspector: Inspector, id: str, queue: str | None) -> Explanat
     name = await queue_of(inspector, id, queue)
     found = await inspector.explain(id, queue=name, measure=MEASURE_S)
     if found.state is None:
-        fail(gone(id, name))
+        exit_with(task_missing(id, name))
     return found
 
 
@@ -226,7 +226,7 @@ def enqueue(
 
     With --app, arguments are checked against the function, and the task has the function's options.
     """
-    with reach(url, prefix, app) as store:
+    with open_store(url, prefix, app) as store:
         options = {"queue": queue, "id": id, "delay": delay}
         given = {name: value for name, value in options.items() if value is not None}
         made = task_of(type, payload_of(arguments), given, store.app)
@@ -276,15 +276,17 @@ def run_waiting(
     It goes in steps of 250. What fails again meanwhile is left alone.
     """
     meant = filter_of(type, error, id, older_than, newer_than)
-    with reach(url, prefix, app) as store:
+    with open_store(url, prefix, app) as store:
         inspector = store.inspector
 
         async def step(queue: str, filter: Filter | None, *, cursor: str | None = None) -> Step:
             return await inspector.run_waiting(queue, state, filter, cursor=cursor)
 
         if state not in WAITING:
-            fail(f"--state {state}: it does not wait for its time; scheduled and retry do", WRONG)
-        found = Many(store, queue, state, meant, "pending now", as_json)
+            exit_with(
+                f"--state {state}: it does not wait for its time; scheduled and retry do", WRONG
+            )
+        found = BulkJob(store, queue, state, meant, "pending now", as_json)
         if dry_run:
             found.report_dry()
         else:
@@ -347,6 +349,6 @@ def _change(
             options = {"queue": found[0]}
         return Outcome(id, options["queue"], await verb(inspector)(id, **options))
 
-    with reach(url, prefix, app) as store:
+    with open_store(url, prefix, app) as store:
         outcomes = [store.do(change(store.inspector, id)) for id in dict.fromkeys(ids)]
     finish(outcomes, done, as_json=as_json)

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
-from qsync.cli.logs import escape
-from qsync.inspector.reasons import duration
+from qsync.inspector.explain import duration
+from qsync.worker.logs import escape
 
 _BEYOND_ASCII: Final = re.compile(r"[^\n -~]")
 
@@ -46,7 +46,7 @@ def lines_of(text: str) -> list[str]:
     return [escape(line.expandtabs()) for line in text.rstrip("\n").split("\n")]
 
 
-def when(at: datetime | None) -> str:
+def timestamp(at: datetime | None) -> str:
     """A moment by the local clock, and how long ago or ahead it is."""
     return "" if at is None else f"{clock(at)} ({relative(at)})"
 
@@ -67,17 +67,17 @@ def relative(at: datetime | None) -> str:
     seconds = (at - datetime.now(UTC)).total_seconds()
     if abs(seconds) < 0.5:
         return "now"
-    return f"in {brief(seconds)}" if seconds > 0 else f"{brief(-seconds)} ago"
+    return f"in {short_duration(seconds)}" if seconds > 0 else f"{short_duration(-seconds)} ago"
 
 
-def brief(seconds: float) -> str:
+def short_duration(seconds: float) -> str:
     """A duration; less than ten seconds to a tenth."""
     return f"{seconds:.1f} s" if 1 <= seconds < 9.95 and seconds % 1 else duration(seconds)
 
 
-def rough(seconds: float) -> str:
+def coarse_duration(seconds: float) -> str:
     """A duration in its largest unit."""
-    return " ".join(brief(seconds).split(" ")[:2])
+    return " ".join(short_duration(seconds).split(" ")[:2])
 
 
 def size(count: int | None) -> str:
@@ -105,12 +105,12 @@ def progress(share: tuple[float, float] | None) -> str:
     return f"{done / total:.0%}" if total > 0 else f"{done:g}"
 
 
-def me() -> str:
+def current_user() -> str:
     """Who sits here: `ann@host`."""
-    return f"{_or('somebody', getpass.getuser)}@{_or('somewhere', socket.gethostname)}"
+    return f"{fallback('somebody', getpass.getuser)}@{fallback('somewhere', socket.gethostname)}"
 
 
-def _or(other: str, ask: Callable[[], str]) -> str:
+def fallback(other: str, ask: Callable[[], str]) -> str:
     try:
         return ask()
     except (OSError, KeyError, ImportError):  # in a container without a user's name

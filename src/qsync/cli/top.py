@@ -17,10 +17,10 @@ from qsync.cli.options import (
     Prefix,
     Url,
 )
-from qsync.cli.reach import WRONG, Reached, fail, reach
-from qsync.cli.table import console
+from qsync.cli.store import WRONG, StoreSession, exit_with, open_store
+from qsync.cli.tables import console
 from qsync.cli.text import print_json, print_out
-from qsync.cli.watch import Watch
+from qsync.cli.top_view import TopModel
 from qsync.errors import StoreUnavailable
 
 if TYPE_CHECKING:  # rich takes long to import
@@ -50,9 +50,9 @@ def top(
     out = console()
     live = out.is_terminal and not out.is_dumb_terminal and not once
     if as_json and live:
-        fail("--json goes with --once", WRONG)
-    with reach(url, prefix, app) as store:
-        watch = Watch(store.inspector, store.where)
+        exit_with("--json goes with --once", WRONG)
+    with open_store(url, prefix, app) as store:
+        watch = TopModel(store.inspector, store.where)
         if live:
             with contextlib.suppress(KeyboardInterrupt):
                 _watch(store, watch, out, interval)
@@ -64,13 +64,13 @@ def top(
                 _print(watch, out)
 
 
-async def _look_twice(watch: Watch) -> None:
+async def _look_twice(watch: TopModel) -> None:
     await watch.look()
     await asyncio.sleep(MEASURE_S)
     await watch.look()
 
 
-def _print(watch: Watch, out: Console) -> None:
+def _print(watch: TopModel, out: Console) -> None:
     if not out.is_terminal:
         out.width = WIDE
     with out.capture() as captured:
@@ -78,7 +78,7 @@ def _print(watch: Watch, out: Console) -> None:
     print_out("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))
 
 
-def _watch(store: Reached, watch: Watch, out: Console, interval: float) -> None:
+def _watch(store: StoreSession, watch: TopModel, out: Console, interval: float) -> None:
     from rich.live import Live
 
     async def show() -> None:

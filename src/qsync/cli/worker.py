@@ -13,22 +13,22 @@ import typer
 
 from qsync.app import Qsync
 from qsync.broker.shell import Broker
-from qsync.cli import logs
 from qsync.cli import server_options as options
 from qsync.cli.early_stop import early_stop
-from qsync.cli.health import HealthPort, counts_tasks
 from qsync.cli.options import AppPrefix, AppUrl
-from qsync.cli.target import TargetError, load
 from qsync.connections import PREFIX, URL
 from qsync.errors import ConfigError, QsyncError
-from qsync.server.abandon import Abandoner
-from qsync.server.child import Plan
 from qsync.server.config import seconds
 from qsync.server.error_text import message_of
 from qsync.server.health import LIVE_LIMIT_S
 from qsync.server.server import Server
-from qsync.server.supervisor import Supervisor
 from qsync.version import __version__
+from qsync.worker import logs
+from qsync.worker.health_server import HealthPort, counts_tasks
+from qsync.worker.lease_abandoner import LeaseAbandoner
+from qsync.worker.load_app import TargetError, load
+from qsync.worker.process import Plan
+from qsync.worker.supervisor import Supervisor
 
 log = logging.getLogger("qsync.worker")
 
@@ -264,19 +264,19 @@ def worker(
             log.info("health: http://%s:%d/ready", port.host, port.port)
         plan = Plan(
             processes=processes,
-            command=[sys.executable, "-P", "-m", "qsync.cli.child"],
+            command=[sys.executable, "-P", "-m", "qsync.worker.child"],
             order=order,
             queues=queues_served,
             shutdown_timeout=seconds(server.config.shutdown_timeout),
             reload=reload,
         )
         with app:  # one of embedded:// runs for as long as the parent does
-            abandoner = Abandoner(Broker(server.address, connections=1), server.prefix)
+            abandoner = LeaseAbandoner(Broker(server.address, connections=1), server.prefix)
             code = asyncio.run(_supervise(plan, abandoner, port))
     raise typer.Exit(code)
 
 
-async def _supervise(plan: Plan, abandoner: Abandoner, port: HealthPort | None) -> int:
+async def _supervise(plan: Plan, abandoner: LeaseAbandoner, port: HealthPort | None) -> int:
     supervisor = Supervisor(plan, abandoner)
     if port is None:
         return await supervisor.run()

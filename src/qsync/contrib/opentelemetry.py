@@ -23,10 +23,10 @@ from qsync.app import Qsync
 from qsync.broker.call import Durability
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import DuplicateTask, InvalidTask, Retry
-from qsync.extension import Extension, missing
+from qsync.instrumentation import Extension, missing
 from qsync.keys import class_name
 from qsync.mux import CallNext
-from qsync.server import in_process
+from qsync.server import process_child
 from qsync.server.current import running
 from qsync.server.server import Server
 from qsync.task import Task, TaskInfo
@@ -74,8 +74,8 @@ def instrument(
             server=tracing.serve,
         )
     )
-    if _attached not in in_process.around:
-        in_process.around.append(_attached)
+    if _attached not in process_child.around:
+        process_child.around.append(_attached)
 
 
 class Tracing:

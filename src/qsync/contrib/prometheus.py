@@ -21,13 +21,13 @@ from typing import Any, Final
 
 from qsync.app import Qsync
 from qsync.errors import QsyncError
-from qsync.extension import Extension, missing
 from qsync.inspector import Inspector, Overview, QueueInfo
+from qsync.instrumentation import Extension, missing
 from qsync.keys import COUNTERS
-from qsync.server.figures import BOUNDS, OTHER, OUTCOMES, Row, over, total
-from qsync.server.health import Condition
+from qsync.server.health import ServerHealth
+from qsync.server.metrics import BOUNDS, OTHER, OUTCOMES, MetricRow, over, total
+from qsync.server.run_metrics import RunMetrics
 from qsync.server.server import Server
-from qsync.server.tally import Tally
 from qsync.state import TaskState
 
 try:
@@ -87,11 +87,11 @@ class _Servers(Collector):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._watched: list[tuple[weakref.ref[Server], Tally]] = []
-        self._past: list[Row] = []
+        self._watched: list[tuple[weakref.ref[Server], RunMetrics]] = []
+        self._past: list[MetricRow] = []
 
     def add(self, server: Server) -> None:
-        server.tally = server.tally or Tally(server.mux.types)
+        server.tally = server.tally or RunMetrics(server.mux.types)
         with self._lock:
             self._watched.append((weakref.ref(server), server.tally))
 
@@ -113,7 +113,7 @@ class _Servers(Collector):
             return server_metrics([*self._past, *rows], conditions)
 
 
-def server_metrics(rows: Iterable[Row], conditions: Sequence[Condition]) -> list[Metric]:
+def server_metrics(rows: Iterable[MetricRow], conditions: Sequence[ServerHealth]) -> list[Metric]:
     """The metrics of servers: what they have counted, and how they are."""
     rows = total(rows)
     by_type = ["queue", "type"]

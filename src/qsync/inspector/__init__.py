@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import Self
 
 from qsync.broker.shell import AsyncBroker
-from qsync.inspector.dead import Dead
-from qsync.inspector.explaining import Explaining
-from qsync.inspector.merged import Merged
-from qsync.inspector.queues import Queues
+from qsync.inspector.bulk import _BulkMixin
+from qsync.inspector.explain_queries import _ExplainMixin
+from qsync.inspector.merged_pages import Merged
+from qsync.inspector.queues import _QueuesMixin
 from qsync.inspector.schedules import Schedules
 from qsync.inspector.servers import Servers
 from qsync.inspector.values import (
@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 
-class Inspector(Queues, Merged, Dead, Servers, Schedules, Explaining):
+class Inspector(_QueuesMixin, Merged, _BulkMixin, Servers, Schedules, _ExplainMixin):
     """Looks into the queues of a prefix, and changes them. `app.inspector()` makes one.
 
     Use it in one event loop, and close it, or `async with`. What it answers are frozen values that

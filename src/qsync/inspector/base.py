@@ -16,7 +16,7 @@ from qsync import codec
 from qsync.broker import views
 from qsync.broker.call import Call
 from qsync.broker.shell import AsyncBroker, ends_in
-from qsync.broker.views import Place
+from qsync.broker.views import PageKey
 from qsync.errors import InvalidTask, QsyncError
 from qsync.keys import GlobalKeys, QueueKeys, shorten
 from qsync.state import TaskState
@@ -45,7 +45,7 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
     until_us: int = 0
 
     @property
-    def place(self) -> Place:
+    def place(self) -> PageKey:
         """The place in the state."""
         return self.score, self.id.decode(errors="surrogateescape")
 
@@ -53,7 +53,7 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
         return base64.urlsafe_b64encode(codec.encode(self)).decode().rstrip("=")
 
 
-def cursor_at(place: Place, *, until_us: int = 0) -> str:
+def cursor_at(place: PageKey, *, until_us: int = 0) -> str:
     """The cursor for what comes after a place."""
     score, id = place
     return str(Cursor(score, id.encode(errors="surrogateescape"), until_us))

@@ -10,12 +10,12 @@ from qsync.broker import ops, views
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import InvalidTask
 from qsync.inspector.base import check_state, cursor_at, read_cursor
-from qsync.inspector.live import Live
-from qsync.inspector.rows import message_in, note_of, pause_of, waiting_since_us
+from qsync.inspector.live_servers import _LiveServersMixin
+from qsync.inspector.task_rows import message_in, note_of, pause_of, waiting_since_us
 from qsync.inspector.values import Change, Day, Forgotten, Overview, QueueInfo, Step
 from qsync.keys import COUNTERS, NAME
 from qsync.state import TaskState
-from qsync.task import decode_failure, moment
+from qsync.task import decode_failure, from_us
 
 DAYS: Final = 90
 """For how many days counters are kept."""
@@ -44,7 +44,7 @@ def purged_with(state: TaskState, states: Mapping[TaskState, int]) -> tuple[str,
     return name, states.get(state, 0) + cancelled
 
 
-class Queues(Live):
+class _QueuesMixin(_LiveServersMixin):
     """What may be done with queues."""
 
     async def overview(
@@ -61,7 +61,7 @@ class Queues(Live):
         looks = [views.overview(self._keys(name)) for name in names]
         (now_us, live), *shown = await self._run_all([views.servers(self._globals), *looks])
         return Overview(
-            at=moment(now_us),
+            at=from_us(now_us),
             queues=[self._queue_info(name, one) for name, one in zip(names, shown, strict=True)],
             servers=sorted(live),
             total=max(total, len(names)),
@@ -94,7 +94,7 @@ class Queues(Live):
         known = any(shown.states.values()) or await self._is_queue(name)
         return self._queue_info(name, shown, days) if known else None
 
-    def _queue_info(self, name: str, shown: views.Overview, days: int = 0) -> QueueInfo:
+    def _queue_info(self, name: str, shown: views.QueueSnapshot, days: int = 0) -> QueueInfo:
         counters = {counter: shown.stats.get(counter, 0) for counter in COUNTERS}
         today = shown.now_us // DAY_US
         return QueueInfo(
@@ -207,7 +207,7 @@ async def _prefixes_at(node: AsyncBroker) -> set[str]:
     return found
 
 
-def latency_of(shown: views.Overview) -> float:
+def latency_of(shown: views.QueueSnapshot) -> float:
     """How long the oldest of the first pending tasks has waited, seconds."""
     waiting = [] if shown.since_us is None else [shown.since_us]
     waiting += [

@@ -8,14 +8,14 @@ from typing import Final
 import msgspec
 
 from qsync.broker import ops, views
-from qsync.broker.published import LIVE_US, read_record, task_from
+from qsync.broker.schedule_records import LIVE_US, read_record, task_from
 from qsync.broker.views import Published, moment_of
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base
-from qsync.inspector.rows import note_of, schedule_pause_of
+from qsync.inspector.task_rows import note_of, schedule_pause_of
 from qsync.inspector.values import Change, ScheduleInfo
 from qsync.schedule import Schedule, tick_id
-from qsync.task import moment_us, new_id
+from qsync.task import datetime_us, new_id
 
 LAST_TASKS: Final = 500
 """Of so many schedules it is told what became of their last task."""
@@ -42,7 +42,7 @@ class Schedules(Base):
     async def _with_last_tasks(self, infos: list[ScheduleInfo]) -> list[ScheduleInfo]:
         """Add what became of the task of the last tick, where the store still has it."""
         ids = [
-            tick_id(info.name, moment_us("tick", info.last_tick)) if info.last_tick else ""
+            tick_id(info.name, datetime_us("tick", info.last_tick)) if info.last_tick else ""
             for info in infos[:LAST_TASKS]
         ]
         asked = [at for at, id in enumerate(ids) if id]

@@ -6,10 +6,10 @@ from typing import Final
 
 from qsync import codec
 from qsync.broker import ops, views
-from qsync.broker.views import Place, moment_of
+from qsync.broker.views import PageKey, moment_of
 from qsync.handle import ORDER_TTL_MS
-from qsync.inspector.live import Live, Record
-from qsync.inspector.rows import look_at, row_of
+from qsync.inspector.live_servers import Record, _LiveServersMixin
+from qsync.inspector.task_rows import look_at, row_of
 from qsync.inspector.values import Change, RunningTask, ServerInfo, TaskRow
 from qsync.state import TaskState
 
@@ -18,7 +18,7 @@ PAGES: Final = 20
 """How many active tasks of a queue are looked at for one server: so many pages."""
 
 
-class Servers(Live):
+class Servers(_LiveServersMixin):
     """What may be done with servers."""
 
     async def servers(self, *, tasks: bool = True) -> list[ServerInfo]:
@@ -67,7 +67,7 @@ class Servers(Live):
 
     async def _running(self, queue: str, running: dict[str, list[RunningTask]]) -> bool:
         """Find out who runs what of a queue; False when there was more than may be looked at."""
-        after: Place | None = None
+        after: PageKey | None = None
         for _ in range(PAGES):
             call = views.page(self._keys(queue), TaskState.ACTIVE, count=PAGE, after=after)
             page = await self._broker.run(call)

@@ -7,17 +7,17 @@ from typing import Final, Literal
 
 from qsync import codec
 from qsync.broker import ops, views
-from qsync.broker.views import Shown
+from qsync.broker.views import StoredTask
 from qsync.errors import InvalidTask
 from qsync.handle import ORDER_TTL_MS
 from qsync.inspector.base import Base, check_state, cursor_at, read_cursor
-from qsync.inspector.detail import detail_of
-from qsync.inspector.rows import fits, look, look_at, row_of
+from qsync.inspector.task_detail import detail_of
+from qsync.inspector.task_rows import fits, look, look_at, row_of
 from qsync.inspector.values import Change, Filter, Page, TaskDetail, TaskRow
 from qsync.keys import check_id, server_of_token, shorten
+from qsync.results import retention_of
 from qsync.state import TaskState
 from qsync.task import Failure, decode_failure
-from qsync.waiting import retention_of
 
 LIMIT: Final = 100
 """The largest page."""
@@ -179,12 +179,12 @@ class Tasks(Base):
             return Change(outcome="done")
         return await self._where(id, queue)
 
-    async def _show(self, id: str, queue: str) -> Shown | None:
+    async def _show(self, id: str, queue: str) -> StoredTask | None:
         check_id(id)
         [shown] = await self._broker.run(views.show(self._keys(queue), [id]))
         return shown
 
-    async def _expect(self, id: str, queue: str, state: str | None) -> Shown | Change:
+    async def _expect(self, id: str, queue: str, state: str | None) -> StoredTask | Change:
         """The task, or what to answer when it is not in the state in which it was seen."""
         seen = None if state is None else check_state(state)
         shown = await self._show(id, queue)
@@ -201,11 +201,11 @@ class Tasks(Base):
         return Change(outcome=outcome, state=None if shown is None else views.state_of(shown))
 
 
-def rerun_of(id: str, shown: Shown, length: int | None = None) -> ops.Rerun:
+def rerun_of(id: str, shown: StoredTask, length: int | None = None) -> ops.RerunRequest:
     """What it takes to run a task now; of a dead one the history is kept, and no attempt."""
     if shown.state is not TaskState.DEAD:
-        return ops.Rerun(id)
+        return ops.RerunRequest(id)
     options = look(id, shown, length).options
     history = decode_failure(shown.failure).history
     record = codec.encode(Failure(history=history)) if history else b""
-    return ops.Rerun(id, options.fairness_key or "", options.lock or "", record)
+    return ops.RerunRequest(id, options.fairness_key or "", options.lock or "", record)

@@ -15,10 +15,10 @@ from qsync.broker.ops import FetchPolicy
 from qsync.errors import ConfigError
 from qsync.keys import NAME, check_name, shorten
 from qsync.mux import Middleware, Mux, check_middlewares
-from qsync.retrying import retry_rules
+from qsync.retry_policy import retry_rules
 from qsync.server.error_log import LogErrors, check_log_errors
-from qsync.server.lifespan import Lifespan, check_lifespan
-from qsync.task import DEFAULT, Duration, TaskInfo, to_us
+from qsync.server.lifespan_check import Lifespan, check_lifespan
+from qsync.task import DEFAULT, Duration, TaskInfo, duration_us
 
 OnError = Callable[[BaseException, TaskInfo], Awaitable[None] | None]
 
@@ -181,10 +181,10 @@ class Config:
     def policy(self) -> FetchPolicy:
         """What the fetch script needs to know."""
         return FetchPolicy(
-            lease_us=to_us("lease", self.lease),
+            lease_us=duration_us("lease", self.lease),
             max_crashes=self.max_crashes,
             dead_limit=self.dead_limit,
-            dead_age_us=to_us("dead_age", self.dead_age),
+            dead_age_us=duration_us("dead_age", self.dead_age),
         )
 
 

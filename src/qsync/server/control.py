@@ -15,15 +15,15 @@ from qsync import codec
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import ops
 from qsync.broker.call import Call
-from qsync.broker.listen import Waiter
+from qsync.broker.listeners import BlockingPop
 from qsync.broker.shell import AsyncBroker, ends_in
 from qsync.errors import QsyncError
 from qsync.keys import GlobalKeys
 from qsync.server.config import Config
-from qsync.server.lane import Lane, boot_s
-from qsync.server.outage import Outage
-from qsync.server.run import STALE_S, Runner
-from qsync.server.waits import Waits
+from qsync.server.deadlock_detection import Waits
+from qsync.server.outage_log import Outage
+from qsync.server.queue_state import QueueState, boot_s
+from qsync.server.runner import STALE_S, Runner
 from qsync.version import __version__
 
 log = logging.getLogger("qsync.server")
@@ -46,7 +46,7 @@ class Control:
         prefix: str,
         config: Config,
         broker: AsyncBroker,
-        lanes: Sequence[Lane],
+        lanes: Sequence[QueueState],
         runner: Runner,
         types: Sequence[str],
         on_stop: Callable[[], None],
@@ -64,7 +64,7 @@ class Control:
         self._outage = outage
         self._waits = waits
         self._started = boot_s()
-        self._inbox = Waiter(broker, (self._keys.inbox(server_id),))
+        self._inbox = BlockingPop(broker, (self._keys.inbox(server_id),))
         self._again = asyncio.Event()
         waits.on_stuck = self._again.set
         self._registered = False

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from typing import Final
 
 from qsync.broker import views
-from qsync.broker.cut import decode_cut
-from qsync.broker.ops import Fetched, crash_count
+from qsync.broker.ops import FetchResult, crash_count
 from qsync.broker.shell import AsyncBroker
-from qsync.broker.views import Row
+from qsync.broker.truncated import decode_cut
+from qsync.broker.views import StoredRow
 from qsync.codec import CodecError
 from qsync.errors import QsyncError
 from qsync.keys import QueueKeys
 from qsync.server.error_text import printable
-from qsync.server.lane import Leased
+from qsync.server.queue_state import LeasedTask
 from qsync.state import TaskState
 
 log = logging.getLogger("qsync.server")
@@ -35,7 +35,9 @@ class CrashLog:
         self._broker = broker
         self._telling: set[asyncio.Task[None]] = set()
 
-    def recovered(self, keys: QueueKeys, fetched: Fetched, leased: Sequence[Leased]) -> None:
+    def recovered(
+        self, keys: QueueKeys, fetched: FetchResult, leased: Sequence[LeasedTask]
+    ) -> None:
         """A fetch moved tasks of dead servers: some back to pending, others to dead."""
         names = {
             one.id: named(one.id, one.message.type, one.crashes) for one in leased if one.crashes
@@ -44,7 +46,7 @@ class CrashLog:
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
 
-    async def _tell(self, keys: QueueKeys, fetched: Fetched, names: dict[str, str]) -> None:
+    async def _tell(self, keys: QueueKeys, fetched: FetchResult, names: dict[str, str]) -> None:
         try:
             died = await self._died(keys, fetched) if fetched.died else []
             if fetched.recovered > len(names):
@@ -65,13 +67,13 @@ class CrashLog:
             more = fetched.died - len(died)
             log.error("queue %s: %d tasks are dead of crashes", keys.queue, more)
 
-    async def _died(self, keys: QueueKeys, fetched: Fetched) -> list[Row]:
+    async def _died(self, keys: QueueKeys, fetched: FetchResult) -> list[StoredRow]:
         """The tasks that this fetch moved to dead: those that died at its time."""
         call = views.page(keys, TaskState.DEAD, count=min(fetched.died, NAMED), backwards=True)
         page = await self._broker.run(call, patience=LOOK_S)
         return [row for row in page.rows if row.shown.score == fetched.now_us]
 
-    def _tell_death(self, queue: str, row: Row) -> None:
+    def _tell_death(self, queue: str, row: StoredRow) -> None:
         type, crashes = _type_of(row), crash_count(row.shown.crashes)
         log.error(
             "task %s of type %s on queue %s is dead: crashed %d times",
@@ -89,7 +91,7 @@ class CrashLog:
         await asyncio.gather(*self._telling, return_exceptions=True)
 
 
-def name_of(row: Row) -> str:
+def name_of(row: StoredRow) -> str:
     """A task of a page for a list of names."""
     return named(row.id, _type_of(row), crash_count(row.shown.crashes))
 
@@ -109,7 +111,7 @@ def listed(names: Sequence[str], total: int) -> str:
     return f": {shown}" + (f" and {more} more" if more > 0 else "")
 
 
-def _type_of(row: Row) -> str:
+def _type_of(row: StoredRow) -> str:
     try:
         message = decode_cut(row.shown.message or b"", row.length)
     except CodecError:

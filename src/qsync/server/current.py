@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from qsync.errors import QsyncError
-from qsync.running import running as running
+from qsync.running_task import running as running
 from qsync.task import TaskInfo
 
 if TYPE_CHECKING:

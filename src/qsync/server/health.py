@@ -18,8 +18,8 @@ from qsync.server import invoke
 from qsync.server.config import Config
 from qsync.server.control import Control
 from qsync.server.heartbeat import STALL_S, Heartbeat
-from qsync.server.lane import Lane, boot_s
-from qsync.server.run import Runner
+from qsync.server.queue_state import QueueState, boot_s
+from qsync.server.runner import Runner
 
 LIVE_LIMIT_S: Final = 60.0
 """A process that has not answered, or whose event loop is blocked, for so long is as good as dead,
@@ -32,7 +32,7 @@ SILENT_S: Final = 15.0
 """A server that is told to sweep more often and has not fetched for so long does not consume."""
 
 
-class Condition(msgspec.Struct, frozen=True):
+class ServerHealth(msgspec.Struct, frozen=True):
     """How a server is at one moment; the times are seconds."""
 
     started: bool = False
@@ -50,12 +50,12 @@ class Condition(msgspec.Struct, frozen=True):
     """Queues that were not fetched from, and for how long."""
 
 
-class Report(msgspec.Struct, frozen=True):
+class ProcessHealth(msgspec.Struct, frozen=True):
     """A process of `qsync worker`, as its parent sees it."""
 
     number: int
     pid: int
-    condition: Condition | None
+    condition: ServerHealth | None
     """None: it did not answer."""
     unheard_s: float = 0.0
     """How long ago it last answered, or started."""
@@ -64,7 +64,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class HealthVerdict:
     """The answer to a probe."""
 
     ok: bool
@@ -72,13 +72,13 @@ class Verdict:
     """Why not; and what is wrong though it is."""
 
 
-class Vitals:
+class HealthProbe:
     """What a running server's condition is read from, by any thread."""
 
     def __init__(
         self,
         config: Config,
-        lanes: Sequence[Lane],
+        lanes: Sequence[QueueState],
         runner: Runner,
         control: Control,
         heartbeat: Heartbeat,
@@ -89,7 +89,7 @@ class Vitals:
         self._control = control
         self._heartbeat = heartbeat
 
-    def look(self, *, stopping: bool) -> Condition:
+    def look(self, *, stopping: bool) -> ServerHealth:
         """The condition at this moment."""
         now = boot_s()
         away, silent = {}, {}
@@ -102,7 +102,7 @@ class Vitals:
                 silent[lane.queue] = round(now - lane.answered, 1)
         blocked_s = self._heartbeat.loop_blocked_s()
         blocked = blocked_s >= STALL_S
-        return Condition(
+        return ServerHealth(
             started=True,
             stopping=stopping,
             quiet=self._control.quiet,
@@ -115,7 +115,7 @@ class Vitals:
         )
 
 
-def live(reports: Sequence[Report], *, limit_s: float = LIVE_LIMIT_S) -> Verdict:
+def live(reports: Sequence[ProcessHealth], *, limit_s: float = LIVE_LIMIT_S) -> HealthVerdict:
     """Whether all processes live. One that has ended is about to be replaced by its parent."""
     ok = True
     reasons = []
@@ -129,26 +129,26 @@ def live(reports: Sequence[Report], *, limit_s: float = LIVE_LIMIT_S) -> Verdict
         elif condition.blocked_s:
             ok = ok and condition.blocked_s < limit_s
             reasons.append(f"{who}: {_blocked(condition)}")
-    return Verdict(ok, tuple(reasons))
+    return HealthVerdict(ok, tuple(reasons))
 
 
-def started(reports: Sequence[Report]) -> Verdict:
+def started(reports: Sequence[ProcessHealth]) -> HealthVerdict:
     """Whether all processes have begun to take tasks."""
     reasons = [
         f"{_who(report)} {report.ended or 'has not started yet'}"
         for report in reports
         if report.condition is None or not report.condition.started
     ]
-    return Verdict(not reasons, tuple(reasons))
+    return HealthVerdict(not reasons, tuple(reasons))
 
 
-def ready(reports: Sequence[Report]) -> Verdict:
+def ready(reports: Sequence[ProcessHealth]) -> HealthVerdict:
     """Whether all processes take tasks from all of their queues."""
     reasons = [reason for report in reports for reason in _idle_because(report)]
-    return Verdict(not reasons, tuple(reasons))
+    return HealthVerdict(not reasons, tuple(reasons))
 
 
-def _idle_because(report: Report) -> list[str]:
+def _idle_because(report: ProcessHealth) -> list[str]:
     who, condition = _who(report), report.condition
     if report.ended:
         return [f"{who} {report.ended}"]
@@ -171,11 +171,11 @@ def _idle_because(report: Report) -> list[str]:
     ]
 
 
-def _who(report: Report) -> str:
+def _who(report: ProcessHealth) -> str:
     return f"process {report.number}"
 
 
-def _blocked(condition: Condition) -> str:
+def _blocked(condition: ServerHealth) -> str:
     return f"event loop blocked for {condition.blocked_s:.1f} s in {condition.blocked_in}"
 
 

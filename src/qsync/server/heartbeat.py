@@ -19,9 +19,9 @@ from typing import Final
 from qsync.broker import ops
 from qsync.broker.shell import Broker
 from qsync.errors import QsyncError, StoreUnavailable
-from qsync.server.lane import GONE, READY, Lane, Leased, boot_s
-from qsync.server.outage import Outage
-from qsync.server.run import STALE_S, Runner
+from qsync.server.outage_log import Outage
+from qsync.server.queue_state import GONE, READY, LeasedTask, QueueState, boot_s
+from qsync.server.runner import STALE_S, Runner
 
 log = logging.getLogger("qsync.server")
 
@@ -37,7 +37,7 @@ class Heartbeat:
     def __init__(
         self,
         broker: Broker,
-        lanes: Sequence[Lane],
+        lanes: Sequence[QueueState],
         runner: Runner,
         *,
         lease_s: float,
@@ -111,7 +111,7 @@ class Heartbeat:
                     silent.add(node)
         return all_done
 
-    def _renew_held(self, lane: Lane) -> QsyncError | None:
+    def _renew_held(self, lane: QueueState) -> QsyncError | None:
         part_name = f"renew leases of queue {lane.queue}"
         held = [leased for leased in lane.held.copy().values() if leased.phase != GONE]
         if not held:
@@ -139,7 +139,7 @@ class Heartbeat:
                 self._post(self._tell, told)
         return None
 
-    def _renew_unread(self, lane: Lane) -> bool:
+    def _renew_unread(self, lane: QueueState) -> bool:
         """Renew what was fetched and lies unread while a handler blocks the loop.
 
         Which tasks these are the fetch says when it is made again. True when there was nothing to
@@ -155,7 +155,7 @@ class Heartbeat:
             ids = self._broker.run(asked.again, patience=patience).ids
             if ids:
                 lane.unread = ids
-                held = [ops.Held(id, asked.token) for id in ids]
+                held = [ops.LeaseRef(id, asked.token) for id in ids]
                 lease_us = int(self._lease_s * 1_000_000)
                 self._broker.run(ops.renew(lane.keys, held, lease_us=lease_us), patience=patience)
         except QsyncError as error:
@@ -163,7 +163,7 @@ class Heartbeat:
             return False
         return True
 
-    def _tell(self, told: Sequence[tuple[Leased, str]]) -> None:
+    def _tell(self, told: Sequence[tuple[LeasedTask, str]]) -> None:
         """On the loop: act on what the store said, if the task is still where it was."""
         for leased, answer in told:
             if answer == "cancelled":
@@ -201,7 +201,7 @@ class Heartbeat:
         for lane in self._lanes:
             self._hand_back_unread(lane)
 
-    def _hand_back_unread(self, lane: Lane) -> None:
+    def _hand_back_unread(self, lane: QueueState) -> None:
         """What a fetch brought, or is about to bring, cannot start while the loop stalls.
 
         Made again here it brings nothing more there.
@@ -229,7 +229,7 @@ class Heartbeat:
     def _hand_back_ready(self) -> None:
         """Take what waits from the right end, since the loop takes from the left."""
         limit = boot_s() - STALE_S
-        taken: list[Leased] = []
+        taken: list[LeasedTask] = []
         while self._runner.ready:
             try:
                 leased = self._runner.ready.pop()
@@ -241,7 +241,7 @@ class Heartbeat:
                 self._runner.ready.append(leased)
                 break
             taken.append(leased)
-        by_lane: dict[str, list[Leased]] = {}
+        by_lane: dict[str, list[LeasedTask]] = {}
         for leased in reversed(taken):
             by_lane.setdefault(leased.lane.queue, []).append(leased)
         for mine in by_lane.values():

@@ -21,17 +21,17 @@ from qsync.mux import (
     ThreadMiddleware,
     in_thread,
 )
-from qsync.retrying import NO_RULES, RetryRules
-from qsync.server.around import Around
+from qsync.retry_policy import NO_RULES, RetryRules
 from qsync.server.config import Config
 from qsync.server.current import running
 from qsync.server.error_text import BadPayload, ResultNotKept
-from qsync.server.executors import ThreadPool
-from qsync.server.hung import Hung
-from qsync.server.lane import Claim
+from qsync.server.handler_context import HandlerContext
+from qsync.server.hung_handlers import HungHandlers
 from qsync.server.outcome import timed_out
-from qsync.server.processes import ProcessPool
-from qsync.server.worker_process import HandlerError
+from qsync.server.pool_process import HandlerError
+from qsync.server.process_pool import ProcessPool
+from qsync.server.queue_state import Claim
+from qsync.server.thread_pool import ThreadPool
 from qsync.task import NONE_VALUE, PAYLOAD_LIMIT, Result, TaskInfo
 
 Invoke = Callable[[TaskInfo, float | None], Awaitable[Any]]
@@ -39,7 +39,7 @@ Invoke = Callable[[TaskInfo, float | None], Awaitable[Any]]
 
 
 @dataclass(slots=True)
-class Way:
+class BoundHandler:
     """How a type of task is run."""
 
     invoke: Invoke
@@ -55,10 +55,10 @@ class Way:
 class Invoker:
     """Makes, once for each type, the function that calls its handler."""
 
-    def __init__(self, config: Config, mux: Mux, hung: Hung | None = None) -> None:
+    def __init__(self, config: Config, mux: Mux, hung: HungHandlers | None = None) -> None:
         self._mux = mux
         self._middleware = config.middleware
-        self._ways: dict[str, Way] = {}
+        self._ways: dict[str, BoundHandler] = {}
         self._threads = ThreadPool(config.thread_count, hung)
         self._config = config
         needed = any(handler.place == "process" for handler in mux.handlers)
@@ -68,7 +68,7 @@ class Invoker:
         """The types that have a handler."""
         return self._mux.types
 
-    def find(self, type: str) -> Way | None:
+    def find(self, type: str) -> BoundHandler | None:
         """How to run tasks of a type; None when there is no handler."""
         way = self._ways.get(type)
         if way is None and (handler := self._mux.find(type)) is not None:
@@ -77,7 +77,9 @@ class Invoker:
                 if not in_thread(middleware):
                     invoke = _wrap(cast("AsyncMiddleware", middleware), invoke)
             apart = handler.place == "process"
-            way = Way(invoke, apart, None if apart else handler.carry_result, handler.rules)
+            way = BoundHandler(
+                invoke, apart, None if apart else handler.carry_result, handler.rules
+            )
             self._ways[type] = way
         return way
 
@@ -187,7 +189,7 @@ def _around_call(
 def _claim() -> Claim | None:
     """The right to begin of the task that runs here, which from now on waits; None without one."""
     current = running.get(None)
-    if not isinstance(current, Around):
+    if not isinstance(current, HandlerContext):
         return None
     current.wait()
     return current

@@ -11,12 +11,12 @@ from msgspec.structs import replace
 from qsync import codec
 from qsync.backoff import ExponentialBackoff, RetryPolicy, retry_delay
 from qsync.broker.ops import HandedBack as Back
-from qsync.broker.ops import Held, Killed, Retried
+from qsync.broker.ops import Killed, LeaseRef, Retried
 from qsync.errors import Retry, SkipRetry
 from qsync.keys import class_name, server_of_token
-from qsync.retrying import NO_RULES, RetryRules
+from qsync.retry_policy import NO_RULES, RetryRules
 from qsync.server.error_text import BadPayload, NeverRun, ResultNotKept, cut, describe, first_line
-from qsync.server.lane import Leased
+from qsync.server.queue_state import LeasedTask
 from qsync.task import ERROR_LIMIT, FailedAttempt, Failure
 
 TOO_LATE: Final = "deadline passed before it could start"
@@ -27,7 +27,7 @@ UNKNOWN_FOR_US: Final = 3_600_000_000
 NEVER_RUN: Final = frozenset({CoroutineType, GeneratorType, AsyncGeneratorType})
 """Types of what is returned in place of a body that has not run: the work was not done."""
 
-Settlement = Retried | Killed | Back | Held
+Settlement = Retried | Killed | Back | LeaseRef
 """Held stands for the end of a cancelled task."""
 
 
@@ -42,7 +42,7 @@ def never_run(value: Any) -> NeverRun:
 
 
 def failed(
-    leased: Leased,
+    leased: LeasedTask,
     error: BaseException,
     now_us: int,
     policy: RetryPolicy,
@@ -67,7 +67,7 @@ def failed(
     return Retried(leased.id, leased.token, delay_us, codec.encode(record))
 
 
-def _delay_us(leased: Leased, attempt: int, error: BaseException, policy: RetryPolicy) -> int:
+def _delay_us(leased: LeasedTask, attempt: int, error: BaseException, policy: RetryPolicy) -> int:
     options = leased.message.options
     if isinstance(error, Retry) and error.delay is not None:
         asked = error.delay
@@ -87,13 +87,13 @@ def policy_of(stored: int | tuple[int, ...] | ExponentialBackoff) -> RetryPolicy
     return stored
 
 
-def past_deadline(leased: Leased, now_us: int) -> Settlement:
+def past_deadline(leased: LeasedTask, now_us: int) -> Settlement:
     """A task that would start after its deadline is dead."""
     record = replace(leased.failure, error=TOO_LATE, failed_at_us=now_us)
     return _kill(leased, record, failed=False)
 
 
-def unknown_type(leased: Leased, now_us: int) -> Settlement:
+def unknown_type(leased: LeasedTask, now_us: int) -> Settlement:
     """A type that this server does not know: later, maybe elsewhere; after an hour, dead."""
     before = leased.failure
     since = before.unknown_since_us or now_us
@@ -112,7 +112,7 @@ def undecodable(id: str, token: str, why: str, now_us: int) -> Killed:
     return Killed(id, token, failed=False, failure=codec.encode(record))
 
 
-def _kill(leased: Leased, record: Failure, *, failed: bool) -> Killed:
+def _kill(leased: LeasedTask, record: Failure, *, failed: bool) -> Killed:
     return Killed(leased.id, leased.token, failed, codec.encode(record))
 
 

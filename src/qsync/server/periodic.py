@@ -17,16 +17,16 @@ from typing import Final
 from qsync import schedule
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import ops
-from qsync.broker.published import digest_of, record_of, template_of
+from qsync.broker.schedule_records import digest_of, record_of, template_of
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError, SchemaMismatch
 from qsync.keys import GlobalKeys, QueueKeys, raised_at, shorten
-from qsync.registering import AsyncRegistrations, Registry
+from qsync.queue_announcer import AsyncRegistrations, QueueAnnouncer
 from qsync.schedule import Periodic
-from qsync.server.agenda import Agenda, Entry
-from qsync.server.lane import boot_s
-from qsync.server.outage import Outage
-from qsync.task import Outgoing, Task, new_nonce, outgoing
+from qsync.server.outage_log import Outage
+from qsync.server.queue_state import boot_s
+from qsync.server.schedule_heap import Agenda, Entry
+from qsync.task import NewTask, Task, new_nonce, new_task
 
 log = logging.getLogger("qsync.server")
 
@@ -99,7 +99,7 @@ class _Queue:
         self._outage = outage
         self._part = f"enqueue periodic tasks of queue {queue}"
         self._globals = GlobalKeys(prefix)
-        self._registry = Registry(boot_s)
+        self._registry = QueueAnnouncer(boot_s)
         self._registrations = AsyncRegistrations(broker.run_many, self._registered)
         self._keys = QueueKeys(prefix, queue)
         self._agenda = Agenda(GRACE_US)
@@ -129,9 +129,12 @@ class _Queue:
         """Learn the store's time and the last ticks; returns until when that will do."""
         self._register()
         before_us = self._ahead_us
-        for at in range(0, len(self._entries), ops.BATCH):
-            entries = self._entries[at : at + ops.BATCH]
-            names, digests = [entry.name for entry in entries], self._digests[at : at + ops.BATCH]
+        for at in range(0, len(self._entries), ops.BATCH_SIZE):
+            entries = self._entries[at : at + ops.BATCH_SIZE]
+            names, digests = (
+                [entry.name for entry in entries],
+                self._digests[at : at + ops.BATCH_SIZE],
+            )
             call = ops.begin_ticks(self._keys, names, digests=digests)
             now_us, after = await self._broker.run(call)
             # The answer took some time to come, so the store's clock is ahead of this: a tick may
@@ -166,7 +169,7 @@ class _Queue:
     def _published(self, entry: Entry) -> tuple[str, bytes, bytes]:
         try:
             task = entry.build()
-            template = template_of(outgoing(task, new_nonce(), queue=self._keys.queue))
+            template = template_of(new_task(task, new_nonce(), queue=self._keys.queue))
         except Exception:  # said when it comes to a tick, and not every minute
             return entry.name, record_of(entry.periodic, ""), b""
         return entry.name, record_of(entry.periodic, task.type), template
@@ -214,11 +217,11 @@ class _Queue:
         entry.after_us = max(tick_us, entry.after_us or tick_us)
         self._agenda.plan(entry, entry.periodic.schedule.next_after(entry.after_us))
 
-    def _build(self, entry: Entry, tick_us: int) -> Outgoing | None:
+    def _build(self, entry: Entry, tick_us: int) -> NewTask | None:
         try:
             task = entry.build()
             task = task.replace(id=schedule.tick_id(entry.name, tick_us))
-            return outgoing(task, new_nonce(), queue=self._keys.queue)
+            return new_task(task, new_nonce(), queue=self._keys.queue)
         except Exception as error:
             # Its text may hold arguments, which do not belong in a log.
             log.error(

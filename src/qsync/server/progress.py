@@ -8,28 +8,30 @@ from collections.abc import Mapping
 from qsync.broker import ops
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError
-from qsync.server.lane import RUNNING, Lane, Leased
-from qsync.server.outage import Outage
+from qsync.server.outage_log import Outage
+from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
 
 
 class Progress:
     """Takes what handlers tell, from any thread, and stores it one call a queue at a time."""
 
-    def __init__(self, broker: AsyncBroker, lanes: Mapping[str, Lane], outage: Outage) -> None:
+    def __init__(
+        self, broker: AsyncBroker, lanes: Mapping[str, QueueState], outage: Outage
+    ) -> None:
         self._broker = broker
         self._outage = outage
         self._lanes = lanes
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[str, set[Leased]] = {}
-        self._flushes: list[tuple[Leased, asyncio.Future[None]]] = []
+        self._waiting: dict[str, set[LeasedTask]] = {}
+        self._flushes: list[tuple[LeasedTask, asyncio.Future[None]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def tell(self, leased: Leased, done: float, total: float) -> None:
+    def tell(self, leased: LeasedTask, done: float, total: float) -> None:
         """Note how far a task is."""
         leased.progress = (done, total)
         self._loop.call_soon_threadsafe(self._note, leased)
 
-    async def flush(self, leased: Leased) -> None:
+    async def flush(self, leased: LeasedTask) -> None:
         """Return once the last progress of a task is stored, or could not be."""
         flushed: asyncio.Future[None] = self._loop.create_future()
         self._flushes.append((leased, flushed))
@@ -42,7 +44,7 @@ class Progress:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _note(self, leased: Leased) -> None:
+    def _note(self, leased: LeasedTask) -> None:
         queue = leased.lane.queue
         if queue in self._waiting:
             self._waiting[queue].add(leased)
@@ -53,7 +55,7 @@ class Progress:
         task.add_done_callback(self._tasks.discard)
 
     async def _store(self, queue: str) -> None:
-        waiting: set[Leased] = set()
+        waiting: set[LeasedTask] = set()
         try:
             while waiting := self._waiting[queue]:
                 self._waiting[queue] = set()
@@ -70,7 +72,7 @@ class Progress:
         finally:
             self._flushed(waiting | self._waiting.pop(queue))
 
-    def _flushed(self, stored: set[Leased]) -> None:
+    def _flushed(self, stored: set[LeasedTask]) -> None:
         """Let those go on that wait for one of these."""
         waiting, self._flushes = self._flushes, []
         for leased, flushed in waiting:

@@ -13,37 +13,37 @@ from typing import Any, Self
 
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker.address import Address
-from qsync.broker.shell import MIN_VERSION, AsyncBroker, Broker, Facts, evicts_tasks
+from qsync.broker.shell import MIN_VERSION, AsyncBroker, Broker, StoreInfo, evicts_tasks
 from qsync.client import AsyncClient, Client
 from qsync.errors import ConfigError, QsyncError, SchemaMismatch, StoreUnavailable
 from qsync.keys import QueueKeys, check_name
 from qsync.mux import Middleware, Mux, check_mux
-from qsync.server.around import Surroundings
 from qsync.server.config import config_of, holder_of, new_server_id, seconds
 from qsync.server.control import Control
-from qsync.server.fetch import Fetcher
-from qsync.server.health import Condition, Vitals
+from qsync.server.deadlock_detection import Waits
+from qsync.server.fetcher import Fetcher
+from qsync.server.handler_context import ServerContext
+from qsync.server.handler_mismatch import Rivals
+from qsync.server.health import HealthProbe, ServerHealth
 from qsync.server.heartbeat import Heartbeat
-from qsync.server.hung import Hung
+from qsync.server.hung_handlers import HungHandlers
 from qsync.server.invoke import Invoker
-from qsync.server.lane import Lane
-from qsync.server.outage import Outage
+from qsync.server.outage_log import Outage
 from qsync.server.periodic import PeriodicLoop, PeriodicTask
-from qsync.server.permissions import check_permissions
-from qsync.server.rivals import Rivals
-from qsync.server.run import Runner
-from qsync.server.settle import Settler
+from qsync.server.permission_check import check_permissions
+from qsync.server.pipelined_calls import Together
+from qsync.server.queue_state import QueueState
+from qsync.server.run_metrics import RunMetrics
+from qsync.server.runner import Runner
+from qsync.server.settler import Settler
 from qsync.server.signals import signals
-from qsync.server.tally import Tally
-from qsync.server.together import Together
-from qsync.server.waits import Waits
 
 log = logging.getLogger("qsync.server")
 
 Work = Callable[[], Awaitable[None]]
 
 
-class _ToldToStop(QsyncError):
+class _StopRequested(QsyncError):
     """A signal came while the start waited for the store."""
 
 
@@ -81,12 +81,12 @@ class Server:
         """An operator has told it to stop, by the dashboard say; so it is not to be replaced."""
         self.patient = False
         """The start waits for a store that is away, for as long as it takes or until a signal."""
-        self.tally: Tally | None = None
+        self.tally: RunMetrics | None = None
         """Counts what is run, if it is given before the start."""
         self.client_type: Callable[..., Client] = Client
         self.async_client_type: Callable[..., AsyncClient] = AsyncClient
         """What handlers get as `current().client`, in a thread and on the loop."""
-        self._vitals: Vitals | None = None
+        self._vitals: HealthProbe | None = None
         self._client: Client | None = None
         self._outage = Outage()
         self._stopping = asyncio.Event()
@@ -116,11 +116,11 @@ class Server:
         around = (middleware, *self.config.middleware)
         self.config = dataclasses.replace(self.config, middleware=around)
 
-    def condition(self) -> Condition:
+    def condition(self) -> ServerHealth:
         """How it is now: whether it takes tasks, and if not, why. May be called by any thread."""
         stopping = self._stopping.is_set()
         if self._vitals is None:
-            return Condition(stopping=stopping)
+            return ServerHealth(stopping=stopping)
         return self._vitals.look(stopping=stopping)
 
     async def run(self, *, on_ready: Callable[[], object] | None = None) -> None:
@@ -136,7 +136,7 @@ class Server:
         with signals(self._on_signal):
             try:
                 await self.start()
-            except _ToldToStop:
+            except _StopRequested:
                 return
             try:
                 if on_ready is not None:
@@ -206,7 +206,7 @@ class Server:
         self._broker = AsyncBroker(self.address)
         self._exits.push_async_callback(self._broker.aclose)
         self._check(await self._facts())
-        self._lanes = [Lane(QueueKeys(self.prefix, queue)) for queue in config.weights]
+        self._lanes = [QueueState(QueueKeys(self.prefix, queue)) for queue in config.weights]
         await check_permissions(self._broker, [lane.keys for lane in self._lanes])
         together = Together(self._broker, len(self._lanes))
         self._settlers = {
@@ -217,10 +217,10 @@ class Server:
         client.lent = True
         self._exits.push_async_callback(_take_back, client)
         waits = Waits(config.weights, config.concurrency, config.thread_count)
-        surroundings = Surroundings(client, self._blocking_client, waits)
+        surroundings = ServerContext(client, self._blocking_client, waits)
         if config.lifespan is not None:
             surroundings.state = await self._exits.enter_async_context(config.lifespan())
-        hung = Hung(self._max_hung, self._on_too_many_hung)
+        hung = HungHandlers(self._max_hung, self._on_too_many_hung)
         invoker = Invoker(config, self.mux, hung)
         self._exits.push_async_callback(invoker.aclose)
         rivals = Rivals(self._broker, self.prefix, self.id)
@@ -254,10 +254,12 @@ class Server:
         if self._periodic:
             self._spawn(PeriodicLoop(self._broker, self.prefix, self._periodic, self._outage).run)
         self._fetching = self._spawn(self._fetcher.run)
-        self._vitals = Vitals(config, self._lanes, self._runner, self._control, self._heartbeats[0])
+        self._vitals = HealthProbe(
+            config, self._lanes, self._runner, self._control, self._heartbeats[0]
+        )
         log.info("server %s is ready: queues %s at %s", self.id, config.weights, self.address)
 
-    async def _facts(self) -> Facts:
+    async def _facts(self) -> StoreInfo:
         """Ask the store about itself, trying again for a while."""
         backoff, tries = Backoff(cap=AWAY_CAP_S) if self.patient else Backoff(), 8
         while True:
@@ -273,9 +275,9 @@ class Server:
                 return facts
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), backoff.next())
-                raise _ToldToStop
+                raise _StopRequested
 
-    def _check(self, facts: Facts) -> None:
+    def _check(self, facts: StoreInfo) -> None:
         least = MIN_VERSION.get(facts.product)
         if least and facts.version and facts.version < least:
             shown = ".".join(map(str, facts.version))
@@ -294,7 +296,7 @@ class Server:
 
     def _make_heartbeats(self) -> list[Heartbeat]:
         """One thread for each node: a node that is away must not hold up another's leases."""
-        by_node: dict[str, list[Lane]] = {}
+        by_node: dict[str, list[QueueState]] = {}
         for lane in self._lanes:
             node = self._broker.node_name(lane.keys.key("active"))
             by_node.setdefault(node, []).append(lane)

@@ -9,7 +9,7 @@ told whom. docs/dashboard.md tells how to run, mount and secure it.
 
 from __future__ import annotations
 
-from qsync.extension import missing
+from qsync.instrumentation import missing
 
 try:
     from qsync.web.app import Dashboard, create_app

@@ -24,12 +24,22 @@ from qsync.errors import (
     StoreUnavailable,
 )
 from qsync.inspector import Inspector
-from qsync.web import dead, many, overview, queues, schedules, servers, tasks, watch, work
-from qsync.web.access import Auth, Nobody, access_of
-from qsync.web.guard import Guard, Rules, sign_in_of
+from qsync.web import (
+    bulk_actions,
+    dead,
+    monitoring,
+    overview,
+    queues,
+    schedules,
+    servers,
+    tasks,
+    waiting_tasks,
+)
+from qsync.web.auth import Auth, DenyAll, access_of
 from qsync.web.login import SignIn
+from qsync.web.pages import Mask, Site, make_environment
 from qsync.web.sampler import Sampler
-from qsync.web.site import Mask, Site, make_environment
+from qsync.web.security import Guard, Rules, sign_in_of
 
 log = logging.getLogger("qsync.web")
 
@@ -48,9 +58,9 @@ VIEWS: Final[dict[str, View]] = {
     "/servers": servers.list_all,
     "/server": servers.show,
     "/schedules": schedules.list_all,
-    "/more": work.more,
-    "/metrics": watch.metrics,
-    "/health": watch.health,
+    "/more": bulk_actions.continue_page,
+    "/metrics": monitoring.metrics,
+    "/health": monitoring.health,
 }
 
 ACTIONS: Final[dict[str, View]] = {
@@ -61,9 +71,9 @@ ACTIONS: Final[dict[str, View]] = {
     "/task/run": tasks.run,
     "/task/cancel": tasks.cancel,
     "/task/delete": tasks.delete,
-    "/tasks/run": many.run,
-    "/tasks/cancel": many.cancel,
-    "/tasks/delete": many.delete,
+    "/tasks/run": waiting_tasks.run,
+    "/tasks/cancel": waiting_tasks.cancel,
+    "/tasks/delete": waiting_tasks.delete,
     "/dead/run": dead.run,
     "/dead/delete": dead.delete,
     "/server/quiet": servers.quiet,
@@ -148,7 +158,7 @@ def create_app(
     if isinstance(hosts, str):
         raise ConfigError("hosts: give a list of names")
     access = access_of(token, auth)
-    if isinstance(access, Nobody):
+    if isinstance(access, DenyAll):
         log.warning("the dashboard lets nobody in: give create_app() token= or auth=")
     names = None if hosts is None else {host.strip("[]").lower() for host in hosts}
     site = Site(

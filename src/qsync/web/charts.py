@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from qsync.web.texts import short
+from qsync.web.filters import short
 
 WIDTH: Final = 300
 HEIGHT: Final = 100

@@ -17,7 +17,7 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from qsync.web.access import network_of
+from qsync.web.auth import network_of
 
 Network = IPv4Network | IPv6Network
 

@@ -7,11 +7,11 @@ from starlette.responses import Response
 
 from qsync.inspector import Change
 from qsync.state import TaskState
-from qsync.web import work
-from qsync.web.params import Fields, Wanted, wanted
-from qsync.web.site import Site
+from qsync.web import bulk_actions
+from qsync.web.filters import plural
+from qsync.web.pages import Site
+from qsync.web.query import Fields, Wanted, wanted
 from qsync.web.tasks import listing
-from qsync.web.texts import plural
 
 
 async def list_some(site: Site, request: Request) -> Response:
@@ -29,14 +29,14 @@ async def run(site: Site, request: Request) -> Response:
         async def rerun(id: str) -> Change:
             return await site.inspector.run(id, queue=which.queue, state=TaskState.DEAD)
 
-        return await work.ticked(site, request, "run", which, rerun, form)
+        return await bulk_actions.apply_to_selected(site, request, "run", which, rerun, form)
     if form.text("sure") != "yes":
         return await _ask(site, request, form, which, "Re-run")
 
-    async def step(cursor: str | None) -> work.Step:
+    async def step(cursor: str | None) -> bulk_actions.Step:
         return await site.inspector.run_dead(which.queue, which.filter, cursor=cursor)
 
-    return await work.go_on(site, request, "run", which, step, form)
+    return await bulk_actions.run_steps(site, request, "run", which, step, form)
 
 
 async def delete(site: Site, request: Request) -> Response:
@@ -51,18 +51,18 @@ async def delete(site: Site, request: Request) -> Response:
         async def remove(id: str) -> Change:
             return await site.inspector.delete(id, queue=which.queue, state=TaskState.DEAD)
 
-        return await work.ticked(site, request, "delete", which, remove, form)
+        return await bulk_actions.apply_to_selected(site, request, "delete", which, remove, form)
 
-    async def step(cursor: str | None) -> work.Step:
+    async def step(cursor: str | None) -> bulk_actions.Step:
         return await site.inspector.delete_dead(which.queue, which.filter, cursor=cursor)
 
-    return await work.go_on(site, request, "delete", which, step, form)
+    return await bulk_actions.run_steps(site, request, "delete", which, step, form)
 
 
 async def _ask(site: Site, request: Request, form: Fields, which: Wanted, verb: str) -> Response:
     """Ask before it is done to many, with the number of those that are meant."""
     ids = [] if form.text("scope") == "all" else form.all("id-ticked")
-    number, others = (f"{len(ids):,}", 0) if ids else await work.count(site, which)
+    number, others = (f"{len(ids):,}", 0) if ids else await bulk_actions.count(site, which)
     tasks = "task" if number == "1" else "tasks"
     that = f" {which}" if which.narrowed and not ids else ""
     text = f"{verb} {number} dead {tasks} in queue {which.queue}{that}?"
@@ -73,5 +73,5 @@ async def _ask(site: Site, request: Request, form: Fields, which: Wanted, verb: 
     return site.confirm(
         request, form, title=f"{verb} {number} {tasks}?", text=text, items=ids,
         button=f"{verb} {number} {tasks}", danger=verb == "Delete",
-        back=work.back_to(request, "/dead", **which.query),
+        back=bulk_actions.back_to(request, "/dead", **which.query),
     )  # fmt: skip

@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from qsync.errors import InvalidTask
-from qsync.web.access import COOKIE, SESSION_S, TokenAccess
-from qsync.web.params import parse_form
+from qsync.web.auth import COOKIE, SESSION_S, TokenAccess
+from qsync.web.query import parse_form
 
 NEXT_LIMIT: Final = 2000
 

@@ -11,9 +11,9 @@ from starlette.responses import Response
 from qsync.inspector import Day, QueueInfo
 from qsync.state import TaskState
 from qsync.web.charts import BarChart, LineChart, bar_chart, line_chart
-from qsync.web.params import Fields, sheet_of
+from qsync.web.pages import Site
+from qsync.web.query import Fields, sheet_of
 from qsync.web.sampler import DAYS, QUEUES, SAMPLES, Sampler, filled
-from qsync.web.site import Site
 
 
 async def show(site: Site, request: Request) -> Response:

@@ -6,12 +6,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from qsync.inspector.queues import PURGED, purged_with
-from qsync.web import work
+from qsync.web import bulk_actions
+from qsync.web.filters import plural
 from qsync.web.overview import by_day, minutes
-from qsync.web.params import Fields, sheet_of, wanted
+from qsync.web.pages import Site
+from qsync.web.query import Fields, sheet_of, wanted
 from qsync.web.sampler import DAYS, QUEUES
-from qsync.web.site import Site
-from qsync.web.texts import plural
 
 
 async def list_all(site: Site, request: Request) -> Response:
@@ -70,13 +70,13 @@ async def purge(site: Site, request: Request) -> Response:
             title=f"Purge {which.queue}?",
             text=f"{plural(number, f'{what} task')} will be deleted. They cannot be brought back.",
             button=f"Delete all {what} tasks",
-            back=work.back_to(request, "/queue", queue=which.queue),
+            back=bulk_actions.back_to(request, "/queue", queue=which.queue),
         )
 
-    async def step(cursor: str | None) -> work.Step:
+    async def step(cursor: str | None) -> bulk_actions.Step:
         return await site.inspector.purge(which.queue, which.state, cursor=cursor)
 
-    return await work.go_on(site, request, "purge", which, step, form)
+    return await bulk_actions.run_steps(site, request, "purge", which, step, form)
 
 
 async def delete(site: Site, request: Request) -> Response:
@@ -88,7 +88,7 @@ async def delete(site: Site, request: Request) -> Response:
             request, form, title=f"Delete queue {name}?", button="Delete the queue",
             text="It is forgotten with its counters, its pause and its schedules. It has to be "
             "empty, and no live server may take from it.",
-            back=work.back_to(request, "/queue", queue=name),
+            back=bulk_actions.back_to(request, "/queue", queue=name),
         )  # fmt: skip
     found = await site.inspector.forget(name)
     match found.outcome:

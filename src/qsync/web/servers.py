@@ -6,9 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from qsync.inspector import Change
-from qsync.web.params import PAGE, Fields, sheet_of
-from qsync.web.site import Site
-from qsync.web.work import back_to
+from qsync.web.bulk_actions import back_to
+from qsync.web.pages import Site
+from qsync.web.query import PAGE, Fields, sheet_of
 
 
 async def list_all(site: Site, request: Request) -> Response:

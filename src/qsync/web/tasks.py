@@ -12,12 +12,12 @@ from starlette.responses import RedirectResponse, Response
 
 from qsync.errors import InvalidTask
 from qsync.inspector import Change, QueueInfo, Shown, TaskDetail
-from qsync.inspector.shown import show as show_bytes
+from qsync.inspector.payload_preview import show as show_bytes
 from qsync.inspector.tasks import RUNNABLE
 from qsync.state import UNFINISHED, TaskState
-from qsync.web.params import LIMIT, PAGE, Fields, Wanted, wanted
-from qsync.web.site import Mask, Site, links
-from qsync.web.work import back_to
+from qsync.web.bulk_actions import back_to
+from qsync.web.pages import Mask, Site, links
+from qsync.web.query import LIMIT, PAGE, Fields, Wanted, wanted
 
 log = logging.getLogger("qsync.web")
 

@@ -1,0 +1,103 @@
+"""What servers publish of their periodic tasks, so that others see and trigger them."""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+from typing import Final
+
+import msgspec
+
+from qsync import codec
+from qsync.broker.ops import SCHEDULE_SILENCE_US
+from qsync.schedule import Cron, Every, Periodic, Schedule
+from qsync.task import ENVELOPE_HEAD, NewTask
+
+LIVE_US: Final = SCHEDULE_SILENCE_US
+"""So long after a server published it a schedule counts as live; servers do so every minute."""
+
+
+class ScheduleRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A schedule as it is published. Neither cron nor every: one of a kind of its own."""
+
+    text: str = ""
+    cron: str | None = None
+    tz: str | None = None
+    every_us: int | None = None
+    missed: str = ""
+    type: str = ""
+
+    def schedule(self) -> Schedule | None:
+        """The schedule itself; None when it is of a kind of its own. InvalidTask as for it."""
+        if self.cron is not None:
+            return Cron(self.cron, tz=self.tz or "UTC")
+        return None if self.every_us is None else Every(self.every_us / 1_000_000)
+
+
+class Template(msgspec.Struct, frozen=True, array_like=True):
+    """The task of a schedule, ready to be enqueued under an id."""
+
+    head: bytes
+    message: bytes
+    due: str
+    fairness_key: str
+    lock: str
+    window_us: int
+    retention_us: int | None
+
+
+def record_of(periodic: Periodic, type: str) -> bytes:
+    """The record of a schedule whose tasks are of this type."""
+    schedule = periodic.schedule
+    record = ScheduleRecord(text=str(schedule), missed=periodic.missed, type=type)
+    if isinstance(schedule, Cron):
+        record = msgspec.structs.replace(record, cron=schedule.expression, tz=schedule.tz)
+    elif isinstance(schedule, Every):
+        record = msgspec.structs.replace(record, every_us=schedule.period_us)
+    return codec.encode(record)
+
+
+def digest_of(schedule: Schedule) -> str:
+    """Return a digest of when a schedule ticks: another one says that it was changed."""
+    if isinstance(schedule, Cron):
+        text = f"cron {schedule.expression} {schedule.tz}"
+    elif isinstance(schedule, Every):
+        text = f"every {schedule.period_us}"
+    else:  # what Python writes of an object by default has its address, which is always another
+        kind = type(schedule)
+        shown = re.sub(r" at 0x[0-9a-fA-F]+", "", str(schedule))
+        text = f"{kind.__module__}.{kind.__qualname__} {shown}"
+    return sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def template_of(task: NewTask) -> bytes:
+    """The task of a schedule as it is published."""
+    return codec.encode(
+        Template(
+            ENVELOPE_HEAD, task.message, task.due, task.fairness_key, task.lock, task.window_us,
+            task.retention_us,
+        )
+    )  # fmt: skip
+
+
+def read_record(data: bytes) -> ScheduleRecord:
+    """A record decoded; an empty one when somebody spoilt it."""
+    try:
+        record: ScheduleRecord = codec.decode(data, ScheduleRecord)
+    except codec.CodecError:
+        return ScheduleRecord()
+    return record
+
+
+def task_from(data: bytes | None, id: str, queue: str) -> NewTask | None:
+    """The task of a schedule under an id; None when it cannot be made of what was published."""
+    try:
+        template: Template = codec.decode(data or b"", Template)
+    except codec.CodecError:
+        return None
+    if template.head != ENVELOPE_HEAD:  # published by a version whose messages are others
+        return None
+    return NewTask(
+        id, queue, template.message, template.due, template.fairness_key, template.lock,
+        template.window_us, template.retention_us,
+    )  # fmt: skip

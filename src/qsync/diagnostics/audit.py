@@ -1,0 +1,297 @@
+"""Whether what lies in the store is as it must be, and how to mend what is not.
+
+An audit only reads, in short steps, and may run while the queue is in use: each step looks at its
+ids at one moment, and every change of a task is made in one. What looks wrong is looked at a second
+time before it is reported. A repair is one script that mends a damage only where it still is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from qsync import codec
+from qsync.broker import ops, views
+from qsync.broker.address import Address
+from qsync.broker.shell import AsyncBroker
+from qsync.broker.views import AuditRow
+from qsync.errors import InvalidTask
+from qsync.keys import QUEUE_KEYS, GlobalKeys, QueueKeys, check_name
+from qsync.state import UNFINISHED, TaskState
+from qsync.task import Failure, decode_message
+
+Kind = Literal[
+    "several states", "no state", "no message", "not leased", "not owned", "leftover",
+    "lock kept", "lock lost", "lock unkept", "strange lock", "several wakes",
+    "not registered", "wrong type", "stray key",
+]  # fmt: skip
+
+MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
+    # kind: (what it is, what a repair does; empty: it is for a person to look at)
+    "several states": ("a task is in several states", "left in the one that runs it"),
+    "no state": (
+        "a task is in no state, so nobody runs it",
+        "put among the dead, or leased to the server that holds it",
+    ),
+    "no message": ("a task has lost its message", "put among the dead: payload missing"),
+    "not leased": ("a lease is held of a task that is not active", "the lease is taken away"),
+    "not owned": ("an active task is held by nobody", "its lease ends now"),
+    "leftover": ("something is kept of a task that is not there", "removed"),
+    "lock kept": ("a task that ended holds a unique lock", "freed"),
+    "lock lost": ("a task has lost its unique lock", "taken again, unless another has it"),
+    "lock unkept": ("a unique lock would end before its task", "kept until the task ends"),
+    "strange lock": ("an entry among the locks is none", "removed"),
+    "several wakes": ("the list that wakes servers has several elements", "cut to one"),
+    "not registered": ("a queue is not in the set of queues", "put into it"),
+    "wrong type": ("a key has the wrong type: somebody else wrote it", ""),
+    "stray key": ("a key that is not ours, or should end and does not", ""),
+}
+
+SOURCES: Final = (
+    "tasks", *(state.value for state in TaskState), "owner", "crashes", "failures", "results",
+    "keys", "cancels", "progress", "unique",
+)  # fmt: skip
+PAGE: Final = 100
+SCANNED: Final = 1000
+"""How many keys or names of queues the store looks through in one step."""
+
+LIMIT: Final = 10_000
+"""How many damages of a queue are kept; the audit goes on after a repair."""
+
+LEASE_US: Final = 30_000_000
+"""How long a server may take to renew the lease of a task whose place was lost."""
+
+_UNFINISHED: Final = frozenset(state.value for state in UNFINISHED)
+_ENDED: Final = frozenset({TaskState.COMPLETED.value, TaskState.DEAD.value})
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Something that is not as it must be. `id` is that of the task, or the name of a key."""
+
+    kind: Kind
+    queue: str
+    id: str
+    lock: str = ""
+
+    @property
+    def repairable(self) -> bool:
+        """Whether a repair knows what to do."""
+        return bool(MEANINGS[self.kind][1])
+
+
+@dataclass(slots=True)
+class Report:
+    """What an audit found."""
+
+    queues: list[str] = field(default_factory=list)
+    ids: int = 0
+    """How many entries were looked at."""
+    damages: list[Damage] = field(default_factory=list)
+    lost_payloads: int = 0
+    """Ended tasks whose message was lost earlier; they are counted, and are no damage."""
+    truncated: bool = False
+    unknown: list[str] = field(default_factory=list)
+    """What could not be looked at, since the store refuses it."""
+
+
+def damages_of(row: AuditRow, queue: str) -> list[Damage]:
+    """What is wrong with a task, by how it stands at one moment."""
+    if not row.id:
+        return [Damage("strange lock", queue, "", row.claim)] if row.claim else []
+    return [
+        Damage(kind, queue, row.id, row.claim if kind == "lock unkept" else "")
+        for kind in (*_place(row), *_locks(row))
+    ]
+
+
+def _place(row: AuditRow) -> Iterable[Kind]:
+    states, has_message = row.states, "tasks" in row.beside
+    if len(states) > 1:
+        yield "several states"
+    if not states and row.beside:
+        yield "no state" if has_message else "leftover"
+    if not has_message and _UNFINISHED & set(states):
+        yield "no message"
+    if states and ("owner" in row.beside) != ("active" in states):
+        yield "not owned" if "active" in states else "not leased"
+
+
+def _locks(row: AuditRow) -> Iterable[Kind]:
+    unfinished = bool(_UNFINISHED & set(row.states))
+    if row.lock and not unfinished:
+        yield "lock kept"
+    elif row.lock and row.holder != row.id:
+        yield "lock lost"
+    elif not row.lock and unfinished and row.claim and _lock_in(row.message) == row.claim:
+        yield "lock unkept"
+
+
+def _lock_in(message: bytes | None) -> str | None:
+    """The lock that a task was enqueued with: an earlier task of its id may have had another."""
+    try:
+        options = decode_message(message).options if message else None
+    except codec.CodecError:
+        return None
+    return options.lock if options else None
+
+
+class Auditor:
+    """Audits the queues of a prefix, and mends them."""
+
+    def __init__(self, broker: AsyncBroker, *, prefix: str) -> None:
+        self._broker = broker
+        self._keys = GlobalKeys(prefix)
+
+    async def audit(self, queue: str | None = None) -> Report:
+        """Look at one queue, or at all and at the keys beside them."""
+        report = Report()
+        if queue is not None:
+            report.queues = [check_name("queue", queue)]
+        else:
+            report.queues = await self._survey(report)
+        for name in report.queues:
+            await self._audit_queue(name, report)
+        return report
+
+    async def repair(self, damages: Sequence[Damage]) -> Counter[Kind]:
+        """Mend what can be; how much was, by kind. Less than was found, when it had changed."""
+        mended: Counter[Kind] = Counter()
+        groups: dict[tuple[str, Kind], list[Damage]] = {}
+        for damage in damages:
+            if damage.repairable:
+                groups.setdefault((damage.queue, damage.kind), []).append(damage)
+        for (queue, kind), group in groups.items():
+            for at in range(0, len(group), PAGE):
+                mended[kind] += await self._mend(queue, kind, group[at : at + PAGE])
+        return +mended
+
+    async def _mend(self, queue: str, kind: Kind, group: Sequence[Damage]) -> int:
+        if kind == "not registered":
+            return await self._broker.run(ops.register(self._keys, [queue]))
+        rows = [(damage.id, damage.lock) for damage in group]
+        record = codec.encode(Failure(error="an audit found the task in no state"))
+        keys = QueueKeys(self._keys.prefix, queue)
+        call = ops.repair(keys, kind, rows, record=record, lease_us=LEASE_US)
+        return (await self._broker.run(call)).count("ok")
+
+    async def _audit_queue(self, queue: str, report: Report) -> None:
+        keys = QueueKeys(self._keys.prefix, queue)
+        kinds, wakes = await self._broker.run(views.types(keys))
+        wrong = [name for name, kind in kinds.items() if kind != QUEUE_KEYS[name][0]]
+        if wrong:
+            report.damages += [Damage("wrong type", queue, keys.key(name)) for name in wrong]
+            return
+        if wakes > 1:
+            report.damages.append(Damage("several wakes", queue, ""))
+        suspects: set[Damage] = set()
+        async for source, row in self._rows(keys):
+            report.ids += 1
+            if len(suspects) < LIMIT:
+                suspects.update(damages_of(row, queue))
+            report.lost_payloads += source in _ENDED and "tasks" not in row.beside
+        report.truncated |= len(suspects) >= LIMIT
+        report.damages += await self._confirmed(keys, suspects)
+
+    async def _rows(self, keys: QueueKeys) -> AsyncIterator[tuple[str, AuditRow]]:
+        for source in SOURCES:
+            cursor = ""
+            while cursor != "0":
+                call = views.audit(keys, source, cursor=cursor or "0", count=PAGE)
+                cursor, rows = await self._broker.run(call)
+                for row in rows:
+                    yield source, row
+
+    async def _confirmed(self, keys: QueueKeys, suspects: set[Damage]) -> list[Damage]:
+        """Those that are still so."""
+        found: list[Damage] = []
+        order = list(MEANINGS).index
+        listed = sorted(suspects, key=lambda one: (order(one.kind), one.id, one.lock))
+        for at in range(0, len(listed), PAGE):
+            part = listed[at : at + PAGE]
+            pairs = [(damage.id, damage.lock) for damage in part]
+            _, rows = await self._broker.run(views.stand(keys, pairs))
+            for damage, row in zip(part, rows, strict=True):
+                found += [one for one in damages_of(row, keys.queue) if one == damage]
+        return found
+
+    # Beside the queues
+
+    async def _survey(self, report: Report) -> list[str]:
+        """The queues that there are; the report tells of what lies beside them."""
+        listed = await self._registered()
+        if listed is None:
+            report.unknown.append("the set of queues: SSCAN is refused")
+        found: set[str] = set()
+        for address in await self._broker.primaries():
+            found |= await self._scan(address, report)
+        if listed is not None:
+            report.damages += [
+                Damage("not registered", name, self._keys.queues) for name in sorted(found - listed)
+            ]
+        return sorted(found | {name for name in listed or () if _is_name(name)})
+
+    async def _registered(self) -> set[str] | None:
+        """The names in the set of queues, read in short steps; None when the store refuses."""
+        key, names, cursor = self._keys.queues, set[str](), ""
+        while cursor != "0":
+            reply = await self._broker.ask("SSCAN", key, cursor or "0", "COUNT", SCANNED, key=key)
+            if reply is None:
+                return None
+            cursor = reply[0].decode()
+            names |= {name.decode(errors="replace") for name in reply[1]}
+        return names
+
+    async def _scan(self, address: Address, report: Report) -> set[str]:
+        """The queues that a node has keys of."""
+        queues: set[str] = set()
+        others: set[bytes] = set()
+        node = AsyncBroker(address, connections=1)
+        try:
+            async for key in self._all_keys(node):
+                queue = self._queue_of(key.decode(errors="replace"))
+                if queue is not None:
+                    queues.add(queue)
+                elif key.decode(errors="replace") not in (self._keys.queues, self._keys.servers):
+                    others.add(key)
+            for key in sorted(others):
+                # -1: it has none. It is asked twice, as servers make theirs in two steps.
+                if await node.ask("PTTL", key) == -1 and await node.ask("PTTL", key) == -1:
+                    name = key.decode(errors="backslashreplace")
+                    report.damages.append(Damage("stray key", "", name))
+        except _Refused:
+            report.unknown.append(f"what other keys there are at {address}: SCAN is refused")
+        finally:
+            await node.aclose()
+        return queues
+
+    async def _all_keys(self, node: AsyncBroker) -> AsyncIterator[bytes]:
+        """The keys of a node that begin as ours do; some may come twice."""
+        for pattern in (f"{{{self._keys.prefix}:*", f"{self._keys.prefix}:*"):
+            cursor = ""
+            while cursor != "0":
+                reply = await node.ask("SCAN", cursor or "0", "MATCH", pattern, "COUNT", SCANNED)
+                if reply is None:
+                    raise _Refused
+                cursor = reply[0].decode()
+                for key in reply[1]:
+                    yield key
+
+    def _queue_of(self, key: str) -> str | None:
+        """The queue that has this key among its own; None when none does."""
+        base, _, name = key.rpartition("}:")
+        queue = base.removeprefix(f"{{{self._keys.prefix}:")
+        return queue if name in QUEUE_KEYS and queue != base and _is_name(queue) else None
+
+
+class _Refused(Exception):
+    """The store does not let us look."""
+
+
+def _is_name(text: str) -> bool:
+    try:
+        return bool(check_name("queue", text))
+    except InvalidTask:
+        return False

@@ -1,0 +1,365 @@
+"""Whether a store is fit for the queue: what is found, and what to do about it.
+
+Each check is one question to the store. What it refuses to answer is `unknown`, and the rest goes
+on. What the replies mean is in functions without I/O.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from qsync.broker import acl, views
+from qsync.broker.acl import Role
+from qsync.broker.address import Address
+from qsync.broker.script import load
+from qsync.broker.shell import MIN_VERSION, AsyncBroker, evicts_tasks
+from qsync.errors import QsyncError, StoreUnavailable
+from qsync.keys import GlobalKeys, QueueKeys, shorten
+from qsync.task import DEFAULT
+
+Level = Literal["ok", "warning", "problem", "unknown"]
+
+SLOTS: Final = 16384
+SLOW_MS: Final = 20.0
+SKEW_S: Final = 1.0
+SKEW_TOO_FAR_S: Final = 60.0
+NEAR: Final = 0.8
+NEARER: Final = 0.95
+NO_INFO: Final = "the store does not allow INFO"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's: what it is about, how it is, and what to do."""
+
+    name: str
+    level: Level
+    text: str
+    node: str = ""
+    """The node that it is about, where there are several."""
+
+
+class Doctor:
+    """Examines a store as the user that its address names."""
+
+    def __init__(self, address: Address, *, prefix: str, role: Role | None = None) -> None:
+        """`role`: what the user of the address is to be; None: any of them will do."""
+        self._address = address
+        self._role = role
+        self._keys = GlobalKeys(prefix)
+
+    async def examine(self) -> list[Finding]:
+        """What is found, in a fixed order; one problem alone when the store cannot be reached."""
+        broker = AsyncBroker(self._address, connections=1)
+        try:
+            await broker.ping()
+            nodes = await broker.primaries()
+            found = []
+            if self._address.kind == "cluster":
+                found.append(await _cluster(broker))
+            for node in nodes:
+                name = f"{node.nodes[0][0]}:{node.nodes[0][1]}" if len(nodes) > 1 else ""
+                found += await self._examine_node(node, name)
+        except StoreUnavailable as error:
+            return [Finding("connection", "problem", f"{error}: check the URL, and that it runs")]
+        finally:
+            await broker.aclose()
+        return found
+
+    async def _examine_node(self, address: Address, name: str) -> list[Finding]:
+        broker = AsyncBroker(address, connections=1)
+        try:
+            text = await broker.ask("INFO")
+            info = None if text is None else parse_info(text)
+            found = [
+                round_trip([await broker.ping() for _ in range(5)]),
+                version(info),
+                policy(info, await _setting(broker, "maxmemory-policy")),
+                memory(info, await _setting(broker, "maxmemory")),
+                persistence(
+                    info, await _setting(broker, "appendfsync"), await _setting(broker, "save")
+                ),
+                replication(info),
+                await _clock(broker),
+                await self._rights(broker),
+                await _scripts(broker),
+            ]
+        finally:
+            await broker.aclose()
+        return [Finding(one.name, one.level, one.text, name) for one in found]
+
+    async def _rights(self, broker: AsyncBroker) -> Finding:
+        """Try what each role does, without doing it."""
+        who = await broker.ask("ACL", "WHOAMI")
+        if who is None:
+            return await self._allowed_in_scripts(broker)
+        old = await _is_old(broker)
+        lacking: dict[Role, list[str]] = {}
+        for role in acl.ROLES:
+            lacking[role] = []
+            for command in trials(role, self._keys, old=old):
+                words = str(command[0]).split("|")
+                answer = await broker.ask("ACL", "DRYRUN", who, *words, *command[1:])
+                if answer is None:
+                    return await self._allowed_in_scripts(broker)
+                if answer != b"OK":
+                    lacking[role].append(str(command[0]))
+        return rights_of(who.decode(errors="replace"), lacking, self._role, self._keys.prefix)
+
+    async def _allowed_in_scripts(self, broker: AsyncBroker) -> Finding:
+        """What a script says of the rights of a user who may not ask for them by ACL DRYRUN."""
+        keys = QueueKeys(self._keys.prefix, DEFAULT)
+        calls = [views.permissions(keys, acl.checkable(role)) for role in acl.ROLES]
+        lacking: dict[Role, Sequence[str]] = {}
+        replies = await broker.run_many(calls)
+        for role, reply in zip(acl.ROLES, replies, strict=True):
+            if isinstance(reply, QsyncError):
+                text = f"{reply}: give the user the rights of a role, see docs/security.md"
+                return Finding("rights", "problem", text)
+            lacking[role] = reply
+        return rights_of("", lacking, self._role, keys.prefix)
+
+
+def rights_of(
+    user: str, lacking: Mapping[Role, Sequence[str]], wanted: Role | None, prefix: str
+) -> Finding:
+    """Whether a user may do all that one of the roles does, or the one that is wanted."""
+    who = f"user {shorten(user)}" if user else "the user"
+    can = [role for role, commands in lacking.items() if not commands]
+    if wanted in can or (wanted is None and can):
+        text = f"{who} may be {', '.join(can)}"
+        cannot = [
+            f"{role} for want of {', '.join(commands)}"
+            for role, commands in lacking.items()
+            if commands
+        ]
+        return Finding("rights", "ok", f"{text}; not {'; '.join(cannot)}" if cannot else text)
+    role = min(lacking, key=lambda role: len(lacking[role])) if wanted is None else wanted
+    text = (
+        f"{who} {acl.shortfall(lacking[role], prefix)}: "
+        f"give it the rights of a {role}, see docs/security.md"
+    )
+    return Finding("rights", "problem", text)
+
+
+def trials(
+    role: Role, global_keys: GlobalKeys, *, old: bool
+) -> list[tuple[str | bytes | int, ...]]:
+    """A harmless form of each command of a role, on keys that it has; they are never run."""
+    keys = QueueKeys(global_keys.prefix, DEFAULT)
+    key, number = keys.key("meta"), "1"
+    special: dict[str, tuple[str | int, ...]] = {
+        "eval": ("return 1", 1, key), "evalsha": ("0" * 40, 1, key), "ping": (), "time": (),
+        "wait": (1, 1), "waitaof": (1, 0, 1), "scan": (0,),
+        "ssubscribe": (keys.done,), "sunsubscribe": (keys.done,),
+        "spublish": (keys.done, "id"), "blpop": (key, 1),
+        "hset": (key, "f", "v"), "hincrby": (key, "f", 1), "zadd": (key, 1, "m"),
+        "zrangebyscore": (key, 0, 1), "zremrangebyscore": (key, 0, 1), "zrange": (key, 0, 1),
+        "ltrim": (key, 0, 0), "hscan": (key, 0), "zscan": (key, 0), "sscan": (key, 0),
+        "type": (key,),
+    }  # fmt: skip
+    one_key = {
+        "exists", "hgetall", "hkeys", "hlen", "llen", "memory|usage", "pttl", "scard", "unlink",
+        "zcard",
+    }  # fmt: skip
+    return [
+        (name, *special.get(name, (key,) if name in one_key else (key, number)))
+        for name in acl.commands(role, old=old)
+    ]
+
+
+def parse_info(text: bytes) -> dict[str, str]:
+    """The fields of a reply to INFO."""
+    lines = text.decode(errors="replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
+
+
+def round_trip(seconds: Sequence[float]) -> Finding:
+    """How long an answer takes."""
+    ms = statistics.median(seconds) * 1000
+    if ms > SLOW_MS:
+        text = f"{ms:.1f} ms: each call waits so long; run clients and servers nearer to the store"
+        return Finding("round trip", "warning", text)
+    return Finding("round trip", "ok", f"{ms:.2f} ms")
+
+
+def version(info: Mapping[str, str] | None) -> Finding:
+    """Whether the store is new enough."""
+    if info is None:
+        return Finding("version", "unknown", NO_INFO)
+    product = "valkey" if "valkey_version" in info else "redis"
+    text = info.get(f"{product}_version", "")
+    numbers = tuple(int(part) for part in text.split(".") if part.isdigit())
+    shown = f"{product.capitalize()} {text}"
+    if not numbers:
+        return Finding("version", "unknown", "the store does not tell its version")
+    if numbers < MIN_VERSION[product]:
+        least = ".".join(map(str, MIN_VERSION[product]))
+        return Finding("version", "problem", f"{shown}: upgrade it to {least} or newer")
+    return Finding("version", "ok", shown)
+
+
+def policy(info: Mapping[str, str] | None, setting: str | None) -> Finding:
+    """Whether the store may delete tasks when its memory is full."""
+    found = setting or (info or {}).get("maxmemory_policy")
+    if found is None:
+        return Finding("eviction", "unknown", "the store allows neither CONFIG GET nor INFO")
+    if found == "noeviction":
+        return Finding("eviction", "ok", "noeviction: a full store refuses tasks and deletes none")
+    if not evicts_tasks(found):
+        text = f"{found}: a full store deletes keys with a time to live, which no task has"
+        return Finding("eviction", "ok", text)
+    text = f"{found}: a full store deletes tasks; set maxmemory-policy to noeviction"
+    return Finding("eviction", "problem", text)
+
+
+def memory(info: Mapping[str, str] | None, setting: str | None) -> Finding:
+    """How near the store is to its limit."""
+    if info is None:
+        return Finding("memory", "unknown", NO_INFO)
+    used, limit = _number(info, "used_memory"), _number(info, "maxmemory")
+    if setting is not None and setting.isdigit():
+        limit = int(setting)
+    if not limit:
+        text = (
+            f"{_bytes(used)} used, and no limit: the system may kill the store when memory ends; "
+            "set maxmemory below what the machine has"
+        )
+        return Finding("memory", "warning", text)
+    text = f"{_bytes(used)} of {_bytes(limit)} used ({used / limit:.0%})"
+    if used >= NEAR * limit:
+        level: Level = "problem" if used >= NEARER * limit else "warning"
+        return Finding("memory", level, f"{text}: raise maxmemory, or add servers to drain queues")
+    return Finding("memory", "ok", text)
+
+
+def persistence(info: Mapping[str, str] | None, sync: str | None, save: str | None) -> Finding:
+    """What a restart of the store would lose."""
+    if info is None:
+        return Finding("persistence", "unknown", NO_INFO)
+    name = "persistence"
+    if info.get("aof_enabled") == "1":
+        if info.get("aof_last_write_status", "ok") != "ok":
+            text = "the append-only file cannot be written: look at the disk and the store's log"
+            return Finding(name, "problem", text)
+        if sync == "no":
+            text = "an append-only file that is never synced: set appendfsync to everysec"
+            return Finding(name, "warning", text)
+        return Finding(
+            name, "ok", f"an append-only file, synced {_SYNCS.get(sync, 'as it is set')}"
+        )
+    if info.get("rdb_last_bgsave_status", "ok") != "ok":
+        text = "snapshots fail, and there is no append-only file: look at the disk and its log"
+        return Finding(name, "problem", text)
+    if save == "":
+        text = "none: a restart of the store loses all tasks; set appendonly to yes"
+        return Finding(name, "problem", text)
+    kept = "snapshots alone" if save else "no append-only file, and perhaps snapshots"
+    text = f"{kept}: a crash loses what came since the last; set appendonly to yes"
+    return Finding(name, "warning", text)
+
+
+_SYNCS: Final[dict[str | None, str]] = {
+    "always": "with every write",
+    "everysec": "every second, so that a power failure loses two at most",
+}
+
+
+def replication(info: Mapping[str, str] | None) -> Finding:
+    """Whether another machine has the tasks."""
+    if info is None:
+        return Finding("replication", "unknown", NO_INFO)
+    name = "replication"
+    if info.get("role") != "master":
+        text = "this is a replica, which takes no tasks: use the URL of the primary or Sentinels"
+        return Finding(name, "problem", text)
+    replicas = [value for field, value in info.items() if field[:5] == "slave" and "," in value]
+    if not replicas:
+        text = "no replica: the tasks live and die with this machine; add one if that matters"
+        return Finding(name, "warning", text)
+    offset = _number(info, "master_repl_offset")
+    states = [dict(part.split("=", 1) for part in one.split(",")) for one in replicas]
+    online = [state for state in states if state.get("state") == "online"]
+    if len(online) < len(states):
+        text = f"{len(states) - len(online)} of {len(states)} replicas are not in step: see its log"
+        return Finding(name, "warning", text)
+    behind = max(offset - _number(state, "offset") for state in online)
+    return Finding(name, "ok", f"{len(online)} in step, {_bytes(max(0, behind))} behind at most")
+
+
+def clock(skew: float) -> Finding:
+    """Whether times that this machine names mean the same to the store."""
+    shown = f"{abs(skew):.3f} s {'ahead of' if skew > 0 else 'behind'} the store's"
+    if abs(skew) < SKEW_S:
+        return Finding("clock", "ok", f"this machine's is {shown}")
+    level: Level = "problem" if abs(skew) >= SKEW_TOO_FAR_S else "warning"
+    text = (
+        f"this machine's is {shown}: process_at and deadlines are off by as much; run NTP on both"
+    )
+    return Finding("clock", level, text)
+
+
+def cluster(fields: Mapping[str, str] | None) -> Finding:
+    """Whether all slots are served."""
+    if fields is None:
+        return Finding("cluster", "unknown", "the store does not allow CLUSTER INFO")
+    state, served = fields.get("cluster_state"), _number(fields, "cluster_slots_ok")
+    text = f"state {state}, {served} of {SLOTS} slots served by {fields.get('cluster_size')} nodes"
+    if state == "ok" and served == SLOTS:
+        return Finding("cluster", "ok", text)
+    if served < SLOTS:
+        text += ": queues in the others stand still; bring their nodes back or assign their slots"
+    return Finding("cluster", "problem", text)
+
+
+async def _cluster(broker: AsyncBroker) -> Finding:
+    text = await broker.ask("CLUSTER", "INFO")
+    return cluster(None if text is None else parse_info(text))
+
+
+async def _clock(broker: AsyncBroker) -> Finding:
+    before = time.time()
+    reply = await broker.ask("TIME")
+    after = time.time()
+    if reply is None:
+        return Finding("clock", "unknown", "the store does not allow TIME")
+    return clock((before + after) / 2 - (int(reply[0]) + int(reply[1]) / 1e6))
+
+
+async def _setting(broker: AsyncBroker, name: str) -> str | None:
+    reply: Any = await broker.ask("CONFIG", "GET", name)
+    return reply[1].decode(errors="replace") if reply else None
+
+
+async def _scripts(broker: AsyncBroker) -> Finding:
+    digests = [load(name).sha for name in acl.scripts()]
+    reply = await broker.ask("SCRIPT", "EXISTS", *digests)
+    if reply is None:
+        return Finding("scripts", "unknown", "the store does not allow SCRIPT EXISTS")
+    return Finding(
+        "scripts", "ok", f"{sum(reply)} of {len(digests)} loaded; the others are on first use"
+    )
+
+
+async def _is_old(broker: AsyncBroker) -> bool:
+    """Whether it is a Redis before 7.2; where it is forbidden to ask, it counts as newer."""
+    reply = await broker.ask("COMMAND", "INFO", "WAITAOF")
+    return reply is not None and reply[0] is None
+
+
+def _number(fields: Mapping[str, str], name: str) -> int:
+    text = fields.get(name, "")
+    return int(text) if text.isdigit() else 0
+
+
+def _bytes(number: int) -> str:
+    size = float(number)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

@@ -1,0 +1,97 @@
+"""The servers that live, as they describe themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from qsync import codec
+from qsync.broker import views
+from qsync.inspector.base import Base
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a server said of itself; empty and 0 for what it did not, or nobody can read."""
+
+    id: str
+    expires_us: int
+    host: str
+    pid: int
+    version: str
+    python: str
+    uptime: float
+    concurrency: int
+    running: int
+    quiet: bool
+    queues: dict[str, int]
+    types: list[str]
+    unknown: list[tuple[str, str]]
+    """Queue and type of tasks that it had no handler for."""
+    waiting: int = 0
+    """Tasks that it runs and that wait for results of tasks on its own queues."""
+
+    def takes(self, queue: str) -> bool:
+        """Whether it takes tasks from a queue, when it takes any."""
+        return queue in self.queues
+
+    @property
+    def full(self) -> bool:
+        """Whether all its slots were taken when it last said so."""
+        return self.running >= self.concurrency
+
+    @property
+    def stuck(self) -> bool:
+        """Whether all that it ran waited for tasks which it could not start."""
+        return 0 < self.running <= self.waiting
+
+
+def record_of(id: str, expires_us: int, fields: Mapping[str, bytes]) -> Record:
+    """The fields of a record decoded."""
+
+    def text(name: str) -> str:
+        return fields.get(name, b"").decode(errors="backslashreplace")
+
+    def number(name: str) -> int:
+        return views.number(fields.get(name))
+
+    return Record(
+        id=id,
+        expires_us=expires_us,
+        host=text("host"),
+        pid=number("pid"),
+        version=text("version"),
+        python=text("python"),
+        uptime=float(number("uptime_s")),
+        concurrency=number("concurrency"),
+        running=number("running"),
+        quiet=bool(number("quiet")),
+        queues=_decoded(fields.get("queues"), dict[str, int], {}),
+        types=_decoded(fields.get("types"), list[str], []),
+        unknown=_decoded(fields.get("unknown"), list[tuple[str, str]], []),
+        waiting=number("waiting"),
+    )
+
+
+def _decoded(data: bytes | None, type: type[T], other: T) -> T:
+    try:
+        value: T = codec.decode(data or b"", type)
+    except codec.CodecError:
+        return other
+    return value
+
+
+class _LiveServersMixin(Base):
+    """Knows which servers live."""
+
+    async def _live(self) -> tuple[int, list[Record]]:
+        """The store's time and the records of the live servers, by id; the first thousand."""
+        now_us, live = await self._broker.run(views.servers(self._globals))
+        ids = sorted(live)
+        found = await self._run_all([views.record(self._globals, id) for id in ids])
+        return now_us, [
+            record_of(id, live[id], fields) for id, fields in zip(ids, found, strict=True)
+        ]

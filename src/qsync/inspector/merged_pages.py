@@ -1,0 +1,124 @@
+"""Tasks of several queues in one order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from qsync.broker.views import PageKey
+from qsync.errors import InvalidTask
+from qsync.inspector.base import check_state, cursor_at, read_cursor
+from qsync.inspector.tasks import SCAN, SCANS, Tasks
+from qsync.inspector.values import Filter, Page, TaskRow
+from qsync.keys import shorten
+from qsync.state import TaskState
+
+_BY_QUEUE: Final = (TaskState.PENDING, TaskState.ACTIVE)
+"""States whose order means nothing across queues."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_TOGETHER: Final = 20
+
+_Key = tuple[int, bytes]
+
+
+class Merged(Tasks):
+    """Lists tasks of several queues."""
+
+    async def tasks_of(
+        self,
+        queues: Sequence[str],
+        state: str,
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+        filter: Filter | None = None,
+        newest_first: bool | None = None,
+    ) -> Page:
+        """A part of the tasks of these queues in a state, in one order, as `tasks` for one queue.
+
+        By when they are due, died or ended. What is pending or active comes queue by queue: its
+        order is that of its queue. `cursor` goes with the same queues.
+        """
+        wanted = check_state(state)
+        if newest_first is None:
+            newest_first = wanted in (TaskState.DEAD, TaskState.COMPLETED)
+        if wanted in _BY_QUEUE:
+            return await self._in_turn(queues, wanted, limit, cursor, filter, newest_first)
+        pages: list[Page] = []
+        for at in range(0, len(queues), _TOGETHER):
+            calls = [
+                self.tasks(queue, wanted, limit=limit, cursor=cursor, filter=filter,
+                           newest_first=newest_first)
+                for queue in queues[at : at + _TOGETHER]
+            ]  # fmt: skip
+            pages += await asyncio.gather(*calls)
+        return _merge(pages, limit, backwards=newest_first)
+
+    async def _in_turn(
+        self,
+        queues: Sequence[str],
+        state: TaskState,
+        limit: int,
+        cursor: str | None,
+        filter: Filter | None,
+        newest_first: bool,
+    ) -> Page:
+        names = sorted(queues)
+        queue, slash, inner = (cursor or "").partition("/")
+        if cursor is not None and not slash:
+            raise InvalidTask(f"cursor: {shorten(cursor)} is not one that an earlier page gave")
+        names = [name for name in names if name >= queue]
+        found: list[TaskRow] = []
+        total = scanned = 0
+        for at, name in enumerate(names):
+            page = await self.tasks(
+                name, state, limit=limit - len(found), filter=filter, newest_first=newest_first,
+                cursor=inner if name == queue and inner else None,
+            )  # fmt: skip
+            found, total, scanned = found + page.tasks, total + page.total, scanned + page.scanned
+            after = names[at + 1] if at + 1 < len(names) else None
+            enough = len(found) >= limit or (filter is not None and scanned >= SCAN * SCANS)
+            if page.cursor is not None:
+                return Page(
+                    tasks=found, cursor=f"{name}/{page.cursor}", total=total, scanned=scanned
+                )
+            if enough and after is not None:
+                return Page(tasks=found, cursor=f"{after}/", total=total, scanned=scanned)
+        return Page(tasks=found, cursor=None, total=total, scanned=scanned)
+
+
+def _merge(pages: Sequence[Page], limit: int, *, backwards: bool) -> Page:
+    """Merge pages that begin at one place, each sorted, up to where the first of them ends."""
+    rows = sorted((row for page in pages for row in page.tasks), key=_key, reverse=backwards)
+    ends = [place for page in pages if (place := read_cursor(page.cursor)) is not None]
+    keys = [_key_of(end.place) for end in ends]
+    bound = (max(keys) if backwards else min(keys)) if keys else None
+    if bound is not None:
+        rows = [row for row in rows if (_key(row) >= bound if backwards else _key(row) <= bound)]
+    cursor = None
+    if len(rows) > limit:
+        bound = _key(rows[limit - 1])
+    if bound is not None:
+        score, id = bound
+        cursor = cursor_at((str(score), id.decode(errors="surrogateescape")))
+    return Page(
+        tasks=rows[:limit], cursor=cursor,
+        total=sum(page.total for page in pages), scanned=sum(page.scanned for page in pages),
+    )  # fmt: skip
+
+
+def _key(row: TaskRow) -> _Key:
+    at = row.died_at or row.due_at or row.kept_until or _EPOCH
+    return (at - _EPOCH) // timedelta(microseconds=1), _bytes(row.id)
+
+
+def _key_of(place: PageKey) -> _Key:
+    score, id = place
+    return int(float(score)), _bytes(id)
+
+
+def _bytes(id: str) -> bytes:
+    return id.encode(errors="surrogateescape")

@@ -1,0 +1,163 @@
+"""One task whole, made of what the store has of it. Pure."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from typing import Final
+
+from qsync import codec
+from qsync.backoff import ExponentialBackoff
+from qsync.broker.ops import crash_count
+from qsync.broker.views import lease_until, moment_of, result_of
+from qsync.inspector.payload_preview import show
+from qsync.inspector.task_rows import Looked, row_of
+from qsync.inspector.values import Attempt, Event, Shown, TaskDetail
+from qsync.state import TaskState
+from qsync.task import FailedAttempt, Message, decode_message
+
+HISTORY_SHOWN: Final = 100
+"""Most failed attempts; servers keep fewer."""
+
+
+def detail_of(queue: str, task: Looked, lock_holder: str | None) -> TaskDetail:
+    """All that is known of a task."""
+    shown, message, failure, options = task.shown, task.message, task.failure, task.options
+    payload = message.payload if message else shown.message or b""
+    is_value = bool(message and message.is_value)
+    result, result_error = _result(task)
+    ran = shown.state is TaskState.DEAD and failure.attempts
+    return TaskDetail(
+        row=row_of(queue, task),
+        payload=payload,
+        is_value=is_value,
+        shown=show(payload, is_value=is_value),
+        headers=options.headers or {},
+        attempt=failure.attempts if ran else failure.attempts + 1,
+        error=task.error,
+        history=[attempt_of(one) for one in failure.history[-HISTORY_SHOWN:]],
+        events=_events(task),
+        result=result,
+        result_error=result_error,
+        token=shown.owner,
+        timeout=_seconds(options.timeout_us),
+        retention=_seconds(options.retention_us),
+        retry_delay=_retry_delay(options.retry_delay),
+        deadline=None if options.deadline_us is None else moment_of(options.deadline_us),
+        fairness_key=options.fairness_key,
+        lock=options.lock,
+        lock_holder=lock_holder,
+        unknown_since=moment_of(failure.unknown_since_us) if failure.unknown_since_us else None,
+        unknown_times=failure.unknown_times,
+        message_error=_message_error(shown.message),
+    )
+
+
+def _retry_delay(stored: int | tuple[int, ...] | ExponentialBackoff | None) -> float | str | None:
+    if isinstance(stored, int):
+        return stored / 1_000_000
+    if isinstance(stored, tuple):
+        return ", ".join(f"{delay / 1_000_000:g} s" for delay in stored)
+    if stored is None:
+        return None
+    return f"{stored.first:g} s, each {stored.factor:g} times as long, up to {stored.longest:g} s"
+
+
+def attempt_of(attempt: FailedAttempt) -> Attempt:
+    """A failed attempt as people see it."""
+    return Attempt(
+        number=attempt.number,
+        at=moment_of(attempt.at_us),
+        server=attempt.server,
+        error=attempt.error,
+    )
+
+
+def _seconds(us: int | None) -> float | None:
+    return None if us is None else us / 1_000_000
+
+
+def _message_error(data: bytes | None) -> str | None:
+    if data is None:
+        return "the store lost it"
+    try:
+        decode_message(data)
+    except codec.CodecError as error:
+        return str(error)
+    return None
+
+
+def _result(task: Looked) -> tuple[Shown | None, str | None]:
+    record = result_of(task.shown)
+    if record is None or task.shown.cancel is not None:
+        return None, None
+    if record.error is not None:
+        return None, record.error
+    return show(record.value, is_value=record.is_value), None
+
+
+def _events(task: Looked) -> list[Event]:
+    """What happened to a task, and what will, in order; first what has no known time."""
+    found = [*_beginning(task.message), *_attempts(task), *_now(task)]
+    crashes = crash_count(task.shown.crashes)
+    if crashes:
+        times = "once" if crashes == 1 else f"{crashes} times"
+        found.append(Event(at=None, what="crashed", detail=f"its server died with it {times}"))
+    if task.shown.cancel is not None and task.shown.state is not TaskState.COMPLETED:
+        found.append(Event(at=None, what="cancel asked for"))
+    least = datetime.min.replace(tzinfo=UTC)
+    return sorted(found, key=lambda event: event.at or least)
+
+
+def _beginning(message: Message | None) -> list[Event]:
+    if message is None:
+        return []
+    found = [Event(at=moment_of(message.enqueued_at_us), what="enqueued")]
+    if message.due_us > message.enqueued_at_us:
+        found.append(Event(at=moment_of(message.due_us), what="due"))
+    if message.options and message.options.deadline_us is not None:
+        found.append(Event(at=moment_of(message.options.deadline_us), what="deadline"))
+    return found
+
+
+def _attempts(task: Looked) -> list[Event]:
+    failure = task.failure
+    # A server tells the time a little ahead of the store's, and the store that of the death.
+    latest = task.shown.score if task.shown.state is TaskState.DEAD else math.inf
+    found = [
+        Event(
+            at=moment_of(int(min(one.at_us, latest))),
+            what="failed",
+            detail=f"attempt {one.number} on {one.server}: {one.error}",
+        )
+        for one in failure.history[-HISTORY_SHOWN:]
+    ]
+    if failure.unknown_since_us:
+        times = f"{failure.unknown_times} times since" if failure.unknown_times > 1 else "once"
+        detail = f"{times}, by servers that do not know its type"
+        found.append(
+            Event(at=moment_of(failure.unknown_since_us), what="handed back", detail=detail)
+        )
+    return found
+
+
+def _now(task: Looked) -> list[Event]:
+    shown, at = task.shown, moment_of(task.shown.score)
+    if shown.state is TaskState.ACTIVE:
+        return [Event(at=lease_until(shown), what="leased until", detail=shown.owner or "")]
+    if shown.state is TaskState.RETRY:
+        return [Event(at=at, what="due", detail=f"attempt {task.failure.attempts + 1}")]
+    if shown.state is TaskState.SCHEDULED and task.failure.unknown_times:
+        return [Event(at=at, what="due", detail="after it was handed back")]
+    if shown.state is TaskState.DEAD:
+        return [Event(at=at, what="died", detail=(task.error or "").partition("\n")[0])]
+    if shown.state is TaskState.COMPLETED:
+        return _ended(task, at)
+    return []
+
+
+def _ended(task: Looked, until: datetime) -> list[Event]:
+    what = "completed" if task.shown.cancel is None else "cancelled"
+    kept_us = task.options.retention_us
+    ended = None if kept_us is None else moment_of(task.shown.score - kept_us)
+    return [Event(at=ended, what=what), Event(at=until, what="kept until")]

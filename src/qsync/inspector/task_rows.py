@@ -1,0 +1,174 @@
+"""Tasks as the store shows them, made into rows; and filters. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from fnmatch import fnmatchcase
+from typing import Final
+
+from qsync import codec
+from qsync.broker.ops import crash_count
+from qsync.broker.truncated import decode_cut
+from qsync.broker.views import (
+    Cut,
+    StoredRow,
+    StoredTask,
+    last_error,
+    lease_until,
+    moment_of,
+    number,
+    progress_of,
+    state_of,
+)
+from qsync.inspector.values import Filter, Pause, TaskRow
+from qsync.keys import server_of_token
+from qsync.state import TaskState
+from qsync.task import Failure, Message, StoredOptions, decode_failure
+
+ERROR_SHOWN: Final = 200
+_PATTERN: Final = re.compile(r"[*?]")
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A task as the store shows it, decoded as far as that goes; the payload may be left out."""
+
+    id: str
+    shown: StoredTask
+    length: int
+    message: Message | None
+    failure: Failure
+
+    @property
+    def options(self) -> StoredOptions:
+        """The options of the message; none when it cannot be read."""
+        return (self.message.options if self.message else None) or StoredOptions()
+
+    @property
+    def error(self) -> str | None:
+        """The text of the last error, all of it."""
+        return last_error(self.shown)
+
+    def since_us(self) -> int:
+        """What the age of a task counts from."""
+        if self.shown.state is TaskState.DEAD:
+            return self.shown.score
+        return self.message.enqueued_at_us if self.message else 0
+
+
+def look(id: str, shown: StoredTask, length: int | None = None) -> Looked:
+    """Decode what a view showed of a task; `length` is that of a message that may be cut."""
+    data = shown.message or b""
+    size = len(data) if length is None else length
+    return Looked(id, shown, size, message_in(Cut(data, size)), decode_failure(shown.failure))
+
+
+def look_at(row: StoredRow) -> Looked:
+    """The same for a row of a page."""
+    return look(row.id, row.shown, row.length)
+
+
+def message_in(cut: Cut) -> Message | None:
+    """The message, but maybe for its payload; None when it is missing or cannot be read."""
+    try:
+        return decode_cut(cut.data, cut.length) if cut.length else None
+    except codec.CodecError:
+        return None
+
+
+def waiting_since_us(message: Message | None, failure: Failure) -> int | None:
+    """Since when a pending task has waited for a server; None when that cannot be told."""
+    return None if message is None else max(message.due_us, failure.due_us)
+
+
+def row_of(queue: str, task: Looked) -> TaskRow:
+    """The task as a row of a list."""
+    shown, state = task.shown, task.shown.state  # that of the store
+    at = moment_of(shown.score)
+    active = state is TaskState.ACTIVE
+    error = task.error
+    return TaskRow(
+        id=task.id,
+        queue=queue,
+        state=state_of(shown),
+        type=task.message.type if task.message else "",
+        size=task.length,
+        enqueued_at=moment_of(task.message.enqueued_at_us) if task.message else None,
+        attempts=task.failure.attempts,
+        retry=task.message.retry if task.message else 0,
+        crashes=crash_count(shown.crashes),
+        error=None if error is None else error.partition("\n")[0][:ERROR_SHOWN],
+        due_at=at if state in (TaskState.SCHEDULED, TaskState.RETRY) else None,
+        lease_until=lease_until(shown) if active else None,
+        server=server_of(shown) if active else None,
+        progress=progress_of(shown) if active or state is TaskState.COMPLETED else None,
+        died_at=at if state is TaskState.DEAD else None,
+        kept_until=at if state is TaskState.COMPLETED else None,
+        ended_at=_ended_at(task) if state is TaskState.COMPLETED else None,
+        cancelled=shown.cancel is not None,
+    )
+
+
+def _ended_at(task: Looked) -> datetime | None:
+    """When a task that is kept ended: it is kept for its retention from then on."""
+    kept_us = task.options.retention_us
+    return None if kept_us is None else moment_of(task.shown.score - kept_us)
+
+
+def server_of(shown: StoredTask) -> str | None:
+    """The server that holds the lease."""
+    return server_of_token(shown.owner) if shown.owner else None
+
+
+def fits(filter: Filter | None, task: Looked, now_us: int) -> bool:
+    """Whether a task is one of those that a filter means."""
+    if filter is None:
+        return True
+    if filter.type is not None and not _is_type(filter.type, task):
+        return False
+    if filter.id is not None and filter.id not in task.id:
+        return False
+    if filter.error is not None and filter.error.casefold() not in (task.error or "").casefold():
+        return False
+    age = (now_us - task.since_us()) / 1_000_000
+    if filter.older_than is not None and age < filter.older_than:
+        return False
+    return filter.newer_than is None or age <= filter.newer_than
+
+
+def _is_type(wanted: str, task: Looked) -> bool:
+    found = task.message.type if task.message else ""
+    return fnmatchcase(found, wanted) if _PATTERN.search(wanted) else found == wanted
+
+
+def pause_of(note: bytes | None, at_us: int) -> Pause | None:
+    """Who paused it, why and when; None when it is not paused."""
+    if note is None:
+        return None
+    try:
+        by, why = codec.decode(note, tuple[str, str])
+    except codec.CodecError:  # not written by an inspector
+        by, why = "", note.decode(errors="backslashreplace")
+    return Pause(by=by, why=why, at=_at(at_us))
+
+
+def schedule_pause_of(note: bytes | None) -> Pause | None:
+    """The same of a schedule, whose note begins with the time."""
+    if note is None:
+        return None
+    at, _, rest = note.partition(b" ")
+    return pause_of(rest, number(at))
+
+
+def note_of(by: str, why: str) -> bytes:
+    """What is kept of a pause."""
+    return codec.encode((by[:NOTE_LIMIT], why[:NOTE_LIMIT]))
+
+
+NOTE_LIMIT: Final = 1000
+
+
+def _at(us: int) -> datetime | None:
+    return moment_of(us) if us else None

@@ -1,0 +1,259 @@
+"""Wakes callers that wait for ends of tasks: of all queues on one connection a node.
+
+The end of a task is published on a channel of its queue, at the node that holds the queue. A
+channel is subscribed while somebody waits for a task of its queue, and LINGER longer. Messages may
+be lost, so whoever waits looks at the task now and then as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, Generic, Protocol, TypeVar
+
+from qsync.backoff import Backoff
+from qsync.broker.listeners import Subscription
+from qsync.broker.shell import AsyncBroker, Broker
+from qsync.errors import QsyncError
+from qsync.subscriptions import AsyncPlacement, Listener, Placement
+
+log = logging.getLogger("qsync.client")
+
+LINGER: Final = 1.0
+"""How long a channel stays subscribed when nobody waits any more, seconds."""
+
+_TICK: Final = 0.25
+"""How often a thread that listens looks whether it still should, seconds."""
+
+
+READS: Final = 64
+"""After so many messages in a row a thread looks whether it has other channels by now."""
+
+
+class _Event(Protocol):
+    def set(self) -> object: ...
+
+
+E = TypeVar("E", bound=_Event)
+
+
+class _Waits(Placement, Generic[E]):
+    """Who waits for which task. No I/O, no locks."""
+
+    def __init__(self, broker: Broker | AsyncBroker) -> None:
+        super().__init__(broker)
+        self._waiting: dict[str, dict[str, set[E]]] = {}
+        """By channel and id."""
+        self._left: dict[str, float] = {}
+        """Channels for which nobody waits any more: since when."""
+
+    def _add(self, channel: str, id: str, event: E) -> None:
+        listener = self._by_channel.get(channel) or self._place(channel, self._node_of(channel))
+        self._waiting.setdefault(channel, {}).setdefault(id, set()).add(event)
+        self._left.pop(channel, None)
+        if listener.listens(channel):
+            event.set()
+
+    def _discard(self, channel: str, id: str, event: E) -> None:
+        events = self._waiting[channel]
+        events[id].discard(event)
+        if not events[id]:
+            del events[id]
+        if not events:
+            del self._waiting[channel]
+            self._left[channel] = time.monotonic()
+
+    def _expire(self) -> None:
+        """Forget the channels for which nobody has waited for a while."""
+        now = time.monotonic()
+        for channel in [name for name, since in self._left.items() if now - since > LINGER]:
+            del self._left[channel]
+            self._drop(channel)
+
+    def _on_message(self, channel: str, text: str) -> None:
+        for event in self._waiting.get(channel, {}).get(text, ()):
+            event.set()
+
+    def _on_subscribed(self, channel: str) -> None:
+        for events in self._waiting.get(channel, {}).values():
+            for event in events:
+                event.set()
+
+    def _on_refused(self, channel: str, error: Exception) -> None:
+        _tell(channel, error)
+
+    def _on_broken(self, node: str, error: Exception) -> None:
+        _tell(node, error)
+
+    def _wake_all(self) -> None:
+        for channel in self._waiting:
+            self._on_subscribed(channel)
+
+
+class Listeners(_Waits[threading.Event]):
+    """Wakes threads that wait for ends of tasks.
+
+    A daemon thread listens at each node that holds a queue for whose tasks somebody waits. None
+    lives on in a forked child: there other listeners have to be made.
+
+    All state is guarded by `_lock`. A subscription is used by its listener's thread alone, but for
+    `wake` and `confirmed`.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        super().__init__(broker)
+        self._broker = broker
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+
+    @contextmanager
+    def waiting(self, channel: str, id: str) -> Iterator[threading.Event]:
+        """Yield an event that is set when the task should be looked at."""
+        woken = threading.Event()
+        with self._lock:
+            self._add(channel, id, woken)
+        try:
+            yield woken
+        finally:
+            with self._lock:
+                self._discard(channel, id, woken)
+
+    def close(self) -> None:
+        """Wake everybody, and stop listening: at once, or when a connect that is under way ends."""
+        self._closed.set()
+        with self._lock:
+            self._wake_all()
+            listeners = list(self._listeners.values())
+            for listener in listeners:
+                self._changed(listener)
+        ends = time.monotonic() + 4 * _TICK
+        for listener in listeners:
+            if listener.runs is not None:
+                listener.runs.join(timeout=max(ends - time.monotonic(), 0.0))
+
+    def _start(self, listener: Listener) -> None:
+        if not self._closed.is_set():
+            name = f"qsync listener {':'.join(map(str, listener.node or ()))}".rstrip()
+            thread = threading.Thread(target=self._run, args=(listener,), name=name, daemon=True)
+            thread.start()
+            listener.runs = thread
+
+    def _changed(self, listener: Listener) -> None:
+        if listener.subscription is not None:
+            listener.subscription.wake()
+
+    def _run(self, listener: Listener) -> None:
+        backoff = Backoff()
+        while self._session(listener, backoff):
+            self._closed.wait(backoff.next())
+
+    def _session(self, listener: Listener, backoff: Backoff) -> bool:
+        """Listen until the connection breaks; False when nobody has needed it for a while."""
+        subscription: Subscription | None = None
+        try:
+            self._locate(listener)
+            if self._retire(listener):
+                return False
+            subscription = self._broker.subscribe(listener.node)
+            subscription.open()
+            backoff.reset()
+            with self._lock:
+                listener.broken = False
+                listener.subscription = subscription
+            while not self._retire(listener):
+                with self._lock:
+                    self._retry(listener)
+                    wanted = listener.wanted()
+                subscription.follow(wanted)
+                self._read(listener, subscription)
+        except Exception as error:
+            with self._lock:
+                self._failed(listener, error)
+        finally:
+            with self._lock:
+                listener.subscription = None
+            if subscription is not None:
+                subscription.close()
+        return not self._retire(listener)
+
+    def _read(self, listener: Listener, subscription: Subscription) -> None:
+        """Heed what is heard until nothing is, or READS messages came."""
+        for _ in range(READS):
+            if (heard := subscription.read(_TICK)) is None:
+                return
+            with self._lock:
+                self._heed(listener, heard)
+
+    def _locate(self, listener: Listener) -> None:
+        """Give away the channels that are at other nodes by now."""
+        with self._lock:
+            channels = sorted(listener.channels)
+        for channel in channels:
+            try:
+                node = self._broker.locate(channel)
+            except QsyncError:
+                if listener.node is None:
+                    raise
+                return  # the others are where they were, as far as is known
+            with self._lock:
+                self._follow_slot(channel, listener, node)
+
+    def _retire(self, listener: Listener) -> bool:
+        """Whether the thread is to end; then it counts as ended."""
+        with self._lock:
+            self._expire()
+            if listener.channels and not self._closed.is_set():
+                return False
+            self._forget(listener)
+            return True
+
+
+class AsyncListeners(_Waits[asyncio.Event], AsyncPlacement):
+    """Wakes coroutines that wait for ends of tasks.
+
+    An asyncio task listens at each node that holds a queue for whose tasks somebody waits.
+    """
+
+    def __init__(self, broker: AsyncBroker) -> None:
+        super().__init__(broker)
+        self._sweep: asyncio.TimerHandle | None = None
+
+    @contextmanager
+    def waiting(self, channel: str, id: str) -> Iterator[asyncio.Event]:
+        """Yield an event that is set when the task should be looked at."""
+        loop = asyncio.get_running_loop()
+        woken = asyncio.Event()
+        self._add(channel, id, woken)
+        try:
+            yield woken
+        finally:
+            self._discard(channel, id, woken)
+            self._sweep_later(loop)
+
+    async def aclose(self) -> None:
+        """Wake everybody, and stop listening."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        self._wake_all()
+        await super().aclose()
+
+    def _sweep_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._left and self._sweep is None and not loop.is_closed():
+            self._sweep = loop.call_later(LINGER, self._sweep_now, loop)
+
+    def _sweep_now(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweep = None
+        self._expire()
+        self._sweep_later(loop)
+
+
+def _tell(place: str, error: Exception) -> None:
+    """Say that listening broke off: results are still seen, but later."""
+    log.info(
+        "listening on %s: %s; results are looked for every 1 to 5 s until it works again",
+        place, error, exc_info=None if isinstance(error, QsyncError) else error,
+    )  # fmt: skip

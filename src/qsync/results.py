@@ -1,0 +1,119 @@
+"""What the end of a task means to a caller that waits for it, and how often it looks.
+
+The end is published on a channel of the queue (see listeners.py), and what is published may be
+lost: it only says when to look. So a waiter looks, and looks again when it is woken, and every
+1 to 5 s besides.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from qsync import codec
+from qsync.broker.views import StoredTask, last_error, message_of, result_of
+from qsync.convert import MISFITS, converter_of, misfit
+from qsync.errors import InvalidTask, QsyncError, TaskCancelled, TaskFailed, TaskNotFound
+from qsync.state import TaskState
+from qsync.task import Message, Result
+
+
+def result_if_finished(id: str, queue: str, shown: StoredTask | None) -> Result | None:
+    """The result record of a task that succeeded; None while the task has not ended.
+
+    Raises what `Handle.result` raises for the other ends.
+    """
+    where = f"task {id!r} in queue {queue!r}"
+    if shown is None:
+        raise not_found(id, queue)
+    message = message_of(shown)
+    if message is not None and _retention(message) is None:
+        raise without_retention(id, queue)
+    if shown.state is TaskState.DEAD:
+        raise TaskFailed(last_error(shown) or f"{where} is dead")
+    if shown.state is not TaskState.COMPLETED:
+        return None
+    if shown.cancel is not None:
+        raise TaskCancelled(f"{where} was cancelled")
+    record = result_of(shown)
+    if record is None or record.error is not None:
+        why = "it is missing or cannot be read" if record is None else record.error
+        raise QsyncError(f"{where} is done, but its result is not available: {why}")
+    return record
+
+
+def retention_of(shown: StoredTask) -> int | None:
+    """How long the task is kept after success, microseconds; None: not at all, or not known."""
+    message = message_of(shown)
+    return None if message is None else _retention(message)
+
+
+def _retention(message: Message) -> int | None:
+    return None if message.options is None else message.options.retention_us
+
+
+def not_found(id: str, queue: str) -> TaskNotFound:
+    """The error for who asks after a task that is not in the queue."""
+    return TaskNotFound(
+        f"task {id!r} is not in queue {queue!r} (any more): it is done and was not kept "
+        "(retention=), was deleted, or is in another queue, which client.find(id) finds"
+    )
+
+
+def without_retention(id: str, queue: str) -> InvalidTask:
+    """The error for who asks for a result that nobody keeps."""
+    return InvalidTask(
+        f"retention: task {id!r} in queue {queue!r} has none, so its result is not kept; "
+        "give Task(..., retention=seconds)"
+    )
+
+
+def decode_result(record: Result) -> Any:
+    """What the handler returned: the value, or bytes as they were."""
+    if not record.is_value:
+        return record.value
+    try:
+        return codec.decode(record.value)
+    except codec.CodecError as error:
+        msg = f"the task is done, but its result cannot be read: {error}"
+        raise QsyncError(msg) from error
+
+
+def decoder_of(type: Any) -> Callable[[Result], Any]:
+    """What makes results of this type of their records; ConfigError when no result can have it."""
+    convert = converter_of(type)
+
+    def decode(record: Result) -> Any:
+        if not record.is_value:
+            if type is bytes:
+                return record.value
+            why = "Expected a value, got `bytes`"
+        else:
+            try:
+                return convert(record.value)
+            except MISFITS as error:
+                why = misfit(error)
+        raise QsyncError(f"the task is done, but its result is not of the type asked for: {why}")
+
+    return decode
+
+
+class Deadline:
+    """The end of a wait: so many seconds after this is made, or never."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._ends = math.inf if seconds is None else time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds until then, 0 when it is past."""
+        return max(0.0, self._ends - time.monotonic())
+
+
+def poll_intervals() -> Iterator[float]:
+    """How long to wait for a message before looking again, seconds."""
+    pause = 1.0
+    while True:
+        yield pause
+        pause = min(pause * 1.5, 5.0)

@@ -1,0 +1,98 @@
+"""Whether a value came through the store as it was sent, types included. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime, time
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from qsync.msgpack_extensions import model_fields
+
+
+def difference(sent: Any, got: Any) -> str | None:
+    """Where and how `got` differs from `sent`; None when it does not. It shows no value."""
+    cls = type(sent)
+    if cls is not type(got):
+        if cls in (int, bool) and type(got) is float and got == sent:
+            return None  # int for float: type checkers accept it, and the number is the same
+        return f": {cls.__qualname__} would arrive as {type(got).__qualname__}"
+    if cls is list or cls is tuple:
+        return _items(sent, got)
+    if cls is dict:
+        return _dicts(sent, got)
+    fields = _fields(sent)
+    if fields is not None:
+        return _records(fields, _fields(got) or {})
+    return None if _equal(sent, got) else f": {cls.__qualname__} would arrive with another value"
+
+
+def _equal(sent: Any, got: Any) -> bool:
+    if isinstance(sent, datetime | time):
+        return _mark(sent) == _mark(got)
+    if isinstance(sent, Decimal):
+        return bool(sent.as_tuple() == got.as_tuple())
+    if isinstance(sent, set | frozenset):
+        return {*map(_mark, sent)} == {*map(_mark, got)}
+    if isinstance(sent, float) and sent != sent:
+        return bool(got != got)
+    return bool(sent == got)
+
+
+def _mark(value: Any) -> tuple[type, Any]:
+    """What two values have in common when one arrives as the other was sent.
+
+    Moments are compared as they are written: `==` does not see offsets, and it takes those of a
+    repeated hour for different. Without a zone `fold` counts too; with one, the offset says it.
+    """
+    if isinstance(value, datetime | time):
+        fold = value.fold if value.tzinfo is None else None
+        return type(value), (value.isoformat(), fold)
+    return type(value), value
+
+
+def _items(sent: Any, got: Any) -> str | None:
+    if len(sent) != len(got):
+        return ": it would arrive with another length"
+    for at, (one, other) in enumerate(zip(sent, got, strict=True)):
+        if (found := difference(one, other)) is not None:
+            return f"[{at}]{found}"
+    return None
+
+
+def _dicts(sent: dict[Any, Any], got: dict[Any, Any]) -> str | None:
+    arrived = {_mark(key): value for key, value in got.items()}
+    if len(sent) != len(got) or {*map(_mark, sent)} != set(arrived):
+        return ": it would arrive with other keys"
+    for key, value in sent.items():
+        if (found := difference(value, arrived[_mark(key)])) is not None:
+            return f"[{key!r}]{found}" if type(key) in (int, str) else f"[...]{found}"
+    return None
+
+
+def _records(sent: dict[str, Any], got: dict[str, Any]) -> str | None:
+    for name, value in sent.items():
+        if name not in got:
+            return f".{name}: it would not arrive"
+        if (found := difference(value, got[name])) is not None:
+            return f".{name}{found}"
+    return None
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    """The fields of a record by name; None for what is none."""
+    cls = type(value)
+    if hasattr(cls, "__pydantic_decorators__") and hasattr(value, "__pydantic_extra__"):
+        inside = model_fields(value)
+        fields = inside if isinstance(inside, dict) else {"root": inside}
+        return {**fields, **(value.__pydantic_private__ or {})}
+    if isinstance(value, msgspec.Struct):
+        return {name: getattr(value, name) for name in cls.__struct_fields__}
+    if hasattr(cls, "__dataclass_fields__"):
+        return {name: getattr(value, name) for name in cls.__dataclass_fields__}
+    if hasattr(cls, "__attrs_attrs__"):
+        return {one.name: getattr(value, one.name) for one in cls.__attrs_attrs__}
+    if issubclass(cls, tuple) and hasattr(cls, "_fields"):
+        return dict(zip(cls._fields, value, strict=True))
+    return None

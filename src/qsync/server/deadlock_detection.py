@@ -1,0 +1,78 @@
+"""Sees when all slots hold tasks that wait for results of tasks which need a slot themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Collection, Iterator
+from typing import Final
+
+from qsync.server.queue_state import LeasedTask
+
+log = logging.getLogger("qsync.server")
+
+PATIENCE_S: Final = 1.0
+"""How long all slots may hold tasks that wait before it is said: another server may help soon."""
+
+
+class Waits:
+    """The running tasks that wait for tasks on queues of their own server. For any thread."""
+
+    def __init__(self, queues: Collection[str], slots: int, threads: int) -> None:
+        self._queues = queues
+        self._slots = slots
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._waiting: dict[LeasedTask, tuple[str, str, bool]] = {}
+        """What each waits for, queue and id; and whether it takes a thread."""
+        self._said = False
+        self.on_stuck: Callable[[], None] | None = None
+        """Called when no task can start any more."""
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+
+    @property
+    def count(self) -> int:
+        """How many tasks wait so."""
+        return len(self._waiting)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether they take all slots, or all threads."""
+        with self._lock:
+            in_threads = sum(threaded for _, _, threaded in self._waiting.values())
+            return len(self._waiting) >= self._slots or in_threads >= self._threads
+
+    @contextlib.contextmanager
+    def waiting(self, leased: LeasedTask, queue: str, id: str) -> Iterator[None]:
+        """Inside, the task waits for this one."""
+        if queue not in self._queues:
+            yield
+            return
+        threaded = threading.get_ident() != self._loop_thread
+        with self._lock:
+            self._waiting[leased] = (queue, id, threaded)
+        if not self._said and self.stuck:
+            self._loop.call_soon_threadsafe(self._loop.call_later, PATIENCE_S, self._look)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting.pop(leased, None)
+
+    def _look(self) -> None:
+        if self._said or not self.stuck:
+            return
+        self._said = True
+        with self._lock:
+            parent, (queue, id, _) = next(iter(self._waiting.items()))
+        log.warning(
+            "all slots of this server hold tasks that wait for results of tasks on its own queues: "
+            "none of these can start here. Task %s of queue %s waits for task %s of queue %s. Do "
+            "not wait for children inside of a handler, or give them a queue and a server of their "
+            "own", parent.id, parent.lane.queue, id, queue, extra=parent.fields,
+        )  # fmt: skip
+        if self.on_stuck is not None:
+            self.on_stuck()

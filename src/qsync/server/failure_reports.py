@@ -1,0 +1,130 @@
+"""Tells the log and `on_error` of attempts that failed and of tasks that died."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from qsync.broker.ops import Killed, Retried
+from qsync.errors import Retry, SkipRetry
+from qsync.server.config import Config
+from qsync.server.current import fields_of
+from qsync.server.error_log import log_error, log_trace
+from qsync.server.error_text import printable
+from qsync.server.handler_mismatch import Rivals
+from qsync.server.invoke import Invoker
+from qsync.server.queue_state import LeasedTask
+from qsync.task import TaskInfo
+
+log = logging.getLogger("qsync.server")
+
+
+UNKNOWN_TYPES: Final = 100
+"""Types without a handler that are told apart and logged, once each."""
+
+UNKNOWN_FOR: Final = "an hour"
+
+
+class Failures:
+    """Reports on the event loop of a server."""
+
+    def __init__(self, config: Config, invoker: Invoker, rivals: Rivals) -> None:
+        self._invoker = invoker
+        self._rivals = rivals
+        self._on_error = config.on_error
+        self._detail = config.log_errors
+        self._loop = asyncio.get_running_loop()
+        self.unknown_types: dict[tuple[str, str], None] = {}
+        """Queue and type of tasks that no handler here is for, in the order of their arrival."""
+        self._telling: set[asyncio.Task[None]] = set()
+
+    def failed(self, leased: LeasedTask, error: BaseException, record: Any) -> None:
+        """An attempt ended with this error, and the task's record is this.
+
+        A Retry with attempts left is no failure, and a SkipRetry is the handler's own decision:
+        `on_error` is not told of these.
+        """
+        dead = type(record) is Killed
+        fields = {**leased.fields, "final": dead}
+        attempt = f"attempt {leased.failure.attempts + 1} of {leased.message.retry + 1}"
+        if isinstance(record, Retried):
+            fields["retry_in_s"] = record.delay_us / 1_000_000
+        if isinstance(error, Retry) and not dead:
+            level, what = logging.INFO, f"will run again, {attempt}"
+        elif isinstance(error, SkipRetry):
+            level, what = logging.WARNING, f"is dead by its own decision, {attempt}"
+        elif dead:
+            level, what = logging.ERROR, f"is dead: failed, {attempt}"
+        else:
+            level, what = logging.WARNING, f"failed, {attempt}"
+        asked = (isinstance(error, Retry) and not dead) or isinstance(error, SkipRetry)
+        detail = "message" if asked and self._detail == "traceback" else self._detail
+        log_error(log, level, f"{_name(leased)} {what}", error, detail, fields)
+        if self._on_error is not None and leased.info is not None and not asked:
+            info = replace(leased.info, final=dead)
+            task = self._loop.create_task(self._tell(error, info))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
+    def died(self, leased: LeasedTask, why: str) -> None:
+        """A task is dead though no attempt failed."""
+        fields = {**leased.fields, "final": True}
+        log_trace(log, logging.ERROR, f"{_name(leased)} is dead: {printable(why)}", "", fields)
+
+    def suspected(self, leased: LeasedTask) -> None:
+        """A task with which a server died runs again."""
+        times = "once" if leased.crashes == 1 else f"{leased.crashes} times"
+        text = f"{_name(leased)} runs again: a server died with it {times}"
+        fields = {**leased.fields, "crashes": leased.crashes}
+        log_trace(log, logging.WARNING, text, "", fields)
+
+    def unknown(self, leased: LeasedTask, record: Any) -> None:
+        """No handler here has the type of this task, which goes back or dies."""
+        if type(record) is Killed:
+            self.died(leased, f"no server had a handler for its type for {UNKNOWN_FOR}")
+        key = (leased.lane.queue, leased.message.type)
+        if key in self.unknown_types or len(self.unknown_types) >= UNKNOWN_TYPES:
+            return
+        self.unknown_types[key] = None
+        text = (
+            f"{_name(leased)} goes back: this server has no handler for type {printable(key[1])}, "
+            f"and a task that no server knows for {UNKNOWN_FOR} is dead{self._similar(key[1])}"
+        )
+        log_trace(log, logging.WARNING, text, "", leased.fields)
+        self._rivals.look(*key)
+
+    def _similar(self, type: str) -> str:
+        """A hint if only the package of the type differs from one that is known."""
+        for known in self._invoker.types():
+            if known.endswith(f".{type}") or type.endswith(f".{known}"):
+                return (
+                    f". It has one for {printable(known)}: import the module by the same name "
+                    "where tasks are enqueued and where they run"
+                )
+        return ""
+
+    async def _tell(self, error: BaseException, info: TaskInfo) -> None:
+        try:
+            if self._on_error is None:
+                return
+            told = await self._invoker.call_beside(info.type, self._on_error, error, info)
+            if inspect.isawaitable(told):
+                await told
+        except Exception as broken:
+            text = f"on_error raised for task {info.id}"
+            log_error(log, logging.ERROR, text, broken, self._detail, fields_of(info))
+
+    async def aclose(self) -> None:
+        """Forget what is still to be told."""
+        for task in self._telling:
+            task.cancel()
+        await asyncio.gather(*self._telling, return_exceptions=True)
+
+
+def _name(leased: LeasedTask) -> str:
+    type = printable(leased.message.type)
+    return f"task {leased.id} of type {type} on queue {leased.lane.queue}"

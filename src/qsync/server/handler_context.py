@@ -1,0 +1,93 @@
+"""What `current()` gives to the handlers of a server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import msgspec
+
+from qsync.errors import LeaseLost
+from qsync.server.deadlock_detection import Waits
+from qsync.server.queue_state import LeasedTask, Stop
+from qsync.task import TaskInfo
+
+TellProgress = Callable[[LeasedTask, float, float], None]
+
+
+class ServerContext:
+    """What all handlers of a server share."""
+
+    def __init__(self, async_client: Any, client: Callable[[], Any], waits: Waits) -> None:
+        self.async_client = async_client
+        self.client = client
+        self.waits = waits
+        self.state: Any = None
+
+
+class HandlerContext(msgspec.Struct, eq=False):
+    """The Current of one running task."""
+
+    _leased: LeasedTask
+    task: TaskInfo
+    _surroundings: ServerContext
+    _tell: TellProgress
+
+    def __repr__(self) -> str:
+        return f"<Around {self._leased.id!r}>"
+
+    @property
+    def client(self) -> Any:
+        """An AsyncClient on the event loop, a Client in a thread."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return self._surroundings.client()
+        return self._surroundings.async_client
+
+    @property
+    def state(self) -> Any:
+        """What the lifespan yielded."""
+        return self._surroundings.state
+
+    @property
+    def cancelled(self) -> bool:
+        """True once this run is not wanted any more."""
+        return self._leased.stop is not None
+
+    @property
+    def stopped(self) -> Stop | None:
+        """Why it is not wanted any more; None while it is."""
+        return self._leased.stop
+
+    def waiting_for(self, queue: str, id: str) -> AbstractContextManager[None]:
+        """Inside, the handler waits for the result of this task."""
+        return self._surroundings.waits.waiting(self._leased, queue, id)
+
+    def wait(self) -> None:
+        """Note that the task waits for a thread or a process."""
+        self._leased.waits = True
+
+    def may_begin(self) -> bool:
+        """Note that its turn has come; False when it was stopped, or is not ours any more."""
+        leased = self._leased
+        leased.turn = time.monotonic()
+        leased.waits = False  # first: a server that stops reads it before it sets `stop`
+        return leased.stop is None and leased.begins() and not leased.past_deadline()
+
+    def check_lease(self) -> None:
+        """Raise LeaseLost once the lease is known to be lost."""
+        leased = self._leased
+        if leased.stop == "lost":
+            raise LeaseLost(
+                f"the lease of task {leased.id} of queue {leased.lane.queue} is lost: another "
+                "server may run it, and nothing of this run is kept"
+            )
+
+    def progress(self, done: float, total: float) -> None:
+        """Tell how far the task is; LeaseLost when that interests nobody any more."""
+        self.check_lease()
+        self._tell(self._leased, float(done), float(total))

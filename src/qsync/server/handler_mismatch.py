@@ -1,0 +1,59 @@
+"""Warns when another server of a queue has the handlers that this one lacks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from qsync import queue_servers
+from qsync.broker.shell import AsyncBroker
+from qsync.errors import QsyncError
+from qsync.keys import GlobalKeys
+from qsync.server.error_text import printable
+
+log = logging.getLogger("qsync.server")
+
+
+class Rivals:
+    """Looks, for a type without a handler here, for a live server that has one."""
+
+    def __init__(self, broker: AsyncBroker, prefix: str, server_id: str) -> None:
+        self._broker = broker
+        self._keys = GlobalKeys(prefix)
+        self._server_id = server_id
+        self._looking: set[asyncio.Task[None]] = set()
+
+    def look(self, queue: str, type: str) -> None:
+        """Look in the background, and log what is found."""
+        task = asyncio.get_running_loop().create_task(self._look(queue, type))
+        self._looking.add(task)
+        task.add_done_callback(self._looking.discard)
+
+    async def aclose(self) -> None:
+        """Stop looking."""
+        for task in self._looking:
+            task.cancel()
+        await asyncio.gather(*self._looking, return_exceptions=True)
+
+    async def _look(self, queue: str, type: str) -> None:
+        with suppress(QsyncError):  # it is only a hint
+            _, live = await self._broker.run(queue_servers.live(self._keys))
+            others = [server for server in live if server != self._server_id]
+            replies = await self._broker.run_many(queue_servers.records(self._keys, others))
+            for server, record in zip(others, replies, strict=True):
+                if isinstance(record, QsyncError) or not queue_servers.knows(record, type):
+                    continue
+                if queue_servers.serves(record, queue):
+                    self._tell(queue, type, server)
+                    return
+
+    def _tell(self, queue: str, type: str, server: str) -> None:
+        log.warning(
+            "server %s has a handler for type %s and serves queue %s of prefix %s as well: two "
+            "programs with different tasks hand each other's tasks back and forth, which delays "
+            "them. Give each program a prefix or a queue of its own; while a new version is rolled "
+            "out this is expected",
+            server, printable(type), queue, self._keys.prefix,
+            extra={"queue": queue, "task_type": type},
+        )  # fmt: skip

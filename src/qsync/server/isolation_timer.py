@@ -1,0 +1,61 @@
+"""Ends the isolation of a suspect that runs for long: others may join it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from qsync.broker import ops
+from qsync.broker.shell import AsyncBroker
+from qsync.errors import QsyncError
+from qsync.server.crash_isolation import ALONE_S, CrashIsolation
+from qsync.server.queue_state import RUNNING, LeasedTask
+
+log = logging.getLogger("qsync.server")
+
+
+class Isolation:
+    """Watches the suspect that runs alone. `on_end` is called when others may start."""
+
+    def __init__(
+        self, broker: AsyncBroker, suspects: CrashIsolation, on_end: Callable[[], None]
+    ) -> None:
+        self._broker = broker
+        self._suspects = suspects
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[None] | None = None
+
+    def watch(self, leased: LeasedTask) -> None:
+        """Let others join this suspect if it still runs when its time alone is over."""
+        seconds = self._suspects.alone_s(leased)
+        self._loop.call_later(seconds, self._look, leased)
+
+    async def aclose(self) -> None:
+        """Stop watching."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _look(self, leased: LeasedTask) -> None:
+        if self._suspects.alone is leased and leased.phase == RUNNING:
+            self._task = self._loop.create_task(self._join(leased))
+
+    async def _join(self, leased: LeasedTask) -> None:
+        """Have crashes not count for the suspect any more, and then let others run beside it."""
+        try:
+            call = ops.start(leased.lane.keys, [leased.held], together=True)
+            [answer] = await self._broker.run(call)
+        except QsyncError as error:
+            log.warning(
+                "cannot let other tasks run beside task %s yet: %s", leased.id, error,
+                extra=leased.fields,
+            )  # fmt: skip
+            self._loop.call_later(ALONE_S, self._look, leased)
+            return
+        suspects = self._suspects
+        if answer == "ok" and suspects.alone is leased and leased.phase == RUNNING:
+            suspects.join(time.monotonic())
+            self._on_end()

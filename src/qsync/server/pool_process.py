@@ -1,0 +1,363 @@
+"""One process for `def` handlers, as the server sees it: sockets, and the calls that it was sent.
+
+It leads a session of its own, so the programs that its handlers start are killed with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+from weakref import WeakSet
+
+from qsync.errors import QsyncError
+from qsync.server import process_child
+from qsync.server.queue_state import Claim
+
+START_S: Final = 60.0
+"""How long a process may take to start and to import a handler."""
+
+EXIT_S: Final = 5.0
+"""How long a process that was told to end may take."""
+
+WINDOW: Final = 16
+"""Calls that a process may be sent before it has answered the first."""
+
+QUICK_S: Final = 0.005
+"""Others wait in a process only behind calls that took less than this, by the last answers."""
+
+_spawned: WeakSet[WorkerProcess] = WeakSet()
+
+
+class HandlerError(QsyncError):
+    """A handler in another process raised, or its process died.
+
+    The message begins with the name of the original exception; `traceback` is its traceback, and
+    `original` an exception of the same class, where this process knows it.
+    """
+
+    original: Exception | None = None
+
+    def __init__(self, message: str, traceback: str = "") -> None:
+        super().__init__(message)
+        self.traceback = traceback
+        if traceback:
+            self.add_note(f"In the process of the handler:\n{traceback}")
+
+
+class NeverBegan(Exception):
+    """The process ended before it began to import the handler."""
+
+
+class Call:
+    """One call of a handler; the future gets its answer in msgpack."""
+
+    __slots__ = ("claim", "future", "info", "limit", "path", "tries")
+
+    def __init__(
+        self,
+        path: str,
+        info: bytes,
+        limit: float | None,
+        claim: Claim | None,
+        future: asyncio.Future[bytes],
+    ) -> None:
+        self.path = path
+        self.info = info
+        """Empty: the handler is only imported."""
+        self.limit = limit
+        self.claim = claim
+        self.future = future
+        self.tries = 0
+        """How many processes died that had been sent the call and had not begun any."""
+
+
+class WorkerProcess:
+    """A spawned process and the calls that it was sent, for one event loop.
+
+    For each call the process takes a ticket off a second socket before it begins, and this side can
+    take the tickets back: so it is certain which calls have begun, whatever becomes of the process.
+    """
+
+    def __init__(
+        self,
+        on_answers: Callable[[WorkerProcess], None],
+        on_death: Callable[[WorkerProcess, list[Call]], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_answers = on_answers
+        self._on_death = on_death
+        self._owner = os.getpid()
+        self._process: Any = None
+        self._socket: socket.socket | None = None
+        self._tickets: tuple[socket.socket, socket.socket] | None = None
+        """The end that tickets are put into, and the one from which both sides take them."""
+        self._watched: int | None = None
+        """A descriptor that can be read once the process has ended."""
+        self._number = 0
+        """Of the last ticket."""
+        self._unsent = bytearray()
+        self._received = bytearray()
+        self._reaper: threading.Thread | None = None
+        self._prepared: set[str] = set()
+        self.sent: deque[Call] = deque()
+        """Calls without an answer, in order; only the first can have begun."""
+        self.since = self._loop.time()
+        """When the first of them became the first, or the last answer came."""
+        self.quick = False
+        """The last calls took so little time that others may wait behind the next."""
+        self.preparing = False
+        self.dead = False
+        self.calls = 0
+        self.timer: asyncio.TimerHandle | None = None
+
+    def is_prepared(self, path: str) -> bool:
+        """Whether the handler has been imported there."""
+        return path in self._prepared
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether a call may be sent behind others."""
+        return self.quick and not self.preparing and not self._unsent and len(self.sent) < WINDOW
+
+    async def prepare(self, path: str) -> None:
+        """Start the process if it does not run, and import the handler there."""
+        try:
+            async with asyncio.timeout(START_S):
+                if self._process is None:
+                    await self._start()
+                call = Call(path, b"", None, None, self._loop.create_future())
+                self.send([call])
+                await call.future
+        except TimeoutError:
+            msg = f"no process could start and import {path} within {START_S:.0f} s"
+            raise HandlerError(msg) from None
+        self._prepared.add(path)
+        self.quick = False
+
+    async def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._tickets = socket.socketpair()
+        with theirs:
+            self._process = multiprocessing.get_context("spawn").Process(
+                target=process_child.serve,
+                args=(theirs, self._tickets[1], *process_child.at_start),
+                daemon=True,
+            )
+            _spawned.add(self)
+            await asyncio.to_thread(self._process.start)  # it takes some 20 ms
+        if self._reaper is not None:  # nobody waits for it any more
+            ours.close()
+            self._close_tickets()
+            return
+        ours.setblocking(False)
+        self._socket = ours
+        self._watched = _descriptor_of(self._process)
+        self._loop.add_reader(ours, self.receive)
+        self._loop.add_reader(self._watched, self._has_died)
+
+    def send(self, calls: Sequence[Call]) -> None:
+        """Send calls, which are answered in this order."""
+        if not self.sent:
+            self.since = self._loop.time()
+        self.sent += calls
+        requests, tickets = self._unsent, bytearray()
+        for call in calls:
+            self._number += 1
+            self.calls += bool(call.info)
+            where = call.path.encode()
+            ticket = struct.pack(">I", self._number)
+            requests += struct.pack(">IH", len(where) + len(call.info), len(where))
+            requests += ticket + where + call.info
+            tickets += ticket
+        if self._tickets is not None:
+            self._tickets[0].send(tickets)
+        self._flush()
+
+    def _flush(self) -> None:
+        """Write what can be written. Of a process that has ended, another function hears."""
+        if self._socket is None or not self._unsent:
+            return
+        try:
+            sent = self._socket.send(self._unsent)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            sent = len(self._unsent)
+        del self._unsent[:sent]
+        if self._unsent:
+            self._loop.add_writer(self._socket, self._flush)
+        else:
+            self._loop.remove_writer(self._socket)
+
+    def recall(self) -> list[Call]:
+        """Take back the calls that have not begun; they never will."""
+        if self._tickets is None:
+            return []
+        try:
+            count = len(self._tickets[1].recv(8 * WINDOW, socket.MSG_DONTWAIT)) // 4
+        except BlockingIOError:
+            return []
+        recalled = [self.sent.pop() for _ in range(count)]
+        recalled.reverse()
+        return recalled
+
+    def receive(self) -> bool:
+        """Take answers that can be read; False when there was nothing to read."""
+        if self._socket is None:
+            return False
+        try:
+            data = self._socket.recv(256 * 1024)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:  # how it ended, its exit code will say
+            self._loop.remove_reader(self._socket)
+            return False
+        received = self._received
+        received += data
+        count = end = 0
+        while len(received) >= end + 4:
+            start = end + 4
+            size = int.from_bytes(received[end:start], "big")
+            if len(received) < start + size:
+                break
+            end = start + size
+            count += 1
+            self._answered(bytes(received[start:end]))
+        if count:
+            del received[:end]
+            now = self._loop.time()
+            self.quick = now - self.since < QUICK_S * count
+            self.since = now
+            self._on_answers(self)
+        return True
+
+    def _answered(self, reply: bytes) -> None:
+        future = self.sent.popleft().future
+        if not future.done():
+            future.set_result(reply)
+        if self.sent and (claim := self.sent[0].claim) is not None:
+            claim.may_begin()  # it does begin; this notes when
+
+    def _has_died(self) -> None:
+        """The process has ended by itself, or somebody else has killed it."""
+        self.dead = True
+        while self.receive():  # what it wrote before
+            pass
+        recalled = self.recall()
+        self._forget()
+        self._kill_group()  # before it is reaped, since until then its id is nobody else's
+        begun, self.sent = self.sent, deque()
+        if begun:
+            threading.Thread(
+                target=self._tell, args=(begun[0],), name="qsync-reaper", daemon=True
+            ).start()
+        else:
+            for call in recalled:
+                call.tries += 1
+                if not call.info:
+                    fail(call, NeverBegan())
+        self._on_death(self, recalled)
+
+    def _tell(self, call: Call) -> None:
+        """Fail the call that ran when the process died, saying how it died."""
+        self._process.join(EXIT_S)
+        code = self._process.exitcode
+        manner = "it cannot be told how" if code is None else manner_of(code)
+        error = HandlerError(f"the process died: {manner}")
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(fail, call, error)
+
+    def end(self, *, kill: bool) -> threading.Thread:
+        """The process is killed, or ends by itself when it is idle; the thread sees to the rest."""
+        if self._reaper is not None:
+            return self._reaper
+        self.dead = True
+        if self.timer is not None:
+            self.timer.cancel()
+        if kill:
+            self._kill_group()
+        self._forget()
+        self._reaper = threading.Thread(target=self._reap, name="qsync-reaper", daemon=True)
+        self._reaper.start()
+        return self._reaper
+
+    def _forget(self) -> None:
+        """Listen no more; without the socket an idle process ends."""
+        if self._watched is not None:
+            self._loop.remove_reader(self._watched)
+            if self._watched != getattr(self._process, "sentinel", None):
+                os.close(self._watched)
+            self._watched = None
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._socket.close()
+            self._socket = None
+            self._close_tickets()
+
+    def _close_tickets(self) -> None:
+        if self._tickets is not None:
+            for end in self._tickets:
+                end.close()
+            self._tickets = None
+
+    def _reap(self) -> None:
+        if self._process is None or self._process.pid is None:
+            return
+        self._process.join(EXIT_S)
+        if self._process.exitcode is None:
+            self._kill_group()
+            self._process.join(EXIT_S)
+
+    def _kill_group(self) -> None:
+        """Kill the process and the programs that its handlers have started."""
+        process = self._process
+        if process is None or process.pid is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        if process.exitcode is None:  # it may not lead its session yet
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+
+def manner_of(code: int) -> str:
+    """How a process ended, by its exit code."""
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
+def fail(call: Call, error: BaseException) -> None:
+    """Give the caller this error, if it still waits."""
+    if not call.future.done():
+        call.future.set_exception(error)
+
+
+def _descriptor_of(process: Any) -> int:
+    """Its sentinel would stay open in programs that its handlers start."""
+    if hasattr(os, "pidfd_open"):
+        with contextlib.suppress(OSError):
+            return int(os.pidfd_open(process.pid))
+    return int(process.sentinel)
+
+
+@atexit.register
+def _kill_all() -> None:
+    """multiprocessing would wait for them, and they heed no SIGTERM."""
+    for process in list(_spawned):
+        if process._reaper is None and process._owner == os.getpid():  # not of a forked copy
+            process._kill_group()

@@ -1,0 +1,278 @@
+"""What runs in the processes of a ProcessPool. Only an import path and bytes come and go."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cache
+from importlib import import_module
+from multiprocessing import connection, parent_process
+from operator import attrgetter
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from qsync import codec
+from qsync.errors import InvalidTask, QsyncError, Retry, SkipRetry
+from qsync.keys import class_name, shorten
+from qsync.mux import Handler
+from qsync.server import fork_guard
+from qsync.server.current import running
+from qsync.task import ERROR_LIMIT, TaskInfo
+
+TRACEBACK_LIMIT: Final = 16 * 1024
+"""Characters of a traceback that cross."""
+
+
+at_start: Final[list[Callable[[], None]]] = []
+"""What a new process does first. They are sent there, so they can be imported by name."""
+
+around: Final[list[Callable[[TaskInfo], contextlib.AbstractContextManager[None]]]] = []
+"""What is put around every handler that runs in this process: whoever the import of its module
+brings in may add to it."""
+
+
+class Value(msgspec.Struct, tag=True):
+    """The handler returned; `encoded` is its value in msgpack."""
+
+    encoded: bytes
+
+
+class Unencodable(msgspec.Struct, tag=True):
+    """The handler returned a value of a type of this name, which msgpack cannot carry."""
+
+    name: str
+
+
+class Raised(msgspec.Struct, tag=True):
+    """The handler raised; or it cannot be imported."""
+
+    name: str
+    text: str
+    traceback: str
+    classes: list[tuple[str, str]] = []
+    """Module and qualified name of its class and of the bases of that, the nearest first."""
+    args: list[Any] = []
+    attributes: dict[str, Any] = {}
+    """Those arguments and attributes that are plain values; all arguments, or the text."""
+
+
+class AskedRetry(msgspec.Struct, tag=True):
+    """The handler raised Retry."""
+
+    text: str
+    delay_s: float | None
+
+
+class AskedSkipRetry(msgspec.Struct, tag=True):
+    """The handler raised SkipRetry."""
+
+    text: str
+
+
+class Unfit(msgspec.Struct, tag=True):
+    """The payload does not fit the handler's arguments."""
+
+    text: str
+
+
+Reply = Value | Unencodable | Raised | AskedRetry | AskedSkipRetry | Unfit
+
+
+def begin(*first: Callable[[], None]) -> None:
+    """Make this process one that ends with its parent and by its word alone; then do these.
+
+    Ctrl-C, and the SIGTERM that a service manager sends to a whole group, are the parent's
+    business: it lets handlers go on for a while, and then it kills.
+    """
+    # Not SIG_IGN, which programs that a handler starts would inherit.
+    signal.signal(signal.SIGINT, _do_nothing)
+    signal.signal(signal.SIGTERM, _do_nothing)
+    with contextlib.suppress(OSError):
+        os.setsid()  # the programs that handlers start can be killed with this process
+    threading.Thread(target=_end_with_parent, name="qsync-parent", daemon=True).start()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what is printed before a kill is not lost
+            stream.reconfigure(line_buffering=True)
+    for one in first:
+        one()
+
+
+def serve(link: socket.socket, tickets: socket.socket, *first: Callable[[], None]) -> None:
+    """Run handlers, one request after another, until the server closes the sockets.
+
+    A request begins once its ticket is taken; the server takes back the tickets of others.
+    """
+    begin(*first)
+    generation = fork_guard.generation
+    with link, tickets, link.makefile("rb") as requests:
+        while len(ticket := tickets.recv(4)) == 4:
+            path, info = _read(requests, ticket)
+            reply = b""
+            if info:
+                reply = run_in_child(path, info)
+            else:
+                prepare(path)
+            if fork_guard.generation != generation:
+                fork_guard.end()
+            link.sendall(struct.pack(">I", len(reply)) + reply)
+
+
+def _read(requests: io.BufferedReader, wanted: bytes) -> tuple[str, bytes]:
+    """Import path and task of the request with this ticket, the next that was not taken back."""
+    while True:
+        head = requests.read(10)
+        if len(head) < 10:
+            raise SystemExit  # the server has closed the socket
+        size, length, ticket = struct.unpack(">IH4s", head)
+        body = requests.read(size)
+        if ticket == wanted:
+            return body[:length].decode(), body[length:]
+
+
+def prepare(path: str) -> None:
+    """Import a handler, which may take its time. What is wrong with it, its first call will say."""
+    with contextlib.suppress(BaseException):
+        _find(path)
+
+
+def run_in_child(path: str, info: bytes) -> bytes:
+    """Run the handler at `module:name` with a task; a Reply in msgpack, whatever it does."""
+    try:
+        reply = _call(path, codec.decode(info, TaskInfo))
+    except BaseException as error:
+        reply = _told(error)
+    return codec.encode(reply)
+
+
+def _call(path: str, task: TaskInfo) -> Reply:
+    target = _find(path)
+    handler = getattr(target, "handler", None)
+    carry = None
+    if isinstance(handler, Handler):
+        function: Callable[..., Any] = handler.function
+        carry = handler.carry_result
+        try:
+            args, kwargs = handler.arguments(task)
+        except InvalidTask as error:
+            return Unfit(_text(error))
+    else:
+        function, args, kwargs = target, (task,), {}
+    token = running.set(_OnlyTask(task))
+    try:
+        with contextlib.ExitStack() as entered:
+            for surround in around:
+                entered.enter_context(surround(task))
+            value = function(*args, **kwargs)
+    finally:
+        running.reset(token)
+    try:
+        if carry is None:
+            return Value(codec.encode_value(value))
+        return Value(codec.encode_natural(carry(value)))
+    except codec.CodecError:
+        return Unencodable(type(value).__name__)
+
+
+@cache
+def _find(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return attrgetter(name)(import_module(module))
+
+
+class _OnlyTask:
+    """`qsync.current()` where the server is in another process."""
+
+    def __init__(self, task: TaskInfo) -> None:
+        self.task = task
+
+    @property
+    def client(self) -> Any:
+        _not_here("client")
+
+    @property
+    def state(self) -> Any:
+        _not_here("state")
+
+    @property
+    def cancelled(self) -> bool:
+        _not_here("cancelled")
+
+    def progress(self, done: float, total: float) -> None:
+        _not_here("progress")
+
+
+def _not_here(name: str) -> NoReturn:
+    msg = f"qsync.current().{name} is not there in a handler with executor='process'"
+    raise QsyncError(msg)
+
+
+def _told(error: BaseException) -> Reply:
+    if isinstance(error, SkipRetry):
+        return AskedSkipRetry(_text(error))
+    if isinstance(error, Retry):
+        delay = error.delay
+        seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        if seconds is None or isinstance(seconds, int | float):
+            return AskedRetry(_text(error), seconds)
+        error = TypeError(f"Retry: delay {shorten(delay)} is neither seconds nor a timedelta")
+    return _raised(error)
+
+
+def _raised(error: BaseException) -> Raised:
+    try:
+        trace = "".join(traceback.format_exception(error))
+    except BaseException:  # a hostile __str__, say
+        trace = "".join(traceback.format_tb(error.__traceback__))
+    text = _text(error)
+    raised = Raised(class_name(error), text, _valid(trace[-TRACEBACK_LIMIT:]))
+    with contextlib.suppress(BaseException):
+        raised.classes = [(one.__module__, one.__qualname__) for one in type(error).__mro__]
+        args = list(error.args)
+        raised.args = args if all(map(_is_plain, args)) else [text]
+        attributes = {name: value for name, value in vars(error).items() if _is_plain(value)}
+        raised.attributes = {name: attributes[name] for name in attributes if name[:2] != "__"}
+        codec.encode(raised)
+        return raised
+    return Raised(raised.name, raised.text, raised.traceback)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, str | bytes):
+        return type(value) in (str, bytes) and len(value) <= ERROR_LIMIT
+    if type(value) is int:
+        return -(2**63) <= value < 2**64
+    return value is None or type(value) in (float, bool)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return _valid(str(error)[:ERROR_LIMIT])
+    except BaseException as broken:
+        return f"<its text raised {class_name(broken)}>"
+
+
+def _valid(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _do_nothing(*_: object) -> None:
+    pass
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        with contextlib.suppress(OSError):
+            os.killpg(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,334 @@
+"""A pool of processes for `def` handlers that need the CPU, or have to be ended by force.
+
+Each process has sockets of its own, so one that is killed in the middle of a message takes nothing
+else along. While its tasks are quick, a few more wait in its sockets, from which they can be taken
+back as long as they have not begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from typing import Any, Final
+
+import msgspec
+
+from qsync import codec
+from qsync.errors import InvalidTask, Retry, SkipRetry
+from qsync.mux import Handler
+from qsync.server import process_child
+from qsync.server.pool_process import WINDOW, Call, HandlerError, NeverBegan, WorkerProcess, fail
+from qsync.server.process_child import Reply
+from qsync.server.queue_state import Claim, NotBegun
+from qsync.server.remote_exception import original_of
+from qsync.task import TaskInfo
+
+__all__ = ["HandlerError", "ProcessPool"]
+
+log = logging.getLogger("qsync.server")
+
+IDLE_S: Final = 60.0
+"""A process that had nothing to do for so long is ended."""
+
+REUSE: Final = 10_000
+"""A process is ended after so many tasks, so that memory that they leaked goes back."""
+
+PATIENCE_S: Final = 0.01
+"""After so long without an answer a process gives back the tasks that have not begun there."""
+
+SMALL: Final = 8 * 1024
+"""Bytes of a task that may wait in a process behind others."""
+
+_CLOSED: Final = "the pool of processes is closed"
+
+_reply_decoder = msgspec.msgpack.Decoder(Reply)
+
+
+class ProcessPool:
+    """Runs handlers in up to `processes` spawned processes, for one event loop.
+
+    They are started on demand and used again, and know neither Ctrl-C nor SIGTERM: only a timeout,
+    a cancellation or the end of this process ends them.
+    """
+
+    def __init__(self, processes: int | None = None) -> None:
+        self._most = processes or os.cpu_count() or 1
+        self._processes: list[WorkerProcess] = []
+        self._waiting: deque[Call] = deque()
+        """Calls that no process has."""
+        self._feeding = False
+        self._preparing: set[asyncio.Task[None]] = set()
+        self._reapers: list[threading.Thread] = []
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    async def run(
+        self,
+        handler: Handler,
+        info: TaskInfo,
+        timeout: float | None,  # noqa: ASYNC109 - a timeout has to end the process
+        claim: Claim | None = None,
+    ) -> Any:
+        """Run a process handler with a task; what it returned, as msgpack carries it.
+
+        `timeout` seconds are counted from when the handler begins in a process that has imported
+        it. When they are over (TimeoutError), or the caller is cancelled, the process is killed.
+        NotBegun when `claim` says, once a process is ready, that the task may not begin any more.
+        Raises Retry, SkipRetry and InvalidTask as the handler did, and HandlerError for any other
+        exception and for a process that died.
+        """
+        if self._closed:
+            raise HandlerError(_CLOSED)
+        call = Call(handler.path, codec.encode(info), timeout, claim, self._loop.create_future())
+        self._waiting.append(call)
+        self._feed_soon()
+        try:
+            reply = await call.future
+        except asyncio.CancelledError:
+            self._abandon(call)
+            raise
+        return _outcome(_reply_decoder.decode(reply))
+
+    def _feed_soon(self) -> None:
+        """Calls that are made in one turn of the loop are sent together."""
+        if not self._feeding:
+            self._feeding = True
+            self._loop.call_soon(self._feed)
+
+    def _feed(self) -> None:
+        """Send the calls that wait to processes that have room, in order."""
+        self._feeding = False
+        fed: dict[WorkerProcess, list[Call]] = {}
+        while self._closed and self._waiting:
+            fail(self._waiting.popleft(), HandlerError(_CLOSED))
+        while self._waiting:
+            call = self._waiting[0]
+            if not call.future.done():
+                if (process := self._place(call, fed)) is None:
+                    break
+                if not process.is_prepared(call.path):
+                    self._start_preparing(process, call)
+                elif self._may_begin(call, waits=bool(process.sent) or process in fed):
+                    fed.setdefault(process, []).append(call)
+            self._waiting.popleft()
+        for process, calls in fed.items():
+            process.send(calls)
+            self._watch(process)
+
+    def _place(self, call: Call, fed: dict[WorkerProcess, list[Call]]) -> WorkerProcess | None:
+        """A process for a call: a free one, else one that is quick with few calls before it."""
+        unprepared, best, fewest = None, None, WINDOW
+        for process in self._processes:
+            prepared = process.is_prepared(call.path)
+            ahead = len(process.sent) + len(fed.get(process, ()))
+            if not ahead and not process.preparing:
+                if prepared:
+                    return process
+                unprepared = process
+            elif prepared and ahead < fewest and process.takes_more and process.calls < REUSE:
+                best, fewest = process, ahead
+        if unprepared is not None:
+            return unprepared
+        if len(self._processes) < self._most:
+            process = WorkerProcess(self._answered, self._died)
+            self._processes.append(process)
+            return process
+        return best if len(call.info) <= SMALL else None
+
+    def _may_begin(self, call: Call, *, waits: bool) -> bool:
+        claim = call.claim
+        if claim is None:
+            return True
+        if not claim.may_begin():
+            fail(call, NotBegun())
+            return False
+        if waits:  # until the process has answered those before it
+            claim.wait()
+        return True
+
+    def _start_preparing(self, process: WorkerProcess, call: Call) -> None:
+        process.preparing = True
+        preparing = self._loop.create_task(self._prepare(process, call))
+        self._preparing.add(preparing)
+        preparing.add_done_callback(self._prepared)
+
+    async def _prepare(self, process: WorkerProcess, call: Call) -> None:
+        """Have the process import the handler, and then run the call.
+
+        A caller that is cancelled meanwhile does not end it: else a handler whose import takes
+        longer than its timeout would never run.
+        """
+        try:
+            await process.prepare(call.path)
+        except asyncio.CancelledError:  # by `close`
+            fail(call, HandlerError(_CLOSED))
+            raise
+        except NeverBegan as error:
+            call.tries += 1
+            self._retry([call], error)
+            return
+        except Exception as error:
+            self._end(process, kill=True)
+            fail(call, error)
+            return
+        process.preparing = False
+        if process.dead:
+            self._wait_again([call])
+        elif not call.future.done() and self._may_begin(call, waits=False):
+            process.send([call])
+        self._watch(process)
+
+    def _prepared(self, preparing: asyncio.Task[None]) -> None:
+        self._preparing.discard(preparing)
+        self._changed.set()
+        self._feed_soon()
+
+    def _answered(self, process: WorkerProcess) -> None:
+        """It has answered some calls."""
+        if process.dead:
+            return
+        if not process.sent and not process.preparing:
+            self._changed.set()
+            if self._closed or process.calls >= REUSE:
+                self._end(process, kill=False)
+        if self._waiting:
+            self._feed()
+        self._watch(process)
+
+    def _watch(self, process: WorkerProcess) -> None:
+        """Look at a process when something is due, unless that happens earlier anyway."""
+        if process.dead or process.preparing:
+            return
+        due = self._due(process)
+        if due is None or (process.timer is not None and process.timer.when() <= due):
+            return
+        if process.timer is not None:
+            process.timer.cancel()
+        process.timer = self._loop.call_at(due, self._look, process)
+
+    def _due(self, process: WorkerProcess) -> float | None:
+        """When a process is to be looked at, if nothing happens until then."""
+        if not process.sent:
+            return process.since + IDLE_S
+        if len(process.sent) > 1:
+            return process.since + PATIENCE_S
+        limit = process.sent[0].limit
+        return None if limit is None else process.since + limit
+
+    def _look(self, process: WorkerProcess) -> None:
+        process.timer = None
+        process.receive()
+        if process.dead or process.preparing:
+            return
+        now = self._loop.time()
+        limit = process.sent[0].limit if process.sent else None
+        if limit is not None and now >= process.since + limit:
+            self._kill(process, process.sent[0], TimeoutError())
+        elif not process.sent:
+            if now >= process.since + IDLE_S:
+                self._end(process, kill=False)
+        elif len(process.sent) > 1 and now >= process.since + PATIENCE_S:
+            process.quick = False
+            self._wait_again(process.recall())
+        self._watch(process)
+
+    def _wait_again(self, calls: list[Call]) -> None:
+        """These have not begun, and come first."""
+        self._waiting.extendleft(reversed(calls))
+        self._feed_soon()
+
+    def _abandon(self, call: Call) -> None:
+        """Nobody waits for a call any more: if it has begun, kill its process."""
+        for process in self._processes:
+            if call in process.sent:
+                process.receive()
+                self._kill(process, call, asyncio.CancelledError())
+                return
+
+    def _kill(self, process: WorkerProcess, call: Call, error: BaseException) -> None:
+        """Kill the process of a call that is over, and let those that have not begun wait again."""
+        recalled = process.recall()
+        begun = call in process.sent
+        if begun:
+            fail(call, error)
+        if begun or isinstance(error, TimeoutError):  # it may not even look for a task
+            self._end(process, kill=True)
+        self._wait_again(recalled)
+
+    def _died(self, process: WorkerProcess, recalled: list[Call]) -> None:
+        """It has ended by itself."""
+        self._end(process, kill=False)
+        self._retry(recalled)
+
+    def _retry(self, calls: list[Call], cause: BaseException | None = None) -> None:
+        """Their process died before they began: another one will do, but not a third."""
+        for call in calls:
+            if call.tries > 1:
+                error = HandlerError(f"the process died before it could run {call.path}")
+                error.__cause__ = cause
+                fail(call, error)
+        self._wait_again(calls)
+
+    def _end(self, process: WorkerProcess, *, kill: bool) -> None:
+        if process in self._processes:
+            self._processes.remove(process)
+        self._reapers = [one for one in self._reapers if one.is_alive()]
+        self._reapers.append(process.end(kill=kill))
+        self._changed.set()
+        self._feed_soon()
+
+    async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - it is no error to reach it
+        """Take no more tasks, give running ones so many seconds, and end all processes."""
+        self._closed = True
+        for process in [*self._processes]:
+            if not process.preparing:
+                self._waiting += process.recall()
+                if not process.sent:
+                    self._end(process, kill=False)
+        self._feed()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self._preparing or any(process.sent for process in self._processes):
+                    self._changed.clear()
+                    await self._changed.wait()
+        for preparing in self._preparing:
+            preparing.cancel()
+        for process in [*self._processes]:
+            self._end(process, kill=True)
+            for call in process.sent:
+                fail(call, HandlerError("the process was killed: the server stops"))
+        await asyncio.to_thread(self._reap, 5.0)
+
+    def _reap(self, patience: float) -> None:
+        ends = time.monotonic() + patience
+        for thread in self._reapers:
+            thread.join(max(0.0, ends - time.monotonic()))
+
+
+def _outcome(reply: Reply) -> Any:
+    """Return or raise what the handler did."""
+    match reply:
+        case process_child.Value(encoded):
+            return codec.decode(encoded)
+        case process_child.Unencodable(name):
+            # Of the same name, so that whoever wants to encode it says what cannot be encoded.
+            return type(name, (), {})()
+        case process_child.AskedRetry(text, delay_s):
+            raise Retry(text, delay=delay_s)
+        case process_child.AskedSkipRetry(text):
+            raise SkipRetry(text)
+        case process_child.Unfit(text):
+            raise InvalidTask(text)
+        case process_child.Raised(name, text, traceback):
+            error = HandlerError(f"{name}: {text}" if text else name, traceback)
+            error.original = original_of(reply)
+            raise error

@@ -1,0 +1,540 @@
+"""Runs leased tasks: at most `concurrency` at a time, each in a fresh context."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+from weakref import WeakSet
+
+from qsync.broker import ops
+from qsync.broker.ops import Completion
+from qsync.broker.shell import AsyncBroker
+from qsync.errors import QsyncError
+from qsync.retry_policy import NO_RULES
+from qsync.server import fork_guard, outcome
+from qsync.server.asyncio_internals import abandon
+from qsync.server.config import Config, seconds
+from qsync.server.crash_isolation import CrashIsolation
+from qsync.server.current import running
+from qsync.server.failure_reports import Failures
+from qsync.server.handler_context import HandlerContext, ServerContext
+from qsync.server.handler_mismatch import Rivals
+from qsync.server.hung_handlers import HUNG_AFTER_S, HungHandlers
+from qsync.server.inline_start import InlineStarter
+from qsync.server.invoke import BoundHandler, Invoker, encode_result
+from qsync.server.isolation_timer import Isolation
+from qsync.server.outage_log import Outage
+from qsync.server.progress import Progress
+from qsync.server.queue_state import (
+    GONE,
+    READY,
+    RUNNING,
+    LeasedTask,
+    NotBegun,
+    QueueState,
+    Stop,
+    boot_s,
+)
+from qsync.server.run_metrics import RunMetrics
+from qsync.server.settler import Settler
+from qsync.server.timeouts import Timeouts
+from qsync.task import PAYLOAD_LIMIT, TaskInfo
+
+log = logging.getLogger("qsync.server")
+
+AHEAD_S: Final = 0.1
+"""Tasks are leased ahead that will start within so many seconds, judged by the recent rate."""
+
+STALE_S: Final = 1.0
+"""What was leased ahead and has not started within so many seconds is handed back."""
+
+MARK_AGAIN_US: Final = 5_000_000
+"""How long a task that could not be marked waits before it is tried again."""
+
+
+class Runner:
+    """Takes leased tasks and sees each through to its settlement."""
+
+    def __init__(
+        self,
+        config: Config,
+        invoker: Invoker,
+        broker: AsyncBroker,
+        settlers: dict[str, Settler],
+        surroundings: ServerContext,
+        on_lost: Callable[[int], None],
+        hung: HungHandlers,
+        outage: Outage,
+        rivals: Rivals,
+    ) -> None:
+        self._config = config
+        self._invoker = invoker
+        self._broker = broker
+        self._settlers = settlers
+        for settler in settlers.values():
+            settler.on_settled = self._see_suspect_end
+        self._surroundings = surroundings
+        self._progress = Progress(
+            broker, {name: one.lane for name, one in settlers.items()}, outage
+        )
+        self.on_lost = on_lost
+        self._hung = hung
+        self.tally: RunMetrics | None = None
+        """Counts what is run, when somebody wants to know."""
+        self.ready: deque[LeasedTask] = deque()
+        """Leased ahead: this loop takes from the left, the heartbeat thread from the right."""
+        self.running = 0
+        self.room_made = asyncio.Event()
+        for settler in settlers.values():
+            settler.on_accepted = self.room_made.set
+        self.room_matters = True
+        """Whether it is to be told: the fetch loop has nothing to do with room while it waits for
+        tasks that it has asked for."""
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.keyed = False
+        """A fairness key was seen: lease little ahead, for the order to be a fair one."""
+        self.accepting = True
+        self._result_limit = config.result_limit or PAYLOAD_LIMIT
+        self._default_timeout = None if config.timeout is None else seconds(config.timeout)
+        self._loop = asyncio.get_running_loop()
+        self._pump = InlineStarter(self._run, self._start_some)
+        self._limits = Timeouts(self._out_of_time)
+        self._suspects = CrashIsolation()
+        self._isolation = Isolation(broker, self._suspects, self._start_some)
+        self._suspected = max(1, min(2, config.max_crashes - 1))
+        """A task that crashed so often is a suspect."""
+        self._suspect_timer: asyncio.TimerHandle | None = None
+        self._generation = fork_guard.generation
+        self._guard = fork_guard.Guard(self._loop)
+        self._failures = Failures(config, invoker, rivals)
+        self._low_water = 0
+        """Fetch again when no more than this is left of what was leased ahead."""
+        self._rate = 0.0
+        self._started = 0
+        self._rate_since = time.monotonic()
+        self._deaf: WeakSet[asyncio.Task[None]] = WeakSet()
+        """Run handlers that do not end when they are told to."""
+
+    # What the fetch loop asks and gives.
+
+    @property
+    def unknown_types(self) -> list[tuple[str, str]]:
+        """Queue and type of tasks that have no handler here, the first that came."""
+        return list(self._failures.unknown_types)
+
+    def room(self) -> int:
+        """How many more tasks may be leased now."""
+        suspects = self._suspects
+        if not self.accepting or suspects.hold_up_others(time.monotonic()):
+            return 0
+        held = self.running + len(self.ready) + len(suspects.waiting)
+        return self._config.concurrency - held + self._ahead()
+
+    def wants(self) -> int:
+        """How many tasks are worth a fetch now; 0 while enough are leased ahead."""
+        room = self.room()
+        if room <= 0:
+            return 0
+        return room if len(self.ready) <= self._low_water else 0
+
+    def _ahead(self) -> int:
+        now = time.monotonic()
+        passed = now - self._rate_since
+        if passed >= 0.05:
+            weight = min(1.0, passed / 0.2)
+            self._rate += weight * (self._started / passed - self._rate)
+            self._started, self._rate_since = 0, now
+        ahead = int(self._rate * AHEAD_S)
+        if self.keyed:
+            ahead = min(ahead, self._config.concurrency)
+        if self._config.prefetch is not None:
+            ahead = min(ahead, self._config.prefetch)
+        self._low_water = ahead // 2
+        return ahead
+
+    def take(self, leased: Iterable[LeasedTask]) -> None:
+        """Run these, in order, as slots become free; while none are accepted, hand them back."""
+        if not self.accepting:
+            for one in leased:
+                self.settle(one, ops.HandedBack(one.id, one.token))
+            return
+        self.ready.extend(leased)
+        self._start_some()
+
+    def settle(self, leased: LeasedTask, record: Any) -> None:
+        """The task's business here ends with this record."""
+        self._settlers[leased.lane.queue].add(leased, record)
+
+    def settle_unread(self, lane: QueueState, record: ops.Killed) -> None:
+        """Settle a task whose message could not be read."""
+        self._settlers[lane.queue].add(None, record)
+
+    # Starting.
+
+    def _start_some(self) -> None:
+        ready, most, suspects = self.ready, self._config.concurrency, self._suspects
+        if suspects.waiting:
+            free = most - self.running
+            for leased in suspects.take_together(time.monotonic(), free=free):
+                if leased.phase == READY:
+                    self._begin(leased)
+        while self.running < most and ready:
+            if (suspects.waiting or suspects.alone) and suspects.hold_up_others(time.monotonic()):
+                break
+            try:
+                leased = ready.popleft()
+            except IndexError:  # the heartbeat thread took the last one
+                break
+            if leased.phase != READY:
+                continue
+            if leased.crashes >= self._suspected:
+                suspects.waiting.append(leased)
+            else:
+                self._begin(leased)
+        if suspects.waiting:
+            self._try_suspects()
+        if not self.running and not ready:
+            self.idle.set()
+        if self.room_matters and len(ready) <= self._low_water:
+            self.room_made.set()
+
+    def _try_suspects(self) -> None:
+        """Start a suspect if its time has come, else come back when it may have."""
+        suspects = self._suspects
+        while suspects.alone is None:
+            now = time.monotonic()
+            if (leased := suspects.next_alone(now)) is None:
+                return
+            delay = suspects.delay(now, running=self.running, ready=len(self.ready))
+            if delay > 0:
+                if self._suspect_timer is None:
+                    self._suspect_timer = self._loop.call_later(delay, self._suspect_is_due)
+                return
+            suspects.waiting.remove(leased)
+            if leased.phase == READY:
+                suspects.begin_alone(leased, now)
+                self._begin(leased)
+                if leased.phase != RUNNING:
+                    suspects.alone = None
+
+    def _suspect_is_due(self) -> None:
+        self._suspect_timer = None
+        self._start_some()
+
+    def _begin(self, leased: LeasedTask) -> None:
+        message = leased.message
+        options = message.options
+        way = self._invoker.find(message.type)
+        if way is None:
+            leased.lane.met_unknown = boot_s()
+            record = outcome.unknown_type(leased, leased.lane.store_time_us())
+            self._failures.unknown(leased, record)
+            if self.tally is not None:
+                self.tally.unknown(leased)
+            self.settle(leased, record)
+            return
+        leased.info = info = TaskInfo(
+            id=leased.id,
+            type=message.type,
+            payload=message.payload,
+            queue=leased.lane.queue,
+            retry=message.retry,
+            attempt=leased.failure.attempts + 1,
+            crashes=leased.crashes,
+            enqueued_at_us=message.enqueued_at_us,
+            deadline_us=options.deadline_us if options else None,
+            headers=(options.headers if options else None) or {},
+            token=leased.token,
+            is_value=message.is_value,
+        )
+        if not self.running:
+            self.idle.clear()
+        self.running += 1
+        self._started += 1
+        leased.phase = RUNNING
+        if self.tally is not None:
+            self.tally.started(leased)
+        self._pump.start(leased, info, way)
+
+    def _too_late(self, leased: LeasedTask) -> Any:
+        """The record for a task that may not start any more; None for one that may."""
+        leased.begun_s = now = boot_s()
+        if now >= leased.expires:
+            # Somebody else may have it, and then the store ignores this.
+            return ops.HandedBack(leased.id, leased.token)
+        if leased.message.options is not None and leased.past_deadline():
+            self._failures.died(leased, outcome.TOO_LATE)
+            return outcome.past_deadline(leased, leased.lane.store_time_us())
+        return None
+
+    async def _run(
+        self, leased: LeasedTask, info: TaskInfo, way: BoundHandler, task: asyncio.Task[None] | None
+    ) -> None:
+        """See a task through; `task` is the one of asyncio that this runs in, None: its own."""
+        if fork_guard.generation != self._generation:
+            fork_guard.end()
+        running.set(HandlerContext(leased, info, self._surroundings, self._progress.tell))
+        try:
+            if leased.crashes and not await self._mark(leased):
+                return
+            # The mark may have taken long, or a handler has blocked the loop since it got its slot.
+            if leased.stop is None and (late := self._too_late(leased)) is not None:
+                self._finish(leased, late)
+                return
+            if leased.stop is None:
+                leased.task = task or asyncio.current_task()
+                limit = self._timeout_of(leased)
+                if limit is not None and not way.minds_timeout:
+                    self._limits.add(leased, limit)
+                value = await way.invoke(info, limit)
+                leased.task = None
+                if value is not None and type(value) in outcome.NEVER_RUN:
+                    raise outcome.never_run(value)
+                record: Any = self._done(leased, value, way)
+                if leased.progress is not None and record.retention_us is not None:
+                    await self._progress.flush(leased)  # it stays readable
+            else:
+                record = self._stopped(leased, asyncio.CancelledError())
+        except BaseException as error:
+            leased.task = None
+            if leased.phase != RUNNING:
+                if fork_guard.generation != self._generation:
+                    fork_guard.end()
+                return  # given up on long ago
+            if isinstance(error, NotBegun) and leased.stop is None:
+                record = self._too_late(leased) or ops.HandedBack(leased.id, leased.token)
+            else:
+                record = self._stopped(leased, error)
+        self._finish(leased, record)
+
+    async def _mark(self, leased: LeasedTask) -> bool:
+        """Mark a task that crashed before as running; False when it may not, and is seen to."""
+        suspects = self._suspects
+        try:
+            call = ops.start(leased.lane.keys, [leased.held], together=leased in suspects.together)
+            [answer] = await self._broker.run(call, patience=None)
+        except Exception as error:  # the store refuses, or a mistake of ours: no fault of the task
+            ours = not isinstance(error, QsyncError)
+            log.log(
+                logging.ERROR if ours else logging.WARNING,
+                "cannot mark task %s of queue %s: %s", leased.id, leased.lane.queue, error,
+                extra=leased.fields, exc_info=ours,
+            )  # fmt: skip
+            self._finish(leased, ops.HandedBack(leased.id, leased.token, MARK_AGAIN_US))
+            return False
+        if answer != "ok":  # it is not ours any more
+            self._finish(leased, None)
+            return False
+        self._failures.suspected(leased)
+        if suspects.alone is leased:
+            self._isolation.watch(leased)
+        return True
+
+    def _finish(self, leased: LeasedTask, record: Any) -> None:
+        if fork_guard.generation != self._generation:
+            fork_guard.end()
+        if leased.phase != RUNNING:
+            return
+        if leased.timer is not None:
+            leased.timer.cancel()
+            leased.timer = None
+        if self.tally is not None:
+            self.tally.finished(leased)
+        if record is None:
+            if self.tally is not None:
+                self.tally.settled(leased, None)
+            leased.lane.drop(leased)
+        else:
+            self.settle(leased, record)
+        self.running -= 1
+        self._see_suspect_end()
+        if not self._pump.at_work:
+            self._start_some()
+
+    def _see_suspect_end(self) -> None:
+        """Let others run again once the store knows how the suspect ended.
+
+        Until then a crash would count for it, and it would be one of theirs.
+        """
+        suspects = self._suspects
+        ended = suspects.alone is not None and suspects.alone.phase == GONE
+        if ended:
+            suspects.end(time.monotonic())
+        if suspects.together:
+            ended = suspects.drop_ended(time.monotonic()) or ended
+        if ended:
+            self._start_some()
+
+    # Ends.
+
+    def _done(self, leased: LeasedTask, value: Any, way: BoundHandler) -> Any:
+        options = leased.message.options
+        if options is None or options.retention_us is None:
+            return Completion(leased.id, leased.token)
+        begun_us = leased.begun_us(leased.lane.store_time_us())
+        result = encode_result(value, way.carry_result, self._result_limit, begun_us=begun_us)
+        return Completion(leased.id, leased.token, options.retention_us, result)
+
+    def _stopped(self, leased: LeasedTask, error: BaseException) -> Any:
+        """The record for a handler that raised; None when there is nothing to say."""
+        stop = leased.stop
+        if stop == "lost":
+            return None
+        if stop == "cancelled":
+            return leased.held
+        if stop == "shutdown":
+            return ops.HandedBack(leased.id, leased.token)
+        if isinstance(error, asyncio.CancelledError):
+            timed_out = stop == "timeout"
+            limit = self._timeout_of(leased)
+            error = outcome.timed_out(limit) if timed_out else outcome.gave_up_itself()
+        now_us = leased.lane.store_time_us()
+        way = self._invoker.find(leased.message.type)
+        rules = NO_RULES if way is None else way.rules
+        record = outcome.failed(leased, error, now_us, self._config.retry_delay, rules)
+        self._failures.failed(leased, error, record)
+        return record
+
+    # Stopping what runs.
+
+    def stop(self, leased: LeasedTask, why: Stop) -> None:
+        """Stop a handler, or keep a task that waits from starting."""
+        if leased.phase == READY and why == "cancelled":
+            self.settle(leased, leased.held)
+            return
+        if leased.phase == READY:
+            leased.lane.drop(leased)
+            return
+        if leased.phase != RUNNING or leased.stop == "lost":
+            return
+        leased.stop = why
+        if leased.task is not None:
+            leased.task.cancel()
+        if why == "lost" or why == "timeout":
+            leased.timer = self._loop.call_later(HUNG_AFTER_S, self._give_up, leased)
+
+    def _out_of_time(self, leased: LeasedTask) -> None:
+        """Stop it, unless its time has begun late: with a default number of threads, which may be
+        smaller than the concurrency, it begins when it gets a thread."""
+        limit = self._timeout_of(leased)
+        if self._config.threads is None and limit is not None:
+            left = leased.turn + limit - time.monotonic() if leased.turn else 0.0
+            if leased.waits or left > 0.0:
+                self._limits.add(leased, limit if leased.waits else left)
+                return
+        self.stop(leased, "timeout")
+
+    def lose(self, leased: LeasedTask) -> None:
+        """The store says that the lease is somebody else's, or nobody's.
+
+        One that is being settled is not lost: the answer to that says what became of it.
+        """
+        if leased.phase in (READY, RUNNING):
+            self.on_lost(1)
+            log.warning(
+                "lease of task %s of queue %s was lost", leased.id, leased.lane.queue,
+                extra=leased.fields,
+            )  # fmt: skip
+            self.stop(leased, "lost")
+
+    def _give_up(self, leased: LeasedTask) -> None:
+        """A handler that does not end when it is told to loses its slot; so does a task that has
+        not begun since the store does not answer."""
+        if leased.phase != RUNNING:
+            return
+        deaf = leased.task
+        if deaf is not None:
+            log.error(
+                "handler of task %s (%s) does not stop; its slot is freed, and it may still run",
+                leased.id,
+                ascii(leased.message.type)[1:-1],
+                extra=leased.fields,
+            )
+        record = self._stopped(leased, asyncio.CancelledError())
+        self._finish(leased, record)
+        if deaf is not None:
+            self._deaf.add(deaf)
+            deaf.add_done_callback(self._hung.ended)
+            self._hung.add()
+
+    def _timeout_of(self, leased: LeasedTask) -> float | None:
+        options = leased.message.options
+        if options is not None and options.timeout_us is not None:
+            return options.timeout_us / 1_000_000
+        return self._default_timeout
+
+    def hand_back_ready(self, *, older_than: float = -1e9) -> None:
+        """Hand back what has not started: all of it, or what was leased ahead too long ago."""
+        limit = boot_s() - older_than
+        stay: list[LeasedTask] = []
+        for leased in [*self._take_ready(), *self._take_suspects(older_than)]:
+            if leased.phase != READY:
+                continue
+            if leased.fetched > limit:
+                stay.append(leased)
+            else:
+                self.settle(leased, ops.HandedBack(leased.id, leased.token))
+        self.ready.extendleft(reversed(stay))
+        if not self.running and not self.ready:
+            self.idle.set()
+
+    def _take_ready(self) -> list[LeasedTask]:
+        taken = []
+        while self.ready:
+            try:
+                taken.append(self.ready.popleft())
+            except IndexError:
+                break
+        return taken
+
+    def _take_suspects(self, older_than: float) -> list[LeasedTask]:
+        if older_than > 0:
+            return []  # they wait for their turn on purpose
+        taken = list(self._suspects.waiting)
+        self._suspects.waiting.clear()
+        return taken
+
+    def hand_back_waiting(self) -> None:
+        """Hand back what has a slot and still waits for a thread or a process."""
+        for leased in self._running():
+            if leased.waits:
+                self.stop(leased, "shutdown")
+
+    def stop_all(self, why: Stop) -> None:
+        """Stop every running handler."""
+        for leased in self._running():
+            self.stop(leased, why)
+
+    def give_up_all(self) -> None:
+        """Settle what still runs after it was told to stop, so that it can start elsewhere."""
+        for leased in self._running():
+            self._give_up(leased)
+
+    def _running(self) -> list[LeasedTask]:
+        """The tasks that have a slot; those that still wait first, so that none begins late."""
+        held = [one for lane in self._lanes() for one in lane.held.copy().values()]
+        return sorted((one for one in held if one.phase == RUNNING), key=lambda one: not one.waits)
+
+    def stop_taking(self) -> None:
+        """Nothing is started any more, and what has not started goes back."""
+        self.accepting = False
+        self.hand_back_ready()
+
+    def _lanes(self) -> list[QueueState]:
+        return [settler.lane for settler in self._settlers.values()]
+
+    async def aclose(self) -> None:
+        """Forget what is still to be told, and what has not begun."""
+        self._guard.close()
+        self._pump.close()
+        self._limits.close()
+        for deaf in self._deaf:
+            abandon(deaf)
+        await self._failures.aclose()
+        await self._isolation.aclose()
+        await self._progress.aclose()

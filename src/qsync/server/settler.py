@@ -1,0 +1,272 @@
+"""Tells the store how tasks ended, in batches of whatever ended while the last batch was under way.
+
+Each queue has its own settler, so that a queue whose node is away holds up no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from qsync import codec
+from qsync.backoff import AWAY_CAP_S, Backoff
+from qsync.broker import ops
+from qsync.broker.call import Call
+from qsync.broker.ops import BATCH_SIZE, Completion, HandedBack, Killed, LeaseRef, Retried
+from qsync.errors import QsyncError, QueueFull
+from qsync.server.outage_log import Outage
+from qsync.server.pipelined_calls import Together
+from qsync.server.queue_state import SETTLING, LeasedTask, QueueState
+from qsync.server.run_metrics import RunMetrics
+from qsync.task import Result
+
+log = logging.getLogger("qsync.server")
+
+Record = Completion | Retried | Killed | HandedBack | LeaseRef
+Entry = tuple[LeasedTask | None, Record]
+
+NO_ROOM: Final = codec.encode(Result(error="the store had no memory for the result"))
+
+SHORT_RESULT: Final = 64
+"""Bytes of a result that is kept even when the store is out of memory: it takes as much as the
+record that would say why it is missing."""
+
+Operation = Callable[..., Call[list[ops.Outcome]]]
+
+
+class Part(NamedTuple):
+    """Entries that are settled by one call."""
+
+    verb: str
+    operation: Operation
+    entries: Sequence[Entry]
+
+
+_VERBS: Final[dict[type, tuple[str, Operation]]] = {
+    Retried: ("retry", ops.retry),
+    Killed: ("kill", ops.kill),
+    HandedBack: ("hand back", ops.hand_back),
+    LeaseRef: ("cancel", ops.end_cancelled),
+}
+
+
+class Settler:
+    """Settles the tasks of one queue."""
+
+    def __init__(
+        self, broker: Together, lane: QueueState, on_lost: Callable[[int], None], outage: Outage
+    ) -> None:
+        self._broker = broker
+        self.lane = lane
+        self._outage = outage
+        self._part = f"settle tasks of queue {lane.queue}"
+        self._on_lost = on_lost
+        self.on_settled: Callable[[], None] | None = None
+        """Called after the store has taken some."""
+        self.tally: RunMetrics | None = None
+        """Counts how runs ended, when somebody wants to know."""
+        self.on_accepted: Callable[[], None] | None = None
+        """Called when the store takes settlements again after it refused some."""
+        self._waiting: list[Entry] = []
+        self._in_flight: Sequence[Entry] = ()
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def add(self, leased: LeasedTask | None, record: Record) -> None:
+        """Have a task settled; until the store has answered its lease is kept up."""
+        if leased is not None:
+            leased.phase = SETTLING
+        if not self._waiting:
+            self._wake.set()
+            self._idle.clear()
+        self._waiting.append((leased, record))
+
+    async def drained(self) -> None:
+        """Wait until all that was added is settled."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Settle until cancelled."""
+        backoff = Backoff(cap=AWAY_CAP_S)
+        while True:
+            if not self._waiting:
+                self._idle.set()
+                self._wake.clear()
+                await self._wake.wait()
+            entries, self._waiting = self._waiting, []
+            self._in_flight = entries
+            failed = await self._settle(entries)
+            self._in_flight = ()
+            self._waiting[:0] = failed
+            self._note(refused=bool(failed))
+            if failed:
+                await asyncio.sleep(backoff.next())
+            else:
+                backoff.reset()
+                if self._outage.parts:
+                    self._outage.worked(self._part)
+
+    def _note(self, *, refused: bool) -> None:
+        """While the store refuses settlements, nothing more is fetched from the queue."""
+        accepts_again = self.lane.refused and not refused
+        self.lane.refused = refused
+        if accepts_again and self.on_accepted is not None:
+            self.on_accepted()
+
+    async def hand_back_rest(self) -> None:
+        """Hand back what the store did not take: a lease that lapses would count as a crash.
+
+        Failed attempts stay counted. A task whose end is lost by this runs again.
+        """
+        backs = [_back(record) for _, record in (*self._in_flight, *self._waiting)]
+        calls = [ops.hand_back(self.lane.keys, part) for part in ops.batches(backs, _back_size)]
+        answers = await self._broker.run_many(calls)
+        for answer in answers:
+            if isinstance(answer, QsyncError):
+                log.warning(
+                    "cannot hand back tasks of queue %s, their leases will lapse: %s",
+                    self.lane.queue, answer,
+                )  # fmt: skip
+            else:
+                log.warning(
+                    "handed back %d tasks of queue %s whose end the store did not take",
+                    len(answer), self.lane.queue,
+                )  # fmt: skip
+
+    async def _settle(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Settle entries; returns those that the store did not take."""
+        failed: list[Entry] = []
+        full: list[Entry] = []
+        for part, error in await self._send(list(_parts(entries))):
+            if isinstance(error, QueueFull) and part.verb == "complete":
+                full += part.entries
+            else:
+                failed += self._refused(part, error)
+        return failed + await self._complete_in_full_store(full) if full else failed
+
+    async def _complete_in_full_store(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Complete tasks although the store is out of memory; returns those that it did not take.
+
+        First those that need no room, some of which free memory; then the results, for as long as
+        the store takes them; the rest of the tasks end with an error in the place of their result.
+        """
+        short = [entry for entry in entries if _result_size(entry) <= SHORT_RESULT]
+        long = [entry for entry in entries if _result_size(entry) > SHORT_RESULT]
+        failed: list[Entry] = []
+        full: list[Entry] = []
+        for part, error in await self._send([*_without_room(short), *_completing(long)]):
+            if isinstance(error, QueueFull):
+                full += part.entries
+            else:
+                failed += self._refused(part, error)
+        if full:
+            log.warning(
+                "the store is out of memory: the results of %d tasks of queue %s are lost, of %s",
+                len(full), self.lane.queue, _some_ids(full),
+            )  # fmt: skip
+            without = [(leased, _without_result(record)) for leased, record in full]
+            for part, error in await self._send(list(_without_room(without))):
+                failed += self._refused(part, error)
+        return failed
+
+    async def _send(self, parts: Sequence[Part]) -> list[tuple[Part, QsyncError]]:
+        """Make the calls of these parts; returns those parts that the store refused, and why."""
+        calls = [
+            part.operation(self.lane.keys, [record for _, record in part.entries]) for part in parts
+        ]
+        answers = await self._broker.run_many(calls)
+        refused = []
+        for part, answer in zip(parts, answers, strict=True):
+            if isinstance(answer, QsyncError):
+                refused.append((part, answer))
+            else:
+                self._settled(part.verb, part.entries, answer)
+        return refused
+
+    def _refused(self, part: Part, error: QsyncError) -> Sequence[Entry]:
+        self._outage.failed(self._part, error)
+        return part.entries
+
+    def _settled(self, verb: str, part: Sequence[Entry], outcomes: Sequence[ops.Outcome]) -> None:
+        drop, tally = self.lane.drop, self.tally
+        lost = 0
+        for (leased, record), outcome in zip(part, outcomes, strict=True):
+            if leased is not None:
+                if tally is not None:
+                    tally.settled(leased, record if outcome != "lost" else None)
+                drop(leased)
+            if outcome == "lost":
+                lost += 1
+                log.warning(
+                    "lease of task %s of queue %s was lost: nothing to %s",
+                    record.id,
+                    self.lane.queue,
+                    verb,
+                    extra={"task_id": record.id, "queue": self.lane.queue}
+                    if leased is None
+                    else leased.fields,
+                )
+        if lost:
+            self._on_lost(lost)
+        if self.on_settled is not None:
+            self.on_settled()
+
+
+def _parts(entries: Sequence[Entry]) -> Iterator[Part]:
+    """Entries cut into calls, by kind."""
+    for kind in dict.fromkeys([type(record) for _, record in entries]):
+        chosen = [entry for entry in entries if type(entry[1]) is kind]
+        if kind is Completion:
+            yield from _completing(chosen)
+        else:
+            verb, operation = _VERBS[kind]
+            for part in ops.batches(chosen, _size):
+                yield Part(verb, operation, part)
+
+
+def _completing(entries: Sequence[Entry], operation: Operation = ops.complete) -> Iterator[Part]:
+    if any(record.result for _, record in entries):  # type: ignore[union-attr]
+        parts = ops.batches(entries, _size)
+    else:
+        parts = (entries[at : at + BATCH_SIZE] for at in range(0, len(entries), BATCH_SIZE))
+    for part in parts:
+        yield Part("complete", operation, part)
+
+
+def _without_room(entries: Sequence[Entry]) -> Iterator[Part]:
+    return _completing(entries, ops.complete_without_room)
+
+
+def _result_size(entry: Entry) -> int:
+    record = entry[1]
+    return len(record.result) if type(record) is Completion else 0
+
+
+def _size(entry: Entry) -> int:
+    record: Any = entry[1]
+    size = len(record.id) + len(record.token) + _result_size(entry)
+    return size + len(getattr(record, "failure", b""))
+
+
+def _without_result(record: Record) -> Record:
+    return msgspec.structs.replace(record, result=NO_ROOM) if type(record) is Completion else record
+
+
+def _some_ids(entries: Sequence[Entry]) -> str:
+    shown = ", ".join(record.id for _, record in entries[:5])
+    return f"{shown} and others" if len(entries) > 5 else shown
+
+
+def _back(record: Record) -> HandedBack:
+    """The record that hands a task back, and keeps what is known of failed attempts."""
+    delay_us = record.delay_us if isinstance(record, Retried | HandedBack) else None
+    return HandedBack(record.id, record.token, delay_us, getattr(record, "failure", b""))
+
+
+def _back_size(back: HandedBack) -> int:
+    return len(back.id) + len(back.token) + len(back.failure)

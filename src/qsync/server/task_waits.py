@@ -1,0 +1,76 @@
+"""The connections on which a server blocks until tasks come.
+
+One covers all queues of the server. In a cluster there is one only for a server of one queue, and
+for each queue whose tasks come without messages (see wakes.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from qsync.backoff import AWAY_CAP_S, Backoff
+from qsync.broker.listeners import BlockingPop
+from qsync.broker.shell import AsyncBroker
+from qsync.server.queue_state import QueueState, boot_s
+
+UNSENT_S: Final = 3600.0
+"""For how long a server blocks on a queue as well whose tasks came without messages."""
+
+
+class Waiters:
+    """Which connection blocks on which queues."""
+
+    def __init__(self, broker: AsyncBroker, lanes: Sequence[QueueState]) -> None:
+        self._broker = broker
+        self._lanes = {lane.keys.key("wake"): lane for lane in lanes}
+        self.tasks: dict[BlockingPop, asyncio.Task[None] | None] = {}
+        """What waits on each connection now."""
+        self.backoffs: dict[BlockingPop, Backoff] = {}
+        """Of the waits alone: on a link that is reset all the time fetches succeed in between."""
+        self._until: dict[BlockingPop, float] = {}
+
+    def block_on_all(self) -> None:
+        """Block on all queues for good."""
+        for waiter in self._broker.waiters(list(self._lanes)):
+            self._add(waiter, math.inf)
+
+    def block_on(self, lane: QueueState, seconds: float) -> None:
+        """Block on a queue for so long at least."""
+        key = lane.keys.key("wake")
+        waiter = next((each for each in self.tasks if key in each.keys), None)
+        if waiter is None:
+            [waiter] = self._broker.waiters([key])
+            self._add(waiter, 0.0)
+        self._until[waiter] = max(self._until[waiter], boot_s() + seconds)
+
+    def lanes_of(self, waiter: BlockingPop) -> list[QueueState]:
+        """Return the queues that a connection can block on."""
+        return [self._lanes[key] for key in waiter.keys]
+
+    def lane_of(self, key: str) -> QueueState:
+        """Return the queue that has this list."""
+        return self._lanes[key]
+
+    def remove_expired(self, now: float) -> list[BlockingPop]:
+        """Return the connections that are not needed any more, to be closed."""
+        expired = [
+            waiter
+            for waiter, until in self._until.items()
+            if until <= now and self.tasks[waiter] is None
+        ]
+        for waiter in expired:
+            del self.tasks[waiter], self.backoffs[waiter], self._until[waiter]
+        return expired
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        for waiter in self.tasks:
+            await waiter.aclose()
+
+    def _add(self, waiter: BlockingPop, until: float) -> None:
+        self.tasks[waiter] = None
+        self.backoffs[waiter] = Backoff(cap=AWAY_CAP_S)
+        self._until[waiter] = until

@@ -1,0 +1,79 @@
+"""Tells when runs have taken too long, with one timer for all of them.
+
+Runs with the same limit end in the order in which they began, so a queue for each limit does, and
+no task pays for a timer that it does not need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from qsync.server.queue_state import RUNNING, LeasedTask
+
+SPARE: Final = 256
+"""So many runs that have ended may be in a queue, beside those that go on, before it is cleared."""
+
+
+class Timeouts:
+    """Calls `over` for each run that goes on when its time is up."""
+
+    def __init__(self, over: Callable[[LeasedTask], None]) -> None:
+        self._over = over
+        self._loop = asyncio.get_running_loop()
+        self._queues: dict[float, deque[tuple[float, LeasedTask]]] = {}
+        self._room: dict[float, int] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._next = math.inf
+
+    @property
+    def size(self) -> int:
+        """How many runs are kept, those included that ended lately."""
+        return sum(map(len, self._queues.values()))
+
+    def add(self, leased: LeasedTask, seconds: float) -> None:
+        """The run begins now and may take so long."""
+        ends = self._loop.time() + seconds
+        queue = self._queues.get(seconds)
+        if queue is None:
+            queue = self._queues[seconds] = deque()
+            self._room[seconds] = SPARE
+        queue.append((ends, leased))
+        if len(queue) > self._room[seconds]:
+            self._clear(seconds)
+        if ends < self._next:
+            self._set_timer(ends)
+
+    def close(self) -> None:
+        """Nothing is told any more."""
+        self._queues.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _clear(self, seconds: float) -> None:
+        left = deque(entry for entry in self._queues[seconds] if entry[1].phase == RUNNING)
+        self._queues[seconds] = left
+        self._room[seconds] = 2 * len(left) + SPARE
+
+    def _set_timer(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next = at
+        self._timer = self._loop.call_at(at, self._look) if math.isfinite(at) else None
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        over: list[tuple[float, LeasedTask]] = []
+        for seconds, queue in list(self._queues.items()):
+            while queue and (queue[0][1].phase != RUNNING or queue[0][0] <= now):
+                ended = queue.popleft()
+                if ended[1].phase == RUNNING:
+                    over.append(ended)
+            if not queue:
+                del self._queues[seconds], self._room[seconds]
+        self._set_timer(min((queue[0][0] for queue in self._queues.values()), default=math.inf))
+        for _, leased in sorted(over, key=lambda one: one[0]):
+            self._over(leased)

@@ -1,0 +1,173 @@
+"""Waits for tasks in many queues of a cluster: on one connection a node, not one a queue.
+
+Keys of several slots cannot be blocked on together, so messages wake a server of many queues. It
+subscribes to a channel of its own in each queue, and then says there that it is idle (`listen`).
+Whatever adds to the queue takes the id of one idle server and sends it a message. From then on that
+server is not idle there, until it says so again.
+
+Messages may be lost, with the connection or when a slot moves. So a server says again that it is
+idle as soon as it is subscribed again, which is a look at the queue as well, and once in `sweep`.
+Where it may not subscribe, it blocks on the list of the queue instead. Where tasks come from
+clients that send no messages, it blocks as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from qsync.backoff import AWAY_CAP_S, Backoff
+from qsync.broker import ops
+from qsync.broker.call import Call
+from qsync.broker.error_mapping import Fault, classify
+from qsync.broker.ops import Listened
+from qsync.broker.shell import AsyncBroker
+from qsync.errors import QsyncError
+from qsync.server.outage_log import Outage
+from qsync.server.queue_state import QueueState
+from qsync.subscriptions import AsyncPlacement, Listener
+
+log = logging.getLogger("qsync.server")
+
+KEPT_US: Final = 3600 * 1_000_000
+"""For how long a queue keeps the id of an idle server that does not say it again."""
+
+DENIED_S: Final = 60.0
+"""After so many seconds a channel that this user may not subscribe to is tried again."""
+
+
+class Wakes(AsyncPlacement):
+    """The messages that wake a server, and the queues in which it said that it is idle."""
+
+    def __init__(
+        self,
+        broker: AsyncBroker,
+        holder: str,
+        lanes: Sequence[QueueState],
+        outage: Outage,
+        *,
+        lease_us: int,
+    ) -> None:
+        super().__init__(broker)
+        self._holder = holder
+        self._lanes = {lane.keys.wake_channel(holder): lane for lane in lanes}
+        self._channels = {lane.queue: channel for channel, lane in self._lanes.items()}
+        self._lease_us = lease_us
+        self._outage = outage
+        self._unlisted: dict[str, QueueState] = {}
+        self._messages = dict.fromkeys(self._channels, 0)
+        """By queue: messages, and subscriptions that began."""
+        self._backoff = Backoff(cap=AWAY_CAP_S)
+        self._later: set[asyncio.TimerHandle] = set()
+        self.on_wake: Callable[[QueueState], None] = _ignore
+        """Called when a message came: the queue is to be fetched from."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when there are other queues in which to say that the server is idle."""
+        self.on_denied: Callable[[QueueState], None] = _ignore
+        """Called when this user may not subscribe to the channel of a queue."""
+
+    def start(self) -> None:
+        """Subscribe to the channels of all queues."""
+        for channel in self._lanes:
+            self._place(channel, self._node_of(channel))
+
+    def ready(self, lane: QueueState) -> bool:
+        """Whether messages about this queue arrive."""
+        channel = self._channels[lane.queue]
+        listener = self._by_channel.get(channel)
+        return listener is not None and listener.listens(channel)
+
+    def unlisted(self) -> list[QueueState]:
+        """Queues whose messages arrive, but in which this server does not count as idle."""
+        return list(self._unlisted.values())
+
+    def take(self, lanes: Sequence[QueueState]) -> None:
+        """Leave these queues out of `unlisted` while they are told."""
+        for lane in lanes:
+            self._unlisted.pop(lane.queue, None)
+
+    def waits(self, lane: QueueState) -> bool:
+        """Whether this server counts as idle in a queue, as far as it knows."""
+        return self.ready(lane) and lane.queue not in self._unlisted
+
+    def call(self, lane: QueueState) -> Call[Listened]:
+        """Return the call that says that this server is idle, and looks."""
+        return ops.listen(lane.keys, server=self._holder, lease_us=self._lease_us, keep_us=KEPT_US)
+
+    def mark(self, lane: QueueState) -> int:
+        """Return what `listed` compares: it changes with each message."""
+        return self._messages[lane.queue]
+
+    def listed(self, lane: QueueState, answer: Listened, mark: int) -> None:
+        """Note the answer to a call that was sent at this mark."""
+        self._backoff.reset()
+        waits = not answer.waits and not answer.woken
+        if waits and self._messages[lane.queue] == mark:
+            self._unlisted.pop(lane.queue, None)
+        else:  # a message that came meanwhile may have been the one that was just asked for
+            self._add(lane)
+
+    def failed(self, lane: QueueState) -> None:
+        """Note that a call got no answer: it is made again after a delay."""
+        loop = asyncio.get_running_loop()
+
+        def again() -> None:
+            self._later.discard(timer)
+            self._add(lane)
+
+        timer = loop.call_later(self._backoff.next(), again)
+        self._later.add(timer)
+
+    def follow_slots(self) -> None:
+        """Subscribe at the nodes that have the queues by now."""
+        for channel, listener in list(self._by_channel.items()):
+            self._follow_slot(channel, listener, self._node_of(channel))
+
+    async def aclose(self) -> None:
+        """Stop listening: from now on this server is not woken."""
+        for timer in self._later:
+            timer.cancel()
+        self._later.clear()
+        self._unlisted.clear()
+        self._by_channel.clear()
+        await super().aclose()
+
+    def _add(self, lane: QueueState) -> None:
+        if self.ready(lane):
+            self._unlisted[lane.queue] = lane
+            self.on_change()
+
+    # What is heard.
+
+    def _on_message(self, channel: str, text: str) -> None:
+        lane = self._lanes[channel]
+        self._messages[lane.queue] += 1
+        self._unlisted[lane.queue] = lane
+        self.on_wake(lane)
+
+    def _on_subscribed(self, channel: str) -> None:
+        lane = self._lanes[channel]
+        self._messages[lane.queue] += 1
+        self._add(lane)
+
+    def _refused(self, channel: str, listener: Listener, error: Exception) -> None:
+        super()._refused(channel, listener, error)
+        if channel in listener.refused and classify(error) is not Fault.TRANSIENT:
+            listener.refused[channel] = time.monotonic() + DENIED_S
+            self.on_denied(self._lanes[channel])
+
+    def _on_refused(self, channel: str, error: Exception) -> None:
+        log.info("cannot subscribe to %s: %s", channel, error)
+
+    def _on_broken(self, node: str, error: Exception) -> None:
+        if isinstance(error, QsyncError):
+            self._outage.note(f"wait for tasks of node {node}", error)
+        else:
+            log.error("waiting for tasks of node %s failed", node, exc_info=error)
+
+
+def _ignore(lane: QueueState) -> None:
+    pass

@@ -1,0 +1,378 @@
+"""Functions that are tasks: `@app.task` makes them.
+
+The name of a task is what its producers and its servers must agree on. It is the function's module
+and qualified name, unless it is given. A module that runs as a program is called `__main__` there
+and by its own name where a server imports it; so it gets the name that `python -m` knows, or else
+that of its file, with the packages that the file is in: `__init__.py` in its folder makes
+`tasks.py` `folder.tasks`. A function of an interactive session has to be given a name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from types import CoroutineType
+from typing import (
+    Any,
+    Concatenate,
+    Final,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
+
+from qsync.backoff import ExponentialBackoff, RetryPolicy
+from qsync.client import AsyncHandle, Handle
+from qsync.connections import Connections
+from qsync.errors import ConfigError, InvalidTask
+from qsync.keys import shorten
+from qsync.mux import Handler, Middleware, make_handler
+from qsync.retry_policy import ErrorClasses, retry_rules
+from qsync.server.current import running
+from qsync.server.standalone_context import awaited_within, ensure_context
+from qsync.signature import Signature
+from qsync.task import Duration, Task, TaskInfo
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+V = TypeVar("V")
+
+
+class TaskOptions(TypedDict, total=False):
+    """The options of Task, as `@app.task` and `.options()` take them."""
+
+    queue: str
+    id: str | None
+    retry: int
+    retry_delay: RetryPolicy
+    delay: Duration | None
+    process_at: datetime | None
+    timeout: Duration | None
+    deadline: datetime | None
+    unique: bool | Duration | None
+    unique_key: str | None
+    retention: Duration | None
+    fairness_key: str | None
+    headers: Mapping[str, str] | None
+
+
+class TaskFunction(Generic[P, R, Q, V]):
+    """A function that can be enqueued, and called in place as if it were none.
+
+    P are the parameters that a producer gives: those of the function, Q, without TaskInfo. R is
+    what a Handle's `result()` returns; V what a call in place does: R, or its coroutine.
+    """
+
+    __name__: str
+    __wrapped__: Callable[Q, V]
+
+    def __init__(
+        self,
+        function: Callable[Q, V],
+        connections: Connections,
+        *,
+        name: str | None = None,
+        executor: Literal["process"] | None = None,
+        middleware: Iterable[Middleware] = (),
+        retry_for: ErrorClasses | None = None,
+        dont_retry_for: ErrorClasses | None = None,
+        options: TaskOptions,
+    ) -> None:
+        _check(function)
+        stored = options.copy()
+        delay = options.get("retry_delay")
+        if callable(delay) and not isinstance(delay, ExponentialBackoff):
+            del stored["retry_delay"]  # it stays with the handler
+        else:
+            delay = None
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._connections = connections
+        self.name: Final = task_name(function) if name is None else name
+        """The type of its tasks."""
+        self._signature = Signature(self.name, function)
+        self.handler: Final[Handler] = make_handler(
+            self.name,
+            function,
+            executor=executor,
+            middleware=middleware,
+            arguments=self._signature.arguments,
+            carry_result=self._signature.carried_result,
+            rules=retry_rules(
+                retry_delay=delay, retry_for=retry_for, dont_retry_for=dont_retry_for
+            ),
+        )
+        """What a server runs."""
+        if executor == "process":
+            # A fresh process finds by its name what bears the name: this, or the bare function.
+            function.handler = self.handler  # type: ignore[attr-defined]
+        self._options: TaskOptions = {}
+        self._override(stored)
+
+    def __repr__(self) -> str:
+        return f"<task {self.name}>"
+
+    def __call__(self, /, *args: Q.args, **kwargs: Q.kwargs) -> V:
+        """Call the function here and now; nothing is enqueued.
+
+        Outside of a handler `current()` is a plain one in it: no state, no client, and progress
+        goes nowhere. `qsync.testing.context` gives it more.
+        """
+        context = ensure_context(self.name)
+        if context is None:
+            return self._function(*args, **kwargs)
+        token = running.set(context)
+        try:
+            value = self._function(*args, **kwargs)
+        finally:
+            running.reset(token)
+        if isinstance(value, CoroutineType):
+            return cast("V", awaited_within(context, value))
+        return value
+
+    def options(self, /, **options: Unpack[TaskOptions]) -> TaskFunction[P, R, Q, V]:
+        """The same task with other options; InvalidTask names one that is unknown or wrong.
+
+        `delay` takes the place of `process_at`, and the other way round.
+        """
+        other = copy.copy(self)
+        other._options = self._options.copy()
+        other._override(options)
+        return other
+
+    def build(self, /, *args: P.args, **kwargs: P.kwargs) -> Task[R]:
+        """The Task for these arguments, as `client.enqueue_many` takes it.
+
+        InvalidTask when the arguments do not fit the parameters, or msgpack cannot carry one.
+        With `unique=`, sets and dicts are put in order, since equal arguments are the same task.
+        """
+        options = self._options
+        sort = bool(options.get("unique")) and options.get("unique_key") is None
+        payload = self._signature.bind(args, kwargs, sort=sort)
+        payload.decode = self._signature.result_of
+        return Task(self.name, payload, **self._task_options)
+
+    def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, AsyncHandle[R]]:
+        """Await it: the task is in the queue. DuplicateTask when its id or its lock is taken.
+
+        The arguments are taken, and checked as `build` does, when this is called. ConfigError
+        where no event loop runs: `enqueue_sync` is for there.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            msg = (
+                f"task {self.name!r}: enqueue() needs a running event loop, and there is none in "
+                "this thread; use enqueue_sync()"
+            )
+            raise ConfigError(msg) from None
+        return self._enqueue(self.build(*args, **kwargs))
+
+    async def _enqueue(self, task: Task[R]) -> AsyncHandle[R]:
+        return await self._connections.here().enqueue(task)
+
+    def enqueue_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """The task is in the queue. DuplicateTask when its id or its lock is taken.
+
+        ConfigError where an event loop runs, which it would block: `await enqueue()` is for there.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            msg = (
+                f"task {self.name!r}: enqueue_sync() would block the event loop that runs in this "
+                "thread; use await enqueue()"
+            )
+            raise ConfigError(msg)
+        return self._connections.shared().enqueue(self.build(*args, **kwargs))
+
+    @property
+    def required(self) -> list[str]:
+        """The parameters without which it cannot be enqueued."""
+        return self._signature.required
+
+    @property
+    def defaults(self) -> TaskOptions:
+        """The options that were given."""
+        return self._options.copy()
+
+    @property
+    def _task_options(self) -> dict[str, Any]:
+        return cast("dict[str, Any]", self._options)
+
+    def _override(self, options: TaskOptions) -> None:
+        for option in options:
+            if option not in TaskOptions.__annotations__:
+                known = ", ".join(TaskOptions.__annotations__)
+                msg = f"task {self.name!r}: no option {shorten(option)}; there are {known}"
+                raise InvalidTask(msg)
+        if options.get("delay") is not None:
+            self._options.pop("process_at", None)
+        if options.get("process_at") is not None:
+            self._options.pop("delay", None)
+        self._options |= options
+        Task(self.name, **self._task_options)  # checks them
+
+
+def task_name(function: Callable[..., Any]) -> str:
+    """The name of a function's task, the same for producers and servers: see above."""
+    module: str | None = function.__module__
+    if module in ("__main__", "__mp_main__"):
+        module = _main_name(getattr(inspect.unwrap(function), "__globals__", {}))
+    if module is None or module == "__main__":
+        msg = (
+            f"name: {function.__qualname__} is of no module that a server could import"
+            f"{_FROM_INPUT if sys.argv[0] not in ('-c', '-m') else ''}; give it a name, "
+            "@app.task(name=...)"
+        )
+        raise ConfigError(msg)
+    return f"{module}.{function.__qualname__.replace('<locals>.', '')}"
+
+
+def _main_name(module: Mapping[str, Any]) -> str | None:
+    """What the module that runs as a program would be called if it were imported."""
+    spec, file = module.get("__spec__"), module.get("__file__")
+    if spec is not None and spec.name not in ("__main__", "__mp_main__"):
+        return str(spec.name)
+    if file is None or file.startswith(("<", "/dev/", "/proc/")):  # standard input
+        return None
+    path = Path(file).absolute()
+    parts, folder = [path.stem], path.parent
+    while (folder / "__init__.py").exists():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    return ".".join(parts)
+
+
+def _check(function: Any) -> None:
+    """ConfigError unless it is a plain function that a server can call."""
+    if isinstance(function, TaskFunction):
+        what = "is a task already"
+    elif inspect.ismethod(function) or isinstance(function, staticmethod | classmethod):
+        what = f"is a method; {_METHOD}"
+    elif not inspect.isfunction(function):
+        what = "is no plain function (def or async def)"
+    elif _is_in_class(function):
+        what = f"is a method of class {function.__qualname__.split('.')[-2]}; {_METHOD}"
+    elif function.__name__ == "<lambda>":
+        what = "has no name; use def"
+    elif inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        what = "is a generator, whose body nobody would run"
+    else:
+        return
+    raise ConfigError(f"task: {shorten(function)} {what}")
+
+
+_FROM_INPUT: Final = (
+    ", since the program came from standard input or it was defined in an interactive session: "
+    "move it to a file"
+)
+
+_METHOD: Final = (
+    "no server has the object that it belongs to: make it a function at the top of its module (a "
+    "static method has @staticmethod above @app.task)"
+)
+
+
+def _is_in_class(function: Any) -> bool:
+    """Whether it is defined in the body of a class and takes the object or the class first."""
+    owner = function.__qualname__.rpartition(".")[0]
+    first = next(iter(inspect.signature(function).parameters), "")
+    return bool(owner) and not owner.endswith("<locals>") and first in ("self", "cls")
+
+
+class Decorator(Protocol):
+    """What `@app.task(...)` returns: makes a task of a function."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[TaskInfo, P], Coroutine[Any, Any, R]], /
+    ) -> TaskFunction[P, R, Concatenate[TaskInfo, P], Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[TaskInfo, P], R], /
+    ) -> TaskFunction[P, R, Concatenate[TaskInfo, P], R]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> TaskFunction[P, R, P, Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> TaskFunction[P, R, P, R]: ...
+
+
+class BuiltAlone(Protocol):
+    """A task that can be built without arguments."""
+
+    def build(self) -> Task[Any]:
+        """See TaskFunction."""
+
+
+B = TypeVar("B", bound=BuiltAlone)
+
+
+class PeriodicDecorator(Protocol):
+    """What `@app.periodic(...)` returns: for tasks and functions that need no arguments."""
+
+    @overload
+    def __call__(self, function: B, /) -> B: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[[TaskInfo], Coroutine[Any, Any, R]], /
+    ) -> TaskFunction[..., R, ..., Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def __call__(self, function: Callable[[TaskInfo], R], /) -> TaskFunction[..., R, ..., R]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[[], Coroutine[Any, Any, R]], /
+    ) -> TaskFunction[..., R, ..., Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def __call__(self, function: Callable[[], R], /) -> TaskFunction[..., R, ..., R]: ...
+
+
+class ArgumentsDecorator(Protocol):
+    """What `@app.periodic(arguments=...)` returns: as Decorator, and a task stays what it is."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # it can be called, so the others would fit, too
+        self, function: TaskFunction[P, R, Q, V], /
+    ) -> TaskFunction[P, R, Q, V]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[TaskInfo, P], Coroutine[Any, Any, R]], /
+    ) -> TaskFunction[P, R, Concatenate[TaskInfo, P], Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[TaskInfo, P], R], /
+    ) -> TaskFunction[P, R, Concatenate[TaskInfo, P], R]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> TaskFunction[P, R, P, Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> TaskFunction[P, R, P, R]: ...

@@ -1,0 +1,83 @@
+"""Finds the queue of a task of which only the id is known. Pure: it says what to ask the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from qsync.broker import views
+from qsync.broker.call import Call
+from qsync.broker.views import StoredTask
+from qsync.errors import InvalidTask, TaskNotFound
+from qsync.keys import QueueKeys, check_name
+from qsync.state import TaskState
+
+QUEUES_LIMIT: Final = 5_000
+"""Most queues that one search looks through."""
+
+TOGETHER: Final = 100
+"""Queues that are asked in one round trip (in a cluster, one each)."""
+
+NAMED: Final = 10
+"""Most queues that the error names."""
+
+_ENDED: Final = (TaskState.COMPLETED, TaskState.DEAD)
+
+
+class Search:
+    """A search for a task through the queues of a prefix."""
+
+    def __init__(self, id: str, prefix: str, names: Sequence[str], *, total: int = 0) -> None:
+        self._id = id
+        self._prefix = prefix
+        known = sorted(name for name in names if _is_queue(name))
+        self._all = max(total, len(known))
+        self._names = known[:QUEUES_LIMIT]
+        self._found: list[tuple[str, StoredTask]] = []
+
+    def calls(self) -> Iterator[list[Call[list[StoredTask | None]]]]:
+        """What to ask the store, a round trip at a time; `note` takes the replies in that order."""
+        for first in range(0, len(self._names), TOGETHER):
+            self._asked = self._names[first : first + TOGETHER]
+            yield [
+                views.show(QueueKeys(self._prefix, name), [self._id], messages=False)
+                for name in self._asked
+            ]
+
+    def note(self, replies: Sequence[list[StoredTask | None]]) -> None:
+        """Take the replies to the last calls."""
+        for name, [shown] in zip(self._asked, replies, strict=True):
+            if shown is not None:
+                self._found.append((name, shown))
+
+    def queue(self) -> str:
+        """The queue of the task; of several with the id, one that has not ended. TaskNotFound."""
+        for name, shown in self._found:
+            if shown.state not in _ENDED:
+                return name
+        if self._found:
+            return self._found[0][0]
+        raise TaskNotFound(f"task {self._id!r} is in {self._looked_through()}: {_WHY}")
+
+    def _looked_through(self) -> str:
+        if not self._names:
+            return f"no queue, since there is none with the prefix {self._prefix!r}"
+        named = ", ".join(self._names[:NAMED])
+        if len(self._names) > NAMED:
+            named += f" and {len(self._names) - NAMED} more"
+        some = f"the first {len(self._names)} of " if len(self._names) < self._all else ""
+        return f"none of {some}the {self._all} queues with the prefix {self._prefix!r} ({named})"
+
+
+_WHY: Final = (
+    "it is done and was not kept (retention=), was deleted, or was enqueued with another prefix or "
+    "store"
+)
+
+
+def _is_queue(name: str) -> bool:
+    try:
+        check_name("queue", name)
+    except InvalidTask:
+        return False
+    return True

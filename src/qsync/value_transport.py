@@ -1,0 +1,66 @@
+"""How a value of an annotated type is carried, so that it arrives as it was given. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from qsync import codec, msgpack_extensions
+from qsync.convert import MISFITS, Convert, is_steady, leaves, misfit
+from qsync.round_trip_check import difference
+
+
+class Passage:
+    """Makes builtin values of the values of one annotation."""
+
+    def __init__(self, annotation: Any, convert: Convert) -> None:
+        self.leaves = leaves(annotation)
+        """Types whose values go as they are."""
+        self._steady = is_steady(annotation)
+        self._any = annotation is Any or annotation is object
+        self._convert = convert
+
+    def carry(self, value: Any, *, sort: bool = False, tagged: bool = False) -> Any:
+        """A copy of builtin types and extensions; CodecError when it would arrive changed.
+
+        Dates, UUIDs and the like are text where the annotation says what they are, and extensions
+        where it does not, or with `tagged`. `sort`: sets and dicts in one order.
+        """
+        try:
+            steady = self._any or (self._steady and type(value) in (list, dict))
+            if steady and msgpack_extensions.is_plain(value):
+                return codec.natural(value, sort=sort)
+        except msgpack_extensions.NotCarried as error:
+            raise codec.CodecError(str(error)) from None
+        ways = [codec.tagged, codec.natural]
+        if not tagged and not self._any:
+            ways.reverse()
+        why = ""
+        for way in ways:
+            try:
+                copy = way(value, sort=sort)
+                changed = self._changed(value, copy)
+            except codec.CodecError as error:
+                changed = str(error)
+            if changed is None:
+                return copy
+            why = why or changed
+        raise codec.CodecError(why)
+
+    def _changed(self, value: Any, copy: Any) -> str | None:
+        """How the value would arrive changed; None when it arrives as it is."""
+        data = codec.encode_natural(copy)
+        try:
+            got = self._convert(msgspec.Raw(data))
+        except MISFITS as error:
+            return f"{type(value).__qualname__} does not fit the annotation: {misfit(error)}"
+        found = difference(value, got)
+        if found is None:
+            return None
+        hint = ""
+        if self._any:
+            hint = "; annotate it with its type"
+        elif " would arrive as " in found:
+            hint = "; give a value of exactly the annotated type"
+        return f"{found.removeprefix(': ')}{hint}"

@@ -1,0 +1,43 @@
+"""For other programs: metrics for Prometheus, and whether the store answers."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from qsync.errors import QsyncError
+from qsync.web.pages import Site
+
+STORE_S: Final = 3.0
+"""How long the store may take to answer, seconds."""
+
+
+async def metrics(site: Site, request: Request) -> Response:
+    """The metrics of all queues, as the store has them."""
+    if importlib.util.find_spec("prometheus_client") is None:
+        text = "Metrics need prometheus-client: pip install 'qsync-py[prometheus]'\n"
+        return PlainTextResponse(text, 404)
+    from qsync.contrib.prometheus import CONTENT_TYPE
+
+    return Response(await site.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def health(site: Site, request: Request) -> Response:
+    """Whether the store answers, and how fast."""
+    try:
+        async with asyncio.timeout(STORE_S):
+            took = await site.inspector.ping()
+            queues = await site.inspector.queue_names()
+            servers = await site.inspector.servers(tasks=False)
+    except (QsyncError, TimeoutError) as error:
+        return JSONResponse({"ok": False, "reason": type(error).__name__}, 503)
+    return JSONResponse({
+        "ok": True,
+        "ping_ms": round(1000 * took, 2),
+        "queues": len(queues),
+        "servers": len(servers),
+    })  # fmt: skip

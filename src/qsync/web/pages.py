@@ -1,0 +1,168 @@
+"""What all pages have in common: the inspector, the templates, the messages between pages."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from qsync import codec
+from qsync.inspector import Inspector
+from qsync.state import TaskState
+from qsync.version import __version__
+from qsync.web.filters import FILTERS, escape_invisible
+from qsync.web.login import is_secure, root_of
+from qsync.web.query import AGES, Fields, parse_form
+from qsync.web.sampler import Sampler
+
+if TYPE_CHECKING:
+    from qsync.contrib.prometheus import StoreMetrics  # imported when /metrics is asked for
+
+Mask = Callable[[str, bytes], str | bytes]
+
+FLASH: Final = "qsync_flash"
+FLASH_S: Final = 30
+FLASH_LIMIT: Final = 600
+REFRESH_S: Final = 5
+"""How often an open page is asked for again."""
+
+
+class Flash(msgspec.Struct, frozen=True, array_like=True):
+    """What is said once on the next page."""
+
+    text: str
+    good: bool = True
+
+
+def make_environment() -> Environment:
+    """Templates in which all that is shown is escaped, and nothing is unseen."""
+    environment = Environment(
+        loader=PackageLoader("qsync.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=escape_invisible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(FILTERS)
+    environment.globals.update(
+        states=list(TaskState), ages=AGES, version=__version__, refresh=REFRESH_S
+    )
+    return environment
+
+
+@dataclass(frozen=True)
+class Site:
+    """Makes the pages."""
+
+    inspector: Inspector
+    environment: Environment
+    sampler: Sampler
+    read_only: bool
+    signs_in: bool
+    mask: Mask | None
+
+    @cached_property
+    def _base(self) -> Mapping[str, Any]:
+        return {
+            "prefix": self.inspector.prefix,
+            "read_only": self.read_only,
+            "signs_in": self.signs_in,
+        }
+
+    @cached_property
+    def metrics(self) -> StoreMetrics:
+        """The metrics of all queues; ImportError without prometheus-client."""
+        from qsync.contrib.prometheus import StoreMetrics
+
+        return StoreMetrics(self.inspector)
+
+    def page(self, request: Request, name: str, *, status: int = 200, **values: Any) -> Response:
+        """A page of a template."""
+        part = request.headers.get("x-qsync-refresh") == "1"
+        flash = None if part else _read_flash(request)
+        text = self.environment.get_template(f"{name}.html").render(
+            **self._base, url=links(request), flash=flash, page=name, **values
+        )
+        response = HTMLResponse(text, status)
+        if flash is not None:
+            response.delete_cookie(
+                FLASH, path=root_of(request) or "/", secure=is_secure(request), httponly=True
+            )
+        return response
+
+    def go(
+        self, request: Request, path: str, text: str, *, good: bool = True, **query: object
+    ) -> Response:
+        """After a change: to another page, which says what became of it."""
+        response = RedirectResponse(links(request)(path, **query), 303)
+        flash = codec.encode(Flash(text[:FLASH_LIMIT], good))
+        response.set_cookie(
+            FLASH,
+            base64.urlsafe_b64encode(flash).decode().rstrip("="),
+            max_age=FLASH_S,
+            path=root_of(request) or "/",
+            secure=is_secure(request),
+            httponly=True,
+            samesite="strict",
+        )
+        return response
+
+    def confirm(
+        self,
+        request: Request,
+        fields: Fields,
+        *,
+        title: str,
+        text: str,
+        button: str,
+        back: str,
+        items: Sequence[str] = (),
+        danger: bool = True,
+    ) -> Response:
+        """Ask before a change; nothing is changed until the form of this page is sent."""
+        kept = [(name, value) for name, value in fields.pairs if name != "sure"]
+        return self.page(
+            request, "confirm", title=title, text=text, button=button, back=back, kept=kept,
+            items=items, here=request.url.path, danger=danger,
+        )  # fmt: skip
+
+    async def form(self, request: Request) -> Fields:
+        """The form that was sent."""
+        return parse_form(await request.body())
+
+    def user(self, request: Request) -> str:
+        """Who is noted as the author of a pause."""
+        return str(request.scope.get("qsync.user") or "") or "dashboard"
+
+
+def links(request: Request) -> Callable[..., str]:
+    """A function that makes the address of a page, wherever the dashboard is mounted."""
+    root = root_of(request)
+
+    def url(path: str, query: Mapping[str, object] | None = None, **more: object) -> str:
+        given = {name: value for name, value in {**(query or {}), **more}.items() if value}
+        return f"{root}{path}" + (f"?{urlencode(given, errors='replace')}" if given else "")
+
+    return url
+
+
+def _read_flash(request: Request) -> Flash | None:
+    value = request.cookies.get(FLASH)
+    if not value or len(value) > 4 * FLASH_LIMIT:
+        return None
+    try:
+        data = base64.urlsafe_b64decode(value.encode() + b"=" * (-len(value) % 4))
+        flash: Flash = codec.decode(data, Flash)
+    except (codec.CodecError, binascii.Error, ValueError):
+        return None
+    return flash

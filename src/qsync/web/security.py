@@ -1,0 +1,176 @@
+"""Stands before all pages: who is let in, what may change something, and how large all is.
+
+Nothing behind it is reached by a request that it refuses, whatever its path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from qsync.web.auth import Access, TokenAccess, host_of, same_origin
+from qsync.web.login import FORM, SHEET, SignIn
+
+log = logging.getLogger("qsync.web")
+
+BODY_LIMIT: Final = 64 * 1024
+QUERY_LIMIT: Final = 8 * 1024
+
+HEADERS: Final = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    # Not no-referrer: with that, browsers send `Origin: null` with forms of our own pages.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class TooLargeError(Exception):
+    """The body is longer than one of ours would be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the guard goes by. `hosts` None: the request may name any host."""
+
+    access: Access
+    read_only: bool
+    hosts: Collection[str] | None
+    timeout: float
+
+
+class Guard:
+    """ASGI middleware around the whole app."""
+
+    def __init__(self, app: ASGIApp, rules: Rules, sign_in: SignIn | None) -> None:
+        self._app = app
+        self._rules = rules
+        self._sign_in = sign_in
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or have the app answer."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # there is no WebSocket here
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await _Exchange(self._app, self._rules, self._sign_in, send).answer(scope, receive)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, app: ASGIApp, rules: Rules, sign_in: SignIn | None, send: Send) -> None:
+        self._app, self._rules, self._sign_in = app, rules, sign_in
+        self._to_client = send
+        self._begun = False
+
+    async def answer(self, scope: Scope, receive: Receive) -> None:
+        request = Request(scope, _Limited(receive))
+        try:
+            async with asyncio.timeout(self._rules.timeout):
+                response = self._refuse(request) or await self._admit(request)
+                await (response or self._app)(scope, request.receive, self._send)
+            return
+        except TooLargeError:
+            refusal = _text(f"The form is over {BODY_LIMIT} bytes.", 413)
+        except TimeoutError:
+            refusal = _text("It took too long; the store may be slow. Try again.", 504)
+        except Exception:
+            log.exception("%s %s", request.method, route_of(scope)[:80])
+            refusal = _text("Something went wrong here; the log of the dashboard has it.", 500)
+        if not self._begun:
+            await refusal(scope, receive, self._send)
+
+    def _refuse(self, request: Request) -> Response | None:
+        """What to answer to a request that no user may make."""
+        hosts = self._rules.hosts
+        if hosts is not None and host_of(request) not in hosts:
+            return _text("Not a name of this dashboard; see --allow-host.", 421)
+        if request.method not in ("GET", "HEAD", "POST"):
+            return PlainTextResponse("Not here.\n", 405, {"Allow": "GET, HEAD, POST"})
+        if len(request.scope.get("query_string", b"")) > QUERY_LIMIT:
+            return _text("The address is too long.", 414)
+        if request.method == "POST":
+            return _refuse_post(request)
+        return None
+
+    async def _admit(self, request: Request) -> Response | None:
+        """None for a user who may do it."""
+        access, route = self._rules.access, route_of(request.scope)
+        if self._sign_in is not None and route in (FORM, SHEET):
+            return await self._sign_in.answer(request, route)
+        user = await access.admit(request)
+        if isinstance(user, Response):
+            if self._sign_in is not None and user.status_code == 401:
+                return self._sign_in.form(request)
+            return user
+        request.scope["qsync.user"] = user
+        if request.method == "POST" and self._rules.read_only and route != "/logout":
+            return _text("This dashboard only shows: it was started without actions.", 403)
+        return None
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._begun = True
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers[name] = value
+        await self._to_client(message)
+
+
+class _Limited:
+    """Receives a body up to the limit."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._size = 0
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._size += len(message.get("body", b""))
+        if self._size > BODY_LIMIT:
+            raise TooLargeError
+        return message
+
+
+def _refuse_post(request: Request) -> Response | None:
+    if not same_origin(request):
+        return _text("Not from a page of this dashboard: nothing was done.", 403)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        return _text("Not a form.", 415)
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and len(length) < 20 and int(length) > BODY_LIMIT:
+        return _text(f"The form is over {BODY_LIMIT} bytes.", 413)
+    return None
+
+
+def route_of(scope: Scope) -> str:
+    """The path below the place where the dashboard is mounted."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(root) else path
+
+
+def sign_in_of(access: Access) -> TokenAccess | None:
+    """The access that has a form to sign in by."""
+    return access if isinstance(access, TokenAccess) else None
+
+
+def _text(text: str, status: int) -> Response:
+    return PlainTextResponse(f"{text}\n", status)

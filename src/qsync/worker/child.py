@@ -1,0 +1,185 @@
+"""What runs in each child of `qsync worker`: one server, by the order that its parent wrote.
+
+    python -m qsync.worker.child FD
+
+FD is the socket that it shares with its parent; see `qsync.worker.process`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+
+from qsync.errors import QsyncError
+from qsync.server import process_child
+from qsync.server.error_log import log_trace
+from qsync.server.error_text import message_of, program_trace
+from qsync.server.health import ServerHealth
+from qsync.server.run_metrics import RunMetrics
+from qsync.server.server import Server
+from qsync.worker import logs
+from qsync.worker.load_app import TargetError, load
+
+log = logging.getLogger("qsync.worker")
+
+LOOK_S: Final = 0.5
+"""How often to look for files that have been imported since."""
+
+
+class Parent:
+    """The parent, at the other end of the socket."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+        self._socket.set_inheritable(False)
+        self._lines = self._socket.makefile("rb")
+        self._lock = threading.Lock()
+        self._counting = threading.Lock()
+        self._told: set[str] = set()
+        self.server: Server | None = None
+        """Of which it is told how it is when it asks."""
+
+    def order(self) -> dict[str, Any]:
+        """What to do; waits for it."""
+        order: dict[str, Any] = json.loads(self._lines.readline() or b"null")
+        return order
+
+    def watch(self) -> None:
+        """From now on this process is told to stop when its parent has died."""
+        threading.Thread(target=self._answer_until_end, name="qsync-parent", daemon=True).start()
+
+    def _answer_until_end(self) -> None:
+        """In a thread of its own: it also answers while a handler blocks the event loop."""
+        with contextlib.suppress(OSError):
+            for line in self._lines:
+                server = self.server
+                condition = ServerHealth() if server is None else server.condition()
+                self._tell_rows(
+                    answer=json.loads(line)["ask"], condition=msgspec.to_builtins(condition)
+                )
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def tell_rows(self) -> None:
+        """Send what the server has counted, for the last time."""
+        self._tell_rows()
+
+    def _tell_rows(self, **report: Any) -> None:
+        """Send what has been counted; never less than was sent before by another thread."""
+        with self._counting:
+            tally = None if self.server is None else self.server.tally
+            rows = [] if tally is None else msgspec.to_builtins(tally.rows())
+            self.tell(**report, rows=rows)
+
+    def tell(self, **report: Any) -> bool:
+        """Send a report; False if the parent has died."""
+        try:
+            with self._lock:
+                self._socket.sendall(json.dumps(report).encode() + b"\n")
+        except OSError:
+            log.debug("the parent has died")
+            return False
+        return True
+
+    def tell_error(self, error: BaseException, trace: str = "") -> None:
+        """Send why this process ends; the parent logs it."""
+        ours = isinstance(error, QsyncError | TargetError)
+        text = logs.escape(str(error)) if ours else message_of(error)
+        if not self.tell(error=text, trace=trace):
+            log_trace(log, logging.ERROR, text, trace, {})
+
+    def tell_files(self) -> None:
+        """Send the source files under the working directory that have been imported since."""
+        here = os.path.join(os.getcwd(), "")  # noqa: PTH118, PTH109 - a prefix of texts
+        files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+        new = {file for file in files if file and file.startswith(here)} - self._told
+        if new:
+            self._told |= new
+            self.tell(files=sorted(new))
+
+    def keep_telling_files(self) -> None:
+        """Send them as they come, from a thread."""
+
+        def work() -> None:
+            while True:
+                self.tell_files()
+                time.sleep(LOOK_S)
+
+        threading.Thread(target=work, name="qsync-files", daemon=True).start()
+
+
+def main() -> None:
+    """Serve until told to stop; exit code 0 after a clean stop, 1 when it broke, 2: no start."""
+    parent = Parent(int(sys.argv[1]))
+    order = parent.order()
+    if order is None:  # the parent died at once
+        sys.exit(1)
+    parent.watch()
+    sys.exit(_serve(order, parent))
+
+
+def _serve(order: dict[str, Any], parent: Parent) -> int:
+    tag = str(order["number"])
+    set_up_logs = partial(logs.configure, order["log_level"], tag=tag, form=order["log_format"])
+    try:
+        app = load(order["target"])
+        server = app.server(**order["config"], server_id=order["server_id"])
+    except Exception as error:
+        set_up_logs()
+        cause = error.__cause__ if isinstance(error, TargetError) else error
+        parent.tell_error(error, program_trace(cause) if cause is not None else "")
+        return 2
+    finally:
+        if order["reload"]:
+            parent.tell_files()
+    set_up_logs()
+    logs.catch_uncaught()
+    if logs.is_set_up():
+        process_child.at_start.append(set_up_logs)  # so are those of handlers in processes
+    if order["tally"]:
+        server.tally = server.tally or RunMetrics(server.mux.types)
+    # A store that is away comes back, and another process would not bring it back sooner.
+    server.patient = True
+    parent.server = server
+    if order["reload"]:
+        parent.keep_telling_files()
+    parent.tell(queues=list(server.config.weights))
+    return _run(server, parent, uvloop=order["uvloop"])
+
+
+def _run(server: Server, parent: Parent, *, uvloop: bool) -> int:
+    make_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
+    try:
+        if uvloop:
+            import uvloop as library
+
+            make_loop = library.new_event_loop
+        with asyncio.Runner(loop_factory=make_loop) as runner:
+            runner.run(server.run(on_ready=lambda: parent.tell(ready=True)))
+    except QsyncError as error:
+        parent.tell_error(error)
+        return 1
+    except BaseException as error:  # of the lifespan, say
+        parent.tell_error(error, program_trace(error))
+        return 1
+    finally:
+        parent.tell_rows()
+    if server.told_to_stop:
+        parent.tell(retired=True)
+    return 1 if server.broken else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Looks whether files have changed, by their time and size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+_Mark = tuple[int, int] | None
+
+
+class FileWatcher:
+    """Files to watch; one that vanishes counts as changed when it is back."""
+
+    def __init__(self) -> None:
+        self._marks: dict[str, _Mark] = {}
+
+    def add(self, files: Iterable[str]) -> None:
+        """Watch these too, from what they are now."""
+        for file in files:
+            if file not in self._marks:
+                self._marks[file] = _mark(file)
+
+    def look(self) -> list[str]:
+        """The files that have changed since the last look."""
+        changed = []
+        for file, before in self._marks.items():
+            now = _mark(file)
+            if now is not None and now != before:
+                self._marks[file] = now
+                changed.append(file)
+        return changed
+
+
+def _mark(file: str) -> _Mark:
+    try:
+        found = Path(file).stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size

@@ -1,0 +1,293 @@
+"""The health port of `qsync worker`: /live, /ready, /startup, /metrics and /scale.
+
+The parent serves it from a thread of its own, for itself and all its processes, which it asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+
+from qsync.app import Qsync
+from qsync.errors import InvalidTask, QsyncError
+from qsync.keys import check_name
+from qsync.server import health
+from qsync.server.health import HealthVerdict, ProcessHealth
+from qsync.worker import autoscale
+from qsync.worker.http_server import HealthServer, Query, Response, bad_request
+from qsync.worker.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from qsync.inspector import Inspector, Overview  # imported when /scale is asked for
+
+T = TypeVar("T", int, float)
+
+PATIENCE_S: Final = 1.0
+"""How long the processes may take to answer, seconds."""
+
+SCALE_FRESH_S: Final = 1.0
+"""For so long /scale says again what the store said."""
+
+LISTS: Final = 8
+"""Lists of queues, besides the worker's own, whose measurements are kept."""
+
+STORE_S: Final = 5.0
+"""How long the store may take to answer, seconds."""
+
+
+def counts_tasks() -> bool:
+    """Whether there is a library that makes metrics of what is counted."""
+    return importlib.util.find_spec("prometheus_client") is not None
+
+
+class HealthPort:
+    """Answers probes, scrapes and autoscalers until it is closed."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        app: Qsync,
+        *,
+        queues: Sequence[str],
+        processes: int,
+        live_limit: float = health.LIVE_LIMIT_S,
+        names: Sequence[str] = (),
+    ) -> None:
+        """ConfigError when it cannot listen there."""
+        self.host = host
+        self._live_limit = live_limit
+        self._supervisor: Supervisor | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._asked: asyncio.Task[list[ProcessHealth]] | None = None
+        self._heard_at = time.monotonic()
+        self._backlog = _Backlog(app, queues, processes)
+        self._http = HealthServer(
+            host,
+            port,
+            {
+                "/live": self._live,
+                "/ready": self._ready,
+                "/startup": self._startup,
+                "/metrics": self._metrics,
+                "/scale": self._backlog.answer,
+            },
+            names,
+        )
+
+    @property
+    def port(self) -> int:
+        """The port, also when 0 was asked for."""
+        return self._http.port
+
+    def start(self, supervisor: Supervisor) -> None:
+        """Begin to answer for the processes of this supervisor, which runs on the running loop."""
+        self._supervisor = supervisor
+        self._loop = asyncio.get_running_loop()
+        self._http.start()
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._http.close()
+
+    async def _live(self, query: Query) -> Response:
+        return _verdict(health.live(await self._reports(), limit_s=self._live_limit))
+
+    async def _ready(self, query: Query) -> Response:
+        return _verdict(health.ready(await self._reports()))
+
+    async def _startup(self, query: Query) -> Response:
+        return _verdict(health.started(await self._reports()))
+
+    async def _metrics(self, query: Query) -> Response:
+        if not counts_tasks():
+            return bad_request(
+                "metrics need prometheus-client: pip install 'qsync-py[prometheus]'", 404
+            )
+        from qsync.contrib import prometheus
+
+        conditions = [one.condition for one in await self._reports() if one.condition is not None]
+        if self._supervisor is None:
+            return bad_request("not started yet", 503)
+        metrics = prometheus.server_metrics(self._supervisor.rows(), conditions)
+        restarts = prometheus.worker_metrics(self._supervisor.restarts)
+        return Response(prometheus.render([*metrics, *restarts]), prometheus.CONTENT_TYPE)
+
+    async def _reports(self) -> list[ProcessHealth]:
+        """How the processes are; those who ask at the same time share the answer."""
+        if self._asked is None:
+            self._asked = asyncio.create_task(self._ask())
+            self._asked.add_done_callback(self._answered)
+        return await asyncio.shield(self._asked)
+
+    def _answered(self, asked: asyncio.Task[list[ProcessHealth]]) -> None:
+        self._asked = None
+
+    async def _ask(self) -> list[ProcessHealth]:
+        """Ask on the loop of the parent; when that does not answer, it is the one to blame."""
+        if self._supervisor is None or self._loop is None:
+            return [ProcessHealth(0, 0, None, ended="has not started yet")]
+        question = self._supervisor.ask(PATIENCE_S)
+        try:
+            answer = asyncio.run_coroutine_threadsafe(question, self._loop)
+        except RuntimeError:  # it has ended
+            question.close()
+            return [ProcessHealth(0, 0, None, ended="has stopped")]
+        try:
+            async with asyncio.timeout(2 * PATIENCE_S):
+                reports = await asyncio.wrap_future(answer)
+        except (TimeoutError, CancelledError):
+            return [ProcessHealth(0, 0, None, unheard_s=time.monotonic() - self._heard_at)]
+        self._heard_at = time.monotonic()
+        return reports
+
+
+def _verdict(verdict: HealthVerdict) -> Response:
+    body = {"ok": verdict.ok, "reasons": verdict.reasons}
+    return Response(msgspec.json.encode(body) + b"\n", status=200 if verdict.ok else 503)
+
+
+class _Backlog:
+    """Answers /scale from what the store says of the queues."""
+
+    def __init__(self, app: Qsync, queues: Sequence[str], processes: int) -> None:
+        self._app = app
+        self._queues = tuple(sorted(queues))
+        self._processes = processes
+        self._inspector: Inspector | None = None
+        self._scalers: dict[tuple[str, ...], _Measured] = {}
+        self._others = asyncio.Semaphore(LISTS)
+
+    async def answer(self, query: Query) -> Response:
+        """Take a sample, two the first time, and say what follows from them."""
+        try:
+            goal, queues = _goal(query), _names(query, self._queues)
+        except ValueError as error:
+            return bad_request(str(error))
+        try:
+            async with asyncio.timeout(STORE_S):
+                if queues == self._queues:
+                    scaler = await self._measure(queues)
+                else:
+                    async with self._others:
+                        scaler = await self._measure(queues)
+        except (QsyncError, TimeoutError) as error:
+            # An autoscaler keeps what it has when it gets no number.
+            return bad_request(f"the store does not say: {type(error).__name__}", 503)
+        return Response(msgspec.json.encode(scaler.advise(goal)) + b"\n")
+
+    async def _measure(self, queues: tuple[str, ...]) -> autoscale.Scaler:
+        if self._inspector is None:
+            self._inspector = self._app.inspector()
+        measured = self._scalers.pop(queues, None) or _Measured(self._processes)
+        self._scalers[queues] = measured  # the one that was asked for last is at the end
+        others = [one for one in self._scalers if one != self._queues]
+        if len(others) > LISTS:  # whoever asks for one list after another takes away only such
+            del self._scalers[others[0]]
+        async with measured.lock:
+            scaler = measured.scaler
+            if scaler.age_s(time.monotonic()) >= SCALE_FRESH_S:
+                scaler.add(await _sample(self._inspector, queues))
+            if scaler.span_s < autoscale.LEAST_S:
+                await asyncio.sleep(autoscale.LEAST_S)
+                scaler.add(await _sample(self._inspector, queues))
+        return scaler
+
+
+class _Measured:
+    """The measurement of one list of queues."""
+
+    def __init__(self, processes: int) -> None:
+        self.scaler = autoscale.Scaler(processes)
+        self.lock = asyncio.Lock()
+
+
+async def _sample(inspector: Inspector, queues: tuple[str, ...]) -> autoscale.ScaleSample:
+    overview = await inspector.overview(names=queues)
+    at = time.monotonic()
+    serving = [
+        server
+        for server in await inspector.servers(tasks=False)
+        if not server.quiet and any(queue in server.queues for queue in queues)
+    ]
+    return sample(overview, queues, at=at, slots=[server.concurrency for server in serving])
+
+
+def sample(
+    overview: Overview, queues: Sequence[str], *, at: float, slots: Sequence[int]
+) -> autoscale.ScaleSample:
+    """What an overview says of these queues; `slots` are those of each server.
+
+    The tasks of paused queues ask for nobody; what they have done counts all the same, or a pause
+    and its end would look like so many tasks at once.
+    """
+    all_infos = [one for one in overview.queues if one.name in queues]
+    infos = [one for one in all_infos if one.paused is None]
+
+    def state(name: str) -> int:
+        return sum(count for one in infos for key, count in one.states.items() if key == name)
+
+    def counter(*names: str) -> int:
+        return sum(one.counters.get(name, 0) for one in all_infos for name in names)
+
+    return autoscale.ScaleSample(
+        at=at,
+        pending=state("pending"),
+        active=state("active"),
+        oldest_s=max((one.latency for one in infos), default=0.0),
+        enqueued=counter("enqueued"),
+        finished=counter("completed", "failed", "cancelled"),
+        servers=len(slots),
+        slots=sum(slots),
+    )
+
+
+def _goal(query: Query) -> autoscale.ScaleTarget:
+    unknown = set(query) - {"target", "per_server", "min", "max", "queues"}
+    if unknown:
+        msg = f"{ascii(min(unknown))[:80]}: not one of target, per_server, min, max, queues"
+        raise ValueError(msg)
+    return autoscale.ScaleTarget(
+        target_s=_number(query, "target", 30.0),
+        per_worker=_number(query, "per_server", 0.0) or None,
+        least=_whole(query, "min", 0),
+        most=_whole(query, "max", autoscale.MOST),
+    )
+
+
+def _number(query: Query, name: str, default: float) -> float:
+    if name not in query:
+        return default
+    return _parsed(query, name, float, lambda value: math.isfinite(value) and 0 < value <= 1e9)
+
+
+def _whole(query: Query, name: str, default: int) -> int:
+    return _parsed(query, name, int, lambda value: 0 <= value <= 1e9) if name in query else default
+
+
+def _parsed(query: Query, name: str, kind: Callable[[str], T], fits: Callable[[T], bool]) -> T:
+    try:
+        value: T | None = kind(query[name])
+    except ValueError:
+        value = None
+    if value is None or not fits(value):
+        msg = f"{name}: {ascii(query[name])[:80]} is not a positive number"
+        raise ValueError(msg)
+    return value
+
+
+def _names(query: Query, default: tuple[str, ...]) -> tuple[str, ...]:
+    if "queues" not in query:
+        return default
+    try:
+        names = {check_name("queues", name) for name in query["queues"].split(",")}
+    except InvalidTask as error:
+        raise ValueError(str(error)) from None
+    return tuple(sorted(names))

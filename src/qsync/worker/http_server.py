@@ -1,0 +1,228 @@
+"""A tiny HTTP server in a thread and event loop of its own: it answers whatever else is blocked.
+
+GET and HEAD only, one request a connection, all of it limited in size, time and number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from ipaddress import ip_address
+from typing import Final
+from urllib.parse import parse_qsl, urlsplit
+
+from qsync.errors import ConfigError
+
+log = logging.getLogger("qsync.worker")
+
+HEAD_LIMIT: Final = 8192
+"""Bytes of a request."""
+
+HEAD_S: Final = 5.0
+"""Seconds in which it has to be there."""
+
+ANSWER_S: Final = 10.0
+"""Seconds in which it has to be answered, and the answer read."""
+
+CONNECTIONS: Final = 64
+"""From one address at a time; a further one takes the place of its oldest."""
+
+ALL_CONNECTIONS: Final = 256
+"""At a time from everywhere."""
+
+PRIVATE: Final = ("localhost", "local", "internal", "svc", "lan", "arpa")
+"""Last labels of names that the public DNS does not have, as those of a cluster's services."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer."""
+
+    body: bytes
+    kind: str = "application/json"
+    status: int = 200
+
+
+Query = Mapping[str, str]
+Route = Callable[[Query], Awaitable[Response]]
+
+
+@dataclass(eq=False, slots=True)
+class _Connection:
+    address: str
+    writer: asyncio.StreamWriter
+    asked: bool = False
+    """Its request is there."""
+
+
+class HealthServer:
+    """Serves routes, path -> function, until it is closed. ConfigError when it cannot listen.
+
+    The functions run on the thread's own event loop. A new connection is always taken: where there
+    are too many, the oldest one that has sent no request is closed for it. `names` are those by
+    which it may be asked, besides addresses and names that the public DNS does not have; a page
+    elsewhere whose name leads here (DNS rebinding) gets no answer.
+    """
+
+    def __init__(
+        self, host: str, port: int, routes: Mapping[str, Route], names: Iterable[str] = ()
+    ) -> None:
+        try:
+            family, *_, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            self._socket = socket.create_server(address[:2], family=family, backlog=CONNECTIONS)
+        except (OSError, OverflowError) as error:
+            msg = f"cannot listen on {host} port {port}: {error}"
+            raise ConfigError(msg) from None
+        self._routes = routes
+        self._names = {name.lower() for name in (host, *names)}
+        self._open: dict[_Connection, None] = {}
+        """The oldest first."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="qsync-http", daemon=True)
+
+    @property
+    def port(self) -> int:
+        """The port, also when 0 was asked for."""
+        port: int = self._socket.getsockname()[1]
+        return port
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(5.0)
+        elif self._thread.ident is None:
+            self._loop.close()  # it was never started
+        self._socket.close()
+
+    def _run(self) -> None:
+        loop = self._loop
+        asyncio.set_event_loop(loop)
+        server = loop.run_until_complete(
+            asyncio.start_server(self._serve, sock=self._socket, limit=HEAD_LIMIT)
+        )
+        try:
+            loop.run_forever()
+        finally:
+            server.close()
+            pending = asyncio.all_tasks(loop)
+            for task in pending:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = writer.get_extra_info("peername")
+        connection = _Connection(str(peer[0]) if peer else "", writer)
+        self._make_room(connection.address)
+        self._open[connection] = None
+        try:
+            async with asyncio.timeout(HEAD_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+            connection.asked = True
+            async with asyncio.timeout(ANSWER_S):
+                writer.write(_encode(*await self._answer(head)))
+                await writer.drain()
+        except asyncio.LimitOverrunError:
+            writer.write(_encode(_plain(431), True))
+        except (OSError, EOFError, TimeoutError):  # whoever asked is gone, or too slow
+            writer.transport.abort()
+        finally:
+            self._open.pop(connection, None)
+            writer.close()
+
+    def _make_room(self, address: str) -> None:
+        """Close a connection if there is no room for one more from this address."""
+        among = [one for one in self._open if one.address == address]
+        if len(among) < CONNECTIONS:
+            if len(self._open) < ALL_CONNECTIONS:
+                return
+            among = list(self._open)
+        oldest = next((one for one in among if not one.asked), among[0])
+        del self._open[oldest]
+        oldest.writer.transport.abort()
+
+    def _knows(self, head: bytes) -> bool:
+        """Whether the request names this port in a way that it may be asked by."""
+        lines = head.decode("latin-1").split("\r\n")[1:]
+        hosts = [line[5:].strip().lower() for line in lines if line[:5].lower() == "host:"]
+        if not hosts:
+            return True  # as in HTTP/1.0; a browser names one
+        try:
+            name = urlsplit(f"//{hosts[0]}").hostname or ""
+        except ValueError:
+            return False
+        return len(hosts) == 1 and (name in self._names or _is_private(name))
+
+    async def _answer(self, head: bytes) -> tuple[Response, bool]:
+        """The answer to a request, and whether its body is asked for."""
+        line = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
+        if len(line) != 3 or not line[2].startswith("HTTP/1."):
+            return _plain(400), True
+        if not self._knows(head):
+            reason = "Host: not a name of this port; qsync worker --health-name adds one"
+            return bad_request(reason, 421), True
+        method, target, _ = line
+        if method not in ("GET", "HEAD"):
+            return _plain(405), True
+        wants_body = method == "GET"
+        try:
+            parts = urlsplit(target)
+            query = dict(parse_qsl(parts.query, max_num_fields=20))
+        except ValueError:
+            return _plain(400), wants_body
+        route = self._routes.get(parts.path)
+        if route is None:
+            return _plain(404), wants_body
+        try:
+            return await route(query), wants_body
+        except Exception as error:
+            # Not its text, which may be of the store: whoever can reach the port sees it.
+            log.error("GET %s raised %s", parts.path, type(error).__name__, exc_info=True)
+            return _plain(500), wants_body
+
+
+def _is_private(name: str) -> bool:
+    """Whether it is an address, or a name that the public DNS does not have."""
+    try:
+        ip_address(name.partition("%")[0])
+    except ValueError:
+        labels = name.rstrip(".").split(".")
+        return len(labels) == 1 or labels[-1] in PRIVATE
+    return True
+
+
+def _plain(status: int) -> Response:
+    return Response(f"{HTTPStatus(status).phrase}\n".encode(), "text/plain; charset=utf-8", status)
+
+
+def _encode(response: Response, wants_body: bool) -> bytes:
+    lines = [
+        f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}",
+        f"Content-Type: {response.kind}",
+        f"Content-Length: {len(response.body)}",
+        "Cache-Control: no-store",
+        "X-Content-Type-Options: nosniff",
+        "Connection: close",
+    ]
+    if response.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        lines.append("Allow: GET, HEAD")
+    head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+    return head + response.body if wants_body else head
+
+
+def bad_request(reason: str, status: int = 400) -> Response:
+    """An answer that says in a line what is wrong with the request."""
+    return Response(f"{reason}\n".encode(), "text/plain; charset=utf-8", status)

@@ -1,0 +1,344 @@
+"""The parent of `qsync worker`: starts servers as child processes, and makes good for their deaths.
+
+Signals do this. SIGTERM, SIGINT: stop; the second: at once; the third: leave everything. SIGHUP:
+the children are replaced one after another, each by one that runs before the old one stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from qsync.server.error_log import log_trace
+from qsync.server.health import ProcessHealth
+from qsync.server.metrics import MetricRow, MetricTotals
+from qsync.worker.file_watcher import FileWatcher
+from qsync.worker.lease_abandoner import LeaseAbandoner
+from qsync.worker.process import FIRST_S, Child, Plan
+from qsync.worker.zombie_reaper import keep_reaping
+
+log = logging.getLogger("qsync.worker")
+
+TRIES: Final = 5
+"""So many failures to start in a row are enough."""
+
+RETRY_START_S: Final = 0.2
+"""Wait before the second try to start a child; it doubles with each further one."""
+
+STEADY_S: Final = 2.0
+"""A child that lived so long is started again almost at once: a task that kills one after the other
+is to cost the others little. Those that hardly live are started ever more rarely."""
+
+START_S: Final = 60.0
+"""How long one that replaces another may take to load the app."""
+
+GIVE_UP_S: Final = 3.0
+"""How long to go on trying to tell the store who died, when all have stopped."""
+
+ECHO_S: Final = 0.2
+"""Signals so close together are one: a terminal and a wrapper like `uv run` send one each."""
+
+LATE_S: Final = 5.0
+"""How much longer than `shutdown_timeout` a child may take to stop, before it is killed."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A place for one child at a time."""
+
+    number: int
+    child: Child | None = None
+    failures: int = 0
+    restarts: int = 0
+    retired: bool = False
+    """An operator told its child to stop: it stays empty."""
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a child has ended, when there is another, and when it is time to stop."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def delay(self, child: Child) -> float:
+        """Seconds to wait before the next child, after this one has ended."""
+        lived = child.lived or 0.0
+        self.failures = self.failures + 1 if child.failed_to_start else 0
+        self.restarts = 0 if lived >= STEADY_S else self.restarts
+        self.restarts += 1
+        first = RETRY_START_S if self.failures else 0.1
+        return min(5.0, first * 2.0 ** (self.restarts - 1))
+
+
+def _tell_end(child: Child, level: int, then: str = "") -> None:
+    """Log how a child ended, in one record."""
+    failed = child.failed_to_start and not child.told_to_stop
+    verb = "failed to start" if failed else "ended"
+    text = f"process {child.number} (pid {child.pid}) {verb}: {child.manner()}"
+    log_trace(log, level, f"{text}; {then}" if then else text, child.trace, {})
+
+
+async def _report(slot: _Slot, child: Child | None, patience: float) -> ProcessHealth:
+    if child is None:
+        return ProcessHealth(slot.number, 0, None, ended="has not started yet")
+    if child.ended.is_set():
+        # Not what it said of its error, which may hold anything: who reaches a port sees this.
+        how = child.manner().partition(": ")[0]
+        return ProcessHealth(slot.number, child.pid, None, ended=f"ended: {how}")
+    return await child.ask(patience)
+
+
+class Supervisor:
+    """Keeps `plan.processes` children running until it is told to stop."""
+
+    def __init__(self, plan: Plan, abandoner: LeaseAbandoner) -> None:
+        self._plan = plan
+        self._abandoner = abandoner
+        self._slots = [_Slot(number) for number in range(1, plan.processes + 1)]
+        self._children: set[Child] = set()
+        self._launching = 0
+        self._stopping = asyncio.Event()
+        self._stops = 0
+        self._last_signal = -math.inf
+        self._rolling = asyncio.Lock()
+        self._watch = FileWatcher()
+        self._ledger = MetricTotals()
+        self._restarts = 0
+        self._failed: str | None = None
+        self._unclean = False
+        self._was_terminal = sys.stdin is not None and sys.stdin.isatty()
+
+    async def run(self) -> int:
+        """Run until it is told to stop, or children fail to start; the exit code."""
+        reaping = None
+        if os.getpid() == 1:
+            reaping = asyncio.create_task(keep_reaping(self._pids))
+        with self._signals():
+            async with asyncio.TaskGroup() as self._tasks:
+                for slot in self._slots:
+                    self._tasks.create_task(self._keep(slot))
+                if self._plan.reload:
+                    self._tasks.create_task(self._reload())
+        if reaping is not None:
+            reaping.cancel()
+        if not await asyncio.to_thread(self._abandoner.wait, GIVE_UP_S):
+            log.warning("the store does not know yet who died; the leases end by themselves")
+        if self._failed is not None:
+            log.error("giving up: %s", self._failed)
+        return 1 if self._failed is not None or self._unclean else 0
+
+    async def ask(self, patience: float) -> list[ProcessHealth]:
+        """How the processes are now; they have so many seconds to answer."""
+        children = [(slot, slot.child) for slot in self._slots if not slot.retired]
+        return await asyncio.gather(*[_report(slot, child, patience) for slot, child in children])
+
+    def rows(self) -> list[MetricRow]:
+        """What the processes have counted from the beginning, as far as they have told.
+
+        Any thread may ask.
+        """
+        return self._ledger.rows()
+
+    @property
+    def restarts(self) -> int:
+        """How many processes have ended without being told to."""
+        return self._restarts
+
+    def _pids(self) -> set[int] | None:
+        """Those of its children; None while one is being started."""
+        return None if self._launching else {child.pid for child in self._children}
+
+    # One child after another.
+
+    async def _keep(self, slot: _Slot) -> None:
+        """Have a child in this slot until it is time to stop."""
+        slot.child = child = await self._launch(slot)
+        while not self._stopping.is_set():
+            slot.news.clear()
+            child = slot.child
+            if not child.ended.is_set():
+                await slot.news.wait()
+                continue
+            if child.retired:
+                self._retire(slot)
+                return
+            delay = slot.delay(child)
+            if slot.failures >= TRIES and not self._plan.reload:
+                self._give_up(child)
+                return
+            await self._pause(slot, child, delay)
+            async with slot.lock:
+                if slot.child is child and not self._stopping.is_set():
+                    slot.child = await self._launch(slot)
+
+    def _retire(self, slot: _Slot) -> None:
+        """An operator told the process to stop: it stays away, and the last one ends the worker."""
+        slot.retired = True
+        log.info("process %d was told to stop and is not started again", slot.number)
+        if all(one.retired for one in self._slots):
+            log.info("all processes were told to stop: the worker ends")
+            self._stopping.set()
+
+    async def _pause(self, slot: _Slot, child: Child, delay: float) -> None:
+        self._restarts += 1
+        if self._plan.reload and child.failed_to_start:
+            _tell_end(child, logging.ERROR, "it is started again when a file changes")
+            await slot.news.wait()
+            return
+        if child.failed_to_start:
+            tries = f"try {slot.failures} of {TRIES}, the next in {delay:.1f} s"
+            _tell_end(child, logging.ERROR, tries)
+        else:
+            _tell_end(child, logging.WARNING, f"another starts in {delay:.1f} s")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(slot.news.wait(), delay)
+
+    async def _launch(self, slot: _Slot) -> Child:
+        """A new child, which runs, or has ended already when it cannot be made."""
+        child = Child(slot.number, self._plan)
+        self._launching += 1
+        try:
+            reader = await child.start(self._plan)
+            self._children.add(child)
+        except OSError as error:
+            child.error = f"it cannot be started: {error}"
+            child.has_ended(1)
+            return child
+        finally:
+            self._launching -= 1
+        self._ledger.add(child)
+        self._tasks.create_task(self._attend(slot, child, reader))
+        log.info("process %d started, pid %d, server %s", child.number, child.pid, child.server_id)
+        if self._stopping.is_set():
+            child.stop(self._patience)
+        return child
+
+    async def _attend(self, slot: _Slot, child: Child, reader: asyncio.StreamReader) -> None:
+        """Hear a child out to its end, and see to what it leaves behind."""
+        listening = asyncio.create_task(self._listen(child, reader))
+        code = await child.wait()
+        self._children.discard(child)
+        stopped_early = child.told_to_stop > 0 and child.lived is None and code == -signal.SIGTERM
+        clean = code == 0 or stopped_early
+        if not clean or child.told_to_stop > 1:
+            self._abandoner.add(child.server_id, child.queues, again=not self._stopping.is_set())
+        # What it wrote is here by now; its end may not be, when a grandchild has the socket too.
+        await asyncio.wait({listening}, timeout=0.2)
+        listening.cancel()
+        child.close()
+        self._ledger.end(child)
+        if child.told_to_stop:
+            self._unclean = self._unclean or (self._stopping.is_set() and not clean)
+            _tell_end(child, logging.INFO if clean else logging.ERROR)
+        child.has_ended(code)
+        slot.news.set()
+
+    async def _listen(self, child: Child, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ConnectionError, ValueError):
+            while line := await reader.readline():
+                report = json.loads(line)
+                self._watch.add(report.get("files", ()))
+                child.hear(report)
+
+    def _give_up(self, child: Child) -> None:
+        self._failed = (
+            f"process {child.number} failed to start {TRIES} times in a row, "
+            f"the last time: {child.manner()}"
+        )
+        self._stop()
+
+    # Replacing children.
+
+    async def _roll(self) -> None:
+        """Replace the children one after another; one that does not start ends the attempt."""
+        async with self._rolling:
+            for slot in self._slots:
+                if slot.retired:
+                    continue
+                async with slot.lock:
+                    if self._stopping.is_set() or not await self._replace(slot):
+                        log.warning("the processes that are left run on as they are")
+                        return
+            log.info("all processes have been replaced")
+
+    async def _replace(self, slot: _Slot) -> bool:
+        old, new = slot.child, await self._launch(slot)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(new.changed.wait(), START_S)
+            if not new.ended.is_set() and not self._plan.reload:
+                await asyncio.wait_for(new.ended.wait(), FIRST_S)
+        if new.ended.is_set() or not new.changed.is_set():
+            if not self._stopping.is_set():
+                what = new.manner() if new.ended.is_set() else f"not ready after {START_S:.0f} s"
+                log.error("the new process failed to start: %s", what)
+            new.kill()
+            return False
+        slot.child = new
+        slot.failures = slot.restarts = 0
+        slot.news.set()
+        if old is not None and not old.ended.is_set():
+            old.stop(self._patience)
+            if not self._plan.reload:
+                await old.ended.wait()
+        return True
+
+    async def _reload(self) -> None:
+        """Replace the children whenever a file that one of them imported has changed."""
+        while not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), 0.5)
+            if changed := self._watch.look():
+                log.info("%s changed: replacing the processes", ", ".join(changed))
+                await self._roll()
+
+    # Signals.
+
+    @property
+    def _patience(self) -> float:
+        """How long a child may take to stop, seconds."""
+        return {1: self._plan.shutdown_timeout + LATE_S, 2: LATE_S}.get(max(self._stops, 1), 0.5)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        reactions = {signal.SIGTERM: self._on_stop, signal.SIGINT: self._on_stop}
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+            reactions[signal.SIGHUP] = self._on_hang_up
+        for number, reaction in reactions.items():
+            loop.add_signal_handler(number, reaction)
+        try:
+            yield
+        finally:
+            for number in reactions:
+                loop.remove_signal_handler(number)
+
+    def _on_stop(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._last_signal > ECHO_S:
+            self._stop()
+        self._last_signal = now
+
+    def _stop(self) -> None:
+        self._stops += 1
+        self._stopping.set()
+        if self._stops == 1:
+            log.info(
+                "stopping: running tasks have %g s; again to stop at once",
+                self._plan.shutdown_timeout,
+            )
+        for slot in self._slots:
+            slot.news.set()
+        for child in list(self._children):
+            child.stop(self._patience)
+
+    def _on_hang_up(self) -> None:
+        if self._was_terminal and not os.isatty(sys.stdin.fileno()):
+            self._stop()  # the terminal is gone, and nobody wants a restart
+        elif not self._stopping.is_set():
+            log.info("SIGHUP: replacing the processes one after another")
+            self._tasks.create_task(self._roll())
