@@ -1,4 +1,4 @@
-"""The configuration of a server, checked when it is given."""
+"""The configuration of a server, validated at construction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OnError = Callable[[BaseException, TaskInfo], Awaitable[None] | None]
 F = TypeVar("F")
 
 RESULT_LIMIT_MOST: Final = 512 * 1024 * 1024
-"""What a store takes as one value at most, bytes."""
+"""Largest value that a store accepts, in bytes."""
 
 MAX_WEIGHT: Final = 1_000_000
 
@@ -34,56 +34,58 @@ MAX_DEFAULT_THREADS: Final = 32
 
 
 def cpu_count() -> int:
-    """How many CPUs this process may use."""
+    """Return the number of CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def new_server_id() -> str:
-    """A server id that no other server has."""
+    """Return a random, unique server id."""
     return secrets.token_hex(12)
 
 
 def holder_of(given: str | None, server_id: str) -> str:
-    """Return what leases name as their holder: the server, and which life of a given id it is.
+    """Return the holder name for the server's leases: its id, with a random suffix if it was given.
 
-    A host name is used again after a restart, and perhaps by two servers at a time. Each life
-    counts its fetches from 1 and leaves the leases of the others alone.
+    A given id, such as a host name, may be used again after a restart, or by two servers at once.
+    The suffix keeps their leases apart; each holder numbers its fetches from 1.
     """
     return server_id if given is None else f"{server_id}~{secrets.token_hex(4)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """How a server works. Durations are seconds or timedelta.
+    """The options of a server. Durations are seconds or timedelta.
 
-    queues            name -> weight, or just names: how free slots are shared
-    concurrency       tasks that run at the same time
-    strict            drain queues in order of weight instead of sharing
-    lease             how long tasks are leased for; renewed every third of it
-    sweep             how often each queue is looked at for upkeep, at least
-    max_crashes       a task with which so many servers died is dead
-    shutdown_timeout  how long running tasks may go on after a stop; then they are handed back
-    timeout           of one attempt, for tasks without a timeout of their own
-    retry_delay       for tasks without their own: None, a time, a list of times, an
+    queues            mapping of queue name to weight, or a list of names; free slots are shared
+                      by weight
+    concurrency       maximum number of tasks that run at the same time
+    strict            if True, drain queues in order of weight instead of sharing slots
+    lease             duration of a task's lease; the server renews it every third of that time
+    sweep             longest time between two checks of a queue for upkeep
+    max_crashes       number of server deaths during a task after which the task is dead
+    shutdown_timeout  time that running tasks have after a stop; then they are handed back
+    timeout           timeout of one attempt, for tasks without a timeout of their own
+    retry_delay       retry delay for tasks without their own: None, a time, a list of times, an
                       ExponentialBackoff, or (attempt, error) -> time
-    dead_limit        how many dead tasks each queue keeps
-    dead_age          and for how long
-    threads           for `def` handlers; None: CPUs + 4, but at most 32 and at most concurrency
-    processes         for `executor="process"` handlers; None: as many as there are CPUs
-    max_hung          with more handlers that do not stop when told to, `run` ends with an error;
-                      None: as many as concurrency
-    result_limit      how large an encoded result may be, bytes; None: the app's payload_limit.
+    dead_limit        maximum number of dead tasks that each queue keeps
+    dead_age          time for which a queue keeps a dead task
+    threads           threads for `def` handlers; None: CPUs + 4, at most 32 and at most concurrency
+    processes         processes for `executor="process"` handlers; None: the number of CPUs
+    max_hung          maximum number of handlers that ignore an order to stop; with more, `run`
+                      ends with an error; None: the same as concurrency
+    result_limit      maximum size of an encoded result, in bytes; None: the app's payload_limit.
                       A task whose result is larger, or cannot be encoded, is dead
-    prefetch          most tasks leased ahead of a free slot; None: what starts within 100 ms
+    prefetch          maximum number of tasks leased before a slot is free; None: the number that
+                      starts within 100 ms
     lifespan          async context manager around the server's work
-    middleware        around every handler, the first outermost
-    on_error          told of every failed attempt; `task.final` is True if the task is dead. A
-                      Retry with attempts left and a SkipRetry are no failures
-    log_errors        how much of a failed attempt the log shows: "class", "message" or "traceback"
-    allow_eviction    start though the store's maxmemory-policy may delete tasks
-    server_id         the name of the server, e.g. its host; it may be used again; None: random
+    middleware        middleware around every handler, the first one outermost
+    on_error          called after every failed attempt; `task.final` is True if the task is dead. A
+                      Retry with attempts left and a SkipRetry do not count as failures
+    log_errors        detail of a failed attempt in the log: "class", "message" or "traceback"
+    allow_eviction    if True, start even if the store's maxmemory-policy may delete tasks
+    server_id         name of the server, e.g. its host; restarts may reuse it; None: random
     """
 
     queues: Mapping[str, int] | Iterable[str] = field(default_factory=lambda: {DEFAULT: 1})
@@ -145,22 +147,23 @@ class Config:
 
     @property
     def weights(self) -> dict[str, int]:
-        """The queues and their weights, heaviest first."""
+        """Return the queues and their weights, heaviest first."""
         queues: Any = self.queues
         return dict(sorted(queues.items(), key=lambda item: -item[1]))
 
     @property
     def thread_count(self) -> int:
-        """How many threads there are for `def` handlers."""
+        """Return the maximum number of threads for `def` handlers."""
         if self.threads is not None:
             return self.threads
         return min(MAX_DEFAULT_THREADS, cpu_count() + 4, self.concurrency)
 
     def fitted(self, mux: Mux) -> Config:
-        """The same for these handlers: if all are `def`, no more tasks are taken than run at once.
+        """Return the configuration for these handlers: if all are `def`, lower concurrency to
+        `thread_count`.
 
-        Others would wait here while another server may have a thread for them. Where `threads` is
-        given, both are as given.
+        Further tasks would wait for a thread here while another server may have a free one. If
+        `threads` is given, return the configuration unchanged.
         """
         if self.threads is not None or not mux.handlers:
             return self
@@ -170,16 +173,16 @@ class Config:
 
     @property
     def lease_s(self) -> float:
-        """The lease in seconds."""
+        """Return the lease duration, in seconds."""
         return seconds(self.lease)
 
     @property
     def sweep_s(self) -> float:
-        """The sweep period in seconds."""
+        """Return the sweep period, in seconds."""
         return seconds(self.sweep)
 
     def policy(self) -> FetchPolicy:
-        """What the fetch script needs to know."""
+        """Return the limits that the fetch script applies."""
         return FetchPolicy(
             lease_us=duration_us("lease", self.lease),
             max_crashes=self.max_crashes,
@@ -189,7 +192,7 @@ class Config:
 
 
 def config_of(options: Mapping[str, Any]) -> Config:
-    """The configuration that these options make; ConfigError when one of them is wrong."""
+    """Return the Config for these options; raise ConfigError if an option is unknown or invalid."""
     known = Config.__dataclass_fields__
     for name in options:
         if name not in known:
@@ -199,7 +202,7 @@ def config_of(options: Mapping[str, Any]) -> Config:
 
 
 class ServerOptions(TypedDict, total=False):
-    """The fields of Config, as `Qsync(...)` and `app.server(...)` take them."""
+    """The fields of Config, as keyword arguments of `Qsync(...)` and `app.server(...)`."""
 
     queues: Mapping[str, int] | Iterable[str]
     concurrency: int
@@ -226,7 +229,7 @@ class ServerOptions(TypedDict, total=False):
 
 
 def check_callable(name: str, value: F) -> F:
-    """Return what is to be called, or None; ConfigError when it is neither."""
+    """Return the value if it is callable or None; raise ConfigError otherwise."""
     if value is not None and not callable(value):
         msg = f"{name}: {shorten(value)} is not callable"
         raise ConfigError(msg)
@@ -247,7 +250,7 @@ def _check_retry_delay(value: object) -> None:
 
 
 def seconds(value: Duration) -> float:
-    """A duration in seconds."""
+    """Convert a duration to seconds."""
     return value.total_seconds() if isinstance(value, timedelta) else float(value)
 
 

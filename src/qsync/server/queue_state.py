@@ -1,4 +1,4 @@
-"""What a server holds: its queues, and the tasks that it has leased from them."""
+"""The state of a server's queues, and of the tasks that it has leased from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def boot_s() -> float:
-    """Seconds on a clock that goes on while the machine sleeps, for judging leases."""
+    """Return seconds on a clock that also counts while the machine is suspended, as leases do."""
     return time.clock_gettime(_BOOT_CLOCK)
 
 
@@ -29,26 +29,27 @@ Stop = Literal["cancelled", "lost", "timeout", "shutdown"]
 
 
 class NotBegun(asyncio.CancelledError):
-    """The handler was not called: its task may not begin any more."""
+    """The handler was not called, because its task may no longer start."""
 
 
 class Claim(Protocol):
-    """The right of a task to begin, for one that waits for a thread or a process."""
+    """The permission to start of a task that waits for a thread or a process."""
 
     def wait(self) -> None:
-        """Note that the task waits."""
+        """Record that the task waits for a thread or a process."""
 
     def may_begin(self) -> bool:
-        """Note that its turn has come; False when it may not begin any more. For any thread."""
+        """Record that a thread or process is free; return False if the task may no longer start.
+        Safe to call on any thread."""
 
 
 READY: Final = 0
-"""Leased, and waiting for a slot."""
+"""The task is leased and waits for a slot."""
 RUNNING: Final = 1
 SETTLING: Final = 2
-"""Its end is known here and not yet in the store."""
+"""The task has ended, and the store does not know it yet."""
 GONE: Final = 3
-"""No business of this server's any more."""
+"""The server no longer holds the task."""
 
 
 class LeasedTask(msgspec.Struct, eq=False):
@@ -61,50 +62,53 @@ class LeasedTask(msgspec.Struct, eq=False):
     failure: Failure
     crashes: int
     fetched: float
-    """By boot_s, before the call that brought it."""
+    """Time at which the fetch of the task was sent, by boot_s."""
     expires: float
-    """By boot_s; renewals move it."""
+    """Time at which the lease expires, by boot_s; each renewal extends it."""
     spared: int = 0
-    """Crashes that did not count for it, since another suspect may have been the cause."""
+    """Number of crashes that do not count, because another task may have caused them."""
     since_us: int = 0
-    """Since when it is runnable, by the store's clock; 0: since its enqueue or due time."""
+    """Time at which the task became runnable, by the store's clock, in microseconds; 0: at its
+    enqueue or due time."""
     phase: int = READY
     stop: Stop | None = None
     info: TaskInfo | None = None
     task: asyncio.Task[None] | None = None
-    """Set while the handler may be cancelled."""
+    """asyncio task of the handler, while it may be cancelled; None otherwise."""
     timer: asyncio.TimerHandle | None = None
     progress: tuple[float, float] | None = None
     waits: bool = False
-    """It has a slot, and waits for a thread or a process."""
+    """True while the task has a slot and waits for a thread or a process."""
     turn: float = 0.0
-    """By time.monotonic, when it got that; 0: it has not, or does not need one."""
+    """Time at which the task got its thread or process, by time.monotonic; 0: not yet, or it needs
+    none."""
     begun_s: float = 0.0
-    """By boot_s, when the handler began."""
+    """Time at which the handler started, by boot_s; 0: not yet."""
     began: float = 0.0
+    """Start of the run, by time.monotonic; only RunMetrics sets it."""
     row: MetricRow | None = None
-    """When its run began, and where it is counted; set by a tally, if there is one."""
+    """Metrics row that counts the run; only RunMetrics sets it."""
 
     def __repr__(self) -> str:
-        return f"<Leased {self.id!r}>"  # its payload is nobody's business
+        return f"<Leased {self.id!r}>"  # without the payload, which may be confidential
 
     def begins(self) -> bool:
-        """Note that the handler begins now; False when the lease is over."""
+        """Record that the handler starts now; return False if the lease has expired."""
         self.begun_s = boot_s()
         return self.begun_s < self.expires
 
     def begun_us(self, now_us: int) -> int:
-        """When the handler began, by the store's clock; 0 when it did not."""
+        """Return the handler's start by the store's clock, in microseconds; 0 before the start."""
         if not self.begun_s:
             return 0
         return now_us - round((boot_s() - self.begun_s) * 1_000_000)
 
     def expired(self) -> bool:
-        """Whether the lease is over, as far as is known here."""
+        """Return whether the lease has expired, as far as this server knows."""
         return boot_s() >= self.expires
 
     def past_deadline(self) -> bool:
-        """Whether the task's deadline may be over."""
+        """Return whether the task's deadline may have passed."""
         options = self.message.options
         if options is None or options.deadline_us is None:
             return False
@@ -112,7 +116,7 @@ class LeasedTask(msgspec.Struct, eq=False):
 
     @property
     def fields(self) -> dict[str, object]:
-        """What a log record about the task says of it, as `extra`."""
+        """Return the task's fields for a log record, for use as `extra`."""
         return {
             "task_id": self.id, "queue": self.lane.queue, "task_type": self.message.type,
             "attempt": self.failure.attempts + 1,
@@ -120,27 +124,27 @@ class LeasedTask(msgspec.Struct, eq=False):
 
     @property
     def held(self) -> LeaseRef:
-        """Id and token, as the store's operations take them."""
+        """Return the task's id and lease token, as the store's operations take them."""
         return LeaseRef(self.id, self.token)
 
 
 class FetchInFlight(NamedTuple):
-    """A fetch that got no answer yet; made again it brings the same tasks."""
+    """A fetch without an answer so far; a repeated call returns the same tasks."""
 
     first: Call[FetchResult]
     token: str
-    """Of the tasks that it brings."""
+    """Lease token of the tasks that the fetch returns."""
     since: float
-    """By boot_s, when it was first made."""
+    """Time of the first call, by boot_s."""
 
     @property
     def again(self) -> Call[FetchResult]:
-        """The call to make again."""
+        """Return the call that repeats the fetch."""
         return ops.made_again(self.first)
 
 
 class QueueState:
-    """One queue as a server sees it: the state of its fetches, and what is held of it."""
+    """One queue of a server: the state of its fetches, and the tasks leased from it."""
 
     __slots__ = (
         "answered", "empty", "flown", "full", "generation", "held", "keys", "last_fetch",
@@ -152,47 +156,53 @@ class QueueState:
         self.keys = keys
         self.queue = keys.queue
         self.held: dict[str, LeasedTask] = {}
-        """By id; the heartbeat thread reads copies of it."""
+        """Leased tasks by id; the heartbeat thread reads copies of it."""
         self.number = 0
-        """Of the last fetch sent."""
+        """Number of the last fetch sent."""
         self.unanswered: FetchInFlight | None = None
-        """The heartbeat thread reads it."""
+        """Fetch without an answer, or None; the heartbeat thread reads it."""
         self.revoked: str | None = None
-        """The token of a fetch whose tasks the heartbeat thread gave back before they were read."""
+        """Token of a fetch whose tasks the heartbeat thread hands back before the loop has read
+        them."""
         self.unread: Sequence[str] = ()
-        """What the heartbeat thread keeps of a fetch whose answer lies unread: the same ids, unless
-        the store lost its data in between."""
+        """Ids of the tasks that the heartbeat thread renewed for a fetch whose answer is unread.
+        The answer has the same ids, unless the store lost its data in between."""
         self.wanted = 0
+        """Number of tasks that the fetch in flight asks for."""
         self.flown = 0.0
-        """By boot_s, when the fetch under way was sent."""
+        """Time at which the fetch in flight was sent, by boot_s."""
         self.empty = False
-        """The last fetch left nothing: wait for a wake."""
+        """True if the last fetch left no tasks: wait for a wake."""
         self.full = False
-        """The last fetch left tasks that wait."""
+        """True if the last fetch left pending tasks."""
         self.refused = False
-        """The store did not take the last settlements: fetch nothing more until it does."""
+        """True if the store refused the last settlements: fetch nothing until it accepts them."""
         self.more = False
-        """The upkeep of the queue has more to do at once."""
+        """True if more upkeep of the queue is due at once."""
         self.last_fetch = -1e9
+        """Time of the last answer to a fetch, by boot_s."""
         self.answered = -1e9
-        """By boot_s, when the store last answered a fetch or a look."""
+        """Time of the last answer to a fetch or a look, by boot_s."""
         self.next_due: float | None = None
-        """By boot_s, when something of the queue is next due."""
+        """Time at which a task or upkeep of the queue is next due, by boot_s."""
         self.met_unknown = -1e9
-        """By boot_s, when a task of a type that this server does not know was last handed back."""
+        """Time at which this server last handed back a task without a handler, by boot_s."""
         self.generation: str | None = None
-        """Of the queue's data, as the last fetch saw it."""
+        """Generation of the queue's data at the last fetch."""
         self.store_now_us = 0
+        """Store's clock at the last fetch, in microseconds; 0 before the first fetch."""
         self.store_seen = 0.0
+        """Time at which that fetch was sent, by boot_s."""
 
     def store_time_us(self) -> int:
-        """The latest that the store's clock may show now; 0 before the first fetch."""
+        """Return the latest time that the store's clock may show now, in microseconds; 0 before the
+        first fetch."""
         if not self.store_now_us:
             return 0
         return self.store_now_us + int((boot_s() - self.store_seen) * 1_000_000)
 
     def drop(self, leased: LeasedTask) -> None:
-        """The server has nothing to do with this task any more."""
+        """Remove a task that the server no longer holds."""
         leased.phase = GONE
         if self.held.get(leased.id) is leased:
             del self.held[leased.id]

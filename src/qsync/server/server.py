@@ -1,4 +1,4 @@
-"""The server: wires its parts, and stops them in an order that is a list."""
+"""The server: builds its parts, starts them, and stops them in order."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ Work = Callable[[], Awaitable[None]]
 
 
 class _StopRequested(QsyncError):
-    """A signal came while the start waited for the store."""
+    """A signal arrived while the server waited for the store at its start."""
 
 
 class Server:
-    """Takes tasks from queues and runs them, many at once.
+    """Takes tasks from queues and runs them concurrently.
 
-    `async with server:` runs it beside other work; `await server.run()` runs it until SIGTERM or
-    SIGINT. Options are those of `qsync.server.config.Config`.
+    `async with server:` runs the server beside other work. `await server.run()` runs it until
+    SIGTERM or SIGINT. The options are the fields of `qsync.server.config.Config`.
     """
 
     def __init__(
@@ -66,26 +66,27 @@ class Server:
         self.config = config_of(config)
         self.id = self.config.server_id or new_server_id()
         self.holder = holder_of(self.config.server_id, self.id)
-        """The beginning of its lease tokens."""
+        """Prefix of the server's lease tokens."""
         self.prefix = check_name("prefix", prefix)
         self.address = address
         self.mux = check_mux(mux)
         self._periodic = periodic
         self.lost_leases = 0
-        """How often a task turned out not to be this server's any more."""
+        """Number of leases that this server has lost."""
         self.broken = False
         self._mismatch: SchemaMismatch | None = None
         self.too_many_hung = False
-        """More handlers hang than `max_hung` allows: it takes no more tasks."""
+        """True once more handlers hang than `max_hung` allows; the server then stops."""
         self.told_to_stop = False
-        """An operator has told it to stop, by the dashboard say; so it is not to be replaced."""
+        """True once an operator has stopped the server, e.g. from the dashboard. A supervisor must
+        not start another server in its place."""
         self.patient = False
-        """The start waits for a store that is away, for as long as it takes or until a signal."""
+        """If true, the start retries an unreachable store without limit, until a signal arrives."""
         self.tally: RunMetrics | None = None
-        """Counts what is run, if it is given before the start."""
+        """Collector of run metrics, or None; set it before the start."""
         self.client_type: Callable[..., Client] = Client
         self.async_client_type: Callable[..., AsyncClient] = AsyncClient
-        """What handlers get as `current().client`, in a thread and on the loop."""
+        """Class of `current().client` on the event loop; in a thread it is `client_type`."""
         self._vitals: HealthProbe | None = None
         self._client: Client | None = None
         self._outage = Outage()
@@ -112,26 +113,30 @@ class Server:
         await self.stop()
 
     def put_around(self, middleware: Middleware) -> None:
-        """This middleware is the outermost, around every handler; before the start."""
+        """Add a middleware outside all others, around every handler; call it before the start."""
         around = (middleware, *self.config.middleware)
         self.config = dataclasses.replace(self.config, middleware=around)
 
     def condition(self) -> ServerHealth:
-        """How it is now: whether it takes tasks, and if not, why. May be called by any thread."""
+        """Return whether the server takes tasks, and if not, why. Safe to call on any thread."""
         stopping = self._stopping.is_set()
         if self._vitals is None:
             return ServerHealth(stopping=stopping)
         return self._vitals.look(stopping=stopping)
 
     async def run(self, *, on_ready: Callable[[], object] | None = None) -> None:
-        """Run until SIGTERM, SIGINT, `stop()` or an order to stop.
+        """Run until SIGTERM, SIGINT, `stop()` or an operator's order to stop.
 
-        `on_ready` is called once tasks are being fetched.
+        `on_ready` is called once the server fetches tasks.
 
-        The first signal lets running tasks go on for `shutdown_timeout`, the second hands them back
-        at once, the third leaves the process as it is. All servers that run in the loop get it, and
-        the signal handler that was there before, as that of uvicorn. Only the main thread can take
-        signals; in another one the server runs without.
+        The first signal starts a graceful shutdown: running tasks may go on for `shutdown_timeout`.
+        The second signal hands them back at once. The third exits the process immediately. Each
+        signal reaches all servers of the event loop, and the handler that was installed before,
+        e.g. uvicorn's. On another thread than the main one, the server runs without signal
+        handling.
+
+        Raises QsyncError when a part of the server crashes or too many handlers hang, and
+        SchemaMismatch when the store holds data of another qsync version.
         """
         with signals(self._on_signal):
             try:
@@ -159,7 +164,7 @@ class Server:
         return self.config.concurrency if most is None else most
 
     def _on_too_many_hung(self, count: int) -> None:
-        """Let go of what others can run: only the end of the process frees what hangs."""
+        """Stop taking tasks, so that other servers run them; only exiting frees hung handlers."""
         if self._stopping.is_set():
             return
         log.error(
@@ -186,10 +191,10 @@ class Server:
             os._exit(1)
 
     async def start(self) -> None:
-        """Start; returns when tasks are being fetched.
+        """Start the server; return once it fetches tasks.
 
-        Raises ConfigError when the store is too old, may evict keys, refuses the credentials or is
-        of another kind than its URL says, and StoreUnavailable when it cannot be reached at first.
+        Raises ConfigError if the store is too old, may evict keys, refuses the credentials or is
+        not of the kind that its URL names. Raises StoreUnavailable if the store cannot be reached.
         """
         if self._started:
             msg = "a server starts once; make another"
@@ -260,7 +265,10 @@ class Server:
         log.info("server %s is ready: queues %s at %s", self.id, config.weights, self.address)
 
     async def _facts(self) -> StoreInfo:
-        """Ask the store about itself, trying again for a while."""
+        """Ask the store for its version and settings; retry 7 times, or without limit if `patient`.
+
+        Raises _StopRequested if the server is told to stop meanwhile.
+        """
         backoff, tries = Backoff(cap=AWAY_CAP_S) if self.patient else Backoff(), 8
         while True:
             try:
@@ -295,7 +303,7 @@ class Server:
             raise ConfigError(msg)
 
     def _make_heartbeats(self) -> list[Heartbeat]:
-        """One thread for each node: a node that is away must not hold up another's leases."""
+        """Make one heartbeat thread per node, so that no node delays renewals on another."""
         by_node: dict[str, list[QueueState]] = {}
         for lane in self._lanes:
             node = self._broker.node_name(lane.keys.key("active"))
@@ -327,7 +335,7 @@ class Server:
         return task
 
     async def _guard(self, work: Work) -> None:
-        """A part that ends by a mistake of ours ends the server: half a server helps nobody."""
+        """Run a part of the server; stop the whole server if the part crashes."""
         try:
             await work()
         except SchemaMismatch as error:
@@ -340,11 +348,12 @@ class Server:
             self._stopping.set()
 
     async def stop(self) -> None:
-        """Stop: running tasks go on for `shutdown_timeout`, and then are handed back.
+        """Stop the server; running tasks may go on for `shutdown_timeout`, then are handed back.
 
-        The order is this: no new tasks; what was leased ahead goes back; what runs may end; what
-        still runs is stopped and goes back; the store knows of it all; leases are kept until then.
-        Returns when all that is done, whoever asked for it first; so does `run`.
+        The steps, in order: fetch no more tasks; hand back tasks that have not started; wait for
+        running tasks; cancel and hand back the tasks that still run; settle all tasks in the store.
+        Leases are renewed until the last step is done. Every caller of `stop`, and `run`, returns
+        after the last step.
         """
         self._stopping.set()
         async with self._stop_once:
@@ -382,7 +391,7 @@ class Server:
         await _cancel([idle, hurry])
 
     async def _stop_running(self) -> None:
-        """Cancel what still runs; what does not end soon is handed back while it runs on."""
+        """Cancel running tasks; hand back those that still run after 1 s (0.3 s in a hurry)."""
         if not self._runner.running:
             return
         self._runner.stop_all("shutdown")
