@@ -1,6 +1,6 @@
-"""Enqueue tasks, and ask what became of them: `Client` blocks, `AsyncClient` is awaited.
+"""Enqueue tasks and get their results: `Client` blocks, `AsyncClient` is for asyncio.
 
-The two have the same names and docstrings, and change together.
+Both have the same methods and docstrings; change them together.
 """
 
 from __future__ import annotations
@@ -50,17 +50,18 @@ T = TypeVar("T")
 __all__ = ["AsyncClient", "AsyncHandle", "Client", "Handle"]
 
 QUEUES_AT_ONCE: Final = 16
-"""To how many queues `enqueue_many` of an AsyncClient sends at a time: it has eight connections to
-a node, and the others wait for one, within their patience."""
+"""Queues to which `enqueue_many` of an AsyncClient sends at the same time. It has eight connections
+per node; the other queues wait for one, within the client's patience."""
 
 CALLS_AT_ONCE: Final = 8
 CALLS_A_WAIT: Final = 16
-"""How many calls go in one round trip to a store of one node: so many that client and store work at
-the same time; and as many as may share a wait, which takes far longer."""
+"""Calls in one round trip to a store of one node, without and with a wait for confirmation. Eight
+calls let client and store work at the same time; a wait takes far longer, so more calls share it.
+"""
 
 
 class _AnyClient:
-    """What the clients of both colours have in common."""
+    """The part that `Client` and `AsyncClient` share."""
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class _AnyClient:
         self._registry = QueueAnnouncer()
         self._senders = CallSequences()
         self.lent = False
-        """Whoever lent it closes it: until then, closing it does nothing."""
+        """True while the client belongs to a server, which closes it; `close` then does nothing."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} prefix={self._global_keys.prefix!r} at {self._address}>"
@@ -94,18 +95,18 @@ class _AnyClient:
         return queue_keys(self._global_keys.prefix, queue)
 
     def _wait(self, keys: QueueKeys, durability: Durability | None) -> Wait | None:
-        """What an enqueue to a queue waits for."""
+        """Return what an enqueue to the queue waits for; None without durability."""
         if durability is None:
             return None
         return ops.wait(keys, durability, timeout_ms=round(self._confirm_timeout * 1000))
 
     def _allowance(self, wait: Wait | None) -> float:
-        """Most seconds that a caller waits: for its own call, and for one that goes first."""
+        """Return the longest time that a caller waits for its call and the one before it, in s."""
         patience = self._broker.patience or ONE_TRY_S
         return patience if wait is None else patience + 2 * self._confirm_timeout
 
     def _calls(self, wait: Wait | None) -> int:
-        """How many calls go in one round trip."""
+        """Return how many calls go in one round trip."""
         if self._address.kind == "cluster":
             return 1
         return CALLS_AT_ONCE if wait is None else CALLS_A_WAIT
@@ -114,7 +115,7 @@ class _AnyClient:
     def _trips(
         self, bulk: BulkEnqueue[T], durability: Durability | None, queue: str, places: Sequence[int]
     ) -> Iterator[tuple[QueueKeys, Lookahead[RoundTrip]]]:
-        """The round trips for the places of a queue; within the block their numbers are in use."""
+        """Yield the round trips for tasks of one queue; the block leases their sequence numbers."""
         keys = self._keys(queue)
         wait = self._wait(keys, durability)
         lent = self._senders.lend(0)
@@ -122,7 +123,7 @@ class _AnyClient:
             yield keys, Lookahead(bulk.trips(keys, places, lent, wait, calls=self._calls(wait)))
 
     def _store(self, wait: Wait) -> tuple[Durability, str]:
-        """The store that is to confirm: in a cluster each queue may have one of its own."""
+        """Return a key for the store that confirms; in a cluster it depends on the queue."""
         [key] = wait.mark.keys
         return wait.durability, key if self._address.kind == "cluster" else ""
 
@@ -135,22 +136,22 @@ class _AnyClient:
         )
 
     def _registering(self, queue: str) -> Call[Any] | None:
-        """The call that tells the store of the queue, when that is due."""
+        """Return the call that registers the queue in the store; None when it is not due."""
         if not self._registry.due(queue):
             return None
         return ops.register(self._global_keys, [queue])
 
     def _note_registered(self, queue: str, reply: Any) -> None:
-        """Take the reply to it; that it failed is no reason for an enqueue to fail, or to wait."""
+        """Note a failed registration, which is retried later; the enqueue itself goes on."""
         if isinstance(reply, QsyncError):
             self._registry.failed(queue)
 
 
 class Client(_AnyClient):
-    """Enqueues tasks, and tells what became of them.
+    """Enqueues tasks and returns handles that give their status and results. Every call blocks.
 
-    It blocks, and may be shared by threads and used on in a forked child. Close it, or use `with`.
-    The client closes the broker when it is closed itself.
+    Threads may share a client, and a forked child may go on using it. Close it, or use `with`;
+    closing the client closes its broker.
     """
 
     def __init__(
@@ -177,20 +178,26 @@ class Client(_AnyClient):
     def enqueue(
         self, task: Task[R], *, queue: str | None = None, durability: Durability | None = None
     ) -> Handle[R]:
-        """The task is in the store, and will be run at least once; InvalidTask when it cannot be.
+        """Store the task and return its handle; the task will run at least once.
 
-        `queue` takes the place of the task's own. Raises DuplicateTask, with the holder's id, when
-        the id or the unique lock of the task is taken; QueueFull when the store has no memory for
-        it, and nothing was written; StoreUnavailable when the store did not answer for as long as
-        the broker's patience lasts, 10 s if not told otherwise, and then the task may be in it all
-        the same: to repeat the call safely, give the task an id. Calls that an AsyncClient is asked
-        for at the same time share round trips; one that is cancelled may have enqueued its task.
+        `queue` overrides the queue of the task.
 
-        With `durability` the call waits until the store has the task "fsync": on its disk, or
-        "replica": on one replica at least, for the client's `confirm_timeout` at most, and the
-        handle's `confirmed` says whether it has; None is as the client was made. That it has not
-        is no error: the task is in the store. ConfigError when the store cannot do that: nothing
-        was written. Calls at the same time share a wait.
+        With `durability` the call also waits until the task is on the disk of the store ("fsync")
+        or on at least one replica ("replica"); None means the setting of the client. The wait takes
+        at most `confirm_timeout` of the client. The handle's `confirmed` says whether the store
+        confirmed in time; if it did not, the task is in the store all the same.
+
+        Calls that an AsyncClient gets at the same time share round trips and waits. A cancelled
+        call may have enqueued its task.
+
+        Raises:
+
+        InvalidTask       the task or an option of it cannot be accepted
+        DuplicateTask     another task holds the id or the unique lock; the error has its id
+        QueueFull         the store has no memory for the task; nothing was written
+        ConfigError       the store cannot give this `durability`; nothing was written
+        StoreUnavailable  the store did not answer within the client's patience, by default 10 s.
+                          The task may be in the store: give it an id to repeat the call safely.
         """
         self._tracker.check_open()
         outgoing = self._ready(task, queue)
@@ -210,15 +217,17 @@ class Client(_AnyClient):
     def enqueue_many(
         self, tasks: Iterable[Task[R]], *, durability: Durability | None = None
     ) -> list[Handle[R]]:
-        """All tasks are in the store; one handle for each, in their order.
+        """Store all tasks and return one handle per task, in the same order.
 
-        Every task is checked before the first is sent: InvalidTask, and nothing was sent. A task
-        whose id or unique lock is taken is no error: its handle has `created` False and the id of
-        the holder. They go 250 at a time, or 1 MiB. When the store fails halfway, the error has
-        `handles`, those of the tasks that it has answered for. To repeat the call without running
-        any task twice, give the tasks ids: within an hour, or the app's `remember_ids`, those that
-        were enqueued come back with `created` False, even if they are done. `durability` is as for
-        `enqueue`; tasks of a round trip share a wait.
+        The call checks every task before it sends the first: on InvalidTask nothing was sent. A
+        task whose id or unique lock is taken is no error: its handle has `created` False and the id
+        of the holder. One call to the store carries at most 250 tasks or 1 MiB. `durability` is as
+        for `enqueue`; tasks of a round trip share a wait.
+
+        When the store fails halfway, `handles` of the error has the handles of the tasks that the
+        store answered for. To repeat the call without running a task twice, give the tasks ids. For
+        an hour, or the app's `remember_ids`, tasks enqueued before come back with `created` False,
+        even when they have completed.
         """
         self._tracker.check_open()
         asked = self._durability if durability is None else check_durability(durability)
@@ -246,11 +255,11 @@ class Client(_AnyClient):
     def handle(self, id: str, *, queue: str = DEFAULT, type: Any) -> Handle[Any]: ...
 
     def handle(self, id: str, *, queue: str = DEFAULT, type: Any = None) -> Handle[Any]:
-        """Return a handle of a task that somebody enqueued to the queue, without a round trip.
+        """Return a handle of a task that is in the queue, without a round trip.
 
-        `type` is that of its result, e.g. `type=Invoice`, and what `result()` returns then; without
-        it a dataclass or model comes as a dict. `find` is for a task of which the queue is unknown.
-        ConfigError when no result can have the type.
+        `type` is the type that `result()` returns, e.g. `type=Invoice`; without it a dataclass or
+        model comes as a dict. Use `find` when the queue is unknown. Raises InvalidTask when the id
+        or queue is no valid name, ConfigError when no result can have the type.
         """
         decode = decode_result if type is None else decoder_of(type)
         return Handle(self._tracker, check_id(id), check_name("queue", queue), _decode=decode)
@@ -265,12 +274,12 @@ class Client(_AnyClient):
     def find(self, id: str, *, type: Any) -> Handle[Any]: ...
 
     def find(self, id: str, *, type: Any = None) -> Handle[Any]:
-        """Look for a task through all queues of the prefix, and return a handle of it.
+        """Search all queues of the prefix for a task, and return a handle of it.
 
-        Of several tasks with this id, one that has not ended comes first. TaskNotFound, which says
-        where it looked, when there is none. It costs one round trip for each 100 queues, and one
-        for each queue of a cluster; the first 5,000 queues are looked through. `type` is as for
-        `handle`, which needs no round trip where the queue is known.
+        When several queues have the id, a task that has not ended is preferred. A search takes one
+        round trip per 100 queues, in a cluster one per queue, and covers the first 5,000 queues.
+        `type` is as for `handle`, which needs no round trip but the name of the queue. Raises
+        TaskNotFound, which names the queues searched, and StoreUnavailable.
         """
         self._tracker.check_open()
         found = self._broker.run(views.queues(self._global_keys, count=QUEUES_LIMIT))
@@ -285,11 +294,11 @@ class Client(_AnyClient):
         return self.handle(id, queue=search.queue(), type=type)
 
     def close(self) -> None:
-        """Close the connections. Whoever waits for a result, or uses the client, gets an error.
+        """Close the connections. Callers that wait for a result, and later calls, get a QsyncError.
 
-        An AsyncClient first waits for what is under way; a Client must not be in the midst of a
-        call in another thread, but for one that waits for a result. That of `current().client` is
-        the server's to close, and stays open.
+        An AsyncClient first completes the calls in flight. No other thread may be in a call of a
+        Client, except one that waits for a result. On `current().client` this does nothing: the
+        server closes that client.
         """
         if self.lent:
             return
@@ -327,12 +336,12 @@ class Client(_AnyClient):
         calls: Sequence[Call[list[Enqueued]]],
         meanwhile: Callable[[], None] = nothing,
     ) -> list[list[Enqueued] | QsyncError]:
-        """Make calls of a queue in one round trip; one that fails for now is repeated by itself."""
+        """Send calls of a queue in one round trip; retry a call that got StoreUnavailable alone."""
         wait = calls[0].wait
         ends = ends_in(self._allowance(wait))
         broker = self._broker if wait is None else self._broker_for(wait, ends)
         told = self._registering(keys.queue)
-        if told is not None and self._address.kind == "cluster":  # its node may be another
+        if told is not None and self._address.kind == "cluster":  # maybe on another node
             self._registrations.add(keys.queue, told)
             told = None
         sent = calls if told is None else [told, *calls]
@@ -349,7 +358,7 @@ class Client(_AnyClient):
         return [reply if reply else duplicate_client_error(keys) for reply in replies]
 
     def _broker_for(self, wait: Wait, ends: float) -> Broker:
-        """The broker for calls that wait so; ConfigError when the store cannot confirm that."""
+        """Return the broker for calls with this wait; ConfigError if the store cannot confirm."""
         durability, key = store = self._store(wait)
         if store not in self._able and self._waiter.can_confirm(durability, key, ends=ends):
             self._able.add(store)
@@ -357,10 +366,10 @@ class Client(_AnyClient):
 
 
 class AsyncClient(_AnyClient):
-    """Enqueues tasks, and tells what became of them.
+    """Enqueues tasks and returns handles that give their status and results.
 
-    It belongs to one event loop. Close it, or use `async with`.
-    The client closes the broker when it is closed itself.
+    A client belongs to one event loop. Close it, or use `async with`; closing the client closes
+    its broker.
     """
 
     def __init__(
@@ -391,20 +400,26 @@ class AsyncClient(_AnyClient):
     async def enqueue(
         self, task: Task[R], *, queue: str | None = None, durability: Durability | None = None
     ) -> AsyncHandle[R]:
-        """The task is in the store, and will be run at least once; InvalidTask when it cannot be.
+        """Store the task and return its handle; the task will run at least once.
 
-        `queue` takes the place of the task's own. Raises DuplicateTask, with the holder's id, when
-        the id or the unique lock of the task is taken; QueueFull when the store has no memory for
-        it, and nothing was written; StoreUnavailable when the store did not answer for as long as
-        the broker's patience lasts, 10 s if not told otherwise, and then the task may be in it all
-        the same: to repeat the call safely, give the task an id. Calls that an AsyncClient is asked
-        for at the same time share round trips; one that is cancelled may have enqueued its task.
+        `queue` overrides the queue of the task.
 
-        With `durability` the call waits until the store has the task "fsync": on its disk, or
-        "replica": on one replica at least, for the client's `confirm_timeout` at most, and the
-        handle's `confirmed` says whether it has; None is as the client was made. That it has not
-        is no error: the task is in the store. ConfigError when the store cannot do that: nothing
-        was written. Calls at the same time share a wait.
+        With `durability` the call also waits until the task is on the disk of the store ("fsync")
+        or on at least one replica ("replica"); None means the setting of the client. The wait takes
+        at most `confirm_timeout` of the client. The handle's `confirmed` says whether the store
+        confirmed in time; if it did not, the task is in the store all the same.
+
+        Calls that an AsyncClient gets at the same time share round trips and waits. A cancelled
+        call may have enqueued its task.
+
+        Raises:
+
+        InvalidTask       the task or an option of it cannot be accepted
+        DuplicateTask     another task holds the id or the unique lock; the error has its id
+        QueueFull         the store has no memory for the task; nothing was written
+        ConfigError       the store cannot give this `durability`; nothing was written
+        StoreUnavailable  the store did not answer within the client's patience, by default 10 s.
+                          The task may be in the store: give it an id to repeat the call safely.
         """
         self._tracker.check_open()
         outgoing = self._ready(task, queue)
@@ -418,15 +433,17 @@ class AsyncClient(_AnyClient):
     async def enqueue_many(
         self, tasks: Iterable[Task[R]], *, durability: Durability | None = None
     ) -> list[AsyncHandle[R]]:
-        """All tasks are in the store; one handle for each, in their order.
+        """Store all tasks and return one handle per task, in the same order.
 
-        Every task is checked before the first is sent: InvalidTask, and nothing was sent. A task
-        whose id or unique lock is taken is no error: its handle has `created` False and the id of
-        the holder. They go 250 at a time, or 1 MiB. When the store fails halfway, the error has
-        `handles`, those of the tasks that it has answered for. To repeat the call without running
-        any task twice, give the tasks ids: within an hour, or the app's `remember_ids`, those that
-        were enqueued come back with `created` False, even if they are done. `durability` is as for
-        `enqueue`; tasks of a round trip share a wait.
+        The call checks every task before it sends the first: on InvalidTask nothing was sent. A
+        task whose id or unique lock is taken is no error: its handle has `created` False and the id
+        of the holder. One call to the store carries at most 250 tasks or 1 MiB. `durability` is as
+        for `enqueue`; tasks of a round trip share a wait.
+
+        When the store fails halfway, `handles` of the error has the handles of the tasks that the
+        store answered for. To repeat the call without running a task twice, give the tasks ids. For
+        an hour, or the app's `remember_ids`, tasks enqueued before come back with `created` False,
+        even when they have completed.
         """
         self._tracker.check_open()
         asked = self._durability if durability is None else check_durability(durability)
@@ -457,11 +474,11 @@ class AsyncClient(_AnyClient):
     def handle(self, id: str, *, queue: str = DEFAULT, type: Any) -> AsyncHandle[Any]: ...
 
     def handle(self, id: str, *, queue: str = DEFAULT, type: Any = None) -> AsyncHandle[Any]:
-        """Return a handle of a task that somebody enqueued to the queue, without a round trip.
+        """Return a handle of a task that is in the queue, without a round trip.
 
-        `type` is that of its result, e.g. `type=Invoice`, and what `result()` returns then; without
-        it a dataclass or model comes as a dict. `find` is for a task of which the queue is unknown.
-        ConfigError when no result can have the type.
+        `type` is the type that `result()` returns, e.g. `type=Invoice`; without it a dataclass or
+        model comes as a dict. Use `find` when the queue is unknown. Raises InvalidTask when the id
+        or queue is no valid name, ConfigError when no result can have the type.
         """
         decode = decode_result if type is None else decoder_of(type)
         return AsyncHandle(self._tracker, check_id(id), check_name("queue", queue), _decode=decode)
@@ -476,12 +493,12 @@ class AsyncClient(_AnyClient):
     async def find(self, id: str, *, type: Any) -> AsyncHandle[Any]: ...
 
     async def find(self, id: str, *, type: Any = None) -> AsyncHandle[Any]:
-        """Look for a task through all queues of the prefix, and return a handle of it.
+        """Search all queues of the prefix for a task, and return a handle of it.
 
-        Of several tasks with this id, one that has not ended comes first. TaskNotFound, which says
-        where it looked, when there is none. It costs one round trip for each 100 queues, and one
-        for each queue of a cluster; the first 5,000 queues are looked through. `type` is as for
-        `handle`, which needs no round trip where the queue is known.
+        When several queues have the id, a task that has not ended is preferred. A search takes one
+        round trip per 100 queues, in a cluster one per queue, and covers the first 5,000 queues.
+        `type` is as for `handle`, which needs no round trip but the name of the queue. Raises
+        TaskNotFound, which names the queues searched, and StoreUnavailable.
         """
         self._tracker.check_open()
         found = await self._broker.run(views.queues(self._global_keys, count=QUEUES_LIMIT))
@@ -496,11 +513,11 @@ class AsyncClient(_AnyClient):
         return self.handle(id, queue=search.queue(), type=type)
 
     async def aclose(self) -> None:
-        """Close the connections. Whoever waits for a result, or uses the client, gets an error.
+        """Close the connections. Callers that wait for a result, and later calls, get a QsyncError.
 
-        An AsyncClient first waits for what is under way; a Client must not be in the midst of a
-        call in another thread, but for one that waits for a result. That of `current().client` is
-        the server's to close, and stays open.
+        An AsyncClient first completes the calls in flight. No other thread may be in a call of a
+        Client, except one that waits for a result. On `current().client` this does nothing: the
+        server closes that client.
         """
         if self.lent:
             return
@@ -531,7 +548,7 @@ class AsyncClient(_AnyClient):
     def _outbox(self, queue: str, durability: Durability | None) -> Batcher[NewTask, Enqueued]:
         keys = self._keys(queue)
         wait = self._wait(keys, durability)
-        # A wait may take a second, so what comes meanwhile goes together as far as it can.
+        # A wait may take a second, so the next batch takes as many of the calls as it can.
         calls = 1 if wait is None else self._calls(wait)
         outbox = Batcher(
             partial(self._enqueue, keys, wait), size_of,
@@ -565,7 +582,7 @@ class AsyncClient(_AnyClient):
         durability: Durability | None,
         queues: deque[tuple[str, list[int]]],
     ) -> None:
-        """Send the tasks of one queue after another, as long as there are any and none fails."""
+        """Send the tasks of one queue after another; stop all senders when a queue fails."""
         while queues:
             try:
                 await self._send_all(bulk, durability, *queues.popleft())
@@ -592,11 +609,11 @@ class AsyncClient(_AnyClient):
         ends: float,
         meanwhile: Callable[[], None] = nothing,
     ) -> list[list[Enqueued] | QsyncError]:
-        """Make calls of a queue in one round trip; one that fails for now is repeated by itself."""
+        """Send calls of a queue in one round trip; retry a call that got StoreUnavailable alone."""
         wait = calls[0].wait
         broker = self._broker if wait is None else await self._broker_for(wait, ends)
         told = self._registering(keys.queue)
-        if told is not None and self._address.kind == "cluster":  # its node may be another
+        if told is not None and self._address.kind == "cluster":  # maybe on another node
             self._registrations.add(keys.queue, told)
             told = None
         sent = calls if told is None else [told, *calls]
@@ -613,7 +630,7 @@ class AsyncClient(_AnyClient):
         return [reply if reply else duplicate_client_error(keys) for reply in replies]
 
     async def _broker_for(self, wait: Wait, ends: float) -> AsyncBroker:
-        """The broker for calls that wait so; ConfigError when the store cannot confirm that."""
+        """Return the broker for calls with this wait; ConfigError if the store cannot confirm."""
         durability, key = store = self._store(wait)
         if store not in self._able and await self._waiter.can_confirm(durability, key, ends=ends):
             self._able.add(store)

@@ -1,6 +1,6 @@
-"""What became of a task: handles of both colours, and what they ask the store.
+"""Handles: the status and the result of an enqueued task, blocking and for asyncio.
 
-The two colours have the same names and docstrings, and change together.
+The blocking and the asyncio classes have the same names and docstrings; change them together.
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ R = TypeVar("R")
 S = TypeVar("S")
 
 GRACE: Final = 1.0
-"""How much later than asked for `result` may give up when the store does not answer, seconds."""
+"""Time beyond its timeout that `result` may take when the store does not answer, seconds."""
 
 ORDER_TTL_MS: Final = 60_000
-"""How long an order waits in the inbox of a server that may be dead."""
+"""Lifetime of an order in the inbox of a server, which may be dead, milliseconds."""
 
 
 ORDER_S: Final = 0.5
-"""How long `cancel` waits for the inbox to take the order, seconds: without it the server learns of
-the cancellation when it renews the lease."""
+"""Longest time that `cancel` spends on sending the order, seconds. Without the order, the server
+learns of the cancellation when it renews the lease."""
 
 SERVERS_S: Final = 0.5
-"""How long a wait may stop to read which servers are live, seconds: they may be at another node."""
+"""Longest time that a waiting caller spends on reading which servers are live, seconds."""
 
 MESSAGE_ROOM: Final = 512 * 1024
-"""What a task with its message is reckoned to take of a reply, bytes; it may be more, or little."""
+"""Estimated size of a task with its message in a reply, bytes; it limits the size of a batch."""
 
 RESULT_ROOM: Final = 64 * 1024
-"""The same for one without, which has a result when it is done."""
+"""Estimated size of a task without its message, but maybe with a result, in a reply, bytes."""
 
 
 class _Unknown(Enum):
@@ -71,14 +71,14 @@ class _Unknown(Enum):
 
 
 UNKNOWN: Final = _Unknown.RETENTION
-"""The retention of a task that this client did not enqueue: the store has to be asked."""
+"""Retention of a task that this client did not enqueue; only the store knows it."""
 
 Retention = int | None | Literal[_Unknown.RETENTION]
-"""Microseconds; None: the task has none."""
+"""Retention in microseconds; None: the task has none."""
 
 
 class _AnyHandle(msgspec.Struct, Generic[K, R], eq=False, gc=False):
-    """What the handles of both colours have in common."""
+    """The part that `Handle` and `AsyncHandle` share."""
 
     _tracker: K
     id: str
@@ -102,11 +102,11 @@ class _AnyHandle(msgspec.Struct, Generic[K, R], eq=False, gc=False):
 
     @property
     def _known(self) -> bool:
-        """Whether the retention need not be read from the task's message."""
+        """True when the retention is known without reading the task's message."""
         return self._retention_us is not UNKNOWN
 
     def _seconds(self, timeout: Duration | None) -> float | None:
-        """The timeout that `result` was given; InvalidTask when no result will be kept."""
+        """Return the timeout of `result` in seconds; InvalidTask when no result will be kept."""
         if self._retention_us is None:
             raise without_retention(self.id, self.queue)
         return None if timeout is None else duration_us("timeout", timeout) / 1_000_000
@@ -124,30 +124,40 @@ class _AnyHandle(msgspec.Struct, Generic[K, R], eq=False, gc=False):
 
 
 class Handle(_AnyHandle["TaskQueries", R], eq=False, gc=False):
-    """A task that was enqueued: where it is, and what became of it.
+    """A reference to an enqueued task, with its status and its result.
 
     `created` is True when the call that returned the handle created the task. It is False when
-    another task held its id or its unique lock: the handle is then that one's. And it is False for
-    a handle that `client.handle` made. Handles are equal when id and queue are.
+    another task held the id or the unique lock, and the handle then refers to that task; it is also
+    False on a handle from `client.handle` or `client.find`.
 
-    `confirmed` is None unless the call asked for `durability`. True: the store has the task on
-    disk, or on a replica. False: it did not say so in time; the task is in the store, and may be
-    lost with it.
+    `confirmed` is None unless the call asked for `durability`. True: the store has the task on disk
+    or on a replica. False: the store did not confirm that in time, and the task may be lost if the
+    store fails.
+
+    Handles are equal when their ids and queues are equal.
     """
 
     def info(self) -> TaskStatus:
-        """The task as it stands now; TaskNotFound when it has left the queue."""
+        """Return the current status; TaskNotFound when the task has left the queue."""
         return self._status(self._tracker.show(self.id, self.queue))
 
     def result(self, timeout: Duration | None = None) -> R:
-        """What the handler returned, as soon as it has: bytes as bytes, else the decoded value.
+        """Wait until the task ends, and return what its handler returned.
 
-        `timeout` is in seconds or a timedelta; None waits for as long as it takes.
-        Raises InvalidTask at once when the task has no retention, for then no result is kept;
-        ResultTimeout when it has not ended in time, and it goes on; TaskFailed with its last error
-        when it is dead, for a result over the limit too; TaskCancelled; TaskNotFound when it has
-        left the queue, its retention being over, say; StoreUnavailable; and QsyncError when it is
-        done but the store had no memory for its result.
+        Bytes come back as bytes, other values are decoded. `timeout` is in seconds or a timedelta;
+        None waits without a limit.
+
+        Raises:
+
+        InvalidTask       the task has no `retention`, so its result is not kept; raised at once
+        ResultTimeout     the task did not end within `timeout`; it goes on
+        TaskFailed        the task is dead, also when its result was over the size limit; the
+                          message is its last error
+        TaskCancelled     the task was cancelled
+        TaskNotFound      the task has left the queue, e.g. because its retention is over
+        StoreUnavailable  the store did not answer
+        QsyncError        the task is done, but its result was not stored (no memory) or cannot be
+                          read
         """
         seconds = self._seconds(timeout)
         with waiting_for(self.queue, self.id):
@@ -155,15 +165,15 @@ class Handle(_AnyHandle["TaskQueries", R], eq=False, gc=False):
         return self._value(found, seconds)
 
     def cancel(self) -> bool:
-        """The task is cancelled, or the server that runs it has been told to stop it.
+        """Cancel the task; return False when it is completed, dead or not in the queue.
 
-        False when it is done or dead, or not there. One that waits ends at once; one that runs
-        ends as soon as its handler does, and is not run again.
+        A task that waits ends at once. For a task that runs, its server is asked to stop the
+        handler; the task ends when the handler does, and does not run again.
         """
         return self._tracker.cancel(self.id, self.queue, self._retention_us)
 
     def with_decoder(self, decode: Callable[[Result], S]) -> Handle[S]:
-        """The same task, whose `result()` is what `decode` makes of the record of its result."""
+        """Return a handle of the same task whose `result()` returns `decode(record)`."""
         return Handle(
             self._tracker, self.id, self.queue,
             created=self.created, confirmed=self.confirmed,
@@ -172,33 +182,43 @@ class Handle(_AnyHandle["TaskQueries", R], eq=False, gc=False):
 
 
 class AsyncHandle(_AnyHandle["AsyncTaskQueries", R], eq=False, gc=False):
-    """A task that was enqueued: where it is, and what became of it.
+    """A reference to an enqueued task, with its status and its result.
 
     `created` is True when the call that returned the handle created the task. It is False when
-    another task held its id or its unique lock: the handle is then that one's. And it is False for
-    a handle that `client.handle` made. Handles are equal when id and queue are.
+    another task held the id or the unique lock, and the handle then refers to that task; it is also
+    False on a handle from `client.handle` or `client.find`.
 
-    `confirmed` is None unless the call asked for `durability`. True: the store has the task on
-    disk, or on a replica. False: it did not say so in time; the task is in the store, and may be
-    lost with it.
+    `confirmed` is None unless the call asked for `durability`. True: the store has the task on disk
+    or on a replica. False: the store did not confirm that in time, and the task may be lost if the
+    store fails.
+
+    Handles are equal when their ids and queues are equal.
     """
 
     async def info(self) -> TaskStatus:
-        """The task as it stands now; TaskNotFound when it has left the queue."""
+        """Return the current status; TaskNotFound when the task has left the queue."""
         return self._status(await self._tracker.show(self.id, self.queue))
 
     async def result(
         self,
         timeout: Duration | None = None,  # noqa: ASYNC109 - the same signature as Handle's
     ) -> R:
-        """What the handler returned, as soon as it has: bytes as bytes, else the decoded value.
+        """Wait until the task ends, and return what its handler returned.
 
-        `timeout` is in seconds or a timedelta; None waits for as long as it takes.
-        Raises InvalidTask at once when the task has no retention, for then no result is kept;
-        ResultTimeout when it has not ended in time, and it goes on; TaskFailed with its last error
-        when it is dead, for a result over the limit too; TaskCancelled; TaskNotFound when it has
-        left the queue, its retention being over, say; StoreUnavailable; and QsyncError when it is
-        done but the store had no memory for its result.
+        Bytes come back as bytes, other values are decoded. `timeout` is in seconds or a timedelta;
+        None waits without a limit.
+
+        Raises:
+
+        InvalidTask       the task has no `retention`, so its result is not kept; raised at once
+        ResultTimeout     the task did not end within `timeout`; it goes on
+        TaskFailed        the task is dead, also when its result was over the size limit; the
+                          message is its last error
+        TaskCancelled     the task was cancelled
+        TaskNotFound      the task has left the queue, e.g. because its retention is over
+        StoreUnavailable  the store did not answer
+        QsyncError        the task is done, but its result was not stored (no memory) or cannot be
+                          read
         """
         seconds = self._seconds(timeout)
         with waiting_for(self.queue, self.id):
@@ -206,15 +226,15 @@ class AsyncHandle(_AnyHandle["AsyncTaskQueries", R], eq=False, gc=False):
         return self._value(found, seconds)
 
     async def cancel(self) -> bool:
-        """The task is cancelled, or the server that runs it has been told to stop it.
+        """Cancel the task; return False when it is completed, dead or not in the queue.
 
-        False when it is done or dead, or not there. One that waits ends at once; one that runs
-        ends as soon as its handler does, and is not run again.
+        A task that waits ends at once. For a task that runs, its server is asked to stop the
+        handler; the task ends when the handler does, and does not run again.
         """
         return await self._tracker.cancel(self.id, self.queue, self._retention_us)
 
     def with_decoder(self, decode: Callable[[Result], S]) -> AsyncHandle[S]:
-        """The same task, whose `result()` is what `decode` makes of the record of its result."""
+        """Return a handle of the same task whose `result()` returns `decode(record)`."""
         return AsyncHandle(
             self._tracker, self.id, self.queue,
             created=self.created, confirmed=self.confirmed,
@@ -223,14 +243,14 @@ class AsyncHandle(_AnyHandle["AsyncTaskQueries", R], eq=False, gc=False):
 
 
 class _AnyTracker:
-    """What the trackers of both colours have in common."""
+    """The part that `TaskQueries` and `AsyncTaskQueries` share."""
 
     def __init__(self, prefix: str) -> None:
         self._global_keys = GlobalKeys(prefix)
         self._prefix = prefix
         self._closed = False
         self._unserved: set[str] = set()
-        """Queues of which it was logged that nobody serves them."""
+        """Queues for which the warning that no server serves them was logged."""
 
     def check_open(self) -> None:
         """Raise QsyncError when the client has been closed."""
@@ -242,16 +262,16 @@ class _AnyTracker:
         return QueueKeys(self._prefix, queue)
 
     def _note_servers(self, id: str, queue: str, records: Sequence[Any]) -> None:
-        """Warn when none of the live servers serves the queue; once for each queue."""
+        """Warn, once per queue, when no live server serves the queue."""
         known = [record for record in records if not isinstance(record, QsyncError)]
         if len(known) == len(records) and not any(serves(one, queue) for one in known):
             self._unserved.add(queue)
             log.warning("%s", unserved(id, queue, self._prefix))
 
     def _order(self, id: str, queue: str, token: str) -> Call[int]:
-        """The order to stop a task, to the server that holds its lease.
+        """Return the call that orders the lease's holder to stop the task.
 
-        One that is lost costs time only: the server learns of it when it renews the lease.
+        If the order is lost, the server learns of the cancellation when it renews the lease.
         """
         server = server_of_token(token)
         order = codec.encode(["cancel", queue, id])
@@ -259,13 +279,13 @@ class _AnyTracker:
 
 
 class TaskQueries(_AnyTracker):
-    """Asks the store what became of tasks, and blocks meanwhile."""
+    """Reads and cancels tasks, waits for their results; every call blocks."""
 
     def __init__(self, broker: Broker, prefix: str) -> None:
         super().__init__(prefix)
         self._broker = broker
         self._listeners: dict[int, Listeners] = {}
-        """By process: a forked child has none of the threads, and maybe locks that nobody frees."""
+        """Listeners by process id: a forked child has no threads, and may inherit held locks."""
         self._warned = False
 
     def check_open(self) -> None:
@@ -283,14 +303,14 @@ class TaskQueries(_AnyTracker):
     def show(
         self, id: str, queue: str, *, messages: bool = True, ends: float | None = None
     ) -> StoredTask | None:
-        """The task as it stands; None when it is not in the queue."""
+        """Return the task as stored; None when it is not in the queue."""
         self.check_open()
         call = views.show(self._keys(queue), [id], messages=messages)
         [shown] = self._broker.run(call, ends=ends)
         return shown
 
     def wait(self, id: str, queue: str, seconds: float | None, *, known: bool) -> Result | None:
-        """The record of the result, or None when the task did not end in time."""
+        """Wait for the end of the task; return its result, or None after `seconds`."""
         deadline = Deadline(seconds)
         looks = 0
 
@@ -329,7 +349,7 @@ class TaskQueries(_AnyTracker):
             self._note_servers(id, queue, records)
 
     def cancel(self, id: str, queue: str, retention_us: Retention) -> bool:
-        """Cancel a task; whether it is cancelled, or its server was told."""
+        """Cancel a task; return True if it is cancelled, or active and marked to be cancelled."""
         self.check_open()
         ends = ends_in(self._broker.patience)
         if retention_us is UNKNOWN:
@@ -345,7 +365,7 @@ class TaskQueries(_AnyTracker):
         return outcome in ("cancelled", "active")
 
     def close(self) -> None:
-        """Wake whoever waits, to an error."""
+        """Wake all waiting callers, which then get an error."""
         self._closed = True
         if (listeners := self._listeners.get(os.getpid())) is not None:
             listeners.close()
@@ -359,7 +379,7 @@ class TaskQueries(_AnyTracker):
 
 
 class AsyncTaskQueries(_AnyTracker):
-    """Asks the store what became of tasks; questions asked at the same time go together."""
+    """Reads and cancels tasks, waits for their results; concurrent reads share round trips."""
 
     def __init__(self, broker: AsyncBroker, prefix: str) -> None:
         super().__init__(prefix)
@@ -384,7 +404,7 @@ class AsyncTaskQueries(_AnyTracker):
             self._loop = loop
 
     async def show(self, id: str, queue: str, *, messages: bool = True) -> StoredTask | None:
-        """The task as it stands; None when it is not in the queue."""
+        """Return the task as stored; None when it is not in the queue."""
         self.check_open()
         reader = self._readers.get((queue, messages))
         if reader is None:
@@ -399,7 +419,7 @@ class AsyncTaskQueries(_AnyTracker):
     async def wait(
         self, id: str, queue: str, seconds: float | None, *, known: bool
     ) -> Result | None:
-        """The record of the result, or None when the task did not end in time."""
+        """Wait for the end of the task; return its result, or None after `seconds`."""
         deadline = Deadline(seconds)
         looks = 0
 
@@ -434,7 +454,7 @@ class AsyncTaskQueries(_AnyTracker):
             self._note_servers(id, queue, records)
 
     async def cancel(self, id: str, queue: str, retention_us: Retention) -> bool:
-        """Cancel a task; whether it is cancelled, or its server was told."""
+        """Cancel a task; return True if it is cancelled, or active and marked to be cancelled."""
         self.check_open()
         with self._under_way:
             ends = ends_in(self._broker.patience)
@@ -451,11 +471,11 @@ class AsyncTaskQueries(_AnyTracker):
             return outcome in ("cancelled", "active")
 
     def close(self) -> None:
-        """Take no more questions."""
+        """Refuse further calls."""
         self._closed = True
 
     async def aclose(self) -> None:
-        """Nothing is under way any more; who waits is woken to an error, and nobody listens."""
+        """Complete the calls in flight, wake waiting callers to an error, and stop listening."""
         self.close()
         for reader in self._readers.values():
             await reader.drain()
@@ -473,14 +493,14 @@ class AsyncTaskQueries(_AnyTracker):
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> None:
-    """Wait for the event, or for so long."""
+    """Wait for the event, at most `seconds`."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
 
 
 def _in_event_loop() -> bool:
-    """Whether an event loop is running in this thread."""
+    """Return whether an event loop is running in this thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
