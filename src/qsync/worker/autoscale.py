@@ -1,6 +1,6 @@
-"""How many workers it takes to have every task started within a time. Pure.
+"""Computes how many workers are needed to start every task within a target time. Pure.
 
-A worker is one `qsync worker` with all its processes: what an autoscaler adds and removes.
+A worker is one `qsync worker` with all its processes: the unit that an autoscaler adds and removes.
 """
 
 from __future__ import annotations
@@ -14,93 +14,96 @@ from typing import Final
 import msgspec
 
 WINDOW_S: Final = 120.0
-"""Rates are those of the last two minutes at most."""
+"""Longest time over which rates are measured, in seconds."""
 
 LEAST_S: Final = 1.0
-"""They are measured over so many seconds at least."""
+"""Shortest time over which rates are measured, in seconds."""
 
 BEHIND_S: Final = 1.0
-"""Tasks that have waited for so long say that the workers have all they can do."""
+"""Age of the oldest pending task, in seconds, above which all workers count as fully busy."""
 
 MOST: Final = 1000
-"""No more workers than this are asked for, unless another limit is given."""
+"""Default limit on the number of workers asked for."""
 
 
 class ScaleSample(msgspec.Struct, frozen=True):
-    """What the store said at one moment of the queues in question, paused ones left out."""
+    """The state of the queues at one moment.
+
+    `pending`, `active` and `oldest_s` leave out paused queues.
+    """
 
     at: float
-    """By a monotonic clock, seconds."""
+    """Time by a monotonic clock, in seconds."""
     pending: int
     active: int
     oldest_s: float
-    """Age of the oldest pending task."""
+    """Age of the oldest pending task, in seconds."""
     enqueued: int
-    """Tasks enqueued up to now."""
+    """Total number of tasks enqueued so far."""
     finished: int
-    """Attempts that have ended up to now, in whatever way."""
+    """Total number of attempts that have ended so far, with any outcome."""
     servers: int
     slots: int
-    """Tasks that all servers together can run at the same time."""
+    """Number of tasks that all servers together can run at the same time."""
 
 
 class ScaleTarget(msgspec.Struct, frozen=True):
-    """What is asked for."""
+    """The target and the limits of a request."""
 
     target_s: float = 30.0
-    """In so many seconds the backlog is to be gone."""
+    """Target time to drain the backlog, in seconds."""
     per_worker: float | None = None
-    """Tasks that a worker finishes in a second; None: as measured."""
+    """Tasks that a worker finishes per second; None: use the measured rate."""
     least: int = 0
     most: int = MOST
 
 
 class ScaleAdvice(msgspec.Struct, frozen=True):
-    """The answer; rates are a second."""
+    """The answer to a request; rates are per second."""
 
     backlog: int
     running: int
     oldest_seconds: float
     enqueued_per_second: float | None
-    """Without bursts, which are in the backlog."""
+    """Arrival rate without bursts, whose tasks are in the backlog."""
     finished_per_second: float | None
     backlog_seconds: float | None
-    """How long the backlog takes at the present rate; None while that is not known."""
+    """Time to drain the backlog at the present rate, in seconds; None if unknown."""
     workers: float
-    """How many there are."""
+    """Number of workers that run now."""
     per_worker: float | None
     target_seconds: float
     desired: int
 
 
 class Scaler:
-    """Keeps samples, and says what they mean. `processes`: how many servers make a worker."""
+    """Keeps samples and advises from them. `processes` is the number of servers per worker."""
 
     def __init__(self, processes: int) -> None:
         self._processes = processes
         self._samples: deque[ScaleSample] = deque()
 
     def add(self, sample: ScaleSample) -> None:
-        """Take a sample; counters that went back, with a store that lost its data, begin anew."""
+        """Add a sample; discard earlier ones if counters went back (the store lost its data)."""
         last = self._samples[-1] if self._samples else sample
         if sample.finished < last.finished or sample.enqueued < last.enqueued:
             self._samples.clear()
         self._samples.append(sample)
-        # One that is older stays until the next one is old enough to measure from.
+        # Keep one older sample until the next one is old enough to measure from.
         while len(self._samples) > 2 and self._samples[1].at <= sample.at - WINDOW_S:
             self._samples.popleft()
 
     def age_s(self, now: float) -> float:
-        """Seconds since the last sample."""
+        """Return the seconds since the last sample; infinity without samples."""
         return now - self._samples[-1].at if self._samples else math.inf
 
     @property
     def span_s(self) -> float:
-        """Over how many seconds rates can be measured."""
+        """Time between the first and the last sample, in seconds."""
         return self._samples[-1].at - self._samples[0].at if self._samples else 0.0
 
     def advise(self, goal: ScaleTarget) -> ScaleAdvice:
-        """What follows from the samples; there has to be one."""
+        """Return advice from the samples; at least one sample is required."""
         first, now = self._samples[0], self._samples[-1]
         span_s = now.at - first.at
         arriving = finishing = measured = None
@@ -128,10 +131,11 @@ class Scaler:
         )
 
     def _steady(self) -> float:
-        """Tasks that come in a second, bursts left out: these are in the backlog.
+        """Return the steady arrival rate: tasks per second without bursts, which are in the
+        backlog.
 
-        It is the median over the time between samples, so that a burst in less than half of the
-        window does not count.
+        It is the median over the time between samples, so a burst in less than half of the window
+        does not count.
         """
         rates = sorted(
             ((now.enqueued - last.enqueued) / (now.at - last.at), now.at - last.at)
@@ -146,10 +150,10 @@ class Scaler:
         return 0.0
 
     def _per_worker(self) -> float | None:
-        """What a worker can do in a second, were all its slots busy; None: nobody knows.
+        """Return the tasks per second that a fully busy worker finishes; None if unknown.
 
-        Times that begin or end idle count only if there are no others: nobody knows for how long
-        the workers were busy in them.
+        Intervals that begin or end idle count only if there are no others, since the time for which
+        the workers were busy in them is unknown.
         """
         pairs = list(pairwise(self._samples))
         return self._rate(pair for pair in pairs if _is_busy(*pair)) or self._rate(pairs)
@@ -171,31 +175,31 @@ class Scaler:
         elif per_worker:
             wanted = max(1, math.ceil((arriving + now.pending / goal.target_s) / per_worker - 1e-9))
         else:
-            # Nothing has ended yet: it may take long, and then each task needs a slot of its own.
+            # No attempt has ended yet, so tasks may take long: give each task a slot of its own.
             wanted = math.ceil(in_hand / slots) if slots else 1
-        if slots:  # what runs is not to be interrupted
+        if slots:  # do not remove workers that run tasks
             wanted = max(wanted, math.ceil(now.active / slots))
         return max(goal.least, min(wanted, goal.most))
 
 
 def _is_busy(last: ScaleSample, now: ScaleSample) -> bool:
-    """Whether it is known for how long the workers were busy between two samples."""
+    """Return whether the time for which the workers were busy between two samples is known."""
     return now.pending > 0 or (now.active > 0 and (last.pending > 0 or last.active > 0))
 
 
 def _busy_share(last: ScaleSample, now: ScaleSample) -> float:
-    """Which share of its slots and of the time between two samples the workers were busy.
+    """Return the busy share of the workers' capacity between two samples, from 0 to 1.
 
-    While tasks wait, every worker does what it can, though slots may be free: of a processor that
-    has too much to do, say. Otherwise the busy slots tell.
+    While tasks wait, every worker does what it can even if slots are free, for example when its CPU
+    is saturated. Otherwise the share is that of the busy slots.
     """
     took_s = now.at - last.at
     if not now.slots or took_s <= 0:
         return 0.0
-    if now.pending and not last.pending and not last.active:  # idle until the oldest came
+    if now.pending and not last.pending and not last.active:  # idle until the oldest arrived
         return min(1.0, now.oldest_s / took_s)
     if now.oldest_s > BEHIND_S:
         return 1.0
-    # Tasks so short that none is seen to run keep less than a slot busy.
+    # Tasks too short to be seen running keep less than one slot busy.
     active = max(last.active, now.active) or (0.5 if now.finished > last.finished else 0.0)
     return min(1.0, active / now.slots)

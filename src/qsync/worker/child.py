@@ -1,4 +1,4 @@
-"""What runs in each child of `qsync worker`: one server, by the order that its parent wrote.
+"""The child process of `qsync worker`: runs one server as its parent ordered.
 
     python -m qsync.worker.child FD
 
@@ -36,11 +36,11 @@ from qsync.worker.load_app import TargetError, load
 log = logging.getLogger("qsync.worker")
 
 LOOK_S: Final = 0.5
-"""How often to look for files that have been imported since."""
+"""Time between two checks for newly imported files, in seconds."""
 
 
 class Parent:
-    """The parent, at the other end of the socket."""
+    """The parent process, at the other end of the socket."""
 
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=descriptor)
@@ -50,19 +50,19 @@ class Parent:
         self._counting = threading.Lock()
         self._told: set[str] = set()
         self.server: Server | None = None
-        """Of which it is told how it is when it asks."""
+        """The server whose health and metrics are reported; None until it is created."""
 
     def order(self) -> dict[str, Any]:
-        """What to do; waits for it."""
+        """Read the parent's order; block until it arrives. None if the parent has died."""
         order: dict[str, Any] = json.loads(self._lines.readline() or b"null")
         return order
 
     def watch(self) -> None:
-        """From now on this process is told to stop when its parent has died."""
+        """Start the thread that answers the parent, and stop this process when the parent dies."""
         threading.Thread(target=self._answer_until_end, name="qsync-parent", daemon=True).start()
 
     def _answer_until_end(self) -> None:
-        """In a thread of its own: it also answers while a handler blocks the event loop."""
+        """Answer in a separate thread, also while a handler blocks the event loop."""
         with contextlib.suppress(OSError):
             for line in self._lines:
                 server = self.server
@@ -73,18 +73,18 @@ class Parent:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def tell_rows(self) -> None:
-        """Send what the server has counted, for the last time."""
+        """Send the server's metrics for the last time."""
         self._tell_rows()
 
     def _tell_rows(self, **report: Any) -> None:
-        """Send what has been counted; never less than was sent before by another thread."""
+        """Send the metrics; under a lock, so that no thread sends older ones after newer ones."""
         with self._counting:
             tally = None if self.server is None else self.server.tally
             rows = [] if tally is None else msgspec.to_builtins(tally.rows())
             self.tell(**report, rows=rows)
 
     def tell(self, **report: Any) -> bool:
-        """Send a report; False if the parent has died."""
+        """Send a report; return False if the parent has died."""
         try:
             with self._lock:
                 self._socket.sendall(json.dumps(report).encode() + b"\n")
@@ -94,14 +94,17 @@ class Parent:
         return True
 
     def tell_error(self, error: BaseException, trace: str = "") -> None:
-        """Send why this process ends; the parent logs it."""
+        """Send the error that ends this process to the parent, which logs it.
+
+        If the parent has died, log it here.
+        """
         ours = isinstance(error, QsyncError | TargetError)
         text = logs.escape(str(error)) if ours else message_of(error)
         if not self.tell(error=text, trace=trace):
             log_trace(log, logging.ERROR, text, trace, {})
 
     def tell_files(self) -> None:
-        """Send the source files under the working directory that have been imported since."""
+        """Send the newly imported source files under the working directory."""
         here = os.path.join(os.getcwd(), "")  # noqa: PTH118, PTH109 - a prefix of texts
         files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
         new = {file for file in files if file and file.startswith(here)} - self._told
@@ -110,7 +113,7 @@ class Parent:
             self.tell(files=sorted(new))
 
     def keep_telling_files(self) -> None:
-        """Send them as they come, from a thread."""
+        """Send newly imported files periodically from a thread."""
 
         def work() -> None:
             while True:
@@ -121,7 +124,7 @@ class Parent:
 
 
 def main() -> None:
-    """Serve until told to stop; exit code 0 after a clean stop, 1 when it broke, 2: no start."""
+    """Serve until told to stop. Exit codes: 0 clean stop, 1 failure, 2 failure to start."""
     parent = Parent(int(sys.argv[1]))
     order = parent.order()
     if order is None:  # the parent died at once
@@ -147,10 +150,10 @@ def _serve(order: dict[str, Any], parent: Parent) -> int:
     set_up_logs()
     logs.catch_uncaught()
     if logs.is_set_up():
-        process_child.at_start.append(set_up_logs)  # so are those of handlers in processes
+        process_child.at_start.append(set_up_logs)  # also log this way in the processes of handlers
     if order["tally"]:
         server.tally = server.tally or RunMetrics(server.mux.types)
-    # A store that is away comes back, and another process would not bring it back sooner.
+    # Wait for an unreachable store: starting another process would not bring it back sooner.
     server.patient = True
     parent.server = server
     if order["reload"]:
@@ -171,7 +174,7 @@ def _run(server: Server, parent: Parent, *, uvloop: bool) -> int:
     except QsyncError as error:
         parent.tell_error(error)
         return 1
-    except BaseException as error:  # of the lifespan, say
+    except BaseException as error:  # for example from the lifespan
         parent.tell_error(error, program_trace(error))
         return 1
     finally:

@@ -1,4 +1,4 @@
-"""Looks whether files have changed, by their time and size."""
+"""Detects changed files by their modification time and size."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ _Mark = tuple[int, int] | None
 
 
 class FileWatcher:
-    """Files to watch; one that vanishes counts as changed when it is back."""
+    """Watches files. A file that vanishes counts as changed when it is back."""
 
     def __init__(self) -> None:
         self._marks: dict[str, _Mark] = {}
 
     def add(self, files: Iterable[str]) -> None:
-        """Watch these too, from what they are now."""
+        """Watch these files for changes from now on."""
         for file in files:
             if file not in self._marks:
                 self._marks[file] = _mark(file)
 
     def look(self) -> list[str]:
-        """The files that have changed since the last look."""
+        """Return the files that have changed since the last call."""
         changed = []
         for file, before in self._marks.items():
             now = _mark(file)

@@ -1,6 +1,6 @@
 """The health port of `qsync worker`: /live, /ready, /startup, /metrics and /scale.
 
-The parent serves it from a thread of its own, for itself and all its processes, which it asks.
+The parent serves it from a separate thread and asks all its processes for their health.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 T = TypeVar("T", int, float)
 
 PATIENCE_S: Final = 1.0
-"""How long the processes may take to answer, seconds."""
+"""Time that the processes have to answer, in seconds."""
 
 SCALE_FRESH_S: Final = 1.0
-"""For so long /scale says again what the store said."""
+"""Time for which /scale reuses a reading of the store, in seconds."""
 
 LISTS: Final = 8
-"""Lists of queues, besides the worker's own, whose measurements are kept."""
+"""Number of lists of queues, besides the worker's own, whose measurements are kept."""
 
 STORE_S: Final = 5.0
-"""How long the store may take to answer, seconds."""
+"""Time that the store has to answer, in seconds."""
 
 
 def counts_tasks() -> bool:
-    """Whether there is a library that makes metrics of what is counted."""
+    """Return whether prometheus-client is installed, so that metrics can be served."""
     return importlib.util.find_spec("prometheus_client") is not None
 
 
@@ -61,7 +61,7 @@ class HealthPort:
         live_limit: float = health.LIVE_LIMIT_S,
         names: Sequence[str] = (),
     ) -> None:
-        """ConfigError when it cannot listen there."""
+        """Bind the port. ConfigError if it cannot listen there."""
         self.host = host
         self._live_limit = live_limit
         self._supervisor: Supervisor | None = None
@@ -84,11 +84,11 @@ class HealthPort:
 
     @property
     def port(self) -> int:
-        """The port, also when 0 was asked for."""
+        """The bound port, also when port 0 was requested."""
         return self._http.port
 
     def start(self, supervisor: Supervisor) -> None:
-        """Begin to answer for the processes of this supervisor, which runs on the running loop."""
+        """Start to answer for this supervisor's processes; call it on its event loop."""
         self._supervisor = supervisor
         self._loop = asyncio.get_running_loop()
         self._http.start()
@@ -121,7 +121,7 @@ class HealthPort:
         return Response(prometheus.render([*metrics, *restarts]), prometheus.CONTENT_TYPE)
 
     async def _reports(self) -> list[ProcessHealth]:
-        """How the processes are; those who ask at the same time share the answer."""
+        """Return the health of the processes; concurrent requests share one answer."""
         if self._asked is None:
             self._asked = asyncio.create_task(self._ask())
             self._asked.add_done_callback(self._answered)
@@ -131,13 +131,13 @@ class HealthPort:
         self._asked = None
 
     async def _ask(self) -> list[ProcessHealth]:
-        """Ask on the loop of the parent; when that does not answer, it is the one to blame."""
+        """Ask on the parent's event loop; if that does not answer, report the parent as silent."""
         if self._supervisor is None or self._loop is None:
             return [ProcessHealth(0, 0, None, ended="has not started yet")]
         question = self._supervisor.ask(PATIENCE_S)
         try:
             answer = asyncio.run_coroutine_threadsafe(question, self._loop)
-        except RuntimeError:  # it has ended
+        except RuntimeError:  # the loop is closed
             question.close()
             return [ProcessHealth(0, 0, None, ended="has stopped")]
         try:
@@ -155,7 +155,7 @@ def _verdict(verdict: HealthVerdict) -> Response:
 
 
 class _Backlog:
-    """Answers /scale from what the store says of the queues."""
+    """Answers /scale from the state of the queues."""
 
     def __init__(self, app: Qsync, queues: Sequence[str], processes: int) -> None:
         self._app = app
@@ -166,7 +166,7 @@ class _Backlog:
         self._others = asyncio.Semaphore(LISTS)
 
     async def answer(self, query: Query) -> Response:
-        """Take a sample, two the first time, and say what follows from them."""
+        """Take a sample (two at the first request) and return the advice."""
         try:
             goal, queues = _goal(query), _names(query, self._queues)
         except ValueError as error:
@@ -179,7 +179,7 @@ class _Backlog:
                     async with self._others:
                         scaler = await self._measure(queues)
         except (QsyncError, TimeoutError) as error:
-            # An autoscaler keeps what it has when it gets no number.
+            # Without a number, an autoscaler keeps its present scale.
             return bad_request(f"the store does not say: {type(error).__name__}", 503)
         return Response(msgspec.json.encode(scaler.advise(goal)) + b"\n")
 
@@ -187,9 +187,9 @@ class _Backlog:
         if self._inspector is None:
             self._inspector = self._app.inspector()
         measured = self._scalers.pop(queues, None) or _Measured(self._processes)
-        self._scalers[queues] = measured  # the one that was asked for last is at the end
+        self._scalers[queues] = measured  # the last one requested stands at the end
         others = [one for one in self._scalers if one != self._queues]
-        if len(others) > LISTS:  # whoever asks for one list after another takes away only such
+        if len(others) > LISTS:  # evict the least recently requested list, never the worker's own
             del self._scalers[others[0]]
         async with measured.lock:
             scaler = measured.scaler
@@ -202,7 +202,7 @@ class _Backlog:
 
 
 class _Measured:
-    """The measurement of one list of queues."""
+    """The samples of one list of queues."""
 
     def __init__(self, processes: int) -> None:
         self.scaler = autoscale.Scaler(processes)
@@ -223,10 +223,10 @@ async def _sample(inspector: Inspector, queues: tuple[str, ...]) -> autoscale.Sc
 def sample(
     overview: Overview, queues: Sequence[str], *, at: float, slots: Sequence[int]
 ) -> autoscale.ScaleSample:
-    """What an overview says of these queues; `slots` are those of each server.
+    """Return the sample of these queues; `slots` holds the concurrency of each server.
 
-    The tasks of paused queues ask for nobody; what they have done counts all the same, or a pause
-    and its end would look like so many tasks at once.
+    Tasks in paused queues need no workers. The counters include paused queues all the same:
+    otherwise a pause and its end would look like a burst of tasks.
     """
     all_infos = [one for one in overview.queues if one.name in queues]
     infos = [one for one in all_infos if one.paused is None]

@@ -1,6 +1,6 @@
-"""A tiny HTTP server in a thread and event loop of its own: it answers whatever else is blocked.
+"""A minimal HTTP server with its own thread and event loop, so that it answers while others block.
 
-GET and HEAD only, one request a connection, all of it limited in size, time and number.
+It serves GET and HEAD, one request per connection, with limits on size, time and connections.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from qsync.errors import ConfigError
 log = logging.getLogger("qsync.worker")
 
 HEAD_LIMIT: Final = 8192
-"""Bytes of a request."""
+"""Largest size of a request, in bytes."""
 
 HEAD_S: Final = 5.0
-"""Seconds in which it has to be there."""
+"""Time in which a request must arrive, in seconds."""
 
 ANSWER_S: Final = 10.0
-"""Seconds in which it has to be answered, and the answer read."""
+"""Time in which a request must be answered and the answer read, in seconds."""
 
 CONNECTIONS: Final = 64
-"""From one address at a time; a further one takes the place of its oldest."""
+"""Connections per address; a further connection evicts the oldest of its address."""
 
 ALL_CONNECTIONS: Final = 256
-"""At a time from everywhere."""
+"""Connections from all addresses."""
 
 PRIVATE: Final = ("localhost", "local", "internal", "svc", "lan", "arpa")
-"""Last labels of names that the public DNS does not have, as those of a cluster's services."""
+"""Last labels of names that do not exist in public DNS, such as those of cluster services."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer."""
+    """An HTTP response."""
 
     body: bytes
     kind: str = "application/json"
@@ -57,16 +57,16 @@ class _Connection:
     address: str
     writer: asyncio.StreamWriter
     asked: bool = False
-    """Its request is there."""
+    """Whether the request has been read."""
 
 
 class HealthServer:
-    """Serves routes, path -> function, until it is closed. ConfigError when it cannot listen.
+    """Serves routes (path -> function) until it is closed. ConfigError if it cannot listen.
 
-    The functions run on the thread's own event loop. A new connection is always taken: where there
-    are too many, the oldest one that has sent no request is closed for it. `names` are those by
-    which it may be asked, besides addresses and names that the public DNS does not have; a page
-    elsewhere whose name leads here (DNS rebinding) gets no answer.
+    The functions run on the event loop of the server's thread. A new connection is always accepted:
+    at the limit, it evicts the oldest connection that has sent no request. A Host header must hold
+    an IP address, a name that public DNS does not have, `host`, or one of `names`; others are
+    refused, to protect against DNS rebinding.
     """
 
     def __init__(
@@ -83,18 +83,18 @@ class HealthServer:
         self._routes = routes
         self._names = {name.lower() for name in (host, *names)}
         self._open: dict[_Connection, None] = {}
-        """The oldest first."""
+        """Open connections, the oldest first."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="qsync-http", daemon=True)
 
     @property
     def port(self) -> int:
-        """The port, also when 0 was asked for."""
+        """The bound port, also when port 0 was requested."""
         port: int = self._socket.getsockname()[1]
         return port
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start to serve."""
         self._thread.start()
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class HealthServer:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(5.0)
         elif self._thread.ident is None:
-            self._loop.close()  # it was never started
+            self._loop.close()  # the thread was never started
         self._socket.close()
 
     def _run(self) -> None:
@@ -137,14 +137,14 @@ class HealthServer:
                 await writer.drain()
         except asyncio.LimitOverrunError:
             writer.write(_encode(_plain(431), True))
-        except (OSError, EOFError, TimeoutError):  # whoever asked is gone, or too slow
+        except (OSError, EOFError, TimeoutError):  # the client is gone or too slow
             writer.transport.abort()
         finally:
             self._open.pop(connection, None)
             writer.close()
 
     def _make_room(self, address: str) -> None:
-        """Close a connection if there is no room for one more from this address."""
+        """Evict a connection if a new one from this address would exceed a limit."""
         among = [one for one in self._open if one.address == address]
         if len(among) < CONNECTIONS:
             if len(self._open) < ALL_CONNECTIONS:
@@ -155,11 +155,11 @@ class HealthServer:
         oldest.writer.transport.abort()
 
     def _knows(self, head: bytes) -> bool:
-        """Whether the request names this port in a way that it may be asked by."""
+        """Return whether the Host header is allowed."""
         lines = head.decode("latin-1").split("\r\n")[1:]
         hosts = [line[5:].strip().lower() for line in lines if line[:5].lower() == "host:"]
         if not hosts:
-            return True  # as in HTTP/1.0; a browser names one
+            return True  # HTTP/1.0 may omit Host; a browser always sends it
         try:
             name = urlsplit(f"//{hosts[0]}").hostname or ""
         except ValueError:
@@ -167,7 +167,7 @@ class HealthServer:
         return len(hosts) == 1 and (name in self._names or _is_private(name))
 
     async def _answer(self, head: bytes) -> tuple[Response, bool]:
-        """The answer to a request, and whether its body is asked for."""
+        """Return the response to a request, and whether the request wants its body."""
         line = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
         if len(line) != 3 or not line[2].startswith("HTTP/1."):
             return _plain(400), True
@@ -189,13 +189,14 @@ class HealthServer:
         try:
             return await route(query), wants_body
         except Exception as error:
-            # Not its text, which may be of the store: whoever can reach the port sees it.
+            # Hide the error's text, which may name the store: any client of the port sees the
+            # response.
             log.error("GET %s raised %s", parts.path, type(error).__name__, exc_info=True)
             return _plain(500), wants_body
 
 
 def _is_private(name: str) -> bool:
-    """Whether it is an address, or a name that the public DNS does not have."""
+    """Return whether this is an IP address, or a name that public DNS does not have."""
     try:
         ip_address(name.partition("%")[0])
     except ValueError:
@@ -224,5 +225,5 @@ def _encode(response: Response, wants_body: bool) -> bytes:
 
 
 def bad_request(reason: str, status: int = 400) -> Response:
-    """An answer that says in a line what is wrong with the request."""
+    """Return an error response whose body is one line with the reason."""
     return Response(f"{reason}\n".encode(), "text/plain; charset=utf-8", status)

@@ -1,6 +1,6 @@
-"""Lets the leases of servers that died lapse at once, from a thread that waits for the store.
+"""Expires the leases of dead servers at once, from a thread that retries until the store answers.
 
-A node of a cluster that does not answer holds up its own queues and no others.
+A cluster node that does not answer delays only its own queues.
 """
 
 from __future__ import annotations
@@ -28,39 +28,40 @@ log = logging.getLogger("qsync.worker")
 T = TypeVar("T")
 
 RECHECK_S: Final = 1.0
-"""A fetch that the dead server had sent may reach the store after us: so look once more."""
+"""Delay before each job runs a second time, in seconds: a fetch that the dead server sent may reach
+the store after the first run."""
 
 
 TRY_S: Final = (0.5, 2.0)
-"""How long the store may take to answer: at the first try, and at later ones."""
+"""Time that the store has to answer, in seconds: at the first attempt, and after a failure."""
 
 PAGE: Final = 500
-"""Running tasks of a queue that are looked at for the names of those of the dead server."""
+"""Number of active tasks of a queue that are read to log the names of the dead server's tasks."""
 
 
 @dataclass(slots=True)
 class _Job:
     keys: QueueKeys | None
-    """Of the queue whose tasks it held; None: its record is to be taken away."""
+    """Keys of a queue that the server served; None: remove the server's own record."""
     server_id: str
     due: float
     first: _Job | None = None
-    """The one that this one repeats."""
+    """The job that this one repeats."""
     cursor: str = "0"
     found: int = 0
     failed: bool = False
     names: list[str] | None = None
-    """Some of the tasks that it held; None: not read yet."""
+    """Names of some tasks that the server held; None until they are read."""
 
     @property
     def part(self) -> str:
-        """What it is, for the log."""
+        """Description of the job for the log."""
         where = "" if self.keys is None else f" on queue {self.keys.queue}"
         return f"abandon servers that died{where}"
 
 
 class LeaseAbandoner:
-    """Abandons dead servers, each on all of its queues, for as long as the store is away."""
+    """Abandons dead servers on all of their queues, and retries while the store is unreachable."""
 
     def __init__(self, broker: Broker, prefix: str) -> None:
         self._broker = broker
@@ -71,11 +72,9 @@ class LeaseAbandoner:
         self._thread: threading.Thread | None = None
 
     def add(self, server_id: str, queues: Iterable[str], *, again: bool = True) -> None:
-        """The server's leases lapse, and its record goes, as soon as the store can be told.
+        """Expire the server's leases and remove its record as soon as the store answers.
 
-        Returns at once.
-
-        `again`: look once more a little later.
+        Returns at once. With `again`, each job runs a second time after RECHECK_S.
         """
         now = time.monotonic()
         keys = [*(QueueKeys(self._prefix, queue) for queue in queues), None]
@@ -93,7 +92,7 @@ class LeaseAbandoner:
                 self._thread.start()
 
     def wait(self, timeout: float) -> bool:
-        """Wait until the store knows of all; False when that takes longer than so many seconds."""
+        """Wait until all jobs are done; return False after `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._errands, timeout)
 
@@ -117,7 +116,7 @@ class LeaseAbandoner:
                 self._done(errand)
 
     def _next(self) -> _Job | None:
-        """The errand that is due first, when it is; None, and the thread's end, without any."""
+        """Wait for the job that is due first and return it; None, without jobs, ends the thread."""
         with self._changed:
             while self._errands:
                 now = time.monotonic()
@@ -129,7 +128,7 @@ class LeaseAbandoner:
             return None
 
     def _postpone(self, errand: _Job, due: float) -> None:
-        """Put off an errand, and those that go to the same node."""
+        """Postpone a job and all jobs of the same node."""
         node = self._node(errand)
         with self._changed:
             for one in self._errands:
@@ -142,7 +141,7 @@ class LeaseAbandoner:
         return self._broker.node_of(key)
 
     def _run(self, errand: _Job) -> None:
-        """One step of an errand. QsyncError when the store cannot be told yet."""
+        """Run one step of a job. QsyncError if the store did not carry it out."""
         if errand.keys is None:
             keys, id = GlobalKeys(self._prefix), errand.server_id
             self._try(errand, ops.announce(keys, id, ttl_us=0))
@@ -155,17 +154,17 @@ class LeaseAbandoner:
         errand.found += found
 
     def _try(self, errand: _Job, call: Call[T]) -> T:
-        """Make a call once."""
+        """Make a call once, without retries."""
         return self._broker.run(call, patience=0, ends=ends_in(TRY_S[errand.failed]))
 
     def _read_names(self, errand: _Job, keys: QueueKeys) -> list[str]:
-        """Which tasks it held, before others recover them: as far as one page of them says."""
+        """Return names of the server's tasks, from one page, before others recover them."""
         call = views.page(keys, TaskState.ACTIVE, count=PAGE)
         try:
             rows = self._try(errand, call).rows
         except StoreUnavailable:
             raise
-        except QsyncError:  # it does without: a user of an older version may not read them
+        except QsyncError:  # a store user of an older version may lack the right
             return []
         mine = (f"{errand.server_id}/", f"{errand.server_id}~")
         return [name_of(row) for row in rows if (row.shown.owner or "").startswith(mine)]

@@ -1,4 +1,4 @@
-"""Finds the app that a command line names: MODULE:APP."""
+"""Loads the app that a command line names: MODULE:APP."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from qsync.mux import Mux
 
 
 class TargetError(Exception):
-    """There is no app where the command line says; the message is one line that says why."""
+    """The command line does not name an app; the message gives the reason in one line."""
 
 
 def load(target: str) -> Qsync:
-    """The app named `module:attribute`, imported from the working directory or from `sys.path`.
+    """Load the app `module:attribute` from the working directory or from `sys.path`.
 
-    The attribute may have dots, and be an app or a function without parameters that returns one.
-    TargetError says what is wrong; its cause is the exception that the user's code raised.
+    The attribute may contain dots; it is an app, or a function without parameters that returns one.
+    Raises TargetError; its cause is the exception of the user's code, if there was one.
     """
     name, colon, attribute = target.partition(":")
     if not colon or not name or not attribute:
@@ -56,7 +56,7 @@ def load(target: str) -> Qsync:
 
 
 def _module_of(file: str) -> str:
-    """The name by which a program imports a file: without the folder `src` that holds packages."""
+    """Return the import name of a file; a leading `src` folder that is no package is dropped."""
     parts = file.removesuffix(".py").strip("./").split("/")
     if parts[0] == "src" and len(parts) > 1 and not Path("src", "__init__.py").exists():
         del parts[0]
@@ -64,7 +64,7 @@ def _module_of(file: str) -> str:
 
 
 def _where(module: str) -> str:
-    """A hint if the module is in the folder `src` of the working directory."""
+    """Return a hint if the module is in the folder `src` of the working directory."""
     top = Path("src", module.partition(".")[0])
     if module.startswith("src.") or not (top.is_dir() or top.with_suffix(".py").exists()):
         return ""
@@ -75,7 +75,8 @@ def _import(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        # Of `shop.tasks`, `shop` may be missing too; any other name is missing inside of it.
+        # When importing `shop.tasks`, `shop` itself may be missing; another name is missing inside
+        # it.
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             where = f"there is none in {os.getcwd()} or on sys.path"  # noqa: PTH109 - as above
             msg = f"module {error.name!r} was not found: {where}{_where(name)}"
@@ -101,7 +102,7 @@ def _attribute(module: ModuleType, target: str, path: str) -> Any:
 
 
 def _mux_hint(module: ModuleType) -> str:
-    """A hint if the module has a mux and no app."""
+    """Return a hint if the module has a mux and no app."""
     names = [key for key, value in vars(module).items() if isinstance(value, Mux)]
     return f"; {module.__name__} has a Mux: write app = Qsync(mux={names[0]})" if names else ""
 
@@ -122,7 +123,7 @@ def _make(factory: Any, target: str) -> Any:
 
 
 def _failed(what: str, error: BaseException) -> str:
-    """One line: what failed, why, and where."""
+    """Return one line: what failed, why, and where."""
     if isinstance(error, QsyncError):
         return f"{what}: {error}"
     if isinstance(error, SyntaxError):

@@ -1,8 +1,8 @@
-"""Logging of the commands: one line for each event, made for a person, or JSON for a machine.
+"""Logging of the commands: one line per event, as text for people or as JSON for machines.
 
-What is logged within a handler has the task's id, queue, type and attempt with it, whoever logs.
-Nothing that goes wrong with standard error reaches who logs: a thread writes, and when the reader
-is too slow, lines are dropped and counted.
+A record made within a handler has the task's id, queue, type and attempt, whichever logger made it.
+A failing standard error does not affect the code that logs: a thread writes the lines, and if the
+reader is too slow, lines are dropped and counted.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from qsync.server.error_text import printable
 Form = Literal["text", "json"]
 
 WAITING: Final = 10_000
-"""Lines that may wait to be written."""
+"""Number of lines that may wait to be written."""
 
 FLUSH_S: Final = 1.0
-"""How long the end of the process waits for lines to be written."""
+"""Time that a flush waits for lines to be written, in seconds."""
 
 _COLOURS: Final = {"DEBUG": 2, "WARNING": 33, "ERROR": 31, "CRITICAL": 31}
 
@@ -38,9 +38,10 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 
 
 def configure(level: str | None, *, tag: str, form: Form | None = None) -> None:
-    """Log to standard error, `info` and above unless told otherwise; `tag` names the process.
+    """Log to standard error, from `level` on (default: info); `tag` names the process.
 
-    An app that has set up logging itself keeps it; then only a level that was asked for counts.
+    An app that has set up logging itself keeps its setup; then only an explicit `level` has an
+    effect.
     """
     root = logging.getLogger()
     if not root.handlers:
@@ -59,9 +60,9 @@ def configure(level: str | None, *, tag: str, form: Form | None = None) -> None:
 
 
 def catch_uncaught() -> None:
-    """Log what would be printed: uncaught exceptions, of threads too, and warnings.
+    """Log uncaught exceptions, also of threads, and warnings instead of printing them.
 
-    Otherwise lines of tracebacks stand among the records.
+    Otherwise lines of tracebacks would stand among the records.
     """
     if not is_set_up():
         return
@@ -78,12 +79,12 @@ def _uncaught(kind: type[BaseException], error: BaseException | None, trace: Any
 
 
 def is_set_up() -> bool:
-    """Whether records are written as here, and not as an app that set up logging has it."""
+    """Return whether this module's handler writes the records, and not the app's own."""
     return any(isinstance(handler, Lines) for handler in logging.getLogger().handlers)
 
 
 def add_task(record: logging.LogRecord) -> bool:
-    """A record that was made within a handler says of which task; a filter that keeps all."""
+    """Add the current task's fields to a record made within a handler; a filter that keeps all."""
     around = running.get(None)
     if around is not None and not hasattr(record, "task_id"):
         vars(record).update(fields_of(around.task))
@@ -101,12 +102,12 @@ class Lines(logging.Handler):
         self._thread: threading.Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Have the record written soon."""
+        """Queue the record to be written by the thread."""
         try:
             line = self.format(record)
-        except Exception as error:  # of arguments that do not fit, or a hostile __str__
+        except Exception as error:  # arguments that do not match the format, or a failing __str__
             line = self.format(_unshowable(record, error))
-        if sys.is_finalizing():  # no thread starts any more: to wait for one would be for ever
+        if sys.is_finalizing():  # no thread can start any more, so waiting for one would never end
             if self._descriptor is not None:
                 with contextlib.suppress(OSError):
                     os.write(self._descriptor, f"{line}\n".encode(errors="backslashreplace"))
@@ -120,7 +121,7 @@ class Lines(logging.Handler):
             self._dropped += 1
 
     def flush(self) -> None:
-        """Wait a moment for what is to be written."""
+        """Wait up to FLUSH_S until the queued lines are written."""
         ends = time.monotonic() + FLUSH_S
         while self._lines.unfinished_tasks and time.monotonic() < ends:
             time.sleep(0.005)
@@ -132,13 +133,13 @@ class Lines(logging.Handler):
             if dropped:
                 line = f"{dropped} lines of the log were dropped here\n{line}"
             if self._descriptor is not None:
-                with contextlib.suppress(OSError):  # a full disk, say: nowhere is left to say it
+                with contextlib.suppress(OSError):  # a full disk, say: it cannot be logged
                     _write_all(self._descriptor, f"{line}\n".encode(errors="backslashreplace"))
             self._lines.task_done()
 
 
 def _unshowable(record: logging.LogRecord, error: Exception) -> logging.LogRecord:
-    """What is logged in place of a record that cannot be made a line."""
+    """Return a record to log in place of one that cannot be formatted."""
     place = f"{PurePath(record.pathname).name}:{record.lineno}"
     return logging.makeLogRecord({
         "name": record.name, "levelname": record.levelname, "created": record.created,
@@ -147,18 +148,20 @@ def _unshowable(record: logging.LogRecord, error: Exception) -> logging.LogRecor
 
 
 def hold_standard_files() -> None:
-    """Files 0 to 2 are open, if need be on nothing: or the next file or socket would be one of
-    them, and what is meant for standard error would go there.
+    """Open descriptors 0 to 2 on /dev/null where they are closed.
+
+    Otherwise the next file or socket would get such a number, and output for standard error would
+    go there.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free number
 
 
 def _descriptor() -> int | None:
-    """That of standard error; None when it is closed, and its number may be another file's."""
+    """Return standard error's descriptor; None if closed, as another file may have its number."""
     try:
         return None if sys.stderr is None else sys.stderr.fileno()
     except (OSError, ValueError):
@@ -166,16 +169,16 @@ def _descriptor() -> int | None:
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
-    """Not by `sys.stderr`: a thread that hangs in there makes the interpreter's end a crash."""
+    """Write directly: a thread that hangs in `sys.stderr` makes the interpreter crash at exit."""
     while data:
         try:
             data = data[os.write(descriptor, data) :]
-        except BlockingIOError:  # somebody made it non-blocking
+        except BlockingIOError:  # another process made it non-blocking
             select.select([], [descriptor], [])
 
 
 class Text(logging.Formatter):
-    """Lines for a person, at a terminal or in a file."""
+    """Formats lines for people, at a terminal or in a file."""
 
     def __init__(self, tag: str, *, terminal: bool) -> None:
         super().__init__()
@@ -183,7 +186,7 @@ class Text(logging.Formatter):
         self._terminal = terminal
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line; at a terminal a traceback follows as it is, elsewhere it is in the line."""
+        """Return one line; at a terminal the traceback follows on lines of its own."""
         moment = datetime.fromtimestamp(record.created, UTC)
         text = escape(record.getMessage())
         task_id = getattr(record, "task_id", None)
@@ -204,14 +207,14 @@ class Text(logging.Formatter):
 
 
 class Json(logging.Formatter):
-    """An object a line, in ASCII, with whatever was given as `extra`."""
+    """Formats one JSON object per line, in ASCII, with the fields given as `extra`."""
 
     def __init__(self, tag: str) -> None:
         super().__init__()
         self._tag = tag
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line; newlines and other control characters are escaped in all of its texts."""
+        """Return one line; newlines and other control characters are escaped in all texts."""
         moment = datetime.fromtimestamp(record.created, UTC)
         shown: dict[str, Any] = {
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -241,5 +244,5 @@ def _is_plain(value: object) -> bool:
 
 
 def escape(text: str) -> str:
-    """The text in one line that sets no terminal off: what cannot be printed is escaped."""
+    """Escape unprintable characters: the text is one line, and safe in a terminal."""
     return printable(text)

@@ -1,17 +1,17 @@
 """A child process of `qsync worker`, as its parent sees it.
 
-Each child is told its server id, so that its leases can be given up the moment it dies. It shares a
-socket with its parent: the parent writes the order of work, then {"ask": n} when it wants to know
-how the child is, and holds the socket open, so a child whose parent died reads its end; the child
-writes reports, one JSON object a line:
+The parent chooses the child's server id, so it can release the child's leases the moment the child
+dies. They share a socket. The parent writes the order (what to run), then {"ask": n} to ask for the
+child's health. The parent keeps the socket open, so a child whose parent dies reads EOF. The child
+writes reports, one JSON object per line:
 
-    {"queues": [...]}                   it has loaded the app and will serve these queues
-    {"ready": true}                     it serves them
-    {"error": "...", "trace": "..."}    it cannot, and ends; where that was raised
-    {"retired": true}                   an operator told it to stop: it is not to be replaced
+    {"queues": [...]}                   the app is loaded; the queues that it will serve
+    {"ready": true}                     the child serves its queues
+    {"error": "...", "trace": "..."}    the error that ends the child, and its traceback
+    {"retired": true}                   an operator stopped the child: do not replace it
     {"files": [...]}                    source files that it has imported, to be watched
-    {"answer": n, "condition": {...}, "rows": [...]}    how it is, and what it has counted
-    {"rows": [...]}                     what it has counted, at its end
+    {"answer": n, "condition": {...}, "rows": [...]}    its health and its metrics
+    {"rows": [...]}                     its last metrics, sent when it ends
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from qsync.server.metrics import MetricRow
 log = logging.getLogger("qsync.worker")
 
 FIRST_S: Final = 1.0
-"""A child that says of an error within its first second, and ends, has failed to start."""
+"""Time after readiness, in seconds, within which an error still counts as a failure to start."""
 
 LINE_LIMIT: Final = 16 * 1024 * 1024
-"""Bytes that one report may have: there may be many files."""
+"""Largest size of one report, in bytes; a list of imported files can be long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to start. `order` is what each child is told, besides its number and its server id."""
+    """What to start. Each child receives `order`, plus its number and its server id."""
 
     processes: int
     command: Sequence[str]
@@ -57,7 +57,7 @@ class Plan:
 
 
 def make_server_id() -> str:
-    """A server id that no other server has, and that tells the host."""
+    """Return a new, unique server id that begins with the host's name."""
     host = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:24]
     return f"{host}-{secrets.token_hex(12)}"
 
@@ -71,18 +71,18 @@ class Child:
         self.queues = list(plan.queues)
         self.error: str | None = None
         self.trace = ""
-        """Where that was raised."""
+        """Traceback of `error`."""
         self.retired = False
-        """An operator told it to stop."""
+        """Whether an operator told the child to stop."""
         self.code: int | None = None
         self.lived: float | None = None
-        """Seconds from when it was ready to its end; None when it never was ready."""
+        """Seconds from readiness to the end of the child; None if it was never ready."""
         self.told_to_stop = 0
         self.changed = asyncio.Event()
-        """Set when it is ready, and when it has ended."""
+        """Set when the child is ready, and when it has ended."""
         self.ended = asyncio.Event()
         self.rows: list[MetricRow] = []
-        """What it has counted, as far as it is known."""
+        """Metrics as of the child's last report."""
         self._heard_at = time.monotonic()
         self._asking: dict[int, asyncio.Future[ServerHealth]] = {}
         self._questions = itertools.count(1)
@@ -93,20 +93,20 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Process id of the child; 0 before its start."""
         return 0 if self._process is None else self._process.pid
 
     @property
     def failed_to_start(self) -> bool:
-        """It ended before it served, or hardly later by an error of its own.
+        """Whether the child ended before it was ready, or soon after with an error of its own.
 
-        One that is killed while it serves has started: what it ran may be what killed it, and after
-        three times that does so no more.
+        A child that is killed while it serves has started: one of its tasks may have killed it.
+        Such a task is dead once it has killed `max_crashes` servers.
         """
         return self.lived is None or (self.lived < FIRST_S and self.error is not None)
 
     async def start(self, plan: Plan) -> asyncio.StreamReader:
-        """Start the process and give it its order; what it reports can be read."""
+        """Start the process, send it its order and return the reader of its reports."""
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
@@ -122,12 +122,12 @@ class Child:
         return reader
 
     def _is_ready(self) -> None:
-        """It serves its queues."""
+        """Note that the child serves its queues."""
         self._ready_at = time.monotonic()
         self.changed.set()
 
     async def ask(self, patience: float) -> ProcessHealth:
-        """How it is now; it has so many seconds to answer."""
+        """Return the child's health, without a condition if no answer comes in `patience` s."""
         number = next(self._questions)
         self._asking[number] = answer = asyncio.get_running_loop().create_future()
         condition = None
@@ -144,7 +144,7 @@ class Child:
         return ProcessHealth(self.number, self.pid, condition, unheard_s)
 
     def hear(self, report: Mapping[str, Any]) -> None:
-        """Take what it reports of itself."""
+        """Take over the values of a report."""
         self.error = report.get("error", self.error)
         self.trace = report.get("trace", self.trace)
         self.queues = report.get("queues", self.queues)
@@ -160,7 +160,7 @@ class Child:
             self._is_ready()
 
     async def wait(self) -> int:
-        """Its exit code once it has ended; negative: the signal that killed it."""
+        """Wait until the child ends; return its exit code, or the negated number of a signal."""
         if self._process is None:
             msg = "the process has not been started"
             raise RuntimeError(msg)
@@ -172,13 +172,16 @@ class Child:
         return self.code
 
     def has_ended(self, code: int) -> None:
-        """It has ended, and nothing of it is left to see to."""
+        """Note that the child has ended and that its leases and output are taken care of."""
         self.code = code
         self.ended.set()
         self.changed.set()
 
     def stop(self, patience: float) -> None:
-        """Tell it to stop, more urgently each time; it is killed when it takes longer."""
+        """Send SIGTERM; kill the child if it still runs after `patience` seconds.
+
+        Each further call is a more urgent request: the child counts the signals.
+        """
         self.told_to_stop += 1
         self._signal(signal.SIGTERM)
         if self._killer is not None:
@@ -186,7 +189,7 @@ class Child:
         self._killer = asyncio.get_running_loop().call_later(patience, self.kill)
 
     def kill(self) -> None:
-        """Kill it, unless it has ended."""
+        """Kill the child unless it has ended."""
         if self.code is None:
             log.error("process %d (pid %d) does not stop and is killed", self.number, self.pid)
             self._signal(signal.SIGKILL)
@@ -197,12 +200,12 @@ class Child:
                 self._process.send_signal(number)
 
     def close(self) -> None:
-        """Close the socket that it shared."""
+        """Close the parent's end of the socket."""
         if self._writer is not None:
             self._writer.close()
 
     def manner(self) -> str:
-        """How it ended, in words."""
+        """Describe how the child ended."""
         code = self.code
         if code is None:
             return "not at all"

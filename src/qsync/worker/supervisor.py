@@ -1,7 +1,8 @@
-"""The parent of `qsync worker`: starts servers as child processes, and makes good for their deaths.
+"""The parent of `qsync worker`: starts servers as child processes and restarts those that die.
 
-Signals do this. SIGTERM, SIGINT: stop; the second: at once; the third: leave everything. SIGHUP:
-the children are replaced one after another, each by one that runs before the old one stops.
+SIGTERM and SIGINT stop the children: the first gracefully, the second at once, the third without
+any cleanup. SIGHUP replaces the children one after another: each old child stops once its
+replacement is ready.
 """
 
 from __future__ import annotations
@@ -29,44 +30,46 @@ from qsync.worker.zombie_reaper import keep_reaping
 log = logging.getLogger("qsync.worker")
 
 TRIES: Final = 5
-"""So many failures to start in a row are enough."""
+"""Number of failures to start in a row after which the worker gives up."""
 
 RETRY_START_S: Final = 0.2
-"""Wait before the second try to start a child; it doubles with each further one."""
+"""Delay before the second attempt to start a child, in seconds; it doubles with each failure."""
 
 STEADY_S: Final = 2.0
-"""A child that lived so long is started again almost at once: a task that kills one after the other
-is to cost the others little. Those that hardly live are started ever more rarely."""
+"""Lifetime, in seconds, after which a child that ends is restarted almost at once, so that one
+crash costs the other tasks little. The delay grows for children that live for less time."""
 
 START_S: Final = 60.0
-"""How long one that replaces another may take to load the app."""
+"""Time that a replacement child has to load the app, in seconds."""
 
 GIVE_UP_S: Final = 3.0
-"""How long to go on trying to tell the store who died, when all have stopped."""
+"""Time to keep trying to release the leases of dead servers after all children have stopped, in
+seconds."""
 
 ECHO_S: Final = 0.2
-"""Signals so close together are one: a terminal and a wrapper like `uv run` send one each."""
+"""Signals within this time count as one, in seconds: a terminal and a wrapper like `uv run` send
+one each."""
 
 LATE_S: Final = 5.0
-"""How much longer than `shutdown_timeout` a child may take to stop, before it is killed."""
+"""Time beyond `shutdown_timeout` after which a child that does not stop is killed, in seconds."""
 
 
 @dataclass(slots=True)
 class _Slot:
-    """A place for one child at a time."""
+    """The position of one child; its successors take the same position."""
 
     number: int
     child: Child | None = None
     failures: int = 0
     restarts: int = 0
     retired: bool = False
-    """An operator told its child to stop: it stays empty."""
+    """Whether an operator stopped the child; the slot then stays empty."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when a child has ended, when there is another, and when it is time to stop."""
+    """Set when the child ends, when it is replaced, and when the worker stops."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def delay(self, child: Child) -> float:
-        """Seconds to wait before the next child, after this one has ended."""
+        """Return the seconds to wait before restarting, given the child that ended."""
         lived = child.lived or 0.0
         self.failures = self.failures + 1 if child.failed_to_start else 0
         self.restarts = 0 if lived >= STEADY_S else self.restarts
@@ -87,14 +90,15 @@ async def _report(slot: _Slot, child: Child | None, patience: float) -> ProcessH
     if child is None:
         return ProcessHealth(slot.number, 0, None, ended="has not started yet")
     if child.ended.is_set():
-        # Not what it said of its error, which may hold anything: who reaches a port sees this.
+        # Leave the error's text out: it may hold anything, and any client of the health port sees
+        # this.
         how = child.manner().partition(": ")[0]
         return ProcessHealth(slot.number, child.pid, None, ended=f"ended: {how}")
     return await child.ask(patience)
 
 
 class Supervisor:
-    """Keeps `plan.processes` children running until it is told to stop."""
+    """Keeps `plan.processes` children running until the worker is told to stop."""
 
     def __init__(self, plan: Plan, abandoner: LeaseAbandoner) -> None:
         self._plan = plan
@@ -114,7 +118,7 @@ class Supervisor:
         self._was_terminal = sys.stdin is not None and sys.stdin.isatty()
 
     async def run(self) -> int:
-        """Run until it is told to stop, or children fail to start; the exit code."""
+        """Run until told to stop or until children fail to start; return the exit code."""
         reaping = None
         if os.getpid() == 1:
             reaping = asyncio.create_task(keep_reaping(self._pids))
@@ -133,30 +137,30 @@ class Supervisor:
         return 1 if self._failed is not None or self._unclean else 0
 
     async def ask(self, patience: float) -> list[ProcessHealth]:
-        """How the processes are now; they have so many seconds to answer."""
+        """Return the health of each process; a process has `patience` seconds to answer."""
         children = [(slot, slot.child) for slot in self._slots if not slot.retired]
         return await asyncio.gather(*[_report(slot, child, patience) for slot, child in children])
 
     def rows(self) -> list[MetricRow]:
-        """What the processes have counted from the beginning, as far as they have told.
+        """Return the sums of what the processes counted, up to their last reports.
 
-        Any thread may ask.
+        Thread-safe.
         """
         return self._ledger.rows()
 
     @property
     def restarts(self) -> int:
-        """How many processes have ended without being told to."""
+        """Number of processes that ended without being told to."""
         return self._restarts
 
     def _pids(self) -> set[int] | None:
-        """Those of its children; None while one is being started."""
+        """Return the ids of the children; None while one is being started."""
         return None if self._launching else {child.pid for child in self._children}
 
-    # One child after another.
+    # Running one child in each slot.
 
     async def _keep(self, slot: _Slot) -> None:
-        """Have a child in this slot until it is time to stop."""
+        """Keep a child running in this slot until the worker stops."""
         slot.child = child = await self._launch(slot)
         while not self._stopping.is_set():
             slot.news.clear()
@@ -177,7 +181,7 @@ class Supervisor:
                     slot.child = await self._launch(slot)
 
     def _retire(self, slot: _Slot) -> None:
-        """An operator told the process to stop: it stays away, and the last one ends the worker."""
+        """Leave the slot empty: an operator stopped its process. The last one ends the worker."""
         slot.retired = True
         log.info("process %d was told to stop and is not started again", slot.number)
         if all(one.retired for one in self._slots):
@@ -199,7 +203,7 @@ class Supervisor:
             await asyncio.wait_for(slot.news.wait(), delay)
 
     async def _launch(self, slot: _Slot) -> Child:
-        """A new child, which runs, or has ended already when it cannot be made."""
+        """Start and return a new child; if the start fails, the child has already ended."""
         child = Child(slot.number, self._plan)
         self._launching += 1
         try:
@@ -219,7 +223,7 @@ class Supervisor:
         return child
 
     async def _attend(self, slot: _Slot, child: Child, reader: asyncio.StreamReader) -> None:
-        """Hear a child out to its end, and see to what it leaves behind."""
+        """Read a child's reports until it ends, then abandon its leases and log its end."""
         listening = asyncio.create_task(self._listen(child, reader))
         code = await child.wait()
         self._children.discard(child)
@@ -227,7 +231,8 @@ class Supervisor:
         clean = code == 0 or stopped_early
         if not clean or child.told_to_stop > 1:
             self._abandoner.add(child.server_id, child.queues, again=not self._stopping.is_set())
-        # What it wrote is here by now; its end may not be, when a grandchild has the socket too.
+        # All that the child wrote has arrived by now, but EOF may not come: a grandchild may hold
+        # the socket too.
         await asyncio.wait({listening}, timeout=0.2)
         listening.cancel()
         child.close()
@@ -255,7 +260,7 @@ class Supervisor:
     # Replacing children.
 
     async def _roll(self) -> None:
-        """Replace the children one after another; one that does not start ends the attempt."""
+        """Replace the children one after another, up to the first replacement that fails."""
         async with self._rolling:
             for slot in self._slots:
                 if slot.retired:
@@ -288,7 +293,7 @@ class Supervisor:
         return True
 
     async def _reload(self) -> None:
-        """Replace the children whenever a file that one of them imported has changed."""
+        """Replace the children whenever a source file that one of them imported changes."""
         while not self._stopping.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), 0.5)
@@ -300,14 +305,14 @@ class Supervisor:
 
     @property
     def _patience(self) -> float:
-        """How long a child may take to stop, seconds."""
+        """Time that a child has to stop, in seconds; it shrinks with each further signal."""
         return {1: self._plan.shutdown_timeout + LATE_S, 2: LATE_S}.get(max(self._stops, 1), 0.5)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         reactions = {signal.SIGTERM: self._on_stop, signal.SIGINT: self._on_stop}
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
             reactions[signal.SIGHUP] = self._on_hang_up
         for number, reaction in reactions.items():
             loop.add_signal_handler(number, reaction)
@@ -338,7 +343,7 @@ class Supervisor:
 
     def _on_hang_up(self) -> None:
         if self._was_terminal and not os.isatty(sys.stdin.fileno()):
-            self._stop()  # the terminal is gone, and nobody wants a restart
+            self._stop()  # the terminal was closed, so this is no request to restart
         elif not self._stopping.is_set():
             log.info("SIGHUP: replacing the processes one after another")
             self._tasks.create_task(self._roll())

@@ -1,4 +1,4 @@
-"""Reaps processes that PID 1 of a container inherits, or they stay zombies for its whole life."""
+"""Reaps the zombies of orphans that the worker inherits as PID 1 of a container."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ LOOK_S: Final = 1.0
 
 
 def reap(ours: Collection[int]) -> int:
-    """Reap processes that have ended, up to one of `ours`, which asyncio reaps; how many they were.
+    """Reap ended processes, up to the first in `ours`, which asyncio reaps; return their number.
 
-    What a handler started becomes a child of PID 1 when the process of the handler dies.
+    A process that a handler started becomes a child of PID 1 when the handler's process dies.
     """
     reaped = 0
-    with contextlib.suppress(ChildProcessError):  # there is no child at all
+    with contextlib.suppress(ChildProcessError):  # there are no children
         while True:
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if found is None or found.si_pid in ours:
@@ -29,7 +29,7 @@ def reap(ours: Collection[int]) -> int:
 
 
 async def keep_reaping(ours: Callable[[], Collection[int] | None]) -> None:
-    """Reap orphans until cancelled; `ours` is None while it is not known which are ours."""
+    """Reap orphans until cancelled; skip a round while `ours` returns None (not known)."""
     while True:
         known = ours()
         if known is not None:
