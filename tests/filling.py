@@ -25,8 +25,10 @@ REFUSED_S: Final = 2.0
 def wrong_when_full(store: Store, prefix: str) -> str | None:
     """Run tasks on a full store, and on one that refuses their ends; says what was wrong.
 
-    Nobody else may use the store.
+    Nobody else may use the store, which is emptied first: what an earlier mistake left would count.
     """
+    with store.client() as client:
+        client.flushall()
     return asyncio.run(_when_full(store, prefix)) or asyncio.run(_when_refused(store, prefix))
 
 
