@@ -54,6 +54,8 @@ class Ledger:
         self.lost_ticks: set[tuple[str, str, int]] = set()
         self.void: set[tuple[str, str, str]] = set()
         """Leases that it does not know of any more: queue, id and token."""
+        self._starts: dict[tuple[str, str], int] = {}
+        """How often a task was started before the store last lost data."""
         self.upkept_us: dict[str, int] = {}
         """By queue, time of the last fetch that did its upkeep since the store last lost data."""
         self._numbers: dict[tuple[str, str], int] = {}
@@ -79,12 +81,16 @@ class Ledger:
         self.entries, self.ticks, self._open_locks, self._calls, self.unsure = state
         for key, entry in entries.items():
             left = self.entries.get(key)
-            if left is not None:
-                left.starts = entry.starts  # it was run, whatever the store knows of it
+            self._starts[key] = max(entry.starts, self._starts.get(key, 0))
             tokens = {one.token for one in left.deliveries} if left else set()
             self.void |= {(*key, one.token) for one in entry.deliveries if one.token not in tokens}
             if entry.created > (left.created if left else 0):
                 self.lost.add(key)
+        for key, entry in self.entries.items():
+            # It was run, whatever the store knows of it.
+            entry.starts = max(entry.starts, self._starts.get(key, 0))
+            # What an earlier loss took may be back: the copy can be later than that one's.
+            self.void -= {(*key, one.token) for one in entry.deliveries}
         for name, times in ticks.items():
             left_ticks = self.ticks.get(name, [])
             self.lost_ticks |= {(*name, time) for time in times if time not in left_ticks}
