@@ -95,8 +95,11 @@ def test_a_seed_is_the_same_history_each_time(client: redis.Redis) -> None:
         assert (first.digest, first.wrong) == (again.digest, again.wrong)
 
 
-PARTS: Final = "client|handle|listeners|registering|sending|subscriptions|task|waiting"
-"""Modules of clients, beside those of servers and brokers."""
+PARTS: Final = (
+    "client|handle|queue_announcer|result_listener|results|sending|subscriptions|task"
+    r"|worker\.lease_abandoner"
+)
+"""Modules of histories beside those of servers and brokers."""
 
 
 def test_no_clock_of_the_machine_is_looked_at_in_a_history() -> None:

@@ -50,7 +50,6 @@ UNUSED: Final = {
     "qsync.broker.listeners",
     "qsync.broker.blocking_pool",
     "qsync.queue_announcer",
-    "qsync.worker.process",
     "qsync.server.process_pool",
 }
 """Modules whose look at the machine's clock is no part of a history."""
@@ -99,7 +98,7 @@ def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any,
     for module in (thread_pool, heartbeat, lease_abandoner, result_listener):
         yield module, "threading", threads
     yield thread_pool, "SimpleQueue", partial(SimQueue, turns)
-    yield client, "Registry", partial(queue_announcer.QueueAnnouncer, time.monotonic)
+    yield client, "QueueAnnouncer", partial(queue_announcer.QueueAnnouncer, time.monotonic)
     yield task, "os", SimpleNamespace(urandom=chance.randbytes)
     yield task, "_nonces", []
     yield task, "_ids", []
@@ -107,7 +106,7 @@ def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any,
     yield server, "os", SimpleNamespace(_exit=lambda code: this_process().crash())
     yield server, "AsyncBroker", brokers.SimAsyncBroker
     yield server, "Broker", brokers.SimBroker
-    yield control, "Waiter", brokers.SimWaiter
+    yield control, "BlockingPop", brokers.SimWaiter
 
 
 @contextlib.contextmanager
