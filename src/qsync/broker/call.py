@@ -14,15 +14,15 @@ T = TypeVar("T")
 Argument = str | bytes | int
 
 Durability = Literal["fsync", "replica"]
-"""What a task outlives once it is confirmed: `fsync`: the crash of the store's machine, its disk
-kept; `replica`: the loss of that machine."""
+"""Failure that a confirmed task survives: `fsync`: a crash of the store's machine that leaves its
+disk intact; `replica`: the loss of that machine."""
 
 
 class Call(msgspec.Struct, Generic[T], frozen=True):
-    """One round trip to the store, described and not yet made.
+    """A description of one round trip to the store; a broker runs it.
 
-    All keys are in one cluster slot. Running a call twice has the effect of running it once.
-    With `wait`, `decode` is given a pair: the reply, and whether the wait confirmed it.
+    All keys are in one cluster slot. Running a call twice has the same effect as running it once.
+    With `wait`, `decode` gets a pair: the reply, and whether the wait confirmed it.
     """
 
     script: Script
@@ -33,10 +33,10 @@ class Call(msgspec.Struct, Generic[T], frozen=True):
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """What a call waits for on its connection after it: at most `timeout_ms`.
+    """A durability wait that follows a call on its connection, for at most `timeout_ms`.
 
-    The store counts from the last write of the connection, and a call that is made again because
-    its reply was lost writes nothing: so a write that is always one, the `mark`, goes between.
+    The store waits for the last write of the connection. A call that is repeated because its reply
+    was lost may write nothing, so the `mark`, which always writes, is sent before the wait.
     """
 
     durability: Durability

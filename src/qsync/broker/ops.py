@@ -1,7 +1,8 @@
-"""Everything that changes the store: one pure function for each script.
+"""The operations that change the store: one pure function per script.
 
-A function returns a Call; a Broker runs it. `now_us` is for tests: production leaves it None, and
-the store's own clock decides. No call takes over LIMIT tasks or carries more than BATCH_BYTES.
+Each function returns a Call, which a Broker runs. `now_us` is for tests: with None the script uses
+the store's clock. A call takes at most MAX_TASKS_PER_CALL tasks; `batches` also keeps it within
+BATCH_BYTES.
 """
 
 from __future__ import annotations
@@ -26,24 +27,25 @@ MAX_TASKS_PER_CALL: Final = 500
 BATCH_BYTES: Final = 4 * 1024 * 1024
 
 BATCH_SIZE: Final = 250
-"""How many tasks go together: more are no cheaper each, and hold up the store for longer."""
+"""Tasks per batch: a larger batch is no cheaper per task and blocks the store for longer."""
 
 MAINTENANCE_BATCH: Final = 100
-"""How many are deleted, or run again, at a time: that is in no hurry, and others are."""
+"""Tasks per call that deletes or reruns tasks: small, so that urgent calls are not held up."""
 
 SCHEDULE_SILENCE_US: Final = 180_000_000
-"""A schedule that no server published for so long may be gone."""
+"""Time without a publication after which a schedule may be gone, in microseconds."""
 
 Outcome = Literal["ok", "done", "lost"]
-"""Of a change that a lease allows: made; already made or handed back; another holds the lease."""
+"""Outcome of a change that needs a lease: `ok`: made; `done`: the task has no lease any more, since
+it ended or was handed back; `lost`: another server holds the lease."""
 
 
 class Enqueued(msgspec.Struct, frozen=True, gc=False):
-    """What became of a task: `id` is that of the task that holds its id or its lock.
+    """The outcome of enqueueing one task. `id` is the task that holds the id or the unique lock.
 
-    `repeated`: a task of this id was enqueued lately, and has left the queue.
+    `repeated`: a task with this id was enqueued recently and has left the queue.
 
-    `confirmed`: what was waited for came in time; None: nothing was.
+    `confirmed`: whether the durability wait succeeded in time; None without a wait.
     """
 
     outcome: Literal["created", "exists", "duplicate", "repeated"]
@@ -59,7 +61,7 @@ class LeaseRef(NamedTuple):
 
 
 class Completion(msgspec.Struct, frozen=True, gc=False):
-    """A task run to its end. `retention_us` None: it leaves at once, and so does its result."""
+    """A task that succeeded. `retention_us` None: the task and its result are deleted at once."""
 
     id: str
     token: str
@@ -68,7 +70,7 @@ class Completion(msgspec.Struct, frozen=True, gc=False):
 
 
 class Retried(NamedTuple):
-    """A task whose attempt failed and which is to be run again after a delay."""
+    """A task whose attempt failed and that is retried after a delay."""
 
     id: str
     token: str
@@ -77,7 +79,7 @@ class Retried(NamedTuple):
 
 
 class Killed(NamedTuple):
-    """A task that is not to be run again. `failed`: an attempt failed, as against never begun."""
+    """A task that becomes dead. `failed`: whether an attempt failed; False: none was begun."""
 
     id: str
     token: str
@@ -86,7 +88,7 @@ class Killed(NamedTuple):
 
 
 class HandedBack(NamedTuple):
-    """A task that the server will not run. `delay_us` None: to the head of pending."""
+    """A task that the server returns unrun. `delay_us` None: it goes to the head of pending."""
 
     id: str
     token: str
@@ -96,7 +98,7 @@ class HandedBack(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FetchPolicy:
-    """What a fetch needs to know of the server's configuration; times in microseconds."""
+    """The part of the server's configuration that a fetch needs; times in microseconds."""
 
     lease_us: int
     max_crashes: int
@@ -106,14 +108,16 @@ class FetchPolicy:
 
 
 class FetchResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a fetch brought: the four lists go together by position."""
+    """The reply to a fetch. `ids`, `messages`, `failures` and `crashes` match by position."""
 
     now_us: int
     next_due_us: int | None
-    """Time until something is due; None when nothing is known to come."""
+    """Time until the next task or upkeep is due, in microseconds; None when none is known."""
     more: bool
+    """Whether upkeep has more to do."""
     recovered: int
     died: int
+    """Number of tasks that became dead because they crashed too often."""
     ids: list[str]
     messages: list[bytes]
     failures: list[bytes | None]
@@ -121,19 +125,19 @@ class FetchResult(msgspec.Struct, frozen=True, kw_only=True):
     own_lapsed: list[str]
     paused: bool
     generation: str
-    """Of the data of the queue; it changes only when they were lost."""
+    """Generation of the queue's data; it changes only when the data were lost."""
     left: bool = False
-    """More tasks wait that may be fetched."""
+    """Whether more tasks can be fetched."""
     spared: dict[str, int] = {}
-    """By id, how many crashes did not count, for tasks with such ones."""
+    """Number of crashes that did not count, by id; only tasks with such crashes."""
     since: dict[str, int] = {}
-    """By id, the time since when a task is runnable that was handed back, recovered or re-run."""
+    """Time at which a handed back, recovered or rerun task became runnable, in us, by id."""
 
 
 def batches(
     items: Sequence[Any], size: Callable[[Any], int], most: int = BATCH_BYTES
 ) -> Iterator[Sequence[Any]]:
-    """Cut items into runs of at most BATCH and `most` bytes, one item at least."""
+    """Split items into batches of at most BATCH_SIZE items and `most` bytes, at least one item."""
     if 0 < len(items) <= BATCH_SIZE and sum(map(size, items)) <= most:
         yield items
         return
@@ -157,11 +161,11 @@ def enqueue(
     wait: Wait | None = None,
     now_us: int | None = None,
 ) -> Call[list[Enqueued]]:
-    """Store new tasks, all of them of this queue; one outcome a task, in order.
+    """Store new tasks of this queue; returns one outcome per task, in order.
 
-    With a sender, which numbers its calls and has one under way at a time, the call is answered as
-    at first when it comes again, even if its tasks have ended and left meanwhile. A call that comes
-    after a later one of its sender does nothing, and no outcomes come back.
+    A sender numbers its calls and has one in flight at a time. A repeated call gets the same reply
+    as the first, even if its tasks have left the queue by then. A call with a lower number than the
+    last one of its sender does nothing and returns no outcomes.
     """
     script = load("enqueue")
     options = [_enqueue_options(task) for task in _batch(tasks)]
@@ -185,7 +189,7 @@ def enqueue(
 
 
 def wait(keys: QueueKeys, durability: Durability, *, timeout_ms: int) -> Wait:
-    """What calls on a queue wait for after it, for so long at most."""
+    """Return the durability wait that follows a call on this queue, limited to `timeout_ms`."""
     script = load("mark")
     return Wait(durability, timeout_ms, Call(script, keys.names(script.keys), (), int))
 
@@ -193,7 +197,10 @@ def wait(keys: QueueKeys, durability: Durability, *, timeout_ms: int) -> Wait:
 def tick(
     keys: QueueKeys, schedule: str, tick_us: int, task: NewTask, *, now_us: int | None = None
 ) -> Call[bool]:
-    """Enqueue the task of a tick; False when this tick or a later one was enqueued before."""
+    """Enqueue the task of a schedule's tick; returns whether the task was created.
+
+    Nothing is enqueued when this tick or a later one was handled before, or the schedule is paused.
+    """
     script = load("tick")
     args = (
         _now(now_us), ENVELOPE_HEAD, schedule, tick_us,
@@ -209,10 +216,10 @@ def begin_ticks(
     digests: Sequence[str] = (),
     now_us: int | None = None,
 ) -> Call[tuple[int, list[int]]]:
-    """The store's time, and the moment after which each schedule owes ticks.
+    """Return the store's time and, per schedule, the time after which its ticks are due.
 
-    That is its last tick; for one never seen, now. With the digests of their expressions it is now
-    as well for a schedule whose expression was changed, or that comes back.
+    That is its last tick, or now for a new schedule. With `digests` of the expressions, ticks from
+    before a change of the expression, or from before a schedule came back, are not due either.
     """
     script = load("begin_ticks")
     pairs = itertools.zip_longest(schedules, digests, fillvalue="")
@@ -235,9 +242,9 @@ def fetch(
     again: bool = False,
     now_us: int | None = None,
 ) -> Call[FetchResult]:
-    """Do the queue's upkeep and lease up to `wanted` tasks under the token `server/number`.
+    """Do the queue's upkeep and lease up to `wanted` tasks with the token `server/number`.
 
-    `again`: the same number was sent before and got no answer.
+    `again`: this number was sent before and got no reply.
     """
     script = load("fetch")
     args = (
@@ -248,14 +255,14 @@ def fetch(
 
 
 def made_again(fetch: Call[FetchResult]) -> Call[FetchResult]:
-    """The same fetch, for when it got no answer."""
+    """Return the fetch marked as a repetition of one that got no reply."""
     return Call(fetch.script, fetch.keys, (*fetch.args[:-1], 1), fetch.decode)
 
 
 def complete(
     keys: QueueKeys, tasks: Sequence[Completion], *, now_us: int | None = None
 ) -> Call[list[Outcome]]:
-    """End tasks that succeeded; refused as a whole when there are results and no memory."""
+    """Complete tasks. With results, the store refuses the whole call when it is out of memory."""
     kept = [task for task in _batch(tasks) if task.retention_us is not None]
     script = load("complete", allow_oom=not any(task.result for task in kept))
     args: list[Argument] = [_now(now_us)]
@@ -278,7 +285,7 @@ def complete(
 def complete_without_room(
     keys: QueueKeys, tasks: Sequence[Completion], *, now_us: int | None = None
 ) -> Call[list[Outcome]]:
-    """As `complete`, and never refused for want of memory: for results that are short."""
+    """Complete tasks even when the store is out of memory; for short results only."""
     call = complete(keys, tasks, now_us=now_us)
     return Call(load("complete", allow_oom=True), call.keys, call.args, call.decode)
 
@@ -286,7 +293,7 @@ def complete_without_room(
 def retry(
     keys: QueueKeys, tasks: Sequence[Retried], *, now_us: int | None = None
 ) -> Call[list[Outcome]]:
-    """Have failed tasks wait for their next attempt."""
+    """Put failed tasks into retry until their next attempt."""
     return _settle("retry", keys, tasks, now_us)
 
 
@@ -301,7 +308,10 @@ def kill(
 def hand_back(
     keys: QueueKeys, tasks: Sequence[HandedBack], *, now_us: int | None = None
 ) -> Call[list[Outcome]]:
-    """Give tasks back uncharged, those without a delay to the head of pending in this order."""
+    """Return tasks without counting an attempt; without a delay they go to the head of pending.
+
+    They keep their order there.
+    """
     rows = [
         (task.id, task.token, "" if task.delay_us is None else task.delay_us, task.failure)
         for task in tasks
@@ -312,7 +322,7 @@ def hand_back(
 def end_cancelled(
     keys: QueueKeys, tasks: Sequence[LeaseRef], *, now_us: int | None = None
 ) -> Call[list[Outcome]]:
-    """End tasks whose handler was stopped because their cancel was asked for."""
+    """End tasks whose handler was stopped because of a cancel request."""
     return _settle("cancelled", keys, tasks, now_us)
 
 
@@ -330,9 +340,9 @@ def renew(
 def start(
     keys: QueueKeys, tasks: Sequence[LeaseRef], *, together: bool = False
 ) -> Call[list[Outcome]]:
-    """Mark tasks that crashed before as running: a crash from now on counts for them.
+    """Mark tasks that crashed before as running: from now on a crash of the server counts for them.
 
-    `together`: they run beside other suspects, and a crash does not count, up to three times.
+    `together`: several suspects run at the same time, and up to three crashes do not count.
     """
     script = load("start")
     args = [value for task in _batch(tasks) for value in task]
@@ -344,7 +354,7 @@ def start(
 def progress(
     keys: QueueKeys, tasks: Sequence[tuple[str, str, float, float]]
 ) -> Call[list[Outcome]]:
-    """Store how far tasks are: id, token, done, total."""
+    """Store the progress of tasks, given as (id, token, done, total)."""
     script = load("progress")
     args: list[Argument] = []
     for id, token, done, total in _batch(tasks):
@@ -353,7 +363,10 @@ def progress(
 
 
 def abandon(keys: QueueKeys, server: str, *, cursor: str = "0") -> Call[tuple[str, int]]:
-    """Let the leases of a dead server lapse at once; returns the next cursor and how many."""
+    """Expire the leases of a dead server at once, one part per call.
+
+    Returns the next cursor ("0": done) and the number of leases.
+    """
     script = load("abandon")
     return Call(
         script,
@@ -364,24 +377,27 @@ def abandon(keys: QueueKeys, server: str, *, cursor: str = "0") -> Call[tuple[st
 
 
 class Listened(NamedTuple):
-    """What there is to do in a queue, and whether a message may tell what comes later."""
+    """The work in a queue, and whether a client asked for a server."""
 
     generation: str | None
-    """Of its data; None before the first fetch."""
+    """Generation of the queue's data; None before the first fetch."""
     waits: bool
-    """Tasks wait that may be fetched."""
+    """Whether tasks can be fetched."""
     due: bool
-    """Upkeep is due."""
+    """Whether upkeep is due."""
     woken: bool
-    """Somebody wanted to wake a server."""
+    """Whether the wake list had an element: a client wanted to wake a server."""
     unsent: bool
-    """And sent no message to this one, which waited for it."""
+    """Whether that client sent this server no message although it was registered as idle."""
 
 
 def listen(
     keys: QueueKeys, *, server: str, lease_us: int, keep_us: int, now_us: int | None = None
 ) -> Call[Listened]:
-    """Have messages wake a server that is subscribed to its channel, and look at the queue."""
+    """Look at the queue; if it has no task to fetch, register the server to be woken by a message.
+
+    The server must be subscribed to its channel.
+    """
     script = load("listen")
     args = ("" if now_us is None else now_us, lease_us, server, keep_us)
     return Call(
@@ -395,14 +411,14 @@ def listen(
 def cancel(
     keys: QueueKeys, id: str, *, retention_us: int | None, now_us: int | None = None
 ) -> Call[tuple[Literal["cancelled", "active", "finished", "missing"], str]]:
-    """Cancel a task; `active` comes with the token of the lease under which it runs."""
+    """Cancel a task; `active` comes with the token of its lease."""
     script = load("cancel")
     args = (_now(now_us), id, "" if retention_us is None else retention_us)
     return Call(script, keys.names(script.keys), args, _texts)
 
 
 class RerunRequest(NamedTuple):
-    """A task to be run now. The rest is for dead ones; `failure` is the record that it keeps."""
+    """A task to run now. All but `id` is for dead tasks; `failure` is the record that they keep."""
 
     id: str
     fairness_key: str = ""
@@ -423,7 +439,7 @@ def run(
     failure: bytes = b"",
     now_us: int | None = None,
 ) -> Call[RunOutcome]:
-    """Put a task that is scheduled, in retry or dead into pending, if it still is in that state."""
+    """Move a scheduled, retry or dead task to pending, if it is still in that state."""
     call = run_many(keys, [RerunRequest(id, fairness_key, lock, failure)], state, now_us=now_us)
     return Call(call.script, call.keys, call.args, lambda reply: call.decode(reply)[0])
 
@@ -431,7 +447,7 @@ def run(
 def run_many(
     keys: QueueKeys, tasks: Sequence[RerunRequest], state: str, *, now_us: int | None = None
 ) -> Call[list[RunOutcome]]:
-    """As `run`, for tasks in one state; they go to pending in this order."""
+    """Move tasks of one state to pending, in this order, like `run`."""
     script = load("run")
     args: list[Argument] = [_now(now_us), state]
     for task in _batch(tasks):
@@ -442,14 +458,16 @@ def run_many(
 def delete(
     keys: QueueKeys, ids: Sequence[str], state: str, *, now_us: int | None = None
 ) -> Call[int]:
-    """Remove tasks that are in a state, which is not `active`; how many were."""
+    """Delete the tasks that are still in `state` (not `active`); returns how many were."""
     script = load("delete")
     return Call(script, keys.names(script.keys), (_now(now_us), state, *_batch(ids)), int)
 
 
 class PurgeStep(NamedTuple):
-    """How many tasks went, and are left in the state; `last` is the end of the purge, which is
-    passed to the next call, or None when it has come to that."""
+    """The tasks deleted by one call of a purge, and those left in the state.
+
+    `last` is the score and id at which the purge ends: pass it to the next call; None: done.
+    """
 
     deleted: int
     left: int
@@ -464,9 +482,9 @@ def purge(
     count: int = MAINTENANCE_BATCH,
     now_us: int | None = None,
 ) -> Call[PurgeStep]:
-    """Remove the first tasks of a state, up to the last that it held when this began.
+    """Delete the first tasks of a state, up to the last one that it held when the purge began.
 
-    Of active ones only those go whose lease has lapsed.
+    Active tasks are deleted only if their lease has expired.
     """
     script = load("purge")
     score, id = last or ("", "")
@@ -487,7 +505,7 @@ def purge(
 
 
 def forget(keys: QueueKeys) -> Call[int]:
-    """Remove a queue that holds nothing; how many tasks it holds, which is 0 when it is gone."""
+    """Delete a queue without tasks; returns the number of tasks that it holds, 0 once deleted."""
     script = load("forget")
     return Call(script, keys.names(script.keys), (), int)
 
@@ -501,10 +519,10 @@ def repair(
     lease_us: int,
     now_us: int | None = None,
 ) -> Call[list[Literal["ok", "changed"]]]:
-    """Mend a damage that an audit found, where it still is: rows of id and lock.
+    """Repair damage that an audit found and that is still there; `rows` are (id, lock).
 
-    `record` is the failure record of what is put among the dead; a task that a server holds, and
-    that has no state, is leased to it for `lease_us`.
+    `record` is the failure record for tasks that become dead. A task that has an owner but no state
+    becomes active, with a lease of `lease_us`.
     """
     script = load("repair")
     args: list[Argument] = [_now(now_us), damage, record, lease_us]
@@ -514,19 +532,19 @@ def repair(
 
 
 def pause(keys: QueueKeys, note: bytes, *, now_us: int | None = None) -> Call[bool]:
-    """Pause a queue; the note says by whom and why. False when it was paused before."""
+    """Pause a queue; the note says by whom and why. Returns False when it was paused already."""
     return _pause(keys, _note(note), now_us)
 
 
 def resume(keys: QueueKeys) -> Call[bool]:
-    """Resume a queue; False when it was not paused."""
+    """Resume a queue; returns False when it was not paused."""
     return _pause(keys, b"", None)
 
 
 def publish(
     keys: QueueKeys, schedules: Sequence[tuple[str, bytes, bytes]], *, now_us: int | None = None
 ) -> Call[int]:
-    """Say what schedules there are: name, record and task, the latter two opaque to the scripts."""
+    """Publish schedules as (name, record, task); the scripts do not read record and task."""
     script = load("publish")
     args: list[Argument] = [_now(now_us), SCHEDULE_SILENCE_US]
     for schedule in _batch(schedules):
@@ -537,45 +555,48 @@ def publish(
 def pause_schedule(
     keys: QueueKeys, schedule: str, note: bytes, *, now_us: int | None = None
 ) -> Call[bool | None]:
-    """Have the ticks of a schedule pass; False when it was so before, None: it is not there."""
+    """Pause a schedule: its ticks are skipped. False: it was paused already; None: not found."""
     return _pause_schedule(keys, schedule, _note(note), now_us)
 
 
 def resume_schedule(
     keys: QueueKeys, schedule: str, *, now_us: int | None = None
 ) -> Call[bool | None]:
-    """Have a schedule go on; False when it was not paused, None: it is not there."""
+    """Resume a schedule. Returns False when it was not paused, None when it is not found."""
     return _pause_schedule(keys, schedule, b"", now_us)
 
 
 def forget_schedule(
     keys: QueueKeys, schedule: str, *, silence_us: int, now_us: int | None = None
 ) -> Call[bool | None]:
-    """Remove a schedule that nobody published for so long; False: somebody did, None: not there."""
+    """Delete a schedule that no server published for `silence_us`.
+
+    Returns False when a server published it since, None when it is not found.
+    """
     script = load("forget_schedule")
     args = (_now(now_us), schedule, silence_us)
     return Call(script, keys.names(script.keys), args, _changed)
 
 
 def register(keys: GlobalKeys, queues: Iterable[str]) -> Call[int]:
-    """Add queues to the set of those in use; returns how many are new."""
+    """Add queues to the set of queues in use; returns how many are new."""
     return Call(load("register"), (keys.queues,), tuple(queues), int)
 
 
 def unregister(keys: GlobalKeys, queues: Iterable[str]) -> Call[int]:
-    """Take queues out of the set of those in use; returns how many were in it."""
+    """Remove queues from the set of queues in use; returns how many were in it."""
     return Call(load("unregister"), (keys.queues,), tuple(queues), int)
 
 
 def announce(keys: GlobalKeys, server: str, *, ttl_us: int, now_us: int | None = None) -> Call[int]:
-    """Say that a server lives, for so long (0: no more); returns how many do."""
+    """Record a server as live for `ttl_us` (0: remove it); returns the number of live servers."""
     return Call(load("announce"), (keys.servers,), (_now(now_us), server, ttl_us), int)
 
 
 def describe(
     keys: GlobalKeys, server: str, fields: dict[str, bytes | str | int], *, ttl_ms: int
 ) -> Call[int]:
-    """Store what a server is and does, always the same fields, for so long (0: no more)."""
+    """Store a server's description for `ttl_ms` (0: delete it); the fields are always the same."""
     pairs = [value for pair in fields.items() for value in pair]
     return Call(load("describe"), (keys.server(server),), (ttl_ms, *pairs), int)
 
@@ -619,7 +640,7 @@ def _settle(
 
 
 def _batch(items: Sequence[T]) -> Sequence[T]:
-    """The items, if they are not too many: Lua would give up on them half-way."""
+    """Return the items; ValueError over MAX_TASKS_PER_CALL, which Lua's `unpack` may not take."""
     if len(items) > MAX_TASKS_PER_CALL:
         msg = f"{len(items)} tasks in one call are over the limit of {MAX_TASKS_PER_CALL}"
         raise ValueError(msg)
@@ -686,7 +707,7 @@ def _fetched(reply: Any) -> FetchResult:
 
 
 def _spared(ids: list[bytes], crashes: list[bytes | None]) -> dict[str, int]:
-    """By id, the second number of crash counts that have one."""
+    """Return the number of crashes that did not count, by id, where a crash count has one."""
     found = {}
     for id, text in zip(ids, crashes, strict=True):
         if text and (match := _SPARED.match(text)):
@@ -695,7 +716,7 @@ def _spared(ids: list[bytes], crashes: list[bytes | None]) -> dict[str, int]:
 
 
 def _since(ids: list[bytes], texts: list[bytes | None]) -> dict[str, int]:
-    """By id, the time in `@<us>`; any other text is the progress of a task."""
+    """Return the time in each `@<us>`, by id; any other text is a task's progress."""
     pairs = zip(ids, texts, strict=True)
     return {
         id.decode(): int(text[1:])
@@ -705,9 +726,9 @@ def _since(ids: list[bytes], texts: list[bytes | None]) -> dict[str, int]:
 
 
 def _only_tasks(ids: Any, *beside: Any) -> Iterator[list[Any]]:
-    """The lists of a batch at full length, without what is there under no id that a task can have.
+    """Return the lists of a batch at full length, without entries whose id no task can have.
 
-    Somebody wrote that into the store. It is left alone until its lease ends, and then it goes.
+    Such entries come from outside qsync; recovery deletes them once their lease expires.
     """
     lists = [ids, *(one or [None] * len(ids) for one in beside)]
     together = b"".join(ids).decode(errors="replace")
@@ -718,7 +739,7 @@ def _only_tasks(ids: Any, *beside: Any) -> Iterator[list[Any]]:
 
 
 def crash_count(text: bytes | None) -> int:
-    """The number in a crash count, whose last character may be a mark; 0 when there is none."""
+    """Return the number that a crash count begins with; 0 without one."""
     found = _NUMBER.match(text) if text else None
     return int(found[0]) if found else 0
 
@@ -729,7 +750,7 @@ _PRINTABLE: Final = re.compile(rb"[!-~]+")
 
 
 def _text(value: bytes) -> str:
-    """What the store holds as text; never an error, whoever wrote it."""
+    """Decode a value of the store; invalid UTF-8 is escaped and never raises."""
     return value.decode(errors="backslashreplace")
 
 

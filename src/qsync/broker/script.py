@@ -1,10 +1,10 @@
 """The Lua scripts, read once from their files.
 
-A script names its keys in its header, so that an operation only says which queue it is about:
+The header of a script names its keys, so that an operation only needs to name its queue:
 
     -- KEYS[1] tasks     hash   id -> message
 
-and the shared pieces that it needs, which are put before it:
+and the shared includes that are put in front of it:
 
     -- include: clock wake
 """
@@ -24,7 +24,7 @@ _INCLUDE: Final = re.compile(r"^-- include: (.+)$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A script as the store runs it."""
+    """A script as the store runs it: includes and code, without comment lines."""
 
     name: str
     text: str
@@ -33,16 +33,16 @@ class Script:
 
 
 def read(path: str) -> str:
-    """The text of a file, `<verb>.lua` or `include/<piece>.lua`.
+    """Return the text of a file, `<verb>.lua` or `include/<name>.lua`.
 
-    What `load` reads goes through here, so that a test can plant a mistake in one.
+    `load` reads every file through this function, so that a test can plant a mistake in one.
     """
     return (files("qsync.broker") / "lua" / path).read_text("utf-8")
 
 
 @cache
 def load(name: str, *, allow_oom: bool | None = None) -> Script:
-    """Read a script; `allow_oom` sets that flag otherwise than its file does."""
+    """Read a script; `allow_oom` overrides that flag of the file."""
     shebang, body = read(f"{name}.lua").split("\n", 1)
     if allow_oom is not None:
         shebang = "#!lua flags=allow-oom" if allow_oom else "#!lua"
@@ -55,5 +55,5 @@ def load(name: str, *, allow_oom: bool | None = None) -> Script:
 
 
 def _code(source: str) -> str:
-    """The source without its comment lines: what travels to the store need not carry them."""
+    """Remove the comment lines, so that they are not sent to the store."""
     return "\n".join(line for line in source.splitlines() if not line.lstrip().startswith("--"))

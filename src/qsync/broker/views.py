@@ -1,4 +1,4 @@
-"""Everything that is read from the store without changing it: one pure function for each script."""
+"""The operations that read the store without changing it: one pure function per script."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from qsync.task import (
 
 @dataclass(frozen=True, slots=True)
 class StoredTask:
-    """A task as it stands in the store, not yet decoded."""
+    """A task as the store holds it, not decoded."""
 
     state: TaskState
     score: int
@@ -43,10 +43,10 @@ class StoredTask:
 def show(
     keys: QueueKeys, ids: Sequence[str], *, messages: bool = True
 ) -> Call[list[StoredTask | None]]:
-    """Tasks as they stand, in order; None for one that is not in the queue.
+    """Read tasks, in order; None for a task that is not in the queue.
 
-    Without `messages`, each that is there is an empty one: they may be large, and who only waits
-    for an end does not need them.
+    With `messages=False` existing messages are returned as empty bytes: a caller that only waits
+    for the end of a task does not need them, and they may be large.
     """
     script = load("show")
     return Call(script, keys.names(script.keys), ("1" if messages else "", *ids), _shown)
@@ -67,9 +67,9 @@ def _one(row: list[Any]) -> StoredTask:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How much a queue holds: `states` are its tasks by state, `others` the entries of other keys.
+    """The sizes of a queue: tasks by state in `states`, entries of other keys in `others`.
 
-    `stats` are its counters (qsync.keys.COUNTERS), and those of a day as `<counter>:<day number>`.
+    `stats` holds the counters (qsync.keys.COUNTERS), those per day as `<counter>:<day number>`.
     """
 
     states: dict[TaskState, int]
@@ -78,7 +78,7 @@ class Counts:
 
 
 def permissions(keys: QueueKeys, commands: Sequence[str]) -> Call[list[str]]:
-    """Those of the commands that the user of the connection may not run on a queue."""
+    """Return the commands that the connection's user may not run on a queue."""
     script = load("permissions")
 
     def decode(reply: Any) -> list[str]:
@@ -88,7 +88,7 @@ def permissions(keys: QueueKeys, commands: Sequence[str]) -> Call[list[str]]:
 
 
 def counts(keys: QueueKeys) -> Call[Counts]:
-    """How much a queue holds at this moment, and its counters; all 0 for one that is not there."""
+    """Read the sizes and counters of a queue; all are 0 for a queue that does not exist."""
     script = load("counts")
 
     def decode(reply: Any) -> Counts:
@@ -100,19 +100,19 @@ def counts(keys: QueueKeys) -> Call[Counts]:
 
 
 def _told_apart(stored: dict[TaskState, int], cancelled: int) -> dict[TaskState, int]:
-    """Tasks by state, of those that are stored and the cancelled ones among the completed."""
+    """Return the tasks by state, with the cancelled ones separated from the completed ones."""
     completed = stored[TaskState.COMPLETED] - cancelled
     return {**stored, TaskState.COMPLETED: completed, TaskState.CANCELLED: cancelled}
 
 
 def state_of(shown: StoredTask) -> TaskState:
-    """The state of a task for a user's eyes: a cancelled one is not a completed one."""
+    """Return the state to show to users: the store keeps cancelled tasks among the completed."""
     cancelled = shown.state is TaskState.COMPLETED and shown.cancel is not None
     return TaskState.CANCELLED if cancelled else shown.state
 
 
 def _counters(flat: Sequence[bytes]) -> dict[str, int]:
-    """Counters by name; one that somebody spoilt is left out, as if it had not begun."""
+    """Return the counters by name, without those that are not valid numbers."""
     pairs = zip(flat[::2], flat[1::2], strict=True)
     return {
         name.decode(errors="backslashreplace"): int(value)
@@ -122,7 +122,7 @@ def _counters(flat: Sequence[bytes]) -> dict[str, int]:
 
 
 class Cut(NamedTuple):
-    """A message or its beginning, and its length; `qsync.broker.truncated` decodes it."""
+    """A message, perhaps truncated, and its full length; `qsync.broker.truncated` decodes it."""
 
     data: bytes
     length: int
@@ -130,10 +130,10 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class QueueSnapshot:
-    """A queue at one moment. `memory` is in bytes, None where the store does not tell.
+    """A queue at one moment. `memory` is in bytes; None when the store does not report it.
 
-    `first` are the first tasks in pending, each its message and its failure record, less those
-    that are known to be runnable since a time of their own; `since_us` is the earliest of these.
+    `first` holds message and failure record of the first pending tasks, without tasks that have a
+    stored time at which they became runnable; `since_us` is the earliest of those times.
     """
 
     now_us: int
@@ -147,7 +147,10 @@ class QueueSnapshot:
 
 
 def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Call[QueueSnapshot]:
-    """A queue at this moment, and its counters: in all, and of so many days, this one included."""
+    """Read a snapshot of a queue, with its total counters and those of the last `days` days.
+
+    Today counts as one of these days.
+    """
     script = load("overview")
     now = "" if now_us is None else now_us
 
@@ -169,12 +172,12 @@ def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Ca
 
 
 PageKey = tuple[str, str]
-"""Where a task is in its state: its score, as the store writes it, and its id."""
+"""Position of a task in its state: its score, as the store writes it, and its id."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRow:
-    """A task in a page; the message in `shown` is cut when it is long, `length` is that of all."""
+    """A task in a page. A long message is truncated in `shown`; `length` is its full length."""
 
     id: str
     place: PageKey
@@ -184,7 +187,7 @@ class StoredRow:
 
 @dataclass(frozen=True, slots=True)
 class TaskPage:
-    """A part of the tasks in a state; `more` when others follow."""
+    """A page of the tasks in a state; `more` says whether other tasks follow."""
 
     now_us: int
     total: int
@@ -201,7 +204,7 @@ def page(
     backwards: bool = False,
     now_us: int | None = None,
 ) -> Call[TaskPage]:
-    """The tasks in a state from a place on, `count` at most, and fewer when they are large."""
+    """Read up to `count` tasks of a state that follow `after`; fewer when they are large."""
     script = load("page")
     score, id = after or ("", "")
     args: tuple[Argument, ...] = (
@@ -232,7 +235,11 @@ def _row(state: TaskState, row: list[Any]) -> StoredRow:
 
 @dataclass(frozen=True, slots=True)
 class PendingPosition:
-    """What a task waits for. `rank` None: it is not pending."""
+    """What holds up a task. `rank` is its position in pending, None when it is not pending.
+
+    `holder` is the task that holds its unique lock; `fetched_at_us` and `fetch_number` are from the
+    last fetch of its server.
+    """
 
     now_us: int
     rank: int | None
@@ -243,22 +250,22 @@ class PendingPosition:
     pause_note: bytes | None
     paused_at_us: int
     ended: int
-    """Attempts that ended in the queue so far."""
+    """Number of attempts that ended in the queue so far."""
 
 
 class Looked(NamedTuple):
-    """What there is to do in a queue."""
+    """The work in a queue."""
 
     generation: str | None
-    """Of its data; None before the first fetch."""
+    """Generation of the queue's data; None before the first fetch."""
     waits: bool
-    """Tasks wait that may be fetched."""
+    """Whether tasks can be fetched."""
     due: bool
-    """Upkeep is due."""
+    """Whether upkeep is due."""
 
 
 def look(keys: QueueKeys, *, lease_us: int, now_us: int | None = None) -> Call[Looked]:
-    """Whether there is anything to do in a queue."""
+    """Read whether a server has anything to do in a queue."""
     script = load("look")
     return Call(
         script,
@@ -271,7 +278,8 @@ def look(keys: QueueKeys, *, lease_us: int, now_us: int | None = None) -> Call[L
 def locate(
     keys: QueueKeys, id: str, *, lock: str = "", server: str = "", now_us: int | None = None
 ) -> Call[PendingPosition]:
-    """Where a task is in pending, who has its lock, and what its queue and its server do."""
+    """Read a task's rank in pending, the holder of its lock, the queue's pause and the server's
+    last fetch."""
     script = load("locate")
     args = ("" if now_us is None else now_us, id, lock, server)
 
@@ -287,21 +295,21 @@ def locate(
 
 
 class QueueNames(NamedTuple):
-    """A part of the names of the queues in use, in no order."""
+    """A part of the names of the queues in use, unordered."""
 
     names: list[str]
     total: int
     cursor: str
-    """Where the next part begins; 0 after the last one."""
+    """Cursor of the next part; "0" after the last one."""
 
     @property
     def more(self) -> int:
-        """How many there are, if these are not all."""
+        """Return the total number of queues if other parts follow, else 0."""
         return 0 if self.cursor == "0" else self.total
 
 
 def queues(keys: GlobalKeys, *, count: int = 1000, cursor: str = "0") -> Call[QueueNames]:
-    """Read a part of the names of the queues in use: about `count` of them."""
+    """Read about `count` names of queues in use, from `cursor` on."""
 
     def decode(reply: Any) -> QueueNames:
         after, total, names = reply
@@ -319,7 +327,10 @@ def registered(keys: GlobalKeys, queue: str) -> Call[bool]:
 def servers(
     keys: GlobalKeys, *, count: int = 1000, now_us: int | None = None
 ) -> Call[tuple[int, dict[str, int]]]:
-    """The store's time, and until when each live server counts as that; the first to end first."""
+    """Read the store's time and, for each live server, the time at which it expires.
+
+    The server that expires first comes first.
+    """
     args = ("" if now_us is None else now_us, count)
 
     def decode(reply: Any) -> tuple[int, dict[str, int]]:
@@ -331,7 +342,7 @@ def servers(
 
 
 def record(keys: GlobalKeys, server: str) -> Call[dict[str, bytes]]:
-    """What a server said of itself; empty when it has left, or did not say so for long."""
+    """Read a server's description of itself; empty when it has stopped or its record expired."""
 
     def decode(reply: Any) -> dict[str, bytes]:
         pairs = zip(reply[::2], reply[1::2], strict=True)
@@ -342,13 +353,13 @@ def record(keys: GlobalKeys, server: str) -> Call[dict[str, bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A schedule as servers published it. `task` is None when it was not asked for."""
+    """A schedule as servers published it. `task` is None when it was not requested."""
 
     name: str
     record: bytes
     seen_at_us: int
     pause_note: bytes | None
-    """Since when it is paused, us, a space, and by whom and why."""
+    """Start of the pause in us, a space, and who paused it and why; None when it runs."""
     last_tick_us: int
     task: bytes | None
 
@@ -356,7 +367,7 @@ class Published:
 def schedules(
     keys: QueueKeys, name: str = "", *, now_us: int | None = None
 ) -> Call[tuple[int, list[Published]]]:
-    """The store's time and the schedules of a queue; by name one alone, with its task."""
+    """Read the store's time and the schedules of a queue; with `name` only that one and its task."""
     script = load("schedules")
     args = ("" if now_us is None else now_us, name)
 
@@ -374,43 +385,43 @@ def schedules(
 
 
 def number(text: bytes | None) -> int:
-    """The number that the store holds as text; 0 where somebody spoilt it."""
+    """Return the number that the store holds as text; 0 when it is missing or not a number."""
     return int(text) if text and text.isdigit() and len(text) < 20 else 0
 
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """How an id stands in a queue at one moment, as an audit sees it."""
+    """The places in a queue where an audit found an id, at one moment."""
 
     id: str
     states: tuple[str, ...]
     beside: tuple[str, ...]
-    """The hashes that have an entry of it."""
+    """Names of the hashes that have an entry for the id."""
     lock: str
-    """The lock that it is said to hold; empty: none."""
+    """Lock that the id is recorded to hold; empty: none."""
     holder: str
-    """Who has that lock."""
+    """Id that holds that lock."""
     claim: str
-    """A lock that names it as its holder, when the audit came by that; for an entry among the
-    locks that is none, its name, with an empty id."""
+    """Lock that names the id as its holder, if the audit found it that way. For an invalid entry
+    among the locks: its name, with an empty id."""
     message: bytes | None
-    """Given when the claim is not its lock."""
+    """Message of the task; only given when the claim is not its lock."""
 
 
 def audit(
     keys: QueueKeys, source: str, *, cursor: str = "0", count: int = 100
 ) -> Call[tuple[str, list[AuditRow]]]:
-    """Go through a part of a key: the next cursor, 0 at the end, and how the ids in it stand."""
+    """Scan a part of a key; returns the next cursor ("0" at the end) and a row per id."""
     return _audit(keys, (source, cursor, count))
 
 
 def stand(keys: QueueKeys, rows: Sequence[tuple[str, str]]) -> Call[tuple[str, list[AuditRow]]]:
-    """How ids stand: rows of an id, and of the lock that names it or an empty text."""
+    """Look ids up; `rows` are (id, lock that names it as its holder, or empty)."""
     return _audit(keys, ("", "0", 0, *[_raw(value) for row in rows for value in row]))
 
 
 def _raw(text: str) -> bytes:
-    """The bytes in the store of an id that an audit found, whatever they are."""
+    """Return the stored bytes of an id that an audit found, valid UTF-8 or not."""
     return text.encode(errors="surrogateescape")
 
 
@@ -434,7 +445,7 @@ def _standing(reply: Any) -> tuple[str, list[AuditRow]]:
 
 
 def types(keys: QueueKeys) -> Call[tuple[dict[str, str], int]]:
-    """The type of each key of the queue that is there, and the length of its list for wakes."""
+    """Read the type of each existing key of the queue, and the length of its wake list."""
     script = load("types")
 
     def decode(reply: Any) -> tuple[dict[str, str], int]:
@@ -445,7 +456,7 @@ def types(keys: QueueKeys) -> Call[tuple[dict[str, str], int]]:
 
 
 def message_of(shown: StoredTask) -> Message | None:
-    """The message decoded; None when it is missing or cannot be read."""
+    """Decode the message; None when it is missing or invalid."""
     if shown.message is None:
         return None
     try:
@@ -455,7 +466,7 @@ def message_of(shown: StoredTask) -> Message | None:
 
 
 def result_of(shown: StoredTask) -> Result | None:
-    """The result record decoded; None when there is none or it cannot be read."""
+    """Decode the result record; None when it is missing or invalid."""
     if shown.result is None:
         return None
     try:
@@ -466,7 +477,7 @@ def result_of(shown: StoredTask) -> Result | None:
 
 
 def last_error(shown: StoredTask) -> str | None:
-    """Why the last attempt, or the task as a whole, came to nothing; None when nothing did."""
+    """Return why the last attempt, or the task as a whole, failed; None when nothing failed."""
     if shown.state is TaskState.DEAD:
         if shown.message is None:
             return "the store lost the message of this task"
@@ -480,21 +491,21 @@ def last_error(shown: StoredTask) -> str | None:
 
 
 ABANDONED_US: Final = 2**52
-"""So much is taken off the end of a lease whose server is known to be dead."""
+"""Amount in us that `abandon` subtracts from the expiry of a lease whose server is dead."""
 
 
 def lease_until(shown: StoredTask) -> datetime:
-    """Until when the lease of an active task is, or was when its server was known to be dead."""
+    """Return when an active task's lease expires, or would have expired if its server is dead."""
     return moment_of(shown.score + (ABANDONED_US if shown.score < 0 else 0))
 
 
 def progress_of(shown: StoredTask) -> tuple[float, float] | None:
-    """How far a running task is, (done, total), as its handler last told."""
+    """Return the progress (done, total) that the handler of a running task last reported."""
     return _progress(shown.progress)
 
 
 def status(id: str, queue: str, shown: StoredTask) -> TaskStatus:
-    """The task for a user's eyes; fields of a message that cannot be read are left empty."""
+    """Return a task's public status; the fields of an invalid message are empty."""
     message = message_of(shown)
     failure = decode_failure(shown.failure)
     options = (message.options if message else None) or StoredOptions()
@@ -525,9 +536,10 @@ def status(id: str, queue: str, shown: StoredTask) -> TaskStatus:
 
 
 def _started_at(shown: StoredTask, failure: Failure, finished: datetime | None) -> datetime | None:
-    """When the handler began its last attempt that ended, where that was noted.
+    """Return the recorded start of the last attempt that ended; None without a record.
 
-    A server knows the store's clock to within a round trip, so it is cut to the end of the task.
+    A server's estimate of the store's clock is off by up to a round trip, so the start is limited
+    to the end of the task.
     """
     record = result_of(shown) if shown.state is TaskState.COMPLETED else None
     begun_us = record.begun_us if record else 0
@@ -540,7 +552,10 @@ def _started_at(shown: StoredTask, failure: Failure, finished: datetime | None) 
 
 
 def _finished_at(shown: StoredTask, options: StoredOptions) -> datetime | None:
-    """When the task was done or dead: completed tasks are sorted by the end of their retention."""
+    """Return when the task completed or became dead.
+
+    The score of a completed task is the end of its retention.
+    """
     if shown.state is TaskState.DEAD:
         return moment_of(shown.score)
     retention = number(shown.cancel) if shown.cancel else options.retention_us
@@ -550,7 +565,7 @@ def _finished_at(shown: StoredTask, options: StoredOptions) -> datetime | None:
 
 
 def moment_of(us: int) -> datetime:
-    """As `moment`; a time that no datetime can hold is cut to the last one that can."""
+    """Convert microseconds to a datetime, at most the latest possible one."""
     try:
         return from_us(us)
     except OverflowError:
@@ -558,7 +573,7 @@ def moment_of(us: int) -> datetime:
 
 
 def _attempt(state: TaskState, failed: int) -> int:
-    """The attempt under way or next; of a dead task that was run, its last one."""
+    """Return the number of the current or next attempt, or of a dead task's last attempt."""
     return failed if state is TaskState.DEAD and failed else failed + 1
 
 
