@@ -1,8 +1,7 @@
-"""A connection to the store with nothing between what arrives and who waits for it.
+"""An asyncio protocol that hands the store's replies directly to the waiting caller.
 
-redis-py opens and closes it, with all that belongs to that: TLS, credentials, the database. In
-between a `RedisConnection` takes the place of its streams, which cost more than all else in an
-exchange.
+redis-py opens and closes the connection, which includes TLS, credentials and the database. In
+between, a `RedisConnection` replaces redis-py's streams, the most expensive part of an exchange.
 """
 
 from __future__ import annotations
@@ -17,22 +16,22 @@ import redis.exceptions as failures
 from qsync.broker import redis_internals
 
 _MORE: Final = object()
-"""What the parser says when a reply is not there as a whole."""
+"""Value that the parser returns while a reply is incomplete."""
 
 
 LATE_S: Final = 0.1
-"""A timer that is so late fires after the loop was blocked, seconds."""
+"""Delay of a timer, in seconds, from which the event loop is taken to have been blocked."""
 
 PACKET: Final = 16 * 1024
-"""So many bytes are worth a packet of their own: the store can begin with them."""
+"""Size of a packet, in bytes: it is sent at once, so that the store can begin with it."""
 
 
 def nothing() -> None:
-    """What is done while the store works, if nobody has anything to do."""
+    """Do nothing; the default of `meanwhile`."""
 
 
 def packets(commands: Sequence[tuple[Any, ...]]) -> Iterator[bytes]:
-    """Commands as they are sent: small ones together, and large ones as soon as they are made."""
+    """Encode commands into packets of at least PACKET bytes, except for the last one."""
     packed: list[bytes] = []
     size = 0
     for command in commands:
@@ -47,7 +46,7 @@ def packets(commands: Sequence[tuple[Any, ...]]) -> Iterator[bytes]:
 
 
 def wire_of(connection: Any) -> RedisConnection | PlainConnection:
-    """What makes exchanges on an open connection of redis-py, the fastest way that there is."""
+    """Wrap an open connection of redis-py in the fastest class that its release supports."""
     try:
         return RedisConnection(connection)
     except (AttributeError, LookupError, TypeError):  # a redis-py with other internals
@@ -55,14 +54,14 @@ def wire_of(connection: Any) -> RedisConnection | PlainConnection:
 
 
 class RedisConnection(asyncio.Protocol):
-    """One connection of redis-py, for one exchange at a time."""
+    """A connection of redis-py that serves one exchange at a time."""
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.broken: Exception | None = None
-        """Why it is of no more use: close the connection."""
+        """Error that made the connection unusable; None while it works. Close it when set."""
         self.used = False
-        """Whether it has served an exchange: it may have died since."""
+        """Whether it has served an exchange, and so may have died while idle."""
         self._loop = asyncio.get_running_loop()
         found = redis_internals.streams(connection)
         if found is None:
@@ -76,12 +75,12 @@ class RedisConnection(asyncio.Protocol):
         self._wanted = 0
         self._answer: asyncio.Future[None] | None = None
         self._limit: asyncio.TimerHandle
-        """Of the exchange that is under way."""
+        """Timeout of the exchange in flight."""
         self._transport.set_protocol(self)
 
     @property
     def is_open(self) -> bool:
-        """Whether it may serve another exchange, as far as is known here."""
+        """Return whether the connection can serve another exchange, as far as is known locally."""
         return self.broken is None and not self._transport.is_closing()
 
     async def exchange(
@@ -90,11 +89,11 @@ class RedisConnection(asyncio.Protocol):
         seconds: float,
         meanwhile: Callable[[], None] = nothing,
     ) -> list[Any]:
-        """One reply a command, an error that the store answered among them.
+        """Send the commands; returns one reply per command, the store's error replies included.
 
-        `meanwhile` is called once the commands are on their way. When the connection breaks, or
-        not all have come in time, that error is in the place of each that is missing, and it is
-        `broken`. So it is when this is cancelled.
+        `meanwhile` is called once the commands are sent. If the connection breaks or the exchange
+        takes longer than `seconds`, that error replaces each missing reply and `broken` is set. A
+        cancellation sets `broken` as well.
         """
         self._replies, self._wanted = [], len(commands)
         if self.is_open:
@@ -105,10 +104,10 @@ class RedisConnection(asyncio.Protocol):
                 for packet in packets(commands):
                     self._transport.write(packet)
                 if meanwhile is not nothing:
-                    await asyncio.sleep(0)  # now they are: some loops write at the end of a turn
+                    await asyncio.sleep(0)  # some loops write at the end of an iteration
                     meanwhile()
                 await self._answer
-            except RuntimeError as error:  # how uvloop says that it was reset a moment ago
+            except RuntimeError as error:  # uvloop: the connection was reset a moment ago
                 self._break(error)
             except BaseException:
                 self._break(failures.ConnectionError("given up in the midst of an exchange"))
@@ -125,50 +124,50 @@ class RedisConnection(asyncio.Protocol):
         return replies
 
     def release(self) -> None:
-        """Give the connection back as redis-py knows it."""
+        """Restore redis-py's own protocol on the connection."""
         self._transport.set_protocol(self._streams)
 
-    # What asyncio calls.
+    # Callbacks of asyncio.
 
     def data_received(self, data: bytes) -> None:
-        """Something came from the store."""
+        """Parse the received bytes; wake the caller once all its replies are there."""
         self._parser.feed(data)
         replies = self._replies
         try:
             while (reply := self._parser.gets()) is not _MORE:
-                if isinstance(reply, failures.ConnectionError):  # it is loading, say
+                if isinstance(reply, failures.ConnectionError):  # e.g. the store is loading
                     self._break(reply)
                     return
                 replies.append(reply)
         except failures.InvalidResponse as error:
             self._break(error)
             return
-        if len(replies) > self._wanted:  # and then nobody knows which belongs to what
+        if len(replies) > self._wanted:  # replies cannot be matched to commands any more
             replies.clear()
             self._break(failures.InvalidResponse("a reply that nobody waits for"))
         elif len(replies) == self._wanted:
             self._wake()
 
     def eof_received(self) -> bool | None:
-        """The other side says no more."""
+        """Break the exchange: the store closed its side."""
         self._break(failures.ConnectionError("Connection closed by server."))
         return self._streams.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is closed, by whomever."""
+        """Break the exchange: the connection is closed."""
         self._break(failures.ConnectionError(f"Connection closed: {exc or 'by server'}"))
         self._streams.connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """The other side reads more slowly than is written: an exchange waits for it anyway."""
+        """Pass the event on; an exchange needs no flow control, since it waits for the replies."""
         self._streams.pause_writing()
 
     def resume_writing(self) -> None:
-        """It has caught up."""
+        """Pass the event on."""
         self._streams.resume_writing()
 
     def _time_out(self, due: float) -> None:
-        """End the exchange; if the loop was blocked, first see what came meanwhile."""
+        """Time the exchange out; if the loop was blocked, first let it read what has arrived."""
         if self._answer is None or self._answer.done():
             return
         if self._loop.time() - due > LATE_S:
@@ -187,18 +186,18 @@ class RedisConnection(asyncio.Protocol):
 
 
 class PlainConnection:
-    """As `RedisConnection`, by public methods of redis-py, for releases with other internals."""
+    """A `RedisConnection` on redis-py's public methods, for releases with other internals."""
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.broken: Exception | None = None
-        """Why it is of no more use: close the connection."""
+        """Error that made the connection unusable; None while it works. Close it when set."""
         self.used = False
-        """Whether it has served an exchange: it may have died since."""
+        """Whether it has served an exchange, and so may have died while idle."""
 
     @property
     def is_open(self) -> bool:
-        """Whether it may serve another exchange, as far as is known here."""
+        """Return whether the connection can serve another exchange, as far as is known locally."""
         return self.broken is None and bool(self.connection.is_connected)
 
     async def exchange(
@@ -207,7 +206,7 @@ class PlainConnection:
         seconds: float,
         meanwhile: Callable[[], None] = nothing,
     ) -> list[Any]:
-        """Send the commands; returns one reply for each, errors of the store among them."""
+        """Send the commands; returns one reply per command, the store's error replies included."""
         replies: list[Any] = []
         try:
             async with asyncio.timeout(seconds):
@@ -231,4 +230,4 @@ class PlainConnection:
             return error
 
     def release(self) -> None:
-        """Give the connection back as redis-py knows it, which it always does here."""
+        """Do nothing: redis-py's own protocol was never replaced."""

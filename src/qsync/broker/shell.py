@@ -1,8 +1,7 @@
-"""The only code that talks to the store: `Broker` blocks, `AsyncBroker` is awaited.
+"""Brokers run Calls on the store: `Broker` blocks, `AsyncBroker` is awaited.
 
-They run Calls by EVALSHA, and by EVAL of the same text where the store does not have the script.
-A call may be run twice, so whatever is transient is tried again, with a jittered delay between
-tries, for as long as the caller's patience lasts.
+A call is sent as EVALSHA, and as EVAL if the store does not know the script. A call may run twice,
+so a broker retries transient errors, with a jittered delay, until the caller's patience ends.
 """
 
 from __future__ import annotations
@@ -43,16 +42,16 @@ from qsync.errors import ConfigError, QsyncError
 T = TypeVar("T")
 
 PATIENCE: Final = 10.0
-"""How long a client tries before it raises StoreUnavailable, seconds, unless told."""
+"""Default time that a client tries a call before it raises StoreUnavailable, in seconds."""
 
 ONE_TRY_S: Final = 2.0
-"""How long a call with no patience may take, seconds: it is tried once."""
+"""Time limit of a call with a patience of 0, which is tried once, in seconds."""
 
 MAP_S: Final = 0.5
-"""After so many seconds without an answer another node is asked for the map of a cluster, too."""
+"""Time without a reply after which another cluster node is asked for the slot map, in seconds."""
 
 RECONNECT_S: Final = 0.1
-"""After a refused connection another is tried no sooner, whoever asks for it."""
+"""Minimum time between a refused connection and the next attempt, for all callers, in seconds."""
 
 
 class _Own(Enum):
@@ -60,18 +59,18 @@ class _Own(Enum):
 
 
 OWN: Final = _Own.PATIENCE
-"""For a call: as patient as the broker was made."""
+"""Default of `patience` for a call: the patience of the broker."""
 
 MIN_VERSION: Final = {"redis": (7, 0), "valkey": (7, 2)}
-"""The oldest releases that run the scripts."""
+"""Oldest releases that can run the scripts, by product."""
 
 Patience = float | None | Literal[_Own.PATIENCE]
-"""Seconds; None: for ever."""
+"""Time that a call is retried, in seconds; None: without limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreInfo:
-    """What the store says of itself; None where it is not allowed to ask."""
+    """The store's version, product and settings; None where INFO is forbidden or does not say."""
 
     version: tuple[int, ...] | None
     product: str
@@ -80,11 +79,11 @@ class StoreInfo:
 
 
 def evicts_tasks(policy: str) -> bool:
-    """Whether a full store with this maxmemory-policy deletes tasks.
+    """Return whether a full store with this maxmemory-policy deletes tasks.
 
-    The volatile policies delete keys with a time to live. No key of a queue has one; the keys that
-    describe servers have, and their inboxes: servers write the first again within seconds, and
-    orders that are lost with the second have to be given again.
+    The volatile policies delete only keys with a time to live. No key of a queue has one. Server
+    records have one, and servers write them again within seconds. Server inboxes have one too; an
+    order that is lost with an inbox has to be given again.
     """
     return policy != "noeviction" and not policy.startswith("volatile-")
 
@@ -100,7 +99,7 @@ def _facts(reply: bytes) -> StoreInfo:
 
 
 class Broker:
-    """Runs calls on the store and blocks meanwhile. Safe to share between threads and to fork."""
+    """Runs calls on the store and blocks until they return. Safe for threads and across forks."""
 
     def __init__(
         self,
@@ -116,12 +115,12 @@ class Broker:
         self._read_timeout = read_timeout
         self._slots = SlotMap.of(address)
         self._pools: dict[Node | None, Pool] = {}
-        """By node of a cluster; None: the only one."""
+        """Pools by cluster node; the key is None for a store with one node."""
 
     def run(self, call: Call[T], *, patience: Patience = OWN, ends: float | None = None) -> T:
-        """Make one call. Transient errors are tried again for `patience` seconds, None: for ever.
+        """Make one call. Retry transient errors for `patience` seconds, None: without limit.
 
-        `ends` takes the place of `patience`: the time at which the caller gives up, of `ends_in`.
+        `ends` replaces `patience`: the time at which the caller gives up, as `ends_in` returns it.
         Raises StoreUnavailable, QueueFull, or ConfigError when the store refuses the credentials.
         """
         backoff = Backoff()
@@ -144,18 +143,18 @@ class Broker:
         ends: float = math.inf,
         meanwhile: Callable[[], None] = nothing,
     ) -> list[T | QsyncError]:
-        """Make calls in one round trip (in a cluster, one each), each tried once, until `ends`.
+        """Try each call once, until `ends`: all in one round trip, in a cluster one for each.
 
-        Those with a wait come last, and wait for the same. `meanwhile` is called while the store
-        works on them, if they are one exchange: not in a cluster, nor with a wait.
+        Calls with a wait must come last and share the same wait. `meanwhile` runs while the store
+        works on the calls; it is not called in a cluster, nor with a wait.
         """
         replies = self._try(calls, ends, meanwhile) if calls else []
         return _settle(replies, calls, self.address)
 
     def waiter(self, seconds: float) -> Broker:
-        """Another broker of the store, for calls whose wait makes the answer come so much later.
+        """Return a broker of the same store for calls whose wait delays the reply by `seconds`.
 
-        What they wait on are connections of its own, so that nobody else has to.
+        It has connections of its own, so that other calls are not held up.
         """
         return type(self)(
             self.address,
@@ -165,7 +164,7 @@ class Broker:
         )
 
     def can_confirm(self, durability: Durability, key: str, *, ends: float = math.inf) -> bool:
-        """Whether the node that holds a key can confirm that; False when it would not say.
+        """Return whether the node that holds a key can confirm this durability; False: unknown.
 
         Raises ConfigError when it cannot.
         """
@@ -176,7 +175,7 @@ class Broker:
         return bool(self._drive(pool, probing(durability, self.address), ends))
 
     def ping(self) -> float:
-        """The seconds that a round trip took; StoreUnavailable when there was no answer."""
+        """Measure a round trip, in seconds; raises StoreUnavailable without a reply."""
         began = time.perf_counter()
         try:
             ends = min(ends_in(self._read_timeout), ends_in(self.patience))
@@ -189,37 +188,40 @@ class Broker:
         return time.perf_counter() - began
 
     def subscribe(self, node: Node | None) -> Subscription:
-        """Listen on sharded channels of a node, on a connection of its own; None: the only node."""
+        """Return a subscription to a node's sharded channels, on a connection of its own.
+
+        None: the only node.
+        """
         return Subscription(self, node)
 
     def close(self) -> None:
-        """Close the connections; the broker may be used again and opens new ones."""
+        """Close the connections; the next call opens new ones."""
         while self._pools:
             self._pools.popitem()[1].close()
 
     def node_name(self, key: str) -> str:
-        """Return the name of the node that holds a key, as far as is known; no I/O."""
+        """Return the `host:port` of the node that holds a key, without I/O; "" if not known."""
         return _name_of(self._slots, key)
 
     def node_of(self, key: str) -> Node | None:
-        """The node that holds a key, as far as is known without I/O; None: the only one, or not."""
+        """Return the node that holds a key, without I/O; None: the only node, or not known."""
         return _guess(self._slots, key)
 
     def locate(self, key: str) -> Node | None:
-        """The node that holds a key, asked for when it is not known; None: the only one."""
+        """Return the node that holds a key, asking the cluster if needed; None: the only node."""
         try:
             return self._node_of(key, ends_in(redis_clients.CONNECT_TIMEOUT))
         except LIBRARY_ERRORS as error:
             raise no_answer(error, self.address) from error
 
     def client_at(self, node: Node | None) -> redis.Redis:
-        """A client with one connection to a node of a cluster; None: the only node."""
+        """Return a client with one connection to a node; None: the only node."""
         return redis_clients.node_client(
             _at(self.address, node), connections=1, read_timeout=self._read_timeout
         )
 
     def distrust(self, node: Node | None, error: BaseException) -> None:
-        """Note the error that a node answered, or that broke a connection to it."""
+        """Record an error that a node returned or that broke a connection to it."""
         if self._slots is not None and node is not None:
             self._slots.redirect(error, node)
         if (pool := self._pools.get(node)) is not None and is_silence(error):
@@ -233,14 +235,14 @@ class Broker:
                 _at(self.address, node), connections=most, read_timeout=timeout
             )
             pool = Pool(client, connections=most, read_timeout=timeout)
-            # Of two threads that come here at once, the second gets the pool of the first.
+            # If two threads get here at the same time, the second one uses the pool of the first.
             pool = self._pools.setdefault(node, pool)
         return pool
 
     def _try(
         self, calls: Sequence[Call[Any]], ends: float, meanwhile: Callable[[], None] = nothing
     ) -> list[Any]:
-        """One reply a call, or the error that took its place."""
+        """Try the calls once; returns for each its reply or the error."""
         if self._slots is not None:
             return [self._try_in_cluster(self._slots, call, ends) for call in calls]
         pool = self._pool(None)
@@ -257,7 +259,7 @@ class Broker:
         return replies
 
     def _try_in_cluster(self, slots: SlotMap, call: Call[Any], ends: float) -> Any:
-        """Make the call at the node that has its keys, wherever they are by now."""
+        """Make the call on the node that holds its keys, following redirections."""
         reply: Any = None
         node: Node | None = None
         try:
@@ -273,7 +275,7 @@ class Broker:
         return reply
 
     def _node_of(self, key: str, ends: float) -> Node | None:
-        """The node of a cluster that holds a key; None when there is only one."""
+        """Return the cluster node that holds a key; None when the store has only one node."""
         return None if self._slots is None else self._holder(self._slots, key, ends)
 
     def _holder(self, slots: SlotMap, key: str, ends: float) -> Node:
@@ -284,9 +286,9 @@ class Broker:
         return node
 
     def _learn(self, slots: SlotMap, ends: float) -> Node:
-        """Learn the map of the cluster; returns the node that told it.
+        """Fetch the cluster's slot map; returns the node that replied.
 
-        One that does not answer soon is asked for longer when the others have failed too.
+        Each node gets MAP_S to reply; if all fail, each gets the whole read timeout.
         """
         failed: Exception = failures.TimeoutError("no time to ask for the map of the cluster")
         for limit in (MAP_S, self._read_timeout):
@@ -306,7 +308,7 @@ class Broker:
         raise failed
 
     def _drive(self, pool: Pool, exchanges: Exchanges, ends: float) -> Any:
-        """Make the exchanges of a generator; returns what it does."""
+        """Run the exchanges of a generator; returns the generator's return value."""
         replies: Any = None
         while True:
             try:
@@ -357,7 +359,7 @@ class Broker:
 
 
 class AsyncBroker:
-    """Runs calls on the store from one event loop. Calls made at the same time do not wait."""
+    """Runs calls on the store from one event loop. Concurrent calls use up to `connections`."""
 
     def __init__(
         self,
@@ -373,18 +375,18 @@ class AsyncBroker:
         self._read_timeout = read_timeout
         self._slots = SlotMap.of(address)
         self._at_hand: dict[Node | None, AioPool] = {}
-        """By node of a cluster; None: the only one."""
+        """Pools by cluster node; the key is None for a store with one node."""
         self._learning: asyncio.Task[Node] | None = None
-        """Asks for the map of the cluster, for all calls that wait for it."""
+        """Task that fetches the cluster's slot map for all waiting calls; None: not in flight."""
         self._refused: dict[AioPool, tuple[float, Exception]] = {}
-        """Pools whose node refuses connections or breaks new ones: since when, and how."""
+        """Time and error of the last failed attempt to connect, by pool."""
         self._failure: BaseException | None = None
-        """The last one that was tried again."""
+        """Last error that was retried."""
 
     async def run(self, call: Call[T], *, patience: Patience = OWN, ends: float | None = None) -> T:
-        """Make one call. Transient errors are tried again for `patience` seconds, None: for ever.
+        """Make one call. Retry transient errors for `patience` seconds, None: without limit.
 
-        `ends` takes the place of `patience`: the time at which the caller gives up, of `ends_in`.
+        `ends` replaces `patience`: the time at which the caller gives up, as `ends_in` returns it.
         Raises StoreUnavailable, QueueFull, or ConfigError when the store refuses the credentials.
         """
         backoff = Backoff(cap=AWAY_CAP_S)
@@ -408,23 +410,23 @@ class AsyncBroker:
         ends: float = math.inf,
         meanwhile: Callable[[], None] = nothing,
     ) -> list[T | QsyncError]:
-        """Make calls in one round trip (in a cluster, one each, at once), each tried once, until
-        `ends` at most.
+        """Try each call once, until `ends`: all in one round trip, in a cluster one for each.
 
-        Those with a wait come last, and wait for the same. `meanwhile` is called while the store
-        works on them, if they are one exchange: not in a cluster, nor with a wait.
+        In a cluster the round trips run concurrently. Calls with a wait must come last and share
+        the same wait. `meanwhile` runs while the store works on the calls; it is not called in a
+        cluster, nor with a wait.
         """
         replies = await self._try(calls, ends, meanwhile) if calls else []
         return _settle(replies, calls, self.address)
 
     def too_late(self) -> QsyncError:
-        """The error for a caller whose patience ended while its call was still being tried."""
+        """Return the error for a caller whose patience ended while its call was in flight."""
         return no_answer(self._failure or TimeoutError(), self.address)
 
     def waiter(self, seconds: float) -> AsyncBroker:
-        """Another broker of the store, for calls whose wait makes the answer come so much later.
+        """Return a broker of the same store for calls whose wait delays the reply by `seconds`.
 
-        What they wait on are connections of its own, so that nobody else has to.
+        It has connections of its own, so that other calls are not held up.
         """
         return type(self)(
             self.address,
@@ -436,7 +438,7 @@ class AsyncBroker:
     async def can_confirm(
         self, durability: Durability, key: str, *, ends: float = math.inf
     ) -> bool:
-        """Whether the node that holds a key can confirm that; False when it would not say.
+        """Return whether the node that holds a key can confirm this durability; False: unknown.
 
         Raises ConfigError when it cannot.
         """
@@ -447,13 +449,13 @@ class AsyncBroker:
         return bool(await self._drive(hand, probing(durability, self.address), ends))
 
     async def ping(self) -> float:
-        """The seconds that a round trip took; StoreUnavailable when there was no answer."""
+        """Measure a round trip, in seconds; raises StoreUnavailable without a reply."""
         began = time.perf_counter()
         await self._plain("PING")
         return time.perf_counter() - began
 
     async def facts(self) -> StoreInfo:
-        """What the store says of itself; unknown where INFO is forbidden."""
+        """Read the store's version, product and settings; unknown where INFO is forbidden."""
         try:
             return _facts(await self._plain("INFO"))
         except ConfigError as error:
@@ -462,9 +464,9 @@ class AsyncBroker:
             raise
 
     async def ask(self, *command: str | bytes | int, key: str = "") -> Any:
-        """The raw reply to a plain command; None when the store refuses or does not know it.
+        """Run a plain command; returns the raw reply, or None if the store refuses the command.
 
-        In a cluster the node that holds `key` is asked. StoreUnavailable without an answer.
+        In a cluster it runs on the node that holds `key`. Raises StoreUnavailable without a reply.
         """
         try:
             hand = self._hand(await self._node_of(key, ends_in(self._read_timeout)))
@@ -478,7 +480,7 @@ class AsyncBroker:
         raise no_answer(reply, self.address) from reply
 
     async def primaries(self) -> list[Address]:
-        """The nodes that take writes: the address itself, or the nodes of a cluster."""
+        """Return the addresses of the primaries: the broker's own, or those of the cluster."""
         if self._slots is None:
             return [self.address]
         try:
@@ -488,17 +490,20 @@ class AsyncBroker:
         return [_at(self.address, node) for node in sorted(self._slots.primaries)]
 
     def waiters(self, keys: Sequence[str]) -> list[BlockingPop]:
-        """What it takes to block on these lists: one connection, in a cluster one for each."""
+        """Return connections that block on these lists: one for all, in a cluster one per list."""
         if self._slots is not None:
             return [BlockingPop(self, (key,)) for key in keys]
         return [BlockingPop(self, tuple(keys))]
 
     def subscribe(self, node: Node | None) -> AsyncSubscription:
-        """Listen on sharded channels of a node, on a connection of its own; None: the only node."""
+        """Return a subscription to a node's sharded channels, on a connection of its own.
+
+        None: the only node.
+        """
         return AsyncSubscription(self, node)
 
     async def aclose(self) -> None:
-        """Close the connections; the broker may be used again and opens new ones."""
+        """Close the connections; the next call opens new ones."""
         learning, self._learning = self._learning, None
         if learning is not None:
             learning.cancel()
@@ -508,36 +513,36 @@ class AsyncBroker:
             await self._at_hand.popitem()[1].aclose()
 
     def node_name(self, key: str) -> str:
-        """Return the name of the node that holds a key, as far as is known; no I/O."""
+        """Return the `host:port` of the node that holds a key, without I/O; "" if not known."""
         return _name_of(self._slots, key)
 
     def node_of(self, key: str) -> Node | None:
-        """The node that holds a key, as far as is known without I/O; None: the only one, or not."""
+        """Return the node that holds a key, without I/O; None: the only node, or not known."""
         return _guess(self._slots, key)
 
     async def locate(self, key: str) -> Node | None:
-        """The node that holds a key, asked for when it is not known; None: the only one."""
+        """Return the node that holds a key, asking the cluster if needed; None: the only node."""
         try:
             return await self._node_of(key, ends_in(redis_clients.CONNECT_TIMEOUT))
         except LIBRARY_ERRORS as error:
             raise no_answer(error, self.address) from error
 
     async def client_for(self, key: str) -> redis.asyncio.Redis:
-        """A client with one connection to the node that holds a key."""
+        """Return a client with one connection to the node that holds a key."""
         return self.client_at(await self._node_of(key, ends_in(redis_clients.CONNECT_TIMEOUT)))
 
     def client_at(self, node: Node | None) -> redis.asyncio.Redis:
-        """A client with one connection to a node of a cluster; None: the only node."""
+        """Return a client with one connection to a node; None: the only node."""
         return redis_clients.async_node_client(
             _at(self.address, node), connections=1, read_timeout=self._read_timeout
         )
 
     async def suspect(self, key: str, error: BaseException) -> None:
-        """Note the error that broke a connection to the node of a key, or redirected it."""
+        """Record an error that broke a connection to the node of a key, or a redirection."""
         await self.distrust(self.node_of(key), error)
 
     async def distrust(self, node: Node | None, error: BaseException) -> None:
-        """Note the error that a node answered, or that broke a connection to it."""
+        """Record an error that a node returned or that broke a connection to it."""
         if self._slots is not None and node is not None:
             self._slots.redirect(error, node)
         if (hand := self._at_hand.get(node)) is not None and is_silence(error):
@@ -555,7 +560,10 @@ class AsyncBroker:
         return hand
 
     async def _plain(self, *command: str) -> Any:
-        """The raw reply to a plain command, of any node. StoreUnavailable without an answer."""
+        """Run a plain command on any node; returns the raw reply.
+
+        Raises StoreUnavailable without a reply.
+        """
         ends = min(ends_in(self._read_timeout), ends_in(self.patience))
         try:
             node = None if self._slots is None else await self._learn(self._slots, ends)
@@ -569,7 +577,7 @@ class AsyncBroker:
     async def _try(
         self, calls: Sequence[Call[Any]], ends: float, meanwhile: Callable[[], None] = nothing
     ) -> list[Any]:
-        """One reply a call, or the error that took its place."""
+        """Try the calls once; returns for each its reply or the error."""
         if (slots := self._slots) is not None:
             tries = [self._try_in_cluster(slots, call, ends) for call in calls]
             return list(await asyncio.gather(*tries))
@@ -587,7 +595,7 @@ class AsyncBroker:
         return replies
 
     async def _try_in_cluster(self, slots: SlotMap, call: Call[Any], ends: float) -> Any:
-        """Make the call at the node that has its keys, wherever they are by now."""
+        """Make the call on the node that holds its keys, following redirections."""
         reply: Any = None
         node: Node | None = None
         try:
@@ -603,7 +611,7 @@ class AsyncBroker:
         return reply
 
     async def _node_of(self, key: str, ends: float) -> Node | None:
-        """The node of a cluster that holds a key; None when there is only one."""
+        """Return the cluster node that holds a key; None when the store has only one node."""
         return None if self._slots is None else await self._holder(self._slots, key, ends)
 
     async def _holder(self, slots: SlotMap, key: str, ends: float) -> Node:
@@ -614,7 +622,7 @@ class AsyncBroker:
         return node
 
     async def _learn(self, slots: SlotMap, ends: float) -> Node:
-        """Learn the map of the cluster, with all who want to know it; returns who told it."""
+        """Fetch the slot map, once for all concurrent callers; returns the node that replied."""
         if self._learning is None:
             self._learning = asyncio.get_running_loop().create_task(self._ask_for_map(slots))
             self._learning.add_done_callback(self._learned)
@@ -626,10 +634,10 @@ class AsyncBroker:
         if self._learning is learning:
             self._learning = None
         if not learning.cancelled():
-            learning.exception()  # maybe nobody waits for it any more
+            learning.exception()  # mark it as retrieved: all callers may have given up
 
     async def _ask_for_map(self, slots: SlotMap) -> Node:
-        """Ask nodes for the map, another one whenever the last does not answer soon."""
+        """Fetch the slot map; ask another node as well each time MAP_S passes without a reply."""
         failed: BaseException = failures.TimeoutError("no node of the cluster has told its map")
         asked: dict[asyncio.Task[list[Any]], Node] = {}
         nodes = slots.candidates()
@@ -660,7 +668,7 @@ class AsyncBroker:
                 await asyncio.wait(asked)
 
     async def _drive(self, hand: AioPool, exchanges: Exchanges, ends: float) -> Any:
-        """Make the exchanges of a generator; returns what it does."""
+        """Run the exchanges of a generator; returns the generator's return value."""
         replies: Any = None
         while True:
             try:
@@ -688,12 +696,12 @@ class AsyncBroker:
             if not isinstance(error, TimeoutError) and not isinstance(
                 error.__cause__, TimeoutError
             ):
-                # Otherwise all connections are in use, which says nothing about the store.
+                # A timeout may only mean that all connections are in use: the store may be well.
                 self._refused[hand] = time.monotonic(), error
             return [error] * len(commands)
         if self._refused:
             self._refused.pop(hand, None)
-        if is_line and hand.moves:  # the store answers: the caller's turn has only come late
+        if is_line and hand.moves:  # the store replies, the caller only had to queue for long
             ends = max(ends, time.monotonic() + LINE_S)
         until = _cut(ends, self._read_timeout, used=wire.used)
         limit = self._read_timeout if until is None else max(until - time.monotonic(), 0.0)
@@ -704,7 +712,7 @@ class AsyncBroker:
             raise
         if wire.broken is not None:
             await hand.drop(wire)
-            await hand.drop_all()  # what is idle went the same way, and may be as dead
+            await hand.drop_all()  # idle connections to the same node may be dead as well
             return replies
         hand.give_back(wire)
         if any(moved_away(reply) for reply in replies):
@@ -712,27 +720,30 @@ class AsyncBroker:
         return replies
 
     def _just_refused(self, hand: AioPool) -> Exception | None:
-        """The error of an attempt to connect that failed a moment ago: so that however many calls
-        wait for the store's return, it is not tried more than ten times a second."""
+        """Return the error of an attempt to connect that failed within the last RECONNECT_S.
+
+        This limits the attempts to one per RECONNECT_S, however many calls wait for the store.
+        """
         refused, now = self._refused.get(hand), time.monotonic()
         if refused is None:
             return None
         since, error = refused
         if now - since < RECONNECT_S:
             return error
-        self._refused[hand] = now, error  # this call tries; the others hear how it went
+        self._refused[hand] = now, error  # this call connects; the others get the old error
         return None
 
 
 def ends_in(patience: float | None) -> float:
-    """The time at which a caller gives up who begins now; None: never."""
+    """Return the monotonic time at which a caller that starts now gives up; None: never."""
     return math.inf if patience is None else time.monotonic() + (patience or ONE_TRY_S)
 
 
 def _cut(ends: float, read_timeout: float, *, used: bool) -> float | None:
-    """The time at which an exchange ends; None when the usual timeout of reads will do.
+    """Return the time at which an exchange times out; None when the read timeout suffices.
 
-    A connection that was idle may be dead, so that there must be time for another attempt.
+    A used connection may have died while idle, so it gets half of the time that is left: the other
+    half is for another attempt.
     """
     if ends == math.inf:
         return None
@@ -751,7 +762,7 @@ def _name_of(slots: SlotMap | None, key: str) -> str:
 
 
 def _guess(slots: SlotMap | None, key: str) -> Node | None:
-    """The node that holds a key, doubted or not; None: the only one, or not known."""
+    """Return the node that holds a key, suspect or not; None: the only node, or not known."""
     try:
         return None if slots is None else slots.best_guess(key)
     except LIBRARY_ERRORS:
@@ -761,7 +772,7 @@ def _guess(slots: SlotMap | None, key: str) -> Node | None:
 def _settle(
     replies: Sequence[Any], calls: Sequence[Call[T]], address: Address
 ) -> list[T | QsyncError]:
-    """The decoded replies, with errors of ours in the places of the store's."""
+    """Decode the replies and translate the store's errors into qsync's."""
     settled: list[T | QsyncError] = []
     for reply, call in zip(replies, calls, strict=True):
         if isinstance(reply, BaseException):

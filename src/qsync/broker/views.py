@@ -367,7 +367,7 @@ class Published:
 def schedules(
     keys: QueueKeys, name: str = "", *, now_us: int | None = None
 ) -> Call[tuple[int, list[Published]]]:
-    """Read the store's time and the schedules of a queue; with `name` only that one and its task."""
+    """Read the store's time and a queue's schedules; with `name` only that one and its task."""
     script = load("schedules")
     args = ("" if now_us is None else now_us, name)
 
