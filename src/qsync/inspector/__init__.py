@@ -1,8 +1,9 @@
-"""All that people on call, the command line and the dashboard may look at and do.
+"""The Inspector: reads and changes queues, tasks, schedules and servers.
 
-Each call is bounded, whatever the queues hold: it makes a few script calls of a few milliseconds.
-Work on many tasks comes in steps that say where to go on. A change carries the state in which its
-task was seen, and answers what became of it: `done`, `not_found`, `too_late`.
+Each call is bounded regardless of the size of the queues: it makes a few script calls of a few
+milliseconds each. Bulk changes run in steps; each step returns the cursor of the next. A change of
+a task may name the state in which the task was seen; its outcome is `done`, `not_found`, `too_late`
+or another value of `Change`.
 """
 
 from __future__ import annotations
@@ -64,13 +65,15 @@ __all__ = [
 
 
 class Inspector(_QueuesMixin, Merged, _BulkMixin, Servers, Schedules, _ExplainMixin):
-    """Looks into the queues of a prefix, and changes them. `app.inspector()` makes one.
+    """Reads and changes the queues of a prefix. Create one with `app.inspector()`.
 
-    Use it in one event loop, and close it, or `async with`. What it answers are frozen values that
-    `msgspec.json.encode` takes; texts in them are as somebody wrote them, and not escaped.
+    Use it in one event loop; close it with `aclose()`, or use `async with`. The returned values are
+    frozen and can be passed to `msgspec.json.encode`; their texts come from users and are not
+    escaped.
 
-    Every call may raise StoreUnavailable; ConfigError when the store refuses the user that right
-    (`qsync acl reader` looks, `qsync acl admin` changes); and InvalidTask when an argument is none.
+    Every call may raise StoreUnavailable; ConfigError if the store user lacks the permission
+    (`qsync acl reader` is enough to read, `qsync acl admin` to change); and InvalidTask if an
+    argument is invalid.
     """
 
     def __init__(self, broker: AsyncBroker, *, prefix: str = "qsync") -> None:

@@ -1,4 +1,4 @@
-"""What all parts of the inspector have in common: the broker, names, cursors, rates."""
+"""What all parts of the inspector share: broker, queue names, cursors and rates."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from qsync.keys import GlobalKeys, QueueKeys, shorten
 from qsync.state import TaskState
 
 TOGETHER: Final = 100
-"""How many calls go in one round trip."""
+"""Number of calls sent in one round trip."""
 
 QUEUES_READ: Final = 1000
-"""Names of queues that are read at a time."""
+"""Number of queue names per page."""
 
 QUEUE_SCANS: Final = 10
-"""Most calls to read them."""
+"""Largest number of calls to read a page of names."""
 
 RATE_WINDOW_S: Final = 60.0
 RATE_LEAST_S: Final = 0.2
-"""Two looks at a queue tell a rate when so much is between them, and no more."""
+"""Longest and shortest time between two readings of a queue that give a rate, in seconds."""
 
 _SCORE: Final = re.compile(r"-?(inf|\d[\d.e+-]{0,40})")
 
 
 class Cursor(msgspec.Struct, frozen=True, array_like=True):
-    """Where a part of the tasks in a state ended; `until_us` bounds work on many by their death."""
+    """The position where a page ended; bulk changes skip tasks that came after `until_us`."""
 
     score: str
     id: bytes
@@ -46,7 +46,7 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def place(self) -> PageKey:
-        """The place in the state."""
+        """Position in the state."""
         return self.score, self.id.decode(errors="surrogateescape")
 
     def __str__(self) -> str:
@@ -54,13 +54,13 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
 
 
 def cursor_at(place: PageKey, *, until_us: int = 0) -> str:
-    """The cursor for what comes after a place."""
+    """Return the cursor of the tasks after a position."""
     score, id = place
     return str(Cursor(score, id.encode(errors="surrogateescape"), until_us))
 
 
 def read_cursor(text: str | None) -> Cursor | None:
-    """A cursor decoded; InvalidTask when it is none."""
+    """Decode a cursor; InvalidTask if it is invalid."""
     if text is None:
         return None
     try:
@@ -76,7 +76,7 @@ def read_cursor(text: str | None) -> Cursor | None:
 
 
 def check_state(state: str) -> TaskState:
-    """The state of this name; InvalidTask when there is none."""
+    """Return the state of this name; InvalidTask if there is none."""
     try:
         return TaskState(state)
     except ValueError:
@@ -85,7 +85,7 @@ def check_state(state: str) -> TaskState:
 
 
 class Base:
-    """The store, as the parts of the inspector reach it."""
+    """The store access that all parts of the inspector share."""
 
     def __init__(self, broker: AsyncBroker, *, prefix: str = "qsync") -> None:
         self._broker = broker
@@ -94,19 +94,19 @@ class Base:
 
     @property
     def prefix(self) -> str:
-        """What all keys in the store begin with."""
+        """Prefix of all keys in the store."""
         return self._globals.prefix
 
     def _keys(self, queue: str) -> QueueKeys:
         return QueueKeys(self.prefix, queue)
 
     async def queue_names(self) -> list[str]:
-        """The names of the queues in use, sorted; of more than a thousand about a thousand."""
+        """Return the sorted names of the queues in use, about a thousand at most."""
         names, _, _ = await self._queue_page(None)
         return names
 
     async def _queue_page(self, cursor: str | None) -> tuple[list[str], int, str | None]:
-        """About a thousand names, sorted; how many there are; and the cursor of the next page."""
+        """Return a page of sorted names, the number of all queues and the next page's cursor."""
         after, names, total = _check_page(cursor), set[str](), 0
         for _ in range(QUEUE_SCANS):
             page = await self._broker.run(
@@ -119,7 +119,7 @@ class Base:
         return found, total, None if after == "0" else after
 
     async def queue_pages(self) -> AsyncIterator[list[str]]:
-        """The names of all queues in use, about a thousand at a time; some may come twice."""
+        """Yield the names of all queues in use, about a thousand at a time; some may repeat."""
         cursor: str | None = None
         while True:
             names, _, cursor = await self._queue_page(cursor)
@@ -128,28 +128,28 @@ class Base:
                 return
 
     async def _is_queue(self, name: str) -> bool:
-        """Whether a queue of this name is in use."""
+        """Return whether a queue of this name is in use."""
         return await self._broker.run(views.registered(self._globals, name))
 
     async def _run_all(self, calls: Sequence[Call[Any]]) -> list[Any]:
-        """The answers to all calls, which go together; the first error that stays is raised."""
+        """Run all calls in batches and return the replies; raise the first error that persists."""
         answers: list[Any] = []
         for at in range(0, len(calls), TOGETHER):
             part = calls[at : at + TOGETHER]
             ends = ends_in(self._broker.patience)
             replies = await self._broker.run_many(part, ends=ends)
             for call, answer in zip(part, replies, strict=True):
-                # What went wrong is tried again for as long as the broker's patience lasts.
+                # Retry failed calls for as long as the broker's patience lasts.
                 again = isinstance(answer, QsyncError)
                 answers.append(await self._broker.run(call, ends=ends) if again else answer)
         return answers
 
     def _note_rate(self, queue: str, ended: int) -> float | None:
-        """Attempts per second that ended lately, now that it is known how many did so far."""
+        """Note the number of ended attempts; return how many ended per second, if known."""
         now, looks = time.monotonic(), self._looks.setdefault(queue, deque(maxlen=120))
         while looks and now - looks[0][0] > RATE_WINDOW_S:
             looks.popleft()
-        if looks and ended < looks[0][1]:  # the counters have begun anew
+        if looks and ended < looks[0][1]:  # the counters restarted
             looks.clear()
         rate = None
         if looks and now - looks[0][0] >= RATE_LEAST_S:
@@ -159,11 +159,11 @@ class Base:
         return rate
 
     async def ping(self) -> float:
-        """The seconds that a round trip to the store takes; StoreUnavailable without an answer."""
+        """Return the seconds that a round trip to the store takes; StoreUnavailable if it fails."""
         return await self._broker.ping()
 
     async def aclose(self) -> None:
-        """The connections are closed."""
+        """Close the connections."""
         await self._broker.aclose()
 
 
@@ -177,7 +177,7 @@ def _check_page(cursor: str | None) -> str:
 
 
 def _is_name(text: str) -> bool:
-    """Whether a queue may be called so; whatever else got into the set is none."""
+    """Return whether this is a valid queue name; other members of the set are ignored."""
     try:
         QueueKeys("p", text)
     except InvalidTask:

@@ -1,5 +1,4 @@
-"""Many tasks at a time, step by step: dead ones that fit a filter run again, or deleted; and those
-that wait for their time run now."""
+"""Bulk changes in steps: run or delete dead tasks that match a filter, run waiting tasks now."""
 
 from __future__ import annotations
 
@@ -17,31 +16,31 @@ from qsync.state import TaskState
 from qsync.task import decode_failure
 
 SCAN: Final = 250
-"""How many tasks are looked at in a step."""
+"""Number of tasks read per step."""
 
 WAITING: Final = (TaskState.SCHEDULED, TaskState.RETRY)
 
 
 class _BulkMixin(Base):
-    """What may be done with many tasks that are dead, or wait for their time."""
+    """Bulk changes of dead tasks and of tasks that wait for their time."""
 
     async def run_dead(
         self, queue: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Of up to 250 dead tasks those that fit are pending now, the oldest first.
+        """Run the matching tasks among up to 250 dead ones again, the oldest first.
 
-        Go on with the cursor, in another process if need be; `steps` makes all steps. They end with
-        what was dead when the first was made. One whose unique lock another task has stays dead and
-        is counted as a duplicate.
+        Pass the returned cursor to the next step, from another process if you like, or use `steps`
+        for all steps. Tasks that die after the first step are left alone. A task whose unique lock
+        another task holds stays dead and counts as a duplicate.
         """
         return await self._run_part(queue, TaskState.DEAD, filter, cursor)
 
     async def run_waiting(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Of up to 250 tasks in scheduled or retry those that fit are pending now; as `run_dead`.
+        """Run the matching tasks among up to 250 in scheduled or retry now; steps as in `run_dead`.
 
-        What was enqueued, or failed, since the first step is left alone.
+        Tasks enqueued or failed after the first step are left alone.
         """
         wanted = check_state(state)
         if wanted not in WAITING:
@@ -72,7 +71,7 @@ class _BulkMixin(Base):
     async def delete_dead(
         self, queue: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
-        """Of up to 250 dead tasks those that fit are deleted, the oldest first; as `run_dead`."""
+        """Delete the matching tasks among up to 250 dead ones; steps as in `run_dead`."""
         rows, scanned, end = await self._part(queue, TaskState.DEAD, filter, read_cursor(cursor))
         ids = [row.id for row in rows]
         gone = 0
@@ -84,13 +83,13 @@ class _BulkMixin(Base):
     async def _part(
         self, queue: str, state: TaskState, filter: Filter | None, cursor: Cursor | None
     ) -> tuple[list[StoredRow], int, str | None]:
-        """Those that fit, how many were looked at, and the cursor for the rest."""
+        """Return the matching tasks, the number of tasks read and the cursor of the rest."""
         after = None if cursor is None else cursor.place
         page = await self._broker.run(views.page(self._keys(queue), state, count=SCAN, after=after))
         until_us = page.now_us if cursor is None else cursor.until_us
-        # What came since may be what an earlier step ran.
+        # Skip tasks that came after the first step: an earlier step may have run them.
         rows = [row for row in page.rows if _came_us(row, state) <= until_us]
-        # Dead ones lie in the order in which they came.
+        # Dead tasks are ordered by death, so all after a skipped one are skipped, too.
         more = page.more and (state is not TaskState.DEAD or len(rows) == len(page.rows))
         end = cursor_at(page.rows[-1].place, until_us=until_us) if more and page.rows else None
         return [row for row in rows if fits(filter, look_at(row), page.now_us)], len(rows), end
@@ -98,7 +97,7 @@ class _BulkMixin(Base):
     async def steps(
         self, step: Callable[..., Awaitable[Step]], *args: Any, **options: Any
     ) -> AsyncIterator[Step]:
-        """All steps of `run_dead`, `run_waiting`, `delete_dead` or `purge`, as they are made.
+        """Run all steps of `run_dead`, `run_waiting`, `delete_dead` or `purge` and yield each.
 
         `async for step in inspector.steps(inspector.run_dead, "default", Filter(type="mail")): ...`
         """
@@ -112,7 +111,7 @@ class _BulkMixin(Base):
 
 
 def _came_us(row: StoredRow, state: TaskState) -> int:
-    """When the task came into its state, or at the latest."""
+    """Return the time at which the task came into its state, or a lower bound of it."""
     if state is TaskState.DEAD:
         return int(row.shown.score)
     if state is TaskState.RETRY:

@@ -1,4 +1,4 @@
-"""Why a task is not running yet, and when it will: facts into a value and a sentence. Pure."""
+"""Explains why a task is not running yet and when it will run, from facts of the store. Pure."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from qsync.inspector.values import Explanation, Pause, Reason
 from qsync.state import UNFINISHED, TaskState
 
 RUN_ALONE: Final = 2
-"""A task that crashed so often runs alone in its process."""
+"""Number of crashes from which on a task runs alone in its process."""
 
 ERROR_SHOWN: Final = 120
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What an explanation is made of."""
+    """The facts that an explanation is made from."""
 
     id: str
     queue: str
     task: Looked
     located: PendingPosition
     servers: Sequence[Record]
-    """Those that live."""
+    """The live servers."""
     rate: float | None
 
 
 def explain(facts: Facts) -> Explanation:
-    """The explanation for a task that is in the queue."""
+    """Return the explanation for a task that is in the queue."""
     task, shown = facts.task, facts.task.shown
     blank = Explanation(
         id=facts.id,
@@ -55,7 +55,7 @@ def explain(facts: Facts) -> Explanation:
 
 
 def not_found(id: str, queue: str) -> Explanation:
-    """The explanation for a task that is not in the queue."""
+    """Return the explanation for a task that is not in the queue."""
     sentence = (
         f"not in queue {queue}: it has ended and was not kept, was deleted, or was never "
         "enqueued there"
@@ -64,7 +64,7 @@ def not_found(id: str, queue: str) -> Explanation:
 
 
 def duplicate_of(holder: Explanation) -> Explanation:
-    """The explanation for a task that would not be enqueued, since another has its lock."""
+    """Return the explanation for a task that is not enqueued because another holds its lock."""
     return replace(
         holder,
         sentence=f"duplicate of {holder.id}, which is {holder.sentence}",
@@ -76,7 +76,7 @@ def duplicate_of(holder: Explanation) -> Explanation:
 
 def _pending(facts: Facts, blank: Explanation) -> Explanation:
     rank = facts.located.rank or 0
-    # Of what ends per second nobody knows how much goes to this one's server: it is an estimate.
+    # An estimate: how the rate splits among the task's possible servers is unknown.
     wait = rank / facts.rate if facts.rate else None
     blockers = _blockers(facts, blank.paused)
     about = f" (about {duration(wait)} at the present rate)" if wait and not blockers else ""
@@ -123,7 +123,7 @@ def _retry(facts: Facts, blank: Explanation) -> Explanation:
 def _waiting(
     facts: Facts, blank: Explanation, parts: list[str], reasons: list[Reason], at: datetime
 ) -> Explanation:
-    """Of a task that waits for its time: what will be in its way then."""
+    """Explain a scheduled task or a retry, with what will block it when it is due."""
     for reason, text in _blockers(facts, blank.paused):
         reasons.append(reason)
         parts.append(text)
@@ -194,7 +194,7 @@ def _told(
 
 
 def _able(facts: Facts) -> list[Record]:
-    """The live servers that would run it."""
+    """Return the live servers that can run the task."""
     type = facts.task.message.type if facts.task.message else None
     return [
         one
@@ -204,7 +204,7 @@ def _able(facts: Facts) -> list[Record]:
 
 
 def _blockers(facts: Facts, paused: Pause | None) -> list[tuple[Reason, str]]:
-    """What keeps every task like it from running, and the text for it."""
+    """Return what blocks every task of this type and queue, as reason and text."""
     found: list[tuple[Reason, str]] = []
     if paused is not None:
         by = f" by {paused.by}" if paused.by else ""
@@ -257,14 +257,14 @@ def _brief(error: str | None) -> str:
 
 
 def ordinal(number: int) -> str:
-    """1st, 2nd, 3rd, 4th; 11th, 112th."""
+    """Return the number as 1st, 2nd, 3rd, 4th; 11th, 112th."""
     ends = {1: "st", 2: "nd", 3: "rd"}
     end = "th" if number % 100 in (11, 12, 13) else ends.get(number % 10, "th")
     return f"{number}{end}"
 
 
 def duration(seconds: float) -> str:
-    """A duration in its largest two units: `3 s`, `4 min 10 s`, `3 h`, `2 d 5 h`."""
+    """Return a duration in its largest two units: `3 s`, `4 min 10 s`, `3 h`, `2 d 5 h`."""
     if seconds < 1:
         return f"{max(seconds, 0.01):.2g} s"
     left, parts = round(seconds), list[str]()

@@ -1,4 +1,4 @@
-"""Why a task is not running yet: what the store is asked for it."""
+"""Reads from the store what the explanation of a task needs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ MOST_MEASURE_S: Final = 5.0
 
 
 class _ExplainMixin(_LiveServersMixin):
-    """Explains."""
+    """Explains why a task is not running yet."""
 
     async def explain(
         self, task: str | Task, *, queue: str = "default", measure: float = 0.0
     ) -> Explanation:
-        """Why a task is not running yet, and when it will be.
+        """Explain why a task is not running yet, and when it will run.
 
-        `task` is its id; or, for one that was not enqueued since it is a duplicate, the Task, whose
-        queue counts then. To tell when a pending task will run takes two looks at its queue:
-        without an earlier one, `measure` is how long it may take to make a second one, seconds.
+        `task` is an id, or a Task that was rejected as a duplicate; then the Task's own queue
+        counts. The estimate for a pending task needs two readings of its queue: without an earlier
+        one, the call waits `measure` seconds (0 to 5) for the second.
         """
         if not 0 <= measure <= MOST_MEASURE_S:
             msg = f"measure: {measure!r:.80} is not a number of seconds from 0 to {MOST_MEASURE_S}"
@@ -41,7 +41,7 @@ class _ExplainMixin(_LiveServersMixin):
         [shown] = await self._broker.run(views.show(keys, [id]))
         if shown is None:
             return not_found(id, queue)
-        looked = await asyncio.to_thread(look, id, shown)  # it may be large
+        looked = await asyncio.to_thread(look, id, shown)  # in a thread: the message may be large
         holder = holder_of_token(shown.owner or "")
         call = views.locate(keys, id, lock=looked.options.lock or "", server=holder)
         located = await self._broker.run(call)

@@ -1,4 +1,4 @@
-"""The servers that live, as they describe themselves."""
+"""The live servers, as they describe themselves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a server said of itself; empty and 0 for what it did not, or nobody can read."""
+    """A server's description of itself; missing or unreadable fields are empty or 0."""
 
     id: str
     expires_us: int
@@ -30,27 +30,27 @@ class Record:
     queues: dict[str, int]
     types: list[str]
     unknown: list[tuple[str, str]]
-    """Queue and type of tasks that it had no handler for."""
+    """Queue and type of tasks that it received but has no handler for."""
     waiting: int = 0
-    """Tasks that it runs and that wait for results of tasks on its own queues."""
+    """Number of its running tasks that wait for results of tasks on its own queues."""
 
     def takes(self, queue: str) -> bool:
-        """Whether it takes tasks from a queue, when it takes any."""
+        """Return whether it takes tasks from a queue (unless it is quiet)."""
         return queue in self.queues
 
     @property
     def full(self) -> bool:
-        """Whether all its slots were taken when it last said so."""
+        """Whether all its slots were taken at its last report."""
         return self.running >= self.concurrency
 
     @property
     def stuck(self) -> bool:
-        """Whether all that it ran waited for tasks which it could not start."""
+        """Whether all its running tasks waited for results of tasks on its own queues."""
         return 0 < self.running <= self.waiting
 
 
 def record_of(id: str, expires_us: int, fields: Mapping[str, bytes]) -> Record:
-    """The fields of a record decoded."""
+    """Decode the fields of a server's record."""
 
     def text(name: str) -> str:
         return fields.get(name, b"").decode(errors="backslashreplace")
@@ -85,10 +85,10 @@ def _decoded(data: bytes | None, type: type[T], other: T) -> T:
 
 
 class _LiveServersMixin(Base):
-    """Knows which servers live."""
+    """Reads the live servers."""
 
     async def _live(self) -> tuple[int, list[Record]]:
-        """The store's time and the records of the live servers, by id; the first thousand."""
+        """Return the store's time and the records of the first thousand live servers, by id."""
         now_us, live = await self._broker.run(views.servers(self._globals))
         ids = sorted(live)
         found = await self._run_all([views.record(self._globals, id) for id in ids])

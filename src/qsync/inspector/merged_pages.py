@@ -1,4 +1,4 @@
-"""Tasks of several queues in one order."""
+"""Lists the tasks of several queues in one order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qsync.keys import shorten
 from qsync.state import TaskState
 
 _BY_QUEUE: Final = (TaskState.PENDING, TaskState.ACTIVE)
-"""States whose order means nothing across queues."""
+"""States whose order has no meaning across queues."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _TOGETHER: Final = 20
@@ -25,7 +25,7 @@ _Key = tuple[int, bytes]
 
 
 class Merged(Tasks):
-    """Lists tasks of several queues."""
+    """Lists the tasks of several queues."""
 
     async def tasks_of(
         self,
@@ -37,10 +37,12 @@ class Merged(Tasks):
         filter: Filter | None = None,
         newest_first: bool | None = None,
     ) -> Page:
-        """A part of the tasks of these queues in a state, in one order, as `tasks` for one queue.
+        """Return a page of the tasks of these queues in a state, in one order, like `tasks` for one
+        queue.
 
-        By when they are due, died or ended. What is pending or active comes queue by queue: its
-        order is that of its queue. `cursor` goes with the same queues.
+        Tasks are ordered by the time at which they are due, died or will be deleted. Pending and
+        active tasks come queue by queue, each in its queue's order. Use a `cursor` with the same
+        queues only.
         """
         wanted = check_state(state)
         if newest_first is None:
@@ -91,7 +93,7 @@ class Merged(Tasks):
 
 
 def _merge(pages: Sequence[Page], limit: int, *, backwards: bool) -> Page:
-    """Merge pages that begin at one place, each sorted, up to where the first of them ends."""
+    """Merge sorted pages that start at one position, up to the nearest position where one ends."""
     rows = sorted((row for page in pages for row in page.tasks), key=_key, reverse=backwards)
     ends = [place for page in pages if (place := read_cursor(page.cursor)) is not None]
     keys = [_key_of(end.place) for end in ends]

@@ -1,6 +1,6 @@
-"""A part of a msgpack value as indented JSON, read straight from its bytes.
+"""Shows a part of a msgpack value as indented JSON, read directly from its bytes.
 
-The cost is bounded whatever the bytes are: only what is shown is decoded. Pure.
+The cost is bounded for any input: only what is shown is decoded. Pure.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import msgspec
 from qsync import codec, msgpack_extensions
 
 TEXT_LIMIT: Final = 64 * 1024
-"""Most characters of a preview, indentation included."""
+"""Largest number of characters of a preview, indentation included."""
 
 DEPTH_LIMIT: Final = msgpack_extensions.MAX_DEPTH
-"""Containers nested deeper are shown as `…`."""
+"""Greatest nesting depth; deeper containers are shown as `…`."""
 
 WIDTH_LIMIT: Final = 1_000
-"""Most items that are shown of one container."""
+"""Largest number of items shown per container."""
 
 STRING_LIMIT: Final = 16 * 1024
-"""Most bytes that are shown of one string."""
+"""Largest number of bytes shown per string."""
 
 STEPS: Final = 50_000
-"""Most elements that are read, those that are skipped included."""
+"""Largest number of elements read, skipped ones included."""
 
 _SIZES: Final = {
     **dict.fromkeys((0xCC, 0xD0), 1), **dict.fromkeys((0xCD, 0xD1), 2),
     **dict.fromkeys((0xCA, 0xCE, 0xD2), 4), **dict.fromkeys((0xCB, 0xCF, 0xD3), 8),
 }  # fmt: skip
-"""First byte of a number -> bytes after it."""
+"""First byte of a number -> number of bytes after it."""
 
 _LENGTHS: Final = {
     0xD9: ("string", ">B"), 0xDA: ("string", ">H"), 0xDB: ("string", ">I"),
@@ -42,7 +42,7 @@ _LENGTHS: Final = {
     0xC7: ("extension", ">B"), 0xC8: ("extension", ">H"), 0xC9: ("extension", ">I"),
     0xDC: ("array", ">H"), 0xDD: ("array", ">I"), 0xDE: ("map", ">H"), 0xDF: ("map", ">I"),
 }  # fmt: skip
-"""First byte -> kind, and the format of the length after it."""
+"""First byte -> kind, and the format of the length that follows."""
 
 
 class _Full(Exception):
@@ -50,9 +50,9 @@ class _Full(Exception):
 
 
 def preview(data: bytes) -> tuple[str, bool]:
-    """Return the value as text, and whether that is only a part of it.
+    """Return the value as text, and whether the text is incomplete.
 
-    CodecError when the bytes are not msgpack, as far as they were read.
+    CodecError if the bytes read are not valid msgpack.
     """
     writer = _Writer(data)
     try:
@@ -90,7 +90,7 @@ class _Writer:
             self._put(_scalar(self._slice(start, number)))
 
     def _head(self) -> tuple[str, int, int]:
-        """Step over the next header: its kind, length or count, and where the value began."""
+        """Skip the next header; return its kind, its length or count, and its offset."""
         self._steps -= 1
         if not self._steps:
             raise _Full
@@ -110,7 +110,7 @@ class _Writer:
         return "number", _SIZES.get(first, 0), start
 
     def _slice(self, start: int, length: int) -> bytes:
-        """Step over the bytes of a scalar, and return all of it from its first byte on."""
+        """Skip a scalar and return its bytes, from the first byte on."""
         self.at += length
         if self.at > len(self._data):
             msg = "the bytes end within a value"
@@ -145,12 +145,12 @@ class _Writer:
         self.write(depth)
         key = "".join(self.parts[begun:])
         if key.lstrip("-").isdigit():
-            self.parts[begun:] = [f'"{key}"']  # as JSON has it
+            self.parts[begun:] = [f'"{key}"']  # JSON needs text as a key
         self._put(": ")
         self.write(depth)
 
     def _skip(self, count: int) -> None:
-        """Step over so many values."""
+        """Skip `count` values."""
         self.is_cut = True
         while count:
             kind, number, start = self._head()

@@ -1,4 +1,4 @@
-"""Bytes made readable for people. Pure; what it returns is not escaped for anything."""
+"""Makes payloads and results readable for people. Pure; the text is not escaped."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from qsync.inspector.msgpack_json import DEPTH_LIMIT, TEXT_LIMIT, preview
 from qsync.inspector.values import Shown
 
 DUMP_LIMIT: Final = 2 * 1024
-"""How much is shown of bytes that are no text."""
+"""Largest number of bytes shown of binary data."""
 
 _BRACKETS: Final = re.compile(r"[\[{]|[\]}]")
 
 
 def show(data: bytes, *, is_value: bool) -> Shown:
-    """A payload or a result for reading: a value decoded, text as it is, else a dump.
+    """Return a payload or a result in readable form: a value decoded, text as it is, else a dump.
 
-    The cost is bounded, whatever the bytes are.
+    The cost is bounded for any input.
     """
     if is_value:
         try:
@@ -30,7 +30,7 @@ def show(data: bytes, *, is_value: bool) -> Shown:
             return _dump(data)
         return Shown(kind="value", text=text, cut=cut)
     try:
-        # A character that is cut at the end of the part is no mistake.
+        # A character that is cut at the end of the part is no error.
         decoder = codecs.getincrementaldecoder("utf-8")()
         text = decoder.decode(data[: 4 * TEXT_LIMIT], final=len(data) <= 4 * TEXT_LIMIT)
     except UnicodeDecodeError:
@@ -49,7 +49,7 @@ def show(data: bytes, *, is_value: bool) -> Shown:
 
 
 def _depth(text: str) -> int:
-    """How deep brackets are nested at most; those within strings count, too."""
+    """Return the nesting depth of the brackets; brackets within strings count, too."""
     depth = deepest = 0
     for bracket in _BRACKETS.findall(text):
         depth += 1 if bracket in "[{" else -1

@@ -1,4 +1,4 @@
-"""Queues: what they hold, pause and resume, purge, forget."""
+"""Reading queues, and pause, resume, purge and forget."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from qsync.state import TaskState
 from qsync.task import decode_failure, from_us
 
 DAYS: Final = 90
-"""For how many days counters are kept."""
+"""Number of days for which counters are kept."""
 
 DAY_US: Final = 86_400_000_000
 
 FORGOTTEN: Final = 500
-"""How many tasks one call of `forget` deletes, about."""
+"""Approximate number of tasks that one call of `forget` deletes."""
 
 KEY_SCANS: Final = 100
-"""Most calls for the names of keys, 1,000 each."""
+"""Largest number of SCAN calls for key names, about 1,000 names each."""
 
 PURGED: Final = (
     TaskState.PENDING, TaskState.SCHEDULED, TaskState.RETRY, TaskState.COMPLETED, TaskState.DEAD,
 )  # fmt: skip
-"""The states that can be emptied: a task that runs is cancelled instead."""
+"""States that can be purged; active tasks have to be cancelled instead."""
 
 
 def purged_with(state: TaskState, states: Mapping[TaskState, int]) -> tuple[str, int]:
-    """What a purge of a state deletes, as words and number, from the number of tasks by state.
+    """Return what a purge of a state deletes: the states in words, and the number of tasks.
 
-    Cancelled tasks are kept with the completed ones, and go with them.
+    Cancelled tasks are stored with the completed ones and are deleted with them.
     """
     cancelled = states.get(TaskState.CANCELLED, 0) if state is TaskState.COMPLETED else 0
     name = f"{state} and {TaskState.CANCELLED}" if cancelled else str(state)
@@ -45,15 +45,15 @@ def purged_with(state: TaskState, states: Mapping[TaskState, int]) -> tuple[str,
 
 
 class _QueuesMixin(_LiveServersMixin):
-    """What may be done with queues."""
+    """Operations on queues."""
 
     async def overview(
         self, *, names: Sequence[str] | None = None, cursor: str | None = None
     ) -> Overview:
-        """The queues and the ids of the live servers, at this moment; two round trips.
+        """Return the queues and the ids of the live servers at this moment, in two round trips.
 
-        Of more than about a thousand queues these are a part; the rest follows with its `cursor`.
-        `names`: these queues alone.
+        With more than about a thousand queues the result is a part of them; pass its `cursor` to
+        read the next. With `names`, only these queues are read.
         """
         total, after = 0, None
         if names is None:
@@ -69,9 +69,10 @@ class _QueuesMixin(_LiveServersMixin):
         )
 
     async def prefixes(self) -> list[str]:
-        """The prefixes under which the store has queues, as far as a short look finds them.
+        """Return the prefixes under which the store has queues, as far as a bounded scan finds
+        them.
 
-        It reads the names of some 100,000 keys at most; none where that is refused.
+        Reads at most about 100,000 key names per primary. Empty if the store user may not SCAN.
         """
         found: set[str] = set()
         for address in await self._broker.primaries():
@@ -83,9 +84,10 @@ class _QueuesMixin(_LiveServersMixin):
         return sorted(found)
 
     async def queue(self, name: str, *, days: int = 0) -> QueueInfo | None:
-        """A queue at this moment, with its counters of so many days; None: there is no such queue.
+        """Return a queue at this moment with the counters of `days` days; None if it does not
+        exist.
 
-        InvalidTask when `days` is not 0 to 90.
+        InvalidTask if `days` is not from 0 to 90.
         """
         if type(days) is not int or not 0 <= days <= DAYS:
             msg = f"days: {days!r:.80} is not a whole number from 0 to {DAYS}"
@@ -110,10 +112,11 @@ class _QueuesMixin(_LiveServersMixin):
         )
 
     async def pause(self, queue: str, *, by: str = "", why: str = "") -> Change:
-        """No task of the queue is started until it is resumed, restarts of whatever kind included.
+        """Stop the start of the queue's tasks until `resume`; the pause survives restarts.
 
-        What runs goes on, and so does what a server has fetched ahead and starts within a second.
-        `done` when it was paused before, too: who and why are then the new ones, since when is not.
+        Running tasks go on, and tasks that a server has already fetched may still start within a
+        second. The outcome is `done` also for a paused queue: `by` and `why` are replaced, the time
+        is kept.
         """
         keys = self._keys(queue)
         if not await self._is_queue(queue):
@@ -122,15 +125,16 @@ class _QueuesMixin(_LiveServersMixin):
         return Change(outcome="done")
 
     async def resume(self, queue: str) -> Change:
-        """Tasks of the queue are started again; `not_found` when it was not paused."""
+        """Let tasks of the queue start again; `not_found` if it was not paused."""
         changed = await self._broker.run(ops.resume(self._keys(queue)))
         return Change(outcome="done" if changed else "not_found")
 
     async def purge(self, queue: str, state: str, *, cursor: str | None = None) -> Step:
-        """Up to 100 tasks in a state are deleted; steps go on with the cursor, `steps` makes all.
+        """Delete up to 100 tasks in a state; pass the cursor to the next step, or use `steps` for
+        all.
 
-        They end with the last task that the state held at first. Others of the store wait a few
-        milliseconds at most for one. InvalidTask for `active`: cancel what runs.
+        Tasks that come into the state after the first step are left alone. A step blocks the store
+        for a few milliseconds at most. InvalidTask for `active`: cancel running tasks instead.
         """
         wanted, place = check_state(state), read_cursor(cursor)
         if wanted is TaskState.CANCELLED:
@@ -148,12 +152,12 @@ class _QueuesMixin(_LiveServersMixin):
         )
 
     async def forget(self, queue: str, *, force: bool = False) -> Forgotten:
-        """A queue that holds no task is gone, with its counters, its pause and its schedules.
+        """Remove a queue without tasks, with its counters, its pause and its schedules.
 
-        With `force` its tasks are deleted first, some 500 a call: repeat it while it is `more`.
-        Locks with a window that still runs end. A client that enqueues into it later brings it
-        back, but as one that knows it already does not name it again, `overview` shows it only
-        once a server takes from it.
+        With `force`, delete its tasks first, about 500 per call: repeat while the outcome is
+        `more`. Unique locks with an open window end. A client that enqueues to the queue later
+        creates it again. But a client that has used the queue before does not register it again:
+        `overview` then shows the queue only once a server takes from it.
         """
         _, servers = await self._live()
         serving = next((server.id for server in servers if server.takes(queue)), None)
@@ -176,13 +180,13 @@ class _QueuesMixin(_LiveServersMixin):
         counts = await self._broker.run(views.counts(self._keys(queue)))
         running = counts.states[TaskState.ACTIVE]
         if any(count for state, count in counts.states.items() if state in PURGED):
-            return Forgotten(outcome="more", left=left)  # they came meanwhile
+            return Forgotten(outcome="more", left=left)  # new tasks arrived meanwhile
         if running:
             return Forgotten(outcome="running", left=running)
-        return Forgotten(outcome="not_empty", left=left)  # damaged: messages in no state
+        return Forgotten(outcome="not_empty", left=left)  # damaged: messages without a state
 
     async def _purge_any(self, queue: str) -> int:
-        """Delete some 500 tasks in whatever state, and what a dead server still holds."""
+        """Delete about 500 tasks in any state, including active ones with an expired lease."""
         deleted = 0
         for state in (*PURGED, TaskState.ACTIVE):
             more = True
@@ -208,7 +212,7 @@ async def _prefixes_at(node: AsyncBroker) -> set[str]:
 
 
 def latency_of(shown: views.QueueSnapshot) -> float:
-    """How long the oldest of the first pending tasks has waited, seconds."""
+    """Return how long the oldest of the first pending tasks has waited, in seconds."""
     waiting = [] if shown.since_us is None else [shown.since_us]
     waiting += [
         since

@@ -1,4 +1,4 @@
-"""Schedules: what servers published of their periodic tasks; pause, resume, trigger."""
+"""Reading the schedules that servers published, and pause, resume, trigger and forget."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from qsync.schedule import Schedule, tick_id
 from qsync.task import datetime_us, new_id
 
 LAST_TASKS: Final = 500
-"""Of so many schedules it is told what became of their last task."""
+"""Number of schedules for which the state of the last task is read."""
 
 AHEAD: Final = 3
-"""How many ticks to come are told."""
+"""Number of next ticks shown."""
 
 
 class Schedules(Base):
-    """What may be done with schedules."""
+    """Operations on schedules."""
 
     async def schedules(self) -> list[ScheduleInfo]:
-        """The schedules of all queues, by queue and name, the first thousand of each queue."""
+        """Return the schedules of all queues, by queue and name; at most a thousand per queue."""
         names = await self.queue_names()
         found = await self._run_all([views.schedules(self._keys(name)) for name in names])
         infos = [
@@ -40,7 +40,7 @@ class Schedules(Base):
         return sorted(infos, key=lambda info: (info.queue, info.name))
 
     async def _with_last_tasks(self, infos: list[ScheduleInfo]) -> list[ScheduleInfo]:
-        """Add what became of the task of the last tick, where the store still has it."""
+        """Add the task of the last tick and its state, if the store still has it."""
         ids = [
             tick_id(info.name, datetime_us("tick", info.last_tick)) if info.last_tick else ""
             for info in infos[:LAST_TASKS]
@@ -58,29 +58,34 @@ class Schedules(Base):
         return made
 
     async def schedule(self, name: str, *, queue: str) -> ScheduleInfo | None:
-        """A schedule; None when no server published one of that name for that queue."""
+        """Return a schedule; None if no server published this name for this queue."""
         now_us, found = await self._broker.run(views.schedules(self._keys(queue), name))
         return schedule_info(queue, now_us, found[0]) if found else None
 
     async def pause_schedule(self, name: str, *, queue: str, by: str = "", why: str = "") -> Change:
-        """The ticks of a schedule pass without a task until it is resumed, whoever restarts.
+        """Let the ticks of a schedule pass without a task until `resume_schedule`; survives
+        restarts.
 
-        `done` when it was paused before, too: who and why are then the new ones, since when is not.
+        The outcome is `done` also for a paused schedule: `by` and `why` are replaced, the time is
+        kept.
         """
         call = ops.pause_schedule(self._keys(queue), name, note_of(by, why))
         changed = await self._broker.run(call)
         return Change(outcome="not_found" if changed is None else "done")
 
     async def resume_schedule(self, name: str, *, queue: str) -> Change:
-        """A schedule goes on with its next tick; none is made up for. `not_found` unless paused."""
+        """Resume a schedule from its next tick on; `not_found` if it was not paused.
+
+        Ticks that passed during the pause are not made up.
+        """
         changed = await self._broker.run(ops.resume_schedule(self._keys(queue), name))
         return Change(outcome="done" if changed else "not_found")
 
     async def trigger(self, name: str, *, queue: str) -> Change:
-        """The task of a schedule is enqueued once, now; its id is `holder`. Ticks go on as ever.
+        """Enqueue the task of a schedule once, now; its id is `holder`. The ticks go on as before.
 
-        `duplicate`: `holder` has its unique lock. `refused`: no task was published, since making it
-        failed, or by another version of qsync.
+        `duplicate`: the task `holder` holds the unique lock. `refused`: no usable task was
+        published, because creating it failed or another version of qsync published it.
         """
         keys = self._keys(queue)
         _, found = await self._broker.run(views.schedules(keys, name))
@@ -94,7 +99,7 @@ class Schedules(Base):
         return Change(outcome="done" if created else "duplicate", holder=made.id)
 
     async def forget_schedule(self, name: str, *, queue: str) -> Change:
-        """A schedule that no server has any more is gone. `refused` while one publishes it."""
+        """Remove a schedule that no server publishes any more; `refused` while one does."""
         call = ops.forget_schedule(self._keys(queue), name, silence_us=LIVE_US)
         gone = await self._broker.run(call)
         if gone is None:
@@ -106,7 +111,7 @@ class Schedules(Base):
 
 
 def schedule_info(queue: str, now_us: int, published: Published) -> ScheduleInfo:
-    """What a schedule is, and when it ticks next."""
+    """Return the description of a schedule with its next ticks."""
     record = read_record(published.record)
     problem, ticks, last_us = None, list[datetime](), published.last_tick_us
     try:
@@ -115,9 +120,9 @@ def schedule_info(queue: str, now_us: int, published: Published) -> ScheduleInfo
             problem = "a schedule of a kind of its own: its server knows"
         else:
             ticks = _ticks(schedule, now_us)
-            # Where no tick was yet, the store has the time at which it began or was resumed.
+            # Before the first tick, the store holds the time of the start or of the resume instead.
             last_us = last_us if schedule.previous(last_us) == last_us else 0
-    except InvalidTask as error:  # no such time zone here, say
+    except InvalidTask as error:  # for example a time zone that is unknown here
         problem = str(error)
     return ScheduleInfo(
         queue=queue,

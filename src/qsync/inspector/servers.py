@@ -1,4 +1,4 @@
-"""Servers: what they are, what they run, and orders to them."""
+"""Reading servers and their running tasks, and the orders quiet and stop."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from qsync.state import TaskState
 
 PAGE: Final = 250
 PAGES: Final = 20
-"""How many active tasks of a queue are looked at for one server: so many pages."""
+"""Number of pages of a queue's active tasks that are read for one server."""
 
 
 class Servers(_LiveServersMixin):
-    """What may be done with servers."""
+    """Operations on servers."""
 
     async def servers(self, *, tasks: bool = True) -> list[ServerInfo]:
-        """The servers that live, by id, the first thousand of them.
+        """Return the live servers by id, the first thousand.
 
-        With `tasks` also what they run, of the first 250 active tasks of each queue.
+        With `tasks`, also what they run, from the first 250 active tasks of each queue.
         """
         _, records = await self._live()
         queues = sorted({queue for record in records for queue in record.queues}) if tasks else []
@@ -42,9 +42,9 @@ class Servers(_LiveServersMixin):
         ]
 
     async def unknown_types(self) -> dict[str, list[str]]:
-        """By queue, types of tasks that a live server met and no live server has a handler for.
+        """Return, by queue, the task types that a live server received but no live server handles.
 
-        A server names the first hundred, and within half a lease.
+        Each server reports at most a hundred types, within half a lease time.
         """
         _, records = await self._live()
         handled = {(queue, type) for one in records for queue in one.queues for type in one.types}
@@ -55,7 +55,7 @@ class Servers(_LiveServersMixin):
         return found
 
     async def server(self, id: str) -> ServerInfo | None:
-        """A live server with what it runs, of the first 5000 active tasks of each of its queues."""
+        """Return a live server; its tasks are from the first 5,000 active ones of each queue."""
         record = next((one for one in (await self._live())[1] if one.id == id), None)
         if record is None:
             return None
@@ -66,7 +66,7 @@ class Servers(_LiveServersMixin):
         return _info(record, running.get(id, []), complete=complete)
 
     async def _running(self, queue: str, running: dict[str, list[RunningTask]]) -> bool:
-        """Find out who runs what of a queue; False when there was more than may be looked at."""
+        """Collect a queue's active tasks by server; return False if there are too many."""
         after: PageKey | None = None
         for _ in range(PAGES):
             call = views.page(self._keys(queue), TaskState.ACTIVE, count=PAGE, after=after)
@@ -79,13 +79,13 @@ class Servers(_LiveServersMixin):
         return False
 
     async def quiet(self, server_id: str) -> Change:
-        """The server has been told to fetch no more, and to hand back what it has not begun."""
+        """Tell a server to fetch no more tasks and to hand back those that it has not started."""
         return await self._order(server_id, "quiet")
 
     async def stop(self, server_id: str) -> Change:
-        """The server has been told to stop as it does at SIGTERM.
+        """Tell a server to stop gracefully, as at SIGTERM.
 
-        A process of `qsync worker` is not started again; after the last one the worker ends.
+        A process of `qsync worker` is not started again; when the last one stops, the worker ends.
         """
         return await self._order(server_id, "stop")
 
@@ -109,7 +109,7 @@ def _add(running: dict[str, list[RunningTask]], row: TaskRow) -> None:
         progress=row.progress,
     )
     tasks = running.setdefault(row.server, [])
-    # A task whose lease is renewed meanwhile moves on, and is met a second time.
+    # A task whose lease is renewed during the scan moves in the order and occurs twice.
     if not any(one.id == task.id and one.queue == task.queue for one in tasks[-PAGE:]):
         tasks.append(task)
 

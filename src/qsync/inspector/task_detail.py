@@ -1,4 +1,4 @@
-"""One task whole, made of what the store has of it. Pure."""
+"""Builds the full description of a task from what the store holds. Pure."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from qsync.state import TaskState
 from qsync.task import FailedAttempt, Message, decode_message
 
 HISTORY_SHOWN: Final = 100
-"""Most failed attempts; servers keep fewer."""
+"""Largest number of failed attempts shown; servers keep fewer."""
 
 
 def detail_of(queue: str, task: Looked, lock_holder: str | None) -> TaskDetail:
-    """All that is known of a task."""
+    """Return all that is known of a task."""
     shown, message, failure, options = task.shown, task.message, task.failure, task.options
     payload = message.payload if message else shown.message or b""
     is_value = bool(message and message.is_value)
@@ -64,7 +64,7 @@ def _retry_delay(stored: int | tuple[int, ...] | ExponentialBackoff | None) -> f
 
 
 def attempt_of(attempt: FailedAttempt) -> Attempt:
-    """A failed attempt as people see it."""
+    """Convert a stored failed attempt into its public form."""
     return Attempt(
         number=attempt.number,
         at=moment_of(attempt.at_us),
@@ -97,7 +97,7 @@ def _result(task: Looked) -> tuple[Shown | None, str | None]:
 
 
 def _events(task: Looked) -> list[Event]:
-    """What happened to a task, and what will, in order; first what has no known time."""
+    """Return the past and future events of a task in order, those without a known time first."""
     found = [*_beginning(task.message), *_attempts(task), *_now(task)]
     crashes = crash_count(task.shown.crashes)
     if crashes:
@@ -122,7 +122,7 @@ def _beginning(message: Message | None) -> list[Event]:
 
 def _attempts(task: Looked) -> list[Event]:
     failure = task.failure
-    # A server tells the time a little ahead of the store's, and the store that of the death.
+    # Failures have a server's time and the death the store's; a server's clock may be ahead.
     latest = task.shown.score if task.shown.state is TaskState.DEAD else math.inf
     found = [
         Event(

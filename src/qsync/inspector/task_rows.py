@@ -1,4 +1,4 @@
-"""Tasks as the store shows them, made into rows; and filters. Pure."""
+"""Converts tasks from the store into list rows, and applies filters. Pure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PATTERN: Final = re.compile(r"[*?]")
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """A task as the store shows it, decoded as far as that goes; the payload may be left out."""
+    """A task from the store, decoded as far as possible; the payload may be missing."""
 
     id: str
     shown: StoredTask
@@ -43,35 +43,35 @@ class Looked:
 
     @property
     def options(self) -> StoredOptions:
-        """The options of the message; none when it cannot be read."""
+        """Options of the message; empty if the message cannot be read."""
         return (self.message.options if self.message else None) or StoredOptions()
 
     @property
     def error(self) -> str | None:
-        """The text of the last error, all of it."""
+        """Full text of the last error."""
         return last_error(self.shown)
 
     def since_us(self) -> int:
-        """What the age of a task counts from."""
+        """Return the time from which the task's age counts: its death if dead, else its enqueue."""
         if self.shown.state is TaskState.DEAD:
             return self.shown.score
         return self.message.enqueued_at_us if self.message else 0
 
 
 def look(id: str, shown: StoredTask, length: int | None = None) -> Looked:
-    """Decode what a view showed of a task; `length` is that of a message that may be cut."""
+    """Decode a task from a view; `length` is the full size of a message that may be cut."""
     data = shown.message or b""
     size = len(data) if length is None else length
     return Looked(id, shown, size, message_in(Cut(data, size)), decode_failure(shown.failure))
 
 
 def look_at(row: StoredRow) -> Looked:
-    """The same for a row of a page."""
+    """Decode a row of a page."""
     return look(row.id, row.shown, row.length)
 
 
 def message_in(cut: Cut) -> Message | None:
-    """The message, but maybe for its payload; None when it is missing or cannot be read."""
+    """Return the message, maybe without its payload; None if it is missing or cannot be read."""
     try:
         return decode_cut(cut.data, cut.length) if cut.length else None
     except codec.CodecError:
@@ -79,13 +79,13 @@ def message_in(cut: Cut) -> Message | None:
 
 
 def waiting_since_us(message: Message | None, failure: Failure) -> int | None:
-    """Since when a pending task has waited for a server; None when that cannot be told."""
+    """Return the time since which a pending task waits for a server; None if unknown."""
     return None if message is None else max(message.due_us, failure.due_us)
 
 
 def row_of(queue: str, task: Looked) -> TaskRow:
-    """The task as a row of a list."""
-    shown, state = task.shown, task.shown.state  # that of the store
+    """Return the task as a list row."""
+    shown, state = task.shown, task.shown.state  # as stored: `completed` if cancelled
     at = moment_of(shown.score)
     active = state is TaskState.ACTIVE
     error = task.error
@@ -112,18 +112,18 @@ def row_of(queue: str, task: Looked) -> TaskRow:
 
 
 def _ended_at(task: Looked) -> datetime | None:
-    """When a task that is kept ended: it is kept for its retention from then on."""
+    """Return when a kept task ended: `retention` before the time until which it is kept."""
     kept_us = task.options.retention_us
     return None if kept_us is None else moment_of(task.shown.score - kept_us)
 
 
 def server_of(shown: StoredTask) -> str | None:
-    """The server that holds the lease."""
+    """Return the id of the server that holds the lease."""
     return server_of_token(shown.owner) if shown.owner else None
 
 
 def fits(filter: Filter | None, task: Looked, now_us: int) -> bool:
-    """Whether a task is one of those that a filter means."""
+    """Return whether a task matches a filter."""
     if filter is None:
         return True
     if filter.type is not None and not _is_type(filter.type, task):
@@ -144,7 +144,7 @@ def _is_type(wanted: str, task: Looked) -> bool:
 
 
 def pause_of(note: bytes | None, at_us: int) -> Pause | None:
-    """Who paused it, why and when; None when it is not paused."""
+    """Return who paused a queue, why and when; None if it is not paused."""
     if note is None:
         return None
     try:
@@ -155,7 +155,7 @@ def pause_of(note: bytes | None, at_us: int) -> Pause | None:
 
 
 def schedule_pause_of(note: bytes | None) -> Pause | None:
-    """The same of a schedule, whose note begins with the time."""
+    """Return the pause of a schedule, whose note begins with the time."""
     if note is None:
         return None
     at, _, rest = note.partition(b" ")
@@ -163,7 +163,7 @@ def schedule_pause_of(note: bytes | None) -> Pause | None:
 
 
 def note_of(by: str, why: str) -> bytes:
-    """What is kept of a pause."""
+    """Return the stored note of a pause."""
     return codec.encode((by[:NOTE_LIMIT], why[:NOTE_LIMIT]))
 
 

@@ -1,4 +1,4 @@
-"""Tasks: lists of them, one of them whole, and changes of one."""
+"""Lists of tasks, one task in full, and changes of one task."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from qsync.state import TaskState
 from qsync.task import Failure, decode_failure
 
 LIMIT: Final = 100
-"""The largest page."""
+"""Largest page."""
 
 SCAN: Final = 250
 SCANS: Final = 4
-"""With a filter, a page comes of looking at so many tasks, so many times."""
+"""With a filter, a page reads SCAN tasks at a time, up to SCANS times."""
 
 FIND_PAGES: Final = 5
-"""So many thousand queues are looked through for an id."""
+"""Number of pages of about a thousand queue names that are searched for an id."""
 
 ENDED_WELL: Final = (TaskState.COMPLETED, TaskState.CANCELLED)
-"""The states of tasks that are kept for their retention."""
+"""States of tasks that are kept for their retention."""
 
 RUNNABLE: Final = (TaskState.SCHEDULED, TaskState.RETRY, TaskState.DEAD)
 
 
 class Tasks(Base):
-    """What may be done with tasks, one at a time."""
+    """Operations on single tasks."""
 
     async def tasks(
         self,
@@ -48,13 +48,14 @@ class Tasks(Base):
         filter: Filter | None = None,
         newest_first: bool | None = None,
     ) -> Page:
-        """A part of the tasks in a state, from the cursor of an earlier part on.
+        """Return a page of the tasks in a state, from the cursor of an earlier page on.
 
-        In the order of the state: pending as it will run, scheduled and retry by when they are due;
-        dead and completed the latest first. `newest_first` turns that. A task that leaves or comes
-        moves no other, but active ones do, when their lease is renewed. With a filter about 1000
-        are looked at, so a page may hold few or none and have a cursor. InvalidTask when the limit
-        is not 1 to 100, or state or cursor is none.
+        Pending tasks come in the order in which they will run, scheduled and retry by due time,
+        dead and completed with the latest first; `newest_first` overrides the direction. Tasks that
+        come or go do not move others, except active tasks, which move when their lease is renewed.
+        With a filter, about 1000 tasks are read, so a page may hold few or none and still have a
+        cursor. InvalidTask if the limit is not from 1 to 100, or the state or the cursor is
+        invalid.
         """
         wanted, after = check_state(state), read_cursor(cursor)
         if type(limit) is not int or not 1 <= limit <= LIMIT:
@@ -87,23 +88,23 @@ class Tasks(Base):
             if not more or len(found) == limit:
                 break
         end = None if not more or place is None else cursor_at(place)
-        if kept:  # both lie in one set
+        if kept:  # completed and cancelled tasks are stored in one set
             total = (await self._broker.run(views.counts(self._keys(queue)))).states[wanted]
         return Page(tasks=found, cursor=end, total=total, scanned=scanned)
 
     async def task(self, id: str, *, queue: str = "default") -> TaskDetail | None:
-        """All that the store has of a task; None when it is not in the queue."""
+        """Return all that the store holds about a task; None if it is not in the queue."""
         shown = await self._show(id, queue)
         if shown is None:
             return None
-        # In a thread: the message may be large, whatever the limit of payloads is.
+        # In a thread: the message may be large, whatever the present limit on payloads is.
         task = await asyncio.to_thread(look, id, shown)
         lock = task.options.lock or ""
         located = await self._broker.run(views.locate(self._keys(queue), id, lock=lock))
         return await asyncio.to_thread(detail_of, queue, task, located.holder)
 
     async def find(self, id: str) -> list[TaskRow]:
-        """The tasks of this id, one for each queue that has it, of the first 5,000 queues or so."""
+        """Return the tasks with this id, one per queue, from about the first 5,000 queues."""
         check_id(id)
         rows: dict[str, TaskRow] = {}
         pages = 0
@@ -118,10 +119,10 @@ class Tasks(Base):
         return [rows[queue] for queue in sorted(rows)]
 
     async def run(self, id: str, *, queue: str = "default", state: str | None = None) -> Change:
-        """A task that is scheduled, in retry or dead is pending now.
+        """Make a scheduled, retry or dead task pending now.
 
-        A dead one has all its attempts again, and keeps the history of the earlier ones. `state`:
-        what you saw it in; when it is not in that any more, it is `too_late`.
+        A dead task gets all its attempts again and keeps the history of earlier ones. If `state` is
+        given and the task is no longer in that state, the outcome is `too_late`.
         """
         shown = await self._expect(id, queue, state)
         if isinstance(shown, Change):
@@ -140,10 +141,10 @@ class Tasks(Base):
         return Change(outcome="done", state=TaskState.PENDING)
 
     async def cancel(self, id: str, *, queue: str = "default") -> Change:
-        """A task that waits has ended; of one that runs the server has been `told`.
+        """Cancel a waiting task; for a running task, tell its server (outcome `told`).
 
-        The server stops its handler at once when it listens, and within a third of the lease
-        otherwise. `too_late` for one that has ended.
+        The server stops the handler at once if it receives the message, otherwise at its next lease
+        renewal, within a third of the lease. `too_late` if the task has ended.
         """
         shown = await self._show(id, queue)
         if shown is None:
@@ -155,7 +156,7 @@ class Tasks(Base):
         if outcome == "active":
             server = server_of_token(token)
             order = codec.encode(["cancel", queue, id])
-            # When this is lost the server still learns of it, as it renews the lease.
+            # If this message is lost, the server learns of it when it renews the lease.
             await self._broker.run_many(
                 [ops.send(self._globals, server, order, ttl_ms=ORDER_TTL_MS)]
             )
@@ -166,9 +167,9 @@ class Tasks(Base):
         return await self._where(id, queue)
 
     async def delete(self, id: str, *, queue: str = "default", state: str | None = None) -> Change:
-        """A task has left the queue, and what is kept of it; `refused` while it runs.
+        """Delete a task with its result and history; `refused` while it runs.
 
-        `state`: what you saw it in; when it is not in that any more, it is `too_late`.
+        If `state` is given and the task is no longer in that state, the outcome is `too_late`.
         """
         shown = await self._expect(id, queue, state)
         if isinstance(shown, Change):
@@ -185,7 +186,7 @@ class Tasks(Base):
         return shown
 
     async def _expect(self, id: str, queue: str, state: str | None) -> StoredTask | Change:
-        """The task, or what to answer when it is not in the state in which it was seen."""
+        """Return the task, or the outcome if it is not in the state in which it was seen."""
         seen = None if state is None else check_state(state)
         shown = await self._show(id, queue)
         if shown is None:
@@ -195,14 +196,14 @@ class Tasks(Base):
         return shown
 
     async def _where(self, id: str, queue: str) -> Change:
-        """What to answer when somebody else was faster."""
+        """Return the outcome when another caller was faster."""
         shown = await self._show(id, queue)
         outcome: Literal["not_found", "too_late"] = "not_found" if shown is None else "too_late"
         return Change(outcome=outcome, state=None if shown is None else views.state_of(shown))
 
 
 def rerun_of(id: str, shown: StoredTask, length: int | None = None) -> ops.RerunRequest:
-    """What it takes to run a task now; of a dead one the history is kept, and no attempt."""
+    """Return the request to run a task now; a dead task keeps its history, not its attempts."""
     if shown.state is not TaskState.DEAD:
         return ops.RerunRequest(id)
     options = look(id, shown, length).options

@@ -1,4 +1,4 @@
-"""What an inspector answers: frozen values that `msgspec.json.encode` takes as they are."""
+"""The inspector's return values: frozen structs that `msgspec.json.encode` accepts as they are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qsync.state import TaskState
 
 
 class Pause(msgspec.Struct, frozen=True, kw_only=True):
-    """Who paused a queue or a schedule, why, and when by the store's clock."""
+    """Who paused a queue or a schedule, why, and when (by the store's clock)."""
 
     by: str
     why: str
@@ -20,7 +20,7 @@ class Pause(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Day(msgspec.Struct, frozen=True, kw_only=True):
-    """The counters of a day, in UTC by the store's clock; names as in `qsync.keys.COUNTERS`."""
+    """The counters of one day (UTC, by the store's clock), named as in `qsync.keys.COUNTERS`."""
 
     day: date
     counters: dict[str, int]
@@ -29,12 +29,12 @@ class Day(msgspec.Struct, frozen=True, kw_only=True):
 class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A queue at one moment.
 
-    latency   seconds that the oldest pending task has waited since its enqueue or due time, or
-              since it was handed back, recovered or run again; 0 when none is pending
-    bytes     what the queue takes of the store's memory, about; None where the store won't say
-    counters  since the queue began; `today` the same for this day
-    days      one for each day asked for, the latest first; days without anything are left out
-    rate      attempts that ended per second, since this inspector looked before; None at first
+    latency   seconds that the oldest pending task has waited since it was enqueued, became due, or
+              was handed back, recovered or run again; 0 without pending tasks
+    bytes     approximate memory of the queue in the store; None if the store does not tell
+    counters  totals since the queue was created; `today` are those of the current day
+    days      one entry per requested day, latest first; days without activity are left out
+    rate      attempts ended per second since this inspector's earlier reading; None at first
     """
 
     name: str
@@ -49,15 +49,15 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total(self) -> int:
-        """The tasks in all states."""
+        """Number of tasks in all states."""
         return sum(self.states.values())
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
-    """Queues, by name, and the ids of the servers that live; `at` is the store's time.
+    """The queues, by name, and the ids of the live servers; `at` is the store's time.
 
-    `total` is how many queues there are. With more than about a thousand, `queues` are a part of
-    them, and `overview(cursor=...)` reads the next.
+    `total` is the number of queues in use. With more than about a thousand, `queues` holds a part
+    of them, and `overview(cursor=...)` reads the next part.
     """
 
     at: datetime
@@ -68,18 +68,18 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def more(self) -> int:
-        """How many queues are not among these."""
+        """Number of queues that are not in `queues`."""
         return max(0, self.total - len(self.queues))
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which tasks are meant: those that fit all that is given.
+    """Selects the tasks that match all the given fields.
 
-    type        the whole name; with `*` or `?` in it, a pattern (`mail.*`)
-    error       a part of the last error's text, whatever its case
+    type        the exact type; with `*` or `?`, a pattern (`mail.*`)
+    error       a part of the last error's text; case is ignored
     id          a part of the id
-    older_than  seconds: since the death of dead tasks, since the enqueue of others
-    newer_than  seconds, the same
+    older_than  least age in seconds: since death for dead tasks, since enqueue for others
+    newer_than  greatest age in seconds, counted in the same way
     """
 
     type: str | None = None
@@ -90,18 +90,19 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A task in a list. Times are None where the state has none.
+    """A task in a list. Times are None in states that do not have them.
 
-    type       empty when the message cannot be read
-    size       bytes of the message
-    attempts   that failed so far
-    error      the first line of the last error, 200 characters at most
-    due_at     of scheduled and retry
-    lease_until, server, progress   of active; progress is (done, total)
-    died_at    of dead
-    kept_until of completed, when it is deleted
-    ended_at   of completed
-    cancelled  its cancel was asked for, or it ended so
+    type        empty if the message cannot be read
+    size        size of the message in bytes
+    attempts    number of failed attempts so far
+    error       first line of the last error, at most 200 characters
+    due_at      of scheduled and retry
+    lease_until, server   of active
+    progress    (done, total), of active and completed
+    died_at     of dead
+    kept_until  of completed: when the task is deleted
+    ended_at    of completed
+    cancelled   whether its cancellation was requested, or it ended that way
     """
 
     id: str
@@ -127,9 +128,9 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
 class Page(msgspec.Struct, frozen=True, kw_only=True):
     """A part of the tasks in a state.
 
-    It may hold fewer tasks than were asked for, none even, and still not be the last one: that is
-    the one whose `cursor` is None. `total` is how many are in the state, whatever the filter;
-    `scanned` how many were looked at for this page.
+    A page may hold fewer tasks than requested, even none, and not be the last: only the last page
+    has the cursor None. `total` is the number of tasks in the state, regardless of the filter;
+    `scanned` is the number of tasks read for this page.
     """
 
     tasks: list[TaskRow]
@@ -139,9 +140,9 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """A failed attempt: its number, when it failed, on which server, and the error's first line.
+    """A failed attempt: its number, when and on which server it failed, and the error's first line.
 
-    Numbers begin anew after a dead task is run again.
+    Numbers start at 1 again when a dead task is run again.
     """
 
     number: int
@@ -151,7 +152,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that happened to a task, or that will. `at` is None when nobody knows when.
+    """An event of a task, past or future. `at` is None if the time is unknown.
 
     what  enqueued | due | failed | leased until | died | completed | cancelled | kept until |
           cancel asked for | deadline | crashed | handed back
@@ -163,11 +164,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Shown(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes made readable; not escaped for anything.
+    """Bytes made readable; the text is not escaped for HTML or a terminal.
 
-    kind  value: decoded from msgpack and written as JSON or as Python writes it; json: text that
-          is JSON, indented; text; binary: a dump of hexadecimal digits
-    cut   the text is not all of it
+    kind  value: decoded from msgpack, written as JSON or as Python's repr; json: JSON text,
+          indented; text: as it is; binary: a hexadecimal dump
+    cut   whether the text is incomplete
     """
 
     kind: Literal["value", "json", "text", "binary"]
@@ -176,13 +177,16 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
-    """All that the store has of a task.
+    """All that the store holds about a task.
 
-    `row` is the task as in a list. `payload` are the bytes, which for a value are msgpack, and
-    `shown` the same for reading. `error` is the whole text of the last error, traceback included.
-    `attempt` is the number of the current or the next attempt. Durations are seconds; None: there
-    is no such limit. `lock` is the name of its unique lock and `lock_holder` the task that has it.
-    `result` is None until there is one. `message_error` says why the message cannot be read.
+    row           the task as in a list
+    payload       its bytes, msgpack if `is_value`; `shown` is the same in readable form
+    attempt       number of the current or the next attempt
+    error         full text of the last error, with its traceback
+    result        None until there is one
+    timeout, retention, retry_delay   seconds (`retry_delay` may be text); None: not set
+    lock          name of the unique lock; `lock_holder` is the task that holds it
+    message_error why the message cannot be read
     """
 
     row: TaskRow
@@ -209,19 +213,19 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     message_error: str | None
 
     def value(self) -> Any:
-        """The payload decoded, or its bytes when they are not a value. CodecError."""
+        """Return the decoded payload, or its bytes if they are not a value. Raises CodecError."""
         return codec.decode(self.payload) if self.is_value else self.payload
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a wish to change something.
+    """The outcome of a requested change.
 
-    done       it is changed, or was so already by an earlier try
-    told       `cancel` of a running task: its server has been told to stop it
-    duplicate  `run`: another task, `holder`, has its unique lock
-    too_late   it is not any more in the state in which it was seen; `state` is where it is now
-    not_found  it is not there
-    refused    `why` says why
+    done       the change is made, perhaps by an earlier attempt of the call
+    told       the server was told: to cancel a running task, to be quiet or to stop
+    duplicate  `run`, `trigger`: another task, `holder`, holds the unique lock
+    too_late   the task is no longer in the state in which it was seen; `state` is its present one
+    not_found  there is no such task, queue, schedule or server
+    refused    `why` gives the reason
     """
 
     outcome: Literal["done", "told", "duplicate", "too_late", "not_found", "refused"]
@@ -232,17 +236,17 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ok(self) -> bool:
-        """Whether it is done, or will be."""
+        """Whether the change is made, or a server was told to make it."""
         return self.outcome in ("done", "told")
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One bounded step of work on many tasks. Pass `cursor` to the next step; None: all is done.
+    """One bounded step of a bulk change. Pass `cursor` to the next step; None: all steps are done.
 
-    scanned    tasks looked at
+    scanned    tasks read
     done       tasks changed
-    duplicate  dead ones that stay dead since another task has their lock
-    too_late   tasks that somebody else changed meanwhile
+    duplicate  dead tasks that stay dead because another task holds their lock
+    too_late   tasks that left the state while the step ran
     """
 
     scanned: int
@@ -252,7 +256,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str | None
 
     def __add__(self, later: Step) -> Step:
-        """Both steps as one."""
+        """Return the sums of both steps, with the cursor of the later one."""
         return Step(
             scanned=self.scanned + later.scanned,
             done=self.done + later.done,
@@ -263,13 +267,13 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a wish to forget a queue.
+    """The outcome of a request to forget a queue.
 
-    done       it is gone
-    more       tasks were deleted, and there are more: call again
-    not_empty  it holds `left` tasks
-    served     a live server, `server`, takes from it and would bring it back
-    running    `left` of its tasks run
+    done       the queue is gone
+    more       some tasks were deleted, others remain: call again
+    not_empty  the queue holds `left` tasks
+    served     a live server, `server`, takes tasks from the queue and would bring it back
+    running    `left` tasks of the queue are running
     not_found  there is no such queue
     """
 
@@ -280,7 +284,7 @@ class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunningTask(msgspec.Struct, frozen=True, kw_only=True):
-    """A task that a server holds a lease on; it may not have started yet."""
+    """A task that a server holds a lease on; its handler may not have started yet."""
 
     id: str
     queue: str
@@ -290,13 +294,13 @@ class RunningTask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A server that lives, as it last said, every third of its lease.
+    """A live server, as of its last report; it reports twice per lease time.
 
     uptime    seconds
     queues    weight by queue
-    types     that it has handlers for
-    tasks     what it holds leases on, as far as was looked at
-    complete  whether `tasks` is all of it
+    types     task types that it has handlers for
+    tasks     tasks that it holds leases on, as far as they were read
+    complete  whether `tasks` holds all of them
     """
 
     id: str
@@ -318,14 +322,14 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
 class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A periodic task, as servers published it.
 
-    schedule  for reading: `*/5 * * * * (Europe/Moscow)`, `every 30 s`
-    next_at   the ticks to come, three at most; also of a paused one, whose ticks pass
-    last_tick the last tick that was enqueued, or passed while it was paused
+    schedule  readable form: `*/5 * * * * (Europe/Moscow)`, `every 30 s`
+    next_at   the next ticks, at most three; also while paused, though these pass without a task
+    last_tick the last tick that was enqueued, or that passed while paused
     seen_at   when a server last published it
     live      whether a server has published it within three minutes
-    type      of its task
-    problem   why the ticks to come cannot be told
-    last_task, last_state   the task of the last tick and its state, where the store still has it
+    type      type of its task
+    problem   why the next ticks cannot be computed
+    last_task, last_state   the task of the last tick and its state, if the store still has it
     """
 
     queue: str
@@ -354,17 +358,17 @@ Reason = Literal[
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a task is not running yet, and when it will be.
+    """Why a task is not running yet, and when it will run.
 
-    sentence  all of it, for people
-    reason    the main reason; `also` are further ones that hold as well
-    at        when it is due, or has ended; None when that is not known
-    rank      how many are before it in pending
-    wait      seconds until its turn at the present rate, about
-    rate      attempts that end per second in the queue, as this inspector saw lately
-    server    that runs it, with the lease until `lease_until`
-    servers   how many live servers would run it
-    holder    the task that has its lock
+    sentence  the whole explanation, for people
+    reason    the main reason; `also` holds further ones
+    at        when the task is due, or when it ended; None if unknown
+    rank      number of tasks before it in pending
+    wait      estimated seconds until its turn, at the present rate
+    rate      attempts ended per second in the queue, from this inspector's recent readings
+    server    the server that runs it, with a lease until `lease_until`
+    servers   number of live servers that can run it
+    holder    the task that holds its lock
     """
 
     id: str
