@@ -1,4 +1,4 @@
-"""What a server says of itself, and the orders that it takes: its record and its inbox."""
+"""The server's record in the store, and its inbox of operators' orders."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ from qsync.version import __version__
 log = logging.getLogger("qsync.server")
 
 INBOX_WAIT_S: Final = 10.0
+"""Time of one blocking read of the inbox, in seconds."""
 
 WITHDRAW_S: Final = 1.0
-"""How long a server that leaves waits for the store to take its record away, seconds."""
+"""Longest time that a stopping server waits for the store to delete its record, in seconds."""
 
 ANNOUNCE: Final = "announce the server"
 READ_INBOX: Final = "read the inbox"
 
 
 class Control:
-    """The server's record in the store and its inbox."""
+    """Publishes the server's record, and carries out the orders in its inbox."""
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class Control:
         self.quiet = False
 
     async def announce(self) -> None:
-        """Say twice in a lease that the server lives, what it is and what it does."""
+        """Publish the server's record twice per lease duration, until cancelled."""
         every, backoff = self._config.lease_s / 2, Backoff(cap=AWAY_CAP_S)
         while True:
             self._again.clear()
@@ -85,12 +86,15 @@ class Control:
                 await asyncio.wait_for(self._again.wait(), pause)
 
     def announce_again(self) -> None:
-        """The store has forgotten the server: say at once what is said now and then."""
+        """Publish the record and register the queues at once, after the store lost its data."""
         self._registered = False
         self._again.set()
 
     async def _say(self) -> QsyncError | None:
-        """Say it to all that are to know, whose nodes may differ; returns what went wrong."""
+        """Publish the record, and register the queues if needed; return the first error, or None.
+
+        The keys may be on several nodes.
+        """
         live_ms = int(self._config.lease_s * 2000) + 10_000
         keys = self._keys
         calls: list[Call[Any]] = [
@@ -99,7 +103,7 @@ class Control:
         ]
         registering = not self._registered
         if registering:
-            self._registered = True  # unless the store is lost meanwhile
+            self._registered = True  # before the call: `announce_again` may clear it meanwhile
             calls.append(ops.register(keys, self._lanes))
         replies = await self._broker.run_many(calls)
         if registering and isinstance(replies[-1], QsyncError):
@@ -123,7 +127,7 @@ class Control:
         }
 
     async def withdraw(self) -> None:
-        """Take the record away: the server leaves."""
+        """Delete the server's record when the server stops."""
         calls: list[Call[Any]] = [
             ops.announce(self._keys, self._server_id, ttl_us=0),
             ops.describe(self._keys, self._server_id, {}, ttl_ms=0),
@@ -134,15 +138,18 @@ class Control:
         await self._inbox.aclose()
 
     async def watch_stale(self) -> None:
-        """Hand back what was leased ahead and does not start after all."""
+        """Hand back tasks that were leased ahead over STALE_S ago and have not started."""
         while True:
             await asyncio.sleep(STALE_S / 4)
             if self._runner.ready:
                 self._runner.hand_back_ready(older_than=STALE_S)
 
     async def read_inbox(self) -> None:
-        """Carry out orders until cancelled; those that lie there at the start were for another
-        server of this id, which is gone."""
+        """Carry out orders until cancelled.
+
+        Discard orders that are in the inbox at the start: they were for an earlier server with this
+        id.
+        """
         backoff = Backoff(cap=AWAY_CAP_S)
         fresh = False
         while True:
@@ -150,7 +157,7 @@ class Control:
                 at_once = not fresh or READ_INBOX in self._outage.parts
                 order = await self._inbox.wait(0.001 if at_once else INBOX_WAIT_S)
                 if READ_INBOX in self._outage.parts:
-                    self._again.set()  # a store that was restarted does not know the server
+                    self._again.set()  # after a restart the store does not know the server
                 self._outage.worked(READ_INBOX)
                 if order is None:
                     fresh = True
@@ -181,7 +188,7 @@ class Control:
             log.warning("the inbox held an unknown order: %s", ascii(verb)[:80])
 
     async def _cancel(self, queue: str, id: str) -> None:
-        """The order is a hint: whether the task is to be cancelled, the store says."""
+        """Cancel a task if the store confirms it; the order itself is only a hint."""
         lane = self._lanes.get(queue)
         leased = lane.held.get(id) if lane is not None else None
         if lane is None or leased is None:

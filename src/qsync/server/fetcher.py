@@ -1,7 +1,7 @@
 """Leases tasks from the queues, does their upkeep, and waits when there is nothing to do.
 
-A fetch has a number that rises by one for each queue. One that got no answer is repeated under the
-same number until there is one, so that no task is leased to a server that does not know of it.
+The fetches of each queue are numbered. A fetch without an answer is repeated under the same number
+until the store answers, so that no task is leased to a server that does not know about it.
 """
 
 from __future__ import annotations
@@ -37,37 +37,42 @@ from qsync.task import decode_failure, decode_message
 log = logging.getLogger("qsync.server")
 
 ROUND_TIMEOUT_S: Final = 0.1
-"""How long a round waits for the fetches of the one before, so that all queues take part in it."""
+"""Longest time that a round waits for the fetches of the previous round, in seconds, so that all
+queues take part in it."""
 
 SLOT_RESERVATION_S: Final = 0.3
-"""How long a fetch under way keeps the slots that it asked for from the other queues. Its node may
-stand still; and if it answers after all, what is too much by then is handed back."""
+"""Time for which a fetch in flight reserves its slots against the other queues, in seconds. After
+that its node may be down; if it answers after all, surplus tasks are handed back."""
 
 CROWD: Final = 256
-"""A round looks at so many busy queues at most; the others have their turn in the next ones."""
+"""Maximum number of busy queues in one round; the others follow in the next rounds."""
 
 TURN_S: Final = 0.005
+"""Delay before the next round while more than CROWD queues are busy, in seconds."""
 
 GRAIN: Final = 4
-"""Among many queues a round gives one so many slots at least, since a fetch has its price."""
+"""Average number of slots per queue, at least, when a round fetches from more than SOME queues: a
+fetch for fewer tasks is not worth its cost."""
 
 SOME: Final = 16
-"""So few queues share the slots whatever each gets."""
+"""Number of queues that may share the slots of one round, however few slots each one gets."""
 
 WATCH_S: Final = 0.05
-"""How long to block at a time on the queues that may be empty while another is full."""
+"""Time of one blocking wait on queues that may be empty while another queue is full, in seconds."""
 
 UNKNOWN_TYPE_YIELD_S: Final = 0.05
 UNKNOWN_TYPE_WINDOW_S: Final = 120.0
-"""Who handed back a type that it does not know lets others go first when something is due: longer
-than such a task waits at the most."""
+"""Time after handing back a task without a handler, in seconds. During it, this server fetches due
+tasks UNKNOWN_TYPE_YIELD_S later, so that other servers go first. It is longer than the maximum
+delay of such a task."""
 
 WAKE_MARGIN_S: Final = 0.0005
-"""Added to a wait for a due time, since the store's waits end on whole milliseconds."""
+"""Margin added to a wait for a due time, in seconds: the store's waits end on whole
+milliseconds."""
 
 
 class Fetcher:
-    """Keeps the runner supplied from all queues of the server."""
+    """Supplies the runner with tasks from all queues of the server."""
 
     def __init__(
         self,
@@ -104,7 +109,7 @@ class Fetcher:
         self._runs = False
         self._mistake: BaseException | None = None
         self.on_store_lost: Callable[[], None] | None = None
-        """Called when the data of a queue turn out to be gone."""
+        """Callback for when the store has lost the data of a queue."""
 
     async def run(self) -> None:
         """Fetch until cancelled."""
@@ -129,10 +134,10 @@ class Fetcher:
                 looking.cancel()
 
     async def finish(self, patience: float) -> None:
-        """End the waits and see every fetch that is under way answered, if that takes no longer
-        than `patience` seconds; what they bring is in the runner's hands.
+        """Cancel the waits, and wait up to `patience` seconds for the fetches in flight; the runner
+        gets their tasks.
 
-        A wait that is ended may have taken a wake with it; a last fetch of nothing puts it back.
+        A cancelled wait may have consumed a wake; `pass_on` then wakes another server instead.
         """
         if self._wakes is not None:
             await self._wakes.aclose()
@@ -155,7 +160,7 @@ class Fetcher:
         await asyncio.gather(*self._flights.values(), return_exceptions=True)
 
     async def pass_on(self) -> None:
-        """Wake another server where tasks are left that this one will not take."""
+        """Wake another server for each queue in which this server leaves pending tasks."""
         lanes = await self._lookout.with_tasks()
         calls = [self._call(lane, 0) for lane in lanes if lane.unanswered is None]
         for answer in await self._broker.run_many(calls):
@@ -163,7 +168,7 @@ class Fetcher:
                 self._outage.note("wake another server", answer)
 
     async def aclose(self) -> None:
-        """Close the connections that wait."""
+        """Close the connections that wait for tasks."""
         if self._wakes is not None:
             await self._wakes.aclose()
         await self._crash_log.aclose()
@@ -172,7 +177,7 @@ class Fetcher:
     # One round.
 
     def _step(self) -> float:
-        """Start what there is to do; returns the seconds until there may be more."""
+        """Start one round of fetches and waits; return the seconds until the next round."""
         now = boot_s()
         awaited = [
             self._lanes[queue].flown
@@ -188,7 +193,7 @@ class Fetcher:
         held = sum(lane.wanted for lane in flying if now - lane.flown < SLOT_RESERVATION_S)
         slots = self._runner.wants() - held
         ready = [lane for lane in lanes if now >= self._retry_at[lane.queue]]
-        # Upkeep asks for tasks too: so a wake that was lost costs no more than `sweep`.
+        # Upkeep also fetches tasks, so that a lost wake delays them by at most `sweep`.
         upkeep = {lane.queue for lane in ready if self._upkeep_due(lane, now)}
         hungry = [
             lane.queue
@@ -197,7 +202,7 @@ class Fetcher:
         ]
         crowd = max(SOME, slots // GRAIN)
         if len(hungry) > crowd and not self._config.strict:
-            hungry = hungry[:crowd]  # the others come next: those that are fetched go to the end
+            hungry = hungry[:crowd]  # the others come next: queues fetched from go to the end
         shares = self._shares.split(slots, hungry) if slots > 0 and hungry else {}
         calls = [
             (lane, shares.get(lane.queue, 0))
@@ -214,7 +219,7 @@ class Fetcher:
         return self._next_step(now, slots > 0, lanes)
 
     def _round_waits_for(self, lane: QueueState, now: float) -> bool:
-        """Whether this queue would miss a round that begins now, and the others take its share."""
+        """Return whether this queue would miss a round that begins now, and lose its share."""
         return lane.queue in self._flights and not lane.empty and now - lane.flown < ROUND_TIMEOUT_S
 
     def _upkeep_due(self, lane: QueueState, now: float) -> bool:
@@ -223,7 +228,7 @@ class Fetcher:
         return lane.queue in self._lookout.due or now >= self._lookout.upkeep_at(lane)
 
     def _at_rest(self, lane: QueueState) -> bool:
-        """Whether only a wake, a look or the time makes anything to do for a queue."""
+        """Return whether a queue is idle until a wake, a look or its next due time."""
         return (
             lane.empty
             and lane.unanswered is None
@@ -235,7 +240,7 @@ class Fetcher:
     def _next_step(self, now: float, room: bool, lanes: Sequence[QueueState]) -> float:
         times = [math.inf, self._lookout.next_at()]
         if self._lookout.count() > CROWD and not self._flights:
-            # There are queues that this round did not look at.
+            # This round left out some busy queues.
             times.append(now + (TURN_S if room else PASS_ON_S))
         for queue in self._flights:
             lane = self._lanes[queue]
@@ -255,7 +260,7 @@ class Fetcher:
     # Messages.
 
     def _make_wakes(self, lanes: Sequence[QueueState]) -> Wakes | None:
-        """Return what waits for messages: in a cluster, of more than one queue."""
+        """Return the receiver of wake messages; None outside a cluster or for a single queue."""
         if self._broker.address.kind != "cluster" or len(lanes) == 1:
             return None
         wakes = Wakes(
@@ -285,7 +290,7 @@ class Fetcher:
         self._kick.set()
 
     def _listen(self, now: float) -> None:
-        """Say in the queues that may be empty that this server is idle."""
+        """Register this server as idle in the queues that may be empty."""
         if self._wakes is None:
             return
         by_node: dict[Node | None, list[QueueState]] = {}
@@ -306,8 +311,8 @@ class Fetcher:
     def _wait_for_wake(self, now: float, slots: int) -> None:
         """Block on the wake lists of the queues that may be empty.
 
-        A queue that has something to do is left out, and blocked on again soon, for it may be empty
-        by then.
+        Leave out a busy queue; a short wait ends soon, and the next one includes the queue if it is
+        empty by then.
         """
         for waiter in self._waiters.remove_expired(now):
             self._spawn(waiter.aclose())
@@ -323,7 +328,7 @@ class Fetcher:
                 watched = [lane for lane in lanes if not (lane.full or lane.refused)]
             if not watched:
                 continue
-            # To block on many lists takes the store time by their number.
+            # The store's cost of a blocking pop grows with the number of lists.
             seconds = WATCH_S + len(watched) / 10_000
             if watched == lanes:
                 seconds = self._until_upkeep(watched, now)
@@ -333,13 +338,13 @@ class Fetcher:
                 self._wait_and_fetch(waiter, watched[0], slots, min(seconds, self._foresight_s))
 
     def _has_its_turn(self, lane: QueueState) -> bool:
-        """Whether a queue will be fetched from without a wake."""
+        """Return whether the server will fetch from a queue without a wake."""
         if self._lookout.rests(lane) or lane.empty:
             return False
         return lane.full or lane.refused or lane.queue not in self._flights
 
     def _until_upkeep(self, lanes: Sequence[QueueState], now: float) -> float:
-        """The seconds until there is something to do for these queues, wake or not."""
+        """Return the seconds until these queues need a fetch even without a wake."""
         times = [now + self._config.sweep_s]
         for lane in () if self._lookout.many else lanes:
             if lane.queue not in self._flights:
@@ -348,12 +353,14 @@ class Fetcher:
 
     @property
     def _foresight_s(self) -> float:
-        """How long the store may have a fetch beforehand: the heartbeat takes one that is half as
-        long again under way for one whose answer lies unread."""
+        """Return the longest wait that may precede a fetch in `_wait_and_fetch`, in seconds.
+
+        The heartbeat assumes that the answer to a fetch older than lease / 4 lies unread.
+        """
         return self._config.lease_s / 6
 
     def _due_soon(self, lane: QueueState, now: float) -> bool:
-        """Whether something is due before a wait ends: the store ends one up to 100 ms late."""
+        """Return whether something is due before a wait ends; the store may end it 100 ms late."""
         return lane.next_due is not None and lane.next_due < now + self._foresight_s
 
     async def _wait(self, waiter: BlockingPop, lanes: Sequence[QueueState], seconds: float) -> None:
@@ -383,9 +390,9 @@ class Fetcher:
     def _wait_and_fetch(
         self, waiter: BlockingPop, lane: QueueState, slots: int, seconds: float
     ) -> None:
-        """Tell the store beforehand what to fetch when it wakes this server: one round trip less.
+        """Block on the wake list, and pipeline a fetch behind it: this saves one round trip.
 
-        It takes a server of one queue, since meanwhile nothing else may fill the slots.
+        Only a server of one queue can do so, since nothing else may fill the slots meanwhile.
         """
         lane.wanted, lane.flown = slots, boot_s()
         work = self._spawn(self._fetch_on_wake(waiter, lane, slots, seconds))
@@ -414,9 +421,9 @@ class Fetcher:
             self._kick.set()
 
     def _made_at(self, lane: QueueState, fetched: FetchResult, sent: float) -> float:
-        """About when the store made a fetch that it had since then, by boot_s, and not later.
+        """Estimate when the store ran a fetch that was sent at `sent`, by boot_s; never too late.
 
-        By its own clock, which has been compared with ours at the fetch before.
+        The estimate uses the store's clock, which the previous fetch compared with ours.
         """
         if not lane.store_now_us:
             return sent
@@ -429,20 +436,20 @@ class Fetcher:
         return task
 
     def _see(self, task: asyncio.Task[None]) -> None:
-        """A mistake of ours in a part ends the whole; errors of the store are none."""
+        """Make `run` raise the exception of a background task; store errors are handled before."""
         if not task.cancelled() and (error := task.exception()) is not None:
             self._mistake = error
             self._kick.set()
 
     def _launch(self, calls: Sequence[tuple[QueueState, int]]) -> None:
-        """Send fetches: together where one pipeline reaches all queues, else each by itself."""
+        """Send fetches: in one pipeline, or in a cluster each by itself."""
         cluster = self._broker.address.kind == "cluster"
         for group in [[call] for call in calls] if cluster else [calls]:
             task = self._spawn(self._fly(group))
             for lane, wanted in group:
                 lane.wanted, lane.flown = wanted, boot_s()
                 self._flights[lane.queue] = task
-                # A wake that comes from now on may be of a task that this fetch does not see.
+                # A wake from now on may be for a task that this fetch does not see.
                 self._woken.discard(lane.queue)
                 self._lookout.fetched(lane)
 
@@ -472,7 +479,7 @@ class Fetcher:
                 self._flights.pop(lane.queue, None)
             self._kick.set()
         if self._runs and any(lane.full for lane, _ in group):
-            # There is more: before handlers have their turn, so that the store works meanwhile.
+            # Fetch again before handlers run, so that the store works at the same time.
             self._step()
 
     def _call(self, lane: QueueState, wanted: int) -> Call[FetchResult]:
@@ -490,7 +497,7 @@ class Fetcher:
         return lane.unanswered.again
 
     def _failed(self, lane: QueueState, error: QsyncError) -> None:
-        if isinstance(error, SchemaMismatch):  # no other try will be different
+        if isinstance(error, SchemaMismatch):  # a retry would fail in the same way
             lane.unanswered = None
             self._mistake = error
             return
@@ -498,7 +505,7 @@ class Fetcher:
         self._retry_at[lane.queue] = boot_s() + delay
         self._outage.failed(_part(lane), error)
 
-    # What a fetch brought.
+    # The answer to a fetch.
 
     async def _landed(
         self, lane: QueueState, wanted: int, fetched: FetchResult, sent: float, *, repeated: bool
@@ -520,9 +527,10 @@ class Fetcher:
         if self._outage.parts:
             self._outage.worked(_part(lane))
         lane.full = fetched.left
-        if fetched.left:  # upkeep may find what nobody was woken for, and then nobody will be
+        if fetched.left:  # upkeep may have made tasks pending without a wake, so don't wait for one
             lane.empty = False
-            # A large payload may have cut it short: the queue gets the rest of its share next.
+            # Large payloads may have cut the fetch short: the queue gets the rest of its share next
+            # time.
             self._shares.give_back(lane.queue, wanted - len(fetched.ids))
         elif wanted and not (repeated or fetched.more):
             lane.empty = lane.queue not in self._woken
@@ -532,11 +540,11 @@ class Fetcher:
         leased = self._lease(lane, token, fetched, sent)
         if fetched.recovered or fetched.died:
             self._crash_log.recovered(lane.keys, fetched, leased)
-        late = received - sent > self._config.lease_s / 2  # a handler blocked the loop meanwhile
+        late = received - sent > self._config.lease_s / 2  # e.g. a handler blocked the loop
         revoked = lane.revoked == token
         if (repeated or late or revoked) and leased:
             leased = await self._confirm(lane, leased, made)
-        if revoked:  # the heartbeat thread may be about to hand back what it has not yet
+        if revoked:  # the heartbeat thread may not have handed back all of them yet
             for one in leased:
                 self._runner.settle(one, HandedBack(one.id, one.token))
             leased = []
@@ -547,7 +555,7 @@ class Fetcher:
         return leased
 
     def _see_generation(self, lane: QueueState, generation: str) -> None:
-        """Another generation than before: the data are gone, and with them all that is held."""
+        """Lose all held tasks if the generation changed: the store has lost the queue's data."""
         before, lane.generation = lane.generation, generation
         if before is None or before == generation:
             return
@@ -596,9 +604,10 @@ class Fetcher:
     async def _confirm(
         self, lane: QueueState, leased: list[LeasedTask], made: float
     ) -> list[LeasedTask]:
-        """Renew what came late, or by a repeated fetch: its leases may be as old as the first,
-        which was not made before `made`, by boot_s. Without an answer they are taken to be so old:
-        what may have lapsed is not started.
+        """Renew the leases of a late or repeated fetch, and return the tasks that are still ours.
+
+        Their leases began at `made`, by boot_s, or later. If the renewal fails, assume that they
+        began at `made`, so that no task starts whose lease may have expired.
         """
         sent = boot_s()
         call = ops.renew(lane.keys, [one.held for one in leased], lease_us=self._policy.lease_us)
@@ -619,8 +628,8 @@ class Fetcher:
         return kept
 
     async def _mend(self, lane: QueueState, ids: Iterable[str]) -> None:
-        """Leases of ours that ran out, or that we may not know of: renew what is still held, hand
-        the rest back."""
+        """Repair leases of this server that expired or that it may not know about: renew those of
+        held tasks, and hand back the other tasks."""
         ours = [lane.held[id] for id in ids if id in lane.held]
         sent = boot_s()
         try:

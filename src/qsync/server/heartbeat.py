@@ -1,8 +1,9 @@
-"""Keeps leases alive, in a thread of its own, so that a handler that blocks the loop loses nothing.
+"""Renews leases in a thread of its own, so that no lease expires while a handler blocks the loop.
 
-Every third of the lease the thread renews what the server holds, and learns what was lost or is to
-be cancelled. It also sees when the loop stalls: it says so, with the stack of the blocked thread,
-and hands back what was leased ahead and cannot start now.
+Every third of the lease duration, the thread renews the leases of all held tasks. The answers name
+the tasks whose lease is lost or that are to be cancelled. The thread also detects a stalled event
+loop: it logs the stack of the blocked thread, and hands back tasks that were leased ahead and
+cannot start now.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from qsync.server.runner import STALE_S, Runner
 log = logging.getLogger("qsync.server")
 
 STALL_S: Final = 1.0
-"""The loop is said to stall when it did not get to run for so many seconds."""
+"""Time without a turn of the event loop after which it counts as stalled, in seconds."""
 
 TICK_S: Final = 0.25
+"""Longest pause between two checks of the heartbeat thread, in seconds."""
 
 
 class Heartbeat:
@@ -56,21 +58,21 @@ class Heartbeat:
         self._beat_sent = self._beat_seen = time.monotonic()
         self._said_stalled = False
         self._given_back: dict[str, str] = {}
-        """By queue, the token of the last fetch whose tasks were given back unread."""
+        """Token of the last fetch whose tasks this thread handed back unread, by queue."""
         self._thread = threading.Thread(target=self._run, name="qsync-heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     async def stop(self) -> None:
-        """End the thread; waits for a renewal that is under way."""
+        """Stop the thread; wait up to lease / 3 + 1 s for a renewal in flight."""
         self._end.set()
         await asyncio.to_thread(self._thread.join, self._lease_s / 3 + 1)
         self._broker.close()
 
     def loop_blocked_s(self) -> float:
-        """For how many seconds the loop has not got to run; of the one that watches it."""
+        """Return for how many seconds the loop has been blocked; always 0 unless `watches_loop`."""
         sent = self._beat_sent
         return time.monotonic() - sent if self._beat_seen < sent else 0.0
 
@@ -84,7 +86,7 @@ class Heartbeat:
                 if boot_s() >= next_renewal:
                     began = boot_s()
                     done = self._renew()
-                    # After a failure soon again, while the leases still hold.
+                    # After a failure, retry soon, before the leases expire.
                     next_renewal = began + self._lease_s / (3 if done else 10)
             except Exception:
                 log.exception("the heartbeat goes on after an unexpected error")
@@ -92,10 +94,10 @@ class Heartbeat:
     # Renewal.
 
     def _renew(self) -> bool:
-        """Renew all that is held; False when some of it could not be.
+        """Renew the leases of all held tasks; return False if some renewals failed.
 
-        Slots of a cluster move, so these queues may be on several nodes. One that does not answer
-        is not asked again in this round: it would hold up the leases of the others.
+        Cluster slots move, so these queues may be on several nodes. A node that does not answer is
+        skipped for the rest of the round, so that it does not delay the renewals on the others.
         """
         silent: set[str] = set()
         all_done = True
@@ -140,10 +142,9 @@ class Heartbeat:
         return None
 
     def _renew_unread(self, lane: QueueState) -> bool:
-        """Renew what was fetched and lies unread while a handler blocks the loop.
+        """Renew the leases of fetched tasks whose answer is unread while a handler blocks the loop.
 
-        Which tasks these are the fetch says when it is made again. True when there was nothing to
-        renew, or it was.
+        A repetition of the fetch tells which tasks these are. Return False if the renewal failed.
         """
         asked = lane.unanswered
         if asked is None or boot_s() - asked.since < self._lease_s / 4:
@@ -164,7 +165,7 @@ class Heartbeat:
         return True
 
     def _tell(self, told: Sequence[tuple[LeasedTask, str]]) -> None:
-        """On the loop: act on what the store said, if the task is still where it was."""
+        """Stop the cancelled and lost tasks; runs on the loop."""
         for leased, answer in told:
             if answer == "cancelled":
                 self._runner.stop(leased, "cancelled")
@@ -174,7 +175,7 @@ class Heartbeat:
     def _post(self, function: object, *args: object) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *args)  # type: ignore[arg-type]
-        except RuntimeError:  # the loop is closed: nobody is there to be told
+        except RuntimeError:  # the loop is closed
             self._end.set()
 
     # The loop.
@@ -202,15 +203,16 @@ class Heartbeat:
             self._hand_back_unread(lane)
 
     def _hand_back_unread(self, lane: QueueState) -> None:
-        """What a fetch brought, or is about to bring, cannot start while the loop stalls.
+        """Hand back the tasks of a fetch in flight, which cannot start while the loop stalls.
 
-        Made again here it brings nothing more there.
+        This thread repeats the fetch to learn its tasks; `lane.revoked` keeps the loop from
+        starting them.
         """
         asked = lane.unanswered
         if asked is None or self._given_back.get(lane.queue) == asked.token:
             return
-        lane.revoked = asked.token  # first: from now on the loop starts none of these
-        if lane.unanswered is not asked:  # it went on just before
+        lane.revoked = asked.token  # first: from now on the loop starts none of these tasks
+        if lane.unanswered is not asked:  # the loop read the answer just before
             lane.revoked = None
             return
         patience = self._lease_s / 10
@@ -227,7 +229,7 @@ class Heartbeat:
         self._beat_seen = time.monotonic()
 
     def _hand_back_ready(self) -> None:
-        """Take what waits from the right end, since the loop takes from the left."""
+        """Hand back tasks that are stale in `ready`, from the right, as the loop takes the left."""
         limit = boot_s() - STALE_S
         taken: list[LeasedTask] = []
         while self._runner.ready:
@@ -252,7 +254,7 @@ class Heartbeat:
                     self._broker.run(ops.hand_back(lane.keys, backs), patience=self._lease_s / 10)
                 except QsyncError as error:
                     self._outage.note(f"hand back tasks of queue {lane.queue}", error)
-                    # They stay here, to be renewed and tried again, lest they lapse.
+                    # Keep them, so that their leases are renewed and the next check tries again.
                     self._runner.ready.extendleft(reversed(part))
                     continue
                 for leased in part:

@@ -1,10 +1,9 @@
-"""Starts runs. Those that end without ever waiting share one asyncio task.
+"""Starts runs. Runs that end without awaiting anything share one asyncio task.
 
-To make a task for a coroutine, and to have the loop call it, costs as much as all else that a
-server does for a message. A handler that waits for nothing does not need one of its own: the pump
-takes the first step of each run itself. One that then waits keeps the asyncio task in which it
-began, and the pump goes on in a new one. So within a handler all is as if it had a task and a
-context of its own.
+Creating and scheduling an asyncio task costs as much as all other work that a server does for a
+message. A handler that awaits nothing does not need a task of its own: the starter takes the first
+step of each run itself. If the run then waits, it keeps the asyncio task in which it began, and the
+starter continues in a new one. Each handler still sees an asyncio task and a context of its own.
 """
 
 from __future__ import annotations
@@ -24,20 +23,21 @@ from qsync.server.queue_state import LeasedTask
 from qsync.task import TaskInfo
 
 TURN_S: Final = 0.0002
-"""After so long the rest of the loop has its turn."""
+"""Time after which the starter yields to the rest of the event loop, in seconds."""
 
 WAITS: Final = 100
-"""A type whose handler waited gets a task at once for its next runs, as many as this."""
+"""Number of next runs of a type that get their own asyncio task, after one of its runs waited."""
 
 Run = Coroutine[Any, Any, None]
 Begin = Callable[[LeasedTask, TaskInfo, BoundHandler, asyncio.Task[None] | None], Run]
 
 
 class InlineStarter:
-    """Starts runs in the order in which they come, each in a fresh copy of the server's context.
+    """Starts runs in the order of their arrival, each in a new copy of the server's context.
 
-    `begin` makes the coroutine of a run; it is told its asyncio task if that is not its own. What
-    ends while the pump is `at_work` makes room that is filled by `refill`, for many at a time.
+    `begin` makes the coroutine of a run; it gets the shared asyncio task, or None if the run has
+    its own. Runs that end while the starter is `at_work` free slots; `refill` then fills them all
+    at once.
     """
 
     def __init__(self, begin: Begin, refill: Callable[[], None]) -> None:
@@ -51,7 +51,7 @@ class InlineStarter:
         self._closed = False
 
     def start(self, leased: LeasedTask, info: TaskInfo, way: BoundHandler) -> None:
-        """The run begins when the loop comes to it."""
+        """Schedule a run; it begins in a later step of the event loop."""
         if way.waits:
             way.waits -= 1
             run = self._begin(leased, info, way, None)
@@ -62,7 +62,7 @@ class InlineStarter:
             self._task = self._loop.create_task(self._work())
 
     def close(self) -> None:
-        """What has not begun never will."""
+        """Discard the runs that have not begun."""
         self._closed = True
         self._line.clear()
 
@@ -80,7 +80,7 @@ class InlineStarter:
                     awaited = context.run(run.send, None)
                 except StopIteration:
                     if me.cancelling() or sys.getrefcount(me) > references:
-                        break  # the handler did something with its task: that has to be its own
+                        break  # the handler cancelled or kept its task: don't share it further
                     if time.monotonic() > turn_ends:
                         self._end_turn()
                         await asyncio.sleep(0)
@@ -90,7 +90,7 @@ class InlineStarter:
                     continue
                 way.waits = WAITS
                 behind, self._line = self._line, deque()
-                for one in behind:  # else those that come next would overtake them
+                for one in behind:  # now, so that later arrivals do not overtake them
                     self.start(*one)
                 self._pass_on()
                 await _go_on(context, run, awaited)
@@ -104,7 +104,7 @@ class InlineStarter:
         self._refill()
 
     def _pass_on(self) -> None:
-        """This task works the line no more; another does if there is something in it."""
+        """Stop using this task; continue in a new one if runs are queued."""
         self._end_turn()
         more = self._line and not self._closed
         self._task = self._loop.create_task(self._work()) if more else None
@@ -112,7 +112,7 @@ class InlineStarter:
 
 @coroutine
 def _go_on(context: contextvars.Context, run: Run, awaited: Any) -> Generator[Any, Any, None]:
-    """Take a run that waits for something to its end, each step within its context."""
+    """Drive a waiting run to its end, each step in the run's context."""
     while True:
         try:
             sent = yield awaited

@@ -1,4 +1,4 @@
-"""How handlers are called: on the loop, in a thread or in a process, with middleware around."""
+"""Calls handlers on the event loop, in a thread or in a process, with middleware around them."""
 
 from __future__ import annotations
 
@@ -35,25 +35,27 @@ from qsync.server.thread_pool import ThreadPool
 from qsync.task import NONE_VALUE, PAYLOAD_LIMIT, Result, TaskInfo
 
 Invoke = Callable[[TaskInfo, float | None], Awaitable[Any]]
-"""Calls a handler; the number is the timeout in seconds, for one that minds it itself."""
+"""Calls a handler; the second argument is the timeout in seconds, if `minds_timeout` is true."""
 
 
 @dataclass(slots=True)
 class BoundHandler:
-    """How a type of task is run."""
+    """The handler of a task type, bound to the place where it runs."""
 
     invoke: Invoke
     minds_timeout: bool
-    """The timeout begins when the process is ready, which only its pool can know."""
+    """True if `invoke` applies the timeout itself: for a process handler it begins when the process
+    is ready, which only the pool knows."""
     carry_result: CarryResult | None = None
-    """Of a result that is kept; None: as it is, or the process of the handler has done it."""
+    """Converter for a stored result; None: no conversion, or the handler's process does it."""
     rules: RetryRules = NO_RULES
     waits: int = 0
-    """Its handler waited for something lately: so many more runs begin in a task of their own."""
+    """Number of next runs that start in an asyncio task of their own, because a recent run of the
+    handler awaited something."""
 
 
 class Invoker:
-    """Makes, once for each type, the function that calls its handler."""
+    """Builds the function that calls the handler of a type, once for each type."""
 
     def __init__(self, config: Config, mux: Mux, hung: HungHandlers | None = None) -> None:
         self._mux = mux
@@ -65,11 +67,11 @@ class Invoker:
         self._processes = ProcessPool(config.processes) if needed else None
 
     def types(self) -> Sequence[str]:
-        """The types that have a handler."""
+        """Return the types that have a handler."""
         return self._mux.types
 
     def find(self, type: str) -> BoundHandler | None:
-        """How to run tasks of a type; None when there is no handler."""
+        """Return the bound handler of a type; None if there is no handler."""
         way = self._ways.get(type)
         if way is None and (handler := self._mux.find(type)) is not None:
             invoke = self._core(handler)
@@ -84,7 +86,7 @@ class Invoker:
         return way
 
     async def call_beside(self, type: str, hook: Callable[..., Any], *args: Any) -> Any:
-        """Call a hook where the handlers of a type run: a `def` hook of a `def` one in a thread."""
+        """Call a hook of a type: in a thread if both it and the handler are `def`, else here."""
         handler = self._mux.find(type)
         if handler is None or handler.place != "thread" or inspect.iscoroutinefunction(hook):
             return hook(*args)
@@ -95,7 +97,7 @@ class Invoker:
         return await called
 
     async def aclose(self) -> None:
-        """Close the pools; what runs in a thread is left to itself."""
+        """Close the pools; handlers that run in threads are not stopped."""
         await self._threads.close(0.0)
         if self._processes is not None:
             await self._processes.close(1.0)
@@ -187,7 +189,7 @@ def _around_call(
 
 
 def _claim() -> Claim | None:
-    """The right to begin of the task that runs here, which from now on waits; None without one."""
+    """Return the claim of the current task, marked as waiting; None outside a server's task."""
     current = running.get(None)
     if not isinstance(current, HandlerContext):
         return None
@@ -212,7 +214,8 @@ def encode_result(
     *,
     begun_us: int = 0,
 ) -> bytes:
-    """The result record for what a handler returned; ResultNotKept if it cannot be stored."""
+    """Encode a handler's return value as a result record; raise ResultNotKept if it cannot be
+    encoded or is over `limit` bytes."""
     if value is None:
         return codec.encode(Result(NONE_VALUE, begun_us=begun_us))
     if type(value) is bytes:

@@ -1,4 +1,4 @@
-"""Runs leased tasks: at most `concurrency` at a time, each in a fresh context."""
+"""Runs leased tasks: at most `concurrency` at a time, each in a new context."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ from qsync.task import PAYLOAD_LIMIT, TaskInfo
 log = logging.getLogger("qsync.server")
 
 AHEAD_S: Final = 0.1
-"""Tasks are leased ahead that will start within so many seconds, judged by the recent rate."""
+"""Time covered by the tasks that are leased ahead, in seconds at the recent throughput."""
 
 STALE_S: Final = 1.0
-"""What was leased ahead and has not started within so many seconds is handed back."""
+"""Time after which a task that was leased ahead and has not started is handed back, in seconds."""
 
 MARK_AGAIN_US: Final = 5_000_000
-"""How long a task that could not be marked waits before it is tried again."""
+"""Delay before the next attempt of a task that could not be marked as running, in microseconds."""
 
 
 class Runner:
-    """Takes leased tasks and sees each through to its settlement."""
+    """Runs each leased task, and passes its outcome to a settler."""
 
     def __init__(
         self,
@@ -84,20 +84,19 @@ class Runner:
         self.on_lost = on_lost
         self._hung = hung
         self.tally: RunMetrics | None = None
-        """Counts what is run, when somebody wants to know."""
+        """Collector of run metrics, or None."""
         self.ready: deque[LeasedTask] = deque()
-        """Leased ahead: this loop takes from the left, the heartbeat thread from the right."""
+        """Tasks leased ahead: the loop takes from the left, the heartbeat thread from the right."""
         self.running = 0
         self.room_made = asyncio.Event()
         for settler in settlers.values():
             settler.on_accepted = self.room_made.set
         self.room_matters = True
-        """Whether it is to be told: the fetch loop has nothing to do with room while it waits for
-        tasks that it has asked for."""
+        """Whether to signal `room_made`; False while a round of fetches is in flight."""
         self.idle = asyncio.Event()
         self.idle.set()
         self.keyed = False
-        """A fairness key was seen: lease little ahead, for the order to be a fair one."""
+        """True once a task had a fairness key: lease fewer tasks ahead, to keep the order fair."""
         self.accepting = True
         self._result_limit = config.result_limit or PAYLOAD_LIMIT
         self._default_timeout = None if config.timeout is None else seconds(config.timeout)
@@ -107,28 +106,28 @@ class Runner:
         self._suspects = CrashIsolation()
         self._isolation = Isolation(broker, self._suspects, self._start_some)
         self._suspected = max(1, min(2, config.max_crashes - 1))
-        """A task that crashed so often is a suspect."""
+        """Number of crashes from which a task is a suspect."""
         self._suspect_timer: asyncio.TimerHandle | None = None
         self._generation = fork_guard.generation
         self._guard = fork_guard.Guard(self._loop)
         self._failures = Failures(config, invoker, rivals)
         self._low_water = 0
-        """Fetch again when no more than this is left of what was leased ahead."""
+        """Number of tasks in `ready` at which the server fetches again."""
         self._rate = 0.0
         self._started = 0
         self._rate_since = time.monotonic()
         self._deaf: WeakSet[asyncio.Task[None]] = WeakSet()
-        """Run handlers that do not end when they are told to."""
+        """asyncio tasks of handlers that ignore their cancellation."""
 
-    # What the fetch loop asks and gives.
+    # The interface to the fetch loop.
 
     @property
     def unknown_types(self) -> list[tuple[str, str]]:
-        """Queue and type of tasks that have no handler here, the first that came."""
+        """Return queue and type of the first tasks without a handler on this server."""
         return list(self._failures.unknown_types)
 
     def room(self) -> int:
-        """How many more tasks may be leased now."""
+        """Return how many more tasks the server may lease now."""
         suspects = self._suspects
         if not self.accepting or suspects.hold_up_others(time.monotonic()):
             return 0
@@ -136,7 +135,7 @@ class Runner:
         return self._config.concurrency - held + self._ahead()
 
     def wants(self) -> int:
-        """How many tasks are worth a fetch now; 0 while enough are leased ahead."""
+        """Return how many tasks to fetch now; 0 while enough tasks are leased ahead."""
         room = self.room()
         if room <= 0:
             return 0
@@ -158,7 +157,7 @@ class Runner:
         return ahead
 
     def take(self, leased: Iterable[LeasedTask]) -> None:
-        """Run these, in order, as slots become free; while none are accepted, hand them back."""
+        """Run these tasks in order as slots become free; hand them back if not `accepting`."""
         if not self.accepting:
             for one in leased:
                 self.settle(one, ops.HandedBack(one.id, one.token))
@@ -167,7 +166,7 @@ class Runner:
         self._start_some()
 
     def settle(self, leased: LeasedTask, record: Any) -> None:
-        """The task's business here ends with this record."""
+        """Pass a task's outcome to the settler of its queue."""
         self._settlers[leased.lane.queue].add(leased, record)
 
     def settle_unread(self, lane: QueueState, record: ops.Killed) -> None:
@@ -188,7 +187,7 @@ class Runner:
                 break
             try:
                 leased = ready.popleft()
-            except IndexError:  # the heartbeat thread took the last one
+            except IndexError:  # the heartbeat thread took the last task
                 break
             if leased.phase != READY:
                 continue
@@ -204,7 +203,7 @@ class Runner:
             self.room_made.set()
 
     def _try_suspects(self) -> None:
-        """Start a suspect if its time has come, else come back when it may have."""
+        """Start the next suspect alone if it may start now, else set a timer."""
         suspects = self._suspects
         while suspects.alone is None:
             now = time.monotonic()
@@ -262,10 +261,10 @@ class Runner:
         self._pump.start(leased, info, way)
 
     def _too_late(self, leased: LeasedTask) -> Any:
-        """The record for a task that may not start any more; None for one that may."""
+        """Return the record for a task that may no longer start; None if it may start."""
         leased.begun_s = now = boot_s()
         if now >= leased.expires:
-            # Somebody else may have it, and then the store ignores this.
+            # If another server has the task by now, the store ignores this record.
             return ops.HandedBack(leased.id, leased.token)
         if leased.message.options is not None and leased.past_deadline():
             self._failures.died(leased, outcome.TOO_LATE)
@@ -275,14 +274,14 @@ class Runner:
     async def _run(
         self, leased: LeasedTask, info: TaskInfo, way: BoundHandler, task: asyncio.Task[None] | None
     ) -> None:
-        """See a task through; `task` is the one of asyncio that this runs in, None: its own."""
+        """Run a task to its outcome; `task` is the asyncio task that it runs in, None: its own."""
         if fork_guard.generation != self._generation:
             fork_guard.end()
         running.set(HandlerContext(leased, info, self._surroundings, self._progress.tell))
         try:
             if leased.crashes and not await self._mark(leased):
                 return
-            # The mark may have taken long, or a handler has blocked the loop since it got its slot.
+            # The mark may have been slow, or a handler may have blocked the loop meanwhile.
             if leased.stop is None and (late := self._too_late(leased)) is not None:
                 self._finish(leased, late)
                 return
@@ -305,7 +304,7 @@ class Runner:
             if leased.phase != RUNNING:
                 if fork_guard.generation != self._generation:
                     fork_guard.end()
-                return  # given up on long ago
+                return  # `_give_up` has settled the task already
             if isinstance(error, NotBegun) and leased.stop is None:
                 record = self._too_late(leased) or ops.HandedBack(leased.id, leased.token)
             else:
@@ -313,12 +312,13 @@ class Runner:
         self._finish(leased, record)
 
     async def _mark(self, leased: LeasedTask) -> bool:
-        """Mark a task that crashed before as running; False when it may not, and is seen to."""
+        """Mark a task that crashed before as running; return False if it may not run, once it is
+        handed back or dropped."""
         suspects = self._suspects
         try:
             call = ops.start(leased.lane.keys, [leased.held], together=leased in suspects.together)
             [answer] = await self._broker.run(call, patience=None)
-        except Exception as error:  # the store refuses, or a mistake of ours: no fault of the task
+        except Exception as error:  # not the task's fault: an error of the store or a bug here
             ours = not isinstance(error, QsyncError)
             log.log(
                 logging.ERROR if ours else logging.WARNING,
@@ -327,7 +327,7 @@ class Runner:
             )  # fmt: skip
             self._finish(leased, ops.HandedBack(leased.id, leased.token, MARK_AGAIN_US))
             return False
-        if answer != "ok":  # it is not ours any more
+        if answer != "ok":  # the lease is lost
             self._finish(leased, None)
             return False
         self._failures.suspected(leased)
@@ -357,9 +357,9 @@ class Runner:
             self._start_some()
 
     def _see_suspect_end(self) -> None:
-        """Let others run again once the store knows how the suspect ended.
+        """Let other tasks start once the store knows how the suspect ended.
 
-        Until then a crash would count for it, and it would be one of theirs.
+        Before that, a server crash counts for the suspect even if another task causes it.
         """
         suspects = self._suspects
         ended = suspects.alone is not None and suspects.alone.phase == GONE
@@ -370,7 +370,7 @@ class Runner:
         if ended:
             self._start_some()
 
-    # Ends.
+    # Outcomes.
 
     def _done(self, leased: LeasedTask, value: Any, way: BoundHandler) -> Any:
         options = leased.message.options
@@ -381,7 +381,7 @@ class Runner:
         return Completion(leased.id, leased.token, options.retention_us, result)
 
     def _stopped(self, leased: LeasedTask, error: BaseException) -> Any:
-        """The record for a handler that raised; None when there is nothing to say."""
+        """Return the record for a handler that raised; None if the lease is lost."""
         stop = leased.stop
         if stop == "lost":
             return None
@@ -400,10 +400,10 @@ class Runner:
         self._failures.failed(leased, error, record)
         return record
 
-    # Stopping what runs.
+    # Stopping tasks.
 
     def stop(self, leased: LeasedTask, why: Stop) -> None:
-        """Stop a handler, or keep a task that waits from starting."""
+        """Stop a running task, or settle or drop one that has not started."""
         if leased.phase == READY and why == "cancelled":
             self.settle(leased, leased.held)
             return
@@ -419,8 +419,11 @@ class Runner:
             leased.timer = self._loop.call_later(HUNG_AFTER_S, self._give_up, leased)
 
     def _out_of_time(self, leased: LeasedTask) -> None:
-        """Stop it, unless its time has begun late: with a default number of threads, which may be
-        smaller than the concurrency, it begins when it gets a thread."""
+        """Stop a task at its timeout, unless it waited for a thread.
+
+        With the default number of threads, which may be less than `concurrency`, the timeout begins
+        when the task gets its thread.
+        """
         limit = self._timeout_of(leased)
         if self._config.threads is None and limit is not None:
             left = leased.turn + limit - time.monotonic() if leased.turn else 0.0
@@ -430,9 +433,9 @@ class Runner:
         self.stop(leased, "timeout")
 
     def lose(self, leased: LeasedTask) -> None:
-        """The store says that the lease is somebody else's, or nobody's.
+        """Stop a task whose lease this server no longer holds, as the store says.
 
-        One that is being settled is not lost: the answer to that says what became of it.
+        Ignore a task that is being settled: the answer to its settlement says what became of it.
         """
         if leased.phase in (READY, RUNNING):
             self.on_lost(1)
@@ -443,8 +446,8 @@ class Runner:
             self.stop(leased, "lost")
 
     def _give_up(self, leased: LeasedTask) -> None:
-        """A handler that does not end when it is told to loses its slot; so does a task that has
-        not begun since the store does not answer."""
+        """Free the slot of a handler that ignores its stop, or of a task that could not start
+        because the store does not answer."""
         if leased.phase != RUNNING:
             return
         deaf = leased.task
@@ -469,7 +472,8 @@ class Runner:
         return self._default_timeout
 
     def hand_back_ready(self, *, older_than: float = -1e9) -> None:
-        """Hand back what has not started: all of it, or what was leased ahead too long ago."""
+        """Hand back the tasks that have not started and were fetched over `older_than` seconds ago;
+        by default all of them."""
         limit = boot_s() - older_than
         stay: list[LeasedTask] = []
         for leased in [*self._take_ready(), *self._take_suspects(older_than)]:
@@ -494,13 +498,13 @@ class Runner:
 
     def _take_suspects(self, older_than: float) -> list[LeasedTask]:
         if older_than > 0:
-            return []  # they wait for their turn on purpose
+            return []  # suspects wait on purpose, so they do not become stale
         taken = list(self._suspects.waiting)
         self._suspects.waiting.clear()
         return taken
 
     def hand_back_waiting(self) -> None:
-        """Hand back what has a slot and still waits for a thread or a process."""
+        """Hand back the tasks that have a slot and still wait for a thread or a process."""
         for leased in self._running():
             if leased.waits:
                 self.stop(leased, "shutdown")
@@ -511,17 +515,18 @@ class Runner:
             self.stop(leased, why)
 
     def give_up_all(self) -> None:
-        """Settle what still runs after it was told to stop, so that it can start elsewhere."""
+        """Settle the tasks that still run after their stop, so that other servers can run them."""
         for leased in self._running():
             self._give_up(leased)
 
     def _running(self) -> list[LeasedTask]:
-        """The tasks that have a slot; those that still wait first, so that none begins late."""
+        """Return the tasks that have a slot; first those that wait for a thread or a process, so
+        that none of them starts while the others are stopped."""
         held = [one for lane in self._lanes() for one in lane.held.copy().values()]
         return sorted((one for one in held if one.phase == RUNNING), key=lambda one: not one.waits)
 
     def stop_taking(self) -> None:
-        """Nothing is started any more, and what has not started goes back."""
+        """Start no more tasks, and hand back those that have not started."""
         self.accepting = False
         self.hand_back_ready()
 
@@ -529,7 +534,7 @@ class Runner:
         return [settler.lane for settler in self._settlers.values()]
 
     async def aclose(self) -> None:
-        """Forget what is still to be told, and what has not begun."""
+        """Discard runs that have not started, and cancel pending reports and progress updates."""
         self._guard.close()
         self._pump.close()
         self._limits.close()

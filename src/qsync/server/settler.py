@@ -1,6 +1,6 @@
-"""Tells the store how tasks ended, in batches of whatever ended while the last batch was under way.
+"""Tells the store how tasks ended, in batches: each has the tasks that ended during the last batch.
 
-Each queue has its own settler, so that a queue whose node is away holds up no other.
+Each queue has its own settler, so that an unreachable node delays only the queues on it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Entry = tuple[LeasedTask | None, Record]
 NO_ROOM: Final = codec.encode(Result(error="the store had no memory for the result"))
 
 SHORT_RESULT: Final = 64
-"""Bytes of a result that is kept even when the store is out of memory: it takes as much as the
-record that would say why it is missing."""
+"""Size up to which a result is stored even if the store is out of memory, in bytes: the error
+record in its place would be as large."""
 
 Operation = Callable[..., Call[list[ops.Outcome]]]
 
@@ -66,11 +66,11 @@ class Settler:
         self._part = f"settle tasks of queue {lane.queue}"
         self._on_lost = on_lost
         self.on_settled: Callable[[], None] | None = None
-        """Called after the store has taken some."""
+        """Callback for after the store has accepted settlements."""
         self.tally: RunMetrics | None = None
-        """Counts how runs ended, when somebody wants to know."""
+        """Collector of run metrics, or None."""
         self.on_accepted: Callable[[], None] | None = None
-        """Called when the store takes settlements again after it refused some."""
+        """Callback for when the store accepts settlements again after it refused some."""
         self._waiting: list[Entry] = []
         self._in_flight: Sequence[Entry] = ()
         self._wake = asyncio.Event()
@@ -78,7 +78,7 @@ class Settler:
         self._idle.set()
 
     def add(self, leased: LeasedTask | None, record: Record) -> None:
-        """Have a task settled; until the store has answered its lease is kept up."""
+        """Queue a task for settlement; its lease is renewed until the store has answered."""
         if leased is not None:
             leased.phase = SETTLING
         if not self._waiting:
@@ -87,7 +87,7 @@ class Settler:
         self._waiting.append((leased, record))
 
     async def drained(self) -> None:
-        """Wait until all that was added is settled."""
+        """Wait until all added tasks are settled."""
         await self._idle.wait()
 
     async def run(self) -> None:
@@ -112,16 +112,17 @@ class Settler:
                     self._outage.worked(self._part)
 
     def _note(self, *, refused: bool) -> None:
-        """While the store refuses settlements, nothing more is fetched from the queue."""
+        """Record whether the store refuses settlements; while it does, the queue is not fetched."""
         accepts_again = self.lane.refused and not refused
         self.lane.refused = refused
         if accepts_again and self.on_accepted is not None:
             self.on_accepted()
 
     async def hand_back_rest(self) -> None:
-        """Hand back what the store did not take: a lease that lapses would count as a crash.
+        """Hand back the tasks that the store did not settle, since an expired lease would count as
+        a crash.
 
-        Failed attempts stay counted. A task whose end is lost by this runs again.
+        Failed attempts still count. A completed task whose outcome is lost in this way runs again.
         """
         backs = [_back(record) for _, record in (*self._in_flight, *self._waiting)]
         calls = [ops.hand_back(self.lane.keys, part) for part in ops.batches(backs, _back_size)]
@@ -139,7 +140,7 @@ class Settler:
                 )  # fmt: skip
 
     async def _settle(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Settle entries; returns those that the store did not take."""
+        """Settle entries; return those that the store refused."""
         failed: list[Entry] = []
         full: list[Entry] = []
         for part, error in await self._send(list(_parts(entries))):
@@ -150,10 +151,11 @@ class Settler:
         return failed + await self._complete_in_full_store(full) if full else failed
 
     async def _complete_in_full_store(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Complete tasks although the store is out of memory; returns those that it did not take.
+        """Complete tasks while the store is out of memory; return those that it refused.
 
-        First those that need no room, some of which free memory; then the results, for as long as
-        the store takes them; the rest of the tasks end with an error in the place of their result.
+        First complete the tasks without a long result, which may free memory. Then complete the
+        others with their results, as long as the store accepts these. The remaining tasks complete
+        with an error instead of their result.
         """
         short = [entry for entry in entries if _result_size(entry) <= SHORT_RESULT]
         long = [entry for entry in entries if _result_size(entry) > SHORT_RESULT]
@@ -175,7 +177,7 @@ class Settler:
         return failed
 
     async def _send(self, parts: Sequence[Part]) -> list[tuple[Part, QsyncError]]:
-        """Make the calls of these parts; returns those parts that the store refused, and why."""
+        """Make the calls of these parts; return the refused parts with their errors."""
         calls = [
             part.operation(self.lane.keys, [record for _, record in part.entries]) for part in parts
         ]
@@ -218,7 +220,7 @@ class Settler:
 
 
 def _parts(entries: Sequence[Entry]) -> Iterator[Part]:
-    """Entries cut into calls, by kind."""
+    """Yield the entries grouped by kind of record and split into calls."""
     for kind in dict.fromkeys([type(record) for _, record in entries]):
         chosen = [entry for entry in entries if type(entry[1]) is kind]
         if kind is Completion:
@@ -263,7 +265,7 @@ def _some_ids(entries: Sequence[Entry]) -> str:
 
 
 def _back(record: Record) -> HandedBack:
-    """The record that hands a task back, and keeps what is known of failed attempts."""
+    """Return the record that hands a task back and keeps its failed attempts."""
     delay_us = record.delay_us if isinstance(record, Retried | HandedBack) else None
     return HandedBack(record.id, record.token, delay_us, getattr(record, "failure", b""))
 
