@@ -1,4 +1,4 @@
-"""The app: one object that knows the store, the tasks and the periodic tasks of a program."""
+"""The app: one object with the store, the tasks and the periodic tasks of a program."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ R = TypeVar("R")
 class Qsync:
     """The store, the tasks and the periodic tasks of a program; makes clients and servers.
 
-    `url` is one of
+    `url` is the address of the store:
 
         redis://[user:password@]host[:port][/db]     one node; rediss:// for TLS
         unix:///path/to/socket
@@ -51,29 +51,29 @@ class Qsync:
         redis+sentinel://host:port,host:port/name    the Sentinels and the service that they watch
         embedded://[folder]                          a private Valkey; `.qsync` without a folder
 
-    with options in its query, or a client of redis-py or valkey-py (Redis or RedisCluster, blocking
-    or asyncio, made by Sentinel or not): its settings are copied, or refused by name; its pool is
-    not used, and it is not closed. docs/addresses.md has all of it. Without `url` the
-    environment variable QSYNC_URL counts, without `prefix` QSYNC_PREFIX, and then "qsync". All
-    keys in the store begin with the prefix.
+    Options go in the query of the URL. `url` may also be a client of redis-py or valkey-py (Redis
+    or RedisCluster, blocking or asyncio, made by Sentinel or not). The app copies its settings, or
+    raises ConfigError for a setting that it does not support; it neither uses nor closes the
+    client. See docs/addresses.md. The default is the environment variable QSYNC_URL.
 
+    prefix          start of all keys in the store; default: QSYNC_PREFIX, or else "qsync"
     mux             handlers for the servers, besides those of `@app.task`
-    payload_limit   how large an encoded payload may be, bytes, and an encoded result unless
+    payload_limit   largest encoded payload, bytes; also largest encoded result, unless
                     `result_limit` is given
-    patience        how long a client tries again before it raises StoreUnavailable, seconds;
-                    `math.inf`: for ever
-    durability      what its clients, and with them tasks that are functions, wait for when they
-                    enqueue: "fsync" or "replica", see `Client.enqueue`; None: for nothing more
-    confirm_timeout how long they wait for it, seconds; then the handle's `confirmed` is False
-    remember_ids    how long after its enqueue an id that the caller chose is refused, also when
-                    its task has left the queue, an hour by default; 0: only while it is there
+    patience        how long clients retry before they raise StoreUnavailable, seconds; `math.inf`:
+                    without end
+    durability      what enqueues wait for by default: "fsync", "replica" or None (no wait); see
+                    `Client.enqueue`
+    confirm_timeout longest wait for that, seconds; after it the handle's `confirmed` is False
+    remember_ids    how long after its enqueue the store refuses an id that a caller chose, also
+                    when the task has left the queue, by default an hour; 0: only while it is there
 
-    All other options are those of its servers, of `qsync worker` too, unless they are given there:
-    `concurrency`, `timeout`, `middleware`, `on_error`, `lifespan` and so on, as described by
-    `qsync.server.config.Config`.
+    All other options are defaults for the servers of the app and of `qsync worker`: `concurrency`,
+    `timeout`, `middleware`, `on_error`, `lifespan` and so on; see `qsync.server.config.Config`.
 
-    Making one connects to nothing; embedded:// starts on first use, which takes about 0.1 s, and
-    runs until `close`. It may be used again after that. ConfigError when a value is wrong.
+    Making an app does no I/O. embedded:// starts a Valkey on first use, which takes about 0.1 s,
+    and stops it on `close`; the app may be used again after that. Raises ConfigError when a value
+    is wrong.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Qsync:
         self._given_mux = None if mux is None else check_mux(mux)
         self._mux = Mux()
         self.functions: dict[str, TaskFunction[..., Any, ..., Any]] = {}
-        """The functions that are tasks, by the type of the task."""
+        """Task functions by task type."""
 
         config = config_of(server)
         self._server_options = {name: getattr(config, name) for name in server}
@@ -118,19 +118,19 @@ class Qsync:
     # Clients and servers.
 
     def client(self) -> Client:
-        """A new blocking client; close it, or use it in `with`."""
+        """Return a new blocking client; close it, or use `with`."""
         return self._connections.client()
 
     def async_client(self) -> AsyncClient:
-        """A new client for the event loop in which it is used first; close it, or `async with`."""
+        """Return a new client for the event loop that first uses it; close it, or `async with`."""
         return self._connections.async_client()
 
     def server(self, mux: Mux | None = None, **config: Unpack[ServerOptions]) -> Server:
-        """A new server for the app's tasks and periodic tasks, and the handlers of `mux`.
+        """Return a new server for the app's tasks and periodic tasks, and the handlers of `mux`.
 
-        The options are those of `qsync.server.config.Config`; those that are not given are the
-        app's. Tasks that are defined later are not known to it. ConfigError when two handlers have
-        one type, or an option is wrong.
+        The options are those of `qsync.server.config.Config`; the app's options are the defaults.
+        The server does not know tasks that are defined later. Raises ConfigError when two handlers
+        have the same type, or an option is wrong.
         """
         handlers = Mux()
         for one in (self._mux, self._given_mux, mux):
@@ -157,10 +157,10 @@ class Qsync:
         return options
 
     def extend(self, extension: Extension) -> None:
-        """Clients and servers that the app makes from now on have this too.
+        """Add an extension to all clients and servers that the app makes from now on.
 
-        ConfigError when tasks have been enqueued already, or another extension has clients of its
-        own: of two, only one could be used.
+        Raises ConfigError when an extension with its own client classes comes after the first
+        enqueue, or after another such extension.
         """
         connections = self._connections
         if extension.client is not Client or extension.async_client is not AsyncClient:
@@ -173,26 +173,27 @@ class Qsync:
         self._extensions.append(extension)
 
     def inspector(self) -> Inspector:
-        """A new inspector of the queues, for one event loop; close it, or `async with`."""
+        """Return a new inspector of the queues, for one event loop; close it, or `async with`."""
         return self._connections.inspector()
 
     def ping(self) -> float:
-        """The seconds that a round trip to the store takes; StoreUnavailable without an answer."""
+        """Return the time of one round trip to the store, in seconds; StoreUnavailable."""
         return self._connections.ping()
 
     async def aping(self) -> float:
-        """The seconds that a round trip to the store takes; StoreUnavailable without an answer."""
+        """Return the time of one round trip to the store, in seconds; StoreUnavailable."""
         return await self._connections.aping()
 
     def close(self) -> None:
-        """What the app keeps open is closed, but for clients of event loops: these close their own.
+        """Close the app's shared blocking client and its use of an embedded:// store.
 
-        Clients and servers that it made for you are yours to close.
+        The shared client of an event loop closes when the loop ends. Clients, inspectors and
+        servers that the app returned are for the caller to close.
         """
         self._connections.close()
 
     async def aclose(self) -> None:
-        """What the app keeps open is closed, and its client of the running event loop, too."""
+        """Close what `close` does, and the app's shared client of the running event loop."""
         await self._connections.aclose()
 
     def __enter__(self) -> Self:
@@ -250,24 +251,24 @@ class Qsync:
     ) -> Decorator: ...
 
     def task(self, name: Any = None, **settings: Any) -> Any:
-        """The decorated function becomes a task: `fn.enqueue(...)`, and `fn(...)` still calls it.
+        """Make the decorated function a task: `fn.enqueue(...)` enqueues it, `fn(...)` calls it.
 
-        Bare `@app.task`, or with the name of its type and with options of Task, which are the
-        defaults of what is enqueued; `executor="process"` and `middleware` are as for
-        `mux.handle`. Without a name it is the function's module and qualified name; a program's
-        main module has the name by which a server would import it (see `qsync.task_function`).
+        Use `@app.task`, or `@app.task(...)` with a name for the task type and options of Task, the
+        defaults for each enqueue. `executor="process"` and `middleware` are as for `mux.handle`.
+        The default name is the function's module and qualified name; in a program's main module it
+        is the name by which a server imports the module (see `qsync.task_function`).
 
-        Only errors of the classes in `retry_for` are followed by another attempt, and none of those
-        in `dont_retry_for`: the task is dead at once. A timeout is a TimeoutError. A `retry_delay`
-        that is `def (attempt, error)` stays with the function; other ones go with each task.
+        `retry_for` limits retries to errors of these classes. An error of a class in
+        `dont_retry_for` makes the task dead at once. A timeout is a TimeoutError. A `retry_delay`
+        that is a `def (attempt, error)` stays with the function; any other goes with each task.
 
-        The payload is the arguments by name, msgpack's types and whatever msgspec or pydantic makes
-        of them: dataclasses, datetime, UUID, Decimal, enums, sets, paths, models. The server checks
-        them against the annotations. A first parameter annotated as TaskInfo is filled in by the
-        server, and is not among those of `enqueue`.
+        The payload is a map of the arguments by name. They may be values that msgpack can carry,
+        dataclasses, datetimes, UUIDs, decimals, enums, sets, paths and models of msgspec or
+        pydantic; the server checks them against the annotations. The server fills in a first
+        parameter annotated as TaskInfo; callers of `enqueue` leave it out.
 
-        ConfigError when the name is taken, the function is not a plain one, an annotation cannot
-        be resolved or no payload can hold its type, or an option is wrong.
+        Raises ConfigError when the name is taken, the function is not a plain one, an annotation
+        cannot be resolved or has a type that no payload can hold, or an option is wrong.
         """
         if name is not None and not isinstance(name, str):
             return self._add(self._make(name, None, settings))
@@ -322,20 +323,22 @@ class Qsync:
         dont_retry_for: ErrorClasses | None = None,
         **options: Unpack[TaskOptions],
     ) -> Any:
-        """The decorated function, or task, is enqueued by the app's servers, once at each tick.
+        """Have the app's servers enqueue the decorated function, or task, once at each tick.
 
-        `cron` is an expression of five fields, or of six with seconds first, read by the clock of
-        the time zone `tz`, UTC by default. `every` is seconds or a timedelta; its ticks are the
-        whole multiples of it since 1970, in UTC. `missed` says what becomes of ticks, over 30 s
-        late, at which no server was there: nothing ("skip"), one task for all of them ("once"), or
-        one for each ("all"). `arguments` are those of each tick, by name. `name` identifies the
-        schedule to all servers; it is that of the task unless it is given. A plain function becomes
-        a task of this name, with `executor`,
-        `middleware` and options as for `task`; of a task the options are overridden.
+        cron       expression of five fields, or of six with seconds first, in the time zone `tz`
+        tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
+        every      seconds or a timedelta; ticks are its whole multiples since 1970, in UTC
+        missed     what to enqueue for ticks that are over 30 s late, as no server was running:
+                   nothing ("skip"), one task for all of them ("once") or one for each ("all")
+        arguments  arguments of the function, by name, the same at each tick
+        name       name of the schedule for all servers; by default the name of the task
 
-        ConfigError when the name is taken, the schedule or an option is wrong, the function has
-        parameters that get no value (other than TaskInfo first), or an option would be the same for
-        all ticks which must not be: id, deadline, process_at.
+        A plain function becomes a task with this name; `executor`, `middleware` and the options are
+        as for `task`. For a function that is a task, options override those of the task.
+
+        Raises ConfigError when the name is taken, the schedule or an option is wrong, a parameter
+        has no value (except TaskInfo as the first), or an option is given that cannot be the same
+        for all ticks: id, deadline, process_at.
         """
         with _registering():
             schedule = _schedule(cron, every, tz)
@@ -369,7 +372,7 @@ class Qsync:
 
     @property
     def periodics(self) -> list[PeriodicTask]:
-        """The periodic tasks, in the order in which they were defined."""
+        """The periodic tasks, in order of definition."""
         return list(self._periodics.values())
 
     def _make(
@@ -397,7 +400,7 @@ class Qsync:
         periodic: Periodic,
         arguments: Mapping[str, Any] | None,
     ) -> PeriodicTask:
-        """ConfigError when it cannot be enqueued at every tick of the schedule."""
+        """Return the periodic task; ConfigError when it cannot be enqueued at every tick."""
         if arguments is not None and not isinstance(arguments, Mapping):
             raise ConfigError(f"arguments: {shorten(arguments)} is not a dict of names to values")
         given = {} if arguments is None else dict(arguments)
@@ -430,7 +433,7 @@ def _schedule(
 
 @contextlib.contextmanager
 def _registering() -> Iterator[None]:
-    """What cannot be accepted is a mistake in the program, not in a call."""
+    """Turn InvalidTask into ConfigError: at definition time the mistake is in the program."""
     try:
         yield
     except InvalidTask as error:

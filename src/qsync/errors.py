@@ -1,19 +1,19 @@
-"""Every exception that qsync raises, one class for each thing that a caller can do about it.
+"""All exceptions of qsync: one class for each thing that a caller can do about an error.
 
 QsyncError
-├── ConfigError          a setting or a registration is wrong: mend the program
-├── InvalidTask          the task or an option of it cannot be accepted: mend the call
-├── DuplicateTask        its id or its unique lock is taken: use the holder, named in the error
-├── TaskNotFound         no such task (any more)
-├── QueueFull            the store has no memory for it: try again later
-├── SchemaMismatch       the queue's data are of another version of qsync: use that version
+├── ConfigError          a setting or a registration is wrong: fix the program
+├── InvalidTask          the task or an option of it cannot be accepted: fix the call
+├── DuplicateTask        its id or its unique lock is taken: use the task named in the error
+├── TaskNotFound         the queue does not have the task (any more)
+├── QueueFull            the store has no memory for the task: try again later
+├── SchemaMismatch       another version of qsync wrote the queue's data: use that version
 ├── StoreUnavailable     the store did not answer in time: try again later
-├── ResultTimeout        the task is not done yet: wait longer
-├── TaskFailed           the task is dead: its error is the message
-├── TaskCancelled        the task was cancelled before it was done
-├── LeaseLost            this server no longer holds the task that it is running
-├── Retry                raised by a handler: run me again
-└── SkipRetry            raised by a handler: never run me again
+├── ResultTimeout        the task has not ended yet: wait longer
+├── TaskFailed           the task is dead; the message is its last error
+├── TaskCancelled        the task was cancelled
+├── LeaseLost            this server no longer holds the lease of the task that it is running
+├── Retry                raised by a handler to have the task run again
+└── SkipRetry            raised by a handler to have the task end as dead
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from typing import Any
 
 
 class QsyncError(Exception):
-    """The root of all exceptions of qsync.
+    """The base class of all exceptions of qsync.
 
-    `handles`: when `enqueue_many` failed halfway, those of the tasks that the store has answered
-    for, in the order of the tasks.
+    `handles` is set when `enqueue_many` fails halfway: the handles of the tasks that the store
+    answered for, in the order of the tasks.
     """
 
     handles: Sequence[Any] = ()
 
 
 class ConfigError(QsyncError, ValueError):
-    """A setting, a URL or a registration of a handler is wrong; the message names it."""
+    """A setting, a URL or the registration of a handler is wrong; the message names it."""
 
 
 class InvalidTask(QsyncError, ValueError):
@@ -42,9 +42,9 @@ class InvalidTask(QsyncError, ValueError):
 
 
 class DuplicateTask(QsyncError):
-    """The id or the unique lock of the task is held by another task.
+    """Another task holds the id or the unique lock of the task.
 
-    `id` and `queue` are those of the holder: `client.handle(error.id, queue=error.queue)`.
+    `id` and `queue` are those of the other task: `client.handle(error.id, queue=error.queue)`.
     """
 
     def __init__(self, message: str, *, id: str, queue: str) -> None:
@@ -54,34 +54,34 @@ class DuplicateTask(QsyncError):
 
     @property
     def holder_id(self) -> str:
-        """The id of the task that holds the id or the lock; the same as `id`."""
+        """Id of the task that holds the id or the lock; the same as `id`."""
         return self.id
 
 
 class TaskNotFound(QsyncError, LookupError):
-    """The queue holds no task of this id: it is done and was not kept, or it never was there."""
+    """The queue has no task with this id: it has completed and was not kept, or never existed."""
 
 
 class QueueFull(QsyncError):
-    """The store refused the task for want of memory; nothing was written; try again later."""
+    """The store has no memory for the task; nothing was written. Try again later."""
 
 
 class SchemaMismatch(QsyncError):
-    """The data of the queue have the layout of another version of qsync; nothing was done."""
+    """The queue's data have the layout of another version of qsync; nothing was done."""
 
 
 class StoreUnavailable(QsyncError, ConnectionError):
-    """The store could not be reached, or answered only transient errors, for as long as allowed.
+    """The store could not be reached, or gave only transient errors, within the client's patience.
 
-    An enqueue that raises it may have stored its task. To repeat it without running anything twice,
-    give the task an id: for an hour after the first enqueue (`Qsync(remember_ids=...)`, and as long
-    as the queue has seen no more than 250,000 chosen ids since) the store refuses the same id with
-    DuplicateTask, whether the task waits, runs or is done.
+    An enqueue that raises it may have stored its task. To repeat it without running the task twice,
+    give the task an id. The store then refuses the same id with DuplicateTask, even when the task
+    has completed, for an hour after the first enqueue (`Qsync(remember_ids=...)`), unless the queue
+    gets more than 250,000 other chosen ids in that time.
     """
 
 
 class ResultTimeout(QsyncError, TimeoutError):
-    """The task did not end within the time that `result(timeout=...)` allows; it goes on."""
+    """The task did not end within the `timeout` of `result`; it goes on."""
 
 
 class TaskFailed(QsyncError):
@@ -89,22 +89,22 @@ class TaskFailed(QsyncError):
 
 
 class TaskCancelled(QsyncError):
-    """The task was cancelled before it was done."""
+    """The task was cancelled before it completed."""
 
 
 class LeaseLost(QsyncError):
-    """This server's lease of the task ended; another server may be running it.
+    """The server's lease of the task has ended, and another server may be running the task.
 
-    In a handler, `current().progress()` and every enqueue raise it from then on: it is how a
-    handler in a thread, which cannot be stopped, gets to know. Nothing of the run is kept: let it
-    end.
+    In a handler, `current().progress()` and every enqueue raise it from then on. So a handler in a
+    thread, which cannot be stopped from outside, ends: let the exception propagate. The outcome of
+    this run is dropped.
     """
 
 
 class Retry(QsyncError):
-    """Raise it in a handler to have the task run again; counts as an attempt.
+    """Raise it in a handler to have the task retried; the run counts as an attempt.
 
-    `delay` is in seconds or a timedelta; None means the task's own delay.
+    `delay` is in seconds or a timedelta; None means the task's own `retry_delay`.
     """
 
     def __init__(self, message: str = "retry", *, delay: float | timedelta | None = None) -> None:
@@ -113,4 +113,4 @@ class Retry(QsyncError):
 
 
 class SkipRetry(QsyncError):
-    """Raise it in a handler to have the task end as dead at once, whatever attempts are left."""
+    """Raise it in a handler to have the task end as dead at once, without a retry."""

@@ -1,6 +1,6 @@
-"""The values of qsync: what a user asks for, what lies in the store, what a handler sees.
+"""The values of qsync: tasks as callers give them, as the store has them, as handlers see them.
 
-They are frozen and hold no connection.
+All of them are frozen and hold no connection.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qsync.state import TaskState
 T = TypeVar("T")
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeVar as _TypeVar  # which type checkers know without it
+    from typing_extensions import TypeVar as _TypeVar  # type checkers have stubs of it
 
     R_co = _TypeVar("R_co", covariant=True, default=Any)
 else:
@@ -40,13 +40,13 @@ PAYLOAD_LIMIT: Final = 1024 * 1024
 """Default limit of an encoded payload, bytes."""
 
 REMEMBER_IDS: Final = 3600.0
-"""How long the ids that callers choose are remembered unless told otherwise, seconds."""
+"""Default time for which the store remembers ids that callers chose, seconds."""
 
 HEADERS_LIMIT: Final = 8 * 1024
 """Limit of the encoded headers, bytes."""
 
 MAX_SECONDS: Final = 10 * 365 * 86_400.0
-"""The longest duration that an option may have: ten years."""
+"""Longest duration that an option may have, seconds: ten years."""
 
 MAX_RETRY: Final = 1_000_000
 
@@ -55,7 +55,7 @@ Duration = float | timedelta
 
 
 def duration_us(field: str, value: Duration, *, least: float = 0.0) -> int:
-    """A duration in microseconds; InvalidTask when it is not a number of seconds in range."""
+    """Return a duration in microseconds; InvalidTask unless it is from `least` to MAX_SECONDS."""
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -70,7 +70,7 @@ def duration_us(field: str, value: Duration, *, least: float = 0.0) -> int:
 
 
 def datetime_us(field: str, value: datetime) -> int:
-    """An aware datetime as Unix time in microseconds; InvalidTask when it is naive."""
+    """Return an aware datetime as Unix time in microseconds; InvalidTask when it is naive."""
     if not isinstance(value, datetime):
         msg = f"{field}: {shorten(value)} is not a datetime"
         raise InvalidTask(msg)
@@ -81,7 +81,7 @@ def datetime_us(field: str, value: datetime) -> int:
 
 
 def from_us(us: int) -> datetime:
-    """Unix time in microseconds as an aware datetime in UTC."""
+    """Return Unix time in microseconds as an aware datetime in UTC."""
     return _EPOCH + timedelta(microseconds=us)
 
 
@@ -89,13 +89,13 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Arguments(dict[str, Any]):
-    """A payload made of the arguments of a function."""
+    """A payload made from the arguments of a function."""
 
     decode: Callable[[Result], Any] | None = None
-    """What makes the function's result of its record."""
+    """Function that decodes the stored result."""
 
     identity: dict[str, Any] | None = None
-    """What counts for a unique lock: the arguments that differ from their defaults; None: all."""
+    """Arguments that count for a unique lock: those that differ from their defaults; None: all."""
 
 
 class _PositionalFields(msgspec.Struct, frozen=True, gc=False):
@@ -104,29 +104,29 @@ class _PositionalFields(msgspec.Struct, frozen=True, gc=False):
 
 
 class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False):
-    """What a user asks for: a type, a payload and options. Checked when it is made.
+    """A task to enqueue: a type, a payload and options. Raises InvalidTask when one is wrong.
 
-    `payload` is bytes, or any value that msgpack can carry. Durations are seconds or timedelta,
+    `payload` is bytes, or any value that msgpack can carry. Durations are seconds or a timedelta,
     times are aware datetimes.
 
-    queue         where it waits
-    id            chosen by you, or made at enqueue; a second task of the same id is refused, also
-                  when the first has left the queue: for an hour after its enqueue, unless
-                  `Qsync(remember_ids=...)` says otherwise
-    retry         how many times a failed attempt is followed by another
-    retry_delay   how long before each of these: a time, a list of times of which the last one
-                  repeats, or an ExponentialBackoff; None: 1 to 2 s, 15 to 30 s, 3 to 5 min, 10 to
-                  20 min, and then 30 min to 1 h
-    delay         not before so much time has passed
-    process_at    not before this time
-    timeout       how long one attempt may take
-    deadline      when to give up: it is never started later
-    unique        True: no second task of this type, payload and queue while this one is not
-                  done; seconds: nor within that time of its enqueue
-    unique_key    takes the place of type and payload in that comparison
+    queue         name of the queue
+    id            1 to 128 printable ASCII characters, no spaces; None: enqueue makes a random one.
+                  The store refuses a second task with the same id, also when the first has left
+                  the queue: for an hour after its enqueue, or `Qsync(remember_ids=...)`
+    retry         how many attempts may follow the first one when attempts fail
+    retry_delay   time before each retry: a duration, a list of durations (the last one repeats) or
+                  an ExponentialBackoff; None: 1 to 2 s, 15 to 30 s, 3 to 5 min, 10 to 20 min, and
+                  then 30 min to 1 h
+    delay         earliest start, as a duration after the enqueue
+    process_at    earliest start, as a time; excludes `delay`
+    timeout       longest time that one attempt may take
+    deadline      latest start: no attempt starts after this time
+    unique        True: refuse another task with the same type, payload and queue until this one
+                  has finished; a duration: also for that long after the enqueue
+    unique_key    text to compare in place of type and payload; needs `unique`
     retention     how long the task and its result are kept after success; None: not at all
-    fairness_key  tasks of one queue share it by key, whatever one key floods it with
-    headers       a mapping of text to text for middleware, a trace context say
+    fairness_key  keys share the queue's throughput fairly, e.g. one key per customer
+    headers       mapping of text to text for middleware, e.g. a trace context; at most 8 KiB
     """
 
     queue: str = DEFAULT
@@ -157,13 +157,13 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
             options_of(self)
 
     def replace(self, **changes: Any) -> Task:
-        """A copy with some options changed, checked anew."""
-        # Not by msgspec.structs.replace, which checks nothing anew in msgspec 0.19.
+        """Return a copy with some fields changed; InvalidTask when a field is wrong."""
+        # msgspec.structs.replace of msgspec 0.19 skips __post_init__, and so the checks.
         return type(self)(**{**msgspec.structs.asdict(self), **changes})
 
 
 def check_type(value: object) -> str:
-    """Return the task type, or raise InvalidTask."""
+    """Return the task type; InvalidTask unless it is 1 to 256 printable characters."""
     if type(value) is not str or not 0 < len(value) <= 256 or not value.isprintable():
         msg = f"type: {shorten(value)} is not 1 to 256 printable characters"
         raise InvalidTask(msg)
@@ -171,7 +171,7 @@ def check_type(value: object) -> str:
 
 
 def has_options(task: Task) -> bool:
-    """Whether there is more to a task than type, payload, queue, id and retry."""
+    """Return whether a task has options besides type, payload, queue, id and retry."""
     return not (
         task.retry_delay is None
         and task.delay is None
@@ -189,7 +189,7 @@ def has_options(task: Task) -> bool:
 class StoredOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The options of a message that most tasks do not have; times in microseconds.
 
-    The field names are as short as they are because they lie in the store.
+    The encoded names have two letters to save memory in the store.
     """
 
     retry_delay: int | tuple[int, ...] | ExponentialBackoff | None = msgspec.field(
@@ -210,7 +210,7 @@ NO_OPTIONS: Final = StoredOptions()
 
 
 def options_of(task: Task) -> StoredOptions:
-    """Check the optional fields of a task and put them into their stored form, without the lock."""
+    """Check the options of a task and return them as stored, without the lock; InvalidTask."""
 
     def us(field: str, value: Duration | None) -> int | None:
         return None if value is None else duration_us(field, value)
@@ -314,7 +314,7 @@ def _checked_headers(headers: Mapping[str, str] | None) -> dict[str, str] | None
 
 
 class _ClientFields(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A message as the client sends it: all but version and time of enqueue."""
+    """A message as the client sends it: without version and time of enqueue."""
 
     nonce: bytes
     type: str
@@ -325,7 +325,7 @@ class _ClientFields(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What lies in the store for a task; never changed after enqueue."""
+    """The message of a task as the store has it; it never changes after the enqueue."""
 
     version: int
     enqueued_at_us: int
@@ -338,7 +338,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def due_us(self) -> int:
-        """When it could start at the earliest, by the store's clock."""
+        """The earliest start, microseconds of Unix time by the store's clock."""
         at, options = self.enqueued_at_us, self.options
         if options is None:
             return at
@@ -351,7 +351,7 @@ _message_decoder = msgspec.msgpack.Decoder(Message)
 
 
 def decode_message(data: bytes) -> Message:
-    """Decode what lies in the store; CodecError when it is not a message of a known version."""
+    """Decode a stored message; CodecError when it is not a message of a known version."""
     try:
         message = _message_decoder.decode(data)
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
@@ -363,31 +363,31 @@ def decode_message(data: bytes) -> Message:
 
 
 class NewTask(msgspec.Struct, frozen=True, gc=False):
-    """A task made ready to be sent: what the enqueue script needs of it."""
+    """An encoded task, with the fields that the enqueue script needs."""
 
     id: str
     queue: str
     message: bytes
     due: str
-    """Empty: now; `+<us>`: so long after now by the store's clock; `<us>`: at this time."""
+    """Earliest start: `""` is now, `+<us>` a time after the enqueue, `<us>` Unix time."""
     fairness_key: str
     lock: str
     window_us: int
     retention_us: int | None
     decode: Callable[[Result], Any] | None = None
     remember_us: int = 0
-    """How long the store refuses another task of this id, even when this one has left the queue."""
+    """Time for which the store refuses this id, even when the task has left the queue, us."""
 
 
 _BYTES: Final = (bytes, bytearray, memoryview)
 
 _nonces: Final[list[bytes]] = []
 _ids: Final[list[str]] = []
-"""Drawn ahead, since the system is asked for 4 KiB as fast as for 8 bytes; each is popped once."""
+"""Unused random values, drawn ahead: the system returns 4 KiB as fast as 8 bytes."""
 
 
 def new_nonce() -> bytes:
-    """The mark of one enqueue call, by which a repeated one is told from another."""
+    """Return 8 random bytes; the store tells a repeated enqueue from another one by them."""
     try:
         return _nonces.pop()
     except IndexError:
@@ -399,7 +399,7 @@ def new_nonce() -> bytes:
 
 
 def new_id() -> str:
-    """A task id that nobody else makes: 22 characters, 132 random bits."""
+    """Return a random task id: 22 characters, 132 bits."""
     try:
         return _ids.pop()
     except IndexError:
@@ -411,7 +411,7 @@ def new_id() -> str:
 
 
 def _forget_drawn() -> None:
-    """A forked child must not use what its parent is going to use."""
+    """Drop the values drawn ahead: a forked child must not use those of its parent."""
     _nonces.clear()
     _ids.clear()
 
@@ -428,9 +428,9 @@ def new_task(
     payload_limit: int = PAYLOAD_LIMIT,
     remember_us: int = 0,
 ) -> NewTask:
-    """Encode a task for the store; InvalidTask when its payload does not fit.
+    """Encode a task for the store; InvalidTask when its payload or an option is wrong.
 
-    `remember_us` counts for a task whose id the caller chose.
+    `remember_us` applies only to a task whose id the caller chose.
     """
     payload = payload_of(task, payload_limit)
     queue = task.queue if queue is None else check_name("queue", queue)
@@ -438,7 +438,7 @@ def new_task(
 
 
 def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:
-    """The payload as it is stored; InvalidTask when it does not fit."""
+    """Return the encoded payload; InvalidTask when it cannot be encoded or is over the limit."""
     payload = task.payload
     if type(payload) is not bytes:
         payload = bytes(payload) if isinstance(payload, _BYTES) else _encode(payload, task.type)
@@ -451,7 +451,7 @@ def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:
 def encode_task(
     task: Task, payload: bytes, nonce: bytes, queue: str, remember_us: int = 0
 ) -> NewTask:
-    """A task ready to be sent; what may be wrong with it is its payload and its options."""
+    """Return the encoded task; InvalidTask when an option of it is wrong."""
     if not has_options(task):
         return encode_plain_task(task, payload, nonce, queue, remember_us)
     is_value = not isinstance(task.payload, _BYTES)
@@ -478,7 +478,7 @@ def encode_task(
 def encode_plain_task(
     task: Task, payload: bytes, nonce: bytes, queue: str, remember_us: int = 0
 ) -> NewTask:
-    """As `encode_task`, for a task without options: nothing is wrong with it."""
+    """Return the encoded task, like `encode_task`, for a task without options; raises nothing."""
     is_value = not isinstance(task.payload, _BYTES)
     tail = _ClientFields(nonce, task.type, payload, is_value, task.retry, None)
     message = codec.seal(tail)
@@ -508,7 +508,7 @@ def _due(task: Task) -> str:
 
 
 def _lock(task: Task, payload: bytes) -> str:
-    """The name of the lock: a digest, so that it has a fixed size whatever it was made of."""
+    """Return the name of the unique lock: a digest of 32 hex digits."""
     digest = hashlib.blake2b(digest_size=16)
     if task.unique_key is not None:
         digest.update(b"key\0" + task.unique_key.encode())
@@ -520,11 +520,11 @@ def _lock(task: Task, payload: bytes) -> str:
 
 
 class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a handler sees of its task.
+    """A task as its handler sees it.
 
-    `payload` is always bytes: as given, or the msgpack of the value; `value()` decodes it.
-    `attempt` counts from 1; `crashes` is how often a server died with the task. `final` is True if
-    the task is dead: `on_error` is told so of a failure that no further attempt follows.
+    `payload` is always bytes: the caller's bytes, or the msgpack of its value, which `value()`
+    decodes. `attempt` counts from 1. `crashes` is how many times a server died while it ran the
+    task. `final` is True when the task is dead; `on_error` sees it for a failure without a retry.
     """
 
     id: str
@@ -543,17 +543,17 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def last_attempt(self) -> bool:
-        """True if a failure of this attempt leaves no further one."""
+        """True if no retry follows when this attempt fails."""
         return self.attempt > self.retry
 
     @property
     def enqueued_at(self) -> datetime:
-        """When the store took it, by the store's clock."""
+        """Time of the enqueue, by the store's clock."""
         return from_us(self.enqueued_at_us)
 
     @property
     def deadline(self) -> datetime | None:
-        """After this time it is not started any more."""
+        """Latest start of an attempt; None when the task has no deadline."""
         return None if self.deadline_us is None else from_us(self.deadline_us)
 
     @overload
@@ -566,11 +566,12 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def value(self, type: Any) -> Any: ...
 
     def value(self, type: Any = Any) -> Any:
-        """The payload decoded, and checked against a type when one is given.
+        """Return the decoded payload, checked against `type` when one is given.
 
-        A payload that was given as bytes comes back as these bytes, unless a type is given: then
-        they are decoded as msgpack. The type is one that msgspec can check, a model of pydantic or
-        whatever else an argument of a task may be. Raises InvalidTask when it does not fit.
+        Bytes that the caller enqueued come back unchanged; with a `type` other than bytes they are
+        decoded as msgpack. `type` is any type that an argument of a task may have, e.g. a
+        dataclass, a msgspec.Struct or a pydantic model. Raises InvalidTask when the payload does
+        not match it.
         """
         if not self.is_value and type in (Any, bytes):
             return self.payload
@@ -584,14 +585,18 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class TaskStatus(TaskInfo, frozen=True, kw_only=True, gc=False):
-    """A task as it stands in the store: TaskInfo's fields, and where it is.
+    """A task as the store has it: the fields of TaskInfo, and its state.
 
-    `due_at` is when a scheduled or retried task is due, None for other states.
-    `attempt` is the number of the current or next attempt. `progress` is (done, total) as the
-    handler last told; it stays with a completed task. `cancelled`: somebody asked for it, or it
-    ended so. `started_at` is when the handler began its last attempt that ended: None while the
-    first one runs. `finished_at` is when the task was done, cancelled or dead. Both are times of
-    the store's clock.
+    attempt       number of the current or next attempt
+    due_at        when a scheduled or retried task is due; None in other states
+    last_error    error of the last failed attempt
+    progress      (done, total) as the handler last reported it; kept when the task completes
+    cancelled     True when a cancellation was requested, or ended the task
+    retention_us  how long the task is kept after success, microseconds
+    started_at    start of the last attempt that has ended; None while the first one runs
+    finished_at   when the task was completed, cancelled or dead
+
+    Times are those of the store's clock.
     """
 
     state: TaskState
@@ -605,34 +610,34 @@ class TaskStatus(TaskInfo, frozen=True, kw_only=True, gc=False):
 
 
 class FailedAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """An attempt that failed, in brief."""
+    """A failed attempt, as the history of a task has it."""
 
     number: int = 0
     at_us: int = 0
     server: str = ""
     error: str = ""
-    """Its first line, SHORT_ERROR_LIMIT bytes at most."""
+    """First line of the error, at most SHORT_ERROR_LIMIT bytes."""
 
     begun_us: int = 0
-    """When its handler began; 0: it is not known."""
+    """Time at which the handler began, us; 0: unknown."""
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What is kept of failed attempts; written by servers, opaque to the scripts."""
+    """The record of failed attempts; servers write it, the scripts do not read it."""
 
     attempts: int = 0
     error: str = ""
     failed_at_us: int = 0
     unknown_since_us: int = 0
-    """When a server first handed it back because it did not know the type; 0: never."""
+    """Time at which a server without a handler first handed the task back, us; 0: never."""
     unknown_times: int = 0
     due_us: int = 0
-    """Not before this was it to run again."""
+    """Earliest time of the next attempt, us."""
     history: tuple[FailedAttempt, ...] = ()
-    """The last HISTORY_LIMIT attempts, the oldest first; those before a re-run are among them."""
+    """Last HISTORY_LIMIT failed attempts, oldest first, including those before a re-run."""
 
     def with_attempt(self, attempt: FailedAttempt) -> tuple[FailedAttempt, ...]:
-        """The history with one more attempt."""
+        """Return the history with one more attempt."""
         return (*self.history, attempt)[-HISTORY_LIMIT:]
 
 
@@ -645,7 +650,7 @@ _failure_decoder = msgspec.msgpack.Decoder(Failure)
 
 
 def decode_failure(data: bytes | None) -> Failure:
-    """The failure record; one that cannot be read counts as none, so that it stops nobody."""
+    """Decode a failure record; return NO_FAILURE when there is none or it cannot be read."""
     if data is None:
         return NO_FAILURE
     try:
@@ -655,15 +660,15 @@ def decode_failure(data: bytes | None) -> Failure:
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a handler returned, as it is kept for the retention of its task."""
+    """The stored result of a handler, kept for the retention of its task."""
 
     value: bytes = b""
     is_value: bool = True
     error: str | None = None
-    """Set when the task was done but its result could not be kept: why."""
+    """Reason why the result of a completed task could not be stored; None: it is stored."""
 
     begun_us: int = 0
-    """When the handler began; 0: it is not known."""
+    """Time at which the handler began, us; 0: unknown."""
 
 
 NONE_VALUE: Final = codec.encode(None)

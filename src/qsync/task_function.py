@@ -1,10 +1,10 @@
-"""Functions that are tasks: `@app.task` makes them.
+"""Task functions, which `@app.task` makes.
 
-The name of a task is what its producers and its servers must agree on. It is the function's module
-and qualified name, unless it is given. A module that runs as a program is called `__main__` there
-and by its own name where a server imports it; so it gets the name that `python -m` knows, or else
-that of its file, with the packages that the file is in: `__init__.py` in its folder makes
-`tasks.py` `folder.tasks`. A function of an interactive session has to be given a name.
+Producers and servers must agree on the name of a task. The default is the function's module and
+qualified name. A module that runs as a program is `__main__` in that process, but has its own name
+in a server that imports it. So a function of `__main__` gets the module name that `python -m` was
+given, or else the name of the file and of the packages around it: `folder.tasks` for
+`folder/tasks.py` next to `folder/__init__.py`. A function of an interactive session needs a name.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ V = TypeVar("V")
 
 
 class TaskOptions(TypedDict, total=False):
-    """The options of Task, as `@app.task` and `.options()` take them."""
+    """The options of Task, as `@app.task` and `.options()` take them; see `Task`."""
 
     queue: str
     id: str | None
@@ -70,10 +70,10 @@ class TaskOptions(TypedDict, total=False):
 
 
 class TaskFunction(Generic[P, R, Q, V]):
-    """A function that can be enqueued, and called in place as if it were none.
+    """A function that can be enqueued as a task, and called like any function.
 
-    P are the parameters that a producer gives: those of the function, Q, without TaskInfo. R is
-    what a Handle's `result()` returns; V what a call in place does: R, or its coroutine.
+    Q are the parameters of the function, P the same without TaskInfo: those that a producer gives.
+    R is what `Handle.result()` returns; V is what a call returns: R, or a coroutine of R.
     """
 
     __name__: str
@@ -102,7 +102,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         self._function = function
         self._connections = connections
         self.name: Final = task_name(function) if name is None else name
-        """The type of its tasks."""
+        """Task type of its tasks."""
         self._signature = Signature(self.name, function)
         self.handler: Final[Handler] = make_handler(
             self.name,
@@ -115,9 +115,9 @@ class TaskFunction(Generic[P, R, Q, V]):
                 retry_delay=delay, retry_for=retry_for, dont_retry_for=dont_retry_for
             ),
         )
-        """What a server runs."""
+        """Handler that servers run."""
         if executor == "process":
-            # A fresh process finds by its name what bears the name: this, or the bare function.
+            # A new process imports the function by name, and gets this object or the function.
             function.handler = self.handler  # type: ignore[attr-defined]
         self._options: TaskOptions = {}
         self._override(stored)
@@ -126,10 +126,10 @@ class TaskFunction(Generic[P, R, Q, V]):
         return f"<task {self.name}>"
 
     def __call__(self, /, *args: Q.args, **kwargs: Q.kwargs) -> V:
-        """Call the function here and now; nothing is enqueued.
+        """Call the function in this process; nothing is enqueued.
 
-        Outside of a handler `current()` is a plain one in it: no state, no client, and progress
-        goes nowhere. `qsync.testing.context` gives it more.
+        Outside of a handler, `current()` returns a plain context: it has no state and no client,
+        and drops progress. `qsync.testing.context` gives it a state and a client.
         """
         context = ensure_context(self.name)
         if context is None:
@@ -144,9 +144,9 @@ class TaskFunction(Generic[P, R, Q, V]):
         return value
 
     def options(self, /, **options: Unpack[TaskOptions]) -> TaskFunction[P, R, Q, V]:
-        """The same task with other options; InvalidTask names one that is unknown or wrong.
+        """Return the same task with other options; InvalidTask when one is unknown or wrong.
 
-        `delay` takes the place of `process_at`, and the other way round.
+        `delay` replaces `process_at`, and `process_at` replaces `delay`.
         """
         other = copy.copy(self)
         other._options = self._options.copy()
@@ -154,10 +154,11 @@ class TaskFunction(Generic[P, R, Q, V]):
         return other
 
     def build(self, /, *args: P.args, **kwargs: P.kwargs) -> Task[R]:
-        """The Task for these arguments, as `client.enqueue_many` takes it.
+        """Return a Task for these arguments, e.g. for `client.enqueue_many`.
 
-        InvalidTask when the arguments do not fit the parameters, or msgpack cannot carry one.
-        With `unique=`, sets and dicts are put in order, since equal arguments are the same task.
+        Raises InvalidTask when the arguments do not match the parameters, or a value cannot be
+        carried by msgpack. With `unique=`, sets and dicts are sorted, so that equal arguments make
+        the same task.
         """
         options = self._options
         sort = bool(options.get("unique")) and options.get("unique_key") is None
@@ -166,10 +167,11 @@ class TaskFunction(Generic[P, R, Q, V]):
         return Task(self.name, payload, **self._task_options)
 
     def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, AsyncHandle[R]]:
-        """Await it: the task is in the queue. DuplicateTask when its id or its lock is taken.
+        """Enqueue a task for these arguments when awaited, and return its AsyncHandle.
 
-        The arguments are taken, and checked as `build` does, when this is called. ConfigError
-        where no event loop runs: `enqueue_sync` is for there.
+        The call itself checks and encodes the arguments: InvalidTask as for `build`, ConfigError
+        when no event loop is running in this thread (use `enqueue_sync`). Awaiting it raises what
+        `AsyncClient.enqueue` raises, e.g. DuplicateTask and StoreUnavailable.
         """
         try:
             asyncio.get_running_loop()
@@ -185,9 +187,11 @@ class TaskFunction(Generic[P, R, Q, V]):
         return await self._connections.here().enqueue(task)
 
     def enqueue_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
-        """The task is in the queue. DuplicateTask when its id or its lock is taken.
+        """Enqueue a task for these arguments, and return its Handle; blocks.
 
-        ConfigError where an event loop runs, which it would block: `await enqueue()` is for there.
+        Raises InvalidTask as for `build`, ConfigError when an event loop is running in this thread
+        (use `await enqueue()`), and what `Client.enqueue` raises, e.g. DuplicateTask and
+        StoreUnavailable.
         """
         try:
             asyncio.get_running_loop()
@@ -203,12 +207,12 @@ class TaskFunction(Generic[P, R, Q, V]):
 
     @property
     def required(self) -> list[str]:
-        """The parameters without which it cannot be enqueued."""
+        """Names of the parameters that have no default and must be given, TaskInfo aside."""
         return self._signature.required
 
     @property
     def defaults(self) -> TaskOptions:
-        """The options that were given."""
+        """The options that were given to `@app.task` and `.options()`."""
         return self._options.copy()
 
     @property
@@ -230,7 +234,7 @@ class TaskFunction(Generic[P, R, Q, V]):
 
 
 def task_name(function: Callable[..., Any]) -> str:
-    """The name of a function's task, the same for producers and servers: see above."""
+    """Return the default name of a function's task; ConfigError when no server could import it."""
     module: str | None = function.__module__
     if module in ("__main__", "__mp_main__"):
         module = _main_name(getattr(inspect.unwrap(function), "__globals__", {}))
@@ -245,7 +249,7 @@ def task_name(function: Callable[..., Any]) -> str:
 
 
 def _main_name(module: Mapping[str, Any]) -> str | None:
-    """What the module that runs as a program would be called if it were imported."""
+    """Return the name by which the main module would be imported; None when it has no file."""
     spec, file = module.get("__spec__"), module.get("__file__")
     if spec is not None and spec.name not in ("__main__", "__mp_main__"):
         return str(spec.name)
@@ -260,7 +264,7 @@ def _main_name(module: Mapping[str, Any]) -> str | None:
 
 
 def _check(function: Any) -> None:
-    """ConfigError unless it is a plain function that a server can call."""
+    """Raise ConfigError unless the function is a plain one that a server can call."""
     if isinstance(function, TaskFunction):
         what = "is a task already"
     elif inspect.ismethod(function) or isinstance(function, staticmethod | classmethod):
@@ -290,14 +294,14 @@ _METHOD: Final = (
 
 
 def _is_in_class(function: Any) -> bool:
-    """Whether it is defined in the body of a class and takes the object or the class first."""
+    """Return whether the function is defined in a class and takes `self` or `cls` first."""
     owner = function.__qualname__.rpartition(".")[0]
     first = next(iter(inspect.signature(function).parameters), "")
     return bool(owner) and not owner.endswith("<locals>") and first in ("self", "cls")
 
 
 class Decorator(Protocol):
-    """What `@app.task(...)` returns: makes a task of a function."""
+    """The type of `@app.task(...)`, a decorator that makes a task of a function."""
 
     @overload
     def __call__(
@@ -322,14 +326,14 @@ class BuiltAlone(Protocol):
     """A task that can be built without arguments."""
 
     def build(self) -> Task[Any]:
-        """See TaskFunction."""
+        """Return the Task; see TaskFunction."""
 
 
 B = TypeVar("B", bound=BuiltAlone)
 
 
 class PeriodicDecorator(Protocol):
-    """What `@app.periodic(...)` returns: for tasks and functions that need no arguments."""
+    """The type of `@app.periodic(...)`: decorates tasks and functions that need no arguments."""
 
     @overload
     def __call__(self, function: B, /) -> B: ...
@@ -352,10 +356,10 @@ class PeriodicDecorator(Protocol):
 
 
 class ArgumentsDecorator(Protocol):
-    """What `@app.periodic(arguments=...)` returns: as Decorator, and a task stays what it is."""
+    """The type of `@app.periodic(arguments=...)`: like Decorator, but returns a task unchanged."""
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # it can be called, so the others would fit, too
+    def __call__(  # type: ignore[overload-overlap]  # a task is callable: the others match, too
         self, function: TaskFunction[P, R, Q, V], /
     ) -> TaskFunction[P, R, Q, V]: ...
 
