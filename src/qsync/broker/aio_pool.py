@@ -1,7 +1,7 @@
-"""Connections that are kept at hand between exchanges.
+"""A connection pool of an asyncio broker.
 
-To take one out of redis-py's pool and to put it back costs half as much as an exchange itself. So
-for the pool they are in use all the time, and whoever needs one while there is none waits here.
+Taking a connection from redis-py's pool and returning it costs half as much as an exchange. So
+redis-py's pool sees these connections as always in use, and callers wait for a free one here.
 """
 
 from __future__ import annotations
@@ -14,37 +14,39 @@ from qsync.broker import redis_clients
 from qsync.broker.protocol import LATE_S, PlainConnection, RedisConnection, wire_of
 
 LINE_S: Final = 1.0
-"""For so long after an answer of the store the callers who wait for a connection are taken to be in
-a line that moves, seconds."""
+"""Time after the store's last reply, in seconds, for which waiting callers do not time out."""
 
 
 class AioPool:
-    """The connections of one client that are kept at hand."""
+    """A pool of the connections of one client."""
 
     def __init__(self, client: Any, connections: int) -> None:
         self._client = client
         self._pool = client.connection_pool
         self._free: list[RedisConnection | PlainConnection] = []
         self._room = connections
-        """How many more may be in use."""
+        """Number of further connections that may be in use."""
         self._line: deque[asyncio.Future[None]] = deque()
-        """Callers who wait until one more may be in use, the first that came at the head."""
+        """Callers that wait for a connection, first come first."""
         self._answered = -LINE_S
-        """When the store last answered, by the loop's clock."""
+        """Time of the store's last reply, by the loop's clock."""
 
     @property
     def is_line(self) -> bool:
-        """Whether the next caller has to wait until another has done."""
+        """Return whether the next caller has to wait for a connection."""
         return not self._room
 
     @property
     def moves(self) -> bool:
-        """Whether the store answered a moment ago."""
+        """Return whether the store replied within the last LINE_S."""
         return asyncio.get_running_loop().time() - self._answered < LINE_S
 
     async def take(self, seconds: float) -> RedisConnection | PlainConnection:
-        """A connection for one exchange; raises what redis-py does when it cannot connect, or
-        TimeoutError after so long: for who waits in a line, once that moves no more."""
+        """Return a connection for one exchange.
+
+        Raises redis-py's error if it cannot connect, and TimeoutError after `seconds`. A caller
+        that waits for a free connection does not time out while other callers get replies.
+        """
         if self._room:
             self._room -= 1
         else:
@@ -62,20 +64,20 @@ class AioPool:
             raise
 
     def give_back(self, wire: RedisConnection | PlainConnection) -> None:
-        """Every reply was read: the connection may serve the next exchange."""
+        """Return a connection to the pool; all its replies must have been read."""
         self._answered = asyncio.get_running_loop().time()
         self._free.append(wire)
         self._call_next()
 
     async def drop(self, wire: RedisConnection | PlainConnection) -> None:
-        """Nobody knows what comes from the connection next."""
+        """Close a connection whose protocol state is unknown."""
         try:
             await self._close(wire)
         finally:
             self._call_next()
 
     async def drop_all(self) -> None:
-        """What is not in the midst of an exchange is closed; the next exchange connects anew."""
+        """Close all idle connections; the next exchange connects again."""
         free, self._free = self._free, []
         for wire in free:
             await self._close(wire)
@@ -100,7 +102,7 @@ class AioPool:
             while True:
                 await asyncio.wait([turn], timeout=max(ends - loop.time(), 0.0))
                 now = loop.time()
-                if now - ends > LATE_S and not late:  # the loop was blocked: see what has come
+                if now - ends > LATE_S and not late:  # the loop was blocked: read what has arrived
                     ends, late = now + LATE_S / 2, True
                 ends = max(ends, self._answered + LINE_S)
                 if turn.done():
@@ -114,7 +116,7 @@ class AioPool:
             raise
 
     def _call_next(self) -> None:
-        """One less is in use: the first in the line may take its place."""
+        """Let the first waiting caller take the place of a connection that is no longer in use."""
         while self._line:
             turn = self._line.popleft()
             if not turn.done():

@@ -1,7 +1,7 @@
-"""Connections of a blocking broker to one node, taken and given back by its threads.
+"""A connection pool of a blocking broker, shared by its threads.
 
-redis-py's pools wait and connect for as long as they were told when they were made. A caller that
-has a deadline needs less than that, so connections are kept here and only made by redis-py.
+The timeouts of redis-py's pools are fixed when the pool is made, but callers have deadlines of
+their own. So this pool keeps the connections and uses redis-py only to make them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import redis.exceptions as failures
 from qsync.broker import redis_clients, redis_internals
 
 LEAST_S: Final = 0.001
-"""The shortest limit of a socket: none at all would make it one that does not block."""
+"""Shortest timeout of a socket, in seconds: 0 would make it non-blocking."""
 
 
 class Pool:
-    """At most so many connections to one node. Threads may share it, and a process may fork."""
+    """A pool of at most `connections` connections to one node. Safe for threads and forks."""
 
     def __init__(self, client: redis.Redis, *, connections: int, read_timeout: float) -> None:
         self._client = client
@@ -32,10 +32,10 @@ class Pool:
         _POOLS.add(self)
 
     def take(self, ends: float) -> tuple[Any, bool]:
-        """A connection for one exchange, and whether it has served others before.
+        """Return a connection for one exchange, and whether it has served others before.
 
-        Raises what redis-py does when it cannot connect, or TimeoutError when none becomes free
-        until `ends`, or within a read timeout.
+        Raises redis-py's error if it cannot connect, and TimeoutError if no connection becomes free
+        by `ends` or within the read timeout.
         """
         left = min(self._read_timeout, ends - time.monotonic())
         if not self._room.acquire(timeout=max(left, 0.0)):
@@ -52,26 +52,26 @@ class Pool:
             raise
 
     def give_back(self, connection: Any) -> None:
-        """Every reply was read: the connection may serve the next exchange."""
+        """Return a connection to the pool; all its replies must have been read."""
         self._free.append(connection)
         self._room.release()
 
     def drop(self, connection: Any) -> None:
-        """Close a connection that broke, and those that are idle: they went the same way."""
+        """Close a broken connection, and the idle ones, which may be broken as well."""
         connection.disconnect()
         self._room.release()
         self.drop_idle()
 
     def drop_idle(self) -> None:
-        """Close the connections that are not in use."""
+        """Close the idle connections."""
         while self._free:
             try:
                 self._free.pop().disconnect()
-            except IndexError:  # another thread took the last
+            except IndexError:  # another thread took the last one
                 break
 
     def close(self) -> None:
-        """Close what is not in use. The pool may be used again and connects anew."""
+        """Close the idle connections. The next exchange connects again."""
         self.drop_idle()
         redis_clients.close(self._client)
 
@@ -80,7 +80,7 @@ class Pool:
         pool: Any = self._client.connection_pool
         connection = pool.connection_class(**pool.connection_kwargs)
         usual = connection.socket_timeout
-        # The second bounds each step of what is said first: credentials, database, TLS.
+        # The socket timeout limits each step of the handshake: TLS, credentials, database.
         connection.socket_connect_timeout = min(connection.socket_connect_timeout, left)
         connection.socket_timeout = min(usual, left)
         try:
@@ -93,18 +93,18 @@ class Pool:
         return connection
 
     def _forget(self) -> None:
-        """A forked child uses no connection of its parent's, nor a lock that one of them holds."""
+        """Start empty; after a fork the parent's connections and locks must not be used."""
         self._free: list[Any] = []
         self._room = threading.Semaphore(self._connections)
 
 
 def limit_socket(connection: Any, seconds: float) -> None:
-    """Each write and read of a connection ends in so many seconds."""
+    """Limit each write and read of a connection to `seconds`."""
     redis_internals.limit_socket(connection, max(seconds, LEAST_S))
 
 
 def _is_usable(connection: Any) -> bool:
-    """Whether a connection that was idle is open, and nothing came that nobody waits for."""
+    """Return whether an idle connection is open and has received no unexpected data."""
     try:
         return not connection.can_read()
     except (failures.ConnectionError, failures.TimeoutError, OSError):

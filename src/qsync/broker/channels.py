@@ -1,4 +1,4 @@
-"""The sharded channels of one connection: what to send, and what its replies mean. No I/O."""
+"""The sharded channels of one connection: its commands and their replies. No I/O."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ PING: Final = "PING"
 
 
 class Heard(NamedTuple):
-    """What a connection heard of one channel.
+    """An event of one channel.
 
     on       the subscription began
-    off      the store ended it, since the slot has moved; `Channels.commands` tries it again
-    refused  the store refused it: `error`
-    ended    a message: the task `id` ended; on a channel that wakes a server it is no id
+    off      the store ended the subscription, since the slot has moved; `Channels.commands`
+             subscribes again
+    refused  the store refused the subscription with `error`
+    ended    a message: the task `id` ended; on a channel that wakes a server, `id` is no task id
     """
 
     kind: Literal["on", "off", "refused", "ended"]
@@ -29,19 +30,19 @@ class Heard(NamedTuple):
 class Channels:
     """The channels of one connection.
 
-    Each command names one channel and has one reply, in order, so that an error is known to
-    be about that channel.
+    Each command names one channel and replies come in order, so that an error can be assigned to
+    its channel.
     """
 
     def __init__(self) -> None:
         self.confirmed: set[str] = set()
-        """Channels whose messages arrive."""
+        """Channels whose subscription the store has confirmed."""
         self._targets: set[str] = set()
-        """Channels that are subscribed once all commands are answered."""
+        """Channels that are subscribed once all commands have replies."""
         self._unanswered: deque[tuple[str, str]] = deque()
 
     def commands(self, wanted: Collection[str]) -> list[tuple[str, str]]:
-        """Return the commands after which exactly these channels are subscribed."""
+        """Return the commands that subscribe to exactly these channels."""
         surplus = self._targets.difference(wanted)
         missing = set(wanted) - self._targets
         commands = [(UNSUBSCRIBE, channel) for channel in sorted(surplus)]
@@ -52,16 +53,16 @@ class Channels:
         return commands
 
     def ping(self) -> tuple[str]:
-        """Return the command that asks whether the node is there."""
+        """Return the command that checks whether the node replies."""
         self._unanswered.append((PING, ""))
         return (PING,)
 
     def hear(self, reply: Any) -> Heard | None:
-        """Take a reply or a message; None when it says nothing about a channel."""
+        """Process a reply or a message; returns None when it is no event of a channel."""
         if isinstance(reply, Exception):
             return self._refused(reply)
         if not isinstance(reply, list):
-            self._answered(PING, "")  # PONG, while no channel is subscribed
+            self._answered(PING, "")  # PONG while no channel is subscribed
             return None
         kind, channel = reply[0], bytes(reply[1]).decode()
         if kind == b"smessage":
@@ -90,7 +91,7 @@ class Channels:
         return Heard("refused", channel, error=error)
 
     def _answered(self, command: str, channel: str) -> None:
-        """Forget a command, and those before it, whose replies were taken for something else."""
+        """Remove a command from the unanswered ones, with all before it: they have replies too."""
         if (command, channel) in self._unanswered:
             while self._unanswered.popleft() != (command, channel):
                 pass

@@ -1,4 +1,4 @@
-"""What the errors of redis-py and of the store mean, and which of ours takes their place."""
+"""Classify errors of redis-py and the store, and translate them into qsync's exceptions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ LIBRARY_ERRORS: Final = (
     failures.RedisError, failures.RedisClusterException, OSError, TimeoutError, EOFError,
     ValueError, RuntimeError,
 )  # fmt: skip
-"""What redis-py raises; ValueError is how asyncio reports a reply over its buffer, RuntimeError how
-uvloop reports a write to a connection that was reset a moment ago.
+"""Errors that redis-py raises. asyncio raises ValueError for a reply that exceeds its buffer, and
+uvloop raises RuntimeError for a write to a connection that was just reset.
 """
 
 
 class Fault(Enum):
-    """What an error of the store means for who made the call."""
+    """The meaning of a store's error for the caller."""
 
     TRANSIENT = "try again"
     FULL = "out of memory"
@@ -37,13 +37,13 @@ _MISTAKEN: Final = (
     "Cluster mode is not enabled", "cluster support disabled", "unknown command 'SENTINEL'",
     "DB index is out of range", "the Sentinels watch no service",
 )  # fmt: skip
-"""What only a store answers that is another than it was taken for."""
+"""Errors of a store that is of another kind than its URL says."""
 
 _TLS: Final = re.compile(
     r"\[SSL: [^\]]*(CERTIFICATE_VERIFY_FAILED|WRONG_VERSION|UNSUPPORTED_PROTOCOL|UNRECOGNIZED_NAME"
     r"|NO_\w*CIPHER|NO_PROTOCOLS|HTTP_REQUEST|ALERT_(?!INTERNAL_ERROR|USER_CANCELL?ED)\w+)"
 )
-"""Refusals of a TLS handshake that the same settings will meet again."""
+"""TLS handshake errors that retries with the same settings do not resolve."""
 
 _TLS_ADVICE: Final = (
     ("mismatch|not valid for", "connect by a name that the certificate has, or set "
@@ -54,7 +54,7 @@ _TLS_ADVICE: Final = (
     ("CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE|BAD_CERTIFICATE|UNKNOWN_CA|CERTIFICATE_UNKNOWN",
      "it takes a certificate that the store trusts: ssl_certfile= and ssl_keyfile="),
 )  # fmt: skip
-"""What to do, by what the error says; the first that matches counts."""
+"""Pairs of a pattern of the error and an advice; the first match is used."""
 
 _TRANSIENT_CODES: Final = (
     "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "MISCONF", "NOREPLICAS",
@@ -63,11 +63,11 @@ _TRANSIENT_CODES: Final = (
 
 
 _SCHEMA: Final = re.compile(r"SCHEMA (\d+) (\d+)")
-"""What scripts say of data that have another layout: its number, and that which they know."""
+"""Error of a script whose queue has another data layout: that layout, and the script's own."""
 
 
 def classify(error: BaseException) -> Fault:
-    """Sort an error of redis-py, or of the store, by what can be done about it."""
+    """Classify an error of redis-py or the store by what the caller can do about it."""
     text = str(error)
     if isinstance(error, failures.OutOfMemoryError) or text.startswith("OOM"):
         return Fault.FULL
@@ -102,7 +102,7 @@ def classify(error: BaseException) -> Fault:
 
 
 def translate(error: BaseException, call: Call[Any], address: Address) -> QsyncError:
-    """The exception of ours for an error of the store."""
+    """Return qsync's exception for an error of a call."""
     name = call.script.name
     match classify(error):
         case Fault.FULL:
@@ -124,7 +124,7 @@ def _mismatch(text: str, call: Call[Any], address: Address) -> str:
 
 
 def no_answer(error: BaseException, address: Address) -> QsyncError:
-    """The exception of ours for a question that was not answered."""
+    """Return qsync's exception for a command that got no usable reply."""
     return _refused("", error, address)
 
 
@@ -154,7 +154,7 @@ def _shown(error: BaseException, address: Address) -> str:
 
 
 def moved_away(reply: Any) -> bool:
-    """The node answers but is not the one to ask any more: look the address up again."""
+    """Return whether the node is no longer the primary, so that the address must be looked up."""
     return isinstance(reply, failures.ReadOnlyError | failures.MasterDownError) or (
         isinstance(reply, failures.ResponseError) and str(reply).startswith("READONLY")
     )

@@ -1,7 +1,7 @@
-"""Calls after which the store is waited for until it has them on disk, or on a replica.
+"""The exchanges of calls, durability waits and probes, as generators without I/O.
 
-What is sent and what the replies mean is here, without I/O: a generator yields the commands of an
-exchange on one connection, and is sent their replies, errors among them.
+A generator yields the commands of an exchange on one connection, and is sent their replies, errors
+included.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Exchanges = Generator[list[Command], list[Any], Any]
 
 
 def evalsha(call: Call[Any]) -> Command:
-    """The command that runs a script by its digest."""
+    """Return the command that runs a script by its digest."""
     return ("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args)
 
 
 def eval_(call: Call[Any]) -> Command:
-    """The command that runs a script by its text, where the store does not have it."""
+    """Return the command that runs a script by its text, for a store that does not know it yet."""
     return ("EVAL", call.script.text, len(call.keys), *call.keys, *call.args)
 
 
 def making(call: Call[Any], *, asking: bool) -> Exchanges:
     """Make one call; returns its reply.
 
-    `asking`: the node was named by another, which is about to move the keys there (ASK). No call
-    that waits is made there before it has them.
+    `asking`: another node redirected the call here with ASK, since it is moving the keys to this
+    node. Calls with a wait are not sent with ASKING.
     """
     if call.wait is not None:
         [reply] = yield from waiting([call], call.wait)
@@ -52,10 +52,11 @@ def making(call: Call[Any], *, asking: bool) -> Exchanges:
 
 
 def waiting(calls: Sequence[Call[Any]], wait: Wait) -> Exchanges:
-    """Make calls on one connection and wait once for them all; returns one reply a call.
+    """Make calls on one connection, with one wait for all; returns one reply per call.
 
-    Those whose script the store does not have go in a second exchange. That may meet another
-    primary, so each wait is for the calls of its own. The mark is sent as text: it is always there.
+    Calls whose script the store does not know are repeated in a second exchange, as EVAL. It may
+    reach another primary, so each exchange has its own wait. The mark is sent as EVAL, which never
+    fails with NOSCRIPT.
     """
     replies: list[Any] = [None] * len(calls)
     open_ = list(range(len(calls)))
@@ -73,9 +74,9 @@ def waiting(calls: Sequence[Call[Any]], wait: Wait) -> Exchanges:
 
 
 def probing(durability: Durability, address: Address) -> Exchanges:
-    """Find out whether the store can confirm that; returns False when it would not say.
+    """Find out whether the store can confirm this durability; returns False if unknown.
 
-    Raises ConfigError when it cannot. Nothing is written.
+    Raises ConfigError if it cannot. Writes nothing.
     """
     return _probing_fsync(address) if durability == "fsync" else _probing_replica(address)
 

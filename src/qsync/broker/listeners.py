@@ -1,6 +1,6 @@
-"""Connections that wait for the store: on lists that wake, and on channels of ended tasks.
+"""Connections that block on wake lists, or that subscribe to channels.
 
-Each is a connection of its own, without retries, whose reads end soon after they should.
+Each uses a connection of its own, without retries, and closes it if a reply is GRACE s late.
 """
 
 from __future__ import annotations
@@ -32,46 +32,46 @@ T = TypeVar("T")
 SILENT: Final = "a connection that listens gets no answer any more"
 
 GRACE: Final = 2.0
-"""How much later than asked for a blocking read may answer before its connection counts as dead."""
+"""Delay of a blocking read's reply, in seconds, after which its connection counts as dead."""
 
 IDLE_S: Final = 5.0
-"""A subscription that has heard nothing for so many seconds asks whether the store is there."""
+"""Time without messages after which a subscription pings the store, in seconds."""
 
 
 class Opens(Protocol):
-    """A Broker, as far as it is needed here."""
+    """The part of Broker that this module uses."""
 
     address: Address
 
     def client_at(self, node: Node | None) -> Any:
-        """A client with one connection to a node of a cluster; None: the only node."""
+        """Return a client with one connection to a node; None: the only node."""
 
     def distrust(self, node: Node | None, error: BaseException) -> None:
-        """Note the error that a node answered, or that broke a connection to it."""
+        """Record an error that a node returned or that broke a connection to it."""
 
 
 class AsyncOpens(Protocol):
-    """An AsyncBroker, as far as it is needed here."""
+    """The part of AsyncBroker that this module uses."""
 
     address: Address
 
     async def client_for(self, key: str) -> Any:
-        """A client with one connection to the node that holds a key."""
+        """Return a client with one connection to the node that holds a key."""
 
     def client_at(self, node: Node | None) -> Any:
-        """A client with one connection to a node of a cluster; None: the only node."""
+        """Return a client with one connection to a node; None: the only node."""
 
     async def suspect(self, key: str, error: BaseException) -> None:
-        """Note the error that broke a connection to the node of a key, or redirected it."""
+        """Record an error that broke a connection to the node of a key, or a redirection."""
 
     async def distrust(self, node: Node | None, error: BaseException) -> None:
-        """Note the error that a node answered, or that broke a connection to it."""
+        """Record an error that a node returned or that broke a connection to it."""
 
 
 class Subscription:
-    """A connection to one node that listens on sharded channels and blocks.
+    """A blocking subscription to sharded channels of one node.
 
-    One thread uses it; `wake` is for any thread.
+    One thread uses it; any thread may call `wake`.
     """
 
     def __init__(self, broker: Opens, node: Node | None) -> None:
@@ -85,11 +85,11 @@ class Subscription:
 
     @property
     def confirmed(self) -> Collection[str]:
-        """The channels whose messages arrive."""
+        """Return the channels whose subscription the store has confirmed."""
         return self._channels.confirmed
 
     def open(self) -> None:
-        """Connect; StoreUnavailable when that fails."""
+        """Connect; raises StoreUnavailable if that fails."""
         try:
             self._client = self._broker.client_at(self._node)
             self._connection = self._client.connection_pool.get_connection()
@@ -98,14 +98,14 @@ class Subscription:
             raise self._broke(error) from error
 
     def follow(self, wanted: Collection[str]) -> None:
-        """Ask for messages of these channels and of no others; StoreUnavailable when it broke."""
+        """Subscribe to exactly these channels; raises StoreUnavailable if the connection broke."""
         if commands := self._channels.commands(wanted):
             self._send(*commands)
 
     def read(self, seconds: float) -> Heard | None:
-        """What is heard next; None after so many seconds, or when somebody called `wake`.
+        """Return the next event; None after `seconds` or a call of `wake`.
 
-        Raises StoreUnavailable when the connection broke.
+        Raises StoreUnavailable if the connection broke.
         """
         try:
             if not self._can_read(seconds):
@@ -124,7 +124,7 @@ class Subscription:
         return heard
 
     def wake(self) -> None:
-        """End a read that waits, or the next one."""
+        """End the current `read`, or the next one."""
         self._bell.ring()
 
     def _can_read(self, seconds: float) -> bool:
@@ -167,7 +167,7 @@ class Subscription:
 
 
 class Bell:
-    """Wakes a thread that waits for a socket. Any thread may ring."""
+    """Wakes a thread that waits for a socket. Any thread may call `ring`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -176,12 +176,12 @@ class Bell:
         self._rung.setblocking(False)
 
     def ring(self) -> None:
-        """End a wait, or the next one."""
-        with self._lock, contextlib.suppress(OSError):  # full: it rings already; or closed
+        """End the current `wait`, or the next one."""
+        with self._lock, contextlib.suppress(OSError):  # buffer full: rung already; or closed
             self._rung.send(b"!")
 
     def wait(self, sock: socket.socket, seconds: float) -> None:
-        """Wait until the socket can be read, somebody rings, or so many seconds have passed."""
+        """Wait until the socket is readable, `ring` is called or `seconds` have passed."""
         with selectors.DefaultSelector() as selector:
             selector.register(sock, selectors.EVENT_READ)
             selector.register(self._heard, selectors.EVENT_READ)
@@ -190,14 +190,14 @@ class Bell:
             self._heard.recv(4096)
 
     def close(self) -> None:
-        """Free the sockets."""
+        """Close the socket pair."""
         with self._lock:
             self._heard.close()
             self._rung.close()
 
 
 class BlockingPop:
-    """A connection that blocks until one of its lists has an element, and takes it."""
+    """A connection that waits until one of its lists has an element, and pops it."""
 
     def __init__(self, broker: AsyncOpens, keys: tuple[str, ...]) -> None:
         self.keys = keys
@@ -208,20 +208,20 @@ class BlockingPop:
     async def wait(
         self, seconds: float, keys: Sequence[str] | None = None
     ) -> tuple[str, bytes] | None:
-        """Take an element: the key of its list and its value; None after so many seconds.
+        """Pop an element; returns the key of its list and its value, None after `seconds`.
 
-        `keys` are some of the waiter's own; None: all of them.
-        Raises StoreUnavailable, and what was taken meanwhile may be lost.
+        `keys` is a subset of the connection's keys; None: all of them.
+        Raises StoreUnavailable; a popped element may then be lost.
         """
         [reply] = await self._exchange(seconds + GRACE, self._blpop(seconds, keys))
         await self._check(reply)
         return None if reply is None else (reply[0].decode(), reply[1])
 
     async def wait_and_run(self, seconds: float, call: Call[T]) -> T | QsyncError | None:
-        """Wait for an element, at most so many seconds, and make a call: in one round trip.
+        """Wait up to `seconds` for an element, then make a call, in one round trip.
 
-        The store has the call beforehand, and makes it when it wakes. None: it did not answer in
-        time. Raises StoreUnavailable, and then the call may have been made.
+        The call is sent together with the wait, and the store runs it when the wait ends. Returns
+        None if the store did not reply in time. Raises StoreUnavailable; the call may have run.
         """
         woken, reply = await self._exchange(seconds + GRACE, self._blpop(seconds), evalsha(call))
         await self._check(woken)
@@ -237,8 +237,11 @@ class BlockingPop:
         return ("BLPOP", *(keys or self.keys), f"{max(seconds, 0.001):.3f}")
 
     async def _exchange(self, seconds: float, *commands: Command) -> list[Any]:
-        """The replies; None in the place of those that did not come in time: then the connection
-        may be dead, or a handler blocked the loop. The next one will tell."""
+        """Send commands; returns their replies, None for each that did not arrive in time.
+
+        A timeout closes the connection but raises nothing: the store may be well, since a handler
+        can block the loop. If the store is down, the next exchange fails.
+        """
         wire = self._wire or await self._open()
         try:
             replies = await wire.exchange(commands, seconds)
@@ -270,7 +273,7 @@ class BlockingPop:
         return self._wire
 
     async def aclose(self) -> None:
-        """Close the connection; the next wait opens another."""
+        """Close the connection; the next wait opens another one."""
         wire, self._wire = self._wire, None
         if wire is not None:
             await wire.connection.disconnect(nowait=True)
@@ -280,9 +283,9 @@ class BlockingPop:
 
 
 class AsyncSubscription:
-    """A connection to one node that listens on sharded channels.
+    """An asyncio subscription to sharded channels of one node.
 
-    One coroutine reads; another may call `follow` meanwhile.
+    One coroutine reads; another may call `follow` at the same time.
     """
 
     def __init__(self, broker: AsyncOpens, node: Node | None) -> None:
@@ -293,11 +296,11 @@ class AsyncSubscription:
 
     @property
     def confirmed(self) -> Collection[str]:
-        """The channels whose messages arrive."""
+        """Return the channels whose subscription the store has confirmed."""
         return self._channels.confirmed
 
     async def open(self) -> None:
-        """Connect; StoreUnavailable when that fails."""
+        """Connect; raises StoreUnavailable if that fails."""
         try:
             async with _opening(self):
                 self._client = self._broker.client_at(self._node)
@@ -306,9 +309,9 @@ class AsyncSubscription:
             raise await self._broke(error) from error
 
     async def follow(self, wanted: Collection[str]) -> None:
-        """Ask for messages of these channels and of no others.
+        """Subscribe to exactly these channels.
 
-        A connection that breaks meanwhile is noticed by `read`.
+        If the connection breaks, only `read` raises.
         """
         commands = self._channels.commands(wanted)
         if commands and self._connection is not None:
@@ -316,11 +319,11 @@ class AsyncSubscription:
                 await self._send(*commands)
 
     async def read(self) -> Heard:
-        """What is heard next, however long it takes; StoreUnavailable when the connection broke."""
+        """Wait for the next event, without limit; StoreUnavailable if the connection broke."""
         try:
             asked = False
             while True:
-                # None: nothing came in time, and it may be asked for again.
+                # None: nothing arrived in time; the read can be repeated.
                 try:
                     limit = GRACE if asked else IDLE_S
                     reply = await self._connection.read_response(timeout=limit)
@@ -360,10 +363,10 @@ class AsyncSubscription:
 
 @contextlib.contextmanager
 def heeding_cancellation() -> Iterator[None]:
-    """A cancellation that came meanwhile is heeded afterwards, at the latest.
+    """Raise CancelledError at the end of the block if the task was cancelled within it.
 
-    redis-py sends by way of `asyncio.wait_for`, which in Python 3.11 forgets a cancellation that
-    comes when what it waits for has just been done.
+    redis-py sends through `asyncio.wait_for`, which in Python 3.11 loses a cancellation that
+    arrives just when the awaited operation has finished.
     """
     task = asyncio.current_task()
     before = task.cancelling() if task is not None else 0
@@ -374,7 +377,7 @@ def heeding_cancellation() -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def _opening(connection: BlockingPop | AsyncSubscription) -> AsyncIterator[None]:
-    """Within it a connection opens; what goes wrong closes it."""
+    """Limit the opening of a connection to CONNECT_TIMEOUT; on an error, close it."""
     try:
         with heeding_cancellation():
             async with asyncio.timeout(redis_clients.CONNECT_TIMEOUT):

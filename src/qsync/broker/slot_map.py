@@ -1,8 +1,8 @@
-"""Which node of a cluster holds which slot, as far as a client knows. No I/O.
+"""A client's map from a cluster's slots to its nodes. No I/O.
 
-A client learns the map from any node that answers, follows the corrections that nodes send (MOVED),
-and asks again when a node does not answer or the cluster is down. So a node that is away holds up
-the calls for its own keys alone.
+A client learns the map from any node that replies, applies the corrections that nodes send (MOVED),
+and asks again if a node does not reply or the cluster is down. So a node that is down only delays
+the calls for its own keys.
 """
 
 from __future__ import annotations
@@ -20,44 +20,44 @@ from qsync.broker.error_mapping import LIBRARY_ERRORS
 Node = tuple[str, int]
 
 ASK_MAP: Final = ("CLUSTER", "SLOTS")
-"""The command whose reply `SlotMap.learn` takes."""
+"""Command whose reply `SlotMap.learn` takes."""
 
 REDIRECTIONS: Final = 5
-"""How often a cluster may redirect one try of a call."""
+"""Maximum number of nodes that one try of a call is sent to."""
 
 
 class SlotMap:
-    """The nodes of a cluster and their slots. Threads may share it: each change is one step."""
+    """The nodes of a cluster and their slots. Safe for threads: each change is one assignment."""
 
     def __init__(
         self, startup: Sequence[Node], remap: Callable[[Node], Node] | None = None
     ) -> None:
-        """`remap` translates the addresses that nodes tell into those that they have here."""
+        """`remap` translates a node's own address into the one that this client must use."""
         self._startup = tuple(startup)
         self._remap = remap
         self._holders: list[Node | None] = []
-        """By slot; empty until the map is learned."""
+        """Nodes by slot number; empty until the map is learned."""
         self.primaries: tuple[Node, ...] = ()
         self._known: tuple[Node, ...] = ()
         self._doubted: frozenset[Node] = frozenset()
-        """Nodes that did not answer since the map was learned."""
+        """Nodes that did not reply since the map was learned."""
 
     @classmethod
     def of(cls, address: Address) -> SlotMap | None:
-        """The map of a cluster, yet to be learned; None for another store."""
+        """Return an empty map for a cluster; None for a store of another kind."""
         if address.kind != "cluster":
             return None
         return cls(address.nodes, address.finder.get("address_remap"))
 
     def holder(self, key: str) -> Node | None:
-        """The node that holds a key; None: learn the map first."""
+        """Return the node that holds a key; None: fetch the map first."""
         if not self._holders:
             return None
         node = self._holders[key_slot(key.encode())]
         return None if node in self._doubted else node
 
     def best_guess(self, key: str) -> Node:
-        """The node that holds a key, doubted or not; SlotNotCoveredError when there is none."""
+        """Return the node that holds a key, suspect or not; SlotNotCoveredError without one."""
         node = self._holders[key_slot(key.encode())] if self._holders else None
         if node is None:
             msg = f"no node of the cluster holds the slot of {key}"
@@ -65,12 +65,12 @@ class SlotMap:
         return node
 
     def candidates(self) -> list[Node]:
-        """The nodes to ask for the map, in this order: those that are doubted come last."""
+        """Return the nodes to ask for the map, in random order, suspect ones last."""
         nodes = list(dict.fromkeys((*self._known, *self._startup)))
         return sorted(nodes, key=lambda node: (node in self._doubted, spread(0, 1)))
 
     def learn(self, reply: Any, asked: Node) -> None:
-        """Take the map from a node's reply; raises the error that it is."""
+        """Store the map from a node's reply; raises the reply if it is an error."""
         if isinstance(reply, BaseException):
             raise reply
         holders: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
@@ -88,13 +88,13 @@ class SlotMap:
         self._holders, self._doubted = holders, frozenset()
 
     def doubt(self, node: Node) -> None:
-        """A node did not answer: its keys may be elsewhere by now."""
+        """Mark a node that did not reply as suspect: its keys may have moved."""
         self._doubted |= {node}
 
     def redirect(self, reply: Any, asked: Node) -> Node | None:
-        """Note what a node's reply says about the map.
+        """Apply what a node's reply says about the map.
 
-        Returns the node to ask instead and at once, or None.
+        Returns the node to send the command to instead, or None.
         """
         if isinstance(reply, failures.MovedError):
             moved = self._node(reply.host, reply.port, asked)
@@ -110,12 +110,12 @@ class SlotMap:
         return None
 
     def _node(self, host: bytes | str | None, port: int, asked: Node) -> Node:
-        """A node as a reply names it: without a host it is at that of the node that was asked."""
+        """Return the node that a reply names; without a host, on the host of the asked node."""
         text = host.decode() if isinstance(host, bytes) else host
         node = (asked[0] if text in (None, "", "?") else str(text)), int(port)
         return node if self._remap is None else self._remap(node)
 
 
 def is_silence(reply: Any) -> bool:
-    """Whether this is no reply of a node: it could not be reached, or did not answer in time."""
+    """Return whether a node gave no reply: it was unreachable or timed out."""
     return isinstance(reply, LIBRARY_ERRORS) and not isinstance(reply, failures.ResponseError)
