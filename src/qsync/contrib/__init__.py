@@ -1,1 +1,1 @@
-"""What connects qsync with other libraries, each in a module that needs that library."""
+"""Integrations with other libraries, one module per library."""

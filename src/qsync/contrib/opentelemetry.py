@@ -1,11 +1,11 @@
-"""Traces: a span for each enqueue and one for each run, connected across processes.
+"""Tracing: a span for each enqueue and for each run of a task, connected across processes.
 
     from qsync.contrib import opentelemetry
-    opentelemetry.instrument(app)         where the app is made, before it is used
+    opentelemetry.instrument(app)         where the app is created, before its first use
 
-The context goes with the task, in its headers, by the propagators that OpenTelemetry is set up
-with: W3C `traceparent` unless told otherwise. Needs `opentelemetry-api`; where spans go is what you
-set up with its SDK. Nothing of payloads, results or error texts is recorded.
+The context travels in the task's headers, written by OpenTelemetry's configured propagators
+(default: W3C `traceparent`). Needs `opentelemetry-api`; set up its SDK to export spans. Payloads,
+results and error texts are not recorded.
 """
 
 from __future__ import annotations
@@ -54,16 +54,17 @@ def instrument(
     run: Parentage = "parent",
     error_text: Callable[[BaseException], str] | None = None,
 ) -> None:
-    """What the app's clients and servers do from now on is traced.
+    """Trace the clients and servers of the app from now on.
 
-    `run="parent"`: the span of a run is a child of that of the enqueue, whole chains of tasks are
-    one trace. "link": it begins a trace of its own that links to it, for tasks that run long after.
-    `error_text` gives what may be said of an exception; without it, its type and the lines of code
-    are all that is recorded, since a text may hold what the payload held.
+    With `run="parent"`, the span of a run is a child of the enqueue's span, so a whole chain of
+    tasks is one trace. With `run="link"`, each run starts a new trace that links to the enqueue,
+    for tasks that run much later. `error_text` returns the text to record for an exception. Without
+    it, only the exception's type and traceback lines are recorded, since its text may contain parts
+    of the payload.
 
-    A handler in a thread has the run's span as its current one, and so has one with
-    executor="process" if its module instruments the app that it enqueues with. ConfigError when
-    the app has enqueued already.
+    The run's span is the current span of handlers in threads. For handlers with executor="process"
+    this holds if the handler's module instruments the app that it enqueues with. ConfigError if the
+    app has enqueued already.
     """
     tracer = trace.get_tracer("qsync", __version__, tracer_provider)
     tracing = Tracing(tracer, run, error_text)
@@ -79,7 +80,7 @@ def instrument(
 
 
 class Tracing:
-    """Makes the spans."""
+    """Creates the spans."""
 
     def __init__(
         self,
@@ -92,12 +93,12 @@ class Tracing:
         self._error_text = error_text
 
     def serve(self, server: Server) -> None:
-        """Runs of this server get spans."""
+        """Trace the runs of this server."""
         server.put_around(self.around)
 
     @contextlib.contextmanager
     def sending(self, tasks: Sequence[Any], queue: str | None) -> Iterator[_Sending]:
-        """A span around the enqueue of tasks; they are to be sent as it has them."""
+        """Open a span around an enqueue; the yielded object has the tasks to send."""
         queues = {queue or getattr(task, "queue", "") for task in tasks}
         destination = queues.pop() if len(queues) == 1 else ""
         attributes: dict[str, str | int] = {
@@ -120,7 +121,7 @@ class Tracing:
         ) as span:
             try:
                 yield _Sending(span, tasks)
-            except DuplicateTask as error:  # an answer, and no mistake
+            except DuplicateTask as error:  # an expected outcome, no error
                 span.set_attribute("qsync.duplicate_of", error.id)
                 raise
             except BaseException as error:
@@ -128,7 +129,7 @@ class Tracing:
                 raise
 
     async def around(self, task: TaskInfo, call_next: CallNext) -> Any:
-        """The middleware: a span around a run."""
+        """Run the task in a span; this is the middleware."""
         sender = propagate.extract(task.headers, context=Context())
         links: list[Link] = []
         if self._run == "link":
@@ -150,7 +151,7 @@ class Tracing:
                 except Retry as error:
                     if task.last_attempt:
                         self._note(span, error)
-                    else:  # a poll that asks to run again has not failed
+                    else:  # a task that asks to run again has not failed
                         span.set_attribute("qsync.task.retry", True)
                     raise
                 except BaseException as error:
@@ -160,7 +161,7 @@ class Tracing:
             contexts.detach(attached)
 
     def _note(self, span: Span, error: BaseException) -> None:
-        """Record an error: its type and where it was raised, not what it says."""
+        """Record an error's type and traceback, without its text."""
         if not span.is_recording():
             return
         name = class_name(error)
@@ -186,14 +187,14 @@ class _Sending:
         self.tasks = [_with_headers(task, carrier) for task in tasks] if carrier else list(tasks)
 
     def sent(self, handle: Handle[Any] | AsyncHandle[Any]) -> None:
-        """The one task is in the store."""
+        """Note the id of the only task, which is in the store now."""
         self._span.set_attribute("messaging.message.id", handle.id)
 
 
 def _with_headers(task: Any, carrier: dict[str, str]) -> Any:
-    """The task with the context among its headers; as it is when it has no room for that."""
+    """Return the task with the context in its headers; unchanged if they have no room for it."""
     if not isinstance(task, Task):
-        return task  # the client says what is wrong with it
+        return task  # the client reports the error
     try:
         return task.replace(headers={**(task.headers or {}), **carrier})
     except InvalidTask:
@@ -201,7 +202,7 @@ def _with_headers(task: Any, carrier: dict[str, str]) -> Any:
 
 
 def _carrying_context(task: TaskInfo) -> TaskInfo:
-    """The task as the handler gets it: what it passes on by its headers is the run's context."""
+    """Return the task for the handler; its headers hold the run's context, to be passed on."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return structs.replace(task, headers={**task.headers, **carrier}) if carrier else task
@@ -223,7 +224,7 @@ def _attributes(task: TaskInfo) -> dict[str, str | int]:
 
 @contextlib.contextmanager
 def _attached(task: TaskInfo) -> Iterator[None]:
-    """In the process of a handler: the run's context is the current one."""
+    """Make the run's context the current one in the process of a handler."""
     token = contexts.attach(propagate.extract(task.headers, context=Context()))
     try:
         yield
@@ -274,7 +275,7 @@ class _AsyncClient(AsyncClient):
 
 
 def _listed(tasks: Iterable[Task]) -> list[Task]:
-    """The tasks as a list; InvalidTask, as the client would say, when they are none."""
+    """Return the tasks as a list; raise the client's InvalidTask if they are not iterable."""
     try:
         return list(tasks)
     except TypeError:

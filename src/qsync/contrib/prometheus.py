@@ -1,11 +1,11 @@
-"""Metrics for Prometheus: what servers do, and what lies in the store. Needs `prometheus-client`.
+"""Prometheus metrics of servers and of the queues in the store. Needs `prometheus-client`.
 
     from qsync.contrib import prometheus
     prometheus.instrument(app)                    the servers of this process
     REGISTRY.register(StoreCollector(app))        all queues, from the store: in one process only
 
-`qsync worker --health-port` serves the first at /metrics without any code. Labels are queues, types
-that have a handler, states and outcomes; there are never ids or payloads among them.
+`qsync worker --health-port` serves the metrics of servers at /metrics without any code. Labels are
+queues, types that have a handler, states and outcomes, never ids or payloads.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ __all__ = [
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 QUEUES: Final = 500
-"""So many queues are told apart; the rest are one."""
+"""Number of queues with a label of their own; all others share one."""
 
 FRESH_S: Final = 5.0
-"""For so many seconds what the store said is said again."""
+"""Time for which a reading of the store is reused, in seconds."""
 
 PATIENCE_S: Final = 5.0
-"""How long the store may take to answer, seconds."""
+"""Time that the store has to answer, in seconds."""
 
 COUNTER_HELP: Final[Mapping[str, str]] = {
     "enqueued": "Tasks enqueued.",
@@ -76,14 +76,14 @@ COUNTER_HELP: Final[Mapping[str, str]] = {
 
 
 def instrument(app: Qsync, *, registry: CollectorRegistry = REGISTRY) -> None:
-    """The servers that the app makes from now on in this process are counted in the registry."""
+    """Count what the servers do that the app creates from now on in this process."""
     collector = _Servers()
     registry.register(collector)
     app.extend(Extension(server=collector.add))
 
 
 class _Servers(Collector):
-    """What servers of this process do. What they did counts on when they are no more."""
+    """Metrics of the servers in this process; counts of servers that are gone are kept."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -114,7 +114,7 @@ class _Servers(Collector):
 
 
 def server_metrics(rows: Iterable[MetricRow], conditions: Sequence[ServerHealth]) -> list[Metric]:
-    """The metrics of servers: what they have counted, and how they are."""
+    """Return the metrics of servers, from their counts and their health."""
     rows = total(rows)
     by_type = ["queue", "type"]
     wait = HistogramMetricFamily(
@@ -154,7 +154,7 @@ def server_metrics(rows: Iterable[MetricRow], conditions: Sequence[ServerHealth]
 
 
 def worker_metrics(restarts: int) -> list[Metric]:
-    """The metrics of a `qsync worker`, beside those of its servers."""
+    """Return the metrics of a `qsync worker` besides those of its servers."""
     return [
         CounterMetricFamily(
             "qsync_worker_restarts",
@@ -177,7 +177,7 @@ def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
 
 
 class StoreMetrics:
-    """The metrics of all queues, as the store has them; asked for by many, it is read seldom."""
+    """The metrics of all queues; requests within `fresh_s` seconds share a reading."""
 
     def __init__(self, inspector: Inspector, *, fresh_s: float = FRESH_S) -> None:
         self._inspector = inspector
@@ -187,11 +187,11 @@ class StoreMetrics:
         self._lock = asyncio.Lock()
 
     async def render(self) -> bytes:
-        """The text that Prometheus reads, of type CONTENT_TYPE."""
+        """Return the metrics in Prometheus text format, of type CONTENT_TYPE."""
         return render(await self.metrics())
 
     async def metrics(self) -> list[Metric]:
-        """The metrics; of a store that is away, that it is."""
+        """Return the metrics; if the store does not answer, `qsync_store_up` is 0."""
         async with self._lock:
             if time.monotonic() - self._read_at >= self._fresh_s:
                 self._last = await _read(self._inspector)
@@ -200,10 +200,11 @@ class StoreMetrics:
 
 
 class StoreCollector(Collector):
-    """The metrics of all queues of an app, for a registry.
+    """Collects the metrics of all queues of an app, for a registry.
 
-    They are the same from every process: one is enough, beside the dashboard say. They are read in
-    a thread, over a connection that is closed again; scrapes in quick succession share a reading.
+    Every process would report the same, so register it in one process, for example beside the
+    dashboard. It reads in a thread, over a connection that is closed again; scrapes within
+    `fresh_s` seconds share a reading.
     """
 
     def __init__(self, app: Qsync, *, fresh_s: float = FRESH_S) -> None:
@@ -214,14 +215,14 @@ class StoreCollector(Collector):
         self._lock = threading.Lock()
 
     def describe(self) -> Iterable[Metric]:
-        """The metrics without values: registering reads nothing."""
+        """Return the metrics without values, so that registering reads nothing."""
         return store_metrics(None)
 
     def collect(self) -> Iterable[Metric]:
-        """The metrics; of a store that is away, that it is."""
+        """Return the metrics; if the store does not answer, `qsync_store_up` is 0."""
         with self._lock:
             if time.monotonic() - self._read_at >= self._fresh_s:
-                # In a thread of its own, since this one may have a running event loop.
+                # Use another thread: this one may have a running event loop.
                 with ThreadPoolExecutor(1, "qsync-metrics") as thread:
                     self._last = thread.submit(asyncio.run, self._read()).result()
                 self._read_at = time.monotonic()
@@ -241,7 +242,7 @@ async def _read(inspector: Inspector) -> list[Metric]:
 
 
 def store_metrics(overview: Overview | None) -> list[Metric]:
-    """The metrics of all queues; None: the store is away."""
+    """Return the metrics of all queues; None: the store does not answer."""
     tasks = GaugeMetricFamily(
         "qsync_queue_tasks", "Tasks in the queue, by state.", labels=["queue", "state"]
     )
@@ -272,7 +273,7 @@ def store_metrics(overview: Overview | None) -> list[Metric]:
 
 
 def _told_apart(queues: Sequence[QueueInfo]) -> list[tuple[str, list[QueueInfo]]]:
-    """Queues by label; whoever makes queues without end makes no metrics without end."""
+    """Group the queues by label; the number of labels is bounded."""
     groups: dict[str, list[QueueInfo]] = {}
     for at, info in enumerate(queues):
         groups.setdefault(info.name if at < QUEUES else OTHER, []).append(info)
@@ -280,7 +281,7 @@ def _told_apart(queues: Sequence[QueueInfo]) -> list[tuple[str, list[QueueInfo]]
 
 
 def render(metrics: Iterable[Metric]) -> bytes:
-    """The text that Prometheus reads, of type CONTENT_TYPE."""
+    """Return the metrics in Prometheus text format, of type CONTENT_TYPE."""
     given: Any = _Given(metrics)
     return generate_latest(given)
 

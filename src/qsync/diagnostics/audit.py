@@ -1,8 +1,8 @@
-"""Whether what lies in the store is as it must be, and how to mend what is not.
+"""Checks the data in the store for damage, and repairs what it can.
 
-An audit only reads, in short steps, and may run while the queue is in use: each step looks at its
-ids at one moment, and every change of a task is made in one. What looks wrong is looked at a second
-time before it is reported. A repair is one script that mends a damage only where it still is.
+An audit only reads, in short steps, and may run while the queue is in use: each step reads its ids
+at one moment, and every change of a task is atomic. Suspected damage is read again before it is
+reported. A repair is one script that changes a task only if the damage is still there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Kind = Literal[
 ]  # fmt: skip
 
 MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
-    # kind: (what it is, what a repair does; empty: it is for a person to look at)
+    # kind: (what is wrong, what a repair does; empty: an operator has to look at it)
     "several states": ("a task is in several states", "left in the one that runs it"),
     "no state": (
         "a task is in no state, so nobody runs it",
@@ -55,13 +55,13 @@ SOURCES: Final = (
 )  # fmt: skip
 PAGE: Final = 100
 SCANNED: Final = 1000
-"""How many keys or names of queues the store looks through in one step."""
+"""Number of keys or queue names that the store scans in one step."""
 
 LIMIT: Final = 10_000
-"""How many damages of a queue are kept; the audit goes on after a repair."""
+"""Largest number of damages reported per queue; run the audit again after a repair."""
 
 LEASE_US: Final = 30_000_000
-"""How long a server may take to renew the lease of a task whose place was lost."""
+"""Time for a server to renew the lease of a task that a repair made active again, in us."""
 
 _UNFINISHED: Final = frozenset(state.value for state in UNFINISHED)
 _ENDED: Final = frozenset({TaskState.COMPLETED.value, TaskState.DEAD.value})
@@ -69,7 +69,7 @@ _ENDED: Final = frozenset({TaskState.COMPLETED.value, TaskState.DEAD.value})
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Something that is not as it must be. `id` is that of the task, or the name of a key."""
+    """Something that is not as it must be. `id` is a task's id or a key's name."""
 
     kind: Kind
     queue: str
@@ -78,27 +78,27 @@ class Damage:
 
     @property
     def repairable(self) -> bool:
-        """Whether a repair knows what to do."""
+        """Whether a repair exists for this kind."""
         return bool(MEANINGS[self.kind][1])
 
 
 @dataclass(slots=True)
 class Report:
-    """What an audit found."""
+    """The result of an audit."""
 
     queues: list[str] = field(default_factory=list)
     ids: int = 0
-    """How many entries were looked at."""
+    """Number of entries read."""
     damages: list[Damage] = field(default_factory=list)
     lost_payloads: int = 0
-    """Ended tasks whose message was lost earlier; they are counted, and are no damage."""
+    """Number of ended tasks whose message was lost earlier; they do not count as damage."""
     truncated: bool = False
     unknown: list[str] = field(default_factory=list)
-    """What could not be looked at, since the store refuses it."""
+    """What could not be read because the store denies the permission."""
 
 
 def damages_of(row: AuditRow, queue: str) -> list[Damage]:
-    """What is wrong with a task, by how it stands at one moment."""
+    """Return what is wrong with a task, from a reading of one moment."""
     if not row.id:
         return [Damage("strange lock", queue, "", row.claim)] if row.claim else []
     return [
@@ -130,7 +130,7 @@ def _locks(row: AuditRow) -> Iterable[Kind]:
 
 
 def _lock_in(message: bytes | None) -> str | None:
-    """The lock that a task was enqueued with: an earlier task of its id may have had another."""
+    """Return the lock that a task was enqueued with; an earlier task of the same id may differ."""
     try:
         options = decode_message(message).options if message else None
     except codec.CodecError:
@@ -139,14 +139,14 @@ def _lock_in(message: bytes | None) -> str | None:
 
 
 class Auditor:
-    """Audits the queues of a prefix, and mends them."""
+    """Audits and repairs the queues of a prefix."""
 
     def __init__(self, broker: AsyncBroker, *, prefix: str) -> None:
         self._broker = broker
         self._keys = GlobalKeys(prefix)
 
     async def audit(self, queue: str | None = None) -> Report:
-        """Look at one queue, or at all and at the keys beside them."""
+        """Audit one queue; or all queues, and the keys outside of queues."""
         report = Report()
         if queue is not None:
             report.queues = [check_name("queue", queue)]
@@ -157,7 +157,10 @@ class Auditor:
         return report
 
     async def repair(self, damages: Sequence[Damage]) -> Counter[Kind]:
-        """Mend what can be; how much was, by kind. Less than was found, when it had changed."""
+        """Repair what is repairable; return the number of repairs by kind.
+
+        It is lower than the number of damages if some have changed since the audit.
+        """
         mended: Counter[Kind] = Counter()
         groups: dict[tuple[str, Kind], list[Damage]] = {}
         for damage in damages:
@@ -205,7 +208,7 @@ class Auditor:
                     yield source, row
 
     async def _confirmed(self, keys: QueueKeys, suspects: set[Damage]) -> list[Damage]:
-        """Those that are still so."""
+        """Return the damages that a second reading confirms."""
         found: list[Damage] = []
         order = list(MEANINGS).index
         listed = sorted(suspects, key=lambda one: (order(one.kind), one.id, one.lock))
@@ -217,10 +220,10 @@ class Auditor:
                 found += [one for one in damages_of(row, keys.queue) if one == damage]
         return found
 
-    # Beside the queues
+    # Outside the queues
 
     async def _survey(self, report: Report) -> list[str]:
-        """The queues that there are; the report tells of what lies beside them."""
+        """Return the names of all queues; add damage outside the queues to the report."""
         listed = await self._registered()
         if listed is None:
             report.unknown.append("the set of queues: SSCAN is refused")
@@ -234,7 +237,7 @@ class Auditor:
         return sorted(found | {name for name in listed or () if _is_name(name)})
 
     async def _registered(self) -> set[str] | None:
-        """The names in the set of queues, read in short steps; None when the store refuses."""
+        """Return the names in the set of queues, read in short steps; None if denied."""
         key, names, cursor = self._keys.queues, set[str](), ""
         while cursor != "0":
             reply = await self._broker.ask("SSCAN", key, cursor or "0", "COUNT", SCANNED, key=key)
@@ -245,7 +248,7 @@ class Auditor:
         return names
 
     async def _scan(self, address: Address, report: Report) -> set[str]:
-        """The queues that a node has keys of."""
+        """Return the queues that have keys on a node."""
         queues: set[str] = set()
         others: set[bytes] = set()
         node = AsyncBroker(address, connections=1)
@@ -257,7 +260,7 @@ class Auditor:
                 elif key.decode(errors="replace") not in (self._keys.queues, self._keys.servers):
                     others.add(key)
             for key in sorted(others):
-                # -1: it has none. It is asked twice, as servers make theirs in two steps.
+                # -1: no TTL. Ask twice, as servers create such keys in two steps.
                 if await node.ask("PTTL", key) == -1 and await node.ask("PTTL", key) == -1:
                     name = key.decode(errors="backslashreplace")
                     report.damages.append(Damage("stray key", "", name))
@@ -268,7 +271,7 @@ class Auditor:
         return queues
 
     async def _all_keys(self, node: AsyncBroker) -> AsyncIterator[bytes]:
-        """The keys of a node that begin as ours do; some may come twice."""
+        """Yield the keys of a node that have the prefix; some may occur twice."""
         for pattern in (f"{{{self._keys.prefix}:*", f"{self._keys.prefix}:*"):
             cursor = ""
             while cursor != "0":
@@ -280,14 +283,14 @@ class Auditor:
                     yield key
 
     def _queue_of(self, key: str) -> str | None:
-        """The queue that has this key among its own; None when none does."""
+        """Return the queue that a key belongs to; None if it belongs to none."""
         base, _, name = key.rpartition("}:")
         queue = base.removeprefix(f"{{{self._keys.prefix}:")
         return queue if name in QUEUE_KEYS and queue != base and _is_name(queue) else None
 
 
 class _Refused(Exception):
-    """The store does not let us look."""
+    """The store denies the permission to read."""
 
 
 def _is_name(text: str) -> bool:

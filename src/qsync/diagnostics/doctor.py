@@ -1,7 +1,7 @@
-"""Whether a store is fit for the queue: what is found, and what to do about it.
+"""Checks whether a store is fit for the queue; each finding says what to do.
 
-Each check is one question to the store. What it refuses to answer is `unknown`, and the rest goes
-on. What the replies mean is in functions without I/O.
+Each check asks the store one question. If the store denies it, the finding is `unknown` and the
+other checks continue. Functions without I/O interpret the replies.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ NO_INFO: Final = "the store does not allow INFO"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the doctor's: what it is about, how it is, and what to do."""
+    """One finding of the doctor: the subject, its state, and what to do."""
 
     name: str
     level: Level
     text: str
     node: str = ""
-    """The node that it is about, where there are several."""
+    """The node that the finding is about, if there are several."""
 
 
 class Doctor:
-    """Examines a store as the user that its address names."""
+    """Examines a store with the user that its address names."""
 
     def __init__(self, address: Address, *, prefix: str, role: Role | None = None) -> None:
-        """`role`: what the user of the address is to be; None: any of them will do."""
+        """`role` is the role that this user should have; None: any role."""
         self._address = address
         self._role = role
         self._keys = GlobalKeys(prefix)
 
     async def examine(self) -> list[Finding]:
-        """What is found, in a fixed order; one problem alone when the store cannot be reached."""
+        """Return the findings in a fixed order; only one if the store cannot be reached."""
         broker = AsyncBroker(self._address, connections=1)
         try:
             await broker.ping()
@@ -93,7 +93,7 @@ class Doctor:
         return [Finding(one.name, one.level, one.text, name) for one in found]
 
     async def _rights(self, broker: AsyncBroker) -> Finding:
-        """Try what each role does, without doing it."""
+        """Test the commands of each role with ACL DRYRUN, which does not run them."""
         who = await broker.ask("ACL", "WHOAMI")
         if who is None:
             return await self._allowed_in_scripts(broker)
@@ -111,7 +111,7 @@ class Doctor:
         return rights_of(who.decode(errors="replace"), lacking, self._role, self._keys.prefix)
 
     async def _allowed_in_scripts(self, broker: AsyncBroker) -> Finding:
-        """What a script says of the rights of a user who may not ask for them by ACL DRYRUN."""
+        """Test the permissions from within a script, for a user who may not run ACL DRYRUN."""
         keys = QueueKeys(self._keys.prefix, DEFAULT)
         calls = [views.permissions(keys, acl.checkable(role)) for role in acl.ROLES]
         lacking: dict[Role, Sequence[str]] = {}
@@ -127,7 +127,7 @@ class Doctor:
 def rights_of(
     user: str, lacking: Mapping[Role, Sequence[str]], wanted: Role | None, prefix: str
 ) -> Finding:
-    """Whether a user may do all that one of the roles does, or the one that is wanted."""
+    """Check whether a user has all permissions of the wanted role, or of any role."""
     who = f"user {shorten(user)}" if user else "the user"
     can = [role for role, commands in lacking.items() if not commands]
     if wanted in can or (wanted is None and can):
@@ -149,7 +149,7 @@ def rights_of(
 def trials(
     role: Role, global_keys: GlobalKeys, *, old: bool
 ) -> list[tuple[str | bytes | int, ...]]:
-    """A harmless form of each command of a role, on keys that it has; they are never run."""
+    """Return a harmless call of each command of a role, on keys of the role; they are never run."""
     keys = QueueKeys(global_keys.prefix, DEFAULT)
     key, number = keys.key("meta"), "1"
     special: dict[str, tuple[str | int, ...]] = {
@@ -173,13 +173,13 @@ def trials(
 
 
 def parse_info(text: bytes) -> dict[str, str]:
-    """The fields of a reply to INFO."""
+    """Return the fields of a reply to INFO."""
     lines = text.decode(errors="replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
 
 
 def round_trip(seconds: Sequence[float]) -> Finding:
-    """How long an answer takes."""
+    """Check the time of a round trip."""
     ms = statistics.median(seconds) * 1000
     if ms > SLOW_MS:
         text = f"{ms:.1f} ms: each call waits so long; run clients and servers nearer to the store"
@@ -188,7 +188,7 @@ def round_trip(seconds: Sequence[float]) -> Finding:
 
 
 def version(info: Mapping[str, str] | None) -> Finding:
-    """Whether the store is new enough."""
+    """Check whether the store is new enough."""
     if info is None:
         return Finding("version", "unknown", NO_INFO)
     product = "valkey" if "valkey_version" in info else "redis"
@@ -204,7 +204,7 @@ def version(info: Mapping[str, str] | None) -> Finding:
 
 
 def policy(info: Mapping[str, str] | None, setting: str | None) -> Finding:
-    """Whether the store may delete tasks when its memory is full."""
+    """Check whether the store may evict tasks when its memory is full."""
     found = setting or (info or {}).get("maxmemory_policy")
     if found is None:
         return Finding("eviction", "unknown", "the store allows neither CONFIG GET nor INFO")
@@ -218,7 +218,7 @@ def policy(info: Mapping[str, str] | None, setting: str | None) -> Finding:
 
 
 def memory(info: Mapping[str, str] | None, setting: str | None) -> Finding:
-    """How near the store is to its limit."""
+    """Check how close the store is to its memory limit."""
     if info is None:
         return Finding("memory", "unknown", NO_INFO)
     used, limit = _number(info, "used_memory"), _number(info, "maxmemory")
@@ -238,7 +238,7 @@ def memory(info: Mapping[str, str] | None, setting: str | None) -> Finding:
 
 
 def persistence(info: Mapping[str, str] | None, sync: str | None, save: str | None) -> Finding:
-    """What a restart of the store would lose."""
+    """Check what a restart of the store would lose."""
     if info is None:
         return Finding("persistence", "unknown", NO_INFO)
     name = "persistence"
@@ -270,7 +270,7 @@ _SYNCS: Final[dict[str | None, str]] = {
 
 
 def replication(info: Mapping[str, str] | None) -> Finding:
-    """Whether another machine has the tasks."""
+    """Check whether another machine has a copy of the tasks."""
     if info is None:
         return Finding("replication", "unknown", NO_INFO)
     name = "replication"
@@ -292,7 +292,7 @@ def replication(info: Mapping[str, str] | None) -> Finding:
 
 
 def clock(skew: float) -> Finding:
-    """Whether times that this machine names mean the same to the store."""
+    """Check the difference between this machine's clock and the store's."""
     shown = f"{abs(skew):.3f} s {'ahead of' if skew > 0 else 'behind'} the store's"
     if abs(skew) < SKEW_S:
         return Finding("clock", "ok", f"this machine's is {shown}")
@@ -304,7 +304,7 @@ def clock(skew: float) -> Finding:
 
 
 def cluster(fields: Mapping[str, str] | None) -> Finding:
-    """Whether all slots are served."""
+    """Check whether all slots are served."""
     if fields is None:
         return Finding("cluster", "unknown", "the store does not allow CLUSTER INFO")
     state, served = fields.get("cluster_state"), _number(fields, "cluster_slots_ok")
