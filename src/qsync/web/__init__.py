@@ -1,10 +1,10 @@
-"""The dashboard: an ASGI app to run by itself (`qsync dashboard`) or to mount in another.
+"""The dashboard: an ASGI app, to run on its own (`qsync dashboard`) or to mount in another app.
 
-    dashboard = create_app(queue.inspector(), auth=is_admin)     # whoever your app lets in
+    dashboard = create_app(queue.inspector(), auth=is_admin)     # users that your app lets in
     host = Starlette(routes=[Mount("/qsync", dashboard)])
 
-It needs the extra `web`, reaches the store through the Inspector alone, and lets nobody in unless
-told whom. docs/dashboard.md tells how to run, mount and secure it.
+It needs the extra `web`, and reaches the store only through the Inspector. It denies all access
+until you configure `token` or `auth`. docs/dashboard.md tells how to run, mount and secure it.
 """
 
 from __future__ import annotations

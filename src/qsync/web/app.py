@@ -1,4 +1,4 @@
-"""The dashboard as an ASGI app, put together."""
+"""Builds the dashboard's ASGI app from its parts."""
 
 from __future__ import annotations
 
@@ -89,15 +89,16 @@ STATIC: Final = {
     "script.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }
-"""The files that are served, and no others."""
+"""The only files that are served."""
 
 
 class Dashboard(Starlette):
     """The dashboard: run it, or mount it in another ASGI app.
 
-    While it runs by itself, it looks at the queues every 5 s for its charts. An app around it that
-    does not pass on its lifespan may say `async with dashboard:` in its own; without that it begins
-    with the first page, and ends with the event loop.
+    While it runs, it reads the queues every 5 s for its charts. A mounted dashboard gets no
+    lifespan events, unless the outer app passes them on; that app can use `async with dashboard:`
+    in its own lifespan. Without either, reading starts with the first request and ends with the
+    event loop.
     """
 
     def __init__(self, site: Site, rules: Rules) -> None:
@@ -135,19 +136,19 @@ def create_app(
     hosts: Collection[str] | None = None,
     timeout: float = TIMEOUT_S,
 ) -> Dashboard:
-    """The dashboard of what the inspector sees, as an ASGI app that lets in whom you say.
+    """Return the dashboard of the inspector's queues as an ASGI app.
 
-    token      whoever has it is let in: in `Authorization: Bearer`, or by a form and a cookie
-    auth       a function of the request, plain or async: True, or the name of the user, lets in;
-               a Response is sent instead, to a page to sign in say. "host": the app around it has
-               checked already. With neither nobody is let in.
-    read_only  nothing can be changed, whoever asks
-    mask       makes of a task's type and payload (the bytes that a handler gets) what is shown of
-               it: a text, or bytes of the same kind. Results are not shown then.
-    hosts      names by which it may be called, against DNS rebinding; None: any
-    timeout    how long a request may take, seconds
+    token      lets in requests with `Authorization: Bearer` or, after a sign-in form, a cookie
+    auth       a function of the request, sync or async: True or the user's name lets the request
+               in; a Response is sent instead, for example a redirect to a sign-in page. "host": the
+               outer app has checked already. Without token and auth, all requests are refused.
+    read_only  refuse all changes
+    mask       takes a task's type and payload (the bytes that a handler gets) and returns what to
+               show: text, or bytes of the same kind. Results are then hidden.
+    hosts      allowed names in the Host header, against DNS rebinding; None: any
+    timeout    time limit of a request, in seconds
 
-    The inspector stays yours to close. ConfigError when an option is wrong.
+    The caller closes the inspector. ConfigError if an option is invalid.
     """
     if not isinstance(inspector, Inspector):
         raise ConfigError("inspector: give an Inspector, as Qsync.inspector() makes one")
@@ -196,7 +197,7 @@ def _file(data: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 def _bind(site: Site, view: Callable[..., Awaitable[Response]]) -> Any:
-    """The view as a route has it; what goes wrong with the store is a page too."""
+    """Return the view as a route's endpoint; errors of the store become error pages."""
 
     async def answer(request: Request, *args: Any) -> Response:
         site.sampler.start()

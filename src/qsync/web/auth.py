@@ -1,4 +1,4 @@
-"""Who is let in: whoever has the token, whom the host app knows, or nobody."""
+"""Authentication: by a token, by a function of the host app, or by the host app itself."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ log = logging.getLogger("qsync.web")
 
 Answer = bool | str | Response | None
 Auth = Callable[[Request], Answer | Awaitable[Answer]]
-"""Of the host app: True or the user's name lets in; a Response is sent instead; else nobody."""
+"""The host app's function: True or the user's name lets the request in; a Response is sent instead;
+any other value refuses it."""
 
 COOKIE: Final = "qsync_session"
 SESSION_S: Final = 7 * 86_400
 SESSIONS: Final = 10_000
-"""Most sessions at a time; a new one ends the oldest."""
+"""Largest number of sessions; a new one ends the oldest."""
 
 SHORTEST_TOKEN: Final = 16
 
@@ -38,14 +39,14 @@ ADDRESSES: Final = 10_000
 
 
 class Access(Protocol):
-    """Decides about every request, before anything else looks at it."""
+    """Checks every request before any other code does."""
 
     async def admit(self, request: Request) -> str | Response:
-        """The name of the user, empty when nobody knows; or what to answer instead."""
+        """Return the user's name (empty if unknown), or the response that refuses the request."""
 
 
 def access_of(token: str | None, auth: Auth | Literal["host"] | None) -> Access:
-    """The access that is asked for; ConfigError when it is none."""
+    """Return the access for these options; ConfigError if they are invalid."""
     if token is not None and auth is not None:
         raise ConfigError("auth: give either token= or auth=")
     if token is not None:
@@ -60,32 +61,32 @@ def access_of(token: str | None, auth: Auth | Literal["host"] | None) -> Access:
 
 
 class DenyAll:
-    """Lets nobody in."""
+    """Refuses all requests."""
 
     async def admit(self, request: Request) -> str | Response:
-        """Say what to do."""
+        """Return a refusal that says how to configure access."""
         text = "Nobody is let in: give create_app() auth= or token=, see the docs of the dashboard."
         return PlainTextResponse(f"{text}\n", 403)
 
 
 class AllowAll:
-    """Lets in whoever the app around it does."""
+    """Lets all requests in: the outer app has checked them."""
 
     async def admit(self, request: Request) -> str | Response:
-        """The user, as far as the app around it says."""
+        """Return the user's name, if the outer app sets one."""
         user = request.scope.get("user")
         name = getattr(user, "display_name", "") if user is not None else ""
         return name if isinstance(name, str) else ""
 
 
 class CallbackAuth:
-    """Lets in whom a function of the host app does."""
+    """Lets in the requests that a function of the host app accepts."""
 
     def __init__(self, auth: Auth) -> None:
         self._auth = auth
 
     async def admit(self, request: Request) -> str | Response:
-        """Ask it."""
+        """Call the function."""
         answer = self._auth(request)
         if inspect.isawaitable(answer):
             answer = await answer
@@ -93,12 +94,12 @@ class CallbackAuth:
             return answer
         if isinstance(answer, str) and answer:
             return answer
-        # Only True itself: an object that happens to be true is a mistake in somebody's function.
+        # Accept only True itself: another true value is probably a bug in the function.
         return "" if answer is True else PlainTextResponse("You are not let in here.\n", 403)
 
 
 class TokenAccess:
-    """Lets in whoever has the token: in a header, or in a cookie that a form sets."""
+    """Lets in requests with the token: in a header, or in a cookie that the sign-in form sets."""
 
     def __init__(self, token: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         if len(token) < SHORTEST_TOKEN:
@@ -110,7 +111,7 @@ class TokenAccess:
         self._has_warned = False
 
     async def admit(self, request: Request) -> str | Response:
-        """Whoever has a session, or the token in the header Authorization."""
+        """Let in a request that has a session, or the token in the Authorization header."""
         if self._is_session(request.cookies.get(COOKIE, "")):
             return ""
         kind, _, given = request.headers.get("authorization", "").partition(" ")
@@ -120,7 +121,7 @@ class TokenAccess:
         return "" if refused is None else refused
 
     def check(self, request: Request, given: str) -> Response | None:
-        """None for the token; what to answer to another, or to one too many of them."""
+        """Return None for the right token, else a response: 401, or 429 after too many attempts."""
         address = request.client.host if request.client else ""
         if wait := self._tries.wait(address):
             text = f"Too many wrong tokens; try again in {wait:.0f} s.\n"
@@ -132,7 +133,7 @@ class TokenAccess:
         return Response(status_code=401)
 
     def _warn_of_proxy(self, request: Request, address: str) -> None:
-        """Say once that wrong tokens are counted for a proxy, and so for everybody behind it."""
+        """Warn once if wrong tokens are counted for a proxy, and so for all users behind it."""
         forwarded = request.headers.get("x-forwarded-for")
         if forwarded and address not in forwarded and not self._has_warned:
             self._has_warned = True
@@ -143,9 +144,9 @@ class TokenAccess:
             )  # fmt: skip
 
     def session(self, *, now: float | None = None) -> str:
-        """Begin a session of a week; returns the value of its cookie.
+        """Start a session of a week; return the value of its cookie.
 
-        Sessions are kept in memory, so that one that was ended stays ended: a restart ends all.
+        Sessions are kept in memory, so an ended session stays ended. A restart ends all sessions.
         """
         until = int(time.time() if now is None else now) + SESSION_S
         value = f"{until}.{secrets.token_urlsafe(32)}"
@@ -155,7 +156,7 @@ class TokenAccess:
         return value
 
     def end_session(self, request: Request) -> None:
-        """Refuse the cookie of the request from now on."""
+        """Refuse the request's cookie from now on."""
         self._sessions.pop(request.cookies.get(COOKIE, ""), None)
 
     def _is_session(self, value: str) -> bool:
@@ -167,21 +168,21 @@ def _hash(text: str) -> bytes:
 
 
 class LoginThrottle:
-    """Counts wrong tokens by address: five a minute, and then none is looked at."""
+    """Counts wrong tokens by address: after five within a minute, further attempts are refused."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._failed: OrderedDict[str, deque[float]] = OrderedDict()
 
     def wait(self, address: str) -> float:
-        """How many seconds the address has to wait; 0 when it may try."""
+        """Return the seconds that the address has to wait; 0 if it may try now."""
         times = self._failed.get(network_of(address))
         if times is None or len(times) < TRIES:
             return 0.0
         return max(0.0, times[0] + WINDOW_S - self._clock())
 
     def failed(self, address: str) -> None:
-        """One more from there."""
+        """Count a wrong token from this address."""
         net = network_of(address)
         self._failed.setdefault(net, deque(maxlen=TRIES)).append(self._clock())
         self._failed.move_to_end(net)
@@ -190,7 +191,7 @@ class LoginThrottle:
 
 
 def network_of(address: str) -> str:
-    """What one attacker has: an IPv4 address, or the /64 of an IPv6 address."""
+    """Return the unit by which to count: an IPv4 address, or the /64 network of an IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -203,7 +204,7 @@ def network_of(address: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address, or a name, of this kind."""
+    """Return whether only this machine can reach an address or a name."""
     if host.lower() == "localhost" or host.lower().endswith(".localhost"):
         return True
     try:
@@ -213,7 +214,7 @@ def is_loopback(host: str) -> bool:
 
 
 def host_of(request: Request) -> str:
-    """The name in the header Host, without its port; empty when there is none."""
+    """Return the name in the Host header without its port; empty if there is none."""
     try:
         return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     except ValueError:
@@ -221,10 +222,10 @@ def host_of(request: Request) -> str:
 
 
 def same_origin(request: Request) -> bool:
-    """Whether a request that changes something comes from a page of ours.
+    """Return whether a request that changes something comes from a page of this dashboard.
 
-    Browsers say so in two headers. They leave Sec-Fetch-Site out where the page came in the clear
-    from another machine; then Origin alone must do.
+    Browsers tell this in two headers. They omit Sec-Fetch-Site for pages loaded over plain HTTP
+    from another machine; then Origin alone decides.
     """
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin", "")
     if site is None:

@@ -1,4 +1,4 @@
-"""Work on many tasks: a request makes steps for about a second, and the next goes on from there."""
+"""Bulk actions: a request runs steps for about a second; the next request continues from there."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ __all__ = [
 ]
 
 BUDGET_S: Final = 1.0
-"""After so long a request begins no other step."""
+"""Time after which a request starts no further step, in seconds."""
 
 COUNT_S: Final = 2.0
-"""How long tasks that fit are counted before somebody is asked."""
+"""Time limit of counting the matching tasks for a confirmation page, in seconds."""
 
 CURSOR: Final = 400
 COUNTS: Final = ("scanned", "done", "duplicate", "too_late")
@@ -42,7 +42,7 @@ MOST: Final = 10**12
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of work: where its form goes, where one is afterwards, and what is said of it."""
+    """A kind of bulk action: the path of its form, the page to show afterwards, and its wording."""
 
     action: str
     after: str
@@ -50,7 +50,7 @@ class Kind:
     doing: str
 
     def place(self, which: Wanted) -> dict[str, str]:
-        """The parameters of the page to which one comes back."""
+        """Return the query parameters of the page to show afterwards."""
         return which.query | ({"state": which.state} if self.after == "/tasks" else {})
 
 
@@ -72,7 +72,7 @@ async def run_steps(
     step: Callable[[str | None], Awaitable[Step]],
     form: Fields,
 ) -> Response:
-    """Make steps; then on to the page that says what was done, or that goes on."""
+    """Run steps for about BUDGET_S; then redirect to the summary, or to the page that continues."""
     kind, ends = KINDS[name], time.monotonic() + BUDGET_S
     total = await step(form.text("cursor", CURSOR) or None)
     while total.cursor is not None and time.monotonic() < ends:
@@ -98,7 +98,7 @@ async def apply_to_selected(
     change: Callable[[str], Awaitable[Change]],
     form: Fields,
 ) -> Response:
-    """Change the ticked tasks, a page of them at most; then to the page that says what was done."""
+    """Change the ticked tasks, at most a page of them; then redirect to the summary."""
     kind, ids = KINDS[name], form.all("id-ticked")
     if not ids:
         text = "No task is ticked, so nothing was done."
@@ -114,7 +114,7 @@ async def apply_to_selected(
 
 
 async def count(site: Site, which: Wanted) -> tuple[str, int]:
-    """How many tasks fit, as a text, and how many of the state do not; in about COUNT_S."""
+    """Return the number of matching tasks as text, and of the others read; within about COUNT_S."""
     info = await site.inspector.queue(which.queue)
     total = info.states[which.state] if info else 0
     if not which.narrowed:
@@ -134,12 +134,12 @@ async def count(site: Site, which: Wanted) -> tuple[str, int]:
 async def _outcome(change: Callable[[str], Awaitable[Change]], id: str) -> str:
     try:
         return (await change(id)).outcome
-    except InvalidTask:  # an id that no client gave
+    except InvalidTask:  # an id that no client created
         return "refused"
 
 
 async def continue_page(site: Site, request: Request) -> Response:
-    """How far the work is, and a button to go on with."""
+    """Show the progress, with a button to continue."""
     fields = Fields(request.query_params.multi_items())
     name = fields.text("work")
     which = wanted(fields)
@@ -156,7 +156,7 @@ async def continue_page(site: Site, request: Request) -> Response:
 
 
 def summary(counts: dict[str, int], done: str) -> str:
-    """What became of many tasks: `3 of 5 tasks run again; 2 stay dead, ...`."""
+    """Return a summary such as `3 tasks run again of 5 looked at; 2 stay dead, ...`."""
     number, scanned = counts["done"], counts["scanned"]
     of = f" of {scanned:,} looked at" if scanned > number else ""
     parts = [f"{plural(number, 'task')} {done}{of}"]
@@ -168,5 +168,5 @@ def summary(counts: dict[str, int], done: str) -> str:
 
 
 def back_to(request: Request, path: str, **query: object) -> str:
-    """The address of the page to go back to."""
+    """Return the address of the page to go back to."""
     return links(request)(path, **query)

@@ -1,4 +1,4 @@
-"""Figures made into the coordinates of charts. Pure; templates/charts.html draws them."""
+"""Converts figures into chart coordinates. Pure; templates/charts.html draws the charts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEIGHT: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a chart; `css` is the class that colours it. `path` is that of an SVG."""
+    """One line of a chart. `path` is the SVG path; `css` is the class that colours it."""
 
     name: str
     css: str
@@ -25,7 +25,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class LineChart:
-    """Lines over the last minutes."""
+    """A chart of lines over the last minutes."""
 
     title: str
     top: str
@@ -36,7 +36,7 @@ class LineChart:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A day's bar."""
+    """The bar of one day."""
 
     x: float
     y: float
@@ -46,7 +46,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class BarChart:
-    """A bar for each day."""
+    """A chart with a bar for each day."""
 
     title: str
     css: str
@@ -69,9 +69,9 @@ def line_chart(
     begins: str = "",
     width: int | None = None,
 ) -> LineChart:
-    """Lines of (name, class, values), the latest last; None in a line is a gap.
+    """Return a chart of lines (name, class, values) with the latest value last; None is a gap.
 
-    `width` is for how many values there is room: fewer of them stand at the right.
+    `width` is the number of values that fit; fewer values stand at the right.
     """
     known = [value for *_, values in series for value in values if value is not None]
     top = ceiling(max(known, default=0.0))
@@ -100,7 +100,7 @@ def _path(values: Values, top: float, room: int) -> str:
 
 
 def bar_chart(title: str, days: Sequence[tuple[str, int]], css: str) -> BarChart:
-    """A bar for each (day, number), the latest last; `css` is the class of the bars."""
+    """Return a bar chart of (day, number) pairs, the latest last; `css` is the bars' class."""
     top = ceiling(max((number for _, number in days), default=0))
     step = WIDTH / max(1, len(days))
     bars = []
@@ -120,7 +120,7 @@ def _y(value: float, top: float) -> float:
 
 
 def ceiling(value: float) -> float:
-    """The next of 1, 2, 5, 10, 20, 50 and so on; 1 of nothing."""
+    """Return the next number of 1, 2, 5, 10, 20, 50, ...; 1 for 0."""
     if value <= 0:
         return 1.0
     size = float(10 ** math.floor(math.log10(value)))

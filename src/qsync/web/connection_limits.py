@@ -1,9 +1,9 @@
-"""Bounds on the TCP connections of `qsync dashboard`, whatever they send, before authentication.
+"""Limits on the TCP connections of `qsync dashboard`, which hold before authentication.
 
 A connection is *idle* while no request is in flight, *reading* while the body of its request has
-not arrived, and else *busy*. An idle one is closed after IDLE_S. Where all places are taken, a new
-connection replaces the one that has been idle longest, or else has been reading longest; while all
-are busy, the new one is refused.
+not arrived, and otherwise *busy*. An idle connection is closed after IDLE_S. At the limit, a new
+connection replaces the one that has been idle longest, or else the one that has been reading
+longest; if all are busy, the new connection is refused.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from qsync.web.auth import network_of
 Network = IPv4Network | IPv6Network
 
 IDLE_S: Final = 5.0
-"""Time in which the head of a request has to be complete."""
+"""Time in which the head of a request must be complete, in seconds."""
 
 FLUSH_S: Final = 30.0
-"""Time in which a client has to read an answer."""
+"""Time in which a client must read a response, in seconds."""
 
 CONNECTIONS: Final = 200
-"""Most connections at a time."""
+"""Largest number of connections."""
 
 PER_ADDRESS: Final = 50
-"""Most connections of one address at a time; a trusted proxy may have all of them."""
+"""Largest number of connections per address; a trusted proxy may use all of them."""
 
 REFUSAL: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n"
@@ -42,7 +42,7 @@ _KEY: Final = "qsync.connection"
 
 
 class ConnectionLimits:
-    """Keeps the connections of one server within bounds."""
+    """Keeps the connections of one server within the limits."""
 
     def __init__(
         self,
@@ -58,9 +58,9 @@ class ConnectionLimits:
         self._of: Counter[str] = Counter()
 
     def add(self, connection: _Connection) -> bool:
-        """Register a new connection, closing another for it where all places are taken.
+        """Register a new connection; at the limit, close another one for it.
 
-        False when no other can be closed.
+        Return False if no other connection can be closed.
         """
         network = connection.network
         others: list[_Connection] = []
@@ -78,7 +78,7 @@ class ConnectionLimits:
         return True
 
     def discard(self, connection: _Connection) -> None:
-        """Forget a connection that has ended."""
+        """Remove a connection that has ended."""
         if connection in self._open:
             del self._open[connection]
             self._of[connection.network] -= 1
@@ -94,7 +94,7 @@ class ConnectionLimits:
         return self._total if trusted else self._per_address
 
     def watch(self, app: ASGIApp) -> ASGIApp:
-        """Return the app with each request noted at its connection."""
+        """Return the app, wrapped so that each request is counted at its connection."""
 
         async def watched(scope: Scope, receive: Receive, send: Send) -> None:
             connection = scope.get("state", {}).pop(_KEY, None)
@@ -126,7 +126,7 @@ class ConnectionLimits:
 
 
 class _Connection:
-    """One connection: whether it is in use, and the timer that ends it."""
+    """One connection: its requests, and the timer that closes it when idle."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self._limits = limits
@@ -143,11 +143,11 @@ class _Connection:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a request that has arrived whole is in flight."""
+        """Whether a completely received request is in flight."""
         return self._requests > self._reading
 
     def opened(self, transport: asyncio.Transport) -> None:
-        """Take a place, or refuse the connection."""
+        """Register the connection, or refuse it."""
         self._transport = transport
         peer = transport.get_extra_info("peername")
         self.host = str(peer[0]) if isinstance(peer, tuple) else ""
@@ -159,7 +159,7 @@ class _Connection:
             transport.close()
 
     def lost(self) -> None:
-        """Give the place back."""
+        """Unregister the connection."""
         self._limits.discard(self)
         if self._timer is not None:
             self._timer.cancel()
@@ -192,7 +192,7 @@ class _Connection:
             self.since = self._loop.time()
 
     def _expire(self) -> None:
-        """Close the connection if it has been idle for too long, else look again later."""
+        """Close the connection if it has been idle for too long; otherwise check again later."""
         sending = self._transport.get_write_buffer_size() > 0
         allowed = FLUSH_S if sending else self._limits.idle_s
         left = self.since + allowed - self._loop.time()

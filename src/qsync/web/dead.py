@@ -1,4 +1,4 @@
-"""Dead tasks: found by type, error and age; run again or deleted, ticked ones or all that fit."""
+"""Dead tasks: search by type, error and age; run or delete the ticked or all matching ones."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from qsync.web.tasks import listing
 
 
 async def list_some(site: Site, request: Request) -> Response:
-    """Dead tasks of a queue."""
+    """Show the dead tasks of a queue."""
     fields = Fields(request.query_params.multi_items())
     return await listing(site, request, fields, wanted(fields, TaskState.DEAD), "dead")
 
 
 async def run(site: Site, request: Request) -> Response:
-    """The ticked ones are pending now, or all that fit once that is confirmed."""
+    """Run the ticked tasks again, or all matching tasks after a confirmation."""
     form = await site.form(request)
     which = wanted(form, TaskState.DEAD)
     if form.text("scope") != "all" and not form.text("cursor"):
@@ -40,7 +40,7 @@ async def run(site: Site, request: Request) -> Response:
 
 
 async def delete(site: Site, request: Request) -> Response:
-    """The ticked ones are deleted, or all that fit, once that is confirmed."""
+    """Delete the ticked tasks or all matching tasks, after a confirmation."""
     form = await site.form(request)
     which = wanted(form, TaskState.DEAD)
     every = form.text("scope") == "all" or bool(form.text("cursor"))
@@ -60,7 +60,7 @@ async def delete(site: Site, request: Request) -> Response:
 
 
 async def _ask(site: Site, request: Request, form: Fields, which: Wanted, verb: str) -> Response:
-    """Ask before it is done to many, with the number of those that are meant."""
+    """Ask for a confirmation that names the number of tasks."""
     ids = [] if form.text("scope") == "all" else form.all("id-ticked")
     number, others = (f"{len(ids):,}", 0) if ids else await bulk_actions.count(site, which)
     tasks = "task" if number == "1" else "tasks"

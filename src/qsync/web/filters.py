@@ -1,5 +1,7 @@
-"""Values as people read them in a page. Escaping for HTML is the template's; here go characters
-that would not be seen, or would turn the text around them. Pure.
+"""Formats values for pages. Pure.
+
+Templates escape for HTML. This module escapes characters that are invisible or that change the
+direction of text.
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ _INVISIBLE: Final = re.compile(
     "\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e0fff]"
 )
-"""Controls, bidirectional marks, spaces and joiners that are not seen, and lone surrogates."""
+"""Controls, bidirectional marks, invisible spaces and joiners, and lone surrogates."""
 
 
 def escape_invisible(value: Any) -> Any:
-    r"""The value with characters that nobody would see written as `\u202e`; markup as it is.
+    r"""Return the value with invisible characters written as `\u202e`; markup is unchanged.
 
-    Jinja puts all that a template shows through it.
+    Jinja passes all output of templates through this function.
     """
     if value is None:
         return ""
@@ -45,12 +47,12 @@ def _code(found: re.Match[str]) -> str:
 
 
 def count(number: float | None) -> str:
-    """`1,234,567`; empty when nobody knows."""
+    """Format a number as `1,234,567`; empty if unknown."""
     return "" if number is None else f"{number:,.0f}"
 
 
 def short(number: float) -> str:
-    """A number in little room: `987`, `12.3k`, `4.5M`."""
+    """Format a number in few characters: `987`, `12.3k`, `4.5M`."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size * (10 if unit == "k" else 1):
             return f"{number / size:.3g}{unit}"
@@ -58,14 +60,14 @@ def short(number: float) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A duration: `0.02 s`, `4 min 10 s`; `none` when there is none."""
+    """Format a duration: `0.02 s`, `4 min 10 s`; `none` for None."""
     if value is None:
         return "none"
     return "0 s" if value <= 0 else duration(value)
 
 
 def size(number: int | None) -> str:
-    """Bytes: `321 B`, `1.2 MiB`; empty when nobody knows."""
+    """Format a size: `321 B`, `1.2 MiB`; empty if unknown."""
     if number is None:
         return ""
     left = float(number)
@@ -77,17 +79,17 @@ def size(number: int | None) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """`1 task`, `1,234 tasks`."""
+    """Format a count: `1 task`, `1,234 tasks`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def clock(at: datetime | None) -> str:
-    """A moment in UTC, to the second."""
+    """Format a time in UTC, to the second."""
     return "" if at is None else f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def relative(at: datetime | None) -> str:
-    """`3 min 4 s ago`, `in 2 h`, by the clock of this machine."""
+    """Format a time as `3 min 4 s ago` or `in 2 h`, by this machine's clock."""
     if at is None:
         return ""
     left = (at - datetime.now(UTC)).total_seconds()
@@ -97,7 +99,7 @@ def relative(at: datetime | None) -> str:
 
 
 def percent(progress: tuple[float, float] | None) -> str:
-    """How far a handler said it is: `30 %`, or what it counted when it named no total."""
+    """Format a handler's progress: `30 %`, or the count if it gave no total."""
     if progress is None:
         return ""
     done, total = progress

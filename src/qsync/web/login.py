@@ -1,4 +1,4 @@
-"""The form that asks for the token, and the cookie that it sets."""
+"""The sign-in form for the token, and the cookie that it sets."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ NEXT_LIMIT: Final = 2000
 
 FORM: Final = "/login"
 SHEET: Final = "/login.css"
-"""How the form looks. It and the form are all that is given to strangers; it says nothing."""
+"""Path of the form's style sheet. Only the form and its style sheet are served without sign-in."""
 
 
 class SignIn:
-    """Answers for these two, to people without a session."""
+    """Serves the form and its style sheet to users without a session."""
 
     def __init__(self, access: TokenAccess, environment: Environment) -> None:
         self._access = access
@@ -30,7 +30,7 @@ class SignIn:
         self._sheet = environment.get_template("login.css").render()
 
     def form(self, request: Request, *, wanted: str = "", wrong: bool = False) -> Response:
-        """The form, as a refusal; it leads on to the page that was asked for."""
+        """Return the form with status 401; after sign-in it leads to the requested page."""
         root = root_of(request)
         if not wanted and request.method == "GET" and request.url.path != f"{root}{FORM}":
             wanted = request.url.path + (f"?{request.url.query}" if request.url.query else "")
@@ -38,7 +38,7 @@ class SignIn:
         return HTMLResponse(text, 401, {"WWW-Authenticate": 'Bearer realm="qsync"'})
 
     async def answer(self, request: Request, route: str) -> Response:
-        """The form; or with the right token the page that was wanted, and a session."""
+        """Answer both paths; the right token starts a session and leads to the wanted page."""
         if route == SHEET:
             return Response(self._sheet, media_type="text/css")
         if request.method != "POST":
@@ -67,7 +67,7 @@ class SignIn:
         return response
 
     def sign_out(self, request: Request) -> Response:
-        """End the session, here and in the browser."""
+        """End the session, on the server and in the browser."""
         self._access.end_session(request)
         response = RedirectResponse(root_of(request) + "/", 303)
         response.delete_cookie(
@@ -81,17 +81,17 @@ class SignIn:
 
 
 def is_secure(request: Request) -> bool:
-    """Return whether the browser speaks TLS, with us or with a proxy that is trusted."""
+    """Return whether the browser uses TLS, to this server or to a trusted proxy."""
     return request.url.scheme == "https"
 
 
 def root_of(request: Request) -> str:
-    """The path at which the dashboard is mounted, without a slash at its end."""
+    """Return the path at which the dashboard is mounted, without a trailing slash."""
     return quote(str(request.scope.get("root_path", "")).rstrip("/"), safe="/~!$&'()*+,;=:@-._")
 
 
 def local(wanted: str, root: str) -> str:
-    """A path of the dashboard; its first page for whatever else was wanted."""
+    """Return `wanted` if it is a path of the dashboard, else the path of the first page."""
     inside = wanted.startswith(f"{root}/") and not wanted.startswith("//")
     plain = wanted.isascii() and wanted.isprintable() and "\\" not in wanted and ".." not in wanted
     return wanted if inside and plain else f"{root}/"

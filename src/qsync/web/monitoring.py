@@ -1,4 +1,4 @@
-"""For other programs: metrics for Prometheus, and whether the store answers."""
+"""Endpoints for other programs: Prometheus metrics, and the health of the store."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from qsync.errors import QsyncError
 from qsync.web.pages import Site
 
 STORE_S: Final = 3.0
-"""How long the store may take to answer, seconds."""
+"""Time that the store has to answer, in seconds."""
 
 
 async def metrics(site: Site, request: Request) -> Response:
-    """The metrics of all queues, as the store has them."""
+    """Return the metrics of all queues, from the store."""
     if importlib.util.find_spec("prometheus_client") is None:
         text = "Metrics need prometheus-client: pip install 'qsync-py[prometheus]'\n"
         return PlainTextResponse(text, 404)
@@ -27,7 +27,7 @@ async def metrics(site: Site, request: Request) -> Response:
 
 
 async def health(site: Site, request: Request) -> Response:
-    """Whether the store answers, and how fast."""
+    """Return whether the store answers, and how fast."""
     try:
         async with asyncio.timeout(STORE_S):
             took = await site.inspector.ping()

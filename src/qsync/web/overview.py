@@ -1,4 +1,4 @@
-"""The first page: how it goes, now, in the last minutes and by day."""
+"""The first page: totals, charts of the last minutes and charts by day."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qsync.web.sampler import DAYS, QUEUES, SAMPLES, Sampler, filled
 
 
 async def show(site: Site, request: Request) -> Response:
-    """The overview."""
+    """Show the overview."""
     seen = await site.inspector.overview()
     queues, sheet = sheet_of(by_need(seen.queues), Fields(request.query_params.multi_items()))
     states = {state: sum(info.states[state] for info in seen.queues) for state in TaskState}
@@ -39,7 +39,7 @@ async def show(site: Site, request: Request) -> Response:
 
 
 def by_need(queues: Sequence[QueueInfo]) -> list[QueueInfo]:
-    """The queues, those first in which somebody is waiting or something is dead."""
+    """Sort the queues: those with pending or active tasks first, empty ones last."""
 
     def need(info: QueueInfo) -> Any:
         waiting = info.states[TaskState.PENDING] + info.states[TaskState.ACTIVE]
@@ -49,7 +49,7 @@ def by_need(queues: Sequence[QueueInfo]) -> list[QueueInfo]:
 
 
 def minutes(sampler: Sampler, queue: str | None = None) -> list[LineChart]:
-    """Throughput, latency and failures of the last minutes."""
+    """Return charts of throughput, latency and failures over the last minutes."""
     steps = sampler.series(queue)
     begins = f"{sampler.minutes} min ago"
 
@@ -70,7 +70,7 @@ def minutes(sampler: Sampler, queue: str | None = None) -> list[LineChart]:
 
 
 def by_day(days: Sequence[Day]) -> dict[str, Any]:
-    """What the last days brought, as charts and as a table."""
+    """Return the counters of the last days, as charts and as a table."""
     each = filled(days, DAYS)
 
     def bars(title: str, counter: str, css: str) -> BarChart:

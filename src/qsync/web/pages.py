@@ -1,4 +1,4 @@
-"""What all pages have in common: the inspector, the templates, the messages between pages."""
+"""What all pages share: the inspector, the templates and the messages after a redirect."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from qsync.web.query import AGES, Fields, parse_form
 from qsync.web.sampler import Sampler
 
 if TYPE_CHECKING:
-    from qsync.contrib.prometheus import StoreMetrics  # imported when /metrics is asked for
+    from qsync.contrib.prometheus import StoreMetrics  # imported when /metrics is requested
 
 Mask = Callable[[str, bytes], str | bytes]
 
@@ -33,18 +33,18 @@ FLASH: Final = "qsync_flash"
 FLASH_S: Final = 30
 FLASH_LIMIT: Final = 600
 REFRESH_S: Final = 5
-"""How often an open page is asked for again."""
+"""Interval at which an open page refreshes, in seconds."""
 
 
 class Flash(msgspec.Struct, frozen=True, array_like=True):
-    """What is said once on the next page."""
+    """A message that the next page shows once."""
 
     text: str
     good: bool = True
 
 
 def make_environment() -> Environment:
-    """Templates in which all that is shown is escaped, and nothing is unseen."""
+    """Return the template environment, which escapes HTML and invisible characters."""
     environment = Environment(
         loader=PackageLoader("qsync.web"),
         autoescape=True,
@@ -62,7 +62,7 @@ def make_environment() -> Environment:
 
 @dataclass(frozen=True)
 class Site:
-    """Makes the pages."""
+    """Renders the pages."""
 
     inspector: Inspector
     environment: Environment
@@ -81,13 +81,13 @@ class Site:
 
     @cached_property
     def metrics(self) -> StoreMetrics:
-        """The metrics of all queues; ImportError without prometheus-client."""
+        """Metrics of all queues; ImportError without prometheus-client."""
         from qsync.contrib.prometheus import StoreMetrics
 
         return StoreMetrics(self.inspector)
 
     def page(self, request: Request, name: str, *, status: int = 200, **values: Any) -> Response:
-        """A page of a template."""
+        """Render a template as a page."""
         part = request.headers.get("x-qsync-refresh") == "1"
         flash = None if part else _read_flash(request)
         text = self.environment.get_template(f"{name}.html").render(
@@ -103,7 +103,7 @@ class Site:
     def go(
         self, request: Request, path: str, text: str, *, good: bool = True, **query: object
     ) -> Response:
-        """After a change: to another page, which says what became of it."""
+        """Redirect after a change, to a page that shows the outcome."""
         response = RedirectResponse(links(request)(path, **query), 303)
         flash = codec.encode(Flash(text[:FLASH_LIMIT], good))
         response.set_cookie(
@@ -129,7 +129,7 @@ class Site:
         items: Sequence[str] = (),
         danger: bool = True,
     ) -> Response:
-        """Ask before a change; nothing is changed until the form of this page is sent."""
+        """Ask for confirmation; the change is made when the form of this page is sent."""
         kept = [(name, value) for name, value in fields.pairs if name != "sure"]
         return self.page(
             request, "confirm", title=title, text=text, button=button, back=back, kept=kept,
@@ -137,16 +137,16 @@ class Site:
         )  # fmt: skip
 
     async def form(self, request: Request) -> Fields:
-        """The form that was sent."""
+        """Return the fields of the sent form."""
         return parse_form(await request.body())
 
     def user(self, request: Request) -> str:
-        """Who is noted as the author of a pause."""
+        """Return the name that is recorded as the author of a pause."""
         return str(request.scope.get("qsync.user") or "") or "dashboard"
 
 
 def links(request: Request) -> Callable[..., str]:
-    """A function that makes the address of a page, wherever the dashboard is mounted."""
+    """Return a function that builds page addresses below the path of the mount."""
     root = root_of(request)
 
     def url(path: str, query: Mapping[str, object] | None = None, **more: object) -> str:

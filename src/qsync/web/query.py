@@ -1,4 +1,4 @@
-"""What a request asks for, bounded: whatever it says, a page stays a page. Pure."""
+"""Parses the fields of queries and forms, with limits on their size. Pure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from qsync.state import TaskState
 T = TypeVar("T")
 
 PAGE: Final = 100
-"""The most that any list shows at a time."""
+"""Largest number of entries that a list shows."""
 
 LIMIT: Final = 50
 TEXT: Final = 300
-"""How many characters of a parameter count."""
+"""Number of characters of a field that are read."""
 
 MOST_FIELDS: Final = 250
 
@@ -30,25 +30,25 @@ AGES: Final[Mapping[str, tuple[str, float | None, float | None]]] = {
     "over-1d": ("over a day old", 86_400, None),
     "over-7d": ("over a week old", 7 * 86_400, None),
 }
-"""Name -> what people read, older than, newer than; seconds."""
+"""Name -> label, older than, newer than; in seconds."""
 
 
 class Fields:
-    """The fields of a query or of a form."""
+    """The fields of a query or a form."""
 
     def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
         self.pairs = pairs
 
     def text(self, name: str, limit: int = TEXT) -> str:
-        """The first value, cut; empty without one."""
+        """Return the first value, cut to `limit` characters; empty if there is none."""
         return next((value[:limit] for key, value in self.pairs if key == name), "")
 
     def all(self, name: str, most: int = PAGE) -> list[str]:
-        """All values, the first so many of them."""
+        """Return the first `most` values, each cut to TEXT characters."""
         return [value[:TEXT] for key, value in self.pairs if key == name][:most]
 
     def number(self, name: str, default: int, least: int, most: int) -> int:
-        """A whole number, brought within the bounds; the default when it is none."""
+        """Return a whole number clamped to the bounds; the default if it is not a number."""
         try:
             value = float(self.text(name, 40))
         except ValueError:
@@ -57,7 +57,7 @@ class Fields:
 
 
 def parse_form(body: bytes) -> Fields:
-    """A form as browsers send it; InvalidTask when it is none, or has too many fields."""
+    """Parse a form as browsers send it; InvalidTask if it is invalid or has too many fields."""
     try:
         pairs = parse_qsl(
             body.decode("ascii"),
@@ -73,7 +73,7 @@ def parse_form(body: bytes) -> Fields:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which tasks a list shows: those that fit all that is not empty."""
+    """Which tasks a list shows: those that match all non-empty fields."""
 
     queue: str
     state: TaskState
@@ -84,7 +84,7 @@ class Wanted:
 
     @property
     def filter(self) -> Filter | None:
-        """The same for the inspector; None when every task fits."""
+        """The filter for the inspector; None if every task matches."""
         if not self.narrowed:
             return None
         _, older, newer = AGES[self.age]
@@ -98,18 +98,18 @@ class Wanted:
 
     @property
     def narrowed(self) -> bool:
-        """Whether not every task of the state fits."""
+        """Whether there is a filter, besides queue and state."""
         return bool(self.type or self.error or self.id or self.age)
 
     @property
     def query(self) -> dict[str, str]:
-        """The parameters that say so; the state is left out."""
+        """Query parameters of the selection, without the state."""
         given = {"type": self.type, "error": self.error, "id": self.id, "age": self.age}
         return {"queue": self.queue} | {name: text for name, text in given.items() if text}
 
     @property
     def place(self) -> str:
-        """Which queues these are, for people."""
+        """Name of the queue, for people."""
         return f"queue {self.queue}" if self.queue else "all queues"
 
     def __str__(self) -> str:
@@ -123,7 +123,7 @@ class Wanted:
 
 
 def wanted(fields: Fields, state: str | None = None) -> Wanted:
-    """What a query or a form asks for; InvalidTask when there is no such state."""
+    """Parse the selection from a query or a form; InvalidTask if the state is unknown."""
     name = state or fields.text("state") or TaskState.PENDING
     try:
         found = TaskState(name)
@@ -143,7 +143,7 @@ def wanted(fields: Fields, state: str | None = None) -> Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A part of a list that the inspector gives whole."""
+    """One part of a list that the inspector returns whole."""
 
     number: int
     last: int
@@ -151,7 +151,7 @@ class Sheet:
 
 
 def sheet_of(items: Sequence[T], fields: Fields) -> tuple[Sequence[T], Sheet]:
-    """The sheet that is asked for, of 100 each."""
+    """Return the requested part of a list, of 100 items each."""
     last = max(1, math.ceil(len(items) / PAGE))
     number = fields.number("page", 1, 1, last)
     return items[(number - 1) * PAGE : number * PAGE], Sheet(number, last, len(items))

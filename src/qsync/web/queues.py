@@ -1,4 +1,4 @@
-"""Queues: what they hold; pause, resume, purge, delete."""
+"""Queues: lists, details, and pause, resume, purge and delete."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qsync.web.sampler import DAYS, QUEUES
 
 
 async def list_all(site: Site, request: Request) -> Response:
-    """All queues, by name."""
+    """Show all queues, by name."""
     fields = Fields(request.query_params.multi_items())
     cursor = fields.text("cursor", 20) or None
     seen = await site.inspector.overview(cursor=cursor)
@@ -24,7 +24,7 @@ async def list_all(site: Site, request: Request) -> Response:
 
 
 async def show(site: Site, request: Request) -> Response:
-    """One queue."""
+    """Show one queue."""
     name = _query(request).text("queue")
     info = await site.inspector.queue(name, days=DAYS)
     if info is None:
@@ -41,7 +41,7 @@ async def show(site: Site, request: Request) -> Response:
 
 
 async def pause(site: Site, request: Request) -> Response:
-    """No task of the queue is started any more."""
+    """Pause a queue."""
     form = await site.form(request)
     name, why = form.text("queue"), form.text("why")
     change = await site.inspector.pause(name, by=site.user(request), why=why)
@@ -50,7 +50,7 @@ async def pause(site: Site, request: Request) -> Response:
 
 
 async def resume(site: Site, request: Request) -> Response:
-    """Tasks of the queue are started again."""
+    """Resume a queue."""
     name = (await site.form(request)).text("queue")
     change = await site.inspector.resume(name)
     text = f"Queue {name} goes on." if change.ok else f"Queue {name} was not paused."
@@ -58,7 +58,7 @@ async def resume(site: Site, request: Request) -> Response:
 
 
 async def purge(site: Site, request: Request) -> Response:
-    """All tasks of a state are deleted, once that is confirmed."""
+    """Delete all tasks of a state, after a confirmation."""
     form = await site.form(request)
     which = wanted(form)
     if form.text("sure") != "yes":
@@ -80,7 +80,7 @@ async def purge(site: Site, request: Request) -> Response:
 
 
 async def delete(site: Site, request: Request) -> Response:
-    """An empty queue is forgotten, once that is confirmed."""
+    """Forget an empty queue, after a confirmation."""
     form = await site.form(request)
     name = form.text("queue")
     if form.text("sure") != "yes":

@@ -1,4 +1,4 @@
-"""Looks at the queues every few seconds, so that charts can show the last minutes."""
+"""Samples the queues every few seconds, for the charts of the last minutes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ log = logging.getLogger("qsync.web")
 
 EVERY_S: Final = 5.0
 SAMPLES: Final = 181
-"""Those of 15 minutes."""
+"""Number of samples kept, those of 15 minutes."""
 
 QUEUES: Final = 50
-"""Of so many queues there are charts of their own, and the sum of days is made of so many."""
+"""Number of queues that have charts of their own, and that the sums by day include."""
 
 DAYS: Final = 30
 DAYS_FRESH_S: Final = 60.0
 
 
 class Figures(NamedTuple):
-    """Counters of a queue, or of all, at one moment; `latency` in seconds."""
+    """Counters of one queue or of all at one moment; `latency` is in seconds."""
 
     enqueued: int
     completed: int
@@ -38,7 +38,7 @@ class Figures(NamedTuple):
     latency: float
 
     def since(self, earlier: Figures) -> Figures:
-        """By how much the counters grew; those of a queue that was forgotten begin anew."""
+        """Return the growth of the counters; not below 0, since a recreated queue restarts them."""
         return Figures(
             max(0, self.enqueued - earlier.enqueued),
             max(0, self.completed - earlier.completed),
@@ -49,7 +49,7 @@ class Figures(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Figures at a moment of the monotonic clock; `total` None: the store did not answer."""
+    """Figures at a time of the monotonic clock; `total` is None if the store did not answer."""
 
     at: float
     total: Figures | None
@@ -57,7 +57,7 @@ class Sample(NamedTuple):
 
 
 class Sampler:
-    """Keeps what it saw of the last 15 minutes, and the counters per day for a minute."""
+    """Keeps the samples of the last 15 minutes; caches the counters by day for a minute."""
 
     def __init__(self, inspector: Inspector, *, every_s: float = EVERY_S) -> None:
         self.every_s = every_s
@@ -70,16 +70,16 @@ class Sampler:
 
     @property
     def minutes(self) -> int:
-        """How far back it remembers."""
+        """Time span of the samples, in minutes."""
         return round((SAMPLES - 1) * self.every_s / 60)
 
     def start(self) -> None:
-        """It looks from now on, in the running event loop; does nothing when it does already."""
+        """Start sampling in the running event loop, unless it has started already."""
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="qsync-dashboard-samples")
 
     async def stop(self) -> None:
-        """It looks no more."""
+        """Stop sampling."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -92,7 +92,7 @@ class Sampler:
             await asyncio.sleep(self.every_s)
 
     async def look(self) -> None:
-        """One more sample; a gap when the store does not answer."""
+        """Take a sample; it is a gap if the store does not answer."""
         try:
             async with asyncio.timeout(self.every_s):
                 overview = await self._inspector.overview()
@@ -105,9 +105,9 @@ class Sampler:
         self._samples.append(Sample(time.monotonic(), _sum(list(each.values())), kept))
 
     def series(self, queue: str | None = None) -> list[tuple[float, Figures] | None]:
-        """What there was between samples: its seconds, and by how much the counters grew.
+        """Return each interval between samples: its seconds, and the growth of the counters.
 
-        The latency is that at the end. None where nothing is known.
+        The latency is that at the end of the interval. An interval is None if a sample is missing.
         """
         found: list[tuple[float, Figures] | None] = []
         samples = list(self._samples)
@@ -120,9 +120,9 @@ class Sampler:
         return found
 
     async def days(self) -> list[Day]:
-        """The counters of all queues (the first 50) by day, the latest first; a minute old at most.
+        """Return the counters of all queues (the first 50) by day, the latest first.
 
-        Makes a call for each queue when it is older.
+        They are at most a minute old; to read them again takes a call per queue.
         """
         async with self._days_lock:
             if time.monotonic() - self._days_at >= DAYS_FRESH_S:
@@ -141,7 +141,7 @@ class Sampler:
 
 
 def filled(days: Sequence[Day], count: int = DAYS) -> list[Day]:
-    """So many days to today, the latest last, those without anything too."""
+    """Return the last `count` days up to today, the latest last; idle days are included."""
     by_day = {day.day: day.counters for day in days}
     today = max(by_day, default=datetime.now(UTC).date())
     today = max(today, datetime.now(UTC).date())

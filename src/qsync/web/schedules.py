@@ -1,4 +1,4 @@
-"""Schedules: when they tick; pause, resume, trigger, forget."""
+"""Schedules: their next ticks, and pause, resume, trigger and forget."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from qsync.web.tasks import failed
 
 
 async def list_all(site: Site, request: Request) -> Response:
-    """The schedules of all queues."""
+    """Show the schedules of all queues."""
     found = await site.inspector.schedules()
     schedules, sheet = sheet_of(found, Fields(request.query_params.multi_items()))
     return site.page(request, "schedules", schedules=schedules, sheet=sheet)
 
 
 async def pause(site: Site, request: Request) -> Response:
-    """Its ticks pass without a task."""
+    """Pause a schedule."""
     form = await site.form(request)
     name, queue = _named(form)
     change = await site.inspector.pause_schedule(
@@ -30,14 +30,14 @@ async def pause(site: Site, request: Request) -> Response:
 
 
 async def resume(site: Site, request: Request) -> Response:
-    """It goes on with its next tick."""
+    """Resume a schedule."""
     name, queue = _named(await site.form(request))
     change = await site.inspector.resume_schedule(name, queue=queue)
     return _after(site, request, change, f"Schedule {name} goes on with its next tick.")
 
 
 async def trigger(site: Site, request: Request) -> Response:
-    """Its task is enqueued once, now."""
+    """Enqueue the task of a schedule once, now."""
     name, queue = _named(await site.form(request))
     change = await site.inspector.trigger(name, queue=queue)
     if change.outcome != "done":
@@ -47,7 +47,7 @@ async def trigger(site: Site, request: Request) -> Response:
 
 
 async def forget(site: Site, request: Request) -> Response:
-    """It is gone, once that is confirmed."""
+    """Forget a schedule, after a confirmation."""
     form = await site.form(request)
     name, queue = _named(form)
     if form.text("sure") != "yes":

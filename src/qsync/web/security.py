@@ -1,6 +1,6 @@
-"""Stands before all pages: who is let in, what may change something, and how large all is.
+"""ASGI middleware that checks each request: host, origin, user, permission and size.
 
-Nothing behind it is reached by a request that it refuses, whatever its path.
+A refused request reaches no other code of the dashboard.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HEADERS: Final = {
     ),
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    # Not no-referrer: with that, browsers send `Origin: null` with forms of our own pages.
+    # Not no-referrer: browsers would then send `Origin: null` with this dashboard's own forms.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -40,12 +40,12 @@ HEADERS: Final = {
 
 
 class TooLargeError(Exception):
-    """The body is longer than one of ours would be."""
+    """The request's body exceeds BODY_LIMIT."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the guard goes by. `hosts` None: the request may name any host."""
+    """The guard's settings. `hosts` None: any Host header is allowed."""
 
     access: Access
     read_only: bool
@@ -62,18 +62,18 @@ class Guard:
         self._sign_in = sign_in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or have the app answer."""
+        """Refuse the request, or pass it to the app."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":  # there is no WebSocket here
+        if scope["type"] != "http":  # the dashboard has no WebSockets
             await send({"type": "websocket.close", "code": 1008})
             return
         await _Exchange(self._app, self._rules, self._sign_in, send).answer(scope, receive)
 
 
 class _Exchange:
-    """One request and its answer."""
+    """One request and its response."""
 
     def __init__(self, app: ASGIApp, rules: Rules, sign_in: SignIn | None, send: Send) -> None:
         self._app, self._rules, self._sign_in = app, rules, sign_in
@@ -98,7 +98,7 @@ class _Exchange:
             await refusal(scope, receive, self._send)
 
     def _refuse(self, request: Request) -> Response | None:
-        """What to answer to a request that no user may make."""
+        """Return the refusal of a request that no user may make; else None."""
         hosts = self._rules.hosts
         if hosts is not None and host_of(request) not in hosts:
             return _text("Not a name of this dashboard; see --allow-host.", 421)
@@ -111,7 +111,7 @@ class _Exchange:
         return None
 
     async def _admit(self, request: Request) -> Response | None:
-        """None for a user who may do it."""
+        """Return None if the user may make the request, else the response."""
         access, route = self._rules.access, route_of(request.scope)
         if self._sign_in is not None and route in (FORM, SHEET):
             return await self._sign_in.answer(request, route)
@@ -135,7 +135,7 @@ class _Exchange:
 
 
 class _Limited:
-    """Receives a body up to the limit."""
+    """Passes on the request's body up to BODY_LIMIT."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -162,13 +162,13 @@ def _refuse_post(request: Request) -> Response | None:
 
 
 def route_of(scope: Scope) -> str:
-    """The path below the place where the dashboard is mounted."""
+    """Return the path below the dashboard's mount path."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path[len(root) :] if root and path.startswith(root) else path
 
 
 def sign_in_of(access: Access) -> TokenAccess | None:
-    """The access that has a form to sign in by."""
+    """Return the access if it has a sign-in form."""
     return access if isinstance(access, TokenAccess) else None
 
 

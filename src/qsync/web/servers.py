@@ -1,4 +1,4 @@
-"""Servers: what they are and run; quiet, stop."""
+"""Servers: lists, details, and quiet and stop."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from qsync.web.query import PAGE, Fields, sheet_of
 
 
 async def list_all(site: Site, request: Request) -> Response:
-    """The servers that live, with how much they run."""
+    """Show the live servers, with how much they run."""
     found = await site.inspector.servers(tasks=False)
     servers, sheet = sheet_of(found, Fields(request.query_params.multi_items()))
     return site.page(request, "servers", servers=servers, sheet=sheet, found=found)
 
 
 async def show(site: Site, request: Request) -> Response:
-    """A server with the tasks that it has leases on."""
+    """Show a server with the tasks that it holds leases on."""
     id = Fields(request.query_params.multi_items()).text("id")
     server = await site.inspector.server(id)
     if server is None:
@@ -32,14 +32,14 @@ async def show(site: Site, request: Request) -> Response:
 
 
 async def quiet(site: Site, request: Request) -> Response:
-    """The server takes no more tasks."""
+    """Tell a server to take no more tasks."""
     id = (await site.form(request)).text("id")
     change = await site.inspector.quiet(id)
     return _after(site, request, change, id, "It has been told to take no more tasks.")
 
 
 async def stop(site: Site, request: Request) -> Response:
-    """The server has been told to stop, once that is confirmed."""
+    """Tell a server to stop, after a confirmation."""
     form = await site.form(request)
     id = form.text("id")
     if form.text("sure") != "yes":

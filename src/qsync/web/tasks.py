@@ -1,4 +1,4 @@
-"""Tasks: lists of them by state, one of them whole, and changes of one."""
+"""Tasks: lists by state, one task in full, and changes of one task."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ CURSOR = 600
 
 
 async def list_some(site: Site, request: Request) -> Response:
-    """Tasks of a queue in a state."""
+    """Show the tasks of a queue in a state."""
     fields = Fields(request.query_params.multi_items())
     which = wanted(fields)
-    if which.state is TaskState.DEAD:  # that page does more
+    if which.state is TaskState.DEAD:  # the page of dead tasks has more actions
         return RedirectResponse(links(request)("/dead", which.query))
     return await listing(site, request, fields, which, "tasks")
 
@@ -36,7 +36,7 @@ async def list_some(site: Site, request: Request) -> Response:
 async def listing(
     site: Site, request: Request, fields: Fields, which: Wanted, page: str
 ) -> Response:
-    """A page of tasks that fit; without a queue, of all queues."""
+    """Show a page of matching tasks; without a queue, of all queues."""
     queues = (await site.inspector.overview()).queues
     if len(queues) == 1 and not which.queue:
         which = replace(which, queue=queues[0].name)
@@ -64,7 +64,7 @@ async def listing(
 
 
 def _names(queues: list[QueueInfo], which: Wanted) -> list[tuple[str, int]]:
-    """The queues to choose from, with how many tasks each has in the state."""
+    """Return the queues to choose from, with the number of tasks that each has in the state."""
     found = [(info.name, info.states[which.state]) for info in queues]
     if which.queue and which.queue not in dict(found):
         found.append((which.queue, 0))
@@ -72,7 +72,7 @@ def _names(queues: list[QueueInfo], which: Wanted) -> list[tuple[str, int]]:
 
 
 async def find(site: Site, request: Request) -> Response:
-    """The task of an id, whatever its queue."""
+    """Find a task by its id, in any queue."""
     id = Fields(request.query_params.multi_items()).text("id").strip()
     if not id:
         return site.page(request, "find", id="", found=[], problem="")
@@ -87,7 +87,7 @@ async def find(site: Site, request: Request) -> Response:
 
 
 async def show(site: Site, request: Request) -> Response:
-    """One task, with why it is not running yet."""
+    """Show one task, and why it is not running yet."""
     fields = Fields(request.query_params.multi_items())
     id, queue = fields.text("id"), fields.text("queue") or "default"
     task, told = await asyncio.gather(
@@ -104,10 +104,10 @@ async def show(site: Site, request: Request) -> Response:
 
 
 async def _payload(site: Site, task: TaskDetail) -> tuple[Shown | None, str]:
-    """What is shown of the payload; or None, and why not."""
+    """Return the payload to show; or None, and why it is hidden."""
     if site.mask is None:
         return task.shown, ""
-    # In a thread: it is the user's, and may take its time.
+    # In a thread: the mask is the user's code and may be slow.
     return await asyncio.to_thread(_masked, site.mask, task)
 
 
@@ -125,7 +125,7 @@ def _masked(mask: Mask, task: TaskDetail) -> tuple[Shown | None, str]:
 
 
 async def run(site: Site, request: Request) -> Response:
-    """The task is pending now."""
+    """Make a task pending now."""
     form = await site.form(request)
     id, queue = form.text("id"), form.text("queue")
     change = await site.inspector.run(id, queue=queue, state=form.text("state") or None)
@@ -134,7 +134,7 @@ async def run(site: Site, request: Request) -> Response:
 
 
 async def cancel(site: Site, request: Request) -> Response:
-    """The task has ended, or its server is told to stop it."""
+    """Cancel a task; if it runs, tell its server to stop it."""
     form = await site.form(request)
     id, queue = form.text("id"), form.text("queue")
     change = await site.inspector.cancel(id, queue=queue)
@@ -145,7 +145,7 @@ async def cancel(site: Site, request: Request) -> Response:
 
 
 async def delete(site: Site, request: Request) -> Response:
-    """The task is gone, once that is confirmed."""
+    """Delete a task, after a confirmation."""
     form = await site.form(request)
     id, queue = form.text("id"), form.text("queue")
     if form.text("sure") != "yes":
@@ -165,13 +165,13 @@ async def delete(site: Site, request: Request) -> Response:
 def _after(
     site: Site, request: Request, change: Change, id: str, queue: str, good: str
 ) -> Response:
-    """Back to the task, with what became of the change."""
+    """Redirect to the task, with the outcome of the change."""
     text = good if change.ok else failed(change)
     return site.go(request, "/task", text, good=change.ok, queue=queue, id=id)
 
 
 def failed(change: Change) -> str:
-    """Why nothing was changed."""
+    """Say why nothing was changed."""
     match change.outcome:
         case "duplicate":
             return f"It stays where it is: task {change.holder} has its unique lock."

@@ -1,4 +1,4 @@
-"""Tasks that wait, run or have completed: ticked ones run, cancelled, deleted; or all run now."""
+"""Waiting, active and kept tasks: run, cancel or delete the ticked ones; or run all now."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qsync.web.query import Fields, Wanted, wanted
 
 
 async def run(site: Site, request: Request) -> Response:
-    """The ticked ones are pending now, or all that fit once that is confirmed."""
+    """Run the ticked tasks now, or all matching tasks after a confirmation."""
     form = await site.form(request)
     which = wanted(form)
     if form.text("scope") != "all" and not form.text("cursor"):
@@ -40,7 +40,7 @@ async def run(site: Site, request: Request) -> Response:
 
 
 async def cancel(site: Site, request: Request) -> Response:
-    """The ticked ones have ended, or are told to stop, once that is confirmed."""
+    """Cancel the ticked tasks, after a confirmation; active ones are told to stop."""
     form = await site.form(request)
     which = wanted(form)
     if form.text("sure") != "yes" and (ids := form.all("id-ticked")):
@@ -56,7 +56,7 @@ async def cancel(site: Site, request: Request) -> Response:
 
 
 async def delete(site: Site, request: Request) -> Response:
-    """The ticked ones are gone, with what is kept of them, once that is confirmed."""
+    """Delete the ticked tasks with their results and history, after a confirmation."""
     form = await site.form(request)
     which = wanted(form)
     if form.text("sure") != "yes" and (ids := form.all("id-ticked")):
@@ -72,7 +72,7 @@ async def delete(site: Site, request: Request) -> Response:
 def _ask(
     site: Site, request: Request, form: Fields, which: Wanted, name: str, button: str, text: str
 ) -> Response:
-    """Ask before it is done to many."""
+    """Ask for a confirmation."""
     kind = bulk_actions.KINDS[name]
     items = [] if form.text("scope") == "all" else form.all("id-ticked")
     return site.confirm(
