@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- complete: tasks that a server ran to their end leave the queue, or are kept for their retention.
--- Run without allow-oom when it carries results, and then refused as a whole when memory is short.
+-- complete: remove tasks that succeeded, or keep them for their retention.
+-- With results it runs without allow-oom: the store refuses the whole call when it is out of memory.
 -- include: schema guard clock count lock ended erase owned since runnable
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] active     zset    ids by lease expiry
@@ -18,8 +18,9 @@
 -- KEYS[14] meta      hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] stride     int     2 when no task has a retention, else 4
--- ARGV[3...] two a task: id, token; with a stride of 4 also retention us (empty: none) and result
--- returns one a task: ok | done | lost; or just ok when that is the answer for all
+-- ARGV[3...] two values per task: id, token; with a stride of 4 also retention us (empty: none) and
+--   result
+-- returns one per task: ok | done | lost; or just `ok` when all are ok
 local k = {
   tasks = KEYS[1], active = KEYS[2], completed = KEYS[3], owner = KEYS[4], crashes = KEYS[5],
   failures = KEYS[6], results = KEYS[7], unique = KEYS[8], keys = KEYS[9], cancels = KEYS[10],

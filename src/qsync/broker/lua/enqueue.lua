@@ -1,8 +1,8 @@
 #!lua
 -- enqueue: store new tasks and put their ids into pending or scheduled.
--- Refused as a whole, with nothing written, when the store is out of memory.
--- Run again with the same arguments it writes nothing and answers the same, also when tasks that it
--- created or found have left the queue meanwhile, if it has a sender.
+-- When the store is out of memory, it refuses the whole call and writes nothing.
+-- A repeated call writes nothing and returns the same reply. With a sender that holds even if its
+-- tasks have left the queue in between.
 -- include: schema guard begin clock wake count tags lock due calls recent store
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
@@ -17,16 +17,16 @@
 -- KEYS[11] recent  zset    ids that callers chose, by the time until which they are refused
 -- KEYS[12] idle      zset    ids of servers that a message wakes
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] head       bytes   what goes before the stamp
--- ARGV[3] sender     text    who numbers its calls, one under way at a time; empty: nobody does
--- ARGV[4] number     int     of this call; rising per sender
+-- ARGV[2] head       bytes   first bytes of each message, in front of the time stamp
+-- ARGV[3] sender     text    id of the sender, which has one call in flight at a time; empty: none
+-- ARGV[4] number     int     number of this call; rises per sender
 -- ARGV[5] stride     int     2 when no task has options, else 3
--- ARGV[6...] two a task: id, message; with a stride of 3 also options (empty, or msgpack [due, key,
---   lock, window us, us for which the id is remembered])
--- returns flat, two a task in order: created | exists | duplicate | repeated, and the id that holds
---   it; repeated is a task whose id was enqueued lately and that has left the queue;
---   just created when that is the answer for all;
---   nothing when the sender has made a later call, and then nobody waits for the answer
+-- ARGV[6...] two values per task: id, message; with a stride of 3 also options (empty, or msgpack
+--   [due, fairness key, lock, window us, us for which the id is remembered])
+-- returns a flat list, two values per task, in order: created | exists | duplicate | repeated, and
+--   the id that holds the id or lock; repeated: the id was enqueued recently and has left the queue;
+--   just `created` when all tasks were created;
+--   an empty list when the sender has made a later call: then no caller waits for the reply
 local k = {
   tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], unique = KEYS[4], keys = KEYS[5],
   fairness = KEYS[6], wake = KEYS[7], meta = KEYS[8], stats = KEYS[9],
@@ -54,7 +54,7 @@ local created, others = store_tasks(k, now, ARGV[2], tasks, known[2], recent)
 if created > 0 then
   remember(k.recent, now, tasks, times, others)
 end
--- A call that only found its own tasks is kept as well: they may have left when it comes again.
+-- A call that only found its own tasks is kept too: they may have left when it is repeated.
 if sender ~= '' and #others < 3 * #tasks.ids then
   keep_call(KEYS[10], sender, number, now, others)
 end

@@ -1,13 +1,14 @@
 #!lua flags=allow-oom
--- fetch: lease pending tasks to a server, after the upkeep of the queue that everybody shares.
--- 1 promote what is due; 2 recover lapsed leases, which after an outage are spared for a while;
+-- fetch: do the queue's upkeep and lease pending tasks to a server. All servers share the upkeep.
+-- Steps: 1 promote due tasks; 2 recover tasks with expired leases (delayed after an outage);
 -- 3 lease; 4 sweep; 5 wake the next idle server.
--- The same number again answers with the same tasks, less those that are no longer owned under it.
--- Where no task waits, runs or is kept there is upkeep only now and then.
--- A fetch that brings nothing writes nothing, so an idle queue costs no disk and no replication. It
--- is not recorded either: made again it is an ordinary fetch, unless it says that it is made again.
--- Then it is recorded, so that a copy of it that comes late finds its number.
--- The first fetch of a queue makes its generation: another one later says that the data were lost.
+-- A fetch with the number of the last one returns the same tasks, without those that its token no
+-- longer owns.
+-- A queue with no task that waits, runs or is kept gets upkeep only every few minutes.
+-- A fetch without tasks or upkeep writes nothing, so an idle queue costs no disk and no replication.
+-- It is not recorded either, and its repetition is an ordinary fetch. A fetch with `again` is
+-- recorded, so that a late copy of it finds its number.
+-- The first fetch of a queue sets the generation; a new generation later means that data were lost.
 -- include: schema guard begin clock wake count crash tags lock ended erase life since runnable recover sweep
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
@@ -35,18 +36,19 @@
 -- KEYS[24] idle      zset    ids of servers that a message wakes
 -- ARGV[1] now          int us  empty: the store's clock
 -- ARGV[2] server       text    id of the server
--- ARGV[3] number       int     of this fetch; rising per server and queue
--- ARGV[4] wanted       int     tasks at most, 0 to 500
+-- ARGV[3] number       int     number of this fetch; rises per server and queue
+-- ARGV[4] wanted       int     maximum number of tasks, 0 to 500
 -- ARGV[5] lease        int us
--- ARGV[6] max_crashes  int     a task that crashed so often is dead
--- ARGV[7] dead_limit   int     dead tasks kept at most
--- ARGV[8] dead_age     int us  and for how long
--- ARGV[9] max_bytes    int     of messages; one task is taken however large
--- ARGV[10] again       int     1 when it is made again, since it got no answer
--- returns now us; us until something is next due (-1: nothing known); 1 when upkeep has more to do;
---   tasks recovered; tasks dead of crashes; ids; messages; failure records; crash counts; @<us>
---   where it is kept since when a task is runnable; the caller's own lapsed ids; 1 when the queue is paused; generation; 1 when more tasks wait that
---   may be fetched
+-- ARGV[6] max_crashes  int     number of crashes after which a task is dead
+-- ARGV[7] dead_limit   int     maximum number of dead tasks to keep
+-- ARGV[8] dead_age     int us  maximum age of dead tasks
+-- ARGV[9] max_bytes    int     maximum size of the messages; one task is taken whatever its size
+-- ARGV[10] again       int     1: this number was sent before and got no reply
+-- returns now us; us until the next task or upkeep is due (-1: none known); 1 when upkeep has more
+--   to do; number of tasks recovered; number of tasks dead of crashes; ids; messages; failure
+--   records; crash counts; for each task @<us> if the store has the time at which it became
+--   runnable; the caller's own ids whose lease expired; 1 when the queue is paused; generation;
+--   1 when more tasks can be fetched
 local k = {
   tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], active = KEYS[4], retry = KEYS[5],
   completed = KEYS[6], dead = KEYS[7], owner = KEYS[8], crashes = KEYS[9], failures = KEYS[10],
@@ -65,12 +67,12 @@ local token, again = server .. '/' .. ARGV[3], ARGV[10] == '1'
 local paused, generation, virtual = known[2] and 1 or 0, known[3], read_tag(known[4])
 local limit, more = 100, 0
 
--- The first score of a set.
+-- Return the lowest score of a set.
 local function first_of(set_key)
   return tonumber(redis.call('ZRANGE', set_key, 0, 0, 'WITHSCORES')[2] or '') or math.huge
 end
 
--- What goes with the ids of a batch; empty where no task of the queue has any.
+-- Return the hash's values for the ids; empty if the hash does not exist.
 local function beside(hash_key, ids)
   if #ids == 0 or redis.call('EXISTS', hash_key) == 0 then
     return {}
@@ -82,7 +84,7 @@ if not generation then
   generation = server .. '@' .. whole(now)
   redis.call('HSET', k.meta, 'generation', generation)
 end
--- What is dead, and the last calls of those who left, can wait for some minutes.
+-- Trimming dead tasks and forgetting the last calls of old senders can wait for some minutes.
 local swept_us = math.abs(now - digits(known[7], 0))
 local recent = swept_us < math.min(300000000, tonumber(ARGV[8]) / 10)
 if redis.call(
@@ -117,7 +119,7 @@ if number == before then
   }
 end
 
--- Most queues have none of these most of the time, and then none is asked for what it holds.
+-- Most queues have none of these keys most of the time: one EXISTS saves reading each of them.
 local unusual = redis.call(
   'EXISTS', k.scheduled, k.retry, k.completed, k.dead, k.failures, k.crashes, k.progress
 ) > 0
@@ -129,7 +131,7 @@ if unusual then
   check_hash(k.crashes)
 end
 
--- Fail before a task changes its state, unless all that this takes can be written.
+-- Fail before a task changes its state if one of the writes for it would fail.
 local function check_transitions()
   check_set(k.pending)
   check_hash(k.owner)
@@ -217,11 +219,11 @@ if #ids > 0 then
     leases[2 * i - 1], leases[2 * i] = expiry + i - 1, id
     owners[2 * i - 1], owners[2 * i] = id, token
   end
-  -- The owners come first: an owner of a pending task means nothing, and the other keys have been
-  -- read, so what follows cannot fail.
+  -- Owners are written first: an owner of a pending task has no effect. The other keys were read
+  -- before, so the writes that follow cannot fail.
   if #ids > 16 then
-    -- A hash of short values is kept as a list, which every look-up walks: up to 512 of them. One
-    -- long value, put in first, makes it a table for as long as it exists.
+    -- The store keeps a hash of up to 512 short values as a list, which every lookup scans. A long
+    -- value that is written first turns it into a hash table until the key is deleted.
     redis.call('HSET', k.owner, ' ', string.rep('x', 65), unpack(owners))
     redis.call('HDEL', k.owner, ' ')
   else
@@ -246,7 +248,7 @@ if #ids > 0 or again then
   redis.call('HSET', k.fetches, server, table.concat(record, ' '))
 end
 
--- 4 sweep: as much as was taken and a little more, so that it keeps up with any rate
+-- 4 sweep: a little more than was leased, so that it keeps up at any rate
 local most, trimming = limit + #ids, false
 if unusual then
   if sweep_completed(k, now, most) == most then

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- retry: failed attempts wait for the next one. A task whose cancel was asked for ends instead.
+-- retry: put tasks whose attempt failed into retry. A task with a cancel request ends instead.
 -- include: schema guard clock wake count crash lock due ended erase owned
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] active     zset    ids by lease expiry
@@ -20,8 +20,8 @@
 -- KEYS[17] recent  zset    ids that callers chose, by the time until which they are refused
 -- KEYS[18] idle      zset    ids of servers that a message wakes
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2...] four a task: id, token, delay us, failure record
--- returns one a task: ok | done | lost
+-- ARGV[2...] four values per task: id, token, delay us, failure record
+-- returns one per task: ok | done | lost
 local k = {
   tasks = KEYS[1], active = KEYS[2], completed = KEYS[4], owner = KEYS[5], crashes = KEYS[6],
   failures = KEYS[7], results = KEYS[8], unique = KEYS[9], keys = KEYS[10], cancels = KEYS[11],

@@ -1,4 +1,4 @@
--- begin: who brings a queue into being says which layout its data have.
+-- begin: record the data layout when a queue is created.
 
 local function begin_schema(meta_key, layout)
   if not is_schema(layout) then

@@ -1,9 +1,9 @@
--- calls: an enqueue that comes again, since its reply was lost, is answered as at first.
--- A sender numbers its calls and has one of them under way at a time, so its last one is all that
--- there is to keep: `<number> <time us>`, and for each task of it that was not created its place,
--- the outcome and the holder, with spaces between.
+-- calls: keep the last enqueue of each sender, so that a repetition gets the same reply.
+-- A sender numbers its calls and has one in flight at a time, so only its last call is kept:
+-- `<number> <time us>`, and for each task that was not created its place in the call, the outcome
+-- and the holder, separated by spaces.
 
--- The number of the last call of a sender, -1 when none is known, and what is kept of it.
+-- Return the number of a sender's last call, -1 when none is known, and the record of it.
 local function last_call(calls_key, sender)
   local last = redis.call('HMGET', calls_key, sender)[1]
   if not last then
@@ -12,8 +12,8 @@ local function last_call(calls_key, sender)
   return digits(string.match(last, '^%d+'), -1), last
 end
 
--- Of each task of a call that was not created its place, the outcome and the holder, one after
--- another, by what is kept of the call.
+-- Return, from the record of a call, a flat list of place, outcome and holder of each task that was
+-- not created.
 local function others_of(last)
   local others = {}
   for place, outcome, holder in string.gmatch(last, ' (%d+) (%a+) (%S+)') do
@@ -23,7 +23,7 @@ local function others_of(last)
   return others
 end
 
--- Keep a call as the last one of its sender; `others` are as others_of returns them.
+-- Store a call as the last one of its sender; `others` is as others_of returns it.
 local function keep_call(calls_key, sender, number, now, others)
   local kept = { whole(number), whole(now), unpack(others) }
   redis.call('HSET', calls_key, sender, table.concat(kept, ' '))

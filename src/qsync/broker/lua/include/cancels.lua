@@ -1,7 +1,7 @@
--- cancels: how many of the completed tasks ended because somebody cancelled them.
+-- cancels: count the completed tasks that were cancelled.
 
--- Those whose cancel was asked for while they run are noted in the same hash: they are left out. With
--- over 2000 running tasks only the first ones are looked at.
+-- The hash also has the cancel requests of active tasks, which are subtracted. Only the first 2000
+-- active tasks are checked.
 local function count_cancelled(active_key, completed_key, cancels_key)
   local noted = redis.call('HLEN', cancels_key)
   if noted == 0 then

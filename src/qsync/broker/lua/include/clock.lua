@@ -1,6 +1,6 @@
--- clock: microseconds as the scripts see them, and numbers as text.
+-- clock: the current time in microseconds, and numbers as text.
 
--- The time now: the argument when a test gives one, else the store's own clock.
+-- Return the time: `given` if a test passes one, else the store's clock.
 local function clock(given)
   if given ~= '' then
     return tonumber(given)
@@ -9,13 +9,12 @@ local function clock(given)
   return tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
 
--- A number as text that keeps all its digits (`..` would make 1.79e+15 of it).
+-- Return a number as text with all its digits (`..` would give 1.79e+15).
 local function whole(number)
   return string.format('%.0f', number)
 end
 
--- The number that a text of digits stands for, else `other`: a record that somebody spoilt must
--- stop nobody.
+-- Return the number in a text of digits, else `other`: a damaged record must not fail a script.
 local function digits(text, other)
   if text and #text <= 16 and string.find(text, '^%d+$') then
     return tonumber(text)

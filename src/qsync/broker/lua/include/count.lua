@@ -1,6 +1,6 @@
--- count: counters, in all and per day. A day is a number of days since the Unix epoch.
+-- count: counters, total and per day. A day is the number of days since the Unix epoch.
 
--- A counter that somebody spoilt begins again. One that cannot be written stops no task.
+-- Add to a counter. One that is no number starts again; an error does not stop a task.
 local function add(stats_key, counter, amount)
   local answer = redis.pcall('HINCRBY', stats_key, counter, amount)
   if type(answer) == 'table' and answer.err then

@@ -1,7 +1,7 @@
--- cut: messages without most of their payload, for those who look at many.
+-- cut: messages without most of their payload, for views of many tasks.
 
--- The message of an id and how long it is: of one over 16 KiB only the first 1 KiB and the last
--- 12 KiB, which is all but its payload; of one over 4 MiB nothing.
+-- Return the message of an id and its length. Over 16 KiB only the first 1 KiB and the last 12 KiB
+-- are returned, which hold everything but the payload; over 4 MiB nothing.
 local function cut_message(tasks_key, id)
   local length = redis.call('HSTRLEN', tasks_key, id)
   if length == 0 or length > 4194304 then

@@ -1,7 +1,7 @@
--- due: tasks that wait for their time.
+-- due: put tasks into scheduled or retry.
 
--- Put ids into scheduled or retry; `args` holds due time and id in turn. Wakes a server when the
--- first of them is due earlier than any was before.
+-- Add ids to a set; `args` holds due time and id in turn. Wakes a server if the earliest due time of
+-- the set changes, since servers sleep until then.
 local function put_due(set_key, wake_key, idle_key, args)
   if #args == 0 then
     return

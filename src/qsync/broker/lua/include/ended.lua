@@ -1,5 +1,5 @@
--- ended: tasks whose end is published, when all is written. A user who may not publish still ends
--- tasks: then a client that waits for a result sees it when it looks again.
+-- ended: collect tasks that end, and publish their ends after all writes. Publishing may be refused
+-- by the ACL: then a client that waits for a result finds it when it polls.
 
 local ended = {}
 

@@ -1,4 +1,4 @@
--- guard: what could fail a script half-way fails it before its first write.
+-- guard: checks that fail a script before its first write rather than between two writes.
 
 -- Fail unless the user may run these commands.
 local function check_rights(any_key, commands)
@@ -11,12 +11,12 @@ local function check_rights(any_key, commands)
   end
 end
 
--- Fail when there is something else than a hash under this key.
+-- Fail if the key exists and is not a hash.
 local function check_hash(hash_key)
   redis.call('HEXISTS', hash_key, '')
 end
 
--- Fail when there is something else than a sorted set under this key.
+-- Fail if the key exists and is not a sorted set.
 local function check_set(set_key)
   redis.call('ZSCORE', set_key, '')
 end

@@ -1,7 +1,7 @@
--- place: where in a sorted set a score and a member stand, whether or not they are there.
+-- place: the rank of a score and a member in a sorted set, whether or not the set has them.
 
--- Whether a text is before another by its bytes, as the store orders members of one score. (`<`
--- goes by the store's locale.)
+-- Return whether a text sorts before another by its bytes, as the store sorts members with the same
+-- score. (`<` uses the store's locale.)
 local function bytes_before(a, b)
   for i = 1, math.min(#a, #b) do
     local left, right = string.byte(a, i), string.byte(b, i)
@@ -12,7 +12,7 @@ local function bytes_before(a, b)
   return #a < #b
 end
 
--- How many members are before (score, id), that one itself included when `with` is true.
+-- Return the number of members before (score, id), including it when `with` is true.
 local function count_before(set_key, score, id, with)
   local low, high = 0, redis.call('ZCARD', set_key)
   while low < high do

@@ -1,15 +1,15 @@
--- recover: tasks whose lease lapsed, since their server died or stood still.
+-- recover: handle tasks whose lease expired, because their server died or was stopped.
 
--- Whether it may be a task id. Servers leave out anything else that got into a set, so that it ends
--- when its lease does.
+-- Return whether this can be a task id. Servers ignore any other member of a set, so that its lease
+-- expires and it is deleted here.
 local function is_id(member)
   return string.find(member, '^[!-~]+$') ~= nil
 end
 
--- Their new crash counts: `died` and `back` are filled with the ids at the limit and below it.
--- The first lapse counts for all that the server held; later ones for what it had marked, unless it
--- ran beside other suspects.
--- Returns how many crashes were counted.
+-- Update the crash counts; append ids that reach the limit to `died`, the others to `back`.
+-- A task's first crash always counts. Later ones count only if the task was marked as running; when
+-- it ran beside other suspects, the first SPARED_MOST crashes do not count.
+-- Returns the number of crashes that counted.
 local function count_crashes(crashes_key, ids, max_crashes, died, back)
   if #ids == 0 then
     return 0
@@ -33,7 +33,7 @@ local function count_crashes(crashes_key, ids, max_crashes, died, back)
   return crashed
 end
 
--- Tasks that will not be run again. What is kept of them stays until they are trimmed.
+-- Make tasks dead. Their message and records are kept until they are trimmed.
 local function to_dead(k, now, ids)
   if #ids == 0 then
     return
@@ -49,9 +49,10 @@ local function to_dead(k, now, ids)
   count(k.stats, now, 'dead', #ids)
 end
 
--- Tasks of others go back to the head of pending, or are dead when they crashed too often; those
--- whose cancel was asked for end. The caller's own are only reported: it may still hold them.
--- Returns own, back and died: lists of ids.
+-- Put tasks of other servers back at the head of pending; make them dead if they crashed too often,
+-- and end those with a cancel request. The caller's own tasks are only returned: it may still run
+-- them.
+-- Returns three lists of ids: own, back, died.
 local function recover(k, now, server, max_crashes, lapsed)
   local own, cancelled, died, back, strange = {}, {}, {}, {}, {}
   if #lapsed == 0 then

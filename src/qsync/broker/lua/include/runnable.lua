@@ -1,6 +1,6 @@
--- runnable: keep since when tasks are runnable, as include/since.lua reads it.
+-- runnable: store the time at which tasks became runnable; include/since.lua reads it.
 
--- Store it; `args` holds time and id in turn.
+-- Store times; `args` holds time and id in turn.
 local function note_since(progress_key, args)
   local fields = {}
   for i = 1, #args, 2 do
@@ -11,7 +11,7 @@ local function note_since(progress_key, args)
   end
 end
 
--- Store that ids are runnable from now on.
+-- Store `now` for ids that became runnable.
 local function note_runnable(progress_key, now, ids)
   local args = {}
   for i, id in ipairs(ids) do
@@ -20,7 +20,7 @@ local function note_runnable(progress_key, now, ids)
   note_since(progress_key, args)
 end
 
--- Forget it for tasks that end and are kept: their progress stays.
+-- Delete the times of tasks that end and are kept; a progress in the same hash stays.
 local function forget_since(progress_key, ids)
   local gone = {}
   for i, text in ipairs(read_since(progress_key, ids)) do

@@ -1,10 +1,10 @@
--- schema: the number of the layout of a queue's data, in its meta. Scripts leave data of another layout
--- alone: an earlier version would spoil what a later one keeps.
+-- schema: the number of a queue's data layout, kept in its meta. Scripts do not touch data of another
+-- layout, since an older version could damage the data of a newer one.
 
 local schema = '1'
 
--- True when the data say that they have this layout; those that do not say have the first one. With
--- another one the script ends here, with an error: it has written nothing. `layout` is what they say.
+-- Return whether `layout`, the recorded layout, is this one; data without a recorded layout have the
+-- first one. Another layout ends the script with an error, before it has written anything.
 local function is_schema(layout)
   if layout and layout ~= schema and string.find(layout, '^%d+$') then
     error({ err = 'SCHEMA ' .. layout .. ' ' .. schema })

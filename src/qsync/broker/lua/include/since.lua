@@ -1,8 +1,8 @@
--- since: when a task became runnable, where that is neither its enqueue nor a due time in its
--- records. It stands in the hash of progress, as @<us>, until the handler tells its progress. It
--- decides nothing, so what the store refuses is left out.
+-- since: the time at which a task became runnable, if that is neither its enqueue time nor a due
+-- time in its records. The progress hash holds it as @<us> until the handler reports progress. No
+-- decision depends on it, so errors of the store are ignored.
 
--- What is stored for ids, progress too; empty where nothing is.
+-- Return the stored values of ids, which may be progress; empty if the hash does not exist.
 local function read_since(progress_key, ids)
   if #ids == 0 or redis.call('EXISTS', progress_key) == 0 then
     return {}

@@ -1,7 +1,7 @@
--- work: whether there is anything to do in a queue.
+-- work: check whether there is anything to do in a queue.
 
--- The generation, empty before the first fetch; 1 when tasks wait that may be fetched; 1 when upkeep
--- is due; and the layout that the data say they have.
+-- Return the generation (empty before the first fetch), 1 when tasks can be fetched, 1 when upkeep
+-- is due, and the recorded data layout.
 local function find_work(k, given_now, lease)
   local known = redis.call('HMGET', k.meta, 'schema', 'generation', 'paused', 'seen')
   is_schema(known[1])
@@ -16,8 +16,8 @@ local function find_work(k, given_now, lease)
       due = 1
     end
   end
-  -- While tasks are leased somebody has to say that servers are there: else their absence is taken
-  -- for an outage, and lapsed leases are spared.
+  -- While tasks are leased a server has to record its presence: without that, the next fetch assumes
+  -- an outage and delays the recovery of expired leases.
   if now - digits(known[4], 0) > lease / 4 and redis.call('EXISTS', k.active) == 1 then
     due = 1
   end
