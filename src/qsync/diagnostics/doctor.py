@@ -346,7 +346,7 @@ async def _scripts(broker: AsyncBroker) -> Finding:
 
 
 async def _is_old(broker: AsyncBroker) -> bool:
-    """Whether it is a Redis before 7.2; where it is forbidden to ask, it counts as newer."""
+    """Return whether this is a Redis before 7.2; False if the store denies the question."""
     reply = await broker.ask("COMMAND", "INFO", "WAITAOF")
     return reply is not None and reply[0] is None
 

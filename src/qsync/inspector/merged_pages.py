@@ -37,8 +37,7 @@ class Merged(Tasks):
         filter: Filter | None = None,
         newest_first: bool | None = None,
     ) -> Page:
-        """Return a page of the tasks of these queues in a state, in one order, like `tasks` for one
-        queue.
+        """Return a page of the tasks of several queues in a state; see `tasks` for one queue.
 
         Tasks are ordered by the time at which they are due, died or will be deleted. Pending and
         active tasks come queue by queue, each in its queue's order. Use a `cursor` with the same

@@ -69,8 +69,7 @@ class _QueuesMixin(_LiveServersMixin):
         )
 
     async def prefixes(self) -> list[str]:
-        """Return the prefixes under which the store has queues, as far as a bounded scan finds
-        them.
+        """Return the prefixes under which a bounded scan of the store finds queues.
 
         Reads at most about 100,000 key names per primary. Empty if the store user may not SCAN.
         """
@@ -84,8 +83,7 @@ class _QueuesMixin(_LiveServersMixin):
         return sorted(found)
 
     async def queue(self, name: str, *, days: int = 0) -> QueueInfo | None:
-        """Return a queue at this moment with the counters of `days` days; None if it does not
-        exist.
+        """Return a queue with the counters of the last `days` days; None if it does not exist.
 
         InvalidTask if `days` is not from 0 to 90.
         """
@@ -112,7 +110,7 @@ class _QueuesMixin(_LiveServersMixin):
         )
 
     async def pause(self, queue: str, *, by: str = "", why: str = "") -> Change:
-        """Stop the start of the queue's tasks until `resume`; the pause survives restarts.
+        """Start no more tasks of the queue until `resume`; the pause survives restarts.
 
         Running tasks go on, and tasks that a server has already fetched may still start within a
         second. The outcome is `done` also for a paused queue: `by` and `why` are replaced, the time
@@ -130,11 +128,11 @@ class _QueuesMixin(_LiveServersMixin):
         return Change(outcome="done" if changed else "not_found")
 
     async def purge(self, queue: str, state: str, *, cursor: str | None = None) -> Step:
-        """Delete up to 100 tasks in a state; pass the cursor to the next step, or use `steps` for
-        all.
+        """Delete up to 100 tasks in a state: one step of a purge.
 
-        Tasks that come into the state after the first step are left alone. A step blocks the store
-        for a few milliseconds at most. InvalidTask for `active`: cancel running tasks instead.
+        Pass the returned cursor to the next step, or use `steps` for all steps. The steps end with
+        the last task that the state held at the first step. A step blocks the store for a few
+        milliseconds at most. InvalidTask for `active`: cancel running tasks instead.
         """
         wanted, place = check_state(state), read_cursor(cursor)
         if wanted is TaskState.CANCELLED:
@@ -155,9 +153,9 @@ class _QueuesMixin(_LiveServersMixin):
         """Remove a queue without tasks, with its counters, its pause and its schedules.
 
         With `force`, delete its tasks first, about 500 per call: repeat while the outcome is
-        `more`. Unique locks with an open window end. A client that enqueues to the queue later
-        creates it again. But a client that has used the queue before does not register it again:
-        `overview` then shows the queue only once a server takes from it.
+        `more`. Unique locks whose window has not ended are released. A client that enqueues to the
+        queue later creates it again. But a client that has used the queue before does not register
+        it again: `overview` then shows the queue only once a server takes from it.
         """
         _, servers = await self._live()
         serving = next((server.id for server in servers if server.takes(queue)), None)

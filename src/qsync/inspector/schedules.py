@@ -63,11 +63,10 @@ class Schedules(Base):
         return schedule_info(queue, now_us, found[0]) if found else None
 
     async def pause_schedule(self, name: str, *, queue: str, by: str = "", why: str = "") -> Change:
-        """Let the ticks of a schedule pass without a task until `resume_schedule`; survives
-        restarts.
+        """Let the ticks of a schedule pass without a task until `resume_schedule`.
 
-        The outcome is `done` also for a paused schedule: `by` and `why` are replaced, the time is
-        kept.
+        The pause survives restarts. The outcome is `done` also for a paused schedule: `by` and
+        `why` are replaced, the time is kept.
         """
         call = ops.pause_schedule(self._keys(queue), name, note_of(by, why))
         changed = await self._broker.run(call)

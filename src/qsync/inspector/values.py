@@ -186,7 +186,7 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     result        None until there is one
     timeout, retention, retry_delay   seconds (`retry_delay` may be text); None: not set
     lock          name of the unique lock; `lock_holder` is the task that holds it
-    message_error why the message cannot be read
+    message_error   why the message cannot be read
     """
 
     row: TaskRow

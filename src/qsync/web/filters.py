@@ -1,6 +1,6 @@
 """Formats values for pages. Pure.
 
-Templates escape for HTML. This module escapes characters that are invisible or that change the
+Templates escape HTML. This module escapes characters that are invisible or that change the
 direction of text.
 """
 

@@ -111,7 +111,7 @@ class _Exchange:
         return None
 
     async def _admit(self, request: Request) -> Response | None:
-        """Return None if the user may make the request, else the response."""
+        """Return None if the user may make the request, else the refusal."""
         access, route = self._rules.access, route_of(request.scope)
         if self._sign_in is not None and route in (FORM, SHEET):
             return await self._sign_in.answer(request, route)

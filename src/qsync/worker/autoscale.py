@@ -59,7 +59,7 @@ class ScaleTarget(msgspec.Struct, frozen=True):
 
 
 class ScaleAdvice(msgspec.Struct, frozen=True):
-    """The answer to a request; rates are per second."""
+    """The advice for one request; rates are per second."""
 
     backlog: int
     running: int
@@ -131,8 +131,7 @@ class Scaler:
         )
 
     def _steady(self) -> float:
-        """Return the steady arrival rate: tasks per second without bursts, which are in the
-        backlog.
+        """Return the arrival rate in tasks per second, without bursts (they are in the backlog).
 
         It is the median over the time between samples, so a burst in less than half of the window
         does not count.

@@ -25,7 +25,7 @@ from qsync.worker.http_server import HealthServer, Query, Response, bad_request
 from qsync.worker.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from qsync.inspector import Inspector, Overview  # imported when /scale is asked for
+    from qsync.inspector import Inspector, Overview  # imported when /scale is requested
 
 T = TypeVar("T", int, float)
 

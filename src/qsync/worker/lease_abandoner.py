@@ -116,7 +116,7 @@ class LeaseAbandoner:
                 self._done(errand)
 
     def _next(self) -> _Job | None:
-        """Wait for the job that is due first and return it; None, without jobs, ends the thread."""
+        """Wait for the job that is due first and return it; return None if there are no jobs."""
         with self._changed:
             while self._errands:
                 now = time.monotonic()

@@ -75,8 +75,7 @@ def _import(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        # When importing `shop.tasks`, `shop` itself may be missing; another name is missing inside
-        # it.
+        # For `shop.tasks`, `shop` itself may be missing; any other name is one that it imports.
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             where = f"there is none in {os.getcwd()} or on sys.path"  # noqa: PTH109 - as above
             msg = f"module {error.name!r} was not found: {where}{_where(name)}"

@@ -40,7 +40,7 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 def configure(level: str | None, *, tag: str, form: Form | None = None) -> None:
     """Log to standard error, from `level` on (default: info); `tag` names the process.
 
-    An app that has set up logging itself keeps its setup; then only an explicit `level` has an
+    If the app has set up logging itself, its setup stays, and only an explicit `level` has an
     effect.
     """
     root = logging.getLogger()
@@ -244,5 +244,5 @@ def _is_plain(value: object) -> bool:
 
 
 def escape(text: str) -> str:
-    """Escape unprintable characters: the text is one line, and safe in a terminal."""
+    """Escape unprintable characters, so that the text is one line and safe in a terminal."""
     return printable(text)

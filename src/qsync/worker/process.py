@@ -144,7 +144,7 @@ class Child:
         return ProcessHealth(self.number, self.pid, condition, unheard_s)
 
     def hear(self, report: Mapping[str, Any]) -> None:
-        """Take over the values of a report."""
+        """Apply a report from the child."""
         self.error = report.get("error", self.error)
         self.trace = report.get("trace", self.trace)
         self.queues = report.get("queues", self.queues)
@@ -180,7 +180,7 @@ class Child:
     def stop(self, patience: float) -> None:
         """Send SIGTERM; kill the child if it still runs after `patience` seconds.
 
-        Each further call is a more urgent request: the child counts the signals.
+        The child counts the signals: with each call it stops more urgently.
         """
         self.told_to_stop += 1
         self._signal(signal.SIGTERM)

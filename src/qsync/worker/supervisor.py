@@ -33,11 +33,12 @@ TRIES: Final = 5
 """Number of failures to start in a row after which the worker gives up."""
 
 RETRY_START_S: Final = 0.2
-"""Delay before the second attempt to start a child, in seconds; it doubles with each failure."""
+"""Delay before the second attempt to start a child, in seconds; it doubles with each further
+one."""
 
 STEADY_S: Final = 2.0
 """Lifetime, in seconds, after which a child that ends is restarted almost at once, so that one
-crash costs the other tasks little. The delay grows for children that live for less time."""
+crash costs the other tasks little. The delay doubles each time a child lives for less."""
 
 START_S: Final = 60.0
 """Time that a replacement child has to load the app, in seconds."""
@@ -90,8 +91,7 @@ async def _report(slot: _Slot, child: Child | None, patience: float) -> ProcessH
     if child is None:
         return ProcessHealth(slot.number, 0, None, ended="has not started yet")
     if child.ended.is_set():
-        # Leave the error's text out: it may hold anything, and any client of the health port sees
-        # this.
+        # Omit the error's text: it may hold secrets, and any client of the health port sees it.
         how = child.manner().partition(": ")[0]
         return ProcessHealth(slot.number, child.pid, None, ended=f"ended: {how}")
     return await child.ask(patience)
