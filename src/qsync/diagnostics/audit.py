@@ -61,7 +61,7 @@ LIMIT: Final = 10_000
 """Largest number of damages reported per queue; run the audit again after a repair."""
 
 LEASE_US: Final = 30_000_000
-"""Time for a server to renew the lease of a task that a repair made active again, in us."""
+"""Time to renew the lease of a task that a repair made active again, in microseconds."""
 
 _UNFINISHED: Final = frozenset(state.value for state in UNFINISHED)
 _ENDED: Final = frozenset({TaskState.COMPLETED.value, TaskState.DEAD.value})

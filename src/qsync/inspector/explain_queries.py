@@ -25,8 +25,8 @@ class _ExplainMixin(_LiveServersMixin):
     ) -> Explanation:
         """Explain why a task is not running yet, and when it will run.
 
-        `task` is an id, or a Task that was rejected as a duplicate; then the Task's own queue
-        counts. The estimate for a pending task needs two readings of its queue: without an earlier
+        `task` is an id, or a Task that was rejected as a duplicate; a Task's own queue is
+        used. The estimate for a pending task needs two readings of its queue: without an earlier
         one, the call waits `measure` seconds (0 to 5) for the second.
         """
         if not 0 <= measure <= MOST_MEASURE_S:

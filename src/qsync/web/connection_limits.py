@@ -1,4 +1,4 @@
-"""Limits on the TCP connections of `qsync dashboard`, which hold before authentication.
+"""Limits on the TCP connections of `qsync dashboard`, enforced before authentication.
 
 A connection is *idle* while no request is in flight, *reading* while the body of its request has
 not arrived, and otherwise *busy*. An idle connection is closed after IDLE_S. At the limit, a new

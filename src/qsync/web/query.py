@@ -73,7 +73,7 @@ def parse_form(body: bytes) -> Fields:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which tasks a list shows: those that match all non-empty fields."""
+    """Selects the tasks of a list: those that match all non-empty fields."""
 
     queue: str
     state: TaskState

@@ -173,7 +173,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
     while data:
         try:
             data = data[os.write(descriptor, data) :]
-        except BlockingIOError:  # another process made it non-blocking
+        except BlockingIOError:  # the descriptor is non-blocking
             select.select([], [descriptor], [])
 
 

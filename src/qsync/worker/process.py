@@ -63,7 +63,7 @@ def make_server_id() -> str:
 
 
 class Child:
-    """A child process, from its start on."""
+    """One child process, from its start to its end."""
 
     def __init__(self, number: int, plan: Plan) -> None:
         self.number = number

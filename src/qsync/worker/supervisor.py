@@ -33,8 +33,7 @@ TRIES: Final = 5
 """Number of failures to start in a row after which the worker gives up."""
 
 RETRY_START_S: Final = 0.2
-"""Delay before the second attempt to start a child, in seconds; it doubles with each further
-one."""
+"""Delay before the second attempt to start a child, in seconds; it doubles after each one."""
 
 STEADY_S: Final = 2.0
 """Lifetime, in seconds, after which a child that ends is restarted almost at once, so that one
