@@ -1,12 +1,12 @@
--- erase: tasks that leave the queue, or end in it.
+-- erase: remove tasks from the queue, from active, or end cancelled ones.
 
--- What is kept beside tasks goes, where it can: it decides nothing about them.
+-- Delete the entries of ids in a hash. Errors are ignored: no task depends on these entries.
 local function forget_beside(beside_key, ids)
   redis.pcall('HDEL', beside_key, unpack(ids))
 end
 
--- Forget all that is kept of ids that leave the queue. `k` names the keys; the state sets are the
--- caller's business. The optional hashes are touched only where they exist.
+-- Delete all data of ids that leave the queue. The caller removes them from the state sets. Optional
+-- hashes are only touched if they exist.
 local function erase(k, now, ids)
   if #ids == 0 then
     return
@@ -27,7 +27,8 @@ local function erase(k, now, ids)
   end
 end
 
--- Take ids out of active; their tasks go on existing, without their progress unless it is kept.
+-- Remove ids from active, with their owner and, unless `keep_progress`, their progress. The tasks
+-- stay in the queue.
 local function release(k, ids, keep_progress)
   if #ids == 0 then
     return
@@ -40,22 +41,22 @@ local function release(k, ids, keep_progress)
   end
 end
 
--- Let ids be enqueued again: somebody meant these tasks to go.
+-- Allow ids to be enqueued again at once: an operator or client removed these tasks on purpose.
 local function forget_recent(k, ids)
   if #ids > 0 and redis.call('EXISTS', k.recent) == 1 then
     redis.pcall('ZREM', k.recent, unpack(ids))
   end
 end
 
--- Fail, before anything is written, when cancelled tasks could not end.
+-- Fail before the first write if end_cancelled would fail.
 local function check_cancelled(k)
   check_hash(k.tasks)
   check_hash(k.cancels)
   check_set(k.completed)
 end
 
--- Cancelled tasks end: with retention they are kept among completed, without they leave.
--- `cancels` holds the retention; they must already be out of the state that they were in.
+-- End cancelled tasks: those with a retention go to completed, the others leave the queue. The
+-- `cancels` hash has the retention. The caller has removed the ids from their state already.
 local function end_cancelled(k, now, ids)
   local gone = {}
   for _, id in ipairs(ids) do

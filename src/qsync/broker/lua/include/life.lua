@@ -1,9 +1,9 @@
--- life: whether servers were there all the time. When nobody fetched or renewed for half a lease the
--- store was away, or its clock leapt: then leases lapsed that their servers could not renew, and for
--- a third of a lease nobody takes their tasks, so that they can.
+-- life: detect outages. If no server fetched or renewed for half a lease, the store was down or its
+-- clock jumped, and leases expired that their servers could not renew. Then recovery of expired
+-- leases is delayed for a third of a lease, so that the servers can renew them.
 
--- Note that a server is there. Returns the moment until which lapsed leases are spared, 0 for none.
--- `noted` and `outage` are what meta holds as `seen` and `returned`.
+-- Record that a server is present. Returns the time until which recovery is delayed, 0: not delayed.
+-- `noted` and `outage` are `seen` and `returned` of meta.
 local function note_life(meta_key, now, lease, noted, outage)
   local seen, returned = digits(noted, now), digits(outage, -lease)
   if now - seen > lease / 2 then

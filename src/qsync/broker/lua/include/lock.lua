@@ -1,7 +1,7 @@
--- lock: unique locks. `=<lock>` holds `<end of window>:<id>`; `@<id>` holds the lock's name for as
--- long as the task is unfinished. A lock is taken while its task is unfinished or its window runs.
+-- lock: unique locks. `=<lock>` holds `<end of window>:<id>`; `@<id>` holds the lock's name until the
+-- task ends. A lock is taken until its task has ended and its window is over.
 
--- End of window and holder in what a lock holds; nothing when it is free or cannot be read.
+-- Return end of window and holder from the value of a lock; nothing when it is free or invalid.
 local function read_lock(held)
   local ends, holder = string.match(held or '', '^(%d+):(.+)$')
   ends = digits(ends)
@@ -10,7 +10,7 @@ local function read_lock(held)
   end
 end
 
--- The id that has the lock now, or false. `held` is what `=<lock>` holds.
+-- Return the id that holds the lock now, or false. `held` is the value of `=<lock>`.
 local function lock_holder(unique_key, now, lock, held)
   local ends, holder = read_lock(held)
   if ends and (ends > now or redis.call('HGET', unique_key, '@' .. holder) == lock) then
@@ -19,13 +19,13 @@ local function lock_holder(unique_key, now, lock, held)
   return false
 end
 
--- Fields and values to store for a lock that is taken, `ends` 0 for one without a window.
+-- Return the fields and values to store for a taken lock; `ends` is 0 without a window.
 local function lock_fields(lock, ends, id)
   return '=' .. lock, whole(ends) .. ':' .. id, '@' .. id, lock
 end
 
--- Free the locks of ids that ended. One whose window still runs stays until it is swept. When there
--- is something else under the key, no lock can hold.
+-- Release the locks of ids that ended. A lock whose window is not over stays until it is swept. If
+-- the key is not a hash, there are no locks to release.
 local function unlock(unique_key, now, ids)
   if #ids == 0 or redis.call('EXISTS', unique_key) == 0 then
     return

@@ -1,8 +1,9 @@
--- owned: which of the (id, token) pairs still hold.
+-- owned: find out which tasks a server still owns.
 
--- `args` holds pairs of id and token from position `first` on, `stride` values a task.
--- Returns the positions that are held; their ids; one reply a task: 'ok', 'done' (nobody owns it:
--- it ended or was handed back) or 'lost' (somebody else owns it); and how many are lost.
+-- Compare the tokens in `args` with the owners. From position `first` on `args` has `stride` values
+-- per task, which begin with id and token.
+-- Returns the positions of owned tasks; their ids; one reply per task: 'ok', 'done' (no owner: the
+-- task ended or was handed back) or 'lost' (another owner); and the number of lost tasks.
 local function owned(owner_key, args, first, stride)
   local total = (#args - first + 1) / stride
   local held, held_ids, replies, kept, lost = {}, {}, {}, 0, 0

@@ -1,7 +1,8 @@
--- recent: ids that callers chose. For a while after an enqueue no other task of its id is taken, also
--- when the first has left the queue: a caller that had no answer may repeat the call.
+-- recent: remember ids that callers chose. For a time after an enqueue its id is refused, even if the
+-- task has left the queue, so that a caller without a reply can safely repeat the call.
 
--- For each place in a batch whose task asks for it, the time for which its id is remembered.
+-- Return the time for which an id is remembered, by the task's place in the batch; only tasks with
+-- such a time.
 local function remembered_times(tasks)
   local times = {}
   for i, option in pairs(tasks.options) do
@@ -12,7 +13,7 @@ local function remembered_times(tasks)
   return times
 end
 
--- Those of these places whose id was enqueued lately, as a set.
+-- Return the set of those places whose id was enqueued recently.
 local function recent_places(recent_key, now, tasks, times)
   local ids, places, recent = {}, {}, {}
   for i in pairs(times) do
@@ -27,7 +28,7 @@ local function recent_places(recent_key, now, tasks, times)
   return recent
 end
 
--- Remember the ids at these places, but for tasks that were not taken: `others` names those.
+-- Remember the ids at these places, except for refused tasks, which `others` lists.
 local function remember(recent_key, now, tasks, times, others)
   for at = 1, #others, 3 do
     times[others[at]] = nil

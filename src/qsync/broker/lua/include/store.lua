@@ -1,9 +1,9 @@
--- store: put new tasks into the queue. Shared by enqueue and tick.
+-- store: put new tasks into the queue; for enqueue and tick.
 
--- `args` holds, from position `first` on, so many values a task as `stride` says: 2, id and message;
--- or 3, and options, which are empty or msgpack [due, fairness key, lock, window us,
--- us for which the id is remembered].
--- Returns the ids, the messages, and the options of those that have some.
+-- Read tasks from `args`, from position `first` on. With a stride of 2 each task has id and message;
+-- with 3 also options, which are empty or msgpack [due, fairness key, lock, window us, us for which
+-- the id is remembered].
+-- Returns a table with ids, messages and options; options has no entry for a task without any.
 local function read_tasks(args, first, stride)
   local tasks = { ids = {}, messages = {}, options = {} }
   local ids, messages = tasks.ids, tasks.messages
@@ -17,8 +17,9 @@ local function read_tasks(args, first, stride)
   return tasks
 end
 
--- Returns held_by(lock), the id that has it now or false; take(lock, window, id); and the fields
--- to store for what was taken. Without options there is no lock to ask for.
+-- Return two functions and a list: held_by(lock) returns the id that holds a lock, or false;
+-- take(lock, window, id) takes it; the list is filled with the fields to store for taken locks.
+-- Without options no task has a lock, and both functions are nil.
 local function lock_book(unique_key, now, options)
   if next(options) == nil then
     return nil, nil, {}
@@ -45,7 +46,7 @@ local function lock_book(unique_key, now, options)
   return held_by, take, fields
 end
 
--- The time at which a task is due: an empty text is now, `+us` so long after now, `us` that time.
+-- Return the time at which a task is due: '' means now, `+<us>` a delay, `<us>` a time.
 local function due_time(now, text)
   if text == '' then
     return now
@@ -56,10 +57,10 @@ end
 
 local no_options = { '', '', '', 0 }
 
--- `k` names the keys; `tasks` is what read_tasks returned; `virtual` is the virtual time as meta
--- holds it; `recent` are the places of tasks whose ids are not taken again, or nil.
--- Returns how many were put into the queue; and of each that was neither put there nor is there
--- already its place, the outcome and the id of the holder, one after another.
+-- Store tasks. `tasks` is as read_tasks returns it; `virtual` is the virtual time as meta holds it;
+-- `recent` maps the places of tasks whose id was enqueued recently to true, or is nil.
+-- Returns the number of tasks created, and a flat list of place, outcome and holder of each task that
+-- was refused. A task that is stored already with the same message is in neither.
 local function store_tasks(k, now, head, tasks, virtual, recent)
   local ids, options = tasks.ids, tasks.options
   local stamped = head .. struct.pack('>I8', now)
@@ -132,7 +133,7 @@ local function store_tasks(k, now, head, tasks, virtual, recent)
   return created, others
 end
 
--- What became of each task: two values a task, outcome and the id of the holder.
+-- Return a flat list with two values per task: outcome and the id of the holder.
 local function replies_of(ids, others)
   local replies = {}
   for i, id in ipairs(ids) do

@@ -1,11 +1,11 @@
--- sweep: what has had its time leaves the queue.
+-- sweep: delete expired data of the queue.
 
--- The first `most` ids whose score is not above a moment.
+-- Return the first `most` ids whose score is at most `moment`.
 local function until_moment(set_key, moment, most)
   return redis.call('ZRANGEBYSCORE', set_key, '-inf', whole(moment), 'LIMIT', 0, most)
 end
 
--- Completed tasks whose retention is over. Returns how many went.
+-- Delete completed tasks whose retention is over. Returns the number of deleted tasks.
 local function sweep_completed(k, now, most)
   local expired = until_moment(k.completed, now, most)
   if #expired > 0 then
@@ -17,7 +17,7 @@ local function sweep_completed(k, now, most)
   return #expired
 end
 
--- Dead tasks that are too old or too many, the oldest first. Returns how many went.
+-- Delete dead tasks that are too old or too many, oldest first. Returns the number of deleted tasks.
 local function trim_dead(k, now, most, dead_limit, dead_age)
   local total = redis.call('ZCARD', k.dead)
   if total == 0 then
@@ -38,11 +38,10 @@ local function trim_dead(k, now, most, dead_limit, dead_age)
   return #old
 end
 
--- So many chosen ids are remembered in a queue; the oldest are forgotten first.
+-- Maximum number of remembered ids per queue; those that expire first are deleted first.
 local recent_most = 250000
 
--- Ids that are remembered for long enough, or of which there are too many. Returns whether there may
--- be more of them.
+-- Delete remembered ids that have expired or are too many. Returns whether there may be more.
 local function sweep_recent(recent_key, now, most)
   local total = redis.pcall('ZCARD', recent_key)
   if type(total) ~= 'number' or total == 0 then
@@ -59,10 +58,10 @@ local function sweep_recent(recent_key, now, most)
   return #old == most
 end
 
--- A part of a hash, of which goes what is over by `is_over(field, value)`; it goes round the hash from
--- call to call, for hashes have no order to sweep them by. Returns where the next part begins; whether
--- much of this one went and the round is not at its end: then there is more of the kind; and how many
--- went.
+-- Scan a part of a hash and delete the entries for which `is_over(field, value)` is true. Hashes have
+-- no order by age, so each call continues where the last one stopped.
+-- Returns the next cursor; whether to go on at once, since an eighth or more of this part was deleted
+-- and the scan is not at its end; and the number of deleted entries.
 local function sweep_part(hash_key, cursor, size, is_over)
   local reply = redis.pcall('HSCAN', hash_key, whole(digits(cursor, 0)), 'COUNT', size)
   if reply.err then
@@ -80,7 +79,7 @@ local function sweep_part(hash_key, cursor, size, is_over)
   return reply[1], reply[1] ~= '0' and #over * 8 >= #part, #over
 end
 
--- Locks that nobody has, and what is kept of the lock of a task that is not there.
+-- Delete locks without a holder, and the lock names of tasks that do not exist.
 local function sweep_locks(k, now, cursor, size)
   return sweep_part(k.unique, cursor, size, function(field, value)
     local kind, name = string.match(field, '^([=@])(.*)$')
@@ -91,14 +90,14 @@ local function sweep_locks(k, now, cursor, size)
   end)
 end
 
--- Records that begin with a number and a time, older than this.
+-- Delete records (`<number> <time us> ...`) older than `age`.
 local function sweep_records(hash_key, now, cursor, size, age)
   return sweep_part(hash_key, cursor, size, function(_, value)
     return now - digits(string.match(value, '^%d+ (%d+)'), 0) > age
   end)
 end
 
--- Once a day, the counters of the day that is 90 days back and of those before it.
+-- Once a day, delete the daily counters that are 90 days old or older.
 local function sweep_days(k, now, swept)
   local day = math.floor(now / 86400000000)
   if swept == whole(day) then
@@ -113,11 +112,11 @@ local function sweep_days(k, now, swept)
   end
 end
 
--- What the sets do not show to be over is looked for once a second, and at once where there is more.
--- The last fetch of a server is kept for an hour, the last enqueue of a sender for ten minutes:
--- nobody tries one again for so long. `swept` is what meta holds, `trimming` whether there are more
--- dead tasks to go, `busy` whether tasks are fetched. Where none are and nothing was over it writes
--- nothing. Returns whether there is more of anything.
+-- Delete expired entries of the hashes, at most once a second unless there was more to delete.
+-- The last fetch of a server is kept for an hour and the last enqueue of a sender for ten minutes,
+-- longer than either is retried. `swept` is the time in meta; `trimming` says whether there are more
+-- dead tasks to delete; `busy` whether this call fetched tasks. Without fetched tasks and expired
+-- entries it writes nothing. Returns whether there is more to delete.
 local function sweep_hashes(k, now, size, swept, trimming, busy)
   if not trimming and math.abs(now - digits(swept, 0)) < 1000000 then
     return false

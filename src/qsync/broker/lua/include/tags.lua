@@ -1,12 +1,12 @@
 -- tags: start-time fair queueing (Goyal, Vin and Cheng, 1996).
 -- A task's tag is max(V, F[key]) + 1/weight, where F[key] is the last tag given to its fairness
--- key and V the largest tag fetched so far. Pending is ordered by tag. Tags go to the store as
--- numbers, which it writes with all their 17 digits.
+-- key and V the largest tag fetched so far. Pending is ordered by tag. Scripts pass tags to the store
+-- as numbers, which keeps all 17 digits.
 
--- Above this, adding 1 to a double is lost. A tag or weight that leads there was not made here.
+-- From here on, adding 1 to a double has no effect. qsync never gives such tags.
 local tag_limit = 2 ^ 53
 
--- The tag in a text or score; 0 when it is none that could have been given.
+-- Return the tag in a text or score; 0 when it is not valid.
 local function read_tag(text)
   local tag = tonumber(text or '')
   return tag and tag > 0 and tag < tag_limit and tag or 0
@@ -16,7 +16,7 @@ local function virtual_time(meta_key)
   return read_tag(redis.call('HGET', meta_key, 'v'))
 end
 
--- What a task of this fairness key adds to the tag: 1/weight, for weights from 0.001 to 1000.
+-- Return what a task of this fairness key adds to the tag: 1/weight, for weights of 0.001 to 1000.
 local function tag_step(meta_key, key)
   local weight = key ~= '' and tonumber(redis.call('HGET', meta_key, 'weight:' .. key) or '')
   if weight and weight > 0 then
@@ -25,7 +25,8 @@ local function tag_step(meta_key, key)
   return 1
 end
 
--- Returns next_tag(key), and save() which stores the last tags given. `virtual` is the virtual time.
+-- Return two functions: next_tag(key), and save(), which stores the last tag of each key. `virtual`
+-- is the virtual time.
 local function tagger(meta_key, fairness_key, virtual)
   local last, step = {}, {}
   local function next_tag(key)
@@ -46,7 +47,7 @@ local function tagger(meta_key, fairness_key, virtual)
   return next_tag, save
 end
 
--- Put ids at the head of pending, in this order: below the lowest tag there is.
+-- Put ids at the head of pending, in this order, with tags below the lowest one.
 local function to_head(pending_key, meta_key, ids)
   if #ids == 0 then
     return
@@ -61,7 +62,7 @@ local function to_head(pending_key, meta_key, ids)
   redis.call('ZADD', pending_key, unpack(args))
 end
 
--- Put ids at their fair place in pending.
+-- Put ids into pending with the next tags of their fairness keys.
 local function to_pending(pending_key, meta_key, fairness_key, keys_key, ids)
   if #ids == 0 then
     return

@@ -1,9 +1,9 @@
--- wake: wakes one server with a free slot: first one that has asked for a message on its channel, and
--- without any the list, on which others block. A wake that the store refuses costs time only: a
--- server looks at the queue again within its sweep.
+-- wake: wake one server with a free slot: an idle server that waits for a message on its channel, or,
+-- without one, a server that blocks on the list. If the store refuses, the work is only delayed:
+-- servers look at the queue regularly.
 
--- Send a message to the idle server that has waited longest; false when there is none, or the user
--- may not. A server that does not hear it is forgotten.
+-- Send a message to the idle server that has waited longest; a server that does not receive it is
+-- removed from the set. Returns false when there is none or the user may not publish.
 local function call_idle(wake_key, idle_key)
   while true do
     local first = redis.pcall('ZRANGE', idle_key, 0, 0)
@@ -22,8 +22,8 @@ local function call_idle(wake_key, idle_key)
   end
 end
 
--- Where servers block there is no element, so it is not asked first: a kind of command that the store
--- has not run for a while takes it 10 us.
+-- Wake one server. The length of the list is not read before the push: while servers block it is
+-- empty, and a command that the store has not run for a while takes 10 us.
 local function wake(wake_key, idle_key)
   if call_idle(wake_key, idle_key) then
     return
