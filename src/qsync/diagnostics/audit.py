@@ -130,7 +130,7 @@ def _locks(row: AuditRow) -> Iterable[Kind]:
 
 
 def _lock_in(message: bytes | None) -> str | None:
-    """Return the lock that a task was enqueued with; an earlier task of the same id may differ."""
+    """Return the task's own lock; an earlier task with the same id may have had another."""
     try:
         options = decode_message(message).options if message else None
     except codec.CodecError:

@@ -62,7 +62,7 @@ def configure(level: str | None, *, tag: str, form: Form | None = None) -> None:
 def catch_uncaught() -> None:
     """Log uncaught exceptions, also of threads, and warnings instead of printing them.
 
-    Otherwise lines of tracebacks would stand among the records.
+    Otherwise unformatted tracebacks would mix with the log records.
     """
     if not is_set_up():
         return
