@@ -1,4 +1,4 @@
-"""All names of asyncio that are not documented, in one place."""
+"""All uses of undocumented names of asyncio."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ log = logging.getLogger("qsync.server")
 def abandon(task: asyncio.Task[Any]) -> None:
     """Let `asyncio.run` end although a task ignores its cancellation.
 
-    It would wait for that task for ever. Without the undocumented names it does, and so says the
-    log: the process then ends by a second signal, or when its supervisor kills it.
+    `asyncio.run` would wait for that task for ever. If this Python lacks the undocumented names,
+    log a warning: the process then ends at a second signal, or when its supervisor kills it.
     """
     try:
         asyncio._unregister_task(task)
-        # Nor is it worth a word when the process ends, which cannot always log by then.
+        # Suppress asyncio's "Task was destroyed" warning at exit, when logging may not work.
         task._log_destroy_pending = False  # type: ignore[attr-defined]
     except AttributeError:
         log.warning(
@@ -31,9 +31,9 @@ def abandon(task: asyncio.Task[Any]) -> None:
 def callback_of(
     loop: asyncio.AbstractEventLoop, number: Signals
 ) -> tuple[Callable[..., object], tuple[Any, ...]] | None:
-    """What the loop itself calls at a signal; None when that is nothing, or cannot be known."""
+    """Return the loop's own handler of a signal; None if there is none or it is unknown."""
     try:
         handle = loop._signal_handlers.get(number)  # type: ignore[attr-defined]
         return None if handle is None else (handle._callback, handle._args)
-    except AttributeError:  # uvloop, or a later version of asyncio
+    except AttributeError:  # uvloop, or a newer version of asyncio
         return None

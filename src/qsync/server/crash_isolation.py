@@ -1,14 +1,15 @@
-"""Tasks that were there when a server died twice: one of them may be what kills.
+"""Isolates suspects: tasks that ran during two server crashes, and may have caused them.
 
-A suspect runs alone at first, so that a third crash is surely its own fault. To be alone it holds
-up all others; so that these get their half of the time, a rest follows that is as long.
+A suspect first runs alone, so that another crash is certainly its own fault. Meanwhile no other
+task starts. A rest of the same length follows, so that the other tasks get half of the time.
 
-Isolation is bounded. Others join a suspect that still runs after ALONE_S. A crash from then on does
-not count for it, since any of them may be the cause: it is noted as spared, and next time the
-suspect runs alone GROWTH times as long. After three such crashes each one counts again.
+Isolation is bounded. Other tasks join a suspect that still runs after ALONE_S. A crash from then on
+does not count for the suspect, since any of them may be the cause. The suspect is spared: next time
+it runs alone GROWTH times as long. After it was spared three times, each crash counts again.
 
-Suspects run one after another. Those that were never spared run together once this has taken
-TOTAL_S, or will, since one of them runs for long and many wait. Spared ones always begin alone.
+Suspects run one after another. Suspects that were never spared run together once the series has
+taken TOTAL_S, or is expected to, as one of them runs for long and many wait. Spared suspects always
+begin alone.
 """
 
 from __future__ import annotations
@@ -19,45 +20,48 @@ from typing import Final
 from qsync.server.queue_state import GONE, LeasedTask
 
 PATIENCE_S: Final = 2.0
-"""How long what runs is waited for; then a suspect runs beside it, but nothing new is started."""
+"""Longest time that a suspect waits for running tasks to end, in seconds; then it starts beside
+them, but no other task starts."""
 
 LOOK_S: Final = 0.5
-"""How often is looked whether a suspect may start. A longer gap says that a handler blocked the
-event loop: in that time nothing could end, so it is no part of the patience."""
+"""Interval between two checks whether a suspect may start, in seconds. If the gap is longer, a
+handler blocked the event loop; no task could end then, so the excess does not count as waiting."""
 
 SHORT_REST_S: Final = 0.25
-"""Rest enough when nobody has come to use it."""
+"""Length of the rest between suspects if no other task is there to use it, in seconds."""
 
 ALONE_S: Final = 1.0
-"""How long a suspect that was never spared runs alone at most."""
+"""Longest time that a suspect that was never spared runs alone, in seconds."""
 
 GROWTH: Final = 8
-"""Each crash that it was spared multiplies the time that a suspect runs alone by this."""
+"""Factor by which each spared crash multiplies the time that a suspect runs alone."""
 
 TOTAL_S: Final = 10.0
-"""How long suspects run one after another; then those that were never spared run together."""
+"""Time for which suspects run one after another, in seconds; then those that were never spared run
+together."""
 
 COMPANY_S: Final = 60.0
-"""How long a spared suspect waits for suspects that others have joined to end."""
+"""Longest time that a spared suspect waits for suspects that other tasks have joined, in
+seconds."""
 
 
 class CrashIsolation:
-    """Decides when the next suspect may run. Times are of a monotonic clock, seconds."""
+    """Decides when the next suspect may run. Times are seconds of a monotonic clock."""
 
     def __init__(self) -> None:
         self.waiting: deque[LeasedTask] = deque()
         self.alone: LeasedTask | None = None
-        """The one that runs alone."""
+        """Suspect that runs alone, or None."""
         self.together: set[LeasedTask] = set()
-        """Those that others have joined, or that were started together."""
+        """Running suspects that other tasks have joined, or that were started together."""
         self._began: float | None = None
-        """Since when there is one of these."""
+        """Time since which at least one suspect runs; None if none does."""
         self._met = self._spent = 0.0
         self._since: float | None = None
         self._looked = self._ended = self._rested = 0.0
 
     def hold_up_others(self, now: float) -> bool:
-        """Whether nothing else may start now."""
+        """Return whether no other task may start now."""
         if self.alone is not None:
             return True
         if not self.waiting or now < self._rested or self._wait_for_company(now):
@@ -66,17 +70,17 @@ class CrashIsolation:
         return True
 
     def begin_alone(self, leased: LeasedTask, now: float) -> None:
-        """This one runs now, and nothing else starts."""
+        """Record that this suspect starts alone now."""
         self.alone = leased
         if self._began is None:
             self._began = now
 
     def alone_s(self, leased: LeasedTask) -> float:
-        """How long a suspect runs alone at most, seconds."""
+        """Return the longest time that a suspect runs alone, in seconds."""
         return float(ALONE_S * GROWTH ** min(leased.spared, 3))
 
     def take_together(self, now: float, *, free: int) -> list[LeasedTask]:
-        """Take up to so many of those that wait and may run together; they do from now on."""
+        """Remove from `waiting` up to `free` suspects that may run together, and return them."""
         if self.alone is not None or not self._gathers(now):
             return []
         taken = [one for one in self.waiting if not one.spared][: max(0, free)]
@@ -86,19 +90,19 @@ class CrashIsolation:
         return taken
 
     def next_alone(self, now: float) -> LeasedTask | None:
-        """The first of those that wait and are to run alone."""
+        """Return the first waiting suspect that is to run alone, or None."""
         if self._gathers(now):
             return next((one for one in self.waiting if one.spared), None)
         return self.waiting[0] if self.waiting else None
 
     def join(self, now: float) -> None:
-        """Others run beside the one that was alone."""
+        """Record that other tasks run beside the suspect that was alone."""
         if self.alone is not None:
             self._meet(self.alone, now)
             self.end(now)
 
     def drop_ended(self, now: float) -> bool:
-        """Forget those that others had joined and that have ended; whether there were any."""
+        """Remove ended suspects from `together`; return whether there were any."""
         left = {one for one in self.together if one.phase != GONE}
         ended = len(left) < len(self.together)
         self.together = left
@@ -118,21 +122,23 @@ class CrashIsolation:
             self._began = None
 
     def _gathers(self, now: float) -> bool:
-        """Whether those that were never spared start together now."""
+        """Return whether the suspects that were never spared start together now."""
         total = self._spent + (0.0 if self._began is None else now - self._began)
         if self.together:
             total += len(self.waiting) * ALONE_S
         return total >= TOTAL_S and any(not one.spared for one in self.waiting)
 
     def _wait_for_company(self, now: float) -> bool:
-        """Whether the ones that wait do so for a slot, or for suspects that others have joined."""
+        """Return whether suspects wait for a slot, or for suspects that others have joined."""
         if self.together and now - self._met < COMPANY_S:
             return True
         return self._gathers(now)
 
     def delay(self, now: float, *, running: int, ready: int) -> float:
-        """Seconds until the next look at the first that waits, unless what runs ends before: with 0
-        it may start."""
+        """Return the seconds until the next check of the first waiting suspect; 0: it may start.
+
+        The caller also checks when a running task ends.
+        """
         if self._wait_for_company(now):
             return LOOK_S
         if now < self._rested:
@@ -147,15 +153,15 @@ class CrashIsolation:
         return min(LOOK_S, max(0.0, since + PATIENCE_S - now)) if running else 0.0
 
     def _wait_since(self, now: float) -> float:
-        """Since when one waits for what runs to end: since now if that is news."""
+        """Return the time since which a suspect waits for running tasks; start to wait if new."""
         if self._since is None:
             self._since = self._looked = now
-            if now - self._rested > TOTAL_S:  # they are others than those before
+            if now - self._rested > TOTAL_S:  # a new series of suspects
                 self._spent = 0.0
         return self._since
 
     def end(self, now: float) -> None:
-        """The one that ran has ended: now the others have as much time as it took them."""
+        """End the isolation; the rest that follows lasts as long as the other tasks had to wait."""
         self.alone = None
         self._ended = now
         self._add_up(now)

@@ -1,4 +1,4 @@
-"""Names in the log the tasks that servers died with: those that run again, and those dead of it."""
+"""Logs the tasks during which servers died: those that run again, and those that are dead now."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from qsync.state import TaskState
 log = logging.getLogger("qsync.server")
 
 NAMED: Final = 20
-"""Tasks that one record names; of more it says how many there are."""
+"""Maximum number of tasks that one log record names; it counts the others."""
 
 LOOK_S: Final = 5.0
-"""How long the store may take to say which tasks they are."""
+"""Time limit for reading the tasks from the store, in seconds."""
 
 
 class CrashLog:
-    """Logs what a fetch recovered. It reads the names beside the fetch, which does not wait."""
+    """Logs the tasks that fetches recovered, in the background."""
 
     def __init__(self, broker: AsyncBroker) -> None:
         self._broker = broker
@@ -38,7 +38,7 @@ class CrashLog:
     def recovered(
         self, keys: QueueKeys, fetched: FetchResult, leased: Sequence[LeasedTask]
     ) -> None:
-        """A fetch moved tasks of dead servers: some back to pending, others to dead."""
+        """Log the tasks of dead servers that a fetch moved to pending or to dead."""
         names = {
             one.id: named(one.id, one.message.type, one.crashes) for one in leased if one.crashes
         }
@@ -68,7 +68,7 @@ class CrashLog:
             log.error("queue %s: %d tasks are dead of crashes", keys.queue, more)
 
     async def _died(self, keys: QueueKeys, fetched: FetchResult) -> list[StoredRow]:
-        """The tasks that this fetch moved to dead: those that died at its time."""
+        """Return the tasks that this fetch moved to dead: those that died at the fetch's time."""
         call = views.page(keys, TaskState.DEAD, count=min(fetched.died, NAMED), backwards=True)
         page = await self._broker.run(call, patience=LOOK_S)
         return [row for row in page.rows if row.shown.score == fetched.now_us]
@@ -85,25 +85,25 @@ class CrashLog:
         )  # fmt: skip
 
     async def aclose(self) -> None:
-        """Forget what is still to be told."""
+        """Cancel pending log records."""
         for task in self._telling:
             task.cancel()
         await asyncio.gather(*self._telling, return_exceptions=True)
 
 
 def name_of(row: StoredRow) -> str:
-    """A task of a page for a list of names."""
+    """Return id, type and crash count of a stored task as text."""
     return named(row.id, _type_of(row), crash_count(row.shown.crashes))
 
 
 def named(id: str, type: str, crashes: int) -> str:
-    """A task for a list of names: its id, its type and how often a server died with it."""
+    """Return id, type and crash count as text: `id (type, crash 2)`."""
     count = f", crash {crashes}" if crashes else ""
     return f"{id} ({printable(type)}{count})"
 
 
 def listed(names: Sequence[str], total: int) -> str:
-    """`: a, b and 7 more`; empty without names."""
+    """Return `: a, b and 7 more`, or an empty string without names."""
     if not names:
         return ""
     shown = ", ".join(names[:NAMED])

@@ -1,4 +1,4 @@
-"""What a handler can reach of the server that runs it: `qsync.current()`."""
+"""`qsync.current()`: the running task, for its handler."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qsync.running_task import running as running
 from qsync.task import TaskInfo
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeVar as _TypeVar  # which type checkers know without it
+    from typing_extensions import TypeVar as _TypeVar  # type checkers have stubs for it
 
     S_co = _TypeVar("S_co", covariant=True, default=Any)
 else:
@@ -19,31 +19,31 @@ S = TypeVar("S")
 
 
 class Current(Protocol[S_co]):
-    """The running task and its surroundings; S is what the lifespan yields."""
+    """The running task and its context; S is the type that the lifespan yields."""
 
     @property
     def task(self) -> TaskInfo:
-        """The task that runs."""
+        """The running task."""
 
     @property
     def client(self) -> Any:
-        """For enqueueing more: an AsyncClient in `async def` handlers, a Client in `def` ones."""
+        """Client for enqueueing: AsyncClient in `async def` handlers, Client in `def` handlers."""
 
     @property
     def state(self) -> S_co:
-        """What the server's lifespan yielded; None without one."""
+        """Value that the server's lifespan yielded; None without a lifespan."""
 
     @property
     def cancelled(self) -> bool:
-        """True once this run is not wanted any more: cancelled, out of time, lease lost, shutdown.
+        """True once this run is to stop: cancelled, timed out, lease lost, or shutdown.
 
-        An `async def` handler gets CancelledError as well; a `def` one has to look here.
+        An `async def` handler also gets CancelledError; a `def` handler must check this property.
         """
 
     def progress(self, done: float, total: float) -> None:
-        """Tell how far the task is; those who look see the last call. Does not wait.
+        """Report the task's progress without waiting for the store; only the last report is kept.
 
-        Raises LeaseLost once the server has lost the task's lease: another may run it by then.
+        Raises LeaseLost once the server has lost the task's lease: another server may run the task.
         """
 
 
@@ -56,19 +56,19 @@ def current(state: type[S]) -> Current[S]: ...
 
 
 def current(state: type[Any] | None = None) -> Current[Any]:
-    """Return the running task and its surroundings; QsyncError outside of a handler.
+    """Return the running task and its context; raise QsyncError outside of a handler.
 
-        current().task              its TaskInfo: id, attempt, payload and so on
-        current().state             what the server's lifespan yielded; None without one
-        current().client            for enqueueing more: an AsyncClient in `async def` handlers, a
-                                    Client in `def` ones
-        current().cancelled         True once this run is not wanted any more: cancelled, out of
-                                    time, lease lost, shutdown; a `def` handler has to look here
-        current().progress(3, 10)   tells how far the task is; does not wait
+        current().task              TaskInfo with id, attempt, payload and so on
+        current().state             value that the server's lifespan yielded; None without one
+        current().client            client for enqueueing: AsyncClient in `async def` handlers,
+                                    Client in `def` handlers
+        current().cancelled         True once this run is to stop: cancelled, timed out, lease
+                                    lost, or shutdown; a `def` handler must check it
+        current().progress(3, 10)   reports progress without waiting for the store
 
-    `current(State).state` is a State for type checkers, and QsyncError when the lifespan yielded
-    something else. In a handler with executor="process" only `.task` is there. In a test, call a
-    task in place, or use `qsync.testing.context`.
+    Type checkers see `current(State).state` as a State; `current(State)` raises QsyncError if the
+    lifespan yielded another type. A handler with executor="process" has only `.task`. In a test,
+    call a task in place, or use `qsync.testing.context`.
     """
     try:
         found: Current[Any] = running.get()
@@ -85,7 +85,7 @@ def current(state: type[Any] | None = None) -> Current[Any]:
 
 
 def fields_of(task: TaskInfo) -> dict[str, object]:
-    """What a log record about a task says of it, as `extra`."""
+    """Return a task's fields for a log record, for use as `extra`."""
     return {
         "task_id": task.id, "queue": task.queue, "task_type": task.type, "attempt": task.attempt,
     }  # fmt: skip

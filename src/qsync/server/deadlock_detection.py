@@ -1,4 +1,4 @@
-"""Sees when all slots hold tasks that wait for results of tasks which need a slot themselves."""
+"""Detects a deadlock: all slots hold tasks that wait for results of tasks that need a slot."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from qsync.server.queue_state import LeasedTask
 log = logging.getLogger("qsync.server")
 
 PATIENCE_S: Final = 1.0
-"""How long all slots may hold tasks that wait before it is said: another server may help soon."""
+"""Time for which all slots must hold waiting tasks before a warning, in seconds: another server may
+run the awaited tasks soon."""
 
 
 class Waits:
-    """The running tasks that wait for tasks on queues of their own server. For any thread."""
+    """The running tasks that wait for tasks on their own server's queues. Thread-safe."""
 
     def __init__(self, queues: Collection[str], slots: int, threads: int) -> None:
         self._queues = queues
@@ -26,28 +27,28 @@ class Waits:
         self._threads = threads
         self._lock = threading.Lock()
         self._waiting: dict[LeasedTask, tuple[str, str, bool]] = {}
-        """What each waits for, queue and id; and whether it takes a thread."""
+        """Queue and id of the task that each one waits for, and whether it occupies a thread."""
         self._said = False
         self.on_stuck: Callable[[], None] | None = None
-        """Called when no task can start any more."""
+        """Callback for when no task can start any more."""
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
 
     @property
     def count(self) -> int:
-        """How many tasks wait so."""
+        """Return the number of waiting tasks."""
         return len(self._waiting)
 
     @property
     def stuck(self) -> bool:
-        """Whether they take all slots, or all threads."""
+        """Return whether the waiting tasks occupy all slots or all threads."""
         with self._lock:
             in_threads = sum(threaded for _, _, threaded in self._waiting.values())
             return len(self._waiting) >= self._slots or in_threads >= self._threads
 
     @contextlib.contextmanager
     def waiting(self, leased: LeasedTask, queue: str, id: str) -> Iterator[None]:
-        """Inside, the task waits for this one."""
+        """Count the task as waiting for this other task inside the `with` block."""
         if queue not in self._queues:
             yield
             return

@@ -1,4 +1,4 @@
-"""Writes exceptions to the log: as much of them as the user wants, each in one record."""
+"""Logs exceptions with the configured amount of detail, each in one record."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from qsync.keys import class_name, shorten
 from qsync.server.error_text import message_of, printable, program_trace
 
 LogErrors = Literal["class", "message", "traceback"]
-"""How much of an exception the log shows; each includes the one before it."""
+"""Detail of an exception in the log; each level includes the one before it."""
 
 
 def check_log_errors(value: LogErrors) -> LogErrors:
-    """Return it, or raise ConfigError."""
+    """Return the value if it is valid; raise ConfigError otherwise."""
     if value not in get_args(LogErrors):
         choices = ", ".join(map(repr, get_args(LogErrors)))
         raise ConfigError(f"log_errors: {shorten(value)} is not one of {choices}")
@@ -30,10 +30,11 @@ def log_error(
     detail: LogErrors,
     extra: Mapping[str, Any],
 ) -> None:
-    """Log `text: error`. The record has `error_class`, and with enough detail `error`, as fields.
+    """Log `text: error`. The record has the field `error_class`, and `error` unless `detail` is
+    "class".
 
-    The traceback is that of the program's own frames. It is the `exc_text` of the record, which
-    every formatter of `logging` shows, so that it is bounded whatever the exception holds.
+    The traceback has only the program's own frames and a bounded size. It is in the record's
+    `exc_text`, which every formatter of `logging` shows.
     """
     if not logger.isEnabledFor(level):
         return
@@ -48,7 +49,7 @@ def log_error(
 def log_trace(
     logger: logging.Logger, level: int, text: str, trace: str, extra: Mapping[str, Any]
 ) -> None:
-    """Log a text and a traceback that is a text already."""
+    """Log a text with a traceback that is already formatted."""
     if not logger.isEnabledFor(level):
         return
     file, line, function, _ = logger.findCaller(stacklevel=2)

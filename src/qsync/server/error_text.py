@@ -1,4 +1,4 @@
-"""Exceptions as bounded text, for the store and for the log, whatever their classes do."""
+"""Formats exceptions as bounded text for the store and the log, even if their methods raise."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from qsync.keys import class_name
 from qsync.task import ERROR_LIMIT, SHORT_ERROR_LIMIT
 
 MESSAGE_LIMIT: Final = 1000
-"""Bytes of an error's message in the log."""
+"""Maximum size of an error's message in the log, in bytes."""
 
 TRACE_LIMIT: Final = 8192
-"""Bytes of a traceback in the log."""
+"""Maximum size of a traceback in the log, in bytes."""
 
 _OURS: Final = str(Path(__file__).parent)
 _PACKAGE: Final = str(Path(__file__).parent.parent)
@@ -31,36 +31,36 @@ Keep = Callable[[list[FrameSummary]], list[FrameSummary]]
 
 
 class BadPayload(InvalidTask):
-    """The payload does not fit the handler: another attempt would not go better."""
+    """The payload does not match the handler's arguments; a retry would fail too."""
 
 
 class ResultNotKept(QsyncError):
-    """The handler returned what cannot be stored: another attempt would not go better."""
+    """The handler's return value cannot be stored; a retry would fail too."""
 
 
 class NeverRun(QsyncError):
-    """The handler returned a body that nobody ran: another attempt would not go better."""
+    """The handler returned a coroutine or generator that did not run; a retry would fail too."""
 
 
 def describe(error: BaseException, limit: int = ERROR_LIMIT) -> str:
-    """An exception as text, `limit` bytes of UTF-8 at most, whatever its `str` does.
+    """Return an exception as text of at most `limit` bytes of UTF-8, even if its `str` raises.
 
-    The first line says what it is, and then comes the traceback, cut in the middle when long, and
-    the same of what it was raised from. What called the handler is left out.
+    The first line has the class and the message. The traceback follows, without the frames that
+    called the handler, and then the same for its causes. A long text is cut in the middle.
     """
     head = cut(head_of(error), limit // 2)
     if isinstance(error, BadPayload | NeverRun | ResultNotKept):
-        return head  # it says all; nothing of the user's has run
+        return head  # a traceback would have no frames of the handler
     try:
-        elsewhere = getattr(error, "traceback", None)  # of a handler in another process
+        elsewhere = getattr(error, "traceback", None)  # from a handler in another process
         parts = [str(elsewhere)] if elsewhere else _traces(error, _without_ours)
-    except Exception:  # whatever a class of the user's has in the places of these
+    except Exception:  # the user's class may override any of these attributes
         parts = []
     return cut("\n\n".join([head, *filter(None, parts)]), limit)
 
 
 def head_of(error: BaseException) -> str:
-    """Class and message."""
+    """Return the class and the message, even if the error's `str` raises."""
     name = class_name(error)
     try:
         text = str(error)
@@ -70,29 +70,29 @@ def head_of(error: BaseException) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """Class and message for a line of the log: in one line, bounded."""
+    """Return class and message as one line, cut to MESSAGE_LIMIT bytes and then escaped."""
     return printable(cut(head_of(error), MESSAGE_LIMIT))
 
 
 def program_trace(error: BaseException) -> str:
-    """The traceback as the log has it: the frames of the program itself, "" without any.
+    """Return the traceback for the log, with only the program's own frames; "" without frames.
 
-    Frames of the standard library, of installed packages and of qsync are left out, unless there
-    are no others. So a program that is itself installed is shown with its libraries.
+    It leaves out frames of the standard library, of installed packages and of qsync, unless there
+    are no others. So the trace of an installed program includes its libraries.
     """
     if isinstance(error, BadPayload | NeverRun | ResultNotKept):
         return ""
     try:
-        elsewhere = getattr(error, "traceback", None)  # of a handler in another process
+        elsewhere = getattr(error, "traceback", None)  # from a handler in another process
         parts = [_own_lines(str(elsewhere))] if elsewhere else _traces(error, _own)
-    except Exception:  # whatever a class of the user's has in the places of these
+    except Exception:  # the user's class may override any of these attributes
         return ""
     text = cut("\n".join(part.rstrip("\n") for part in parts if part), TRACE_LIMIT)
     return "\n".join(map(printable, text.split("\n")))
 
 
 def printable(text: str) -> str:
-    """The text with all that cannot be printed escaped, newlines too."""
+    """Return the text with all unprintable characters escaped, including newlines."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
@@ -112,7 +112,7 @@ def _without_ours(stack: list[FrameSummary]) -> list[FrameSummary]:
 
 
 def _own(stack: list[FrameSummary]) -> list[FrameSummary]:
-    """The frames of the program; without any those of libraries, and last those of Python."""
+    """Return the frames of the program; if there are none, those of libraries, else of Python."""
     foreign = [frame for frame in stack if not frame.filename.startswith(_PACKAGE)]
     own = [frame for frame in foreign if _is_own(frame.filename)]
     return own or [one for one in foreign if not _is_of_python(one.filename)] or foreign or stack
@@ -120,7 +120,7 @@ def _own(stack: list[FrameSummary]) -> list[FrameSummary]:
 
 @lru_cache(1024)
 def _is_own(file: str) -> bool:
-    if not (file.startswith("<") or Path(file).is_absolute()):  # a .pyx of an extension, say
+    if not (file.startswith("<") or Path(file).is_absolute()):  # e.g. a .pyx of an extension
         return False
     installed = any(part in file.replace("\\", "/") for part in _INSTALLED)
     return not (installed or _is_of_python(file) or file.startswith(_PACKAGE))
@@ -134,7 +134,7 @@ def _is_of_python(file: str) -> bool:
 
 
 def _own_lines(text: str) -> str:
-    """The same for a traceback that is a text already."""
+    """Return the program's own lines of a traceback that is already formatted."""
     kept, keeping = [], True
     for line in text.splitlines():
         if found := _FILE.match(line):
@@ -147,7 +147,7 @@ def _own_lines(text: str) -> str:
 
 
 def _causes(error: BaseException, keep: Keep, most: int = 3) -> Iterator[str]:
-    """What is in it, what it was raised from, or while handling which: three of each at most."""
+    """Yield the text of a group's exceptions and of the causes or contexts: at most 3 of each."""
     if isinstance(error, BaseExceptionGroup):
         for one in error.exceptions[:3]:
             yield f"in it {head_of(one)}"
@@ -162,7 +162,7 @@ def _causes(error: BaseException, keep: Keep, most: int = 3) -> Iterator[str]:
 
 
 def cut(text: str, limit: int) -> str:
-    """The text, its middle left out when it has more bytes of UTF-8 than `limit`."""
+    """Return the text, without its middle part if it has more than `limit` bytes of UTF-8."""
     data = text.encode("utf-8", "backslashreplace")
     if len(data) <= limit:
         return data.decode("utf-8")
@@ -171,6 +171,6 @@ def cut(text: str, limit: int) -> str:
 
 
 def first_line(text: str) -> str:
-    """The first line of an error, SHORT_ERROR_LIMIT bytes of UTF-8 at most."""
+    """Return the first line of an error, at most SHORT_ERROR_LIMIT bytes of UTF-8."""
     data = text.partition("\n")[0].encode("utf-8", "backslashreplace")
     return data[:SHORT_ERROR_LIMIT].decode("utf-8", "ignore")

@@ -1,4 +1,4 @@
-"""Tells the log and `on_error` of attempts that failed and of tasks that died."""
+"""Reports failed attempts and dead tasks to the log and to `on_error`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ log = logging.getLogger("qsync.server")
 
 
 UNKNOWN_TYPES: Final = 100
-"""Types without a handler that are told apart and logged, once each."""
+"""Maximum number of (queue, type) pairs without a handler that are logged, once each."""
 
 UNKNOWN_FOR: Final = "an hour"
 
 
 class Failures:
-    """Reports on the event loop of a server."""
+    """Reports failures of a server's tasks; runs on the event loop."""
 
     def __init__(self, config: Config, invoker: Invoker, rivals: Rivals) -> None:
         self._invoker = invoker
@@ -39,14 +39,13 @@ class Failures:
         self._detail = config.log_errors
         self._loop = asyncio.get_running_loop()
         self.unknown_types: dict[tuple[str, str], None] = {}
-        """Queue and type of tasks that no handler here is for, in the order of their arrival."""
+        """Queue and type of tasks without a handler on this server, in order of arrival."""
         self._telling: set[asyncio.Task[None]] = set()
 
     def failed(self, leased: LeasedTask, error: BaseException, record: Any) -> None:
-        """An attempt ended with this error, and the task's record is this.
+        """Log an attempt that ended with this error, and call `on_error`.
 
-        A Retry with attempts left is no failure, and a SkipRetry is the handler's own decision:
-        `on_error` is not told of these.
+        `on_error` is not called for a Retry with attempts left, nor for a SkipRetry.
         """
         dead = type(record) is Killed
         fields = {**leased.fields, "final": dead}
@@ -71,19 +70,19 @@ class Failures:
             task.add_done_callback(self._telling.discard)
 
     def died(self, leased: LeasedTask, why: str) -> None:
-        """A task is dead though no attempt failed."""
+        """Log a task that is dead although no attempt failed."""
         fields = {**leased.fields, "final": True}
         log_trace(log, logging.ERROR, f"{_name(leased)} is dead: {printable(why)}", "", fields)
 
     def suspected(self, leased: LeasedTask) -> None:
-        """A task with which a server died runs again."""
+        """Log that a task runs again during which a server died."""
         times = "once" if leased.crashes == 1 else f"{leased.crashes} times"
         text = f"{_name(leased)} runs again: a server died with it {times}"
         fields = {**leased.fields, "crashes": leased.crashes}
         log_trace(log, logging.WARNING, text, "", fields)
 
     def unknown(self, leased: LeasedTask, record: Any) -> None:
-        """No handler here has the type of this task, which goes back or dies."""
+        """Log that this server has no handler for a task, which goes back or is dead."""
         if type(record) is Killed:
             self.died(leased, f"no server had a handler for its type for {UNKNOWN_FOR}")
         key = (leased.lane.queue, leased.message.type)
@@ -98,7 +97,7 @@ class Failures:
         self._rivals.look(*key)
 
     def _similar(self, type: str) -> str:
-        """A hint if only the package of the type differs from one that is known."""
+        """Return a hint if a known type differs only in its package; else an empty string."""
         for known in self._invoker.types():
             if known.endswith(f".{type}") or type.endswith(f".{known}"):
                 return (
@@ -119,7 +118,7 @@ class Failures:
             log_error(log, logging.ERROR, text, broken, self._detail, fields_of(info))
 
     async def aclose(self) -> None:
-        """Forget what is still to be told."""
+        """Cancel pending calls of `on_error`."""
         for task in self._telling:
             task.cancel()
         await asyncio.gather(*self._telling, return_exceptions=True)

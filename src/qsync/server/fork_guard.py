@@ -1,6 +1,7 @@
-"""Ends a child process that a handler forked and that returns from the handler, or awaits in it.
+"""Ends a child process that a handler forked, once it returns from the handler or awaits in it.
 
-It has a copy of the server, whose tasks, queue of calls and connections belong to its parent.
+The child has a copy of the server, whose tasks, scheduled calls and connections belong to the
+parent.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from weakref import WeakSet
 log = logging.getLogger("qsync.server")
 
 generation = 0
-"""How often this process or one of its forebears was forked."""
+"""Number of forks between the first process and this one."""
 
 
 class Guard:
-    """Lets no forked child go on in an event loop, until it is closed.
+    """Ends a forked child as soon as it continues the event loop; active until closed.
 
-    The child would run what waits there, and read what the store tells its parent.
+    Otherwise the child would run the loop's scheduled calls, and read replies of the store that are
+    for its parent.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -29,11 +31,11 @@ class Guard:
         _guards.add(self)
 
     def close(self) -> None:
-        """Leave the loop alone."""
+        """Stop guarding the loop."""
         _guards.discard(self)
 
     def act(self) -> None:
-        """End this process, a child, when the loop goes on."""
+        """Schedule the end of this child process for when the loop continues."""
         with contextlib.suppress(RuntimeError):  # it is closed
             self._loop.call_soon(end)
 
@@ -48,12 +50,12 @@ def _count() -> None:
         guard.act()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(after_in_child=_count)
 
 
 def end() -> NoReturn:
-    """End this process, which is a copy of the server's."""
+    """Exit this process, a forked copy of the server, with status 1."""
     log.error(
         "process %d was forked by a handler and returned from it, or awaits: it ends here; a "
         "forked child has to end with os._exit()", os.getpid(),

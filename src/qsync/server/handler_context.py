@@ -1,4 +1,4 @@
-"""What `current()` gives to the handlers of a server."""
+"""The object that `current()` returns in the handlers of a server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TellProgress = Callable[[LeasedTask, float, float], None]
 
 
 class ServerContext:
-    """What all handlers of a server share."""
+    """The context that all handlers of a server share."""
 
     def __init__(self, async_client: Any, client: Callable[[], Any], waits: Waits) -> None:
         self.async_client = async_client
@@ -41,7 +41,7 @@ class HandlerContext(msgspec.Struct, eq=False):
 
     @property
     def client(self) -> Any:
-        """An AsyncClient on the event loop, a Client in a thread."""
+        """Return an AsyncClient on the event loop, a Client in a thread."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -50,29 +50,32 @@ class HandlerContext(msgspec.Struct, eq=False):
 
     @property
     def state(self) -> Any:
-        """What the lifespan yielded."""
+        """Value that the lifespan yielded."""
         return self._surroundings.state
 
     @property
     def cancelled(self) -> bool:
-        """True once this run is not wanted any more."""
+        """True once this run is to stop."""
         return self._leased.stop is not None
 
     @property
     def stopped(self) -> Stop | None:
-        """Why it is not wanted any more; None while it is."""
+        """Reason why this run is to stop; None if it is not."""
         return self._leased.stop
 
     def waiting_for(self, queue: str, id: str) -> AbstractContextManager[None]:
-        """Inside, the handler waits for the result of this task."""
+        """Return a context manager to enter while the handler waits for this task's result."""
         return self._surroundings.waits.waiting(self._leased, queue, id)
 
     def wait(self) -> None:
-        """Note that the task waits for a thread or a process."""
+        """Record that the task waits for a thread or a process."""
         self._leased.waits = True
 
     def may_begin(self) -> bool:
-        """Note that its turn has come; False when it was stopped, or is not ours any more."""
+        """Record that a thread or process is free; return False if the task may no longer start.
+
+        That is so once it is stopped, its lease has expired, or its deadline has passed.
+        """
         leased = self._leased
         leased.turn = time.monotonic()
         leased.waits = False  # first: a server that stops reads it before it sets `stop`
@@ -88,6 +91,6 @@ class HandlerContext(msgspec.Struct, eq=False):
             )
 
     def progress(self, done: float, total: float) -> None:
-        """Tell how far the task is; LeaseLost when that interests nobody any more."""
+        """Report the task's progress; raise LeaseLost once its lease is known to be lost."""
         self.check_lease()
         self._tell(self._leased, float(done), float(total))

@@ -16,7 +16,7 @@ log = logging.getLogger("qsync.server")
 
 
 class Rivals:
-    """Looks, for a type without a handler here, for a live server that has one."""
+    """Looks for a live server that has a handler for a type that this server lacks."""
 
     def __init__(self, broker: AsyncBroker, prefix: str, server_id: str) -> None:
         self._broker = broker
@@ -25,7 +25,7 @@ class Rivals:
         self._looking: set[asyncio.Task[None]] = set()
 
     def look(self, queue: str, type: str) -> None:
-        """Look in the background, and log what is found."""
+        """Look in the background, and log a warning if there is such a server."""
         task = asyncio.get_running_loop().create_task(self._look(queue, type))
         self._looking.add(task)
         task.add_done_callback(self._looking.discard)

@@ -1,7 +1,7 @@
-"""Whether servers live, and whether they do their work: what probes ask. Pure, but for `look`.
+"""Answers liveness, startup and readiness probes. Without I/O, except for `look`.
 
-A server whose store is away lives, and is not ready: a restart would not bring the store back. One
-whose event loop is blocked keeps its leases, so it is left alone for a good while.
+A server whose store is unreachable is live but not ready: a restart would not bring the store back.
+A server whose event loop is blocked keeps its leases, so it stays live for LIVE_LIMIT_S.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from qsync.server.queue_state import QueueState, boot_s
 from qsync.server.runner import Runner
 
 LIVE_LIMIT_S: Final = 60.0
-"""A process that has not answered, or whose event loop is blocked, for so long is as good as dead,
-unless another limit is given."""
+"""Default time after which a process that does not answer, or whose event loop is blocked, is not
+live any more, in seconds."""
 
 AWAY_S: Final = 3.0
-"""A store that has not answered a fetch for so long is away."""
+"""Time without an answer to a fetch after which the store counts as unreachable, in seconds."""
 
 SILENT_S: Final = 15.0
-"""A server that is told to sweep more often and has not fetched for so long does not consume."""
+"""Time without a fetch after which a queue counts as not served, in seconds; at least three times
+`sweep` is allowed."""
 
 
 class ServerHealth(msgspec.Struct, frozen=True):
-    """How a server is at one moment; the times are seconds."""
+    """The condition of a server at one moment; times are in seconds."""
 
     started: bool = False
     stopping: bool = False
@@ -41,26 +42,26 @@ class ServerHealth(msgspec.Struct, frozen=True):
     running: int = 0
     concurrency: int = 0
     blocked_s: float = 0.0
-    """How long its event loop has been blocked by now; 0: it is not."""
+    """Time for which the event loop has been blocked; 0: it is not blocked."""
     blocked_in: str = ""
-    """By which function, and where that is."""
+    """Function that blocks it, with file and line."""
     away: dict[str, float] = {}
-    """Queues whose fetch has had no answer, and for how long."""
+    """Queues whose fetch has no answer, each with the time since the fetch."""
     silent: dict[str, float] = {}
-    """Queues that were not fetched from, and for how long."""
+    """Queues without a recent fetch, each with the time since the last one."""
 
 
 class ProcessHealth(msgspec.Struct, frozen=True):
-    """A process of `qsync worker`, as its parent sees it."""
+    """The state of a server process of `qsync worker`, as its parent sees it."""
 
     number: int
     pid: int
     condition: ServerHealth | None
-    """None: it did not answer."""
+    """Condition of the server; None if the process did not answer."""
     unheard_s: float = 0.0
-    """How long ago it last answered, or started."""
+    """Time since its last answer or its start, in seconds."""
     ended: str = ""
-    """How it ended, while there is no other in its place."""
+    """How the process ended; empty while it runs or once another has replaced it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,11 @@ class HealthVerdict:
 
     ok: bool
     reasons: tuple[str, ...]
-    """Why not; and what is wrong though it is."""
+    """Problems: the reasons if not `ok`, else warnings."""
 
 
 class HealthProbe:
-    """What a running server's condition is read from, by any thread."""
+    """Reads the condition of a running server. Thread-safe."""
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class HealthProbe:
         self._heartbeat = heartbeat
 
     def look(self, *, stopping: bool) -> ServerHealth:
-        """The condition at this moment."""
+        """Return the condition at this moment."""
         now = boot_s()
         away, silent = {}, {}
         limit = max(SILENT_S, 3 * self._config.sweep_s)
@@ -116,7 +117,7 @@ class HealthProbe:
 
 
 def live(reports: Sequence[ProcessHealth], *, limit_s: float = LIVE_LIMIT_S) -> HealthVerdict:
-    """Whether all processes live. One that has ended is about to be replaced by its parent."""
+    """Return whether all processes are live. Ignore ended ones: their parent replaces them."""
     ok = True
     reasons = []
     for report in reports:
@@ -133,7 +134,7 @@ def live(reports: Sequence[ProcessHealth], *, limit_s: float = LIVE_LIMIT_S) -> 
 
 
 def started(reports: Sequence[ProcessHealth]) -> HealthVerdict:
-    """Whether all processes have begun to take tasks."""
+    """Return whether all processes have begun to take tasks."""
     reasons = [
         f"{_who(report)} {report.ended or 'has not started yet'}"
         for report in reports
@@ -143,7 +144,7 @@ def started(reports: Sequence[ProcessHealth]) -> HealthVerdict:
 
 
 def ready(reports: Sequence[ProcessHealth]) -> HealthVerdict:
-    """Whether all processes take tasks from all of their queues."""
+    """Return whether all processes take tasks from all of their queues."""
     reasons = [reason for report in reports for reason in _idle_because(report)]
     return HealthVerdict(not reasons, tuple(reasons))
 
@@ -180,11 +181,11 @@ def _blocked(condition: ServerHealth) -> str:
 
 
 def _place(thread: int) -> str:
-    """The function in which a thread is: the handler that it runs, else the innermost one."""
+    """Return the function that a thread runs: the handler if there is one, else the innermost."""
     frame = inner = sys._current_frames().get(thread)
     while frame is not None and frame.f_back is not None:
         if frame.f_back.f_code.co_filename == invoke.__file__:
-            inner = frame  # of middleware and a handler, the handler comes first
+            inner = frame  # the innermost caller is the handler, before any middleware
             break
         frame = frame.f_back
     if inner is None:

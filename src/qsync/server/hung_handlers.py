@@ -1,7 +1,7 @@
-"""Counts handlers that go on long after they were told to stop. Their slots are used by others.
+"""Counts handlers that still run long after their stop. Other tasks use their slots.
 
-They still hold memory, connections and locks that nobody can take from them but the end of the
-process: so there may only be so many.
+Hung handlers hold memory, connections and locks, which only the end of the process frees. So their
+number is limited.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Final
 
 HUNG_AFTER_S: Final = 5.0
-"""How long after it was told to stop a handler may go on before it counts as hung."""
+"""Time after its stop from which a running handler counts as hung, in seconds."""
 
 
 class HungHandlers:
-    """How many there are now; `on_too_many` is called whenever one comes that is beyond `most`."""
+    """The number of hung handlers; `on_too_many` is called with it on each one beyond `most`."""
 
     def __init__(self, most: int, on_too_many: Callable[[int], None]) -> None:
         self._most = most
@@ -22,11 +22,11 @@ class HungHandlers:
         self.count = 0
 
     def add(self) -> None:
-        """One more hangs."""
+        """Count one more hung handler."""
         self.count += 1
         if self.count > self._most:
             self._on_too_many(self.count)
 
     def ended(self, *_: object) -> None:
-        """One that was added has ended after all."""
+        """Uncount a hung handler that has ended after all."""
         self.count -= 1

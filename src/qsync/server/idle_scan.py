@@ -1,12 +1,13 @@
-"""Which queues of a server have something to do: idle ones cost it next to nothing.
+"""Tells which queues of a server are busy, so that idle queues cost almost nothing.
 
-A server of one queue goes round that one. A server of many looks at all of them once in `sweep`: a
-look is a fifth of a fetch, writes nothing, and many go together. It fetches only where a look found
-tasks or upkeep that is due. All servers of a queue look; the first to find upkeep due does it, so
-that it is shared among them, and any that is left suffices. In between a queue becomes busy by a
-wake, or when the time comes of which its last fetch told.
+A server of one queue always fetches from it. A server of many queues looks at all of them once per
+`sweep`: a look costs a fifth of a fetch, writes nothing, and shares a pipeline with other looks.
+The server fetches only from queues in which a look found tasks or due upkeep. All servers of a
+queue look; the first one that finds upkeep due does it, so that the servers share this work and any
+one of them suffices. Between looks, a queue becomes busy by a wake, or at the due time that its
+last fetch returned.
 
-So a wake that is lost costs `sweep` at most, and an idle queue costs a look in that time.
+So a lost wake delays tasks by at most `sweep`, and an idle queue costs one look per `sweep`.
 """
 
 from __future__ import annotations
@@ -32,18 +33,18 @@ from qsync.server.wake_channel import Wakes
 
 PART: Final = "look for tasks"
 PAGE: Final = 100
-"""Looks that go together."""
+"""Number of looks in one pipeline."""
 
 SLOW_S: Final = 300.0
-"""How often a queue that looks idle is fetched from nevertheless: that trims what is dead, and
-sweeps what is forgotten."""
+"""Longest time without a fetch from an idle queue, in seconds; the fetch trims dead tasks and
+removes expired data."""
 
 PASS_ON_S: Final = 0.1
-"""A server without a free slot does upkeep for what is due no more often than this."""
+"""Shortest interval at which a server without a free slot fetches for due tasks, in seconds."""
 
 
 class Lookout:
-    """The queues that have something to do."""
+    """The busy queues of a server: those that may need a fetch."""
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class Lookout:
     ) -> None:
         self.many = len(lanes) > 1
         self.due: set[str] = set()
-        """Queues of which a look, or the time, said that upkeep is due."""
+        """Queues whose upkeep is due, by a look or by their due time."""
         self._broker = broker
         self._lanes = lanes
         self._strict = config.strict
@@ -66,31 +67,31 @@ class Lookout:
         self._wakes = wakes
         self._on_found = on_found
         self.on_unsent: Callable[[QueueState], None] = lambda lane: None
-        """Called when somebody sent no message to this server, which waited for one."""
+        """Callback for when a client added tasks without a wake message to this idle server."""
         self.has_room = False
-        """The server has free slots, so that it may be woken."""
-        # A few queues are fetched from at once; of many a look tells which.
+        """True if the server has free slots, so that it may be woken."""
+        # Up to PAGE queues start busy; with more, the first look tells which are.
         self._busy = {} if len(lanes) > PAGE else {lane.queue: lane for lane in lanes}
         self._times: list[tuple[float, str, QueueState]] = []
         self._timed: dict[str, float] = {}
-        """By queue, the first of its times in the heap."""
+        """Earliest time in the heap, by queue."""
         now = boot_s()
         self._slow_at = {lane.queue: now + spread(0, SLOW_S) for lane in lanes}
 
     def busy(self) -> Iterable[QueueState]:
-        """Queues that may have something to do, the one last fetched from at the end."""
+        """Return the busy queues; the one last fetched from is at the end."""
         return self._busy.values()
 
     def count(self) -> int:
-        """How many queues are busy."""
+        """Return the number of busy queues."""
         return len(self._busy)
 
     def first(self, most: int) -> Sequence[QueueState]:
-        """As many busy queues as a round looks at; all of them where the heaviest goes first."""
+        """Return the first `most` busy queues; all of them if the server is `strict`."""
         if self._strict or len(self._busy) <= most:
             return list(self._busy.values())
         some = list(itertools.islice(self._busy.values(), most))
-        for lane in some:  # whatever becomes of them, the others have their turn
+        for lane in some:  # so that the others are first in the next round
             self._to_end(lane)
         return some
 
@@ -99,11 +100,11 @@ class Lookout:
         self._busy[lane.queue] = lane
 
     def rests(self, lane: QueueState) -> bool:
-        """Whether only a wake, a look or the time makes anything to do for a queue."""
+        """Return whether a queue is idle until a wake, a look or its next due time."""
         return lane.queue not in self._busy
 
     def begin(self, now: float) -> None:
-        """A round begins: queues whose time has come are busy."""
+        """Mark the queues as busy whose due time has come; call it at the start of a round."""
         if not self.many:
             [lane] = self._lanes
             self._at_its_time(lane, now)
@@ -127,35 +128,38 @@ class Lookout:
         return True
 
     def at(self, lane: QueueState, moment: float) -> None:
-        """The queue is busy at that moment, by boot_s, if its `next_due` still says so."""
+        """Mark the queue as busy at this time, by boot_s, if its `next_due` has come by then."""
         if self.many and moment < self._timed.get(lane.queue, math.inf):
             self._timed[lane.queue] = moment
             heapq.heappush(self._times, (moment, lane.queue, lane))
 
     def next_at(self) -> float:
-        """When the time of a queue comes, by boot_s."""
+        """Return the earliest due time of all queues, by boot_s; infinity if there is none."""
         return self._times[0][0] if self._times else math.inf
 
     def upkeep_at(self, lane: QueueState) -> float:
-        """When a fetch is due, whether or not there are tasks; where tasks are held it tells that
-        the store lost its data."""
+        """Return when a fetch is due even without tasks, by boot_s.
+
+        Among many queues, only those with held tasks have such a time: the fetch detects that the
+        store lost its data.
+        """
         if self.many and not lane.held:
             return math.inf
         return lane.last_fetch + self._sweep_s
 
     def wake(self, lane: QueueState) -> None:
-        """There may be tasks in a queue."""
+        """Mark a queue as busy, since it may have tasks."""
         self._busy[lane.queue] = lane
 
     def fetched(self, lane: QueueState) -> None:
-        """A fetch from a queue was sent."""
+        """Record that a fetch from a queue was sent."""
         self.due.discard(lane.queue)
         if self.many:
             self._slow_at[lane.queue] = boot_s() + SLOW_S
             self._to_end(lane)
 
     def rest(self, lanes: Iterable[QueueState]) -> None:
-        """Nothing is to be done for these queues until a wake, a look, or their time."""
+        """Mark these queues as idle until a wake, a look or their next due time."""
         if self.many:
             for lane in lanes:
                 if lane.queue not in self.due:
@@ -164,7 +168,7 @@ class Lookout:
     # Looks.
 
     async def run(self) -> None:
-        """Look at all queues once in `sweep`, until cancelled."""
+        """Look at all queues once per `sweep`, until cancelled."""
         while True:
             began = boot_s()
             try:
@@ -174,11 +178,11 @@ class Lookout:
                 raise
             except QsyncError as error:
                 self._outage.failed(PART, error)
-            interval = self._sweep_s * spread(0.9, 1.0)  # servers need not look together
+            interval = self._sweep_s * spread(0.9, 1.0)  # jitter keeps servers from looking at once
             await asyncio.sleep(max(interval - (boot_s() - began), 0.001))
 
     async def with_tasks(self) -> Sequence[QueueState]:
-        """The queues in which tasks wait; where that is not known, all that are busy."""
+        """Return the queues that may have pending tasks, after a look if there are many queues."""
         if not self.many:
             return self._lanes
         with contextlib.suppress(QsyncError):
@@ -186,7 +190,7 @@ class Lookout:
         return list(self._busy.values())
 
     async def _look(self) -> None:
-        """Look at every queue once; raises the first error when some could not be looked at."""
+        """Look at every queue once; if some looks fail, raise the first error afterwards."""
         if self._broker.address.kind == "cluster":
             errors = await asyncio.gather(*map(self._look_and_listen, self._lanes))
             if self._wakes is not None:
@@ -212,7 +216,7 @@ class Lookout:
         return failed
 
     async def _look_and_listen(self, lane: QueueState) -> QsyncError | None:
-        """Look at a queue of a cluster, and say that the server is idle there if that is so."""
+        """Look at a queue of a cluster; if the server is idle there, register it as idle too."""
         wakes = self._wakes
         idle = self.has_room and (self.rests(lane) or lane.empty)
         if wakes is None or not idle or not wakes.ready(lane):
@@ -220,7 +224,7 @@ class Lookout:
         return await self.listen(wakes, [lane])
 
     async def listen(self, wakes: Wakes, lanes: Sequence[QueueState]) -> QsyncError | None:
-        """Say that the server is idle in these queues, and look at them."""
+        """Register the server as idle in these queues, and look at them; return the first error."""
         failed: QsyncError | None = None
         now = boot_s()
         wakes.take(lanes)

@@ -1,4 +1,4 @@
-"""Ends the isolation of a suspect that runs for long: others may join it."""
+"""Ends the isolation of a suspect after a time limit, so that other tasks may join it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("qsync.server")
 
 
 class Isolation:
-    """Watches the suspect that runs alone. `on_end` is called when others may start."""
+    """A timer for the suspect that runs alone; it calls `on_end` when other tasks may start."""
 
     def __init__(
         self, broker: AsyncBroker, suspects: CrashIsolation, on_end: Callable[[], None]
@@ -29,7 +29,7 @@ class Isolation:
         self._task: asyncio.Task[None] | None = None
 
     def watch(self, leased: LeasedTask) -> None:
-        """Let others join this suspect if it still runs when its time alone is over."""
+        """Let other tasks join this suspect if it still runs when its time alone is over."""
         seconds = self._suspects.alone_s(leased)
         self._loop.call_later(seconds, self._look, leased)
 
@@ -44,7 +44,7 @@ class Isolation:
             self._task = self._loop.create_task(self._join(leased))
 
     async def _join(self, leased: LeasedTask) -> None:
-        """Have crashes not count for the suspect any more, and then let others run beside it."""
+        """Tell the store that crashes no longer count for the suspect; then others may join it."""
         try:
             call = ops.start(leased.lane.keys, [leased.held], together=True)
             [answer] = await self._broker.run(call)

@@ -1,4 +1,4 @@
-"""Checks a lifespan where it is given, so that no server finds out at its start."""
+"""Validates a lifespan when it is given, so that an error does not appear at the server's start."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from qsync.errors import ConfigError
 from qsync.keys import shorten
 
 Lifespan = Callable[..., AbstractAsyncContextManager[Any]]
-"""Called without arguments when a server starts; what it yields is `current().state`."""
+"""Function that a server calls without arguments at its start; `current().state` is the value that
+its context manager yields."""
 
 _DECORATE: Final = "decorate an `async def` that yields once with @contextlib.asynccontextmanager"
 
 
 def check_lifespan(value: Lifespan | None) -> Lifespan | None:
-    """Return the lifespan, or None; ConfigError if a server cannot call and enter it."""
+    """Return the lifespan, or None; raise ConfigError if a server cannot call and enter it."""
     if value is not None and (reason := _reason(value)):
         name = getattr(value, "__qualname__", None) or shorten(value)
         raise ConfigError(f"lifespan: {name} {reason}")
@@ -25,7 +26,7 @@ def check_lifespan(value: Lifespan | None) -> Lifespan | None:
 
 
 def _reason(value: Any) -> str | None:
-    """Why a server cannot use it; None if it can."""
+    """Return why a server cannot use the lifespan; None if it can."""
     if hasattr(type(value), "__aenter__"):
         return "is a context manager already; give the function that makes one, without calling it"
     if not callable(value):
@@ -41,7 +42,7 @@ def _reason(value: Any) -> str | None:
         return f"is a class without __aenter__; {_DECORATE}"
     try:
         parameters = inspect.signature(value).parameters.values()
-    except (TypeError, ValueError):  # of C code, say: nothing is known of it
+    except (TypeError, ValueError):  # e.g. C code without a signature
         return None
     for one in parameters:
         if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD):

@@ -1,4 +1,4 @@
-"""What servers count, by queue and type: values that cross from process to process and add up."""
+"""Metrics of servers by queue and type, as values that processes exchange and add up."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ BOUNDS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
     300.0, 1800.0,
 )  # fmt: skip
-"""Upper bounds of the buckets of both histograms, seconds; above the last one is one more."""
+"""Upper bounds of the buckets of both histograms, in seconds; one more bucket is above the last."""
 
 OUTCOMES: Final = ("completed", "retried", "dead", "cancelled", "handed_back", "lost")
-"""How a run may end: `lost` is one whose lease went to another server."""
+"""Outcomes of a run; `lost` means that the server lost the task's lease."""
 
 
 def _buckets() -> list[int]:
@@ -24,23 +24,25 @@ def _buckets() -> list[int]:
 
 
 class MetricRow(msgspec.Struct, array_like=True):
-    """The figures of one type on one queue."""
+    """The metrics of one type on one queue."""
 
     queue: str
     type: str
     running: int = 0
     outcomes: list[int] = msgspec.field(default_factory=lambda: [0] * len(OUTCOMES))
     waits: list[int] = msgspec.field(default_factory=_buckets)
-    """Per bucket: from when a task could start to its start, retries not counted."""
+    """Histogram of the time from when a task could start to its start, without retries."""
     wait_s: float = 0.0
+    """Sum of these times, in seconds."""
     runs: list[int] = msgspec.field(default_factory=_buckets)
-    """Per bucket: from the start of a run to its end."""
+    """Histogram of the time from the start of a run to its end."""
     run_s: float = 0.0
+    """Sum of these times, in seconds."""
     unknown: int = 0
-    """How often a task of the queue went back because the server has no handler for its type."""
+    """Number of times that a task went back because the server has no handler for its type."""
 
     def add(self, other: MetricRow) -> None:
-        """Count what the other has counted, too."""
+        """Add the counts of another row to this one."""
         self.running += other.running
         self.wait_s += other.wait_s
         self.run_s += other.run_s
@@ -53,7 +55,7 @@ class MetricRow(msgspec.Struct, array_like=True):
 
 
 def total(rows: Iterable[MetricRow]) -> list[MetricRow]:
-    """The sums of rows of the same queue and type."""
+    """Return one row for each queue and type, with the sums of its rows."""
     sums: dict[tuple[str, str], MetricRow] = {}
     for row in rows:
         sums.setdefault((row.queue, row.type), MetricRow(row.queue, row.type)).add(row)
@@ -61,7 +63,7 @@ def total(rows: Iterable[MetricRow]) -> list[MetricRow]:
 
 
 def over(rows: Iterable[MetricRow]) -> list[MetricRow]:
-    """What is left of figures when their server is no more: nothing runs, the counts stay."""
+    """Return the rows of a server that has ended: the counts stay, and nothing runs."""
     left = total(rows)
     for row in left:
         row.running = 0
@@ -69,31 +71,31 @@ def over(rows: Iterable[MetricRow]) -> list[MetricRow]:
 
 
 class MetricSource(Protocol):
-    """Whoever counts; the list is replaced as a whole when it is heard from."""
+    """A source of metrics; each update replaces the whole list."""
 
     rows: list[MetricRow]
 
 
 class MetricTotals:
-    """The sums of what many count, those included that are no more; they never go back.
+    """The sums of many sources, including ended ones, so that counters never decrease.
 
-    One thread changes it and any may read it: all of it hangs on one reference.
+    One thread changes the totals; any thread may read them, as all state is in one reference.
     """
 
     def __init__(self) -> None:
         self._state: tuple[list[MetricRow], frozenset[MetricSource]] = ([], frozenset())
 
     def add(self, source: MetricSource) -> None:
-        """This one counts, too, from now on."""
+        """Add a source."""
         past, sources = self._state
         self._state = past, sources | {source}
 
     def end(self, source: MetricSource) -> None:
-        """This one is no more; what it has counted stays."""
+        """Remove a source that has ended, and keep its counts."""
         past, sources = self._state
         self._state = total([*past, *over(source.rows)]), sources - {source}
 
     def rows(self) -> list[MetricRow]:
-        """The sums, as far as is known."""
+        """Return the sums of the latest rows of all sources."""
         past, sources = self._state
         return total([*past, *(row for source in sources for row in source.rows)])

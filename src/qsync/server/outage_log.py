@@ -1,7 +1,8 @@
-"""Says in the log that the store is away, and when it is back: once for all parts of a server.
+"""Logs when the store becomes unreachable and when it is back, once for all parts of a server.
 
-Every part goes on trying several times a second. The first failure is one line, then there is one a
-minute, and one when all parts work again. Called by the loop and by the heartbeat's threads.
+Each part retries several times per second. The log has one line for the first failure, one per
+minute after that, and one when all parts work again. The event loop and the heartbeat threads call
+this module.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from qsync.errors import QsyncError, StoreUnavailable
 log = logging.getLogger("qsync.server")
 
 REMIND_S: Final = 60.0
-"""How often the log says that the store is still away, seconds."""
+"""Interval of the log lines while the store is unreachable, in seconds."""
 
 
 class Outage:
-    """Which parts of a server do not reach the store, or are refused by it."""
+    """The parts of a server that cannot reach the store, or whose calls it refuses."""
 
     def __init__(self) -> None:
         self.parts: dict[str, type[QsyncError]] = {}
-        """What fails, and how; may be looked into without the lock."""
+        """Failing parts with their error class; may be read without the lock."""
         self._lock = threading.Lock()
         self._since = 0.0
         self._said = 0.0
 
     def failed(self, part: str, error: QsyncError) -> None:
-        """Note that a part failed, which tries again and calls `worked` when it succeeds."""
+        """Record that a part failed; the part retries, and calls `worked` when it succeeds."""
         with self._lock:
             now = time.monotonic()
             news = type(error) not in self.parts.values()
@@ -51,7 +52,7 @@ class Outage:
             log.warning("cannot %s, for %s now: %s", part, lasts, error)
 
     def worked(self, part: str) -> None:
-        """Note that a part works; the last of those that failed says that all do."""
+        """Record that a part works; log the recovery once no part fails any more."""
         if part not in self.parts:
             return
         with self._lock:
@@ -65,7 +66,7 @@ class Outage:
             log.warning("the store refuses nothing any more, after %s", lasted)
 
     def note(self, what: str, error: QsyncError) -> None:
-        """Log a failure of what is not tried again; in an outage only at level DEBUG."""
+        """Log a failure that is not retried; during an outage only at level DEBUG."""
         with self._lock:
             known = type(error) is StoreUnavailable and StoreUnavailable in self.parts.values()
         log.log(logging.DEBUG if known else logging.WARNING, "cannot %s: %s", what, error)

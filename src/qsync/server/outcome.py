@@ -1,4 +1,5 @@
-"""What becomes of a task whose handler did not return: retry, death, or back to the queue. Pure."""
+"""Decides what happens to a task that did not complete: retry, death, or back to the queue. Without
+I/O."""
 
 from __future__ import annotations
 
@@ -22,20 +23,20 @@ from qsync.task import ERROR_LIMIT, FailedAttempt, Failure
 TOO_LATE: Final = "deadline passed before it could start"
 
 UNKNOWN_FOR_US: Final = 3_600_000_000
-"""A task whose type no server knew for so long is dead."""
+"""Time after which a task that no server has a handler for is dead, in microseconds."""
 
 NEVER_RUN: Final = frozenset({CoroutineType, GeneratorType, AsyncGeneratorType})
-"""Types of what is returned in place of a body that has not run: the work was not done."""
+"""Types of return values whose body has not run, so that the handler did no work."""
 
 Settlement = Retried | Killed | Back | LeaseRef
-"""Held stands for the end of a cancelled task."""
+"""Record that settles a task; a LeaseRef ends a cancelled task."""
 
 
 def never_run(value: Any) -> NeverRun:
-    """The failure of a handler that returned a coroutine or a generator; it is closed."""
+    """Close a coroutine or generator that a handler returned, and return the error for it."""
     what = type(value).__name__.replace("_", " ")
     if not isinstance(value, AsyncGeneratorType):
-        value.close()  # it has not begun, so this runs nothing of it
+        value.close()  # it has not started, so this runs none of its code
     hint = "await it, or make the handler `async def`" if what == "coroutine" else "do not yield"
     article = "an" if what.startswith("a") else "a"
     return NeverRun(f"the handler returned {article} {what}, whose body did not run: {hint}")
@@ -48,7 +49,8 @@ def failed(
     policy: RetryPolicy,
     rules: RetryRules = NO_RULES,
 ) -> Settlement:
-    """A failed attempt: another one while some are left and the deadline allows, else death."""
+    """Return the record of a failed attempt: a retry if attempts are left and the deadline allows
+    it, else death."""
     attempt = leased.failure.attempts + 1
     text = describe(error)
     server, begun_us = server_of_token(leased.token), leased.begun_us(now_us)
@@ -71,7 +73,7 @@ def _delay_us(leased: LeasedTask, attempt: int, error: BaseException, policy: Re
     options = leased.message.options
     if isinstance(error, Retry) and error.delay is not None:
         asked = error.delay
-        policy = lambda *_: asked  # noqa: E731 - so that a delay that is none is made good for
+        policy = lambda *_: asked  # noqa: E731 - an invalid delay then falls back to the default
     elif options and options.retry_delay is not None:
         policy = policy_of(options.retry_delay)
     known = error if isinstance(error, Exception) else RuntimeError(class_name(error))
@@ -79,7 +81,7 @@ def _delay_us(leased: LeasedTask, attempt: int, error: BaseException, policy: Re
 
 
 def policy_of(stored: int | tuple[int, ...] | ExponentialBackoff) -> RetryPolicy:
-    """The delays of a message, in seconds."""
+    """Convert the retry delays of a message to a policy in seconds."""
     if isinstance(stored, int):
         return stored / 1_000_000
     if isinstance(stored, tuple):
@@ -88,13 +90,16 @@ def policy_of(stored: int | tuple[int, ...] | ExponentialBackoff) -> RetryPolicy
 
 
 def past_deadline(leased: LeasedTask, now_us: int) -> Settlement:
-    """A task that would start after its deadline is dead."""
+    """Return the death record of a task that would start after its deadline."""
     record = replace(leased.failure, error=TOO_LATE, failed_at_us=now_us)
     return _kill(leased, record, failed=False)
 
 
 def unknown_type(leased: LeasedTask, now_us: int) -> Settlement:
-    """A type that this server does not know: later, maybe elsewhere; after an hour, dead."""
+    """Return the record of a task without a handler here: back with a delay; after an hour, dead.
+
+    The delay lets other servers take the task. It doubles from 1 s up to 60 s.
+    """
     before = leased.failure
     since = before.unknown_since_us or now_us
     times = before.unknown_times + 1
@@ -107,7 +112,7 @@ def unknown_type(leased: LeasedTask, now_us: int) -> Settlement:
 
 
 def undecodable(id: str, token: str, why: str, now_us: int) -> Killed:
-    """What lies in the store is no message that this version can read; its bytes are kept."""
+    """Return the death record of a message that this version cannot decode; its bytes are kept."""
     record = Failure(0, f"undecodable message: {why}"[:ERROR_LIMIT], now_us)
     return Killed(id, token, failed=False, failure=codec.encode(record))
 
@@ -117,10 +122,10 @@ def _kill(leased: LeasedTask, record: Failure, *, failed: bool) -> Killed:
 
 
 def timed_out(limit: float | None) -> TimeoutError:
-    """The failure of a handler that took too long."""
+    """Return the error of a handler that exceeded its timeout."""
     return TimeoutError(f"timed out after {limit:g} s")
 
 
 def gave_up_itself() -> Exception:
-    """The failure of a handler that raised CancelledError though nobody stopped it."""
+    """Return the error of a handler that raised CancelledError without being stopped."""
     return RuntimeError("the handler raised CancelledError by itself")

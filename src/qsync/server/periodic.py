@@ -1,9 +1,9 @@
-"""Periodic tasks: every server of an app enqueues every tick, and the store takes each one once.
+"""Periodic tasks: every server of an app enqueues every tick, and the store accepts each tick once.
 
-There is no leader. A tick has the same task id on all servers, and the store remembers the last
-tick of each schedule, in the same script that enqueues its task: whoever comes second changes
-nothing. So ticks come as long as one server lives, and its clock does not matter: time is what the
-store says it is. That script skips the ticks of a paused schedule, too, so no server has to know.
+There is no leader. A tick has the same task id on all servers. The script that enqueues the task of
+a tick also records it as the last tick of its schedule, so that the second server to call it
+changes nothing. Ticks continue as long as one server lives. The time comes from the store, so the
+clocks of the servers do not matter. The script also skips the ticks of paused schedules.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from qsync.task import NewTask, Task, new_nonce, new_task
 log = logging.getLogger("qsync.server")
 
 GRACE_US: Final = 30_000_000
-"""A tick that is at most so late counts as on time, whatever its schedule does about missed ones.
-It covers the restart of the only server, and a failover of the store."""
+"""Delay up to which a tick counts as on time, in microseconds, whatever its schedule says about
+missed ticks. It covers a restart of the only server, and a failover of the store."""
 
 RELEARN_S: Final = 60.0
-"""How often the store is asked for its time, and for the ticks that other servers enqueued."""
+"""Interval for reading the store's time and the ticks that other servers enqueued, in seconds."""
 
 LEAST_SLEEP_S: Final = 0.001
 
 TURN: Final = 50
-"""So many schedules are looked at before others on the loop have their turn: a cron expression
-takes about 0.1 ms."""
+"""Number of schedules processed before the event loop gets a turn; one cron expression takes about
+0.1 ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeriodicTask:
-    """A schedule, and how the task of a tick is made; the task gets the id of its tick.
+    """A schedule, and a function that builds the task of a tick; the task gets the tick's id.
 
-    All tasks that `build` makes go to the queue of the first one.
+    All tasks that `build` returns go to the queue of the first one.
     """
 
     periodic: Periodic
@@ -56,10 +56,10 @@ class PeriodicTask:
 
 
 class PeriodicLoop:
-    """Enqueues the tasks of ticks when these are due, for as long as it runs.
+    """Enqueues the tasks of ticks when they are due, until cancelled.
 
-    Any number of them may run on one store. No error of the store ends it, nor does a task that
-    cannot be built: that tick is skipped, with an error in the log.
+    Any number of these loops may run on one store. Store errors do not end the loop; it retries. A
+    tick whose task cannot be built is skipped, with an error in the log.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class PeriodicLoop:
         ]
 
     async def run(self) -> None:
-        """Never returns; cancel it."""
+        """Run until cancelled."""
         async with asyncio.TaskGroup() as group:
             for queue in self._queues:
                 group.create_task(queue.run())
 
 
 class _Queue:
-    """The periodic tasks of one queue; each queue has a node, and so a clock, of its own."""
+    """The periodic tasks of one queue; each queue may be on another node, with another clock."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class _Queue:
         self._agenda = Agenda(GRACE_US)
         self._entries = [Entry(task.periodic, task.build) for task in tasks]
         self._digests = [digest_of(task.periodic.schedule) for task in tasks]
-        self._ahead_us = 0  # the store's clock less ours, at least
+        self._ahead_us = 0  # lower bound of the store's clock minus ours
         self._backoff = Backoff(cap=AWAY_CAP_S)
 
     async def run(self) -> None:
@@ -126,7 +126,7 @@ class _Queue:
                 await asyncio.sleep(self._backoff.next())
 
     async def _learn(self) -> float:
-        """Learn the store's time and the last ticks; returns until when that will do."""
+        """Read the store's time and the last ticks; return when to do so again, by boot_s."""
         self._register()
         before_us = self._ahead_us
         for at in range(0, len(self._entries), ops.BATCH_SIZE):
@@ -137,10 +137,10 @@ class _Queue:
             )
             call = ops.begin_ticks(self._keys, names, digests=digests)
             now_us, after = await self._broker.run(call)
-            # The answer took some time to come, so the store's clock is ahead of this: a tick may
-            # be late by as much, and is never early.
+            # This ignores the time that the answer took, so a tick may be late by that time but is
+            # never early.
             self._ahead_us = now_us - _boot_us()
-            went_back = self._ahead_us < before_us - 1_000_000  # and what was planned is too late
+            went_back = self._ahead_us < before_us - 1_000_000  # so the planned times are too late
             for entry, after_us in zip(entries, after, strict=True):
                 self._agenda.learn(entry, after_us, again=went_back)
         await self._publish()
@@ -149,8 +149,8 @@ class _Queue:
         return boot_s() + RELEARN_S
 
     def _register(self) -> None:
-        """Tell the store of the queue when that is due. Nobody waits for it: the set of queues may
-        be on another node."""
+        """Register the queue in the background when due; the set of queues may be on another
+        node."""
         queue = self._keys.queue
         if self._registry.due(queue):
             self._registrations.add(queue, ops.register(self._globals, [queue]))
@@ -160,7 +160,7 @@ class _Queue:
             self._registry.failed(queue)
 
     async def _publish(self) -> None:
-        """Say what schedules there are, and by which tasks to trigger them."""
+        """Store the schedules, and templates of their tasks for triggering by hand."""
         for at in range(0, len(self._entries), TURN):
             rows = [self._published(entry) for entry in self._entries[at : at + TURN]]
             for part in ops.batches(rows, lambda row: sum(map(len, row))):
@@ -170,12 +170,12 @@ class _Queue:
         try:
             task = entry.build()
             template = template_of(new_task(task, new_nonce(), queue=self._keys.queue))
-        except Exception:  # said when it comes to a tick, and not every minute
+        except Exception:  # logged at the next tick, instead of every minute here
             return entry.name, record_of(entry.periodic, ""), b""
         return entry.name, record_of(entry.periodic, task.type), template
 
     async def _follow(self, until: float) -> None:
-        """Enqueue ticks as they come due, until that time."""
+        """Enqueue ticks when they are due, until this time by boot_s."""
         while (now := boot_s()) < until:
             self._register()
             now_us = _boot_us() + self._ahead_us
@@ -189,11 +189,11 @@ class _Queue:
             await asyncio.sleep(max(pause, 0.0))
 
     async def _enqueue(self, due: Sequence[tuple[Entry, int]]) -> None:
-        """Enqueue one tick for each entry; raises the first error when some did not get through.
+        """Enqueue one tick for each entry; if some fail, raise the first error.
 
-        Never two of one entry at a time: the second would make the first one past.
+        `due` has at most one tick of an entry: with two, the store could take the first for past.
         """
-        for entry, tick_us in due:  # to be tried again, unless it gets through
+        for entry, tick_us in due:  # retried unless `_passed` plans the next tick
             self._agenda.plan(entry, tick_us)
         tasks = [(entry, tick_us, self._build(entry, tick_us)) for entry, tick_us in due]
         calls = [
@@ -223,7 +223,7 @@ class _Queue:
             task = task.replace(id=schedule.tick_id(entry.name, tick_us))
             return new_task(task, new_nonce(), queue=self._keys.queue)
         except Exception as error:
-            # Its text may hold arguments, which do not belong in a log.
+            # The error's text may contain arguments, which must not be logged.
             log.error(
                 "periodic task %s: no task for this tick, building it raised %s",
                 shorten(entry.name), raised_at(error),

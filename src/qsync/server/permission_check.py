@@ -1,4 +1,4 @@
-"""Checks at the start of a server what its user of the store may do."""
+"""Checks the permissions of the server's store user at the server's start."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ log = logging.getLogger("qsync.server")
 
 
 CHECK_S: Final = 1.0
-"""How long a node of a cluster is asked for, seconds."""
+"""Time limit for the check on one node, in seconds."""
 
 
 async def check_permissions(broker: AsyncBroker, queues: Sequence[QueueKeys]) -> None:
-    """Raise ConfigError when the user may not run all commands that a server needs.
+    """Raise ConfigError if the user may not run all commands that a server needs.
 
-    Without the channels a server works, and results are noticed later: that is a warning. The
-    rights are those of the first queue, or of another when its node is away; else nobody knows.
+    Log only a warning if it lacks the channels: the server works, but clients notice results later.
+    Ask the node of the first queue; if it is unreachable, those of the second and third. Skip the
+    check if none of them answers.
     """
     for keys in queues[:3]:
         call = views.permissions(keys, acl.checkable("server"))

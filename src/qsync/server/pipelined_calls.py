@@ -1,7 +1,7 @@
-"""Calls of many queues that are made together, where one pipeline reaches all of them.
+"""Sends calls of many queues in one pipeline, where one pipeline reaches all queues.
 
-A queue with little to say costs as much of a round trip as one with a lot. So what the settlers of
-a server ask for while one exchange is in flight goes together in the next.
+A round trip costs the same for few calls as for many. So the calls that the settlers of a server
+make while one exchange is in flight share the next one.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from qsync.broker.call import Call
 from qsync.broker.shell import AsyncBroker
 
 FEW: Final = 8
-"""For so many queues calls of their own are quicker: the broker has as many connections."""
+"""Number of queues up to which separate calls are faster: the broker has as many connections."""
 
 MOST: Final = 100
-"""Calls in one exchange."""
+"""Maximum number of `run_many` requests in one exchange."""
 
 Errand = tuple[Sequence[Call[Any]], asyncio.Future[list[Any]]]
 
 
 class Together:
-    """Makes calls together with those of others."""
+    """Sends calls together with those of other callers."""
 
     def __init__(self, broker: AsyncBroker, queues: int) -> None:
         self._broker = broker
@@ -33,7 +33,7 @@ class Together:
         self._sender: asyncio.Task[None] | None = None
 
     async def run_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
-        """As the broker does."""
+        """Make calls as `AsyncBroker.run_many` does."""
         if self._alone:
             return await self._broker.run_many(calls)
         loop = asyncio.get_running_loop()
@@ -50,7 +50,7 @@ class Together:
                 some.append(self._waiting.popleft())
             try:
                 answers = await self._broker.run_many([call for calls, _ in some for call in calls])
-            except Exception as error:  # a mistake of ours, which each of them is to see
+            except Exception as error:  # a bug, since store errors are in the answers
                 for _, asked in some:
                     if not asked.done():
                         asked.set_exception(error)

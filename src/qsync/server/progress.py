@@ -1,4 +1,4 @@
-"""Stores how far tasks are: the last word of each, in batches."""
+"""Stores the progress of tasks in batches: the last report of each task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
 
 
 class Progress:
-    """Takes what handlers tell, from any thread, and stores it one call a queue at a time."""
+    """Takes progress reports from any thread, and stores them with one call per queue at a time."""
 
     def __init__(
         self, broker: AsyncBroker, lanes: Mapping[str, QueueState], outage: Outage
@@ -27,19 +27,19 @@ class Progress:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def tell(self, leased: LeasedTask, done: float, total: float) -> None:
-        """Note how far a task is."""
+        """Record a task's progress, and schedule its storage."""
         leased.progress = (done, total)
         self._loop.call_soon_threadsafe(self._note, leased)
 
     async def flush(self, leased: LeasedTask) -> None:
-        """Return once the last progress of a task is stored, or could not be."""
+        """Wait until the last progress of a task is stored, or storing it has failed."""
         flushed: asyncio.Future[None] = self._loop.create_future()
         self._flushes.append((leased, flushed))
         self._note(leased)
         await flushed
 
     async def aclose(self) -> None:
-        """Forget what is not stored yet."""
+        """Discard progress that is not stored yet."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -73,7 +73,7 @@ class Progress:
             self._flushed(waiting | self._waiting.pop(queue))
 
     def _flushed(self, stored: set[LeasedTask]) -> None:
-        """Let those go on that wait for one of these."""
+        """Release the callers of `flush` that wait for one of these tasks."""
         waiting, self._flushes = self._flushes, []
         for leased, flushed in waiting:
             if leased not in stored:

@@ -1,7 +1,7 @@
-"""Rebuilds an exception that was raised in another process. Nothing is unpickled or imported.
+"""Rebuilds an exception that was raised in another process, without unpickling or importing.
 
-Its class is looked up by name among the modules that this process has imported already; when it is
-not there, the nearest of its bases that is.
+It looks up the class by name in the modules that this process has imported. If the class is not
+there, it uses the nearest base class that is.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from qsync.server.process_child import Raised
 
 
 def original_of(raised: Raised) -> Exception | None:
-    """An exception of the class that was raised, or of a subclass with the same name and text.
+    """Return an exception of the raised class, or of a new subclass with the same name and text.
 
-    None when this process knows none of its classes, and for what is no Exception.
+    Return None if this process knows none of its classes, or if it is not an Exception.
     """
     for module, name in raised.classes:
         known = _find(module, name)
@@ -35,12 +35,12 @@ def _find(module: str, name: str) -> type[Exception] | None:
 
 
 def _make(known: type[Exception], raised: Raised, *, exact: bool) -> Exception | None:
-    """Without `__init__`, which may want anything; arguments and attributes are set afterwards."""
+    """Make the exception without `__init__`, whose parameters are unknown; set the attributes."""
     try:
         error = _filled(known, raised)
         if exact and str(error) == raised.text:
             return error
-    except Exception:  # whatever a class of the program's does
+    except Exception:  # the program's class may raise anything
         exact = False
     try:
         text = raised.text

@@ -1,7 +1,6 @@
-"""Counts what a server does, by queue and type. Only a server that is asked to count has one.
+"""Counts the runs of a server by queue and type, if metrics are enabled.
 
-The labels are bounded: types are those that have a handler, and beyond a limit they are "other".
-A figure of another process crosses as msgpack; what several have counted can be added up.
+The labels are bounded: a type without a handler, or beyond the limit, counts as "other".
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from qsync.server.metrics import BOUNDS, OTHER, OUTCOMES, MetricRow, total
 from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
 
 TYPES: Final = 100
-"""So many types are told apart; the rest are one."""
+"""Maximum number of types with rows of their own; the other types share one row."""
 
 _OUTCOME: Final[dict[type, int]] = {
     kind: OUTCOMES.index(name)
@@ -28,7 +27,8 @@ _OUTCOME: Final[dict[type, int]] = {
 
 
 class _Queue:
-    """What there is of one queue; the store's time less `monotonic` is as the last fetch said."""
+    """The metrics of one queue; `ahead_s` is the store's clock minus `monotonic` at the last fetch,
+    in seconds."""
 
     __slots__ = ("ahead_s", "by_type", "lane", "seen", "unknown")
 
@@ -41,10 +41,10 @@ class _Queue:
 
 
 class RunMetrics:
-    """Counts on the event loop of a server; may be read from any thread.
+    """Counts on the event loop of a server; any thread may read the counts.
 
-    How a run ended counts once the store has taken it: a server that dies before that leaves no
-    count of a task that then runs again. All calls together cost about a microsecond a task.
+    An outcome counts once the store has settled it. So if the server dies before that, it has not
+    counted a task that runs again. All calls together cost about a microsecond per task.
     """
 
     def __init__(self, types: Iterable[str], *, limit: int = TYPES) -> None:
@@ -52,7 +52,7 @@ class RunMetrics:
         self._queues: dict[str, _Queue] = {}
 
     def started(self, leased: LeasedTask) -> None:
-        """A run begins."""
+        """Count the start of a run."""
         lane, message = leased.lane, leased.message
         queue = self._queues.get(lane.queue) or self._queue(lane)
         leased.row = row = queue.by_type.get(message.type) or self._row(queue, message.type)
@@ -73,28 +73,28 @@ class RunMetrics:
             row.waits[0] += 1
 
     def unknown(self, leased: LeasedTask) -> None:
-        """It goes back: the server has no handler for its type."""
+        """Count a task that goes back because the server has no handler for its type."""
         self._queue(leased.lane).unknown += 1
 
     def finished(self, leased: LeasedTask) -> None:
-        """The handler has ended."""
+        """Count the end of a handler."""
         if (row := leased.row) is not None:
             took_s = monotonic() - leased.began
             row.runs[bisect_left(BOUNDS, took_s)] += 1
             row.run_s += took_s
 
     def settled(self, leased: LeasedTask, record: Any) -> None:
-        """The store has taken this record of a task; None: its lease was lost."""
+        """Count an outcome that the store has settled; None: the lease was lost."""
         if (row := leased.row) is not None:
             row.outcomes[_OUTCOME[type(record)]] += 1
 
     def rows(self) -> list[MetricRow]:
-        """The figures up to now, as a copy, with what runs at this moment."""
+        """Return a copy of the metrics, with the number of running tasks."""
         rows = []
         for queue in list(self._queues.values()):
             of_queue = list({id(row): row for row in list(queue.by_type.values())}.values())
             rows += of_queue
-            if queue.unknown:  # in a row that is there anyway, so that there is no series for it
+            if queue.unknown:  # under an existing type if possible, to avoid another series
                 type = of_queue[0].type if of_queue else OTHER
                 rows.append(MetricRow(queue.lane.queue, type, unknown=queue.unknown))
             for leased in queue.lane.held.copy().values():
@@ -106,7 +106,7 @@ class RunMetrics:
         return self._queues.setdefault(lane.queue, _Queue(lane))
 
     def _row(self, queue: _Queue, type: str) -> MetricRow:
-        """The row of a type; types that are not told apart have one together."""
+        """Return the row of a type; types beyond the limit share one row."""
         name = type if type in self._told_apart else OTHER
         row = queue.by_type.setdefault(name, MetricRow(queue.lane.queue, name))
         queue.by_type[type] = row

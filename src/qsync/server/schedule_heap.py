@@ -1,4 +1,4 @@
-"""Which periodic tasks come next: a heap, so that those that are far cost nothing. Pure."""
+"""A heap of periodic tasks by due time, so that distant ones cost nothing. Without I/O."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qsync.task import Task
 
 
 class Entry:
-    """A schedule, and the moment after which it owes ticks, as far as this server knows."""
+    """A schedule, and the time after which its ticks are not enqueued yet, as far as known here."""
 
     __slots__ = ("after_us", "at_us", "build", "periodic")
 
@@ -21,7 +21,7 @@ class Entry:
         self.build = build
         self.after_us: int | None = None
         self.at_us: int | None = None
-        """When there is something to do; None: never again."""
+        """Time of the next check, in microseconds; None: never again."""
 
     @property
     def name(self) -> str:
@@ -29,7 +29,7 @@ class Entry:
         return self.periodic.name
 
     def due(self, now_us: int, grace_us: int) -> int | None:
-        """The first tick that is to be enqueued now."""
+        """Return the first tick to enqueue now, in microseconds; None if none is due."""
         ticks = schedule.due_ticks(
             self.periodic.schedule, self.after_us, now_us, self.periodic.missed,
             grace_us=grace_us, limit=1,
@@ -38,7 +38,7 @@ class Entry:
 
 
 class Agenda:
-    """Entries by when there is something to do for them."""
+    """Entries ordered by the time of their next check."""
 
     def __init__(self, grace_us: int) -> None:
         self._grace_us = grace_us
@@ -46,26 +46,29 @@ class Agenda:
         self._order = itertools.count()
 
     def plan(self, entry: Entry, at_us: int | None) -> None:
-        """Look at an entry at that time instead of any other; None: never again."""
+        """Set the time of an entry's next check; None: never again."""
         entry.at_us = at_us
         if at_us is not None:
             heapq.heappush(self._heap, (at_us, next(self._order), entry))
 
     def learn(self, entry: Entry, after_us: int, *, again: bool = False) -> None:
-        """Note the moment after which an entry owes ticks; later than known, or `again` told."""
+        """Record the time after which an entry's ticks are not enqueued yet, and check it then.
+
+        Ignore a time that is not later than the known one, unless `again` is true.
+        """
         if entry.after_us is None or after_us > entry.after_us or again:
             entry.after_us = max(after_us, entry.after_us or after_us)
             self.plan(entry, after_us)
 
     def next_us(self) -> int | None:
-        """When there is something to do."""
+        """Return the time of the earliest check, in microseconds; None without one."""
         while self._heap and self._heap[0][2].at_us != self._heap[0][0]:
-            heapq.heappop(self._heap)  # it was planned anew
+            heapq.heappop(self._heap)  # outdated: the entry has another time by now
         return self._heap[0][0] if self._heap else None
 
     def pop(self, now_us: int, most: int) -> Sequence[tuple[Entry, int]]:
-        """Entries with a tick that is due, which the caller plans anew. Looks at no more than
-        `most` entries; each entry has one tick at a time."""
+        """Remove entries with a due tick, and return each with that tick; the caller plans them
+        again. Check at most `most` entries."""
         due = []
         for _ in range(most):
             at_us = self.next_us()

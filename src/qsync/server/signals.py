@@ -1,8 +1,9 @@
-"""SIGTERM and SIGINT for every server that runs in an event loop, and for the program around them.
+"""Delivers SIGTERM and SIGINT to every server of an event loop, and to the program around them.
 
-A loop has one handler for a signal. Here all servers of a loop share it, and it passes the signal
-on to the handler that was there before (of uvicorn, say), which comes back when the last server
-ends. What asyncio keeps of its handlers is private: without it those of a loop do not come back.
+A loop has one handler per signal. All servers of a loop share it. It passes the signal on to the
+previous handler (e.g. uvicorn's), and restores that handler when the last server ends. The handlers
+that a loop has are private to asyncio; where they are not accessible, a previous handler of the
+loop is not restored.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from qsync.server.asyncio_internals import callback_of
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 SAME_SIGNAL_S: Final = 0.1
-"""Signals so close together are one: systemd and a parent both tell the same child."""
+"""Time within which repeated signals count as one, in seconds: systemd and the parent process may
+both signal a child."""
 
 React = Callable[[int], None]
-"""Called on the loop with 1 for the first signal, 2 for the second, and so on."""
+"""Callback on the loop that gets 1 for the first signal, 2 for the second, and so on."""
 
 
 class _Counter:
@@ -57,7 +59,7 @@ class _Handler:
 
     @property
     def installed(self) -> bool:
-        """Whether the process has no newer handler, and this loop really is told of the signal."""
+        """Return whether the process has no newer handler, and the loop really gets the signal."""
         current = signal.getsignal(self._number)
         return current is self._installed and (current is not self._before or _is_of_loop(current))
 
@@ -71,7 +73,7 @@ class _Handler:
             self._before(self._number, None)
 
     def restore(self) -> None:
-        """Put back what was there before, unless somebody has put another in its place."""
+        """Restore the previous handler, unless another one has replaced this one."""
         if signal.getsignal(self._number) is not self._installed:
             return
         handle = callback_of(self._loop, self._number)
@@ -92,7 +94,8 @@ _handlers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[signal.Signals, _Ha
 
 @contextlib.contextmanager
 def signals(react: React) -> Iterator[None]:
-    """Inside, react to each SIGTERM and SIGINT; only the main thread can take signals."""
+    """Call `react` for SIGTERM and SIGINT inside the `with` block; on other threads than the main
+    one, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -118,14 +121,14 @@ def signals(react: React) -> Iterator[None]:
 
 
 def _passes_on(handler: Any) -> bool:
-    """Whether a handler is the program's own."""
+    """Return whether a handler is the program's own."""
     return (
         callable(handler) and handler is not signal.default_int_handler and not _is_of_loop(handler)
     )
 
 
 def _is_of_loop(handler: Any) -> bool:
-    """Whether asyncio or uvloop put a handler there."""
+    """Return whether asyncio or uvloop installed a handler."""
     function = handler.func if isinstance(handler, partial) else handler
     owner = getattr(function, "__self__", None)
     module = getattr(function, "__module__", None) or ""

@@ -1,4 +1,4 @@
-"""A `current()` without a server, for functions that are called in place and in tests."""
+"""A `current()` without a server, for tests and for functions that are called in place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qsync.task import TaskInfo
 
 
 def plain_task(type: str) -> TaskInfo:
-    """A task that nobody enqueued: its first attempt, with an empty payload."""
+    """Return a task that was never enqueued: its first attempt, with an empty payload."""
     return TaskInfo(
         id="in-place", type=type, payload=b"", queue="default", retry=0, attempt=1, crashes=0,
         enqueued_at_us=0,
@@ -19,7 +19,7 @@ def plain_task(type: str) -> TaskInfo:
 
 
 class PlainContext:
-    """What `current()` returns where no server is; `told` is the progress that was told."""
+    """The object that `current()` returns without a server; `told` lists the progress reports."""
 
     def __init__(
         self, task: TaskInfo, *, state: Any = None, client: Any = None, cancelled: bool = False
@@ -32,7 +32,7 @@ class PlainContext:
 
     @property
     def client(self) -> Any:
-        """The client that the context was given."""
+        """Client that the context was given; QsyncError without one."""
         if self._client is None:
             msg = (
                 "current().client: no server runs this function; give it one, "
@@ -42,17 +42,17 @@ class PlainContext:
         return self._client
 
     def progress(self, done: float, total: float) -> None:
-        """Note how far the task is."""
+        """Record the task's progress in `told`."""
         self.told.append((float(done), float(total)))
 
 
 def ensure_context(type: str) -> Current | None:
-    """A plain context where there is none; None where a handler runs."""
+    """Return a plain context if there is no context; None inside a handler."""
     return PlainContext(plain_task(type)) if running.get(None) is None else None
 
 
 async def awaited_within(context: Current, coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Await a coroutine with this context."""
+    """Await a coroutine with this context as `current()`."""
     token = running.set(context)
     try:
         return await coroutine

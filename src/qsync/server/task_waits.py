@@ -1,7 +1,7 @@
-"""The connections on which a server blocks until tasks come.
+"""The connections on which a server blocks until tasks arrive.
 
-One covers all queues of the server. In a cluster there is one only for a server of one queue, and
-for each queue whose tasks come without messages (see wakes.py).
+One connection covers all queues of the server. In a cluster, there is one only for a server of one
+queue, and for each queue whose tasks arrive without wake messages (see wake_channel.py).
 """
 
 from __future__ import annotations
@@ -17,28 +17,30 @@ from qsync.broker.shell import AsyncBroker
 from qsync.server.queue_state import QueueState, boot_s
 
 UNSENT_S: Final = 3600.0
-"""For how long a server blocks on a queue as well whose tasks came without messages."""
+"""Time for which a server also blocks on a queue whose tasks came without wake messages, in
+seconds."""
 
 
 class Waiters:
-    """Which connection blocks on which queues."""
+    """The blocking connections of a server, each with the queues that it covers."""
 
     def __init__(self, broker: AsyncBroker, lanes: Sequence[QueueState]) -> None:
         self._broker = broker
         self._lanes = {lane.keys.key("wake"): lane for lane in lanes}
         self.tasks: dict[BlockingPop, asyncio.Task[None] | None] = {}
-        """What waits on each connection now."""
+        """asyncio task that waits on each connection now, or None."""
         self.backoffs: dict[BlockingPop, Backoff] = {}
-        """Of the waits alone: on a link that is reset all the time fetches succeed in between."""
+        """Back-off of the waits, apart from that of the fetches: if the network resets idle
+        connections, only the waits fail."""
         self._until: dict[BlockingPop, float] = {}
 
     def block_on_all(self) -> None:
-        """Block on all queues for good."""
+        """Block on all queues without a time limit."""
         for waiter in self._broker.waiters(list(self._lanes)):
             self._add(waiter, math.inf)
 
     def block_on(self, lane: QueueState, seconds: float) -> None:
-        """Block on a queue for so long at least."""
+        """Block on a queue for at least `seconds` from now."""
         key = lane.keys.key("wake")
         waiter = next((each for each in self.tasks if key in each.keys), None)
         if waiter is None:
@@ -51,11 +53,11 @@ class Waiters:
         return [self._lanes[key] for key in waiter.keys]
 
     def lane_of(self, key: str) -> QueueState:
-        """Return the queue that has this list."""
+        """Return the queue with this wake list."""
         return self._lanes[key]
 
     def remove_expired(self, now: float) -> list[BlockingPop]:
-        """Return the connections that are not needed any more, to be closed."""
+        """Remove the connections that are no longer needed, and return them for closing."""
         expired = [
             waiter
             for waiter, until in self._until.items()

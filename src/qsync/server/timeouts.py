@@ -1,7 +1,7 @@
-"""Tells when runs have taken too long, with one timer for all of them.
+"""Detects runs that exceed their timeout, with one timer for all runs.
 
-Runs with the same limit end in the order in which they began, so a queue for each limit does, and
-no task pays for a timer that it does not need.
+Runs with the same timeout expire in the order of their start. So one queue per timeout is enough,
+and no run pays for a timer of its own.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Final
 from qsync.server.queue_state import RUNNING, LeasedTask
 
 SPARE: Final = 256
-"""So many runs that have ended may be in a queue, beside those that go on, before it is cleared."""
+"""Number of ended runs that a queue may hold besides the running ones, before it is cleaned up."""
 
 
 class Timeouts:
-    """Calls `over` for each run that goes on when its time is up."""
+    """Calls `over` for each run that exceeds its timeout."""
 
     def __init__(self, over: Callable[[LeasedTask], None]) -> None:
         self._over = over
@@ -31,11 +31,11 @@ class Timeouts:
 
     @property
     def size(self) -> int:
-        """How many runs are kept, those included that ended lately."""
+        """Return the number of runs in the queues, including some that have ended."""
         return sum(map(len, self._queues.values()))
 
     def add(self, leased: LeasedTask, seconds: float) -> None:
-        """The run begins now and may take so long."""
+        """Start the timeout of a run, in seconds from now."""
         ends = self._loop.time() + seconds
         queue = self._queues.get(seconds)
         if queue is None:
@@ -48,7 +48,7 @@ class Timeouts:
             self._set_timer(ends)
 
     def close(self) -> None:
-        """Nothing is told any more."""
+        """Cancel all timeouts."""
         self._queues.clear()
         if self._timer is not None:
             self._timer.cancel()

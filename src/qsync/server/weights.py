@@ -1,8 +1,8 @@
-"""How free slots are shared among queues. Pure.
+"""Shares free slots among queues by weight. Without I/O.
 
-Smooth weighted round-robin, many slots at a time: every queue earns credit by its weight and pays
-for what it is given, so that over time the shares are those of the weights, whatever the number of
-slots in one round.
+This is smooth weighted round-robin, with many slots at a time. In each round a queue earns credit
+by its weight, and pays for the slots that it gets. So the shares follow the weights over time,
+whatever the number of slots per round.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Shares:
-    """Shares slots among queues that are wanted at the moment."""
+    """Shares slots among the queues that need a fetch."""
 
     def __init__(self, weights: dict[str, int], *, strict: bool) -> None:
         self._weights = weights
@@ -24,10 +24,10 @@ class Shares:
         self._credit = dict.fromkeys(weights, 0.0)
 
     def split(self, slots: int, queues: Sequence[str]) -> dict[str, int]:
-        """How many of the slots each of these queues gets, BATCH at most.
+        """Return the number of slots for each of these queues, at most BATCH_SIZE.
 
-        What a queue leaves unused is shared among the others in the next round, from which the
-        caller leaves it out.
+        If a queue does not use its slots, the caller leaves it out of the next round, which shares
+        them among the others.
         """
         if not queues:
             return {}
@@ -35,12 +35,12 @@ class Shares:
             return self._split_strictly(slots, queues)
         total = sum(self._weights[name] for name in queues)
         heaviest = max(self._weights[name] for name in queues)
-        # No queue may get over BATCH, and cutting one alone would bend the shares.
+        # No queue may get over BATCH_SIZE; cutting one queue alone would distort the shares.
         slots = min(slots, max(1, BATCH_SIZE * total // heaviest))
         for name in queues:
             self._credit[name] += slots * self._weights[name] / total
         given = {name: min(max(int(self._credit[name]), 0), BATCH_SIZE) for name in queues}
-        if (asked := sum(given.values())) > slots:  # some of it was given back
+        if (asked := sum(given.values())) > slots:  # `give_back` added credit
             given = {name: slots * some // asked for name, some in given.items()}
         left = slots - sum(given.values())
         by_rest = sorted(queues, key=lambda name: given[name] - self._credit[name])
@@ -53,11 +53,11 @@ class Shares:
         return given
 
     def give_back(self, queue: str, slots: int) -> None:
-        """Slots that a queue was given and could not use at once, though it has tasks."""
+        """Credit a queue with slots that it could not use at once although it has tasks."""
         self._credit[queue] = min(self._credit[queue] + max(slots, 0), float(BATCH_SIZE))
 
     def forget(self, queue: str) -> None:
-        """A queue that ran empty does not save up credit."""
+        """Clear the credit of a queue that ran empty, so that it does not accumulate."""
         self._credit[queue] = 0.0
 
     def _split_strictly(self, slots: int, queues: Sequence[str]) -> dict[str, int]:
@@ -66,9 +66,9 @@ class Shares:
 
 
 def interleave(runs: Sequence[tuple[Sequence[T], int]]) -> Sequence[T]:
-    """Merge runs so that each is spread evenly over the whole, its order kept.
+    """Merge sequences so that each is spread evenly over the result, in its own order.
 
-    With each goes how long it was to be: one that is shorter keeps its pace and ends sooner.
+    The number in each pair is the expected length; a sequence that is shorter ends sooner.
     """
     runs = [(run, wanted) for run, wanted in runs if run]
     if len(runs) == 1:
