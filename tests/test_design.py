@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ ROOT = Path(__file__).parent.parent
 DESIGN = ROOT / "docs" / "design"
 PACKAGE = ROOT / "src" / "qsync"
 SCRIPTS = sorted(path.stem for path in (PACKAGE / "broker" / "lua").glob("*.lua"))
-DATA_MODEL = (DESIGN / "data-model.md").read_text("utf-8")
+PAGES = {path.name: path.read_text("utf-8") for path in sorted(DESIGN.glob("*.md"))}
+DATA_MODEL = PAGES["data-model.md"]
+ARCHITECTURE = PAGES["architecture.md"]
 VECTORS = json.loads((DESIGN / "vectors.json").read_text("utf-8"))
 MEMORY_FULL = {"flags=allow-oom": "runs", "flags=no-writes": "reads only", "": "refused"}
 
@@ -42,6 +45,62 @@ def table(text: str, name: str) -> list[list[str]]:
 def names(text: str) -> list[str]:
     """The names in backticks."""
     return re.findall(r"`([^`]+)`", text)
+
+
+# Files.
+
+
+def files_of(page: str) -> set[str]:
+    """The files of the package that a page names."""
+    return {name for name in names(page) if re.fullmatch(r"[a-z_]+(/[a-z_]+)*\.(py|lua)", name)}
+
+
+def exists(name: str) -> bool:
+    """Whether a file is there: in the package, or a script named without its folder."""
+    folders = (PACKAGE, ROOT, PACKAGE / "broker" / "lua")
+    return any((folder / name).exists() for folder in folders)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_exist(page: str) -> None:
+    missing = {name for name in files_of(PAGES[page]) if not exists(name)}
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_of_a_page_lead_to_files(page: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", PAGES[page])
+    assert all((DESIGN / link).exists() for link in links if "://" not in link), links
+
+
+def test_layers_are_those_of_the_import_contract() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    contract = config["tool"]["importlinter"]["contracts"][0]
+    layers = [re.findall(r"\w+", layer) for layer in contract["layers"]]
+    assert [names(layer) for layer, _ in table(ARCHITECTURE, "layers")] == layers
+
+
+def test_tour_names_functions_and_classes_of_its_files() -> None:
+    rows = table(ARCHITECTURE, "tour")
+    assert [number for number, *_ in rows] == [str(at + 1) for at in range(len(rows))]
+    for _, file, look_at, _ in rows:
+        path = PACKAGE / names(file)[0]
+        if path.suffix == ".py":
+            tree = ast.parse(path.read_text("utf-8"))
+            kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+            defined = {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
+            assert set(names(look_at)) <= defined, file
+
+
+def test_parts_of_a_server_are_named_with_their_files() -> None:
+    wiring = (PACKAGE / "server" / "server.py").read_text("utf-8")
+    for _, part, file, _ in table(ARCHITECTURE, "parts"):
+        source = "".join((PACKAGE / name).read_text("utf-8") for name in names(file))
+        for name in names(part):
+            kind, _, method = name.partition(".")
+            assert re.search(rf"^class {kind}\b", source, re.MULTILINE), name
+            assert not method or f"def {method}(" in source, name
+            assert kind in wiring, name
 
 
 # Keys.
