@@ -1,6 +1,6 @@
-"""One process for `def` handlers, as the server sees it: sockets, and the calls that it was sent.
+"""One process for `def` handlers, as the server sees it: its sockets, and the calls sent to it.
 
-It leads a session of its own, so the programs that its handlers start are killed with it.
+The process leads a session of its own, so that programs started by its handlers are killed with it.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from qsync.server import process_child
 from qsync.server.queue_state import Claim
 
 START_S: Final = 60.0
-"""How long a process may take to start and to import a handler."""
+"""Longest time that a process may take to start and to import a handler, in seconds."""
 
 EXIT_S: Final = 5.0
-"""How long a process that was told to end may take."""
+"""Longest time that a process may take to end, in seconds; then it is killed."""
 
 WINDOW: Final = 16
-"""Calls that a process may be sent before it has answered the first."""
+"""Maximum number of calls that a process has without an answer."""
 
 QUICK_S: Final = 0.005
-"""Others wait in a process only behind calls that took less than this, by the last answers."""
+"""Time per call up to which a process gets further calls before it has answered, in seconds."""
 
 _spawned: WeakSet[WorkerProcess] = WeakSet()
 
 
 class HandlerError(QsyncError):
-    """A handler in another process raised, or its process died.
+    """A handler in another process raised an exception, or its process died.
 
-    The message begins with the name of the original exception; `traceback` is its traceback, and
-    `original` an exception of the same class, where this process knows it.
+    If it raised, the message begins with the name of the original exception, and `traceback` is its
+    traceback. `original` is an exception of the same class, if this process knows the class.
     """
 
     original: Exception | None = None
@@ -59,7 +59,7 @@ class NeverBegan(Exception):
 
 
 class Call:
-    """One call of a handler; the future gets its answer in msgpack."""
+    """One call of a handler; the future gets the reply in msgpack."""
 
     __slots__ = ("claim", "future", "info", "limit", "path", "tries")
 
@@ -73,19 +73,20 @@ class Call:
     ) -> None:
         self.path = path
         self.info = info
-        """Empty: the handler is only imported."""
+        """The task in msgpack; empty: only import the handler."""
         self.limit = limit
         self.claim = claim
         self.future = future
         self.tries = 0
-        """How many processes died that had been sent the call and had not begun any."""
+        """Number of processes that died with this call unanswered and without any call begun."""
 
 
 class WorkerProcess:
-    """A spawned process and the calls that it was sent, for one event loop.
+    """A spawned process and the calls sent to it, for one event loop.
 
-    For each call the process takes a ticket off a second socket before it begins, and this side can
-    take the tickets back: so it is certain which calls have begun, whatever becomes of the process.
+    Before it begins a call, the process takes a ticket from a second socket. This side can take
+    back the remaining tickets. So it knows for certain which calls have begun, even if the process
+    dies.
     """
 
     def __init__(
@@ -100,37 +101,37 @@ class WorkerProcess:
         self._process: Any = None
         self._socket: socket.socket | None = None
         self._tickets: tuple[socket.socket, socket.socket] | None = None
-        """The end that tickets are put into, and the one from which both sides take them."""
+        """Socket pair for tickets: the end to write to, and the end that both sides read from."""
         self._watched: int | None = None
-        """A descriptor that can be read once the process has ended."""
+        """File descriptor that becomes readable when the process ends."""
         self._number = 0
-        """Of the last ticket."""
+        """Number of the last ticket."""
         self._unsent = bytearray()
         self._received = bytearray()
         self._reaper: threading.Thread | None = None
         self._prepared: set[str] = set()
         self.sent: deque[Call] = deque()
-        """Calls without an answer, in order; only the first can have begun."""
+        """Calls without an answer, in order; only the first one can have begun."""
         self.since = self._loop.time()
-        """When the first of them became the first, or the last answer came."""
+        """Time of the last answer, or of the first call sent to the idle process if later."""
         self.quick = False
-        """The last calls took so little time that others may wait behind the next."""
+        """True if the last calls took less than QUICK_S each, so that others may be sent ahead."""
         self.preparing = False
         self.dead = False
         self.calls = 0
         self.timer: asyncio.TimerHandle | None = None
 
     def is_prepared(self, path: str) -> bool:
-        """Whether the handler has been imported there."""
+        """Return whether the process has imported the handler."""
         return path in self._prepared
 
     @property
     def takes_more(self) -> bool:
-        """Whether a call may be sent behind others."""
+        """Return whether a call may be sent behind unanswered ones."""
         return self.quick and not self.preparing and not self._unsent and len(self.sent) < WINDOW
 
     async def prepare(self, path: str) -> None:
-        """Start the process if it does not run, and import the handler there."""
+        """Start the process if it does not run, and import the handler in it."""
         try:
             async with asyncio.timeout(START_S):
                 if self._process is None:
@@ -154,8 +155,8 @@ class WorkerProcess:
                 daemon=True,
             )
             _spawned.add(self)
-            await asyncio.to_thread(self._process.start)  # it takes some 20 ms
-        if self._reaper is not None:  # nobody waits for it any more
+            await asyncio.to_thread(self._process.start)  # this takes about 20 ms
+        if self._reaper is not None:  # `end` was called meanwhile
             ours.close()
             self._close_tickets()
             return
@@ -166,7 +167,7 @@ class WorkerProcess:
         self._loop.add_reader(self._watched, self._has_died)
 
     def send(self, calls: Sequence[Call]) -> None:
-        """Send calls, which are answered in this order."""
+        """Send calls to the process, which answers them in this order."""
         if not self.sent:
             self.since = self._loop.time()
         self.sent += calls
@@ -184,7 +185,7 @@ class WorkerProcess:
         self._flush()
 
     def _flush(self) -> None:
-        """Write what can be written. Of a process that has ended, another function hears."""
+        """Write as much as the socket takes; `_has_died` handles a process that has ended."""
         if self._socket is None or not self._unsent:
             return
         try:
@@ -200,7 +201,7 @@ class WorkerProcess:
             self._loop.remove_writer(self._socket)
 
     def recall(self) -> list[Call]:
-        """Take back the calls that have not begun; they never will."""
+        """Take back and return the calls that have not begun; the process will not run them."""
         if self._tickets is None:
             return []
         try:
@@ -212,7 +213,7 @@ class WorkerProcess:
         return recalled
 
     def receive(self) -> bool:
-        """Take answers that can be read; False when there was nothing to read."""
+        """Read and deliver the available answers; return False if there was nothing to read."""
         if self._socket is None:
             return False
         try:
@@ -221,7 +222,7 @@ class WorkerProcess:
             return False
         except OSError:
             data = b""
-        if not data:  # how it ended, its exit code will say
+        if not data:  # the process has ended; `_has_died` follows
             self._loop.remove_reader(self._socket)
             return False
         received = self._received
@@ -248,16 +249,17 @@ class WorkerProcess:
         if not future.done():
             future.set_result(reply)
         if self.sent and (claim := self.sent[0].claim) is not None:
-            claim.may_begin()  # it does begin; this notes when
+            claim.may_begin()  # only to record the time: the process begins it anyway
 
     def _has_died(self) -> None:
-        """The process has ended by itself, or somebody else has killed it."""
+        """Handle the end of a process that this side did not end: deliver answers, fail the call
+        that ran, and return the others to the pool."""
         self.dead = True
-        while self.receive():  # what it wrote before
+        while self.receive():  # answers that it wrote before its end
             pass
         recalled = self.recall()
         self._forget()
-        self._kill_group()  # before it is reaped, since until then its id is nobody else's
+        self._kill_group()  # before it is reaped: after that, its id may be another process's
         begun, self.sent = self.sent, deque()
         if begun:
             threading.Thread(
@@ -271,7 +273,7 @@ class WorkerProcess:
         self._on_death(self, recalled)
 
     def _tell(self, call: Call) -> None:
-        """Fail the call that ran when the process died, saying how it died."""
+        """Fail the call that ran when the process died, with the cause of the death."""
         self._process.join(EXIT_S)
         code = self._process.exitcode
         manner = "it cannot be told how" if code is None else manner_of(code)
@@ -280,7 +282,8 @@ class WorkerProcess:
             self._loop.call_soon_threadsafe(fail, call, error)
 
     def end(self, *, kill: bool) -> threading.Thread:
-        """The process is killed, or ends by itself when it is idle; the thread sees to the rest."""
+        """Kill the process, or close its sockets so that it ends when idle; return the thread that
+        reaps it."""
         if self._reaper is not None:
             return self._reaper
         self.dead = True
@@ -294,7 +297,7 @@ class WorkerProcess:
         return self._reaper
 
     def _forget(self) -> None:
-        """Listen no more; without the socket an idle process ends."""
+        """Close the sockets and stop watching; an idle process then ends."""
         if self._watched is not None:
             self._loop.remove_reader(self._watched)
             if self._watched != getattr(self._process, "sentinel", None):
@@ -322,19 +325,19 @@ class WorkerProcess:
             self._process.join(EXIT_S)
 
     def _kill_group(self) -> None:
-        """Kill the process and the programs that its handlers have started."""
+        """Kill the process and the programs that its handlers started."""
         process = self._process
         if process is None or process.pid is None:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        if process.exitcode is None:  # it may not lead its session yet
+        if process.exitcode is None:  # it may not lead a session yet
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
 
 
 def manner_of(code: int) -> str:
-    """How a process ended, by its exit code."""
+    """Describe how a process ended, by its exit code."""
     if code < 0:
         with contextlib.suppress(ValueError):
             return f"killed by {signal.Signals(-code).name}"
@@ -342,13 +345,17 @@ def manner_of(code: int) -> str:
 
 
 def fail(call: Call, error: BaseException) -> None:
-    """Give the caller this error, if it still waits."""
+    """Fail the call with this error if its caller still waits."""
     if not call.future.done():
         call.future.set_exception(error)
 
 
 def _descriptor_of(process: Any) -> int:
-    """Its sentinel would stay open in programs that its handlers start."""
+    """Return a descriptor that becomes readable when the process ends: a pidfd if possible.
+
+    Programs that a handler starts may inherit and hold open the other end of the sentinel, so it
+    would not become readable while they run.
+    """
     if hasattr(os, "pidfd_open"):
         with contextlib.suppress(OSError):
             return int(os.pidfd_open(process.pid))
@@ -357,7 +364,7 @@ def _descriptor_of(process: Any) -> int:
 
 @atexit.register
 def _kill_all() -> None:
-    """multiprocessing would wait for them, and they heed no SIGTERM."""
+    """Kill all processes at exit: multiprocessing would wait for them, and they ignore SIGTERM."""
     for process in list(_spawned):
-        if process._reaper is None and process._owner == os.getpid():  # not of a forked copy
+        if process._reaper is None and process._owner == os.getpid():  # not in a forked copy
             process._kill_group()

@@ -1,4 +1,4 @@
-"""What runs in the processes of a ProcessPool. Only an import path and bytes come and go."""
+"""The code of the processes of a ProcessPool; only import paths and bytes cross the boundary."""
 
 from __future__ import annotations
 
@@ -30,40 +30,42 @@ from qsync.server.current import running
 from qsync.task import ERROR_LIMIT, TaskInfo
 
 TRACEBACK_LIMIT: Final = 16 * 1024
-"""Characters of a traceback that cross."""
+"""Maximum number of characters of a traceback in a reply."""
 
 
 at_start: Final[list[Callable[[], None]]] = []
-"""What a new process does first. They are sent there, so they can be imported by name."""
+"""Functions that a new process calls first. They are pickled, so they must be importable by
+name."""
 
 around: Final[list[Callable[[TaskInfo], contextlib.AbstractContextManager[None]]]] = []
-"""What is put around every handler that runs in this process: whoever the import of its module
-brings in may add to it."""
+"""Context managers around every handler call in this process; modules that a handler's module
+imports may add to the list."""
 
 
 class Value(msgspec.Struct, tag=True):
-    """The handler returned; `encoded` is its value in msgpack."""
+    """The handler returned; `encoded` is the value in msgpack."""
 
     encoded: bytes
 
 
 class Unencodable(msgspec.Struct, tag=True):
-    """The handler returned a value of a type of this name, which msgpack cannot carry."""
+    """The handler returned a value of the type `name`, which cannot be encoded in msgpack."""
 
     name: str
 
 
 class Raised(msgspec.Struct, tag=True):
-    """The handler raised; or it cannot be imported."""
+    """The handler raised an exception, or it cannot be imported."""
 
     name: str
     text: str
     traceback: str
     classes: list[tuple[str, str]] = []
-    """Module and qualified name of its class and of the bases of that, the nearest first."""
+    """Module and qualified name of the exception's class and of its bases, the nearest first."""
     args: list[Any] = []
+    """Arguments of the exception if all are plain values, else only its text."""
     attributes: dict[str, Any] = {}
-    """Those arguments and attributes that are plain values; all arguments, or the text."""
+    """Attributes of the exception that are plain values."""
 
 
 class AskedRetry(msgspec.Struct, tag=True):
@@ -80,7 +82,7 @@ class AskedSkipRetry(msgspec.Struct, tag=True):
 
 
 class Unfit(msgspec.Struct, tag=True):
-    """The payload does not fit the handler's arguments."""
+    """The payload does not match the handler's arguments."""
 
     text: str
 
@@ -89,19 +91,19 @@ Reply = Value | Unencodable | Raised | AskedRetry | AskedSkipRetry | Unfit
 
 
 def begin(*first: Callable[[], None]) -> None:
-    """Make this process one that ends with its parent and by its word alone; then do these.
+    """Make this process ignore SIGINT and SIGTERM and end with its parent; then call `first`.
 
-    Ctrl-C, and the SIGTERM that a service manager sends to a whole group, are the parent's
-    business: it lets handlers go on for a while, and then it kills.
+    Ctrl-C and a service manager's SIGTERM reach the whole process group. Only the parent handles
+    them: it lets handlers go on for a while, and then kills their processes.
     """
-    # Not SIG_IGN, which programs that a handler starts would inherit.
+    # Not SIG_IGN: programs that a handler starts would inherit it.
     signal.signal(signal.SIGINT, _do_nothing)
     signal.signal(signal.SIGTERM, _do_nothing)
     with contextlib.suppress(OSError):
         os.setsid()  # the programs that handlers start can be killed with this process
     threading.Thread(target=_end_with_parent, name="qsync-parent", daemon=True).start()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what is printed before a kill is not lost
+        if isinstance(stream, io.TextIOWrapper):  # so that a kill does not lose printed lines
             stream.reconfigure(line_buffering=True)
     for one in first:
         one()
@@ -110,7 +112,8 @@ def begin(*first: Callable[[], None]) -> None:
 def serve(link: socket.socket, tickets: socket.socket, *first: Callable[[], None]) -> None:
     """Run handlers, one request after another, until the server closes the sockets.
 
-    A request begins once its ticket is taken; the server takes back the tickets of others.
+    A request begins once this process has taken its ticket. The server may take back the tickets of
+    other requests, which are then skipped.
     """
     begin(*first)
     generation = fork_guard.generation
@@ -128,7 +131,7 @@ def serve(link: socket.socket, tickets: socket.socket, *first: Callable[[], None
 
 
 def _read(requests: io.BufferedReader, wanted: bytes) -> tuple[str, bytes]:
-    """Import path and task of the request with this ticket, the next that was not taken back."""
+    """Return import path and task of the request with this ticket; skip requests without one."""
     while True:
         head = requests.read(10)
         if len(head) < 10:
@@ -140,13 +143,13 @@ def _read(requests: io.BufferedReader, wanted: bytes) -> tuple[str, bytes]:
 
 
 def prepare(path: str) -> None:
-    """Import a handler, which may take its time. What is wrong with it, its first call will say."""
+    """Import a handler, which may take long; its first call reports an error of the import."""
     with contextlib.suppress(BaseException):
         _find(path)
 
 
 def run_in_child(path: str, info: bytes) -> bytes:
-    """Run the handler at `module:name` with a task; a Reply in msgpack, whatever it does."""
+    """Run the handler at `module:name` with a task; return a Reply in msgpack even if it raises."""
     try:
         reply = _call(path, codec.decode(info, TaskInfo))
     except BaseException as error:
@@ -190,7 +193,7 @@ def _find(path: str) -> Any:
 
 
 class _OnlyTask:
-    """`qsync.current()` where the server is in another process."""
+    """The object that `qsync.current()` returns in a process handler: only `task` is available."""
 
     def __init__(self, task: TaskInfo) -> None:
         self.task = task
@@ -231,7 +234,7 @@ def _told(error: BaseException) -> Reply:
 def _raised(error: BaseException) -> Raised:
     try:
         trace = "".join(traceback.format_exception(error))
-    except BaseException:  # a hostile __str__, say
+    except BaseException:  # e.g. a __str__ that raises
         trace = "".join(traceback.format_tb(error.__traceback__))
     text = _text(error)
     raised = Raised(class_name(error), text, _valid(trace[-TRACEBACK_LIMIT:]))

@@ -1,8 +1,8 @@
-"""A pool of processes for `def` handlers that need the CPU, or have to be ended by force.
+"""A pool of processes for `def` handlers that use much CPU, or that may have to be killed.
 
-Each process has sockets of its own, so one that is killed in the middle of a message takes nothing
-else along. While its tasks are quick, a few more wait in its sockets, from which they can be taken
-back as long as they have not begun.
+Each process has sockets of its own, so killing it in the middle of a message affects no other
+process. If its tasks are quick, the pool sends a few more ahead; it can take them back as long as
+they have not begun.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ __all__ = ["HandlerError", "ProcessPool"]
 log = logging.getLogger("qsync.server")
 
 IDLE_S: Final = 60.0
-"""A process that had nothing to do for so long is ended."""
+"""Idle time after which a process is ended, in seconds."""
 
 REUSE: Final = 10_000
-"""A process is ended after so many tasks, so that memory that they leaked goes back."""
+"""Number of tasks after which a process is ended, to free memory that they leaked."""
 
 PATIENCE_S: Final = 0.01
-"""After so long without an answer a process gives back the tasks that have not begun there."""
+"""Time without an answer after which the pool takes back tasks that have not begun, in seconds."""
 
 SMALL: Final = 8 * 1024
-"""Bytes of a task that may wait in a process behind others."""
+"""Maximum size of a task that may be sent to a process behind others, in bytes."""
 
 _CLOSED: Final = "the pool of processes is closed"
 
@@ -52,15 +52,16 @@ _reply_decoder = msgspec.msgpack.Decoder(Reply)
 class ProcessPool:
     """Runs handlers in up to `processes` spawned processes, for one event loop.
 
-    They are started on demand and used again, and know neither Ctrl-C nor SIGTERM: only a timeout,
-    a cancellation or the end of this process ends them.
+    Processes are started on demand and reused. They ignore SIGINT and SIGTERM. The pool ends them
+    on a timeout or a cancellation, when they are idle for IDLE_S, after REUSE tasks, and when it is
+    closed; they also end with this process.
     """
 
     def __init__(self, processes: int | None = None) -> None:
         self._most = processes or os.cpu_count() or 1
         self._processes: list[WorkerProcess] = []
         self._waiting: deque[Call] = deque()
-        """Calls that no process has."""
+        """Calls that were not sent to a process."""
         self._feeding = False
         self._preparing: set[asyncio.Task[None]] = set()
         self._reapers: list[threading.Thread] = []
@@ -78,13 +79,13 @@ class ProcessPool:
         timeout: float | None,  # noqa: ASYNC109 - a timeout has to end the process
         claim: Claim | None = None,
     ) -> Any:
-        """Run a process handler with a task; what it returned, as msgpack carries it.
+        """Run a process handler with a task; return its value as decoded from msgpack.
 
-        `timeout` seconds are counted from when the handler begins in a process that has imported
-        it. When they are over (TimeoutError), or the caller is cancelled, the process is killed.
-        NotBegun when `claim` says, once a process is ready, that the task may not begin any more.
-        Raises Retry, SkipRetry and InvalidTask as the handler did, and HandlerError for any other
-        exception and for a process that died.
+        The timeout, in seconds, begins when the handler starts in a process that has imported it.
+        When it passes (TimeoutError), or the caller is cancelled, the process is killed. Raises
+        NotBegun if `claim` does not let the task start once a process is ready. Raises Retry,
+        SkipRetry and InvalidTask like the handler, and HandlerError for any other exception and for
+        a process that died.
         """
         if self._closed:
             raise HandlerError(_CLOSED)
@@ -99,13 +100,13 @@ class ProcessPool:
         return _outcome(_reply_decoder.decode(reply))
 
     def _feed_soon(self) -> None:
-        """Calls that are made in one turn of the loop are sent together."""
+        """Schedule `_feed`, so that calls made in one turn of the loop are sent together."""
         if not self._feeding:
             self._feeding = True
             self._loop.call_soon(self._feed)
 
     def _feed(self) -> None:
-        """Send the calls that wait to processes that have room, in order."""
+        """Send waiting calls, in order, to processes with room."""
         self._feeding = False
         fed: dict[WorkerProcess, list[Call]] = {}
         while self._closed and self._waiting:
@@ -125,7 +126,8 @@ class ProcessPool:
             self._watch(process)
 
     def _place(self, call: Call, fed: dict[WorkerProcess, list[Call]]) -> WorkerProcess | None:
-        """A process for a call: a free one, else one that is quick with few calls before it."""
+        """Return a process for a call, or None: a free or new one, else the quick one with the
+        fewest unanswered calls."""
         unprepared, best, fewest = None, None, WINDOW
         for process in self._processes:
             prepared = process.is_prepared(call.path)
@@ -151,7 +153,7 @@ class ProcessPool:
         if not claim.may_begin():
             fail(call, NotBegun())
             return False
-        if waits:  # until the process has answered those before it
+        if waits:  # the process first runs the calls before it
             claim.wait()
         return True
 
@@ -162,10 +164,10 @@ class ProcessPool:
         preparing.add_done_callback(self._prepared)
 
     async def _prepare(self, process: WorkerProcess, call: Call) -> None:
-        """Have the process import the handler, and then run the call.
+        """Import the handler in the process, and then send the call.
 
-        A caller that is cancelled meanwhile does not end it: else a handler whose import takes
-        longer than its timeout would never run.
+        A cancellation of the caller does not stop the import: otherwise a handler whose import
+        takes longer than its timeout would never run.
         """
         try:
             await process.prepare(call.path)
@@ -193,7 +195,7 @@ class ProcessPool:
         self._feed_soon()
 
     def _answered(self, process: WorkerProcess) -> None:
-        """It has answered some calls."""
+        """Feed or end a process that has answered calls."""
         if process.dead:
             return
         if not process.sent and not process.preparing:
@@ -205,7 +207,7 @@ class ProcessPool:
         self._watch(process)
 
     def _watch(self, process: WorkerProcess) -> None:
-        """Look at a process when something is due, unless that happens earlier anyway."""
+        """Set the timer of a process for its next check, unless it is set for an earlier time."""
         if process.dead or process.preparing:
             return
         due = self._due(process)
@@ -216,7 +218,7 @@ class ProcessPool:
         process.timer = self._loop.call_at(due, self._look, process)
 
     def _due(self, process: WorkerProcess) -> float | None:
-        """When a process is to be looked at, if nothing happens until then."""
+        """Return the loop time of the next check of a process; None if it needs none."""
         if not process.sent:
             return process.since + IDLE_S
         if len(process.sent) > 1:
@@ -242,12 +244,12 @@ class ProcessPool:
         self._watch(process)
 
     def _wait_again(self, calls: list[Call]) -> None:
-        """These have not begun, and come first."""
+        """Put calls that have not begun at the front of the queue."""
         self._waiting.extendleft(reversed(calls))
         self._feed_soon()
 
     def _abandon(self, call: Call) -> None:
-        """Nobody waits for a call any more: if it has begun, kill its process."""
+        """Drop a call whose caller was cancelled; if it has begun, kill its process."""
         for process in self._processes:
             if call in process.sent:
                 process.receive()
@@ -255,22 +257,23 @@ class ProcessPool:
                 return
 
     def _kill(self, process: WorkerProcess, call: Call, error: BaseException) -> None:
-        """Kill the process of a call that is over, and let those that have not begun wait again."""
+        """Take back the calls that have not begun; kill the process if `call` has begun or timed
+        out."""
         recalled = process.recall()
         begun = call in process.sent
         if begun:
             fail(call, error)
-        if begun or isinstance(error, TimeoutError):  # it may not even look for a task
+        if begun or isinstance(error, TimeoutError):  # the process may hang between two tasks
             self._end(process, kill=True)
         self._wait_again(recalled)
 
     def _died(self, process: WorkerProcess, recalled: list[Call]) -> None:
-        """It has ended by itself."""
+        """Remove a process that has ended by itself, and retry the calls that had not begun."""
         self._end(process, kill=False)
         self._retry(recalled)
 
     def _retry(self, calls: list[Call], cause: BaseException | None = None) -> None:
-        """Their process died before they began: another one will do, but not a third."""
+        """Requeue calls whose process died before they began; fail them the second time."""
         for call in calls:
             if call.tries > 1:
                 error = HandlerError(f"the process died before it could run {call.path}")
@@ -287,7 +290,10 @@ class ProcessPool:
         self._feed_soon()
 
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - it is no error to reach it
-        """Take no more tasks, give running ones so many seconds, and end all processes."""
+        """Take no more tasks, wait up to `timeout` seconds for running ones, and end the processes.
+
+        Processes that still run a task then are killed.
+        """
         self._closed = True
         for process in [*self._processes]:
             if not process.preparing:
@@ -315,12 +321,12 @@ class ProcessPool:
 
 
 def _outcome(reply: Reply) -> Any:
-    """Return or raise what the handler did."""
+    """Return the handler's value, or raise its exception."""
     match reply:
         case process_child.Value(encoded):
             return codec.decode(encoded)
         case process_child.Unencodable(name):
-            # Of the same name, so that whoever wants to encode it says what cannot be encoded.
+            # A type of the same name, so that the encoder's error names the handler's type.
             return type(name, (), {})()
         case process_child.AskedRetry(text, delay_s):
             raise Retry(text, delay=delay_s)

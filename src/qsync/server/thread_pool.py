@@ -1,4 +1,4 @@
-"""Where handlers run that are not coroutines: a pool of threads, and a pool of processes."""
+"""A pool of threads for `def` handlers."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ __all__ = ["HandlerError", "ProcessPool", "ThreadPool"]
 log = logging.getLogger("qsync.server")
 
 REPLACE_S: Final = 0.25
-"""Delay before another thread replaces one whose call was abandoned. Calls that are abandoned
-together, or shortly after one another, leave the queue before it looks for work."""
+"""Delay before another thread replaces one whose call was abandoned, in seconds. Queued calls that
+are abandoned within that time are gone before the new thread looks for work."""
 
 
 class _Call:
@@ -54,20 +54,21 @@ class _Call:
 class ThreadPool:
     """Runs functions in up to `threads` daemon threads, for one event loop.
 
-    Threads are started on demand and then kept. All counting is done on the loop, so no call takes
-    a lock; results that come in while the loop is busy are delivered together. A thread whose call
-    was abandoned counts as `lost` until its function returns, and another may take its place: so
-    there are always `threads` that can be used, whatever hangs. One that is lost for long is hung.
+    Threads are started on demand and then kept. All counting happens on the loop, so no call takes
+    a lock. Results that arrive while the loop is busy are delivered together. A thread whose call
+    was abandoned counts as `lost` until its function returns, and another thread may replace it. So
+    `threads` threads stay usable even if some hang. A thread that is lost for HUNG_AFTER_S counts
+    as hung.
     """
 
     def __init__(self, threads: int, hung: HungHandlers | None = None) -> None:
         self._threads = threads
         self._hung = hung
         self.lost = 0
-        """Threads that run a function for which nobody waits any more."""
+        """Number of threads that run an abandoned function."""
         self._live = 0
         self._unreplaced = 0
-        """Lost threads that no other has replaced yet."""
+        """Number of lost threads that are not replaced yet."""
         self._names = 0
         self._queue: SimpleQueue[_Call | None] = SimpleQueue()
         self._calls: dict[asyncio.Future[Any], _Call] = {}
@@ -86,13 +87,14 @@ class ThreadPool:
         kwargs: Mapping[str, Any],
         claim: Claim | None = None,
     ) -> asyncio.Future[Any]:
-        """Call the function in a thread, within the context; the future has what becomes of it.
+        """Call the function in a thread and within the context; return a future of its result.
 
-        The thread asks `claim` first whether the task may still begin; NotBegun if not.
+        The thread first asks `claim` whether the task may still start; if not, the future fails
+        with NotBegun. Any exception of the function becomes the future's, even SystemExit and
+        KeyboardInterrupt. A future cannot carry StopIteration; that becomes the cause of a
+        RuntimeError.
 
-        Whatever the function raises is the future's exception, SystemExit and KeyboardInterrupt
-        too; StopIteration, which no future can carry, comes as RuntimeError with it as the cause.
-        Raises RuntimeError when the pool is closed, or not one thread can be started.
+        Raises RuntimeError if the pool is closed, or if no thread runs and none can be started.
         """
         if self._closed:
             msg = "the pool of threads is closed"
@@ -109,10 +111,10 @@ class ThreadPool:
         return future
 
     def abandon(self, future: asyncio.Future[Any]) -> bool:
-        """Nobody waits for this call any more: cancel its future, and let it hold up no other.
+        """Cancel the future of a call, and let the call delay no others.
 
-        A function that has begun cannot be stopped; its thread is `lost` until it returns. One that
-        has not begun never will: False.
+        A function that has begun cannot be stopped; its thread is `lost` until it returns. Return
+        False if the function has not begun; then it never will.
         """
         future.cancel()
         call = self._calls.get(future)
@@ -132,13 +134,13 @@ class ThreadPool:
         return True
 
     def abandon_waiting(self) -> None:
-        """Abandon all calls that no thread has taken yet."""
+        """Abandon all calls that no thread has begun."""
         for call in list(self._calls.values()):
             if not call.started:
                 self.abandon(call.future)
 
     def _replace(self, call: _Call) -> None:
-        """Let another thread take the place of a lost one, unless that has returned."""
+        """Replace a lost thread, unless its function has returned."""
         if call.future not in self._calls:
             return
         call.replaced = True
@@ -151,16 +153,17 @@ class ThreadPool:
             log.warning("cannot replace a thread whose handler does not stop: %s", error)
 
     def _still_lost(self, call: _Call, hung: HungHandlers) -> None:
-        """The function was told to stop a good while ago."""
+        """Count a function as hung if it still runs HUNG_AFTER_S after its stop."""
         if call.future in self._calls:
             log.error("a handler in a thread does not stop; another thread is in its place")
             call.hung = True
             hung.add()
 
     async def close(self, timeout: float) -> bool:  # noqa: ASYNC109 - it is no error to reach it
-        """Take no more calls, drop those that wait, and give running ones so many seconds to end.
+        """Take no more calls, drop waiting ones, and wait up to `timeout` seconds for running ones.
 
-        False when some still run; their threads are daemons and hold up nobody's exit.
+        Return False if some still run; their threads are daemons and do not delay the exit of the
+        process.
         """
         self._closed = True
         self.abandon_waiting()
@@ -177,7 +180,7 @@ class ThreadPool:
         return not self._calls
 
     def _start_threads(self) -> None:
-        """Have a thread for each call that was not abandoned, up to the number of `threads`."""
+        """Start threads until each call that was not abandoned has one, up to `threads`."""
         usable = self._live - self.lost + self._unreplaced
         missing = min(self._threads, len(self._calls) - self.lost) - usable
         for _ in range(missing):
@@ -193,7 +196,7 @@ class ThreadPool:
             self._live += 1
 
     def _work(self) -> None:
-        """Body of a thread."""
+        """Run calls until told to end; the body of each thread."""
         get, finished = self._queue.get, self._finished
         while (call := get()) is not None:
             call.started = True
@@ -209,7 +212,7 @@ class ThreadPool:
             # A thread that was lost may have been replaced meanwhile.
             over = call.thread_ended = call.replaced
             finished.append(call)
-            del call  # while it waits for the next one, the thread keeps nothing alive
+            del call  # so that an idle thread keeps no objects alive
             if not self._woken:
                 self._woken = True
                 try:
@@ -220,8 +223,8 @@ class ThreadPool:
                 return
 
     def _deliver(self) -> None:
-        """Hand over whatever has finished by now."""
-        self._woken = False  # before looking: what comes later wakes the loop again
+        """Deliver the results of finished calls to their futures."""
+        self._woken = False  # first: calls that finish later wake the loop again
         finished = self._finished
         while finished:
             call = finished.popleft()
@@ -234,7 +237,7 @@ class ThreadPool:
             self._quiet.set()
 
     def _found(self, call: _Call) -> None:
-        """A lost thread is back: one of those that now are too many ends."""
+        """Count a lost thread as usable again; end one thread if there are now too many."""
         self.lost -= 1
         if not call.replaced:
             self._unreplaced -= 1
@@ -248,7 +251,7 @@ class ThreadPool:
 
 
 def _settle(call: _Call) -> None:
-    error, call.error = call.error, None  # else the traceback and the call hold each other
+    error, call.error = call.error, None  # avoids a reference cycle of traceback and call
     if error is None:
         call.future.set_result(call.value)
     elif isinstance(error, StopIteration):

@@ -1,14 +1,14 @@
-"""Waits for tasks in many queues of a cluster: on one connection a node, not one a queue.
+"""Waits for tasks in many queues of a cluster, with one connection per node instead of per queue.
 
-Keys of several slots cannot be blocked on together, so messages wake a server of many queues. It
-subscribes to a channel of its own in each queue, and then says there that it is idle (`listen`).
-Whatever adds to the queue takes the id of one idle server and sends it a message. From then on that
-server is not idle there, until it says so again.
+A blocking pop cannot cover keys of several slots, so messages wake a server of many queues. The
+server subscribes to a channel of its own in each queue, and then registers there as idle
+(`listen`). A script that adds a task removes one idle server's id and sends that server a message.
+From then on the server is not idle in that queue, until it registers again.
 
-Messages may be lost, with the connection or when a slot moves. So a server says again that it is
-idle as soon as it is subscribed again, which is a look at the queue as well, and once in `sweep`.
-Where it may not subscribe, it blocks on the list of the queue instead. Where tasks come from
-clients that send no messages, it blocks as well.
+Messages may be lost with the connection, or when a slot moves. So a server registers again once per
+`sweep`, and as soon as it is subscribed again; registering is also a look at the queue. It blocks
+on a queue's wake list instead if it may not subscribe there, and also blocks on it if clients add
+tasks without sending messages.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ from qsync.subscriptions import AsyncPlacement, Listener
 log = logging.getLogger("qsync.server")
 
 KEPT_US: Final = 3600 * 1_000_000
-"""For how long a queue keeps the id of an idle server that does not say it again."""
+"""Time for which a queue keeps the id of an idle server that does not register again, in
+microseconds."""
 
 DENIED_S: Final = 60.0
-"""After so many seconds a channel that this user may not subscribe to is tried again."""
+"""Delay before the next attempt to subscribe to a channel without permission, in seconds."""
 
 
 class Wakes(AsyncPlacement):
-    """The messages that wake a server, and the queues in which it said that it is idle."""
+    """Receives wake messages, and knows the queues in which the server is registered as idle."""
 
     def __init__(
         self,
@@ -59,15 +60,15 @@ class Wakes(AsyncPlacement):
         self._outage = outage
         self._unlisted: dict[str, QueueState] = {}
         self._messages = dict.fromkeys(self._channels, 0)
-        """By queue: messages, and subscriptions that began."""
+        """Number of messages and new subscriptions, by queue."""
         self._backoff = Backoff(cap=AWAY_CAP_S)
         self._later: set[asyncio.TimerHandle] = set()
         self.on_wake: Callable[[QueueState], None] = _ignore
-        """Called when a message came: the queue is to be fetched from."""
+        """Callback for a message: fetch from the queue."""
         self.on_change: Callable[[], None] = lambda: None
-        """Called when there are other queues in which to say that the server is idle."""
+        """Callback for when `unlisted` has another queue."""
         self.on_denied: Callable[[QueueState], None] = _ignore
-        """Called when this user may not subscribe to the channel of a queue."""
+        """Callback for when the user may not subscribe to the channel of a queue."""
 
     def start(self) -> None:
         """Subscribe to the channels of all queues."""
@@ -75,43 +76,43 @@ class Wakes(AsyncPlacement):
             self._place(channel, self._node_of(channel))
 
     def ready(self, lane: QueueState) -> bool:
-        """Whether messages about this queue arrive."""
+        """Return whether the server is subscribed to this queue's channel."""
         channel = self._channels[lane.queue]
         listener = self._by_channel.get(channel)
         return listener is not None and listener.listens(channel)
 
     def unlisted(self) -> list[QueueState]:
-        """Queues whose messages arrive, but in which this server does not count as idle."""
+        """Return the subscribed queues in which this server is not registered as idle."""
         return list(self._unlisted.values())
 
     def take(self, lanes: Sequence[QueueState]) -> None:
-        """Leave these queues out of `unlisted` while they are told."""
+        """Remove these queues from `unlisted` while the server registers in them."""
         for lane in lanes:
             self._unlisted.pop(lane.queue, None)
 
     def waits(self, lane: QueueState) -> bool:
-        """Whether this server counts as idle in a queue, as far as it knows."""
+        """Return whether this server is registered as idle in a queue, as far as it knows."""
         return self.ready(lane) and lane.queue not in self._unlisted
 
     def call(self, lane: QueueState) -> Call[Listened]:
-        """Return the call that says that this server is idle, and looks."""
+        """Return the call that registers this server as idle in a queue, and looks at the queue."""
         return ops.listen(lane.keys, server=self._holder, lease_us=self._lease_us, keep_us=KEPT_US)
 
     def mark(self, lane: QueueState) -> int:
-        """Return what `listed` compares: it changes with each message."""
+        """Return a number that changes with each message of the queue, for `listed`."""
         return self._messages[lane.queue]
 
     def listed(self, lane: QueueState, answer: Listened, mark: int) -> None:
-        """Note the answer to a call that was sent at this mark."""
+        """Process the answer to a call that was sent at this mark."""
         self._backoff.reset()
         waits = not answer.waits and not answer.woken
         if waits and self._messages[lane.queue] == mark:
             self._unlisted.pop(lane.queue, None)
-        else:  # a message that came meanwhile may have been the one that was just asked for
+        else:  # a message that arrived meanwhile may have ended the new registration already
             self._add(lane)
 
     def failed(self, lane: QueueState) -> None:
-        """Note that a call got no answer: it is made again after a delay."""
+        """Make a failed call again after a delay."""
         loop = asyncio.get_running_loop()
 
         def again() -> None:
@@ -122,12 +123,12 @@ class Wakes(AsyncPlacement):
         self._later.add(timer)
 
     def follow_slots(self) -> None:
-        """Subscribe at the nodes that have the queues by now."""
+        """Move subscriptions to the nodes that have the queues now."""
         for channel, listener in list(self._by_channel.items()):
             self._follow_slot(channel, listener, self._node_of(channel))
 
     async def aclose(self) -> None:
-        """Stop listening: from now on this server is not woken."""
+        """Stop listening; from now on no message wakes this server."""
         for timer in self._later:
             timer.cancel()
         self._later.clear()
@@ -140,7 +141,7 @@ class Wakes(AsyncPlacement):
             self._unlisted[lane.queue] = lane
             self.on_change()
 
-    # What is heard.
+    # Messages and events of subscriptions.
 
     def _on_message(self, channel: str, text: str) -> None:
         lane = self._lanes[channel]
