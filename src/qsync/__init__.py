@@ -1,7 +1,7 @@
 """qsync: a distributed task queue for Python on Redis or Valkey.
 
-`Qsync` is where a program begins; it makes clients and servers, and tasks of functions. A `Mux`
-says which function handles which type of task.
+Start with `Qsync`, the app: it turns functions into tasks and makes clients and servers. A `Mux`
+maps task types to handlers.
 """
 
 from qsync.app import Qsync

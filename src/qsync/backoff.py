@@ -1,9 +1,9 @@
-"""How long to wait before the next attempt. Pure except for chance and warnings in the log.
+"""Delays before retries. Pure, except for random numbers and warnings in the log.
 
-By default a task waits a little after its first failure, since most are blips, and much longer
-after each further one. Each delay is drawn evenly from a window, so that what failed together does
-not come back together; see Marc Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog,
-2015).
+By default a task waits 1 to 2 s after its first failure, since most failures are short, and much
+longer after each further one. Each delay is drawn uniformly from a window, so that tasks that
+failed together do not retry together; see Marc Brooker, "Exponential Backoff And Jitter" (AWS
+Architecture Blog, 2015).
 """
 
 from __future__ import annotations
@@ -22,25 +22,27 @@ from qsync.keys import raised_at, shorten
 log = logging.getLogger(__name__)
 
 WINDOWS_S: Final = ((1, 2), (15, 30), (180, 300), (600, 1200), (1800, 3600))
-"""Least and most seconds to wait after the first, second, ... failure; the last one repeats."""
+"""Shortest and longest delay after the first, second, ... failure, seconds; the last repeats."""
 
 AWAY_CAP_S: Final = 0.5
-"""The longest wait of a server between tries while the store is away: soon after its return, work
-goes on. How often it connects meanwhile the broker bounds."""
+"""Longest delay of a server between tries while the store is down, seconds. It is short, so that
+work goes on soon after the store is back; the broker limits how often it reconnects."""
 
 LONGEST_LIST: Final = 100
-"""Delays that a list may have."""
+"""Most delays in a list."""
 
 _MAX_S: Final = 36_525 * 86_400  # a delay over 100 years is a mistake
 
 
 class ExponentialBackoff(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """A policy for `retry_delay`: delays that grow by a factor.
+    """A policy for `retry_delay`: each delay is a multiple of the one before.
 
-    first    seconds after the first failure
-    factor   each further delay is so many times the one before
-    longest  seconds that none exceeds
-    jitter   up to this share of a delay, drawn anew each time, is taken off: 0 to 1
+    first    delay after the first failure, seconds
+    factor   ratio of each further delay to the one before, 1 to 1000
+    longest  longest delay, seconds
+    jitter   largest share of a delay that is taken off at random, 0 to 1
+
+    Raises ConfigError when a value is out of range.
     """
 
     first: float = 1.0
@@ -58,7 +60,7 @@ class ExponentialBackoff(msgspec.Struct, frozen=True, omit_defaults=True, gc=Fal
                 raise ConfigError(f"ExponentialBackoff: {msg}")
 
     def __call__(self, attempt: int, error: object = None) -> float:
-        """Seconds to wait after this attempt; 1 is the first."""
+        """Return the delay after this attempt, in seconds; attempt 1 is the first."""
         delay = self.first
         for _ in range(attempt - 1):
             if delay >= self.longest or self.factor == 1 or not delay:
@@ -71,27 +73,28 @@ Delay = float | timedelta
 """Seconds, or a timedelta."""
 
 Delays = Delay | Sequence[Delay] | ExponentialBackoff
-"""A delay for all attempts, one for each (the last one repeats), or a policy."""
+"""One delay for all attempts, a list of delays (the last one repeats), or a policy."""
 
 RetryPolicy = Delays | Callable[[int, Exception], Delay] | None
-"""None: the default windows. A callable: (attempt, error) -> delay."""
+"""Delays, a callable `(attempt, error) -> delay`, or None for the default windows."""
 
 
 def spread(least: float, most: float) -> float:
-    """A number between these, for servers that should not all act at one moment."""
+    """Return a random number between these, so that servers do not act at the same moment."""
     return least + _chance() * (most - least)  # noqa: S311 - of no secret
 
 
 def default_delay(attempt: int, *, random: Callable[[], float] = _chance) -> float:
-    """Seconds to wait after this attempt (1 is the first), drawn from the default windows."""
+    """Return the default delay after this attempt, in seconds; attempt 1 is the first."""
     least, most = WINDOWS_S[min(max(attempt, 1), len(WINDOWS_S)) - 1]
     return least + random() * (most - least)
 
 
 class Backoff:
-    """Delays between attempts to reconnect: 50 to 100 ms at first, in the end 50 ms to 5 s.
+    """Delays between attempts to reconnect: from 50 to 100 ms at first up to 50 ms to 5 s.
 
-    Never under 50 ms, so at most 20 attempts a second. Call `reset()` after a success.
+    A delay is at least 50 ms, so there are at most 20 attempts per second. Call `reset()` after a
+    success. `base`, `cap` and `floor` are in seconds.
     """
 
     def __init__(self, *, base: float = 0.1, cap: float = 5.0, floor: float = 0.05) -> None:
@@ -99,22 +102,23 @@ class Backoff:
         self._attempt = 0
 
     def next(self) -> float:
-        """Seconds to wait before the next attempt: evenly from the floor to a doubling window."""
+        """Return the next delay, in seconds, uniform between the floor and a doubling window."""
         window = min(self._cap, self._base * 2.0 ** min(self._attempt, 60))
         self._attempt += 1
         floor = min(self._floor, window)
         return floor + _chance() * (window - floor)  # noqa: S311 - of no secret
 
     def reset(self) -> None:
-        """The next delay is a first one again."""
+        """Start again with the first delay."""
         self._attempt = 0
 
 
 def retry_delay(policy: RetryPolicy, attempt: int, error: Exception) -> float:
-    """Seconds to wait before a task runs again after this attempt (1 is the first) failed.
+    """Return the delay before the retry, in seconds, after this attempt failed; 1 is the first.
 
-    A policy that raises, or gives anything but 0 s to 100 years, is replaced by the default with a
-    warning in the log. The warning quotes no text: that of an exception may hold the payload.
+    When the policy raises, or returns anything but 0 s to 100 years, the function logs a warning
+    and returns the default delay. The warning has no text of the exception, which may contain the
+    payload.
     """
     if policy is None:
         return default_delay(attempt)

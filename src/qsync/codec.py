@@ -1,9 +1,9 @@
-"""Values to bytes and back, and the envelope in which a message lies in the store.
+"""Encodes values and messages for the store, and decodes them.
 
-All data in the store is msgpack; nothing is ever unpickled. An envelope is a msgpack array whose
-first element is VERSION and whose second is the time of enqueue, which the store's clock fills in:
-the client sends all after these two (`seal`), and the script puts HEAD and eight bytes before it.
-A later minor version appends elements, which this one ignores.
+All data in the store is msgpack; nothing is ever unpickled. The envelope of a message is a msgpack
+array. Its first element is VERSION, its second the time of enqueue by the store's clock. The client
+sends the elements after these two (`seal`), and the script puts `head` and the eight bytes of the
+time before them. A later minor version appends elements, which this version ignores.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ T = TypeVar("T")
 VERSION: Final = 1
 
 _KEPT: Final = (bytes, bytearray, memoryview, date, time, timedelta, UUID, Decimal)
-"""What msgspec encodes as text without loss; of a datetime it would encode the moment alone."""
+"""Types that msgspec encodes without loss. A datetime would lose its time zone."""
 
 
 def _known(value: object) -> object:
-    """A value that msgspec does not know, as one that it does."""
+    """Return a value of a class unknown to msgspec as one of a known class; TypeError."""
     if isinstance(value, TEXTS) or hasattr(type(value), "unicode_string"):  # URLs of pydantic
         return str(value)
     if hasattr(type(value), "__pydantic_decorators__"):  # a model
@@ -54,9 +54,9 @@ def encode(value: object) -> bytes:
 
 
 def encode_value(value: object) -> bytes:
-    """Encode a payload or a result so that `decode` gives it back, types included; CodecError.
+    """Encode a payload or a result so that `decode` returns it with its types; CodecError.
 
-    Of a record (a dataclass, a struct, a model) it gives a map of fields, of an enum the value.
+    A record (a dataclass, a struct, a model) becomes a map of its fields, an enum its value.
     """
     try:
         return _encoder.encode(
@@ -72,7 +72,7 @@ def encode_value(value: object) -> bytes:
 
 
 def encode_natural(copy: object) -> bytes:
-    """Encode what `natural` or `tagged` made; dates, UUIDs and decimals become text; CodecError."""
+    """Encode a copy from `natural` or `tagged`; CodecError. Dates and UUIDs become text."""
     try:
         return _encoder.encode(copy)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -80,9 +80,9 @@ def encode_natural(copy: object) -> bytes:
 
 
 def natural(value: object, *, sort: bool = False) -> object:
-    """A copy of builtin types, for a reader that knows the type; CodecError.
+    """Return a copy of builtin types, for a reader that knows the type; CodecError.
 
-    `sort`: sets and dicts in one order, so that equal values have equal bytes.
+    `sort` puts sets and dicts in a fixed order, so that equal values have equal bytes.
     """
     order: Any = "deterministic" if sort else None
     try:
@@ -92,7 +92,7 @@ def natural(value: object, *, sort: bool = False) -> object:
 
 
 def tagged(value: object, *, sort: bool = False) -> object:
-    """A copy that `decode` gives back with its types, whatever the reader knows; CodecError."""
+    """Return a copy with extensions, which `decode` returns with its types; CodecError."""
     try:
         return msgpack_extensions.tag(value, sort=sort)
     except msgpack_extensions.NotCarried as error:
@@ -102,7 +102,7 @@ def tagged(value: object, *, sort: bool = False) -> object:
 
 
 def _misfit(value: object, place: str = "") -> str | None:
-    """Where a number or a text that msgpack cannot hold is, and why; None when there is none."""
+    """Return the place of a number or text that msgpack cannot hold, and why; None without one."""
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         text = f"an integer of {value.bit_length()} bits does not fit into 64; give it as text"
     elif isinstance(value, str) and not _is_unicode(value):
@@ -129,7 +129,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def decode(data: bytes, type: Any = Any) -> Any:
-    """Decode msgpack and check it against a type; CodecError when it does not fit."""
+    """Decode msgpack and check it against a type; CodecError when it does not match."""
     try:
         if type is Any:
             return _decode_any(data)
@@ -140,7 +140,7 @@ def decode(data: bytes, type: Any = Any) -> Any:
 
 
 def head(elements: int) -> bytes:
-    """What the script puts before the stamp: an array of so many elements, VERSION, a uint64."""
+    """Return the bytes before the time of enqueue: array header, VERSION and uint64 marker."""
     return bytes((0x90 | elements, VERSION, 0xCF))
 
 

@@ -1,7 +1,8 @@
-"""The clients of an app: where its store is, and who is connected to it.
+"""The clients of an app.
 
-Some clients belong to their users. Two kinds are kept for functions that enqueue: one blocking
-client for each process, since connections do not survive a fork, and one for each event loop.
+Clients that the app returns belong to their callers. For task functions, the app keeps shared
+clients: a blocking one per process, since connections do not survive a fork, and an asynchronous
+one per event loop.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from qsync.sending import (
 from qsync.task import REMEMBER_IDS, Duration
 
 if TYPE_CHECKING:
-    from qsync.embedded import Embedded  # at run time only for embedded://, since it needs fcntl
+    from qsync.embedded import Embedded  # imported below for embedded:// only: it needs fcntl
 
 URL = "QSYNC_URL"
 PREFIX = "QSYNC_PREFIX"
@@ -44,7 +45,7 @@ _NO_URL = (
 
 
 class Connections:
-    """Makes clients of one store, and keeps those that are shared. Made without I/O."""
+    """Makes the clients of one store and keeps the shared ones. The constructor does no I/O."""
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class Connections:
         self._by_loop: dict[asyncio.AbstractEventLoop, _LoopClient] = {}
 
     def copy(self, *, prefix: str, patience: float) -> Connections:
-        """The same store with another prefix and patience, and with clients of its own."""
+        """Return a copy for another prefix and patience (seconds), without the shared clients."""
         made = copy(self)
         made.prefix, made._patience = prefix, patience
         made._options = {**self._options, "prefix": prefix}
@@ -103,48 +104,48 @@ class Connections:
 
     @property
     def address(self) -> Address:
-        """Where the store is; one of embedded:// is started if need be, which may take a while."""
+        """Address of the store; starts an embedded:// store if it is not running (about 0.1 s)."""
         where = self._where
         if isinstance(where, Address):
             return where
         return Address("node", settings={"path": where.start()})
 
     def client(self) -> Client:
-        """A new blocking client."""
+        """Return a new blocking client."""
         broker = Broker(self.address, patience=self._patience)
         return self.client_type(broker, **self._options)
 
     def async_client(self) -> AsyncClient:
-        """A new client for one event loop."""
+        """Return a new client for one event loop."""
         broker = AsyncBroker(self.address, patience=self._patience)
         return self.async_client_type(broker, **self._options)
 
     @property
     def nested(self) -> dict[str, Any]:
-        """The options of clients that servers give to their handlers."""
+        """Options of the clients that servers give to their handlers."""
         return {name: self._options[name] for name in ("payload_limit", "remember_ids")}
 
     @property
     def in_use(self) -> bool:
-        """Whether clients are kept."""
+        """True when the app has shared clients."""
         return bool(self._blocking or self._by_loop)
 
     def inspector(self) -> Inspector:
-        """A new inspector for one event loop."""
+        """Return a new inspector for one event loop."""
         broker = AsyncBroker(self.address, patience=self._patience)
         return Inspector(broker, prefix=self.prefix)
 
     def shared(self) -> Client:
-        """The blocking client of this process."""
+        """Return the shared blocking client of this process."""
         pid = os.getpid()
         client = self._blocking.get(pid)
         if client is None:
-            # Of two threads that come here at once, the second finds the client of the first.
+            # setdefault: when two threads come here at once, both get the first one's client.
             client = self._blocking.setdefault(pid, self.client())
         return client
 
     def here(self) -> AsyncClient:
-        """The client of the running event loop, which is closed when that ends."""
+        """Return the shared client of the running event loop; it closes when the loop ends."""
         loop = asyncio.get_running_loop()
         kept = self._by_loop.get(loop)
         if kept is None:
@@ -153,7 +154,7 @@ class Connections:
         return kept.client
 
     def ping(self) -> float:
-        """The seconds that a round trip takes; StoreUnavailable when there is no answer."""
+        """Return the time of one round trip, in seconds; StoreUnavailable without an answer."""
         broker = Broker(self.address, connections=1, patience=self._patience)
         try:
             broker.ping()  # connects
@@ -162,7 +163,7 @@ class Connections:
             broker.close()
 
     async def aping(self) -> float:
-        """As `ping`, awaited."""
+        """Return the time of one round trip, in seconds; StoreUnavailable without an answer."""
         broker = AsyncBroker(self.address, connections=1, patience=self._patience)
         try:
             await broker.ping()
@@ -171,7 +172,7 @@ class Connections:
             await broker.aclose()
 
     def close(self) -> None:
-        """The blocking client is closed, and a store of embedded:// is not used any more."""
+        """Close the shared blocking client, and stop using an embedded:// store."""
         client = self._blocking.pop(os.getpid(), None)
         if client is not None:
             client.close()
@@ -180,7 +181,7 @@ class Connections:
             self._where.close()
 
     async def aclose(self) -> None:
-        """The same, and the client of the running loop is closed. Other loops close their own."""
+        """Close what `close` does and the running loop's client; other loops close their own."""
         kept = self._by_loop.get(asyncio.get_running_loop())
         if kept is not None:
             await kept.aclose()
@@ -196,10 +197,10 @@ class Connections:
 
 
 class _LoopClient:
-    """A client that is closed by its event loop, when `asyncio.run` (or who runs it) ends that.
+    """A client that is closed when its event loop shuts down.
 
-    A loop has one thing to offer to those who want to be told of its end: it closes asynchronous
-    generators that were begun and not ended. So there is one.
+    The only hook for the end of an event loop is that it closes asynchronous generators that have
+    started and not finished. So this class starts one, whose `finally` closes the client.
     """
 
     def __init__(self, client: AsyncClient, forget: Callable[[], None]) -> None:
@@ -207,7 +208,7 @@ class _LoopClient:
         self._forget = forget
         self._guard = self._until_closed()
         with contextlib.suppress(StopIteration):
-            self._guard.asend(None).send(None)  # to its yield, before which it does not wait
+            self._guard.asend(None).send(None)  # run to its yield; it awaits nothing before
 
     async def _until_closed(self) -> AsyncGenerator[None, None]:
         try:
@@ -217,5 +218,5 @@ class _LoopClient:
             await self.client.aclose()
 
     async def aclose(self) -> None:
-        """The client is closed and forgotten."""
+        """Close the client, and remove it from the shared ones."""
         await self._guard.aclose()

@@ -1,6 +1,6 @@
-"""From msgpack to a value of an annotated type: by msgspec, or by pydantic where it is pydantic's.
+"""Converts msgpack to values of an annotated type, by msgspec, or by pydantic for its own types.
 
-pydantic is imported only for an annotation that has one of its types in it.
+pydantic is imported only for an annotation that contains one of its types.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from qsync import msgpack_extensions
 from qsync.errors import ConfigError
 
 Convert = Callable[[bytes | msgspec.Raw], Any]
-"""Raises one of MISFITS when the bytes are no value of the type; `misfit` is what to say of it."""
+"""A function that converts msgpack to a value of its type.
+
+It raises one of MISFITS when the bytes are no value of the type; `misfit` makes a message of that.
+"""
 
 MISFITS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)
 
 as_it_is: Convert = msgspec.msgpack.Decoder(ext_hook=msgpack_extensions.revive).decode
-"""Any value: as msgpack has it."""
+"""The converter for values of any type."""
 
 _GENERICS: Final = (list, dict, tuple, set, frozenset)
 
@@ -36,7 +39,7 @@ _RECORD_HINT: Final = (
 
 
 class _OneOf(type):
-    """What stands for a union of types that msgspec cannot tell apart, but extensions can."""
+    """Metaclass of the stand-in for a union that msgspec rejects, but extensions can carry."""
 
     members: frozenset[type]
 
@@ -45,7 +48,7 @@ class _OneOf(type):
 
 
 def nodes(annotation: Any) -> Iterator[Any]:
-    """An annotation and all annotations within it, those of a class's fields left out."""
+    """Yield an annotation and all annotations within it, except those of a class's fields."""
     yield annotation
     if get_origin(annotation) is not Literal:
         for inner in get_args(annotation):
@@ -53,7 +56,7 @@ def nodes(annotation: Any) -> Iterator[Any]:
 
 
 def leaves(annotation: Any) -> frozenset[type]:
-    """The types of which each value is carried and accepted as it is, an `int` for `float` too."""
+    """Return the types whose values msgpack carries unchanged; with `float` also `int`."""
     members = _members(annotation)
     if not all(isinstance(one, type) and one in msgpack_extensions.LEAVES for one in members):
         return frozenset()
@@ -61,7 +64,7 @@ def leaves(annotation: Any) -> frozenset[type]:
 
 
 def is_steady(annotation: Any) -> bool:
-    """Whether a plain value either arrives as it is, or is refused by the server: never changed."""
+    """Return whether a plain value arrives unchanged, or else is rejected by the server."""
     if annotation is Any or annotation is object or leaves(annotation):
         return True
     if (origin := get_origin(annotation)) in (Union, UnionType, list, dict):
@@ -71,7 +74,7 @@ def is_steady(annotation: Any) -> bool:
 
 
 def converter(annotation: Any) -> Convert:
-    """What makes values of the annotated type; ConfigError when no payload can hold one."""
+    """Return a converter for the annotated type; ConfigError when no payload can hold it."""
     if annotation is Any or annotation is object:
         return as_it_is
     if any(map(_is_pydantics, nodes(annotation))):
@@ -93,7 +96,7 @@ def converter(annotation: Any) -> Convert:
             return decode(data)
         except msgspec.ValidationError as error:
             failed = error
-        try:  # with extensions in it where the annotation has text
+        try:  # again, for extensions where the annotation expects text
             return msgspec.convert(as_it_is(data), known, dec_hook=_revive)
         except msgspec.ValidationError:
             raise failed from None
@@ -102,10 +105,10 @@ def converter(annotation: Any) -> Convert:
 
 
 def converter_of(annotation: Any) -> Convert:
-    """As `converter`, made once for each annotation."""
+    """Return a converter like `converter`, from a cache by annotation."""
     try:
         return _converters(annotation)
-    except TypeError:  # one that cannot be a key
+    except TypeError:  # an annotation that is not hashable
         return converter(annotation)
 
 
@@ -115,7 +118,7 @@ def _converters(annotation: Any) -> Convert:
 
 
 def misfit(error: Exception) -> str:
-    """What to say of one of MISFITS, without the values that it quotes."""
+    """Return the message of one of MISFITS, without the values that it quotes."""
     text = str(error) or type(error).__name__
     place = re.search(r" - at `(\$[\w.\[\]]*)`\Z", text)
     for start in ("Invalid enum value", "Invalid value", "Object contains unknown field"):
@@ -125,14 +128,14 @@ def misfit(error: Exception) -> str:
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, or the annotation itself; None as its type."""
+    """Return the members of a union, or the annotation itself; None becomes NoneType."""
     union = get_origin(annotation) in (Union, UnionType)
     members = get_args(annotation) if union else (annotation,)
     return tuple(type(None) if one is None else one for one in members)
 
 
 def _rewritten(annotation: Any) -> Any:
-    """The annotation for msgspec: with `int | float` for `float`, and unions that it accepts."""
+    """Return the annotation for msgspec, with `int | float` for `float` and unions it accepts."""
     members = _members(annotation)
     if len(members) > 1:
         return _union(members)
@@ -145,7 +148,7 @@ def _rewritten(annotation: Any) -> Any:
 
 
 def _union(members: tuple[Any, ...]) -> Any:
-    """A union for msgspec; one of types that only extensions tell apart as a class of our own."""
+    """Return a union for msgspec, or a `_OneOf` when only extensions tell its types apart."""
     rewritten: Any = Union.__getitem__(tuple(map(_rewritten, members)))
     try:
         msgspec.msgpack.Decoder(rewritten, dec_hook=_revive)
@@ -157,7 +160,7 @@ def _union(members: tuple[Any, ...]) -> Any:
 
 
 def _explained(text: str) -> str:
-    """An error of msgspec about a type, with what to do."""
+    """Return an error text of msgspec about a type, with advice."""
     if re.search(r"more than one (dict-like|custom|dataclass|Struct)|must be tagged", text):
         return f"{text}; {_RECORD_HINT}"
     if text.startswith("Type unions may not"):
@@ -169,14 +172,14 @@ def _explained(text: str) -> str:
 
 
 def _check(node: Any) -> None:
-    """TypeError when it is a class that neither msgspec nor we can make from a payload."""
+    """Raise TypeError for a class that neither msgspec nor this module can make from a payload."""
     if not isinstance(node, type) and get_origin(node) is None:
         return  # an argument of a Literal or an Annotated, or a list of arguments
     _check_info(msgspec.inspect.type_info(node), set())
 
 
 def _check_info(info: Any, seen: set[Any]) -> None:
-    """The same for a description of msgspec's, and for the types of fields in it."""
+    """Do what `_check` does for a type description of msgspec and the fields in it."""
     if isinstance(info, msgspec.inspect.CustomType):
         if _is_pydantics(info.cls):
             _validator(info.cls)
@@ -209,12 +212,12 @@ def _is_ours(cls: type) -> bool:
 
 
 def _revive(cls: type, value: Any) -> Any:
-    """What msgspec asks for classes that it does not know."""
-    if isinstance(value, cls):  # object, a union of ours, and what an extension held
+    """Make a value of a class unknown to msgspec; its `dec_hook`. ValueError on a mismatch."""
+    if isinstance(value, cls):  # object, a _OneOf, or a value from an extension
         return value
     if issubclass(cls, msgpack_extensions.TEXTS) and isinstance(value, str):
         return _made(cls, value)
-    if _is_pydantics(cls):  # within a dataclass, say
+    if _is_pydantics(cls):  # e.g. in a field of a dataclass
         return _validator(cls)(value)
     name = cls.__qualname__ or cls.__name__
     msg = f"Expected `{name}`, got `{type(value).__name__}`"
@@ -226,11 +229,11 @@ def _made(cls: type, text: str) -> Any:
         return cls(text)
     except ValueError:
         msg = f"Invalid {cls.__name__}"
-    raise ValueError(msg)  # not while the other is handled: its text has the value in it
+    raise ValueError(msg)  # outside of `except`: the text of the other error quotes the value
 
 
 def _is_pydantics(node: Any) -> bool:
-    """Whether it is a class of pydantic's making, or a constraint for pydantic in an Annotated."""
+    """Return whether a node is a class of pydantic, or a constraint for it in an Annotated."""
     return "pydantic" in sys.modules and (
         hasattr(node, "__get_pydantic_core_schema__")
         or hasattr(node, "__pydantic_decorators__")
@@ -254,7 +257,7 @@ def _validator(annotation: Any) -> Callable[[Any], Any]:
     except (pydantic.PydanticUserError, NameError, TypeError) as error:
         raise ConfigError(str(error).partition("\n")[0]) from error
     names = _field_names(adapter.core_schema)
-    # Models are carried by the names of their fields, whatever aliases these have.
+    # The payload has the names of a model's fields, not their aliases.
     by_name = "by_name" in inspect.signature(adapter.validate_python).parameters
     options: dict[str, Any] = {"by_name": True} if by_name else {}
 
@@ -263,14 +266,14 @@ def _validator(annotation: Any) -> Callable[[Any], Any]:
             return adapter.validate_python(value, **options)
         except pydantic.ValidationError as error:
             found = error.errors(include_url=False, include_context=False, include_input=False)
-        # Not while the other is handled: its text has the input in it.
+        # Outside of `except`: the text of the other error quotes the input.
         raise ValueError("; ".join(_shown(one, names) for one in found[:5]))
 
     return validate
 
 
 def _field_names(schema: Any) -> set[str]:
-    """The names of all fields in a schema of pydantic; ConfigError when it would import things."""
+    """Return the names of all fields in a pydantic schema; ConfigError if it has ImportString."""
     names: set[str] = set()
     seen: set[int] = set()
     rest = [schema]
@@ -298,7 +301,7 @@ def _field_names(schema: Any) -> set[str]:
 
 
 def _name(field: Any) -> str:
-    """The name of a field, which a list of fields may hold alone."""
+    """Return the name of a field; a list of fields has names or dicts."""
     return field if isinstance(field, str) else str(field["name"])
 
 
@@ -307,7 +310,7 @@ def _is_pydantics_own(function: Any) -> bool:
 
 
 def _shown(error: Any, names: set[str]) -> str:
-    """An error of pydantic, without what it quotes of the value."""
+    """Return an error of pydantic as text, without quotes of the value."""
     quoting = {
         "union_tag_invalid": "Input has a tag that is none of the expected ones",
         "uuid_parsing": "Input should be a valid UUID",

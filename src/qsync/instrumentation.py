@@ -1,7 +1,4 @@
-"""What qsync.contrib adds to an app: clients of its own, and something at each server.
-
-And what qsync.contrib and qsync.web say when what they need is not installed.
-"""
+"""The interface by which qsync.contrib extends an app, and the error for a missing extra."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ def _nothing(server: Server) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extension:
-    """Clients to be made in place of the plain ones, and what is done with each new server.
+    """Client classes to use in place of the plain ones, and a hook for each new server.
 
     `client` and `async_client` take the arguments of Client and AsyncClient.
     """
@@ -29,6 +26,6 @@ class Extension:
 
 
 def missing(error: ModuleNotFoundError, extra: str) -> ModuleNotFoundError:
-    """The error for a part of qsync whose extra is not installed: it says what to install."""
+    """Return the error for a part of qsync whose extra is not installed, with the pip command."""
     msg = f"{error.name} is not installed: pip install 'qsync-py[{extra}]'"
     return ModuleNotFoundError(msg, name=error.name)

@@ -1,7 +1,7 @@
-"""Every key that qsync has in the store: its name, its type and how long it lives.
+"""All keys of qsync in the store: name, type and lifetime. Only this module makes key names.
 
 A queue has a fixed set of keys under one hash tag, `{prefix:queue}`, so that one script can
-reach all of them in a cluster. No key exists per task. Names are made here and nowhere else.
+reach all of them in a cluster. There are no keys per task.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Final
 from qsync.errors import InvalidTask
 
 NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-NAME_LIMIT: Final = 128
-"""Most characters of the name of a queue, or of a prefix."""
+"""Valid names of prefixes and queues."""
 
-"""What a prefix and a queue may be called."""
+NAME_LIMIT: Final = 128
+"""Most characters of the name of a prefix or a queue."""
 
 TASK_ID: Final = re.compile(r"[!-~]{1,128}")
-"""What a task may be called: printable ASCII without the space."""
+"""Valid task ids: printable ASCII without the space."""
 
 QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     # name: (type, what it holds)
@@ -61,23 +61,23 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     ),
     "stats": ("hash", "counters, and <counter>:<day number> for 90 days"),
 }
-"""The keys of a queue, all of them structural: they live as long as the queue is used."""
+"""Keys of a queue. All are structural: they have no time to live."""
 
 DONE_CHANNEL: Final = "done"
-"""The sharded channel of a queue on which ids of ended tasks are published."""
+"""Sharded channel of a queue on which the ids of ended tasks are published."""
 
 WAKE_CHANNELS: Final = "wake:*"
-"""The sharded channels of a queue on which servers are woken, one a server, as a pattern."""
+"""Pattern of the sharded channels of a queue that wake servers, one channel per server."""
 
 COUNTERS: Final = (
     "enqueued", "completed", "failed", "retried", "crashed", "dead", "cancelled", "trimmed",
     "lost", "bytes",
 )  # fmt: skip
-"""Fields of `stats`; all of them only ever grow. `bytes` counts the messages accepted."""
+"""Fields of `stats`, which never decrease. `bytes` is the total size of the accepted messages."""
 
 
 def check_name(field_name: str, value: object) -> str:
-    """Return the name of a prefix or queue; InvalidTask says what is wrong with it."""
+    """Return the name of a prefix or queue; InvalidTask when it is not valid."""
     if not isinstance(value, str) or NAME.fullmatch(value) is None:
         msg = f"{field_name}: {shorten(value)} is not 1 to 128 characters of A-Z a-z 0-9 _ . -"
         raise InvalidTask(msg)
@@ -85,7 +85,7 @@ def check_name(field_name: str, value: object) -> str:
 
 
 def check_id(value: object) -> str:
-    """Return the task id, or raise InvalidTask that says what is wrong with it."""
+    """Return the task id; InvalidTask when it is not valid."""
     if not isinstance(value, str) or TASK_ID.fullmatch(value) is None:
         msg = f"id: {shorten(value)} is not 1 to 128 printable ASCII characters without spaces"
         raise InvalidTask(msg)
@@ -98,12 +98,12 @@ def server_of_token(token: str) -> str:
 
 
 def holder_of_token(token: str) -> str:
-    """Return what the fetches of a lease token are recorded under: the server's id and its life."""
+    """Return the part `<server id>[~<life>]` of a lease token, the field of `fetches`."""
     return token.rpartition("/")[0]
 
 
 def shorten(value: object, limit: int = 80) -> str:
-    """Show a value in a message: escaped, and cut to about `limit` characters."""
+    """Return a value as text for a message: escaped, and cut to about `limit` characters."""
     try:
         text = ascii(value[: limit + 1] if isinstance(value, str | bytes) else value)
     except Exception:
@@ -112,13 +112,16 @@ def shorten(value: object, limit: int = 80) -> str:
 
 
 def class_name(value: object) -> str:
-    """The name of the class of a value, whatever its metaclass would say or raise."""
+    """Return the class name of a value, without calling code of its metaclass."""
     name: str = type.__dict__["__name__"].__get__(type(value))
     return name
 
 
 def raised_at(error: BaseException) -> str:
-    """The class of an exception and where it was raised, without its text: it may be secret."""
+    """Return the class of an exception and where it was raised, without its text.
+
+    The text may contain secrets.
+    """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -144,15 +147,15 @@ class QueueKeys:
         object.__setattr__(self, "done", f"{self.base}:{DONE_CHANNEL}")
 
     def key(self, name: str) -> str:
-        """The full name of a key of this queue."""
+        """Return the full name of a key of this queue."""
         return f"{self.base}:{name}"
 
     def wake_channel(self, server: str) -> str:
-        """The sharded channel on which a server is woken for this queue."""
+        """Return the sharded channel that wakes a server for this queue."""
         return f"{self.base}:wake:{server}"
 
     def names(self, keys: tuple[str, ...]) -> tuple[str, ...]:
-        """The full names of several keys of this queue, in order."""
+        """Return the full names of several keys of this queue, in order."""
         return _names(self.base, keys)
 
 
@@ -163,7 +166,7 @@ def _names(base: str, keys: tuple[str, ...]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1024)
 def queue_keys(prefix: str, queue: str) -> QueueKeys:
-    """The key names of a queue, made once."""
+    """Return the key names of a queue, from a cache."""
     return QueueKeys(prefix, queue)
 
 
@@ -178,18 +181,18 @@ class GlobalKeys:
 
     @property
     def queues(self) -> str:
-        """Set of the names of all queues."""
+        """Key of the set of the names of all queues."""
         return f"{self.prefix}:queues"
 
     @property
     def servers(self) -> str:
-        """Sorted set of server ids by the time until which they count as live, us."""
+        """Key of the sorted set of server ids, by the time until which they count as live, us."""
         return f"{self.prefix}:servers"
 
     def server(self, server_id: str) -> str:
-        """Hash that describes a server; it has a time to live."""
+        """Return the key of the hash that describes a server; it has a time to live."""
         return f"{self.prefix}:server:{server_id}"
 
     def inbox(self, server_id: str) -> str:
-        """List of orders to a server (cancel, quiet, stop); it has a time to live."""
+        """Return the key of the list of orders to a server (cancel, quiet, stop); it has a TTL."""
         return f"{self.prefix}:inbox:{server_id}"

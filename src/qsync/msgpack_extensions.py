@@ -1,8 +1,8 @@
-"""Values that msgpack has no type for, as msgpack extensions. Pure.
+"""Msgpack extensions for values that msgpack has no type for. Pure.
 
-An extension of code CODE holds the msgpack array `[name, data]`; `FORMS` says which data each name
-has. It carries a value to where no annotation says what it was: a parameter without annotation,
-the payload of a `Task`, a result.
+An extension with code CODE contains the msgpack array `[name, data]`; `FORMS` defines the data of
+each name. It keeps the type of a value where no annotation names it: in a parameter without
+annotation, the payload of a `Task`, a result.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import msgspec
 Ext = msgspec.msgpack.Ext
 
 CODE: Final = 1
-"""Code of the extension; the other codes are the application's own."""
+"""Code of the extension; applications may use the other codes."""
 
 MAX_DEPTH: Final = 64
 
 LEAVES: Final[frozenset[type]] = frozenset({int, str, bytes, bool, float, NoneType})
-"""Types that msgpack carries as they are."""
+"""Types that msgpack carries unchanged."""
 
 _KEYS: Final = frozenset({int, str})
 
@@ -36,11 +36,11 @@ _IP: Final = (
 )  # fmt: skip
 
 TEXTS: Final = (PurePath, *_IP)
-"""Types that an annotated parameter carries as text, besides those that msgspec knows."""
+"""Types that are carried as text for an annotated parameter, besides those that msgspec knows."""
 
 
 def _iso(value: datetime | time) -> str | list[Any]:
-    """ISO 8601; that has no place for the `fold` of a value without zone, which goes beside it."""
+    """Return ISO 8601 text, with `fold` beside it for a value without zone, as ISO has no fold."""
     text = value.isoformat()
     return [text, value.fold] if value.fold and value.tzinfo is None else text
 
@@ -78,11 +78,11 @@ _NAMES: Final = {cls: name for name, (cls, _, _) in FORMS.items()} | {
     cls: name for name, cls in _CONTAINERS.items()
 }
 CARRIED: Final = frozenset({*LEAVES, *_NAMES, list, Ext})
-"""Types of which an instance arrives as it is where nothing is annotated."""
+"""Types whose values arrive with their type without an annotation."""
 
 
 class NotCarried(TypeError):
-    """A value that msgpack cannot carry; `place` says where in the whole it is."""
+    """A value that msgpack cannot carry; `place` is its path in the payload, e.g. `[0]['x']`."""
 
     def __init__(self, why: str, place: str = "") -> None:
         super().__init__(why)
@@ -94,9 +94,9 @@ class NotCarried(TypeError):
 
 
 def is_plain(value: object) -> bool:
-    """Whether msgpack itself carries the value and all that is in it, types included.
+    """Return whether msgpack carries the value and its content with their types.
 
-    NotCarried when lists and dicts are nested deeper than MAX_DEPTH.
+    Raises NotCarried when lists and dicts are nested deeper than MAX_DEPTH.
     """
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH + 1):
@@ -118,10 +118,10 @@ def is_plain(value: object) -> bool:
 
 
 def tag(value: Any, *, sort: bool = False) -> Any:
-    """A copy of the value in which what msgpack has no type for is an extension.
+    """Return a copy of the value with extensions for types that msgpack does not have.
 
-    Records (dataclasses, structs, models) become maps, enums their values: their classes are for
-    the reader to name. `sort` puts dicts in one order; sets always are.
+    Records (dataclasses, structs, models) become maps, enums their values: the reader has to name
+    their classes. `sort` puts dicts in a fixed order; sets always are. Raises NotCarried.
     """
     return _tag(value, sort, 0)
 
@@ -175,7 +175,7 @@ def _dict(value: dict[Any, Any], sort: bool, depth: int) -> Any:
 
 
 def _record(value: Any) -> Any:
-    """What stands for an instance of a class: a map of its fields, or a builtin value."""
+    """Return an instance of a class as a map of its fields or a builtin value; NotCarried."""
     cls = type(value)
     if hasattr(cls, "__pydantic_decorators__") and hasattr(value, "__pydantic_extra__"):
         return model_fields(value)
@@ -204,12 +204,12 @@ def _struct(value: msgspec.Struct) -> Any:
 
 
 def model_fields(model: Any) -> Any:
-    """All fields of a model of pydantic by name, those with `exclude=True` among them."""
+    """Return all fields of a pydantic model by name, including those with `exclude=True`."""
     if getattr(type(model), "__pydantic_root_model__", False):
         return model.root
     names = type(model).model_fields
     fields = {name: value for name, value in model.__dict__.items() if name in names}
-    return {**fields, **(model.__pydantic_extra__ or {})}  # and no cached properties
+    return {**fields, **(model.__pydantic_extra__ or {})}  # without cached properties
 
 
 _BASES: Final[tuple[type, ...]] = (*LEAVES - {NoneType}, *_NAMES, list)
@@ -220,11 +220,11 @@ _AS_BASE: Final[dict[type, str]] = {
     timedelta: "timedelta(value.days, value.seconds, value.microseconds)",
     UUID: "UUID(bytes=value.bytes)",
 }
-"""How a value of a subclass becomes one of the class, where the class itself does not take it."""
+"""Code that converts a value of a subclass to its base class where `base(value)` does not."""
 
 
 def no_way(value: object) -> str:
-    """Why the value is refused, and what to give instead."""
+    """Return why a value cannot be carried, and what to give instead."""
     cls = type(value)
     name = cls.__qualname__
     for base in _BASES:
@@ -250,7 +250,7 @@ def _ext(name: str | None, data: Any) -> Any:
 
 
 def revive(code: int, data: memoryview) -> Any:
-    """The value that an extension holds; one of another code stays an Ext. ValueError."""
+    """Return the value in an extension; other codes stay an Ext. ValueError on invalid data."""
     if code != CODE:
         return Ext(code, bytes(data))
     inner = _decode(bytes(data))
@@ -260,7 +260,7 @@ def revive(code: int, data: memoryview) -> Any:
         make: Any = FORMS[name][2] if name in FORMS else _CONTAINERS[name]
         return make(content)
     except (TypeError, ValueError, ArithmeticError, LookupError):
-        pass  # its text may quote the value
+        pass  # raise outside of `except`: the error's text may quote the value
     raise ValueError(failed)
 
 

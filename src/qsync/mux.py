@@ -1,4 +1,4 @@
-"""Which handler runs which type of task, and the middleware around it."""
+"""Maps task types to handlers, with the middleware around them."""
 
 from __future__ import annotations
 
@@ -15,39 +15,43 @@ from qsync.task import TaskInfo, check_type
 F = TypeVar("F", bound=Callable[..., Any])
 
 Executor = Literal["loop", "thread", "process"]
-"""Where a handler runs: on the event loop, in a thread of the pool, in a process of its own."""
+"""Place where a handler runs: the event loop, a thread of the pool, or a process of a pool."""
 
 
 class CallNext(Protocol):
-    """What a middleware calls to go on: the next one, or the handler itself."""
+    """The next middleware or the handler, as an `async def` middleware calls it."""
 
     def __call__(self, task: TaskInfo | None = None) -> Awaitable[Any]:
-        """Go on with the task given, or with the same one when none is."""
+        """Run the rest of the chain with this task, by default the same; return its value."""
 
 
 class CallNextInThread(Protocol):
-    """What a `def` middleware calls to go on; it returns the handler's value."""
+    """The next middleware or the handler, as a `def` middleware calls it."""
 
     def __call__(self, task: TaskInfo | None = None) -> Any:
-        """Go on with the task given, or with the same one when none is."""
+        """Run the rest of the chain with this task, by default the same; return its value."""
 
 
 AsyncMiddleware = Callable[[TaskInfo, CallNext], Awaitable[Any]]
 ThreadMiddleware = Callable[[TaskInfo, CallNextInThread], Any]
 
 Middleware = AsyncMiddleware | ThreadMiddleware
-"""`(task, call_next) -> value`: what it returns takes the place of the handler's value.
+"""A function `(task, call_next) -> value`; its value replaces the value of the handler.
 
-An `async def` one goes around every handler, on the event loop. A `def` one goes around `def`
-handlers alone, in the thread of each: a database connection belongs to its thread.
+An `async def` middleware runs on the event loop, around handlers of every kind. A `def` middleware
+runs around `def` handlers only, in the handler's thread, e.g. for a database connection that
+belongs to its thread.
 """
 
 Arguments = Callable[[TaskInfo], tuple[Sequence[Any], Mapping[str, Any]]]
-"""How the arguments of a handler are made from its task; InvalidTask when they do not fit."""
+"""A function that makes a handler's arguments from its task; raises InvalidTask on a mismatch."""
 
 
 CarryResult = Callable[[Any], Any]
-"""Makes of what a handler returned what is kept; CodecError when it would be read as another."""
+"""A function that makes the stored result from a handler's value.
+
+It raises CodecError when a reader would get another value.
+"""
 
 
 def _task_itself(task: TaskInfo) -> tuple[Sequence[Any], Mapping[str, Any]]:
@@ -56,7 +60,7 @@ def _task_itself(task: TaskInfo) -> tuple[Sequence[Any], Mapping[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A function with what is known of how to run it."""
+    """A function that runs tasks of a type, and how to run it."""
 
     type: str
     function: Callable[..., Any]
@@ -64,16 +68,16 @@ class Handler:
     middleware: tuple[Middleware, ...] = ()
     arguments: Arguments = _task_itself
     path: str = ""
-    """Of a process handler: `module:name`, where a fresh process finds it."""
+    """Import path of a process handler, `module:name`; empty for other handlers."""
     carry_result: CarryResult | None = None
     rules: RetryRules = NO_RULES
 
 
 class Mux:
-    """Maps types of tasks to handlers.
+    """Maps task types to handlers.
 
-    A handler takes a TaskInfo and may be `async def` (it runs on the event loop) or `def` (it runs
-    in a thread). What it returns is the task's result, an exception is a failed attempt.
+    A handler takes a TaskInfo. An `async def` handler runs on the event loop, a `def` handler in a
+    thread. Its return value is the task's result; an exception makes the attempt fail.
     """
 
     def __init__(self) -> None:
@@ -92,18 +96,19 @@ class Mux:
         retry_for: ErrorClasses | None = None,
         dont_retry_for: ErrorClasses | None = None,
     ) -> Callable[[F], F]:
-        """Register the decorated function for a type; the function itself stays as it is.
+        """Register the decorated function as the handler of a type; returns it unchanged.
 
-        `executor="process"` runs a plain function in a process of its own, for work that needs the
-        CPU; only its import path and bytes go there, and a timeout really ends it. A program that
-        runs a server itself, rather than by `qsync worker`, needs `if __name__ == "__main__":`
-        around it then: each process begins by importing the program.
+        `executor="process"` runs a `def` function in a process of its own, for work that needs the
+        CPU. The process gets only the import path and bytes, and a timeout really ends the work.
+        Each process begins by importing the program: a program that runs a server itself, without
+        `qsync worker`, needs `if __name__ == "__main__":` around that.
 
-        Only errors of the classes in `retry_for` are followed by another attempt, and none of those
-        in `dont_retry_for`: the task is dead at once. A timeout is a TimeoutError. `retry_delay` is
-        `def (attempt, error)` and gives the seconds until the next attempt, unless the task itself
-        says it.
-        Raises ConfigError when the type has a handler, or the function cannot be one.
+        `retry_for` limits retries to errors of these classes. An error of a class in
+        `dont_retry_for` makes the task dead at once. A timeout is a TimeoutError. `retry_delay` is
+        a `def (attempt, error)` that returns the delay before the next attempt, in seconds or as a
+        timedelta; a `retry_delay` of the task takes precedence.
+
+        Raises ConfigError when the type has a handler, or the function cannot be a handler.
         """
         _check_type(type)
 
@@ -121,19 +126,19 @@ class Mux:
         return register
 
     def add(self, handler: Handler) -> None:
-        """Register a handler; ConfigError when its type has one."""
+        """Register a handler; ConfigError when its type has another one."""
         known = self._handlers.setdefault(handler.type, handler)
         if known is not handler:
             msg = f"type {handler.type!r} has a handler already: {_name(known.function)}"
             raise ConfigError(msg)
 
     def include(self, other: Mux) -> None:
-        """Register all handlers of another mux here too."""
+        """Register all handlers of another mux; ConfigError when a type has another handler."""
         for handler in check_mux(other)._handlers.values():
             self.add(handler)
 
     def find(self, type: str) -> Handler | None:
-        """The handler of a type, or None."""
+        """Return the handler of a type, or None."""
         return self._handlers.get(type)
 
     @property
@@ -157,7 +162,7 @@ def make_handler(
     carry_result: CarryResult | None = None,
     rules: RetryRules = NO_RULES,
 ) -> Handler:
-    """Check a function and say where it runs; ConfigError when it cannot be a handler."""
+    """Return a Handler for a function; ConfigError when the function cannot be one."""
     _check_type(type)
     if why := _unfit(function, takes_task=arguments is _task_itself):
         msg = f"handler of {type!r}: {shorten(function)} {why}"
@@ -177,12 +182,12 @@ def make_handler(
 
 
 def in_thread(middleware: Middleware) -> bool:
-    """Whether it is a `def` one, which goes around `def` handlers in their thread."""
+    """Return whether a middleware is a `def`, which runs in the thread of `def` handlers."""
     return not _is_async(middleware)
 
 
 def check_mux(mux: object) -> Mux:
-    """Return the mux, or raise ConfigError."""
+    """Return the mux; ConfigError when it is not a Mux."""
     if not isinstance(mux, Mux):
         msg = f"mux: {shorten(mux)} is not a Mux"
         raise ConfigError(msg)
@@ -190,7 +195,7 @@ def check_mux(mux: object) -> Mux:
 
 
 def check_middlewares(middleware: object) -> tuple[Middleware, ...]:
-    """Return them as a tuple; ConfigError unless they are functions that take two things."""
+    """Return the middleware as a tuple; ConfigError unless each takes `(task, call_next)`."""
     if not isinstance(middleware, Iterable):
         msg = f"middleware: {shorten(middleware)} is not a list of `async def (task, call_next)`"
         raise ConfigError(msg)
@@ -213,7 +218,7 @@ def _check_type(type: object) -> None:
 
 
 def _unfit(function: object, *, takes_task: bool) -> str | None:
-    """Why it cannot be a handler."""
+    """Return why the function cannot be a handler; None when it can."""
     if not callable(function):
         return "is not callable"
     if inspect.isclass(function):
@@ -226,10 +231,10 @@ def _unfit(function: object, *, takes_task: bool) -> str | None:
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:
-    """Whether it can be called with so many arguments, as far as its signature tells."""
+    """Return whether a call with `count` positional arguments matches the signature, if known."""
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of a builtin, say
+    except (TypeError, ValueError):  # e.g. a builtin
         return True
     try:
         signature.bind(*range(count))

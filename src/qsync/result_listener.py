@@ -1,8 +1,8 @@
-"""Wakes callers that wait for ends of tasks: of all queues on one connection a node.
+"""Wakes callers when a task that they wait for ends; uses one connection per node of the store.
 
 The end of a task is published on a channel of its queue, at the node that holds the queue. A
-channel is subscribed while somebody waits for a task of its queue, and LINGER longer. Messages may
-be lost, so whoever waits looks at the task now and then as well.
+channel stays subscribed while callers wait for tasks of its queue, and LINGER seconds longer.
+Messages may be lost, so waiting callers also poll.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from qsync.subscriptions import AsyncPlacement, Listener, Placement
 log = logging.getLogger("qsync.client")
 
 LINGER: Final = 1.0
-"""How long a channel stays subscribed when nobody waits any more, seconds."""
+"""Time for which a channel stays subscribed after the last caller has gone, seconds."""
 
 _TICK: Final = 0.25
-"""How often a thread that listens looks whether it still should, seconds."""
+"""Longest time that a listening thread blocks before it checks whether to stop, seconds."""
 
 
 READS: Final = 64
-"""After so many messages in a row a thread looks whether it has other channels by now."""
+"""Messages that a thread reads in a row before it checks whether its channels have changed."""
 
 
 class _Event(Protocol):
@@ -42,14 +42,14 @@ E = TypeVar("E", bound=_Event)
 
 
 class _Waits(Placement, Generic[E]):
-    """Who waits for which task. No I/O, no locks."""
+    """The callers that wait, by task. Does no I/O and takes no locks."""
 
     def __init__(self, broker: Broker | AsyncBroker) -> None:
         super().__init__(broker)
         self._waiting: dict[str, dict[str, set[E]]] = {}
-        """By channel and id."""
+        """Events of the waiting callers, by channel and task id."""
         self._left: dict[str, float] = {}
-        """Channels for which nobody waits any more: since when."""
+        """Channels without waiting callers, with the monotonic time since when."""
 
     def _add(self, channel: str, id: str, event: E) -> None:
         listener = self._by_channel.get(channel) or self._place(channel, self._node_of(channel))
@@ -68,7 +68,7 @@ class _Waits(Placement, Generic[E]):
             self._left[channel] = time.monotonic()
 
     def _expire(self) -> None:
-        """Forget the channels for which nobody has waited for a while."""
+        """Forget the channels that have had no waiting callers for LINGER seconds."""
         now = time.monotonic()
         for channel in [name for name, since in self._left.items() if now - since > LINGER]:
             del self._left[channel]
@@ -95,13 +95,13 @@ class _Waits(Placement, Generic[E]):
 
 
 class Listeners(_Waits[threading.Event]):
-    """Wakes threads that wait for ends of tasks.
+    """Wakes threads when the tasks that they wait for end.
 
-    A daemon thread listens at each node that holds a queue for whose tasks somebody waits. None
-    lives on in a forked child: there other listeners have to be made.
+    One daemon thread listens per node that holds a queue with waiting callers. Threads do not
+    survive a fork: a forked child needs new Listeners.
 
-    All state is guarded by `_lock`. A subscription is used by its listener's thread alone, but for
-    `wake` and `confirmed`.
+    `_lock` guards all state. Only the listener's thread uses its subscription, except for `wake`
+    and `confirmed`.
     """
 
     def __init__(self, broker: Broker) -> None:
@@ -112,7 +112,7 @@ class Listeners(_Waits[threading.Event]):
 
     @contextmanager
     def waiting(self, channel: str, id: str) -> Iterator[threading.Event]:
-        """Yield an event that is set when the task should be looked at."""
+        """Yield an event that is set when the caller should read the task again."""
         woken = threading.Event()
         with self._lock:
             self._add(channel, id, woken)
@@ -123,7 +123,10 @@ class Listeners(_Waits[threading.Event]):
                 self._discard(channel, id, woken)
 
     def close(self) -> None:
-        """Wake everybody, and stop listening: at once, or when a connect that is under way ends."""
+        """Wake all waiting callers and stop the threads; one that is connecting stops after it.
+
+        Waits at most 1 s for the threads to end.
+        """
         self._closed.set()
         with self._lock:
             self._wake_all()
@@ -152,7 +155,7 @@ class Listeners(_Waits[threading.Event]):
             self._closed.wait(backoff.next())
 
     def _session(self, listener: Listener, backoff: Backoff) -> bool:
-        """Listen until the connection breaks; False when nobody has needed it for a while."""
+        """Listen until the connection breaks; return False when the thread is to end."""
         subscription: Subscription | None = None
         try:
             self._locate(listener)
@@ -181,7 +184,7 @@ class Listeners(_Waits[threading.Event]):
         return not self._retire(listener)
 
     def _read(self, listener: Listener, subscription: Subscription) -> None:
-        """Heed what is heard until nothing is, or READS messages came."""
+        """Act on messages until none comes for _TICK seconds, or READS have come."""
         for _ in range(READS):
             if (heard := subscription.read(_TICK)) is None:
                 return
@@ -189,7 +192,7 @@ class Listeners(_Waits[threading.Event]):
                 self._heed(listener, heard)
 
     def _locate(self, listener: Listener) -> None:
-        """Give away the channels that are at other nodes by now."""
+        """Move channels to the listeners of the nodes that hold them now."""
         with self._lock:
             channels = sorted(listener.channels)
         for channel in channels:
@@ -198,12 +201,12 @@ class Listeners(_Waits[threading.Event]):
             except QsyncError:
                 if listener.node is None:
                     raise
-                return  # the others are where they were, as far as is known
+                return  # assume that the other channels have not moved
             with self._lock:
                 self._follow_slot(channel, listener, node)
 
     def _retire(self, listener: Listener) -> bool:
-        """Whether the thread is to end; then it counts as ended."""
+        """Return whether the thread is to end; if so, forget the listener."""
         with self._lock:
             self._expire()
             if listener.channels and not self._closed.is_set():
@@ -213,9 +216,9 @@ class Listeners(_Waits[threading.Event]):
 
 
 class AsyncListeners(_Waits[asyncio.Event], AsyncPlacement):
-    """Wakes coroutines that wait for ends of tasks.
+    """Wakes coroutines when the tasks that they wait for end.
 
-    An asyncio task listens at each node that holds a queue for whose tasks somebody waits.
+    One asyncio task listens per node that holds a queue with waiting callers.
     """
 
     def __init__(self, broker: AsyncBroker) -> None:
@@ -224,7 +227,7 @@ class AsyncListeners(_Waits[asyncio.Event], AsyncPlacement):
 
     @contextmanager
     def waiting(self, channel: str, id: str) -> Iterator[asyncio.Event]:
-        """Yield an event that is set when the task should be looked at."""
+        """Yield an event that is set when the caller should read the task again."""
         loop = asyncio.get_running_loop()
         woken = asyncio.Event()
         self._add(channel, id, woken)
@@ -235,7 +238,7 @@ class AsyncListeners(_Waits[asyncio.Event], AsyncPlacement):
             self._sweep_later(loop)
 
     async def aclose(self) -> None:
-        """Wake everybody, and stop listening."""
+        """Wake all waiting callers, and stop listening."""
         if self._sweep is not None:
             self._sweep.cancel()
         self._wake_all()
@@ -252,7 +255,7 @@ class AsyncListeners(_Waits[asyncio.Event], AsyncPlacement):
 
 
 def _tell(place: str, error: Exception) -> None:
-    """Say that listening broke off: results are still seen, but later."""
+    """Log that listening has failed; callers still get results, by polling."""
     log.info(
         "listening on %s: %s; results are looked for every 1 to 5 s until it works again",
         place, error, exc_info=None if isinstance(error, QsyncError) else error,

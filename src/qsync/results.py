@@ -1,8 +1,7 @@
-"""What the end of a task means to a caller that waits for it, and how often it looks.
+"""How a caller that waits for a result reads the end of a task, and how often it polls.
 
-The end is published on a channel of the queue (see listeners.py), and what is published may be
-lost: it only says when to look. So a waiter looks, and looks again when it is woken, and every
-1 to 5 s besides.
+The end is published on a channel of the queue (see result_listener.py). Such a message may be lost,
+so it only wakes the caller: the caller reads the task at first, when woken, and every 1 to 5 s.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from qsync.task import Message, Result
 
 
 def result_if_finished(id: str, queue: str, shown: StoredTask | None) -> Result | None:
-    """The result record of a task that succeeded; None while the task has not ended.
+    """Return the result record of a completed task; None while the task has not ended.
 
-    Raises what `Handle.result` raises for the other ends.
+    Raises what `Handle.result` raises when the task ended in another way.
     """
     where = f"task {id!r} in queue {queue!r}"
     if shown is None:
@@ -45,7 +44,7 @@ def result_if_finished(id: str, queue: str, shown: StoredTask | None) -> Result 
 
 
 def retention_of(shown: StoredTask) -> int | None:
-    """How long the task is kept after success, microseconds; None: not at all, or not known."""
+    """Return how long the task is kept after success, us; None: not at all, or unknown."""
     message = message_of(shown)
     return None if message is None else _retention(message)
 
@@ -55,7 +54,7 @@ def _retention(message: Message) -> int | None:
 
 
 def not_found(id: str, queue: str) -> TaskNotFound:
-    """The error for who asks after a task that is not in the queue."""
+    """Return the error for a task that is not in the queue."""
     return TaskNotFound(
         f"task {id!r} is not in queue {queue!r} (any more): it is done and was not kept "
         "(retention=), was deleted, or is in another queue, which client.find(id) finds"
@@ -63,7 +62,7 @@ def not_found(id: str, queue: str) -> TaskNotFound:
 
 
 def without_retention(id: str, queue: str) -> InvalidTask:
-    """The error for who asks for a result that nobody keeps."""
+    """Return the error for a task whose result is not kept."""
     return InvalidTask(
         f"retention: task {id!r} in queue {queue!r} has none, so its result is not kept; "
         "give Task(..., retention=seconds)"
@@ -71,7 +70,7 @@ def without_retention(id: str, queue: str) -> InvalidTask:
 
 
 def decode_result(record: Result) -> Any:
-    """What the handler returned: the value, or bytes as they were."""
+    """Return what the handler returned: bytes unchanged, other values decoded; QsyncError."""
     if not record.is_value:
         return record.value
     try:
@@ -82,7 +81,10 @@ def decode_result(record: Result) -> Any:
 
 
 def decoder_of(type: Any) -> Callable[[Result], Any]:
-    """What makes results of this type of their records; ConfigError when no result can have it."""
+    """Return a decoder of results of this type; ConfigError when no result can have the type.
+
+    The decoder raises QsyncError when the result is of another type.
+    """
     convert = converter_of(type)
 
     def decode(record: Result) -> Any:
@@ -101,18 +103,18 @@ def decoder_of(type: Any) -> Callable[[Result], Any]:
 
 
 class Deadline:
-    """The end of a wait: so many seconds after this is made, or never."""
+    """The end of a wait: `seconds` after this object is made, or never for None."""
 
     def __init__(self, seconds: float | None) -> None:
         self._ends = math.inf if seconds is None else time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds until then, 0 when it is past."""
+        """Return the seconds left, 0 when the deadline has passed."""
         return max(0.0, self._ends - time.monotonic())
 
 
 def poll_intervals() -> Iterator[float]:
-    """How long to wait for a message before looking again, seconds."""
+    """Yield how long to wait for a message before the next poll, seconds: from 1 up to 5."""
     pause = 1.0
     while True:
         yield pause

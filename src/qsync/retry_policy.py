@@ -1,4 +1,4 @@
-"""Which failures of a handler are followed by another attempt, and when. Pure."""
+"""Which failures of a handler are retried, and after what delay. Pure."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from qsync.errors import ConfigError, Retry
 from qsync.keys import shorten
 
 ErrorClasses = type[BaseException] | tuple[type[BaseException], ...]
-"""One class of exceptions, or several, as `isinstance` takes them."""
+"""An exception class or a tuple of them, as `isinstance` takes them."""
 
 DelayCallable = Callable[[int, Exception], float | timedelta]
-"""`(attempt, error) -> delay`; 1 is the first attempt."""
+"""A function `(attempt, error) -> delay`, seconds or a timedelta; attempt 1 is the first."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryRules:
-    """What a handler says of its own failures."""
+    """The retry options of a handler."""
 
     delay: DelayCallable | None = None
     retry_for: ErrorClasses | None = None
-    """None: all of them."""
+    """Error classes to retry; None: all."""
     dont_retry_for: ErrorClasses = ()
 
     def is_final(self, error: BaseException) -> bool:
-        """Whether no other attempt follows this error; `Retry` is followed by one in any case."""
+        """Return whether this error is never retried; False for `Retry`."""
         if isinstance(error, Retry):
             return False
         if isinstance(error, self.dont_retry_for):
@@ -42,7 +42,7 @@ NO_RULES = RetryRules()
 def retry_rules(
     *, retry_delay: Any = None, retry_for: Any = None, dont_retry_for: Any = None
 ) -> RetryRules:
-    """Check what a handler says of its failures; ConfigError names what is wrong."""
+    """Check the retry options of a handler; ConfigError names a wrong option."""
     if retry_delay is not None and not _takes_two(retry_delay):
         msg = f"retry_delay: {shorten(retry_delay)} is not `def (attempt, error) -> delay`"
         raise ConfigError(msg)
@@ -71,6 +71,6 @@ def _takes_two(function: Any) -> bool:
         inspect.signature(function).bind(1, ValueError())
     except TypeError:
         return False
-    except ValueError:  # of a builtin
+    except ValueError:  # a builtin without a signature
         return True
     return True

@@ -1,8 +1,7 @@
-"""When a periodic task is due: cron and interval schedules, time zones, missed ticks.
+"""When a periodic task is due: cron and interval schedules, time zones, missed ticks. Pure.
 
-Nothing here looks at a clock or at the store. A time is an int, microseconds since the Unix epoch,
-and a tick is such a time. A schedule depends on nothing but its own values, so any two servers
-agree on every tick.
+A time is an int, microseconds since the Unix epoch, and a tick is such a time. Ticks depend only on
+the values of the schedule, so all servers agree on every tick.
 """
 
 from __future__ import annotations
@@ -22,36 +21,36 @@ from cronsim import CronSim, CronSimError
 from qsync.errors import InvalidTask
 
 Missed = Literal["skip", "once", "all"]
-"""What becomes of ticks that came while no server was there to enqueue them; see `due_ticks`."""
+"""What to do with ticks that came while no server was running; see `due_ticks`."""
 
 # Naive datetimes below are either a moment in UTC or a reading of the local clock ("wall").
-_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - naive on purpose, as said above
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - naive on purpose, see above
 _MICROSECOND = timedelta(microseconds=1)
 _SECOND = timedelta(seconds=1)
-# Ticks are looked for from 1900 to 9900 only, so that no search leaves the calendar.
+# The search for ticks is limited to 1900 to 9900, so that it stays within datetime's range.
 _YEAR_1900_US = -2_208_988_800_000_000
 _YEAR_2000_US = 946_684_800_000_000
 _YEAR_9900_US = 250_246_627_200_000_000
-_YEARS = 50  # with no tick in as many years, there is none
+_YEARS = 50  # a schedule without a tick in 50 years has none
 
 
 @runtime_checkable
 class Schedule(Protocol):
-    """Ticks in strictly rising order. `str()` of a schedule is what people read of it."""
+    """A strictly rising sequence of ticks. `str()` of a schedule is its text for people."""
 
     def next_after(self, moment_us: int) -> int | None:
-        """The first tick later than the moment; None when there is none any more."""
+        """Return the first tick later than the moment; None when there is none."""
 
     def previous(self, moment_us: int) -> int | None:
-        """The latest tick that is not later than the moment; None when there was none before it."""
+        """Return the latest tick that is not later than the moment; None when there is none."""
 
 
 class _Change(NamedTuple):
     """A change of the local clock: readings from `first` until `end` are skipped or repeated."""
 
     at: datetime  # in UTC
-    before: timedelta  # offset from UTC until then
-    after: timedelta  # and from then on
+    before: timedelta  # offset from UTC before `at`
+    after: timedelta  # offset from UTC from `at` on
 
     @property
     def first(self) -> datetime:
@@ -64,23 +63,23 @@ class _Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Cron:
-    """Ticks whenever the clock of a time zone reads what a cron expression says.
+    """A schedule that ticks when the clock of a time zone matches a cron expression.
 
-    The expression has the five fields of cron, or six with seconds first, and whatever else cronsim
-    knows: names of months and days, lists, ranges, steps, `L`, `LW`, `5L`, `1#2`; not `@daily` and
-    the like. As in Debian's cron, day of month and day of week must both match when either starts
-    with `*`; else one is enough. `tz` is a name of the IANA database.
+    The expression has the five fields of cron, or six with seconds first. Supported are names of
+    months and days, lists, ranges, steps, `L`, `LW`, `5L` and `1#2`, as cronsim has them; not
+    `@daily` and the like. As in Debian's cron, day of month and day of week must both match when
+    either starts with `*`; otherwise one match is enough. `tz` is a name of the IANA database.
 
-    When the clock changes:
+    When the clock changes (daylight saving time):
 
-    * An expression with a fixed time of day ticks once for each time that it names. The times that
-      the clock skips become one tick, at the first moment after the gap; a time that comes twice
-      ticks the first time.
+    * An expression with a fixed time of day ticks once for each time that it names. All times that
+      the clock skips become one tick, at the first moment after the gap. A time that occurs twice
+      ticks the first time only.
     * An expression whose second, minute or hour starts with `*` (`*/5 * * * *`, `0 * * * *`,
-      `*/10 2 * * *`) is an interval and follows the clock: a skipped reading does not tick and a
-      repeated one ticks twice. So every five minutes stays every five minutes.
+      `*/10 2 * * *`) is an interval and follows the clock: a skipped time does not tick, and a
+      repeated one ticks twice. So "every five minutes" stays every five minutes.
 
-    InvalidTask when the expression or the time zone is unknown, or if it would never tick.
+    Raises InvalidTask when the expression or the time zone is invalid, or it would never tick.
     """
 
     expression: str
@@ -93,7 +92,8 @@ class Cron:
         object.__setattr__(self, "expression", " ".join(fields))
         object.__setattr__(self, "_zone", _time_zone(self.tz))
         object.__setattr__(self, "_interval", any(part.startswith("*") for part in fields[:-3]))
-        # Which days match depends on the kind of year alone, and all kinds come in these 50 years.
+        # Which days match depends only on the kind of year (leap year, first weekday), and all
+        # kinds occur in these 50 years.
         try:
             first_us = self.next_after(_YEAR_2000_US)
         except StopIteration:  # cronsim found nothing
@@ -105,7 +105,7 @@ class Cron:
         return f"{self.expression} ({self.tz})"
 
     def next_after(self, moment_us: int) -> int | None:
-        """The first tick later than the moment; None when there is none for 50 years."""
+        """Return the first tick later than the moment; None when there is none in 50 years."""
         if not _YEAR_1900_US <= moment_us < _YEAR_9900_US:
             return None
         utc = _EPOCH + timedelta(microseconds=moment_us)
@@ -113,7 +113,7 @@ class Cron:
         wall = self._match_after(here)
         change = self._change_at(here)
         if change and self._interval and utc < change.at and wall >= change.end:
-            wall = self._match_after(change.first - _SECOND)  # these readings come again
+            wall = self._match_after(change.first - _SECOND)  # these readings will repeat
         while wall.year <= here.year + _YEARS:
             change = self._change_at(wall)
             if change is None:
@@ -125,7 +125,7 @@ class Cron:
         return None
 
     def previous(self, moment_us: int) -> int | None:
-        """The latest tick not later than the moment; None when there was none for 50 years."""
+        """Return the latest tick not later than the moment; None when there is none in 50 years."""
         if not _YEAR_1900_US <= moment_us < _YEAR_9900_US:
             return None
         utc = _EPOCH + timedelta(microseconds=moment_us)
@@ -133,7 +133,7 @@ class Cron:
         wall = self._match_until(here)
         change = self._change_at(here)
         if change and utc >= change.at and not (self._interval and wall >= change.first):
-            wall = self._match_until(change.end - _SECOND)  # these readings came before
+            wall = self._match_until(change.end - _SECOND)  # these readings occurred before
         while wall.year >= here.year - _YEARS:
             change = self._change_at(wall)
             if change is None:
@@ -144,10 +144,10 @@ class Cron:
             wall = self._match_until(change.first - _SECOND)
         return None
 
-    # cronsim is asked about readings of the clock only. Where the clock changes, cronsim 2.8 itself
-    # gives times already past (in the second of two equal hours), drops its rules for expressions
-    # of six fields, and loses ticks if the change is by half an hour. It always finds a match: see
-    # __post_init__, and every kind of year comes again within 40 years.
+    # cronsim only gets readings of the local clock, without a time zone. At clock changes, cronsim
+    # 2.8 itself returns past times (in the second of two equal hours), drops its rules for
+    # expressions of six fields, and loses ticks when the change is half an hour. It always finds a
+    # match: __post_init__ checks that, and every kind of year recurs within 40 years.
 
     def _match_after(self, wall: datetime) -> datetime:
         return next(CronSim(self.expression, wall))
@@ -156,14 +156,14 @@ class Cron:
         return next(CronSim(self.expression, wall + _SECOND, reverse=True))
 
     def _ticks_at(self, wall: datetime, change: _Change) -> tuple[datetime, ...]:
-        """The ticks, in UTC, that a matching reading gives which the change skips or repeats."""
+        """Return the ticks, in UTC, of a matching reading that the change skips or repeats."""
         if change.before < change.after:
             return () if self._interval else (change.at,)
         both = (wall - change.before, wall - change.after)
         return both if self._interval else both[:1]
 
     def _change_at(self, wall: datetime) -> _Change | None:
-        """The clock change that skips or repeats this reading, if one does."""
+        """Return the clock change that skips or repeats this reading; None when none does."""
         before, after = self._offset(wall), self._offset(wall.replace(fold=1))
         if before == after:
             return None
@@ -176,21 +176,22 @@ class Cron:
         return _Change(earliest + seconds * _SECOND, before, after)
 
     def _reading(self, utc: datetime) -> datetime:
-        """What the local clock reads at that moment, in whole seconds."""
+        """Return the reading of the local clock at a moment, in whole seconds."""
         local = self._zone.fromutc(utc.replace(tzinfo=self._zone))
         return local.replace(tzinfo=None, microsecond=0, fold=0)
 
     def _offset(self, wall: datetime) -> timedelta:
-        """The offset from UTC for a reading: before the change (fold 0) or after it (fold 1)."""
+        """Return the UTC offset of a reading: before a change with fold 0, after it with fold 1."""
         return self._zone.utcoffset(wall.replace(tzinfo=self._zone)) or timedelta()
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class Every:
-    """Ticks at the whole multiples of a period since the Unix epoch, whenever a server was started.
+    """A schedule that ticks at the whole multiples of a period since the Unix epoch.
 
-    The period is in seconds or a timedelta, from 0.1 s to 100 years, rounded to microseconds.
-    `Every(86_400)` is every midnight in UTC. InvalidTask otherwise.
+    So ticks do not depend on when a server started; `Every(86_400)` ticks at midnight in UTC. The
+    period is in seconds or a timedelta, from 0.1 s to 100 years (else InvalidTask), rounded to
+    microseconds.
     """
 
     period_us: int
@@ -205,13 +206,13 @@ class Every:
         return f"every {self.period_us / 1_000_000:.6f}".rstrip("0").rstrip(".") + " s"
 
     def next_after(self, moment_us: int) -> int | None:
-        """The first tick later than the moment."""
+        """Return the first tick later than the moment."""
         if not _YEAR_1900_US <= moment_us < _YEAR_9900_US:
             return None
         return (moment_us // self.period_us + 1) * self.period_us
 
     def previous(self, moment_us: int) -> int | None:
-        """The latest tick that is not later than the moment."""
+        """Return the latest tick that is not later than the moment."""
         if not _YEAR_1900_US <= moment_us < _YEAR_9900_US:
             return None
         return moment_us // self.period_us * self.period_us
@@ -219,10 +220,10 @@ class Every:
 
 @dataclass(frozen=True, slots=True)
 class Periodic:
-    """A named schedule, and what is done about ticks that were missed.
+    """A named schedule, and what to do with missed ticks.
 
-    The name, 1 to 128 of `A-Z a-z 0-9 _ . : -`, identifies the schedule to all servers. InvalidTask
-    otherwise.
+    The name identifies the schedule to all servers: 1 to 128 characters of `A-Z a-z 0-9 _ . : -`.
+    Raises InvalidTask when a value is wrong.
     """
 
     name: str
@@ -246,17 +247,17 @@ def due_ticks(
     grace_us: int,
     limit: int = 1000,
 ) -> list[int]:
-    """The ticks to enqueue now, oldest first, given the last tick that was enqueued.
+    """Return the ticks to enqueue now, oldest first, given the last tick that was enqueued.
 
-    For a schedule that never ticked, `last_us` is the time at which it was first seen; None means
-    that it is seen first now, and nothing is due. A tick at most `grace_us` late is on time and
-    always due, a later one is missed. Of the missed ticks,
+    For a schedule that never ticked, `last_us` is the time at which a server first saw it; None
+    means that this is the first time, and nothing is due. A tick that is at most `grace_us` late is
+    on time, and always due; a later one is missed. `missed` decides about missed ticks:
 
     * skip: none is due;
-    * once: the latest is due, for all of them, unless there is one on time to do that;
+    * once: the latest is due in place of all, unless a tick is on time;
     * all: all are due.
 
-    At most `limit` are returned; call again with the last of them for the rest.
+    The function returns at most `limit` ticks; call it again with the last of them for the rest.
     """
     if last_us is None:
         return []
@@ -270,11 +271,11 @@ def due_ticks(
 
 
 def tick_id(name: str, tick_us: int) -> str:
-    """The id of the task of a tick, like `report@2026-11-24T02:00:00Z`.
+    """Return the id of the task of a tick, e.g. `report@2026-11-24T02:00:00Z`.
 
-    It is the same on all servers, so that a tick is enqueued once, and another for every tick, so
-    that a dead one does not bar the next. At most 128 printable ASCII characters without spaces: of
-    a name over 100 characters it has the beginning and a hash.
+    The id is the same on all servers, so that a tick is enqueued once, and differs between ticks,
+    so that a dead task does not block the next tick. A name over 100 characters is shortened to its
+    beginning and a hash, to keep the id within 128 characters.
     """
     _check_name(name)
     if len(name) > 100:

@@ -1,4 +1,4 @@
-"""How tasks are made ready for the store and put together into round trips."""
+"""Checks and encodes tasks, and groups them into calls and round trips."""
 
 from __future__ import annotations
 
@@ -35,28 +35,29 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 CONFIRM_TIMEOUT: Final = 2.0
-"""How long a confirmation is waited for, seconds: a store that syncs every second takes one."""
+"""Default time to wait for a confirmation, seconds; a store that syncs each second takes up to 1 s.
+"""
 
 CALL_BYTES: Final = 1024 * 1024
-"""What a call carries at most, unless one task is larger: storing it takes the store 2 to 5 ms."""
+"""Largest size of a call, bytes, unless one task is larger; the store takes 2 to 5 ms for it."""
 
 LINE_S: Final = 1.0
-"""For so long after an answer of the store the callers behind are taken to be in a line that moves,
-seconds; half of their patience, if that is less."""
+"""Time after a reply of the store in which waiting callers do not expire, seconds; at most half of
+their patience."""
 
 IN_TWO: Final = 32
-"""From so many items on, a first batch is half of what there is."""
+"""Number of items from which on the first batch takes only half of them."""
 
 _COSTLY: Final = 2 * CALL_BYTES // ops.BATCH_SIZE
-"""What a task counts at least that is more than a message to store: it has a lock, a fairness key
-or a time. It takes the store as long as two others."""
+"""Least size that a task with a lock, a fairness key, a due time or a chosen id counts as, bytes.
+The store takes as long for it as for two plain tasks."""
 
 _BESIDE: Final = 128
-"""What a task's options and the framing take in a call at most, bytes, the fairness key apart."""
+"""Most bytes of a task's options and of the framing in a call, without the fairness key."""
 
 
 def ready(task: object, *, queue: str | None, payload_limit: int, remember_us: int) -> NewTask:
-    """The task as it is sent; InvalidTask when it is none, or does not fit."""
+    """Return the encoded task; InvalidTask when it is no Task or cannot be encoded, LeaseLost."""
     check_lease()
     checked = _checked(task)
     nonce = None if checked.id is None else nonce_of_parent()
@@ -70,7 +71,7 @@ def ready(task: object, *, queue: str | None, payload_limit: int, remember_us: i
 
 
 def check_remember_ids(value: object) -> int:
-    """The time for which chosen ids are remembered, in microseconds; ConfigError if it is none."""
+    """Return the time to remember chosen ids, in microseconds; ConfigError if it is no duration."""
     try:
         return duration_us("remember_ids", cast("Duration", value))
     except InvalidTask as error:
@@ -78,7 +79,7 @@ def check_remember_ids(value: object) -> int:
 
 
 def check_durability(value: object) -> Durability | None:
-    """Return what a task is to outlive, or raise ConfigError."""
+    """Return the durability; ConfigError unless it is "fsync", "replica" or None."""
     match value:
         case None | "fsync" | "replica":
             return value
@@ -87,7 +88,7 @@ def check_durability(value: object) -> Durability | None:
 
 
 def check_confirm_timeout(value: object) -> float:
-    """Return the seconds that a confirmation is waited for, or raise ConfigError."""
+    """Return the time to wait for a confirmation, seconds; ConfigError unless 0.001 to 3600."""
     if type(value) not in (int, float) or not 0.001 <= cast("float", value) <= 3600:
         msg = f"confirm_timeout: {shorten(value)} is not a number of seconds from 0.001 to 3600"
         raise ConfigError(msg)
@@ -97,7 +98,7 @@ def check_confirm_timeout(value: object) -> float:
 def _checked(task: object) -> Task:
     if not isinstance(task, Task):
         how = "give Task(type, payload)"
-        if hasattr(task, "build"):  # a task that is a function
+        if hasattr(task, "build"):  # a TaskFunction
             name = getattr(task, "__name__", "task")
             how = f"give {name}.build(...), or call {name}.enqueue(...)"
         msg = f"task: {type(task).__name__} is not a Task; {how}"
@@ -106,17 +107,17 @@ def _checked(task: object) -> Task:
 
 
 def size_of(task: NewTask) -> int:
-    """The bytes that a task takes in a call, about, or those that it counts as."""
+    """Return the approximate bytes of a task in a call, at least _COSTLY for a costly one."""
     size = len(task.message) + len(task.id) + len(task.fairness_key) + _BESIDE
     costly = task.lock or task.fairness_key or task.due or task.remember_us
     return max(size, _COSTLY) if costly else size
 
 
 def is_refused(reply: Enqueued) -> bool:
-    """Whether an enqueue of one task is an error.
+    """Return whether the reply to an enqueue of one task is an error.
 
-    It is none when a handler enqueues a child again that an earlier attempt enqueued, and that is
-    done by now.
+    It is no error when a handler enqueues a child task that an earlier attempt enqueued and that
+    has left the queue.
     """
     if reply.outcome == "created":
         return False
@@ -124,7 +125,7 @@ def is_refused(reply: Enqueued) -> bool:
 
 
 def duplicate(task: NewTask, holder: Enqueued) -> DuplicateTask:
-    """The error for a task whose id or lock is taken."""
+    """Return the error for a task whose id or lock is taken."""
     if holder.outcome == "exists":
         msg = f"id {task.id!r} is taken by another task in queue {task.queue!r}"
     elif holder.outcome == "repeated":
@@ -139,24 +140,24 @@ def duplicate(task: NewTask, holder: Enqueued) -> DuplicateTask:
 
 
 class Chunk(NamedTuple):
-    """The tasks of one call, and their places among those of the bulk."""
+    """The tasks of one call, and their indexes among the tasks of the bulk."""
 
     places: Sequence[int]
     tasks: Sequence[NewTask]
 
 
 class RoundTrip(NamedTuple):
-    """What goes together in a round trip: the parts, and the calls for them."""
+    """The chunks of one round trip, and the calls for them."""
 
     parts: Sequence[Chunk]
     calls: Sequence[Call[list[Enqueued]]]
 
 
 class BulkEnqueue(Generic[T]):
-    """The tasks of one call: which go together, and the handle of each that the store has.
+    """The tasks of one `enqueue_many`: cuts them into round trips and makes their handles.
 
-    All are checked when it is made: InvalidTask names the place of the first that does not fit.
-    What there is to do beyond that is done bit by bit, while the store works for others of them.
+    The constructor checks all tasks; InvalidTask names the index of the first that is wrong.
+    Encoding and making handles are done in pieces, while the store works on other tasks.
     """
 
     def __init__(
@@ -172,12 +173,12 @@ class BulkEnqueue(Generic[T]):
         self._tasks: list[Task] = []
         self._payloads: list[bytes] = []
         self._sealed: list[NewTask | None] = []
-        """Those with options, which are checked by it; None: that is done in its turn."""
+        """Encoded tasks that have options; None: a plain task, encoded when its call is made."""
         self._nonce = new_nonce()
         self._nonces: dict[int, bytes] = {}
-        """Of tasks whose id comes again: by it the store tells them apart."""
+        """Nonces by index, for ids that are repeated in the bulk and for children of a handler."""
         self._answered: list[tuple[Chunk, list[Enqueued]]] = []
-        """What has no handles yet."""
+        """Chunks with their replies whose handles are not made yet."""
         self._check(tasks, payload_limit)
         self._handles: list[T | None] = [None] * len(self._tasks)
 
@@ -212,7 +213,7 @@ class BulkEnqueue(Generic[T]):
                 raise InvalidTask(msg) from error
 
     def places(self) -> dict[str, list[int]]:
-        """For each queue where its tasks are, in order."""
+        """Return the indexes of the tasks by queue, in order."""
         places: dict[str, list[int]] = {}
         for at, task in enumerate(self._tasks):
             places.setdefault(task.queue, []).append(at)
@@ -227,10 +228,10 @@ class BulkEnqueue(Generic[T]):
         *,
         calls: int,
     ) -> Iterator[RoundTrip]:
-        """The round trips for the places of a queue, of so many calls at most.
+        """Yield the round trips for tasks of a queue, each of at most `calls` calls.
 
-        None carries more bytes than any call may. One may be asked for while that before it is
-        under way, and meanwhile handles are made for what has been answered.
+        A round trip carries at most BATCH_BYTES. The next one may be made while the one before is
+        in flight; this also makes the handles of tasks that were answered.
         """
         for first in range(0, len(places), calls * ops.BATCH_SIZE):
             self._make_handles()
@@ -243,7 +244,7 @@ class BulkEnqueue(Generic[T]):
                 yield RoundTrip(parts, _calls(keys, parts, lent.more(len(parts)), wait))
 
     def note(self, trip: RoundTrip, replies: Sequence[list[Enqueued] | QsyncError]) -> None:
-        """Keep what became of the tasks of a round trip; raise the first error among them."""
+        """Take the replies of a round trip; raise the first error among them."""
         failed: QsyncError | None = None
         for part, reply in zip(trip.parts, replies, strict=True):
             if isinstance(reply, QsyncError):
@@ -254,7 +255,7 @@ class BulkEnqueue(Generic[T]):
             raise failed
 
     def handles(self) -> list[T]:
-        """Those of the tasks that the store has answered for, in order."""
+        """Return the handles of the tasks that the store answered for, in order."""
         self._make_handles()
         return [handle for handle in self._handles if handle is not None]
 
@@ -281,7 +282,7 @@ class BulkEnqueue(Generic[T]):
 
 
 def _cut(sizes: Sequence[int], calls: int) -> Iterator[Sequence[range]]:
-    """Cut tasks of these sizes into calls, and the calls into round trips."""
+    """Cut tasks of these sizes, in bytes, into calls, and the calls into round trips."""
     runs = list(ops.batches(range(len(sizes)), sizes.__getitem__, CALL_BYTES))
     for fitting in ops.batches(runs, lambda run: sum(sizes[run.start : run.stop])):
         for at in range(0, len(fitting), calls):
@@ -298,14 +299,14 @@ def _calls(
 
 
 class Lookahead(Generic[T]):
-    """An iterator whose next item can be made before it is asked for."""
+    """An iterator that can make its next item ahead."""
 
     def __init__(self, items: Iterator[T]) -> None:
         self._items = items
         self._made: list[T] = []
 
     def make(self) -> None:
-        """Make the next item, if it is not."""
+        """Make the next item, unless it is made already."""
         if not self._made:
             self._made.extend(itertools.islice(self._items, 1))
 
@@ -320,19 +321,19 @@ class Lookahead(Generic[T]):
 
 
 class CallId(NamedTuple):
-    """By what the store knows a call that comes again."""
+    """The identity of a call, by which the store recognizes a repeated one."""
 
     sender: str
     number: int
 
 
 class CallSequences:
-    """Numbers the enqueues of a client, for as long as each of them is under way.
+    """Gives each enqueue call of a client a sender and a sequence number while it is in flight.
 
-    A sender has one call under way at a time, so the store keeps only its last: a client has as
-    many senders as it has calls at the same time. The last to become free goes first, so that those
-    which a burst took are soon forgotten by the store. Threads may share them. A forked child takes
-    none of its parent's, whose numbers go on to rise.
+    A sender has one call in flight, so the store keeps only its last number. A client has as many
+    senders as concurrent calls. The sender that was freed last is used first, so that the store
+    soon forgets the senders of a burst. Threads may share this object. A forked child makes new
+    senders, since its parent goes on with the old ones.
     """
 
     def __init__(self) -> None:
@@ -340,14 +341,14 @@ class CallSequences:
         self._pid = os.getpid()
 
     def lend(self, count: int) -> SequenceLease:
-        """Numbers for so many calls, which nobody makes again when the block has ended."""
+        """Lease call ids for `count` calls; no call may be repeated after the `with` block."""
         if self._pid != (pid := os.getpid()):
             self._free, self._pid = [], pid
         return SequenceLease(self._free, count)
 
 
 class SequenceLease:
-    """Numbers that are in use within a block."""
+    """Call ids that are in use within a `with` block."""
 
     __slots__ = ("_free", "_numbers")
 
@@ -363,7 +364,7 @@ class SequenceLease:
         self._free += reversed(self._numbers)
 
     def more(self, count: int) -> list[CallId]:
-        """The numbers of calls that are made once those of all before have been answered."""
+        """Return `count` new call ids; all calls with the ones before must have been answered."""
         self._numbers = [CallId(sender, number + 1) for sender, number in self._numbers]
         self._draw(count)
         return self._numbers[:count]
@@ -379,9 +380,9 @@ class SequenceLease:
 
 
 def duplicate_client_error(keys: QueueKeys) -> QsyncError:
-    """The error for a call that the store did not take, since it knows a later one of its sender.
+    """Return the error for a call that the store refused since its sender made a later one.
 
-    That is none of ours: the memory of this process was copied, and the copy enqueues too.
+    The later call came from a copy of this process, e.g. of a restored snapshot.
     """
     return QsyncError(
         f"enqueue to queue {keys.queue!r}: another process has the identity of this client, as "
@@ -390,17 +391,16 @@ def duplicate_client_error(keys: QueueKeys) -> QsyncError:
 
 
 class Batcher(Generic[T, U]):
-    """Puts together what is asked for at the same time.
+    """Combines concurrent requests into batches, one batch in flight at a time, in order.
 
-    Whatever waits while one batch is under way goes in the next one: an idle batcher sends at
-    once, a busy one sends much at a time, and the order is kept. When many ask at once, half of
-    them go first: from then on the store works for one half while the other goes on to ask again.
-    A hard failure of a batch goes to all who wait for it. Who asks alone sends for himself, which
-    is quicker.
+    Items that arrive while a batch is in flight go in the next one: an idle batcher sends at once,
+    a busy one sends large batches. When IN_TWO or more items arrive together, half of them go
+    first, so that the store works on one half while the callers of the other continue. An error of
+    a batch goes to all its callers. A lone caller sends its own item directly, which is faster.
 
-    A caller waits `patience` seconds from its own arrival, whatever the batch does that it is in
-    or behind; it then gets the error that `too_late` makes. While the store answers, callers behind
-    wait for their turn: only one that has not answered for `LINE_S` lets their time run out.
+    A caller waits at most `patience` seconds from its arrival, and then gets the error that
+    `too_late` makes. Callers do not expire while the store answers: only after it has been silent
+    for LINE_S.
     """
 
     def __init__(
@@ -413,10 +413,14 @@ class Batcher(Generic[T, U]):
         calls: int = 1,
         most: int = ops.BATCH_BYTES,
     ) -> None:
-        """`calls`: how many calls a batch may take, each of `most` bytes.
+        """Make a batcher.
 
-        Together they are no larger than any call may be. `run` is told how many seconds are left
-        to the caller of the batch that came last.
+        run       sends a batch; gets the items and the seconds left to the batch's last caller
+        size      returns the size of an item, bytes
+        patience  longest wait of a caller, seconds
+        too_late  makes the error for a caller that waited longer
+        calls     most calls in a batch; together they carry at most BATCH_BYTES
+        most      most bytes of one call
         """
         self._run = run
         self._size = size
@@ -426,25 +430,27 @@ class Batcher(Generic[T, U]):
         self._calls = calls
         self._most = most
         self._loop: asyncio.AbstractEventLoop | None = None
-        """That of the first who asks. Others must not: who has the batcher sees to that."""
+        """Event loop of the first caller; the owner rejects callers on other loops."""
         self._items: list[T] = []
         self._futures: list[asyncio.Future[U]] = []
         self._arrivals: list[float] = []
-        """By the loop's clock, of what waits."""
+        """Arrival times of the waiting items, by the loop's clock."""
         self._sent: list[asyncio.Future[U]] = []
         self._sent_arrivals: list[float] = []
-        """Of the batch that is under way."""
+        """Arrival times of the items in flight, by the loop's clock."""
         self._answered = -math.inf
-        """When the store last answered, by the loop's clock."""
+        """Time of the store's last answer, by the loop's clock."""
         self._expiry: asyncio.TimerHandle | None = None
-        """Set once in `patience` seconds, not for each caller."""
+        """Timer for the oldest caller; one timer serves all callers."""
         self._sender: asyncio.Task[None] | None = None
         self._alone: asyncio.Future[U] | None = None
-        """Of the one who asks while nothing is under way, until his batch is or was."""
+        """Future of the caller that found the batcher idle, until its item is answered or goes to
+        `_sender`."""
 
     def ask(self, item: T) -> Awaitable[U]:
-        """The reply, to be awaited at once. Cancelling that disturbs no other, and may come too
-        late to matter.
+        """Return an awaitable of the reply; the caller must await it at once.
+
+        Cancelling it affects no other caller; the item may have been sent.
         """
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
@@ -458,9 +464,9 @@ class Batcher(Generic[T, U]):
         return self._begin(future)
 
     async def _begin(self, future: asyncio.Future[U]) -> U:
-        """Have what was asked for sent, beginning with what this future is for."""
+        """Send the waiting items, the first of which is this future's; return its reply."""
         try:
-            await asyncio.sleep(0)  # all that is ready to run now may ask too: that is one batch
+            await asyncio.sleep(0)  # let other callers that are ready now join the batch
             if len(self._items) == 1:
                 return await self._ask_alone()
         except BaseException:
@@ -477,31 +483,31 @@ class Batcher(Generic[T, U]):
         left = self._left(self._arrivals[0])
         self._items, self._futures, self._arrivals = [], [], []
         [reply] = await self._replies([item], left)
-        future.cancel()  # nobody waits for it, but for the end of all that is under way
+        future.cancel()  # only drain() awaits this future
         if isinstance(reply, Exception):
             raise reply
         return reply
 
     async def drain(self) -> None:
-        """Wait until nothing is under way."""
+        """Wait until no batch is in flight."""
         while (waits := self._sender or self._alone) is not None:
             await asyncio.wait([waits])
-            await asyncio.sleep(0)  # what comes next begins when he who was alone goes on
+            await asyncio.sleep(0)  # let the lone caller start the next batch
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
 
     def _left(self, arrival: float) -> float:
-        """How many seconds a caller goes on to wait whose turn has come."""
+        """Return how many seconds a caller whose item is being sent still waits."""
         until = max(arrival + self._patience, self._answered + self._line_s)
         return until - asyncio.get_running_loop().time()
 
     def _expire(self, due: float) -> None:
-        """Answer those whose time has run out, and come back for the next."""
+        """Fail the callers whose patience has run out, and set the timer for the next."""
         now, self._expiry = asyncio.get_running_loop().time(), None
         oldest = math.inf
         limit = now - self._patience if now - self._answered >= self._line_s else -math.inf
-        if now - due > LATE_S:  # the loop was blocked: first see what came meanwhile
+        if now - due > LATE_S:  # the loop was blocked: replies may be waiting to be read
             limit = -math.inf
         for futures, arrivals in (
             (self._sent, self._sent_arrivals), (self._futures, self._arrivals)
@@ -549,7 +555,7 @@ class Batcher(Generic[T, U]):
         return taken
 
     def _count(self) -> int:
-        """How many of the items go in the next batch."""
+        """Return how many of the items go in the next batch."""
         runs = ops.batches(self._items[: self._calls * ops.BATCH_SIZE], self._size, self._most)
         count = len(next(runs))
         if self._calls > 1:
@@ -592,8 +598,8 @@ class Batcher(Generic[T, U]):
                 future.cancel()
             raise
         self._sent, self._sent_arrivals = [], []
-        # Not here and now: first the next batch is sent, so that the callers of this one go on
-        # while the store works on that.
+        # Later, so that the next batch is sent first: the store works on it while the callers of
+        # this batch continue.
         loop.call_soon(_answer, futures, replies)
 
 
@@ -608,7 +614,7 @@ def _answer(futures: Sequence[asyncio.Future[U]], replies: Sequence[U | Exceptio
 
 
 class InFlight:
-    """Counts what is under way, so that closing can wait for its end."""
+    """Counts operations in flight, so that `aclose` can wait for them."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -625,12 +631,12 @@ class InFlight:
             self._none.set()
 
     async def none(self) -> None:
-        """Wait until nothing is under way."""
+        """Wait until nothing is in flight."""
         await self._none.wait()
 
 
 def copy_for_caller(error: Exception) -> Exception:
-    """An exception for one of several callers: one object would mix their traces."""
+    """Return a copy of the error for one of several callers: a shared one would mix tracebacks."""
     if not isinstance(error, QsyncError):
         return error
     copied = copy.copy(error)

@@ -1,6 +1,6 @@
-"""The states of a task and the only ways from one to another.
+"""The states of a task and all transitions between them.
 
-The diagram in the docs and the property tests are made from TRANSITIONS.
+The diagram in the docs and the property tests are generated from TRANSITIONS.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from enum import StrEnum
 
 
 class TaskState(StrEnum):
-    """Where a task is; each of STORED is one sorted set of its queue, named like the value.
+    """The state of a task; the value is the name of its sorted set in the queue.
 
-    A cancelled task with a retention is kept among the completed ones, and told apart from them.
+    A cancelled task with a retention is kept in the set of completed tasks, with a mark.
     """
 
     SCHEDULED = "scheduled"
@@ -26,7 +26,7 @@ class TaskState(StrEnum):
 STORED: tuple[TaskState, ...] = tuple(
     state for state in TaskState if state is not TaskState.CANCELLED
 )
-"""The states that are sorted sets; TRANSITIONS is about these."""
+"""States that have a sorted set; TRANSITIONS uses only these."""
 
 
 def stored_as(state: TaskState) -> TaskState:
@@ -37,12 +37,12 @@ def stored_as(state: TaskState) -> TaskState:
 UNFINISHED = frozenset(
     {TaskState.SCHEDULED, TaskState.PENDING, TaskState.ACTIVE, TaskState.RETRY},
 )
-"""The states of a task that still has something to run; a unique lock lasts as long."""
+"""States of a task that has not ended; `unique=True` holds the lock while in one of them."""
 
 _S = TaskState
 
 TRANSITIONS: dict[tuple[TaskState | None, str], tuple[TaskState | None, ...]] = {
-    # (from, verb): to; None is "not in the queue".
+    # (from, verb): possible states after; None is "not in the queue".
     (None, "enqueue"): (_S.PENDING, _S.SCHEDULED),
     (_S.SCHEDULED, "promote"): (_S.PENDING,),
     (_S.SCHEDULED, "run"): (_S.PENDING,),

@@ -1,7 +1,7 @@
-"""Keeps channels subscribed: of all queues on one connection a node.
+"""Keeps channels subscribed, on one connection per node for all queues.
 
-A channel is subscribed at the node that holds its queue. When its slot moves, the old node refuses
-the channel and names the new one. Messages may be lost while a connection is made again.
+A channel is subscribed at the node that holds its queue. When the queue's slot moves, the old node
+refuses the channel and names the new node. Messages are lost while a connection is down.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from qsync.broker.slot_map import Node
 from qsync.errors import QsyncError
 
 REFUSED_S: Final = 1.0
-"""After so many seconds a channel that was refused is tried again."""
+"""Time after which a refused channel is tried again, seconds."""
 
 
 class Listener:
-    """What is listened to at one node. `subscription` is None while it is not connected."""
+    """The channels of one node. `subscription` is None while there is no connection."""
 
     def __init__(self, node: Node | None) -> None:
         self.node = node
         self.channels: set[str] = set()
         self.refused: dict[str, float] = {}
-        """Channels that the node refused: when to try them again."""
+        """Channels that the node refused, with the monotonic time of the next try."""
         self.broken = False
-        """Connecting failed, and the log says so."""
+        """True while the connection is down and that has been logged."""
         self.subscription: Any = None
         self.runs: Any = None
-        """The thread or asyncio task that listens."""
+        """Thread or asyncio task that listens."""
         self.changed: asyncio.Event | None = None
-        """Of a task: its channels are others than a moment ago."""
+        """Event that is set when `channels` changes; None for a thread."""
 
     def listens(self, channel: str) -> bool:
-        """Whether messages on this channel arrive."""
+        """Return whether the store has confirmed the subscription of this channel."""
         return self.subscription is not None and channel in self.subscription.confirmed
 
     def wanted(self) -> frozenset[str]:
-        """The channels to be subscribed now."""
+        """Return the channels to subscribe now: all but the refused ones."""
         return frozenset(self.channels.difference(self.refused))
 
 
 class Placement:
-    """Which listener has which channel. No I/O, no locks."""
+    """Assigns channels to listeners. Does no I/O and takes no locks."""
 
     def __init__(self, broker: Broker | AsyncBroker) -> None:
         self._address = broker.address
@@ -58,18 +58,18 @@ class Placement:
         self._listeners: dict[Node | None, Listener] = {}
         self._by_channel: dict[str, Listener] = {}
         self._moved: dict[str, float] = {}
-        """When a channel last went to another node."""
+        """Monotonic time at which a channel last moved to another node."""
         self._told: set[str] = set()
-        """Channels of which the log says that they were refused."""
+        """Channels whose refusal has been logged."""
 
-    # What becomes of the channels.
+    # Hooks for subclasses.
 
     def _start(self, listener: Listener) -> None:
-        """Begin to listen at another node."""
+        """Start to listen at the listener's node."""
         raise NotImplementedError
 
     def _changed(self, listener: Listener) -> None:
-        """Make the listener look at its channels."""
+        """Wake the listener, since its channels have changed."""
         raise NotImplementedError
 
     def _on_message(self, channel: str, text: str) -> None:
@@ -77,15 +77,15 @@ class Placement:
         raise NotImplementedError
 
     def _on_subscribed(self, channel: str) -> None:
-        """Act on a subscription that begins: what was sent before it is not heard."""
+        """Act on a new subscription; messages sent before it are lost."""
         raise NotImplementedError
 
     def _on_refused(self, channel: str, error: Exception) -> None:
-        """Act on a refusal by the node that has the channel, the first one in a row."""
+        """Act on the first of several refusals in a row by the node that holds the channel."""
         raise NotImplementedError
 
     def _on_broken(self, node: str, error: Exception) -> None:
-        """Act on an error that broke a connection, the first one in a row."""
+        """Act on the first of several connection errors in a row."""
         raise NotImplementedError
 
     # Nodes.
@@ -115,7 +115,7 @@ class Placement:
         self._told.discard(channel)
 
     def _follow_slot(self, channel: str, listener: Listener, node: Node | None) -> bool:
-        """Have another listener take the channel if it is now at another node."""
+        """Move the channel to the listener of `node`; return False if it need not move."""
         if self._by_channel.get(channel) is not listener or node in (None, listener.node):
             return False
         self._moved[channel] = time.monotonic()
@@ -124,7 +124,7 @@ class Placement:
         return True
 
     def _retry(self, listener: Listener) -> bool:
-        """Try refused channels again that have waited long enough; whether there were any."""
+        """Try refused channels again whose REFUSED_S is over; return whether there were any."""
         now = time.monotonic()
         due = [channel for channel, at in listener.refused.items() if now >= at]
         for channel in due:
@@ -133,7 +133,7 @@ class Placement:
         return bool(due)
 
     def _heed(self, listener: Listener, heard: Heard) -> None:
-        """Act on what a connection heard."""
+        """Act on what a connection received."""
         channel = heard.channel
         if heard.kind == "ended":
             self._on_message(channel, heard.id)
@@ -170,7 +170,7 @@ class Placement:
 
 
 class AsyncPlacement(Placement):
-    """Listens at each node that has a channel, in an asyncio task."""
+    """Listens at each node that holds a channel, in one asyncio task per node."""
 
     def __init__(self, broker: AsyncBroker) -> None:
         super().__init__(broker)
@@ -185,7 +185,8 @@ class AsyncPlacement(Placement):
             await asyncio.wait(self._tasks)
 
     def _cancel(self, task: asyncio.Task[None]) -> None:
-        # Once, so that its connection is closed; a listener itself sees that it has no channels.
+        # Once only, so that its `finally` can close the connection. The listener's own task needs
+        # no cancel: it sees that it has no channels.
         if task is not asyncio.current_task() and not task.cancelling():
             task.cancel()
 
@@ -202,7 +203,7 @@ class AsyncPlacement(Placement):
 
     def _changed(self, listener: Listener) -> None:
         if not listener.channels:
-            # Forgotten before it has ended, so that another can begin meanwhile.
+            # Forget it before it has ended, so that a new listener of the node can start.
             self._forget(listener)
             self._cancel(listener.runs)
         elif listener.changed is not None:
@@ -255,12 +256,12 @@ class AsyncPlacement(Placement):
                     await changed.wait()
 
     async def _locate(self, listener: Listener) -> None:
-        """Give away the channels that are at other nodes by now."""
+        """Move channels to the listeners of the nodes that hold them now."""
         for channel in sorted(listener.channels):
             try:
                 node = await self._broker.locate(channel)
             except QsyncError:
                 if listener.node is None:
                     raise
-                return  # the others are where they were, as far as is known
+                return  # assume that the other channels have not moved
             self._follow_slot(channel, listener, node)
