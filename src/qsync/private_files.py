@@ -1,8 +1,7 @@
-"""Folders, files and sockets that belong to this user alone.
+"""Checks that folders, files and sockets belong to this user alone.
 
-In a folder that somebody else made, or may write to, a file of ours may be a link to another file,
-and a socket may be one that somebody else listens on. All are refused: by ConfigError, which says
-what to do.
+In a folder that another user owns or may write to, that user could replace a file by a link to
+another file, or listen on the socket. Each function raises ConfigError, which says what to do.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ OPEN: Final = os.O_RDWR | os.O_CREAT
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that is another user's, or that others may write to, or may swap."""
+    """Raise ConfigError when another user owns the folder, or may write to it or replace it."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
         raise ConfigError(f"{folder} is not a folder; remove it, or name another one")
@@ -38,13 +37,13 @@ def check_folder(folder: Path) -> None:
 
 
 def check_link(path: Path) -> None:
-    """Refuse a symbolic link that another user made, wherever it leads."""
+    """Raise ConfigError for a symbolic link that another user, except root, made."""
     if path.is_symlink() and path.lstat().st_uid not in (0, os.geteuid()):
         raise ConfigError(f"{path} is a symbolic link of another user; name another folder")
 
 
 def check_socket(path: Path) -> None:
-    """Refuse what stands in the place of a socket of ours, if anything does."""
+    """Raise ConfigError when the path exists and is not a socket of this user."""
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -56,7 +55,10 @@ def check_socket(path: Path) -> None:
 
 
 def open_file(path: Path, flags: int = OPEN) -> int:
-    """Open a regular file that is this user's, by no link; it is made for this user alone."""
+    """Open a regular file of this user and return its descriptor; ConfigError for other files.
+
+    It follows no symbolic link, and creates a missing file with mode 0600.
+    """
     try:
         opened = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     except OSError as error:

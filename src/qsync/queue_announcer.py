@@ -1,6 +1,6 @@
-"""How the store is told which queues are in use, so that operators find them.
+"""Registers the queues in use in the store, so that operators can list them.
 
-Nobody waits for it: in a cluster the set of queues is on one node, and a queue may be on another.
+No enqueue waits for that: in a cluster the set of queues may be on another node than the queue.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from qsync.broker.call import Call
 from qsync.broker.shell import ends_in
 
 REGISTER_EVERY: Final = 60.0
-"""A queue that is used is put into the set of queues so often, seconds: a store may be emptied."""
+"""Interval between registrations of a queue in use, seconds. The store may have been emptied."""
 
 REGISTER_AGAIN: Final = 1.0
-"""How soon that is tried again when it failed, seconds."""
+"""Delay before a failed registration is retried, seconds."""
 
 REGISTER_S: Final = 1.0
-"""How long a try may take in the background, seconds, and how long a client waits to be closed."""
+"""Longest time of a try in the background, seconds; closing a client waits at most twice that."""
 
 
 class QueueAnnouncer:
-    """When to tell the store which queues are in use."""
+    """Decides when to register each queue. `clock` returns seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._next: dict[str, float] = {}
 
     def due(self, queue: str) -> bool:
-        """Whether the store is to be told now; true for one of those who ask at the same time."""
+        """Return whether to register the queue now; True for one of several concurrent callers."""
         now = self._clock()
         if now < self._next.get(queue, now):
             return False
@@ -41,18 +41,18 @@ class QueueAnnouncer:
         return True
 
     def failed(self, queue: str) -> None:
-        """The store could not be told: try again soon."""
+        """Schedule a retry after REGISTER_AGAIN, since a registration failed."""
         self._next[queue] = self._clock() + REGISTER_AGAIN
 
 
 Note = Callable[[str, Any], None]
-"""Takes the name of a queue and the reply to its registration."""
+"""A function that takes the name of a queue and the reply to its registration."""
 
 
 class Registrations:
-    """Registers queues in a thread, which ends when there is nothing left to do.
+    """Registers queues in a thread, which ends when all are registered.
 
-    It is no daemon: a program that ends right after an enqueue registers its queue all the same.
+    The thread is no daemon, so that a program that ends right after an enqueue registers its queue.
     """
 
     def __init__(self, run_many: Callable[..., Sequence[Any]], note: Note) -> None:
@@ -61,16 +61,16 @@ class Registrations:
         self._thread: threading.Thread | None = None
 
     def add(self, queue: str, call: Call[Any]) -> None:
-        """Register a queue soon."""
+        """Register a queue in the background."""
         self._waiting[queue] = call
         thread = self._thread
-        if thread is None or not thread.is_alive():  # nor is one of a parent, in a forked child
+        if thread is None or not thread.is_alive():  # in a forked child, the parent's is not
             self._thread = thread = threading.Thread(target=self._work, name="qsync-register")
-            with suppress(RuntimeError):  # the program ends: the next one registers the queue
+            with suppress(RuntimeError):  # the interpreter is shutting down
                 thread.start()
 
     def close(self) -> None:
-        """Wait for what is under way."""
+        """Wait for registrations in flight, at most 2 * REGISTER_S."""
         if (thread := self._thread) is not None:
             thread.join(2 * REGISTER_S)
 
@@ -80,7 +80,7 @@ class Registrations:
                 queue, call = self._waiting.popitem()
             except KeyError:
                 self._thread = None
-                if not self._waiting:  # else it came just before, and nobody started a thread
+                if not self._waiting:  # else `add` saw this thread alive and started none
                     return
             else:
                 [reply] = self._run_many([call], ends=ends_in(REGISTER_S))
@@ -95,13 +95,13 @@ class AsyncRegistrations:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, queue: str, call: Call[Any]) -> None:
-        """Register a queue soon."""
+        """Register a queue in the background."""
         task = asyncio.get_running_loop().create_task(self._work(queue, call))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def aclose(self, within: float = 2 * REGISTER_S) -> None:
-        """Wait for what is under way, at most so many seconds; then it is given up."""
+        """Wait for registrations in flight, at most `within` seconds, and cancel the rest."""
         tasks = list(self._tasks)
         if tasks:
             await asyncio.wait(tasks, timeout=within)

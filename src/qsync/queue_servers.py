@@ -1,4 +1,4 @@
-"""Which live servers serve a queue: the questions to the store, and what they tell. Pure."""
+"""Which live servers serve a queue: the calls to the store, and how to read the replies. Pure."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from qsync.broker.call import Call
 from qsync.keys import GlobalKeys
 
 SERVERS_LIMIT: Final = 100
-"""Most servers whose records are read."""
+"""Most servers whose records are read in one check."""
 
 NEXT_LOOK: Final = 12
-"""A wait without a timeout looks for servers at its first look for the result and at each 12th."""
+"""A wait without a timeout checks for live servers at its first poll and at each 12th after it."""
 
 
 def live(keys: GlobalKeys) -> Call[tuple[int, dict[str, int]]]:
-    """The call that names live servers."""
+    """Return the call that lists the live servers."""
     return views.servers(keys, count=SERVERS_LIMIT)
 
 
 def records(keys: GlobalKeys, servers: Iterable[str]) -> list[Call[dict[str, bytes]]]:
-    """The calls that read what servers say of themselves."""
+    """Return the calls that read the records of servers."""
     return [views.record(keys, server) for server in servers]
 
 
 def serves(record: Mapping[str, bytes], queue: str) -> bool:
-    """Whether a server with this record serves the queue; True when it does not say."""
+    """Return whether a server with this record serves the queue; True when that is unknown."""
     try:
         return queue in codec.decode(record.get("queues", b""), dict[str, int])
     except codec.CodecError:
@@ -36,7 +36,7 @@ def serves(record: Mapping[str, bytes], queue: str) -> bool:
 
 
 def knows(record: Mapping[str, bytes], type: str) -> bool:
-    """Whether a server with this record has a handler for the type."""
+    """Return whether a server with this record has a handler for the type."""
     try:
         return type in codec.decode(record.get("types", b""), list[str])
     except codec.CodecError:
@@ -44,7 +44,7 @@ def knows(record: Mapping[str, bytes], type: str) -> bool:
 
 
 def unserved(id: str, queue: str, prefix: str) -> str:
-    """The warning for a caller that may wait for ever."""
+    """Return the warning for a caller that may wait forever."""
     return (
         f"result() of task {id} waits without a timeout, and no live server serves queue "
         f"{queue!r} of prefix {prefix!r}; start one, or give result(timeout=seconds)"

@@ -1,4 +1,4 @@
-"""Whether a value came through the store as it was sent, types included. Pure."""
+"""Compares a value with its decoded copy, types included. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qsync.msgpack_extensions import model_fields
 
 
 def difference(sent: Any, got: Any) -> str | None:
-    """Where and how `got` differs from `sent`; None when it does not. It shows no value."""
+    """Return where and how `got` differs from `sent`, without values; None when they are equal."""
     cls = type(sent)
     if cls is not type(got):
         if cls in (int, bool) and type(got) is float and got == sent:
@@ -41,10 +41,10 @@ def _equal(sent: Any, got: Any) -> bool:
 
 
 def _mark(value: Any) -> tuple[type, Any]:
-    """What two values have in common when one arrives as the other was sent.
+    """Return a key that is equal for a value and an exact copy of it.
 
-    Moments are compared as they are written: `==` does not see offsets, and it takes those of a
-    repeated hour for different. Without a zone `fold` counts too; with one, the offset says it.
+    Datetimes are compared by their ISO text: `==` ignores offsets, and calls times of a repeated
+    hour unequal. Without a time zone `fold` counts too; with one, the offset contains it.
     """
     if isinstance(value, datetime | time):
         fold = value.fold if value.tzinfo is None else None
@@ -81,7 +81,7 @@ def _records(sent: dict[str, Any], got: dict[str, Any]) -> str | None:
 
 
 def _fields(value: Any) -> dict[str, Any] | None:
-    """The fields of a record by name; None for what is none."""
+    """Return the fields of a record by name; None when the value is no record."""
     cls = type(value)
     if hasattr(cls, "__pydantic_decorators__") and hasattr(value, "__pydantic_extra__"):
         inside = model_fields(value)

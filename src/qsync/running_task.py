@@ -1,4 +1,4 @@
-"""Which task's handler runs here, for those who must know it without knowing servers."""
+"""The task whose handler is running, for modules that do not import the server."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from contextvars import ContextVar
 from typing import Any
 
 running: ContextVar[Any] = ContextVar("qsync.current")
-"""The `Current` of the running task; not set outside of handlers."""
+"""`Current` of the running task; unset outside of handlers."""
 
 
 def check_lease() -> None:
-    """Raise LeaseLost in the handler of a task that this server holds no lease of any more."""
+    """Raise LeaseLost in a handler whose task this server no longer holds the lease of."""
     check: Callable[[], None] | None = getattr(running.get(None), "check_lease", None)
     if check is not None:
         check()
 
 
 def nonce_of_parent() -> bytes | None:
-    """The mark of enqueues by the running task, the same in each of its attempts.
+    """Return the nonce for enqueues by the running task, the same in each of its attempts.
 
-    By it a task that a handler enqueues again under the same id is the one that is there. None
-    outside of a handler that a server runs.
+    With it the store takes a child task that a retry enqueues again under the same id for the one
+    that exists. None outside of a handler that a server runs.
     """
     current = running.get(None)
-    if current is None or not current.task.enqueued_at_us:  # nobody enqueued that of a plain one
+    if current is None or not current.task.enqueued_at_us:  # 0 in a plain context without a server
         return None
     parent = current.task
     name = f"{parent.queue} {parent.id} {parent.enqueued_at_us}"
@@ -35,7 +35,7 @@ def nonce_of_parent() -> bytes | None:
 
 
 def waiting_for(queue: str, id: str) -> AbstractContextManager[None]:
-    """Tell the server of the running task, if there is one, that it waits for another's result."""
+    """Tell the server, within the block, that the running task waits for another task's result."""
     note: Callable[[str, str], AbstractContextManager[None]] | None
     note = getattr(running.get(None), "waiting_for", None)
     return contextlib.nullcontext() if note is None else note(queue, id)

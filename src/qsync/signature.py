@@ -1,12 +1,12 @@
-"""The signature of a function: its arguments as the payload of a task, and back. Pure.
+"""Encodes the arguments of a function as a payload, and makes them from it. Pure.
 
-The payload is a map of parameter name to value. `*args` is a list under its own name; what goes to
-`**kwargs` stands beside the rest. Defaults are not in it, so that those of the server's version of
-the function count. The server checks values against the annotations, by msgspec, or by pydantic
-where an annotation has one of its types in it.
+The payload is a map of parameter names to values. `*args` is a list under its name; the arguments
+in `**kwargs` stand beside the others. Defaults are left out: the server uses those of its version
+of the function. The server checks values against the annotations, by msgspec, or by pydantic where
+an annotation contains one of its types.
 
-A value arrives as it was given, its type included, or `bind` refuses it: a value that could change
-on its way is encoded and decoded here, and compared.
+A value arrives unchanged, including its type, or `bind` rejects it: `bind` encodes and decodes a
+value that could change on the way, and compares the two.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from qsync.value_transport import Passage
 _POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 _NOT_GIVEN: Final = object()
-"""Default of a key of `**kwargs: Unpack[...]` that need not be given."""
+"""Default of an optional key of `**kwargs: Unpack[...]`."""
 
 _decode_map = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -47,12 +47,13 @@ class _Slot(NamedTuple):
 
 
 class Signature:
-    """How a function is called from a payload. Read once, when the function becomes a task.
+    """The signature of a task function, read once when the function becomes a task.
 
-    `takes_info`: its first parameter is annotated as TaskInfo, and no part of the payload.
+    `takes_info` is True when the first parameter is annotated as TaskInfo; it is not in the
+    payload.
 
-    ConfigError, which names the parameter, when an annotation cannot be resolved or is of a kind
-    that no payload can hold, or if TaskInfo is anywhere but first.
+    Raises ConfigError, which names the parameter, when an annotation cannot be resolved or has a
+    type that no payload can hold, or when TaskInfo is not the first parameter.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
@@ -77,9 +78,9 @@ class Signature:
         self._returns = resolve("the return type", whole.return_annotation)
 
     def result_of(self, record: Result) -> Any:
-        """What the function returned, of its return type; QsyncError when it is not of that.
+        """Return the function's result as its return type; QsyncError on a mismatch.
 
-        A return type that no payload can hold leaves the value as msgpack has it.
+        When no payload can hold the return type, the result is decoded without a type.
         """
         if not record.is_value:
             return record.value
@@ -91,7 +92,7 @@ class Signature:
         raise QsyncError(text)
 
     def carried_result(self, value: Any) -> Any:
-        """What the function returned as `result_of` gives it back; CodecError when it would not."""
+        """Return a copy of the result to encode; CodecError when `result_of` would change it."""
         passage = self._result[1]
         if type(value) in passage.leaves or type(value) is bytes:
             return value
@@ -107,7 +108,7 @@ class Signature:
 
     @property
     def required(self) -> list[str]:
-        """The parameters, TaskInfo aside, without which the function cannot be called."""
+        """Names of the parameters without a default, except TaskInfo."""
         return [
             slot.name
             for slot in self._slots
@@ -118,10 +119,10 @@ class Signature:
     def bind(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], *, sort: bool = False
     ) -> Arguments:
-        """The arguments as a payload of builtin types; InvalidTask names one that does not go.
+        """Return the arguments as a payload of builtin types; InvalidTask names a wrong argument.
 
-        `sort`: sets and dicts in one order, so that equal arguments give equal payloads, and the
-        payload knows which of them count for a unique lock: those that differ from the defaults.
+        `sort` puts sets and dicts in a fixed order, so that equal arguments make equal payloads. It
+        also sets `identity`: the arguments that differ from their defaults, for a unique lock.
         """
         try:
             bound = self._accepts.bind(*args, **kwargs).arguments
@@ -141,14 +142,14 @@ class Signature:
         return Arguments({name: self._carry(name, value) for name, value in bound.items()})
 
     def _unknown(self, kwargs: Mapping[str, Any]) -> str:
-        """A hint if arguments were given that are no parameters."""
+        """Return a hint when an argument has no parameter, else an empty text."""
         strange = [name for name in kwargs if name not in self._by_name]
         if not strange or len(self._by_name) < len(self._slots):
             return ""
         return f"; it has no parameter {strange[0]!r}, only {', '.join(self._by_name) or 'none'}"
 
     def _with_identity(self, bound: Mapping[str, Any]) -> Arguments:
-        """The payload, with what tells it from the payloads of other tasks."""
+        """Return the sorted payload, with `identity` set."""
         payload = Arguments({name: self._carry(name, bound[name], sort=True) for name in bound})
         payload.identity = {
             name: value for name, value in payload.items() if not self._is_default(name, value)
@@ -161,12 +162,12 @@ class Signature:
             return False
         try:
             default = self._carry(name, slot.default, sort=True)
-        except InvalidTask:  # one that only the function itself can have
+        except InvalidTask:  # the default cannot be carried, so no argument equals it
             return False
         return codec.encode(default) == codec.encode(carried)
 
     def arguments(self, info: TaskInfo) -> tuple[list[Any], dict[str, Any]]:
-        """The arguments for a call; InvalidTask, which names the parameter, on a mismatch."""
+        """Return the arguments for a call; InvalidTask on a mismatch, with the parameter's name."""
         try:
             given = _decode_map(info.payload) if info.payload else {}
         except MISFITS as error:
@@ -214,13 +215,13 @@ class Signature:
             return slot.convert(data)
         except MISFITS as error:
             why = misfit(error)
-        # Not while the other is handled, whose text may quote the payload.
+        # Outside of `except`: the text of the other error may quote the payload.
         where = f"argument {name!r}" if name == slot.name else f"an argument of **{slot.name}"
         raise InvalidTask(f"task {self._name!r}: {where}: {why}")
 
 
 class _Resolver:
-    """Makes types of annotations, which may be text."""
+    """Resolves annotations, which may be text, to types; ConfigError when it cannot."""
 
     def __init__(self, name: str, function: Any) -> None:
         self._name = name
@@ -244,7 +245,7 @@ class _Resolver:
 
 
 def _takes_info(name: str, parameters: Sequence[Parameter], hints: Sequence[Any]) -> bool:
-    """Whether the first parameter is for TaskInfo; ConfigError when another one is."""
+    """Return whether the first parameter is TaskInfo; ConfigError when another one is."""
     first = bool(hints) and hints[0] is TaskInfo and parameters[0].kind in _POSITIONAL
     for parameter, hint in list(zip(parameters, hints, strict=True))[int(first) :]:
         if any(isinstance(node, type) and issubclass(node, TaskInfo) for node in nodes(hint)):
@@ -259,7 +260,7 @@ def _takes_info(name: str, parameters: Sequence[Parameter], hints: Sequence[Any]
 def _unpacked(
     name: str, whole: inspect.Signature, parameters: list[Parameter], hints: list[Any]
 ) -> tuple[inspect.Signature, list[Parameter], list[Any]]:
-    """`**kwargs: Unpack[SomeTypedDict]` as the keyword-only parameters that it stands for."""
+    """Replace `**kwargs: Unpack[SomeTypedDict]` by the keyword-only parameters that it means."""
     if not parameters or typing.get_origin(hints[-1]) is not Unpack:
         return whole, parameters, hints
     [fields] = typing.get_args(hints[-1])

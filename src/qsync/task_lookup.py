@@ -1,4 +1,4 @@
-"""Finds the queue of a task of which only the id is known. Pure: it says what to ask the store."""
+"""Finds the queue of a task by its id. Pure: it makes calls and takes replies."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from qsync.keys import QueueKeys, check_name
 from qsync.state import TaskState
 
 QUEUES_LIMIT: Final = 5_000
-"""Most queues that one search looks through."""
+"""Most queues in one search."""
 
 TOGETHER: Final = 100
-"""Queues that are asked in one round trip (in a cluster, one each)."""
+"""Queues per round trip; in a cluster, each queue takes a round trip."""
 
 NAMED: Final = 10
-"""Most queues that the error names."""
+"""Most queues that TaskNotFound names."""
 
 _ENDED: Final = (TaskState.COMPLETED, TaskState.DEAD)
 
 
 class Search:
-    """A search for a task through the queues of a prefix."""
+    """A search for a task in the queues of a prefix."""
 
     def __init__(self, id: str, prefix: str, names: Sequence[str], *, total: int = 0) -> None:
         self._id = id
@@ -36,7 +36,7 @@ class Search:
         self._found: list[tuple[str, StoredTask]] = []
 
     def calls(self) -> Iterator[list[Call[list[StoredTask | None]]]]:
-        """What to ask the store, a round trip at a time; `note` takes the replies in that order."""
+        """Yield the calls of each round trip; pass the replies to `note` before the next one."""
         for first in range(0, len(self._names), TOGETHER):
             self._asked = self._names[first : first + TOGETHER]
             yield [
@@ -45,13 +45,13 @@ class Search:
             ]
 
     def note(self, replies: Sequence[list[StoredTask | None]]) -> None:
-        """Take the replies to the last calls."""
+        """Take the replies to the last calls, in the same order."""
         for name, [shown] in zip(self._asked, replies, strict=True):
             if shown is not None:
                 self._found.append((name, shown))
 
     def queue(self) -> str:
-        """The queue of the task; of several with the id, one that has not ended. TaskNotFound."""
+        """Return the queue of the task, preferably of one that has not ended; TaskNotFound."""
         for name, shown in self._found:
             if shown.state not in _ENDED:
                 return name

@@ -1,4 +1,4 @@
-"""For tests of your own: a context for functions that use `qsync.current()`."""
+"""A context for tests of functions that use `qsync.current()`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def context(
 
         with testing.context(state={"mail": mail}) as given:
             close_month("2026-11")
-        assert given.told[-1] == (2, 2)       # what current().progress() was told
+        assert given.told[-1] == (2, 2)       # the last call of current().progress()
 
-    `given.cancelled = True` is what a cancelled task sees. Threads that the block starts by
-    themselves have no context; `asyncio.to_thread` and asyncio's tasks do.
+    Set `given.cancelled = True` to simulate a cancelled task. The context also applies in
+    `asyncio.to_thread` and asyncio tasks, but not in a `threading.Thread` that the block starts.
     """
     given = PlainContext(
         plain_task("in-place") if task is None else task,

@@ -1,4 +1,4 @@
-"""How a value of an annotated type is carried, so that it arrives as it was given. Pure."""
+"""Prepares values of an annotated type for encoding, so that they arrive unchanged. Pure."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from qsync.round_trip_check import difference
 
 
 class Passage:
-    """Makes builtin values of the values of one annotation."""
+    """Copies values of one annotation into builtin types that arrive unchanged."""
 
     def __init__(self, annotation: Any, convert: Convert) -> None:
         self.leaves = leaves(annotation)
-        """Types whose values go as they are."""
+        """Types whose values need no copy and no check."""
         self._steady = is_steady(annotation)
         self._any = annotation is Any or annotation is object
         self._convert = convert
 
     def carry(self, value: Any, *, sort: bool = False, tagged: bool = False) -> Any:
-        """A copy of builtin types and extensions; CodecError when it would arrive changed.
+        """Return a copy of builtin types and extensions; CodecError when it would arrive changed.
 
-        Dates, UUIDs and the like are text where the annotation says what they are, and extensions
-        where it does not, or with `tagged`. `sort`: sets and dicts in one order.
+        Dates, UUIDs and similar values become text where the annotation gives their type, else, or
+        with `tagged`, extensions. `sort` puts sets and dicts in a fixed order.
         """
         try:
             steady = self._any or (self._steady and type(value) in (list, dict))
@@ -49,7 +49,7 @@ class Passage:
         raise codec.CodecError(why)
 
     def _changed(self, value: Any, copy: Any) -> str | None:
-        """How the value would arrive changed; None when it arrives as it is."""
+        """Return how the value would arrive changed; None when it arrives unchanged."""
         data = codec.encode_natural(copy)
         try:
             got = self._convert(msgspec.Raw(data))
