@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
--- abandon: the leases of a dead server lapse at once; the next fetch recovers its tasks.
--- They are put below 0 in their order, by which recovery knows that they need not be spared.
--- Takes one part of the owners a call, so that no call is long.
+-- abandon: expire the leases of a dead server at once, so that the next fetch recovers its tasks.
+-- Expiries are moved below 0 and keep their order. Recovery does not delay a lease below 0 after an
+-- outage.
+-- Each call scans one part of the owners, so that no call takes long.
 -- include: schema clock wake
 -- KEYS[1] active  zset    ids by lease expiry
 -- KEYS[2] owner   hash    id -> lease token
@@ -9,8 +10,8 @@
 -- KEYS[4] meta    hash    schema
 -- KEYS[5] idle      zset    ids of servers that a message wakes
 -- ARGV[1] server  text    id of the dead server
--- ARGV[2] cursor  text    0 to begin with
--- returns the next cursor (0: all done) and how many leases were abandoned
+-- ARGV[2] cursor  text    0 at first, then the cursor that the last call returned
+-- returns the next cursor (0: done) and the number of leases that were expired
 check_schema(KEYS[4])
 local mine = { [ARGV[1] .. '/'] = true, [ARGV[1] .. '~'] = true }
 local part = redis.call('HSCAN', KEYS[2], ARGV[2], 'COUNT', 500)

@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- announce: a server lives; those that did not say so for long are dropped.
--- It goes to replicas and not to the append-only file, which idle servers would let grow for ever: after
--- a restart of the store they say it again.
+-- announce: record a server as live, and remove expired servers.
+-- It is replicated but not written to the append-only file, which idle servers would make grow
+-- forever. Servers announce themselves again after a restart of the store.
 -- include: guard clock
--- KEYS[1] servers  zset    server id by the time until which it counts as live
+-- KEYS[1] servers  zset    server ids by expiry time, us
 -- ARGV[1] now      int us  empty: the store's clock
 -- ARGV[2] server   text
--- ARGV[3] ttl      int us  0: it leaves
+-- ARGV[3] ttl      int us  0: remove the server
 -- returns the number of live servers
 local now, ttl = clock(ARGV[1]), tonumber(ARGV[3])
 check_rights(KEYS[1], { 'ZADD', 'ZREM', 'ZCARD' })

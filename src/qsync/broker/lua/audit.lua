@@ -1,12 +1,12 @@
 #!lua flags=no-writes
--- audit: a part of what a queue holds, and how each id in it stands at this moment.
+-- audit: scan a part of a key, and read where each id in it is recorded.
 -- include: schema
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
 -- KEYS[4] active     zset    ids by lease expiry
 -- KEYS[5] retry      zset    ids by due time
--- KEYS[6] completed  zset    ids by the time until which they are kept
+-- KEYS[6] completed  zset    ids by end of retention
 -- KEYS[7] dead       zset    ids by time of death
 -- KEYS[8] owner      hash    id -> lease token
 -- KEYS[9] crashes    hash    id -> crash count
@@ -14,20 +14,21 @@
 -- KEYS[11] results   hash    id -> result record
 -- KEYS[12] keys      hash    id -> fairness key
 -- KEYS[13] cancels   hash    id -> retention us
--- KEYS[14] progress  hash    id -> done/total, or @<us> since when it is runnable
+-- KEYS[14] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[15] unique    hash    locks
 -- KEYS[16] meta      hash    schema
--- ARGV[1] source     text    name of the key to go through; empty: look at these ids
--- ARGV[2] cursor     text    0 at first
--- ARGV[3] count      int     how much to go through, about
--- ARGV[4...] two a task: id, and the lock that names it as its holder, or empty
--- returns the next cursor, 0 at the end; and one a task: id; names of its states, with spaces; names
---   of what else has it, with spaces; its lock; who has that; the lock that names it; its message
---   when that lock is not its own
+-- ARGV[1] source     text    name of the key to scan; empty: look the given ids up
+-- ARGV[2] cursor     text    0 at first, then the cursor that the last call returned
+-- ARGV[3] count      int     approximate number of entries to scan
+-- ARGV[4...] two values per task: id, and the lock that names it as its holder, or empty
+-- returns the next cursor, 0 at the end; and one row per id: id; its states, separated by spaces; the
+--   hashes that have it, separated by spaces; its lock; the id that holds that lock; the lock that
+--   names this id; its message if that lock is not its own
 check_schema(KEYS[16])
 local ids, claims, cursor = {}, {}, '0'
 
--- Who has a lock, in what the lock holds. (The piece for locks has commands that write in it.)
+-- Return the holder from the value of a lock. (include/lock.lua is not used here, since it has
+-- commands that write.)
 local function named_holder(held)
   return string.match(held or '', '^%d+:(.+)$')
 end
@@ -36,7 +37,8 @@ local function add_row(id, claim)
   ids[#ids + 1], claims[#claims + 1] = id, claim
 end
 
--- Values may be large: where the store does not know how to leave them out, a few at a time.
+-- Scan the field names of a hash. Values may be large: if the store does not know NOVALUES, scan only
+-- a few entries per call.
 local function scan_names(hash_key)
   local part = redis.pcall('HSCAN', hash_key, ARGV[2], 'COUNT', ARGV[3], 'NOVALUES')
   local step = 1
@@ -102,7 +104,7 @@ for i, id in ipairs(ids) do
   rows[i] = { id, {}, {}, '', '', claims[i], '' }
 end
 for at, set_key in ipairs({ KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7] }) do
-  -- What is stored compactly is scanned as a whole, so there may be more ids than were asked for.
+  -- The store scans a small key as a whole, so there may be more ids than were asked for.
   for first = 1, #ids, 500 do
     local last = math.min(first + 499, #ids)
     for i, score in ipairs(redis.call('ZMSCORE', set_key, unpack(ids, first, last))) do
@@ -124,7 +126,7 @@ for at, hash_key in ipairs({
   end
 end
 
--- The lock of a task, and who has it; and whether the lock that names it still does.
+-- Fill in the lock of a task and its holder; drop the claim if that lock no longer names the task.
 local function look_at_locks(unique_key, row)
   local id, claim = row[1], row[6]
   local lock = redis.call('HGET', unique_key, '@' .. id) or ''

@@ -1,25 +1,26 @@
 #!lua flags=allow-oom
--- begin_ticks: the ticks after which schedules owe others: the last one enqueued, or the moment since
--- which the schedule is what it is now. One never seen before begins now, and so does one that was
--- changed, or that nobody published while others were published: none owes ticks it never had.
--- Servers before and after a deploy may publish two expressions of one schedule at the same time, so
--- each expression has a moment of its own, kept while servers publish it.
+-- begin_ticks: read the time after which the ticks of schedules are due: the last tick enqueued, or
+-- the time since which the schedule has its current expression, if that is later. It is now for a new
+-- schedule, one whose expression changed, and one that no server published while others were
+-- published, so that no ticks from before that time are enqueued.
+-- During a deploy old and new servers may publish two expressions of one schedule, so each expression
+-- has a time of its own, kept while servers publish it.
 -- include: schema clock
 -- KEYS[1] ticks      hash    schedule -> last tick enqueued, us
--- KEYS[2] schedules  hash    #<schedule> -> its expressions; # -> since when servers publish
---                            some, and when they last did, us
+-- KEYS[2] schedules  hash    #<schedule> -> its expressions; # -> start and last time, us, of the
+--                            publications without a longer gap than `silence`
 -- KEYS[3] meta       hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] silence    int us  what nobody published for so long may be gone
--- ARGV[3...] two a schedule: name, and a digest of its expression
--- returns now, then for each schedule the moment after which it owes ticks, us
+-- ARGV[2] silence    int us  time without a publication after which a schedule may be gone
+-- ARGV[3...] two values per schedule: name, and a digest of its expression
+-- returns now, then for each schedule the time after which its ticks are due, us
 check_schema(KEYS[3])
 local now, silence = clock(ARGV[1]), tonumber(ARGV[2])
 local from, to = string.match(redis.call('HGET', KEYS[2], '#') or '', '^(%d+) (%d+)$')
 from, to = digits(from, 0), digits(to, 0)
 
--- Since when the expression is in force, 0 for always; note that it still is. `#<schedule>` holds
--- of each expression its digest, that moment, and when a server last asked.
+-- Return the time since which the expression is in force, 0 for always, and record that it still is.
+-- `#<schedule>` holds for each expression its digest, that time, and when a server last asked.
 local function in_force_since(id, digest)
   local known = redis.call('HGET', KEYS[2], '#' .. id) or ''
   local all, latest, kept = {}, 0, {}

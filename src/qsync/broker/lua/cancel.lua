@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- cancel: a task that waits ends now; for one that runs its server is told.
+-- cancel: end a task that waits; for an active task record a cancel request, which its server reads.
 -- include: schema guard clock count lock ended erase
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
 -- KEYS[4] active     zset    ids by lease expiry
 -- KEYS[5] retry      zset    ids by due time
--- KEYS[6] completed  zset    ids by the time until which they are kept
+-- KEYS[6] completed  zset    ids by end of retention
 -- KEYS[7] owner      hash    id -> lease token
 -- KEYS[8] crashes    hash    id -> crash count
 -- KEYS[9] failures   hash    id -> failure record
@@ -14,15 +14,16 @@
 -- KEYS[11] unique    hash    locks
 -- KEYS[12] keys      hash    id -> fairness key
 -- KEYS[13] cancels   hash    id -> retention us
--- KEYS[14] progress  hash    id -> done/total, or @<us> since when it is runnable
+-- KEYS[14] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[15] stats     hash    counters
 -- KEYS[16] done      channel of ended tasks
 -- KEYS[17] meta      hash    schema
--- KEYS[18] recent  zset    ids that callers chose, by the time until which they are refused
+-- KEYS[18] recent  zset    ids that callers chose, by expiry time
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] id         text
--- ARGV[3] retention  int us  of the task; empty: none
--- returns cancelled, by an earlier call too; or active and its lease token; or finished; or missing
+-- ARGV[3] retention  int us  retention of the task; empty: none
+-- returns cancelled (also when an earlier call did it); or active and its lease token; or finished;
+--   or missing
 local k = {
   tasks = KEYS[1], completed = KEYS[6], crashes = KEYS[8], failures = KEYS[9], results = KEYS[10],
   unique = KEYS[11], keys = KEYS[12], cancels = KEYS[13], progress = KEYS[14], stats = KEYS[15],

@@ -4,7 +4,7 @@
 -- include: schema guard clock count lock ended erase owned since runnable
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] active     zset    ids by lease expiry
--- KEYS[3] completed  zset    ids by the time until which they are kept
+-- KEYS[3] completed  zset    ids by end of retention
 -- KEYS[4] owner      hash    id -> lease token
 -- KEYS[5] crashes    hash    id -> crash count
 -- KEYS[6] failures   hash    id -> failure record
@@ -12,7 +12,7 @@
 -- KEYS[8] unique     hash    locks
 -- KEYS[9] keys       hash    id -> fairness key
 -- KEYS[10] cancels   hash    id -> retention us
--- KEYS[11] progress  hash    id -> done/total, or @<us> since when it is runnable
+-- KEYS[11] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[12] stats     hash    counters
 -- KEYS[13] done      channel of ended tasks
 -- KEYS[14] meta      hash    schema

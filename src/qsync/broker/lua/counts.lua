@@ -1,11 +1,11 @@
 #!lua flags=no-writes
--- counts: how much a queue holds, and its counters.
+-- counts: read the sizes of a queue's keys, and its counters.
 -- include: schema cancels
 -- KEYS[1] scheduled  zset    ids by due time
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] active     zset    ids by lease expiry
 -- KEYS[4] retry      zset    ids by due time
--- KEYS[5] completed  zset    ids by the time until which they are kept
+-- KEYS[5] completed  zset    ids by end of retention
 -- KEYS[6] dead       zset    ids by time of death
 -- KEYS[7] fairness   zset    fairness keys by last tag
 -- KEYS[8] tasks      hash    id -> message
@@ -18,14 +18,14 @@
 -- KEYS[15] fetches   hash    server id -> last fetch
 -- KEYS[16] ticks     hash    schedule -> last tick enqueued, us
 -- KEYS[17] cancels   hash    id -> retention us
--- KEYS[18] progress  hash    id -> done/total, or @<us> since when it is runnable
+-- KEYS[18] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[19] calls     hash    sender -> its last enqueue
--- KEYS[20] schedules hash    what schedules there are
--- KEYS[21] recent    zset    ids that callers chose, by the time until which they are refused
+-- KEYS[20] schedules hash    published schedules
+-- KEYS[21] recent    zset    ids that callers chose, by expiry time
 -- KEYS[22] stats     hash    counters, in all and per day
 -- KEYS[23] meta      hash    schema
--- returns the sizes of all keys but stats, in this order; the counters, name and value in turn; and
---   how many of the completed tasks were cancelled
+-- returns the sizes of all keys but stats and meta, in this order; the counters, name and value in
+--   turn; and the number of completed tasks that were cancelled
 check_schema(KEYS[23])
 local sizes = {}
 for _, set_key in ipairs({

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
--- delete: tasks leave the queue, whatever was to become of them; not while they run.
+-- delete: delete tasks in a state other than active.
 -- include: schema guard clock lock ended erase
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
 -- KEYS[4] retry      zset    ids by due time
--- KEYS[5] completed  zset    ids by the time until which they are kept
+-- KEYS[5] completed  zset    ids by end of retention
 -- KEYS[6] dead       zset    ids by time of death
 -- KEYS[7] crashes    hash    id -> crash count
 -- KEYS[8] failures   hash    id -> failure record
@@ -13,14 +13,14 @@
 -- KEYS[10] unique    hash    locks
 -- KEYS[11] keys      hash    id -> fairness key
 -- KEYS[12] cancels   hash    id -> retention us
--- KEYS[13] progress  hash    id -> done/total, or @<us> since when it is runnable
+-- KEYS[13] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[14] done      channel of ended tasks
 -- KEYS[15] meta      hash    schema
--- KEYS[16] recent  zset    ids that callers chose, by the time until which they are refused
+-- KEYS[16] recent  zset    ids that callers chose, by expiry time
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] state      text    that the caller saw them in
+-- ARGV[2] state      text    state in which the caller saw them
 -- ARGV[3...] ids
--- returns how many were there and are gone
+-- returns the number of deleted tasks
 local k = {
   tasks = KEYS[1], crashes = KEYS[7], failures = KEYS[8], results = KEYS[9], unique = KEYS[10],
   keys = KEYS[11], cancels = KEYS[12], progress = KEYS[13],

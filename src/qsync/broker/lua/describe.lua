@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- describe: what a server is and does, for those who look. It goes to replicas and not to the
--- append-only file.
+-- describe: store a server's description of itself, for views. It is replicated but not written to
+-- the append-only file.
 -- include: guard
--- KEYS[1] server  hash   with a time to live
--- ARGV[1] ttl     int ms 0: it leaves
+-- KEYS[1] server  hash   expires
+-- ARGV[1] ttl     int ms 0: delete it
 -- ARGV[2...] field, value; always the same fields
 -- returns 1
 redis.set_repl(redis.REPL_REPLICA)

@@ -13,8 +13,8 @@
 -- KEYS[7] wake       list
 -- KEYS[8] meta       hash    virtual time, weights
 -- KEYS[9] stats      hash    counters
--- KEYS[10] calls     hash    sender -> its last call that was answered created for a task
--- KEYS[11] recent  zset    ids that callers chose, by the time until which they are refused
+-- KEYS[10] calls     hash    sender -> record of its last call
+-- KEYS[11] recent  zset    ids that callers chose, by expiry time
 -- KEYS[12] idle      zset    ids of servers that a message wakes
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] head       bytes   first bytes of each message, in front of the time stamp

@@ -15,7 +15,7 @@
 -- KEYS[3] scheduled  zset    ids by due time
 -- KEYS[4] active     zset    ids by lease expiry
 -- KEYS[5] retry      zset    ids by due time
--- KEYS[6] completed  zset    ids by the time until which they are kept
+-- KEYS[6] completed  zset    ids by end of retention
 -- KEYS[7] dead       zset    ids by time of death
 -- KEYS[8] owner      hash    id -> lease token
 -- KEYS[9] crashes    hash    id -> crash count
@@ -24,15 +24,15 @@
 -- KEYS[12] unique    hash    locks
 -- KEYS[13] keys      hash    id -> fairness key
 -- KEYS[14] fairness  zset    fairness keys by last tag
--- KEYS[15] fetches   hash    server id -> number, time us and ids, with spaces between
+-- KEYS[15] fetches   hash    server id -> number, time us and ids, separated by spaces
 -- KEYS[16] cancels   hash    id -> retention us
--- KEYS[17] progress  hash    id -> done/total, or @<us> since when it is runnable
+-- KEYS[17] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[18] wake      list
 -- KEYS[19] meta      hash    paused, generation, virtual time; when a server was last seen; sweeps
 -- KEYS[20] stats     hash    counters
 -- KEYS[21] calls     hash    sender -> its last enqueue
 -- KEYS[22] done      channel of ended tasks
--- KEYS[23] recent  zset    ids that callers chose, by the time until which they are refused
+-- KEYS[23] recent  zset    ids that callers chose, by expiry time
 -- KEYS[24] idle      zset    ids of servers that a message wakes
 -- ARGV[1] now          int us  empty: the store's clock
 -- ARGV[2] server       text    id of the server

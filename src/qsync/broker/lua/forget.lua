@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- forget: a queue that holds no task leaves nothing behind.
+-- forget: delete all keys of a queue that holds no task.
 -- include: schema
 -- KEYS[1] tasks       hash   id -> message
 -- KEYS[2] scheduled   zset   ids by due time
 -- KEYS[3] pending     zset   ids by order tag
 -- KEYS[4] active      zset   ids by lease expiry
 -- KEYS[5] retry       zset   ids by due time
--- KEYS[6] completed   zset   ids by the time until which they are kept
+-- KEYS[6] completed   zset   ids by end of retention
 -- KEYS[7] dead        zset   ids by time of death
 -- KEYS[8] owner       hash   id -> lease token
 -- KEYS[9] crashes     hash   id -> crash count
@@ -18,15 +18,15 @@
 -- KEYS[15] fetches    hash   server id -> last fetch
 -- KEYS[16] calls      hash   sender -> its last enqueue
 -- KEYS[17] ticks      hash   schedule -> last tick enqueued, us
--- KEYS[18] schedules  hash   what schedules there are
+-- KEYS[18] schedules  hash   published schedules
 -- KEYS[19] cancels    hash   id -> retention us
--- KEYS[20] progress   hash   id -> done/total, or @<us> since when it is runnable
+-- KEYS[20] progress   hash   id -> done/total, or @<us> at which it became runnable
 -- KEYS[21] wake       list
 -- KEYS[22] meta       hash   paused, virtual time
 -- KEYS[23] stats      hash   counters
--- KEYS[24] recent     zset   ids that callers chose, by the time until which they are refused
+-- KEYS[24] recent     zset   ids that callers chose, by expiry time
 -- KEYS[25] idle      zset    ids of servers that a message wakes
--- returns how many tasks it holds; when none, the queue is gone
+-- returns the number of tasks that it holds; 0: the queue was deleted
 check_schema(KEYS[22])
 local held = 0
 for _, set_key in ipairs({ KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7] }) do

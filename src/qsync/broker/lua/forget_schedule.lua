@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
--- forget_schedule: a schedule that no server publishes any more goes, and its last tick with it.
+-- forget_schedule: delete a schedule that no server publishes any more, with its last tick.
 -- include: schema guard clock
 -- KEYS[1] schedules  hash    =<schedule>, ><schedule>, @<schedule>, !<schedule>, #<schedule>
 -- KEYS[2] ticks      hash    schedule -> last tick enqueued, us
 -- KEYS[3] meta       hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] schedule   text    its name
--- ARGV[3] silence    int us  for so long nobody must have published it
--- returns 1 when it is gone, 0 when it was published since, -1 when there is no such schedule
+-- ARGV[3] silence    int us  minimum time since its last publication
+-- returns 1 when deleted, 0 when it was published since, -1 when there is no such schedule
 check_schema(KEYS[3])
 local now, id = clock(ARGV[1]), ARGV[2]
 if redis.call('HEXISTS', KEYS[1], '=' .. id) == 0 then

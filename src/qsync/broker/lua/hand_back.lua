@@ -1,12 +1,13 @@
 #!lua flags=allow-oom
--- hand_back: tasks that a server will not run after all go back, uncharged: to the head of pending
--- in the order given, or for a delay into scheduled. One whose cancel was asked for ends instead.
+-- hand_back: return tasks that a server leased but will not run, without counting an attempt: to the
+-- head of pending in the given order, or with a delay to scheduled. A task with a cancel request ends
+-- instead.
 -- include: schema guard clock wake count crash tags lock due ended erase owned runnable
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
 -- KEYS[4] active     zset    ids by lease expiry
--- KEYS[5] completed  zset    ids by the time until which they are kept
+-- KEYS[5] completed  zset    ids by end of retention
 -- KEYS[6] owner      hash    id -> lease token
 -- KEYS[7] crashes    hash    id -> crash count
 -- KEYS[8] failures   hash    id -> failure record
@@ -14,16 +15,17 @@
 -- KEYS[10] unique    hash    locks
 -- KEYS[11] keys      hash    id -> fairness key
 -- KEYS[12] cancels   hash    id -> retention us
--- KEYS[13] progress  hash    id -> done/total, or @<us> since when it is runnable
+-- KEYS[13] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[14] wake      list
 -- KEYS[15] meta      hash    virtual time
 -- KEYS[16] stats     hash    counters
 -- KEYS[17] done      channel of ended tasks
--- KEYS[18] recent  zset    ids that callers chose, by the time until which they are refused
+-- KEYS[18] recent  zset    ids that callers chose, by expiry time
 -- KEYS[19] idle      zset    ids of servers that a message wakes
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2...] four a task: id, token, delay us (empty: to the head), failure record (empty: as was)
--- returns one a task: ok | done | lost
+-- ARGV[2...] four values per task: id, token, delay us (empty: to the head), failure record (empty:
+--   unchanged)
+-- returns one per task: ok | done | lost
 local k = {
   tasks = KEYS[1], active = KEYS[4], completed = KEYS[5], owner = KEYS[6], crashes = KEYS[7],
   failures = KEYS[8], results = KEYS[9], unique = KEYS[10], keys = KEYS[11], cancels = KEYS[12],

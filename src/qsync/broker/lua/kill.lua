@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- kill: tasks that will not be run again become dead, and are kept with their failure record.
+-- kill: make tasks dead, and store their failure records.
 -- include: schema guard clock count lock ended erase owned
 -- KEYS[1] active     zset    ids by lease expiry
 -- KEYS[2] dead       zset    ids by time of death
@@ -8,13 +8,13 @@
 -- KEYS[5] unique     hash    locks
 -- KEYS[6] keys       hash    id -> fairness key
 -- KEYS[7] cancels    hash    id -> retention us
--- KEYS[8] progress   hash    id -> done/total, or @<us> since when it is runnable
+-- KEYS[8] progress   hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[9] stats      hash    counters
 -- KEYS[10] done      channel of ended tasks
 -- KEYS[11] meta      hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2...] four a task: id, token, 1 when an attempt failed (else 0), failure record
--- returns one a task: ok | done | lost
+-- ARGV[2...] four values per task: id, token, 1 when an attempt failed (else 0), failure record
+-- returns one per task: ok | done | lost
 local k = { active = KEYS[1], owner = KEYS[3], progress = KEYS[8] }
 check_schema(KEYS[11])
 local now = clock(ARGV[1])

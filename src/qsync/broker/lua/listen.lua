@@ -1,23 +1,24 @@
 #!lua flags=allow-oom
--- listen: a look by a server that is subscribed to its channel of a queue. It takes the element of
--- the list, as one that blocks does. When there is none, and no task waits, a message is to wake it.
--- An element that comes after that was put there by who sends no messages.
--- A server that has waited for long says so again, and ids of which that is not so are forgotten.
+-- listen: look at the queue for a server that is subscribed to its channel of the queue. It pops the
+-- element of the wake list, as a blocking server does. If there is none and no task can be fetched,
+-- the server is added to the idle servers, which are woken by a message. A later element in the list
+-- comes from a client that sends no messages.
+-- A server that waits for long is added again; ids that were not added for `keep` are removed.
 -- include: schema begin clock work
 -- KEYS[1] meta       hash    schema, paused, generation; when a server was last seen
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
 -- KEYS[4] retry      zset    ids by due time
 -- KEYS[5] active     zset    ids by lease expiry
--- KEYS[6] completed  zset    ids by the time until which they are kept
+-- KEYS[6] completed  zset    ids by end of retention
 -- KEYS[7] wake       list
 -- KEYS[8] idle       zset    ids of servers that a message wakes
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] lease      int us
--- ARGV[3] server     text    whose channel it is
--- ARGV[4] keep       int us  for how long an id is kept that is not added again
--- returns generation, empty before the first fetch; 1 when tasks wait that may be fetched; 1 when
---   upkeep is due; 1 when the list had an element; 1 when who put it there sent no message
+-- ARGV[3] server     text    id of the server
+-- ARGV[4] keep       int us  time after which an id that is not added again is removed
+-- returns generation, empty before the first fetch; 1 when tasks can be fetched; 1 when upkeep is
+--   due; 1 when the list had an element; 1 when its client sent no message to this idle server
 local k = {
   meta = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], retry = KEYS[4], active = KEYS[5],
   completed = KEYS[6],

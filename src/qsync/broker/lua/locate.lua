@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- locate: what a task waits for, beside what `show` tells.
+-- locate: read what holds up a task, in addition to what `show` returns.
 -- include: schema clock
 -- KEYS[1] pending  zset    ids by order tag
 -- KEYS[2] unique   hash    locks
@@ -7,17 +7,18 @@
 -- KEYS[4] meta     hash    paused, paused_at
 -- KEYS[5] stats    hash    counters
 -- ARGV[1] now      int us  empty: the store's clock
--- ARGV[2] id       text    of the task; empty: it has none yet
+-- ARGV[2] id       text    id of the task; empty: it has none yet
 -- ARGV[3] lock     text    its unique lock; empty: none
--- ARGV[4] server   text    that runs it; empty: none does
--- returns now us; how many are before it in pending, -1 when it is not there; how many are pending;
---   who has its lock; when that server last fetched, us, and under which number; who paused the
---   queue and why; since when, us; completed, failed
+-- ARGV[4] server   text    server that runs it; empty: none
+-- returns now us; number of tasks before it in pending, -1 when it is not pending; number of pending
+--   tasks; id that holds its lock; time (us) and number of that server's last fetch; who paused the
+--   queue and why; time of the pause, us; counters completed and failed
 check_schema(KEYS[4])
 local now = clock(ARGV[1])
 local number, time = string.match(redis.call('HGET', KEYS[3], ARGV[4]) or '', '^(%d+) (%d+)')
 
--- Who has a lock now. (The piece for locks has commands that write in it.)
+-- Return the id that holds a lock now. (include/lock.lua is not used here, since it has commands that
+-- write.)
 local function holder_now(lock)
   local ends, holder = string.match(redis.call('HGET', KEYS[2], '=' .. lock) or '', '^(%d+):(.+)$')
   local open = holder and redis.call('HGET', KEYS[2], '@' .. holder) == lock

@@ -1,17 +1,16 @@
 #!lua flags=no-writes
--- look: whether a server has anything to do in a queue. It costs a fifth of a fetch, and of all
--- servers that look only the first finds that something is due, and does it.
+-- look: read whether a server has anything to do in a queue. It costs a fifth of a fetch. If upkeep
+-- is due, the first server that looks does it, and the others find nothing due.
 -- include: schema clock work
 -- KEYS[1] meta       hash    schema, paused, generation; when a server was last seen
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
 -- KEYS[4] retry      zset    ids by due time
 -- KEYS[5] active     zset    ids by lease expiry
--- KEYS[6] completed  zset    ids by the time until which they are kept
+-- KEYS[6] completed  zset    ids by end of retention
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] lease      int us
--- returns generation, empty before the first fetch; 1 when tasks wait that may be fetched; 1 when
---   upkeep is due
+-- returns generation, empty before the first fetch; 1 when tasks can be fetched; 1 when upkeep is due
 local k = {
   meta = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], retry = KEYS[4], active = KEYS[5],
   completed = KEYS[6],

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- mark: a write that is always one, from which a connection can wait.
+-- mark: write something in any case, so that a durability wait on the connection waits for it.
 -- include: schema
 -- KEYS[1] meta       hash    marked
 -- returns 1

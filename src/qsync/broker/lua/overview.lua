@@ -1,11 +1,11 @@
 #!lua flags=no-writes
--- overview: a queue at one moment: how much it holds, who waits longest, and its counters.
+-- overview: read a snapshot of a queue: its sizes, the first pending tasks, and its counters.
 -- include: schema clock cut cancels since
 -- KEYS[1] scheduled  zset    ids by due time
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] active     zset    ids by lease expiry
 -- KEYS[4] retry      zset    ids by due time
--- KEYS[5] completed  zset    ids by the time until which they are kept
+-- KEYS[5] completed  zset    ids by end of retention
 -- KEYS[6] dead       zset    ids by time of death
 -- KEYS[7] tasks      hash    id -> message
 -- KEYS[8] failures   hash    id -> failure record
@@ -19,16 +19,17 @@
 -- KEYS[16] meta      hash    paused, paused_at
 -- KEYS[17] stats     hash    counters, in all and per day
 -- KEYS[18] cancels   hash    id -> retention us
--- KEYS[19] progress  hash    id -> done/total, or @<us> since when it is runnable
+-- KEYS[19] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] days       int     of which the counters are wanted, today included; 1 to 90
+-- ARGV[2] days       int     number of days to return counters of, including today; 1 to 90
 -- ARGV[3...] names of counters
--- returns now us; the sizes of the six states in this order; the bytes that the keys take, about,
---   -1 when the store does not say; who paused it and why, empty when it is not paused; since when,
---   us; of the first 512 tasks in pending those without a time since when they are runnable, up to 8
---   and 1 MiB, each its message (cut, when it is long), the length of that and its failure record;
---   the counters, name and value in turn; how many of the completed tasks were cancelled; the
---   earliest of those times, us, empty when there is none
+-- returns now us; the sizes of the six states in this order; the approximate size of the keys in
+--   bytes, -1 when the store does not report it; who paused the queue and why, empty when it is not
+--   paused; time of the pause, us; the first pending tasks, up to 8 and 1 MiB, each as message
+--   (truncated when long), length of the message and failure record; the counters, name and value in
+--   turn; the number of completed tasks that were cancelled; the earliest stored time, us, at which
+--   a pending task became runnable, empty when none is stored
+-- Only the first 512 pending tasks are read. Tasks with such a stored time are not among the 8.
 check_schema(KEYS[16])
 local now = clock(ARGV[1])
 local sizes, bytes = {}, 0
@@ -46,7 +47,7 @@ for _, any_key in ipairs({
   end
   bytes = bytes + (usage or 0)
 end
--- What is handed back goes to the head of those that have waited longer.
+-- Tasks that were handed back are in front of tasks that have waited longer.
 local last = redis.call('EXISTS', KEYS[19]) == 1 and 511 or 7
 local ids = redis.call('ZRANGE', KEYS[2], 0, last)
 local since, earliest = read_since(KEYS[19], ids), math.huge

@@ -1,30 +1,30 @@
 #!lua flags=no-writes
--- page: a part of the tasks in a state, from a place in it on.
--- Takes fewer than asked for when they are large: it reads no more than 4 MiB and returns no more
--- than about 256 KiB, so that others of the store need not wait.
+-- page: read a page of the tasks in a state.
+-- It has fewer tasks than asked for when they are large: a call reads at most 4 MiB and returns at
+-- most about 256 KiB, so that it does not block the store for long.
 -- include: schema clock cut place
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
 -- KEYS[4] active     zset    ids by lease expiry
 -- KEYS[5] retry      zset    ids by due time
--- KEYS[6] completed  zset    ids by the time until which they are kept
+-- KEYS[6] completed  zset    ids by end of retention
 -- KEYS[7] dead       zset    ids by time of death
 -- KEYS[8] owner      hash    id -> lease token
 -- KEYS[9] crashes    hash    id -> crash count
 -- KEYS[10] failures  hash    id -> failure record
 -- KEYS[11] cancels   hash    id -> retention us
--- KEYS[12] progress  hash    id -> done/total, or @<us> since when it is runnable
+-- KEYS[12] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[13] meta      hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] state      text
--- ARGV[3] count      int     at most, 500 or fewer
--- ARGV[4] backwards  flag    from the highest score to the lowest; empty: the other way
--- ARGV[5] score      number  of the task after which the part begins; empty: at the start
--- ARGV[6] id         text    of that task
--- returns now us; how many are in the state; 1 when there are more after these; and one a task: id,
---   score, length of its message, the message (cut, when it is long), owner, crash count, failure
---   record, retention in cancels, progress
+-- ARGV[3] count      int     maximum number of tasks, 1 to 500
+-- ARGV[4] backwards  flag    from the highest score to the lowest; empty: from the lowest
+-- ARGV[5] score      number  score of the task after which the page begins; empty: at the start
+-- ARGV[6] id         text    id of that task
+-- returns now us; number of tasks in the state; 1 when more follow; and one row per task: id, score,
+--   length of its message, the message (truncated when long), owner, crash count, failure record,
+--   retention in cancels, progress
 check_schema(KEYS[13])
 local set = ({
   pending = KEYS[2], scheduled = KEYS[3], active = KEYS[4], retry = KEYS[5], completed = KEYS[6],

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
--- pause: no task of the queue is fetched until it is resumed.
+-- pause: pause or resume a queue. While it is paused no task is fetched.
 -- include: schema clock wake
 -- KEYS[1] meta    hash    paused, paused_at
 -- KEYS[2] wake    list
 -- KEYS[3] idle      zset    ids of servers that a message wakes
 -- ARGV[1] now     int us  empty: the store's clock
--- ARGV[2] paused  bytes   who and why, opaque to the scripts; empty: resume
+-- ARGV[2] paused  bytes   who pauses it and why, opaque to the scripts; empty: resume
 -- returns 1 when this changed something
 check_schema(KEYS[1])
 if ARGV[2] ~= '' then

@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- pause_schedule: the ticks of a schedule pass until it is resumed; then it goes on, owing nothing.
+-- pause_schedule: skip the ticks of a schedule until it is resumed. They are not made up afterwards.
 -- include: schema guard clock
 -- KEYS[1] schedules  hash    =<schedule> -> record, !<schedule> -> who paused it, when and why
 -- KEYS[2] ticks      hash    schedule -> last tick enqueued, us
 -- KEYS[3] meta       hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] schedule   text    its name
--- ARGV[3] note       bytes   who and why, opaque to the scripts; empty: resume
+-- ARGV[3] note       bytes   who pauses it and why, opaque to the scripts; empty: resume
 -- returns 1 when this changed something, 0 when not, -1 when there is no such schedule
 check_schema(KEYS[3])
 local now, id, field = clock(ARGV[1]), ARGV[2], '!' .. ARGV[2]

@@ -1,9 +1,9 @@
 #!lua flags=no-writes
--- permissions: which commands the user of this connection may not run on a queue.
+-- permissions: read which commands the connection's user may not run on a queue.
 -- KEYS[1] meta  hash    stands for all keys of the queue
 -- KEYS[2] done  channel of ended tasks
--- ARGV[1...] commands in lower case; `memory|usage` is one with a part
--- returns those that it may not run, and those that the store does not know
+-- ARGV[1...] commands in lower case; a subcommand as `memory|usage`
+-- returns the commands that the user may not run or that the store does not know
 local refused = {}
 for i = 1, #ARGV do
   local words = {}

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
--- progress: how far running tasks are.
+-- progress: store the progress of running tasks.
 -- include: schema owned
 -- KEYS[1] owner     hash    id -> lease token
--- KEYS[2] progress  hash    id -> done/total, or @<us> since when it is runnable
+-- KEYS[2] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[3] meta      hash    schema
--- ARGV[1...] three a task: id, token, <done>/<total>
--- returns one a task: ok | done | lost
+-- ARGV[1...] three values per task: id, token, <done>/<total>
+-- returns one per task: ok | done | lost
 check_schema(KEYS[3])
 local held, held_ids, replies = owned(KEYS[1], ARGV, 1, 3)
 for at, i in ipairs(held) do

@@ -1,12 +1,13 @@
 #!lua flags=allow-oom
--- publish: what schedules there are, for those who look.
+-- publish: store the schedules that a server has, for views and triggers.
 -- include: schema clock
--- KEYS[1] schedules  hash    =<schedule> -> record, ><schedule> -> its task, @<schedule> -> when, us,
---                            # -> since when servers publish some, without a pause, and when last
+-- KEYS[1] schedules  hash    =<schedule> -> record, ><schedule> -> its task, @<schedule> -> time of
+--                            publication, us; # -> start and last time, us, of the publications
+--                            without a longer gap than `silence`
 -- KEYS[2] meta       hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] silence    int us  a pause is longer
--- ARGV[3...] three a schedule: name, record, and its task as `enqueue` takes one
+-- ARGV[2] silence    int us  maximum gap between two publications
+-- ARGV[3...] three values per schedule: name, record, and its task as `enqueue` takes one
 -- returns 1
 check_schema(KEYS[2])
 local now = whole(clock(ARGV[1]))

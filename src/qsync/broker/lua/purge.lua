@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
--- purge: the first tasks of a state leave the queue, whatever was to become of them. Of active ones
--- only those whose lease has lapsed: the others run.
--- Takes fewer than asked for when they are large: it frees no more than 16 MiB.
+-- purge: delete the first tasks of a state; of the active ones only those whose lease has expired,
+-- since the others run.
+-- It deletes fewer than asked for when they are large: at most 16 MiB, or one task.
 -- include: schema guard clock lock ended erase place
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
 -- KEYS[4] active     zset    ids by lease expiry
 -- KEYS[5] retry      zset    ids by due time
--- KEYS[6] completed  zset    ids by the time until which they are kept
+-- KEYS[6] completed  zset    ids by end of retention
 -- KEYS[7] dead       zset    ids by time of death
 -- KEYS[8] owner      hash    id -> lease token
 -- KEYS[9] crashes    hash    id -> crash count
@@ -17,17 +17,17 @@
 -- KEYS[12] unique    hash    locks
 -- KEYS[13] keys      hash    id -> fairness key
 -- KEYS[14] cancels   hash    id -> retention us
--- KEYS[15] progress  hash    id -> done/total, or @<us> since when it is runnable
+-- KEYS[15] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[16] done      channel of ended tasks
 -- KEYS[17] meta      hash    schema
--- KEYS[18] recent  zset    ids that callers chose, by the time until which they are refused
+-- KEYS[18] recent  zset    ids that callers chose, by expiry time
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] state      text
--- ARGV[3] count      int     at most, 500 or fewer
--- ARGV[4] score      number  of the last task to go; empty: all that are there now
--- ARGV[5] id         text    of that task
--- returns how many went; how many the state holds now; 1 when there are more to go; and score and id
---   of the last task to go
+-- ARGV[3] count      int     maximum number of tasks, 1 to 500
+-- ARGV[4] score      number  score of the last task to delete; empty: all that are there now
+-- ARGV[5] id         text    id of that task
+-- returns number of deleted tasks; number left in the state; 1 when there are more to delete; and
+--   score and id of the last task to delete
 local k = {
   tasks = KEYS[1], active = KEYS[4], owner = KEYS[8], crashes = KEYS[9], failures = KEYS[10],
   results = KEYS[11], unique = KEYS[12], keys = KEYS[13], cancels = KEYS[14], progress = KEYS[15],
@@ -49,7 +49,7 @@ if last_score == '' then
   last_id, last_score = last[1], last[2]
 end
 
--- Whether a task is among those that are to go.
+-- Return whether to delete a task.
 local function goes(score, id)
   if state == 'active' and score > now then
     return false

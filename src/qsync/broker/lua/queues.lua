@@ -1,10 +1,10 @@
 #!lua flags=no-writes
--- queues: a part of the names of the queues in use.
+-- queues: read a part of the names of the queues in use.
 -- KEYS[1] queues   set
--- ARGV[1] cursor   text       '0' at first, then what the call before returned
--- ARGV[2] count    int        about so many names
--- ARGV[3] longest  int bytes  names that are longer are left out: no queue has one
--- returns the cursor, '0' after the last part; how many names the set holds; and names
+-- ARGV[1] cursor   text       '0' at first, then the cursor that the last call returned
+-- ARGV[2] count    int        approximate number of names
+-- ARGV[3] longest  int bytes  maximum length of a name; longer ones cannot be queues and are left out
+-- returns the cursor, '0' after the last part; the number of names in the set; and names
 local found = redis.call('SSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
 local names = {}
 for _, name in ipairs(found[2]) do

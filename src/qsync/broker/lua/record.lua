@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- record: what a server said of itself.
--- KEYS[1] server  hash   with a time to live
--- returns fields and values in turn; nothing when it is gone
+-- record: read a server's description of itself.
+-- KEYS[1] server  hash   expires
+-- returns fields and values in turn; nothing when there is none
 return redis.call('HGETALL', KEYS[1])

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- register: queues that are in use.
+-- register: add queues to the set of queues in use.
 -- KEYS[1] queues  set
 -- ARGV[1...] names of queues
 -- returns how many were new

@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- registered: whether a queue is in use.
+-- registered: read whether a queue is in use.
 -- KEYS[1] queues  set
 -- ARGV[1] queue   text  its name
 -- returns 1 or 0

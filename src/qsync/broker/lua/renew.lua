@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- renew: extend the leases that a server holds, in an order that recovery keeps.
+-- renew: extend the leases that a server holds. Expiries rise by 1 us per task, so that recovery
+-- keeps their order.
 -- include: schema clock life owned
 -- KEYS[1] active   zset    ids by lease expiry
 -- KEYS[2] owner    hash    id -> lease token
@@ -7,8 +8,8 @@
 -- KEYS[4] meta     hash    when a server was last seen
 -- ARGV[1] now      int us  empty: the store's clock
 -- ARGV[2] lease    int us
--- ARGV[3...] two a task: id, token
--- returns one a task: ok | cancelled (renewed, but its cancel was asked for) | done | lost
+-- ARGV[3...] two values per task: id, token
+-- returns one per task: ok | cancelled (renewed, with a cancel request) | done | lost
 check_schema(KEYS[4])
 local held, held_ids, replies = owned(KEYS[2], ARGV, 3, 2)
 if #held == 0 then

@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
--- repair: mend what an audit found, where it still stands so.
--- A task goes where nothing is lost and nothing runs that may have run: among the dead, but for one
--- that a server holds.
+-- repair: repair damage that an audit found and that is still there.
+-- A task without a state becomes dead, so that it is not lost and does not run twice; one that a
+-- server owns becomes active.
 -- include: schema guard clock count lock ended erase recover
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
 -- KEYS[4] active     zset    ids by lease expiry
 -- KEYS[5] retry      zset    ids by due time
--- KEYS[6] completed  zset    ids by the time until which they are kept
+-- KEYS[6] completed  zset    ids by end of retention
 -- KEYS[7] dead       zset    ids by time of death
 -- KEYS[8] owner      hash    id -> lease token
 -- KEYS[9] crashes    hash    id -> crash count
@@ -16,18 +16,18 @@
 -- KEYS[11] results   hash    id -> result record
 -- KEYS[12] keys      hash    id -> fairness key
 -- KEYS[13] cancels   hash    id -> retention us
--- KEYS[14] progress  hash    id -> done/total, or @<us> since when it is runnable
+-- KEYS[14] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[15] unique    hash    locks
 -- KEYS[16] stats     hash    counters
 -- KEYS[17] wake      list
 -- KEYS[18] done      channel of ended tasks
 -- KEYS[19] meta      hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] damage     text    what was found
--- ARGV[3] record     bytes   failure record for what is put among the dead
--- ARGV[4] lease      int us  for a server that holds what has no place
--- ARGV[5...] two a task: id, lock
--- returns one a task: ok | changed
+-- ARGV[2] damage     text    kind of the damage
+-- ARGV[3] record     bytes   failure record for tasks that become dead
+-- ARGV[4] lease      int us  lease of a task that has an owner and no state
+-- ARGV[5...] two values per task: id, lock
+-- returns one per task: ok | changed
 local k = {
   tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], active = KEYS[4], retry = KEYS[5],
   completed = KEYS[6], dead = KEYS[7], owner = KEYS[8], crashes = KEYS[9], failures = KEYS[10],
@@ -60,7 +60,7 @@ end
 
 local mend = {}
 
--- It stays in the first of its states, in this order: one that runs it rather than one that ends it.
+-- Keep the task only in the first of its states in this order, which puts unfinished states first.
 mend['several states'] = function(id)
   for _, set_key in ipairs({
     k.active, k.pending, k.retry, k.scheduled, k.dead, k.completed,
@@ -118,7 +118,7 @@ mend['not leased'] = function(id)
   return redis.call('HDEL', k.owner, id) == 1
 end
 
--- It gets an owner whose lease ends now, and then it is recovered like any other.
+-- Give the task an owner whose lease expires now, so that it is recovered like any other task.
 mend['not owned'] = function(id)
   if has(k.owner, id) or not redis.call('ZSCORE', k.active, id) then
     return false

@@ -4,7 +4,7 @@
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] active     zset    ids by lease expiry
 -- KEYS[3] retry      zset    ids by due time
--- KEYS[4] completed  zset    ids by the time until which they are kept
+-- KEYS[4] completed  zset    ids by end of retention
 -- KEYS[5] owner      hash    id -> lease token
 -- KEYS[6] crashes    hash    id -> crash count
 -- KEYS[7] failures   hash    id -> failure record
@@ -12,12 +12,12 @@
 -- KEYS[9] unique     hash    locks
 -- KEYS[10] keys      hash    id -> fairness key
 -- KEYS[11] cancels   hash    id -> retention us
--- KEYS[12] progress  hash    id -> done/total, or @<us> since when it is runnable
+-- KEYS[12] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[13] wake      list
 -- KEYS[14] stats     hash    counters
 -- KEYS[15] done      channel of ended tasks
 -- KEYS[16] meta      hash    schema
--- KEYS[17] recent  zset    ids that callers chose, by the time until which they are refused
+-- KEYS[17] recent  zset    ids that callers chose, by expiry time
 -- KEYS[18] idle      zset    ids of servers that a message wakes
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] four values per task: id, token, delay us, failure record

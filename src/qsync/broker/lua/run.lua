@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- run: tasks that wait for their time, or are dead, go to pending now, in this order.
--- A dead one takes its lock again, and starts with all its attempts.
+-- run: move scheduled, retry or dead tasks to pending now, in this order.
+-- A dead task takes its lock again and has all its attempts again.
 -- include: schema guard clock wake tags lock runnable
 -- KEYS[1] pending    zset    ids by order tag
 -- KEYS[2] scheduled  zset    ids by due time
@@ -14,26 +14,26 @@
 -- KEYS[10] fairness  zset    fairness keys by last tag
 -- KEYS[11] wake      list
 -- KEYS[12] meta      hash    virtual time, weights
--- KEYS[13] progress  hash    id -> done/total, or @<us> since when it is runnable
+-- KEYS[13] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[14] idle      zset    ids of servers that a message wakes
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] state      text    that the caller saw them in: scheduled | retry | dead
--- ARGV[3...] four a task: id; and for dead ones fairness key, lock (empty: none), and the failure
---   record to keep (empty: none)
--- returns flat, two a task: ok and an empty text; or duplicate and the holder of the lock; or changed
---   when it is not in that state
+-- ARGV[2] state      text    state in which the caller saw them: scheduled | retry | dead
+-- ARGV[3...] four values per task: id; and for dead tasks fairness key, lock (empty: none), and the
+--   failure record to keep (empty: none)
+-- returns a flat list, two values per task: ok and an empty text; or duplicate and the holder of the
+--   lock; or changed and an empty text when the task is not in that state
 check_schema(KEYS[12])
 local now, state = clock(ARGV[1]), ARGV[2]
 local set = ({ scheduled = KEYS[2], retry = KEYS[3], dead = KEYS[4] })[state]
 
--- Take the lock of a dead task; returns the id that has it, when that is another.
+-- Take the lock of a dead task; if another task holds it, return that task's id.
 local function take_lock(unique_key, id, lock)
   local held = redis.call('HGET', unique_key, '=' .. lock)
   local holder = lock_holder(unique_key, now, lock, held)
   if holder and holder ~= id then
     return holder
   end
-  -- A window of its own that still runs goes on.
+  -- If the task's own window is not over, it stays as it is.
   local ends = holder and read_lock(held) or 0
   redis.call('HSET', unique_key, lock_fields(lock, ends, id))
 end

@@ -1,13 +1,14 @@
 #!lua flags=no-writes
--- schedules: the schedules of a queue, as servers published them.
+-- schedules: read the schedules of a queue, as servers published them.
 -- include: schema clock
--- KEYS[1] schedules  hash    =<schedule> -> record, ><schedule> -> its task, @<schedule> -> when, us,
---                            !<schedule> -> who paused it, when and why
+-- KEYS[1] schedules  hash    =<schedule> -> record, ><schedule> -> its task, @<schedule> -> time of
+--                            publication, us; !<schedule> -> time, author and reason of its pause
 -- KEYS[2] ticks      hash    schedule -> last tick enqueued, us
 -- KEYS[3] meta       hash    schema
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] schedule   text    its name; empty: all of them, without their tasks
--- returns now us; and one a schedule: name, record, when, pause note, last tick, its task
+-- ARGV[2] schedule   text    its name; empty: the first 1000 schedules, without their tasks
+-- returns now us; and one row per schedule: name, record, time of publication, pause note, last tick,
+--   its task
 check_schema(KEYS[3])
 local function row(id, task)
   local fields =

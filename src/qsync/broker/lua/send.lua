@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- send: an order to a server; it is forgotten when nobody reads it. One that was just sent, and not
--- read since, is not sent again.
+-- send: put an order into a server's inbox, which expires after `ttl`. An order that equals the last
+-- unread one is not added again.
 -- include: guard
--- KEYS[1] inbox  list   with a time to live
+-- KEYS[1] inbox  list   expires
 -- ARGV[1] ttl    int ms
 -- ARGV[2] order  bytes
 -- returns the length of the inbox

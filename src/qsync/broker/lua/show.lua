@@ -1,24 +1,24 @@
 #!lua flags=no-writes
--- show: tasks as they stand.
+-- show: read tasks with all their data.
 -- include: schema clock
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
 -- KEYS[4] active     zset    ids by lease expiry
 -- KEYS[5] retry      zset    ids by due time
--- KEYS[6] completed  zset    ids by the time until which they are kept
+-- KEYS[6] completed  zset    ids by end of retention
 -- KEYS[7] dead       zset    ids by time of death
 -- KEYS[8] owner      hash    id -> lease token
 -- KEYS[9] crashes    hash    id -> crash count
 -- KEYS[10] failures  hash    id -> failure record
 -- KEYS[11] results   hash    id -> result record
 -- KEYS[12] cancels   hash    id -> retention us
--- KEYS[13] progress  hash    id -> done/total, or @<us> since when it is runnable
+-- KEYS[13] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[14] meta      hash    schema
--- ARGV[1] messages  flag    empty: the messages are left out, an empty text for each that is there
+-- ARGV[1] messages  flag    empty: return an empty text instead of each existing message
 -- ARGV[2...] ids
--- returns one a task: empty when it is not there, else state, score, message, owner, crash count,
---   failure record, result record, retention in cancels, progress
+-- returns one per task: empty when it is not in the queue, else state, score, message, owner, crash
+--   count, failure record, result record, retention in cancels, progress
 check_schema(KEYS[14])
 local states = { 'pending', 'scheduled', 'active', 'retry', 'completed', 'dead' }
 local ids, replies = { unpack(ARGV, 2) }, {}

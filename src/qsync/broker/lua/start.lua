@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
--- start: mark tasks that crashed before as running, so that a crash from now on counts for them.
--- A last argument `-` after the tasks says that suspects run together: then it does not count, since
--- any of them may be the cause, but is noted.
+-- start: mark tasks that crashed before as running, so that a crash of the server counts for them.
+-- A last argument `-` after the tasks says that several suspects run together: then a crash is
+-- recorded but does not count, since any of them may be the cause.
 -- include: schema clock crash owned
 -- KEYS[1] owner    hash    id -> lease token
 -- KEYS[2] crashes  hash    id -> crash count
 -- KEYS[3] meta     hash    schema
--- ARGV[1...] two a task: id, token
--- returns one a task: ok | done | lost
+-- ARGV[1...] two values per task: id, token
+-- returns one per task: ok | done | lost
 check_schema(KEYS[3])
 local sign = #ARGV % 2 == 1 and ARGV[#ARGV] or '+'
 local last = #ARGV - #ARGV % 2

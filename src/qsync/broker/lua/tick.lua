@@ -1,6 +1,6 @@
 #!lua
--- tick: enqueue the task of a periodic tick, unless this tick or a later one was enqueued before.
--- The ticks of a paused schedule pass.
+-- tick: enqueue the task of a schedule's tick, unless this tick or a later one was enqueued before.
+-- The ticks of a paused schedule are skipped.
 -- include: schema guard begin clock wake count tags lock due store
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
@@ -15,12 +15,12 @@
 -- KEYS[11] schedules hash    !<schedule> while it is paused
 -- KEYS[12] idle      zset    ids of servers that a message wakes
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2] head       bytes   what goes before the stamp
+-- ARGV[2] head       bytes   first bytes of each message, in front of the time stamp
 -- ARGV[3] schedule   text    its name
 -- ARGV[4] tick       int us
 -- ARGV[5...] three, as for enqueue with that stride: id, message, options
--- returns passed when the tick is not later than the last one, or paused, and the id; else created,
---   exists or duplicate, and the id that holds it
+-- returns passed (the tick is not later than the last one) or paused, and the id; else created,
+--   exists or duplicate, and the id that holds the id or lock
 local k = {
   tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], unique = KEYS[4], keys = KEYS[5],
   fairness = KEYS[6], wake = KEYS[7], meta = KEYS[8], stats = KEYS[9],

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- unregister: queues that are not in use any more.
+-- unregister: remove queues from the set of queues in use.
 -- KEYS[1] queues  set
 -- ARGV[1...] names of queues
--- returns how many were there
+-- returns how many were in the set
 if #ARGV == 0 then
   return 0
 end
