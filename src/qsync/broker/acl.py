@@ -1,4 +1,4 @@
-"""What the store has to allow: the commands of each role, read from the scripts that it runs."""
+"""ACL rules for each role, derived from the commands in the scripts that the role runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PLAIN: Final[dict[Role, tuple[str, ...]]] = {
     "reader": ("scan", "sscan", "pttl"),
     "admin": ("ssubscribe", "sunsubscribe", "wait", "waitaof", "scan", "sscan", "pttl"),
 }
-"""What is sent beside scripts. Redis before 7.2 does not know WAITAOF."""
+"""Commands that are sent outside of scripts, by role. Redis before 7.2 does not know WAITAOF."""
 
 EVERYBODY: Final = ("eval", "evalsha", "ping")
 CLUSTER: Final = ("cluster|slots", "asking")
@@ -44,10 +44,10 @@ CLUSTER: Final = ("cluster|slots", "asking")
 SHARED: Final = {
     "queues": "queues", "servers": "servers", "server": "server:*", "inbox": "inbox:*",
 }  # fmt: skip
-"""Keys outside of queues, as scripts name them -> what follows the prefix."""
+"""Patterns, without the prefix, of the keys outside of queues, by the name that scripts use."""
 
 CHANNELS: Final = frozenset({"spublish", "ssubscribe", "sunsubscribe"})
-"""Commands on the channels of ended tasks: without them results are only noticed later."""
+"""Commands on the channels of ended tasks; without them clients notice results only by polling."""
 
 ROLES: Final[tuple[Role, ...]] = ("client", "server", "reader", "admin")
 
@@ -56,13 +56,13 @@ _COMMAND: Final = re.compile(r"redis\.p?call\(\s*'([A-Z]+)'(?:, '([A-Z]+)')?")
 
 @cache
 def scripts() -> tuple[str, ...]:
-    """The names of all scripts."""
+    """Return the names of all scripts, sorted."""
     found = (entry.name for entry in (files("qsync.broker") / "lua").iterdir())
     return tuple(sorted(name.removesuffix(".lua") for name in found if name.endswith(".lua")))
 
 
 def scripts_of(role: Role) -> tuple[str, ...]:
-    """The scripts that somebody in this role runs."""
+    """Return the names of the scripts that a role runs."""
     if role == "reader":
         return tuple(name for name in scripts() if load(name).text.startswith(_READS))
     return {"client": CLIENT, "server": SERVER}.get(role, scripts())
@@ -72,7 +72,7 @@ _READS: Final = "#!lua flags=no-writes"
 
 
 def commands(role: Role, *, old: bool = False) -> tuple[str, ...]:
-    """The commands that a role needs, sorted, in lower case; `old`: of a Redis before 7.2."""
+    """Return the commands that a role needs, sorted, in lower case; `old`: for Redis before 7.2."""
     needed = {*EVERYBODY, *PLAIN[role]}
     for name in scripts_of(role):
         needed |= {_command(*found) for found in _COMMAND.findall(load(name).text)}
@@ -80,7 +80,7 @@ def commands(role: Role, *, old: bool = False) -> tuple[str, ...]:
 
 
 def shortfall(refused: Iterable[str], prefix: str) -> str:
-    """What a user may not do, and which rule of ACL SETUSER allows it."""
+    """Return a message about refused commands, with the ACL SETUSER rule for missing channels."""
     commands = sorted(set(refused) - CHANNELS)
     channels = sorted(set(refused) & CHANNELS)
     missing = []
@@ -93,34 +93,34 @@ def shortfall(refused: Iterable[str], prefix: str) -> str:
 
 
 def _command(name: str, part: str) -> str:
-    """As ACL rules name it, which of a command with parts allow one: `memory|usage`."""
+    """Return the name of a command in ACL rules, e.g. `memory|usage` for a subcommand."""
     return f"{name}|{part}".lower() if part else name.lower()
 
 
 def _shared_keys(role: Role, prefix: str) -> tuple[str, ...]:
-    """Rules for the keys outside of queues: those of the scripts, and no others with the prefix.
+    """Return the rules for the keys outside of queues that the role's scripts use.
 
-    An audit also reads what other keys there are.
+    Readers and admins may read all keys with the prefix, since an audit looks for unknown ones.
     """
     used = {key for name in scripts_of(role) for key in load(name).keys}
-    used |= {"inbox"} if role == "server" else set()  # which it reads without a script
+    used |= {"inbox"} if role == "server" else set()  # read without a script
     found = [f"~{prefix}:{pattern}" for key, pattern in SHARED.items() if key in used]
     return (*found, f"%R~{prefix}:*") if role in ("reader", "admin") else tuple(found)
 
 
 def checkable(role: Role) -> tuple[str, ...]:
-    """The commands of a role whose rights the script `permissions` can look up.
+    """Return the commands of a role that the script `permissions` checks.
 
-    It is run by EVAL itself; the others of what is left out serve durability alone.
+    It does not check EVAL, EVALSHA and PING, nor WAIT and WAITAOF, which only durability needs.
     """
     return tuple(sorted(set(commands(role)) - {*EVERYBODY, "wait", "waitaof"}))
 
 
 def rules(role: Role, prefix: str, *, old: bool = False, cluster: bool = False) -> tuple[str, ...]:
-    """The rules of ACL SETUSER for a role, without the password.
+    """Return the ACL SETUSER rules for a role, without the password.
 
-    CLIENT SETINFO, by which redis-py names itself, need not be allowed: a refusal is passed over.
-    But the store would note each one in its ACL LOG.
+    redis-py sends CLIENT SETINFO and ignores a refusal. It is allowed because the store would
+    record each refusal in its ACL LOG.
     """
     check_name("prefix", prefix)
     channels = (DONE_CHANNEL, WAKE_CHANNELS) if cluster and role != "reader" else (DONE_CHANNEL,)

@@ -1,4 +1,4 @@
-"""Where the store is: what a URL says, or what a redis-py client was made with."""
+"""The address of a store, from a URL or from the settings of a client object."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A store: one node, a cluster, or a primary that Sentinels know.
+    """The address of a store: one node, a cluster, or a primary that Sentinels name.
 
-    `nodes` are the node, the cluster's start-up nodes, or the Sentinels; empty for a unix socket.
-    `settings` go to every connection: credentials, db, TLS, path; they are never shown.
-    `finder` are settings of what names the nodes: of the clients that ask the Sentinels
-    (`min_other_sentinels` and `force_master_ip` of redis-py's Sentinel among them), or the
-    `address_remap` of a cluster.
+    `nodes`: the node, the cluster's startup nodes, or the Sentinels; empty for a unix socket.
+    `settings`: settings of every connection (credentials, db, TLS, path), which are never shown.
+    `finder`: settings of the clients that ask the Sentinels, including `min_other_sentinels` and
+    `force_master_ip` of redis-py's Sentinel; for a cluster its `address_remap`.
     """
 
     kind: Literal["node", "cluster", "sentinel"]

@@ -1,7 +1,7 @@
-"""Options of a store's address: which there are, and which values they take.
+"""The options of a store's address, with a check for each.
 
-A URL gives them as text, a client object as values; both pass these checks. What is wrong is told
-by a ValueError that begins with the option's name and never shows a value: it may be a secret.
+A URL gives options as text, a client object as values; both pass these checks. An error is a
+ValueError that begins with the option's name and never shows the value, which may be a secret.
 """
 
 from __future__ import annotations
@@ -112,10 +112,10 @@ OPTIONS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "ssl_include_verify_flags": _verify_flags,
     "ssl_exclude_verify_flags": _verify_flags,
 }
-"""Options that a URL may have in its query, and the check of each."""
+"""Checks of the options that a URL may have in its query, by name."""
 
 SENTINEL: Final = "sentinel_"
-"""Before an option: it is for the connections to the Sentinels."""
+"""Prefix of options for the connections to the Sentinels."""
 
 SENTINEL_OPTIONS: Final[Mapping[str, Callable[[Any], Any]]] = {
     f"{SENTINEL}ssl": _flag,
@@ -135,7 +135,7 @@ _OURS: Final = (
 
 
 def check(name: str, value: Any) -> Any:
-    """The value of an option, converted; ValueError when the option does not take it."""
+    """Convert the value of an option; raises ValueError if the option does not accept it."""
     try:
         return {**OPTIONS, **SENTINEL_OPTIONS}[name](value)
     except ValueError as error:
@@ -143,10 +143,11 @@ def check(name: str, value: Any) -> Any:
 
 
 def unknown(name: str, *, has_value: bool, after_secret: bool) -> str:
-    """What to say of a name that is no option.
+    """Return the error message for an unknown option.
 
-    A name that may be a piece of a password is not shown: one that follows a password in the query
-    (where an & ends it), that has no value, or that has other characters than names of options.
+    A name that may be part of a password is not shown: one with characters that option names do not
+    have, and, unless it resembles an option, one without a value or after a password in the query,
+    where an & ends a value.
     """
     if name in _OURS:
         return f"{name}: qsync sets this option itself; take it out"
@@ -162,9 +163,9 @@ def unknown(name: str, *, has_value: bool, after_secret: bool) -> str:
 
 
 def check_tls(settings: Mapping[str, Any], before: str = "") -> None:
-    """ValueError when no TLS connection can be made with these settings, whatever the store says.
+    """Raise ValueError if no TLS connection is possible with these settings, to any store.
 
-    `before` stands before each name in errors. Reads the files that the settings name.
+    Reads the files that the settings name. `before` is a prefix for option names in errors.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for name, kind in (
@@ -204,7 +205,7 @@ def _check_certificate(context: ssl.SSLContext, settings: Mapping[str, Any], bef
     else:
         with _naming(f"{before}ssl_keyfile"):
             Path(key).read_bytes()
-    password = settings.get("ssl_password", "")  # never None: OpenSSL would ask at the terminal
+    password = settings.get("ssl_password", "")  # with None OpenSSL would prompt at the terminal
     try:
         context.load_cert_chain(certificate, key, str(password))
     except ssl.SSLError as error:
@@ -224,7 +225,7 @@ def _check_certificate(context: ssl.SSLContext, settings: Mapping[str, Any], bef
 
 @contextlib.contextmanager
 def _naming(name: str, otherwise: str = "cannot be used") -> Iterator[None]:
-    """What goes wrong with a file is a ValueError that names the option, not the file."""
+    """Turn errors of a file into a ValueError that names the option, not the file."""
     try:
         yield
     except FileNotFoundError:

@@ -1,8 +1,7 @@
-"""The address of a client object: where it connects to, and how.
+"""Read the address and settings of a redis-py or valkey-py client object.
 
-A client of redis-py, or of its fork valkey-py, is read for its settings and never used: its pool
-is not touched, and it is never closed. Each setting is copied, or is one that qsync has its own of,
-or is refused by name: none that somebody relies on is dropped.
+The client is never used or closed, and its pool is not touched. Each setting is either copied, or
+replaced by qsync's own value, or refused by name: none is dropped silently.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _KINDS: Final[Mapping[str, Literal["node", "cluster"]]] = {
 }  # fmt: skip
 
 _WHERE: Final = ("host", "port", "path", "connection_class", "connection_pool", "ssl")
-"""Read separately."""
+"""Settings that are read separately."""
 
 _OURS: Final = (
     "socket_timeout", "socket_read_size", "retry", "retry_on_error", "retry_on_timeout",
@@ -43,15 +42,14 @@ _OURS: Final = (
     "command_packer", "event_dispatcher", "lib_name", "lib_version", "driver_info", "client_cache",
     "single_connection_client",
 )  # fmt: skip
-"""Settings of which qsync has its own: they say how long to wait, whether to try again, and what
-replies look like."""
+"""Settings that qsync replaces by its own: timeouts, retries and the format of replies."""
 
 _OURS_TOO: Final = ("cache_", "maint_notifications_", "oss_cluster_", "orig_", "himport_")
-"""The beginnings of others."""
+"""Prefixes of further settings that qsync replaces."""
 
 
 def address_of(client: Any) -> Address:
-    """The address that a client was made with; ConfigError when qsync cannot connect like it."""
+    """Return the address of a client; raises ConfigError if qsync cannot connect the same way."""
     kind = _kind(client)
     if kind is None:
         shown = f"{type(client).__module__}.{type(client).__qualname__}"
@@ -127,7 +125,7 @@ def _place(given: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def _tls(kind: Any, given: Mapping[str, Any]) -> bool:
-    """Whether it speaks TLS; ValueError when its connections are of a class that is not known."""
+    """Return whether the client uses TLS; raises ValueError for an unknown connection class."""
     if kind is not None and kind.__module__.partition(".")[0] not in _LIBRARIES:
         raise ValueError(
             f"its connections are of a class of its own, {kind.__module__}.{kind.__qualname__}, "
@@ -137,7 +135,7 @@ def _tls(kind: Any, given: Mapping[str, Any]) -> bool:
 
 
 def _settings(client: Any, given: Mapping[str, Any], *, tls: bool) -> dict[str, Any]:
-    """The settings to copy; ValueError when one of the others would be dropped."""
+    """Return the settings to copy; raises ValueError for a setting that would be dropped."""
     settings: dict[str, Any] = {}
     usual = _usual(client)
     for name, value in given.items():
@@ -146,13 +144,13 @@ def _settings(client: Any, given: Mapping[str, Any], *, tls: bool) -> dict[str, 
         elif value in (None, "") or name in (*_WHERE, *_OURS) or name.startswith(_OURS_TOO):
             continue
         elif name == "socket_keepalive" and not value:
-            continue  # what redis-py before 7 does unasked; dead connections are to be noticed
+            continue  # default of redis-py before 7; qsync needs keepalive to notice dead peers
         elif name in OPTIONS:
             settings[name] = check(name, value)
         elif name == "credential_provider":
             settings[name] = value
         elif name == "socket_keepalive_options":
-            if isinstance(value, Mapping):  # else it is how redis-py says: the usual ones
+            if isinstance(value, Mapping):  # otherwise it is redis-py's marker for its defaults
                 settings[name] = value
         elif name == "socket_type":
             if value:
@@ -168,7 +166,7 @@ def _settings(client: Any, given: Mapping[str, Any], *, tls: bool) -> dict[str, 
 
 
 def _usual(client: Any) -> Mapping[str, Any]:
-    """The settings of a client that was given none."""
+    """Return the default settings of the client's library."""
     library = next(
         module
         for base in type(client).__mro__
@@ -180,7 +178,7 @@ def _usual(client: Any) -> Mapping[str, Any]:
 
 
 def _same(name: str, value: Any, usual: Mapping[str, Any]) -> bool:
-    """Whether a value means what it means when it is not given."""
+    """Return whether a value is equivalent to the default."""
     if not value:
         return True
     if name not in usual:

@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-call"
 # (redis-py leaves many of its constructors without types)
-"""Clients of redis-py made from an address; all that knows how redis-py is set up.
+"""Make redis-py clients from an address, with all settings of redis-py.
 
-Our clients never retry by themselves: the broker does, knowing that every call may be run twice,
-and a blocking read must not be repeated.
+The clients never retry: the broker retries calls, which may all run twice, and a blocking read must
+not be repeated.
 """
 
 from __future__ import annotations
@@ -37,22 +37,25 @@ KEEPALIVE: Final = {
     )
     if hasattr(socket, name)
 }
-"""The system gives up a connection whose other end is silent for 30 s: it is asked after 15 s of
-idleness, and three times in all."""
+"""TCP keepalive options: the system probes a connection after 15 s of silence, three times, and
+closes it after 30 s."""
 
 
 def parse(text: str) -> Address:
-    """Read a URL; ConfigError when it cannot be one of a store."""
+    """Parse the URL of a store; raises ConfigError if it is invalid."""
     return _supported(url.parse(text))
 
 
 def address_of(client: client_objects.AnyClient) -> Address:
-    """The address that a client was made with; ConfigError when qsync cannot connect like it."""
+    """Return the address of a client; raises ConfigError if qsync cannot connect the same way."""
     return _supported(client_objects.address_of(client))
 
 
 def _supported(address: Address) -> Address:
-    """ConfigError when the installed redis-py does not take an option in both colours."""
+    """Return the address; ConfigError if the installed redis-py lacks one of its TLS options.
+
+    Both the blocking and the asyncio connections must take the option.
+    """
     classes: list[Any] = [redis.connection.SSLConnection, redis.asyncio.connection.SSLConnection]
     for name in (*address.settings, *address.finder):
         if name.startswith("ssl_") and any(
@@ -85,7 +88,7 @@ def _common(address: Address, read_timeout: float, retry: Any) -> dict[str, Any]
 def node_client(
     address: Address, *, connections: int, read_timeout: float = READ_TIMEOUT
 ) -> redis.Redis:
-    """A blocking client of one node or of the primary that the Sentinels name."""
+    """Make a blocking client of one node, or of the primary that the Sentinels name."""
     settings = _common(address, read_timeout, Retry)
     if address.kind == "sentinel":
         settings |= {"max_connections": connections, "ssl": address.tls}
@@ -104,10 +107,10 @@ def node_client(
 def async_node_client(
     address: Address, *, connections: int, read_timeout: float = READ_TIMEOUT
 ) -> redis.asyncio.Redis:
-    """An asyncio client of one node or of the primary that the Sentinels name.
+    """Make an asyncio client of one node, or of the primary that the Sentinels name.
 
-    Its reads do not end by themselves: whoever uses it puts one limit around a whole exchange,
-    which costs less than redis-py's around every write and read.
+    Its reads have no timeout: the caller limits a whole exchange, which costs less than redis-py's
+    limit for every write and read.
     """
     settings = _common(address, read_timeout, AsyncRetry) | {"socket_timeout": None}
     if address.kind == "sentinel":
@@ -129,7 +132,7 @@ def async_node_client(
 
 
 def close(client: Any) -> None:
-    """The client has no connections any more, to Sentinels neither."""
+    """Close all connections of a client, including those to Sentinels."""
     client.close()
     pool: Any = client.connection_pool
     pool.disconnect()
@@ -138,7 +141,7 @@ def close(client: Any) -> None:
 
 
 async def aclose(client: Any) -> None:
-    """The client has no connections any more, to Sentinels neither."""
+    """Close all connections of a client, including those to Sentinels."""
     await client.aclose()
     pool: Any = client.connection_pool
     await pool.disconnect()
@@ -147,10 +150,10 @@ async def aclose(client: Any) -> None:
 
 
 def _watchers(pool: Any) -> list[Any]:
-    """The clients by which a pool asks Sentinels for the primary."""
+    """Return the clients that a pool uses to ask the Sentinels for the primary."""
     return list(pool.sentinel_manager.sentinels) if hasattr(pool, "sentinel_manager") else []
 
 
 def at_node(address: Address, host: str, port: int) -> Address:
-    """The address of one node of a cluster."""
+    """Return the address of one node of a cluster."""
     return Address("node", ((host, port),), settings=address.settings, tls=address.tls)

@@ -1,7 +1,7 @@
-"""All names of redis-py that are not documented, in one place.
+"""All uses of undocumented names of redis-py, in one place.
 
-Each function has an answer when a release of redis-py no longer has the name: the queue then works
-by public names alone, more slowly or with less foresight.
+Each function has a fallback for releases of redis-py without the name: qsync then uses public names
+only, which is slower or less precise.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ log = logging.getLogger("qsync.broker")
 def streams(
     connection: Any,
 ) -> tuple[asyncio.Transport, asyncio.BaseProtocol, Callable[[Any], Exception]] | None:
-    """What an open asyncio connection reads and writes by: its transport, the protocol that it has
-    given to it, and the function that turns an error reply into an exception; None: not known."""
+    """Return transport and protocol of an open asyncio connection, and its parser of error replies.
+
+    None: this release of redis-py has other internals.
+    """
     try:
         transport = connection._writer.transport
         protocol = transport.get_protocol()
@@ -35,25 +37,27 @@ def streams(
 
 
 def forced_host(sentinel: Any) -> str | None:
-    """The address that a Sentinel object gives for any primary, if it was told to."""
+    """Return the host that a Sentinel object was set to give for every primary, or None."""
     return getattr(sentinel, "_force_master_ip", None)
 
 
 def start_nodes(cluster: Any) -> list[Any]:
-    """The nodes by which a client of a cluster finds the others; those that it knows, otherwise."""
+    """Return the startup nodes of a cluster client; as a fallback, all nodes that it knows."""
     manager = getattr(cluster, "nodes_manager", None)
     found = getattr(manager, "startup_nodes", None)
     return list(found.values()) if isinstance(found, dict) else list(cluster.get_nodes())
 
 
 def address_remap(cluster: Any) -> Any:
-    """The function by which a client of a cluster translates addresses, if it was given one."""
+    """Return the function by which a cluster client translates addresses, or None."""
     return getattr(getattr(cluster, "nodes_manager", None), "address_remap", None)
 
 
 def limit_socket(connection: Any, seconds: float) -> None:
-    """Each write and read of an open connection ends in so many seconds; otherwise as it was told
-    when it was made."""
+    """Limit each write and read of an open connection to `seconds`.
+
+    As a fallback the timeout that the connection was made with stays.
+    """
     try:
         sock = connection._sock
     except AttributeError:
@@ -64,7 +68,7 @@ def limit_socket(connection: Any, seconds: float) -> None:
 
 
 def socket_of(connection: Any) -> socket.socket | None:
-    """The socket of an open connection, to wait for it together with others; None: not known."""
+    """Return the socket of an open connection, for use in a selector; None: not known."""
     sock = getattr(connection, "_sock", None)
     if not isinstance(sock, socket.socket):
         warn_once("its connections' sockets are not found, subscriptions begin later")
@@ -74,10 +78,10 @@ def socket_of(connection: Any) -> socket.socket | None:
 
 @cache
 def warn_once(what: str) -> None:
-    """One line in the log a process."""
+    """Log a warning once per process."""
     log.warning("redis-py %s differs from those that this qsync knows: %s", redis.__version__, what)
 
 
 def names_of(nodes: Iterable[Any]) -> list[tuple[str, int]]:
-    """The hosts and ports of nodes of a cluster."""
+    """Return the hosts and ports of cluster nodes."""
     return [(str(node.host), int(node.port)) for node in nodes]

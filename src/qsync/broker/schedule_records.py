@@ -1,4 +1,4 @@
-"""What servers publish of their periodic tasks, so that others see and trigger them."""
+"""The records of periodic tasks that servers publish, so that clients can show and trigger them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from qsync.schedule import Cron, Every, Periodic, Schedule
 from qsync.task import ENVELOPE_HEAD, NewTask
 
 LIVE_US: Final = SCHEDULE_SILENCE_US
-"""So long after a server published it a schedule counts as live; servers do so every minute."""
+"""Time after its last publication for which a schedule counts as live, in microseconds.
+
+Servers publish their schedules every minute.
+"""
 
 
 class ScheduleRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A schedule as it is published. Neither cron nor every: one of a kind of its own."""
+    """A schedule as it is published. Without `cron` and `every_us` it is a custom schedule."""
 
     text: str = ""
     cron: str | None = None
@@ -28,14 +31,14 @@ class ScheduleRecord(msgspec.Struct, frozen=True, array_like=True):
     type: str = ""
 
     def schedule(self) -> Schedule | None:
-        """The schedule itself; None when it is of a kind of its own. InvalidTask as for it."""
+        """Return the schedule, or None for a custom one; raises InvalidTask if it is invalid."""
         if self.cron is not None:
             return Cron(self.cron, tz=self.tz or "UTC")
         return None if self.every_us is None else Every(self.every_us / 1_000_000)
 
 
 class Template(msgspec.Struct, frozen=True, array_like=True):
-    """The task of a schedule, ready to be enqueued under an id."""
+    """The task of a schedule, ready to be enqueued with an id."""
 
     head: bytes
     message: bytes
@@ -47,7 +50,7 @@ class Template(msgspec.Struct, frozen=True, array_like=True):
 
 
 def record_of(periodic: Periodic, type: str) -> bytes:
-    """The record of a schedule whose tasks are of this type."""
+    """Encode the record of a schedule whose tasks have this type."""
     schedule = periodic.schedule
     record = ScheduleRecord(text=str(schedule), missed=periodic.missed, type=type)
     if isinstance(schedule, Cron):
@@ -58,12 +61,12 @@ def record_of(periodic: Periodic, type: str) -> bytes:
 
 
 def digest_of(schedule: Schedule) -> str:
-    """Return a digest of when a schedule ticks: another one says that it was changed."""
+    """Return a digest of a schedule's expression; another digest means that it was changed."""
     if isinstance(schedule, Cron):
         text = f"cron {schedule.expression} {schedule.tz}"
     elif isinstance(schedule, Every):
         text = f"every {schedule.period_us}"
-    else:  # what Python writes of an object by default has its address, which is always another
+    else:  # the default text of an object has its address, which changes with each process
         kind = type(schedule)
         shown = re.sub(r" at 0x[0-9a-fA-F]+", "", str(schedule))
         text = f"{kind.__module__}.{kind.__qualname__} {shown}"
@@ -71,7 +74,7 @@ def digest_of(schedule: Schedule) -> str:
 
 
 def template_of(task: NewTask) -> bytes:
-    """The task of a schedule as it is published."""
+    """Encode the task of a schedule for publication."""
     return codec.encode(
         Template(
             ENVELOPE_HEAD, task.message, task.due, task.fairness_key, task.lock, task.window_us,
@@ -81,7 +84,7 @@ def template_of(task: NewTask) -> bytes:
 
 
 def read_record(data: bytes) -> ScheduleRecord:
-    """A record decoded; an empty one when somebody spoilt it."""
+    """Decode a record; an invalid one gives an empty record."""
     try:
         record: ScheduleRecord = codec.decode(data, ScheduleRecord)
     except codec.CodecError:
@@ -90,12 +93,12 @@ def read_record(data: bytes) -> ScheduleRecord:
 
 
 def task_from(data: bytes | None, id: str, queue: str) -> NewTask | None:
-    """The task of a schedule under an id; None when it cannot be made of what was published."""
+    """Build the task of a schedule with an id; None when its publication is missing or invalid."""
     try:
         template: Template = codec.decode(data or b"", Template)
     except codec.CodecError:
         return None
-    if template.head != ENVELOPE_HEAD:  # published by a version whose messages are others
+    if template.head != ENVELOPE_HEAD:  # published by a version with another message format
         return None
     return NewTask(
         id, queue, template.message, template.due, template.fairness_key, template.lock,

@@ -1,10 +1,10 @@
 # mypy: disable-error-code="no-untyped-call"
 # (redis-py leaves many of its constructors without types)
-"""Clients of the primary that Sentinels name.
+"""Sentinel support: find the primary, and pool connections to it.
 
-redis-py's own pools refuse when all connections are in use, and its search says "No master found"
-whatever the Sentinels answered. These wait for a connection, and say what
-was wrong. (Blocking brokers have pools of their own.)
+redis-py's own Sentinel pools raise when all connections are in use, and its search raises "No
+master found" whatever the Sentinels replied. These classes wait for a connection and report the
+cause. (Blocking brokers have pools of their own.)
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from qsync.broker.address import Address
 from qsync.broker.error_mapping import LIBRARY_ERRORS, Fault, classify
 
 SENTINEL_TIMEOUT: Final = 1.0
-"""How long a Sentinel may take to connect, and to answer; then the next one is asked, seconds."""
+"""Timeout for connecting to a Sentinel and for its reply, in seconds; the next one follows."""
 
 
 class AsyncSentinelPool(
     redis.asyncio.sentinel.SentinelConnectionPool, redis.asyncio.BlockingConnectionPool
 ):
-    """A pool of connections to the primary, in which callers wait for a free one."""
+    """A pool of connections to the primary; callers wait for a free connection."""
 
 
 class Finder(redis.sentinel.Sentinel):
@@ -44,7 +44,7 @@ class Finder(redis.sentinel.Sentinel):
         super().__init__(list(address.nodes), others, sentinel_kwargs=settings)
 
     def discover_master(self, service_name: str) -> tuple[str, int]:
-        """The host and port of the primary; an error that says why there is none."""
+        """Return host and port of the primary; the error says why there is none."""
         answers: list[Any] = []
         for sentinel in self.sentinels:
             try:
@@ -69,7 +69,7 @@ class AsyncFinder(redis.asyncio.sentinel.Sentinel):
         super().__init__(list(address.nodes), others, sentinel_kwargs=settings)
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
-        """The host and port of the primary; an error that says why there is none."""
+        """Return host and port of the primary; the error says why there is none."""
         answers: list[Any] = []
         for sentinel in self.sentinels:
             try:
@@ -95,12 +95,15 @@ def _settings(address: Address, retry: Any) -> dict[str, Any]:
 
 
 def _first(sentinel: Any, sentinels: Sequence[Any]) -> list[Any]:
-    """The Sentinels with the one that knew the primary at their head: it is asked first."""
+    """Move the Sentinel that knew the primary to the front, so that it is asked first."""
     return [sentinel, *(other for other in sentinels if other is not sentinel)]
 
 
 def not_found(service: str, answers: Sequence[Any]) -> Exception:
-    """The error that says why no Sentinel names a primary; `answers` are theirs, or errors."""
+    """Return an error that says why no Sentinel named a primary.
+
+    `answers` holds a reply or an error per Sentinel.
+    """
     errors = [answer for answer in answers if isinstance(answer, Exception)]
     if len(errors) == len(answers):
         by_fault = {classify(error): error for error in reversed(errors)}

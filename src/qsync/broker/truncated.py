@@ -1,4 +1,4 @@
-"""Messages whose payload a view left out, since it was long: the rest of them decoded."""
+"""Decode messages that a view truncated: the payload is left out, the rest is complete."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from qsync import codec
 from qsync.task import Message, decode_message
 
 HEAD: Final = 1024
-"""How much of the beginning of a long message is there; what follows it is the end."""
+"""Number of bytes kept from the beginning of a long message; the bytes after them are its end."""
 
 _EMPTY: Final = b"\xc4\x00"
 _LENGTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
-"""How many bytes of length follow the first byte of binary data and of text in msgpack."""
+"""Size in bytes of the length field of binary data and text in msgpack, by their first byte."""
 
 
 def decode_cut(data: bytes, length: int) -> Message:
-    """The message of so many bytes of which this is there; a payload that is not is empty.
+    """Decode a message of `length` bytes that may be truncated; its payload is empty then.
 
-    CodecError when it is not a message of a known version, or nothing of it is there.
+    Raises CodecError if it is not a message of a known version, or if `data` is empty.
     """
     if len(data) == length:
         return decode_message(data)
@@ -38,8 +38,8 @@ def decode_cut(data: bytes, length: int) -> Message:
 
 
 def _payload(head: bytes) -> tuple[int, int]:
-    """Where the payload begins and ends, its length included. IndexError when there is none."""
-    at = 1 + 1 + 9  # the head that the script put before it: array, version, stamp
+    """Return start and end of the payload with its length field; IndexError if there is none."""
+    at = 1 + 1 + 9  # the head that the script puts in front: array, version, time stamp
     _, at = _run(head, at)  # the nonce
     _, at = _run(head, at)  # the type
     begin, end = _run(head, at)
@@ -47,7 +47,7 @@ def _payload(head: bytes) -> tuple[int, int]:
 
 
 def _run(head: bytes, at: int) -> tuple[int, int]:
-    """Where a piece of text or of binary data begins and ends."""
+    """Return start and end of the text or binary data at `at`."""
     kind = head[at]
     if 0xA0 <= kind <= 0xBF:
         return at, at + 1 + kind - 0xA0

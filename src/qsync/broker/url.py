@@ -1,7 +1,7 @@
-"""The URL of a store.
+"""Parse the URL of a store.
 
-Errors show its scheme, its hosts and names of options, and nothing else: whatever is misspelt, any
-other piece may be one of a password.
+Errors show only its scheme, hosts and option names: in a misspelt URL any other part may belong to
+a password.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SCHEMES: Final = (
     "redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel",
     "rediss+sentinel", "embedded",
 )  # fmt: skip
-"""Each that begins with redis may begin with valkey instead."""
+"""Accepted schemes; each `redis` may be written `valkey`."""
 
 _ESCAPES: Final = "write / as %2F, ? as %3F, # as %23 and @ as %40 in a user or password"
 _PORTS: Final = {"": 6379, "cluster": 6379, "sentinel": 26379}
@@ -40,11 +40,11 @@ _INHERITED: Final = (
     ("ssl_certfile", "ssl_keyfile", "ssl_password"),
     ("ssl_cert_reqs", "ssl_check_hostname"),
 )
-"""Options that Sentinels have from the primary together, or not at all."""
+"""Groups of options that Sentinels inherit from the primary as a whole, or not at all."""
 
 
 def parse(url: str) -> Address:
-    """Read a URL; ConfigError when it cannot be one of a store."""
+    """Parse the URL of a store; raises ConfigError if it is invalid."""
     found = _URL.fullmatch(url.strip())
     scheme = re.sub("^valkey", "redis", found[1].lower()) if found else ""
     if found is None or scheme not in SCHEMES:
@@ -193,7 +193,7 @@ def _network(
 
 
 def _sentinel(options: Mapping[str, Any], *, tls: bool) -> dict[str, Any]:
-    """Settings for the connections to the Sentinels: TLS is that of the primary unless told."""
+    """Return the settings for connections to Sentinels; TLS is as for the primary by default."""
     own = {
         name.removeprefix(SENTINEL): value
         for name, value in options.items()
