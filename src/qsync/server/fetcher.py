@@ -1,5 +1,8 @@
 """Leases tasks from the queues, does their upkeep, and waits when there is nothing to do.
 
+Each fetch also does upkeep: it promotes due tasks, recovers tasks with expired leases, and removes
+expired data.
+
 The fetches of each queue are numbered. A fetch without an answer is repeated under the same number
 until the store answers, so that no task is leased to a server that does not know about it.
 """
@@ -436,7 +439,7 @@ class Fetcher:
         return task
 
     def _see(self, task: asyncio.Task[None]) -> None:
-        """Make `run` raise the exception of a background task; store errors are handled before."""
+        """Make `run` raise the exception of a background task; the tasks handle store errors."""
         if not task.cancelled() and (error := task.exception()) is not None:
             self._mistake = error
             self._kick.set()

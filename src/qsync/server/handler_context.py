@@ -78,7 +78,7 @@ class HandlerContext(msgspec.Struct, eq=False):
         """
         leased = self._leased
         leased.turn = time.monotonic()
-        leased.waits = False  # first: a server that stops reads it before it sets `stop`
+        leased.waits = False  # first: a stopping server reads `waits`, and then sets `stop`
         return leased.stop is None and leased.begins() and not leased.past_deadline()
 
     def check_lease(self) -> None:

@@ -29,8 +29,8 @@ AWAY_S: Final = 3.0
 """Time without an answer to a fetch after which the store counts as unreachable, in seconds."""
 
 SILENT_S: Final = 15.0
-"""Time without a fetch after which a queue counts as not served, in seconds; at least three times
-`sweep` is allowed."""
+"""Time without a fetch after which a queue counts as not served, in seconds; three times `sweep` if
+that is longer."""
 
 
 class ServerHealth(msgspec.Struct, frozen=True):

@@ -36,8 +36,8 @@ class InlineStarter:
     """Starts runs in the order of their arrival, each in a new copy of the server's context.
 
     `begin` makes the coroutine of a run; it gets the shared asyncio task, or None if the run has
-    its own. Runs that end while the starter is `at_work` free slots; `refill` then fills them all
-    at once.
+    its own. While the starter is `at_work`, the slots of ended runs stay free; `refill` then fills
+    all of them at once.
     """
 
     def __init__(self, begin: Begin, refill: Callable[[], None]) -> None:

@@ -35,7 +35,7 @@ from qsync.server.thread_pool import ThreadPool
 from qsync.task import NONE_VALUE, PAYLOAD_LIMIT, Result, TaskInfo
 
 Invoke = Callable[[TaskInfo, float | None], Awaitable[Any]]
-"""Calls a handler; the second argument is the timeout in seconds, if `minds_timeout` is true."""
+"""Calls a handler with a task and a timeout in seconds, which is ignored unless `minds_timeout`."""
 
 
 @dataclass(slots=True)

@@ -191,7 +191,8 @@ class _Queue:
     async def _enqueue(self, due: Sequence[tuple[Entry, int]]) -> None:
         """Enqueue one tick for each entry; if some fail, raise the first error.
 
-        `due` has at most one tick of an entry: with two, the store could take the first for past.
+        `due` has at most one tick per entry: with two, the second could make the store ignore a
+        retry of the first.
         """
         for entry, tick_us in due:  # retried unless `_passed` plans the next tick
             self._agenda.plan(entry, tick_us)

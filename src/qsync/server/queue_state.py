@@ -33,7 +33,7 @@ class NotBegun(asyncio.CancelledError):
 
 
 class Claim(Protocol):
-    """The permission to start of a task that waits for a thread or a process."""
+    """The right of a task to start, while it waits for a thread or a process."""
 
     def wait(self) -> None:
         """Record that the task waits for a thread or a process."""

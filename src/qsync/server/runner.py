@@ -296,7 +296,7 @@ class Runner:
                     raise outcome.never_run(value)
                 record: Any = self._done(leased, value, way)
                 if leased.progress is not None and record.retention_us is not None:
-                    await self._progress.flush(leased)  # it stays readable
+                    await self._progress.flush(leased)  # the retained task shows its last progress
             else:
                 record = self._stopped(leased, asyncio.CancelledError())
         except BaseException as error:

@@ -112,7 +112,8 @@ class Settler:
                     self._outage.worked(self._part)
 
     def _note(self, *, refused: bool) -> None:
-        """Record whether the store refuses settlements; while it does, the queue is not fetched."""
+        """Record whether the store refuses settlements; while it does, the queue is not fetched
+        from."""
         accepts_again = self.lane.refused and not refused
         self.lane.refused = refused
         if accepts_again and self.on_accepted is not None:

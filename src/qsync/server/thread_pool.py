@@ -122,7 +122,7 @@ class ThreadPool:
             return True
         if call.abandoned:
             return call.started
-        call.abandoned = True  # before `started` is read: the thread does both the other way round
+        call.abandoned = True  # first: the thread sets `started`, and then reads `abandoned`
         if not call.started:
             return False
         call.counted_lost = True
@@ -209,7 +209,7 @@ class ThreadPool:
                     call.error = error
                 if fork_guard.generation != self._generation:
                     fork_guard.end()
-            # A thread that was lost may have been replaced meanwhile.
+            # End this thread if another one has replaced it meanwhile.
             over = call.thread_ended = call.replaced
             finished.append(call)
             del call  # so that an idle thread keeps no objects alive
