@@ -63,7 +63,7 @@ class Config:
     concurrency       maximum number of tasks that run at the same time
     strict            if True, drain queues in order of weight instead of sharing slots
     lease             duration of a task's lease; the server renews it every third of that time
-    sweep             longest time between two checks of a queue for upkeep
+    sweep             longest time between two checks of a queue for tasks and upkeep
     max_crashes       number of server deaths during a task after which the task is dead
     shutdown_timeout  time that running tasks have after a stop; then they are handed back
     timeout           timeout of one attempt, for tasks without a timeout of their own

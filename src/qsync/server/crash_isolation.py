@@ -24,8 +24,8 @@ PATIENCE_S: Final = 2.0
 them, but no other task starts."""
 
 LOOK_S: Final = 0.5
-"""Interval between two checks whether a suspect may start, in seconds. If the gap is longer, a
-handler blocked the event loop; no task could end then, so the excess does not count as waiting."""
+"""Interval of the check whether a suspect may start, in seconds. If a check comes later, a handler
+blocked the event loop; no task could end then, so the delay does not count as waiting."""
 
 SHORT_REST_S: Final = 0.25
 """Length of the rest between suspects if no other task is there to use it, in seconds."""

@@ -1,7 +1,7 @@
 """Ends a child process that a handler forked, once it returns from the handler or awaits in it.
 
-The child has a copy of the server, whose tasks, scheduled calls and connections belong to the
-parent.
+The child has a copy of the server, but the server's tasks, scheduled calls and connections belong
+to the parent.
 """
 
 from __future__ import annotations

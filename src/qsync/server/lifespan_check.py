@@ -1,4 +1,4 @@
-"""Validates a lifespan when it is given, so that an error does not appear at the server's start."""
+"""Validates a lifespan when it is given, instead of failing later at the server's start."""
 
 from __future__ import annotations
 

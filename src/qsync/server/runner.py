@@ -47,7 +47,7 @@ from qsync.task import PAYLOAD_LIMIT, TaskInfo
 log = logging.getLogger("qsync.server")
 
 AHEAD_S: Final = 0.1
-"""Time covered by the tasks that are leased ahead, in seconds at the recent throughput."""
+"""Time for which tasks are leased ahead, in seconds, at the recent throughput."""
 
 STALE_S: Final = 1.0
 """Time after which a task that was leased ahead and has not started is handed back, in seconds."""

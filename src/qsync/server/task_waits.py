@@ -30,8 +30,8 @@ class Waiters:
         self.tasks: dict[BlockingPop, asyncio.Task[None] | None] = {}
         """asyncio task that waits on each connection now, or None."""
         self.backoffs: dict[BlockingPop, Backoff] = {}
-        """Back-off of the waits, apart from that of the fetches: if the network resets idle
-        connections, only the waits fail."""
+        """Back-off of the waits alone: on a link that resets connections all the time, fetches in
+        between succeed, and would reset a shared back-off."""
         self._until: dict[BlockingPop, float] = {}
 
     def block_on_all(self) -> None:

@@ -64,7 +64,7 @@ class Wakes(AsyncPlacement):
         self._backoff = Backoff(cap=AWAY_CAP_S)
         self._later: set[asyncio.TimerHandle] = set()
         self.on_wake: Callable[[QueueState], None] = _ignore
-        """Callback for a message: fetch from the queue."""
+        """Callback for each wake message, with the queue to fetch from."""
         self.on_change: Callable[[], None] = lambda: None
         """Callback for when `unlisted` has another queue."""
         self.on_denied: Callable[[QueueState], None] = _ignore
