@@ -48,7 +48,7 @@ class Qsync:
         redis://[user:password@]host[:port][/db]     one node; rediss:// for TLS
         unix:///path/to/socket
         redis+cluster://host:port,host:port          any nodes of a cluster; rediss+cluster://
-        redis+sentinel://host:port,host:port/name    the Sentinels and the service that they watch
+        redis+sentinel://host:port,host:port/name    the Sentinels and the service that they monitor
         embedded://[folder]                          a private Valkey; `.qsync` without a folder
 
     Options go in the query of the URL. `url` may also be a client of redis-py or valkey-py (Redis
@@ -71,9 +71,9 @@ class Qsync:
     All other options are defaults for the servers of the app and of `qsync worker`: `concurrency`,
     `timeout`, `middleware`, `on_error`, `lifespan` and so on; see `qsync.server.config.Config`.
 
-    Making an app does no I/O. embedded:// starts a Valkey on first use, which takes about 0.1 s,
-    and stops it on `close`; the app may be used again after that. Raises ConfigError when a value
-    is wrong.
+    Making an app does no I/O. embedded:// starts its Valkey on first use, which takes about 0.1 s;
+    it stops when its last user closes or ends. An app may be used again after `close`. Raises
+    ConfigError when a value is wrong.
     """
 
     def __init__(
@@ -177,15 +177,15 @@ class Qsync:
         return self._connections.inspector()
 
     def ping(self) -> float:
-        """Return the time of one round trip to the store, in seconds; StoreUnavailable."""
+        """Return the round-trip time to the store, in seconds; StoreUnavailable without answer."""
         return self._connections.ping()
 
     async def aping(self) -> float:
-        """Return the time of one round trip to the store, in seconds; StoreUnavailable."""
+        """Return the round-trip time to the store, in seconds; StoreUnavailable without answer."""
         return await self._connections.aping()
 
     def close(self) -> None:
-        """Close the app's shared blocking client and its use of an embedded:// store.
+        """Close the shared blocking client of this process, and stop using an embedded:// store.
 
         The shared client of an event loop closes when the loop ends. Clients, inspectors and
         servers that the app returned are for the caller to close.

@@ -1,7 +1,7 @@
 """Delays before retries. Pure, except for random numbers and warnings in the log.
 
-By default a task waits 1 to 2 s after its first failure, since most failures are short, and much
-longer after each further one. Each delay is drawn uniformly from a window, so that tasks that
+By default a task waits 1 to 2 s after its first failure, since most failures are transient, and
+much longer after each further one. Each delay is drawn uniformly from a window, so that tasks that
 failed together do not retry together; see Marc Brooker, "Exponential Backoff And Jitter" (AWS
 Architecture Blog, 2015).
 """
@@ -66,7 +66,7 @@ class ExponentialBackoff(msgspec.Struct, frozen=True, omit_defaults=True, gc=Fal
             if delay >= self.longest or self.factor == 1 or not delay:
                 break
             delay *= self.factor
-        return min(delay, self.longest) * (1 - self.jitter * _chance())  # noqa: S311 - of no secret
+        return min(delay, self.longest) * (1 - self.jitter * _chance())  # noqa: S311 - not a secret
 
 
 Delay = float | timedelta
@@ -81,7 +81,7 @@ RetryPolicy = Delays | Callable[[int, Exception], Delay] | None
 
 def spread(least: float, most: float) -> float:
     """Return a random number between these, so that servers do not act at the same moment."""
-    return least + _chance() * (most - least)  # noqa: S311 - of no secret
+    return least + _chance() * (most - least)  # noqa: S311 - not a secret
 
 
 def default_delay(attempt: int, *, random: Callable[[], float] = _chance) -> float:
@@ -106,7 +106,7 @@ class Backoff:
         window = min(self._cap, self._base * 2.0 ** min(self._attempt, 60))
         self._attempt += 1
         floor = min(self._floor, window)
-        return floor + _chance() * (window - floor)  # noqa: S311 - of no secret
+        return floor + _chance() * (window - floor)  # noqa: S311 - not a secret
 
     def reset(self) -> None:
         """Start again with the first delay."""

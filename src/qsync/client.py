@@ -101,7 +101,7 @@ class _AnyClient:
         return ops.wait(keys, durability, timeout_ms=round(self._confirm_timeout * 1000))
 
     def _allowance(self, wait: Wait | None) -> float:
-        """Return the longest time that a caller waits for its call and the one before it, in s."""
+        """Return the longest wait of a caller, for its call and the one before it, in seconds."""
         patience = self._broker.patience or ONE_TRY_S
         return patience if wait is None else patience + 2 * self._confirm_timeout
 
@@ -115,7 +115,7 @@ class _AnyClient:
     def _trips(
         self, bulk: BulkEnqueue[T], durability: Durability | None, queue: str, places: Sequence[int]
     ) -> Iterator[tuple[QueueKeys, Lookahead[RoundTrip]]]:
-        """Yield the round trips for tasks of one queue; the block leases their sequence numbers."""
+        """Yield key names and round trips for tasks of a queue; call ids are valid in the block."""
         keys = self._keys(queue)
         wait = self._wait(keys, durability)
         lent = self._senders.lend(0)
@@ -183,8 +183,8 @@ class Client(_AnyClient):
         `queue` overrides the queue of the task.
 
         With `durability` the call also waits until the task is on the disk of the store ("fsync")
-        or on at least one replica ("replica"); None means the setting of the client. The wait takes
-        at most `confirm_timeout` of the client. The handle's `confirmed` says whether the store
+        or on at least one replica ("replica"); None means the setting of the client. The wait ends
+        after the `confirm_timeout` of the client. The handle's `confirmed` says whether the store
         confirmed in time; if it did not, the task is in the store all the same.
 
         Calls that an AsyncClient gets at the same time share round trips and waits. A cancelled
@@ -255,7 +255,7 @@ class Client(_AnyClient):
     def handle(self, id: str, *, queue: str = DEFAULT, type: Any) -> Handle[Any]: ...
 
     def handle(self, id: str, *, queue: str = DEFAULT, type: Any = None) -> Handle[Any]:
-        """Return a handle of a task that is in the queue, without a round trip.
+        """Return a handle for an id and a queue, without a round trip; the task need not exist.
 
         `type` is the type that `result()` returns, e.g. `type=Invoice`; without it a dataclass or
         model comes as a dict. Use `find` when the queue is unknown. Raises InvalidTask when the id
@@ -277,9 +277,9 @@ class Client(_AnyClient):
         """Search all queues of the prefix for a task, and return a handle of it.
 
         When several queues have the id, a task that has not ended is preferred. A search takes one
-        round trip per 100 queues, in a cluster one per queue, and covers the first 5,000 queues.
-        `type` is as for `handle`, which needs no round trip but the name of the queue. Raises
-        TaskNotFound, which names the queues searched, and StoreUnavailable.
+        round trip per 100 queues, in a cluster one per queue, and covers the first 5,000 queues; if
+        the queue is known, `handle` needs none. `type` is as for `handle`. Raises TaskNotFound,
+        which names the queues searched, and StoreUnavailable.
         """
         self._tracker.check_open()
         found = self._broker.run(views.queues(self._global_keys, count=QUEUES_LIMIT))
@@ -336,7 +336,7 @@ class Client(_AnyClient):
         calls: Sequence[Call[list[Enqueued]]],
         meanwhile: Callable[[], None] = nothing,
     ) -> list[list[Enqueued] | QsyncError]:
-        """Send calls of a queue in one round trip; retry a call that got StoreUnavailable alone."""
+        """Send calls of a queue in one round trip; retry those with StoreUnavailable one by one."""
         wait = calls[0].wait
         ends = ends_in(self._allowance(wait))
         broker = self._broker if wait is None else self._broker_for(wait, ends)
@@ -405,8 +405,8 @@ class AsyncClient(_AnyClient):
         `queue` overrides the queue of the task.
 
         With `durability` the call also waits until the task is on the disk of the store ("fsync")
-        or on at least one replica ("replica"); None means the setting of the client. The wait takes
-        at most `confirm_timeout` of the client. The handle's `confirmed` says whether the store
+        or on at least one replica ("replica"); None means the setting of the client. The wait ends
+        after the `confirm_timeout` of the client. The handle's `confirmed` says whether the store
         confirmed in time; if it did not, the task is in the store all the same.
 
         Calls that an AsyncClient gets at the same time share round trips and waits. A cancelled
@@ -474,7 +474,7 @@ class AsyncClient(_AnyClient):
     def handle(self, id: str, *, queue: str = DEFAULT, type: Any) -> AsyncHandle[Any]: ...
 
     def handle(self, id: str, *, queue: str = DEFAULT, type: Any = None) -> AsyncHandle[Any]:
-        """Return a handle of a task that is in the queue, without a round trip.
+        """Return a handle for an id and a queue, without a round trip; the task need not exist.
 
         `type` is the type that `result()` returns, e.g. `type=Invoice`; without it a dataclass or
         model comes as a dict. Use `find` when the queue is unknown. Raises InvalidTask when the id
@@ -496,9 +496,9 @@ class AsyncClient(_AnyClient):
         """Search all queues of the prefix for a task, and return a handle of it.
 
         When several queues have the id, a task that has not ended is preferred. A search takes one
-        round trip per 100 queues, in a cluster one per queue, and covers the first 5,000 queues.
-        `type` is as for `handle`, which needs no round trip but the name of the queue. Raises
-        TaskNotFound, which names the queues searched, and StoreUnavailable.
+        round trip per 100 queues, in a cluster one per queue, and covers the first 5,000 queues; if
+        the queue is known, `handle` needs none. `type` is as for `handle`. Raises TaskNotFound,
+        which names the queues searched, and StoreUnavailable.
         """
         self._tracker.check_open()
         found = await self._broker.run(views.queues(self._global_keys, count=QUEUES_LIMIT))
@@ -609,7 +609,7 @@ class AsyncClient(_AnyClient):
         ends: float,
         meanwhile: Callable[[], None] = nothing,
     ) -> list[list[Enqueued] | QsyncError]:
-        """Send calls of a queue in one round trip; retry a call that got StoreUnavailable alone."""
+        """Send calls of a queue in one round trip; retry those with StoreUnavailable one by one."""
         wait = calls[0].wait
         broker = self._broker if wait is None else await self._broker_for(wait, ends)
         told = self._registering(keys.queue)

@@ -104,7 +104,7 @@ class Connections:
 
     @property
     def address(self) -> Address:
-        """Address of the store; starts an embedded:// store if it is not running (about 0.1 s)."""
+        """Address of the store; starts an embedded:// store that is not running, which blocks."""
         where = self._where
         if isinstance(where, Address):
             return where

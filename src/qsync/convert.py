@@ -56,7 +56,10 @@ def nodes(annotation: Any) -> Iterator[Any]:
 
 
 def leaves(annotation: Any) -> frozenset[type]:
-    """Return the types whose values msgpack carries unchanged; with `float` also `int`."""
+    """Return the types of the annotation if msgpack carries all unchanged, else none.
+
+    With `float` the result also has `int`, which `float` parameters accept.
+    """
     members = _members(annotation)
     if not all(isinstance(one, type) and one in msgpack_extensions.LEAVES for one in members):
         return frozenset()
@@ -64,7 +67,7 @@ def leaves(annotation: Any) -> frozenset[type]:
 
 
 def is_steady(annotation: Any) -> bool:
-    """Return whether a plain value arrives unchanged, or else is rejected by the server."""
+    """Return whether a plain value either arrives unchanged or is rejected by the server."""
     if annotation is Any or annotation is object or leaves(annotation):
         return True
     if (origin := get_origin(annotation)) in (Union, UnionType, list, dict):

@@ -255,7 +255,7 @@ def _keep(program: str, path: Path, users: int, data: int) -> None:
 
 
 def _report_ready() -> None:
-    with contextlib.suppress(BrokenPipeError):  # the user who waited has been killed
+    with contextlib.suppress(BrokenPipeError):  # the waiting user process has been killed
         os.write(1, b"ready")
     os.dup2(2, 1)
 

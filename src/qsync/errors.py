@@ -95,9 +95,9 @@ class TaskCancelled(QsyncError):
 class LeaseLost(QsyncError):
     """The server's lease of the task has ended, and another server may be running the task.
 
-    In a handler, `current().progress()` and every enqueue raise it from then on. So a handler in a
-    thread, which cannot be stopped from outside, ends: let the exception propagate. The outcome of
-    this run is dropped.
+    In a handler, `current().progress()` and every enqueue raise it from then on. That ends a
+    handler in a thread, which cannot be stopped from outside: let the exception propagate. The
+    outcome of this run is dropped.
     """
 
 

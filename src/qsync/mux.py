@@ -96,12 +96,12 @@ class Mux:
         retry_for: ErrorClasses | None = None,
         dont_retry_for: ErrorClasses | None = None,
     ) -> Callable[[F], F]:
-        """Register the decorated function as the handler of a type; returns it unchanged.
+        """Register the decorated function as the handler of a type; return it unchanged.
 
         `executor="process"` runs a `def` function in a process of its own, for work that needs the
         CPU. The process gets only the import path and bytes, and a timeout really ends the work.
-        Each process begins by importing the program: a program that runs a server itself, without
-        `qsync worker`, needs `if __name__ == "__main__":` around that.
+        Each process begins by importing the program. A program that starts a server itself, without
+        `qsync worker`, must do so under `if __name__ == "__main__":`.
 
         `retry_for` limits retries to errors of these classes. An error of a class in
         `dont_retry_for` makes the task dead at once. A timeout is a TimeoutError. `retry_delay` is

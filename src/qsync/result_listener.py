@@ -49,7 +49,7 @@ class _Waits(Placement, Generic[E]):
         self._waiting: dict[str, dict[str, set[E]]] = {}
         """Events of the waiting callers, by channel and task id."""
         self._left: dict[str, float] = {}
-        """Channels without waiting callers, with the monotonic time since when."""
+        """Channels without waiting callers, with the monotonic time at which the last one left."""
 
     def _add(self, channel: str, id: str, event: E) -> None:
         listener = self._by_channel.get(channel) or self._place(channel, self._node_of(channel))
@@ -123,7 +123,7 @@ class Listeners(_Waits[threading.Event]):
                 self._discard(channel, id, woken)
 
     def close(self) -> None:
-        """Wake all waiting callers and stop the threads; one that is connecting stops after it.
+        """Wake all waiting callers and stop the threads; a connecting thread stops afterwards.
 
         Waits at most 1 s for the threads to end.
         """

@@ -14,7 +14,7 @@ running: ContextVar[Any] = ContextVar("qsync.current")
 
 
 def check_lease() -> None:
-    """Raise LeaseLost in a handler whose task this server no longer holds the lease of."""
+    """Raise LeaseLost in a handler when this server no longer holds the lease of its task."""
     check: Callable[[], None] | None = getattr(running.get(None), "check_lease", None)
     if check is not None:
         check()
@@ -23,8 +23,8 @@ def check_lease() -> None:
 def nonce_of_parent() -> bytes | None:
     """Return the nonce for enqueues by the running task, the same in each of its attempts.
 
-    With it the store takes a child task that a retry enqueues again under the same id for the one
-    that exists. None outside of a handler that a server runs.
+    When a retry enqueues a child task again under the same id, the store recognizes it by the
+    nonce. None outside of a handler that a server runs.
     """
     current = running.get(None)
     if current is None or not current.task.enqueued_at_us:  # 0 in a plain context without a server

@@ -304,7 +304,7 @@ def _cron_fields(expression: object) -> list[str]:
         raise InvalidTask(f"cron={expression!r:.200}: give a string")
     try:
         CronSim(expression, _EPOCH)
-    except (CronSimError, ValueError) as error:  # ValueError: a number of thousands of digits
+    except (CronSimError, ValueError) as error:  # ValueError: a number with thousands of digits
         raise InvalidTask(f"cron={expression!r:.200}: {error}") from error
     return expression.split()
 
@@ -316,7 +316,7 @@ def _time_zone(tz: object) -> tzinfo:
         if isinstance(tz, str):
             return ZoneInfo(tz)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        pass  # no such name, no possible name, or the name of a folder
+        pass  # unknown name, invalid name, or the name of a folder
     raise InvalidTask(
         f"tz={tz!r:.200}: not in the time zone database (of the system or of tzdata); "
         'give a name of it, "Europe/Moscow" say'
@@ -329,7 +329,7 @@ def _period_us(seconds: object) -> int:
     if (
         isinstance(seconds, bool)
         or not isinstance(seconds, int | float)
-        or not 0.1 <= seconds <= 36_525 * 86_400  # not a number fails here, too
+        or not 0.1 <= seconds <= 36_525 * 86_400  # NaN fails here, too
     ):
         raise InvalidTask(
             f"every={seconds!r:.200}: give seconds or a timedelta, 0.1 s to 100 years"

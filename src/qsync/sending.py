@@ -57,7 +57,7 @@ _BESIDE: Final = 128
 
 
 def ready(task: object, *, queue: str | None, payload_limit: int, remember_us: int) -> NewTask:
-    """Return the encoded task; InvalidTask when it is no Task or cannot be encoded, LeaseLost."""
+    """Encode a task to send; InvalidTask when it is wrong, LeaseLost as in `check_lease`."""
     check_lease()
     checked = _checked(task)
     nonce = None if checked.id is None else nonce_of_parent()
@@ -395,8 +395,9 @@ class Batcher(Generic[T, U]):
 
     Items that arrive while a batch is in flight go in the next one: an idle batcher sends at once,
     a busy one sends large batches. When IN_TWO or more items arrive together, half of them go
-    first, so that the store works on one half while the callers of the other continue. An error of
-    a batch goes to all its callers. A lone caller sends its own item directly, which is faster.
+    first: from then on the store works on one half while the callers of the other continue. An
+    error of a batch goes to all its callers. A lone caller sends its own item directly, which is
+    faster.
 
     A caller waits at most `patience` seconds from its arrival, and then gets the error that
     `too_late` makes. Callers do not expire while the store answers: only after it has been silent

@@ -9,9 +9,10 @@ from enum import StrEnum
 
 
 class TaskState(StrEnum):
-    """The state of a task; the value is the name of its sorted set in the queue.
+    """The state of a task.
 
-    A cancelled task with a retention is kept in the set of completed tasks, with a mark.
+    A queue has one sorted set per state, named like its value, except for CANCELLED: a cancelled
+    task with a retention is kept in the set of completed tasks, with a mark.
     """
 
     SCHEDULED = "scheduled"

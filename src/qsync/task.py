@@ -26,7 +26,7 @@ from qsync.state import TaskState
 T = TypeVar("T")
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeVar as _TypeVar  # type checkers have stubs of it
+    from typing_extensions import TypeVar as _TypeVar  # type checkers know it anyway
 
     R_co = _TypeVar("R_co", covariant=True, default=Any)
 else:
@@ -125,7 +125,7 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
                   has finished; a duration: also for that long after the enqueue
     unique_key    text to compare in place of type and payload; needs `unique`
     retention     how long the task and its result are kept after success; None: not at all
-    fairness_key  keys share the queue's throughput fairly, e.g. one key per customer
+    fairness_key  tasks of different keys share the throughput fairly, e.g. one key per customer
     headers       mapping of text to text for middleware, e.g. a trace context; at most 8 KiB
     """
 

@@ -102,7 +102,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         self._function = function
         self._connections = connections
         self.name: Final = task_name(function) if name is None else name
-        """Task type of its tasks."""
+        """Type of the tasks."""
         self._signature = Signature(self.name, function)
         self.handler: Final[Handler] = make_handler(
             self.name,
