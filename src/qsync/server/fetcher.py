@@ -607,7 +607,7 @@ class Fetcher:
     async def _confirm(
         self, lane: QueueState, leased: list[LeasedTask], made: float
     ) -> list[LeasedTask]:
-        """Renew the leases of a late or repeated fetch, and return the tasks that are still ours.
+        """Renew the leases of a late or repeated fetch, and return the tasks that are still held.
 
         Their leases began at `made`, by boot_s, or later. If the renewal fails, assume that they
         began at `made`, so that no task starts whose lease may have expired.

@@ -86,7 +86,8 @@ class Invoker:
         return way
 
     async def call_beside(self, type: str, hook: Callable[..., Any], *args: Any) -> Any:
-        """Call a hook of a type: in a thread if both it and the handler are `def`, else here."""
+        """Call a hook of a type: in a thread if its handler runs in one and the hook is `def`, else
+        here."""
         handler = self._mux.find(type)
         if handler is None or handler.place != "thread" or inspect.iscoroutinefunction(hook):
             return hook(*args)

@@ -196,7 +196,7 @@ class ThreadPool:
             self._live += 1
 
     def _work(self) -> None:
-        """Run calls until told to end; the body of each thread."""
+        """Run calls until the pool ends this thread; the body of each thread."""
         get, finished = self._queue.get, self._finished
         while (call := get()) is not None:
             call.started = True
