@@ -88,7 +88,10 @@ class Killed(NamedTuple):
 
 
 class HandedBack(NamedTuple):
-    """A task that the server returns unrun. `delay_us` None: it goes to the head of pending."""
+    """A task that a server hands back without running it.
+
+    `delay_us` None: the task goes to the head of pending.
+    """
 
     id: str
     token: str
@@ -163,9 +166,9 @@ def enqueue(
 ) -> Call[list[Enqueued]]:
     """Store new tasks of this queue; returns one outcome per task, in order.
 
-    A sender numbers its calls and has one in flight at a time. A repeated call gets the same reply
-    as the first, even if its tasks have left the queue by then. A call with a lower number than the
-    last one of its sender does nothing and returns no outcomes.
+    A `sender` numbers its calls and has one in flight at a time. Its repeated call gets the same
+    reply as the first, even if the tasks have left the queue by then. A call with a lower number
+    than the last one of its sender does nothing and returns no outcomes.
     """
     script = load("enqueue")
     options = [_enqueue_options(task) for task in _batch(tasks)]
@@ -308,9 +311,9 @@ def kill(
 def hand_back(
     keys: QueueKeys, tasks: Sequence[HandedBack], *, now_us: int | None = None
 ) -> Call[list[Outcome]]:
-    """Return tasks without counting an attempt; without a delay they go to the head of pending.
+    """Hand tasks back without counting an attempt.
 
-    They keep their order there.
+    Tasks without a delay go to the head of pending, in this order.
     """
     rows = [
         (task.id, task.token, "" if task.delay_us is None else task.delay_us, task.failure)
@@ -464,9 +467,9 @@ def delete(
 
 
 class PurgeStep(NamedTuple):
-    """The tasks deleted by one call of a purge, and those left in the state.
+    """The number of tasks that one call of a purge deleted, and the number left in the state.
 
-    `last` is the score and id at which the purge ends: pass it to the next call; None: done.
+    `last` is score and id of the last task to delete: pass it to the next call; None: done.
     """
 
     deleted: int

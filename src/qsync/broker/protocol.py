@@ -23,7 +23,7 @@ LATE_S: Final = 0.1
 """Delay of a timer, in seconds, from which the event loop is taken to have been blocked."""
 
 PACKET: Final = 16 * 1024
-"""Size of a packet, in bytes: it is sent at once, so that the store can begin with it."""
+"""Minimum size of a packet, in bytes: a full one is sent at once, so that the store can begin."""
 
 
 def nothing() -> None:

@@ -25,7 +25,7 @@ from qsync.broker.address import Address
 from qsync.broker.error_mapping import LIBRARY_ERRORS, Fault, classify
 
 SENTINEL_TIMEOUT: Final = 1.0
-"""Timeout for connecting to a Sentinel and for its reply, in seconds; the next one follows."""
+"""Timeout for connecting to a Sentinel, and for its reply, before the next one; in seconds."""
 
 
 class AsyncSentinelPool(

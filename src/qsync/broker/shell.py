@@ -379,7 +379,7 @@ class AsyncBroker:
         self._learning: asyncio.Task[Node] | None = None
         """Task that fetches the cluster's slot map for all waiting calls; None: not in flight."""
         self._refused: dict[AioPool, tuple[float, Exception]] = {}
-        """Time and error of the last failed attempt to connect, by pool."""
+        """Time and error of the last failed attempt to connect, by pool; empty while all work."""
         self._failure: BaseException | None = None
         """Last error that was retried."""
 

@@ -235,7 +235,7 @@ def _row(state: TaskState, row: list[Any]) -> StoredRow:
 
 @dataclass(frozen=True, slots=True)
 class PendingPosition:
-    """What holds up a task. `rank` is its position in pending, None when it is not pending.
+    """What delays a task. `rank` is the number of pending tasks before it; None: not pending.
 
     `holder` is the task that holds its unique lock; `fetched_at_us` and `fetch_number` are from the
     last fetch of its server.
@@ -278,8 +278,7 @@ def look(keys: QueueKeys, *, lease_us: int, now_us: int | None = None) -> Call[L
 def locate(
     keys: QueueKeys, id: str, *, lock: str = "", server: str = "", now_us: int | None = None
 ) -> Call[PendingPosition]:
-    """Read a task's rank in pending, the holder of its lock, the queue's pause and the server's
-    last fetch."""
+    """Read what delays a task."""
     script = load("locate")
     args = ("" if now_us is None else now_us, id, lock, server)
 

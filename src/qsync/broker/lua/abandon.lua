@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- abandon: expire the leases of a dead server at once, so that the next fetch recovers its tasks.
--- Expiries are moved below 0 and keep their order. Recovery does not delay a lease below 0 after an
--- outage.
+-- Expiries are moved below 0 and keep their order. After an outage the recovery of leases below 0 is
+-- not delayed.
 -- Each call scans one part of the owners, so that no call takes long.
 -- include: schema clock wake
 -- KEYS[1] active  zset    ids by lease expiry

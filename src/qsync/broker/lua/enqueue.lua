@@ -1,8 +1,8 @@
 #!lua
 -- enqueue: store new tasks and put their ids into pending or scheduled.
 -- When the store is out of memory, it refuses the whole call and writes nothing.
--- A repeated call writes nothing and returns the same reply. With a sender that holds even if its
--- tasks have left the queue in between.
+-- A repeated call writes nothing and returns the same reply; if it has a sender, even after its tasks
+-- have left the queue.
 -- include: schema guard begin clock wake count tags lock due calls recent store
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag

@@ -4,7 +4,7 @@
 -- 3 lease; 4 sweep; 5 wake the next idle server.
 -- A fetch with the number of the last one returns the same tasks, without those that its token no
 -- longer owns.
--- A queue with no task that waits, runs or is kept gets upkeep only every few minutes.
+-- A queue without tasks, or with dead ones only, gets upkeep only every few minutes.
 -- A fetch without tasks or upkeep writes nothing, so an idle queue costs no disk and no replication.
 -- It is not recorded either, and its repetition is an ordinary fetch. A fetch with `again` is
 -- recorded, so that a late copy of it finds its number.

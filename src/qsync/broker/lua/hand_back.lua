@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
--- hand_back: return tasks that a server leased but will not run, without counting an attempt: to the
--- head of pending in the given order, or with a delay to scheduled. A task with a cancel request ends
--- instead.
+-- hand_back: hand tasks back that a server leased but will not run, without counting an attempt. They
+-- go to the head of pending in the given order, or with a delay to scheduled. A task with a cancel
+-- request ends instead.
 -- include: schema guard clock wake count crash tags lock due ended erase owned runnable
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag

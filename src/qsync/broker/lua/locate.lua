@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- locate: read what holds up a task, in addition to what `show` returns.
+-- locate: read what delays a task, in addition to what `show` returns.
 -- include: schema clock
 -- KEYS[1] pending  zset    ids by order tag
 -- KEYS[2] unique   hash    locks

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- mark: write something in any case, so that a durability wait on the connection waits for it.
+-- mark: always write something, so that a durability wait on the connection waits for this write.
 -- include: schema
 -- KEYS[1] meta       hash    marked
 -- returns 1

@@ -1,6 +1,6 @@
 -- count: counters, total and per day. A day is the number of days since the Unix epoch.
 
--- Add to a counter. One that is no number starts again; an error does not stop a task.
+-- Add to a counter. A value that is no number is replaced; a failed write does not fail the script.
 local function add(stats_key, counter, amount)
   local answer = redis.pcall('HINCRBY', stats_key, counter, amount)
   if type(answer) == 'table' and answer.err then

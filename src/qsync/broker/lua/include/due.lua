@@ -1,7 +1,7 @@
 -- due: put tasks into scheduled or retry.
 
--- Add ids to a set; `args` holds due time and id in turn. Wakes a server if the earliest due time of
--- the set changes, since servers sleep until then.
+-- Add ids to a set; `args` holds due time and id in turn. If the set's earliest due time becomes
+-- earlier, wakes a server, since servers sleep until the time that they know.
 local function put_due(set_key, wake_key, idle_key, args)
   if #args == 0 then
     return

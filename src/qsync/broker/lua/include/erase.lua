@@ -1,4 +1,4 @@
--- erase: remove tasks from the queue, from active, or end cancelled ones.
+-- erase: remove tasks from the queue or from active, and end cancelled tasks.
 
 -- Delete the entries of ids in a hash. Errors are ignored: no task depends on these entries.
 local function forget_beside(beside_key, ids)

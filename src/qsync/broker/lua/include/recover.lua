@@ -1,4 +1,4 @@
--- recover: handle tasks whose lease expired, because their server died or was stopped.
+-- recover: handle tasks whose lease expired, because their server died or stalled.
 
 -- Return whether this can be a task id. Servers ignore any other member of a set, so that its lease
 -- expires and it is deleted here.

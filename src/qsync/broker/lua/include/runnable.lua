@@ -20,7 +20,7 @@ local function note_runnable(progress_key, now, ids)
   note_since(progress_key, args)
 end
 
--- Delete the times of tasks that end and are kept; a progress in the same hash stays.
+-- Delete the times of tasks that end and are kept; their progress in the same hash stays.
 local function forget_since(progress_key, ids)
   local gone = {}
   for i, text in ipairs(read_since(progress_key, ids)) do
