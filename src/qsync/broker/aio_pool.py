@@ -116,7 +116,7 @@ class AioPool:
             raise
 
     def _call_next(self) -> None:
-        """Let the first waiting caller take the place of a connection that is no longer in use."""
+        """Give the place of a returned connection to the first waiting caller, if there is one."""
         while self._line:
             turn = self._line.popleft()
             if not turn.done():

@@ -132,8 +132,9 @@ class Cut(NamedTuple):
 class QueueSnapshot:
     """A queue at one moment. `memory` is in bytes; None when the store does not report it.
 
-    `first` holds message and failure record of the first pending tasks, without tasks that have a
-    stored time at which they became runnable; `since_us` is the earliest of those times.
+    `first` holds message and failure record of the first pending tasks. It leaves out tasks for
+    which the store has the time at which they became runnable;
+    `since_us` is the earliest of these times.
     """
 
     now_us: int
