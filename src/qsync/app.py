@@ -337,8 +337,8 @@ class Qsync:
         as for `task`. For a function that is a task, options override those of the task.
 
         Raises ConfigError when the name is taken, the schedule or an option is wrong, a parameter
-        has no value (except TaskInfo as the first), or an option is given that cannot be the same
-        for all ticks: id, deadline, process_at.
+        has no value (except TaskInfo as the first), or `id`, `deadline` or `process_at` is given:
+        these cannot be the same for all ticks.
         """
         with _registering():
             schedule = _schedule(cron, every, tz)

@@ -70,7 +70,7 @@ class ExponentialBackoff(msgspec.Struct, frozen=True, omit_defaults=True, gc=Fal
 
 
 Delay = float | timedelta
-"""Seconds, or a timedelta."""
+"""A delay in seconds or as a timedelta."""
 
 Delays = Delay | Sequence[Delay] | ExponentialBackoff
 """One delay for all attempts, a list of delays (the last one repeats), or a policy."""

@@ -183,7 +183,7 @@ class Client(_AnyClient):
         `queue` overrides the queue of the task.
 
         With `durability` the call also waits until the task is on the disk of the store ("fsync")
-        or on at least one replica ("replica"); None means the setting of the client. The wait ends
+        or on at least one replica ("replica"); None means the client's own setting. The wait ends
         after the `confirm_timeout` of the client. The handle's `confirmed` says whether the store
         confirmed in time; if it did not, the task is in the store all the same.
 
@@ -405,7 +405,7 @@ class AsyncClient(_AnyClient):
         `queue` overrides the queue of the task.
 
         With `durability` the call also waits until the task is on the disk of the store ("fsync")
-        or on at least one replica ("replica"); None means the setting of the client. The wait ends
+        or on at least one replica ("replica"); None means the client's own setting. The wait ends
         after the `confirm_timeout` of the client. The handle's `confirmed` says whether the store
         confirmed in time; if it did not, the task is in the store all the same.
 

@@ -1,4 +1,4 @@
-"""Converts msgpack to values of an annotated type, by msgspec, or by pydantic for its own types.
+"""Converts msgpack to values of an annotated type: by msgspec, or by pydantic for its types.
 
 pydantic is imported only for an annotation that contains one of its types.
 """

@@ -16,7 +16,7 @@ from qsync.broker.call import Call
 from qsync.broker.shell import ends_in
 
 REGISTER_EVERY: Final = 60.0
-"""Interval between registrations of a queue in use, seconds. The store may have been emptied."""
+"""Interval between registrations of a queue in use, seconds; the store may have been emptied."""
 
 REGISTER_AGAIN: Final = 1.0
 """Delay before a failed registration is retried, seconds."""

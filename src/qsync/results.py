@@ -1,7 +1,7 @@
 """How a caller that waits for a result reads the end of a task, and how often it polls.
 
 The end is published on a channel of the queue (see result_listener.py). Such a message may be lost,
-so it only wakes the caller: the caller reads the task at first, when woken, and every 1 to 5 s.
+so callers also poll: they read the task at the start, when a message comes, and every 1 to 5 s.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ _YEARS = 50  # a schedule without a tick in 50 years has none
 
 @runtime_checkable
 class Schedule(Protocol):
-    """A strictly rising sequence of ticks. `str()` of a schedule is its text for people."""
+    """A strictly rising sequence of ticks. `str()` returns a description for people."""
 
     def next_after(self, moment_us: int) -> int | None:
         """Return the first tick later than the moment; None when there is none."""

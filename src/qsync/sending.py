@@ -50,7 +50,7 @@ IN_TWO: Final = 32
 
 _COSTLY: Final = 2 * CALL_BYTES // ops.BATCH_SIZE
 """Least size that a task with a lock, a fairness key, a due time or a chosen id counts as, bytes.
-The store takes as long for it as for two plain tasks."""
+Such a task takes the store as long as two plain tasks."""
 
 _BESIDE: Final = 128
 """Most bytes of a task's options and of the framing in a call, without the fairness key."""

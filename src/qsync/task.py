@@ -51,7 +51,7 @@ MAX_SECONDS: Final = 10 * 365 * 86_400.0
 MAX_RETRY: Final = 1_000_000
 
 Duration = float | timedelta
-"""Seconds, or a timedelta."""
+"""A duration in seconds or as a timedelta."""
 
 
 def duration_us(field: str, value: Duration, *, least: float = 0.0) -> int:

@@ -24,8 +24,9 @@ class Passage:
     def carry(self, value: Any, *, sort: bool = False, tagged: bool = False) -> Any:
         """Return a copy of builtin types and extensions; CodecError when it would arrive changed.
 
-        Dates, UUIDs and similar values become text where the annotation gives their type, else, or
-        with `tagged`, extensions. `sort` puts sets and dicts in a fixed order.
+        Dates, UUIDs and similar values become text where the annotation gives their type. Without
+        such an annotation, or with `tagged`, they become extensions. `sort` puts sets and dicts in
+        a fixed order.
         """
         try:
             steady = self._any or (self._steady and type(value) in (list, dict))
