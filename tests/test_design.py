@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import re
 import tomllib
@@ -133,6 +134,25 @@ def test_every_counter_is_named() -> None:
     assert tuple(names(section(DATA_MODEL, "counters"))) == COUNTERS
 
 
+def test_fields_of_meta_that_scripts_use_are_described() -> None:
+    sources = [path.read_text("utf-8") for path in (PACKAGE / "broker" / "lua").rglob("*.lua")]
+    commands = re.findall(
+        r"'H(?:GET|SET|MGET|DEL)',\s*(?:k\.meta|meta_key|META_KEY),([^)]*)",
+        "".join(map(_with_meta_named, sources)),
+    )
+    used = {name for command in commands for name in re.findall(r"'([a-z_]{2,20}:?|v)'", command)}
+    described = {
+        field.partition("<")[0] for row in table(DATA_MODEL, "meta") for field in names(row[0])
+    }
+    assert used == described
+
+
+def _with_meta_named(source: str) -> str:
+    """A script with one name for the key `meta` of its header."""
+    number = re.search(r"^-- KEYS\[(\d+)\] meta\b", source, re.MULTILINE)
+    return source if number is None else source.replace(f"KEYS[{number[1]}]", "META_KEY")
+
+
 # States.
 
 
@@ -153,6 +173,21 @@ def test_transitions_are_those_of_the_code() -> None:
     assert described == {
         (shown(before), verb): [shown(state) for state in after]
         for (before, verb), after in TRANSITIONS.items()
+    }
+
+
+def test_diagram_of_states_has_all_transitions() -> None:
+    drawn = {
+        (before, verb, after)
+        for before, after, verbs in re.findall(
+            r"^ +(\S+) --> (\S+): (.+)$", section(DATA_MODEL, "diagram"), re.MULTILINE
+        )
+        for verb in verbs.split(", ")
+    }
+    assert drawn == {
+        ("[*]" if before is None else before.value, verb, "[*]" if to is None else to.value)
+        for (before, verb), after in TRANSITIONS.items()
+        for to in after
     }
 
 
@@ -296,6 +331,15 @@ def _task_of(vector: dict[str, Any]) -> task.Task:
     if isinstance(given.get("retry_delay"), dict):
         given["retry_delay"] = ExponentialBackoff(**given["retry_delay"])
     return task.Task(**given)
+
+
+def test_names_of_unique_locks_are_made_as_described() -> None:
+    by_name = {vector["name"]: vector["fields"] for vector in VECTORS["messages"]}
+    of_task, by_key = by_name["options"], by_name["delays and window"]
+    identity = b"task\0" + of_task["type"].encode() + b"\0" + bytes.fromhex(of_task["payload"])
+    assert of_task["options"]["lk"] == hashlib.blake2b(identity, digest_size=16).hexdigest()
+    key = hashlib.blake2b(b"key\0feed-9", digest_size=16)
+    assert by_key["options"]["lk"] == key.hexdigest()
 
 
 @pytest.mark.parametrize("vector", VECTORS["results"], ids=lambda vector: vector["name"])
