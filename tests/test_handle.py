@@ -53,7 +53,7 @@ def hand(store: Store, prefix: str) -> Iterator[Hand]:
 @pytest.fixture
 def no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiters look only when they are woken: what is seen was told by a message."""
-    monkeypatch.setattr(handle, "pauses", lambda: itertools.repeat(1000.0))
+    monkeypatch.setattr(handle, "poll_intervals", lambda: itertools.repeat(1000.0))
 
 
 def subscribers(store: Store, hand: Hand) -> int:

@@ -25,7 +25,7 @@ TIMEOUT, STUBBORN = 0.8, 0.3
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (runner, thread_pool):
-        monkeypatch.setattr(module, "STUBBORN_S", STUBBORN)
+        monkeypatch.setattr(module, "HUNG_AFTER_S", STUBBORN)
 
 
 class Deaf:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import redis
-from msgspec.structs import replace
 
 from qsync.broker import ops, redis_clients, views
 from qsync.broker.call import Call
 from qsync.broker.ops import LeaseRef
+from qsync.broker.script import Script
 from qsync.broker.shell import Broker
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.state import TaskState
@@ -67,7 +67,8 @@ def test_a_user_who_may_reach_less_cannot(rig: Rig) -> None:
     less = [f"~{key}" for key in call.keys[1:]]
     with pytest.raises(redis.ResponseError):
         as_user(rig, call, *less)
-    undeclared = replace(call, keys=call.keys[2:])
+    look = Script("look", "return redis.call('HLEN', ARGV[1])", sha="", keys=())
+    undeclared: Call[int] = Call(look, keys=(), args=(call.keys[0],), decode=int)
     with pytest.raises(redis.ResponseError):
         as_user(rig, undeclared, *less)
 

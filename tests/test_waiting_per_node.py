@@ -34,7 +34,7 @@ def partial() -> Iterator[Cluster]:
 @pytest.fixture
 def no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiters look only when they are woken: what is seen was told by a message."""
-    monkeypatch.setattr(handle, "pauses", lambda: itertools.repeat(1000.0))
+    monkeypatch.setattr(handle, "poll_intervals", lambda: itertools.repeat(1000.0))
 
 
 def threads() -> int:

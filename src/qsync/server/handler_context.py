@@ -37,7 +37,7 @@ class HandlerContext(msgspec.Struct, eq=False):
     _tell: TellProgress
 
     def __repr__(self) -> str:
-        return f"<Around {self._leased.id!r}>"
+        return f"<HandlerContext {self._leased.id!r}>"
 
     @property
     def client(self) -> Any:

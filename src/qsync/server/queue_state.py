@@ -90,7 +90,7 @@ class LeasedTask(msgspec.Struct, eq=False):
     """Metrics row that counts the run; only RunMetrics sets it."""
 
     def __repr__(self) -> str:
-        return f"<Leased {self.id!r}>"  # without the payload, which may be confidential
+        return f"<LeasedTask {self.id!r}>"  # without the payload, which may be confidential
 
     def begins(self) -> bool:
         """Record that the handler starts now; return False if the lease has expired."""
