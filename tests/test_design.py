@@ -104,6 +104,18 @@ def test_parts_of_a_server_are_named_with_their_files() -> None:
             assert kind in wiring, name
 
 
+def test_fields_that_threads_share_exist() -> None:
+    classes: dict[str, str] = {}
+    for file in ("queue_state.py", "runner.py"):
+        text = (PACKAGE / "server" / file).read_text("utf-8")
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ClassDef):
+                classes[node.name] = ast.get_source_segment(text, node) or ""
+    for shared, *_ in table(ARCHITECTURE, "shared fields"):
+        kind, _, field = names(shared)[0].partition(".")
+        assert re.search(rf"^    (    self\.)?{field}: ", classes[kind], re.MULTILINE), shared
+
+
 # Keys.
 
 
