@@ -232,7 +232,9 @@ def _scripts_of(functions: dict[str, ast.FunctionDef], name: str, seen: set[str]
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             continue
         for argument in node.args[:1]:
-            if isinstance(argument, ast.Constant) and argument.value in SCRIPTS:
+            if not isinstance(argument, ast.Constant) or not isinstance(argument.value, str):
+                continue
+            if argument.value in SCRIPTS:
                 yield argument.value
         called = node.func.id
         if called in functions and called not in seen:
