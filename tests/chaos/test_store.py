@@ -191,8 +191,7 @@ FLUSHES_A_S = 50.0
 def test_a_store_that_forgets_its_scripts_all_the_time(
     durable: Store, prefix: str, launch: Launch, history: History, measured: Measured, flushes: int
 ) -> None:
-    """Up to 50 times a second, between the calls of clients and a server, whose pipelines are for two
-    queues."""
+    """Up to 50 times a second, between the calls of clients and of a server of two queues."""
     queues = ("default", "other")
     server = launch(durable.url, concurrency=20, queues=dict.fromkeys(queues, 1))
 
