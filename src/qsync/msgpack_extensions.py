@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from types import NoneType
 from typing import Any, Final
@@ -45,14 +46,10 @@ def _iso(value: datetime | time) -> str | list[Any]:
     return [text, value.fold] if value.fold and value.tzinfo is None else text
 
 
-def _datetime(data: str | list[Any]) -> datetime:
+def _from_iso(cls: type[datetime | time], data: str | list[Any]) -> datetime | time:
+    """Return the value of which `_iso` made the data."""
     text, fold = (data, 0) if isinstance(data, str) else data
-    return datetime.fromisoformat(text).replace(fold=fold)
-
-
-def _time(data: str | list[Any]) -> time:
-    text, fold = (data, 0) if isinstance(data, str) else data
-    return time.fromisoformat(text).replace(fold=fold)
+    return cls.fromisoformat(text).replace(fold=fold)
 
 
 def _days(value: timedelta) -> list[int]:
@@ -63,9 +60,9 @@ FORMS: Final[dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]]]
     # name: (type, value -> data, data -> value)
     "decimal": (Decimal, str, Decimal),
     "uuid": (UUID, str, UUID),
-    "datetime": (datetime, _iso, _datetime),
+    "datetime": (datetime, _iso, partial(_from_iso, datetime)),
     "date": (date, date.isoformat, date.fromisoformat),
-    "time": (time, _iso, _time),
+    "time": (time, _iso, partial(_from_iso, time)),
     "timedelta": (timedelta, _days, lambda data: timedelta(*data)),
     "bytearray": (bytearray, bytes, bytearray),
     "path": (type(Path()), str, Path),

@@ -140,8 +140,9 @@ class Listeners(_Waits[threading.Event]):
 
     def _start(self, listener: Listener) -> None:
         if not self._closed.is_set():
-            name = f"qsync listener {':'.join(map(str, listener.node or ()))}".rstrip()
-            thread = threading.Thread(target=self._run, args=(listener,), name=name, daemon=True)
+            thread = threading.Thread(
+                target=self._run, args=(listener,), name=listener.name, daemon=True
+            )
             thread.start()
             listener.runs = thread
 

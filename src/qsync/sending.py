@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Final, Generic, NamedTuple, Self, TypeVar, cast
 
 from qsync.broker import ops
+from qsync.broker.aio_pool import LINE_S
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.ops import Enqueued
 from qsync.broker.protocol import LATE_S
@@ -40,10 +41,6 @@ CONFIRM_TIMEOUT: Final = 2.0
 
 CALL_BYTES: Final = 1024 * 1024
 """Largest size of a call, bytes, unless one task is larger; the store takes 2 to 5 ms for it."""
-
-LINE_S: Final = 1.0
-"""Time after a reply of the store in which waiting callers do not expire, seconds; at most half of
-their patience."""
 
 IN_TWO: Final = 32
 """Number of items from which on the first batch takes only half of them."""
@@ -401,7 +398,7 @@ class Batcher(Generic[T, U]):
 
     A caller waits at most `patience` seconds from its arrival, and then gets the error that
     `too_late` makes. Callers do not expire while the store answers: only after it has been silent
-    for LINE_S.
+    for LINE_S, or for half of their patience if that is less.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from qsync.broker.channels import Heard
 from qsync.broker.error_mapping import no_answer
 from qsync.broker.listeners import AsyncSubscription
 from qsync.broker.shell import AsyncBroker, Broker
-from qsync.broker.slot_map import Node
+from qsync.broker.slot_map import Node, name_of
 from qsync.errors import QsyncError
 
 REFUSED_S: Final = 1.0
@@ -39,6 +39,11 @@ class Listener:
         """Thread or asyncio task that listens."""
         self.changed: asyncio.Event | None = None
         """Event that is set when `channels` changes; None for a thread."""
+
+    @property
+    def name(self) -> str:
+        """Name of its thread or asyncio task."""
+        return f"qsync listener {name_of(self.node)}".rstrip()
 
     def listens(self, channel: str) -> bool:
         """Return whether the store has confirmed the subscription of this channel."""
@@ -160,8 +165,7 @@ class Placement:
 
     def _failed(self, listener: Listener, error: Exception) -> None:
         if not listener.broken or not isinstance(error, QsyncError):
-            node = self._address if listener.node is None else ":".join(map(str, listener.node))
-            self._on_broken(str(node), error)
+            self._on_broken(name_of(listener.node) or str(self._address), error)
         listener.broken = True
 
     def _forget(self, listener: Listener) -> None:
@@ -198,8 +202,7 @@ class AsyncPlacement(Placement):
 
     def _start(self, listener: Listener) -> None:
         listener.changed = asyncio.Event()
-        name = f"qsync listener {':'.join(map(str, listener.node or ()))}".rstrip()
-        listener.runs = self._begin(self._run(listener), name)
+        listener.runs = self._begin(self._run(listener), listener.name)
 
     def _changed(self, listener: Listener) -> None:
         if not listener.channels:

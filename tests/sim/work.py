@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
+from qsync.broker.aio_pool import LINE_S
 from qsync.broker.shell import PATIENCE
 from qsync.errors import DuplicateTask, QueueFull, Retry, SkipRetry, StoreUnavailable
 from qsync.mux import Mux
-from qsync.sending import LINE_S
 from qsync.server.current import current
 from qsync.task import Task, TaskInfo
 from tests.sim.entries import US, Entry

@@ -36,7 +36,7 @@ from qsync.broker.error_mapping import (
 from qsync.broker.exchanges import Exchanges, eval_, evalsha, making, probing, waiting
 from qsync.broker.listeners import AsyncSubscription, BlockingPop, Subscription
 from qsync.broker.protocol import nothing, packets
-from qsync.broker.slot_map import ASK_MAP, REDIRECTIONS, Node, SlotMap, is_silence
+from qsync.broker.slot_map import ASK_MAP, REDIRECTIONS, Node, SlotMap, is_silence, name_of
 from qsync.errors import ConfigError, QsyncError
 
 T = TypeVar("T")
@@ -757,8 +757,7 @@ def _at(address: Address, node: Node | None) -> Address:
 
 
 def _name_of(slots: SlotMap | None, key: str) -> str:
-    node = None if slots is None else slots.holder(key)
-    return "" if node is None else ":".join(map(str, node))
+    return "" if slots is None else name_of(slots.holder(key))
 
 
 def _guess(slots: SlotMap | None, key: str) -> Node | None:

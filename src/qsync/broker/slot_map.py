@@ -26,6 +26,11 @@ REDIRECTIONS: Final = 5
 """Maximum number of nodes that one try of a call is sent to."""
 
 
+def name_of(node: Node | None) -> str:
+    """Return `host:port` of a node; empty for None."""
+    return ":".join(map(str, node or ()))
+
+
 class SlotMap:
     """The nodes of a cluster and their slots. Safe for threads: each change is one assignment."""
 
