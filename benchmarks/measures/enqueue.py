@@ -40,7 +40,7 @@ async def measure_one_by_one(harness: Harness) -> Results:
             Figure(
                 f"bare EVALSHA, {client}", "tasks/s",
                 median([count / bare_s for bare_s, _ in rounds]),
-                "redis-py alone: the same script, with arguments made beforehand, one connection",
+                "redis-py alone: the same script with prepared arguments, on one connection",
             ),
             Figure(
                 f"enqueue / bare EVALSHA, {client}", "x",

@@ -52,7 +52,7 @@ async def drain(
     harness: Harness, type: str, tasks: int, *, processes: int = 1, uvloop: bool = False,
     **config: Any,
 ) -> DrainRun:  # fmt: skip
-    """Have ready servers run tasks that are all pending beforehand."""
+    """Have ready servers drain tasks that are already pending."""
     await harness.clean()
     async with harness.servers(processes, uvloop=uvloop, **config) as servers:
         warm_up = WARM_UP_TASKS * processes

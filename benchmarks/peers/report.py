@@ -13,10 +13,10 @@ from benchmarks.peers.table import BY_NAME
 BEGIN = "<!-- peers: begin (written by make bench-peers) -->"
 END = "<!-- peers: end -->"
 
-BEFOREHAND = """\
-Not part of this run, but measured beforehand on the machine with two cores that this page was first
-written on, no-op tasks, one process: asynq in Go 14,600 tasks/s, and the Go qsync 14,900, which
-keeps no lease, so that a process that dies takes its tasks with it."""
+EARLIER = """\
+Not part of this run: on an earlier machine with two cores, with no-op tasks and one process, asynq
+in Go ran 14,600 tasks/s and the Go qsync 14,900. The latter keeps no leases: a process that dies
+takes its tasks with it."""
 
 HOW = """\
 Every queue does the same work on the same store, a Valkey on the same machine without AOF that is
@@ -73,7 +73,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         _conditions(results),
         _figures(results["summary"]),
         HOW,
-        BEFOREHAND,
+        EARLIER,
         "### Settings",
         _settings(results),
     ]

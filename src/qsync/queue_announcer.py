@@ -52,7 +52,7 @@ Note = Callable[[str, Any], None]
 class Registrations:
     """Registers queues in a thread, which ends when all are registered.
 
-    The thread is no daemon, so that a program that ends right after an enqueue registers its queue.
+    The thread is not a daemon: a program that ends right after an enqueue still registers it.
     """
 
     def __init__(self, run_many: Callable[..., Sequence[Any]], note: Note) -> None:

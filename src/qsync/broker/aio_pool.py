@@ -93,7 +93,7 @@ class AioPool:
         await self._pool.release(wire.connection)
 
     async def _wait_in_line(self, seconds: float) -> float:
-        """Wait for a turn; returns how many seconds are left to use it."""
+        """Wait for a turn; return how many seconds are left to use it."""
         loop = asyncio.get_running_loop()
         ends, late = loop.time() + seconds, False
         turn = loop.create_future()

@@ -35,7 +35,7 @@ def eval_(call: Call[Any]) -> Command:
 
 
 def making(call: Call[Any], *, asking: bool) -> Exchanges:
-    """Make one call; returns its reply.
+    """Make one call; return its reply.
 
     `asking`: another node redirected the call here with ASK, since it is moving the keys to this
     node. Calls with a wait are not sent with ASKING.
@@ -52,7 +52,7 @@ def making(call: Call[Any], *, asking: bool) -> Exchanges:
 
 
 def waiting(calls: Sequence[Call[Any]], wait: Wait) -> Exchanges:
-    """Make calls on one connection, with one wait for all; returns one reply per call.
+    """Make calls on one connection, with one wait for all; return one reply per call.
 
     Calls whose script the store does not know are repeated in a second exchange, as EVAL. It may
     reach another primary, so each exchange has its own wait. The mark is sent as EVAL, which never
@@ -74,7 +74,7 @@ def waiting(calls: Sequence[Call[Any]], wait: Wait) -> Exchanges:
 
 
 def probing(durability: Durability, address: Address) -> Exchanges:
-    """Find out whether the store can confirm this durability; returns False if unknown.
+    """Find out whether the store can confirm this durability; return False if unknown.
 
     Raises ConfigError if it cannot. Writes nothing.
     """

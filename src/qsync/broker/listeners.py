@@ -208,7 +208,7 @@ class BlockingPop:
     async def wait(
         self, seconds: float, keys: Sequence[str] | None = None
     ) -> tuple[str, bytes] | None:
-        """Pop an element; returns the key of its list and its value, None after `seconds`.
+        """Pop an element; return the key of its list and its value, None after `seconds`.
 
         `keys` is a subset of the connection's keys; None: all of them.
         Raises StoreUnavailable; a popped element may then be lost.
@@ -237,7 +237,7 @@ class BlockingPop:
         return ("BLPOP", *(keys or self.keys), f"{max(seconds, 0.001):.3f}")
 
     async def _exchange(self, seconds: float, *commands: Command) -> list[Any]:
-        """Send commands; returns their replies, None for each that did not arrive in time.
+        """Send commands; return their replies, None for each that did not arrive in time.
 
         A timeout closes the connection but raises nothing: the store may be well, since a handler
         can block the loop. If the store is down, the next exchange fails.

@@ -164,7 +164,7 @@ def enqueue(
     wait: Wait | None = None,
     now_us: int | None = None,
 ) -> Call[list[Enqueued]]:
-    """Store new tasks of this queue; returns one outcome per task, in order.
+    """Store new tasks of this queue; return one outcome per task, in order.
 
     A `sender` numbers its calls and has one in flight at a time. Its repeated call gets the same
     reply as the first, even if the tasks have left the queue by then. A call with a lower number
@@ -200,7 +200,7 @@ def wait(keys: QueueKeys, durability: Durability, *, timeout_ms: int) -> Wait:
 def tick(
     keys: QueueKeys, schedule: str, tick_us: int, task: NewTask, *, now_us: int | None = None
 ) -> Call[bool]:
-    """Enqueue the task of a schedule's tick; returns whether the task was created.
+    """Enqueue the task of a schedule's tick; return whether the task was created.
 
     Nothing is enqueued when this tick or a later one was handled before, or the schedule is paused.
     """
@@ -461,7 +461,7 @@ def run_many(
 def delete(
     keys: QueueKeys, ids: Sequence[str], state: str, *, now_us: int | None = None
 ) -> Call[int]:
-    """Delete the tasks that are still in `state` (not `active`); returns how many were."""
+    """Delete the tasks that are still in `state` (not `active`); return how many were."""
     script = load("delete")
     return Call(script, keys.names(script.keys), (_now(now_us), state, *_batch(ids)), int)
 
@@ -508,7 +508,7 @@ def purge(
 
 
 def forget(keys: QueueKeys) -> Call[int]:
-    """Delete a queue without tasks; returns the number of tasks that it holds, 0 once deleted."""
+    """Delete a queue without tasks; return the number of tasks that it holds, 0 once deleted."""
     script = load("forget")
     return Call(script, keys.names(script.keys), (), int)
 
@@ -535,12 +535,12 @@ def repair(
 
 
 def pause(keys: QueueKeys, note: bytes, *, now_us: int | None = None) -> Call[bool]:
-    """Pause a queue; the note says by whom and why. Returns False when it was paused already."""
+    """Pause a queue; the note says by whom and why. Return False when it was paused already."""
     return _pause(keys, _note(note), now_us)
 
 
 def resume(keys: QueueKeys) -> Call[bool]:
-    """Resume a queue; returns False when it was not paused."""
+    """Resume a queue; return False when it was not paused."""
     return _pause(keys, b"", None)
 
 
@@ -565,7 +565,7 @@ def pause_schedule(
 def resume_schedule(
     keys: QueueKeys, schedule: str, *, now_us: int | None = None
 ) -> Call[bool | None]:
-    """Resume a schedule. Returns False when it was not paused, None when it is not found."""
+    """Resume a schedule. Return False when it was not paused, None when it is not found."""
     return _pause_schedule(keys, schedule, b"", now_us)
 
 
@@ -582,17 +582,17 @@ def forget_schedule(
 
 
 def register(keys: GlobalKeys, queues: Iterable[str]) -> Call[int]:
-    """Add queues to the set of queues in use; returns how many are new."""
+    """Add queues to the set of queues in use; return how many are new."""
     return Call(load("register"), (keys.queues,), tuple(queues), int)
 
 
 def unregister(keys: GlobalKeys, queues: Iterable[str]) -> Call[int]:
-    """Remove queues from the set of queues in use; returns how many were in it."""
+    """Remove queues from the set of queues in use; return how many were in it."""
     return Call(load("unregister"), (keys.queues,), tuple(queues), int)
 
 
 def announce(keys: GlobalKeys, server: str, *, ttl_us: int, now_us: int | None = None) -> Call[int]:
-    """Record a server as live for `ttl_us` (0: remove it); returns the number of live servers."""
+    """Record a server as live for `ttl_us` (0: remove it); return the number of live servers."""
     return Call(load("announce"), (keys.servers,), (_now(now_us), server, ttl_us), int)
 
 

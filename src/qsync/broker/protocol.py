@@ -89,7 +89,7 @@ class RedisConnection(asyncio.Protocol):
         seconds: float,
         meanwhile: Callable[[], None] = nothing,
     ) -> list[Any]:
-        """Send the commands; returns one reply per command, the store's error replies included.
+        """Send the commands; return one reply per command, the store's error replies included.
 
         `meanwhile` is called once the commands are sent. If the connection breaks or the exchange
         takes longer than `seconds`, that error replaces each missing reply and `broken` is set. A
@@ -206,7 +206,7 @@ class PlainConnection:
         seconds: float,
         meanwhile: Callable[[], None] = nothing,
     ) -> list[Any]:
-        """Send the commands; returns one reply per command, the store's error replies included."""
+        """Send the commands; return one reply per command, the store's error replies included."""
         replies: list[Any] = []
         try:
             async with asyncio.timeout(seconds):

@@ -242,7 +242,7 @@ class Broker:
     def _try(
         self, calls: Sequence[Call[Any]], ends: float, meanwhile: Callable[[], None] = nothing
     ) -> list[Any]:
-        """Try the calls once; returns for each its reply or the error."""
+        """Try the calls once; return for each its reply or the error."""
         if self._slots is not None:
             return [self._try_in_cluster(self._slots, call, ends) for call in calls]
         pool = self._pool(None)
@@ -286,7 +286,7 @@ class Broker:
         return node
 
     def _learn(self, slots: SlotMap, ends: float) -> Node:
-        """Fetch the cluster's slot map; returns the node that replied.
+        """Fetch the cluster's slot map; return the node that replied.
 
         Each node gets MAP_S to reply; if all fail, each gets the whole read timeout.
         """
@@ -308,7 +308,7 @@ class Broker:
         raise failed
 
     def _drive(self, pool: Pool, exchanges: Exchanges, ends: float) -> Any:
-        """Run the exchanges of a generator; returns the generator's return value."""
+        """Run the exchanges of a generator; return the generator's return value."""
         replies: Any = None
         while True:
             try:
@@ -464,7 +464,7 @@ class AsyncBroker:
             raise
 
     async def ask(self, *command: str | bytes | int, key: str = "") -> Any:
-        """Run a plain command; returns the raw reply, or None if the store refuses the command.
+        """Run a plain command; return the raw reply, or None if the store refuses the command.
 
         In a cluster it runs on the node that holds `key`. Raises StoreUnavailable without a reply.
         """
@@ -560,7 +560,7 @@ class AsyncBroker:
         return hand
 
     async def _plain(self, *command: str) -> Any:
-        """Run a plain command on any node; returns the raw reply.
+        """Run a plain command on any node; return the raw reply.
 
         Raises StoreUnavailable without a reply.
         """
@@ -577,7 +577,7 @@ class AsyncBroker:
     async def _try(
         self, calls: Sequence[Call[Any]], ends: float, meanwhile: Callable[[], None] = nothing
     ) -> list[Any]:
-        """Try the calls once; returns for each its reply or the error."""
+        """Try the calls once; return for each its reply or the error."""
         if (slots := self._slots) is not None:
             tries = [self._try_in_cluster(slots, call, ends) for call in calls]
             return list(await asyncio.gather(*tries))
@@ -622,7 +622,7 @@ class AsyncBroker:
         return node
 
     async def _learn(self, slots: SlotMap, ends: float) -> Node:
-        """Fetch the slot map, once for all concurrent callers; returns the node that replied."""
+        """Fetch the slot map, once for all concurrent callers; return the node that replied."""
         if self._learning is None:
             self._learning = asyncio.get_running_loop().create_task(self._ask_for_map(slots))
             self._learning.add_done_callback(self._learned)
@@ -668,7 +668,7 @@ class AsyncBroker:
                 await asyncio.wait(asked)
 
     async def _drive(self, hand: AioPool, exchanges: Exchanges, ends: float) -> Any:
-        """Run the exchanges of a generator; returns the generator's return value."""
+        """Run the exchanges of a generator; return the generator's return value."""
         replies: Any = None
         while True:
             try:

@@ -411,7 +411,7 @@ class AuditRow:
 def audit(
     keys: QueueKeys, source: str, *, cursor: str = "0", count: int = 100
 ) -> Call[tuple[str, list[AuditRow]]]:
-    """Scan a part of a key; returns the next cursor ("0" at the end) and a row per id."""
+    """Scan a part of a key; return the next cursor ("0" at the end) and a row per id."""
     return _audit(keys, (source, cursor, count))
 
 
