@@ -183,13 +183,13 @@ class Fetcher:
         """Start one round of fetches and waits; return the seconds until the next round."""
         now = boot_s()
         awaited = [
-            self._lanes[queue].flown
+            ends
             for queue in self._flights
-            if self._round_waits_for(self._lanes[queue], now)
+            if (ends := self._awaited_until(self._lanes[queue])) > now
         ]
         self._runner.room_matters = not awaited
         if awaited:
-            return min(awaited) + ROUND_TIMEOUT_S - now
+            return min(awaited) - now
         self._lookout.begin(now)
         lanes = [lane for lane in self._lookout.first(CROWD) if lane.queue not in self._flights]
         flying = [self._lanes[queue] for queue in self._flights]
@@ -221,9 +221,16 @@ class Fetcher:
             self._wait_for_wake(now, slots)
         return self._next_step(now, slots > 0, lanes)
 
-    def _round_waits_for(self, lane: QueueState, now: float) -> bool:
-        """Return whether this queue would miss a round that begins now, and lose its share."""
-        return lane.queue in self._flights and not lane.empty and now - lane.flown < ROUND_TIMEOUT_S
+    def _awaited_until(self, lane: QueueState) -> float:
+        """Return until when a round waits for the fetch in flight from a queue.
+
+        A round that begins without the queue gives its share to the others.
+        """
+        if lane.empty:
+            return -math.inf
+        # Large payloads take longer.
+        large = self._shares.is_truncated(lane.queue)
+        return lane.flown + (SLOT_RESERVATION_S if large else ROUND_TIMEOUT_S)
 
     def _upkeep_due(self, lane: QueueState, now: float) -> bool:
         if lane.more or lane.unanswered is not None or lane.queue in self._woken:
@@ -532,13 +539,10 @@ class Fetcher:
         lane.full = fetched.left
         if fetched.left:  # upkeep may have made tasks pending without a wake, so don't wait for one
             lane.empty = False
-            # Large payloads may have cut the fetch short: the queue gets the rest of its share next
-            # time.
-            self._shares.give_back(lane.queue, wanted - len(fetched.ids))
         elif wanted and not (repeated or fetched.more):
             lane.empty = lane.queue not in self._woken
-            if len(fetched.ids) < wanted:
-                self._shares.forget(lane.queue)
+        if wanted and not repeated and (fetched.left or not fetched.more):
+            self._shares.note_fetch(lane.queue, wanted, len(fetched.ids), left=fetched.left)
         self._see_generation(lane, fetched.generation)
         leased = self._lease(lane, token, fetched, sent)
         if fetched.recovered or fetched.died:

@@ -7,6 +7,7 @@ whatever the number of slots per round.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -22,6 +23,8 @@ class Shares:
         self._weights = weights
         self._strict = strict
         self._credit = dict.fromkeys(weights, 0.0)
+        self._truncated: dict[str, int] = {}
+        """Number of tasks of the last fetch, for queues whose large payloads cut it short."""
 
     def split(self, slots: int, queues: Sequence[str]) -> dict[str, int]:
         """Return the number of slots for each of these queues, at most BATCH_SIZE.
@@ -37,10 +40,14 @@ class Shares:
         heaviest = max(self._weights[name] for name in queues)
         # No queue may get over BATCH_SIZE; cutting one queue alone would distort the shares.
         slots = min(slots, max(1, BATCH_SIZE * total // heaviest))
+        earned = {name: slots * self._weights[name] / total for name in queues}
+        if self._truncated:
+            self._keep_ratio(earned)
+            slots = min(slots, math.ceil(sum(earned.values())))
         for name in queues:
-            self._credit[name] += slots * self._weights[name] / total
+            self._credit[name] += earned[name]
         given = {name: min(max(int(self._credit[name]), 0), BATCH_SIZE) for name in queues}
-        if (asked := sum(given.values())) > slots:  # `give_back` added credit
+        if (asked := sum(given.values())) > slots:
             given = {name: slots * some // asked for name, some in given.items()}
         left = slots - sum(given.values())
         by_rest = sorted(queues, key=lambda name: given[name] - self._credit[name])
@@ -52,13 +59,40 @@ class Shares:
             self._credit[name] -= given[name]
         return given
 
-    def give_back(self, queue: str, slots: int) -> None:
-        """Credit a queue with slots that it could not use at once although it has tasks."""
-        self._credit[queue] = min(self._credit[queue] + max(slots, 0), float(BATCH_SIZE))
+    def note_fetch(self, queue: str, wanted: int, brought: int, *, left: bool) -> None:
+        """Note how many tasks a fetch brought, and whether it left some.
 
-    def forget(self, queue: str) -> None:
-        """Clear the credit of a queue that ran empty, so that it does not accumulate."""
-        self._credit[queue] = 0.0
+        With fewer than wanted, large payloads cut it short or the queue is empty: neither saves up
+        credit.
+        """
+        if left and brought < wanted:
+            self._truncated[queue] = max(1, brought)
+        else:
+            self._truncated.pop(queue, None)
+        if brought < wanted:
+            self._credit[queue] = 0.0
+
+    def is_truncated(self, queue: str) -> bool:
+        """Return whether large payloads cut the last fetch from a queue short."""
+        return queue in self._truncated
+
+    def _keep_ratio(self, earned: dict[str, float]) -> None:
+        """Reduce what queues earn beside one whose fetches are cut short, to keep the ratio.
+
+        A queue of more weight than that one earns as before: it takes what the other cannot use.
+        """
+        for name, brought in self._truncated.items():
+            if name not in earned:
+                continue
+            weight = self._weights[name]
+            for other in earned:
+                if other == name or self._weights[other] > weight:
+                    continue
+                bound = brought * self._weights[other] / weight
+                # Of two equal ones that are cut short each asks for one more than the other brings,
+                # so that it is still seen to be cut short.
+                bound += self._weights[other] == weight and other in self._truncated
+                earned[other] = min(earned[other], bound)
 
     def _split_strictly(self, slots: int, queues: Sequence[str]) -> dict[str, int]:
         first = max(queues, key=lambda name: self._weights[name])
