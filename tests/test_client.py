@@ -747,6 +747,12 @@ def test_ids_and_nonces_are_drawn_once_by_many_threads() -> None:
     assert all(len(check_id(id)) == 22 and len(nonce) == 8 for id, nonce in drawn)
 
 
+def test_new_ids_never_begin_with_a_dash() -> None:
+    ids = [new_id() for _ in range(10_000)]  # without a redraw, 156 of them would
+    assert not [id for id in ids if id.startswith("-")]
+    assert any("-" in id for id in ids)
+
+
 def test_threads_share_a_client(blocking: Client, store: Store, hand: Hand) -> None:
     with ThreadPoolExecutor(8) as threads:
         handles = list(threads.map(lambda _: blocking.enqueue(Task("t")), range(400)))

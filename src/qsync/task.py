@@ -399,14 +399,15 @@ def new_nonce() -> bytes:
 
 
 def new_id() -> str:
-    """Return a random task id: 22 characters, 132 bits."""
+    """Return a random task id: 22 characters, 132 bits. It never begins with `-`."""
     try:
         return _ids.pop()
     except IndexError:
         drawn = base64.urlsafe_b64encode(os.urandom(33 * 128)).decode()
-        fresh = [drawn[at : at + 22] for at in range(0, len(drawn), 22)]
-        id = fresh.pop()
-        _ids.extend(fresh)
+        ids = (drawn[start : start + 22] for start in range(0, len(drawn), 22))
+        # Command lines read an argument that begins with a dash as an option.
+        id, *rest = (id for id in ids if not id.startswith("-"))
+        _ids.extend(rest)
         return id
 
 
