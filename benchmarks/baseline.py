@@ -15,7 +15,8 @@ from benchmarks.handlers import no_op
 from qsync.broker.ops import BATCH_SIZE
 from qsync.broker.shell import AsyncBroker
 from qsync.keys import QueueKeys
-from qsync.task import TaskInfo, decode_message
+from qsync.message import decode_message
+from qsync.task import TaskInfo
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,10 @@ from qsync.broker import ops, redis_clients, views
 from qsync.broker.ops import Completion, Enqueued, FetchPolicy, Killed, LeaseRef, Retried
 from qsync.broker.shell import Broker
 from qsync.keys import GlobalKeys, QueueKeys
+from qsync.message import Failure, Result
+from qsync.new_task import new_nonce, new_task
 from qsync.state import TaskState
-from qsync.task import Failure, Result, Task, new_nonce, new_task
+from qsync.task import Task
 from tests.limited import unlimited
 
 SERVER: Final = "host/1/hand"

@@ -12,7 +12,9 @@ from qsync.broker.ops import Completion, FetchPolicy, Killed, LeaseRef, Retried
 from qsync.broker.shell import AsyncBroker
 from qsync.inspector import Inspector
 from qsync.keys import GlobalKeys, QueueKeys
-from qsync.task import FailedAttempt, Failure, Task, new_nonce, new_task
+from qsync.message import FailedAttempt, Failure
+from qsync.new_task import new_nonce, new_task
+from qsync.task import Task
 
 S = 1_000_000
 POLICY = FetchPolicy(lease_us=60 * S, max_crashes=3, dead_limit=1_000_000, dead_age_us=10**15)

@@ -24,7 +24,8 @@ from qsync.broker import ops, views
 from qsync.broker.call import Call
 from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.errors import QsyncError, QueueFull, SchemaMismatch
-from qsync.task import NewTask, Task, new_nonce, new_task
+from qsync.new_task import NewTask, new_nonce, new_task
+from qsync.task import Task
 from tests.damage import Damage, Patient
 from tests.invariants import (
     assert_same,

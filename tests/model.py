@@ -24,8 +24,8 @@ from qsync.broker.ops import (
     PurgeStep,
     Retried,
 )
+from qsync.new_task import NewTask
 from qsync.state import UNFINISHED
-from qsync.task import NewTask
 from tests.model_queue import Known, Queue
 
 SECOND: Final = 1_000_000

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qsync.broker.ops import Enqueued, Outcome
+from qsync.message import ENVELOPE_HEAD
+from qsync.new_task import NewTask
 from qsync.state import UNFINISHED
-from qsync.task import ENVELOPE_HEAD, NewTask
 
 
 @dataclass

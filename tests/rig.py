@@ -25,8 +25,10 @@ from qsync.broker.ops import (
 from qsync.broker.script import Script
 from qsync.broker.shell import Broker
 from qsync.keys import DONE_CHANNEL, GlobalKeys, QueueKeys
+from qsync.message import Failure
+from qsync.new_task import NewTask, new_nonce, new_task
 from qsync.state import STORED
-from qsync.task import Failure, NewTask, Task, TaskStatus, new_nonce, new_task
+from qsync.task import Task, TaskStatus
 from tests import limited
 from tests.stores import Binary, Store, available
 

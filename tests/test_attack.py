@@ -20,7 +20,8 @@ from qsync.broker.shell import Broker
 from qsync.client import Client
 from qsync.errors import ConfigError, InvalidTask
 from qsync.keys import QueueKeys
-from qsync.task import HEADERS_LIMIT, PAYLOAD_LIMIT, Task, new_nonce, new_task
+from qsync.new_task import new_nonce, new_task
+from qsync.task import HEADERS_LIMIT, PAYLOAD_LIMIT, Task
 from tests.conftest import Colour
 from tests.limited import rights_are_old
 from tests.processes import ROOT

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from qsync import ConfigError, ExponentialBackoff, InvalidTask, Task, codec
 from qsync.backoff import WINDOWS_S, Backoff, Delays, RetryPolicy, default_delay, retry_delay
+from qsync.message import StoredOptions
 from qsync.server.outcome import policy_of
-from qsync.task import StoredOptions, options_of
+from qsync.task import options_of
 
 ERROR = RuntimeError("the payload is secret")
 

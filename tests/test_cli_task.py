@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from qsync import Task
-from qsync.task import ERROR_LIMIT
+from qsync.message import ERROR_LIMIT
 from tests.cli_live import KINDS, Live, living
 from tests.inspecting import bed
 from tests.stores import wait_until

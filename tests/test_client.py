@@ -21,10 +21,11 @@ from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError, QueueFull
 from qsync.keys import check_id
+from qsync.new_task import new_id, new_nonce
 from qsync.queue_announcer import QueueAnnouncer
 from qsync.sending import Batcher, BulkEnqueue, CallSequences
 from qsync.state import TaskState
-from qsync.task import Task, new_id, new_nonce
+from qsync.task import Task
 from tests.conftest import Colour
 from tests.hand import Hand
 from tests.limited import unlimited

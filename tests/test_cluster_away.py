@@ -18,9 +18,9 @@ from qsync.broker.shell import AsyncBroker, Broker
 from qsync.broker.slot_map import SlotMap
 from qsync.errors import StoreUnavailable, TaskCancelled, TaskNotFound
 from qsync.keys import GlobalKeys, QueueKeys
+from qsync.new_task import new_nonce, new_task
 from qsync.schedule import Every, Periodic
 from qsync.server.periodic import PeriodicLoop, PeriodicTask
-from qsync.task import new_nonce, new_task
 from qsync.worker.lease_abandoner import LeaseAbandoner
 from tests.conftest import Colour
 from tests.node_away import (

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from qsync import codec
 from qsync.broker.truncated import HEAD, decode_cut
-from qsync.task import ENVELOPE_HEAD, Message, Task, decode_message, new_nonce, new_task
+from qsync.message import ENVELOPE_HEAD, Message, decode_message
+from qsync.new_task import new_nonce, new_task
+from qsync.task import Task
 
 TAIL = 12 * 1024
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from qsync import codec, task
+from qsync import codec, message, new_task, task
 from qsync.backoff import ExponentialBackoff
 from qsync.broker import ops, script
 from qsync.keys import COUNTERS, DONE_CHANNEL, QUEUE_KEYS, GlobalKeys, queue_keys
@@ -278,7 +278,7 @@ def test_keys_for_other_languages_are_those_of_the_script(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "record"),
-    [("message", task.Message), ("result", task.Result), ("failure", task.Failure)],
+    [("message", message.Message), ("result", message.Result), ("failure", message.Failure)],
 )
 def test_fields_of_records_are_described_in_order(name: str, record: type[msgspec.Struct]) -> None:
     rows = table(DATA_MODEL, name)
@@ -289,7 +289,7 @@ def test_fields_of_records_are_described_in_order(name: str, record: type[msgspe
 
 def test_options_of_messages_are_described_with_their_short_names() -> None:
     described = {names(row[0])[0]: names(row[1])[0] for row in table(DATA_MODEL, "options")}
-    options = task.StoredOptions
+    options = message.StoredOptions
     assert described == dict(
         zip(options.__struct_encode_fields__, options.__struct_fields__, strict=True)
     )
@@ -298,15 +298,15 @@ def test_options_of_messages_are_described_with_their_short_names() -> None:
 @pytest.mark.parametrize("vector", VECTORS["messages"], ids=lambda vector: vector["name"])
 def test_vectors_of_messages_decode_to_their_fields(vector: dict[str, Any]) -> None:
     stored = bytes.fromhex(vector["stored"])
-    message = task.decode_message(stored)
-    fields = {name: getattr(message, name) for name in message.__struct_fields__}
-    fields["nonce"] = message.nonce.hex()
-    fields["payload"] = message.payload.hex()
-    fields["options"] = codec.decode(codec.encode(message.options))
+    record = message.decode_message(stored)
+    fields = {name: getattr(record, name) for name in record.__struct_fields__}
+    fields["nonce"] = record.nonce.hex()
+    fields["payload"] = record.payload.hex()
+    fields["options"] = codec.decode(codec.encode(record.options))
     assert fields == vector["fields"]
-    assert message.version == codec.VERSION
-    if message.is_value:
-        assert codec.decode(message.payload) == vector["value"]
+    assert record.version == codec.VERSION
+    if record.is_value:
+        assert codec.decode(record.payload) == vector["value"]
     else:
         assert vector["value"] is None
 
@@ -316,19 +316,20 @@ def test_vectors_of_messages_are_what_a_client_sends(vector: dict[str, Any]) -> 
     sent = vector["enqueue"]
     stored, fields = bytes.fromhex(vector["stored"]), vector["fields"]
     stamp = fields["enqueued_at_us"].to_bytes(8, "big")
-    assert stored == task.ENVELOPE_HEAD + stamp + bytes.fromhex(sent["message"])
-    new = task.new_task(_task_of(vector), bytes.fromhex(fields["nonce"]), remember_us=3_600_000_000)
+    assert stored == message.ENVELOPE_HEAD + stamp + bytes.fromhex(sent["message"])
+    nonce = bytes.fromhex(fields["nonce"])
+    new = new_task.new_task(_task_of(vector), nonce, remember_us=3_600_000_000)
     assert new.message.hex() == sent["message"]
-    [*_, message, options] = _options_sent(new)
-    assert (message.hex(), options.hex()) == (sent["message"], sent["options"])
+    [*_, tail, options] = _options_sent(new)
+    assert (tail.hex(), options.hex()) == (sent["message"], sent["options"])
     decoded = codec.decode(options) if options else None
     assert decoded == sent["options_fields"]
 
 
-def _options_sent(new: task.NewTask) -> list[Any]:
+def _options_sent(new: new_task.NewTask) -> list[Any]:
     call = ops.enqueue(queue_keys("qsync", "default"), [new])
     _now, head, _sender, _number, stride, *rest = call.args
-    assert head == task.ENVELOPE_HEAD
+    assert head == message.ENVELOPE_HEAD
     return rest if stride == 3 else [*rest, b""]
 
 
@@ -359,7 +360,7 @@ def test_names_of_unique_locks_are_made_as_described() -> None:
 @pytest.mark.parametrize("vector", VECTORS["results"], ids=lambda vector: vector["name"])
 def test_vectors_of_results_decode_to_their_fields(vector: dict[str, Any]) -> None:
     stored = bytes.fromhex(vector["stored"])
-    record = msgspec.msgpack.decode(stored, type=task.Result)
+    record = msgspec.msgpack.decode(stored, type=message.Result)
     fields = {name: getattr(record, name) for name in record.__struct_fields__}
     assert {**fields, "value": record.value.hex()} == vector["fields"]
     returned = codec.decode(record.value) if record.is_value else record.value.hex()
@@ -370,7 +371,7 @@ def test_vectors_of_results_decode_to_their_fields(vector: dict[str, Any]) -> No
 @pytest.mark.parametrize("vector", VECTORS["failures"], ids=lambda vector: vector["name"])
 def test_vectors_of_failures_decode_to_their_fields(vector: dict[str, Any]) -> None:
     stored = bytes.fromhex(vector["stored"])
-    record = task.decode_failure(stored)
+    record = message.decode_failure(stored)
     fields = {name: getattr(record, name) for name in record.__struct_fields__}
     fields["history"] = [
         {name: getattr(attempt, name) for name in attempt.__struct_fields__}

@@ -13,7 +13,7 @@ from qsync import AsyncClient, ConfigError, Qsync, Task
 from qsync.broker import ops, redis_clients
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.keys import QueueKeys
-from qsync.task import new_nonce, new_task
+from qsync.new_task import new_nonce, new_task
 from tests.conftest import NEEDS, Colour
 from tests.stores import (
     HOST,

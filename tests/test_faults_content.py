@@ -15,18 +15,10 @@ from hypothesis import strategies as st
 from qsync import codec
 from qsync.broker import ops
 from qsync.errors import InvalidTask, QsyncError
+from qsync.message import ERROR_LIMIT, Failure, decode_failure, decode_message
 from qsync.mux import Mux
-from qsync.task import (
-    ERROR_LIMIT,
-    PAYLOAD_LIMIT,
-    Failure,
-    Task,
-    TaskInfo,
-    decode_failure,
-    decode_message,
-    new_nonce,
-    new_task,
-)
+from qsync.new_task import new_nonce, new_task
+from qsync.task import PAYLOAD_LIMIT, Task, TaskInfo
 from tests.rig import POLICY
 from tests.serving import Bench, bench, left_over, until
 from tests.stores import Store

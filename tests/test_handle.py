@@ -30,8 +30,9 @@ from qsync.errors import (
     TaskFailed,
     TaskNotFound,
 )
+from qsync.message import Result
 from qsync.state import TaskState
-from qsync.task import Result, Task
+from qsync.task import Task
 from tests.conftest import Colour
 from tests.hand import SERVER, Hand
 from tests.stores import Cluster, Store, wait_until, wait_until_async

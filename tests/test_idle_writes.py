@@ -14,7 +14,8 @@ from qsync.broker import ops, redis_clients
 from qsync.broker.ops import FetchPolicy
 from qsync.broker.shell import Broker
 from qsync.keys import GlobalKeys, QueueKeys
-from qsync.task import NewTask, Task, new_nonce, new_task
+from qsync.new_task import NewTask, new_nonce, new_task
+from qsync.task import Task
 from tests.stores import Store, wait_until_async
 
 S = 1_000_000

@@ -16,8 +16,8 @@ from qsync.broker.ops import Retried
 from qsync.broker.script import load
 from qsync.inspector import Filter, Inspector, Page, Step
 from qsync.keys import COUNTERS, QUEUE_KEYS, GlobalKeys
+from qsync.message import Failure, Result
 from qsync.state import STORED, TaskState
-from qsync.task import Failure, Result
 from tests.inspecting import Bed, S, bed, failure
 from tests.stores import Cluster, Store, wait_until_async
 

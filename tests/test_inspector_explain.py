@@ -16,7 +16,7 @@ from qsync.broker.ops import HandedBack
 from qsync.inspector import Explanation
 from qsync.inspector.explain import duration, ordinal
 from qsync.keys import GlobalKeys
-from qsync.task import Failure
+from qsync.message import Failure
 from tests.inspecting import POLICY, Bed, S, bed
 from tests.stores import Store
 

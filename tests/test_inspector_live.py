@@ -13,9 +13,9 @@ from qsync import Mux, Qsync, Retry, Task, TaskInfo
 from qsync.broker import ops
 from qsync.inspector import Filter, Inspector
 from qsync.keys import QueueKeys
+from qsync.message import HISTORY_LIMIT, decode_failure
 from qsync.server.server import Server
 from qsync.state import TaskState
-from qsync.task import HISTORY_LIMIT, decode_failure
 from tests.serving import Bench, bench, until
 from tests.stores import Cluster, Store, wait_until_async
 

@@ -24,7 +24,7 @@ from qsync import Mux, Qsync, SkipRetry, Task, TaskInfo
 from qsync.broker import ops, redis_clients
 from qsync.broker.shell import Broker
 from qsync.keys import QueueKeys
-from qsync.task import NewTask
+from qsync.new_task import NewTask
 from qsync.worker import logs
 from tests.serving import bench, until
 from tests.stores import Store, _watchdog, available, wait_until

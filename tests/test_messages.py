@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from qsync import ConfigError, InvalidTask, Mux, Qsync, Task
-from qsync.task import new_task
+from qsync.new_task import new_task
 from qsync.task_function import TaskFunction
 from qsync.worker.load_app import TargetError, load
 

@@ -15,7 +15,7 @@ from qsync.broker import ops
 from qsync.broker.channels import Heard
 from qsync.broker.ops import LeaseRef
 from qsync.keys import COUNTERS, QUEUE_KEYS
-from qsync.task import from_us
+from qsync.times import from_us
 from tests.rig import BINARIES, DAY, FAILURE, LAPSE, START, Rig, S
 
 

@@ -10,7 +10,7 @@ import pytest
 from qsync import codec
 from qsync.broker import ops
 from qsync.broker.ops import LeaseRef
-from qsync.task import ENVELOPE_HEAD, decode_message
+from qsync.message import ENVELOPE_HEAD, decode_message
 from tests.rig import BINARIES, DAY, FAILURE, LAPSE, LEASE, POLICY, START, Rig, S
 
 

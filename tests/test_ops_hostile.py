@@ -9,8 +9,8 @@ import pytest
 from qsync.broker import ops, views
 from qsync.broker.ops import LeaseRef
 from qsync.keys import QUEUE_KEYS
+from qsync.message import Failure, decode_failure
 from qsync.state import STORED, TaskState
-from qsync.task import Failure, decode_failure
 from tests.rig import BINARIES, DAY, LAPSE, STATES, Rig, S
 from tests.test_ops_locks import LOCK, NAME
 

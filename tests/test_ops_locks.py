@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from qsync.broker.ops import LeaseRef
-from qsync.task import Task, new_nonce, new_task
+from qsync.new_task import new_nonce, new_task
+from qsync.task import Task
 from tests.rig import BINARIES, LAPSE, LEASE, START, Rig, S
 
 LOCK = {"unique": True, "unique_key": "the key"}

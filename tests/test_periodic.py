@@ -17,9 +17,11 @@ from qsync.broker.ops import Completion, FetchPolicy
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import InvalidTask
 from qsync.keys import GlobalKeys, QueueKeys
+from qsync.message import decode_message
 from qsync.schedule import Cron, Every, Missed, Periodic, Schedule, tick_id
 from qsync.server.periodic import GRACE_US, PeriodicLoop, PeriodicTask
-from qsync.task import Task, datetime_us, decode_message
+from qsync.task import Task
+from qsync.times import datetime_us
 from tests.stores import Store, wait_until_async
 
 POLICY = FetchPolicy(lease_us=30_000_000, max_crashes=3, dead_limit=100, dead_age_us=86_400_000_000)

@@ -17,7 +17,7 @@ from qsync import Task, codec
 from qsync.inspector.msgpack_json import STRING_LIMIT, TEXT_LIMIT, preview
 from qsync.inspector.payload_preview import show
 from qsync.keys import QueueKeys
-from qsync.task import Message, Result, StoredOptions
+from qsync.message import Message, Result, StoredOptions
 from qsync.web import create_app
 from tests.browsing import visiting
 from tests.inspecting import bed

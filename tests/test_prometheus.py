@@ -19,12 +19,12 @@ from qsync.contrib import prometheus
 from qsync.contrib.prometheus import StoreCollector, StoreMetrics
 from qsync.inspector import Overview, QueueInfo
 from qsync.keys import COUNTERS, QueueKeys
+from qsync.message import NO_FAILURE, Message
 from qsync.server.health import ServerHealth
 from qsync.server.metrics import OUTCOMES, MetricRow, total
 from qsync.server.queue_state import LeasedTask, QueueState
 from qsync.server.run_metrics import RunMetrics
 from qsync.state import TaskState
-from qsync.task import NO_FAILURE, Message
 from tests.serving import until
 from tests.stores import Store, wait_until_async
 

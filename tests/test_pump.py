@@ -8,10 +8,11 @@ import time
 from typing import Any
 
 from qsync.keys import QueueKeys
+from qsync.message import NO_FAILURE, Message
 from qsync.mux import Mux
 from qsync.server.queue_state import GONE, RUNNING, LeasedTask, QueueState
 from qsync.server.timeouts import SPARE, Timeouts
-from qsync.task import NO_FAILURE, Message, Task, TaskInfo
+from qsync.task import Task, TaskInfo
 from tests.serving import Bench, bench, left_over, until
 from tests.stores import Store
 

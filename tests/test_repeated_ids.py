@@ -13,7 +13,7 @@ from qsync import ConfigError, DuplicateTask, Mux, Qsync, Task, TaskInfo, curren
 from qsync.broker import ops, redis_clients
 from qsync.broker.shell import Broker
 from qsync.client import Client
-from qsync.task import NewTask, new_nonce, new_task
+from qsync.new_task import NewTask, new_nonce, new_task
 from tests.conftest import Colour
 from tests.machine import Scripts
 from tests.mistakes import finished_id_taken_again

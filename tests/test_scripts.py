@@ -18,8 +18,9 @@ from qsync.broker.call import Call
 from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.script import load
 from qsync.keys import COUNTERS, DONE_CHANNEL, QUEUE_KEYS, GlobalKeys, QueueKeys
+from qsync.new_task import new_nonce, new_task
 from qsync.state import TaskState
-from qsync.task import Task, new_nonce, new_task
+from qsync.task import Task
 from tests import lua
 from tests.lua import INCLUDES, SCRIPTS, Function, Source
 from tests.rig import BINARIES, POLICY, shared_store

@@ -9,8 +9,8 @@ import pytest
 from qsync import Mux, Task, TaskInfo
 from qsync.broker import ops, views
 from qsync.keys import GlobalKeys
+from qsync.message import decode_failure
 from qsync.server.server import Server
-from qsync.task import decode_failure
 from tests.serving import Bench, bench
 from tests.stores import Store, wait_until_async
 

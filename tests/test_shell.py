@@ -18,7 +18,8 @@ from qsync.broker.error_mapping import Fault, classify
 from qsync.broker.shell import AsyncBroker, Broker
 from qsync.errors import ConfigError, QsyncError, QueueFull, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys
-from qsync.task import Task, new_nonce, new_task
+from qsync.new_task import new_nonce, new_task
+from qsync.task import Task
 from tests.stores import Cluster, Store, free_port, wait_until
 
 

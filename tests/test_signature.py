@@ -20,8 +20,10 @@ import pytest
 
 from qsync import codec
 from qsync.errors import ConfigError, InvalidTask, QsyncError
+from qsync.message import Result
+from qsync.new_task import new_task
 from qsync.signature import Signature
-from qsync.task import Result, Task, TaskInfo, TaskStatus, new_task
+from qsync.task import Task, TaskInfo, TaskStatus
 
 if TYPE_CHECKING:
     from fractions import Fraction

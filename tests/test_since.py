@@ -13,8 +13,8 @@ from qsync.broker.shell import AsyncBroker
 from qsync.diagnostics.audit import Auditor
 from qsync.inspector.queues import latency_of
 from qsync.keys import QueueKeys
+from qsync.message import Failure
 from qsync.server.run_metrics import RunMetrics
-from qsync.task import Failure
 from tests.rig import BINARIES, LAPSE, Rig, S
 from tests.stores import Store, wait_until_async
 

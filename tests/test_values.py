@@ -25,12 +25,14 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from qsync import codec
 from qsync.errors import ConfigError, InvalidTask, QsyncError
+from qsync.message import Result, decode_message
+from qsync.new_task import new_task
 from qsync.results import decode_result
 from qsync.round_trip_check import difference
 from qsync.server.error_text import ResultNotKept
 from qsync.server.invoke import encode_result
 from qsync.signature import Signature
-from qsync.task import Result, Task, TaskInfo, decode_message, new_task
+from qsync.task import Task, TaskInfo
 
 
 def seen(payload: object) -> TaskInfo:

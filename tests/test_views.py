@@ -9,8 +9,10 @@ import pytest
 
 from qsync import codec
 from qsync.broker import ops, views
+from qsync.message import Failure, Result
 from qsync.state import TaskState
-from qsync.task import Failure, Result, TaskStatus, from_us
+from qsync.task import TaskStatus
+from qsync.times import from_us
 from tests.rig import BINARIES, FAILURE, LAPSE, START, Rig, S
 
 

@@ -12,7 +12,7 @@ import pytest
 from qsync import Task, codec
 from qsync.broker.schedule_records import ScheduleRecord
 from qsync.keys import GlobalKeys, QueueKeys
-from qsync.task import Message, Result, StoredOptions
+from qsync.message import Message, Result, StoredOptions
 from qsync.web.filters import escape_invisible
 from tests.browsing import live
 from tests.chromium import Visit, chromium

@@ -230,7 +230,7 @@ def test_payloads_are_shown_as_the_mask_says(valkey: Store, prefix: str) -> None
 def test_results_are_not_shown_where_payloads_are_masked(valkey: Store, prefix: str) -> None:
     async def main() -> None:
         async with bed(valkey.url, prefix) as made:
-            from qsync.task import Result
+            from qsync.message import Result
 
             await made.enqueue(Task("t", id="a", retention=60))
             result = codec.encode(Result(codec.encode("the secret"), is_value=True))

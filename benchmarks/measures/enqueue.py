@@ -13,7 +13,8 @@ from benchmarks.harness import Harness
 from qsync.broker import ops
 from qsync.broker.call import Call
 from qsync.broker.shell import Broker
-from qsync.task import Task, new_nonce, new_task
+from qsync.new_task import new_nonce, new_task
+from qsync.task import Task
 
 EnqueueAll = Callable[[Harness, Sequence[Task]], Awaitable[float]]
 """Enqueues tasks one after another; returns the seconds."""

@@ -15,8 +15,9 @@ from benchmarks.harness import Harness
 from qsync.broker import ops
 from qsync.broker.call import Call
 from qsync.broker.ops import BATCH_SIZE, Completion
+from qsync.new_task import new_nonce, new_task
 from qsync.server.config import Config
-from qsync.task import Task, new_nonce, new_task
+from qsync.task import Task
 
 T = TypeVar("T")
 

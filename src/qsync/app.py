@@ -27,7 +27,7 @@ from qsync.sending import CONFIRM_TIMEOUT
 from qsync.server.config import ServerOptions, config_of
 from qsync.server.periodic import PeriodicTask
 from qsync.server.server import Server
-from qsync.task import PAYLOAD_LIMIT, REMEMBER_IDS, Duration, TaskInfo
+from qsync.task import PAYLOAD_LIMIT, REMEMBER_IDS, TaskInfo
 from qsync.task_function import (
     ArgumentsDecorator,
     Decorator,
@@ -35,6 +35,7 @@ from qsync.task_function import (
     TaskFunction,
     TaskOptions,
 )
+from qsync.times import Duration
 
 P = ParamSpec("P")
 R = TypeVar("R")

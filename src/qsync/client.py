@@ -20,6 +20,7 @@ from qsync.broker.shell import ONE_TRY_S, AsyncBroker, Broker, ends_in
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.handle import AsyncHandle, AsyncTaskQueries, Handle, TaskQueries
 from qsync.keys import GlobalKeys, QueueKeys, check_id, check_name, queue_keys, shorten
+from qsync.new_task import NewTask
 from qsync.queue_announcer import AsyncRegistrations, QueueAnnouncer, Registrations
 from qsync.results import decode_result, decoder_of
 from qsync.sending import (
@@ -41,8 +42,9 @@ from qsync.sending import (
     ready,
     size_of,
 )  # fmt: skip
-from qsync.task import DEFAULT, PAYLOAD_LIMIT, REMEMBER_IDS, Duration, NewTask, Task
+from qsync.task import DEFAULT, PAYLOAD_LIMIT, REMEMBER_IDS, Task
 from qsync.task_lookup import QUEUES_LIMIT, Search
+from qsync.times import Duration
 
 R = TypeVar("R")
 T = TypeVar("T")

@@ -2,8 +2,8 @@
 
 All data in the store is msgpack; nothing is ever unpickled. The envelope of a message is a msgpack
 array. Its first element is VERSION, its second the time of enqueue by the store's clock. The client
-sends the elements after these two (`seal`), and the script puts `head` and the eight bytes of the
-time before them. A later minor version appends elements, which this version ignores.
+sends the elements after these two (`encode_tail`), and the script puts `head` and the eight bytes
+of the time before them. A later minor version appends elements, which this version ignores.
 """
 
 from __future__ import annotations
@@ -144,6 +144,6 @@ def head(elements: int) -> bytes:
     return bytes((0x90 | elements, VERSION, 0xCF))
 
 
-def seal(envelope: msgspec.Struct) -> bytes:
+def encode_tail(envelope: msgspec.Struct) -> bytes:
     """Encode an array-like struct of at most 13 fields without its array header."""
     return _encoder.encode(envelope)[1:]

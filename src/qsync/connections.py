@@ -29,7 +29,8 @@ from qsync.sending import (
     check_durability,
     check_remember_ids,
 )
-from qsync.task import REMEMBER_IDS, Duration
+from qsync.task import REMEMBER_IDS
+from qsync.times import Duration
 
 if TYPE_CHECKING:
     from qsync.embedded import Embedded  # imported below for embedded:// only: it needs fcntl

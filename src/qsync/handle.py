@@ -24,6 +24,7 @@ from qsync.broker.shell import ONE_TRY_S, AsyncBroker, Broker, ends_in
 from qsync.broker.views import StoredTask
 from qsync.errors import ConfigError, QsyncError, ResultTimeout, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys, server_of_token
+from qsync.message import Result
 from qsync.queue_servers import NEXT_LOOK, serves, unserved
 from qsync.result_listener import AsyncListeners, Listeners
 from qsync.results import (
@@ -37,7 +38,8 @@ from qsync.results import (
 )
 from qsync.running_task import waiting_for
 from qsync.sending import Batcher, InFlight
-from qsync.task import Duration, Result, TaskStatus, duration_us
+from qsync.task import TaskStatus
+from qsync.times import Duration, duration_us
 
 log = logging.getLogger("qsync.client")
 

@@ -15,8 +15,8 @@ from qsync import codec
 from qsync.broker.views import StoredTask, last_error, message_of, result_of
 from qsync.convert import MISFITS, converter_of, misfit
 from qsync.errors import InvalidTask, QsyncError, TaskCancelled, TaskFailed, TaskNotFound
+from qsync.message import Message, Result
 from qsync.state import TaskState
-from qsync.task import Message, Result
 
 
 def result_if_finished(id: str, queue: str, shown: StoredTask | None) -> Result | None:

@@ -17,20 +17,18 @@ from qsync.broker.ops import Enqueued
 from qsync.broker.protocol import LATE_S
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError, StoreUnavailable
 from qsync.keys import QueueKeys, shorten
-from qsync.running_task import check_lease, nonce_of_parent
-from qsync.task import (
-    Duration,
+from qsync.new_task import (
     NewTask,
-    Task,
-    duration_us,
     encode_plain_task,
     encode_task,
-    has_options,
     new_id,
     new_nonce,
     new_task,
     payload_of,
 )
+from qsync.running_task import check_lease, nonce_of_parent
+from qsync.task import Task, has_options
+from qsync.times import Duration, duration_us
 
 T = TypeVar("T")
 U = TypeVar("U")

@@ -25,7 +25,8 @@ from qsync import codec
 from qsync.convert import MISFITS, Convert, converter, misfit, nodes
 from qsync.errors import ConfigError, InvalidTask, QsyncError
 from qsync.keys import shorten
-from qsync.task import Arguments, Result, TaskInfo
+from qsync.message import Result
+from qsync.task import Arguments, TaskInfo
 from qsync.value_transport import Passage
 
 _POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)

@@ -43,7 +43,8 @@ from qsync.retry_policy import ErrorClasses, retry_rules
 from qsync.server.current import running
 from qsync.server.standalone_context import awaited_within, ensure_context
 from qsync.signature import Signature
-from qsync.task import Duration, Task, TaskInfo
+from qsync.task import Task, TaskInfo
+from qsync.times import Duration
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")

@@ -21,7 +21,7 @@ import pytest
 
 from qsync.broker.ops import crash_count
 from qsync.keys import QUEUE_KEYS, QueueKeys
-from qsync.task import Result, decode_failure
+from qsync.message import Result, decode_failure
 from tests.chaos.evidence import Dead, Evidence, read_notes
 from tests.chaos.faults import Faults, plan
 from tests.chaos.fleet import Worker

@@ -12,7 +12,7 @@ import pytest
 
 from qsync.errors import TaskFailed
 from qsync.schedule import Every
-from qsync.task import datetime_us
+from qsync.times import datetime_us
 from tests.guarantees.conftest import Launch, Measured
 from tests.processes import History, ServerProcess, task
 from tests.serving import bench

@@ -11,7 +11,8 @@ import pytest
 from qsync.broker import ops
 from qsync.keys import QueueKeys
 from qsync.mux import Mux
-from qsync.task import Task, TaskInfo, new_nonce, new_task
+from qsync.new_task import new_nonce, new_task
+from qsync.task import Task, TaskInfo
 from tests.guarantees.conftest import Launch, Measured
 from tests.processes import History, ServerProcess, task
 from tests.serving import bench, left_over, until

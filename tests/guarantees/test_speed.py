@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from qsync.keys import QueueKeys
+from qsync.message import decode_message
 from qsync.mux import Mux
-from qsync.task import Task, TaskInfo, decode_message
+from qsync.task import Task, TaskInfo
 from tests.guarantees.conftest import Measured
 from tests.serving import Bench, bench, left_over
 from tests.stores import Store, wait_until_async

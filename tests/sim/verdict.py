@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from qsync.keys import QUEUE_KEYS, QueueKeys
-from qsync.task import decode_failure
+from qsync.message import decode_failure
 from tests.sim.entries import US, Entry
 from tests.sim.ledger import MOVED
 from tests.sim.population import LEASE, PREFIX, SCHEDULES, SWEEP

@@ -19,7 +19,8 @@ from qsync import codec
 from qsync.broker.call import Argument, Call, Durability, Wait
 from qsync.broker.script import load
 from qsync.keys import GlobalKeys, QueueKeys
-from qsync.task import ENVELOPE_HEAD, NewTask
+from qsync.message import ENVELOPE_HEAD
+from qsync.new_task import NewTask
 
 T = TypeVar("T")
 

@@ -10,8 +10,9 @@ import msgspec
 
 from qsync import codec
 from qsync.broker.ops import SCHEDULE_SILENCE_US
+from qsync.message import ENVELOPE_HEAD
+from qsync.new_task import NewTask
 from qsync.schedule import Cron, Every, Periodic, Schedule
-from qsync.task import ENVELOPE_HEAD, NewTask
 
 LIVE_US: Final = SCHEDULE_SILENCE_US
 """Time after its last publication for which a schedule counts as live, in microseconds.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from qsync import codec
-from qsync.task import Message, decode_message
+from qsync.message import Message, decode_message
 
 HEAD: Final = 1024
 """Number of bytes kept from the beginning of a long message; the bytes after them are its end."""

@@ -12,17 +12,10 @@ from qsync.broker.call import Argument, Call
 from qsync.broker.ops import crash_count
 from qsync.broker.script import load
 from qsync.keys import COUNTERS, NAME_LIMIT, GlobalKeys, QueueKeys
+from qsync.message import Failure, Message, Result, StoredOptions, decode_failure, decode_message
 from qsync.state import STORED, TaskState
-from qsync.task import (
-    Failure,
-    Message,
-    Result,
-    StoredOptions,
-    TaskStatus,
-    decode_failure,
-    decode_message,
-    from_us,
-)
+from qsync.task import TaskStatus
+from qsync.times import from_us
 
 
 @dataclass(frozen=True, slots=True)

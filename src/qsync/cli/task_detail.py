@@ -18,8 +18,8 @@ from qsync.cli.text import (
 )
 from qsync.inspector import Explanation, Shown, TaskDetail
 from qsync.inspector.msgpack_json import TEXT_LIMIT
+from qsync.message import ERROR_LIMIT
 from qsync.state import TaskState
-from qsync.task import ERROR_LIMIT
 
 LINES: Final = 100
 CHARACTERS: Final = 8_000

@@ -19,8 +19,8 @@ from qsync.broker.shell import AsyncBroker
 from qsync.broker.views import AuditRow
 from qsync.errors import InvalidTask
 from qsync.keys import QUEUE_KEYS, GlobalKeys, QueueKeys, check_name
+from qsync.message import Failure, decode_message
 from qsync.state import UNFINISHED, TaskState
-from qsync.task import Failure, decode_message
 
 Kind = Literal[
     "several states", "no state", "no message", "not leased", "not owned", "leftover",

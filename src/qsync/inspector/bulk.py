@@ -12,8 +12,8 @@ from qsync.inspector.base import Base, Cursor, check_state, cursor_at, read_curs
 from qsync.inspector.task_rows import fits, look_at
 from qsync.inspector.tasks import rerun_of
 from qsync.inspector.values import Filter, Step
+from qsync.message import decode_failure
 from qsync.state import TaskState
-from qsync.task import decode_failure
 
 SCAN: Final = 250
 """Number of tasks read per step."""

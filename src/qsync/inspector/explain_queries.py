@@ -12,7 +12,8 @@ from qsync.inspector.live_servers import _LiveServersMixin
 from qsync.inspector.task_rows import look
 from qsync.inspector.values import Explanation
 from qsync.keys import check_id, holder_of_token
-from qsync.task import Task, new_nonce, new_task
+from qsync.new_task import new_nonce, new_task
+from qsync.task import Task
 
 MOST_MEASURE_S: Final = 5.0
 

@@ -14,8 +14,9 @@ from qsync.inspector.live_servers import _LiveServersMixin
 from qsync.inspector.task_rows import message_in, note_of, pause_of, waiting_since_us
 from qsync.inspector.values import Change, Day, Forgotten, Overview, QueueInfo, Step
 from qsync.keys import COUNTERS, NAME
+from qsync.message import decode_failure
 from qsync.state import TaskState
-from qsync.task import decode_failure, from_us
+from qsync.times import from_us
 
 DAYS: Final = 90
 """Number of days for which counters are kept."""

@@ -14,8 +14,9 @@ from qsync.errors import InvalidTask
 from qsync.inspector.base import Base
 from qsync.inspector.task_rows import note_of, schedule_pause_of
 from qsync.inspector.values import Change, ScheduleInfo
+from qsync.new_task import new_id
 from qsync.schedule import Schedule, tick_id
-from qsync.task import datetime_us, new_id
+from qsync.times import datetime_us
 
 LAST_TASKS: Final = 500
 """Number of schedules for which the state of the last task is read."""

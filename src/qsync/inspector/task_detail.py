@@ -13,8 +13,8 @@ from qsync.broker.views import lease_until, moment_of, result_of
 from qsync.inspector.payload_preview import show
 from qsync.inspector.task_rows import Looked, row_of
 from qsync.inspector.values import Attempt, Event, Shown, TaskDetail
+from qsync.message import FailedAttempt, Message, decode_message
 from qsync.state import TaskState
-from qsync.task import FailedAttempt, Message, decode_message
 
 HISTORY_SHOWN: Final = 100
 """Largest number of failed attempts shown; servers keep fewer."""

@@ -24,8 +24,8 @@ from qsync.broker.views import (
 )
 from qsync.inspector.values import Filter, Pause, TaskRow
 from qsync.keys import server_of_token
+from qsync.message import Failure, Message, StoredOptions, decode_failure
 from qsync.state import TaskState
-from qsync.task import Failure, Message, StoredOptions, decode_failure
 
 ERROR_SHOWN: Final = 200
 _PATTERN: Final = re.compile(r"[*?]")

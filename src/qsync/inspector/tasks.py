@@ -15,9 +15,9 @@ from qsync.inspector.task_detail import detail_of
 from qsync.inspector.task_rows import fits, look, look_at, row_of
 from qsync.inspector.values import Change, Filter, Page, TaskDetail, TaskRow
 from qsync.keys import check_id, server_of_token, shorten
+from qsync.message import Failure, decode_failure
 from qsync.results import retention_of
 from qsync.state import TaskState
-from qsync.task import Failure, decode_failure
 
 LIMIT: Final = 100
 """Largest page."""

@@ -18,7 +18,8 @@ from qsync.mux import Middleware, Mux, check_middlewares
 from qsync.retry_policy import retry_rules
 from qsync.server.error_log import LogErrors, check_log_errors
 from qsync.server.lifespan_check import Lifespan, check_lifespan
-from qsync.task import DEFAULT, Duration, TaskInfo, duration_us
+from qsync.task import DEFAULT, TaskInfo
+from qsync.times import Duration, duration_us
 
 OnError = Callable[[BaseException, TaskInfo], Awaitable[None] | None]
 

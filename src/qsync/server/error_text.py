@@ -13,7 +13,7 @@ from typing import Final
 
 from qsync.errors import InvalidTask, QsyncError
 from qsync.keys import class_name
-from qsync.task import ERROR_LIMIT, SHORT_ERROR_LIMIT
+from qsync.message import ERROR_LIMIT, SHORT_ERROR_LIMIT
 
 MESSAGE_LIMIT: Final = 1000
 """Maximum size of an error's message in the log, in bytes."""

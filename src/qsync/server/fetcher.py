@@ -25,6 +25,7 @@ from qsync.broker.shell import AsyncBroker
 from qsync.broker.slot_map import Node
 from qsync.errors import QsyncError, SchemaMismatch
 from qsync.keys import shorten
+from qsync.message import decode_failure, decode_message
 from qsync.server import outcome
 from qsync.server.config import Config
 from qsync.server.crash_log import CrashLog
@@ -35,7 +36,6 @@ from qsync.server.runner import Runner
 from qsync.server.task_waits import UNSENT_S, Waiters
 from qsync.server.wake_channel import Wakes
 from qsync.server.weights import Shares, interleave
-from qsync.task import decode_failure, decode_message
 
 log = logging.getLogger("qsync.server")
 

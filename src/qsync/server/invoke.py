@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from qsync import codec
 from qsync.errors import InvalidTask
+from qsync.message import NONE_VALUE, Result
 from qsync.mux import (
     AsyncMiddleware,
     CarryResult,
@@ -32,7 +33,7 @@ from qsync.server.pool_process import HandlerError
 from qsync.server.process_pool import ProcessPool
 from qsync.server.queue_state import Claim
 from qsync.server.thread_pool import ThreadPool
-from qsync.task import NONE_VALUE, PAYLOAD_LIMIT, Result, TaskInfo
+from qsync.task import PAYLOAD_LIMIT, TaskInfo
 
 Invoke = Callable[[TaskInfo, float | None], Awaitable[Any]]
 """Calls a handler with a task and a timeout in seconds, which is ignored unless `minds_timeout`."""

@@ -15,10 +15,10 @@ from qsync.broker.ops import HandedBack as Back
 from qsync.broker.ops import Killed, LeaseRef, Retried
 from qsync.errors import Retry, SkipRetry
 from qsync.keys import class_name, server_of_token
+from qsync.message import ERROR_LIMIT, FailedAttempt, Failure
 from qsync.retry_policy import NO_RULES, RetryRules
 from qsync.server.error_text import BadPayload, NeverRun, ResultNotKept, cut, describe, first_line
 from qsync.server.queue_state import LeasedTask
-from qsync.task import ERROR_LIMIT, FailedAttempt, Failure
 
 TOO_LATE: Final = "deadline passed before it could start"
 

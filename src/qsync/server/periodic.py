@@ -21,12 +21,13 @@ from qsync.broker.schedule_records import digest_of, record_of, template_of
 from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError, SchemaMismatch
 from qsync.keys import GlobalKeys, QueueKeys, raised_at, shorten
+from qsync.new_task import NewTask, new_nonce, new_task
 from qsync.queue_announcer import AsyncRegistrations, QueueAnnouncer
 from qsync.schedule import Periodic
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import boot_s
 from qsync.server.schedule_heap import Agenda, Entry
-from qsync.task import NewTask, Task, new_nonce, new_task
+from qsync.task import Task
 
 log = logging.getLogger("qsync.server")
 

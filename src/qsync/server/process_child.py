@@ -24,10 +24,11 @@ import msgspec
 from qsync import codec
 from qsync.errors import InvalidTask, QsyncError, Retry, SkipRetry
 from qsync.keys import class_name, shorten
+from qsync.message import ERROR_LIMIT
 from qsync.mux import Handler
 from qsync.server import fork_guard
 from qsync.server.current import running
-from qsync.task import ERROR_LIMIT, TaskInfo
+from qsync.task import TaskInfo
 
 TRACEBACK_LIMIT: Final = 16 * 1024
 """Maximum number of characters of a traceback in a reply."""

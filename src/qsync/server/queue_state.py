@@ -13,8 +13,9 @@ from qsync.broker import ops
 from qsync.broker.call import Call
 from qsync.broker.ops import FetchResult, LeaseRef
 from qsync.keys import QueueKeys
+from qsync.message import Failure, Message
 from qsync.server.metrics import MetricRow
-from qsync.task import Failure, Message, TaskInfo
+from qsync.task import TaskInfo
 
 _BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 

@@ -18,11 +18,11 @@ from qsync.broker import ops
 from qsync.broker.call import Call
 from qsync.broker.ops import BATCH_SIZE, Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.errors import QsyncError, QueueFull
+from qsync.message import Result
 from qsync.server.outage_log import Outage
 from qsync.server.pipelined_calls import Together
 from qsync.server.queue_state import SETTLING, LeasedTask, QueueState
 from qsync.server.run_metrics import RunMetrics
-from qsync.task import Result
 
 log = logging.getLogger("qsync.server")
 

@@ -1,0 +1,136 @@
+"""The records of a task in the store: its message, its failures and its result."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from qsync import codec
+from qsync.backoff import ExponentialBackoff
+
+
+class StoredOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """The options of a message that most tasks do not have; times in microseconds.
+
+    The encoded names have two letters to save memory in the store.
+    """
+
+    retry_delay: int | tuple[int, ...] | ExponentialBackoff | None = msgspec.field(
+        default=None, name="rd"
+    )
+    timeout_us: int | None = msgspec.field(default=None, name="to")
+    deadline_us: int | None = msgspec.field(default=None, name="dl")
+    retention_us: int | None = msgspec.field(default=None, name="rt")
+    lock: str | None = msgspec.field(default=None, name="lk")
+    window_us: int | None = msgspec.field(default=None, name="lw")
+    fairness_key: str | None = msgspec.field(default=None, name="fk")
+    headers: dict[str, str] | None = msgspec.field(default=None, name="hd")
+    delay_us: int | None = msgspec.field(default=None, name="dy")
+    process_at_us: int | None = msgspec.field(default=None, name="at")
+
+
+NO_OPTIONS: Final = StoredOptions()
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The message of a task as the store has it; it never changes after the enqueue."""
+
+    version: int
+    enqueued_at_us: int
+    nonce: bytes
+    type: str
+    payload: bytes
+    is_value: bool
+    retry: int
+    options: StoredOptions | None = None
+
+    @property
+    def due_us(self) -> int:
+        """The earliest start, microseconds of Unix time by the store's clock."""
+        at, options = self.enqueued_at_us, self.options
+        if options is None:
+            return at
+        return max(at + (options.delay_us or 0), options.process_at_us or 0)
+
+
+ENVELOPE_HEAD: Final = codec.head(len(Message.__struct_fields__))
+
+_message_decoder = msgspec.msgpack.Decoder(Message)
+
+
+def decode_message(data: bytes) -> Message:
+    """Decode a stored message; CodecError when it is not a message of a known version."""
+    try:
+        message = _message_decoder.decode(data)
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
+        raise codec.CodecError(str(error) or error.__class__.__name__) from error
+    if message.version != codec.VERSION:
+        msg = f"envelope version {message.version} is not {codec.VERSION}; upgrade this server"
+        raise codec.CodecError(msg)
+    return message
+
+
+class FailedAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A failed attempt, as the history of a task has it."""
+
+    number: int = 0
+    at_us: int = 0
+    server: str = ""
+    error: str = ""
+    """First line of the error, at most SHORT_ERROR_LIMIT bytes."""
+
+    begun_us: int = 0
+    """Time at which the handler began, us; 0: unknown."""
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The record of failed attempts; servers write it, the scripts do not read it."""
+
+    attempts: int = 0
+    error: str = ""
+    failed_at_us: int = 0
+    unknown_since_us: int = 0
+    """Time at which a server without a handler first handed the task back, us; 0: never."""
+    unknown_times: int = 0
+    due_us: int = 0
+    """Earliest time of the next attempt, us."""
+    history: tuple[FailedAttempt, ...] = ()
+    """Last HISTORY_LIMIT failed attempts, oldest first, including those before a re-run."""
+
+    def with_attempt(self, attempt: FailedAttempt) -> tuple[FailedAttempt, ...]:
+        """Return the history with one more attempt."""
+        return (*self.history, attempt)[-HISTORY_LIMIT:]
+
+
+NO_FAILURE: Final = Failure()
+ERROR_LIMIT: Final = 4096
+SHORT_ERROR_LIMIT: Final = 200
+HISTORY_LIMIT: Final = 10
+
+_failure_decoder = msgspec.msgpack.Decoder(Failure)
+
+
+def decode_failure(data: bytes | None) -> Failure:
+    """Decode a failure record; return NO_FAILURE when there is none or it cannot be read."""
+    if data is None:
+        return NO_FAILURE
+    try:
+        return _failure_decoder.decode(data)
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError):
+        return NO_FAILURE
+
+
+class Result(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The stored result of a handler, kept for the retention of its task."""
+
+    value: bytes = b""
+    is_value: bool = True
+    error: str | None = None
+    """Reason why the result of a completed task could not be stored; None: it is stored."""
+
+    begun_us: int = 0
+    """Time at which the handler began, us; 0: unknown."""
+
+
+NONE_VALUE: Final = codec.encode(None)

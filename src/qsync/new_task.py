@@ -1,0 +1,184 @@
+"""Encodes a task for the store."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from qsync import codec
+from qsync.codec import encode_tail
+from qsync.errors import InvalidTask
+from qsync.keys import check_name
+from qsync.message import NO_OPTIONS, Result, StoredOptions
+from qsync.task import PAYLOAD_LIMIT, Arguments, Task, has_options, options_of
+
+
+class _ClientFields(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A message as the client sends it: without version and time of enqueue."""
+
+    nonce: bytes
+    type: str
+    payload: bytes
+    is_value: bool
+    retry: int
+    options: StoredOptions | None
+
+
+class NewTask(msgspec.Struct, frozen=True, gc=False):
+    """An encoded task, with the fields that the enqueue script needs."""
+
+    id: str
+    queue: str
+    message: bytes
+    due: str
+    """Earliest start: `""` is now, `+<us>` a time after the enqueue, `<us>` Unix time."""
+    fairness_key: str
+    lock: str
+    window_us: int
+    retention_us: int | None
+    decode: Callable[[Result], Any] | None = None
+    remember_us: int = 0
+    """Time for which the store refuses this id, even when the task has left the queue, us."""
+
+
+_BYTES: Final = (bytes, bytearray, memoryview)
+
+_nonces: Final[list[bytes]] = []
+_ids: Final[list[str]] = []
+"""Unused random values, drawn ahead: the system returns 4 KiB as fast as 8 bytes."""
+
+
+def new_nonce() -> bytes:
+    """Return 8 random bytes; the store tells a repeated enqueue from another one by them."""
+    try:
+        return _nonces.pop()
+    except IndexError:
+        drawn = os.urandom(8 * 512)
+        fresh = [drawn[at : at + 8] for at in range(0, len(drawn), 8)]
+        nonce = fresh.pop()
+        _nonces.extend(fresh)
+        return nonce
+
+
+def new_id() -> str:
+    """Return a random task id: 22 characters, 132 bits. It never begins with `-`."""
+    try:
+        return _ids.pop()
+    except IndexError:
+        drawn = base64.urlsafe_b64encode(os.urandom(33 * 128)).decode()
+        ids = (drawn[start : start + 22] for start in range(0, len(drawn), 22))
+        # Command lines read an argument that begins with a dash as an option.
+        id, *rest = (id for id in ids if not id.startswith("-"))
+        _ids.extend(rest)
+        return id
+
+
+def _forget_drawn() -> None:
+    """Drop the values drawn ahead: a forked child must not use those of its parent."""
+    _nonces.clear()
+    _ids.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_forget_drawn)
+
+
+def new_task(
+    task: Task,
+    nonce: bytes,
+    *,
+    queue: str | None = None,
+    payload_limit: int = PAYLOAD_LIMIT,
+    remember_us: int = 0,
+) -> NewTask:
+    """Encode a task for the store; InvalidTask when its payload or an option is wrong.
+
+    `remember_us` applies only to a task whose id the caller chose.
+    """
+    payload = payload_of(task, payload_limit)
+    queue = task.queue if queue is None else check_name("queue", queue)
+    encode = encode_task if has_options(task) else encode_plain_task
+    return encode(task, payload, nonce, queue, remember_us)
+
+
+def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:
+    """Return the encoded payload; InvalidTask when it cannot be encoded or is over the limit."""
+    payload = task.payload
+    if type(payload) is not bytes:
+        payload = bytes(payload) if isinstance(payload, _BYTES) else _encode(payload, task.type)
+    if len(payload) > limit:
+        raise InvalidTask(f"payload: {len(payload)} bytes are over the limit of {limit}")
+    return payload
+
+
+def encode_task(
+    task: Task, payload: bytes, nonce: bytes, queue: str, remember_us: int = 0
+) -> NewTask:
+    """Return the encoded task; InvalidTask when an option of it is wrong."""
+    given = task.payload
+    options = options_of(task)
+    lock = _lock(task, payload) if options.window_us is not None else ""
+    if lock:
+        options = msgspec.structs.replace(options, lock=lock)
+    is_value = not isinstance(given, _BYTES)
+    tail = _ClientFields(
+        nonce, task.type, payload, is_value, task.retry, None if options == NO_OPTIONS else options
+    )
+    return NewTask(
+        id=task.id or new_id(),
+        queue=queue,
+        message=encode_tail(tail),
+        due=_due(options),
+        fairness_key=options.fairness_key or "",
+        lock=lock,
+        window_us=options.window_us or 0,
+        retention_us=options.retention_us,
+        decode=given.decode if isinstance(given, Arguments) else None,
+        remember_us=remember_us if task.id else 0,
+    )
+
+
+def encode_plain_task(
+    task: Task, payload: bytes, nonce: bytes, queue: str, remember_us: int = 0
+) -> NewTask:
+    """Return the encoded task, like `encode_task`, for a task without options; raises nothing."""
+    given, id = task.payload, task.id
+    is_value = not isinstance(given, _BYTES)
+    decode = given.decode if is_value and isinstance(given, Arguments) else None
+    message = encode_tail(_ClientFields(nonce, task.type, payload, is_value, task.retry, None))
+    if id is None:
+        return NewTask(new_id(), queue, message, "", "", "", 0, None, decode)
+    return NewTask(id, queue, message, "", "", "", 0, None, decode, remember_us)
+
+
+def _encode(value: object, task_type: str) -> bytes:
+    try:
+        if isinstance(value, Arguments):
+            return codec.encode_natural(value)
+        return codec.encode_value(value)
+    except codec.CodecError as error:
+        text = f"payload: {error} (task {task_type!r})"
+    raise InvalidTask(text)
+
+
+def _due(options: StoredOptions) -> str:
+    if options.process_at_us is not None:
+        return str(max(0, options.process_at_us))
+    return f"+{options.delay_us}" if options.delay_us else ""
+
+
+def _lock(task: Task, payload: bytes) -> str:
+    """Return the name of the unique lock: a digest of 32 hex digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    if task.unique_key is not None:
+        digest.update(b"key\0" + task.unique_key.encode())
+    else:
+        if isinstance(task.payload, Arguments) and task.payload.identity is not None:
+            payload = codec.encode(task.payload.identity)
+        digest.update(b"task\0" + task.type.encode() + b"\0" + payload)
+    return digest.hexdigest()

@@ -1,0 +1,49 @@
+"""Durations and times of users, in microseconds."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from qsync.errors import InvalidTask
+from qsync.keys import shorten
+
+MAX_SECONDS: Final = 10 * 365 * 86_400.0
+"""Longest duration that an option may have, seconds: ten years."""
+
+Duration = float | timedelta
+"""A duration in seconds or as a timedelta."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def duration_us(field: str, value: Duration, *, least: float = 0.0) -> int:
+    """Return a duration in microseconds; InvalidTask unless it is from `least` to MAX_SECONDS."""
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    else:
+        msg = f"{field}: {shorten(value)} is neither a number of seconds nor a timedelta"
+        raise InvalidTask(msg)
+    if not math.isfinite(seconds) or not least <= seconds <= MAX_SECONDS:
+        msg = f"{field}: {shorten(value)} is not between {least:g} and {MAX_SECONDS:.0f} seconds"
+        raise InvalidTask(msg)
+    return round(seconds * 1_000_000)
+
+
+def datetime_us(field: str, value: datetime) -> int:
+    """Return an aware datetime as Unix time in microseconds; InvalidTask when it is naive."""
+    if not isinstance(value, datetime):
+        msg = f"{field}: {shorten(value)} is not a datetime"
+        raise InvalidTask(msg)
+    if value.tzinfo is None or value.utcoffset() is None:
+        msg = f"{field}: {value.isoformat()} is naive; give it a time zone, datetime.now(UTC) say"
+        raise InvalidTask(msg)
+    return (value - _EPOCH) // timedelta(microseconds=1)
+
+
+def from_us(us: int) -> datetime:
+    """Return Unix time in microseconds as an aware datetime in UTC."""
+    return _EPOCH + timedelta(microseconds=us)
