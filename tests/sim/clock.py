@@ -11,7 +11,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
-from qsync import client, queue_announcer, result_listener, results, subscriptions, task
+from qsync import client, new_task, queue_announcer, result_listener, results, subscriptions
 from qsync.broker import shell
 from qsync.server import (
     config,
@@ -99,9 +99,9 @@ def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any,
         yield module, "threading", threads
     yield thread_pool, "SimpleQueue", partial(SimQueue, turns)
     yield client, "QueueAnnouncer", partial(queue_announcer.QueueAnnouncer, time.monotonic)
-    yield task, "os", SimpleNamespace(urandom=chance.randbytes)
-    yield task, "_nonces", []
-    yield task, "_ids", []
+    yield new_task, "os", SimpleNamespace(urandom=chance.randbytes)
+    yield new_task, "_nonces", []
+    yield new_task, "_ids", []
     yield config, "secrets", SimpleNamespace(token_hex=lambda size: chance.randbytes(size).hex())
     yield server, "os", SimpleNamespace(_exit=lambda code: this_process().crash())
     yield server, "AsyncBroker", brokers.SimAsyncBroker
