@@ -104,6 +104,8 @@ def test_importing_qsync_imports_no_optional_part() -> None:
         ("qsync.web", "starlette", "web"),
         ("qsync.contrib.prometheus", "prometheus_client", "prometheus"),
         ("qsync.contrib.opentelemetry", "opentelemetry", "opentelemetry"),
+        ("qsync.contrib.starlette", "starlette", "web"),
+        ("qsync.contrib.fastapi", "fastapi", "fastapi"),
     ],
 )
 def test_a_part_whose_extra_is_missing_says_what_to_install(

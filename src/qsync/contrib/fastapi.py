@@ -1,0 +1,124 @@
+"""qsync in a FastAPI application: a client for its requests, and the dashboard. Extra `fastapi`.
+
+    api = FastAPI(lifespan=lifespan(app))
+    mount_dashboard(api, "/ops", app, dependencies=[Depends(staff)])
+
+    @api.post("/buy")
+    async def buy(client: QueueClient) -> str:
+        return (await client.enqueue(send.build(7))).id
+
+docs/fastapi.md has a whole program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from qsync.app import Qsync
+from qsync.client import AsyncClient
+from qsync.errors import ConfigError
+from qsync.instrumentation import missing
+
+try:
+    from fastapi import APIRouter, Depends, FastAPI, Request
+    from fastapi.responses import Response
+    from starlette.requests import HTTPConnection
+    from starlette.types import Message, Receive, Scope, Send
+except ModuleNotFoundError as error:
+    raise missing(error, "fastapi") from None
+
+from qsync.contrib.starlette import MountedDashboard, check_path, client_of, lifespan
+
+if TYPE_CHECKING:
+    from qsync.web.auth import Auth
+    from qsync.web.pages import Mask
+
+__all__ = ["QueueClient", "lifespan", "mount_dashboard"]
+
+
+async def _client(connection: HTTPConnection) -> AsyncClient:
+    return client_of(connection)
+
+
+QueueClient: TypeAlias = Annotated[AsyncClient, Depends(_client)]
+"""Type of a parameter that gets the client that `lifespan(app)` opened."""
+
+
+def mount_dashboard(
+    api: FastAPI,
+    path: str,
+    app: Qsync,
+    *,
+    dependencies: Sequence[Any] = (),
+    token: str | None = None,
+    auth: Auth | Literal["host"] | None = None,
+    read_only: bool = True,
+    mask: Mask | None = None,
+    hosts: Collection[str] | None = None,
+) -> None:
+    """Mount the dashboard of the app at a path of the API; it starts and stops with the API.
+
+    Each of `dependencies`, e.g. `Depends(staff)`, runs before every request and refuses it by
+    raising an HTTPException. The other options are those of `qsync.web.create_app`; a function for
+    `auth` runs after the dependencies. Raises ConfigError when none of `dependencies`, `token` and
+    `auth` says who is let in, or the path is wrong.
+    """
+    if not dependencies and token is None and auth is None:
+        raise ConfigError(
+            "mount_dashboard: nobody would be let in; give dependencies=[Depends(...)], auth= or "
+            "token="
+        )
+    if token is None and auth is None:
+        auth = "host"
+    options = {"token": token, "auth": auth, "read_only": read_only, "mask": mask, "hosts": hosts}
+    dashboard = MountedDashboard(api, app, options)
+    router = APIRouter(dependencies=list(dependencies), include_in_schema=False)
+
+    async def show(request: Request, rest: str) -> Response:
+        return _FromDashboard(dashboard, request, rest)
+
+    router.add_api_route(
+        f"{check_path(path)}/{{rest:path}}", show, methods=["GET", "HEAD", "POST"],
+        response_model=None,
+    )  # fmt: skip
+    api.include_router(router)
+
+
+class _FromDashboard(Response):
+    """Has the dashboard answer the request."""
+
+    def __init__(self, dashboard: MountedDashboard, request: Request, rest: str) -> None:
+        super().__init__()
+        self._dashboard = dashboard
+        self._request = request
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        root = scope.get("root_path", "")
+        path = scope["path"]
+        mounted = path[: len(path) - len(self._rest)].rstrip("/")
+        if not mounted.startswith(f"{root}/"):  # behind a proxy that takes the root off
+            mounted = root + mounted
+        inside = {**scope, "root_path": mounted, "path": f"{mounted}/{self._rest}"}
+        await self._dashboard(inside, _Body(self._request), send)
+        if self.background is not None:  # of a dependency
+            await self.background()
+
+
+class _Body:
+    """Receives the body of a request, also after a dependency has read it."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._parts: AsyncIterator[bytes] | None = None
+        self._done = False
+
+    async def __call__(self) -> Message:
+        if self._done:
+            return await self._request.receive()
+        if self._parts is None:
+            self._parts = self._request.stream()
+        part = await anext(self._parts, b"")
+        self._done = not part
+        return {"type": "http.request", "body": part, "more_body": not self._done}

@@ -1,0 +1,149 @@
+"""qsync in a Starlette application: a client for its requests, and the dashboard. Extra `web`.
+
+    site = Starlette(routes=..., lifespan=lifespan(app))
+    mount_dashboard(site, "/ops", app, auth=staff)
+
+    async def buy(request: Request) -> Response:
+        handle = await client_of(request).enqueue(send.build(7))
+
+For FastAPI see `qsync.contrib.fastapi`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from qsync.app import Qsync
+from qsync.client import AsyncClient
+from qsync.errors import ConfigError
+from qsync.instrumentation import missing
+
+try:
+    from starlette.applications import Starlette
+    from starlette.requests import HTTPConnection
+    from starlette.types import Receive, Scope, Send
+except ModuleNotFoundError as error:
+    raise missing(error, "web") from None
+
+if TYPE_CHECKING:
+    from qsync.web import Dashboard  # imported when the site starts: it needs more of the extra
+    from qsync.web.auth import Auth
+    from qsync.web.pages import Mask
+
+__all__ = ["client_of", "lifespan", "mount_dashboard"]
+
+State = Mapping[str, Any]
+Lifespan = Callable[[Any], AbstractAsyncContextManager[State | None]]
+
+CLIENT: Final = "qsync_client"
+"""Name of the client in the state of the lifespan and of the site."""
+
+
+def lifespan(app: Qsync, inner: Lifespan | None = None) -> Lifespan:
+    """Return a lifespan for Starlette or FastAPI that opens a client of the app and closes it.
+
+    `inner` is a lifespan of your own. It starts after the client and ends before it, and what it
+    yields is in `request.state` as usual. When the site stops, the shared clients of the app, which
+    `task.enqueue()` uses, are closed as well.
+    """
+
+    @contextlib.asynccontextmanager
+    async def opened(site: Starlette) -> AsyncIterator[State]:
+        async with app, app.async_client() as client, contextlib.AsyncExitStack() as stack:
+            setattr(site.state, CLIENT, client)
+            own = None if inner is None else await stack.enter_async_context(inner(site))
+            if CLIENT in (own or {}):
+                raise ConfigError("lifespan: the site has the client of another app already")
+            yield {**(own or {}), CLIENT: client}
+
+    return opened
+
+
+def client_of(connection: HTTPConnection) -> AsyncClient:
+    """Return the client that `lifespan(app)` opened, for a request or a WebSocket of the site.
+
+    Raises ConfigError when no such lifespan is running.
+    """
+    client: AsyncClient | None = getattr(connection.state, CLIENT, None)
+    if client is None:  # the lifespan was entered by a test, or by a server without such a state
+        client = getattr(connection.app.state, CLIENT, None)
+    if client is None:
+        raise ConfigError(
+            "client: the lifespan of the site is not running; give the outermost application "
+            "lifespan=lifespan(app), and start it in tests (with TestClient(site) as client: ...)"
+        )
+    return client
+
+
+def mount_dashboard(
+    site: Starlette,
+    path: str,
+    app: Qsync,
+    *,
+    token: str | None = None,
+    auth: Auth | Literal["host"] | None = None,
+    read_only: bool = True,
+    mask: Mask | None = None,
+    hosts: Collection[str] | None = None,
+) -> None:
+    """Mount the dashboard of the app at a path of the site; it starts and stops with the site.
+
+    The options are those of `qsync.web.create_app`. Raises ConfigError when neither `token` nor
+    `auth` says who is let in, or the path is wrong.
+    """
+    if token is None and auth is None:
+        raise ConfigError("mount_dashboard: nobody would be let in; give auth= or token=")
+    options = {"token": token, "auth": auth, "read_only": read_only, "mask": mask, "hosts": hosts}
+    site.mount(check_path(path), MountedDashboard(site, app, options))
+
+
+def check_path(path: str) -> str:
+    """Return the path without a slash at its end; ConfigError when it is no path below the root."""
+    if not isinstance(path, str) or not path.startswith("/") or not path.strip("/"):
+        raise ConfigError(f"path: {path!r:.80} is no path of a dashboard; give one such as '/ops'")
+    return path.rstrip("/")
+
+
+class MountedDashboard:
+    """The dashboard as an ASGI app that is there while the site runs.
+
+    An inspector belongs to one event loop, so that each run of the site has a new one.
+    """
+
+    def __init__(self, site: Starlette, app: Qsync, options: dict[str, Any]) -> None:
+        self._app = app
+        self._options = options
+        self._dashboard: Dashboard | None = None
+        outer = site.router.lifespan_context
+
+        @contextlib.asynccontextmanager
+        async def running(site: Any) -> AsyncIterator[State | None]:
+            async with self._running(), outer(site) as state:
+                yield state
+
+        site.router.lifespan_context = running  # type: ignore[assignment]  # its state is a Mapping
+
+    @contextlib.asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        from qsync.web import create_app
+
+        async with (
+            self._app.inspector() as inspector,
+            create_app(inspector, **self._options) as self._dashboard,
+        ):
+            try:
+                yield
+            finally:
+                self._dashboard = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request to the dashboard; ConfigError when the site is not running."""
+        if self._dashboard is None:
+            raise ConfigError(
+                "mount_dashboard: the lifespan of the site is not running; an application that is "
+                "mounted in another has none: mount the dashboard in the outermost one"
+            )
+        await self._dashboard(scope, receive, send)
