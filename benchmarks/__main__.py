@@ -138,7 +138,7 @@ async def _measure(console: Console, options: argparse.Namespace, words: Sequenc
         if options.url:
             where = str(harness.address)  # without the password
         command = f"{PROGRAM} --url ..." if options.url else shlex.join([*PROGRAM.split(), *words])
-        result = Report(machine.describe(await harness.broker.facts(), where, command))
+        result = Report(machine.describe(await harness.broker.info(), where, command))
         with console.status("") as status:
             for number, name in enumerate(names, 1):
                 status.update(f"measuring {name} ({number} of {len(names)})")

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.handlers import no_op
+from qsync.broker.aio import AsyncBroker
 from qsync.broker.ops import BATCH_SIZE
-from qsync.broker.shell import AsyncBroker
 from qsync.keys import QueueKeys
 from qsync.message import decode_message
 from qsync.task import TaskInfo

@@ -15,7 +15,8 @@ from benchmarks.server_process import BenchmarkError, ServerProcess
 from benchmarks.store import CommandUsage, read_info, read_script_usage
 from qsync import codec
 from qsync.broker import ops, redis_clients
-from qsync.broker.shell import AsyncBroker, Broker
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
 from qsync.client import AsyncClient, Client
 from qsync.keys import QUEUE_KEYS, GlobalKeys, QueueKeys
 from qsync.task import DEFAULT, Task

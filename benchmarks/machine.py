@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from qsync.broker.shell import StoreInfo
+from qsync.broker.store_info import StoreInfo
 from qsync.version import __version__
 
 

@@ -25,7 +25,7 @@ from benchmarks import handlers
 from benchmarks.baseline import read_messages, run_baseline
 from qsync.app import Qsync
 from qsync.broker import redis_clients
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.aio import AsyncBroker
 from qsync.keys import QueueKeys
 from qsync.task import DEFAULT
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from qsync.broker import redis_clients
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.aio import AsyncBroker
 from qsync.embedded import Embedded
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from qsync.broker import redis_clients
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.aio import AsyncBroker
 from qsync.client import AsyncClient
 from qsync.mux import Mux
 from qsync.server.server import Server

@@ -11,7 +11,7 @@ from typing import Any
 import redis.asyncio
 
 from qsync.broker import ops, redis_clients
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.aio import AsyncBroker
 from qsync.errors import QsyncError
 from qsync.keys import GlobalKeys
 

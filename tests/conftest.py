@@ -14,8 +14,9 @@ from typing import Any, Final
 import pytest
 
 from qsync.broker import redis_clients
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
 from qsync.broker.call import Durability
-from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, Client
 from qsync.sending import CONFIRM_TIMEOUT
 from qsync.task import PAYLOAD_LIMIT

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 from msgspec.structs import replace
 
 from qsync.broker import ops
+from qsync.broker.aio import AsyncBroker
 from qsync.broker.call import Call
 from qsync.broker.ops import (
     Completion,
@@ -22,7 +23,6 @@ from qsync.broker.ops import (
     LeaseRef,
     Retried,
 )
-from qsync.broker.shell import AsyncBroker
 from qsync.diagnostics.audit import Auditor, Report
 from qsync.keys import QUEUE_KEYS
 from tests.rig import DAY, LEASE, Dump, Rig, S

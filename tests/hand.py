@@ -7,8 +7,8 @@ from typing import Any, Final, Self
 
 from qsync import codec
 from qsync.broker import ops, redis_clients, views
+from qsync.broker.blocking import Broker
 from qsync.broker.ops import Completion, Enqueued, FetchPolicy, Killed, LeaseRef, Retried
-from qsync.broker.shell import Broker
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.message import Failure, Result
 from qsync.new_task import new_nonce, new_task

@@ -8,8 +8,8 @@ from typing import Any
 
 from qsync import codec
 from qsync.broker import ops, redis_clients
+from qsync.broker.aio import AsyncBroker
 from qsync.broker.ops import Completion, FetchPolicy, Killed, LeaseRef, Retried
-from qsync.broker.shell import AsyncBroker
 from qsync.inspector import Inspector
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.message import FailedAttempt, Failure

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from qsync.broker import ops, redis_clients, shell, views
+from qsync.broker import aio, base, blocking, ops, redis_clients, views
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.base import DEFAULT_PATIENCE_S
+from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
-from qsync.broker.protocol import nothing
-from qsync.broker.shell import PATIENCE, AsyncBroker, Broker
+from qsync.broker.protocol import noop
 from qsync.client import AsyncClient, Client
 from qsync.errors import StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys
@@ -144,7 +146,7 @@ def registration_awaited_by_clients() -> Iterator[None]:
         self: Client, keys: QueueKeys, calls: Sequence[Call[Any]], *rest: Callable[[], None]
     ) -> Any:
         if (told := self._registering(keys.queue)) is not None:
-            self._broker.run_many([told], ends=shell.ends_in(PATIENCE))
+            self._broker.run_many([told], ends=base.ends_in(DEFAULT_PATIENCE_S))
         return blocking(self, keys, calls, *rest)
 
     async def send_async(
@@ -152,11 +154,11 @@ def registration_awaited_by_clients() -> Iterator[None]:
         keys: QueueKeys,
         calls: Sequence[Call[Any]],
         ends: float,
-        meanwhile: Callable[[], None] = nothing,
+        overlap: Callable[[], None] = noop,
     ) -> Any:
         if (told := self._registering(keys.queue)) is not None:
             await self._broker.run_many([told], ends=ends)
-        return await awaited(self, keys, calls, ends, meanwhile)
+        return await awaited(self, keys, calls, ends, overlap)
 
     with exchanged(Client, "_send", send), exchanged(AsyncClient, "_send", send_async):
         yield
@@ -174,6 +176,8 @@ def registration_awaited_by_periodic_tasks() -> contextlib.AbstractContextManage
     return exchanged(periodic._Queue, "_learn", learn)
 
 
-def map_asked_of_one_node() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def map_asked_of_one_node() -> Iterator[None]:
     """Mistake: no other node is asked for the map of the cluster while one has not answered."""
-    return exchanged(shell, "MAP_S", 60.0)
+    with exchanged(aio, "MAP_S", 60.0), exchanged(blocking, "MAP_S", 60.0):
+        yield

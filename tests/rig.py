@@ -12,6 +12,7 @@ import pytest
 
 from qsync import codec
 from qsync.broker import ops, redis_clients, views
+from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
 from qsync.broker.ops import (
     Completion,
@@ -23,7 +24,6 @@ from qsync.broker.ops import (
     Retried,
 )
 from qsync.broker.script import Script
-from qsync.broker.shell import Broker
 from qsync.keys import DONE_CHANNEL, GlobalKeys, QueueKeys
 from qsync.message import Failure
 from qsync.new_task import NewTask, new_nonce, new_task

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from qsync.broker import redis_clients, views
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.aio import AsyncBroker
 from qsync.client import AsyncClient
 from qsync.keys import QUEUE_KEYS, QueueKeys
 from qsync.mux import Mux

@@ -26,8 +26,8 @@ from qsync import (
 )
 from qsync.broker import acl, ops, redis_clients, views
 from qsync.broker.acl import ROLES, Role
+from qsync.broker.aio import AsyncBroker
 from qsync.broker.script import load
-from qsync.broker.shell import AsyncBroker
 from qsync.cli.main import app
 from qsync.diagnostics.audit import Auditor
 from qsync.diagnostics.doctor import trials

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from qsync.broker import acl, redis_clients
-from qsync.broker.shell import Broker
+from qsync.broker.blocking import Broker
 from qsync.client import Client
 from qsync.errors import ConfigError, InvalidTask
 from qsync.keys import QueueKeys

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from qsync import Mux, Retry, SkipRetry, Task, TaskInfo
 from qsync.broker import ops, redis_clients
+from qsync.broker.aio import AsyncBroker
 from qsync.broker.ops import LeaseRef
-from qsync.broker.shell import AsyncBroker
 from qsync.cli.main import app
 from qsync.diagnostics.audit import LEASE_US, MEANINGS, Auditor, Damage, Report
 from qsync.state import STORED, TaskState

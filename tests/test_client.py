@@ -17,7 +17,8 @@ import pytest
 
 from qsync import queue_announcer
 from qsync.broker import redis_clients, views
-from qsync.broker.shell import AsyncBroker, Broker
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError, QueueFull
 from qsync.keys import check_id

@@ -13,8 +13,9 @@ import redis.exceptions as failures
 
 from qsync import Mux, Qsync, Task, TaskInfo
 from qsync.broker import ops, redis_clients
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
 from qsync.broker.ops import FetchPolicy
-from qsync.broker.shell import AsyncBroker, Broker
 from qsync.broker.slot_map import SlotMap
 from qsync.errors import StoreUnavailable, TaskCancelled, TaskNotFound
 from qsync.keys import GlobalKeys, QueueKeys
@@ -277,6 +278,5 @@ def test_a_node_without_a_host_is_where_it_was_asked() -> None:
 def test_a_map_that_is_an_error_or_empty_is_none() -> None:
     slots = SlotMap([A])
     for reply in (failures.ConnectionError("x"), failures.ResponseError("y"), []):
-        with pytest.raises((failures.ConnectionError, failures.ResponseError)):
-            slots.learn(reply, A)
+        assert isinstance(slots.learn(reply, A), failures.ConnectionError | failures.ResponseError)
     assert slots.candidates() == [A]

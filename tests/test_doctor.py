@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from qsync.broker import acl, redis_clients, shell
+from qsync.broker import acl, redis_clients, store_info
 from qsync.cli.main import app
 from qsync.diagnostics.audit import MEANINGS
 from qsync.diagnostics.doctor import (
@@ -152,7 +152,7 @@ def test_info_is_read_as_it_comes() -> None:
 
 
 def test_the_oldest_version_is_that_of_the_server() -> None:
-    assert server.MIN_VERSION == shell.MIN_VERSION
+    assert server.MIN_VERSION == store_info.MIN_VERSION
 
 
 @pytest.mark.parametrize("binary", BINARIES)

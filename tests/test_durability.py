@@ -11,7 +11,8 @@ import pytest
 
 from qsync import AsyncClient, ConfigError, Qsync, Task
 from qsync.broker import ops, redis_clients
-from qsync.broker.shell import AsyncBroker, Broker
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
 from qsync.keys import QueueKeys
 from qsync.new_task import new_nonce, new_task
 from tests.conftest import NEEDS, Colour

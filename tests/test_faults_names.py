@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from qsync import ConfigError, InvalidTask, Mux, Qsync, Task
 from qsync.broker import redis_clients
-from qsync.broker.shell import AsyncBroker, Broker
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
 from qsync.client import Client
 from qsync.diagnostics.audit import Auditor
 from qsync.keys import NAME, QUEUE_KEYS, GlobalKeys, QueueKeys

@@ -17,7 +17,7 @@ import pytest
 
 from qsync import Qsync, Task
 from qsync.broker import redis_clients
-from qsync.broker.shell import Broker
+from qsync.broker.blocking import Broker
 from qsync.client import Client
 from tests.cancelling import connection_kept_after_a_cancel, mixed_up
 from tests.stores import Store, _watchdog, wait_until

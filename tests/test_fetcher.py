@@ -10,7 +10,7 @@ import pytest
 
 from qsync import Qsync, Task
 from qsync.broker import ops, redis_clients
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.aio import AsyncBroker
 from qsync.keys import QueueKeys
 from qsync.server.config import Config
 from qsync.server.fetcher import Fetcher

@@ -13,7 +13,7 @@ import pytest
 
 from qsync import Client, Qsync
 from qsync.broker import redis_clients
-from qsync.broker.shell import Broker
+from qsync.broker.blocking import Broker
 from qsync.errors import ConfigError, InvalidTask, QsyncError, ResultTimeout, TaskNotFound
 from qsync.task import Task
 from qsync.task_lookup import QUEUES_LIMIT, Search

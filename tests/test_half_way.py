@@ -14,9 +14,9 @@ from msgspec.structs import replace
 
 from qsync.broker import ops, redis_clients
 from qsync.broker.acl import _COMMAND
+from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
 from qsync.broker.ops import FetchPolicy, LeaseRef
-from qsync.broker.shell import Broker
 from qsync.errors import ConfigError, QsyncError
 from qsync.keys import QUEUE_KEYS
 from tests.rig import BINARIES, DAY, FAILURE, LEASE, Dump, Rig, S

@@ -19,7 +19,7 @@ import pytest
 
 from qsync import codec, handle
 from qsync.broker import redis_clients
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.aio import AsyncBroker
 from qsync.client import AsyncClient
 from qsync.errors import (
     InvalidTask,

@@ -15,7 +15,8 @@ import redis.asyncio
 
 from qsync import Mux, Qsync, Task, TaskInfo
 from qsync.broker import redis_clients
-from qsync.broker.shell import AsyncBroker, Broker
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
 from qsync.keys import QueueKeys
 from tests.chaos.proxy import Proxy
 from tests.conftest import Colour
@@ -143,7 +144,7 @@ def test_the_system_looks_after_idle_connections(store: Store) -> None:
     for where in (address, redis_clients.address_of(own)):
         broker = Broker(where)
         broker.ping()
-        [connection] = broker._pool(None)._free
+        [connection] = broker._pool_for(None)._free
         assert options(connection._sock) == wanted
         broker.close()
     own.close()
@@ -151,8 +152,8 @@ def test_the_system_looks_after_idle_connections(store: Store) -> None:
     async def main() -> None:
         broker = AsyncBroker(address)
         await broker.ping()
-        [wire] = broker._hand(None)._free
-        assert options(wire.connection._writer.get_extra_info("socket")) == wanted
+        [wire] = broker._pool_for(None)._free
+        assert options(wire.raw._writer.get_extra_info("socket")) == wanted
         await broker.aclose()
 
     asyncio.run(main())
@@ -173,8 +174,8 @@ def test_threads_share_connections_and_a_broken_one_takes_idle_ones_along(
         with ThreadPoolExecutor(4) as threads:
             list(threads.map(ping, range(4)))
         proxy.heal()
-        assert len(broker._pool(None)._free) == 4
+        assert len(broker._pool_for(None)._free) == 4
         proxy.reset()
         broker.ping()
-        assert len(broker._pool(None)._free) == 1
+        assert len(broker._pool_for(None)._free) == 1
         broker.close()

@@ -11,8 +11,8 @@ import pytest
 
 from qsync import Mux, Qsync, TaskInfo
 from qsync.broker import ops, redis_clients
+from qsync.broker.blocking import Broker
 from qsync.broker.ops import FetchPolicy
-from qsync.broker.shell import Broker
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.new_task import NewTask, new_nonce, new_task
 from qsync.task import Task

@@ -12,8 +12,8 @@ import pytest
 
 from qsync import Task
 from qsync.broker import redis_clients
+from qsync.broker.aio import AsyncBroker
 from qsync.broker.call import Call
-from qsync.broker.shell import AsyncBroker
 from qsync.inspector import Filter, Inspector, Step
 from qsync.state import TaskState
 from tests.guarantees.probes import pinging, slow_scripts

@@ -22,7 +22,7 @@ import pytest
 
 from qsync import Mux, Qsync, SkipRetry, Task, TaskInfo
 from qsync.broker import ops, redis_clients
-from qsync.broker.shell import Broker
+from qsync.broker.blocking import Broker
 from qsync.keys import QueueKeys
 from qsync.new_task import NewTask
 from qsync.worker import logs

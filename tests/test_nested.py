@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from qsync.broker import redis_clients, views
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.aio import AsyncBroker
 from qsync.errors import DuplicateTask, ResultTimeout
 from qsync.inspector import Inspector
 from qsync.mux import Mux

@@ -10,10 +10,10 @@ import pytest
 import redis
 
 from qsync.broker import ops, redis_clients, views
+from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
 from qsync.broker.ops import LeaseRef
 from qsync.broker.script import Script
-from qsync.broker.shell import Broker
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.state import TaskState
 from tests.rig import BINARIES, START, Rig

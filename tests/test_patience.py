@@ -12,7 +12,8 @@ import pytest
 
 from qsync import Qsync, Task
 from qsync.broker import redis_clients, views
-from qsync.broker.shell import AsyncBroker, Broker
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
 from qsync.client import AsyncClient, Client
 from qsync.errors import StoreUnavailable
 from qsync.inspector import Inspector

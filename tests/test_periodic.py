@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from qsync.broker import ops, redis_clients
+from qsync.broker.aio import AsyncBroker
 from qsync.broker.call import Call
 from qsync.broker.ops import Completion, FetchPolicy
-from qsync.broker.shell import AsyncBroker
 from qsync.errors import InvalidTask
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.message import decode_message

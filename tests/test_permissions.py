@@ -11,7 +11,7 @@ import pytest
 
 from qsync import ConfigError, DuplicateTask, Mux, Qsync, Task, TaskInfo
 from qsync.broker import ops, redis_clients
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.aio import AsyncBroker
 from qsync.diagnostics.doctor import Doctor
 from qsync.keys import QueueKeys
 from tests.rig import BINARIES, FAILURE

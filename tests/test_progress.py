@@ -9,7 +9,7 @@ import pytest
 
 from qsync import Qsync, current
 from qsync.broker import ops, redis_clients
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.aio import AsyncBroker
 from qsync.diagnostics.audit import Auditor
 from tests.rig import BINARIES, Rig
 from tests.stores import Store, wait_until_async

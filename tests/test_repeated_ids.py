@@ -11,7 +11,7 @@ import pytest
 
 from qsync import ConfigError, DuplicateTask, Mux, Qsync, Task, TaskInfo, current
 from qsync.broker import ops, redis_clients
-from qsync.broker.shell import Broker
+from qsync.broker.blocking import Broker
 from qsync.client import Client
 from qsync.new_task import NewTask, new_nonce, new_task
 from tests.conftest import Colour

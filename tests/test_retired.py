@@ -11,7 +11,7 @@ import pytest
 
 from qsync import Inspector, Qsync, codec
 from qsync.broker import ops
-from qsync.broker.shell import Broker
+from qsync.broker.blocking import Broker
 from qsync.keys import GlobalKeys
 from qsync.worker.lease_abandoner import LeaseAbandoner
 from tests.stores import Store, available, wait_until

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from qsync.broker import ops, redis_clients
+from qsync.broker.blocking import Broker
 from qsync.broker.schedule_records import LIVE_US, digest_of
-from qsync.broker.shell import Broker
 from qsync.keys import QueueKeys
 from qsync.schedule import Cron, Every, Missed, Schedule
 from tests.stores import Store, wait_until_async

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from qsync.broker import ops, redis_clients
-from qsync.broker.shell import AsyncBroker, Broker
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
 from qsync.errors import SchemaMismatch
 from qsync.keys import QueueKeys
 from qsync.mux import Mux

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from qsync.broker import redis_clients
-from qsync.broker.shell import AsyncBroker, Broker
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
 from qsync.client import AsyncClient, Client
 from qsync.errors import QsyncError
 from qsync.sending import CallId, CallSequences

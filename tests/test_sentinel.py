@@ -11,7 +11,8 @@ import redis.sentinel
 
 from qsync import ConfigError, Qsync, StoreUnavailable
 from qsync.broker import redis_clients, views
-from qsync.broker.shell import AsyncBroker, Broker
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
 from qsync.keys import QueueKeys
 from qsync.task import Task
 from tests.conftest import Colour
@@ -74,12 +75,12 @@ def test_connections_in_use_do_not_count_as_a_store_that_refuses(
     async def main(url: str) -> None:
         broker = AsyncBroker(redis_clients.parse(url), connections=1, read_timeout=0.3)
         await broker.ping()
-        hand = broker._hand(None)
-        wire = await hand.take(1)  # the only one
+        pool = broker._pool_for(None)
+        connection = await pool.acquire(1)  # the only one
         call = views.counts(QueueKeys(prefix, "q"))
         with pytest.raises(StoreUnavailable):
             await broker.run(call, patience=0.1)
-        hand.give_back(wire)
+        pool.release(connection)
         await broker.run(call, patience=0)
         await broker.aclose()
 

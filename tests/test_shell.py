@@ -14,8 +14,9 @@ from redis import exceptions as failures
 
 from qsync import Qsync
 from qsync.broker import ops, redis_clients, views
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
 from qsync.broker.error_mapping import Fault, classify
-from qsync.broker.shell import AsyncBroker, Broker
 from qsync.errors import ConfigError, QsyncError, QueueFull, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.new_task import new_nonce, new_task
@@ -107,14 +108,14 @@ def test_calls_survive_that_the_store_forgets_its_scripts(store: Store, prefix: 
         (failures.ResponseError("OOM command not allowed"), Fault.FULL),
         (failures.NoPermissionError("this user has no permissions"), Fault.DENIED),
         (failures.AuthenticationError("invalid username-password pair"), Fault.DENIED),
-        (failures.ResponseError("DB index is out of range"), Fault.MISTAKEN),
-        (failures.ResponseError("unknown command 'SENTINEL', with args"), Fault.MISTAKEN),
+        (failures.ResponseError("DB index is out of range"), Fault.WRONG_STORE),
+        (failures.ResponseError("unknown command 'SENTINEL', with args"), Fault.WRONG_STORE),
         (
             failures.RedisClusterException("Cluster mode is not enabled on this node"),
-            Fault.MISTAKEN,
+            Fault.WRONG_STORE,
         ),
         (failures.RedisClusterException("no reachable node"), Fault.TRANSIENT),
-        (failures.ResponseError("WRONGTYPE Operation against a key"), Fault.BUG),
+        (failures.ResponseError("WRONGTYPE Operation against a key"), Fault.UNEXPECTED),
     ],
 )
 def test_errors_of_the_store_are_sorted(error: Exception, fault: Fault) -> None:
@@ -212,14 +213,14 @@ def test_while_the_store_works_the_caller_may_too(
         broker = AsyncBroker(redis_clients.parse(store.url))
         await broker.run(known)
         try:
-            return await broker.run_many(calls, meanwhile=meanwhile)
+            return await broker.run_many(calls, overlap=meanwhile)
         finally:
             await broker.aclose()
 
     if loop is None:
         broker = Broker(redis_clients.parse(store.url))
         broker.run(known)
-        assert broker.run_many(calls, meanwhile=meanwhile) == [1] * len(calls)
+        assert broker.run_many(calls, overlap=meanwhile) == [1] * len(calls)
         broker.close()
     else:
         with asyncio.Runner(loop_factory=loop) as runner:

@@ -9,7 +9,7 @@ import pytest
 
 from qsync import Qsync, codec
 from qsync.broker import ops, redis_clients, views
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.aio import AsyncBroker
 from qsync.diagnostics.audit import Auditor
 from qsync.inspector.queues import latency_of
 from qsync.keys import QueueKeys

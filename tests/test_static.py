@@ -70,10 +70,10 @@ def test_chance_without_secrets_is_for_jitter_alone(path: Path) -> None:
             assert named(path) == "backoff.py" or named(path).startswith("cli/demo/")
 
 
-def test_only_the_brokers_shell_sends_commands(path: Path) -> None:
+def test_only_the_exchanges_send_scripts(path: Path) -> None:
     """And the texts of the scripts are constant: no other file builds one."""
     text = path.read_text("utf-8")
-    if named(path) not in ("broker/shell.py", "broker/exchanges.py"):
+    if named(path) not in ("broker/exchanges.py",):
         assert not re.search(r"""["']EVAL(SHA)?["']""", text)
 
 

@@ -134,7 +134,7 @@ def test_waiting_returns_the_first_true_answer() -> None:
         wait_until(lambda: os.getpid() < 0, timeout=0)
 
 
-async def no_answer() -> bool:
+async def unavailable() -> bool:
     return False
 
 
@@ -142,6 +142,6 @@ def test_waiting_without_blocking_the_loop() -> None:
     async def main() -> None:
         assert await wait_until_async(lambda: 1) == 1
         with pytest.raises(AssertionError, match="never"):
-            await wait_until_async(no_answer, timeout=0, message="never")
+            await wait_until_async(unavailable, timeout=0, message="never")
 
     asyncio.run(main())

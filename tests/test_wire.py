@@ -73,12 +73,12 @@ def test_replies_come_in_any_pieces(run: Callable[[Any], None]) -> None:
     async def main() -> None:
         async with wire(byte_by_byte) as one:
             words = [b"+OK\r\n", b":7\r\n", b"-ERR no\r\n", b"*2\r\n$1\r\na\r\n$-1\r\n", b"*-1\r\n"]
-            replies = await one.exchange([("ECHO", word) for word in words], 10)
+            replies = await one.request([("ECHO", word) for word in words], 10)
             assert replies[:2] == [b"OK", 7]
             assert type(replies[2]) is failures.ResponseError
             assert replies[3:] == [[b"a", None], None]
             assert one.is_open
-            assert await one.exchange([("ECHO", words[0])], 10) == [b"OK"]
+            assert await one.request([("ECHO", words[0])], 10) == [b"OK"]
 
     run(main())
 
@@ -87,7 +87,7 @@ def test_much_goes_both_ways(run: Callable[[Any], None]) -> None:
     async def main() -> None:
         async with wire(echo) as one:
             words = [bytes([at]) * 3_000_000 for at in range(3)]
-            assert await one.exchange([("ECHO", word) for word in words], 10) == words
+            assert await one.request([("ECHO", word) for word in words], 10) == words
 
     run(main())
 
@@ -103,15 +103,15 @@ def test_what_comes_too_late_or_not_at_all_is_told_in_its_place(
 
     async def main() -> None:
         async with wire(some) as one:
-            replies = await one.exchange([("ECHO", "a"), ("ECHO", "silence"), ("ECHO", "b")], 0.2)
+            replies = await one.request([("ECHO", "a"), ("ECHO", "silence"), ("ECHO", "b")], 0.2)
             # The reply to the third is taken for that to the second: so nothing more is believed.
             assert replies[0] == b"a"
             assert isinstance(replies[2], TimeoutError)
             assert not one.is_open
-            [again] = await one.exchange([("ECHO", "c")], 10)
+            [again] = await one.request([("ECHO", "c")], 10)
             assert isinstance(again, TimeoutError)
         async with wire(some) as one:
-            replies = await one.exchange([("ECHO", "a"), ("ECHO", "close"), ("ECHO", "b")], 10)
+            replies = await one.request([("ECHO", "a"), ("ECHO", "close"), ("ECHO", "b")], 10)
             assert replies[0] == b"a"
             assert all(isinstance(reply, failures.ConnectionError) for reply in replies[1:])
             assert not one.is_open
@@ -136,7 +136,7 @@ def test_after_what_makes_no_sense_it_is_of_no_more_use(
 
     async def main() -> None:
         async with wire(wrong) as one:
-            [reply] = await one.exchange([("ECHO", "a")], 10)
+            [reply] = await one.request([("ECHO", "a")], 10)
             assert isinstance(reply, error)
             assert not one.is_open
 
@@ -150,9 +150,9 @@ def test_one_that_the_other_side_closed_meanwhile_is_not_open(run: Callable[[Any
 
     async def main() -> None:
         async with wire(once) as one:
-            assert await one.exchange([("ECHO", "a")], 10) == [b"a"]
+            assert await one.request([("ECHO", "a")], 10) == [b"a"]
             await until(lambda: not one.is_open)
-            [reply] = await one.exchange([("ECHO", "b")], 10)
+            [reply] = await one.request([("ECHO", "b")], 10)
             assert isinstance(reply, failures.ConnectionError)
 
     run(main())
@@ -166,7 +166,7 @@ def test_an_exchange_that_is_cancelled_leaves_a_connection_that_nobody_uses(
 
     async def main() -> None:
         async with wire(silence) as one:
-            task = asyncio.ensure_future(one.exchange([("ECHO", "a")], 10))
+            task = asyncio.ensure_future(one.request([("ECHO", "a")], 10))
             await asyncio.sleep(0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -185,7 +185,7 @@ def test_reply_that_came_while_the_loop_was_blocked_is_not_late(
         one = RedisConnection(connection)
         loop = asyncio.get_running_loop()
         loop.call_later(0.05, block_until, time.monotonic() + 0.5)
-        [reply] = await one.exchange([("BLPOP", "no-list", "0.1")], 0.2)
+        [reply] = await one.request([("BLPOP", "no-list", "0.1")], 0.2)
         assert reply is None
         assert one.is_open
         await connection.disconnect(nowait=True)
@@ -195,16 +195,3 @@ def test_reply_that_came_while_the_loop_was_blocked_is_not_late(
 
 def block_until(moment: float) -> None:
     wait_until(lambda: time.monotonic() >= moment)
-
-
-def test_what_is_released_is_as_redis_py_knows_it(run: Callable[[Any], None]) -> None:
-    async def main() -> None:
-        async with wire(echo) as one:
-            assert await one.exchange([("ECHO", "a")], 10) == [b"a"]
-            one.release()
-            await one.connection.send_command("ECHO", "b")
-            assert await one.connection.read_response() == b"b"
-            again = RedisConnection(one.connection)
-            assert await again.exchange([("ECHO", "c")], 10) == [b"c"]
-
-    run(main())

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from qsync import Qsync, Task
 from qsync.broker import ops
-from qsync.broker.shell import Broker
+from qsync.broker.blocking import Broker
 from qsync.cli import main
 from qsync.keys import QueueKeys
 from qsync.server.config import Config

@@ -11,8 +11,8 @@ from benchmarks.figures import Figure, Results, median
 from benchmarks.handlers import LOOP, PAYLOAD
 from benchmarks.harness import Harness
 from qsync.broker import ops
+from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
-from qsync.broker.shell import Broker
 from qsync.new_task import new_nonce, new_task
 from qsync.task import Task
 

@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack, cast, overload
 from zoneinfo import ZoneInfo
 
+from qsync.broker.base import DEFAULT_PATIENCE_S
 from qsync.broker.call import Durability
 from qsync.broker.client_objects import AnyClient
-from qsync.broker.shell import PATIENCE
 from qsync.client import AsyncClient, Client
 from qsync.connections import PREFIX, Connections
 from qsync.errors import ConfigError, InvalidTask
@@ -84,7 +84,7 @@ class Qsync:
         prefix: str | None = None,
         mux: Mux | None = None,
         payload_limit: int = PAYLOAD_LIMIT,
-        patience: float = PATIENCE,
+        patience: float = DEFAULT_PATIENCE_S,
         durability: Durability | None = None,
         confirm_timeout: float = CONFIRM_TIMEOUT,
         remember_ids: Duration = REMEMBER_IDS,

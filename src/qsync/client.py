@@ -13,10 +13,12 @@ from functools import partial
 from typing import Any, Final, Self, TypeVar, overload
 
 from qsync.broker import ops, views
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.base import ONE_TRY_S, ends_in
+from qsync.broker.blocking import Broker
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.ops import Enqueued
-from qsync.broker.protocol import nothing
-from qsync.broker.shell import ONE_TRY_S, AsyncBroker, Broker, ends_in
+from qsync.broker.protocol import noop
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.handle import AsyncHandle, AsyncTaskQueries, Handle, TaskQueries
 from qsync.keys import GlobalKeys, QueueKeys, check_id, check_name, queue_keys, shorten
@@ -167,7 +169,7 @@ class Client(_AnyClient):
         remember_ids: Duration = REMEMBER_IDS,
     ) -> None:
         super().__init__(broker, prefix, payload_limit, durability, confirm_timeout, remember_ids)
-        self._waiter = broker.waiter(self._confirm_timeout)
+        self._waiter = broker.with_longer_timeout(self._confirm_timeout)
         self._tracker = TaskQueries(broker, prefix)
         self._registrations = Registrations(broker.run_many, self._note_registered)
 
@@ -336,7 +338,7 @@ class Client(_AnyClient):
         self,
         keys: QueueKeys,
         calls: Sequence[Call[list[Enqueued]]],
-        meanwhile: Callable[[], None] = nothing,
+        overlap: Callable[[], None] = noop,
     ) -> list[list[Enqueued] | QsyncError]:
         """Send calls of a queue in one round trip; retry those with StoreUnavailable one by one."""
         wait = calls[0].wait
@@ -347,7 +349,7 @@ class Client(_AnyClient):
             self._registrations.add(keys.queue, told)
             told = None
         sent = calls if told is None else [told, *calls]
-        replies: list[Any] = broker.run_many(sent, ends=ends, meanwhile=meanwhile)
+        replies: list[Any] = broker.run_many(sent, ends=ends, overlap=overlap)
         if told is not None:
             self._note_registered(keys.queue, replies.pop(0))
         for at, reply in enumerate(replies):
@@ -385,7 +387,7 @@ class AsyncClient(_AnyClient):
         remember_ids: Duration = REMEMBER_IDS,
     ) -> None:
         super().__init__(broker, prefix, payload_limit, durability, confirm_timeout, remember_ids)
-        self._waiter = broker.waiter(self._confirm_timeout)
+        self._waiter = broker.with_longer_timeout(self._confirm_timeout)
         self._tracker = AsyncTaskQueries(broker, prefix)
         self._registrations = AsyncRegistrations(broker.run_many, self._note_registered)
         self._outboxes: dict[Durability | None, dict[str, Batcher[NewTask, Enqueued]]] = {
@@ -609,7 +611,7 @@ class AsyncClient(_AnyClient):
         keys: QueueKeys,
         calls: Sequence[Call[list[Enqueued]]],
         ends: float,
-        meanwhile: Callable[[], None] = nothing,
+        overlap: Callable[[], None] = noop,
     ) -> list[list[Enqueued] | QsyncError]:
         """Send calls of a queue in one round trip; retry those with StoreUnavailable one by one."""
         wait = calls[0].wait
@@ -619,7 +621,7 @@ class AsyncClient(_AnyClient):
             self._registrations.add(keys.queue, told)
             told = None
         sent = calls if told is None else [told, *calls]
-        replies: list[Any] = await broker.run_many(sent, ends=ends, meanwhile=meanwhile)
+        replies: list[Any] = await broker.run_many(sent, ends=ends, overlap=overlap)
         if told is not None:
             self._note_registered(keys.queue, replies.pop(0))
         for at, reply in enumerate(replies):

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from qsync.broker import redis_clients
 from qsync.broker.address import Address
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
 from qsync.broker.call import Durability
 from qsync.broker.client_objects import AnyClient
-from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient, Client
 from qsync.errors import ConfigError
 from qsync.inspector import Inspector

@@ -19,8 +19,10 @@ import msgspec
 
 from qsync import codec, queue_servers
 from qsync.broker import ops, views
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.base import ONE_TRY_S, ends_in
+from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
-from qsync.broker.shell import ONE_TRY_S, AsyncBroker, Broker, ends_in
 from qsync.broker.views import StoredTask
 from qsync.errors import ConfigError, QsyncError, ResultTimeout, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys, server_of_token

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+from qsync.broker.base import ends_in
 from qsync.broker.call import Call
-from qsync.broker.shell import ends_in
 
 REGISTER_EVERY: Final = 60.0
 """Interval between registrations of a queue in use, seconds; the store may have been emptied."""

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from typing import Final, Generic, Protocol, TypeVar
 
 from qsync.backoff import Backoff
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
 from qsync.broker.listeners import Subscription
-from qsync.broker.shell import AsyncBroker, Broker
 from qsync.errors import QsyncError
 from qsync.subscriptions import AsyncPlacement, Listener, Placement
 

@@ -13,10 +13,11 @@ from contextlib import suppress
 from typing import Any, Final
 
 from qsync.backoff import Backoff
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
 from qsync.broker.channels import Heard
-from qsync.broker.error_mapping import no_answer
+from qsync.broker.error_mapping import unavailable
 from qsync.broker.listeners import AsyncSubscription
-from qsync.broker.shell import AsyncBroker, Broker
 from qsync.broker.slot_map import Node, name_of
 from qsync.errors import QsyncError
 
@@ -161,7 +162,7 @@ class Placement:
         self._changed(listener)
         if settled and channel not in self._told:
             self._told.add(channel)
-            self._on_refused(channel, no_answer(error, self._address))
+            self._on_refused(channel, unavailable(error, self._address))
 
     def _failed(self, listener: Listener, error: Exception) -> None:
         if not listener.broken or not isinstance(error, QsyncError):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 
 from qsync.broker import redis_clients
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.aio import AsyncBroker
 from qsync.diagnostics.audit import Auditor, Damage
 from qsync.keys import QueueKeys
 from qsync.task import Task

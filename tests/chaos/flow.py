@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from qsync.broker import redis_clients
-from qsync.broker.shell import AsyncBroker, Broker
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
 from qsync.client import AsyncClient, Client
 from qsync.errors import QsyncError
 from qsync.task import Task

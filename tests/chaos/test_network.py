@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from qsync.broker import ops, redis_clients
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
 from qsync.broker.script import load
-from qsync.broker.shell import AsyncBroker, Broker
 from qsync.client import AsyncClient
 from qsync.errors import ConfigError, QsyncError, QueueFull
 from qsync.keys import GlobalKeys

@@ -9,7 +9,8 @@ import time
 from typing import Any, Final
 
 from qsync.broker import redis_clients
-from qsync.broker.shell import AsyncBroker, Broker
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
 from qsync.client import AsyncClient, Client
 from qsync.errors import DuplicateTask, QsyncError, QueueFull, StoreUnavailable
 from qsync.task import Task

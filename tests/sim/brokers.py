@@ -13,11 +13,12 @@ from typing import Any, Final, TypeVar, cast
 
 import redis.exceptions as failures
 
-from qsync.broker import shell
+from qsync.broker import aio, base, blocking
 from qsync.broker.call import Call
 from qsync.broker.channels import Heard
-from qsync.broker.error_mapping import LIBRARY_ERRORS, no_answer
+from qsync.broker.error_mapping import LIBRARY_ERRORS, unavailable
 from qsync.broker.listeners import GRACE
+from qsync.broker.protocol import noop
 from qsync.errors import QsyncError
 from tests.sim.loop import STRAND
 from tests.sim.network import Listener, Network
@@ -59,10 +60,10 @@ def _finish(replies: list[Any]) -> list[Any]:
     return replies
 
 
-class SimAsyncBroker(shell.AsyncBroker):
+class SimAsyncBroker(aio.AsyncBroker):
     """An AsyncBroker of a simulated process."""
 
-    def _hand(self, node: Any) -> Any:
+    def _pool_for(self, node: Any) -> Any:
         return None
 
     async def aclose(self) -> None:
@@ -70,41 +71,41 @@ class SimAsyncBroker(shell.AsyncBroker):
 
     async def _exchange(
         self,
-        hand: Any,
+        pool: Any,
         commands: Sequence[tuple[Any, ...]],
         ends: float = math.inf,
-        meanwhile: Any = shell.nothing,
+        overlap: Any = noop,
     ) -> list[Any]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
         deliver = partial(_answer, future)
-        limit = max(min(self._read_timeout, ends - shell.time.monotonic()), 0.0)
+        limit = max(min(self._read_timeout, ends - base.time.monotonic()), 0.0)
         timer = loop.call_later(limit, deliver, [TimeoutError()] * len(commands))
         network.send(_process(), commands, deliver)
-        meanwhile()
+        overlap()
         try:
             return _finish(await future)
         finally:
             timer.cancel()
 
-    async def _plain(self, *command: str) -> Any:
+    async def _execute(self, *command: str) -> Any:
         await asyncio.sleep(0.001)
         if network.unreachable(_process()):
             _process().trouble()
             raise refused()
         return INFO
 
-    def waiters(self, keys: Sequence[str]) -> list[Any]:
-        return [SimWaiter(self, tuple(keys))]
+    def blocking_pops(self, keys: Sequence[str]) -> list[Any]:
+        return [SimBlockingPop(self, tuple(keys))]
 
     def subscribe(self, node: Any) -> Any:
         return SimAsyncSubscription(self)
 
 
-class SimBroker(shell.Broker):
+class SimBroker(blocking.Broker):
     """A Broker of a simulated thread."""
 
-    def _pool(self, node: Any) -> Any:
+    def _pool_for(self, node: Any) -> Any:
         return None
 
     def close(self) -> None:
@@ -115,7 +116,7 @@ class SimBroker(shell.Broker):
         pool: Any,
         commands: Sequence[tuple[Any, ...]],
         ends: float,
-        meanwhile: Any = shell.nothing,
+        overlap: Any = noop,
     ) -> list[Any]:
         event, answers = SimEvent(turns), []
 
@@ -125,7 +126,7 @@ class SimBroker(shell.Broker):
                 event.set()
 
         network.send(_process(), commands, deliver)
-        if not event.wait(max(min(self._read_timeout, ends - shell.time.monotonic()), 0.0)):
+        if not event.wait(max(min(self._read_timeout, ends - base.time.monotonic()), 0.0)):
             event.set()
             return [failures.TimeoutError("Timeout reading from socket")] * len(commands)
         return _finish(answers)
@@ -134,14 +135,14 @@ class SimBroker(shell.Broker):
         return SimSubscription(self)
 
 
-class SimWaiter:
-    """In the place of listen.Waiter."""
+class SimBlockingPop:
+    """In the place of listeners.BlockingPop."""
 
     def __init__(self, broker: Any, keys: tuple[str, ...]) -> None:
         self.keys = keys
         self._broker = broker
 
-    async def wait(
+    async def pop(
         self, seconds: float, keys: Sequence[str] | None = None
     ) -> tuple[str, bytes] | None:
         loop = asyncio.get_running_loop()
@@ -153,13 +154,13 @@ class SimWaiter:
             reply: tuple[str, bytes] | None = await future
             return reply
         except LIBRARY_ERRORS as error:
-            raise no_answer(error, self._broker.address) from error
+            raise unavailable(error, self._broker.address) from error
         finally:
             timer.cancel()
             network.hang_up(blocked)
 
-    async def wait_and_run(self, seconds: float, call: Call[T]) -> T | QsyncError:
-        await self.wait(seconds)
+    async def pop_then_run(self, seconds: float, call: Call[T]) -> T | QsyncError:
+        await self.pop(seconds)
         [answer] = await self._broker.run_many([call])
         return cast("T | QsyncError", answer)
 
@@ -187,7 +188,7 @@ class _Channels:
 
     def reach(self, broker: Any) -> None:
         if network.unreachable(self._process):
-            raise no_answer(refused(), broker.address)
+            raise unavailable(refused(), broker.address)
 
     def close(self) -> None:
         self.follow(())
@@ -197,7 +198,7 @@ class _Channels:
 
 
 class SimAsyncSubscription:
-    """In the place of listen.AsyncSubscription."""
+    """In the place of listeners.AsyncSubscription."""
 
     def __init__(self, broker: Any) -> None:
         self._broker = broker
@@ -215,7 +216,7 @@ class SimAsyncSubscription:
     async def read(self) -> Heard:
         heard = await self._heard.get()
         if heard is None:
-            raise no_answer(broken(), self._broker.address)
+            raise unavailable(broken(), self._broker.address)
         return heard
 
     async def aclose(self) -> None:
@@ -223,7 +224,7 @@ class SimAsyncSubscription:
 
 
 class SimSubscription:
-    """In the place of listen.Subscription."""
+    """In the place of listeners.Subscription."""
 
     def __init__(self, broker: Any) -> None:
         self._broker = broker
@@ -254,7 +255,7 @@ class SimSubscription:
             return None
         heard = self._heard.pop(0)
         if heard is None:
-            raise no_answer(broken(), self._broker.address)
+            raise unavailable(broken(), self._broker.address)
         return heard
 
     def close(self) -> None:

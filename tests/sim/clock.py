@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, Final, cast
 
 from qsync import client, new_task, queue_announcer, result_listener, results, subscriptions
-from qsync.broker import shell
+from qsync.broker import aio, base, blocking
 from qsync.server import (
     config,
     control,
@@ -42,7 +42,7 @@ from tests.sim.threads import (
 
 TIMED: Final = (
     queue_state, runner, handler_context, isolation_timer, outage_log, inline_start, heartbeat,
-    lease_abandoner, shell, results, result_listener, subscriptions, wake_channel,
+    lease_abandoner, aio, base, blocking, results, result_listener, subscriptions, wake_channel,
 )  # fmt: skip
 """Modules that look at a clock."""
 
@@ -106,7 +106,7 @@ def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any,
     yield server, "os", SimpleNamespace(_exit=lambda code: this_process().crash())
     yield server, "AsyncBroker", brokers.SimAsyncBroker
     yield server, "Broker", brokers.SimBroker
-    yield control, "BlockingPop", brokers.SimWaiter
+    yield control, "BlockingPop", brokers.SimBlockingPop
 
 
 @contextlib.contextmanager

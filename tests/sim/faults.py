@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from qsync.broker import ops
+from qsync.broker.base import DEFAULT_PATIENCE_S
 from qsync.broker.call import Call
-from qsync.broker.shell import PATIENCE
 from qsync.keys import QueueKeys
 from tests.sim import clock
 from tests.sim.network import RESUME_S
@@ -19,7 +19,7 @@ from tests.sim.profile import OUTAGES
 from tests.sim.store import Snapshot
 from tests.sim.work import QUEUES
 
-OUTAGE_S: Final = (1.5 * PATIENCE, 2.0 * PATIENCE)
+OUTAGE_S: Final = (1.5 * DEFAULT_PATIENCE_S, 2.0 * DEFAULT_PATIENCE_S)
 """How long an outage lasts: all who ask at its beginning give up before its end."""
 
 STEPS_S: Final = (-10.0, -2.0, 1.0, 5.0)

@@ -15,9 +15,10 @@ import redis
 from msgspec.structs import replace
 
 from qsync import schedule
-from qsync.broker import error_mapping, shell
+from qsync.broker import aio, base, blocking, error_mapping
 from qsync.broker.error_mapping import Fault
 from qsync.broker.exchanges import evalsha
+from qsync.broker.protocol import noop
 from qsync.sending import Batcher
 from qsync.server import heartbeat, periodic, server
 from qsync.server import queue_state as lane_module
@@ -77,12 +78,10 @@ def lives_share_their_leases() -> contextlib.AbstractContextManager[None]:
 def noscript_not_handled() -> contextlib.AbstractContextManager[None]:
     """Where the store does not have a script it is not sent."""
 
-    async def attempt(
-        self: Any, calls: Any, ends: float, meanwhile: Any = shell.nothing
-    ) -> list[Any]:
+    async def attempt(self: Any, calls: Any, ends: float, overlap: Any = noop) -> list[Any]:
         return list(await self._exchange(None, [evalsha(call) for call in calls], ends))
 
-    return exchanged(shell.AsyncBroker, "_try", attempt)
+    return exchanged(aio.AsyncBroker, "_try", attempt)
 
 
 def transient_not_retried() -> contextlib.AbstractContextManager[None]:
@@ -90,9 +89,9 @@ def transient_not_retried() -> contextlib.AbstractContextManager[None]:
 
     def classify(error: BaseException) -> Fault:
         found = error_mapping.classify(error)
-        return Fault.BUG if found is Fault.TRANSIENT else found
+        return Fault.UNEXPECTED if found is Fault.TRANSIENT else found
 
-    return exchanged(shell, "classify", classify)
+    return exchanged(base, "classify", classify)
 
 
 def deadline_by_own_clock() -> contextlib.AbstractContextManager[None]:
@@ -175,7 +174,7 @@ def no_look_after_the_mark() -> contextlib.AbstractContextManager[None]:
 
 
 def begin_in_a_thread_without_a_look() -> contextlib.AbstractContextManager[None]:
-    """A thread that becomes free begins the next task, whatever has become of that meanwhile."""
+    """A thread that becomes free begins the next task, whatever has become of that overlap."""
     return exchanged(HandlerContext, "may_begin", lambda self: True)
 
 
@@ -292,19 +291,19 @@ def patience_adds_up() -> Iterator[None]:
 def patience_begins_again() -> Iterator[None]:
     """A call that is repeated by itself, after a round trip with others, is tried for the whole
     patience once more."""
-    blocking, awaited = shell.Broker.run, shell.AsyncBroker.run
+    real, awaited = blocking.Broker.run, aio.AsyncBroker.run
 
-    def run(self: shell.Broker, call: Any, *, ends: float | None = None, **options: Any) -> Any:
-        return blocking(self, call, **options)
+    def run(self: blocking.Broker, call: Any, *, ends: float | None = None, **options: Any) -> Any:
+        return real(self, call, **options)
 
     async def run_async(
-        self: shell.AsyncBroker, call: Any, *, ends: float | None = None, **options: Any
+        self: aio.AsyncBroker, call: Any, *, ends: float | None = None, **options: Any
     ) -> Any:
         return await awaited(self, call, **options)
 
     with (
-        exchanged(shell.Broker, "run", run),
-        exchanged(shell.AsyncBroker, "run", run_async),
+        exchanged(blocking.Broker, "run", run),
+        exchanged(aio.AsyncBroker, "run", run_async),
     ):
         yield
 

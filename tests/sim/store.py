@@ -20,7 +20,7 @@ import redis.exceptions as failures
 from redis._parsers.base import BaseParser
 
 from qsync.broker import script
-from qsync.broker.protocol import packets
+from qsync.broker.protocol import pack_commands
 from tests.sim.ledger import Ledger
 from tests.sim.loop import SimLoop
 from tests.sim.process import WALL, Proc
@@ -88,7 +88,7 @@ class Line:
 
     def trip(self, commands: Sequence[Command]) -> Replies:
         """The replies; errors are among them."""
-        self._socket.sendall(b"".join(packets(commands)))
+        self._socket.sendall(b"".join(pack_commands(commands)))
         reader = self._reader
         replies: Replies = []
         while len(replies) < len(commands):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from qsync.broker.aio_pool import LINE_S
-from qsync.broker.shell import PATIENCE
+from qsync.broker.base import DEFAULT_PATIENCE_S
 from qsync.errors import DuplicateTask, QueueFull, Retry, SkipRetry, StoreUnavailable
 from qsync.mux import Mux
 from qsync.server.current import current
@@ -44,7 +44,7 @@ LONGEST_DELAY_S: Final = 5.0
 """A client gives up before its patience ends when the next delay would go beyond that, and no delay
 is longer than this."""
 
-LONGEST_WAIT_S: Final = PATIENCE + LINE_S + 1.0
+LONGEST_WAIT_S: Final = DEFAULT_PATIENCE_S + LINE_S + 1.0
 """A caller is answered within its patience; one in a line that moves waits `LINE_S` longer."""
 
 CHILD: Final = 1_000_000
@@ -80,7 +80,7 @@ class Books:
         """Note that a call failed, and check that its client was patient with the store before."""
         self.unanswered += 1
         took = self.ledger.now - began
-        if isinstance(error, StoreUnavailable) and took < PATIENCE - LONGEST_DELAY_S:
+        if isinstance(error, StoreUnavailable) and took < DEFAULT_PATIENCE_S - LONGEST_DELAY_S:
             self.ledger.find(f"{what}: StoreUnavailable after {took:.3f} s: {error}")
         self.check_in_time(what, began)
 

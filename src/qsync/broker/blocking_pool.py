@@ -17,7 +17,7 @@ import redis.exceptions as failures
 
 from qsync.broker import redis_clients, redis_internals
 
-LEAST_S: Final = 0.001
+MIN_TIMEOUT_S: Final = 0.001
 """Shortest timeout of a socket, in seconds: 0 would make it non-blocking."""
 
 
@@ -31,14 +31,14 @@ class Pool:
         self._forget()
         _POOLS.add(self)
 
-    def take(self, ends: float) -> tuple[Any, bool]:
+    def acquire(self, ends: float) -> tuple[Any, bool]:
         """Return a connection for one exchange, and whether it has served others before.
 
         Raises redis-py's error if it cannot connect, and TimeoutError if no connection becomes free
         by `ends` or within the read timeout.
         """
         left = min(self._read_timeout, ends - time.monotonic())
-        if not self._room.acquire(timeout=max(left, 0.0)):
+        if not self._slots.acquire(timeout=max(left, 0.0)):
             raise failures.TimeoutError("all connections to the store are in use")
         try:
             while self._free:
@@ -48,21 +48,21 @@ class Pool:
                 connection.disconnect()
             return self._connect(ends), False
         except BaseException:
-            self._room.release()
+            self._slots.release()
             raise
 
-    def give_back(self, connection: Any) -> None:
+    def release(self, connection: Any) -> None:
         """Return a connection to the pool; all its replies must have been read."""
         self._free.append(connection)
-        self._room.release()
+        self._slots.release()
 
-    def drop(self, connection: Any) -> None:
+    def discard(self, connection: Any) -> None:
         """Close a broken connection, and the idle ones, which may be broken as well."""
         connection.disconnect()
-        self._room.release()
-        self.drop_idle()
+        self._slots.release()
+        self.discard_idle()
 
-    def drop_idle(self) -> None:
+    def discard_idle(self) -> None:
         """Close the idle connections."""
         while self._free:
             try:
@@ -72,11 +72,11 @@ class Pool:
 
     def close(self) -> None:
         """Close the idle connections. The next exchange connects again."""
-        self.drop_idle()
+        self.discard_idle()
         redis_clients.close(self._client)
 
     def _connect(self, ends: float) -> Any:
-        left = max(ends - time.monotonic(), LEAST_S)
+        left = max(ends - time.monotonic(), MIN_TIMEOUT_S)
         pool: Any = self._client.connection_pool
         connection = pool.connection_class(**pool.connection_kwargs)
         usual = connection.socket_timeout
@@ -95,12 +95,12 @@ class Pool:
     def _forget(self) -> None:
         """Start empty; after a fork the parent's connections and locks must not be used."""
         self._free: list[Any] = []
-        self._room = threading.Semaphore(self._connections)
+        self._slots = threading.Semaphore(self._connections)
 
 
 def limit_socket(connection: Any, seconds: float) -> None:
     """Limit each write and read of a connection to `seconds`."""
-    redis_internals.limit_socket(connection, max(seconds, LEAST_S))
+    redis_internals.limit_socket(connection, max(seconds, MIN_TIMEOUT_S))
 
 
 def _is_usable(connection: Any) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from enum import Enum
+from types import TracebackType
 from typing import Any, Final
 
 import redis.exceptions as failures
@@ -21,6 +23,47 @@ uvloop raises RuntimeError for a write to a connection that was just reset.
 """
 
 
+class mapped_errors:
+    """Raise library errors of a block as qsync's exception for the store at `address`.
+
+    `on_error` is called with the error first; an `async with` block awaits what it returns.
+    """
+
+    def __init__(
+        self, address: Address, on_error: Callable[[BaseException], Any] | None = None
+    ) -> None:
+        self._address = address
+        self._on_error = on_error
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, LIBRARY_ERRORS):
+            if self._on_error is not None:
+                self._on_error(error)
+            raise unavailable(error, self._address) from error
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, LIBRARY_ERRORS):
+            if self._on_error is not None:
+                await self._on_error(error)
+            raise unavailable(error, self._address) from error
+
+
 class Fault(Enum):
     """The meaning of a store's error for the caller."""
 
@@ -29,11 +72,11 @@ class Fault(Enum):
     DENIED = "credentials or rights"
     SCHEMA = "data of another version"
     TLS = "no trust between client and store"
-    MISTAKEN = "not the kind of store that the URL says"
-    BUG = "ours"
+    WRONG_STORE = "not the kind of store that the URL says"
+    UNEXPECTED = "ours"
 
 
-_MISTAKEN: Final = (
+_WRONG_STORE_TEXTS: Final = (
     "Cluster mode is not enabled", "cluster support disabled", "unknown command 'SENTINEL'",
     "DB index is out of range", "the Sentinels watch no service",
 )  # fmt: skip
@@ -71,8 +114,8 @@ def classify(error: BaseException) -> Fault:
     text = str(error)
     if isinstance(error, failures.OutOfMemoryError) or text.startswith("OOM"):
         return Fault.FULL
-    if any(words in text for words in _MISTAKEN):
-        return Fault.MISTAKEN
+    if any(words in text for words in _WRONG_STORE_TEXTS):
+        return Fault.WRONG_STORE
     if _TLS.search(text):
         return Fault.TLS
     denied = (
@@ -98,7 +141,7 @@ def classify(error: BaseException) -> Fault:
         return Fault.DENIED
     if "max number of clients" in text or "Script killed" in text:
         return Fault.TRANSIENT
-    return Fault.BUG
+    return Fault.UNEXPECTED
 
 
 def translate(error: BaseException, call: Call[Any], address: Address) -> QsyncError:
@@ -109,7 +152,7 @@ def translate(error: BaseException, call: Call[Any], address: Address) -> QsyncE
             return QueueFull(f"{name}: the store at {address} is out of memory: {error}")
         case Fault.SCHEMA:
             return SchemaMismatch(_mismatch(str(error), call, address))
-        case Fault.BUG:
+        case Fault.UNEXPECTED:
             return QsyncError(f"{name}: the store at {address} answered {error}")
     return _refused(f"{name}: ", error, address)
 
@@ -123,7 +166,7 @@ def _mismatch(text: str, call: Call[Any], address: Address) -> str:
     )
 
 
-def no_answer(error: BaseException, address: Address) -> QsyncError:
+def unavailable(error: BaseException, address: Address) -> QsyncError:
     """Return qsync's exception for a command that got no usable reply."""
     return _refused("", error, address)
 
@@ -138,7 +181,7 @@ def _refused(name: str, error: BaseException, address: Address) -> QsyncError:
             return ConfigError(
                 f"{name}no TLS with the store at {address}: {shown}" + (advice and f"; {advice}")
             )
-        case Fault.MISTAKEN:
+        case Fault.WRONG_STORE:
             return ConfigError(f"{name}the store at {address} is not what the URL says: {shown}")
     return StoreUnavailable(f"{name}the store at {address} is not available: {shown}")
 
@@ -153,8 +196,12 @@ def _shown(error: BaseException, address: Address) -> str:
     return text or type(error).__name__
 
 
-def moved_away(reply: Any) -> bool:
+def is_demoted(replies: Sequence[Any]) -> bool:
     """Return whether the node is no longer the primary, so that the address must be looked up."""
-    return isinstance(reply, failures.ReadOnlyError | failures.MasterDownError) or (
-        isinstance(reply, failures.ResponseError) and str(reply).startswith("READONLY")
-    )
+    for reply in replies:
+        if isinstance(reply, failures.ResponseError) and (
+            isinstance(reply, failures.ReadOnlyError | failures.MasterDownError)
+            or str(reply).startswith("READONLY")
+        ):
+            return True
+    return False

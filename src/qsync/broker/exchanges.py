@@ -1,7 +1,7 @@
 """The exchanges of calls, durability waits and probes, as generators without I/O.
 
 A generator yields the commands of an exchange on one connection, and is sent their replies, errors
-included.
+included. Both brokers run the same generators.
 """
 
 from __future__ import annotations
@@ -16,12 +16,17 @@ import redis.exceptions as failures
 from qsync.broker.address import Address
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.error_mapping import Fault, classify
+from qsync.broker.slot_map import Node, SlotMap
 from qsync.errors import ConfigError
 
 log = logging.getLogger("qsync.broker")
 
 Command = tuple[Any, ...]
 Exchanges = Generator[list[Command], list[Any], Any]
+ClusterSteps = Generator[str | tuple[Node, Exchanges], Any, Any]
+
+REDIRECTIONS = 5
+"""Maximum number of nodes that one try of a call is sent to."""
 
 
 def evalsha(call: Call[Any]) -> Command:
@@ -34,54 +39,89 @@ def eval_(call: Call[Any]) -> Command:
     return ("EVAL", call.script.text, len(call.keys), *call.keys, *call.args)
 
 
-def making(call: Call[Any], *, asking: bool) -> Exchanges:
-    """Make one call; return its reply.
+def send_calls(calls: Sequence[Call[Any]]) -> Exchanges:
+    """Make calls in one exchange; return one reply per call.
+
+    Calls whose script the store does not know are repeated in a second exchange, as EVAL.
+    """
+    if (wait := calls[-1].wait) is not None:
+        return (yield from with_confirmation(calls, wait))
+    replies = yield [evalsha(call) for call in calls]
+    missing = [
+        index for index, reply in enumerate(replies) if isinstance(reply, failures.NoScriptError)
+    ]
+    if missing:
+        again = yield [eval_(calls[index]) for index in missing]
+        for index, reply in zip(missing, again, strict=True):
+            replies[index] = reply
+    return replies
+
+
+def send_redirected(call: Call[Any], *, asking: bool) -> Exchanges:
+    """Make one call on a cluster node; return its reply.
 
     `asking`: another node redirected the call here with ASK, since it is moving the keys to this
     node. Calls with a wait are not sent with ASKING.
     """
     if call.wait is not None:
-        [reply] = yield from waiting([call], call.wait)
+        [reply] = yield from with_confirmation([call], call.wait)
         return reply
     reply = None
-    for make in (evalsha, eval_):
-        *_, reply = yield [("ASKING",), make(call)] if asking else [make(call)]
+    for command in (evalsha, eval_):
+        *_, reply = yield [("ASKING",), command(call)] if asking else [command(call)]
         if not isinstance(reply, failures.NoScriptError):
             break
     return reply
 
 
-def waiting(calls: Sequence[Call[Any]], wait: Wait) -> Exchanges:
+def in_cluster(slots: SlotMap, call: Call[Any]) -> ClusterSteps:
+    """Make a call on the node that holds its keys, following redirections; return its reply.
+
+    Yields a key, and is sent the node that holds it; or a node and exchanges, and is sent what
+    these return.
+    """
+    reply: Any = None
+    node: Node | None = None
+    for _ in range(REDIRECTIONS):
+        asking = isinstance(reply, failures.AskError)
+        asked = node or (yield call.keys[0])
+        reply = yield asked, send_redirected(call, asking=asking)
+        node = slots.redirect(reply, asked)
+        if node is None or (call.wait is not None and isinstance(reply, failures.AskError)):
+            break
+    return reply
+
+
+def with_confirmation(calls: Sequence[Call[Any]], wait: Wait) -> Exchanges:
     """Make calls on one connection, with one wait for all; return one reply per call.
 
-    Calls whose script the store does not know are repeated in a second exchange, as EVAL. It may
-    reach another primary, so each exchange has its own wait. The mark is sent as EVAL, which never
-    fails with NOSCRIPT.
+    A second exchange, as EVAL, may reach another primary, so each exchange has its own wait. The
+    mark is sent as EVAL, which never fails with NOSCRIPT.
     """
     replies: list[Any] = [None] * len(calls)
-    open_ = list(range(len(calls)))
-    for make in (evalsha, eval_):
-        commands = [make(calls[at]) for at in open_]
-        *answers, marked, waited = yield [*commands, eval_(wait.mark), _command(wait)]
+    unsent = list(range(len(calls)))
+    for command in (evalsha, eval_):
+        commands = [command(calls[index]) for index in unsent]
+        *answers, marked, waited = yield [*commands, eval_(wait.mark), _wait_command(wait)]
         sure = not isinstance(marked, BaseException) and _confirmed(waited)
-        for at, answer in zip(open_, answers, strict=True):
-            plain = calls[at].wait is None or isinstance(answer, BaseException)
-            replies[at] = answer if plain else (answer, sure)
-        open_ = [at for at in open_ if isinstance(replies[at], failures.NoScriptError)]
-        if not open_:
+        for index, answer in zip(unsent, answers, strict=True):
+            plain = calls[index].wait is None or isinstance(answer, BaseException)
+            replies[index] = answer if plain else (answer, sure)
+        unsent = [i for i in unsent if isinstance(replies[i], failures.NoScriptError)]
+        if not unsent:
             break
     return replies
 
 
-def probing(durability: Durability, address: Address) -> Exchanges:
+def probe_durability(durability: Durability, address: Address) -> Exchanges:
     """Find out whether the store can confirm this durability; return False if unknown.
 
     Raises ConfigError if it cannot. Writes nothing.
     """
-    return _probing_fsync(address) if durability == "fsync" else _probing_replica(address)
+    return _probe_fsync(address) if durability == "fsync" else _probe_replica(address)
 
 
-def _probing_fsync(address: Address) -> Exchanges:
+def _probe_fsync(address: Address) -> Exchanges:
     [reply] = yield [("WAITAOF", 1, 0, 1)]
     if isinstance(reply, BaseException):
         text = str(reply)
@@ -94,12 +134,12 @@ def _probing_fsync(address: Address) -> Exchanges:
         return False
     [reply] = yield [("CONFIG", "GET", "appendfsync")]
     if isinstance(reply, list) and reply[1:] == [b"no"]:
-        what = "never syncs its append-only file: set appendfsync to everysec or always"
-        raise _unable("fsync", address, what)
+        fault = "never syncs its append-only file: set appendfsync to everysec or always"
+        raise _unable("fsync", address, fault)
     return True
 
 
-def _probing_replica(address: Address) -> Exchanges:
+def _probe_replica(address: Address) -> Exchanges:
     [reply] = yield [("WAIT", 0, 1)]
     if isinstance(reply, BaseException):
         if classify(reply) is Fault.DENIED:
@@ -113,11 +153,11 @@ def _probing_replica(address: Address) -> Exchanges:
     return True
 
 
-def _unable(durability: Durability, address: Address, what: str) -> ConfigError:
-    return ConfigError(f"durability: {durability!r}: the store at {address} {what}")
+def _unable(durability: Durability, address: Address, fault: str) -> ConfigError:
+    return ConfigError(f"durability: {durability!r}: the store at {address} {fault}")
 
 
-def _command(wait: Wait) -> Command:
+def _wait_command(wait: Wait) -> Command:
     if wait.durability == "fsync":
         return ("WAITAOF", 1, 0, wait.timeout_ms)
     return ("WAIT", 1, wait.timeout_ms)
@@ -125,7 +165,7 @@ def _command(wait: Wait) -> Command:
 
 def _confirmed(reply: Any) -> bool:
     if isinstance(reply, failures.ResponseError):
-        log.warning("the store does not wait for what it was given: %s", reply)
+        log.warning("the store refuses to confirm durability: %s", reply)
     if isinstance(reply, BaseException):
         return False
     return bool((reply[0] if isinstance(reply, list) else reply) >= 1)

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 import redis.exceptions as failures
@@ -20,16 +21,16 @@ from qsync.broker import redis_clients
 from qsync.broker.address import Address
 from qsync.broker.call import Call
 from qsync.broker.channels import Channels, Heard
-from qsync.broker.error_mapping import LIBRARY_ERRORS, no_answer, translate
+from qsync.broker.error_mapping import LIBRARY_ERRORS, mapped_errors, translate, unavailable
 from qsync.broker.exchanges import Command, eval_, evalsha
-from qsync.broker.protocol import PlainConnection, RedisConnection, packets, wire_of
+from qsync.broker.protocol import PlainConnection, RedisConnection, pack_commands, wrap_connection
 from qsync.broker.redis_internals import socket_of
 from qsync.broker.slot_map import Node
 from qsync.errors import QsyncError
 
 T = TypeVar("T")
 
-SILENT: Final = "a connection that listens gets no answer any more"
+SILENT_TEXT: Final = "a connection that listens gets no answer any more"
 
 GRACE: Final = 2.0
 """Delay of a blocking read's reply, in seconds, after which its connection counts as dead."""
@@ -38,7 +39,7 @@ IDLE_S: Final = 5.0
 """Time without messages after which a subscription pings the store, in seconds."""
 
 
-class Opens(Protocol):
+class Source(Protocol):
     """The part of Broker that this module uses."""
 
     address: Address
@@ -50,7 +51,7 @@ class Opens(Protocol):
         """Record an error that a node returned or that broke a connection to it."""
 
 
-class AsyncOpens(Protocol):
+class AsyncSource(Protocol):
     """The part of AsyncBroker that this module uses."""
 
     address: Address
@@ -74,7 +75,7 @@ class Subscription:
     One thread uses it; any thread may call `wake`.
     """
 
-    def __init__(self, broker: Opens, node: Node | None) -> None:
+    def __init__(self, broker: Source, node: Node | None) -> None:
         self._broker, self._node = broker, node
         self._channels = Channels()
         self._client: Any = None
@@ -90,12 +91,10 @@ class Subscription:
 
     def open(self) -> None:
         """Connect; raises StoreUnavailable if that fails."""
-        try:
+        with mapped_errors(self._broker.address, self._broke):
             self._client = self._broker.client_at(self._node)
             self._connection = self._client.connection_pool.get_connection()
             self._heard, self._asked = time.monotonic(), False
-        except LIBRARY_ERRORS as error:
-            raise self._broke(error) from error
 
     def follow(self, wanted: Collection[str]) -> None:
         """Subscribe to exactly these channels; raises StoreUnavailable if the connection broke."""
@@ -115,8 +114,9 @@ class Subscription:
                 reply = self._connection.read_response()
             except failures.ResponseError as error:
                 reply = error
-        except LIBRARY_ERRORS as error:
-            raise self._broke(error) from error
+        except LIBRARY_ERRORS as error:  # cheaper than mapped_errors: every event passes here
+            self._broke(error)
+            raise unavailable(error, self._broker.address) from error
         self._heard, self._asked = time.monotonic(), False
         heard = self._channels.hear(reply)
         if heard is not None and heard.error is not None:
@@ -142,18 +142,15 @@ class Subscription:
             self._asked = True
             self._send(self._channels.ping())
         elif silent >= IDLE_S + GRACE:
-            raise failures.TimeoutError(SILENT)
+            raise failures.TimeoutError(SILENT_TEXT)
 
     def _send(self, *commands: Command) -> None:
-        try:
-            self._connection.send_packed_command(packets(commands), check_health=False)
-        except LIBRARY_ERRORS as error:
-            raise self._broke(error) from error
+        with mapped_errors(self._broker.address, self._broke):
+            self._connection.send_packed_command(pack_commands(commands), check_health=False)
 
-    def _broke(self, error: BaseException) -> QsyncError:
+    def _broke(self, error: BaseException) -> None:
         self.close()
         self._broker.distrust(self._node, error)
-        return no_answer(error, self._broker.address)
 
     def close(self) -> None:
         """Close the connection."""
@@ -199,13 +196,13 @@ class Bell:
 class BlockingPop:
     """A connection that waits until one of its lists has an element, and pops it."""
 
-    def __init__(self, broker: AsyncOpens, keys: tuple[str, ...]) -> None:
+    def __init__(self, broker: AsyncSource, keys: tuple[str, ...]) -> None:
         self.keys = keys
         self._broker = broker
         self._client: Any = None
-        self._wire: RedisConnection | PlainConnection | None = None
+        self._connection: RedisConnection | PlainConnection | None = None
 
-    async def wait(
+    async def pop(
         self, seconds: float, keys: Sequence[str] | None = None
     ) -> tuple[str, bytes] | None:
         """Pop an element; return the key of its list and its value, None after `seconds`.
@@ -214,24 +211,25 @@ class BlockingPop:
         Raises StoreUnavailable; a popped element may then be lost.
         """
         [reply] = await self._exchange(seconds + GRACE, self._blpop(seconds, keys))
-        await self._check(reply)
+        if isinstance(reply, Exception):
+            raise await self._failed(reply) from reply
         return None if reply is None else (reply[0].decode(), reply[1])
 
-    async def wait_and_run(self, seconds: float, call: Call[T]) -> T | QsyncError | None:
+    async def pop_then_run(self, seconds: float, call: Call[T]) -> T | QsyncError | None:
         """Wait up to `seconds` for an element, then make a call, in one round trip.
 
         The call is sent together with the wait, and the store runs it when the wait ends. Returns
         None if the store did not reply in time. Raises StoreUnavailable; the call may have run.
         """
         woken, reply = await self._exchange(seconds + GRACE, self._blpop(seconds), evalsha(call))
-        await self._check(woken)
-        if isinstance(reply, failures.NoScriptError):
-            [reply] = await self._exchange(GRACE, eval_(call))
-        if reply is None:
-            return None
+        if isinstance(woken, Exception):
+            raise await self._failed(woken) from woken
         if isinstance(reply, failures.ResponseError):
-            return translate(reply, call, self._broker.address)
-        return call.decode(reply)
+            if isinstance(reply, failures.NoScriptError):
+                [reply] = await self._exchange(GRACE, eval_(call))
+            if isinstance(reply, failures.ResponseError):
+                return translate(reply, call, self._broker.address)
+        return None if reply is None else call.decode(reply)
 
     def _blpop(self, seconds: float, keys: Sequence[str] | None = None) -> Command:
         return ("BLPOP", *(keys or self.keys), f"{max(seconds, 0.001):.3f}")
@@ -242,41 +240,38 @@ class BlockingPop:
         A timeout closes the connection but raises nothing: the store may be well, since a handler
         can block the loop. If the store is down, the next exchange fails.
         """
-        wire = self._wire or await self._open()
+        connection = self._connection or await self._open()
         try:
-            replies = await wire.exchange(commands, seconds)
+            replies = await connection.request(commands, seconds)
         except BaseException:
             await self.aclose()
             raise
-        if (broken := wire.broken) is None:
+        if (error := connection.error) is None:
             return replies
-        await self.aclose()
-        await self._broker.suspect(self.keys[0], broken)
-        if isinstance(broken, TimeoutError):
-            return [None if reply is broken else reply for reply in replies]
-        raise no_answer(broken, self._broker.address) from broken
+        failure = await self._failed(error)
+        if isinstance(error, TimeoutError):
+            return [None if reply is error else reply for reply in replies]
+        raise failure from error
 
-    async def _check(self, reply: Any) -> None:
-        if isinstance(reply, Exception):
-            await self.aclose()
-            await self._broker.suspect(self.keys[0], reply)
-            raise no_answer(reply, self._broker.address) from reply
+    async def _failed(self, error: Exception) -> QsyncError:
+        """Close the connection; return qsync's exception."""
+        await self.aclose()
+        await self._broker.suspect(self.keys[0], error)
+        return unavailable(error, self._broker.address)
 
     async def _open(self) -> RedisConnection | PlainConnection:
-        try:
-            async with _opening(self):
-                self._client = await self._broker.client_for(self.keys[0])
-                self._wire = wire_of(await self._client.connection_pool.get_connection())
-        except LIBRARY_ERRORS as error:
-            await self._broker.suspect(self.keys[0], error)
-            raise no_answer(error, self._broker.address) from error
-        return self._wire
+        suspect = partial(self._broker.suspect, self.keys[0])
+        async with mapped_errors(self._broker.address, suspect), _opening(self):
+            self._client = await self._broker.client_for(self.keys[0])
+            raw = await self._client.connection_pool.get_connection()
+            connection = self._connection = wrap_connection(raw)
+        return connection
 
     async def aclose(self) -> None:
         """Close the connection; the next wait opens another one."""
-        wire, self._wire = self._wire, None
-        if wire is not None:
-            await wire.connection.disconnect(nowait=True)
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.raw.disconnect(nowait=True)
         client, self._client = self._client, None
         if client is not None:
             await redis_clients.aclose(client)
@@ -288,7 +283,7 @@ class AsyncSubscription:
     One coroutine reads; another may call `follow` at the same time.
     """
 
-    def __init__(self, broker: AsyncOpens, node: Node | None) -> None:
+    def __init__(self, broker: AsyncSource, node: Node | None) -> None:
         self._broker, self._node = broker, node
         self._channels = Channels()
         self._client: Any = None
@@ -301,12 +296,9 @@ class AsyncSubscription:
 
     async def open(self) -> None:
         """Connect; raises StoreUnavailable if that fails."""
-        try:
-            async with _opening(self):
-                self._client = self._broker.client_at(self._node)
-                self._connection = await self._client.connection_pool.get_connection()
-        except LIBRARY_ERRORS as error:
-            raise await self._broke(error) from error
+        async with mapped_errors(self._broker.address, self._broke), _opening(self):
+            self._client = self._broker.client_at(self._node)
+            self._connection = await self._client.connection_pool.get_connection()
 
     async def follow(self, wanted: Collection[str]) -> None:
         """Subscribe to exactly these channels.
@@ -336,20 +328,20 @@ class AsyncSubscription:
                         return heard
                     asked = False
                 elif asked:
-                    raise failures.TimeoutError(SILENT)
+                    raise failures.TimeoutError(SILENT_TEXT)
                 else:
                     await self._send(self._channels.ping())
                     asked = True
-        except LIBRARY_ERRORS as error:
-            raise await self._broke(error) from error
+        except LIBRARY_ERRORS as error:  # cheaper than mapped_errors: every event passes here
+            await self._broke(error)
+            raise unavailable(error, self._broker.address) from error
 
     async def _send(self, *commands: Command) -> None:
-        await self._connection.send_packed_command(packets(commands), check_health=False)
+        await self._connection.send_packed_command(pack_commands(commands), check_health=False)
 
-    async def _broke(self, error: BaseException) -> QsyncError:
+    async def _broke(self, error: BaseException) -> None:
         await self.aclose()
         await self._broker.distrust(self._node, error)
-        return no_answer(error, self._broker.address)
 
     async def aclose(self) -> None:
         """Close the connection."""

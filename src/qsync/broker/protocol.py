@@ -7,7 +7,7 @@ between, a `RedisConnection` replaces redis-py's streams, the most expensive par
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, cast
 
 import hiredis
@@ -26,18 +26,24 @@ PACKET: Final = 16 * 1024
 """Minimum size of a packet, in bytes: a full one is sent at once, so that the store can begin."""
 
 
-def nothing() -> None:
-    """Do nothing; the default of `meanwhile`."""
+def noop() -> None:
+    """Do nothing; the default of `overlap`."""
 
 
-def packets(commands: Sequence[tuple[Any, ...]]) -> Iterator[bytes]:
+def pack_commands(commands: Sequence[tuple[Any, ...]]) -> Iterable[bytes]:
     """Encode commands into packets of at least PACKET bytes, except for the last one."""
+    if len(commands) == 1:
+        return (hiredis.pack_command(commands[0]),)
+    return _pack(commands)
+
+
+def _pack(commands: Sequence[tuple[Any, ...]]) -> Iterator[bytes]:
     packed: list[bytes] = []
     size = 0
     for command in commands:
-        one: bytes = hiredis.pack_command(command)
-        packed.append(one)
-        size += len(one)
+        data: bytes = hiredis.pack_command(command)
+        packed.append(data)
+        size += len(data)
         if size >= PACKET:
             yield b"".join(packed)
             packed, size = [], 0
@@ -45,7 +51,7 @@ def packets(commands: Sequence[tuple[Any, ...]]) -> Iterator[bytes]:
         yield b"".join(packed)
 
 
-def wire_of(connection: Any) -> RedisConnection | PlainConnection:
+def wrap_connection(connection: Any) -> RedisConnection | PlainConnection:
     """Wrap an open connection of redis-py in the fastest class that its release supports."""
     try:
         return RedisConnection(connection)
@@ -57,55 +63,55 @@ class RedisConnection(asyncio.Protocol):
     """A connection of redis-py that serves one exchange at a time."""
 
     def __init__(self, connection: Any) -> None:
-        self.connection = connection
-        self.broken: Exception | None = None
+        self.raw = connection
+        self.error: Exception | None = None
         """Error that made the connection unusable; None while it works. Close it when set."""
         self.used = False
         """Whether it has served an exchange, and so may have died while idle."""
         self._loop = asyncio.get_running_loop()
-        found = redis_internals.streams(connection)
-        if found is None:
+        internals = redis_internals.streams(connection)
+        if internals is None:
             raise LookupError("the connection's streams")
-        self._transport, streams, parse_error = found
+        self._transport, streams, parse_error = internals
         self._streams = cast("asyncio.Protocol", streams)
         self._parser = hiredis.Reader(
             protocolError=failures.InvalidResponse, replyError=parse_error, notEnoughData=_MORE
         )
         self._replies: list[Any] = []
-        self._wanted = 0
+        self._expected = 0
         self._answer: asyncio.Future[None] | None = None
-        self._limit: asyncio.TimerHandle
+        self._timer: asyncio.TimerHandle
         """Timeout of the exchange in flight."""
         self._transport.set_protocol(self)
 
     @property
     def is_open(self) -> bool:
         """Return whether the connection can serve another exchange, as far as is known locally."""
-        return self.broken is None and not self._transport.is_closing()
+        return self.error is None and not self._transport.is_closing()
 
-    async def exchange(
+    async def request(
         self,
         commands: Sequence[tuple[Any, ...]],
         seconds: float,
-        meanwhile: Callable[[], None] = nothing,
+        overlap: Callable[[], None] = noop,
     ) -> list[Any]:
         """Send the commands; return one reply per command, the store's error replies included.
 
-        `meanwhile` is called once the commands are sent. If the connection breaks or the exchange
-        takes longer than `seconds`, that error replaces each missing reply and `broken` is set. A
-        cancellation sets `broken` as well.
+        `overlap` is called once the commands are sent. If the connection breaks or the exchange
+        takes longer than `seconds`, that error replaces each missing reply and `error` is set. A
+        cancellation sets `error` as well.
         """
-        self._replies, self._wanted = [], len(commands)
+        self._replies, self._expected = [], len(commands)
         if self.is_open:
             self._answer = self._loop.create_future()
             due = self._loop.time() + seconds
-            self._limit = self._loop.call_at(due, self._time_out, due)
+            self._timer = self._loop.call_at(due, self._time_out, due)
             try:
-                for packet in packets(commands):
+                for packet in pack_commands(commands):
                     self._transport.write(packet)
-                if meanwhile is not nothing:
+                if overlap is not noop:
                     await asyncio.sleep(0)  # some loops write at the end of an iteration
-                    meanwhile()
+                    overlap()
                 await self._answer
             except RuntimeError as error:  # uvloop: the connection was reset a moment ago
                 self._break(error)
@@ -113,19 +119,15 @@ class RedisConnection(asyncio.Protocol):
                 self._break(failures.ConnectionError("given up in the midst of an exchange"))
                 raise
             finally:
-                self._limit.cancel()
+                self._timer.cancel()
                 self._answer = None
-        replies, missing = self._replies, self._wanted - len(self._replies)
+        replies, missing = self._replies, self._expected - len(self._replies)
         if missing:
-            self.broken = self.broken or failures.ConnectionError("the connection is closed")
-            replies += [self.broken] * missing
-        self._replies, self._wanted = [], 0
+            self.error = self.error or failures.ConnectionError("the connection is closed")
+            replies += [self.error] * missing
+        self._replies, self._expected = [], 0
         self.used = True
         return replies
-
-    def release(self) -> None:
-        """Restore redis-py's own protocol on the connection."""
-        self._transport.set_protocol(self._streams)
 
     # Callbacks of asyncio.
 
@@ -142,10 +144,10 @@ class RedisConnection(asyncio.Protocol):
         except failures.InvalidResponse as error:
             self._break(error)
             return
-        if len(replies) > self._wanted:  # replies cannot be matched to commands any more
+        if len(replies) > self._expected:  # replies cannot be matched to commands any more
             replies.clear()
             self._break(failures.InvalidResponse("a reply that nobody waits for"))
-        elif len(replies) == self._wanted:
+        elif len(replies) == self._expected:
             self._wake()
 
     def eof_received(self) -> bool | None:
@@ -171,13 +173,13 @@ class RedisConnection(asyncio.Protocol):
         if self._answer is None or self._answer.done():
             return
         if self._loop.time() - due > LATE_S:
-            self._limit = self._loop.call_later(LATE_S / 2, self._break, TimeoutError())
+            self._timer = self._loop.call_later(LATE_S / 2, self._break, TimeoutError())
         else:
             self._break(TimeoutError())
 
     def _break(self, error: Exception) -> None:
-        if self.broken is None:
-            self.broken = error
+        if self.error is None:
+            self.error = error
         self._wake()
 
     def _wake(self) -> None:
@@ -189,8 +191,8 @@ class PlainConnection:
     """A `RedisConnection` on redis-py's public methods, for releases with other internals."""
 
     def __init__(self, connection: Any) -> None:
-        self.connection = connection
-        self.broken: Exception | None = None
+        self.raw = connection
+        self.error: Exception | None = None
         """Error that made the connection unusable; None while it works. Close it when set."""
         self.used = False
         """Whether it has served an exchange, and so may have died while idle."""
@@ -198,36 +200,33 @@ class PlainConnection:
     @property
     def is_open(self) -> bool:
         """Return whether the connection can serve another exchange, as far as is known locally."""
-        return self.broken is None and bool(self.connection.is_connected)
+        return self.error is None and bool(self.raw.is_connected)
 
-    async def exchange(
+    async def request(
         self,
         commands: Sequence[tuple[Any, ...]],
         seconds: float,
-        meanwhile: Callable[[], None] = nothing,
+        overlap: Callable[[], None] = noop,
     ) -> list[Any]:
         """Send the commands; return one reply per command, the store's error replies included."""
         replies: list[Any] = []
         try:
             async with asyncio.timeout(seconds):
-                packed = list(packets(commands))
-                await self.connection.send_packed_command(packed, check_health=False)
-                meanwhile()
+                packed = list(pack_commands(commands))
+                await self.raw.send_packed_command(packed, check_health=False)
+                overlap()
                 while len(replies) < len(commands):
                     replies.append(await self._read())
         except (failures.RedisError, OSError, RuntimeError) as error:
-            self.broken = error
+            self.error = error
         except BaseException:
-            self.broken = failures.ConnectionError("given up in the midst of an exchange")
+            self.error = failures.ConnectionError("given up in the midst of an exchange")
             raise
         self.used = True
-        return replies + [self.broken] * (len(commands) - len(replies))
+        return replies + [self.error] * (len(commands) - len(replies))
 
     async def _read(self) -> Any:
         try:
-            return await self.connection.read_response(disconnect_on_error=False)
+            return await self.raw.read_response(disconnect_on_error=False)
         except failures.ResponseError as error:
             return error
-
-    def release(self) -> None:
-        """Do nothing: redis-py's own protocol was never replaced."""

@@ -22,9 +22,6 @@ Node = tuple[str, int]
 ASK_MAP: Final = ("CLUSTER", "SLOTS")
 """Command whose reply `SlotMap.learn` takes."""
 
-REDIRECTIONS: Final = 5
-"""Maximum number of nodes that one try of a call is sent to."""
-
 
 def name_of(node: Node | None) -> str:
     """Return `host:port` of a node; empty for None."""
@@ -74,8 +71,19 @@ class SlotMap:
         nodes = list(dict.fromkeys((*self._known, *self._startup)))
         return sorted(nodes, key=lambda node: (node in self._doubted, spread(0, 1)))
 
-    def learn(self, reply: Any, asked: Node) -> None:
-        """Store the map from a node's reply; raises the reply if it is an error."""
+    def learn(self, reply: Any, asked: Node) -> Exception | None:
+        """Store the map from a node's reply.
+
+        Returns the error if the reply is one or has no valid map; the node is suspect then.
+        """
+        try:
+            self._learn(reply, asked)
+        except LIBRARY_ERRORS as error:
+            self.doubt(asked)
+            return error
+        return None
+
+    def _learn(self, reply: Any, asked: Node) -> None:
         if isinstance(reply, BaseException):
             raise reply
         holders: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS

@@ -12,7 +12,7 @@ import typer
 
 from qsync.broker.acl import Role
 from qsync.broker.address import Address
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.aio import AsyncBroker
 from qsync.cli.options import (
     App,
     Prefix,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from qsync.app import Qsync
-from qsync.broker.shell import Broker
+from qsync.broker.blocking import Broker
 from qsync.cli import server_options as options
 from qsync.cli.early_stop import early_stop
 from qsync.cli.options import AppPrefix, AppUrl

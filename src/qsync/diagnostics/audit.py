@@ -15,7 +15,7 @@ from typing import Final, Literal
 from qsync import codec
 from qsync.broker import ops, views
 from qsync.broker.address import Address
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.aio import AsyncBroker
 from qsync.broker.views import AuditRow
 from qsync.errors import InvalidTask
 from qsync.keys import QUEUE_KEYS, GlobalKeys, QueueKeys, check_name

@@ -15,8 +15,9 @@ from typing import Any, Final, Literal
 from qsync.broker import acl, views
 from qsync.broker.acl import Role
 from qsync.broker.address import Address
+from qsync.broker.aio import AsyncBroker
 from qsync.broker.script import load
-from qsync.broker.shell import MIN_VERSION, AsyncBroker, evicts_tasks
+from qsync.broker.store_info import MIN_VERSION, evicts_tasks
 from qsync.errors import QsyncError, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys, shorten
 from qsync.task import DEFAULT

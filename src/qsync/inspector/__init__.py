@@ -11,7 +11,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.aio import AsyncBroker
 from qsync.inspector.bulk import _BulkMixin
 from qsync.inspector.explain_queries import _ExplainMixin
 from qsync.inspector.merged_pages import Merged

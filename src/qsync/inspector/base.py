@@ -14,8 +14,9 @@ import msgspec
 
 from qsync import codec
 from qsync.broker import views
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.base import ends_in
 from qsync.broker.call import Call
-from qsync.broker.shell import AsyncBroker, ends_in
 from qsync.broker.views import PageKey
 from qsync.errors import InvalidTask, QsyncError
 from qsync.keys import GlobalKeys, QueueKeys, shorten

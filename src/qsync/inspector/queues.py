@@ -7,7 +7,7 @@ from datetime import date, timedelta
 from typing import Final
 
 from qsync.broker import ops, views
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.aio import AsyncBroker
 from qsync.errors import InvalidTask
 from qsync.inspector.base import check_state, cursor_at, read_cursor
 from qsync.inspector.live_servers import _LiveServersMixin

@@ -14,9 +14,10 @@ from typing import Any, Final
 from qsync import codec
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import ops
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.base import ends_in
 from qsync.broker.call import Call
 from qsync.broker.listeners import BlockingPop
-from qsync.broker.shell import AsyncBroker, ends_in
 from qsync.errors import QsyncError
 from qsync.keys import GlobalKeys
 from qsync.server.config import Config
@@ -155,7 +156,7 @@ class Control:
         while True:
             try:
                 at_once = not fresh or READ_INBOX in self._outage.parts
-                order = await self._inbox.wait(0.001 if at_once else INBOX_WAIT_S)
+                order = await self._inbox.pop(0.001 if at_once else INBOX_WAIT_S)
                 if READ_INBOX in self._outage.parts:
                     self._again.set()  # after a restart the store does not know the server
                 self._outage.worked(READ_INBOX)

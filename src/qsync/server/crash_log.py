@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from qsync.broker import views
+from qsync.broker.aio import AsyncBroker
 from qsync.broker.ops import FetchResult, crash_count
-from qsync.broker.shell import AsyncBroker
 from qsync.broker.truncated import decode_cut
 from qsync.broker.views import StoredRow
 from qsync.codec import CodecError

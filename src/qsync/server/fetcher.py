@@ -18,10 +18,10 @@ from typing import Any, Final
 from qsync import codec
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import ops, views
+from qsync.broker.aio import AsyncBroker
 from qsync.broker.call import Call
 from qsync.broker.listeners import BlockingPop
 from qsync.broker.ops import FetchResult, HandedBack
-from qsync.broker.shell import AsyncBroker
 from qsync.broker.slot_map import Node
 from qsync.errors import QsyncError, SchemaMismatch
 from qsync.keys import shorten
@@ -377,7 +377,7 @@ class Fetcher:
         try:
             everything = len(lanes) == len(waiter.keys)
             keys = None if everything else [lane.keys.key("wake") for lane in lanes]
-            woken = await waiter.wait(seconds, keys)
+            woken = await waiter.pop(seconds, keys)
             self._waiters.backoffs[waiter].reset()
             if self._outage.parts:
                 for lane in lanes:
@@ -413,7 +413,7 @@ class Fetcher:
     ) -> None:
         try:
             sent = boot_s()
-            answer = await waiter.wait_and_run(seconds, self._call(lane, slots))
+            answer = await waiter.pop_then_run(seconds, self._call(lane, slots))
             if answer is not None:
                 self._waiters.backoffs[waiter].reset()
             if isinstance(answer, QsyncError):

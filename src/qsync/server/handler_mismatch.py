@@ -7,7 +7,7 @@ import logging
 from contextlib import suppress
 
 from qsync import queue_servers
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.aio import AsyncBroker
 from qsync.errors import QsyncError
 from qsync.keys import GlobalKeys
 from qsync.server.error_text import printable

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from qsync.broker import ops
-from qsync.broker.shell import Broker
+from qsync.broker.blocking import Broker
 from qsync.errors import QsyncError, StoreUnavailable
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import GONE, READY, LeasedTask, QueueState, boot_s

@@ -22,8 +22,8 @@ from typing import Final
 
 from qsync.backoff import spread
 from qsync.broker import views
+from qsync.broker.aio import AsyncBroker
 from qsync.broker.ops import Listened
-from qsync.broker.shell import AsyncBroker
 from qsync.broker.views import Looked
 from qsync.errors import QsyncError, SchemaMismatch
 from qsync.server.config import Config

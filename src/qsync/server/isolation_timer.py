@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from qsync.broker import ops
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.aio import AsyncBroker
 from qsync.errors import QsyncError
 from qsync.server.crash_isolation import ALONE_S, CrashIsolation
 from qsync.server.queue_state import RUNNING, LeasedTask

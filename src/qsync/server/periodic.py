@@ -17,8 +17,8 @@ from typing import Final
 from qsync import schedule
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import ops
+from qsync.broker.aio import AsyncBroker
 from qsync.broker.schedule_records import digest_of, record_of, template_of
-from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError, SchemaMismatch
 from qsync.keys import GlobalKeys, QueueKeys, raised_at, shorten
 from qsync.new_task import NewTask, new_nonce, new_task

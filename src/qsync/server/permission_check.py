@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from qsync.broker import acl, views
-from qsync.broker.shell import AsyncBroker, ends_in
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.base import ends_in
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.keys import QueueKeys
 

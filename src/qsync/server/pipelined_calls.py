@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
+from qsync.broker.aio import AsyncBroker
 from qsync.broker.call import Call
-from qsync.broker.shell import AsyncBroker
 
 FEW: Final = 8
 """Number of queues up to which separate calls are faster: the broker has as many connections."""

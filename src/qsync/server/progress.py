@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 
 from qsync.broker import ops
-from qsync.broker.shell import AsyncBroker
+from qsync.broker.aio import AsyncBroker
 from qsync.errors import QsyncError
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import RUNNING, LeasedTask, QueueState

@@ -11,8 +11,8 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from qsync.broker import ops
+from qsync.broker.aio import AsyncBroker
 from qsync.broker.ops import Completion
-from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError
 from qsync.retry_policy import NO_RULES
 from qsync.server import fork_guard, outcome

@@ -13,7 +13,9 @@ from typing import Any, Self
 
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker.address import Address
-from qsync.broker.shell import MIN_VERSION, AsyncBroker, Broker, StoreInfo, evicts_tasks
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
+from qsync.broker.store_info import MIN_VERSION, StoreInfo, evicts_tasks
 from qsync.client import AsyncClient, Client
 from qsync.errors import ConfigError, QsyncError, SchemaMismatch, StoreUnavailable
 from qsync.keys import QueueKeys, check_name
@@ -272,7 +274,7 @@ class Server:
         backoff, tries = Backoff(cap=AWAY_CAP_S) if self.patient else Backoff(), 8
         while True:
             try:
-                facts = await self._broker.facts()
+                facts = await self._broker.info()
             except StoreUnavailable as error:
                 tries -= 1
                 if not (tries > 0 or self.patient):

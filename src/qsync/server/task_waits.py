@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from qsync.backoff import AWAY_CAP_S, Backoff
+from qsync.broker.aio import AsyncBroker
 from qsync.broker.listeners import BlockingPop
-from qsync.broker.shell import AsyncBroker
 from qsync.server.queue_state import QueueState, boot_s
 
 UNSENT_S: Final = 3600.0
@@ -36,7 +36,7 @@ class Waiters:
 
     def block_on_all(self) -> None:
         """Block on all queues without a time limit."""
-        for waiter in self._broker.waiters(list(self._lanes)):
+        for waiter in self._broker.blocking_pops(list(self._lanes)):
             self._add(waiter, math.inf)
 
     def block_on(self, lane: QueueState, seconds: float) -> None:
@@ -44,7 +44,7 @@ class Waiters:
         key = lane.keys.key("wake")
         waiter = next((each for each in self.tasks if key in each.keys), None)
         if waiter is None:
-            [waiter] = self._broker.waiters([key])
+            [waiter] = self._broker.blocking_pops([key])
             self._add(waiter, 0.0)
         self._until[waiter] = max(self._until[waiter], boot_s() + seconds)
 

@@ -21,10 +21,10 @@ from typing import Final
 
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import ops
+from qsync.broker.aio import AsyncBroker
 from qsync.broker.call import Call
 from qsync.broker.error_mapping import Fault, classify
 from qsync.broker.ops import Listened
-from qsync.broker.shell import AsyncBroker
 from qsync.errors import QsyncError
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import QueueState

@@ -14,8 +14,9 @@ from typing import Final, TypeVar
 
 from qsync.backoff import Backoff
 from qsync.broker import ops, views
+from qsync.broker.base import ends_in
+from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
-from qsync.broker.shell import Broker, ends_in
 from qsync.broker.slot_map import Node
 from qsync.errors import QsyncError, SchemaMismatch, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys

@@ -1,0 +1,126 @@
+"""What both brokers share: settings, deadlines, and every decision that needs no I/O."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any, Final, Generic, Literal, Self, TypeVar
+
+from qsync.backoff import Backoff
+from qsync.broker import redis_clients
+from qsync.broker.address import Address
+from qsync.broker.call import Call
+from qsync.broker.error_mapping import LIBRARY_ERRORS, Fault, classify, translate
+from qsync.broker.slot_map import Node, SlotMap, name_of
+from qsync.errors import QsyncError
+
+T = TypeVar("T")
+PoolT = TypeVar("PoolT")
+
+DEFAULT_PATIENCE_S: Final = 10.0
+"""Default time that a client tries a call before it raises StoreUnavailable, in seconds."""
+
+ONE_TRY_S: Final = 2.0
+"""Time limit of a call with a patience of 0, which is tried once, in seconds."""
+
+MAP_S: Final = 0.5
+"""Time without a reply after which another cluster node is asked for the slot map, in seconds."""
+
+
+class _Default(Enum):
+    PATIENCE = "the broker's own"
+
+
+DEFAULT: Final = _Default.PATIENCE
+"""Default of `patience` for a call: the patience of the broker."""
+
+Patience = float | None | Literal[_Default.PATIENCE]
+"""Time that a call is retried, in seconds; None: without limit."""
+
+
+class BaseBroker(Generic[PoolT]):
+    """The part of Broker and AsyncBroker that does no I/O."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        connections: int = 64,
+        read_timeout: float = redis_clients.READ_TIMEOUT,
+        patience: float = DEFAULT_PATIENCE_S,
+    ) -> None:
+        self.address = address
+        self.patience = patience
+        self._connections = connections
+        self._read_timeout = read_timeout
+        self._slots = SlotMap.of(address)
+        self._pools: dict[Node | None, PoolT] = {}
+        """Pools by cluster node; the key is None for a store with one node."""
+        self._failure: BaseException | None = None
+        """Last error that was retried."""
+
+    def with_longer_timeout(self, seconds: float) -> Self:
+        """Return a broker of the same store for calls whose wait delays the reply by `seconds`.
+
+        It has connections of its own, so that other calls are not held up.
+        """
+        return type(self)(
+            self.address,
+            connections=self._connections,
+            read_timeout=self._read_timeout + seconds,
+            patience=self.patience,
+        )
+
+    def node_name(self, key: str) -> str:
+        """Return the `host:port` of the node that holds a key, without I/O; "" if not known."""
+        return "" if self._slots is None else name_of(self._slots.holder(key))
+
+    def node_of(self, key: str) -> Node | None:
+        """Return the node that holds a key, without I/O; None: the only node, or not known."""
+        try:
+            return None if self._slots is None else self._slots.best_guess(key)
+        except LIBRARY_ERRORS:
+            return None
+
+    def _address_of(self, node: Node | None) -> Address:
+        return self.address if node is None else redis_clients.at_node(self.address, *node)
+
+    def _delay(self, error: BaseException, call: Call[Any], backoff: Backoff, ends: float) -> float:
+        """Return the delay before a call is tried again; raise qsync's error to give up."""
+        delay = backoff.next()
+        if time.monotonic() + delay > ends or classify(error) is not Fault.TRANSIENT:
+            raise translate(error, call, self.address) from error
+        self._failure = error
+        return delay
+
+    def _decode(self, replies: Sequence[Any], calls: Sequence[Call[T]]) -> list[T | QsyncError]:
+        """Decode the replies and translate the store's errors into qsync's."""
+        decoded: list[T | QsyncError] = []
+        for reply, call in zip(replies, calls, strict=True):
+            if isinstance(reply, BaseException):
+                error = translate(reply, call, self.address)
+                error.__cause__ = reply
+                decoded.append(error)
+            else:
+                decoded.append(call.decode(reply))
+        return decoded
+
+
+def ends_in(patience: float | None) -> float:
+    """Return the monotonic time at which a caller that starts now gives up; None: never."""
+    return math.inf if patience is None else time.monotonic() + (patience or ONE_TRY_S)
+
+
+def exchange_end(ends: float, read_timeout: float, *, used: bool) -> float | None:
+    """Return the time at which an exchange times out; None when the read timeout suffices.
+
+    A used connection may have died while idle, so it gets half of the time that is left: the other
+    half is for another attempt.
+    """
+    if ends == math.inf:
+        return None
+    now = time.monotonic()
+    share = (ends - now) / 2 if used else ends - now
+    return None if share >= 0.9 * read_timeout else now + share

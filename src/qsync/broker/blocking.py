@@ -1,0 +1,241 @@
+"""`Broker` runs Calls on the store and blocks; `AsyncBroker` in aio.py is its twin.
+
+A call is sent as EVALSHA, and as EVAL if the store does not know the script. A call may run twice,
+so a broker retries transient errors, with a jittered delay, until the caller's patience ends.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import redis
+import redis.exceptions as failures
+
+from qsync.backoff import Backoff
+from qsync.broker import redis_clients
+from qsync.broker.base import DEFAULT, MAP_S, BaseBroker, Patience, ends_in, exchange_end
+from qsync.broker.blocking_pool import Pool, limit_socket
+from qsync.broker.call import Call, Durability
+from qsync.broker.error_mapping import LIBRARY_ERRORS, is_demoted, mapped_errors, unavailable
+from qsync.broker.exchanges import Exchanges, in_cluster, probe_durability, send_calls
+from qsync.broker.listeners import Subscription
+from qsync.broker.protocol import noop, pack_commands
+from qsync.broker.slot_map import ASK_MAP, Node, SlotMap, is_silence
+from qsync.errors import QsyncError
+
+T = TypeVar("T")
+
+
+class Broker(BaseBroker[Pool]):
+    """Runs calls on the store and blocks until they return. Safe for threads and across forks."""
+
+    def run(self, call: Call[T], *, patience: Patience = DEFAULT, ends: float | None = None) -> T:
+        """Make one call. Retry transient errors for `patience` seconds, None: without limit.
+
+        `ends` replaces `patience`: the time at which the caller gives up, as `ends_in` returns it.
+        Raises StoreUnavailable, QueueFull, or ConfigError when the store refuses the credentials.
+        """
+        patience = self.patience if patience is DEFAULT else patience
+        ends = ends_in(patience) if ends is None else ends
+        backoff = None
+        while True:
+            [reply] = self._try([call], ends)
+            if not isinstance(reply, BaseException):
+                return call.decode(reply)
+            backoff = backoff or Backoff()
+            time.sleep(self._delay(reply, call, backoff, -math.inf if patience == 0 else ends))
+
+    def run_many(
+        self,
+        calls: Sequence[Call[T]],
+        *,
+        ends: float = math.inf,
+        overlap: Callable[[], None] = noop,
+    ) -> list[T | QsyncError]:
+        """Try each call once, until `ends`: all in one round trip, in a cluster one for each.
+
+        Calls with a wait must come last and share the same wait. `overlap` runs while the store
+        works on the calls; it is not called in a cluster.
+        """
+        return self._decode(self._try(calls, ends, overlap) if calls else [], calls)
+
+    def can_confirm(self, durability: Durability, key: str, *, ends: float = math.inf) -> bool:
+        """Return whether the node that holds a key can confirm this durability; False: unknown.
+
+        Raises ConfigError when it cannot.
+        """
+        try:
+            pool = self._pool_for(self._node_of(key, ends))
+        except LIBRARY_ERRORS:
+            return False
+        return bool(self._run_exchanges(pool, probe_durability(durability, self.address), ends))
+
+    def ping(self) -> float:
+        """Measure a round trip, in seconds; raises StoreUnavailable without a reply."""
+        began = time.perf_counter()
+        ends = min(ends_in(self._read_timeout), ends_in(self.patience))
+        with mapped_errors(self.address):
+            node = None if self._slots is None else self._load_slot_map(self._slots, ends)
+        [reply] = self._exchange(self._pool_for(node), [("PING",)], ends)
+        if isinstance(reply, BaseException):
+            raise unavailable(reply, self.address) from reply
+        return time.perf_counter() - began
+
+    def subscribe(self, node: Node | None) -> Subscription:
+        """Return a subscription to a node's sharded channels, on a connection of its own.
+
+        None: the only node.
+        """
+        return Subscription(self, node)
+
+    def close(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        while self._pools:
+            self._pools.popitem()[1].close()
+
+    def locate(self, key: str) -> Node | None:
+        """Return the node that holds a key, asking the cluster if needed; None: the only node."""
+        with mapped_errors(self.address):
+            return self._node_of(key, ends_in(redis_clients.CONNECT_TIMEOUT))
+
+    def client_at(self, node: Node | None) -> redis.Redis:
+        """Return a client with one connection to a node; None: the only node."""
+        return redis_clients.node_client(
+            self._address_of(node), connections=1, read_timeout=self._read_timeout
+        )
+
+    def distrust(self, node: Node | None, error: BaseException) -> None:
+        """Record an error that a node returned or that broke a connection to it."""
+        if self._slots is not None and node is not None:
+            self._slots.redirect(error, node)
+        if (pool := self._pools.get(node)) is not None and is_silence(error):
+            pool.discard_idle()
+
+    def _pool_for(self, node: Node | None) -> Pool:
+        pool = self._pools.get(node)
+        if pool is None:
+            limit, timeout = self._connections, self._read_timeout
+            client = redis_clients.node_client(
+                self._address_of(node), connections=limit, read_timeout=timeout
+            )
+            pool = Pool(client, connections=limit, read_timeout=timeout)
+            # If two threads get here at the same time, the second one uses the pool of the first.
+            pool = self._pools.setdefault(node, pool)
+        return pool
+
+    def _try(
+        self, calls: Sequence[Call[Any]], ends: float, overlap: Callable[[], None] = noop
+    ) -> list[Any]:
+        """Try the calls once; return for each its reply or the error."""
+        if (slots := self._slots) is not None:
+            return [self._try_in_cluster(slots, call, ends) for call in calls]
+        replies: list[Any] = self._run_exchanges(
+            self._pool_for(None), send_calls(calls), ends, overlap
+        )
+        return replies
+
+    def _try_in_cluster(self, slots: SlotMap, call: Call[Any], ends: float) -> Any:
+        steps = in_cluster(slots, call)
+        answer: Any = None
+        try:
+            while True:
+                step = steps.send(answer)
+                if isinstance(step, str):
+                    answer = self._holder(slots, step, ends)
+                else:
+                    node, exchanges = step
+                    answer = self._run_exchanges(self._pool_for(node), exchanges, ends)
+        except StopIteration as end:
+            return end.value
+        except LIBRARY_ERRORS as error:
+            return error
+
+    def _run_exchanges(
+        self,
+        pool: Pool,
+        exchanges: Exchanges,
+        ends: float,
+        overlap: Callable[[], None] = noop,
+    ) -> Any:
+        """Run the exchanges of a generator; return the generator's return value."""
+        replies: Any = None
+        while True:
+            try:
+                commands = exchanges.send(replies)
+            except StopIteration as end:
+                return end.value
+            replies = self._exchange(pool, commands, ends, overlap)
+            overlap = noop
+
+    def _node_of(self, key: str, ends: float) -> Node | None:
+        """Return the cluster node that holds a key; None when the store has only one node."""
+        return None if self._slots is None else self._holder(self._slots, key, ends)
+
+    def _holder(self, slots: SlotMap, key: str, ends: float) -> Node:
+        node = slots.holder(key)
+        if node is None:
+            self._load_slot_map(slots, ends)
+            node = slots.best_guess(key)
+        return node
+
+    def _load_slot_map(self, slots: SlotMap, ends: float) -> Node:
+        """Fetch the cluster's slot map; return the node that replied.
+
+        Each node gets MAP_S to reply; if all fail, each gets the whole read timeout.
+        """
+        error: Exception = failures.TimeoutError("no time to ask for the map of the cluster")
+        for limit in (MAP_S, self._read_timeout):
+            for node in slots.candidates():
+                node_ends = min(ends, time.monotonic() + limit)
+                [reply] = self._exchange(self._pool_for(node), [ASK_MAP], node_ends)
+                failed = slots.learn(reply, node)
+                if failed is None:
+                    return node
+                error = failed
+                if time.monotonic() >= ends:
+                    raise error
+        raise error
+
+    def _exchange(
+        self,
+        pool: Pool,
+        commands: Sequence[tuple[Any, ...]],
+        ends: float,
+        overlap: Callable[[], None] = noop,
+    ) -> list[Any]:
+        replies: list[Any] = []
+        connection = None
+        try:
+            connection, used = pool.acquire(ends)
+            until = exchange_end(ends, self._read_timeout, used=used)
+            if until is not None:
+                limit_socket(connection, until - time.monotonic())
+            connection.send_packed_command(pack_commands(commands), check_health=False)
+            if overlap is not noop:
+                overlap()
+            for _ in commands:
+                if until is not None:
+                    limit_socket(connection, until - time.monotonic())
+                try:
+                    replies.append(connection.read_response())
+                except failures.ResponseError as error:
+                    replies.append(error)
+            if until is not None:
+                limit_socket(connection, self._read_timeout)
+        except LIBRARY_ERRORS as error:
+            replies += [error] * (len(commands) - len(replies))
+            if connection is not None:
+                pool.discard(connection)
+            return replies
+        except BaseException:
+            if connection is not None:
+                pool.discard(connection)
+            raise
+        if is_demoted(replies):
+            pool.discard(connection)
+        else:
+            pool.release(connection)
+        return replies

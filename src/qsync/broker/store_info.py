@@ -1,0 +1,41 @@
+"""The version, product and settings of a store, and what qsync needs of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+MIN_VERSION: Final = {"redis": (7, 0), "valkey": (7, 2)}
+"""Oldest releases that can run the scripts, by product."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreInfo:
+    """The store's version, product and settings; None where INFO is forbidden or does not say."""
+
+    version: tuple[int, ...] | None
+    product: str
+    policy: str | None
+    in_cluster: bool = False
+
+
+def parse_info(reply: bytes) -> StoreInfo:
+    """Read the reply of INFO."""
+    lines = re.findall(r"^(\w+):(.*?)\r?$", reply.decode(errors="replace"), re.MULTILINE)
+    info = dict(lines)
+    product = "valkey" if "valkey_version" in info else "redis"
+    parts = info.get(f"{product}_version", "").split(".")
+    version = tuple(int(part) for part in parts if part.isdigit()) or None
+    in_cluster = info.get("cluster_enabled") == "1"
+    return StoreInfo(version, product, info.get("maxmemory_policy"), in_cluster)
+
+
+def evicts_tasks(policy: str) -> bool:
+    """Return whether a full store with this maxmemory-policy deletes tasks.
+
+    The volatile policies delete only keys with a time to live. No key of a queue has one. Server
+    records have one, and servers write them again within seconds. Server inboxes have one too; an
+    order that is lost with an inbox has to be given again.
+    """
+    return policy != "noeviction" and not policy.startswith("volatile-")
