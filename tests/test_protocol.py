@@ -22,7 +22,7 @@ Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def wire(answer: Answer) -> AsyncIterator[RedisConnection]:
+async def connected(answer: Answer) -> AsyncIterator[RedisConnection]:
     """A wire to a server that does this for each command that is no part of the handshake."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -71,7 +71,7 @@ def test_replies_come_in_any_pieces(run: Callable[[Any], None]) -> None:
             await asyncio.sleep(0)
 
     async def main() -> None:
-        async with wire(byte_by_byte) as one:
+        async with connected(byte_by_byte) as one:
             words = [b"+OK\r\n", b":7\r\n", b"-ERR no\r\n", b"*2\r\n$1\r\na\r\n$-1\r\n", b"*-1\r\n"]
             replies = await one.request([("ECHO", word) for word in words], 10)
             assert replies[:2] == [b"OK", 7]
@@ -85,7 +85,7 @@ def test_replies_come_in_any_pieces(run: Callable[[Any], None]) -> None:
 
 def test_much_goes_both_ways(run: Callable[[Any], None]) -> None:
     async def main() -> None:
-        async with wire(echo) as one:
+        async with connected(echo) as one:
             words = [bytes([at]) * 3_000_000 for at in range(3)]
             assert await one.request([("ECHO", word) for word in words], 10) == words
 
@@ -102,7 +102,7 @@ def test_what_comes_too_late_or_not_at_all_is_told_in_its_place(
             await echo(word, writer)
 
     async def main() -> None:
-        async with wire(some) as one:
+        async with connected(some) as one:
             replies = await one.request([("ECHO", "a"), ("ECHO", "silence"), ("ECHO", "b")], 0.2)
             # The reply to the third is taken for that to the second: so nothing more is believed.
             assert replies[0] == b"a"
@@ -110,7 +110,7 @@ def test_what_comes_too_late_or_not_at_all_is_told_in_its_place(
             assert not one.is_open
             [again] = await one.request([("ECHO", "c")], 10)
             assert isinstance(again, TimeoutError)
-        async with wire(some) as one:
+        async with connected(some) as one:
             replies = await one.request([("ECHO", "a"), ("ECHO", "close"), ("ECHO", "b")], 10)
             assert replies[0] == b"a"
             assert all(isinstance(reply, failures.ConnectionError) for reply in replies[1:])
@@ -135,7 +135,7 @@ def test_after_what_makes_no_sense_it_is_of_no_more_use(
         writer.write(says)
 
     async def main() -> None:
-        async with wire(wrong) as one:
+        async with connected(wrong) as one:
             [reply] = await one.request([("ECHO", "a")], 10)
             assert isinstance(reply, error)
             assert not one.is_open
@@ -149,7 +149,7 @@ def test_one_that_the_other_side_closed_meanwhile_is_not_open(run: Callable[[Any
         writer.close()
 
     async def main() -> None:
-        async with wire(once) as one:
+        async with connected(once) as one:
             assert await one.request([("ECHO", "a")], 10) == [b"a"]
             await until(lambda: not one.is_open)
             [reply] = await one.request([("ECHO", "b")], 10)
@@ -165,7 +165,7 @@ def test_an_exchange_that_is_cancelled_leaves_a_connection_that_nobody_uses(
         pass
 
     async def main() -> None:
-        async with wire(silence) as one:
+        async with connected(silence) as one:
             task = asyncio.ensure_future(one.request([("ECHO", "a")], 10))
             await asyncio.sleep(0)
             task.cancel()
