@@ -28,7 +28,7 @@ demo: $(VENV)/installed
 # ratio comes last, with nothing else running, and so does the simulation, which takes all cores for its
 # 500 seeds in a minute.
 ALONE := $(addprefix tests/guarantees/test_, blocked_loop.py capacity.py ratio.py recovery.py speed.py timers.py)
-SEEDS := tests/test_sim.py::test_no_fault_loses_a_task
+SEEDS := tests/simulation/test_sim.py::test_no_fault_loses_a_task
 QUICK := $(BIN)/pytest -m "not slow"
 test: test-most test-chaos test-alone
 test-most: $(VENV)/installed-dev
@@ -40,7 +40,7 @@ test-alone: $(VENV)/installed-dev
 
 # What knows redis-py, with the first release of the lowest and the last of the highest that pyproject.toml
 # allows, each in an environment of its own.
-REDIS_TESTS := $(addprefix tests/test_, protocol.py brokers.py sentinel.py client_objects.py internals.py)
+REDIS_TESTS := $(addprefix tests/broker/test_, protocol.py brokers.py sentinel.py client_objects.py internals.py)
 REDIS_ENVS := $(VENV)-redis-lowest $(VENV)-redis-highest
 test-redis: $(REDIS_ENVS:%=%/installed)
 	for env in $(REDIS_ENVS); do \
@@ -62,15 +62,16 @@ test-again:
 	$(QUICK) --last-failed --last-failed-no-failures none
 
 # Files that are tested once more by users of the store with the rights of a role and no more.
-AS_USERS := $(wildcard tests/test_ops*.py tests/test_inspector*.py) \
-	$(addprefix tests/test_, client.py handle.py server.py periodic.py views.py counts.py)
+AS_USERS := $(wildcard tests/scripts/test_ops*.py tests/inspector/test_inspector*.py) \
+	$(addprefix tests/scripts/test_, views.py counts.py) $(addprefix tests/client/test_, client.py handle.py) \
+	$(addprefix tests/server/test_, server.py periodic.py)
 
 soak: $(VENV)/installed-dev
 	$(BIN)/pytest -m slow --timeout 1800
 	QSYNC_TEST_ACL=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadscope $(AS_USERS)
-	QSYNC_MODEL_EXAMPLES=5000 $(BIN)/pytest tests/test_model.py -k model_says
-	$(BIN)/python -m tests.sim --seeds 20000
-	$(BIN)/python -m tests.mutants
+	QSYNC_MODEL_EXAMPLES=5000 $(BIN)/pytest tests/scripts/model/test_model.py -k model_says
+	$(BIN)/python -m tests.simulation --seeds 20000
+	$(BIN)/python -m tools.mutants
 
 # Nothing else should run meanwhile. CHARTS=docs/charts draws those that the README shows.
 CHARTS ?= .bench/charts

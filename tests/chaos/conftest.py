@@ -9,7 +9,7 @@ import pytest
 from tests.chaos.proxy import Proxy
 from tests.conftest import NEEDS
 from tests.guarantees.conftest import history, launch, measured
-from tests.stores import Store, available
+from tests.support.stores import Store, available
 
 __all__ = ["history", "launch", "measured"]
 

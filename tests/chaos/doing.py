@@ -11,8 +11,8 @@ from qsync.broker.aio import AsyncBroker
 from qsync.diagnostics.audit import Auditor, Damage
 from qsync.keys import QueueKeys
 from qsync.task import Task
-from tests.serving import bench, left_over
-from tests.stores import Store, wait_until
+from tests.support.server import bench, left_over
+from tests.support.stores import Store, wait_until
 
 
 def enqueue(url: str, prefix: str, tasks: Iterable[Task]) -> list[str]:

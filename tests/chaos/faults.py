@@ -16,7 +16,7 @@ import redis
 from tests.chaos.evidence import Evidence, Trouble
 from tests.chaos.fleet import Worker, send
 from tests.chaos.proxy import Direction, Proxy
-from tests.stores import Store
+from tests.support.stores import Store
 
 ERRORS: Final = (
     "LOADING the dataset", "MASTERDOWN link is down", "CLUSTERDOWN no slot", "BUSY with a script",

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Final, Self
 
-from tests.processes import ROOT
-from tests.stores import _watchdog, wait_until
+from tests.support.processes import ROOT
+from tests.support.stores import _watchdog, wait_until
 
 STARTED: Final = re.compile(r" started, pid (\d+)")
 

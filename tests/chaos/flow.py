@@ -14,7 +14,7 @@ from qsync.broker.blocking import Broker
 from qsync.client import AsyncClient, Client
 from qsync.errors import QsyncError
 from qsync.task import Task
-from tests.processes import task
+from tests.support.processes import task
 
 
 def plain(number: int) -> Task:

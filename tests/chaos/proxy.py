@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from tests.chaos.resp import Frames, command_name
-from tests.stores import HOST, free_port
+from tests.support.stores import HOST, free_port
 
 RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER that has a connection end by RST."""

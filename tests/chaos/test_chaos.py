@@ -29,9 +29,9 @@ from tests.chaos.proxy import Proxy
 from tests.chaos.users import Users
 from tests.chaos.verdict import judge, reasons_of, recovery_times, sequence
 from tests.guarantees.conftest import Measured
-from tests.processes import ROOT
-from tests.serving import left_over
-from tests.stores import Store, wait_until
+from tests.support.processes import ROOT
+from tests.support.server import left_over
+from tests.support.stores import Store, wait_until
 
 LEASE: Final = 1.5
 MAX_CRASHES: Final = 3

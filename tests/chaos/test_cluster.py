@@ -13,9 +13,9 @@ from tests.chaos.doing import pass_time
 from tests.chaos.flow import Flow
 from tests.conftest import NEEDS
 from tests.guarantees.conftest import Launch, Measured
-from tests.processes import History
-from tests.serving import left_over
-from tests.stores import HOST, Cluster, Store, available, wait_until
+from tests.support.processes import History
+from tests.support.server import left_over
+from tests.support.stores import HOST, Cluster, Store, available, wait_until
 
 QUEUE = "default"
 CONFIG = {"lease": 6.0, "concurrency": 20}

@@ -14,7 +14,7 @@ from tests.chaos.doing import enqueue
 from tests.chaos.evidence import Note, read_notes
 from tests.chaos.fleet import Worker, send
 from tests.guarantees.conftest import Measured
-from tests.stores import Store, wait_until
+from tests.support.stores import Store, wait_until
 
 PER_PROCESS = 30
 BOUND_S = 20.0

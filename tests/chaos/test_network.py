@@ -27,10 +27,10 @@ from tests.chaos.doing import counter, damages, enqueue, pass_time, wait_empty
 from tests.chaos.flow import Flow
 from tests.chaos.proxy import Proxy
 from tests.guarantees.conftest import Launch, Measured
-from tests.processes import History, percentile, task
-from tests.serving import Bench, bench, until
-from tests.stores import Store, wait_until
-from tests.test_scripts import calls
+from tests.scripts.test_scripts import calls
+from tests.support.processes import History, percentile, task
+from tests.support.server import Bench, bench, until
+from tests.support.stores import Store, wait_until
 
 ERRORS = (
     "LOADING Valkey is loading the dataset in memory",

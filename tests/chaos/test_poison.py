@@ -13,7 +13,7 @@ from tests.chaos.doing import enqueue, pass_time
 from tests.chaos.evidence import read_notes
 from tests.chaos.fleet import Worker
 from tests.guarantees.conftest import Measured
-from tests.stores import Store, wait_until
+from tests.support.stores import Store, wait_until
 
 PROCESSES = 4
 GAP_S = 3.0

@@ -13,7 +13,7 @@ import redis
 
 from tests.chaos.proxy import Proxy
 from tests.chaos.resp import Frames
-from tests.stores import HOST, Store, wait_until
+from tests.support.stores import HOST, Store, wait_until
 
 
 @pytest.fixture

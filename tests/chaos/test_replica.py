@@ -20,8 +20,8 @@ from tests.chaos.flow import Flow
 from tests.chaos.proxy import Proxy
 from tests.conftest import NEEDS
 from tests.guarantees.conftest import Launch, Measured
-from tests.processes import History, task
-from tests.stores import HOST, Store, available, wait_until
+from tests.support.processes import History, task
+from tests.support.stores import HOST, Store, available, wait_until
 
 
 class Pair:

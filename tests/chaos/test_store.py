@@ -21,8 +21,8 @@ from tests.chaos.doing import counter, damages, enqueue, pass_time, wait_empty
 from tests.chaos.flow import Flow
 from tests.chaos.proxy import Proxy
 from tests.guarantees.conftest import Launch, Measured
-from tests.processes import History, task
-from tests.stores import Store, wait_until
+from tests.support.processes import History, task
+from tests.support.stores import Store, wait_until
 
 LEASE_S, SWEEP_S = 1.0, 0.2
 

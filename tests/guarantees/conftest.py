@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import History, ServerProcess
+from tests.support.processes import History, ServerProcess
 
 Launch = Callable[..., ServerProcess]
 Measured = Callable[[str, object], None]

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from importlib.resources import files
 
 from qsync.broker.script import load
-from tests.processes import ROOT
-from tests.stores import Store
+from tests.support.processes import ROOT
+from tests.support.stores import Store
 
 
 @contextlib.contextmanager
@@ -19,7 +19,7 @@ def pinging(store: Store) -> Iterator[list[float]]:
     """Ping a store meanwhile; afterwards the list holds the milliseconds of each round trip."""
     taken: list[float] = []
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.ping_probe", str(store.port)],
+        [sys.executable, "-m", "tests.support.ping_probe", str(store.port)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
     ) as probe:  # fmt: skip
         assert probe.stdin is not None

@@ -15,9 +15,9 @@ import pytest
 from qsync.errors import StoreUnavailable
 from qsync.task import Task
 from tests.guarantees.conftest import Launch, Measured
-from tests.processes import Event, History, ServerProcess, task
-from tests.serving import bench, left_over
-from tests.stores import Store, wait_until
+from tests.support.processes import Event, History, ServerProcess, task
+from tests.support.server import bench, left_over
+from tests.support.stores import Store, wait_until
 
 TASKS = 20_000
 BATCH = 100

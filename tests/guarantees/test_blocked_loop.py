@@ -10,9 +10,9 @@ from qsync import Task
 from qsync.task import TaskStatus
 from tests.chaos.doing import counter, damages
 from tests.guarantees.conftest import Launch, Measured
-from tests.processes import History, task
-from tests.serving import Bench, bench, left_over
-from tests.stores import Store
+from tests.support.processes import History, task
+from tests.support.server import Bench, bench, left_over
+from tests.support.stores import Store
 
 LEASE_S = 0.6
 

@@ -12,8 +12,8 @@ from qsync import Mux, Task
 from qsync.keys import QueueKeys
 from tests.guarantees.conftest import Launch, Measured
 from tests.guarantees.probes import slow_scripts
-from tests.serving import bench, left_over, until
-from tests.stores import Cluster, Store, wait_until
+from tests.support.server import bench, left_over, until
+from tests.support.stores import Cluster, Store, wait_until
 
 TASKS: Final = 15_000
 """Of each queue."""

@@ -14,9 +14,9 @@ from qsync.errors import TaskFailed
 from qsync.schedule import Every
 from qsync.times import datetime_us
 from tests.guarantees.conftest import Launch, Measured
-from tests.processes import History, ServerProcess, task
-from tests.serving import bench
-from tests.stores import Store, wait_until
+from tests.support.processes import History, ServerProcess, task
+from tests.support.server import bench
+from tests.support.stores import Store, wait_until
 
 HOUR_S = 3600.0
 LEASE_S = 1.0

@@ -16,8 +16,8 @@ from qsync.errors import DuplicateTask, StoreUnavailable, TaskCancelled, TaskFai
 from qsync.mux import Mux
 from qsync.task import Task, TaskInfo
 from tests.guarantees.conftest import Measured
-from tests.serving import Bench, bench, left_over, until
-from tests.stores import Cluster, Sentinel, wait_until, wait_until_async
+from tests.support.server import Bench, bench, left_over, until
+from tests.support.stores import Cluster, Sentinel, wait_until, wait_until_async
 
 WEIGHTS = (5, 3, 1)
 SHARED = 18_000

@@ -11,9 +11,9 @@ import pytest
 from qsync.keys import QUEUE_KEYS, QueueKeys
 from qsync.task import Task
 from tests.guarantees.conftest import Launch, Measured
-from tests.processes import History, ServerProcess, task
-from tests.serving import bench, left_over
-from tests.stores import Store, wait_until
+from tests.support.processes import History, ServerProcess, task
+from tests.support.server import bench, left_over
+from tests.support.stores import Store, wait_until
 
 PAUSES = 2
 LONG = 10

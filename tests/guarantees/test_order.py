@@ -13,8 +13,8 @@ import pytest
 from qsync.mux import Mux
 from qsync.task import Task, TaskInfo
 from tests.guarantees.conftest import Measured
-from tests.serving import Bench, bench, until
-from tests.stores import Store
+from tests.support.server import Bench, bench, until
+from tests.support.stores import Store
 
 WEIGHTS = {"critical": 5, "default": 3, "lower": 1}
 ROUNDS = 3

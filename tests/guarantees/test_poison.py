@@ -10,9 +10,9 @@ import pytest
 from qsync.broker import ops
 from qsync.task import Task
 from tests.guarantees.conftest import Launch, Measured
-from tests.processes import History, ServerProcess, task
-from tests.serving import Bench, bench, left_over
-from tests.stores import Store, wait_until_async
+from tests.support.processes import History, ServerProcess, task
+from tests.support.server import Bench, bench, left_over
+from tests.support.stores import Store, wait_until_async
 
 INNOCENTS = 50
 

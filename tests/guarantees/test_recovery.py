@@ -14,9 +14,9 @@ from qsync.mux import Mux
 from qsync.new_task import new_nonce, new_task
 from qsync.task import Task, TaskInfo
 from tests.guarantees.conftest import Launch, Measured
-from tests.processes import History, ServerProcess, task
-from tests.serving import bench, left_over, until
-from tests.stores import Store, wait_until
+from tests.support.processes import History, ServerProcess, task
+from tests.support.server import bench, left_over, until
+from tests.support.stores import Store, wait_until
 
 TASKS = 20
 

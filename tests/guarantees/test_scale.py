@@ -10,10 +10,10 @@ import pytest
 from qsync.task import Task
 from tests.guarantees.conftest import Launch, Measured
 from tests.guarantees.probes import slow_scripts
-from tests.ping_probe import run_at_once
-from tests.processes import History
-from tests.serving import bench
-from tests.stores import Store
+from tests.support.ping_probe import run_at_once
+from tests.support.processes import History
+from tests.support.server import bench
+from tests.support.stores import Store
 
 MANY = 1_000_000
 CHUNK = 100_000

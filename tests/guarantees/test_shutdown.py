@@ -11,9 +11,9 @@ import pytest
 from qsync.server.signals import SAME_SIGNAL_S
 from qsync.task import Task
 from tests.guarantees.conftest import Launch, Measured
-from tests.processes import History, task
-from tests.serving import bench, left_over
-from tests.stores import Store, wait_until
+from tests.support.processes import History, task
+from tests.support.server import bench, left_over
+from tests.support.stores import Store, wait_until
 
 TASKS = 100
 GRACE_S = 1.0

@@ -13,8 +13,8 @@ from qsync.message import decode_message
 from qsync.mux import Mux
 from qsync.task import Task, TaskInfo
 from tests.guarantees.conftest import Measured
-from tests.serving import Bench, bench, left_over
-from tests.stores import Store, wait_until_async
+from tests.support.server import Bench, bench, left_over
+from tests.support.stores import Store, wait_until_async
 
 TASKS = 50_000
 ROUNDS = 3

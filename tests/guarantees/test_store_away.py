@@ -8,9 +8,9 @@ import time
 import pytest
 
 from tests.guarantees.conftest import Launch, Measured
-from tests.processes import History, task
-from tests.serving import bench, left_over
-from tests.stores import Store, wait_until
+from tests.support.processes import History, task
+from tests.support.server import bench, left_over
+from tests.support.stores import Store, wait_until
 
 TASKS = 100
 AWAY_S = 3.0

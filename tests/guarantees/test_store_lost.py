@@ -15,8 +15,8 @@ from qsync.keys import GlobalKeys
 from qsync.mux import Mux
 from qsync.server.server import Server
 from qsync.task import Task, TaskInfo
-from tests.serving import bench, left_over, until
-from tests.stores import Store, available, wait_until_async
+from tests.support.server import bench, left_over, until
+from tests.support.stores import Store, available, wait_until_async
 
 SOON_S = 2.0
 TASKS = 8

@@ -12,10 +12,10 @@ from qsync.keys import QueueKeys
 from qsync.task import Task
 from tests.guarantees.conftest import Launch, Measured
 from tests.guarantees.probes import pinging, slow_scripts
-from tests.ping_probe import run_at_once
-from tests.processes import History, percentile, task
-from tests.serving import bench, left_over
-from tests.stores import Store, wait_until
+from tests.support.ping_probe import run_at_once
+from tests.support.processes import History, percentile, task
+from tests.support.server import bench, left_over
+from tests.support.stores import Store, wait_until
 
 ROUNDS = 3
 """What else runs may load the machine: the best round counts."""

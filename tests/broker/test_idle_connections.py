@@ -1,0 +1,181 @@
+"""Connections that died while nothing was sent: the other end is gone and nobody says so."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+
+from qsync import Mux, Qsync, Task, TaskInfo
+from qsync.broker import redis_clients
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
+from qsync.keys import QueueKeys
+from tests.chaos.proxy import Proxy
+from tests.conftest import Colour
+from tests.support.stores import Store, wait_until
+
+IDLE = 5
+
+
+def silence(proxy: Proxy, *, streaming: bool = False) -> int:
+    """Nothing passes any more on connections that there are, or on those that listen; new ones
+    work. Returns how many."""
+
+    def cut() -> int:
+        links = [link for link in proxy._links if link.streaming or not streaming]
+        for link in links:
+            link.silent |= {"up", "down"}
+        return len(links)
+
+    return int(proxy._do(cut))
+
+
+@pytest.mark.faults(38, 87)
+@pytest.mark.parametrize("patience", [2.0, 10.0])
+def test_a_new_connection_is_tried_when_an_idle_one_is_dead(
+    colour: Colour, store: Store, prefix: str, patience: float
+) -> None:
+    with Proxy(store.port) as proxy:
+        client = colour.client(proxy.url, prefix, patience=patience)
+        proxy.down.delay = 0.2  # so that each has a connection of its own
+        begun = [
+            colour.begin(lambda at=at: client.enqueue(Task("t", queue=f"q{at}")))  # type: ignore[misc]
+            for at in range(IDLE)
+        ]
+        assert all(call.result(20).created for call in begun)
+        proxy.heal()
+        assert silence(proxy) >= IDLE
+        before, began = proxy.accepted, time.monotonic()
+        assert colour.do(client.enqueue(Task("t"))).created
+        assert time.monotonic() - began < min(patience, 5) + 2, "they were tried one after another"
+        assert proxy.accepted > before
+        colour.close_client(client)
+
+
+@pytest.mark.faults(38, 87)
+def test_a_server_fetches_soon_after_its_connections_died(store: Store, prefix: str) -> None:
+    ran: list[float] = []
+    mux = Mux()
+
+    @mux.handle("t")
+    async def t(task: TaskInfo) -> None:
+        ran.append(time.monotonic())
+
+    async def main(proxy: Proxy) -> None:
+        direct = Qsync(store.url, prefix=prefix)
+        app = Qsync(proxy.url, prefix=prefix)
+        async with direct.async_client() as client, app.server(mux):
+            await client.enqueue(Task("t"))
+            await asyncio.to_thread(wait_until, lambda: len(ran) == 1)
+            silence(proxy)
+            began = time.monotonic()
+            await client.enqueue(Task("t"))
+            await asyncio.to_thread(wait_until, lambda: len(ran) == 2, 20)
+            assert ran[1] - began < 10
+
+    with Proxy(store.port) as proxy:
+        asyncio.run(main(proxy))
+
+
+def listeners(store: Store) -> set[bytes]:
+    """The connections that listen, by the numbers that the store gave them."""
+    lines = store.command("CLIENT", "LIST", "TYPE", "pubsub")
+    return {line.split()[0] for line in lines.splitlines() if line}
+
+
+@pytest.mark.faults(38, 42, 87)
+def test_a_subscription_that_is_silent_is_replaced(
+    colour: Colour, store: Store, prefix: str
+) -> None:
+    with Proxy(store.port) as proxy:
+        client = colour.client(proxy.url, prefix)
+        handle = colour.do(client.enqueue(Task("t", retention=60)))
+        waiting = colour.begin(handle.result)
+        wait_until(lambda: len(listeners(store)) == 1)
+        [dead] = listeners(store)
+        assert silence(proxy, streaming=True) == 1
+        wait_until(lambda: listeners(store) - {dead}, 15)
+        assert colour.do(handle.cancel())
+        assert waiting.exception(10) is not None
+
+
+@pytest.mark.faults(38)
+def test_a_subscription_that_has_nothing_to_tell_stays(
+    colour: Colour, store: Store, prefix: str
+) -> None:
+    """It answers when it is asked whether it is there, again and again."""
+    with Proxy(store.port) as proxy:
+        client = colour.client(proxy.url, prefix)
+        handle = colour.do(client.enqueue(Task("t", retention=60)))
+        waiting = colour.begin(handle.result)
+        pings = store.command("INFO", "commandstats").get("cmdstat_ping", {"calls": 0})["calls"]
+
+        def asked() -> bool:
+            calls = store.command("INFO", "commandstats").get("cmdstat_ping", {"calls": 0})["calls"]
+            return calls >= pings + 2
+
+        wait_until(asked, 20)
+        channel = QueueKeys(prefix, "default").done
+        assert store.command("PUBSUB", "SHARDNUMSUB", channel)[1] == 1
+        assert colour.do(handle.cancel())
+        assert waiting.exception(10) is not None
+
+
+@pytest.mark.faults(38)
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="needs TCP_KEEPIDLE")
+def test_the_system_looks_after_idle_connections(store: Store) -> None:
+    """Whatever redis-py does by itself, and whatever a client of the user's was made with."""
+    wanted = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
+    address = redis_clients.parse(store.url)
+    own = redis.Redis(host="127.0.0.1", port=store.port, socket_keepalive=False)
+
+    def options(sock: Any) -> dict[int, int]:
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        return {name: sock.getsockopt(socket.IPPROTO_TCP, name) for name in wanted}
+
+    for where in (address, redis_clients.address_of(own)):
+        broker = Broker(where)
+        broker.ping()
+        [connection] = broker._pool_for(None)._free
+        assert options(connection._sock) == wanted
+        broker.close()
+    own.close()
+
+    async def main() -> None:
+        broker = AsyncBroker(address)
+        await broker.ping()
+        [wire] = broker._pool_for(None)._free
+        assert options(wire.raw._writer.get_extra_info("socket")) == wanted
+        await broker.aclose()
+
+    asyncio.run(main())
+
+
+def test_threads_share_connections_and_a_broken_one_takes_idle_ones_along(
+    store: Store, prefix: str
+) -> None:
+    with Proxy(store.port) as proxy:
+        broker = Broker(redis_clients.parse(proxy.url), connections=4)
+        meet = threading.Barrier(4)
+        proxy.down.delay = 0.1
+
+        def ping(_: int) -> float:
+            meet.wait()
+            return broker.ping()
+
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(ping, range(4)))
+        proxy.heal()
+        assert len(broker._pool_for(None)._free) == 4
+        proxy.reset()
+        broker.ping()
+        assert len(broker._pool_for(None)._free) == 1
+        broker.close()

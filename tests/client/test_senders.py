@@ -1,0 +1,150 @@
+"""What a client does whose replies get lost: its enqueues are made again, and take effect once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from qsync.broker import redis_clients
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
+from qsync.client import AsyncClient, Client
+from qsync.errors import QsyncError
+from qsync.sending import CallId, CallSequences
+from qsync.task import Task
+from tests.chaos.proxy import Proxy
+from tests.support.client_driver import Hand
+from tests.support.stores import Store, wait_until
+
+pytestmark = [pytest.mark.faults(34), pytest.mark.guarantee(5)]
+
+
+@pytest.fixture
+def proxy(valkey: Store) -> Iterator[Proxy]:
+    with Proxy(valkey.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def hand(valkey: Store, prefix: str) -> Iterator[Hand]:
+    with Hand(valkey.url, prefix) as hand:
+        yield hand
+
+
+def ends_all(hand: Hand, count: int) -> None:
+    """A server takes so many tasks, as they come, and ends them."""
+    key = hand.keys.key("pending")
+    client = hand.broker.client_at(None)
+    wait_until(lambda: client.zcard(key) == count)
+    for at in range(0, count, 500):
+        for held in hand.take(min(500, count - at)):
+            hand.finish(held)
+
+
+def empty(hand: Hand) -> bool:
+    return not hand.broker.client_at(None).hlen(hand.keys.key("tasks"))
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_task_that_ended_while_its_reply_was_lost_runs_once(
+    proxy: Proxy, hand: Hand, prefix: str, many: bool
+) -> None:
+    broker = Broker(redis_clients.parse(proxy.url), read_timeout=0.3, patience=20)
+    with Client(broker, prefix=prefix) as client, ThreadPoolExecutor(1) as threads:
+        client.enqueue(Task("t"))
+        hand.finish(hand.one())
+        tasks = [Task("t")] * (1100 if many else 1)
+        proxy.down.swallow = 1.0
+        call = threads.submit(client.enqueue_many, tasks)
+        ends_all(hand, len(tasks))
+        proxy.down.swallow = 0.0
+        assert all(handle.created for handle in call.result(20))
+    assert empty(hand)
+
+
+def test_the_same_of_callers_that_share_round_trips(proxy: Proxy, hand: Hand, prefix: str) -> None:
+    async def enqueue() -> bool:
+        broker = AsyncBroker(redis_clients.parse(proxy.url), read_timeout=0.3, patience=20)
+        async with AsyncClient(broker, prefix=prefix) as client:
+            await client.enqueue(Task("t"))
+            await asyncio.to_thread(hand.finish, hand.one())
+            proxy.down.swallow = 1.0
+            one, other, third = (asyncio.ensure_future(client.enqueue(Task("t"))) for _ in range(3))
+            await asyncio.to_thread(ends_all, hand, 3)
+            proxy.down.swallow = 0.0
+            handles = await asyncio.gather(one, other, third)
+            return all(handle.created for handle in handles)
+
+    assert asyncio.run(enqueue())
+    assert empty(hand)
+
+
+@pytest.mark.faults(72)
+def test_a_window_that_its_own_repetition_meets_is_no_duplicate(
+    proxy: Proxy, hand: Hand, prefix: str
+) -> None:
+    broker = Broker(redis_clients.parse(proxy.url), read_timeout=0.3, patience=20)
+    with Client(broker, prefix=prefix) as client, ThreadPoolExecutor(1) as threads:
+        client.enqueue(Task("t"))
+        hand.finish(hand.one())
+        proxy.down.swallow = 1.0
+        call = threads.submit(client.enqueue, Task("t", unique=60))
+        ends_all(hand, 1)
+        proxy.down.swallow = 0.0
+        assert call.result(20).created
+    assert empty(hand)
+
+
+def test_a_client_has_as_many_senders_as_calls_at_the_same_time(
+    valkey: Store, hand: Hand, prefix: str
+) -> None:
+    with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:
+        for _ in range(20):
+            client.enqueue(Task("t"))
+        client.enqueue_many([Task("t")] * 700)
+        assert hand.broker.client_at(None).hlen(hand.keys.key("calls")) == 3
+
+
+def test_numbers_rise_and_no_two_calls_under_way_share_a_sender() -> None:
+    senders = CallSequences()
+    with senders.lend(2) as first:
+        assert len({one.sender for one in first}) == 2
+        with senders.lend(1) as [third]:
+            assert third.sender not in {one.sender for one in first}
+    with senders.lend(3) as again:
+        assert {one.sender for one in again} == {one.sender for one in [*first, third]}
+        assert {one.number for one in again} == {2}
+
+
+def test_threads_share_senders_and_no_number_comes_twice() -> None:
+    senders = CallSequences()
+
+    def lend(_: int) -> list[CallId]:
+        given = []
+        for _ in range(300):
+            with senders.lend(2) as numbers:
+                given += numbers
+        return given
+
+    with ThreadPoolExecutor(8) as threads:
+        given = [one for part in threads.map(lend, range(8)) for one in part]
+    assert len(set(given)) == len(given) == 4800
+
+
+@pytest.mark.faults(12)
+def test_who_went_on_with_a_copy_of_the_memory_is_told(
+    valkey: Store, hand: Hand, prefix: str
+) -> None:
+    """A machine that was restored twice from one snapshot has two clients of one identity."""
+    with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:
+        with client._senders.lend(1) as [snapshot]:
+            pass
+        client.enqueue(Task("t"))
+        client.enqueue(Task("t"))
+        client._senders._free = [snapshot]
+        with pytest.raises(QsyncError, match="another process has the identity of this client"):
+            client.enqueue_many([Task("t")])
+    assert hand.broker.client_at(None).hlen(hand.keys.key("tasks")) == 2

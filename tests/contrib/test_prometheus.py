@@ -1,0 +1,350 @@
+"""Metrics: what they count is what happened, and their number is bounded whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from qsync import Mux, Qsync, Retry, SkipRetry, Task, TaskInfo
+from qsync.broker.ops import Completion
+from qsync.contrib import prometheus
+from qsync.contrib.prometheus import StoreCollector, StoreMetrics
+from qsync.inspector import Overview, QueueInfo
+from qsync.keys import COUNTERS, QueueKeys
+from qsync.message import NO_FAILURE, Message
+from qsync.server.health import ServerHealth
+from qsync.server.metrics import OUTCOMES, MetricRow, total
+from qsync.server.queue_state import LeasedTask, QueueState
+from qsync.server.run_metrics import RunMetrics
+from qsync.state import TaskState
+from tests.support.server import until
+from tests.support.stores import Store, wait_until_async
+
+SERVER = {"lease": 2.0, "sweep": 0.2, "shutdown_timeout": 2.0}
+
+
+def series(metrics: Iterable[Metric]) -> dict[tuple[str, ...], float]:
+    """Name, and label values by label name -> value, of the text that Prometheus would read."""
+    text = prometheus.render(metrics).decode()
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def handlers() -> Mux:
+    mux = Mux()
+
+    @mux.handle("good")
+    async def good(task: TaskInfo) -> None:
+        pass
+
+    @mux.handle("bad")
+    async def bad(task: TaskInfo) -> None:
+        raise Retry(delay=0)
+
+    @mux.handle("hopeless")
+    def hopeless(task: TaskInfo) -> None:
+        raise SkipRetry
+
+    return mux
+
+
+def test_runs_are_counted_by_queue_type_and_outcome(valkey: Store, prefix: str) -> None:
+    app, registry = Qsync(valkey.url, prefix=prefix, mux=handlers()), CollectorRegistry()
+    prometheus.instrument(app, registry=registry)
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(name, labels)
+
+    async def work() -> None:
+        server = app.server(queues=["default", "other-queue"], **SERVER)
+        async with app, app.async_client() as client, server:
+            await client.enqueue_many([Task("good", b"") for _ in range(5)])
+            await client.enqueue(Task("good", b"", queue="other-queue"))
+            await client.enqueue(Task("bad", b"", retry=2))
+            await client.enqueue(Task("hopeless", b""))
+            dead = {"queue": "default", "type": "bad", "outcome": "dead"}
+            await until(lambda: value("qsync_task_runs_total", **dead) == 1)
+            hopeless = {**dead, "type": "hopeless"}
+            await until(lambda: value("qsync_task_runs_total", **hopeless) == 1)
+            good = {"queue": "default", "type": "good", "outcome": "completed"}
+            await until(lambda: value("qsync_task_runs_total", **good) == 5)
+            assert value("qsync_servers_running") == 1
+            assert value("qsync_slots") == 100
+
+    asyncio.run(work())
+    runs = {
+        (queue, type, outcome): value(
+            "qsync_task_runs_total", queue=queue, type=type, outcome=outcome
+        )
+        for queue, type in [("default", "good"), ("default", "bad"), ("other-queue", "good")]
+        for outcome in OUTCOMES
+    }
+    assert {key: count for key, count in runs.items() if count} == {
+        ("default", "good", "completed"): 5,
+        ("other-queue", "good", "completed"): 1,
+        ("default", "bad", "retried"): 2,
+        ("default", "bad", "dead"): 1,
+    }
+    bad = {"queue": "default", "type": "bad"}
+    assert value("qsync_task_run_seconds_count", **bad) == 3
+    assert value("qsync_task_wait_seconds_count", **bad) == 1  # retries have no part in it
+    assert value("qsync_tasks_running", **bad) == 0
+
+
+def test_tasks_in_progress_are_those_that_run(valkey: Store, prefix: str) -> None:
+    mux, go = Mux(), asyncio.Event()
+
+    @mux.handle("wait")
+    async def wait(task: TaskInfo) -> None:
+        await go.wait()
+
+    async def work() -> None:
+        app = Qsync(valkey.url, prefix=prefix, mux=mux)
+        async with app, app.async_client() as client:
+            server = app.server(concurrency=3, **SERVER)
+            server.tally = tally = RunMetrics(server.mux.types)
+            async with server:
+                await client.enqueue_many([Task("wait", b"") for _ in range(5)])
+                await until(lambda: [row.running for row in tally.rows()] == [3])
+                go.set()
+                await until(lambda: sum(row.outcomes[0] for row in tally.rows()) == 5)
+                assert [row.running for row in tally.rows()] == [0]
+
+    asyncio.run(work())
+
+
+def test_a_wait_begins_when_a_task_is_due(valkey: Store, prefix: str) -> None:
+    """A task that was to start later has not waited before that."""
+
+    async def work() -> list[MetricRow]:
+        app = Qsync(valkey.url, prefix=prefix, mux=handlers())
+        async with app, app.async_client() as client:
+            soon = datetime.now(UTC) + timedelta(seconds=3)
+            await client.enqueue(Task("good", b"", delay=3))
+            await client.enqueue(Task("good", b"", process_at=soon))
+            server = app.server(**SERVER)
+            server.tally = tally = RunMetrics(server.mux.types)
+            async with server:
+                await until(lambda: sum(row.outcomes[0] for row in tally.rows()) == 2)
+            return tally.rows()
+
+    [row] = asyncio.run(work())
+    assert sum(row.waits) == 2
+    assert row.wait_s < 3.0  # both together; from its enqueue on, one alone has that
+
+
+def test_a_wait_counts_from_the_enqueue_of_a_task_without_delay(valkey: Store, prefix: str) -> None:
+    async def work() -> list[MetricRow]:
+        app = Qsync(valkey.url, prefix=prefix, mux=handlers())
+        async with app, app.async_client() as client:
+            await client.enqueue(Task("good", b""))
+            enqueued = asyncio.get_running_loop().time()
+            await until(lambda: asyncio.get_running_loop().time() > enqueued + 0.6)
+            server = app.server(**SERVER)
+            server.tally = tally = RunMetrics(server.mux.types)
+            async with server:
+                await until(lambda: sum(row.outcomes[0] for row in tally.rows()) == 1)
+            return tally.rows()
+
+    [row] = asyncio.run(work())
+    assert 0.3 <= row.wait_s < 30
+    assert sum(row.waits[:7]) == 0  # none of up to 0.25 s
+
+
+def test_a_hundred_thousand_ids_and_types_make_no_series(valkey: Store, prefix: str) -> None:
+    app, registry = Qsync(valkey.url, prefix=prefix, mux=handlers()), CollectorRegistry()
+    prometheus.instrument(app, registry=registry)
+
+    def lines() -> int:
+        return len(prometheus.render(registry.collect()).splitlines())
+
+    async def work() -> tuple[int, int]:
+        async with app, app.async_client() as client, app.server(**SERVER):
+
+            def done() -> float:
+                labels = {"queue": "default", "type": "good", "outcome": "completed"}
+                return registry.get_sample_value("qsync_task_runs_total", labels) or 0
+
+            await client.enqueue(Task("good", b""))
+            await until(lambda: done() == 1)
+            before = lines()
+            for part in range(20):
+                await client.enqueue_many(
+                    Task("good", b"%d" % at, id=f"user-{part}-{at}") for at in range(5000)
+                )
+            await client.enqueue_many(Task(f"nobody-knows-{at}", b"") for at in range(1000))
+            await until(lambda: done() == 100_001, timeout=60)
+            return before, lines()
+
+    before, after = asyncio.run(work())
+    assert before == after
+
+
+def test_types_and_queues_beyond_the_limit_are_one() -> None:
+    types = [f"type-{at}" for at in range(1000)]
+    tally, lane = RunMetrics(types, limit=2), QueueState(QueueKeys("p", "default"))
+    for type in types:
+        message = Message(1, 0, b"", type, b"", False, 3)
+        leased = LeasedTask(lane, "id", "token", message, NO_FAILURE, 0, 0.0, 0.0)
+        tally.started(leased)
+        tally.finished(leased)
+        tally.settled(leased, Completion("id", "token"))
+    counted = {row.type: row.outcomes[0] for row in tally.rows()}
+    assert counted == {"type-0": 1, "type-1": 1, "other": 998}
+
+    overview = Overview(
+        at=datetime.now(UTC), servers=[], queues=[_info(f"q{at}") for at in range(1000)]
+    )
+    found = series(prometheus.store_metrics(overview))
+    names = {key[1] for key in found if key[0] == "qsync_queue_paused"}
+    assert len(names) == prometheus.QUEUES + 1
+    assert found["qsync_queue_tasks", "other", "pending"] == 1000 - prometheus.QUEUES
+
+
+def _info(name: str) -> Any:
+    return QueueInfo(
+        name=name, states={TaskState.PENDING: 1}, latency=0.0, bytes=None, paused=None,
+        counters={}, today={}, days=[], rate=None,
+    )  # fmt: skip
+
+
+def test_what_a_server_did_counts_on_when_it_is_no_more(valkey: Store, prefix: str) -> None:
+    """A counter that goes back would look like a restart."""
+    app, registry = Qsync(valkey.url, prefix=prefix, mux=handlers()), CollectorRegistry()
+    prometheus.instrument(app, registry=registry)
+    labels = {"queue": "default", "type": "good", "outcome": "completed"}
+
+    def done() -> float:
+        return registry.get_sample_value("qsync_task_runs_total", labels) or 0
+
+    async def work(total: int) -> None:
+        async with app, app.async_client() as client, app.server(**SERVER):
+            await client.enqueue(Task("good", b""))
+            await until(lambda: done() == total)
+
+    for number in (1, 2, 3):
+        asyncio.run(work(number))
+        gc.collect()
+        assert done() == number
+    assert registry.get_sample_value("qsync_servers_running") == 0
+
+
+def test_the_store_s_metrics_say_what_is_in_the_queues(valkey: Store, prefix: str) -> None:
+    async def work() -> tuple[dict[tuple[str, ...], float], ...]:
+        app = Qsync(valkey.url, prefix=prefix, mux=handlers())
+        async with app, app.async_client() as client, app.inspector() as inspector:
+            await client.enqueue_many([Task("good", b"12") for _ in range(3)])
+            await client.enqueue(Task("good", b"", delay=3600))
+            await client.enqueue(Task("hopeless", b"", queue="sad"))
+            async with app.server(queues=["sad"], **SERVER):
+
+                async def died() -> bool:
+                    info = await inspector.queue("sad")
+                    return info is not None and info.counters.get("dead") == 1
+
+                await wait_until_async(died, message="nothing died")
+                await inspector.pause("sad", by="test")
+                metrics = StoreMetrics(inspector)
+                first = series(await metrics.metrics())
+            await client.enqueue(Task("good", b""))
+            again = series(await metrics.metrics())
+            fresh = series(await StoreMetrics(inspector).metrics())
+            return first, again, fresh
+
+    first, again, fresh = asyncio.run(work())
+    assert first["qsync_store_up",] == 1
+    assert first["qsync_servers",] == 1
+    assert first["qsync_queue_tasks", "default", "pending"] == 3
+    assert first["qsync_queue_tasks", "default", "scheduled"] == 1
+    assert first["qsync_queue_enqueued_total", "default"] == 4
+    assert first["qsync_queue_bytes_total", "default"] > 0
+    assert first["qsync_queue_tasks", "sad", "dead"] == 1
+    assert first["qsync_queue_dead_total", "sad"] == 1
+    assert first["qsync_queue_paused", "sad"] == 1
+    assert first["qsync_queue_paused", "default"] == 0
+    assert first["qsync_queue_oldest_pending_seconds", "default"] > 0
+    assert again == first, "what was read a moment ago is said again"
+    assert fresh["qsync_queue_enqueued_total", "default"] == 5
+    assert fresh["qsync_servers",] == 0
+
+
+def test_a_registry_reads_the_store_when_it_is_scraped_also_on_a_loop(
+    valkey: Store, prefix: str
+) -> None:
+    app, registry = Qsync(valkey.url, prefix=prefix), CollectorRegistry()
+    registry.register(StoreCollector(app))
+    with app.client() as client:
+        client.enqueue(Task("good", b""))
+
+    async def scrape() -> float | None:
+        labels = {"queue": "default"}
+        return registry.get_sample_value("qsync_queue_enqueued_total", labels)
+
+    assert asyncio.run(scrape()) == 1
+    app.close()
+
+
+def test_a_store_that_is_away_is_said_to_be(prefix: str) -> None:
+    app, registry = Qsync("redis://127.0.0.1:1", prefix=prefix, patience=0.1), CollectorRegistry()
+    registry.register(StoreCollector(app))
+    assert registry.get_sample_value("qsync_store_up") == 0
+    app.close()
+
+
+def test_every_counter_of_the_store_has_a_metric_that_is_explained() -> None:
+    assert set(prometheus.COUNTER_HELP) == set(COUNTERS)
+
+
+def test_names_are_those_that_prometheus_asks_for() -> None:
+    """Units are in the names, counters end in _total, and no two metrics have one name."""
+    metrics = [
+        *prometheus.server_metrics([MetricRow("q", "t")], [ServerHealth(started=True)]),
+        *prometheus.worker_metrics(0),
+        *prometheus.store_metrics(None),
+    ]
+    names = [metric.name for metric in metrics]
+    assert len(set(names)) == len(names)
+    assert all(name.startswith("qsync_") for name in names)
+    assert all(metric.documentation.endswith(".") for metric in metrics)
+    text = prometheus.render(metrics).decode()
+    assert all(f"{m.name}_total" in text for m in metrics if m.type == "counter" and m.samples)
+
+
+def test_histograms_are_cumulative_and_add_up() -> None:
+    row = MetricRow("q", "t")
+    row.runs[0], row.runs[3], row.runs[-1], row.run_s = 2, 3, 1, 4.5
+    found = series(prometheus.server_metrics([row, row], []))
+    name = "qsync_task_run_seconds_bucket"
+    assert found[name, "0.001", "q", "t"] == 4
+    assert found[name, "0.01", "q", "t"] == 10
+    assert found[name, "1800.0", "q", "t"] == 10
+    assert found[name, "+Inf", "q", "t"] == 12
+    assert found["qsync_task_run_seconds_count", "q", "t"] == 12
+    assert found["qsync_task_run_seconds_sum", "q", "t"] == 9.0
+    assert total([row])[0] is not row
+
+
+def test_the_list_in_the_docs_is_that_of_the_metrics() -> None:
+    metrics: list[Any] = [
+        *prometheus.server_metrics([], []),
+        *prometheus.worker_metrics(0),
+        *prometheus.store_metrics(None),
+    ]
+    expected = [
+        f"| `{metric.name}{'_total' if metric.type == 'counter' else ''}` | {metric.type} | "
+        f"{', '.join(metric._labelnames)} | {metric.documentation} |"
+        for metric in metrics
+    ]
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("| `qsync_")] == expected

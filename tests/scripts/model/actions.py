@@ -1,0 +1,101 @@
+"""The actions of the model check: what may be done, how often, and with which arguments."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from hypothesis import strategies as st
+
+from qsync.broker.ops import FetchPolicy
+from tests.support.damage import HASHES, SETS, Damage
+from tests.support.queue_driver import LEASE, STATES, S
+
+IDS: Final = ("a", "b", "-1", "XX", "=l", "@b")
+SERVERS: Final = ("s", "t", "s1")
+SENDERS: Final = ("", "x", "y")
+POLICY: Final = FetchPolicy(lease_us=LEASE, max_crashes=2, dead_limit=1, dead_age_us=200 * S)
+OPTIONS: Final[tuple[dict[str, Any], ...]] = (
+    {},
+    {"delay": 5},
+    {"delay": 60, "fairness_key": "k"},
+    {"unique": True, "unique_key": "l"},
+    {"unique": 400, "unique_key": "l", "retention": 20},
+    {"unique": 2000, "unique_key": "m", "delay": 5, "fairness_key": "k"},
+    {"fairness_key": "k", "retention": 20},
+    {"fairness_key": "m"},
+    {"remember_us": 100 * S},
+    {"remember_us": 4000 * S},
+    {"remember_us": 4000 * S, "retention": 20},
+    {"remember_us": 1000 * S, "unique": True, "unique_key": "l", "retention": 20},
+)
+
+WEIGHTS: Final = {
+    "enqueue": 6, "tick": 2, "fetch": 6, "crash": 4, "await_due": 8,
+    "complete": 3, "retry": 3, "kill": 3, "hand_back": 3, "stopped": 1,
+    "renew": 2, "start": 3, "progress": 1,
+    "cancel": 4, "run": 4, "delete": 1, "purge": 1, "abandon": 1, "pause": 1, "resume": 3,
+    "repeat": 3, "time": 3, "wake": 5, "flush_scripts": 1, "fill": 1, "make_room": 2,
+    "hush": 1, "speak": 2, "serve": 1, "damage": 1, "later_version": 1,
+}  # fmt: skip
+
+ids = st.sampled_from(IDS)
+servers = st.sampled_from(SERVERS)
+options = st.sampled_from(OPTIONS)
+states = st.sampled_from(("",) * 12 + STATES)
+held = st.lists(st.integers(0, 11), min_size=1, max_size=3)
+known = st.integers(0, 11)
+steps = st.sampled_from(
+    (LEASE // 3, 1, S - 1, 5 * S, LEASE, 40 * S, 200 * S, 3700 * S, -2 * S, -LEASE, -3600 * S)
+)
+damages = st.tuples(
+    st.sampled_from(("lost", "lost", "lost", "spoilt", "evicted")),
+    st.sampled_from(("tasks", "owner", "unique", *HASHES, *SETS)),
+    st.integers(0, 5),
+).map(lambda parts: Damage(*parts))
+treatment = st.lists(
+    st.sampled_from(
+        ("fetch", "fetch", "complete", "retry", "kill", "hand_back", "stopped", "renew", "start",
+         "cancel", "run", "delete", "enqueue", "abandon")
+    ),
+    max_size=5,
+)  # fmt: skip
+
+ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
+    "enqueue": st.tuples(st.lists(st.tuples(ids, options), min_size=1, max_size=4)),
+    "tick": st.tuples(ids, options, st.sampled_from((0, 0, 0, 1, -1))),
+    "fetch": st.tuples(servers, st.integers(0, 4), st.sampled_from((1, 1, 1, 1, 0, -1))),
+    "crash": st.tuples(st.booleans(), servers, st.integers(0, 4)),
+    "await_due": st.tuples(known, st.sampled_from((0, 0, -1)), servers, st.integers(0, 4)),
+    "complete": st.tuples(held, st.sampled_from((None, 0, 20 * S))),
+    "retry": st.tuples(held, st.sampled_from((0, 5 * S, 60 * S))),
+    "kill": st.tuples(held, st.booleans()),
+    "hand_back": st.tuples(held, st.sampled_from((None, None, 0, 5 * S))),
+    "stopped": st.tuples(held),
+    "renew": st.tuples(held, st.sampled_from((LEASE, S))),
+    "start": st.tuples(),
+    "progress": st.tuples(held, st.integers(0, 9)),
+    "cancel": st.tuples(known),
+    "run": st.tuples(known, states),
+    "delete": st.tuples(st.lists(known, min_size=1, max_size=3), states),
+    "purge": st.tuples(states),
+    "abandon": st.tuples(servers),
+    "pause": st.tuples(),
+    "resume": st.tuples(),
+    "repeat": st.tuples(st.integers(0, 19)),
+    "time": st.tuples(steps),
+    "wake": st.tuples(),
+    "flush_scripts": st.tuples(),
+    "fill": st.tuples(),
+    "make_room": st.tuples(),
+    "hush": st.tuples(),
+    "speak": st.tuples(),
+    "serve": st.tuples(servers),
+    "later_version": st.tuples(st.integers(0, 19)),
+    "damage": st.tuples(st.lists(damages, min_size=1, max_size=3), treatment),
+}
+
+# One strategy for all actions, since hypothesis leaves out rules at random, and without tasks, or
+# without a fetch, there is nothing to see.
+actions = st.sampled_from([name for name, times in WEIGHTS.items() for _ in range(times)]).flatmap(
+    lambda name: st.tuples(st.just(name), ACTIONS[name])
+)

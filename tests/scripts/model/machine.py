@@ -1,0 +1,374 @@
+"""Calls of every operation in any order, on the real scripts and on the model beside them.
+
+Each call is made twice, since clients repeat what they got no answer to, and any earlier call may
+come once more later. Time jumps, also back, and by choice to when something is due. The store runs
+out of memory and forgets its scripts, its user may lose the right to publish, and in the end
+something of the queue may get lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
+
+from qsync.broker import ops, views
+from qsync.broker.call import Call
+from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
+from qsync.errors import QsyncError, QueueFull, SchemaMismatch
+from qsync.new_task import NewTask, new_nonce, new_task
+from qsync.task import Task
+from tests.scripts.model.actions import IDS, OPTIONS, POLICY, SENDERS, SERVERS, actions, options
+from tests.scripts.model.model import Model
+from tests.scripts.model.queue import Known
+from tests.support.damage import Damage, Patient
+from tests.support.invariants import (
+    assert_same,
+    check,
+    check_counts,
+    check_other_keys,
+    comparable,
+)
+from tests.support.queue_driver import LEASE, Dump, Rig, S, without_lost
+
+STEPS: Final = 50
+
+
+class Progress(NamedTuple):
+    """A row of ops.progress."""
+
+    id: str
+    token: str
+    done: int
+    total: int
+
+
+class Scripts(RuleBasedStateMachine):
+    """Calls at random; after each one the store holds what the model says, and makes sense."""
+
+    rig: Rig
+    full = False
+    hushed = False
+
+    @initialize(
+        kinds=st.lists(options, min_size=len(IDS), max_size=len(IDS)),
+        wanted=st.integers(0, 6),
+        crashed=st.booleans(),
+        many=st.sampled_from((False,) * 15 + (True,)),
+    )
+    def begin(self, kinds: list[dict[str, Any]], wanted: int, crashed: bool, many: bool) -> None:
+        """Some tasks of all kinds, some of them under way, for the second time perhaps."""
+        self._anew()
+        self.enqueue(list(zip(IDS, kinds, strict=True)))
+        if many:  # more than one fetch promotes
+            self.enqueue([(f"many-{n}", {"delay": 5}) for n in range(120)])
+            self.await_due(0, 0, "t", 1)
+        if crashed:
+            self.fetch("t", wanted, 1)
+            self.crash(False, "s", wanted)
+        self.fetch("s", wanted, 1)
+
+    def _anew(self) -> None:
+        """The store is empty and has room, and its user may do everything."""
+        self.make_room()
+        self.speak()
+        self.rig.reset()
+        self.model = Model()
+        self.held: list[LeaseRef] = []
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self.numbers = dict.fromkeys(SERVERS, 0)
+        self.number = 0
+        self.dump: Dump = {}
+
+    def teardown(self) -> None:
+        self.make_room()
+        self.speak()
+
+    @rule(action=actions)
+    def act(self, action: tuple[str, tuple[Any, ...]]) -> None:
+        name, arguments = action
+        getattr(self, name)(*arguments)
+
+    # Actions
+
+    def enqueue(self, tasks: list[tuple[str, dict[str, Any]]]) -> None:
+        self.number += 1  # each of the senders makes a part of the calls
+        sender = SENDERS[self.number % len(SENDERS)]
+        sent = [made(id, options) for id, options in tasks]
+        self.do("enqueue", sent, sender=sender, number=self.number)
+
+    def tick(self, id: str, options: dict[str, Any], late: int) -> None:
+        self.do("tick", "hourly", self.rig.now // (3600 * S) + late, made(id, options))
+
+    def fetch(self, server: str, wanted: int, step: int) -> None:
+        number = max(0, self.numbers[server] + step)
+        again = number == self.numbers[server] > 0
+        self.numbers[server] = max(number, self.numbers[server])
+        reply = self.do(
+            "fetch", server=server, number=number, wanted=wanted, policy=POLICY, again=again
+        )
+        fresh = [LeaseRef(id, f"{server}/{number}") for id in reply.ids]
+        self.held += [one for one in fresh if one not in self.held]
+
+    def crash(self, marked: bool, server: str, wanted: int) -> None:
+        """All is held when its servers die; when leases have lapsed this one takes over."""
+        if marked:
+            self.start()
+        for part in (LEASE // 2, LEASE // 2 + S):  # the store was there all the time
+            self.rig.now += part
+            self.fetch(server, wanted, 1)
+
+    def await_due(self, pick: int, early: int, server: str, wanted: int) -> None:
+        """It is the moment at which something is due, or just before it, and this server comes."""
+        moments = sorted(at for at in self.model.moments() if at > self.rig.now)
+        if moments:
+            self.rig.now = moments[pick % len(moments)] + early
+        self.fetch(server, wanted, 1)
+
+    def complete(self, picks: list[int], keep: int | None) -> None:
+        result = b"" if keep is None else b"result"
+        self.do("complete", [Completion(*one, keep, result) for one in self.chosen(picks)])
+
+    def retry(self, picks: list[int], delay: int) -> None:
+        self.do("retry", [Retried(*one, delay, b"failure") for one in self.chosen(picks)])
+
+    def kill(self, picks: list[int], failed: bool) -> None:
+        self.do("kill", [Killed(*one, failed, b"fatal") for one in self.chosen(picks)])
+
+    def hand_back(self, picks: list[int], delay: int | None) -> None:
+        record = b"" if delay is None else b"unknown type"
+        self.do("hand_back", [HandedBack(*one, delay, record) for one in self.chosen(picks)])
+
+    def stopped(self, picks: list[int]) -> None:
+        self.do("stopped", self.chosen(picks))
+
+    def renew(self, picks: list[int], lease_us: int) -> None:
+        self.do("renew", self.chosen(picks), lease_us=lease_us)
+
+    def start(self) -> None:
+        self.do("start", self.current())
+
+    def progress(self, picks: list[int], done: int) -> None:
+        self.do("progress", [Progress(*one, done, 9) for one in self.chosen(picks)])
+
+    def cancel(self, pick: int) -> None:
+        id, task = self.known(pick, "" if pick % 2 else "active")
+        self.do("cancel", id, retention_us=task.sent.retention_us if task else None)
+
+    def run(self, pick: int, state: str) -> None:
+        if pick % 4 < 3 and not self.model.those("dead"):
+            self.kill([pick % 9], True)  # dead ones are rare, since most are trimmed
+        id, task = self.known(pick, "dead" if pick % 4 < 3 else "")
+        key, lock = (task.sent.fairness_key, task.sent.lock) if task else ("", "")
+        seen = state or (task.state if task else "dead")
+        kept = b"history" if pick % 2 else b""
+        self.do("run", id, seen, fairness_key=key, lock=lock, failure=kept)
+
+    def delete(self, picks: list[int], state: str) -> None:
+        some = [self.known(pick, state) for pick in picks]
+        task = some[0][1]
+        self.do("delete", [id for id, _ in some], state or (task.state if task else "dead"))
+
+    def purge(self, state: str) -> None:
+        self.do("purge", state or "active")
+
+    def abandon(self, server: str) -> None:
+        self.do("abandon", server)
+
+    def pause(self) -> None:
+        self.do("pause", b"me")
+
+    def resume(self) -> None:
+        self.do("resume")
+
+    def repeat(self, back: int) -> None:
+        """A call of before comes once more: its first answer was lost, and time has passed."""
+        if self.calls:
+            name, args, options = self.calls[-1 - back % len(self.calls)]
+            self.do(name, *args, **options)
+
+    def time(self, step: int) -> None:
+        self.rig.now += step
+
+    def wake(self) -> None:
+        popped = self.rig.client.lpop(self.rig.keys.key("wake"))
+        assert bool(popped) == self.model.awake, "woken without need, or not with need"
+        self.model.awake = False
+        self.dump = self.rig.dump()
+
+    def flush_scripts(self) -> None:
+        self.rig.client.script_flush()
+        self.rig.dump()  # so that in `look_and_repeat` no call waits for another to be loaded
+
+    def fill(self) -> None:
+        """From now on the store is out of memory."""
+        self.full = True
+        self.rig.client.config_set("maxmemory", 1)
+
+    def make_room(self) -> None:
+        if self.full:
+            self.full = False
+            self.rig.client.config_set("maxmemory", 0)
+
+    def hush(self) -> None:
+        """From now on the user of the store has no rights to channels, as `~* +@all` has none."""
+        self.hushed = True
+        self.rig.allow_publishing(False)
+
+    def speak(self) -> None:
+        if self.hushed:
+            self.hushed = False
+            self.rig.allow_publishing(True)
+
+    def serve(self, server: str) -> None:
+        """What servers say of themselves lies beside the queue, and ends without them."""
+        globals_, now = self.rig.globals, self.rig.now
+        for call in (
+            ops.register(globals_, ["queue"]),
+            ops.announce(globals_, server, ttl_us=S, now_us=now),
+            ops.describe(globals_, server, {"host": "h"}, ttl_ms=60_000),
+            ops.send(globals_, server, b"quiet", ttl_ms=60_000),
+        ):
+            self.rig.run(call)
+            self.rig.run(call)
+        check_other_keys(self.rig.client, self.rig.keys, globals_)
+
+    def later_version(self, back: int) -> None:
+        """Somebody else has changed the layout of the data: a call of before is refused, whole."""
+        if not self.calls:
+            return
+        self.make_room()
+        call = self.call(*self.calls[-1 - back % len(self.calls)])
+        self.rig.set("meta", "schema", "2")
+        self.dump = self.rig.dump()
+        self.refused(call, SchemaMismatch)
+        self.rig.set("meta", "schema", "1")
+        self.dump = self.rig.dump()
+
+    def damage(self, damages: list[Damage], verbs: list[str]) -> None:
+        """Something gets lost: nothing fails, it is mended, and all ends. Then it begins anew."""
+        self.make_room()
+        patient = Patient(self.rig, POLICY, 0)
+        for one in damages:
+            patient.inflict(one)
+        patient.treat(verbs, self.current(), IDS)
+        patient.heal()
+        patient.drain()
+        self._anew()
+        self.enqueue(list(zip(IDS, OPTIONS, strict=False)))
+
+    # Steps
+
+    def current(self) -> list[LeaseRef]:
+        return [LeaseRef(id, task.token) for id, task in self.model.tasks.items() if task.token]
+
+    def chosen(self, picks: Sequence[int]) -> list[LeaseRef]:
+        """Leases: most of them hold, the others are any that were given before."""
+        current, ever = self.current(), self.held or [LeaseRef("a", "s/0")]
+        some = [current if pick < 9 and current else ever for pick in picks]
+        return [of[pick % len(of)] for pick, of in zip(picks, some, strict=True)]
+
+    def known(self, pick: int, state: str) -> tuple[str, Known | None]:
+        """An id, most often of a task that is there, in this state if one is, and the task."""
+        there = self.model.those(state) or list(self.model.tasks)
+        id = there[pick % len(there)] if pick < 10 and there else IDS[pick % len(IDS)]
+        return id, self.model.tasks.get(id)
+
+    def do(self, name: str, *args: Any, **options: Any) -> Any:
+        """Make a call, twice, and compare with the model."""
+        now = self.rig.now
+        call = self.call(name, args, options)
+        if self.full and brings_in(name, args):
+            self.refused(call, QueueFull)
+            return None if name != "complete" else self.do("complete_without_room", *args)
+        reply = self.rig.run(call)
+        verb = "complete" if name == "complete_without_room" else name
+        expected = getattr(self.model, verb)(now, *args, **options)
+        assert reply == expected, f"{name} answered {reply}, not {expected}"
+        before, self.dump, again, after = self.dump, *self.look_and_repeat(call)
+        assert_same(comparable(self.dump), self.model.contents())
+        check(verb, now, before, self.dump)
+        assert after == self.dump, "run twice is not as once"
+        if name == "enqueue":
+            same = all(b == a for a, b in zip(reply, again, strict=True) if a.outcome == "created")
+            assert same, f"enqueue answered {reply}, and the second time {again}"
+        if name == "fetch":
+            assert (again.ids, again.messages) == (reply.ids, reply.messages), "another batch"
+        self.calls.append((name, args, options))
+        return reply
+
+    def call(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Call[Any]:
+        """A call of an operation, made now."""
+        make: Callable[..., Call[Any]]
+        make = getattr(ops, "end_cancelled" if name == "stopped" else name)
+        timed = name not in ("start", "progress", "pause", "resume", "abandon")
+        now = {"now_us": self.rig.now} if timed else {}
+        return make(self.rig.keys, *args, **options, **now)
+
+    def refused(self, call: Call[Any], error: type[QsyncError]) -> None:
+        """The call is refused, whole."""
+        try:
+            self.rig.run(call)
+        except error:
+            pass
+        else:
+            raise AssertionError(f"{call.script.name} was not refused: no {error.__name__}")
+        assert self.rig.dump() == self.dump, "it was refused, and something was written"
+
+    def look_and_repeat(self, call: Call[Any]) -> tuple[Dump, Any, Dump]:
+        """In one round trip: what the store holds; the call once more; what the store holds, and
+        what it counts."""
+        look, count = self.rig.dumping(), views.counts(self.rig.keys)
+        replies: list[Any] = self.rig.broker.run_many([look, call, look, count])
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        once, again, twice, counts = replies
+        check_counts(twice, counts)
+        return without_lost(once), again, without_lost(twice)
+
+
+def brings_in(name: str, args: Sequence[Any]) -> bool:
+    """Whether a call may be refused for want of memory: it brings in tasks, or results."""
+    results = name == "complete" and any(row.result for row in args[0])
+    return results or name in ("enqueue", "tick")
+
+
+def made(id: str, options: dict[str, Any]) -> NewTask:
+    remember_us = options.get("remember_us", 0)
+    options = {name: value for name, value in options.items() if name != "remember_us"}
+    task = Task("type", b"payload", id=id, **options)
+    return new_task(task, new_nonce(), remember_us=remember_us)
+
+
+def run_machine(
+    rig: Rig,
+    *,
+    examples: int,
+    fixed: bool,
+    phases: Sequence[Phase] = tuple(Phase),
+    machine: type[Scripts] = Scripts,
+) -> None:
+    """Raise what the machine finds. `fixed`: the same runs each time."""
+    machine = type("Scripts", (machine,), {"rig": rig})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=STEPS,
+            derandomize=fixed,
+            database=None,
+            deadline=None,
+            print_blob=True,
+            phases=phases,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

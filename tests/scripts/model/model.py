@@ -1,0 +1,412 @@
+"""What the scripts should do, said once more in plain Python: one method an operation.
+
+It is written from the design, not from the scripts, and `contents` says what the store should
+hold after each call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from qsync.broker.ops import (
+    Completion,
+    Enqueued,
+    FetchPolicy,
+    FetchResult,
+    HandedBack,
+    Killed,
+    LeaseRef,
+    Outcome,
+    PurgeStep,
+    Retried,
+)
+from qsync.new_task import NewTask
+from qsync.state import UNFINISHED
+from tests.scripts.model.queue import Known, Queue
+
+SECOND: Final = 1_000_000
+HOUR: Final = 3600 * SECOND
+LIMIT: Final = 100
+"""How much of each kind of upkeep a fetch does."""
+
+
+class Model(Queue):
+    """A queue and its operations, with the signatures of qsync.broker.ops but for `now`."""
+
+    def enqueue(
+        self, now: int, tasks: Sequence[NewTask], *, sender: str = "", number: int = 0
+    ) -> list[Enqueued]:
+        last, _, answers = self.calls.get(sender, (-1, 0, []))
+        if number <= last:
+            return answers if number == last else []
+        before = len(self.tasks)
+        recent = {
+            sent.id for sent in tasks if sent.remember_us and self.recent.get(sent.id, 0) > now
+        }
+        answers = self._enqueue(now, tasks, recent)
+        for sent, answer in zip(tasks, answers, strict=True):
+            if sent.remember_us and answer.outcome == "created" and len(self.tasks) > before:
+                ends = now + sent.remember_us
+                self.recent[sent.id] = max(ends, self.recent.get(sent.id, 0))
+        if sender and any(answer.outcome == "created" for answer in answers):
+            self.calls[sender] = (number, now, answers)
+        return answers
+
+    def _enqueue(
+        self, now: int, tasks: Sequence[NewTask], recent: Collection[str] = ()
+    ) -> list[Enqueued]:
+        answers, due = [], {}
+        for sent in tasks:
+            old = self.tasks.get(sent.id)
+            holder = self.holder(now, sent.lock) if sent.lock else None
+            if old:
+                same = old.sent.message == sent.message
+                answers.append(Enqueued("created" if same else "exists", sent.id))
+            elif sent.id in recent and sent.remember_us:
+                answers.append(Enqueued("repeated", sent.id))
+            elif holder:
+                answers.append(Enqueued("duplicate", holder))
+            else:
+                answers.append(Enqueued("created", sent.id))
+                task = self.tasks[sent.id] = Known(sent, now, key=sent.fairness_key)
+                self.counts["enqueued"] += 1
+                self.counts["bytes"] += len(task.message)
+                if sent.lock:
+                    ends = now + sent.window_us if sent.window_us else 0
+                    self.locks[sent.lock] = (ends, sent.id)
+                at = now + int(sent.due) if sent.due.startswith("+") else int(sent.due or now)
+                if at > now:
+                    due[sent.id] = at
+                    task.state = "new"
+                else:
+                    self.to_pending(now, sent.id)
+                    self.awake = True
+        self.to_later(now, "scheduled", due)
+        return answers
+
+    def tick(self, now: int, schedule: str, tick_us: int, task: NewTask) -> bool:
+        if self.ticks.get(schedule, -1) >= tick_us:
+            return False
+        self.ticks[schedule] = tick_us
+        return self._enqueue(now, [task])[0].outcome == "created"
+
+    def fetch(
+        self,
+        now: int,
+        *,
+        server: str,
+        number: int,
+        wanted: int,
+        policy: FetchPolicy,
+        again: bool = False,
+    ) -> FetchResult:
+        before, _, batch = self.fetches.get(server, (-1, 0, []))
+        self.generation = self.generation or f"{server}@{now}"
+        token = f"{server}/{number}"
+        waiting = ("scheduled", "pending", "active", "retry", "completed")
+        unneeded = not (self.locks or self.tags or any(map(self.those, waiting)))
+        just_swept = abs(now - self.swept) < min(300 * SECOND, policy.dead_age_us / 10)
+        if unneeded and (just_swept or not (self.calls or self.recent or self.those("dead"))):
+            if again:
+                self.fetches[server] = (number, now, [])
+            return self._fetched(now, [], None, [], 0, 0)
+        if number <= before:
+            same = [
+                id
+                for id in batch
+                if number == before and id in self.tasks and self.tasks[id].token == token
+            ]
+            next_due = 0 if number == before else None
+            answer = self._fetched(now, same, next_due, [], 0, 0)
+            return replace(answer, left=number == before and not self.paused)
+        self.more = False
+        for state in ("scheduled", "retry"):
+            for id in self.first(self.those(state, until=now)):
+                self.to_pending(now, id)
+        spared = 0
+        if self.those("active") or self.those("pending"):
+            spared = self.note_life(now, policy.lease_us)
+        own, recovered, died = self._recover(now, server, policy, 0 if spared else now)
+        taken = [] if self.paused else self.those("pending")[:wanted]
+        if taken:
+            self.virtual = max(self.virtual, self.tasks[taken[-1]].score)
+        for at, id in enumerate(taken):
+            self.move(now, id, "active", now + policy.lease_us + at)
+            self.tasks[id].token = token
+        if taken or again:
+            self.fetches[server] = (number, now, taken)
+        self._sweep(now, policy, LIMIT + len(taken), busy=bool(taken))
+        if not self.those("pending"):
+            self.tags, self.awake = {}, False
+        else:
+            self.tags = {key: tag for key, tag in self.tags.items() if tag > self.virtual}
+            self.awake = self.awake or not self.paused
+        waiting = [
+            max(task.score, spared) if task.state == "active" and task.score >= 0 else task.score
+            for task in self.tasks.values()
+            if task.state in ("scheduled", "retry", "active")
+        ]
+        next_due = max(0, int(min(waiting) - now)) if waiting else None
+        answer = self._fetched(now, taken, next_due, own, recovered, died)
+        left = bool(self.those("pending")) and not self.paused
+        return replace(answer, more=self.more, left=left)
+
+    def _fetched(
+        self, now: int, ids: list[str], next_due: int | None, own: list[str], back: int, died: int
+    ) -> FetchResult:
+        tasks = [self.tasks[id] for id in ids]
+        return FetchResult(
+            now_us=now,
+            next_due_us=next_due,
+            more=False,
+            recovered=back,
+            died=died,
+            ids=ids,
+            messages=[task.message for task in tasks],
+            failures=[task.failure for task in tasks],
+            crashes=[task.crash_count for task in tasks],
+            own_lapsed=own,
+            paused=bool(self.paused),
+            generation=self.generation,
+            since={id: t.since for id, t in zip(ids, tasks, strict=True) if t.since is not None},
+        )
+
+    def note_life(self, now: int, lease_us: int) -> int:
+        """A server is there; the moment until which lapsed leases are spared, 0 for none."""
+        if self.seen is not None and now - self.seen > lease_us / 2:
+            self.returned = now
+        if self.seen is None or abs(now - self.seen) > lease_us / 20:
+            self.seen = now
+        if self.returned is None:
+            return 0
+        until = math.floor(self.returned + lease_us / 3)
+        return until if self.returned <= now < until else 0
+
+    def _recover(
+        self, now: int, server: str, policy: FetchPolicy, until: int
+    ) -> tuple[list[str], int, int]:
+        own: list[str] = []
+        back: list[str] = []
+        died: list[str] = []
+        cancelled: list[str] = []
+        lapsed = self.those("active", until=until)[:LIMIT]
+        for id in lapsed:
+            task = self.tasks[id]
+            if task.token and task.token.rpartition("/")[0] == server:
+                own.append(id)
+            elif task.cancel is not None:
+                cancelled.append(id)
+            else:
+                crashes = task.crash_count
+                if crashes == 0 or (task.crashes or "").endswith("+"):
+                    crashes += 1
+                    self.counts["crashed"] += 1
+                of_it = crashes >= policy.max_crashes
+                task.crashes = f"{crashes}!" if of_it else f"{crashes}"
+                (died if of_it else back).append(id)
+        self.more |= len(lapsed) == LIMIT > len(own)
+        self.to_head(now, back)
+        self.runnable_from(dict.fromkeys(back, now))
+        for id in died:
+            self.move(now, id, "dead", now)
+            self.counts["dead"] += 1
+        self.end_cancelled(now, cancelled)
+        return own, len(back), len(died)
+
+    def first(self, ids: list[str], most: int = LIMIT) -> list[str]:
+        """As many of the ids as one fetch does; it says so when that is all that it can."""
+        self.more |= len(ids) >= most
+        return ids[:most]
+
+    def _sweep(self, now: int, policy: FetchPolicy, most: int, *, busy: bool) -> None:
+        for id in self.first(self.those("completed", until=now), most):
+            self.move(now, id, None)
+        dead = self.those("dead")
+        old = len(self.those("dead", until=now - policy.dead_age_us))
+        for id in self.first(dead[: max(old, len(dead) - policy.dead_limit)], most):
+            self.move(now, id, None)
+            self.counts["trimmed"] += 1
+        if abs(now - self.swept) >= SECOND:
+            before = len(self.locks) + len(self.fetches) + len(self.calls)
+            self.locks = {lock: of for lock, of in self.locks.items() if self.holder(now, lock)}
+            self.fetches = {s: last for s, last in self.fetches.items() if now - last[1] <= HOUR}
+            self.recent = {id: ends for id, ends in self.recent.items() if ends > now}
+            self.calls = {
+                s: last for s, last in self.calls.items() if now - last[1] <= 600 * SECOND
+            }
+            if (
+                busy
+                or self.swept > now
+                or len(self.locks) + len(self.fetches) + len(self.calls) < before
+            ):
+                self.swept = now
+
+    def complete(self, now: int, rows: Sequence[Completion]) -> list[Outcome]:
+        held, answers = self.owned(rows)
+        for row in held:
+            if self.tasks[row.id].since is not None:
+                self.tasks[row.id].progress = None
+            if row.retention_us is None:
+                self.move(now, row.id, None)
+            else:
+                self.move(now, row.id, "completed", now + row.retention_us, keeps=True)
+                self.tasks[row.id].result = row.result
+                self.tasks[row.id].cancel = None
+            self.counts["completed"] += 1
+        return answers
+
+    def retry(self, now: int, rows: Sequence[Retried]) -> list[Outcome]:
+        held, answers = self.owned(rows)
+        self.unmark(held)
+        for row in held:
+            self.tasks[row.id].failure = row.failure
+            self.counts["failed"] += 1
+        cancelled = [row.id for row in held if self.tasks[row.id].cancel is not None]
+        again = {row.id: now + row.delay_us for row in held if row.id not in cancelled}
+        self.counts["retried"] += len(again)
+        self.end_cancelled(now, cancelled)
+        self.to_later(now, "retry", again)
+        return answers
+
+    def kill(self, now: int, rows: Sequence[Killed]) -> list[Outcome]:
+        held, answers = self.owned(rows)
+        for row in held:
+            self.move(now, row.id, "dead", now)
+            self.tasks[row.id].failure = row.failure
+            self.tasks[row.id].cancel = None
+            self.counts["dead"] += 1
+            self.counts["failed"] += row.failed
+            self.swept = 0
+        return answers
+
+    def hand_back(self, now: int, rows: Sequence[HandedBack]) -> list[Outcome]:
+        held, answers = self.owned(rows)
+        self.unmark(held)
+        for row in held:
+            self.tasks[row.id].failure = row.failure or self.tasks[row.id].failure
+        cancelled = [row.id for row in held if self.tasks[row.id].cancel is not None]
+        rest = [row for row in held if row.id not in cancelled]
+        self.end_cancelled(now, cancelled)
+        later = {row.id: now + row.delay_us for row in rest if row.delay_us is not None}
+        head = [row.id for row in rest if row.delay_us is None]
+        self.to_later(now, "scheduled", later)
+        self.to_head(now, head)
+        self.runnable_from({**later, **dict.fromkeys(head, now)})
+        self.awake = self.awake or bool(head)
+        return answers
+
+    def stopped(self, now: int, rows: Sequence[LeaseRef]) -> list[Outcome]:
+        held, answers = self.owned(rows)
+        self.end_cancelled(now, [row.id for row in held])
+        return answers
+
+    def renew(self, now: int, rows: Sequence[LeaseRef], *, lease_us: int) -> list[str]:
+        held, answers = self.owned(rows)
+        if held:
+            self.note_life(now, lease_us)
+        for at, row in enumerate(held):
+            self.tasks[row.id].score = now + lease_us + at
+        cancelled = {row for row in held if self.tasks[row.id].cancel is not None}
+        return [
+            "cancelled" if answer == "ok" and row in cancelled else answer
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+
+    def start(self, now: int, rows: Sequence[LeaseRef]) -> list[Outcome]:
+        held, answers = self.owned(rows)
+        for row in held:
+            task = self.tasks[row.id]
+            if task.crashes:
+                task.crashes = f"{task.crash_count}+"
+        return answers
+
+    def progress(self, now: int, rows: Sequence[Any]) -> list[Outcome]:
+        held, answers = self.owned(rows)
+        for row in held:
+            self.tasks[row.id].progress = f"{row.done}/{row.total}".encode()
+        return answers
+
+    def cancel(self, now: int, id: str, *, retention_us: int | None) -> tuple[str, str]:
+        task = self.tasks.get(id)
+        retention = "" if retention_us is None else str(retention_us)
+        if task is None:
+            return ("missing", "")
+        if task.state == "active":
+            task.cancel = retention
+            return ("active", task.token or "")
+        if task.state not in UNFINISHED:
+            return ("finished" if task.cancel is None else "cancelled", "")
+        task.cancel, task.progress = retention, None
+        self.end_cancelled(now, [id])
+        return ("cancelled", "")
+
+    def run(
+        self,
+        now: int,
+        id: str,
+        state: str,
+        *,
+        fairness_key: str,
+        lock: str,
+        failure: bytes,
+    ) -> tuple[str, str]:
+        task = self.tasks.get(id)
+        if task is None or task.state != state or state not in ("scheduled", "retry", "dead"):
+            return ("changed", "")
+        if state == "dead":
+            holder = self.holder(now, lock) if lock else None
+            if holder not in (None, id):
+                return ("duplicate", holder or "")
+            if lock:
+                ends, _ = self.locks[lock] if holder else (0, "")
+                self.locks[lock] = (ends, id)
+            task.crashes, task.failure = None, failure or None
+            task.key = fairness_key
+        self.to_pending(now, id)
+        self.runnable_from({id: now})
+        self.awake = True
+        return ("ok", "")
+
+    def delete(self, now: int, ids: Sequence[str], state: str) -> int:
+        gone = [
+            id
+            for id in dict.fromkeys(ids)
+            if state != "active" and id in self.tasks and self.tasks[id].state == state
+        ]
+        for id in gone:
+            self.move(now, id, None)
+            self.recent.pop(id, None)
+        return len(gone)
+
+    def purge(self, now: int, state: str) -> PurgeStep:
+        gone = self.those(state, until=now if state == "active" else math.inf)
+        for id in gone:
+            self.move(now, id, None)
+            self.recent.pop(id, None)
+        return PurgeStep(len(gone), len(self.those(state)), None)
+
+    def pause(self, now: int, note: bytes) -> bool:
+        changed = not self.paused
+        self.paused = note
+        return changed
+
+    def resume(self, now: int) -> bool:
+        changed = bool(self.paused)
+        self.paused = b""
+        self.awake = self.awake or changed
+        return changed
+
+    def abandon(self, now: int, server: str) -> tuple[str, int]:
+        found = [
+            task
+            for task in self.tasks.values()
+            if task.token and task.token.rpartition("/")[0] == server
+        ]
+        for task in found:
+            task.score -= 2**52 if task.score >= 0 else 0
+        self.awake = self.awake or bool(found)
+        return ("0", len(found))

@@ -1,0 +1,50 @@
+"""The heart of the suite: whatever is called in whatever order, the scripts do what the model says.
+
+QSYNC_MODEL_EXAMPLES sets how many runs of STEPS calls are made, which are then other ones each
+time. A failure prints the steps that lead to it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import pytest
+
+from qsync.state import TRANSITIONS
+from tests.scripts.model.machine import run_machine
+from tests.scripts.model.mistakes import IN_SCRIPTS
+from tests.support.invariants import VERBS
+from tests.support.queue_driver import BINARIES, Rig
+from tests.support.stores import Binary, available
+from tools.mutants import by_model
+
+EXAMPLES: Final = os.environ.get("QSYNC_MODEL_EXAMPLES")
+DEFAULT: Final = {"valkey": 100, "redis": 25}
+
+
+@pytest.mark.faults(25, 34, 35, 36, 46, 61, 64, 71, 72, 73, 76, 79)
+@pytest.mark.guarantee(1, 2, 3, 5, 6)
+@pytest.mark.timeout(0 if EXAMPLES else 300)
+@pytest.mark.parametrize("binary", BINARIES)
+def test_the_scripts_do_what_the_model_says(binary: Binary) -> None:
+    with Rig(binary) as rig:
+        run_machine(rig, examples=int(EXAMPLES or DEFAULT[binary]), fixed=EXAMPLES is None)
+
+
+QUICK: Final = (
+    "settle without token", "lock outlives death", "recovery reads messages",
+    "no room for anything", "due tasks moved in two steps",
+)  # fmt: skip
+"""Some of the mistakes; `python -m tools.mutants` plants all of them."""
+
+
+@pytest.mark.skipif(not available("valkey"), reason="needs valkey")
+@pytest.mark.parametrize("name", QUICK)
+def test_the_machine_finds_a_planted_mistake(name: str) -> None:
+    assert by_model(IN_SCRIPTS[name], 100) is not None
+
+
+def test_every_transition_has_a_verb_that_the_machine_knows() -> None:
+    verbs = {verb for verbs in VERBS.values() for verb in verbs}
+    assert {verb for _, verb in TRANSITIONS} == verbs

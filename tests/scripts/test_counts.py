@@ -1,0 +1,73 @@
+"""The view `counts`: how much a queue holds, and its counters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from qsync.broker import views
+from qsync.keys import QUEUE_KEYS
+from qsync.state import STORED, TaskState
+from tests.support.queue_driver import BINARIES, DAY, START, Rig, S
+
+
+@pytest.fixture(params=BINARIES)
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with Rig(request.param) as rig:
+        yield rig
+
+
+def test_a_queue_that_is_not_there_holds_nothing(rig: Rig) -> None:
+    counts = rig.run(views.counts(rig.keys))
+    assert counts.states == dict.fromkeys(TaskState, 0)
+    assert set(counts.others) == set(QUEUE_KEYS) - set(STORED) - {"wake", "idle", "meta", "stats"}
+    assert not any(counts.others.values())
+    assert counts.stats == {}
+
+
+def test_every_state_and_every_other_key_is_counted(rig: Rig) -> None:
+    rig.enqueue("kept", retention=60)
+    [kept] = rig.lease()
+    rig.complete(kept, retention_us=60 * S, result=b"r")
+    rig.enqueue("d1", "d2")
+    rig.kill(*rig.lease())
+    rig.enqueue("again")
+    rig.retry(*rig.lease())
+    rig.enqueue("run1", "run2", "run3")
+    rig.lease()
+    rig.enqueue("later", delay=60)
+    rig.enqueue("p1", unique=True)
+    rig.enqueue("p2", "p3", "p4", fairness_key="k")
+    counts = rig.run(views.counts(rig.keys))
+    assert {state.value: number for state, number in counts.states.items()} == {
+        "scheduled": 1, "pending": 4, "active": 3, "retry": 1, "completed": 1, "dead": 2,
+        "cancelled": 0,
+    }  # fmt: skip
+    assert counts.others == {
+        "fairness": 2, "tasks": 12, "owner": 3, "crashes": 0, "failures": 3, "results": 1,
+        "unique": 2, "keys": 3, "fetches": 1, "ticks": 0, "schedules": 0, "cancels": 0,
+        "progress": 0, "calls": 0, "recent": 0,
+    }  # fmt: skip
+
+
+def test_counters_are_there_in_all_and_by_day(rig: Rig) -> None:
+    rig.enqueue("a", "b")
+    rig.now += DAY
+    rig.enqueue("c")
+    rig.complete(*rig.lease())
+    stats = rig.run(views.counts(rig.keys)).stats
+    day = START // DAY
+    assert stats["enqueued"] == 3
+    assert stats[f"enqueued:{day}"] == 2
+    assert stats[f"enqueued:{day + 1}"] == 1
+    assert stats["completed"] == 3
+    assert f"completed:{day}" not in stats
+
+
+def test_a_counter_that_somebody_spoilt_is_left_out(rig: Rig) -> None:
+    rig.enqueue("a")
+    rig.set("stats", "completed", "many")
+    stats = rig.run(views.counts(rig.keys)).stats
+    assert stats["enqueued"] == 1
+    assert "completed" not in stats

@@ -1,0 +1,192 @@
+"""What an idle queue costs: nothing is written for it, and a late copy of a fetch does no harm."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from qsync import Mux, Qsync, TaskInfo
+from qsync.broker import ops, redis_clients
+from qsync.broker.blocking import Broker
+from qsync.broker.ops import FetchPolicy
+from qsync.keys import GlobalKeys, QueueKeys
+from qsync.new_task import NewTask, new_nonce, new_task
+from qsync.task import Task
+from tests.support.stores import Store, wait_until_async
+
+S = 1_000_000
+START = 1_700_000_000 * S
+POLICY = FetchPolicy(lease_us=30 * S, max_crashes=3, dead_limit=100, dead_age_us=86_400 * S)
+
+
+class Queue:
+    def __init__(self, store: Store, prefix: str) -> None:
+        self.store = store
+        self.keys = QueueKeys(prefix, "default")
+        self.broker = Broker(redis_clients.parse(store.url))
+        self.now_us = START
+        self.numbers: dict[str, int] = {}
+
+    def run(self, call: Any) -> Any:
+        return self.broker.run(call)
+
+    def fetch(self, server: str = "s", wanted: int = 100, **options: Any) -> ops.FetchResult:
+        number = self.numbers[server] = self.numbers.get(server, 0) + 1
+        return self.repeat(server, number, wanted, **options)
+
+    def repeat(
+        self, server: str, number: int, wanted: int = 100, **options: Any
+    ) -> ops.FetchResult:
+        call = ops.fetch(
+            self.keys, server=server, number=number, wanted=wanted, policy=POLICY,
+            now_us=self.now_us, **options,
+        )  # fmt: skip
+        fetched: ops.FetchResult = self.run(call)
+        return fetched
+
+    def enqueue(self, task: Task) -> NewTask:
+        sent = new_task(task, new_nonce())
+        self.run(ops.enqueue(self.keys, [sent], now_us=self.now_us))
+        return sent
+
+    def written(self) -> int:
+        """Bytes of the append-only file."""
+        info: dict[str, Any] = self.store.client().info("persistence")
+        return int(info["aof_current_size"])
+
+    def hour(self, servers: int = 10) -> int:
+        """An hour in which so many servers look twice a minute; what was written in it."""
+        for server in range(servers):
+            self.fetch(f"s{server}")
+        before = self.written()
+        for _ in range(120):
+            self.now_us += 30 * S
+            for server in range(servers):
+                assert self.fetch(f"s{server}").ids == []
+        return self.written() - before
+
+
+@pytest.fixture
+def queue(prefix: str) -> Iterator[Queue]:
+    with Store("valkey", aof=True) as store:
+        queue = Queue(store, prefix)
+        yield queue
+        queue.broker.close()
+
+
+@pytest.mark.faults(99)
+def test_empty_queue_costs_no_writes(queue: Queue) -> None:
+    assert queue.hour() == 0
+
+
+@pytest.mark.faults(99)
+def test_queue_with_tasks_for_later_costs_no_writes(queue: Queue) -> None:
+    queue.enqueue(Task("a", delay=7200, unique=True))
+    assert queue.hour() == 0
+
+
+@pytest.mark.faults(99)
+def test_used_queue_costs_no_writes_once_it_is_swept(queue: Queue) -> None:
+    """What servers and clients left there has its time; then nothing is written any more."""
+    sent = queue.enqueue(Task("a"))
+    dead = queue.enqueue(Task("a"))
+    queue.fetch("s0")
+    token = f"s0/{queue.numbers['s0']}"
+    queue.run(ops.complete(queue.keys, [ops.Completion(sent.id, token)], now_us=queue.now_us))
+    queue.run(ops.kill(queue.keys, [ops.Killed(dead.id, token, True, b"")], now_us=queue.now_us))
+    queue.now_us += 3601 * S
+    queue.hour(1)
+    assert queue.hour() == 0
+
+
+def test_paused_queue_costs_no_writes_for_what_waits(queue: Queue) -> None:
+    queue.run(ops.pause(queue.keys, b"somebody", now_us=queue.now_us))
+    assert queue.hour() == 0
+
+
+@pytest.mark.faults(99)
+@pytest.mark.parametrize("queues", [1, 3])
+def test_idle_servers_write_nothing(queue: Queue, prefix: str, queues: int) -> None:
+    """They announce themselves all the time, which is of no use after a restart of the store."""
+    names = [f"q{at}" for at in range(queues)]
+
+    def announced() -> list[float]:
+        """Until when each server counts as live."""
+        with queue.store.client() as client:
+            return [score for _, score in client.zrange(servers, 0, -1, withscores=True)]
+
+    async def main() -> int:
+        async with contextlib.AsyncExitStack() as running:
+            for _ in range(10):
+                server = app.server(mux, queues=names, lease=3, sweep=0.2, shutdown_timeout=0)
+                await running.enter_async_context(server)
+            await wait_until_async(lambda: len(announced()) == 10)
+            latest = max(announced())
+            await wait_until_async(lambda: min(announced()) > latest)  # and all have fetched
+            before = queue.written()
+            latest = max(announced())
+            await wait_until_async(lambda: min(announced()) > latest)
+            assert len(announced()) == 10
+            return queue.written() - before
+
+    app, mux, servers = Qsync(queue.store.url, prefix=prefix), Mux(), GlobalKeys(prefix).servers
+
+    @mux.handle("t")
+    async def t(task: TaskInfo) -> None: ...
+
+    assert asyncio.run(main()) == 0
+
+
+def test_store_that_was_restarted_soon_knows_its_servers(queue: Queue, prefix: str) -> None:
+    mux = Mux()
+
+    @mux.handle("t")
+    async def t(task: TaskInfo) -> None: ...
+
+    async def main() -> None:
+        async with (
+            Qsync(queue.store.url, prefix=prefix) as app,
+            app.server(mux, lease=60, shutdown_timeout=0) as server,  # announced every 30 s
+            contextlib.aclosing(app.inspector()) as inspector,
+        ):
+            await wait_until_async(inspector.servers)
+            queue.store.kill()
+            queue.store.restart()
+            await wait_until_async(inspector.servers)
+            [known] = await inspector.servers()
+            assert known.id == server.id
+
+    asyncio.run(main())
+
+
+def test_late_copy_of_a_fetch_that_was_made_again_takes_nothing(queue: Queue) -> None:
+    """The first copy hung on a dead connection while the second one was answered."""
+    assert queue.repeat("s", 7, again=True).ids == []
+    sent = queue.enqueue(Task("a"))
+    assert queue.repeat("s", 7).ids == []
+    assert queue.repeat("s", 8).ids == [sent.id]
+
+
+def test_fetch_made_again_brings_what_came_meanwhile(queue: Queue) -> None:
+    assert queue.repeat("s", 7).ids == []
+    sent = queue.enqueue(Task("a"))
+    assert queue.repeat("s", 7, again=True).ids == [sent.id]
+    assert queue.repeat("s", 7, again=True).ids == [sent.id]
+
+
+def test_fetch_says_whether_more_wait(queue: Queue) -> None:
+    for _ in range(3):
+        queue.enqueue(Task("a"))
+    assert [queue.fetch(wanted=wanted).left for wanted in (0, 2, 1, 1)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    queue.enqueue(Task("a"))
+    queue.run(ops.pause(queue.keys, b"somebody", now_us=queue.now_us))
+    assert not queue.fetch().left

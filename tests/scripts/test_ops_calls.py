@@ -1,0 +1,141 @@
+"""An enqueue that is made again, since its reply was lost, is answered as at first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from qsync.broker import ops
+from qsync.broker.ops import Enqueued
+from tests.support.queue_driver import BINARIES, DAY, Rig, S
+
+pytestmark = [pytest.mark.faults(34), pytest.mark.guarantee(5)]
+
+KEPT = 600 * S
+"""For how long the last call of a sender is kept."""
+
+
+@pytest.fixture(params=BINARIES)
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with Rig(request.param) as rig:
+        yield rig
+
+
+def created(*ids: str) -> list[Enqueued]:
+    return [Enqueued("created", id) for id in ids]
+
+
+def test_a_task_that_ended_is_not_made_again(rig: Rig) -> None:
+    call = ops.enqueue(rig.keys, rig.tasks("a", "b"), sender="x", number=1, now_us=rig.now)
+    assert rig.run(call) == created("a", "b")
+    rig.complete(*rig.lease())
+    before = rig.dump()
+    assert rig.run(call) == created("a", "b")
+    assert rig.dump() == before
+
+
+def test_without_a_sender_it_is_made_again(rig: Rig) -> None:
+    """So it is the sender that makes the difference."""
+    call = ops.enqueue(rig.keys, rig.tasks("a"), now_us=rig.now)
+    rig.run(call)
+    rig.complete(*rig.lease())
+    rig.run(call)
+    assert rig.state("a") == "pending"
+
+
+@pytest.mark.faults(72)
+def test_a_window_that_outlives_its_task_answers_its_own_call_as_at_first(rig: Rig) -> None:
+    [task] = rig.tasks("a", unique=60)
+    call = ops.enqueue(rig.keys, [task], sender="x", number=1, now_us=rig.now)
+    assert rig.run(call) == created("a")
+    rig.complete(*rig.lease())
+    assert rig.run(call) == created("a")
+    assert rig.send(rig.tasks("b", unique=60, payload=b"a")) == [("duplicate", "a")]
+
+
+def test_what_was_not_created_is_answered_as_at_first_too(rig: Rig) -> None:
+    rig.enqueue("a")
+    rig.enqueue("l", unique=True, unique_key="k")
+    tasks = [
+        *rig.tasks("a", "b"), *rig.tasks("c", unique=True, unique_key="k"), *rig.tasks("d"),
+    ]  # fmt: skip
+    call = ops.enqueue(rig.keys, tasks, sender="x", number=7, now_us=rig.now)
+    first = rig.run(call)
+    assert first == [
+        Enqueued("exists", "a"), *created("b"), Enqueued("duplicate", "l"), *created("d"),
+    ]  # fmt: skip
+    rig.complete(*rig.lease())
+    before = rig.dump()
+    assert rig.run(call) == first
+    assert rig.dump() == before
+
+
+def test_call_that_found_its_own_task_does_not_create_it_again_after_it_ended(rig: Rig) -> None:
+    """Each attempt of a parent sends the same child, by a sender of its own."""
+    tasks = rig.tasks("child")
+    first = ops.enqueue(rig.keys, tasks, sender="first", number=1, now_us=rig.now)
+    second = ops.enqueue(rig.keys, tasks, sender="second", number=1, now_us=rig.now)
+    assert rig.run(first) == created("child")
+    assert rig.run(second) == created("child")
+    rig.complete(*rig.lease())
+    before = rig.dump()
+    assert rig.run(second) == created("child")
+    assert rig.run(first) == created("child")
+    assert rig.dump() == before
+
+
+def test_a_call_that_created_nothing_leaves_no_trace(rig: Rig) -> None:
+    rig.enqueue("a")
+    before = rig.dump()
+    call = ops.enqueue(rig.keys, rig.tasks("a"), sender="x", number=1, now_us=rig.now)
+    assert rig.run(call) == [Enqueued("exists", "a")]
+    assert rig.dump() == before
+
+
+def test_a_call_that_comes_after_a_later_one_does_nothing(rig: Rig) -> None:
+    late = ops.enqueue(rig.keys, rig.tasks("a"), sender="x", number=1, now_us=rig.now)
+    later = ops.enqueue(rig.keys, rig.tasks("b"), sender="x", number=2, now_us=rig.now)
+    assert rig.run(later) == created("b")
+    before = rig.dump()
+    assert rig.run(late) == []
+    assert rig.dump() == before
+
+
+def test_senders_do_not_disturb_each_other(rig: Rig) -> None:
+    for sender, number in (("x", 5), ("y", 1), ("x", 6), ("y", 2)):
+        id = f"{sender}{number}"
+        call = ops.enqueue(rig.keys, rig.tasks(id), sender=sender, number=number, now_us=rig.now)
+        assert rig.run(call) == created(id)
+        assert rig.run(call) == created(id)
+    assert rig.client.hlen(rig.keys.key("calls")) == 2
+
+
+def test_a_sender_is_forgotten_after_ten_minutes_and_not_before(rig: Rig) -> None:
+    rig.run(ops.enqueue(rig.keys, rig.tasks("a"), sender="x", number=1, now_us=rig.now))
+    rig.now += KEPT
+    rig.run(ops.enqueue(rig.keys, rig.tasks("b"), sender="y", number=1, now_us=rig.now))
+    rig.fetch()
+    assert rig.field("calls", "x")
+    rig.now += S
+    rig.fetch()
+    assert rig.field("calls", "x") is None
+    assert rig.field("calls", "y")
+
+
+def test_however_many_senders_there_were_all_are_forgotten_at_the_rate_of_the_fetches(
+    rig: Rig,
+) -> None:
+    """More than a hundred a second: each fetch that finds much to forget has the next go on."""
+    many = 5000
+    mapping = {f"s{n}": f"1 {rig.now:d}" for n in range(many)}
+    rig.client.hset(rig.keys.key("calls"), mapping=mapping)
+    rig.now += DAY
+    fetches = 0
+    while left := rig.client.hlen(rig.keys.key("calls")):
+        assert rig.fetch(0).more == bool(rig.client.hlen(rig.keys.key("calls"))), left
+        rig.now += 1000
+        fetches += 1
+        assert fetches < many / 20
+    rig.now += S
+    assert not rig.fetch(0).more

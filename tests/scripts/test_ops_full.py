@@ -1,0 +1,57 @@
+"""A store without memory refuses new tasks and results, whole; all else goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from qsync.broker import ops, views
+from qsync.broker.ops import Completion
+from qsync.errors import QueueFull
+from tests.scripts.test_ops_twice import ALL, queue
+from tests.support.queue_driver import BINARIES, Rig, S
+
+REFUSED = {"enqueue", "tick", "complete and keep"}
+
+
+@pytest.fixture(params=BINARIES)
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with Rig(request.param) as rig:
+        try:
+            yield rig
+        finally:
+            rig.client.config_set("maxmemory", 0)
+
+
+@pytest.mark.faults(26)
+@pytest.mark.parametrize("name", ALL)
+def test_only_what_brings_something_in_is_refused(rig: Rig, name: str) -> None:
+    call = ALL[name](rig, queue(rig))
+    before = rig.dump()
+    rig.client.config_set("maxmemory", 1)
+    if name in REFUSED:
+        with pytest.raises(QueueFull):
+            rig.run(call)
+        assert rig.dump() == before
+    else:
+        rig.run(call)
+
+
+def test_a_task_can_be_looked_at(rig: Rig) -> None:
+    queue(rig)
+    rig.client.config_set("maxmemory", 1)
+    shown = rig.run(views.show(rig.keys, ["a", "p", "s", "r", "c", "d"]))
+    assert all(shown)
+
+
+@pytest.mark.faults(26, 61)
+def test_a_batch_with_one_result_is_refused_whole_and_passes_without_room(rig: Rig) -> None:
+    a, b = queue(rig)
+    rig.client.config_set("maxmemory", 1)
+    tasks = [Completion(*a), Completion(*b, S, b"result")]
+    with pytest.raises(QueueFull):
+        rig.run(ops.complete(rig.keys, tasks, now_us=rig.now))
+    assert [rig.state(one.id) for one in (a, b)] == ["active", "active"]
+    assert rig.run(ops.complete_without_room(rig.keys, tasks, now_us=rig.now)) == ["ok", "ok"]
+    assert [rig.state(one.id) for one in (a, b)] == [None, "completed"]

@@ -1,0 +1,244 @@
+"""Whatever somebody wrote into a field: the scripts go on, and tasks beside it run as ever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from qsync.broker import ops, views
+from qsync.broker.ops import LeaseRef
+from qsync.keys import QUEUE_KEYS
+from qsync.message import Failure, decode_failure
+from qsync.state import STORED, TaskState
+from tests.scripts.test_ops_locks import LOCK, NAME
+from tests.support.queue_driver import BINARIES, DAY, LAPSE, STATES, Rig, S
+
+GARBAGE = {
+    "empty": b"", "word": b"garbage", "negative": b"-1", "nan": b"nan", "inf": b"inf",
+    "long": b"9" * 400, "half": b"5:", "overflow": b"99999999999999999999:x",
+    "bytes": b"\xff\xfe\x00", "truncated": b"\x93\x01",
+}  # fmt: skip
+
+HASHES = [name for name, (type, _) in QUEUE_KEYS.items() if type == "hash"]
+
+
+every_garbage = pytest.mark.parametrize("value", GARBAGE.values(), ids=GARBAGE)
+
+
+@pytest.fixture(params=BINARIES)
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with Rig(request.param) as rig:
+        yield rig
+
+
+def spoilt_fields(name: str) -> list[str]:
+    """The fields of a hash that scripts read."""
+    return {
+        "unique": [f"={NAME}", "@a", "odd", "=", "@"],
+        "fetches": ["s", "t", "gone"],
+        "meta": ["v", "swept", "cursor", "fetches_cursor", "day", "weight:k", "paused_at"],
+        "stats": [
+            f"{counter}{day}"
+            for counter in ("enqueued", "bytes", "completed", "failed", "retried", "crashed",
+                            "dead", "cancelled", "trimmed", "lost")
+            for day in ("", ":20000", ":1", ":x", ":99999999999999999999")
+        ],
+        "ticks": ["hourly"],
+        "schedules": ["=hourly", ">hourly", "@hourly", "hourly", "=", "!"],
+    }.get(name, ["a"])  # fmt: skip
+
+
+def spoil(rig: Rig, name: str, value: bytes) -> None:
+    for field in spoilt_fields(name):
+        rig.set(name, field, value)
+
+
+def work(rig: Rig) -> None:
+    """Each operation, on the task `a` and on others; none may be refused."""
+    rig.enqueue("n1", "n2", "n3", fairness_key="k")
+    rig.enqueue("locked", **LOCK)
+    rig.enqueue("later", delay=1)
+    tick = rig.tasks("ticked")[0]
+    rig.run(ops.begin_ticks(rig.keys, ["hourly"], now_us=rig.now))
+    rig.run(ops.tick(rig.keys, "hourly", rig.now + 1, tick, now_us=rig.now))
+    rig.run(views.show(rig.keys, ["a", "n1", "later"]))
+    held = {one.id: one for one in rig.lease(server="w")}
+    assert {"n1", "n2", "n3", "ticked"} <= set(held)
+    everything = list(held.values())
+    rig.renew(*everything)
+    rig.start(*everything)
+    rig.run(ops.progress(rig.keys, [(*one, 1, 2) for one in everything]))
+    rig.status("a")
+    assert rig.retry(held["n1"], delay_us=0) == ["ok"]
+    assert rig.kill(held["n2"]) == ["ok"]
+    assert rig.hand_back(held["n3"]) == ["ok"]
+    assert rig.complete(held["ticked"]) == ["ok"]
+    for one in [held[id] for id in ("a", "locked") if id in held]:
+        assert rig.hand_back(one) == ["ok"]
+    again = {one.id: one for one in rig.lease(server="w")}
+    rig.cancel("a", retention_us=S)
+    rig.start(*again.values())
+    rig.now += LAPSE
+    rig.be_seen()
+    rig.abandon("w")
+    rig.fetch(0, server="t")
+    rig.rerun("n2", "dead", lock=NAME)
+    for number in (10**6, 10**6, 10**6 - 1, 10**6 + 1):
+        rig.fetch(1, server="s", number=number)
+    rig.now += DAY
+    rig.fetch(0, server="t")
+    rig.cancel("n3")
+    rig.delete("dead", "n2")
+    rig.run(views.overview(rig.keys))
+    rig.run(views.schedules(rig.keys))
+    rig.run(views.schedules(rig.keys, "hourly"))
+    rig.run(views.locate(rig.keys, "a", lock=NAME, server="s"))
+    for state in STORED:
+        rig.run(views.page(rig.keys, state, count=100))
+    rig.run(ops.publish(rig.keys, [("hourly", b"", b"")], now_us=rig.now))
+    rig.run(ops.pause_schedule(rig.keys, "hourly", b"me", now_us=rig.now))
+    rig.run(ops.resume_schedule(rig.keys, "hourly", now_us=rig.now))
+
+
+def settled(rig: Rig) -> None:
+    """After a while all that is left can be fetched and completed, and nothing stays behind."""
+    for _ in range(5):
+        rig.now += LAPSE
+        rig.be_seen()
+        rig.fetch(0, server="last1")
+        rig.complete(*rig.lease(server="last2"))
+        rig.now += DAY
+    rig.fetch(0, server="last1")
+    assert [rig.ids(state) for state in ("scheduled", "pending", "active", "retry")] == [[]] * 4
+
+
+@pytest.mark.faults(55)
+@every_garbage
+@pytest.mark.parametrize("name", HASHES)
+def test_a_spoilt_field_stops_nothing(rig: Rig, name: str, value: bytes) -> None:
+    rig.enqueue("a", **LOCK)
+    rig.enqueue("b", fairness_key="k")
+    spoil(rig, name, value)
+    work(rig)
+    spoil(rig, name, value)
+    work(rig)
+    settled(rig)
+
+
+@every_garbage
+def test_all_fields_of_an_active_task_may_be_spoilt(rig: Rig, value: bytes) -> None:
+    rig.enqueue("a", "b", unique=True)
+    rig.lease()
+    for name in HASHES:
+        spoil(rig, name, value)
+    rig.now += LAPSE
+    rig.be_seen()
+    assert "b" in rig.fetch(server="u", number=1).ids
+    rig.status("a")
+    assert rig.complete(LeaseRef("b", "u/1")) == ["ok"]
+    settled(rig)
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("score", ["inf", "-inf", "1e300", "-1e300", "0.5"])
+def test_an_absurd_score_stops_nothing(rig: Rig, state: str, score: str) -> None:
+    rig.enqueue("a")
+    rig.client.zrem(rig.keys.key("pending"), "a")
+    rig.client.zadd(rig.keys.key(state), {"a": score})
+    status = rig.status("a")
+    assert status is not None
+    assert status.state == state
+    work(rig)
+    rig.status("a")
+    work(rig)
+
+
+@pytest.mark.parametrize("state", ["scheduled", "pending", "retry", "active"])
+@pytest.mark.parametrize("member", [b"", b"two words", b"\xff\xfe", b"new\nline", b"\x7f"])
+def test_what_cannot_be_an_id_is_not_run_and_ends_with_its_lease(
+    rig: Rig, state: str, member: bytes
+) -> None:
+    rig.enqueue("a", "b")
+    rig.client.zadd(rig.keys.key(state), {member: 1})
+    rig.set("tasks", member, b"a message")  # type: ignore[arg-type]
+    rig.set("owner", member, "s/1")  # type: ignore[arg-type]
+    first = rig.fetch(number=2)
+    again = rig.fetch(number=2)
+    assert sorted(first.ids) == sorted(again.ids) == ["a", "b"]
+    assert len(first.messages) == len(first.failures) == len(first.crashes) == 2
+    rig.now += LAPSE
+    rig.be_seen()
+    assert rig.fetch(number=3).own_lapsed == ["a", "b"]
+    assert [name for name, held in rig.dump().items() if name != "fetches" and member in held] == []
+
+
+@pytest.mark.parametrize("tag", ["inf", "-inf", "1e300", "9007199254740992"])
+def test_an_absurd_tag_does_not_spoil_the_order_of_what_comes_later(rig: Rig, tag: str) -> None:
+    rig.enqueue("first")
+    rig.client.zadd(rig.keys.key("pending"), {"first": tag})
+    rig.client.zadd(rig.keys.key("fairness"), {"": tag, "k": tag})
+    rig.complete(*rig.lease())
+    later = [f"t{n}" for n in range(9, 0, -1)]
+    rig.enqueue(*later)
+    rig.hand_back(*rig.lease(3))
+    rig.enqueue("k1", "k2", fairness_key="k")
+    order = rig.fetch().ids
+    assert [id for id in order if id in later] == later
+    assert [id for id in order if id not in later] == ["k1", "k2"]
+
+
+def test_a_holder_that_is_no_text_is_shown_escaped(rig: Rig) -> None:
+    rig.set("unique", f"={NAME}", b"%d:\xff" % (rig.now + DAY))
+    assert rig.enqueue("a", **LOCK) == [("duplicate", "\\xff")]
+
+
+@pytest.mark.faults(55)
+@every_garbage
+def test_a_message_that_is_none_is_fetched_shown_and_killed(rig: Rig, value: bytes) -> None:
+    rig.enqueue("a", "b")
+    rig.set("tasks", "a", value)
+    fetched = rig.fetch(server="t", number=1)
+    assert fetched.ids == ["a", "b"]
+    assert fetched.messages[0] == value
+    status = rig.status("a")
+    assert status is not None
+    assert (status.type, status.payload) == ("", value)
+    assert rig.enqueue("a") == [("exists", "a")]
+    assert rig.kill(LeaseRef("a", "t/1"), failed=False) == ["ok"]
+    assert rig.field("tasks", "a") == value
+
+
+@every_garbage
+def test_a_crash_count_that_is_none_counts_as_0(rig: Rig, value: bytes) -> None:
+    rig.enqueue("a")
+    rig.lease()
+    rig.set("crashes", "a", value)
+    rig.now += LAPSE
+    rig.be_seen()
+    found = rig.fetch(server="t")
+    if value == b"5:":  # what begins with a number is one, whatever mark follows
+        assert rig.state("a") == "dead"
+    else:
+        assert found.crashes == [1]
+
+
+@every_garbage
+def test_a_failure_record_that_is_none_counts_as_none(rig: Rig, value: bytes) -> None:
+    rig.enqueue("a")
+    rig.kill(*rig.lease())
+    rig.set("failures", "a", value)
+    status = rig.status("a")
+    assert status is not None
+    assert status.last_error is None
+    assert decode_failure(value) == Failure()
+
+
+def test_a_time_that_no_datetime_can_hold_is_shown_as_the_last(rig: Rig) -> None:
+    rig.enqueue("a", delay=1)
+    rig.client.zadd(rig.keys.key("scheduled"), {"a": "253402300799999999"})
+    status = rig.status("a")
+    assert status is not None
+    assert status.state is TaskState.SCHEDULED
+    assert status.due_at is not None
+    assert status.due_at.year == 9999

@@ -1,0 +1,92 @@
+"""Every operation keeps to the keys that it names: before a store that looks, and in a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from secrets import token_hex
+from typing import Any
+
+import pytest
+import redis
+
+from qsync.broker import ops, redis_clients, views
+from qsync.broker.blocking import Broker
+from qsync.broker.call import Call
+from qsync.broker.ops import LeaseRef
+from qsync.broker.script import Script
+from qsync.keys import GlobalKeys, QueueKeys
+from qsync.state import TaskState
+from tests.scripts.test_ops_locks import NAME
+from tests.scripts.test_ops_twice import ALL, Make, queue
+from tests.support.queue_driver import BINARIES, START, Rig
+from tests.support.stores import Cluster
+
+LOOK: dict[str, Make] = {
+    "show": lambda rig, held: views.show(rig.keys, ["a", "p", "s", "r", "c", "d"]),
+    "counts": lambda rig, held: views.counts(rig.keys),
+    "page": lambda rig, held: views.page(rig.keys, TaskState.DEAD, count=5),
+    "overview": lambda rig, held: views.overview(rig.keys),
+    "look": lambda rig, held: views.look(rig.keys, lease_us=1),
+    "locate": lambda rig, held: views.locate(rig.keys, "p", lock=NAME, server="s"),
+    "schedules": lambda rig, held: views.schedules(rig.keys),
+    "queues": lambda rig, held: views.queues(rig.globals),
+    "registered": lambda rig, held: views.registered(rig.globals, "queue"),
+    "servers": lambda rig, held: views.servers(rig.globals),
+    "record": lambda rig, held: views.record(rig.globals, "s"),
+}
+
+
+@pytest.fixture(params=BINARIES)
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with Rig(request.param) as rig:
+        yield rig
+        rig.client.acl_deluser("narrow")
+
+
+def as_user(rig: Rig, call: Call[Any], *rules: str) -> Any:
+    """The answer to the call of a user who may do what the rules say, and has all commands."""
+    word = token_hex()
+    own = ["reset", "on", f">{word}", "+@all"]
+    rig.client.execute_command("ACL", "SETUSER", "narrow", *own, *rules)
+    options: dict[str, Any] = {"username": "narrow", "password": word, "protocol": 2}
+    with redis.Redis(unix_socket_path=rig.socket, **options) as user:
+        return call.decode(user.eval(call.script.text, len(call.keys), *call.keys, *call.args))
+
+
+@pytest.mark.faults(47, 54)
+@pytest.mark.parametrize("name", ALL | LOOK)
+def test_a_user_who_may_reach_only_the_keys_named_can_make_the_call(rig: Rig, name: str) -> None:
+    call = (ALL | LOOK)[name](rig, queue(rig))
+    channels = [f"&{key}" for key in call.keys if key == rig.keys.done]
+    as_user(rig, call, *[f"~{key}" for key in call.keys], *channels)
+
+
+def test_a_user_who_may_reach_less_cannot(rig: Rig) -> None:
+    """So that the test above is known to look, and that scripts are looked into."""
+    call = ops.enqueue(rig.keys, rig.tasks("a"), sender="x", number=1, now_us=rig.now)
+    less = [f"~{key}" for key in call.keys[1:]]
+    with pytest.raises(redis.ResponseError):
+        as_user(rig, call, *less)
+    look = Script("look", "return redis.call('HLEN', ARGV[1])", sha="", keys=())
+    undeclared: Call[int] = Call(look, keys=(), args=(call.keys[0],), decode=int)
+    with pytest.raises(redis.ResponseError):
+        as_user(rig, undeclared, *less)
+
+
+class InCluster(Rig):
+    """A queue in a cluster, and a prefix of its own."""
+
+    def __init__(self, cluster: Cluster, prefix: str) -> None:
+        self.keys, self.globals = QueueKeys(prefix, "queue"), GlobalKeys(prefix)
+        self.broker = Broker(redis_clients.parse(cluster.url))
+        self.client = cluster.client()
+        self.now = START
+        self._number = 0
+
+
+@pytest.mark.faults(48, 49)
+def test_every_operation_works_in_a_cluster(cluster: Cluster) -> None:
+    for at, name in enumerate(ALL | LOOK):
+        with InCluster(cluster, f"ops-keys-{at}") as rig:
+            held: list[LeaseRef] = queue(rig)
+            rig.run((ALL | LOOK)[name](rig, held))

@@ -1,0 +1,309 @@
+"""A call may be run twice, and a call whose lease is gone changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from qsync.broker import ops
+from qsync.broker.call import Call
+from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
+from tests.scripts.test_ops_locks import LOCK, NAME
+from tests.support.queue_driver import BINARIES, FAILURE, LAPSE, LEASE, Rig, S
+
+Make = Callable[[Rig, list[LeaseRef]], Call[Any]]
+
+
+@pytest.fixture(params=BINARIES)
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with Rig(request.param) as rig:
+        yield rig
+
+
+SETTLE: dict[str, Make] = {
+    "complete": lambda rig, held: ops.complete(
+        rig.keys, [Completion(*one) for one in held], now_us=rig.now
+    ),
+    "complete and keep": lambda rig, held: ops.complete(
+        rig.keys, [Completion(*one, S, b"result") for one in held], now_us=rig.now
+    ),
+    "complete without room": lambda rig, held: ops.complete_without_room(
+        rig.keys, [Completion(*one, S, b"result") for one in held], now_us=rig.now
+    ),
+    "retry": lambda rig, held: ops.retry(
+        rig.keys, [Retried(*one, S, FAILURE) for one in held], now_us=rig.now
+    ),
+    "kill": lambda rig, held: ops.kill(
+        rig.keys, [Killed(*one, True, FAILURE) for one in held], now_us=rig.now
+    ),
+    "hand_back": lambda rig, held: ops.hand_back(
+        rig.keys, [HandedBack(*one) for one in held], now_us=rig.now
+    ),
+    "hand_back for later": lambda rig, held: ops.hand_back(
+        rig.keys, [HandedBack(*one, S, FAILURE) for one in held], now_us=rig.now
+    ),
+    "end_cancelled": lambda rig, held: ops.end_cancelled(rig.keys, held, now_us=rig.now),
+}
+
+HOLD: dict[str, Make] = {
+    "renew": lambda rig, held: ops.renew(rig.keys, held, lease_us=2 * LEASE, now_us=rig.now),
+    "start": lambda rig, held: ops.start(rig.keys, held),
+    "progress": lambda rig, held: ops.progress(rig.keys, [(*one, 1, 2.5) for one in held]),
+}
+
+OTHER: dict[str, Make] = {
+    "cancel active": lambda rig, held: ops.cancel(rig.keys, "a", retention_us=5, now_us=rig.now),
+    "cancel pending": lambda rig, held: ops.cancel(rig.keys, "p", retention_us=5, now_us=rig.now),
+    "cancel scheduled": lambda rig, held: ops.cancel(
+        rig.keys, "s", retention_us=None, now_us=rig.now
+    ),
+    "run scheduled": lambda rig, held: ops.run(rig.keys, "s", "scheduled", now_us=rig.now),
+    "run dead": lambda rig, held: ops.run(
+        rig.keys, "d", "dead", lock=NAME, fairness_key="k", now_us=rig.now
+    ),
+    "delete": lambda rig, held: ops.delete(rig.keys, ["p", "d"], "pending", now_us=rig.now),
+    "delete dead": lambda rig, held: ops.delete(rig.keys, ["p", "d"], "dead", now_us=rig.now),
+    "listen": lambda rig, held: ops.listen(
+        rig.keys, server="s", lease_us=LEASE, keep_us=S, now_us=rig.now
+    ),
+    "abandon": lambda rig, held: ops.abandon(rig.keys, "s"),
+    "run many": lambda rig, held: ops.run_many(
+        rig.keys,
+        [ops.RerunRequest("d", "k", NAME, FAILURE), ops.RerunRequest("p")],
+        "dead",
+        now_us=rig.now,
+    ),
+    "purge": lambda rig, held: ops.purge(rig.keys, "pending", now_us=rig.now),
+    "purge lapsed": lambda rig, held: ops.purge(rig.keys, "active", now_us=rig.now + LEASE),
+    "forget": lambda rig, held: ops.forget(rig.keys),
+    "publish": lambda rig, held: ops.publish(rig.keys, [("hourly", b"r", b"t")], now_us=rig.now),
+    "pause schedule": lambda rig, held: ops.pause_schedule(
+        rig.keys, "hourly", b"me", now_us=rig.now
+    ),
+    "resume schedule": lambda rig, held: ops.resume_schedule(rig.keys, "hourly", now_us=rig.now),
+    "forget schedule": lambda rig, held: ops.forget_schedule(
+        rig.keys, "hourly", silence_us=0, now_us=rig.now
+    ),
+    "unregister": lambda rig, held: ops.unregister(rig.globals, ["a"]),
+    "pause": lambda rig, held: ops.pause(rig.keys, b"me"),
+    "resume": lambda rig, held: ops.resume(rig.keys),
+    "tick": lambda rig, held: ops.tick(
+        rig.keys, "hourly", rig.now, rig.tasks("tick", **LOCK)[0], now_us=rig.now
+    ),
+    "begin_ticks": lambda rig, held: ops.begin_ticks(rig.keys, ["a", "b"], now_us=rig.now),
+    "fetch": lambda rig, held: rig.fetching(2),
+    "fetch for upkeep": lambda rig, held: rig.fetching(0),
+    "enqueue": lambda rig, held: ops.enqueue(
+        rig.keys, rig.tasks("x", "y", delay=3, fairness_key="k", **LOCK), now_us=rig.now
+    ),
+    "register": lambda rig, held: ops.register(rig.globals, ["a", "b"]),
+    "announce": lambda rig, held: ops.announce(rig.globals, "s", ttl_us=S, now_us=rig.now),
+    "announce an end": lambda rig, held: ops.announce(rig.globals, "s", ttl_us=0, now_us=rig.now),
+    "describe": lambda rig, held: ops.describe(rig.globals, "s", {"a": 1}, ttl_ms=60_000),
+    "describe an end": lambda rig, held: ops.describe(rig.globals, "s", {}, ttl_ms=0),
+    "send": lambda rig, held: ops.send(rig.globals, "s", b"quiet", ttl_ms=60_000),
+}
+
+ALL = SETTLE | HOLD | OTHER
+
+
+def queue(rig: Rig) -> list[LeaseRef]:
+    """A queue with a task in each state, two of them held; both have crashed before."""
+    rig.enqueue("d", **LOCK)
+    rig.kill(*rig.lease())
+    rig.enqueue("c")
+    rig.complete(*rig.lease(), retention_us=1000 * S, result=b"old")
+    rig.enqueue("r")
+    rig.retry(*rig.lease(), delay_us=900 * S)
+    rig.enqueue("a", "b", fairness_key="k", unique=True)
+    rig.lease(server="dead")
+    rig.now += LAPSE
+    held = rig.lease(2)
+    rig.run(ops.cancel(rig.keys, "b", retention_us=7 * S, now_us=rig.now))
+    rig.enqueue("p", "q")
+    rig.enqueue("s", delay=3600)
+    assert [one.id for one in held] == ["a", "b"]
+    return held
+
+
+@pytest.mark.faults(34, 35, 36)
+@pytest.mark.parametrize("name", ALL)
+def test_twice_is_as_once(rig: Rig, name: str) -> None:
+    call = ALL[name](rig, queue(rig))
+    rig.run(call)
+    once = rig.dump()
+    rig.run(call)
+    assert rig.dump() == once
+
+
+@pytest.mark.parametrize("name", SETTLE | HOLD)
+def test_a_settlement_changes_something_once(rig: Rig, name: str) -> None:
+    """So that the tests beside this one do not hold for a script that does nothing."""
+    call = (SETTLE | HOLD)[name](rig, queue(rig))
+    before = rig.dump()
+    assert set(rig.run(call)) <= {"ok", "cancelled"}
+    assert rig.dump() != before
+
+
+@pytest.mark.faults(36)
+@pytest.mark.parametrize("name", SETTLE)
+def test_a_settlement_made_before_answers_done(rig: Rig, name: str) -> None:
+    call = SETTLE[name](rig, queue(rig))
+    rig.run(call)
+    assert rig.run(call) == ["done", "done"]
+
+
+@pytest.mark.faults(3)
+@pytest.mark.guarantee(3)
+@pytest.mark.parametrize("name", SETTLE | HOLD)
+@pytest.mark.parametrize("token", ["s/0", "t/5", "s", "", "s/04"])
+def test_a_stale_token_changes_nothing(rig: Rig, name: str, token: str) -> None:
+    held = queue(rig)
+    stale = [LeaseRef(one.id, token) for one in held]
+    call = (SETTLE | HOLD)[name](rig, stale)
+    before = rig.dump()
+    assert rig.run(call) == ["lost", "lost"]
+    assert rig.dump() == before
+
+
+@pytest.mark.parametrize("name", SETTLE | HOLD)
+def test_a_task_that_nobody_holds_is_done_with(rig: Rig, name: str) -> None:
+    queue(rig)
+    unheld = [LeaseRef(id, "s/1") for id in ("p", "s", "c", "d", "r", "unknown")]
+    call = (SETTLE | HOLD)[name](rig, unheld)
+    before = rig.dump()
+    assert rig.run(call) == ["done"] * 6
+    assert rig.dump(lost=True) == before | {"stats": rig.dump(lost=True)["stats"]}
+    assert rig.dump() == before
+
+
+@pytest.mark.parametrize("name", SETTLE | HOLD)
+def test_current_and_stale_tokens_go_together_in_one_call(rig: Rig, name: str) -> None:
+    held = queue(rig)
+    call = (SETTLE | HOLD)[name](
+        rig, [LeaseRef("a", "s/0"), LeaseRef("p", "s/1"), held[1], held[1]]
+    )
+    first, second, third, fourth = rig.run(call)
+    assert (first, second) == ("lost", "done")
+    assert third in ("ok", "cancelled")
+    assert fourth == "done"
+    assert rig.state("a") == "active"
+    assert rig.field("owner", "a") == held[0].token.encode()
+
+
+@pytest.mark.faults(3, 36)
+@pytest.mark.guarantee(3)
+@pytest.mark.parametrize("name", SETTLE)
+def test_a_settlement_run_again_after_the_task_was_fetched_again(rig: Rig, name: str) -> None:
+    """The reply was lost, the task went round, and the same server has it under a new number."""
+    call = SETTLE[name](rig, queue(rig))
+    rig.run(call)
+    rig.now += 10 * S
+    again = {one.id: one.token for one in rig.lease()}
+    before = rig.dump()
+    answers = rig.run(call)
+    assert answers == ["lost" if id in again else "done" for id in ("a", "b")]
+    assert rig.dump() == before
+
+
+@pytest.mark.parametrize("name", SETTLE | HOLD)
+def test_an_empty_batch_is_no_error(rig: Rig, name: str) -> None:
+    queue(rig)
+    before = rig.dump()
+    assert rig.run((SETTLE | HOLD)[name](rig, [])) == []
+    assert rig.dump() == before
+
+
+def test_refused_settlements_are_counted(rig: Rig) -> None:
+    rig.enqueue("a", "b")
+    held = [LeaseRef(one.id, "s/0") for one in rig.lease()]
+    for settle in (rig.complete, rig.retry, rig.kill):
+        settle(*held)
+    assert rig.counters()["lost"] == 6
+
+
+# Enqueue
+
+
+@pytest.mark.faults(35)
+def test_a_repeated_fetch_answers_the_same(rig: Rig) -> None:
+    queue(rig)
+    call = rig.fetching(2)
+    first, again = rig.run(call), rig.run(call)
+    assert first.ids == ["p", "q"]
+    for field in ("now_us", "ids", "messages", "failures", "crashes", "paused"):
+        assert getattr(again, field) == getattr(first, field)
+
+
+@pytest.mark.faults(34)
+@pytest.mark.parametrize("options", [{}, {"delay": 5}, {"fairness_key": "k"}, LOCK])
+def test_the_same_enqueue_again_is_created_wherever_the_task_is(
+    rig: Rig, options: dict[str, object]
+) -> None:
+    tasks = rig.tasks("a", **options)
+    assert rig.send(tasks) == [("created", "a")]
+    rig.now += 5 * S
+    for step in (
+        lambda: rig.lease(),
+        lambda: rig.retry(LeaseRef("a", rig.field("owner", "a").decode()), delay_us=S),  # type: ignore[union-attr]
+        lambda: setattr(rig, "now", rig.now + S),
+        lambda: rig.complete(*rig.lease(), retention_us=S),
+    ):
+        step()
+        before = rig.dump()
+        assert rig.send(tasks) == [("created", "a")]
+        assert rig.dump() == before
+
+
+@pytest.mark.faults(34)
+def test_another_enqueue_of_the_same_id_is_told_so(rig: Rig) -> None:
+    rig.enqueue("a")
+    before = rig.dump()
+    assert rig.enqueue("a", delay=3, fairness_key="k", **LOCK) == [("exists", "a")]
+    assert rig.dump() == before
+    rig.complete(*rig.lease())
+    assert rig.enqueue("a") == [("created", "a")]
+
+
+def test_an_id_twice_in_one_call(rig: Rig) -> None:
+    same, other = rig.tasks("a"), rig.tasks("a", payload=b"other")
+    assert rig.send(same + same) == [("created", "a"), ("created", "a")]
+    assert rig.send(same + other) == [("created", "a"), ("exists", "a")]
+    assert rig.counters()["enqueued"] == 1
+    assert rig.send(rig.tasks("b") + rig.tasks("b")) == [("created", "b"), ("exists", "b")]
+
+
+def test_a_batch_of_500_with_all_options(rig: Rig) -> None:
+    ids = [str(n) for n in range(500)]
+    tasks = rig.tasks(*ids, unique=5, fairness_key="k", retention=9)
+    assert rig.send(tasks) == [("created", id) for id in ids]
+    once = rig.dump()
+    assert rig.send(tasks) == [("created", id) for id in ids]
+    assert rig.dump() == once
+    held = rig.lease()
+    assert rig.renew(*held) == ["ok"] * 500
+    assert rig.retry(*held, delay_us=0) == ["ok"] * 500
+    while rig.fetch(0).more:
+        pass
+    held = rig.lease()
+    assert rig.hand_back(*held) == ["ok"] * 500
+    held = rig.lease()
+    assert rig.complete(*held, retention_us=S, result=b"r") == ["ok"] * 500
+    assert rig.delete("completed", *ids) == 500
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rig, many: ops.enqueue(rig.keys, rig.tasks(*[one.id for one in many])),
+        lambda rig, many: ops.delete(rig.keys, [one.id for one in many], "dead"),
+        *SETTLE.values(),
+        *HOLD.values(),
+    ],
+)
+def test_no_call_is_made_for_more_than_500(rig: Rig, make: Make) -> None:
+    many = [LeaseRef(str(n), "s/1") for n in range(501)]
+    with pytest.raises(ValueError, match="501 tasks in one call are over the limit of 500"):
+        make(rig, many)

@@ -1,0 +1,174 @@
+"""Data whose layout another version of qsync has made: one clear error, and nothing is done."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from qsync.broker import ops, redis_clients
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
+from qsync.errors import SchemaMismatch
+from qsync.keys import QueueKeys
+from qsync.mux import Mux
+from qsync.schedule import Every, Periodic
+from qsync.server.periodic import PeriodicLoop, PeriodicTask
+from qsync.task import Task, TaskInfo
+from qsync.worker.lease_abandoner import LeaseAbandoner
+from tests.conftest import Colour
+from tests.scripts.test_scripts import calls
+from tests.support import lua
+from tests.support.queue_driver import BINARIES, Rig
+from tests.support.server import bench, until
+from tests.support.stores import Store
+
+OF_QUEUES = [
+    name
+    for name, (call, _) in sorted(calls().items())
+    if call.keys[0].startswith(QueueKeys("p", "q").base) and name != "permissions"
+]
+"""Scripts of one queue's data; the others keep to what lies beside the queues."""
+
+pytestmark = pytest.mark.faults(58)
+
+
+@pytest.fixture(params=BINARIES)
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with Rig(request.param) as rig:
+        yield rig
+
+
+def bump(client: Any, keys: QueueKeys) -> None:
+    """A later version has changed the layout of a queue."""
+    assert client.hget(keys.key("meta"), "schema") in ("1", b"1")
+    client.hincrby(keys.key("meta"), "schema", 1)
+
+
+@pytest.mark.parametrize("name", OF_QUEUES)
+def test_no_script_reads_or_writes_data_of_a_later_version(rig: Rig, name: str) -> None:
+    call, _ = calls()[name]
+    rig.keys = QueueKeys("p", "q")
+    rig.enqueue("a", "b", unique=True, unique_key="u")
+    rig.lease(1)
+    bump(rig.client, rig.keys)
+    before = rig.dump(lost=True)
+    with pytest.raises(SchemaMismatch) as raised:
+        rig.run(call)
+    assert str(raised.value).startswith(f"{name}: the data of queue q at unix://")
+    assert "layout 2" in str(raised.value)
+    assert "layout 1" in str(raised.value)
+    assert rig.dump(lost=True) == before
+
+
+def test_every_script_of_a_queue_is_one_of_them() -> None:
+    assert {"enqueue", "fetch", "complete", "show", "audit", "repair", "mark"} <= set(OF_QUEUES)
+    assert len(OF_QUEUES) == len(lua.SCRIPTS) - 10
+
+
+def test_what_brings_a_queue_into_being_says_its_layout(rig: Rig) -> None:
+    for make in (
+        lambda: rig.enqueue("a"),
+        lambda: rig.run(ops.tick(rig.keys, "hourly", 1, rig.tasks("a")[0], now_us=rig.now)),
+        lambda: rig.fetch(1),
+    ):
+        rig.reset()
+        make()
+        assert rig.field("meta", "schema") == b"1"
+
+
+@pytest.mark.parametrize("text", ["", "\xc1 this is none"])
+def test_a_number_that_is_lost_or_spoilt_stops_nothing(rig: Rig, text: str) -> None:
+    """Data without one have the first layout."""
+    rig.enqueue("a", "b")
+    if text:
+        rig.set("meta", "schema", text)
+    else:
+        rig.client.hdel(rig.keys.key("meta"), "schema")
+    [held] = rig.lease(1)
+    assert rig.complete(held) == ["ok"]
+    assert rig.field("meta", "schema") == b"1"
+
+
+def test_a_client_is_told_at_once(colour: Colour, store: Store, prefix: str) -> None:
+    client = colour.client(store.url, prefix)
+    handle = colour.do(client.enqueue(Task("x", retention=60)))
+    bump(store.client(), QueueKeys(prefix, "default"))
+    for act in (
+        lambda: client.enqueue(Task("x")),
+        lambda: client.enqueue_many([Task("x"), Task("x")]),
+        handle.info,
+        handle.cancel,
+        lambda: handle.result(timeout=60),
+    ):
+        with pytest.raises(SchemaMismatch, match=r"queue default .* layout 2"):
+            colour.do(act())
+    assert store.client().zcard(QueueKeys(prefix, "default").key("pending")) == 1
+    assert colour.do(client.enqueue(Task("x", queue="other"))).created
+
+
+def test_a_server_ends_and_says_why(
+    store: Store, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        mux, ran = Mux(), list[str]()
+
+        @mux.handle("x")
+        async def x(task: TaskInfo) -> None:
+            ran.append(task.id)
+
+        async with bench(store.url, prefix) as b:
+            server = b.server(mux, queues={"old": 1, "new": 1})
+            serving = asyncio.create_task(server.run())
+            first = await b.client.enqueue(Task("x", queue="new"))
+            await until(lambda: first.id in ran)
+            bump(store.client(), b.keys("new"))
+            with pytest.raises(SchemaMismatch, match=r"queue new .* layout 2"):
+                await asyncio.wait_for(serving, 10)
+            assert server.broken
+
+    with caplog.at_level(logging.ERROR, "qsync"):
+        asyncio.run(main())
+    [line] = [one for one in caplog.records if one.levelno >= logging.ERROR]
+    assert line.getMessage().endswith("use a version that goes with them; the server stops")
+    assert line.exc_info is None
+
+
+def test_who_makes_ticks_lets_that_queue_be(
+    store: Store, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def entry(queue: str) -> PeriodicTask:
+        return PeriodicTask(Periodic(queue, Every(3600)), lambda: Task("x", queue=queue))
+
+    async def main() -> None:
+        broker = AsyncBroker(redis_clients.parse(store.url))
+        store.client().hset(QueueKeys(prefix, "new").key("meta"), "schema", 2)
+        loop = PeriodicLoop(broker, prefix, [entry("new"), entry("old")])
+        running = asyncio.create_task(loop.run())
+        ticks = QueueKeys(prefix, "old").key("ticks")
+        await until(lambda: bool(store.client().exists(ticks)) and bool(caplog.records))
+        assert not running.done()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await broker.aclose()
+
+    asyncio.run(main())
+    [line] = caplog.records
+    assert line.getMessage().startswith("no more periodic tasks of queue new: begin_ticks: ")
+
+
+def test_who_tells_of_dead_servers_lets_that_queue_be(
+    store: Store, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.client().hset(QueueKeys(prefix, "new").key("meta"), "schema", 2)
+    broker = Broker(redis_clients.parse(store.url))
+    abandoner = LeaseAbandoner(broker, prefix)
+    with caplog.at_level(logging.INFO, "qsync"):
+        abandoner.add("dead", ["new", "old"], again=False)
+        assert abandoner.wait(10)
+    broker.close()
+    [line] = [one for one in caplog.records if "queue new" in one.getMessage()]
+    assert line.getMessage().startswith("cannot abandon server dead: abandon: ")

@@ -1,0 +1,482 @@
+"""The scripts are what their headers say, and keep the rules that all scripts share."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+
+from qsync.broker import ops, views
+from qsync.broker.call import Call
+from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
+from qsync.broker.script import load
+from qsync.keys import COUNTERS, DONE_CHANNEL, QUEUE_KEYS, GlobalKeys, QueueKeys
+from qsync.new_task import new_nonce, new_task
+from qsync.state import TaskState
+from qsync.task import Task
+from tests.support import lua
+from tests.support.lua import INCLUDES, SCRIPTS, Function, Source
+from tests.support.queue_driver import BINARIES, POLICY, shared_store
+from tests.support.stores import Binary
+
+GLOBALS = {"queues", "servers", "server", "inbox"}
+TYPES = {"queues": "set", "servers": "zset", "server": "hash", "inbox": "list"}
+CAN_BE_REFUSED = {"enqueue", "tick"}
+VIEWS = {
+    "audit", "counts", "locate", "look", "overview", "page", "permissions", "queues", "record",
+    "registered", "schedules", "servers", "show", "types",
+}  # fmt: skip
+
+TEXTS = {
+    # Names that hold text wherever they stand: what `..` may join as it is.
+    "counter", "head", "holder", "id", "key", "lock", "server", "stamped",
+    "message", "claim", "schema", "layout",
+}  # fmt: skip
+
+WAKE_CHANNEL = "table.concat({wake_key,':',server})"
+
+every_script = pytest.mark.parametrize("name", SCRIPTS)
+
+
+@cache
+def functions() -> dict[str, tuple[str, Function]]:
+    """Every shared function: its name, the piece it is in, and itself."""
+    return {
+        function.name: (piece, function)
+        for piece in INCLUDES
+        for function in lua.piece(piece).functions
+    }
+
+
+def reached(source: Source) -> dict[str, Function]:
+    """The shared functions that the code calls, and those that they call."""
+    found: dict[str, Function] = {}
+    open_ = [source]
+    while open_:
+        for call in open_.pop().calls:
+            if call.name in functions() and call.name not in found:
+                found[call.name] = functions()[call.name][1]
+                open_.append(found[call.name].body)
+    return found
+
+
+def key_table(source: Source) -> dict[str, str]:
+    """The fields of `k`, which names the keys for the shared functions, by their KEYS slot."""
+    found = re.search(r"^local k = \{(.*?)\}$", source.text, re.MULTILINE | re.DOTALL)
+    pairs: list[tuple[str, str]] = re.findall(r"(\w+) = KEYS\[(\d+)\]", found[1]) if found else []
+    return dict(pairs)
+
+
+# Headers
+
+
+@every_script
+def test_keys_are_numbered_from_1_and_known(name: str) -> None:
+    source = lua.script(name)
+    assert [number for number, _ in source.keys] == list(range(1, len(source.keys) + 1))
+    names = [key for _, key in source.keys]
+    assert len(set(names)) == len(names)
+    assert set(names) <= set(QUEUE_KEYS) | {DONE_CHANNEL} or set(names) <= GLOBALS
+
+
+@every_script
+def test_the_header_tells_the_types_of_keys(name: str) -> None:
+    types = TYPES | {key: type for key, (type, _) in QUEUE_KEYS.items()} | {"done": "channel"}
+    lines = re.findall(r"^-- KEYS\[\d+\] (\w+) +(\w+)", lua.script(name).header, re.MULTILINE)
+    assert lines == [(key, types[key]) for key, _ in lines]
+    assert len(lines) == len(lua.script(name).keys)
+
+
+@every_script
+def test_the_body_reads_exactly_the_keys_of_the_header(name: str) -> None:
+    source = lua.script(name)
+    assert {int(slot) for slot in source.slots("KEYS")} == {number for number, _ in source.keys}
+
+
+@every_script
+def test_each_field_of_the_key_table_is_named_like_its_key_and_used(name: str) -> None:
+    source = lua.script(name)
+    table, names = key_table(source), dict(source.keys)
+    assert all(names[int(slot)] == field for field, slot in table.items())
+    used = set(source.uses("k"))
+    for function in reached(source).values():
+        if "k" in function.parameters:
+            used |= set(function.body.uses("k"))
+    assert used == set(table)
+
+
+@every_script
+def test_the_body_reads_exactly_the_arguments_of_the_header(name: str) -> None:
+    source = lua.script(name)
+    assert source.arguments == list(range(1, len(source.arguments) + 1))
+    slots = source.slots("ARGV")
+    single = {int(slot) for slot in slots if slot.isdigit()}
+    begins = set(beginnings(source))
+    assert single - begins == set(source.arguments)
+    assert begins == ({source.rest[0]} if source.rest else set())
+    assert not begins or begins == {len(source.arguments) + 1}
+    assert begins or all(slot.isdigit() for slot in slots)
+
+
+def beginnings(source: Source) -> Iterator[int]:
+    """Where the code begins to read the open-ended part of ARGV."""
+    for call in source.calls:
+        if ("ARGV",) in call.arguments:
+            after = call.arguments[call.arguments.index(("ARGV",)) + 1 :]
+            yield int(after[0][0]) if after else 1
+    for first in re.findall(r"for i = (\d+), #ARGV", source.text):
+        yield int(first)
+
+
+@every_script
+def test_owned_is_told_how_many_values_a_task_takes(name: str) -> None:
+    source = lua.script(name)
+    for call in source.calls:
+        if call.name == "owned":
+            told = call.arguments[3] == ("stride",) and "-- ARGV[2] stride " in source.header
+            assert told or call.arguments[3] == (str(source.stride),)
+
+
+@every_script
+def test_the_header_says_what_it_does_and_returns(name: str) -> None:
+    header = lua.script(name).header.splitlines()
+    assert header[1].startswith(f"-- {name}: ")
+    assert any(line.startswith("-- returns ") for line in header)
+
+
+# Includes
+
+
+@every_script
+def test_what_is_included_is_used_and_what_is_used_is_included(name: str) -> None:
+    source = lua.script(name)
+    needed = {functions()[function][0] for function in reached(source)}
+    assert set(source.includes) == needed
+    assert len(source.includes) == len(set(source.includes))
+    called = {functions()[call.name][0] for call in source.calls if call.name in functions()}
+    assert set(INCLUDES) >= called
+
+
+@every_script
+def test_a_piece_is_included_after_what_it_needs(name: str) -> None:
+    source = lua.script(name)
+    place = {piece: at for at, piece in enumerate(source.includes)}
+    for caller, function in reached(source).items():
+        for call in function.body.calls:
+            if call.name in functions():
+                assert place[functions()[call.name][0]] <= place[functions()[caller][0]]
+
+
+def test_shared_functions_have_names_of_their_own() -> None:
+    names = [function.name for piece in INCLUDES for function in lua.piece(piece).functions]
+    assert len(names) == len(set(names))
+    for name in SCRIPTS:
+        own = {function.name for function in lua.script(name).functions}
+        assert not own & set(names)
+
+
+@pytest.mark.parametrize("piece", INCLUDES)
+def test_a_piece_says_what_it_is_and_is_used(piece: str) -> None:
+    assert lua.piece(piece).text.startswith(f"-- {piece}: ")
+    assert any(piece in lua.script(name).includes for name in SCRIPTS)
+
+
+# Flags
+
+
+@pytest.mark.faults(26)
+@every_script
+def test_flags(name: str) -> None:
+    line = lua.script(name).text.splitlines()[0]
+    if name in CAN_BE_REFUSED:
+        assert line == "#!lua"
+    elif name in VIEWS:
+        assert line == "#!lua flags=no-writes"
+    else:
+        assert line == "#!lua flags=allow-oom"
+
+
+def test_complete_can_be_refused_when_it_carries_results() -> None:
+    keys = QueueKeys("p", "q")
+    bare, full = Completion("a", "s/1"), Completion("b", "s/1", 1, b"result")
+    assert ops.complete(keys, [bare]).script.text.startswith("#!lua flags=allow-oom\n")
+    assert ops.complete(keys, [bare, full]).script.text.startswith("#!lua\n")
+    pressed = ops.complete_without_room(keys, [bare, full])
+    assert pressed.script.text.startswith("#!lua flags=allow-oom\n")
+    assert pressed.args == ops.complete(keys, [bare, full]).args
+
+
+def test_every_script_is_loaded_by_ops_or_by_views() -> None:
+    changing, looking = (
+        set(re.findall(r'(?:load|_settle)\("(\w+)"', (files("qsync.broker") / module).read_text()))
+        for module in ("ops.py", "views.py")
+    )
+    assert looking == VIEWS
+    assert changing == set(SCRIPTS) - VIEWS
+
+
+# Rules
+
+
+def sources() -> Iterator[tuple[str, Source]]:
+    for name in SCRIPTS:
+        yield name, lua.script(name)
+    for piece in INCLUDES:
+        yield f"include/{piece}", lua.piece(piece)
+
+
+every_source = pytest.mark.parametrize("source", [pytest.param(s, id=n) for n, s in sources()])
+
+
+@every_source
+def test_only_texts_are_joined(source: Source) -> None:
+    """`..` makes 1.79e+15 of microseconds, so what it joins is text by its form or its name."""
+    tokens = source.tokens
+    for at, part in enumerate(tokens):
+        if part == "..":
+            assert is_text(operand_before(tokens, at)), tokens[at - 8 : at + 8]
+            assert is_text(operand_after(tokens, at)), tokens[at - 8 : at + 8]
+
+
+def is_text(operand: list[str]) -> bool:
+    if operand[0].startswith("'"):
+        return True
+    if operand[0] == "whole" or operand[:2] == ["ARGV", "["]:
+        return True
+    if operand[:3] == ["struct", ".", "pack"]:
+        return True
+    if operand[0] == "(":  # a choice between texts
+        inner = operand[1:-1]
+        return [part[0] for part in inner[-3:]] == ["'", "o", "'"]
+    return "".join(operand) in TEXTS
+
+
+def operand_before(tokens: list[str], at: int) -> list[str]:
+    begin, depth = at - 1, 0
+    while begin >= 0:
+        part = tokens[begin]
+        depth += part in lua.CLOSING
+        depth -= part in lua.OPENING
+        joined = depth == 0 and tokens[begin - 1] != "." and part != "."
+        if joined and part not in lua.OPENING:
+            break
+        if joined and not re.fullmatch(r"[A-Za-z_]\w*", tokens[begin - 1]):
+            break
+        begin -= 1
+    return tokens[begin:at]
+
+
+def operand_after(tokens: list[str], at: int) -> list[str]:
+    end, depth = at + 1, 0
+    while end < len(tokens):
+        depth += tokens[end] in lua.OPENING
+        depth -= tokens[end] in lua.CLOSING
+        following = tokens[end + 1] if end + 1 < len(tokens) else ""
+        end += 1
+        if depth == 0 and following not in (".", "[", "(") and tokens[end - 1] != ".":
+            break
+    return tokens[at + 1 : end]
+
+
+@pytest.mark.faults(54)
+@every_source
+def test_every_command_is_on_a_declared_key(source: Source) -> None:
+    """Keys come from KEYS, from the table of them, or as parameters; none is built.
+
+    The channels that wake servers are, of the name of a key: so they are in its slot.
+    """
+    known = aliases(source)
+    for call in source.calls:
+        if call.name in ("redis.call", "redis.pcall"):
+            command, *arguments = call.arguments
+            assert re.fullmatch(r"'[A-Z]+'", command[0]), "the command is written out"
+            if command == ("'MEMORY'",):
+                arguments = arguments[1:]  # the first is a part of the command
+            if command == ("'SPUBLISH'",) and "".join(arguments[0]) == WAKE_CHANNEL:
+                assert "wake_key" in known
+            elif command != ("'TIME'",):
+                assert is_key(arguments[0], known), (command, arguments[0])
+        if call.name in functions():
+            _, function = functions()[call.name]
+            # The last parameters may be left out, and stand for nil.
+            for parameter, argument in zip(function.parameters, call.arguments, strict=False):
+                if parameter.endswith("_key"):
+                    assert is_key(argument, known), (call.name, argument)
+                if parameter == "k":
+                    assert argument == ("k",)
+
+
+def is_key(argument: tuple[str, ...], known: set[str]) -> bool:
+    text = "".join(argument)
+    return bool(re.fullmatch(r"KEYS\[\d+\]|k\.\w+", text)) or text in known
+
+
+def aliases(source: Source) -> set[str]:
+    """Names for keys: parameters called so, and names given to what is in KEYS."""
+    names = {
+        parameter
+        for parameters in re.findall(r"function \w*\(([^)]*)\)", source.text)
+        for parameter in re.findall(r"\w+_key\b", parameters)
+    }
+    element = r"(?:\{[^{}]*\}|[\w.\[\]]+)"
+    for name, value in re.findall(r"^local (\w+) = (\(?\{[^}]*\}\)?(?:\[\w+\]|\[ARGV\[\d\]\])?)$",
+                                  source.text, re.MULTILINE):  # fmt: skip
+        if re.findall(r"KEYS\[\d+\]", value):
+            names.add(name)
+    for name, value in re.findall(rf"for \w+, (\w+) in ipairs\((\{{[^}}]*\}}|{element})\) do",
+                                  source.text):  # fmt: skip
+        if re.search(r"KEYS\[\d+\]|\bk\.\w+", value) or value in names:
+            names.add(name)
+    return names
+
+
+def test_the_rule_on_keys_catches_a_key_that_is_built_or_not_declared() -> None:
+    for wrong in ("KEYS[1] .. ':x'", "'{a}:b'", "ARGV[1]", "other"):
+        source = Source(f"redis.call('HGET', {wrong}, ARGV[2])\n")
+        with pytest.raises(AssertionError):
+            test_every_command_is_on_a_declared_key(source)
+
+
+def test_the_rule_on_texts_catches_a_number() -> None:
+    for wrong in ("now .. ':'", "':' .. now", "'a' .. tonumber(id)", "#ids .. ''", "'' .. k.day"):
+        with pytest.raises(AssertionError):
+            test_only_texts_are_joined(Source(f"local x = {wrong}\n"))
+
+
+# What Python sends
+
+
+def calls() -> dict[str, tuple[Call[Any], int]]:
+    """A call of each operation, and for how many tasks."""
+    keys, all_keys = QueueKeys("p", "q"), GlobalKeys("p")
+    held = [LeaseRef("a", "s/1"), LeaseRef("b", "s/1")]
+    tasks = [new_task(Task("t", id=id), new_nonce()) for id in "ab"]
+    fetch = ops.fetch(keys, server="s", number=1, wanted=5, policy=POLICY)
+    return {
+        "enqueue": (ops.enqueue(keys, tasks), 2),
+        "tick": (ops.tick(keys, "hourly", 1, tasks[0]), 1),
+        "begin_ticks": (ops.begin_ticks(keys, ["hourly", "daily"]), 2),
+        "fetch": (fetch, 0),
+        "complete": (ops.complete(keys, [Completion(*one) for one in held]), 2),
+        "retry": (ops.retry(keys, [Retried(*one, 1, b"") for one in held]), 2),
+        "kill": (ops.kill(keys, [Killed(*one, True, b"") for one in held]), 2),
+        "hand_back": (ops.hand_back(keys, [HandedBack(*one) for one in held]), 2),
+        "cancelled": (ops.end_cancelled(keys, held), 2),
+        "renew": (ops.renew(keys, held, lease_us=1), 2),
+        "start": (ops.start(keys, held), 2),
+        "progress": (ops.progress(keys, [("a", "s/1", 1, 2), ("b", "s/1", 1, 2)]), 2),
+        "abandon": (ops.abandon(keys, "s"), 0),
+        "cancel": (ops.cancel(keys, "a", retention_us=None), 0),
+        "run": (ops.run_many(keys, [ops.RerunRequest("a"), ops.RerunRequest("b")], "dead"), 2),
+        "delete": (ops.delete(keys, ["a", "b"], "dead"), 2),
+        "pause": (ops.pause(keys, b"me"), 0),
+        "purge": (ops.purge(keys, "dead"), 0),
+        "forget": (ops.forget(keys), 0),
+        "publish": (ops.publish(keys, [("hourly", b"", b""), ("daily", b"", b"")]), 2),
+        "pause_schedule": (ops.pause_schedule(keys, "hourly", b"me"), 0),
+        "forget_schedule": (ops.forget_schedule(keys, "hourly", silence_us=1), 0),
+        "unregister": (ops.unregister(all_keys, ["a", "b"]), 2),
+        "mark": (ops.wait(keys, "fsync", timeout_ms=1).mark, 0),
+        "register": (ops.register(all_keys, ["a", "b"]), 2),
+        "announce": (ops.announce(all_keys, "s", ttl_us=1), 0),
+        "describe": (ops.describe(all_keys, "s", {"a": 1, "b": 2}, ttl_ms=1), 4),
+        "send": (ops.send(all_keys, "s", b"stop", ttl_ms=1), 0),
+        "show": (views.show(keys, ["a", "b"]), 2),
+        "counts": (views.counts(keys), 0),
+        "locate": (views.locate(keys, "a"), 0),
+        "look": (views.look(keys, lease_us=1), 0),
+        "listen": (ops.listen(keys, server="s", lease_us=1, keep_us=1), 0),
+        "permissions": (views.permissions(keys, ["hset", "zadd"]), 2),
+        "overview": (views.overview(keys), len(COUNTERS)),
+        "page": (views.page(keys, TaskState.DEAD, count=1), 0),
+        "queues": (views.queues(all_keys), 0),
+        "record": (views.record(all_keys, "s"), 0),
+        "registered": (views.registered(all_keys, "a"), 0),
+        "schedules": (views.schedules(keys), 0),
+        "servers": (views.servers(all_keys), 0),
+        "audit": (views.stand(keys, [("a", ""), ("b", "lock")]), 2),
+        "types": (views.types(keys), 0),
+        "repair": (
+            ops.repair(keys, "leftover", [("a", ""), ("b", "")], record=b"", lease_us=1),
+            2,
+        ),
+    }
+
+
+@every_script
+def test_a_call_fills_the_slots_of_the_header(name: str) -> None:
+    call, tasks = calls()[name]
+    source = lua.script(name)
+    assert call.script.name == name
+    keys, all_keys = QueueKeys("p", "q"), GlobalKeys("p")
+    own = {"queues": all_keys.queues, "servers": all_keys.servers,
+           "server": all_keys.server("s"), "inbox": all_keys.inbox("s")}  # fmt: skip
+    names = [key for _, key in source.keys]
+    assert call.keys == tuple(own[key] if key in own else keys.key(key) for key in names)
+    assert len(call.args) == len(source.arguments) + source.stride * tasks
+
+
+# Loading
+
+
+@every_script
+def test_a_script_is_read_once(name: str) -> None:
+    assert load(name) is load(name)
+    assert load(name).name == name
+    assert load(name).keys == tuple(key for _, key in lua.script(name).keys)
+
+
+@pytest.mark.parametrize("binary", BINARIES)
+def test_the_store_takes_every_script_and_names_it_by_our_digest(binary: Binary) -> None:
+    variants = [load(name) for name in SCRIPTS] + [load("complete", allow_oom=False)]
+    with shared_store(binary).client() as client:
+        for script in variants:
+            answer = client.execute_command("SCRIPT LOAD", script.text)
+            assert answer in (script.sha, script.sha.encode())
+            assert hashlib.sha1(script.text.encode(), usedforsecurity=False).hexdigest() == (
+                script.sha
+            )
+    assert len({script.sha for script in variants}) == len(variants)
+
+
+def test_what_is_sent_has_no_comments() -> None:
+    for name in SCRIPTS:
+        lines = load(name).text.splitlines()
+        assert lines[0].startswith("#!lua")
+        assert not [line for line in lines[1:] if line.lstrip().startswith("--")]
+
+
+def test_a_flag_can_be_set_otherwise_than_the_file_does() -> None:
+    assert load("enqueue", allow_oom=True).text.startswith("#!lua flags=allow-oom\n")
+    assert load("kill", allow_oom=False).text.startswith("#!lua\n")
+
+
+# The package
+
+
+def test_the_package_holds_the_scripts() -> None:
+    folder = files("qsync.broker") / "lua"
+    assert {entry.name for entry in folder.iterdir()} - {"include"} == {
+        f"{name}.lua" for name in SCRIPTS
+    }
+    assert tuple(sorted(calls())) == SCRIPTS
+    assert {"clock", "store", "tags"} <= set(INCLUDES)
+
+
+def test_the_wheel_holds_the_scripts(tmp_path: Path) -> None:
+    wheels = pytest.importorskip("hatchling.builders.wheel")
+    root = Path(__file__).parents[2]
+    [wheel] = wheels.WheelBuilder(str(root)).build(directory=str(tmp_path), versions=["standard"])
+    with ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if name.endswith(".lua")}
+    folder = "qsync/broker/lua"
+    assert held == {f"{folder}/{name}.lua" for name in SCRIPTS} | {
+        f"{folder}/include/{name}.lua" for name in INCLUDES
+    }

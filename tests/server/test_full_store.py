@@ -1,0 +1,176 @@
+"""A server whose store is out of memory, or refuses settlements: tasks end, and none is charged."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from qsync import Mux, QsyncError, Task, TaskInfo
+from qsync.broker import views
+from qsync.broker.views import Counts
+from tests.support.server import Bench, bench, until
+from tests.support.stores import Store, wait_until_async
+
+LONG = b"r" * 5000
+SHORT = b"s" * 50
+
+
+@contextlib.contextmanager
+def full(store: Store) -> Iterator[None]:
+    """Inside, the store takes no new data."""
+    with store.client() as client:
+        client.config_set("maxmemory", 1)
+        try:
+            yield
+        finally:
+            client.config_set("maxmemory", 0)
+
+
+async def counts(b: Bench) -> Counts:
+    return await b.broker.run(views.counts(b.keys()))
+
+
+async def completed(b: Bench, number: int) -> None:
+    async def check() -> bool:
+        return (await counts(b)).stats.get("completed", 0) == number
+
+    await wait_until_async(check, message=f"not {number} completed")
+
+
+class Work:
+    """Handlers that return bytes or nothing, by type; while `go_on` is not set they wait."""
+
+    def __init__(self) -> None:
+        self.mux = Mux()
+        self.ran: list[str] = []
+        self.go_on = asyncio.Event()
+        for type, result in {"long": LONG, "short": SHORT, "plain": None}.items():
+            self._add(type, result)
+
+    def _add(self, type: str, result: bytes | None) -> None:
+        @self.mux.handle(type)
+        async def handler(task: TaskInfo) -> bytes | None:
+            self.ran.append(task.id)
+            await self.go_on.wait()
+            return result
+
+
+@pytest.mark.faults(61, 83)
+def test_full_store_drains_tasks_with_results(
+    store: Store, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each task runs once. A result that does not fit is an error of `result()` and in the log."""
+    caplog.set_level(logging.WARNING, "qsync.server")
+
+    async def main() -> None:
+        work = Work()
+        work.go_on.set()
+        async with bench(store.url, prefix) as b:
+            kept = {
+                type: await b.client.enqueue_many([Task(type, retention=600)] * 50)
+                for type in ("long", "short", "plain")
+            }
+            await b.client.enqueue_many([Task("plain")] * 50)
+            with full(store):
+                async with b.server(work.mux):
+                    await completed(b, 200)
+            for handle in kept["long"]:
+                with pytest.raises(QsyncError, match="no memory for the result"):
+                    await handle.result(5)
+            assert [await handle.result(5) for handle in kept["short"]] == [SHORT] * 50
+            assert [await handle.result(5) for handle in kept["plain"]] == [None] * 50
+            assert (await counts(b)).stats.get("crashed", 0) == 0
+        assert len(work.ran) == len(set(work.ran)) == 200
+
+    asyncio.run(main())
+    assert any("are lost" in one.getMessage() for one in caplog.records)
+
+
+@pytest.mark.faults(61, 83)
+def test_memory_that_ended_tasks_free_is_used_for_results(own_store: Store, prefix: str) -> None:
+    """Tasks without a result are completed first, so the results of the others fit after all."""
+
+    async def main() -> None:
+        work = Work()
+        async with bench(own_store.url, prefix) as b, b.server(work.mux, prefetch=0):
+            await b.client.enqueue_many([Task("plain", b"x" * 500_000)] * 8)
+            kept = await b.client.enqueue_many([Task("long", retention=600)] * 8)
+            await until(lambda: len(work.ran) == 16)
+            with own_store.client() as client:
+                used = client.info("memory")["used_memory"]
+                client.config_set("maxmemory", used - 500_000)
+                work.go_on.set()
+                await completed(b, 16)
+                client.config_set("maxmemory", 0)
+            assert [await handle.result(5) for handle in kept] == [LONG] * 8
+
+    asyncio.run(main())
+
+
+@contextlib.contextmanager
+def results_refused(store: Store, b: Bench) -> Iterator[None]:
+    """Inside, the store refuses the end of every task with a retention, and nothing else."""
+    with store.client() as client:
+        client.set(b.keys().key("results"), "not a hash")
+        try:
+            yield
+        finally:
+            client.delete(b.keys().key("results"))
+
+
+@pytest.mark.faults(61, 83)
+def test_server_fetches_nothing_while_the_store_refuses_settlements(
+    store: Store, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "qsync.server")  # where a refusal is said again
+
+    async def main() -> None:
+        work = Work()
+        work.go_on.set()
+        async with bench(store.url, prefix) as b:
+            await b.client.enqueue_many([Task("long", retention=600)] * 1000)
+            async with b.server(work.mux, concurrency=10, prefetch=0):
+                with results_refused(store, b):
+                    await until(lambda: said(caplog) >= 3)
+                    ran = len(work.ran)  # those fetched before the server knew
+                    await until(lambda: said(caplog) >= 6)
+                    assert len(work.ran) == ran < 200
+                await completed(b, 1000)
+        assert len(work.ran) == len(set(work.ran)) == 1000
+
+    asyncio.run(main())
+
+
+def said(caplog: pytest.LogCaptureFixture) -> int:
+    """How often the log says that a settlement was refused."""
+    return sum("cannot settle" in one.getMessage() for one in caplog.records)
+
+
+@pytest.mark.faults(61, 83)
+def test_stop_while_the_store_refuses_settlements_charges_no_crash(
+    store: Store, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "qsync.server")  # where a refusal is said again
+    """The tasks go back uncharged, so that they run again once the store takes their ends."""
+
+    async def main() -> None:
+        work = Work()
+        work.go_on.set()
+        async with bench(store.url, prefix) as b:
+            handles = await b.client.enqueue_many([Task("long", retention=600)] * 5)
+            with results_refused(store, b):
+                server = b.server(work.mux, shutdown_timeout=0)
+                async with server:
+                    await until(lambda: said(caplog) >= 1)
+                    server._hurry.set()  # as a second SIGTERM does
+                with store.client() as client:
+                    assert client.zcard(b.keys().key("pending")) == 5
+            async with b.server(work.mux):
+                assert [await handle.result(5) for handle in handles] == [LONG] * 5
+            assert (await counts(b)).stats.get("crashed", 0) == 0
+
+    asyncio.run(main())

@@ -1,0 +1,89 @@
+"""What the heartbeat thread does about a fetch whose answer a blocked loop cannot read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from qsync import Qsync, Task
+from qsync.broker import ops, redis_clients
+from qsync.broker.blocking import Broker
+from qsync.keys import QueueKeys
+from qsync.server.config import Config
+from qsync.server.heartbeat import Heartbeat
+from qsync.server.outage_log import Outage
+from qsync.server.queue_state import FetchInFlight, QueueState
+from tests.support.stores import Store
+
+
+def blocked(store: Store, prefix: str, check: Callable[[Heartbeat, QueueState], None]) -> None:
+    """Have a server of which nothing but its heartbeat runs, and that asked for ten tasks."""
+
+    async def main() -> None:
+        config, broker = Config(lease=6), Broker(redis_clients.parse(store.url))
+        lane = QueueState(QueueKeys(prefix, "default"))
+        call = ops.fetch(lane.keys, server="s", number=1, wanted=10, policy=config.policy())
+        lane.unanswered = FetchInFlight(call, "s/1", since=-1e9)
+        broker.run(call)
+        runner: Any = None  # it has nothing to run
+        heartbeat = Heartbeat(broker, [lane], runner, lease_s=6, watches_loop=True, outage=Outage())
+        try:
+            check(heartbeat, lane)
+        finally:
+            broker.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.faults(4)
+def test_it_gives_back_what_was_brought(store: Store, prefix: str) -> None:
+    client = Qsync(store.url, prefix=prefix).client()
+    client.enqueue_many([Task("a", id=str(n)) for n in range(3)])
+
+    def check(heartbeat: Heartbeat, lane: QueueState) -> None:
+        raw = store.client()
+        assert raw.zcard(lane.keys.key("active")) == 3
+        for _ in range(2):
+            heartbeat._hand_back_unread(lane)
+            assert raw.zrange(lane.keys.key("pending"), 0, -1) == [b"0", b"1", b"2"]
+        assert lane.revoked == "s/1"
+
+    blocked(store, prefix, check)
+    client.close()
+
+
+@pytest.mark.faults(4)
+def test_it_takes_nothing_more_when_the_store_loses_its_data(store: Store, prefix: str) -> None:
+    """The store has forgotten the fetch by then, and would take it for a new one."""
+    client = Qsync(store.url, prefix=prefix).client()
+    client.enqueue(Task("a"))
+
+    def check(heartbeat: Heartbeat, lane: QueueState) -> None:
+        heartbeat._hand_back_unread(lane)
+        store.client().flushall()
+        client.enqueue(Task("b"))
+        assert heartbeat._renew_unread(lane)
+        heartbeat._hand_back_unread(lane)
+        assert store.client().zcard(lane.keys.key("pending")) == 1
+        assert store.client().zcard(lane.keys.key("active")) == 0
+
+    blocked(store, prefix, check)
+    client.close()
+
+
+@pytest.mark.faults(4)
+def test_it_says_what_it_keeps(store: Store, prefix: str) -> None:
+    """After a loss of data these are other tasks than the loop is about to read of."""
+    client = Qsync(store.url, prefix=prefix).client()
+
+    def check(heartbeat: Heartbeat, lane: QueueState) -> None:
+        store.client().flushall()
+        client.enqueue(Task("b", id="b"))
+        assert heartbeat._renew_unread(lane)
+        assert lane.unread == ["b"]
+
+    blocked(store, prefix, check)
+    client.close()

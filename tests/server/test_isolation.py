@@ -1,0 +1,224 @@
+"""What the isolation of suspects costs the others, and whom it still protects, on real stores."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from qsync.broker import ops
+from qsync.broker.ops import LeaseRef
+from qsync.mux import Mux
+from qsync.server import crash_isolation
+from qsync.task import Task, TaskInfo
+from tests.support.client_driver import POLICY
+from tests.support.queue_driver import BINARIES, LAPSE, Rig
+from tests.support.server import Bench, bench, until
+from tests.support.stores import Store
+
+
+async def crash(b: Bench, ids: list[str], server: str, *, together: bool = False) -> None:
+    """A server takes all that waits, marks these as running and dies."""
+    call = ops.fetch(b.keys(), server=server, number=1, wanted=500, policy=POLICY)
+    assert set(ids) <= set((await b.broker.run(call)).ids)
+    held = [LeaseRef(id, f"{server}/1") for id in ids]
+    await b.broker.run(ops.start(b.keys(), held, together=together))
+    await b.broker.run(ops.abandon(b.keys(), server))
+    await b.broker.run(ops.fetch(b.keys(), server="finder", number=time.monotonic_ns(), wanted=0,
+                                 policy=POLICY))  # fmt: skip
+
+
+async def make_suspects(b: Bench, tasks: list[Task]) -> list[str]:
+    """Enqueue tasks of which each is there when two servers die."""
+    ids = [one.id for one in await b.client.enqueue_many(tasks)]
+    for server in ("dead1", "dead2"):
+        await crash(b, ids, server)
+    infos = [await b.client.handle(id).info() for id in ids]
+    assert [one.crashes for one in infos] == [2] * len(ids)
+    return ids
+
+
+class Recorder:
+    """A handler that stays until it is let go, and one that ends at once."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, float]] = []
+        self.running: set[str] = set()
+        self.gate = asyncio.Event()
+        self.mux = Mux()
+        self.mux.handle("stay")(self.stay)
+        self.mux.handle("quick")(self.quick)
+
+    async def stay(self, task: TaskInfo) -> None:
+        self.begun.append((task.id, time.monotonic()))
+        self.running.add(task.id)
+        await self.gate.wait()
+        self.running.discard(task.id)
+
+    async def quick(self, task: TaskInfo) -> None:
+        self.begun.append((task.id, time.monotonic()))
+
+    def count(self) -> int:
+        return len(self.begun)
+
+
+@pytest.mark.faults(92)
+def test_a_long_suspect_holds_up_others_for_a_second(valkey: Store, prefix: str) -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        async with bench(valkey.url, prefix) as b:
+            [suspect] = await make_suspects(b, [Task("stay")])
+            async with b.server(recorder.mux, concurrency=100):
+                await until(lambda: suspect in recorder.running)
+                began = time.monotonic()
+                await b.client.enqueue_many([Task("quick") for _ in range(100)])
+                await until(lambda: recorder.count() == 101)
+                times = [at - began for _, at in recorder.begun[1:]]
+                assert min(times) > crash_isolation.ALONE_S / 2
+                assert max(times) < crash_isolation.ALONE_S + 2.5
+                assert suspect in recorder.running
+                # From now on its server's crash does not count for it.
+                assert valkey.command("HGET", b.keys().key("crashes"), suspect) == b"2-"
+                recorder.gate.set()
+
+    asyncio.run(main())
+
+
+@pytest.mark.faults(92)
+def test_many_long_suspects_start_soon_after_the_first(valkey: Store, prefix: str) -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        async with bench(valkey.url, prefix) as b:
+            ids = await make_suspects(b, [Task("stay") for _ in range(40)])
+            async with b.server(recorder.mux, concurrency=100):
+                began = time.monotonic()
+                await until(lambda: recorder.count() == 1)
+                await until(lambda: len(recorder.running) == len(ids))
+                assert time.monotonic() - began < crash_isolation.ALONE_S + 4
+                recorder.gate.set()
+            assert recorder.count() == len(ids)
+
+    asyncio.run(main())
+
+
+@pytest.mark.faults(92)
+def test_suspects_share_the_slots_that_there_are(valkey: Store, prefix: str) -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        async with bench(valkey.url, prefix) as b:
+            ids = await make_suspects(b, [Task("stay") for _ in range(12)])
+            async with b.server(recorder.mux, concurrency=5):
+                await until(lambda: len(recorder.running) == 5)
+                recorder.gate.set()
+                for id in ids:
+                    await b.gone(id)
+
+    asyncio.run(main())
+
+
+@pytest.mark.faults(92)
+def test_suspects_that_ran_together_in_a_crash_run_one_at_a_time(
+    valkey: Store, prefix: str
+) -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        async with bench(valkey.url, prefix) as b:
+            ids = await make_suspects(b, [Task("stay") for _ in range(3)])
+            await crash(b, ids, "dead3", together=True)
+            for id in ids:
+                assert (await b.client.handle(id).info()).crashes == 2
+                assert valkey.command("HGET", b.keys().key("crashes"), id) == b"2~1"
+            async with b.server(recorder.mux, concurrency=100):
+                await until(lambda: recorder.count() == 1)
+                await b.client.enqueue(Task("quick"))
+                await until(lambda: recorder.count() == 2, timeout=crash_isolation.ALONE_S * 8 + 3)
+                assert recorder.begun[1][1] - recorder.begun[0][1] >= crash_isolation.ALONE_S * 8
+                assert len(recorder.running) == 1, "others may join it, but no other suspect"
+                recorder.gate.set()
+                for id in ids:
+                    await b.gone(id)
+
+    asyncio.run(main())
+
+
+def test_with_a_limit_of_two_crashes_a_task_is_a_suspect_after_the_first(
+    valkey: Store, prefix: str
+) -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        async with bench(valkey.url, prefix) as b:
+            ids = [one.id for one in await b.client.enqueue_many([Task("stay")] * 2)]
+            await crash(b, ids, "dead1")
+            async with b.server(recorder.mux, concurrency=100, max_crashes=2):
+                await until(lambda: recorder.count() == 1)
+                signs = [valkey.command("HGET", b.keys().key("crashes"), id) for id in ids]
+                assert sorted(signs) == [b"1", b"1+"]
+                recorder.gate.set()
+                for id in ids:
+                    await b.gone(id)
+
+    asyncio.run(main())
+
+
+# What is counted.
+
+
+@pytest.fixture(params=BINARIES)
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with Rig(request.param) as rig:
+        yield rig
+
+
+def die(rig: Rig, *, together: bool) -> bytes | None:
+    """One server takes the task, marks it and dies; another finds its lease lapsed."""
+    held = rig.lease()
+    assert rig.run(ops.start(rig.keys, held, together=together)) == ["ok"]
+    rig.now += LAPSE
+    rig.fetch(0, server="finder")
+    found: bytes | None = rig.field("crashes", "a")
+    return found
+
+
+def suspect(rig: Rig) -> None:
+    rig.enqueue("a")
+    rig.lease()
+    rig.now += LAPSE
+    rig.fetch(0, server="finder")
+    assert die(rig, together=False) == b"2"
+
+
+def test_a_crash_beside_other_suspects_is_noted_three_times_and_then_counts(rig: Rig) -> None:
+    suspect(rig)
+    assert [die(rig, together=True) for _ in range(3)] == [b"2~1", b"2~2", b"2~3"]
+    assert rig.fetch(0, server="finder").spared == {}
+    assert rig.state("a") == "pending"
+    assert die(rig, together=True) == b"3~3!"
+    assert rig.state("a") == "dead"
+
+
+def test_a_crash_alone_counts_whatever_was_spared_before(rig: Rig) -> None:
+    suspect(rig)
+    assert die(rig, together=True) == b"2~1"
+    assert die(rig, together=False) == b"3~1!"
+    assert rig.state("a") == "dead"
+
+
+def test_a_server_is_told_how_often_a_task_was_spared(rig: Rig) -> None:
+    suspect(rig)
+    die(rig, together=True)
+    fetched = rig.fetch(server="next")
+    assert (fetched.crashes, fetched.spared) == ([2], {"a": 1})
+
+
+def test_the_mark_comes_off_and_what_was_spared_stays(rig: Rig) -> None:
+    suspect(rig)
+    die(rig, together=True)
+    held = rig.lease()
+    rig.run(ops.start(rig.keys, held))
+    assert rig.field("crashes", "a") == b"2~1+"
+    rig.run(ops.start(rig.keys, held, together=True))
+    assert rig.field("crashes", "a") == b"2~1-"
+    rig.run(ops.hand_back(rig.keys, [ops.HandedBack(*held[0])], now_us=rig.now))
+    assert rig.field("crashes", "a") == b"2~1"

@@ -1,0 +1,102 @@
+"""What a handler gets to know when its server has lost the lease."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from qsync.app import Qsync
+from qsync.errors import LeaseLost
+from qsync.mux import Mux
+from qsync.server.current import current
+from qsync.task import Task, TaskInfo
+from tests.server.test_waiting_tasks import take_over
+from tests.support.server import bench, until
+from tests.support.stores import Store
+
+
+def test_a_handler_in_a_thread_is_told_by_progress_and_by_enqueues(
+    valkey: Store, prefix: str
+) -> None:
+    mux, raised, begun = Mux(), list[str](), threading.Event()
+    app = Qsync(valkey.url, prefix=prefix)
+
+    @app.task(queue="unserved")
+    def child() -> None: ...
+
+    @mux.handle("long")
+    def long(task: TaskInfo) -> None:
+        client = current().client
+        begun.set()
+        while not current().cancelled:
+            current().progress(1, 2)
+        for what in (
+            lambda: current().progress(2, 2),
+            lambda: client.enqueue(Task("child", queue="unserved")),
+            lambda: client.enqueue_many([Task("child", queue="unserved")]),
+            child.enqueue_sync,
+        ):
+            try:
+                what()
+            except LeaseLost as error:
+                raised.append(str(error))
+        assert task.id in raised[0]
+
+    async def main() -> None:
+        async with bench(valkey.url, prefix) as b, b.server(mux, lease=0.9) as server:
+            await b.client.enqueue(Task("long"))
+            await until(begun.is_set)
+            await take_over(b, server.holder, count=1)
+            await until(lambda: len(raised) == 4)
+
+    asyncio.run(main())
+    app.close()
+
+
+def test_a_handler_on_the_loop_is_told_after_its_cancellation(valkey: Store, prefix: str) -> None:
+    mux, raised, begun = Mux(), list[LeaseLost](), asyncio.Event()
+
+    @mux.handle("long")
+    async def long(task: TaskInfo) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            with pytest.raises(LeaseLost) as progress:
+                current().progress(1, 1)
+            with pytest.raises(LeaseLost) as enqueue:
+                await current().client.enqueue(Task("child", queue="unserved"))
+            raised.extend([progress.value, enqueue.value])
+            raise
+
+    async def main() -> None:
+        async with bench(valkey.url, prefix) as b, b.server(mux, lease=0.9) as server:
+            await b.client.enqueue(Task("long"))
+            await begun.wait()
+            await take_over(b, server.holder, count=1)
+            await until(lambda: len(raised) == 2)
+
+    asyncio.run(main())
+
+
+def test_a_handler_that_is_stopped_for_another_reason_may_still_enqueue(
+    valkey: Store, prefix: str
+) -> None:
+    mux, ended = Mux(), list[str]()
+
+    @mux.handle("long")
+    def long(task: TaskInfo) -> None:
+        while not current().cancelled:
+            current().progress(1, 2)
+        current().progress(2, 2)
+        ended.append(current().client.enqueue(Task("child", queue="unserved")).id)
+
+    async def main() -> None:
+        async with bench(valkey.url, prefix) as b, b.server(mux):
+            await b.client.enqueue(Task("long", timeout=0.3, retry=0))
+            await until(lambda: bool(ended))
+            assert await b.state(ended[0], "unserved") == "pending"
+
+    asyncio.run(main())

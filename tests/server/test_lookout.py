@@ -1,0 +1,195 @@
+"""Servers of many queues: what is idle costs next to nothing, and what waits is found."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from qsync import Mux, Task, TaskInfo
+from qsync.broker import ops, views
+from qsync.broker.views import Looked
+from qsync.server.server import Server
+from tests.scripts.test_idle_writes import Queue
+from tests.support.server import Bench, bench
+from tests.support.stores import Store, wait_until_async
+
+S = 1_000_000
+LEASE_US = 30 * S
+
+
+def fetches(server: Server) -> int:
+    """How often a server has fetched, from all its queues."""
+    return sum(lane.number for lane in server._lanes)
+
+
+class Counting:
+    """A mux that counts what it ran, by queue."""
+
+    def __init__(self) -> None:
+        self.ran: Counter[str] = Counter()
+        self.mux = Mux()
+        self.mux.handle("a")(self._run)
+
+    async def _run(self, task: TaskInfo) -> None:
+        self.ran[task.queue] += 1
+
+    async def reaches(self, count: int) -> None:
+        await wait_until_async(lambda: self.ran.total() >= count, timeout=30)
+
+
+async def looked(server: Server, times: int) -> None:
+    """Wait until a server has looked at its queues so often."""
+    await wait_until_async(lambda: min(lane.answered for lane in server._lanes) > 0)
+    for _ in range(times):
+        before = max(lane.answered for lane in server._lanes)
+        await wait_until_async(lambda: min(lane.answered for lane in server._lanes) > before)  # noqa: B023
+
+
+@pytest.mark.faults(99)
+def test_idle_server_of_many_queues_fetches_from_none(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        names = [f"q{at}" for at in range(200)]
+        async with (
+            bench(store.url, prefix) as using,
+            using.server(Mux(), queues=names, sweep=0.1) as server,
+        ):
+            await looked(server, 3)
+            before = fetches(server)
+            await looked(server, 5)
+            # Each is fetched from once in five minutes, whatever a look says.
+            assert fetches(server) - before <= len(names) // 4
+
+    asyncio.run(main())
+
+
+@pytest.mark.faults(100)
+def test_tasks_in_many_queues_take_few_fetches(store: Store, prefix: str) -> None:
+    """Two tasks in each of 600 queues, and as many beside them that stay empty."""
+    count = 600
+
+    async def main() -> None:
+        counting = Counting()
+        async with bench(store.url, prefix) as using:
+            tasks = [Task("a", queue=f"q{at}") for at in range(count) for _ in range(2)]
+            await using.client.enqueue_many(tasks)
+            names = [f"q{at}" for at in range(2 * count)]
+            async with using.server(counting.mux, queues=names, sweep=60.0) as server:
+                await counting.reaches(2 * count)
+                assert fetches(server) <= 3 * count
+        assert {*counting.ran.values()} == {2}
+
+    asyncio.run(main())
+
+
+@pytest.mark.faults(100)
+@pytest.mark.parametrize("queues", [3, 150])
+@pytest.mark.parametrize("lost", [False, True])
+def test_task_in_one_of_many_queues_is_found(
+    store: Store, prefix: str, queues: int, *, lost: bool
+) -> None:
+    """By its wake at once; and by a look where nobody heard of it."""
+
+    async def main() -> None:
+        counting = Counting()
+        names = [f"q{at}" for at in range(queues)]
+        async with bench(store.url, prefix) as using:
+            sweep = 0.3 if lost else 60.0
+            async with using.server(counting.mux, queues=names, sweep=sweep) as server:
+                await looked(server, 0)
+                if lost:
+                    await add_unheard(store, using, names[-1])
+                else:
+                    await using.client.enqueue(Task("a", queue=names[-1]))
+                await counting.reaches(1)
+
+    asyncio.run(main())
+
+
+async def add_unheard(store: Store, using: Bench, queue: str) -> None:
+    """Have a task wait of which no server hears: its queue was paused when it came."""
+    keys = using.keys(queue)
+    await using.broker.run(ops.pause(keys, b"test"))
+    await using.client.enqueue(Task("a", queue=queue))
+    with store.client() as redis:
+        await wait_until_async(lambda: not redis.exists(keys.key("wake")))
+        redis.hdel(keys.key("meta"), "paused", "paused_at")
+
+
+def test_task_of_one_of_many_queues_starts_at_its_time(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        counting = Counting()
+        names = [f"q{at}" for at in range(150)]
+        async with (
+            bench(store.url, prefix) as using,
+            using.server(counting.mux, queues=names, sweep=60.0, lease=60.0) as server,
+        ):
+            await looked(server, 0)
+            for delay in (0.4, 0.2, 0.6):
+                await using.client.enqueue(Task("a", queue="q7", delay=delay))
+            await counting.reaches(3)
+
+    asyncio.run(main())
+
+
+def test_server_of_many_queues_recovers_what_a_dead_one_held(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        counting = Counting()
+        names = [f"q{at}" for at in range(150)]
+        async with bench(store.url, prefix) as using:
+            await using.client.enqueue(Task("a", queue="q7"))
+            server = using.server(counting.mux, queues=names)
+            fetch = ops.fetch(
+                using.keys("q7"), server="dead", number=1, wanted=1, policy=server.config.policy()
+            )
+            assert len((await using.broker.run(fetch)).ids) == 1
+            async with server:
+                await counting.reaches(1)
+
+    asyncio.run(main())
+
+
+# What a look tells.
+
+
+@pytest.fixture
+def queue(store: Store, prefix: str) -> Any:
+    queue = Queue(store, prefix)
+    yield queue
+    queue.broker.close()
+
+
+def look(queue: Queue) -> Looked:
+    found: Looked = queue.run(views.look(queue.keys, lease_us=LEASE_US, now_us=queue.now_us))
+    return found
+
+
+def test_look_at_an_empty_queue_finds_nothing(queue: Queue) -> None:
+    assert look(queue) == (None, False, False)
+    queue.fetch()
+    generation = queue.fetch().generation
+    assert look(queue) == (generation, False, False)
+
+
+def test_look_finds_tasks_that_may_be_fetched(queue: Queue) -> None:
+    queue.enqueue(Task("a"))
+    assert look(queue).waits
+    queue.run(ops.pause(queue.keys, b"somebody", now_us=queue.now_us))
+    assert not look(queue).waits
+
+
+def test_look_finds_what_is_due(queue: Queue) -> None:
+    queue.enqueue(Task("a", delay=60))
+    assert look(queue)[1:] == (False, False)
+    queue.now_us += 60 * S
+    assert look(queue)[1:] == (False, True)
+    assert len(queue.fetch().ids) == 1
+    assert look(queue)[1:] == (False, False)
+    queue.now_us += LEASE_US // 4 + 1
+    assert look(queue).due, "somebody has to say that servers are there"
+    queue.fetch("other")
+    assert not look(queue).due
+    queue.now_us += LEASE_US
+    assert look(queue).due

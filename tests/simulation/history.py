@@ -1,0 +1,208 @@
+"""One history: processes, clients, faults, then peace, and what is left when all is done."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import random
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+
+from tests.simulation import brokers, clock
+from tests.simulation.faults import Plague
+from tests.simulation.ledger import Ledger
+from tests.simulation.loop import SimLoop, Stuck
+from tests.simulation.network import Network
+from tests.simulation.population import LEASE, NEW, OLD, Population
+from tests.simulation.profile import Profile
+from tests.simulation.threads import Turns
+from tests.simulation.verdict import Verdict
+from tests.simulation.work import QUEUES, Books
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a seed."""
+
+    seed: int
+    wrong: tuple[str, ...]
+    digest: str
+    calls: int
+    tasks: int
+    lapsed: int
+    recreated: int
+    lost: int
+    """Tasks that the store lost with its data."""
+    seconds: float
+    """Virtual ones."""
+    recovery_s: float
+    """The longest that a task waited after the end of a dead server's lease."""
+    resume_s: float
+    """The longest from a return of the store until a server fetched, whatever else befell those."""
+    drained_s: float
+    """From the end of the faults until all had ended."""
+    faults: Counter[str]
+    """What befell processes, the store and calls, and how often."""
+    refusals: Counter[tuple[str, str]]
+    """The errors that the store answered, by code and script."""
+    events: tuple[tuple[Any, ...], ...] = field(default=(), repr=False)
+
+
+class History:
+    """A seed, from its first call to its verdict."""
+
+    def __init__(self, seed: int, store: redis.Redis) -> None:
+        self.seed = seed
+        self.rng = random.Random(f"world {seed}")
+        self.profile = Profile(random.Random(f"profile {seed}"))
+        self.loop = SimLoop(f"order {seed}")
+        self.turns = Turns(self.loop)
+        self.loop.executor = self.turns.run_in_thread
+        self.ledger = Ledger(self.loop.time)
+        self.network = Network(self.loop, store, self.ledger, f"network {seed}", lease_s=LEASE)
+        self.network.latencies = self.profile.latencies
+        self.books = Books(self.ledger, self.network.store)
+        self.faulty = True
+        self.faults_end = 0.0
+        """When peace comes."""
+        self.peace_at = self.drained_at = 0.0
+        self.population = Population(self)
+        self.plague = Plague(self, self.population)
+        self.loop.set_exception_handler(self._broken)
+
+    async def _course(self) -> None:
+        profile, population = self.profile, self.population
+        for at in range(profile.servers):
+            population.start_server(NEW if at == 0 else self.rng.choice((OLD, NEW)))
+        population.start_clients()
+        plague = asyncio.ensure_future(self.plague.run())
+        self.prolong(profile.seconds)
+        while (left := self.faults_end - self.loop.now) > 0:  # noqa: ASYNC110 - faults prolong it
+            await asyncio.sleep(left)
+        plague.cancel()
+        self._make_peace()
+        await asyncio.wait(population.clients, timeout=60)
+        for work in population.clients:
+            if not work.done():
+                self.ledger.find(f"a client is still at work after 60 s of peace: {work}")
+        verdict = Verdict(self)
+        await verdict.recovered()
+        await verdict.drained()
+        self.drained_at = self.loop.now
+        await population.stop()
+        verdict.final()
+
+    def prolong(self, seconds: float) -> None:
+        """Let peace come so much later."""
+        self.faults_end += seconds
+
+    def _make_peace(self) -> None:
+        """From now on nothing goes wrong any more."""
+        self.network.note("peace")
+        self.faulty = False
+        self.peace_at = self.loop.now
+        self.network.heal()
+        for process in self.population.all:
+            process.link.heal()
+        for queue in QUEUES:
+            self.plague.resume(queue)
+        servers = [one for one in self.population.servers if one.alive]
+        if not any(one.types == NEW and one.told_to_stop is None for one in servers):
+            self.population.start_server(NEW)
+        for process in servers:  # the deploy is completed
+            if process.types == OLD:
+                self.population.terminate(process)
+
+    def _broken(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        trace = traceback.extract_tb(error.__traceback__)[-1:] if error else ""
+        self.ledger.find(f"{context['message']}: {type(error).__name__}: {error} {trace}")
+
+    def run(self) -> Outcome:
+        """Live through it."""
+        with self._in_place():
+            course = self.loop.create_task(self._course(), context=clock.world())
+            try:
+                self.loop.run_until_complete(course)
+            except Stuck:
+                self.ledger.find("nothing will ever happen again, and it is not over")
+            for error in self.turns.errors:
+                self.ledger.find(f"a thread ended by {type(error).__name__}: {error}")
+            return self._outcome()
+
+    def _outcome(self) -> Outcome:
+        ledger, tally = self.ledger, self.network.tally
+        return Outcome(
+            seed=self.seed,
+            wrong=tuple(ledger.wrong),
+            digest=self.network.digest,
+            calls=tally.calls,
+            tasks=len(ledger.entries),
+            lapsed=ledger.counts.get("lapsed", 0),
+            recreated=ledger.recreated,
+            lost=len(ledger.lost),
+            seconds=self.loop.now,
+            recovery_s=max(ledger.recoveries, default=0.0),
+            resume_s=max(self.network.resumes, default=0.0),
+            drained_s=max(0.0, self.drained_at - self.peace_at),
+            faults=self.plague.counts + tally.fates,
+            refusals=tally.refusals,
+            events=tuple(self.network.events),
+        )
+
+    @contextlib.contextmanager
+    def _in_place(self) -> Iterator[None]:
+        brokers.network, brokers.turns = self.network, self.turns
+        quiet = os.environ.get("QSYNC_SIM_LOG") is None
+        before = logging.root.manager.disable
+        if quiet:
+            logging.disable(logging.CRITICAL)
+        collects = gc.isenabled()
+        gc.disable()  # what is dropped must not run at a moment that differs from run to run
+        try:
+            with clock.replaced(self.loop, self.turns, f"chance {self.seed}"):
+                try:
+                    yield
+                finally:
+                    self._bury()
+        finally:
+            logging.disable(before)
+            if collects:
+                gc.enable()
+
+    def _bury(self) -> None:
+        """Close what never came to its end, without a chance to do anything."""
+        for process in self.population.all:
+            process.alive = False
+        self.turns.end()
+        # What a coroutine gathers as it is closed gets this loop, and none that nobody would close.
+        asyncio.set_event_loop(self.loop)
+        buried: set[asyncio.Task[Any]] = set()
+        while tasks := asyncio.all_tasks(self.loop) - buried:
+            buried |= tasks
+            for task in tasks:  # one that is closed may make another
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                with contextlib.suppress(BaseException):
+                    task.get_coro().close()
+        self.loop.bury()
+        asyncio.set_event_loop(None)
+        self.loop.close()
+
+
+def live(
+    seed: int, store: redis.Redis, *, arrange: Callable[[History], Any] | None = None
+) -> Outcome:
+    """The outcome of a seed, on a store that is emptied for it; `arrange` may change what it is."""
+    store.flushall()
+    history = History(seed, store)
+    if arrange is not None:
+        arrange(history)
+    return history.run()

@@ -1,0 +1,383 @@
+"""What the store answered, and what that means for each task: who may run it, and until when.
+
+It sees each call as it is made, so it knows of calls whose answer got lost too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from typing import Any, Final
+
+from qsync import codec
+from tests.simulation.entries import US, Delivery, Entry
+from tests.simulation.process import Proc
+
+MOVED: Final = "moved"
+"""A schedule that the deploy changes, from ten minutes to a second; all of its ticks are wanted."""
+
+MOST: Final = 40
+"""How often a task is given to servers, in histories as short as these."""
+
+CALL_KEPT_US: Final = 600 * US
+"""The store remembers the last enqueue of a sender for so long."""
+
+EARLY_US: Final = 10_000
+"""A tick may be so early: the clocks of two machines go at rates that differ by up to 1e-4, and the
+store's is looked at once a minute."""
+
+
+class Ledger:
+    """All tasks of a history, and what was found wrong."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.entries: dict[tuple[str, str], Entry] = {}
+        self.servers: dict[str, Proc] = {}
+        self.changed_us: int | None = None
+        """When the first server started that has another expression of a schedule."""
+        self.wrong: list[str] = []
+        self.counts: dict[str, int] = {}
+        self.ticks: dict[tuple[str, str], list[int]] = {}
+        self.unsure = 0
+        """Enqueues of which it cannot be told whether they made a task: it may have left unseen."""
+        self.recreated = 0
+        """Tasks that were made again after they had ended and left, by another call."""
+        self.recoveries: list[float] = []
+        """Seconds from the end of a dead server's lease until its task was free again."""
+        self.back_us = 0
+        """How far the store's clock has gone back: ticks may be early by as much."""
+        self.forgetful = False
+        """The store's clock has gone so far that it forgets the calls of its senders."""
+        self.lost: set[tuple[str, str]] = set()
+        """Tasks that the store lost with its data."""
+        self.lost_ticks: set[tuple[str, str, int]] = set()
+        self.void: set[tuple[str, str, str]] = set()
+        """Leases that it does not know of any more: queue, id and token."""
+        self._starts: dict[tuple[str, str], int] = {}
+        """How often a task was started before the store last lost data."""
+        self.upkept_us: dict[str, int] = {}
+        """By queue, time of the last fetch that did its upkeep since the store last lost data."""
+        self._numbers: dict[tuple[str, str], int] = {}
+        """By queue and server, the number of its last fetch."""
+        self._latest_us = 0
+        """By the store's clock, at its highest: what has lapsed or come due by then stays so."""
+        self._open_locks: dict[tuple[str, str], str] = {}
+        self._calls: dict[tuple[str, str], tuple[int, int, list[Any]]] = {}
+        """By queue and sender: the number of its last call that made a task, when, the answer."""
+
+    # The store's data
+
+    def copy(self) -> Any:
+        """What it knows of what the store holds."""
+        state = self.entries, self.ticks, self._open_locks, self._calls, self.unsure
+        return deepcopy(state)
+
+    def lose(self, kept: Any | None) -> None:
+        """The store has lost its data: all of them, or what came after the copy was made."""
+        entries, ticks = self.entries, self.ticks
+        self.upkept_us.clear()
+        state = ({}, {}, {}, {}, 0) if kept is None else deepcopy(kept)
+        self.entries, self.ticks, self._open_locks, self._calls, self.unsure = state
+        for key, entry in entries.items():
+            left = self.entries.get(key)
+            self._starts[key] = max(entry.starts, self._starts.get(key, 0))
+            tokens = {one.token for one in left.deliveries} if left else set()
+            self.void |= {(*key, one.token) for one in entry.deliveries if one.token not in tokens}
+            if entry.created > (left.created if left else 0):
+                self.lost.add(key)
+        for key, entry in self.entries.items():
+            # It was run, whatever the store knows of it.
+            entry.starts = max(entry.starts, self._starts.get(key, 0))
+            # What an earlier loss took may be back: the copy can be later than that one's.
+            self.void -= {(*key, one.token) for one in entry.deliveries}
+        for name, times in ticks.items():
+            left_ticks = self.ticks.get(name, [])
+            self.lost_ticks |= {(*name, time) for time in times if time not in left_ticks}
+
+    @property
+    def now(self) -> float:
+        """The time of the history."""
+        return self._clock()
+
+    def find(self, text: str) -> None:
+        """Note that something is wrong."""
+        self.wrong.append(f"{self._clock():.4f} {text}")
+
+    def entry(self, queue: str, id: str) -> Entry:
+        """The task of this id."""
+        key = (queue, id)
+        found = self.entries.get(key)
+        if found is None:
+            found = self.entries[key] = Entry(id, queue)
+        return found
+
+    def count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    def observe(
+        self, name: str, queue: str, now: int, args: Sequence[Any], reply: Any
+    ) -> list[str]:
+        """Take a call and its reply; returns the ids of tasks that ended by it."""
+        self._latest_us = max(self._latest_us, now)
+        look = getattr(self, f"_see_{name}", None)
+        return [] if look is None else list(look(queue, now, args, reply) or ())
+
+    # Enqueue
+
+    def _see_enqueue(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
+        sender, number, stride = args[1:4]
+        tasks = [(*args[at : at + stride], b"")[:3] for at in range(4, len(args), stride)]
+        reply = _in_full(reply, [id for id, *_ in tasks])
+        before, at_us, said = self._calls.get((queue, sender), (-1, now, []))
+        if sender and now - at_us < CALL_KEPT_US and number <= before:
+            if reply != (said if number == before else []):
+                self.find(f"enqueue {number} of {sender} is answered {reply}, and was by {said}")
+            return  # said once more, and nothing was done
+        if sender and b"created" in reply[::2]:
+            self._calls[queue, sender] = (number, now, reply)
+        for at, ((id, _, options), outcome) in enumerate(zip(tasks, reply[::2], strict=False)):
+            if outcome == b"created":
+                self._created(queue, now, id, options)
+                again = sender and self.entry(queue, id).created > 1 and not self.forgetful
+                if again and not id.endswith(".child"):
+                    self.find(f"{id} is made again by its one enqueue")
+            elif outcome == b"duplicate":
+                self._check_duplicate(queue, now, options, reply[2 * at + 1].decode())
+            elif outcome == b"repeated" and now >= self.entry(queue, id).remembered_until_us:
+                self.find(f"{id} is said to be repeated, and was not enqueued lately")
+
+    def _created(self, queue: str, now: int, id: str, packed: bytes) -> None:
+        entry = self.entry(queue, id)
+        there = entry.phase in ("waiting", "active", "dead")
+        if there or (entry.phase == "kept" and self._latest_us < entry.kept_until_us):
+            open_ = entry.phase != "active" or entry.surely_open(self._latest_us)
+            if entry.cancel_asked and not open_:
+                self.unsure += 1  # maybe it was recovered, and ended by that, and is made again
+                entry.unsure, entry.cancel_asked = True, False
+            return  # said once more
+        self.unsure += entry.phase == "kept"
+        entry.created += 1
+        self.count("enqueued")
+        if entry.created > 1:
+            self.recreated += 1
+        due, _, lock, _, remember_us = codec.decode(packed) if packed else ("", "", "", 0, 0)
+        if self._latest_us < entry.remembered_until_us and not entry.cancel_asked:
+            self.find(f"{id} is made again within the time that its id is remembered")
+        entry.remembered_until_us = now + remember_us
+        entry.phase, entry.cancel_asked = "waiting", False
+        entry.due_us = now + int(due) if due.startswith("+") else int(due or 0)
+        if lock:
+            holder = self._open_locks.get((queue, lock))
+            if holder not in (None, id) and self.entry(queue, holder).surely_open(self._latest_us):
+                self.find(f"{id} got the lock that {holder} has")
+            entry.lock = lock
+            self._open_locks[queue, lock] = id
+
+    def _check_duplicate(self, queue: str, now: int, packed: bytes, holder: str) -> None:
+        lock = codec.decode(packed)[2]
+        open_holder = self._open_locks.get((queue, lock))
+        if open_holder in (None, holder):
+            return
+        if self.entry(queue, open_holder).surely_open(self._latest_us):
+            self.find(f"lock of {open_holder} is said to be that of {holder}")
+
+    def _see_tick(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
+        _, schedule, tick_us, id, _, options = args
+        if _in_full(reply, [id])[0] != b"created":
+            return
+        ticks = self.ticks.setdefault((queue, schedule), [])
+        entry = self.entries.get((queue, id))
+        if entry is not None and entry.created:
+            self.find(f"tick {id} came twice")
+        if tick_us > now + EARLY_US + self.back_us:
+            self.find(f"tick {id} came {(tick_us - now) / US} s early")
+        if schedule == MOVED and tick_us % (600 * US):
+            before_us = (self.changed_us or 0) - tick_us - self.back_us
+            if before_us > 0:
+                self.find(f"tick {id} is from {before_us / US} s before its schedule was changed")
+        ticks.append(tick_us)
+        self._created(queue, now, id, options)
+
+    # Leases
+
+    def _see_fetch(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
+        server, number, _, lease_us = args[:4]
+        token = f"{server}/{number}"
+        if number > self._numbers.get((queue, server), -1):  # a repeated fetch does no upkeep
+            self._numbers[queue, server], self.upkept_us[queue] = number, now
+        for raw in reply[5]:
+            entry = self.entry(queue, raw.decode())
+            if entry.deliveries and entry.deliveries[-1].token == token:
+                continue
+            if entry.lease is not None:
+                self._lapsed(entry, entry.lease, now)
+            elif entry.phase != "waiting":
+                self.find(f"{entry.id} was fetched though it was {entry.phase}")
+            if self._latest_us < entry.due_us:
+                self.find(f"{entry.id} was fetched {(entry.due_us - now) / US} s early")
+            entry.phase = "active"
+            if len(entry.deliveries) == MOST:
+                self.find(f"{entry.id} is given to a server for the {MOST + 1}th time")
+            self.void.discard((queue, entry.id, token))  # the fetch was repeated after the loss
+            length_us = int(lease_us)
+            ends = self._clock() + length_us / US
+            entry.deliveries.append(Delivery(token, now, now + length_us, ends, length_us))
+
+    def _lapsed(self, entry: Entry, lease: Delivery, now: int) -> None:
+        lease.ended = "lapsed"
+        self.count("lapsed")
+        if self._latest_us < lease.expires_us:
+            early = (lease.expires_us - self._latest_us) / US
+            self.find(f"{entry.id} was taken {early} s before its lease")
+        server = self.servers.get(lease.token.rpartition("/")[0])
+        if server is not None and not server.alive:
+            self.recoveries.append(max(0.0, self._clock() - lease.expires_at))
+        self.check_cause(entry, lease)
+
+    def check_cause(self, entry: Entry, lease: Delivery) -> None:
+        """A lease lapses only where its server could not renew it, at a third of it or later, or
+        could not hand its task back before it ended, since it was told to."""
+        server = self.servers.get(lease.token.rpartition("/")[0])
+        now = self._clock()
+        since = min(lease.expires_at, now) - lease.length_us / US * 2 / 3
+        if server is not None and server.told_to_stop is not None:
+            since = min(since, server.told_to_stop)
+        if server is None or not server.troubled(since - 0.1, now):
+            self.find(f"lease {lease.token} of {entry.id} lapsed, and nothing befell {server}")
+
+    def _see_renew(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
+        for entry, lease, _ in self._leases(queue, args[1:], 2, reply, ("ok", "cancelled")):
+            if lease is None:
+                self.find(f"{entry.id} was renewed by one who has no lease")
+            else:
+                lease.expires_us = now + int(args[0])
+                lease.expires_at = self._clock() + int(args[0]) / US
+
+    def _see_start(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
+        together = args[-1] == "-"
+        for _, lease, _ in self._leases(queue, args, 2, reply, ("ok",)):
+            if lease is not None:
+                lease.marked, lease.together = True, together
+
+    def _see_abandon(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
+        server = self.servers[args[0]]
+        if server.alive:
+            self.find(f"server {args[0]} is alive and was abandoned")
+        for entry in self.entries.values():
+            lease = entry.lease if entry.queue == queue else None
+            if lease is not None and lease.token.startswith(f"{args[0]}/"):
+                lease.expires_us = min(lease.expires_us, now)
+                lease.expires_at = min(lease.expires_at, self._clock())
+
+    def _leases(
+        self, queue: str, args: Sequence[Any], stride: int, reply: Any, good: Sequence[str]
+    ) -> Iterator[tuple[Entry, Delivery | None, Sequence[Any]]]:
+        """The tasks for which a call was taken, the leases that it was made under, the rest."""
+        for at, answer in enumerate(reply):
+            id, token, *rest = args[stride * at : stride * (at + 1)]
+            if answer.decode() in good:
+                entry = self.entry(queue, id)
+                lease = entry.lease
+                yield entry, lease if lease is not None and lease.token == token else None, rest
+
+    # Ends
+
+    def _see_complete(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> Iterator[str]:
+        stride, *rows = args
+        answers = [reply] * (len(rows) // stride) if reply == b"ok" else reply
+        for entry, rest in self._settled("complete", queue, now, rows, answers, stride):
+            self._finish(entry, "completed", now, rest[0] if rest else "")
+            yield entry.id
+
+    def _see_kill(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> Iterator[str]:
+        for entry, rest in self._settled("kill", queue, now, args, reply):
+            if int(rest[0]):
+                self.count("failed")
+            self._finish(entry, "dead", now, "")
+            yield entry.id
+
+    def _see_cancelled(
+        self, queue: str, now: int, args: Sequence[Any], reply: Any
+    ) -> Iterator[str]:
+        for entry, _ in self._settled("cancelled", queue, now, args, reply, stride=2):
+            self._finish(entry, "cancelled", now, entry.cancel_retention)
+            yield entry.id
+
+    def _see_retry(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> Iterator[str]:
+        for entry, rest in self._settled("retry", queue, now, args, reply):
+            self.count("failed")
+            if entry.cancel_asked:
+                self._finish(entry, "cancelled", now, entry.cancel_retention)
+                yield entry.id
+            else:
+                self.count("retried")
+                entry.phase, entry.due_us = "waiting", now + int(rest[0])
+
+    def _see_hand_back(
+        self, queue: str, now: int, args: Sequence[Any], reply: Any
+    ) -> Iterator[str]:
+        for entry, rest in self._settled("hand_back", queue, now, args, reply):
+            if entry.cancel_asked:
+                self._finish(entry, "cancelled", now, entry.cancel_retention)
+                yield entry.id
+            else:
+                delay = rest[0]
+                entry.phase, entry.due_us = "waiting", 0 if delay == "" else now + int(delay)
+
+    def _settled(
+        self, verb: str, queue: str, now: int, args: Sequence[Any], reply: Any, stride: int = 4
+    ) -> Iterator[tuple[Entry, Sequence[Any]]]:
+        for entry, lease, rest in self._leases(queue, args, stride, reply, ("ok",)):
+            if lease is None:
+                self.find(f"{verb} of {entry.id} was taken from one who has no lease")
+                continue
+            lease.ended = verb
+            if lease.expires_us < now:
+                self.check_cause(entry, lease)
+            self._check_cancel(entry, lease, now)
+            yield entry, rest
+
+    def _check_cancel(self, entry: Entry, lease: Delivery, now: int) -> None:
+        """Note a run that went on for longer after its cancel than it takes to hear of it."""
+        since = max(entry.cancel_asked_us, lease.fetched_us)
+        if entry.cancel_asked and now - since > lease.length_us // 3 + US:
+            server = self.servers[lease.token.rpartition("/")[0]]
+            ago = (now - since) / US
+            if not server.stood_still(self._clock() - ago - 1, self._clock()):
+                entry.ran_on_us = now - since
+
+    def _finish(self, entry: Entry, how: str, now: int, retention: Any) -> None:
+        self.count(how)
+        entry.finished.append(how)
+        if len(entry.finished) > entry.created + entry.unsure:
+            self.find(f"{entry.id} ended twice: {entry.finished}")
+        if how == "cancelled":
+            entry.remembered_until_us = 0
+        if how == "dead":
+            entry.phase = "dead"
+        elif retention == "":
+            entry.phase = "gone"
+        else:
+            entry.phase, entry.kept_until_us = "kept", now + int(retention)
+        self._open_locks = {lock: id for lock, id in self._open_locks.items() if id != entry.id}
+
+    def _see_cancel(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> Iterator[str]:
+        entry = self.entry(queue, args[0])
+        if reply[0] in (b"active", b"cancelled"):
+            entry.cancel_retention = args[1]
+        if reply[0] == b"active" and not entry.cancel_asked:
+            entry.cancel_asked, entry.cancel_asked_us = True, now
+        elif reply[0] == b"cancelled" and entry.phase not in ("kept", "gone"):
+            entry.cancel_asked = True
+            if entry.lease is not None:
+                self._lapsed(entry, entry.lease, now)
+            self._finish(entry, "cancelled", now, entry.cancel_retention)
+            yield entry.id
+
+
+def _in_full(reply: Any, ids: Sequence[str]) -> list[bytes]:
+    """What enqueue answers: an outcome and an id for each task, even where one word says it all."""
+    if reply != b"created":
+        return list(reply)
+    return [part for id in ids for part in (b"created", id.encode())]

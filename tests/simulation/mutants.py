@@ -1,0 +1,344 @@
+"""Planted mistakes, each of which the simulation has to find: or else it proves nothing.
+
+A mistake is planted for one history, by exchanging a piece of the code under test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any, Final
+
+import redis
+from msgspec.structs import replace
+
+from qsync import schedule
+from qsync.broker import aio, base, blocking, error_mapping
+from qsync.broker.error_mapping import Fault
+from qsync.broker.exchanges import evalsha
+from qsync.broker.protocol import noop
+from qsync.sending import Batcher
+from qsync.server import heartbeat, periodic, server
+from qsync.server import queue_state as lane_module
+from qsync.server.crash_isolation import CrashIsolation
+from qsync.server.fetcher import Fetcher
+from qsync.server.handler_context import HandlerContext
+from qsync.server.heartbeat import Heartbeat
+from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
+from qsync.server.runner import Runner
+from qsync.server.server import Server
+from qsync.server.settler import Settler
+from tests.scripts.model.mistakes import (
+    Plant,
+    crash_not_counted,
+    due_tasks_moved_in_two_steps,
+    enqueue_not_kept,
+    exchanged,
+    fetch_without_number,
+    lock_outlives_death,
+    named,
+    promoted_and_forgotten,
+    retry_without_token,
+    settle_without_token,
+)
+from tests.simulation import clock
+from tests.simulation.history import Outcome, live
+from tests.simulation.threads import Turns
+
+
+def heartbeat_on_the_loop() -> contextlib.AbstractContextManager[None]:
+    """The heartbeat has no thread of its own: a blocked loop blocks it too."""
+    return exchanged(Turns, "on_loop", True)
+
+
+@contextlib.contextmanager
+def fetch_not_repeated_nor_mended() -> Iterator[None]:
+    """After a lost reply a fetch is made under a new number, and nobody looks after what the first
+    may have brought: each alone would do."""
+    real = Fetcher._call
+
+    def call(self: Fetcher, lane: QueueState, wanted: int) -> Any:
+        lane.unanswered = None
+        return real(self, lane, wanted)
+
+    async def nothing(self: Fetcher, lane: QueueState, ids: Any) -> None:
+        pass
+
+    with exchanged(Fetcher, "_call", call), exchanged(Fetcher, "_mend", nothing):
+        yield
+
+
+def lives_share_their_leases() -> contextlib.AbstractContextManager[None]:
+    """A server whose name is used again takes what the one before it leased for its own."""
+    return exchanged(server, "holder_of", lambda given, server_id: server_id)
+
+
+def noscript_not_handled() -> contextlib.AbstractContextManager[None]:
+    """Where the store does not have a script it is not sent."""
+
+    async def attempt(self: Any, calls: Any, ends: float, overlap: Any = noop) -> list[Any]:
+        return list(await self._exchange(None, [evalsha(call) for call in calls], ends))
+
+    return exchanged(aio.AsyncBroker, "_try", attempt)
+
+
+def transient_not_retried() -> contextlib.AbstractContextManager[None]:
+    """An error that will pass is given to the caller."""
+
+    def classify(error: BaseException) -> Fault:
+        found = error_mapping.classify(error)
+        return Fault.UNEXPECTED if found is Fault.TRANSIENT else found
+
+    return exchanged(base, "classify", classify)
+
+
+def deadline_by_own_clock() -> contextlib.AbstractContextManager[None]:
+    """Whether a deadline is past is judged by the server's own clock."""
+    return exchanged(
+        QueueState, "store_time_us", lambda self: int(clock.this_process().wall() * 1_000_000)
+    )
+
+
+@contextlib.contextmanager
+def no_hand_back_at_shutdown() -> Iterator[None]:
+    """A server that stops leaves its tasks to their leases."""
+
+    async def nothing_to_stop(self: Server) -> None:
+        pass
+
+    def nothing(self: Runner, **_: Any) -> None:
+        pass
+
+    with (
+        exchanged(Server, "_stop_running", nothing_to_stop),
+        exchanged(Runner, "hand_back_ready", nothing),
+    ):
+        yield
+
+
+def start_without_lease_check() -> contextlib.AbstractContextManager[None]:
+    """A task is started though its lease may be over."""
+    real = Runner._begin
+
+    def begin(self: Runner, leased: LeasedTask) -> None:
+        leased.expires = math.inf
+        real(self, leased)
+
+    return exchanged(Runner, "_begin", begin)
+
+
+def crash_not_marked() -> contextlib.AbstractContextManager[None]:
+    """A task that crashed before is started without its mark."""
+
+    async def mark(self: Runner, leased: LeasedTask) -> bool:
+        return True
+
+    return exchanged(Runner, "_mark", mark)
+
+
+@contextlib.contextmanager
+def suspects_not_alone() -> Iterator[None]:
+    """A task that crashed twice runs beside others."""
+
+    def at_once(self: CrashIsolation, *args: Any, **_: Any) -> float:
+        return 0.0
+
+    with (
+        exchanged(CrashIsolation, "delay", at_once),
+        exchanged(CrashIsolation, "hold_up_others", lambda self, now: False),
+    ):
+        yield
+
+
+def suspect_ends_before_its_settlement() -> contextlib.AbstractContextManager[None]:
+    """Others start as soon as the handler of a suspect has ended, though a crash counts for it."""
+
+    def see(self: Runner) -> None:
+        suspects = self._suspects
+        if suspects.alone is not None and suspects.alone.phase != RUNNING:
+            suspects.end(lane_module.boot_s())
+
+    return exchanged(Runner, "_see_suspect_end", see)
+
+
+def no_look_after_the_mark() -> contextlib.AbstractContextManager[None]:
+    """Lease and deadline are looked at before a task is marked, and not when that has been done."""
+    real = Runner._too_late
+
+    def too_late(self: Runner, leased: LeasedTask) -> Any:
+        return None if leased.phase == RUNNING else real(self, leased)
+
+    return exchanged(Runner, "_too_late", too_late)
+
+
+def begin_in_a_thread_without_a_look() -> contextlib.AbstractContextManager[None]:
+    """A thread that becomes free begins the next task, whatever has become of that overlap."""
+    return exchanged(HandlerContext, "may_begin", lambda self: True)
+
+
+def cancel_ignored() -> contextlib.AbstractContextManager[None]:
+    """A running task goes on though its cancel was asked for."""
+    real = Runner.stop
+
+    def stop(self: Runner, leased: LeasedTask, why: Any) -> None:
+        if why != "cancelled":
+            real(self, leased, why)
+
+    return exchanged(Runner, "stop", stop)
+
+
+def settlement_given_up() -> contextlib.AbstractContextManager[None]:
+    """A settlement that the store did not take is forgotten."""
+    real = Settler._settle
+
+    async def settle(self: Settler, entries: Any) -> list[Any]:
+        await real(self, entries)
+        return []
+
+    return exchanged(Settler, "_settle", settle)
+
+
+def settling_not_renewed() -> contextlib.AbstractContextManager[None]:
+    """The heartbeat leaves out what is being settled."""
+    return exchanged(heartbeat, "GONE", 2)
+
+
+@contextlib.contextmanager
+def unread_left_alone() -> Iterator[None]:
+    """What was fetched while a handler blocks the loop the heartbeat neither renews nor hands
+    back: each alone would do."""
+    with (
+        exchanged(Heartbeat, "_renew_unread", lambda self, lane: True),
+        exchanged(Heartbeat, "_hand_back_unread", lambda self, lane: None),
+    ):
+        yield
+
+
+def lease_from_the_reply_on() -> contextlib.AbstractContextManager[None]:
+    """A lease is taken to run from when the reply came, and a late one is not renewed."""
+    real = Fetcher._landed
+
+    async def landed(
+        self: Fetcher, lane: QueueState, wanted: int, fetched: Any, sent: float, *, repeated: bool
+    ) -> list[LeasedTask]:
+        now = lane_module.boot_s()
+        return await real(self, lane, wanted, fetched, now, repeated=False)
+
+    return exchanged(Fetcher, "_landed", landed)
+
+
+@contextlib.contextmanager
+def fetches_left_open_at_shutdown() -> Iterator[None]:
+    """A server that stops does not wait for the answer to its last fetch."""
+
+    async def finish(self: Fetcher, patience: float) -> None:
+        for task in self._flights.values():
+            task.cancel()
+
+    with exchanged(Fetcher, "finish", finish):
+        yield
+
+
+def ticks_by_own_clock() -> contextlib.AbstractContextManager[None]:
+    """Periodic tasks come when the server's own clock says so."""
+
+    async def learn(self: Any) -> float:
+        until = await real(self)
+        self._ahead_us = int((clock.this_process().wall() - lane_module.boot_s()) * 1_000_000)
+        return float(until)
+
+    real = periodic._Queue._learn
+    return exchanged(periodic._Queue, "_learn", learn)
+
+
+def lease_by_own_clock() -> contextlib.AbstractContextManager[None]:
+    """When a lease ends is told by the server's own clock."""
+    real = Fetcher._call
+
+    def call(self: Fetcher, lane: QueueState, wanted: int) -> Any:
+        made = real(self, lane, wanted)
+        args = list(made.args)
+        ahead = clock.this_process().wall() - lane.store_time_us() / 1_000_000
+        args[4] = round(args[4] + ahead * 1_000_000)
+        return replace(made, args=tuple(args))
+
+    return exchanged(Fetcher, "_call", call)
+
+
+def tick_id_without_time() -> contextlib.AbstractContextManager[None]:
+    """All tasks of a schedule have one id."""
+    return exchanged(schedule, "tick_id", lambda name, tick_us: f"{name}@tick")
+
+
+def changed_schedule_owes_ticks() -> contextlib.AbstractContextManager[None]:
+    """A schedule is the same whatever its expression."""
+    return exchanged(periodic, "digest_of", lambda schedule: "")
+
+
+@contextlib.contextmanager
+def patience_adds_up() -> Iterator[None]:
+    """A caller's patience begins when its batch is sent, not when it asks."""
+    with (
+        exchanged(Batcher, "_left", lambda self, arrival: self._patience),
+        exchanged(Batcher, "_expire_at", lambda self, due: None),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def patience_begins_again() -> Iterator[None]:
+    """A call that is repeated by itself, after a round trip with others, is tried for the whole
+    patience once more."""
+    real, awaited = blocking.Broker.run, aio.AsyncBroker.run
+
+    def run(self: blocking.Broker, call: Any, *, ends: float | None = None, **options: Any) -> Any:
+        return real(self, call, **options)
+
+    async def run_async(
+        self: aio.AsyncBroker, call: Any, *, ends: float | None = None, **options: Any
+    ) -> Any:
+        return await awaited(self, call, **options)
+
+    with (
+        exchanged(blocking.Broker, "run", run),
+        exchanged(aio.AsyncBroker, "run", run_async),
+    ):
+        yield
+
+
+BROKE: Final = "a part of the server broke"
+"""What a server ends with that meets an error which is a mistake of ours."""
+
+MUTANTS: Final[dict[str, Plant]] = named(
+    settle_without_token, heartbeat_on_the_loop, fetch_not_repeated_nor_mended,
+    noscript_not_handled, transient_not_retried,
+    deadline_by_own_clock, no_hand_back_at_shutdown, start_without_lease_check,
+    crash_not_marked, suspects_not_alone, suspect_ends_before_its_settlement,
+    no_look_after_the_mark, begin_in_a_thread_without_a_look, cancel_ignored, settlement_given_up,
+    settling_not_renewed, unread_left_alone, lease_from_the_reply_on,
+    fetches_left_open_at_shutdown, ticks_by_own_clock, enqueue_not_kept,
+    promoted_and_forgotten, crash_not_counted, lock_outlives_death,
+    due_tasks_moved_in_two_steps, retry_without_token, lease_by_own_clock,
+    fetch_without_number, tick_id_without_time, lives_share_their_leases,
+    changed_schedule_owes_ticks, patience_adds_up, patience_begins_again,
+)  # fmt: skip
+
+
+def caught(plant: Plant, store: redis.Redis, seeds: Iterator[int] | range) -> Outcome | None:
+    """The first of the seeds that finds the mistake; None when none of them does.
+
+    A seed that goes wrong without the mistake too has found something else, and is told on stderr.
+    """
+    for seed in seeds:
+        with plant():
+            outcome = live(seed, store)
+        if outcome.wrong:
+            if BROKE in outcome.wrong[0]:
+                raise AssertionError(f"what is planted does not fit the code: {outcome.wrong[0]}")
+            without = live(seed, store)
+            if not without.wrong:
+                return outcome
+            sys.stderr.write(f"seed {seed} is wrong with nothing planted: {without.wrong[0]}\n")
+    return None

@@ -1,0 +1,333 @@
+"""The way to the store and back.
+
+A request that is on its way arrives whether or not its sender still waits, or lives. What can
+befall it is drawn by the seed: lost before or after, late, twice, refused, cut off in the middle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import redis
+import redis.exceptions as failures
+
+from tests.simulation.ledger import Ledger
+from tests.simulation.loop import SimLoop
+from tests.simulation.process import Proc
+from tests.simulation.store import (
+    Blocked,
+    Command,
+    Replies,
+    SimStore,
+    broken,
+    error_of,
+    refused,
+)  # fmt: skip
+
+Deliver = Callable[[Replies], None]
+
+CODES: Final = (
+    "LOADING Redis is loading the dataset in memory",
+    "READONLY You can't write against a read only replica.",
+    "MASTERDOWN Link with MASTER is down",
+    "CLUSTERDOWN The cluster is down",
+    "BUSY Redis is busy running a script.",
+    "MISCONF Redis is configured to save RDB snapshots",
+    "NOREPLICAS Not enough good replicas to write.",
+    "TRYAGAIN Multiple keys request during rehashing of slot",
+    "UNKILLABLE Sorry the script already executed write commands",
+    "ERR max number of clients reached",
+    "ERR Error running script: Script killed by user with SCRIPT KILL.",
+    "NOSCRIPT No matching script.",
+    "OOM command not allowed when used memory > 'maxmemory'.",
+)
+"""What a store may answer in the place of making a call."""
+
+SILENCE_S: Final = 5.0
+"""How long somebody waits at most for an answer that does not come."""
+
+RESUME_S: Final = 2.0
+"""Tasks are fetched again so soon after the store has come back."""
+
+NEAR: Final = (0.0001, 0.0005, 0.002)
+FAR: Final = (0.01, 0.05, 0.1)
+"""Seconds that one way takes, near the store and far from it."""
+
+UNWATCHED: Final = frozenset(("announce", "describe", "register"))
+"""Scripts by which servers make themselves known. No task depends on them and nobody reads their
+answers, so they are made along with the next call."""
+
+UNHEARD: Final = UNWATCHED | {"progress"}
+"""Scripts whose arguments differ between processes, or have no order: no part of a history."""
+
+
+@dataclass(eq=False, slots=True)
+class Listener:
+    """A subscription to the channel of ended tasks."""
+
+    process: Proc
+    channel: str
+    hear: Callable[[str | None], None]
+    """Gets an id; None: the connection is gone."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What befell how many calls."""
+
+    calls: int = 0
+    fates: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By code and script."""
+
+
+class Network:
+    """All connections of a history, and the store at their end."""
+
+    def __init__(
+        self, loop: SimLoop, store: redis.Redis, ledger: Ledger, seed: str, *, lease_s: float
+    ) -> None:
+        self.loop = loop
+        self.ledger = ledger
+        self.away_until = 0.0
+        """Nobody reaches the store until then."""
+        self.down_until = 0.0
+        """It does not run until then: who tries to connect is told so at once."""
+        self.loading_until = 0.0
+        self.fetched_at = 0.0
+        """When a server last fetched."""
+        self.resumes: list[float] = []
+        """Seconds from each return of the store until a server fetched."""
+        self.latencies = NEAR
+        self.codes: Sequence[str] = CODES
+        self.tally = Tally()
+        self.events: list[tuple[Any, ...]] = []
+        self._random = random.Random(seed)
+        self._world = Context()
+        self._lease_s = lease_s
+        self._listeners: list[Listener] = []
+        self.store = SimStore(loop, store, ledger, self._seen, self._woken)
+
+    @property
+    def digest(self) -> str:
+        """Of all that happened at the store, so that two histories can be compared."""
+        return hashlib.blake2b(repr(self.events).encode(), digest_size=16).hexdigest()
+
+    def note(self, *event: Any) -> None:
+        """Keep an event of the history."""
+        self.events.append((round(self.loop.now, 6), *event))
+
+    # Trips
+
+    def send(self, process: Proc, commands: Sequence[Command], deliver: Deliver) -> None:
+        """Send commands; `deliver` gets one reply or error each, or is never called."""
+        self.tally.calls += len(commands)
+        fate = self._fate(process, len(commands))
+        if fate != "well":
+            self.tally.fates[fate] += 1
+            process.trouble()
+        there, back = self._latency(), self._latency()
+
+        def arrive(answered: bool, count: int | None = None) -> None:
+            replies = self._arrive(process, commands, count)
+            if answered:
+                self._after(back, deliver, replies)
+
+        match fate:
+            case "well":
+                self._after(there, arrive, True)
+            case "before":
+                self._maybe_silent(process, there + back, deliver, len(commands))
+            case "after":
+                self._after(there, arrive, False)
+                self._maybe_silent(process, there + back, deliver, len(commands))
+            case "late":
+                there += self._random.uniform(0, 2.5 * self._lease_s)
+                back += self._random.uniform(0, 1.6 * self._lease_s)
+                process.trouble(min(there + back, SILENCE_S))
+                self._after(there, arrive, True)
+            case "twice":
+                self._after(there, arrive, True)
+                again = self._random.choice((0.001, 0.5, 2 * self._lease_s))
+                self._after(there + self._random.uniform(0, again), arrive, False)
+            case "refused":
+                self._after(there, self._refuse, process, commands, back, deliver)
+            case "cut":
+                self._after(there, arrive, True, self._random.randrange(len(commands)))
+
+    def _arrive(self, process: Proc, commands: Sequence[Command], count: int | None) -> Replies:
+        """What the store makes of commands of which `count` have come."""
+        if self.unreachable(process):
+            process.trouble()
+            return [refused()] * len(commands)
+        if self.loop.now < self.loading_until:
+            process.trouble()
+            return [error_of(CODES[0])] * len(commands)
+        if all(self.store.scripts[command[1]].name in UNWATCHED for command in commands):
+            self.store.execute_later(commands)
+            return [1] * len(commands)
+        replies = self.store.execute(process, commands[:count])
+        if count is None:
+            return replies
+        return replies + [failures.ConnectionError("cut off")] * (len(commands) - len(replies))
+
+    def _fate(self, process: Proc, count: int) -> str:
+        link = process.link
+        if self.loop.now < self.down_until:
+            return "well"  # the answer is that nobody is there
+        if self.unreachable(process):
+            process.trouble()
+            return self._random.choice(("well", "before"))
+        draw = self._random.random()
+        for fate, chance in link.fates:
+            draw -= chance
+            if draw < 0:
+                process.mishaps.append(self.loop.now)
+                return fate if fate != "cut" or count > 1 else "before"
+        return "well"
+
+    def unreachable(self, process: Proc) -> bool:
+        """Whether nothing of this process gets through now."""
+        return process.link.away or self.loop.now < max(self.away_until, self.down_until)
+
+    def _latency(self) -> float:
+        return self._random.choice(self.latencies)
+
+    def _maybe_silent(self, process: Proc, seconds: float, deliver: Deliver, count: int) -> None:
+        """The connection breaks, or nothing is heard any more until the sender gives up."""
+        if self._random.random() < 0.7:
+            self._after(seconds, deliver, [broken()] * count)
+        else:
+            process.mishaps.append(self.loop.now + SILENCE_S)
+            process.trouble(SILENCE_S)
+
+    def _after(self, seconds: float, function: Callable[..., Any], *args: Any) -> None:
+        self.loop.call_later(seconds, function, *args, context=self._world)
+
+    def _refuse(
+        self, process: Proc, commands: Sequence[Command], back: float, deliver: Deliver
+    ) -> None:
+        """One command, or all of them, meet an error of the store."""
+        code = self._random.choice(self.codes)
+        all_of_them = self._random.random() < 0.7
+        which = self._random.randrange(len(commands))
+        replies: Replies = []
+        for at, command in enumerate(commands):
+            known = self.store.scripts[command[1]]
+            spared = code.startswith("OOM") and known.frugal
+            if (all_of_them or at == which) and not spared:
+                self.tally.refusals[code, known.name] += 1
+                error = error_of(code)
+                if isinstance(error, failures.ConnectionError):  # redis-py gives up on the rest
+                    replies += [error] * (len(commands) - at)
+                    break
+                replies.append(error)
+            else:
+                replies += self._arrive(process, [command], None)
+        self._after(back, deliver, replies)
+
+    def _seen(self, process: Proc | None, command: Command, reply: Any) -> None:
+        known = self.store.scripts[command[1]]
+        if known.name in UNHEARD:
+            return
+        first = 3 + command[2]
+        args = command[first + known.timed :]
+        name = process.name if process else "world"
+        if isinstance(reply, Exception):
+            self.note(name, known.name, command[3], args, repr(reply))
+            return
+        self.note(name, known.name, command[3], args, reply)
+        if known.name == "fetch":
+            if self.fetched_at < self.loading_until:
+                self.resumes.append(self.loop.now - self.loading_until)
+            self.fetched_at = self.loop.now
+        queue = command[3].partition("}")[0].partition(":")[2]
+        for id in self.ledger.observe(known.name, queue, self.store.now_us, args, reply):
+            self._publish(command[3].partition("}")[0] + "}:done", id)
+
+    # What waits
+
+    def block(
+        self, process: Proc, keys: Sequence[str], seconds: float, deliver: Callable[[Any], None]
+    ) -> Blocked:
+        """BLPOP: `deliver` gets (key, element), None in the end, or an error, or is not called."""
+        blocked = Blocked(process, keys, deliver)
+        fate = self._fate(process, 1)
+        if fate in ("before", "cut", "refused"):
+            self._after(self._latency(), deliver, broken())
+            return blocked
+        if fate == "after":  # it is not known to the store that nobody listens any more
+            blocked.deliver = lambda reply: None
+            self._after(self._random.uniform(0, seconds), deliver, broken())
+        self._after(self._latency(), self._blocks, blocked, seconds)
+        return blocked
+
+    def _blocks(self, blocked: Blocked, seconds: float) -> None:
+        if self.unreachable(blocked.process) or self.loop.now < self.loading_until:
+            self._after(self._latency(), blocked.deliver, refused())
+        elif (found := self.store.block(blocked)) is not None:
+            self.note(blocked.process.name, "took", found[0])
+            self._after(self._latency(), blocked.deliver, found)
+        else:
+            self._after(seconds, self._expire, blocked)
+
+    def _woken(self, blocked: Blocked, key: str, element: bytes) -> None:
+        self.note(blocked.process.name, "woken", key)
+        self._after(self._latency(), blocked.deliver, (key, element))
+
+    def _expire(self, blocked: Blocked) -> None:
+        if blocked.open:
+            self.store.leave(blocked)
+            self._after(self._latency(), blocked.deliver, None)
+
+    def hang_up(self, blocked: Blocked) -> None:
+        """The connection is closed; the store learns of it a little later."""
+        self._after(self._latency(), self.store.leave, blocked)
+
+    def died(self, process: Proc, *, at_once: bool) -> None:
+        """The connections of a dead process are closed, or else nobody closes them."""
+        self._listeners = [one for one in self._listeners if one.process is not process]
+        if at_once:
+            for blocked in self.store.waiting():
+                if blocked.process is process:
+                    self.store.leave(blocked)
+
+    def break_connections(self) -> None:
+        """All connections break, and who waits at them learns of it."""
+        for blocked in self.store.waiting():
+            self.store.leave(blocked)
+            self._after(self._latency(), blocked.deliver, broken())
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            self._after(self._latency(), listener.hear, None)
+
+    def restart(self, down_s: float, loading_s: float) -> None:
+        """The store is killed and comes back, with its data but without its scripts."""
+        self.break_connections()
+        self.store.forget_scripts()
+        self.down_until = max(self.down_until, self.loop.now + down_s)
+        self.loading_until = max(self.loading_until, self.down_until + loading_s)
+
+    def heal(self) -> None:
+        """The store is there, from now on."""
+        self.away_until = self.down_until = self.loading_until = 0.0
+
+    def listen(self, listener: Listener) -> None:
+        """Subscribe."""
+        self._listeners.append(listener)
+
+    def unlisten(self, listener: Listener) -> None:
+        """Unsubscribe."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+
+    def _publish(self, channel: str, id: str) -> None:
+        for listener in self._listeners:
+            if listener.channel == channel and self._random.random() < 0.8:
+                self._after(self._latency(), listener.hear, id)

@@ -1,0 +1,253 @@
+"""The processes of a history: servers, clients and supervisors, and how they come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import random
+import signal
+from typing import Any, Final, Protocol
+
+from qsync.broker import redis_clients
+from qsync.client import AsyncClient, Client
+from qsync.schedule import Every, Missed, Periodic
+from qsync.server.periodic import PeriodicTask
+from qsync.server.server import Server
+from qsync.task import Task
+from qsync.worker.lease_abandoner import LeaseAbandoner
+from tests.simulation import brokers, clock
+from tests.simulation.clients import AsyncUser, BlockingUser, Maker
+from tests.simulation.ledger import MOVED, Ledger
+from tests.simulation.loop import SimLoop
+from tests.simulation.network import Network
+from tests.simulation.process import FATES, Proc
+from tests.simulation.profile import Profile
+from tests.simulation.work import MAX_CRASHES, QUEUES, Books, Handlers
+
+PREFIX: Final = "sim"
+LEASE: Final = 3.0
+SWEEP: Final = 1.0
+
+SCHEDULES: Final[dict[str, tuple[float, Missed]]] = {
+    "tick": (2.0, "skip"), "once": (600.0, "once"), "all": (600.0, "all"),
+}  # fmt: skip
+"""Seconds between the ticks of each schedule, and what becomes of missed ones. Some ticks of the
+last two are missed only when the store's clock jumps."""
+
+OLD: Final = ("work", "work-thread")
+NEW: Final = (*OLD, "new")
+"""The types of task that servers know before and after a deploy."""
+
+
+class World(Protocol):
+    """The history, as its processes need it."""
+
+    seed: int
+    loop: SimLoop
+    network: Network
+    ledger: Ledger
+    books: Books
+    profile: Profile
+    rng: random.Random
+    faulty: bool
+
+    def prolong(self, seconds: float) -> None:
+        """Let peace come so much later."""
+
+
+class Population:
+    """All processes, dead ones too."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.servers: list[Proc] = []
+        self.hosts: dict[Proc, str] = {}
+        self.others: list[Proc] = []
+        self.clients: list[asyncio.Task[Any]] = []
+        self.stopping = False
+        self._address = redis_clients.parse("unix:///simulated")
+        self._names = 0
+
+    @property
+    def all(self) -> list[Proc]:
+        return [*self.others, *self.servers]
+
+    def victim(self) -> Proc | None:
+        """A server that lives."""
+        live = [one for one in self.servers if one.alive]
+        return self.world.rng.choice(live) if live else None
+
+    def _process(self, name: str) -> Proc:
+        self._names += 1
+        process = Proc(self.world.loop, f"{name}{self._names}", self.world.rng)
+        if self.world.faulty:
+            process.link.fates = tuple((fate, self.world.profile.link[fate]) for fate in FATES)
+        return process
+
+    # Servers
+
+    def start_server(self, types: tuple[str, ...]) -> Proc:
+        """Start a process that serves all queues, until it is told to stop or dies."""
+        process = self._process("server")
+        process.types = types
+        self.servers.append(process)
+        process.run(self._serve(process, types))
+        return process
+
+    async def _serve(self, process: Proc, types: tuple[str, ...]) -> None:
+        world = self.world
+        handlers = Handlers(process, world.books, functools.partial(self.crash, process))
+        profile = world.profile
+        changed = types == NEW and world.loop.now > 2.0
+        server = Server(
+            self._address,
+            prefix=PREFIX,
+            mux=handlers.mux(types),
+            periodic=_periodic(changed=changed) if profile.periodic else (),
+            queues={QUEUES[0]: 3, QUEUES[1]: 1},
+            concurrency=profile.concurrency,
+            threads=profile.threads,
+            strict=profile.strict,
+            prefetch=profile.prefetch,
+            lease=LEASE,
+            sweep=SWEEP,
+            max_crashes=MAX_CRASHES,
+            on_error=handlers.on_error,
+            shutdown_timeout=world.rng.choice((0.0, 0.5, 3.0)),
+            server_id=self._host(process),
+        )
+        world.ledger.servers[server.holder] = process
+        if changed and world.ledger.changed_us is None:
+            world.ledger.changed_us = world.network.store.now_us
+        try:
+            await server.run()
+        except Exception as error:
+            if server.broken or not process.troubled(0.0, world.loop.now):
+                world.ledger.find(f"{process.name} ended by {type(error).__name__}: {error}")
+        else:
+            self._check_left(process, server.holder)
+        process.crash()  # the process exits
+        world.network.died(process, at_once=True)
+        if not self.stopping:
+            self._restart_later(types)
+
+    def _host(self, process: Proc) -> str | None:
+        """The name that the server gets from its host: in every other history without a supervisor
+        the lowest that no living server has, so that names are used again."""
+        if self.world.profile.supervised or self.world.seed % 2:
+            return None
+        taken = {self.hosts.get(one) for one in self.servers if one.alive and one is not process}
+        self.hosts[process] = next(
+            name for at in itertools.count() if (name := f"host-{at}") not in taken
+        )
+        return self.hosts[process]
+
+    def _check_left(self, process: Proc, holder: str) -> None:
+        """A server that was told to stop, and that nothing befell, leaves no leases behind."""
+        world = self.world
+        if process.troubled((process.told_to_stop or 0.0) - SWEEP, world.loop.now):
+            return
+        for entry in world.ledger.entries.values():
+            lease = entry.lease
+            if lease is None or lease.expires_us <= world.network.store.now_us:
+                continue
+            if lease.token.startswith(f"{holder}/"):
+                world.ledger.find(f"{process.name} stopped and left a lease of {entry.id}")
+
+    def crash(self, process: Proc) -> None:
+        """A process dies; where there is a supervisor it learns of it, and another is started."""
+        world = self.world
+        if not process.alive:
+            return
+        process.crash()
+        world.network.note(process.name, "crashed")
+        world.network.died(process, at_once=world.rng.random() < 0.7)
+        if process in self.servers and not self.stopping:
+            self._restart_later(world.rng.choice((OLD, NEW)))
+            if world.profile.supervised:
+                self._abandon(process)
+
+    def terminate(self, process: Proc) -> None:
+        """Send SIGTERM."""
+        if process.alive:
+            self.world.network.note(process.name, "told to stop")
+            process.told_to_stop = process.told_to_stop or self.world.loop.now
+            if not self.world.loop.signal(process, signal.SIGTERM):
+                self.crash(process)
+
+    def _restart_later(self, types: tuple[str, ...]) -> None:
+        self.world.loop.call_later(
+            self.world.rng.uniform(0.1, 2.0), self._restart, types, context=clock.world()
+        )
+
+    def _restart(self, types: tuple[str, ...]) -> None:
+        if not self.stopping:
+            self.start_server(types if self.world.faulty else NEW)
+
+    def _abandon(self, process: Proc) -> None:
+        ids = [id for id, one in self.world.ledger.servers.items() if one is process]
+        supervisor = self._process("supervisor")
+        self.others.append(supervisor)
+
+        async def tell() -> None:
+            abandoner = LeaseAbandoner(brokers.SimBroker(self._address), PREFIX)
+            for id in ids:
+                abandoner.add(id, QUEUES)
+
+        supervisor.run(tell())
+
+    # Clients
+
+    def start_clients(self) -> None:
+        """Start those who enqueue."""
+        world = self.world
+        for blocking in (False, True) if world.profile.blocking else (False,):
+            process = self._process("client")
+            self.others.append(process)
+            maker = Maker(
+                process.name,
+                random.Random(f"tasks {world.seed} {process.name}"),
+                world.books,
+                poison=world.profile.poison,
+                unique=world.profile.unique,
+                types=world.profile.types,
+            )
+            rng = random.Random(f"user {world.seed} {process.name}")
+            make = self._user_in_thread if blocking else self._user
+            self.clients.append(process.run(make(rng, maker)))
+
+    async def _user(self, rng: random.Random, maker: Maker) -> None:
+        user = AsyncUser(self.world.books, rng, maker)
+        client = AsyncClient(brokers.SimAsyncBroker(self._address), prefix=PREFIX)
+        await user.run(client, self.world.profile.tasks, self.world.profile.seconds)
+
+    async def _user_in_thread(self, rng: random.Random, maker: Maker) -> None:
+        user = BlockingUser(self.world.books, rng, maker)
+        client = Client(brokers.SimBroker(self._address), prefix=PREFIX)
+        count = max(1, self.world.profile.tasks // 3)
+        await asyncio.to_thread(user.run, client, count, self.world.profile.seconds)
+
+    # The end
+
+    async def stop(self) -> None:
+        """Tell all servers to stop, and see them do it."""
+        self.stopping = True
+        for process in self.servers:
+            if process.alive:
+                self.terminate(process)
+        for _ in range(400):
+            if not any(process.alive for process in self.servers):
+                return
+            await asyncio.sleep(0.1)
+        self.world.ledger.find("a server does not stop")
+
+
+def _periodic(*, changed: bool) -> list[PeriodicTask]:
+    plan = {"kind": "ok", "n": 0, "seconds": 0.0}
+    made = functools.partial(Task, "work", plan, queue=QUEUES[1])
+    schedules = {**SCHEDULES, MOVED: (1.0 if changed else 600.0, "all")}
+    return [
+        PeriodicTask(Periodic(name, Every(seconds), missed), made)
+        for name, (seconds, missed) in schedules.items()
+    ]

@@ -1,0 +1,135 @@
+"""A simulated process: it freezes, its event loop stalls, it dies, and its clocks are wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from tests.simulation.loop import STRAND, SimLoop, Strand
+
+WALL: Final = 4_000_000_000.0
+"""Unix time at the start of a history, by the store: far from now, so that a real clock shows."""
+
+
+FATES: Final = ("before", "after", "late", "twice", "refused", "cut")
+"""What may befall a call: lost before or after it is made, late, made twice, answered with an error
+of the store, cut off in the middle of a batch."""
+
+
+class Link:
+    """How calls of a process fare: the chance of each fate, and whether any gets through."""
+
+    def __init__(self) -> None:
+        self.fates: tuple[tuple[str, float], ...] = ()
+        self.away = False
+
+    def heal(self) -> None:
+        """From now on all is well."""
+        self.fates = ()
+        self.away = False
+
+
+class Proc:
+    """A process. Its coroutines run in its context, by which the loop knows whose they are."""
+
+    def __init__(self, loop: SimLoop, name: str, rng: random.Random) -> None:
+        self.loop = loop
+        self.name = name
+        self.alive = True
+        self.started_at = loop.now
+        self.died_at: float | None = None
+        self.types: tuple[str, ...] = ()
+        self.poisoned_by: str | None = None
+        """The task of which it died."""
+        self.frozen = 0
+        self.stalled = 0
+        self.link = Link()
+        self.offset = rng.uniform(0, 1e6)
+        self.drift = rng.choice((0.0, 0.0, rng.uniform(-1e-4, 1e-4)))
+        self.wall_offset = rng.choice((0.0, -3600.0, 3600.0, rng.uniform(-300, 300)))
+        self.strand = Strand(self, "loop")
+        self.threads: list[Strand] = []
+        self.context = contextvars.copy_context()
+        self.context.run(STRAND.set, self.strand)
+        self.tasks: list[asyncio.Task[Any]] = []
+        self.troubles: list[tuple[float, float]] = []
+        """When it froze, or a call of its did not go as it should: begin and end."""
+        self.stalls: list[tuple[float, float]] = []
+        self.freezes: list[tuple[float, float]] = []
+        self.mishaps: list[float] = []
+        """When a call of its own had another fate than all calls to the store."""
+        self.told_to_stop: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+    def holds(self, strand: Strand) -> bool:
+        return bool(self.frozen or (self.stalled and strand.kind == "loop"))
+
+    def clock(self) -> float:
+        """Seconds on its own clock, which begins anywhere and goes a little wrong."""
+        return self.offset + self.loop.now * (1 + self.drift)
+
+    def wall(self) -> float:
+        """Unix time as this machine has it."""
+        return WALL + self.loop.now + self.wall_offset
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a coroutine in this process."""
+        task = self.loop.create_task(work, context=self.context.copy())
+        self.tasks.append(task)
+        return task
+
+    def crash(self) -> None:
+        """It is gone at once; nothing is cleaned up and nothing is sent."""
+        self.alive = False
+        self.died_at = self.loop.now
+
+    def trouble(self, seconds: float = 0.0) -> None:
+        """Something befell it that may cost it its leases."""
+        self.troubles.append((self.loop.now, self.loop.now + seconds))
+
+    def troubled(self, since: float, until: float) -> bool:
+        """Whether something did within that time."""
+        if self.died_at is not None and self.died_at <= until:
+            return True
+        return any(begin <= until and end >= since for begin, end in self.troubles)
+
+    def stood_still(self, since: float, until: float) -> bool:
+        """Whether its event loop did within that time, or it was troubled."""
+        stalled = any(begin <= until and end >= since for begin, end in self.stalls)
+        return stalled or self.troubled(since, until)
+
+    def stood_still_for(self, since: float, until: float) -> float:
+        """For how many seconds within that time it, or its event loop, stood still at most."""
+        pauses = (*self.stalls, *self.freezes)
+        return sum(max(0.0, min(end, until) - max(begin, since)) for begin, end in pauses)
+
+    def freeze(self, seconds: float) -> None:
+        """All of it stands still, as by SIGSTOP, or with its virtual machine."""
+        self.trouble(seconds)
+        self.freezes.append((self.loop.now, self.loop.now + seconds))
+        self.frozen += 1
+        self.loop.call_later(seconds, self._thaw, context=contextvars.Context())
+
+    def stall(self, seconds: float) -> None:
+        """A handler blocks the event loop; threads go on."""
+        self.stalled += 1
+        self.stalls.append((self.loop.now, self.loop.now + seconds))
+        self.loop.call_later(seconds, self._go_on, context=contextvars.Context())
+
+    def _thaw(self) -> None:
+        self.frozen -= 1
+        self._release()
+
+    def _go_on(self) -> None:
+        self.stalled -= 1
+        self._release()
+
+    def _release(self) -> None:
+        for strand in (self.strand, *self.threads):
+            if not self.holds(strand):
+                self.loop.release(strand)

@@ -1,0 +1,48 @@
+"""How hard a history is: what may happen in it, and how often. Drawn by the seed."""
+
+from __future__ import annotations
+
+import random
+from typing import Final
+
+from tests.simulation.network import FAR, NEAR
+from tests.simulation.process import FATES
+
+FAULTS: Final = (
+    "crash", "freeze", "stall", "stop", "stop_twice", "clock_jump", "partition", "away",
+    "flush_scripts", "restart", "pause", "quiet",
+)  # fmt: skip
+LOSSES: Final = ("roll_back", "flush", "store_jump")
+"""Faults after which more is excused: each is in few histories only."""
+
+OUTAGES: Final = ("outage",)
+"""Faults that make a history longer: each is in few of them, once."""
+
+
+class Profile:
+    """How hard a seed is: what may happen, and how often."""
+
+    def __init__(self, rng: random.Random) -> None:
+        hard = rng.choice((0.0, 0.5, 1.0, 1.0, 2.0))
+        self.servers = rng.randint(1, 3)
+        self.seconds = rng.uniform(4.0, 8.0)
+        self.tasks = rng.randint(10, 45)
+        self.faults = {kind: rng.choice((0.0, 1.0)) * hard for kind in FAULTS}
+        self.faults |= {kind: rng.choice((0.0,) * 7 + (1.0,)) * hard for kind in LOSSES}
+        noise = rng.choice((0.0, 0.01, 0.03, 0.08)) * hard
+        self.link = {fate: rng.choice((0.0, 1.0)) * noise for fate in FATES}
+        self.pause_s = rng.choice((0.3, 0.6, 1.0))
+        self.poison = rng.choice((0, 0, 1, 2))
+        self.supervised = rng.random() < 0.4
+        self.blocking = rng.random() < 0.5
+        self.periodic = rng.random() < 0.6
+        self.concurrency = rng.choice((1, 3, 3, 10))
+        self.strict = rng.random() < 0.2
+        self.latencies = rng.choice((NEAR, NEAR, FAR))
+        self.unique = 0.15
+        self.prefetch = rng.choice((None, None, 0, 20))
+        in_threads = rng.random() < 0.5
+        self.types = ("work", "work-thread", "new") if in_threads else ("work", "work", "new")
+        self.threads = rng.choice((None, None, 1, 2))
+        """Fewer than the tasks that may run, so that some wait for one."""
+        self.faults |= {kind: rng.choice((0.0,) * 4 + (1.0,)) * hard for kind in OUTAGES}

@@ -1,0 +1,166 @@
+"""Many seeds: one after the other, or shared among processes with a store each."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import redis
+
+from tests.simulation.history import Outcome, live
+
+ROOT: Final = Path(__file__).parents[2]
+
+SHOWN: Final = 8
+"""So many of the things that were wrong with a seed are told."""
+
+
+@dataclass(slots=True)
+class Summary:
+    """What came of many seeds."""
+
+    seeds: int = 0
+    bad: dict[int, list[str]] = field(default_factory=dict)
+    calls: int = 0
+    tasks: int = 0
+    lapsed: int = 0
+    recreated: int = 0
+    lost: int = 0
+    seconds: float = 0.0
+    recovery_s: float = 0.0
+    resume_s: float = 0.0
+    drained_s: float = 0.0
+    faults: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)
+    """By code, as in `LOADING`, and script: `LOADING fetch`."""
+
+    def add(self, outcome: Outcome) -> None:
+        """Take in one more seed."""
+        self.seeds += 1
+        if outcome.wrong:
+            self.bad[outcome.seed] = list(outcome.wrong[:SHOWN])
+        for name in ("calls", "tasks", "lapsed", "recreated", "lost", "seconds"):
+            setattr(self, name, getattr(self, name) + getattr(outcome, name))
+        for name in ("recovery_s", "resume_s", "drained_s"):
+            setattr(self, name, max(getattr(self, name), getattr(outcome, name)))
+        self.faults += outcome.faults
+        for (code, script), count in outcome.refusals.items():
+            self.refusals[f"{code.split()[0]} {script}"] += count
+
+    def merge(self, other: Summary) -> None:
+        """Take in what another process did."""
+        self.bad |= other.bad
+        for name in ("seeds", "calls", "tasks", "lapsed", "recreated", "lost", "seconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("recovery_s", "resume_s", "drained_s"):
+            setattr(self, name, max(getattr(self, name), getattr(other, name)))
+        self.faults += other.faults
+        self.refusals += other.refusals
+
+    def encode(self) -> str:
+        """As text, for another process."""
+        return json.dumps({name: getattr(self, name) for name in self.__slots__})
+
+    @classmethod
+    def decode(cls, text: str) -> Summary:
+        """From `encode`."""
+        found: dict[str, Any] = json.loads(text)
+        found["bad"] = {int(seed): wrong for seed, wrong in found["bad"].items()}
+        for name in ("faults", "refusals"):
+            found[name] = Counter(found[name])
+        return cls(**found)
+
+    def __str__(self) -> str:
+        each = max(self.seeds, 1)
+        faults = ", ".join(f"{name} {count}" for name, count in self.faults.most_common())
+        return (
+            f"{self.seeds} seeds, {self.calls} calls, {self.tasks} tasks, "
+            f"{self.lapsed} lapsed leases, {self.recreated} made again, {self.lost} lost with the "
+            f"store's data, {self.seconds / each:.1f} virtual seconds each; at worst recovered in "
+            f"{self.recovery_s:.1f} s, fetched {self.resume_s:.1f} s after the store's return, "
+            f"all over {self.drained_s:.1f} s after the last fault; "
+            f"{self.faults.total() / each:.1f} faults each: {faults}; "
+            f"bad: {list(self.bad) or 'none'}"
+        )
+
+
+def outcomes(
+    client: redis.Redis,
+    seeds: Iterable[int],
+    *,
+    within_s: float | None = None,
+    at_least: int = 0,
+    tell: Callable[[Outcome], None] = lambda outcome: None,
+) -> Summary:
+    """Live through seeds, in order, as far as the time allows; `tell` gets each outcome.
+
+    However long it takes, it is `at_least` so many.
+    """
+    ends = None if within_s is None else time.monotonic() + within_s
+    summary = Summary()
+    for seed in seeds:
+        if ends is not None and summary.seeds >= at_least and time.monotonic() > ends:
+            break
+        outcome = live(seed, client)
+        summary.add(outcome)
+        tell(outcome)
+    return summary
+
+
+def spread(
+    seeds: int,
+    *,
+    first: int = 0,
+    processes: int | None = None,
+    within_s: float | None = None,
+    at_least: int = 0,
+) -> Summary:
+    """The same, by some processes that each have a store and take every so manieth seed."""
+    number = processes or max(1, os.cpu_count() or 1)
+    with ExitStack() as stack:
+        children = [
+            stack.enter_context(
+                _child(
+                    f"--from={first + part}",
+                    f"--every={number}",
+                    f"--seeds={len(range(part, seeds, number))}",
+                    f"--at-least={len(range(part, at_least, number))}",
+                    *([] if within_s is None else [f"--within={within_s}"]),
+                )
+            )
+            for part in range(min(number, seeds))
+        ]
+        summary = Summary()
+        for text in _results(children):
+            summary.merge(Summary.decode(text))
+    return summary
+
+
+def _child(*options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.simulation", "--json", *options]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def _results(children: Iterable[subprocess.Popen[str]]) -> Iterator[str]:
+    open_ = list(children)
+    try:
+        while open_:
+            text, _ = open_[0].communicate()
+            child = open_.pop(0)
+            if child.returncode not in (0, 1):
+                msg = f"a process of the simulation ended with {child.returncode}"
+                raise RuntimeError(msg)
+            yield text
+    finally:
+        for child in open_:
+            child.send_signal(signal.SIGINT)  # so that it stops its store

@@ -1,0 +1,247 @@
+"""Real clients and servers on virtual time, with every fault: no task is lost, none is run early.
+
+Each seed is one history. QSYNC_SIM_SEEDS sets how many are lived through, QSYNC_SIM_SECONDS for how
+long at most; QSYNC_SIM_SEED=n lives through that one alone, and exactly as before.
+`python -m tests.simulation` does more of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import pytest
+import redis
+
+from tests.simulation import clock
+from tests.simulation.entries import US
+from tests.simulation.faults import HOUR_S
+from tests.simulation.history import History, Outcome, live
+from tests.simulation.mutants import MUTANTS, caught
+from tests.simulation.network import CODES, RESUME_S
+from tests.simulation.population import SCHEDULES, SWEEP
+from tests.simulation.process import FATES, WALL
+from tests.simulation.profile import FAULTS, LOSSES, OUTAGES
+from tests.simulation.runs import spread
+from tests.support.queue_driver import shared_store
+from tests.support.stores import available
+
+SEED: Final = os.environ.get("QSYNC_SIM_SEED")
+SEEDS: Final = int(os.environ.get("QSYNC_SIM_SEEDS", "500"))
+SECONDS: Final = float(os.environ.get("QSYNC_SIM_SECONDS", "60"))
+
+AT_LEAST: Final = 50
+"""Seeds that are lived through however busy the machine is: as many bring every fault about."""
+
+QUICK: Final = (
+    "settle without token", "heartbeat on the loop", "noscript not handled",
+    "deadline by own clock", "settling not renewed", "ticks by own clock",
+    "promoted and forgotten", "lock outlives death",
+)  # fmt: skip
+"""Mistakes that a few seeds find; `python -m tests.simulation --mistakes` tells of all of them."""
+
+ENOUGH: Final = 60
+"""Seeds within which each of these is found."""
+
+SERVER_SCRIPTS: Final = ("fetch", "complete", "retry", "kill", "renew", "hand_back")
+
+pytestmark = pytest.mark.skipif(not available("valkey"), reason="needs valkey")
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[redis.Redis]:
+    """A connection to the store in which the histories take place."""
+    socket = str(shared_store("valkey").config["unixsocket"])
+    with redis.Redis(unix_socket_path=socket, protocol=2) as client:
+        yield client
+
+
+def check(outcome: Outcome) -> None:
+    found = "\n".join(outcome.wrong)
+    assert not outcome.wrong, f"QSYNC_SIM_SEED={outcome.seed} brings this about again:\n{found}"
+
+
+@pytest.mark.faults(3, 7, 8, 9, 10, 17, 18, 19, 22, 24, 25, 26, 28, 34, 35, 36, 45, 46, 56)
+@pytest.mark.faults(67, 71, 72, 79, 80)
+@pytest.mark.guarantee(1, 2, 3, 4, 5, 6, 7)
+@pytest.mark.timeout(0 if SEEDS > 500 else 240)
+def test_no_fault_loses_a_task(client: redis.Redis, record_property: Callable[..., None]) -> None:
+    if SEED:
+        check(live(int(SEED), client))
+        return
+    summary = spread(SEEDS, within_s=SECONDS, at_least=AT_LEAST)
+    record_property("simulation", str(summary))
+    for seed, wrong in summary.bad.items():
+        found = "\n".join(wrong)
+        pytest.fail(f"QSYNC_SIM_SEED={seed} brings this about again:\n{found}")
+    if SEEDS >= AT_LEAST:
+        assert summary.seeds >= AT_LEAST
+        assert not {*FAULTS, *LOSSES, *OUTAGES, *FATES} - summary.faults.keys()
+        assert summary.lapsed > summary.seeds
+        assert summary.lost
+
+
+def test_a_seed_is_the_same_history_each_time(client: redis.Redis) -> None:
+    for seed in (3, 14):
+        first, _, again = live(seed, client), live(seed + 1, client), live(seed, client)
+        assert first.events == again.events
+        assert (first.digest, first.wrong) == (again.digest, again.wrong)
+
+
+PARTS: Final = (
+    "client|handle|queue_announcer|result_listener|results|sending|subscriptions|task"
+    r"|worker\.lease_abandoner"
+)
+"""Modules of histories beside those of servers and brokers."""
+
+
+def test_no_clock_of_the_machine_is_looked_at_in_a_history() -> None:
+    for layer in ("broker", "server"):
+        for entry in pkgutil.iter_modules(importlib.import_module(f"qsync.{layer}").__path__):
+            importlib.import_module(f"qsync.{layer}.{entry.name}")
+    timed = {
+        name
+        for name, module in sys.modules.items()
+        if re.fullmatch(rf"qsync\.((broker|server)\.\w+|{PARTS})", name)
+        and getattr(module, "time", None) is time
+    }
+    assert timed == {module.__name__ for module in clock.TIMED} | clock.UNUSED
+
+
+# One kind of fault at a time, more often than among all the others.
+
+
+def only(history: History, *kinds: str, hard: bool = True) -> None:
+    """Of all faults let only these happen, and nothing befall the calls."""
+    profile = history.profile
+    profile.faults = dict.fromkeys(kinds, 1.0)
+    profile.link = dict.fromkeys(FATES, 0.0)
+    profile.seconds, profile.servers = 8.0, 3
+    profile.tasks, profile.poison = 30, 0
+    profile.periodic = True
+    if hard:
+        profile.pause_s = 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "least"),
+    [
+        pytest.param("restart", 15, marks=pytest.mark.faults(17, 25)),
+        pytest.param("flush", 15, marks=pytest.mark.faults(18)),
+        pytest.param("roll_back", 15, marks=pytest.mark.faults(19, 20, 22)),
+        ("away", 15),
+        pytest.param("outage", 4, marks=pytest.mark.faults(85)),
+        pytest.param("store_jump", 15, marks=pytest.mark.faults(46)),
+        pytest.param("clock_jump", 15, marks=pytest.mark.faults(45)),
+        pytest.param("stall", 15, marks=pytest.mark.faults(4)),
+        pytest.param("freeze", 15, marks=pytest.mark.faults(3)),
+        pytest.param("crash", 15, marks=[pytest.mark.faults(1, 2), pytest.mark.guarantee(4)]),
+    ],
+)
+def test_it_survives_one_fault_after_the_other(client: redis.Redis, kind: str, least: int) -> None:
+    faults: Counter[str] = Counter()
+    lost, resumed_s = 0, 0.0
+    for seed in range(4):
+        outcome = live(seed, client, arrange=lambda history: only(history, kind))
+        check(outcome)
+        faults += outcome.faults
+        if kind == "crash":
+            assert outcome.recovery_s <= SWEEP + 1
+        lost, resumed_s = lost + outcome.lost, max(resumed_s, outcome.resume_s)
+    assert faults[kind] >= least
+    if kind == "restart":
+        assert 0 < resumed_s <= RESUME_S
+    assert (lost > 0) == (kind in ("flush", "roll_back"))
+
+
+@pytest.mark.faults(23, 24, 26)
+@pytest.mark.guarantee(7)
+@pytest.mark.parametrize("code", CODES, ids=lambda code: code.split()[0])
+def test_no_error_of_the_store_ends_a_server_or_charges_a_task(
+    client: redis.Redis, code: str
+) -> None:
+    def arrange(history: History) -> None:
+        only(history, "quiet")
+        history.profile.link["refused"] = 0.25
+        history.network.codes = (code,)
+
+    met: set[str] = set()
+    for seed in range(12):
+        outcome = live(seed, client, arrange=arrange)
+        check(outcome)
+        met |= {script for (_, script), count in outcome.refusals.items() if count}
+        if met >= {"enqueue", *(() if code.startswith("OOM") else SERVER_SCRIPTS)}:
+            return
+    pytest.fail(f"{code} was answered to no more than {met}")
+
+
+# Periodic tasks and locks.
+
+
+@pytest.mark.faults(67)
+def test_each_tick_comes_once_whatever_becomes_of_the_servers(client: redis.Redis) -> None:
+    ticks = 0
+    for seed in range(6):
+        histories: list[History] = []
+
+        def arrange(history: History) -> None:
+            only(history, "crash", "freeze", "clock_jump", "stop")
+            histories.append(history)  # noqa: B023 - it is called at once
+
+        check(live(seed, client, arrange=arrange))
+        [history] = histories
+        [(_, times)] = [item for item in history.ledger.ticks.items() if item[0][1] == "tick"]
+        assert times == sorted(set(times))
+        ticks += len(times)
+    assert ticks > 6 * 4
+
+
+@pytest.mark.faults(46, 68)
+def test_missed_ticks_are_made_up_for_as_their_schedule_says(client: redis.Redis) -> None:
+    history = History(1, client)
+    client.flushall()
+    only(history)
+    history.profile.seconds = 12.0
+    history.loop.call_later(3.0, history.plague.store_jump, HOUR_S)
+    for at in (3.5, 4.0, 4.5):  # who comes in their place learns the time
+        history.loop.call_later(at, history.plague.crash)
+    check(history.run())
+    ticks = {name: times for (_, name), times in history.ledger.ticks.items()}
+    began, ended = round(WALL + 3.0), round(WALL + HOUR_S + 3.0)
+    period = round(SCHEDULES["all"][0])
+    missed = [at * US for at in range(began, ended + 1) if at % period == 0]
+    assert len(missed) == HOUR_S / period
+    assert ticks["all"] == missed
+    assert ticks["once"] == missed[-1:]
+    skipped = [at for at in ticks["tick"] if began * US + 10 * US < at < (ended - 31) * US]
+    assert skipped == []
+    assert ticks["tick"][-1] > ended * US
+
+
+@pytest.mark.faults(71, 72, 73)
+@pytest.mark.guarantee(6)
+def test_no_two_tasks_run_under_one_lock(client: redis.Redis) -> None:
+    held = 0
+    for seed in range(6):
+        histories: list[History] = []
+
+        def arrange(history: History) -> None:
+            only(history, "crash", "freeze", "restart")
+            history.profile.unique = 0.8
+            histories.append(history)  # noqa: B023 - it is called at once
+
+        check(live(seed, client, arrange=arrange))
+        held += sum(bool(entry.lock) for entry in histories[0].ledger.entries.values())
+    assert held > 6 * 5
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_planted_mistake_is_found(client: redis.Redis, name: str) -> None:
+    assert caught(MUTANTS[name], client, range(ENOUGH)) is not None

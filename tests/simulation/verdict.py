@@ -1,0 +1,296 @@
+"""The end of a history: every task is accounted for, and nothing is left lying about."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from qsync.keys import QUEUE_KEYS, QueueKeys
+from qsync.message import decode_failure
+from tests.simulation.entries import US, Entry
+from tests.simulation.ledger import MOVED
+from tests.simulation.population import LEASE, PREFIX, SCHEDULES, SWEEP
+from tests.simulation.process import WALL
+from tests.simulation.work import DEAF_S, MAX_CRASHES, QUEUES, Wanted
+
+if TYPE_CHECKING:  # the history makes its verdict, so this is the one arrow back
+    from tests.simulation.history import History
+
+BAR_LEASES: Final = 10
+"""All is over within so many leases of peace."""
+
+SLACK_S: Final = 1.0
+
+STUBBORN_S: Final = DEAF_S + 1.0
+"""How long a handler that does not heed its timeout may hold its slot, the timeout included."""
+
+POLL_S: Final = 0.5
+
+FINISHED: Final = ("completed", "dead")
+HASHES: Final = (
+    "tasks", "owner", "keys", "progress", "crashes", "failures", "results", "cancels", "unique",
+    "stats",
+)  # fmt: skip
+UNFINISHED: Final = ("scheduled", "pending", "active", "retry")
+SUCCEEDS: Final = ("ok", "slow", "nested", "progress", "crash", "block")
+
+
+class Verdict:
+    """Looks at the store, at the ledger, and at what clients and handlers know."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self.store = history.network.store
+        self.ledger = history.ledger
+        self.books = history.books
+        self.plain = history.network.store.plain
+        self.find = history.ledger.find
+        self._last: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def _key(self, queue: str, name: str) -> str:
+        return QueueKeys(PREFIX, queue).key(name)
+
+    def _command(self, queue: str, name: str) -> tuple[Any, ...]:
+        key = self._key(queue, name)
+        return ("HGETALL", key) if name in HASHES else ("ZRANGE", key, 0, -1, "WITHSCORES")
+
+    def _fields(self, queue: str, name: str) -> dict[str, Any]:
+        """The fields of a hash, or the ids in a state with their scores."""
+        if self._last:
+            return self._last[queue, name]
+        return _pairs(self.plain(*self._command(queue, name)))
+
+    def _read_all(self) -> None:
+        """Read at once whatever will be looked at: from now on nothing changes any more."""
+        names = [(queue, name) for queue in QUEUES for name in (*UNFINISHED, *FINISHED, *HASHES)]
+        replies = self.store.read([self._command(*name) for name in names])
+        self._last = dict(zip(names, map(_pairs, replies), strict=True))
+
+    async def recovered(self) -> None:
+        """No dead server has a lease any more, a lease and a sweep after peace."""
+        loop = self.history.loop
+        while loop.now < self._last_trouble() + LEASE + SWEEP + SLACK_S:
+            if not self._unfinished():
+                return
+            await asyncio.sleep(POLL_S)
+        over_us = self._now_us - round((SWEEP + SLACK_S) * US) - self.ledger.back_us
+        for queue in QUEUES:
+            for id, token in self._fields(queue, "owner").items():
+                server = self.ledger.servers[token.decode().rpartition("/")[0]]
+                lease = self.ledger.entry(queue, id).lease
+                # A renewal may have been under way for a while when its sender died.
+                if not server.alive and (lease is None or lease.expires_us < over_us):
+                    self.find(f"{id} is still leased to {server.name}, dead for long")
+
+    def _last_trouble(self) -> float:
+        """When peace came, a server died of a task, or one of those that are left had last stood
+        still or waited for an answer that was late or did not come."""
+        last: float = self.history.peace_at
+        for server in self.history.population.servers:
+            if server.died_at is not None:
+                last = max(last, server.died_at)
+            else:
+                last = max([last, *(end for _, end in (*server.stalls, *server.troubles))])
+        return last
+
+    async def drained(self) -> None:
+        """All tasks have ended."""
+        loop = self.history.loop
+        due_us = max([entry.due_us for entry in self.ledger.entries.values()], default=0)
+        due = loop.now + max(0.0, (due_us - self._now_us) / US)
+        jumps = sum(abs(by) for _, by in self.store.jumps if by < 0) / US  # leases last longer
+        ends = due + self._work_left() + BAR_LEASES * LEASE + jumps
+        while (left := self._unfinished()) and not self.ledger.wrong:
+            if loop.now >= ends:
+                self.find(f"after {BAR_LEASES} leases of peace there still are {left}")
+                return
+            await asyncio.sleep(POLL_S)
+
+    def _work_left(self) -> float:
+        """Seconds that the handlers of what is unfinished may take, one after the other."""
+        total = 0.0
+        for wanted in self.books.accepted.values():
+            entry = self.ledger.entry(wanted.queue, wanted.id)
+            if entry.phase in ("waiting", "active"):
+                plan = wanted.plan
+                once = plan["seconds"] + STUBBORN_S * (plan["kind"] in ("hang", "deaf"))
+                once += plan.get("stall", 0.0) * (plan["kind"] == "block")
+                total += once * (wanted.retry + 1)
+        return total
+
+    def _unfinished(self) -> dict[str, list[str]]:
+        names = [(queue, state) for queue in QUEUES for state in UNFINISHED]
+        found = self.store.read([("ZRANGE", self._key(*name), 0, -1) for name in names])
+        return {
+            ":".join(name): [id.decode() for id in ids]
+            for name, ids in zip(names, found, strict=True)
+            if ids
+        }
+
+    @property
+    def _now_us(self) -> int:
+        return self.store.now_us
+
+    # All is over
+
+    def final(self) -> None:
+        """Look at everything once more, when all servers have stopped."""
+        self._read_all()
+        for queue in QUEUES:
+            self._check_left(queue)
+            self._check_counters(queue)
+        for wanted in self.books.accepted.values():
+            self._check_accepted(wanted)
+        for entry in self.ledger.entries.values():
+            self._check_entry(entry)
+        self._check_ticks()
+        self._check_keys()
+
+    def _check_left(self, queue: str) -> None:
+        dead, completed = set(self._fields(queue, "dead")), set(self._fields(queue, "completed"))
+        allowed = {
+            "tasks": dead | completed, "owner": set(), "keys": set(), "progress": completed,
+            "crashes": dead | completed, "failures": dead | completed, "results": completed,
+            "cancels": completed,
+        }  # fmt: skip
+        for name, ids in allowed.items():
+            for id in self._fields(queue, name).keys() - ids:
+                if id.partition("@")[0] in (*SCHEDULES, MOVED) and id in self._fields(
+                    queue, "pending"
+                ):
+                    continue  # it came when the servers were about to stop
+                self.find(f"{name} of {queue} still holds {id}")
+        upkept_us = self.ledger.upkept_us.get(queue, 0) - self.ledger.back_us
+        for lock, value in self._fields(queue, "unique").items():
+            if lock.startswith("@"):
+                self.find(f"{lock} in {queue} is a lock of a task that ended")
+            elif int(value.partition(b":")[0]) <= upkept_us - 3 * US * SWEEP:
+                # Fetches sweep the windows that ended, once a second; an idle queue is fetched from
+                # every few minutes, and enqueue takes no ended window for a lock.
+                self.find(f"{lock} in {queue} is held by nobody: {value!r}")
+
+    def _check_counters(self, queue: str) -> None:
+        stats = {name: int(v) for name, v in self._fields(queue, "stats").items()}
+        for entry in self.ledger.entries.values():
+            if entry.queue == queue:
+                stats["enqueued"] = stats.get("enqueued", 0) - entry.created
+                stats["completed"] = stats.get("completed", 0) - entry.finished.count("completed")
+        for name in ("enqueued", "completed"):
+            if stats.get(name, 0) and not self.ledger.unsure:
+                self.find(f"counter {name} of {queue} is off by {stats[name]}")
+        dead = len(self._fields(queue, "dead"))
+        if stats.get("dead", 0) - stats.get("trimmed", 0) != dead:
+            self.find(f"counters of {queue} say {stats}, and there are {dead} dead tasks")
+
+    def _check_accepted(self, wanted: Wanted) -> None:
+        entry = self.ledger.entries.get((wanted.queue, wanted.id))
+        if entry is None or not entry.created:
+            if (wanted.queue, wanted.id) not in self.ledger.lost:
+                self.find(f"{wanted.id} was accepted, and the store never had it")
+            return
+        state = self._state(wanted)
+        ended = entry.finished or state == "dead"
+        # One that was cancelled while it ran ends, unseen, when its lease lapses.
+        cancelled = entry.unsure or (entry.cancel_asked and (entry.deliveries or state))
+        if not ended and not cancelled:
+            self.find(f"{wanted.id} is lost: {entry}, {state}")
+            return
+        if state == "dead":
+            self._check_death(wanted, entry)
+        elif entry.finished and entry.finished[-1] == "completed":
+            self._check_success(wanted, entry)
+        elif entry.finished and entry.finished[-1] == "cancelled" and not wanted.cancelled:
+            self.find(f"{wanted.id} is cancelled, and nobody asked for it")
+
+    def _state(self, wanted: Wanted) -> str | None:
+        for state in FINISHED:
+            if wanted.id in self._fields(wanted.queue, state):
+                return state
+        return None
+
+    def _check_success(self, wanted: Wanted, entry: Entry) -> None:
+        if not entry.starts:
+            self.find(f"{wanted.id} is completed and was never run")
+        kind = wanted.plan["kind"]
+        times = wanted.plan["times"]
+        if kind in ("skip", "poison") or (kind in ("fail", "again") and times > wanted.retry):
+            self.find(f"{wanted.id} of kind {kind} is completed: {wanted}")
+
+    def _check_death(self, wanted: Wanted, entry: Entry) -> None:
+        kind, times = wanted.plan["kind"], wanted.plan["times"]
+        raw = self._fields(wanted.queue, "failures").get(wanted.id)
+        error = decode_failure(raw).error.partition("\n")[0]
+        crashes = self._fields(wanted.queue, "crashes").get(wanted.id, b"")
+        if crashes.endswith(b"!"):
+            self._check_crashed(wanted, entry, kind)
+        elif "deadline" in error:
+            if wanted.deadline_us is None:
+                self.find(f"{wanted.id} is dead of a deadline that it has not")
+            elif error.startswith("deadline passed") and wanted.deadline_us > self.store.latest_us:
+                self.find(f"{wanted.id} is dead of a deadline to come")
+        elif not (
+            "timed out" in error
+            or ("no server knew it for an hour" in error and self.ledger.forgetful)
+            or kind == "skip"
+            or (kind == "nested" and "no child" in error)  # the store had no memory for it
+            or (kind in ("fail", "again", "gives_up") and times > wanted.retry)
+        ):
+            self.find(f"{wanted.id} of kind {kind} is dead: {error} {wanted}")
+
+    def _check_crashed(self, wanted: Wanted, entry: Entry, kind: str) -> None:
+        """Only the poison, and what was alone in a process that died for other reasons, dies."""
+        lapsed = [one for one in entry.deliveries if one.ended in ("lapsed", None)]
+        if len(lapsed) < MAX_CRASHES:
+            self.find(f"{wanted.id} is dead of crashes, and had {len(lapsed)} lapses")
+        last = self.ledger.servers[lapsed[-1].token.rpartition("/")[0]]
+        died_us = int(self._fields(wanted.queue, "dead")[wanted.id])
+        before = last.died_at is not None and (WALL + last.died_at) * US <= died_us
+        before = before and not self.store.jumps
+        if kind != "poison" and before and last.poisoned_by not in (None, wanted.id):
+            self.find(f"{wanted.id} is dead by the poison {last.poisoned_by} beside it")
+
+    def _check_entry(self, entry: Entry) -> None:
+        lease = entry.lease
+        if lease is not None:
+            self.ledger.check_cause(entry, lease)
+        wanted = self.books.accepted.get((entry.queue, entry.id))
+        if entry.ran_on_us and (wanted is None or wanted.plan["kind"] not in ("deaf", "block")):
+            self.find(f"{entry.id} ran on for {entry.ran_on_us / US} s though it was cancelled")
+
+    def _check_ticks(self) -> None:
+        """Once a schedule is known to the store no tick is left out, and none comes twice."""
+        for (queue, name), ticks in self.ledger.ticks.items():
+            if name == MOVED:
+                continue  # it is looked after as its ticks come
+            seconds, missed = SCHEDULES[name]
+            period = round(seconds * US)
+            lost = {tick for *of, tick in self.ledger.lost_ticks if of == [queue, name]}
+            left_out = set(range(ticks[0], ticks[-1] + 1, period)) - set(ticks) - lost
+            passed = self.ledger.forgetful and missed != "all"  # the clock leapt over their grace
+            if ticks != sorted(set(ticks)) or (left_out and not passed):
+                shown = [tick / US - WALL for tick in ticks]
+                self.find(f"ticks of {name} are {shown}, lost with the store {len(lost)}")
+            leaps = sum(by > period for _, by in self.store.jumps)
+            if missed == "once" and len(ticks) > max(1, leaps) and not lost:
+                self.find(f"{name} made up for more than one missed tick: {ticks}")
+
+    def _check_keys(self) -> None:
+        structural = {self._key(queue, name) for queue in QUEUES for name in QUEUE_KEYS}
+        structural |= {f"{PREFIX}:queues", f"{PREFIX}:servers"}
+        keys = [raw.decode() for raw in self.plain("KEYS", "*")]
+        others = [key for key in keys if key not in structural]
+        for key, ttl in zip(
+            others, self.store.read([("PTTL", key) for key in others]), strict=True
+        ):
+            if ttl < 0:
+                self.find(f"key {key} is left for ever")
+
+
+def _pairs(flat: Any) -> dict[str, Any]:
+    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def explain(events: Any, id: str) -> list[str]:
+    """The events of a history that speak of a task."""
+    needle = repr(id)[1:-1]
+    return [repr(event) for event in events if needle in repr(event)]

@@ -1,0 +1,109 @@
+"""Tests as a user of the store who has the rights of a role and no more.
+
+QSYNC_TEST_ACL=1 has the fixture `store` give out such a user in its URL, by the file of the test.
+What a test does beside, to look or to help, it does as the user who may do everything.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from qsync.broker import acl
+from qsync.broker.acl import Role
+from tests.support.stores import Store
+
+LIMITED: Final = os.environ.get("QSYNC_TEST_ACL") == "1"
+
+ROLES: Final[dict[str, Role]] = {
+    "test_client": "client",
+    "test_handle": "client",
+    "test_server": "server",
+    "test_periodic": "server",
+    "test_inspector": "admin",
+    "test_inspector_explain": "admin",
+    "test_inspector_live": "admin",
+    "test_views": "reader",
+    "test_counts": "reader",
+}
+"""Files whose code under test does with a role; the others are tested with all rights."""
+
+OPTIONAL: Final = {"info", "client|setinfo", "config|get"}
+"""What may be refused without anybody's missing it."""
+
+LOOKING: Final = ("keys", "type", "lrange", "smembers", "hgetall", "zrange")
+"""What a dump of a store takes."""
+
+_CREDENTIALS: Final = re.compile(r"//[^@/]*@")
+
+
+class AsUser:
+    """A store whose URL is that of a user with the rights of a role, for one prefix."""
+
+    def __init__(self, store: Store, role: Role, prefix: str) -> None:
+        self._store = store
+        self.user = f"as-{role}"
+        old = rights_are_old(store)
+        rules = [*acl.rules(role, prefix, old=old)]
+        if role == "admin":  # in whose tests there are servers too
+            rules += [f"+{command}" for command in acl.commands("server", old=old)]
+        store.command("ACL", "SETUSER", self.user, "reset", "on", ">secret", *rules)
+        store.command("ACL", "LOG", "RESET")
+
+    @property
+    def url(self) -> str:
+        return self._store.url.replace("//", f"//{self.user}:secret@")
+
+    def refused(self) -> set[str]:
+        """What the user tried and might not do."""
+        entries = [_fields(entry) for entry in self._store.command("ACL", "LOG")]
+        return {entry["object"] for entry in entries if entry["username"] == self.user}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+@contextmanager
+def as_user(store: Store, module: str, prefix: str) -> Iterator[Any]:
+    """The store for a test of this file; afterwards nothing was refused that it needs."""
+    role = ROLES.get(module.rpartition(".")[2])
+    if not LIMITED or role is None:
+        yield store
+        return
+    limited = AsUser(store, role, prefix)
+    yield limited
+    if store.running:
+        refused = limited.refused()
+        store.command("ACL", "DELUSER", limited.user)
+        assert refused <= OPTIONAL, f"a {role} was refused {refused - OPTIONAL}"
+
+
+def user_of_rigs(store: Store, prefix: str) -> str:
+    """The credentials of a user for tests of single calls, who may also look at everything."""
+    made = AsUser(store, "admin", prefix)
+    store.command("ACL", "SETUSER", made.user, *(f"+{command}" for command in LOOKING))
+    return f"{made.user}:secret@"
+
+
+def unlimited(url: str) -> str:
+    """The same store, for the user who may do everything."""
+    return _CREDENTIALS.sub("//", url) if "//as-" in url else url
+
+
+def rights_are_old(store: Store) -> bool:
+    """Whether it is a Redis before 7.2, which has fewer commands."""
+    info = store.command("INFO", "server")
+    version = tuple(map(int, info["redis_version"].split(".")[:2]))
+    return "valkey_version" not in info and version < (7, 2)
+
+
+def _fields(entry: Any) -> dict[str, str]:
+    pairs = entry.items() if isinstance(entry, dict) else zip(entry[::2], entry[1::2], strict=True)
+    return {_text(key): _text(value) for key, value in pairs}
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

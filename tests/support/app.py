@@ -1,0 +1,32 @@
+"""An app whose tasks run in processes: what a fresh process imports."""
+
+from __future__ import annotations
+
+import os
+
+import pydantic
+
+from qsync import Qsync, TaskInfo
+
+app = Qsync("redis://localhost:1", prefix="elsewhere")
+
+
+class Sum(pydantic.BaseModel):
+    """A result that only pydantic knows how to carry."""
+
+    total: int
+    pid: int
+
+
+@app.task(executor="process")
+def add(task: TaskInfo, a: int, *, b: int = 2) -> Sum:
+    """Say what the sum is, and where it was made."""
+    assert task.type == "tests.support.app.add"
+    return Sum(total=a + b, pid=os.getpid())
+
+
+def _bare(a: int) -> int:
+    return a * 2
+
+
+renamed = app.task(executor="process")(_bare)

@@ -1,0 +1,182 @@
+"""What an operator, an eviction or a bad disk may do to a queue, and how it gets well again.
+
+A damaged queue is no matter for the model: what is left of it must stop no script, an audit mends
+it, and then it runs empty like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, Final, NamedTuple, TypeVar, cast
+
+from msgspec.structs import replace
+
+from qsync.broker import ops
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.call import Call
+from qsync.broker.ops import (
+    Completion,
+    FetchPolicy,
+    FetchResult,
+    HandedBack,
+    Killed,
+    LeaseRef,
+    Retried,
+)
+from qsync.diagnostics.audit import Auditor, Report
+from qsync.keys import QUEUE_KEYS
+from tests.support.queue_driver import DAY, LEASE, Dump, Rig, S
+
+T = TypeVar("T")
+
+HASHES: Final = (
+    "tasks", "owner", "crashes", "failures", "results", "unique", "keys", "cancels", "progress",
+    "fetches", "calls", "meta", "stats",
+)  # fmt: skip
+SETS: Final = ("scheduled", "pending", "active", "retry", "completed", "dead")
+
+FOREVER: Final = frozenset({"meta", "stats", "fetches", "ticks", "wake", "idle", "recent"})
+"""What a queue may hold that has no tasks any more."""
+
+ROUNDS: Final = 40
+
+
+class Damage(NamedTuple):
+    """A damage: of the field of a key at a place in it, or of the key as a whole."""
+
+    how: str
+    """lost | spoilt | evicted"""
+    key: str
+    at: int
+
+
+class Patient:
+    """A queue that is damaged, and all that is done with it from then on."""
+
+    def __init__(self, rig: Rig, policy: FetchPolicy, number: int) -> None:
+        self.rig = rig
+        self._policy = policy
+        self._number = number
+
+    def inflict(self, damage: Damage) -> None:
+        """The damage is done, if there is anything in the key."""
+        client, key = self.rig.client, self.rig.keys.key(damage.key)
+        if damage.how == "evicted":
+            client.unlink(key)
+            return
+        is_set = damage.key in SETS
+        fields = sorted(client.zrange(key, 0, -1) if is_set else client.hkeys(key))
+        if not fields:
+            return
+        field = fields[damage.at % len(fields)]
+        if damage.how == "spoilt" and not is_set:
+            client.hset(key, field, b"\xc1 this is none")
+        else:
+            (client.zrem if is_set else client.hdel)(key, field)
+
+    def treat(self, verbs: list[str], held: list[LeaseRef], ids: tuple[str, ...]) -> None:
+        """Calls as they come, by those who know nothing of the damage: none fails."""
+        for verb in verbs:
+            self.rig.now += LEASE if verb == "fetch" else 1
+            self.rig.run(self._call(verb, held or [LeaseRef(ids[0], "s/0")], ids))
+
+    def _call(self, verb: str, held: list[LeaseRef], ids: tuple[str, ...]) -> Call[Any]:
+        keys, now = self.rig.keys, self.rig.now
+        match verb:
+            case "fetch":
+                return self._fetch("nurse", 3)
+            case "complete":
+                return ops.complete(
+                    keys, [Completion(*one, 5 * S, b"r") for one in held], now_us=now
+                )
+            case "retry":
+                return ops.retry(keys, [Retried(*one, S, b"f") for one in held], now_us=now)
+            case "kill":
+                return ops.kill(keys, [Killed(*one, True, b"f") for one in held], now_us=now)
+            case "hand_back":
+                return ops.hand_back(keys, [HandedBack(*one) for one in held], now_us=now)
+            case "stopped":
+                return ops.end_cancelled(keys, held, now_us=now)
+            case "renew":
+                return ops.renew(keys, held, lease_us=LEASE, now_us=now)
+            case "start":
+                return ops.start(keys, held)
+            case "cancel":
+                return ops.cancel(keys, ids[0], retention_us=S, now_us=now)
+            case "run":
+                return ops.run(keys, ids[1], "dead", lock="l", now_us=now)
+            case "delete":
+                return ops.delete(keys, list(ids), "scheduled", now_us=now)
+            case "enqueue":
+                tasks = self.rig.tasks(*ids, unique=True, unique_key="l")
+                return ops.enqueue(keys, tasks, now_us=now)
+        return ops.abandon(keys, "s")
+
+    def _fetch(self, server: str, wanted: int) -> Call[FetchResult]:
+        self._number += 1
+        return ops.fetch(
+            self.rig.keys, server=server, number=self._number, wanted=wanted,
+            policy=self._policy, now_us=self.rig.now,
+        )  # fmt: skip
+
+    def heal(self) -> None:
+        """What is damaged is mended; only a lock that another task has by now stays as it is."""
+        auditor = Auditor(cast("AsyncBroker", _AtOnce(self.rig)), prefix=self.rig.keys.prefix)
+        for _ in range(3):
+            report: Report = _finished(auditor.audit(self.rig.keys.queue))
+            left = [damage for damage in report.damages if damage.kind != "lock lost"]
+            if not left:
+                return
+            _finished(auditor.repair(report.damages))
+        raise AssertionError(f"not mended: {left}")
+
+    def drain(self) -> None:
+        """All tasks run to an end in so many rounds, and after a year nothing is left of them."""
+        self.rig.run(ops.resume(self.rig.keys))
+        self.rig.now = max(self.rig.now, self._latest())  # the clock may have gone back by hours
+        for at in range(ROUNDS):
+            # After a long pause leases are spared for a while, and after a short one they are not.
+            self.rig.now += LEASE // 2 if at % 2 else 2 * LEASE
+            fetched = self.rig.run(self._fetch("doctor", 20))
+            held = [LeaseRef(id, f"doctor/{self._number}") for id in fetched.ids]
+            self.rig.run(
+                ops.complete(self.rig.keys, [Completion(*one) for one in held], now_us=self.rig.now)
+            )
+            if not any(self.rig.ids(state) for state in SETS[:4]):
+                break
+        for _ in range(4):
+            self.rig.now += 100 * DAY
+            self.rig.run(self._fetch("doctor", 0))
+        left: Dump = self.rig.dump()
+        assert left.keys() <= QUEUE_KEYS.keys()
+        assert left.keys() <= FOREVER, (
+            f"left behind: { {k: left[k] for k in left.keys() - FOREVER} }"
+        )
+
+    def _latest(self) -> int:
+        """When the last of what waits, or is leased, comes due."""
+        client, key = self.rig.client, self.rig.keys.key
+        names = ("scheduled", "active", "retry")
+        last = [client.zrange(key(name), -1, -1, withscores=True) for name in names]
+        return max([int(due) for found in last for _, due in found], default=0)
+
+
+class _AtOnce:
+    """What an audit of one queue needs of an AsyncBroker, on the rig and by its clock."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+
+    async def run(self, call: Call[T]) -> T:
+        if call.script.name == "repair":
+            call = replace(call, args=(self._rig.now, *call.args[1:]))
+        return self._rig.run(call)
+
+
+def _finished(work: Coroutine[Any, Any, T]) -> T:
+    """The value of a coroutine that never waits."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        return cast("T", end.value)
+    raise AssertionError("it waits")

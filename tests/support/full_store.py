@@ -1,0 +1,102 @@
+"""A server whose store is full, or refuses settlements: what goes wrong then, if anything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+from qsync import Mux, Task, TaskInfo
+from qsync.broker import views
+from qsync.server.settler import Settler
+from tests.scripts.model.mistakes import exchanged
+from tests.support.server import bench
+from tests.support.stores import Store, wait_until_async
+
+TASKS: Final = 600
+MOST_RUN: Final = 300
+"""Tasks that a server of ten slots may run before it sees that their ends are refused."""
+
+FULL_S: Final = 20.0
+REFUSED_S: Final = 2.0
+
+
+def wrong_when_full(store: Store, prefix: str) -> str | None:
+    """Run tasks on a full store, and on one that refuses their ends; says what was wrong.
+
+    Nobody else may use the store, which is emptied first: what an earlier mistake left would count.
+    """
+    with store.client() as client:
+        client.flushall()
+    return asyncio.run(_when_full(store, prefix)) or asyncio.run(_when_refused(store, prefix))
+
+
+def _mux(ran: list[str]) -> Mux:
+    mux = Mux()
+
+    @mux.handle("long")
+    async def long(task: TaskInfo) -> bytes:
+        ran.append(task.id)
+        return b"r" * 5000
+
+    return mux
+
+
+async def _when_full(store: Store, prefix: str) -> str | None:
+    """The store has no room for a result: tasks end without it."""
+    prefix = f"{prefix}-full"
+    async with bench(store.url, prefix) as b:
+        await b.client.enqueue_many([Task("long", retention=600)] * 20)
+
+        async def completed() -> bool:
+            counts = await b.broker.run(views.counts(b.keys()))
+            return counts.stats.get("completed", 0) == 20
+
+        with store.client() as client:
+            client.config_set("maxmemory", 1)
+            try:
+                async with b.server(_mux([])):
+                    await wait_until_async(completed, timeout=FULL_S)
+            except (AssertionError, TimeoutError):
+                return f"after {FULL_S:g} s of a full store tasks with a result have not ended"
+            finally:
+                client.config_set("maxmemory", 0)
+    return None
+
+
+async def _when_refused(store: Store, prefix: str) -> str | None:
+    """The store refuses the end of every task: no more are begun."""
+    prefix = f"{prefix}-refused"
+    ran: list[str] = []
+    async with bench(store.url, prefix) as b:
+        await b.client.enqueue_many([Task("long", retention=600)] * TASKS)
+        with store.client() as client:
+            client.set(b.keys().key("results"), "no hash")
+            try:
+                async with b.server(_mux(ran), concurrency=10, prefetch=0, shutdown_timeout=0.1):
+                    with contextlib.suppress(AssertionError, TimeoutError):
+                        await wait_until_async(lambda: len(ran) > MOST_RUN, timeout=REFUSED_S)
+            finally:
+                client.delete(b.keys().key("results"))
+    if len(ran) > MOST_RUN:
+        return f"more than {MOST_RUN} tasks ran while the store refused the end of each"
+    return None
+
+
+def result_sent_again_to_a_full_store() -> contextlib.AbstractContextManager[None]:
+    """Mistake: a result that a full store does not take is sent again for ever."""
+
+    async def complete(self: Settler, entries: Sequence[Any]) -> list[Any]:
+        return list(entries)
+
+    return exchanged(Settler, "_complete_in_full_store", complete)
+
+
+def fetching_while_settlements_are_refused() -> contextlib.AbstractContextManager[None]:
+    """Mistake: a server goes on to fetch though the store does not take the ends of its tasks."""
+
+    def note(self: Settler, *, refused: bool) -> None:
+        pass
+
+    return exchanged(Settler, "_note", note)

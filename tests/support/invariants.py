@@ -1,0 +1,112 @@
+"""What holds after every call, whoever made it: said of dumps of the store, without the model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+from qsync.broker.views import Counts
+from qsync.keys import QUEUE_KEYS, GlobalKeys, QueueKeys
+from qsync.state import STORED, TRANSITIONS, UNFINISHED, TaskState
+from tests.support.queue_driver import STATES, Dump
+
+VERBS: Final[dict[str, tuple[str, ...]]] = {
+    # What may happen to a task in a call, in order.
+    "enqueue": ("enqueue",),
+    "tick": ("enqueue",),
+    "fetch": ("promote", "lapse", "fetch", "sweep", "trim"),
+    "complete": ("complete",),
+    "retry": ("retry",),
+    "kill": ("kill",),
+    "hand_back": ("hand_back",),
+    "stopped": ("cancel",),
+    "cancel": ("cancel",),
+    "run": ("run",),
+    "delete": ("delete",),
+    "purge": ("purge", "delete"),
+}
+
+
+def check(name: str, now: int, before: Dump, after: Dump) -> None:
+    """Assert what must hold after a call of an operation, whatever the operation."""
+    assert set(after) <= set(QUEUE_KEYS), f"unknown keys: {set(after) - set(QUEUE_KEYS)}"
+    homes = [id for state in STATES for id in after.get(state, {})]
+    assert len(homes) == len(set(homes)), "a task is in one state"
+    assert set(homes) == set(after.get("tasks", {})), "a message is there for each, and no more"
+    assert set(after.get("owner", {})) == set(after.get("active", {})), "active tasks are owned"
+    assert len(after.get("wake", [])) <= 1, "one wake at most"
+    assert after["meta"][b"schema"] == b"1", "the data say which layout they have"
+    check_locks(after)
+    for id in {*homes, *before.get("tasks", {})}:
+        was, score = place(before, id)
+        became, _ = place(after, id)
+        assert became in reachable(was, VERBS.get(name, ())), f"{was} to {became} by {name}"
+        if was in ("scheduled", "retry") and became in ("pending", "active"):
+            assert score <= now or name == "run", "started before its time"
+
+
+def check_other_keys(client: Any, queue: QueueKeys, keys: GlobalKeys) -> None:
+    """Assert that what lies beside a queue is structural or ends by itself; then it is removed."""
+    structural = {queue.key(name) for name in QUEUE_KEYS}
+    for raw in client.scan_iter():
+        key = raw.decode()
+        if key not in structural:
+            lasts = client.pttl(key) == -1
+            assert not lasts or key in (keys.queues, keys.servers), f"{key} is left for ever"
+            client.unlink(key)
+
+
+def check_counts(dump: Dump, counts: Counts) -> None:
+    """Assert that as much is counted as there is, and that the days make the sum."""
+    states = dict(counts.states)
+    states[TaskState.COMPLETED] += states.pop(TaskState.CANCELLED)  # both lie in one set
+    for name, count in {**states, **counts.others}.items():
+        assert count == len(dump.get(name, {})), f"{name}: {count} are counted"
+    total = Counter[str]()
+    for name, count in counts.stats.items():
+        counter, _, day = name.partition(":")
+        total[counter] += -count if day else count
+    assert not any(total.values()), f"all days are not the sum: {counts.stats}"
+
+
+def place(dump: Dump, id: bytes) -> tuple[TaskState | None, float]:
+    for state in STORED:
+        if id in dump.get(state, {}):
+            return state, dump[state][id]
+    return None, 0
+
+
+def reachable(state: TaskState | None, verbs: Sequence[str]) -> set[TaskState | None]:
+    """Where the verbs, each of them at most once and in this order, can lead by TRANSITIONS."""
+    found = {state}
+    for verb in verbs:
+        found |= {to for at in found for to in TRANSITIONS.get((at, verb), ())}
+    return found
+
+
+def check_locks(dump: Dump) -> None:
+    unique = dump.get("unique", {})
+    for field, value in unique.items():
+        if field.startswith(b"@"):
+            id = field[1:]
+            assert place(dump, id)[0] in UNFINISHED, "a lock outlives its task"
+            assert unique[b"=" + value].partition(b":")[2] == id, "a lock lapsed before its task"
+
+
+def comparable(dump: Dump) -> Dump:
+    """What the model speaks of."""
+    meta = {f: v for f, v in dump.get("meta", {}).items() if f in (b"v", b"paused")}
+    stats = {f: v for f, v in dump.get("stats", {}).items() if b":" not in f}
+    rest = {name: held for name, held in dump.items() if name not in ("meta", "stats", "fetches")}
+    return rest | ({"meta": meta} if meta else {}) | ({"stats": stats} if stats else {})
+
+
+def assert_same(found: Dump, expected: Dump) -> None:
+    """Assert that they are equal, and show what is not."""
+    differing = {
+        name: (found.get(name), expected.get(name))
+        for name in found.keys() | expected.keys()
+        if found.get(name) != expected.get(name)
+    }
+    assert not differing, f"in the store, and by the model: {differing}"

@@ -1,0 +1,51 @@
+"""Pings a store from a process of its own and tells how long that took. Run as a script:
+
+    python -m tests.support.ping_probe PORT
+
+It pings every millisecond until its input ends; then it prints, as JSON, the begin (by
+CLOCK_MONOTONIC) and the length of every round trip, in seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import selectors
+import socket
+import sys
+import time
+
+from tests.support.stores import HOST
+
+
+def run_at_once(pid: int) -> None:
+    """What else runs on the machine does not delay this process, if the system allows that.
+
+    Then what is measured is qsync's own, and not the load of a shared machine.
+    """
+    with contextlib.suppress(PermissionError, AttributeError):
+        os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(1))
+
+
+def main() -> None:
+    run_at_once(0)
+    taken: list[tuple[float, float]] = []
+    with socket.create_connection((HOST, int(sys.argv[1]))) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        ended = selectors.DefaultSelector()
+        ended.register(sys.stdin, selectors.EVENT_READ)
+        gc.disable()
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        while not ended.select(0.001):
+            began = time.monotonic()
+            connection.sendall(b"*1\r\n$4\r\nPING\r\n")
+            connection.recv(100)
+            taken.append((began, time.monotonic() - began))
+    json.dump(taken, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""A queue on a real store for tests of the scripts: short calls, a clock that stands, dumps."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Final, Self, TypeVar
+
+import pytest
+
+from qsync import codec
+from qsync.broker import ops, redis_clients, views
+from qsync.broker.blocking import Broker
+from qsync.broker.call import Call
+from qsync.broker.ops import (
+    Completion,
+    FetchPolicy,
+    FetchResult,
+    HandedBack,
+    Killed,
+    LeaseRef,
+    Retried,
+)
+from qsync.broker.script import Script
+from qsync.keys import DONE_CHANNEL, GlobalKeys, QueueKeys
+from qsync.message import Failure
+from qsync.new_task import NewTask, new_nonce, new_task
+from qsync.state import STORED
+from qsync.task import Task, TaskStatus
+from tests.support import acl as limited
+from tests.support.stores import Binary, Store, available
+
+T = TypeVar("T")
+Dump = dict[str, Any]
+
+BINARIES: Final = [
+    pytest.param(name, marks=pytest.mark.skipif(not available(name), reason=f"needs {name}"))
+    for name in ("valkey", "redis")
+]
+
+S: Final = 1_000_000
+"""A second, in the unit of the scripts."""
+
+DAY: Final = 86_400 * S
+START: Final = 20_000 * DAY
+LEASE: Final = 30 * S
+LAPSE: Final = LEASE + 500
+"""After so long every lease of a batch is over: they end one after another, in their order."""
+
+STATES: Final = tuple(state.value for state in STORED)
+
+POLICY: Final = FetchPolicy(lease_us=LEASE, max_crashes=3, dead_limit=10_000, dead_age_us=90 * DAY)
+FAILURE: Final = codec.encode(Failure(attempts=1, error="boom", failed_at_us=START))
+
+
+@cache
+def shared_store(binary: Binary) -> Store:
+    """The store that all rigs of a binary share, on a unix socket too."""
+    store = Store(binary)
+    store.config["unixsocket"] = str(store.folder / "socket")
+    store.start()
+    atexit.register(store.close)
+    return store
+
+
+class Rig:
+    """One empty queue and the only data of its store. Its clock moves only when `now` is set."""
+
+    def __init__(self, binary: Binary) -> None:
+        store = shared_store(binary)
+        self.keys, self.globals = QueueKeys("test", "queue"), GlobalKeys("test")
+        self.socket = str(store.config["unixsocket"])
+        user = limited.user_of_rigs(store, self.keys.prefix) if limited.LIMITED else ""
+        self._user = user.partition(":")[0] or "default"
+        self.broker = Broker(redis_clients.parse(f"unix://{user}{self.socket}"))
+        self.client: Any = store.client(protocol=2)
+        self.now = START
+        self._number = 0
+        self.reset()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.broker.close()
+        self.client.close()
+
+    def reset(self) -> None:
+        """The store is empty and the clock at its start."""
+        self.client.flushall()
+        self.now = START
+
+    def allow_publishing(self, allowed: bool) -> None:
+        """Give the user of the store its rights to channels, or take them away."""
+        pattern = f"&{{{self.keys.prefix}:*}}:{DONE_CHANNEL}" if limited.LIMITED else "&*"
+        rules = ["resetchannels", *([pattern] if allowed else [])]
+        self.client.execute_command("ACL", "SETUSER", self._user, *rules)
+
+    def run(self, call: Call[T]) -> T:
+        """Make a call, never a second time."""
+        return self.broker.run(call, patience=0)
+
+    def enqueue(self, *ids: str, **options: Any) -> list[tuple[str, str]]:
+        """Enqueue a task with each of these ids, as one call; outcomes and holders."""
+        return self.send(self.tasks(*ids, **options))
+
+    def tasks(self, *ids: str, **options: Any) -> list[NewTask]:
+        """Tasks ready to be sent, all with one nonce. The payload is the id unless given."""
+        nonce = new_nonce()
+        payload = options.pop("payload", None)
+        return [
+            new_task(Task("type", payload or id.encode(), id=id, **options), nonce) for id in ids
+        ]
+
+    def send(self, tasks: Sequence[NewTask]) -> list[tuple[str, str]]:
+        outcomes = self.run(ops.enqueue(self.keys, tasks, now_us=self.now))
+        return [(one.outcome, one.id) for one in outcomes]
+
+    def fetch(
+        self,
+        wanted: int = 500,
+        *,
+        server: str = "s",
+        number: int | None = None,
+        policy: FetchPolicy = POLICY,
+    ) -> FetchResult:
+        """Fetch, under the next number of all unless one is given."""
+        return self.run(self.fetching(wanted, server=server, number=number, policy=policy))
+
+    def fetching(
+        self,
+        wanted: int = 500,
+        *,
+        server: str = "s",
+        number: int | None = None,
+        policy: FetchPolicy = POLICY,
+    ) -> Call[FetchResult]:
+        if number is None:
+            self._number += 1
+            number = self._number
+            self.be_seen()
+        return ops.fetch(
+            self.keys, server=server, number=number, wanted=wanted, policy=policy, now_us=self.now
+        )
+
+    def be_seen(self) -> None:
+        """However far the clock leapt, some server was there up to now: so no lease is spared."""
+        if self.field("meta", "seen") is not None:
+            self.set("meta", "seen", self.now)
+
+    def lease(self, wanted: int = 500, *, server: str = "s") -> list[LeaseRef]:
+        """Fetch, and return what is held by it."""
+        ids = self.fetch(wanted, server=server).ids
+        return [LeaseRef(id, f"{server}/{self._number}") for id in ids]
+
+    def complete(
+        self, *held: LeaseRef, retention_us: int | None = None, result: bytes = b""
+    ) -> Sequence[str]:
+        rows = [Completion(*one, retention_us, result) for one in held]
+        return self.run(ops.complete(self.keys, rows, now_us=self.now))
+
+    def retry(self, *held: LeaseRef, delay_us: int = S, failure: bytes = FAILURE) -> Sequence[str]:
+        rows = [Retried(*one, delay_us, failure) for one in held]
+        return self.run(ops.retry(self.keys, rows, now_us=self.now))
+
+    def kill(self, *held: LeaseRef, failed: bool = True, failure: bytes = FAILURE) -> Sequence[str]:
+        rows = [Killed(*one, failed, failure) for one in held]
+        return self.run(ops.kill(self.keys, rows, now_us=self.now))
+
+    def hand_back(
+        self, *held: LeaseRef, delay_us: int | None = None, failure: bytes = b""
+    ) -> Sequence[str]:
+        rows = [HandedBack(*one, delay_us, failure) for one in held]
+        return self.run(ops.hand_back(self.keys, rows, now_us=self.now))
+
+    def end_cancelled(self, *held: LeaseRef) -> Sequence[str]:
+        return self.run(ops.end_cancelled(self.keys, held, now_us=self.now))
+
+    def renew(self, *held: LeaseRef) -> Sequence[str]:
+        return self.run(ops.renew(self.keys, held, lease_us=LEASE, now_us=self.now))
+
+    def start(self, *held: LeaseRef) -> Sequence[str]:
+        return self.run(ops.start(self.keys, held))
+
+    def cancel(self, id: str, retention_us: int | None = None) -> tuple[str, str]:
+        return self.run(ops.cancel(self.keys, id, retention_us=retention_us, now_us=self.now))
+
+    def rerun(self, id: str, state: str, **options: str) -> tuple[str, str]:
+        return self.run(ops.run(self.keys, id, state, now_us=self.now, **options))
+
+    def delete(self, state: str, *ids: str) -> int:
+        return self.run(ops.delete(self.keys, ids, state, now_us=self.now))
+
+    def abandon(self, server: str) -> int:
+        """Abandon to the end; how many leases were."""
+        cursor, total = "0", 0
+        while True:
+            call = ops.abandon(self.keys, server, cursor=cursor)
+            cursor, found = self.run(call)
+            total += found
+            if cursor == "0":
+                return total
+
+    def status(self, id: str) -> TaskStatus | None:
+        [shown] = self.run(views.show(self.keys, [id]))
+        return None if shown is None else views.status(id, "queue", shown)
+
+    def state(self, id: str) -> str | None:
+        """The one state that the task is in, None when it is in none."""
+        found = [name for name in STATES if self.score(name, id) is not None]
+        assert len(found) <= 1, f"{id} is in {found}"
+        return found[0] if found else None
+
+    def ids(self, state: str) -> list[str]:
+        """The ids in a state, by score."""
+        return [id.decode() for id in self.client.zrange(self.keys.key(state), 0, -1)]
+
+    def score(self, name: str, member: str) -> float | None:
+        score: float | None = self.client.zscore(self.keys.key(name), member)
+        return score
+
+    def field(self, name: str, field: str) -> bytes | None:
+        value: bytes | None = self.client.hget(self.keys.key(name), field)
+        return value
+
+    def set(self, name: str, field: str, value: str | bytes | int) -> None:
+        """Write a field behind the scripts' back."""
+        self.client.hset(self.keys.key(name), field, value)
+
+    def counters(self) -> dict[str, int]:
+        """The counters in all, without those of days."""
+        stored = self.client.hgetall(self.keys.key("stats"))
+        return {name.decode(): int(value) for name, value in stored.items() if not name.count(b":")}
+
+    def woken(self) -> bool:
+        """Whether somebody was woken since this was last asked; never twice for one."""
+        elements = self.client.lrange(self.keys.key("wake"), 0, -1)
+        assert len(elements) <= 1
+        self.client.delete(self.keys.key("wake"))
+        return bool(elements)
+
+    def locks(self) -> dict[str, str]:
+        stored = self.client.hgetall(self.keys.key("unique"))
+        return {field.decode(): value.decode() for field, value in stored.items()}
+
+    def dumping(self) -> Call[Dump]:
+        """As dump, as a call."""
+        return Call(_DUMP, (), (), lambda reply: _dump(reply, self.keys.base + ":"))
+
+    def dump(self, *, lost: bool = False) -> Dump:
+        """All that the store holds: by name for the keys of the queue, else by key.
+
+        `lost`: also the counter of refused settlements, which is the trace that each one leaves.
+        """
+        found = self.run(self.dumping())
+        return found if lost else without_lost(found)
+
+
+def without_lost(dump: Dump) -> Dump:
+    """The dump without the counters of refused settlements."""
+    stats = dump.get("stats", {})
+    kept = {field: value for field, value in stats.items() if not field.startswith(b"lost")}
+    rest = {name: held for name, held in dump.items() if name != "stats"}
+    return rest | ({"stats": kept} if kept else {})
+
+
+_DUMP_TEXT: Final = """#!lua flags=no-writes
+local read = {
+  hash = function(key) return redis.call('HGETALL', key) end,
+  zset = function(key) return redis.call('ZRANGE', key, 0, -1, 'WITHSCORES') end,
+  list = function(key) return redis.call('LRANGE', key, 0, -1) end,
+  set = function(key) return redis.call('SMEMBERS', key) end,
+}
+local found = {}
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  local type = redis.call('TYPE', key).ok
+  found[#found + 1] = { key, type, read[type](key) }
+end
+return found
+"""
+_DUMP: Final = Script("dump", _DUMP_TEXT, hashlib.sha1(_DUMP_TEXT.encode()).hexdigest(), ())  # noqa: S324 - what EVALSHA goes by
+
+_SHAPE: Final[dict[bytes, Any]] = {
+    b"hash": lambda flat: dict(zip(flat[::2], flat[1::2], strict=True)),
+    b"zset": lambda flat: dict(zip(flat[::2], map(float, flat[1::2]), strict=True)),
+    b"list": list,
+    b"set": set,
+}
+
+
+def _dump(reply: Any, base: str) -> Dump:
+    return {
+        key.decode().removeprefix(base): _SHAPE[type](flat) for key, type, flat in sorted(reply)
+    }

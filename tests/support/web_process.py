@@ -1,0 +1,84 @@
+"""A web application or a worker in a process of its own, started by the command that users type."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Self
+
+import httpx
+
+from tests.support.stores import HOST, _watchdog, free_port, wait_until
+
+
+class WebProcess:
+    """A program of Python, e.g. `uvicorn shop.main:api`, in a folder; its output is in a file.
+
+    `{port}` in the words stands for a free port, to which `url` leads.
+    """
+
+    def __init__(self, folder: Path, log: Path, *words: str, **environment: str) -> None:
+        port = free_port()
+        self.url = f"http://{HOST}:{port}"
+        self._log = log
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *(word.format(port=port) for word in words)],
+                cwd=folder,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        _watchdog().add(self.process.pid)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        _watchdog().remove(self.process.pid)
+
+    def log(self) -> str:
+        """All that it has written."""
+        return self._log.read_text(errors="replace")
+
+    def get(self, path: str = "/") -> httpx.Response | None:
+        """The answer to a request; None while no connection can be made."""
+        assert self.process.poll() is None, self.log()
+        try:
+            return httpx.get(self.url + path, timeout=30)
+        except httpx.TransportError:
+            return None
+
+    def wait_ready(self, path: str = "/") -> Self:
+        wait_until(lambda: self.get(path), 40, message=f"no answer:\n{self.log()}")
+        return self
+
+    def says(self, text: str, *, times: int = 1) -> None:
+        """Wait until the output has the text."""
+
+        def said() -> bool:
+            assert self.process.poll() is None, self.log()
+            return self.log().count(text) >= times
+
+        wait_until(said, 40, message=f"{text!r} is not in:\n{self.log()}")
+
+    def stop(self) -> str:
+        """Stop by SIGTERM, without an error in the output; the whole output.
+
+        Uvicorn, when it has shut down, ends by the signal that it got.
+        """
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(30)
+        said = self.log()
+        assert status in (0, -signal.SIGTERM), said
+        assert "Traceback" not in said, said
+        assert "ERROR" not in said, said
+        return said

@@ -1,0 +1,48 @@
+"""What a server takes for its own of what a fetch brought."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from qsync import Qsync, Task
+from qsync.broker import ops, redis_clients
+from qsync.broker.aio import AsyncBroker
+from qsync.keys import QueueKeys
+from qsync.server.config import Config
+from qsync.server.fetcher import Fetcher
+from qsync.server.outage_log import Outage
+from qsync.server.queue_state import QueueState, boot_s
+from tests.support.stores import Store
+
+
+@pytest.mark.faults(17)
+@pytest.mark.parametrize(("age", "left"), [(0.0, 3.0), (5.0, -2.0)])
+def test_what_cannot_be_confirmed_is_as_old_as_its_first_fetch(
+    own_store: Store, prefix: str, age: float, left: float
+) -> None:
+    """The answer to a fetch that was repeated, and then the store is gone: who was given its tasks
+    at the first try may have lost them to somebody by now."""
+
+    async def main() -> None:
+        config, broker = Config(lease=3), AsyncBroker(redis_clients.parse(own_store.url))
+        lane = QueueState(QueueKeys(prefix, "default"))
+        runner: Any = SimpleNamespace(room_made=asyncio.Event())  # it is given nothing to run
+        fetcher = Fetcher("s", config, broker, [lane], runner, Outage())
+        call = ops.fetch(lane.keys, server="s", number=1, wanted=10, policy=config.policy())
+        sent = boot_s()
+        leased = fetcher._lease(lane, "s/1", await broker.run(call), sent)
+        assert len(leased) == 2
+        assert [one.expires for one in leased] == [sent + 3.0] * 2
+        own_store.kill()
+        assert await fetcher._confirm(lane, leased, made=sent - age) == leased
+        assert [one.expires for one in leased] == pytest.approx([sent + left] * 2)
+        await fetcher.aclose()
+        await broker.aclose()
+
+    with Qsync(own_store.url, prefix=prefix) as app:
+        app.client().enqueue_many([Task("a")] * 2)
+    asyncio.run(main())

@@ -1,0 +1,460 @@
+"""The dashboard in a real browser, beside servers that run: what people do with it at night."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import HTMLResponse
+from starlette.routing import Route
+
+from qsync import Task
+from tests.support.browser import Visit, chromium
+from tests.support.dashboard import Live, live, serving
+from tests.support.stores import Cluster, Store, wait_until
+
+TOKEN = "a-token-of-24-characters"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def system(valkey: Store, prefix: str) -> Iterator[Live]:
+    with live(valkey.url, prefix) as made:
+        yield made
+
+
+@pytest.fixture
+def visit(browser: Any, system: Live) -> Iterator[Callable[..., Visit]]:
+    """Open a dashboard of the system; at the end nothing odd has happened in it."""
+    visits = []
+
+    def make(*, context: dict[str, Any] | None = None, **options: Any) -> Visit:
+        visits.append(Visit(browser, system.open(**options), **(context or {})))
+        return visits[-1]
+
+    yield make
+    for one in visits:
+        if one.page.url.startswith("http"):
+            one.check()
+        one.close()
+
+
+def state_of(system: Live, id: str, queue: str = "default") -> str | None:
+    found = system.inspect(lambda inspector: inspector.task(id, queue=queue))
+    return None if found is None else found.row.state
+
+
+def until(system: Live, id: str, state: str, queue: str = "default") -> None:
+    wait_until(lambda: state_of(system, id, queue) == state, 20, message=f"{id} is not {state}")
+
+
+def has_no_sideways_scroll(page: Any) -> bool:
+    return bool(page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
+
+
+def test_a_dead_task_is_found_by_its_error_read_and_run_again_in_five_clicks(
+    system: Live, visit: Callable[..., Visit]
+) -> None:
+    system.serve()
+    system.enqueue(*[Task("none", id=f"n{n}", delay=60) for n in range(3)])
+    system.enqueue(Task("order", {"order": 4711}, id="the-one", retry=0, retention=60))
+    until(system, "the-one", "dead")
+    web = visit()
+    web.go("/")
+    web.click("Dead", "link")
+    web.page.get_by_label("Error text").fill("4711 HAS NO address")
+    web.click("Filter")
+    web.click("the-one", "link")
+    trace = web.page.locator("pre.trace")
+    assert trace.inner_text().count("\n") >= 200
+    assert " at 204" in trace.inner_text()
+    box = trace.evaluate("(node) => [node.clientHeight, node.scrollHeight]")
+    assert box[0] < 600 < box[1], "a long error scrolls in its own block"
+    system.fixed = True
+    web.click("Run now")
+    web.page.locator(".badge.completed").wait_for()
+    assert web.clicks <= 5
+    web.says("delivered")
+
+
+def test_a_queue_is_paused_with_a_reason_and_resumed(
+    system: Live, visit: Callable[..., Visit]
+) -> None:
+    system.serve()
+    system.fixed = True
+    system.enqueue(Task("order", id="first", retention=60))
+    until(system, "first", "completed")
+    web = visit()
+    web.go("/queues")
+    web.click("default", "link")
+    web.page.get_by_label("Reason").fill("the bank is closed")
+    web.click("Pause")
+    web.says("Queue default is paused.")
+    wait_until(lambda: system.inspect(lambda i: i.queue("default")).paused)  # type: ignore[union-attr]
+    web.go("/")
+    web.says("the bank is closed")
+    web.go("/queue?queue=default")
+    web.click("Resume")
+    web.says("Queue default goes on.")
+    system.enqueue(Task("order", id="second", retention=60))
+    until(system, "second", "completed")
+
+
+def test_ticks_focus_scroll_and_open_details_survive_a_refresh(
+    system: Live, visit: Callable[..., Visit]
+) -> None:
+    system.serve()
+    system.enqueue(*[Task("order", id=f"d{n:02}", retry=0, retention=60) for n in range(40)])
+    wait_until(lambda: system.inspect(lambda i: i.queue("default")).states["dead"] == 40, 20)  # type: ignore[union-attr]
+    web = visit()
+    web.go("/dead?queue=default&limit=30")
+    rows = web.page.locator("tbody tr")
+    names = rows.locator("th a").all_inner_texts()
+    ticked = [names[0], names[7], names[29]]
+    for name in ticked:
+        web.page.get_by_label(f"Task {name}").check()
+    web.page.get_by_label("Error text").fill("half typed")
+    web.page.evaluate("window.scrollTo(0, 300)")
+    # One dies anew, one is deleted, one that is ticked falls off the page.
+    system.enqueue(Task("order", id="newest", retry=0))
+    until(system, "newest", "dead")
+    system.inspect(lambda i: i.delete(names[3]))
+    web.refresh()
+    web.page.locator('[data-key="task-newest"]').wait_for()
+    now = rows.locator("th a").all_inner_texts()
+    assert now[0] == "newest"
+    assert names[3] not in now
+    assert [name for name in now if web.page.get_by_label(f"Task {name}").is_checked()] == ticked
+    assert web.page.get_by_label("Error text").input_value() == "half typed"
+    assert web.page.evaluate("document.activeElement.name") == "error"
+    assert web.page.evaluate("window.scrollY") == 300
+    system.fixed = True
+    web.click("Run ticked again")
+    web.says("3 tasks run again.")
+    for name in ticked:
+        until(system, name, "completed")
+    web.click("Run all again…")
+    web.says("Re-run 37 dead tasks in queue default? They get a fresh set of attempts.")
+    web.click("Re-run 37 tasks")
+    web.says("37 tasks run again.")
+    wait_until(lambda: system.inspect(lambda i: i.queue("default")).states["dead"] == 0, 20)  # type: ignore[union-attr]
+
+
+def test_all_of_a_page_are_ticked_with_one_click(system: Live, visit: Callable[..., Visit]) -> None:
+    system.serve()
+    system.enqueue(*[Task("order", id=f"d{n}", retry=0) for n in range(3)])
+    for n in range(3):
+        until(system, f"d{n}", "dead")
+    web = visit()
+    web.go("/dead?queue=default")
+    every = web.page.get_by_label("Tick all of this page")
+    web.page.get_by_label("Task d1").check()
+    assert every.evaluate("(box) => box.indeterminate")
+    every.check()
+    web.refresh()
+    assert every.is_checked()
+    web.click("Delete ticked…")
+    web.says("Delete 3 dead tasks in queue default?")
+    web.click("Delete 3 tasks")
+    web.says("3 tasks deleted.")
+
+
+def test_what_is_open_stays_open_and_a_hidden_page_does_not_ask(
+    system: Live, visit: Callable[..., Visit]
+) -> None:
+    system.enqueue(Task("order", id="a"))
+    web = visit()
+    web.go("/")
+    web.page.get_by_text("The last 30 days as a table").click()
+    table = web.page.get_by_role("table", name="Counters by day, UTC")
+    assert table.is_visible()
+    system.enqueue(*[Task("order") for _ in range(4)])
+    web.refresh()
+    web.page.locator("a.tile.pending b", has_text="5").wait_for()
+    assert table.is_visible()
+    asked: list[str] = []
+    web.page.on("request", lambda request: asked.append(request.url))
+    hidden = "Object.defineProperty(document, 'hidden', {configurable: true, get: () => %s})"
+    web.page.evaluate(hidden % "true")
+    web.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    web.page.wait_for_timeout(2500)  # longer than the page waits between looks
+    assert asked == []
+    web.page.evaluate(hidden % "false")
+    web.refresh()
+    assert len(asked) == 1
+
+
+def test_a_task_is_found_by_its_id_in_whatever_queue(
+    system: Live, visit: Callable[..., Visit]
+) -> None:
+    system.enqueue(Task("order", b'{"a": [1, 2]}', id="odd/id?&#%41", queue="elsewhere", delay=60))
+    web = visit()
+    web.go("/servers")
+    web.page.get_by_label("Id of a task").fill("odd/id?&#%41")
+    web.page.keyboard.press("Enter")
+    web.says("Scheduled for")
+    assert web.page.locator("h1 .id").inner_text() == "odd/id?&#%41"
+    web.click("Run now")
+    web.says("no live server takes queue elsewhere")
+    web.click("Cancel")
+    web.says("It is cancelled.")
+    assert state_of(system, "odd/id?&#%41", "elsewhere") is None
+
+
+def test_a_running_task_is_watched_and_cancelled(system: Live, visit: Callable[..., Visit]) -> None:
+    system.serve()
+    system.enqueue(Task("long", id="slow", retention=60))
+    until(system, "slow", "active")
+    web = visit()
+    web.go("/servers")
+    web.page.locator("tbody th a").first.click()
+    web.click("slow", "link")
+    web.says("30 %")
+    web.click("Cancel")
+    web.says("Its server has been told to stop it.")
+    web.says("Cancelled at")
+    assert state_of(system, "slow") == "cancelled"
+
+
+def test_a_schedule_is_triggered_and_paused(system: Live, visit: Callable[..., Visit]) -> None:
+    ran = []
+
+    @system.app.periodic(cron="0 0 1 1 *", name="yearly", retention=60)
+    async def yearly() -> None:
+        ran.append(1)
+
+    system.serve()
+    wait_until(lambda: system.inspect(lambda i: i.schedules()), 20)
+    web = visit()
+    web.go("/schedules")
+    web.click("Trigger")
+    web.says("Schedule yearly was triggered; this is its task.")
+    web.page.locator(".badge.completed").wait_for()
+    assert ran == [1]
+    web.go("/schedules")
+    web.page.get_by_label("Reason to pause yearly").fill("no more")
+    web.click("Pause")
+    web.says(": no more")
+    web.click("Resume")
+    web.says("goes on with its next tick")
+
+
+def test_a_server_is_told_to_be_quiet_and_to_stop(
+    system: Live, visit: Callable[..., Visit]
+) -> None:
+    server = system.serve()
+    web = visit()
+    web.go("/servers")
+    web.page.locator("tbody th a").first.click()
+    web.click("Quiet")
+    web.says("It has been told to take no more tasks.")
+    web.page.locator(".badge", has_text="quiet").wait_for()
+    web.click("Stop…")
+    web.click("Stop the server")
+    web.says("It has been told to stop.")
+    wait_until(lambda: server.condition().stopping, 20)
+
+
+def test_one_signs_in_looks_and_can_change_nothing(
+    system: Live, visit: Callable[..., Visit]
+) -> None:
+    system.serve()
+    system.enqueue(Task("order", id="d", retry=0))
+    until(system, "d", "dead")
+    web = visit(token=TOKEN, read_only=True)
+    web.go("/dead?queue=default")
+    web.page.get_by_label("Token").fill("wrong")
+    web.click("Sign in")
+    web.says("That was not it.")
+    web.page.get_by_label("Token").fill(TOKEN)
+    web.click("Sign in")
+    web.says("Dead tasks of default")
+    assert web.page.url.endswith("/dead?queue=default"), "where one wanted to go"
+    web.click("d", "link")
+    web.says("Dead since")
+    buttons = web.page.get_by_role("button").all_inner_texts()
+    assert buttons == ["Find", "Sign out"]
+    assert web.page.evaluate("document.cookie") == "", "scripts do not see it"
+    web.click("Sign out")
+    web.says("asks for its token")
+
+
+def test_all_of_it_works_without_scripts(system: Live, visit: Callable[..., Visit]) -> None:
+    system.serve()
+    system.enqueue(*[Task("order", id=f"d{n}", retry=0, retention=60) for n in range(3)])
+    for n in range(3):
+        until(system, f"d{n}", "dead")
+    web = visit(context={"java_script_enabled": False})
+    web.go("/")
+    web.click("Dead", "link")
+    web.page.get_by_label("Task d1").check()
+    system.fixed = True
+    web.click("Run ticked again")
+    web.says("1 task run again.")
+    until(system, "d1", "completed")
+    web.click("Delete all…")
+    web.says("Delete 2 dead tasks in queue default?")
+    web.click("Delete 2 tasks")
+    web.says("2 tasks deleted.")
+    web.click("Overview", "link")
+    assert web.page.locator("svg[role=img]").count() == 6
+    web.page.locator("a.tile.completed").click()
+    web.click("d1", "link")
+    web.says("delivered")
+    web.page.goto("about:blank")  # nothing to check there: it ran no script
+
+
+@pytest.mark.parametrize("width", [320, 400])
+def test_nothing_is_wider_than_a_phone(
+    system: Live, visit: Callable[..., Visit], width: int
+) -> None:
+    system.serve()
+    long = "x" * 128
+    system.enqueue(Task(long + long, {"k" * 300: "v" * 300}, id=long, delay=60,
+                        headers={"h" * 200: "w" * 200}))  # fmt: skip
+    system.enqueue(Task("order", id="d", retry=0), Task("long", id="a"))
+    system.enqueue(Task("order", id=long, queue="q" * 128))
+    until(system, "d", "dead")
+    until(system, "a", "active")
+    system.inspect(lambda i: i.pause("default", by="b" * 200, why="w" * 300))
+    server = system.inspect(lambda i: i.servers())[0].id
+    web = visit(context={"viewport": {"width": width, "height": 800}})
+    for path in ("/", "/queues", "/queue?queue=default", "/tasks?queue=default&state=scheduled",
+                 "/tasks?queue=default&state=active", "/dead?queue=default", "/task?id=d",
+                 f"/task?id={long}", "/task?id=a", "/servers", f"/server?id={server}",
+                 "/schedules", f"/find?id={long}", f"/find?id={long[1:]}",
+                 f"/queue?queue={'q' * 128}"):  # fmt: skip
+        web.go(path)
+        assert has_no_sideways_scroll(web.page), path
+
+
+def test_the_keyboard_is_enough(system: Live, visit: Callable[..., Visit]) -> None:
+    system.enqueue(Task("order", id="a", delay=60))
+    web = visit()
+    web.go("/tasks?queue=default&state=scheduled")
+    press = web.page.keyboard.press
+    press("Tab")
+    assert web.page.evaluate("document.activeElement.className") == "skip"
+    press("Enter")
+    assert web.page.evaluate("document.activeElement.id") == "main"
+    for _ in range(20):
+        press("Tab")
+        if web.page.evaluate("document.activeElement.textContent") == "a":
+            break
+    outline = web.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid", "one sees where one is"
+    press("Enter")
+    web.says("Scheduled for")
+    unnamed = web.page.evaluate(
+        "[...document.querySelectorAll('input:not([type=hidden]), select, button')]"
+        ".filter((one) => !one.labels?.length && !one.ariaLabel && !one.textContent).length"
+    )
+    assert unnamed == 0
+
+
+def test_a_cluster_is_worked_with_in_the_browser(
+    browser: Any, cluster: Cluster, prefix: str
+) -> None:
+    with live(cluster.url, prefix) as system:
+        system.serve(queues={"default": 1, "other": 1})
+        system.enqueue(Task("order", id="one", retry=0, retention=60))
+        system.enqueue(Task("order", id="two", queue="other", retry=0, retention=60))
+        until(system, "one", "dead")
+        until(system, "two", "dead", "other")
+        web = Visit(browser, system.open())
+        web.go("/dead?queue=other")
+        system.fixed = True
+        web.page.get_by_label("Task two").check()
+        web.click("Run ticked again")
+        until(system, "two", "completed", "other")
+        web.go("/find?id=one")
+        web.click("Run now")
+        web.page.locator(".badge.completed").wait_for()
+        web.check()
+        web.close()
+
+
+EVIL = """<!doctype html><meta charset=utf-8><iframe name=sink></iframe>
+<script>
+const target = "TARGET";
+const bodies = {
+  "/queue/pause": "queue=default&why=evil", "/task/delete": "id=a&queue=default&sure=yes",
+};
+window.tried = 0;
+function form(path, body, enctype) {
+  const made = document.createElement("form");
+  Object.assign(made, {method: "post", action: target + path, enctype, target: "sink"});
+  for (const [name, value] of new URLSearchParams(body)) {
+    made.append(Object.assign(document.createElement("input"), {name, value}));
+  }
+  document.body.append(made);
+  made.submit();
+}
+const urlencoded = "application/x-www-form-urlencoded";
+const post = {method: "POST", headers: {"Content-Type": urlencoded}, credentials: "include"};
+function frame(url) {
+  document.body.append(Object.assign(document.createElement("iframe"), {src: url}));
+}
+const tries = [
+  (to, body) => form(to, body, urlencoded),
+  (to, body) => form(to, body, "text/plain"),
+  (to, body) => form(to, body, "multipart/form-data"),
+  (to, body) => fetch(target + to, {...post, body, mode: "no-cors"}),
+  (to, body) => fetch(target + to, {...post, body}),
+  (to, body) => fetch(target + to, {...post, body, method: "DELETE"}),
+  (to, body) => navigator.sendBeacon(target + to, new URLSearchParams(body)),
+  (to, body) => { new Image().src = target + to + "?" + body; },
+  (to, body) => frame(target + to + "?" + body),
+  (to, body) => fetch(target + to + "?" + body, {...post, referrerPolicy: "no-referrer"}),
+];
+(async () => {
+  for (const [path, body] of Object.entries(bodies)) {
+    for (const attempt of tries) {
+      try { await attempt(path, body); } catch {}
+      window.tried += 1;
+      await new Promise((done) => setTimeout(done, 60));
+    }
+  }
+  window.ended = true;
+})();
+</script>"""  # fmt: skip
+
+
+def test_another_site_can_do_nothing_with_the_browser_of_who_is_signed_in(
+    system: Live, browser: Any
+) -> None:
+    """Twenty ways, none of which changes anything, shows it in a frame, or reads it."""
+    system.enqueue(Task("order", id="a"))
+    for options in ({"auth": "host"}, {"token": TOKEN}):
+        web = Visit(browser, system.open(**options))
+        web.go("/")
+        if "token" in options:
+            web.page.get_by_label("Token").fill(TOKEN)
+            web.click("Sign in")
+            web.says("Last minutes")
+
+        async def evil(request: Any, url: str = web.url) -> HTMLResponse:
+            return HTMLResponse(EVIL.replace("TARGET", url))
+
+        app = Starlette(routes=[Route("/", evil)])
+        place = system.do(system.enter(serving(app))).replace("localhost", "127.0.0.1")
+        web.page.goto(place)
+        web.page.wait_for_function("() => window.ended === true")
+        assert web.page.evaluate("window.tried") == 20
+        readable = web.page.evaluate(
+            f"fetch('{web.url}/', {{credentials: 'include'}}).then(() => true, () => false)"
+        )
+        assert not readable
+        frames = [frame for frame in web.page.frames if "Overview" in frame.content()]
+        assert frames == []
+        info = system.inspect(lambda inspector: inspector.queue("default"))
+        assert info is not None
+        assert (info.paused, info.states["pending"]) == (None, 1)
+        web.close()

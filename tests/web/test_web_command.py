@@ -1,0 +1,150 @@
+"""`qsync dashboard` as a process: where it listens, whom it lets in, what it prints."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import httpx
+import pytest
+
+from qsync import Qsync, Task
+from tests.support.dashboard import SAME
+from tests.support.stores import HOST, Store
+
+TOKEN = "a-token-of-24-characters"
+
+
+class Process:
+    """A dashboard that runs, and what it prints."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str, first: str) -> None:
+        self.process, self.url, self.first = process, url, first
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        return httpx.get(self.url + path, headers=headers)
+
+    def stop(self, sent: signal.Signals = signal.SIGTERM) -> str:
+        """Tell it to stop; what it printed besides."""
+        self.process.send_signal(sent)
+        return self.process.communicate(timeout=20)[0]
+
+
+@contextmanager
+def running(*args: str, folder: Path, **env: str) -> Iterator[Process]:
+    process = subprocess.Popen(
+        command(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, **env}, cwd=folder,
+    )  # fmt: skip
+    try:
+        first = _line(process.stdout)
+        found = re.search(r"http://\S+", first)
+        assert found, first + process.communicate(timeout=20)[0]
+        yield Process(process, found[0], first)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _line(stream: IO[str] | None) -> str:
+    assert stream is not None
+    return stream.readline()
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-m", "qsync", "dashboard", *args]
+
+
+def refused(*args: str, folder: Path, **env: str) -> tuple[int, str]:
+    """The exit code and what is said when it does not start."""
+    ended = subprocess.run(
+        command(*args), capture_output=True, text=True, timeout=60, check=False, cwd=folder,
+        env={**os.environ, "QSYNC_URL": "", **env},
+    )  # fmt: skip
+    return ended.returncode, ended.stdout + ended.stderr
+
+
+def test_it_shows_on_this_machine_alone_and_changes_nothing(
+    valkey: Store, prefix: str, tmp_path: Path
+) -> None:
+    with Qsync(valkey.url, prefix=prefix) as app, app.client() as client:
+        client.enqueue(Task("t", {"n": 1}, id="a"))
+    env = {"QSYNC_URL": valkey.url, "QSYNC_PREFIX": prefix}
+    with running("--port", "0", folder=tmp_path, **env) as it:
+        assert it.url.startswith("http://127.0.0.1:")
+        assert "read-only" in it.first
+        assert "Next" not in it.get("/").text
+        assert it.get("/health").json()["queues"] == 1
+        assert it.get("/task?id=a").status_code == 200
+        assert it.get("/", Host="evil.example").status_code == 421
+        assert it.get("/").headers.get("server") is None
+        headers = {**SAME, "Origin": it.url}
+        form = {"queue": "default"}
+        answer = httpx.post(f"{it.url}/queue/pause", data=form, headers=headers)
+        assert answer.status_code == 403
+        port = it.url.rpartition(":")[2]
+        code, said = refused("--port", port, folder=tmp_path, QSYNC_URL=valkey.url)
+        assert (code, "cannot listen on 127.0.0.1" in said) == (1, True)
+        assert it.stop() == ""
+        assert it.process.returncode == 0
+
+
+def test_beyond_this_machine_it_takes_a_token_which_is_never_printed(
+    valkey: Store, prefix: str, tmp_path: Path
+) -> None:
+    code, said = refused("--host", "0.0.0.0", folder=tmp_path, QSYNC_URL=valkey.url)  # noqa: S104 - it refuses
+    assert (code, "QSYNC_DASHBOARD_TOKEN" in said) == (2, True)
+    code, said = refused("--token", "tooshort", folder=tmp_path, QSYNC_URL=valkey.url)
+    assert (code, "tooshort" in said, "16 is the least" in said) == (2, False, True)
+    env = {"QSYNC_URL": valkey.url, "QSYNC_PREFIX": prefix, "QSYNC_DASHBOARD_TOKEN": TOKEN}
+    args = ("--host", "0.0.0.0", "--port", "0", "--allow-actions")  # noqa: S104 - with a token
+    with running(*args, folder=tmp_path, **env) as it:
+        it.url = it.url.replace("0.0.0.0", HOST)  # noqa: S104 - asked for here
+        assert it.get("/").status_code == 401
+        assert it.get("/static/style.css").status_code == 401
+        assert it.get("/", Authorization="Bearer wrong").status_code == 401
+        assert it.get("/", Authorization=f"Bearer {TOKEN}").status_code == 200
+        assert TOKEN not in it.first + it.stop(signal.SIGINT)
+
+
+def test_a_proxy_may_have_it_at_a_path_and_under_a_name(
+    valkey: Store, prefix: str, tmp_path: Path
+) -> None:
+    env = {"QSYNC_URL": valkey.url, "QSYNC_PREFIX": prefix}
+    args = ("--port", "0", "--root-path", "/ops", "--allow-host", "ops.example")
+    with running(*args, folder=tmp_path, **env) as it:
+        base = it.url.removesuffix("/ops")
+        answer = httpx.get(f"{base}/dead", headers={"Host": "ops.example"})
+        assert (answer.status_code, 'href="/ops/queues"' in answer.text) == (200, True)
+
+
+def test_payloads_are_masked_by_a_function_of_the_working_directory(
+    valkey: Store, prefix: str, tmp_path: Path
+) -> None:
+    (tmp_path / "shop_masks.py").write_text("def hide(type, payload):\n    return f'of {type}'\n")
+    with Qsync(valkey.url, prefix=prefix) as app, app.client() as client:
+        client.enqueue(Task("pay", "4111", id="a"))
+    env = {"QSYNC_URL": valkey.url, "QSYNC_PREFIX": prefix}
+    with running("--port", "0", "--mask", "shop_masks:hide", folder=tmp_path, **env) as it:
+        text = it.get("/task?id=a").text
+        assert ("of pay" in text, "4111" in text) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [((), "there is no store"), (("--url", "http://x"), "http://... does not begin"),
+     (("--url", "redis://x", "--prefix", "a b"), "prefix"),
+     (("--url", "redis://x", "--mask", "json"), "MODULE:FUNCTION"),
+     (("--url", "redis://x", "--mask", "nope:f"), "ModuleNotFoundError"),
+     (("--url", "redis://x", "--mask", "json:__name__"), "no function")],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_a_line(args: tuple[str, ...], part: str, tmp_path: Path) -> None:
+    code, said = refused(*args, folder=tmp_path)
+    assert (code, part in said, said.count("\n")) == (2, True, 1), said

@@ -1,0 +1,357 @@
+"""The pages of the dashboard: what they show, whatever is asked for, wherever it is mounted."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+import qsync.web
+from qsync import Task, codec
+from qsync.web import create_app
+from qsync.web.app import STATIC, VIEWS
+from qsync.web.security import HEADERS
+from tests.support.dashboard import TRACE, visiting
+from tests.support.inspector_driver import Bed, bed
+from tests.support.stores import Cluster, Store, wait_until_async
+
+WEB = Path(qsync.web.__file__).parent
+IDS = {"/queue": "queue=default", "/task": "id=d1", "/server": "id=w", "/find": "id=d1",
+       "/more": "work=run&queue=default&cursor=x&done=500"}  # fmt: skip
+
+
+@asynccontextmanager
+async def filled(
+    store: Store | Cluster, prefix: str, **options: Any
+) -> AsyncIterator[tuple[httpx.AsyncClient, Bed]]:
+    """A dashboard of a queue with a bit of everything."""
+    async with bed(store.url, prefix) as made:
+        dead = [Task("mail.send", {"n": n}, id=f"d{n}", headers={"h": "v"}) for n in range(3)]
+        await made.dead(*dead, error=TRACE)
+        await made.enqueue(Task("t", "run", id="a1"))
+        await made.lease(server="w")
+        await made.enqueue(Task("t", [1, 2], id="p1"), Task("t", b"x", id="s1", delay=60))
+        await made.serve("w", types=["t"])
+        options = {"auth": "host", "read_only": False, **options}
+        async with create_app(made.inspector, **options) as app, visiting(app) as client:
+            yield client, made
+
+
+def pages() -> list[str]:
+    paths = [f"{path}?{IDS[path]}" if path in IDS else path for path in VIEWS]
+    states = ("scheduled", "active", "retry", "completed")
+    return [*paths, *(f"/tasks?queue=default&state={state}" for state in states)]
+
+
+def test_every_page_has_all_headers_of_security(valkey: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with filled(valkey, prefix) as (client, _):
+            for path in [*pages(), *(f"/static/{name}" for name in STATIC), "/none", "/task?id=x"]:
+                answer = await client.get(path)
+                assert answer.status_code in (200, 303, 404), (path, answer.text)
+                for name, value in HEADERS.items():
+                    assert answer.headers[name] == value, (path, name)
+                assert "access-control-allow-origin" not in answer.headers
+
+    asyncio.run(main())
+
+
+def test_a_task_is_shown_whole(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with filled(store, prefix) as (client, _):
+            text = (await client.get("/task", params={"queue": "default", "id": "d1"})).text
+            for part in (
+                "mail.send",
+                " at 204",
+                "&#34;n&#34;: 1",
+                "Dead since",
+                "Run now",
+            ):
+                assert part in text, part
+            active = (await client.get("/task?id=a1")).text
+            assert "Active on server w" in active
+            assert "Cancel" in active
+            assert "Run now" not in active
+            gone = await client.get("/task?id=nope")
+            assert (gone.status_code, "was never enqueued" in gone.text) == (404, True)
+
+    asyncio.run(main())
+
+
+def test_tasks_are_found_by_id_error_and_type(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with filled(store, prefix) as (client, made):
+            found = await client.get("/find?id=p1")
+            assert found.headers["location"] == "/task?queue=default&id=p1"
+            await made.enqueue(Task("t", id="p1"), queue="other")
+            both = (await client.get("/find?id=p1")).text
+            assert "/task?queue=other&amp;id=p1" in both
+            assert (await client.get("/find?id=none")).status_code == 404
+            assert (await client.get("/find?id=a%20b")).status_code == 400
+            assert ids((await client.get("/dead?queue=default&error=4711")).text) == [
+                "d2",
+                "d1",
+                "d0",
+            ]
+            assert ids((await client.get("/dead?queue=default&error=4712")).text) == []
+            assert ids((await client.get("/dead?type=mail.*&id=d1")).text) == ["d1"]
+            assert ids((await client.get("/dead?type=sms")).text) == []
+            assert ids((await client.get("/dead?age=over-1d")).text) == []
+            assert ids((await client.get("/tasks?queue=default")).text) == ["p1"]
+
+    asyncio.run(main())
+
+
+def ids(text: str) -> list[str]:
+    return re.findall(r'data-key="task-([^"]*)"', text)
+
+
+def test_all_tasks_are_met_by_going_on_from_page_to_page(valkey: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with filled(valkey, prefix) as (client, made):
+            await made.enqueue(*[Task("t", id=f"n{n}") for n in range(120)])
+            path, seen = "/tasks?queue=default&limit=50", []
+            while path:
+                text = (await client.get(path)).text
+                seen += ids(text)
+                following = re.search(r'href="([^"]*cursor=[^"]*)"', text)
+                path = following[1].replace("&amp;", "&") if following else ""
+            assert seen == ["p1", *(f"n{n}" for n in range(120))]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [("limit=1e9", 100), ("limit=-5", 1), ("limit=nan", 50), ("limit=x", 50), ("limit=7", 7),
+     ("page=1e99", 50), ("limit=" + "9" * 5000, 100)],
+)  # fmt: skip
+def test_whatever_is_asked_for_a_page_stays_a_page(
+    valkey: Store, prefix: str, query: str, shown: int
+) -> None:
+    async def main() -> None:
+        async with filled(valkey, prefix) as (client, made):
+            await made.enqueue(*[Task("t", id=f"n{n}") for n in range(150)])
+            answer = await client.get(f"/tasks?queue=default&{query}")
+            assert len(ids(answer.text)) == shown
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/tasks?state=none", "/tasks?queue=a%00b", "/tasks?queue=default&cursor=zzz",
+     "/queue?queue=%2F", "/task?id=a%0ab", "/tasks?queue=default&cursor=" + "A" * 3000],
+)  # fmt: skip
+def test_what_cannot_be_asked_for_is_said_so(valkey: Store, prefix: str, path: str) -> None:
+    async def main() -> None:
+        async with filled(valkey, prefix) as (client, _):
+            answer = await client.get(path)
+            assert (answer.status_code, "That cannot be asked for" in answer.text) == (400, True)
+
+    asyncio.run(main())
+
+
+def test_it_may_be_mounted_anywhere(valkey: Store, prefix: str) -> None:
+    """Every link and form of every page stays below the place; the files are there too."""
+
+    async def main() -> None:
+        async with bed(valkey.url, prefix) as made:
+            await made.dead(Task("t", id="d1"))
+            dashboard = create_app(made.inspector, auth="host", read_only=False)
+            host = Starlette(routes=[Mount("/a b/ops", dashboard)])
+            async with visiting(host) as client, dashboard:
+                for path in pages():
+                    text = (await client.get(f"/a%20b/ops{path}")).text
+                    links = re.findall(r'(?:href|src|action|formaction)="([^"]*)"', text)
+                    outside = [link for link in links if not link.startswith(("/a%20b/ops/", "#"))]
+                    assert outside == [], path
+                assert (await client.get("/a%20b/ops/static/style.css")).status_code == 200
+                answer = await client.get("/a%20b/ops/find?id=d1")
+                assert answer.headers["location"].startswith("/a%20b/ops/task?")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static/style.css/",
+     "/static/", "/static//etc/passwd", "//evil.example/", "/static/style.css%00.js"],
+)  # fmt: skip
+def test_no_other_file_is_served(valkey: Store, prefix: str, path: str) -> None:
+    async def main() -> None:
+        async with filled(valkey, prefix) as (client, _):
+            answer = await client.get(f"http://localhost{path}")
+            assert answer.status_code == 404
+            assert "def create_app" not in answer.text
+
+    asyncio.run(main())
+
+
+def test_payloads_are_shown_as_the_mask_says(valkey: Store, prefix: str) -> None:
+    seen = []
+
+    def mask(type: str, payload: bytes) -> str | bytes:
+        seen.append((type, payload))
+        if payload == b"boom":
+            raise ValueError(payload)
+        if payload == b"odd":
+            return 3  # type: ignore[return-value]
+        value = codec.decode(payload)
+        return codec.encode({**value, "card": "xxxx"}) if "card" in value else f"len {len(value)}"
+
+    async def main() -> None:
+        async with filled(valkey, prefix, mask=mask) as (client, made):
+            await made.enqueue(
+                Task("pay", {"card": "4111", "sum": 3}, id="m1"), Task("pay", {"a": 1}, id="m2"),
+                Task("pay", b"boom", id="m3"), Task("pay", b"odd", id="m4"),
+            )  # fmt: skip
+            texts = [(await client.get(f"/task?id=m{n}")).text for n in (1, 2, 3, 4)]
+            assert "4111" not in texts[0]
+            assert "xxxx" in texts[0]
+            assert "len 1" in texts[1]
+            assert "boom" not in texts[2]
+            assert "failed with ValueError" in texts[2]
+            assert "neither text nor bytes" in texts[3]
+            assert seen[0] == ("pay", codec.encode({"card": "4111", "sum": 3}))
+
+    asyncio.run(main())
+
+
+def test_results_are_not_shown_where_payloads_are_masked(valkey: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with bed(valkey.url, prefix) as made:
+            from qsync.message import Result
+
+            await made.enqueue(Task("t", id="a", retention=60))
+            result = codec.encode(Result(codec.encode("the secret"), is_value=True))
+            await made.complete(await made.lease(), 60, result)
+            for mask, shown in ((None, True), (lambda type, payload: "-", False)):
+                app = create_app(made.inspector, auth="host", mask=mask)
+                async with app, visiting(app) as client:
+                    assert ("the secret" in (await client.get("/task?id=a")).text) is shown
+
+    asyncio.run(main())
+
+
+def test_metrics_and_health_are_there_for_other_programs(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with filled(store, prefix) as (client, _):
+            metrics = await client.get("/metrics")
+            assert metrics.headers["content-type"].startswith("text/plain; version=")
+            assert 'qsync_queue_tasks{queue="default",state="dead"} 3.0' in metrics.text
+            health = (await client.get("/health")).json()
+            assert (health["ok"], health["queues"], health["servers"]) == (True, 1, 1)
+
+    asyncio.run(main())
+
+
+@pytest.mark.faults(17)
+def test_a_store_that_is_away_is_said_in_time(own_store: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with filled(own_store, prefix, timeout=1.5) as (client, _):
+            own_store.kill()
+            answers = await asyncio.gather(
+                *(client.get(path) for path in ("/", "/task?id=d1", "/dead", "/health"))
+            )
+            assert {answer.status_code for answer in answers} <= {503, 504}
+            own_store.start()
+
+            async def is_back() -> bool:
+                return (await client.get("/health")).status_code == 200
+
+            await wait_until_async(is_back)
+
+    asyncio.run(main())
+
+
+def test_charts_are_made_of_what_it_saw(valkey: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with filled(valkey, prefix) as (client, made):
+            app = client._transport.app  # type: ignore[attr-defined]
+            sampler = app.site.sampler
+            await sampler.stop()
+            await sampler.look()
+            await made.enqueue(*[Task("t") for _ in range(10)])
+            await sampler.look()
+            steps = sampler.series()
+            took, grown = steps[-1]
+            assert (grown.enqueued, grown.completed, took > 0) == (10, 0, True)
+            assert sampler.series("default")[-1] == steps[-1]
+            assert sampler.series("none")[-1] is None
+            text = (await client.get("/")).text
+            assert text.count("<svg") == 7, "the brand, three of minutes, three of days"
+            for _ in range(400):
+                sampler._samples.append(sampler._samples[-1])
+            assert len(sampler.series()) == 180, "it is bounded"
+
+    asyncio.run(main())
+
+
+def test_it_looks_at_a_cluster_as_well(cluster: Cluster, prefix: str) -> None:
+    async def main() -> None:
+        async with filled(cluster, prefix) as (client, made):
+            await made.enqueue(Task("t", id="other"), queue="elsewhere")
+            for path in pages():
+                answer = await client.get(path)
+                assert answer.status_code in (200, 303), (path, answer.text)
+            form = {"id": "d1", "queue": "default", "state": "dead"}
+            await client.post("/task/run", data=form, headers=same())
+            assert (await made.inspector.find("d1"))[0].state == "pending"
+            found = await client.get("/find?id=other")
+            assert "queue=elsewhere" in found.headers["location"]
+
+    asyncio.run(main())
+
+
+def same() -> dict[str, str]:
+    return {"Sec-Fetch-Site": "same-origin", "Origin": "http://localhost"}
+
+
+BANNED = (
+    "|safe", "| safe", "innerHTML", "outerHTML", "insertAdjacent", "eval(", "document.write",
+    "autoescape false", "<style", " style=",
+)  # fmt: skip
+
+
+def test_no_template_or_script_can_let_markup_through() -> None:
+    """Nothing is marked as safe, no script or style is inline, no page asks another site."""
+    for path in [*WEB.glob("templates/*"), *WEB.glob("static/*")]:
+        text = path.read_text()
+        for banned in BANNED:
+            assert banned not in text, (path.name, banned)
+        assert not re.search(r"<script(?![^>]* src=)", text), path.name
+        assert not re.search(r"\son\w+=", text), path.name
+        assert path.suffix != ".css" or "url(" not in text
+        others = set(re.findall(r"https?://[\w.]+", text)) - {"http://www.w3.org"}
+        assert others == set(), path.name
+    for path in WEB.glob("*.py"):
+        assert "Markup(" not in path.read_text(), path.name
+
+
+def test_only_the_web_part_knows_starlette_and_it_reaches_the_store_through_the_inspector() -> None:
+    for path in WEB.parent.rglob("*.py"):
+        names = {name.partition(".")[0] for name in imports(path)}
+        if WEB not in path.parents:
+            assert not names & {"starlette", "jinja2", "markupsafe"}, path
+        else:
+            assert not [name for name in imports(path) if name.startswith("qsync.broker")], path
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [name.name for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append(node.module or "")
+    return found

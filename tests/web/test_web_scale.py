@@ -1,0 +1,92 @@
+"""The dashboard beside a million tasks: every page is there at once, and no script takes long."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from qsync.web import create_app
+from tests.guarantees.probes import slow_scripts
+from tests.inspector.test_inspector_scale import fill
+from tests.support.dashboard import SAME, visiting
+from tests.support.inspector_driver import bed
+from tests.support.ping_probe import run_at_once
+from tests.support.stores import Store
+
+PAGES = (
+    "/", "/queues", "/queue?queue=default", "/tasks?queue=default&state=pending",
+    "/tasks?queue=default&state=pending&limit=1e9", "/tasks?queue=default&state=pending&type=none",
+    "/tasks?queue=default&state=active", "/dead?queue=default&limit=1e9",
+    "/dead?queue=default&error=no+luck", "/dead?queue=default&error=none&age=1d", "/task?id=p5000",
+    "/task?id=d100", "/find?id=p5000", "/servers", "/server?id=w", "/schedules", "/metrics",
+    "/health", "/queue?queue=default&days=1e9",
+)  # fmt: skip
+
+FORMS: dict[str, dict[str, object]] = {
+    "/queue/pause": {"queue": "default"},
+    "/queue/resume": {"queue": "default"},
+    "/task/run": {"id": "d4999", "queue": "default"},
+    "/task/cancel": {"id": "p9000", "queue": "default"},
+    "/task/delete": {"id": "p9001", "queue": "default", "sure": "yes"},
+    "/dead/run": {"queue": "default", "id-ticked": [f"d{n}" for n in range(100)]},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_page_is_there_at_once_beside_a_million_tasks(prefix: str) -> None:
+    """1,000,000 pending and 100,000 dead: under 300 ms a page, no script over 10 ms."""
+
+    async def look(store: Store) -> dict[str, float]:
+        took = {}
+        async with bed(store.url, prefix) as made:
+            app = create_app(made.inspector, auth="host", read_only=False)
+            async with app, visiting(app) as client:
+                await client.get("/")  # templates are compiled with the first look
+                for path in PAGES:
+                    await client.get(path)
+                    began = time.perf_counter()
+                    answer = await client.get(path)
+                    took[path] = 1000 * (time.perf_counter() - began)
+                    assert answer.status_code in (200, 303), path
+                for path, form in FORMS.items():
+                    began = time.perf_counter()
+                    answer = await client.post(path, data=form, headers=SAME)
+                    took[path] = 1000 * (time.perf_counter() - began)
+                    assert answer.status_code == 303, path
+        return took
+
+    async def work(store: Store) -> float:
+        """Of work on many each request ends within about a second."""
+        longest = 0.0
+        async with bed(store.url, prefix) as made:
+            app = create_app(made.inspector, auth="host", read_only=False)
+            async with app, visiting(app) as client:
+                path, form = "/queue/purge", {"queue": "default", "state": "pending", "sure": "yes"}
+                for _ in range(3):
+                    began = time.perf_counter()
+                    answer = await client.post(path, data=form, headers=SAME)
+                    longest = max(longest, time.perf_counter() - began)
+                    assert answer.headers["location"].startswith("/more?"), answer.headers
+                    page = await client.get(answer.headers["location"])
+                    assert "There are more" in page.text
+                    cursor = page.text.partition('name="cursor" value="')[2].partition('"')[0]
+                    form["cursor"] = cursor
+        return longest
+
+    with Store("valkey") as store:
+        run_at_once(store.pid)
+        asyncio.run(fill(store.url, prefix, pending=1_000_000, dead=100_000))
+        with store.client() as client:
+            client.config_set("slowlog-log-slower-than", 10_000)
+            client.slowlog_reset()
+        took = asyncio.run(look(store))
+        print({path: round(ms, 1) for path, ms in took.items()})  # noqa: T201 - shown with -s, and when it fails
+        assert slow_scripts(store) == {}
+        assert max(took.values()) < 300, took
+        longest = asyncio.run(work(store))
+        print(f"a request of a purge took {longest:.2f} s at most")  # noqa: T201 - as above
+        assert longest < 2
+        assert slow_scripts(store) == {}
