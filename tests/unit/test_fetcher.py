@@ -12,10 +12,11 @@ from qsync import Qsync, Task
 from qsync.broker import ops, redis_clients
 from qsync.broker.aio import AsyncBroker
 from qsync.keys import QueueKeys
+from qsync.server.clock import boot_s
 from qsync.server.config import Config
 from qsync.server.fetcher import Fetcher
 from qsync.server.outage_log import Outage
-from qsync.server.queue_state import QueueState, boot_s
+from qsync.server.queue_state import QueueState
 from tests.support.stores import Store
 
 

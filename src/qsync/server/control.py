@@ -20,10 +20,11 @@ from qsync.broker.call import Call
 from qsync.broker.listeners import BlockingPop
 from qsync.errors import QsyncError
 from qsync.keys import GlobalKeys
+from qsync.server.clock import boot_s
 from qsync.server.config import Config
 from qsync.server.deadlock_detection import Waits
 from qsync.server.outage_log import Outage
-from qsync.server.queue_state import QueueState, boot_s
+from qsync.server.queue_state import QueueState
 from qsync.server.runner import STALE_S, Runner
 from qsync.version import __version__
 

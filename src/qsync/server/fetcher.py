@@ -25,13 +25,14 @@ from qsync.broker.ops import FetchResult, HandedBack
 from qsync.broker.slot_map import Node
 from qsync.errors import QsyncError, SchemaMismatch
 from qsync.keys import shorten
-from qsync.message import decode_failure, decode_message
+from qsync.message import NO_FAILURE, decode_failure, decode_message
 from qsync.server import outcome
+from qsync.server.clock import boot_s
 from qsync.server.config import Config
 from qsync.server.crash_log import CrashLog
 from qsync.server.idle_scan import PASS_ON_S, Lookout
 from qsync.server.outage_log import Outage
-from qsync.server.queue_state import FetchInFlight, LeasedTask, QueueState, boot_s
+from qsync.server.queue_state import FetchInFlight, LeasedTask, QueueState
 from qsync.server.runner import Runner
 from qsync.server.task_waits import UNSENT_S, Waiters
 from qsync.server.wake_channel import Wakes
@@ -581,7 +582,7 @@ class Fetcher:
     ) -> list[LeasedTask]:
         expires = sent + self._config.lease_s
         leased: list[LeasedTask] = []
-        held = lane.held
+        held, spared, since = lane.held, fetched.spared, fetched.since
         for id, data, record, crashes in zip(
             fetched.ids, fetched.messages, fetched.failures, fetched.crashes, strict=True
         ):
@@ -595,13 +596,12 @@ class Fetcher:
                 kill = outcome.undecodable(id, token, str(error), fetched.now_us)
                 self._runner.settle_unread(lane, kill)
                 continue
-            one = LeasedTask(
-                lane, id, token, message, decode_failure(record), crashes, sent, expires
-            )
-            if fetched.spared:
-                one.spared = fetched.spared.get(id, 0)
-            if fetched.since:
-                one.since_us = fetched.since.get(id, 0)
+            failure = NO_FAILURE if record is None else decode_failure(record)
+            one = LeasedTask(lane, id, token, message, failure, crashes, sent, expires)
+            if spared:
+                one.spared = spared.get(id, 0)
+            if since:
+                one.since_us = since.get(id, 0)
             if message.options is not None and message.options.fairness_key is not None:
                 self._runner.keyed = True
             held[id] = one
@@ -631,7 +631,7 @@ class Fetcher:
                 one.expires = sent + self._config.lease_s
                 kept.append(one)
             else:
-                lane.drop(one)
+                lane.drop([one])
         return kept
 
     async def _mend(self, lane: QueueState, ids: Iterable[str]) -> None:

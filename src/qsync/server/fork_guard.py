@@ -28,16 +28,21 @@ class Guard:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._closed = False
+        self.forked = False
+        """True in a forked child."""
         _guards.add(self)
 
     def close(self) -> None:
         """Stop guarding the loop."""
-        _guards.discard(self)
+        self._closed = True
 
     def act(self) -> None:
         """Schedule the end of this child process for when the loop continues."""
-        with contextlib.suppress(RuntimeError):  # it is closed
-            self._loop.call_soon(end)
+        self.forked = True
+        if not self._closed:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon(end)
 
 
 _guards: Final[WeakSet[Guard]] = WeakSet()

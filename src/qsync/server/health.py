@@ -15,10 +15,11 @@ from typing import Final
 import msgspec
 
 from qsync.server import invoke
+from qsync.server.clock import boot_s
 from qsync.server.config import Config
 from qsync.server.control import Control
 from qsync.server.heartbeat import STALL_S, Heartbeat
-from qsync.server.queue_state import QueueState, boot_s
+from qsync.server.queue_state import QueueState
 from qsync.server.runner import Runner
 
 LIVE_LIMIT_S: Final = 60.0

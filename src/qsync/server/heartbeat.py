@@ -20,8 +20,9 @@ from typing import Final
 from qsync.broker import ops
 from qsync.broker.blocking import Broker
 from qsync.errors import QsyncError, StoreUnavailable
+from qsync.server.clock import boot_s
 from qsync.server.outage_log import Outage
-from qsync.server.queue_state import GONE, READY, LeasedTask, QueueState, boot_s
+from qsync.server.queue_state import GONE, READY, LeasedTask, QueueState
 from qsync.server.runner import STALE_S, Runner
 
 log = logging.getLogger("qsync.server")
@@ -257,5 +258,4 @@ class Heartbeat:
                     # Keep them, so that their leases are renewed and the next check tries again.
                     self._runner.ready.extendleft(reversed(part))
                     continue
-                for leased in part:
-                    lane.drop(leased)
+                lane.drop(part)

@@ -26,9 +26,10 @@ from qsync.broker.aio import AsyncBroker
 from qsync.broker.ops import Listened
 from qsync.broker.views import Looked
 from qsync.errors import QsyncError, SchemaMismatch
+from qsync.server.clock import boot_s
 from qsync.server.config import Config
 from qsync.server.outage_log import Outage
-from qsync.server.queue_state import QueueState, boot_s
+from qsync.server.queue_state import QueueState
 from qsync.server.wake_channel import Wakes
 
 PART: Final = "look for tasks"

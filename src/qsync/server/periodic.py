@@ -24,8 +24,8 @@ from qsync.keys import GlobalKeys, QueueKeys, raised_at, shorten
 from qsync.new_task import NewTask, new_nonce, new_task
 from qsync.queue_announcer import AsyncRegistrations, QueueAnnouncer
 from qsync.schedule import Periodic
+from qsync.server.clock import boot_s
 from qsync.server.outage_log import Outage
-from qsync.server.queue_state import boot_s
 from qsync.server.schedule_heap import Agenda, Entry
 from qsync.task import Task
 

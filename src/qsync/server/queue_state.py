@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -14,16 +13,9 @@ from qsync.broker.call import Call
 from qsync.broker.ops import FetchResult, LeaseRef
 from qsync.keys import QueueKeys
 from qsync.message import Failure, Message
+from qsync.server.clock import boot_s
 from qsync.server.metrics import MetricRow
 from qsync.task import TaskInfo
-
-_BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def boot_s() -> float:
-    """Return seconds on a clock that also counts while the machine is suspended, as leases do."""
-    return time.clock_gettime(_BOOT_CLOCK)
-
 
 Stop = Literal["cancelled", "lost", "timeout", "shutdown"]
 """Why a running handler is stopped."""
@@ -202,8 +194,10 @@ class QueueState:
             return 0
         return self.store_now_us + int((boot_s() - self.store_seen) * 1_000_000)
 
-    def drop(self, leased: LeasedTask) -> None:
-        """Remove a task that the server no longer holds."""
-        leased.phase = GONE
-        if self.held.get(leased.id) is leased:
-            del self.held[leased.id]
+    def drop(self, tasks: Iterable[LeasedTask]) -> None:
+        """Remove tasks that the server no longer holds."""
+        held = self.held
+        for leased in tasks:
+            leased.phase = GONE
+            if held.get(leased.id) is leased:
+                del held[leased.id]

@@ -17,6 +17,7 @@ from qsync.errors import QsyncError
 from qsync.retry_policy import NO_RULES
 from qsync.server import fork_guard, outcome
 from qsync.server.asyncio_internals import abandon
+from qsync.server.clock import boot_s
 from qsync.server.config import Config, seconds
 from qsync.server.crash_isolation import CrashIsolation
 from qsync.server.current import running
@@ -37,7 +38,6 @@ from qsync.server.queue_state import (
     NotBegun,
     QueueState,
     Stop,
-    boot_s,
 )
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.settler import Settler
@@ -108,7 +108,6 @@ class Runner:
         self._suspected = max(1, min(2, config.max_crashes - 1))
         """Number of crashes from which a task is a suspect."""
         self._suspect_timer: asyncio.TimerHandle | None = None
-        self._generation = fork_guard.generation
         self._guard = fork_guard.Guard(self._loop)
         self._failures = Failures(config, invoker, rivals)
         self._low_water = 0
@@ -182,8 +181,10 @@ class Runner:
             for leased in suspects.take_together(time.monotonic(), free=free):
                 if leased.phase == READY:
                     self._begin(leased)
+        suspected = self._suspected
+        isolating = suspects.alone is not None or len(suspects.waiting) > 0
         while self.running < most and ready:
-            if (suspects.waiting or suspects.alone) and suspects.hold_up_others(time.monotonic()):
+            if isolating and suspects.hold_up_others(time.monotonic()):
                 break
             try:
                 leased = ready.popleft()
@@ -191,8 +192,9 @@ class Runner:
                 break
             if leased.phase != READY:
                 continue
-            if leased.crashes >= self._suspected:
+            if leased.crashes >= suspected:
                 suspects.waiting.append(leased)
+                isolating = True
             else:
                 self._begin(leased)
         if suspects.waiting:
@@ -275,7 +277,7 @@ class Runner:
         self, leased: LeasedTask, info: TaskInfo, way: BoundHandler, task: asyncio.Task[None] | None
     ) -> None:
         """Run a task to its outcome; `task` is the asyncio task that it runs in, None: its own."""
-        if fork_guard.generation != self._generation:
+        if self._guard.forked:
             fork_guard.end()
         running.set(HandlerContext(leased, info, self._surroundings, self._progress.tell))
         try:
@@ -302,7 +304,7 @@ class Runner:
         except BaseException as error:
             leased.task = None
             if leased.phase != RUNNING:
-                if fork_guard.generation != self._generation:
+                if self._guard.forked:
                     fork_guard.end()
                 return  # `_give_up` has settled the task already
             if isinstance(error, NotBegun) and leased.stop is None:
@@ -336,7 +338,7 @@ class Runner:
         return True
 
     def _finish(self, leased: LeasedTask, record: Any) -> None:
-        if fork_guard.generation != self._generation:
+        if self._guard.forked:
             fork_guard.end()
         if leased.phase != RUNNING:
             return
@@ -345,14 +347,14 @@ class Runner:
             leased.timer = None
         if self.tally is not None:
             self.tally.finished(leased)
+        self.running -= 1
         if record is None:
             if self.tally is not None:
                 self.tally.settled(leased, None)
-            leased.lane.drop(leased)
+            leased.lane.drop([leased])
+            self._see_suspect_end()
         else:
-            self.settle(leased, record)
-        self.running -= 1
-        self._see_suspect_end()
+            self._settlers[leased.lane.queue].add(leased, record)
         if not self._pump.at_work:
             self._start_some()
 
@@ -362,6 +364,8 @@ class Runner:
         Before that, a server crash counts for the suspect even if another task causes it.
         """
         suspects = self._suspects
+        if suspects.alone is None and not suspects.together:
+            return
         ended = suspects.alone is not None and suspects.alone.phase == GONE
         if ended:
             suspects.end(time.monotonic())
@@ -408,7 +412,7 @@ class Runner:
             self.settle(leased, leased.held)
             return
         if leased.phase == READY:
-            leased.lane.drop(leased)
+            leased.lane.drop([leased])
             return
         if leased.phase != RUNNING or leased.stop == "lost":
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter, itemgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -179,9 +180,7 @@ class Settler:
 
     async def _send(self, parts: Sequence[Part]) -> list[tuple[Part, QsyncError]]:
         """Make the calls of these parts; return the refused parts with their errors."""
-        calls = [
-            part.operation(self.lane.keys, [record for _, record in part.entries]) for part in parts
-        ]
+        calls = [part.operation(self.lane.keys, [*map(_record_of, part.entries)]) for part in parts]
         answers = await self._broker.run_many(calls)
         refused = []
         for part, answer in zip(parts, answers, strict=True):
@@ -196,34 +195,41 @@ class Settler:
         return part.entries
 
     def _settled(self, verb: str, part: Sequence[Entry], outcomes: Sequence[ops.Outcome]) -> None:
-        drop, tally = self.lane.drop, self.tally
-        lost = 0
-        for (leased, record), outcome in zip(part, outcomes, strict=True):
-            if leased is not None:
-                if tally is not None:
-                    tally.settled(leased, record if outcome != "lost" else None)
-                drop(leased)
-            if outcome == "lost":
-                lost += 1
-                log.warning(
-                    "lease of task %s of queue %s was lost: nothing to %s",
-                    record.id,
-                    self.lane.queue,
-                    verb,
-                    extra={"task_id": record.id, "queue": self.lane.queue}
-                    if leased is None
-                    else leased.fields,
-                )
-        if lost:
+        if self.tally is not None:
+            for (leased, record), outcome in zip(part, outcomes, strict=True):
+                if leased is not None:
+                    self.tally.settled(leased, record if outcome != "lost" else None)
+        self.lane.drop(filter(None, map(_task_of, part)))
+        if lost := outcomes.count("lost"):
+            self._note_lost(verb, part, outcomes)
             self._on_lost(lost)
         if self.on_settled is not None:
             self.on_settled()
 
+    def _note_lost(self, verb: str, part: Sequence[Entry], outcomes: Sequence[ops.Outcome]) -> None:
+        for (leased, record), outcome in zip(part, outcomes, strict=True):
+            if outcome != "lost":
+                continue
+            fields = {"task_id": record.id, "queue": self.lane.queue}
+            log.warning(
+                "lease of task %s of queue %s was lost: nothing to %s",
+                record.id, self.lane.queue, verb,
+                extra=fields if leased is None else leased.fields,
+            )  # fmt: skip
+
+
+_task_of: Final = itemgetter(0)
+_record_of: Final = itemgetter(1)
+_result_of: Final = attrgetter("result")
+
 
 def _parts(entries: Sequence[Entry]) -> Iterator[Part]:
     """Yield the entries grouped by kind of record and split into calls."""
-    for kind in dict.fromkeys([type(record) for _, record in entries]):
-        chosen = [entry for entry in entries if type(entry[1]) is kind]
+    kinds = dict.fromkeys(map(type, map(_record_of, entries)))
+    for kind in kinds:
+        chosen = entries
+        if len(kinds) > 1:
+            chosen = [entry for entry in entries if type(entry[1]) is kind]
         if kind is Completion:
             yield from _completing(chosen)
         else:
@@ -233,7 +239,7 @@ def _parts(entries: Sequence[Entry]) -> Iterator[Part]:
 
 
 def _completing(entries: Sequence[Entry], operation: Operation = ops.complete) -> Iterator[Part]:
-    if any(record.result for _, record in entries):  # type: ignore[union-attr]
+    if any(map(_result_of, map(_record_of, entries))):
         parts = ops.batches(entries, _size)
     else:
         parts = (entries[at : at + BATCH_SIZE] for at in range(0, len(entries), BATCH_SIZE))

@@ -14,7 +14,8 @@ from typing import Final
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.listeners import BlockingPop
-from qsync.server.queue_state import QueueState, boot_s
+from qsync.server.clock import boot_s
+from qsync.server.queue_state import QueueState
 
 UNSENT_S: Final = 3600.0
 """Time for which a server also blocks on a queue whose tasks came without wake messages, in

@@ -1,0 +1,13 @@
+"""The clock by which a server judges leases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+boot_s: Final[Callable[[], float]] = partial(
+    time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+)
+"""Returns seconds on a clock that also counts while the machine is suspended, as leases do."""
