@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import random
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any, Final, cast
 
 from qsync import client, new_task, queue_announcer, result_listener, results, subscriptions
 from qsync.broker import aio, base, blocking
+from qsync.server import clock as lease_clock
 from qsync.server import (
     config,
     control,
@@ -21,7 +23,6 @@ from qsync.server import (
     inline_start,
     isolation_timer,
     outage_log,
-    queue_state,
     runner,
     server,
     thread_pool,
@@ -41,15 +42,18 @@ from tests.simulation.threads import (
 )  # fmt: skip
 
 TIMED: Final = (
-    queue_state, runner, handler_context, isolation_timer, outage_log, inline_start, heartbeat,
+    runner, handler_context, isolation_timer, outage_log, inline_start, heartbeat,
     lease_abandoner, aio, base, blocking, results, result_listener, subscriptions, wake_channel,
 )  # fmt: skip
 """Modules that look at a clock."""
+
+REAL_BOOT_S: Final = lease_clock.boot_s
 
 UNUSED: Final = {
     "qsync.broker.listeners",
     "qsync.broker.blocking_pool",
     "qsync.queue_announcer",
+    "qsync.server.clock",
     "qsync.server.process_pool",
 }
 """Modules whose look at the machine's clock is no part of a history."""
@@ -83,11 +87,19 @@ class VirtualTime:
         current_thread().park(seconds)
 
 
+def reading_boot_s() -> list[Any]:
+    """The modules that read the clock of leases."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("qsync.")]
+    return [module for module in modules if getattr(module, "boot_s", None) is REAL_BOOT_S]
+
+
 def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any, str, Any]]:
     chance = random.Random(seed)
     time = VirtualTime()
     for module in TIMED:
         yield module, "time", time
+    for module in reading_boot_s():
+        yield module, "boot_s", partial(time.clock_gettime, VirtualTime.CLOCK_BOOTTIME)
     threads = SimpleNamespace(
         Thread=partial(SimThread, turns),
         Event=partial(SimEvent, turns),
