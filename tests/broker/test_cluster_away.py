@@ -195,7 +195,7 @@ def test_an_inbox_whose_slot_moves_is_read_where_it_is(partial: Cluster, prefix:
                 # A blocked read is ended by the move, and its next try finds the new node.
                 began = time.monotonic()
                 await handle.cancel()
-                await wait_until_async(lambda: server._runner.running == 0, 15)
+                await wait_until_async(lambda: server._capacity.running == 0, 15)
                 assert time.monotonic() - began < 5
 
     asyncio.run(asyncio.wait_for(main(), 50))

@@ -106,7 +106,7 @@ def test_parts_of_a_server_are_named_with_their_files() -> None:
 
 def test_fields_that_threads_share_exist() -> None:
     classes: dict[str, str] = {}
-    for file in ("queue_state.py", "runner.py"):
+    for file in ("queue_state.py", "capacity.py"):
         text = (PACKAGE / "server" / file).read_text("utf-8")
         for node in ast.parse(text).body:
             if isinstance(node, ast.ClassDef):

@@ -166,7 +166,7 @@ def test_stop_while_the_store_refuses_settlements_charges_no_crash(
                 server = b.server(work.mux, shutdown_timeout=0)
                 async with server:
                     await until(lambda: said(caplog) >= 1)
-                    server._hurry.set()  # as a second SIGTERM does
+                    server._force.set()  # as a second SIGTERM does
                 with store.client() as client:
                     assert client.zcard(b.keys().key("pending")) == 5
             async with b.server(work.mux):

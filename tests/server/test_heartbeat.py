@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -13,13 +12,15 @@ from qsync.broker import ops, redis_clients
 from qsync.broker.blocking import Broker
 from qsync.keys import QueueKeys
 from qsync.server.config import Config
-from qsync.server.heartbeat import Heartbeat
+from qsync.server.leases import ThreadLeaseKeeper
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import FetchInFlight, QueueState
 from tests.support.stores import Store
 
 
-def blocked(store: Store, prefix: str, check: Callable[[Heartbeat, QueueState], None]) -> None:
+def blocked(
+    store: Store, prefix: str, check: Callable[[ThreadLeaseKeeper, QueueState], None]
+) -> None:
     """Have a server of which nothing but its heartbeat runs, and that asked for ten tasks."""
 
     async def main() -> None:
@@ -28,10 +29,8 @@ def blocked(store: Store, prefix: str, check: Callable[[Heartbeat, QueueState], 
         call = ops.fetch(lane.keys, server="s", number=1, wanted=10, policy=config.policy())
         lane.unanswered = FetchInFlight(call, "s/1", since=-1e9)
         broker.run(call)
-        runner: Any = None  # it has nothing to run
-        heartbeat = Heartbeat(broker, [lane], runner, lease_s=6, watches_loop=True, outage=Outage())
         try:
-            check(heartbeat, lane)
+            check(ThreadLeaseKeeper(broker, 6.0, Outage()), lane)
         finally:
             broker.close()
 
@@ -43,11 +42,11 @@ def test_it_gives_back_what_was_brought(store: Store, prefix: str) -> None:
     client = Qsync(store.url, prefix=prefix).client()
     client.enqueue_many([Task("a", id=str(n)) for n in range(3)])
 
-    def check(heartbeat: Heartbeat, lane: QueueState) -> None:
+    def check(leases: ThreadLeaseKeeper, lane: QueueState) -> None:
         raw = store.client()
         assert raw.zcard(lane.keys.key("active")) == 3
         for _ in range(2):
-            heartbeat._hand_back_unread(lane)
+            leases.hand_back_unread(lane)
             assert raw.zrange(lane.keys.key("pending"), 0, -1) == [b"0", b"1", b"2"]
         assert lane.revoked == "s/1"
 
@@ -61,12 +60,12 @@ def test_it_takes_nothing_more_when_the_store_loses_its_data(store: Store, prefi
     client = Qsync(store.url, prefix=prefix).client()
     client.enqueue(Task("a"))
 
-    def check(heartbeat: Heartbeat, lane: QueueState) -> None:
-        heartbeat._hand_back_unread(lane)
+    def check(leases: ThreadLeaseKeeper, lane: QueueState) -> None:
+        leases.hand_back_unread(lane)
         store.client().flushall()
         client.enqueue(Task("b"))
-        assert heartbeat._renew_unread(lane)
-        heartbeat._hand_back_unread(lane)
+        assert leases.renew_unread(lane)
+        leases.hand_back_unread(lane)
         assert store.client().zcard(lane.keys.key("pending")) == 1
         assert store.client().zcard(lane.keys.key("active")) == 0
 
@@ -79,10 +78,10 @@ def test_it_says_what_it_keeps(store: Store, prefix: str) -> None:
     """After a loss of data these are other tasks than the loop is about to read of."""
     client = Qsync(store.url, prefix=prefix).client()
 
-    def check(heartbeat: Heartbeat, lane: QueueState) -> None:
+    def check(leases: ThreadLeaseKeeper, lane: QueueState) -> None:
         store.client().flushall()
         client.enqueue(Task("b", id="b"))
-        assert heartbeat._renew_unread(lane)
+        assert leases.renew_unread(lane)
         assert lane.unread == ["b"]
 
     blocked(store, prefix, check)

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from qsync.broker import ops
 from qsync.errors import QsyncError
 from qsync.mux import Mux
-from qsync.server import runner, thread_pool
+from qsync.server import stopping, thread_pool
 from qsync.server.server import Server
 from qsync.task import Task, TaskInfo
 from tests.support.server import Bench, bench, until
@@ -24,7 +25,7 @@ TIMEOUT, STUBBORN = 0.8, 0.3
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (runner, thread_pool):
+    for module in (stopping, thread_pool):
         monkeypatch.setattr(module, "HUNG_AFTER_S", STUBBORN)
 
 
@@ -53,7 +54,7 @@ class Deaf:
 
 
 def hung(server: Server) -> int:
-    return server._runner._hung.count
+    return server._runner.stopping._hung.count
 
 
 async def hang(b: Bench, type: str, count: int, **options: Any) -> list[str]:
@@ -77,7 +78,7 @@ def test_the_task_ends_the_slot_is_used_and_the_count_falls_again(
                 await b.reaches(id, "dead")
             assert time.monotonic() - began < 2 * (TIMEOUT + STUBBORN) + 5
             await until(lambda: hung(server) == 2)
-            assert server._runner.running == 0
+            assert server._capacity.running == 0
             await b.gone((await b.client.enqueue(Task("note"))).id)
             assert deaf.ran == 1, "the one slot is there"
             deaf.over.set()
@@ -164,7 +165,7 @@ def test_a_mistake_of_ours_in_marking_a_task_is_not_charged_to_it(
             handle = await b.client.enqueue(Task("note", retry=0))
             store.client().hset(b.keys().key("crashes"), handle.id, 1)
             with monkeypatch.context() as patch:
-                patch.setattr(runner.ops, "start", broken)
+                patch.setattr(ops, "start", broken)
                 async with b.server(deaf.mux):
                     await b.reaches(handle.id, "scheduled")
             assert deaf.ran == 0

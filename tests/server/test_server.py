@@ -765,7 +765,7 @@ def test_process_handlers_return_fail_time_out_and_die_alone(
                 await b.reaches(handle.id, "dead")
             errors = [str((await handle.info()).last_error) for handle in bad]
             assert "OddError: it broke" in errors[0]
-            assert "process_handlers.py" in errors[0]  # the traceback of the other process
+            assert "handlers.py" in errors[0]  # the traceback of the other process
             assert "timed out after 0.2 s" in errors[1]
             assert "the process died" in errors[2]
             again = await b.client.enqueue(Task("look", b"again", retention=60, retry=0))

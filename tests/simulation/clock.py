@@ -14,20 +14,23 @@ from typing import Any, Final, cast
 
 from qsync import client, new_task, queue_announcer, result_listener, results, subscriptions
 from qsync.broker import aio, base, blocking
-from qsync.server import clock as lease_clock
 from qsync.server import (
+    capacity,
     config,
     control,
     handler_context,
     heartbeat,
     inline_start,
     isolation_timer,
+    loop_watchdog,
     outage_log,
     runner,
     server,
+    stopping,
     thread_pool,
     wake_channel,
 )
+from qsync.server import clock as lease_clock
 from qsync.worker import lease_abandoner
 from tests.simulation import brokers
 from tests.simulation.loop import STRAND, SimLoop
@@ -42,8 +45,9 @@ from tests.simulation.threads import (
 )  # fmt: skip
 
 TIMED: Final = (
-    runner, handler_context, isolation_timer, outage_log, inline_start, heartbeat,
-    lease_abandoner, aio, base, blocking, results, result_listener, subscriptions, wake_channel,
+    runner, capacity, stopping, loop_watchdog, handler_context, isolation_timer, outage_log,
+    inline_start, lease_abandoner, aio, base, blocking, results, result_listener, subscriptions,
+    wake_channel,
 )  # fmt: skip
 """Modules that look at a clock."""
 
@@ -107,7 +111,7 @@ def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any,
         Lock=threading.Lock,
         get_ident=threading.get_ident,
     )
-    for module in (thread_pool, heartbeat, lease_abandoner, result_listener):
+    for module in (thread_pool, heartbeat, loop_watchdog, lease_abandoner, result_listener):
         yield module, "threading", threads
     yield thread_pool, "SimpleQueue", partial(SimQueue, turns)
     yield client, "QueueAnnouncer", partial(queue_announcer.QueueAnnouncer, time.monotonic)

@@ -20,16 +20,17 @@ from qsync.broker.error_mapping import Fault
 from qsync.broker.exchanges import evalsha
 from qsync.broker.protocol import noop
 from qsync.sending import Batcher
-from qsync.server import heartbeat, periodic, server
+from qsync.server import leases, periodic, server
 from qsync.server import queue_state as lane_module
 from qsync.server.crash_isolation import CrashIsolation
 from qsync.server.fetcher import Fetcher
 from qsync.server.handler_context import HandlerContext
-from qsync.server.heartbeat import Heartbeat
+from qsync.server.leases import LeaseKeeper, ThreadLeaseKeeper
 from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
 from qsync.server.runner import Runner
 from qsync.server.server import Server
 from qsync.server.settler import Settler
+from qsync.server.stopping import Stopping
 from tests.scripts.model.mistakes import (
     Plant,
     crash_not_counted,
@@ -63,10 +64,10 @@ def fetch_not_repeated_nor_mended() -> Iterator[None]:
         lane.unanswered = None
         return real(self, lane, wanted)
 
-    async def nothing(self: Fetcher, lane: QueueState, ids: Any) -> None:
+    async def nothing(self: LeaseKeeper, lane: QueueState, ids: Any) -> None:
         pass
 
-    with exchanged(Fetcher, "_call", call), exchanged(Fetcher, "_mend", nothing):
+    with exchanged(Fetcher, "_call", call), exchanged(LeaseKeeper, "mend", nothing):
         yield
 
 
@@ -108,12 +109,12 @@ def no_hand_back_at_shutdown() -> Iterator[None]:
     async def nothing_to_stop(self: Server) -> None:
         pass
 
-    def nothing(self: Runner, **_: Any) -> None:
+    def nothing(self: Stopping, **_: Any) -> None:
         pass
 
     with (
         exchanged(Server, "_stop_running", nothing_to_stop),
-        exchanged(Runner, "hand_back_ready", nothing),
+        exchanged(Stopping, "hand_back_ready", nothing),
     ):
         yield
 
@@ -147,7 +148,7 @@ def suspects_not_alone() -> Iterator[None]:
 
     with (
         exchanged(CrashIsolation, "delay", at_once),
-        exchanged(CrashIsolation, "hold_up_others", lambda self, now: False),
+        exchanged(CrashIsolation, "blocks_others", lambda self, now: False),
     ):
         yield
 
@@ -160,7 +161,7 @@ def suspect_ends_before_its_settlement() -> contextlib.AbstractContextManager[No
         if suspects.alone is not None and suspects.alone.phase != RUNNING:
             suspects.end(lane_module.boot_s())
 
-    return exchanged(Runner, "_see_suspect_end", see)
+    return exchanged(Runner, "see_suspect_end", see)
 
 
 def no_look_after_the_mark() -> contextlib.AbstractContextManager[None]:
@@ -180,13 +181,13 @@ def begin_in_a_thread_without_a_look() -> contextlib.AbstractContextManager[None
 
 def cancel_ignored() -> contextlib.AbstractContextManager[None]:
     """A running task goes on though its cancel was asked for."""
-    real = Runner.stop
+    real = Stopping.stop
 
-    def stop(self: Runner, leased: LeasedTask, why: Any) -> None:
+    def stop(self: Stopping, leased: LeasedTask, why: Any) -> None:
         if why != "cancelled":
             real(self, leased, why)
 
-    return exchanged(Runner, "stop", stop)
+    return exchanged(Stopping, "stop", stop)
 
 
 def settlement_given_up() -> contextlib.AbstractContextManager[None]:
@@ -202,7 +203,7 @@ def settlement_given_up() -> contextlib.AbstractContextManager[None]:
 
 def settling_not_renewed() -> contextlib.AbstractContextManager[None]:
     """The heartbeat leaves out what is being settled."""
-    return exchanged(heartbeat, "GONE", 2)
+    return exchanged(leases, "GONE", 2)
 
 
 @contextlib.contextmanager
@@ -210,15 +211,15 @@ def unread_left_alone() -> Iterator[None]:
     """What was fetched while a handler blocks the loop the heartbeat neither renews nor hands
     back: each alone would do."""
     with (
-        exchanged(Heartbeat, "_renew_unread", lambda self, lane: True),
-        exchanged(Heartbeat, "_hand_back_unread", lambda self, lane: None),
+        exchanged(ThreadLeaseKeeper, "renew_unread", lambda self, lane: True),
+        exchanged(ThreadLeaseKeeper, "hand_back_unread", lambda self, lane: None),
     ):
         yield
 
 
 def lease_from_the_reply_on() -> contextlib.AbstractContextManager[None]:
     """A lease is taken to run from when the reply came, and a late one is not renewed."""
-    real = Fetcher._landed
+    real = Fetcher._handle_result
 
     async def landed(
         self: Fetcher, lane: QueueState, wanted: int, fetched: Any, sent: float, *, repeated: bool
@@ -226,7 +227,7 @@ def lease_from_the_reply_on() -> contextlib.AbstractContextManager[None]:
         now = lane_module.boot_s()
         return await real(self, lane, wanted, fetched, now, repeated=False)
 
-    return exchanged(Fetcher, "_landed", landed)
+    return exchanged(Fetcher, "_handle_result", landed)
 
 
 @contextlib.contextmanager
@@ -234,7 +235,7 @@ def fetches_left_open_at_shutdown() -> Iterator[None]:
     """A server that stops does not wait for the answer to its last fetch."""
 
     async def finish(self: Fetcher, patience: float) -> None:
-        for task in self._flights.values():
+        for task in self._in_flight.values():
             task.cancel()
 
     with exchanged(Fetcher, "finish", finish):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +11,12 @@ from qsync import Qsync, Task
 from qsync.broker import ops, redis_clients
 from qsync.broker.aio import AsyncBroker
 from qsync.keys import QueueKeys
+from qsync.server.capacity import Capacity
 from qsync.server.clock import boot_s
 from qsync.server.config import Config
+from qsync.server.crash_isolation import CrashIsolation
 from qsync.server.fetcher import Fetcher
+from qsync.server.leases import LeaseKeeper
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import QueueState
 from tests.support.stores import Store
@@ -31,15 +33,17 @@ def test_what_cannot_be_confirmed_is_as_old_as_its_first_fetch(
     async def main() -> None:
         config, broker = Config(lease=3), AsyncBroker(redis_clients.parse(own_store.url))
         lane = QueueState(QueueKeys(prefix, "default"))
-        runner: Any = SimpleNamespace(room_made=asyncio.Event())  # it is given nothing to run
-        fetcher = Fetcher("s", config, broker, [lane], runner, Outage())
+        nothing: Any = None  # it is given nothing to run
+        leases = LeaseKeeper(broker, "s", config.lease_s, nothing, nothing, Outage())
+        capacity = Capacity(config, CrashIsolation())
+        fetcher = Fetcher("s", config, broker, [lane], nothing, capacity, leases, Outage())
         call = ops.fetch(lane.keys, server="s", number=1, wanted=10, policy=config.policy())
         sent = boot_s()
         leased = fetcher._lease(lane, "s/1", await broker.run(call), sent)
         assert len(leased) == 2
         assert [one.expires for one in leased] == [sent + 3.0] * 2
         own_store.kill()
-        assert await fetcher._confirm(lane, leased, made=sent - age) == leased
+        assert await leases.confirm(lane, leased, since=sent - age) == leased
         assert [one.expires for one in leased] == pytest.approx([sent + left] * 2)
         await fetcher.aclose()
         await broker.aclose()

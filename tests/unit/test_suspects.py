@@ -24,24 +24,24 @@ def waited(suspects: CrashIsolation, now: float) -> float:
 
 
 def test_nothing_is_held_up_while_nobody_waits() -> None:
-    assert not CrashIsolation().hold_up_others(100.0)
+    assert not CrashIsolation().blocks_others(100.0)
 
 
 def test_a_suspect_holds_others_up_and_waits_for_what_runs_but_not_for_ever() -> None:
     suspects = waiting("a")
-    assert suspects.hold_up_others(100.0)
+    assert suspects.blocks_others(100.0)
     assert waited(suspects, 100.0) == PATIENCE_S
 
 
 def test_it_does_not_wait_where_nothing_runs() -> None:
     suspects = waiting("a")
-    assert suspects.hold_up_others(100.0)
+    assert suspects.blocks_others(100.0)
     assert suspects.delay(101.0, running=0, ready=5) == 0
 
 
 def test_while_the_loop_is_blocked_nothing_can_end_and_that_is_no_patience() -> None:
     suspects = waiting("a")
-    assert suspects.hold_up_others(100.0)
+    assert suspects.blocks_others(100.0)
     assert suspects.delay(100.0, running=3, ready=0) == LOOK_S
     blocked = 8 * PATIENCE_S
     assert waited(suspects, 100.0 + LOOK_S + blocked) == PATIENCE_S - LOOK_S
@@ -49,19 +49,19 @@ def test_while_the_loop_is_blocked_nothing_can_end_and_that_is_no_patience() -> 
 
 def test_after_a_suspect_the_others_have_as_much_time_as_it_took() -> None:
     suspects = waiting("a", "b")
-    assert suspects.hold_up_others(100.0)
+    assert suspects.blocks_others(100.0)
     suspects.alone = suspects.waiting.popleft()
-    assert suspects.hold_up_others(102.0)
+    assert suspects.blocks_others(102.0)
     suspects.end(103.0)
-    assert not suspects.hold_up_others(105.9)
+    assert not suspects.blocks_others(105.9)
     assert suspects.delay(104.0, running=5, ready=9) == 2.0
-    assert suspects.hold_up_others(106.0)
+    assert suspects.blocks_others(106.0)
     assert suspects.delay(106.0, running=0, ready=9) == 0
 
 
 def test_where_nobody_else_has_come_the_rest_is_short() -> None:
     suspects = waiting("a", "b")
-    suspects.hold_up_others(100.0)
+    suspects.blocks_others(100.0)
     suspects.alone = suspects.waiting.popleft()
     suspects.end(110.0)
     assert suspects.delay(110.0, running=0, ready=0) == SHORT_REST_S

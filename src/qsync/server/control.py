@@ -20,12 +20,15 @@ from qsync.broker.call import Call
 from qsync.broker.listeners import BlockingPop
 from qsync.errors import QsyncError
 from qsync.keys import GlobalKeys
+from qsync.server.capacity import Capacity
 from qsync.server.clock import boot_s
 from qsync.server.config import Config
 from qsync.server.deadlock_detection import Waits
+from qsync.server.leases import LeaseKeeper
+from qsync.server.loop_watchdog import STALE_S
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import QueueState
-from qsync.server.runner import STALE_S, Runner
+from qsync.server.runner import Runner
 from qsync.version import __version__
 
 log = logging.getLogger("qsync.server")
@@ -51,6 +54,8 @@ class Control:
         broker: AsyncBroker,
         lanes: Sequence[QueueState],
         runner: Runner,
+        capacity: Capacity,
+        leases: LeaseKeeper,
         types: Sequence[str],
         on_stop: Callable[[], None],
         outage: Outage,
@@ -62,6 +67,8 @@ class Control:
         self._broker = broker
         self._lanes = {lane.queue: lane for lane in lanes}
         self._runner = runner
+        self._capacity = capacity
+        self._leases = leases
         self._types = types
         self._on_stop = on_stop
         self._outage = outage
@@ -69,7 +76,6 @@ class Control:
         self._started = boot_s()
         self._inbox = BlockingPop(broker, (self._keys.inbox(server_id),))
         self._again = asyncio.Event()
-        waits.on_stuck = self._again.set
         self._registered = False
         self.quiet = False
 
@@ -86,6 +92,10 @@ class Control:
             with contextlib.suppress(TimeoutError):
                 pause = every if error is None else backoff.next()
                 await asyncio.wait_for(self._again.wait(), pause)
+
+    def announce_now(self) -> None:
+        """Publish the record at once."""
+        self._again.set()
 
     def announce_again(self) -> None:
         """Publish the record and register the queues at once, after the store lost its data."""
@@ -120,9 +130,9 @@ class Control:
             "python": ".".join(map(str, sys.version_info[:3])),
             "uptime_s": int(boot_s() - self._started),
             "concurrency": self._config.concurrency,
-            "running": self._runner.running,
+            "running": self._capacity.running,
             "quiet": int(self.quiet),
-            "waiting": self._runner.running if self._waits.stuck else self._waits.count,
+            "waiting": self._capacity.running if self._waits.stuck else self._waits.count,
             "queues": codec.encode(self._config.weights),
             "types": codec.encode(list(self._types)),
             "unknown": codec.encode(self._runner.unknown_types),
@@ -143,8 +153,8 @@ class Control:
         """Hand back tasks that were leased ahead over STALE_S ago and have not started."""
         while True:
             await asyncio.sleep(STALE_S / 4)
-            if self._runner.ready:
-                self._runner.hand_back_ready(older_than=STALE_S)
+            if self._capacity.ready:
+                self._runner.stopping.hand_back_ready(older_than=STALE_S)
 
     async def read_inbox(self) -> None:
         """Carry out orders until cancelled.
@@ -181,8 +191,7 @@ class Control:
         elif verb == "quiet":
             log.info("told to be quiet: no more tasks are fetched")
             self.quiet = True
-            self._runner.accepting = False
-            self._runner.hand_back_ready()
+            self._runner.stopping.stop_accepting()
         elif verb == "stop":
             log.info("told to stop")
             self._on_stop()
@@ -195,10 +204,4 @@ class Control:
         leased = lane.held.get(id) if lane is not None else None
         if lane is None or leased is None:
             return
-        sent = boot_s()
-        call = ops.renew(lane.keys, [leased.held], lease_us=int(self._config.lease_s * 1_000_000))
-        [answer] = await self._broker.run(call)
-        if answer in ("ok", "cancelled"):
-            leased.expires = sent + self._config.lease_s
-        if answer == "cancelled":
-            self._runner.stop(leased, "cancelled")
+        await self._leases.renew([leased])

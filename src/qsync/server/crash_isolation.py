@@ -60,7 +60,7 @@ class CrashIsolation:
         self._since: float | None = None
         self._looked = self._ended = self._rested = 0.0
 
-    def hold_up_others(self, now: float) -> bool:
+    def blocks_others(self, now: float) -> bool:
         """Return whether no other task may start now."""
         if self.alone is not None:
             return True

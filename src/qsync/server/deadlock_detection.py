@@ -19,9 +19,14 @@ run the awaited tasks soon."""
 
 
 class Waits:
-    """The running tasks that wait for tasks on their own server's queues. Thread-safe."""
+    """The running tasks that wait for tasks on their own server's queues. Thread-safe.
 
-    def __init__(self, queues: Collection[str], slots: int, threads: int) -> None:
+    `on_stuck` is called when no task can start any more.
+    """
+
+    def __init__(
+        self, queues: Collection[str], slots: int, threads: int, on_stuck: Callable[[], None]
+    ) -> None:
         self._queues = queues
         self._slots = slots
         self._threads = threads
@@ -29,8 +34,7 @@ class Waits:
         self._waiting: dict[LeasedTask, tuple[str, str, bool]] = {}
         """Queue and id of the task that each one waits for, and whether it occupies a thread."""
         self._said = False
-        self.on_stuck: Callable[[], None] | None = None
-        """Callback for when no task can start any more."""
+        self._on_stuck = on_stuck
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
 
@@ -75,5 +79,4 @@ class Waits:
             "not wait for children inside of a handler, or give them a queue and a server of their "
             "own", parent.id, parent.lane.queue, id, queue, extra=parent.fields,
         )  # fmt: skip
-        if self.on_stuck is not None:
-            self.on_stuck()
+        self._on_stuck()

@@ -1,4 +1,4 @@
-"""Answers liveness, startup and readiness probes. Without I/O, except for `look`.
+"""Answers liveness, startup and readiness probes. Without I/O, except for `read`.
 
 A server whose store is unreachable is live but not ready: a restart would not bring the store back.
 A server whose event loop is blocked keeps its leases, so it stays live for LIVE_LIMIT_S.
@@ -15,12 +15,12 @@ from typing import Final
 import msgspec
 
 from qsync.server import invoke
+from qsync.server.capacity import Capacity
 from qsync.server.clock import boot_s
 from qsync.server.config import Config
 from qsync.server.control import Control
-from qsync.server.heartbeat import STALL_S, Heartbeat
+from qsync.server.loop_watchdog import STALL_S, LoopWatchdog
 from qsync.server.queue_state import QueueState
-from qsync.server.runner import Runner
 
 LIVE_LIMIT_S: Final = 60.0
 """Default time after which a process that does not answer, or whose event loop is blocked, is not
@@ -81,17 +81,17 @@ class HealthProbe:
         self,
         config: Config,
         lanes: Sequence[QueueState],
-        runner: Runner,
+        capacity: Capacity,
         control: Control,
-        heartbeat: Heartbeat,
+        watchdog: LoopWatchdog,
     ) -> None:
         self._config = config
         self._lanes = lanes
-        self._runner = runner
+        self._capacity = capacity
         self._control = control
-        self._heartbeat = heartbeat
+        self._watchdog = watchdog
 
-    def look(self, *, stopping: bool) -> ServerHealth:
+    def read(self, *, stopping: bool) -> ServerHealth:
         """Return the condition at this moment."""
         now = boot_s()
         away, silent = {}, {}
@@ -102,16 +102,16 @@ class HealthProbe:
                 away[lane.queue] = round(now - asked.since, 1)
             elif 0 < lane.answered < now - limit:
                 silent[lane.queue] = round(now - lane.answered, 1)
-        blocked_s = self._heartbeat.loop_blocked_s()
+        blocked_s = self._watchdog.blocked_s()
         blocked = blocked_s >= STALL_S
         return ServerHealth(
             started=True,
             stopping=stopping,
             quiet=self._control.quiet,
-            running=self._runner.running,
+            running=self._capacity.running,
             concurrency=self._config.concurrency,
             blocked_s=round(blocked_s, 1) if blocked else 0.0,
-            blocked_in=_place(self._heartbeat.loop_thread) if blocked else "",
+            blocked_in=_place(self._watchdog.thread) if blocked else "",
             away=away,
             silent=silent,
         )

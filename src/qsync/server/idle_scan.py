@@ -45,7 +45,10 @@ PASS_ON_S: Final = 0.1
 
 
 class Lookout:
-    """The busy queues of a server: those that may need a fetch."""
+    """The busy queues of a server: those that may need a fetch.
+
+    `on_unsent` is called when a client added tasks without a wake message to this idle server.
+    """
 
     def __init__(
         self,
@@ -54,7 +57,9 @@ class Lookout:
         config: Config,
         outage: Outage,
         wakes: Wakes | None,
+        *,
         on_found: Callable[[], None],
+        on_unsent: Callable[[QueueState], None],
     ) -> None:
         self.many = len(lanes) > 1
         self.due: set[str] = set()
@@ -67,8 +72,7 @@ class Lookout:
         self._outage = outage
         self._wakes = wakes
         self._on_found = on_found
-        self.on_unsent: Callable[[QueueState], None] = lambda lane: None
-        """Callback for when a client added tasks without a wake message to this idle server."""
+        self._on_unsent = on_unsent
         self.has_room = False
         """True if the server has free slots, so that it may be woken."""
         # Up to PAGE queues start busy; with more, the first look tells which are.
@@ -241,7 +245,7 @@ class Lookout:
             if answer.woken:
                 wakes.on_wake(lane)
             if answer.unsent:
-                self.on_unsent(lane)
+                self._on_unsent(lane)
             self._see(lane, answer, now)
         return failed
 

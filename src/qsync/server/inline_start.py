@@ -36,17 +36,17 @@ class InlineStarter:
     """Starts runs in the order of their arrival, each in a new copy of the server's context.
 
     `begin` makes the coroutine of a run; it gets the shared asyncio task, or None if the run has
-    its own. While the starter is `at_work`, the slots of ended runs stay free; `refill` then fills
+    its own. While the starter is `draining`, the slots of ended runs stay free; `refill` then fills
     all of them at once.
     """
 
     def __init__(self, begin: Begin, refill: Callable[[], None]) -> None:
         self._begin = begin
         self._refill = refill
-        self.at_work = False
+        self.draining = False
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
-        self._line: deque[tuple[LeasedTask, TaskInfo, BoundHandler]] = deque()
+        self._queue: deque[tuple[LeasedTask, TaskInfo, BoundHandler]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -57,25 +57,25 @@ class InlineStarter:
             run = self._begin(leased, info, way, None)
             self._loop.create_task(run, name=leased.id, context=self._context.copy())
             return
-        self._line.append((leased, info, way))
+        self._queue.append((leased, info, way))
         if self._task is None:
             self._task = self._loop.create_task(self._work())
 
     def close(self) -> None:
         """Discard the runs that have not begun."""
         self._closed = True
-        self._line.clear()
+        self._queue.clear()
 
     async def _work(self) -> None:
         me = cast("asyncio.Task[None]", asyncio.current_task())
         references = sys.getrefcount(me)
         try:
             turn_ends = time.monotonic() + TURN_S
-            while self._line:
-                leased, info, way = self._line.popleft()
+            while self._queue:
+                leased, info, way = self._queue.popleft()
                 me.set_name(leased.id)
                 run, context = self._begin(leased, info, way, me), self._context.copy()
-                self.at_work = True
+                self.draining = True
                 try:
                     awaited = context.run(run.send, None)
                 except StopIteration:
@@ -85,33 +85,33 @@ class InlineStarter:
                         self._end_turn()
                         await asyncio.sleep(0)
                         turn_ends = time.monotonic() + TURN_S
-                    elif not self._line:
+                    elif not self._queue:
                         self._end_turn()
                     continue
                 way.waits = WAITS
-                behind, self._line = self._line, deque()
+                behind, self._queue = self._queue, deque()
                 for one in behind:  # now, so that later arrivals do not overtake them
                     self.start(*one)
-                self._pass_on()
-                await _go_on(context, run, awaited)
+                self._hand_over()
+                await _resume(context, run, awaited)
                 return
         finally:
             if self._task is me:
-                self._pass_on()
+                self._hand_over()
 
     def _end_turn(self) -> None:
-        self.at_work = False
+        self.draining = False
         self._refill()
 
-    def _pass_on(self) -> None:
+    def _hand_over(self) -> None:
         """Stop using this task; continue in a new one if runs are queued."""
         self._end_turn()
-        more = self._line and not self._closed
+        more = self._queue and not self._closed
         self._task = self._loop.create_task(self._work()) if more else None
 
 
 @coroutine
-def _go_on(context: contextvars.Context, run: Run, awaited: Any) -> Generator[Any, Any, None]:
+def _resume(context: contextvars.Context, run: Run, awaited: Any) -> Generator[Any, Any, None]:
     """Drive a waiting run to its end, each step in the run's context."""
     while True:
         try:

@@ -140,8 +140,8 @@ class QueueState:
     """One queue of a server: the state of its fetches, and the tasks leased from it."""
 
     __slots__ = (
-        "answered", "empty", "flown", "full", "generation", "held", "keys", "last_fetch",
-        "met_unknown", "more", "next_due", "number", "queue", "refused", "revoked",
+        "answered", "empty", "flown", "full", "generation", "given_back", "held", "keys",
+        "last_fetch", "met_unknown", "more", "next_due", "number", "queue", "refused", "revoked",
         "store_now_us", "store_seen", "unanswered", "unread", "wanted",
     )  # fmt: skip
 
@@ -157,6 +157,8 @@ class QueueState:
         self.revoked: str | None = None
         """Token of a fetch whose tasks the heartbeat thread hands back before the loop has read
         them."""
+        self.given_back: str | None = None
+        """Token of the last fetch whose tasks the heartbeat thread handed back unread."""
         self.unread: Sequence[str] = ()
         """Ids of the tasks that the heartbeat thread renewed for a fetch whose answer is unread.
         The answer has the same ids, unless the store lost its data in between."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import logging
+import math
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker.address import Address
@@ -20,17 +23,22 @@ from qsync.client import AsyncClient, Client
 from qsync.errors import ConfigError, QsyncError, SchemaMismatch, StoreUnavailable
 from qsync.keys import QueueKeys, check_name
 from qsync.mux import Middleware, Mux, check_mux
+from qsync.server.capacity import Capacity
+from qsync.server.clock import boot_s
 from qsync.server.config import config_of, holder_of, new_server_id, seconds
 from qsync.server.control import Control
+from qsync.server.crash_isolation import CrashIsolation
 from qsync.server.deadlock_detection import Waits
 from qsync.server.fetcher import Fetcher
 from qsync.server.handler_context import ServerContext
 from qsync.server.handler_mismatch import Rivals
 from qsync.server.health import HealthProbe, ServerHealth
 from qsync.server.heartbeat import Heartbeat
-from qsync.server.hung_handlers import HungHandlers
 from qsync.server.invoke import Invoker
+from qsync.server.leases import LeaseKeeper, ThreadLeaseKeeper
+from qsync.server.loop_watchdog import LoopWatchdog
 from qsync.server.outage_log import Outage
+from qsync.server.part import AtStop, Group, Loops, Part, cancel
 from qsync.server.periodic import PeriodicLoop, PeriodicTask
 from qsync.server.permission_check import check_permissions
 from qsync.server.pipelined_calls import Together
@@ -39,10 +47,13 @@ from qsync.server.run_metrics import RunMetrics
 from qsync.server.runner import Runner
 from qsync.server.settler import Settler
 from qsync.server.signals import signals
+from qsync.server.stopping import HungHandlers
 
 log = logging.getLogger("qsync.server")
 
-Work = Callable[[], Awaitable[None]]
+SETTLE_S: Final = 2.0
+"""Least time in which a stopping server settles its tasks, in seconds, however long the running
+ones took to end."""
 
 
 class _StopRequested(QsyncError):
@@ -89,15 +100,17 @@ class Server:
         self.client_type: Callable[..., Client] = Client
         self.async_client_type: Callable[..., AsyncClient] = AsyncClient
         """Class of `current().client` on the event loop; in a thread it is `client_type`."""
-        self._vitals: HealthProbe | None = None
+        self._health: HealthProbe | None = None
         self._client: Client | None = None
         self._outage = Outage()
         self._stopping = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._force = asyncio.Event()
         self._stop_once = asyncio.Lock()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._stop_ends = math.inf
+        """Time until which a stopping server waits for its tasks and the store, by boot_s."""
         self._started = False
         self._exits = contextlib.AsyncExitStack()
+        """Stops the parts that have been started, in reverse."""
 
     def __repr__(self) -> str:
         return f"<Server {self.id} of {', '.join(self.config.weights)} at {self.address}>"
@@ -122,9 +135,9 @@ class Server:
     def condition(self) -> ServerHealth:
         """Return whether the server takes tasks, and if not, why. Safe to call on any thread."""
         stopping = self._stopping.is_set()
-        if self._vitals is None:
+        if self._health is None:
             return ServerHealth(stopping=stopping)
-        return self._vitals.look(stopping=stopping)
+        return self._health.read(stopping=stopping)
 
     async def run(self, *, on_ready: Callable[[], object] | None = None) -> None:
         """Run until SIGTERM, SIGINT, `stop()` or an operator's order to stop.
@@ -175,7 +188,7 @@ class Server:
         )  # fmt: skip
         self.too_many_hung = True
         self._stopping.set()
-        self._runner.stop_taking()
+        self._runner.stopping.stop_accepting()
 
     def _on_order_to_stop(self) -> None:
         self.told_to_stop = True
@@ -188,7 +201,7 @@ class Server:
         elif count == 2:
             log.info("stopping at once")
             self._stopping.set()
-            self._hurry.set()
+            self._force.set()
         else:
             os._exit(1)
 
@@ -211,60 +224,93 @@ class Server:
     async def _start(self) -> None:
         config = self.config = self.config.fitted(self.mux)
         self._broker = AsyncBroker(self.address)
-        self._exits.push_async_callback(self._broker.aclose)
+        await self._start_part(AtStop(self._broker.aclose))
         self._check(await self._facts())
         self._lanes = [QueueState(QueueKeys(self.prefix, queue)) for queue in config.weights]
         await check_permissions(self._broker, [lane.keys for lane in self._lanes])
-        together = Together(self._broker, len(self._lanes))
-        self._settlers = {
-            lane.queue: Settler(together, lane, self._count_lost, self._outage)
-            for lane in self._lanes
-        }
         client = self.async_client_type(self._broker, prefix=self.prefix)
         client.lent = True
-        self._exits.push_async_callback(_take_back, client)
-        waits = Waits(config.weights, config.concurrency, config.thread_count)
-        surroundings = ServerContext(client, self._blocking_client, waits)
+        await self._start_part(AtStop(partial(_take_back, client)))
+        await self._start_part(AtStop(self._close_blocking_client))
+        waits = Waits(
+            config.weights, config.concurrency, config.thread_count,
+            on_stuck=lambda: self._control.announce_now(),
+        )  # fmt: skip
+        context = ServerContext(client, self._blocking_client, waits)
         if config.lifespan is not None:
-            surroundings.state = await self._exits.enter_async_context(config.lifespan())
+            exits = contextlib.AsyncExitStack()
+            context.state = await exits.enter_async_context(config.lifespan())
+            await self._start_part(AtStop(exits.aclose))
+        for part in self._make_parts(context):
+            await self._start_part(part)
+        log.info("server %s is ready: queues %s at %s", self.id, config.weights, self.address)
+
+    async def _start_part(self, part: Part) -> None:
+        self._exits.push_async_callback(part.stop)
+        await part.start()
+
+    def _make_parts(self, context: ServerContext) -> list[Part]:
+        """Make the parts of the server, in the order of their start; they stop in reverse.
+
+        Handlers use what the lifespan yielded until the pools are closed, so those come after it.
+        Operators see the server, and can cancel its tasks, until all of these have ended. A lease
+        must be renewed from the first fetch until the store has settled its task, so heartbeats
+        come before settlers, and settlers before what runs tasks. Fetches come last: from then on
+        there may be leases.
+        """
+        config, broker, outage = self.config, self._broker, self._outage
+        suspects = CrashIsolation()
+        capacity = self._capacity = Capacity(config, suspects)
+        together = Together(broker, len(self._lanes))
+        self._settlers = [
+            Settler(
+                together, lane, outage,
+                on_lost=self._count_lost,
+                on_settled=lambda: self._runner.see_suspect_end(),
+                on_accepted=capacity.room_made.set,
+                metrics=self.tally,
+            )
+            for lane in self._lanes
+        ]  # fmt: skip
         hung = HungHandlers(self._max_hung, self._on_too_many_hung)
         invoker = Invoker(config, self.mux, hung)
-        self._exits.push_async_callback(invoker.aclose)
-        rivals = Rivals(self._broker, self.prefix, self.id)
-        self._exits.push_async_callback(rivals.aclose)
-        self._runner = Runner(
-            config, invoker, self._broker, self._settlers, surroundings, self._count_lost, hung,
-            self._outage, rivals,
+        rivals = Rivals(broker, self.prefix, self.id)
+        settlers = {settler.lane.queue: settler for settler in self._settlers}
+        runner = self._runner = Runner(
+            config, invoker, broker, settlers, capacity, suspects, hung, context,
+            self._count_lost, outage, rivals, self.tally,
         )  # fmt: skip
-        self._runner.tally = self.tally
-        for settler in self._settlers.values():
-            settler.tally = self.tally
-        self._exits.push_async_callback(self._runner.aclose)
-        self._fetcher = Fetcher(
-            self.holder, config, self._broker, self._lanes, self._runner, self._outage
+        leases = LeaseKeeper(
+            broker, self.holder, config.lease_s, runner.stopping,
+            lambda: self._control.announce_again(), outage,
+        )  # fmt: skip
+        fetcher = self._fetcher = Fetcher(
+            self.holder, config, broker, self._lanes, runner, capacity, leases, outage
         )
-        self._exits.push_async_callback(self._fetcher.aclose)
-        self._control = Control(
-            self.id, self.prefix, config, self._broker, self._lanes, self._runner,
-            self.mux.types, self._on_order_to_stop, self._outage, waits,
+        control = self._control = Control(
+            self.id, self.prefix, config, broker, self._lanes, runner, capacity, leases,
+            self.mux.types, self._on_order_to_stop, outage, context.waits,
         )  # fmt: skip
-        self._fetcher.on_store_lost = self._control.announce_again
-        self._exits.push_async_callback(self._control.withdraw)
-        for settler in self._settlers.values():
-            self._spawn(settler.run)
-        self._heartbeats = self._make_heartbeats()
-        for heartbeat in self._heartbeats:
-            heartbeat.start()
-        self._spawn(self._control.announce)
-        self._spawn(self._control.read_inbox)
-        self._spawn(self._control.watch_stale)
+        watchdog = LoopWatchdog(capacity.ready)
+        self._health = HealthProbe(config, self._lanes, capacity, control, watchdog)
+        periodic: list[Part] = []
         if self._periodic:
-            self._spawn(PeriodicLoop(self._broker, self.prefix, self._periodic, self._outage).run)
-        self._fetching = self._spawn(self._fetcher.run)
-        self._vitals = HealthProbe(
-            config, self._lanes, self._runner, self._control, self._heartbeats[0]
-        )
-        log.info("server %s is ready: queues %s at %s", self.id, config.weights, self.address)
+            ticks = PeriodicLoop(broker, self.prefix, self._periodic, outage)
+            periodic = [Loops(self._on_broken, ticks.run)]
+        return [
+            AtStop(invoker.aclose),
+            AtStop(rivals.aclose),
+            AtStop(runner.aclose),
+            AtStop(fetcher.aclose),
+            AtStop(control.withdraw),
+            Loops(self._on_broken, control.announce, control.read_inbox, control.watch_stale),
+            *periodic,
+            Group(self._make_heartbeats(leases, watchdog)),
+            Loops(self._on_broken, *[settler.run for settler in self._settlers]),
+            AtStop(self._settle_rest),
+            AtStop(self._end_running),
+            Loops(self._on_broken, fetcher.run),
+        ]
 
     async def _facts(self) -> StoreInfo:
         """Ask the store for its version and settings; retry 7 times, or without limit if `patient`.
@@ -304,22 +350,30 @@ class Server:
             )
             raise ConfigError(msg)
 
-    def _make_heartbeats(self) -> list[Heartbeat]:
-        """Make one heartbeat thread per node, so that no node delays renewals on another."""
+    def _make_heartbeats(self, leases: LeaseKeeper, watchdog: LoopWatchdog) -> list[Heartbeat]:
+        """Make one heartbeat thread per node, so that no node delays renewals on another.
+
+        The first one watches the event loop.
+        """
         by_node: dict[str, list[QueueState]] = {}
         for lane in self._lanes:
             node = self._broker.node_name(lane.keys.key("active"))
             by_node.setdefault(node, []).append(lane)
+        lease_s = self.config.lease_s
+        watchdogs = itertools.chain([watchdog], itertools.repeat(None))
         return [
             Heartbeat(
-                Broker(self.address, connections=1, read_timeout=self.config.lease_s / 10),
+                ThreadLeaseKeeper(
+                    Broker(self.address, connections=1, read_timeout=lease_s / 10),
+                    lease_s,
+                    self._outage,
+                ),
                 lanes,
-                self._runner,
-                lease_s=self.config.lease_s,
-                watches_loop=at == 0,
-                outage=self._outage,
+                lease_s=lease_s,
+                on_refusals=leases.stop,
+                watchdog=watchdog_or_none,
             )
-            for at, lanes in enumerate(by_node.values())
+            for lanes, watchdog_or_none in zip(by_node.values(), watchdogs, strict=False)
         ]
 
     def _blocking_client(self) -> Client:
@@ -328,32 +382,31 @@ class Server:
             self._client.lent = True
         return self._client
 
+    async def _close_blocking_client(self) -> None:
+        if self._client is not None:
+            self._client.lent = False
+            self._client.close()
+            self._client = None
+
     def _count_lost(self, count: int) -> None:
         self.lost_leases += count
 
-    def _spawn(self, work: Work) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(self._guard(work))
-        self._tasks.append(task)
-        return task
-
-    async def _guard(self, work: Work) -> None:
-        """Run a part of the server; stop the whole server if the part crashes."""
-        try:
-            await work()
-        except SchemaMismatch as error:
+    def _on_broken(self, error: Exception) -> None:
+        """Stop the whole server, because a part of it crashed."""
+        if isinstance(error, SchemaMismatch):
             log.error("%s; the server stops", error)
-            self._mismatch, self.broken = error, True
-            self._stopping.set()
-        except Exception:
-            log.exception("a part of the server broke; the server stops")
-            self.broken = True
-            self._stopping.set()
+            self._mismatch = error
+        else:
+            log.error("a part of the server broke; the server stops", exc_info=error)
+        self.broken = True
+        self._stopping.set()
 
     async def stop(self) -> None:
         """Stop the server; running tasks may go on for `shutdown_timeout`, then are handed back.
 
         The steps, in order: fetch no more tasks; hand back tasks that have not started; wait for
         running tasks; cancel and hand back the tasks that still run; settle all tasks in the store.
+        A node of the store that does not answer adds a few seconds to `shutdown_timeout` at most.
         Leases are renewed until the last step is done. Every caller of `stop`, and `run`, returns
         after the last step.
         """
@@ -362,67 +415,61 @@ class Server:
             await self._stop()
 
     async def _stop(self) -> None:
-        if hasattr(self, "_fetching"):
-            await _cancel([self._fetching])
-            self._runner.accepting = False
-            await self._fetcher.finish(0.3 if self._hurry.is_set() else 5.0)
-            self._runner.hand_back_ready()
-            self._runner.hand_back_waiting()
-            await self._wait_for_running()
-            self._runner.hand_back_ready()
-            await self._stop_running()
-            await self._settle_rest()
-            await asyncio.gather(*[heartbeat.stop() for heartbeat in self._heartbeats])
-            del self._fetching
-        await _cancel(self._tasks)
-        self._tasks.clear()
+        self._stop_ends = boot_s() + seconds(self.config.shutdown_timeout)
         await self._exits.aclose()
-        if self._client is not None:
-            self._client.lent = False
-            self._client.close()
-            self._client = None
         if hasattr(self, "_broker"):
             log.info("server %s has stopped", self.id)
             del self._broker
 
+    async def _end_running(self) -> None:
+        """Wait for running tasks; meanwhile get the answers to fetches in flight.
+
+        Tasks that have not started go back at once, so that a node that does not answer delays no
+        task of another.
+        """
+        stopping = self._runner.stopping
+        stopping.stop_accepting()
+        stopping.hand_back_waiting()
+        left = max(0.3, self._stop_ends - boot_s())
+        await asyncio.gather(
+            self._fetcher.finish(0.3 if self._force.is_set() else min(5.0, left)),
+            self._wait_for_running(),
+        )
+        stopping.hand_back_ready()
+        await self._stop_running()
+
     async def _wait_for_running(self) -> None:
-        timeout = seconds(self.config.shutdown_timeout)
-        idle = asyncio.ensure_future(self._runner.idle.wait())
-        hurry = asyncio.ensure_future(self._hurry.wait())
-        await asyncio.wait({idle, hurry}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        await _cancel([idle, hurry])
+        idle = asyncio.ensure_future(self._capacity.idle.wait())
+        force = asyncio.ensure_future(self._force.wait())
+        timeout = max(0.0, self._stop_ends - boot_s())
+        await asyncio.wait({idle, force}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        await cancel([idle, force])
 
     async def _stop_running(self) -> None:
         """Cancel running tasks; hand back those that still run after 1 s (0.3 s in a hurry)."""
-        if not self._runner.running:
+        if not self._capacity.running:
             return
-        self._runner.stop_all("shutdown")
+        self._runner.stopping.stop_all("shutdown")
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.3 if self._hurry.is_set() else 1.0):
-                await self._runner.idle.wait()
-        self._runner.give_up_all()
+            async with asyncio.timeout(0.3 if self._force.is_set() else 1.0):
+                await self._capacity.idle.wait()
+        self._runner.stopping.give_up_all()
 
     async def _settle_rest(self) -> None:
-        limit = 0.3 if self._hurry.is_set() else max(5.0, seconds(self.config.shutdown_timeout))
+        """Settle all tasks in the store, and wake other servers for what this one leaves."""
+        left = max(SETTLE_S, self._stop_ends - boot_s())
+        settlers = self._settlers
         try:
-            async with asyncio.timeout(limit):
-                for settler in self._settlers.values():
-                    await settler.drained()
+            async with asyncio.timeout(0.3 if self._force.is_set() else left):
+                await asyncio.gather(*[settler.drained() for settler in settlers])
                 await self._fetcher.pass_on()
         except TimeoutError:
             log.warning("the store did not take the ends of all tasks in time")
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.3 if self._hurry.is_set() else 1.0):
-                    for settler in self._settlers.values():
-                        await settler.hand_back_rest()
+                async with asyncio.timeout(0.3 if self._force.is_set() else 1.0):
+                    await asyncio.gather(*[settler.hand_back_rest() for settler in settlers])
 
 
 async def _take_back(client: AsyncClient) -> None:
     client.lent = False
     await client.aclose()
-
-
-async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -56,22 +56,31 @@ _VERBS: Final[dict[type, tuple[str, Operation]]] = {
 
 
 class Settler:
-    """Settles the tasks of one queue."""
+    """Settles the tasks of one queue.
+
+    `on_settled` is called after the store has accepted settlements, `on_accepted` when it accepts
+    them again after it refused some.
+    """
 
     def __init__(
-        self, broker: Together, lane: QueueState, on_lost: Callable[[int], None], outage: Outage
+        self,
+        broker: Together,
+        lane: QueueState,
+        outage: Outage,
+        *,
+        on_lost: Callable[[int], None],
+        on_settled: Callable[[], None],
+        on_accepted: Callable[[], None],
+        metrics: RunMetrics | None,
     ) -> None:
         self._broker = broker
         self.lane = lane
         self._outage = outage
         self._part = f"settle tasks of queue {lane.queue}"
         self._on_lost = on_lost
-        self.on_settled: Callable[[], None] | None = None
-        """Callback for after the store has accepted settlements."""
-        self.tally: RunMetrics | None = None
-        """Collector of run metrics, or None."""
-        self.on_accepted: Callable[[], None] | None = None
-        """Callback for when the store accepts settlements again after it refused some."""
+        self._on_settled = on_settled
+        self._on_accepted = on_accepted
+        self._metrics = metrics
         self._waiting: list[Entry] = []
         self._in_flight: Sequence[Entry] = ()
         self._wake = asyncio.Event()
@@ -117,8 +126,8 @@ class Settler:
         from."""
         accepts_again = self.lane.refused and not refused
         self.lane.refused = refused
-        if accepts_again and self.on_accepted is not None:
-            self.on_accepted()
+        if accepts_again:
+            self._on_accepted()
 
     async def hand_back_rest(self) -> None:
         """Hand back the tasks that the store did not settle, since an expired lease would count as
@@ -195,16 +204,15 @@ class Settler:
         return part.entries
 
     def _settled(self, verb: str, part: Sequence[Entry], outcomes: Sequence[ops.Outcome]) -> None:
-        if self.tally is not None:
+        if self._metrics is not None:
             for (leased, record), outcome in zip(part, outcomes, strict=True):
                 if leased is not None:
-                    self.tally.settled(leased, record if outcome != "lost" else None)
+                    self._metrics.settled(leased, record if outcome != "lost" else None)
         self.lane.drop(filter(None, map(_task_of, part)))
         if lost := outcomes.count("lost"):
             self._note_lost(verb, part, outcomes)
             self._on_lost(lost)
-        if self.on_settled is not None:
-            self.on_settled()
+        self._on_settled()
 
     def _note_lost(self, verb: str, part: Sequence[Entry], outcomes: Sequence[ops.Outcome]) -> None:
         for (leased, record), outcome in zip(part, outcomes, strict=True):

@@ -13,10 +13,10 @@ from queue import SimpleQueue
 from typing import Any, Final
 
 from qsync.server import fork_guard
-from qsync.server.hung_handlers import HUNG_AFTER_S, HungHandlers
 from qsync.server.pool_process import HandlerError
 from qsync.server.process_pool import ProcessPool
 from qsync.server.queue_state import Claim, NotBegun
+from qsync.server.stopping import HUNG_AFTER_S, HungHandlers
 
 __all__ = ["HandlerError", "ProcessPool", "ThreadPool"]
 

@@ -51,6 +51,9 @@ class Wakes(AsyncPlacement):
         outage: Outage,
         *,
         lease_us: int,
+        on_wake: Callable[[QueueState], None],
+        on_change: Callable[[], None],
+        on_denied: Callable[[QueueState], None],
     ) -> None:
         super().__init__(broker)
         self._holder = holder
@@ -63,11 +66,11 @@ class Wakes(AsyncPlacement):
         """Number of messages and new subscriptions, by queue."""
         self._backoff = Backoff(cap=AWAY_CAP_S)
         self._later: set[asyncio.TimerHandle] = set()
-        self.on_wake: Callable[[QueueState], None] = _ignore
+        self.on_wake = on_wake
         """Callback for each wake message, with the queue to fetch from."""
-        self.on_change: Callable[[], None] = lambda: None
+        self._on_change = on_change
         """Callback for when `unlisted` has another queue."""
-        self.on_denied: Callable[[QueueState], None] = _ignore
+        self._on_denied = on_denied
         """Callback for when the user may not subscribe to the channel of a queue."""
 
     def start(self) -> None:
@@ -139,7 +142,7 @@ class Wakes(AsyncPlacement):
     def _add(self, lane: QueueState) -> None:
         if self.ready(lane):
             self._unlisted[lane.queue] = lane
-            self.on_change()
+            self._on_change()
 
     # Messages and events of subscriptions.
 
@@ -158,7 +161,7 @@ class Wakes(AsyncPlacement):
         super()._refused(channel, listener, error)
         if channel in listener.refused and classify(error) is not Fault.TRANSIENT:
             listener.refused[channel] = time.monotonic() + DENIED_S
-            self.on_denied(self._lanes[channel])
+            self._on_denied(self._lanes[channel])
 
     def _on_refused(self, channel: str, error: Exception) -> None:
         log.info("cannot subscribe to %s: %s", channel, error)
@@ -168,7 +171,3 @@ class Wakes(AsyncPlacement):
             self._outage.note(f"wait for tasks of node {node}", error)
         else:
             log.error("waiting for tasks of node %s failed", node, exc_info=error)
-
-
-def _ignore(lane: QueueState) -> None:
-    pass

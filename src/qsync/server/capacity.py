@@ -1,0 +1,96 @@
+"""The slots of a server, and the tasks that are leased ahead of them.
+
+Only the event loop changes these fields, except `ready`: the loop takes tasks from its left end, a
+heartbeat thread takes tasks from its right end while the loop is blocked. Each access is one
+operation of the deque, which the interpreter makes atomic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import Final
+
+from qsync.server.config import Config
+from qsync.server.crash_isolation import CrashIsolation
+from qsync.server.queue_state import LeasedTask
+
+AHEAD_S: Final = 0.1
+"""Time for which tasks are leased ahead, in seconds, at the recent throughput."""
+
+
+class Capacity:
+    """Tells how many tasks the server may lease."""
+
+    def __init__(self, config: Config, suspects: CrashIsolation) -> None:
+        self._config = config
+        self._suspects = suspects
+        self.ready: deque[LeasedTask] = deque()
+        """Tasks leased ahead."""
+        self.running = 0
+        self.started = 0
+        """Number of tasks started since the throughput was last measured."""
+        self.accepting = True
+        self.fairness_seen = False
+        """True once a task had a fairness key: lease fewer tasks ahead, to keep the order fair."""
+        self.room_made = asyncio.Event()
+        self.notify_room = True
+        """Whether to signal `room_made`; False while a round of fetches is in flight."""
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._refill_below = 0
+        """Number of tasks in `ready` at which the server fetches again."""
+        self._throughput = 0.0
+        self._measured_at = time.monotonic()
+
+    def free_slots(self) -> int:
+        """Return how many more tasks the server may lease now."""
+        suspects = self._suspects
+        if not self.accepting or suspects.blocks_others(time.monotonic()):
+            return 0
+        held = self.running + len(self.ready) + len(suspects.waiting)
+        return self._config.concurrency - held + self._ahead()
+
+    def fetch_size(self) -> int:
+        """Return how many tasks to fetch now; 0 while enough tasks are leased ahead."""
+        slots = self.free_slots()
+        if slots <= 0:
+            return 0
+        return slots if len(self.ready) <= self._refill_below else 0
+
+    def _ahead(self) -> int:
+        now = time.monotonic()
+        passed = now - self._measured_at
+        if passed >= 0.05:
+            weight = min(1.0, passed / 0.2)
+            self._throughput += weight * (self.started / passed - self._throughput)
+            self.started, self._measured_at = 0, now
+        ahead = int(self._throughput * AHEAD_S)
+        if self.fairness_seen:
+            ahead = min(ahead, self._config.concurrency)
+        if self._config.prefetch is not None:
+            ahead = min(ahead, self._config.prefetch)
+        self._refill_below = ahead // 2
+        return ahead
+
+    def signal(self) -> None:
+        """Signal what has become true: that nothing runs, or that there is room."""
+        self.signal_idle()
+        if self.notify_room and len(self.ready) <= self._refill_below:
+            self.room_made.set()
+
+    def signal_idle(self) -> None:
+        """Signal `idle` if nothing runs or is ready."""
+        if not self.running and not self.ready:
+            self.idle.set()
+
+    def take_ready(self) -> list[LeasedTask]:
+        """Remove all tasks from `ready` and return them."""
+        taken = []
+        while self.ready:
+            try:
+                taken.append(self.ready.popleft())
+            except IndexError:  # a heartbeat thread took the last task
+                break
+        return taken

@@ -1,0 +1,205 @@
+"""Decides from which queues to fetch now, and when to look again. Without I/O."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from qsync.server.config import Config
+from qsync.server.idle_scan import PASS_ON_S, Lookout
+from qsync.server.queue_state import QueueState
+from qsync.server.weights import Shares
+
+ROUND_TIMEOUT_S: Final = 0.1
+"""Longest time that a round waits for the fetches of the previous round, in seconds, so that all
+queues take part in it."""
+
+SLOT_RESERVATION_S: Final = 0.3
+"""Time for which a fetch in flight reserves its slots against the other queues, in seconds. After
+that its node may be down; if it answers after all, surplus tasks are handed back."""
+
+CROWD: Final = 256
+"""Maximum number of busy queues in one round; the others follow in the next rounds."""
+
+TURN_S: Final = 0.005
+"""Delay before the next round while more than CROWD queues are busy, in seconds."""
+
+GRAIN: Final = 4
+"""Average number of slots per queue, at least, when a round fetches from more than SOME queues: a
+fetch for fewer tasks is not worth its cost."""
+
+SOME: Final = 16
+"""Number of queues that may share the slots of one round, however few slots each one gets."""
+
+WATCH_S: Final = 0.05
+"""Time of one blocking wait on queues that may be empty while another queue is full, in seconds."""
+
+WAKE_MARGIN_S: Final = 0.0005
+"""Margin added to a wait for a due time, in seconds: the store's waits end on whole
+milliseconds."""
+
+
+class Round(NamedTuple):
+    """One round of fetches."""
+
+    fetches: Sequence[tuple[QueueState, int]]
+    """Queues to fetch from, each with the number of tasks to ask for."""
+    considered: Sequence[QueueState]
+    """Busy queues without a fetch in flight."""
+    ready: Sequence[QueueState]
+    """Those of them whose delay after a failed fetch is over."""
+    slots: int
+    """Number of slots that the round may fill; at most 0: none."""
+
+
+class FetchTiming:
+    """The state of a fetcher's rounds. Times are by boot_s."""
+
+    def __init__(
+        self,
+        config: Config,
+        lanes: Mapping[str, QueueState],
+        in_flight: Collection[str],
+        lookout: Lookout,
+    ) -> None:
+        self._config = config
+        self._lanes = lanes
+        self._in_flight = in_flight
+        self._lookout = lookout
+        self.shares = Shares(config.weights, strict=config.strict)
+        self.woken: set[str] = set()
+        """Queues with a wake that no fetch has followed."""
+        self.retry_at = dict.fromkeys(lanes, 0.0)
+        """Time before which a queue is not fetched from, after a failed fetch."""
+
+    def awaited_until(self, now: float) -> float | None:
+        """Return until when the next round waits for fetches in flight; None: it may begin."""
+        times = [self._awaited_until(self._lanes[queue]) for queue in self._in_flight]
+        return min((time for time in times if time > now), default=None)
+
+    def _awaited_until(self, lane: QueueState) -> float:
+        """Return until when a round waits for the fetch in flight from a queue.
+
+        A round that begins without the queue gives its share to the others.
+        """
+        if lane.empty:
+            return -math.inf
+        # Large payloads take longer.
+        large = self.shares.is_truncated(lane.queue)
+        return lane.flown + (SLOT_RESERVATION_S if large else ROUND_TIMEOUT_S)
+
+    def plan(self, now: float, wanted: int) -> Round:
+        """Plan a round that is to bring `wanted` tasks, including those of fetches in flight."""
+        lookout = self._lookout
+        lookout.begin(now)
+        lanes = [lane for lane in lookout.first(CROWD) if lane.queue not in self._in_flight]
+        slots = wanted - self._reserved(now)
+        ready = [lane for lane in lanes if now >= self.retry_at[lane.queue]]
+        # Upkeep also fetches tasks, so that a lost wake delays them by at most `sweep`.
+        upkeep = {lane.queue for lane in ready if self._upkeep_due(lane, now)}
+        hungry = [
+            lane.queue
+            for lane in ready
+            if not lane.refused and (not lane.empty or lane.queue in upkeep)
+        ]
+        crowd = max(SOME, slots // GRAIN)
+        if len(hungry) > crowd and not self._config.strict:
+            hungry = hungry[:crowd]  # the others come next: queues fetched from go to the end
+        shares = self.shares.split(slots, hungry) if slots > 0 and hungry else {}
+        fetches = [
+            (lane, shares.get(lane.queue, 0))
+            for lane in ready
+            if shares.get(lane.queue) or lane.queue in upkeep
+        ]
+        return Round(fetches, lanes, ready, slots)
+
+    def _reserved(self, now: float) -> int:
+        """Return the number of slots that fetches in flight reserve."""
+        flying = [self._lanes[queue] for queue in self._in_flight]
+        return sum(lane.wanted for lane in flying if now - lane.flown < SLOT_RESERVATION_S)
+
+    def _upkeep_due(self, lane: QueueState, now: float) -> bool:
+        if lane.more or lane.unanswered is not None or lane.queue in self.woken:
+            return True
+        return lane.queue in self._lookout.due or now >= self._lookout.upkeep_at(lane)
+
+    def at_rest(self, lane: QueueState) -> bool:
+        """Return whether a queue is idle until a wake, a look or its next due time."""
+        return (
+            lane.empty
+            and lane.unanswered is None
+            and not (lane.more or lane.held)
+            and lane.queue not in self._in_flight
+            and lane.queue not in self.woken
+        )
+
+    def next_round(self, now: float, planned: Round) -> float:
+        """Return the seconds until the next round; infinity: not before an event."""
+        room = planned.slots > 0
+        times = [math.inf, self._lookout.next_at()]
+        if self._lookout.count() > CROWD and not self._in_flight:
+            # This round left out some busy queues.
+            times.append(now + (TURN_S if room else PASS_ON_S))
+        for queue in self._in_flight:
+            lane = self._lanes[queue]
+            if lane.wanted and now - lane.flown < SLOT_RESERVATION_S:
+                times.append(lane.flown + SLOT_RESERVATION_S)
+        for lane in planned.considered:
+            if lane.queue in self._in_flight:
+                continue
+            if now < self.retry_at[lane.queue]:
+                times.append(self.retry_at[lane.queue])
+                continue
+            times.append(self._lookout.upkeep_at(lane))
+            if room and lane.next_due is not None:
+                times.append(lane.next_due)
+        return max(0.0, min(times) - now)
+
+    # Waits for a wake.
+
+    def to_block_on(self, lanes: Sequence[QueueState], now: float) -> list[QueueState]:
+        """Return those of a connection's queues to block on now; none after a failed wait."""
+        if any(now < self.retry_at[lane.queue] for lane in lanes):
+            return []
+        if self._lookout.many:
+            return [lane for lane in lanes if not self._has_its_turn(lane)]
+        return [lane for lane in lanes if not (lane.full or lane.refused)]
+
+    def _has_its_turn(self, lane: QueueState) -> bool:
+        """Return whether the server will fetch from a queue without a wake."""
+        if self._lookout.rests(lane) or lane.empty:
+            return False
+        return lane.full or lane.refused or lane.queue not in self._in_flight
+
+    def block_s(
+        self, blocked: Sequence[QueueState], lanes: Sequence[QueueState], now: float
+    ) -> float:
+        """Return how long to block on some of a connection's queues, in seconds.
+
+        If a busy queue is left out the wait ends soon, and the next one includes the queue if it
+        is empty by then. The store's cost of a blocking pop grows with the number of lists.
+        """
+        if blocked == lanes:
+            return self._until_upkeep(blocked, now)
+        return WATCH_S + len(blocked) / 10_000
+
+    def _until_upkeep(self, lanes: Sequence[QueueState], now: float) -> float:
+        """Return the seconds until these queues need a fetch even without a wake."""
+        times = [now + self._config.sweep_s]
+        for lane in () if self._lookout.many else lanes:
+            if lane.queue not in self._in_flight:
+                times += (lane.last_fetch + self._config.sweep_s, lane.next_due or math.inf)
+        return max(0.001, min(times) - now + WAKE_MARGIN_S)
+
+    @property
+    def foresight_s(self) -> float:
+        """Return the longest wait that may precede a fetch in one pipeline, in seconds.
+
+        The heartbeat assumes that the answer to a fetch older than lease / 4 lies unread.
+        """
+        return self._config.lease_s / 6
+
+    def due_soon(self, lane: QueueState, now: float) -> bool:
+        """Return whether something is due before a wait ends; the store may end it 100 ms late."""
+        return lane.next_due is not None and lane.next_due < now + self.foresight_s

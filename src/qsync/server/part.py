@@ -1,0 +1,79 @@
+"""Parts of a server: what is started and stopped with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+Work = Callable[[], Awaitable[None]]
+
+
+class Part(Protocol):
+    """Something that is started and stopped with a server."""
+
+    async def start(self) -> None:
+        """Start the part; return once the next one may start."""
+
+    async def stop(self) -> None:
+        """Stop the part; return once it has ended."""
+
+
+class AtStop:
+    """A part that only has something to do when the server stops."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    async def start(self) -> None:
+        """Do nothing."""
+
+    async def stop(self) -> None:
+        """Do the work."""
+        await self._work()
+
+
+class Loops:
+    """Coroutines that run until the server stops; `on_error` is called with an error of theirs."""
+
+    def __init__(self, on_error: Callable[[Exception], None], *works: Work) -> None:
+        self._on_error = on_error
+        self._works = works
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Start the coroutines, each in an asyncio task of its own."""
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._guard(work)) for work in self._works]
+
+    async def stop(self) -> None:
+        """Cancel the coroutines."""
+        await cancel(self._tasks)
+
+    async def _guard(self, work: Work) -> None:
+        try:
+            await work()
+        except Exception as error:
+            self._on_error(error)
+
+
+class Group:
+    """Parts that are started and stopped at the same time."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = parts
+
+    async def start(self) -> None:
+        """Start the parts."""
+        await asyncio.gather(*[part.start() for part in self._parts])
+
+    async def stop(self) -> None:
+        """Stop the parts."""
+        await asyncio.gather(*[part.stop() for part in self._parts])
+
+
+async def cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    """Cancel asyncio tasks, and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

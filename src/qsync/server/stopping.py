@@ -1,0 +1,206 @@
+"""Stops tasks: at a timeout, a cancel, a lost lease, or the end of the server.
+
+Other tasks use the slots of handlers that ignore their stop. Such hung handlers hold memory,
+connections and locks, which only the end of the process frees, so their number is limited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+from weakref import WeakSet
+
+from qsync.broker.ops import HandedBack
+from qsync.server.asyncio_internals import abandon
+from qsync.server.capacity import Capacity
+from qsync.server.clock import boot_s
+from qsync.server.config import Config, seconds
+from qsync.server.crash_isolation import CrashIsolation
+from qsync.server.queue_state import READY, RUNNING, LeasedTask, QueueState, Stop
+from qsync.server.timeouts import Timeouts
+
+log = logging.getLogger("qsync.server")
+
+HUNG_AFTER_S: Final = 5.0
+"""Time after its stop from which a running handler counts as hung, in seconds."""
+
+
+class HungHandlers:
+    """The number of hung handlers; `on_too_many` is called with it on each one beyond `maximum`."""
+
+    def __init__(self, maximum: int, on_too_many: Callable[[int], None]) -> None:
+        self._maximum = maximum
+        self._on_too_many = on_too_many
+        self.count = 0
+
+    def add(self) -> None:
+        """Count one more hung handler."""
+        self.count += 1
+        if self.count > self._maximum:
+            self._on_too_many(self.count)
+
+    def ended(self, *_: object) -> None:
+        """Uncount a hung handler that has ended after all."""
+        self.count -= 1
+
+
+class Stopping:
+    """Stops tasks. `settle` ends one that has not started, `on_give_up` one whose handler runs."""
+
+    def __init__(
+        self,
+        config: Config,
+        lanes: Sequence[QueueState],
+        capacity: Capacity,
+        suspects: CrashIsolation,
+        hung: HungHandlers,
+        *,
+        settle: Callable[[LeasedTask, Any], None],
+        on_give_up: Callable[[LeasedTask], None],
+        on_lost: Callable[[int], None],
+    ) -> None:
+        self._lanes = lanes
+        self._capacity = capacity
+        self._suspects = suspects
+        self._hung = hung
+        self._settle = settle
+        self._on_give_up = on_give_up
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._waits_for_threads = config.threads is None
+        self.default_timeout = None if config.timeout is None else seconds(config.timeout)
+        self.timeouts = Timeouts(self._on_timeout)
+        self._unresponsive: WeakSet[asyncio.Task[None]] = WeakSet()
+        """asyncio tasks of handlers that ignore their cancellation."""
+
+    # One task.
+
+    def stop(self, leased: LeasedTask, why: Stop) -> None:
+        """Stop a running task, or settle or drop one that has not started."""
+        if leased.phase == READY and why == "cancelled":
+            self._settle(leased, leased.held)
+            return
+        if leased.phase == READY:
+            leased.lane.drop([leased])
+            return
+        if leased.phase != RUNNING or leased.stop == "lost":
+            return
+        leased.stop = why
+        if leased.task is not None:
+            leased.task.cancel()
+        if why == "lost" or why == "timeout":
+            leased.timer = self._loop.call_later(HUNG_AFTER_S, self._give_up, leased)
+
+    def lose(self, leased: LeasedTask) -> None:
+        """Stop a task whose lease this server no longer holds, as the store says.
+
+        Ignore a task that is being settled: the answer to its settlement says what became of it.
+        """
+        if leased.phase in (READY, RUNNING):
+            self._on_lost(1)
+            log.warning(
+                "lease of task %s of queue %s was lost", leased.id, leased.lane.queue,
+                extra=leased.fields,
+            )  # fmt: skip
+            self.stop(leased, "lost")
+
+    def timeout_of(self, leased: LeasedTask) -> float | None:
+        """Return the timeout of a task in seconds; None: no limit."""
+        options = leased.message.options
+        if options is not None and options.timeout_us is not None:
+            return options.timeout_us / 1_000_000
+        return self.default_timeout
+
+    def _on_timeout(self, leased: LeasedTask) -> None:
+        """Stop a task at its timeout, unless it waited for a thread.
+
+        With the default number of threads, which may be less than `concurrency`, the timeout begins
+        when the task gets its thread.
+        """
+        limit = self.timeout_of(leased)
+        if self._waits_for_threads and limit is not None:
+            left = leased.turn + limit - time.monotonic() if leased.turn else 0.0
+            if leased.waits or left > 0.0:
+                self.timeouts.add(leased, limit if leased.waits else left)
+                return
+        self.stop(leased, "timeout")
+
+    def _give_up(self, leased: LeasedTask) -> None:
+        """Free the slot of a handler that ignores its stop, or of a task that could not start
+        because the store does not answer."""
+        if leased.phase != RUNNING:
+            return
+        handler = leased.task
+        if handler is not None:
+            log.error(
+                "handler of task %s (%s) does not stop; its slot is freed, and it may still run",
+                leased.id,
+                ascii(leased.message.type)[1:-1],
+                extra=leased.fields,
+            )
+        self._on_give_up(leased)
+        if handler is not None:
+            self._unresponsive.add(handler)
+            handler.add_done_callback(self._hung.ended)
+            self._hung.add()
+
+    # All tasks.
+
+    def stop_accepting(self) -> None:
+        """Start no more tasks, and hand back those that have not started."""
+        self._capacity.accepting = False
+        self.hand_back_ready()
+
+    def hand_back_ready(self, *, older_than: float = -1e9) -> None:
+        """Hand back the tasks that have not started and were fetched over `older_than` seconds ago;
+        by default all of them."""
+        limit = boot_s() - older_than
+        young: list[LeasedTask] = []
+        for leased in [*self._capacity.take_ready(), *self._take_suspects(older_than)]:
+            if leased.phase != READY:
+                continue
+            if leased.fetched > limit:
+                young.append(leased)
+            else:
+                self._settle(leased, HandedBack(leased.id, leased.token))
+        self._capacity.ready.extendleft(reversed(young))
+        self._capacity.signal_idle()
+
+    def _take_suspects(self, older_than: float) -> list[LeasedTask]:
+        if older_than > 0:
+            return []  # suspects wait on purpose, so they do not become stale
+        taken = list(self._suspects.waiting)
+        self._suspects.waiting.clear()
+        return taken
+
+    def hand_back_waiting(self) -> None:
+        """Hand back the tasks that have a slot and still wait for a thread or a process."""
+        for leased in self._running():
+            if leased.waits:
+                self.stop(leased, "shutdown")
+
+    def stop_all(self, why: Stop) -> None:
+        """Stop every running handler."""
+        for leased in self._running():
+            self.stop(leased, why)
+
+    def give_up_all(self) -> None:
+        """Settle the tasks that still run after their stop, so that other servers can run them."""
+        for leased in self._running():
+            self._give_up(leased)
+
+    def _running(self) -> list[LeasedTask]:
+        """Return the tasks that have a slot; first those that wait for a thread or a process, so
+        that none of them starts while the others are stopped."""
+        held = [leased for lane in self._lanes for leased in lane.held.copy().values()]
+        running = [leased for leased in held if leased.phase == RUNNING]
+        return sorted(running, key=lambda leased: not leased.waits)
+
+    def close(self) -> None:
+        """Cancel all timeouts, and let asyncio forget the handlers that ignore their stop."""
+        self.timeouts.close()
+        for task in self._unresponsive:
+            abandon(task)
