@@ -280,3 +280,41 @@ def test_a_map_that_is_an_error_or_empty_is_none() -> None:
     for reply in (failures.ConnectionError("x"), failures.ResponseError("y"), []):
         assert isinstance(slots.learn(reply, A), failures.ConnectionError | failures.ResponseError)
     assert slots.candidates() == [A]
+
+
+@pytest.mark.faults(85)
+def test_stop_of_an_idle_server_does_not_wait_for_a_node_that_stands_still(
+    partial: Cluster, prefix: str
+) -> None:
+    """Its queue on another node is handed over at once."""
+    names = [f"q{at}" for at in range(30)]
+    by_node = {partial.holder(QueueKeys(prefix, name).base): name for name in names}
+    away = partial.holder(QueueKeys(prefix, names[0]).base)
+    there = next(name for node, name in by_node.items() if node is not away)
+    mux, begun = Mux(), asyncio.Event()
+
+    @mux.handle("t")
+    async def t(task: TaskInfo) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        async with Qsync(partial.url, prefix=prefix) as app, app.async_client() as client:
+            server = app.server(
+                mux, queues={names[0]: 1, there: 1}, concurrency=1, prefetch=5, shutdown_timeout=0.5
+            )
+            async with server:
+                await client.enqueue_many([Task("t", queue=there) for _ in range(3)])
+                await begun.wait()
+                away.pause()
+                began = time.monotonic()
+            # Beside its shutdown_timeout: to stop a handler, to wake others, a renewal, its record.
+            assert time.monotonic() - began < 0.5 + 4 * 1.0
+            with partial.client() as raw:
+                assert raw.zcard(QueueKeys(prefix, there).key("pending")) == 3
+
+    try:
+        asyncio.run(asyncio.wait_for(main(), 50))
+    finally:
+        away.resume()
+        wait_until(partial.settled, 30)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,34 @@ def test_process_that_an_operator_stops_stays_away_and_the_last_one_ends_the_wor
         assert worker.process.wait(timeout=60) == 0
     assert "the worker ends" in worker.out()
     assert len(worker.started()) == 2
+
+
+@pytest.mark.faults(97)
+def test_process_killed_in_the_grace_of_an_operators_stop_stays_away(
+    tmp_path: Path, valkey: Store
+) -> None:
+    """What it ran, another process runs."""
+    valkey.flush()
+    with Worker(tmp_path, valkey.url, "--processes", "2") as worker:
+        worker.wait_ready(2)
+        worker.enqueue("wait")
+        [(pid, _)] = worker.wait_history("begin")
+
+        async def stop(inspector: Inspector) -> None:
+            [server] = [row for row in await inspector.servers(tasks=False) if row.pid == pid]
+            await inspector.stop(server.id)
+
+        ask(valkey.url, stop)
+        wait_until(lambda: "told to stop" in worker.out(), timeout=30)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: "was told to stop and is not started again" in worker.out(), timeout=30)
+        _, (other, _) = worker.wait_history("begin", 2, timeout=30)
+        (tmp_path / "go").touch()
+        worker.wait_history("end")
+        assert len(worker.started()) == 2
+        assert other != pid
+        assert worker.end() == 0, worker.out()
+    assert "killed by SIGKILL" in worker.out()
 
 
 def test_record_of_a_dead_server_goes_with_its_leases(valkey: Store) -> None:

@@ -139,7 +139,13 @@ class Fetcher:
 
     async def pass_on(self) -> None:
         """Wake another server for each queue in which this server leaves pending tasks."""
-        lanes = await self._lookout.with_tasks()
+        lanes = list(self._lanes.values())
+        cluster = self._broker.address.kind == "cluster"
+        groups = [[lane] for lane in lanes] if cluster else [lanes]
+        await asyncio.gather(*map(self._pass_on, groups))
+
+    async def _pass_on(self, lanes: Sequence[QueueState]) -> None:
+        lanes = await self._lookout.with_tasks(lanes)
         calls = [self._call(lane, 0) for lane in lanes if lane.unanswered is None]
         for answer in await self._broker.run_many(calls):
             if isinstance(answer, QsyncError) and not isinstance(answer, SchemaMismatch):

@@ -13,7 +13,6 @@ So a lost wake delays tasks by at most `sweep`, and an idle queue costs one look
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import heapq
 import itertools
 import math
@@ -186,13 +185,14 @@ class Lookout:
             interval = self._sweep_s * spread(0.9, 1.0)  # jitter keeps servers from looking at once
             await asyncio.sleep(max(interval - (boot_s() - began), 0.001))
 
-    async def with_tasks(self) -> Sequence[QueueState]:
-        """Return the queues that may have pending tasks, after a look if there are many queues."""
+    async def with_tasks(self, lanes: Sequence[QueueState]) -> Sequence[QueueState]:
+        """Return those of some queues that may have pending tasks, after a look if there are
+        many."""
         if not self.many:
-            return self._lanes
-        with contextlib.suppress(QsyncError):
-            await self._look()
-        return list(self._busy.values())
+            return lanes
+        for at in range(0, len(lanes), PAGE):
+            await self._look_at(lanes[at : at + PAGE])
+        return [lane for lane in lanes if not self.rests(lane)]
 
     async def _look(self) -> None:
         """Look at every queue once; if some looks fail, raise the first error afterwards."""

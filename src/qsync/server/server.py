@@ -51,9 +51,12 @@ from qsync.server.stopping import HungHandlers
 
 log = logging.getLogger("qsync.server")
 
-SETTLE_S: Final = 2.0
-"""Least time in which a stopping server settles its tasks, in seconds, however long the running
-ones took to end."""
+SETTLE_S: Final = 5.0
+"""Least time that a stopping server has to settle its tasks, in seconds, however long the running
+ones took to end: a task whose end the store does not take runs again."""
+
+PASS_ON_S: Final = 1.0
+"""Longest time that a stopping server takes to wake others for pending tasks, in seconds."""
 
 
 class _StopRequested(QsyncError):
@@ -100,6 +103,7 @@ class Server:
         self.client_type: Callable[..., Client] = Client
         self.async_client_type: Callable[..., AsyncClient] = AsyncClient
         """Class of `current().client` on the event loop; in a thread it is `client_type`."""
+        self._on_stop_order: Callable[[], object] | None = None
         self._health: HealthProbe | None = None
         self._client: Client | None = None
         self._outage = Outage()
@@ -109,8 +113,8 @@ class Server:
         self._stop_ends = math.inf
         """Time until which a stopping server waits for its tasks and the store, by boot_s."""
         self._started = False
-        self._exits = contextlib.AsyncExitStack()
-        """Stops the parts that have been started, in reverse."""
+        self._parts: list[Part] = []
+        """The parts that have been started, in this order."""
 
     def __repr__(self) -> str:
         return f"<Server {self.id} of {', '.join(self.config.weights)} at {self.address}>"
@@ -139,10 +143,16 @@ class Server:
             return ServerHealth(stopping=stopping)
         return self._health.read(stopping=stopping)
 
-    async def run(self, *, on_ready: Callable[[], object] | None = None) -> None:
+    async def run(
+        self,
+        *,
+        on_ready: Callable[[], object] | None = None,
+        on_stop_order: Callable[[], object] | None = None,
+    ) -> None:
         """Run until SIGTERM, SIGINT, `stop()` or an operator's order to stop.
 
-        `on_ready` is called once the server fetches tasks.
+        `on_ready` is called once the server fetches tasks, `on_stop_order` when an operator stops
+        it.
 
         The first signal starts a graceful shutdown: running tasks may go on for `shutdown_timeout`.
         The second signal hands them back at once. The third exits the process immediately. Each
@@ -153,6 +163,7 @@ class Server:
         Raises QsyncError when a part of the server crashes or too many handlers hang, and
         SchemaMismatch when the store holds data of another qsync version.
         """
+        self._on_stop_order = on_stop_order
         with signals(self._on_signal):
             try:
                 await self.start()
@@ -193,6 +204,8 @@ class Server:
     def _on_order_to_stop(self) -> None:
         self.told_to_stop = True
         self._stopping.set()
+        if self._on_stop_order is not None:
+            self._on_stop_order()
 
     def _on_signal(self, count: int) -> None:
         if count == 1:
@@ -246,7 +259,7 @@ class Server:
         log.info("server %s is ready: queues %s at %s", self.id, config.weights, self.address)
 
     async def _start_part(self, part: Part) -> None:
-        self._exits.push_async_callback(part.stop)
+        self._parts.append(part)
         await part.start()
 
     def _make_parts(self, context: ServerContext) -> list[Part]:
@@ -416,10 +429,17 @@ class Server:
 
     async def _stop(self) -> None:
         self._stop_ends = boot_s() + seconds(self.config.shutdown_timeout)
-        await self._exits.aclose()
-        if hasattr(self, "_broker"):
-            log.info("server %s has stopped", self.id)
-            del self._broker
+        if not self._parts:
+            return
+        failed: BaseException | None = None
+        while self._parts:
+            try:
+                await self._parts.pop().stop()
+            except (Exception, asyncio.CancelledError) as error:
+                failed = failed or error
+        log.info("server %s has stopped", self.id)
+        if failed is not None:
+            raise failed
 
     async def _end_running(self) -> None:
         """Wait for running tasks; meanwhile get the answers to fetches in flight.
@@ -462,12 +482,14 @@ class Server:
         try:
             async with asyncio.timeout(0.3 if self._force.is_set() else left):
                 await asyncio.gather(*[settler.drained() for settler in settlers])
-                await self._fetcher.pass_on()
         except TimeoutError:
             log.warning("the store did not take the ends of all tasks in time")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.3 if self._force.is_set() else 1.0):
                     await asyncio.gather(*[settler.hand_back_rest() for settler in settlers])
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.3 if self._force.is_set() else PASS_ON_S):
+                await self._fetcher.pass_on()
 
 
 async def _take_back(client: AsyncClient) -> None:

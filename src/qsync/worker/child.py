@@ -170,7 +170,13 @@ def _run(server: Server, parent: Parent, *, uvloop: bool) -> int:
 
             make_loop = library.new_event_loop
         with asyncio.Runner(loop_factory=make_loop) as runner:
-            runner.run(server.run(on_ready=lambda: parent.tell(ready=True)))
+            runner.run(
+                server.run(
+                    on_ready=lambda: parent.tell(ready=True),
+                    # At once: the process may be killed before it has stopped.
+                    on_stop_order=lambda: parent.tell(retired=True),
+                )
+            )
     except QsyncError as error:
         parent.tell_error(error)
         return 1
@@ -179,8 +185,6 @@ def _run(server: Server, parent: Parent, *, uvloop: bool) -> int:
         return 1
     finally:
         parent.tell_rows()
-    if server.told_to_stop:
-        parent.tell(retired=True)
     return 1 if server.broken else 0
 
 

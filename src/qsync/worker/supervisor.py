@@ -182,6 +182,8 @@ class Supervisor:
     def _retire(self, slot: _Slot) -> None:
         """Leave the slot empty: an operator stopped its process. The last one ends the worker."""
         slot.retired = True
+        if slot.child is not None and slot.child.code:
+            _tell_end(slot.child, logging.ERROR)
         log.info("process %d was told to stop and is not started again", slot.number)
         if all(one.retired for one in self._slots):
             log.info("all processes were told to stop: the worker ends")
