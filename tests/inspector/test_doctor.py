@@ -27,7 +27,7 @@ from qsync.diagnostics.doctor import (
     round_trip,
     version,
 )
-from qsync.server import server
+from qsync.server import store_check
 from tests.broker.test_acl import is_old
 from tests.support.queue_driver import BINARIES, shared_store
 from tests.support.stores import HOST, Binary, Cluster, Store, free_port, wait_until
@@ -152,7 +152,7 @@ def test_info_is_read_as_it_comes() -> None:
 
 
 def test_the_oldest_version_is_that_of_the_server() -> None:
-    assert server.MIN_VERSION == store_info.MIN_VERSION
+    assert store_check.MIN_VERSION == store_info.MIN_VERSION
 
 
 @pytest.mark.parametrize("binary", BINARIES)

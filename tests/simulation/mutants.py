@@ -28,8 +28,8 @@ from qsync.server.handler_context import HandlerContext
 from qsync.server.leases import LeaseKeeper, ThreadLeaseKeeper
 from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
 from qsync.server.runner import Runner
-from qsync.server.server import Server
 from qsync.server.settler import Settler
+from qsync.server.shutdown import Shutdown
 from qsync.server.stopping import Stopping
 from tests.scripts.model.mistakes import (
     Plant,
@@ -106,14 +106,14 @@ def deadline_by_own_clock() -> contextlib.AbstractContextManager[None]:
 def no_hand_back_at_shutdown() -> Iterator[None]:
     """A server that stops leaves its tasks to their leases."""
 
-    async def nothing_to_stop(self: Server) -> None:
+    async def nothing_to_stop(self: Shutdown) -> None:
         pass
 
     def nothing(self: Stopping, **_: Any) -> None:
         pass
 
     with (
-        exchanged(Server, "_stop_running", nothing_to_stop),
+        exchanged(Shutdown, "_stop_running", nothing_to_stop),
         exchanged(Stopping, "hand_back_ready", nothing),
     ):
         yield

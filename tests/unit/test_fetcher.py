@@ -15,7 +15,7 @@ from qsync.server.capacity import Capacity
 from qsync.server.clock import boot_s
 from qsync.server.config import Config
 from qsync.server.crash_isolation import CrashIsolation
-from qsync.server.fetcher import Fetcher
+from qsync.server.fetched_tasks import hold
 from qsync.server.leases import LeaseKeeper
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import QueueState
@@ -36,16 +36,14 @@ def test_what_cannot_be_confirmed_is_as_old_as_its_first_fetch(
         nothing: Any = None  # it is given nothing to run
         leases = LeaseKeeper(broker, "s", config.lease_s, nothing, nothing, Outage())
         capacity = Capacity(config, CrashIsolation())
-        fetcher = Fetcher("s", config, broker, [lane], nothing, capacity, leases, Outage())
         call = ops.fetch(lane.keys, server="s", number=1, wanted=10, policy=config.policy())
         sent = boot_s()
-        leased = fetcher._lease(lane, "s/1", await broker.run(call), sent)
+        leased = hold(lane, "s/1", await broker.run(call), sent, config.lease_s, nothing, capacity)
         assert len(leased) == 2
         assert [one.expires for one in leased] == [sent + 3.0] * 2
         own_store.kill()
         assert await leases.confirm(lane, leased, since=sent - age) == leased
         assert [one.expires for one in leased] == pytest.approx([sent + left] * 2)
-        await fetcher.aclose()
         await broker.aclose()
 
     with Qsync(own_store.url, prefix=prefix) as app:

@@ -15,7 +15,6 @@ import math
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
-from qsync import codec
 from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker import ops
 from qsync.broker.aio import AsyncBroker
@@ -24,13 +23,12 @@ from qsync.broker.listeners import BlockingPop
 from qsync.broker.ops import FetchResult, HandedBack
 from qsync.broker.slot_map import Node
 from qsync.errors import QsyncError, SchemaMismatch
-from qsync.message import NO_FAILURE, decode_failure, decode_message
-from qsync.server import outcome
 from qsync.server.capacity import Capacity
 from qsync.server.clock import boot_s
 from qsync.server.config import Config
 from qsync.server.crash_log import CrashLog
 from qsync.server.fetch_timing import FetchTiming
+from qsync.server.fetched_tasks import hold
 from qsync.server.idle_scan import Lookout
 from qsync.server.leases import LeaseKeeper
 from qsync.server.outage_log import Outage
@@ -310,10 +308,8 @@ class Fetcher:
             self._wakeup.set()
 
     def _made_at(self, lane: QueueState, fetched: FetchResult, sent: float) -> float:
-        """Estimate when the store ran a fetch that was sent at `sent`, by boot_s; never too late.
-
-        The estimate uses the store's clock, which the previous fetch compared with ours.
-        """
+        """Estimate when the store ran a fetch that was sent at `sent`, by boot_s; never too late:
+        from its clock, which the previous fetch compared with ours."""
         if not lane.store_now_us:
             return sent
         passed = (fetched.now_us - lane.store_now_us) / 1_000_000
@@ -403,6 +399,31 @@ class Fetcher:
         token = f"{self._holder}/{lane.number}"
         made = lane.unanswered.since if repeated and lane.unanswered is not None else sent
         lane.unanswered = None
+        self._note_result(lane, wanted, fetched, sent, received, repeated=repeated)
+        leased = hold(
+            lane, token, fetched, sent, self._config.lease_s, self._runner, self._capacity
+        )
+        if fetched.recovered or fetched.died:
+            self._crash_log.recovered(lane.keys, fetched, leased)
+        late = received - sent > self._config.lease_s / 2  # e.g. a handler blocked the loop
+        revoked = lane.revoked == token
+        if (repeated or late or revoked) and leased:
+            leased = await self._leases.confirm(lane, leased, made)
+        if revoked:  # the heartbeat thread may not have handed back all of them yet
+            for task in leased:
+                self._runner.settle(task, HandedBack(task.id, task.token))
+            leased = []
+        unread, lane.unread = lane.unread, ()
+        astray = [*fetched.own_lapsed, *(id for id in unread if id not in fetched.ids)]
+        if astray:
+            await self._leases.mend(lane, astray)
+        return leased
+
+    def _note_result(
+        self, lane: QueueState, wanted: int, fetched: FetchResult, sent: float, received: float, *,
+        repeated: bool,
+    ) -> None:  # fmt: skip
+        """Note what a result says of its queue."""
         lane.last_fetch = lane.answered = received
         lane.store_now_us, lane.store_seen = fetched.now_us, sent
         lane.more = fetched.more
@@ -423,53 +444,6 @@ class Fetcher:
         if wanted and not repeated and (fetched.left or not fetched.more):
             self._timing.shares.note_fetch(lane.queue, wanted, len(fetched.ids), left=fetched.left)
         self._leases.see_generation(lane, fetched.generation)
-        leased = self._lease(lane, token, fetched, sent)
-        if fetched.recovered or fetched.died:
-            self._crash_log.recovered(lane.keys, fetched, leased)
-        late = received - sent > self._config.lease_s / 2  # e.g. a handler blocked the loop
-        revoked = lane.revoked == token
-        if (repeated or late or revoked) and leased:
-            leased = await self._leases.confirm(lane, leased, made)
-        if revoked:  # the heartbeat thread may not have handed back all of them yet
-            for one in leased:
-                self._runner.settle(one, HandedBack(one.id, one.token))
-            leased = []
-        unread, lane.unread = lane.unread, ()
-        astray = [*fetched.own_lapsed, *(id for id in unread if id not in fetched.ids)]
-        if astray:
-            await self._leases.mend(lane, astray)
-        return leased
-
-    def _lease(
-        self, lane: QueueState, token: str, fetched: FetchResult, sent: float
-    ) -> list[LeasedTask]:
-        expires = sent + self._config.lease_s
-        leased: list[LeasedTask] = []
-        held, spared, since = lane.held, fetched.spared, fetched.since
-        for id, data, record, crashes in zip(
-            fetched.ids, fetched.messages, fetched.failures, fetched.crashes, strict=True
-        ):
-            try:
-                message = decode_message(data)
-            except codec.CodecError as error:
-                log.error(
-                    "task %s of queue %s cannot be read: %s", id, lane.queue, error,
-                    extra={"task_id": id, "queue": lane.queue},
-                )  # fmt: skip
-                kill = outcome.undecodable(id, token, str(error), fetched.now_us)
-                self._runner.settle_unread(lane, kill)
-                continue
-            failure = NO_FAILURE if record is None else decode_failure(record)
-            one = LeasedTask(lane, id, token, message, failure, crashes, sent, expires)
-            if spared:
-                one.spared = spared.get(id, 0)
-            if since:
-                one.since_us = since.get(id, 0)
-            if message.options is not None and message.options.fairness_key is not None:
-                self._capacity.fairness_seen = True
-            held[id] = one
-            leased.append(one)
-        return leased
 
 
 def _part(lane: QueueState) -> str:

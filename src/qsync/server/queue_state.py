@@ -155,13 +155,11 @@ class QueueState:
         self.unanswered: FetchInFlight | None = None
         """Fetch without an answer, or None; the heartbeat thread reads it."""
         self.revoked: str | None = None
-        """Token of a fetch whose tasks the heartbeat thread hands back before the loop has read
-        them."""
+        """Token of a fetch whose tasks the heartbeat thread hands back unread."""
         self.given_back: str | None = None
-        """Token of the last fetch whose tasks the heartbeat thread handed back unread."""
+        """Token of the last fetch whose tasks went back unread."""
         self.unread: Sequence[str] = ()
-        """Ids of the tasks that the heartbeat thread renewed for a fetch whose answer is unread.
-        The answer has the same ids, unless the store lost its data in between."""
+        """Ids that the heartbeat thread renewed for a fetch whose answer is unread."""
         self.wanted = 0
         """Number of tasks that the fetch in flight asks for."""
         self.flown = 0.0

@@ -242,11 +242,9 @@ class Runner:
                 leased.task = None
                 if value is not None and type(value) in outcome.NEVER_RUN:
                     raise outcome.never_run(value)
-                record: Any = (
-                    self._done(leased, value, way)
-                    if leased.stop is None
-                    else self._returned_after_stop(leased, value, way)
-                )
+                if leased.stop is not None and leased.stop != "shutdown":
+                    raise asyncio.CancelledError  # the handler caught its own
+                record: Any = self._done(leased, value, way)
                 if leased.progress is not None and record.retention_us is not None:
                     await self._progress.flush(leased)  # the retained task shows its last progress
             else:
@@ -333,16 +331,6 @@ class Runner:
         begun_us = leased.begun_us(leased.lane.store_time_us())
         result = encode_result(value, way.carry_result, self._result_limit, begun_us=begun_us)
         return Completion(leased.id, leased.token, options.retention_us, result)
-
-    def _returned_after_stop(self, leased: LeasedTask, value: Any, way: BoundHandler) -> Any:
-        """Return the record for a handler that returned although it was told to stop.
-
-        After a timeout or a cancel its value does not count, as if it had not caught its
-        cancellation. At a shutdown it has ended in time, so it does.
-        """
-        if leased.stop == "shutdown":
-            return self._done(leased, value, way)
-        return self._stopped(leased, asyncio.CancelledError())
 
     def _stopped(self, leased: LeasedTask, error: BaseException) -> Any:
         """Return the record for a handler that raised; None if the lease is lost."""

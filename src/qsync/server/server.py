@@ -7,24 +7,20 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
-from qsync.backoff import AWAY_CAP_S, Backoff
 from qsync.broker.address import Address
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
-from qsync.broker.store_info import MIN_VERSION, StoreInfo, evicts_tasks
 from qsync.client import AsyncClient, Client
-from qsync.errors import ConfigError, QsyncError, SchemaMismatch, StoreUnavailable
+from qsync.errors import QsyncError, SchemaMismatch
 from qsync.keys import QueueKeys, check_name
 from qsync.mux import Middleware, Mux, check_mux
 from qsync.server.capacity import Capacity
-from qsync.server.clock import boot_s
 from qsync.server.config import config_of, holder_of, new_server_id, seconds
 from qsync.server.control import Control
 from qsync.server.crash_isolation import CrashIsolation
@@ -38,7 +34,7 @@ from qsync.server.invoke import Invoker
 from qsync.server.leases import LeaseKeeper, ThreadLeaseKeeper
 from qsync.server.loop_watchdog import LoopWatchdog
 from qsync.server.outage_log import Outage
-from qsync.server.part import AtStop, Group, Loops, Part, cancel
+from qsync.server.part import AtStop, Group, Loops, Part
 from qsync.server.periodic import PeriodicLoop, PeriodicTask
 from qsync.server.permission_check import check_permissions
 from qsync.server.pipelined_calls import Together
@@ -46,17 +42,12 @@ from qsync.server.queue_state import QueueState
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.runner import Runner
 from qsync.server.settler import Settler
+from qsync.server.shutdown import Shutdown
 from qsync.server.signals import signals
 from qsync.server.stopping import HungHandlers
+from qsync.server.store_check import check_store, read_store_info
 
 log = logging.getLogger("qsync.server")
-
-SETTLE_S: Final = 5.0
-"""Least time that a stopping server has to settle its tasks, in seconds, however long the running
-ones took to end: a task whose end the store does not take runs again."""
-
-PASS_ON_S: Final = 1.0
-"""Longest time that a stopping server takes to wake others for pending tasks, in seconds."""
 
 
 class _StopRequested(QsyncError):
@@ -110,8 +101,6 @@ class Server:
         self._stopping = asyncio.Event()
         self._force = asyncio.Event()
         self._stop_once = asyncio.Lock()
-        self._stop_ends = math.inf
-        """Time until which a stopping server waits for its tasks and the store, by boot_s."""
         self._started = False
         self._parts: list[Part] = []
         """The parts that have been started, in this order."""
@@ -238,7 +227,10 @@ class Server:
         config = self.config = self.config.fitted(self.mux)
         self._broker = AsyncBroker(self.address)
         await self._start_part(AtStop(self._broker.aclose))
-        self._check(await self._facts())
+        info = await read_store_info(self._broker, self._outage, self._stopping, wait=self.patient)
+        if info is None:
+            raise _StopRequested
+        check_store(info, self.address, allow_eviction=config.allow_eviction)
         self._lanes = [QueueState(QueueKeys(self.prefix, queue)) for queue in config.weights]
         await check_permissions(self._broker, [lane.keys for lane in self._lanes])
         client = self.async_client_type(self._broker, prefix=self.prefix)
@@ -265,51 +257,27 @@ class Server:
     def _make_parts(self, context: ServerContext) -> list[Part]:
         """Make the parts of the server, in the order of their start; they stop in reverse.
 
-        Handlers use what the lifespan yielded until the pools are closed, so those come after it.
-        Operators see the server, and can cancel its tasks, until all of these have ended. A lease
-        must be renewed from the first fetch until the store has settled its task, so heartbeats
-        come before settlers, and settlers before what runs tasks. Fetches come last: from then on
-        there may be leases.
+        Operators see the server, and can cancel its tasks, until all of them have ended. A lease is
+        renewed from the fetch until the store has settled the task, so heartbeats come before
+        settlers, and settlers before what ends tasks. Fetches come last: then there may be leases.
         """
-        config, broker, outage = self.config, self._broker, self._outage
-        suspects = CrashIsolation()
-        capacity = self._capacity = Capacity(config, suspects)
-        together = Together(broker, len(self._lanes))
-        self._settlers = [
-            Settler(
-                together, lane, outage,
-                on_lost=self._count_lost,
-                on_settled=lambda: self._runner.see_suspect_end(),
-                on_accepted=capacity.room_made.set,
-                metrics=self.tally,
-            )
-            for lane in self._lanes
-        ]  # fmt: skip
+        config, outage = self.config, self._outage
         hung = HungHandlers(self._max_hung, self._on_too_many_hung)
         invoker = Invoker(config, self.mux, hung)
-        rivals = Rivals(broker, self.prefix, self.id)
-        settlers = {settler.lane.queue: settler for settler in self._settlers}
-        runner = self._runner = Runner(
-            config, invoker, broker, settlers, capacity, suspects, hung, context,
-            self._count_lost, outage, rivals, self.tally,
-        )  # fmt: skip
-        leases = LeaseKeeper(
-            broker, self.holder, config.lease_s, runner.stopping,
-            lambda: self._control.announce_again(), outage,
-        )  # fmt: skip
-        fetcher = self._fetcher = Fetcher(
-            self.holder, config, broker, self._lanes, runner, capacity, leases, outage
+        rivals = Rivals(self._broker, self.prefix, self.id)
+        settlers = self._make_runner(invoker, rivals, hung, context)
+        runner, capacity = self._runner, self._capacity
+        leases = self._make_lease_keeper()
+        fetcher = Fetcher(
+            self.holder, config, self._broker, self._lanes, runner, capacity, leases, outage
         )
         control = self._control = Control(
-            self.id, self.prefix, config, broker, self._lanes, runner, capacity, leases,
+            self.id, self.prefix, config, self._broker, self._lanes, runner, capacity, leases,
             self.mux.types, self._on_order_to_stop, outage, context.waits,
         )  # fmt: skip
         watchdog = LoopWatchdog(capacity.ready)
         self._health = HealthProbe(config, self._lanes, capacity, control, watchdog)
-        periodic: list[Part] = []
-        if self._periodic:
-            ticks = PeriodicLoop(broker, self.prefix, self._periodic, outage)
-            periodic = [Loops(self._on_broken, ticks.run)]
+        shutdown = Shutdown(config, capacity, runner.stopping, fetcher, settlers, self._force)
         return [
             AtStop(invoker.aclose),
             AtStop(rivals.aclose),
@@ -317,51 +285,44 @@ class Server:
             AtStop(fetcher.aclose),
             AtStop(control.withdraw),
             Loops(self._on_broken, control.announce, control.read_inbox, control.watch_stale),
-            *periodic,
+            Loops(
+                self._on_broken, PeriodicLoop(self._broker, self.prefix, self._periodic, outage).run
+            ),
             Group(self._make_heartbeats(leases, watchdog)),
-            Loops(self._on_broken, *[settler.run for settler in self._settlers]),
-            AtStop(self._settle_rest),
-            AtStop(self._end_running),
+            Loops(self._on_broken, *[settler.run for settler in settlers]),
+            AtStop(shutdown.settle),
+            AtStop(shutdown.end_running),
             Loops(self._on_broken, fetcher.run),
         ]
 
-    async def _facts(self) -> StoreInfo:
-        """Ask the store for its version and settings; retry 7 times, or without limit if `patient`.
-
-        Raises _StopRequested if the server is told to stop meanwhile.
-        """
-        backoff, tries = Backoff(cap=AWAY_CAP_S) if self.patient else Backoff(), 8
-        while True:
-            try:
-                facts = await self._broker.info()
-            except StoreUnavailable as error:
-                tries -= 1
-                if not (tries > 0 or self.patient):
-                    raise
-                self._outage.failed("start", error)
-            else:
-                self._outage.worked("start")
-                return facts
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), backoff.next())
-                raise _StopRequested
-
-    def _check(self, facts: StoreInfo) -> None:
-        least = MIN_VERSION.get(facts.product)
-        if least and facts.version and facts.version < least:
-            shown = ".".join(map(str, facts.version))
-            msg = f"{facts.product} {shown} is too old: Redis 7.0 or Valkey 7.2 is needed"
-            raise ConfigError(msg)
-        if facts.in_cluster and self.address.kind != "cluster":
-            msg = f"the store at {self.address} is a node of a cluster; use redis+cluster://"
-            raise ConfigError(msg)
-        policy = facts.policy
-        if policy is not None and evicts_tasks(policy) and not self.config.allow_eviction:
-            msg = (
-                f"the store's maxmemory-policy is {policy}: it may delete tasks; set it to "
-                "noeviction, or start with allow_eviction=True (qsync worker --allow-eviction)"
+    def _make_runner(
+        self, invoker: Invoker, rivals: Rivals, hung: HungHandlers, context: ServerContext
+    ) -> Sequence[Settler]:
+        """Make the runner and its capacity; return the settlers that it reports to."""
+        suspects = CrashIsolation()
+        capacity = self._capacity = Capacity(self.config, suspects)
+        together = Together(self._broker, len(self._lanes))
+        settlers = {
+            lane.queue: Settler(
+                together, lane, self._outage,
+                on_lost=self._count_lost,
+                on_settled=lambda: self._runner.see_suspect_end(),
+                on_accepted=capacity.room_made.set,
+                metrics=self.tally,
             )
-            raise ConfigError(msg)
+            for lane in self._lanes
+        }  # fmt: skip
+        self._runner = Runner(
+            self.config, invoker, self._broker, settlers, capacity, suspects, hung, context,
+            self._count_lost, self._outage, rivals, self.tally,
+        )  # fmt: skip
+        return list(settlers.values())
+
+    def _make_lease_keeper(self) -> LeaseKeeper:
+        return LeaseKeeper(
+            self._broker, self.holder, self.config.lease_s, self._runner.stopping,
+            lambda: self._control.announce_again(), self._outage,
+        )  # fmt: skip
 
     def _make_heartbeats(self, leases: LeaseKeeper, watchdog: LoopWatchdog) -> list[Heartbeat]:
         """Make one heartbeat thread per node, so that no node delays renewals on another.
@@ -428,7 +389,6 @@ class Server:
             await self._stop()
 
     async def _stop(self) -> None:
-        self._stop_ends = boot_s() + seconds(self.config.shutdown_timeout)
         if not self._parts:
             return
         failed: BaseException | None = None
@@ -440,56 +400,6 @@ class Server:
         log.info("server %s has stopped", self.id)
         if failed is not None:
             raise failed
-
-    async def _end_running(self) -> None:
-        """Wait for running tasks; meanwhile get the answers to fetches in flight.
-
-        Tasks that have not started go back at once, so that a node that does not answer delays no
-        task of another.
-        """
-        stopping = self._runner.stopping
-        stopping.stop_accepting()
-        stopping.hand_back_waiting()
-        left = max(0.3, self._stop_ends - boot_s())
-        await asyncio.gather(
-            self._fetcher.finish(0.3 if self._force.is_set() else min(5.0, left)),
-            self._wait_for_running(),
-        )
-        stopping.hand_back_ready()
-        await self._stop_running()
-
-    async def _wait_for_running(self) -> None:
-        idle = asyncio.ensure_future(self._capacity.idle.wait())
-        force = asyncio.ensure_future(self._force.wait())
-        timeout = max(0.0, self._stop_ends - boot_s())
-        await asyncio.wait({idle, force}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        await cancel([idle, force])
-
-    async def _stop_running(self) -> None:
-        """Cancel running tasks; hand back those that still run after 1 s (0.3 s in a hurry)."""
-        if not self._capacity.running:
-            return
-        self._runner.stopping.stop_all("shutdown")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.3 if self._force.is_set() else 1.0):
-                await self._capacity.idle.wait()
-        self._runner.stopping.give_up_all()
-
-    async def _settle_rest(self) -> None:
-        """Settle all tasks in the store, and wake other servers for what this one leaves."""
-        left = max(SETTLE_S, self._stop_ends - boot_s())
-        settlers = self._settlers
-        try:
-            async with asyncio.timeout(0.3 if self._force.is_set() else left):
-                await asyncio.gather(*[settler.drained() for settler in settlers])
-        except TimeoutError:
-            log.warning("the store did not take the ends of all tasks in time")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.3 if self._force.is_set() else 1.0):
-                    await asyncio.gather(*[settler.hand_back_rest() for settler in settlers])
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.3 if self._force.is_set() else PASS_ON_S):
-                await self._fetcher.pass_on()
 
 
 async def _take_back(client: AsyncClient) -> None:

@@ -1,0 +1,50 @@
+"""Makes leased tasks from what a fetch brought."""
+
+from __future__ import annotations
+
+import logging
+
+from qsync import codec
+from qsync.broker.ops import FetchResult
+from qsync.message import NO_FAILURE, decode_failure, decode_message
+from qsync.server import outcome
+from qsync.server.capacity import Capacity
+from qsync.server.queue_state import LeasedTask, QueueState
+from qsync.server.runner import Runner
+
+log = logging.getLogger("qsync.server")
+
+
+def hold(
+    lane: QueueState, token: str, fetched: FetchResult, sent: float, lease_s: float,
+    runner: Runner, capacity: Capacity,
+) -> list[LeasedTask]:  # fmt: skip
+    """Add the tasks to those that the queue's state holds, and return them; kill a task whose
+    message cannot be read. `sent` is when the fetch was sent, by boot_s."""
+    expires = sent + lease_s
+    tasks: list[LeasedTask] = []
+    held, spared, since = lane.held, fetched.spared, fetched.since
+    for id, data, record, crashes in zip(
+        fetched.ids, fetched.messages, fetched.failures, fetched.crashes, strict=True
+    ):
+        try:
+            message = decode_message(data)
+        except codec.CodecError as error:
+            log.error(
+                "task %s of queue %s cannot be read: %s", id, lane.queue, error,
+                extra={"task_id": id, "queue": lane.queue},
+            )  # fmt: skip
+            kill = outcome.undecodable(id, token, str(error), fetched.now_us)
+            runner.settle_unread(lane, kill)
+            continue
+        failure = NO_FAILURE if record is None else decode_failure(record)
+        leased = LeasedTask(lane, id, token, message, failure, crashes, sent, expires)
+        if spared:
+            leased.spared = spared.get(id, 0)
+        if since:
+            leased.since_us = since.get(id, 0)
+        if message.options is not None and message.options.fairness_key is not None:
+            capacity.fairness_seen = True
+        held[id] = leased
+        tasks.append(leased)
+    return tasks
