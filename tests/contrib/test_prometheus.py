@@ -21,7 +21,7 @@ from qsync.inspector import Overview, QueueInfo
 from qsync.keys import COUNTERS, QueueKeys
 from qsync.message import NO_FAILURE, Message
 from qsync.server.health import ServerHealth
-from qsync.server.metrics import OUTCOMES, MetricRow, total
+from qsync.server.metrics import OUTCOMES, MetricRow, merged
 from qsync.server.queue_state import LeasedTask, QueueState
 from qsync.server.run_metrics import RunMetrics
 from qsync.state import TaskState
@@ -332,7 +332,7 @@ def test_histograms_are_cumulative_and_add_up() -> None:
     assert found[name, "+Inf", "q", "t"] == 12
     assert found["qsync_task_run_seconds_count", "q", "t"] == 12
     assert found["qsync_task_run_seconds_sum", "q", "t"] == 9.0
-    assert total([row])[0] is not row
+    assert merged([row])[0] is not row
 
 
 def test_the_list_in_the_docs_is_that_of_the_metrics() -> None:

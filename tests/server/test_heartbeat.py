@@ -27,7 +27,7 @@ def blocked(
         config, broker = Config(lease=6), Broker(redis_clients.parse(store.url))
         lane = QueueState(QueueKeys(prefix, "default"))
         call = ops.fetch(lane.keys, server="s", number=1, wanted=10, policy=config.policy())
-        lane.unanswered = FetchInFlight(call, "s/1", since=-1e9)
+        lane.in_flight = FetchInFlight(call, "s/1", since=-1e9)
         broker.run(call)
         try:
             check(ThreadLeaseKeeper(broker, 6.0, Outage()), lane)
@@ -48,7 +48,7 @@ def test_it_gives_back_what_was_brought(store: Store, prefix: str) -> None:
         for _ in range(2):
             leases.hand_back_unread(lane)
             assert raw.zrange(lane.keys.key("pending"), 0, -1) == [b"0", b"1", b"2"]
-        assert lane.revoked == "s/1"
+        assert lane.revoked_token == "s/1"
 
     blocked(store, prefix, check)
     client.close()
@@ -82,7 +82,7 @@ def test_it_says_what_it_keeps(store: Store, prefix: str) -> None:
         store.client().flushall()
         client.enqueue(Task("b", id="b"))
         assert leases.renew_unread(lane)
-        assert lane.unread == ["b"]
+        assert lane.unread_ids == ["b"]
 
     blocked(store, prefix, check)
     client.close()

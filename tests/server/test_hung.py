@@ -84,7 +84,7 @@ def test_the_task_ends_the_slot_is_used_and_the_count_falls_again(
             deaf.over.set()
             await until(lambda: hung(server) == 0)
             await b.gone((await b.client.enqueue(Task(type))).id)
-            assert not server.too_many_hung
+            assert not server.overloaded_by_hung
 
     asyncio.run(main())
 
@@ -136,7 +136,7 @@ def test_an_embedded_server_says_it_once_and_takes_no_more(
             async with b.server(deaf.mux, concurrency=3, max_hung=0) as server:
                 await hang(b, "hang", 3)
                 await until(lambda: hung(server) == 3)
-                assert server.too_many_hung
+                assert server.overloaded_by_hung
                 assert server.condition().stopping
                 handle = await b.client.enqueue(Task("note"))
                 fetched = server._lanes[0].last_fetch

@@ -10,7 +10,7 @@ from typing import Any
 from qsync.keys import QueueKeys
 from qsync.message import NO_FAILURE, Message
 from qsync.mux import Mux
-from qsync.server.queue_state import GONE, RUNNING, LeasedTask, QueueState
+from qsync.server.queue_state import RELEASED, RUNNING, LeasedTask, QueueState
 from qsync.server.timeouts import SPARE, Timeouts
 from qsync.task import Task, TaskInfo
 from tests.support.server import Bench, bench, left_over, until
@@ -190,13 +190,13 @@ def test_limits_forget_what_has_ended_and_tell_what_has_not() -> None:
         for number in range(20 * SPARE):
             quick = leased(lane, number)
             limits.add(quick, 3600.0)
-            quick.phase = GONE
+            quick.phase = RELEASED
             assert limits.size <= 2 * SPARE + 2
         stuck, ended, soon = (leased(lane, number) for number in (1, 2, 3))
         limits.add(stuck, 0.02)
         limits.add(ended, 0.02)
         limits.add(soon, 0.01)
-        ended.phase = GONE
+        ended.phase = RELEASED
         await until(lambda: len(over) == 2)
         assert over == ["t3", "t1"]
         limits.close()

@@ -26,7 +26,7 @@ from qsync.server.crash_isolation import CrashIsolation
 from qsync.server.fetcher import Fetcher
 from qsync.server.handler_context import HandlerContext
 from qsync.server.leases import LeaseKeeper, ThreadLeaseKeeper
-from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
+from qsync.server.queue_state import RUNNING, LeasedTask, Phase, QueueState
 from qsync.server.runner import Runner
 from qsync.server.settler import Settler
 from qsync.server.shutdown import Shutdown
@@ -61,7 +61,7 @@ def fetch_not_repeated_nor_mended() -> Iterator[None]:
     real = Fetcher._call
 
     def call(self: Fetcher, lane: QueueState, wanted: int) -> Any:
-        lane.unanswered = None
+        lane.in_flight = None
         return real(self, lane, wanted)
 
     async def nothing(self: LeaseKeeper, lane: QueueState, ids: Any) -> None:
@@ -123,9 +123,9 @@ def start_without_lease_check() -> contextlib.AbstractContextManager[None]:
     """A task is started though its lease may be over."""
     real = Runner._begin
 
-    def begin(self: Runner, leased: LeasedTask) -> None:
+    def begin(self: Runner, leased: LeasedTask) -> bool:
         leased.expires = math.inf
-        real(self, leased)
+        return real(self, leased)
 
     return exchanged(Runner, "_begin", begin)
 
@@ -203,7 +203,7 @@ def settlement_given_up() -> contextlib.AbstractContextManager[None]:
 
 def settling_not_renewed() -> contextlib.AbstractContextManager[None]:
     """The heartbeat leaves out what is being settled."""
-    return exchanged(leases, "GONE", 2)
+    return exchanged(leases, "RELEASED", Phase.SETTLING)
 
 
 @contextlib.contextmanager

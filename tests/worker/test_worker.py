@@ -696,10 +696,10 @@ time.sleep(60)
 def test_restarts_back_off_and_begin_anew_after_a_while(store: Store) -> None:
     slot = supervisor._Slot(1)
     child = supervisor.Child(1, plan(""))
-    child.lived = 1.9
+    child.uptime_s = 1.9
     delays = [slot.delay(child) for _ in range(8)]
     assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
-    child.lived = 2.0
+    child.uptime_s = 2.0
     assert slot.delay(child) == 0.1
 
 
@@ -709,7 +709,7 @@ def test_a_child_that_served_for_a_while_or_is_killed_at_it_does_not_count_as_fa
     for lived, error, failures in [
         (None, None, 1), (0.5, "broken", 2), (1.5, "broken", 0), (None, None, 1), (0.5, None, 0),
     ]:  # fmt: skip
-        child.lived, child.error = lived, error
+        child.uptime_s, child.error = lived, error
         slot.delay(child)
         assert slot.failures == failures
 

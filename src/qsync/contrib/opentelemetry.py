@@ -94,7 +94,7 @@ class Tracing:
 
     def serve(self, server: Server) -> None:
         """Trace the runs of this server."""
-        server.put_around(self.around)
+        server.add_outer_middleware(self.around)
 
     @contextlib.contextmanager
     def sending(self, tasks: Sequence[Any], queue: str | None) -> Iterator[_Sending]:

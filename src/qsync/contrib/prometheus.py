@@ -25,7 +25,7 @@ from qsync.inspector import Inspector, Overview, QueueInfo
 from qsync.instrumentation import Extension, missing
 from qsync.keys import COUNTERS
 from qsync.server.health import ServerHealth
-from qsync.server.metrics import BOUNDS, OTHER, OUTCOMES, MetricRow, over, total
+from qsync.server.metrics import BOUNDS, OTHER, OUTCOMES, MetricRow, closed, merged
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.server import Server
 from qsync.state import TaskState
@@ -104,7 +104,7 @@ class _Servers(Collector):
             for reference, tally in self._watched:
                 server = reference()
                 if server is None:
-                    self._past = total([*self._past, *over(tally.rows())])
+                    self._past = merged([*self._past, *closed(tally.rows())])
                     continue
                 watched.append((reference, tally))
                 rows += tally.rows()
@@ -115,7 +115,7 @@ class _Servers(Collector):
 
 def server_metrics(rows: Iterable[MetricRow], conditions: Sequence[ServerHealth]) -> list[Metric]:
     """Return the metrics of servers, from their counts and their health."""
-    rows = total(rows)
+    rows = merged(rows)
     by_type = ["queue", "type"]
     wait = HistogramMetricFamily(
         "qsync_task_wait_seconds",

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from qsync.server.queue_state import GONE, LeasedTask
+from qsync.server.queue_state import RELEASED, LeasedTask
 
 PATIENCE_S: Final = 2.0
 """Longest time that a suspect waits for running tasks to end, in seconds; then it starts beside
@@ -103,7 +103,7 @@ class CrashIsolation:
 
     def drop_ended(self, now: float) -> bool:
         """Remove ended suspects from `together`; return whether there were any."""
-        left = {one for one in self.together if one.phase != GONE}
+        left = {one for one in self.together if one.phase is not RELEASED}
         ended = len(left) < len(self.together)
         self.together = left
         self._add_up(now)

@@ -83,11 +83,11 @@ class FetchTiming:
 
         A round that begins without the queue gives its share to the others.
         """
-        if lane.empty:
+        if lane.exhausted:
             return -math.inf
         # Large payloads take longer.
         large = self.shares.is_truncated(lane.queue)
-        return lane.flown + (SLOT_RESERVATION_S if large else ROUND_TIMEOUT_S)
+        return lane.sent_at + (SLOT_RESERVATION_S if large else ROUND_TIMEOUT_S)
 
     def plan(self, now: float, wanted: int) -> Round:
         """Plan a round that is to bring `wanted` tasks, including those of fetches in flight."""
@@ -101,7 +101,7 @@ class FetchTiming:
         hungry = [
             lane.queue
             for lane in ready
-            if not lane.refused and (not lane.empty or lane.queue in upkeep)
+            if not lane.refused and (not lane.exhausted or lane.queue in upkeep)
         ]
         crowd = max(SOME, slots // GRAIN)
         if len(hungry) > crowd and not self._config.strict:
@@ -117,19 +117,19 @@ class FetchTiming:
     def _reserved(self, now: float) -> int:
         """Return the number of slots that fetches in flight reserve."""
         flying = [self._lanes[queue] for queue in self._in_flight]
-        return sum(lane.wanted for lane in flying if now - lane.flown < SLOT_RESERVATION_S)
+        return sum(lane.requested for lane in flying if now - lane.sent_at < SLOT_RESERVATION_S)
 
     def _upkeep_due(self, lane: QueueState, now: float) -> bool:
-        if lane.more or lane.unanswered is not None or lane.queue in self.woken:
+        if lane.upkeep_pending or lane.in_flight is not None or lane.queue in self.woken:
             return True
         return lane.queue in self._lookout.due or now >= self._lookout.upkeep_at(lane)
 
     def at_rest(self, lane: QueueState) -> bool:
         """Return whether a queue is idle until a wake, a look or its next due time."""
         return (
-            lane.empty
-            and lane.unanswered is None
-            and not (lane.more or lane.held)
+            lane.exhausted
+            and lane.in_flight is None
+            and not (lane.upkeep_pending or lane.held)
             and lane.queue not in self._in_flight
             and lane.queue not in self.woken
         )
@@ -143,8 +143,8 @@ class FetchTiming:
             times.append(now + (TURN_S if room else PASS_ON_S))
         for queue in self._in_flight:
             lane = self._lanes[queue]
-            if lane.wanted and now - lane.flown < SLOT_RESERVATION_S:
-                times.append(lane.flown + SLOT_RESERVATION_S)
+            if lane.requested and now - lane.sent_at < SLOT_RESERVATION_S:
+                times.append(lane.sent_at + SLOT_RESERVATION_S)
         for lane in planned.considered:
             if lane.queue in self._in_flight:
                 continue
@@ -164,13 +164,13 @@ class FetchTiming:
             return []
         if self._lookout.many:
             return [lane for lane in lanes if not self._has_its_turn(lane)]
-        return [lane for lane in lanes if not (lane.full or lane.refused)]
+        return [lane for lane in lanes if not (lane.has_more_pending or lane.refused)]
 
     def _has_its_turn(self, lane: QueueState) -> bool:
         """Return whether the server will fetch from a queue without a wake."""
-        if self._lookout.rests(lane) or lane.empty:
+        if self._lookout.rests(lane) or lane.exhausted:
             return False
-        return lane.full or lane.refused or lane.queue not in self._in_flight
+        return lane.has_more_pending or lane.refused or lane.queue not in self._in_flight
 
     def block_s(
         self, blocked: Sequence[QueueState], lanes: Sequence[QueueState], now: float

@@ -126,7 +126,7 @@ class Fetcher:
         while boot_s() < ends:
             if self._in_flight:
                 await asyncio.wait(set(self._in_flight.values()), timeout=max(0.0, ends - boot_s()))
-            open_lanes = [lane for lane in self._lookout.busy() if lane.unanswered is not None]
+            open_lanes = [lane for lane in self._lookout.busy() if lane.in_flight is not None]
             if not open_lanes:
                 break
             self._start_fetches([(lane, 0) for lane in open_lanes])
@@ -144,7 +144,7 @@ class Fetcher:
 
     async def _pass_on(self, lanes: Sequence[QueueState]) -> None:
         lanes = await self._lookout.with_tasks(lanes)
-        calls = [self._call(lane, 0) for lane in lanes if lane.unanswered is None]
+        calls = [self._call(lane, 0) for lane in lanes if lane.in_flight is None]
         for answer in await self._broker.run_many(calls):
             if isinstance(answer, QsyncError) and not isinstance(answer, SchemaMismatch):
                 self._outage.note("wake another server", answer)
@@ -190,7 +190,7 @@ class Fetcher:
         )  # fmt: skip
 
     def _on_wake(self, lane: QueueState) -> None:
-        lane.empty = False
+        lane.exhausted = False
         self._timing.woken.add(lane.queue)
         self._lookout.wake(lane)
         self._wakeup.set()
@@ -213,7 +213,7 @@ class Fetcher:
             return
         by_node: dict[Node | None, list[QueueState]] = {}
         for lane in self._wakes.unlisted():
-            idle = self._lookout.rests(lane) or lane.empty
+            idle = self._lookout.rests(lane) or lane.exhausted
             if (
                 idle
                 and lane.queue not in self._in_flight
@@ -245,7 +245,7 @@ class Fetcher:
             seconds = timing.block_s(blocked, lanes, now)
             if len(self._lanes) > 1 or timing.due_soon(blocked[0], now):
                 self._waiters.tasks[waiter] = self._spawn(self._wait(waiter, blocked, seconds))
-            elif blocked[0].queue not in self._in_flight and blocked[0].unanswered is None:
+            elif blocked[0].queue not in self._in_flight and blocked[0].in_flight is None:
                 self._wait_and_fetch(waiter, blocked[0], slots, min(seconds, timing.foresight_s))
 
     async def _wait(self, waiter: BlockingPop, lanes: Sequence[QueueState], seconds: float) -> None:
@@ -279,7 +279,7 @@ class Fetcher:
 
         Only a server of one queue can do so, since nothing else may fill the slots meanwhile.
         """
-        lane.wanted, lane.flown = slots, boot_s()
+        lane.requested, lane.sent_at = slots, boot_s()
         work = self._spawn(self._fetch_on_wake(waiter, lane, slots, seconds))
         self._in_flight[lane.queue] = self._waiters.tasks[waiter] = work
 
@@ -303,7 +303,7 @@ class Fetcher:
             self._outage.failed(_part(lane), error)
         finally:
             self._waiters.tasks[waiter] = None
-            lane.wanted = 0
+            lane.requested = 0
             self._in_flight.pop(lane.queue, None)
             self._wakeup.set()
 
@@ -313,7 +313,7 @@ class Fetcher:
         if not lane.store_now_us:
             return sent
         passed = (fetched.now_us - lane.store_now_us) / 1_000_000
-        return min(max(sent, lane.store_seen + passed), boot_s())
+        return min(max(sent, lane.store_now_read_at + passed), boot_s())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -332,7 +332,7 @@ class Fetcher:
         for group in [[call] for call in calls] if cluster else [calls]:
             task = self._spawn(self._send_fetches(group))
             for lane, wanted in group:
-                lane.wanted, lane.flown = wanted, boot_s()
+                lane.requested, lane.sent_at = wanted, boot_s()
                 self._in_flight[lane.queue] = task
                 # A wake from now on may be for a task that this fetch does not see.
                 self._timing.woken.discard(lane.queue)
@@ -344,7 +344,7 @@ class Fetcher:
             calls = []
             repeated = set()
             for lane, wanted in group:
-                if lane.unanswered is not None:
+                if lane.in_flight is not None:
                     repeated.add(lane.queue)
                 calls.append(self._call(lane, wanted))
             answers = await self._broker.run_many(calls)
@@ -360,15 +360,15 @@ class Fetcher:
             self._runner.submit(interleave(runs))
         finally:
             for lane, _ in group:
-                lane.wanted = 0
+                lane.requested = 0
                 self._in_flight.pop(lane.queue, None)
             self._wakeup.set()
-        if self._runs and any(lane.full for lane, _ in group):
+        if self._runs and any(lane.has_more_pending for lane, _ in group):
             # Fetch again before handlers run, so that the store works at the same time.
             self._start_round()
 
     def _call(self, lane: QueueState, wanted: int) -> Call[FetchResult]:
-        if lane.unanswered is None:
+        if lane.in_flight is None:
             lane.number += 1
             call = ops.fetch(
                 lane.keys,
@@ -377,13 +377,13 @@ class Fetcher:
                 wanted=wanted,
                 policy=self._policy,
             )
-            lane.unanswered = FetchInFlight(call, f"{self._holder}/{lane.number}", boot_s())
+            lane.in_flight = FetchInFlight(call, f"{self._holder}/{lane.number}", boot_s())
             return call
-        return lane.unanswered.again
+        return lane.in_flight.again
 
     def _failed(self, lane: QueueState, error: QsyncError) -> None:
         if isinstance(error, SchemaMismatch):  # a retry would fail in the same way
-            lane.unanswered = None
+            lane.in_flight = None
             self._fatal = error
             return
         delay = self._backoffs[lane.queue].next()
@@ -397,8 +397,8 @@ class Fetcher:
     ) -> list[LeasedTask]:
         received = boot_s()
         token = f"{self._holder}/{lane.number}"
-        made = lane.unanswered.since if repeated and lane.unanswered is not None else sent
-        lane.unanswered = None
+        made = lane.in_flight.since if repeated and lane.in_flight is not None else sent
+        lane.in_flight = None
         self._note_result(lane, wanted, fetched, sent, received, repeated=repeated)
         leased = hold(
             lane, token, fetched, sent, self._config.lease_s, self._runner, self._capacity
@@ -406,14 +406,14 @@ class Fetcher:
         if fetched.recovered or fetched.died:
             self._crash_log.recovered(lane.keys, fetched, leased)
         late = received - sent > self._config.lease_s / 2  # e.g. a handler blocked the loop
-        revoked = lane.revoked == token
+        revoked = lane.revoked_token == token
         if (repeated or late or revoked) and leased:
             leased = await self._leases.confirm(lane, leased, made)
         if revoked:  # the heartbeat thread may not have handed back all of them yet
             for task in leased:
                 self._runner.settle(task, HandedBack(task.id, task.token))
             leased = []
-        unread, lane.unread = lane.unread, ()
+        unread, lane.unread_ids = lane.unread_ids, ()
         astray = [*fetched.own_lapsed, *(id for id in unread if id not in fetched.ids)]
         if astray:
             await self._leases.mend(lane, astray)
@@ -425,22 +425,22 @@ class Fetcher:
     ) -> None:  # fmt: skip
         """Note what a result says of its queue."""
         lane.last_fetch = lane.answered = received
-        lane.store_now_us, lane.store_seen = fetched.now_us, sent
-        lane.more = fetched.more
+        lane.store_now_us, lane.store_now_read_at = fetched.now_us, sent
+        lane.upkeep_pending = fetched.more
         lane.next_due = None
         if fetched.next_due_us is not None:
             lane.next_due = received + fetched.next_due_us / 1_000_000
-            if received - lane.met_unknown < UNKNOWN_TYPE_WINDOW_S:
+            if received - lane.unknown_type_at < UNKNOWN_TYPE_WINDOW_S:
                 lane.next_due += UNKNOWN_TYPE_YIELD_S
             self._lookout.at(lane, lane.next_due)
         self._backoffs[lane.queue].reset()
         if self._outage.parts:
             self._outage.worked(_part(lane))
-        lane.full = fetched.left
+        lane.has_more_pending = fetched.left
         if fetched.left:  # upkeep may have made tasks pending without a wake, so don't wait for one
-            lane.empty = False
+            lane.exhausted = False
         elif wanted and not (repeated or fetched.more):
-            lane.empty = lane.queue not in self._timing.woken
+            lane.exhausted = lane.queue not in self._timing.woken
         if wanted and not repeated and (fetched.left or not fetched.more):
             self._timing.shares.note_fetch(lane.queue, wanted, len(fetched.ids), left=fetched.left)
         self._leases.see_generation(lane, fetched.generation)

@@ -33,7 +33,7 @@ class HandlerContext(msgspec.Struct, eq=False):
 
     _leased: LeasedTask
     task: TaskInfo
-    _surroundings: ServerContext
+    _server: ServerContext
     _tell: TellProgress
 
     def __repr__(self) -> str:
@@ -45,13 +45,13 @@ class HandlerContext(msgspec.Struct, eq=False):
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return self._surroundings.client()
-        return self._surroundings.async_client
+            return self._server.client()
+        return self._server.async_client
 
     @property
     def state(self) -> Any:
         """Value that the lifespan yielded."""
-        return self._surroundings.state
+        return self._server.state
 
     @property
     def cancelled(self) -> bool:
@@ -65,7 +65,7 @@ class HandlerContext(msgspec.Struct, eq=False):
 
     def waiting_for(self, queue: str, id: str) -> AbstractContextManager[None]:
         """Return a context manager to enter while the handler waits for this task's result."""
-        return self._surroundings.waits.waiting(self._leased, queue, id)
+        return self._server.waits.waiting(self._leased, queue, id)
 
     def wait(self) -> None:
         """Record that the task waits for a thread or a process."""

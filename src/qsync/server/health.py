@@ -97,7 +97,7 @@ class HealthProbe:
         away, silent = {}, {}
         limit = max(SILENT_S, 3 * self._config.sweep_s)
         for lane in self._lanes:
-            asked = lane.unanswered
+            asked = lane.in_flight
             if asked is not None and now - asked.since >= AWAY_S:
                 away[lane.queue] = round(now - asked.since, 1)
             elif 0 < lane.answered < now - limit:

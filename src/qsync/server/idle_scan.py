@@ -125,7 +125,7 @@ class Lookout:
         if lane.next_due is None or now < lane.next_due:
             return False
         lane.next_due = None
-        lane.empty = False
+        lane.exhausted = False
         self._busy[lane.queue] = lane
         if self.many and now - lane.last_fetch > PASS_ON_S:
             self.due.add(lane.queue)
@@ -223,7 +223,7 @@ class Lookout:
     async def _look_and_listen(self, lane: QueueState) -> QsyncError | None:
         """Look at a queue of a cluster; if the server is idle there, register it as idle too."""
         wakes = self._wakes
-        idle = self.has_room and (self.rests(lane) or lane.empty)
+        idle = self.has_room and (self.rests(lane) or lane.exhausted)
         if wakes is None or not idle or not wakes.ready(lane):
             return await self._look_at([lane])
         return await self.listen(wakes, [lane])
@@ -256,6 +256,6 @@ class Lookout:
         elif not looked.waits:
             return
         if looked.waits:
-            lane.empty = False
+            lane.exhausted = False
         self._busy[lane.queue] = lane
         self._on_found()

@@ -52,8 +52,8 @@ class InlineStarter:
 
     def start(self, leased: LeasedTask, info: TaskInfo, way: BoundHandler) -> None:
         """Schedule a run; it begins in a later step of the event loop."""
-        if way.waits:
-            way.waits -= 1
+        if way.suspended_recently:
+            way.suspended_recently -= 1
             run = self._begin(leased, info, way, None)
             self._loop.create_task(run, name=leased.id, context=self._context.copy())
             return
@@ -88,10 +88,10 @@ class InlineStarter:
                     elif not self._queue:
                         self._end_turn()
                     continue
-                way.waits = WAITS
+                way.suspended_recently = WAITS
                 behind, self._queue = self._queue, deque()
-                for one in behind:  # now, so that later arrivals do not overtake them
-                    self.start(*one)
+                for queued in behind:  # now, so that later arrivals do not overtake them
+                    self.start(*queued)
                 self._hand_over()
                 await _resume(context, run, awaited)
                 return

@@ -36,7 +36,7 @@ from qsync.server.thread_pool import ThreadPool
 from qsync.task import PAYLOAD_LIMIT, TaskInfo
 
 Invoke = Callable[[TaskInfo, float | None], Awaitable[Any]]
-"""Calls a handler with a task and a timeout in seconds, which is ignored unless `minds_timeout`."""
+"""Calls a handler with a task and a timeout in seconds, ignored unless `enforces_timeout`."""
 
 
 @dataclass(slots=True)
@@ -44,13 +44,13 @@ class BoundHandler:
     """The handler of a task type, bound to the place where it runs."""
 
     invoke: Invoke
-    minds_timeout: bool
+    enforces_timeout: bool
     """True if `invoke` applies the timeout itself: for a process handler it begins when the process
     is ready, which only the pool knows."""
     carry_result: CarryResult | None = None
     """Converter for a stored result; None: no conversion, or the handler's process does it."""
     rules: RetryRules = NO_RULES
-    waits: int = 0
+    suspended_recently: int = 0
     """Number of next runs that start in an asyncio task of their own, because a recent run of the
     handler awaited something."""
 

@@ -40,7 +40,7 @@ class Isolation:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _look(self, leased: LeasedTask) -> None:
-        if self._suspects.alone is leased and leased.phase == RUNNING:
+        if self._suspects.alone is leased and leased.phase is RUNNING:
             self._task = self._loop.create_task(self._join(leased))
 
     async def _join(self, leased: LeasedTask) -> None:
@@ -56,6 +56,6 @@ class Isolation:
             self._loop.call_later(ALONE_S, self._look, leased)
             return
         suspects = self._suspects
-        if answer == "ok" and suspects.alone is leased and leased.phase == RUNNING:
+        if answer == "ok" and suspects.alone is leased and leased.phase is RUNNING:
             suspects.join(time.monotonic())
             self._on_end()

@@ -19,7 +19,7 @@ from qsync.errors import QsyncError
 from qsync.keys import shorten
 from qsync.server.clock import boot_s
 from qsync.server.outage_log import Outage
-from qsync.server.queue_state import GONE, LeasedTask, QueueState, Stop
+from qsync.server.queue_state import RELEASED, LeasedTask, QueueState, Stop
 
 log = logging.getLogger("qsync.server")
 
@@ -111,7 +111,7 @@ class LeaseKeeper:
                 leased.expires = since + self._lease_s
             return tasks
         lane.drop([one for one, answer in renewal.apply(answers) if answer != "cancelled"])
-        return [leased for leased in tasks if leased.phase != GONE]
+        return [leased for leased in tasks if leased.phase is not RELEASED]
 
     async def mend(self, lane: QueueState, ids: Sequence[str]) -> None:
         """Repair leases of this server that expired or that it may not know about: renew those of
@@ -173,7 +173,7 @@ class ThreadLeaseKeeper:
     ) -> QsyncError | None:
         """Renew the leases of all held tasks; return the error at which this ended, or None."""
         part = f"renew leases of queue {lane.queue}"
-        held = [leased for leased in lane.held.copy().values() if leased.phase != GONE]
+        held = [leased for leased in lane.held.copy().values() if leased.phase is not RELEASED]
         if not held:
             self._outage.worked(part)
         for batch in ops.batches(held, _size):
@@ -194,15 +194,15 @@ class ThreadLeaseKeeper:
 
         A repetition of the fetch tells which tasks these are. Return False if the renewal failed.
         """
-        fetch = lane.unanswered
+        fetch = lane.in_flight
         if fetch is None or boot_s() - fetch.since < self._lease_s / 4:
             return True
-        if lane.given_back == fetch.token:
+        if lane.handed_back_token == fetch.token:
             return True
         try:
             ids = self._broker.run(fetch.again, patience=self._patience).ids
             if ids:
-                lane.unread = ids
+                lane.unread_ids = ids
                 leases = [LeaseRef(id, fetch.token) for id in ids]
                 lease_us = int(self._lease_s * 1_000_000)
                 call = ops.renew(lane.keys, leases, lease_us=lease_us)
@@ -215,22 +215,22 @@ class ThreadLeaseKeeper:
     def hand_back_unread(self, lane: QueueState) -> None:
         """Hand back the tasks of a fetch in flight, which cannot start while the loop stalls.
 
-        This thread repeats the fetch to learn its tasks; `lane.revoked` keeps the loop from
+        This thread repeats the fetch to learn its tasks; `lane.revoked_token` keeps the loop from
         starting them.
         """
-        fetch = lane.unanswered
-        if fetch is None or lane.given_back == fetch.token:
+        fetch = lane.in_flight
+        if fetch is None or lane.handed_back_token == fetch.token:
             return
-        lane.revoked = fetch.token  # first: from now on the loop starts none of these tasks
-        if lane.unanswered is not fetch:  # the loop read the answer just before
-            lane.revoked = None
+        lane.revoked_token = fetch.token  # first: from now on the loop starts none of these tasks
+        if lane.in_flight is not fetch:  # the loop read the answer just before
+            lane.revoked_token = None
             return
         try:
             ids = self._broker.run(fetch.again, patience=self._patience).ids
             if ids:
                 backs = [HandedBack(id, fetch.token) for id in ids]
                 self._broker.run(ops.hand_back(lane.keys, backs), patience=self._patience)
-            lane.given_back = fetch.token
+            lane.handed_back_token = fetch.token
         except QsyncError as error:
             self._outage.note(f"hand back what was fetched from queue {lane.queue}", error)
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from qsync.server.clock import boot_s
 from qsync.server.leases import ThreadLeaseKeeper
-from qsync.server.queue_state import READY, LeasedTask, QueueState
+from qsync.server.queue_state import QUEUED, LeasedTask, QueueState
 
 log = logging.getLogger("qsync.server")
 
@@ -83,7 +83,7 @@ class LoopWatchdog:
                 leased = self._ready.pop()
             except IndexError:  # the loop took the last task
                 break
-            if leased.phase != READY:
+            if leased.phase is not QUEUED:
                 continue
             if leased.fetched > limit:
                 self._ready.append(leased)

@@ -54,7 +54,7 @@ class MetricRow(msgspec.Struct, array_like=True):
                 mine[at] += count
 
 
-def total(rows: Iterable[MetricRow]) -> list[MetricRow]:
+def merged(rows: Iterable[MetricRow]) -> list[MetricRow]:
     """Return one row for each queue and type, with the sums of its rows."""
     sums: dict[tuple[str, str], MetricRow] = {}
     for row in rows:
@@ -62,9 +62,9 @@ def total(rows: Iterable[MetricRow]) -> list[MetricRow]:
     return list(sums.values())
 
 
-def over(rows: Iterable[MetricRow]) -> list[MetricRow]:
+def closed(rows: Iterable[MetricRow]) -> list[MetricRow]:
     """Return the rows of a server that has ended: the counts stay, and nothing runs."""
-    left = total(rows)
+    left = merged(rows)
     for row in left:
         row.running = 0
     return left
@@ -93,9 +93,9 @@ class MetricTotals:
     def end(self, source: MetricSource) -> None:
         """Remove a source that has ended, and keep its counts."""
         past, sources = self._state
-        self._state = total([*past, *over(source.rows)]), sources - {source}
+        self._state = merged([*past, *closed(source.rows)]), sources - {source}
 
     def rows(self) -> list[MetricRow]:
         """Return the sums of the latest rows of all sources."""
         past, sources = self._state
-        return total([*past, *(row for source in sources for row in source.rows)])
+        return merged([*past, *(row for source in sources for row in source.rows)])

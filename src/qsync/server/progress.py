@@ -62,7 +62,7 @@ class Progress:
                 rows = [
                     (leased.id, leased.token, *leased.progress)
                     for leased in waiting
-                    if leased.progress is not None and leased.phase == RUNNING
+                    if leased.progress is not None and leased.phase is RUNNING
                 ]
                 for part in ops.batches(rows, lambda row: len(row[0])):
                     await self._broker.run(ops.progress(self._lanes[queue].keys, part))

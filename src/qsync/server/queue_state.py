@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -36,13 +37,22 @@ class Claim(Protocol):
         Safe to call on any thread."""
 
 
-READY: Final = 0
-"""The task is leased and waits for a slot."""
-RUNNING: Final = 1
-SETTLING: Final = 2
-"""The task has ended, and the store does not know it yet."""
-GONE: Final = 3
-"""The server no longer holds the task."""
+class Phase(IntEnum):
+    """How far a leased task is on this server."""
+
+    QUEUED = 0
+    """It waits for a slot."""
+    RUNNING = 1
+    SETTLING = 2
+    """It has ended, and the store does not know it yet."""
+    RELEASED = 3
+    """The server no longer holds it."""
+
+
+QUEUED: Final = Phase.QUEUED
+RUNNING: Final = Phase.RUNNING
+SETTLING: Final = Phase.SETTLING
+RELEASED: Final = Phase.RELEASED
 
 
 class LeasedTask(msgspec.Struct, eq=False):
@@ -63,7 +73,7 @@ class LeasedTask(msgspec.Struct, eq=False):
     since_us: int = 0
     """Time at which the task became runnable, by the store's clock, in microseconds; 0: at its
     enqueue or due time."""
-    phase: int = READY
+    phase: Phase = QUEUED
     stop: Stop | None = None
     info: TaskInfo | None = None
     task: asyncio.Task[None] | None = None
@@ -140,9 +150,27 @@ class QueueState:
     """One queue of a server: the state of its fetches, and the tasks leased from it."""
 
     __slots__ = (
-        "answered", "empty", "flown", "full", "generation", "given_back", "held", "keys",
-        "last_fetch", "met_unknown", "more", "next_due", "number", "queue", "refused", "revoked",
-        "store_now_us", "store_seen", "unanswered", "unread", "wanted",
+        "answered",
+        "exhausted",
+        "generation",
+        "handed_back_token",
+        "has_more_pending",
+        "held",
+        "in_flight",
+        "keys",
+        "last_fetch",
+        "next_due",
+        "number",
+        "queue",
+        "refused",
+        "requested",
+        "revoked_token",
+        "sent_at",
+        "store_now_read_at",
+        "store_now_us",
+        "unknown_type_at",
+        "unread_ids",
+        "upkeep_pending",
     )  # fmt: skip
 
     def __init__(self, keys: QueueKeys) -> None:
@@ -152,25 +180,25 @@ class QueueState:
         """Leased tasks by id; the heartbeat thread reads copies of it."""
         self.number = 0
         """Number of the last fetch sent."""
-        self.unanswered: FetchInFlight | None = None
+        self.in_flight: FetchInFlight | None = None
         """Fetch without an answer, or None; the heartbeat thread reads it."""
-        self.revoked: str | None = None
+        self.revoked_token: str | None = None
         """Token of a fetch whose tasks the heartbeat thread hands back unread."""
-        self.given_back: str | None = None
+        self.handed_back_token: str | None = None
         """Token of the last fetch whose tasks went back unread."""
-        self.unread: Sequence[str] = ()
+        self.unread_ids: Sequence[str] = ()
         """Ids that the heartbeat thread renewed for a fetch whose answer is unread."""
-        self.wanted = 0
+        self.requested = 0
         """Number of tasks that the fetch in flight asks for."""
-        self.flown = 0.0
+        self.sent_at = 0.0
         """Time at which the fetch in flight was sent, by boot_s."""
-        self.empty = False
+        self.exhausted = False
         """True if the last fetch left no tasks: wait for a wake."""
-        self.full = False
+        self.has_more_pending = False
         """True if the last fetch left pending tasks."""
         self.refused = False
         """True if the store refused the last settlements: fetch nothing until it accepts them."""
-        self.more = False
+        self.upkeep_pending = False
         """True if more upkeep of the queue is due at once."""
         self.last_fetch = -1e9
         """Time of the last answer to a fetch, by boot_s."""
@@ -178,13 +206,13 @@ class QueueState:
         """Time of the last answer to a fetch or a look, by boot_s."""
         self.next_due: float | None = None
         """Time at which a task or upkeep of the queue is next due, by boot_s."""
-        self.met_unknown = -1e9
+        self.unknown_type_at = -1e9
         """Time at which this server last handed back a task without a handler, by boot_s."""
         self.generation: str | None = None
         """Generation of the queue's data at the last fetch."""
         self.store_now_us = 0
         """Store's clock at the last fetch, in microseconds; 0 before the first fetch."""
-        self.store_seen = 0.0
+        self.store_now_read_at = 0.0
         """Time at which that fetch was sent, by boot_s."""
 
     def store_time_us(self) -> int:
@@ -192,12 +220,12 @@ class QueueState:
         first fetch."""
         if not self.store_now_us:
             return 0
-        return self.store_now_us + int((boot_s() - self.store_seen) * 1_000_000)
+        return self.store_now_us + int((boot_s() - self.store_now_read_at) * 1_000_000)
 
     def drop(self, tasks: Iterable[LeasedTask]) -> None:
         """Remove tasks that the server no longer holds."""
         held = self.held
         for leased in tasks:
-            leased.phase = GONE
+            leased.phase = RELEASED
             if held.get(leased.id) is leased:
                 del held[leased.id]

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any, Final
 
 from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
-from qsync.server.metrics import BOUNDS, OTHER, OUTCOMES, MetricRow, total
+from qsync.server.metrics import BOUNDS, OTHER, OUTCOMES, MetricRow, merged
 from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
 
 TYPES: Final = 100
@@ -59,8 +59,8 @@ class RunMetrics:
         leased.began = now = monotonic()
         if leased.failure.attempts or leased.crashes:
             return
-        if queue.seen != lane.store_seen:
-            queue.seen = lane.store_seen
+        if queue.seen != lane.store_now_read_at:
+            queue.seen = lane.store_now_read_at
             queue.ahead_s = lane.store_time_us() / 1e6 - monotonic()
         due_us = leased.since_us or (
             message.enqueued_at_us if message.options is None else message.due_us
@@ -98,9 +98,9 @@ class RunMetrics:
                 type = of_queue[0].type if of_queue else OTHER
                 rows.append(MetricRow(queue.lane.queue, type, unknown=queue.unknown))
             for leased in queue.lane.held.copy().values():
-                if leased.phase == RUNNING and leased.row is not None:
+                if leased.phase is RUNNING and leased.row is not None:
                     rows.append(MetricRow(queue.lane.queue, leased.row.type, running=1))
-        return total(rows)
+        return merged(rows)
 
     def _queue(self, lane: QueueState) -> _Queue:
         return self._queues.setdefault(lane.queue, _Queue(lane))

@@ -28,8 +28,8 @@ from qsync.server.isolation_timer import Isolation
 from qsync.server.outage_log import Outage
 from qsync.server.progress import Progress
 from qsync.server.queue_state import (
-    GONE,
-    READY,
+    QUEUED,
+    RELEASED,
     RUNNING,
     LeasedTask,
     NotBegun,
@@ -129,7 +129,7 @@ class Runner:
                 leased = ready.popleft()
             except IndexError:  # a heartbeat thread took the last task
                 break
-            if leased.phase != READY:
+            if leased.phase is not QUEUED:
                 continue
             if leased.crashes >= suspected:
                 suspects.waiting.append(leased)
@@ -144,7 +144,7 @@ class Runner:
         """Start the suspects that may run together."""
         free = self._concurrency - self._capacity.running
         for leased in self._suspects.take_together(time.monotonic(), free=free):
-            if leased.phase == READY:
+            if leased.phase is QUEUED:
                 self._begin(leased)
 
     def _try_suspects(self) -> None:
@@ -160,28 +160,28 @@ class Runner:
                     self._suspect_timer = self._loop.call_later(delay, self._suspect_is_due)
                 return
             suspects.waiting.remove(leased)
-            if leased.phase == READY:
+            if leased.phase is QUEUED:
                 suspects.begin_alone(leased, now)
-                self._begin(leased)
-                if leased.phase != RUNNING:
+                if not self._begin(leased):
                     suspects.alone = None
 
     def _suspect_is_due(self) -> None:
         self._suspect_timer = None
         self._start_some()
 
-    def _begin(self, leased: LeasedTask) -> None:
+    def _begin(self, leased: LeasedTask) -> bool:
+        """Start a task; return False if this server has no handler for it."""
         message = leased.message
         options = message.options
         way = self._invoker.find(message.type)
         if way is None:
-            leased.lane.met_unknown = boot_s()
+            leased.lane.unknown_type_at = boot_s()
             record = outcome.unknown_type(leased, leased.lane.store_time_us())
             self._failures.unknown(leased, record)
             if self._metrics is not None:
                 self._metrics.unknown(leased)
             self.settle(leased, record)
-            return
+            return False
         leased.info = info = TaskInfo(
             id=leased.id,
             type=message.type,
@@ -205,6 +205,7 @@ class Runner:
         if self._metrics is not None:
             self._metrics.started(leased)
         self._starter.start(leased, info, way)
+        return True
 
     def _too_late(self, leased: LeasedTask) -> Any:
         """Return the record for a task that may no longer start; None if it may start."""
@@ -236,7 +237,7 @@ class Runner:
                 limit = self._default_timeout
                 if leased.message.options is not None:
                     limit = self.stopping.timeout_of(leased)
-                if limit is not None and not way.minds_timeout:
+                if limit is not None and not way.enforces_timeout:
                     self.stopping.timeouts.add(leased, limit)
                 value = await way.invoke(info, limit)
                 leased.task = None
@@ -251,7 +252,7 @@ class Runner:
                 record = self._stopped(leased, asyncio.CancelledError())
         except BaseException as error:
             leased.task = None
-            if leased.phase != RUNNING:
+            if leased.phase is not RUNNING:
                 if self._guard.forked:
                     fork_guard.end()
                 return  # `give_up` has settled the task already
@@ -288,7 +289,7 @@ class Runner:
     def _finish(self, leased: LeasedTask, record: Any) -> None:
         if self._guard.forked:
             fork_guard.end()
-        if leased.phase != RUNNING:
+        if leased.phase is not RUNNING:
             return
         if leased.timer is not None:
             leased.timer.cancel()
@@ -314,7 +315,7 @@ class Runner:
         suspects = self._suspects
         if suspects.alone is None and not suspects.together:
             return
-        ended = suspects.alone is not None and suspects.alone.phase == GONE
+        ended = suspects.alone is not None and suspects.alone.phase is RELEASED
         if ended:
             suspects.end(time.monotonic())
         if suspects.together:

@@ -82,12 +82,12 @@ class Server:
         """Number of leases that this server has lost."""
         self.broken = False
         self._mismatch: SchemaMismatch | None = None
-        self.too_many_hung = False
+        self.overloaded_by_hung = False
         """True once more handlers hang than `max_hung` allows; the server then stops."""
         self.told_to_stop = False
         """True once an operator has stopped the server, e.g. from the dashboard. A supervisor must
         not start another server in its place."""
-        self.patient = False
+        self.wait_for_store = False
         """If true, the start retries an unreachable store without limit, until a signal arrives."""
         self.tally: RunMetrics | None = None
         """Collector of run metrics, or None; set it before the start."""
@@ -120,7 +120,7 @@ class Server:
     ) -> None:
         await self.stop()
 
-    def put_around(self, middleware: Middleware) -> None:
+    def add_outer_middleware(self, middleware: Middleware) -> None:
         """Add a middleware outside all others, around every handler; call it before the start."""
         around = (middleware, *self.config.middleware)
         self.config = dataclasses.replace(self.config, middleware=around)
@@ -169,7 +169,7 @@ class Server:
         if self.broken:
             msg = "a part of the server broke; its log says how"
             raise QsyncError(msg)
-        if self.too_many_hung:
+        if self.overloaded_by_hung:
             msg = f"more than {self._max_hung} handlers did not stop when they were told to"
             raise QsyncError(msg)
 
@@ -186,7 +186,7 @@ class Server:
             "%d handlers hang, and %d may (max_hung): the server takes no more tasks and stops",
             count, self._max_hung,
         )  # fmt: skip
-        self.too_many_hung = True
+        self.overloaded_by_hung = True
         self._stopping.set()
         self._runner.stopping.stop_accepting()
 
@@ -227,7 +227,9 @@ class Server:
         config = self.config = self.config.fitted(self.mux)
         self._broker = AsyncBroker(self.address)
         await self._start_part(AtStop(self._broker.aclose))
-        info = await read_store_info(self._broker, self._outage, self._stopping, wait=self.patient)
+        info = await read_store_info(
+            self._broker, self._outage, self._stopping, wait=self.wait_for_store
+        )
         if info is None:
             raise _StopRequested
         check_store(info, self.address, allow_eviction=config.allow_eviction)

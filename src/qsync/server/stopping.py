@@ -19,7 +19,7 @@ from qsync.server.capacity import Capacity
 from qsync.server.clock import boot_s
 from qsync.server.config import Config, seconds
 from qsync.server.crash_isolation import CrashIsolation
-from qsync.server.queue_state import READY, RUNNING, LeasedTask, QueueState, Stop
+from qsync.server.queue_state import QUEUED, RUNNING, LeasedTask, QueueState, Stop
 from qsync.server.timeouts import Timeouts
 
 log = logging.getLogger("qsync.server")
@@ -80,13 +80,13 @@ class Stopping:
 
     def stop(self, leased: LeasedTask, why: Stop) -> None:
         """Stop a running task, or settle or drop one that has not started."""
-        if leased.phase == READY and why == "cancelled":
+        if leased.phase is QUEUED and why == "cancelled":
             self._settle(leased, leased.held)
             return
-        if leased.phase == READY:
+        if leased.phase is QUEUED:
             leased.lane.drop([leased])
             return
-        if leased.phase != RUNNING or leased.stop == "lost":
+        if leased.phase is not RUNNING or leased.stop == "lost":
             return
         leased.stop = why
         if leased.task is not None:
@@ -99,7 +99,7 @@ class Stopping:
 
         Ignore a task that is being settled: the answer to its settlement says what became of it.
         """
-        if leased.phase in (READY, RUNNING):
+        if leased.phase in (QUEUED, RUNNING):
             self._on_lost(1)
             log.warning(
                 "lease of task %s of queue %s was lost", leased.id, leased.lane.queue,
@@ -131,7 +131,7 @@ class Stopping:
     def _give_up(self, leased: LeasedTask) -> None:
         """Free the slot of a handler that ignores its stop, or of a task that could not start
         because the store does not answer."""
-        if leased.phase != RUNNING:
+        if leased.phase is not RUNNING:
             return
         handler = leased.task
         if handler is not None:
@@ -160,7 +160,7 @@ class Stopping:
         limit = boot_s() - older_than
         young: list[LeasedTask] = []
         for leased in [*self._capacity.take_ready(), *self._take_suspects(older_than)]:
-            if leased.phase != READY:
+            if leased.phase is not QUEUED:
                 continue
             if leased.fetched > limit:
                 young.append(leased)
@@ -196,7 +196,7 @@ class Stopping:
         """Return the tasks that have a slot; first those that wait for a thread or a process, so
         that none of them starts while the others are stopped."""
         held = [leased for lane in self._lanes for leased in lane.held.copy().values()]
-        running = [leased for leased in held if leased.phase == RUNNING]
+        running = [leased for leased in held if leased.phase is RUNNING]
         return sorted(running, key=lambda leased: not leased.waits)
 
     def close(self) -> None:

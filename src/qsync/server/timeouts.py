@@ -54,7 +54,7 @@ class Timeouts:
             self._timer.cancel()
 
     def _clear(self, seconds: float) -> None:
-        left = deque(entry for entry in self._queues[seconds] if entry[1].phase == RUNNING)
+        left = deque(entry for entry in self._queues[seconds] if entry[1].phase is RUNNING)
         self._queues[seconds] = left
         self._room[seconds] = 2 * len(left) + SPARE
 
@@ -68,9 +68,9 @@ class Timeouts:
         now = self._loop.time()
         over: list[tuple[float, LeasedTask]] = []
         for seconds, queue in list(self._queues.items()):
-            while queue and (queue[0][1].phase != RUNNING or queue[0][0] <= now):
+            while queue and (queue[0][1].phase is not RUNNING or queue[0][0] <= now):
                 ended = queue.popleft()
-                if ended[1].phase == RUNNING:
+                if ended[1].phase is RUNNING:
                     over.append(ended)
             if not queue:
                 del self._queues[seconds], self._room[seconds]

@@ -67,23 +67,23 @@ class Parent:
             for line in self._lines:
                 server = self.server
                 condition = ServerHealth() if server is None else server.condition()
-                self._tell_rows(
+                self._send_metrics(
                     answer=json.loads(line)["ask"], condition=msgspec.to_builtins(condition)
                 )
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def tell_rows(self) -> None:
+    def send_metrics(self) -> None:
         """Send the server's metrics for the last time."""
-        self._tell_rows()
+        self._send_metrics()
 
-    def _tell_rows(self, **report: Any) -> None:
+    def _send_metrics(self, **report: Any) -> None:
         """Send the metrics; under a lock, so that no thread sends older ones after newer ones."""
         with self._counting:
             tally = None if self.server is None else self.server.tally
             rows = [] if tally is None else msgspec.to_builtins(tally.rows())
-            self.tell(**report, rows=rows)
+            self.send(**report, rows=rows)
 
-    def tell(self, **report: Any) -> bool:
+    def send(self, **report: Any) -> bool:
         """Send a report; return False if the parent has died."""
         try:
             with self._lock:
@@ -93,31 +93,31 @@ class Parent:
             return False
         return True
 
-    def tell_error(self, error: BaseException, trace: str = "") -> None:
+    def send_error(self, error: BaseException, trace: str = "") -> None:
         """Send the error that ends this process to the parent, which logs it.
 
         If the parent has died, log it here.
         """
         ours = isinstance(error, QsyncError | TargetError)
         text = logs.escape(str(error)) if ours else message_of(error)
-        if not self.tell(error=text, trace=trace):
+        if not self.send(error=text, trace=trace):
             log_trace(log, logging.ERROR, text, trace, {})
 
-    def tell_files(self) -> None:
+    def send_files(self) -> None:
         """Send the newly imported source files under the working directory."""
         here = os.path.join(os.getcwd(), "")  # noqa: PTH118, PTH109 - a prefix of texts
         files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
         new = {file for file in files if file and file.startswith(here)} - self._told
         if new:
             self._told |= new
-            self.tell(files=sorted(new))
+            self.send(files=sorted(new))
 
-    def keep_telling_files(self) -> None:
+    def keep_sending_files(self) -> None:
         """Send newly imported files periodically from a thread."""
 
         def work() -> None:
             while True:
-                self.tell_files()
+                self.send_files()
                 time.sleep(LOOK_S)
 
         threading.Thread(target=work, name="qsync-files", daemon=True).start()
@@ -142,11 +142,11 @@ def _serve(order: dict[str, Any], parent: Parent) -> int:
     except Exception as error:
         set_up_logs()
         cause = error.__cause__ if isinstance(error, TargetError) else error
-        parent.tell_error(error, program_trace(cause) if cause is not None else "")
+        parent.send_error(error, program_trace(cause) if cause is not None else "")
         return 2
     finally:
         if order["reload"]:
-            parent.tell_files()
+            parent.send_files()
     set_up_logs()
     logs.catch_uncaught()
     if logs.is_set_up():
@@ -154,11 +154,11 @@ def _serve(order: dict[str, Any], parent: Parent) -> int:
     if order["tally"]:
         server.tally = server.tally or RunMetrics(server.mux.types)
     # Wait for an unreachable store: starting another process would not bring it back sooner.
-    server.patient = True
+    server.wait_for_store = True
     parent.server = server
     if order["reload"]:
-        parent.keep_telling_files()
-    parent.tell(queues=list(server.config.weights))
+        parent.keep_sending_files()
+    parent.send(queues=list(server.config.weights))
     return _run(server, parent, uvloop=order["uvloop"])
 
 
@@ -172,19 +172,19 @@ def _run(server: Server, parent: Parent, *, uvloop: bool) -> int:
         with asyncio.Runner(loop_factory=make_loop) as runner:
             runner.run(
                 server.run(
-                    on_ready=lambda: parent.tell(ready=True),
+                    on_ready=lambda: parent.send(ready=True),
                     # At once: the process may be killed before it has stopped.
-                    on_stop_order=lambda: parent.tell(retired=True),
+                    on_stop_order=lambda: parent.send(retired=True),
                 )
             )
     except QsyncError as error:
-        parent.tell_error(error)
+        parent.send_error(error)
         return 1
     except BaseException as error:  # for example from the lifespan
-        parent.tell_error(error, program_trace(error))
+        parent.send_error(error, program_trace(error))
         return 1
     finally:
-        parent.tell_rows()
+        parent.send_metrics()
     return 1 if server.broken else 0
 
 

@@ -75,9 +75,9 @@ class Child:
         self.retired = False
         """Whether an operator told the child to stop."""
         self.code: int | None = None
-        self.lived: float | None = None
+        self.uptime_s: float | None = None
         """Seconds from readiness to the end of the child; None if it was never ready."""
-        self.told_to_stop = 0
+        self.stop_requests = 0
         self.changed = asyncio.Event()
         """Set when the child is ready, and when it has ended."""
         self.ended = asyncio.Event()
@@ -103,7 +103,7 @@ class Child:
         A child that is killed while it serves has started: one of its tasks may have killed it.
         Such a task is dead once it has killed `max_crashes` servers.
         """
-        return self.lived is None or (self.lived < FIRST_S and self.error is not None)
+        return self.uptime_s is None or (self.uptime_s < FIRST_S and self.error is not None)
 
     async def start(self, plan: Plan) -> asyncio.StreamReader:
         """Start the process, send it its order and return the reader of its reports."""
@@ -143,7 +143,7 @@ class Child:
         unheard_s = time.monotonic() - self._heard_at
         return ProcessHealth(self.number, self.pid, condition, unheard_s)
 
-    def hear(self, report: Mapping[str, Any]) -> None:
+    def on_report(self, report: Mapping[str, Any]) -> None:
         """Apply a report from the child."""
         self.error = report.get("error", self.error)
         self.trace = report.get("trace", self.trace)
@@ -166,7 +166,7 @@ class Child:
             raise RuntimeError(msg)
         self.code = await self._process.wait()
         if self._ready_at is not None:
-            self.lived = time.monotonic() - self._ready_at
+            self.uptime_s = time.monotonic() - self._ready_at
         if self._killer is not None:
             self._killer.cancel()
         return self.code
@@ -182,7 +182,7 @@ class Child:
 
         The child counts the signals: with each call it stops more urgently.
         """
-        self.told_to_stop += 1
+        self.stop_requests += 1
         self._signal(signal.SIGTERM)
         if self._killer is not None:
             self._killer.cancel()
@@ -204,7 +204,7 @@ class Child:
         if self._writer is not None:
             self._writer.close()
 
-    def manner(self) -> str:
+    def exit_reason(self) -> str:
         """Describe how the child ended."""
         code = self.code
         if code is None:

@@ -64,15 +64,15 @@ class _Slot:
     restarts: int = 0
     retired: bool = False
     """Whether an operator stopped the child; the slot then stays empty."""
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the child ends, when it is replaced, and when the worker stops."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def delay(self, child: Child) -> float:
         """Return the seconds to wait before restarting, given the child that ended."""
-        lived = child.lived or 0.0
+        uptime_s = child.uptime_s or 0.0
         self.failures = self.failures + 1 if child.failed_to_start else 0
-        self.restarts = 0 if lived >= STEADY_S else self.restarts
+        self.restarts = 0 if uptime_s >= STEADY_S else self.restarts
         self.restarts += 1
         first = RETRY_START_S if self.failures else 0.1
         return min(5.0, first * 2.0 ** (self.restarts - 1))
@@ -80,9 +80,9 @@ class _Slot:
 
 def _tell_end(child: Child, level: int, then: str = "") -> None:
     """Log how a child ended, in one record."""
-    failed = child.failed_to_start and not child.told_to_stop
+    failed = child.failed_to_start and not child.stop_requests
     verb = "failed to start" if failed else "ended"
-    text = f"process {child.number} (pid {child.pid}) {verb}: {child.manner()}"
+    text = f"process {child.number} (pid {child.pid}) {verb}: {child.exit_reason()}"
     log_trace(log, level, f"{text}; {then}" if then else text, child.trace, {})
 
 
@@ -91,7 +91,7 @@ async def _report(slot: _Slot, child: Child | None, patience: float) -> ProcessH
         return ProcessHealth(slot.number, 0, None, ended="has not started yet")
     if child.ended.is_set():
         # Omit the error's text: it may hold secrets, and any client of the health port sees it.
-        how = child.manner().partition(": ")[0]
+        how = child.exit_reason().partition(": ")[0]
         return ProcessHealth(slot.number, child.pid, None, ended=f"ended: {how}")
     return await child.ask(patience)
 
@@ -124,7 +124,7 @@ class Supervisor:
         with self._signals():
             async with asyncio.TaskGroup() as self._tasks:
                 for slot in self._slots:
-                    self._tasks.create_task(self._keep(slot))
+                    self._tasks.create_task(self._supervise_slot(slot))
                 if self._plan.reload:
                     self._tasks.create_task(self._reload())
         if reaping is not None:
@@ -158,14 +158,14 @@ class Supervisor:
 
     # Running one child in each slot.
 
-    async def _keep(self, slot: _Slot) -> None:
+    async def _supervise_slot(self, slot: _Slot) -> None:
         """Keep a child running in this slot until the worker stops."""
         slot.child = child = await self._launch(slot)
         while not self._stopping.is_set():
-            slot.news.clear()
+            slot.changed.clear()
             child = slot.child
             if not child.ended.is_set():
-                await slot.news.wait()
+                await slot.changed.wait()
                 continue
             if child.retired:
                 self._retire(slot)
@@ -193,7 +193,7 @@ class Supervisor:
         self._restarts += 1
         if self._plan.reload and child.failed_to_start:
             _tell_end(child, logging.ERROR, "it is started again when a file changes")
-            await slot.news.wait()
+            await slot.changed.wait()
             return
         if child.failed_to_start:
             tries = f"try {slot.failures} of {TRIES}, the next in {delay:.1f} s"
@@ -201,7 +201,7 @@ class Supervisor:
         else:
             _tell_end(child, logging.WARNING, f"another starts in {delay:.1f} s")
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(slot.news.wait(), delay)
+            await asyncio.wait_for(slot.changed.wait(), delay)
 
     async def _launch(self, slot: _Slot) -> Child:
         """Start and return a new child; if the start fails, the child has already ended."""
@@ -217,20 +217,22 @@ class Supervisor:
         finally:
             self._launching -= 1
         self._ledger.add(child)
-        self._tasks.create_task(self._attend(slot, child, reader))
+        self._tasks.create_task(self._reap(slot, child, reader))
         log.info("process %d started, pid %d, server %s", child.number, child.pid, child.server_id)
         if self._stopping.is_set():
             child.stop(self._patience)
         return child
 
-    async def _attend(self, slot: _Slot, child: Child, reader: asyncio.StreamReader) -> None:
+    async def _reap(self, slot: _Slot, child: Child, reader: asyncio.StreamReader) -> None:
         """Read a child's reports until it ends, then abandon its leases and log its end."""
         listening = asyncio.create_task(self._listen(child, reader))
         code = await child.wait()
         self._children.discard(child)
-        stopped_early = child.told_to_stop > 0 and child.lived is None and code == -signal.SIGTERM
+        stopped_early = (
+            child.stop_requests > 0 and child.uptime_s is None and code == -signal.SIGTERM
+        )
         clean = code == 0 or stopped_early
-        if not clean or child.told_to_stop > 1:
+        if not clean or child.stop_requests > 1:
             self._abandoner.add(child.server_id, child.queues, again=not self._stopping.is_set())
         # All that the child wrote has arrived by now, but EOF may not come: a grandchild may hold
         # the socket too.
@@ -238,29 +240,29 @@ class Supervisor:
         listening.cancel()
         child.close()
         self._ledger.end(child)
-        if child.told_to_stop:
+        if child.stop_requests:
             self._unclean = self._unclean or (self._stopping.is_set() and not clean)
             _tell_end(child, logging.INFO if clean else logging.ERROR)
         child.has_ended(code)
-        slot.news.set()
+        slot.changed.set()
 
     async def _listen(self, child: Child, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(ConnectionError, ValueError):
             while line := await reader.readline():
                 report = json.loads(line)
                 self._watch.add(report.get("files", ()))
-                child.hear(report)
+                child.on_report(report)
 
     def _give_up(self, child: Child) -> None:
         self._failed = (
             f"process {child.number} failed to start {TRIES} times in a row, "
-            f"the last time: {child.manner()}"
+            f"the last time: {child.exit_reason()}"
         )
         self._stop()
 
     # Replacing children.
 
-    async def _roll(self) -> None:
+    async def _rolling_restart(self) -> None:
         """Replace the children one after another, up to the first replacement that fails."""
         async with self._rolling:
             for slot in self._slots:
@@ -280,13 +282,15 @@ class Supervisor:
                 await asyncio.wait_for(new.ended.wait(), FIRST_S)
         if new.ended.is_set() or not new.changed.is_set():
             if not self._stopping.is_set():
-                what = new.manner() if new.ended.is_set() else f"not ready after {START_S:.0f} s"
+                what = (
+                    new.exit_reason() if new.ended.is_set() else f"not ready after {START_S:.0f} s"
+                )
                 log.error("the new process failed to start: %s", what)
             new.kill()
             return False
         slot.child = new
         slot.failures = slot.restarts = 0
-        slot.news.set()
+        slot.changed.set()
         if old is not None and not old.ended.is_set():
             old.stop(self._patience)
             if not self._plan.reload:
@@ -300,7 +304,7 @@ class Supervisor:
                 await asyncio.wait_for(self._stopping.wait(), 0.5)
             if changed := self._watch.look():
                 log.info("%s changed: replacing the processes", ", ".join(changed))
-                await self._roll()
+                await self._rolling_restart()
 
     # Signals.
 
@@ -314,7 +318,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         reactions = {signal.SIGTERM: self._on_stop, signal.SIGINT: self._on_stop}
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
-            reactions[signal.SIGHUP] = self._on_hang_up
+            reactions[signal.SIGHUP] = self._on_sighup
         for number, reaction in reactions.items():
             loop.add_signal_handler(number, reaction)
         try:
@@ -338,13 +342,13 @@ class Supervisor:
                 self._plan.shutdown_timeout,
             )
         for slot in self._slots:
-            slot.news.set()
+            slot.changed.set()
         for child in list(self._children):
             child.stop(self._patience)
 
-    def _on_hang_up(self) -> None:
+    def _on_sighup(self) -> None:
         if self._was_terminal and not os.isatty(sys.stdin.fileno()):
             self._stop()  # the terminal was closed, so this is no request to restart
         elif not self._stopping.is_set():
             log.info("SIGHUP: replacing the processes one after another")
-            self._tasks.create_task(self._roll())
+            self._tasks.create_task(self._rolling_restart())
