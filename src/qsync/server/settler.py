@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -45,6 +45,7 @@ class Part(NamedTuple):
     verb: str
     operation: Operation
     entries: Sequence[Entry]
+    records: Sequence[Record]
 
 
 _VERBS: Final[dict[type, tuple[str, Operation]]] = {
@@ -189,7 +190,7 @@ class Settler:
 
     async def _send(self, parts: Sequence[Part]) -> list[tuple[Part, QsyncError]]:
         """Make the calls of these parts; return the refused parts with their errors."""
-        calls = [part.operation(self.lane.keys, [*map(_record_of, part.entries)]) for part in parts]
+        calls = [part.operation(self.lane.keys, part.records) for part in parts]
         answers = await self._broker.run_many(calls)
         refused = []
         for part, answer in zip(parts, answers, strict=True):
@@ -208,7 +209,7 @@ class Settler:
             for (leased, record), outcome in zip(part, outcomes, strict=True):
                 if leased is not None:
                     self._metrics.settled(leased, record if outcome != "lost" else None)
-        self.lane.drop(filter(None, map(_task_of, part)))
+        self.lane.drop([leased for leased, _ in part if leased is not None])
         if lost := outcomes.count("lost"):
             self._note_lost(verb, part, outcomes)
             self._on_lost(lost)
@@ -226,14 +227,17 @@ class Settler:
             )  # fmt: skip
 
 
-_task_of: Final = itemgetter(0)
-_record_of: Final = itemgetter(1)
 _result_of: Final = attrgetter("result")
 
 
 def _parts(entries: Sequence[Entry]) -> Iterator[Part]:
     """Yield the entries grouped by kind of record and split into calls."""
-    kinds = dict.fromkeys(map(type, map(_record_of, entries)))
+    records = [record for _, record in entries]
+    kinds = dict.fromkeys(map(type, records))
+    small = len(entries) <= BATCH_SIZE and [*kinds] == [Completion]
+    if small and not any(map(_result_of, records)):  # by far the most frequent case
+        yield Part("complete", ops.complete, entries, records)
+        return
     for kind in kinds:
         chosen = entries
         if len(kinds) > 1:
@@ -243,16 +247,16 @@ def _parts(entries: Sequence[Entry]) -> Iterator[Part]:
         else:
             verb, operation = _VERBS[kind]
             for part in ops.batches(chosen, _size):
-                yield Part(verb, operation, part)
+                yield Part(verb, operation, part, [record for _, record in part])
 
 
 def _completing(entries: Sequence[Entry], operation: Operation = ops.complete) -> Iterator[Part]:
-    if any(map(_result_of, map(_record_of, entries))):
+    if any(record.result for _, record in entries):  # type: ignore[union-attr]
         parts = ops.batches(entries, _size)
     else:
         parts = (entries[at : at + BATCH_SIZE] for at in range(0, len(entries), BATCH_SIZE))
     for part in parts:
-        yield Part("complete", operation, part)
+        yield Part("complete", operation, part, [record for _, record in part])
 
 
 def _without_room(entries: Sequence[Entry]) -> Iterator[Part]:
