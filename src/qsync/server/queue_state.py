@@ -1,4 +1,19 @@
-"""The state of a server's queues, and of the tasks that it has leased from them."""
+"""The state of a server's queues, and of the tasks that it has leased from them.
+
+The event loop (L) and a heartbeat thread (H) share some fields without a lock: each access is one
+operation that the interpreter makes atomic.
+
+    LeasedTask.expires             L and H write after a renewal; L reads before a start
+    LeasedTask.phase               L writes; H sets RELEASED for what it handed back
+    QueueState.held                L writes, H removes what it handed back; H reads a copy
+    QueueState.in_flight           L writes; H reads, to repeat a fetch that L cannot read
+    QueueState.unread_ids          H writes the ids that it renewed so; L takes them
+    QueueState.revoked_token       H writes before it hands back a fetch unread, and checks
+                                   `in_flight` afterwards; L starts none of its tasks
+    QueueState.handed_back_token   H alone
+
+All other fields are L's alone.
+"""
 
 from __future__ import annotations
 
