@@ -341,6 +341,8 @@ def test_no_template_or_script_can_let_markup_through() -> None:
 def test_only_the_web_part_knows_starlette_and_it_reaches_the_store_through_the_inspector() -> None:
     for path in WEB.parent.rglob("*.py"):
         names = {name.partition(".")[0] for name in imports(path)}
+        if path in (WEB.parent / "contrib" / "fastapi.py", WEB.parent / "contrib" / "starlette.py"):
+            continue  # they mount the dashboard into such applications
         if WEB not in path.parents:
             assert not names & {"starlette", "jinja2", "markupsafe"}, path
         else:
