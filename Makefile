@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 SOURCES := pyproject.toml README.md $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: help demo test test-most test-chaos test-alone test-redis test-again soak bench bench-peers check format clean
+.PHONY: help demo docs test test-most test-chaos test-alone test-redis test-again soak bench bench-peers check format clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -17,6 +17,7 @@ help:
 	@echo "make soak    the tests that take long"
 	@echo "make bench   measure qsync on this machine, beside the floor; charts go to .bench"
 	@echo "make bench-peers  the same work by qsync and by twelve other queues; PEERS=\"arq huey\" for some"
+	@echo "make docs    build the documentation site into site/"
 	@echo "make check   linters, types, import floors"
 	@echo "make format  put the code into its shape"
 	@echo "make clean   remove .venv, .bench and caches"
@@ -84,6 +85,11 @@ ROUNDS ?= 3
 bench-peers: $(VENV)/installed
 	$(BIN)/python -m benchmarks peers --rounds $(ROUNDS) $(if $(SCALE),--scale $(SCALE)) $(if $(PEERS_PYTHON),--python $(PEERS_PYTHON)) $(PEERS)
 
+# Fails at any warning; needs no network.
+docs: $(VENV)/installed-dev
+	$(BIN)/python -m tools.settings_reference --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -95,7 +101,7 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) $(REDIS_ENVS) .bench dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(REDIS_ENVS) .bench dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qsync needs Python 3.11 or newer: make PYTHON=python3.11")'

@@ -1,0 +1,61 @@
+"""Docstrings with aligned columns, for the pages that are made from them.
+
+A paragraph of a docstring such as
+
+    queue   name of the queue
+    retry   how many attempts may follow the first one,
+            when attempts fail
+
+is a list of names, each with a text. mkdocstrings loads this file as an extension of Griffe, and
+`tools/settings_reference.py` reads the options of the code by it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import griffe
+
+ROW: Final = re.compile(r"(\w+(?:, \w+)* {2,})\S.*")
+NAMES: Final = re.compile(r"\w+(?:, \w+)*")
+
+
+def rows(paragraph: str) -> list[tuple[str, str]]:
+    """Return the names and texts of a paragraph; an empty list if it has no columns."""
+    lines = paragraph.splitlines()
+    columns = [len(row[1]) for line in lines if (row := ROW.fullmatch(line))]
+    if not columns:
+        return []
+    found: list[tuple[str, str]] = []
+    for line in lines:
+        name, text = line[: columns[0]], line[columns[0] :].strip()
+        if not name.strip() and found:
+            found[-1] = (found[-1][0], f"{found[-1][1]} {text}")
+        elif name.endswith(" ") and NAMES.fullmatch(name.strip()):
+            found.append((name.strip(), text))
+        else:
+            return []
+    return found
+
+
+def all_rows(docstring: str) -> dict[str, str]:
+    """Return the names and texts of all paragraphs of a docstring that have columns."""
+    return {name: text for part in docstring.split("\n\n") for name, text in rows(part)}
+
+
+def to_markdown(docstring: str) -> str:
+    """Return the docstring with its columns as lists."""
+    return "\n\n".join(
+        "\n".join(f"* `{name}`: {text}" for name, text in rows(part)) or part
+        for part in docstring.split("\n\n")
+    )
+
+
+class Columns(griffe.Extension):
+    """Turns the columns of all docstrings into lists."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Rewrite the docstring of an object that was loaded."""
+        if obj.docstring is not None:
+            obj.docstring.value = to_markdown(obj.docstring.value)

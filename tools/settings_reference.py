@@ -1,0 +1,146 @@
+"""python -m tools.settings_reference: write into docs/reference/settings.md what each option is.
+
+The options are read from the code: names and defaults from signatures, meanings from docstrings.
+`--check` says whether the page is right and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, fields
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from qsync import ExponentialBackoff, Qsync, Task
+from qsync.server.config import Config
+from qsync.web import create_app
+from tools import cli_reference
+from tools.docstring_columns import all_rows
+
+PAGE: Final = Path(__file__).parents[1] / "docs" / "reference" / "settings.md"
+MARK: Final = "<!-- from here on written by python -m tools.settings_reference -->"
+
+TITLES: Final = {
+    "The app": (Qsync, "`Qsync(url, prefix=..., ...)`. All options of a server may be given too."),
+    "Tasks": (
+        Task,
+        "`Task(type, payload, ...)`, `@app.task(...)`, `fn.options(...)` and `@app.periodic(...)`.",
+    ),
+    "Schedules": (
+        Qsync.periodic,
+        "`@app.periodic(...)`, besides the options of tasks. One of `cron` and `every` is needed.",
+    ),
+    "Back-off": (ExponentialBackoff, "`retry_delay=ExponentialBackoff(...)`."),
+    "The dashboard": (create_app, "`qsync.web.create_app(inspector, ...)`."),
+}
+"""Sections of options that are parameters, with what takes them."""
+
+
+def worker_options() -> set[str]:
+    """Return the long options of `qsync worker`."""
+    [worker] = [one for path, one in cli_reference.commands() if path == "qsync worker"]
+    return {name for one in worker.params for name in one.opts if name.startswith("--")}
+
+
+def shown(value: Any) -> str:
+    """Return a default as a cell of a table."""
+    if value is inspect.Parameter.empty:
+        return "required"
+    if isinstance(value, timedelta):
+        return f"`timedelta(days={value.days})`"
+    return f"`{value!r}`"
+
+
+def parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, str]]:
+    """Return default and meaning of each parameter that the docstring has in columns."""
+    known = inspect.signature(function).parameters
+    described = all_rows(inspect.getdoc(function) or "")
+    return {name: (known[name].default, text) for name, text in described.items()}
+
+
+def server_options() -> dict[str, tuple[Any, str]]:
+    """Return default and meaning of each option of a server."""
+    described = all_rows(inspect.getdoc(Config) or "")
+    defaults = {
+        one.name: one.default if one.default_factory is MISSING else one.default_factory()
+        for one in fields(Config)
+    }
+    return {name: (defaults[name], described[name]) for name in defaults}
+
+
+def reference() -> str:
+    """Return the generated part of the page."""
+    return "\n".join(_sections())
+
+
+def _sections() -> Iterator[str]:
+    yield from _section("The app", *TITLES["The app"])
+    yield "\n## Servers\n"
+    yield (
+        "`Config`, as keyword arguments of `app.server(...)` and, as defaults, of `Qsync(...)`; "
+        "and the options of `qsync worker`. Durations are seconds or a `timedelta`.\n"
+    )
+    yield from _table(server_options(), _worker_names())
+    for title in list(TITLES)[1:]:
+        yield from _section(title, *TITLES[title])
+
+
+def _section(title: str, function: Callable[..., Any], where: str) -> Iterator[str]:
+    yield f"\n## {title}\n"
+    yield f"{where}\n"
+    yield from _table(parameters(function))
+
+
+def _worker_names() -> dict[str, str]:
+    """Return the option of `qsync worker` for each option of a server that has one."""
+    names = {"processes": "--task-processes"}
+    taken = worker_options()
+    options = {
+        one.name: names.get(one.name, f"--{one.name.replace('_', '-')}") for one in fields(Config)
+    }
+    return {name: option for name, option in options.items() if option in taken}
+
+
+def _table(
+    options: Mapping[str, tuple[Any, str]], worker: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    yield f"| option | default | |{'' if worker is None else ' `qsync worker` |'}"
+    yield f"|---|---|---|{'' if worker is None else '---|'}"
+    for name, (default, text) in options.items():
+        cells = [f"`{name}`", shown(default), _sentence(text)]
+        if worker is not None:
+            cells.append(f"`{worker[name]}`" if name in worker else "")
+        yield f"| {' | '.join(cells)} |"
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:].replace("|", "\\|").rstrip(".") + "."
+
+
+def generated(page: str) -> str:
+    """Return the page with its generated part as it must be."""
+    head, mark, _ = page.partition(MARK)
+    if not mark:
+        raise ValueError(f"there is no line {MARK}")
+    return f"{head}{MARK}\n{reference()}\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.settings_reference")
+    parser.add_argument("--check", action="store_true")
+    page = PAGE.read_text("utf-8")
+    right = generated(page)
+    if not parser.parse_args().check:
+        PAGE.write_text(right, "utf-8")
+    elif page != right:
+        sys.stdout.write(f"{PAGE.name} is not right: run python -m tools.settings_reference\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
