@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ class Address:
     `settings`: settings of every connection (credentials, db, TLS, path), which are never shown.
     `finder`: settings of the clients that ask the Sentinels, including `min_other_sentinels` and
     `force_master_ip` of redis-py's Sentinel; for a cluster its `address_remap`.
+    `clock`: time for the scripts, in microseconds, in tests; None: they use the store's clock.
     """
 
     kind: Literal["node", "cluster", "sentinel"]
@@ -23,6 +24,7 @@ class Address:
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
     finder: Mapping[str, Any] = field(default_factory=dict, repr=False)
     tls: bool = False
+    clock: Callable[[], int] | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         db = self.settings.get("db") or ""

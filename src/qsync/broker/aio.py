@@ -209,6 +209,7 @@ class AsyncBroker(BaseBroker[AioPool]):
         self, calls: Sequence[Call[Any]], ends: float, overlap: Callable[[], None] = noop
     ) -> list[Any]:
         """Try the calls once; return for each its reply or the error."""
+        calls = self._timed(calls)
         if (slots := self._slots) is not None:
             tries = [self._try_in_cluster(slots, call, ends) for call in calls]
             return list(await asyncio.gather(*tries))

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Final, Generic, Literal, Self, TypeVar
 
+from msgspec.structs import replace
+
 from qsync.backoff import Backoff
 from qsync.broker import redis_clients
 from qsync.broker.address import Address
@@ -83,6 +85,18 @@ class BaseBroker(Generic[PoolT]):
             return None if self._slots is None else self._slots.best_guess(key)
         except LIBRARY_ERRORS:
             return None
+
+    def _timed(self, calls: Sequence[Call[T]]) -> Sequence[Call[T]]:
+        """Return the calls with the time of the address's clock; unchanged without a clock."""
+        if (clock := self.address.clock) is None:
+            return calls
+        now_us = clock()
+        return [
+            replace(call, args=(now_us, *call.args[1:]))
+            if call.script.timed and call.args[0] == ""
+            else call
+            for call in calls
+        ]
 
     def _address_of(self, node: Node | None) -> Address:
         return self.address if node is None else redis_clients.at_node(self.address, *node)

@@ -130,6 +130,7 @@ class Broker(BaseBroker[Pool]):
         self, calls: Sequence[Call[Any]], ends: float, overlap: Callable[[], None] = noop
     ) -> list[Any]:
         """Try the calls once; return for each its reply or the error."""
+        calls = self._timed(calls)
         if (slots := self._slots) is not None:
             return [self._try_in_cluster(slots, call, ends) for call in calls]
         replies: list[Any] = self._run_exchanges(

@@ -66,6 +66,15 @@ def _supported(address: Address) -> Address:
     return address
 
 
+DRIVER: Final[dict[str, Any]] = (
+    {"driver_info": redis.DriverInfo(lib_version=redis.__version__)}
+    if hasattr(redis, "DriverInfo")
+    else {}
+)
+"""The version that connections report. By default redis-py looks it up in the metadata of its
+package for each connection, which takes some milliseconds."""
+
+
 def _common(address: Address, read_timeout: float, retry: Any) -> dict[str, Any]:
     settings = {
         "socket_connect_timeout": CONNECT_TIMEOUT,
@@ -75,6 +84,8 @@ def _common(address: Address, read_timeout: float, retry: Any) -> dict[str, Any]
         "protocol": 2,
         "retry": retry(redis.backoff.NoBackoff(), 0),
     }
+    if not settings.keys() & {"driver_info", "lib_name", "lib_version"}:
+        settings |= DRIVER
     if address.tls:
         settings = {"ssl_cert_reqs": "required", "ssl_check_hostname": True, **settings}
     if not isinstance(settings.get("socket_keepalive_options"), Mapping):
@@ -156,4 +167,6 @@ def _watchers(pool: Any) -> list[Any]:
 
 def at_node(address: Address, host: str, port: int) -> Address:
     """Return the address of one node of a cluster."""
-    return Address("node", ((host, port),), settings=address.settings, tls=address.tls)
+    return Address(
+        "node", ((host, port),), settings=address.settings, tls=address.tls, clock=address.clock
+    )

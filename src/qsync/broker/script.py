@@ -19,6 +19,7 @@ from importlib.resources import files
 from typing import Final
 
 _KEY: Final = re.compile(r"^-- KEYS\[\d+\] (\w+)", re.MULTILINE)
+_NOW: Final = re.compile(r"^-- ARGV\[1\] now ", re.MULTILINE)
 _INCLUDE: Final = re.compile(r"^-- include: (.+)$", re.MULTILINE)
 
 
@@ -30,6 +31,8 @@ class Script:
     text: str
     sha: str
     keys: tuple[str, ...]
+    timed: bool = False
+    """Whether the first argument is the time, empty for the store's clock."""
 
 
 def read(path: str) -> str:
@@ -51,7 +54,7 @@ def load(name: str, *, allow_oom: bool | None = None) -> Script:
     ]
     text = "\n".join([shebang, *map(_code, includes), _code(body)])
     sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-    return Script(name, text, sha, tuple(_KEY.findall(body)))
+    return Script(name, text, sha, tuple(_KEY.findall(body)), _NOW.search(body) is not None)
 
 
 def _code(source: str) -> str:

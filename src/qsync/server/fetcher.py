@@ -117,20 +117,20 @@ class Fetcher:
         """
         if self._wakes is not None:
             await self._wakes.aclose()
-        interrupted = [task for task in self._waiters.tasks.values() if task is not None]
-        interrupted += self._listening
+        interrupted = [*filter(None, self._waiters.tasks.values()), *self._listening]
         for task in interrupted:
             task.cancel()
         await asyncio.gather(*interrupted, return_exceptions=True)
-        ends = boot_s() + patience
+        ends, pause = boot_s() + patience, 0.0
         while boot_s() < ends:
             if self._in_flight:
                 await asyncio.wait(set(self._in_flight.values()), timeout=max(0.0, ends - boot_s()))
             open_lanes = [lane for lane in self._lookout.busy() if lane.in_flight is not None]
             if not open_lanes:
                 break
+            await asyncio.sleep(pause)
             self._start_fetches([(lane, 0) for lane in open_lanes])
-            await asyncio.sleep(0.05)
+            pause = 0.05
         for task in self._in_flight.values():
             task.cancel()
         await asyncio.gather(*self._in_flight.values(), return_exceptions=True)
