@@ -161,9 +161,13 @@ class Qsync:
         """Add an extension to all clients and servers that the app makes from now on.
 
         Raises ConfigError when an extension with its own client classes comes after the first
-        enqueue, or after another such extension.
+        enqueue, or after another such extension, and for a second extension with a sender.
         """
         connections = self._connections
+        if extension.sender is not None:
+            if connections.sender is not None:
+                raise ConfigError("extend: there is an extension with a sender already")
+            connections.sender = extension.sender
         if extension.client is not Client or extension.async_client is not AsyncClient:
             if connections.in_use:
                 raise ConfigError("extend: the app enqueues already; extend it where it is made")

@@ -20,17 +20,19 @@ from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Durability
 from qsync.broker.client_objects import AnyClient
-from qsync.client import AsyncClient, Client
+from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import ConfigError
 from qsync.inspector import Inspector
+from qsync.instrumentation import Sender
 from qsync.keys import shorten
+from qsync.new_task import new_task
 from qsync.sending import (
     CONFIRM_TIMEOUT,
     check_confirm_timeout,
     check_durability,
     check_remember_ids,
 )
-from qsync.task import REMEMBER_IDS
+from qsync.task import REMEMBER_IDS, Task
 from qsync.times import Duration
 
 if TYPE_CHECKING:
@@ -89,6 +91,8 @@ class Connections:
             self._where = redis_clients.parse(url)
         self.client_type: Callable[..., Client] = Client
         self.async_client_type: Callable[..., AsyncClient] = AsyncClient
+        self.sender: Sender | None = None
+        """Sender of the task functions; None: the shared clients send at once."""
         self._blocking: dict[int, Client] = {}
         self._by_loop: dict[asyncio.AbstractEventLoop, _LoopClient] = {}
 
@@ -154,6 +158,22 @@ class Connections:
             self._forget_closed_loops()
             kept = self._by_loop[loop] = _LoopClient(self.async_client(), self._forget_loop)
         return kept.client
+
+    def enqueue(self, task: Task[Any]) -> Handle[Any]:
+        """Enqueue a task of a task function, and return its handle; blocks."""
+        if self.sender is not None:
+            return self.sender.enqueue(task)
+        return self.shared().enqueue(task)
+
+    async def aenqueue(self, task: Task[Any]) -> AsyncHandle[Any]:
+        """Enqueue a task of a task function, and return its handle."""
+        if self.sender is not None:
+            return await self.sender.aenqueue(task)
+        return await self.here().enqueue(task)
+
+    def check(self, task: Task[Any]) -> None:
+        """Check and encode a task that is sent later; InvalidTask when it is wrong."""
+        new_task(task, b"", payload_limit=self._options["payload_limit"])
 
     def ping(self) -> float:
         """Return the time of one round trip, in seconds; StoreUnavailable without an answer."""

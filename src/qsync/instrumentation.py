@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-from qsync.client import AsyncClient, Client
+from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.server.server import Server
+from qsync.task import Task
+
+
+class Sender(Protocol):
+    """Sends the tasks that task functions enqueue, in place of the app's shared clients."""
+
+    def enqueue(self, task: Task[Any]) -> Handle[Any]:
+        """Send the task now or later, and return its handle; blocks."""
+
+    async def aenqueue(self, task: Task[Any]) -> AsyncHandle[Any]:
+        """Send the task now or later, and return its handle."""
 
 
 def _nothing(server: Server) -> None:
@@ -15,14 +27,16 @@ def _nothing(server: Server) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extension:
-    """Client classes to use in place of the plain ones, and a hook for each new server.
+    """Client classes to use in place of the plain ones, a hook for each new server, and a sender.
 
-    `client` and `async_client` take the arguments of Client and AsyncClient.
+    `client` and `async_client` take the arguments of Client and AsyncClient. `sender` gets the
+    tasks of `fn.enqueue` and `fn.enqueue_sync`.
     """
 
     client: Callable[..., Client] = Client
     async_client: Callable[..., AsyncClient] = AsyncClient
     server: Callable[[Server], None] = _nothing
+    sender: Sender | None = None
 
 
 def missing(error: ModuleNotFoundError, extra: str) -> ModuleNotFoundError:

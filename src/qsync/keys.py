@@ -117,6 +117,16 @@ def class_name(value: object) -> str:
     return name
 
 
+def class_path(value: object, limit: int = 256) -> str:
+    """Return module and qualified class name of a value; "" if they are no text within `limit`."""
+    kind = type(value)
+    module: object = kind.__dict__.get("__module__")
+    name: str = type.__dict__["__qualname__"].__get__(kind)
+    path = f"{module}.{name}"
+    valid = isinstance(module, str) and len(path) <= limit and path.isprintable()
+    return path if valid else ""
+
+
 def raised_at(error: BaseException) -> str:
     """Return the class of an exception and where it was raised, without its text.
 

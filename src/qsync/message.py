@@ -83,6 +83,9 @@ class FailedAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
     begun_us: int = 0
     """Time at which the handler began, us; 0: unknown."""
 
+    error_class: str = ""
+    """Module and qualified name of the exception's class; empty: unknown."""
+
 
 class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The record of failed attempts; servers write it, the scripts do not read it."""

@@ -185,7 +185,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         return self._enqueue(self.build(*args, **kwargs))
 
     async def _enqueue(self, task: Task[R]) -> AsyncHandle[R]:
-        return await self._connections.here().enqueue(task)
+        return await self._connections.aenqueue(task)
 
     def enqueue_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Enqueue a task for these arguments, and return its Handle; blocks.
@@ -204,7 +204,7 @@ class TaskFunction(Generic[P, R, Q, V]):
                 "thread; use await enqueue()"
             )
             raise ConfigError(msg)
-        return self._connections.shared().enqueue(self.build(*args, **kwargs))
+        return self._connections.enqueue(self.build(*args, **kwargs))
 
     @property
     def required(self) -> list[str]:

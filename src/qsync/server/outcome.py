@@ -14,7 +14,7 @@ from qsync.backoff import ExponentialBackoff, RetryPolicy, retry_delay
 from qsync.broker.ops import HandedBack as Back
 from qsync.broker.ops import Killed, LeaseRef, Retried
 from qsync.errors import Retry, SkipRetry
-from qsync.keys import class_name, server_of_token
+from qsync.keys import class_name, class_path, server_of_token
 from qsync.message import ERROR_LIMIT, FailedAttempt, Failure
 from qsync.retry_policy import NO_RULES, RetryRules
 from qsync.server.error_text import BadPayload, NeverRun, ResultNotKept, cut, describe, first_line
@@ -54,7 +54,7 @@ def failed(
     attempt = leased.failure.attempts + 1
     text = describe(error)
     server, begun_us = server_of_token(leased.token), leased.begun_us(now_us)
-    brief = FailedAttempt(attempt, now_us, server, first_line(text), begun_us)
+    brief = FailedAttempt(attempt, now_us, server, first_line(text), begun_us, class_path(error))
     record = Failure(attempt, text, now_us, history=leased.failure.with_attempt(brief))
     hopeless = SkipRetry | BadPayload | NeverRun | ResultNotKept
     final = isinstance(error, hopeless) or rules.is_final(error)

@@ -1,0 +1,40 @@
+"""qsync in a Django project. Extra `django`; docs/django.md has a whole project.
+
+    INSTALLED_APPS = [..., "qsync.contrib.django"]
+    QSYNC = {"URL": "redis://localhost:6379", "PREFIX": "shop", "ENQUEUE": "on_commit"}
+
+    from qsync.contrib.django import app          # in tasks.py of an installed app
+
+    @app.task
+    def send(invoice: int) -> None: ...
+
+`app` is the Qsync of the project, made from the settings when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qsync.instrumentation import missing
+
+try:
+    import django as _django  # noqa: F401 - the extra is there
+except ModuleNotFoundError as error:
+    raise missing(error, "django") from None
+
+if TYPE_CHECKING:
+    from qsync.app import Qsync
+
+__all__ = ["app"]
+
+app: Qsync
+"""The Qsync of the project, made from the setting QSYNC when it is first used."""
+
+
+def __getattr__(name: str) -> Any:
+    """Make what needs the settings when it is asked for: Django imports this package before."""
+    if name == "app":
+        from qsync.contrib.django.project import project_app
+
+        return project_app()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,34 @@
+"""The Django app: system checks, and the tasks of the other apps."""
+
+from __future__ import annotations
+
+import os
+
+from django.apps import AppConfig
+from django.conf import ENVIRONMENT_VARIABLE
+from django.utils.module_loading import autodiscover_modules
+
+from qsync.server import process_child
+
+
+class QsyncConfig(AppConfig):
+    """Imports `tasks.py` of every installed app when all models are there."""
+
+    name = "qsync.contrib.django"
+    label = "qsync"
+    verbose_name = "qsync"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Register the checks, prepare the processes of handlers, and find the tasks."""
+        from qsync.contrib.django import checks, handler_process
+        from qsync.contrib.django.database import fresh_connections
+
+        checks.register_checks()
+        if fresh_connections not in process_child.around:
+            process_child.around.append(fresh_connections)
+        # Settings that a program has configured itself have no name that a process could load.
+        named = ENVIRONMENT_VARIABLE in os.environ
+        if named and handler_process.set_up not in process_child.at_start:
+            process_child.at_start.append(handler_process.set_up)
+        autodiscover_modules("tasks")

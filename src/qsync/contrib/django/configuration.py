@@ -1,0 +1,150 @@
+"""The setting QSYNC of a Django project, read and checked."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, Literal, get_args
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
+
+from qsync.app import Qsync
+from qsync.connections import URL
+from qsync.keys import shorten
+from qsync.server.config import ServerOptions
+
+Enqueue = Literal["on_commit", "now", "outbox"]
+
+ENQUEUE: Final[tuple[Enqueue, ...]] = get_args(Enqueue)
+
+OWN: Final = ("URL", "ENQUEUE", "DATABASE", "DASHBOARD")
+"""Settings that are no options of Qsync by the same name."""
+
+IMPORTED: Final = ("MUX", "LIFESPAN", "ON_ERROR", "RETRY_DELAY")
+"""Settings that may be a dotted path to the object."""
+
+DASHBOARD: Final = ("READ_ONLY", "MASK")
+
+
+class SettingError(ImproperlyConfigured):
+    """QSYNC is wrong; `code` is the code of the system check that says so."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """The checked setting."""
+
+    url: Any
+    options: Mapping[str, Any]
+    """Options of Qsync."""
+
+    enqueue: Enqueue
+    database: str
+    """Alias of the database whose transactions enqueues wait for."""
+
+    read_only: bool
+    mask: Any
+
+
+@cache
+def app_options() -> tuple[str, ...]:
+    """Return the names of the options of Qsync, as settings."""
+    parameters = inspect.signature(Qsync.__init__).parameters.values()
+    own = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+    return tuple(name.upper() for name in (*own, *ServerOptions.__annotations__))
+
+
+@cache
+def configuration() -> Configuration:
+    """Return the checked setting; SettingError names what is wrong."""
+    given = getattr(settings, "QSYNC", {})
+    if not isinstance(given, Mapping):
+        raise SettingError(f"QSYNC: {shorten(given)} is not a dict", "qsync.E002")
+    known = (*OWN, *app_options())
+    if unknown := [name for name in given if name not in known]:
+        names = ", ".join(map(shorten, unknown))
+        raise SettingError(
+            f"QSYNC: no such option: {names}; there are {', '.join(known)}", "qsync.E002"
+        )
+    url = given.get("URL") or os.environ.get(URL)
+    if not url:
+        raise SettingError(
+            f'QSYNC: there is no URL; give QSYNC = {{"URL": "redis://localhost:6379"}}, or set '
+            f"{URL} in the environment", "qsync.E001",
+        )  # fmt: skip
+    dashboard = _dashboard(given.get("DASHBOARD", {}))
+    return Configuration(
+        url,
+        {name.lower(): _imported(name, given[name]) for name in given if name not in OWN},
+        _enqueue(given.get("ENQUEUE", "on_commit")),
+        _database(given.get("DATABASE", "default")),
+        dashboard.get("READ_ONLY", True),
+        _imported("MASK", dashboard.get("MASK")),
+    )
+
+
+def _enqueue(value: Any) -> Enqueue:
+    for known in ENQUEUE:
+        if value == known:
+            return known
+    raise SettingError(
+        f"QSYNC: ENQUEUE: {shorten(value)} is neither {', '.join(map(repr, ENQUEUE[:-1]))} nor "
+        f"{ENQUEUE[-1]!r}", "qsync.E003",
+    )  # fmt: skip
+
+
+def _database(alias: Any) -> str:
+    if isinstance(alias, str) and (alias in settings.DATABASES or alias == "default"):
+        return alias
+    names = ", ".join(map(repr, settings.DATABASES))
+    raise SettingError(
+        f"QSYNC: DATABASE: {shorten(alias)} is not in DATABASES, which has {names}", "qsync.E004"
+    )
+
+
+def _dashboard(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or any(name not in DASHBOARD for name in value):
+        raise SettingError(
+            f"QSYNC: DASHBOARD: {shorten(value)} is not a dict with {' and '.join(DASHBOARD)}",
+            "qsync.E004",
+        )
+    if type(value.get("READ_ONLY", True)) is not bool:
+        shown = shorten(value["READ_ONLY"])
+        raise SettingError(
+            f"QSYNC: DASHBOARD: READ_ONLY: {shown} is neither True nor False", "qsync.E004"
+        )
+    return value
+
+
+def _imported(name: str, value: Any) -> Any:
+    """Return the object that a dotted path names; another value unchanged."""
+    if name == "MIDDLEWARE" and isinstance(value, Iterable) and not isinstance(value, str):
+        return [_import(name, one) if isinstance(one, str) else one for one in value]
+    if name in (*IMPORTED, "MASK") and isinstance(value, str):
+        return _import(name, value)
+    return value
+
+
+def _import(name: str, path: str) -> Any:
+    try:
+        return import_string(path)
+    except ImportError as error:
+        raise SettingError(f"QSYNC: {name}: {error}", "qsync.E004") from error
+
+
+def _on_change(*, setting: str, **_: Any) -> None:
+    if setting in ("QSYNC", "DATABASES"):
+        configuration.cache_clear()
+
+
+setting_changed.connect(_on_change, dispatch_uid="qsync.configuration")

@@ -1,0 +1,66 @@
+"""The one app of a Django project."""
+
+from __future__ import annotations
+
+import threading
+
+from django.conf import settings
+
+from qsync.app import Qsync
+from qsync.contrib.django.configuration import SettingError, configuration
+from qsync.contrib.django.database import keep_connections_fresh
+from qsync.contrib.django.sender import ProjectSender
+from qsync.errors import ConfigError
+from qsync.instrumentation import Extension
+from qsync.mux import Mux, check_mux
+from qsync.task import DEFAULT
+
+BACKEND = "qsync.contrib.django.QsyncBackend"
+
+handlers = Mux()
+"""Handlers of the tasks of django.tasks."""
+
+_lock = threading.RLock()
+_made: tuple[Qsync, ProjectSender] | None = None
+
+
+def project_app() -> Qsync:
+    """Return the app of the project; the first call makes it. ImproperlyConfigured by QSYNC."""
+    return _project()[0]
+
+
+def project_sender() -> ProjectSender:
+    """Return what sends the tasks of the project, by its setting ENQUEUE."""
+    return _project()[1]
+
+
+def _project() -> tuple[Qsync, ProjectSender]:
+    global _made
+    with _lock:
+        if _made is None:
+            _made = _make()
+        return _made
+
+
+def _make() -> tuple[Qsync, ProjectSender]:
+    given = configuration()
+    options = dict(given.options)
+    try:
+        if (mux := options.pop("mux", None)) is not None:
+            handlers.include(check_mux(mux))
+        if "queues" not in options:
+            options["queues"] = _queues()
+        app = Qsync(given.url, mux=handlers, **options)
+    except ConfigError as error:
+        raise SettingError(f"QSYNC: {error}", "qsync.E004") from error
+    sender = ProjectSender(app._connections)
+    app.extend(Extension(server=keep_connections_fresh, sender=sender))
+    return app, sender
+
+
+def _queues() -> list[str]:
+    """Return the queues of the project: "default", and those of its backends of django.tasks."""
+    backends = getattr(settings, "TASKS", {}).values()
+    own = [one for one in backends if one.get("BACKEND") == BACKEND]
+    names = {name: None for one in own for name in one.get("QUEUES", [])}
+    return list({DEFAULT: None, **names})

@@ -1,0 +1,92 @@
+"""Sends the tasks of a Django project at once, or when the transaction commits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.db import transaction
+
+from qsync.client import AsyncHandle, Handle
+from qsync.connections import Connections
+from qsync.contrib.django.configuration import configuration
+from qsync.errors import DuplicateTask
+from qsync.new_task import new_id
+from qsync.task import Arguments, Task
+
+log = logging.getLogger("qsync.django")
+
+Sent = Callable[[], None]
+
+
+def _nothing() -> None:
+    pass
+
+
+class ProjectSender:
+    """Sends by the setting ENQUEUE, which is read at each enqueue.
+
+    A task of an open transaction gets its id at once. `created` of its handle is False, since the
+    store does not have it yet.
+    """
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    def enqueue(self, task: Task[Any], sent: Sent = _nothing) -> Handle[Any]:
+        """Send the task now or at the commit; `sent` is called once the store has it."""
+        client = self._connections.shared()
+        later = self._defer(task, sent)
+        if later is not None:
+            return _handle(client, later)
+        handle = client.enqueue(task)
+        sent()
+        return handle
+
+    async def aenqueue(self, task: Task[Any]) -> AsyncHandle[Any]:
+        """Send the task now or at the commit of the thread that Django runs sync code in."""
+        later = None
+        if configuration().enqueue != "now":
+            later = await sync_to_async(self._defer, thread_sensitive=True)(task, _nothing)
+        client = self._connections.here()
+        if later is not None:
+            return _handle(client, later)
+        return await client.enqueue(task)
+
+    def _defer(self, task: Task[Any], sent: Sent) -> Task[Any] | None:
+        """Have the commit send the task, and return it with its id; None without a transaction."""
+        given = configuration()
+        if given.enqueue == "now" or not _in_transaction(given.database):
+            return None
+        self._connections.check(task)
+        later = task if task.id is not None else task.replace(id=new_id())
+        transaction.on_commit(partial(self._send, later, sent), using=given.database)
+        return later
+
+    def _send(self, task: Task[Any], sent: Sent) -> None:
+        try:
+            self._connections.shared().enqueue(task)
+        except DuplicateTask as error:
+            log.info(
+                "task %s of type %s was not enqueued at the commit: %s", task.id, task.type, error
+            )
+        else:
+            sent()
+
+
+def _in_transaction(database: str) -> bool:
+    """Return whether an enqueue waits for a commit, without connecting to the database."""
+    connection = transaction.get_connection(database)
+    if connection.in_atomic_block:
+        return True
+    # With autocommit off, on_commit raises an error: Django does not know when the commit is.
+    return connection.connection is not None and not connection.get_autocommit()
+
+
+def _handle(client: Any, task: Task[Any]) -> Any:
+    handle = client.handle(task.id, queue=task.queue)
+    decode = task.payload.decode if isinstance(task.payload, Arguments) else None
+    return handle if decode is None else handle.with_decoder(decode)

@@ -1,0 +1,27 @@
+"""A Django project for the tests of qsync.contrib.django."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from qsync import Qsync
+from tests.support import django_project
+from tests.support.stores import Store
+
+
+@pytest.fixture
+def project(valkey: Store) -> Iterator[Qsync]:
+    """The app of the Django project, with an empty store."""
+    django_project.set_up(valkey.url)
+    from django.db import connections
+
+    from qsync.contrib.django import app
+    from tests.support.django_shop.models import Order
+
+    valkey.flush()
+    Order.objects.all().delete()
+    yield app
+    app.close()
+    connections.close_all()

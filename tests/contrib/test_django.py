@@ -1,0 +1,256 @@
+"""qsync.contrib.django: the app of a project, and enqueues that wait for the commit."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
+from django.db import transaction
+from django.test import override_settings
+
+import qsync
+from qsync import DuplicateTask, InvalidTask, Qsync, TaskNotFound
+from qsync.contrib.django.configuration import configuration
+from tests.support import django_project
+from tests.support.stores import Store
+
+
+class Undo(Exception):
+    """Rolls a transaction back."""
+
+
+def pending(app: Qsync, queue: str = "default") -> list[str]:
+    """Ids of the pending tasks, in the order in which they run."""
+
+    async def read() -> list[str]:
+        async with app.inspector() as inspector:
+            page = await inspector.tasks(queue, "pending")
+            return [row.id for row in page.tasks]
+
+    return async_to_sync(read)()
+
+
+def enqueue_sync(product: str) -> Any:
+    from tests.support.django_shop.tasks import pack
+
+    return pack.enqueue_sync(product)
+
+
+def enqueue_async(product: str) -> Any:
+    """As `sync` code of Django calls `async` code: on a loop in another thread."""
+    from tests.support.django_shop.tasks import pack
+
+    async def send() -> Any:
+        return await pack.enqueue(product)
+
+    return async_to_sync(send)()
+
+
+BOTH = pytest.mark.parametrize("enqueue", [enqueue_sync, enqueue_async])
+Enqueue = Callable[[str], Any]
+
+
+def test_project_has_one_app_that_knows_the_tasks_of_its_apps(project: Qsync) -> None:
+    from qsync.contrib import django as package
+    from qsync.contrib.django import app
+
+    assert app is project is package.app
+    assert project.prefix == django_project.PREFIX
+    assert "tests.support.django_shop.tasks.pack" in project.functions
+
+
+@BOTH
+def test_enqueue_outside_of_a_transaction_is_sent_at_once(project: Qsync, enqueue: Enqueue) -> None:
+    handle = enqueue("tea")
+    assert handle.created
+    assert pending(project) == [handle.id]
+
+
+@BOTH
+def test_enqueue_in_a_transaction_is_sent_at_the_commit(project: Qsync, enqueue: Enqueue) -> None:
+    from tests.support.django_shop.models import Order
+
+    with transaction.atomic():
+        Order.objects.create(product="tea")
+        handle = enqueue("tea")
+        assert not handle.created
+        assert pending(project) == []
+    assert pending(project) == [handle.id]
+    with project.client() as client:
+        assert client.handle(handle.id).info().value() == {"product": "tea"}
+
+
+@BOTH
+def test_rollback_sends_nothing(project: Qsync, enqueue: Enqueue) -> None:
+    with pytest.raises(Undo), transaction.atomic():
+        handle = enqueue("tea")
+        raise Undo
+    assert pending(project) == []
+    with project.client() as client, pytest.raises(TaskNotFound):
+        client.handle(handle.id).info()
+
+
+def test_rollback_to_a_savepoint_sends_only_what_was_enqueued_outside_of_it(
+    project: Qsync,
+) -> None:
+    with transaction.atomic():
+        first = enqueue_sync("one")
+        with pytest.raises(Undo), transaction.atomic():
+            enqueue_sync("two")
+            raise Undo
+        with transaction.atomic():
+            third = enqueue_sync("three")
+        assert pending(project) == []
+    assert pending(project) == [first.id, third.id]
+
+
+def test_transaction_of_another_database_delays_nothing(project: Qsync) -> None:
+    with transaction.atomic(using="other"):
+        handle = enqueue_sync("tea")
+        assert pending(project) == [handle.id]
+
+
+def test_transactions_of_the_database_in_the_settings_count(project: Qsync, valkey: Store) -> None:
+    changed = django_project.options(valkey.url, DATABASE="other")
+    with override_settings(QSYNC=changed), transaction.atomic(using="other"):
+        enqueue_sync("tea")
+        assert pending(project) == []
+
+
+def test_enqueue_now_is_sent_within_the_transaction(project: Qsync, valkey: Store) -> None:
+    changed = django_project.options(valkey.url, ENQUEUE="now")
+    with override_settings(QSYNC=changed), transaction.atomic():
+        sent = [enqueue_sync("tea"), enqueue_async("coffee")]
+        assert pending(project) == [handle.id for handle in sent]
+
+
+def test_wrong_task_is_refused_within_the_transaction(project: Qsync) -> None:
+    from tests.support.django_shop.tasks import pack
+
+    with transaction.atomic():
+        with pytest.raises(InvalidTask, match=r"payload: .* are over the limit"):
+            pack.enqueue_sync("x" * 2_000_000)
+        assert transaction.get_connection().run_on_commit == []
+
+
+def test_id_that_the_caller_chose_is_kept(project: Qsync) -> None:
+    from tests.support.django_shop.tasks import pack
+
+    with transaction.atomic():
+        assert pack.options(id="order-7").enqueue_sync("tea").id == "order-7"
+    assert pending(project) == ["order-7"]
+
+
+def test_duplicate_at_the_commit_does_not_fail_the_request(project: Qsync) -> None:
+    from tests.support.django_shop.tasks import count
+
+    first = count.enqueue_sync()
+    with pytest.raises(DuplicateTask):
+        count.enqueue_sync()
+    with transaction.atomic():
+        count.enqueue_sync()
+        after = enqueue_sync("tea")
+    assert pending(project) == [first.id, after.id]
+
+
+def test_result_of_a_task_that_was_sent_at_the_commit(project: Qsync) -> None:
+    from tests.support.django_shop.tasks import weigh
+
+    with transaction.atomic():
+        handle = weigh.enqueue_sync("coffee")
+
+    async def serve() -> int:
+        async with project.server():
+            return await asyncio.to_thread(handle.result, 10)
+
+    assert async_to_sync(serve)() == 6
+
+
+def found_by_the_checks() -> list[tuple[str, str]]:
+    return [(error.id, error.msg) for error in checks.run_checks(tags=["qsync"])]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "text"),
+    [
+        ({"URL": ""}, "qsync.E001", "QSYNC: there is no URL"),
+        ({"COLOUR": 1, "Prefix": 2}, "qsync.E002", "no such option: 'COLOUR', 'Prefix'"),
+        ({"ENQUEUE": "later"}, "qsync.E003", "ENQUEUE: 'later' is neither 'on_commit', 'now' nor"),
+        ({"DATABASE": "third"}, "qsync.E004", "DATABASE: 'third' is not in DATABASES, which has"),
+        ({"ON_ERROR": "no.such"}, "qsync.E004", "ON_ERROR: No module named 'no'"),
+        ({"DASHBOARD": {"READONLY": 1}}, "qsync.E004", "DASHBOARD: {'READONLY': 1} is not a dict"),
+        ({"DASHBOARD": {"READ_ONLY": 1}}, "qsync.E004", "READ_ONLY: 1 is neither True nor False"),
+    ],
+)
+def test_wrong_setting_is_named_by_the_system_checks(
+    project: Qsync, valkey: Store, monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any], code: str, text: str,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("QSYNC_URL", raising=False)
+    assert found_by_the_checks() == []
+    with override_settings(QSYNC=django_project.options(valkey.url, **changes)):
+        [(found, message)] = found_by_the_checks()
+        assert found == code
+        assert text in message
+        with pytest.raises(ImproperlyConfigured, match="QSYNC: "):
+            configuration()
+
+
+def test_option_of_the_app_that_is_wrong_is_named_when_the_project_starts(valkey: Store) -> None:
+    program = (
+        "from django.conf import settings; import django\n"
+        f"options = {{'URL': {valkey.url!r}, 'CONCURRENCY': 'many'}}\n"
+        "settings.configure(QSYNC=options, INSTALLED_APPS=['qsync.contrib.django'])\n"
+        "django.setup()\n"
+        "from qsync.contrib.django import app\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "ImproperlyConfigured" in last or "SettingError" in last
+    assert "QSYNC: concurrency: 'many' is not a whole number" in last
+
+
+def test_all_options_of_the_app_are_settings() -> None:
+    from qsync.contrib.django.configuration import app_options
+
+    assert {"PREFIX", "REMEMBER_IDS", "PATIENCE", "CONCURRENCY", "LIFESPAN"} <= set(app_options())
+    assert "URL" not in app_options()
+
+
+def test_task_of_another_app_is_named_by_the_system_checks(
+    project: Qsync, valkey: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.support.django_shop import tasks
+
+    def lonely() -> None:
+        pass
+
+    lonely.__module__ = tasks.__name__
+    other = qsync.Qsync(valkey.url).task(lonely)
+    monkeypatch.setattr(tasks, "lonely", other, raising=False)
+    assert found_by_the_checks() == [
+        (
+            "qsync.W001",
+            "tests.support.django_shop.tasks.lonely is a task of another Qsync: "
+            "manage.py qsync_worker does not run it.",
+        )
+    ]
+
+
+def test_store_that_does_not_answer_is_named_by_the_deployment_checks(project: Qsync) -> None:
+    changed = django_project.options("redis://127.0.0.1:1")
+    with override_settings(QSYNC=changed):
+        assert found_by_the_checks() == []
+        [warning] = checks.run_checks(tags=["qsync"], include_deployment_checks=True)
+    assert warning.id == "qsync.W002"
+    assert "127.0.0.1:1" in warning.msg

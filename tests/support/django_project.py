@@ -1,0 +1,59 @@
+"""A Django project in the process of the tests, which can have only one."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PREFIX = "django-shop"
+
+
+@cache
+def set_up(url: str) -> None:
+    """Configure Django for a store and a SQLite database of its own; once in a process."""
+    import django
+    from django.conf import settings
+    from django.core.management import call_command
+
+    folder = Path(tempfile.mkdtemp(prefix="qsync-django-"))
+    settings.configure(
+        SECRET_KEY="of the tests",
+        ALLOWED_HOSTS=["*"],
+        DATABASES={
+            "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": folder / "shop.db"},
+            "other": {"ENGINE": "django.db.backends.sqlite3", "NAME": folder / "other.db"},
+        },
+        INSTALLED_APPS=[
+            "django.contrib.auth",
+            "django.contrib.contenttypes",
+            "django.contrib.sessions",
+            "qsync.contrib.django",
+            "tests.support.django_shop",
+        ],
+        MIDDLEWARE=[
+            "django.contrib.sessions.middleware.SessionMiddleware",
+            "django.middleware.csrf.CsrfViewMiddleware",
+            "django.contrib.auth.middleware.AuthenticationMiddleware",
+        ],
+        ROOT_URLCONF="tests.support.django_urls",
+        QSYNC=options(url),
+        TASKS=TASKS,
+        USE_TZ=True,
+    )
+    django.setup()
+    call_command("migrate", run_syncdb=True, verbosity=0)
+
+
+TASKS: dict[str, Any] = {
+    "default": {
+        "BACKEND": "qsync.contrib.django.QsyncBackend",
+        "QUEUES": ["default", "mail"],
+    }
+}
+
+
+def options(url: str, **changes: Any) -> dict[str, Any]:
+    """The setting QSYNC, with changes."""
+    return {"URL": url, "PREFIX": PREFIX, "PATIENCE": 3.0, **changes}

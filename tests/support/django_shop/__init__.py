@@ -1,0 +1,1 @@
+"""An installed app of a Django project for the tests."""
