@@ -88,6 +88,7 @@ bench-peers: $(VENV)/installed
 # Fails at any warning; needs no network.
 docs: $(VENV)/installed-dev
 	$(BIN)/python -m tools.settings_reference --check
+	$(BIN)/python -m tools.includes --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 check: $(VENV)/installed-dev
@@ -101,7 +102,7 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) $(REDIS_ENVS) .bench dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(REDIS_ENVS) $(VENV)-migrate-* .bench dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qsync needs Python 3.11 or newer: make PYTHON=python3.11")'

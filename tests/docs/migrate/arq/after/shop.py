@@ -1,0 +1,35 @@
+import contextlib
+from collections.abc import AsyncIterator
+
+from qsync import Qsync, Retry, TaskInfo, current
+
+
+@contextlib.asynccontextmanager
+async def lifespan() -> AsyncIterator[dict[str, str]]:
+    yield {"bank": "a connection to the bank"}
+
+
+app = Qsync(prefix="shop", lifespan=lifespan, timeout=30)  # the store is named by QSYNC_URL
+
+
+@app.task(retry=4, retention=3600)
+async def charge(task: TaskInfo, order: int, cents: int) -> str:
+    if task.attempt == 1:
+        raise Retry("the bank does not answer", delay=1)
+    await mail.enqueue(order, f"{cents} cents paid")
+    return f"order {order} paid at attempt {task.attempt} by {current().state['bank']}"
+
+
+@app.task
+async def mail(order: int, text: str) -> None:
+    print(f"mail: order {order}: {text}")
+
+
+@app.task
+async def remind(order: int) -> None:
+    print(f"reminder: order {order}")
+
+
+@app.periodic(cron="* * * * * *")  # seconds first
+async def report() -> None:
+    print("report")

@@ -1,0 +1,47 @@
+import asyncio
+from dataclasses import dataclass
+
+from qsync import CRITICAL, Mux, Qsync, Task, TaskInfo, current
+
+
+@dataclass
+class Order:
+    number: int
+    cents: int
+
+
+mux = Mux()
+app = Qsync(
+    prefix="shop",
+    mux=mux,
+    concurrency=10,
+    queues={"critical": 3, "default": 1},
+    retry_delay=1,
+)  # the store is named by QSYNC_URL
+
+
+@mux.handle("charge")
+async def charge(task: TaskInfo) -> str:
+    order = task.value(Order)  # a payload of another shape is dead at once
+    if task.attempt == 1:
+        raise ConnectionError("the bank does not answer")
+    await current().client.enqueue(Task("mail", order, queue=CRITICAL))
+    return f"order {order.number} paid at attempt {task.attempt}"
+
+
+@mux.handle("mail")
+async def mail(task: TaskInfo) -> None:
+    order = task.value(Order)
+    print(f"mail: order {order.number}: {order.cents} cents paid")
+
+
+async def main() -> None:
+    order = Order(7, 12500)
+    async with app.async_client() as client:
+        task = Task("charge", order, retry=5, timeout=30, retention=3600, unique=60)
+        handle = await client.enqueue(task)
+        print(await handle.result(timeout=30))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,26 @@
+from qsync import Qsync, TaskInfo
+
+app = Qsync(prefix="shop")  # the store is named by QSYNC_URL
+
+
+@app.task(retry=5, retry_delay=1, timeout=30, retention=3600)
+def charge(task: TaskInfo, order: int, cents: int) -> str:
+    if task.attempt == 1:
+        raise ConnectionError("the bank does not answer")
+    mail.enqueue_sync(order, f"{cents} cents paid")
+    return f"order {order} paid at attempt {task.attempt}"
+
+
+@app.task(queue="mail")
+def mail(order: int, text: str) -> None:
+    print(f"mail: order {order}: {text}")
+
+
+@app.task
+def remind(order: int) -> None:
+    print(f"reminder: order {order}")
+
+
+@app.periodic(every=1)
+def report() -> None:
+    print("report")
