@@ -17,12 +17,13 @@ from qsync.broker.client_objects import AnyClient
 from qsync.client import AsyncClient, Client
 from qsync.connections import PREFIX, Connections
 from qsync.errors import ConfigError, InvalidTask
+from qsync.hooks import Event, F, check_event
 from qsync.inspector import Inspector
 from qsync.instrumentation import Extension
 from qsync.keys import check_name, shorten
 from qsync.mux import Middleware, Mux, check_middlewares, check_mux
 from qsync.retry_policy import ErrorClasses
-from qsync.schedule import Cron, Every, Missed, Periodic, Schedule
+from qsync.schedule import Missed, Periodic, schedule_of
 from qsync.sending import CONFIRM_TIMEOUT
 from qsync.server.config import ServerOptions, config_of
 from qsync.server.periodic import PeriodicTask
@@ -111,7 +112,6 @@ class Qsync:
         config = config_of(server)
         self._server_options = {name: getattr(config, name) for name in server}
         self._periodics: dict[str, PeriodicTask] = {}
-        self._extensions: list[Extension] = []
 
     def __repr__(self) -> str:
         return f"<Qsync {self.prefix} at {self._connections}>"
@@ -144,10 +144,11 @@ class Qsync:
             periodic=self.periodics,
             **self._options(config),
         )
-        nested = self._connections.nested
-        server.client_type = partial(self._connections.client_type, **nested)
-        server.async_client_type = partial(self._connections.async_client_type, **nested)
-        for extension in self._extensions:
+        connections = self._connections
+        server.client_type = partial(connections.client_of, **connections.nested)
+        server.async_client_type = partial(connections.async_client_of, **connections.nested)
+        server.hooks = connections.hooks.copy()
+        for extension in connections.extensions:
             extension.server(server)
         return server
 
@@ -160,22 +161,31 @@ class Qsync:
     def extend(self, extension: Extension) -> None:
         """Add an extension to all clients and servers that the app makes from now on.
 
-        Raises ConfigError when an extension with its own client classes comes after the first
-        enqueue, or after another such extension, and for a second extension with a sender.
+        Raises ConfigError when an extension that acts on enqueues comes after the first enqueue, or
+        the app has one of this name, or with a sender, already.
         """
-        connections = self._connections
-        if extension.sender is not None:
-            if connections.sender is not None:
-                raise ConfigError("extend: there is an extension with a sender already")
-            connections.sender = extension.sender
-        if extension.client is not Client or extension.async_client is not AsyncClient:
-            if connections.in_use:
-                raise ConfigError("extend: the app enqueues already; extend it where it is made")
-            if connections.client_type is not Client:
-                raise ConfigError("extend: there is an extension with clients of its own already")
-            connections.client_type = extension.client
-            connections.async_client_type = extension.async_client
-        self._extensions.append(extension)
+        self._connections.extend(extension)
+
+    def on(self, event: Event) -> Callable[[F], F]:
+        """Call the decorated function, `def` or `async def`, at each such event of a task.
+
+        enqueued   (task)         a client of the app has stored a task
+        started    (task)         the handler is about to run, and waits for the function
+        completed  (task)         the store has recorded that the task is done
+        failed     (task, error)  an attempt failed, and the store has recorded it; `task.final` is
+                                  True if no retry follows
+        dead       (task, error)  the task is dead; it will not run again
+
+        A Retry with attempts left and a SkipRetry are no failures. `async def` functions run on
+        the event loop of the client or server. `def` functions of "enqueued" run in the thread
+        that enqueues; of the other events, in a thread of the pool if the handler runs in one, and
+        else on the event loop. An error of the function is logged, and changes nothing. Servers
+        that exist already do not call it. Raises ConfigError when the event is unknown, or
+        "enqueued" comes after the first enqueue.
+        """
+        if check_event(event) == "enqueued" and self._connections.in_use:
+            raise ConfigError("on: the app enqueues already; add hooks where it is made")
+        return partial(self._connections.hooks.add, event)
 
     def inspector(self) -> Inspector:
         """Return a new inspector of the queues, for one event loop; close it, or `async with`."""
@@ -346,7 +356,7 @@ class Qsync:
         these cannot be the same for all ticks.
         """
         with _registering():
-            schedule = _schedule(cron, every, tz)
+            schedule = schedule_of(cron, every, tz)
         settings = {
             "executor": executor,
             "middleware": check_middlewares(middleware),
@@ -421,19 +431,6 @@ class Qsync:
         if periodic.name in self._periodics:
             raise ConfigError(f"periodic {periodic.name!r}: there is one already; give a name=")
         return PeriodicTask(periodic, partial(task.build, **given) if given else task.build)
-
-
-def _schedule(
-    cron: str | None, every: float | timedelta | None, tz: str | ZoneInfo | None
-) -> Schedule:
-    if (cron is None) == (every is None):
-        raise ConfigError("periodic: give either cron= or every=")
-    if cron is not None:
-        name = tz.key if isinstance(tz, ZoneInfo) else tz
-        return Cron(cron, tz="UTC" if tz is None else cast("str", name))
-    if tz is not None:
-        raise ConfigError(f"tz: {shorten(tz)} goes with cron=; every= knows no time zone")
-    return Every(cast("float", every))
 
 
 @contextlib.contextmanager

@@ -22,8 +22,9 @@ from qsync.broker.call import Durability
 from qsync.broker.client_objects import AnyClient
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import ConfigError
+from qsync.hooks import Hooks
 from qsync.inspector import Inspector
-from qsync.instrumentation import Sender
+from qsync.instrumentation import Extension, Sender
 from qsync.keys import shorten
 from qsync.new_task import new_task
 from qsync.sending import (
@@ -34,6 +35,7 @@ from qsync.sending import (
 )
 from qsync.task import REMEMBER_IDS, Task
 from qsync.times import Duration
+from qsync.wrapped_client import AroundEnqueue, WrappedAsyncClient, WrappedClient
 
 if TYPE_CHECKING:
     from qsync.embedded import Embedded  # imported below for embedded:// only: it needs fcntl
@@ -89,8 +91,10 @@ class Connections:
             self._where = Embedded(folder_of(url))
         else:
             self._where = redis_clients.parse(url)
-        self.client_type: Callable[..., Client] = Client
-        self.async_client_type: Callable[..., AsyncClient] = AsyncClient
+        self.extensions: list[Extension] = []
+        self.around_enqueue: list[AroundEnqueue] = []
+        """What extensions do around each enqueue, the first one outermost."""
+        self.hooks = Hooks()
         self.sender: Sender | None = None
         """Sender of the task functions; None: the shared clients send at once."""
         self._blocking: dict[int, Client] = {}
@@ -118,13 +122,42 @@ class Connections:
 
     def client(self) -> Client:
         """Return a new blocking client."""
-        broker = Broker(self.address, patience=self._patience)
-        return self.client_type(broker, **self._options)
+        return self.client_of(Broker(self.address, patience=self._patience), **self._options)
 
     def async_client(self) -> AsyncClient:
         """Return a new client for one event loop."""
         broker = AsyncBroker(self.address, patience=self._patience)
-        return self.async_client_type(broker, **self._options)
+        return self.async_client_of(broker, **self._options)
+
+    def extend(self, extension: Extension) -> None:
+        """Add an extension; ConfigError as for `Qsync.extend`."""
+        if extension.name and any(extension.name == other.name for other in self.extensions):
+            raise ConfigError(f"extend: the app has the extension {extension.name!r} already")
+        if extension.around_enqueue is not None and self.in_use:
+            raise ConfigError("extend: the app enqueues already; extend it where it is made")
+        if extension.sender is not None:
+            if self.sender is not None:
+                raise ConfigError("extend: there is an extension with a sender already")
+            self.sender = extension.sender
+        if extension.around_enqueue is not None:
+            self.around_enqueue.append(extension.around_enqueue)
+        self.extensions.append(extension)
+
+    def client_of(self, broker: Broker, **options: Any) -> Client:
+        """Return a new blocking client of a broker, with the app's extensions and hooks."""
+        if not self._wraps:
+            return Client(broker, **options)
+        return WrappedClient(self.around_enqueue, self.hooks, broker, **options)
+
+    def async_client_of(self, broker: AsyncBroker, **options: Any) -> AsyncClient:
+        """Return a new asynchronous client of a broker, with the app's extensions and hooks."""
+        if not self._wraps:
+            return AsyncClient(broker, **options)
+        return WrappedAsyncClient(self.around_enqueue, self.hooks, broker, **options)
+
+    @property
+    def _wraps(self) -> bool:
+        return bool(self.around_enqueue or self.hooks.of("enqueued"))
 
     @property
     def nested(self) -> dict[str, Any]:

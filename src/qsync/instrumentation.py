@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from qsync.client import AsyncClient, AsyncHandle, Client, Handle
+from qsync.client import AsyncHandle, Handle
 from qsync.server.server import Server
 from qsync.task import Task
+from qsync.wrapped_client import AroundEnqueue
 
 
 class Sender(Protocol):
@@ -27,14 +28,14 @@ def _nothing(server: Server) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extension:
-    """Client classes to use in place of the plain ones, a hook for each new server, and a sender.
+    """A context around each enqueue, a hook for each new server, and a sender.
 
-    `client` and `async_client` take the arguments of Client and AsyncClient. `sender` gets the
-    tasks of `fn.enqueue` and `fn.enqueue_sync`.
+    `sender` gets the tasks of `fn.enqueue` and `fn.enqueue_sync`. An app has only one extension of
+    each name, but any number without one.
     """
 
-    client: Callable[..., Client] = Client
-    async_client: Callable[..., AsyncClient] = AsyncClient
+    name: str = ""
+    around_enqueue: AroundEnqueue | None = None
     server: Callable[[Server], None] = _nothing
     sender: Sender | None = None
 

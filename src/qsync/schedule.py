@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from hashlib import sha256
 from itertools import islice
-from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, cast, get_args, runtime_checkable
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
-from qsync.errors import InvalidTask
+from qsync.errors import ConfigError, InvalidTask
+from qsync.keys import shorten
 
 Missed = Literal["skip", "once", "all"]
 """What to do with ticks that came while no server was running; see `due_ticks`."""
@@ -335,3 +336,17 @@ def _period_us(seconds: object) -> int:
             f"every={seconds!r:.200}: give seconds or a timedelta, 0.1 s to 100 years"
         )
     return round(seconds * 1_000_000)
+
+
+def schedule_of(
+    cron: str | None, every: float | timedelta | None, tz: str | ZoneInfo | None
+) -> Schedule:
+    """Return the schedule of these options of `periodic`; ConfigError unless they fit together."""
+    if (cron is None) == (every is None):
+        raise ConfigError("periodic: give either cron= or every=")
+    if cron is not None:
+        name = tz.key if isinstance(tz, ZoneInfo) else tz
+        return Cron(cron, tz="UTC" if tz is None else cast("str", name))
+    if tz is not None:
+        raise ConfigError(f"tz: {shorten(tz)} goes with cron=; every= knows no time zone")
+    return Every(cast("float", every))

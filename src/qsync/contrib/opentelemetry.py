@@ -13,15 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Literal
 
 from msgspec import structs
 
 from qsync.app import Qsync
-from qsync.broker.call import Durability
-from qsync.client import AsyncClient, AsyncHandle, Client, Handle
+from qsync.client import AsyncHandle, Handle
 from qsync.errors import DuplicateTask, InvalidTask, Retry
 from qsync.instrumentation import Extension, missing
 from qsync.keys import class_name
@@ -64,16 +62,12 @@ def instrument(
 
     The run's span is the current span of handlers in threads. For handlers with executor="process"
     this holds if the handler's module instruments the app that it enqueues with. ConfigError if the
-    app has enqueued already.
+    app has enqueued or is instrumented already.
     """
     tracer = trace.get_tracer("qsync", __version__, tracer_provider)
     tracing = Tracing(tracer, run, error_text)
     app.extend(
-        Extension(
-            client=partial(_Client, tracing),
-            async_client=partial(_AsyncClient, tracing),
-            server=tracing.serve,
-        )
+        Extension(name="opentelemetry", around_enqueue=tracing.sending, server=tracing.serve)
     )
     if _attached not in process_child.around:
         process_child.around.append(_attached)
@@ -186,9 +180,10 @@ class _Sending:
         propagate.inject(carrier)
         self.tasks = [_with_headers(task, carrier) for task in tasks] if carrier else list(tasks)
 
-    def sent(self, handle: Handle[Any] | AsyncHandle[Any]) -> None:
-        """Note the id of the only task, which is in the store now."""
-        self._span.set_attribute("messaging.message.id", handle.id)
+    def sent(self, handles: Sequence[Handle[Any] | AsyncHandle[Any]]) -> None:
+        """Note the id of a task that was sent alone, and is in the store now."""
+        if len(handles) == 1:
+            self._span.set_attribute("messaging.message.id", handles[0].id)
 
 
 def _with_headers(task: Any, carrier: dict[str, str]) -> Any:
@@ -230,54 +225,3 @@ def _attached(task: TaskInfo) -> Iterator[None]:
         yield
     finally:
         contexts.detach(token)
-
-
-class _Client(Client):
-    def __init__(self, tracing: Tracing, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._tracing = tracing
-
-    def enqueue(
-        self, task: Task, *, queue: str | None = None, durability: Durability | None = None
-    ) -> Handle[Any]:
-        with self._tracing.sending([task], queue) as sending:
-            [traced] = sending.tasks
-            handle = super().enqueue(traced, queue=queue, durability=durability)
-            sending.sent(handle)
-            return handle
-
-    def enqueue_many(
-        self, tasks: Iterable[Task], *, durability: Durability | None = None
-    ) -> list[Handle[Any]]:
-        with self._tracing.sending(_listed(tasks), None) as sending:
-            return super().enqueue_many(sending.tasks, durability=durability)
-
-
-class _AsyncClient(AsyncClient):
-    def __init__(self, tracing: Tracing, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._tracing = tracing
-
-    async def enqueue(
-        self, task: Task, *, queue: str | None = None, durability: Durability | None = None
-    ) -> AsyncHandle[Any]:
-        with self._tracing.sending([task], queue) as sending:
-            [traced] = sending.tasks
-            handle = await super().enqueue(traced, queue=queue, durability=durability)
-            sending.sent(handle)
-            return handle
-
-    async def enqueue_many(
-        self, tasks: Iterable[Task], *, durability: Durability | None = None
-    ) -> list[AsyncHandle[Any]]:
-        with self._tracing.sending(_listed(tasks), None) as sending:
-            return await super().enqueue_many(sending.tasks, durability=durability)
-
-
-def _listed(tasks: Iterable[Task]) -> list[Task]:
-    """Return the tasks as a list; raise the client's InvalidTask if they are not iterable."""
-    try:
-        return list(tasks)
-    except TypeError:
-        msg = f"tasks: {type(tasks).__name__} is not an iterable of Task"
-        raise InvalidTask(msg) from None

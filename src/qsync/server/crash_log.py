@@ -16,6 +16,7 @@ from qsync.codec import CodecError
 from qsync.errors import QsyncError
 from qsync.keys import QueueKeys
 from qsync.server.error_text import printable
+from qsync.server.hook_calls import HookCalls
 from qsync.server.queue_state import LeasedTask
 from qsync.state import TaskState
 
@@ -24,6 +25,9 @@ log = logging.getLogger("qsync.server")
 NAMED: Final = 20
 """Maximum number of tasks that one log record names; it counts the others."""
 
+HOOKED: Final = 250
+"""Maximum number of tasks of one fetch for which the hooks of "dead" are called."""
+
 LOOK_S: Final = 5.0
 """Time limit for reading the tasks from the store, in seconds."""
 
@@ -31,8 +35,9 @@ LOOK_S: Final = 5.0
 class CrashLog:
     """Logs the tasks that fetches recovered, in the background."""
 
-    def __init__(self, broker: AsyncBroker) -> None:
+    def __init__(self, broker: AsyncBroker, hooks: HookCalls | None = None) -> None:
         self._broker = broker
+        self._hooks = hooks
         self._telling: set[asyncio.Task[None]] = set()
 
     def recovered(
@@ -61,17 +66,39 @@ class CrashLog:
                 "queue %s: %d tasks of servers that died are pending again%s",
                 keys.queue, fetched.recovered, listed(list(names.values()), fetched.recovered),
             )  # fmt: skip
-        for row in died:
+        for row in died[:NAMED]:
             self._tell_death(keys.queue, row)
+        if died and self._hooks is not None:
+            await self._call_hooks(self._hooks, keys, died)
+        died = died[:NAMED]
         if fetched.died > len(died):
             more = fetched.died - len(died)
             log.error("queue %s: %d tasks are dead of crashes", keys.queue, more)
 
     async def _died(self, keys: QueueKeys, fetched: FetchResult) -> list[StoredRow]:
         """Return the tasks that this fetch moved to dead: those that died at the fetch's time."""
-        call = views.page(keys, TaskState.DEAD, count=min(fetched.died, NAMED), backwards=True)
+        count = min(fetched.died, NAMED if self._hooks is None else HOOKED)
+        call = views.page(keys, TaskState.DEAD, count=count, backwards=True)
         page = await self._broker.run(call, patience=LOOK_S)
         return [row for row in page.rows if row.shown.score == fetched.now_us]
+
+    async def _call_hooks(
+        self, hooks: HookCalls, keys: QueueKeys, died: Sequence[StoredRow]
+    ) -> None:
+        """Call the hooks of "dead"; a page may have cut the messages, so read them again."""
+        ids = [row.id for row in died]
+        try:
+            shown = await self._broker.run(views.show(keys, ids), patience=LOOK_S)
+        except QsyncError as error:
+            log.warning("cannot read the dead tasks of queue %s for hooks: %s", keys.queue, error)
+            return
+        hooks.crashed(
+            [
+                views.status(id, keys.queue, task)
+                for id, task in zip(ids, shown, strict=True)
+                if task is not None
+            ]
+        )
 
     def _tell_death(self, queue: str, row: StoredRow) -> None:
         type, crashes = _type_of(row), crash_count(row.shown.crashes)

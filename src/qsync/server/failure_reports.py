@@ -16,6 +16,7 @@ from qsync.server.current import fields_of
 from qsync.server.error_log import log_error, log_trace
 from qsync.server.error_text import printable
 from qsync.server.handler_mismatch import Rivals
+from qsync.server.hook_calls import HookCalls
 from qsync.server.invoke import Invoker
 from qsync.server.queue_state import LeasedTask
 from qsync.task import TaskInfo
@@ -32,9 +33,12 @@ UNKNOWN_FOR: Final = "an hour"
 class Failures:
     """Reports failures of a server's tasks; runs on the event loop."""
 
-    def __init__(self, config: Config, invoker: Invoker, rivals: Rivals) -> None:
+    def __init__(
+        self, config: Config, invoker: Invoker, rivals: Rivals, hooks: HookCalls | None
+    ) -> None:
         self._invoker = invoker
         self._rivals = rivals
+        self._hooks = hooks
         self._on_error = config.on_error
         self._detail = config.log_errors
         self._loop = asyncio.get_running_loop()
@@ -47,6 +51,8 @@ class Failures:
 
         `on_error` is not called for a Retry with attempts left, nor for a SkipRetry.
         """
+        if self._hooks is not None:
+            self._hooks.failed(leased, error)
         dead = type(record) is Killed
         fields = {**leased.fields, "final": dead}
         attempt = f"attempt {leased.failure.attempts + 1} of {leased.message.retry + 1}"
@@ -71,6 +77,8 @@ class Failures:
 
     def died(self, leased: LeasedTask, why: str) -> None:
         """Log a task that is dead although no attempt failed."""
+        if self._hooks is not None:
+            self._hooks.died(leased, why)
         fields = {**leased.fields, "final": True}
         log_trace(log, logging.ERROR, f"{_name(leased)} is dead: {printable(why)}", "", fields)
 

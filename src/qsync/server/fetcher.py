@@ -32,6 +32,7 @@ from qsync.server.fetched_tasks import hold
 from qsync.server.idle_scan import Lookout
 from qsync.server.leases import LeaseKeeper
 from qsync.server.outage_log import Outage
+from qsync.server.part import cancel
 from qsync.server.queue_state import FetchInFlight, LeasedTask, QueueState
 from qsync.server.runner import Runner
 from qsync.server.task_waits import UNSENT_S, Waiters
@@ -60,6 +61,7 @@ class Fetcher:
         capacity: Capacity,
         leases: LeaseKeeper,
         outage: Outage,
+        crash_log: CrashLog,
     ) -> None:
         self._holder = holder
         self._config = config
@@ -83,7 +85,7 @@ class Fetcher:
         self._in_flight: dict[str, asyncio.Task[None]] = {}
         self._timing = FetchTiming(config, self._lanes, self._in_flight, self._lookout)
         self._wakeup = capacity.room_made
-        self._crash_log = CrashLog(broker)
+        self._crash_log = crash_log
         self._runs = False
         self._fatal: BaseException | None = None
 
@@ -117,10 +119,7 @@ class Fetcher:
         """
         if self._wakes is not None:
             await self._wakes.aclose()
-        interrupted = [*filter(None, self._waiters.tasks.values()), *self._listening]
-        for task in interrupted:
-            task.cancel()
-        await asyncio.gather(*interrupted, return_exceptions=True)
+        await cancel([*filter(None, self._waiters.tasks.values()), *self._listening])
         ends, pause = boot_s() + patience, 0.0
         while boot_s() < ends:
             if self._in_flight:

@@ -71,6 +71,10 @@ class Invoker:
         """Return the types that have a handler."""
         return self._mux.types
 
+    def add_outer_middleware(self, middleware: AsyncMiddleware) -> None:
+        """Add a middleware outside all others; call it before the first task."""
+        self._middleware = (middleware, *self._middleware)
+
     def find(self, type: str) -> BoundHandler | None:
         """Return the bound handler of a type; None if there is no handler."""
         way = self._ways.get(type)

@@ -22,6 +22,7 @@ from qsync.server.current import running
 from qsync.server.failure_reports import Failures
 from qsync.server.handler_context import HandlerContext, ServerContext
 from qsync.server.handler_mismatch import Rivals
+from qsync.server.hook_calls import HookCalls
 from qsync.server.inline_start import InlineStarter
 from qsync.server.invoke import BoundHandler, Invoker, encode_result
 from qsync.server.isolation_timer import Isolation
@@ -63,6 +64,7 @@ class Runner:
         outage: Outage,
         rivals: Rivals,
         metrics: RunMetrics | None,
+        hooks: HookCalls | None,
     ) -> None:
         self._invoker = invoker
         self._broker = broker
@@ -72,6 +74,7 @@ class Runner:
         self._suspects = suspects
         self._context = context
         self._metrics = metrics
+        self._hooks = hooks
         self._progress = Progress(
             broker, {name: settler.lane for name, settler in settlers.items()}, outage
         )
@@ -85,7 +88,7 @@ class Runner:
         """Number of crashes from which a task is a suspect."""
         self._suspect_timer: asyncio.TimerHandle | None = None
         self._guard = fork_guard.Guard(self._loop)
-        self._failures = Failures(config, invoker, rivals)
+        self._failures = Failures(config, invoker, rivals, hooks)
         self.stopping = Stopping(
             config, [settler.lane for settler in settlers.values()], capacity, suspects, hung,
             settle=self.settle, on_give_up=self.give_up, on_lost=on_lost,
@@ -363,5 +366,7 @@ class Runner:
         self._starter.close()
         self.stopping.close()
         await self._failures.aclose()
+        if self._hooks is not None:
+            await self._hooks.aclose()
         await self._isolation.aclose()
         await self._progress.aclose()

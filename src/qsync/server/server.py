@@ -18,18 +18,21 @@ from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
 from qsync.client import AsyncClient, Client
 from qsync.errors import QsyncError, SchemaMismatch
+from qsync.hooks import Hooks
 from qsync.keys import QueueKeys, check_name
 from qsync.mux import Middleware, Mux, check_mux
 from qsync.server.capacity import Capacity
 from qsync.server.config import config_of, holder_of, new_server_id, seconds
 from qsync.server.control import Control
 from qsync.server.crash_isolation import CrashIsolation
+from qsync.server.crash_log import CrashLog
 from qsync.server.deadlock_detection import Waits
 from qsync.server.fetcher import Fetcher
 from qsync.server.handler_context import ServerContext
 from qsync.server.handler_mismatch import Rivals
 from qsync.server.health import HealthProbe, ServerHealth
 from qsync.server.heartbeat import Heartbeat
+from qsync.server.hook_calls import HookCalls
 from qsync.server.invoke import Invoker
 from qsync.server.leases import LeaseKeeper, ThreadLeaseKeeper
 from qsync.server.loop_watchdog import LoopWatchdog
@@ -94,6 +97,8 @@ class Server:
         self.client_type: Callable[..., Client] = Client
         self.async_client_type: Callable[..., AsyncClient] = AsyncClient
         """Class of `current().client` on the event loop; in a thread it is `client_type`."""
+        self.hooks = Hooks()
+        """Hooks of the server's tasks; add to them before the start."""
         self._on_stop_order: Callable[[], object] | None = None
         self._health: HealthProbe | None = None
         self._client: Client | None = None
@@ -265,14 +270,17 @@ class Server:
         """
         config, outage = self.config, self._outage
         hung = HungHandlers(self._max_hung, self._on_too_many_hung)
+        periodic = PeriodicLoop(self._broker, self.prefix, self._periodic, outage)
         invoker = Invoker(config, self.mux, hung)
         rivals = Rivals(self._broker, self.prefix, self.id)
-        settlers = self._make_runner(invoker, rivals, hung, context)
+        hooks = HookCalls(self.hooks, invoker) if self.hooks else None
+        settlers = self._make_runner(invoker, rivals, hung, context, hooks)
         runner, capacity = self._runner, self._capacity
         leases = self._make_lease_keeper()
         fetcher = Fetcher(
-            self.holder, config, self._broker, self._lanes, runner, capacity, leases, outage
-        )
+            self.holder, config, self._broker, self._lanes, runner, capacity, leases, outage,
+            CrashLog(self._broker, hooks),
+        )  # fmt: skip
         control = self._control = Control(
             self.id, self.prefix, config, self._broker, self._lanes, runner, capacity, leases,
             self.mux.types, self._on_order_to_stop, outage, context.waits,
@@ -287,9 +295,7 @@ class Server:
             AtStop(fetcher.aclose),
             AtStop(control.withdraw),
             Loops(self._on_broken, control.announce, control.read_inbox, control.watch_stale),
-            Loops(
-                self._on_broken, PeriodicLoop(self._broker, self.prefix, self._periodic, outage).run
-            ),
+            Loops(self._on_broken, periodic.run),
             Group(self._make_heartbeats(leases, watchdog)),
             Loops(self._on_broken, *[settler.run for settler in settlers]),
             AtStop(shutdown.settle),
@@ -298,8 +304,9 @@ class Server:
         ]
 
     def _make_runner(
-        self, invoker: Invoker, rivals: Rivals, hung: HungHandlers, context: ServerContext
-    ) -> Sequence[Settler]:
+        self, invoker: Invoker, rivals: Rivals, hung: HungHandlers, context: ServerContext,
+        hooks: HookCalls | None,
+    ) -> Sequence[Settler]:  # fmt: skip
         """Make the runner and its capacity; return the settlers that it reports to."""
         suspects = CrashIsolation()
         capacity = self._capacity = Capacity(self.config, suspects)
@@ -311,12 +318,13 @@ class Server:
                 on_settled=lambda: self._runner.see_suspect_end(),
                 on_accepted=capacity.room_made.set,
                 metrics=self.tally,
+                hooks=hooks,
             )
             for lane in self._lanes
         }  # fmt: skip
         self._runner = Runner(
             self.config, invoker, self._broker, settlers, capacity, suspects, hung, context,
-            self._count_lost, self._outage, rivals, self.tally,
+            self._count_lost, self._outage, rivals, self.tally, hooks,
         )  # fmt: skip
         return list(settlers.values())
 

@@ -20,6 +20,7 @@ from qsync.broker.call import Call
 from qsync.broker.ops import BATCH_SIZE, Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.errors import QsyncError, QueueFull
 from qsync.message import Result
+from qsync.server.hook_calls import HookCalls
 from qsync.server.outage_log import Outage
 from qsync.server.pipelined_calls import Together
 from qsync.server.queue_state import SETTLING, LeasedTask, QueueState
@@ -73,6 +74,7 @@ class Settler:
         on_settled: Callable[[], None],
         on_accepted: Callable[[], None],
         metrics: RunMetrics | None,
+        hooks: HookCalls | None,
     ) -> None:
         self._broker = broker
         self.lane = lane
@@ -82,6 +84,7 @@ class Settler:
         self._on_settled = on_settled
         self._on_accepted = on_accepted
         self._metrics = metrics
+        self._hooks = hooks
         self._waiting: list[Entry] = []
         self._in_flight: Sequence[Entry] = ()
         self._wake = asyncio.Event()
@@ -209,6 +212,10 @@ class Settler:
             for (leased, record), outcome in zip(part, outcomes, strict=True):
                 if leased is not None:
                     self._metrics.settled(leased, record if outcome != "lost" else None)
+        if self._hooks is not None:
+            for (leased, record), outcome in zip(part, outcomes, strict=True):
+                if leased is not None:
+                    self._hooks.settled(leased, record if outcome != "lost" else None)
         self.lane.drop([leased for leased, _ in part if leased is not None])
         if lost := outcomes.count("lost"):
             self._note_lost(verb, part, outcomes)

@@ -1,0 +1,82 @@
+"""The hooks of an app: functions that are called when a task is enqueued, starts or ends."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal, TypeVar, get_args
+
+from qsync.errors import ConfigError
+from qsync.keys import raised_at, shorten
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+Event = Literal["enqueued", "started", "completed", "failed", "dead"]
+
+EVENTS: Final[tuple[Event, ...]] = get_args(Event)
+
+WITH_ERROR: Final = frozenset({"failed", "dead"})
+"""Events whose hooks get the error as a second argument."""
+
+Hook = Callable[..., Any]
+
+log = logging.getLogger("qsync.hooks")
+
+
+class Hooks:
+    """The hooks by event, in the order in which they were added."""
+
+    def __init__(self) -> None:
+        self._by_event: dict[str, list[Hook]] = {event: [] for event in EVENTS}
+
+    def __bool__(self) -> bool:
+        return any(self._by_event.values())
+
+    def add(self, event: object, hook: F) -> F:
+        """Add a hook and return it; ConfigError when it does not take the event's arguments."""
+        hooks = self._by_event[check_event(event)]
+        arguments = ("task", "error") if event in WITH_ERROR else ("task",)
+        if not callable(hook) or not _takes(hook, len(arguments)):
+            wanted = ", ".join(arguments)
+            msg = f"on {event!r}: {shorten(hook)} is no function ({wanted}), def or async def"
+            raise ConfigError(msg)
+        hooks.append(hook)
+        return hook
+
+    def of(self, event: Event) -> Sequence[Hook]:
+        """Return the hooks of an event."""
+        return self._by_event[event]
+
+    def copy(self) -> Hooks:
+        """Return a copy; hooks that are added later are not in it."""
+        other = Hooks()
+        other._by_event = {event: list(hooks) for event, hooks in self._by_event.items()}
+        return other
+
+
+def check_event(event: object) -> Event:
+    """Return the event; ConfigError when there is none of this name."""
+    for known in EVENTS:
+        if event == known:
+            return known
+    raise ConfigError(f"on: there is no event {shorten(event)}; there are {', '.join(EVENTS)}")
+
+
+def log_failure(event: Event, hook: Hook, id: str, error: BaseException) -> None:
+    """Log the error of a hook, without its text, which may contain parts of a payload."""
+    name = getattr(hook, "__qualname__", None) or type(hook).__qualname__
+    log.error(
+        "hook %s of event %r raised %s for task %s", name, event, raised_at(error), id,
+        extra={"task_id": id},
+    )  # fmt: skip
+
+
+def _takes(hook: Hook, count: int) -> bool:
+    try:
+        inspect.signature(hook).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # a builtin without a signature
+        return True
+    return True

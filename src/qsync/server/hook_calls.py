@@ -1,0 +1,126 @@
+"""Calls the hooks of an app for the tasks of a server, on its event loop.
+
+"started" is awaited before the handler runs. The other events are reported once the store has taken
+the outcome, so a hook hears nothing of an outcome that a crash undoes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from qsync.broker.ops import Completion, Killed, Retried
+from qsync.errors import Retry, SkipRetry, TaskFailed
+from qsync.hooks import Event, Hooks, log_failure
+from qsync.mux import CallNext
+from qsync.server.invoke import Invoker
+from qsync.server.queue_state import LeasedTask
+from qsync.task import TaskInfo
+
+END_S: Final = 5.0
+"""Time that hooks have to end when the server stops, in seconds."""
+
+
+class HookCalls:
+    """The calls of hooks that are in flight, and the errors that they are about."""
+
+    def __init__(self, hooks: Hooks, invoker: Invoker) -> None:
+        self._hooks = hooks
+        self._invoker = invoker
+        if hooks.of("started"):
+            invoker.add_outer_middleware(self._around)
+        self._errors: dict[LeasedTask, tuple[BaseException, bool]] = {}
+        """Errors of tasks whose outcome the store does not know yet, and whether an attempt of the
+        handler failed with it."""
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def _around(self, info: TaskInfo, call_next: CallNext) -> Any:
+        await self._call("started", info)
+        return await call_next()
+
+    def failed(self, leased: LeasedTask, error: BaseException) -> None:
+        """Note the error of an attempt, for the time when the store has taken its outcome."""
+        self._errors[leased] = error, not _is_asked_for(error)
+
+    def died(self, leased: LeasedTask, why: str) -> None:
+        """Note why a task is dead although no attempt failed."""
+        self._errors[leased] = TaskFailed(why), False
+
+    def settled(self, leased: LeasedTask, record: Any) -> None:
+        """Call the hooks of an outcome that the store has taken; None: the lease was lost."""
+        noted = self._errors.pop(leased, None)
+        info = leased.info or _info_of(leased)
+        if type(record) is Completion:
+            self._spawn(self._call("completed", info))
+        elif noted is not None and type(record) in (Retried, Killed):
+            self._spawn(self._failed(info, *noted, dead=type(record) is Killed))
+
+    def crashed(self, tasks: Sequence[TaskInfo]) -> None:
+        """Call the hooks of tasks that are dead because their servers died with them."""
+        for info in tasks:
+            error = TaskFailed(f"task {info.id}: crashed {info.crashes} times")
+            self._spawn(self._call("dead", replace(info, final=True), error))
+
+    async def _failed(
+        self, info: TaskInfo, error: BaseException, failed: bool, *, dead: bool
+    ) -> None:
+        info = replace(info, final=dead)
+        if failed or (dead and isinstance(error, Retry)):
+            await self._call("failed", info, error)
+        if dead:
+            await self._call("dead", info, error)
+
+    async def _call(self, event: Event, info: TaskInfo, *error: BaseException) -> None:
+        for hook in self._hooks.of(event):
+            try:
+                told = await self._invoker.call_beside(info.type, hook, info, *error)
+                if inspect.isawaitable(told):
+                    await told
+            except Exception as broken:
+                log_failure(event, hook, info.id, broken)
+
+    def _spawn(self, call: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(call)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    async def finished(self) -> None:
+        """Wait until no hook runs."""
+        while self._calls:
+            await asyncio.wait(self._calls)
+
+    async def aclose(self) -> None:
+        """Wait up to END_S for hooks that run, then cancel them."""
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=END_S)
+        for task in self._calls:
+            task.cancel()
+        await asyncio.gather(*self._calls, return_exceptions=True)
+
+
+def _is_asked_for(error: BaseException) -> bool:
+    """Return whether the handler raised the error to say what happens next."""
+    return isinstance(error, Retry | SkipRetry)
+
+
+def _info_of(leased: LeasedTask) -> TaskInfo:
+    """Return the TaskInfo of a task that was not started."""
+    message, options = leased.message, leased.message.options
+    return TaskInfo(
+        id=leased.id,
+        type=message.type,
+        payload=message.payload,
+        queue=leased.lane.queue,
+        retry=message.retry,
+        attempt=leased.failure.attempts + 1,
+        crashes=leased.crashes,
+        enqueued_at_us=message.enqueued_at_us,
+        deadline_us=options.deadline_us if options else None,
+        headers=(options.headers if options else None) or {},
+        token=leased.token,
+        is_value=message.is_value,
+    )

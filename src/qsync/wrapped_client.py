@@ -1,0 +1,195 @@
+"""Clients with code around each enqueue: that of extensions, and the hooks of "enqueued"."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from qsync.broker.call import Durability
+from qsync.client import AsyncClient, AsyncHandle, Client, Handle
+from qsync.errors import InvalidTask
+from qsync.hooks import Hook, Hooks, log_failure
+from qsync.new_task import payload_of
+from qsync.task import Task, TaskInfo
+from qsync.times import datetime_us
+
+
+class Outgoing(Protocol):
+    """The tasks of one enqueue, as an extension sends them."""
+
+    @property
+    def tasks(self) -> Sequence[Any]:
+        """The tasks to send in place of those of the caller."""
+
+    def sent(self, handles: Sequence[Handle[Any] | AsyncHandle[Any]]) -> None:
+        """Note the handles of the tasks, which are in the store now."""
+
+
+AroundEnqueue = Callable[[Sequence[Any], str | None], AbstractContextManager[Outgoing]]
+"""Opens a context around an enqueue of these tasks, with the queue that the caller gave."""
+
+
+class WrappedClient(Client):
+    """A Client that enters `around` for each enqueue, and then calls the hooks."""
+
+    def __init__(
+        self, around: Sequence[AroundEnqueue], hooks: Hooks, *args: Any, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self._around = around
+        self._hooks = hooks
+
+    def enqueue(
+        self, task: Task, *, queue: str | None = None, durability: Durability | None = None
+    ) -> Handle[Any]:
+        with _entered(self._around, [task], queue) as tasks:
+            [outgoing] = tasks.tasks
+            handle = super().enqueue(outgoing, queue=queue, durability=durability)
+            tasks.sent([handle])
+        self._tell([outgoing], [handle])
+        return handle
+
+    def enqueue_many(
+        self, tasks: Iterable[Task], *, durability: Durability | None = None
+    ) -> list[Handle[Any]]:
+        with _entered(self._around, _listed(tasks), None) as outgoing:
+            handles = super().enqueue_many(outgoing.tasks, durability=durability)
+            outgoing.sent(handles)
+        self._tell(outgoing.tasks, handles)
+        return handles
+
+    def _tell(self, tasks: Sequence[Task], handles: Sequence[Handle[Any]]) -> None:
+        for hook, info in _due(self._hooks, tasks, handles):
+            try:
+                told = hook(info)
+                if inspect.isawaitable(told):
+                    _run(_awaited(told))
+            except Exception as error:
+                log_failure("enqueued", hook, info.id, error)
+
+
+class WrappedAsyncClient(AsyncClient):
+    """An AsyncClient that enters `around` for each enqueue, and then calls the hooks."""
+
+    def __init__(
+        self, around: Sequence[AroundEnqueue], hooks: Hooks, *args: Any, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self._around = around
+        self._hooks = hooks
+
+    async def enqueue(
+        self, task: Task, *, queue: str | None = None, durability: Durability | None = None
+    ) -> AsyncHandle[Any]:
+        with _entered(self._around, [task], queue) as tasks:
+            [outgoing] = tasks.tasks
+            handle = await super().enqueue(outgoing, queue=queue, durability=durability)
+            tasks.sent([handle])
+        await self._tell([outgoing], [handle])
+        return handle
+
+    async def enqueue_many(
+        self, tasks: Iterable[Task], *, durability: Durability | None = None
+    ) -> list[AsyncHandle[Any]]:
+        with _entered(self._around, _listed(tasks), None) as outgoing:
+            handles = await super().enqueue_many(outgoing.tasks, durability=durability)
+            outgoing.sent(handles)
+        await self._tell(outgoing.tasks, handles)
+        return handles
+
+    async def _tell(self, tasks: Sequence[Task], handles: Sequence[AsyncHandle[Any]]) -> None:
+        for hook, info in _due(self._hooks, tasks, handles):
+            try:
+                told = hook(info)
+                if inspect.isawaitable(told):
+                    await told
+            except Exception as error:
+                log_failure("enqueued", hook, info.id, error)
+
+
+class _All:
+    """The tasks after all extensions have changed them."""
+
+    def __init__(self, tasks: Sequence[Any]) -> None:
+        self.tasks = tasks
+        self.entered: list[Outgoing] = []
+
+    def sent(self, handles: Sequence[Handle[Any] | AsyncHandle[Any]]) -> None:
+        for outgoing in self.entered:
+            outgoing.sent(handles)
+
+
+@contextlib.contextmanager
+def _entered(
+    around: Sequence[AroundEnqueue], tasks: Sequence[Any], queue: str | None
+) -> Iterator[_All]:
+    """Enter the context of each extension, the first one outermost."""
+    every = _All(tasks)
+    with contextlib.ExitStack() as stack:
+        for one in around:
+            outgoing = stack.enter_context(one(every.tasks, queue))
+            every.tasks = outgoing.tasks
+            every.entered.append(outgoing)
+        yield every
+
+
+def _due(
+    hooks: Hooks, tasks: Sequence[Task], handles: Sequence[Handle[Any] | AsyncHandle[Any]]
+) -> Iterator[tuple[Hook, TaskInfo]]:
+    """Yield each hook with each task that the enqueue created."""
+    if not (enqueued := hooks.of("enqueued")):
+        return
+    for task, handle in zip(tasks, handles, strict=True):
+        if handle.created:
+            info = _info(task, handle)
+            yield from ((hook, info) for hook in enqueued)
+
+
+def _info(task: Task, handle: Handle[Any] | AsyncHandle[Any]) -> TaskInfo:
+    deadline = task.deadline
+    return TaskInfo(
+        id=handle.id, type=task.type, payload=payload_of(task, sys.maxsize), queue=handle.queue,
+        retry=task.retry, attempt=1, crashes=0, enqueued_at_us=time.time_ns() // 1000,
+        deadline_us=None if deadline is None else datetime_us("deadline", deadline),
+        headers=task.headers or {},
+        is_value=not isinstance(task.payload, bytes | bytearray | memoryview),
+    )  # fmt: skip
+
+
+def _run(coroutine: Any) -> None:
+    """Run a coroutine to its end, or on the loop that runs in this thread."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(coroutine)
+        return
+    task = loop.create_task(coroutine)
+    _running.add(task)
+    task.add_done_callback(_running.discard)
+
+
+_running: set[asyncio.Task[Any]] = set()
+
+
+async def _awaited(value: Any) -> Any:
+    return await value
+
+
+def _listed(tasks: Iterable[Task]) -> list[Task]:
+    """Return the tasks as a list; raise the client's InvalidTask if they are not iterable."""
+    try:
+        return list(tasks)
+    except TypeError:
+        msg = f"tasks: {type(tasks).__name__} is not an iterable of Task"
+        raise InvalidTask(msg) from None
+
+
+for _wrapped, _plain in ((WrappedClient, Client), (WrappedAsyncClient, AsyncClient)):
+    for _name in ("enqueue", "enqueue_many"):
+        vars(_wrapped)[_name].__doc__ = vars(_plain)[_name].__doc__
