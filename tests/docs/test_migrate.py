@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.peers.table import PEERS
 from tests.support.stores import Store, wait_until
 from tools import includes
 
@@ -245,6 +246,27 @@ def test_guide_names_the_version_that_its_program_runs_with(library: Library) ->
     page = (GUIDES / f"{library.name}.md").read_text("utf-8")
     version = library.requirement.partition("==")[2]
     assert re.search(rf"^Written for .* {re.escape(version)}\b", page, re.MULTILINE)
+
+
+def test_versions_compared_are_those_that_are_measured() -> None:
+    page = (ROOT / "docs" / "why-not.md").read_text("utf-8")
+    [header] = [line for line in page.splitlines() if line.startswith("| | qsync")]
+    pins = {pin for peer in PEERS for pin in peer.requirements[:2]}
+    for name in (
+        "Celery",
+        "RQ",
+        "arq",
+        "Dramatiq",
+        "taskiq",
+        "taskiq-redis",
+        "SAQ",
+        "streaQ",
+        "Huey",
+    ):
+        [version] = re.findall(rf"\b{name} ([0-9.]+[0-9])", header)
+        assert any(re.fullmatch(rf"{name.lower()}(\[.*\])?=={version}", pin) for pin in pins), name
+    [version] = re.findall(r"docket ([0-9.]+[0-9])", header)
+    assert f"pydocket=={version}" in pins
 
 
 def test_included_files_are_those_of_the_tree() -> None:
