@@ -279,7 +279,7 @@ class _AnyTracker:
         """
         server = server_of_token(token)
         order = codec.encode(["cancel", queue, id])
-        return ops.send(self._global_keys, server, order, ttl_ms=ORDER_TTL_MS)
+        return ops.send_order(self._global_keys, server, order, ttl_ms=ORDER_TTL_MS)
 
 
 class TaskQueries(_AnyTracker):
@@ -309,7 +309,7 @@ class TaskQueries(_AnyTracker):
     ) -> StoredTask | None:
         """Return the task as stored; None when it is not in the queue."""
         self.check_open()
-        call = views.show(self._keys(queue), [id], messages=messages)
+        call = views.get_tasks(self._keys(queue), [id], messages=messages)
         [shown] = self._broker.run(call, ends=ends)
         return shown
 
@@ -489,7 +489,7 @@ class AsyncTaskQueries(_AnyTracker):
     async def _read(
         self, keys: QueueKeys, messages: bool, ids: Sequence[str], left: float
     ) -> list[StoredTask | None]:
-        call = views.show(keys, ids, messages=messages)
+        call = views.get_tasks(keys, ids, messages=messages)
         return await self._broker.run(call, ends=ends_in(left))
 
     def _listening(self, queue: str, id: str) -> AbstractContextManager[asyncio.Event]:

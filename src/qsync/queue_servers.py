@@ -24,7 +24,7 @@ def live(keys: GlobalKeys) -> Call[tuple[int, dict[str, int]]]:
 
 def records(keys: GlobalKeys, servers: Iterable[str]) -> list[Call[dict[str, bytes]]]:
     """Return the calls that read the records of servers."""
-    return [views.record(keys, server) for server in servers]
+    return [views.server_info(keys, server) for server in servers]
 
 
 def serves(record: Mapping[str, bytes], queue: str) -> bool:

@@ -40,7 +40,7 @@ class Search:
         for first in range(0, len(self._names), TOGETHER):
             self._asked = self._names[first : first + TOGETHER]
             yield [
-                views.show(QueueKeys(self._prefix, name), [self._id], messages=False)
+                views.get_tasks(QueueKeys(self._prefix, name), [self._id], messages=False)
                 for name in self._asked
             ]
 

@@ -245,7 +245,7 @@ def test_a_reader_reads_and_an_admin_mends(guarded: Guarded) -> None:
             assert [damage.id for damage in report.damages] == ["a"]
             assert report.unknown == []
             assert (await reader.run(views.counts(keys))).states["pending"] == 2
-            assert await reader.run(views.show(keys, ["b"]))
+            assert await reader.run(views.get_tasks(keys, ["b"]))
             assert guarded.refused() <= {"client|setinfo"}
             with pytest.raises(ConfigError):
                 await Auditor(reader, prefix=PREFIX).repair(report.damages)
@@ -359,8 +359,8 @@ def test_a_command_prints_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_script_is_run_in_some_role() -> None:
     ours = {*acl.scripts_of("server"), *acl.scripts_of("reader")}
     assert set(acl.scripts()) - ours == {
-        "delete", "forget", "forget_schedule", "pause", "pause_schedule", "purge", "repair", "run",
-        "unregister",
+        "delete", "delete_queue", "forget_schedule", "pause", "pause_schedule", "purge", "repair",
+        "run", "unregister",
     }  # fmt: skip
     assert set(acl.scripts_of("admin")) == set(acl.scripts()) == set(calls())
     reads = VIEWS

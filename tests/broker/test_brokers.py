@@ -47,7 +47,9 @@ def test_a_cancellation_is_heeded_whenever_it_comes_and_mixes_up_no_replies(
                 # Those before it that were cancelled may not have been sent.
                 assert 0 <= task.result() <= number % 50 + 1
             # What comes next over the same connections has its own reply.
-            size = await broker.run(ops.announce(keys, f"server{number}", ttl_us=60_000_000))
+            size = await broker.run(
+                ops.server_heartbeat(keys, f"server{number}", ttl_us=60_000_000)
+            )
             assert size == number + 1
         assert min(outcomes.values()) > 50
         await broker.aclose()
@@ -351,7 +353,7 @@ def test_a_store_that_is_away_is_tried_ten_times_a_second_however_many_wait_for_
 
 
 def test_a_plain_command_finds_a_connection_though_all_are_kept_at_hand(store: Store) -> None:
-    call = views.show(QueueKeys("test", "default"), ["a"])
+    call = views.get_tasks(QueueKeys("test", "default"), ["a"])
 
     async def main() -> None:
         broker = AsyncBroker(redis_clients.parse(store.url), connections=1)
@@ -367,7 +369,7 @@ def test_a_plain_command_finds_a_connection_though_all_are_kept_at_hand(store: S
 
 @pytest.mark.faults(90)
 def test_callers_get_a_connection_in_the_order_in_which_they_came(store: Store) -> None:
-    call = views.show(QueueKeys("test", "default"), ["a"])
+    call = views.get_tasks(QueueKeys("test", "default"), ["a"])
 
     async def main() -> None:
         broker = AsyncBroker(redis_clients.parse(store.url), connections=3)

@@ -149,7 +149,7 @@ def test_each_error_that_the_store_can_answer_is_survived_at_each_script(
 
     asyncio.run(main())
     measured("errors answered, by script", dict(+given))
-    for script in ("enqueue", "fetch", "complete", "retry", "kill", "cancel", "show"):
+    for script in ("enqueue", "fetch", "complete", "retry", "kill", "cancel", "get_tasks"):
         assert given[script] >= len(ERRORS), script
     for own in prefixes.values():
         found = {name: counter(durable, own, name) for name in ("crashed", "dead", "failed")}

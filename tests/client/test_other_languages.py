@@ -37,10 +37,13 @@ class ForeignClient:
         """Run a script on the keys of its header."""
         body = (LUA / f"{name}.lua").read_text("utf-8")
         shebang, body = body.split("\n", 1)
-        [includes] = re.findall(r"^-- include: (.+)$", body, re.MULTILINE)
-        pieces = [(LUA / "include" / f"{one}.lua").read_text("utf-8") for one in includes.split()]
-        keys = [f"{self.base}:{key}" for key in re.findall(r"^-- KEYS\[\d+\] (\w+)", body, re.M)]
+        includes = " ".join(re.findall(r"^-- include: (.+)$", body, re.MULTILINE)).split()
+        pieces = [(LUA / "include" / f"{one}.lua").read_text("utf-8") for one in includes]
         text = "\n".join([shebang, *pieces, body])
+        for kind in ("KEYS", "ARGV"):
+            for slot, key in re.findall(rf"^-- ({kind}\[\d+\]) (\w+)", body, re.MULTILINE):
+                text = re.sub(rf"\b{kind}\.{key}\b", slot, text)
+        keys = [f"{self.base}:{key}" for key in re.findall(r"^-- KEYS\[\d+\] (\w+)", body, re.M)]
         return self.redis.eval(text, len(keys), *keys, *args)
 
     def enqueue(
@@ -57,7 +60,7 @@ class ForeignClient:
 
     def show(self, id: str) -> Any:
         """Read a task."""
-        [row] = self.run("show", "", id)
+        [row] = self.run("get_tasks", "", id)
         return row
 
 

@@ -237,7 +237,7 @@ def test_a_task_that_somebody_removed_may_be_enqueued_again(rig: Rig, way: str) 
 def test_a_deleted_queue_forgets_its_ids(rig: Rig) -> None:
     rig.send(chosen("a"))
     rig.complete(*rig.lease())
-    assert rig.run(ops.forget(rig.keys)) == 0
+    assert rig.run(ops.delete_queue(rig.keys)) == 0
     assert rig.dump() == {}
     assert rig.send(chosen("a")) == [("created", "a")]
 

@@ -148,21 +148,12 @@ def test_every_counter_is_named() -> None:
 
 def test_fields_of_meta_that_scripts_use_are_described() -> None:
     sources = [path.read_text("utf-8") for path in (PACKAGE / "broker" / "lua").rglob("*.lua")]
-    commands = re.findall(
-        r"'H(?:GET|SET|MGET|DEL)',\s*(?:k\.meta|meta_key|META_KEY),([^)]*)",
-        "".join(map(_with_meta_named, sources)),
-    )
+    commands = re.findall(r"'H(?:GET|SET|MGET|DEL)',\s*KEYS\.meta,([^)]*)", "".join(sources))
     used = {name for command in commands for name in re.findall(r"'([a-z_]{2,20}:?|v)'", command)}
     described = {
         field.partition("<")[0] for row in table(DATA_MODEL, "meta") for field in names(row[0])
     }
     assert used == described
-
-
-def _with_meta_named(source: str) -> str:
-    """A script with one name for the key `meta` of its header."""
-    number = re.search(r"^-- KEYS\[(\d+)\] meta\b", source, re.MULTILINE)
-    return source if number is None else source.replace(f"KEYS[{number[1]}]", "META_KEY")
 
 
 # States.
@@ -268,7 +259,7 @@ def test_callers_of_scripts_are_those_of_the_code() -> None:
         assert set(names(by)) == callers(known[names(name)[0]]), name
 
 
-@pytest.mark.parametrize("name", ["enqueue", "show"])
+@pytest.mark.parametrize("name", ["enqueue", "get_tasks"])
 def test_keys_for_other_languages_are_those_of_the_script(name: str) -> None:
     assert tuple(names(section(DATA_MODEL, f"{name} keys"))) == script.load(name).keys
 

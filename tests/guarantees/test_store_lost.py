@@ -83,7 +83,7 @@ def test_servers_survive_the_loss_of_all_data(
             async def known() -> bool:
                 names = GlobalKeys(prefix)
                 _, live = await b.broker.run(views.servers(names))
-                records = [await b.broker.run(views.record(names, id)) for id in live]
+                records = [await b.broker.run(views.server_info(names, id)) for id in live]
                 return set(live) == {one.id, two.id} and all(records)
 
             await wait_until_async(known)

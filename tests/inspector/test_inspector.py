@@ -724,7 +724,7 @@ def test_forget(store: Store, prefix: str) -> None:
         await bed.serve("live")
         served = await inspector.forget("default", force=True)
         assert (served.outcome, served.server) == ("served", "live")
-        await bed.broker.run(ops.announce(GlobalKeys(prefix), "live", ttl_us=0))
+        await bed.broker.run(ops.server_heartbeat(GlobalKeys(prefix), "live", ttl_us=0))
         outcomes = []
         while not outcomes or outcomes[-1] == "more":
             outcomes.append((await inspector.forget("default", force=True)).outcome)
@@ -784,7 +784,7 @@ def test_everything_works_in_a_cluster(cluster: Cluster, prefix: str) -> None:
         [server] = await inspector.servers()
         assert [task.id for task in server.tasks] == ["a"]
         assert await inspector.schedules() == []
-        await bed.broker.run(ops.announce(GlobalKeys(prefix), "w", ttl_us=0))
+        await bed.broker.run(ops.server_heartbeat(GlobalKeys(prefix), "w", ttl_us=0))
         assert (await inspector.forget("queue4")).outcome == "done"
 
     run(cluster, prefix, work)
@@ -879,7 +879,7 @@ def test_whatever_lies_in_the_store_is_shown(valkey: Store, prefix: str, value: 
         inspector = bed.inspector
         await each_state(bed)
         await bed.serve("w")
-        await bed.broker.run(ops.publish(bed.keys(), [("s", value, value)]))
+        await bed.broker.run(ops.publish_schedules(bed.keys(), [("s", value, value)]))
         with valkey.client() as client:
             for name, (kind, _) in QUEUE_KEYS.items():
                 if kind == "hash":

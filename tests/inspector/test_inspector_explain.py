@@ -234,7 +234,9 @@ def test_thousands_of_servers_are_more_than_it_looks_at(valkey: Store, prefix: s
         await bed.enqueue(Task("t", id="a"))
         keys = GlobalKeys(prefix)
         for at in range(0, 1500, 100):
-            calls = [ops.announce(keys, f"s{n}", ttl_us=60 * S) for n in range(at, at + 100)]
+            calls = [
+                ops.server_heartbeat(keys, f"s{n}", ttl_us=60 * S) for n in range(at, at + 100)
+            ]
             await bed.broker.run_many(calls)
         assert len(await bed.inspector.servers()) == 1000
         assert (await why(bed, "a")).reason == "no_server"

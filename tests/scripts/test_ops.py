@@ -456,7 +456,7 @@ def test_queues_are_registered_once(rig: Rig) -> None:
 
 def test_a_server_is_live_for_as_long_as_it_said(rig: Rig) -> None:
     def announce(server: str, ttl_us: int) -> int:
-        return rig.run(ops.announce(rig.globals, server, ttl_us=ttl_us, now_us=rig.now))
+        return rig.run(ops.server_heartbeat(rig.globals, server, ttl_us=ttl_us, now_us=rig.now))
 
     assert announce("a", 10 * S) == 1
     assert announce("b", 20 * S) == 2
@@ -469,11 +469,11 @@ def test_a_server_is_live_for_as_long_as_it_said(rig: Rig) -> None:
 @pytest.mark.faults(79)
 def test_a_description_replaces_the_one_before_and_ends(rig: Rig) -> None:
     key = rig.globals.server("s")
-    rig.run(ops.describe(rig.globals, "s", {"host": "h", "blob": b"\xff"}, ttl_ms=60_000))
-    rig.run(ops.describe(rig.globals, "s", {"host": "g", "blob": b""}, ttl_ms=60_000))
+    rig.run(ops.set_server_info(rig.globals, "s", {"host": "h", "blob": b"\xff"}, ttl_ms=60_000))
+    rig.run(ops.set_server_info(rig.globals, "s", {"host": "g", "blob": b""}, ttl_ms=60_000))
     assert rig.client.hgetall(key) == {b"host": b"g", b"blob": b""}
     assert 0 < rig.client.pttl(key) <= 60_000
-    rig.run(ops.describe(rig.globals, "s", {}, ttl_ms=0))
+    rig.run(ops.set_server_info(rig.globals, "s", {}, ttl_ms=0))
     assert not rig.client.exists(key)
 
 
@@ -481,7 +481,7 @@ def test_a_description_replaces_the_one_before_and_ends(rig: Rig) -> None:
 def test_orders_are_read_in_order_and_end(rig: Rig) -> None:
     key = rig.globals.inbox("s")
     for order in (b"quiet", b"stop", b"stop", b"quiet"):
-        rig.run(ops.send(rig.globals, "s", order, ttl_ms=60_000))
+        rig.run(ops.send_order(rig.globals, "s", order, ttl_ms=60_000))
     assert rig.client.lrange(key, 0, -1) == [b"quiet", b"stop", b"quiet"]
     assert 0 < rig.client.pttl(key) <= 60_000
 

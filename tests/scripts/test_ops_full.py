@@ -41,7 +41,7 @@ def test_only_what_brings_something_in_is_refused(rig: Rig, name: str) -> None:
 def test_a_task_can_be_looked_at(rig: Rig) -> None:
     queue(rig)
     rig.client.config_set("maxmemory", 1)
-    shown = rig.run(views.show(rig.keys, ["a", "p", "s", "r", "c", "d"]))
+    shown = rig.run(views.get_tasks(rig.keys, ["a", "p", "s", "r", "c", "d"]))
     assert all(shown)
 
 

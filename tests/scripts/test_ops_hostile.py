@@ -62,7 +62,7 @@ def work(rig: Rig) -> None:
     tick = rig.tasks("ticked")[0]
     rig.run(ops.begin_ticks(rig.keys, ["hourly"], now_us=rig.now))
     rig.run(ops.tick(rig.keys, "hourly", rig.now + 1, tick, now_us=rig.now))
-    rig.run(views.show(rig.keys, ["a", "n1", "later"]))
+    rig.run(views.get_tasks(rig.keys, ["a", "n1", "later"]))
     held = {one.id: one for one in rig.lease(server="w")}
     assert {"n1", "n2", "n3", "ticked"} <= set(held)
     everything = list(held.values())
@@ -93,10 +93,10 @@ def work(rig: Rig) -> None:
     rig.run(views.overview(rig.keys))
     rig.run(views.schedules(rig.keys))
     rig.run(views.schedules(rig.keys, "hourly"))
-    rig.run(views.locate(rig.keys, "a", lock=NAME, server="s"))
+    rig.run(views.pending_position(rig.keys, "a", lock=NAME, server="s"))
     for state in STORED:
         rig.run(views.page(rig.keys, state, count=100))
-    rig.run(ops.publish(rig.keys, [("hourly", b"", b"")], now_us=rig.now))
+    rig.run(ops.publish_schedules(rig.keys, [("hourly", b"", b"")], now_us=rig.now))
     rig.run(ops.pause_schedule(rig.keys, "hourly", b"me", now_us=rig.now))
     rig.run(ops.resume_schedule(rig.keys, "hourly", now_us=rig.now))
 

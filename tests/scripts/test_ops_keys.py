@@ -22,17 +22,17 @@ from tests.support.queue_driver import BINARIES, START, Rig
 from tests.support.stores import Cluster
 
 LOOK: dict[str, Make] = {
-    "show": lambda rig, held: views.show(rig.keys, ["a", "p", "s", "r", "c", "d"]),
+    "show": lambda rig, held: views.get_tasks(rig.keys, ["a", "p", "s", "r", "c", "d"]),
     "counts": lambda rig, held: views.counts(rig.keys),
     "page": lambda rig, held: views.page(rig.keys, TaskState.DEAD, count=5),
     "overview": lambda rig, held: views.overview(rig.keys),
     "look": lambda rig, held: views.look(rig.keys, lease_us=1),
-    "locate": lambda rig, held: views.locate(rig.keys, "p", lock=NAME, server="s"),
+    "locate": lambda rig, held: views.pending_position(rig.keys, "p", lock=NAME, server="s"),
     "schedules": lambda rig, held: views.schedules(rig.keys),
     "queues": lambda rig, held: views.queues(rig.globals),
     "registered": lambda rig, held: views.registered(rig.globals, "queue"),
     "servers": lambda rig, held: views.servers(rig.globals),
-    "record": lambda rig, held: views.record(rig.globals, "s"),
+    "record": lambda rig, held: views.server_info(rig.globals, "s"),
 }
 
 

@@ -77,8 +77,10 @@ OTHER: dict[str, Make] = {
     ),
     "purge": lambda rig, held: ops.purge(rig.keys, "pending", now_us=rig.now),
     "purge lapsed": lambda rig, held: ops.purge(rig.keys, "active", now_us=rig.now + LEASE),
-    "forget": lambda rig, held: ops.forget(rig.keys),
-    "publish": lambda rig, held: ops.publish(rig.keys, [("hourly", b"r", b"t")], now_us=rig.now),
+    "forget": lambda rig, held: ops.delete_queue(rig.keys),
+    "publish": lambda rig, held: ops.publish_schedules(
+        rig.keys, [("hourly", b"r", b"t")], now_us=rig.now
+    ),
     "pause schedule": lambda rig, held: ops.pause_schedule(
         rig.keys, "hourly", b"me", now_us=rig.now
     ),
@@ -99,11 +101,13 @@ OTHER: dict[str, Make] = {
         rig.keys, rig.tasks("x", "y", delay=3, fairness_key="k", **LOCK), now_us=rig.now
     ),
     "register": lambda rig, held: ops.register(rig.globals, ["a", "b"]),
-    "announce": lambda rig, held: ops.announce(rig.globals, "s", ttl_us=S, now_us=rig.now),
-    "announce an end": lambda rig, held: ops.announce(rig.globals, "s", ttl_us=0, now_us=rig.now),
-    "describe": lambda rig, held: ops.describe(rig.globals, "s", {"a": 1}, ttl_ms=60_000),
-    "describe an end": lambda rig, held: ops.describe(rig.globals, "s", {}, ttl_ms=0),
-    "send": lambda rig, held: ops.send(rig.globals, "s", b"quiet", ttl_ms=60_000),
+    "announce": lambda rig, held: ops.server_heartbeat(rig.globals, "s", ttl_us=S, now_us=rig.now),
+    "announce an end": lambda rig, held: ops.server_heartbeat(
+        rig.globals, "s", ttl_us=0, now_us=rig.now
+    ),
+    "describe": lambda rig, held: ops.set_server_info(rig.globals, "s", {"a": 1}, ttl_ms=60_000),
+    "describe an end": lambda rig, held: ops.set_server_info(rig.globals, "s", {}, ttl_ms=0),
+    "send": lambda rig, held: ops.send_order(rig.globals, "s", b"quiet", ttl_ms=60_000),
 }
 
 ALL = SETTLE | HOLD | OTHER

@@ -23,6 +23,7 @@ from qsync.state import TaskState
 from qsync.task import Task
 from tests.support import lua
 from tests.support.lua import INCLUDES, SCRIPTS, Function, Source
+from tests.support.mutation import planted
 from tests.support.queue_driver import BINARIES, POLICY, shared_store
 from tests.support.stores import Binary
 
@@ -30,8 +31,8 @@ GLOBALS = {"queues", "servers", "server", "inbox"}
 TYPES = {"queues": "set", "servers": "zset", "server": "hash", "inbox": "list"}
 CAN_BE_REFUSED = {"enqueue", "tick"}
 VIEWS = {
-    "audit", "counts", "locate", "look", "overview", "page", "permissions", "queues", "record",
-    "registered", "schedules", "servers", "show", "types",
+    "audit", "counts", "get_tasks", "key_types", "look", "overview", "page", "pending_position",
+    "permissions", "queues", "registered", "schedules", "server_info", "servers",
 }  # fmt: skip
 
 TEXTS = {
@@ -40,7 +41,7 @@ TEXTS = {
     "message", "claim", "schema", "layout",
 }  # fmt: skip
 
-WAKE_CHANNEL = "table.concat({wake_key,':',server})"
+WAKE_CHANNEL = "table.concat({KEYS.wake,':',server})"
 
 every_script = pytest.mark.parametrize("name", SCRIPTS)
 
@@ -67,11 +68,11 @@ def reached(source: Source) -> dict[str, Function]:
     return found
 
 
-def key_table(source: Source) -> dict[str, str]:
-    """The fields of `k`, which names the keys for the shared functions, by their KEYS slot."""
-    found = re.search(r"^local k = \{(.*?)\}$", source.text, re.MULTILINE | re.DOTALL)
-    pairs: list[tuple[str, str]] = re.findall(r"(\w+) = KEYS\[(\d+)\]", found[1]) if found else []
-    return dict(pairs)
+def used(name: str, kind: str) -> set[str]:
+    """The names after `KEYS.` or `ARGV.` in a script and in the shared functions that it calls."""
+    source = lua.script(name)
+    bodies = [source, *(function.body for function in reached(source).values())]
+    return {slot for body in bodies for slot in body.uses(kind)}
 
 
 # Headers
@@ -95,34 +96,27 @@ def test_the_header_tells_the_types_of_keys(name: str) -> None:
 
 
 @every_script
-def test_the_body_reads_exactly_the_keys_of_the_header(name: str) -> None:
+def test_code_uses_exactly_the_keys_of_the_header(name: str) -> None:
     source = lua.script(name)
-    assert {int(slot) for slot in source.slots("KEYS")} == {number for number, _ in source.keys}
+    assert used(name, "KEYS") == {key for _, key in source.keys}
+    assert not source.slots("KEYS")
 
 
 @every_script
-def test_each_field_of_the_key_table_is_named_like_its_key_and_used(name: str) -> None:
+def test_code_uses_exactly_the_arguments_of_the_header(name: str) -> None:
     source = lua.script(name)
-    table, names = key_table(source), dict(source.keys)
-    assert all(names[int(slot)] == field for field, slot in table.items())
-    used = set(source.uses("k"))
-    for function in reached(source).values():
-        if "k" in function.parameters:
-            used |= set(function.body.uses("k"))
-    assert used == set(table)
-
-
-@every_script
-def test_the_body_reads_exactly_the_arguments_of_the_header(name: str) -> None:
-    source = lua.script(name)
-    assert source.arguments == list(range(1, len(source.arguments) + 1))
-    slots = source.slots("ARGV")
-    single = {int(slot) for slot in slots if slot.isdigit()}
+    assert [number for number, _ in source.arguments] == list(range(1, len(source.arguments) + 1))
+    assert set(source.uses("ARGV")) == {argument for _, argument in source.arguments}
     begins = set(beginnings(source))
-    assert single - begins == set(source.arguments)
+    assert {int(slot) for slot in source.slots("ARGV") if slot.isdigit()} <= begins
     assert begins == ({source.rest[0]} if source.rest else set())
     assert not begins or begins == {len(source.arguments) + 1}
-    assert begins or all(slot.isdigit() for slot in slots)
+    assert begins or not source.slots("ARGV")
+
+
+@pytest.mark.parametrize("piece", INCLUDES)
+def test_includes_do_not_read_arguments(piece: str) -> None:
+    assert "ARGV" not in lua.piece(piece).tokens
 
 
 def beginnings(source: Source) -> Iterator[int]:
@@ -136,12 +130,13 @@ def beginnings(source: Source) -> Iterator[int]:
 
 
 @every_script
-def test_owned_is_told_how_many_values_a_task_takes(name: str) -> None:
+def test_check_leases_gets_the_number_of_values_per_task(name: str) -> None:
     source = lua.script(name)
     for call in source.calls:
-        if call.name == "owned":
-            told = call.arguments[3] == ("stride",) and "-- ARGV[2] stride " in source.header
-            assert told or call.arguments[3] == (str(source.stride),)
+        if call.name == "check_leases":
+            stride = call.arguments[2]
+            told = stride == ("stride",) and "-- ARGV[2] stride " in source.header
+            assert told or stride == (str(source.stride),)
 
 
 @every_script
@@ -248,7 +243,7 @@ def test_only_texts_are_joined(source: Source) -> None:
 def is_text(operand: list[str]) -> bool:
     if operand[0].startswith("'"):
         return True
-    if operand[0] == "whole" or operand[:2] == ["ARGV", "["]:
+    if operand[0] == "to_text" or operand[:2] in (["ARGV", "["], ["ARGV", "."]):
         return True
     if operand[:3] == ["struct", ".", "pack"]:
         return True
@@ -288,7 +283,7 @@ def operand_after(tokens: list[str], at: int) -> list[str]:
 @pytest.mark.faults(54)
 @every_source
 def test_every_command_is_on_a_declared_key(source: Source) -> None:
-    """Keys come from KEYS, from the table of them, or as parameters; none is built.
+    """Keys come from KEYS or as parameters; none is built.
 
     The channels that wake servers are, of the name of a key: so they are in its slot.
     """
@@ -300,7 +295,7 @@ def test_every_command_is_on_a_declared_key(source: Source) -> None:
             if command == ("'MEMORY'",):
                 arguments = arguments[1:]  # the first is a part of the command
             if command == ("'SPUBLISH'",) and "".join(arguments[0]) == WAKE_CHANNEL:
-                assert "wake_key" in known
+                pass
             elif command != ("'TIME'",):
                 assert is_key(arguments[0], known), (command, arguments[0])
         if call.name in functions():
@@ -309,13 +304,11 @@ def test_every_command_is_on_a_declared_key(source: Source) -> None:
             for parameter, argument in zip(function.parameters, call.arguments, strict=False):
                 if parameter.endswith("_key"):
                     assert is_key(argument, known), (call.name, argument)
-                if parameter == "k":
-                    assert argument == ("k",)
 
 
 def is_key(argument: tuple[str, ...], known: set[str]) -> bool:
     text = "".join(argument)
-    return bool(re.fullmatch(r"KEYS\[\d+\]|k\.\w+", text)) or text in known
+    return bool(re.fullmatch(r"KEYS\.\w+", text)) or text in known
 
 
 def aliases(source: Source) -> set[str]:
@@ -326,26 +319,26 @@ def aliases(source: Source) -> set[str]:
         for parameter in re.findall(r"\w+_key\b", parameters)
     }
     element = r"(?:\{[^{}]*\}|[\w.\[\]]+)"
-    for name, value in re.findall(r"^local (\w+) = (\(?\{[^}]*\}\)?(?:\[\w+\]|\[ARGV\[\d\]\])?)$",
+    for name, value in re.findall(r"^local (\w+) = (\(?\{[^}]*\}\)?(?:\[\w+\]|\[ARGV\.\w+\])?)$",
                                   source.text, re.MULTILINE):  # fmt: skip
-        if re.findall(r"KEYS\[\d+\]", value):
+        if re.findall(r"KEYS\.\w+", value):
             names.add(name)
     for name, value in re.findall(rf"for \w+, (\w+) in ipairs\((\{{[^}}]*\}}|{element})\) do",
                                   source.text):  # fmt: skip
-        if re.search(r"KEYS\[\d+\]|\bk\.\w+", value) or value in names:
+        if re.search(r"KEYS\.\w+", value) or value in names:
             names.add(name)
     return names
 
 
 def test_the_rule_on_keys_catches_a_key_that_is_built_or_not_declared() -> None:
-    for wrong in ("KEYS[1] .. ':x'", "'{a}:b'", "ARGV[1]", "other"):
-        source = Source(f"redis.call('HGET', {wrong}, ARGV[2])\n")
+    for wrong in ("KEYS.tasks .. ':x'", "'{a}:b'", "ARGV.id", "other"):
+        source = Source(f"redis.call('HGET', {wrong}, ARGV.id)\n")
         with pytest.raises(AssertionError):
             test_every_command_is_on_a_declared_key(source)
 
 
 def test_the_rule_on_texts_catches_a_number() -> None:
-    for wrong in ("now .. ':'", "':' .. now", "'a' .. tonumber(id)", "#ids .. ''", "'' .. k.day"):
+    for wrong in ("now .. ':'", "':' .. now", "'a' .. tonumber(id)", "#ids .. ''", "'' .. row.day"):
         with pytest.raises(AssertionError):
             test_only_texts_are_joined(Source(f"local x = {wrong}\n"))
 
@@ -368,7 +361,7 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "retry": (ops.retry(keys, [Retried(*one, 1, b"") for one in held]), 2),
         "kill": (ops.kill(keys, [Killed(*one, True, b"") for one in held]), 2),
         "hand_back": (ops.hand_back(keys, [HandedBack(*one) for one in held]), 2),
-        "cancelled": (ops.end_cancelled(keys, held), 2),
+        "end_cancelled": (ops.end_cancelled(keys, held), 2),
         "renew": (ops.renew(keys, held, lease_us=1), 2),
         "start": (ops.start(keys, held), 2),
         "progress": (ops.progress(keys, [("a", "s/1", 1, 2), ("b", "s/1", 1, 2)]), 2),
@@ -378,31 +371,34 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "delete": (ops.delete(keys, ["a", "b"], "dead"), 2),
         "pause": (ops.pause(keys, b"me"), 0),
         "purge": (ops.purge(keys, "dead"), 0),
-        "forget": (ops.forget(keys), 0),
-        "publish": (ops.publish(keys, [("hourly", b"", b""), ("daily", b"", b"")]), 2),
+        "delete_queue": (ops.delete_queue(keys), 0),
+        "publish_schedules": (
+            ops.publish_schedules(keys, [("hourly", b"", b""), ("daily", b"", b"")]),
+            2,
+        ),
         "pause_schedule": (ops.pause_schedule(keys, "hourly", b"me"), 0),
         "forget_schedule": (ops.forget_schedule(keys, "hourly", silence_us=1), 0),
         "unregister": (ops.unregister(all_keys, ["a", "b"]), 2),
-        "mark": (ops.wait(keys, "fsync", timeout_ms=1).mark, 0),
+        "wait_marker": (ops.wait(keys, "fsync", timeout_ms=1).mark, 0),
         "register": (ops.register(all_keys, ["a", "b"]), 2),
-        "announce": (ops.announce(all_keys, "s", ttl_us=1), 0),
-        "describe": (ops.describe(all_keys, "s", {"a": 1, "b": 2}, ttl_ms=1), 4),
-        "send": (ops.send(all_keys, "s", b"stop", ttl_ms=1), 0),
-        "show": (views.show(keys, ["a", "b"]), 2),
+        "server_heartbeat": (ops.server_heartbeat(all_keys, "s", ttl_us=1), 0),
+        "set_server_info": (ops.set_server_info(all_keys, "s", {"a": 1, "b": 2}, ttl_ms=1), 4),
+        "send_order": (ops.send_order(all_keys, "s", b"stop", ttl_ms=1), 0),
+        "get_tasks": (views.get_tasks(keys, ["a", "b"]), 2),
         "counts": (views.counts(keys), 0),
-        "locate": (views.locate(keys, "a"), 0),
+        "pending_position": (views.pending_position(keys, "a"), 0),
         "look": (views.look(keys, lease_us=1), 0),
         "listen": (ops.listen(keys, server="s", lease_us=1, keep_us=1), 0),
         "permissions": (views.permissions(keys, ["hset", "zadd"]), 2),
         "overview": (views.overview(keys), len(COUNTERS)),
         "page": (views.page(keys, TaskState.DEAD, count=1), 0),
         "queues": (views.queues(all_keys), 0),
-        "record": (views.record(all_keys, "s"), 0),
+        "server_info": (views.server_info(all_keys, "s"), 0),
         "registered": (views.registered(all_keys, "a"), 0),
         "schedules": (views.schedules(keys), 0),
         "servers": (views.servers(all_keys), 0),
         "audit": (views.stand(keys, [("a", ""), ("b", "lock")]), 2),
-        "types": (views.types(keys), 0),
+        "key_types": (views.key_types(keys), 0),
         "repair": (
             ops.repair(keys, "leftover", [("a", ""), ("b", "")], record=b"", lease_us=1),
             2,
@@ -453,6 +449,42 @@ def test_what_is_sent_has_no_comments() -> None:
         assert not [line for line in lines[1:] if line.lstrip().startswith("--")]
 
 
+def test_loaded_script_reads_keys_and_arguments_by_number() -> None:
+    for name in SCRIPTS:
+        text = load(name).text
+        assert not re.search(r"\b(KEYS|ARGV)\.", text)
+        assert {int(n) for n in re.findall(r"KEYS\[(\d+)\]", text)} == {
+            number for number, _ in lua.script(name).keys
+        }
+
+
+def test_loaded_script_has_no_function_that_nothing_calls() -> None:
+    for name in SCRIPTS:
+        text = load(name).text
+        for function in Source(text).functions:
+            assert len(re.findall(rf"(?<![\w.]){function.name}[({{]", text)) > 1, function.name
+    assert "local function make_dead(" in load("repair").text
+    assert "local function recover_expired(" not in load("repair").text
+
+
+@pytest.mark.parametrize("wrong", ["KEYS.task", "ARGV.nw", "KEYS.pending"])
+def test_name_that_the_header_does_not_have_fails_the_loader(wrong: str) -> None:
+    right = "redis.call('EXISTS', KEYS.cancels)"
+    with (
+        planted("renew.lua", right, f"redis.call('EXISTS', {wrong})"),
+        pytest.raises(ValueError, match=rf"^renew.lua: .* does not name {re.escape(wrong)}"),
+    ):
+        load("renew")
+
+
+def test_slot_with_a_wrong_number_fails_the_loader() -> None:
+    with (
+        planted("renew.lua", "-- KEYS[4] meta", "-- KEYS[5] meta"),
+        pytest.raises(ValueError, match=r"^renew.lua: KEYS\[5\] meta is slot 4 of its header$"),
+    ):
+        load("renew")
+
+
 def test_a_flag_can_be_set_otherwise_than_the_file_does() -> None:
     assert load("enqueue", allow_oom=True).text.startswith("#!lua flags=allow-oom\n")
     assert load("kill", allow_oom=False).text.startswith("#!lua\n")
@@ -467,7 +499,7 @@ def test_the_package_holds_the_scripts() -> None:
         f"{name}.lua" for name in SCRIPTS
     }
     assert tuple(sorted(calls())) == SCRIPTS
-    assert {"clock", "store", "tags"} <= set(INCLUDES)
+    assert {"clock", "insert_tasks", "fairness_tags"} <= set(INCLUDES)
 
 
 def test_the_wheel_holds_the_scripts(tmp_path: Path) -> None:

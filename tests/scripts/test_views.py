@@ -93,7 +93,7 @@ def test_completed(rig: Rig) -> None:
     rig.complete(*rig.lease(), retention_us=9, result=codec.encode(Result(b"r", False)))
     assert status(rig).state is TaskState.COMPLETED
     assert not status(rig).cancelled
-    [shown] = rig.run(views.show(rig.keys, ["a"]))
+    [shown] = rig.run(views.get_tasks(rig.keys, ["a"]))
     assert shown is not None
     assert views.result_of(shown) == Result(b"r", False)
 
@@ -103,7 +103,7 @@ def test_cancelled_and_kept(rig: Rig) -> None:
     rig.cancel("a", retention_us=9)
     assert status(rig).state is TaskState.CANCELLED
     assert status(rig).cancelled
-    [shown] = rig.run(views.show(rig.keys, ["a"]))
+    [shown] = rig.run(views.get_tasks(rig.keys, ["a"]))
     assert shown is not None
     assert views.result_of(shown) is None
 
@@ -158,15 +158,15 @@ def test_dead_for_want_of_its_message(rig: Rig) -> None:
 
 def test_unknown_ids_are_shown_as_none_in_their_places(rig: Rig) -> None:
     rig.enqueue("a", "b")
-    shown = rig.run(views.show(rig.keys, ["x", "b", "y", "a", ""]))
+    shown = rig.run(views.get_tasks(rig.keys, ["x", "b", "y", "a", ""]))
     assert [one is not None for one in shown] == [False, True, False, True, False]
-    assert rig.run(views.show(rig.keys, [])) == []
+    assert rig.run(views.get_tasks(rig.keys, [])) == []
 
 
 def test_500_tasks_are_shown_at_once(rig: Rig) -> None:
     ids = [str(n) for n in range(500)]
     rig.enqueue(*ids)
-    shown = rig.run(views.show(rig.keys, ids))
+    shown = rig.run(views.get_tasks(rig.keys, ids))
     stored = rig.dump()["tasks"]
     assert [one.message for one in shown if one] == [stored[id.encode()] for id in ids]
 

@@ -94,9 +94,9 @@ def test_record_of_a_dead_server_goes_with_its_leases(valkey: Store) -> None:
         broker = Broker(app.server().address, connections=2)
     keys = GlobalKeys("qsync")
     for id in ("dead", "other"):
-        broker.run(ops.announce(keys, id, ttl_us=60_000_000))
+        broker.run(ops.server_heartbeat(keys, id, ttl_us=60_000_000))
         broker.run(
-            ops.describe(
+            ops.set_server_info(
                 keys,
                 id,
                 {"host": "h", "queues": codec.encode({}), "types": codec.encode([])},

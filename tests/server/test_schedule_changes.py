@@ -92,7 +92,7 @@ class Book:
         call = ops.begin_ticks(self._keys, names, digests=digests, now_us=self.now_us)
         _, after = broker.run(call)
         rows = [(name, b"record", b"task") for name in names]
-        broker.run(ops.publish(self._keys, rows, now_us=self.now_us))
+        broker.run(ops.publish_schedules(self._keys, rows, now_us=self.now_us))
         broker.close()
         return after
 

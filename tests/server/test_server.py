@@ -787,7 +787,7 @@ def test_a_refusal_of_the_store_before_the_start_charges_no_task(store: Store, p
         async with bench(store.url, prefix) as b:
             handle = await b.client.enqueue(Task("x", retry=0))
             store.client().hset(b.keys().key("crashes"), handle.id, 1)
-            whole = "local _, held_ids, replies = owned(KEYS[1], { unpack(ARGV, 1, last) }, 1, 2)"
+            whole = "local _, held_ids, replies = check_leases({ unpack(ARGV, 1, last) }, 1, 2)"
             with planted("start.lua", whole, f"{whole} error('refused')"):
                 async with b.server(mux):
                     await b.reaches(handle.id, "scheduled")

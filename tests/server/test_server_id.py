@@ -109,10 +109,10 @@ def test_order_to_the_life_before_is_not_for_the_next(store: Store, prefix: str)
 
         async with bench(store.url, prefix) as using:
             await using.broker.run(
-                ops.send(GlobalKeys(prefix), "worker-0", b'["stop"]', ttl_ms=60_000)
+                ops.send_order(GlobalKeys(prefix), "worker-0", b'["stop"]', ttl_ms=60_000)
             )
             await using.broker.run(
-                ops.send(GlobalKeys(prefix), "worker-0", b"\x91\xa4stop", ttl_ms=60_000)
+                ops.send_order(GlobalKeys(prefix), "worker-0", b"\x91\xa4stop", ttl_ms=60_000)
             )
             server = using.server(mux, server_id="worker-0")
             async with server:
@@ -143,7 +143,7 @@ def test_token_names_the_server_and_not_its_life(store: Store, prefix: str) -> N
             handle = await using.client.enqueue(Task("a", retry_delay=0.01))
             tokens = [await asyncio.wait_for(started.get(), 10) for _ in range(2)]
             assert all(token.startswith("worker-0~") for token in tokens)
-            [shown] = await using.broker.run(views.show(using.keys(), [handle.id]))
+            [shown] = await using.broker.run(views.get_tasks(using.keys(), [handle.id]))
             assert shown is not None
             [brief] = decode_failure(shown.failure).history
             assert brief.server == "worker-0"

@@ -297,10 +297,10 @@ class Ledger:
             self._finish(entry, "dead", now, "")
             yield entry.id
 
-    def _see_cancelled(
+    def _see_end_cancelled(
         self, queue: str, now: int, args: Sequence[Any], reply: Any
     ) -> Iterator[str]:
-        for entry, _ in self._settled("cancelled", queue, now, args, reply, stride=2):
+        for entry, _ in self._settled("end_cancelled", queue, now, args, reply, stride=2):
             self._finish(entry, "cancelled", now, entry.cancel_retention)
             yield entry.id
 

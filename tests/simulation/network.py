@@ -59,7 +59,7 @@ NEAR: Final = (0.0001, 0.0005, 0.002)
 FAR: Final = (0.01, 0.05, 0.1)
 """Seconds that one way takes, near the store and far from it."""
 
-UNWATCHED: Final = frozenset(("announce", "describe", "register"))
+UNWATCHED: Final = frozenset(("server_heartbeat", "set_server_info", "register"))
 """Scripts by which servers make themselves known. No task depends on them and nobody reads their
 answers, so they are made along with the next call."""
 

@@ -89,5 +89,5 @@ class Hand:
         assert self.broker.run(ops.delete(self.keys, [id], state)) == 1
 
     def state(self, id: str) -> TaskState | None:
-        [shown] = self.broker.run(views.show(self.keys, [id]))
+        [shown] = self.broker.run(views.get_tasks(self.keys, [id]))
         return None if shown is None else shown.state

@@ -81,8 +81,8 @@ class Bed:
             "queues": codec.encode(dict.fromkeys(queues, 1)), "types": codec.encode(list(types)),
             **fields,
         }  # fmt: skip
-        await self.broker.run(ops.announce(keys, server, ttl_us=60 * S))
-        await self.broker.run(ops.describe(keys, server, record, ttl_ms=60_000))
+        await self.broker.run(ops.server_heartbeat(keys, server, ttl_us=60 * S))
+        await self.broker.run(ops.set_server_info(keys, server, record, ttl_ms=60_000))
 
 
 def failure(error: str, attempts: int = 1) -> bytes:

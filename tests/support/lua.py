@@ -72,9 +72,10 @@ class Source:
         return [(int(number), name) for number, name in found]
 
     @cached_property
-    def arguments(self) -> list[int]:
-        """The numbers of the single ARGV slots of the header, in order."""
-        return [int(n) for n in re.findall(r"^-- ARGV\[(\d+)\]", self.header, re.MULTILINE)]
+    def arguments(self) -> list[tuple[int, str]]:
+        """Number and name of the single ARGV slots of the header, in order."""
+        found = re.findall(r"^-- ARGV\[(\d+)\] (\w+)", self.header, re.MULTILINE)
+        return [(int(number), name) for number, name in found]
 
     @cached_property
     def rest(self) -> tuple[int, str] | None:

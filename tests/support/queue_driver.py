@@ -204,7 +204,7 @@ class Rig:
                 return total
 
     def status(self, id: str) -> TaskStatus | None:
-        [shown] = self.run(views.show(self.keys, [id]))
+        [shown] = self.run(views.get_tasks(self.keys, [id]))
         return None if shown is None else views.status(id, "queue", shown)
 
     def state(self, id: str) -> str | None:

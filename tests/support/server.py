@@ -34,7 +34,7 @@ class Bench:
         return QueueKeys(self.prefix, queue)
 
     async def state(self, id: str, queue: str = "default") -> str | None:
-        [shown] = await self.broker.run(views.show(self.keys(queue), [id]))
+        [shown] = await self.broker.run(views.get_tasks(self.keys(queue), [id]))
         return None if shown is None else str(shown.state)
 
     async def gone(self, id: str, queue: str = "default") -> None:

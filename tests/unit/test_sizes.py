@@ -15,7 +15,7 @@ FUNCTION_LINES: Final = 40
 """Most lines of a function, without its signature and decorators."""
 
 LONG_FILES: Final = {
-    "broker/ops.py": 771,
+    "broker/ops.py": 770,
     "broker/views.py": 580,
     "client.py": 641,
     "handle.py": 512,

@@ -14,20 +14,13 @@ from qsync.keys import DONE_CHANNEL, WAKE_CHANNELS, check_name
 Role = Literal["client", "server", "reader", "admin"]
 
 CLIENT: Final = (
-    "enqueue",
-    "register",
-    "mark",
-    "show",
-    "cancel",
-    "send",
-    "queues",
-    "servers",
-    "record",
-)
+    "enqueue", "register", "wait_marker", "get_tasks", "cancel", "send_order", "queues", "servers",
+    "server_info",
+)  # fmt: skip
 SERVER: Final = (
     *CLIENT, "permissions", "look", "listen", "fetch", "complete", "retry", "kill", "hand_back",
-    "cancelled", "renew", "start", "progress", "abandon", "page", "tick", "begin_ticks", "publish",
-    "announce", "describe",
+    "end_cancelled", "renew", "start", "progress", "abandon", "page", "tick", "begin_ticks",
+    "publish_schedules", "server_heartbeat", "set_server_info",
 )  # fmt: skip
 
 PLAIN: Final[dict[Role, tuple[str, ...]]] = {

@@ -194,7 +194,7 @@ def enqueue(
 
 def wait(keys: QueueKeys, durability: Durability, *, timeout_ms: int) -> Wait:
     """Return the durability wait that follows a call on this queue, limited to `timeout_ms`."""
-    script = load("mark")
+    script = load("wait_marker")
     return Wait(durability, timeout_ms, Call(script, keys.names(script.keys), (), int))
 
 
@@ -327,7 +327,7 @@ def end_cancelled(
     keys: QueueKeys, tasks: Sequence[LeaseRef], *, now_us: int | None = None
 ) -> Call[list[Outcome]]:
     """End tasks whose handler was stopped because of a cancel request."""
-    return _settle("cancelled", keys, tasks, now_us)
+    return _settle("end_cancelled", keys, tasks, now_us)
 
 
 def renew(
@@ -493,12 +493,9 @@ def purge(
     script = load("purge")
     score, id = last or ("", "")
     args = (
-        _now(now_us),
-        state,
-        min(count, MAX_TASKS_PER_CALL),
-        score,
-        id.encode(errors="surrogateescape"),
-    )
+        _now(now_us), state, min(count, MAX_TASKS_PER_CALL),
+        score, id.encode(errors="surrogateescape"),
+    )  # fmt: skip
 
     def decode(reply: Any) -> PurgeStep:
         deleted, left, more, score, id = reply
@@ -508,9 +505,9 @@ def purge(
     return Call(script, keys.names(script.keys), args, decode)
 
 
-def forget(keys: QueueKeys) -> Call[int]:
+def delete_queue(keys: QueueKeys) -> Call[int]:
     """Delete a queue without tasks; return the number of tasks that it holds, 0 once deleted."""
-    script = load("forget")
+    script = load("delete_queue")
     return Call(script, keys.names(script.keys), (), int)
 
 
@@ -545,11 +542,11 @@ def resume(keys: QueueKeys) -> Call[bool]:
     return _pause(keys, b"", None)
 
 
-def publish(
+def publish_schedules(
     keys: QueueKeys, schedules: Sequence[tuple[str, bytes, bytes]], *, now_us: int | None = None
 ) -> Call[int]:
     """Publish schedules as (name, record, task); the scripts do not read record and task."""
-    script = load("publish")
+    script = load("publish_schedules")
     args: list[Argument] = [_now(now_us), SCHEDULE_SILENCE_US]
     for schedule in _batch(schedules):
         args += schedule
@@ -592,22 +589,24 @@ def unregister(keys: GlobalKeys, queues: Iterable[str]) -> Call[int]:
     return Call(load("unregister"), (keys.queues,), tuple(queues), int)
 
 
-def announce(keys: GlobalKeys, server: str, *, ttl_us: int, now_us: int | None = None) -> Call[int]:
+def server_heartbeat(
+    keys: GlobalKeys, server: str, *, ttl_us: int, now_us: int | None = None
+) -> Call[int]:
     """Record a server as live for `ttl_us` (0: remove it); return the number of live servers."""
-    return Call(load("announce"), (keys.servers,), (_now(now_us), server, ttl_us), int)
+    return Call(load("server_heartbeat"), (keys.servers,), (_now(now_us), server, ttl_us), int)
 
 
-def describe(
+def set_server_info(
     keys: GlobalKeys, server: str, fields: dict[str, bytes | str | int], *, ttl_ms: int
 ) -> Call[int]:
     """Store a server's description for `ttl_ms` (0: delete it); the fields are always the same."""
     pairs = [value for pair in fields.items() for value in pair]
-    return Call(load("describe"), (keys.server(server),), (ttl_ms, *pairs), int)
+    return Call(load("set_server_info"), (keys.server(server),), (ttl_ms, *pairs), int)
 
 
-def send(keys: GlobalKeys, server: str, order: bytes, *, ttl_ms: int) -> Call[int]:
+def send_order(keys: GlobalKeys, server: str, order: bytes, *, ttl_ms: int) -> Call[int]:
     """Put an order into the inbox of a server."""
-    return Call(load("send"), (keys.inbox(server),), (ttl_ms, order), int)
+    return Call(load("send_order"), (keys.inbox(server),), (ttl_ms, order), int)
 
 
 def _pause(keys: QueueKeys, note: bytes, now_us: int | None) -> Call[bool]:

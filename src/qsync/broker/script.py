@@ -1,26 +1,45 @@
 """The Lua scripts, read once from their files.
 
-The header of a script names its keys, so that an operation only needs to name its queue:
+The header of a script names its includes, its keys, its arguments and the fields of its reply:
 
+    -- include: clock wake_server
     -- KEYS[1] tasks     hash   id -> message
+    -- ARGV[1] now       int us
+    -- REPLY[1] ids      list
+    -- REPLY[2] more     flag   whether there is more to do
 
-and the shared includes that are put in front of it:
-
-    -- include: clock wake
+The code says `KEYS.tasks` and `ARGV.now`, which the loader replaces by `KEYS[1]` and `ARGV[1]`:
+names cost the store nothing. `reply{ ids = ids, more = true }` makes the reply: a list in the order
+of the header, whose missing fields are 0, '' or {} by their type. `row{...}` does the same for the
+fields of ROW, for scripts whose reply has one row per task. `Script.reply` and `Script.row` name
+the fields for Python.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Final
+from typing import Any, Final
 
-_KEY: Final = re.compile(r"^-- KEYS\[\d+\] (\w+)", re.MULTILINE)
-_NOW: Final = re.compile(r"^-- ARGV\[1\] now ", re.MULTILINE)
+_SLOT: Final = re.compile(r"^-- (KEYS|ARGV|REPLY|ROW)\[(\d+)\] (\w+) +(\S+)", re.MULTILINE)
 _INCLUDE: Final = re.compile(r"^-- include: (.+)$", re.MULTILINE)
+_NAMED: Final = re.compile(r"\b(KEYS|ARGV)\.(\w+)")
+_CALLED: Final = re.compile(r"(?<!function )(?<![\w.])(\w+)[({]")
+_FUNCTION: Final = re.compile(r"^local function (\w+)\(.*?^end\n", re.MULTILINE | re.DOTALL)
+
+_FIELD: Final = {
+    "flag": "fields.{0} and 1 or 0",
+    "int": "fields.{0} or 0",
+    "list": "fields.{0} or {{}}",
+    "text": "fields.{0} or ''",
+    "bytes": "fields.{0} or ''",
+    "bytes?": "fields.{0} or false",
+}
+"""How `reply` and `row` read a field, by its type in the header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +52,16 @@ class Script:
     keys: tuple[str, ...]
     timed: bool = False
     """Whether the first argument is the time, empty for the store's clock."""
+    reply_fields: tuple[str, ...] = ()
+    row_fields: tuple[str, ...] = ()
+
+    def reply(self, values: list[Any]) -> dict[str, Any]:
+        """Name the values of a reply."""
+        return dict(zip(self.reply_fields, values, strict=True))
+
+    def row(self, values: list[Any]) -> dict[str, Any]:
+        """Name the values of a row of a reply."""
+        return dict(zip(self.row_fields, values, strict=True))
 
 
 def read(path: str) -> str:
@@ -49,14 +78,64 @@ def load(name: str, *, allow_oom: bool | None = None) -> Script:
     shebang, body = read(f"{name}.lua").split("\n", 1)
     if allow_oom is not None:
         shebang = "#!lua flags=allow-oom" if allow_oom else "#!lua"
-    includes = [
-        read(f"include/{piece}.lua") for found in _INCLUDE.findall(body) for piece in found.split()
-    ]
-    text = "\n".join([shebang, *map(_code, includes), _code(body)])
+    slots = _slots(name, body)
+    includes = [read(f"include/{piece}.lua") for piece in _includes(body)]
+    code = "\n".join(map(_code, [*includes, *_constructors(slots), body]))
+    text = f"{shebang}\n{_numbered(name, _used(code), slots)}"
     sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-    return Script(name, text, sha, tuple(_KEY.findall(body)), _NOW.search(body) is not None)
+    keys, args, reply, row = map(tuple, slots.values())
+    return Script(name, text, sha, keys, args[:1] == ("now",), reply, row)
+
+
+def _slots(name: str, body: str) -> dict[str, dict[str, str]]:
+    """Return the type of each named slot of a header, by its name, in order."""
+    slots: dict[str, dict[str, str]] = {"KEYS": {}, "ARGV": {}, "REPLY": {}, "ROW": {}}
+    for kind, number, slot, type in _SLOT.findall(body):
+        slots[kind][slot] = type
+        if int(number) != len(slots[kind]):
+            msg = f"{name}.lua: {kind}[{number}] {slot} is slot {len(slots[kind])} of its header"
+            raise ValueError(msg)
+    return slots
+
+
+def _includes(body: str) -> Iterator[str]:
+    for line in _INCLUDE.findall(body):
+        yield from line.split()
+
+
+def _constructors(slots: dict[str, dict[str, str]]) -> Iterator[str]:
+    """Return the functions that put the fields of a reply or a row in order."""
+    for kind, name in (("REPLY", "reply"), ("ROW", "row")):
+        if slots[kind]:
+            fields = [_FIELD[type].format(field) for field, type in slots[kind].items()]
+            yield f"local function {name}(fields)\n  return {{ {', '.join(fields)} }}\nend\n"
 
 
 def _code(source: str) -> str:
     """Remove the comment lines, so that they are not sent to the store."""
     return "\n".join(line for line in source.splitlines() if not line.lstrip().startswith("--"))
+
+
+def _used(code: str) -> str:
+    """Remove the functions that nothing calls: the store makes each of them anew for each call."""
+    called = set(_CALLED.findall(code))
+    used = _FUNCTION.sub(lambda found: found[0] if found[1] in called else "", code)
+    return used if used == code else _used(used)
+
+
+def _numbered(name: str, code: str, slots: dict[str, dict[str, str]]) -> str:
+    """Replace the names of keys and arguments by their numbers."""
+    numbers = {
+        f"{kind}.{slot}": f"{kind}[{at}]"
+        for kind in ("KEYS", "ARGV")
+        for at, slot in enumerate(slots[kind], start=1)
+    }
+
+    def number(found: re.Match[str]) -> str:
+        try:
+            return numbers[found[0]]
+        except KeyError:
+            msg = f"{name}.lua: its header does not name {found[0]}, which it uses"
+            raise ValueError(msg) from None
+
+    return _NAMED.sub(number, code)

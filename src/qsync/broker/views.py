@@ -33,7 +33,7 @@ class StoredTask:
     progress: bytes | None
 
 
-def show(
+def get_tasks(
     keys: QueueKeys, ids: Sequence[str], *, messages: bool = True
 ) -> Call[list[StoredTask | None]]:
     """Read tasks, in order; None for a task that is not in the queue.
@@ -41,7 +41,7 @@ def show(
     With `messages=False` existing messages are returned as empty bytes: a caller that only waits
     for the end of a task does not need them, and they may be large.
     """
-    script = load("show")
+    script = load("get_tasks")
     return Call(script, keys.names(script.keys), ("1" if messages else "", *ids), _shown)
 
 
@@ -269,11 +269,11 @@ def look(keys: QueueKeys, *, lease_us: int, now_us: int | None = None) -> Call[L
     )
 
 
-def locate(
+def pending_position(
     keys: QueueKeys, id: str, *, lock: str = "", server: str = "", now_us: int | None = None
 ) -> Call[PendingPosition]:
     """Read what delays a task."""
-    script = load("locate")
+    script = load("pending_position")
     args = ("" if now_us is None else now_us, id, lock, server)
 
     def decode(reply: Any) -> PendingPosition:
@@ -334,14 +334,14 @@ def servers(
     return Call(load("servers"), (keys.servers,), args, decode)
 
 
-def record(keys: GlobalKeys, server: str) -> Call[dict[str, bytes]]:
+def server_info(keys: GlobalKeys, server: str) -> Call[dict[str, bytes]]:
     """Read a server's description of itself; empty when it has stopped or its record expired."""
 
     def decode(reply: Any) -> dict[str, bytes]:
         pairs = zip(reply[::2], reply[1::2], strict=True)
         return {name.decode(errors="backslashreplace"): value for name, value in pairs}
 
-    return Call(load("record"), (keys.server(server),), (), decode)
+    return Call(load("server_info"), (keys.server(server),), (), decode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,9 +437,9 @@ def _standing(reply: Any) -> tuple[str, list[AuditRow]]:
     return cursor.decode(), found
 
 
-def types(keys: QueueKeys) -> Call[tuple[dict[str, str], int]]:
+def key_types(keys: QueueKeys) -> Call[tuple[dict[str, str], int]]:
     """Read the type of each existing key of the queue, and the length of its wake list."""
-    script = load("types")
+    script = load("key_types")
 
     def decode(reply: Any) -> tuple[dict[str, str], int]:
         kinds = {name: kind.decode() for name, kind in zip(script.keys, reply[0], strict=True)}

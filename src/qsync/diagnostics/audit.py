@@ -182,7 +182,7 @@ class Auditor:
 
     async def _audit_queue(self, queue: str, report: Report) -> None:
         keys = QueueKeys(self._keys.prefix, queue)
-        kinds, wakes = await self._broker.run(views.types(keys))
+        kinds, wakes = await self._broker.run(views.key_types(keys))
         wrong = [name for name, kind in kinds.items() if kind != QUEUE_KEYS[name][0]]
         if wrong:
             report.damages += [Damage("wrong type", queue, keys.key(name)) for name in wrong]

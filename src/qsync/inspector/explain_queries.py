@@ -39,12 +39,12 @@ class _ExplainMixin(_LiveServersMixin):
 
     async def _explain(self, id: str, queue: str, measure: float) -> Explanation:
         keys = self._keys(queue)
-        [shown] = await self._broker.run(views.show(keys, [id]))
+        [shown] = await self._broker.run(views.get_tasks(keys, [id]))
         if shown is None:
             return not_found(id, queue)
         looked = await asyncio.to_thread(look, id, shown)  # in a thread: the message may be large
         holder = holder_of_token(shown.owner or "")
-        call = views.locate(keys, id, lock=looked.options.lock or "", server=holder)
+        call = views.pending_position(keys, id, lock=looked.options.lock or "", server=holder)
         located = await self._broker.run(call)
         rate = self._note_rate(queue, located.ended)
         if rate is None and located.rank and measure:
@@ -62,7 +62,7 @@ class _ExplainMixin(_LiveServersMixin):
                 return duplicate_of(found)
         holder = None
         if made.lock:
-            call = views.locate(self._keys(made.queue), "", lock=made.lock)
+            call = views.pending_position(self._keys(made.queue), "", lock=made.lock)
             holder = (await self._broker.run(call)).holder
         if holder is None:
             return not_found(task.id or "", made.queue)

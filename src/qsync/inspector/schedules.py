@@ -48,7 +48,7 @@ class Schedules(Base):
         ]
         asked = [at for at, id in enumerate(ids) if id]
         found = await self._run_all(
-            [views.show(self._keys(infos[at].queue), [ids[at]]) for at in asked]
+            [views.get_tasks(self._keys(infos[at].queue), [ids[at]]) for at in asked]
         )
         made = list(infos)
         for at, [shown] in zip(asked, found, strict=True):

@@ -94,7 +94,7 @@ class Servers(_LiveServersMixin):
         if server_id not in live:
             return Change(outcome="not_found")
         order = codec.encode([verb])
-        await self._broker.run(ops.send(self._globals, server_id, order, ttl_ms=ORDER_TTL_MS))
+        await self._broker.run(ops.send_order(self._globals, server_id, order, ttl_ms=ORDER_TTL_MS))
         return Change(outcome="told", server=server_id)
 
 

@@ -100,7 +100,7 @@ class Tasks(Base):
         # In a thread: the message may be large, whatever the present limit on payloads is.
         task = await asyncio.to_thread(look, id, shown)
         lock = task.options.lock or ""
-        located = await self._broker.run(views.locate(self._keys(queue), id, lock=lock))
+        located = await self._broker.run(views.pending_position(self._keys(queue), id, lock=lock))
         return await asyncio.to_thread(detail_of, queue, task, located.holder)
 
     async def find(self, id: str) -> list[TaskRow]:
@@ -109,7 +109,7 @@ class Tasks(Base):
         rows: dict[str, TaskRow] = {}
         pages = 0
         async for names in self.queue_pages():
-            found = await self._run_all([views.show(self._keys(name), [id]) for name in names])
+            found = await self._run_all([views.get_tasks(self._keys(name), [id]) for name in names])
             for queue, [shown] in zip(names, found, strict=True):
                 if shown is not None:
                     rows[queue] = row_of(queue, look(id, shown))
@@ -158,7 +158,7 @@ class Tasks(Base):
             order = codec.encode(["cancel", queue, id])
             # If this message is lost, the server learns of it when it renews the lease.
             await self._broker.run_many(
-                [ops.send(self._globals, server, order, ttl_ms=ORDER_TTL_MS)]
+                [ops.send_order(self._globals, server, order, ttl_ms=ORDER_TTL_MS)]
             )
             return Change(outcome="told", state=TaskState.ACTIVE, server=server)
         if outcome == "cancelled":
@@ -182,7 +182,7 @@ class Tasks(Base):
 
     async def _show(self, id: str, queue: str) -> StoredTask | None:
         check_id(id)
-        [shown] = await self._broker.run(views.show(self._keys(queue), [id]))
+        [shown] = await self._broker.run(views.get_tasks(self._keys(queue), [id]))
         return shown
 
     async def _expect(self, id: str, queue: str, state: str | None) -> StoredTask | Change:

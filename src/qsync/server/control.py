@@ -110,8 +110,8 @@ class Control:
         live_ms = int(self._config.lease_s * 2000) + 10_000
         keys = self._keys
         calls: list[Call[Any]] = [
-            ops.announce(keys, self._server_id, ttl_us=live_ms * 1000),
-            ops.describe(keys, self._server_id, self._record(), ttl_ms=live_ms),
+            ops.server_heartbeat(keys, self._server_id, ttl_us=live_ms * 1000),
+            ops.set_server_info(keys, self._server_id, self._record(), ttl_ms=live_ms),
         ]
         registering = not self._registered
         if registering:
@@ -141,8 +141,8 @@ class Control:
     async def withdraw(self) -> None:
         """Delete the server's record when the server stops."""
         calls: list[Call[Any]] = [
-            ops.announce(self._keys, self._server_id, ttl_us=0),
-            ops.describe(self._keys, self._server_id, {}, ttl_ms=0),
+            ops.server_heartbeat(self._keys, self._server_id, ttl_us=0),
+            ops.set_server_info(self._keys, self._server_id, {}, ttl_ms=0),
         ]
         for reply in await self._broker.run_many(calls, ends=ends_in(WITHDRAW_S)):
             if isinstance(reply, QsyncError):

@@ -88,7 +88,7 @@ class CrashLog:
         """Call the hooks of "dead"; a page may have cut the messages, so read them again."""
         ids = [row.id for row in died]
         try:
-            shown = await self._broker.run(views.show(keys, ids), patience=LOOK_S)
+            shown = await self._broker.run(views.get_tasks(keys, ids), patience=LOOK_S)
         except QsyncError as error:
             log.warning("cannot read the dead tasks of queue %s for hooks: %s", keys.queue, error)
             return

@@ -128,7 +128,7 @@ class LeaseKeeper:
             self._outage.note(f"mend leases of queue {lane.queue}", error)
 
     async def _hand_back_stray(self, lane: QueueState, ids: Sequence[str]) -> None:
-        rows = await self._broker.run(views.show(lane.keys, ids))
+        rows = await self._broker.run(views.get_tasks(lane.keys, ids))
         backs = [
             HandedBack(id, row.owner)
             for id, row in zip(ids, rows, strict=True)

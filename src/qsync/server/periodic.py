@@ -165,7 +165,7 @@ class _Queue:
         for at in range(0, len(self._entries), TURN):
             rows = [self._published(entry) for entry in self._entries[at : at + TURN]]
             for part in ops.batches(rows, lambda row: sum(map(len, row))):
-                await self._broker.run(ops.publish(self._keys, part))
+                await self._broker.run(ops.publish_schedules(self._keys, part))
 
     def _published(self, entry: Entry) -> tuple[str, bytes, bytes]:
         try:

@@ -233,9 +233,9 @@ class Scripts(RuleBasedStateMachine):
         globals_, now = self.rig.globals, self.rig.now
         for call in (
             ops.register(globals_, ["queue"]),
-            ops.announce(globals_, server, ttl_us=S, now_us=now),
-            ops.describe(globals_, server, {"host": "h"}, ttl_ms=60_000),
-            ops.send(globals_, server, b"quiet", ttl_ms=60_000),
+            ops.server_heartbeat(globals_, server, ttl_us=S, now_us=now),
+            ops.set_server_info(globals_, server, {"host": "h"}, ttl_ms=60_000),
+            ops.send_order(globals_, server, b"quiet", ttl_ms=60_000),
         ):
             self.rig.run(call)
             self.rig.run(call)

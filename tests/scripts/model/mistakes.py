@@ -36,7 +36,7 @@ def named(*plants: Plant) -> dict[str, Plant]:
 def settle_without_token() -> contextlib.AbstractContextManager[None]:
     """A settlement is taken from whoever sends it, whatever its token."""
     right = "elseif owner == args[first + stride * (i - 1) + 1] then"
-    return planted("include/owned.lua", right, "elseif true then")
+    return planted("include/check_leases.lua", right, "elseif true then")
 
 
 def repeated_enqueue_is_a_duplicate() -> contextlib.AbstractContextManager[None]:
@@ -46,7 +46,7 @@ def repeated_enqueue_is_a_duplicate() -> contextlib.AbstractContextManager[None]
     only where there is no sender, and the simulation has the other one.
     """
     right = "if old and old ~= message or holder or repeated then"
-    return planted("include/store.lua", right, "if old or holder or repeated then")
+    return planted("include/insert_tasks.lua", right, "if old or holder or repeated then")
 
 
 def enqueue_not_kept() -> contextlib.AbstractContextManager[None]:
@@ -57,35 +57,35 @@ def enqueue_not_kept() -> contextlib.AbstractContextManager[None]:
 
 def promoted_and_forgotten() -> contextlib.AbstractContextManager[None]:
     """What is due leaves its set and gets into no other."""
-    right = "    to_pending(k.pending, k.meta, k.fairness, k.keys, due)\n"
+    right = "    to_pending(due)\n"
     return planted("fetch.lua", right, "")
 
 
 def crash_not_counted() -> contextlib.AbstractContextManager[None]:
     """A lapsed lease is no crash."""
-    return planted("include/recover.lua", "      crashes = crashes + 1\n", "")
+    return planted("include/recover_expired.lua", "      crashes = crashes + 1\n", "")
 
 
 def lock_outlives_death() -> contextlib.AbstractContextManager[None]:
     """A task that dies keeps its lock."""
-    return planted("kill.lua", "  unlock(KEYS[5], now, dying)\n", "")
+    return planted("kill.lua", "  unlock(now, dying)\n", "")
 
 
 @contextlib.contextmanager
 def due_tasks_moved_in_two_steps() -> Iterator[None]:
     """A fetch takes due tasks out of their set, and the next one of that server puts them back."""
-    moved = """local stash = redis.call('HGET', k.meta, 'stash:' .. server)
+    moved = """local stash = redis.call('HGET', KEYS.meta, 'stash:' .. server)
 if stash then
   local back = {}
   for id in string.gmatch(stash, '%S+') do
     back[#back + 1] = id
   end
-  redis.call('HDEL', k.meta, 'stash:' .. server)
-  to_pending(k.pending, k.meta, k.fairness, k.keys, back)
+  redis.call('HDEL', KEYS.meta, 'stash:' .. server)
+  to_pending(back)
 end
 """
-    right = "    to_pending(k.pending, k.meta, k.fairness, k.keys, due)\n"
-    wrong = "    redis.call('HSET', k.meta, 'stash:' .. server, table.concat(due, ' '))\n"
+    right = "    to_pending(due)\n"
+    wrong = "    redis.call('HSET', KEYS.meta, 'stash:' .. server, table.concat(due, ' '))\n"
     with (
         planted("fetch.lua", "-- 1 promote\n", moved),
         planted("fetch.lua", right, wrong),
@@ -95,7 +95,7 @@ end
 
 def retry_without_token() -> contextlib.AbstractContextManager[None]:
     """A retry is taken from whoever sends it, whatever its token."""
-    right = "local held, held_ids, replies, lost = owned(k.owner, ARGV, 2, 4)\n"
+    right = "local held, held_ids, replies, lost = check_leases(ARGV, 2, 4)\n"
     return planted("retry.lua", right, f"{_ANYBODYS}{right}")
 
 
@@ -104,7 +104,7 @@ def result_before_the_token() -> contextlib.AbstractContextManager[None]:
     right = "local gone, done, completed, results = {}, {}, {}, {}\n"
     first = """for i = 3, stride == 4 and #ARGV or 0, 4 do
   if ARGV[i + 3] ~= '' then
-    redis.call('HSET', k.results, ARGV[i], ARGV[i + 3])
+    redis.call('HSET', KEYS.results, ARGV[i], ARGV[i + 3])
   end
 end
 """
@@ -125,10 +125,10 @@ def no_room_for_anything() -> contextlib.AbstractContextManager[None]:
 def lock_with_a_time_of_its_own() -> Iterator[None]:
     """A unique lock lasts for a minute, whatever becomes of its task."""
     window = "take(lock, option[4], id)"
-    forever = "redis.call('HGET', unique_key, '@' .. holder) == lock"
+    forever = "redis.call('HGET', KEYS.unique, '@' .. holder) == lock"
     with (
-        planted("include/store.lua", window, "take(lock, 60000000, id)"),
-        planted("include/lock.lua", forever, "false"),
+        planted("include/insert_tasks.lua", window, "take(lock, 60000000, id)"),
+        planted("include/unique_locks.lua", forever, "false"),
     ):
         yield
 
@@ -145,31 +145,31 @@ def fetch_without_number() -> Iterator[None]:
 
 def all_that_is_due_at_once() -> contextlib.AbstractContextManager[None]:
     """A fetch promotes without a limit."""
-    right = "  local due = until_moment(set_key, now, limit)"
-    return planted("fetch.lua", right, "  local due = until_moment(set_key, now, 1000000)")
+    right = "  local due = due_ids(set_key, now, limit)"
+    return planted("fetch.lua", right, "  local due = due_ids(set_key, now, 1000000)")
 
 
 def recovery_reads_messages() -> contextlib.AbstractContextManager[None]:
     """Who recovers lapsed tasks reads their messages."""
-    right = "  local owners = redis.call('HMGET', k.owner, unpack(lapsed))\n"
-    reads = """  for _, message in ipairs(redis.call('HMGET', k.tasks, unpack(lapsed))) do
+    right = "  local owners = redis.call('HMGET', KEYS.owner, unpack(lapsed))\n"
+    reads = """  for _, message in ipairs(redis.call('HMGET', KEYS.tasks, unpack(lapsed))) do
     if message then
       cmsgpack.unpack(message)
     end
   end
 """
-    return planted("include/recover.lua", right, f"{reads}{right}")
+    return planted("include/recover_expired.lua", right, f"{reads}{right}")
 
 
 def second_answer_to_an_enqueue() -> contextlib.AbstractContextManager[None]:
     """A task that is enqueued once more begins anew."""
     right = "local old = stored[i] and string.sub(stored[i], #stamped + 1) or here[id]"
-    return planted("include/store.lua", right, "local old = here[id]")
+    return planted("include/insert_tasks.lua", right, "local old = here[id]")
 
 
 def finished_id_taken_again() -> contextlib.AbstractContextManager[None]:
     """An id that a caller chose is free as soon as its task has left the queue."""
-    right = "local recent = recent_places(k.recent, now, tasks, times)"
+    right = "local recent = recent_places(now, tasks, times)"
     return planted("enqueue.lua", right, "local recent = {}")
 
 
@@ -178,27 +178,27 @@ def publish_aborts_half_way() -> Iterator[None]:
     """Tasks leave active, and a user who may not publish stops the script before they are put
     anywhere else."""
     publish = "for _, id in ipairs({}) do redis.call('SPUBLISH', {}, id) end\n"
-    killed, completed = "  release(k, dying)\n", "erase(k, now, gone)\n"
+    killed, completed = "  release_leases(dying)\n", "forget_tasks(now, gone)\n"
     with (
-        planted("kill.lua", killed, killed + publish.format("dying", "KEYS[10]")),
-        planted("complete.lua", completed, completed + publish.format("done", "k.done")),
+        planted("kill.lua", killed, killed + publish.format("dying", "KEYS.done")),
+        planted("complete.lua", completed, completed + publish.format("done", "KEYS.done")),
     ):
         yield
 
 
 def refused_publish_is_an_error() -> contextlib.AbstractContextManager[None]:
     """A script that did all it should answers an error when its user may not publish."""
-    return planted("include/ended.lua", "redis.pcall('SPUBLISH'", "redis.call('SPUBLISH'")
+    return planted("include/ended_tasks.lua", "redis.pcall('SPUBLISH'", "redis.call('SPUBLISH'")
 
 
 def runnable_time_lost_on_hand_back() -> contextlib.AbstractContextManager[None]:
     """A task that is handed back counts as waiting since its first enqueue."""
-    right = "  note_runnable(k.progress, now, head)\n"
+    right = "  note_runnable(now, head)\n"
     return planted("hand_back.lua", right, "")
 
 
 _ANYBODYS: Final = """for i = 2, #ARGV, 4 do
-  ARGV[i + 1] = redis.call('HGET', k.owner, ARGV[i]) or ARGV[i + 1]
+  ARGV[i + 1] = redis.call('HGET', KEYS.owner, ARGV[i]) or ARGV[i + 1]
 end
 """
 

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- abandon: expire the leases of a dead server at once, so that the next fetch recovers its tasks.
--- Expiries are moved below 0 and keep their order. After an outage the recovery of leases below 0 is
--- not delayed.
+-- Expiries are moved below 0 and keep their order. After an outage the recovery of leases below 0
+-- is not delayed.
 -- Each call scans one part of the owners, so that no call takes long.
--- include: schema clock wake
+-- include: check_schema clock wake_server
 -- KEYS[1] active  zset    ids by lease expiry
 -- KEYS[2] owner   hash    id -> lease token
 -- KEYS[3] wake    list
@@ -12,20 +12,20 @@
 -- ARGV[1] server  text    id of the dead server
 -- ARGV[2] cursor  text    0 at first, then the cursor that the last call returned
 -- returns the next cursor (0: done) and the number of leases that were expired
-check_schema(KEYS[4])
-local mine = { [ARGV[1] .. '/'] = true, [ARGV[1] .. '~'] = true }
-local part = redis.call('HSCAN', KEYS[2], ARGV[2], 'COUNT', 500)
+check_schema()
+local mine = { [ARGV.server .. '/'] = true, [ARGV.server .. '~'] = true }
+local part = redis.call('HSCAN', KEYS.owner, ARGV.cursor, 'COUNT', 500)
 local found = 0
 for i = 1, #part[2], 2 do
-  if mine[string.sub(part[2][i + 1], 1, #ARGV[1] + 1)] then
-    local expiry = tonumber(redis.call('ZSCORE', KEYS[1], part[2][i]) or '') or 0
+  if mine[string.sub(part[2][i + 1], 1, #ARGV.server + 1)] then
+    local expiry = tonumber(redis.call('ZSCORE', KEYS.active, part[2][i]) or '') or 0
     if expiry >= 0 then
-      redis.call('ZADD', KEYS[1], 'XX', whole(expiry - 2 ^ 52), part[2][i])
+      redis.call('ZADD', KEYS.active, 'XX', to_text(expiry - 2 ^ 52), part[2][i])
     end
     found = found + 1
   end
 end
 if found > 0 then
-  wake(KEYS[3], KEYS[5])
+  wake_server()
 end
 return { part[1], found }

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- audit: scan a part of a key, and read where each id in it is recorded.
--- include: schema
+-- include: check_schema
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -21,14 +21,14 @@
 -- ARGV[2] cursor     text    0 at first, then the cursor that the last call returned
 -- ARGV[3] count      int     approximate number of entries to scan
 -- ARGV[4...] two values per task: id, and the lock that names it as its holder, or empty
--- returns the next cursor, 0 at the end; and one row per id: id; its states, separated by spaces; the
---   hashes that have it, separated by spaces; its lock; the id that holds that lock; the lock that
---   names this id; its message if that lock is not its own
-check_schema(KEYS[16])
+-- returns the next cursor, 0 at the end; and one row per id: id; its states, separated by spaces;
+--   the hashes that have it, separated by spaces; its lock; the id that holds that lock; the lock
+--   that names this id; its message if that lock is not its own
+check_schema()
 local ids, claims, cursor = {}, {}, '0'
 
--- Return the holder from the value of a lock. (include/lock.lua is not used here, since it has
--- commands that write.)
+-- Return the holder from the value of a lock. (include/unique_locks.lua is not used here, since it
+-- has commands that write.)
 local function named_holder(held)
   return string.match(held or '', '^%d+:(.+)$')
 end
@@ -37,13 +37,13 @@ local function add_row(id, claim)
   ids[#ids + 1], claims[#claims + 1] = id, claim
 end
 
--- Scan the field names of a hash. Values may be large: if the store does not know NOVALUES, scan only
--- a few entries per call.
+-- Scan the field names of a hash. Values may be large: if the store does not know NOVALUES, scan
+-- only a few entries per call.
 local function scan_names(hash_key)
-  local part = redis.pcall('HSCAN', hash_key, ARGV[2], 'COUNT', ARGV[3], 'NOVALUES')
+  local part = redis.pcall('HSCAN', hash_key, ARGV.cursor, 'COUNT', ARGV.count, 'NOVALUES')
   local step = 1
   if part.err then
-    part, step = redis.call('HSCAN', hash_key, ARGV[2], 'COUNT', '10'), 2
+    part, step = redis.call('HSCAN', hash_key, ARGV.cursor, 'COUNT', '10'), 2
   end
   cursor = part[1]
   for i = 1, #part[2], step do
@@ -52,15 +52,15 @@ local function scan_names(hash_key)
 end
 
 local function scan_set(set_key)
-  local part = redis.call('ZSCAN', set_key, ARGV[2], 'COUNT', ARGV[3])
+  local part = redis.call('ZSCAN', set_key, ARGV.cursor, 'COUNT', ARGV.count)
   cursor = part[1]
   for i = 1, #part[2], 2 do
     add_row(part[2][i], '')
   end
 end
 
-local function scan_locks(unique_key)
-  local part = redis.call('HSCAN', unique_key, ARGV[2], 'COUNT', ARGV[3])
+local function scan_locks()
+  local part = redis.call('HSCAN', KEYS.unique, ARGV.cursor, 'COUNT', ARGV.count)
   cursor = part[1]
   for i = 1, #part[2], 2 do
     local kind, name = string.match(part[2][i], '^([=@])(.*)$')
@@ -76,19 +76,19 @@ local function scan_locks(unique_key)
 end
 
 local hash = ({
-  tasks = KEYS[1], owner = KEYS[8], crashes = KEYS[9], failures = KEYS[10], results = KEYS[11],
-  keys = KEYS[12], cancels = KEYS[13], progress = KEYS[14],
-})[ARGV[1]]
+  tasks = KEYS.tasks, owner = KEYS.owner, crashes = KEYS.crashes, failures = KEYS.failures,
+  results = KEYS.results, keys = KEYS.keys, cancels = KEYS.cancels, progress = KEYS.progress,
+})[ARGV.source]
 local set = ({
-  pending = KEYS[2], scheduled = KEYS[3], active = KEYS[4], retry = KEYS[5], completed = KEYS[6],
-  dead = KEYS[7],
-})[ARGV[1]]
+  pending = KEYS.pending, scheduled = KEYS.scheduled, active = KEYS.active, retry = KEYS.retry,
+  completed = KEYS.completed, dead = KEYS.dead,
+})[ARGV.source]
 if hash then
   scan_names(hash)
 elseif set then
   scan_set(set)
-elseif ARGV[1] == 'unique' then
-  scan_locks(KEYS[15])
+elseif ARGV.source == 'unique' then
+  scan_locks()
 else
   for i = 4, #ARGV, 2 do
     add_row(ARGV[i], ARGV[i + 1])
@@ -103,7 +103,9 @@ local rows = {}
 for i, id in ipairs(ids) do
   rows[i] = { id, {}, {}, '', '', claims[i], '' }
 end
-for at, set_key in ipairs({ KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7] }) do
+for at, set_key in ipairs({
+  KEYS.pending, KEYS.scheduled, KEYS.active, KEYS.retry, KEYS.completed, KEYS.dead,
+}) do
   -- The store scans a small key as a whole, so there may be more ids than were asked for.
   for first = 1, #ids, 500 do
     local last = math.min(first + 499, #ids)
@@ -115,7 +117,8 @@ for at, set_key in ipairs({ KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
   end
 end
 for at, hash_key in ipairs({
-  KEYS[1], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14],
+  KEYS.tasks, KEYS.owner, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.keys, KEYS.cancels,
+  KEYS.progress,
 }) do
   if redis.call('EXISTS', hash_key) == 1 then
     for i, id in ipairs(ids) do
@@ -127,27 +130,27 @@ for at, hash_key in ipairs({
 end
 
 -- Fill in the lock of a task and its holder; drop the claim if that lock no longer names the task.
-local function look_at_locks(unique_key, row)
+local function look_at_locks(row)
   local id, claim = row[1], row[6]
-  local lock = redis.call('HGET', unique_key, '@' .. id) or ''
+  local lock = redis.call('HGET', KEYS.unique, '@' .. id) or ''
   row[4] = lock
-  row[5] = named_holder(redis.call('HGET', unique_key, '=' .. lock)) or ''
+  row[5] = named_holder(redis.call('HGET', KEYS.unique, '=' .. lock)) or ''
   if claim == '' then
     return
   end
   local field = id == '' and claim or '=' .. claim
-  local held = redis.call('HGET', unique_key, field)
+  local held = redis.call('HGET', KEYS.unique, field)
   if not held or id ~= '' and named_holder(held) ~= id then
     row[6] = ''
   elseif id ~= '' and claim ~= lock then
-    row[7] = redis.call('HGET', KEYS[1], id) or ''
+    row[7] = redis.call('HGET', KEYS.tasks, id) or ''
   end
 end
 
-local any_locks = redis.call('EXISTS', KEYS[15]) == 1
+local any_locks = redis.call('EXISTS', KEYS.unique) == 1
 for _, row in ipairs(rows) do
   if any_locks then
-    look_at_locks(KEYS[15], row)
+    look_at_locks(row)
   else
     row[6] = ''
   end

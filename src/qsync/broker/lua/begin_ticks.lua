@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
 -- begin_ticks: read the time after which the ticks of schedules are due: the last tick enqueued, or
--- the time since which the schedule has its current expression, if that is later. It is now for a new
--- schedule, one whose expression changed, and one that no server published while others were
+-- the time since which the schedule has its current expression, if that is later. It is now for a
+-- new schedule, one whose expression changed, and one that no server published while others were
 -- published, so that no ticks from before that time are enqueued.
--- During a deploy old and new servers may publish two expressions of one schedule, so each expression
--- has a time of its own, kept while servers publish it.
--- include: schema clock
+-- During a deploy old and new servers may publish two expressions of one schedule, so each
+-- expression has a time of its own, kept while servers publish it.
+-- include: check_schema clock
 -- KEYS[1] ticks      hash    schedule -> last tick enqueued, us
 -- KEYS[2] schedules  hash    #<schedule> -> its expressions; # -> start and last time, us, of the
 --                            publications without a longer gap than `silence`
@@ -14,18 +14,18 @@
 -- ARGV[2] silence    int us  time without a publication after which a schedule may be gone
 -- ARGV[3...] two values per schedule: name, and a digest of its expression
 -- returns now, then for each schedule the time after which its ticks are due, us
-check_schema(KEYS[3])
-local now, silence = clock(ARGV[1]), tonumber(ARGV[2])
-local from, to = string.match(redis.call('HGET', KEYS[2], '#') or '', '^(%d+) (%d+)$')
-from, to = digits(from, 0), digits(to, 0)
+check_schema()
+local now, silence = clock(ARGV.now), tonumber(ARGV.silence)
+local from, to = string.match(redis.call('HGET', KEYS.schedules, '#') or '', '^(%d+) (%d+)$')
+from, to = parse_int(from, 0), parse_int(to, 0)
 
--- Return the time since which the expression is in force, 0 for always, and record that it still is.
--- `#<schedule>` holds for each expression its digest, that time, and when a server last asked.
+-- Return the time since which the expression is in force, 0 for always, and record that it still
+-- is. `#<schedule>` holds for each expression its digest, that time, and when a server last asked.
 local function in_force_since(id, digest)
-  local known = redis.call('HGET', KEYS[2], '#' .. id) or ''
+  local known = redis.call('HGET', KEYS.schedules, '#' .. id) or ''
   local all, latest, kept = {}, 0, {}
   for of, since, seen in string.gmatch(known, '(%x+) (%d+) (%d+)') do
-    all[#all + 1] = { of, digits(since, 0), digits(seen, 0) }
+    all[#all + 1] = { of, parse_int(since, 0), parse_int(seen, 0) }
     latest = math.max(latest, all[#all][3])
   end
   local mine = { digest, #all == 0 and 0 or now, -silence }
@@ -33,28 +33,28 @@ local function in_force_since(id, digest)
     local quiet = now - one[3] > silence
     local left_out = one[3] < latest or to - math.max(from, one[3]) > silence
     if one[1] ~= digest and not quiet and #kept < 8 then
-      kept[#kept + 1] = table.concat({ one[1], whole(one[2]), whole(one[3]) }, ' ')
+      kept[#kept + 1] = table.concat({ one[1], to_text(one[2]), to_text(one[3]) }, ' ')
     elseif one[1] == digest and not (quiet and left_out) then
       mine = one
     end
   end
   if now - mine[3] > silence / 6 or now < mine[3] then
-    kept[#kept + 1] = table.concat({ digest, whole(mine[2]), whole(now) }, ' ')
-    redis.call('HSET', KEYS[2], '#' .. id, table.concat(kept, ' '))
+    kept[#kept + 1] = table.concat({ digest, to_text(mine[2]), to_text(now) }, ' ')
+    redis.call('HSET', KEYS.schedules, '#' .. id, table.concat(kept, ' '))
   end
   return math.min(mine[2], now)
 end
 
-local replies = { whole(now) }
+local replies = { to_text(now) }
 for i = 3, #ARGV, 2 do
-  local last = digits(redis.call('HGET', KEYS[1], ARGV[i]))
+  local last = parse_int(redis.call('HGET', KEYS.ticks, ARGV[i]))
   if not last then
     last = now
-    redis.call('HSET', KEYS[1], ARGV[i], whole(now))
+    redis.call('HSET', KEYS.ticks, ARGV[i], to_text(now))
   end
   if ARGV[i + 1] ~= '' then
     last = math.max(last, in_force_since(ARGV[i], ARGV[i + 1]))
   end
-  replies[#replies + 1] = whole(last)
+  replies[#replies + 1] = to_text(last)
 end
 return replies

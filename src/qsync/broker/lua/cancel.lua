@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
--- cancel: end a task that waits; for an active task record a cancel request, which its server reads.
--- include: schema guard clock count lock ended erase
+-- cancel: end a task that waits; for an active task record a cancel request, which its server
+-- reads.
+-- include: check_schema preconditions clock counters unique_locks ended_tasks forget_tasks
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -24,35 +25,29 @@
 -- ARGV[3] retention  int us  retention of the task; empty: none
 -- returns cancelled (also when an earlier call did it); or active and its lease token; or finished;
 --   or missing
-local k = {
-  tasks = KEYS[1], completed = KEYS[6], crashes = KEYS[8], failures = KEYS[9], results = KEYS[10],
-  unique = KEYS[11], keys = KEYS[12], cancels = KEYS[13], progress = KEYS[14], stats = KEYS[15],
-  done = KEYS[16],
-  recent = KEYS[18],
-}
-check_schema(KEYS[17])
-local now, id = clock(ARGV[1]), ARGV[2]
-check_cancelled(k)
-for _, set in ipairs({ KEYS[2], KEYS[3], KEYS[5] }) do
+check_schema()
+local now, id = clock(ARGV.now), ARGV.id
+check_end_cancelled()
+for _, set in ipairs({ KEYS.pending, KEYS.scheduled, KEYS.retry }) do
   if redis.call('ZSCORE', set, id) then
-    check_rights(k.cancels, { 'HSET', 'HGET', 'HDEL', 'HMGET', 'ZADD', 'EXISTS' })
+    check_rights(KEYS.cancels, { 'HSET', 'HGET', 'HDEL', 'HMGET', 'ZADD', 'EXISTS' })
     redis.call('ZREM', set, id)
-    redis.call('HSET', k.cancels, id, ARGV[3])
-    forget_beside(k.progress, { id })
-    end_cancelled(k, now, { id })
-    publish_ended(k.done)
+    redis.call('HSET', KEYS.cancels, id, ARGV.retention)
+    delete_fields(KEYS.progress, { id })
+    end_cancelled(now, { id })
+    publish_ended()
     return { 'cancelled', '' }
   end
 end
-if redis.call('ZSCORE', KEYS[4], id) then
-  local owner = redis.call('HGET', KEYS[7], id) or ''
-  redis.call('HSET', k.cancels, id, ARGV[3])
+if redis.call('ZSCORE', KEYS.active, id) then
+  local owner = redis.call('HGET', KEYS.owner, id) or ''
+  redis.call('HSET', KEYS.cancels, id, ARGV.retention)
   return { 'active', owner }
 end
-if redis.call('HEXISTS', k.cancels, id) == 1 then
+if redis.call('HEXISTS', KEYS.cancels, id) == 1 then
   return { 'cancelled', '' }
 end
-if redis.call('HEXISTS', k.tasks, id) == 1 then
+if redis.call('HEXISTS', KEYS.tasks, id) == 1 then
   return { 'finished', '' }
 end
 return { 'missing', '' }

@@ -1,7 +1,9 @@
 #!lua flags=allow-oom
 -- complete: remove tasks that succeeded, or keep them for their retention.
--- With results it runs without allow-oom: the store refuses the whole call when it is out of memory.
--- include: schema guard clock count lock ended erase owned since runnable
+-- With results it runs without allow-oom: the store refuses the whole call when it is out of
+-- memory.
+-- include: check_schema preconditions clock counters unique_locks ended_tasks forget_tasks
+-- include: check_leases runnable_since note_runnable
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] active     zset    ids by lease expiry
 -- KEYS[3] completed  zset    ids by end of retention
@@ -21,14 +23,9 @@
 -- ARGV[3...] two values per task: id, token; with a stride of 4 also retention us (empty: none) and
 --   result
 -- returns one per task: ok | done | lost; or just `ok` when all are ok
-local k = {
-  tasks = KEYS[1], active = KEYS[2], completed = KEYS[3], owner = KEYS[4], crashes = KEYS[5],
-  failures = KEYS[6], results = KEYS[7], unique = KEYS[8], keys = KEYS[9], cancels = KEYS[10],
-  progress = KEYS[11], stats = KEYS[12], done = KEYS[13],
-}
-check_schema(KEYS[14])
-local now, stride = clock(ARGV[1]), tonumber(ARGV[2])
-local held, held_ids, replies, lost = owned(k.owner, ARGV, 3, stride)
+check_schema()
+local now, stride = clock(ARGV.now), tonumber(ARGV.stride)
+local held, held_ids, replies, lost = check_leases(ARGV, 3, stride)
 local gone, done, completed, results = {}, {}, {}, {}
 for at, i in ipairs(held) do
   local id, retention = held_ids[at], stride == 4 and ARGV[4 * i + 1] or ''
@@ -36,33 +33,33 @@ for at, i in ipairs(held) do
     gone[#gone + 1] = id
   else
     done[#done + 1] = id
-    completed[2 * #done - 1], completed[2 * #done] = whole(now + tonumber(retention)), id
+    completed[2 * #done - 1], completed[2 * #done] = to_text(now + tonumber(retention)), id
     results[2 * #done - 1], results[2 * #done] = id, ARGV[4 * i + 2]
   end
 end
 if #gone > 0 then
-  check_hash(k.tasks)
+  check_hash(KEYS.tasks)
 end
 if #done > 0 then
-  check_set(k.completed)
-  check_hash(k.results)
+  check_set(KEYS.completed)
+  check_hash(KEYS.results)
 end
 if #held > 0 then
-  check_rights(k.tasks, { 'HDEL', 'EXISTS' })
-  check_rights(k.tasks, #done > 0 and { 'ZADD', 'HSET' } or {})
+  check_rights(KEYS.tasks, { 'HDEL', 'EXISTS' })
+  check_rights(KEYS.tasks, #done > 0 and { 'ZADD', 'HSET' } or {})
 end
-release(k, held_ids, true) -- those that stay keep their progress
-erase(k, now, gone)
+release_leases(held_ids, true) -- those that stay keep their progress
+forget_tasks(now, gone)
 if #done > 0 then
-  redis.call('ZADD', k.completed, unpack(completed))
-  redis.call('HSET', k.results, unpack(results))
-  unlock(k.unique, now, done)
-  forget_beside(k.keys, done)
-  forget_beside(k.cancels, done)
-  forget_since(k.progress, done)
+  redis.call('ZADD', KEYS.completed, unpack(completed))
+  redis.call('HSET', KEYS.results, unpack(results))
+  unlock(now, done)
+  delete_fields(KEYS.keys, done)
+  delete_fields(KEYS.cancels, done)
+  forget_since(done)
   note_ended(done)
 end
-count(k.stats, now, 'completed', #held)
-count(k.stats, now, 'lost', lost)
-publish_ended(k.done)
+count(now, 'completed', #held)
+count(now, 'lost', lost)
+publish_ended()
 return #held == #replies and 'ok' or replies

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- counts: read the sizes of a queue's keys, and its counters.
--- include: schema cancels
+-- include: check_schema count_cancelled
 -- KEYS[1] scheduled  zset    ids by due time
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] active     zset    ids by lease expiry
@@ -26,19 +26,19 @@
 -- KEYS[23] meta      hash    schema
 -- returns the sizes of all keys but stats and meta, in this order; the counters, name and value in
 --   turn; and the number of completed tasks that were cancelled
-check_schema(KEYS[23])
+check_schema()
 local sizes = {}
 for _, set_key in ipairs({
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7],
+  KEYS.scheduled, KEYS.pending, KEYS.active, KEYS.retry, KEYS.completed, KEYS.dead, KEYS.fairness,
 }) do
   sizes[#sizes + 1] = redis.call('ZCARD', set_key)
 end
 for _, hash_key in ipairs({
-  KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16],
-  KEYS[17], KEYS[18], KEYS[19], KEYS[20],
+  KEYS.tasks, KEYS.owner, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.unique, KEYS.keys,
+  KEYS.fetches, KEYS.ticks, KEYS.cancels, KEYS.progress, KEYS.calls, KEYS.schedules,
 }) do
   sizes[#sizes + 1] = redis.call('HLEN', hash_key)
 end
-sizes[#sizes + 1] = redis.call('ZCARD', KEYS[21])
-local cancelled = count_cancelled(KEYS[3], KEYS[5], KEYS[17])
-return { sizes, redis.call('HGETALL', KEYS[22]), cancelled }
+sizes[#sizes + 1] = redis.call('ZCARD', KEYS.recent)
+local cancelled = count_cancelled()
+return { sizes, redis.call('HGETALL', KEYS.stats), cancelled }

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- delete: delete tasks in a state other than active.
--- include: schema guard clock lock ended erase
+-- include: check_schema preconditions clock unique_locks ended_tasks forget_tasks
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -21,25 +21,21 @@
 -- ARGV[2] state      text    state in which the caller saw them
 -- ARGV[3...] ids
 -- returns the number of deleted tasks
-local k = {
-  tasks = KEYS[1], crashes = KEYS[7], failures = KEYS[8], results = KEYS[9], unique = KEYS[10],
-  keys = KEYS[11], cancels = KEYS[12], progress = KEYS[13],
-  recent = KEYS[16],
-}
-check_schema(KEYS[15])
+check_schema()
 local set = ({
-  pending = KEYS[2], scheduled = KEYS[3], retry = KEYS[4], completed = KEYS[5], dead = KEYS[6],
-})[ARGV[2]]
-local now, gone = clock(ARGV[1]), {}
-check_hash(k.tasks)
-check_rights(k.tasks, { 'HDEL', 'HMGET', 'EXISTS' })
+  pending = KEYS.pending, scheduled = KEYS.scheduled, retry = KEYS.retry,
+  completed = KEYS.completed, dead = KEYS.dead,
+})[ARGV.state]
+local now, gone = clock(ARGV.now), {}
+check_hash(KEYS.tasks)
+check_rights(KEYS.tasks, { 'HDEL', 'HMGET', 'EXISTS' })
 for i = 3, #ARGV do
   if set and redis.call('ZREM', set, ARGV[i]) == 1 then
     gone[#gone + 1] = ARGV[i]
   end
 end
-erase(k, now, gone)
-forget_recent(k, gone)
+forget_tasks(now, gone)
+forget_recent_ids(gone)
 note_ended(gone)
-publish_ended(KEYS[14])
+publish_ended()
 return #gone

@@ -1,9 +1,10 @@
 #!lua
 -- enqueue: store new tasks and put their ids into pending or scheduled.
 -- When the store is out of memory, it refuses the whole call and writes nothing.
--- A repeated call writes nothing and returns the same reply; if it has a sender, even after its tasks
--- have left the queue.
--- include: schema guard begin clock wake count tags lock due calls recent store
+-- A repeated call writes nothing and returns the same reply; if it has a sender, even after its
+-- tasks have left the queue.
+-- include: check_schema preconditions ensure_schema clock wake_server counters fairness_tags
+-- include: unique_locks schedule_due enqueue_replay recent_ids insert_tasks
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -24,38 +25,33 @@
 -- ARGV[6...] two values per task: id, message; with a stride of 3 also options (empty, or msgpack
 --   [due, fairness key, lock, window us, us for which the id is remembered])
 -- returns a flat list, two values per task, in order: created | exists | duplicate | repeated, and
---   the id that holds the id or lock; repeated: the id was enqueued recently and has left the queue;
---   just `created` when all tasks were created;
---   an empty list when the sender has made a later call: then no caller waits for the reply
-local k = {
-  tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], unique = KEYS[4], keys = KEYS[5],
-  fairness = KEYS[6], wake = KEYS[7], meta = KEYS[8], stats = KEYS[9],
-  recent = KEYS[11], idle = KEYS[12],
-}
-local tasks = read_tasks(ARGV, 6, tonumber(ARGV[5]))
+--   the id that holds the id or lock; repeated: the id was enqueued recently and has left the
+--   queue; just `created` when all tasks were created; an empty list when the sender has made a
+--   later call: then no caller waits for the reply
+local tasks = read_tasks(ARGV, 6, tonumber(ARGV.stride))
 if #tasks.ids == 0 then
   return {}
 end
-local known = redis.call('HMGET', k.meta, 'schema', 'v')
-begin_schema(k.meta, known[1])
-local now, sender, number = clock(ARGV[1]), ARGV[3], tonumber(ARGV[4])
+local known = redis.call('HMGET', KEYS.meta, 'schema', 'v')
+ensure_schema(known[1])
+local now, sender, number = clock(ARGV.now), ARGV.sender, tonumber(ARGV.number)
 if sender ~= '' then
-  local before, last = last_call(KEYS[10], sender)
+  local before, last = last_call(sender)
   if number < before then
     return {}
   end
   if number == before then
-    return replies_of(tasks.ids, others_of(last))
+    return replies_of(tasks.ids, refused_of(last))
   end
 end
 local times = remembered_times(tasks)
-local recent = recent_places(k.recent, now, tasks, times)
-local created, others = store_tasks(k, now, ARGV[2], tasks, known[2], recent)
+local recent = recent_places(now, tasks, times)
+local created, others = insert_tasks(now, ARGV.head, tasks, known[2], recent)
 if created > 0 then
-  remember(k.recent, now, tasks, times, others)
+  remember(now, tasks, times, others)
 end
 -- A call that only found its own tasks is kept too: they may have left when it is repeated.
 if sender ~= '' and #others < 3 * #tasks.ids then
-  keep_call(KEYS[10], sender, number, now, others)
+  keep_call(sender, number, now, others)
 end
 return #others == 0 and 'created' or replies_of(tasks.ids, others)

@@ -5,11 +5,13 @@
 -- A fetch with the number of the last one returns the same tasks, without those that its token no
 -- longer owns.
 -- A queue without tasks, or with dead ones only, gets upkeep only every few minutes.
--- A fetch without tasks or upkeep writes nothing, so an idle queue costs no disk and no replication.
--- It is not recorded either, and its repetition is an ordinary fetch. A fetch with `again` is
--- recorded, so that a late copy of it finds its number.
+-- A fetch without tasks or upkeep writes nothing, so an idle queue costs no disk and no
+-- replication. It is not recorded either, and its repetition is an ordinary fetch. A fetch with
+-- `again` is recorded, so that a late copy of it finds its number.
 -- The first fetch of a queue sets the generation; a new generation later means that data were lost.
--- include: schema guard begin clock wake count crash tags lock ended erase life since runnable recover sweep
+-- include: check_schema preconditions ensure_schema clock wake_server counters crash_counts
+-- include: fairness_tags unique_locks ended_tasks forget_tasks outage_grace runnable_since
+-- include: note_runnable recover_expired sweep_expired
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -49,21 +51,13 @@
 --   records; crash counts; for each task @<us> if the store has the time at which it became
 --   runnable; the caller's own ids whose lease expired; 1 when the queue is paused; generation;
 --   1 when more tasks can be fetched
-local k = {
-  tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], active = KEYS[4], retry = KEYS[5],
-  completed = KEYS[6], dead = KEYS[7], owner = KEYS[8], crashes = KEYS[9], failures = KEYS[10],
-  results = KEYS[11], unique = KEYS[12], keys = KEYS[13], fairness = KEYS[14], fetches = KEYS[15],
-  cancels = KEYS[16], progress = KEYS[17], wake = KEYS[18], meta = KEYS[19], stats = KEYS[20],
-  calls = KEYS[21], done = KEYS[22],
-  recent = KEYS[23], idle = KEYS[24],
-}
 local known = redis.call(
-  'HMGET', k.meta, 'schema', 'paused', 'generation', 'v', 'seen', 'returned', 'swept'
+  'HMGET', KEYS.meta, 'schema', 'paused', 'generation', 'v', 'seen', 'returned', 'swept'
 )
-begin_schema(k.meta, known[1])
-local now, server, number = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
-local wanted, max_bytes = tonumber(ARGV[4]), tonumber(ARGV[9])
-local token, again = server .. '/' .. ARGV[3], ARGV[10] == '1'
+ensure_schema(known[1])
+local now, server, number = clock(ARGV.now), ARGV.server, tonumber(ARGV.number)
+local wanted, max_bytes = tonumber(ARGV.wanted), tonumber(ARGV.max_bytes)
+local token, again = server .. '/' .. ARGV.number, ARGV.again == '1'
 local paused, generation, virtual = known[2] and 1 or 0, known[3], read_tag(known[4])
 local limit, more = 100, 0
 
@@ -73,7 +67,7 @@ local function first_of(set_key)
 end
 
 -- Return the hash's values for the ids; empty if the hash does not exist.
-local function beside(hash_key, ids)
+local function fields_of(hash_key, ids)
   if #ids == 0 or redis.call('EXISTS', hash_key) == 0 then
     return {}
   end
@@ -81,32 +75,33 @@ local function beside(hash_key, ids)
 end
 
 if not generation then
-  generation = server .. '@' .. whole(now)
-  redis.call('HSET', k.meta, 'generation', generation)
+  generation = server .. '@' .. to_text(now)
+  redis.call('HSET', KEYS.meta, 'generation', generation)
 end
 -- Trimming dead tasks and forgetting the last calls of old senders can wait for some minutes.
-local swept_us = math.abs(now - digits(known[7], 0))
-local recent = swept_us < math.min(300000000, tonumber(ARGV[8]) / 10)
+local swept_us = math.abs(now - parse_int(known[7], 0))
+local recent = swept_us < math.min(300000000, tonumber(ARGV.dead_age) / 10)
 if redis.call(
-  'EXISTS', k.pending, k.scheduled, k.retry, k.active, k.completed, k.unique, k.fairness
-) == 0 and (recent or redis.call('EXISTS', k.dead, k.calls, k.recent) == 0) then
+  'EXISTS', KEYS.pending, KEYS.scheduled, KEYS.retry, KEYS.active, KEYS.completed, KEYS.unique,
+  KEYS.fairness
+) == 0 and (recent or redis.call('EXISTS', KEYS.dead, KEYS.calls, KEYS.recent) == 0) then
   if again then
-    redis.call('HSET', k.fetches, server, ARGV[3] .. ' ' .. whole(now))
+    redis.call('HSET', KEYS.fetches, server, ARGV.number .. ' ' .. to_text(now))
   end
-  return { whole(now), '-1', 0, 0, 0, {}, {}, {}, {}, {}, {}, paused, generation, 0 }
+  return { to_text(now), '-1', 0, 0, 0, {}, {}, {}, {}, {}, {}, paused, generation, 0 }
 end
-local last = redis.call('HMGET', k.fetches, server)[1]
+local last = redis.call('HMGET', KEYS.fetches, server)[1]
 local before, batch = string.match(last or '', '^(%d+) %d+(.*)$')
-before = digits(before, -1)
+before = parse_int(before, -1)
 if number < before then
-  return { whole(now), '-1', 0, 0, 0, {}, {}, {}, {}, {}, {}, paused, generation, 0 }
+  return { to_text(now), '-1', 0, 0, 0, {}, {}, {}, {}, {}, {}, paused, generation, 0 }
 end
 if number == before then
   local leased, ids, messages = {}, {}, {}
   for id in string.gmatch(batch, '%S+') do
     leased[#leased + 1] = id
   end
-  local owners, bodies = beside(k.owner, leased), beside(k.tasks, leased)
+  local owners, bodies = fields_of(KEYS.owner, leased), fields_of(KEYS.tasks, leased)
   for i, id in ipairs(leased) do
     if owners[i] == token and bodies[i] then
       ids[#ids + 1] = id
@@ -114,41 +109,42 @@ if number == before then
     end
   end
   return {
-    whole(now), '0', 0, 0, 0, ids, messages, beside(k.failures, ids), beside(k.crashes, ids),
-    read_since(k.progress, ids), {}, paused, generation, 1 - paused,
+    to_text(now), '0', 0, 0, 0, ids, messages, fields_of(KEYS.failures, ids), fields_of(KEYS.crashes, ids),
+    read_since(ids), {}, paused, generation, 1 - paused,
   }
 end
 
 -- Most queues have none of these keys most of the time: one EXISTS saves reading each of them.
 local unusual = redis.call(
-  'EXISTS', k.scheduled, k.retry, k.completed, k.dead, k.failures, k.crashes, k.progress
+  'EXISTS', KEYS.scheduled, KEYS.retry, KEYS.completed, KEYS.dead, KEYS.failures, KEYS.crashes,
+  KEYS.progress
 ) > 0
 if unusual then
-  for _, set_key in ipairs({ k.scheduled, k.retry, k.completed, k.dead }) do
+  for _, set_key in ipairs({ KEYS.scheduled, KEYS.retry, KEYS.completed, KEYS.dead }) do
     check_set(set_key)
   end
-  check_hash(k.failures)
-  check_hash(k.crashes)
+  check_hash(KEYS.failures)
+  check_hash(KEYS.crashes)
 end
 
 -- Fail before a task changes its state if one of the writes for it would fail.
 local function check_transitions()
-  check_set(k.pending)
-  check_hash(k.owner)
-  check_rights(k.tasks, { 'ZREM', 'ZADD', 'HSET', 'HGET', 'HDEL', 'ZCARD' })
+  check_set(KEYS.pending)
+  check_hash(KEYS.owner)
+  check_rights(KEYS.tasks, { 'ZREM', 'ZADD', 'HSET', 'HGET', 'HDEL', 'ZCARD' })
 end
 
 -- 1 promote
 local next_due = math.huge
-for _, set_key in ipairs(unusual and { k.scheduled, k.retry } or {}) do
+for _, set_key in ipairs(unusual and { KEYS.scheduled, KEYS.retry } or {}) do
   local first = first_of(set_key)
   if first <= now then
-    local due = until_moment(set_key, now, limit)
+    local due = due_ids(set_key, now, limit)
     check_transitions()
-    check_set(k.fairness)
-    check_hash(k.keys)
+    check_set(KEYS.fairness)
+    check_hash(KEYS.keys)
     redis.call('ZREM', set_key, unpack(due))
-    to_pending(k.pending, k.meta, k.fairness, k.keys, due)
+    to_pending(due)
     if #due == limit then
       more = 1
     end
@@ -158,18 +154,18 @@ for _, set_key in ipairs(unusual and { k.scheduled, k.retry } or {}) do
 end
 
 -- 2 recover
-local lease, first_lease, spared = tonumber(ARGV[5]), first_of(k.active), 0
-if first_lease < math.huge or redis.call('EXISTS', k.pending) == 1 then
-  spared = note_life(k.meta, now, lease, known[5], known[6])
+local lease, first_lease, spared = tonumber(ARGV.lease), first_of(KEYS.active), 0
+if first_lease < math.huge or redis.call('EXISTS', KEYS.pending) == 1 then
+  spared = outage_grace(now, lease, known[5], known[6])
 end
 local until_when, lapsed = spared > 0 and 0 or now, {}
 if first_lease <= until_when then
-  lapsed = until_moment(k.active, until_when, limit)
+  lapsed = due_ids(KEYS.active, until_when, limit)
 end
 if #lapsed > 0 then
   check_transitions()
 end
-local own, recovered, died = recover(k, now, server, tonumber(ARGV[6]), lapsed)
+local own, recovered, died = recover_expired(now, server, tonumber(ARGV.max_crashes), lapsed)
 if #lapsed == limit and #own < limit then
   more = 1
 end
@@ -185,7 +181,7 @@ while taken < wanted and not full do
     break
   end
   local size = math.min(50, wanted - taken)
-  local chunk = redis.call('ZRANGE', k.pending, at, at + size - 1)
+  local chunk = redis.call('ZRANGE', KEYS.pending, at, at + size - 1)
   at = at + #chunk
   if #chunk < size then
     full, waiting = true, at
@@ -193,7 +189,7 @@ while taken < wanted and not full do
       break
     end
   end
-  local bodies = redis.call('HMGET', k.tasks, unpack(chunk))
+  local bodies = redis.call('HMGET', KEYS.tasks, unpack(chunk))
   for i, id in ipairs(chunk) do
     local body = bodies[i]
     if not body then
@@ -210,10 +206,10 @@ end
 if #lost > 0 then
   check_transitions()
 elseif #ids > 0 then
-  check_rights(k.tasks, { 'ZREM', 'ZADD', 'HDEL', 'ZCARD' })
+  check_rights(KEYS.tasks, { 'ZREM', 'ZADD', 'HDEL', 'ZCARD' })
 end
 if #ids > 0 then
-  local tag = redis.call('ZSCORE', k.pending, ids[#ids])
+  local tag = redis.call('ZSCORE', KEYS.pending, ids[#ids])
   local leases, owners, expiry = {}, {}, now + lease
   for i, id in ipairs(ids) do
     leases[2 * i - 1], leases[2 * i] = expiry + i - 1, id
@@ -224,59 +220,59 @@ if #ids > 0 then
   if #ids > 16 then
     -- The store keeps a hash of up to 512 short values as a list, which every lookup scans. A long
     -- value that is written first turns it into a hash table until the key is deleted.
-    redis.call('HSET', k.owner, ' ', string.rep('x', 65), unpack(owners))
-    redis.call('HDEL', k.owner, ' ')
+    redis.call('HSET', KEYS.owner, ' ', string.rep('x', 65), unpack(owners))
+    redis.call('HDEL', KEYS.owner, ' ')
   else
-    redis.call('HSET', k.owner, unpack(owners))
+    redis.call('HSET', KEYS.owner, unpack(owners))
   end
-  redis.call('ZREM', k.pending, unpack(ids))
-  redis.call('ZADD', k.active, unpack(leases))
+  redis.call('ZREM', KEYS.pending, unpack(ids))
+  redis.call('ZADD', KEYS.active, unpack(leases))
   if read_tag(tag) > virtual then
     virtual = read_tag(tag)
-    redis.call('HSET', k.meta, 'v', tag)
+    redis.call('HSET', KEYS.meta, 'v', tag)
   end
   first_lease = math.min(first_lease, expiry)
 end
 if #lost > 0 then
-  check_set(k.dead)
-  redis.call('ZREM', k.pending, unpack(lost))
-  to_dead(k, now, lost)
+  check_set(KEYS.dead)
+  redis.call('ZREM', KEYS.pending, unpack(lost))
+  make_dead(now, lost)
   unusual = true
 end
 if #ids > 0 or again then
-  local record = { ARGV[3], whole(now), unpack(ids) }
-  redis.call('HSET', k.fetches, server, table.concat(record, ' '))
+  local record = { ARGV.number, to_text(now), unpack(ids) }
+  redis.call('HSET', KEYS.fetches, server, table.concat(record, ' '))
 end
 
 -- 4 sweep: a little more than was leased, so that it keeps up at any rate
 local most, trimming = limit + #ids, false
 if unusual then
-  if sweep_completed(k, now, most) == most then
+  if sweep_completed(now, most) == most then
     more = 1
   end
-  trimming = trim_dead(k, now, most, tonumber(ARGV[7]), tonumber(ARGV[8])) == most
+  trimming = trim_dead(now, most, tonumber(ARGV.dead_limit), tonumber(ARGV.dead_age)) == most
 end
-if sweep_hashes(k, now, limit, known[7], trimming, #ids > 0) then
+if sweep_hashes(now, limit, known[7], trimming, #ids > 0) then
   more = 1
 end
 
 -- 5 wake
-local left = waiting and waiting - #ids - #lost or redis.call('ZCARD', k.pending)
+local left = waiting and waiting - #ids - #lost or redis.call('ZCARD', KEYS.pending)
 if left == 0 then
-  redis.pcall('UNLINK', k.fairness, k.wake) -- nobody need be woken for what this one has seen
+  redis.pcall('UNLINK', KEYS.fairness, KEYS.wake) -- nobody need be woken for what this one has seen
 else
-  local passed = redis.pcall('ZRANGEBYSCORE', k.fairness, '-inf', virtual, 'LIMIT', 0, limit)
+  local passed = redis.pcall('ZRANGEBYSCORE', KEYS.fairness, '-inf', virtual, 'LIMIT', 0, limit)
   if #passed > 0 then
-    redis.pcall('ZREM', k.fairness, unpack(passed))
+    redis.pcall('ZREM', KEYS.fairness, unpack(passed))
   end
   if paused == 0 then
-    wake(k.wake, k.idle)
+    wake_server()
   end
 end
-publish_ended(k.done)
+publish_ended()
 
 if #lapsed > 0 then
-  first_lease = first_of(k.active)
+  first_lease = first_of(KEYS.active)
 end
 if first_lease >= 0 then
   first_lease = math.max(first_lease, spared)
@@ -284,11 +280,11 @@ end
 next_due = math.min(next_due, first_lease)
 local of_failures, of_crashes, since = {}, {}, {}
 if #ids > 0 and unusual then
-  of_failures, of_crashes = beside(k.failures, ids), beside(k.crashes, ids)
-  since = read_since(k.progress, ids)
+  of_failures, of_crashes = fields_of(KEYS.failures, ids), fields_of(KEYS.crashes, ids)
+  since = read_since(ids)
 end
 return {
-  whole(now), next_due < math.huge and whole(math.max(0, next_due - now)) or '-1', more,
+  to_text(now), next_due < math.huge and to_text(math.max(0, next_due - now)) or '-1', more,
   #recovered, #died, ids, messages, of_failures, of_crashes, since, own, paused, generation,
   left > 0 and 1 - paused or 0,
 }

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- kill: make tasks dead, and store their failure records.
--- include: schema guard clock count lock ended erase owned
+-- include: check_schema preconditions clock counters unique_locks ended_tasks forget_tasks
+-- include: check_leases
 -- KEYS[1] active     zset    ids by lease expiry
 -- KEYS[2] dead       zset    ids by time of death
 -- KEYS[3] owner      hash    id -> lease token
@@ -15,31 +16,30 @@
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] four values per task: id, token, 1 when an attempt failed (else 0), failure record
 -- returns one per task: ok | done | lost
-local k = { active = KEYS[1], owner = KEYS[3], progress = KEYS[8] }
-check_schema(KEYS[11])
-local now = clock(ARGV[1])
-local held, dying, replies, lost = owned(k.owner, ARGV, 2, 4)
+check_schema()
+local now = clock(ARGV.now)
+local held, dying, replies, lost = check_leases(ARGV, 2, 4)
 local dead, failures, failed = {}, {}, 0
 for at, i in ipairs(held) do
-  dead[2 * at - 1], dead[2 * at] = whole(now), dying[at]
+  dead[2 * at - 1], dead[2 * at] = to_text(now), dying[at]
   failures[2 * at - 1], failures[2 * at] = dying[at], ARGV[4 * i + 1]
   failed = failed + tonumber(ARGV[4 * i])
 end
 if #dying > 0 then
-  check_set(KEYS[2])
-  check_hash(KEYS[4])
-  check_rights(KEYS[2], { 'HDEL', 'ZADD', 'HSET' })
-  release(k, dying)
-  redis.call('ZADD', KEYS[2], unpack(dead))
-  redis.call('HSET', KEYS[4], unpack(failures))
-  unlock(KEYS[5], now, dying)
-  forget_beside(KEYS[6], dying)
-  forget_beside(KEYS[7], dying)
+  check_set(KEYS.dead)
+  check_hash(KEYS.failures)
+  check_rights(KEYS.dead, { 'HDEL', 'ZADD', 'HSET' })
+  release_leases(dying)
+  redis.call('ZADD', KEYS.dead, unpack(dead))
+  redis.call('HSET', KEYS.failures, unpack(failures))
+  unlock(now, dying)
+  delete_fields(KEYS.keys, dying)
+  delete_fields(KEYS.cancels, dying)
   note_ended(dying)
-  redis.call('HSET', KEYS[11], 'swept', '0')  -- they may be too many: the next fetch sees to it
+  redis.call('HSET', KEYS.meta, 'swept', '0')  -- they may be too many: the next fetch sees to it
 end
-count(KEYS[9], now, 'dead', #dying)
-count(KEYS[9], now, 'failed', failed)
-count(KEYS[9], now, 'lost', lost)
-publish_ended(KEYS[10])
+count(now, 'dead', #dying)
+count(now, 'failed', failed)
+count(now, 'lost', lost)
+publish_ended()
 return replies

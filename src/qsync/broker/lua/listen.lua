@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- listen: look at the queue for a server that is subscribed to its channel of the queue. It pops the
--- element of the wake list, as a blocking server does. If there is none and no task can be fetched,
--- the server is added to the idle servers, which are woken by a message. A later element in the list
--- comes from a client that sends no messages.
+-- listen: look at the queue for a server that is subscribed to its channel of the queue. It pops
+-- the element of the wake list, as a blocking server does. If there is none and no task can be
+-- fetched, the server is added to the idle servers, which are woken by a message. A later element
+-- in the list comes from a client that sends no messages.
 -- A server that waits for long is added again; ids that were not added for `keep` are removed.
--- include: schema begin clock work
+-- include: check_schema ensure_schema clock find_work
 -- KEYS[1] meta       hash    schema, paused, generation; when a server was last seen
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -19,21 +19,17 @@
 -- ARGV[4] keep       int us  time after which an id that is not added again is removed
 -- returns generation, empty before the first fetch; 1 when tasks can be fetched; 1 when upkeep is
 --   due; 1 when the list had an element; 1 when its client sent no message to this idle server
-local k = {
-  meta = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], retry = KEYS[4], active = KEYS[5],
-  completed = KEYS[6],
-}
-local generation, waits, due, layout = find_work(k, ARGV[1], tonumber(ARGV[2]))
-local since = redis.pcall('ZSCORE', KEYS[8], ARGV[3])
-local element = redis.pcall('LPOP', KEYS[7])
+local generation, waits, due, layout = find_work(ARGV.now, tonumber(ARGV.lease))
+local since = redis.pcall('ZSCORE', KEYS.idle, ARGV.server)
+local element = redis.pcall('LPOP', KEYS.wake)
 local woken = type(element) == 'string'
 if waits == 1 or woken then
   return { generation, waits, due, woken and 1 or 0, woken and since and 1 or 0 }
 end
-local now, keep = clock(ARGV[1]), tonumber(ARGV[4])
+local now, keep = clock(ARGV.now), tonumber(ARGV.keep)
 if type(since) ~= 'string' or math.abs(now - tonumber(since)) > keep / 2 then
-  begin_schema(k.meta, layout)
-  redis.pcall('ZADD', KEYS[8], whole(now), ARGV[3])
-  redis.pcall('ZREMRANGEBYSCORE', KEYS[8], '-inf', whole(now - keep))
+  ensure_schema(layout)
+  redis.pcall('ZADD', KEYS.idle, to_text(now), ARGV.server)
+  redis.pcall('ZREMRANGEBYSCORE', KEYS.idle, '-inf', to_text(now - keep))
 end
 return { generation, waits, due, 0, 0 }

@@ -1,7 +1,7 @@
 #!lua flags=no-writes
 -- look: read whether a server has anything to do in a queue. It costs a fifth of a fetch. If upkeep
 -- is due, the first server that looks does it, and the others find nothing due.
--- include: schema clock work
+-- include: check_schema clock find_work
 -- KEYS[1] meta       hash    schema, paused, generation; when a server was last seen
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -10,10 +10,7 @@
 -- KEYS[6] completed  zset    ids by end of retention
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] lease      int us
--- returns generation, empty before the first fetch; 1 when tasks can be fetched; 1 when upkeep is due
-local k = {
-  meta = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], retry = KEYS[4], active = KEYS[5],
-  completed = KEYS[6],
-}
-local generation, waits, due = find_work(k, ARGV[1], tonumber(ARGV[2]))
+-- returns generation, empty before the first fetch; 1 when tasks can be fetched; 1 when upkeep is
+--   due
+local generation, waits, due = find_work(ARGV.now, tonumber(ARGV.lease))
 return { generation, waits, due }

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- overview: read a snapshot of a queue: its sizes, the first pending tasks, and its counters.
--- include: schema clock cut cancels since
+-- include: check_schema clock truncate_message count_cancelled runnable_since
 -- KEYS[1] scheduled  zset    ids by due time
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] active     zset    ids by lease expiry
@@ -26,19 +26,22 @@
 -- returns now us; the sizes of the six states in this order; the approximate size of the keys in
 --   bytes, -1 when the store does not report it; who paused the queue and why, empty when it is not
 --   paused; time of the pause, us; the first pending tasks, up to 8 and 1 MiB, each as message
---   (truncated when long), length of the message and failure record; the counters, name and value in
---   turn; the number of completed tasks that were cancelled; the earliest stored time, us, at which
---   a pending task became runnable, empty when none is stored
+--   (truncated when long), length of the message and failure record; the counters, name and value
+--   in turn; the number of completed tasks that were cancelled; the earliest stored time, us, at
+--   which a pending task became runnable, empty when none is stored
 -- Only the first 512 pending tasks are read. Tasks with such a stored time are not among the 8.
-check_schema(KEYS[16])
-local now = clock(ARGV[1])
+check_schema()
+local now = clock(ARGV.now)
 local sizes, bytes = {}, 0
-for _, set_key in ipairs({ KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6] }) do
+for _, set_key in ipairs({
+  KEYS.scheduled, KEYS.pending, KEYS.active, KEYS.retry, KEYS.completed, KEYS.dead,
+}) do
   sizes[#sizes + 1] = redis.call('ZCARD', set_key)
 end
 for _, any_key in ipairs({
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10],
-  KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16], KEYS[17],
+  KEYS.scheduled, KEYS.pending, KEYS.active, KEYS.retry, KEYS.completed, KEYS.dead, KEYS.tasks,
+  KEYS.failures, KEYS.owner, KEYS.crashes, KEYS.results, KEYS.unique, KEYS.keys, KEYS.fairness,
+  KEYS.fetches, KEYS.meta, KEYS.stats,
 }) do
   local usage = redis.pcall('MEMORY', 'USAGE', any_key)
   if type(usage) == 'table' then
@@ -48,20 +51,20 @@ for _, any_key in ipairs({
   bytes = bytes + (usage or 0)
 end
 -- Tasks that were handed back are in front of tasks that have waited longer.
-local last = redis.call('EXISTS', KEYS[19]) == 1 and 511 or 7
-local ids = redis.call('ZRANGE', KEYS[2], 0, last)
-local since, earliest = read_since(KEYS[19], ids), math.huge
+local last = redis.call('EXISTS', KEYS.progress) == 1 and 511 or 7
+local ids = redis.call('ZRANGE', KEYS.pending, 0, last)
+local since, earliest = read_since(ids), math.huge
 local first, read, full = {}, 0, false
 for i, id in ipairs(ids) do
-  local at = digits(string.match(since[i] or '', '^@(.*)$'))
+  local at = parse_int(string.match(since[i] or '', '^@(.*)$'))
   if at then
     earliest = math.min(earliest, at)
   elseif not full then
-    read = read + redis.call('HSTRLEN', KEYS[7], id)
+    read = read + redis.call('HSTRLEN', KEYS.tasks, id)
     full = #first == 8 or #first > 0 and read > 1048576
     if not full then
-      local message, length = cut_message(KEYS[7], id)
-      first[#first + 1] = { message, length, redis.call('HGET', KEYS[8], id) or '' }
+      local message, length = truncate_message(id)
+      first[#first + 1] = { message, length, redis.call('HGET', KEYS.failures, id) or '' }
     end
   end
 end
@@ -69,18 +72,18 @@ local counters, today = {}, math.floor(now / 86400000000)
 for i = 3, #ARGV do
   local counter = ARGV[i]
   local names = { counter }
-  for back = 0, tonumber(ARGV[2]) - 1 do
-    names[#names + 1] = counter .. ':' .. whole(today - back)
+  for back = 0, tonumber(ARGV.days) - 1 do
+    names[#names + 1] = counter .. ':' .. to_text(today - back)
   end
-  for at, value in ipairs(redis.call('HMGET', KEYS[17], unpack(names))) do
+  for at, value in ipairs(redis.call('HMGET', KEYS.stats, unpack(names))) do
     if value then
       counters[#counters + 1] = names[at]
       counters[#counters + 1] = value
     end
   end
 end
-local paused = redis.call('HMGET', KEYS[16], 'paused', 'paused_at')
+local paused = redis.call('HMGET', KEYS.meta, 'paused', 'paused_at')
 return {
-  whole(now), sizes, bytes, paused[1] or '', paused[2] or '', first, counters,
-  count_cancelled(KEYS[3], KEYS[5], KEYS[18]), earliest < math.huge and whole(earliest) or '',
+  to_text(now), sizes, bytes, paused[1] or '', paused[2] or '', first, counters,
+  count_cancelled(), earliest < math.huge and to_text(earliest) or '',
 }

@@ -2,7 +2,7 @@
 -- page: read a page of the tasks in a state.
 -- It has fewer tasks than asked for when they are large: a call reads at most 4 MiB and returns at
 -- most about 256 KiB, so that it does not block the store for long.
--- include: schema clock cut place
+-- include: check_schema clock truncate_message page_position
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -22,58 +22,60 @@
 -- ARGV[4] backwards  flag    from the highest score to the lowest; empty: from the lowest
 -- ARGV[5] score      number  score of the task after which the page begins; empty: at the start
 -- ARGV[6] id         text    id of that task
--- returns now us; number of tasks in the state; 1 when more follow; and one row per task: id, score,
---   length of its message, the message (truncated when long), owner, crash count, failure record,
---   retention in cancels, progress
-check_schema(KEYS[13])
+-- returns now us; number of tasks in the state; 1 when more follow; and one row per task: id,
+--   score, length of its message, the message (truncated when long), owner, crash count, failure
+--   record, retention in cancels, progress
+check_schema()
 local set = ({
-  pending = KEYS[2], scheduled = KEYS[3], active = KEYS[4], retry = KEYS[5], completed = KEYS[6],
-  dead = KEYS[7],
-})[ARGV[2]]
+  pending = KEYS.pending, scheduled = KEYS.scheduled, active = KEYS.active, retry = KEYS.retry,
+  completed = KEYS.completed, dead = KEYS.dead,
+})[ARGV.state]
 
 local function ids_from(set_key, total)
-  local first, count = 0, tonumber(ARGV[3])
-  if ARGV[4] == '' then
-    if ARGV[5] ~= '' then
-      first = count_before(set_key, tonumber(ARGV[5]), ARGV[6], true)
+  local first, count = 0, tonumber(ARGV.count)
+  if ARGV.backwards == '' then
+    if ARGV.score ~= '' then
+      first = count_before(set_key, tonumber(ARGV.score), ARGV.id, true)
     end
     return first, redis.call('ZRANGE', set_key, first, first + count - 1, 'WITHSCORES')
   end
-  if ARGV[5] ~= '' then
-    first = total - count_before(set_key, tonumber(ARGV[5]), ARGV[6], false)
+  if ARGV.score ~= '' then
+    first = total - count_before(set_key, tonumber(ARGV.score), ARGV.id, false)
   end
   return first, redis.call('ZRANGE', set_key, first, first + count - 1, 'REV', 'WITHSCORES')
 end
 
 local total = redis.call('ZCARD', set)
 local first, found = ids_from(set, total)
-local failed = redis.call('EXISTS', KEYS[10]) == 1
+local failed = redis.call('EXISTS', KEYS.failures) == 1
 local rows, ids, short, read, returned = {}, {}, {}, 0, 0
 for i = 1, #found / 2 do
   local id = found[2 * i - 1]
-  local length = redis.call('HSTRLEN', KEYS[1], id)
-  local failure = failed and redis.call('HSTRLEN', KEYS[10], id) or 0
+  local length = redis.call('HSTRLEN', KEYS.tasks, id)
+  local failure = failed and redis.call('HSTRLEN', KEYS.failures, id) or 0
   read = read + length + failure
   returned = returned + math.min(length, 16384) + failure
   if i > 1 and (read > 4194304 or returned > 262144) then
     break
   end
   ids[i] = id
-  rows[i] = { id, found[2 * i], whole(length) }
+  rows[i] = { id, found[2 * i], to_text(length) }
   if length <= 16384 then
     short[#short + 1] = id
   else
-    rows[i][4] = cut_message(KEYS[1], id)
+    rows[i][4] = truncate_message(id)
   end
 end
-local messages, at = #short > 0 and redis.call('HMGET', KEYS[1], unpack(short)) or {}, 0
+local messages, at = #short > 0 and redis.call('HMGET', KEYS.tasks, unpack(short)) or {}, 0
 for _, row in ipairs(rows) do
   if not row[4] then
     at = at + 1
     row[4] = messages[at] or ''
   end
 end
-for at, hash_key in ipairs({ KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12] }) do
+for at, hash_key in ipairs({
+  KEYS.owner, KEYS.crashes, KEYS.failures, KEYS.cancels, KEYS.progress,
+}) do
   local fields = {}
   if #ids > 0 and redis.call('EXISTS', hash_key) == 1 then
     fields = redis.call('HMGET', hash_key, unpack(ids))
@@ -82,4 +84,4 @@ for at, hash_key in ipairs({ KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12] }) d
     rows[i][at + 4] = fields[i] or false
   end
 end
-return { whole(clock(ARGV[1])), total, first + #ids < total and 1 or 0, rows }
+return { to_text(clock(ARGV.now)), total, first + #ids < total and 1 or 0, rows }

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
--- pause_schedule: skip the ticks of a schedule until it is resumed. They are not made up afterwards.
--- include: schema guard clock
+-- pause_schedule: skip the ticks of a schedule until it is resumed. They are not made up
+-- afterwards.
+-- include: check_schema preconditions clock
 -- KEYS[1] schedules  hash    =<schedule> -> record, !<schedule> -> who paused it, when and why
 -- KEYS[2] ticks      hash    schedule -> last tick enqueued, us
 -- KEYS[3] meta       hash    schema
@@ -8,24 +9,24 @@
 -- ARGV[2] schedule   text    its name
 -- ARGV[3] note       bytes   who pauses it and why, opaque to the scripts; empty: resume
 -- returns 1 when this changed something, 0 when not, -1 when there is no such schedule
-check_schema(KEYS[3])
-local now, id, field = clock(ARGV[1]), ARGV[2], '!' .. ARGV[2]
-if redis.call('HEXISTS', KEYS[1], '=' .. id) == 0 then
+check_schema()
+local now, id, field = clock(ARGV.now), ARGV.schedule, '!' .. ARGV.schedule
+if redis.call('HEXISTS', KEYS.schedules, '=' .. id) == 0 then
   return -1
 end
-local before = redis.call('HGET', KEYS[1], field)
-if ARGV[3] ~= '' then
-  local since = digits(string.match(before or '', '^(%d+) '), now)
-  redis.call('HSET', KEYS[1], field, whole(since) .. ' ' .. ARGV[3])
+local before = redis.call('HGET', KEYS.schedules, field)
+if ARGV.note ~= '' then
+  local since = parse_int(string.match(before or '', '^(%d+) '), now)
+  redis.call('HSET', KEYS.schedules, field, to_text(since) .. ' ' .. ARGV.note)
   return before and 0 or 1
 end
 if not before then
   return 0
 end
-check_hash(KEYS[2])
-check_rights(KEYS[2], { 'HSET' })
-redis.call('HDEL', KEYS[1], field)
-if now > digits(redis.call('HGET', KEYS[2], id), 0) then
-  redis.call('HSET', KEYS[2], id, whole(now))
+check_hash(KEYS.ticks)
+check_rights(KEYS.ticks, { 'HSET' })
+redis.call('HDEL', KEYS.schedules, field)
+if now > parse_int(redis.call('HGET', KEYS.ticks, id), 0) then
+  redis.call('HSET', KEYS.ticks, id, to_text(now))
 end
 return 1

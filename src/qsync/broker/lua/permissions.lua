@@ -11,7 +11,7 @@ for i = 1, #ARGV do
     words[#words + 1] = word
   end
   local about_channel = string.find(ARGV[i], 'publish$') or string.find(ARGV[i], 'subscribe$')
-  words[#words + 1] = about_channel and KEYS[2] or KEYS[1]
+  words[#words + 1] = about_channel and KEYS.done or KEYS.meta
   local known, allowed = pcall(redis.acl_check_cmd, unpack(words))
   if not (known and allowed) then
     refused[#refused + 1] = ARGV[i]

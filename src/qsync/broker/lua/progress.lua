@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
 -- progress: store the progress of running tasks.
--- include: schema owned
+-- include: check_schema check_leases
 -- KEYS[1] owner     hash    id -> lease token
 -- KEYS[2] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[3] meta      hash    schema
 -- ARGV[1...] three values per task: id, token, <done>/<total>
 -- returns one per task: ok | done | lost
-check_schema(KEYS[3])
-local held, held_ids, replies = owned(KEYS[1], ARGV, 1, 3)
+check_schema()
+local held, held_ids, replies = check_leases(ARGV, 1, 3)
 for at, i in ipairs(held) do
-  redis.call('HSET', KEYS[2], held_ids[at], ARGV[3 * i])
+  redis.call('HSET', KEYS.progress, held_ids[at], ARGV[3 * i])
 end
 return replies

@@ -2,7 +2,7 @@
 -- purge: delete the first tasks of a state; of the active ones only those whose lease has expired,
 -- since the others run.
 -- It deletes fewer than asked for when they are large: at most 16 MiB, or one task.
--- include: schema guard clock lock ended erase place
+-- include: check_schema preconditions clock unique_locks ended_tasks forget_tasks page_position
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -28,19 +28,14 @@
 -- ARGV[5] id         text    id of that task
 -- returns number of deleted tasks; number left in the state; 1 when there are more to delete; and
 --   score and id of the last task to delete
-local k = {
-  tasks = KEYS[1], active = KEYS[4], owner = KEYS[8], crashes = KEYS[9], failures = KEYS[10],
-  results = KEYS[11], unique = KEYS[12], keys = KEYS[13], cancels = KEYS[14], progress = KEYS[15],
-  recent = KEYS[18],
-}
-check_schema(KEYS[17])
-local now, state, count = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+check_schema()
+local now, state, count = clock(ARGV.now), ARGV.state, tonumber(ARGV.count)
 local set = ({
-  pending = KEYS[2], scheduled = KEYS[3], active = KEYS[4], retry = KEYS[5], completed = KEYS[6],
-  dead = KEYS[7],
+  pending = KEYS.pending, scheduled = KEYS.scheduled, active = KEYS.active, retry = KEYS.retry,
+  completed = KEYS.completed, dead = KEYS.dead,
 })[state]
 
-local last_score, last_id = ARGV[4], ARGV[5]
+local last_score, last_id = ARGV.score, ARGV.id
 if last_score == '' then
   local last = redis.call('ZRANGE', set, -1, -1, 'WITHSCORES')
   if #last == 0 then
@@ -59,16 +54,16 @@ local function goes(score, id)
 end
 
 local found = redis.call('ZRANGE', set, 0, count, 'WITHSCORES')
-local with_results = redis.call('EXISTS', k.results) == 1
+local with_results = redis.call('EXISTS', KEYS.results) == 1
 local gone, bytes, more = {}, 0, 0
 for i = 1, #found, 2 do
   local id = found[i]
   if not goes(tonumber(found[i + 1]), id) then
     break
   end
-  bytes = bytes + redis.call('HSTRLEN', k.tasks, id)
+  bytes = bytes + redis.call('HSTRLEN', KEYS.tasks, id)
   if with_results then
-    bytes = bytes + redis.call('HSTRLEN', k.results, id)
+    bytes = bytes + redis.call('HSTRLEN', KEYS.results, id)
   end
   if #gone == count or #gone > 0 and bytes > 16777216 then
     more = 1
@@ -77,16 +72,16 @@ for i = 1, #found, 2 do
   gone[#gone + 1] = id
 end
 if #gone > 0 then
-  check_hash(k.tasks)
-  check_hash(k.owner)
-  check_rights(k.tasks, { 'HDEL', 'HMGET', 'EXISTS', 'ZCARD' })
+  check_hash(KEYS.tasks)
+  check_hash(KEYS.owner)
+  check_rights(KEYS.tasks, { 'HDEL', 'HMGET', 'EXISTS', 'ZCARD' })
   redis.call('ZREM', set, unpack(gone))
   if state == 'active' then
-    release(k, gone)
+    release_leases(gone)
   end
-  erase(k, now, gone)
+  forget_tasks(now, gone)
 end
-forget_recent(k, gone)
+forget_recent_ids(gone)
 note_ended(gone)
-publish_ended(KEYS[16])
+publish_ended()
 return { #gone, redis.call('ZCARD', set), more, last_score, last_id }

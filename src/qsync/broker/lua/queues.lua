@@ -5,11 +5,11 @@
 -- ARGV[2] count    int        approximate number of names
 -- ARGV[3] longest  int bytes  maximum length of a name; longer ones cannot be queues and are left out
 -- returns the cursor, '0' after the last part; the number of names in the set; and names
-local found = redis.call('SSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
+local found = redis.call('SSCAN', KEYS.queues, ARGV.cursor, 'COUNT', ARGV.count)
 local names = {}
 for _, name in ipairs(found[2]) do
-  if #name <= tonumber(ARGV[3]) then
+  if #name <= tonumber(ARGV.longest) then
     names[#names + 1] = name
   end
 end
-return { found[1], redis.call('SCARD', KEYS[1]), names }
+return { found[1], redis.call('SCARD', KEYS.queues), names }

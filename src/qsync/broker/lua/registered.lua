@@ -3,4 +3,4 @@
 -- KEYS[1] queues  set
 -- ARGV[1] queue   text  its name
 -- returns 1 or 0
-return redis.call('SISMEMBER', KEYS[1], ARGV[1])
+return redis.call('SISMEMBER', KEYS.queues, ARGV.queue)

@@ -2,7 +2,8 @@
 -- repair: repair damage that an audit found and that is still there.
 -- A task without a state becomes dead, so that it is not lost and does not run twice; one that a
 -- server owns becomes active.
--- include: schema guard clock count lock ended erase recover
+-- include: check_schema preconditions clock counters unique_locks ended_tasks forget_tasks
+-- include: recover_expired
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -28,19 +29,13 @@
 -- ARGV[4] lease      int us  lease of a task that has an owner and no state
 -- ARGV[5...] two values per task: id, lock
 -- returns one per task: ok | changed
-local k = {
-  tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], active = KEYS[4], retry = KEYS[5],
-  completed = KEYS[6], dead = KEYS[7], owner = KEYS[8], crashes = KEYS[9], failures = KEYS[10],
-  results = KEYS[11], keys = KEYS[12], cancels = KEYS[13], progress = KEYS[14], unique = KEYS[15],
-  stats = KEYS[16], wake = KEYS[17], done = KEYS[18],
-}
-check_schema(KEYS[19])
-local now = clock(ARGV[1])
+check_schema()
+local now = clock(ARGV.now)
 
-check_rights(k.tasks, { 'ZADD', 'ZREM', 'HSET', 'HDEL', 'HMGET', 'EXISTS' })
+check_rights(KEYS.tasks, { 'ZADD', 'ZREM', 'HSET', 'HDEL', 'HMGET', 'EXISTS' })
 
 local function is_unfinished(id)
-  for _, set_key in ipairs({ k.active, k.pending, k.retry, k.scheduled }) do
+  for _, set_key in ipairs({ KEYS.active, KEYS.pending, KEYS.retry, KEYS.scheduled }) do
     if redis.call('ZSCORE', set_key, id) then
       return true
     end
@@ -50,8 +45,8 @@ end
 
 local function is_placed(id)
   return is_unfinished(id)
-    or redis.call('ZSCORE', k.dead, id)
-    or redis.call('ZSCORE', k.completed, id)
+    or redis.call('ZSCORE', KEYS.dead, id)
+    or redis.call('ZSCORE', KEYS.completed, id)
 end
 
 local function has(hash_key, id)
@@ -63,13 +58,13 @@ local mend = {}
 -- Keep the task only in the first of its states in this order, which puts unfinished states first.
 mend['several states'] = function(id)
   for _, set_key in ipairs({
-    k.active, k.pending, k.retry, k.scheduled, k.dead, k.completed,
+    KEYS.active, KEYS.pending, KEYS.retry, KEYS.scheduled, KEYS.dead, KEYS.completed,
   }) do
     check_set(set_key)
   end
   local kept, taken = false, 0
   for _, set_key in ipairs({
-    k.active, k.pending, k.retry, k.scheduled, k.dead, k.completed,
+    KEYS.active, KEYS.pending, KEYS.retry, KEYS.scheduled, KEYS.dead, KEYS.completed,
   }) do
     if kept then
       taken = taken + redis.call('ZREM', set_key, id)
@@ -81,65 +76,65 @@ mend['several states'] = function(id)
 end
 
 mend['no state'] = function(id)
-  if is_placed(id) or not has(k.tasks, id) then
+  if is_placed(id) or not has(KEYS.tasks, id) then
     return false
   end
-  if has(k.owner, id) then
-    redis.call('ZADD', k.active, whole(now + tonumber(ARGV[4])), id)
+  if has(KEYS.owner, id) then
+    redis.call('ZADD', KEYS.active, to_text(now + tonumber(ARGV.lease)), id)
   else
-    check_hash(k.failures)
-    to_dead(k, now, { id })
-    redis.call('HSET', k.failures, id, ARGV[3])
+    check_hash(KEYS.failures)
+    make_dead(now, { id })
+    redis.call('HSET', KEYS.failures, id, ARGV.record)
   end
   return true
 end
 
 mend['no message'] = function(id)
-  if has(k.tasks, id) or not is_unfinished(id) then
+  if has(KEYS.tasks, id) or not is_unfinished(id) then
     return false
   end
-  check_set(k.dead)
-  check_hash(k.owner)
-  for _, set_key in ipairs({ k.pending, k.retry, k.scheduled, k.active }) do
+  check_set(KEYS.dead)
+  check_hash(KEYS.owner)
+  for _, set_key in ipairs({ KEYS.pending, KEYS.retry, KEYS.scheduled, KEYS.active }) do
     check_set(set_key)
   end
-  for _, set_key in ipairs({ k.pending, k.retry, k.scheduled }) do
+  for _, set_key in ipairs({ KEYS.pending, KEYS.retry, KEYS.scheduled }) do
     redis.call('ZREM', set_key, id)
   end
-  release(k, { id })
-  to_dead(k, now, { id })
+  release_leases({ id })
+  make_dead(now, { id })
   return true
 end
 
 mend['not leased'] = function(id)
-  if redis.call('ZSCORE', k.active, id) or not has(k.owner, id) or not is_placed(id) then
+  if redis.call('ZSCORE', KEYS.active, id) or not has(KEYS.owner, id) or not is_placed(id) then
     return false
   end
-  return redis.call('HDEL', k.owner, id) == 1
+  return redis.call('HDEL', KEYS.owner, id) == 1
 end
 
 -- Give the task an owner whose lease expires now, so that it is recovered like any other task.
 mend['not owned'] = function(id)
-  if has(k.owner, id) or not redis.call('ZSCORE', k.active, id) then
+  if has(KEYS.owner, id) or not redis.call('ZSCORE', KEYS.active, id) then
     return false
   end
-  redis.call('HSET', k.owner, id, 'audit/0')
-  redis.call('ZADD', k.active, 'XX', whole(now), id)
+  redis.call('HSET', KEYS.owner, id, 'audit/0')
+  redis.call('ZADD', KEYS.active, 'XX', to_text(now), id)
   return true
 end
 
 mend['leftover'] = function(id)
-  if is_placed(id) or has(k.tasks, id) then
+  if is_placed(id) or has(KEYS.tasks, id) then
     return false
   end
   local gone = 0
   for _, hash_key in ipairs({
-    k.owner, k.crashes, k.failures, k.results, k.keys, k.cancels, k.progress,
+    KEYS.owner, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.keys, KEYS.cancels, KEYS.progress,
   }) do
     check_hash(hash_key)
   end
   for _, hash_key in ipairs({
-    k.owner, k.crashes, k.failures, k.results, k.keys, k.cancels, k.progress,
+    KEYS.owner, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.keys, KEYS.cancels, KEYS.progress,
   }) do
     gone = gone + redis.call('HDEL', hash_key, id)
   end
@@ -147,32 +142,32 @@ mend['leftover'] = function(id)
 end
 
 mend['lock kept'] = function(id)
-  if is_unfinished(id) or not has(k.unique, '@' .. id) then
+  if is_unfinished(id) or not has(KEYS.unique, '@' .. id) then
     return false
   end
-  unlock(k.unique, now, { id })
+  unlock(now, { id })
   return true
 end
 
 mend['lock lost'] = function(id)
-  local lock = redis.call('HGET', k.unique, '@' .. id)
+  local lock = redis.call('HGET', KEYS.unique, '@' .. id)
   if not lock or not is_unfinished(id) then
     return false
   end
-  local held = redis.call('HGET', k.unique, '=' .. lock)
-  if lock_holder(k.unique, now, lock, held) then
+  local held = redis.call('HGET', KEYS.unique, '=' .. lock)
+  if lock_holder(now, lock, held) then
     return false
   end
-  redis.call('HSET', k.unique, lock_fields(lock, 0, id))
+  redis.call('HSET', KEYS.unique, lock_fields(lock, 0, id))
   return true
 end
 
 mend['lock unkept'] = function(id, lock)
-  local _, holder = read_lock(redis.call('HGET', k.unique, '=' .. lock))
-  if holder ~= id or has(k.unique, '@' .. id) or not is_unfinished(id) then
+  local _, holder = read_lock(redis.call('HGET', KEYS.unique, '=' .. lock))
+  if holder ~= id or has(KEYS.unique, '@' .. id) or not is_unfinished(id) then
     return false
   end
-  redis.call('HSET', k.unique, '@' .. id, lock)
+  redis.call('HSET', KEYS.unique, '@' .. id, lock)
   return true
 end
 
@@ -180,20 +175,20 @@ mend['strange lock'] = function(_, lock)
   if string.find(lock, '^[=@]') then
     return false
   end
-  return redis.call('HDEL', k.unique, lock) == 1
+  return redis.call('HDEL', KEYS.unique, lock) == 1
 end
 
 mend['several wakes'] = function()
-  if redis.call('LLEN', k.wake) < 2 then
+  if redis.call('LLEN', KEYS.wake) < 2 then
     return false
   end
-  redis.call('LTRIM', k.wake, 0, 0)
+  redis.call('LTRIM', KEYS.wake, 0, 0)
   return true
 end
 
 local replies = {}
 for i = 5, #ARGV, 2 do
-  replies[#replies + 1] = mend[ARGV[2]](ARGV[i], ARGV[i + 1]) and 'ok' or 'changed'
+  replies[#replies + 1] = mend[ARGV.damage](ARGV[i], ARGV[i + 1]) and 'ok' or 'changed'
 end
-publish_ended(k.done)
+publish_ended()
 return replies

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- run: move scheduled, retry or dead tasks to pending now, in this order.
 -- A dead task takes its lock again and has all its attempts again.
--- include: schema guard clock wake tags lock runnable
+-- include: check_schema preconditions clock wake_server fairness_tags unique_locks note_runnable
 -- KEYS[1] pending    zset    ids by order tag
 -- KEYS[2] scheduled  zset    ids by due time
 -- KEYS[3] retry      zset    ids by due time
@@ -20,51 +20,51 @@
 -- ARGV[2] state      text    state in which the caller saw them: scheduled | retry | dead
 -- ARGV[3...] four values per task: id; and for dead tasks fairness key, lock (empty: none), and the
 --   failure record to keep (empty: none)
--- returns a flat list, two values per task: ok and an empty text; or duplicate and the holder of the
---   lock; or changed and an empty text when the task is not in that state
-check_schema(KEYS[12])
-local now, state = clock(ARGV[1]), ARGV[2]
-local set = ({ scheduled = KEYS[2], retry = KEYS[3], dead = KEYS[4] })[state]
+-- returns a flat list, two values per task: ok and an empty text; or duplicate and the holder of
+--   the lock; or changed and an empty text when the task is not in that state
+check_schema()
+local now, state = clock(ARGV.now), ARGV.state
+local set = ({ scheduled = KEYS.scheduled, retry = KEYS.retry, dead = KEYS.dead })[state]
 
 -- Take the lock of a dead task; if another task holds it, return that task's id.
-local function take_lock(unique_key, id, lock)
-  local held = redis.call('HGET', unique_key, '=' .. lock)
-  local holder = lock_holder(unique_key, now, lock, held)
+local function take_lock(id, lock)
+  local held = redis.call('HGET', KEYS.unique, '=' .. lock)
+  local holder = lock_holder(now, lock, held)
   if holder and holder ~= id then
     return holder
   end
   -- If the task's own window is not over, it stays as it is.
   local ends = holder and read_lock(held) or 0
-  redis.call('HSET', unique_key, lock_fields(lock, ends, id))
+  redis.call('HSET', KEYS.unique, lock_fields(lock, ends, id))
 end
 
 local function revive(id, key, record)
-  redis.call('HDEL', KEYS[6], id)
+  redis.call('HDEL', KEYS.crashes, id)
   if record == '' then
-    redis.call('HDEL', KEYS[7], id)
+    redis.call('HDEL', KEYS.failures, id)
   else
-    redis.call('HSET', KEYS[7], id, record)
+    redis.call('HSET', KEYS.failures, id, record)
   end
   if key ~= '' then
-    redis.call('HSET', KEYS[9], id, key)
+    redis.call('HSET', KEYS.keys, id, key)
   end
 end
 
-check_set(KEYS[1])
-check_set(KEYS[10])
-check_hash(KEYS[6])
-check_hash(KEYS[7])
-check_hash(KEYS[8])
-check_hash(KEYS[9])
-check_rights(KEYS[1], { 'HSET', 'HDEL', 'HMGET', 'ZREM', 'ZADD', 'EXISTS' })
+check_set(KEYS.pending)
+check_set(KEYS.fairness)
+check_hash(KEYS.crashes)
+check_hash(KEYS.failures)
+check_hash(KEYS.unique)
+check_hash(KEYS.keys)
+check_rights(KEYS.pending, { 'HSET', 'HDEL', 'HMGET', 'ZREM', 'ZADD', 'EXISTS' })
 local replies, running = {}, {}
 for i = 3, #ARGV, 4 do
   local id, key, lock, record = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local outcome, holder = 'ok', nil
-  if not set or not redis.call('ZSCORE', set, id) or redis.call('HEXISTS', KEYS[5], id) == 0 then
+  if not set or not redis.call('ZSCORE', set, id) or redis.call('HEXISTS', KEYS.tasks, id) == 0 then
     outcome = 'changed'
   elseif state == 'dead' then
-    holder = lock ~= '' and take_lock(KEYS[8], id, lock)
+    holder = lock ~= '' and take_lock(id, lock)
     if holder then
       outcome = 'duplicate'
     else
@@ -79,8 +79,8 @@ for i = 3, #ARGV, 4 do
   replies[#replies + 1] = holder or ''
 end
 if #running > 0 then
-  to_pending(KEYS[1], KEYS[12], KEYS[10], KEYS[9], running)
-  note_runnable(KEYS[13], now, running)
-  wake(KEYS[11], KEYS[14])
+  to_pending(running)
+  note_runnable(now, running)
+  wake_server()
 end
 return replies

@@ -5,8 +5,9 @@
 -- ARGV[1] now      int us  empty: the store's clock
 -- ARGV[2] count    int     maximum number of servers
 -- returns now us; and ids and expiry times, us, in turn
-local now = whole(clock(ARGV[1]))
+local now = to_text(clock(ARGV.now))
 local live = redis.call(
-  'ZRANGEBYSCORE', KEYS[1], '(' .. whole(clock(ARGV[1])), '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2]
+  'ZRANGEBYSCORE', KEYS.servers, '(' .. to_text(clock(ARGV.now)), '+inf', 'WITHSCORES', 'LIMIT', 0,
+  ARGV.count
 )
 return { now, live }

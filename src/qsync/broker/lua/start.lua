@@ -2,20 +2,20 @@
 -- start: mark tasks that crashed before as running, so that a crash of the server counts for them.
 -- A last argument `-` after the tasks says that several suspects run together: then a crash is
 -- recorded but does not count, since any of them may be the cause.
--- include: schema clock crash owned
+-- include: check_schema clock crash_counts check_leases
 -- KEYS[1] owner    hash    id -> lease token
 -- KEYS[2] crashes  hash    id -> crash count
 -- KEYS[3] meta     hash    schema
 -- ARGV[1...] two values per task: id, token
 -- returns one per task: ok | done | lost
-check_schema(KEYS[3])
+check_schema()
 local sign = #ARGV % 2 == 1 and ARGV[#ARGV] or '+'
 local last = #ARGV - #ARGV % 2
-local _, held_ids, replies = owned(KEYS[1], { unpack(ARGV, 1, last) }, 1, 2)
-if #held_ids > 0 and redis.call('EXISTS', KEYS[2]) == 1 then
-  for i, crashes in ipairs(redis.call('HMGET', KEYS[2], unpack(held_ids))) do
+local _, held_ids, replies = check_leases({ unpack(ARGV, 1, last) }, 1, 2)
+if #held_ids > 0 and redis.call('EXISTS', KEYS.crashes) == 1 then
+  for i, crashes in ipairs(redis.call('HMGET', KEYS.crashes, unpack(held_ids))) do
     if crashes then
-      redis.call('HSET', KEYS[2], held_ids[i], signed(crashes, sign))
+      redis.call('HSET', KEYS.crashes, held_ids[i], signed(crashes, sign))
     end
   end
 end

@@ -1,7 +1,8 @@
 #!lua
 -- tick: enqueue the task of a schedule's tick, unless this tick or a later one was enqueued before.
 -- The ticks of a paused schedule are skipped.
--- include: schema guard begin clock wake count tags lock due store
+-- include: check_schema preconditions ensure_schema clock wake_server counters fairness_tags
+-- include: unique_locks schedule_due insert_tasks
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -21,22 +22,17 @@
 -- ARGV[5...] three, as for enqueue with that stride: id, message, options
 -- returns passed (the tick is not later than the last one) or paused, and the id; else created,
 --   exists or duplicate, and the id that holds the id or lock
-local k = {
-  tasks = KEYS[1], pending = KEYS[2], scheduled = KEYS[3], unique = KEYS[4], keys = KEYS[5],
-  fairness = KEYS[6], wake = KEYS[7], meta = KEYS[8], stats = KEYS[9],
-  idle = KEYS[12],
-}
-local known = redis.call('HMGET', k.meta, 'schema', 'v')
-begin_schema(k.meta, known[1])
-local last = redis.call('HGET', KEYS[10], ARGV[3])
-if digits(last, -1) >= tonumber(ARGV[4]) then
+local known = redis.call('HMGET', KEYS.meta, 'schema', 'v')
+ensure_schema(known[1])
+local last = redis.call('HGET', KEYS.ticks, ARGV.schedule)
+if parse_int(last, -1) >= tonumber(ARGV.tick) then
   return { 'passed', ARGV[5] }
 end
-if redis.call('HEXISTS', KEYS[11], '!' .. ARGV[3]) == 1 then
-  redis.call('HSET', KEYS[10], ARGV[3], ARGV[4])
+if redis.call('HEXISTS', KEYS.schedules, '!' .. ARGV.schedule) == 1 then
+  redis.call('HSET', KEYS.ticks, ARGV.schedule, ARGV.tick)
   return { 'paused', ARGV[5] }
 end
 local tasks = read_tasks(ARGV, 5, 3)
-local _, others = store_tasks(k, clock(ARGV[1]), ARGV[2], tasks, known[2])
-redis.call('HSET', KEYS[10], ARGV[3], ARGV[4])
+local _, others = insert_tasks(clock(ARGV.now), ARGV.head, tasks, known[2])
+redis.call('HSET', KEYS.ticks, ARGV.schedule, ARGV.tick)
 return replies_of(tasks.ids, others)

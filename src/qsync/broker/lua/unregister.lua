@@ -6,4 +6,4 @@
 if #ARGV == 0 then
   return 0
 end
-return redis.call('SREM', KEYS[1], unpack(ARGV))
+return redis.call('SREM', KEYS.queues, unpack(ARGV))

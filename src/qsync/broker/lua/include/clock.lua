@@ -10,12 +10,12 @@ local function clock(given)
 end
 
 -- Return a number as text with all its digits (`..` would give 1.79e+15).
-local function whole(number)
+local function to_text(number)
   return string.format('%.0f', number)
 end
 
 -- Return the number in a text of digits, else `other`: a damaged record must not fail a script.
-local function digits(text, other)
+local function parse_int(text, other)
   if text and #text <= 16 and string.find(text, '^%d+$') then
     return tonumber(text)
   end

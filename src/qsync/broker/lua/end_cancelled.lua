@@ -1,0 +1,31 @@
+#!lua flags=allow-oom
+-- end_cancelled: end tasks whose handler was stopped because of a cancel request.
+-- include: check_schema preconditions clock counters unique_locks ended_tasks forget_tasks
+-- include: check_leases
+-- KEYS[1] tasks      hash    id -> message
+-- KEYS[2] active     zset    ids by lease expiry
+-- KEYS[3] completed  zset    ids by end of retention
+-- KEYS[4] owner      hash    id -> lease token
+-- KEYS[5] crashes    hash    id -> crash count
+-- KEYS[6] failures   hash    id -> failure record
+-- KEYS[7] results    hash    id -> result record
+-- KEYS[8] unique     hash    locks
+-- KEYS[9] keys       hash    id -> fairness key
+-- KEYS[10] cancels   hash    id -> retention us
+-- KEYS[11] progress  hash    id -> done/total, or @<us> at which it became runnable
+-- KEYS[12] stats     hash    counters
+-- KEYS[13] done      channel of ended tasks
+-- KEYS[14] meta      hash    schema
+-- KEYS[15] recent  zset    ids that callers chose, by expiry time
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2...] two values per task: id, token
+-- returns one per task: ok | done | lost
+check_schema()
+local now = clock(ARGV.now)
+local _, held_ids, replies = check_leases(ARGV, 2, 2)
+check_end_cancelled()
+check_rights(KEYS.tasks, { 'HDEL', 'HGET', 'ZADD' })
+release_leases(held_ids)
+end_cancelled(now, held_ids)
+publish_ended()
+return replies

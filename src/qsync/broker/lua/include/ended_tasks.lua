@@ -1,0 +1,16 @@
+-- ended_tasks: collect tasks that end, and publish their ends after all writes. Publishing may be
+-- refused by the ACL: then a client that waits for a result finds it when it polls.
+
+local ended = {}
+
+local function note_ended(ids)
+  for _, id in ipairs(ids) do
+    ended[#ended + 1] = id
+  end
+end
+
+local function publish_ended()
+  for _, id in ipairs(ended) do
+    redis.pcall('SPUBLISH', KEYS.done, id)
+  end
+end

@@ -1,0 +1,30 @@
+-- enqueue_replay: keep the last enqueue of each sender, so that a repetition gets the same reply.
+-- A sender numbers its calls and has one in flight at a time, so only its last call is kept:
+-- `<number> <time us>`, and for each task that was not created its place in the call, the outcome
+-- and the holder, separated by spaces.
+
+-- Return the number of a sender's last call, -1 when none is known, and the record of it.
+local function last_call(sender)
+  local last = redis.call('HMGET', KEYS.calls, sender)[1]
+  if not last then
+    return -1
+  end
+  return parse_int(string.match(last, '^%d+'), -1), last
+end
+
+-- Return, from the record of a call, a flat list of place, outcome and holder of each task that was
+-- not created.
+local function refused_of(last)
+  local others = {}
+  for place, outcome, holder in string.gmatch(last, ' (%d+) (%a+) (%S+)') do
+    local at = #others
+    others[at + 1], others[at + 2], others[at + 3] = tonumber(place), outcome, holder
+  end
+  return others
+end
+
+-- Store a call as the last one of its sender; `others` is as others_of returns it.
+local function keep_call(sender, number, now, others)
+  local kept = { to_text(number), to_text(now), unpack(others) }
+  redis.call('HSET', KEYS.calls, sender, table.concat(kept, ' '))
+end

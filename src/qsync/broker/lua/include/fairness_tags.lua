@@ -1,0 +1,82 @@
+-- fairness_tags: start-time fair queueing (Goyal, Vin and Cheng, 1996).
+-- A task's tag is max(V, F[key]) + 1/weight, where F[key] is the last tag given to its fairness
+-- key and V the largest tag fetched so far. Pending is ordered by tag. Scripts pass tags to the
+-- store as numbers, which keeps all 17 digits.
+
+-- From here on, adding 1 to a double has no effect. qsync never gives such tags.
+local tag_limit = 2 ^ 53
+
+-- Return the tag in a text or score; 0 when it is not valid.
+local function read_tag(text)
+  local tag = tonumber(text or '')
+  return tag and tag > 0 and tag < tag_limit and tag or 0
+end
+
+local function virtual_time()
+  return read_tag(redis.call('HGET', KEYS.meta, 'v'))
+end
+
+-- Return what a task of this fairness key adds to the tag: 1/weight, for weights of 0.001 to 1000.
+local function tag_step(key)
+  local weight = key ~= '' and tonumber(redis.call('HGET', KEYS.meta, 'weight:' .. key) or '')
+  if weight and weight > 0 then
+    return 1 / math.max(0.001, math.min(weight, 1000))
+  end
+  return 1
+end
+
+-- Return two functions: next_tag(key), and save(), which stores the last tag of each key. `virtual`
+-- is the virtual time.
+local function tagger(virtual)
+  local last, step = {}, {}
+  local function next_tag(key)
+    local tag = last[key]
+    if tag == nil then
+      tag = math.max(virtual, read_tag(redis.call('ZSCORE', KEYS.fairness, key)))
+      step[key] = tag_step(key)
+    end
+    tag = tag + step[key]
+    last[key] = tag
+    return tag
+  end
+  local function save()
+    for key, tag in pairs(last) do
+      redis.call('ZADD', KEYS.fairness, tag, key)
+    end
+  end
+  return next_tag, save
+end
+
+-- Put ids at the head of pending, in this order, with tags below the lowest one.
+local function to_head(ids)
+  if #ids == 0 then
+    return
+  end
+  local lowest = redis.call('ZRANGE', KEYS.pending, 0, 0, 'WITHSCORES')[2]
+  local base = (tonumber(lowest or '') or virtual_time()) - #ids - 1
+  local args = {}
+  for i, id in ipairs(ids) do
+    args[2 * i - 1] = base + i
+    args[2 * i] = id
+  end
+  redis.call('ZADD', KEYS.pending, unpack(args))
+end
+
+-- Put ids into pending with the next tags of their fairness keys.
+local function to_pending(ids)
+  if #ids == 0 then
+    return
+  end
+  local next_tag, save = tagger(virtual_time())
+  local keys = {}
+  if redis.call('EXISTS', KEYS.keys) == 1 then
+    keys = redis.call('HMGET', KEYS.keys, unpack(ids))
+  end
+  local args = {}
+  for i, id in ipairs(ids) do
+    args[2 * i - 1] = next_tag(keys[i] or '')
+    args[2 * i] = id
+  end
+  redis.call('ZADD', KEYS.pending, unpack(args))
+  save()
+end

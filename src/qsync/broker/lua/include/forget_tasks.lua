@@ -1,0 +1,79 @@
+-- forget_tasks: remove tasks from the queue or from active, and end cancelled tasks.
+
+-- Delete the entries of ids in a hash. Errors are ignored: no task depends on these entries.
+local function delete_fields(beside_key, ids)
+  redis.pcall('HDEL', beside_key, unpack(ids))
+end
+
+-- Delete all data of ids that leave the queue. The caller removes them from the state sets.
+-- Optional hashes are only touched if they exist.
+local function forget_tasks(now, ids)
+  if #ids == 0 then
+    return
+  end
+  redis.call('HDEL', KEYS.tasks, unpack(ids))
+  if redis.call(
+    'EXISTS', KEYS.unique, KEYS.keys, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.cancels,
+    KEYS.progress
+  ) == 0 then
+    return
+  end
+  unlock(now, ids)
+  for _, beside_key in ipairs({
+    KEYS.keys, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.cancels, KEYS.progress,
+  }) do
+    if redis.call('EXISTS', beside_key) == 1 then
+      delete_fields(beside_key, ids)
+    end
+  end
+end
+
+-- Remove ids from active, with their owner and, unless `keep_progress`, their progress. The tasks
+-- stay in the queue.
+local function release_leases(ids, keep_progress)
+  if #ids == 0 then
+    return
+  end
+  local any_progress = not keep_progress and redis.call('EXISTS', KEYS.progress) == 1
+  redis.call('ZREM', KEYS.active, unpack(ids))
+  redis.call('HDEL', KEYS.owner, unpack(ids))
+  if any_progress then
+    delete_fields(KEYS.progress, ids)
+  end
+end
+
+-- Allow ids to be enqueued again at once: an operator or client removed these tasks on purpose.
+local function forget_recent_ids(ids)
+  if #ids > 0 and redis.call('EXISTS', KEYS.recent) == 1 then
+    redis.pcall('ZREM', KEYS.recent, unpack(ids))
+  end
+end
+
+-- Fail before the first write if end_cancelled would fail.
+local function check_end_cancelled()
+  check_hash(KEYS.tasks)
+  check_hash(KEYS.cancels)
+  check_set(KEYS.completed)
+end
+
+-- End cancelled tasks: those with a retention go to completed, the others leave the queue. The
+-- `cancels` hash has the retention. The caller has removed the ids from their state already.
+local function end_cancelled(now, ids)
+  local gone = {}
+  for _, id in ipairs(ids) do
+    local retention = parse_int(redis.call('HGET', KEYS.cancels, id))
+    if retention then
+      redis.call('ZADD', KEYS.completed, to_text(now + retention), id)
+      if redis.call('EXISTS', KEYS.keys) == 1 then
+        delete_fields(KEYS.keys, { id })
+      end
+      unlock(now, { id })
+    else
+      gone[#gone + 1] = id
+    end
+  end
+  note_ended(ids)
+  forget_recent_ids(ids)
+  forget_tasks(now, gone)
+  count(now, 'cancelled', #ids)
+end

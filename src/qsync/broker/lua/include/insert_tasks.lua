@@ -1,0 +1,149 @@
+-- insert_tasks: put new tasks into the queue; for enqueue and tick.
+
+-- Read tasks from `args`, from position `first` on. With a stride of 2 each task has id and
+-- message; with 3 also options, which are empty or msgpack [due, fairness key, lock, window us, us
+-- for which the id is remembered].
+-- Returns a table with ids, messages and options; options has no entry for a task without any.
+local function read_tasks(args, first, stride)
+  local tasks = { ids = {}, messages = {}, options = {} }
+  local ids, messages = tasks.ids, tasks.messages
+  for i = 1, (#args - first + 1) / stride do
+    local at = first + stride * (i - 1)
+    ids[i], messages[i] = args[at], args[at + 1]
+    if stride == 3 and args[at + 2] ~= '' then
+      tasks.options[i] = cmsgpack.unpack(args[at + 2])
+    end
+  end
+  return tasks
+end
+
+-- Return two functions and a list: held_by(lock) returns the id that holds a lock, or false;
+-- take(lock, window, id) takes it; the list is filled with the fields to store for taken locks.
+-- Without options no task has a lock, and both functions are nil.
+local function lock_book(now, options)
+  if next(options) == nil then
+    return nil, nil, {}
+  end
+  local names, index = {}, {}
+  for _, option in pairs(options) do
+    local lock = option[3]
+    if lock ~= '' and not index[lock] then
+      names[#names + 1] = '=' .. lock
+      index[lock] = #names
+    end
+  end
+  local held = #names > 0 and redis.call('HMGET', KEYS.unique, unpack(names)) or {}
+  local taken, fields = {}, {}
+  local function held_by(lock)
+    return taken[lock] or lock_holder(now, lock, held[index[lock]])
+  end
+  local function take(lock, window, id)
+    local at = #fields
+    taken[lock] = id
+    fields[at + 1], fields[at + 2], fields[at + 3], fields[at + 4] =
+      lock_fields(lock, window > 0 and now + window or 0, id)
+  end
+  return held_by, take, fields
+end
+
+-- Return the time at which a task is due: '' means now, `+<us>` a delay, `<us>` a time.
+local function due_time(now, text)
+  if text == '' then
+    return now
+  end
+  local at = tonumber(text)
+  return string.sub(text, 1, 1) == '+' and now + at or at
+end
+
+local no_options = { '', '', '', 0 }
+
+-- Store tasks. `tasks` is as read_tasks returns it; `virtual` is the virtual time as meta holds it;
+-- `recent` maps the places of tasks whose id was enqueued recently to true, or is nil.
+-- Returns the number of tasks created, and a flat list of place, outcome and holder of each task
+-- that was refused. A task that is stored already with the same message is in neither.
+local function insert_tasks(now, head, tasks, virtual, recent)
+  local ids, options = tasks.ids, tasks.options
+  local stamped = head .. struct.pack('>I8', now)
+  local stored = redis.call('HMGET', KEYS.tasks, unpack(ids))
+  local next_tag, save_tags = tagger(read_tag(virtual))
+  local held_by, take, locks = lock_book(now, options)
+  local bodies, pending, scheduled, keys = {}, {}, {}, {}
+  local here, others, created, waiting, bytes = {}, {}, 0, 0, 0
+  for i, message in ipairs(tasks.messages) do
+    local id, option = ids[i], options[i] or no_options
+    local key, lock = option[2], option[3]
+    local old = stored[i] and string.sub(stored[i], #stamped + 1) or here[id]
+    local repeated = not old and recent and recent[i]
+    local holder = not old and not repeated and lock ~= '' and held_by(lock)
+    if old and old ~= message or holder or repeated then
+      local at = #others
+      local outcome = old and 'exists' or repeated and 'repeated' or 'duplicate'
+      others[at + 1], others[at + 2], others[at + 3] = i, outcome, holder or id
+    elseif not old then
+      here[id] = message
+      created = created + 1
+      bytes = bytes + #message
+      bodies[2 * created - 1], bodies[2 * created] = id, stamped .. message
+      if lock ~= '' then
+        take(lock, option[4], id)
+      end
+      if key ~= '' then
+        keys[#keys + 1] = id
+        keys[#keys + 1] = key
+      end
+      local due = due_time(now, option[1])
+      if due > now then
+        scheduled[#scheduled + 1] = to_text(due)
+        scheduled[#scheduled + 1] = id
+      else
+        waiting = waiting + 1
+        pending[2 * waiting - 1], pending[2 * waiting] = next_tag(key), id
+      end
+    end
+  end
+  if created == 0 then
+    return 0, others
+  end
+  if #keys > 0 then
+    check_hash(KEYS.keys)
+  end
+  if #scheduled > 0 then
+    check_set(KEYS.scheduled)
+    check_rights(KEYS.scheduled, { 'ZRANGE' })
+  end
+  if waiting > 0 then
+    check_set(KEYS.pending)
+  end
+  check_rights(KEYS.tasks, { 'ZADD' })
+  redis.call('HSET', KEYS.tasks, unpack(bodies))
+  if #locks > 0 then
+    redis.call('HSET', KEYS.unique, unpack(locks))
+  end
+  if #keys > 0 then
+    redis.call('HSET', KEYS.keys, unpack(keys))
+  end
+  schedule_due(KEYS.scheduled, scheduled)
+  if waiting > 0 then
+    redis.call('ZADD', KEYS.pending, unpack(pending))
+    save_tags()
+    wake_server()
+  end
+  count(now, 'enqueued', created)
+  count(now, 'bytes', bytes + created * #stamped)
+  return created, others
+end
+
+-- Return a flat list with two values per task: outcome and the id of the holder.
+local function replies_of(ids, others)
+  local replies = {}
+  for i, id in ipairs(ids) do
+    replies[2 * i - 1], replies[2 * i] = 'created', id
+  end
+  for at = 1, #others, 3 do
+    local place = others[at]
+    if ids[place] then
+      replies[2 * place - 1], replies[2 * place] = others[at + 1], others[at + 2]
+    end
+  end
+  return replies
+end

@@ -1,0 +1,18 @@
+-- outage_grace: detect outages. If no server fetched or renewed for half a lease, the store was
+-- down or its clock jumped, and leases expired that their servers could not renew. Then recovery of
+-- expired leases is delayed for a third of a lease, so that the servers can renew them.
+
+-- Record that a server is present. Returns the time until which recovery is delayed, 0: not
+-- delayed. `noted` and `outage` are `seen` and `returned` of meta.
+local function outage_grace(now, lease, noted, outage)
+  local seen, returned = parse_int(noted, now), parse_int(outage, -lease)
+  if now - seen > lease / 2 then
+    returned = now
+    redis.call('HSET', KEYS.meta, 'returned', to_text(now))
+  end
+  if not noted or math.abs(now - seen) > lease / 20 then
+    redis.call('HSET', KEYS.meta, 'seen', to_text(now))
+  end
+  local spared = math.floor(returned + lease / 3)
+  return now >= returned and now < spared and spared or 0
+end

@@ -1,0 +1,22 @@
+-- preconditions: checks that fail a script before its first write rather than between two writes.
+
+-- Fail unless the user may run these commands.
+local function check_rights(any_key, commands)
+  for _, command in ipairs(commands) do
+    if not redis.acl_check_cmd(command, any_key) then
+      error({ err = table.concat({
+        'NOPERM this user has no permissions to run the', command, 'command, which is needed here',
+      }, ' ') })
+    end
+  end
+end
+
+-- Fail if the key exists and is not a hash.
+local function check_hash(hash_key)
+  redis.call('HEXISTS', hash_key, '')
+end
+
+-- Fail if the key exists and is not a sorted set.
+local function check_set(set_key)
+  redis.call('ZSCORE', set_key, '')
+end

@@ -1,0 +1,44 @@
+-- recent_ids: remember ids that callers chose. For a time after an enqueue its id is refused, even
+-- if the task has left the queue, so that a caller without a reply can safely repeat the call.
+
+-- Return the time for which an id is remembered, by the task's place in the batch; only tasks with
+-- such a time.
+local function remembered_times(tasks)
+  local times = {}
+  for i, option in pairs(tasks.options) do
+    if (option[5] or 0) > 0 then
+      times[i] = option[5]
+    end
+  end
+  return times
+end
+
+-- Return the set of those places whose id was enqueued recently.
+local function recent_places(now, tasks, times)
+  local ids, places, recent = {}, {}, {}
+  for i in pairs(times) do
+    ids[#ids + 1] = tasks.ids[i]
+    places[#ids] = i
+  end
+  if #ids > 0 then
+    for at, ends in ipairs(redis.call('ZMSCORE', KEYS.recent, unpack(ids))) do
+      recent[places[at]] = ends and tonumber(ends) > now
+    end
+  end
+  return recent
+end
+
+-- Remember the ids at these places, except for refused tasks, which `others` lists.
+local function remember(now, tasks, times, others)
+  for at = 1, #others, 3 do
+    times[others[at]] = nil
+  end
+  local args = {}
+  for i, time in pairs(times) do
+    args[#args + 1] = to_text(now + time)
+    args[#args + 1] = tasks.ids[i]
+  end
+  if #args > 0 then
+    redis.call('ZADD', KEYS.recent, 'GT', unpack(args))
+  end
+end

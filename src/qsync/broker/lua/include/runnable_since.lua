@@ -1,0 +1,12 @@
+-- runnable_since: the time at which a task became runnable, if that is neither its enqueue time nor
+-- a due time in its records. The progress hash holds it as @<us> until the handler reports
+-- progress. No decision depends on it, so errors of the store are ignored.
+
+-- Return the stored values of ids, which may be progress; empty if the hash does not exist.
+local function read_since(ids)
+  if #ids == 0 or redis.call('EXISTS', KEYS.progress) == 0 then
+    return {}
+  end
+  local found = redis.pcall('HMGET', KEYS.progress, unpack(ids))
+  return found.err and {} or found
+end

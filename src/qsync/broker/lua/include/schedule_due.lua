@@ -1,0 +1,15 @@
+-- schedule_due: put tasks into scheduled or retry.
+
+-- Add ids to a set; `args` holds due time and id in turn. If the set's earliest due time becomes
+-- earlier, wakes a server, since servers sleep until the time that they know.
+local function schedule_due(set_key, args)
+  if #args == 0 then
+    return
+  end
+  local before = redis.call('ZRANGE', set_key, 0, 0, 'WITHSCORES')[2]
+  redis.call('ZADD', set_key, unpack(args))
+  local after = redis.call('ZRANGE', set_key, 0, 0, 'WITHSCORES')[2]
+  if not before or tonumber(after) < tonumber(before) then
+    wake_server()
+  end
+end

@@ -1,0 +1,62 @@
+-- unique_locks: unique locks. `=<lock>` holds `<end of window>:<id>`; `@<id>` holds the lock's name
+-- until the task ends. A lock is taken until its task has ended and its window is over.
+
+-- Return end of window and holder from the value of a lock; nothing when it is free or invalid.
+local function read_lock(held)
+  local ends, holder = string.match(held or '', '^(%d+):(.+)$')
+  ends = parse_int(ends)
+  if ends then
+    return ends, holder
+  end
+end
+
+-- Return the id that holds the lock now, or false. `held` is the value of `=<lock>`.
+local function lock_holder(now, lock, held)
+  local ends, holder = read_lock(held)
+  if ends and (ends > now or redis.call('HGET', KEYS.unique, '@' .. holder) == lock) then
+    return holder
+  end
+  return false
+end
+
+-- Return the fields and values to store for a taken lock; `ends` is 0 without a window.
+local function lock_fields(lock, ends, id)
+  return '=' .. lock, to_text(ends) .. ':' .. id, '@' .. id, lock
+end
+
+-- Release the locks of ids that ended. A lock whose window is not over stays until it is swept. If
+-- the key is not a hash, there are no locks to release.
+local function unlock(now, ids)
+  if #ids == 0 or redis.call('EXISTS', KEYS.unique) == 0 then
+    return
+  end
+  local fields = {}
+  for i, id in ipairs(ids) do
+    fields[i] = '@' .. id
+  end
+  local locks = redis.pcall('HMGET', KEYS.unique, unpack(fields))
+  if locks.err then
+    return
+  end
+  local free, of = {}, {}
+  for i, lock in ipairs(locks) do
+    if lock then
+      free[#free + 1] = fields[i]
+      of[#of + 1] = { id = ids[i], name = '=' .. lock }
+    end
+  end
+  if #of == 0 then
+    return
+  end
+  local names = {}
+  for i, lock in ipairs(of) do
+    names[i] = lock.name
+  end
+  for i, held in ipairs(redis.call('HMGET', KEYS.unique, unpack(names))) do
+    local ends, holder = read_lock(held)
+    if holder == of[i].id and ends <= now then
+      free[#free + 1] = names[i]
+    end
+  end
+  redis.call('HDEL', KEYS.unique, unpack(free))
+end

@@ -1,0 +1,35 @@
+-- wake_server: wake one server with a free slot: an idle server that waits for a message on its
+-- channel, or, without one, a server that blocks on the list. If the store refuses, the work is
+-- only delayed: servers look at the queue regularly.
+
+-- Send a message to the idle server that has waited longest; a server that does not receive it is
+-- removed from the set. Returns false when there is none or the user may not publish.
+local function message_idle_server()
+  while true do
+    local first = redis.pcall('ZRANGE', KEYS.idle, 0, 0)
+    local server = first[1]
+    if not server then
+      return false
+    end
+    local heard = redis.pcall('SPUBLISH', table.concat({ KEYS.wake, ':', server }), '1')
+    if type(heard) ~= 'number' then
+      return false
+    end
+    local removed = redis.pcall('ZREM', KEYS.idle, server)
+    if heard > 0 or removed ~= 1 then
+      return heard > 0
+    end
+  end
+end
+
+-- Wake one server. The length of the list is not read before the push: while servers block it is
+-- empty, and a command that the store has not run for a while takes 10 us.
+local function wake_server()
+  if message_idle_server() then
+    return
+  end
+  local length = redis.pcall('LPUSH', KEYS.wake, '1')
+  if type(length) == 'number' and length > 1 then
+    redis.pcall('LPOP', KEYS.wake)
+  end
+end

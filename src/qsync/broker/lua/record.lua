@@ -1,5 +1,0 @@
-#!lua flags=no-writes
--- record: read a server's description of itself.
--- KEYS[1] server  hash   expires
--- returns fields and values in turn; nothing when there is none
-return redis.call('HGETALL', KEYS[1])

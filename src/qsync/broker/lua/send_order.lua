@@ -1,0 +1,14 @@
+#!lua flags=allow-oom
+-- send_order: put an order into a server's inbox, which expires after `ttl`. An order that equals
+-- the last unread one is not added again.
+-- include: preconditions
+-- KEYS[1] inbox  list   expires
+-- ARGV[1] ttl    int ms
+-- ARGV[2] order  bytes
+-- returns the length of the inbox
+check_rights(KEYS.inbox, { 'PEXPIRE', 'LLEN' })
+if redis.call('LINDEX', KEYS.inbox, -1) ~= ARGV.order then
+  redis.call('RPUSH', KEYS.inbox, ARGV.order)
+end
+redis.call('PEXPIRE', KEYS.inbox, ARGV.ttl)
+return redis.call('LLEN', KEYS.inbox)
