@@ -120,7 +120,7 @@ def class_name(value: object) -> str:
 def class_path(value: object, limit: int = 256) -> str:
     """Return module and qualified class name of a value; "" if they are no text within `limit`."""
     kind = type(value)
-    module: object = kind.__dict__.get("__module__")
+    module: object = type.__dict__["__module__"].__get__(kind)
     name: str = type.__dict__["__qualname__"].__get__(kind)
     path = f"{module}.{name}"
     valid = isinstance(module, str) and len(path) <= limit and path.isprintable()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def set_up(url: str) -> None:
             "django.contrib.auth",
             "django.contrib.contenttypes",
             "django.contrib.sessions",
+            *([] if find_spec("django.tasks") else ["django_tasks"]),
             "qsync.contrib.django",
             "tests.support.django_shop",
         ],
@@ -40,6 +42,7 @@ def set_up(url: str) -> None:
         ROOT_URLCONF="tests.support.django_urls",
         QSYNC=options(url),
         TASKS=TASKS,
+        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         USE_TZ=True,
     )
     django.setup()

@@ -21,8 +21,8 @@ MESSAGE_LIMIT: Final = 1000
 TRACE_LIMIT: Final = 8192
 """Maximum size of a traceback in the log, in bytes."""
 
-_OURS: Final = str(Path(__file__).parent)
 _PACKAGE: Final = str(Path(__file__).parent.parent)
+_OURS: Final = (str(Path(__file__).parent), str(Path(_PACKAGE, "contrib")))
 _STANDARD: Final = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
 _INSTALLED: Final = ("/site-packages/", "/dist-packages/")
 _FILE: Final = re.compile(r'  File "(.*)", line \d+')

@@ -24,8 +24,9 @@ except ModuleNotFoundError as error:
 
 if TYPE_CHECKING:
     from qsync.app import Qsync
+    from qsync.contrib.django.backend import QsyncBackend, task
 
-__all__ = ["app"]
+__all__ = ["QsyncBackend", "app", "task"]
 
 app: Qsync
 """The Qsync of the project, made from the setting QSYNC when it is first used."""
@@ -37,4 +38,8 @@ def __getattr__(name: str) -> Any:
         from qsync.contrib.django.project import project_app
 
         return project_app()
+    if name in ("QsyncBackend", "task"):
+        from qsync.contrib.django import backend
+
+        return getattr(backend, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,7 @@ import threading
 from django.conf import settings
 
 from qsync.app import Qsync
+from qsync.client import Client
 from qsync.contrib.django.configuration import SettingError, configuration
 from qsync.contrib.django.database import keep_connections_fresh
 from qsync.contrib.django.sender import ProjectSender
@@ -32,6 +33,11 @@ def project_app() -> Qsync:
 def project_sender() -> ProjectSender:
     """Return what sends the tasks of the project, by its setting ENQUEUE."""
     return _project()[1]
+
+
+def project_client() -> Client:
+    """Return the blocking client of this process."""
+    return project_app()._connections.shared()
 
 
 def _project() -> tuple[Qsync, ProjectSender]:

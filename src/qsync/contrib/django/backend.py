@@ -1,0 +1,140 @@
+"""The backend of django.tasks.
+
+    TASKS = {
+        "default": {
+            "BACKEND": "qsync.contrib.django.QsyncBackend",
+            "QUEUES": ["default", "mail"],
+            "OPTIONS": {"retry": 5, "timeout": 60},      # of all tasks that do not say
+        }
+    }
+
+The tasks are in the store of the setting QSYNC, and its ENQUEUE says when they are sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from django.apps import apps
+from django.core import checks
+
+from qsync.contrib.django import task_types as tasks
+from qsync.contrib.django import tasks_api
+from qsync.contrib.django.project import project_client, project_sender
+from qsync.contrib.django.results import result_from
+from qsync.contrib.django.tasks_api import signals
+from qsync.errors import InvalidTask, TaskNotFound
+from qsync.keys import shorten
+from qsync.new_task import new_id
+
+
+class QsyncBackend(tasks_api.BaseTaskBackend):
+    """Runs the tasks of django.tasks on the servers of `manage.py qsync_worker`.
+
+    Its OPTIONS are options of Task that hold for all tasks which do not say: `retry`,
+    `retry_delay`, `timeout`, `retention` (default: a day) and so on. `@task(retry=5, timeout=60)`
+    takes them as well.
+    """
+
+    task_class = tasks.QsyncTask
+    supports_defer = True
+    supports_async_task = True
+    supports_get_result = True
+    supports_priority = False
+
+    def __init__(self, alias: str, params: Mapping[str, Any]) -> None:
+        super().__init__(alias, params)
+        for name in self.options:
+            if name not in tasks.OPTIONS:
+                raise tasks_api.InvalidTaskBackend(
+                    f"TASKS: {alias!r}: OPTIONS: no such option: {shorten(name)}; there are "
+                    f"{', '.join(tasks.OPTIONS)}"
+                )
+
+    def validate_task(self, task: Any) -> None:
+        """Check a task; InvalidTask of Django when it or an option is wrong."""
+        super().validate_task(task)
+        try:
+            tasks.check(task, self.options)
+        except InvalidTask as error:
+            raise tasks_api.InvalidTask(str(error)) from error
+        tasks.register(task)
+
+    def enqueue(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Send the task as the setting ENQUEUE says, and return its TaskResult.
+
+        Its `enqueued_at` is None until the transaction has committed. Raises DuplicateTask of qsync
+        when another task holds the unique lock.
+        """
+        self.validate_task(task)
+        result = tasks_api.TaskResult(
+            task=task,
+            id=new_id(),
+            status=tasks_api.TaskResultStatus.READY,
+            enqueued_at=None,
+            started_at=None,
+            finished_at=None,
+            last_attempted_at=None,
+            args=args,
+            kwargs=kwargs,
+            backend=self.alias,
+            errors=[],
+            worker_ids=[],
+        )
+        stored = tasks.make(task, result, self.options)
+
+        def sent() -> None:
+            at = tasks.enqueued_at(stored.headers or {})
+            object.__setattr__(result, "enqueued_at", at)
+            signals.task_enqueued.send(type(self), task_result=result)
+
+        project_sender().enqueue(stored, sent)
+        return result
+
+    def get_result(self, result_id: str) -> Any:
+        """Return the TaskResult of an id; TaskResultDoesNotExist when the store does not have it.
+
+        A result is kept for its retention, by default a day; a failed task as long as other dead
+        tasks.
+        """
+        try:
+            handle = project_client().find(result_id)
+        except (InvalidTask, TaskNotFound):
+            raise tasks_api.TaskResultDoesNotExist(result_id) from None
+        shown = handle._tracker.show(handle.id, handle.queue)
+        return result_from(handle.id, handle.queue, shown)
+
+    def check(self, **kwargs: Any) -> Iterable[checks.CheckMessage]:
+        """Return the errors of the configuration."""
+        yield from super().check(**kwargs)
+        if not apps.is_installed("qsync.contrib.django"):
+            yield checks.Error(
+                f"TASKS: {self.alias!r} needs 'qsync.contrib.django' in INSTALLED_APPS.",
+                id="qsync.E005",
+            )
+        try:
+            tasks.check_defaults(self.options)
+        except InvalidTask as error:
+            yield checks.Error(f"TASKS: {self.alias!r}: OPTIONS: {error}", id="qsync.E006")
+
+
+def task(function: Any = None, *, backend: str = "default", **options: Any) -> Any:
+    """Make a function a task of django.tasks, like `django.tasks.task`, with options of qsync.
+
+        @task(queue_name="mail", retry=5, timeout=60)
+        def send(address: str) -> None: ...
+
+    The decorator of Django 6.1 and of django-tasks takes these options itself, that of Django 6.0
+    does not. They are `retry`, `retry_delay`, `timeout`, `deadline`, `unique`, `unique_key`,
+    `retention`, `fairness_key` and `headers`, as for `qsync.Task`, beside `queue_name` and
+    `takes_context`. InvalidTask of Django when one is wrong.
+    """
+
+    fields = {"priority": 0, "queue_name": "default", "run_after": None, **options}
+
+    def make(given: Any) -> Any:
+        made = tasks_api.task_backends[backend].task_class
+        return made(func=given, backend=backend, **fields)
+
+    return make if function is None else make(function)

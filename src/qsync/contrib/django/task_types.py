@@ -1,0 +1,210 @@
+"""Tasks of django.tasks with the options of qsync, and their handlers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from inspect import iscoroutinefunction
+from typing import Any, Final
+
+from django.utils import timezone
+
+from qsync.contrib.django import tasks_api
+from qsync.contrib.django.project import handlers
+from qsync.contrib.django.tasks_api import signals
+from qsync.errors import SkipRetry
+from qsync.keys import class_path, server_of_token
+from qsync.task import Task, TaskInfo
+from qsync.times import Duration, from_us
+
+OPTIONS: Final = (
+    "retry", "retry_delay", "timeout", "deadline", "unique", "unique_key", "retention",
+    "fairness_key", "headers",
+)  # fmt: skip
+"""Options of qsync that a decorator of django.tasks takes."""
+
+RETENTION: Final = timedelta(days=1)
+"""Default time for which results are kept."""
+
+BACKEND: Final = "django-backend"
+ENQUEUED: Final = "django-enqueued-us"
+"""Headers: alias of the backend, and time of the enqueue by the clock of the caller."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QsyncTask(tasks_api.Task):
+    """A task of django.tasks with options of qsync; None: as the OPTIONS of the backend say."""
+
+    retry: int | None = None
+    retry_delay: Any = None
+    timeout: Duration | None = None
+    deadline: Any = None
+    unique: bool | Duration | None = None
+    unique_key: str | None = None
+    retention: Duration | None = None
+    fairness_key: str | None = None
+    headers: Mapping[str, str] | None = None
+
+
+class UnsupportedResult(TypeError):
+    """The task returned a value that is not JSON; a retry would fail too."""
+
+
+def shown_class(path: str) -> str:
+    """Return the class path of an error as the other backends of Django have it."""
+    return "builtins.TypeError" if path == _UNSUPPORTED else path or "builtins.Exception"
+
+
+_UNSUPPORTED: Final = f"{UnsupportedResult.__module__}.{UnsupportedResult.__qualname__}"
+
+_known: dict[str, Any] = {}
+"""Tasks by the import path of their functions."""
+
+
+def register(task: Any) -> None:
+    """Let servers of this process run the task, and let callers read its results."""
+    path = task.module_path
+    known = _known.get(path)
+    if known is None:
+        handler = _async_handler if iscoroutinefunction(task.func) else _handler
+        handlers.handle(path, dont_retry_for=UnsupportedResult)(handler(path))
+    if known is None or known.func is not task.func:  # not for a copy with other options
+        _known[path] = task
+
+
+def task_of(path: str) -> Any:
+    """Return the task whose function has this import path; None when it is not known here."""
+    return _known.get(path)
+
+
+def make(task: Any, result: Any, defaults: Mapping[str, Any]) -> Task[Any]:
+    """Return the task for the store; qsync.InvalidTask when an option is wrong."""
+    options = {"retention": RETENTION, **defaults}
+    for name in OPTIONS:
+        if (value := getattr(task, name, None)) is not None:
+            options[name] = value
+    enqueued_us = round(timezone.now().timestamp() * 1_000_000)
+    options["headers"] = {
+        **(options.get("headers") or {}), BACKEND: result.backend, ENQUEUED: str(enqueued_us),
+    }  # fmt: skip
+    run_after = task.run_after
+    if run_after is not None and timezone.is_naive(run_after):  # without USE_TZ
+        run_after = timezone.make_aware(run_after)
+    payload = {"args": result.args, "kwargs": result.kwargs}
+    return Task(
+        task.module_path, payload,
+        id=result.id, queue=task.queue_name, process_at=run_after, **options,
+    )  # fmt: skip
+
+
+def check(task: Any, defaults: Mapping[str, Any]) -> None:
+    """Check the options of a task; qsync.InvalidTask when one is wrong."""
+    options = {name: getattr(task, name, None) for name in OPTIONS}
+    given = {name: value for name, value in options.items() if value is not None}
+    Task(task.module_path, queue=task.queue_name, **{**defaults, **given})
+
+
+def check_defaults(defaults: Mapping[str, Any]) -> None:
+    """Check the OPTIONS of a backend; qsync.InvalidTask when one is wrong."""
+    Task("options", **defaults)
+
+
+def enqueued_at(headers: Mapping[str, str]) -> Any:
+    """Return the time of the enqueue in the headers of a task; None without one."""
+    text = headers.get(ENQUEUED, "")
+    return from_us(int(text)) if text.isdecimal() else None
+
+
+class _Attempt:
+    """An attempt of a task on a server, with the TaskResult that the signals and the task see."""
+
+    def __init__(self, path: str, info: TaskInfo) -> None:
+        known = _known[path]
+        value = info.value()
+        self._info = info
+        self._now = timezone.now()
+        alias = info.headers.get(BACKEND, known.backend)
+        self.task = tasks_api.replace(known, queue_name=info.queue, backend=alias)
+        self.result = tasks_api.TaskResult(
+            task=self.task,
+            id=info.id,
+            status=tasks_api.TaskResultStatus.RUNNING,
+            enqueued_at=enqueued_at(info.headers) or info.enqueued_at,
+            started_at=self._now,
+            finished_at=None,
+            last_attempted_at=self._now,
+            args=value["args"],
+            kwargs=value["kwargs"],
+            backend=alias,
+            errors=[],
+            worker_ids=[""] * (info.attempt - 1) + [server_of_token(info.token)],
+        )
+        signals.task_started.send(self._sender, task_result=self.result)
+
+    @property
+    def _sender(self) -> type[Any]:
+        return type(self.task.get_backend())
+
+    @property
+    def args(self) -> list[Any]:
+        """Arguments of the function, with the context if it takes one."""
+        context = (
+            [tasks_api.TaskContext(task_result=self.result)] if self.task.takes_context else []
+        )
+        return [*context, *self.result.args]
+
+    def succeed(self, value: Any) -> dict[str, Any]:
+        """Return what the store keeps of the returned value."""
+        try:
+            normal = tasks_api.normalize_json(value)
+        except TypeError as error:
+            raise UnsupportedResult(str(error)) from None
+        self._finish(tasks_api.TaskResultStatus.SUCCESSFUL, normal)
+        return {"return_value": normal, "worker_id": self.result.worker_ids[-1]}
+
+    def fail(self, error: BaseException) -> None:
+        """Send the signal of the end, unless another attempt follows."""
+        final = isinstance(error, SkipRetry | UnsupportedResult)
+        if not (final or self._info.last_attempt):
+            return
+        self.result.errors.append(
+            tasks_api.TaskError(
+                exception_class_path=shown_class(class_path(error)),
+                traceback=tasks_api.format_error(error),
+            )
+        )
+        self._finish(tasks_api.TaskResultStatus.FAILED, None)
+
+    def _finish(self, status: Any, value: Any) -> None:
+        object.__setattr__(self.result, "finished_at", timezone.now())
+        object.__setattr__(self.result, "status", status)
+        object.__setattr__(self.result, "_return_value", value)
+        signals.task_finished.send(self._sender, task_result=self.result)
+
+
+def _handler(path: str) -> Any:
+    def run(info: TaskInfo) -> Any:
+        attempt = _Attempt(path, info)
+        try:
+            return attempt.succeed(attempt.task.func(*attempt.args, **attempt.result.kwargs))
+        except BaseException as error:
+            attempt.fail(error)
+            raise
+
+    return run
+
+
+def _async_handler(path: str) -> Any:
+    async def run(info: TaskInfo) -> Any:
+        attempt = _Attempt(path, info)
+        try:
+            return attempt.succeed(await attempt.task.func(*attempt.args, **attempt.result.kwargs))
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            attempt.fail(error)
+            raise
+
+    return run

@@ -1,0 +1,68 @@
+"""django.tasks of Django 6, or the same names of its backport for Django 5.2, django-tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from typing import TYPE_CHECKING, Any
+
+try:
+    from django.tasks import base, exceptions, signals, task_backends
+    from django.tasks.backends.base import BaseTaskBackend
+    from django.utils.json import normalize_json
+
+except ModuleNotFoundError:
+    try:
+        from django_tasks import base, exceptions, signals, task_backends
+        from django_tasks.backends.base import BaseTaskBackend
+        from django_tasks.utils import normalize_json
+    except ModuleNotFoundError as error:
+        msg = (
+            "QsyncBackend needs django.tasks, which Django 6.0 has; for Django 5.2: "
+            "pip install django-tasks"
+        )
+        raise ModuleNotFoundError(msg, name=error.name) from None
+
+if TYPE_CHECKING:
+    Task: Any
+    TaskContext: Any
+    TaskError: Any
+    TaskResult: Any
+    TaskResultStatus: Any
+else:
+    Task = base.Task
+    TaskContext = base.TaskContext
+    TaskError = base.TaskError
+    TaskResult = base.TaskResult
+    TaskResultStatus = base.TaskResultStatus
+
+TaskResultDoesNotExist: Any = exceptions.TaskResultDoesNotExist
+
+
+def _error(name: str) -> Any:
+    """Return an exception; django-tasks 0.12 and older have some by longer names."""
+    return getattr(exceptions, name, None) or getattr(exceptions, f"{name}Error")
+
+
+InvalidTask = _error("InvalidTask")
+InvalidTaskBackend = _error("InvalidTaskBackend")
+
+__all__ = [
+    "BaseTaskBackend", "InvalidTask", "InvalidTaskBackend", "Task", "TaskContext", "TaskError",
+    "TaskResult", "TaskResultDoesNotExist", "TaskResultStatus", "normalize_json", "signals",
+    "task_backends",
+]  # fmt: skip
+
+
+def replace(task: Any, **changes: Any) -> Any:
+    """Return a copy of a task with some fields changed; it is not checked again."""
+    copied = object.__new__(type(task))
+    for field in dataclasses.fields(task):
+        value = changes.get(field.name, getattr(task, field.name))
+        object.__setattr__(copied, field.name, value)
+    return copied
+
+
+def format_error(error: BaseException) -> str:
+    """Return the traceback of an error as Python prints it."""
+    return "".join(traceback.format_exception(error))

@@ -1,0 +1,236 @@
+"""QsyncBackend: the tasks of django.tasks in the store and on servers of qsync."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.core import checks
+from django.db import transaction
+from django.test import override_settings
+from django.utils import timezone
+
+from qsync import DuplicateTask, Qsync
+from tests.support import django_project
+from tests.support.stores import Store
+
+
+@pytest.fixture
+def shop(project: Qsync) -> Any:
+    """The tasks of the installed app."""
+    from tests.support.django_shop import tasks
+
+    return tasks
+
+
+@pytest.fixture
+def api(project: Qsync) -> Any:
+    """The names of django.tasks, of Django or of the backport."""
+    from qsync.contrib.django import tasks_api
+
+    return tasks_api
+
+
+def finish(project: Qsync, *results: Any) -> None:
+    """Run a server until the tasks have ended, and refresh their results."""
+
+    async def serve() -> None:
+        async with project.server(queues=["default", "mail"], sweep=0.2), asyncio.timeout(20):
+            for result in results:
+                while not result.is_finished:
+                    await asyncio.sleep(0.01)
+                    await result.arefresh()
+
+    async_to_sync(serve)()
+
+
+@contextmanager
+def receiving(signal: Any) -> Iterator[list[Any]]:
+    seen: list[Any] = []
+
+    def note(sender: Any, task_result: Any, **_: Any) -> None:
+        seen.append((task_result.id, str(task_result.status), sender.__name__))
+
+    signal.connect(note)
+    try:
+        yield seen
+    finally:
+        signal.disconnect(note)
+
+
+def test_task_runs_and_its_result_is_read(project: Qsync, shop: Any, api: Any) -> None:
+    result = shop.send.enqueue("ann", copies=2)
+    assert result.status == api.TaskResultStatus.READY
+    assert shop.send.get_result(result.id) == result
+    finish(project, result)
+    assert result.status == api.TaskResultStatus.SUCCESSFUL
+    assert result.return_value == {"to": "ann", "copies": 2}
+    assert (result.args, result.kwargs) == (["ann"], {"copies": 2})
+    assert result.enqueued_at <= result.started_at <= result.finished_at
+    assert result.last_attempted_at == result.started_at
+    assert result.attempts == 1
+    assert result.task == shop.send
+    assert all(result.worker_ids)
+
+
+def test_failure_is_shown_with_class_and_traceback_of_each_attempt(
+    project: Qsync, shop: Any, api: Any
+) -> None:
+    result = shop.send.enqueue("nobody")
+    finish(project, result)
+    assert result.status == api.TaskResultStatus.FAILED
+    assert result.attempts == 2
+    assert [error.exception_class for error in result.errors] == [shop.OutOfStock] * 2
+    first, last = result.errors
+    assert first.traceback == "OutOfStock: 1 for nobody\n"
+    assert last.traceback.startswith('Traceback (most recent call last):\n  File "')
+    assert 'raise OutOfStock(f"{copies} for {address}")' in last.traceback
+    assert last.traceback.endswith("\nOutOfStock: 1 for nobody\n")
+    with pytest.raises(ValueError, match="Task failed"):
+        _ = result.return_value
+
+
+def test_context_has_the_result_and_the_attempt(project: Qsync, shop: Any) -> None:
+    result = shop.describe.enqueue("a", "b")
+    finish(project, result)
+    assert result.return_value == [result.id, 1, "RUNNING", ["a", "b"]]
+
+
+def test_returned_object_that_is_not_json_fails_the_task(project: Qsync, shop: Any) -> None:
+    result = shop.return_object.enqueue()
+    finish(project, result)
+    [error] = result.errors
+    assert issubclass(error.exception_class, TypeError)
+    assert "Unsupported type" in error.traceback
+
+
+def test_signals_are_sent_for_each_step(project: Qsync, shop: Any, api: Any) -> None:
+    signals = api.signals
+    with (
+        receiving(signals.task_enqueued) as enqueued,
+        receiving(signals.task_started) as started,
+        receiving(signals.task_finished) as finished,
+    ):
+        good, bad = shop.send.enqueue("ann"), shop.send.enqueue("nobody")
+        assert enqueued == [(one.id, "READY", "QsyncBackend") for one in (good, bad)]
+        finish(project, good, bad)
+    assert sorted(started) == sorted(
+        (one.id, "RUNNING", "QsyncBackend") for one in (good, bad, bad)
+    )
+    assert sorted(finished) == sorted([
+        (good.id, "SUCCESSFUL", "QsyncBackend"), (bad.id, "FAILED", "QsyncBackend"),
+    ])  # fmt: skip
+
+
+def test_run_after_delays_the_task(project: Qsync, shop: Any) -> None:
+    due = timezone.now() + timedelta(hours=1)
+    result = shop.send.using(run_after=due).enqueue("ann")
+    with project.client() as client:
+        assert client.handle(result.id, queue="mail").info().due_at == due
+    assert shop.send.get_result(result.id).task.run_after == due
+
+
+def test_options_of_the_decorator_go_with_the_task(project: Qsync, shop: Any) -> None:
+    result = shop.send.enqueue("ann")
+    with project.client() as client:
+        info = client.handle(result.id, queue="mail").info()
+    assert (info.retry, info.retention_us) == (1, 86_400_000_000)
+    assert info.type == "tests.support.django_shop.tasks.send"
+
+
+def test_options_of_the_backend_hold_for_tasks_that_do_not_say(project: Qsync, shop: Any) -> None:
+    changed = {**django_project.TASKS["default"], "OPTIONS": {"retry": 7, "retention": 9}}
+    with override_settings(TASKS={"default": changed}):
+        results = [shop.describe.enqueue(), shop.send.enqueue("ann")]
+    with project.client() as client:
+        infos = [client.find(result.id).info() for result in results]
+    assert [(info.retry, info.retention_us) for info in infos] == [(7, 9_000_000), (1, 9_000_000)]
+
+
+def test_unique_task_is_refused_while_another_waits(project: Qsync, shop: Any) -> None:
+    first = shop.tidy.enqueue()
+    with pytest.raises(DuplicateTask) as refused:
+        shop.tidy.enqueue()
+    assert refused.value.id == first.id
+
+
+def test_enqueue_in_a_transaction_is_sent_at_the_commit(
+    project: Qsync, shop: Any, api: Any
+) -> None:
+    with receiving(api.signals.task_enqueued) as enqueued:
+        with transaction.atomic():
+            result = shop.send.enqueue("ann")
+            assert result.enqueued_at is None
+            assert enqueued == []
+            with pytest.raises(api.TaskResultDoesNotExist):
+                result.refresh()
+        assert result.enqueued_at is not None
+        assert len(enqueued) == 1
+    result.refresh()
+
+
+def test_async_calls(project: Qsync, shop: Any, api: Any) -> None:
+    async def use() -> Any:
+        result = await shop.send.aenqueue("ann")
+        assert await shop.send.aget_result(result.id) == result
+        with pytest.raises(api.TaskResultDoesNotExist):
+            await shop.send.aget_result("unknown")
+        return result
+
+    finish(project, async_to_sync(use)())
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda shop: shop.send.using(queue_name="lower"), "Queue 'lower' is not valid"),
+        (lambda shop: shop.send.using(priority=5), "does not support setting priority"),
+        (lambda shop: _copy(shop.send, retry=-1), "retry: -1 is not a whole number"),
+        (lambda shop: _copy(shop.send, timeout="soon"), "timeout: "),
+    ],
+)
+def test_wrong_task_is_refused(
+    project: Qsync, shop: Any, api: Any, make: Callable[[Any], Any], text: str
+) -> None:
+    with pytest.raises(api.InvalidTask, match=text):
+        make(shop)
+
+
+def _copy(task: Any, **options: Any) -> Any:
+    import dataclasses
+
+    return dataclasses.replace(task, **options)
+
+
+def test_cancelled_task_has_failed(project: Qsync, shop: Any, api: Any) -> None:
+    result = shop.send.enqueue("ann")
+    with project.client() as client:
+        assert client.find(result.id).cancel()
+    result.refresh()
+    assert result.status == api.TaskResultStatus.FAILED
+    assert [error.exception_class.__name__ for error in result.errors] == ["TaskCancelled"]
+
+
+def test_unknown_option_of_the_backend_is_named(project: Qsync, shop: Any, api: Any) -> None:
+    changed = {**django_project.TASKS["default"], "OPTIONS": {"colour": 1}}
+    with (
+        override_settings(TASKS={"default": changed}),
+        pytest.raises(api.InvalidTaskBackend, match="no such option: 'colour'; there are retry, "),
+    ):
+        shop.send.enqueue("ann")
+
+
+def test_wrong_option_of_the_backend_is_named_by_the_system_checks(
+    project: Qsync, valkey: Store
+) -> None:
+    assert checks.run_checks() == []
+    changed = {**django_project.TASKS["default"], "OPTIONS": {"timeout": 0}}
+    with override_settings(TASKS={"default": changed}):
+        [error] = checks.run_checks()
+    assert error.id == "qsync.E006"
+    assert "timeout: 0 leaves no time to run" in error.msg

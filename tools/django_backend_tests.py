@@ -1,0 +1,206 @@
+"""Runs Django's own tests of task backends with QsyncBackend in place of Django's backends.
+
+    python -m tools.django_backend_tests FOLDER
+
+FOLDER is `tests/tasks` of Django's source, which `pip download --no-binary :all: django` fetches,
+or `tests/tests` of the repository of its backport, django-tasks. Nothing is fetched here.
+
+The tests are about the backends that Django has: one that only notes tasks (dummy) and one that
+runs them within `enqueue` (immediate). So QsyncBackend gets what they offer besides: a list of what
+was enqueued, and an `enqueue` that runs a server until the task has ended. NOT_APPLICABLE has the
+tests that are about those backends themselves, each with its reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import unittest
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+MODULES: Final = (
+    "test_tasks",
+    "test_dummy_backend",
+    "test_immediate_backend",
+    "test_custom_backend",
+)
+
+IN_PLACE: Final = "tasks of an ImmediateBackend run within enqueue; those of qsync on a server"
+PRIORITY: Final = "qsync has no priorities: supports_priority is False"
+
+NOT_APPLICABLE: Final[Mapping[str, str]] = {
+    "TaskTestCase.test_using_priority": PRIORITY,
+    "TaskTestCase.test_chained_using": PRIORITY,
+    "TaskTestCase.test_invalid_priority": PRIORITY,
+    "DummyBackendTestCase.test_refresh_result": "it changes the list of a DummyBackend",
+    "DummyBackendTestCase.test_refresh_result_async": "it changes the list of a DummyBackend",
+    "ImmediateBackendTestCase.test_cannot_get_result": "QsyncBackend has results",
+    "ImmediateBackendTestCase.test_cannot_refresh_result": "QsyncBackend has results",
+    "ImmediateBackendTestCase.test_get_result_from_different_request": "QsyncBackend has results",
+    "ImmediateBackendTestCase.test_cannot_pass_run_after": "QsyncBackend supports run_after",
+    "ImmediateBackendTestCase.test_throws_keyboard_interrupt": IN_PLACE,
+}
+"""Tests of what QsyncBackend is not meant to do, and why."""
+
+ADMIN: Final = [
+    f"django.contrib.{name}" for name in ("auth", "contenttypes", "messages", "sessions")
+]
+"""Apps that the admin needs, which the URLs of the backport's tests have."""
+
+TIMEOUT_S: Final = 20.0
+
+
+def set_up(tests: str) -> None:
+    """Configure Django with a store of its own and a database in memory."""
+    import django
+    from django.conf import settings
+
+    backport = not _has_tasks()
+    settings.configure(
+        SECRET_KEY="of the tests",  # noqa: S106 - of no site
+        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+        INSTALLED_APPS=[
+            *(["django.contrib.admin", *ADMIN, "django_tasks"] if backport else []),
+            "qsync.contrib.django", tests.partition(".")[0],
+        ],
+        QSYNC={"URL": "embedded://", "PREFIX": "django-tests", "ENQUEUE": "now"},
+        ROOT_URLCONF=f"{tests.partition('.')[0]}.urls",
+        USE_TZ=True,
+    )  # fmt: skip
+    django.setup()
+    package = "django_tasks" if backport else "django.tasks"
+    noting, running = backends()
+    import_module(f"{package}.backends.dummy").DummyBackend = noting
+    import_module(f"{package}.backends.immediate").ImmediateBackend = running
+
+
+def _has_tasks() -> bool:
+    try:
+        import_module("django.tasks")
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+def backends() -> tuple[type[Any], type[Any]]:
+    """Return QsyncBackend with what the tests use of a DummyBackend, and of an ImmediateBackend."""
+    from qsync.contrib.django import QsyncBackend
+
+    class Noting(QsyncBackend):
+        def __init__(self, alias: str, params: Mapping[str, Any]) -> None:
+            super().__init__(alias, params)
+            self.results: list[Any] = []
+
+        def enqueue(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+            result = super().enqueue(task, args, kwargs)
+            self.results.append(result)
+            return result
+
+        def clear(self) -> None:
+            self.results.clear()
+            in_thread(purge)
+
+    class Running(QsyncBackend):
+        def enqueue(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+            in_thread(purge)
+            self.options.setdefault("retry", 0)
+            try:
+                result = super().enqueue(task, args, kwargs)
+            finally:
+                del self.options["retry"]
+            in_thread(lambda: serve_until_finished(result))
+            return result
+
+    return Noting, Running
+
+
+async def purge() -> None:
+    """Delete what is left of other tests."""
+    from qsync.contrib.django import app
+
+    async with app.inspector() as inspector:
+        for queue in (await inspector.overview()).queues:
+            for state in ("pending", "scheduled", "retry", "completed", "dead"):
+                async for _ in inspector.steps(inspector.purge, queue.name, state):
+                    pass
+
+
+async def serve_until_finished(result: Any) -> None:
+    """Run a server until the task has ended."""
+    from qsync.contrib.django import app
+
+    async with app.server(queues=[result.task.queue_name]), asyncio.timeout(TIMEOUT_S):
+        while not result.is_finished:
+            await asyncio.sleep(0.005)
+            await result.arefresh()
+
+
+def in_thread(work: Callable[[], Any]) -> None:
+    """Run async work in a thread: the tests are sync or async."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            asyncio.run(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+def each_test(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
+    """Yield the tests of a suite."""
+    for test in suite:
+        if isinstance(test, unittest.TestSuite):
+            yield from each_test(test)
+        else:
+            yield test
+
+
+def main() -> int:
+    """Run the tests; return the exit code."""
+    if len(sys.argv) != 2 or not Path(sys.argv[1], "test_dummy_backend.py").exists():
+        sys.stdout.write(__doc__ or "")
+        return 2
+    folder = Path(sys.argv[1]).resolve()
+    inside = not (folder / "tasks.py").exists()  # of the backport, whose tasks are beside
+    package = f"{folder.parent.name}.{folder.name}" if inside else folder.name
+    sys.path.insert(0, str(folder.parents[1] if inside else folder.parent))
+    sys.modules.pop("tests", None)
+    set_up(package)
+    from django.test.runner import DiscoverRunner
+
+    loader = unittest.TestLoader()
+    found = [loader.loadTestsFromModule(import_module(f"{package}.{name}")) for name in MODULES]
+    suite = unittest.TestSuite()
+    left_out: dict[str, str] = {}
+    for test in each_test(unittest.TestSuite(found)):
+        name = test.id().removeprefix(f"{package}.").partition(".")[2]
+        if name in NOT_APPLICABLE:
+            left_out[name] = NOT_APPLICABLE[name]
+        else:
+            suite.addTest(test)
+    runner = DiscoverRunner(verbosity=1)
+    runner.setup_test_environment()
+    databases = runner.setup_databases()
+    try:
+        outcome = runner.run_suite(suite)
+    finally:
+        runner.teardown_databases(databases)
+        runner.teardown_test_environment()
+    sys.stdout.write(f"{outcome.testsRun} run, {len(left_out)} do not apply:\n")
+    for name, reason in left_out.items():
+        sys.stdout.write(f"  {name}: {reason}\n")
+    return 0 if outcome.wasSuccessful() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
