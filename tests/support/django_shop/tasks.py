@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from asgiref.sync import sync_to_async
+from django.db import connection
+
 from qsync.contrib.django import app, task
 from tests.support.django_shop.models import Order
 
@@ -25,6 +28,29 @@ def count() -> int:
 
 class OutOfStock(Exception):
     """There is no such product."""
+
+
+def connection_number() -> int:
+    """Number of the server process of this thread's connection to PostgreSQL."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        [number] = cursor.fetchone()
+        return int(number)
+
+
+@app.task(retry=0, retention=60)
+def number_in_thread() -> int:
+    return connection_number()
+
+
+@app.task(retry=0, retention=60)
+async def number_on_loop() -> int:
+    return await sync_to_async(connection_number)()
+
+
+@app.task(retry=0, retention=60, executor="process")
+def number_in_process() -> int:
+    return connection_number()
 
 
 @task(queue_name="mail", retry=1, retry_delay=0, timeout=30)

@@ -1,0 +1,78 @@
+"""`manage.py qsync_worker`: `qsync worker` for the app of the project, with all its options."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from functools import partial
+from typing import Any, Final
+
+import typer
+from django.core.management.base import BaseCommand, CommandError, handle_default_options
+
+from qsync.cli.worker import worker
+
+HELP: Final = """Run the tasks of the project until told to stop.
+
+For example: manage.py qsync_worker --processes 4 --queues mail=3,default=1
+
+Ctrl-C or SIGTERM stops: running tasks may go on for the shutdown timeout; a second one stops at
+once. SIGHUP replaces the processes one after another, by ones with the code as it is by then.
+
+Options override those of the setting QSYNC. --settings, --pythonpath and --skip-checks are those of
+every command of Django."""
+
+TARGET: Final = "qsync.contrib.django.worker:app"
+
+
+class Command(BaseCommand):
+    """Passes the command line to `qsync worker`."""
+
+    help = "Runs the tasks of the project until told to stop."
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        """Run the command line: options of Django first, all others are those of `qsync worker`."""
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for name in ("--settings", "--pythonpath"):
+            parser.add_argument(name)
+        for name in ("--skip-checks", "--no-color", "--force-color", "--traceback"):
+            parser.add_argument(name, action="store_true")
+        options, rest = parser.parse_known_args(argv[2:])
+        handle_default_options(options)
+        if not options.skip_checks and not {"--help", "-h"} & set(rest):
+            try:
+                self.check()
+            except CommandError as error:
+                self.stderr.write(str(error), lambda text: text)
+                sys.exit(1)
+        # The processes of the worker import the project as this process does.
+        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        command = self._command()
+        command(args=rest, prog_name=f"{os.path.basename(argv[0])} {argv[1]}")  # noqa: PTH119
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Refuse a call from Python: the worker takes the process over."""
+        raise CommandError("qsync_worker: run it as manage.py qsync_worker, not by call_command")
+
+    @staticmethod
+    def _command() -> Any:
+        """Return `qsync worker` as a command without its argument."""
+        app = typer.Typer(
+            context_settings={"help_option_names": ["-h", "--help"]},
+            pretty_exceptions_enable=False,
+            rich_markup_mode=None,
+            add_completion=False,
+        )
+        app.command()(worker)
+        command = typer.main.get_command(app)
+        command.help = HELP
+        command.params = [one for one in command.params if one.name != "target"]
+        command.callback = partial(_required(command.callback), target=TARGET)
+        return command
+
+
+def _required(callback: Any) -> Any:
+    if callback is None:
+        raise CommandError("qsync_worker: typer has made a command without a callback")
+    return callback

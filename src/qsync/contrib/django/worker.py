@@ -1,0 +1,18 @@
+"""The app of a Django project for `qsync worker`: qsync.contrib.django.worker:app.
+
+`manage.py qsync_worker` runs it. It needs DJANGO_SETTINGS_MODULE, as every program of Django does.
+"""
+
+from __future__ import annotations
+
+import django
+from django.apps import apps
+
+from qsync.contrib.django.project import project_app
+
+__all__ = ["app"]
+
+if not apps.ready:
+    django.setup()
+
+app = project_app()

@@ -1,0 +1,171 @@
+"""manage.py qsync_worker, and the database connections of its handlers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from qsync import Client, Qsync, Task
+from tests.support import postgres
+from tests.support.postgres import Postgres
+from tests.support.stores import Store, wait_until
+
+ROOT = Path(__file__).parents[2]
+SHOP = "tests.support.django_shop.tasks"
+
+needs_postgres = pytest.mark.skipif(
+    not postgres.available(), reason="needs PostgreSQL: apt-get install postgresql"
+)
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Postgres]:
+    with Postgres() as started:
+        yield started
+
+
+def environment(valkey: Store, database: Postgres | None, **more: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "tests.support.django_settings",
+        "SHOP_STORE": valkey.url,
+        "SHOP_DATABASE": "/nowhere" if database is None else str(database.folder),
+        "SHOP_USER": "nobody" if database is None else database.user,
+        **more,
+    }
+
+
+@contextmanager
+def working(environment: dict[str, str], *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A worker of the project; it has ended well at the end of the block."""
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "django", "qsync_worker", *options],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield worker
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        said, _ = worker.communicate(timeout=30)
+    assert worker.returncode == 0, said
+
+
+@pytest.fixture
+def client(valkey: Store) -> Iterator[Client]:
+    valkey.flush()
+    with Qsync(valkey.url, prefix="django-worker") as app, app.client() as client:
+        yield client
+
+
+def run(client: Client, name: str) -> Any:
+    task = Task(f"{SHOP}.{name}", {}, retry=0, retention=60)
+    return client.enqueue(task).result(timeout=30)
+
+
+def end_connections(database: Postgres) -> int:
+    """End all connections to the database but this one, as a restart of the server does."""
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        rows = connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        ).fetchall()
+        wait_until(lambda: _others(connection) == 0)
+    return len(rows)
+
+
+def _others(connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute(
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    ).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+@needs_postgres
+@pytest.mark.parametrize("persistent", ["", "1"], ids=["closed at the end", "persistent"])
+def test_handlers_go_on_after_the_database_has_ended_their_connections(
+    valkey: Store, database: Postgres, client: Client, persistent: str
+) -> None:
+    place = environment(valkey, database, SHOP_PERSISTENT=persistent)
+    names = ["number_in_thread", "number_on_loop", "number_in_process"]
+    with working(place, "--threads", "1", "--task-processes", "1"):
+        before = [[run(client, name) for _ in range(2)] for name in names]
+        for pair in before:
+            assert len(set(pair)) == (1 if persistent else 2)
+        assert end_connections(database) == (len(names) if persistent else 0)
+        after = [run(client, name) for name in names]
+    assert not set(after) & {number for pair in before for number in pair}
+
+
+def test_worker_serves_the_queues_of_its_options_in_several_processes(
+    valkey: Store, client: Client
+) -> None:
+    options = ["--processes", "2", "--queues", "mail=3,default=1", "--concurrency", "7"]
+    with (
+        working(environment(valkey, None), *options),
+        Qsync(valkey.url, prefix="django-worker") as app,
+    ):
+        servers = wait_until(lambda: _servers(app, 2), timeout=30)
+        task = Task(f"{SHOP}.pack", {"product": "tea"}, queue="mail", retention=60)
+        assert client.enqueue(task).result(timeout=30) == "one tea"
+    assert [sorted(one.queues) for one in servers] == [["default", "mail"]] * 2
+
+
+def _servers(app: Qsync, count: int) -> list[Any]:
+    import asyncio
+
+    async def read() -> list[Any]:
+        async with app.inspector() as inspector:
+            return list(await inspector.servers())
+
+    found = asyncio.run(read())
+    return found if len(found) == count else []
+
+
+def command(valkey: Store, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "django", "qsync_worker", *options],
+        cwd=ROOT,
+        env=environment(valkey, None, **more),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "code", "text"),
+    [
+        (["--help"], {}, 0, "manage.py qsync_worker --processes 4 --queues mail=3,default=1"),
+        (["shop.tasks:app"], {}, 2, "Got unexpected extra argument(s) (shop.tasks:app)"),
+        (["--queues", "mail=x"], {}, 2, "--queues: 'mail=x' is not of the form NAME"),
+        ([], {"SHOP_ENQUEUE": "later"}, 1, "QSYNC: ENQUEUE: 'later' is neither"),
+    ],
+)
+def test_command_line(
+    valkey: Store, options: list[str], more: dict[str, str], code: int, text: str
+) -> None:
+    done = command(valkey, *options, **more)
+    assert done.returncode == code, done.stderr
+    assert text in " ".join((done.stdout + done.stderr).split())
+
+
+def test_worker_is_not_started_by_a_call_from_python(project: Qsync) -> None:
+    from django.core.management import CommandError, call_command
+
+    with pytest.raises(CommandError, match=r"run it as manage\.py qsync_worker"):
+        call_command("qsync_worker")
