@@ -54,7 +54,7 @@ $(VENV)-redis-highest/installed: REDIS := redis[hiredis]<9
 $(VENV)-redis-%/installed: $(SOURCES)
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --upgrade --upgrade-strategy eager \
-		'.[embedded,process,fast]' '$(REDIS)' attrs greenlet hypothesis pydantic pytest pytest-timeout
+		'.[embedded,process,fast]' '$(REDIS)' attrs greenlet hypothesis pydantic pytest pytest-asyncio pytest-timeout
 	@touch $@
 
 # Those that failed, alone. Chaos has no second try: what was lost there is lost.

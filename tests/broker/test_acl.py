@@ -230,37 +230,34 @@ def test_durability_needs_no_more(guarded: Guarded) -> None:
 
 
 @pytest.mark.faults(47)
-def test_a_reader_reads_and_an_admin_mends(guarded: Guarded) -> None:
+async def test_a_reader_reads_and_an_admin_mends(guarded: Guarded) -> None:
     keys = QueueKeys(PREFIX, "default")
 
-    async def main() -> None:
-        async with Qsync(guarded.url("client"), prefix=PREFIX).async_client() as client:
-            await client.enqueue_many([Task("t", id=id) for id in "abc"])
-        guarded.store.command("ZREM", keys.key("pending"), "a")
+    async with Qsync(guarded.url("client"), prefix=PREFIX).async_client() as client:
+        await client.enqueue_many([Task("t", id=id) for id in "abc"])
+    guarded.store.command("ZREM", keys.key("pending"), "a")
+    guarded.refused()
+    reader = AsyncBroker(redis_clients.parse(guarded.url("reader")))
+    admin = AsyncBroker(redis_clients.parse(guarded.url("admin")))
+    try:
+        report = await Auditor(reader, prefix=PREFIX).audit()
+        assert [damage.id for damage in report.damages] == ["a"]
+        assert report.unknown == []
+        assert (await reader.run(views.counts(keys))).states["pending"] == 2
+        assert await reader.run(views.get_tasks(keys, ["b"]))
+        assert guarded.refused() <= {"client|setinfo"}
+        with pytest.raises(ConfigError):
+            await Auditor(reader, prefix=PREFIX).repair(report.damages)
         guarded.refused()
-        reader = AsyncBroker(redis_clients.parse(guarded.url("reader")))
-        admin = AsyncBroker(redis_clients.parse(guarded.url("admin")))
-        try:
-            report = await Auditor(reader, prefix=PREFIX).audit()
-            assert [damage.id for damage in report.damages] == ["a"]
-            assert report.unknown == []
-            assert (await reader.run(views.counts(keys))).states["pending"] == 2
-            assert await reader.run(views.get_tasks(keys, ["b"]))
-            assert guarded.refused() <= {"client|setinfo"}
-            with pytest.raises(ConfigError):
-                await Auditor(reader, prefix=PREFIX).repair(report.damages)
-            guarded.refused()
-            assert await Auditor(admin, prefix=PREFIX).repair(report.damages) == {"no state": 1}
-            assert await admin.run(ops.run(keys, "a", "dead")) == ("ok", "")
-            assert await admin.run(ops.delete(keys, ["a"], "pending")) == 1
-            assert await admin.run(ops.pause(keys, b"me"))
-            assert await admin.run(ops.resume(keys))
-            assert guarded.refused() <= {"client|setinfo"}
-        finally:
-            await reader.aclose()
-            await admin.aclose()
-
-    asyncio.run(main())
+        assert await Auditor(admin, prefix=PREFIX).repair(report.damages) == {"no state": 1}
+        assert await admin.run(ops.run(keys, "a", "dead")) == ("ok", "")
+        assert await admin.run(ops.delete(keys, ["a"], "pending")) == 1
+        assert await admin.run(ops.pause(keys, b"me"))
+        assert await admin.run(ops.resume(keys))
+        assert guarded.refused() <= {"client|setinfo"}
+    finally:
+        await reader.aclose()
+        await admin.aclose()
 
 
 def test_a_reader_changes_nothing(guarded: Guarded) -> None:

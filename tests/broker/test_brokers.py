@@ -24,37 +24,32 @@ from qsync.task import Task
 from tests.support.stores import Cluster, Store, free_port, wait_until
 
 
-def test_a_cancellation_is_heeded_whenever_it_comes_and_mixes_up_no_replies(
+async def test_a_cancellation_is_heeded_whenever_it_comes_and_mixes_up_no_replies(
     store: Store, prefix: str
 ) -> None:
     """asyncio.wait_for, by which redis-py sends, may forget one on Python 3.11."""
 
-    async def main() -> None:
-        broker = AsyncBroker(redis_clients.parse(store.url), connections=4)
-        keys = GlobalKeys(prefix)
-        outcomes = {"answered": 0, "cancelled": 0}
-        for number in range(600):
-            call = ops.register(keys, [f"queue{at}" for at in range(number % 50 + 1)])
-            task = asyncio.get_running_loop().create_task(broker.run(call))
-            for _ in range(number % 13):
-                await asyncio.sleep(0)
-            asked = task.cancel()
-            done, _ = await asyncio.wait({task}, timeout=5)
-            assert done, "a cancelled call did not end"
-            assert task.cancelled() is asked
-            outcomes["cancelled" if asked else "answered"] += 1
-            if not asked:
-                # Those before it that were cancelled may not have been sent.
-                assert 0 <= task.result() <= number % 50 + 1
-            # What comes next over the same connections has its own reply.
-            size = await broker.run(
-                ops.server_heartbeat(keys, f"server{number}", ttl_us=60_000_000)
-            )
-            assert size == number + 1
-        assert min(outcomes.values()) > 50
-        await broker.aclose()
-
-    asyncio.run(main())
+    broker = AsyncBroker(redis_clients.parse(store.url), connections=4)
+    keys = GlobalKeys(prefix)
+    outcomes = {"answered": 0, "cancelled": 0}
+    for number in range(600):
+        call = ops.register(keys, [f"queue{at}" for at in range(number % 50 + 1)])
+        task = asyncio.get_running_loop().create_task(broker.run(call))
+        for _ in range(number % 13):
+            await asyncio.sleep(0)
+        asked = task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=5)
+        assert done, "a cancelled call did not end"
+        assert task.cancelled() is asked
+        outcomes["cancelled" if asked else "answered"] += 1
+        if not asked:
+            # Those before it that were cancelled may not have been sent.
+            assert 0 <= task.result() <= number % 50 + 1
+        # What comes next over the same connections has its own reply.
+        size = await broker.run(ops.server_heartbeat(keys, f"server{number}", ttl_us=60_000_000))
+        assert size == number + 1
+    assert min(outcomes.values()) > 50
+    await broker.aclose()
 
 
 @pytest.mark.faults(25)
@@ -173,7 +168,7 @@ def test_a_node_of_a_cluster_is_told_from_a_store(cluster: Cluster, prefix: str)
             client.enqueue(Task("t"), queue=f"q{number}")
 
 
-def test_a_store_that_is_away_is_waited_for_and_then_reported(prefix: str) -> None:
+async def test_a_store_that_is_away_is_waited_for_and_then_reported(prefix: str) -> None:
     port = free_port()
     call = ops.register(GlobalKeys(prefix), ["default"])
     blocking = Broker(redis_clients.parse(f"redis://user:secret@127.0.0.1:{port}"))
@@ -186,15 +181,12 @@ def test_a_store_that_is_away_is_waited_for_and_then_reported(prefix: str) -> No
     assert isinstance(answer, StoreUnavailable)
     blocking.close()
 
-    async def main() -> None:
-        broker = AsyncBroker(redis_clients.parse(f"redis://127.0.0.1:{port}"))
-        with pytest.raises(StoreUnavailable):
-            await broker.run(call, patience=0.3)
-        with pytest.raises(StoreUnavailable):
-            await broker.ping()
-        await broker.aclose()
-
-    asyncio.run(main())
+    broker = AsyncBroker(redis_clients.parse(f"redis://127.0.0.1:{port}"))
+    with pytest.raises(StoreUnavailable):
+        await broker.run(call, patience=0.3)
+    with pytest.raises(StoreUnavailable):
+        await broker.ping()
+    await broker.aclose()
 
 
 @pytest.mark.parametrize("loop", [None, asyncio.new_event_loop, uvloop.new_event_loop])
@@ -390,13 +382,12 @@ def test_callers_get_a_connection_in_the_order_in_which_they_came(store: Store) 
 
 
 @pytest.mark.faults(49)
-def test_calls_to_a_node_of_a_cluster_wait_for_a_connection(cluster: Cluster, prefix: str) -> None:
+async def test_calls_to_a_node_of_a_cluster_wait_for_a_connection(
+    cluster: Cluster, prefix: str
+) -> None:
     """However many are made at once: none fails for want of one."""
 
-    async def main() -> None:
-        broker = AsyncBroker(redis_clients.parse(cluster.url), connections=3)
-        replies = await broker.run_many([views.counts(QueueKeys(prefix, "q"))] * 100)
-        assert [reply for reply in replies if isinstance(reply, QsyncError)] == []
-        await broker.aclose()
-
-    asyncio.run(main())
+    broker = AsyncBroker(redis_clients.parse(cluster.url), connections=3)
+    replies = await broker.run_many([views.counts(QueueKeys(prefix, "q"))] * 100)
+    assert [reply for reply in replies if isinstance(reply, QsyncError)] == []
+    await broker.aclose()

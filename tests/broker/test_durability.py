@@ -179,22 +179,19 @@ def test_enqueues_at_the_same_time_share_a_wait(own_store: Store, prefix: str) -
     assert stored(own_store, prefix) == 2001
 
 
-def test_waiting_holds_up_nobody_else(pair: Pair, prefix: str) -> None:
-    async def main() -> None:
-        broker = AsyncBroker(redis_clients.parse(pair.primary.url), connections=1)
-        async with AsyncClient(broker, prefix=prefix, confirm_timeout=60) as client:
-            await client.enqueue(Task("t"), durability="replica")
-            with pair.silent_replica():
-                waiting = asyncio.ensure_future(client.enqueue(Task("t"), durability="replica"))
-                with pair.primary.client() as own:
-                    await wait_until_async(lambda: own.info("clients")["blocked_clients"] == 1)
-                async with asyncio.timeout(5):
-                    handle = await client.enqueue(Task("t"))
-                    assert (await handle.info()).state == "pending"
-                assert not waiting.done()
-            assert (await waiting).confirmed is True
-
-    asyncio.run(main())
+async def test_waiting_holds_up_nobody_else(pair: Pair, prefix: str) -> None:
+    broker = AsyncBroker(redis_clients.parse(pair.primary.url), connections=1)
+    async with AsyncClient(broker, prefix=prefix, confirm_timeout=60) as client:
+        await client.enqueue(Task("t"), durability="replica")
+        with pair.silent_replica():
+            waiting = asyncio.ensure_future(client.enqueue(Task("t"), durability="replica"))
+            with pair.primary.client() as own:
+                await wait_until_async(lambda: own.info("clients")["blocked_clients"] == 1)
+            async with asyncio.timeout(5):
+                handle = await client.enqueue(Task("t"))
+                assert (await handle.info()).state == "pending"
+            assert not waiting.done()
+        assert (await waiting).confirmed is True
 
 
 def test_the_app_says_it_for_its_tasks_and_clients(own_store: Store, prefix: str) -> None:

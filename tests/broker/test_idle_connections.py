@@ -131,7 +131,7 @@ def test_a_subscription_that_has_nothing_to_tell_stays(
 
 @pytest.mark.faults(38)
 @pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="needs TCP_KEEPIDLE")
-def test_the_system_looks_after_idle_connections(store: Store) -> None:
+async def test_the_system_looks_after_idle_connections(store: Store) -> None:
     """Whatever redis-py does by itself, and whatever a client of the user's was made with."""
     wanted = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
     address = redis_clients.parse(store.url)
@@ -149,14 +149,11 @@ def test_the_system_looks_after_idle_connections(store: Store) -> None:
         broker.close()
     own.close()
 
-    async def main() -> None:
-        broker = AsyncBroker(address)
-        await broker.ping()
-        [wire] = broker._pool_for(None)._free
-        assert options(wire.raw._writer.get_extra_info("socket")) == wanted
-        await broker.aclose()
-
-    asyncio.run(main())
+    broker = AsyncBroker(address)
+    await broker.ping()
+    [wire] = broker._pool_for(None)._free
+    assert options(wire.raw._writer.get_extra_info("socket")) == wanted
+    await broker.aclose()
 
 
 def test_threads_share_connections_and_a_broken_one_takes_idle_ones_along(

@@ -80,44 +80,38 @@ def test_each_call_ends_with_its_patience(
 
 
 @pytest.mark.faults(85)
-def test_callers_at_the_same_time_do_not_wait_for_each_other(
+async def test_callers_at_the_same_time_do_not_wait_for_each_other(
     own_store: Store, prefix: str, away: Callable[[], None]
 ) -> None:
-    async def main() -> None:
-        broker = AsyncBroker(redis_clients.parse(own_store.url), patience=PATIENCE_S)
-        async with AsyncClient(broker, prefix=prefix) as client:
-            await client.enqueue(KEPT)
-            away()
-            for ask in (
-                lambda at: client.enqueue(Task("t")),
-                lambda at: client.handle(f"{at}").info(),
-            ):
-                took = await asyncio.gather(*[awaited(ask(at)) for at in range(1200)])
-                assert max(took) < PATIENCE_S + MARGIN_S
-
-    asyncio.run(main())
+    broker = AsyncBroker(redis_clients.parse(own_store.url), patience=PATIENCE_S)
+    async with AsyncClient(broker, prefix=prefix) as client:
+        await client.enqueue(KEPT)
+        away()
+        for ask in (
+            lambda at: client.enqueue(Task("t")),
+            lambda at: client.handle(f"{at}").info(),
+        ):
+            took = await asyncio.gather(*[awaited(ask(at)) for at in range(1200)])
+            assert max(took) < PATIENCE_S + MARGIN_S
 
 
 @pytest.mark.faults(85)
-def test_a_steady_stream_of_callers_waits_no_longer_than_one(
+async def test_a_steady_stream_of_callers_waits_no_longer_than_one(
     own_store: Store, prefix: str, away: Callable[[], None]
 ) -> None:
-    async def main() -> None:
-        broker = AsyncBroker(redis_clients.parse(own_store.url), patience=PATIENCE_S)
-        async with AsyncClient(broker, prefix=prefix) as client:
-            await client.enqueue(KEPT)
-            away()
-            callers = []
-            loop = asyncio.get_running_loop()
-            began = loop.time()
-            for at in range(80):  # four times as long as the patience of each
-                callers.append(asyncio.ensure_future(awaited(client.enqueue(Task("t")))))
-                due = asyncio.Event()
-                loop.call_at(began + at * PATIENCE_S / 20, due.set)
-                await due.wait()
-            assert max(await asyncio.gather(*callers)) < PATIENCE_S + MARGIN_S
-
-    asyncio.run(main())
+    broker = AsyncBroker(redis_clients.parse(own_store.url), patience=PATIENCE_S)
+    async with AsyncClient(broker, prefix=prefix) as client:
+        await client.enqueue(KEPT)
+        away()
+        callers = []
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for at in range(80):  # four times as long as the patience of each
+            callers.append(asyncio.ensure_future(awaited(client.enqueue(Task("t")))))
+            due = asyncio.Event()
+            loop.call_at(began + at * PATIENCE_S / 20, due.set)
+            await due.wait()
+        assert max(await asyncio.gather(*callers)) < PATIENCE_S + MARGIN_S
 
 
 @pytest.mark.faults(85)
@@ -137,20 +131,17 @@ def test_threads_that_want_more_connections_than_there_are_wait_no_longer(
 
 
 @pytest.mark.faults(85)
-def test_an_inspector_ends_with_its_patience(
+async def test_an_inspector_ends_with_its_patience(
     own_store: Store, prefix: str, away: Callable[[], None]
 ) -> None:
-    async def main() -> None:
-        broker = AsyncBroker(redis_clients.parse(own_store.url), patience=PATIENCE_S)
-        inspector = Inspector(broker, prefix=prefix)
-        await broker.run(views.counts(QueueKeys(prefix, "default")))
-        away()
-        calls = [views.counts(QueueKeys(prefix, f"q{at}")) for at in range(250)]
-        for ask in (inspector._run_all(calls), inspector.queue_names(), inspector.queue("default")):
-            assert await awaited(ask) < PATIENCE_S + MARGIN_S
-        await inspector.aclose()
-
-    asyncio.run(main())
+    broker = AsyncBroker(redis_clients.parse(own_store.url), patience=PATIENCE_S)
+    inspector = Inspector(broker, prefix=prefix)
+    await broker.run(views.counts(QueueKeys(prefix, "default")))
+    away()
+    calls = [views.counts(QueueKeys(prefix, f"q{at}")) for at in range(250)]
+    for ask in (inspector._run_all(calls), inspector.queue_names(), inspector.queue("default")):
+        assert await awaited(ask) < PATIENCE_S + MARGIN_S
+    await inspector.aclose()
 
 
 @pytest.mark.faults(85)
@@ -187,19 +178,16 @@ def test_tasks_for_thousands_of_queues_are_not_given_up_while_the_store_answers(
 
 
 @pytest.mark.faults(100)
-def test_callers_for_thousands_of_queues_are_not_given_up_while_the_store_answers(
+async def test_callers_for_thousands_of_queues_are_not_given_up_while_the_store_answers(
     valkey: Store, prefix: str
 ) -> None:
-    async def main() -> None:
-        broker = AsyncBroker(redis_clients.parse(valkey.url), patience=PATIENCE_S / 2)
-        async with AsyncClient(broker, prefix=prefix) as client:
-            await asyncio.gather(*[client.enqueue(Task("t", queue=f"q{at}")) for at in range(20)])
-            calls = [client.enqueue(Task("t", queue=f"q{at}")) for at in range(4000)]
-            began = time.monotonic()
-            assert all(handle.created for handle in await asyncio.gather(*calls))
-            assert time.monotonic() - began > PATIENCE_S / 2, "it shows nothing"
-
-    asyncio.run(main())
+    broker = AsyncBroker(redis_clients.parse(valkey.url), patience=PATIENCE_S / 2)
+    async with AsyncClient(broker, prefix=prefix) as client:
+        await asyncio.gather(*[client.enqueue(Task("t", queue=f"q{at}")) for at in range(20)])
+        calls = [client.enqueue(Task("t", queue=f"q{at}")) for at in range(4000)]
+        began = time.monotonic()
+        assert all(handle.created for handle in await asyncio.gather(*calls))
+        assert time.monotonic() - began > PATIENCE_S / 2, "it shows nothing"
 
 
 def test_no_call_with_patience_left_is_given_up_while_the_store_answers_others() -> None:

@@ -48,44 +48,41 @@ def kept(store: Store, id: str) -> bool:
 
 
 @pytest.mark.faults(47, 84)
-def test_tasks_end_whole_without_channel_rights(store: Store) -> None:
+async def test_tasks_end_whole_without_channel_rights(store: Store) -> None:
     """Every script that publishes an end makes the whole transition all the same."""
 
-    async def main() -> None:
-        broker = AsyncBroker(redis_clients.parse(without_channels(store)))
-        client = Qsync(without_channels(store), prefix=PREFIX).async_client()
-        await client.enqueue_many([Task("t", id=f"crash{n}") for n in range(3)])
-        await broker.run(ops.fetch(KEYS, server="a", number=1, wanted=10, policy=POLICY))
-        await broker.run(ops.abandon(KEYS, "a"))
-        fetched = await broker.run(ops.fetch(KEYS, server="b", number=1, wanted=0, policy=POLICY))
-        assert fetched.died == 3
-        assert [states(store, f"crash{n}") for n in range(3)] == [["dead"]] * 3
+    broker = AsyncBroker(redis_clients.parse(without_channels(store)))
+    client = Qsync(without_channels(store), prefix=PREFIX).async_client()
+    await client.enqueue_many([Task("t", id=f"crash{n}") for n in range(3)])
+    await broker.run(ops.fetch(KEYS, server="a", number=1, wanted=10, policy=POLICY))
+    await broker.run(ops.abandon(KEYS, "a"))
+    fetched = await broker.run(ops.fetch(KEYS, server="b", number=1, wanted=0, policy=POLICY))
+    assert fetched.died == 3
+    assert [states(store, f"crash{n}") for n in range(3)] == [["dead"]] * 3
 
-        assert await (await client.enqueue(Task("t", id="c", delay=100))).cancel()
-        assert (states(store, "c"), kept(store, "c")) == ([], False)
-        assert await (await client.enqueue(Task("t", id="k", delay=100, retention=60))).cancel()
-        assert (states(store, "k"), kept(store, "k")) == (["completed"], True)
+    assert await (await client.enqueue(Task("t", id="c", delay=100))).cancel()
+    assert (states(store, "c"), kept(store, "c")) == ([], False)
+    assert await (await client.enqueue(Task("t", id="k", delay=100, retention=60))).cancel()
+    assert (states(store, "k"), kept(store, "k")) == (["completed"], True)
 
-        held = await client.enqueue(Task("t", id="u", delay=100, unique=True))
-        with pytest.raises(DuplicateTask):
-            await client.enqueue(Task("t", unique=True))
-        assert await held.cancel()
-        await client.enqueue(Task("t", id="free", unique=True))
+    held = await client.enqueue(Task("t", id="u", delay=100, unique=True))
+    with pytest.raises(DuplicateTask):
+        await client.enqueue(Task("t", unique=True))
+    assert await held.cancel()
+    await client.enqueue(Task("t", id="free", unique=True))
 
-        await client.enqueue_many([Task("t", id=id) for id in ("d", "p")])
-        assert await broker.run(ops.delete(KEYS, ["d"], "pending")) == 1
-        assert (states(store, "d"), kept(store, "d")) == ([], False)
-        assert (await broker.run(ops.purge(KEYS, "pending"))).deleted == 2
-        assert (states(store, "p"), kept(store, "p")) == ([], False)
+    await client.enqueue_many([Task("t", id=id) for id in ("d", "p")])
+    assert await broker.run(ops.delete(KEYS, ["d"], "pending")) == 1
+    assert (states(store, "d"), kept(store, "d")) == ([], False)
+    assert (await broker.run(ops.purge(KEYS, "pending"))).deleted == 2
+    assert (states(store, "p"), kept(store, "p")) == ([], False)
 
-        await client.enqueue(Task("t", id="x"))
-        await broker.run(ops.fetch(KEYS, server="a", number=2, wanted=10, policy=POLICY))
-        assert await broker.run(ops.kill(KEYS, [ops.Killed("x", "a/2", True, FAILURE)])) == ["ok"]
-        assert states(store, "x") == ["dead"]
-        await client.aclose()
-        await broker.aclose()
-
-    asyncio.run(main())
+    await client.enqueue(Task("t", id="x"))
+    await broker.run(ops.fetch(KEYS, server="a", number=2, wanted=10, policy=POLICY))
+    assert await broker.run(ops.kill(KEYS, [ops.Killed("x", "a/2", True, FAILURE)])) == ["ok"]
+    assert states(store, "x") == ["dead"]
+    await client.aclose()
+    await broker.aclose()
 
 
 def one_task() -> Mux:

@@ -54,16 +54,13 @@ def test_callers_wait_for_a_connection_to_the_primary(
 
 
 @pytest.mark.faults(90)
-def test_exchanges_at_once_wait_for_a_connection_to_the_primary(
+async def test_exchanges_at_once_wait_for_a_connection_to_the_primary(
     sentinel: Sentinel, prefix: str
 ) -> None:
-    async def main() -> None:
-        broker = AsyncBroker(redis_clients.parse(sentinel.url), connections=2)
-        call = views.counts(QueueKeys(prefix, "q"))
-        await asyncio.gather(*(broker.run(call, patience=0) for _ in range(100)))
-        await broker.aclose()
-
-    asyncio.run(main())
+    broker = AsyncBroker(redis_clients.parse(sentinel.url), connections=2)
+    call = views.counts(QueueKeys(prefix, "q"))
+    await asyncio.gather(*(broker.run(call, patience=0) for _ in range(100)))
+    await broker.aclose()
 
 
 @pytest.mark.faults(90)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import signal
@@ -146,10 +145,7 @@ async def unavailable() -> bool:
     return False
 
 
-def test_waiting_without_blocking_the_loop() -> None:
-    async def main() -> None:
-        assert await wait_until_async(lambda: 1) == 1
-        with pytest.raises(AssertionError, match="never"):
-            await wait_until_async(unavailable, timeout=0, message="never")
-
-    asyncio.run(main())
+async def test_waiting_without_blocking_the_loop() -> None:
+    assert await wait_until_async(lambda: 1) == 1
+    with pytest.raises(AssertionError, match="never"):
+        await wait_until_async(unavailable, timeout=0, message="never")

@@ -138,12 +138,9 @@ def test_a_port_that_waits_for_more_is_doubted(store: Store, colour: Colour, pre
         colour.do(client.enqueue(Task("add", [1, 2])))
 
 
-def test_a_server_says_at_its_start_what_is_wrong_with_tls(address: str, prefix: str) -> None:
-    async def main() -> None:
-        with pytest.raises(ConfigError, match="ssl_ca_certs="):
-            await Qsync(address, prefix=prefix).server().start()
-
-    asyncio.run(main())
+async def test_a_server_says_at_its_start_what_is_wrong_with_tls(address: str, prefix: str) -> None:
+    with pytest.raises(ConfigError, match="ssl_ca_certs="):
+        await Qsync(address, prefix=prefix).server().start()
 
 
 def test_a_command_says_what_is_wrong_with_tls_and_no_more(address: str) -> None:

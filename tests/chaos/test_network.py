@@ -512,7 +512,7 @@ def test_what_is_only_a_hint_may_be_lost(
 
 @pytest.mark.faults(42)
 @pytest.mark.guarantee(7)
-def test_subscriptions_that_are_closed_all_the_time(durable: Store, prefix: str) -> None:
+async def test_subscriptions_that_are_closed_all_the_time(durable: Store, prefix: str) -> None:
     mux = Mux()
 
     @mux.handle("slow")
@@ -520,24 +520,21 @@ def test_subscriptions_that_are_closed_all_the_time(durable: Store, prefix: str)
         await asyncio.sleep(0.2)
         return task.value(int)
 
-    async def main() -> None:
-        async with bench(durable.url, prefix) as b, b.server(mux):
-            over = asyncio.Event()
+    async with bench(durable.url, prefix) as b, b.server(mux):
+        over = asyncio.Event()
 
-            async def storm() -> None:
-                with durable.client() as client:
-                    while not over.is_set():
-                        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-                        await asyncio.sleep(0.05)
+        async def storm() -> None:
+            with durable.client() as client:
+                while not over.is_set():
+                    client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+                    await asyncio.sleep(0.05)
 
-            storming = asyncio.create_task(storm())
-            for n in range(5):
-                handle = await b.client.enqueue(Task("slow", n, retention=60))
-                assert await handle.result(timeout=10) == n
-            over.set()
-            await storming
-
-    asyncio.run(main())
+        storming = asyncio.create_task(storm())
+        for n in range(5):
+            handle = await b.client.enqueue(Task("slow", n, retention=60))
+            assert await handle.result(timeout=10) == n
+        over.set()
+        await storming
 
 
 CLIENTS, SERVERS = 200, 20
@@ -545,7 +542,7 @@ CLIENTS, SERVERS = 200, 20
 
 @pytest.mark.faults(43)
 @pytest.mark.guarantee(7)
-def test_many_come_back_at_once_and_idle_quietly(
+async def test_many_come_back_at_once_and_idle_quietly(
     durable: Store, prefix: str, measured: Measured
 ) -> None:
     mux, started = Mux(), {}
@@ -561,36 +558,31 @@ def test_many_come_back_at_once_and_idle_quietly(
             for name in ("evalsha", "eval", "blpop")
         )
 
-    async def main() -> None:
-        brokers = [
-            AsyncBroker(redis_clients.parse(durable.url), patience=30) for _ in range(CLIENTS)
-        ]
-        clients = [AsyncClient(broker, prefix=prefix) for broker in brokers]
-        async with bench(durable.url, prefix) as b:
-            servers = [b.server(mux, lease=30.0, sweep=5.0) for _ in range(SERVERS)]
-            await asyncio.gather(*[server.start() for server in servers])
-            await asyncio.gather(*[client.enqueue(Task("note")) for client in clients])
-            await until(lambda: len(started) == CLIENTS)
-            await asyncio.to_thread(durable.kill)
-            enqueues = [asyncio.create_task(client.enqueue(Task("note"))) for client in clients]
-            await asyncio.sleep(1.0)
-            assert not any(one.done() for one in enqueues)
-            await asyncio.to_thread(durable.start)
-            back_at = time.monotonic()
-            handles = await asyncio.gather(*enqueues)
-            await until(lambda: len(started) == 2 * CLIENTS)
-            delays = [started[handle.id] - back_at for handle in handles]
-            measured("200 come back, 99 of 100 have a task started within, s",
-                     percentile(delays, 0.99))  # fmt: skip
-            assert percentile(delays, 0.99) <= 5
-            before, since = commands(), time.monotonic()
-            assert before > 0
-            await asyncio.sleep(2.0)
-            rate = (commands() - before) / (time.monotonic() - since) / SERVERS
-            measured("idle, commands of a server a second", rate)
-            assert rate <= 2
-            assert not any(server.broken for server in servers)
-            for closing in [*servers, *clients]:
-                await (closing.aclose() if isinstance(closing, AsyncClient) else closing.stop())
-
-    asyncio.run(main())
+    brokers = [AsyncBroker(redis_clients.parse(durable.url), patience=30) for _ in range(CLIENTS)]
+    clients = [AsyncClient(broker, prefix=prefix) for broker in brokers]
+    async with bench(durable.url, prefix) as b:
+        servers = [b.server(mux, lease=30.0, sweep=5.0) for _ in range(SERVERS)]
+        await asyncio.gather(*[server.start() for server in servers])
+        await asyncio.gather(*[client.enqueue(Task("note")) for client in clients])
+        await until(lambda: len(started) == CLIENTS)
+        await asyncio.to_thread(durable.kill)
+        enqueues = [asyncio.create_task(client.enqueue(Task("note"))) for client in clients]
+        await asyncio.sleep(1.0)
+        assert not any(one.done() for one in enqueues)
+        await asyncio.to_thread(durable.start)
+        back_at = time.monotonic()
+        handles = await asyncio.gather(*enqueues)
+        await until(lambda: len(started) == 2 * CLIENTS)
+        delays = [started[handle.id] - back_at for handle in handles]
+        measured("200 come back, 99 of 100 have a task started within, s",
+                 percentile(delays, 0.99))  # fmt: skip
+        assert percentile(delays, 0.99) <= 5
+        before, since = commands(), time.monotonic()
+        assert before > 0
+        await asyncio.sleep(2.0)
+        rate = (commands() - before) / (time.monotonic() - since) / SERVERS
+        measured("idle, commands of a server a second", rate)
+        assert rate <= 2
+        assert not any(server.broken for server in servers)
+        for closing in [*servers, *clients]:
+            await (closing.aclose() if isinstance(closing, AsyncClient) else closing.stop())

@@ -225,22 +225,19 @@ def test_patience_is_how_long_an_unreachable_store_is_tried() -> None:
     assert time.monotonic() - began < 5  # by default each of the calls is tried for 10 s
 
 
-def test_the_payload_limit_reaches_all_clients(store: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with Qsync(store.url, prefix=prefix, payload_limit=10) as app:
+async def test_the_payload_limit_reaches_all_clients(store: Store, prefix: str) -> None:
+    async with Qsync(store.url, prefix=prefix, payload_limit=10) as app:
 
-            @app.task
-            def task(text: str) -> None: ...
+        @app.task
+        def task(text: str) -> None: ...
 
-            async with app.async_client() as client:
-                with pytest.raises(InvalidTask, match="limit of 10"):
-                    await client.enqueue(Task("t", b"x" * 11))
+        async with app.async_client() as client:
             with pytest.raises(InvalidTask, match="limit of 10"):
-                await task.enqueue("x" * 11)
-            with app.client() as blocking, pytest.raises(InvalidTask, match="limit of 10"):
-                await asyncio.to_thread(blocking.enqueue, Task("t", b"x" * 11))
-
-    asyncio.run(main())
+                await client.enqueue(Task("t", b"x" * 11))
+        with pytest.raises(InvalidTask, match="limit of 10"):
+            await task.enqueue("x" * 11)
+        with app.client() as blocking, pytest.raises(InvalidTask, match="limit of 10"):
+            await asyncio.to_thread(blocking.enqueue, Task("t", b"x" * 11))
 
 
 def clients_of(store: Store) -> list[tuple[str, Any]]:
@@ -392,7 +389,7 @@ def test_a_server_has_the_handlers_of_all_muxes(store: Store, prefix: str) -> No
         app.server(concurency=3)
 
 
-def test_arguments_reach_the_handler_and_results_come_back(store: Store, prefix: str) -> None:
+async def test_arguments_reach_the_handler_and_results_come_back(store: Store, prefix: str) -> None:
     """async def on the loop and def in a thread, with TaskInfo and without, typed at both ends."""
     app = Qsync(store.url, prefix=prefix)
 
@@ -411,34 +408,28 @@ def test_arguments_reach_the_handler_and_results_come_back(store: Store, prefix:
 
     now = datetime(2026, 11, 24, 1, 2, 3, 4, tzinfo=UTC)
 
-    async def main() -> None:
-        async with app, app.server():
-            shipped = await ship.enqueue(5, "a", "b", when=now)
-            assert await shipped.result(timeout=10) == {"5 a b": now}
-            described = await describe.enqueue(timedelta(days=2))
-            assert await described.result(timeout=10) == (describe.name, timedelta(days=2))
-            order = Order(id=1, at=now)
-            repeated = await repeat.enqueue(order)
-            assert await repeated.result(timeout=10) == [order, order]
-
-    asyncio.run(main())
+    async with app, app.server():
+        shipped = await ship.enqueue(5, "a", "b", when=now)
+        assert await shipped.result(timeout=10) == {"5 a b": now}
+        described = await describe.enqueue(timedelta(days=2))
+        assert await described.result(timeout=10) == (describe.name, timedelta(days=2))
+        order = Order(id=1, at=now)
+        repeated = await repeat.enqueue(order)
+        assert await repeated.result(timeout=10) == [order, order]
 
 
-def test_a_payload_that_does_not_fit_is_dead_at_once(store: Store, prefix: str) -> None:
+async def test_a_payload_that_does_not_fit_is_dead_at_once(store: Store, prefix: str) -> None:
     """It is not retried, and the error names the parameter."""
     app = Qsync(store.url, prefix=prefix)
 
     @app.task(name="typed", retry=5, retention=60)
     async def typed(count: int) -> None: ...
 
-    async def main() -> None:
-        async with app, app.server(), app.async_client() as client:
-            handle = await client.enqueue(Task("typed", {"count": "many"}, retry=5, retention=60))
-            with pytest.raises(TaskFailed, match="argument 'count': Expected `int`, got `str`"):
-                await handle.result(timeout=10)
-            assert (await handle.info()).attempt == 1
-
-    asyncio.run(main())
+    async with app, app.server(), app.async_client() as client:
+        handle = await client.enqueue(Task("typed", {"count": "many"}, retry=5, retention=60))
+        with pytest.raises(TaskFailed, match="argument 'count': Expected `int`, got `str`"):
+            await handle.result(timeout=10)
+        assert (await handle.info()).attempt == 1
 
 
 def test_middleware_of_a_task_is_around_it(store: Store, prefix: str) -> None:
@@ -464,7 +455,7 @@ def test_middleware_of_a_task_is_around_it(store: Store, prefix: str) -> None:
 @pytest.mark.parametrize(
     ("task", "args", "expected"), [(app_tasks.add, (3,), 5), (app_tasks.renamed, (4,), 8)]
 )
-def test_a_task_runs_in_a_process(
+async def test_a_task_runs_in_a_process(
     valkey: Store,
     prefix: str,
     task: Any,
@@ -477,20 +468,17 @@ def test_a_task_runs_in_a_process(
     mux = Mux()
     mux.add(task.handler)
 
-    async def main() -> None:
-        app = Qsync(valkey.url, prefix=prefix)
-        async with app, app.server(mux, processes=1), app.async_client() as client:
-            handle = await client.enqueue(task.options(retention=60).build(*args))
-            typed = handle.with_decoder(task._signature.result_of)
-            value: Any = await typed.result(timeout=30)
-            if task is app_tasks.add:
-                assert isinstance(value, app_tasks.Sum)
-                assert value.total == expected
-                assert value.pid != os.getpid()
-            else:
-                assert value == expected
-
-    asyncio.run(main())
+    app = Qsync(valkey.url, prefix=prefix)
+    async with app, app.server(mux, processes=1), app.async_client() as client:
+        handle = await client.enqueue(task.options(retention=60).build(*args))
+        typed = handle.with_decoder(task._signature.result_of)
+        value: Any = await typed.result(timeout=30)
+        if task is app_tasks.add:
+            assert isinstance(value, app_tasks.Sum)
+            assert value.total == expected
+            assert value.pid != os.getpid()
+        else:
+            assert value == expected
 
 
 # Functions that are tasks.
@@ -743,24 +731,21 @@ def test_each_colour_names_the_other_where_it_cannot_be() -> None:
     asyncio.run(main())
 
 
-def test_arguments_are_taken_when_enqueue_is_called(store: Store, prefix: str) -> None:
+async def test_arguments_are_taken_when_enqueue_is_called(store: Store, prefix: str) -> None:
     """A change to a list after the call does not change the task; a wrong call raises at once."""
 
-    async def main() -> None:
-        async with Qsync(store.url, prefix=prefix) as app:
+    async with Qsync(store.url, prefix=prefix) as app:
 
-            @app.task
-            def task(names: list[str]) -> None: ...
+        @app.task
+        def task(names: list[str]) -> None: ...
 
-            names = ["a"]
-            waiting = task.enqueue(names)
-            names.append("b")
-            handle = await waiting
-            assert (await handle.info()).value() == {"names": ["a"]}
-            with pytest.raises(InvalidTask, match="'names'"):
-                _ = task.enqueue()  # type: ignore[call-arg]  # the point
-
-    asyncio.run(main())
+        names = ["a"]
+        waiting = task.enqueue(names)
+        names.append("b")
+        handle = await waiting
+        assert (await handle.info()).value() == {"names": ["a"]}
+        with pytest.raises(InvalidTask, match="'names'"):
+            _ = task.enqueue()  # type: ignore[call-arg]  # the point
 
 
 def named(store: Store, prefix: str) -> Qsync:
@@ -827,22 +812,19 @@ def test_a_closed_loop_that_told_nobody_is_forgotten(store: Store, prefix: str) 
     assert not app._connections._by_loop
 
 
-def test_async_with_closes_what_the_app_made(store: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with named(store, prefix) as app:
+async def test_async_with_closes_what_the_app_made(store: Store, prefix: str) -> None:
+    async with named(store, prefix) as app:
 
-            @app.task
-            def task() -> None: ...
+        @app.task
+        def task() -> None: ...
 
-            await task.enqueue()
-            await asyncio.to_thread(task.enqueue_sync)
-            assert connections(store, prefix) == 2
-        await until(lambda: connections(store, prefix) == 0)
-        await task.enqueue()  # it may be used again
-        await app.aclose()
-        await until(lambda: connections(store, prefix) == 0)
-
-    asyncio.run(main())
+        await task.enqueue()
+        await asyncio.to_thread(task.enqueue_sync)
+        assert connections(store, prefix) == 2
+    await until(lambda: connections(store, prefix) == 0)
+    await task.enqueue()  # it may be used again
+    await app.aclose()
+    await until(lambda: connections(store, prefix) == 0)
 
 
 def test_threads_share_one_blocking_client(store: Store, prefix: str) -> None:

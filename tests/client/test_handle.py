@@ -520,21 +520,18 @@ def test_in_a_cluster_results_and_cancels_reach_their_node(
             assert colour.do(stopped.cancel())
 
 
-def test_many_who_wait_do_not_read_the_payloads(store: Store, prefix: str) -> None:
+async def test_many_who_wait_do_not_read_the_payloads(store: Store, prefix: str) -> None:
     """Else five hundred of them would ask for half a gigabyte at once."""
 
-    async def main() -> None:
-        broker = AsyncBroker(redis_clients.parse(store.url))
-        async with AsyncClient(broker, prefix=prefix) as client:
-            tasks = [Task("x", b"x" * 100_000, retention=60) for _ in range(100)]
-            handles = await client.enqueue_many(tasks)
-            with store.client() as redis:
-                before = redis.info("stats")["total_net_output_bytes"]
-                results = await asyncio.gather(
-                    *(handle.result(timeout=0.05) for handle in handles), return_exceptions=True
-                )
-                sent = redis.info("stats")["total_net_output_bytes"] - before
-            assert all(isinstance(result, ResultTimeout) for result in results)
-            assert sent < 1_000_000
-
-    asyncio.run(main())
+    broker = AsyncBroker(redis_clients.parse(store.url))
+    async with AsyncClient(broker, prefix=prefix) as client:
+        tasks = [Task("x", b"x" * 100_000, retention=60) for _ in range(100)]
+        handles = await client.enqueue_many(tasks)
+        with store.client() as redis:
+            before = redis.info("stats")["total_net_output_bytes"]
+            results = await asyncio.gather(
+                *(handle.result(timeout=0.05) for handle in handles), return_exceptions=True
+            )
+            sent = redis.info("stats")["total_net_output_bytes"] - before
+        assert all(isinstance(result, ResultTimeout) for result in results)
+        assert sent < 1_000_000

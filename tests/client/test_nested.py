@@ -22,7 +22,7 @@ from tests.support.stores import Store, wait_until_async
 
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("colour", ["async", "thread"])
-def test_a_second_attempt_gets_the_handles_of_its_children(
+async def test_a_second_attempt_gets_the_handles_of_its_children(
     valkey: Store, prefix: str, colour: str, many: bool
 ) -> None:
     mux, held = Mux(), list[str]()
@@ -50,15 +50,12 @@ def test_a_second_attempt_gets_the_handles_of_its_children(
 
     mux.handle("parent")(parent if colour == "async" else parent_in_thread)
 
-    async def main() -> None:
-        async with bench(valkey.url, prefix) as b, b.server(mux):
-            handle = await b.client.enqueue(Task("parent", retry=5, retry_delay=0))
-            await b.gone(handle.id)
-            assert held == [f"{handle.id}-{n}" for n in range(2)] * 3
-            counts = await b.broker.run(views.counts(b.keys("unserved")))
-            assert counts.states[TaskState.PENDING] == 2
-
-    asyncio.run(main())
+    async with bench(valkey.url, prefix) as b, b.server(mux):
+        handle = await b.client.enqueue(Task("parent", retry=5, retry_delay=0))
+        await b.gone(handle.id)
+        assert held == [f"{handle.id}-{n}" for n in range(2)] * 3
+        counts = await b.broker.run(views.counts(b.keys("unserved")))
+        assert counts.states[TaskState.PENDING] == 2
 
 
 def test_another_message_or_another_parent_is_a_duplicate(valkey: Store, prefix: str) -> None:
@@ -88,7 +85,7 @@ def test_another_message_or_another_parent_is_a_duplicate(valkey: Store, prefix:
 
 
 @pytest.mark.parametrize("colour", ["async", "thread"])
-def test_parents_that_take_all_slots_are_told_of_and_explained(
+async def test_parents_that_take_all_slots_are_told_of_and_explained(
     valkey: Store, prefix: str, colour: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     mux, children, release = Mux(), list[str](), threading.Event()
@@ -116,33 +113,30 @@ def test_parents_that_take_all_slots_are_told_of_and_explained(
 
     mux.handle("parent")(parent if colour == "async" else parent_in_thread)
 
-    async def main() -> None:
-        broker = AsyncBroker(redis_clients.parse(valkey.url))
-        inspector = Inspector(broker, prefix=prefix)
-        async with (
-            bench(valkey.url, prefix) as b,
-            b.server(mux, concurrency=2, threads=2, lease=30) as server,
-        ):
-            parents = await b.client.enqueue_many([Task("parent")] * 2)
-            await until(lambda: len(children) == 2)
+    broker = AsyncBroker(redis_clients.parse(valkey.url))
+    inspector = Inspector(broker, prefix=prefix)
+    async with (
+        bench(valkey.url, prefix) as b,
+        b.server(mux, concurrency=2, threads=2, lease=30) as server,
+    ):
+        parents = await b.client.enqueue_many([Task("parent")] * 2)
+        await until(lambda: len(children) == 2)
 
-            async def explained() -> bool:
-                told = await inspector.explain(children[0])
-                return "wait for results of tasks on their own queues" in told.sentence
+        async def explained() -> bool:
+            told = await inspector.explain(children[0])
+            return "wait for results of tasks on their own queues" in told.sentence
 
-            await wait_until_async(explained)
-            told = [one for one in caplog.records if "wait for results" in one.getMessage()]
-            assert len(told) == 1
-            assert told[0].levelno == logging.WARNING
-            assert any(one.id in told[0].getMessage() for one in parents)
-            assert any(one in told[0].getMessage() for one in children)
-            assert not server.broken
-            release.set()
-            for id in children:
-                await b.reaches(id, "completed")
-        await broker.aclose()
-
-    asyncio.run(main())
+        await wait_until_async(explained)
+        told = [one for one in caplog.records if "wait for results" in one.getMessage()]
+        assert len(told) == 1
+        assert told[0].levelno == logging.WARNING
+        assert any(one.id in told[0].getMessage() for one in parents)
+        assert any(one in told[0].getMessage() for one in children)
+        assert not server.broken
+        release.set()
+        for id in children:
+            await b.reaches(id, "completed")
+    await broker.aclose()
 
 
 def test_parents_that_leave_a_slot_are_not_told_of(

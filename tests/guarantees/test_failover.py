@@ -43,7 +43,7 @@ def queues_on_each(cluster: Cluster, prefix: str) -> list[str]:
 
 
 @pytest.mark.faults(48, 49)
-def test_tasks_live_their_lives_on_a_cluster(replicated: Cluster, prefix: str) -> None:
+async def test_tasks_live_their_lives_on_a_cluster(replicated: Cluster, prefix: str) -> None:
     queues = queues_on_each(replicated, prefix)
     mux = Mux()
 
@@ -87,14 +87,11 @@ def test_tasks_live_their_lives_on_a_cluster(replicated: Cluster, prefix: str) -
             await hanging.result(timeout=10)
         assert (await b.client.enqueue(unique)).created
 
-    async def main() -> None:
-        async with (
-            bench(replicated.url, prefix) as b,
-            b.server(mux, queues=queues, shutdown_timeout=0),
-        ):
-            await asyncio.gather(*[live(b, queue) for queue in queues])
-
-    asyncio.run(main())
+    async with (
+        bench(replicated.url, prefix) as b,
+        b.server(mux, queues=queues, shutdown_timeout=0),
+    ):
+        await asyncio.gather(*[live(b, queue) for queue in queues])
 
 
 @pytest.mark.faults(53)

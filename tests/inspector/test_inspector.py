@@ -851,16 +851,13 @@ def test_an_old_failure_record_is_read(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
-def test_an_app_makes_one(store: Store, prefix: str) -> None:
-    async def main() -> None:
-        app = Qsync(store.url, prefix=prefix)
-        async with app.inspector() as inspector, app.async_client() as client:
-            await client.enqueue(Task("t", id="a"))
-            assert inspector.prefix == prefix
-            assert (await inspector.overview()).queues[0].states[TaskState.PENDING] == 1
-            assert await inspector.ping() < 5
-
-    asyncio.run(main())
+async def test_an_app_makes_one(store: Store, prefix: str) -> None:
+    app = Qsync(store.url, prefix=prefix)
+    async with app.inspector() as inspector, app.async_client() as client:
+        await client.enqueue(Task("t", id="a"))
+        assert inspector.prefix == prefix
+        assert (await inspector.overview()).queues[0].states[TaskState.PENDING] == 1
+        assert await inspector.ping() < 5
 
 
 HOSTILE = [

@@ -90,19 +90,16 @@ async def looking(url: str, prefix: str) -> AsyncIterator[tuple[Inspector, Count
         yield inspector, broker
 
 
-def test_each_call_makes_few_scripts_however_much_there_is(store: Store, prefix: str) -> None:
-    async def main() -> None:
-        await fill(store.url, prefix, pending=10_000, dead=5000)
-        async with looking(store.url, prefix) as (inspector, broker):
-            counts = {}
-            for name, make in (LOOKS | CHANGES).items():
-                broker.made = 0
-                await make(inspector)
-                counts[name] = broker.made
-            assert max(counts.values()) <= 10, counts
-            assert max(counts[name] for name in LOOKS) <= 4, counts
-
-    asyncio.run(main())
+async def test_each_call_makes_few_scripts_however_much_there_is(store: Store, prefix: str) -> None:
+    await fill(store.url, prefix, pending=10_000, dead=5000)
+    async with looking(store.url, prefix) as (inspector, broker):
+        counts = {}
+        for name, make in (LOOKS | CHANGES).items():
+            broker.made = 0
+            await make(inspector)
+            counts[name] = broker.made
+        assert max(counts.values()) <= 10, counts
+        assert max(counts[name] for name in LOOKS) <= 4, counts
 
 
 @pytest.mark.slow

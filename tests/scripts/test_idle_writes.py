@@ -141,26 +141,23 @@ def test_idle_servers_write_nothing(queue: Queue, prefix: str, queues: int) -> N
     assert asyncio.run(main()) == 0
 
 
-def test_store_that_was_restarted_soon_knows_its_servers(queue: Queue, prefix: str) -> None:
+async def test_store_that_was_restarted_soon_knows_its_servers(queue: Queue, prefix: str) -> None:
     mux = Mux()
 
     @mux.handle("t")
     async def t(task: TaskInfo) -> None: ...
 
-    async def main() -> None:
-        async with (
-            Qsync(queue.store.url, prefix=prefix) as app,
-            app.server(mux, lease=60, shutdown_timeout=0) as server,  # announced every 30 s
-            contextlib.aclosing(app.inspector()) as inspector,
-        ):
-            await wait_until_async(inspector.servers)
-            queue.store.kill()
-            queue.store.restart()
-            await wait_until_async(inspector.servers)
-            [known] = await inspector.servers()
-            assert known.id == server.id
-
-    asyncio.run(main())
+    async with (
+        Qsync(queue.store.url, prefix=prefix) as app,
+        app.server(mux, lease=60, shutdown_timeout=0) as server,  # announced every 30 s
+        contextlib.aclosing(app.inspector()) as inspector,
+    ):
+        await wait_until_async(inspector.servers)
+        queue.store.kill()
+        queue.store.restart()
+        await wait_until_async(inspector.servers)
+        [known] = await inspector.servers()
+        assert known.id == server.id
 
 
 def test_late_copy_of_a_fetch_that_was_made_again_takes_nothing(queue: Queue) -> None:

@@ -138,19 +138,18 @@ def test_purge_of_completed_tasks_counts_the_cancelled_ones_that_go_with_them(
     assert "0 completed task" in runner.invoke(command, [*purge, "--yes"]).stdout
 
 
-def test_page_of_a_queue_counts_cancelled_tasks_for_a_purge(valkey: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with visitor(valkey, prefix) as web:
-            await web.bed.enqueue(Task("t", id="gone", delay=60, retention=600))
-            assert (await web.bed.inspector.cancel("gone")).ok
-            page = (await web.client.get("/queue?queue=default")).text
-            assert "completed and cancelled (1)" in page
-            asked = await web.send("/queue/purge", queue="default", state="completed")
-            assert "1 completed and cancelled task will be deleted" in asked
-            await web.press(asked, "Delete all completed and cancelled tasks")
-            assert (await web.queue()).states[TaskState.CANCELLED] == 0
-
-    asyncio.run(main())
+async def test_page_of_a_queue_counts_cancelled_tasks_for_a_purge(
+    valkey: Store, prefix: str
+) -> None:
+    async with visitor(valkey, prefix) as web:
+        await web.bed.enqueue(Task("t", id="gone", delay=60, retention=600))
+        assert (await web.bed.inspector.cancel("gone")).ok
+        page = (await web.client.get("/queue?queue=default")).text
+        assert "completed and cancelled (1)" in page
+        asked = await web.send("/queue/purge", queue="default", state="completed")
+        assert "1 completed and cancelled task will be deleted" in asked
+        await web.press(asked, "Delete all completed and cancelled tasks")
+        assert (await web.queue()).states[TaskState.CANCELLED] == 0
 
 
 def test_state_of_that_name_is_known() -> None:

@@ -70,70 +70,58 @@ def test_a_call_gets_its_arguments_and_context_and_gives_back_its_value() -> Non
 
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit])
-def test_whatever_a_function_raises_comes_to_who_waits(kind: type[BaseException]) -> None:
+async def test_whatever_a_function_raises_comes_to_who_waits(kind: type[BaseException]) -> None:
     def function() -> None:
         raise kind("mine")
 
-    async def main() -> None:
-        pool = ThreadPool(1)
-        with pytest.raises(kind, match="mine"):
-            await submit(pool, function)
-        assert await submit(pool, lambda: "well") == "well"
-        await pool.close(1)
-
-    asyncio.run(main())
+    pool = ThreadPool(1)
+    with pytest.raises(kind, match="mine"):
+        await submit(pool, function)
+    assert await submit(pool, lambda: "well") == "well"
+    await pool.close(1)
 
 
-def test_stop_iteration_comes_as_a_runtime_error() -> None:
-    async def main() -> None:
-        pool = ThreadPool(1)
-        with pytest.raises(RuntimeError, match="StopIteration") as caught:
-            await submit(pool, next, iter(()))
-        assert isinstance(caught.value.__cause__, StopIteration)
-        await pool.close(1)
-
-    asyncio.run(main())
+async def test_stop_iteration_comes_as_a_runtime_error() -> None:
+    pool = ThreadPool(1)
+    with pytest.raises(RuntimeError, match="StopIteration") as caught:
+        await submit(pool, next, iter(()))
+    assert isinstance(caught.value.__cause__, StopIteration)
+    await pool.close(1)
 
 
-def test_threads_are_started_on_demand_up_to_the_limit() -> None:
-    async def main() -> None:
-        pool = ThreadPool(3)
-        for _ in range(5):
-            await submit(pool, time.sleep, 0)
-        assert len(own_threads()) == 1, "one after another needs one thread"
-        gate, inside, most = threading.Event(), [], []
+async def test_threads_are_started_on_demand_up_to_the_limit() -> None:
+    pool = ThreadPool(3)
+    for _ in range(5):
+        await submit(pool, time.sleep, 0)
+    assert len(own_threads()) == 1, "one after another needs one thread"
+    gate, inside, most = threading.Event(), [], []
 
-        def wait() -> None:
-            inside.append(1)
-            most.append(len(inside))
-            gate.wait(10)
-            inside.pop()
+    def wait() -> None:
+        inside.append(1)
+        most.append(len(inside))
+        gate.wait(10)
+        inside.pop()
 
-        futures = [submit(pool, wait) for _ in range(10)]
-        await wait_until_async(lambda: len(inside) == 3)
-        gate.set()
-        await asyncio.gather(*futures)
-        assert max(most) == 3
-        assert len(own_threads()) == 3
-        await pool.close(1)
-
-    asyncio.run(main())
+    futures = [submit(pool, wait) for _ in range(10)]
+    await wait_until_async(lambda: len(inside) == 3)
+    gate.set()
+    await asyncio.gather(*futures)
+    assert max(most) == 3
+    assert len(own_threads()) == 3
+    await pool.close(1)
 
 
-def test_results_that_wait_for_the_loop_are_delivered_together() -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        pool = ThreadPool(2)
-        futures = [submit(pool, lambda n: n, n) for n in range(1000)]
-        wakes = []
-        wake = loop.call_soon_threadsafe
-        loop.call_soon_threadsafe = lambda *args: (wakes.append(1), wake(*args))[1]  # type: ignore[method-assign,assignment]
-        wait_until(lambda: pool._queue.empty())  # the loop is held up meanwhile
-        assert await asyncio.gather(*futures) == list(range(1000))
-        assert len(wakes) < 10
-        await pool.close(1)
-
-    asyncio.run(main())
+async def test_results_that_wait_for_the_loop_are_delivered_together() -> None:
+    loop = asyncio.get_running_loop()
+    pool = ThreadPool(2)
+    futures = [submit(pool, lambda n: n, n) for n in range(1000)]
+    wakes = []
+    wake = loop.call_soon_threadsafe
+    loop.call_soon_threadsafe = lambda *args: (wakes.append(1), wake(*args))[1]  # type: ignore[method-assign,assignment]
+    wait_until(lambda: pool._queue.empty())  # the loop is held up meanwhile
+    assert await asyncio.gather(*futures) == list(range(1000))
+    assert len(wakes) < 10
+    await pool.close(1)
 
 
 @pytest.mark.faults(6)
@@ -166,27 +154,24 @@ def test_an_abandoned_call_loses_its_thread_until_it_returns_and_another_takes_i
     wait_until(lambda: not own_threads())
 
 
-def test_an_abandoned_call_that_waits_is_never_made() -> None:
-    async def main() -> None:
-        pool = ThreadPool(1)
-        gate, inside, called = threading.Event(), threading.Event(), []
+async def test_an_abandoned_call_that_waits_is_never_made() -> None:
+    pool = ThreadPool(1)
+    gate, inside, called = threading.Event(), threading.Event(), []
 
-        def hang() -> None:
-            inside.set()
-            gate.wait(10)
+    def hang() -> None:
+        inside.set()
+        gate.wait(10)
 
-        hanging = submit(pool, hang)
-        await wait_until_async(inside.is_set)
-        waiting = submit(pool, called.append, 1)
-        pool.abandon(waiting)
-        assert pool.lost == 0
-        gate.set()
-        await hanging
-        await submit(pool, time.sleep, 0)
-        assert called == []
-        await pool.close(1)
-
-    asyncio.run(main())
+    hanging = submit(pool, hang)
+    await wait_until_async(inside.is_set)
+    waiting = submit(pool, called.append, 1)
+    pool.abandon(waiting)
+    assert pool.lost == 0
+    gate.set()
+    await hanging
+    await submit(pool, time.sleep, 0)
+    assert called == []
+    await pool.close(1)
 
 
 @pytest.mark.faults(74)
@@ -240,15 +225,12 @@ def test_closing_takes_no_more_and_waits_only_so_long() -> None:
     assert raised == []
 
 
-def test_closing_waits_for_what_runs() -> None:
-    async def main() -> None:
-        pool = ThreadPool(2)
-        running = submit(pool, lambda: (time.sleep(0.1), "done")[1])
-        await wait_until_async(lambda: pool._queue.empty())
-        assert await pool.close(5) is True
-        assert running.result() == "done"
-
-    asyncio.run(main())
+async def test_closing_waits_for_what_runs() -> None:
+    pool = ThreadPool(2)
+    running = submit(pool, lambda: (time.sleep(0.1), "done")[1])
+    await wait_until_async(lambda: pool._queue.empty())
+    assert await pool.close(5) is True
+    assert running.result() == "done"
 
 
 def test_a_finished_call_is_not_kept_alive() -> None:
@@ -338,19 +320,14 @@ def test_what_a_process_cannot_send_back_is_named_by_its_type() -> None:
     assert type(run(handlers.unencodable)).__name__ == "Odd"
 
 
-def test_the_arguments_of_an_app_task_are_made_in_the_process() -> None:
-    async def main() -> None:
-        pool = ProcessPool(1)
-        path = "tests.support.handlers:decorated"
-        assert await pool.run(handler(handlers.look, path), INFO, None) == "data!"
-        with pytest.raises(InvalidTask, match="does not fit"):
-            info = TaskInfo(
-                **{**{n: getattr(INFO, n) for n in INFO.__struct_fields__}, "id": "unfit"}
-            )
-            await pool.run(handler(handlers.look, path), info, None)
-        await pool.close(0)
-
-    asyncio.run(main())
+async def test_the_arguments_of_an_app_task_are_made_in_the_process() -> None:
+    pool = ProcessPool(1)
+    path = "tests.support.handlers:decorated"
+    assert await pool.run(handler(handlers.look, path), INFO, None) == "data!"
+    with pytest.raises(InvalidTask, match="does not fit"):
+        info = TaskInfo(**{**{n: getattr(INFO, n) for n in INFO.__struct_fields__}, "id": "unfit"})
+        await pool.run(handler(handlers.look, path), info, None)
+    await pool.close(0)
 
 
 def test_exceptions_cross_by_name_text_and_traceback() -> None:
@@ -387,20 +364,17 @@ def test_retry_and_skip_retry_cross_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("function", "manner"), [(handlers.exit_hard, "exit code 3"), (handlers.crash, "SIGSEGV")]
 )
-def test_a_process_that_dies_fails_its_task_alone(
+async def test_a_process_that_dies_fails_its_task_alone(
     function: Callable[..., Any], manner: str, tmp_path: Path
 ) -> None:
-    async def main() -> None:
-        pool = ProcessPool(2)
-        neighbour = asyncio.create_task(pool.run(handler(handlers.wait_for), info(tmp_path), None))
-        with pytest.raises(HandlerError, match=f"the process died: .*{manner}"):
-            await pool.run(handler(function), INFO, None)
-        assert (await pool.run(handler(handlers.look), INFO, None))["current"] == "id1"
-        (tmp_path / "go").touch()
-        assert await neighbour == "waited"
-        await pool.close(0)
-
-    asyncio.run(main())
+    pool = ProcessPool(2)
+    neighbour = asyncio.create_task(pool.run(handler(handlers.wait_for), info(tmp_path), None))
+    with pytest.raises(HandlerError, match=f"the process died: .*{manner}"):
+        await pool.run(handler(function), INFO, None)
+    assert (await pool.run(handler(handlers.look), INFO, None))["current"] == "id1"
+    (tmp_path / "go").touch()
+    assert await neighbour == "waited"
+    await pool.close(0)
 
 
 def info(folder: Path) -> TaskInfo:
@@ -411,40 +385,34 @@ def info(folder: Path) -> TaskInfo:
 
 
 @pytest.mark.faults(6)
-def test_a_timeout_kills_the_process_and_only_that(tmp_path: Path) -> None:
+async def test_a_timeout_kills_the_process_and_only_that(tmp_path: Path) -> None:
     hanging, other = tmp_path / "hanging", tmp_path / "other"
     hanging.mkdir()
     other.mkdir()
 
-    async def main() -> None:
-        pool = ProcessPool(2)
-        neighbour = asyncio.create_task(pool.run(handler(handlers.wait_for), info(other), None))
-        with pytest.raises(TimeoutError):
-            await pool.run(handler(handlers.wait_for), info(hanging), 0.5)
-        pid = int((hanging / "pid").read_text())
-        await wait_until_async(lambda: gone(pid), timeout=2)
-        assert not gone(int((other / "pid").read_text()))
-        (other / "go").touch()
-        assert await neighbour == "waited"
-        await pool.close(0)
-
-    asyncio.run(main())
+    pool = ProcessPool(2)
+    neighbour = asyncio.create_task(pool.run(handler(handlers.wait_for), info(other), None))
+    with pytest.raises(TimeoutError):
+        await pool.run(handler(handlers.wait_for), info(hanging), 0.5)
+    pid = int((hanging / "pid").read_text())
+    await wait_until_async(lambda: gone(pid), timeout=2)
+    assert not gone(int((other / "pid").read_text()))
+    (other / "go").touch()
+    assert await neighbour == "waited"
+    await pool.close(0)
 
 
-def test_a_cancelled_call_kills_its_process_and_frees_the_slot(tmp_path: Path) -> None:
-    async def main() -> None:
-        pool = ProcessPool(1)
-        call = asyncio.create_task(pool.run(handler(handlers.wait_for), info(tmp_path), None))
-        await wait_until_async((tmp_path / "pid").exists)
-        pid = int((tmp_path / "pid").read_text() or "0")
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        await wait_until_async(lambda: gone(pid), timeout=2)
-        assert (await pool.run(handler(handlers.look), INFO, None))["current"] == "id1"
-        await pool.close(0)
-
-    asyncio.run(main())
+async def test_a_cancelled_call_kills_its_process_and_frees_the_slot(tmp_path: Path) -> None:
+    pool = ProcessPool(1)
+    call = asyncio.create_task(pool.run(handler(handlers.wait_for), info(tmp_path), None))
+    await wait_until_async((tmp_path / "pid").exists)
+    pid = int((tmp_path / "pid").read_text() or "0")
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await wait_until_async(lambda: gone(pid), timeout=2)
+    assert (await pool.run(handler(handlers.look), INFO, None))["current"] == "id1"
+    await pool.close(0)
 
 
 def test_a_slow_import_outlives_the_caller_that_gave_up(tmp_path: Path) -> None:
@@ -478,56 +446,47 @@ def test_a_slow_import_outlives_the_caller_that_gave_up(tmp_path: Path) -> None:
         sys.path.remove(str(tmp_path))
 
 
-def test_a_process_killed_while_idle_costs_no_task() -> None:
-    async def main() -> None:
-        pool = ProcessPool(1)
-        for _ in range(2):
-            pid = (await pool.run(handler(handlers.look), INFO, None))["pid"]
-            os.kill(pid, signal.SIGKILL)
-        assert (await pool.run(handler(handlers.look), INFO, None))["pid"] != pid
-        await pool.close(0)
-
-    asyncio.run(main())
+async def test_a_process_killed_while_idle_costs_no_task() -> None:
+    pool = ProcessPool(1)
+    for _ in range(2):
+        pid = (await pool.run(handler(handlers.look), INFO, None))["pid"]
+        os.kill(pid, signal.SIGKILL)
+    assert (await pool.run(handler(handlers.look), INFO, None))["pid"] != pid
+    await pool.close(0)
 
 
 @pytest.mark.faults(16)
-def test_processes_are_used_again_and_recycled(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_processes_are_used_again_and_recycled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_pool, "REUSE", 3)
 
-    async def main() -> None:
-        pool = ProcessPool(4)
-        pids = [(await pool.run(handler(handlers.look), INFO, None))["pid"] for _ in range(6)]
-        assert pids == [pids[0]] * 3 + [pids[3]] * 3
-        assert pids[0] != pids[3]
-        monkeypatch.setattr(process_pool, "IDLE_S", 0.0)
-        last = (await pool.run(handler(handlers.look), INFO, None))["pid"]
-        await wait_until_async(lambda: gone(last))
-        await pool.close(0)
-
-    asyncio.run(main())
+    pool = ProcessPool(4)
+    pids = [(await pool.run(handler(handlers.look), INFO, None))["pid"] for _ in range(6)]
+    assert pids == [pids[0]] * 3 + [pids[3]] * 3
+    assert pids[0] != pids[3]
+    monkeypatch.setattr(process_pool, "IDLE_S", 0.0)
+    last = (await pool.run(handler(handlers.look), INFO, None))["pid"]
+    await wait_until_async(lambda: gone(last))
+    await pool.close(0)
 
 
-def test_no_more_than_so_many_run_at_once(tmp_path: Path) -> None:
+async def test_no_more_than_so_many_run_at_once(tmp_path: Path) -> None:
     folders = [tmp_path / str(n) for n in range(3)]
     for folder in folders:
         folder.mkdir()
 
-    async def main() -> None:
-        pool = ProcessPool(2)
-        calls = [
-            asyncio.create_task(pool.run(handler(handlers.wait_for), info(folder), None))
-            for folder in folders
-        ]
-        await wait_until_async(lambda: sum((folder / "pid").exists() for folder in folders) == 2)
-        (folders[0] / "go").touch()
-        assert await calls[0] == "waited"
-        await wait_until_async((folders[2] / "pid").exists)
-        for folder in folders[1:]:
-            (folder / "go").touch()
-        assert await asyncio.gather(*calls) == ["waited"] * 3
-        await pool.close(0)
-
-    asyncio.run(main())
+    pool = ProcessPool(2)
+    calls = [
+        asyncio.create_task(pool.run(handler(handlers.wait_for), info(folder), None))
+        for folder in folders
+    ]
+    await wait_until_async(lambda: sum((folder / "pid").exists() for folder in folders) == 2)
+    (folders[0] / "go").touch()
+    assert await calls[0] == "waited"
+    await wait_until_async((folders[2] / "pid").exists)
+    for folder in folders[1:]:
+        (folder / "go").touch()
+    assert await asyncio.gather(*calls) == ["waited"] * 3
+    await pool.close(0)
 
 
 def test_closing_kills_what_does_not_end_in_time(tmp_path: Path) -> None:
@@ -546,19 +505,16 @@ def test_closing_kills_what_does_not_end_in_time(tmp_path: Path) -> None:
     assert gone(asyncio.run(main()))
 
 
-def test_signals_to_the_group_are_the_parents_business(tmp_path: Path) -> None:
-    async def main() -> None:
-        pool = ProcessPool(1)
-        call = asyncio.create_task(pool.run(handler(handlers.wait_for), info(tmp_path), None))
-        await wait_until_async((tmp_path / "pid").exists)
-        pid = int((tmp_path / "pid").read_text() or "0")
-        os.kill(pid, signal.SIGINT)
-        os.kill(pid, signal.SIGTERM)
-        (tmp_path / "go").touch()
-        assert await call == "waited"
-        await pool.close(0)
-
-    asyncio.run(main())
+async def test_signals_to_the_group_are_the_parents_business(tmp_path: Path) -> None:
+    pool = ProcessPool(1)
+    call = asyncio.create_task(pool.run(handler(handlers.wait_for), info(tmp_path), None))
+    await wait_until_async((tmp_path / "pid").exists)
+    pid = int((tmp_path / "pid").read_text() or "0")
+    os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGTERM)
+    (tmp_path / "go").touch()
+    assert await call == "waited"
+    await pool.close(0)
 
 
 PARENT = """

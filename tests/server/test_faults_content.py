@@ -45,42 +45,36 @@ def counters(store: Store, b: Bench) -> dict[str, int]:
 
 
 @pytest.mark.faults(55)
-def test_one_bad_message_of_a_thousand_is_dead_and_the_others_are_done(
+async def test_one_bad_message_of_a_thousand_is_dead_and_the_others_are_done(
     store: Store, prefix: str
 ) -> None:
-    async def main() -> None:
-        ran: list[str] = []
-        async with bench(store.url, prefix) as b:
-            handles = await b.client.enqueue_many([Task("x") for _ in range(1000)])
-            store.client().hset(b.keys().key("tasks"), handles[500].id, GARBAGE)
-            async with b.server(echoing(ran)):
-                await until(lambda: len(ran) == 999, 20)
-            assert sorted(ran) == sorted(one.id for one in handles if one is not handles[500])
-            assert await b.state(handles[500].id) == "dead"
-            assert store.client().hget(b.keys().key("tasks"), handles[500].id) == GARBAGE
-            assert "undecodable" in ((await handles[500].info()).last_error or "")
-
-    asyncio.run(main())
+    ran: list[str] = []
+    async with bench(store.url, prefix) as b:
+        handles = await b.client.enqueue_many([Task("x") for _ in range(1000)])
+        store.client().hset(b.keys().key("tasks"), handles[500].id, GARBAGE)
+        async with b.server(echoing(ran)):
+            await until(lambda: len(ran) == 999, 20)
+        assert sorted(ran) == sorted(one.id for one in handles if one is not handles[500])
+        assert await b.state(handles[500].id) == "dead"
+        assert store.client().hget(b.keys().key("tasks"), handles[500].id) == GARBAGE
+        assert "undecodable" in ((await handles[500].info()).last_error or "")
 
 
 @pytest.mark.faults(55)
-def test_recovery_does_not_read_messages(store: Store, prefix: str) -> None:
+async def test_recovery_does_not_read_messages(store: Store, prefix: str) -> None:
     """A server dies with ten tasks, one of whose messages is spoilt: all ten are recovered."""
 
-    async def main() -> None:
-        ran: list[str] = []
-        async with bench(store.url, prefix) as b:
-            handles = await b.client.enqueue_many([Task("x") for _ in range(10)])
-            fetch = ops.fetch(b.keys(), server="gone", number=1, wanted=10, policy=POLICY)
-            assert len((await b.broker.run(fetch)).ids) == 10
-            store.client().hset(b.keys().key("tasks"), handles[3].id, GARBAGE)
-            assert await b.broker.run(ops.abandon(b.keys(), "gone")) == ("0", 10)
-            async with b.server(echoing(ran)):
-                await b.reaches(handles[3].id, "dead")
-                await until(lambda: len(ran) == 9)
-            assert counters(store, b)["crashed"] == 10
-
-    asyncio.run(main())
+    ran: list[str] = []
+    async with bench(store.url, prefix) as b:
+        handles = await b.client.enqueue_many([Task("x") for _ in range(10)])
+        fetch = ops.fetch(b.keys(), server="gone", number=1, wanted=10, policy=POLICY)
+        assert len((await b.broker.run(fetch)).ids) == 10
+        store.client().hset(b.keys().key("tasks"), handles[3].id, GARBAGE)
+        assert await b.broker.run(ops.abandon(b.keys(), "gone")) == ("0", 10)
+        async with b.server(echoing(ran)):
+            await b.reaches(handles[3].id, "dead")
+            await until(lambda: len(ran) == 9)
+        assert counters(store, b)["crashed"] == 10
 
 
 def changed(data: bytes, change: Callable[[list[Any]], None]) -> bytes:
@@ -91,30 +85,27 @@ def changed(data: bytes, change: Callable[[list[Any]], None]) -> bytes:
 
 
 @pytest.mark.faults(57)
-def test_messages_of_other_versions(store: Store, prefix: str) -> None:
+async def test_messages_of_other_versions(store: Store, prefix: str) -> None:
     """A later minor version appends elements, an earlier one lacks some; a later major one waits
     among the dead, as it is, for a server that knows it."""
 
-    async def main() -> None:
-        ran: list[str] = []
-        async with bench(store.url, prefix) as b:
-            names = ("same", "later", "earlier", "major")
-            handles = await b.client.enqueue_many([Task("x", id=name) for name in names])
-            key, client = b.keys().key("tasks"), store.client()
-            stored: dict[str, bytes] = {name: client.hget(key, name) for name in names}
-            stored["later"] = changed(stored["later"], lambda parts: parts.append({"new": 1}))
-            stored["earlier"] = changed(stored["earlier"], lambda parts: parts.pop())
-            stored["major"] = changed(stored["major"], lambda parts: parts.__setitem__(0, 2))
-            client.hset(key, mapping=stored)
-            async with b.server(echoing(ran)):
-                await b.reaches("major", "dead")
-                await until(lambda: len(ran) == 3)
-            assert sorted(ran) == ["earlier", "later", "same"]
-            assert client.hget(key, "major") == stored["major"]
-            assert "version 2" in ((await handles[3].info()).last_error or "")
-            assert await b.broker.run(ops.run(b.keys(), "major", "dead")) == ("ok", "")
-
-    asyncio.run(main())
+    ran: list[str] = []
+    async with bench(store.url, prefix) as b:
+        names = ("same", "later", "earlier", "major")
+        handles = await b.client.enqueue_many([Task("x", id=name) for name in names])
+        key, client = b.keys().key("tasks"), store.client()
+        stored: dict[str, bytes] = {name: client.hget(key, name) for name in names}
+        stored["later"] = changed(stored["later"], lambda parts: parts.append({"new": 1}))
+        stored["earlier"] = changed(stored["earlier"], lambda parts: parts.pop())
+        stored["major"] = changed(stored["major"], lambda parts: parts.__setitem__(0, 2))
+        client.hset(key, mapping=stored)
+        async with b.server(echoing(ran)):
+            await b.reaches("major", "dead")
+            await until(lambda: len(ran) == 3)
+        assert sorted(ran) == ["earlier", "later", "same"]
+        assert client.hget(key, "major") == stored["major"]
+        assert "version 2" in ((await handles[3].info()).last_error or "")
+        assert await b.broker.run(ops.run(b.keys(), "major", "dead")) == ("ok", "")
 
 
 @pytest.mark.faults(56)
@@ -165,50 +156,44 @@ def test_a_deploy_of_a_new_type_there_and_back_loses_and_charges_nothing(
 
 
 @pytest.mark.faults(56)
-def test_a_type_that_nobody_knew_for_an_hour_is_dead(store: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with bench(store.url, prefix) as b, b.server(Mux()):
-            early, late = await b.client.enqueue_many([Task("nobodys") for _ in range(2)])
-            client, keys = store.client(), b.keys()
-            for handle, minutes in ((early, 59), (late, 61)):
-                await b.reaches(handle.id, "scheduled")
-                before = decode_failure(client.hget(keys.key("failures"), handle.id))
-                since = before.unknown_since_us - minutes * 60_000_000
-                record = Failure(unknown_since_us=since, unknown_times=7)
-                client.hset(keys.key("failures"), handle.id, codec.encode(record))
-                client.zadd(keys.key("scheduled"), {handle.id: 1})
-                client.lpush(keys.key("wake"), "1")
-            await b.reaches(late.id, "dead")
-            assert "for an hour" in ((await late.info()).last_error or "")
-            assert await b.state(early.id) != "dead"
-
-    asyncio.run(main())
+async def test_a_type_that_nobody_knew_for_an_hour_is_dead(store: Store, prefix: str) -> None:
+    async with bench(store.url, prefix) as b, b.server(Mux()):
+        early, late = await b.client.enqueue_many([Task("nobodys") for _ in range(2)])
+        client, keys = store.client(), b.keys()
+        for handle, minutes in ((early, 59), (late, 61)):
+            await b.reaches(handle.id, "scheduled")
+            before = decode_failure(client.hget(keys.key("failures"), handle.id))
+            since = before.unknown_since_us - minutes * 60_000_000
+            record = Failure(unknown_since_us=since, unknown_times=7)
+            client.hset(keys.key("failures"), handle.id, codec.encode(record))
+            client.zadd(keys.key("scheduled"), {handle.id: 1})
+            client.lpush(keys.key("wake"), "1")
+        await b.reaches(late.id, "dead")
+        assert "for an hour" in ((await late.info()).last_error or "")
+        assert await b.state(early.id) != "dead"
 
 
 @pytest.mark.faults(59)
 @pytest.mark.parametrize("over", [0, 1])
-def test_a_result_of_a_megabyte_is_kept_and_one_byte_more_is_an_error_without_a_retry(
+async def test_a_result_of_a_megabyte_is_kept_and_one_byte_more_is_an_error_without_a_retry(
     store: Store, prefix: str, over: int
 ) -> None:
-    async def main() -> None:
-        mux, runs = Mux(), list[int]()
+    mux, runs = Mux(), list[int]()
 
-        @mux.handle("big")
-        async def big(task: TaskInfo) -> bytes:
-            runs.append(task.attempt)
-            return b"x" * (PAYLOAD_LIMIT + over)
+    @mux.handle("big")
+    async def big(task: TaskInfo) -> bytes:
+        runs.append(task.attempt)
+        return b"x" * (PAYLOAD_LIMIT + over)
 
-        async with bench(store.url, prefix) as b, b.server(mux):
-            handle = await b.client.enqueue(Task("big", retention=60, retry=3))
-            await b.reaches(handle.id, "dead" if over else "completed")
-            if over:
-                with pytest.raises(QsyncError, match="over the limit"):
-                    await handle.result(5)
-            else:
-                assert len(await handle.result(5)) == PAYLOAD_LIMIT
-        assert runs == [1]
-
-    asyncio.run(main())
+    async with bench(store.url, prefix) as b, b.server(mux):
+        handle = await b.client.enqueue(Task("big", retention=60, retry=3))
+        await b.reaches(handle.id, "dead" if over else "completed")
+        if over:
+            with pytest.raises(QsyncError, match="over the limit"):
+                await handle.result(5)
+        else:
+            assert len(await handle.result(5)) == PAYLOAD_LIMIT
+    assert runs == [1]
 
 
 @pytest.mark.faults(59)
@@ -257,28 +242,25 @@ def test_100_000_blobs_are_messages_or_are_refused() -> None:
 
 
 @pytest.mark.faults(60)
-def test_a_server_survives_messages_of_any_bytes(store: Store, prefix: str) -> None:
+async def test_a_server_survives_messages_of_any_bytes(store: Store, prefix: str) -> None:
     """Each of 2,000 ends, is dead, or waits for somebody who knows its type."""
 
-    async def main() -> None:
-        chance, ran = random.Random(61), list[str]()
-        async with bench(store.url, prefix) as b:
-            handles = await b.client.enqueue_many(
-                [Task("x", {"n": n}, deadline=None, headers={"h": "v"}) for n in range(2000)]
-            )
-            key, client = b.keys().key("tasks"), store.client()
-            stored = client.hgetall(key)
-            client.hset(key, mapping={id: spoilt(chance, blob) for id, blob in stored.items()})
-            async with b.server(echoing(ran)) as server:
-                pending, active = b.keys().key("pending"), b.keys().key("active")
-                await until(lambda: not client.exists(pending, active), 20)
-                good = await b.client.enqueue(Task("x", retention=60))
-                assert await good.result(10) == b""
-                assert not server.broken
-            assert len(handles) > len(ran) > 10
-            assert client.zcard(b.keys().key("dead")) > 100
-
-    asyncio.run(main())
+    chance, ran = random.Random(61), list[str]()
+    async with bench(store.url, prefix) as b:
+        handles = await b.client.enqueue_many(
+            [Task("x", {"n": n}, deadline=None, headers={"h": "v"}) for n in range(2000)]
+        )
+        key, client = b.keys().key("tasks"), store.client()
+        stored = client.hgetall(key)
+        client.hset(key, mapping={id: spoilt(chance, blob) for id, blob in stored.items()})
+        async with b.server(echoing(ran)) as server:
+            pending, active = b.keys().key("pending"), b.keys().key("active")
+            await until(lambda: not client.exists(pending, active), 20)
+            good = await b.client.enqueue(Task("x", retention=60))
+            assert await good.result(10) == b""
+            assert not server.broken
+        assert len(handles) > len(ran) > 10
+        assert client.zcard(b.keys().key("dead")) > 100
 
 
 values = st.recursive(
@@ -390,47 +372,41 @@ HOSTILE: dict[str, Callable[[], None]] = {
 @pytest.mark.faults(62)
 @pytest.mark.parametrize("place", ["loop", "thread"])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_exception_fails_its_task_alone(
+async def test_a_hostile_exception_fails_its_task_alone(
     valkey: Store, prefix: str, name: str, place: str
 ) -> None:
-    async def main() -> None:
-        mux = echoing([])
+    mux = echoing([])
 
-        def explode(task: TaskInfo) -> None:
-            HOSTILE[name]()
+    def explode(task: TaskInfo) -> None:
+        HOSTILE[name]()
 
-        async def explode_on_loop(task: TaskInfo) -> None:
-            HOSTILE[name]()
+    async def explode_on_loop(task: TaskInfo) -> None:
+        HOSTILE[name]()
 
-        mux.handle("bad")(explode if place == "thread" else explode_on_loop)
-        async with bench(valkey.url, prefix) as b, b.server(mux, concurrency=1):
-            bad = await b.client.enqueue(Task("bad", retry=1, retry_delay=0))
-            await b.reaches(bad.id, "dead")
-            info = await bad.info()
-            assert info.attempt == 2
-            assert 0 < len((info.last_error or "").encode()) <= ERROR_LIMIT
-            good = await b.client.enqueue(Task("x", b"well", retention=60))
-            assert await good.result(5) == b"well"
-
-    asyncio.run(main())
+    mux.handle("bad")(explode if place == "thread" else explode_on_loop)
+    async with bench(valkey.url, prefix) as b, b.server(mux, concurrency=1):
+        bad = await b.client.enqueue(Task("bad", retry=1, retry_delay=0))
+        await b.reaches(bad.id, "dead")
+        info = await bad.info()
+        assert info.attempt == 2
+        assert 0 < len((info.last_error or "").encode()) <= ERROR_LIMIT
+        good = await b.client.enqueue(Task("x", b"well", retention=60))
+        assert await good.result(5) == b"well"
 
 
 @pytest.mark.faults(62)
-def test_who_is_told_of_errors_may_be_hostile_too(valkey: Store, prefix: str) -> None:
-    async def main() -> None:
-        mux = echoing([])
+async def test_who_is_told_of_errors_may_be_hostile_too(valkey: Store, prefix: str) -> None:
+    mux = echoing([])
 
-        @mux.handle("bad")
-        async def bad(task: TaskInfo) -> None:
-            raise NoText
+    @mux.handle("bad")
+    async def bad(task: TaskInfo) -> None:
+        raise NoText
 
-        def on_error(error: BaseException, info: TaskInfo) -> None:
-            raise NoText
+    def on_error(error: BaseException, info: TaskInfo) -> None:
+        raise NoText
 
-        async with bench(valkey.url, prefix) as b, b.server(mux, on_error=on_error):
-            handle = await b.client.enqueue(Task("bad", retry=0))
-            await b.reaches(handle.id, "dead")
-            good = await b.client.enqueue(Task("x", b"well", retention=60))
-            assert await good.result(5) == b"well"
-
-    asyncio.run(main())
+    async with bench(valkey.url, prefix) as b, b.server(mux, on_error=on_error):
+        handle = await b.client.enqueue(Task("bad", retry=0))
+        await b.reaches(handle.id, "dead")
+        good = await b.client.enqueue(Task("x", b"well", retention=60))
+        assert await good.result(5) == b"well"

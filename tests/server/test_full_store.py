@@ -91,24 +91,23 @@ def test_full_store_drains_tasks_with_results(
 
 
 @pytest.mark.faults(61, 83)
-def test_memory_that_ended_tasks_free_is_used_for_results(own_store: Store, prefix: str) -> None:
+async def test_memory_that_ended_tasks_free_is_used_for_results(
+    own_store: Store, prefix: str
+) -> None:
     """Tasks without a result are completed first, so the results of the others fit after all."""
 
-    async def main() -> None:
-        work = Work()
-        async with bench(own_store.url, prefix) as b, b.server(work.mux, prefetch=0):
-            await b.client.enqueue_many([Task("plain", b"x" * 500_000)] * 8)
-            kept = await b.client.enqueue_many([Task("long", retention=600)] * 8)
-            await until(lambda: len(work.ran) == 16)
-            with own_store.client() as client:
-                used = client.info("memory")["used_memory"]
-                client.config_set("maxmemory", used - 500_000)
-                work.go_on.set()
-                await completed(b, 16)
-                client.config_set("maxmemory", 0)
-            assert [await handle.result(5) for handle in kept] == [LONG] * 8
-
-    asyncio.run(main())
+    work = Work()
+    async with bench(own_store.url, prefix) as b, b.server(work.mux, prefetch=0):
+        await b.client.enqueue_many([Task("plain", b"x" * 500_000)] * 8)
+        kept = await b.client.enqueue_many([Task("long", retention=600)] * 8)
+        await until(lambda: len(work.ran) == 16)
+        with own_store.client() as client:
+            used = client.info("memory")["used_memory"]
+            client.config_set("maxmemory", used - 500_000)
+            work.go_on.set()
+            await completed(b, 16)
+            client.config_set("maxmemory", 0)
+        assert [await handle.result(5) for handle in kept] == [LONG] * 8
 
 
 @contextlib.contextmanager
@@ -123,26 +122,23 @@ def results_refused(store: Store, b: Bench) -> Iterator[None]:
 
 
 @pytest.mark.faults(61, 83)
-def test_server_fetches_nothing_while_the_store_refuses_settlements(
+async def test_server_fetches_nothing_while_the_store_refuses_settlements(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "qsync.server")  # where a refusal is said again
 
-    async def main() -> None:
-        work = Work()
-        work.go_on.set()
-        async with bench(store.url, prefix) as b:
-            await b.client.enqueue_many([Task("long", retention=600)] * 1000)
-            async with b.server(work.mux, concurrency=10, prefetch=0):
-                with results_refused(store, b):
-                    await until(lambda: said(caplog) >= 3)
-                    ran = len(work.ran)  # those fetched before the server knew
-                    await until(lambda: said(caplog) >= 6)
-                    assert len(work.ran) == ran < 200
-                await completed(b, 1000)
-        assert len(work.ran) == len(set(work.ran)) == 1000
-
-    asyncio.run(main())
+    work = Work()
+    work.go_on.set()
+    async with bench(store.url, prefix) as b:
+        await b.client.enqueue_many([Task("long", retention=600)] * 1000)
+        async with b.server(work.mux, concurrency=10, prefetch=0):
+            with results_refused(store, b):
+                await until(lambda: said(caplog) >= 3)
+                ran = len(work.ran)  # those fetched before the server knew
+                await until(lambda: said(caplog) >= 6)
+                assert len(work.ran) == ran < 200
+            await completed(b, 1000)
+    assert len(work.ran) == len(set(work.ran)) == 1000
 
 
 def said(caplog: pytest.LogCaptureFixture) -> int:
@@ -151,26 +147,23 @@ def said(caplog: pytest.LogCaptureFixture) -> int:
 
 
 @pytest.mark.faults(61, 83)
-def test_stop_while_the_store_refuses_settlements_charges_no_crash(
+async def test_stop_while_the_store_refuses_settlements_charges_no_crash(
     store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "qsync.server")  # where a refusal is said again
     """The tasks go back uncharged, so that they run again once the store takes their ends."""
 
-    async def main() -> None:
-        work = Work()
-        work.go_on.set()
-        async with bench(store.url, prefix) as b:
-            handles = await b.client.enqueue_many([Task("long", retention=600)] * 5)
-            with results_refused(store, b):
-                server = b.server(work.mux, shutdown_timeout=0)
-                async with server:
-                    await until(lambda: said(caplog) >= 1)
-                    server._force.set()  # as a second SIGTERM does
-                with store.client() as client:
-                    assert client.zcard(b.keys().key("pending")) == 5
-            async with b.server(work.mux):
-                assert [await handle.result(5) for handle in handles] == [LONG] * 5
-            assert (await counts(b)).stats.get("crashed", 0) == 0
-
-    asyncio.run(main())
+    work = Work()
+    work.go_on.set()
+    async with bench(store.url, prefix) as b:
+        handles = await b.client.enqueue_many([Task("long", retention=600)] * 5)
+        with results_refused(store, b):
+            server = b.server(work.mux, shutdown_timeout=0)
+            async with server:
+                await until(lambda: said(caplog) >= 1)
+                server._force.set()  # as a second SIGTERM does
+            with store.client() as client:
+                assert client.zcard(b.keys().key("pending")) == 5
+        async with b.server(work.mux):
+            assert [await handle.result(5) for handle in handles] == [LONG] * 5
+        assert (await counts(b)).stats.get("crashed", 0) == 0

@@ -64,66 +64,57 @@ async def hang(b: Bench, type: str, count: int, **options: Any) -> list[str]:
 
 @pytest.mark.faults(6)
 @pytest.mark.parametrize("type", ["hang", "loop"])
-def test_the_task_ends_the_slot_is_used_and_the_count_falls_again(
+async def test_the_task_ends_the_slot_is_used_and_the_count_falls_again(
     store: Store, prefix: str, type: str
 ) -> None:
-    async def main() -> None:
-        deaf = Deaf()
-        async with (
-            bench(store.url, prefix) as b,
-            b.server(deaf.mux, concurrency=1, threads=1, max_hung=2) as server,
-        ):
-            began = time.monotonic()
-            for id in await hang(b, type, 2):
-                await b.reaches(id, "dead")
-            assert time.monotonic() - began < 2 * (TIMEOUT + STUBBORN) + 5
-            await until(lambda: hung(server) == 2)
-            assert server._capacity.running == 0
-            await b.gone((await b.client.enqueue(Task("note"))).id)
-            assert deaf.ran == 1, "the one slot is there"
-            deaf.over.set()
-            await until(lambda: hung(server) == 0)
-            await b.gone((await b.client.enqueue(Task(type))).id)
-            assert not server.overloaded_by_hung
-
-    asyncio.run(main())
+    deaf = Deaf()
+    async with (
+        bench(store.url, prefix) as b,
+        b.server(deaf.mux, concurrency=1, threads=1, max_hung=2) as server,
+    ):
+        began = time.monotonic()
+        for id in await hang(b, type, 2):
+            await b.reaches(id, "dead")
+        assert time.monotonic() - began < 2 * (TIMEOUT + STUBBORN) + 5
+        await until(lambda: hung(server) == 2)
+        assert server._capacity.running == 0
+        await b.gone((await b.client.enqueue(Task("note"))).id)
+        assert deaf.ran == 1, "the one slot is there"
+        deaf.over.set()
+        await until(lambda: hung(server) == 0)
+        await b.gone((await b.client.enqueue(Task(type))).id)
+        assert not server.overloaded_by_hung
 
 
 @pytest.mark.faults(6)
-def test_the_task_of_a_hung_handler_is_retried(store: Store, prefix: str) -> None:
-    async def main() -> None:
-        deaf, attempts = Deaf(), list[int]()
+async def test_the_task_of_a_hung_handler_is_retried(store: Store, prefix: str) -> None:
+    deaf, attempts = Deaf(), list[int]()
 
-        @deaf.mux.handle("once")
-        async def once(task: TaskInfo) -> None:
-            attempts.append(task.attempt)
-            if task.attempt == 1:
-                await deaf._hang(task)
+    @deaf.mux.handle("once")
+    async def once(task: TaskInfo) -> None:
+        attempts.append(task.attempt)
+        if task.attempt == 1:
+            await deaf._hang(task)
 
-        async with bench(store.url, prefix) as b, b.server(deaf.mux, concurrency=1):
-            task = Task("once", timeout=TIMEOUT, retry=1, retry_delay=0)
-            await b.gone((await b.client.enqueue(task)).id)
-            assert attempts == [1, 2]
-            deaf.over.set()
-
-    asyncio.run(main())
+    async with bench(store.url, prefix) as b, b.server(deaf.mux, concurrency=1):
+        task = Task("once", timeout=TIMEOUT, retry=1, retry_delay=0)
+        await b.gone((await b.client.enqueue(task)).id)
+        assert attempts == [1, 2]
+        deaf.over.set()
 
 
 @pytest.mark.faults(6)
 @pytest.mark.parametrize("type", ["hang", "loop"])
-def test_run_raises_when_too_many_hang(store: Store, prefix: str, type: str) -> None:
-    async def main() -> None:
-        deaf = Deaf()
-        async with bench(store.url, prefix) as b:
-            server = b.server(deaf.mux, concurrency=5, max_hung=2)
-            running = asyncio.create_task(server.run())
-            ids = await hang(b, type, 3)
-            with pytest.raises(QsyncError, match="more than 2 handlers did not stop"):
-                await asyncio.wait_for(running, 10)
-            assert [await b.state(id) for id in ids] == ["dead"] * 3
-            deaf.over.set()
-
-    asyncio.run(main())
+async def test_run_raises_when_too_many_hang(store: Store, prefix: str, type: str) -> None:
+    deaf = Deaf()
+    async with bench(store.url, prefix) as b:
+        server = b.server(deaf.mux, concurrency=5, max_hung=2)
+        running = asyncio.create_task(server.run())
+        ids = await hang(b, type, 3)
+        with pytest.raises(QsyncError, match="more than 2 handlers did not stop"):
+            await asyncio.wait_for(running, 10)
+        assert [await b.state(id) for id in ids] == ["dead"] * 3
+        deaf.over.set()
 
 
 @pytest.mark.faults(6)

@@ -65,101 +65,86 @@ class Recorder:
 
 
 @pytest.mark.faults(92)
-def test_a_long_suspect_holds_up_others_for_a_second(valkey: Store, prefix: str) -> None:
-    async def main() -> None:
-        recorder = Recorder()
-        async with bench(valkey.url, prefix) as b:
-            [suspect] = await make_suspects(b, [Task("stay")])
-            async with b.server(recorder.mux, concurrency=100):
-                await until(lambda: suspect in recorder.running)
-                began = time.monotonic()
-                await b.client.enqueue_many([Task("quick") for _ in range(100)])
-                await until(lambda: recorder.count() == 101)
-                times = [at - began for _, at in recorder.begun[1:]]
-                assert min(times) > crash_isolation.ALONE_S / 2
-                assert max(times) < crash_isolation.ALONE_S + 2.5
-                assert suspect in recorder.running
-                # From now on its server's crash does not count for it.
-                assert valkey.command("HGET", b.keys().key("crashes"), suspect) == b"2-"
-                recorder.gate.set()
-
-    asyncio.run(main())
+async def test_a_long_suspect_holds_up_others_for_a_second(valkey: Store, prefix: str) -> None:
+    recorder = Recorder()
+    async with bench(valkey.url, prefix) as b:
+        [suspect] = await make_suspects(b, [Task("stay")])
+        async with b.server(recorder.mux, concurrency=100):
+            await until(lambda: suspect in recorder.running)
+            began = time.monotonic()
+            await b.client.enqueue_many([Task("quick") for _ in range(100)])
+            await until(lambda: recorder.count() == 101)
+            times = [at - began for _, at in recorder.begun[1:]]
+            assert min(times) > crash_isolation.ALONE_S / 2
+            assert max(times) < crash_isolation.ALONE_S + 2.5
+            assert suspect in recorder.running
+            # From now on its server's crash does not count for it.
+            assert valkey.command("HGET", b.keys().key("crashes"), suspect) == b"2-"
+            recorder.gate.set()
 
 
 @pytest.mark.faults(92)
-def test_many_long_suspects_start_soon_after_the_first(valkey: Store, prefix: str) -> None:
-    async def main() -> None:
-        recorder = Recorder()
-        async with bench(valkey.url, prefix) as b:
-            ids = await make_suspects(b, [Task("stay") for _ in range(40)])
-            async with b.server(recorder.mux, concurrency=100):
-                began = time.monotonic()
-                await until(lambda: recorder.count() == 1)
-                await until(lambda: len(recorder.running) == len(ids))
-                assert time.monotonic() - began < crash_isolation.ALONE_S + 4
-                recorder.gate.set()
-            assert recorder.count() == len(ids)
-
-    asyncio.run(main())
+async def test_many_long_suspects_start_soon_after_the_first(valkey: Store, prefix: str) -> None:
+    recorder = Recorder()
+    async with bench(valkey.url, prefix) as b:
+        ids = await make_suspects(b, [Task("stay") for _ in range(40)])
+        async with b.server(recorder.mux, concurrency=100):
+            began = time.monotonic()
+            await until(lambda: recorder.count() == 1)
+            await until(lambda: len(recorder.running) == len(ids))
+            assert time.monotonic() - began < crash_isolation.ALONE_S + 4
+            recorder.gate.set()
+        assert recorder.count() == len(ids)
 
 
 @pytest.mark.faults(92)
-def test_suspects_share_the_slots_that_there_are(valkey: Store, prefix: str) -> None:
-    async def main() -> None:
-        recorder = Recorder()
-        async with bench(valkey.url, prefix) as b:
-            ids = await make_suspects(b, [Task("stay") for _ in range(12)])
-            async with b.server(recorder.mux, concurrency=5):
-                await until(lambda: len(recorder.running) == 5)
-                recorder.gate.set()
-                for id in ids:
-                    await b.gone(id)
-
-    asyncio.run(main())
-
-
-@pytest.mark.faults(92)
-def test_suspects_that_ran_together_in_a_crash_run_one_at_a_time(
-    valkey: Store, prefix: str
-) -> None:
-    async def main() -> None:
-        recorder = Recorder()
-        async with bench(valkey.url, prefix) as b:
-            ids = await make_suspects(b, [Task("stay") for _ in range(3)])
-            await crash(b, ids, "dead3", together=True)
+async def test_suspects_share_the_slots_that_there_are(valkey: Store, prefix: str) -> None:
+    recorder = Recorder()
+    async with bench(valkey.url, prefix) as b:
+        ids = await make_suspects(b, [Task("stay") for _ in range(12)])
+        async with b.server(recorder.mux, concurrency=5):
+            await until(lambda: len(recorder.running) == 5)
+            recorder.gate.set()
             for id in ids:
-                assert (await b.client.handle(id).info()).crashes == 2
-                assert valkey.command("HGET", b.keys().key("crashes"), id) == b"2~1"
-            async with b.server(recorder.mux, concurrency=100):
-                await until(lambda: recorder.count() == 1)
-                await b.client.enqueue(Task("quick"))
-                await until(lambda: recorder.count() == 2, timeout=crash_isolation.ALONE_S * 8 + 3)
-                assert recorder.begun[1][1] - recorder.begun[0][1] >= crash_isolation.ALONE_S * 8
-                assert len(recorder.running) == 1, "others may join it, but no other suspect"
-                recorder.gate.set()
-                for id in ids:
-                    await b.gone(id)
-
-    asyncio.run(main())
+                await b.gone(id)
 
 
-def test_with_a_limit_of_two_crashes_a_task_is_a_suspect_after_the_first(
+@pytest.mark.faults(92)
+async def test_suspects_that_ran_together_in_a_crash_run_one_at_a_time(
     valkey: Store, prefix: str
 ) -> None:
-    async def main() -> None:
-        recorder = Recorder()
-        async with bench(valkey.url, prefix) as b:
-            ids = [one.id for one in await b.client.enqueue_many([Task("stay")] * 2)]
-            await crash(b, ids, "dead1")
-            async with b.server(recorder.mux, concurrency=100, max_crashes=2):
-                await until(lambda: recorder.count() == 1)
-                signs = [valkey.command("HGET", b.keys().key("crashes"), id) for id in ids]
-                assert sorted(signs) == [b"1", b"1+"]
-                recorder.gate.set()
-                for id in ids:
-                    await b.gone(id)
+    recorder = Recorder()
+    async with bench(valkey.url, prefix) as b:
+        ids = await make_suspects(b, [Task("stay") for _ in range(3)])
+        await crash(b, ids, "dead3", together=True)
+        for id in ids:
+            assert (await b.client.handle(id).info()).crashes == 2
+            assert valkey.command("HGET", b.keys().key("crashes"), id) == b"2~1"
+        async with b.server(recorder.mux, concurrency=100):
+            await until(lambda: recorder.count() == 1)
+            await b.client.enqueue(Task("quick"))
+            await until(lambda: recorder.count() == 2, timeout=crash_isolation.ALONE_S * 8 + 3)
+            assert recorder.begun[1][1] - recorder.begun[0][1] >= crash_isolation.ALONE_S * 8
+            assert len(recorder.running) == 1, "others may join it, but no other suspect"
+            recorder.gate.set()
+            for id in ids:
+                await b.gone(id)
 
-    asyncio.run(main())
+
+async def test_with_a_limit_of_two_crashes_a_task_is_a_suspect_after_the_first(
+    valkey: Store, prefix: str
+) -> None:
+    recorder = Recorder()
+    async with bench(valkey.url, prefix) as b:
+        ids = [one.id for one in await b.client.enqueue_many([Task("stay")] * 2)]
+        await crash(b, ids, "dead1")
+        async with b.server(recorder.mux, concurrency=100, max_crashes=2):
+            await until(lambda: recorder.count() == 1)
+            signs = [valkey.command("HGET", b.keys().key("crashes"), id) for id in ids]
+            assert sorted(signs) == [b"1", b"1+"]
+            recorder.gate.set()
+            for id in ids:
+                await b.gone(id)
 
 
 # What is counted.

@@ -55,7 +55,9 @@ def test_a_handler_in_a_thread_is_told_by_progress_and_by_enqueues(
     app.close()
 
 
-def test_a_handler_on_the_loop_is_told_after_its_cancellation(valkey: Store, prefix: str) -> None:
+async def test_a_handler_on_the_loop_is_told_after_its_cancellation(
+    valkey: Store, prefix: str
+) -> None:
     mux, raised, begun = Mux(), list[LeaseLost](), asyncio.Event()
 
     @mux.handle("long")
@@ -71,17 +73,14 @@ def test_a_handler_on_the_loop_is_told_after_its_cancellation(valkey: Store, pre
             raised.extend([progress.value, enqueue.value])
             raise
 
-    async def main() -> None:
-        async with bench(valkey.url, prefix) as b, b.server(mux, lease=0.9) as server:
-            await b.client.enqueue(Task("long"))
-            await begun.wait()
-            await take_over(b, server.holder, count=1)
-            await until(lambda: len(raised) == 2)
-
-    asyncio.run(main())
+    async with bench(valkey.url, prefix) as b, b.server(mux, lease=0.9) as server:
+        await b.client.enqueue(Task("long"))
+        await begun.wait()
+        await take_over(b, server.holder, count=1)
+        await until(lambda: len(raised) == 2)
 
 
-def test_a_handler_that_is_stopped_for_another_reason_may_still_enqueue(
+async def test_a_handler_that_is_stopped_for_another_reason_may_still_enqueue(
     valkey: Store, prefix: str
 ) -> None:
     mux, ended = Mux(), list[str]()
@@ -93,10 +92,7 @@ def test_a_handler_that_is_stopped_for_another_reason_may_still_enqueue(
         current().progress(2, 2)
         ended.append(current().client.enqueue(Task("child", queue="unserved")).id)
 
-    async def main() -> None:
-        async with bench(valkey.url, prefix) as b, b.server(mux):
-            await b.client.enqueue(Task("long", timeout=0.3, retry=0))
-            await until(lambda: bool(ended))
-            assert await b.state(ended[0], "unserved") == "pending"
-
-    asyncio.run(main())
+    async with bench(valkey.url, prefix) as b, b.server(mux):
+        await b.client.enqueue(Task("long", timeout=0.3, retry=0))
+        await until(lambda: bool(ended))
+        assert await b.state(ended[0], "unserved") == "pending"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from typing import Any
 
@@ -49,63 +48,54 @@ async def looked(server: Server, times: int) -> None:
 
 
 @pytest.mark.faults(99)
-def test_idle_server_of_many_queues_fetches_from_none(store: Store, prefix: str) -> None:
-    async def main() -> None:
-        names = [f"q{at}" for at in range(200)]
-        async with (
-            bench(store.url, prefix) as using,
-            using.server(Mux(), queues=names, sweep=0.1) as server,
-        ):
-            await looked(server, 3)
-            before = fetches(server)
-            await looked(server, 5)
-            # Each is fetched from once in five minutes, whatever a look says.
-            assert fetches(server) - before <= len(names) // 4
-
-    asyncio.run(main())
+async def test_idle_server_of_many_queues_fetches_from_none(store: Store, prefix: str) -> None:
+    names = [f"q{at}" for at in range(200)]
+    async with (
+        bench(store.url, prefix) as using,
+        using.server(Mux(), queues=names, sweep=0.1) as server,
+    ):
+        await looked(server, 3)
+        before = fetches(server)
+        await looked(server, 5)
+        # Each is fetched from once in five minutes, whatever a look says.
+        assert fetches(server) - before <= len(names) // 4
 
 
 @pytest.mark.faults(100)
-def test_tasks_in_many_queues_take_few_fetches(store: Store, prefix: str) -> None:
+async def test_tasks_in_many_queues_take_few_fetches(store: Store, prefix: str) -> None:
     """Two tasks in each of 600 queues, and as many beside them that stay empty."""
     count = 600
 
-    async def main() -> None:
-        counting = Counting()
-        async with bench(store.url, prefix) as using:
-            tasks = [Task("a", queue=f"q{at}") for at in range(count) for _ in range(2)]
-            await using.client.enqueue_many(tasks)
-            names = [f"q{at}" for at in range(2 * count)]
-            async with using.server(counting.mux, queues=names, sweep=60.0) as server:
-                await counting.reaches(2 * count)
-                assert fetches(server) <= 3 * count
-        assert {*counting.ran.values()} == {2}
-
-    asyncio.run(main())
+    counting = Counting()
+    async with bench(store.url, prefix) as using:
+        tasks = [Task("a", queue=f"q{at}") for at in range(count) for _ in range(2)]
+        await using.client.enqueue_many(tasks)
+        names = [f"q{at}" for at in range(2 * count)]
+        async with using.server(counting.mux, queues=names, sweep=60.0) as server:
+            await counting.reaches(2 * count)
+            assert fetches(server) <= 3 * count
+    assert {*counting.ran.values()} == {2}
 
 
 @pytest.mark.faults(100)
 @pytest.mark.parametrize("queues", [3, 150])
 @pytest.mark.parametrize("lost", [False, True])
-def test_task_in_one_of_many_queues_is_found(
+async def test_task_in_one_of_many_queues_is_found(
     store: Store, prefix: str, queues: int, *, lost: bool
 ) -> None:
     """By its wake at once; and by a look where nobody heard of it."""
 
-    async def main() -> None:
-        counting = Counting()
-        names = [f"q{at}" for at in range(queues)]
-        async with bench(store.url, prefix) as using:
-            sweep = 0.3 if lost else 60.0
-            async with using.server(counting.mux, queues=names, sweep=sweep) as server:
-                await looked(server, 0)
-                if lost:
-                    await add_unheard(store, using, names[-1])
-                else:
-                    await using.client.enqueue(Task("a", queue=names[-1]))
-                await counting.reaches(1)
-
-    asyncio.run(main())
+    counting = Counting()
+    names = [f"q{at}" for at in range(queues)]
+    async with bench(store.url, prefix) as using:
+        sweep = 0.3 if lost else 60.0
+        async with using.server(counting.mux, queues=names, sweep=sweep) as server:
+            await looked(server, 0)
+            if lost:
+                await add_unheard(store, using, names[-1])
+            else:
+                await using.client.enqueue(Task("a", queue=names[-1]))
+            await counting.reaches(1)
 
 
 async def add_unheard(store: Store, using: Bench, queue: str) -> None:
@@ -118,37 +108,33 @@ async def add_unheard(store: Store, using: Bench, queue: str) -> None:
         redis.hdel(keys.key("meta"), "paused", "paused_at")
 
 
-def test_task_of_one_of_many_queues_starts_at_its_time(store: Store, prefix: str) -> None:
-    async def main() -> None:
-        counting = Counting()
-        names = [f"q{at}" for at in range(150)]
-        async with (
-            bench(store.url, prefix) as using,
-            using.server(counting.mux, queues=names, sweep=60.0, lease=60.0) as server,
-        ):
-            await looked(server, 0)
-            for delay in (0.4, 0.2, 0.6):
-                await using.client.enqueue(Task("a", queue="q7", delay=delay))
-            await counting.reaches(3)
-
-    asyncio.run(main())
+async def test_task_of_one_of_many_queues_starts_at_its_time(store: Store, prefix: str) -> None:
+    counting = Counting()
+    names = [f"q{at}" for at in range(150)]
+    async with (
+        bench(store.url, prefix) as using,
+        using.server(counting.mux, queues=names, sweep=60.0, lease=60.0) as server,
+    ):
+        await looked(server, 0)
+        for delay in (0.4, 0.2, 0.6):
+            await using.client.enqueue(Task("a", queue="q7", delay=delay))
+        await counting.reaches(3)
 
 
-def test_server_of_many_queues_recovers_what_a_dead_one_held(store: Store, prefix: str) -> None:
-    async def main() -> None:
-        counting = Counting()
-        names = [f"q{at}" for at in range(150)]
-        async with bench(store.url, prefix) as using:
-            await using.client.enqueue(Task("a", queue="q7"))
-            server = using.server(counting.mux, queues=names)
-            fetch = ops.fetch(
-                using.keys("q7"), server="dead", number=1, wanted=1, policy=server.config.policy()
-            )
-            assert len((await using.broker.run(fetch)).ids) == 1
-            async with server:
-                await counting.reaches(1)
-
-    asyncio.run(main())
+async def test_server_of_many_queues_recovers_what_a_dead_one_held(
+    store: Store, prefix: str
+) -> None:
+    counting = Counting()
+    names = [f"q{at}" for at in range(150)]
+    async with bench(store.url, prefix) as using:
+        await using.client.enqueue(Task("a", queue="q7"))
+        server = using.server(counting.mux, queues=names)
+        fetch = ops.fetch(
+            using.keys("q7"), server="dead", number=1, wanted=1, policy=server.config.policy()
+        )
+        assert len((await using.broker.run(fetch)).ids) == 1
+        async with server:
+            await counting.reaches(1)
 
 
 # What a look tells.

@@ -27,7 +27,7 @@ def lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> lis
 
 
 @pytest.mark.faults(23)
-def test_an_outage_is_one_line_when_it_begins_and_one_when_it_ends(
+async def test_an_outage_is_one_line_when_it_begins_and_one_when_it_ends(
     own_store: Store, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All parts at once: fetches, waits, leases, ends of tasks, progress, ticks, inbox, record."""
@@ -49,35 +49,32 @@ def test_an_outage_is_one_line_when_it_begins_and_one_when_it_ends(
     def ticks() -> Task:
         return Task("tick")
 
-    async def main() -> None:
-        app = Qsync(own_store.url, prefix=prefix)
-        address = app.client()._address
-        periodic = [PeriodicTask(Periodic("every-second", Every(1)), ticks)]
-        async with (
-            app.async_client() as client,
-            Server(
-                address, prefix=prefix, mux=mux, periodic=periodic, lease=2,
-                queues=["default", "other"],
-            ),
-        ):  # fmt: skip
-            await client.enqueue(Task("t"))
-            await begun.wait()
-            caplog.clear()
-            own_store.kill()
-            await wait_until_async(lambda: len(lines(caplog, logging.DEBUG)) > 3, 20)
-            end.set()
-            parts = ("fetch from", "inbox", "renew", "settle", "periodic")
-            await wait_until_async(
-                lambda: all(part in "".join(lines(caplog, logging.DEBUG)) for part in parts), 30
-            )
-            assert len(lines(caplog)) == 1, lines(caplog)
-            await asyncio.to_thread(own_store.restart)
-            await wait_until_async(lambda: len(lines(caplog)) > 1, 30)
-        first, last = lines(caplog)
-        assert re.match("cannot .*is not available", first)
-        assert re.fullmatch(r"the store is back after \d.*s", last)
-
-    asyncio.run(main())
+    app = Qsync(own_store.url, prefix=prefix)
+    address = app.client()._address
+    periodic = [PeriodicTask(Periodic("every-second", Every(1)), ticks)]
+    async with (
+        app.async_client() as client,
+        Server(
+            address, prefix=prefix, mux=mux, periodic=periodic, lease=2,
+            queues=["default", "other"],
+        ),
+    ):  # fmt: skip
+        await client.enqueue(Task("t"))
+        await begun.wait()
+        caplog.clear()
+        own_store.kill()
+        await wait_until_async(lambda: len(lines(caplog, logging.DEBUG)) > 3, 20)
+        end.set()
+        parts = ("fetch from", "inbox", "renew", "settle", "periodic")
+        await wait_until_async(
+            lambda: all(part in "".join(lines(caplog, logging.DEBUG)) for part in parts), 30
+        )
+        assert len(lines(caplog)) == 1, lines(caplog)
+        await asyncio.to_thread(own_store.restart)
+        await wait_until_async(lambda: len(lines(caplog)) > 1, 30)
+    first, last = lines(caplog)
+    assert re.match("cannot .*is not available", first)
+    assert re.fullmatch(r"the store is back after \d.*s", last)
 
 
 def test_a_long_outage_is_one_line_a_minute(

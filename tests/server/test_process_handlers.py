@@ -90,18 +90,15 @@ def test_on_error_and_retry_delay_get_the_class_that_was_raised(valkey: Store, p
 
 
 @pytest.mark.faults(96)
-def test_a_timeout_kills_the_programs_that_the_handler_started(tmp_path: Path) -> None:
-    async def main() -> None:
-        pool = ProcessPool(1)
-        info = waiting_in(tmp_path)
-        await pool.run(handler(handlers.look), INFO, None)
-        with pytest.raises(TimeoutError):
-            await pool.run(handler(handlers.start_a_program), info, 3)
-        program = int((tmp_path / "program").read_text())
-        await wait_until_async(lambda: gone(program))
-        await pool.close(0)
-
-    asyncio.run(main())
+async def test_a_timeout_kills_the_programs_that_the_handler_started(tmp_path: Path) -> None:
+    pool = ProcessPool(1)
+    info = waiting_in(tmp_path)
+    await pool.run(handler(handlers.look), INFO, None)
+    with pytest.raises(TimeoutError):
+        await pool.run(handler(handlers.start_a_program), info, 3)
+    program = int((tmp_path / "program").read_text())
+    await wait_until_async(lambda: gone(program))
+    await pool.close(0)
 
 
 @pytest.mark.faults(96)
@@ -133,27 +130,21 @@ if __name__ == "__main__":
     assert ("TimeoutError" if how == "timeout" else "HandlerError") in done.stdout
 
 
-def test_a_process_that_forks_runs_the_next_task_once() -> None:
-    async def main() -> None:
-        pool = ProcessPool(1)
-        first = await pool.run(handler(handlers.look), INFO, None)
-        assert await pool.run(handler(handlers.fork), INFO, None) == first["pid"]
-        for _ in range(5):
-            assert (await pool.run(handler(handlers.look), INFO, None))["pid"] == first["pid"]
-        await pool.close(0)
-
-    asyncio.run(main())
+async def test_a_process_that_forks_runs_the_next_task_once() -> None:
+    pool = ProcessPool(1)
+    first = await pool.run(handler(handlers.look), INFO, None)
+    assert await pool.run(handler(handlers.fork), INFO, None) == first["pid"]
+    for _ in range(5):
+        assert (await pool.run(handler(handlers.look), INFO, None))["pid"] == first["pid"]
+    await pool.close(0)
 
 
-def test_large_arguments_and_values_cross() -> None:
-    async def main() -> None:
-        pool = ProcessPool(1)
-        fields: dict[str, Any] = {name: getattr(INFO, name) for name in INFO.__struct_fields__}
-        info = TaskInfo(**{**fields, "payload": bytes(5_000_000)})
-        assert await pool.run(handler(handlers.echo), info, None) == bytes(5_000_000)
-        await pool.close(0)
-
-    asyncio.run(main())
+async def test_large_arguments_and_values_cross() -> None:
+    pool = ProcessPool(1)
+    fields: dict[str, Any] = {name: getattr(INFO, name) for name in INFO.__struct_fields__}
+    info = TaskInfo(**{**fields, "payload": bytes(5_000_000)})
+    assert await pool.run(handler(handlers.echo), info, None) == bytes(5_000_000)
+    await pool.close(0)
 
 
 def test_a_call_costs_little() -> None:

@@ -67,137 +67,116 @@ async def sent(pool: ProcessPool, count: int) -> None:
 
 
 @pytest.mark.faults(96)
-def test_a_timeout_kills_the_running_task_and_the_others_run_elsewhere(
+async def test_a_timeout_kills_the_running_task_and_the_others_run_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def main() -> None:
-        async with warm_pool(tmp_path) as (pool, pid):
-            long = start(pool, handlers.wait_for, waiting_in(tmp_path / "long"), 0.5)
-            behind = [start(pool, handlers.look) for _ in range(5)]
-            await sent(pool, 6)
-            monkeypatch.setattr(process_pool, "PATIENCE_S", 0.1)
-            pool._watch(pool._processes[0])
-            with pytest.raises(TimeoutError):
-                await long
-            pids = {value["pid"] for value in await asyncio.gather(*behind)}
-            assert len(pids) == 1
-            assert pid not in pids
-
-    asyncio.run(main())
+    async with warm_pool(tmp_path) as (pool, pid):
+        long = start(pool, handlers.wait_for, waiting_in(tmp_path / "long"), 0.5)
+        behind = [start(pool, handlers.look) for _ in range(5)]
+        await sent(pool, 6)
+        monkeypatch.setattr(process_pool, "PATIENCE_S", 0.1)
+        pool._watch(pool._processes[0])
+        with pytest.raises(TimeoutError):
+            await long
+        pids = {value["pid"] for value in await asyncio.gather(*behind)}
+        assert len(pids) == 1
+        assert pid not in pids
 
 
 @pytest.mark.faults(96)
-def test_a_crash_fails_the_running_task_alone(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with warm_pool(tmp_path) as (pool, pid):
-            await pool.run(handler(handlers.look), INFO, None)
-            long = start(pool, handlers.wait_for, waiting_in(tmp_path / "long"))
-            behind = [start(pool, handlers.look) for _ in range(5)]
-            await wait_until_async((tmp_path / "long" / "pid").exists)
-            await sent(pool, 6)
-            pool._processes[0]._kill_group()
-            with pytest.raises(HandlerError, match="the process died: killed by SIGKILL"):
-                await long
-            pids = {value["pid"] for value in await asyncio.gather(*behind)}
-            assert pid not in pids
-
-    asyncio.run(main())
+async def test_a_crash_fails_the_running_task_alone(tmp_path: Path) -> None:
+    async with warm_pool(tmp_path) as (pool, pid):
+        await pool.run(handler(handlers.look), INFO, None)
+        long = start(pool, handlers.wait_for, waiting_in(tmp_path / "long"))
+        behind = [start(pool, handlers.look) for _ in range(5)]
+        await wait_until_async((tmp_path / "long" / "pid").exists)
+        await sent(pool, 6)
+        pool._processes[0]._kill_group()
+        with pytest.raises(HandlerError, match="the process died: killed by SIGKILL"):
+            await long
+        pids = {value["pid"] for value in await asyncio.gather(*behind)}
+        assert pid not in pids
 
 
-def test_a_task_given_up_behind_another_never_begins(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with warm_pool(tmp_path) as (pool, pid):
-            long = start(pool, handlers.wait_for, waiting_in(tmp_path / "long"))
-            given_up = start(pool, handlers.wait_for, waiting_in(tmp_path / "given_up"))
-            last = start(pool, handlers.look)
-            await wait_until_async((tmp_path / "long" / "pid").exists)
-            await sent(pool, 3)
-            given_up.cancel()
-            await asyncio.wait([given_up])
-            assert given_up.cancelled()
-            (tmp_path / "long" / "go").touch()
-            assert await long == "waited"
-            assert (await last)["pid"] == pid, "its process was not killed"
-            assert not (tmp_path / "given_up" / "pid").exists()
-
-    asyncio.run(main())
+async def test_a_task_given_up_behind_another_never_begins(tmp_path: Path) -> None:
+    async with warm_pool(tmp_path) as (pool, pid):
+        long = start(pool, handlers.wait_for, waiting_in(tmp_path / "long"))
+        given_up = start(pool, handlers.wait_for, waiting_in(tmp_path / "given_up"))
+        last = start(pool, handlers.look)
+        await wait_until_async((tmp_path / "long" / "pid").exists)
+        await sent(pool, 3)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        assert given_up.cancelled()
+        (tmp_path / "long" / "go").touch()
+        assert await long == "waited"
+        assert (await last)["pid"] == pid, "its process was not killed"
+        assert not (tmp_path / "given_up" / "pid").exists()
 
 
-def test_a_task_behind_a_long_one_comes_back_and_is_asked_again(
+async def test_a_task_behind_a_long_one_comes_back_and_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def main() -> None:
-        async with warm_pool(tmp_path) as (pool, pid):
-            claim = Claim()
-            long = start(pool, handlers.wait_for, waiting_in(tmp_path / "long"))
-            second = start(pool, handlers.wait_for, waiting_in(tmp_path / "2"), None, claim)
-            await wait_until_async((tmp_path / "long" / "pid").exists)
-            await sent(pool, 2)
-            assert claim.waits, "a server that stops takes it back"
-            monkeypatch.setattr(process_pool, "PATIENCE_S", 0.0)
-            pool._watch(pool._processes[0])
-            await sent(pool, 1)
-            claim.given = False
-            (tmp_path / "long" / "go").touch()
-            assert await long == "waited"
-            with pytest.raises(NotBegun):
-                await second
-            assert not (tmp_path / "2" / "pid").exists()
-            assert (await pool.run(handler(handlers.look), INFO, None))["pid"] == pid
-
-    asyncio.run(main())
-
-
-def test_a_task_behind_another_no_longer_waits_once_it_begins(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with warm_pool(tmp_path) as (pool, _):
-            claim = Claim()
-            first = start(pool, handlers.wait_for, waiting_in(tmp_path / "1"))
-            second = start(pool, handlers.wait_for, waiting_in(tmp_path / "2"), None, claim)
-            await sent(pool, 2)
-            assert claim.waits
-            (tmp_path / "1" / "go").touch()
-            await first
-            assert not claim.waits
-            (tmp_path / "2" / "go").touch()
+    async with warm_pool(tmp_path) as (pool, pid):
+        claim = Claim()
+        long = start(pool, handlers.wait_for, waiting_in(tmp_path / "long"))
+        second = start(pool, handlers.wait_for, waiting_in(tmp_path / "2"), None, claim)
+        await wait_until_async((tmp_path / "long" / "pid").exists)
+        await sent(pool, 2)
+        assert claim.waits, "a server that stops takes it back"
+        monkeypatch.setattr(process_pool, "PATIENCE_S", 0.0)
+        pool._watch(pool._processes[0])
+        await sent(pool, 1)
+        claim.given = False
+        (tmp_path / "long" / "go").touch()
+        assert await long == "waited"
+        with pytest.raises(NotBegun):
             await second
-
-    asyncio.run(main())
-
-
-def test_closing_keeps_what_waits_in_a_process_from_beginning(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with warm_pool(tmp_path) as (pool, _):
-            long = start(pool, handlers.wait_for, waiting_in(tmp_path / "long"))
-            behind = start(pool, handlers.wait_for, waiting_in(tmp_path / "2"))
-            await wait_until_async((tmp_path / "long" / "pid").exists)
-            await sent(pool, 2)
-            closing = asyncio.create_task(pool.close(20))
-            with pytest.raises(HandlerError, match="closed"):
-                await behind
-            (tmp_path / "long" / "go").touch()
-            assert await long == "waited"
-            await closing
-            assert not (tmp_path / "2" / "pid").exists()
-
-    asyncio.run(main())
+        assert not (tmp_path / "2" / "pid").exists()
+        assert (await pool.run(handler(handlers.look), INFO, None))["pid"] == pid
 
 
-def test_values_come_to_their_own_calls_whatever_is_taken_back(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with warm_pool(tmp_path) as (pool, pid):
-            for _ in range(10):
-                runs = [start(pool, handlers.echo, waiting_in(tmp_path / "0"))]
-                (tmp_path / "0").rmdir()
-                for n in range(1, 30):
-                    runs.append(start(pool, handlers.echo, waiting_in(tmp_path / str(n))))
-                    (tmp_path / str(n)).rmdir()
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
-                for process in pool._processes:
-                    pool._wait_again(process.recall())
-                values = await asyncio.gather(*runs)
-                assert values == [str(tmp_path / str(n)).encode() for n in range(30)]
-            assert (await pool.run(handler(handlers.look), INFO, None))["pid"] == pid
+async def test_a_task_behind_another_no_longer_waits_once_it_begins(tmp_path: Path) -> None:
+    async with warm_pool(tmp_path) as (pool, _):
+        claim = Claim()
+        first = start(pool, handlers.wait_for, waiting_in(tmp_path / "1"))
+        second = start(pool, handlers.wait_for, waiting_in(tmp_path / "2"), None, claim)
+        await sent(pool, 2)
+        assert claim.waits
+        (tmp_path / "1" / "go").touch()
+        await first
+        assert not claim.waits
+        (tmp_path / "2" / "go").touch()
+        await second
 
-    asyncio.run(main())
+
+async def test_closing_keeps_what_waits_in_a_process_from_beginning(tmp_path: Path) -> None:
+    async with warm_pool(tmp_path) as (pool, _):
+        long = start(pool, handlers.wait_for, waiting_in(tmp_path / "long"))
+        behind = start(pool, handlers.wait_for, waiting_in(tmp_path / "2"))
+        await wait_until_async((tmp_path / "long" / "pid").exists)
+        await sent(pool, 2)
+        closing = asyncio.create_task(pool.close(20))
+        with pytest.raises(HandlerError, match="closed"):
+            await behind
+        (tmp_path / "long" / "go").touch()
+        assert await long == "waited"
+        await closing
+        assert not (tmp_path / "2" / "pid").exists()
+
+
+async def test_values_come_to_their_own_calls_whatever_is_taken_back(tmp_path: Path) -> None:
+    async with warm_pool(tmp_path) as (pool, pid):
+        for _ in range(10):
+            runs = [start(pool, handlers.echo, waiting_in(tmp_path / "0"))]
+            (tmp_path / "0").rmdir()
+            for n in range(1, 30):
+                runs.append(start(pool, handlers.echo, waiting_in(tmp_path / str(n))))
+                (tmp_path / str(n)).rmdir()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            for process in pool._processes:
+                pool._wait_again(process.recall())
+            values = await asyncio.gather(*runs)
+            assert values == [str(tmp_path / str(n)).encode() for n in range(30)]
+        assert (await pool.run(handler(handlers.look), INFO, None))["pid"] == pid

@@ -160,45 +160,39 @@ def leased(lane: QueueState, number: int) -> LeasedTask:
     return one
 
 
-def test_handlers_that_wait_begin_in_their_order(valkey: Store, prefix: str) -> None:
-    async def main() -> None:
-        mux, begun = Mux(), list[str]()
+async def test_handlers_that_wait_begin_in_their_order(valkey: Store, prefix: str) -> None:
+    mux, begun = Mux(), list[str]()
 
-        @mux.handle("waits")
-        async def waits(task: TaskInfo) -> None:
-            begun.append(task.id)
-            await asyncio.sleep(0)
+    @mux.handle("waits")
+    async def waits(task: TaskInfo) -> None:
+        begun.append(task.id)
+        await asyncio.sleep(0)
 
-        async with bench(valkey.url, prefix) as b:
-            ids = [f"{number:04}" for number in range(3000)]
-            await b.client.enqueue_many([Task("waits", id=id) for id in ids])
-            async with b.server(mux):
-                await until(lambda: len(begun) == len(ids))
-        overtaken = max(abs(at - int(id)) for at, id in enumerate(begun))
-        assert overtaken <= 100  # as many run at once
-
-    asyncio.run(main())
+    async with bench(valkey.url, prefix) as b:
+        ids = [f"{number:04}" for number in range(3000)]
+        await b.client.enqueue_many([Task("waits", id=id) for id in ids])
+        async with b.server(mux):
+            await until(lambda: len(begun) == len(ids))
+    overtaken = max(abs(at - int(id)) for at, id in enumerate(begun))
+    assert overtaken <= 100  # as many run at once
 
 
-def test_limits_forget_what_has_ended_and_tell_what_has_not() -> None:
-    async def main() -> None:
-        over: list[str] = []
-        limits = Timeouts(lambda one: over.append(one.id))
-        lane = QueueState(QueueKeys("p", "q"))
-        long = leased(lane, -1)
-        limits.add(long, 3600.0)
-        for number in range(20 * SPARE):
-            quick = leased(lane, number)
-            limits.add(quick, 3600.0)
-            quick.phase = RELEASED
-            assert limits.size <= 2 * SPARE + 2
-        stuck, ended, soon = (leased(lane, number) for number in (1, 2, 3))
-        limits.add(stuck, 0.02)
-        limits.add(ended, 0.02)
-        limits.add(soon, 0.01)
-        ended.phase = RELEASED
-        await until(lambda: len(over) == 2)
-        assert over == ["t3", "t1"]
-        limits.close()
-
-    asyncio.run(main())
+async def test_limits_forget_what_has_ended_and_tell_what_has_not() -> None:
+    over: list[str] = []
+    limits = Timeouts(lambda one: over.append(one.id))
+    lane = QueueState(QueueKeys("p", "q"))
+    long = leased(lane, -1)
+    limits.add(long, 3600.0)
+    for number in range(20 * SPARE):
+        quick = leased(lane, number)
+        limits.add(quick, 3600.0)
+        quick.phase = RELEASED
+        assert limits.size <= 2 * SPARE + 2
+    stuck, ended, soon = (leased(lane, number) for number in (1, 2, 3))
+    limits.add(stuck, 0.02)
+    limits.add(ended, 0.02)
+    limits.add(soon, 0.01)
+    ended.phase = RELEASED
+    await until(lambda: len(over) == 2)
+    assert over == ["t3", "t1"]
+    limits.close()

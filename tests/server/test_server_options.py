@@ -159,29 +159,26 @@ def test_threads_follow_the_machine_unless_they_are_given(concurrency: int, thre
     assert Config(concurrency=concurrency, threads=50).thread_count == 50
 
 
-def test_server_of_def_handlers_takes_no_more_tasks_than_it_has_threads(
+async def test_server_of_def_handlers_takes_no_more_tasks_than_it_has_threads(
     valkey: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tasks that would wait for its threads are left to other servers."""
     monkeypatch.setattr(config, "MAX_DEFAULT_THREADS", 2)
 
-    async def main() -> None:
-        mux, release, begun = Mux(), threading.Event(), list[str]()
+    mux, release, begun = Mux(), threading.Event(), list[str]()
 
-        @mux.handle("wait")
-        def wait(task: TaskInfo) -> None:
-            begun.append(server_of_token(task.token))
-            release.wait(60)
+    @mux.handle("wait")
+    def wait(task: TaskInfo) -> None:
+        begun.append(server_of_token(task.token))
+        release.wait(60)
 
-        async with bench(valkey.url, prefix) as b:
-            await b.client.enqueue_many(Task("wait", b"") for _ in range(4))
-            async with b.server(mux, server_id="one"):
-                await until(lambda: begun == ["one"] * 2)
-                async with b.server(mux, server_id="two"):
-                    await until(lambda: sorted(begun) == ["one"] * 2 + ["two"] * 2, timeout=30)
-                    release.set()
-
-    asyncio.run(main())
+    async with bench(valkey.url, prefix) as b:
+        await b.client.enqueue_many(Task("wait", b"") for _ in range(4))
+        async with b.server(mux, server_id="one"):
+            await until(lambda: begun == ["one"] * 2)
+            async with b.server(mux, server_id="two"):
+                await until(lambda: sorted(begun) == ["one"] * 2 + ["two"] * 2, timeout=30)
+                release.set()
 
 
 def test_time_spent_waiting_for_a_default_thread_is_not_the_tasks(
@@ -223,21 +220,18 @@ def test_time_spent_waiting_for_a_default_thread_is_not_the_tasks(
     assert str(failed[0]) == "timed out after 1 s"
 
 
-def test_coroutines_are_not_limited_by_the_threads(valkey: Store, prefix: str) -> None:
-    async def main() -> None:
-        mux, begun, release = Mux(), list[str](), asyncio.Event()
+async def test_coroutines_are_not_limited_by_the_threads(valkey: Store, prefix: str) -> None:
+    mux, begun, release = Mux(), list[str](), asyncio.Event()
 
-        @mux.handle("wait")
-        async def wait(task: TaskInfo) -> None:
-            begun.append(current().task.id)
-            await release.wait()
+    @mux.handle("wait")
+    async def wait(task: TaskInfo) -> None:
+        begun.append(current().task.id)
+        await release.wait()
 
-        @mux.handle("other")
-        def other(task: TaskInfo) -> None: ...
+    @mux.handle("other")
+    def other(task: TaskInfo) -> None: ...
 
-        async with bench(valkey.url, prefix) as b, b.server(mux, threads=1):
-            await b.client.enqueue_many(Task("wait", b"") for _ in range(50))
-            await until(lambda: len(begun) == 50)
-            release.set()
-
-    asyncio.run(main())
+    async with bench(valkey.url, prefix) as b, b.server(mux, threads=1):
+        await b.client.enqueue_many(Task("wait", b"") for _ in range(50))
+        await until(lambda: len(begun) == 50)
+        release.set()

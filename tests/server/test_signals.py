@@ -178,57 +178,48 @@ def send() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_handler_of_the_loop_hears_of_the_signal_too_and_comes_back(
+async def test_a_handler_of_the_loop_hears_of_the_signal_too_and_comes_back(
     at_sigterm: list[str],
 ) -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, at_sigterm.append, "loop")
-        with signals(lambda count: at_sigterm.append(f"server {count}")):
-            send()
-            await until(lambda: len(at_sigterm) == 2)
-        assert at_sigterm == ["server 1", "loop"]
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, at_sigterm.append, "loop")
+    with signals(lambda count: at_sigterm.append(f"server {count}")):
         send()
-        await until(lambda: len(at_sigterm) == 3)
-        assert at_sigterm[2] == "loop"
-        loop.remove_signal_handler(signal.SIGTERM)
-
-    asyncio.run(main())
-
-
-def test_a_handler_that_came_later_stays(at_sigterm: list[str]) -> None:
-    async def main() -> None:
-        def later(*_: Any) -> None:
-            at_sigterm.append("later")
-
-        with signals(lambda count: at_sigterm.append(f"server {count}")):
-            signal.signal(signal.SIGTERM, later)
-            send()
-            await until(lambda: {"later", "server 1"} <= {*at_sigterm})
-        assert signal.getsignal(signal.SIGTERM) is later
-
-    asyncio.run(main())
+        await until(lambda: len(at_sigterm) == 2)
+    assert at_sigterm == ["server 1", "loop"]
+    send()
+    await until(lambda: len(at_sigterm) == 3)
+    assert at_sigterm[2] == "loop"
+    loop.remove_signal_handler(signal.SIGTERM)
 
 
-def test_servers_that_begin_and_end_in_any_order_each_count_their_signals(
+async def test_a_handler_that_came_later_stays(at_sigterm: list[str]) -> None:
+    def later(*_: Any) -> None:
+        at_sigterm.append("later")
+
+    with signals(lambda count: at_sigterm.append(f"server {count}")):
+        signal.signal(signal.SIGTERM, later)
+        send()
+        await until(lambda: {"later", "server 1"} <= {*at_sigterm})
+    assert signal.getsignal(signal.SIGTERM) is later
+
+
+async def test_servers_that_begin_and_end_in_any_order_each_count_their_signals(
     at_sigterm: list[str],
 ) -> None:
-    async def main() -> None:
-        first = signals(lambda count: at_sigterm.append(f"first {count}"))
-        second = signals(lambda count: at_sigterm.append(f"second {count}"))
-        first.__enter__()
-        send()
-        await until(lambda: len(at_sigterm) == 2)
-        second.__enter__()
-        first.__exit__(None, None, None)
-        at_sigterm.clear()
-        send()
-        await until(lambda: len(at_sigterm) == 2)
-        assert at_sigterm == ["second 1", "program"]
-        second.__exit__(None, None, None)
-        at_sigterm.clear()
-        send()
-        await until(lambda: bool(at_sigterm))
-        assert at_sigterm == ["program"]
-
-    asyncio.run(main())
+    first = signals(lambda count: at_sigterm.append(f"first {count}"))
+    second = signals(lambda count: at_sigterm.append(f"second {count}"))
+    first.__enter__()
+    send()
+    await until(lambda: len(at_sigterm) == 2)
+    second.__enter__()
+    first.__exit__(None, None, None)
+    at_sigterm.clear()
+    send()
+    await until(lambda: len(at_sigterm) == 2)
+    assert at_sigterm == ["second 1", "program"]
+    second.__exit__(None, None, None)
+    at_sigterm.clear()
+    send()
+    await until(lambda: bool(at_sigterm))
+    assert at_sigterm == ["program"]

@@ -29,40 +29,31 @@ class Swallowing:
 
 
 @pytest.mark.faults(6)
-def test_handler_that_swallows_its_timeout_has_timed_out(store: Store, prefix: str) -> None:
-    async def main() -> None:
-        work = Swallowing()
-        async with bench(store.url, prefix) as b, b.server(work.mux):
-            handle = await b.client.enqueue(Task("t", retry=0, timeout=0.2, retention=60))
-            await b.reaches(handle.id, "dead")
-            status = await handle.info()
-            assert "timed out after 0.2 s" in (status.last_error or "")
-
-    asyncio.run(main())
+async def test_handler_that_swallows_its_timeout_has_timed_out(store: Store, prefix: str) -> None:
+    work = Swallowing()
+    async with bench(store.url, prefix) as b, b.server(work.mux):
+        handle = await b.client.enqueue(Task("t", retry=0, timeout=0.2, retention=60))
+        await b.reaches(handle.id, "dead")
+        status = await handle.info()
+        assert "timed out after 0.2 s" in (status.last_error or "")
 
 
-def test_handler_that_swallows_its_cancel_is_cancelled(store: Store, prefix: str) -> None:
-    async def main() -> None:
-        work = Swallowing()
-        async with bench(store.url, prefix) as b, b.server(work.mux):
-            handle = await b.client.enqueue(Task("t", retention=60))
-            await work.begun.wait()
-            await handle.cancel()
-            with pytest.raises(TaskCancelled):
-                await handle.result(10)
-
-    asyncio.run(main())
+async def test_handler_that_swallows_its_cancel_is_cancelled(store: Store, prefix: str) -> None:
+    work = Swallowing()
+    async with bench(store.url, prefix) as b, b.server(work.mux):
+        handle = await b.client.enqueue(Task("t", retention=60))
+        await work.begun.wait()
+        await handle.cancel()
+        with pytest.raises(TaskCancelled):
+            await handle.result(10)
 
 
-def test_handler_that_ends_in_the_grace_of_a_shutdown_is_completed(
+async def test_handler_that_ends_in_the_grace_of_a_shutdown_is_completed(
     store: Store, prefix: str
 ) -> None:
-    async def main() -> None:
-        work = Swallowing()
-        async with bench(store.url, prefix) as b:
-            async with b.server(work.mux, shutdown_timeout=0.1):
-                handle = await b.client.enqueue(Task("t", retention=60))
-                await work.begun.wait()
-            assert await handle.result(5) == "swallowed"
-
-    asyncio.run(main())
+    work = Swallowing()
+    async with bench(store.url, prefix) as b:
+        async with b.server(work.mux, shutdown_timeout=0.1):
+            handle = await b.client.enqueue(Task("t", retention=60))
+            await work.begun.wait()
+        assert await handle.result(5) == "swallowed"

@@ -18,24 +18,23 @@ def heartbeats() -> int:
 
 
 @pytest.mark.faults(100)
-def test_server_of_many_queues_has_one_heartbeat_a_node(cluster: Cluster, prefix: str) -> None:
-    async def main() -> None:
-        mux = Mux()
-        ran: Counter[str] = Counter()
-        names = [f"q{at}" for at in range(40)]
+async def test_server_of_many_queues_has_one_heartbeat_a_node(
+    cluster: Cluster, prefix: str
+) -> None:
+    mux = Mux()
+    ran: Counter[str] = Counter()
+    names = [f"q{at}" for at in range(40)]
 
-        @mux.handle("a")
-        async def a(task: TaskInfo) -> None:
-            await asyncio.sleep(1.2)  # the handler outlives its lease, unless that is renewed
-            ran[task.queue] += 1
+    @mux.handle("a")
+    async def a(task: TaskInfo) -> None:
+        await asyncio.sleep(1.2)  # the handler outlives its lease, unless that is renewed
+        ran[task.queue] += 1
 
-        async with bench(cluster.url, prefix) as using:
-            before = heartbeats()
-            async with using.server(mux, queues=names) as server:
-                assert heartbeats() - before == cluster.primaries
-                await using.client.enqueue_many([Task("a", queue=name) for name in names])
-                await wait_until_async(lambda: ran.total() == len(names), timeout=30)
-                assert server.lost_leases == 0
-        assert {*ran.values()} == {1}
-
-    asyncio.run(main())
+    async with bench(cluster.url, prefix) as using:
+        before = heartbeats()
+        async with using.server(mux, queues=names) as server:
+            assert heartbeats() - before == cluster.primaries
+            await using.client.enqueue_many([Task("a", queue=name) for name in names])
+            await wait_until_async(lambda: ran.total() == len(names), timeout=30)
+            assert server.lost_leases == 0
+    assert {*ran.values()} == {1}

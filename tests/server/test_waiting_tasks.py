@@ -217,56 +217,50 @@ class Claim:
         return self.given
 
 
-def test_a_thread_that_becomes_free_looks_whether_the_next_may_still_begin() -> None:
-    async def main() -> None:
-        pool, claim = ThreadPool(1), Claim()
-        gate, inside, called = threading.Event(), threading.Event(), list[int]()
+async def test_a_thread_that_becomes_free_looks_whether_the_next_may_still_begin() -> None:
+    pool, claim = ThreadPool(1), Claim()
+    gate, inside, called = threading.Event(), threading.Event(), list[int]()
 
-        def hold() -> None:
-            inside.set()
-            gate.wait(10)
+    def hold() -> None:
+        inside.set()
+        gate.wait(10)
 
-        first = pool.submit(contextvars.copy_context(), hold, (), {})
-        await until(inside.is_set)
-        second = pool.submit(contextvars.copy_context(), called.append, (1,), {}, claim)
-        claim.given = False
-        gate.set()
-        await first
-        with pytest.raises(NotBegun):
-            await second
-        assert called == []
-        assert pool.lost == 0
-        await pool.close(1)
-
-    asyncio.run(main())
+    first = pool.submit(contextvars.copy_context(), hold, (), {})
+    await until(inside.is_set)
+    second = pool.submit(contextvars.copy_context(), called.append, (1,), {}, claim)
+    claim.given = False
+    gate.set()
+    await first
+    with pytest.raises(NotBegun):
+        await second
+    assert called == []
+    assert pool.lost == 0
+    await pool.close(1)
 
 
 @pytest.mark.faults(101)
-def test_a_process_that_becomes_free_looks_whether_the_next_may_still_begin(
+async def test_a_process_that_becomes_free_looks_whether_the_next_may_still_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2]), *sys.path])
 
-    async def main() -> None:
-        pool, claim = ProcessPool(1), Claim()
-        first = asyncio.create_task(
-            pool.run(handler(process_handlers.wait_for), waiting_in(tmp_path / "1"), None)
-        )
-        await until((tmp_path / "1" / "pid").exists)
-        second = asyncio.create_task(
-            pool.run(handler(process_handlers.wait_for), waiting_in(tmp_path / "2"), None, claim)
-        )
-        claim.given = False
-        (tmp_path / "1" / "go").touch()
-        assert await first == "waited"
-        with pytest.raises(NotBegun):
-            await second
-        assert not (tmp_path / "2" / "pid").exists()
-        value = await pool.run(handler(process_handlers.look), INFO, None)
-        assert value["current"] == "id1", "its slot is free again"
-        await pool.close(0)
-
-    asyncio.run(main())
+    pool, claim = ProcessPool(1), Claim()
+    first = asyncio.create_task(
+        pool.run(handler(process_handlers.wait_for), waiting_in(tmp_path / "1"), None)
+    )
+    await until((tmp_path / "1" / "pid").exists)
+    second = asyncio.create_task(
+        pool.run(handler(process_handlers.wait_for), waiting_in(tmp_path / "2"), None, claim)
+    )
+    claim.given = False
+    (tmp_path / "1" / "go").touch()
+    assert await first == "waited"
+    with pytest.raises(NotBegun):
+        await second
+    assert not (tmp_path / "2" / "pid").exists()
+    value = await pool.run(handler(process_handlers.look), INFO, None)
+    assert value["current"] == "id1", "its slot is free again"
+    await pool.close(0)
 
 
 def waiting_in(folder: Path) -> TaskInfo:

@@ -116,104 +116,89 @@ async def serving(
         yield ran, using, server
 
 
-def test_server_of_many_queues_blocks_on_no_queue_and_is_woken(
+async def test_server_of_many_queues_blocks_on_no_queue_and_is_woken(
     cluster: Cluster, prefix: str
 ) -> None:
-    async def main() -> None:
-        before = [len(clients(node)) for node in cluster.nodes]
-        others = blocked(cluster.nodes), subscribed(cluster.nodes)
-        async with serving(cluster, prefix) as (ran, using, _):
-            assert subscribed(cluster.nodes) - others[1] == cluster.primaries
-            assert blocked(cluster.nodes) - others[0] == 1, "it waits for orders alone"
-            lags = [await ran.lag(using.client, name) for name in NAMES]
-            after = [len(clients(node)) for node in cluster.nodes]
-            # Of the server 8 at most for calls and one for heartbeats, 8 of each broker beside.
-            assert max(now - then for now, then in zip(after, before, strict=True)) < 30
-        assert statistics.median(lags) < 0.05
-        assert max(lags) < 2
-
-    asyncio.run(main())
+    before = [len(clients(node)) for node in cluster.nodes]
+    others = blocked(cluster.nodes), subscribed(cluster.nodes)
+    async with serving(cluster, prefix) as (ran, using, _):
+        assert subscribed(cluster.nodes) - others[1] == cluster.primaries
+        assert blocked(cluster.nodes) - others[0] == 1, "it waits for orders alone"
+        lags = [await ran.lag(using.client, name) for name in NAMES]
+        after = [len(clients(node)) for node in cluster.nodes]
+        # Of the server 8 at most for calls and one for heartbeats, 8 of each broker beside.
+        assert max(now - then for now, then in zip(after, before, strict=True)) < 30
+    assert statistics.median(lags) < 0.05
+    assert max(lags) < 2
 
 
-def test_woken_server_is_woken_again(cluster: Cluster, prefix: str) -> None:
-    async def main() -> None:
-        async with serving(cluster, prefix) as (ran, using, server):
-            for _ in range(5):
-                await ran.lag(using.client, "q7")
-            await all_idle(cluster, prefix, server)
-            handles = await using.client.enqueue_many(
-                [Task("a", queue=name) for name in NAMES for _ in range(3)]
-            )
-            await wait_until_async(lambda: all(one.id in ran.at for one in handles), timeout=20)
-
-    asyncio.run(main())
+async def test_woken_server_is_woken_again(cluster: Cluster, prefix: str) -> None:
+    async with serving(cluster, prefix) as (ran, using, server):
+        for _ in range(5):
+            await ran.lag(using.client, "q7")
+        await all_idle(cluster, prefix, server)
+        handles = await using.client.enqueue_many(
+            [Task("a", queue=name) for name in NAMES for _ in range(3)]
+        )
+        await wait_until_async(lambda: all(one.id in ran.at for one in handles), timeout=20)
 
 
-def test_server_that_is_full_wakes_another(cluster: Cluster, prefix: str) -> None:
-    async def main() -> None:
-        ran = Ran()
-        ran.gate.clear()
-        names = NAMES[:6]
-        config: dict[str, Any] = {"sweep": NEVER_S, "lease": 60.0, "concurrency": 1, "prefetch": 0}
-        async with (
-            bench(cluster.url, prefix) as using,
-            using.server(ran.mux("one"), queues=names, **config) as one,
-            using.server(ran.mux("two"), queues=names, **config) as two,
-        ):
-            await all_idle(cluster, prefix, one, names)
-            await all_idle(cluster, prefix, two, names)
-            for number, name in enumerate(names[:2], 1):
-                await using.client.enqueue(Task("a", queue=name))
-                await wait_until_async(lambda: len(ran.at) == number)  # noqa: B023
-            assert ran.by == {"one": 1, "two": 1}
-            # Now both are full: a third waits, and is fetched as soon as one has a slot.
-            await using.client.enqueue(Task("a", queue=names[2]))
-            await wait_until_async(lambda: idle_in(cluster, prefix, one, names[2:3]) == 0)
-            ran.gate.set()
-            await wait_until_async(lambda: len(ran.at) == 3)
-
-    asyncio.run(main())
+async def test_server_that_is_full_wakes_another(cluster: Cluster, prefix: str) -> None:
+    ran = Ran()
+    ran.gate.clear()
+    names = NAMES[:6]
+    config: dict[str, Any] = {"sweep": NEVER_S, "lease": 60.0, "concurrency": 1, "prefetch": 0}
+    async with (
+        bench(cluster.url, prefix) as using,
+        using.server(ran.mux("one"), queues=names, **config) as one,
+        using.server(ran.mux("two"), queues=names, **config) as two,
+    ):
+        await all_idle(cluster, prefix, one, names)
+        await all_idle(cluster, prefix, two, names)
+        for number, name in enumerate(names[:2], 1):
+            await using.client.enqueue(Task("a", queue=name))
+            await wait_until_async(lambda: len(ran.at) == number)  # noqa: B023
+        assert ran.by == {"one": 1, "two": 1}
+        # Now both are full: a third waits, and is fetched as soon as one has a slot.
+        await using.client.enqueue(Task("a", queue=names[2]))
+        await wait_until_async(lambda: idle_in(cluster, prefix, one, names[2:3]) == 0)
+        ran.gate.set()
+        await wait_until_async(lambda: len(ran.at) == 3)
 
 
-def test_server_that_stopped_is_woken_no_more(cluster: Cluster, prefix: str) -> None:
-    async def main() -> None:
-        ran = Ran()
-        config: dict[str, Any] = {"queues": NAMES[:3], "sweep": NEVER_S, "lease": 60.0}
-        async with (
-            bench(cluster.url, prefix) as using,
-            using.server(ran.mux("first"), **config) as first,
-        ):
-            await all_idle(cluster, prefix, first, NAMES[:3])
-            async with using.server(ran.mux("second"), **config) as second:
-                await all_idle(cluster, prefix, second, NAMES[:3])
-                await first.stop()
-                await ran.lag(using.client, "q0")
-                assert ran.by == {"second": 1}
-                assert idle_in(cluster, prefix, first, ["q0"]) == 0
-
-    asyncio.run(main())
+async def test_server_that_stopped_is_woken_no_more(cluster: Cluster, prefix: str) -> None:
+    ran = Ran()
+    config: dict[str, Any] = {"queues": NAMES[:3], "sweep": NEVER_S, "lease": 60.0}
+    async with (
+        bench(cluster.url, prefix) as using,
+        using.server(ran.mux("first"), **config) as first,
+    ):
+        await all_idle(cluster, prefix, first, NAMES[:3])
+        async with using.server(ran.mux("second"), **config) as second:
+            await all_idle(cluster, prefix, second, NAMES[:3])
+            await first.stop()
+            await ran.lag(using.client, "q0")
+            assert ran.by == {"second": 1}
+            assert idle_in(cluster, prefix, first, ["q0"]) == 0
 
 
 # What may go wrong.
 
 
 @pytest.mark.faults(42)
-def test_subscription_that_is_lost_is_made_again(cluster: Cluster, prefix: str) -> None:
-    async def main() -> None:
-        async with serving(cluster, prefix) as (ran, using, server):
-            for node in cluster.nodes:
-                node.command("CLIENT", "KILL", "TYPE", "pubsub")
-            lags = [await ran.lag(using.client, name) for name in NAMES]
-            assert max(lags) < 5
-            await all_idle(cluster, prefix, server)
-            lags = [await ran.lag(using.client, name) for name in NAMES]
-            assert statistics.median(lags) < 0.05
-
-    asyncio.run(main())
+async def test_subscription_that_is_lost_is_made_again(cluster: Cluster, prefix: str) -> None:
+    async with serving(cluster, prefix) as (ran, using, server):
+        for node in cluster.nodes:
+            node.command("CLIENT", "KILL", "TYPE", "pubsub")
+        lags = [await ran.lag(using.client, name) for name in NAMES]
+        assert max(lags) < 5
+        await all_idle(cluster, prefix, server)
+        lags = [await ran.lag(using.client, name) for name in NAMES]
+        assert statistics.median(lags) < 0.05
 
 
 @pytest.mark.faults(52)
-def test_node_that_stands_still_does_not_hold_up_queues_of_others(
+async def test_node_that_stands_still_does_not_hold_up_queues_of_others(
     partial: Cluster, prefix: str
 ) -> None:
     silent = partial.nodes[0]
@@ -223,40 +208,34 @@ def test_node_that_stands_still_does_not_hold_up_queues_of_others(
     others = [n for n in NAMES if partial.holder(QueueKeys(prefix, n).base) is not silent]
     rest = [name for name in NAMES if name not in others]
 
-    async def main() -> None:
-        async with serving(partial, prefix) as (ran, using, _):
-            for name in NAMES:  # what clients do first in a queue is done
-                await ran.lag(using.client, name)
-            silent.pause()
-            try:
-                lags = [await ran.lag(using.client, name) for name in others]
-                assert statistics.median(lags) < 0.05
-                assert max(lags) < 2
-            finally:
-                silent.resume()
-                await asyncio.to_thread(wait_until, partial.settled, 30)
-            for name in rest:
-                await ran.lag(using.client, name)
-
-    asyncio.run(main())
+    async with serving(partial, prefix) as (ran, using, _):
+        for name in NAMES:  # what clients do first in a queue is done
+            await ran.lag(using.client, name)
+        silent.pause()
+        try:
+            lags = [await ran.lag(using.client, name) for name in others]
+            assert statistics.median(lags) < 0.05
+            assert max(lags) < 2
+        finally:
+            silent.resume()
+            await asyncio.to_thread(wait_until, partial.settled, 30)
+        for name in rest:
+            await ran.lag(using.client, name)
 
 
-def test_replica_that_takes_over_wakes_the_server(prefix: str) -> None:
+async def test_replica_that_takes_over_wakes_the_server(prefix: str) -> None:
     if not available("valkey"):
         pytest.skip("needs valkey")
 
-    async def main() -> None:
-        with Cluster("valkey", replicas=1, node_timeout_ms=1000) as cluster:
-            async with serving(cluster, prefix, sweep=0.5) as (ran, using, server):
-                for node in cluster.nodes[3:]:
-                    node.command("CLUSTER", "FAILOVER", "TAKEOVER")
-                new = cluster.nodes[3:]
-                await wait_until_async(lambda: subscribed(new) == 3, timeout=20)
-                await all_idle(cluster, prefix, server)
-                assert max([await ran.lag(using.client, name) for name in NAMES]) < 2
-                wait_until(cluster.settled, 30)
-
-    asyncio.run(main())
+    with Cluster("valkey", replicas=1, node_timeout_ms=1000) as cluster:
+        async with serving(cluster, prefix, sweep=0.5) as (ran, using, server):
+            for node in cluster.nodes[3:]:
+                node.command("CLUSTER", "FAILOVER", "TAKEOVER")
+            new = cluster.nodes[3:]
+            await wait_until_async(lambda: subscribed(new) == 3, timeout=20)
+            await all_idle(cluster, prefix, server)
+            assert max([await ran.lag(using.client, name) for name in NAMES]) < 2
+            wait_until(cluster.settled, 30)
 
 
 def acl_user(cluster: Cluster, name: str, *channels: str) -> str:
@@ -269,73 +248,61 @@ def acl_user(cluster: Cluster, name: str, *channels: str) -> str:
     return cluster.url.replace("redis+cluster://", f"redis+cluster://{name}:secret@")
 
 
-def test_server_without_channels_blocks_on_each_queue(partial: Cluster, prefix: str) -> None:
+async def test_server_without_channels_blocks_on_each_queue(partial: Cluster, prefix: str) -> None:
     names = NAMES[:8]
     url = acl_user(partial, "deaf", "&{*}:done")
 
-    async def main() -> None:
-        ran, before = Ran(), blocked(partial.nodes)
-        async with (
-            bench(url, prefix) as using,
-            using.server(ran.mux(), queues=names, sweep=NEVER_S, lease=60.0),
-        ):
-            count = before + len(names) + 1
-            await wait_until_async(lambda: blocked(partial.nodes) == count)
-            assert statistics.median([await ran.lag(using.client, n) for n in names]) < 0.05
-
-    asyncio.run(main())
+    ran, before = Ran(), blocked(partial.nodes)
+    async with (
+        bench(url, prefix) as using,
+        using.server(ran.mux(), queues=names, sweep=NEVER_S, lease=60.0),
+    ):
+        count = before + len(names) + 1
+        await wait_until_async(lambda: blocked(partial.nodes) == count)
+        assert statistics.median([await ran.lag(using.client, n) for n in names]) < 0.05
 
 
-def test_tasks_of_a_client_that_may_send_no_message_are_blocked_for(
+async def test_tasks_of_a_client_that_may_send_no_message_are_blocked_for(
     partial: Cluster, prefix: str
 ) -> None:
     url = acl_user(partial, "mute", "&{*}:done")
 
-    async def main() -> None:
-        async with serving(partial, prefix, NAMES[:8], sweep=2.0) as (ran, _, _):
-            app = Qsync(url, prefix=prefix)
-            async with app, app.async_client() as mute:
-                before = blocked(partial.nodes)
-                assert await ran.lag(mute, "q3") < 5  # a look finds the first
-                await wait_until_async(lambda: blocked(partial.nodes) == before + 1)
-                assert statistics.median([await ran.lag(mute, "q3") for _ in range(9)]) < 0.05
-
-    asyncio.run(main())
+    async with serving(partial, prefix, NAMES[:8], sweep=2.0) as (ran, _, _):
+        app = Qsync(url, prefix=prefix)
+        async with app, app.async_client() as mute:
+            before = blocked(partial.nodes)
+            assert await ran.lag(mute, "q3") < 5  # a look finds the first
+            await wait_until_async(lambda: blocked(partial.nodes) == before + 1)
+            assert statistics.median([await ran.lag(mute, "q3") for _ in range(9)]) < 0.05
 
 
-def test_server_that_blocks_is_served_beside_one_that_is_sent_messages(
+async def test_server_that_blocks_is_served_beside_one_that_is_sent_messages(
     cluster: Cluster, prefix: str
 ) -> None:
     """So do servers of one queue, and those of earlier releases."""
 
-    async def main() -> None:
-        async with (
-            serving(cluster, prefix, concurrency=1, prefetch=0) as (ran, using, _),
-            using.server(ran.mux("one"), sweep=NEVER_S, lease=60.0, queues=["q0"]),
-        ):
-            ran.gate.clear()
-            for _ in range(2):
-                await using.client.enqueue(Task("a", queue="q0"))
-            await wait_until_async(lambda: len(ran.at) == 2)
-            assert ran.by == {"": 1, "one": 1}
-            ran.gate.set()
-
-    asyncio.run(main())
+    async with (
+        serving(cluster, prefix, concurrency=1, prefetch=0) as (ran, using, _),
+        using.server(ran.mux("one"), sweep=NEVER_S, lease=60.0, queues=["q0"]),
+    ):
+        ran.gate.clear()
+        for _ in range(2):
+            await using.client.enqueue(Task("a", queue="q0"))
+        await wait_until_async(lambda: len(ran.at) == 2)
+        assert ran.by == {"": 1, "one": 1}
+        ran.gate.set()
 
 
 @pytest.mark.faults(50)
-def test_queue_whose_slot_moves_wakes_its_server(partial: Cluster, prefix: str) -> None:
-    async def main() -> None:
-        async with serving(partial, prefix) as (ran, using, server):
-            for name in NAMES[:3]:
-                await asyncio.to_thread(move_slot, partial, QueueKeys(prefix, name).base)
-            assert max([await ran.lag(using.client, name) for name in NAMES]) < 5
-            await all_idle(partial, prefix, server)
-            assert subscribed(partial.nodes) == partial.primaries
-            lags = [await ran.lag(using.client, name) for name in NAMES]
-            assert statistics.median(lags) < 0.05
-
-    asyncio.run(main())
+async def test_queue_whose_slot_moves_wakes_its_server(partial: Cluster, prefix: str) -> None:
+    async with serving(partial, prefix) as (ran, using, server):
+        for name in NAMES[:3]:
+            await asyncio.to_thread(move_slot, partial, QueueKeys(prefix, name).base)
+        assert max([await ran.lag(using.client, name) for name in NAMES]) < 5
+        await all_idle(partial, prefix, server)
+        assert subscribed(partial.nodes) == partial.primaries
+        lags = [await ran.lag(using.client, name) for name in NAMES]
+        assert statistics.median(lags) < 0.05
 
 
 # Scripts.

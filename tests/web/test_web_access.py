@@ -53,106 +53,87 @@ def all_routes(app: Dashboard) -> list[tuple[str, str]]:
      ({"auth": lambda request: ""}, 403)],
     ids=["nothing said", "token", "False", "None", "an object", "no name"],
 )  # fmt: skip
-def test_every_route_is_denied_to_strangers(
+async def test_every_route_is_denied_to_strangers(
     valkey: Store, prefix: str, options: dict[str, Any], status: int
 ) -> None:
     """The files, the metrics, what is not there, and every method, too."""
 
-    async def main() -> None:
-        async with dashboard(valkey, prefix, read_only=False, **options) as (client, made, app):
-            routes = [
-                *all_routes(app),
-                ("GET", "/nothing"),
-                ("POST", "/nothing"),
-                ("GET", "/login"),
-            ]
-            for method, path in routes:
-                answer = await client.request(method, path, headers=FORM)
-                assert answer.status_code == status, (method, path)
-                assert (
-                    answer.headers["content-security-policy"] == HEADERS["Content-Security-Policy"]
-                )
-                assert "d1" not in answer.text
-            assert (await made.inspector.find("d1"))[0].state == "dead"
-
-    asyncio.run(main())
+    async with dashboard(valkey, prefix, read_only=False, **options) as (client, made, app):
+        routes = [
+            *all_routes(app),
+            ("GET", "/nothing"),
+            ("POST", "/nothing"),
+            ("GET", "/login"),
+        ]
+        for method, path in routes:
+            answer = await client.request(method, path, headers=FORM)
+            assert answer.status_code == status, (method, path)
+            assert answer.headers["content-security-policy"] == HEADERS["Content-Security-Policy"]
+            assert "d1" not in answer.text
+        assert (await made.inspector.find("d1"))[0].state == "dead"
 
 
 FORM = {**SAME, "Content-Type": "application/x-www-form-urlencoded"}
 
 
-def test_the_token_lets_in_by_header_or_by_form(valkey: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with dashboard(valkey, prefix, token=TOKEN) as (client, _, _app):
-            bearer = {"Authorization": f"Bearer {TOKEN}"}
-            assert (await client.get("/", headers=bearer)).status_code == 200
-            form = await client.get("/dead?queue=default")
-            assert (form.status_code, form.headers["www-authenticate"][:6]) == (401, "Bearer")
-            wanted = re.search(r'name="next" value="([^"]*)"', form.text)
-            assert wanted and wanted[1] == "/dead?queue=default"
-            answer = await client.post(
-                "/login", data={"token": TOKEN, "next": wanted[1]}, headers=SAME
-            )
-            assert (answer.status_code, answer.headers["location"]) == (303, "/dead?queue=default")
-            cookie = answer.headers["set-cookie"]
-            for part in ("HttpOnly", "SameSite=strict", "Path=/"):
-                assert part in cookie
-            assert TOKEN not in cookie
-            assert (await client.get("/")).status_code == 200, "by the cookie"
-            assert "Sign out" in (await client.get("/")).text
-            await client.post("/logout", headers=FORM)
-            assert (await client.get("/")).status_code == 401
-
-    asyncio.run(main())
+async def test_the_token_lets_in_by_header_or_by_form(valkey: Store, prefix: str) -> None:
+    async with dashboard(valkey, prefix, token=TOKEN) as (client, _, _app):
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        assert (await client.get("/", headers=bearer)).status_code == 200
+        form = await client.get("/dead?queue=default")
+        assert (form.status_code, form.headers["www-authenticate"][:6]) == (401, "Bearer")
+        wanted = re.search(r'name="next" value="([^"]*)"', form.text)
+        assert wanted and wanted[1] == "/dead?queue=default"
+        answer = await client.post("/login", data={"token": TOKEN, "next": wanted[1]}, headers=SAME)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/dead?queue=default")
+        cookie = answer.headers["set-cookie"]
+        for part in ("HttpOnly", "SameSite=strict", "Path=/"):
+            assert part in cookie
+        assert TOKEN not in cookie
+        assert (await client.get("/")).status_code == 200, "by the cookie"
+        assert "Sign out" in (await client.get("/")).text
+        await client.post("/logout", headers=FORM)
+        assert (await client.get("/")).status_code == 401
 
 
-def test_strangers_get_the_form_and_how_it_looks_and_no_more(valkey: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with dashboard(valkey, prefix, token=TOKEN) as (client, _, _app):
-            form = (await client.get("/")).text
-            assert re.findall(r'(?:href|src)="([^"]*)"', form) == ["data:,", "/login.css"]
-            sheet = await client.get("/login.css")
-            assert (sheet.status_code, sheet.headers["content-type"][:8]) == (200, "text/css")
-            assert sheet.headers["content-security-policy"] == HEADERS["Content-Security-Policy"]
-            assert prefix not in form + sheet.text
-        async with dashboard(valkey, prefix) as (client, _, _app):
-            assert (await client.get("/login.css")).status_code == 403
-
-    asyncio.run(main())
-
-
-def test_a_cookie_is_secure_where_the_page_is(valkey: Store, prefix: str) -> None:
-    async def main() -> None:
-        options = {"token": TOKEN, "base": "https://q.example"}
-        async with dashboard(valkey, prefix, **options) as (client, _, _app):
-            headers = {**SAME, "Origin": "https://q.example"}
-            answer = await client.post("/login", data={"token": TOKEN}, headers=headers)
-            assert "; Secure" in answer.headers["set-cookie"]
-
-    asyncio.run(main())
-
-
-def test_after_five_wrong_tokens_an_address_waits_and_others_do_not(
+async def test_strangers_get_the_form_and_how_it_looks_and_no_more(
     valkey: Store, prefix: str
 ) -> None:
-    async def main() -> None:
-        async with dashboard(valkey, prefix, token=TOKEN) as (client, _, app):
-            for _ in range(3):
-                assert (
-                    await client.get("/", headers={"Authorization": "Bearer x"})
-                ).status_code == 401
-            for _ in range(2):
-                wrong = await client.post("/login", data={"token": "x" * 30}, headers=SAME)
-                assert wrong.status_code == 401
-                assert "That was not it" in wrong.text
-            locked = await client.post("/login", data={"token": TOKEN}, headers=SAME)
-            assert (locked.status_code, int(locked.headers["retry-after"]) > 50) == (429, True)
-            right = {"Authorization": f"Bearer {TOKEN}"}
-            assert (await client.get("/", headers=right)).status_code == 429
-            async with visiting(app, client=("10.0.0.9", 1)) as other:
-                assert (await other.get("/", headers=right)).status_code == 200
+    async with dashboard(valkey, prefix, token=TOKEN) as (client, _, _app):
+        form = (await client.get("/")).text
+        assert re.findall(r'(?:href|src)="([^"]*)"', form) == ["data:,", "/login.css"]
+        sheet = await client.get("/login.css")
+        assert (sheet.status_code, sheet.headers["content-type"][:8]) == (200, "text/css")
+        assert sheet.headers["content-security-policy"] == HEADERS["Content-Security-Policy"]
+        assert prefix not in form + sheet.text
+    async with dashboard(valkey, prefix) as (client, _, _app):
+        assert (await client.get("/login.css")).status_code == 403
 
-    asyncio.run(main())
+
+async def test_a_cookie_is_secure_where_the_page_is(valkey: Store, prefix: str) -> None:
+    options = {"token": TOKEN, "base": "https://q.example"}
+    async with dashboard(valkey, prefix, **options) as (client, _, _app):
+        headers = {**SAME, "Origin": "https://q.example"}
+        answer = await client.post("/login", data={"token": TOKEN}, headers=headers)
+        assert "; Secure" in answer.headers["set-cookie"]
+
+
+async def test_after_five_wrong_tokens_an_address_waits_and_others_do_not(
+    valkey: Store, prefix: str
+) -> None:
+    async with dashboard(valkey, prefix, token=TOKEN) as (client, _, app):
+        for _ in range(3):
+            assert (await client.get("/", headers={"Authorization": "Bearer x"})).status_code == 401
+        for _ in range(2):
+            wrong = await client.post("/login", data={"token": "x" * 30}, headers=SAME)
+            assert wrong.status_code == 401
+            assert "That was not it" in wrong.text
+        locked = await client.post("/login", data={"token": TOKEN}, headers=SAME)
+        assert (locked.status_code, int(locked.headers["retry-after"]) > 50) == (429, True)
+        right = {"Authorization": f"Bearer {TOKEN}"}
+        assert (await client.get("/", headers=right)).status_code == 429
+        async with visiting(app, client=("10.0.0.9", 1)) as other:
+            assert (await other.get("/", headers=right)).status_code == 200
 
 
 def test_tries_are_forgotten_after_a_minute_and_bounded() -> None:
@@ -174,18 +155,15 @@ def test_tries_are_forgotten_after_a_minute_and_bounded() -> None:
 
 
 @pytest.mark.parametrize("made", ["", ".", "9999999999.", "9999999999.00", "x.y", "٣.4", "1.2.3"])
-def test_a_forged_or_old_cookie_is_none(valkey: Store, prefix: str, made: str) -> None:
-    async def main() -> None:
-        async with dashboard(valkey, prefix, token=TOKEN) as (client, _, _app):
-            old = TokenAccess(TOKEN).session(now=1_000_000)
-            other = TokenAccess(TOKEN + "x").session()
-            until, _, signature = TokenAccess(TOKEN).session().partition(".")
-            for value in (made, old, other, f"{int(until) + 1}.{signature}"):
-                headers = {b"cookie": f"{COOKIE}={value}".encode()}
-                answer = await client.get("/", headers=headers)
-                assert answer.status_code == 401, value
-
-    asyncio.run(main())
+async def test_a_forged_or_old_cookie_is_none(valkey: Store, prefix: str, made: str) -> None:
+    async with dashboard(valkey, prefix, token=TOKEN) as (client, _, _app):
+        old = TokenAccess(TOKEN).session(now=1_000_000)
+        other = TokenAccess(TOKEN + "x").session()
+        until, _, signature = TokenAccess(TOKEN).session().partition(".")
+        for value in (made, old, other, f"{int(until) + 1}.{signature}"):
+            headers = {b"cookie": f"{COOKIE}={value}".encode()}
+            answer = await client.get("/", headers=headers)
+            assert answer.status_code == 401, value
 
 
 SITES = [None, "same-origin", "none", "same-site", "cross-site", "", "x"]
@@ -194,104 +172,84 @@ ORIGINS = [None, "http://localhost", "https://localhost", "null", "http://localh
            "http://"]  # fmt: skip
 
 
-def test_nothing_is_changed_by_other_sites(valkey: Store, prefix: str) -> None:
+async def test_nothing_is_changed_by_other_sites(valkey: Store, prefix: str) -> None:
     """Of 77 kinds of request only those from our own pages do something."""
 
-    async def main() -> None:
-        async with dashboard(valkey, prefix, auth="host", read_only=False) as (client, made, _):
-            for site, origin in itertools.product(SITES, ORIGINS):
-                given = {"Sec-Fetch-Site": site, "Origin": origin}
-                headers = {name: value for name, value in given.items() if value is not None}
-                good = site in ("same-origin", "none") and origin in ORIGINS[1:3]
-                answer = await client.post(
-                    "/queue/pause", data={"queue": "default"}, headers=headers
-                )
-                assert answer.status_code == (303 if good else 403), (site, origin)
-                info = await made.inspector.queue("default")
-                assert info and bool(info.paused) is good, (site, origin)
-                await made.inspector.resume("default")
-
-    asyncio.run(main())
+    async with dashboard(valkey, prefix, auth="host", read_only=False) as (client, made, _):
+        for site, origin in itertools.product(SITES, ORIGINS):
+            given = {"Sec-Fetch-Site": site, "Origin": origin}
+            headers = {name: value for name, value in given.items() if value is not None}
+            good = site in ("same-origin", "none") and origin in ORIGINS[1:3]
+            answer = await client.post("/queue/pause", data={"queue": "default"}, headers=headers)
+            assert answer.status_code == (303 if good else 403), (site, origin)
+            info = await made.inspector.queue("default")
+            assert info and bool(info.paused) is good, (site, origin)
+            await made.inspector.resume("default")
 
 
-def test_in_the_clear_from_afar_the_origin_alone_must_do(valkey: Store, prefix: str) -> None:
+async def test_in_the_clear_from_afar_the_origin_alone_must_do(valkey: Store, prefix: str) -> None:
     """Browsers tell the site only where the page is trustworthy."""
 
-    async def main() -> None:
-        options = {"token": TOKEN, "read_only": False, "base": "http://q.example:8080"}
-        async with dashboard(valkey, prefix, **options) as (client, _, _app):
-            client.headers["Authorization"] = f"Bearer {TOKEN}"
-            for origin, status in (("http://q.example:8080", 303), ("http://evil.example", 403),
-                                   ("http://q.example", 403), (None, 403)):  # fmt: skip
-                headers = {} if origin is None else {"Origin": origin}
-                answer = await client.post(
-                    "/queue/pause", data={"queue": "default"}, headers=headers
-                )
-                assert answer.status_code == status, origin
-
-    asyncio.run(main())
+    options = {"token": TOKEN, "read_only": False, "base": "http://q.example:8080"}
+    async with dashboard(valkey, prefix, **options) as (client, _, _app):
+        client.headers["Authorization"] = f"Bearer {TOKEN}"
+        for origin, status in (("http://q.example:8080", 303), ("http://evil.example", 403),
+                               ("http://q.example", 403), (None, 403)):  # fmt: skip
+            headers = {} if origin is None else {"Origin": origin}
+            answer = await client.post("/queue/pause", data={"queue": "default"}, headers=headers)
+            assert answer.status_code == status, origin
 
 
 @pytest.mark.parametrize(
     "kind", ["application/json", "text/plain", "multipart/form-data; boundary=x", ""]
 )
-def test_only_forms_are_taken(valkey: Store, prefix: str, kind: str) -> None:
-    async def main() -> None:
-        async with dashboard(valkey, prefix, auth="host", read_only=False) as (client, _, _app):
-            answer = await client.post(
-                "/queue/pause", content=b"queue=default", headers={**SAME, "Content-Type": kind}
-            )
-            assert answer.status_code == 415
-
-    asyncio.run(main())
+async def test_only_forms_are_taken(valkey: Store, prefix: str, kind: str) -> None:
+    async with dashboard(valkey, prefix, auth="host", read_only=False) as (client, _, _app):
+        answer = await client.post(
+            "/queue/pause", content=b"queue=default", headers={**SAME, "Content-Type": kind}
+        )
+        assert answer.status_code == 415
 
 
-def test_no_get_changes_anything_and_no_other_method_is_known(valkey: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with dashboard(valkey, prefix, auth="host", read_only=False) as (client, made, app):
-            query = "queue=default&id=d1&state=dead&sure=yes&scope=all&name=x"
-            for path in ACTIONS:
-                answer = await client.get(f"{path}?{query}", headers=SAME)
-                assert answer.status_code == 405, path
-            for method, (_, path) in itertools.product(
-                ("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"), all_routes(app)[:3]
-            ):
-                assert (await client.request(method, path, headers=FORM)).status_code == 405
-            info = await made.inspector.queue("default")
-            assert info and (info.states["dead"], info.paused) == (1, None)
-
-    asyncio.run(main())
-
-
-def test_read_only_is_the_rule_and_refuses_every_change(valkey: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with dashboard(valkey, prefix, auth="host") as (client, _, _app):
-            for path in ACTIONS:
-                form = {"queue": "default", "id": "d1", "state": "dead", "sure": "yes"}
-                answer = await client.post(path, data=form, headers=SAME)
-                assert (answer.status_code, "only shows" in answer.text) == (403, True), path
-            for path in ("/dead", "/queue?queue=default", "/task?id=d1", "/schedules"):
-                assert 'method="post"' not in (await client.get(path)).text, path
-
-    asyncio.run(main())
+async def test_no_get_changes_anything_and_no_other_method_is_known(
+    valkey: Store, prefix: str
+) -> None:
+    async with dashboard(valkey, prefix, auth="host", read_only=False) as (client, made, app):
+        query = "queue=default&id=d1&state=dead&sure=yes&scope=all&name=x"
+        for path in ACTIONS:
+            answer = await client.get(f"{path}?{query}", headers=SAME)
+            assert answer.status_code == 405, path
+        for method, (_, path) in itertools.product(
+            ("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"), all_routes(app)[:3]
+        ):
+            assert (await client.request(method, path, headers=FORM)).status_code == 405
+        info = await made.inspector.queue("default")
+        assert info and (info.states["dead"], info.paused) == (1, None)
 
 
-def test_bodies_and_addresses_are_limited(valkey: Store, prefix: str) -> None:
+async def test_read_only_is_the_rule_and_refuses_every_change(valkey: Store, prefix: str) -> None:
+    async with dashboard(valkey, prefix, auth="host") as (client, _, _app):
+        for path in ACTIONS:
+            form = {"queue": "default", "id": "d1", "state": "dead", "sure": "yes"}
+            answer = await client.post(path, data=form, headers=SAME)
+            assert (answer.status_code, "only shows" in answer.text) == (403, True), path
+        for path in ("/dead", "/queue?queue=default", "/task?id=d1", "/schedules"):
+            assert 'method="post"' not in (await client.get(path)).text, path
+
+
+async def test_bodies_and_addresses_are_limited(valkey: Store, prefix: str) -> None:
     async def parts() -> AsyncIterator[bytes]:
         for _ in range(100):
             yield b"a" * 1000
 
-    async def main() -> None:
-        async with dashboard(valkey, prefix, auth="host", read_only=False) as (client, _, _app):
-            large = await client.post("/task/run", content=b"a" * 70_000, headers=FORM)
-            assert large.status_code == 413
-            chunked = await client.post("/task/run", content=parts(), headers=FORM)
-            assert chunked.status_code == 413
-            many = await client.post("/task/run", content=b"a=1&" * 5000, headers=FORM)
-            assert many.status_code == 400
-            assert (await client.get("/tasks?type=" + "a" * 9000)).status_code == 414
-
-    asyncio.run(main())
+    async with dashboard(valkey, prefix, auth="host", read_only=False) as (client, _, _app):
+        large = await client.post("/task/run", content=b"a" * 70_000, headers=FORM)
+        assert large.status_code == 413
+        chunked = await client.post("/task/run", content=parts(), headers=FORM)
+        assert chunked.status_code == 413
+        many = await client.post("/task/run", content=b"a=1&" * 5000, headers=FORM)
+        assert many.status_code == 400
+        assert (await client.get("/tasks?type=" + "a" * 9000)).status_code == 414
 
 
 @pytest.mark.parametrize(
@@ -300,20 +258,17 @@ def test_bodies_and_addresses_are_limited(valkey: Store, prefix: str) -> None:
      ("evil.example", 421), ("localhost.evil.example", 421), ("127.0.0.1.nip.io", 421), ("", 421),
      ("localhost:8080@evil.example", 421), ("[", 421)],
 )  # fmt: skip
-def test_other_names_than_those_allowed_are_refused(
+async def test_other_names_than_those_allowed_are_refused(
     valkey: Store, prefix: str, host: str, status: int
 ) -> None:
     """Or a page of another site whose name leads to this machine could read it."""
 
-    async def main() -> None:
-        options = {"auth": "host", "hosts": ["localhost", "127.0.0.1", "::1"]}
-        async with dashboard(valkey, prefix, **options) as (client, _, _app):
-            assert (await client.get("/", headers={"Host": host})).status_code == status
-
-    asyncio.run(main())
+    options = {"auth": "host", "hosts": ["localhost", "127.0.0.1", "::1"]}
+    async with dashboard(valkey, prefix, **options) as (client, _, _app):
+        assert (await client.get("/", headers={"Host": host})).status_code == status
 
 
-def test_the_host_app_says_who_is_let_in_and_who_it_is(valkey: Store, prefix: str) -> None:
+async def test_the_host_app_says_who_is_let_in_and_who_it_is(valkey: Store, prefix: str) -> None:
     async def auth(request: Request) -> Any:
         match request.headers.get("x-user", ""):
             case "":
@@ -323,26 +278,25 @@ def test_the_host_app_says_who_is_let_in_and_who_it_is(valkey: Store, prefix: st
             case user:
                 return user
 
-    async def main() -> None:
-        async with bed(valkey.url, prefix) as made:
-            await made.enqueue(Task("t"))
-            app = create_app(made.inspector, auth=auth, read_only=False)
-            host = Starlette(routes=[Mount("/ops", app)])
-            async with app, visiting(host) as client:
-                assert (await client.get("/ops/")).headers["location"] == "/sign-in"
-                assert (await client.get("/ops/", headers={"X-User": "mallory"})).status_code == 403
-                headers = {"X-User": "ann", **SAME}
-                await client.post(
-                    "/ops/queue/pause", data={"queue": "default", "why": "rest"}, headers=headers
-                )
-                info = await made.inspector.queue("default")
-                assert info and info.paused
-                assert (info.paused.by, info.paused.why) == ("ann", "rest")
-
-    asyncio.run(main())
+    async with bed(valkey.url, prefix) as made:
+        await made.enqueue(Task("t"))
+        app = create_app(made.inspector, auth=auth, read_only=False)
+        host = Starlette(routes=[Mount("/ops", app)])
+        async with app, visiting(host) as client:
+            assert (await client.get("/ops/")).headers["location"] == "/sign-in"
+            assert (await client.get("/ops/", headers={"X-User": "mallory"})).status_code == 403
+            headers = {"X-User": "ann", **SAME}
+            await client.post(
+                "/ops/queue/pause", data={"queue": "default", "why": "rest"}, headers=headers
+            )
+            info = await made.inspector.queue("default")
+            assert info and info.paused
+            assert (info.paused.by, info.paused.why) == ("ann", "rest")
 
 
-def test_what_takes_too_long_or_breaks_is_said_without_details(valkey: Store, prefix: str) -> None:
+async def test_what_takes_too_long_or_breaks_is_said_without_details(
+    valkey: Store, prefix: str
+) -> None:
     async def slow(request: Request) -> bool:
         await asyncio.sleep(60)
         return True
@@ -350,14 +304,11 @@ def test_what_takes_too_long_or_breaks_is_said_without_details(valkey: Store, pr
     def broken(request: Request) -> bool:
         raise RuntimeError("the secret of the host app")
 
-    async def main() -> None:
-        for auth, status in ((slow, 504), (broken, 500)):
-            async with dashboard(valkey, prefix, auth=auth, timeout=0.2) as (client, _, _app):
-                answer = await client.get("/")
-                assert (answer.status_code, "secret" in answer.text) == (status, False)
-                assert answer.headers["cache-control"] == "no-store"
-
-    asyncio.run(main())
+    for auth, status in ((slow, 504), (broken, 500)):
+        async with dashboard(valkey, prefix, auth=auth, timeout=0.2) as (client, _, _app):
+            answer = await client.get("/")
+            assert (answer.status_code, "secret" in answer.text) == (status, False)
+            assert answer.headers["cache-control"] == "no-store"
 
 
 @pytest.mark.parametrize(
@@ -365,16 +316,13 @@ def test_what_takes_too_long_or_breaks_is_said_without_details(valkey: Store, pr
     [{"token": "short"}, {"token": TOKEN, "auth": "host"}, {"auth": "hosts"}, {"mask": 3},
      {"timeout": 0}, {"timeout": True}, {"hosts": "localhost"}],
 )  # fmt: skip
-def test_a_wrong_option_is_said_at_once(
+async def test_a_wrong_option_is_said_at_once(
     valkey: Store, prefix: str, options: dict[str, Any]
 ) -> None:
-    async def main() -> None:
-        async with bed(valkey.url, prefix) as made:
-            with pytest.raises(ConfigError) as caught:
-                create_app(made.inspector, **options)
-            assert "short" not in str(caught.value)
-
-    asyncio.run(main())
+    async with bed(valkey.url, prefix) as made:
+        with pytest.raises(ConfigError) as caught:
+            create_app(made.inspector, **options)
+        assert "short" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import html
 import re
 from collections.abc import AsyncIterator
@@ -64,129 +63,112 @@ def said(text: str) -> str:
     return html.unescape(found[1]) if found else ""
 
 
-def test_a_queue_is_paused_resumed_and_purged(store: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with visitor(store, prefix) as web:
-            await web.bed.enqueue(*[Task("t") for _ in range(3)])
-            text = await web.send("/queue/pause", queue="default", why="<b>rest</b>")
-            assert said(text) == "Queue default is paused."
-            assert "&lt;b&gt;rest&lt;/b&gt;" in text
-            assert (await web.queue()).paused
-            text = await web.press(text, "Resume")
-            assert not (await web.queue()).paused
-            asked = await web.send("/queue/purge", queue="default", state="pending")
-            assert "3 pending tasks will be deleted" in asked
-            assert (await web.queue()).states["pending"] == 3, "nothing is done before one is sure"
-            assert said(await web.press(asked, "Delete all")) == "3 tasks deleted."
-            assert (await web.queue()).states["pending"] == 0
-
-    asyncio.run(main())
+async def test_a_queue_is_paused_resumed_and_purged(store: Store, prefix: str) -> None:
+    async with visitor(store, prefix) as web:
+        await web.bed.enqueue(*[Task("t") for _ in range(3)])
+        text = await web.send("/queue/pause", queue="default", why="<b>rest</b>")
+        assert said(text) == "Queue default is paused."
+        assert "&lt;b&gt;rest&lt;/b&gt;" in text
+        assert (await web.queue()).paused
+        text = await web.press(text, "Resume")
+        assert not (await web.queue()).paused
+        asked = await web.send("/queue/purge", queue="default", state="pending")
+        assert "3 pending tasks will be deleted" in asked
+        assert (await web.queue()).states["pending"] == 3, "nothing is done before one is sure"
+        assert said(await web.press(asked, "Delete all")) == "3 tasks deleted."
+        assert (await web.queue()).states["pending"] == 0
 
 
-def test_a_task_is_run_cancelled_and_deleted(store: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with visitor(store, prefix) as web:
-            await web.bed.dead(Task("t", id="d1"), Task("t", id="d2"))
-            text = (await web.client.get("/task?id=d1")).text
-            after = await web.press(text, "Run now")
-            assert said(after).startswith("The task is pending")
-            assert said(await web.press(text, "Run now")).startswith("It is pending by now")
-            assert said(await web.press(after, "Cancel")) == "It is cancelled."
-            text = (await web.client.get("/task?id=d2")).text
-            asked = await web.press(text, "Delete")
-            assert await web.bed.inspector.task("d2")
-            assert said(await web.press(asked, "Delete the task")) == "Task d2 is deleted."
-            assert await web.bed.inspector.task("d2") is None
-            await web.bed.enqueue(Task("t", id="a1"))
-            await web.bed.lease(server="s")
-            text = (await web.client.get("/task?id=a1")).text
-            assert "told to stop" in said(await web.press(text, "Cancel"))
-
-    asyncio.run(main())
+async def test_a_task_is_run_cancelled_and_deleted(store: Store, prefix: str) -> None:
+    async with visitor(store, prefix) as web:
+        await web.bed.dead(Task("t", id="d1"), Task("t", id="d2"))
+        text = (await web.client.get("/task?id=d1")).text
+        after = await web.press(text, "Run now")
+        assert said(after).startswith("The task is pending")
+        assert said(await web.press(text, "Run now")).startswith("It is pending by now")
+        assert said(await web.press(after, "Cancel")) == "It is cancelled."
+        text = (await web.client.get("/task?id=d2")).text
+        asked = await web.press(text, "Delete")
+        assert await web.bed.inspector.task("d2")
+        assert said(await web.press(asked, "Delete the task")) == "Task d2 is deleted."
+        assert await web.bed.inspector.task("d2") is None
+        await web.bed.enqueue(Task("t", id="a1"))
+        await web.bed.lease(server="s")
+        text = (await web.client.get("/task?id=a1")).text
+        assert "told to stop" in said(await web.press(text, "Cancel"))
 
 
-def test_a_message_is_shown_once(valkey: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with visitor(valkey, prefix) as web:
-            await web.bed.enqueue(Task("t"))
-            await web.client.post("/queue/pause", data={"queue": "default"}, headers=SAME)
-            refreshed = await web.client.get("/queues", headers={"X-Qsync-Refresh": "1"})
-            assert said(refreshed.text) == "", "a page in the background does not take it away"
-            assert said((await web.client.get("/queues")).text) == "Queue default is paused."
-            assert said((await web.client.get("/queues")).text) == ""
-            web.client.cookies.set("qsync_flash", "%%%")
-            assert (await web.client.get("/queues")).status_code == 200
-
-    asyncio.run(main())
+async def test_a_message_is_shown_once(valkey: Store, prefix: str) -> None:
+    async with visitor(valkey, prefix) as web:
+        await web.bed.enqueue(Task("t"))
+        await web.client.post("/queue/pause", data={"queue": "default"}, headers=SAME)
+        refreshed = await web.client.get("/queues", headers={"X-Qsync-Refresh": "1"})
+        assert said(refreshed.text) == "", "a page in the background does not take it away"
+        assert said((await web.client.get("/queues")).text) == "Queue default is paused."
+        assert said((await web.client.get("/queues")).text) == ""
+        web.client.cookies.set("qsync_flash", "%%%")
+        assert (await web.client.get("/queues")).status_code == 200
 
 
-def test_ticked_dead_tasks_are_run_again_or_deleted_and_counted(store: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with visitor(store, prefix) as web:
-            locked = Task("t", id="twin", unique_key="k", unique=True)
-            await web.bed.dead(*[Task("t", id=f"d{n}") for n in range(4)], locked)
-            await web.bed.enqueue(Task("t", id="holder", unique_key="k", unique=True))
-            nothing = await web.send("/dead/run", queue="default")
-            assert said(nothing) == "No task is ticked, so nothing was done."
-            form = {"queue": "default", "id-ticked": ["d0", "d1", "twin", "gone", "b\x7fad"]}
-            text = await web.send("/dead/run", **form)
-            assert said(text) == (
-                "2 tasks run again of 5 looked at; 1 stay dead, since another task has their lock; "
-                "2 were somewhere else by then."
-            )
-            asked = await web.send("/dead/delete", queue="default", **{"id-ticked": ["d2", "d3"]})
-            assert "Delete 2 dead tasks in queue default?" in asked
-            assert (await web.queue()).states["dead"] == 3
-            assert said(await web.press(asked, "Delete 2 tasks")) == "2 tasks deleted."
-            assert (await web.queue()).states["dead"] == 1
-
-    asyncio.run(main())
+async def test_ticked_dead_tasks_are_run_again_or_deleted_and_counted(
+    store: Store, prefix: str
+) -> None:
+    async with visitor(store, prefix) as web:
+        locked = Task("t", id="twin", unique_key="k", unique=True)
+        await web.bed.dead(*[Task("t", id=f"d{n}") for n in range(4)], locked)
+        await web.bed.enqueue(Task("t", id="holder", unique_key="k", unique=True))
+        nothing = await web.send("/dead/run", queue="default")
+        assert said(nothing) == "No task is ticked, so nothing was done."
+        form = {"queue": "default", "id-ticked": ["d0", "d1", "twin", "gone", "b\x7fad"]}
+        text = await web.send("/dead/run", **form)
+        assert said(text) == (
+            "2 tasks run again of 5 looked at; 1 stay dead, since another task has their lock; "
+            "2 were somewhere else by then."
+        )
+        asked = await web.send("/dead/delete", queue="default", **{"id-ticked": ["d2", "d3"]})
+        assert "Delete 2 dead tasks in queue default?" in asked
+        assert (await web.queue()).states["dead"] == 3
+        assert said(await web.press(asked, "Delete 2 tasks")) == "2 tasks deleted."
+        assert (await web.queue()).states["dead"] == 1
 
 
 @pytest.mark.parametrize("verb", ["run", "delete"])
-def test_all_that_fit_are_done_in_steps_and_counted(
+async def test_all_that_fit_are_done_in_steps_and_counted(
     store: Store, prefix: str, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a script one presses "Go on" after each second or so; here after each step."""
     monkeypatch.setattr(bulk_actions, "BUDGET_S", 0.0)
 
-    async def main() -> None:
-        async with visitor(store, prefix) as web:
-            tasks = [Task("mail" if n % 2 else "sms", id=f"d{n}") for n in range(1200)]
-            await web.bed.dead(*tasks, error="ValueError: no route")
-            form = {"queue": "default", "type": "mail", "error": "ROUTE", "scope": "all"}
-            asked = await web.send(f"/dead/{verb}", **form)
-            name = "Re-run" if verb == "run" else "Delete"
-            assert (
-                f"{name} 600 dead tasks in queue default of type mail, whose error contains"
-                in asked
-            )
-            assert "600 other dead tasks stay." in asked
-            text, pressed = (
-                await web.press(asked, f"{name} 600 tasks"),
-                1,
-            )
-            while "Go on" in text:
-                text, pressed = await web.press(text, "Go on"), pressed + 1
-            assert pressed == 5
-            done = "run again" if verb == "run" else "deleted"
-            assert said(text) == f"600 tasks {done} of 1,200 looked at."
-            info = await web.queue()
-            assert info.states["dead"] == 600
-            assert info.states["pending"] == (600 if verb == "run" else 0)
-
-    asyncio.run(main())
+    async with visitor(store, prefix) as web:
+        tasks = [Task("mail" if n % 2 else "sms", id=f"d{n}") for n in range(1200)]
+        await web.bed.dead(*tasks, error="ValueError: no route")
+        form = {"queue": "default", "type": "mail", "error": "ROUTE", "scope": "all"}
+        asked = await web.send(f"/dead/{verb}", **form)
+        name = "Re-run" if verb == "run" else "Delete"
+        assert f"{name} 600 dead tasks in queue default of type mail, whose error contains" in asked
+        assert "600 other dead tasks stay." in asked
+        text, pressed = (
+            await web.press(asked, f"{name} 600 tasks"),
+            1,
+        )
+        while "Go on" in text:
+            text, pressed = await web.press(text, "Go on"), pressed + 1
+        assert pressed == 5
+        done = "run again" if verb == "run" else "deleted"
+        assert said(text) == f"600 tasks {done} of 1,200 looked at."
+        info = await web.queue()
+        assert info.states["dead"] == 600
+        assert info.states["pending"] == (600 if verb == "run" else 0)
 
 
-def test_servers_and_schedules_that_are_not_there_are_said_so(valkey: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with visitor(valkey, prefix) as web:
-            await web.bed.enqueue(Task("t"))
-            for path in ("/server/quiet", "/server/stop"):
-                text = await web.send(path, id="none", sure="yes")
-                assert said(text) == "That server is not there any more."
-            for verb in ("pause", "resume", "trigger", "forget"):
-                text = await web.send(f"/schedule/{verb}", name="none", queue="default", sure="yes")
-                assert said(text) == "It is not there any more."
-
-    asyncio.run(main())
+async def test_servers_and_schedules_that_are_not_there_are_said_so(
+    valkey: Store, prefix: str
+) -> None:
+    async with visitor(valkey, prefix) as web:
+        await web.bed.enqueue(Task("t"))
+        for path in ("/server/quiet", "/server/stop"):
+            text = await web.send(path, id="none", sure="yes")
+            assert said(text) == "That server is not there any more."
+        for verb in ("pause", "resume", "trigger", "forget"):
+            text = await web.send(f"/schedule/{verb}", name="none", queue="default", sure="yes")
+            assert said(text) == "It is not there any more."

@@ -162,69 +162,60 @@ async def until(limits: ConnectionLimits, busy: int, reading: int = 0) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_oldest_idle_connection_makes_way_then_the_one_whose_body_is_late() -> None:
-    async def main() -> None:
-        async with serving(total=3, per_address=3, idle_s=60) as (port, limits):
-            first, second = await Peer.open(port), await Peer.open(port)
-            assert [await second.ask(), await first.ask()] == [OK, OK]
-            late = await Peer.open(port, BODY)
-            await until(limits, busy=0, reading=1)
-            new = await Peer.open(port, WAIT)
-            assert await second.closed()
-            assert await first.ask() == OK, "it was used later"
-            await until(limits, busy=1, reading=1)
-            newer = await Peer.open(port, WAIT)
-            assert await first.closed()
-            await until(limits, busy=2, reading=1)
-            newest = await Peer.open(port, WAIT)
-            assert await late.closed()
-            await until(limits, busy=3)
-            refused = await Peer.open(port)
-            assert await refused.ask() == b"HTTP/1.1 503", "no request is broken off for another"
-            assert not any(one.reader.at_eof() for one in (new, newer, newest))
-
-    asyncio.run(main())
+async def test_oldest_idle_connection_makes_way_then_the_one_whose_body_is_late() -> None:
+    async with serving(total=3, per_address=3, idle_s=60) as (port, limits):
+        first, second = await Peer.open(port), await Peer.open(port)
+        assert [await second.ask(), await first.ask()] == [OK, OK]
+        late = await Peer.open(port, BODY)
+        await until(limits, busy=0, reading=1)
+        new = await Peer.open(port, WAIT)
+        assert await second.closed()
+        assert await first.ask() == OK, "it was used later"
+        await until(limits, busy=1, reading=1)
+        newer = await Peer.open(port, WAIT)
+        assert await first.closed()
+        await until(limits, busy=2, reading=1)
+        newest = await Peer.open(port, WAIT)
+        assert await late.closed()
+        await until(limits, busy=3)
+        refused = await Peer.open(port)
+        assert await refused.ask() == b"HTTP/1.1 503", "no request is broken off for another"
+        assert not any(one.reader.at_eof() for one in (new, newer, newest))
 
 
-def test_one_address_cannot_take_all_places_and_a_trusted_proxy_can() -> None:
-    async def main() -> None:
-        proxy = [ip_network("127.0.0.3/32")]
-        options: dict[str, Any] = {"total": 6, "per_address": 2, "idle_s": 60, "proxies": proxy}
-        async with serving(**options) as (port, limits):
-            flood = [await Peer.open(port, source="127.0.0.2") for _ in range(5)]
-            for one in flood[:3]:
-                assert await one.closed()
-            held = [await Peer.open(port, WAIT, source="127.0.0.3") for _ in range(4)]
-            await until(limits, busy=4)
-            assert [await one.ask() for one in flood[3:]] == [OK, OK]
-            other = await Peer.open(port, source="127.0.0.4")
-            assert await other.ask() == OK
-            assert await flood[3].closed()
-            assert not any(one.reader.at_eof() for one in held)
-
-    asyncio.run(main())
+async def test_one_address_cannot_take_all_places_and_a_trusted_proxy_can() -> None:
+    proxy = [ip_network("127.0.0.3/32")]
+    options: dict[str, Any] = {"total": 6, "per_address": 2, "idle_s": 60, "proxies": proxy}
+    async with serving(**options) as (port, limits):
+        flood = [await Peer.open(port, source="127.0.0.2") for _ in range(5)]
+        for one in flood[:3]:
+            assert await one.closed()
+        held = [await Peer.open(port, WAIT, source="127.0.0.3") for _ in range(4)]
+        await until(limits, busy=4)
+        assert [await one.ask() for one in flood[3:]] == [OK, OK]
+        other = await Peer.open(port, source="127.0.0.4")
+        assert await other.ask() == OK
+        assert await flood[3].closed()
+        assert not any(one.reader.at_eof() for one in held)
 
 
-def test_idle_connection_ends_however_it_drips_and_a_busy_one_stays() -> None:
-    async def main() -> None:
-        async with serving(idle_s=0.3) as (port, limits):
-            busy = await Peer.open(port, WAIT)
-            dripping = await Peer.open(port, b"GET / HTTP/1.1\r\n")
+async def test_idle_connection_ends_however_it_drips_and_a_busy_one_stays() -> None:
+    async with serving(idle_s=0.3) as (port, limits):
+        busy = await Peer.open(port, WAIT)
+        dripping = await Peer.open(port, b"GET / HTTP/1.1\r\n")
 
-            async def drip() -> None:
-                while True:
-                    dripping.writer.write(b"x")
-                    await asyncio.sleep(0.05)
+        async def drip() -> None:
+            while True:
+                dripping.writer.write(b"x")
+                await asyncio.sleep(0.05)
 
-            dripping_task = asyncio.create_task(drip())
-            assert await dripping.closed()
-            dripping_task.cancel()
-            used = await Peer.open(port)
-            assert await used.ask() == OK
-            assert await used.closed()
-            await until(limits, busy=1)
-            assert not busy.reader.at_eof()
-            busy.writer.close()
-            await until(limits, busy=0)
-
-    asyncio.run(main())
+        dripping_task = asyncio.create_task(drip())
+        assert await dripping.closed()
+        dripping_task.cancel()
+        used = await Peer.open(port)
+        assert await used.ask() == OK
+        assert await used.closed()
+        await until(limits, busy=1)
+        assert not busy.reader.at_eof()
+        busy.writer.close()
+        await until(limits, busy=0)

@@ -52,82 +52,70 @@ def pages() -> list[str]:
     return [*paths, *(f"/tasks?queue=default&state={state}" for state in states)]
 
 
-def test_every_page_has_all_headers_of_security(valkey: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with filled(valkey, prefix) as (client, _):
-            for path in [*pages(), *(f"/static/{name}" for name in STATIC), "/none", "/task?id=x"]:
-                answer = await client.get(path)
-                assert answer.status_code in (200, 303, 404), (path, answer.text)
-                for name, value in HEADERS.items():
-                    assert answer.headers[name] == value, (path, name)
-                assert "access-control-allow-origin" not in answer.headers
-
-    asyncio.run(main())
+async def test_every_page_has_all_headers_of_security(valkey: Store, prefix: str) -> None:
+    async with filled(valkey, prefix) as (client, _):
+        for path in [*pages(), *(f"/static/{name}" for name in STATIC), "/none", "/task?id=x"]:
+            answer = await client.get(path)
+            assert answer.status_code in (200, 303, 404), (path, answer.text)
+            for name, value in HEADERS.items():
+                assert answer.headers[name] == value, (path, name)
+            assert "access-control-allow-origin" not in answer.headers
 
 
-def test_a_task_is_shown_whole(store: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with filled(store, prefix) as (client, _):
-            text = (await client.get("/task", params={"queue": "default", "id": "d1"})).text
-            for part in (
-                "mail.send",
-                " at 204",
-                "&#34;n&#34;: 1",
-                "Dead since",
-                "Run now",
-            ):
-                assert part in text, part
-            active = (await client.get("/task?id=a1")).text
-            assert "Active on server w" in active
-            assert "Cancel" in active
-            assert "Run now" not in active
-            gone = await client.get("/task?id=nope")
-            assert (gone.status_code, "was never enqueued" in gone.text) == (404, True)
-
-    asyncio.run(main())
+async def test_a_task_is_shown_whole(store: Store, prefix: str) -> None:
+    async with filled(store, prefix) as (client, _):
+        text = (await client.get("/task", params={"queue": "default", "id": "d1"})).text
+        for part in (
+            "mail.send",
+            " at 204",
+            "&#34;n&#34;: 1",
+            "Dead since",
+            "Run now",
+        ):
+            assert part in text, part
+        active = (await client.get("/task?id=a1")).text
+        assert "Active on server w" in active
+        assert "Cancel" in active
+        assert "Run now" not in active
+        gone = await client.get("/task?id=nope")
+        assert (gone.status_code, "was never enqueued" in gone.text) == (404, True)
 
 
-def test_tasks_are_found_by_id_error_and_type(store: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with filled(store, prefix) as (client, made):
-            found = await client.get("/find?id=p1")
-            assert found.headers["location"] == "/task?queue=default&id=p1"
-            await made.enqueue(Task("t", id="p1"), queue="other")
-            both = (await client.get("/find?id=p1")).text
-            assert "/task?queue=other&amp;id=p1" in both
-            assert (await client.get("/find?id=none")).status_code == 404
-            assert (await client.get("/find?id=a%20b")).status_code == 400
-            assert ids((await client.get("/dead?queue=default&error=4711")).text) == [
-                "d2",
-                "d1",
-                "d0",
-            ]
-            assert ids((await client.get("/dead?queue=default&error=4712")).text) == []
-            assert ids((await client.get("/dead?type=mail.*&id=d1")).text) == ["d1"]
-            assert ids((await client.get("/dead?type=sms")).text) == []
-            assert ids((await client.get("/dead?age=over-1d")).text) == []
-            assert ids((await client.get("/tasks?queue=default")).text) == ["p1"]
-
-    asyncio.run(main())
+async def test_tasks_are_found_by_id_error_and_type(store: Store, prefix: str) -> None:
+    async with filled(store, prefix) as (client, made):
+        found = await client.get("/find?id=p1")
+        assert found.headers["location"] == "/task?queue=default&id=p1"
+        await made.enqueue(Task("t", id="p1"), queue="other")
+        both = (await client.get("/find?id=p1")).text
+        assert "/task?queue=other&amp;id=p1" in both
+        assert (await client.get("/find?id=none")).status_code == 404
+        assert (await client.get("/find?id=a%20b")).status_code == 400
+        assert ids((await client.get("/dead?queue=default&error=4711")).text) == [
+            "d2",
+            "d1",
+            "d0",
+        ]
+        assert ids((await client.get("/dead?queue=default&error=4712")).text) == []
+        assert ids((await client.get("/dead?type=mail.*&id=d1")).text) == ["d1"]
+        assert ids((await client.get("/dead?type=sms")).text) == []
+        assert ids((await client.get("/dead?age=over-1d")).text) == []
+        assert ids((await client.get("/tasks?queue=default")).text) == ["p1"]
 
 
 def ids(text: str) -> list[str]:
     return re.findall(r'data-key="task-([^"]*)"', text)
 
 
-def test_all_tasks_are_met_by_going_on_from_page_to_page(valkey: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with filled(valkey, prefix) as (client, made):
-            await made.enqueue(*[Task("t", id=f"n{n}") for n in range(120)])
-            path, seen = "/tasks?queue=default&limit=50", []
-            while path:
-                text = (await client.get(path)).text
-                seen += ids(text)
-                following = re.search(r'href="([^"]*cursor=[^"]*)"', text)
-                path = following[1].replace("&amp;", "&") if following else ""
-            assert seen == ["p1", *(f"n{n}" for n in range(120))]
-
-    asyncio.run(main())
+async def test_all_tasks_are_met_by_going_on_from_page_to_page(valkey: Store, prefix: str) -> None:
+    async with filled(valkey, prefix) as (client, made):
+        await made.enqueue(*[Task("t", id=f"n{n}") for n in range(120)])
+        path, seen = "/tasks?queue=default&limit=50", []
+        while path:
+            text = (await client.get(path)).text
+            seen += ids(text)
+            following = re.search(r'href="([^"]*cursor=[^"]*)"', text)
+            path = following[1].replace("&amp;", "&") if following else ""
+        assert seen == ["p1", *(f"n{n}" for n in range(120))]
 
 
 @pytest.mark.parametrize(
@@ -135,16 +123,13 @@ def test_all_tasks_are_met_by_going_on_from_page_to_page(valkey: Store, prefix: 
     [("limit=1e9", 100), ("limit=-5", 1), ("limit=nan", 50), ("limit=x", 50), ("limit=7", 7),
      ("page=1e99", 50), ("limit=" + "9" * 5000, 100)],
 )  # fmt: skip
-def test_whatever_is_asked_for_a_page_stays_a_page(
+async def test_whatever_is_asked_for_a_page_stays_a_page(
     valkey: Store, prefix: str, query: str, shown: int
 ) -> None:
-    async def main() -> None:
-        async with filled(valkey, prefix) as (client, made):
-            await made.enqueue(*[Task("t", id=f"n{n}") for n in range(150)])
-            answer = await client.get(f"/tasks?queue=default&{query}")
-            assert len(ids(answer.text)) == shown
-
-    asyncio.run(main())
+    async with filled(valkey, prefix) as (client, made):
+        await made.enqueue(*[Task("t", id=f"n{n}") for n in range(150)])
+        answer = await client.get(f"/tasks?queue=default&{query}")
+        assert len(ids(answer.text)) == shown
 
 
 @pytest.mark.parametrize(
@@ -152,34 +137,28 @@ def test_whatever_is_asked_for_a_page_stays_a_page(
     ["/tasks?state=none", "/tasks?queue=a%00b", "/tasks?queue=default&cursor=zzz",
      "/queue?queue=%2F", "/task?id=a%0ab", "/tasks?queue=default&cursor=" + "A" * 3000],
 )  # fmt: skip
-def test_what_cannot_be_asked_for_is_said_so(valkey: Store, prefix: str, path: str) -> None:
-    async def main() -> None:
-        async with filled(valkey, prefix) as (client, _):
-            answer = await client.get(path)
-            assert (answer.status_code, "That cannot be asked for" in answer.text) == (400, True)
-
-    asyncio.run(main())
+async def test_what_cannot_be_asked_for_is_said_so(valkey: Store, prefix: str, path: str) -> None:
+    async with filled(valkey, prefix) as (client, _):
+        answer = await client.get(path)
+        assert (answer.status_code, "That cannot be asked for" in answer.text) == (400, True)
 
 
-def test_it_may_be_mounted_anywhere(valkey: Store, prefix: str) -> None:
+async def test_it_may_be_mounted_anywhere(valkey: Store, prefix: str) -> None:
     """Every link and form of every page stays below the place; the files are there too."""
 
-    async def main() -> None:
-        async with bed(valkey.url, prefix) as made:
-            await made.dead(Task("t", id="d1"))
-            dashboard = create_app(made.inspector, auth="host", read_only=False)
-            host = Starlette(routes=[Mount("/a b/ops", dashboard)])
-            async with visiting(host) as client, dashboard:
-                for path in pages():
-                    text = (await client.get(f"/a%20b/ops{path}")).text
-                    links = re.findall(r'(?:href|src|action|formaction)="([^"]*)"', text)
-                    outside = [link for link in links if not link.startswith(("/a%20b/ops/", "#"))]
-                    assert outside == [], path
-                assert (await client.get("/a%20b/ops/static/style.css")).status_code == 200
-                answer = await client.get("/a%20b/ops/find?id=d1")
-                assert answer.headers["location"].startswith("/a%20b/ops/task?")
-
-    asyncio.run(main())
+    async with bed(valkey.url, prefix) as made:
+        await made.dead(Task("t", id="d1"))
+        dashboard = create_app(made.inspector, auth="host", read_only=False)
+        host = Starlette(routes=[Mount("/a b/ops", dashboard)])
+        async with visiting(host) as client, dashboard:
+            for path in pages():
+                text = (await client.get(f"/a%20b/ops{path}")).text
+                links = re.findall(r'(?:href|src|action|formaction)="([^"]*)"', text)
+                outside = [link for link in links if not link.startswith(("/a%20b/ops/", "#"))]
+                assert outside == [], path
+            assert (await client.get("/a%20b/ops/static/style.css")).status_code == 200
+            answer = await client.get("/a%20b/ops/find?id=d1")
+            assert answer.headers["location"].startswith("/a%20b/ops/task?")
 
 
 @pytest.mark.parametrize(
@@ -187,17 +166,14 @@ def test_it_may_be_mounted_anywhere(valkey: Store, prefix: str) -> None:
     ["/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static/style.css/",
      "/static/", "/static//etc/passwd", "//evil.example/", "/static/style.css%00.js"],
 )  # fmt: skip
-def test_no_other_file_is_served(valkey: Store, prefix: str, path: str) -> None:
-    async def main() -> None:
-        async with filled(valkey, prefix) as (client, _):
-            answer = await client.get(f"http://localhost{path}")
-            assert answer.status_code == 404
-            assert "def create_app" not in answer.text
-
-    asyncio.run(main())
+async def test_no_other_file_is_served(valkey: Store, prefix: str, path: str) -> None:
+    async with filled(valkey, prefix) as (client, _):
+        answer = await client.get(f"http://localhost{path}")
+        assert answer.status_code == 404
+        assert "def create_app" not in answer.text
 
 
-def test_payloads_are_shown_as_the_mask_says(valkey: Store, prefix: str) -> None:
+async def test_payloads_are_shown_as_the_mask_says(valkey: Store, prefix: str) -> None:
     seen = []
 
     def mask(type: str, payload: bytes) -> str | bytes:
@@ -209,108 +185,90 @@ def test_payloads_are_shown_as_the_mask_says(valkey: Store, prefix: str) -> None
         value = codec.decode(payload)
         return codec.encode({**value, "card": "xxxx"}) if "card" in value else f"len {len(value)}"
 
-    async def main() -> None:
-        async with filled(valkey, prefix, mask=mask) as (client, made):
-            await made.enqueue(
-                Task("pay", {"card": "4111", "sum": 3}, id="m1"), Task("pay", {"a": 1}, id="m2"),
-                Task("pay", b"boom", id="m3"), Task("pay", b"odd", id="m4"),
-            )  # fmt: skip
-            texts = [(await client.get(f"/task?id=m{n}")).text for n in (1, 2, 3, 4)]
-            assert "4111" not in texts[0]
-            assert "xxxx" in texts[0]
-            assert "len 1" in texts[1]
-            assert "boom" not in texts[2]
-            assert "failed with ValueError" in texts[2]
-            assert "neither text nor bytes" in texts[3]
-            assert seen[0] == ("pay", codec.encode({"card": "4111", "sum": 3}))
-
-    asyncio.run(main())
+    async with filled(valkey, prefix, mask=mask) as (client, made):
+        await made.enqueue(
+            Task("pay", {"card": "4111", "sum": 3}, id="m1"), Task("pay", {"a": 1}, id="m2"),
+            Task("pay", b"boom", id="m3"), Task("pay", b"odd", id="m4"),
+        )  # fmt: skip
+        texts = [(await client.get(f"/task?id=m{n}")).text for n in (1, 2, 3, 4)]
+        assert "4111" not in texts[0]
+        assert "xxxx" in texts[0]
+        assert "len 1" in texts[1]
+        assert "boom" not in texts[2]
+        assert "failed with ValueError" in texts[2]
+        assert "neither text nor bytes" in texts[3]
+        assert seen[0] == ("pay", codec.encode({"card": "4111", "sum": 3}))
 
 
-def test_results_are_not_shown_where_payloads_are_masked(valkey: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with bed(valkey.url, prefix) as made:
-            from qsync.message import Result
+async def test_results_are_not_shown_where_payloads_are_masked(valkey: Store, prefix: str) -> None:
+    async with bed(valkey.url, prefix) as made:
+        from qsync.message import Result
 
-            await made.enqueue(Task("t", id="a", retention=60))
-            result = codec.encode(Result(codec.encode("the secret"), is_value=True))
-            await made.complete(await made.lease(), 60, result)
-            for mask, shown in ((None, True), (lambda type, payload: "-", False)):
-                app = create_app(made.inspector, auth="host", mask=mask)
-                async with app, visiting(app) as client:
-                    assert ("the secret" in (await client.get("/task?id=a")).text) is shown
-
-    asyncio.run(main())
+        await made.enqueue(Task("t", id="a", retention=60))
+        result = codec.encode(Result(codec.encode("the secret"), is_value=True))
+        await made.complete(await made.lease(), 60, result)
+        for mask, shown in ((None, True), (lambda type, payload: "-", False)):
+            app = create_app(made.inspector, auth="host", mask=mask)
+            async with app, visiting(app) as client:
+                assert ("the secret" in (await client.get("/task?id=a")).text) is shown
 
 
-def test_metrics_and_health_are_there_for_other_programs(store: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with filled(store, prefix) as (client, _):
-            metrics = await client.get("/metrics")
-            assert metrics.headers["content-type"].startswith("text/plain; version=")
-            assert 'qsync_queue_tasks{queue="default",state="dead"} 3.0' in metrics.text
-            health = (await client.get("/health")).json()
-            assert (health["ok"], health["queues"], health["servers"]) == (True, 1, 1)
-
-    asyncio.run(main())
+async def test_metrics_and_health_are_there_for_other_programs(store: Store, prefix: str) -> None:
+    async with filled(store, prefix) as (client, _):
+        metrics = await client.get("/metrics")
+        assert metrics.headers["content-type"].startswith("text/plain; version=")
+        assert 'qsync_queue_tasks{queue="default",state="dead"} 3.0' in metrics.text
+        health = (await client.get("/health")).json()
+        assert (health["ok"], health["queues"], health["servers"]) == (True, 1, 1)
 
 
 @pytest.mark.faults(17)
-def test_a_store_that_is_away_is_said_in_time(own_store: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with filled(own_store, prefix, timeout=1.5) as (client, _):
-            own_store.kill()
-            answers = await asyncio.gather(
-                *(client.get(path) for path in ("/", "/task?id=d1", "/dead", "/health"))
-            )
-            assert {answer.status_code for answer in answers} <= {503, 504}
-            own_store.start()
+async def test_a_store_that_is_away_is_said_in_time(own_store: Store, prefix: str) -> None:
+    async with filled(own_store, prefix, timeout=1.5) as (client, _):
+        own_store.kill()
+        answers = await asyncio.gather(
+            *(client.get(path) for path in ("/", "/task?id=d1", "/dead", "/health"))
+        )
+        assert {answer.status_code for answer in answers} <= {503, 504}
+        own_store.start()
 
-            async def is_back() -> bool:
-                return (await client.get("/health")).status_code == 200
+        async def is_back() -> bool:
+            return (await client.get("/health")).status_code == 200
 
-            await wait_until_async(is_back)
-
-    asyncio.run(main())
+        await wait_until_async(is_back)
 
 
-def test_charts_are_made_of_what_it_saw(valkey: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with filled(valkey, prefix) as (client, made):
-            app = client._transport.app  # type: ignore[attr-defined]
-            sampler = app.site.sampler
-            await sampler.stop()
-            await sampler.look()
-            await made.enqueue(*[Task("t") for _ in range(10)])
-            await sampler.look()
-            steps = sampler.series()
-            took, grown = steps[-1]
-            assert (grown.enqueued, grown.completed, took > 0) == (10, 0, True)
-            assert sampler.series("default")[-1] == steps[-1]
-            assert sampler.series("none")[-1] is None
-            text = (await client.get("/")).text
-            assert text.count("<svg") == 7, "the brand, three of minutes, three of days"
-            for _ in range(400):
-                sampler._samples.append(sampler._samples[-1])
-            assert len(sampler.series()) == 180, "it is bounded"
-
-    asyncio.run(main())
+async def test_charts_are_made_of_what_it_saw(valkey: Store, prefix: str) -> None:
+    async with filled(valkey, prefix) as (client, made):
+        app = client._transport.app  # type: ignore[attr-defined]
+        sampler = app.site.sampler
+        await sampler.stop()
+        await sampler.look()
+        await made.enqueue(*[Task("t") for _ in range(10)])
+        await sampler.look()
+        steps = sampler.series()
+        took, grown = steps[-1]
+        assert (grown.enqueued, grown.completed, took > 0) == (10, 0, True)
+        assert sampler.series("default")[-1] == steps[-1]
+        assert sampler.series("none")[-1] is None
+        text = (await client.get("/")).text
+        assert text.count("<svg") == 7, "the brand, three of minutes, three of days"
+        for _ in range(400):
+            sampler._samples.append(sampler._samples[-1])
+        assert len(sampler.series()) == 180, "it is bounded"
 
 
-def test_it_looks_at_a_cluster_as_well(cluster: Cluster, prefix: str) -> None:
-    async def main() -> None:
-        async with filled(cluster, prefix) as (client, made):
-            await made.enqueue(Task("t", id="other"), queue="elsewhere")
-            for path in pages():
-                answer = await client.get(path)
-                assert answer.status_code in (200, 303), (path, answer.text)
-            form = {"id": "d1", "queue": "default", "state": "dead"}
-            await client.post("/task/run", data=form, headers=same())
-            assert (await made.inspector.find("d1"))[0].state == "pending"
-            found = await client.get("/find?id=other")
-            assert "queue=elsewhere" in found.headers["location"]
-
-    asyncio.run(main())
+async def test_it_looks_at_a_cluster_as_well(cluster: Cluster, prefix: str) -> None:
+    async with filled(cluster, prefix) as (client, made):
+        await made.enqueue(Task("t", id="other"), queue="elsewhere")
+        for path in pages():
+            answer = await client.get(path)
+            assert answer.status_code in (200, 303), (path, answer.text)
+        form = {"id": "d1", "queue": "default", "state": "dead"}
+        await client.post("/task/run", data=form, headers=same())
+        assert (await made.inspector.find("d1"))[0].state == "pending"
+        found = await client.get("/find?id=other")
+        assert "queue=elsewhere" in found.headers["location"]
 
 
 def same() -> dict[str, str]:

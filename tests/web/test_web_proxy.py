@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import httpx
@@ -82,29 +81,26 @@ def test_trusted_proxy_that_is_no_address_is_refused(given: str, tmp_path: Path)
     assert "10.0.0.0/8" in " ".join(text.split())
 
 
-def test_signing_out_ends_that_session_and_no_other(valkey: Store, prefix: str) -> None:
-    async def main() -> None:
-        async with bed(valkey.url, prefix) as made:
-            app = create_app(made.inspector, token=TOKEN)
-            async with app, visiting(app) as ann, visiting(app) as bob, visiting(app) as thief:
-                for user in (ann, bob):
-                    await user.post("/login", data={"token": TOKEN}, headers=SAME)
-                assert ann.cookies[COOKIE] != bob.cookies[COOKIE]
-                thief.cookies.set(COOKIE, ann.cookies[COOKIE])
-                assert (await thief.get("/")).status_code == 200
-                headers = {**SAME, "Content-Type": "application/x-www-form-urlencoded"}
-                await ann.post("/logout", headers=headers)
-                assert (await thief.get("/")).status_code == 401, "a copy of the cookie is useless"
-                assert (await bob.get("/")).status_code == 200
-            again = create_app(made.inspector, token=TOKEN)
-            async with again, visiting(again) as client:
-                client.cookies.set(COOKIE, thief.cookies[COOKIE])
-                assert (await client.get("/")).status_code == 401, "after a restart too"
-
-    asyncio.run(main())
+async def test_signing_out_ends_that_session_and_no_other(valkey: Store, prefix: str) -> None:
+    async with bed(valkey.url, prefix) as made:
+        app = create_app(made.inspector, token=TOKEN)
+        async with app, visiting(app) as ann, visiting(app) as bob, visiting(app) as thief:
+            for user in (ann, bob):
+                await user.post("/login", data={"token": TOKEN}, headers=SAME)
+            assert ann.cookies[COOKIE] != bob.cookies[COOKIE]
+            thief.cookies.set(COOKIE, ann.cookies[COOKIE])
+            assert (await thief.get("/")).status_code == 200
+            headers = {**SAME, "Content-Type": "application/x-www-form-urlencoded"}
+            await ann.post("/logout", headers=headers)
+            assert (await thief.get("/")).status_code == 401, "a copy of the cookie is useless"
+            assert (await bob.get("/")).status_code == 200
+        again = create_app(made.inspector, token=TOKEN)
+        async with again, visiting(again) as client:
+            client.cookies.set(COOKIE, thief.cookies[COOKIE])
+            assert (await client.get("/")).status_code == 401, "after a restart too"
 
 
-def test_sessions_are_bounded() -> None:
+async def test_sessions_are_bounded() -> None:
     access = TokenAccess(TOKEN)
     values = [access.session() for _ in range(SESSIONS + 1)]
 
@@ -112,7 +108,4 @@ def test_sessions_are_bounded() -> None:
         headers = [(b"cookie", f"{COOKIE}={value}".encode())]
         return isinstance(await access.admit(Request({"type": "http", "headers": headers})), str)
 
-    async def main() -> None:
-        assert [await admitted(values[n]) for n in (0, 1, -1)] == [False, True, True]
-
-    asyncio.run(main())
+    assert [await admitted(values[n]) for n in (0, 1, -1)] == [False, True, True]

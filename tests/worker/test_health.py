@@ -728,26 +728,23 @@ def test_port_is_asked_by_addresses_and_its_own_names(host: str, status: int) ->
 
 
 @pytest.mark.faults(98)
-def test_lists_of_queues_that_strangers_ask_for_leave_the_measurement_alone(
+async def test_lists_of_queues_that_strangers_ask_for_leave_the_measurement_alone(
     valkey: Store, prefix: str
 ) -> None:
-    async def main() -> None:
-        async with Qsync(valkey.url, prefix=prefix) as app:
-            backlog = cli_health._Backlog(app, ["b", "a"], 1)
-            assert (await backlog.answer({})).status == 200
-            measured = backlog._scalers["a", "b"].scaler
-            since = measured._samples[0]
-            names = [f"q{n}" for n in range(3 * cli_health.LISTS)]
-            for answer in await asyncio.gather(*[backlog.answer({"queues": n}) for n in names]):
-                assert answer.status in (200, 503)
-            assert (await backlog.answer({"queues": "a,b"})).status == 200
-            assert backlog._scalers["a", "b"].scaler is measured
-            assert measured._samples[0] is since
-            assert len(backlog._scalers) <= cli_health.LISTS + 1
-            assert backlog._inspector is not None
-            await backlog._inspector.aclose()
-
-    asyncio.run(main())
+    async with Qsync(valkey.url, prefix=prefix) as app:
+        backlog = cli_health._Backlog(app, ["b", "a"], 1)
+        assert (await backlog.answer({})).status == 200
+        measured = backlog._scalers["a", "b"].scaler
+        since = measured._samples[0]
+        names = [f"q{n}" for n in range(3 * cli_health.LISTS)]
+        for answer in await asyncio.gather(*[backlog.answer({"queues": n}) for n in names]):
+            assert answer.status in (200, 503)
+        assert (await backlog.answer({"queues": "a,b"})).status == 200
+        assert backlog._scalers["a", "b"].scaler is measured
+        assert measured._samples[0] is since
+        assert len(backlog._scalers) <= cli_health.LISTS + 1
+        assert backlog._inspector is not None
+        await backlog._inspector.aclose()
 
 
 def test_it_answers_while_the_main_thread_is_blocked(served: HealthServer) -> None:
