@@ -41,7 +41,7 @@ test-alone: $(VENV)/installed-dev
 
 # What knows redis-py, with the first release of the lowest and the last of the highest that pyproject.toml
 # allows, each in an environment of its own.
-REDIS_TESTS := $(addprefix tests/broker/test_, protocol.py brokers.py sentinel.py client_objects.py internals.py)
+REDIS_TESTS := $(addprefix tests/broker/test_, protocol.py brokers.py sentinel.py client_objects.py credentials.py internals.py)
 REDIS_ENVS := $(VENV)-redis-lowest $(VENV)-redis-highest
 test-redis: $(REDIS_ENVS:%=%/installed)
 	for env in $(REDIS_ENVS); do \

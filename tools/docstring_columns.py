@@ -30,8 +30,10 @@ def rows(paragraph: str) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for line in lines:
         name, text = line[: columns[0]], line[columns[0] :].strip()
-        if not name.strip() and found:
-            found[-1] = (found[-1][0], f"{found[-1][1]} {text}")
+        if NAMES.fullmatch(line):
+            found.append((line, ""))  # too long for its column: the text begins on the next line
+        elif not name.strip() and found:
+            found[-1] = (found[-1][0], f"{found[-1][1]} {text}".strip())
         elif name.endswith(" ") and NAMES.fullmatch(name.strip()):
             found.append((name.strip(), text))
         else:

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 from qsync.broker.base import DEFAULT_PATIENCE_S
 from qsync.broker.call import Durability
 from qsync.broker.client_objects import AnyClient
+from qsync.broker.credentials import CredentialProvider
 from qsync.client import AsyncClient, Client
 from qsync.connections import PREFIX, Connections
 from qsync.errors import ConfigError, InvalidTask
@@ -69,6 +70,9 @@ class Qsync:
     confirm_timeout longest wait for that, seconds; after it the handle's `confirmed` is False
     remember_ids    how long after its enqueue the store refuses an id that a caller chose, also
                     when the task has left the queue, by default an hour; 0: only while it is there
+    credential_provider
+                    makes user and password for each connection, e.g. an IAM token: an object with
+                    `get_credentials()`, as of redis-py; see docs/managed-stores.md
 
     All other options are defaults for the servers of the app and of `qsync worker`: `concurrency`,
     `timeout`, `middleware`, `on_error`, `lifespan` and so on; see `qsync.server.config.Config`.
@@ -89,6 +93,7 @@ class Qsync:
         durability: Durability | None = None,
         confirm_timeout: float = CONFIRM_TIMEOUT,
         remember_ids: Duration = REMEMBER_IDS,
+        credential_provider: CredentialProvider | None = None,
         **server: Unpack[ServerOptions],
     ) -> None:
         if prefix is None:
@@ -103,6 +108,7 @@ class Qsync:
             durability=durability,
             confirm_timeout=confirm_timeout,
             remember_ids=remember_ids,
+            credential_provider=credential_provider,
         )
         self._given_mux = None if mux is None else check_mux(mux)
         self._mux = Mux()

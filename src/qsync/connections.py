@@ -20,6 +20,7 @@ from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Durability
 from qsync.broker.client_objects import AnyClient
+from qsync.broker.credentials import CredentialProvider, with_provider
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import ConfigError
 from qsync.hooks import Hooks
@@ -63,6 +64,7 @@ class Connections:
         durability: Durability | None = None,
         confirm_timeout: float = CONFIRM_TIMEOUT,
         remember_ids: Duration = REMEMBER_IDS,
+        credential_provider: CredentialProvider | None = None,
     ) -> None:
         if url is None:
             url = os.environ.get(URL) or None
@@ -91,6 +93,8 @@ class Connections:
             self._where = Embedded(folder_of(url))
         else:
             self._where = redis_clients.parse(url)
+        if credential_provider is not None:
+            self._where = self._with_provider(credential_provider)
         self.extensions: list[Extension] = []
         self.around_enqueue: list[AroundEnqueue] = []
         """What extensions do around each enqueue, the first one outermost."""
@@ -107,6 +111,11 @@ class Connections:
         made._options = {**self._options, "prefix": prefix}
         made._blocking, made._by_loop = {}, {}
         return made
+
+    def _with_provider(self, provider: CredentialProvider) -> Address:
+        if not isinstance(self._where, Address):
+            raise ConfigError("credential_provider: an embedded:// store has no users")
+        return with_provider(self._where, provider)
 
     def __str__(self) -> str:
         where = self._where

@@ -107,6 +107,8 @@ def test_calls_survive_that_the_store_forgets_its_scripts(store: Store, prefix: 
         (failures.AuthenticationError("invalid username-password pair"), Fault.DENIED),
         (failures.ResponseError("DB index is out of range"), Fault.WRONG_STORE),
         (failures.ResponseError("unknown command 'SENTINEL', with args"), Fault.WRONG_STORE),
+        (failures.ResponseError("unknown command 'INFO', with args"), Fault.UNSUPPORTED),
+        (failures.ResponseError("Unknown Redis command called from script"), Fault.UNSUPPORTED),
         (
             failures.RedisClusterException("Cluster mode is not enabled on this node"),
             Fault.WRONG_STORE,

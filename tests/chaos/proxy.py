@@ -80,6 +80,7 @@ class Proxy:
         self.accepted = 0
         self.commands = 0
         self._answers: list[Answer] = []
+        self._forbidden: dict[bytes, bytes] = {}
         self._chance = random.Random(seed)
         self._links: set[Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -132,9 +133,15 @@ class Proxy:
         if answer in self._answers:
             self._answers.remove(answer)
 
+    def forbid(self, text: str, *names: str) -> None:
+        """Commands of these names are answered by an error; `{}` in it stands for the name."""
+        for name in names:
+            self._forbidden[name.encode()] = b"-" + text.format(name).encode() + b"\r\n"
+
     def heal(self) -> None:
         """Everything passes again; what is dead stays so, until its owner gives it up."""
         self._answers.clear()
+        self._forbidden.clear()
         self.up, self.down = Direction(), Direction()
         if self._server is None:
             self.refuse(False)
@@ -283,6 +290,8 @@ class Proxy:
             link.owed.append(None)
 
     def _answer_to(self, frame: bytes) -> bytes | None:
+        if (refusal := self._forbidden.get(command_name(frame))) is not None:
+            return refusal
         for answer in list(self._answers):
             if answer.only in frame and self._chance.random() < answer.share:
                 answer.left -= 1

@@ -220,6 +220,10 @@ def test_every_key_of_a_queue_is_described() -> None:
 def test_columns_of_a_docstring_become_a_list() -> None:
     text = "Do it.\n\nqueue  name of\n       the queue\nretry_delay time\n\nNot a column  here."
     assert docstring_columns.all_rows(text) == {}
+    assert docstring_columns.all_rows("a  one\nlong_name\n   two") == {
+        "a": "one",
+        "long_name": "two",
+    }
     text = "Do it.\n\nqueue        name of\n             the queue\nretry_delay  time\n\nThe end."
     assert docstring_columns.all_rows(text) == {"queue": "name of the queue", "retry_delay": "time"}
     assert docstring_columns.to_markdown(text) == (

@@ -31,6 +31,7 @@ from qsync.broker.error_mapping import (
     Fault,
     classify,
     is_demoted,
+    is_unsupported,
     mapped_errors,
     unavailable,
 )
@@ -113,7 +114,8 @@ class AsyncBroker(BaseBroker[AioPool]):
         try:
             return parse_info(await self._execute("INFO"))
         except ConfigError as error:
-            if isinstance(error.__cause__, failures.NoPermissionError):
+            cause = error.__cause__
+            if isinstance(cause, failures.NoPermissionError) or is_unsupported(cause):
                 return StoreInfo(None, "unknown", None)
             raise
 

@@ -18,6 +18,7 @@ import redis.cluster
 from qsync.broker import redis_internals
 from qsync.broker.address import Address
 from qsync.broker.address_options import OPTIONS, check, check_tls
+from qsync.broker.credentials import CheckedProvider
 from qsync.errors import ConfigError
 
 AnyClient = (
@@ -148,7 +149,7 @@ def _settings(client: Any, given: Mapping[str, Any], *, tls: bool) -> dict[str, 
         elif name in OPTIONS:
             settings[name] = check(name, value)
         elif name == "credential_provider":
-            settings[name] = value
+            settings[name] = CheckedProvider(value)
         elif name == "socket_keepalive_options":
             if isinstance(value, Mapping):  # otherwise it is redis-py's marker for its defaults
                 settings[name] = value

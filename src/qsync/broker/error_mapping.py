@@ -73,6 +73,7 @@ class Fault(Enum):
     SCHEMA = "data of another version"
     TLS = "no trust between client and store"
     WRONG_STORE = "not the kind of store that the URL says"
+    UNSUPPORTED = "a command that the store does not have"
     UNEXPECTED = "ours"
 
 
@@ -81,6 +82,12 @@ _WRONG_STORE_TEXTS: Final = (
     "DB index is out of range", "the Sentinels watch no service",
 )  # fmt: skip
 """Errors of a store that is of another kind than its URL says."""
+
+_UNSUPPORTED: Final = re.compile("unknown (redis )?command", re.IGNORECASE)
+"""Error of a store without a command; managed stores hide commands in this way."""
+
+_COMMAND_ADVICE: Final = (("'client", "leave out client_name"),)
+"""Pairs of a pattern of the error and an advice for a command that is missing or forbidden."""
 
 _TLS: Final = re.compile(
     r"\[SSL: [^\]]*(CERTIFICATE_VERIFY_FAILED|WRONG_VERSION|UNSUPPORTED_PROTOCOL|UNRECOGNIZED_NAME"
@@ -116,6 +123,8 @@ def classify(error: BaseException) -> Fault:
         return Fault.FULL
     if any(words in text for words in _WRONG_STORE_TEXTS):
         return Fault.WRONG_STORE
+    if _UNSUPPORTED.search(text):
+        return Fault.UNSUPPORTED
     if _TLS.search(text):
         return Fault.TLS
     denied = (
@@ -142,6 +151,11 @@ def classify(error: BaseException) -> Fault:
     if "max number of clients" in text or "Script killed" in text:
         return Fault.TRANSIENT
     return Fault.UNEXPECTED
+
+
+def is_unsupported(error: BaseException | None) -> bool:
+    """Return whether the store does not have the command."""
+    return error is not None and classify(error) is Fault.UNSUPPORTED
 
 
 def translate(error: BaseException, call: Call[Any], address: Address) -> QsyncError:
@@ -175,15 +189,22 @@ def _refused(name: str, error: BaseException, address: Address) -> QsyncError:
     shown = _shown(error, address)
     match classify(error):
         case Fault.DENIED:
-            return ConfigError(f"{name}the store at {address} refuses: {shown}")
+            advice = _advice(shown, _COMMAND_ADVICE)
+            return ConfigError(f"{name}the store at {address} refuses: {shown}{advice}")
+        case Fault.UNSUPPORTED:
+            advice = _advice(shown, _COMMAND_ADVICE)
+            return ConfigError(f"{name}the store at {address} lacks a command: {shown}{advice}")
         case Fault.TLS:
-            advice = next((do for words, do in _TLS_ADVICE if re.search(words, shown)), "")
-            return ConfigError(
-                f"{name}no TLS with the store at {address}: {shown}" + (advice and f"; {advice}")
-            )
+            advice = _advice(shown, _TLS_ADVICE)
+            return ConfigError(f"{name}no TLS with the store at {address}: {shown}{advice}")
         case Fault.WRONG_STORE:
             return ConfigError(f"{name}the store at {address} is not what the URL says: {shown}")
     return StoreUnavailable(f"{name}the store at {address} is not available: {shown}")
+
+
+def _advice(text: str, advices: Sequence[tuple[str, str]]) -> str:
+    """Return the first advice whose pattern the text matches, to be put behind the text."""
+    return next((f"; {do}" for words, do in advices if re.search(words, text, re.IGNORECASE)), "")
 
 
 def _shown(error: BaseException, address: Address) -> str:

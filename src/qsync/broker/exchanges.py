@@ -15,7 +15,7 @@ import redis.exceptions as failures
 
 from qsync.broker.address import Address
 from qsync.broker.call import Call, Durability, Wait
-from qsync.broker.error_mapping import Fault, classify
+from qsync.broker.error_mapping import Fault, classify, is_unsupported
 from qsync.broker.slot_map import Node, SlotMap
 from qsync.errors import ConfigError
 
@@ -125,7 +125,7 @@ def _probe_fsync(address: Address) -> Exchanges:
     [reply] = yield [("WAITAOF", 1, 0, 1)]
     if isinstance(reply, BaseException):
         text = str(reply)
-        if "unknown command" in text.lower():
+        if is_unsupported(reply):
             raise _unable("fsync", address, "does not know WAITAOF: that takes Redis 7.2 or Valkey")
         if "appendonly is disabled" in text:
             raise _unable("fsync", address, "keeps no append-only file: set appendonly to yes")
@@ -142,7 +142,7 @@ def _probe_fsync(address: Address) -> Exchanges:
 def _probe_replica(address: Address) -> Exchanges:
     [reply] = yield [("WAIT", 0, 1)]
     if isinstance(reply, BaseException):
-        if classify(reply) is Fault.DENIED:
+        if classify(reply) is Fault.DENIED or is_unsupported(reply):
             raise _unable("replica", address, f"refuses WAIT: {reply}")
         return False
     [reply] = yield [("INFO", "replication")]

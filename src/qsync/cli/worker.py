@@ -13,6 +13,7 @@ import typer
 
 from qsync.app import Qsync
 from qsync.broker.blocking import Broker
+from qsync.broker.credentials import without_provider
 from qsync.cli import server_options as options
 from qsync.cli.early_stop import early_stop
 from qsync.cli.options import AppPrefix, AppUrl
@@ -349,7 +350,7 @@ def _load(
             raise ConfigError(msg)
         if url is not None:
             with Qsync(url) as asked:
-                if server.address != asked.server().address:
+                if without_provider(server.address) != asked.server().address:
                     msg = f"--url: the app names its store itself, {server.address}"
                     raise ConfigError(msg)
     except Exception as error:

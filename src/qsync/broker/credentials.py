@@ -1,0 +1,102 @@
+"""Credentials that a provider makes for each connection, such as tokens that soon expire."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import redis.exceptions as failures
+
+from qsync.broker.address import Address
+from qsync.errors import ConfigError
+
+
+class CredentialProvider(Protocol):
+    """An object such as those of redis-py and valkey-py, which need not be imported for it.
+
+    It may have `async def get_credentials_async` as well; asyncio connections then await that.
+    """
+
+    def get_credentials(self) -> tuple[str, ...]:
+        """Return `(password,)` or `(user, password)` for a new connection."""
+
+
+class CheckedProvider:
+    """Asks a provider; its errors become those of a connection that failed.
+
+    So qsync asks again, as for a store that is away, until the patience of a call ends.
+    """
+
+    def __init__(self, provider: CredentialProvider) -> None:
+        self.provider = provider
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CheckedProvider) and self.provider is other.provider
+
+    def __hash__(self) -> int:
+        return hash(id(self.provider))
+
+    def get_credentials(self) -> tuple[str, ...]:
+        """Return what the provider returns."""
+        try:
+            found = self.provider.get_credentials()
+        except Exception as error:
+            raise _failed(error) from error
+        return _checked(found)
+
+    async def get_credentials_async(self) -> tuple[str, ...]:
+        """Return what the provider returns; await it if the provider can be awaited."""
+        ask: Callable[[], Awaitable[Any]] | None = getattr(
+            self.provider, "get_credentials_async", None
+        )
+        if ask is None:
+            return self.get_credentials()
+        try:
+            found = await ask()
+        except Exception as error:
+            raise _failed(error) from error
+        return _checked(found)
+
+
+def _failed(error: Exception) -> Exception:
+    return failures.ConnectionError(f"credential_provider: {type(error).__name__}: {error}")
+
+
+def _checked(found: Any) -> tuple[str, ...]:
+    if (
+        isinstance(found, tuple | list)
+        and 1 <= len(found) <= 2
+        and all(isinstance(part, str | bytes) for part in found)
+    ):
+        return tuple(found)
+    return _refuse(found)
+
+
+def _refuse(found: object) -> tuple[str, ...]:
+    """Raise an error that shows only the type of what the provider returned: it may be a secret."""
+    raise failures.AuthenticationError(
+        f"credential_provider: get_credentials() returned {type(found).__name__}, "
+        "not (password,) or (user, password) as text"
+    )
+
+
+def with_provider(address: Address, provider: object) -> Address:
+    """Return the address with a provider of credentials; raises ConfigError if they cannot go
+    together."""
+    if not callable(getattr(provider, "get_credentials", None)):
+        kind = type(provider).__name__
+        raise ConfigError(f"credential_provider: {kind} has no method get_credentials()")
+    for name in ("username", "password", "credential_provider"):
+        if name in address.settings:
+            raise ConfigError(
+                f"credential_provider: the store at {address} has a {name} already; give one"
+            )
+    checked: Any = CheckedProvider(provider)  # type: ignore[arg-type]
+    return replace(address, settings={**address.settings, "credential_provider": checked})
+
+
+def without_provider(address: Address) -> Address:
+    """Return the address without a provider of credentials, to be compared with another."""
+    settings = {k: v for k, v in address.settings.items() if k != "credential_provider"}
+    return replace(address, settings=settings)
