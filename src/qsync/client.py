@@ -25,6 +25,7 @@ from qsync.keys import GlobalKeys, QueueKeys, check_id, check_name, queue_keys, 
 from qsync.new_task import NewTask
 from qsync.queue_announcer import AsyncRegistrations, QueueAnnouncer, Registrations
 from qsync.results import decode_result, decoder_of
+from qsync.schedules import AsyncSchedules, Schedules
 from qsync.sending import (
     CALL_BYTES,
     CONFIRM_TIMEOUT,
@@ -54,14 +55,12 @@ T = TypeVar("T")
 __all__ = ["AsyncClient", "AsyncHandle", "Client", "Handle"]
 
 QUEUES_AT_ONCE: Final = 16
-"""Queues to which `enqueue_many` of an AsyncClient sends at the same time. It has eight connections
-per node; the other queues wait for one, within the client's patience."""
+"""Queues to which `enqueue_many` of an AsyncClient sends at the same time, over 8 connections."""
 
 CALLS_AT_ONCE: Final = 8
 CALLS_A_WAIT: Final = 16
 """Calls in one round trip to a store of one node, without and with a wait for confirmation. Eight
-calls let client and store work at the same time; a wait takes far longer, so more calls share it.
-"""
+let client and store work at the same time; a wait takes far longer, so more calls share it."""
 
 
 class _AnyClient:
@@ -172,6 +171,7 @@ class Client(_AnyClient):
         self._waiter = broker.with_longer_timeout(self._confirm_timeout)
         self._tracker = TaskQueries(broker, prefix)
         self._registrations = Registrations(broker.run_many, self._note_registered)
+        self.schedules = Schedules(broker, prefix, payload_limit, self._tracker.check_open)
 
     def __enter__(self) -> Self:
         return self
@@ -390,6 +390,7 @@ class AsyncClient(_AnyClient):
         self._waiter = broker.with_longer_timeout(self._confirm_timeout)
         self._tracker = AsyncTaskQueries(broker, prefix)
         self._registrations = AsyncRegistrations(broker.run_many, self._note_registered)
+        self.schedules = AsyncSchedules(broker, prefix, payload_limit, self._tracker.check_open)
         self._outboxes: dict[Durability | None, dict[str, Batcher[NewTask, Enqueued]]] = {
             None: {}, "fsync": {}, "replica": {}
         }  # fmt: skip
@@ -552,7 +553,6 @@ class AsyncClient(_AnyClient):
     def _outbox(self, queue: str, durability: Durability | None) -> Batcher[NewTask, Enqueued]:
         keys = self._keys(queue)
         wait = self._wait(keys, durability)
-        # A wait may take a second, so the next batch takes as many of the calls as it can.
         calls = 1 if wait is None else self._calls(wait)
         outbox = Batcher(
             partial(self._enqueue, keys, wait), size_of,

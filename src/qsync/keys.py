@@ -49,6 +49,11 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
         "#<schedule> -> of each expression a digest, since when it is in force and when a server "
         "last asked, us",
     ),
+    "stored_schedules": (
+        "hash",
+        "schedule that a client put -> time of its put, us, 8 bytes, and its record",
+    ),
+    "next_ticks": ("zset", "stored schedules by their next tick, us"),
     "cancels": ("hash", "id -> retention, us: cancel asked for, or outcome of a completed task"),
     "progress": ("hash", "id -> <done>/<total>, or @<us> since when it is runnable"),
     "wake": ("list", "at most one element: servers with a free slot block on it"),
@@ -198,6 +203,11 @@ class GlobalKeys:
     def servers(self) -> str:
         """Key of the sorted set of server ids, by the time until which they count as live, us."""
         return f"{self.prefix}:servers"
+
+    @property
+    def schedule_queues(self) -> str:
+        """Key of the hash of queues with stored schedules; a changed number: look at them."""
+        return f"{self.prefix}:schedule_queues"
 
     def server(self, server_id: str) -> str:
         """Return the key of the hash that describes a server; it has a time to live."""

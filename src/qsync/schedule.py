@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
-from qsync.errors import ConfigError, InvalidTask
+from qsync.errors import InvalidTask
 from qsync.keys import shorten
 
 Missed = Literal["skip", "once", "all"]
@@ -232,7 +232,7 @@ class Periodic:
     missed: Missed = "skip"
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        check_schedule_name(self.name)
         if not isinstance(self.schedule, Schedule):
             raise InvalidTask(f"schedule={self.schedule!r:.200}: give Cron(...) or Every(...)")
         if self.missed not in get_args(Missed):
@@ -278,7 +278,7 @@ def tick_id(name: str, tick_us: int) -> str:
     so that a dead task does not block the next tick. A name over 100 characters is shortened to its
     beginning and a hash, to keep the id within 128 characters.
     """
-    _check_name(name)
+    check_schedule_name(name)
     if len(name) > 100:
         name = f"{name[:83]}~{sha256(name.encode()).hexdigest()[:16]}"
     return f"{name}@{(_EPOCH + timedelta(microseconds=tick_us)).isoformat()}Z"
@@ -295,9 +295,11 @@ def _us(utc: datetime) -> int:
     return (utc - _EPOCH) // _MICROSECOND
 
 
-def _check_name(name: object) -> None:
+def check_schedule_name(name: object, field_name: str = "name") -> str:
+    """Return the name of a schedule, or the beginning of one; InvalidTask when it is not valid."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]{1,128}", name):
-        raise InvalidTask(f"name={name!r:.200}: give 1 to 128 of A-Z a-z 0-9 _ . : -")
+        raise InvalidTask(f"{field_name}={name!r:.200}: give 1 to 128 of A-Z a-z 0-9 _ . : -")
+    return name
 
 
 def _cron_fields(expression: object) -> list[str]:
@@ -340,13 +342,13 @@ def _period_us(seconds: object) -> int:
 
 def schedule_of(
     cron: str | None, every: float | timedelta | None, tz: str | ZoneInfo | None
-) -> Schedule:
-    """Return the schedule of these options of `periodic`; ConfigError unless they fit together."""
+) -> Cron | Every:
+    """Return the schedule that these options describe; InvalidTask when one is wrong."""
     if (cron is None) == (every is None):
-        raise ConfigError("periodic: give either cron= or every=")
+        raise InvalidTask("schedule: give either cron= or every=")
     if cron is not None:
         name = tz.key if isinstance(tz, ZoneInfo) else tz
         return Cron(cron, tz="UTC" if tz is None else cast("str", name))
     if tz is not None:
-        raise ConfigError(f"tz: {shorten(tz)} goes with cron=; every= knows no time zone")
+        raise InvalidTask(f"tz: {shorten(tz)} goes with cron=; every= has no time zone")
     return Every(cast("float", every))

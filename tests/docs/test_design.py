@@ -128,7 +128,9 @@ def test_every_key_of_a_queue_is_described_with_its_type() -> None:
 
 def test_every_key_outside_the_queues_is_described() -> None:
     keys = GlobalKeys("PREFIX")
-    expected = [keys.queues, keys.servers, keys.server("<id>"), keys.inbox("<id>")]
+    expected = [
+        keys.queues, keys.schedule_queues, keys.servers, keys.server("<id>"), keys.inbox("<id>"),
+    ]  # fmt: skip
     described = [names(row[0])[0] for row in table(DATA_MODEL, "global keys")]
     assert described == [name.replace("PREFIX", "<prefix>") for name in expected]
 
@@ -206,9 +208,9 @@ def test_scripts_of_transitions_write_the_states_they_lead_from_and_to() -> None
 
 
 def operations() -> dict[str, list[str]]:
-    """For each script the public functions of `ops` and `views` that make its calls."""
+    """For each script the public functions of the broker that make its calls."""
     found: dict[str, list[str]] = {}
-    for module in ("ops", "views"):
+    for module in ("ops", "views", "schedule_ops"):
         tree = ast.parse((PACKAGE / "broker" / f"{module}.py").read_text("utf-8"))
         functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
         for name in functions:

@@ -47,7 +47,7 @@ def test_every_state_and_every_other_key_is_counted(rig: Rig) -> None:
     assert counts.others == {
         "fairness": 2, "tasks": 12, "owner": 3, "crashes": 0, "failures": 3, "results": 1,
         "unique": 2, "keys": 3, "fetches": 1, "ticks": 0, "schedules": 0, "cancels": 0,
-        "progress": 0, "calls": 0, "recent": 0,
+        "progress": 0, "calls": 0, "recent": 0, "next_ticks": 0, "stored_schedules": 0,
     }  # fmt: skip
 
 

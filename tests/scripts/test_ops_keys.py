@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from qsync.broker import ops, redis_clients, views
+from qsync.broker import ops, redis_clients, schedule_ops, views
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
 from qsync.broker.ops import LeaseRef
@@ -29,6 +29,11 @@ LOOK: dict[str, Make] = {
     "look": lambda rig, held: views.look(rig.keys, lease_us=1),
     "locate": lambda rig, held: views.pending_position(rig.keys, "p", lock=NAME, server="s"),
     "schedules": lambda rig, held: views.schedules(rig.keys),
+    "due schedules": lambda rig, held: schedule_ops.due_schedules(rig.keys, now_us=rig.now),
+    "stored schedules": lambda rig, held: schedule_ops.stored_schedules(rig.keys, ["daily", "x"]),
+    "stored page": lambda rig, held: schedule_ops.stored_page(rig.keys, prefix="d"),
+    "first stored": lambda rig, held: schedule_ops.stored_page(rig.keys, cursor=""),
+    "schedule queues": lambda rig, held: schedule_ops.schedule_queues(rig.globals),
     "queues": lambda rig, held: views.queues(rig.globals),
     "registered": lambda rig, held: views.registered(rig.globals, "queue"),
     "servers": lambda rig, held: views.servers(rig.globals),

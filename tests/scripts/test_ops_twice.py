@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 
-from qsync.broker import ops
+from qsync.broker import ops, schedule_ops
 from qsync.broker.call import Call
 from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
+from qsync.broker.schedule_ops import TickRow
+from qsync.broker.stored_schedules import StoredRow
 from tests.scripts.test_ops_locks import LOCK, NAME
-from tests.support.queue_driver import BINARIES, FAILURE, LAPSE, LEASE, Rig, S
+from tests.support.queue_driver import BINARIES, FAILURE, LAPSE, LEASE, START, Rig, S
+
+STAMP = START.to_bytes(8, "big")
 
 Make = Callable[[Rig, list[LeaseRef]], Call[Any]]
 
@@ -88,6 +92,18 @@ OTHER: dict[str, Make] = {
     "forget schedule": lambda rig, held: ops.forget_schedule(
         rig.keys, "hourly", silence_us=0, now_us=rig.now
     ),
+    "put schedule": lambda rig, held: schedule_ops.put_schedule(
+        rig.keys, "daily", rig.now + S, b"another record", now_us=rig.now + 1
+    ),
+    "put new schedule": lambda rig, held: schedule_ops.put_schedule(
+        rig.keys, "new", rig.now + S, b"a record", now_us=rig.now
+    ),
+    "delete schedule": lambda rig, held: schedule_ops.delete_schedule(rig.keys, "daily"),
+    "resume stored": lambda rig, held: ops.resume_schedule(rig.keys, "paused", now_us=rig.now),
+    "tick schedules": lambda rig, held: tick_stored(rig),
+    "announce schedules": lambda rig, held: schedule_ops.announce_schedules(
+        rig.globals, "queue", 1
+    ),
     "unregister": lambda rig, held: ops.unregister(rig.globals, ["a"]),
     "pause": lambda rig, held: ops.pause(rig.keys, b"me"),
     "resume": lambda rig, held: ops.resume(rig.keys),
@@ -110,6 +126,17 @@ OTHER: dict[str, Make] = {
     "send": lambda rig, held: ops.send_order(rig.globals, "s", b"quiet", ttl_ms=60_000),
 }
 
+
+def tick_stored(rig: Rig) -> Call[Any]:
+    """Ticks of two stored schedules, one of them paused, and of one that has lost its record."""
+    due = [StoredRow(name, STAMP, rig.now) for name in ("daily", "paused", "lost")]
+    rows = [
+        TickRow(row, rig.now + S, rig.tasks(f"{row.name}@1", fairness_key="k", **LOCK))
+        for row in due
+    ]
+    return schedule_ops.tick_schedules(rig.keys, rows, now_us=rig.now)
+
+
 ALL = SETTLE | HOLD | OTHER
 
 
@@ -128,6 +155,11 @@ def queue(rig: Rig) -> list[LeaseRef]:
     rig.run(ops.cancel(rig.keys, "b", retention_us=7 * S, now_us=rig.now))
     rig.enqueue("p", "q")
     rig.enqueue("s", delay=3600)
+    for name in ("daily", "paused"):
+        put = schedule_ops.put_schedule(rig.keys, name, rig.now, b"a record", now_us=START)
+        rig.run(put)
+    rig.run(ops.pause_schedule(rig.keys, "paused", b"me", now_us=START))
+    rig.client.zadd(rig.keys.key("next_ticks"), {"lost": rig.now})
     assert [one.id for one in held] == ["a", "b"]
     return held
 

@@ -67,7 +67,7 @@ def test_no_script_reads_or_writes_data_of_a_later_version(rig: Rig, name: str) 
 def test_every_script_of_a_queue_is_one_of_them() -> None:
     some = {"enqueue", "fetch", "complete", "get_tasks", "audit", "repair", "wait_marker"}
     assert some <= set(OF_QUEUES)
-    assert len(OF_QUEUES) == len(lua.SCRIPTS) - 10
+    assert len(OF_QUEUES) == len(lua.SCRIPTS) - 12
 
 
 def test_what_brings_a_queue_into_being_says_its_layout(rig: Rig) -> None:

@@ -13,10 +13,12 @@ from zipfile import ZipFile
 
 import pytest
 
-from qsync.broker import ops, views
+from qsync.broker import ops, schedule_ops, views
 from qsync.broker.call import Call
 from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
+from qsync.broker.schedule_ops import TickRow
 from qsync.broker.script import load
+from qsync.broker.stored_schedules import StoredRow
 from qsync.keys import COUNTERS, DONE_CHANNEL, QUEUE_KEYS, GlobalKeys, QueueKeys
 from qsync.new_task import new_nonce, new_task
 from qsync.state import TaskState
@@ -27,12 +29,16 @@ from tests.support.mutation import planted
 from tests.support.queue_driver import BINARIES, POLICY, shared_store
 from tests.support.stores import Binary
 
-GLOBALS = {"queues", "servers", "server", "inbox"}
-TYPES = {"queues": "set", "servers": "zset", "server": "hash", "inbox": "list"}
-CAN_BE_REFUSED = {"enqueue", "tick"}
+GLOBALS = {"queues", "servers", "server", "inbox", "schedule_queues"}
+TYPES = {
+    "queues": "set", "servers": "zset", "server": "hash", "inbox": "list",
+    "schedule_queues": "hash",
+}  # fmt: skip
+CAN_BE_REFUSED = {"enqueue", "tick", "put_schedule", "tick_schedules"}
 VIEWS = {
     "audit", "counts", "get_tasks", "key_types", "look", "overview", "page", "pending_position",
     "permissions", "queues", "registered", "schedules", "server_info", "servers",
+    "due_schedules", "stored_schedules", "stored_page", "schedule_queues",
 }  # fmt: skip
 
 TEXTS = {
@@ -209,12 +215,12 @@ def test_complete_can_be_refused_when_it_carries_results() -> None:
 
 
 def test_every_script_is_loaded_by_ops_or_by_views() -> None:
-    changing, looking = (
+    changing, looking, both = (
         set(re.findall(r'(?:load|_settle)\("(\w+)"', (files("qsync.broker") / module).read_text()))
-        for module in ("ops.py", "views.py")
+        for module in ("ops.py", "views.py", "schedule_ops.py")
     )
-    assert looking == VIEWS
-    assert changing == set(SCRIPTS) - VIEWS
+    assert looking | (both & VIEWS) == VIEWS
+    assert changing | (both - VIEWS) == set(SCRIPTS) - VIEWS
 
 
 # Rules
@@ -352,6 +358,7 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
     held = [LeaseRef("a", "s/1"), LeaseRef("b", "s/1")]
     tasks = [new_task(Task("t", id=id), new_nonce()) for id in "ab"]
     fetch = ops.fetch(keys, server="s", number=1, wanted=5, policy=POLICY)
+    row = StoredRow("hourly", b"12345678record", 1)
     return {
         "enqueue": (ops.enqueue(keys, tasks), 2),
         "tick": (ops.tick(keys, "hourly", 1, tasks[0]), 1),
@@ -378,6 +385,14 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         ),
         "pause_schedule": (ops.pause_schedule(keys, "hourly", b"me"), 0),
         "forget_schedule": (ops.forget_schedule(keys, "hourly", silence_us=1), 0),
+        "put_schedule": (schedule_ops.put_schedule(keys, "hourly", 1, b"record"), 0),
+        "delete_schedule": (schedule_ops.delete_schedule(keys, "hourly"), 0),
+        "due_schedules": (schedule_ops.due_schedules(keys), 0),
+        "tick_schedules": (schedule_ops.tick_schedules(keys, [TickRow(row, 2, tasks[:1])]), 8),
+        "stored_schedules": (schedule_ops.stored_schedules(keys, ["a", "b"]), 2),
+        "stored_page": (schedule_ops.stored_page(keys), 0),
+        "announce_schedules": (schedule_ops.announce_schedules(all_keys, "q", 1), 0),
+        "schedule_queues": (schedule_ops.schedule_queues(all_keys), 0),
         "unregister": (ops.unregister(all_keys, ["a", "b"]), 2),
         "wait_marker": (ops.wait(keys, "fsync", timeout_ms=1).mark, 0),
         "register": (ops.register(all_keys, ["a", "b"]), 2),
@@ -413,7 +428,8 @@ def test_a_call_fills_the_slots_of_the_header(name: str) -> None:
     assert call.script.name == name
     keys, all_keys = QueueKeys("p", "q"), GlobalKeys("p")
     own = {"queues": all_keys.queues, "servers": all_keys.servers,
-           "server": all_keys.server("s"), "inbox": all_keys.inbox("s")}  # fmt: skip
+           "server": all_keys.server("s"), "inbox": all_keys.inbox("s"),
+           "schedule_queues": all_keys.schedule_queues}  # fmt: skip
     names = [key for _, key in source.keys]
     assert call.keys == tuple(own[key] if key in own else keys.key(key) for key in names)
     assert len(call.args) == len(source.arguments) + source.stride * tasks

@@ -15,12 +15,14 @@ Role = Literal["client", "server", "reader", "admin"]
 
 CLIENT: Final = (
     "enqueue", "register", "wait_marker", "get_tasks", "cancel", "send_order", "queues", "servers",
-    "server_info",
+    "server_info", "put_schedule", "delete_schedule", "stored_schedules", "stored_page",
+    "announce_schedules", "schedule_queues",
 )  # fmt: skip
 SERVER: Final = (
     *CLIENT, "permissions", "look", "listen", "fetch", "complete", "retry", "kill", "hand_back",
     "end_cancelled", "renew", "start", "progress", "abandon", "page", "tick", "begin_ticks",
     "publish_schedules", "server_heartbeat", "set_server_info",
+    "due_schedules", "tick_schedules",
 )  # fmt: skip
 
 PLAIN: Final[dict[Role, tuple[str, ...]]] = {
@@ -36,6 +38,7 @@ CLUSTER: Final = ("cluster|slots", "asking")
 
 SHARED: Final = {
     "queues": "queues", "servers": "servers", "server": "server:*", "inbox": "inbox:*",
+    "schedule_queues": "schedule_queues",
 }  # fmt: skip
 """Patterns, without the prefix, of the keys outside of queues, by the name that scripts use."""
 

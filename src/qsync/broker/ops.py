@@ -172,7 +172,7 @@ def enqueue(
     than the last one of its sender does nothing and returns no outcomes.
     """
     script = load("enqueue")
-    options = [_enqueue_options(task) for task in _batch(tasks)]
+    options = [enqueue_options(task) for task in _batch(tasks)]
     args: list[Argument] = [_now(now_us), ENVELOPE_HEAD, sender, number]
     if any(options):
         args.append(3)
@@ -208,7 +208,7 @@ def tick(
     script = load("tick")
     args = (
         _now(now_us), ENVELOPE_HEAD, schedule, tick_us,
-        task.id, task.message, _enqueue_options(task),
+        task.id, task.message, enqueue_options(task),
     )  # fmt: skip
     return Call(script, keys.names(script.keys), args, lambda reply: reply[0] == b"created")
 
@@ -505,10 +505,10 @@ def purge(
     return Call(script, keys.names(script.keys), args, decode)
 
 
-def delete_queue(keys: QueueKeys) -> Call[int]:
-    """Delete a queue without tasks; return the number of tasks that it holds, 0 once deleted."""
+def delete_queue(keys: QueueKeys, *, force: bool = False) -> Call[int]:
+    """Delete a queue without tasks, and without stored schedules unless `force`; return both."""
     script = load("delete_queue")
-    return Call(script, keys.names(script.keys), (), int)
+    return Call(script, keys.names(script.keys), (int(force),), int)
 
 
 def repair(
@@ -662,7 +662,8 @@ class _EnqueueOptions(msgspec.Struct, array_like=True):
     remember_us: int
 
 
-def _enqueue_options(task: NewTask) -> bytes:
+def enqueue_options(task: NewTask) -> bytes:
+    """Return the options of a task as the scripts take them; empty without any."""
     if not (task.due or task.fairness_key or task.lock or task.remember_us):
         return b""
     options = _EnqueueOptions(

@@ -143,7 +143,9 @@ class Auditor:
 
     def __init__(self, broker: AsyncBroker, *, prefix: str) -> None:
         self._broker = broker
-        self._keys = GlobalKeys(prefix)
+        self._keys = keys = GlobalKeys(prefix)
+        self._lasting = (keys.queues, keys.servers, keys.schedule_queues)
+        """Keys outside of queues that have no time to live."""
 
     async def audit(self, queue: str | None = None) -> Report:
         """Audit one queue; or all queues, and the keys outside of queues."""
@@ -257,7 +259,7 @@ class Auditor:
                 queue = self._queue_of(key.decode(errors="replace"))
                 if queue is not None:
                     queues.add(queue)
-                elif key.decode(errors="replace") not in (self._keys.queues, self._keys.servers):
+                elif key.decode(errors="replace") not in self._lasting:
                     others.add(key)
             for key in sorted(others):
                 # -1: no TTL. Ask twice, as servers create such keys in two steps.

@@ -164,7 +164,7 @@ class _QueuesMixin(_LiveServersMixin):
             return Forgotten(outcome="served", server=serving)
         known = await self._is_queue(queue)
         deleted = await self._purge_any(queue) if force else 0
-        left = await self._broker.run(ops.delete_queue(self._keys(queue)))
+        left = await self._broker.run(ops.delete_queue(self._keys(queue), force=force))
         if left:
             return await self._not_forgotten(queue, force, deleted, left)
         await self._broker.run(ops.unregister(self._globals, [queue]))

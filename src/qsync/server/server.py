@@ -49,6 +49,7 @@ from qsync.server.shutdown import Shutdown
 from qsync.server.signals import signals
 from qsync.server.stopping import HungHandlers
 from qsync.server.store_check import check_store, read_store_info
+from qsync.server.stored_ticks import StoredTicks
 
 log = logging.getLogger("qsync.server")
 
@@ -270,7 +271,6 @@ class Server:
         """
         config, outage = self.config, self._outage
         hung = HungHandlers(self._max_hung, self._on_too_many_hung)
-        periodic = PeriodicLoop(self._broker, self.prefix, self._periodic, outage)
         invoker = Invoker(config, self.mux, hung)
         rivals = Rivals(self._broker, self.prefix, self.id)
         hooks = HookCalls(self.hooks, invoker) if self.hooks else None
@@ -295,7 +295,7 @@ class Server:
             AtStop(fetcher.aclose),
             AtStop(control.withdraw),
             Loops(self._on_broken, control.announce, control.read_inbox, control.watch_stale),
-            Loops(self._on_broken, periodic.run),
+            self._make_ticks(),
             Group(self._make_heartbeats(leases, watchdog)),
             Loops(self._on_broken, *[settler.run for settler in settlers]),
             AtStop(shutdown.settle),
@@ -327,6 +327,11 @@ class Server:
             self._count_lost, self._outage, rivals, self.tally, hooks,
         )  # fmt: skip
         return list(settlers.values())
+
+    def _make_ticks(self) -> Loops:
+        broker, prefix, outage = self._broker, self.prefix, self._outage
+        periodic = PeriodicLoop(broker, prefix, self._periodic, outage)
+        return Loops(self._on_broken, periodic.run, StoredTicks(broker, prefix, outage).run)
 
     def _make_lease_keeper(self) -> LeaseKeeper:
         return LeaseKeeper(

@@ -22,8 +22,10 @@
 -- KEYS[19] calls     hash    sender -> its last enqueue
 -- KEYS[20] schedules hash    published schedules
 -- KEYS[21] recent    zset    ids that callers chose, by expiry time
--- KEYS[22] stats     hash    counters, in all and per day
--- KEYS[23] meta      hash    schema
+-- KEYS[22] next_ticks zset   stored schedules by next tick
+-- KEYS[23] stored_schedules hash  schedules that clients put
+-- KEYS[24] stats     hash    counters, in all and per day
+-- KEYS[25] meta      hash    schema
 -- returns the sizes of all keys but stats and meta, in this order; the counters, name and value in
 --   turn; and the number of completed tasks that were cancelled
 check_schema()
@@ -40,5 +42,7 @@ for _, hash_key in ipairs({
   sizes[#sizes + 1] = redis.call('HLEN', hash_key)
 end
 sizes[#sizes + 1] = redis.call('ZCARD', KEYS.recent)
+sizes[#sizes + 1] = redis.call('ZCARD', KEYS.next_ticks)
+sizes[#sizes + 1] = redis.call('HLEN', KEYS.stored_schedules)
 local cancelled = count_cancelled()
 return { sizes, redis.call('HGETALL', KEYS.stats), cancelled }

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- delete_queue: delete all keys of a queue that holds no task.
+-- delete_queue: delete all keys of a queue that holds no task and no schedule that a client put.
 -- include: check_schema
 -- KEYS[1] tasks       hash   id -> message
 -- KEYS[2] scheduled   zset   ids by due time
@@ -26,7 +26,10 @@
 -- KEYS[23] stats      hash   counters
 -- KEYS[24] recent     zset   ids that callers chose, by expiry time
 -- KEYS[25] idle      zset    ids of servers that a message wakes
--- returns the number of tasks that it holds; 0: the queue was deleted
+-- KEYS[26] stored_schedules hash  schedule -> its record
+-- KEYS[27] next_ticks zset   schedules by next tick, us
+-- ARGV[1] force      int     1: delete its stored schedules too
+-- returns the number of tasks and of such schedules that it holds; 0: the queue was deleted
 check_schema()
 local held = 0
 for _, set_key in ipairs({
@@ -35,12 +38,16 @@ for _, set_key in ipairs({
   held = held + redis.call('ZCARD', set_key)
 end
 held = math.max(held, redis.call('HLEN', KEYS.tasks))
+if ARGV.force ~= '1' then
+  held = held + redis.call('HLEN', KEYS.stored_schedules)
+end
 if held == 0 then
   redis.call(
     'UNLINK', KEYS.tasks, KEYS.scheduled, KEYS.pending, KEYS.active, KEYS.retry, KEYS.completed,
     KEYS.dead, KEYS.owner, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.unique, KEYS.keys,
     KEYS.fairness, KEYS.fetches, KEYS.calls, KEYS.ticks, KEYS.schedules, KEYS.cancels,
-    KEYS.progress, KEYS.wake, KEYS.meta, KEYS.stats, KEYS.recent, KEYS.idle
+    KEYS.progress, KEYS.wake, KEYS.meta, KEYS.stats, KEYS.recent, KEYS.idle,
+    KEYS.stored_schedules, KEYS.next_ticks
   )
 end
 return held

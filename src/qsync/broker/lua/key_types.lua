@@ -26,6 +26,8 @@
 -- KEYS[23] schedules hash    published schedules
 -- KEYS[24] recent    zset    ids that callers chose, by expiry time
 -- KEYS[25] idle      zset    ids of servers that a message wakes
+-- KEYS[26] stored_schedules hash  schedules that clients put
+-- KEYS[27] next_ticks zset   these schedules by next tick, us
 -- returns the type of each key in this order, `none` for one that does not exist; and the length of
 --   the wake list, 0 if it is not a list
 check_schema()
@@ -35,6 +37,7 @@ for _, any_key in ipairs({
   KEYS.owner, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.unique, KEYS.keys, KEYS.fairness,
   KEYS.fetches, KEYS.ticks, KEYS.cancels, KEYS.progress, KEYS.wake, KEYS.meta, KEYS.stats,
   KEYS.calls, KEYS.schedules, KEYS.recent, KEYS.idle,
+  KEYS.stored_schedules, KEYS.next_ticks,
 }) do
   kinds[#kinds + 1] = redis.call('TYPE', any_key).ok
 end

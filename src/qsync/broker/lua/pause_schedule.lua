@@ -1,17 +1,19 @@
 #!lua flags=allow-oom
 -- pause_schedule: skip the ticks of a schedule until it is resumed. They are not made up
 -- afterwards.
--- include: check_schema preconditions clock
+-- include: check_schema preconditions clock stored_records
 -- KEYS[1] schedules  hash    =<schedule> -> record, !<schedule> -> who paused it, when and why
 -- KEYS[2] ticks      hash    schedule -> last tick enqueued, us
 -- KEYS[3] meta       hash    schema
+-- KEYS[4] stored_schedules hash  schedule -> time of its put, us, 8 bytes; and its record
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] schedule   text    its name
 -- ARGV[3] note       bytes   who pauses it and why, opaque to the scripts; empty: resume
 -- returns 1 when this changed something, 0 when not, -1 when there is no such schedule
 check_schema()
 local now, id, field = clock(ARGV.now), ARGV.schedule, '!' .. ARGV.schedule
-if redis.call('HEXISTS', KEYS.schedules, '=' .. id) == 0 then
+local stored = redis.call('HGET', KEYS.stored_schedules, id)
+if not stored and redis.call('HEXISTS', KEYS.schedules, '=' .. id) == 0 then
   return -1
 end
 local before = redis.call('HGET', KEYS.schedules, field)
@@ -26,6 +28,10 @@ end
 check_hash(KEYS.ticks)
 check_rights(KEYS.ticks, { 'HSET' })
 redis.call('HDEL', KEYS.schedules, field)
+if stored then
+  local record = table.concat({ record_stamp(now, stored), string.sub(stored, 9) })
+  redis.call('HSET', KEYS.stored_schedules, id, record)
+end
 if now > parse_int(redis.call('HGET', KEYS.ticks, id), 0) then
   redis.call('HSET', KEYS.ticks, id, to_text(now))
 end

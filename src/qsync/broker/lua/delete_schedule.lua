@@ -1,0 +1,25 @@
+#!lua flags=allow-oom
+-- delete_schedule: delete a schedule that a client put, with its pause.
+-- include: check_schema preconditions
+-- KEYS[1] stored_schedules hash  schedule -> time of its put, us, 8 bytes; and its record
+-- KEYS[2] next_ticks       zset  schedules by next tick, us
+-- KEYS[3] schedules        hash  =<schedule> while servers publish one; !<schedule> while it is paused
+-- KEYS[4] meta             hash  schema
+-- ARGV[1] schedule   text    its name
+-- ARGV[2] stamp      bytes   first 8 bytes of the record to delete; empty: any
+-- returns 1 when deleted, 0 when there is no such schedule, or another version of it
+check_schema()
+local id = ARGV.schedule
+local record = redis.call('HGET', KEYS.stored_schedules, id)
+if not record or ARGV.stamp ~= '' and string.sub(record, 1, 8) ~= ARGV.stamp then
+  return 0
+end
+check_set(KEYS.next_ticks)
+check_rights(KEYS.next_ticks, { 'ZREM' })
+local of_program = redis.call('HEXISTS', KEYS.schedules, '=' .. id) == 1
+redis.call('HDEL', KEYS.stored_schedules, id)
+redis.call('ZREM', KEYS.next_ticks, id)
+if not of_program then
+  redis.call('HDEL', KEYS.schedules, '!' .. id)
+end
+return 1

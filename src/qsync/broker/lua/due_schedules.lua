@@ -1,0 +1,24 @@
+#!lua flags=no-writes
+-- due_schedules: read the stored schedules whose next tick has come, the earliest first.
+-- include: check_schema clock
+-- KEYS[1] stored_schedules hash  schedule -> time of its put, us, 8 bytes; and its record
+-- KEYS[2] next_ticks       zset  schedules by next tick, us
+-- KEYS[3] meta             hash  schema
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2] count      int     maximum number of schedules
+-- returns now, us; the next tick of the other schedules, us, empty when there is none; and a flat list
+--   with three values per schedule: name, next tick, record (nil when it is lost)
+check_schema()
+local now = clock(ARGV.now)
+local due = redis.call(
+  'ZRANGEBYSCORE', KEYS.next_ticks, '-inf', to_text(now), 'WITHSCORES', 'LIMIT', 0, tonumber(ARGV.count)
+)
+local later =
+  redis.call('ZRANGEBYSCORE', KEYS.next_ticks, '(' .. to_text(now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+local rows = {}
+for i = 1, #due, 2 do
+  rows[#rows + 1] = due[i]
+  rows[#rows + 1] = to_text(tonumber(due[i + 1]))
+  rows[#rows + 1] = redis.call('HGET', KEYS.stored_schedules, due[i])
+end
+return { to_text(now), later[2] and to_text(tonumber(later[2])) or '', rows }

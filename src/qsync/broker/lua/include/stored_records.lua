@@ -1,0 +1,20 @@
+-- stored_records: the schedules that clients put, and periodic tasks of programs with their names.
+-- A record of `stored_schedules` is the time of its put, 8 bytes, and bytes for the servers. The time
+-- changes with each put and each resume, so a script that compares it acts on one version.
+
+-- Return the first bytes of a record, which no earlier version of its schedule had.
+local function record_stamp(now, before)
+  local stamp = struct.pack('>I8', now)
+  if before and string.sub(before, 1, 8) == stamp then
+    return struct.pack('>I8', now + 1)
+  end
+  return stamp
+end
+
+-- Return what servers published of a periodic task less than `silence` us ago; nil without any.
+local function published_lately(now, silence, id)
+  local found = redis.call('HMGET', KEYS.schedules, '=' .. id, '@' .. id)
+  if found[1] and now - parse_int(found[2], 0) < silence then
+    return found[1]
+  end
+end

@@ -1,0 +1,34 @@
+#!lua
+-- put_schedule: store a schedule in place of the one of this name. Its first tick is the first one
+-- after now. A name that servers publish as a periodic task of their program is refused.
+-- When the same record is there already, nothing is changed: ticks that are owed stay owed.
+-- include: check_schema preconditions ensure_schema clock stored_records
+-- KEYS[1] stored_schedules hash  schedule -> time of its put, us, 8 bytes; and its record
+-- KEYS[2] next_ticks       zset  schedules by next tick, us
+-- KEYS[3] schedules        hash  =<schedule> -> record, @<schedule> -> time of publication, us
+-- KEYS[4] meta             hash  schema
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2] silence    int us  time after its last publication for which a periodic task is live
+-- ARGV[3] schedule   text    its name
+-- ARGV[4] next       int us  its next tick
+-- ARGV[5] record     bytes   opaque to the scripts
+-- returns the first 8 bytes of the record; and what servers published under this name, empty when the
+--   schedule was stored
+local layout = redis.call('HGET', KEYS.meta, 'schema')
+is_current_schema(layout)
+local now, id = clock(ARGV.now), ARGV.schedule
+local of_program = published_lately(now, tonumber(ARGV.silence), id)
+if of_program then
+  return { '', of_program }
+end
+local before = redis.call('HGET', KEYS.stored_schedules, id)
+if before and string.sub(before, 9) == ARGV.record then
+  return { string.sub(before, 1, 8), '' }
+end
+check_set(KEYS.next_ticks)
+check_rights(KEYS.next_ticks, { 'ZADD' })
+ensure_schema(layout)
+local stamp = record_stamp(now, before)
+redis.call('HSET', KEYS.stored_schedules, id, table.concat({ stamp, ARGV.record }))
+redis.call('ZADD', KEYS.next_ticks, ARGV.next, id)
+return { stamp, '' }

@@ -1,0 +1,6 @@
+#!lua flags=no-writes
+-- schedule_queues: read the queues for which clients put schedules.
+-- KEYS[1] schedule_queues  hash  queue -> number, which changes when servers are to look
+-- returns a flat list of queue and number
+local numbers = redis.call('HGETALL', KEYS.schedule_queues)
+return numbers

@@ -1,0 +1,37 @@
+#!lua flags=no-writes
+-- stored_page: read a part of the schedules that clients put: the first ones by next tick, or all of
+-- them by a cursor. A schedule that is there from the first call to the last is in one of the parts,
+-- and may be in several.
+-- include: check_schema clock
+-- KEYS[1] stored_schedules hash  schedule -> time of its put, us, 8 bytes; and its record
+-- KEYS[2] next_ticks       zset  schedules by next tick, us
+-- KEYS[3] schedules        hash  !<schedule> -> time, author and reason of its pause
+-- KEYS[4] meta             hash  schema
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2] cursor     text    empty: the first schedules by next tick; else '0' at first, then the
+--                            cursor that the last call returned
+-- ARGV[3] count      int     approximate number of schedules
+-- ARGV[4] prefix     text    what names begin with, without special characters of patterns
+-- returns now, us; the next cursor, '0' after the last part; the number of all schedules; and a row
+--   per schedule: name, record, next tick, pause note
+check_schema()
+local cursor, found = '0', {}
+if ARGV.cursor == '' then
+  for _, id in ipairs(redis.call('ZRANGE', KEYS.next_ticks, 0, tonumber(ARGV.count) - 1)) do
+    found[#found + 1] = id
+    found[#found + 1] = redis.call('HGET', KEYS.stored_schedules, id)
+  end
+else
+  local reply = redis.call('HSCAN', KEYS.stored_schedules, ARGV.cursor, 'MATCH', ARGV.prefix .. '*', 'COUNT', ARGV.count)
+  cursor, found = reply[1], reply[2]
+end
+local rows = {}
+for i = 1, #found, 2 do
+  local id = found[i]
+  if found[i + 1] then
+    rows[#rows + 1] = {
+      id, found[i + 1], redis.call('ZSCORE', KEYS.next_ticks, id), redis.call('HGET', KEYS.schedules, '!' .. id),
+    }
+  end
+end
+return { to_text(clock(ARGV.now)), cursor, redis.call('ZCARD', KEYS.next_ticks), rows }

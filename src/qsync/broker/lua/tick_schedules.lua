@@ -1,0 +1,81 @@
+#!lua
+-- tick_schedules: enqueue the tasks of the due ticks of stored schedules, and set their next ticks.
+-- A schedule that was put, deleted, resumed or ticked since the caller read it stays as it is. The
+-- ticks of a paused schedule, and of one whose name servers publish as a periodic task of their
+-- program, pass without a task.
+-- include: check_schema preconditions ensure_schema clock wake_server counters
+-- include: fairness_tags unique_locks schedule_due insert_tasks stored_records
+-- KEYS[1] tasks      hash    id -> message
+-- KEYS[2] pending    zset    ids by order tag
+-- KEYS[3] scheduled  zset    ids by due time
+-- KEYS[4] unique     hash    locks
+-- KEYS[5] keys       hash    id -> fairness key
+-- KEYS[6] fairness   zset    fairness keys by last tag
+-- KEYS[7] wake       list
+-- KEYS[8] meta       hash    virtual time, weights
+-- KEYS[9] stats      hash    counters
+-- KEYS[10] stored_schedules hash  schedule -> time of its put, us, 8 bytes; and its record
+-- KEYS[11] next_ticks zset   schedules by next tick, us
+-- KEYS[12] schedules hash    =<schedule>, @<schedule> of programs; !<schedule> while it is paused
+-- KEYS[13] idle      zset    ids of servers that a message wakes
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2] head       bytes   first bytes of each message, in front of the time stamp
+-- ARGV[3] silence    int us  time after its last publication for which a periodic task is live
+-- ARGV[4...] per schedule: name; first 8 bytes of its record; tick that was due, us; next tick, us;
+--   number of tasks; and for each task three values, as for enqueue with that stride: id, message,
+--   options
+-- returns one outcome per schedule: ticked, changed, paused, program, or lost (it has no record, and
+--   its entry in next_ticks was deleted)
+local now, silence = clock(ARGV.now), tonumber(ARGV.silence)
+
+-- Return what the ticks of a schedule lead to.
+local function outcome_of(id, stamp, due)
+  local record = redis.call('HGET', KEYS.stored_schedules, id)
+  local score = redis.call('ZSCORE', KEYS.next_ticks, id)
+  if not record then
+    return 'lost'
+  elseif string.sub(record, 1, 8) ~= stamp or tonumber(score or '') ~= due then
+    return 'changed'
+  elseif published_lately(now, silence, id) then
+    return 'program'
+  end
+  return redis.call('HEXISTS', KEYS.schedules, '!' .. id) == 1 and 'paused' or 'ticked'
+end
+
+local layout = redis.call('HGET', KEYS.meta, 'schema')
+is_current_schema(layout)
+local values, outcomes, lost, moves, tasks = {}, {}, {}, {}, {}
+for i = 4, #ARGV do
+  values[#values + 1] = ARGV[i]
+end
+local at = 1
+while at <= #values do
+  local id, stop = values[at], at + 5 + 3 * tonumber(values[at + 4])
+  local outcome = outcome_of(id, values[at + 1], tonumber(values[at + 2]))
+  outcomes[#outcomes + 1] = outcome
+  if outcome == 'lost' then
+    lost[#lost + 1] = id
+  elseif outcome ~= 'changed' then
+    moves[#moves + 1] = values[at + 3]
+    moves[#moves + 1] = id
+  end
+  if outcome == 'ticked' then
+    for i = at + 5, stop - 1 do
+      tasks[#tasks + 1] = values[i]
+    end
+  end
+  at = stop
+end
+check_rights(KEYS.next_ticks, { 'ZADD', 'ZREM' })
+if #tasks > 0 then
+  ensure_schema(layout)
+  local virtual = redis.call('HGET', KEYS.meta, 'v')
+  insert_tasks(now, ARGV.head, read_tasks(tasks, 1, 3), virtual)
+end
+if #moves > 0 then
+  redis.call('ZADD', KEYS.next_ticks, unpack(moves))
+end
+if #lost > 0 then
+  redis.call('ZREM', KEYS.next_ticks, unpack(lost))
+end
+return outcomes

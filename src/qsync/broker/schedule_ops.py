@@ -1,0 +1,146 @@
+"""The operations on stored schedules: one pure function per script. See `qsync.broker.ops`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+from qsync.broker.call import Argument, Call
+from qsync.broker.ops import SCHEDULE_SILENCE_US, enqueue_options
+from qsync.broker.script import load
+from qsync.broker.stored_schedules import StoredRow, row_of
+from qsync.keys import NAME, GlobalKeys, QueueKeys
+from qsync.message import ENVELOPE_HEAD
+from qsync.new_task import NewTask
+
+BATCH: Final = 100
+"""Stored schedules that are read or ticked in one call."""
+
+TickOutcome = Literal["ticked", "changed", "paused", "program", "lost"]
+"""Outcome of the ticks of a stored schedule. `changed`: it is not as it was read; `program`: a
+program has a periodic task of its name; `lost`: it has no record."""
+
+
+class Put(NamedTuple):
+    """The outcome of a put: the stamp of the new record; or what a program has of this name."""
+
+    stamp: bytes
+    of_program: bytes | None
+
+
+class Due(NamedTuple):
+    """The schedules whose next tick has come, and when the next one of the others does."""
+
+    now_us: int
+    next_us: int | None
+    rows: list[StoredRow]
+
+
+class TickRow(NamedTuple):
+    """The ticks of one schedule that are due, as tasks; and its next tick after them."""
+
+    row: StoredRow
+    next_us: int
+    tasks: Sequence[NewTask]
+
+
+class StoredPage(NamedTuple):
+    """A part of the stored schedules of a queue; `total` is the number of all of them."""
+
+    now_us: int
+    cursor: str
+    total: int
+    rows: list[StoredRow]
+
+
+def put_schedule(
+    keys: QueueKeys, name: str, next_us: int, record: bytes, *, now_us: int | None = None
+) -> Call[Put]:
+    """Store a schedule in place of the one of this name, unless a program has the name."""
+    script = load("put_schedule")
+    args = (_now(now_us), SCHEDULE_SILENCE_US, name, next_us, record)
+    return Call(
+        script, keys.names(script.keys), args, lambda reply: Put(reply[0], reply[1] or None)
+    )
+
+
+def delete_schedule(keys: QueueKeys, name: str, *, stamp: bytes = b"") -> Call[bool]:
+    """Delete a stored schedule, with a `stamp` only this version; return whether it was there."""
+    script = load("delete_schedule")
+    return Call(script, keys.names(script.keys), (name, stamp), bool)
+
+
+def due_schedules(keys: QueueKeys, *, count: int = BATCH, now_us: int | None = None) -> Call[Due]:
+    """Read the stored schedules whose next tick has come."""
+    script = load("due_schedules")
+
+    def decode(reply: Any) -> Due:
+        now, later, flat = reply
+        rows = [
+            row_of((name, record or b"", score, None))
+            for name, score, record in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+        ]
+        return Due(int(now), int(later) if later else None, rows)
+
+    return Call(script, keys.names(script.keys), (_now(now_us), count), decode)
+
+
+def tick_schedules(
+    keys: QueueKeys, rows: Sequence[TickRow], *, now_us: int | None = None
+) -> Call[list[TickOutcome]]:
+    """Enqueue the due ticks of stored schedules, and set their next ticks."""
+    script = load("tick_schedules")
+    args: list[Argument] = [_now(now_us), ENVELOPE_HEAD, SCHEDULE_SILENCE_US]
+    for row, next_us, tasks in rows:
+        args += (row.name, row.stamp, row.next_us or 0, next_us, len(tasks))
+        for task in tasks:
+            args += (task.id, task.message, enqueue_options(task))
+    return Call(
+        script, keys.names(script.keys), tuple(args), lambda reply: [one.decode() for one in reply]
+    )
+
+
+def stored_schedules(
+    keys: QueueKeys, names: Sequence[str], *, now_us: int | None = None
+) -> Call[tuple[int, list[StoredRow | None]]]:
+    """Read the store's time, and the stored schedules of these names; None for one not there."""
+    script = load("stored_schedules")
+
+    def decode(reply: Any) -> tuple[int, list[StoredRow | None]]:
+        now, rows = reply
+        return int(now), [row_of(row) if row else None for row in rows]
+
+    return Call(script, keys.names(script.keys), (_now(now_us), *names), decode)
+
+
+def stored_page(
+    keys: QueueKeys, *, cursor: str = "0", count: int = 1000, prefix: str = ""
+) -> Call[StoredPage]:
+    """Read about `count` stored schedules from `cursor` on; with "" the first by next tick."""
+    script = load("stored_page")
+
+    def decode(reply: Any) -> StoredPage:
+        now, after, total, rows = reply
+        return StoredPage(int(now), after.decode(), int(total), [row_of(row) for row in rows])
+
+    return Call(script, keys.names(script.keys), ("", cursor, count, prefix), decode)
+
+
+def announce_schedules(keys: GlobalKeys, queue: str, number: int) -> Call[int]:
+    """Tell all servers to look at the stored schedules of a queue; `number` is a new one."""
+    return Call(load("announce_schedules"), (keys.schedule_queues,), (queue, number), int)
+
+
+def schedule_queues(keys: GlobalKeys) -> Call[dict[str, bytes]]:
+    """Read the queues with stored schedules; a number that differs asks servers to look."""
+
+    def decode(reply: Any) -> dict[str, bytes]:
+        names = [name.decode(errors="replace") for name in reply[::2]]
+        pairs = zip(names, reply[1::2], strict=True)
+        return {name: number for name, number in pairs if NAME.fullmatch(name)}
+
+    return Call(load("schedule_queues"), (keys.schedule_queues,), (), decode)
+
+
+def _now(now_us: int | None) -> Argument:
+    return "" if now_us is None else now_us

@@ -1,0 +1,326 @@
+"""The schedules in the store, which clients put, read and delete while servers run.
+
+Each method is a generator of round trips, without I/O, which both colours drive. `Schedules` and
+`AsyncSchedules` have the same methods and docstrings; change them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+from zoneinfo import ZoneInfo
+
+from qsync import codec
+from qsync.broker import ops, schedule_ops
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.base import ends_in
+from qsync.broker.blocking import Broker
+from qsync.broker.call import Call
+from qsync.broker.schedule_records import read_record
+from qsync.broker.stored_schedules import (
+    NEVER_US,
+    Content,
+    StoredRow,
+    StoredSchedule,
+    encode_record,
+    next_tick,
+    stored_schedule,
+)
+from qsync.errors import InvalidTask, QsyncError
+from qsync.keys import GlobalKeys, QueueKeys, queue_keys, shorten
+from qsync.new_task import new_nonce
+from qsync.schedule import Missed, Periodic, check_schedule_name, schedule_of
+from qsync.sending import ready
+from qsync.task import Task
+
+T = TypeVar("T")
+
+Trips = Generator[Sequence[Call[Any]], list[Any], T]
+"""Round trips of calls; each is answered by the replies, in order."""
+
+LOOK_US: Final = 120_000_000
+"""A schedule that is due within this time is announced to the servers, which look at all stored
+schedules every minute; microseconds."""
+
+PAGE: Final = 1000
+"""Schedules per call that lists them."""
+
+TOGETHER: Final = 100
+"""Calls sent in one round trip."""
+
+_FIXED: Final = ("id", "delay", "process_at", "deadline")
+"""Options of a task that the ticks of a schedule cannot have."""
+
+
+class _AnySchedules:
+    """The part that both colours share."""
+
+    def __init__(
+        self,
+        broker: Broker | AsyncBroker,
+        prefix: str,
+        payload_limit: int,
+        check_open: Callable[[], None],
+    ) -> None:
+        self._broker: Any = broker
+        self._globals = GlobalKeys(prefix)
+        self._payload_limit = payload_limit
+        self._check_open = check_open
+
+    def _keys(self, queue: str) -> QueueKeys:
+        return queue_keys(self._globals.prefix, queue)
+
+    def _put(self, name: str, queue: str, content: Content) -> Trips[StoredSchedule]:
+        keys, given = self._keys(queue), content.schedule
+        [queues, (now_us, [before])] = yield [
+            schedule_ops.schedule_queues(self._globals),
+            schedule_ops.stored_schedules(keys, [name]),
+        ]
+        next_us = next_tick(given, now_us)
+        if next_us == NEVER_US:
+            raise InvalidTask(f"schedule {name!r}: {given} is never due again")
+        number = int.from_bytes(new_nonce()[:6], "big")
+        announce = schedule_ops.announce_schedules(self._globals, queue, number)
+        others = [self._keys(other) for other in queues if other != queue]
+        elsewhere = yield [schedule_ops.stored_schedules(other, [name]) for other in others]
+        if queue not in queues:
+            yield [announce, ops.register(self._globals, [queue])]
+        record = encode_record(*content)
+        [put] = yield [schedule_ops.put_schedule(keys, name, next_us, record)]
+        if put.of_program is not None:
+            raise _of_program(name, queue, content, put.of_program)
+        yield [
+            schedule_ops.delete_schedule(other, name, stamp=row.stamp)
+            for other, (_, [row]) in zip(others, elsewhere, strict=True)
+            if row is not None
+        ]
+        if next_us - now_us < LOOK_US:
+            yield [announce]
+        if before and before.stamp == put.stamp:  # nothing was changed
+            next_us = before.next_us or next_us
+        row = StoredRow(name, put.stamp + record, next_us, before and before.pause_note)
+        return stored_schedule(row, queue)
+
+    def _get(self, name: str) -> Trips[StoredSchedule | None]:
+        [queues] = yield [schedule_ops.schedule_queues(self._globals)]
+        found = yield [schedule_ops.stored_schedules(self._keys(one), [name]) for one in queues]
+        rows = [
+            (row, queue) for queue, (_, [row]) in zip(queues, found, strict=True) if row is not None
+        ]
+        if not rows:
+            return None
+        return _shown(*max(rows, key=lambda pair: pair[0].since_us))
+
+    def _list(self, prefix: str) -> Trips[list[StoredSchedule]]:
+        [queues] = yield [schedule_ops.schedule_queues(self._globals)]
+        rows: dict[tuple[str, str], StoredRow] = {}
+        for queue in queues:
+            cursor = ""
+            while cursor != "0":
+                [page] = yield [
+                    schedule_ops.stored_page(
+                        self._keys(queue), cursor=cursor or "0", count=PAGE, prefix=prefix
+                    )
+                ]
+                cursor = page.cursor
+                rows |= {(row.name, queue): row for row in page.rows}
+        return [_shown(rows[key], key[1]) for key in sorted(rows)]
+
+    def _delete(self, name: str) -> Trips[bool]:
+        [queues] = yield [schedule_ops.schedule_queues(self._globals)]
+        found = yield [schedule_ops.delete_schedule(self._keys(one), name) for one in queues]
+        return any(found)
+
+
+class Schedules(_AnySchedules):
+    """The schedules in the store, as `client.schedules`. Every call blocks."""
+
+    def put(
+        self,
+        name: str,
+        task: Task[Any],
+        *,
+        cron: str | None = None,
+        every: float | timedelta | None = None,
+        tz: str | ZoneInfo | None = None,
+        missed: Missed = "skip",
+    ) -> StoredSchedule:
+        """Have servers enqueue the task at each tick, from now on; replaces a schedule's old form.
+
+        cron       expression of five fields, or of six with seconds first, in the time zone `tz`
+        tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
+        every      seconds or a timedelta; ticks are its whole multiples since 1970, in UTC
+        missed     what to enqueue for ticks that are over 30 s late, as no server was running:
+                   nothing ("skip"), one task for all of them ("once") or one for each ("all")
+
+        Any server of the prefix enqueues the ticks, also for queues that it does not take from;
+        each tick is one task. Once the call has returned, there is no tick of the old form, also
+        not in another queue. A new schedule owes no tick from before the call. A call that changes
+        nothing leaves what is owed; a paused schedule stays paused.
+
+        Two calls at the same time for one name and two queues may leave both; the next call for
+        this name leaves one.
+
+        Raises InvalidTask when a value is wrong, when the task has an option that would be the same
+        at each tick (`id`, `delay`, `process_at`, `deadline`), and when a program has a periodic
+        task of this name for this queue; and StoreUnavailable: then the call may be repeated.
+        """
+        self._check_open()
+        content = _checked(name, task, cron, every, tz, missed, self._payload_limit)
+        return self._do(self._put(name, task.queue, content))
+
+    def get(self, name: str) -> StoredSchedule | None:
+        """Return a schedule; None when there is none of this name."""
+        self._check_open()
+        return self._do(self._get(check_schedule_name(name)))
+
+    def list(self, prefix: str = "") -> list[StoredSchedule]:
+        """Return the schedules whose names begin with `prefix`, by name.
+
+        Takes a round trip per 1,000 schedules of all queues with schedules.
+        """
+        self._check_open()
+        return self._do(self._list(_checked_prefix(prefix)))
+
+    def delete(self, name: str) -> bool:
+        """Delete a schedule; return whether it was there. Afterwards it has no tick.
+
+        Tasks of earlier ticks stay in their queue.
+        """
+        self._check_open()
+        return self._do(self._delete(check_schedule_name(name)))
+
+    def _do(self, trips: Trips[T]) -> T:
+        replies = None
+        while True:
+            try:
+                calls = next(trips) if replies is None else trips.send(replies)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            replies = []
+            for at in range(0, len(calls), TOGETHER):
+                part, ends = calls[at : at + TOGETHER], ends_in(self._broker.patience)
+                answers = self._broker.run_many(part, ends=ends)
+                for call, reply in zip(part, answers, strict=True):
+                    again = isinstance(reply, QsyncError)
+                    replies.append(self._broker.run(call, ends=ends) if again else reply)
+
+
+class AsyncSchedules(_AnySchedules):
+    """The schedules in the store, as `client.schedules`."""
+
+    async def put(
+        self,
+        name: str,
+        task: Task[Any],
+        *,
+        cron: str | None = None,
+        every: float | timedelta | None = None,
+        tz: str | ZoneInfo | None = None,
+        missed: Missed = "skip",
+    ) -> StoredSchedule:
+        """Have servers enqueue the task at each tick, from now on; replaces a schedule's old form.
+
+        cron       expression of five fields, or of six with seconds first, in the time zone `tz`
+        tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
+        every      seconds or a timedelta; ticks are its whole multiples since 1970, in UTC
+        missed     what to enqueue for ticks that are over 30 s late, as no server was running:
+                   nothing ("skip"), one task for all of them ("once") or one for each ("all")
+
+        Any server of the prefix enqueues the ticks, also for queues that it does not take from;
+        each tick is one task. Once the call has returned, there is no tick of the old form, also
+        not in another queue. A new schedule owes no tick from before the call. A call that changes
+        nothing leaves what is owed; a paused schedule stays paused.
+
+        Two calls at the same time for one name and two queues may leave both; the next call for
+        this name leaves one.
+
+        Raises InvalidTask when a value is wrong, when the task has an option that would be the same
+        at each tick (`id`, `delay`, `process_at`, `deadline`), and when a program has a periodic
+        task of this name for this queue; and StoreUnavailable: then the call may be repeated.
+        """
+        self._check_open()
+        content = _checked(name, task, cron, every, tz, missed, self._payload_limit)
+        return await self._do(self._put(name, task.queue, content))
+
+    async def get(self, name: str) -> StoredSchedule | None:
+        """Return a schedule; None when there is none of this name."""
+        self._check_open()
+        return await self._do(self._get(check_schedule_name(name)))
+
+    async def list(self, prefix: str = "") -> list[StoredSchedule]:
+        """Return the schedules whose names begin with `prefix`, by name.
+
+        Takes a round trip per 1,000 schedules of all queues with schedules.
+        """
+        self._check_open()
+        return await self._do(self._list(_checked_prefix(prefix)))
+
+    async def delete(self, name: str) -> bool:
+        """Delete a schedule; return whether it was there. Afterwards it has no tick.
+
+        Tasks of earlier ticks stay in their queue.
+        """
+        self._check_open()
+        return await self._do(self._delete(check_schedule_name(name)))
+
+    async def _do(self, trips: Trips[T]) -> T:
+        replies = None
+        while True:
+            try:
+                calls = next(trips) if replies is None else trips.send(replies)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            replies = []
+            for at in range(0, len(calls), TOGETHER):
+                part, ends = calls[at : at + TOGETHER], ends_in(self._broker.patience)
+                answers = await self._broker.run_many(part, ends=ends)
+                for call, reply in zip(part, answers, strict=True):
+                    again = isinstance(reply, QsyncError)
+                    replies.append(await self._broker.run(call, ends=ends) if again else reply)
+
+
+def _checked(
+    name: str,
+    task: Task[Any],
+    cron: str | None,
+    every: float | timedelta | None,
+    tz: str | ZoneInfo | None,
+    missed: Missed,
+    payload_limit: int,
+) -> Content:
+    """Return the content of a schedule; InvalidTask when a value is wrong."""
+    given = schedule_of(cron, every, tz)
+    Periodic(name, given, missed)  # checks name and missed
+    made = ready(task, queue=None, payload_limit=payload_limit, remember_us=0)
+    for option in _FIXED:
+        value = getattr(task, option)
+        if value is not None:
+            msg = f"{option}: {shorten(value)} would be the same at every tick of {name!r}"
+            raise InvalidTask(f"{msg}; leave it out")
+    encode_record(given, missed, made.message)  # refuses what is too long
+    return Content(given, missed, made.message)
+
+
+def _checked_prefix(prefix: object) -> str:
+    return "" if prefix == "" else check_schedule_name(prefix, "prefix")
+
+
+def _shown(row: StoredRow, queue: str) -> StoredSchedule:
+    try:
+        return stored_schedule(row, queue)
+    except (codec.CodecError, InvalidTask) as error:
+        msg = f"schedule {row.name!r} of queue {queue!r} cannot be read: {error}"
+        raise QsyncError(msg) from None
+
+
+def _of_program(name: str, queue: str, content: Content, published: bytes) -> InvalidTask:
+    theirs = read_record(published)
+    return InvalidTask(
+        f"name={name!r}: a program has a periodic task of this name for queue {queue!r} "
+        f"({theirs.text}, task {theirs.type!r}), so {content.schedule}, task "
+        f"{content.details().type!r}, cannot be stored under it; give another name"
+    )

@@ -1,0 +1,191 @@
+"""Stored schedules: every server enqueues the due ticks of all of them; the store takes each once.
+
+There is no leader and no lock. A server reads what is due, computes the next ticks, and sends both
+to a script, which acts on a schedule only if it is as it was read. So of several servers that read
+the same tick one enqueues it, and if that one dies, another does. Servers sleep until the next tick
+that they know of. Once a second they read one hash, in which clients announce schedules that are
+due before long; every minute they look at all queues with schedules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from qsync import codec
+from qsync.backoff import AWAY_CAP_S, Backoff, spread
+from qsync.broker import schedule_ops
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.schedule_ops import BATCH, TickRow
+from qsync.broker.stored_schedules import StoredRow, decode_record, ticks_of
+from qsync.errors import ConfigError, InvalidTask, QsyncError, SchemaMismatch
+from qsync.keys import GlobalKeys, QueueKeys, shorten
+from qsync.schedule import tick_id
+from qsync.server.outage_log import Outage
+
+log = logging.getLogger("qsync.server")
+
+POLL_S: Final = 1.0
+"""Interval for reading which queues have schedules to look at, in seconds."""
+
+LOOK_S: Final = 60.0
+"""Longest time between two looks at the schedules of a queue, in seconds."""
+
+LEAST_S: Final = 0.01
+"""Shortest time between two looks that found few schedules, in seconds."""
+
+APART_S: Final = 0.005
+"""Servers look up to this time after a tick, so that the first one has enqueued it, in seconds."""
+
+
+class Ticked(NamedTuple):
+    """What one look at the schedules of a queue did."""
+
+    now_us: int
+    next_us: int | None
+    """The next tick of all schedules, in microseconds; None without any."""
+    rows: int
+    """Number of due schedules that were read."""
+    refused: list[str]
+    """Schedules whose name is that of a periodic task of a program; they have no task."""
+    unread: list[tuple[str, str]]
+    """Schedules whose record could not be read, and why."""
+
+
+async def tick_due(broker: AsyncBroker, keys: QueueKeys, *, now_us: int | None = None) -> Ticked:
+    """Enqueue the due ticks of up to BATCH stored schedules of a queue."""
+    due = await broker.run(schedule_ops.due_schedules(keys, now_us=now_us))
+    rows, unread = [], []
+    for row in due.rows:
+        try:
+            rows.append(_ticks(row, keys.queue, due.now_us))
+        except (codec.CodecError, InvalidTask) as error:
+            unread.append((row.name, str(error)))
+    outcomes = []
+    if rows:
+        outcomes = await broker.run(schedule_ops.tick_schedules(keys, rows, now_us=now_us))
+    nexts = [tick.next_us for tick in rows if tick.row.record]
+    if due.next_us is not None:
+        nexts.append(due.next_us)
+    refused = [
+        tick.row.name for tick, outcome in zip(rows, outcomes, strict=True) if outcome == "program"
+    ]
+    return Ticked(due.now_us, min(nexts, default=None), len(rows), refused, unread)
+
+
+def _ticks(row: StoredRow, queue: str, now_us: int) -> TickRow:
+    """Return the due ticks of a schedule as tasks; CodecError or InvalidTask for a bad record."""
+    if not row.record:  # the script deletes the entry
+        return TickRow(row, 0, [])
+    content = decode_record(row.record)
+    ticks = ticks_of(row, content, now_us)
+    tasks = [content.task(tick_id(row.name, tick), queue) for tick in ticks.due]
+    return TickRow(row, ticks.next_us, tasks)
+
+
+class StoredTicks:
+    """Enqueues the ticks of all stored schedules of a prefix when they are due, until cancelled.
+
+    Store errors do not end it. Each queue is on its own, since it may be on another node.
+    """
+
+    def __init__(self, broker: AsyncBroker, prefix: str, outage: Outage) -> None:
+        self._broker = broker
+        self._globals = GlobalKeys(prefix)
+        self._outage = outage
+        self._queues: dict[str, _Queue] = {}
+        self._backoff = Backoff(cap=AWAY_CAP_S)
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                pause = await self._poll(group)
+                await asyncio.sleep(pause)
+
+    async def _poll(self, group: asyncio.TaskGroup) -> float:
+        """Start what looks at new queues, wake what is announced; return when to poll again."""
+        part = "read the stored schedules"
+        try:
+            numbers = await self._broker.run(schedule_ops.schedule_queues(self._globals))
+        except ConfigError as error:  # a user with the rights of an older version
+            self._outage.failed(part, error)
+            return LOOK_S
+        except QsyncError as error:
+            self._outage.failed(part, error)
+            return self._backoff.next()
+        self._outage.worked(part)
+        self._backoff.reset()
+        for name, number in numbers.items():
+            queue = self._queues.get(name)
+            if queue is None:
+                keys = QueueKeys(self._globals.prefix, name)
+                queue = self._queues[name] = _Queue(self._broker, keys, self._outage)
+                group.create_task(queue.run())
+            queue.announced(number)
+        return POLL_S
+
+
+class _Queue:
+    """The stored schedules of one queue."""
+
+    def __init__(self, broker: AsyncBroker, keys: QueueKeys, outage: Outage) -> None:
+        self._broker = broker
+        self._keys = keys
+        self._outage = outage
+        self._part = f"enqueue the stored schedules of queue {keys.queue}"
+        self._backoff = Backoff(cap=AWAY_CAP_S)
+        self._number: bytes | None = None
+        self._look = asyncio.Event()
+        self._apart_s = spread(0, APART_S)
+        self._named: set[str] = set()
+
+    def announced(self, number: bytes) -> None:
+        """Look at the schedules now if this number, which clients change, is another one."""
+        if number != self._number:
+            self._number = number
+            self._look.set()
+
+    async def run(self) -> None:
+        while True:
+            self._look.clear()
+            try:
+                pause = await self._tick()
+            except SchemaMismatch as error:
+                log.error("no more stored schedules of queue %s: %s", self._keys.queue, error)
+                return
+            except QsyncError as error:
+                self._outage.failed(self._part, error)
+                pause = LOOK_S if isinstance(error, ConfigError) else self._backoff.next()
+                await asyncio.sleep(pause)
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._look.wait()
+
+    async def _tick(self) -> float:
+        """Enqueue what is due; return the time until the next look, in seconds."""
+        ticked = await tick_due(self._broker, self._keys)
+        self._outage.worked(self._part)
+        self._backoff.reset()
+        for name in ticked.refused:
+            self._say(name, "a periodic task of a program has its name and goes first")
+        for name, why in ticked.unread:
+            self._say(name, f"its record cannot be read: {why}")
+        if ticked.rows == BATCH:
+            return 0
+        if ticked.next_us is None:
+            return LOOK_S
+        until_s = (ticked.next_us - ticked.now_us) / 1_000_000 + self._apart_s
+        return min(max(until_s, LEAST_S), LOOK_S)
+
+    def _say(self, name: str, why: str) -> None:
+        """Log once that a stored schedule has no tasks."""
+        if name not in self._named:
+            self._named.add(name)
+            log.error(
+                "stored schedule %s of queue %s has no tasks: %s",
+                shorten(name), self._keys.queue, why,
+            )  # fmt: skip

@@ -1,0 +1,395 @@
+"""Stored schedules on a real store: each tick is one task, whoever enqueues it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from qsync.broker import ops, redis_clients, schedule_ops
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.schedule_ops import TickRow
+from qsync.broker.stored_schedules import (
+    GRACE_US,
+    MOST_TICKS,
+    NEVER_US,
+    StoredRow,
+    decode_record,
+    encode_record,
+    ticks_of,
+)
+from qsync.keys import GlobalKeys
+from qsync.message import decode_message
+from qsync.new_task import new_nonce, new_task
+from qsync.schedule import Cron, Every, Missed, tick_id
+from qsync.server.outage_log import Outage
+from qsync.server.stored_ticks import StoredTicks, tick_due
+from qsync.task import Task
+from tests.server.test_periodic import all_between
+from tests.server.test_periodic import ticks_of as ticks_in
+from tests.support.queue_driver import BINARIES, START, Rig, S
+from tests.support.stores import Store, wait_until_async
+
+MINUTE = 60 * S
+
+
+@pytest.fixture(params=BINARIES)
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with Rig(request.param) as rig:
+        rig.now = START - START % MINUTE + 7 * S
+        yield rig
+
+
+def put(
+    rig: Rig,
+    name: str,
+    schedule: Cron | Every,
+    missed: Missed = "skip",
+    payload: object = None,
+    **options: Any,
+) -> schedule_ops.Put:
+    """Put a schedule now."""
+    message = new_task(Task("t", payload, **options), new_nonce()).message
+    record = encode_record(schedule, missed, message)
+    next_us = schedule.next_after(rig.now) or NEVER_US
+    return rig.run(schedule_ops.put_schedule(rig.keys, name, next_us, record, now_us=rig.now))
+
+
+def due(rig: Rig) -> list[TickRow]:
+    """What a server that looks now sends to the store."""
+    rows = []
+    for row in rig.run(schedule_ops.due_schedules(rig.keys, now_us=rig.now)).rows:
+        content = decode_record(row.record)
+        ticks = ticks_of(row, content, rig.now)
+        tasks = [content.task(tick_id(row.name, tick), "queue") for tick in ticks.due]
+        rows.append(TickRow(row, ticks.next_us, tasks))
+    return rows
+
+
+def send(rig: Rig, rows: Sequence[TickRow]) -> list[str]:
+    return list(rig.run(schedule_ops.tick_schedules(rig.keys, rows, now_us=rig.now)))
+
+
+def tick(rig: Rig) -> list[str]:
+    """One look of a server."""
+    return send(rig, due(rig))
+
+
+def ids(rig: Rig) -> list[str]:
+    return sorted(id.decode() for id in rig.client.hkeys(rig.keys.key("tasks")))
+
+
+def ticks(rig: Rig, name: str) -> list[int]:
+    return ticks_in(name, ids(rig))
+
+
+def next_of(rig: Rig, name: str) -> int:
+    return int(rig.client.zscore(rig.keys.key("next_ticks"), name) or 0)
+
+
+def test_due_schedule_is_enqueued_once_and_waits_for_its_next_tick(rig: Rig) -> None:
+    put(rig, "a", Every(60))
+    put(rig, "b", Cron("0 0 1 1 *"))
+    assert tick(rig) == []
+    rig.now += 53 * S
+    rows = due(rig)
+    assert send(rig, rows) == ["ticked"]
+    assert send(rig, rows) == ["changed"], "another server that read the same"
+    assert ticks(rig, "a") == [rig.now]
+    assert next_of(rig, "a") == rig.now + MINUTE
+    assert tick(rig) == []
+
+
+def test_tick_of_server_that_died_before_its_call_is_enqueued_by_another(rig: Rig) -> None:
+    put(rig, "a", Every(60))
+    rig.now += 53 * S
+    due(rig)  # of the server that dies
+    rig.now += 3 * S
+    assert tick(rig) == ["ticked"]
+    assert len(ids(rig)) == 1
+
+
+def test_put_schedule_has_no_tick_of_its_old_version(rig: Rig) -> None:
+    put(rig, "a", Every(60), payload="old")
+    rig.now += 53 * S
+    read_before = due(rig)
+    put(rig, "a", Every(60), payload="new")
+    assert send(rig, read_before) == ["changed"]
+    assert tick(rig) == []
+    rig.now += 60 * S
+    assert tick(rig) == ["ticked"]
+    assert ticks(rig, "a") == [rig.now]
+    [held] = rig.lease()
+    stored = rig.client.hget(rig.keys.key("tasks"), held.id)
+    assert decode_message(stored).payload == b"\xa3new"
+
+
+@pytest.mark.parametrize("missed", ["skip", "once", "all"])
+def test_put_schedule_owes_no_tick_from_before(rig: Rig, missed: Missed) -> None:
+    put(rig, "a", Every(60), missed)
+    rig.now += 3600 * S
+    put(rig, "a", Every(61), missed)
+    assert tick(rig) == []
+    changed_us = rig.now
+    rig.now = next_of(rig, "a")
+    tick(rig)
+    assert [one for one in ticks(rig, "a") if one > changed_us] == ticks(rig, "a") != []
+
+
+def test_put_that_arrives_after_the_tick_that_its_client_computed_owes_the_next(rig: Rig) -> None:
+    record = encode_record(Every(60), "all", new_task(Task("t"), new_nonce()).message)
+    early_us = Every(60).next_after(rig.now) or 0
+    rig.now = early_us + S
+    rig.run(schedule_ops.put_schedule(rig.keys, "a", early_us, record, now_us=rig.now))
+    assert tick(rig) == ["ticked"]
+    assert ids(rig) == []
+    rig.now += 59 * S
+    tick(rig)
+    assert ticks(rig, "a") == [rig.now]
+
+
+def test_put_of_the_same_leaves_what_is_owed(rig: Rig) -> None:
+    first = put(rig, "a", Every(60), "all", payload=1)
+    rig.now += 130 * S
+    assert put(rig, "a", Every(60), "all", payload=1) == first
+    tick(rig)
+    assert len(ticks(rig, "a")) == 2
+
+
+def test_deleted_schedule_has_no_tick(rig: Rig) -> None:
+    put(rig, "a", Every(60))
+    rig.now += 53 * S
+    read_before = due(rig)
+    assert rig.run(schedule_ops.delete_schedule(rig.keys, "a"))
+    assert send(rig, read_before) == ["lost"]
+    assert tick(rig) == []
+    assert ids(rig) == []
+
+
+@pytest.mark.parametrize(("missed", "count"), [("skip", 0), ("once", 1), ("all", 60)])
+def test_missed_ticks_are_caught_up_as_the_schedule_says(
+    rig: Rig, missed: Missed, count: int
+) -> None:
+    put(rig, "a", Every(60), missed)
+    first_us = next_of(rig, "a")
+    rig.now += 3600 * S
+    rig.now += GRACE_US  # so that none is on time
+    for _ in range(2 + 60 // MOST_TICKS):
+        tick(rig)
+    found = ticks(rig, "a")
+    assert len(found) == count
+    if missed == "all":
+        assert found == all_between(Every(60), first_us, found[-1])
+    assert next_of(rig, "a") > rig.now
+
+
+def test_clock_that_goes_back_repeats_no_tick(rig: Rig) -> None:
+    put(rig, "a", Every(60))
+    rig.now += 53 * S
+    tick(rig)
+    [held] = rig.lease()
+    rig.complete(held)
+    rig.now -= 40 * S
+    for _ in range(4):
+        tick(rig)
+        rig.now += 10 * S
+    assert ids(rig) == []
+    rig.now += 60 * S
+    tick(rig)
+    assert len(ids(rig)) == 1
+
+
+def test_paused_schedule_lets_ticks_pass_and_makes_none_up(rig: Rig) -> None:
+    put(rig, "a", Every(60), "all")
+    rig.run(ops.pause_schedule(rig.keys, "a", b"me", now_us=rig.now))
+    rig.now += 63 * S
+    read_before = due(rig)
+    assert tick(rig) == ["paused"]
+    rig.now += 60 * S
+    unfinished = due(rig)
+    assert rig.run(ops.resume_schedule(rig.keys, "a", now_us=rig.now))
+    assert send(rig, read_before) == send(rig, unfinished) == ["changed"]
+    tick(rig)
+    assert ids(rig) == []
+    rig.now += 60 * S
+    tick(rig)
+    assert len(ids(rig)) == 1
+
+
+def test_put_keeps_a_pause_and_delete_ends_it(rig: Rig) -> None:
+    put(rig, "a", Every(60))
+    rig.run(ops.pause_schedule(rig.keys, "a", b"me", now_us=rig.now))
+    put(rig, "a", Every(30))
+    rig.now += 60 * S
+    assert tick(rig) == ["paused"]
+    rig.run(schedule_ops.delete_schedule(rig.keys, "a"))
+    put(rig, "a", Every(30))
+    rig.now += 30 * S
+    assert tick(rig) == ["ticked"]
+
+
+def test_program_with_the_same_name_goes_first(rig: Rig) -> None:
+    put(rig, "a", Every(60))
+    rig.run(ops.publish(rig.keys, [("a", b"record", b"task")], now_us=rig.now))
+    assert put(rig, "a", Every(5)).of_program == b"record"
+    rig.now += 60 * S
+    assert tick(rig) == ["program"]
+    assert ids(rig) == []
+    rig.now += ops.SCHEDULE_SILENCE_US
+    assert tick(rig) == ["ticked"], "no server has it any more"
+    assert put(rig, "a", Every(5)).of_program is None
+
+
+def test_unique_task_that_still_waits_is_not_enqueued_again(rig: Rig) -> None:
+    put(rig, "a", Every(60), unique=True)
+    for _ in range(3):
+        rig.now += 60 * S
+        assert tick(rig) == ["ticked"]
+    assert len(ids(rig)) == 1
+
+
+def test_lost_record_leaves_no_entry_behind(rig: Rig) -> None:
+    put(rig, "a", Every(60))
+    rig.client.hdel(rig.keys.key("stored_schedules"), "a")
+    rig.now += 60 * S
+    rows = [TickRow(row, 0, []) for row in due_rows(rig)]
+    assert send(rig, rows) == ["lost"]
+    assert due_rows(rig) == []
+
+
+def due_rows(rig: Rig) -> list[StoredRow]:
+    return rig.run(schedule_ops.due_schedules(rig.keys, now_us=rig.now)).rows
+
+
+def test_queue_with_schedules_is_not_forgotten_without_force(rig: Rig) -> None:
+    put(rig, "a", Every(60))
+    assert rig.run(ops.forget(rig.keys)) == 1
+    assert rig.run(ops.forget(rig.keys, force=True)) == 0
+    assert rig.dump() == {}
+
+
+# The loops of servers
+
+
+class Place:
+    """A store with its brokers, for the loops of one prefix."""
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self.store, self.prefix = store, prefix
+        self.broker = AsyncBroker(redis_clients.parse(store.url))
+        self.keys = GlobalKeys(prefix)
+
+    @contextlib.asynccontextmanager
+    async def running(self, loops: int = 1) -> AsyncIterator[list[asyncio.Task[None]]]:
+        brokers = [AsyncBroker(redis_clients.parse(self.store.url)) for _ in range(loops)]
+        works = [StoredTicks(broker, self.prefix, Outage()).run() for broker in brokers]
+        tasks = [asyncio.ensure_future(work) for work in works]
+        try:
+            yield tasks
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for broker in brokers:
+                await broker.aclose()
+
+
+@pytest.fixture
+def app_of(store: Store, prefix: str) -> Any:
+    from qsync import Qsync
+
+    return Qsync(store.url, prefix=prefix)
+
+
+def test_ten_servers_enqueue_each_tick_once(app_of: Any, store: Store, prefix: str) -> None:
+    names = ["a", "b", "c"]
+
+    async def main() -> None:
+        place = Place(store, prefix)
+        async with app_of.async_client() as client, place.running(10) as tasks:
+            for name in names:
+                await client.schedules.put(name, Task("t", name), every=0.1, missed="all")
+
+            def found() -> list[str]:
+                with store.client() as redis:
+                    held = redis.hkeys(f"{{{prefix}:default}}:tasks")
+                return [id.decode() for id in held]
+
+            await wait_until_async(lambda: len(found()) > 40)
+            tasks[0].cancel()  # the others go on
+            await wait_until_async(lambda: len(found()) > 60)
+            for name in names:
+                times = ticks_in(name, found())
+                assert times == all_between(Every(0.1), times[0], times[-1])
+        await place.broker.aclose()
+
+    asyncio.run(main())
+
+
+def test_server_learns_at_once_of_a_schedule_that_is_due_soon(
+    app_of: Any, store: Store, prefix: str
+) -> None:
+    async def main() -> None:
+        place = Place(store, prefix)
+        async with app_of.async_client() as client, place.running():
+            await client.schedules.put("rare", Task("t"), every=86_400)
+            await wait_until_async(lambda: store.client().exists(f"{prefix}:schedule_queues"))
+            await client.schedules.put("soon", Task("t"), every=2)
+            with store.client() as redis:
+                await wait_until_async(
+                    lambda: redis.hlen(f"{{{prefix}:default}}:tasks") == 2, timeout=6
+                )
+
+    asyncio.run(main())
+
+
+def test_server_logs_schedules_that_it_cannot_tick_and_goes_on(
+    app_of: Any, store: Store, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        place = Place(store, prefix)
+        keys = schedule_ops.QueueKeys(prefix, "default")
+        async with app_of.async_client() as client:
+            for name in ("future", "nightly", "good"):
+                await client.schedules.put(name, Task("t"), every=0.5)
+            with store.client() as redis:
+                record = redis.hget(keys.key("stored_schedules"), "future")
+                redis.hset(
+                    keys.key("stored_schedules"), "future", record[:8] + b"\xf0" + record[9:]
+                )
+            await place.broker.run(ops.publish(keys, [("nightly", b"", b"")]))
+            async with place.running():
+                with store.client() as redis:
+                    await wait_until_async(lambda: redis.hlen(keys.key("tasks")) > 2)
+        await place.broker.aclose()
+
+    with caplog.at_level(logging.ERROR, "qsync"):
+        asyncio.run(main())
+    lines = sorted(record.getMessage() for record in caplog.records)
+    assert len(lines) == 2, lines
+    assert lines[0].startswith("stored schedule 'future' of queue default has no tasks: its ")
+    assert "upgrade this server" in lines[0]
+    assert lines[1].startswith(
+        "stored schedule 'nightly' of queue default has no tasks: a periodic"
+    )
+
+
+def test_tick_due_takes_the_time_of_a_test(app_of: Any, store: Store, prefix: str) -> None:
+    async def main() -> None:
+        place = Place(store, prefix)
+        keys = schedule_ops.QueueKeys(prefix, "default")
+        async with app_of.async_client() as client:
+            made = await client.schedules.put("a", Task("t"), cron="0 9 * * *", tz="Asia/Tokyo")
+            at_us = int(made.next_at.timestamp() * 1_000_000)
+            assert (await tick_due(place.broker, keys, now_us=at_us - 1)).next_us == at_us
+            ticked = await tick_due(place.broker, keys, now_us=at_us)
+            assert ticked.rows == 1
+            again = await client.schedules.get("a")
+            assert (again.next_at - made.next_at).days == 1
+        await place.broker.aclose()
+
+    asyncio.run(main())
