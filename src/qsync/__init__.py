@@ -6,6 +6,7 @@ maps task types to handlers.
 
 from qsync.app import Qsync
 from qsync.backoff import ExponentialBackoff
+from qsync.broker.stored_schedules import StoredSchedule
 from qsync.client import AsyncClient, Client
 from qsync.errors import (
     ConfigError,
@@ -58,6 +59,7 @@ __all__ = [
     "Server",
     "SkipRetry",
     "StoreUnavailable",
+    "StoredSchedule",
     "Task",
     "TaskCancelled",
     "TaskFailed",

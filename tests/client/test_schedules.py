@@ -126,7 +126,7 @@ def test_name_of_a_program_is_refused_with_both_named(
     from qsync.schedule import Cron, Periodic
 
     record = record_of(Periodic("nightly", Cron("0 3 * * *")), "clean")
-    call = ops.publish(QueueKeys(prefix, "default"), [("nightly", record, b"")])
+    call = ops.publish_schedules(QueueKeys(prefix, "default"), [("nightly", record, b"")])
     colour.do(client._broker.run(call))
     text = (
         r"name='nightly': a program has a periodic task of this name for queue 'default' "

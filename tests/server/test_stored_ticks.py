@@ -234,7 +234,7 @@ def test_put_keeps_a_pause_and_delete_ends_it(rig: Rig) -> None:
 
 def test_program_with_the_same_name_goes_first(rig: Rig) -> None:
     put(rig, "a", Every(60))
-    rig.run(ops.publish(rig.keys, [("a", b"record", b"task")], now_us=rig.now))
+    rig.run(ops.publish_schedules(rig.keys, [("a", b"record", b"task")], now_us=rig.now))
     assert put(rig, "a", Every(5)).of_program == b"record"
     rig.now += 60 * S
     assert tick(rig) == ["program"]
@@ -267,8 +267,8 @@ def due_rows(rig: Rig) -> list[StoredRow]:
 
 def test_queue_with_schedules_is_not_forgotten_without_force(rig: Rig) -> None:
     put(rig, "a", Every(60))
-    assert rig.run(ops.forget(rig.keys)) == 1
-    assert rig.run(ops.forget(rig.keys, force=True)) == 0
+    assert rig.run(ops.delete_queue(rig.keys)) == 1
+    assert rig.run(ops.delete_queue(rig.keys, force=True)) == 0
     assert rig.dump() == {}
 
 
@@ -361,7 +361,7 @@ def test_server_logs_schedules_that_it_cannot_tick_and_goes_on(
                 redis.hset(
                     keys.key("stored_schedules"), "future", record[:8] + b"\xf0" + record[9:]
                 )
-            await place.broker.run(ops.publish(keys, [("nightly", b"", b"")]))
+            await place.broker.run(ops.publish_schedules(keys, [("nightly", b"", b"")]))
             async with place.running():
                 with store.client() as redis:
                     await wait_until_async(lambda: redis.hlen(keys.key("tasks")) > 2)

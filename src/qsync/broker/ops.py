@@ -666,10 +666,9 @@ def enqueue_options(task: NewTask) -> bytes:
     """Return the options of a task as the scripts take them; empty without any."""
     if not (task.due or task.fairness_key or task.lock or task.remember_us):
         return b""
-    options = _EnqueueOptions(
-        task.due, task.fairness_key, task.lock, task.window_us, task.remember_us
+    return codec.encode(
+        _EnqueueOptions(task.due, task.fairness_key, task.lock, task.window_us, task.remember_us)
     )
-    return codec.encode(options)
 
 
 def _enqueued(reply: Any, confirmed: bool | None) -> list[Enqueued]:
