@@ -18,10 +18,12 @@ def project(valkey: Store) -> Iterator[Qsync]:
     from django.db import connections
 
     from qsync.contrib.django import app
+    from qsync.contrib.django.dashboard import close_dashboard
     from tests.support.django_shop.models import Order
 
     valkey.flush()
     Order.objects.all().delete()
     yield app
+    close_dashboard()
     app.close()
     connections.close_all()

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from django.http import HttpRequest, HttpResponse
+from django.urls import include, path
 
-urlpatterns: list[Any] = []
+
+def login(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("sign in")
+
+
+urlpatterns = [
+    path("accounts/login/", login),
+    path("admin/queue/", include("qsync.contrib.django.urls")),
+]

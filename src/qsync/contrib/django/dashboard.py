@@ -1,0 +1,183 @@
+"""The dashboard in a Django site, under WSGI and ASGI. Needs the extra `web` as well.
+
+The dashboard is an ASGI app whose connections belong to one event loop, while Django runs views on
+many threads. So each process has one thread with a loop for the dashboard, from the first request
+on, and the view waits for its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.http import HttpRequest, HttpResponse
+from django.urls import NoReverseMatch, reverse
+from django.views.decorators.csrf import csrf_exempt
+
+from qsync.contrib.django.configuration import configuration
+from qsync.contrib.django.project import project_app
+from qsync.instrumentation import missing
+
+if TYPE_CHECKING:
+    from qsync.web import Dashboard
+
+ANSWER_S: Final = 30.0
+"""Longest wait of a view; the dashboard itself ends a request after 10 s."""
+
+
+class _User:
+    """The user of a request, as the dashboard reads it."""
+
+    def __init__(self, name: str) -> None:
+        self.display_name = name
+
+
+class DashboardThread:
+    """Runs the dashboard of the project on an event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._dashboard: Dashboard | None = None
+        self._exits = contextlib.AsyncExitStack()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="qsync-dashboard", daemon=True
+        )
+        self._thread.start()
+
+    def answer(self, scope: dict[str, Any], body: bytes) -> HttpResponse:
+        """Return the answer of the dashboard; blocks."""
+        future = asyncio.run_coroutine_threadsafe(self._answer(scope, body), self._loop)
+        return future.result(ANSWER_S)
+
+    async def _answer(self, scope: dict[str, Any], body: bytes) -> HttpResponse:
+        if self._dashboard is None:
+            await self._open()
+        answer = _Answer(body)
+        dashboard: Any = self._dashboard
+        await dashboard(scope, answer.receive, answer.send)
+        return answer.response()
+
+    async def _open(self) -> None:
+        try:
+            from qsync.web import create_app
+        except ModuleNotFoundError as error:
+            raise missing(error, "web") from None
+        given = configuration()
+        inspector = project_app().inspector()
+        dashboard = create_app(inspector, auth="host", read_only=given.read_only, mask=given.mask)
+        self._dashboard = dashboard
+        await self._exits.enter_async_context(inspector)
+        await self._exits.enter_async_context(dashboard)
+
+    def close(self) -> None:
+        """Close the connections and end the thread; no view may be waiting for an answer."""
+        asyncio.run_coroutine_threadsafe(self._exits.aclose(), self._loop).result(ANSWER_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class _Answer:
+    """Gives the dashboard the body of a request, and collects its response."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._status = 500
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._parts: list[bytes] = []
+
+    async def receive(self) -> dict[str, Any]:
+        return {"type": "http.request", "body": self._body, "more_body": False}
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self._status, self._headers = message["status"], list(message["headers"])
+        else:
+            self._parts.append(message.get("body", b""))
+
+    def response(self) -> HttpResponse:
+        response = HttpResponse(b"".join(self._parts), status=self._status)
+        del response["Content-Type"]
+        for name, value in self._headers:
+            response[name.decode("latin-1")] = value.decode("latin-1")
+        return response
+
+
+_threads: dict[int, DashboardThread] = {}
+"""The thread by process id: a forked process has no threads of its parent."""
+
+_lock = threading.Lock()
+
+
+def dashboard_thread() -> DashboardThread:
+    """Return the thread of this process; the first call starts it."""
+    with _lock:
+        found = _threads.get(os.getpid())
+        if found is None:
+            _threads.clear()
+            found = _threads[os.getpid()] = DashboardThread()
+        return found
+
+
+def close_dashboard() -> None:
+    """Close the dashboard of this process; the next request opens another."""
+    with _lock:
+        found = _threads.pop(os.getpid(), None)
+    if found is not None:
+        found.close()
+
+
+@csrf_exempt  # the dashboard accepts forms of its own pages only, by Sec-Fetch-Site and Origin
+def dashboard(request: HttpRequest, rest: str) -> HttpResponse:
+    """Show the dashboard to the staff; others sign in, or get a 403."""
+    user = getattr(request, "user", None)
+    if user is None:
+        raise ImproperlyConfigured(
+            "qsync.contrib.django.urls: requests have no user; add "
+            "django.contrib.auth.middleware.AuthenticationMiddleware to MIDDLEWARE"
+        )
+    if not user.is_authenticated:
+        return redirect_to_login(request.get_full_path(), _login())
+    if not (user.is_active and user.is_staff):
+        raise PermissionDenied
+    scope = _scope(request, rest, user.get_username())
+    return dashboard_thread().answer(scope, request.body)
+
+
+def _login() -> str | None:
+    """Return the sign-in page of the admin; None without it: that of LOGIN_URL."""
+    try:
+        return str(reverse("admin:login"))
+    except NoReverseMatch:
+        return None
+
+
+def _scope(request: HttpRequest, rest: str, user: str) -> dict[str, Any]:
+    """Return the request as ASGI describes it."""
+    path = request.path
+    root = path[: len(path) - len(rest)].rstrip("/")
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    headers["host"] = request.get_host()
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": request.method,
+        "scheme": request.scheme,
+        "path": f"{root}/{rest}",
+        "raw_path": f"{root}/{rest}".encode(),
+        "root_path": root,
+        "query_string": request.META.get("QUERY_STRING", "").encode("latin-1"),
+        "headers": [
+            (name.encode("latin-1"), value.encode("latin-1", "replace"))
+            for name, value in headers.items()
+        ],
+        "client": (request.META.get("REMOTE_ADDR", ""), 0),
+        "server": None,
+        "user": _User(user),
+    }

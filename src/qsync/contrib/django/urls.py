@@ -1,0 +1,14 @@
+"""The URLs of the dashboard: path("admin/queue/", include("qsync.contrib.django.urls")).
+
+Put it before `path("admin/", admin.site.urls)`, which takes every path below it.
+"""
+
+from __future__ import annotations
+
+from django.urls import re_path
+
+from qsync.contrib.django.dashboard import dashboard
+
+app_name = "qsync"
+
+urlpatterns = [re_path(r"^(?P<rest>.*)$", dashboard, name="dashboard")]

@@ -1,0 +1,133 @@
+"""The dashboard within a Django site: staff only, under WSGI and ASGI, with forms."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.test import AsyncClient, Client, override_settings
+from django.urls import reverse
+
+from qsync import Qsync, Task
+from tests.support import django_project
+from tests.support.stores import Store
+
+PAGE = "/admin/queue/"
+SAME = {"sec-fetch-site": "same-origin", "origin": "http://testserver"}
+
+
+@pytest.fixture
+def users(project: Qsync) -> dict[str, Any]:
+    from django.contrib.auth.models import User
+
+    User.objects.all().delete()
+    return {
+        "staff": User.objects.create_user("ann", is_staff=True),
+        "customer": User.objects.create_user("bob"),
+        "former": User.objects.create_user("carl", is_staff=True, is_active=False),
+    }
+
+
+@pytest.fixture
+def staff(users: dict[str, Any]) -> Client:
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(users["staff"])
+    return client
+
+
+@pytest.fixture
+def writable(project: Qsync, valkey: Store) -> Iterator[None]:
+    """A dashboard with actions."""
+    changed = django_project.options(valkey.url, DASHBOARD={"READ_ONLY": False})
+    with override_settings(QSYNC=changed):
+        yield
+
+
+def test_staff_sees_the_queues(project: Qsync, staff: Client) -> None:
+    with project.client() as client:
+        client.enqueue(Task("pack", [1], queue="parcels"))
+    page = staff.get(PAGE)
+    assert page.status_code == 200
+    assert page["Content-Type"] == "text/html; charset=utf-8"
+    assert page["Cache-Control"] == "no-store"
+    text = page.content.decode()
+    assert "parcels" in text
+    assert f'href="{PAGE}static/style.css' in text
+    style = staff.get(f"{PAGE}static/style.css")
+    assert (style.status_code, style["Content-Type"]) == (200, "text/css; charset=utf-8")
+    assert staff.get(f"{PAGE}queue?queue=parcels").status_code == 200
+    assert staff.get(f"{PAGE}no-such-page").status_code == 404
+    assert reverse("qsync:dashboard", args=[""]) == PAGE
+
+
+def test_visitor_signs_in_and_others_are_refused(users: dict[str, Any]) -> None:
+    client = Client()
+    answer = client.get(f"{PAGE}queue?queue=a")
+    assert answer.status_code == 302
+    assert answer["Location"] == "/accounts/login/?next=/admin/queue/queue%3Fqueue%3Da"
+    for name in ("customer", "former"):
+        client.force_login(users[name])
+        assert client.get(PAGE).status_code in (302, 403)
+        assert client.post(f"{PAGE}queue/pause").status_code in (302, 403)
+
+
+def test_same_page_under_asgi(project: Qsync, users: dict[str, Any], staff: Client) -> None:
+    async def get() -> Any:
+        client = AsyncClient()
+        await client.aforce_login(users["staff"])
+        return await asyncio.gather(*(client.get(PAGE) for _ in range(4)))
+
+    pages = asyncio.run(get())
+    assert [page.status_code for page in pages] == [200] * 4
+
+
+def pause(client: Client, **headers: str) -> Any:
+    form = "queue=parcels&why=stocktaking"
+    return client.post(
+        f"{PAGE}queue/pause", form, content_type="application/x-www-form-urlencoded",
+        headers={**SAME, **headers},
+    )  # fmt: skip
+
+
+def paused(project: Qsync) -> Any:
+    async def read() -> Any:
+        async with project.inspector() as inspector:
+            [queue] = (await inspector.overview(names=["parcels"])).queues
+            return queue.paused
+
+    return asyncio.run(read())
+
+
+def test_form_of_the_dashboard_is_accepted_and_names_the_user(
+    project: Qsync, staff: Client, writable: None
+) -> None:
+    with project.client() as client:
+        client.enqueue(Task("pack", [1], queue="parcels"))
+    answer = pause(staff)
+    assert answer.status_code == 303, answer.content
+    assert "ann" in repr(paused(project))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec-fetch-site": "cross-site"},
+        {"origin": "http://elsewhere.example"},
+        {"origin": "null"},
+    ],
+)
+def test_form_of_another_site_is_refused(
+    project: Qsync, staff: Client, writable: None, headers: dict[str, str]
+) -> None:
+    with project.client() as client:
+        client.enqueue(Task("pack", [1], queue="parcels"))
+    assert pause(staff, **headers).status_code == 403
+    assert not paused(project)
+
+
+def test_dashboard_only_shows_unless_the_setting_says_otherwise(
+    project: Qsync, staff: Client
+) -> None:
+    assert pause(staff).status_code == 403
