@@ -26,6 +26,8 @@ def commands(command: Any = None, path: str = "qsync") -> Iterator[tuple[str, An
     command = typer.main.get_command(app) if command is None else command
     yield path, command
     for name, inner in getattr(command, "commands", {}).items():
+        if inner.hidden:
+            continue
         yield from commands(inner, f"{path} {name}")
 
 
@@ -43,7 +45,9 @@ def parameters(command: Any) -> list[Any]:
 def _section(path: str, command: Any) -> Iterator[str]:
     group = hasattr(command, "commands")
     if path == "qsync":
-        names = ", ".join(f"[{name}](#qsync-{name})" for name in command.commands)
+        names = ", ".join(
+            f"[{name}](#qsync-{name})" for name, one in command.commands.items() if not one.hidden
+        )
         yield f"\nCommands: {names}.\n"
         return
     yield f"\n{'##' if path.count(' ') == 1 else '###'} {path}\n"

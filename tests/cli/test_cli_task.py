@@ -33,9 +33,9 @@ def test_three_commands_for_a_dead_task(live: Live) -> None:
 
     listed = live.ok("dead", "list", "--error", "NO SUCH customer: 4711")
     lines = listed.out.splitlines()
-    assert lines[0].split() == ["ID", "TYPE", "DIED", "TRIED", "NOTE"]
+    assert lines[0].split() == ["ID", "QUEUE", "TYPE", "DIED", "ATTEMPTS", "ERROR"]
     assert len(lines) == 2
-    id, type, *_ = lines[1].split()
+    id, _, type, *_ = lines[1].split()
     assert (id, type) == (ids[1], "bill")
 
     shown = live.ok("task", "show", id).out
@@ -43,12 +43,12 @@ def test_three_commands_for_a_dead_task(live: Live) -> None:
     assert whole is not None
     assert whole.error is not None
     assert ERROR_LIMIT - 8 <= len(whole.error.encode()) <= ERROR_LIMIT
-    error = shown[shown.index("\nerror (4 KiB of it are kept") :].splitlines()[2:]
+    error = shown[shown.index("\nerror (only the first and last part are kept") :].splitlines()[2:]
     assert error[0] == "  ValueError: no such customer: 4711\\x1b[2J\\u202e"
     assert len(error) == len(whole.error.rstrip("\n").split("\n")), "it is printed whole"
     assert error[-2].endswith("in charge_the_other_way")
     assert error[-1].strip() == "raise ValueError(text)"
-    assert "attempts  1 of 1 failed\n" in shown
+    assert "attempts   1 / 1\n" in shown
 
     live.broken = False
     assert live.ok("task", "run", id).out == f"{id}: pending now\n"
@@ -66,13 +66,13 @@ def test_many_dead_tasks(live: Live) -> None:
     wait_until(lambda: live.ok("dead", "list", "--json").json["total"] == len(ids))
     filters = ["--error", "customer: 1", "--type", "b*", "--newer-than", "1h"]
     assert live.ok("dead", "run", *filters, "--dry-run").out == (
-        "11 of 21 dead tasks would be run again\n"
+        "11 of 21 dead tasks would be re-queued\n"
     )
     found = live.ok("dead", "run", *filters, "--dry-run", "--json").json
     assert found == {"scanned": 21, "found": 11, "dry_run": True}
     live.broken = False
     done = live.ok("dead", "run", *filters)
-    assert done.out == "11 of 21 dead tasks run again\n"
+    assert done.out == "11 of 21 dead tasks re-queued\n"
     for id in ids:
         wanted = "completed" if id in (ids[1], *ids[10:20]) else "dead"
         live.reaches(id, wanted)
@@ -83,7 +83,7 @@ def test_many_dead_tasks(live: Live) -> None:
         "9 of 9 dead tasks would be deleted\n"
     )
     assert live.ok("dead", "delete", "--all", "--yes").out == "9 of 9 dead tasks deleted\n"
-    assert live.ok("dead", "list").out == "No such task.\n"
+    assert live.ok("dead", "list").out == "No tasks match (searched 0).\n"
 
 
 def test_all_that_wait_are_run_once_the_provider_is_back(live: Live) -> None:
@@ -110,7 +110,7 @@ def test_all_that_wait_are_run_once_the_provider_is_back(live: Live) -> None:
     )
     live.reaches(later, "completed")
     said = live.refused("task", "run-waiting", "--state", "dead", code=2)
-    assert "scheduled and retry do" in said
+    assert "use scheduled or retry" in said
 
 
 def test_a_dead_task_whose_lock_another_has_stays_dead(live: Live) -> None:
@@ -121,12 +121,12 @@ def test_a_dead_task_whose_lock_another_has_stays_dead(live: Live) -> None:
     wait_until(lambda: server.condition().stopping or not _takes(live, server.id))
     [holder] = live.enqueue(bill("1", unique=True))
     assert holder != dead
-    assert f"task {dead} stays dead: {holder} has its unique lock" in (
+    assert f"task {dead} stays dead: {holder} holds its unique lock" in (
         live.refused("task", "run", dead)
     )
     ran = live.ok("dead", "run", "--all")
     assert ran.out.splitlines() == [
-        "0 of 1 dead tasks run again",
+        "0 of 1 dead tasks re-queued",
         "1 stay dead: other tasks have their unique locks",
     ]
     assert live.run("task", "run", dead, "--json").json == [{
@@ -155,12 +155,12 @@ def test_a_list_goes_on_where_it_ended(live: Live) -> None:
         cursor = ["--cursor", found["cursor"]]
     assert seen == ids
     only = live.ok("task", "list", "-q", "other", "-s", "scheduled", "-n", "2").out.splitlines()
-    assert only[0].split() == ["ID", "TYPE", "DUE", "TRIED", "NOTE"]
+    assert only[0].split() == ["ID", "QUEUE", "TYPE", "DUE", "ATTEMPTS", "NOTE"]
     assert [line.split()[0] for line in only[1:3]] == ["b00", "b01"]
-    assert "of 30 in all: --limit 20" in only[-2]
+    assert "of 30. More: add --limit 20" in only[-2]
     by_id = live.ok("task", "list", "--id", "b1", "--json", "--newest-first").json["tasks"]
     assert [row["id"] for row in by_id] == [f"b1{n}" for n in reversed(range(10))]
-    assert live.ok("task", "list", "--state", "dead").out == "No such task.\n"
+    assert live.ok("task", "list", "--state", "dead").out == "No tasks match (searched 0).\n"
 
 
 def test_a_running_task_is_shown_and_cancelled(live: Live) -> None:
@@ -168,8 +168,8 @@ def test_a_running_task_is_shown_and_cancelled(live: Live) -> None:
     [id] = live.enqueue(Task("hold", id="h", retention=60))
     wait_until(lambda: live.began == ["h"])
     wait_until(lambda: "30%" in live.ok("task", "list", "-s", "active").out)
-    assert "active on server" in live.ok("task", "explain", id).out
-    assert f"server       {server.id}" in live.ok("task", "show", id).out
+    assert "Running for " in live.ok("task", "explain", id).out
+    assert f"server         {server.id}" in live.ok("task", "show", id).out
     assert "it runs: cancel it first" in live.refused("task", "delete", id, "--yes")
     cancelled = live.ok("task", "cancel", id).out
     assert cancelled == f"h: server {server.id} has been told\n"
@@ -182,7 +182,7 @@ def test_a_running_task_is_shown_and_cancelled(live: Live) -> None:
 def test_waiting_tasks(live: Live) -> None:
     live.enqueue(Task("note", id="a"), Task("note", id="b"), Task("note", id="c", delay=600))
     told = live.ok("task", "explain", "b").out
-    assert told.startswith("pending, 2nd of 2; no live server takes queue default")
+    assert told.startswith("Waiting: 2nd of 2. No running server takes tasks from queue default.")
     explained = live.ok("task", "explain", "c", "--json").json
     assert (explained["reason"], explained["also"]) == ("scheduled", ["no_server"])
     assert live.ok("task", "run", "c").out == "c: pending now\n"
@@ -200,8 +200,10 @@ def test_waiting_tasks(live: Live) -> None:
 def test_an_id_in_two_queues(live: Live) -> None:
     live.enqueue(Task("note", id="x"), Task("note", id="x", queue="other"))
     for words in (["show", "x"], ["explain", "x"]):
-        assert "say which by --queue" in live.refused("task", *words, code=2)
-    assert "queues default, other have it: say which by --queue" in live.refused("task", "run", "x")
+        assert "choose one with --queue" in live.refused("task", *words, code=2)
+    assert "queues default, other have it: choose one with --queue" in live.refused(
+        "task", "run", "x"
+    )
     assert live.ok("task", "cancel", "x", "--queue", "other").out == "x: cancelled\n"
     assert live.ok("task", "show", "x", "--json").json["row"]["queue"] == "default"
 
@@ -232,9 +234,11 @@ def test_a_payload(live: Live) -> None:
     assert base64.b64decode(found["payload"]) == bytes(range(256))
     long = live.ok("task", "show", "long").out
     assert long.count("  line\n") == 100
-    assert "... there is more: --raw writes all of it" in long
+    assert "... cut here: --raw writes all of it" in long
     assert live.ok("task", "show", "long", "--raw").out == "line\n" * 500
-    assert "does not go with --json" in live.refused("task", "show", "a", "--raw", "--json", code=2)
+    assert "--raw and --json exclude each other" in live.refused(
+        "task", "show", "a", "--raw", "--json", code=2
+    )
 
 
 def test_more_than_a_step_of_dead_tasks(live: Live) -> None:

@@ -136,7 +136,7 @@ def test_what_destroys_asks_first(
             terminal.shows(rf"{question}\? \[y/N\]")
             terminal.type("\r")
             assert terminal.ends() == 1
-            assert "Nothing was done." in terminal.seen
+            assert "Nothing was changed." in terminal.seen
         with Terminal(live, *words) as terminal:
             terminal.shows(question)
             assert terminal.interrupted() in (1, 130)
@@ -211,7 +211,9 @@ def completed(live: Live, line: str, shell: str = "bash") -> list[str]:
 
 
 def test_names_in_the_store_are_completed(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completion, "PATIENCE_S", 20.0)  # a busy machine is not to leave it out
+    monkeypatch.setattr(
+        completion, "STORE_TIMEOUT_S", 20.0
+    )  # a busy machine is not to leave it out
     server = live.serve(queues={"mail": 1, "default": 1}, server_id="server-1")
     live.app.periodic(cron="0 3 * * *", name="night")(_night)
     live.serve(server_id="other-2")

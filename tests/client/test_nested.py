@@ -124,7 +124,7 @@ async def test_parents_that_take_all_slots_are_told_of_and_explained(
 
         async def explained() -> bool:
             told = await inspector.explain(children[0])
-            return "wait for results of tasks on their own queues" in told.sentence
+            return "wait for results of tasks in the same queues" in told.sentence
 
         await wait_until_async(explained)
         told = [one for one in caplog.records if "wait for results" in one.getMessage()]

@@ -489,7 +489,7 @@ def test_a_lock_that_was_taken_meanwhile_is_a_duplicate(store: Store, prefix: st
         assert detail.lock_holder == "new"
         twin = await bed.inspector.explain(Task("t", unique=True))
         assert (twin.reason, twin.holder, twin.id) == ("duplicate", "new", "new")
-        assert twin.sentence.startswith("duplicate of new, which is pending, 1st of 1")
+        assert twin.sentence.startswith("Duplicate of task new. Waiting: 1st of 1")
         by_id = await bed.inspector.explain(Task("other", id="new"))
         assert (by_id.reason, by_id.holder) == ("duplicate", "new")
         free = await bed.inspector.explain(Task("free", unique=True))

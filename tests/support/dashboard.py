@@ -94,7 +94,7 @@ class Live:
     async def _open(self, options: dict[str, Any]) -> str:
         inspector = await self.enter(self.app.inspector())
         app = create_app(inspector, **options)
-        app.site.sampler.every_s = 0.2
+        app.site.sampler.interval_s = 0.2
         app.site.environment.globals["refresh"] = 2
         return await self.enter(serving(app))
 

@@ -73,9 +73,9 @@ async def test_a_queue_is_paused_resumed_and_purged(store: Store, prefix: str) -
         text = await web.press(text, "Resume")
         assert not (await web.queue()).paused
         asked = await web.send("/queue/purge", queue="default", state="pending")
-        assert "3 pending tasks will be deleted" in asked
+        assert "This deletes 3 pending tasks of queue" in asked
         assert (await web.queue()).states["pending"] == 3, "nothing is done before one is sure"
-        assert said(await web.press(asked, "Delete all")) == "3 tasks deleted."
+        assert said(await web.press(asked, "Delete 3 tasks")) == "3 tasks deleted."
         assert (await web.queue()).states["pending"] == 0
 
 
@@ -85,12 +85,14 @@ async def test_a_task_is_run_cancelled_and_deleted(store: Store, prefix: str) ->
         text = (await web.client.get("/task?id=d1")).text
         after = await web.press(text, "Run now")
         assert said(after).startswith("The task is pending")
-        assert said(await web.press(text, "Run now")).startswith("It is pending by now")
-        assert said(await web.press(after, "Cancel")) == "It is cancelled."
+        assert said(await web.press(text, "Run now")).startswith(
+            "Not changed: the task is now pending"
+        )
+        assert said(await web.press(after, "Cancel")) == "The task is cancelled."
         text = (await web.client.get("/task?id=d2")).text
         asked = await web.press(text, "Delete")
         assert await web.bed.inspector.task("d2")
-        assert said(await web.press(asked, "Delete the task")) == "Task d2 is deleted."
+        assert said(await web.press(asked, "Delete task")) == "Task d2 is deleted."
         assert await web.bed.inspector.task("d2") is None
         await web.bed.enqueue(Task("t", id="a1"))
         await web.bed.lease(server="s")
@@ -118,12 +120,12 @@ async def test_ticked_dead_tasks_are_run_again_or_deleted_and_counted(
         await web.bed.dead(*[Task("t", id=f"d{n}") for n in range(4)], locked)
         await web.bed.enqueue(Task("t", id="holder", unique_key="k", unique=True))
         nothing = await web.send("/dead/run", queue="default")
-        assert said(nothing) == "No task is ticked, so nothing was done."
+        assert said(nothing) == "No task is selected, so nothing was changed."
         form = {"queue": "default", "id-ticked": ["d0", "d1", "twin", "gone", "b\x7fad"]}
         text = await web.send("/dead/run", **form)
         assert said(text) == (
-            "2 tasks run again of 5 looked at; 1 stay dead, since another task has their lock; "
-            "2 were somewhere else by then."
+            "2 tasks re-queued. 1 task stays dead: another task holds the unique lock. "
+            "2 tasks changed state meanwhile."
         )
         asked = await web.send("/dead/delete", queue="default", **{"id-ticked": ["d2", "d3"]})
         assert "Delete 2 dead tasks in queue default?" in asked
@@ -136,7 +138,7 @@ async def test_ticked_dead_tasks_are_run_again_or_deleted_and_counted(
 async def test_all_that_fit_are_done_in_steps_and_counted(
     store: Store, prefix: str, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a script one presses "Go on" after each second or so; here after each step."""
+    """Without a script one presses "Continue" after each second or so; here after each step."""
     monkeypatch.setattr(bulk_actions, "BUDGET_S", 0.0)
 
     async with visitor(store, prefix) as web:
@@ -145,17 +147,17 @@ async def test_all_that_fit_are_done_in_steps_and_counted(
         form = {"queue": "default", "type": "mail", "error": "ROUTE", "scope": "all"}
         asked = await web.send(f"/dead/{verb}", **form)
         name = "Re-run" if verb == "run" else "Delete"
-        assert f"{name} 600 dead tasks in queue default of type mail, whose error contains" in asked
+        assert f"{name} 600 dead tasks in queue default of type mail whose error contains" in asked
         assert "600 other dead tasks stay." in asked
         text, pressed = (
             await web.press(asked, f"{name} 600 tasks"),
             1,
         )
-        while "Go on" in text:
-            text, pressed = await web.press(text, "Go on"), pressed + 1
+        while "Continue" in text:
+            text, pressed = await web.press(text, "Continue"), pressed + 1
         assert pressed == 5
-        done = "run again" if verb == "run" else "deleted"
-        assert said(text) == f"600 tasks {done} of 1,200 looked at."
+        done = "re-queued" if verb == "run" else "deleted"
+        assert said(text) == f"600 tasks {done}."
         info = await web.queue()
         assert info.states["dead"] == 600
         assert info.states["pending"] == (600 if verb == "run" else 0)
@@ -168,7 +170,7 @@ async def test_servers_and_schedules_that_are_not_there_are_said_so(
         await web.bed.enqueue(Task("t"))
         for path in ("/server/quiet", "/server/stop"):
             text = await web.send(path, id="none", sure="yes")
-            assert said(text) == "That server is not there any more."
+            assert said(text) == "The server is no longer running."
         for verb in ("pause", "resume", "trigger", "forget"):
             text = await web.send(f"/schedule/{verb}", name="none", queue="default", sure="yes")
-            assert said(text) == "It is not there any more."
+            assert said(text) == "Not found: it no longer exists."

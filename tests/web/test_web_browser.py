@@ -102,7 +102,7 @@ def test_a_queue_is_paused_with_a_reason_and_resumed(
     web.says("the bank is closed")
     web.go("/queue?queue=default")
     web.click("Resume")
-    web.says("Queue default goes on.")
+    web.says("Queue default is resumed.")
     system.enqueue(Task("order", id="second", retention=60))
     until(system, "second", "completed")
 
@@ -136,14 +136,14 @@ def test_ticks_focus_scroll_and_open_details_survive_a_refresh(
     assert web.page.evaluate("document.activeElement.name") == "error"
     assert web.page.evaluate("window.scrollY") == 300
     system.fixed = True
-    web.click("Run ticked again")
-    web.says("3 tasks run again.")
+    web.click("Re-run selected (3)")
+    web.says("3 tasks re-queued.")
     for name in ticked:
         until(system, name, "completed")
-    web.click("Run all again…")
+    web.click("Re-run all 37…")
     web.says("Re-run 37 dead tasks in queue default? They get a fresh set of attempts.")
     web.click("Re-run 37 tasks")
-    web.says("37 tasks run again.")
+    web.says("37 tasks re-queued.")
     wait_until(lambda: system.inspect(lambda i: i.queue("default")).states["dead"] == 0, 20)  # type: ignore[union-attr]
 
 
@@ -154,13 +154,13 @@ def test_all_of_a_page_are_ticked_with_one_click(system: Live, visit: Callable[.
         until(system, f"d{n}", "dead")
     web = visit()
     web.go("/dead?queue=default")
-    every = web.page.get_by_label("Tick all of this page")
+    every = web.page.get_by_label("Select all on this page")
     web.page.get_by_label("Task d1").check()
     assert every.evaluate("(box) => box.indeterminate")
     every.check()
     web.refresh()
     assert every.is_checked()
-    web.click("Delete ticked…")
+    web.click("Delete selected (3)…")
     web.says("Delete 3 dead tasks in queue default?")
     web.click("Delete 3 tasks")
     web.says("3 tasks deleted.")
@@ -172,7 +172,7 @@ def test_what_is_open_stays_open_and_a_hidden_page_does_not_ask(
     system.enqueue(Task("order", id="a"))
     web = visit()
     web.go("/")
-    web.page.get_by_text("The last 30 days as a table").click()
+    web.page.get_by_text("Last 30 days as a table").click()
     table = web.page.get_by_role("table", name="Counters by day, UTC")
     assert table.is_visible()
     system.enqueue(*[Task("order") for _ in range(4)])
@@ -197,14 +197,14 @@ def test_a_task_is_found_by_its_id_in_whatever_queue(
     system.enqueue(Task("order", b'{"a": [1, 2]}', id="odd/id?&#%41", queue="elsewhere", delay=60))
     web = visit()
     web.go("/servers")
-    web.page.get_by_label("Id of a task").fill("odd/id?&#%41")
+    web.page.get_by_label("Task id").fill("odd/id?&#%41")
     web.page.keyboard.press("Enter")
     web.says("Scheduled for")
     assert web.page.locator("h1 .id").inner_text() == "odd/id?&#%41"
     web.click("Run now")
-    web.says("no live server takes queue elsewhere")
+    web.says("No running server takes tasks from queue elsewhere")
     web.click("Cancel")
-    web.says("It is cancelled.")
+    web.says("The task is cancelled.")
     assert state_of(system, "odd/id?&#%41", "elsewhere") is None
 
 
@@ -216,9 +216,9 @@ def test_a_running_task_is_watched_and_cancelled(system: Live, visit: Callable[.
     web.go("/servers")
     web.page.locator("tbody th a").first.click()
     web.click("slow", "link")
-    web.says("30 %")
+    web.says("30%")
     web.click("Cancel")
-    web.says("Its server has been told to stop it.")
+    web.says("The server was told to stop the task.")
     web.says("Cancelled at")
     assert state_of(system, "slow") == "cancelled"
 
@@ -235,7 +235,7 @@ def test_a_schedule_is_triggered_and_paused(system: Live, visit: Callable[..., V
     web = visit()
     web.go("/schedules")
     web.click("Trigger")
-    web.says("Schedule yearly was triggered; this is its task.")
+    web.says("Schedule yearly was triggered. This is its task.")
     web.page.locator(".badge.completed").wait_for()
     assert ran == [1]
     web.go("/schedules")
@@ -243,7 +243,7 @@ def test_a_schedule_is_triggered_and_paused(system: Live, visit: Callable[..., V
     web.click("Pause")
     web.says(": no more")
     web.click("Resume")
-    web.says("goes on with its next tick")
+    web.says("resumes with its next run")
 
 
 def test_a_server_is_told_to_be_quiet_and_to_stop(
@@ -253,12 +253,12 @@ def test_a_server_is_told_to_be_quiet_and_to_stop(
     web = visit()
     web.go("/servers")
     web.page.locator("tbody th a").first.click()
-    web.click("Quiet")
-    web.says("It has been told to take no more tasks.")
-    web.page.locator(".badge", has_text="quiet").wait_for()
+    web.click("Drain")
+    web.says("The server was told to take no new tasks.")
+    web.page.locator(".badge", has_text="draining").wait_for()
     web.click("Stop…")
-    web.click("Stop the server")
-    web.says("It has been told to stop.")
+    web.click("Stop server")
+    web.says("The server was told to stop.")
     wait_until(lambda: server.condition().stopping, 20)
 
 
@@ -272,10 +272,10 @@ def test_one_signs_in_looks_and_can_change_nothing(
     web.go("/dead?queue=default")
     web.page.get_by_label("Token").fill("wrong")
     web.click("Sign in")
-    web.says("That was not it.")
+    web.says("Wrong token.")
     web.page.get_by_label("Token").fill(TOKEN)
     web.click("Sign in")
-    web.says("Dead tasks of default")
+    web.says("Dead tasks in")
     assert web.page.url.endswith("/dead?queue=default"), "where one wanted to go"
     web.click("d", "link")
     web.says("Dead since")
@@ -283,7 +283,7 @@ def test_one_signs_in_looks_and_can_change_nothing(
     assert buttons == ["Find", "Sign out"]
     assert web.page.evaluate("document.cookie") == "", "scripts do not see it"
     web.click("Sign out")
-    web.says("asks for its token")
+    web.says("Enter the dashboard token.")
 
 
 def test_all_of_it_works_without_scripts(system: Live, visit: Callable[..., Visit]) -> None:
@@ -296,10 +296,10 @@ def test_all_of_it_works_without_scripts(system: Live, visit: Callable[..., Visi
     web.click("Dead", "link")
     web.page.get_by_label("Task d1").check()
     system.fixed = True
-    web.click("Run ticked again")
-    web.says("1 task run again.")
+    web.click("Re-run selected")
+    web.says("1 task re-queued.")
     until(system, "d1", "completed")
-    web.click("Delete all…")
+    web.click("Delete all 2…")
     web.says("Delete 2 dead tasks in queue default?")
     web.click("Delete 2 tasks")
     web.says("2 tasks deleted.")
@@ -372,7 +372,7 @@ def test_a_cluster_is_worked_with_in_the_browser(
         web.go("/dead?queue=other")
         system.fixed = True
         web.page.get_by_label("Task two").check()
-        web.click("Run ticked again")
+        web.click("Re-run selected (1)")
         until(system, "two", "completed", "other")
         web.go("/find?id=one")
         web.click("Run now")
@@ -438,7 +438,7 @@ def test_another_site_can_do_nothing_with_the_browser_of_who_is_signed_in(
         if "token" in options:
             web.page.get_by_label("Token").fill(TOKEN)
             web.click("Sign in")
-            web.says("Last minutes")
+            web.says("Last 1 minute")
 
         async def evil(request: Any, url: str = web.url) -> HTMLResponse:
             return HTMLResponse(EVIL.replace("TARGET", url))

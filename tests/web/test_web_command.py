@@ -102,7 +102,7 @@ def test_beyond_this_machine_it_takes_a_token_which_is_never_printed(
     code, said = refused("--host", "0.0.0.0", folder=tmp_path, QSYNC_URL=valkey.url)  # noqa: S104 - it refuses
     assert (code, "QSYNC_DASHBOARD_TOKEN" in said) == (2, True)
     code, said = refused("--token", "tooshort", folder=tmp_path, QSYNC_URL=valkey.url)
-    assert (code, "tooshort" in said, "16 is the least" in said) == (2, False, True)
+    assert (code, "tooshort" in said, "at least 16" in said) == (2, False, True)
     env = {"QSYNC_URL": valkey.url, "QSYNC_PREFIX": prefix, "QSYNC_DASHBOARD_TOKEN": TOKEN}
     args = ("--host", "0.0.0.0", "--port", "0", "--allow-actions")  # noqa: S104 - with a token
     with running(*args, folder=tmp_path, **env) as it:
@@ -139,11 +139,11 @@ def test_payloads_are_masked_by_a_function_of_the_working_directory(
 
 @pytest.mark.parametrize(
     ("args", "part"),
-    [((), "there is no store"), (("--url", "http://x"), "http://... does not begin"),
+    [((), "no store is given"), (("--url", "http://x"), "http://... does not begin"),
      (("--url", "redis://x", "--prefix", "a b"), "prefix"),
      (("--url", "redis://x", "--mask", "json"), "MODULE:FUNCTION"),
      (("--url", "redis://x", "--mask", "nope:f"), "ModuleNotFoundError"),
-     (("--url", "redis://x", "--mask", "json:__name__"), "no function")],
+     (("--url", "redis://x", "--mask", "json:__name__"), "not a function")],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_a_line(args: tuple[str, ...], part: str, tmp_path: Path) -> None:
     code, said = refused(*args, folder=tmp_path)

@@ -124,40 +124,40 @@ def test_every_action_beside_running_servers(system: Live) -> None:
         assert queue(system).states["pending"] == 4
         web.press("Purge…", state="pending")
         assert queue(system).states["pending"] == 4
-        assert web.press("Delete all pending tasks") == "4 tasks deleted."
+        assert web.press("Delete 4 tasks") == "4 tasks deleted."
         web.open("/queue?queue=default")
-        assert web.press("Resume") == "Queue default goes on."
+        assert web.press("Resume") == "Queue default is resumed."
         assert queue(system).paused is None
 
         # A task: one that runs, one that waits, one that is dead.
         web.open("/task?id=runs&queue=default")
-        assert web.press("Cancel") == "Its server has been told to stop it."
+        assert web.press("Cancel") == "The server was told to stop the task."
         until(system, "cancelled", ids=("runs",))
         web.open("/task?id=later&queue=default")
-        assert web.press("Cancel") == "It is cancelled."
+        assert web.press("Cancel") == "The task is cancelled."
         until(system, None, ids=("later",))
         web.open("/task?id=d0&queue=other")
         web.press("Run now")
         until(system, "completed", ids=("d0",))
         web.open("/task?id=d0&queue=other")
         web.press("Delete…")
-        assert web.press("Delete the task") == "Task d0 is deleted."
+        assert web.press("Delete task") == "Task d0 is deleted."
         until(system, None, ids=("d0",))
 
         # Dead tasks: ticked ones, and all of them.
         web.open("/dead?queue=other")
-        assert web.press("Run ticked again", ticked=("d1", "d2")) == "2 tasks run again."
+        assert web.press("Re-run selected", ticked=("d1", "d2")) == "2 tasks re-queued."
         until(system, "completed", "completed", "dead", ids=("d1", "d2", "d3"))
         web.open("/dead?queue=other")
-        web.press("Delete ticked…", ticked=("d3",))
+        web.press("Delete selected…", ticked=("d3",))
         assert web.press("Delete 1 task") == "1 task deleted."
         system.fixed = False
         web.open("/dead?queue=other")
-        web.press("Run all again…")
-        assert web.press("Re-run 3 tasks") == "3 tasks run again."
+        web.press("Re-run all 3…")
+        assert web.press("Re-run 3 tasks") == "3 tasks re-queued."
         until(system, "dead", "dead", "dead", ids=ids[4:])
         web.open("/dead?queue=other")
-        web.press("Delete all…")
+        web.press("Delete all 3…")
         assert web.press("Delete 3 tasks") == "3 tasks deleted."
         assert queue(system, "other").states["dead"] == 0
 
@@ -168,35 +168,35 @@ def test_every_action_beside_running_servers(system: Live) -> None:
         until(system, *["retry"] * 3, *["scheduled"] * 3, ids=(*waiting("r"), *waiting("s")))
         system.fixed = True
         web.open("/tasks?queue=default&state=retry")
-        assert web.press("Run ticked now", ticked=("r1",)) == "1 task pending now."
+        assert web.press("Run selected now", ticked=("r1",)) == "1 task pending now."
         until(system, "retry", "completed", "retry", ids=waiting("r"))
         web.open("/tasks?queue=default&state=retry")
-        web.press("Run all now…")
+        web.press("Run all 2 now…")
         assert "Run 2 retry tasks in queue default now?" in web.text
         assert web.press("Run 2 tasks now") == "2 tasks pending now."
         until(system, *["completed"] * 3, ids=waiting("r"))
         web.open("/tasks?queue=default&state=scheduled&id=s1")
-        web.press("Run all that fit now…")
+        web.press("Run all matching now…")
         assert "2 other scheduled tasks keep their time." in web.text
-        assert web.press("Run 1 task now") == "1 task pending now of 3 looked at."
+        assert web.press("Run 1 task now") == "1 task pending now."
         until(system, "scheduled", "completed", "scheduled", ids=waiting("s"))
         web.open("/tasks?queue=default&state=scheduled")
-        web.press("Cancel ticked…", ticked=("s0", "s2"))
+        web.press("Cancel selected…", ticked=("s0", "s2"))
         assert "2 scheduled tasks of queue default will not run." in web.text
-        assert web.press("Cancel the tasks") == "2 tasks cancelled."
+        assert web.press("Cancel 2 tasks") == "2 tasks cancelled."
         until(system, "cancelled", "completed", "cancelled", ids=waiting("s"))
         web.open("/tasks?queue=default&state=completed")
-        web.press("Delete ticked…", ticked=("s1",))
-        assert web.press("Delete the tasks") == "1 task deleted."
+        web.press("Delete selected…", ticked=("s1",))
+        assert web.press("Delete 1 task") == "1 task deleted."
         web.open("/tasks?queue=default&state=cancelled")
-        web.press("Delete ticked…", ticked=("s0", "s2"))
-        assert web.press("Delete the tasks") == "2 tasks deleted."
+        web.press("Delete selected…", ticked=("s0", "s2"))
+        assert web.press("Delete 2 tasks") == "2 tasks deleted."
         until(system, None, None, None, ids=waiting("s"))
         system.enqueue(Task("long", id="runs-on", retention=60))
         until(system, "active", ids=("runs-on",))
         web.open("/tasks?queue=default&state=active")
-        web.press("Cancel ticked…", ticked=("runs-on",))
-        assert web.press("Cancel the tasks") == "1 task cancelled."
+        web.press("Cancel selected…", ticked=("runs-on",))
+        assert web.press("Cancel 1 task") == "1 task cancelled."
         until(system, "cancelled", ids=("runs-on",))
 
         # A schedule, while a server has it.
@@ -206,18 +206,18 @@ def test_every_action_beside_running_servers(system: Live) -> None:
         web.open("/schedules")
         web.press("Pause", among="yearly", why="no more")
         assert "no more" in web.text
-        assert "next tick" in web.press("Resume", among="yearly")
+        assert "next run" in web.press("Resume", among="yearly")
         paused = system.inspect(lambda i: i.schedule("yearly", queue="other"))
         assert paused is not None
         assert paused.paused is None
 
         # A server.
         web.open(f"/server?id={server.id}")
-        assert "no more tasks" in web.press("Quiet")
+        assert "no new tasks" in web.press("Drain")
         wait_until(lambda: system.inspect(lambda i: i.server(server.id)).quiet, 20)  # type: ignore[union-attr]
         web.open(f"/server?id={server.id}")
         web.press("Stop…")
-        assert "told to stop" in web.press("Stop the server")
+        assert "told to stop" in web.press("Stop server")
         system.gate.set()
         wait_until(lambda: server.condition().stopping, 20)
         assert web.used >= ACTIONS.keys() - {"/schedule/forget", "/queue/delete"}, (
@@ -233,9 +233,9 @@ def test_a_queue_is_deleted_once_it_is_empty_and_nobody_takes_from_it(system: Li
         def delete() -> str:
             web.open("/queue?queue=default")
             web.press("Delete queue…")
-            return web.press("Delete the queue")
+            return web.press("Delete queue")
 
-        assert delete() == f"Server {server.id} takes from it: stop that first."
+        assert delete() == f"Server {server.id} takes tasks from it: stop it first."
         system.do(server.stop())
         assert delete() == "It holds 1 task: purge or cancel them first."
         web.open("/task?id=later&queue=default")
@@ -255,8 +255,8 @@ def test_a_schedule_that_nobody_has_is_forgotten(system: Live) -> None:
         client.hset(QueueKeys(system.prefix, "default").key("schedules"), "@yearly", 5)
     with visiting(system) as web:
         web.open("/schedules")
-        web.press("Forget…")
-        assert "forgotten" in web.press("Forget the schedule")
+        web.press("Delete…")
+        assert "deleted" in web.press("Delete schedule")
     assert system.inspect(lambda i: i.schedules()) == []
 
 

@@ -9,7 +9,7 @@ import pytest
 from starlette.requests import Request
 
 from qsync.web import create_app
-from qsync.web.auth import COOKIE, SESSIONS, TokenAccess
+from qsync.web.auth import COOKIE, MAX_SESSIONS, TokenAccess
 from tests.support.dashboard import SAME, visiting
 from tests.support.inspector_driver import bed
 from tests.support.stores import Store
@@ -102,7 +102,7 @@ async def test_signing_out_ends_that_session_and_no_other(valkey: Store, prefix:
 
 async def test_sessions_are_bounded() -> None:
     access = TokenAccess(TOKEN)
-    values = [access.session() for _ in range(SESSIONS + 1)]
+    values = [access.session() for _ in range(MAX_SESSIONS + 1)]
 
     async def admitted(value: str) -> bool:
         headers = [(b"cookie", f"{COOKIE}={value}".encode())]

@@ -1,116 +1,119 @@
-"""Work on many tasks of a state: counted beforehand, made in steps, and reported."""
+"""Changes of all tasks in a state that match the filters: counts, runs in batches, reports."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 import typer
 
+from qsync.cli.command import INTERRUPTED
+from qsync.cli.options import FilterOptions
+from qsync.cli.output import print_json, print_line
 from qsync.cli.prompts import Progress
-from qsync.cli.store import INTERRUPTED, StoreSession, all_queues, exit_unknown_queue
-from qsync.cli.tables import print_line
-from qsync.cli.text import print_json
-from qsync.inspector import Filter, Inspector, Step
+from qsync.cli.store import StoreSession, all_queues, exit_unknown_queue
+from qsync.formatting import plural
+from qsync.inspector import Inspector, Step
 from qsync.inspector.tasks import LIMIT
 from qsync.state import TaskState
 
 MakeStep = Callable[..., Awaitable[Step]]
-"""Of queue, filter and cursor: a step, as `Inspector.run_dead` makes one."""
+"""Makes a step of a queue, a filter and a cursor, as `Inspector.run_dead` does."""
 
 
 @dataclass(frozen=True, slots=True)
 class BulkJob:
-    """The tasks of a state that fit, in a queue or in all; and what is to become of them."""
+    """A bulk change of all tasks in a state that match the filters."""
 
-    store: StoreSession
-    queue: str | None
+    session: StoreSession
+    filters: FilterOptions
     state: TaskState
-    filter: Filter | None
     verb: str
+    """What the report says of a changed task: `deleted`."""
     as_json: bool
 
     def count(self) -> tuple[int, int]:
-        """How many tasks are meant, and of how many."""
-        return self.store.do(self._count(self.store.inspector))
+        """Return the number of matching tasks, and of all tasks in the state."""
+        return self.session.run(self._count(self.session.inspector))
 
-    def report_dry(self) -> None:
-        """Say how many tasks it would be."""
+    def print_dry_run(self) -> None:
+        """Print how many tasks would be changed."""
         count, total = self.count()
         if self.as_json:
             print_json({"scanned": total, "found": count, "dry_run": True})
         else:
             print_line(f"{count:,} of {total:,} {self.state} tasks would be {self.verb}")
 
-    def work(self, step: MakeStep) -> None:
-        """Make all steps for all queues, and report them, also when they are interrupted."""
+    def run(self, make_step: MakeStep) -> None:
+        """Run all steps for all queues and print a report, also after Ctrl-C."""
         steps: list[Step] = []
         try:
-            self.store.do(self._steps(self.store.inspector, step, steps))
+            self.session.run(self._steps(self.session.inspector, make_step, steps))
         except KeyboardInterrupt:
-            self._report(steps)
-            typer.echo("interrupted: the rest is as it was", err=True)
+            self._print_report(steps)
+            typer.echo("interrupted: the other tasks are unchanged", err=True)
             raise typer.Exit(INTERRUPTED) from None
-        self._report(steps)
+        self._print_report(steps)
 
     async def _queues(self, inspector: Inspector) -> dict[str, int]:
-        """The queues meant, with how many tasks in the state they hold."""
-        if self.queue is None:
+        """Return the queues, with the number of tasks that each has in the state."""
+        name = self.filters.queue
+        if name is None:
             return {info.name: info.states[self.state] for info in await all_queues(inspector)}
-        info = await inspector.queue(self.queue)
+        info = await inspector.queue(name)
         if info is None:
-            await exit_unknown_queue(inspector, self.queue)
-        return {self.queue: info.states[self.state]}
+            await exit_unknown_queue(inspector, name)
+        return {name: info.states[self.state]}
 
     async def _count(self, inspector: Inspector) -> tuple[int, int]:
-        held = await self._queues(inspector)
-        total = sum(held.values())
-        if self.filter is None:
+        counts = await self._queues(inspector)
+        total, filter = sum(counts.values()), self.filters.filter
+        if filter is None:
             return total, total
-        progress, count, scanned = Progress(), 0, 0
+        progress, matches, scanned = Progress(), 0, 0
         try:
-            for name, many in held.items():
+            for name in (name for name, count in counts.items() if count):
                 cursor: str | None = None
-                while many:
+                while True:
                     page = await inspector.tasks(
-                        name, self.state, limit=LIMIT, cursor=cursor, filter=self.filter,
+                        name, self.state, limit=LIMIT, cursor=cursor, filter=filter,
                         newest_first=False,
                     )  # fmt: skip
-                    count, scanned, cursor = (
-                        count + len(page.tasks),
-                        scanned + page.scanned,
-                        page.cursor,
-                    )
-                    progress.tell(f"{scanned:,} of {total:,} looked at, {count:,} found")
+                    matches, scanned = matches + len(page.tasks), scanned + page.scanned
+                    progress.show(f"searched {scanned:,} of {total:,}, {matches:,} match")
+                    cursor = page.cursor
                     if cursor is None:
                         break
         finally:
-            progress.end()
-        return count, total
+            progress.clear()
+        return matches, total
 
-    async def _steps(self, inspector: Inspector, step: MakeStep, steps: list[Step]) -> None:
-        held = await self._queues(inspector)
-        progress, total, scanned, done = Progress(), sum(held.values()), 0, 0
+    async def _steps(self, inspector: Inspector, make_step: MakeStep, steps: list[Step]) -> None:
+        counts = await self._queues(inspector)
+        progress, total = Progress(), sum(counts.values())
+        done = Step(scanned=0, done=0, cursor=None)
         try:
-            for name, many in held.items():
-                if not many:
-                    continue
-                async for made in inspector.steps(step, name, self.filter):
-                    steps.append(made)
-                    scanned, done = scanned + made.scanned, done + made.done
-                    progress.tell(f"{scanned:,} of {total:,} looked at, {done:,} {self.verb}")
+            for name in (name for name, count in counts.items() if count):
+                async for step in inspector.steps(make_step, name, self.filters.filter):
+                    steps.append(step)
+                    done += step
+                    progress.show(
+                        f"searched {done.scanned:,} of {total:,}, {done.done:,} {self.verb}"
+                    )
         finally:
-            progress.end()
+            progress.clear()
 
-    def _report(self, steps: list[Step]) -> None:
-        names = ("scanned", "done", "duplicate", "too_late")
-        sums: dict[str, Any] = {name: sum(getattr(one, name) for one in steps) for name in names}
+    def _print_report(self, steps: list[Step]) -> None:
+        total = sum(steps, Step(scanned=0, done=0, cursor=None))
         if self.as_json:
-            print_json(sums)
+            names = ("scanned", "done", "duplicate", "too_late")
+            print_json({name: getattr(total, name) for name in names})
             return
-        print_line(f"{sums['done']:,} of {sums['scanned']:,} {self.state} tasks {self.verb}")
-        if sums["duplicate"]:
-            print_line(f"{sums['duplicate']:,} stay dead: other tasks have their unique locks")
-        if sums["too_late"]:
-            print_line(f"{sums['too_late']:,} were changed by somebody else meanwhile")
+        print_line(f"{total.done:,} of {total.scanned:,} {self.state} tasks {self.verb}")
+        if total.duplicate:
+            verb = "stays" if total.duplicate == 1 else "stay"
+            print_line(
+                f"{plural(total.duplicate, 'task')} {verb} dead: other tasks hold the unique locks"
+            )
+        if total.too_late:
+            print_line(f"{plural(total.too_late, 'task')} changed state meanwhile")

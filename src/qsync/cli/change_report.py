@@ -1,4 +1,4 @@
-"""What became of changes that were asked for, one line each."""
+"""Reports the outcomes of requested changes, one line each."""
 
 from __future__ import annotations
 
@@ -8,54 +8,53 @@ from typing import Any
 
 import typer
 
-from qsync.cli.command import command_path
-from qsync.cli.store import NOT_DONE, task_missing
-from qsync.cli.tables import print_line
-from qsync.cli.text import print_json
+from qsync.cli.command import NOT_DONE, command_path
+from qsync.cli.output import print_json, print_line
+from qsync.cli.store import task_missing
 from qsync.inspector import Change
 from qsync.worker.logs import escape
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of the wish to change something of this id, or name."""
+    """The outcome of a change of something with this id or name."""
 
     id: str
     queue: str | None
     change: Change
 
-    def as_dict(self, key: str = "id") -> dict[str, Any]:
-        """For JSON: what is known of it."""
+    def as_dict(self, key: str) -> dict[str, Any]:
+        """Return the outcome for JSON; `key` names the id."""
         change = self.change
-        known = {
+        fields = {
             "state": change.state, "holder": change.holder, "server": change.server,
             "why": change.why,
         }  # fmt: skip
-        there = {name: value for name, value in known.items() if value is not None}
-        return {key: self.id, "queue": self.queue, "outcome": change.outcome, **there}
+        known = {name: value for name, value in fields.items() if value is not None}
+        return {key: self.id, "queue": self.queue, "outcome": change.outcome, **known}
 
 
 def finish(outcomes: Sequence[Outcome], done: str, *, as_json: bool, key: str = "id") -> None:
-    """Print what became of each; the end with 1 when one was not done."""
+    """Print the outcomes; exit with 1 if a change was not made."""
     if as_json:
         print_json([outcome.as_dict(key) for outcome in outcomes])
     for outcome in outcomes:
         if outcome.change.ok and not as_json:
-            print_line(f"{outcome.id}: {_done(outcome, done)}")
+            print_line(f"{outcome.id}: {_success(outcome, done)}")
         elif not outcome.change.ok:
-            typer.echo(f"{command_path()}: {escape(_not_done(outcome))}", err=True)
+            typer.echo(f"{command_path()}: {escape(_failure(outcome))}", err=True)
     if not all(outcome.change.ok for outcome in outcomes):
         raise typer.Exit(NOT_DONE)
 
 
-def _done(outcome: Outcome, done: str) -> str:
+def _success(outcome: Outcome, done: str) -> str:
     change = outcome.change
     if change.outcome == "done" or change.server == outcome.id:
         return done
     return f"server {change.server} has been told"
 
 
-def _not_done(outcome: Outcome) -> str:
+def _failure(outcome: Outcome) -> str:
     change, name = outcome.change, outcome.id
     match change.outcome:
         case "not_found":
@@ -63,6 +62,6 @@ def _not_done(outcome: Outcome) -> str:
         case "too_late":
             return f"too late: task {name} is {change.state}"
         case "duplicate":
-            return f"task {name} stays {change.state}: {change.holder} has its unique lock"
+            return f"task {name} stays {change.state}: {change.holder} holds its unique lock"
         case _:
             return f"{name}: {change.why}"

@@ -1,11 +1,28 @@
-"""The name of the running command, for messages."""
+"""Commands and groups of commands, with exit codes and options that several commands share."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Final, NoReturn, get_type_hints
 
+import typer
 from typer.core import TyperCommand
+
+from qsync.worker.logs import escape
+
+NOT_DONE: Final = 1
+USAGE: Final = 2
+STORE_DOWN: Final = 3
+DENIED: Final = 4
+INTERRUPTED: Final = 130
+
+EXIT_CODES: Final = (
+    "Exit codes: 0 ok, 1 not found or conflict, 2 usage, 3 store down, 4 access denied."
+)
 
 _path: ContextVar[str] = ContextVar("path", default="qsync")
 
@@ -20,6 +37,12 @@ def set_command_path(path: str) -> None:
     _path.set(path)
 
 
+def exit_with(message: str, code: int = NOT_DONE) -> NoReturn:
+    """Print one line that says what went wrong and what to do, and exit."""
+    typer.echo(f"{command_path()}: {escape(message)}", err=True)
+    raise typer.Exit(code)
+
+
 class Command(TyperCommand):
     """A command that sets the command path when it runs."""
 
@@ -27,3 +50,61 @@ class Command(TyperCommand):
         """Set the command path, then parse the arguments."""
         set_command_path(ctx.command_path)
         return super().parse_args(ctx, args)
+
+
+class Group(typer.Typer):
+    """A group of commands, which may share options as `with_options` describes."""
+
+    def command(  # type: ignore[override]  # the commands of a group differ in these alone
+        self,
+        name: str | None = None,
+        *,
+        epilog: str | None = EXIT_CODES,
+        short_help: str | None = None,
+        hidden: bool = False,
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Register a function as a command."""
+        register = super().command(
+            name, cls=Command, epilog=epilog, short_help=short_help, hidden=hidden
+        )
+
+        def add(function: Callable[..., Any]) -> Callable[..., Any]:
+            register(with_options(function))
+            return function
+
+        return add
+
+
+def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function with each parameter that is a dataclass replaced by its fields.
+
+    Each field is an option of the command, declared with `Annotated`, and has a default.
+    """
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, type] = {}
+    hints = get_type_hints(function, include_extras=True)
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind = hints[name]
+        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+            parameters.append(parameter.replace(annotation=kind, kind=parameter.KEYWORD_ONLY))
+            continue
+        groups[name] = kind
+        fields = get_type_hints(kind, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY,
+                default=field.default, annotation=fields[field.name],
+            )
+            for field in dataclasses.fields(kind)
+        ]  # fmt: skip
+
+    @functools.wraps(function)
+    def call(**given: Any) -> Any:
+        for name, kind in groups.items():
+            names = [field.name for field in dataclasses.fields(kind)]
+            given[name] = kind(**{field: given.pop(field) for field in names})
+        return function(**given)
+
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call

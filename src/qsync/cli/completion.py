@@ -1,6 +1,6 @@
-"""What the shell completes from the store: names of queues, servers and schedules.
+"""Shell completion of the names of queues, servers and schedules.
 
-A second at most; with anything wrong there is nothing to complete.
+It reads the store for a second at most, and completes nothing if that fails.
 """
 
 from __future__ import annotations
@@ -17,49 +17,49 @@ from qsync.errors import QsyncError
 from qsync.inspector import Inspector
 from qsync.task import PAYLOAD_LIMIT
 
-PATIENCE_S: Final = 1.0
+STORE_TIMEOUT_S: Final = 1.0
 
 
 def queues(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The queues whose names begin so."""
-    return _ask(ctx, incomplete, lambda inspector: inspector.queue_names())
+    """Return the queues whose names begin with the text."""
+    return _names(ctx, incomplete, lambda inspector: inspector.queue_names())
 
 
 def servers(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The live servers whose ids begin so."""
+    """Return the running servers whose ids begin with the text."""
 
-    async def ask(inspector: Inspector) -> list[str]:
+    async def read(inspector: Inspector) -> list[str]:
         return (await inspector.overview(names=())).servers
 
-    return _ask(ctx, incomplete, ask)
+    return _names(ctx, incomplete, read)
 
 
 def schedules(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The schedules whose names begin so."""
+    """Return the schedules whose names begin with the text."""
 
-    async def ask(inspector: Inspector) -> list[str]:
+    async def read(inspector: Inspector) -> list[str]:
         return [info.name for info in await inspector.schedules()]
 
-    return _ask(ctx, incomplete, ask)
+    return _names(ctx, incomplete, read)
 
 
-def _ask(
-    ctx: typer.Context, incomplete: str, ask: Callable[[Inspector], Awaitable[list[str]]]
+def _names(
+    ctx: typer.Context, incomplete: str, read: Callable[[Inspector], Awaitable[list[str]]]
 ) -> list[str]:
     url, prefix = ctx.params.get("url"), ctx.params.get("prefix") or "qsync"
-    if not url or url.startswith("embedded://"):  # a key does not start a store
+    if not url or url.startswith("embedded://"):  # completion must not start a store
         return []
 
-    async def bounded(connections: Connections) -> list[str]:
-        async with asyncio.timeout(PATIENCE_S), connections.inspector() as inspector:
-            return await ask(inspector)
+    async def read_in_time(connections: Connections) -> list[str]:
+        async with asyncio.timeout(STORE_TIMEOUT_S), connections.inspector() as inspector:
+            return await read(inspector)
 
-    found: list[str] = []
+    names: list[str] = []
     with contextlib.suppress(QsyncError, OSError, TimeoutError):
         connections = Connections(
-            url, prefix=prefix, payload_limit=PAYLOAD_LIMIT, patience=PATIENCE_S
+            url, prefix=prefix, payload_limit=PAYLOAD_LIMIT, patience=STORE_TIMEOUT_S
         )
         with contextlib.closing(connections):
-            found = asyncio.run(bounded(connections))
-    # What is not printable would be typed into the user's shell.
-    return sorted({name for name in found if name.startswith(incomplete) and name.isprintable()})
+            names = asyncio.run(read_in_time(connections))
+    # Unprintable characters would be typed into the user's shell.
+    return sorted({name for name in names if name.startswith(incomplete) and name.isprintable()})

@@ -1,4 +1,4 @@
-"""`qsync dashboard`: the queues in a browser."""
+"""`qsync dashboard`: serves the dashboard over HTTP."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from qsync.cli import options
-from qsync.cli.store import WRONG, connections_of, exit_with
+from qsync.cli.command import USAGE, exit_with
+from qsync.cli.options import StoreOptions
+from qsync.cli.store import connections_of
 from qsync.errors import QsyncError
 from qsync.worker import logs
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 TOKEN: Final = "QSYNC_DASHBOARD_TOKEN"  # noqa: S105 - the name of a variable
 SHUTDOWN_S: Final = 3
-"""How long requests may go on after a stop."""
+"""Time that running requests get after a stop, in seconds."""
 
 Network = IPv4Network | IPv6Network
 
@@ -34,40 +35,39 @@ LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 
 
 def dashboard(
-    host: Annotated[
-        str, typer.Option(metavar="HOST", help="The address to listen on.")
-    ] = "127.0.0.1",
+    *,
+    host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(metavar="PORT", min=0, max=65535, help="The port; 0: any that is free.")
+        int,
+        typer.Option(
+            metavar="PORT", min=0, max=65535, help="Port to listen on (0 = pick a free one)."
+        ),
     ] = 8080,
     token: Annotated[
         str | None,
         typer.Option(
             metavar="TOKEN", envvar=TOKEN, show_envvar=False, show_default=False,
-            help="Let in only who has it; 16 characters at least. It is better off in "
-            f"{TOKEN}, which says the same: whoever lists processes sees the options.",
+            help=f"Require this token (min. 16 characters). Prefer {TOKEN}: options are visible in "
+            "`ps`.",
         ),
     ] = None,
     allow_actions: Annotated[
         bool,
-        typer.Option(
-            "--allow-actions/--read-only",
-            help="Let people change things, or only look.",
-        ),
+        typer.Option("--allow-actions/--read-only", help="Allow changes, or only show."),
     ] = False,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME", show_default=False,
-            help="A further name by which browsers may call it, behind a proxy say; may be given "
-            "again.  [default: localhost; with a token and another --host, any]",
+            help="Extra Host header to accept, e.g. behind a proxy. Repeatable.  [default: "
+            "localhost; any with a token and another --host]",
         ),
     ] = None,
     root_path: Annotated[
         str,
         typer.Option(
             metavar="PATH", show_default=False,
-            help="The path at which a proxy has it, which the proxy takes off: /qsync, say.",
+            help="Path under which a proxy serves the dashboard and which it strips, e.g. /qsync.",
         ),
     ] = "",
     trust_proxy: Annotated[
@@ -83,46 +83,47 @@ def dashboard(
         str | None,
         typer.Option(
             metavar="MODULE:FUNCTION", show_default=False,
-            help="Makes of a task's type and payload what is shown of it.",
+            help="Function (type, payload) that returns the text to show instead of the payload.",
         ),
     ] = None,
-    url: options.Url = None,
-    prefix: options.Prefix = None,
-    app: options.App = None,
+    store: StoreOptions,
 ) -> None:  # fmt: skip
-    """Show the queues in a browser, until stopped.
+    """Serve the dashboard until stopped.
 
-    It listens on this machine alone and only shows, unless told otherwise. Beyond this machine it
-    takes a token, and should have TLS before it.
+    By default it listens on this machine only and is read-only. To listen on other addresses, set a
+    token and put TLS in front.
     """
     logs.hold_standard_files()
-    connections, _ = connections_of(url, prefix, app)
+    connections, _ = connections_of(store)
     _check_installed()
     from qsync.web.auth import is_loopback
 
-    proxies = [_network(given) for given in trust_proxy or ()]
+    proxies = [_network(text) for text in trust_proxy or ()]
     token = token or None
     local = is_loopback(host)
     if token is None and not local:
-        exit_with(f"--host {host} is reached from other machines: set {TOKEN}, to a secret of 16 "
-             "characters at least", WRONG)  # fmt: skip
+        exit_with(
+            f"--host {host} can be reached from other machines: set {TOKEN} to a secret of at "
+            "least 16 characters",
+            USAGE,
+        )
     logs.configure("info", tag="web")
     hosts = [*LOCAL, host, *(allow_host or ())] if local or allow_host else None
-    masking = None if mask is None else _load(mask)
+    mask_function = None if mask is None else _load(mask)
     try:
-        site = _make(connections.inspector(), token, not allow_actions, masking, hosts)
+        app = _make(connections.inspector(), token, not allow_actions, mask_function, hosts)
     except QsyncError as error:
-        exit_with(str(error), WRONG)
-    bound = _bind(host, port)
+        exit_with(str(error), USAGE)
+    listener = _listen(host, port)
     try:
-        shown = f"[{host}]" if ":" in host else host
+        name = f"[{host}]" if ":" in host else host
         mode = "actions allowed" if allow_actions else "read-only"
-        place = f"http://{shown}:{bound.getsockname()[1]}{root_path}"
-        of = f"{connections}, prefix {connections.prefix}"
-        typer.echo(f"qsync dashboard: {place} ({mode}), of {of}", err=True)
-        _serve(site, bound, root_path, proxies)
+        address = f"http://{name}:{listener.getsockname()[1]}{root_path}"
+        source = f"{connections}, prefix {connections.prefix}"
+        typer.echo(f"qsync dashboard: {address} ({mode}), of {source}", err=True)
+        _serve(app, listener, root_path, proxies)
     finally:
-        bound.close()
+        listener.close()
         connections.close()
 
 
@@ -135,7 +136,7 @@ def _make(
 ) -> Dashboard:
     from qsync.web import create_app
 
-    # Without a token whoever can use this machine is let in.
+    # Without a token, everybody who can use this machine is let in.
     auth: Any = "host" if token is None else None
     return create_app(
         inspector, token=token, auth=auth, read_only=read_only, mask=mask, hosts=hosts
@@ -145,39 +146,37 @@ def _make(
 def _check_installed() -> None:
     for module in ("starlette", "jinja2", "uvicorn"):
         if importlib.util.find_spec(module) is None:
-            exit_with(f"it needs {module}: pip install 'qsync-py[web]'", WRONG)
+            exit_with(f"the dashboard needs {module}: pip install 'qsync-py[web]'", USAGE)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
-        bound.listen()  # who comes before it serves has to wait, and is not refused
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen()  # from now on connections wait instead of being refused
     except OSError as error:
-        bound.close()
+        listener.close()
         why = error.strerror or error
-        exit_with(
-            f"it cannot listen on {host} port {port}: {why}; --port takes another, 0 any free one"
-        )
-    return bound
+        exit_with(f"cannot listen on {host} port {port}: {why}; use another --port, or 0")
+    return listener
 
 
-def _network(given: str) -> Network:
-    """Read the value of --trust-proxy."""
+def _network(text: str) -> Network:
+    """Return the value of --trust-proxy."""
     try:
-        return ip_network(given)
+        return ip_network(text)
     except ValueError as error:
         exit_with(
-            f"--trust-proxy {given}: {error}; give an IP address or a network, such as 10.1.2.3 or "
+            f"--trust-proxy {text}: {error}; give an IP address or a network, such as 10.1.2.3 or "
             "10.0.0.0/8",
-            WRONG,
+            USAGE,
         )
 
 
 def _serve(
-    app: Dashboard, bound: socket.socket, root_path: str, proxies: Sequence[Network]
+    app: Dashboard, listener: socket.socket, root_path: str, proxies: Sequence[Network]
 ) -> None:
     """Serve until SIGTERM or SIGINT."""
     import uvicorn
@@ -192,13 +191,13 @@ def _serve(
         log_config=None,
         log_level="warning",
         server_header=False,
-        # Only of a proxy that was named: any client can send these headers, and so try tokens
-        # under the addresses of others.
+        # Only from named proxies: any client can send these headers, and try tokens under the
+        # addresses of others.
         proxy_headers=bool(proxies),
         forwarded_allow_ips=[str(proxy) for proxy in proxies],
         timeout_graceful_shutdown=SHUTDOWN_S,
         http=limits.protocol(),
-        # It counts connections too, which `limits` keeps below: this bounds running requests.
+        # uvicorn counts connections, too, which `limits` keeps below: this bounds requests.
         limit_concurrency=2 * CONNECTIONS,
         h11_max_incomplete_event_size=64 * 1024,
         ws="none",
@@ -207,30 +206,30 @@ def _serve(
     class Server(uvicorn.Server):
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
-            """A stop that was asked for is no failure: uvicorn would raise the signal again."""
-            for one in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(one, self.handle_exit)
+            """Exit with 0 after a signal; uvicorn's own method would raise it again."""
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.handle_exit)
             yield
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             await super().shutdown(sockets)
             await app.site.inspector.aclose()
 
-    Server(config).run(sockets=[bound])
+    Server(config).run(sockets=[listener])
 
 
-def _load(name: str) -> Any:
-    """The function named MODULE:FUNCTION; the working directory is looked in first."""
-    module, colon, attribute = name.partition(":")
-    if not colon or not module or not attribute:
-        exit_with(f"--mask {name}: not of the form MODULE:FUNCTION", WRONG)
-    here = os.getcwd()  # noqa: PTH109 - sys.path holds texts
-    if here not in sys.path:
-        sys.path.insert(0, here)
+def _load(target: str) -> Any:
+    """Return the function MODULE:FUNCTION; the working directory is searched first."""
+    module, _, attribute = target.partition(":")
+    if not module or not attribute:
+        exit_with(f"--mask {target}: not of the form MODULE:FUNCTION", USAGE)
+    folder = os.getcwd()  # noqa: PTH109 - sys.path holds texts
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        function = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:
-        exit_with(f"--mask {name}: {type(error).__name__}: {error}", WRONG)
-    if not callable(found):
-        exit_with(f"--mask {name}: that is no function", WRONG)
-    return found
+        exit_with(f"--mask {target}: {type(error).__name__}: {error}", USAGE)
+    if not callable(function):
+        exit_with(f"--mask {target}: not a function", USAGE)
+    return function

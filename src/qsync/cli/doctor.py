@@ -1,23 +1,21 @@
-"""`qsync doctor`: whether the store is fit for the queue, and what lies in it as it must be."""
+"""`qsync doctor`: checks the store, and audits and repairs the data of queues."""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 from collections import Counter
 from dataclasses import asdict
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
 from qsync.broker.acl import Role
 from qsync.broker.address import Address
 from qsync.broker.aio import AsyncBroker
-from qsync.cli.options import (
-    App,
-    Prefix,
-    Url,
-)
+from qsync.cli.command import NOT_DONE, USAGE, exit_with
+from qsync.cli.options import Json, OnlyQueue, StoreOptions
+from qsync.cli.output import print_json, print_line
 from qsync.cli.store import connections_of
 from qsync.diagnostics.audit import MEANINGS, Auditor, Damage, Kind, Report
 from qsync.diagnostics.doctor import Doctor, Finding, Level
@@ -31,78 +29,75 @@ _MARKS: Final[dict[Level, tuple[str, str]]] = {
     "problem": ("PROBLEM", "red"),
     "unknown": ("unknown", "cyan"),
 }
-SHOWN: Final = 5
-"""How many damages of a kind are named; --json names all."""
+NAMES_SHOWN: Final = 5
+"""Number of damaged tasks that are named per kind of damage; --json names all."""
+
+STORE_TIMEOUT_S: Final = 10.0
 
 
 def doctor(
-    url: Url = None,
-    prefix: Prefix = None,
-    app: App = None,
+    *,
+    store: StoreOptions,
     role: Annotated[
         Role | None,
         typer.Option(
-            help="What the user of the URL is to have the rights for.  [default: any of them]",
-            show_default=False,
+            help="Check the permissions of this role.  [default: of any role]", show_default=False
         ),
     ] = None,
     audit: Annotated[
         bool,
         typer.Option(
-            "--audit", help="Look at what lies in the queues instead. Reads, in short steps."
+            "--audit", help="Check the data of the queues instead; reads only, in short steps."
         ),
     ] = False,
-    queue: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Audit this queue alone.", show_default=False),
-    ] = None,
+    queue: OnlyQueue = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Mend what the audit finds, as far as it can be.")
+        bool, typer.Option("--repair", help="Repair the damage that --audit finds.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Say whether the store is fit for the queue, and what to do where it is not.
+    """Check whether the store is fit for the queue, and say what to change.
 
-    With --audit, say whether all that lies in the queues is as it must be; with --repair too, mend
-    it. Both may be done while the queues are in use.
+    With --audit, check the data of the queues instead, and with --repair, too, repair them. Both
+    can run while the queues are in use.
 
-    Exits with 1 when there is a problem, or a damage that has not been mended.
+    Exit codes: 0 ok, 1 problem found or damage left, 2 usage.
     """
     if (queue is not None or repair) and not audit:
-        _fail("--queue and --repair go with --audit")
+        exit_with("--queue and --repair need --audit", USAGE)
     if role is not None and audit:
-        _fail("--role does not go with --audit")
-    connections, _ = connections_of(url, prefix, app, patience=10)
-    name = connections.prefix
+        exit_with("--role and --audit exclude each other", USAGE)
+    connections, _ = connections_of(store, patience=STORE_TIMEOUT_S)
+    prefix = connections.prefix
     try:
         if queue is not None:
             check_name("queue", queue)
-        try:
+        with contextlib.closing(connections):
             address = connections.address
             if audit:
-                sound = asyncio.run(_audit(address, name, queue, repair=repair, as_json=as_json))
+                sound = asyncio.run(_audit(address, prefix, queue, repair=repair, as_json=as_json))
             else:
-                sound = _examine(Doctor(address, prefix=name, role=role), as_json=as_json)
-        finally:
-            connections.close()
+                sound = _examine(Doctor(address, prefix=prefix, role=role), as_json=as_json)
     except QsyncError as error:
-        _fail(str(error), code=2 if isinstance(error, ValueError) else 1)
-    raise typer.Exit(0 if sound else 1)
+        exit_with(str(error), USAGE if isinstance(error, ValueError) else NOT_DONE)
+    raise typer.Exit(0 if sound else NOT_DONE)
 
 
 def _examine(doctor: Doctor, *, as_json: bool) -> bool:
-    found = asyncio.run(doctor.examine())
+    """Print the findings; return whether there is no problem."""
+    findings = asyncio.run(doctor.examine())
     if as_json:
-        _print_json([asdict(finding) for finding in found])
+        print_json([asdict(finding) for finding in findings])
     else:
-        for finding in found:
+        for finding in findings:
             _print_finding(finding)
-    return all(finding.level != "problem" for finding in found)
+    return all(finding.level != "problem" for finding in findings)
 
 
 async def _audit(
     address: Address, prefix: str, queue: str | None, *, repair: bool, as_json: bool
 ) -> bool:
+    """Print the damage; return whether none is left."""
     broker = AsyncBroker(address, connections=1)
     try:
         auditor = Auditor(broker, prefix=prefix)
@@ -115,7 +110,7 @@ async def _audit(
     finally:
         await broker.aclose()
     if as_json:
-        _print_json({
+        print_json({
             **asdict(report),
             "damages": [asdict(damage) for damage in report.damages],
             "mended": dict(mended),
@@ -128,47 +123,36 @@ async def _audit(
 
 def _print_finding(finding: Finding) -> None:
     mark, colour = _MARKS[finding.level]
-    where = f" [{finding.node}]" if finding.node else ""
-    typer.echo(
-        f"{typer.style(f'{mark:8}', fg=colour)}{finding.name}{where}: {escape(finding.text)}"
-    )
+    node = f" [{finding.node}]" if finding.node else ""
+    text = escape(f"{finding.name}{node}: {finding.text}")
+    typer.echo(f"{typer.style(f'{mark:8}', fg=colour)}{text}")
 
 
 def _print_report(report: Report, mended: Counter[Kind], left: Report, *, repair: bool) -> None:
     for text in report.unknown:
-        typer.echo(f"unknown: {escape(text)}")
+        print_line(f"unknown: {text}")
     _print_damages(report.damages)
     if report.lost_payloads:
-        typer.echo(
-            f"{report.lost_payloads} ended tasks have lost their message; they may be deleted"
-        )
+        print_line(f"{report.lost_payloads} ended tasks have no message; they can be deleted")
     for kind, number in mended.items():
-        typer.echo(f"mended: {kind}, {number}: {MEANINGS[kind][1]}")
+        print_line(f"repaired: {kind}, {number}: {MEANINGS[kind][1]}")
     if repair and left.damages:
-        typer.echo("still found:")
+        print_line("still damaged:")
         _print_damages(left.damages)
     queues = ", ".join(report.queues) or "none"
-    typer.echo(f"{report.ids} entries in queues: {queues}; {len(report.damages)} damaged")
+    print_line(f"{report.ids} entries in queues: {queues}; {len(report.damages)} damaged")
     if report.truncated:
-        typer.echo("there is more: repair, and audit again")
+        print_line("there is more damage: repair, then audit again")
 
 
 def _print_damages(damages: list[Damage]) -> None:
     for kind, (meaning, cure) in MEANINGS.items():
-        found = [damage for damage in damages if damage.kind == kind]
-        if found:
-            names = ", ".join(
-                escape(" ".join(filter(None, (one.queue, one.id)))) for one in found[:SHOWN]
-            )
-            more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-            typer.echo(f"{kind}: {meaning}: {names}{more}")
-            typer.echo(f"  with --repair: {cure}" if cure else "  not to be mended by --repair")
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
-
-
-def _fail(message: str, *, code: int = 2) -> None:
-    typer.echo(f"qsync doctor: {escape(message)}", err=True)
-    raise typer.Exit(code)
+        names = [
+            " ".join(filter(None, (damage.queue, damage.id)))
+            for damage in damages
+            if damage.kind == kind
+        ]
+        if names:
+            more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+            print_line(f"{kind}: {meaning}: {', '.join(names[:NAMES_SHOWN])}{more}")
+            print_line(f"  with --repair: {cure}" if cure else "  --repair cannot repair this")

@@ -1,4 +1,4 @@
-"""Ends a command cleanly by a signal that comes while it still imports the user's code."""
+"""Exits cleanly on a signal that arrives while a command still imports the user's code."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import typer
 
 
 class _Stopped(BaseException):
-    """Not an Exception, so that imported code that catches those does not swallow it."""
+    """Not an Exception, so that imported code does not catch it by accident."""
 
 
 @contextlib.contextmanager
 def early_stop(doing: str) -> Iterator[Callable[[], None]]:
-    """SIGTERM and SIGINT end the command with one line and exit code 0, even as PID 1.
+    """Exit with code 0 and one line on SIGTERM or SIGINT, even as PID 1.
 
-    The kernel does not deliver a signal to PID 1 that it has no handler for. Who runs a loop sets
-    handlers of its own. `doing`: what is cut short, for the line. The value is to be called after
-    that: imported code may have swallowed the exception.
+    The kernel does not deliver a signal to PID 1 that it has no handler for. A command that runs an
+    event loop sets handlers of its own. `doing` says what was interrupted. Call the yielded
+    function at the end: imported code may have swallowed the exception.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -42,10 +42,10 @@ def early_stop(doing: str) -> Iterator[Callable[[], None]]:
     try:
         yield check
     except BaseException as error:
-        # Imported code may have made another exception of it.
+        # Imported code may have turned the exception into another one.
         if not seen:
             raise
-        typer.echo(f"qsync worker: {seen[0]} while {doing}: nothing was started", err=True)
+        typer.echo(f"qsync worker: {seen[0]} while {doing}: no task was started", err=True)
         raise typer.Exit(0) from error
     finally:
         for number, handler in before.items():

@@ -1,13 +1,14 @@
-"""The command `qsync`: one file for each noun, put together here."""
+"""The command `qsync`, put together from one file per command or group."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 from qsync.cli.acl import acl
-from qsync.cli.command import Command
+from qsync.cli.command import Group
 from qsync.cli.dashboard import dashboard
 from qsync.cli.dead import dead
 from qsync.cli.demo.command import demo
@@ -16,37 +17,70 @@ from qsync.cli.queue import queue
 from qsync.cli.schedule import schedule
 from qsync.cli.servers import servers
 from qsync.cli.stats import stats
-from qsync.cli.store import EXITS
 from qsync.cli.task import task
 from qsync.cli.top import top
 from qsync.cli.worker import worker
 from qsync.version import __version__
 
-STORE: Final[dict[str, Any]] = {"cls": Command, "epilog": EXITS}
+SECTIONS: Final = {
+    "Run": ("worker", "dashboard"),
+    "Look": ("stats", "top", "task", "queue", "dead", "schedule", "servers"),
+    "Check": ("doctor", "acl"),
+    "Try": ("demo",),
+}
 
-app = typer.Typer(
+
+class Sections(TyperGroup):
+    """The commands by section; for a verb without its noun, it names the full command."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of commands into the help."""
+        width = max(map(len, self.commands))
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([
+                    (name.ljust(width), self.commands[name].get_short_help_str(66))
+                    for name in names
+                ])  # fmt: skip
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that the arguments name."""
+        name = args[0]
+        full_names = [
+            f"`qsync {noun} {name}`"
+            for noun, command in self.commands.items()
+            if name in getattr(command, "commands", {}) and not command.hidden
+        ]
+        if full_names and self.get_command(ctx, name) is None:
+            ctx.fail(f"No command {name!r}. Did you mean {' or '.join(full_names)}?")
+        return super().resolve_command(ctx, args)
+
+
+app = Group(
     name="qsync",
+    cls=Sections,
     help="A distributed task queue on Redis or Valkey.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain: boxes leave too little room at 80 columns
 )
-# Where the first line of a help is too long for the list of commands, it is said in fewer words.
-app.command(name="demo", short_help="Watch tasks run, fail and survive a kill -9.")(demo)
-app.command(name="worker")(worker)
-app.command(name="dashboard", cls=Command)(dashboard)
-app.command(name="stats", short_help="Show what queues hold and have done.", **STORE)(stats)
-app.command(name="top", short_help="Watch queues, servers and running tasks.", **STORE)(top)
-for noun in (queue, task, dead, servers, schedule):
-    app.add_typer(noun)
-app.command(name="doctor", cls=Command, short_help="Say whether the store is fit for the queue.")(
+# Short help where the first line of the docstring is too long for the list of commands.
+app.command("worker", epilog=None)(worker)
+app.command("dashboard", epilog=None)(dashboard)
+app.command("stats", short_help="Show the tasks and counters of queues.")(stats)
+app.command("top", short_help="Watch queues, servers and running tasks.")(top)
+for group in (task, queue, dead, schedule, servers):
+    app.add_typer(group)
+app.add_typer(servers, name="server", hidden=True)  # the other nouns are singular
+app.command("doctor", epilog=None, short_help="Check whether the store is fit for the queue.")(
     doctor
 )
-app.command(name="acl", short_help="Print the rights that a user of the store needs.")(acl)
+app.command("acl", epilog=None, short_help="Print the command that creates a store user.")(acl)
+app.command("demo", epilog=None, short_help="Watch tasks run, fail and survive a kill -9.")(demo)
 
 
-def _show_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"qsync {__version__}")
         raise typer.Exit
@@ -57,7 +91,7 @@ def _qsync(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
         ),
     ] = False,
 ) -> None:
@@ -65,5 +99,5 @@ def _qsync(
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 it went wrong, 2 it was asked wrongly."""
+    """Run the command line and exit: 0 ok, 1 failed, 2 usage."""
     app(prog_name="qsync")

@@ -1,4 +1,4 @@
-"""The task that a command line describes."""
+"""Makes the task that `qsync task enqueue` describes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qsync.task import PAYLOAD_LIMIT, Task
 
 
 def payload_of(text: str | None) -> Any:
-    """Read the value of --json; b"" without one."""
+    """Return the value of --json; b"" if it is not given."""
     if text is None:
         return b""
     try:

@@ -1,23 +1,25 @@
-"""Options that several commands have, declared once."""
+"""Options that several commands share, declared once."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Final
 
 import typer
 
 from qsync.cli import completion
 from qsync.connections import PREFIX, URL
+from qsync.inspector import Filter
 from qsync.inspector.queues import PURGED
 from qsync.state import TaskState
 
-_URL_HELP: Final = f"A password is better off in {URL}, which says the same."
+_URL_HELP: Final = f"Prefer {URL} if it contains a password."
 
 Url = Annotated[
     str | None,
     typer.Option(
-        metavar="URL", envvar=URL, help=f"The store. {_URL_HELP}", show_default=False,
+        metavar="URL", envvar=URL, help=f"URL of the store. {_URL_HELP}", show_default=False,
         show_envvar=False,
     ),
 ]  # fmt: skip
@@ -26,7 +28,7 @@ Prefix = Annotated[
     str | None,
     typer.Option(
         metavar="NAME", envvar=PREFIX,
-        help=f"What all keys begin with; as {PREFIX}.  [default: qsync]", show_default=False,
+        help=f"Prefix of all keys; or set {PREFIX}.  [default: qsync]", show_default=False,
         show_envvar=False,
     ),
 ]  # fmt: skip
@@ -37,7 +39,7 @@ App = Annotated[
     str | None,
     typer.Option(
         metavar="MODULE:APP", envvar=APP,
-        help=f"An app of yours, whose URL and prefix are used, e.g. shop.tasks:app; as {APP}.",
+        help=f"Use the URL and prefix of your app, e.g. shop.tasks:app; or set {APP}.",
         show_default=False, show_envvar=False,
     ),
 ]  # fmt: skip
@@ -46,7 +48,7 @@ AppUrl = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help=f"The store, for an app that does not name it. {_URL_HELP}",
+        help=f"URL of the store, for an app that does not name it. {_URL_HELP}",
         show_default=False,
     ),
 ]
@@ -56,95 +58,96 @@ AppPrefix = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help=f"What all keys begin with, for an app that does not say; as {PREFIX}.",
+        help=f"Prefix of all keys, for an app that does not name it; or set {PREFIX}.",
         show_default=False,
     ),
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")]
 
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Change nothing: say how many tasks it would be.")
+    bool, typer.Option("--dry-run", help="Only count the matching tasks; change nothing.")
 ]
 
 QueueName = Annotated[
     str,
     typer.Argument(
-        metavar="QUEUE", help="Its name.", show_default=False, autocompletion=completion.queues
+        metavar="QUEUE", help="Queue name.", show_default=False, autocompletion=completion.queues
     ),
 ]
 
 QueueNames = Annotated[
     list[str],
     typer.Argument(
-        metavar="QUEUE", help="Names of queues.", show_default=False,
+        metavar="QUEUE", help="Queue name(s).", show_default=False,
         autocompletion=completion.queues,
     ),
 ]  # fmt: skip
 
-InQueue = Annotated[
+TaskQueue = Annotated[
     str | None,
     typer.Option(
-        "--queue", "-q", metavar="NAME", help="The queue.  [default: whichever has it]",
+        "--queue", "-q", metavar="NAME", help="Queue of the task.  [default: found by the id]",
         show_default=False, autocompletion=completion.queues,
     ),
 ]  # fmt: skip
 
-OfQueue = Annotated[
+OnlyQueue = Annotated[
     str | None,
     typer.Option(
-        "--queue", "-q", metavar="NAME", help="This queue alone.  [default: all queues]",
+        "--queue", "-q", metavar="NAME", help="Only this queue.  [default: all queues]",
         show_default=False, autocompletion=completion.queues,
     ),
 ]  # fmt: skip
 
-TaskId = Annotated[str, typer.Argument(metavar="ID", help="Of the task.", show_default=False)]
+TaskId = Annotated[str, typer.Argument(metavar="ID", help="Task id.", show_default=False)]
 
-TaskIds = Annotated[
-    list[str], typer.Argument(metavar="ID", help="Of the tasks.", show_default=False)
-]
+TaskIds = Annotated[list[str], typer.Argument(metavar="ID", help="Task id(s).", show_default=False)]
 
 Limit = Annotated[
-    int, typer.Option("--limit", "-n", metavar="N", min=1, help="Tasks to show at most.")
+    int, typer.Option("--limit", "-n", metavar="N", min=1, help="Show at most N tasks.")
 ]
 
 Cursor = Annotated[
     str | None,
     typer.Option(
         metavar="TEXT",
-        help="Where an earlier listing ended, as it said; all else must be as it was there.",
+        help="Continue after this cursor, which the previous page printed. Keep the other options "
+        "the same.",
         show_default=False,
     ),
 ]
 
 By = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Who.  [default: you, at this machine]", show_default=False),
+    typer.Option(
+        metavar="NAME", help="Name to record.  [default: your user and host]", show_default=False
+    ),
 ]
 
-Why = Annotated[str, typer.Option(metavar="TEXT", help="Why, for others.", show_default=False)]
+Why = Annotated[
+    str, typer.Option(metavar="TEXT", help="Reason, shown to everyone.", show_default=False)
+]
 
-_STATES: Final = ", ".join(TaskState)
-
-State = Annotated[
+States = Annotated[
     list[TaskState] | None,
     typer.Option(
         "--state", "-s", metavar="STATE",
-        help=f"In this state: {_STATES}. May be given again.  [default: any]",
+        help=f"Only tasks in this state: {', '.join(TaskState)}. Repeatable.  [default: any]",
         show_default=False,
     ),
 ]  # fmt: skip
 
 
 def purged_state(text: str) -> TaskState:
-    """A state that can be emptied."""
+    """Return a state that can be purged; BadParameter if it is none."""
     if text in PURGED:
         return TaskState(text)
     others = ", ".join(PURGED)
     if text == TaskState.ACTIVE:
-        raise typer.BadParameter(f"what runs is cancelled instead; there are {others}")
+        raise typer.BadParameter(f"running tasks cannot be purged, cancel them; use {others}")
     raise typer.BadParameter(f"{text!r} is not one of {others}")
 
 
@@ -152,7 +155,7 @@ Purged = Annotated[
     list[TaskState] | None,
     typer.Option(
         "--state", "-s", metavar="STATE", parser=purged_state,
-        help=f"In this state: {', '.join(PURGED)}. Needed, and may be given again.",
+        help=f"State of the tasks to delete: {', '.join(PURGED)}. Required and repeatable.",
         show_default=False, autocompletion=lambda: list(PURGED),
     ),
 ]  # fmt: skip
@@ -162,18 +165,18 @@ _PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
 
 
 def duration_of(text: str) -> float:
-    """Seconds, of `90`, `90s`, `15m`, `2h`, `3d`, `1w` or `1h30m`."""
-    found = _PART.findall(text)
-    if not found or _PART.sub("", text).strip() or any(unit not in _UNITS for _, unit in found):
-        raise typer.BadParameter(f"{text!r} is not a duration: 90s, 15m, 2h, 3d, 1w, say")
-    return sum(float(number) * _UNITS[unit] for number, unit in found)
+    """Return the seconds of `90`, `90s`, `15m`, `2h`, `3d`, `1w` or `1h30m`."""
+    parts = _PART.findall(text)
+    if not parts or _PART.sub("", text).strip() or any(unit not in _UNITS for _, unit in parts):
+        raise typer.BadParameter(f"{text!r} is not a duration; write 90s, 15m, 2h, 3d or 1w")
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
 OfType = Annotated[
     str | None,
     typer.Option(
         "--type", "-t", metavar="NAME",
-        help="Of this type; with * or ? in it a pattern: 'mail.*'.", show_default=False,
+        help="Only tasks of this type; * and ? are wildcards, e.g. 'mail.*'.", show_default=False,
     ),
 ]  # fmt: skip
 
@@ -181,28 +184,60 @@ WithError = Annotated[
     str | None,
     typer.Option(
         "--error", "-e", metavar="TEXT",
-        help="With this text in their last error, whatever its case.", show_default=False,
+        help="Only tasks whose last error contains TEXT (case-insensitive).", show_default=False,
     ),
 ]  # fmt: skip
 
 WithId = Annotated[
     str | None,
-    typer.Option("--id", metavar="TEXT", help="With this text in their id.", show_default=False),
+    typer.Option(
+        "--id", metavar="TEXT", help="Only tasks whose id contains TEXT.", show_default=False
+    ),
 ]
 
-_AGE: Final = "(90s, 15m, 2h, 3d, 1w) ago"
+_AGED: Final = "Only tasks that died (or, if alive, were enqueued)"
 
 OlderThan = Annotated[
     float | None,
     typer.Option(
-        parser=duration_of, metavar="AGE",
-        help=f"That died, or if they live were enqueued, longer {_AGE}.", show_default=False,
+        parser=duration_of, metavar="AGE", show_default=False,
+        help=f"{_AGED} more than AGE ago, e.g. 90s, 15m, 2h.",
     ),
 ]  # fmt: skip
 
 NewerThan = Annotated[
     float | None,
     typer.Option(
-        parser=duration_of, metavar="AGE", help=f"The same, less long {_AGE}.", show_default=False
+        parser=duration_of, metavar="AGE", show_default=False, help=f"{_AGED} less than AGE ago.",
     ),
-]
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreOptions:
+    """The options that name the store."""
+
+    url: Url = None
+    prefix: Prefix = None
+    app: App = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilterOptions:
+    """The options that select tasks; tasks must match all of them."""
+
+    queue: OnlyQueue = None
+    type: OfType = None
+    error: WithError = None
+    id: WithId = None
+    older_than: OlderThan = None
+    newer_than: NewerThan = None
+
+    @property
+    def filter(self) -> Filter | None:
+        """The filter within a queue; None if every task matches."""
+        given = Filter(
+            type=self.type, error=self.error, id=self.id,
+            older_than=self.older_than, newer_than=self.newer_than,
+        )  # fmt: skip
+        return None if given == Filter() else given

@@ -1,53 +1,68 @@
-"""Asks before something is destroyed, and says how far long work is."""
+"""Asks before something is deleted, shows the progress of long work, and names the user."""
 
 from __future__ import annotations
 
+import getpass
+import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Final
 
 import typer
 
-from qsync.cli.store import NOT_DONE, WRONG, exit_with
+from qsync.cli.command import NOT_DONE, USAGE, exit_with
 
-EVERY_S: Final = 0.1
-EVERY_LINE_S: Final = 5.0
-"""How often progress is told: at a terminal in place, elsewhere as a line."""
+TERMINAL_INTERVAL_S: Final = 0.1
+LOG_INTERVAL_S: Final = 5.0
+"""Interval between two texts of a progress, on a terminal and elsewhere."""
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """The end, unless the user wants it."""
+    """Ask the user unless `yes` is given; exit if they decline."""
     if yes:
         return
     if not sys.stdin.isatty():
-        exit_with("it destroys, and there is no terminal to ask at: say --yes", WRONG)
+        exit_with("this deletes data and there is no terminal to confirm: add --yes", USAGE)
     if not typer.confirm(question, err=True):
-        typer.echo("Nothing was done.", err=True)
+        typer.echo("Nothing was changed.", err=True)
         raise typer.Exit(NOT_DONE)
 
 
 class Progress:
-    """Tells on standard error how far work is."""
+    """Shows on standard error how far work is: in place on a terminal, elsewhere as lines."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
-        self._told_at = time.monotonic()
+        self._shown_at = time.monotonic()
         self._width = 0
 
-    def tell(self, text: str) -> None:
-        """Say it, unless something was said a moment ago."""
+    def show(self, text: str) -> None:
+        """Show a text, unless another one was shown a moment ago."""
         now = time.monotonic()
-        if now - self._told_at < (EVERY_S if self._terminal else EVERY_LINE_S):
+        if now - self._shown_at < (TERMINAL_INTERVAL_S if self._terminal else LOG_INTERVAL_S):
             return
-        self._told_at = now
+        self._shown_at = now
         if self._terminal:
             typer.echo(f"\r{text.ljust(self._width)}", nl=False, err=True)
             self._width = len(text)
         else:
             typer.echo(text, err=True)
 
-    def end(self) -> None:
-        """Wipe what is in place."""
+    def clear(self) -> None:
+        """Remove the text from the terminal."""
         if self._width:
             typer.echo(f"\r{' ' * self._width}\r", nl=False, err=True)
             self._width = 0
+
+
+def current_user() -> str:
+    """Return the name of the user on this machine: `ann@host`."""
+    return f"{_ask(getpass.getuser, 'unknown')}@{_ask(socket.gethostname, 'unknown')}"
+
+
+def _ask(ask: Callable[[], str], fallback: str) -> str:
+    try:
+        return ask()
+    except (OSError, KeyError, ImportError):  # in a container without a user's name
+        return fallback

@@ -7,155 +7,133 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from qsync.cli.command import Command
+from qsync.cli.command import Group, exit_with
 from qsync.cli.options import (
-    App,
     By,
     DryRun,
     Json,
-    Prefix,
     Purged,
     QueueName,
     QueueNames,
-    Url,
+    StoreOptions,
     Why,
     Yes,
 )
-from qsync.cli.prompts import Progress, confirm
+from qsync.cli.output import print_json, print_line
+from qsync.cli.prompts import Progress, confirm, current_user
 from qsync.cli.queue_tables import print_more, print_queues
-from qsync.cli.store import (
-    EXITS,
-    check_queue,
-    exit_unknown_queue,
-    exit_with,
-    no_queue_yet,
-    open_store,
-)
-from qsync.cli.tables import print_line
-from qsync.cli.text import current_user, print_json, tasks
+from qsync.cli.store import check_queue, exit_unknown_queue, no_queue_yet, open_store
 from qsync.errors import InvalidTask
+from qsync.formatting import plural
 from qsync.inspector import Change, Forgotten, Inspector, Step
 from qsync.inspector.queues import PURGED, purged_with
 from qsync.state import TaskState
 
-queue = typer.Typer(
-    name="queue", help="Look at queues, pause and empty them.", no_args_is_help=True
-)
+queue = Group(name="queue", help="List, pause, purge and delete queues.", no_args_is_help=True)
 
-REPEATS: Final = 1_000_000
-"""A queue that fills as fast as it is emptied is not emptied for ever."""
+MAX_STEPS: Final = 1_000_000
+"""Limit of the steps that delete a queue, which may fill as fast as it is emptied."""
 
 
-@queue.command("list", cls=Command, epilog=EXITS)
-def list_queues(
-    url: Url = None, prefix: Prefix = None, app: App = None, as_json: Json = False
-) -> None:
-    """Show all queues, what they hold and who paused them.
+@queue.command("list")
+def list_queues(*, store: StoreOptions, as_json: Json = False) -> None:
+    """List all queues, with the tasks in each state and who paused them.
 
-    OLDEST is how long the oldest pending task has been waiting for a server.
+    OLDEST is how long the oldest pending task has waited for a server.
     """
-    with open_store(url, prefix, app) as store:
-        overview = store.do(store.inspector.overview())
+    with open_store(store) as session:
+        overview = session.run(session.inspector.overview())
         if as_json:
             print_json(overview.queues)
         elif overview.queues:
             print_queues(overview.queues)
             print_more(overview)
         else:
-            print_line(store.do(no_queue_yet(store.inspector)))
+            print_line(session.run(no_queue_yet(session.inspector)))
 
 
-@queue.command(cls=Command, epilog=EXITS)
+@queue.command()
 def pause(
+    *,
     names: QueueNames,
     why: Why = "",
     by: By = None,
-    url: Url = None,
-    prefix: Prefix = None,
-    app: App = None,
+    store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Let no further task of a queue start, until it is resumed.
+    """Start no further tasks of a queue until it is resumed.
 
     For example: qsync queue pause mail --why "provider is down"
 
-    It holds whatever is restarted. What runs goes on, and tasks may be enqueued.
+    Survives restarts. Running tasks continue, and tasks can be enqueued.
     """
-    who = current_user() if by is None else by
+    author = current_user() if by is None else by
 
     async def change(inspector: Inspector, name: str) -> Change:
-        return await inspector.pause(name, by=who, why=why)
+        return await inspector.pause(name, by=author, why=why)
 
-    with open_store(url, prefix, app) as store:
-        found = {name: store.do(change(store.inspector, name)) for name in names}
-        _report(store.inspector, found, "paused", as_json)
-        for name, one in found.items():
-            if not one.ok:
-                store.do(exit_unknown_queue(store.inspector, name))
+    with open_store(store) as session:
+        changes = {name: session.run(change(session.inspector, name)) for name in names}
+        _report(changes, "paused", as_json)
+        for name, outcome in changes.items():
+            if not outcome.ok:
+                session.run(exit_unknown_queue(session.inspector, name))
 
 
-@queue.command(cls=Command, epilog=EXITS)
-def resume(
-    names: QueueNames,
-    url: Url = None,
-    prefix: Prefix = None,
-    app: App = None,
-    as_json: Json = False,
-) -> None:
-    """Let tasks of a queue start again."""
-    with open_store(url, prefix, app) as store:
-        found = {name: store.do(store.inspector.resume(name)) for name in names}
-        _report(store.inspector, found, "resumed", as_json)
-        for name, one in found.items():
-            if not one.ok:
-                store.do(check_queue(store.inspector, name))
+@queue.command()
+def resume(*, names: QueueNames, store: StoreOptions, as_json: Json = False) -> None:
+    """Let the tasks of a queue start again."""
+    with open_store(store) as session:
+        changes = {name: session.run(session.inspector.resume(name)) for name in names}
+        _report(changes, "resumed", as_json)
+        for name, outcome in changes.items():
+            if not outcome.ok:
+                session.run(check_queue(session.inspector, name))
                 exit_with(f"queue {name} is not paused")
 
 
-def _report(inspector: Inspector, found: dict[str, Change], verb: str, as_json: bool) -> None:
+def _report(changes: dict[str, Change], verb: str, as_json: bool) -> None:
     if as_json:
-        print_json([{"queue": name, "outcome": one.outcome} for name, one in found.items()])
+        print_json([{"queue": name, "outcome": change.outcome} for name, change in changes.items()])
         return
-    for name, one in found.items():
-        if one.ok:
+    for name, change in changes.items():
+        if change.ok:
             print_line(f"{name}: {verb}")
 
 
-@queue.command(cls=Command, epilog=EXITS)
+@queue.command()
 def purge(
+    *,
     name: QueueName,
     states: Purged = None,
     dry_run: DryRun = False,
     yes: Yes = False,
-    url: Url = None,
-    prefix: Prefix = None,
-    app: App = None,
+    store: StoreOptions,
     as_json: Json = False,
-) -> None:  # fmt: skip
-    """Delete all tasks of a queue that are in a state.
+) -> None:
+    """Delete all tasks of a queue that are in the given states.
 
     For example: qsync queue purge mail --state pending --state retry
 
-    It goes in steps of 100, and others of the store hardly notice. What runs is not purged: cancel
-    it.
+    Deletes in batches of 100. Running tasks are not affected; use `qsync task cancel`.
     """
-    with open_store(url, prefix, app) as store:
+    with open_store(store) as session:
         if not states:
-            raise InvalidTask(f"say --state: one or more of {', '.join(PURGED)}")
-        info = store.do(store.inspector.queue(name))
+            raise InvalidTask(f"--state is missing: use one or more of {', '.join(PURGED)}")
+        info = session.run(session.inspector.queue(name))
         if info is None:
-            store.do(exit_unknown_queue(store.inspector, name))
-        wanted = list(dict.fromkeys(states))
-        parts = [purged_with(state, info.states) for state in wanted]
+            session.run(exit_unknown_queue(session.inspector, name))
+        purged = list(dict.fromkeys(states))
+        parts = [purged_with(state, info.states) for state in purged]
         held = sum(count for _, count in parts)
-        named = " and ".join(part for part, _ in parts)
-        what = f"{named} {'task' if held == 1 else 'tasks'} of queue {name}"
+        what = f"{' and '.join(part for part, _ in parts)} {'task' if held == 1 else 'tasks'}"
+        what += f" of queue {name}"
         deleted = 0
         if not dry_run and held:
             confirm(f"Delete {held:,} {what}?", yes=yes)
-            deleted = store.do(_purge(store.inspector, name, wanted, held))
+            deleted = session.run(_purge(session.inspector, name, purged, held))
     if as_json:
-        print_json({"queue": name, "states": wanted, "found": held, "deleted": deleted})
+        print_json({"queue": name, "states": purged, "found": held, "deleted": deleted})
     elif dry_run:
         print_line(f"{held:,} {what} would be deleted")
     else:
@@ -168,67 +146,65 @@ async def _purge(inspector: Inspector, name: str, states: list[TaskState], held:
         for state in states:
             async for step in inspector.steps(inspector.purge, name, state):
                 total += step
-                progress.tell(f"{total.done:,} of {held:,} deleted")
+                progress.show(f"deleted {total.done:,} of {held:,}")
     finally:
-        progress.end()
+        progress.clear()
     return total.done
 
 
-@queue.command(cls=Command, epilog=EXITS)
+@queue.command()
 def delete(
+    *,
     name: QueueName,
-    force: Annotated[
-        bool, typer.Option("--force", help="Also when it holds tasks: delete them first.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Delete the queue's tasks, too.")] = False,
     yes: Yes = False,
-    url: Url = None,
-    prefix: Prefix = None,
-    app: App = None,
+    store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Forget a queue, with its counters and schedules.
+    """Delete a queue, its counters and schedules.
 
-    Refused while a live server takes from it; and without --force while it holds tasks.
+    Refused while a running server takes tasks from it, and without --force while it holds tasks.
     """
-    with open_store(url, prefix, app) as store:
-        info = store.do(store.inspector.queue(name))
+    with open_store(store) as session:
+        info = session.run(session.inspector.queue(name))
         if info is None:
-            store.do(exit_unknown_queue(store.inspector, name))
-        holds = f" and its {tasks(info.total)}" if info.total else ""
-        if force or not info.total:  # or else it is refused below, and there is nothing to ask
-            confirm(f"Delete queue {name}{holds}?", yes=yes)
-        found = store.do(_forget(store.inspector, name, force=force))
+            session.run(exit_unknown_queue(session.inspector, name))
+        tasks = f" and its {plural(info.total, 'task')}" if info.total else ""
+        if force or not info.total:  # else it is refused below, without a question
+            confirm(f"Delete queue {name}{tasks}?", yes=yes)
+        outcome = session.run(_forget(session.inspector, name, force=force))
     if as_json:
-        print_json({"queue": name, **msgspec.structs.asdict(found)})
-    elif found.outcome == "done":
-        print_line(f"{name}: deleted{f', with {tasks(found.deleted)}' if found.deleted else ''}")
-    if found.outcome != "done":
-        exit_with(_refusal(name, found))
+        print_json({"queue": name, **msgspec.structs.asdict(outcome)})
+    elif outcome.outcome == "done":
+        tasks = f", with {plural(outcome.deleted, 'task')}" if outcome.deleted else ""
+        print_line(f"{name}: deleted{tasks}")
+    if outcome.outcome != "done":
+        exit_with(_refusal(name, outcome))
 
 
 async def _forget(inspector: Inspector, name: str, *, force: bool) -> Forgotten:
     progress, deleted = Progress(), 0
     try:
-        for _ in range(REPEATS):
-            found = await inspector.forget(name, force=force)
-            deleted += found.deleted
-            if found.outcome != "more":
+        for _ in range(MAX_STEPS):
+            step = await inspector.forget(name, force=force)
+            deleted += step.deleted
+            if step.outcome != "more":
                 break
-            progress.tell(f"{deleted:,} deleted, {found.left:,} left")
+            progress.show(f"deleted {deleted:,}, {step.left:,} left")
     finally:
-        progress.end()
-    return Forgotten(outcome=found.outcome, deleted=deleted, left=found.left, server=found.server)
+        progress.clear()
+    return msgspec.structs.replace(step, deleted=deleted)
 
 
-def _refusal(name: str, found: Forgotten) -> str:
-    match found.outcome:
+def _refusal(name: str, refused: Forgotten) -> str:
+    match refused.outcome:
         case "served":
-            return f"queue {name}: server {found.server} takes from it: stop that first"
+            return f"queue {name}: server {refused.server} takes tasks from it: stop it first"
         case "running":
-            return f"queue {name}: {tasks(found.left)} of it run: cancel them first"
+            return f"queue {name}: {plural(refused.left, 'task')} running: cancel them first"
         case "not_empty":
-            return f"queue {name} holds {tasks(found.left)}: --force deletes them, too"
+            return f"queue {name} holds {plural(refused.left, 'task')}: delete them with --force"
         case "more":
-            return f"queue {name} fills faster than it is emptied; {found.deleted:,} deleted"
+            return f"queue {name} fills faster than it is emptied; {refused.deleted:,} deleted"
         case _:
-            return f"queue {name} is gone already"
+            return f"queue {name} is already deleted"

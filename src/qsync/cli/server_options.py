@@ -1,4 +1,4 @@
-"""Options of `qsync worker` that are options of its servers, declared as the others are."""
+"""Options of `qsync worker` that configure its servers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Threads = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="Threads for handlers that are not coroutines: a pool of database connections needs "
-        "so many per process.  [default: CPUs + 4, at most 32 and --concurrency]",
+        help="Threads per process for `def` handlers; size database connection pools to match.  "
+        "[default: CPUs + 4, at most 32 and --concurrency]",
         show_default=False,
     ),
 ]
@@ -23,7 +23,7 @@ TaskProcesses = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help='Processes for handlers with executor="process".  [default: one for each CPU]',
+        help='Processes for handlers with executor="process".  [default: one per CPU]',
         show_default=False,
     ),
 ]
@@ -33,7 +33,7 @@ Timeout = Annotated[
     typer.Option(
         parser=duration_of,
         metavar="TIME",
-        help="Time that one attempt may take, for tasks that do not say: 90s, 15m.  "
+        help="Time limit of an attempt, for tasks that set none, e.g. 90s, 15m.  "
         "[default: no limit]",
         show_default=False,
     ),
@@ -44,15 +44,15 @@ RetryDelay = Annotated[
     str | None,
     typer.Option(
         metavar="TIME,...",
-        help="Wait before each further attempt, for tasks that do not say; the last one repeats: "
-        "1s,30s,5m.  [default: growing from 1 to 2 s up to 1 h]",
+        help="Delays before the next attempts, for tasks that set none, e.g. 1s,30s,5m; the last "
+        "one repeats.  [default: exponential backoff, from 1 s up to 1 h]",
         show_default=False,
     ),
 ]
 
 
 def delays_of(text: str) -> list[float]:
-    """Seconds, of `30s` or `1s,30s,5m`; BadParameter if it is neither."""
+    """Return the seconds of `30s` or `1s,30s,5m`; BadParameter if it is neither."""
     return [duration_of(part) for part in text.split(",")]
 
 
@@ -60,7 +60,7 @@ MaxCrashes = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="A task with which so many processes died is dead.  [default: 3]",
+        help="A task is dead after it was running in N processes that died.  [default: 3]",
         show_default=False,
     ),
 ]
@@ -69,8 +69,8 @@ MaxHung = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="A process with more handlers that do not stop when told to is replaced.  "
-        "[default: as --concurrency]",
+        help="Replace a process when more than N handlers ignore a request to stop.  "
+        "[default: same as --concurrency]",
         show_default=False,
     ),
 ]
@@ -79,8 +79,8 @@ ResultLimit = Annotated[
     int | None,
     typer.Option(
         metavar="BYTES",
-        help="Largest result that is kept. A task whose result is larger is dead.  [default: as "
-        "for payloads, 1048576 unless the app says]",
+        help="Largest result; a task with a larger one is dead.  [default: the payload limit of "
+        "the app, or 1048576]",
         show_default=False,
     ),
 ]
@@ -89,7 +89,7 @@ DeadLimit = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="Dead tasks that each queue keeps, the newest.  [default: 10000]",
+        help="Dead tasks to keep per queue; the oldest are deleted first.  [default: 10000]",
         show_default=False,
     ),
 ]
@@ -99,7 +99,7 @@ DeadAge = Annotated[
     typer.Option(
         parser=duration_of,
         metavar="AGE",
-        help="Time for which they are kept: 36h, 30d.  [default: 90d]",
+        help="Time to keep dead tasks, e.g. 36h, 30d.  [default: 90d]",
         show_default=False,
     ),
 ]
@@ -109,7 +109,7 @@ Sweep = Annotated[
     typer.Option(
         parser=duration_of,
         metavar="TIME",
-        help="How often each queue is looked at for upkeep, at least.  [default: 5s]",
+        help="Longest time between two maintenance runs of a queue.  [default: 5s]",
         show_default=False,
     ),
 ]
@@ -117,8 +117,8 @@ Sweep = Annotated[
 LogErrorsOption = Annotated[
     LogErrors | None,
     typer.Option(
-        help="How much of a failed attempt the log shows. Messages and tracebacks may hold what "
-        "tasks were given.  [default: traceback]",
+        help="How much of a failed attempt to log. Messages and tracebacks may contain arguments "
+        "of tasks.  [default: traceback]",
         show_default=False,
     ),
 ]

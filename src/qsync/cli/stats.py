@@ -1,4 +1,4 @@
-"""`qsync stats`: what the queues hold and what they have done."""
+"""`qsync stats`: the tasks and counters of queues."""
 
 from __future__ import annotations
 
@@ -7,83 +7,77 @@ from typing import Annotated
 import typer
 
 from qsync.cli import completion
-from qsync.cli.options import (
-    App,
-    Json,
-    Prefix,
-    Url,
-)
+from qsync.cli.options import Json, StoreOptions
+from qsync.cli.output import print_json, print_line
 from qsync.cli.queue_tables import print_counters, print_more, print_queues
 from qsync.cli.store import exit_unknown_queue, no_queue_yet, open_store
-from qsync.cli.tables import print_line
-from qsync.cli.text import print_json, size
+from qsync.formatting import plural, size
 from qsync.inspector import Inspector, Overview, QueueInfo
 
 
 def stats(
+    *,
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="QUEUE", help="These queues alone.", show_default=False,
+            metavar="QUEUE", help="Only these queues.", show_default=False,
             autocompletion=completion.queues,
         ),
     ] = None,
     days: Annotated[
         int,
-        typer.Option(metavar="N", min=0, max=90, help="Show the counters of so many days, too."),
+        typer.Option(
+            metavar="N", min=0, max=90, help="Show the counters of the last N days, too."
+        ),
     ] = 0,
-    url: Url = None,
-    prefix: Prefix = None,
-    app: App = None,
+    store: StoreOptions,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show what the queues hold, how long the oldest task waits, and counters.
+    """Show the tasks of queues by state, the age of the oldest one, and counters.
 
     For example: qsync stats default --days 7
 
-    Days are those of UTC, by the clock of the store.
+    Days are in UTC, by the clock of the store.
     """
-    with open_store(url, prefix, app) as store:
-        overview, queues = store.do(_look(store.inspector, names or [], days))
-        where = f"{store.inspector.prefix} at {store.where}"
-        nothing = "" if queues or as_json else store.do(no_queue_yet(store.inspector))
+    with open_store(store) as session:
+        overview, queues = session.run(_read(session.inspector, names or [], days))
+        source = f"{session.inspector.prefix} at {session.address}"
+        hint = "" if queues or as_json else session.run(no_queue_yet(session.inspector))
     if as_json:
-        found = {"at": overview.at, "servers": overview.servers, "queues": queues}
-        print_json(found)
+        print_json({"at": overview.at, "servers": overview.servers, "queues": queues})
         return
-    print_line(f"{where}: {_summary(overview, queues)}")
+    print_line(f"{source}: {_summary(overview, queues)}")
     if not queues:
-        print_line(nothing)
+        print_line(hint)
         return
     print_line("")
     print_queues(queues)
     if not names:
         print_more(overview)
-    for title, which in (("TODAY", "today"), ("EVER", "counters")):
+    for title, field in (("TODAY", "today"), ("ALL TIME", "counters")):
         print_line("")
-        print_counters([(queue.name, getattr(queue, which)) for queue in queues], title)
+        print_counters([(queue.name, getattr(queue, field)) for queue in queues], title)
     for queue in queues if days else []:
         print_line("")
         print_counters([(str(day.day), day.counters) for day in queue.days], queue.name)
 
 
 def _summary(overview: Overview, queues: list[QueueInfo]) -> str:
-    servers = len(overview.servers)
     sizes = [queue.bytes for queue in queues if queue.bytes is not None]
     memory = f", {size(sum(sizes))} of memory" if sizes else ""
-    return f"{servers or 'no'} live server{'s' if servers > 1 else ''}{memory}"
+    return f"{plural(len(overview.servers), 'running server')}{memory}"
 
 
-async def _look(
+async def _read(
     inspector: Inspector, names: list[str], days: int
 ) -> tuple[Overview, list[QueueInfo]]:
     overview = await inspector.overview(names=names or None)
     if not days and not names:
         return overview, overview.queues
-    found = []
+    queues = []
     for name in names or [queue.name for queue in overview.queues]:
         queue = await inspector.queue(name, days=days)
         if queue is None:
             await exit_unknown_queue(inspector, name)
-        found.append(queue)
-    return overview, found
+        queues.append(queue)
+    return overview, queues

@@ -1,4 +1,4 @@
-"""`qsync top`: a live view of queues, rates, servers and what takes long."""
+"""`qsync top`: a live view of queues, rates, servers and the longest-running tasks."""
 
 from __future__ import annotations
 
@@ -11,15 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from qsync.cli.options import (
-    App,
-    Json,
-    Prefix,
-    Url,
-)
-from qsync.cli.store import WRONG, StoreSession, exit_with, open_store
-from qsync.cli.tables import console
-from qsync.cli.text import print_json, print_out
+from qsync.cli.command import USAGE, exit_with
+from qsync.cli.options import Json, StoreOptions
+from qsync.cli.output import console, print_json, print_raw, render
+from qsync.cli.store import StoreSession, open_store
 from qsync.cli.top_view import TopModel
 from qsync.errors import StoreUnavailable
 
@@ -27,82 +22,78 @@ if TYPE_CHECKING:  # rich takes long to import
     from rich.console import Console
 
 MEASURE_S: Final = 0.5
-"""Between the two looks that one frame takes, since it shows rates."""
+"""Time between the two readings of a single frame, which shows rates."""
 
-WIDE: Final = 120
-"""How wide a frame is that goes into no terminal."""
+WIDTH: Final = 120
+"""Width of a frame that no terminal shows."""
 
 
 def top(
+    *,
     interval: Annotated[
-        float, typer.Option("--interval", "-i", metavar="SECONDS", min=0.2, help="Between looks.")
+        float,
+        typer.Option(
+            "--interval", "-i", metavar="SECONDS", min=0.2, help="Time between two refreshes."
+        ),
     ] = 2.0,
-    once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
-    url: Url = None,
-    prefix: Prefix = None,
-    app: App = None,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and exit.")] = False,
+    store: StoreOptions,
     as_json: Json = False,
-) -> None:
-    """Watch queues, rates, servers and the tasks that run longest; q or Ctrl-C ends.
+) -> None:  # fmt: skip
+    """Watch queues, rates, servers and the longest-running tasks; q or Ctrl-C quits.
 
-    Where standard output is no terminal, one frame is printed.
+    Prints one frame if standard output is not a terminal.
     """
     out = console()
     live = out.is_terminal and not out.is_dumb_terminal and not once
     if as_json and live:
-        exit_with("--json goes with --once", WRONG)
-    with open_store(url, prefix, app) as store:
-        watch = TopModel(store.inspector, store.where)
+        exit_with("--json needs --once", USAGE)
+    with open_store(store) as session:
+        model = TopModel(session.inspector, session.address)
         if live:
             with contextlib.suppress(KeyboardInterrupt):
-                _watch(store, watch, out, interval)
+                _watch(session, model, out, interval)
         else:
-            store.do(_look_twice(watch))
+            session.run(_read_twice(model))
             if as_json:
-                print_json(watch.as_dict())
+                print_json(model.as_dict())
             else:
-                _print(watch, out)
+                if not out.is_terminal:
+                    out.width = WIDTH
+                print_raw(render(out, model.frame(None)))
 
 
-async def _look_twice(watch: TopModel) -> None:
-    await watch.look()
+async def _read_twice(model: TopModel) -> None:
+    await model.read()
     await asyncio.sleep(MEASURE_S)
-    await watch.look()
+    await model.read()
 
 
-def _print(watch: TopModel, out: Console) -> None:
-    if not out.is_terminal:
-        out.width = WIDE
-    with out.capture() as captured:
-        out.print(watch.picture(out.width, None))
-    print_out("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))
-
-
-def _watch(store: StoreSession, watch: TopModel, out: Console, interval: float) -> None:
+def _watch(session: StoreSession, model: TopModel, out: Console, interval: float) -> None:
     from rich.live import Live
 
     async def show() -> None:
-        with _keys() as quit, Live(console=out, screen=True, auto_refresh=False) as live:
+        with _quit_key() as quit, Live(console=out, screen=True, auto_refresh=False) as live:
             while not quit.is_set():
                 try:
-                    await watch.look()
-                except StoreUnavailable as error:  # it goes on when the store is back
-                    watch.trouble = str(error)
-                live.update(watch.picture(out.width, out.height), refresh=True)
+                    await model.read()
+                except StoreUnavailable as error:  # the view continues when the store is back
+                    model.trouble = str(error)
+                live.update(model.frame(out.height), refresh=True)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(quit.wait(), interval)
 
-    store.do(show())
+    session.run(show())
 
 
 @contextlib.contextmanager
-def _keys() -> Iterator[asyncio.Event]:
-    """An event that is set once q is pressed; the terminal is as it was afterwards."""
+def _quit_key() -> Iterator[asyncio.Event]:
+    """Yield an event that is set once q is pressed; restore the terminal at the end."""
     pressed = asyncio.Event()
     try:
         import termios
         import tty
-    except ImportError:  # there Ctrl-C ends it
+    except ImportError:  # without these, Ctrl-C quits
         yield pressed
         return
     if not sys.stdin.isatty():
@@ -112,7 +103,7 @@ def _keys() -> Iterator[asyncio.Event]:
 
     def read() -> None:
         keys = os.read(sys.stdin.fileno(), 64)
-        if not keys or b"q" in keys.lower():  # nothing: the terminal is gone
+        if not keys or b"q" in keys.lower():  # no bytes: the terminal is closed
             pressed.set()
 
     tty.setcbreak(sys.stdin)

@@ -1,18 +1,17 @@
-"""What `qsync top` shows: what it has seen so far, and the picture of it."""
+"""What `qsync top` has read so far, and the frame that shows it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
+from qsync.cli.output import Column, Row, table
 from qsync.cli.queue_tables import queue_cells
-from qsync.cli.servers import server_row
-from qsync.cli.tables import Column, Row, build
-from qsync.cli.text import clock, coarse_duration, progress, relative, short_duration
+from qsync.cli.servers import SERVER_COLUMNS, server_row
+from qsync.formatting import coarse_duration, duration, local_time, percent, relative
 from qsync.inspector import Inspector, Overview, ServerInfo, TaskRow
 from qsync.state import TaskState
 from qsync.worker.logs import escape
@@ -20,74 +19,92 @@ from qsync.worker.logs import escape
 if TYPE_CHECKING:  # rich takes long to import
     from rich.console import RenderableType
 
-RATED: Final = ("enqueued", "completed", "failed")
-QUEUES: Final = 10
-"""Of so many queues the running tasks are looked at, those with most of them."""
+RATES: Final = ("enqueued", "completed", "failed")
+"""Counters whose growth per second is shown."""
 
-LOOKED_AT: Final = 100
-HEAD: Final = 3
-TABLE_HEAD: Final = 2
+BUSIEST: Final = 10
+"""Number of queues whose running tasks are read: those with the most of them."""
+
+TASKS_READ: Final = 100
+"""Number of running tasks read per queue."""
+
+TITLE_LINES: Final = 3
+HEADER_LINES: Final = 2
+"""Lines of the title, and of each table besides its rows."""
+
 STATES: Final = (
     TaskState.PENDING, TaskState.ACTIVE, TaskState.SCHEDULED, TaskState.RETRY, TaskState.DEAD,
 )  # fmt: skip
 
+_QUEUE_COLUMNS: Final = (
+    Column("QUEUE", shrink=True),
+    *(Column(state.upper(), right=True) for state in STATES),
+    Column("OLDEST", right=True),
+    Column("IN/S", right=True), Column("OK/S", right=True), Column("FAIL/S", right=True),
+)  # fmt: skip
+
+_TASK_COLUMNS: Final = (
+    Column("RUNNING"), Column("QUEUE", shrink=True), Column("TYPE", shrink=True),
+    Column("FOR", right=True), Column("ENQUEUED", right=True), Column("PROGRESS", right=True),
+)  # fmt: skip
+
 
 class Running(Struct, frozen=True, kw_only=True):
-    """A task that runs, and for how long this view has seen it, seconds: it is that at least."""
+    """A running task; `seen` is for how long this view has seen it run, in seconds."""
 
     task: TaskRow
     seen: float
 
 
 class TopModel:
-    """Looks at the store now and then."""
+    """Reads queues, servers and running tasks, and remembers what rates and ages need."""
 
-    def __init__(self, inspector: Inspector, where: str) -> None:
+    def __init__(self, inspector: Inspector, address: str) -> None:
         self._inspector = inspector
-        self._where = where
+        self._address = address
         self.trouble = ""
+        """Why the last reading failed."""
         self._overview: Overview | None = None
         self._servers: list[ServerInfo] = []
         self._running: list[Running] = []
         self._first_seen: dict[tuple[str, str], float] = {}
         self._rates: dict[str, dict[str, float]] = {}
-        self._counted: tuple[float, dict[str, dict[str, int]]] = (0.0, {})
+        self._counters: tuple[float, dict[str, dict[str, int]]] = (0.0, {})
 
-    async def look(self) -> None:
-        """See how it is now."""
+    async def read(self) -> None:
+        """Read the store."""
         overview, servers = await asyncio.gather(
             self._inspector.overview(), self._inspector.servers(tasks=False)
         )
         self._overview, self._servers, self.trouble = overview, servers, ""
-        self._rate(overview)
+        self._update_rates(overview)
         busy = sorted(overview.queues, key=lambda queue: -queue.states[TaskState.ACTIVE])
-        names = [queue.name for queue in busy[:QUEUES] if queue.states[TaskState.ACTIVE]]
+        names = [queue.name for queue in busy[:BUSIEST] if queue.states[TaskState.ACTIVE]]
         pages = await asyncio.gather(
-            *(self._inspector.tasks(name, "active", limit=LOOKED_AT) for name in names)
+            *(self._inspector.tasks(name, "active", limit=TASKS_READ) for name in names)
         )
-        self._see([row for page in pages for row in page.tasks])
+        self._update_running([row for page in pages for row in page.tasks])
 
-    def _rate(self, overview: Overview) -> None:
-        now, (before, counted) = time.monotonic(), self._counted
+    def _update_rates(self, overview: Overview) -> None:
+        now, (then, earlier) = time.monotonic(), self._counters
         counters = {queue.name: queue.counters for queue in overview.queues}
         self._rates = {
             name: {
-                what: max(0, found[what] - counted[name][what]) / (now - before) for what in RATED
+                rate: max(0, counts[rate] - earlier[name][rate]) / (now - then) for rate in RATES
             }
-            for name, found in counters.items()
-            if name in counted
+            for name, counts in counters.items()
+            if name in earlier
         }
-        self._counted = (now, counters)
+        self._counters = (now, counters)
 
-    def _see(self, rows: list[TaskRow]) -> None:
-        now, before = time.monotonic(), self._first_seen
-        # A lease on another server is another run.
-        self._first_seen = {key: before.get(key, now) for key in map(_run, rows)}
-        found = [Running(task=row, seen=now - self._first_seen[_run(row)]) for row in rows]
-        self._running = sorted(found, key=_longest)
+    def _update_running(self, rows: list[TaskRow]) -> None:
+        now, earlier = time.monotonic(), self._first_seen
+        self._first_seen = {key: earlier.get(key, now) for key in map(_run_key, rows)}
+        running = [Running(task=row, seen=now - self._first_seen[_run_key(row)]) for row in rows]
+        self._running = sorted(running, key=_longest_first)
 
     def as_dict(self) -> dict[str, Any]:
-        """What was seen, for JSON."""
+        """Return what was read, for JSON."""
         overview = self._overview
         return {
             "at": overview.at if overview else None,
@@ -97,50 +114,41 @@ class TopModel:
             "running": self._running,
         }
 
-    def picture(self, width: int, height: int | None) -> RenderableType:
-        """All of it, so wide and so high; None: as high as it takes."""
+    def frame(self, height: int | None) -> RenderableType:
+        """Return the view, limited to a number of lines; None: no limit."""
         from rich.console import Group
         from rich.text import Text
 
-        parts: list[RenderableType] = [Text(escape(self._head()), "bold", no_wrap=True)]
+        parts: list[RenderableType] = [Text(escape(self._title()), "bold", no_wrap=True)]
         if self.trouble:
             parts.append(Text(escape(self.trouble), "red"))
         tables = [
-            (self._queue_columns(), self._queue_rows(), "no queue yet"),
-            (_SERVER_COLUMNS, [server_row(one) for one in self._servers], "no live server"),
-            (_RUNNING_COLUMNS, [_running_row(one) for one in self._running], "nothing runs"),
+            (_QUEUE_COLUMNS, self._queue_rows(), "no queues yet"),
+            (SERVER_COLUMNS, [server_row(server) for server in self._servers], "no servers"),
+            (_TASK_COLUMNS, [_task_row(running) for running in self._running], "no running tasks"),
         ]
-        heights = _share([len(rows) for _, rows, _ in tables], height)
-        for (columns, rows, nothing), room in zip(tables, heights, strict=True):
+        heights = _share_lines([len(rows) for _, rows, _ in tables], height)
+        for (columns, rows, if_empty), lines in zip(tables, heights, strict=True):
             parts.append(Text(""))
             if not rows:
-                parts.append(Text(nothing, "dim"))
-            elif room:
-                table, _ = build(columns, rows[:room], width)
-                parts.append(table)
+                parts.append(Text(if_empty, "dim"))
+            elif lines:
+                parts.append(table(columns, rows[:lines]))
         return Group(*parts)
 
-    def _head(self) -> str:
+    def _title(self) -> str:
         overview = self._overview
-        at = clock(overview.at) if overview else ""
+        read_at = local_time(overview.at) if overview else ""
         more = ""
         if overview and overview.more:
             more = f"  {len(overview.queues):,} of {overview.total:,} queues"
-        return f"qsync top  {self._inspector.prefix} at {self._where}  {at}{more}"
-
-    def _queue_columns(self) -> Sequence[Column]:
-        return [
-            Column("QUEUE", flexible=True),
-            *(Column(state.upper(), right=True) for state in STATES),
-            Column("OLDEST", right=True),
-            Column("IN/S", right=True), Column("OK/S", right=True), Column("FAIL/S", right=True),
-        ]  # fmt: skip
+        return f"qsync top  {self._inspector.prefix} at {self._address}  {read_at}{more}"
 
     def _queue_rows(self) -> list[Row]:
         rows: list[Row] = []
         for queue in self._overview.queues if self._overview else []:
             rates = self._rates.get(queue.name)
-            shown = [_per_second(rates[what]) if rates else "" for what in RATED]
+            shown = [_per_second(rates[rate]) if rates else "" for rate in RATES]
             oldest = coarse_duration(queue.latency) if queue.latency else ""
             name, *counts = queue_cells(queue, STATES)
             if queue.paused:
@@ -149,43 +157,34 @@ class TopModel:
         return rows
 
 
-_SERVER_COLUMNS: Final = (
-    Column("SERVER"), Column("PID", right=True), Column("RUNS", right=True),
-    Column("UP", right=True), Column("QUEUES", flexible=True),
-)  # fmt: skip
-
-_RUNNING_COLUMNS: Final = (
-    Column("RUNNING"), Column("QUEUE", flexible=True), Column("TYPE", flexible=True),
-    Column("FOR", right=True), Column("ENQUEUED", right=True), Column("PROGRESS", right=True),
-)  # fmt: skip
+def _task_row(running: Running) -> Row:
+    row = running.task
+    seen = f"> {duration(running.seen)}" if running.seen else ""
+    return [row.id, row.queue, row.type, seen, relative(row.enqueued_at), percent(row.progress)]
 
 
-def _running_row(one: Running) -> Row:
-    row = one.task
-    seen = f"> {short_duration(one.seen)}" if one.seen else ""
-    return [row.id, row.queue, row.type, seen, relative(row.enqueued_at), progress(row.progress)]
-
-
-def _run(row: TaskRow) -> tuple[str, str]:
+def _run_key(row: TaskRow) -> tuple[str, str]:
+    """Return the identity of a run: a task that moved to another server starts a new run."""
     return f"{row.queue}/{row.id}", row.server or ""
 
 
-def _longest(one: Running) -> tuple[float, float]:
-    enqueued = one.task.enqueued_at
-    return -round(one.seen), enqueued.timestamp() if enqueued else 0.0
+def _longest_first(running: Running) -> tuple[float, float]:
+    enqueued = running.task.enqueued_at
+    return -round(running.seen), enqueued.timestamp() if enqueued else 0.0
 
 
 def _per_second(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 or not rate else f"{rate:.1f}"
 
 
-def _share(wanted: list[int], height: int | None) -> list[int]:
-    """How many rows of each table there is room for; those that want few leave more to others."""
+def _share_lines(lengths: list[int], height: int | None) -> list[int]:
+    """Return how many rows of each table fit; short tables leave their share to the others."""
     if height is None:
-        return wanted
-    left = max(0, height - HEAD - TABLE_HEAD * len(wanted))
-    shares = [0] * len(wanted)
-    for number, at in enumerate(sorted(range(len(wanted)), key=lambda at: wanted[at])):
-        shares[at] = min(wanted[at], left // (len(wanted) - number))
-        left -= shares[at]
+        return lengths
+    left = max(0, height - TITLE_LINES - HEADER_LINES * len(lengths))
+    shares = [0] * len(lengths)
+    shortest_first = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    for number, index in enumerate(shortest_first):
+        shares[index] = min(lengths[index], left // (len(lengths) - number))
+        left -= shares[index]
     return shares

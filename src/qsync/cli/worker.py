@@ -1,4 +1,4 @@
-"""`qsync worker`: servers of an app in processes of their own, kept running."""
+"""`qsync worker`: runs an app's servers in child processes and keeps them running."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from qsync.cli.early_stop import early_stop
 from qsync.cli.options import AppPrefix, AppUrl
 from qsync.connections import PREFIX, URL
 from qsync.errors import ConfigError, QsyncError
+from qsync.formatting import plural
 from qsync.server.config import seconds
 from qsync.server.error_text import message_of
 from qsync.server.health import LIVE_LIMIT_S
@@ -41,8 +42,8 @@ def worker(
         str,
         typer.Argument(
             metavar="MODULE:APP",
-            help="A Qsync, or a function that makes one: shop.tasks:app. The module is looked for "
-            "in the working directory first.",
+            help="The app: module:attribute, e.g. shop.tasks:app. Python searches the working "
+            "directory first.",
             show_default=False,
         ),
     ],
@@ -50,8 +51,8 @@ def worker(
         str | None,
         typer.Option(
             metavar="NAME=WEIGHT,...",
-            help="Queues to take tasks from: critical=5,default=3. Free slots are shared by "
-            "weight, which is 1 unless it is given.  [default: default]",
+            help="Queues to serve, with weights that share the free slots, e.g. "
+            "critical=5,default=3; a weight is 1 by default.  [default: default]",
             show_default=False,
         ),
     ] = None,
@@ -59,7 +60,8 @@ def worker(
         bool | None,
         typer.Option(
             "--strict/--no-strict",
-            help="Drain the queues in order of weight instead.  [default: as the app says]",
+            help="Serve a queue only while those of greater weight are empty.  [default: as in the "
+            "app]",
             show_default=False,
         ),
     ] = None,
@@ -72,7 +74,7 @@ def worker(
             "-n",
             metavar="N",
             min=1,
-            help="Server processes, one for each core say.",
+            help="Number of worker processes (e.g. one per CPU core).",
         ),
     ] = 1,
     concurrency: Annotated[
@@ -81,7 +83,7 @@ def worker(
             "--concurrency",
             "-c",
             metavar="N",
-            help="Tasks that one process runs at the same time.  [default: 100]",
+            help="Tasks that a process runs concurrently.  [default: 100]",
             show_default=False,
         ),
     ] = None,
@@ -91,7 +93,7 @@ def worker(
         int | None,
         typer.Option(
             metavar="N",
-            help="Most tasks taken ahead of a free slot.  [default: what starts within 100 ms]",
+            help="Most tasks to fetch ahead of free slots.  [default: what starts within 100 ms]",
             show_default=False,
         ),
     ] = None,
@@ -99,7 +101,7 @@ def worker(
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help="How long after the death of a whole machine its tasks start elsewhere.  "
+            help="Lease in seconds: tasks of a lost machine restart elsewhere after this.  "
             "[default: 30]",
             show_default=False,
         ),
@@ -108,7 +110,7 @@ def worker(
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help="How long running tasks may go on after a stop; then they start elsewhere.  "
+            help="Time that running tasks get after a stop; then they restart elsewhere.  "
             "[default: 30]",
             show_default=False,
         ),
@@ -125,8 +127,8 @@ def worker(
         bool | None,
         typer.Option(
             "--allow-eviction/--no-allow-eviction",
-            help="Start though the store's maxmemory-policy may delete tasks when memory is full.  "
-            "[default: as the app says]",
+            help="Start even if the store's maxmemory-policy may evict tasks.  [default: as in the "
+            "app]",
             show_default=False,
         ),
     ] = None,
@@ -134,7 +136,7 @@ def worker(
         bool | None,
         typer.Option(
             "--uvloop/--no-uvloop",
-            help="Use uvloop.  [default: when it is installed]",
+            help="Use uvloop.  [default: if it is installed]",
             show_default=False,
         ),
     ] = None,
@@ -142,13 +144,13 @@ def worker(
         bool,
         typer.Option(
             "--reload",
-            help="Start anew when a source file in the working directory changes: for development.",
+            help="For development: restart when a source file in the working directory changes.",
         ),
     ] = False,
     log_level: Annotated[
         Level | None,
         typer.Option(
-            help="How much to log.  [default: info]",
+            help="Lowest level to log.  [default: info]",
             show_default=False,
         ),
     ] = None,
@@ -156,7 +158,7 @@ def worker(
     log_format: Annotated[
         logs.Form | None,
         typer.Option(
-            help="Lines for people, or JSON objects with the task as fields.  [default: text]",
+            help="Text lines, or JSON objects with the task as fields.  [default: text]",
             show_default=False,
         ),
     ] = None,
@@ -166,8 +168,8 @@ def worker(
             metavar="PORT",
             min=0,
             max=65535,
-            help="Answer /live, /ready, /startup, /metrics and /scale over HTTP on this port; 0: "
-            "on any that is free.  [default: none]",
+            help="Serve /live, /ready, /startup, /metrics and /scale on this port (0 = pick a free "
+            "one).  [default: no port]",
             show_default=False,
         ),
     ] = None,
@@ -175,9 +177,8 @@ def worker(
         str | None,
         typer.Option(
             metavar="HOST",
-            help="The address of that port; 0.0.0.0 for the probes of a cluster. Whoever reaches "
-            "it can read the names of queues and task types, and their figures.  "
-            "[default: 127.0.0.1]",
+            help="Address of the health port; 0.0.0.0 for the probes of a cluster. It shows names "
+            "of queues and task types, and their metrics, without a token.  [default: 127.0.0.1]",
             show_default=False,
         ),
     ] = None,
@@ -185,9 +186,8 @@ def worker(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A public name by which that port may be asked, as in the Host header: "
-            "workers.example.com. Addresses, localhost and names of a private network need none. "
-            "May be given again.",
+            help="Extra Host header that the health port accepts, e.g. workers.example.com. IP "
+            "addresses, localhost and private names are always accepted. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -196,25 +196,23 @@ def worker(
         typer.Option(
             metavar="SECONDS",
             min=1.0,
-            help="How long the event loop may be blocked until /live says that the worker is "
-            "dead.  [default: 60]",
+            help="Time that the event loop may be blocked before /live fails.  [default: 60]",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Run the tasks of an app until told to stop.
+    """Run the tasks of an app until stopped.
 
     For example: qsync worker shop.tasks:app --processes 4 --queues critical=5,default=3
 
-    A process that dies is replaced, and its tasks are back in the queue within a second. A task
-    that was there when two processes died is a suspect: it starts alone in its process, after at
-    most 2 s for running tasks to end, and holds up the others for at most 1 s more. Then they go
-    on beside it.
+    A process that dies is replaced, and its tasks return to the queue within a second. A task that
+    was running in two processes that died then runs alone in its process: it waits at most 2 s for
+    running tasks to end, and delays other tasks for at most 1 s more.
 
-    Ctrl-C or SIGTERM stops: running tasks may go on for the shutdown timeout; a second one stops at
-    once. SIGHUP replaces the processes one after another, by ones with the code as it is by then.
+    Ctrl-C or SIGTERM stops gracefully: running tasks get the shutdown timeout; a second signal
+    stops at once. SIGHUP replaces the processes one after another with the current code.
 
-    Options override those that the app gives its servers, as `Qsync(timeout=60)`.
+    Options override the server settings of the app, e.g. `Qsync(timeout=60)`.
     """
     logs.hold_standard_files()
     given: dict[str, Any] = {
@@ -239,7 +237,7 @@ def worker(
     }
     config = {name: value for name, value in given.items() if value is not None}
     if reload:
-        # A compiled file is told from its source by whole seconds, and edits come faster.
+        # Python compares compiled files with their sources by whole seconds; edits are faster.
         sys.dont_write_bytecode = True
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     with early_stop(f"{target} was being imported") as check:
@@ -271,7 +269,7 @@ def worker(
             shutdown_timeout=seconds(server.config.shutdown_timeout),
             reload=reload,
         )
-        with app:  # one of embedded:// runs for as long as the parent does
+        with app:  # an embedded store runs as long as the parent does
             abandoner = LeaseAbandoner(Broker(server.address, connections=1), server.prefix)
             code = asyncio.run(_supervise(plan, abandoner, port))
     raise typer.Exit(code)
@@ -297,13 +295,13 @@ def _health_port(
     live_limit: float | None,
     names: list[str],
 ) -> HealthPort | None:
-    """The port, listening and not answering yet; None when none is asked for."""
+    """Return the health port, which listens but does not answer yet; None without one."""
     if port is None:
         for name, value in (
             ("--health-host", host), ("--health-name", names or None), ("--live-limit", live_limit),
         ):  # fmt: skip
             if value is not None:
-                _refuse(f"{name}: it goes with --health-port")
+                _refuse(f"{name} needs --health-port")
         return None
     try:
         return HealthPort(
@@ -322,7 +320,7 @@ def _weights(text: str) -> dict[str, int]:
         if not name or (sign and not weight.isdecimal()):
             _refuse(f"--queues: {part.strip()!r} is not of the form NAME or NAME=WEIGHT")
         if name in weights:
-            _refuse(f"--queues: {name!r} is there twice")
+            _refuse(f"--queues: {name!r} is given twice")
         weights[name] = int(weight) if sign else 1
     return weights
 
@@ -337,7 +335,7 @@ def _delays(text: str) -> list[float]:
 def _load(
     target: str, config: dict[str, Any], url: str | None, prefix: str | None, *, verbose: bool
 ) -> tuple[Qsync, Server]:
-    """The app, and a server of it that is only asked about its settings."""
+    """Return the app, and a server of it that is only used to read its settings."""
     if url is not None:
         os.environ[URL] = url
     if prefix is not None:
@@ -346,53 +344,47 @@ def _load(
         app = load(target)
         server = app.server(**config)
         if prefix is not None and server.prefix != prefix:
-            msg = f"--prefix: the app has one of its own, {server.prefix!r}"
-            raise ConfigError(msg)
+            raise ConfigError(f"--prefix: the app sets its own prefix, {server.prefix!r}")
         if url is not None:
-            with Qsync(url) as asked:
-                if without_provider(server.address) != asked.server().address:
-                    msg = f"--url: the app names its store itself, {server.address}"
-                    raise ConfigError(msg)
+            with Qsync(url) as other:
+                if without_provider(server.address) != other.server().address:
+                    raise ConfigError(f"--url: the app sets its own store, {server.address}")
     except Exception as error:
         if verbose:
             logs.configure("debug", tag="main")
             log.error("%s", error, exc_info=True)
-        ours = isinstance(error, TargetError | QsyncError)
-        _refuse(str(error) if ours else f"making a server of {target}: {message_of(error)}")
+        is_ours = isinstance(error, TargetError | QsyncError)
+        _refuse(str(error) if is_ours else f"cannot make a server of {target}: {message_of(error)}")
     return app, server
 
 
 def _choose_loop(wanted: bool | None) -> bool:
     installed = importlib.util.find_spec("uvloop") is not None
     if wanted and not installed:
-        _refuse("--uvloop: it is not installed: pip install 'qsync-py[fast]'")
+        _refuse("--uvloop: uvloop is not installed: pip install 'qsync-py[fast]'")
     return installed if wanted is None else wanted
 
 
 def _refuse(reason: str) -> NoReturn:
-    """One line and exit code 2: it was asked wrongly."""
+    """Print one line and exit with 2, for wrong usage."""
     typer.echo(f"qsync worker: {logs.escape(reason)}", err=True)
     raise typer.Exit(2)
 
 
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
-
-
 def _banner(target: str, server: Server, processes: int) -> None:
     config, types = server.config.fitted(server.mux), server.mux.types
-    shares = ", ".join(f"{name}={weight}" for name, weight in config.weights.items())
-    shown = ", ".join(map(logs.escape, types[:20])) + (", ..." if len(types) > 20 else "")
+    weights = ", ".join(f"{name}={weight}" for name, weight in config.weights.items())
+    names = ", ".join(map(logs.escape, types[:20])) + (", ..." if len(types) > 20 else "")
     log.info(
-        "qsync %s serves %s; the store is %s, prefix %s",
+        "qsync %s serves %s; store %s, prefix %s",
         __version__, target, server.address, server.prefix,
     )  # fmt: skip
     log.info(
-        "queues %s%s; %s of concurrency %d; %s%s; %s for `def` handlers in each",
-        shares, " strictly in this order" if config.strict else "",
-        _count(processes, "process", "processes"), config.concurrency,
-        _count(len(types), "type", "types"), f": {shown}" if types else "",
-        _count(config.thread_count, "thread", "threads"),
+        "queues %s%s; %d process%s of concurrency %d; %s%s; %s for `def` handlers in each",
+        weights, " strictly in this order" if config.strict else "",
+        processes, "" if processes == 1 else "es", config.concurrency,
+        plural(len(types), "type"), f": {names}" if types else "",
+        plural(config.thread_count, "thread"),
     )  # fmt: skip
     if not types:
-        log.warning("the app knows no tasks: those that are fetched will wait for another server")
+        log.warning("the app has no handlers: tasks that it fetches wait for another server")

@@ -13,7 +13,7 @@ from typing import Self
 
 from qsync.broker.aio import AsyncBroker
 from qsync.inspector.bulk import _BulkMixin
-from qsync.inspector.explain_queries import _ExplainMixin
+from qsync.inspector.explain import _ExplainMixin
 from qsync.inspector.merged_pages import Merged
 from qsync.inspector.queues import _QueuesMixin
 from qsync.inspector.schedules import Schedules

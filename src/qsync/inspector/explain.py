@@ -1,7 +1,8 @@
-"""Explains why a task is not running yet and when it will run, from facts of the store. Pure."""
+"""Explains why a task is not running yet and when it will run."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,17 +10,26 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from qsync.broker import views
 from qsync.broker.ops import crash_count
 from qsync.broker.views import PendingPosition, lease_until, moment_of, state_of
-from qsync.inspector.live_servers import Record
-from qsync.inspector.task_rows import Looked, pause_of, server_of
+from qsync.errors import InvalidTask
+from qsync.formatting import duration, ordinal, utc_time
+from qsync.inspector.live_servers import Record, _LiveServersMixin
+from qsync.inspector.task_rows import Looked, look, pause_of, server_of
 from qsync.inspector.values import Explanation, Pause, Reason
+from qsync.keys import check_id, holder_of_token
+from qsync.new_task import new_nonce, new_task
 from qsync.state import UNFINISHED, TaskState
+from qsync.task import Task
 
 RUN_ALONE: Final = 2
 """Number of crashes from which on a task runs alone in its process."""
 
 ERROR_SHOWN: Final = 120
+"""Number of characters of an error that a sentence shows."""
+
+MAX_MEASURE_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +41,12 @@ class Facts:
     task: Looked
     located: PendingPosition
     servers: Sequence[Record]
-    """The live servers."""
+    """The running servers."""
     rate: float | None
 
 
 def explain(facts: Facts) -> Explanation:
-    """Return the explanation for a task that is in the queue."""
+    """Return the explanation for a task that is in the queue. Pure."""
     task, shown = facts.task, facts.task.shown
     blank = Explanation(
         id=facts.id,
@@ -57,8 +67,8 @@ def explain(facts: Facts) -> Explanation:
 def not_found(id: str, queue: str) -> Explanation:
     """Return the explanation for a task that is not in the queue."""
     sentence = (
-        f"not in queue {queue}: it has ended and was not kept, was deleted, or was never "
-        "enqueued there"
+        f"Not in queue {queue}: it has ended and was not kept, was deleted, or was never enqueued "
+        "there."
     )
     return Explanation(id=id, queue=queue, state=None, sentence=sentence, reason="not_found")
 
@@ -67,7 +77,7 @@ def duplicate_of(holder: Explanation) -> Explanation:
     """Return the explanation for a task that is not enqueued because another holds its lock."""
     return replace(
         holder,
-        sentence=f"duplicate of {holder.id}, which is {holder.sentence}",
+        sentence=f"Duplicate of task {holder.id}. {holder.sentence}",
         reason="duplicate",
         also=[holder.reason, *holder.also],
         holder=holder.id,
@@ -78,99 +88,112 @@ def _pending(facts: Facts, blank: Explanation) -> Explanation:
     rank = facts.located.rank or 0
     # An estimate: how the rate splits among the task's possible servers is unknown.
     wait = rank / facts.rate if facts.rate else None
-    blockers = _blockers(facts, blank.paused)
-    about = f" (about {duration(wait)} at the present rate)" if wait and not blockers else ""
-    parts = [f"pending, {ordinal(rank + 1)} of {max(rank + 1, facts.located.pending)}{about}"]
+    blockers, able = _blockers(facts, blank.paused), _able_servers(facts)
+    slots = sum(server.concurrency for server in able)
+    is_stuck = bool(able) and all(server.stuck for server in able)
+    is_full = not blockers and bool(able) and all(server.full for server in able) and not is_stuck
+    busy = f"; all {slots:,} slots are busy" if is_full else ""
+    position = f"{ordinal(rank + 1)} of {max(rank + 1, facts.located.pending):,}"
+    sentences = [f"Waiting: {position}{busy}."]
     if blank.attempt > 1:
-        parts.append(f"for attempt {blank.attempt} of {blank.retry + 1}")
+        sentences.append(f"Next is attempt {blank.attempt} of {blank.retry + 1}.")
     reasons = [reason for reason, _ in blockers] or ["behind" if rank else "next"]
-    parts += [text for _, text in blockers]
-    if not blockers and _all_stuck(facts):
-        parts.append(
-            "all slots of its servers hold tasks that wait for results of tasks on their own queues"
+    sentences += [sentence for _, sentence in blockers]
+    if not blockers and is_stuck:
+        sentences.append(
+            "All slots of its servers hold tasks that wait for results of tasks in the same queues."
         )
-    elif not blockers and _all_full(facts):
-        parts.append("all servers are full")
-    if _late(facts):
+    if wait and not blockers:
+        sentences.append(f"About {duration(wait)} to go.")
+    if _is_past_deadline(facts):
         reasons.append("deadline")
-        parts.append("its deadline has passed: it will be dead as soon as a server takes it")
-    return _told(blank, parts, reasons, rank=rank, wait=wait, servers=len(_able(facts)))
+        sentences.append("Its deadline has passed: it will be dead as soon as a server takes it.")
+    return _explained(blank, sentences, reasons, rank=rank, wait=wait, servers=len(able))
 
 
 def _scheduled(facts: Facts, blank: Explanation) -> Explanation:
-    failure, at = facts.task.failure, moment_of(facts.task.shown.score)
-    when = _when(facts, at)
+    failure, due_at = facts.task.failure, moment_of(facts.task.shown.score)
+    when = _when(facts, due_at)
     reasons: list[Reason] = ["scheduled"]
+    sentence = f"Scheduled for {when}."
     if failure.unknown_times:
         times = "once" if failure.unknown_times == 1 else f"{failure.unknown_times} times"
-        parts = [
-            f"handed back {times} by servers that do not know type {_type(facts)}; "
-            f"tried again at {when}"
-        ]
+        sentence = (
+            f"Returned to the queue {times} by servers without a handler for {_type(facts)}; "
+            f"next try at {when}."
+        )
         reasons = ["handed_back"]
-    else:
-        parts = [f"scheduled for {when}"]
-    return _waiting(facts, blank, parts, reasons, at)
+    return _waiting(facts, blank, [sentence], reasons, due_at)
 
 
 def _retry(facts: Facts, blank: Explanation) -> Explanation:
-    failure, at = facts.task.failure, moment_of(facts.task.shown.score)
-    error = f", last error: {_brief(blank.error)}" if blank.error else ""
-    parts = [f"retry {failure.attempts} of {blank.retry} at {_when(facts, at)}{error}"]
-    return _waiting(facts, blank, parts, ["retry"], at)
+    due_at = moment_of(facts.task.shown.score)
+    retry = f"Retry {facts.task.failure.attempts} of {blank.retry} at {_when(facts, due_at)}."
+    return _waiting(facts, blank, [retry], ["retry"], due_at)
 
 
 def _waiting(
-    facts: Facts, blank: Explanation, parts: list[str], reasons: list[Reason], at: datetime
+    facts: Facts,
+    blank: Explanation,
+    sentences: list[str],
+    reasons: list[Reason],
+    due_at: datetime,
 ) -> Explanation:
     """Explain a scheduled task or a retry, with what will block it when it is due."""
-    for reason, text in _blockers(facts, blank.paused):
+    for reason, sentence in _blockers(facts, blank.paused):
         reasons.append(reason)
-        parts.append(text)
-    return _told(blank, parts, reasons, at=at, servers=len(_able(facts)))
+        sentences.append(sentence)
+    return _explained(blank, sentences, reasons, at=due_at, servers=len(_able_servers(facts)))
 
 
 def _active(facts: Facts, blank: Explanation) -> Explanation:
     shown, located = facts.task.shown, facts.located
     server, until = server_of(shown), lease_until(shown)
     number = (shown.owner or "").rpartition("/")[2]
-    same = number.isdigit() and int(number) == located.fetch_number and located.fetched_at_us
-    since = moment_of(located.fetched_at_us) if same else None
-    began = f" since {_time(since)}" if since else ""
-    parts = [f"active on server {server or 'nobody knows'}{began}, lease until {_time(until)}"]
+    is_known = number.isdigit() and int(number) == located.fetch_number and located.fetched_at_us
+    since = moment_of(located.fetched_at_us) if is_known else None
+    ran = f" for {duration((located.now_us - located.fetched_at_us) / 1_000_000)}" if since else ""
+    limit_us = facts.task.options.timeout_us
+    limit = f" (time limit {duration(limit_us / 1_000_000)})" if limit_us else ""
+    sentences = [f"Running{ran} on {server or 'an unknown server'}{limit}."]
     reasons: list[Reason] = ["active"]
+    left = duration(max(0.0, shown.score - located.now_us) / 1_000_000)
     if shown.score <= located.now_us:
         reasons = ["lapsed"]
-        what = "its server died" if shown.score < 0 else "the lease has lapsed"
-        parts.append(f"{what}: it is pending again as soon as a server looks")
-    elif not any(one.id == server for one in facts.servers):
-        parts.append("that server does not answer any more: the task is taken back then")
+        what = "Its server died" if shown.score < 0 else "Its lease has expired"
+        sentences.append(f"{what}: it returns to the queue when a server next looks for tasks.")
+    elif any(record.id == server for record in facts.servers):
+        sentences.append(f"Its lease expires in {left} unless the server renews it.")
+    else:
+        sentences.append(
+            f"The server stopped responding. The task is recovered when its lease expires, in "
+            f"{left}."
+        )
     if shown.cancel is not None:
         reasons.append("cancelled")
-        parts.append("its cancel was asked for")
-    return _told(blank, parts, reasons, server=server, since=since, lease_until=until)
+        sentences.append("Its cancellation was requested.")
+    return _explained(blank, sentences, reasons, server=server, since=since, lease_until=until)
 
 
 def _completed(facts: Facts, blank: Explanation) -> Explanation:
     shown, kept_us = facts.task.shown, facts.task.options.retention_us
-    until = moment_of(shown.score)
-    ended = None if kept_us is None else moment_of(shown.score - kept_us)
+    ended_at = None if kept_us is None else moment_of(shown.score - kept_us)
     reason: Reason = "completed" if shown.cancel is None else "cancelled"
-    at = f" at {_time(ended)}" if ended else ""
-    return _told(blank, [f"{reason}{at}, kept until {_time(until)}"], [reason], at=ended)
+    when = f" at {utc_time(ended_at)}" if ended_at else ""
+    sentence = f"{reason.capitalize()}{when}, deleted after {utc_time(moment_of(shown.score))}."
+    return _explained(blank, [sentence], [reason], at=ended_at)
 
 
 def _dead(facts: Facts, blank: Explanation) -> Explanation:
-    at, holder = moment_of(facts.task.shown.score), facts.located.holder
-    why = f" because of: {_brief(blank.error)}" if blank.error else ""
-    parts, reasons = [f"dead since {_time(at)}{why}"], list[Reason](["dead"])
+    died_at, holder = moment_of(facts.task.shown.score), facts.located.holder
+    sentences, reasons = [f"Dead since {utc_time(died_at)}."], list[Reason](["dead"])
     if holder is not None and holder != facts.id:
         reasons.append("duplicate")
-        parts.append(f"it cannot run again while {holder} has its unique lock")
+        sentences.append(f"It cannot run again while task {holder} holds its unique lock.")
     else:
         holder = None
     attempts = facts.task.failure.attempts
-    return _told(blank, parts, reasons, at=at, holder=holder, attempt=attempts or 1)
+    return _explained(blank, sentences, reasons, at=died_at, holder=holder, attempt=attempts or 1)
 
 
 _BY_STATE = {
@@ -183,95 +206,115 @@ _BY_STATE = {
 }
 
 
-def _told(
-    blank: Explanation, parts: list[str], reasons: Sequence[Reason], **fields: object
+def _explained(
+    blank: Explanation, sentences: list[str], reasons: Sequence[Reason], **fields: object
 ) -> Explanation:
     if blank.crashes >= RUN_ALONE and blank.state in UNFINISHED:
         times = "twice" if blank.crashes == RUN_ALONE else f"{blank.crashes} times"
-        parts.append(f"runs alone since it crashed {times}")
-    sentence, (first, *others) = "; ".join(parts), reasons
-    return replace(blank, sentence=sentence, reason=first, also=others, **fields)
+        sentences.append(f"It runs alone, because its server crashed {times} while running it.")
+    if blank.error and blank.state in (TaskState.RETRY, TaskState.DEAD):
+        sentences.append(f"Last error: {_shortened(blank.error)}")
+    text, (first, *others) = " ".join(sentences), reasons
+    return replace(blank, sentence=text, reason=first, also=others, **fields)
 
 
-def _able(facts: Facts) -> list[Record]:
-    """Return the live servers that can run the task."""
+def _able_servers(facts: Facts) -> list[Record]:
+    """Return the running servers that can run the task."""
     type = facts.task.message.type if facts.task.message else None
     return [
-        one
-        for one in facts.servers
-        if one.takes(facts.queue) and not one.quiet and (type is None or type in one.types)
+        server
+        for server in facts.servers
+        if server.takes(facts.queue) and not server.quiet and (type is None or type in server.types)
     ]
 
 
 def _blockers(facts: Facts, paused: Pause | None) -> list[tuple[Reason, str]]:
-    """Return what blocks every task of this type and queue, as reason and text."""
-    found: list[tuple[Reason, str]] = []
+    """Return what blocks every task of this type and queue, as reason and sentence."""
+    blockers: list[tuple[Reason, str]] = []
     if paused is not None:
         by = f" by {paused.by}" if paused.by else ""
-        since = f" since {_time(paused.at)}" if paused.at else ""
+        since = f" since {utc_time(paused.at)}" if paused.at else ""
         why = f" ({paused.why})" if paused.why else ""
-        found.append(("paused", f"queue paused{by}{since}{why}"))
-    takers = [one for one in facts.servers if one.takes(facts.queue)]
+        blockers.append(("paused", f"The queue is paused{by}{since}{why}."))
+    takers = [server for server in facts.servers if server.takes(facts.queue)]
     if not takers:
-        found.append(("no_server", f"no live server takes queue {facts.queue}"))
-    elif all(one.quiet for one in takers):
-        found.append(("all_quiet", "the servers of its queue were told to be quiet"))
-    elif not _able(facts):
-        found.append(("no_server_knows", f"no live server knows type {_type(facts)}"))
-    return found
+        blockers.append(("no_server", f"No running server takes tasks from queue {facts.queue}."))
+    elif all(server.quiet for server in takers):
+        blockers.append(("all_quiet", "All servers of the queue were told to take no new tasks."))
+    elif not _able_servers(facts):
+        sentence = f"No running server has a handler for {_type(facts)}: deploy one"
+        blockers.append(("no_server_knows", f"{sentence}, or delete the task."))
+    return blockers
 
 
-def _all_full(facts: Facts) -> bool:
-    able = _able(facts)
-    return bool(able) and all(one.full for one in able)
-
-
-def _all_stuck(facts: Facts) -> bool:
-    able = _able(facts)
-    return bool(able) and all(one.stuck for one in able)
-
-
-def _late(facts: Facts) -> bool:
+def _is_past_deadline(facts: Facts) -> bool:
     deadline_us = facts.task.options.deadline_us
     return deadline_us is not None and deadline_us <= facts.located.now_us
 
 
 def _type(facts: Facts) -> str:
-    return repr(facts.task.message.type) if facts.task.message else "of its message, which is lost"
+    return repr(facts.task.message.type) if facts.task.message else "its type, which is lost"
 
 
-def _when(facts: Facts, at: datetime) -> str:
+def _when(facts: Facts, due_at: datetime) -> str:
     left = facts.task.shown.score - facts.located.now_us
     if left <= 0:
-        return f"{_time(at)} (now due: as soon as a server looks)"
-    return f"{_time(at)} (in {duration(left / 1_000_000)})"
+        return f"{utc_time(due_at)} (due now: it starts when a server next looks for tasks)"
+    return f"{utc_time(due_at)} (in {duration(left / 1_000_000)})"
 
 
-def _time(at: datetime | None) -> str:
-    return "" if at is None else f"{at:%Y-%m-%d %H:%M:%S} UTC"
+def _shortened(error: str) -> str:
+    line = error.partition("\n")[0]
+    return line if len(line) <= ERROR_SHOWN else f"{line[: ERROR_SHOWN - 1].rstrip(' .')}…"
 
 
-def _brief(error: str | None) -> str:
-    line = (error or "").partition("\n")[0]
-    return line if len(line) <= ERROR_SHOWN else line[: ERROR_SHOWN - 3] + "..."
+class _ExplainMixin(_LiveServersMixin):
+    """Explains why a task is not running yet."""
 
+    async def explain(
+        self, task: str | Task, *, queue: str = "default", measure: float = 0.0
+    ) -> Explanation:
+        """Explain why a task is not running yet, and when it will run.
 
-def ordinal(number: int) -> str:
-    """Return the number as 1st, 2nd, 3rd, 4th; 11th, 112th."""
-    ends = {1: "st", 2: "nd", 3: "rd"}
-    end = "th" if number % 100 in (11, 12, 13) else ends.get(number % 10, "th")
-    return f"{number}{end}"
+        `task` is an id, or a Task that was rejected as a duplicate; a Task's own queue is
+        used. The estimate for a pending task needs two readings of its queue: without an earlier
+        one, the call waits `measure` seconds (0 to 5) for the second.
+        """
+        if not 0 <= measure <= MAX_MEASURE_S:
+            raise InvalidTask(
+                f"measure: {measure!r:.80} is not a number of seconds from 0 to {MAX_MEASURE_S}"
+            )
+        if isinstance(task, Task):
+            return await self._explain_duplicate(task, measure)
+        return await self._explain(check_id(task), queue, measure)
 
+    async def _explain(self, id: str, queue: str, measure: float) -> Explanation:
+        keys = self._keys(queue)
+        [shown] = await self._broker.run(views.get_tasks(keys, [id]))
+        if shown is None:
+            return not_found(id, queue)
+        looked = await asyncio.to_thread(look, id, shown)  # in a thread: the message may be large
+        holder = holder_of_token(shown.owner or "")
+        call = views.pending_position(keys, id, lock=looked.options.lock or "", server=holder)
+        located = await self._broker.run(call)
+        rate = self._note_rate(queue, located.ended)
+        if rate is None and located.rank and measure:
+            await asyncio.sleep(measure)
+            located = await self._broker.run(call)
+            rate = self._note_rate(queue, located.ended)
+        _, servers = await self._live()
+        return explain(Facts(id, queue, looked, located, servers, rate))
 
-def duration(seconds: float) -> str:
-    """Return a duration in its largest two units: `3 s`, `4 min 10 s`, `3 h`, `2 d 5 h`."""
-    if seconds < 1:
-        return f"{max(seconds, 0.01):.2g} s"
-    left, parts = round(seconds), list[str]()
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, size)
-        if count:
-            parts.append(f"{count} {unit}")
-        elif parts:
-            break
-    return " ".join(parts[:2])
+    async def _explain_duplicate(self, task: Task, measure: float) -> Explanation:
+        rejected = new_task(task, new_nonce())
+        if task.id is not None:
+            explanation = await self._explain(task.id, rejected.queue, measure)
+            if explanation.state is not None:
+                return duplicate_of(explanation)
+        holder = None
+        if rejected.lock:
+            call = views.pending_position(self._keys(rejected.queue), "", lock=rejected.lock)
+            holder = (await self._broker.run(call)).holder
+        if holder is None:
+            return not_found(task.id or "", rejected.queue)
+        return duplicate_of(await self._explain(holder, rejected.queue, measure))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -151,6 +151,14 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     error: str
 
 
+_EVENT_LABELS: Final = {
+    "leased until": "lease expires",
+    "kept until": "deleted after",
+    "cancel asked for": "cancel requested",
+    "handed back": "returned to queue",
+}
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """An event of a task, past or future. `at` is None if the time is unknown.
 
@@ -161,6 +169,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime | None
     what: str
     detail: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name of the event for people."""
+        return _EVENT_LABELS.get(self.what, self.what)
 
 
 class Shown(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Builds the dashboard's ASGI app from its parts."""
+"""Builds the ASGI app of the dashboard."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ from qsync.web import (
     tasks,
     waiting_tasks,
 )
-from qsync.web.auth import Auth, DenyAll, access_of
-from qsync.web.login import SignIn
+from qsync.web.auth import Auth, DenyAll, SignIn, access_of
 from qsync.web.pages import Mask, Site, make_environment
 from qsync.web.sampler import Sampler
 from qsync.web.security import Guard, Rules, sign_in_of
@@ -89,7 +88,7 @@ STATIC: Final = {
     "script.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }
-"""The only files that are served."""
+"""Media type by file; no other files are served."""
 
 
 class Dashboard(Starlette):
@@ -160,7 +159,7 @@ def create_app(
         raise ConfigError("hosts: give a list of names")
     access = access_of(token, auth)
     if isinstance(access, DenyAll):
-        log.warning("the dashboard lets nobody in: give create_app() token= or auth=")
+        log.warning("the dashboard refuses all requests: give create_app() token= or auth=")
     names = None if hosts is None else {host.strip("[]").lower() for host in hosts}
     site = Site(
         inspector=inspector,
@@ -178,15 +177,15 @@ def _guard(app: Any, *, rules: Rules, sign_in: SignIn | None) -> Guard:
 
 
 def _routes(site: Site, sign_in: SignIn | None) -> list[Route]:
-    found = [Route(path, _bind(site, view), methods=["GET"]) for path, view in VIEWS.items()]
-    found += [Route(path, _bind(site, view), methods=["POST"]) for path, view in ACTIONS.items()]
+    routes = [Route(path, _bind(site, view), methods=["GET"]) for path, view in VIEWS.items()]
+    routes += [Route(path, _bind(site, view), methods=["POST"]) for path, view in ACTIONS.items()]
     if sign_in is not None:
-        found.append(Route("/logout", sign_in.sign_out, methods=["POST"]))
+        routes.append(Route("/logout", sign_in.sign_out, methods=["POST"]))
     folder = files("qsync.web") / "static"
     for name, kind in STATIC.items():
         data = (folder / name).read_bytes()
-        found.append(Route(f"/static/{name}", _file(data, kind), methods=["GET"]))
-    return found
+        routes.append(Route(f"/static/{name}", _file(data, kind), methods=["GET"]))
+    return routes
 
 
 def _file(data: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:
@@ -210,24 +209,24 @@ def _bind(site: Site, view: Callable[..., Awaitable[Response]]) -> Any:
 
 
 async def _not_found(site: Site, request: Request, error: HTTPException) -> Response:
-    text = "There is no such page." if error.status_code == 404 else error.detail
-    return site.page(request, "error", status=error.status_code, title=text, text="")
+    title = "Page not found" if error.status_code == 404 else error.detail
+    return site.page(request, "error", status=error.status_code, title=title, text="")
 
 
 def _failed(site: Site, request: Request, error: QsyncError) -> Response:
     if isinstance(error, StoreUnavailable):
-        title, status = "The store does not answer", 503
-        text = "This page tries again by itself. `qsync doctor` may tell why."
+        title, status = "Cannot reach the store", 503
+        text = "Retrying automatically… `qsync doctor` may tell why."
     elif isinstance(error, InvalidTask):
-        title, status, text = "That cannot be asked for", 400, str(error)
+        title, status, text = "Invalid request", 400, str(error)
     elif isinstance(error, ConfigError):
-        title, status = "The store refuses its user", 403
-        text = "`qsync acl reader` prints the rights that looking takes, `qsync acl admin` those "
-        text += "that changing takes."
+        title, status = "The store denies access", 403
+        text = "`qsync acl reader` prints the permissions needed to read, `qsync acl admin` those "
+        text += "needed to make changes."
     elif isinstance(error, SchemaMismatch):
-        title, status, text = "The data are of another version of qsync", 409, str(error)
+        title, status, text = "The data belong to another version of qsync", 409, str(error)
     else:
-        title, status, text = "The store answered an error", 502, "The log of the dashboard has it."
+        title, status, text = "The store reported an error", 502, "See the log of the dashboard."
     if status in (403, 502):
         log.warning("%s: %s", request.method, error)
     return site.page(request, "error", status=status, title=title, text=text)

@@ -1,4 +1,4 @@
-"""Authentication: by a token, by a function of the host app, or by the host app itself."""
+"""Authentication: by a token with a sign-in form, by a function of the host app, or by that app."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Literal, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
+from jinja2 import Environment
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
-from qsync.errors import ConfigError
+from qsync.errors import ConfigError, InvalidTask
+from qsync.web.query import parse_form
 
 log = logging.getLogger("qsync.web")
 
@@ -28,14 +30,25 @@ any other value refuses it."""
 
 COOKIE: Final = "qsync_session"
 SESSION_S: Final = 7 * 86_400
-SESSIONS: Final = 10_000
+MAX_SESSIONS: Final = 10_000
 """Largest number of sessions; a new one ends the oldest."""
 
-SHORTEST_TOKEN: Final = 16
+MIN_TOKEN_LENGTH: Final = 16
 
-TRIES: Final = 5
-WINDOW_S: Final = 60.0
-ADDRESSES: Final = 10_000
+MAX_ATTEMPTS: Final = 5
+ATTEMPTS_WINDOW_S: Final = 60.0
+"""Number of wrong tokens that an address may send in this time."""
+
+MAX_ADDRESSES: Final = 10_000
+"""Largest number of addresses whose wrong tokens are counted."""
+
+
+NEXT_LIMIT: Final = 2000
+"""Longest address that the sign-in form leads to."""
+
+LOGIN_PATH: Final = "/login"
+LOGIN_STYLE_PATH: Final = "/login.css"
+"""Paths of the form and its style sheet; only these are served without sign-in."""
 
 
 class Access(Protocol):
@@ -65,7 +78,7 @@ class DenyAll:
 
     async def admit(self, request: Request) -> str | Response:
         """Return a refusal that says how to configure access."""
-        text = "Nobody is let in: give create_app() auth= or token=, see the docs of the dashboard."
+        text = "All requests are refused: give create_app() auth= or token=, see the docs."
         return PlainTextResponse(f"{text}\n", 403)
 
 
@@ -95,19 +108,20 @@ class CallbackAuth:
         if isinstance(answer, str) and answer:
             return answer
         # Accept only True itself: another true value is probably a bug in the function.
-        return "" if answer is True else PlainTextResponse("You are not let in here.\n", 403)
+        return "" if answer is True else PlainTextResponse("Access denied.\n", 403)
 
 
 class TokenAccess:
     """Lets in requests with the token: in a header, or in a cookie that the sign-in form sets."""
 
     def __init__(self, token: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        if len(token) < SHORTEST_TOKEN:
-            msg = f"token: it has {len(token)} characters; {SHORTEST_TOKEN} is the least"
-            raise ConfigError(msg)
+        if len(token) < MIN_TOKEN_LENGTH:
+            raise ConfigError(
+                f"token: {len(token)} characters are too few; give at least {MIN_TOKEN_LENGTH}"
+            )
         self._hash = _hash(token)
         self._sessions: OrderedDict[str, float] = OrderedDict()
-        self._tries = LoginThrottle(clock)
+        self._throttle = LoginThrottle(clock)
         self._has_warned = False
 
     async def admit(self, request: Request) -> str | Response:
@@ -123,12 +137,12 @@ class TokenAccess:
     def check(self, request: Request, given: str) -> Response | None:
         """Return None for the right token, else a response: 401, or 429 after too many attempts."""
         address = request.client.host if request.client else ""
-        if wait := self._tries.wait(address):
-            text = f"Too many wrong tokens; try again in {wait:.0f} s.\n"
+        if wait := self._throttle.wait(address):
+            text = f"Too many wrong tokens. Try again in {wait:.0f} s.\n"
             return PlainTextResponse(text, 429, {"Retry-After": f"{wait:.0f}"})
         if hmac.compare_digest(_hash(given), self._hash):
             return None
-        self._tries.failed(address)
+        self._throttle.failed(address)
         self._warn_of_proxy(request, address)
         return Response(status_code=401)
 
@@ -151,7 +165,7 @@ class TokenAccess:
         until = int(time.time() if now is None else now) + SESSION_S
         value = f"{until}.{secrets.token_urlsafe(32)}"
         self._sessions[value] = until
-        if len(self._sessions) > SESSIONS:
+        if len(self._sessions) > MAX_SESSIONS:
             self._sessions.popitem(last=False)
         return value
 
@@ -177,16 +191,16 @@ class LoginThrottle:
     def wait(self, address: str) -> float:
         """Return the seconds that the address has to wait; 0 if it may try now."""
         times = self._failed.get(network_of(address))
-        if times is None or len(times) < TRIES:
+        if times is None or len(times) < MAX_ATTEMPTS:
             return 0.0
-        return max(0.0, times[0] + WINDOW_S - self._clock())
+        return max(0.0, times[0] + ATTEMPTS_WINDOW_S - self._clock())
 
     def failed(self, address: str) -> None:
         """Count a wrong token from this address."""
         net = network_of(address)
-        self._failed.setdefault(net, deque(maxlen=TRIES)).append(self._clock())
+        self._failed.setdefault(net, deque(maxlen=MAX_ATTEMPTS)).append(self._clock())
         self._failed.move_to_end(net)
-        if len(self._failed) > ADDRESSES:
+        if len(self._failed) > MAX_ADDRESSES:
             self._failed.popitem(last=False)
 
 
@@ -235,3 +249,84 @@ def same_origin(request: Request) -> bool:
         return False
     scheme, _, netloc = origin.partition("://")
     return scheme in ("http", "https") and bool(netloc) and netloc == request.headers.get("host")
+
+
+class SignIn:
+    """Serves the form and its style sheet to users without a session."""
+
+    def __init__(self, access: TokenAccess, environment: Environment) -> None:
+        self._access = access
+        self._template = environment.get_template("login.html")
+        self._style = environment.get_template("login.css").render()
+
+    def form(self, request: Request, *, next_path: str = "", wrong: bool = False) -> Response:
+        """Return the form with status 401; after sign-in it leads to the requested page."""
+        root = root_of(request)
+        if not next_path and request.method == "GET" and request.url.path != f"{root}{LOGIN_PATH}":
+            next_path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        text = self._template.render(root=root, next_path=local_path(next_path, root), wrong=wrong)
+        return HTMLResponse(text, 401, {"WWW-Authenticate": 'Bearer realm="qsync"'})
+
+    async def answer(self, request: Request, route: str) -> Response:
+        """Answer requests of the form; the right token starts a session and leads to `next`."""
+        if route == LOGIN_STYLE_PATH:
+            return Response(self._style, media_type="text/css")
+        if request.method != "POST":
+            return self.form(request)
+        try:
+            fields = parse_form(await request.body())
+        except InvalidTask:
+            return self.form(request, wrong=True)
+        next_path = fields.text("next", NEXT_LIMIT)
+        refused = self._access.check(request, fields.text("token", 1000).strip())
+        if refused is not None and refused.status_code == 401:
+            return self.form(request, next_path=next_path, wrong=True)
+        if refused is not None:
+            return refused
+        root = root_of(request)
+        response = RedirectResponse(local_path(next_path, root), 303)
+        response.set_cookie(
+            COOKIE,
+            self._access.session(),
+            max_age=SESSION_S,
+            path=root or "/",
+            secure=is_secure(request),
+            httponly=True,
+            samesite="strict",
+        )
+        return response
+
+    def sign_out(self, request: Request) -> Response:
+        """End the session, on the server and in the browser."""
+        self._access.end_session(request)
+        response = RedirectResponse(root_of(request) + "/", 303)
+        response.delete_cookie(
+            COOKIE,
+            path=root_of(request) or "/",
+            secure=is_secure(request),
+            httponly=True,
+            samesite="strict",
+        )
+        return response
+
+
+def is_secure(request: Request) -> bool:
+    """Return whether the browser uses TLS, to this server or to a trusted proxy."""
+    return request.url.scheme == "https"
+
+
+def root_of(request: Request) -> str:
+    """Return the path at which the dashboard is mounted, without a trailing slash."""
+    return quote(str(request.scope.get("root_path", "")).rstrip("/"), safe="/~!$&'()*+,;=:@-._")
+
+
+def local_path(next_path: str, root: str) -> str:
+    """Return the path if it belongs to the dashboard, else the path of the first page."""
+    is_inside = next_path.startswith(f"{root}/") and not next_path.startswith("//")
+    is_plain = (
+        next_path.isascii()
+        and next_path.isprintable()
+        and "\\" not in next_path
+        and ".." not in next_path
+    )
+    return next_path if is_inside and is_plain else f"{root}/"

@@ -12,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from qsync.errors import InvalidTask
+from qsync.formatting import plural
 from qsync.inspector import Change, Step
 from qsync.inspector.tasks import LIMIT
-from qsync.web.filters import plural
 from qsync.web.pages import Site, links
-from qsync.web.query import Fields, Wanted, wanted
+from qsync.web.query import Fields, Selection, selection_of
 
 __all__ = [
     "KINDS",
@@ -35,9 +35,9 @@ BUDGET_S: Final = 1.0
 COUNT_S: Final = 2.0
 """Time limit of counting the matching tasks for a confirmation page, in seconds."""
 
-CURSOR: Final = 400
+MAX_CURSOR_LENGTH: Final = 400
 COUNTS: Final = ("scanned", "done", "duplicate", "too_late")
-MOST: Final = 10**12
+MAX_COUNT: Final = 10**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,41 +49,41 @@ class Kind:
     done: str
     doing: str
 
-    def place(self, which: Wanted) -> dict[str, str]:
+    def query(self, selection: Selection) -> dict[str, str]:
         """Return the query parameters of the page to show afterwards."""
-        return which.query | ({"state": which.state} if self.after == "/tasks" else {})
+        return selection.query | ({"state": selection.state} if self.after == "/tasks" else {})
 
 
 KINDS: Final = {
-    "run": Kind("/dead/run", "/dead", "run again", "Running dead tasks again"),
+    "run": Kind("/dead/run", "/dead", "re-queued", "Re-running dead tasks"),
     "now": Kind("/tasks/run", "/tasks", "pending now", "Running tasks now"),
     "cancel": Kind("/tasks/cancel", "/tasks", "cancelled", "Cancelling tasks"),
     "remove": Kind("/tasks/delete", "/tasks", "deleted", "Deleting tasks"),
     "delete": Kind("/dead/delete", "/dead", "deleted", "Deleting dead tasks"),
-    "purge": Kind("/queue/purge", "/queue", "deleted", "Purging"),
+    "purge": Kind("/queue/purge", "/queue", "deleted", "Purging tasks"),
 }
 
 
 async def run_steps(
     site: Site,
     request: Request,
-    name: str,
-    which: Wanted,
+    action: str,
+    selection: Selection,
     step: Callable[[str | None], Awaitable[Step]],
     form: Fields,
 ) -> Response:
     """Run steps for about BUDGET_S; then redirect to the summary, or to the page that continues."""
-    kind, ends = KINDS[name], time.monotonic() + BUDGET_S
-    total = await step(form.text("cursor", CURSOR) or None)
-    while total.cursor is not None and time.monotonic() < ends:
+    kind, end = KINDS[action], time.monotonic() + BUDGET_S
+    total = await step(form.text("cursor", MAX_CURSOR_LENGTH) or None)
+    while total.cursor is not None and time.monotonic() < end:
         total += await step(total.cursor)
-    counts = {one: form.number(one, 0, 0, MOST) + getattr(total, one) for one in COUNTS}
+    counts = {name: form.number(name, 0, 0, MAX_COUNT) + getattr(total, name) for name in COUNTS}
     if total.cursor is None:
         good = counts["done"] > 0 or not counts["scanned"]
         return site.go(
-            request, kind.after, summary(counts, kind.done), good=good, **kind.place(which)
+            request, kind.after, summary(counts, kind.done), good=good, **kind.query(selection)
         )
-    query: dict[str, Any] = {**which.query, "state": which.state, "work": name, **counts}
+    query: dict[str, Any] = {**selection.query, "state": selection.state, "work": action, **counts}
     return site.go(
         request, "/more", f"{summary(counts, kind.done)} There are more.",
         cursor=total.cursor, **query,
@@ -93,41 +93,41 @@ async def run_steps(
 async def apply_to_selected(
     site: Site,
     request: Request,
-    name: str,
-    which: Wanted,
+    action: str,
+    selection: Selection,
     change: Callable[[str], Awaitable[Change]],
     form: Fields,
 ) -> Response:
-    """Change the ticked tasks, at most a page of them; then redirect to the summary."""
-    kind, ids = KINDS[name], form.all("id-ticked")
+    """Change the selected tasks, at most a page of them; then redirect to the summary."""
+    kind, ids = KINDS[action], form.all("id-ticked")
     if not ids:
-        text = "No task is ticked, so nothing was done."
-        return site.go(request, kind.after, text, good=False, **kind.place(which))
+        text = "No task is selected, so nothing was changed."
+        return site.go(request, kind.after, text, good=False, **kind.query(selection))
     outcomes = Counter([await _outcome(change, id) for id in ids])
     done = outcomes["done"] + outcomes["told"]
     counts = {
         "scanned": len(ids), "done": done, "duplicate": outcomes["duplicate"],
         "too_late": len(ids) - done - outcomes["duplicate"],
     }  # fmt: skip
-    said = summary(counts, kind.done)
-    return site.go(request, kind.after, said, good=done > 0, **kind.place(which))
+    text = summary(counts, kind.done)
+    return site.go(request, kind.after, text, good=done > 0, **kind.query(selection))
 
 
-async def count(site: Site, which: Wanted) -> tuple[str, int]:
+async def count(site: Site, selection: Selection) -> tuple[str, int]:
     """Return the number of matching tasks as text, and of the others read; within about COUNT_S."""
-    info = await site.inspector.queue(which.queue)
-    total = info.states[which.state] if info else 0
-    if not which.narrowed:
+    info = await site.inspector.queue(selection.queue)
+    total = info.states[selection.state] if info else 0
+    if not selection.narrowed:
         return f"{total:,}", 0
-    ends, cursor, number, scanned = time.monotonic() + COUNT_S, None, 0, 0
+    end, cursor, number, scanned = time.monotonic() + COUNT_S, None, 0, 0
     while True:
         page = await site.inspector.tasks(
-            which.queue, which.state, limit=LIMIT, cursor=cursor, filter=which.filter
+            selection.queue, selection.state, limit=LIMIT, cursor=cursor, filter=selection.filter
         )
         number, scanned, cursor = number + len(page.tasks), scanned + page.scanned, page.cursor
         if cursor is None:
             return f"{number:,}", max(0, scanned - number)
-        if time.monotonic() > ends:
+        if time.monotonic() > end:
             return f"{number:,} or more", max(0, scanned - number)
 
 
@@ -141,32 +141,34 @@ async def _outcome(change: Callable[[str], Awaitable[Change]], id: str) -> str:
 async def continue_page(site: Site, request: Request) -> Response:
     """Show the progress, with a button to continue."""
     fields = Fields(request.query_params.multi_items())
-    name = fields.text("work")
-    which = wanted(fields)
-    kind = KINDS.get(name)
+    action = fields.text("work")
+    selection = selection_of(fields)
+    kind = KINDS.get(action)
     if kind is None:
-        return site.page(request, "error", status=404, title="There is no such page.", text="")
-    counts = {one: fields.number(one, 0, 0, MOST) for one in COUNTS}
-    kept = {**which.query, "state": which.state, "sure": "yes",
-            "cursor": fields.text("cursor", CURSOR), **counts}  # fmt: skip
+        return site.page(request, "error", status=404, title="Page not found", text="")
+    counts = {name: fields.number(name, 0, 0, MAX_COUNT) for name in COUNTS}
+    hidden_fields = {**selection.query, "state": selection.state, "sure": "yes",
+            "cursor": fields.text("cursor", MAX_CURSOR_LENGTH), **counts}  # fmt: skip
     return site.page(
-        request, "more", kind=kind, which=which, said=summary(counts, kind.done), kept=kept,
-        back=back_to(request, kind.after, **kind.place(which)),
+        request, "more", kind=kind, selection=selection, summary=summary(counts, kind.done),
+        kept=hidden_fields,
+        back=back_to(request, kind.after, **kind.query(selection)),
     )  # fmt: skip
 
 
 def summary(counts: dict[str, int], done: str) -> str:
-    """Return a summary such as `3 tasks run again of 5 looked at; 2 stay dead, ...`."""
-    number, scanned = counts["done"], counts["scanned"]
-    of = f" of {scanned:,} looked at" if scanned > number else ""
-    parts = [f"{plural(number, 'task')} {done}{of}"]
-    if counts["duplicate"]:
-        parts.append(f"{counts['duplicate']:,} stay dead, since another task has their lock")
-    if counts["too_late"]:
-        parts.append(f"{counts['too_late']:,} were somewhere else by then")
-    return f"{'; '.join(parts)}."
+    """Return a summary such as `3 tasks re-queued. 2 tasks changed state meanwhile.`."""
+    sentences = [f"{plural(counts['done'], 'task')} {done}."]
+    if number := counts["duplicate"]:
+        verb = "stays" if number == 1 else "stay"
+        sentences.append(
+            f"{plural(number, 'task')} {verb} dead: another task holds the unique lock."
+        )
+    if number := counts["too_late"]:
+        sentences.append(f"{plural(number, 'task')} changed state meanwhile.")
+    return " ".join(sentences)
 
 
 def back_to(request: Request, path: str, **query: object) -> str:
-    """Return the address of the page to go back to."""
+    """Return the address of the page that a confirmation leads back to."""
     return links(request)(path, **query)

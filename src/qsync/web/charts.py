@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from qsync.web.filters import short
+from qsync.formatting import short_count
 
 WIDTH: Final = 300
 HEIGHT: Final = 100
@@ -79,22 +79,22 @@ def line_chart(
     lines = []
     for name, css, values in series:
         latest = next((value for value in reversed(values) if value is not None), None)
-        now = "no data yet" if latest is None else f"{short(latest)}{unit}"
+        now = "no data yet" if latest is None else f"{short_count(latest)}{unit}"
         lines.append(Line(name, css, _path(values, top, room), now))
-    told = ", ".join(f"{line.name} {line.now}" for line in lines)
-    label = f"{title}: now {told}; the scale ends at {short(top)}{unit}"
-    return LineChart(title, f"{short(top)}{unit}", lines, begins, label)
+    latest_values = ", ".join(f"{line.name} {line.now}" for line in lines)
+    label = f"{title}: now {latest_values}; the scale ends at {short_count(top)}{unit}"
+    return LineChart(title, f"{short_count(top)}{unit}", lines, begins, label)
 
 
 def _path(values: Values, top: float, room: int) -> str:
     step = WIDTH / max(1, room - 1)
     first = WIDTH - step * (len(values) - 1)
     parts, pen = [], "M"
-    for at, value in enumerate(values):
+    for index, value in enumerate(values):
         if value is None:
             pen = "M"
             continue
-        parts.append(f"{pen}{first + at * step:.1f} {_y(value, top):.1f}")
+        parts.append(f"{pen}{first + index * step:.1f} {_y(value, top):.1f}")
         pen = "L"
     return "".join(parts)
 
@@ -104,15 +104,15 @@ def bar_chart(title: str, days: Sequence[tuple[str, int]], css: str) -> BarChart
     top = ceiling(max((number for _, number in days), default=0))
     step = WIDTH / max(1, len(days))
     bars = []
-    for at, (_, number) in enumerate(days):
+    for index, (_, number) in enumerate(days):
         if number:
             height = max(1.0, number / top * HEIGHT)
-            bars.append(Bar(round(at * step + step * 0.1, 1), round(HEIGHT - height, 1),
+            bars.append(Bar(round(index * step + step * 0.1, 1), round(HEIGHT - height, 1),
                             round(step * 0.8, 1), round(height, 1)))  # fmt: skip
     total = sum(number for _, number in days)
     first, last = (days[0][0], days[-1][0]) if days else ("", "")
-    label = f"{title} from {first} to {last}: {total:,} in all; the scale ends at {short(top)}"
-    return BarChart(title, css, short(top), short(total), bars, first, last, label)
+    label = f"{title} from {first} to {last}: total {total:,}; the scale ends at {short_count(top)}"
+    return BarChart(title, css, short_count(top), short_count(total), bars, first, last, label)
 
 
 def _y(value: float, top: float) -> float:

@@ -7,12 +7,21 @@ direction of text.
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from markupsafe import Markup
 
-from qsync.inspector.explain import duration
+from qsync.formatting import (
+    coarse_duration,
+    count,
+    duration,
+    percent,
+    plural,
+    relative,
+    short_count,
+    size,
+    utc_time,
+)
 from qsync.inspector.msgpack_json import TEXT_LIMIT
 
 _KEPT: Final = "\n\t"
@@ -46,73 +55,26 @@ def _code(found: re.Match[str]) -> str:
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
-def count(number: float | None) -> str:
-    """Format a number as `1,234,567`; empty if unknown."""
-    return "" if number is None else f"{number:,.0f}"
-
-
-def short(number: float) -> str:
-    """Format a number in few characters: `987`, `12.3k`, `4.5M`."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size * (10 if unit == "k" else 1):
-            return f"{number / size:.3g}{unit}"
-    return f"{number:,.0f}" if number >= 10 or number == int(number) else f"{number:.2g}"
-
-
 def seconds(value: float | None) -> str:
-    """Format a duration: `0.02 s`, `4 min 10 s`; `none` for None."""
+    """Format a duration; `none` for None."""
     if value is None:
         return "none"
     return "0 s" if value <= 0 else duration(value)
 
 
-def size(number: int | None) -> str:
-    """Format a size: `321 B`, `1.2 MiB`; empty if unknown."""
-    if number is None:
-        return ""
-    left = float(number)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if left < 1024 or unit == "GiB":
-            break
-        left /= 1024
-    return f"{number} B" if unit == "B" else f"{left:,.1f} {unit}"
-
-
-def plural(number: int, noun: str) -> str:
-    """Format a count: `1 task`, `1,234 tasks`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def clock(at: datetime | None) -> str:
-    """Format a time in UTC, to the second."""
-    return "" if at is None else f"{at:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def relative(at: datetime | None) -> str:
-    """Format a time as `3 min 4 s ago` or `in 2 h`, by this machine's clock."""
-    if at is None:
-        return ""
-    left = (at - datetime.now(UTC)).total_seconds()
-    if abs(left) < 1:
-        return "now"
-    return f"in {duration(left)}" if left > 0 else f"{duration(-left)} ago"
-
-
-def percent(progress: tuple[float, float] | None) -> str:
-    """Format a handler's progress: `30 %`, or the count if it gave no total."""
-    if progress is None:
-        return ""
-    done, total = progress
-    return f"{done / total:.0%}".replace("%", " %") if total > 0 else f"{done:g}"
+def coarse(value: float) -> str:
+    """Format a duration in its largest unit."""
+    return "0 s" if value <= 0 else coarse_duration(value)
 
 
 FILTERS: Final = {
+    "coarse": coarse,
     "count": count,
-    "short": short,
+    "short_count": short_count,
     "seconds": seconds,
     "size": size,
     "plural": plural,
-    "clock": clock,
+    "utc": utc_time,
     "relative": relative,
     "percent": percent,
 }

@@ -12,8 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from qsync.errors import QsyncError
 from qsync.web.pages import Site
 
-STORE_S: Final = 3.0
-"""Time that the store has to answer, in seconds."""
+STORE_TIMEOUT_S: Final = 3.0
 
 
 async def metrics(site: Site, request: Request) -> Response:
@@ -29,15 +28,15 @@ async def metrics(site: Site, request: Request) -> Response:
 async def health(site: Site, request: Request) -> Response:
     """Return whether the store answers, and how fast."""
     try:
-        async with asyncio.timeout(STORE_S):
-            took = await site.inspector.ping()
+        async with asyncio.timeout(STORE_TIMEOUT_S):
+            ping_s = await site.inspector.ping()
             queues = await site.inspector.queue_names()
             servers = await site.inspector.servers(tasks=False)
     except (QsyncError, TimeoutError) as error:
         return JSONResponse({"ok": False, "reason": type(error).__name__}, 503)
     return JSONResponse({
         "ok": True,
-        "ping_ms": round(1000 * took, 2),
+        "ping_ms": round(1000 * ping_s, 2),
         "queues": len(queues),
         "servers": len(servers),
     })  # fmt: skip

@@ -1,4 +1,4 @@
-"""The first page: totals, charts of the last minutes and charts by day."""
+"""The first page: totals, charts of the last minutes, charts by day."""
 
 from __future__ import annotations
 
@@ -13,48 +13,51 @@ from qsync.state import TaskState
 from qsync.web.charts import BarChart, LineChart, bar_chart, line_chart
 from qsync.web.pages import Site
 from qsync.web.query import Fields, sheet_of
-from qsync.web.sampler import DAYS, QUEUES, SAMPLES, Sampler, filled
+from qsync.web.sampler import CHARTED_QUEUES, DAYS, SAMPLES, Sampler, filled
 
 
 async def show(site: Site, request: Request) -> Response:
     """Show the overview."""
-    seen = await site.inspector.overview()
-    queues, sheet = sheet_of(by_need(seen.queues), Fields(request.query_params.multi_items()))
-    states = {state: sum(info.states[state] for info in seen.queues) for state in TaskState}
+    overview = await site.inspector.overview()
+    queues, sheet = sheet_of(
+        busiest_first(overview.queues), Fields(request.query_params.multi_items())
+    )
+    states = {state: sum(info.states[state] for info in overview.queues) for state in TaskState}
     return site.page(
         request,
         "overview",
-        seen=seen,
+        overview=overview,
         queues=queues,
         sheet=sheet,
         totals=states,
-        latency=max((info.latency for info in seen.queues), default=0.0),
-        unknown=await site.inspector.unknown_types() if seen.servers else {},
-        stopped=[info for info in seen.queues if info.paused],
-        charts=minutes(site.sampler),
-        days=by_day(await site.sampler.days()),
-        cut=len(seen.queues) > QUEUES,
-        most=QUEUES,
+        latency=max((info.latency for info in overview.queues), default=0.0),
+        unknown=await site.inspector.unknown_types() if overview.servers else {},
+        paused=[info for info in overview.queues if info.paused],
+        minutes=site.sampler.minutes,
+        charts=minute_charts(site.sampler),
+        days=day_charts(await site.sampler.days()),
+        is_cut=len(overview.queues) > CHARTED_QUEUES,
+        limit=CHARTED_QUEUES,
     )
 
 
-def by_need(queues: Sequence[QueueInfo]) -> list[QueueInfo]:
+def busiest_first(queues: Sequence[QueueInfo]) -> list[QueueInfo]:
     """Sort the queues: those with pending or active tasks first, empty ones last."""
 
-    def need(info: QueueInfo) -> Any:
-        waiting = info.states[TaskState.PENDING] + info.states[TaskState.ACTIVE]
-        return not waiting, not info.total, info.name
+    def rank(info: QueueInfo) -> Any:
+        busy = info.states[TaskState.PENDING] + info.states[TaskState.ACTIVE]
+        return not busy, not info.total, info.name
 
-    return sorted(queues, key=need)
+    return sorted(queues, key=rank)
 
 
-def minutes(sampler: Sampler, queue: str | None = None) -> list[LineChart]:
+def minute_charts(sampler: Sampler, queue: str | None = None) -> list[LineChart]:
     """Return charts of throughput, latency and failures over the last minutes."""
     steps = sampler.series(queue)
     begins = f"{sampler.minutes} min ago"
 
-    def rate(at: int) -> list[float | None]:
-        return [None if step is None else step[1][at] / step[0] for step in steps]
+    def rate(index: int) -> list[float | None]:
+        return [None if step is None else step[1][index] / step[0] for step in steps]
 
     def chart(title: str, *series: tuple[str, str, list[float | None]], unit: str) -> LineChart:
         return line_chart(title, series, unit=unit, begins=begins, width=SAMPLES - 1)
@@ -69,7 +72,7 @@ def minutes(sampler: Sampler, queue: str | None = None) -> list[LineChart]:
     ]  # fmt: skip
 
 
-def by_day(days: Sequence[Day]) -> dict[str, Any]:
+def day_charts(days: Sequence[Day]) -> dict[str, Any]:
     """Return the counters of the last days, as charts and as a table."""
     each = filled(days, DAYS)
 

@@ -19,8 +19,8 @@ from qsync import codec
 from qsync.inspector import Inspector
 from qsync.state import TaskState
 from qsync.version import __version__
+from qsync.web.auth import is_secure, root_of
 from qsync.web.filters import FILTERS, escape_invisible
-from qsync.web.login import is_secure, root_of
 from qsync.web.query import AGES, Fields, parse_form
 from qsync.web.sampler import Sampler
 
@@ -33,7 +33,7 @@ FLASH: Final = "qsync_flash"
 FLASH_S: Final = 30
 FLASH_LIMIT: Final = 600
 REFRESH_S: Final = 5
-"""Interval at which an open page refreshes, in seconds."""
+"""Interval between two refreshes of an open page."""
 
 
 class Flash(msgspec.Struct, frozen=True, array_like=True):
@@ -88,8 +88,8 @@ class Site:
 
     def page(self, request: Request, name: str, *, status: int = 200, **values: Any) -> Response:
         """Render a template as a page."""
-        part = request.headers.get("x-qsync-refresh") == "1"
-        flash = None if part else _read_flash(request)
+        is_refresh = request.headers.get("x-qsync-refresh") == "1"
+        flash = None if is_refresh else _read_flash(request)
         text = self.environment.get_template(f"{name}.html").render(
             **self._base, url=links(request), flash=flash, page=name, **values
         )
@@ -103,7 +103,7 @@ class Site:
     def go(
         self, request: Request, path: str, text: str, *, good: bool = True, **query: object
     ) -> Response:
-        """Redirect after a change, to a page that shows the outcome."""
+        """Redirect to a page that shows the outcome of a change."""
         response = RedirectResponse(links(request)(path, **query), 303)
         flash = codec.encode(Flash(text[:FLASH_LIMIT], good))
         response.set_cookie(
@@ -150,8 +150,8 @@ def links(request: Request) -> Callable[..., str]:
     root = root_of(request)
 
     def url(path: str, query: Mapping[str, object] | None = None, **more: object) -> str:
-        given = {name: value for name, value in {**(query or {}), **more}.items() if value}
-        return f"{root}{path}" + (f"?{urlencode(given, errors='replace')}" if given else "")
+        fields = {name: value for name, value in {**(query or {}), **more}.items() if value}
+        return f"{root}{path}" + (f"?{urlencode(fields, errors='replace')}" if fields else "")
 
     return url
 

@@ -14,21 +14,23 @@ from qsync.state import TaskState
 
 T = TypeVar("T")
 
-PAGE: Final = 100
+PAGE_SIZE: Final = 100
 """Largest number of entries that a list shows."""
 
-LIMIT: Final = 50
-TEXT: Final = 300
+DEFAULT_LIMIT: Final = 50
+"""Number of tasks that a list shows by default."""
+
+MAX_LENGTH: Final = 300
 """Number of characters of a field that are read."""
 
-MOST_FIELDS: Final = 250
+MAX_FIELDS: Final = 250
 
 AGES: Final[Mapping[str, tuple[str, float | None, float | None]]] = {
-    "": ("of any age", None, None),
-    "1h": ("of the last hour", None, 3600),
-    "1d": ("of the last day", None, 86_400),
-    "over-1d": ("over a day old", 86_400, None),
-    "over-7d": ("over a week old", 7 * 86_400, None),
+    "": ("any age", None, None),
+    "1h": ("last hour", None, 3600),
+    "1d": ("last day", None, 86_400),
+    "over-1d": ("older than 1 day", 86_400, None),
+    "over-7d": ("older than 1 week", 7 * 86_400, None),
 }
 """Name -> label, older than, newer than; in seconds."""
 
@@ -39,21 +41,21 @@ class Fields:
     def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
         self.pairs = pairs
 
-    def text(self, name: str, limit: int = TEXT) -> str:
-        """Return the first value, cut to `limit` characters; empty if there is none."""
-        return next((value[:limit] for key, value in self.pairs if key == name), "")
+    def text(self, name: str, max_length: int = MAX_LENGTH) -> str:
+        """Return the first value, cut to `max_length` characters; empty if none."""
+        return next((value[:max_length] for key, value in self.pairs if key == name), "")
 
-    def all(self, name: str, most: int = PAGE) -> list[str]:
-        """Return the first `most` values, each cut to TEXT characters."""
-        return [value[:TEXT] for key, value in self.pairs if key == name][:most]
+    def all(self, name: str, maximum: int = PAGE_SIZE) -> list[str]:
+        """Return the first `maximum` values, each cut to MAX_LENGTH characters."""
+        return [value[:MAX_LENGTH] for key, value in self.pairs if key == name][:maximum]
 
-    def number(self, name: str, default: int, least: int, most: int) -> int:
+    def number(self, name: str, default: int, minimum: int, maximum: int) -> int:
         """Return a whole number clamped to the bounds; the default if it is not a number."""
         try:
             value = float(self.text(name, 40))
         except ValueError:
             return default
-        return default if math.isnan(value) else int(max(least, min(most, value)))
+        return default if math.isnan(value) else int(max(minimum, min(maximum, value)))
 
 
 def parse_form(body: bytes) -> Fields:
@@ -63,16 +65,17 @@ def parse_form(body: bytes) -> Fields:
             body.decode("ascii"),
             keep_blank_values=True,
             errors="surrogateescape",
-            max_num_fields=MOST_FIELDS,
+            max_num_fields=MAX_FIELDS,
         )
     except ValueError:
-        msg = f"form: it is not one, or has over {MOST_FIELDS} fields"
-        raise InvalidTask(msg) from None
+        raise InvalidTask(
+            f"form: not URL-encoded ASCII, or more than {MAX_FIELDS} fields"
+        ) from None
     return Fields(pairs)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Selection:
     """Selects the tasks of a list: those that match all non-empty fields."""
 
     queue: str
@@ -116,24 +119,23 @@ class Wanted:
         parts = [
             f"of type {self.type}" if self.type else "",
             f"whose error contains “{self.error}”" if self.error else "",
-            f"whose id contains “{self.id}”" if self.id else "",
-            AGES[self.age][0] if self.age else "",
+            f"{'and ' if self.error else ''}whose id contains “{self.id}”" if self.id else "",
+            f"({AGES[self.age][0]})" if self.age else "",
         ]
-        return ", ".join(filter(None, parts))
+        return " ".join(filter(None, parts))
 
 
-def wanted(fields: Fields, state: str | None = None) -> Wanted:
+def selection_of(fields: Fields, state: str | None = None) -> Selection:
     """Parse the selection from a query or a form; InvalidTask if the state is unknown."""
     name = state or fields.text("state") or TaskState.PENDING
     try:
-        found = TaskState(name)
+        known = TaskState(name)
     except ValueError:
-        msg = f"state: there is none of that name, but {', '.join(TaskState)}"
-        raise InvalidTask(msg) from None
+        raise InvalidTask(f"Unknown state “{name}”. Use one of: {', '.join(TaskState)}.") from None
     age = fields.text("age")
-    return Wanted(
+    return Selection(
         queue=fields.text("queue"),
-        state=found,
+        state=known,
         type=fields.text("type").strip(),
         error=fields.text("error"),
         id=fields.text("id").strip(),
@@ -143,7 +145,7 @@ def wanted(fields: Fields, state: str | None = None) -> Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """One part of a list that the inspector returns whole."""
+    """The number of a page of a list that the inspector returns whole."""
 
     number: int
     last: int
@@ -151,7 +153,7 @@ class Sheet:
 
 
 def sheet_of(items: Sequence[T], fields: Fields) -> tuple[Sequence[T], Sheet]:
-    """Return the requested part of a list, of 100 items each."""
-    last = max(1, math.ceil(len(items) / PAGE))
+    """Return the requested page of a list."""
+    last = max(1, math.ceil(len(items) / PAGE_SIZE))
     number = fields.number("page", 1, 1, last)
-    return items[(number - 1) * PAGE : number * PAGE], Sheet(number, last, len(items))
+    return items[(number - 1) * PAGE_SIZE : number * PAGE_SIZE], Sheet(number, last, len(items))

@@ -17,15 +17,16 @@ from qsync.inspector import Day, Inspector, QueueInfo
 
 log = logging.getLogger("qsync.web")
 
-EVERY_S: Final = 5.0
+INTERVAL_S: Final = 5.0
 SAMPLES: Final = 181
 """Number of samples kept, those of 15 minutes."""
 
-QUEUES: Final = 50
+CHARTED_QUEUES: Final = 50
 """Number of queues that have charts of their own, and that the sums by day include."""
 
 DAYS: Final = 30
-DAYS_FRESH_S: Final = 60.0
+DAYS_CACHE_S: Final = 60.0
+"""Time for which the counters by day are cached."""
 
 
 class Figures(NamedTuple):
@@ -51,7 +52,7 @@ class Figures(NamedTuple):
 class Sample(NamedTuple):
     """Figures at a time of the monotonic clock; `total` is None if the store did not answer."""
 
-    at: float
+    time: float
     total: Figures | None
     queues: Mapping[str, Figures]
 
@@ -59,19 +60,19 @@ class Sample(NamedTuple):
 class Sampler:
     """Keeps the samples of the last 15 minutes; caches the counters by day for a minute."""
 
-    def __init__(self, inspector: Inspector, *, every_s: float = EVERY_S) -> None:
-        self.every_s = every_s
+    def __init__(self, inspector: Inspector, *, interval_s: float = INTERVAL_S) -> None:
+        self.interval_s = interval_s
         self._inspector = inspector
         self._samples: deque[Sample] = deque(maxlen=SAMPLES)
         self._task: asyncio.Task[None] | None = None
         self._days: list[Day] = []
-        self._days_at = -DAYS_FRESH_S
+        self._days_at = -DAYS_CACHE_S
         self._days_lock = asyncio.Lock()
 
     @property
     def minutes(self) -> int:
         """Time span of the samples, in minutes."""
-        return round((SAMPLES - 1) * self.every_s / 60)
+        return round((SAMPLES - 1) * self.interval_s / 60)
 
     def start(self) -> None:
         """Start sampling in the running event loop, unless it has started already."""
@@ -88,20 +89,20 @@ class Sampler:
 
     async def _run(self) -> None:
         while True:
-            await self.look()
-            await asyncio.sleep(self.every_s)
+            await self.sample()
+            await asyncio.sleep(self.interval_s)
 
-    async def look(self) -> None:
+    async def sample(self) -> None:
         """Take a sample; it is a gap if the store does not answer."""
         try:
-            async with asyncio.timeout(self.every_s):
+            async with asyncio.timeout(self.interval_s):
                 overview = await self._inspector.overview()
         except (QsyncError, TimeoutError) as error:
             log.debug("no sample: %s", type(error).__name__)
             self._samples.append(Sample(time.monotonic(), None, {}))
             return
         each = {info.name: _figures(info) for info in overview.queues}
-        kept = dict(list(each.items())[:QUEUES])
+        kept = dict(list(each.items())[:CHARTED_QUEUES])
         self._samples.append(Sample(time.monotonic(), _sum(list(each.values())), kept))
 
     def series(self, queue: str | None = None) -> list[tuple[float, Figures] | None]:
@@ -109,15 +110,15 @@ class Sampler:
 
         The latency is that at the end of the interval. An interval is None if a sample is missing.
         """
-        found: list[tuple[float, Figures] | None] = []
+        intervals: list[tuple[float, Figures] | None] = []
         samples = list(self._samples)
         for before, after in pairwise(samples):
             first, second = _of(before, queue), _of(after, queue)
-            if first is None or second is None or after.at <= before.at:
-                found.append(None)
+            if first is None or second is None or after.time <= before.time:
+                intervals.append(None)
                 continue
-            found.append((after.at - before.at, second.since(first)))
-        return found
+            intervals.append((after.time - before.time, second.since(first)))
+        return intervals
 
     async def days(self) -> list[Day]:
         """Return the counters of all queues (the first 50) by day, the latest first.
@@ -125,13 +126,13 @@ class Sampler:
         They are at most a minute old; to read them again takes a call per queue.
         """
         async with self._days_lock:
-            if time.monotonic() - self._days_at >= DAYS_FRESH_S:
+            if time.monotonic() - self._days_at >= DAYS_CACHE_S:
                 self._days = await self._read_days()
                 self._days_at = time.monotonic()
             return self._days
 
     async def _read_days(self) -> list[Day]:
-        names = (await self._inspector.queue_names())[:QUEUES]
+        names = (await self._inspector.queue_names())[:CHARTED_QUEUES]
         totals: dict[date, Counter[str]] = {}
         for name in names:
             info = await self._inspector.queue(name, days=DAYS)
@@ -145,8 +146,8 @@ def filled(days: Sequence[Day], count: int = DAYS) -> list[Day]:
     by_day = {day.day: day.counters for day in days}
     today = max(by_day, default=datetime.now(UTC).date())
     today = max(today, datetime.now(UTC).date())
-    wanted = [today - timedelta(days=back) for back in range(count - 1, -1, -1)]
-    return [Day(day=day, counters=by_day.get(day, {})) for day in wanted]
+    dates = [today - timedelta(days=back) for back in range(count - 1, -1, -1)]
+    return [Day(day=day, counters=by_day.get(day, {})) for day in dates]
 
 
 def _figures(info: QueueInfo) -> Figures:
@@ -159,11 +160,11 @@ def _figures(info: QueueInfo) -> Figures:
 
 def _sum(each: Sequence[Figures]) -> Figures:
     return Figures(
-        sum(one.enqueued for one in each),
-        sum(one.completed for one in each),
-        sum(one.failed for one in each),
-        sum(one.dead for one in each),
-        max((one.latency for one in each), default=0.0),
+        sum(figures.enqueued for figures in each),
+        sum(figures.completed for figures in each),
+        sum(figures.failed for figures in each),
+        sum(figures.dead for figures in each),
+        max((figures.latency for figures in each), default=0.0),
     )
 
 

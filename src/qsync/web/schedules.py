@@ -1,4 +1,4 @@
-"""Schedules: their next ticks, and pause, resume, trigger and forget."""
+"""Page and actions of schedules."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from qsync.web.tasks import failed
 
 
 async def list_all(site: Site, request: Request) -> Response:
-    """Show the schedules of all queues."""
-    found = await site.inspector.schedules()
-    schedules, sheet = sheet_of(found, Fields(request.query_params.multi_items()))
+    """List the schedules of all queues."""
+    everything = await site.inspector.schedules()
+    schedules, sheet = sheet_of(everything, Fields(request.query_params.multi_items()))
     return site.page(request, "schedules", schedules=schedules, sheet=sheet)
 
 
 async def pause(site: Site, request: Request) -> Response:
     """Pause a schedule."""
     form = await site.form(request)
-    name, queue = _named(form)
+    name, queue = _schedule_of(form)
     change = await site.inspector.pause_schedule(
         name, queue=queue, by=site.user(request), why=form.text("why")
     )
@@ -31,37 +31,37 @@ async def pause(site: Site, request: Request) -> Response:
 
 async def resume(site: Site, request: Request) -> Response:
     """Resume a schedule."""
-    name, queue = _named(await site.form(request))
+    name, queue = _schedule_of(await site.form(request))
     change = await site.inspector.resume_schedule(name, queue=queue)
-    return _after(site, request, change, f"Schedule {name} goes on with its next tick.")
+    return _after(site, request, change, f"Schedule {name} resumes with its next run.")
 
 
 async def trigger(site: Site, request: Request) -> Response:
     """Enqueue the task of a schedule once, now."""
-    name, queue = _named(await site.form(request))
+    name, queue = _schedule_of(await site.form(request))
     change = await site.inspector.trigger(name, queue=queue)
     if change.outcome != "done":
         return _after(site, request, change, "")
-    text = f"Schedule {name} was triggered; this is its task."
+    text = f"Schedule {name} was triggered. This is its task."
     return site.go(request, "/task", text, queue=queue, id=change.holder)
 
 
 async def forget(site: Site, request: Request) -> Response:
-    """Forget a schedule, after a confirmation."""
+    """Delete a schedule, after a confirmation."""
     form = await site.form(request)
-    name, queue = _named(form)
+    name, queue = _schedule_of(form)
     if form.text("sure") != "yes":
         return site.confirm(
-            request, form, title="Forget this schedule?", items=[name],
-            button="Forget the schedule",
-            text="No server has published it lately. One that does brings it back.",
+            request, form, title="Delete this schedule?", items=[name],
+            button="Delete schedule",
+            text="No running server publishes it. A server that does brings it back.",
             back=back_to(request, "/schedules"),
         )  # fmt: skip
     change = await site.inspector.forget_schedule(name, queue=queue)
-    return _after(site, request, change, f"Schedule {name} is forgotten.")
+    return _after(site, request, change, f"Schedule {name} is deleted.")
 
 
-def _named(form: Fields) -> tuple[str, str]:
+def _schedule_of(form: Fields) -> tuple[str, str]:
     return form.text("name"), form.text("queue")
 
 

@@ -16,8 +16,15 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qsync.web.auth import Access, TokenAccess, host_of, same_origin
-from qsync.web.login import FORM, SHEET, SignIn
+from qsync.web.auth import (
+    LOGIN_PATH,
+    LOGIN_STYLE_PATH,
+    Access,
+    SignIn,
+    TokenAccess,
+    host_of,
+    same_origin,
+)
 
 log = logging.getLogger("qsync.web")
 
@@ -78,7 +85,7 @@ class _Exchange:
     def __init__(self, app: ASGIApp, rules: Rules, sign_in: SignIn | None, send: Send) -> None:
         self._app, self._rules, self._sign_in = app, rules, sign_in
         self._to_client = send
-        self._begun = False
+        self._has_started = False
 
     async def answer(self, scope: Scope, receive: Receive) -> None:
         request = Request(scope, _Limited(receive))
@@ -88,22 +95,22 @@ class _Exchange:
                 await (response or self._app)(scope, request.receive, self._send)
             return
         except TooLargeError:
-            refusal = _text(f"The form is over {BODY_LIMIT} bytes.", 413)
+            refusal = _text(f"The form exceeds {BODY_LIMIT} bytes.", 413)
         except TimeoutError:
-            refusal = _text("It took too long; the store may be slow. Try again.", 504)
+            refusal = _text("The request took too long; the store may be slow. Try again.", 504)
         except Exception:
             log.exception("%s %s", request.method, route_of(scope)[:80])
-            refusal = _text("Something went wrong here; the log of the dashboard has it.", 500)
-        if not self._begun:
+            refusal = _text("Internal error; see the log of the dashboard.", 500)
+        if not self._has_started:
             await refusal(scope, receive, self._send)
 
     def _refuse(self, request: Request) -> Response | None:
         """Return the refusal of a request that no user may make; else None."""
         hosts = self._rules.hosts
         if hosts is not None and host_of(request) not in hosts:
-            return _text("Not a name of this dashboard; see --allow-host.", 421)
+            return _text("This Host header is not allowed; see --allow-host.", 421)
         if request.method not in ("GET", "HEAD", "POST"):
-            return PlainTextResponse("Not here.\n", 405, {"Allow": "GET, HEAD, POST"})
+            return PlainTextResponse("Method not allowed.\n", 405, {"Allow": "GET, HEAD, POST"})
         if len(request.scope.get("query_string", b"")) > QUERY_LIMIT:
             return _text("The address is too long.", 414)
         if request.method == "POST":
@@ -113,7 +120,7 @@ class _Exchange:
     async def _admit(self, request: Request) -> Response | None:
         """Return None if the user may make the request, else the refusal."""
         access, route = self._rules.access, route_of(request.scope)
-        if self._sign_in is not None and route in (FORM, SHEET):
+        if self._sign_in is not None and route in (LOGIN_PATH, LOGIN_STYLE_PATH):
             return await self._sign_in.answer(request, route)
         user = await access.admit(request)
         if isinstance(user, Response):
@@ -122,12 +129,12 @@ class _Exchange:
             return user
         request.scope["qsync.user"] = user
         if request.method == "POST" and self._rules.read_only and route != "/logout":
-            return _text("This dashboard only shows: it was started without actions.", 403)
+            return _text("Read-only: restart with --allow-actions to enable changes.", 403)
         return None
 
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._begun = True
+            self._has_started = True
             headers = MutableHeaders(scope=message)
             for name, value in HEADERS.items():
                 headers[name] = value
@@ -151,13 +158,13 @@ class _Limited:
 
 def _refuse_post(request: Request) -> Response | None:
     if not same_origin(request):
-        return _text("Not from a page of this dashboard: nothing was done.", 403)
+        return _text("Not sent by a page of this dashboard: nothing was changed.", 403)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
-        return _text("Not a form.", 415)
+        return _text("The request body is not a form.", 415)
     length = request.headers.get("content-length", "")
     if length.isdigit() and len(length) < 20 and int(length) > BODY_LIMIT:
-        return _text(f"The form is over {BODY_LIMIT} bytes.", 413)
+        return _text(f"The form exceeds {BODY_LIMIT} bytes.", 413)
     return None
 
 

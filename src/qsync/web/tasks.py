@@ -1,11 +1,11 @@
-"""Tasks: lists by state, one task in full, and changes of one task."""
+"""Pages of tasks (lists by state, one task) and actions on one task."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -17,87 +17,91 @@ from qsync.inspector.tasks import RUNNABLE
 from qsync.state import UNFINISHED, TaskState
 from qsync.web.bulk_actions import back_to
 from qsync.web.pages import Mask, Site, links
-from qsync.web.query import LIMIT, PAGE, Fields, Wanted, wanted
+from qsync.web.query import DEFAULT_LIMIT, PAGE_SIZE, Fields, Selection, selection_of
 
 log = logging.getLogger("qsync.web")
 
-CURSOR = 600
+MAX_CURSOR_LENGTH: Final = 600
+MAX_SEARCHED: Final = 10**12
+QUEUE_CHOICES: Final = 500
 
 
 async def list_some(site: Site, request: Request) -> Response:
-    """Show the tasks of a queue in a state."""
+    """List the tasks of a queue, or of all, in a state."""
     fields = Fields(request.query_params.multi_items())
-    which = wanted(fields)
-    if which.state is TaskState.DEAD:  # the page of dead tasks has more actions
-        return RedirectResponse(links(request)("/dead", which.query))
-    return await listing(site, request, fields, which, "tasks")
+    selection = selection_of(fields)
+    if selection.state is TaskState.DEAD:  # the page of dead tasks has more actions
+        return RedirectResponse(links(request)("/dead", selection.query))
+    return await listing(site, request, fields, selection, "tasks")
 
 
 async def listing(
-    site: Site, request: Request, fields: Fields, which: Wanted, page: str
+    site: Site, request: Request, fields: Fields, selection: Selection, page: str
 ) -> Response:
     """Show a page of matching tasks; without a queue, of all queues."""
     queues = (await site.inspector.overview()).queues
-    if len(queues) == 1 and not which.queue:
-        which = replace(which, queue=queues[0].name)
-    limit = fields.number("limit", LIMIT, 1, PAGE)
-    found = None
-    info = next((one for one in queues if one.name == which.queue), None)
-    if which.queue and info is None:
-        info = await site.inspector.queue(which.queue)
-    cursor = fields.text("cursor", CURSOR) or None
-    if not which.queue and queues:
-        names = [one.name for one in queues if one.states[which.state]]
-        found = await site.inspector.tasks_of(
-            names, which.state, limit=limit, cursor=cursor, filter=which.filter
+    if len(queues) == 1 and not selection.queue:
+        selection = replace(selection, queue=queues[0].name)
+    limit = fields.number("limit", DEFAULT_LIMIT, 1, PAGE_SIZE)
+    result = None
+    info = next((queue for queue in queues if queue.name == selection.queue), None)
+    if selection.queue and info is None:
+        info = await site.inspector.queue(selection.queue)
+    cursor = fields.text("cursor", MAX_CURSOR_LENGTH) or None
+    if not selection.queue and queues:
+        names = [queue.name for queue in queues if queue.states[selection.state]]
+        result = await site.inspector.tasks_of(
+            names, selection.state, limit=limit, cursor=cursor, filter=selection.filter
         )
-    if which.queue:
-        found = await site.inspector.tasks(
-            which.queue, which.state, limit=limit, cursor=cursor, filter=which.filter
+    if selection.queue:
+        result = await site.inspector.tasks(
+            selection.queue, selection.state, limit=limit, cursor=cursor, filter=selection.filter
         )
-    infos = [info] if which.queue else queues
-    counts = {state: sum(one.states[state] for one in infos if one) for state in TaskState}
+    infos = [info] if selection.queue else queues
+    counts = {state: sum(queue.states[state] for queue in infos if queue) for state in TaskState}
     return site.page(
-        request, page, which=which, found=found, counts=counts, cursor=cursor,
-        queues=_names(queues, which), limit=limit if limit != LIMIT else None,
+        request, page, selection=selection, listing=result, counts=counts, cursor=cursor,
+        searched=fields.number("searched", 0, 0, MAX_SEARCHED) + (result.scanned if result else 0),
+        queues=_queue_choices(queues, selection), limit=limit if limit != DEFAULT_LIMIT else None,
     )  # fmt: skip
 
 
-def _names(queues: list[QueueInfo], which: Wanted) -> list[tuple[str, int]]:
+def _queue_choices(queues: list[QueueInfo], selection: Selection) -> list[tuple[str, int]]:
     """Return the queues to choose from, with the number of tasks that each has in the state."""
-    found = [(info.name, info.states[which.state]) for info in queues]
-    if which.queue and which.queue not in dict(found):
-        found.append((which.queue, 0))
-    return sorted(found, key=lambda one: (not one[1], one[0]))[:500]
+    choices = [(info.name, info.states[selection.state]) for info in queues]
+    if selection.queue and selection.queue not in dict(choices):
+        choices.append((selection.queue, 0))
+    return sorted(choices, key=lambda choice: (not choice[1], choice[0]))[:QUEUE_CHOICES]
 
 
 async def find(site: Site, request: Request) -> Response:
     """Find a task by its id, in any queue."""
     id = Fields(request.query_params.multi_items()).text("id").strip()
     if not id:
-        return site.page(request, "find", id="", found=[], problem="")
+        return site.page(request, "find", id="", rows=[], problem="")
     try:
-        found = await site.inspector.find(id)
+        rows = await site.inspector.find(id)
     except InvalidTask:
-        problem = "An id is 1 to 128 printable ASCII characters without spaces."
-        return site.page(request, "find", status=400, id=id, found=[], problem=problem)
-    if len(found) == 1:
-        return RedirectResponse(links(request)("/task", queue=found[0].queue, id=id), 303)
-    return site.page(request, "find", status=200 if found else 404, id=id, found=found, problem="")
+        problem = "Invalid id: use 1 to 128 printable ASCII characters without spaces."
+        return site.page(request, "find", status=400, id=id, rows=[], problem=problem)
+    if len(rows) == 1:
+        return RedirectResponse(links(request)("/task", queue=rows[0].queue, id=id), 303)
+    return site.page(request, "find", status=200 if rows else 404, id=id, rows=rows, problem="")
 
 
 async def show(site: Site, request: Request) -> Response:
     """Show one task, and why it is not running yet."""
     fields = Fields(request.query_params.multi_items())
     id, queue = fields.text("id"), fields.text("queue") or "default"
-    task, told = await asyncio.gather(
+    task, explanation = await asyncio.gather(
         site.inspector.task(id, queue=queue), site.inspector.explain(id, queue=queue)
     )
     if task is None:
-        return site.page(request, "gone", status=404, id=id, queue=queue, sentence=told.sentence)
+        return site.page(request, "gone", status=404, id=id, explanation=explanation)
     payload, hidden = await _payload(site, task)
     return site.page(
-        request, "task", task=task, row=task.row, told=told, payload=payload, hidden=hidden,
+        request, "task", task=task, row=task.row, explanation=explanation,
+        payload=payload, hidden=hidden,
         masked=site.mask is not None, runnable=task.row.state in RUNNABLE,
         cancellable=task.row.state in UNFINISHED,
     )  # fmt: skip
@@ -116,12 +120,12 @@ def _masked(mask: Mask, task: TaskDetail) -> tuple[Shown | None, str]:
         masked: Any = mask(task.row.type, task.payload)
     except Exception as error:
         log.warning("the mask of payloads failed: %s", type(error).__name__)
-        return None, f"The mask failed with {type(error).__name__}, so nothing is shown."
+        return None, f"Hidden: the mask failed with {type(error).__name__}."
     if isinstance(masked, str):
         return show_bytes(masked.encode(errors="backslashreplace"), is_value=False), ""
     if isinstance(masked, bytes):
         return show_bytes(masked, is_value=task.is_value), ""
-    return None, "The mask returned neither text nor bytes, so nothing is shown."
+    return None, "Hidden: the mask returned neither text nor bytes."
 
 
 async def run(site: Site, request: Request) -> Response:
@@ -129,19 +133,17 @@ async def run(site: Site, request: Request) -> Response:
     form = await site.form(request)
     id, queue = form.text("id"), form.text("queue")
     change = await site.inspector.run(id, queue=queue, state=form.text("state") or None)
-    return _after(site, request, change, id, queue, "The task is pending: it runs as soon as a "
-                  "server takes it.")  # fmt: skip
+    return _after(site, request, change, id, queue, "The task is pending.")  # fmt: skip
 
 
 async def cancel(site: Site, request: Request) -> Response:
-    """Cancel a task; if it runs, tell its server to stop it."""
+    """Cancel a task; the server of a running one is told to stop it."""
     form = await site.form(request)
     id, queue = form.text("id"), form.text("queue")
     change = await site.inspector.cancel(id, queue=queue)
-    told = (
-        "Its server has been told to stop it." if change.outcome == "told" else "It is cancelled."
-    )
-    return _after(site, request, change, id, queue, told)
+    is_running = change.outcome == "told"
+    text = "The server was told to stop the task." if is_running else "The task is cancelled."
+    return _after(site, request, change, id, queue, text)
 
 
 async def delete(site: Site, request: Request) -> Response:
@@ -150,8 +152,8 @@ async def delete(site: Site, request: Request) -> Response:
     id, queue = form.text("id"), form.text("queue")
     if form.text("sure") != "yes":
         return site.confirm(
-            request, form, title="Delete this task?", items=[id], button="Delete the task",
-            text="It leaves the queue with its payload, its error and its history.",
+            request, form, title="Delete this task?", items=[id], button="Delete task",
+            text="This deletes its payload, its errors and its history. It cannot be undone.",
             back=back_to(request, "/task", queue=queue, id=id),
         )  # fmt: skip
     change = await site.inspector.delete(id, queue=queue, state=form.text("state") or None)
@@ -171,13 +173,13 @@ def _after(
 
 
 def failed(change: Change) -> str:
-    """Say why nothing was changed."""
+    """Return why nothing was changed."""
     match change.outcome:
         case "duplicate":
-            return f"It stays where it is: task {change.holder} has its unique lock."
+            return f"Not changed: task {change.holder} holds the unique lock."
         case "too_late":
-            return f"It is {change.state} by now, so nothing was done."
+            return f"Not changed: the task is now {change.state}."
         case "refused":
             return f"Not possible: {change.why}."
         case _:
-            return "It is not there any more."
+            return "Not found: it no longer exists."

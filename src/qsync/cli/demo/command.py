@@ -45,7 +45,7 @@ def demo(
     from rich.console import Console  # it takes long to import, and other commands do without
 
     from qsync.cli.demo.screen import print_summary
-    from qsync.cli.text import print_json
+    from qsync.cli.output import print_json
 
     console = Console(stderr=as_json)
     if not console.is_terminal:

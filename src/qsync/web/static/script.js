@@ -1,6 +1,6 @@
-// Everything works without this. With it, open pages stay up to date: parts marked data-live are
-// compared with a fresh copy and only what differs is changed, so that ticks, focus, scrolling and
-// open details stay as they are.
+// The dashboard works without this script. With it, open pages stay up to date: parts marked data-live
+// are compared with a fresh copy and only what differs is changed, so that ticks, focus, scrolling
+// and open details stay as they are.
 "use strict";
 
 const least = 2;
@@ -8,6 +8,7 @@ const every = Math.max(least, Number(document.body.dataset.refresh) || 5) * 1000
 const live = document.getElementById("live");
 let paused = false;
 let timer = 0;
+let since = null; // when the connection was lost
 
 const keyOf = (node) => (node.nodeType === 1 ? node.dataset.key || node.id : "") || "";
 const alike = (a, b) => a.nodeName === b.nodeName && keyOf(a) === keyOf(b);
@@ -34,7 +35,7 @@ function morph(old, fresh) {
   const keyed = new Map([...old.childNodes].filter(keyOf).map((node) => [keyOf(node), node]));
   let at = old.firstChild;
   for (const child of [...fresh.childNodes]) {
-    // A row with a tick stays where it is, even when the fresh page has it no more.
+    // A selected row stays, even if the fresh page no longer has it.
     while (at && ticked(at) && !fresh.querySelector(`[data-key="${CSS.escape(keyOf(at))}"]`)) at = at.nextSibling;
     const known = keyOf(child) && keyed.get(keyOf(child));
     if (known && known.nodeName === child.nodeName) {
@@ -66,7 +67,7 @@ async function refresh() {
     const answer = await fetch(location.href, { headers: { "X-Qsync-Refresh": "1" } });
     if (answer.status === 401 || answer.status === 403) {
       paused = true;
-      say("not up to date: sign in again");
+      say("Signed out: reload the page to sign in");
       return;
     }
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
@@ -75,9 +76,11 @@ async function refresh() {
     if (answer.status >= 500 || !found.some(Boolean)) throw new Error("no such part");
     parts.forEach((part, at) => found[at] && alike(part, found[at]) && !part.isEqualNode(found[at]) && morph(part, found[at]));
     count();
+    since = null;
     say("live");
   } catch {
-    say(`not up to date since ${new Date().toLocaleTimeString()}: trying again`);
+    since = since || new Date();
+    say(`Disconnected since ${since.toLocaleTimeString()}, retrying`);
   }
 }
 
@@ -94,7 +97,10 @@ function count() {
     if (!all) continue;
     all.checked = on > 0 && on === boxes.length;
     all.indeterminate = on > 0 && on < boxes.length;
-    all.title = `${on} of ${boxes.length} ticked`;
+    all.title = `${on} of ${boxes.length} selected`;
+    for (const button of form.querySelectorAll("[data-counted]")) {
+      button.textContent = button.dataset.counted.replace("#", on ? ` (${on})` : "");
+    }
   }
 }
 
@@ -103,7 +109,7 @@ function addAll(form) {
   if (!head) return null;
   const all = Object.assign(document.createElement("input"), { type: "checkbox" });
   all.dataset.own = "1";
-  all.setAttribute("aria-label", "Tick all of this page");
+  all.setAttribute("aria-label", "Select all on this page");
   all.addEventListener("change", () => {
     for (const box of form.querySelectorAll("tbody input[type=checkbox]")) box.checked = all.checked;
     count();
@@ -118,3 +124,16 @@ count();
 if (document.querySelector("[data-live]")) again();
 const onward = document.querySelector("form[data-continue]");
 if (onward) setTimeout(() => onward.requestSubmit(), 300);
+
+// A page without a match searches on by itself until it is stopped.
+const search = document.querySelector("a[data-search]");
+if (search) {
+  const following = setTimeout(() => location.replace(search.href), 300);
+  const stop = Object.assign(document.createElement("button"), { type: "button", textContent: "Stop" });
+  stop.dataset.own = "1";
+  stop.addEventListener("click", () => {
+    clearTimeout(following);
+    stop.remove();
+  });
+  search.after(stop);
+}

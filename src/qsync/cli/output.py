@@ -1,0 +1,161 @@
+"""Writes tables, lines and JSON to standard output.
+
+Texts of the store come from users: all that is printed here is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+
+from qsync.state import TaskState
+from qsync.worker.logs import escape
+
+if TYPE_CHECKING:  # rich takes long to import, and --json does without
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+PADDING: Final = 2
+MIN_WIDTH: Final = 8
+"""Smallest width of a column that shrinks, in characters."""
+
+UNLIMITED: Final = 1_000_000
+"""Width of a table that no terminal shows: nothing is cut."""
+
+COLOURS: Final[dict[str, str]] = {
+    TaskState.ACTIVE: "cyan",
+    TaskState.RETRY: "yellow",
+    TaskState.DEAD: "red",
+    TaskState.COMPLETED: "green",
+    TaskState.CANCELLED: "yellow",
+}
+
+_BEYOND_ASCII: Final = re.compile(r"[^\n -~]")
+
+
+class Column(NamedTuple):
+    """A column of a table. On a narrow terminal, only columns that `shrink` are cut."""
+
+    name: str
+    right: bool = False
+    shrink: bool = False
+
+
+class Cell(NamedTuple):
+    """A text with a style."""
+
+    text: str
+    style: str = ""
+
+
+Row: TypeAlias = Sequence[str | Cell]
+
+
+def count_cell(count: int, style: str = "") -> Cell:
+    """Return a cell for a count; 0 is dim."""
+    return Cell(f"{count:,}", style if count else "dim")
+
+
+def state_cell(state: str) -> Cell:
+    """Return a cell for a state, in its colour."""
+    return Cell(state, COLOURS.get(state, ""))
+
+
+def print_json(value: Any) -> None:
+    """Print one indented JSON document, without characters that control a terminal."""
+    text = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode()
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    print_raw(_BEYOND_ASCII.sub(_escape_unprintable if is_unicode else _json_escape, text))
+
+
+def _escape_unprintable(match: re.Match[str]) -> str:
+    return match[0] if match[0].isprintable() else _json_escape(match)
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\u{code:04x}" if code < 0x80 else json.dumps(match[0])[1:-1]
+
+
+def print_raw(text: str) -> None:
+    """Print a text as it is; characters that the encoding of standard output lacks are escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+
+
+def print_line(text: str, style: str = "") -> None:
+    """Print one line, however long."""
+    out = console()
+    if style and out.is_terminal:
+        from rich.text import Text
+
+        print_raw(render(out, Text(escape(text), style), soft_wrap=True))
+    else:
+        print_raw(escape(text))
+
+
+def escaped_lines(text: str) -> list[str]:
+    """Return the lines of a text, each of them escaped."""
+    return [escape(line.expandtabs()) for line in text.rstrip("\n").split("\n")]
+
+
+def print_table(columns: Sequence[Column], rows: Sequence[Row]) -> None:
+    """Print the rows, one line each; nothing without rows.
+
+    A table fits the width of the terminal. Elsewhere nothing is cut.
+    """
+    if not rows:
+        return
+    out = console()
+    if not out.is_terminal:
+        out.width = UNLIMITED
+    print_raw(render(out, table(columns, rows)))
+
+
+def console() -> Console:
+    """Return standard output; it has colours only on a terminal that supports them."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def render(out: Console, what: RenderableType, *, soft_wrap: bool = False) -> str:
+    """Return what the console prints, without spaces at ends of lines; nothing is cropped."""
+    with out.capture() as captured:
+        out.print(what, soft_wrap=soft_wrap, crop=False)
+    return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n"))
+
+
+def table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
+    """Return a table for a console."""
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, padding=(0, PADDING, 0, 0), pad_edge=False, header_style="bold")
+    texts = [[_text(cell) for cell in row] for row in rows]
+    for index, column in enumerate(columns):
+        widths = [cell_len(column.name), *(row[index].cell_len for row in texts)]
+        widest = max(widths)
+        grid.add_column(
+            Text(column.name, no_wrap=True),
+            justify="right" if column.right else "left",
+            no_wrap=not column.shrink,
+            min_width=min(widest, max(MIN_WIDTH, widths[0])) if column.shrink else widest,
+            max_width=widest,
+        )
+    for row in texts:
+        grid.add_row(*row)
+    return grid
+
+
+def _text(cell: str | Cell) -> Any:
+    from rich.text import Text
+
+    text, style = cell if isinstance(cell, Cell) else (cell, "")
+    return Text(escape(text), style, no_wrap=True, overflow="ellipsis")

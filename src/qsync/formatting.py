@@ -1,0 +1,106 @@
+"""Formats numbers, durations, sizes and times for people. Pure.
+
+The texts come from numbers and clocks only, so they need no escaping.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+from typing import Final
+
+_UNITS: Final = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in its largest two units: `0.25 s`, `1.5 s`, `4 min 10 s`, `2 d 5 h`."""
+    if seconds < 1:
+        return f"{max(seconds, 0.01):.2g} s"
+    if seconds < 9.95 and round(seconds, 1) % 1:
+        return f"{seconds:.1f} s"
+    return " ".join(_whole_units(seconds)[:2])
+
+
+def coarse_duration(seconds: float) -> str:
+    """Return a duration in its largest unit: `1.5 s`, `4 min`, `2 d`."""
+    return " ".join(duration(seconds).split(" ")[:2])
+
+
+def _whole_units(seconds: float) -> list[str]:
+    """Return the largest unit of a duration, followed by the next one unless it is 0."""
+    left, parts = round(seconds), list[str]()
+    for unit, size in _UNITS:
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count} {unit}")
+        elif parts:
+            break
+    return parts
+
+
+def relative(time: datetime | None) -> str:
+    """Return `3 min 4 s ago` or `in 2 h` by this machine's clock; empty if unknown."""
+    if time is None:
+        return ""
+    seconds = (time - datetime.now(UTC)).total_seconds()
+    if round(abs(seconds)) < 1:
+        return "now"
+    length = " ".join(_whole_units(abs(seconds))[:2])
+    return f"in {length}" if seconds > 0 else f"{length} ago"
+
+
+def utc_time(time: datetime | None) -> str:
+    """Return a time in UTC, to the second; empty if unknown."""
+    return "" if time is None else f"{time:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def local_time(time: datetime) -> str:
+    """Return a time in this machine's zone, to the second."""
+    with contextlib.suppress(OverflowError, ValueError):  # near the years 1 and 9999
+        time = time.astimezone()
+    return f"{time:%Y-%m-%d %H:%M:%S %Z}"
+
+
+def count(number: float | None) -> str:
+    """Return a count as `1,234,567`; empty if unknown."""
+    return "" if number is None else f"{number:,.0f}"
+
+
+def short_count(number: float) -> str:
+    """Return a number in few characters: `987`, `12.3k`, `4.5M`."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size * (10 if unit == "k" else 1):
+            return f"{number / size:.3g}{unit}"
+    return f"{number:,.0f}" if number >= 10 or number == int(number) else f"{number:.2g}"
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a count with its noun: `1 task`, `1,234 tasks`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def ordinal(number: int) -> str:
+    """Return `1st`, `2nd`, `3rd`, `4th`, `11th`, `1,520th`."""
+    suffixes = {1: "st", 2: "nd", 3: "rd"}
+    suffix = "th" if number % 100 in (11, 12, 13) else suffixes.get(number % 10, "th")
+    return f"{number:,}{suffix}"
+
+
+def size(number: int | None) -> str:
+    """Return a size in bytes: `321 B`, `1.2 MiB`; empty if unknown."""
+    if number is None:
+        return ""
+    left = float(number)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if left < 1024 or unit == "GiB":
+            break
+        left /= 1024
+    return f"{number} B" if unit == "B" else f"{left:,.1f} {unit}"
+
+
+def percent(progress: tuple[float, float] | None) -> str:
+    """Return the progress of a handler: `30%`, or its count if it gave no total."""
+    if progress is None:
+        return ""
+    done, total = progress
+    return f"{done / total:.0%}" if total > 0 else f"{done:g}"
