@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
@@ -17,7 +16,7 @@ from qsync.broker.client_objects import AnyClient
 from qsync.broker.credentials import CredentialProvider
 from qsync.client import AsyncClient, Client
 from qsync.connections import PREFIX, Connections
-from qsync.errors import ConfigError, InvalidTask
+from qsync.errors import ConfigError, at_definition
 from qsync.hooks import Event, F, check_event
 from qsync.inspector import Inspector
 from qsync.instrumentation import Extension
@@ -98,8 +97,8 @@ class Qsync:
     ) -> None:
         if prefix is None:
             prefix = os.environ.get(PREFIX) or "qsync"
-        with _registering():
-            self.prefix = check_name("prefix", prefix)
+        with at_definition():
+            check_name("prefix", prefix)
         self._connections = Connections(
             url,
             prefix=prefix,
@@ -121,6 +120,11 @@ class Qsync:
 
     def __repr__(self) -> str:
         return f"<Qsync {self.prefix} at {self._connections}>"
+
+    @property
+    def prefix(self) -> str:
+        """Start of all keys in the store."""
+        return self._connections.prefix
 
     # Clients and servers.
 
@@ -361,7 +365,7 @@ class Qsync:
         has no value (except TaskInfo as the first), or `id`, `deadline` or `process_at` is given:
         these cannot be the same for all ticks.
         """
-        with _registering():
+        with at_definition():
             schedule = schedule_of(cron, every, tz)
         settings = {
             "executor": executor,
@@ -380,7 +384,7 @@ class Qsync:
             if known and self._mux.find(function.name) is not function.handler:
                 raise ConfigError(f"periodic: {function!r} is a task of another app")
             task = function if known else self._make(function, name, settings)
-            with _registering():
+            with at_definition():
                 periodic = Periodic(name or task.name, schedule, missed)
                 used = task.options(**options) if known else task
                 checked = self._check(used, periodic, arguments)
@@ -401,7 +405,7 @@ class Qsync:
     ) -> TaskFunction[..., Any, ..., Any]:
         options = dict(settings)
         of_handler = ("executor", "middleware", "retry_for", "dont_retry_for")
-        with _registering():
+        with at_definition():
             return TaskFunction(
                 function,
                 self._connections,
@@ -437,12 +441,3 @@ class Qsync:
         if periodic.name in self._periodics:
             raise ConfigError(f"periodic {periodic.name!r}: there is one already; give a name=")
         return PeriodicTask(periodic, partial(task.build, **given) if given else task.build)
-
-
-@contextlib.contextmanager
-def _registering() -> Iterator[None]:
-    """Turn InvalidTask into ConfigError: at definition time the mistake is in the program."""
-    try:
-        yield
-    except InvalidTask as error:
-        raise ConfigError(str(error)) from error

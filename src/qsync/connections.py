@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,12 @@ _NO_URL = (
     "redis+cluster://h1:p,h2:p, redis+sentinel://h1:p,h2:p/service, or embedded:// for a private "
     f"store in a folder) or a client of redis-py, or set {URL}"
 )
+
+
+ClientTypes = tuple[Callable[..., Client], Callable[..., AsyncClient]]
+
+_OF_STORE = ("_where", "prefix", "_options", "_blocking", "_by_loop", "client_types")
+"""Attributes of Connections that depend on the store."""
 
 
 class Connections:
@@ -99,10 +105,12 @@ class Connections:
         self.around_enqueue: list[AroundEnqueue] = []
         """What extensions do around each enqueue, the first one outermost."""
         self.hooks = Hooks()
+        self.client_types: ClientTypes | None = None
+        """Classes of clients that run tasks in place, in tests; None: the usual ones."""
         self.sender: Sender | None = None
         """Sender of the task functions; None: the shared clients send at once."""
         self._blocking: dict[int, Client] = {}
-        self._by_loop: dict[asyncio.AbstractEventLoop, _LoopClient] = {}
+        self._by_loop: dict[asyncio.AbstractEventLoop, LoopClient] = {}
 
     def copy(self, *, prefix: str, patience: float) -> Connections:
         """Return a copy for another prefix and patience (seconds), without the shared clients."""
@@ -116,6 +124,26 @@ class Connections:
         if not isinstance(self._where, Address):
             raise ConfigError("credential_provider: an embedded:// store has no users")
         return with_provider(self._where, provider)
+
+    @contextlib.contextmanager
+    def pointed_at(
+        self, address: Address, prefix: str, client_types: ClientTypes | None = None
+    ) -> Iterator[None]:
+        """Use another store and prefix within the block; the caller closes the shared clients of
+        the block before its end."""
+        before = {name: vars(self)[name] for name in _OF_STORE}
+        self._where, self.prefix, self.client_types = address, prefix, client_types
+        self._options = {**self._options, "prefix": prefix}
+        self._blocking, self._by_loop = {}, {}
+        try:
+            yield
+        finally:
+            vars(self).update(before)
+
+    @property
+    def by_loop(self) -> dict[asyncio.AbstractEventLoop, LoopClient]:
+        """Return the shared clients of event loops."""
+        return self._by_loop.copy()
 
     def __str__(self) -> str:
         where = self._where
@@ -154,15 +182,17 @@ class Connections:
 
     def client_of(self, broker: Broker, **options: Any) -> Client:
         """Return a new blocking client of a broker, with the app's extensions and hooks."""
-        if not self._wraps:
+        if self.client_types is None and not self._wraps:
             return Client(broker, **options)
-        return WrappedClient(self.around_enqueue, self.hooks, broker, **options)
+        kind = self.client_types[0] if self.client_types else WrappedClient
+        return kind(self.around_enqueue, self.hooks, broker, **options)
 
     def async_client_of(self, broker: AsyncBroker, **options: Any) -> AsyncClient:
         """Return a new asynchronous client of a broker, with the app's extensions and hooks."""
-        if not self._wraps:
+        if self.client_types is None and not self._wraps:
             return AsyncClient(broker, **options)
-        return WrappedAsyncClient(self.around_enqueue, self.hooks, broker, **options)
+        kind = self.client_types[1] if self.client_types else WrappedAsyncClient
+        return kind(self.around_enqueue, self.hooks, broker, **options)
 
     @property
     def _wraps(self) -> bool:
@@ -198,7 +228,7 @@ class Connections:
         kept = self._by_loop.get(loop)
         if kept is None:
             self._forget_closed_loops()
-            kept = self._by_loop[loop] = _LoopClient(self.async_client(), self._forget_loop)
+            kept = self._by_loop[loop] = LoopClient(self.async_client(), self._by_loop)
         return kept.client
 
     def enqueue(self, task: Task[Any]) -> Handle[Any]:
@@ -251,25 +281,24 @@ class Connections:
             await kept.aclose()
         self.close()
 
-    def _forget_loop(self) -> None:
-        self._by_loop.pop(asyncio.get_running_loop(), None)
-
     def _forget_closed_loops(self) -> None:
         for loop in list(self._by_loop):
             if loop.is_closed():
                 self._by_loop.pop(loop, None)
 
 
-class _LoopClient:
+class LoopClient:
     """A client that is closed when its event loop shuts down.
 
     The only hook for the end of an event loop is that it closes asynchronous generators that have
     started and not finished. So this class starts one, whose `finally` closes the client.
     """
 
-    def __init__(self, client: AsyncClient, forget: Callable[[], None]) -> None:
+    def __init__(
+        self, client: AsyncClient, shared: dict[asyncio.AbstractEventLoop, LoopClient]
+    ) -> None:
         self.client = client
-        self._forget = forget
+        self._shared = shared
         self._guard = self._until_closed()
         with contextlib.suppress(StopIteration):
             self._guard.asend(None).send(None)  # run to its yield; it awaits nothing before
@@ -278,7 +307,9 @@ class _LoopClient:
         try:
             yield
         finally:
-            self._forget()
+            loop = asyncio.get_running_loop()
+            if self._shared.get(loop) is self:
+                del self._shared[loop]
             await self.client.aclose()
 
     async def aclose(self) -> None:

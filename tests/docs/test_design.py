@@ -235,12 +235,12 @@ def _scripts_of(functions: dict[str, ast.FunctionDef], name: str, seen: set[str]
 
 
 def callers(of: list[str]) -> set[str]:
-    """The files that name one of these operations."""
+    """The files that name one of these operations, without the kit for tests of users."""
     pattern = re.compile("|".join(rf"(?<![\w.]){re.escape(name)}\b" for name in of))
     return {
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*.py")
-        if pattern.search(path.read_text("utf-8"))
+        if path.parent.name != "testing" and pattern.search(path.read_text("utf-8"))
     }
 
 

@@ -32,7 +32,7 @@ ERRORS = PAGES["reference/errors.md"]
 
 PUBLIC = (
     "__init__.py",
-    "testing.py",
+    "testing/__init__.py",
     "web/__init__.py",
     "inspector/__init__.py",
     *sorted(

@@ -19,7 +19,14 @@ from qsync.broker import redis_clients
 from qsync.broker.base import DEFAULT, MAP_S, BaseBroker, Patience, ends_in, exchange_end
 from qsync.broker.blocking_pool import Pool, limit_socket
 from qsync.broker.call import Call, Durability
-from qsync.broker.error_mapping import LIBRARY_ERRORS, is_demoted, mapped_errors, unavailable
+from qsync.broker.error_mapping import (
+    LIBRARY_ERRORS,
+    Fault,
+    classify,
+    is_demoted,
+    mapped_errors,
+    unavailable,
+)
 from qsync.broker.exchanges import Exchanges, in_cluster, probe_durability, send_calls
 from qsync.broker.listeners import Subscription
 from qsync.broker.protocol import noop, pack_commands
@@ -83,6 +90,21 @@ class Broker(BaseBroker[Pool]):
         if isinstance(reply, BaseException):
             raise unavailable(reply, self.address) from reply
         return time.perf_counter() - began
+
+    def ask(self, *command: str | bytes | int, key: str = "") -> Any:
+        """Run a plain command; return the raw reply, or None if the store refuses the command.
+
+        In a cluster it runs on the node that holds `key`. Raises StoreUnavailable without a reply.
+        """
+        ends = ends_in(self._read_timeout)
+        with mapped_errors(self.address):
+            node = self._node_of(key, ends)
+        [reply] = self._exchange(self._pool_for(node), [command], ends)
+        if not isinstance(reply, BaseException):
+            return reply
+        if isinstance(reply, failures.ResponseError) and classify(reply) is not Fault.TRANSIENT:
+            return None
+        raise unavailable(reply, self.address) from reply
 
     def subscribe(self, node: Node | None) -> Subscription:
         """Return a subscription to a node's sharded channels, on a connection of its own.

@@ -32,7 +32,7 @@ from qsync.server.pool_process import HandlerError
 from qsync.server.process_pool import ProcessPool
 from qsync.server.queue_state import Claim
 from qsync.server.stopping import HungHandlers
-from qsync.server.thread_pool import ThreadPool
+from qsync.server.thread_pool import ThreadPool, Threads
 from qsync.task import PAYLOAD_LIMIT, TaskInfo
 
 Invoke = Callable[[TaskInfo, float | None], Awaitable[Any]]
@@ -58,11 +58,17 @@ class BoundHandler:
 class Invoker:
     """Builds the function that calls the handler of a type, once for each type."""
 
-    def __init__(self, config: Config, mux: Mux, hung: HungHandlers | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        mux: Mux,
+        hung: HungHandlers | None = None,
+        threads: Threads | None = None,
+    ) -> None:
         self._mux = mux
         self._middleware = config.middleware
         self._ways: dict[str, BoundHandler] = {}
-        self._threads = ThreadPool(config.thread_count, hung)
+        self._threads = threads or ThreadPool(config.thread_count, hung)
         self._config = config
         needed = any(handler.place == "process" for handler in mux.handlers)
         self._processes = ProcessPool(config.processes) if needed else None
@@ -150,7 +156,7 @@ def _on_loop(handler: Handler) -> Invoke:
     return invoke
 
 
-def _in_thread(handler: Handler, threads: ThreadPool, around: Sequence[Middleware]) -> Invoke:
+def _in_thread(handler: Handler, threads: Threads, around: Sequence[Middleware]) -> Invoke:
     call: Callable[[TaskInfo], Any] = partial(_call_in_thread, handler)
     for middleware in reversed(around):
         call = partial(_around_call, middleware, call)

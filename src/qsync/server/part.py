@@ -22,8 +22,10 @@ class Part(Protocol):
 class AtStop:
     """A part that only has something to do when the server stops."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, *, closes: bool = False) -> None:
         self._work = work
+        self.closes = closes
+        """True if the work only frees resources of this process."""
 
     async def start(self) -> None:
         """Do nothing."""

@@ -42,6 +42,7 @@ from qsync.server.periodic import PeriodicLoop, PeriodicTask
 from qsync.server.permission_check import check_permissions
 from qsync.server.pipelined_calls import Together
 from qsync.server.queue_state import QueueState
+from qsync.server.replaced_parts import ReplacedParts
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.runner import Runner
 from qsync.server.settler import Settler
@@ -98,6 +99,7 @@ class Server:
         self.client_type: Callable[..., Client] = Client
         self.async_client_type: Callable[..., AsyncClient] = AsyncClient
         """Class of `current().client` on the event loop; in a thread it is `client_type`."""
+        self.replaced = ReplacedParts()
         self.hooks = Hooks()
         """Hooks of the server's tasks; add to them before the start."""
         self._on_stop_order: Callable[[], object] | None = None
@@ -231,8 +233,8 @@ class Server:
 
     async def _start(self) -> None:
         config = self.config = self.config.fitted(self.mux)
-        self._broker = AsyncBroker(self.address)
-        await self._start_part(AtStop(self._broker.aclose))
+        self._broker: AsyncBroker = self.replaced.broker(self.address)
+        await self._start_part(AtStop(self._broker.aclose, closes=True))
         info = await read_store_info(
             self._broker, self._outage, self._stopping, wait=self.wait_for_store
         )
@@ -243,8 +245,8 @@ class Server:
         await check_permissions(self._broker, [lane.keys for lane in self._lanes])
         client = self.async_client_type(self._broker, prefix=self.prefix)
         client.lent = True
-        await self._start_part(AtStop(partial(_take_back, client)))
-        await self._start_part(AtStop(self._close_blocking_client))
+        await self._start_part(AtStop(partial(_take_back, client), closes=True))
+        await self._start_part(AtStop(self._close_blocking_client, closes=True))
         waits = Waits(
             config.weights, config.concurrency, config.thread_count,
             on_stuck=lambda: self._control.announce_now(),
@@ -253,7 +255,7 @@ class Server:
         if config.lifespan is not None:
             exits = contextlib.AsyncExitStack()
             context.state = await exits.enter_async_context(config.lifespan())
-            await self._start_part(AtStop(exits.aclose))
+            await self._start_part(AtStop(exits.aclose, closes=True))
         for part in self._make_parts(context):
             await self._start_part(part)
         log.info("server %s is ready: queues %s at %s", self.id, config.weights, self.address)
@@ -271,13 +273,13 @@ class Server:
         """
         config, outage = self.config, self._outage
         hung = HungHandlers(self._max_hung, self._on_too_many_hung)
-        invoker = Invoker(config, self.mux, hung)
+        invoker = Invoker(config, self.mux, hung, self.replaced.threads)
         rivals = Rivals(self._broker, self.prefix, self.id)
         hooks = HookCalls(self.hooks, invoker) if self.hooks else None
         settlers = self._make_runner(invoker, rivals, hung, context, hooks)
         runner, capacity = self._runner, self._capacity
         leases = self._make_lease_keeper()
-        fetcher = Fetcher(
+        fetcher = self._fetcher = Fetcher(
             self.holder, config, self._broker, self._lanes, runner, capacity, leases, outage,
             CrashLog(self._broker, hooks),
         )  # fmt: skip
@@ -289,10 +291,10 @@ class Server:
         self._health = HealthProbe(config, self._lanes, capacity, control, watchdog)
         shutdown = Shutdown(config, capacity, runner.stopping, fetcher, settlers, self._force)
         return [
-            AtStop(invoker.aclose),
-            AtStop(rivals.aclose),
-            AtStop(runner.aclose),
-            AtStop(fetcher.aclose),
+            AtStop(invoker.aclose, closes=True),
+            AtStop(rivals.aclose, closes=True),
+            AtStop(runner.aclose, closes=True),
+            AtStop(fetcher.aclose, closes=True),
             AtStop(control.withdraw),
             Loops(self._on_broken, control.announce, control.read_inbox, control.watch_stale),
             self._make_ticks(),
@@ -329,6 +331,8 @@ class Server:
         return list(settlers.values())
 
     def _make_ticks(self) -> Loops:
+        if not self.replaced.ticks:
+            return Loops(self._on_broken)
         broker, prefix, outage = self._broker, self.prefix, self._outage
         periodic = PeriodicLoop(broker, prefix, self._periodic, outage)
         return Loops(self._on_broken, periodic.run, StoredTicks(broker, prefix, outage).run)
@@ -402,6 +406,27 @@ class Server:
         self._stopping.set()
         async with self._stop_once:
             await self._stop()
+
+    async def abort(self) -> None:
+        """End the server as a crash does, for tests: settle nothing, and hand nothing back.
+
+        Its leases are still in the store. Handlers on the event loop are cancelled.
+        """
+        self._stopping.set()
+        async with self._stop_once:
+            await self._parts.pop().stop()  # the loop that fetches
+            self._capacity.take_ready()
+            self._runner.stopping.stop_all("lost")
+            await self._fetcher.finish(0.0)
+            self._parts = [
+                part for part in self._parts if not isinstance(part, AtStop) or part.closes
+            ]
+            await self._stop()
+
+    @property
+    def idle(self) -> bool:
+        """True if the server holds no task."""
+        return not any(lane.held for lane in self._lanes)
 
     async def _stop(self) -> None:
         if not self._parts:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from qsync.server import fork_guard
 from qsync.server.pool_process import HandlerError
@@ -18,7 +18,7 @@ from qsync.server.process_pool import ProcessPool
 from qsync.server.queue_state import Claim, NotBegun
 from qsync.server.stopping import HUNG_AFTER_S, HungHandlers
 
-__all__ = ["HandlerError", "ProcessPool", "ThreadPool"]
+__all__ = ["HandlerError", "ProcessPool", "ThreadPool", "Threads"]
 
 log = logging.getLogger("qsync.server")
 
@@ -49,6 +49,26 @@ class _Call:
         self.replaced = False
         self.hung = False
         self.thread_ended = False
+
+
+class Threads(Protocol):
+    """The place where `def` handlers run."""
+
+    def submit(
+        self,
+        context: Context,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        claim: Claim | None = None,
+    ) -> asyncio.Future[Any]:
+        """Call the function in a thread and within the context; return a future of its result."""
+
+    def abandon(self, future: asyncio.Future[Any]) -> bool:
+        """Cancel the future of a call; return False if its function never begins."""
+
+    async def close(self, timeout: float) -> bool:  # noqa: ASYNC109 - it is no error to reach it
+        """Take no more calls; return False if some still run after `timeout` seconds."""
 
 
 class ThreadPool:

@@ -1,0 +1,14 @@
+"""For the tests of programs that use qsync: docs/testing.md.
+
+The fixtures `qsync` and `qsync_sync` of pytest are in the module `pytest_qsync`.
+"""
+
+from __future__ import annotations
+
+from qsync.testing.enqueued_tasks import EnqueuedTask
+from qsync.testing.handler_context import context
+from qsync.testing.inline import inline
+from qsync.testing.kit import Kit, SyncKit
+from qsync.testing.test_case import QsyncMixin
+
+__all__ = ["EnqueuedTask", "Kit", "QsyncMixin", "SyncKit", "context", "inline"]

@@ -1,0 +1,100 @@
+"""Runs coroutines on an event loop in a thread, and `def` handlers in the thread that waits.
+
+So a plain test sees what handlers do, and they what it has done, also where it belongs to the
+thread, such as the transaction of a database connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from contextvars import Context
+from functools import cache, partial
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from qsync.server.queue_state import Claim, NotBegun
+
+T = TypeVar("T")
+
+Call = Callable[[], None]
+
+
+class CallingThread:
+    """The thread that waits for a coroutine, as the place where `def` handlers run.
+
+    It takes the place of a server's ThreadPool, and runs one handler after another.
+    """
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Call | None] = SimpleQueue()
+
+    def submit(
+        self,
+        context: Context,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        claim: Claim | None = None,
+    ) -> asyncio.Future[Any]:
+        """Have the waiting thread call the function; return a future of its result."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+
+        def call() -> None:
+            try:
+                if claim is not None and not claim.may_begin():
+                    raise NotBegun
+                settle = partial(_set_result, future, context.run(function, *args, **kwargs))
+            except BaseException as error:
+                settle = partial(_set_error, future, error)
+            loop.call_soon_threadsafe(settle)
+
+        self._calls.put(call)
+        return future
+
+    def abandon(self, future: asyncio.Future[Any]) -> bool:
+        """Cancel the future of a call, whose function goes on if it has begun."""
+        return future.cancel()
+
+    async def close(self, timeout: float) -> bool:  # noqa: ASYNC109 - as ThreadPool.close
+        """Do nothing: the thread is not the pool's."""
+        return True
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run the coroutine on the event loop of the session, and calls here; return its value."""
+        done = run_on_loop(coroutine)
+        done.add_done_callback(lambda _: self._calls.put(None))
+        while (call := self._calls.get()) is not None:
+            call()
+        return done.result()
+
+
+def _set_result(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _set_error(future: asyncio.Future[Any], error: BaseException) -> None:
+    if future.done():
+        return
+    if isinstance(error, StopIteration):
+        raised = RuntimeError("the handler raised StopIteration")
+        raised.__cause__ = error
+        error = raised
+    future.set_exception(error)
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """Return an event loop that runs in a thread until the process ends."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="qsync-test-loop", daemon=True).start()
+    return loop
+
+
+def run_on_loop(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    """Run a coroutine on that loop; return a future of its value."""
+    return asyncio.run_coroutine_threadsafe(coroutine, _loop())

@@ -1,0 +1,125 @@
+"""Crashes of the server of a drain, at a chosen point."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from typing import Any, Final
+
+from qsync.broker.address import Address
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.call import Call
+from qsync.errors import ConfigError, QsyncError
+from qsync.keys import shorten
+from qsync.mux import CallNext
+from qsync.server.current import running
+from qsync.server.server import Server
+from qsync.task import TaskInfo
+
+POINTS: Final = (
+    "before handler", "during handler", "before complete", "after complete", "before failure",
+    "after failure",
+)  # fmt: skip
+"""Points at which the server of a drain can crash."""
+
+POLL_S: Final = 0.001
+"""Interval at which a handler is asked whether it has begun, in seconds."""
+
+SETTLING: Final = {"complete": "complete", "retry": "failure", "kill": "failure"}
+"""Ends of the names of points, by the scripts that tell the store of an outcome."""
+
+
+class CrashPlan:
+    """A point at which the next server crashes, once."""
+
+    def __init__(self, point: str) -> None:
+        if point not in POINTS:
+            msg = f"crash: there is no point {shorten(point)}; there are {', '.join(POINTS)}"
+            raise ConfigError(msg)
+        self.point = point
+        self.happened = False
+
+    def arm(self, server: Server) -> None:
+        """Have this server, which has not started, crash at the point."""
+        server.replaced.broker = self._broker
+        if self.point.endswith(" handler"):
+            server.add_outer_middleware(self._around)
+
+    def _broker(self, address: Address) -> AsyncBroker:
+        broker = CrashingBroker(address)
+        broker.plan = self
+        return broker
+
+    async def crash(self) -> None:
+        """Crash here; what runs here never goes on."""
+        self.happened = True
+        await asyncio.get_running_loop().create_future()
+
+    async def _around(self, task: TaskInfo, call_next: CallNext) -> Any:
+        if self.happened:
+            await self.crash()
+        if self.point == "before handler":
+            await self.crash()
+        handler = call_next()
+        try:
+            await _FirstStep(handler)
+            await _begun()
+            await self.crash()
+        finally:
+            _end(handler)
+
+
+async def _begun() -> None:
+    """Wait until a handler that waits for a thread or a process has it."""
+    leased = getattr(running.get(None), "_leased", None)
+    while leased is not None and leased.waits:  # noqa: ASYNC110 - a thread changes it, without an event
+        await asyncio.sleep(POLL_S)
+
+
+def _end(handler: Any) -> None:
+    """End the coroutine of a handler as a cancellation does."""
+    if not isinstance(handler, Coroutine):
+        return
+    with contextlib.suppress(BaseException):
+        handler.throw(asyncio.CancelledError())
+    handler.close()
+
+
+class _FirstStep:
+    """Awaits the first step of an awaitable: until it waits for something, or ends."""
+
+    def __init__(self, awaitable: Awaitable[Any]) -> None:
+        self._awaitable = awaitable
+
+    def __await__(self) -> Generator[Any, None, None]:
+        steps = self._awaitable.__await__()
+        if isinstance(steps, Generator) or hasattr(steps, "send"):
+            try:
+                steps.send(None)
+            except StopIteration:
+                return
+        yield from ()
+
+
+class CrashingBroker(AsyncBroker):
+    """A broker whose server crashes before or after it tells the store of an outcome."""
+
+    plan: CrashPlan | None = None
+
+    async def run_many(
+        self,
+        calls: Sequence[Call[Any]],
+        *,
+        ends: float = float("inf"),
+        overlap: Callable[[], None] = lambda: None,
+    ) -> list[Any | QsyncError]:
+        plan = self.plan
+        when, _, what = ("", "", "") if plan is None else plan.point.partition(" ")
+        if plan is None or what not in {SETTLING.get(call.script.name) for call in calls}:
+            return await super().run_many(calls, ends=ends, overlap=overlap)
+        if plan.happened or when == "before":
+            await plan.crash()
+        answers = await super().run_many(calls, ends=ends, overlap=overlap)
+        await plan.crash()
+        return answers

@@ -1,0 +1,144 @@
+"""The tasks that a test finds in the store."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from qsync.broker import views
+from qsync.broker.blocking import Broker
+from qsync.broker.views import PageKey
+from qsync.errors import ConfigError, InvalidTask
+from qsync.keys import GlobalKeys, QueueKeys, shorten
+from qsync.state import TaskState
+from qsync.task import TaskInfo, TaskStatus
+from qsync.task_function import TaskFunction
+
+WAITING: Final = (TaskState.ACTIVE, TaskState.PENDING, TaskState.RETRY, TaskState.SCHEDULED)
+"""States of tasks that have not ended."""
+
+PAGE: Final = 250
+"""Number of tasks in one call."""
+
+AnyTask = TaskFunction[..., Any, ..., Any] | str
+
+
+@dataclass(frozen=True, slots=True)
+class EnqueuedTask:
+    """A task in the store that has not ended.
+
+    `arguments` are those of its function by name, with the defaults, as the handler gets them; for
+    a type of a Mux, the payload under the name `payload`. `status` is its state, due time, options
+    and attempts.
+    """
+
+    arguments: Mapping[str, Any]
+    status: TaskStatus
+
+    @property
+    def id(self) -> str:
+        """Id of the task."""
+        return self.status.id
+
+    @property
+    def queue(self) -> str:
+        """Queue of the task."""
+        return self.status.queue
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        state = self.status.state.value
+        return f"{self.status.type}({given}) on queue {self.queue}, {state}"
+
+
+def enqueued(broker: Broker, prefix: str, task: AnyTask) -> list[EnqueuedTask]:
+    """Return the tasks of this function or type that have not ended, in the order of enqueue."""
+    if not isinstance(task, TaskFunction | str):
+        msg = f"task: {shorten(task)} is neither a task function nor the name of a type"
+        raise ConfigError(msg)
+    name = task if isinstance(task, str) else task.name
+    found = [
+        EnqueuedTask(arguments_of(task, status), status)
+        for status in statuses(broker, prefix)
+        if status.type == name
+    ]
+    return sorted(found, key=lambda one: one.status.enqueued_at_us)
+
+
+def statuses(broker: Broker, prefix: str) -> Iterator[TaskStatus]:
+    """Yield all tasks that have not ended."""
+    for queue in queues_of(broker, prefix):
+        keys = QueueKeys(prefix, queue)
+        for state in WAITING:
+            ids = list(_ids(broker, keys, state))
+            for at in range(0, len(ids), PAGE):
+                some = ids[at : at + PAGE]
+                shown = broker.run(views.get_tasks(keys, some))
+                for id, task in zip(some, shown, strict=True):
+                    if task is not None:
+                        yield views.status(id, queue, task)
+
+
+def queues_of(broker: Broker, prefix: str) -> list[str]:
+    """Return the names of the queues of a prefix."""
+    names: set[str] = set()
+    cursor = "0"
+    while True:
+        part = broker.run(views.queues(GlobalKeys(prefix), cursor=cursor))
+        names.update(part.names)
+        cursor = part.cursor
+        if cursor == "0":
+            return sorted(names)
+
+
+def _ids(broker: Broker, keys: QueueKeys, state: TaskState) -> Iterator[str]:
+    after: PageKey | None = None
+    while True:
+        page = broker.run(views.page(keys, state, count=PAGE, after=after))
+        yield from (row.id for row in page.rows)
+        if not page.more or not page.rows:
+            return
+        after = page.rows[-1].place
+
+
+def arguments_of(task: AnyTask, status: TaskInfo) -> dict[str, Any]:
+    """Return the arguments of a task by name."""
+    if isinstance(task, str):
+        return {"payload": status.value()}
+    args, kwargs = task.handler.arguments(status)
+    bound = inspect.signature(task.__wrapped__).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return {name: value for name, value in bound.arguments.items() if value is not status}
+
+
+def matching(
+    tasks: Sequence[EnqueuedTask], task: AnyTask, queue: str | None, arguments: Mapping[str, Any]
+) -> list[EnqueuedTask]:
+    """Return the tasks that have this queue and these arguments; InvalidTask for an unknown one."""
+    known = ["payload"]
+    if isinstance(task, TaskFunction):
+        parameters = inspect.signature(task.__wrapped__).parameters
+        known = list(parameters)
+        if "queue" in known and queue is not None:
+            msg = (
+                f"task {task.name!r} has a parameter 'queue', which assert_enqueued does not look "
+                "at; look at enqueued(...)"
+            )
+            raise InvalidTask(msg)
+        if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+            known += list(arguments)
+    for name in arguments:
+        if name not in known:
+            of = task if isinstance(task, str) else task.name
+            raise InvalidTask(f"task {of!r} has no parameter {name!r}, only {', '.join(known)}")
+    return [
+        one
+        for one in tasks
+        if (queue is None or one.queue == queue)
+        and all(
+            name in one.arguments and one.arguments[name] == value
+            for name, value in arguments.items()
+        )
+    ]

@@ -1,0 +1,234 @@
+"""Runs tasks in place when they are enqueued, without a store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from qsync.app import Qsync
+from qsync.broker.address import Address
+from qsync.broker.call import Durability
+from qsync.broker.ops import Enqueued
+from qsync.broker.views import StoredTask
+from qsync.client import AsyncClient, AsyncHandle, Client, Handle
+from qsync.errors import ConfigError
+from qsync.handle import AsyncTaskQueries, TaskQueries
+from qsync.message import ENVELOPE_HEAD, Result, decode_message
+from qsync.mux import Mux
+from qsync.new_task import NewTask
+from qsync.results import result_if_finished
+from qsync.server.current import running
+from qsync.server.invoke import Invoker, encode_result
+from qsync.server.outcome import NEVER_RUN, never_run
+from qsync.server.server import Server
+from qsync.server.standalone_context import PlainContext
+from qsync.server.thread_pool import Threads
+from qsync.state import TaskState
+from qsync.task import PAYLOAD_LIMIT, Task, TaskInfo
+from qsync.testing.calling_thread import CallingThread
+from qsync.testing.shared_clients import close_clients
+from qsync.wrapped_client import WrappedAsyncClient, WrappedClient
+
+NOWHERE = Address("node", settings={"path": "/nowhere/qsync.testing.inline"})
+
+
+@contextlib.contextmanager
+def inline(app: Qsync) -> Iterator[None]:
+    """Run tasks of the app in place within the block, when they are enqueued; no store is used.
+
+        with inline(app):
+            handle = send.enqueue_sync(7)     # send has run when this returns
+
+    A task goes through the same encoding, checks of arguments and middleware as on a server. A
+    blocking enqueue runs `def` handlers in its own thread; `await enqueue()` runs them in another
+    one. Tasks run at once, also with a `delay`; there are no retries: the error of the handler is
+    raised by the enqueue. Unique locks, timeouts, schedules and the lifespan have no effect, and
+    `executor="process"` runs in a thread. The handle has a result if the task has a retention.
+    `current().state` is that of `qsync.testing.context` around the block.
+    """
+    runs = _Runs(app)
+    connections = app._connections
+    types = (partial(_InlineClient, runs), partial(_InlineAsyncClient, runs))
+    with connections.pointed_at(NOWHERE, app.prefix, types):
+        runs.server = app.server()
+        try:
+            yield
+        finally:
+            close_clients(app)
+
+
+class _Runs:
+    """Runs tasks with the handlers, middleware and options of an app's server."""
+
+    server: Server
+
+    def __init__(self, app: Qsync) -> None:
+        self._app = app
+        self.ended: dict[tuple[str, str], StoredTask] = {}
+        """Tasks with a retention by queue and id."""
+
+    def run_here(self, task: NewTask) -> None:
+        """Run a task; its `def` handler in this thread."""
+        threads = CallingThread()
+        threads.run(self.run(task, threads))
+
+    async def run(self, task: NewTask, threads: Threads | None = None) -> None:
+        """Run a task; raise the error of its handler."""
+        config = self.server.config
+        now = (time.time_ns() // 1000).to_bytes(8, "big")
+        stored = ENVELOPE_HEAD + now + task.message
+        message = decode_message(stored)
+        options = message.options
+        info = TaskInfo(
+            id=task.id, type=message.type, payload=message.payload, queue=task.queue,
+            retry=message.retry, attempt=1, crashes=0, enqueued_at_us=message.enqueued_at_us,
+            deadline_us=options.deadline_us if options else None,
+            headers=(options.headers if options else None) or {}, is_value=message.is_value,
+        )  # fmt: skip
+        invoker = Invoker(config, _in_threads(self.server.mux), threads=threads)
+        try:
+            way = invoker.find(info.type)
+            if way is None:
+                raise ConfigError(f"inline: there is no handler for type {info.type!r}")
+            around = running.get(None)
+            token = running.set(_Context(info, self._app, getattr(around, "state", None)))
+            try:
+                value = await way.invoke(info, None)
+            finally:
+                running.reset(token)
+            if value is not None and type(value) in NEVER_RUN:
+                raise never_run(value)
+            if task.retention_us is not None:
+                result = encode_result(
+                    value, way.carry_result, config.result_limit or PAYLOAD_LIMIT
+                )
+                self.ended[task.queue, task.id] = StoredTask(
+                    TaskState.COMPLETED, 0, stored, None, None, None, result, None, None
+                )
+        finally:
+            await invoker.aclose()
+
+
+def _in_threads(mux: Mux) -> Mux:
+    """Return the handlers, with those for processes in threads."""
+    other = Mux()
+    for handler in mux.handlers:
+        place = "thread" if handler.place == "process" else handler.place
+        other.add(dataclasses.replace(handler, place=place))
+    return other
+
+
+class _Context(PlainContext):
+    """`current()` of a task that runs in place."""
+
+    def __init__(self, task: TaskInfo, app: Qsync, state: Any) -> None:
+        super().__init__(task, state=state)
+        self._app = app
+
+    @property
+    def client(self) -> Any:
+        """The app's client of this thread: an AsyncClient on an event loop, else a Client."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return self._app._connections.shared()
+        return self._app._connections.here()
+
+
+class _InlineQueries(TaskQueries):
+    """Looks up the tasks that have run in place."""
+
+    ended: dict[tuple[str, str], StoredTask]
+
+    def show(
+        self, id: str, queue: str, *, messages: bool = True, ends: float | None = None
+    ) -> StoredTask | None:
+        return self.ended.get((queue, id))
+
+    def wait(self, id: str, queue: str, seconds: float | None, *, known: bool) -> Result | None:
+        return result_if_finished(id, queue, self.show(id, queue))
+
+    def cancel(self, id: str, queue: str, retention_us: Any) -> bool:
+        return False
+
+
+class _InlineAsyncQueries(AsyncTaskQueries):
+    """Looks up the tasks that have run in place."""
+
+    ended: dict[tuple[str, str], StoredTask]
+
+    async def show(self, id: str, queue: str, **_: Any) -> StoredTask | None:
+        return self.ended.get((queue, id))
+
+    async def wait(
+        self, id: str, queue: str, seconds: float | None, *, known: bool
+    ) -> Result | None:
+        return result_if_finished(id, queue, await self.show(id, queue))
+
+    async def cancel(self, id: str, queue: str, retention_us: Any) -> bool:
+        return False
+
+
+class _RunsInPlace(Client):
+    """A Client that runs what it enqueues."""
+
+    runs: _Runs
+
+    def enqueue(
+        self, task: Task[Any], *, queue: str | None = None, durability: Durability | None = None
+    ) -> Handle[Any]:
+        self._tracker.check_open()
+        new = self._ready(task, queue)
+        self.runs.run_here(new)
+        return self._handle(new, Enqueued("created", new.id))
+
+    def enqueue_many(
+        self, tasks: Iterable[Task[Any]], *, durability: Durability | None = None
+    ) -> list[Handle[Any]]:
+        ready = [self._ready(task, None) for task in tasks]
+        for new in ready:
+            self.runs.run_here(new)
+        return [self._handle(new, Enqueued("created", new.id)) for new in ready]
+
+
+class _RunsInPlaceAsync(AsyncClient):
+    """An AsyncClient that runs what it enqueues."""
+
+    runs: _Runs
+
+    async def enqueue(
+        self, task: Task[Any], *, queue: str | None = None, durability: Durability | None = None
+    ) -> AsyncHandle[Any]:
+        self._tracker.check_open()
+        new = self._ready(task, queue)
+        await self.runs.run(new)
+        return self._handle(new, Enqueued("created", new.id))
+
+    async def enqueue_many(
+        self, tasks: Iterable[Task[Any]], *, durability: Durability | None = None
+    ) -> list[AsyncHandle[Any]]:
+        ready = [self._ready(task, None) for task in tasks]
+        for new in ready:
+            await self.runs.run(new)
+        return [self._handle(new, Enqueued("created", new.id)) for new in ready]
+
+
+class _InlineClient(WrappedClient, _RunsInPlace):
+    def __init__(self, runs: _Runs, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.runs = runs
+        self._tracker = _InlineQueries(self._broker, self._global_keys.prefix)
+        self._tracker.ended = runs.ended
+
+
+class _InlineAsyncClient(WrappedAsyncClient, _RunsInPlaceAsync):
+    def __init__(self, runs: _Runs, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.runs = runs
+        self._tracker = _InlineAsyncQueries(self._broker, self._global_keys.prefix)
+        self._tracker.ended = runs.ended

@@ -1,0 +1,185 @@
+"""The objects of the fixtures `qsync` and `qsync_sync`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, Self
+
+from qsync.app import Qsync
+from qsync.errors import ConfigError, QsyncError
+from qsync.keys import shorten
+from qsync.testing.advance import Advance
+from qsync.testing.calling_thread import CallingThread, run_on_loop
+from qsync.testing.crash import CrashPlan
+from qsync.testing.drain import Drain
+from qsync.testing.enqueued_tasks import AnyTask, EnqueuedTask, enqueued, matching
+from qsync.testing.shared_clients import close_clients
+from qsync.testing.store import TestStore, session_store
+
+SHOWN = 10
+"""Number of tasks that a failed assertion shows."""
+
+
+class _AnyKit:
+    """The part that Kit and SyncKit share.
+
+    Within `with`, the app uses a store for tests, with a prefix of its own.
+    """
+
+    def __init__(self, app: Qsync, *, url: str = "") -> None:
+        if not isinstance(app, Qsync):
+            raise ConfigError(f"qsync_app: {shorten(app)} is not a Qsync")
+        self.app = app
+        """The app under test."""
+        self._url = url
+        self._store: TestStore | None = None
+        self._plan: CrashPlan | None = None
+        self._pointed: contextlib.AbstractContextManager[None] | None = None
+
+    def __enter__(self) -> Self:
+        store = self._store = session_store(self._url).of_test()
+        self._pointed = self.app._connections.pointed_at(store.address, store.prefix)
+        self._pointed.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pointed is None or self._store is None:
+            return
+        try:
+            close_clients(self.app)
+        finally:
+            self._pointed.__exit__(None, None, None)
+            self._store.close()
+            self._store = self._pointed = None
+
+    @property
+    def _opened(self) -> TestStore:
+        if self._store is None:
+            raise QsyncError("the test is over, and its store is gone: the app has its own again")
+        return self._store
+
+    def enqueued(self, task: AnyTask) -> list[EnqueuedTask]:
+        """Return the tasks of this function, or type, that wait or run, in order of enqueue."""
+        store = self._opened
+        return enqueued(store.broker, store.prefix, task)
+
+    def assert_enqueued(
+        self, task: AnyTask, /, *, queue: str | None = None, **arguments: Any
+    ) -> EnqueuedTask:
+        """Fail unless a task of this function waits or runs; return the first one.
+
+        Only the arguments that are given here are compared, as the handler gets them. For a type of
+        a Mux, the payload is the argument `payload`.
+        """
+        tasks = self.enqueued(task)
+        found = matching(tasks, task, queue, arguments)
+        if found:
+            return found[0]
+        name = task if isinstance(task, str) else task.name
+        wanted = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        where = "" if queue is None else f" on queue {queue}"
+        lines = [f"no task {name}({wanted}){where} is enqueued"]
+        if tasks:
+            lines.append(f"of {name} there are:")
+            lines += [f"  {one!r}" for one in tasks[:SHOWN]]
+            lines += [f"  and {len(tasks) - SHOWN} more"] if len(tasks) > SHOWN else []
+        else:
+            lines.append("there is none of it that waits or runs")
+        raise AssertionError("\n".join(lines))
+
+    @contextlib.contextmanager
+    def crash(self, point: str) -> Iterator[None]:
+        """Have the server of a drain in the block die at this point; its tasks run again later.
+
+        before handler    it has leased the task
+        during handler    the handler waits for something for the first time, or ends
+        before complete   the handler has returned; the store does not know it
+        after complete    the store knows it; the task does not run again
+        before failure    the handler has raised; the store does not know it
+        after failure     the store knows it
+
+        The drain returns when the server is dead, and the next one runs the tasks that it held.
+        ConfigError for another point; AssertionError if no drain of the block reached the point.
+        """
+        if self._plan is not None:
+            raise ConfigError("crash: one within another; a server dies once")
+        plan = self._plan = CrashPlan(point)
+        try:
+            yield
+        finally:
+            self._plan = None
+        if not plan.happened:
+            raise AssertionError(f"crash: no drain in the block came to the point {point!r}")
+
+    def _drain(self, threads: CallingThread | None = None) -> Drain:
+        _ = self._opened
+        return Drain(self.app, self._plan, threads)
+
+    def _advance(self, by: timedelta | None, units: dict[str, float]) -> Advance:
+        store = self._opened
+        if by is not None and units:
+            raise ConfigError("advance: give a timedelta or units, not both")
+        try:
+            delta = timedelta(**units) if by is None else by
+            by_us = delta // timedelta(microseconds=1)
+        except (TypeError, OverflowError) as error:
+            given = units if by is None else shorten(by)
+            msg = f"advance: {given} is no time to move by ({error}); give days=1 or minutes=5 say"
+            raise ConfigError(msg) from None
+        if by_us <= 0:
+            raise ConfigError(f"advance: {delta} is not over 0; the time moves only forward")
+        store.session.check_is_for_tests()
+        return Advance(self.app, store.clock, by_us)
+
+
+class Kit(_AnyKit):
+    """The fixture `qsync`: the app of an async test, and what it has enqueued."""
+
+    async def drain(self) -> None:
+        """Run the tasks that are pending, and those that they enqueue, until none is left.
+
+        A real server runs them, with the app's options, middleware and lifespan. Afterwards the
+        errors of failed attempts are raised: a single one itself, several as an ExceptionGroup. A
+        retry runs in the same drain only if it is due by then; `advance` makes others due.
+        """
+        await self._drain().run()
+
+    async def advance(self, by: timedelta | None = None, /, **units: float) -> None:
+        """Move the time of the store, e.g. `advance(days=1)`, and do what becomes due on the way.
+
+        Delayed tasks and retries become pending, schedules enqueue a task for each tick, unique
+        locks, leases, results and dead tasks expire. No handler runs: that is for `drain`. Only the
+        store's time moves, not that of this process.
+        """
+        await self._advance(by, units).run()
+
+
+class SyncKit(_AnyKit):
+    """The fixture `qsync_sync`: as Kit, for plain tests.
+
+    Handlers that are `def` run in the thread of the test, one after another; `async def` handlers
+    run on an event loop in another thread.
+    """
+
+    def drain(self) -> None:
+        """As `Kit.drain`; blocks."""
+        _check_plain("drain")
+        threads = CallingThread()
+        threads.run(self._drain(threads).run())
+
+    def advance(self, by: timedelta | None = None, /, **units: float) -> None:
+        """As `Kit.advance`; blocks."""
+        _check_plain("advance")
+        run_on_loop(self._advance(by, units).run()).result()
+
+
+def _check_plain(name: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    msg = f"{name}: an event loop runs in this thread; use the fixture qsync, and await {name}()"
+    raise ConfigError(msg)

@@ -1,0 +1,411 @@
+"""The fixtures `qsync` and `qsync_sync`, as users' tests have them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from qsync import ConfigError, InvalidTask, Mux, Qsync, QsyncError, Retry, SkipRetry, Task, current
+from qsync.errors import DuplicateTask, TaskFailed
+from qsync.testing import Kit, SyncKit
+
+
+@dataclass
+class Invoice:
+    number: int
+    to: str = "ann"
+
+
+class Shop:
+    """A program under test, and what its handlers have done."""
+
+    def __init__(self) -> None:
+        self.ran: list[Any] = []
+        self.fails = 0
+        mux = Mux()
+        mux.handle("plain")(lambda task: self.ran.append(task.payload))
+        self.app = app = Qsync("redis://127.0.0.1:1", prefix="real", mux=mux, patience=0)
+
+        @app.task(name="send", queue="mail", retention=60)
+        async def send(invoice: Invoice, copies: int = 1) -> int:
+            await asyncio.sleep(0)
+            self.ran.append(invoice.number)
+            if self.fails:
+                self.fails -= 1
+                raise ValueError(f"no {invoice.number}")
+            return invoice.number
+
+        @app.task(name="thread")
+        def in_thread(number: int) -> None:
+            self.ran.append((number, threading.current_thread()))
+            current().client.enqueue(send.build(Invoice(number + 1)))
+
+        @app.task(name="decide")
+        async def decide(what: str) -> None:
+            self.ran.append(what)
+            raise Retry(delay=5) if what == "retry" else SkipRetry(what)
+
+        @app.periodic(every=3600, name="hourly")
+        async def hourly() -> None:
+            self.ran.append("hour")
+
+        @app.periodic(cron="0 9 * * *", tz="Asia/Tokyo", name="morning")
+        async def morning() -> None:
+            self.ran.append("morning")
+
+        self.send, self.in_thread, self.decide, self.hourly = send, in_thread, decide, hourly
+        self.morning = morning
+
+
+@pytest.fixture
+def shop() -> Shop:
+    return Shop()
+
+
+@pytest.fixture
+def qsync_app(shop: Shop) -> Qsync:
+    return shop.app
+
+
+# Async tests; each is one coroutine, so that they need no plugin of pytest.
+
+
+def test_enqueued_tasks_are_found_with_their_arguments(shop: Shop, qsync: Kit) -> None:
+    async def main() -> None:
+        await shop.send.enqueue(Invoice(7))
+        await shop.send.options(queue="other", delay=60).enqueue(Invoice(8), copies=2)
+        async with shop.app.async_client() as client:
+            await client.enqueue(Task("plain", b"bytes"))
+
+    asyncio.run(main())
+    first, second = qsync.enqueued(shop.send)
+    assert first.arguments == {"invoice": Invoice(7), "copies": 1}
+    assert (first.queue, second.queue) == ("mail", "other")
+    assert second.status.state == "scheduled"
+    found = qsync.assert_enqueued(shop.send, invoice=Invoice(8), queue="other")
+    assert found.id == second.id
+    assert qsync.assert_enqueued(shop.send, copies=1).id == first.id
+    qsync.assert_enqueued("plain", payload=b"bytes")
+    with pytest.raises(AssertionError) as failed:
+        qsync.assert_enqueued(shop.send, invoice=Invoice(9), queue="mail")
+    assert str(failed.value).splitlines()[:3] == [
+        "no task send(invoice=Invoice(number=9, to='ann')) on queue mail is enqueued",
+        "of send there are:",
+        "  send(invoice=Invoice(number=7, to='ann'), copies=1) on queue mail, pending",
+    ]
+    with pytest.raises(AssertionError, match="none of it that waits or runs"):
+        qsync.assert_enqueued(shop.decide)
+    with pytest.raises(InvalidTask, match="no parameter 'copy', only invoice, copies"):
+        qsync.assert_enqueued(shop.send, copy=2)
+    with pytest.raises(ConfigError, match="neither a task function nor"):
+        qsync.enqueued(7)  # type: ignore[arg-type]
+
+
+def test_drain_runs_what_is_pending_and_what_that_enqueues(shop: Shop, qsync: Kit) -> None:
+    async def main() -> None:
+        handle = await shop.send.enqueue(Invoice(1))
+        await shop.in_thread.enqueue(7)
+        await shop.send.options(delay=60).enqueue(Invoice(99))
+        await qsync.drain()
+        assert await handle.result(1) == 1
+
+    asyncio.run(main())
+    numbers = [one[0] if isinstance(one, tuple) else one for one in shop.ran]
+    assert sorted(numbers) == [1, 7, 8]
+    assert [one.arguments["invoice"].number for one in qsync.enqueued(shop.send)] == [99]
+
+
+def test_errors_of_handlers_surface(shop: Shop, qsync: Kit) -> None:
+    async def main() -> None:
+        shop.fails = 1
+        await shop.send.enqueue(Invoice(1))
+        await shop.send.enqueue(Invoice(2))
+        with pytest.raises(ValueError, match="no 1") as raised:
+            await qsync.drain()
+        assert "in task send" in raised.value.__notes__[0]
+        assert sorted(shop.ran) == [1, 2]
+        shop.fails = 2
+        for number in (3, 4):
+            await shop.send.enqueue(Invoice(number))
+        await shop.decide.enqueue("skip")
+        await shop.decide.enqueue("retry")
+        with pytest.raises(ExceptionGroup, match="3 attempts of tasks failed") as group:
+            await qsync.drain()
+        assert group.group_contains(ValueError)
+        assert group.group_contains(SkipRetry)
+        assert not group.group_contains(Retry)
+        async with shop.app.async_client() as client:
+            await client.enqueue(Task("strange"))
+        with pytest.raises(QsyncError, match="no handler for type 'strange'"):
+            await qsync.drain()
+
+    asyncio.run(main())
+
+
+def test_advance_makes_retries_due(shop: Shop, qsync: Kit) -> None:
+    async def main() -> None:
+        shop.fails = 1
+        handle = await shop.send.enqueue(Invoice(1))
+        with pytest.raises(ValueError, match="no 1"):
+            await qsync.drain()
+        await qsync.drain()
+        assert shop.ran.count(1) == 1
+        assert (await handle.info()).state == "retry"
+        await qsync.advance(hours=1)
+        assert (await handle.info()).state == "pending"
+        assert shop.ran.count(1) == 1
+        await qsync.drain()
+        assert shop.ran.count(1) == 2
+        assert (await handle.info()).state == "completed"
+        await qsync.advance(seconds=59)
+        assert await handle.result(1) == 1
+        await qsync.advance(seconds=2)
+        with pytest.raises(QsyncError, match="was not kept"):
+            await handle.result(1)
+
+    asyncio.run(main())
+
+
+def test_advance_enqueues_each_tick_of_schedules(shop: Shop, qsync: Kit) -> None:
+    async def main() -> None:
+        await qsync.advance(timedelta(days=2))
+        ticks = [one.status.enqueued_at for one in qsync.enqueued(shop.hourly)]
+        assert len(ticks) == 48
+        assert {later - former for former, later in itertools.pairwise(ticks)} == {
+            timedelta(hours=1)
+        }
+        assert {(tick.minute, tick.second) for tick in ticks} == {(0, 0)}
+        assert [one.status.enqueued_at.hour for one in qsync.enqueued(shop.morning)] == [0, 0]
+        await qsync.drain()
+        assert shop.ran.count("hour") == 48
+        await qsync.advance(hours=1)
+        await qsync.drain()
+        assert shop.ran.count("hour") == 49
+
+    asyncio.run(main())
+
+
+def test_advance_enqueues_ticks_of_stored_schedules(shop: Shop, qsync: Kit) -> None:
+    async def main() -> None:
+        async with shop.app.async_client() as client:
+            report = shop.send.build(Invoice(42))
+            await client.schedules.put("report-42", report, cron="0 * * * *")
+            await client.schedules.put("report-43", report, every=7200)
+            await qsync.advance(days=1)
+            times = [one.status.enqueued_at for one in qsync.enqueued(shop.send)]
+            assert len(times) == 24 + 12
+            await qsync.drain()
+            assert shop.ran.count(42) == 36
+            await client.schedules.delete("report-42")
+            await qsync.advance(days=1)
+            assert len(qsync.enqueued(shop.send)) == 12
+
+    asyncio.run(main())
+
+
+def test_advance_ends_unique_locks_and_leases(shop: Shop, qsync: Kit) -> None:
+    async def main() -> None:
+        unique = shop.send.options(unique=600)
+        await unique.enqueue(Invoice(1))
+        await qsync.drain()
+        with pytest.raises(DuplicateTask):
+            await unique.enqueue(Invoice(1))
+        await qsync.advance(minutes=10)
+        handle = await unique.enqueue(Invoice(1))
+        keys = shop.app._connections
+        from qsync.broker import ops
+        from qsync.keys import QueueKeys
+
+        policy = shop.app.server().config.policy()
+        call = ops.fetch(
+            QueueKeys(keys.prefix, "mail"), server="gone", number=1, wanted=1, policy=policy
+        )
+        async with shop.app.inspector() as inspector:
+            await inspector._broker.run(call)  # a server leases the task, and is gone
+        assert (await handle.info()).state == "active"
+        await qsync.advance(seconds=5)
+        assert (await handle.info()).state == "active"
+        await qsync.advance(days=1)
+        assert (await handle.info()).state == "pending"
+        assert (await handle.info()).crashes == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("point", "before", "after"),
+    [
+        ("before handler", 0, 1),
+        ("during handler", 0, 1),
+        ("before complete", 1, 2),
+        ("after complete", 1, 1),
+    ],
+)
+def test_crash_ends_the_server_at_the_point(
+    shop: Shop, qsync: Kit, point: str, before: int, after: int
+) -> None:
+    async def main() -> None:
+        handle = await shop.send.enqueue(Invoice(1))
+        with qsync.crash(point):
+            await qsync.drain()
+        assert shop.ran == [1] * before
+        await qsync.drain()
+        assert shop.ran == [1] * after
+        info = await handle.info()
+        assert (info.state, info.attempt) == ("completed", 1)
+        assert await handle.result(1) == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("point", "state"), [("before failure", 2), ("after failure", 1)])
+def test_crash_at_a_failure(shop: Shop, qsync: Kit, point: str, state: int) -> None:
+    async def main() -> None:
+        shop.fails = 1
+        await shop.send.enqueue(Invoice(1))
+        with qsync.crash(point):
+            await qsync.drain()
+        await qsync.drain()
+        assert shop.ran == [1] * state
+
+    asyncio.run(main())
+
+
+def test_a_crash_during_a_handler_in_a_thread_loses_its_outcome(shop: Shop, qsync: Kit) -> None:
+    async def main() -> None:
+        await shop.in_thread.enqueue(7)
+        with qsync.crash("during handler"):
+            await qsync.drain()
+        await qsync.drain()
+        assert [one[0] for one in shop.ran if isinstance(one, tuple)] == [7, 7]
+
+    asyncio.run(main())
+
+
+def test_crash_refuses_what_it_does_not_know_and_tells_that_nothing_happened(
+    shop: Shop, qsync: Kit
+) -> None:
+    with (
+        pytest.raises(ConfigError, match="no point 'at lunch'; there are before handler, during"),
+        qsync.crash("at lunch"),
+    ):
+        pass
+    with (
+        pytest.raises(AssertionError, match="no drain in the block came to the point"),
+        qsync.crash("before complete"),
+    ):
+        asyncio.run(qsync.drain())
+    with (
+        pytest.raises(ConfigError, match="one within another"),
+        qsync.crash("before complete"),
+        qsync.crash("before handler"),
+    ):
+        pass
+
+
+def test_wrong_times_are_refused(shop: Shop, qsync: Kit) -> None:
+    for wrong, message in (
+        ({"days": -1}, "not over 0"),
+        ({"days": 0}, "not over 0"),
+        ({"fortnights": 1}, "no time to move by"),
+        ({"days": "x"}, "no time to move by"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            asyncio.run(qsync.advance(**wrong))  # type: ignore[arg-type]
+
+
+def test_a_deadline_that_passes_is_no_error_of_a_handler(shop: Shop, qsync: Kit) -> None:
+    from datetime import UTC, datetime
+
+    async def main() -> None:
+        deadline = datetime.now(UTC) + timedelta(hours=1)
+        handle = await shop.send.options(deadline=deadline).enqueue(Invoice(1))
+        await qsync.advance(hours=2)
+        await qsync.drain()
+        with pytest.raises(TaskFailed, match="deadline"):
+            await handle.result(1)
+
+    asyncio.run(main())
+
+
+def test_after_the_test_the_app_has_its_own_store_again(shop: Shop) -> None:
+    before = str(shop.app), shop.app.prefix
+    with Kit(shop.app) as kit:
+        assert shop.app.prefix.startswith("qsync-test-")
+        shop.send.enqueue_sync(Invoice(1))
+        assert kit.enqueued(shop.send)
+        prefix, broker = shop.app.prefix, kit._opened.session._broker
+    assert (str(shop.app), shop.app.prefix) == before
+    assert broker.ask("KEYS", f"*{prefix}*") == []
+    with pytest.raises(QsyncError, match="the test is over"):
+        kit.enqueued(shop.send)
+    with pytest.raises(QsyncError, match="the test is over"):
+        asyncio.run(kit.advance(days=1))
+
+
+# Plain tests.
+
+
+def test_plain_tests_drain_in_their_own_thread(shop: Shop, qsync_sync: SyncKit) -> None:
+    shop.in_thread.enqueue_sync(7)
+    qsync_sync.assert_enqueued(shop.in_thread, number=7)
+    qsync_sync.drain()
+    assert shop.ran == [(7, threading.current_thread()), 8]
+    with qsync_sync.crash("before complete"):
+        shop.in_thread.enqueue_sync(9)
+        qsync_sync.drain()
+    qsync_sync.drain()
+    assert [one for one in shop.ran if isinstance(one, tuple)][1:] == [
+        (9, threading.current_thread())
+    ] * 2
+    qsync_sync.advance(hours=1)
+    assert len(qsync_sync.enqueued(shop.hourly)) == 1
+    shop.fails = 1
+    shop.send.enqueue_sync(Invoice(1))
+    with pytest.raises(ValueError, match="no 1"):
+        qsync_sync.drain()
+
+
+def test_plain_kit_on_an_event_loop_names_the_other(shop: Shop, qsync_sync: SyncKit) -> None:
+    async def main() -> None:
+        with pytest.raises(ConfigError, match="use the fixture qsync"):
+            qsync_sync.drain()
+        with pytest.raises(ConfigError, match="use the fixture qsync"):
+            qsync_sync.advance(days=1)
+
+    asyncio.run(main())
+
+
+# Speed.
+
+
+def test_a_day_with_10_000_due_tasks_takes_under_2_s(shop: Shop, qsync: Kit) -> None:
+    async def main() -> float:
+        async with shop.app.async_client() as client:
+            await client.enqueue_many([Task("plain", b"", delay=3600) for _ in range(10_000)])
+        began = time.perf_counter()
+        await qsync.advance(days=1)
+        return time.perf_counter() - began
+
+    took = asyncio.run(main())
+    assert len(qsync.enqueued("plain")) == 10_000
+    assert took < 2
+
+
+def test_opening_a_kit_takes_a_few_ms(shop: Shop) -> None:
+    with Kit(shop.app):
+        shop.send.enqueue_sync(Invoice(1))
+    took = []
+    for _ in range(20):
+        began = time.perf_counter()
+        with Kit(shop.app):
+            pass
+        took.append(time.perf_counter() - began)
+    assert sorted(took)[5] < 0.005
