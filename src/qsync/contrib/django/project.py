@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 from django.conf import settings
 
@@ -10,6 +11,7 @@ from qsync.app import Qsync
 from qsync.client import Client
 from qsync.contrib.django.configuration import SettingError, configuration
 from qsync.contrib.django.database import keep_connections_fresh
+from qsync.contrib.django.outbox import run_relay
 from qsync.contrib.django.sender import ProjectSender
 from qsync.errors import ConfigError
 from qsync.instrumentation import Extension
@@ -57,10 +59,13 @@ def _make() -> tuple[Qsync, ProjectSender]:
         if "queues" not in options:
             options["queues"] = _queues()
         app = Qsync(given.url, mux=handlers, **options)
+        if given.enqueue == "outbox" and not app._connections.nested["remember_ids"]:
+            raise ConfigError("REMEMBER_IDS: 0 would let a row of the outbox run twice")
     except ConfigError as error:
         raise SettingError(f"QSYNC: {error}", "qsync.E004") from error
     sender = ProjectSender(app._connections)
     app.extend(Extension(server=keep_connections_fresh, sender=sender))
+    app.extend(Extension(server=partial(run_relay, app._connections)))
     return app, sender
 
 

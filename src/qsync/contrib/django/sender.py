@@ -13,6 +13,7 @@ from django.db import transaction
 from qsync.client import AsyncHandle, Handle
 from qsync.connections import Connections
 from qsync.contrib.django.configuration import configuration
+from qsync.contrib.django.outbox import DjangoOutbox
 from qsync.errors import DuplicateTask
 from qsync.new_task import new_id
 from qsync.task import Arguments, Task
@@ -35,6 +36,7 @@ class ProjectSender:
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
+        self.outbox = DjangoOutbox(connections)
 
     def enqueue(self, task: Task[Any], sent: Sent = _nothing) -> Handle[Any]:
         """Send the task now or at the commit; `sent` is called once the store has it."""
@@ -57,8 +59,10 @@ class ProjectSender:
         return await client.enqueue(task)
 
     def _defer(self, task: Task[Any], sent: Sent) -> Task[Any] | None:
-        """Have the commit send the task, and return it with its id; None without a transaction."""
+        """Have the commit send the task, and return it with its id; None if nothing is to wait."""
         given = configuration()
+        if given.enqueue == "outbox":
+            return self.outbox.write(task, sent)
         if given.enqueue == "now" or not _in_transaction(given.database):
             return None
         self._connections.check(task)

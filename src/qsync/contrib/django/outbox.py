@@ -1,0 +1,136 @@
+"""The outbox in the database of a Django project, for ENQUEUE = "outbox"."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from django.db import close_old_connections, connections, transaction
+from django.db.models import Min
+
+from qsync.connections import Connections
+from qsync.contrib.django.configuration import configuration
+from qsync.contrib.outbox.after_commit import AfterCommit
+from qsync.contrib.outbox.database import BATCH, COUNTED, Backlog, backlog_of
+from qsync.contrib.outbox.relay import Relay
+from qsync.contrib.outbox.rows import Row, make_row
+from qsync.server.server import Server
+from qsync.task import Task
+
+Sent = Any
+
+
+def _rows(database: str) -> Any:
+    """Return the rows of a database. Not imported above: models need the apps of the project."""
+    from qsync.contrib.django.models import OutboxRow
+
+    return OutboxRow.objects.using(database)
+
+
+@dataclass(slots=True)
+class _Batch:
+    rows: Sequence[Row]
+    delete: Any
+
+
+class DjangoDatabase:
+    """A database of the project."""
+
+    def __init__(self, alias: str) -> None:
+        self._alias = alias
+
+    @contextlib.contextmanager
+    def take(self, before: datetime, without: Collection[str]) -> Iterator[_Batch]:
+        """See Database."""
+        close_old_connections()
+        locks = connections[self._alias].features.has_select_for_update_skip_locked
+        with transaction.atomic(using=self._alias, durable=True):
+            query = _rows(self._alias).filter(created_at__lt=before).exclude(pk__in=list(without))
+            if locks:
+                query = query.select_for_update(skip_locked=True)
+            rows = [
+                Row(
+                    id=one.id, queue=one.queue, message=bytes(one.message),
+                    created_at=one.created_at,
+                )
+                for one in query.order_by("created_at")[:BATCH]
+            ]  # fmt: skip
+            if locks:
+                yield _Batch(rows, self.delete)
+                return
+        yield _Batch(rows, self.delete)
+
+    def delete(self, ids: list[str]) -> None:
+        """Delete rows, in the transaction of this thread if there is one."""
+        _rows(self._alias).filter(pk__in=ids).delete()
+
+    def backlog(self) -> Backlog:
+        """See Database."""
+        close_old_connections()
+        count = _rows(self._alias)[:COUNTED].count()
+        return backlog_of(count, _rows(self._alias).aggregate(oldest=Min("created_at"))["oldest"])
+
+    def close(self) -> None:
+        """Close the connections of this thread."""
+        connections.close_all()
+
+
+class DjangoOutbox:
+    """Writes tasks to the outbox, and sends them after the commit."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._after_commit = AfterCommit(connections)
+
+    def write(self, task: Task[Any], sent: Sent) -> Task[Any]:
+        """Write the row of a task, and return the task with its id; the commit sends it."""
+        nested = self._connections.nested
+        row = make_row(
+            task,
+            payload_limit=nested["payload_limit"],
+            remember_us=round(nested["remember_ids"] * 1_000_000),
+        )
+        database = configuration().database
+        with transaction.atomic(using=database):
+            _rows(database).create(**dataclasses.asdict(row))
+            transaction.on_commit(partial(self._send, database, row, sent), using=database)
+        return task.replace(id=row.id)
+
+    def _send(self, database: str, row: Row, sent: Sent) -> None:
+        def note(ids: list[str]) -> None:
+            sent()
+            DjangoDatabase(database).delete(ids)
+
+        self._after_commit.send([row], note)
+
+    def close(self) -> None:
+        """Close the connections to the store."""
+        self._after_commit.close()
+
+
+def relay_of(connections: Connections) -> Relay:
+    """Return a relay for the database of the project."""
+    return Relay(connections, DjangoDatabase(configuration().database))
+
+
+def run_relay(connections: Connections, server: Server) -> None:
+    """Have the server run a relay while it runs, if the project has an outbox."""
+    if configuration().enqueue != "outbox":
+        return
+    inner = server.config.lifespan
+
+    @contextlib.asynccontextmanager
+    async def lifespan() -> AsyncIterator[Any]:
+        async with relay_of(connections):
+            if inner is None:
+                yield None
+            else:
+                async with inner() as state:
+                    yield state
+
+    server.config = dataclasses.replace(server.config, lifespan=lifespan)

@@ -1,0 +1,179 @@
+"""An outbox: tasks that are written in the transaction of a database, and sent after its commit.
+
+    outbox = Outbox(app, table="qsync_outbox")
+
+    session.add(outbox.row(send.build(7)))           # SQLAlchemy, sync or async
+    with outbox.transaction(connection) as rows:     # psycopg 3; `async with` for its async one
+        rows.add(send.build(7))
+
+    async with app.server(), outbox.relay(engine): ...
+
+The process that wrote a row sends it after the commit. Relays send what is left. docs/outbox.md has
+the whole; Django has it by ENQUEUE = "outbox" (docs/django.md).
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, overload
+
+from qsync.app import Qsync
+from qsync.contrib.outbox.after_commit import AfterCommit
+from qsync.contrib.outbox.database import Backlog
+from qsync.contrib.outbox.relay import AsyncRelay, Relay
+from qsync.contrib.outbox.rows import Row, make_row
+from qsync.errors import ConfigError
+from qsync.keys import shorten
+from qsync.task import Task
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection, Connection
+    from sqlalchemy import Engine, MetaData, Table
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from qsync.contrib.outbox.psycopg import (
+        AsyncOutboxTransaction,
+        OutboxTransaction,
+        Statements,
+    )
+
+__all__ = ["AsyncRelay", "Backlog", "Outbox", "Relay"]
+
+NAME: Final = re.compile(r"(?:[A-Za-z_][A-Za-z0-9_]{0,62}\.)?[A-Za-z_][A-Za-z0-9_]{0,50}")
+
+
+class Outbox:
+    """The outbox of an app in a table of a database.
+
+    table     name of the table; with psycopg it may have a schema
+    metadata  MetaData of SQLAlchemy in which the table is, e.g. `Base.metadata`, so that its
+              migrations include the table; by default one of its own
+
+    A row sent twice does not run twice: the store refuses an id for `remember_ids` of the app, also
+    after the task has ended. So an app with `remember_ids=0` is a ConfigError.
+    """
+
+    def __init__(
+        self, app: Qsync, *, table: str = "qsync_outbox", metadata: MetaData | None = None
+    ) -> None:
+        if not isinstance(table, str) or NAME.fullmatch(table) is None:
+            raise ConfigError(f"table: {shorten(table)} is not the name of a table")
+        connections = app._connections
+        self._payload_limit = connections.nested["payload_limit"]
+        self._remember_us = round(connections.nested["remember_ids"] * 1_000_000)
+        if not self._remember_us:
+            raise ConfigError(
+                "outbox: the app has remember_ids=0, so that a row sent twice would run twice"
+            )
+        self._connections = connections
+        self._name = table
+        self._metadata = metadata
+        self.after_commit = AfterCommit(connections)
+        """Sends rows after a commit; `await outbox.after_commit.drain()` waits for that."""
+
+    @cached_property
+    def metadata(self) -> MetaData:
+        """The MetaData of SQLAlchemy that has the table: `outbox.metadata.create_all(engine)`."""
+        return self.table.metadata
+
+    @cached_property
+    def table(self) -> Table:
+        """The table for SQLAlchemy."""
+        from sqlalchemy import MetaData
+
+        from qsync.contrib.outbox.sqlalchemy import make_table
+
+        return make_table(self._name, MetaData() if self._metadata is None else self._metadata)
+
+    @cached_property
+    def _entity(self) -> type[Any]:
+        from qsync.contrib.outbox.sqlalchemy import SessionHooks, make_entity
+
+        entity = make_entity(self.table)
+        self._hooks = SessionHooks(entity, self.table, self.after_commit)
+        return entity
+
+    @cached_property
+    def _statements(self) -> Statements:
+        from qsync.contrib.outbox.psycopg import Statements
+
+        return Statements(self._name)
+
+    @property
+    def create_table(self) -> Any:
+        """The statement for psycopg that makes the table: `connection.execute(...)`."""
+        return self._statements.create
+
+    def row(self, task: Task[Any]) -> Any:
+        """Return the row of a task, for `session.add`; its `id` is the id of the task.
+
+        The session sends the task after its commit, and an async session in the background.
+        InvalidTask when the task is wrong.
+        """
+        made = self._make_row(task)
+        entity = self._entity()
+        entity.id, entity.queue = made.id, made.queue
+        entity.message, entity.created_at = made.message, made.created_at
+        return entity
+
+    def _make_row(self, task: Task[Any]) -> Row:
+        return make_row(task, payload_limit=self._payload_limit, remember_us=self._remember_us)
+
+    @overload
+    def transaction(
+        self, connection: Connection[Any]
+    ) -> AbstractContextManager[OutboxTransaction]: ...
+
+    @overload
+    def transaction(
+        self, connection: AsyncConnection[Any]
+    ) -> AbstractAsyncContextManager[AsyncOutboxTransaction]: ...
+
+    def transaction(self, connection: Any) -> Any:
+        """Open the outermost transaction of a connection of psycopg, in which tasks can be added.
+
+        After the commit the block sends them; a rollback drops them. ConfigError when the
+        connection is in a transaction already.
+        """
+        from psycopg import AsyncConnection
+
+        from qsync.contrib.outbox.psycopg import async_transaction, transaction
+
+        is_async = isinstance(connection, AsyncConnection)
+        opened: Any = async_transaction if is_async else transaction
+        return opened(connection, self._statements, self._make_row, self.after_commit)
+
+    @overload
+    def relay(self, database: Engine | str) -> Relay: ...
+
+    @overload
+    def relay(self, database: AsyncEngine) -> AsyncRelay: ...
+
+    def relay(self, database: Any) -> Relay | AsyncRelay:
+        """Return a relay, to be entered: it sends the rows that are older than 2 s.
+
+        `database` is an engine of SQLAlchemy, or a connection string for psycopg. Any number of
+        relays may run. On SQLite, which cannot lock rows, two relays send each row twice, and the
+        store drops the second.
+        """
+        if isinstance(database, str):
+            from qsync.contrib.outbox.psycopg import ConnectionDatabase
+
+            return Relay(self._connections, ConnectionDatabase(database, self._statements))
+        try:
+            from sqlalchemy import Engine
+            from sqlalchemy.ext.asyncio import AsyncEngine
+
+            from qsync.contrib.outbox.sqlalchemy import AsyncEngineDatabase, EngineDatabase
+        except ModuleNotFoundError:
+            pass
+        else:
+            if isinstance(database, AsyncEngine):
+                return AsyncRelay(self._connections, AsyncEngineDatabase(database, self.table))
+            if isinstance(database, Engine):
+                return Relay(self._connections, EngineDatabase(database, self.table))
+        raise ConfigError(
+            f"relay: {shorten(database)} is neither an engine of SQLAlchemy nor a connection string"
+        )

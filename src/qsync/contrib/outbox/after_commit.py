@@ -1,0 +1,89 @@
+"""Sends rows right after their commit, in the process that wrote them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from qsync.client import Client
+from qsync.connections import Connections
+from qsync.contrib.outbox.rows import Row
+from qsync.contrib.outbox.sending import send, send_async
+
+log = logging.getLogger("qsync.outbox")
+
+PATIENCE_S: Final = 1.0
+"""Time that the store has to answer after a commit, seconds; then the row is left to a relay."""
+
+AWAY_S: Final = 5.0
+"""Time for which rows are left to the relays after the store was away, seconds."""
+
+MOST: Final = 1000
+"""Rows of one transaction that its process sends; the others are left to the relays."""
+
+
+class AfterCommit:
+    """Sends committed rows, and has them deleted. Never raises: what it leaves, a relay sends."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._patient = connections
+        self._quick = connections.copy(prefix=connections.prefix, patience=PATIENCE_S)
+        self._away_until = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def close(self) -> None:
+        """Close the connections of this process."""
+        self._quick.close()
+
+    def send(self, rows: Sequence[Row], delete: Callable[[list[str]], object]) -> None:
+        """Send the rows and delete those that the store has answered for; blocks."""
+        if not rows or time.monotonic() < self._away_until:
+            return
+        try:
+            client: Client = self._quick.shared()
+            sent = send(client, rows[:MOST])
+            if sent.error is not None:
+                self._leave(sent.error)
+            if sent.ids:
+                delete(sent.ids)
+        except Exception as error:  # of any driver: the transaction is committed all the same
+            self._leave(error)
+
+    def begin(self, rows: Sequence[Row], delete: Callable[[list[str]], Awaitable[object]]) -> None:
+        """Start to send the rows on the running event loop."""
+        if not rows or time.monotonic() < self._away_until:
+            return
+        task = asyncio.get_running_loop().create_task(self.send_async(rows, delete))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def send_async(
+        self, rows: Sequence[Row], delete: Callable[[list[str]], Awaitable[object]]
+    ) -> None:
+        """Send the rows and delete those that the store has answered for."""
+        try:
+            sent = await send_async(self._quick.here(), rows[:MOST])
+            if sent.error is not None:
+                self._leave(sent.error)
+            if sent.ids:
+                await delete(sent.ids)
+        except Exception as error:  # of any driver: the transaction is committed all the same
+            self._leave(error)
+
+    async def drain(self) -> None:
+        """Wait until the sending that has begun on this loop has ended."""
+        loop = asyncio.get_running_loop()
+        waiting = [task for task in self._tasks if task.get_loop() is loop]
+        with contextlib.suppress(Exception):
+            await asyncio.gather(*waiting)
+
+    def _leave(self, error: Exception) -> None:
+        self._away_until = time.monotonic() + AWAY_S
+        log.warning(
+            "rows of the outbox are left to the relays for %g s: %s: %s",
+            AWAY_S, type(error).__name__, error,
+        )  # fmt: skip

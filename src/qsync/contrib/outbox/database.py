@@ -1,0 +1,87 @@
+"""What a relay asks of a database, and the times by which it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol
+
+from qsync.contrib.outbox.rows import Row
+
+BATCH: Final = 250
+"""Rows that a relay takes at a time."""
+
+YOUNG_S: Final = 2.0
+"""Age up to which a row is left to the process that wrote it, seconds."""
+
+COUNTED: Final = 10_000
+"""Number of rows up to which a backlog is counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """The rows that wait: how many, at most 10,000, and the age of the oldest in seconds."""
+
+    rows: int
+    oldest_s: float
+
+
+class Batch(Protocol):
+    """Rows that a relay has taken, within a transaction of the database if it can lock rows."""
+
+    rows: Sequence[Row]
+    delete: Callable[[list[str]], object]
+
+
+class Database(Protocol):
+    """A database whose calls block."""
+
+    def take(self, before: datetime, without: Collection[str]) -> AbstractContextManager[Batch]:
+        """Take up to BATCH rows older than a time, the oldest first, that no other relay has."""
+
+    def backlog(self) -> Backlog:
+        """Return how many rows wait, and for how long."""
+
+    def close(self) -> None:
+        """Close the connections that the relay has opened."""
+
+
+class AsyncBatch(Protocol):
+    """As Batch, with a `delete` that is awaited."""
+
+    rows: Sequence[Row]
+
+    async def delete(self, ids: list[str]) -> None:
+        """Delete rows."""
+
+
+class AsyncDatabase(Protocol):
+    """A database whose calls are awaited."""
+
+    def take(
+        self, before: datetime, without: Collection[str]
+    ) -> AbstractAsyncContextManager[AsyncBatch]:
+        """Take up to BATCH rows older than a time, the oldest first, that no other relay has."""
+
+    async def backlog(self) -> Backlog:
+        """Return how many rows wait, and for how long."""
+
+    async def close(self) -> None:
+        """Close the connections that the relay has opened."""
+
+
+def due_before() -> datetime:
+    """Return the time before which rows are a relay's, by the clock of this machine."""
+    return datetime.now(UTC) - timedelta(seconds=YOUNG_S)
+
+
+def backlog_of(count: int, oldest: datetime | None) -> Backlog:
+    """Return the backlog for a count and the time of the oldest row; SQLite has naive times."""
+    if oldest is None:
+        return Backlog(rows=0, oldest_s=0.0)
+    if oldest.tzinfo is None:
+        oldest = oldest.replace(tzinfo=UTC)
+    age = (datetime.now(UTC) - oldest).total_seconds()
+    return Backlog(rows=count, oldest_s=max(0.0, age))

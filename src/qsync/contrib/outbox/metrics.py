@@ -1,0 +1,51 @@
+"""Prometheus metrics of an outbox. Needs the extra `prometheus`.
+
+from prometheus_client import REGISTRY
+REGISTRY.register(OutboxCollector(relay))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qsync.contrib.outbox.relay import AsyncRelay, Relay
+from qsync.instrumentation import missing
+
+try:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.registry import Collector
+except ModuleNotFoundError as error:
+    raise missing(error, "prometheus") from None
+
+__all__ = ["OutboxCollector"]
+
+
+class OutboxCollector(Collector):
+    """The rows that wait in the outbox of a relay, as the relay last counted them.
+
+    The relay counts every 5 s, up to 10,000 rows. Alert when the oldest row is older than a minute:
+    then the store is away, or no relay runs.
+    """
+
+    def __init__(self, relay: Relay | AsyncRelay) -> None:
+        self._relay = relay
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics; those of the backlog once the relay has counted."""
+        sent = CounterMetricFamily("qsync_outbox_sent", "Rows that this relay has sent.")
+        sent.add_metric([], self._relay.sent)
+        yield sent
+        unreadable = GaugeMetricFamily(
+            "qsync_outbox_unreadable_rows", "Rows that this relay cannot read."
+        )
+        unreadable.add_metric([], len(self._relay.unreadable))
+        yield unreadable
+        if (backlog := self._relay.backlog) is not None:
+            rows = GaugeMetricFamily("qsync_outbox_rows", "Rows that wait, counted up to 10,000.")
+            rows.add_metric([], backlog.rows)
+            yield rows
+            oldest = GaugeMetricFamily(
+                "qsync_outbox_oldest_seconds", "Age of the oldest row; 0 without rows."
+            )
+            oldest.add_metric([], backlog.oldest_s)
+            yield oldest

@@ -1,0 +1,183 @@
+"""The outbox in PostgreSQL by psycopg 3, with sync and async connections."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from qsync.contrib.outbox.after_commit import AfterCommit
+from qsync.contrib.outbox.database import BATCH, COUNTED, Backlog, backlog_of
+from qsync.contrib.outbox.rows import ID_LENGTH, QUEUE_LENGTH, Row
+from qsync.errors import ConfigError
+from qsync.instrumentation import missing
+from qsync.task import Task
+
+try:
+    import psycopg
+    from psycopg import AsyncConnection, Connection
+    from psycopg.pq import TransactionStatus
+    from psycopg.sql import SQL, Composed, Identifier
+except ModuleNotFoundError as error:
+    raise missing(error, "psycopg") from None
+
+MakeRow = Callable[[Task[Any]], Row]
+
+
+class Statements:
+    """The statements for a table, whose name may have a schema: `shop.qsync_outbox`."""
+
+    def __init__(self, table: str) -> None:
+        name = Identifier(*table.split("."))
+        index = Identifier(f"{table.rpartition('.')[2]}_created_at")
+        self.create: Composed = SQL(
+            "CREATE TABLE IF NOT EXISTS {0} ("
+            "id varchar({2}) PRIMARY KEY, queue varchar({3}) NOT NULL, message bytea NOT NULL, "
+            "created_at timestamptz NOT NULL); "
+            "CREATE INDEX IF NOT EXISTS {1} ON {0} (created_at)"
+        ).format(name, index, SQL(str(ID_LENGTH)), SQL(str(QUEUE_LENGTH)))
+        self.insert: Composed = SQL(
+            "INSERT INTO {} (id, queue, message, created_at) VALUES (%s, %s, %s, %s)"
+        ).format(name)
+        self.take: Composed = SQL(
+            "SELECT id, queue, message, created_at FROM {} WHERE created_at < %s AND id <> ALL(%s) "
+            "ORDER BY created_at LIMIT %s FOR UPDATE SKIP LOCKED"
+        ).format(name)
+        self.delete: Composed = SQL("DELETE FROM {} WHERE id = ANY(%s)").format(name)
+        self.backlog: Composed = SQL(
+            "SELECT (SELECT count(*) FROM (SELECT 1 FROM {0} LIMIT %s) AS counted), "
+            "(SELECT min(created_at) FROM {0})"
+        ).format(name)
+
+
+def values(row: Row) -> tuple[Any, ...]:
+    """Return the parameters of the insert."""
+    return row.id, row.queue, row.message, row.created_at
+
+
+@dataclass(slots=True)
+class _Batch:
+    rows: Sequence[Row]
+    delete: Any
+
+
+class ConnectionDatabase:
+    """The database of a connection string; the relay has a connection of its own."""
+
+    def __init__(self, address: str, statements: Statements) -> None:
+        self._address = address
+        self._statements = statements
+        self._connection: Connection[Any] | None = None
+
+    def _open(self) -> Connection[Any]:
+        if self._connection is None or self._connection.closed:
+            self._connection = psycopg.connect(self._address, autocommit=True)
+        return self._connection
+
+    @contextlib.contextmanager
+    def take(self, before: datetime, without: Collection[str]) -> Iterator[_Batch]:
+        """See Database."""
+        connection = self._open()
+        with connection.transaction():
+            found = connection.execute(self._statements.take, (before, list(without), BATCH))
+            rows = [
+                Row(id=id, queue=queue, message=bytes(message), created_at=created)
+                for id, queue, message, created in found
+            ]
+            yield _Batch(rows, partial(self._delete, connection))
+
+    def _delete(self, connection: Connection[Any], ids: list[str]) -> None:
+        connection.execute(self._statements.delete, (ids,))
+
+    def backlog(self) -> Backlog:
+        """See Database."""
+        found = self._open().execute(self._statements.backlog, (COUNTED,)).fetchone()
+        count, oldest = found or (0, None)
+        return backlog_of(count, oldest)
+
+    def close(self) -> None:
+        """See Database."""
+        if self._connection is not None:
+            self._connection.close()
+
+
+class OutboxTransaction:
+    """A transaction of a connection, with tasks that it sends once it has committed."""
+
+    def __init__(self, connection: Connection[Any], insert: Composed, make_row: MakeRow) -> None:
+        self._connection = connection
+        self._insert = insert
+        self._make_row = make_row
+        self.rows: list[Row] = []
+
+    def add(self, task: Task[Any]) -> str:
+        """Write the row of a task, and return the id of the task; InvalidTask when it is wrong."""
+        row = self._make_row(task)
+        self._connection.execute(self._insert, values(row))
+        self.rows.append(row)
+        return row.id
+
+
+class AsyncOutboxTransaction:
+    """A transaction of an async connection, with tasks that it sends once it has committed."""
+
+    def __init__(
+        self, connection: AsyncConnection[Any], insert: Composed, make_row: MakeRow
+    ) -> None:
+        self._connection = connection
+        self._insert = insert
+        self._make_row = make_row
+        self.rows: list[Row] = []
+
+    async def add(self, task: Task[Any]) -> str:
+        """Write the row of a task, and return the id of the task; InvalidTask when it is wrong."""
+        row = self._make_row(task)
+        await self._connection.execute(self._insert, values(row))
+        self.rows.append(row)
+        return row.id
+
+
+@contextlib.contextmanager
+def transaction(
+    connection: Connection[Any], statements: Statements, make_row: MakeRow, after: AfterCommit
+) -> Iterator[OutboxTransaction]:
+    """Open a transaction, and send its tasks after the commit."""
+    _check_idle(connection)
+    with connection.transaction():
+        opened = OutboxTransaction(connection, statements.insert, make_row)
+        yield opened
+
+    def delete(ids: list[str]) -> None:
+        with connection.transaction():
+            connection.execute(statements.delete, (ids,))
+
+    after.send(opened.rows, delete)
+
+
+@contextlib.asynccontextmanager
+async def async_transaction(
+    connection: AsyncConnection[Any], statements: Statements, make_row: MakeRow, after: AfterCommit
+) -> AsyncIterator[AsyncOutboxTransaction]:
+    """Open a transaction, and send its tasks after the commit."""
+    _check_idle(connection)
+    async with connection.transaction():
+        opened = AsyncOutboxTransaction(connection, statements.insert, make_row)
+        yield opened
+
+    async def delete(ids: list[str]) -> None:
+        async with connection.transaction():
+            await connection.execute(statements.delete, (ids,))
+
+    await after.send_async(opened.rows, delete)
+
+
+def _check_idle(connection: Any) -> None:
+    """Raise ConfigError within a transaction: the end of the block would be no commit."""
+    if connection.info.transaction_status is not TransactionStatus.IDLE:
+        raise ConfigError(
+            "outbox.transaction: the connection is in a transaction already; open this one "
+            "outermost"
+        )

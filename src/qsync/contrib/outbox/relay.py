@@ -1,0 +1,204 @@
+"""Relays: they send the rows that the processes which wrote them have not sent.
+
+A relay takes rows in batches, sends them, and deletes those that the store has answered for. If it
+dies in between, the rows are sent again: the store remembers their ids, so that none runs twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from types import TracebackType
+from typing import Any, Final, Self
+
+from qsync.client import AsyncClient, Client
+from qsync.connections import Connections
+from qsync.contrib.outbox.database import (
+    BATCH,
+    AsyncDatabase,
+    Backlog,
+    Database,
+    due_before,
+)
+from qsync.contrib.outbox.sending import Sent, send, send_async
+from qsync.errors import QsyncError
+
+log = logging.getLogger("qsync.outbox")
+
+PAUSE_S: Final = 1.0
+"""Time between two looks at the database without rows to send, seconds."""
+
+LONGEST_PAUSE_S: Final = 10.0
+"""Longest time between two tries while the store or the database is away, seconds."""
+
+PATIENCE_S: Final = 5.0
+"""Time that the store has to answer while the rows of a batch are locked, seconds."""
+
+MEASURE_S: Final = 5.0
+"""Time between two measurements of the backlog, seconds."""
+
+OLD_S: Final = 60.0
+"""Age of a row at which the log warns, seconds; once in as many seconds."""
+
+UNREADABLE: Final = 1000
+"""Most rows that a relay leaves out because it cannot read them."""
+
+
+class _Progress:
+    """What both relays keep: the backlog, the rows that they cannot read, and the pauses."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        """Rows that this relay has sent."""
+        self.backlog: Backlog | None = None
+        """The rows that waited when they were last counted; None: not yet."""
+        self.unreadable: dict[str, None] = {}
+        self._pause_s = PAUSE_S
+        self._measured = -MEASURE_S
+        self._warned = -OLD_S
+
+    def pause_after(self, taken: int, sent: Sent) -> float:
+        """Return how long to wait before the next batch, seconds."""
+        self.sent += len(sent.ids)
+        for id in sent.unreadable:
+            if len(self.unreadable) < UNREADABLE:
+                self.unreadable[id] = None
+            log.error("row %s of the outbox cannot be read by this version, and stays", id)
+        if sent.error is not None:
+            return self.pause_after_error(sent.error)
+        self._pause_s = PAUSE_S
+        return 0.0 if taken == BATCH and sent.ids else PAUSE_S
+
+    def pause_after_error(self, error: BaseException) -> float:
+        """Return how long to wait after an error, seconds: twice as long each time."""
+        pause, self._pause_s = self._pause_s, min(self._pause_s * 2, LONGEST_PAUSE_S)
+        if pause == PAUSE_S:
+            log.warning("the outbox waits: %s: %s", type(error).__name__, error)
+        return pause
+
+    def is_due(self) -> bool:
+        """Return whether the backlog is to be measured now."""
+        now = time.monotonic()
+        if now - self._measured < MEASURE_S:
+            return False
+        self._measured = now
+        return True
+
+    def note(self, backlog: Backlog) -> None:
+        """Keep a measurement, and warn of old rows."""
+        self.backlog = backlog
+        now = time.monotonic()
+        if backlog.oldest_s >= OLD_S and now - self._warned >= OLD_S:
+            self._warned = now
+            log.warning(
+                "%d rows wait in the outbox, the oldest for %.0f s", backlog.rows, backlog.oldest_s
+            )
+
+
+class Relay(_Progress):
+    """A relay in a thread of its own: `with relay:` or `async with relay:`."""
+
+    def __init__(self, connections: Connections, database: Database) -> None:
+        super().__init__()
+        self._connections = connections.copy(prefix=connections.prefix, patience=PATIENCE_S)
+        self._database = database
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._run, name="qsync-outbox", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await asyncio.to_thread(self.__exit__, kind, error, trace)
+
+    def _run(self) -> None:
+        client: Client | None = None
+        try:
+            while not self._stopping.is_set():
+                try:
+                    client = client or self._connections.client()
+                    pause = self._step(client)
+                except Exception as error:  # of any driver
+                    pause = self.pause_after_error(error)
+                self._stopping.wait(pause)
+        finally:
+            with contextlib.suppress(Exception):  # of any driver
+                self._database.close()
+            if client is not None:
+                client.close()
+
+    def _step(self, client: Client) -> float:
+        if self.is_due():
+            self.note(self._database.backlog())
+        with self._database.take(due_before(), self.unreadable) as batch:
+            sent = send(client, batch.rows)
+            if sent.ids:
+                batch.delete(sent.ids)
+        return self.pause_after(len(batch.rows), sent)
+
+
+class AsyncRelay(_Progress):
+    """A relay on the running event loop: `async with relay:`."""
+
+    def __init__(self, connections: Connections, database: AsyncDatabase) -> None:
+        super().__init__()
+        self._connections = connections.copy(prefix=connections.prefix, patience=PATIENCE_S)
+        self._database = database
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="qsync-outbox")
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        client = self._connections.async_client()
+        try:
+            while True:
+                try:
+                    pause = await self._step(client)
+                except Exception as error:  # of any driver
+                    pause = self.pause_after_error(error)
+                await asyncio.sleep(pause)
+        finally:
+            with contextlib.suppress(QsyncError):
+                await client.aclose()
+            with contextlib.suppress(Exception):  # of any driver
+                await self._database.close()
+
+    async def _step(self, client: AsyncClient) -> float:
+        if self.is_due():
+            self.note(await self._database.backlog())
+        async with self._database.take(due_before(), self.unreadable) as batch:
+            sent = await send_async(client, batch.rows)
+            if sent.ids:
+                await batch.delete(sent.ids)
+        return self.pause_after(len(batch.rows), sent)

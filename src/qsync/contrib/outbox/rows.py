@@ -1,0 +1,87 @@
+"""The rows of an outbox: a task as the store gets it, with the fields that the enqueue needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from qsync import codec
+from qsync.new_task import NewTask, new_id
+from qsync.sending import ready
+from qsync.task import Task
+
+VERSION: Final = 1
+
+ID_LENGTH: Final = 128
+QUEUE_LENGTH: Final = 128
+
+
+class UnreadableRow(Exception):
+    """The message of a row is not one that this version can read."""
+
+
+class _Stored(msgspec.Struct, frozen=True, array_like=True):
+    """The column `message`, in msgpack. The nonce within stays the same when it is sent again."""
+
+    version: int
+    message: bytes
+    due: str
+    fairness_key: str
+    lock: str
+    window_us: int
+    retention_us: int | None
+    remember_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A row: a task that waits to be sent."""
+
+    id: str
+    queue: str
+    message: bytes
+    created_at: datetime
+
+
+def make_row(task: Task[Any], *, payload_limit: int, remember_us: int) -> Row:
+    """Return the row of a task, with an id; InvalidTask when the task is wrong."""
+    if isinstance(task, Task) and task.id is None:
+        task = task.replace(id=new_id())
+    new = ready(task, queue=None, payload_limit=payload_limit, remember_us=remember_us)
+    stored = _Stored(
+        VERSION, new.message, new.due, new.fairness_key, new.lock, new.window_us, new.retention_us,
+        new.remember_us,
+    )  # fmt: skip
+    return Row(
+        id=new.id, queue=new.queue, message=codec.encode(stored), created_at=datetime.now(UTC)
+    )
+
+
+def new_task_of(row: Row) -> NewTask:
+    """Return the task of a row; UnreadableRow when it is not one."""
+    try:
+        stored = codec.decode(bytes(row.message), _Stored)
+    except codec.CodecError as error:
+        raise UnreadableRow(f"row {row.id}: {error}") from error
+    if stored.version != VERSION:
+        raise UnreadableRow(f"row {row.id}: version {stored.version} is not {VERSION}")
+    return NewTask(
+        row.id, row.queue, stored.message, stored.due, stored.fairness_key, stored.lock,
+        stored.window_us, stored.retention_us, None, stored.remember_us,
+    )  # fmt: skip
+
+
+def by_queue(rows: Iterable[Row]) -> tuple[dict[str, list[NewTask]], list[str]]:
+    """Return the tasks by queue, in order, and the ids of the rows that are not readable."""
+    queues: dict[str, list[NewTask]] = {}
+    unreadable: list[str] = []
+    for row in rows:
+        try:
+            queues.setdefault(row.queue, []).append(new_task_of(row))
+        except UnreadableRow:
+            unreadable.append(row.id)
+    return {queue: tasks for queue, tasks in queues.items() if tasks}, unreadable

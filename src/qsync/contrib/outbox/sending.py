@@ -1,0 +1,87 @@
+"""Sends rows to the store, blocking and for asyncio."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qsync.broker import ops
+from qsync.broker.base import ends_in
+from qsync.broker.ops import Enqueued
+from qsync.client import AsyncClient, Client
+from qsync.contrib.outbox.rows import Row, by_queue
+from qsync.errors import QsyncError
+from qsync.new_task import NewTask
+from qsync.sending import CALL_BYTES, size_of
+
+log = logging.getLogger("qsync.outbox")
+
+
+@dataclass(slots=True)
+class Sent:
+    """What came of sending rows."""
+
+    ids: list[str] = field(default_factory=list)
+    """Rows that the store has answered for: they may be deleted."""
+
+    unreadable: list[str] = field(default_factory=list)
+    error: QsyncError | None = None
+    """The first error; the rows of that call and of those after it stay."""
+
+    def note(self, tasks: Sequence[NewTask], reply: list[Enqueued] | QsyncError) -> None:
+        """Note the reply to a call."""
+        if isinstance(reply, QsyncError):
+            self.error = self.error or reply
+            return
+        for task, outcome in zip(tasks, reply, strict=True):
+            self.ids.append(task.id)
+            if outcome.outcome in ("exists", "duplicate"):
+                log.info(
+                    "task %s of queue %s was not enqueued: task %s has its id or its unique lock",
+                    task.id, task.queue, outcome.id,
+                )  # fmt: skip
+
+
+def _calls(rows: Sequence[Row], sent: Sent) -> Iterator[tuple[str, Sequence[NewTask]]]:
+    queues, sent.unreadable = by_queue(rows)
+    for queue, tasks in queues.items():
+        for part in ops.batches(tasks, size_of, CALL_BYTES):
+            yield queue, part
+            if sent.error is not None:
+                return
+
+
+def send(client: Client, rows: Sequence[Row]) -> Sent:
+    """Send the rows, and return what came of it; raises nothing of the store."""
+    sent = Sent()
+    for queue, tasks in _calls(rows, sent):
+        keys = client._keys(queue)
+        wait = client._wait(keys, client._durability)
+        reply: Any
+        try:
+            with client._senders.lend(1) as [(sender, number)]:
+                call = ops.enqueue(keys, tasks, sender=sender, number=number, wait=wait)
+                [reply] = client._send(keys, [call])
+        except QsyncError as error:
+            reply = error
+        sent.note(tasks, reply)
+    return sent
+
+
+async def send_async(client: AsyncClient, rows: Sequence[Row]) -> Sent:
+    """Send the rows, and return what came of it; raises nothing of the store."""
+    sent = Sent()
+    for queue, tasks in _calls(rows, sent):
+        keys = client._keys(queue)
+        wait = client._wait(keys, client._durability)
+        reply: Any
+        try:
+            with client._senders.lend(1) as [(sender, number)]:
+                call = ops.enqueue(keys, tasks, sender=sender, number=number, wait=wait)
+                [reply] = await client._send(keys, [call], ends_in(client._allowance(wait)))
+        except QsyncError as error:
+            reply = error
+        sent.note(tasks, reply)
+    return sent

@@ -1,0 +1,220 @@
+"""The outbox in a database of SQLAlchemy 2, with sync and async engines."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any, Final
+
+from qsync.contrib.outbox.after_commit import AfterCommit
+from qsync.contrib.outbox.database import BATCH, COUNTED, Backlog, backlog_of
+from qsync.contrib.outbox.rows import ID_LENGTH, QUEUE_LENGTH, Row
+from qsync.instrumentation import missing
+
+try:
+    from sqlalchemy import (
+        Column,
+        DateTime,
+        Engine,
+        Index,
+        LargeBinary,
+        MetaData,
+        String,
+        Table,
+        event,
+        func,
+        inspect,
+        literal,
+        select,
+    )
+    from sqlalchemy import delete as delete_from
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.orm import Session, SessionTransaction, registry
+except ModuleNotFoundError as error:
+    raise missing(error, "sqlalchemy") from None
+
+WITHOUT_LOCKS: Final = "sqlite"
+"""Dialect without row locks: a relay holds no transaction while it sends."""
+
+
+def make_table(name: str, metadata: MetaData) -> Table:
+    """Return the table of an outbox."""
+    return Table(
+        name,
+        metadata,
+        Column("id", String(ID_LENGTH), primary_key=True),
+        Column("queue", String(QUEUE_LENGTH), nullable=False),
+        Column("message", LargeBinary, nullable=False),
+        Column("created_at", DateTime(timezone=True), nullable=False),
+        Index(f"{name}_created_at", "created_at"),
+    )
+
+
+def make_entity(table: Table) -> type[Any]:
+    """Return a class whose objects a session writes to the table."""
+    entity = type("OutboxRow", (), {"__doc__": "A row of the outbox."})
+    registry(metadata=table.metadata).map_imperatively(entity, table)
+    return entity
+
+
+def take(
+    connection: Connection, table: Table, before: datetime, without: Collection[str]
+) -> list[Row]:
+    """Lock and return rows older than a time; SQLite has no locks for rows."""
+    query = (
+        select(table)
+        .where(table.c.created_at < before)
+        .order_by(table.c.created_at)
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    if without:
+        query = query.where(table.c.id.not_in(list(without)))
+    return [
+        Row(id=row.id, queue=row.queue, message=row.message, created_at=row.created_at)
+        for row in connection.execute(query)
+    ]
+
+
+def delete(connection: Connection, table: Table, ids: list[str]) -> None:
+    """Delete rows."""
+    connection.execute(delete_from(table).where(table.c.id.in_(ids)))
+
+
+def backlog(connection: Connection, table: Table) -> Backlog:
+    """Return how many rows wait, and for how long."""
+    some = select(literal(1)).select_from(table).limit(COUNTED).subquery()
+    count = connection.execute(select(func.count()).select_from(some)).scalar_one()
+    oldest = connection.execute(select(func.min(table.c.created_at))).scalar_one()
+    return backlog_of(count, oldest)
+
+
+@dataclass(slots=True)
+class _Batch:
+    rows: Sequence[Row]
+    delete: Any
+
+
+class EngineDatabase:
+    """The database of a sync engine."""
+
+    def __init__(self, engine: Engine, table: Table) -> None:
+        self._engine = engine
+        self._table = table
+
+    @contextlib.contextmanager
+    def take(self, before: datetime, without: Collection[str]) -> Iterator[_Batch]:
+        """See Database."""
+        with self._engine.begin() as connection:
+            rows = take(connection, self._table, before, without)
+            if self._engine.dialect.name != WITHOUT_LOCKS:
+                yield _Batch(rows, partial(delete, connection, self._table))
+                return
+        yield _Batch(rows, self.delete)
+
+    def delete(self, ids: list[str]) -> None:
+        """Delete rows in a transaction of its own."""
+        with self._engine.begin() as connection:
+            delete(connection, self._table, ids)
+
+    def backlog(self) -> Backlog:
+        """See Database."""
+        with self._engine.begin() as connection:
+            return backlog(connection, self._table)
+
+    def close(self) -> None:
+        """See Database; the pool of the engine has the connections."""
+
+
+@dataclass(slots=True)
+class _AsyncBatch:
+    rows: Sequence[Row]
+    delete: Any
+
+
+class AsyncEngineDatabase:
+    """The database of an async engine."""
+
+    def __init__(self, engine: AsyncEngine, table: Table) -> None:
+        self._engine = engine
+        self._table = table
+
+    @contextlib.asynccontextmanager
+    async def take(self, before: datetime, without: Collection[str]) -> AsyncIterator[_AsyncBatch]:
+        """See AsyncDatabase."""
+        async with self._engine.begin() as connection:
+            rows = await connection.run_sync(take, self._table, before, without)
+            if self._engine.dialect.name != WITHOUT_LOCKS:
+
+                async def delete_taken(ids: list[str]) -> None:
+                    await connection.run_sync(delete, self._table, ids)
+
+                yield _AsyncBatch(rows, delete_taken)
+                return
+        yield _AsyncBatch(rows, self.delete)
+
+    async def delete(self, ids: list[str]) -> None:
+        """Delete rows in a transaction of its own."""
+        async with self._engine.begin() as connection:
+            await connection.run_sync(delete, self._table, ids)
+
+    async def backlog(self) -> Backlog:
+        """See AsyncDatabase."""
+        async with self._engine.begin() as connection:
+            return await connection.run_sync(backlog, self._table)
+
+    async def close(self) -> None:
+        """See AsyncDatabase; the pool of the engine has the connections."""
+
+
+def _row_of(entity: Any) -> Row:
+    return Row(
+        id=entity.id, queue=entity.queue, message=entity.message, created_at=entity.created_at
+    )
+
+
+class SessionHooks:
+    """Sends the rows that sessions have committed.
+
+    Rows of a savepoint that was rolled back are not persistent any more when the whole commits. A
+    session on a Connection does not know when that commits, so that its rows are left to a relay.
+    """
+
+    def __init__(self, entity: type[Any], table: Table, after_commit: AfterCommit) -> None:
+        self._entity = entity
+        self._table = table
+        self._after_commit = after_commit
+        self._written, self._committed = object(), object()
+        event.listen(Session, "after_flush", self._on_flush)
+        event.listen(Session, "after_commit", self._on_commit)
+        event.listen(Session, "after_transaction_end", self._on_end)
+
+    def _on_flush(self, session: Session, context: Any) -> None:
+        new = [(one, _row_of(one)) for one in session.new if type(one) is self._entity]
+        if new:
+            session.info.setdefault(self._written, []).extend(new)
+
+    def _on_commit(self, session: Session) -> None:
+        if self._written in session.info and not session.in_nested_transaction():
+            written = session.info.pop(self._written)
+            session.info[self._committed] = [
+                row for entity, row in written if inspect(entity).persistent
+            ]
+
+    def _on_end(self, session: Session, transaction: SessionTransaction) -> None:
+        if transaction.parent is not None:
+            return
+        session.info.pop(self._written, None)
+        rows = session.info.pop(self._committed, ())
+        engine = session.get_bind(self._entity) if rows else None
+        if not isinstance(engine, Engine):
+            return
+        if engine.dialect.is_async:
+            database = AsyncEngineDatabase(AsyncEngine(engine), self._table)
+            self._after_commit.begin(rows, database.delete)
+        else:
+            self._after_commit.send(rows, EngineDatabase(engine, self._table).delete)

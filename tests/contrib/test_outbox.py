@@ -1,0 +1,419 @@
+"""qsync.contrib.outbox with SQLAlchemy and psycopg: what commits is sent once, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Engine, create_engine, func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+from qsync import Client, ConfigError, InvalidTask, Qsync, Task
+from qsync.contrib.outbox import Outbox
+from qsync.contrib.outbox import relay as relays
+from qsync.contrib.outbox.database import Backlog
+from tests.support import postgres
+from tests.support.postgres import Postgres
+from tests.support.stores import Store, wait_until, wait_until_async
+
+needs_postgres = pytest.mark.skipif(
+    not postgres.available(), reason="needs PostgreSQL: apt-get install postgresql"
+)
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Postgres]:
+    with Postgres() as started:
+        yield started
+
+
+@pytest.fixture
+def app(valkey: Store, prefix: str) -> Iterator[Qsync]:
+    with Qsync(valkey.url, prefix=prefix) as app:
+        yield app
+
+
+@pytest.fixture
+def client(app: Qsync) -> Iterator[Client]:
+    with app.client() as client:
+        yield client
+
+
+@pytest.fixture
+def outbox(app: Qsync, prefix: str) -> Iterator[Outbox]:
+    outbox = Outbox(app, table=f"outbox_{prefix.replace('-', '_')}")
+    yield outbox
+    outbox.after_commit.close()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=needs_postgres)])
+def engine(request: pytest.FixtureRequest, outbox: Outbox, tmp_path: Path) -> Iterator[Engine]:
+    if request.param == "sqlite":
+        engine = create_engine(f"sqlite:///{tmp_path}/shop.db")
+    else:
+        engine = create_engine(request.getfixturevalue("database").address)
+    outbox.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch, outbox: Outbox) -> Callable[[], None]:
+    """Nothing is sent after a commit, as if the process had died there, until this is called."""
+    outbox.after_commit._away_until = float("inf")
+
+    def release() -> None:
+        outbox.after_commit._away_until = 0.0
+
+    return release
+
+
+def count(engine: Engine, outbox: Outbox) -> int:
+    with engine.begin() as connection:
+        return int(connection.execute(select(func.count()).select_from(outbox.table)).scalar_one())
+
+
+def make_old(engine: Engine, outbox: Outbox) -> None:
+    """Let all rows be older than a relay leaves alone."""
+    before = datetime.now(UTC) - timedelta(minutes=2)
+    with engine.begin() as connection:
+        connection.execute(update(outbox.table).values(created_at=before))
+
+
+def pending(app: Qsync, queue: str = "default") -> list[str]:
+    async def read() -> list[str]:
+        async with app.inspector() as inspector:
+            return [row.id for row in (await inspector.tasks(queue, "pending")).tasks]
+
+    return asyncio.run(read())
+
+
+def test_session_sends_its_rows_after_the_commit(
+    app: Qsync, client: Client, outbox: Outbox, engine: Engine
+) -> None:
+    with Session(engine) as session:
+        row = outbox.row(Task("send", {"invoice": 7}, headers={"a": "b"}))
+        session.add(row)
+        session.flush()
+        id = row.id
+        assert pending(app) == []
+        session.commit()
+        assert pending(app) == [id]
+    assert count(engine, outbox) == 0
+    info = client.handle(id).info()
+    assert (info.type, info.value(), dict(info.headers)) == ("send", {"invoice": 7}, {"a": "b"})
+
+
+def test_rollback_sends_nothing(app: Qsync, outbox: Outbox, engine: Engine) -> None:
+    with Session(engine) as session:
+        session.add(outbox.row(Task("send")))
+        session.flush()
+        session.rollback()
+        session.commit()
+    assert (count(engine, outbox), pending(app)) == (0, [])
+
+
+def test_savepoint_that_is_rolled_back_sends_nothing_of_its_own(
+    app: Qsync, outbox: Outbox, engine: Engine
+) -> None:
+    with Session(engine) as session:
+        session.add(outbox.row(Task("send", id="one")))
+        with contextlib.suppress(ZeroDivisionError), session.begin_nested():
+            session.add(outbox.row(Task("send", id="two")))
+            session.flush()
+            _ = 1 / 0
+        with session.begin_nested():
+            session.add(outbox.row(Task("send", id="three")))
+        assert pending(app) == []
+        session.commit()
+    assert pending(app) == ["one", "three"]
+    assert count(engine, outbox) == 0
+
+
+@needs_postgres
+def test_session_on_a_connection_leaves_its_rows_to_a_relay(
+    app: Qsync, outbox: Outbox, database: Postgres
+) -> None:
+    engine = create_engine(database.address)
+    outbox.metadata.create_all(engine)
+    with engine.connect() as connection, connection.begin() as outer:
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            session.add(outbox.row(Task("send")))
+            session.commit()
+        assert pending(app) == []
+        outer.rollback()
+    assert (count(engine, outbox), pending(app)) == (0, [])
+    engine.dispose()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=needs_postgres)])
+def test_async_session_and_relay(
+    app: Qsync, outbox: Outbox, kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if kind == "sqlite":
+        address = f"sqlite+aiosqlite:///{tmp_path}/shop.db"
+    else:
+        address = request.getfixturevalue("database").address
+
+    async def use() -> None:
+        engine = create_async_engine(address)
+        async with engine.begin() as connection:
+            await connection.run_sync(outbox.metadata.create_all)
+        async with AsyncSession(engine) as session:
+            session.add(outbox.row(Task("send", id="first")))
+            await session.commit()
+            session.add(outbox.row(Task("send", id="never")))
+            await session.rollback()
+        await outbox.after_commit.drain()
+        outbox.after_commit._away_until = float("inf")
+        async with AsyncSession(engine) as session:
+            row = outbox.row(Task("send", id="second"))
+            row.created_at -= timedelta(minutes=2)
+            session.add(row)
+            await session.commit()
+        async with outbox.relay(engine) as relay:
+            await wait_until_async(lambda: relay.sent == 1)
+            assert relay.backlog == Backlog(rows=1, oldest_s=pytest.approx(120, abs=10))
+        async with engine.begin() as connection:
+            left = await connection.execute(select(outbox.table))
+            assert left.all() == []
+        await engine.dispose()
+        await app.aclose()
+
+    asyncio.run(use())
+    assert pending(app) == ["first", "second"]
+
+
+def test_relay_sends_what_the_writer_has_not(
+    app: Qsync, outbox: Outbox, engine: Engine, held: Callable[[], None]
+) -> None:
+    with Session(engine) as session:
+        session.add_all([outbox.row(Task("send", n, id=f"{n:04}")) for n in range(600)])
+        session.commit()
+    assert pending(app) == []
+    make_old(engine, outbox)
+    with outbox.relay(engine) as relay:
+        wait_until(lambda: relay.sent == 600)
+    assert count(engine, outbox) == 0
+    assert len(pending(app)) > 0
+
+
+def test_relay_leaves_young_rows_to_their_writer(
+    app: Qsync, outbox: Outbox, engine: Engine, held: Callable[[], None]
+) -> None:
+    with Session(engine) as session:
+        rows = [outbox.row(Task("send", id=id)) for id in ("old", "young")]
+        rows[0].created_at -= timedelta(seconds=3)
+        rows[1].created_at += timedelta(minutes=1)
+        session.add_all(rows)
+        session.commit()
+    with outbox.relay(engine) as relay:
+        wait_until(lambda: relay.sent == 1)
+    assert (pending(app), count(engine, outbox)) == (["old"], 1)
+
+
+def test_row_sent_again_does_not_run_again_after_its_task_has_ended(
+    app: Qsync, outbox: Outbox, engine: Engine
+) -> None:
+    ran: list[str] = []
+
+    @app.task(name="send")
+    def work() -> None:
+        ran.append("ran")
+
+    with Session(engine) as session:
+        row = outbox.row(work.build())
+        session.add(row)
+        session.flush()
+        copied = {name: getattr(row, name) for name in ("id", "queue", "message", "created_at")}
+        session.commit()
+
+    async def serve() -> None:
+        async with app.server():
+            await wait_until_async(lambda: ran)
+        copied["created_at"] -= timedelta(minutes=1)
+        with engine.begin() as connection:
+            connection.execute(outbox.table.insert().values(copied))
+        async with app.server(), outbox.relay(engine) as relay:
+            await wait_until_async(lambda: relay.sent == 1)
+            await app._connections.here().enqueue(Task("send", {}))
+            await wait_until_async(lambda: len(ran) == 2)
+
+    asyncio.run(serve())
+    assert ran == ["ran", "ran"]  # the second is the task that was enqueued last
+    assert count(engine, outbox) == 0
+
+
+def test_requests_do_not_fail_while_the_store_is_away(
+    prefix: str, own_store: Store, tmp_path: Path
+) -> None:
+    own_store.kill()
+    with Qsync(own_store.url, prefix=prefix) as app:
+        outbox = Outbox(app)
+        engine = create_engine(f"sqlite:///{tmp_path}/shop.db")
+        outbox.metadata.create_all(engine)
+        began = time.monotonic()
+        for _ in range(20):
+            with Session(engine) as session:
+                row = outbox.row(Task("send"))
+                row.created_at -= timedelta(minutes=2)
+                session.add(row)
+                session.commit()
+        assert time.monotonic() - began < 5, "only the first waits for the store, for a second"
+        assert count(engine, outbox) == 20
+        own_store.start()
+        with outbox.relay(engine) as relay:
+            wait_until(lambda: relay.sent == 20, timeout=30)
+        assert len(pending(app)) == 20
+        outbox.after_commit.close()
+        engine.dispose()
+
+
+@needs_postgres
+def test_relays_share_the_rows(
+    app: Qsync, outbox: Outbox, database: Postgres, held: Callable[[], None]
+) -> None:
+    engine = create_engine(database.address)
+    outbox.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add_all([outbox.row(Task("send", n)) for n in range(2000)])
+        session.commit()
+    make_old(engine, outbox)
+    with contextlib.ExitStack() as stack:
+        several = [stack.enter_context(outbox.relay(database.dsn)) for _ in range(3)]
+        wait_until(lambda: sum(relay.sent for relay in several) >= 2000)
+        assert all(relay.backlog is not None for relay in several)
+    assert sum(relay.sent for relay in several) == 2000
+    assert count(engine, outbox) == 0
+    engine.dispose()
+
+
+@pytest.mark.slow
+@needs_postgres
+def test_relay_sends_5000_rows_a_second(app: Qsync, outbox: Outbox, database: Postgres) -> None:
+    count, before = 50_000, datetime.now(UTC) - timedelta(minutes=1)
+    with psycopg.connect(database.dsn) as connection:
+        connection.execute(outbox.create_table)
+        name = outbox.table.name
+        with connection.cursor().copy(f"COPY {name} FROM STDIN") as copy:
+            for number in range(count):
+                row = outbox._make_row(Task("send", {"invoice": number}))
+                copy.write_row((row.id, row.queue, row.message, before))
+    began = time.monotonic()
+    with outbox.relay(database.dsn) as relay:
+        wait_until(lambda: relay.sent == count, timeout=60)
+    rate = count / (time.monotonic() - began)
+    assert rate > 5000
+
+
+@needs_postgres
+def test_transaction_of_psycopg(app: Qsync, outbox: Outbox, database: Postgres) -> None:
+    with psycopg.connect(database.dsn) as connection:
+        connection.execute(outbox.create_table)
+        connection.commit()
+        with outbox.transaction(connection) as rows:
+            first = rows.add(Task("send", 7))
+            assert pending(app) == []
+        assert pending(app) == [first]
+        with contextlib.suppress(ZeroDivisionError), outbox.transaction(connection) as rows:
+            rows.add(Task("send", 8))
+            _ = 1 / 0
+        with (
+            connection.transaction(),
+            pytest.raises(ConfigError, match="is in a transaction already"),
+            outbox.transaction(connection),
+        ):
+            pass
+        with pytest.raises(InvalidTask), outbox.transaction(connection) as rows:
+            rows.add(Task("send", object()))
+
+    async def use() -> str:
+        async with await psycopg.AsyncConnection.connect(database.dsn) as connection:
+            async with outbox.transaction(connection) as rows:
+                second = await rows.add(Task("send", 9))
+            await app.aclose()
+            return second
+
+    second = asyncio.run(use())
+    assert pending(app) == [first, second]
+    with psycopg.connect(database.dsn) as connection:
+        found = connection.execute(f"SELECT count(*) FROM {outbox.table.name}").fetchone()  # noqa: S608
+        assert found == (0,)
+
+
+def test_row_that_cannot_be_read_stays_and_stops_no_other(
+    app: Qsync, outbox: Outbox, engine: Engine, held: Callable[[], None]
+) -> None:
+    with Session(engine) as session:
+        bad, good = outbox.row(Task("send", id="bad")), outbox.row(Task("send", id="good"))
+        bad.message = b"\xc1"
+        session.add_all([bad, good])
+        session.commit()
+    make_old(engine, outbox)
+    with outbox.relay(engine) as relay:
+        wait_until(lambda: relay.sent == 1 and relay.unreadable)
+    assert (pending(app), list(relay.unreadable)) == (["good"], ["bad"])
+    assert count(engine, outbox) == 1
+
+
+def test_old_rows_are_logged(
+    outbox: Outbox, engine: Engine, held: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    with Session(engine) as session:
+        session.add(outbox.row(Task("send")))
+        session.commit()
+    make_old(engine, outbox)
+    with outbox.relay(engine) as relay:
+        wait_until(lambda: relay.backlog is not None)
+    assert "1 rows wait in the outbox, the oldest for 12" in caplog.text
+
+
+def test_pauses_grow_while_the_store_is_away() -> None:
+    progress = relays._Progress()
+    pauses = [progress.pause_after_error(OSError("no route")) for _ in range(6)]
+    assert pauses == [1, 2, 4, 8, 10, 10]
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda app: Outbox(app, table="a b"), "table: 'a b' is not the name of a table"),
+        (
+            lambda app: Outbox(Qsync("redis://localhost", remember_ids=0)),
+            "remember_ids=0, so that a row sent twice would run twice",
+        ),
+        (lambda app: Outbox(app).relay(7), "relay: 7 is neither an engine of SQLAlchemy nor"),
+    ],
+)
+def test_wrong_use_is_named(app: Qsync, make: Callable[[Qsync], Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        make(app)
+    with pytest.raises(InvalidTask, match="task: int is not a Task"):
+        Outbox(app).row(7)  # type: ignore[arg-type]
+
+
+def test_backlog_is_a_metric(outbox: Outbox, engine: Engine, held: Callable[[], None]) -> None:
+    from prometheus_client import CollectorRegistry
+
+    from qsync.contrib.outbox.metrics import OutboxCollector
+
+    registry = CollectorRegistry()
+    with Session(engine) as session:
+        session.add(outbox.row(Task("send")))
+        session.commit()
+    make_old(engine, outbox)
+    with outbox.relay(engine) as relay:
+        registry.register(OutboxCollector(relay))
+        wait_until(lambda: relay.sent == 1)
+        assert registry.get_sample_value("qsync_outbox_rows") == 1
+        assert registry.get_sample_value("qsync_outbox_oldest_seconds") == pytest.approx(120, abs=9)
+        assert registry.get_sample_value("qsync_outbox_sent_total") == 1
+        assert registry.get_sample_value("qsync_outbox_unreadable_rows") == 0
