@@ -127,7 +127,7 @@ def test_a_dead_task_whose_lock_another_has_stays_dead(live: Live) -> None:
     ran = live.ok("dead", "run", "--all")
     assert ran.out.splitlines() == [
         "0 of 1 dead tasks re-queued",
-        "1 stay dead: other tasks have their unique locks",
+        "1 task stays dead: other tasks hold the unique locks",
     ]
     assert live.run("task", "run", dead, "--json").json == [{
         "id": dead, "queue": "default", "outcome": "duplicate", "state": "dead", "holder": holder,

@@ -208,8 +208,8 @@ def test_types_and_queues_beyond_the_limit_are_one() -> None:
     )
     found = series(prometheus.store_metrics(overview))
     names = {key[1] for key in found if key[0] == "qsync_queue_paused"}
-    assert len(names) == prometheus.QUEUES + 1
-    assert found["qsync_queue_tasks", "other", "pending"] == 1000 - prometheus.QUEUES
+    assert len(names) == prometheus.LABELLED_QUEUES + 1
+    assert found["qsync_queue_tasks", "other", "pending"] == 1000 - prometheus.LABELLED_QUEUES
 
 
 def _info(name: str) -> Any:

@@ -447,8 +447,8 @@ def test_where_the_store_refuses_it_goes_on(own_store: Store, prefix: str) -> No
 
     report, one = asyncio.run(main())
     assert [text.rpartition(": ")[2] for text in report.unknown] == [
-        "SSCAN is refused",
-        "SCAN is refused",
+        "the store denies SSCAN",
+        "the store denies SCAN",
     ]
     assert (one.damages, one.ids, one.unknown) == ([], 2, [])
 
@@ -469,14 +469,14 @@ def test_the_command_audits_and_mends(binary: Binary, monkeypatch: pytest.Monkey
         rig.client.set("test:\x1bstray", "1")
         found = runner.invoke(app, ["doctor", "--audit"])
         assert found.exit_code == 1
-        assert "no state: a task is in no state, so nobody runs it: queue other\n" in found.stdout
+        assert "no state: a task is in no state, so it never runs: queue other\n" in found.stdout
         assert "\x1b" not in found.stdout
         told = runner.invoke(app, ["doctor", "--audit", "--queue", "queue", "--json"])
         assert told.exit_code == 1
         [damage] = json.loads(told.stdout)["damages"]
         assert damage == {"kind": "no state", "queue": "queue", "id": "other", "lock": ""}
         mended = runner.invoke(app, ["doctor", "--audit", "--queue", "queue", "--repair"])
-        assert (mended.exit_code, "mended: no state, 1" in mended.stdout) == (0, True)
+        assert (mended.exit_code, "repaired: no state, 1" in mended.stdout) == (0, True)
         left = runner.invoke(app, ["doctor", "--audit", "--repair", "--json"])
         assert left.exit_code == 1
         assert [one["kind"] for one in json.loads(left.stdout)["left"]] == ["stray key"]
@@ -485,9 +485,9 @@ def test_the_command_audits_and_mends(binary: Binary, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--repair"], "go with --audit"),
-        (["--queue", "a"], "go with --audit"),
-        (["--audit", "--role", "client"], "does not go with --audit"),
+        (["--repair"], "need --audit"),
+        (["--queue", "a"], "need --audit"),
+        (["--audit", "--role", "client"], "--role and --audit exclude each other"),
         (["--audit", "--queue", "a b"], "queue: 'a b' is not"),
         (["--prefix", "a b"], "prefix: 'a b' is not"),
         (["--url", "http://x"], "does not begin with"),

@@ -20,10 +20,10 @@ from qsync.diagnostics.doctor import (
     cluster,
     memory,
     parse_info,
+    permissions_of,
     persistence,
     policy,
     replication,
-    rights_of,
     round_trip,
     version,
 )
@@ -51,34 +51,34 @@ def levels(found: list[Finding]) -> dict[str, str]:
     ("finding", "level", "said"),
     [
         (round_trip([0.001, 0.001, 9.0]), "ok", "1.00 ms"),
-        (round_trip([0.03]), "warning", "nearer to the store"),
+        (round_trip([0.03]), "warning", "closer to the store"),
         (version({"redis_version": "7.0.15"}), "ok", "Redis 7.0.15"),
-        (version({"redis_version": "6.2.1"}), "problem", "upgrade it to 7.0"),
+        (version({"redis_version": "6.2.1"}), "problem", "upgrade to 7.0"),
         (version({"redis_version": "7.2.4", "valkey_version": "9.1.0"}), "ok", "Valkey 9.1.0"),
-        (version({"valkey_version": "7.1.0"}), "problem", "upgrade it to 7.2"),
-        (version({}), "unknown", "does not tell"),
+        (version({"valkey_version": "7.1.0"}), "problem", "upgrade to 7.2"),
+        (version({}), "unknown", "does not report"),
         (version(None), "unknown", "INFO"),
-        (policy(None, None), "unknown", "neither CONFIG GET nor INFO"),
+        (policy(None, None), "unknown", "denies CONFIG GET and INFO"),
         (policy(None, "noeviction"), "ok", "noeviction"),
         (policy({"maxmemory_policy": "allkeys-lru"}, None), "problem", "to noeviction"),
-        (policy(None, "volatile-lru"), "ok", "keys with a time to live, which no task has"),
+        (policy(None, "volatile-lru"), "ok", "only keys with a time to live"),
         (policy(None, "allkeys-random"), "problem", "to noeviction"),
         (memory(None, None), "unknown", "INFO"),
-        (memory({"used_memory": "1024"}, "0"), "warning", "1.0 KiB used, and no limit"),
+        (memory({"used_memory": "1024"}, "0"), "warning", "1.0 KiB used without a limit"),
         (memory({"used_memory": "1024", "maxmemory": GIB}, None), "ok", "1.0 KiB of 1.0 GiB"),
         (memory({"used_memory": "80"}, "100"), "warning", "80 B of 100 B used (80%): raise"),
         (memory({"used_memory": "95"}, "100"), "problem", "95%"),
         (persistence(None, None, None), "unknown", "INFO"),
         (persistence({"aof_enabled": "1"}, "everysec", ""), "ok", "every second"),
-        (persistence({"aof_enabled": "1"}, "always", ""), "ok", "with every write"),
-        (persistence({"aof_enabled": "1"}, None, None), "ok", "as it is set"),
+        (persistence({"aof_enabled": "1"}, "always", ""), "ok", "on every write"),
+        (persistence({"aof_enabled": "1"}, None, None), "ok", "as configured"),
         (persistence({"aof_enabled": "1"}, "no", ""), "warning", "appendfsync to everysec"),
         (
             persistence({"aof_enabled": "1", "aof_last_write_status": "err"}, "always", ""),
             "problem",
-            "look at the disk",
+            "check the disk",
         ),
-        (persistence({"aof_enabled": "0"}, "no", "3600 1"), "warning", "snapshots alone"),
+        (persistence({"aof_enabled": "0"}, "no", "3600 1"), "warning", "snapshots only"),
         (persistence({"aof_enabled": "0"}, None, None), "warning", "perhaps snapshots"),
         (persistence({"rdb_last_bgsave_status": "err"}, None, "60 1"), "problem", "snapshots fail"),
         (persistence({"aof_enabled": "0"}, "no", ""), "problem", "appendonly to yes"),
@@ -92,16 +92,16 @@ def levels(found: list[Finding]) -> dict[str, str]:
                 "slave1": "ip=::1,port=2,state=online,offset=952,lag=0",
             }),
             "ok",
-            "2 in step, 2.0 KiB behind",
+            "2 in sync, at most 2.0 KiB behind",
         ),
         (
             replication({"role": "master", "slave0": "ip=::1,port=1,state=wait_bgsave,offset=0"}),
             "warning",
-            "1 of 1 replicas are not in step",
+            "1 of 1 replicas are not in sync",
         ),
         (clock(0.5), "ok", "0.500 s ahead of"),
-        (clock(-2.0), "warning", "2.000 s behind the store's: process_at"),
-        (clock(61.0), "problem", "run NTP"),
+        (clock(-2.0), "warning", "2.000 s behind the store's clock: process_at"),
+        (clock(61.0), "problem", "use NTP"),
         (cluster(None), "unknown", "CLUSTER INFO"),
         (
             cluster({"cluster_state": "ok", "cluster_slots_ok": "16384", "cluster_size": "3"}),
@@ -116,27 +116,27 @@ def levels(found: list[Finding]) -> dict[str, str]:
         (
             cluster({"cluster_state": "ok", "cluster_slots_ok": "9", "cluster_size": "1"}),
             "problem",
-            "bring their nodes back",
+            "bring the nodes back",
         ),
         (
-            rights_of("joe", {"client": [], "server": ["blpop"]}, None, "qsync"),
+            permissions_of("joe", {"client": [], "server": ["blpop"]}, None, "qsync"),
             "ok",
-            "may be client; not server for want of blpop",
+            "has the permissions of client; not of server (lacks blpop)",
         ),
         (
-            rights_of("joe", {"client": [], "server": []}, "server", "qsync"),
+            permissions_of("joe", {"client": [], "server": []}, "server", "qsync"),
             "ok",
-            "may be client, server",
+            "has the permissions of client, server",
         ),
         (
-            rights_of("joe", {"client": [], "server": ["blpop"]}, "server", "qsync"),
+            permissions_of("joe", {"client": [], "server": ["blpop"]}, "server", "qsync"),
             "problem",
-            "'joe' may not run blpop on the queues' keys: give it the rights of a server",
+            "'joe' may not run blpop on the queues' keys: give it the permissions of a server",
         ),
         (
-            rights_of("joe", {"client": ["a"], "server": ["a", "b"]}, None, "qsync"),
+            permissions_of("joe", {"client": ["a"], "server": ["a", "b"]}, None, "qsync"),
             "problem",
-            "the rights of a client",
+            "the permissions of a client",
         ),
     ],
 )  # fmt: skip
@@ -252,7 +252,10 @@ def test_the_command_says_it(binary: Binary, own_store: Store) -> None:
     assert [one["name"] for one in told] == NAMES
     assert {tuple(one) for one in told} == {("name", "level", "text", "node")}
     told = runner.invoke(app, ["doctor", "--url", own_store.url, "--role", "server"])
-    assert (told.exit_code, "rights: user 'default' may be client" in told.stdout) == (0, True)
+    assert (
+        told.exit_code,
+        "rights: user 'default' has the permissions of client" in told.stdout,
+    ) == (0, True)
 
 
 def test_no_password_is_shown(own_store: Store) -> None:

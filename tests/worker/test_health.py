@@ -323,8 +323,8 @@ def test_a_port_that_is_taken_is_refused_in_one_line(tmp_path: Path, store: Stor
                 ["--health-port", str(port)],
                 f"--health-port: cannot listen on 127.0.0.1 port {port}",
             ),
-            (["--health-host", "0.0.0.0"], "--health-host: it goes with --health-port"),  # noqa: S104
-            (["--live-limit", "5"], "--live-limit: it goes with --health-port"),
+            (["--health-host", "0.0.0.0"], "--health-host needs --health-port"),  # noqa: S104
+            (["--live-limit", "5"], "--live-limit needs --health-port"),
         ]:
             ended = subprocess.run(
                 [sys.executable, "-m", "qsync", "worker", "shop:app", *options],

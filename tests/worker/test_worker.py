@@ -498,7 +498,7 @@ def test_credentials_are_not_shown(tmp_path: Path) -> None:
             assert all(b"geheim" not in path.read_bytes() for path in arguments if path.exists())
             assert worker.end() == 0, worker.out()
             assert "geheim" not in worker.out()
-            assert f"the store is {store.url}" in worker.out()
+            assert f"store {store.url}" in worker.out()
 
 
 MISTAKES = {
@@ -532,14 +532,14 @@ MISTAKES = {
     "a factory that returns another thing": (["shop:note.__call__.__hash__"], "returned an int"),
     "queues": (["shop:app", "--queues", "a=x"], "--queues: 'a=x' is not of the form"),
     "no queue": (["shop:app", "--queues", ""], "--queues: '' is not of the form"),
-    "a queue twice": (["shop:app", "--queues", "a=1,a=2"], "--queues: 'a' is there twice"),
+    "a queue twice": (["shop:app", "--queues", "a=1,a=2"], "--queues: 'a' is given twice"),
     "a bad name": (["shop:app", "--queues", "a b"], "queues: 'a b' is not 1 to 128 characters"),
     "weight 0": (["shop:app", "--queues", "a=0"], "is not a whole number from 1"),
     "concurrency": (["shop:app", "--concurrency", "0"], "concurrency: 0 is not"),
     "lease": (["shop:app", "--lease", "-1"], "lease: -1.0 is not"),
     "a bad url": (["shop:app", "--url", "http://x"], "url: http://... does not begin with"),
-    "a url that is not used": (["fixed:app", "--url", "redis://h2"], "--url: the app names its"),
-    "a prefix that is not used": (["fixed:app", "--prefix", "b"], "--prefix: the app has one"),
+    "a url that is not used": (["fixed:app", "--url", "redis://h2"], "--url: the app sets its own"),
+    "a prefix that is not used": (["fixed:app", "--prefix", "b"], "--prefix: the app sets its own"),
 }
 
 

@@ -7,7 +7,7 @@
     async def buy(client: QueueClient) -> str:
         return (await client.enqueue(send.build(7))).id
 
-docs/fastapi.md has a whole program.
+docs/fastapi.md has a complete program.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ def mount_dashboard(
     Each of `dependencies`, e.g. `Depends(staff)`, runs before every request and refuses it by
     raising an HTTPException. The other options are those of `qsync.web.create_app`; a function for
     `auth` runs after the dependencies. Raises ConfigError when none of `dependencies`, `token` and
-    `auth` says who is let in, or the path is wrong.
+    `auth` says who has access, or the path is invalid.
     """
     if not dependencies and token is None and auth is None:
         raise ConfigError(
-            "mount_dashboard: nobody would be let in; give dependencies=[Depends(...)], auth= or "
-            "token="
+            "mount_dashboard: all requests would be refused; give dependencies=[Depends(...)], "
+            "auth= or token="
         )
     if token is None and auth is None:
         auth = "host"
@@ -86,7 +86,7 @@ def mount_dashboard(
 
 
 class _FromDashboard(Response):
-    """Has the dashboard answer the request."""
+    """A response that the dashboard writes."""
 
     def __init__(self, dashboard: MountedDashboard, request: Request, rest: str) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class _FromDashboard(Response):
         root = scope.get("root_path", "")
         path = scope["path"]
         mounted = path[: len(path) - len(self._rest)].rstrip("/")
-        if not mounted.startswith(f"{root}/"):  # behind a proxy that takes the root off
+        if not mounted.startswith(f"{root}/"):  # behind a proxy that strips the root path
             mounted = root + mounted
         inside = {**scope, "root_path": mounted, "path": f"{mounted}/{self._rest}"}
         await self._dashboard(inside, _Body(self._request), send)

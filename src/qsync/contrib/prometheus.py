@@ -49,26 +49,25 @@ __all__ = [
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
-QUEUES: Final = 500
+LABELLED_QUEUES: Final = 500
 """Number of queues with a label of their own; all others share one."""
 
-FRESH_S: Final = 5.0
-"""Time for which a reading of the store is reused, in seconds."""
+CACHE_S: Final = 5.0
+"""Time for which a reading of the store is reused."""
 
-PATIENCE_S: Final = 5.0
-"""Time that the store has to answer, in seconds."""
+STORE_TIMEOUT_S: Final = 5.0
 
 COUNTER_HELP: Final[Mapping[str, str]] = {
     "enqueued": "Tasks enqueued.",
     "completed": "Tasks completed.",
     "failed": "Attempts that failed.",
-    "retried": "Failed attempts that are followed by another.",
-    "crashed": "Times that a server died with a task.",
-    "dead": "Tasks that are given up.",
+    "retried": "Failed attempts that are retried.",
+    "crashed": "Server deaths while running a task.",
+    "dead": "Tasks that died.",
     "cancelled": "Tasks cancelled.",
-    "trimmed": "Dead tasks removed for their number or age.",
-    "lost": "Tasks whose message the store has lost.",
-    "bytes": "Bytes of the messages enqueued.",
+    "trimmed": "Dead tasks deleted because of their number or age.",
+    "lost": "Tasks whose message the store lost.",
+    "bytes": "Bytes of the enqueued messages.",
 }
 
 
@@ -76,40 +75,40 @@ COUNTER_HELP: Final[Mapping[str, str]] = {
 
 
 def instrument(app: Qsync, *, registry: CollectorRegistry = REGISTRY) -> None:
-    """Count what the servers do that the app creates from now on in this process."""
+    """Count the runs of all servers that the app creates in this process from now on."""
     collector = _Servers()
     registry.register(collector)
     app.extend(Extension(server=collector.add))
 
 
 class _Servers(Collector):
-    """Metrics of the servers in this process; counts of servers that are gone are kept."""
+    """Metrics of the servers in this process; the counts of stopped servers are kept."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._watched: list[tuple[weakref.ref[Server], RunMetrics]] = []
+        self._servers: list[tuple[weakref.ref[Server], RunMetrics]] = []
         self._past: list[MetricRow] = []
 
     def add(self, server: Server) -> None:
         server.tally = server.tally or RunMetrics(server.mux.types)
         with self._lock:
-            self._watched.append((weakref.ref(server), server.tally))
+            self._servers.append((weakref.ref(server), server.tally))
 
     def describe(self) -> Iterable[Metric]:
         return server_metrics([], [])
 
     def collect(self) -> Iterable[Metric]:
         with self._lock:
-            rows, conditions, watched = [], [], []
-            for reference, tally in self._watched:
+            rows, conditions, alive = [], [], []
+            for reference, tally in self._servers:
                 server = reference()
                 if server is None:
                     self._past = merged([*self._past, *closed(tally.rows())])
                     continue
-                watched.append((reference, tally))
+                alive.append((reference, tally))
                 rows += tally.rows()
                 conditions.append(server.condition())
-            self._watched = watched
+            self._servers = alive
             return server_metrics([*self._past, *rows], conditions)
 
 
@@ -119,21 +118,19 @@ def server_metrics(rows: Iterable[MetricRow], conditions: Sequence[ServerHealth]
     by_type = ["queue", "type"]
     wait = HistogramMetricFamily(
         "qsync_task_wait_seconds",
-        "From when a task could start to its start; retries and recovered tasks are left out.",
+        "Time that a task waited to start; retries and recovered tasks are not counted.",
         labels=by_type,
     )
-    run = HistogramMetricFamily(
-        "qsync_task_run_seconds", "From the start of a run to its end.", labels=by_type
-    )
+    run = HistogramMetricFamily("qsync_task_run_seconds", "Duration of a run.", labels=by_type)
     runs = CounterMetricFamily(
-        "qsync_task_runs", "Runs that ended, by how they did.", labels=[*by_type, "outcome"]
+        "qsync_task_runs", "Finished runs, by outcome.", labels=[*by_type, "outcome"]
     )
     unknown = CounterMetricFamily(
         "qsync_tasks_without_handler",
-        "Times that a task went back because a server has no handler for its type.",
+        "Tasks returned to the queue because the server has no handler for the type.",
         labels=["queue"],
     )
-    running = GaugeMetricFamily("qsync_tasks_running", "Tasks in progress.", labels=by_type)
+    running = GaugeMetricFamily("qsync_tasks_running", "Running tasks.", labels=by_type)
     for row in rows:
         labels = [row.queue, row.type]
         wait.add_metric(labels, _cumulated(row.waits), row.wait_s)
@@ -143,13 +140,15 @@ def server_metrics(rows: Iterable[MetricRow], conditions: Sequence[ServerHealth]
             runs.add_metric([*labels, outcome], count)
     for queue in {row.queue: None for row in rows}:
         unknown.add_metric([queue], sum(row.unknown for row in rows if row.queue == queue))
-    up = [one for one in conditions if one.started]
-    blocked = max((one.blocked_s for one in up), default=0.0)
+    started = [server for server in conditions if server.started]
+    slots = sum(server.concurrency for server in started)
+    blocked_s = max((server.blocked_s for server in started), default=0.0)
+    blocked_help = "Seconds the event loop has currently been blocked."
     return [
         wait, run, runs, running, unknown,
-        _gauge("qsync_servers_running", "Servers that have started.", len(up)),
-        _gauge("qsync_slots", "Tasks that can run at a time.", sum(one.concurrency for one in up)),
-        _gauge("qsync_event_loop_blocked_seconds", "How long it has been blocked by now.", blocked),
+        _gauge("qsync_servers_running", "Worker processes started (per worker).", len(started)),
+        _gauge("qsync_slots", "Tasks that can run concurrently.", slots),
+        _gauge("qsync_event_loop_blocked_seconds", blocked_help, blocked_s),
     ]  # fmt: skip
 
 
@@ -158,7 +157,7 @@ def worker_metrics(restarts: int) -> list[Metric]:
     return [
         CounterMetricFamily(
             "qsync_worker_restarts",
-            "Processes that ended without being told to, and were replaced.",
+            "Processes that ended unexpectedly and were replaced.",
             value=restarts,
         )
     ]
@@ -179,7 +178,7 @@ def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
 class StoreMetrics:
     """The metrics of all queues; requests within `fresh_s` seconds share a reading."""
 
-    def __init__(self, inspector: Inspector, *, fresh_s: float = FRESH_S) -> None:
+    def __init__(self, inspector: Inspector, *, fresh_s: float = CACHE_S) -> None:
         self._inspector = inspector
         self._fresh_s = fresh_s
         self._read_at = -fresh_s
@@ -207,7 +206,7 @@ class StoreCollector(Collector):
     `fresh_s` seconds share a reading.
     """
 
-    def __init__(self, app: Qsync, *, fresh_s: float = FRESH_S) -> None:
+    def __init__(self, app: Qsync, *, fresh_s: float = CACHE_S) -> None:
         self._app = app
         self._fresh_s = fresh_s
         self._read_at = -fresh_s
@@ -235,7 +234,7 @@ class StoreCollector(Collector):
 
 async def _read(inspector: Inspector) -> list[Metric]:
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(STORE_TIMEOUT_S):
             return store_metrics(await inspector.overview())
     except (QsyncError, TimeoutError):
         return store_metrics(None)
@@ -248,7 +247,7 @@ def store_metrics(overview: Overview | None) -> list[Metric]:
     )
     oldest = GaugeMetricFamily(
         "qsync_queue_oldest_pending_seconds",
-        "For how long the oldest pending task could have run.",
+        "Age of the oldest runnable task since it last became runnable.",
         labels=["queue"],
     )
     paused = GaugeMetricFamily(
@@ -258,7 +257,7 @@ def store_metrics(overview: Overview | None) -> list[Metric]:
         name: CounterMetricFamily(f"qsync_queue_{name}", COUNTER_HELP[name], labels=["queue"])
         for name in COUNTERS
     }
-    for name, infos in _told_apart(overview.queues if overview else ()):
+    for name, infos in _by_label(overview.queues if overview else ()):
         for state in TaskState:
             tasks.add_metric([name, state], sum(info.states.get(state, 0) for info in infos))
         oldest.add_metric([name], max(info.latency for info in infos))
@@ -267,26 +266,29 @@ def store_metrics(overview: Overview | None) -> list[Metric]:
             family.add_metric([name], sum(info.counters.get(counter, 0) for info in infos))
     return [
         _gauge("qsync_store_up", "1 while the store answers.", int(overview is not None)),
-        _gauge("qsync_servers", "Servers that live.", len(overview.servers) if overview else 0),
+        _gauge(
+            "qsync_servers", "Live worker processes (per store).",
+            len(overview.servers) if overview else 0,
+        ),
         tasks, oldest, paused, *counters.values(),
     ]  # fmt: skip
 
 
-def _told_apart(queues: Sequence[QueueInfo]) -> list[tuple[str, list[QueueInfo]]]:
+def _by_label(queues: Sequence[QueueInfo]) -> list[tuple[str, list[QueueInfo]]]:
     """Group the queues by label; the number of labels is bounded."""
     groups: dict[str, list[QueueInfo]] = {}
-    for at, info in enumerate(queues):
-        groups.setdefault(info.name if at < QUEUES else OTHER, []).append(info)
+    for index, info in enumerate(queues):
+        groups.setdefault(info.name if index < LABELLED_QUEUES else OTHER, []).append(info)
     return list(groups.items())
 
 
 def render(metrics: Iterable[Metric]) -> bytes:
     """Return the metrics in Prometheus text format, of type CONTENT_TYPE."""
-    given: Any = _Given(metrics)
-    return generate_latest(given)
+    registry: Any = _FixedMetrics(metrics)
+    return generate_latest(registry)
 
 
-class _Given(Collector):
+class _FixedMetrics(Collector):
     def __init__(self, metrics: Iterable[Metric]) -> None:
         self._metrics = metrics
 

@@ -56,7 +56,7 @@ def lifespan(app: Qsync, inner: Lifespan | None = None) -> Lifespan:
             setattr(site.state, CLIENT, client)
             own = None if inner is None else await stack.enter_async_context(inner(site))
             if CLIENT in (own or {}):
-                raise ConfigError("lifespan: the site has the client of another app already")
+                raise ConfigError("lifespan: the site already has the client of another app")
             yield {**(own or {}), CLIENT: client}
 
     return opened
@@ -68,7 +68,7 @@ def client_of(connection: HTTPConnection) -> AsyncClient:
     Raises ConfigError when no such lifespan is running.
     """
     client: AsyncClient | None = getattr(connection.state, CLIENT, None)
-    if client is None:  # the lifespan was entered by a test, or by a server without such a state
+    if client is None:  # a test or a server without lifespan state has entered the lifespan
         client = getattr(connection.app.state, CLIENT, None)
     if client is None:
         raise ConfigError(
@@ -92,25 +92,25 @@ def mount_dashboard(
     """Mount the dashboard of the app at a path of the site; it starts and stops with the site.
 
     The options are those of `qsync.web.create_app`. Raises ConfigError when neither `token` nor
-    `auth` says who is let in, or the path is wrong.
+    `auth` says who has access, or the path is invalid.
     """
     if token is None and auth is None:
-        raise ConfigError("mount_dashboard: nobody would be let in; give auth= or token=")
+        raise ConfigError("mount_dashboard: all requests would be refused; give auth= or token=")
     options = {"token": token, "auth": auth, "read_only": read_only, "mask": mask, "hosts": hosts}
     site.mount(check_path(path), MountedDashboard(site, app, options))
 
 
 def check_path(path: str) -> str:
-    """Return the path without a slash at its end; ConfigError when it is no path below the root."""
+    """Return the path without a trailing slash; ConfigError if it is not below the root."""
     if not isinstance(path, str) or not path.startswith("/") or not path.strip("/"):
-        raise ConfigError(f"path: {path!r:.80} is no path of a dashboard; give one such as '/ops'")
+        raise ConfigError(f"path: {path!r:.80} is not a valid path; give one such as '/ops'")
     return path.rstrip("/")
 
 
 class MountedDashboard:
-    """The dashboard as an ASGI app that is there while the site runs.
+    """The dashboard as an ASGI app that runs while the site runs.
 
-    An inspector belongs to one event loop, so that each run of the site has a new one.
+    An inspector belongs to one event loop, so each run of the site gets a new one.
     """
 
     def __init__(self, site: Starlette, app: Qsync, options: dict[str, Any]) -> None:
@@ -143,7 +143,7 @@ class MountedDashboard:
         """Pass the request to the dashboard; ConfigError when the site is not running."""
         if self._dashboard is None:
             raise ConfigError(
-                "mount_dashboard: the lifespan of the site is not running; an application that is "
-                "mounted in another has none: mount the dashboard in the outermost one"
+                "mount_dashboard: the lifespan of the site is not running; mounted applications "
+                "have none: mount the dashboard in the outermost application"
             )
         await self._dashboard(scope, receive, send)

@@ -29,35 +29,37 @@ Kind = Literal[
 ]  # fmt: skip
 
 MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
-    # kind: (what is wrong, what a repair does; empty: an operator has to look at it)
-    "several states": ("a task is in several states", "left in the one that runs it"),
+    # kind: (what is wrong, what a repair does; empty: an operator has to decide)
+    "several states": ("a task is in several states", "kept only in the state that runs it"),
     "no state": (
-        "a task is in no state, so nobody runs it",
-        "put among the dead, or leased to the server that holds it",
+        "a task is in no state, so it never runs",
+        "made dead, or leased to the server that holds it",
     ),
-    "no message": ("a task has lost its message", "put among the dead: payload missing"),
-    "not leased": ("a lease is held of a task that is not active", "the lease is taken away"),
-    "not owned": ("an active task is held by nobody", "its lease ends now"),
-    "leftover": ("something is kept of a task that is not there", "removed"),
+    "no message": ("a task has lost its message", "made dead: payload missing"),
+    "not leased": ("a task that is not active has a lease", "lease removed"),
+    "not owned": ("an active task has no lease holder", "lease ended now"),
+    "leftover": ("records of a task that no longer exists", "removed"),
     "lock kept": ("a task that ended holds a unique lock", "freed"),
-    "lock lost": ("a task has lost its unique lock", "taken again, unless another has it"),
-    "lock unkept": ("a unique lock would end before its task", "kept until the task ends"),
-    "strange lock": ("an entry among the locks is none", "removed"),
-    "several wakes": ("the list that wakes servers has several elements", "cut to one"),
-    "not registered": ("a queue is not in the set of queues", "put into it"),
-    "wrong type": ("a key has the wrong type: somebody else wrote it", ""),
-    "stray key": ("a key that is not ours, or should end and does not", ""),
+    "lock lost": ("a task has lost its unique lock", "taken again, unless another task holds it"),
+    "lock unkept": ("a unique lock would expire before its task ends", "kept until the task ends"),
+    "strange lock": ("an entry of the unique locks is invalid", "removed"),
+    "several wakes": ("the list that wakes servers has several elements", "reduced to one"),
+    "not registered": ("a queue is not in the set of queues", "added"),
+    "wrong type": ("a key has the wrong type: another program wrote it", ""),
+    "stray key": ("a key that is not qsync's, or that should expire and does not", ""),
 }
 
 SOURCES: Final = (
     "tasks", *(state.value for state in TaskState), "owner", "crashes", "failures", "results",
     "keys", "cancels", "progress", "unique",
 )  # fmt: skip
-PAGE: Final = 100
-SCANNED: Final = 1000
+PAGE_SIZE: Final = 100
+"""Number of entries read or repaired in one step."""
+
+SCAN_SIZE: Final = 1000
 """Number of keys or queue names that the store scans in one step."""
 
-LIMIT: Final = 10_000
+MAX_DAMAGES: Final = 10_000
 """Largest number of damages reported per queue; run the audit again after a repair."""
 
 LEASE_US: Final = 30_000_000
@@ -69,7 +71,7 @@ _ENDED: Final = frozenset({TaskState.COMPLETED.value, TaskState.DEAD.value})
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Something that is not as it must be. `id` is a task's id or a key's name."""
+    """One inconsistency. `id` is a task's id or a key's name."""
 
     kind: Kind
     queue: str
@@ -103,11 +105,11 @@ def damages_of(row: AuditRow, queue: str) -> list[Damage]:
         return [Damage("strange lock", queue, "", row.claim)] if row.claim else []
     return [
         Damage(kind, queue, row.id, row.claim if kind == "lock unkept" else "")
-        for kind in (*_place(row), *_locks(row))
+        for kind in (*_state_damage(row), *_lock_damage(row))
     ]
 
 
-def _place(row: AuditRow) -> Iterable[Kind]:
+def _state_damage(row: AuditRow) -> Iterable[Kind]:
     states, has_message = row.states, "tasks" in row.beside
     if len(states) > 1:
         yield "several states"
@@ -119,13 +121,13 @@ def _place(row: AuditRow) -> Iterable[Kind]:
         yield "not owned" if "active" in states else "not leased"
 
 
-def _locks(row: AuditRow) -> Iterable[Kind]:
-    unfinished = bool(_UNFINISHED & set(row.states))
-    if row.lock and not unfinished:
+def _lock_damage(row: AuditRow) -> Iterable[Kind]:
+    is_unfinished = bool(_UNFINISHED & set(row.states))
+    if row.lock and not is_unfinished:
         yield "lock kept"
     elif row.lock and row.holder != row.id:
         yield "lock lost"
-    elif not row.lock and unfinished and row.claim and _lock_in(row.message) == row.claim:
+    elif not row.lock and is_unfinished and row.claim and _lock_in(row.message) == row.claim:
         yield "lock unkept"
 
 
@@ -163,17 +165,17 @@ class Auditor:
 
         It is lower than the number of damages if some have changed since the audit.
         """
-        mended: Counter[Kind] = Counter()
+        repairs: Counter[Kind] = Counter()
         groups: dict[tuple[str, Kind], list[Damage]] = {}
         for damage in damages:
             if damage.repairable:
                 groups.setdefault((damage.queue, damage.kind), []).append(damage)
         for (queue, kind), group in groups.items():
-            for at in range(0, len(group), PAGE):
-                mended[kind] += await self._mend(queue, kind, group[at : at + PAGE])
-        return +mended
+            for start in range(0, len(group), PAGE_SIZE):
+                repairs[kind] += await self._repair(queue, kind, group[start : start + PAGE_SIZE])
+        return +repairs
 
-    async def _mend(self, queue: str, kind: Kind, group: Sequence[Damage]) -> int:
+    async def _repair(self, queue: str, kind: Kind, group: Sequence[Damage]) -> int:
         if kind == "not registered":
             return await self._broker.run(ops.register(self._keys, [queue]))
         rows = [(damage.id, damage.lock) for damage in group]
@@ -184,8 +186,8 @@ class Auditor:
 
     async def _audit_queue(self, queue: str, report: Report) -> None:
         keys = QueueKeys(self._keys.prefix, queue)
-        kinds, wakes = await self._broker.run(views.key_types(keys))
-        wrong = [name for name, kind in kinds.items() if kind != QUEUE_KEYS[name][0]]
+        types, wakes = await self._broker.run(views.key_types(keys))
+        wrong = [name for name, type in types.items() if type != QUEUE_KEYS[name][0]]
         if wrong:
             report.damages += [Damage("wrong type", queue, keys.key(name)) for name in wrong]
             return
@@ -194,55 +196,57 @@ class Auditor:
         suspects: set[Damage] = set()
         async for source, row in self._rows(keys):
             report.ids += 1
-            if len(suspects) < LIMIT:
+            if len(suspects) < MAX_DAMAGES:
                 suspects.update(damages_of(row, queue))
             report.lost_payloads += source in _ENDED and "tasks" not in row.beside
-        report.truncated |= len(suspects) >= LIMIT
+        report.truncated |= len(suspects) >= MAX_DAMAGES
         report.damages += await self._confirmed(keys, suspects)
 
     async def _rows(self, keys: QueueKeys) -> AsyncIterator[tuple[str, AuditRow]]:
         for source in SOURCES:
             cursor = ""
             while cursor != "0":
-                call = views.audit(keys, source, cursor=cursor or "0", count=PAGE)
+                call = views.audit(keys, source, cursor=cursor or "0", count=PAGE_SIZE)
                 cursor, rows = await self._broker.run(call)
                 for row in rows:
                     yield source, row
 
     async def _confirmed(self, keys: QueueKeys, suspects: set[Damage]) -> list[Damage]:
         """Return the damages that a second reading confirms."""
-        found: list[Damage] = []
+        confirmed: list[Damage] = []
         order = list(MEANINGS).index
-        listed = sorted(suspects, key=lambda one: (order(one.kind), one.id, one.lock))
-        for at in range(0, len(listed), PAGE):
-            part = listed[at : at + PAGE]
+        ordered = sorted(suspects, key=lambda damage: (order(damage.kind), damage.id, damage.lock))
+        for start in range(0, len(ordered), PAGE_SIZE):
+            part = ordered[start : start + PAGE_SIZE]
             pairs = [(damage.id, damage.lock) for damage in part]
             _, rows = await self._broker.run(views.stand(keys, pairs))
             for damage, row in zip(part, rows, strict=True):
-                found += [one for one in damages_of(row, keys.queue) if one == damage]
-        return found
+                if damage in damages_of(row, keys.queue):
+                    confirmed.append(damage)
+        return confirmed
 
     # Outside the queues
 
     async def _survey(self, report: Report) -> list[str]:
         """Return the names of all queues; add damage outside the queues to the report."""
-        listed = await self._registered()
-        if listed is None:
-            report.unknown.append("the set of queues: SSCAN is refused")
-        found: set[str] = set()
+        registered = await self._registered()
+        if registered is None:
+            report.unknown.append("the set of queues: the store denies SSCAN")
+        present: set[str] = set()
         for address in await self._broker.primaries():
-            found |= await self._scan(address, report)
-        if listed is not None:
+            present |= await self._scan(address, report)
+        if registered is not None:
             report.damages += [
-                Damage("not registered", name, self._keys.queues) for name in sorted(found - listed)
+                Damage("not registered", name, self._keys.queues)
+                for name in sorted(present - registered)
             ]
-        return sorted(found | {name for name in listed or () if _is_name(name)})
+        return sorted(present | {name for name in registered or () if _is_name(name)})
 
     async def _registered(self) -> set[str] | None:
         """Return the names in the set of queues, read in short steps; None if denied."""
         key, names, cursor = self._keys.queues, set[str](), ""
         while cursor != "0":
-            reply = await self._broker.ask("SSCAN", key, cursor or "0", "COUNT", SCANNED, key=key)
+            reply = await self._broker.ask("SSCAN", key, cursor or "0", "COUNT", SCAN_SIZE, key=key)
             if reply is None:
                 return None
             cursor = reply[0].decode()
@@ -266,8 +270,8 @@ class Auditor:
                 if await node.ask("PTTL", key) == -1 and await node.ask("PTTL", key) == -1:
                     name = key.decode(errors="backslashreplace")
                     report.damages.append(Damage("stray key", "", name))
-        except _Refused:
-            report.unknown.append(f"what other keys there are at {address}: SCAN is refused")
+        except _Denied:
+            report.unknown.append(f"the keys at {address}: the store denies SCAN")
         finally:
             await node.aclose()
         return queues
@@ -277,9 +281,9 @@ class Auditor:
         for pattern in (f"{{{self._keys.prefix}:*", f"{self._keys.prefix}:*"):
             cursor = ""
             while cursor != "0":
-                reply = await node.ask("SCAN", cursor or "0", "MATCH", pattern, "COUNT", SCANNED)
+                reply = await node.ask("SCAN", cursor or "0", "MATCH", pattern, "COUNT", SCAN_SIZE)
                 if reply is None:
-                    raise _Refused
+                    raise _Denied
                 cursor = reply[0].decode()
                 for key in reply[1]:
                     yield key
@@ -291,7 +295,7 @@ class Auditor:
         return queue if name in QUEUE_KEYS and queue != base and _is_name(queue) else None
 
 
-class _Refused(Exception):
+class _Denied(Exception):
     """The store denies the permission to read."""
 
 

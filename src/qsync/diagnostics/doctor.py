@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from qsync.broker import acl, views
@@ -19,18 +19,22 @@ from qsync.broker.aio import AsyncBroker
 from qsync.broker.script import load
 from qsync.broker.store_info import MIN_VERSION, evicts_tasks
 from qsync.errors import QsyncError, StoreUnavailable
+from qsync.formatting import size
 from qsync.keys import GlobalKeys, QueueKeys, shorten
 from qsync.task import DEFAULT
 
 Level = Literal["ok", "warning", "problem", "unknown"]
 
 SLOTS: Final = 16384
+
 SLOW_MS: Final = 20.0
-SKEW_S: Final = 1.0
-SKEW_TOO_FAR_S: Final = 60.0
-NEAR: Final = 0.8
-NEARER: Final = 0.95
-NO_INFO: Final = "the store does not allow INFO"
+SKEW_WARNING_S: Final = 1.0
+SKEW_PROBLEM_S: Final = 60.0
+MEMORY_WARNING: Final = 0.8
+MEMORY_PROBLEM: Final = 0.95
+"""Limits above which a finding is a warning or a problem; memory is a share of the limit."""
+
+NO_INFO: Final = "the store denies INFO"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +63,26 @@ class Doctor:
         try:
             await broker.ping()
             nodes = await broker.primaries()
-            found = []
+            findings = []
             if self._address.kind == "cluster":
-                found.append(await _cluster(broker))
+                findings.append(await _cluster(broker))
             for node in nodes:
                 name = f"{node.nodes[0][0]}:{node.nodes[0][1]}" if len(nodes) > 1 else ""
-                found += await self._examine_node(node, name)
+                findings += await self._examine_node(node, name)
         except StoreUnavailable as error:
-            return [Finding("connection", "problem", f"{error}: check the URL, and that it runs")]
+            return [
+                Finding("connection", "problem", f"{error}: check the URL, and that the store runs")
+            ]
         finally:
             await broker.aclose()
-        return found
+        return findings
 
     async def _examine_node(self, address: Address, name: str) -> list[Finding]:
         broker = AsyncBroker(address, connections=1)
         try:
             text = await broker.ask("INFO")
             info = None if text is None else parse_info(text)
-            found = [
+            findings = [
                 round_trip([await broker.ping() for _ in range(5)]),
                 version(info),
                 policy(info, await _setting(broker, "maxmemory-policy")),
@@ -86,14 +92,14 @@ class Doctor:
                 ),
                 replication(info),
                 await _clock(broker),
-                await self._rights(broker),
+                await self._permissions(broker),
                 await _scripts(broker),
             ]
         finally:
             await broker.aclose()
-        return [Finding(one.name, one.level, one.text, name) for one in found]
+        return [replace(finding, node=name) for finding in findings]
 
-    async def _rights(self, broker: AsyncBroker) -> Finding:
+    async def _permissions(self, broker: AsyncBroker) -> Finding:
         """Test the commands of each role with ACL DRYRUN, which does not run them."""
         who = await broker.ask("ACL", "WHOAMI")
         if who is None:
@@ -109,7 +115,7 @@ class Doctor:
                     return await self._allowed_in_scripts(broker)
                 if answer != b"OK":
                     lacking[role].append(str(command[0]))
-        return rights_of(who.decode(errors="replace"), lacking, self._role, self._keys.prefix)
+        return permissions_of(who.decode(errors="replace"), lacking, self._role, self._keys.prefix)
 
     async def _allowed_in_scripts(self, broker: AsyncBroker) -> Finding:
         """Test the permissions from within a script, for a user who may not run ACL DRYRUN."""
@@ -119,30 +125,30 @@ class Doctor:
         replies = await broker.run_many(calls)
         for role, reply in zip(acl.ROLES, replies, strict=True):
             if isinstance(reply, QsyncError):
-                text = f"{reply}: give the user the rights of a role, see docs/security.md"
+                text = f"{reply}: give the user the permissions of a role, see docs/security.md"
                 return Finding("rights", "problem", text)
             lacking[role] = reply
-        return rights_of("", lacking, self._role, keys.prefix)
+        return permissions_of("", lacking, self._role, keys.prefix)
 
 
-def rights_of(
-    user: str, lacking: Mapping[Role, Sequence[str]], wanted: Role | None, prefix: str
+def permissions_of(
+    user: str, lacking: Mapping[Role, Sequence[str]], expected: Role | None, prefix: str
 ) -> Finding:
-    """Check whether a user has all permissions of the wanted role, or of any role."""
+    """Check whether a user has all permissions of the expected role, or of any role."""
     who = f"user {shorten(user)}" if user else "the user"
-    can = [role for role, commands in lacking.items() if not commands]
-    if wanted in can or (wanted is None and can):
-        text = f"{who} may be {', '.join(can)}"
-        cannot = [
-            f"{role} for want of {', '.join(commands)}"
+    complete = [role for role, commands in lacking.items() if not commands]
+    if expected in complete or (expected is None and complete):
+        text = f"{who} has the permissions of {', '.join(complete)}"
+        others = [
+            f"{role} (lacks {', '.join(commands)})"
             for role, commands in lacking.items()
             if commands
         ]
-        return Finding("rights", "ok", f"{text}; not {'; '.join(cannot)}" if cannot else text)
-    role = min(lacking, key=lambda role: len(lacking[role])) if wanted is None else wanted
+        return Finding("rights", "ok", f"{text}; not of {', '.join(others)}" if others else text)
+    role = min(lacking, key=lambda role: len(lacking[role])) if expected is None else expected
     text = (
         f"{who} {acl.shortfall(lacking[role], prefix)}: "
-        f"give it the rights of a {role}, see docs/security.md"
+        f"give it the permissions of a {role}, see docs/security.md"
     )
     return Finding("rights", "problem", text)
 
@@ -183,7 +189,7 @@ def round_trip(seconds: Sequence[float]) -> Finding:
     """Check the time of a round trip."""
     ms = statistics.median(seconds) * 1000
     if ms > SLOW_MS:
-        text = f"{ms:.1f} ms: each call waits so long; run clients and servers nearer to the store"
+        text = f"{ms:.1f} ms for each call: run clients and servers closer to the store"
         return Finding("round trip", "warning", text)
     return Finding("round trip", "ok", f"{ms:.2f} ms")
 
@@ -197,24 +203,24 @@ def version(info: Mapping[str, str] | None) -> Finding:
     numbers = tuple(int(part) for part in text.split(".") if part.isdigit())
     shown = f"{product.capitalize()} {text}"
     if not numbers:
-        return Finding("version", "unknown", "the store does not tell its version")
+        return Finding("version", "unknown", "the store does not report its version")
     if numbers < MIN_VERSION[product]:
-        least = ".".join(map(str, MIN_VERSION[product]))
-        return Finding("version", "problem", f"{shown}: upgrade it to {least} or newer")
+        minimum = ".".join(map(str, MIN_VERSION[product]))
+        return Finding("version", "problem", f"{shown}: upgrade to {minimum} or newer")
     return Finding("version", "ok", shown)
 
 
 def policy(info: Mapping[str, str] | None, setting: str | None) -> Finding:
     """Check whether the store may evict tasks when its memory is full."""
-    found = setting or (info or {}).get("maxmemory_policy")
-    if found is None:
-        return Finding("eviction", "unknown", "the store allows neither CONFIG GET nor INFO")
-    if found == "noeviction":
+    name = setting or (info or {}).get("maxmemory_policy")
+    if name is None:
+        return Finding("eviction", "unknown", "the store denies CONFIG GET and INFO")
+    if name == "noeviction":
         return Finding("eviction", "ok", "noeviction: a full store refuses tasks and deletes none")
-    if not evicts_tasks(found):
-        text = f"{found}: a full store deletes keys with a time to live, which no task has"
+    if not evicts_tasks(name):
+        text = f"{name}: a full store deletes only keys with a time to live; tasks have none"
         return Finding("eviction", "ok", text)
-    text = f"{found}: a full store deletes tasks; set maxmemory-policy to noeviction"
+    text = f"{name}: a full store deletes tasks; set maxmemory-policy to noeviction"
     return Finding("eviction", "problem", text)
 
 
@@ -227,14 +233,16 @@ def memory(info: Mapping[str, str] | None, setting: str | None) -> Finding:
         limit = int(setting)
     if not limit:
         text = (
-            f"{_bytes(used)} used, and no limit: the system may kill the store when memory ends; "
-            "set maxmemory below what the machine has"
+            f"{size(used)} used without a limit: the system may kill the store when memory runs "
+            "out; set maxmemory below the machine's memory"
         )
         return Finding("memory", "warning", text)
-    text = f"{_bytes(used)} of {_bytes(limit)} used ({used / limit:.0%})"
-    if used >= NEAR * limit:
-        level: Level = "problem" if used >= NEARER * limit else "warning"
-        return Finding("memory", level, f"{text}: raise maxmemory, or add servers to drain queues")
+    text = f"{size(used)} of {size(limit)} used ({used / limit:.0%})"
+    if used >= MEMORY_WARNING * limit:
+        level: Level = "problem" if used >= MEMORY_PROBLEM * limit else "warning"
+        return Finding(
+            "memory", level, f"{text}: raise maxmemory, or add servers to work off the queues"
+        )
     return Finding("memory", "ok", text)
 
 
@@ -245,28 +253,28 @@ def persistence(info: Mapping[str, str] | None, sync: str | None, save: str | No
     name = "persistence"
     if info.get("aof_enabled") == "1":
         if info.get("aof_last_write_status", "ok") != "ok":
-            text = "the append-only file cannot be written: look at the disk and the store's log"
+            text = "the append-only file cannot be written: check the disk and the store's log"
             return Finding(name, "problem", text)
         if sync == "no":
-            text = "an append-only file that is never synced: set appendfsync to everysec"
+            text = "the append-only file is never synced: set appendfsync to everysec"
             return Finding(name, "warning", text)
-        return Finding(
-            name, "ok", f"an append-only file, synced {_SYNCS.get(sync, 'as it is set')}"
-        )
+        return Finding(name, "ok", f"append-only file, synced {_SYNCS.get(sync, 'as configured')}")
     if info.get("rdb_last_bgsave_status", "ok") != "ok":
-        text = "snapshots fail, and there is no append-only file: look at the disk and its log"
+        text = (
+            "snapshots fail, and there is no append-only file: check the disk and the store's log"
+        )
         return Finding(name, "problem", text)
     if save == "":
         text = "none: a restart of the store loses all tasks; set appendonly to yes"
         return Finding(name, "problem", text)
-    kept = "snapshots alone" if save else "no append-only file, and perhaps snapshots"
-    text = f"{kept}: a crash loses what came since the last; set appendonly to yes"
+    kept = "snapshots only" if save else "no append-only file, perhaps snapshots"
+    text = f"{kept}: a crash loses tasks since the last snapshot; set appendonly to yes"
     return Finding(name, "warning", text)
 
 
 _SYNCS: Final[dict[str | None, str]] = {
-    "always": "with every write",
-    "everysec": "every second, so that a power failure loses two at most",
+    "always": "on every write",
+    "everysec": "every second: a power failure loses two seconds at most",
 }
 
 
@@ -276,44 +284,45 @@ def replication(info: Mapping[str, str] | None) -> Finding:
         return Finding("replication", "unknown", NO_INFO)
     name = "replication"
     if info.get("role") != "master":
-        text = "this is a replica, which takes no tasks: use the URL of the primary or Sentinels"
+        text = (
+            "this is a replica, which accepts no tasks: use the URL of the primary or of Sentinels"
+        )
         return Finding(name, "problem", text)
     replicas = [value for field, value in info.items() if field[:5] == "slave" and "," in value]
     if not replicas:
-        text = "no replica: the tasks live and die with this machine; add one if that matters"
+        text = "no replica: tasks are lost if this machine is lost; add a replica"
         return Finding(name, "warning", text)
     offset = _number(info, "master_repl_offset")
-    states = [dict(part.split("=", 1) for part in one.split(",")) for one in replicas]
+    states = [dict(part.split("=", 1) for part in replica.split(",")) for replica in replicas]
     online = [state for state in states if state.get("state") == "online"]
     if len(online) < len(states):
-        text = f"{len(states) - len(online)} of {len(states)} replicas are not in step: see its log"
+        lagging = f"{len(states) - len(online)} of {len(states)} replicas"
+        text = f"{lagging} are not in sync: check their logs"
         return Finding(name, "warning", text)
     behind = max(offset - _number(state, "offset") for state in online)
-    return Finding(name, "ok", f"{len(online)} in step, {_bytes(max(0, behind))} behind at most")
+    return Finding(name, "ok", f"{len(online)} in sync, at most {size(max(0, behind))} behind")
 
 
 def clock(skew: float) -> Finding:
     """Check the difference between this machine's clock and the store's."""
-    shown = f"{abs(skew):.3f} s {'ahead of' if skew > 0 else 'behind'} the store's"
-    if abs(skew) < SKEW_S:
-        return Finding("clock", "ok", f"this machine's is {shown}")
-    level: Level = "problem" if abs(skew) >= SKEW_TOO_FAR_S else "warning"
-    text = (
-        f"this machine's is {shown}: process_at and deadlines are off by as much; run NTP on both"
-    )
+    shown = f"{abs(skew):.3f} s {'ahead of' if skew > 0 else 'behind'} the store's clock"
+    if abs(skew) < SKEW_WARNING_S:
+        return Finding("clock", "ok", f"this machine's clock is {shown}")
+    level: Level = "problem" if abs(skew) >= SKEW_PROBLEM_S else "warning"
+    text = f"this machine's clock is {shown}: process_at and deadlines are off by that; use NTP"
     return Finding("clock", level, text)
 
 
 def cluster(fields: Mapping[str, str] | None) -> Finding:
     """Check whether all slots are served."""
     if fields is None:
-        return Finding("cluster", "unknown", "the store does not allow CLUSTER INFO")
+        return Finding("cluster", "unknown", "the store denies CLUSTER INFO")
     state, served = fields.get("cluster_state"), _number(fields, "cluster_slots_ok")
     text = f"state {state}, {served} of {SLOTS} slots served by {fields.get('cluster_size')} nodes"
     if state == "ok" and served == SLOTS:
         return Finding("cluster", "ok", text)
     if served < SLOTS:
-        text += ": queues in the others stand still; bring their nodes back or assign their slots"
+        text += ": queues in the other slots are down; bring the nodes back or assign the slots"
     return Finding("cluster", "problem", text)
 
 
@@ -327,7 +336,7 @@ async def _clock(broker: AsyncBroker) -> Finding:
     reply = await broker.ask("TIME")
     after = time.time()
     if reply is None:
-        return Finding("clock", "unknown", "the store does not allow TIME")
+        return Finding("clock", "unknown", "the store denies TIME")
     return clock((before + after) / 2 - (int(reply[0]) + int(reply[1]) / 1e6))
 
 
@@ -340,9 +349,11 @@ async def _scripts(broker: AsyncBroker) -> Finding:
     digests = [load(name).sha for name in acl.scripts()]
     reply = await broker.ask("SCRIPT", "EXISTS", *digests)
     if reply is None:
-        return Finding("scripts", "unknown", "the store does not allow SCRIPT EXISTS")
+        return Finding("scripts", "unknown", "the store denies SCRIPT EXISTS")
     return Finding(
-        "scripts", "ok", f"{sum(reply)} of {len(digests)} loaded; the others are on first use"
+        "scripts",
+        "ok",
+        f"{sum(reply)} of {len(digests)} loaded; the others are loaded on first use",
     )
 
 
@@ -355,12 +366,3 @@ async def _is_old(broker: AsyncBroker) -> bool:
 def _number(fields: Mapping[str, str], name: str) -> int:
     text = fields.get(name, "")
     return int(text) if text.isdigit() else 0
-
-
-def _bytes(number: int) -> str:
-    size = float(number)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
