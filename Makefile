@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 SOURCES := pyproject.toml README.md $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: help demo docs test test-most test-chaos test-alone test-redis test-again soak bench bench-peers check format clean
+.PHONY: help demo docs test test-most test-chaos test-alone test-redis test-lowest test-stores release-check test-again soak bench bench-peers check format clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -14,6 +14,9 @@ help:
 	@echo "make demo    watch tasks of every kind run, fail, retry and survive a kill -9"
 	@echo "make test    run the whole suite against real stores that it starts itself"
 	@echo "make test-redis   a short part of it with the lowest and the highest redis-py that is allowed"
+	@echo "make test-lowest  a part of it with the lowest releases of all dependencies"
+	@echo "make test-stores  what differs between stores, on the redis-server of the path"
+	@echo "make release-check  what a release would upload: built twice, compared, installed and run"
 	@echo "make soak    the tests that take long"
 	@echo "make bench   measure qsync on this machine, beside the floor; charts go to .bench"
 	@echo "make bench-peers  the same work by qsync and by twelve other queues; PEERS=\"arq huey\" for some"
@@ -56,6 +59,29 @@ $(VENV)-redis-%/installed: $(SOURCES)
 	$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --upgrade --upgrade-strategy eager \
 		'.[embedded,process,fast]' '$(REDIS)' attrs greenlet hypothesis pydantic pytest pytest-asyncio pytest-timeout
 	@touch $@
+
+# The lowest releases of all dependencies that pyproject.toml allows, in an environment of their own.
+LOWEST_TESTS := $(addprefix tests/, unit client server cli/test_cli_task.py) $(REDIS_TESTS)
+test-lowest: $(VENV)-lowest/installed
+	$(VENV)-lowest/bin/python -m pytest -m "not slow" -p no:cacheprovider $(LOWEST_TESTS)
+
+$(VENV)-lowest/installed: $(SOURCES) tools/lowest.py
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check --quiet install \
+		. $$($(PYTHON) tools/lowest.py) 'click<8.2' \
+		attrs greenlet httpx hypothesis pydantic pytest pytest-asyncio pytest-timeout
+	@touch $@
+
+# What differs between stores, on the redis-server of the path beside the Valkey of the wheel.
+STORE_TESTS := $(addprefix tests/, scripts broker client server inspector)
+test-stores: $(VENV)/installed-dev
+	redis-server --version
+	$(QUICK) -n 2 --dist loadscope $(STORE_TESTS)
+
+# What a release would upload: built twice, compared, installed without extras and run.
+release-check: $(VENV)/installed-dev
+	$(PIP) install --group release
+	$(BIN)/python -m tools.release_check
 
 # Those that failed, alone. Chaos has no second try: what was lost there is lost.
 test-again:
@@ -102,7 +128,7 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) $(REDIS_ENVS) $(VENV)-migrate-* .bench dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(REDIS_ENVS) $(VENV)-lowest $(VENV)-migrate-* .bench dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qsync needs Python 3.11 or newer: make PYTHON=python3.11")'
