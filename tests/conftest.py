@@ -18,7 +18,7 @@ from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Durability
 from qsync.client import AsyncClient, Client
-from qsync.sending import CONFIRM_TIMEOUT
+from qsync.enqueueing import CONFIRM_TIMEOUT
 from qsync.task import PAYLOAD_LIMIT
 from tests.support import acl as limited
 from tests.support.stores import Binary, Cluster, Store, available

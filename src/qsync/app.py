@@ -16,6 +16,7 @@ from qsync.broker.client_objects import AnyClient
 from qsync.broker.credentials import CredentialProvider
 from qsync.client import AsyncClient, Client
 from qsync.connections import PREFIX, Connections
+from qsync.enqueueing import CONFIRM_TIMEOUT
 from qsync.errors import ConfigError, at_definition
 from qsync.hooks import Event, F, check_event
 from qsync.inspector import Inspector
@@ -24,7 +25,6 @@ from qsync.keys import check_name, shorten
 from qsync.mux import Middleware, Mux, check_middlewares, check_mux
 from qsync.retry_policy import ErrorClasses
 from qsync.schedule import Missed, Periodic, schedule_of
-from qsync.sending import CONFIRM_TIMEOUT
 from qsync.server.config import ServerOptions, config_of
 from qsync.server.periodic import PeriodicTask
 from qsync.server.server import Server

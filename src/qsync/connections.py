@@ -22,18 +22,18 @@ from qsync.broker.call import Durability
 from qsync.broker.client_objects import AnyClient
 from qsync.broker.credentials import CredentialProvider, with_provider
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
+from qsync.enqueueing import (
+    CONFIRM_TIMEOUT,
+    check_confirm_timeout,
+    check_durability,
+    check_remember_ids,
+)
 from qsync.errors import ConfigError
 from qsync.hooks import Hooks
 from qsync.inspector import Inspector
 from qsync.instrumentation import Extension, Sender
 from qsync.keys import shorten
 from qsync.new_task import new_task
-from qsync.sending import (
-    CONFIRM_TIMEOUT,
-    check_confirm_timeout,
-    check_durability,
-    check_remember_ids,
-)
 from qsync.task import REMEMBER_IDS, Task
 from qsync.times import Duration
 from qsync.wrapped_client import AroundEnqueue, WrappedAsyncClient, WrappedClient

@@ -27,11 +27,11 @@ from qsync.broker.stored_schedules import (
     next_tick,
     stored_schedule,
 )
+from qsync.enqueueing import validated
 from qsync.errors import InvalidTask, QsyncError
 from qsync.keys import GlobalKeys, QueueKeys, queue_keys, shorten
 from qsync.new_task import new_nonce
 from qsync.schedule import Missed, Periodic, check_schedule_name, schedule_of
-from qsync.sending import ready
 from qsync.task import Task
 
 T = TypeVar("T")
@@ -295,7 +295,7 @@ def _checked(
     """Return the content of a schedule; InvalidTask when a value is wrong."""
     given = schedule_of(cron, every, tz)
     Periodic(name, given, missed)  # checks name and missed
-    made = ready(task, queue=None, payload_limit=payload_limit, remember_us=0)
+    made = validated(task, queue=None, payload_limit=payload_limit, remember_us=0)
     for option in _FIXED:
         value = getattr(task, option)
         if value is not None:

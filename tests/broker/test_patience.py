@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from qsync import Qsync, Task
+from qsync.batching import Batcher
 from qsync.broker import redis_clients, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
@@ -18,7 +19,6 @@ from qsync.client import AsyncClient, Client
 from qsync.errors import StoreUnavailable
 from qsync.inspector import Inspector
 from qsync.keys import QueueKeys
-from qsync.sending import Batcher
 from tests.conftest import Colour
 from tests.support.stores import Store, wait_until
 
@@ -205,7 +205,7 @@ def test_no_call_with_patience_left_is_given_up_while_the_store_answers_others()
         batcher: Batcher[int, int] = Batcher(
             slow, lambda _: 1, most=10, patience=0.2, too_late=TimeoutError
         )
-        return await asyncio.gather(*[batcher.ask(at) for at in range(200)])
+        return await asyncio.gather(*[batcher.submit(at) for at in range(200)])
 
     assert asyncio.run(main()) == list(range(200))
     assert len(turns) > 10, "there was no line"
@@ -221,7 +221,7 @@ def test_a_blocked_loop_lets_nobodys_time_run_out_who_has_been_answered() -> Non
             return items
 
         batcher: Batcher[int, int] = Batcher(run, lambda _: 1, patience=0.2, too_late=TimeoutError)
-        asked = [asyncio.ensure_future(batcher.ask(at)) for at in range(3)]
+        asked = [asyncio.ensure_future(batcher.submit(at)) for at in range(3)]
         await asyncio.sleep(0)
         loop = asyncio.get_running_loop()
         loop.call_later(0.1, _block_until, time.monotonic() + 0.6, answered.set)

@@ -16,15 +16,17 @@ from typing import Any
 import pytest
 
 from qsync import queue_announcer
+from qsync.batching import Batcher
 from qsync.broker import redis_clients, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
+from qsync.bulk import BulkEnqueue
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError, QueueFull
+from qsync.idempotency import CallSequences
 from qsync.keys import check_id
 from qsync.new_task import new_id, new_nonce
 from qsync.queue_announcer import QueueAnnouncer
-from qsync.sending import Batcher, BulkEnqueue, CallSequences
 from qsync.state import TaskState
 from qsync.task import Task
 from tests.conftest import Colour
@@ -344,7 +346,7 @@ def test_a_call_that_is_repeated_creates_nothing(blocking: Client, hand: Hand) -
     """What a client does when a reply was lost."""
     tasks = [Task("t"), Task("t", id="a"), Task("t", id="a")]
     bulk = BulkEnqueue(tasks, payload_limit=100, handle=blocking._handle)
-    [trip] = bulk.trips(hand.keys, range(3), CallSequences().lend(0), None, calls=1)
+    [trip] = bulk.round_trips(hand.keys, range(3), CallSequences().acquire(0), None, calls=1)
     [call] = trip.calls
     once = hand.broker.run(call)
     assert hand.broker.run(call) == once
@@ -673,9 +675,9 @@ def test_a_loop_that_ends_leaves_nobody_waiting() -> None:
         batcher: Batcher[int, int] = Batcher(
             never, lambda item: 1, patience=5, too_late=TimeoutError
         )
-        early = asyncio.ensure_future(batcher.ask(1))
+        early = asyncio.ensure_future(batcher.submit(1))
         await asyncio.sleep(0)
-        late = asyncio.ensure_future(batcher.ask(2))
+        late = asyncio.ensure_future(batcher.submit(2))
         await asyncio.sleep(0)
         return [early, late]
 
@@ -690,8 +692,8 @@ def test_an_answer_that_is_too_short_leaves_nobody_waiting() -> None:
         batcher: Batcher[int, int] = Batcher(
             short, lambda item: 1, patience=5, too_late=TimeoutError
         )
-        alone = await asyncio.gather(batcher.ask(0), return_exceptions=True)
-        both = await asyncio.gather(batcher.ask(1), batcher.ask(2), return_exceptions=True)
+        alone = await asyncio.gather(batcher.submit(0), return_exceptions=True)
+        both = await asyncio.gather(batcher.submit(1), batcher.submit(2), return_exceptions=True)
         return [*alone, *both]
 
     assert [type(error) for error in asyncio.run(main())] == [QsyncError] * 3
@@ -712,9 +714,9 @@ def test_who_asks_alone_and_is_cancelled_takes_nobody_along() -> None:
         batcher: Batcher[int, int] = Batcher(
             slow, lambda item: 1, patience=5, too_late=TimeoutError
         )
-        first = asyncio.ensure_future(batcher.ask(1))
+        first = asyncio.ensure_future(batcher.submit(1))
         await begun.wait()
-        others = [asyncio.ensure_future(batcher.ask(item)) for item in (2, 3)]
+        others = [asyncio.ensure_future(batcher.submit(item)) for item in (2, 3)]
         await asyncio.sleep(0)
         first.cancel()
         await asyncio.wait([first])
@@ -722,9 +724,9 @@ def test_who_asks_alone_and_is_cancelled_takes_nobody_along() -> None:
         go_on.set()
         assert await asyncio.gather(*others) == [20, 30]
         # One that is cancelled before its batch was sent is not in it.
-        early = asyncio.ensure_future(batcher.ask(4))
+        early = asyncio.ensure_future(batcher.submit(4))
         await asyncio.sleep(0)
-        late = asyncio.ensure_future(batcher.ask(5))
+        late = asyncio.ensure_future(batcher.submit(5))
         early.cancel()
         assert await late == 50
         await batcher.drain()

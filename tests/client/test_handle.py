@@ -17,7 +17,7 @@ import msgspec
 import pydantic
 import pytest
 
-from qsync import codec, handle
+from qsync import codec, task_queries
 from qsync.broker import redis_clients
 from qsync.broker.aio import AsyncBroker
 from qsync.client import AsyncClient
@@ -54,7 +54,7 @@ def hand(store: Store, prefix: str) -> Iterator[Hand]:
 @pytest.fixture
 def no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiters look only when they are woken: what is seen was told by a message."""
-    monkeypatch.setattr(handle, "poll_intervals", lambda: itertools.repeat(1000.0))
+    monkeypatch.setattr(task_queries, "poll_intervals", lambda: itertools.repeat(1000.0))
 
 
 def subscribers(store: Store, hand: Hand) -> int:

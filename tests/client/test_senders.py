@@ -13,7 +13,7 @@ from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
 from qsync.client import AsyncClient, Client
 from qsync.errors import QsyncError
-from qsync.sending import CallId, CallSequences
+from qsync.idempotency import CallId, CallSequences
 from qsync.task import Task
 from tests.chaos.proxy import Proxy
 from tests.support.client_driver import Hand
@@ -110,11 +110,11 @@ def test_a_client_has_as_many_senders_as_calls_at_the_same_time(
 
 def test_numbers_rise_and_no_two_calls_under_way_share_a_sender() -> None:
     senders = CallSequences()
-    with senders.lend(2) as first:
+    with senders.acquire(2) as first:
         assert len({one.sender for one in first}) == 2
-        with senders.lend(1) as [third]:
+        with senders.acquire(1) as [third]:
             assert third.sender not in {one.sender for one in first}
-    with senders.lend(3) as again:
+    with senders.acquire(3) as again:
         assert {one.sender for one in again} == {one.sender for one in [*first, third]}
         assert {one.number for one in again} == {2}
 
@@ -125,7 +125,7 @@ def test_threads_share_senders_and_no_number_comes_twice() -> None:
     def lend(_: int) -> list[CallId]:
         given = []
         for _ in range(300):
-            with senders.lend(2) as numbers:
+            with senders.acquire(2) as numbers:
                 given += numbers
         return given
 
@@ -140,11 +140,11 @@ def test_who_went_on_with_a_copy_of_the_memory_is_told(
 ) -> None:
     """A machine that was restored twice from one snapshot has two clients of one identity."""
     with Client(Broker(redis_clients.parse(valkey.url)), prefix=prefix) as client:
-        with client._senders.lend(1) as [snapshot]:
+        with client._call_sequences.acquire(1) as [snapshot]:
             pass
         client.enqueue(Task("t"))
         client.enqueue(Task("t"))
-        client._senders._free = [snapshot]
+        client._call_sequences._free = [snapshot]
         with pytest.raises(QsyncError, match="another process has the identity of this client"):
             client.enqueue_many([Task("t")])
     assert hand.broker.client_at(None).hlen(hand.keys.key("tasks")) == 2

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qsync import Task, handle
+from qsync import Task, task_queries
 from qsync.broker.channels import Channels, Heard
 from qsync.errors import TaskCancelled
 from qsync.keys import QueueKeys
@@ -34,7 +34,7 @@ def partial() -> Iterator[Cluster]:
 @pytest.fixture
 def no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiters look only when they are woken: what is seen was told by a message."""
-    monkeypatch.setattr(handle, "poll_intervals", lambda: itertools.repeat(1000.0))
+    monkeypatch.setattr(task_queries, "poll_intervals", lambda: itertools.repeat(1000.0))
 
 
 def threads() -> int:

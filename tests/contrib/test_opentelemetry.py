@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
-from qsync import DuplicateTask, Mux, Qsync, Retry, SkipRetry, Task, TaskInfo, current
+from qsync import Client, DuplicateTask, Mux, Qsync, Retry, SkipRetry, Task, TaskInfo, current
 from qsync.contrib import opentelemetry
 from qsync.errors import ConfigError, InvalidTask
 from qsync.server.server import Server
@@ -522,7 +522,7 @@ def test_an_app_that_is_not_traced_has_plain_clients(valkey: Store, prefix: str)
     """What is off costs nothing: no span, no header, no other class."""
     app = Qsync(valkey.url, prefix=prefix)
     with app.client() as client:
-        assert type(client).__module__ == "qsync.client"
+        assert type(client) is Client
     server = app.server()
     assert server.config.middleware == ()
     assert server.tally is None

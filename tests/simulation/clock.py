@@ -12,8 +12,9 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
-from qsync import client, new_task, queue_announcer, result_listener, results, subscriptions
+from qsync import new_task, queue_announcer, result_listener, results, subscriptions
 from qsync.broker import aio, base, blocking
+from qsync.client import base as client_base
 from qsync.server import (
     capacity,
     config,
@@ -114,7 +115,7 @@ def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any,
     for module in (thread_pool, heartbeat, loop_watchdog, lease_abandoner, result_listener):
         yield module, "threading", threads
     yield thread_pool, "SimpleQueue", partial(SimQueue, turns)
-    yield client, "QueueAnnouncer", partial(queue_announcer.QueueAnnouncer, time.monotonic)
+    yield client_base, "QueueAnnouncer", partial(queue_announcer.QueueAnnouncer, time.monotonic)
     yield new_task, "os", SimpleNamespace(urandom=chance.randbytes)
     yield new_task, "_nonces", []
     yield new_task, "_ids", []

@@ -15,11 +15,11 @@ import redis
 from msgspec.structs import replace
 
 from qsync import schedule
+from qsync.batching import Batcher
 from qsync.broker import aio, base, blocking, error_mapping
 from qsync.broker.error_mapping import Fault
 from qsync.broker.exchanges import evalsha
 from qsync.broker.protocol import noop
-from qsync.sending import Batcher
 from qsync.server import leases, periodic, server
 from qsync.server import queue_state as lane_module
 from qsync.server.crash_isolation import CrashIsolation

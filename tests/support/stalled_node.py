@@ -145,8 +145,9 @@ def registration_awaited_by_clients() -> Iterator[None]:
     def send(
         self: Client, keys: QueueKeys, calls: Sequence[Call[Any]], *rest: Callable[[], None]
     ) -> Any:
-        if (told := self._registering(keys.queue)) is not None:
-            self._broker.run_many([told], ends=base.ends_in(DEFAULT_PATIENCE_S))
+        if self._announcer.due(keys.queue):
+            register = ops.register(self._global_keys, [keys.queue])
+            self._broker.run_many([register], ends=base.ends_in(DEFAULT_PATIENCE_S))
         return blocking(self, keys, calls, *rest)
 
     async def send_async(
@@ -156,8 +157,9 @@ def registration_awaited_by_clients() -> Iterator[None]:
         ends: float,
         overlap: Callable[[], None] = noop,
     ) -> Any:
-        if (told := self._registering(keys.queue)) is not None:
-            await self._broker.run_many([told], ends=ends)
+        if self._announcer.due(keys.queue):
+            register = ops.register(self._global_keys, [keys.queue])
+            await self._broker.run_many([register], ends=ends)
         return await awaited(self, keys, calls, ends, overlap)
 
     with exchanged(Client, "_send", send), exchanged(AsyncClient, "_send", send_async):

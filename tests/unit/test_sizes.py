@@ -17,9 +17,6 @@ FUNCTION_LINES: Final = 40
 LONG_FILES: Final = {
     "broker/ops.py": 770,
     "broker/views.py": 580,
-    "client.py": 641,
-    "handle.py": 512,
-    "sending.py": 640,
 }
 """Files that are still too long, with their lines; this list only shrinks."""
 

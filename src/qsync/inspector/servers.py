@@ -7,11 +7,11 @@ from typing import Final
 from qsync import codec
 from qsync.broker import ops, views
 from qsync.broker.views import PageKey, moment_of
-from qsync.handle import ORDER_TTL_MS
 from qsync.inspector.live_servers import Record, _LiveServersMixin
 from qsync.inspector.task_rows import look_at, row_of
 from qsync.inspector.values import Change, RunningTask, ServerInfo, TaskRow
 from qsync.state import TaskState
+from qsync.task_queries import ORDER_TTL_MS
 
 PAGE: Final = 250
 PAGES: Final = 20

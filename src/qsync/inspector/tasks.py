@@ -9,7 +9,6 @@ from qsync import codec
 from qsync.broker import ops, views
 from qsync.broker.views import StoredTask
 from qsync.errors import InvalidTask
-from qsync.handle import ORDER_TTL_MS
 from qsync.inspector.base import Base, check_state, cursor_at, read_cursor
 from qsync.inspector.task_detail import detail_of
 from qsync.inspector.task_rows import fits, look, look_at, row_of
@@ -18,6 +17,7 @@ from qsync.keys import check_id, server_of_token, shorten
 from qsync.message import Failure, decode_failure
 from qsync.results import retention_of
 from qsync.state import TaskState
+from qsync.task_queries import ORDER_TTL_MS
 
 LIMIT: Final = 100
 """Largest page."""

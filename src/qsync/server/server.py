@@ -244,7 +244,7 @@ class Server:
         self._lanes = [QueueState(QueueKeys(self.prefix, queue)) for queue in config.weights]
         await check_permissions(self._broker, [lane.keys for lane in self._lanes])
         client = self.async_client_type(self._broker, prefix=self.prefix)
-        client.lent = True
+        client.borrowed = True
         await self._start_part(AtStop(partial(_take_back, client), closes=True))
         await self._start_part(AtStop(self._close_blocking_client, closes=True))
         waits = Waits(
@@ -372,12 +372,12 @@ class Server:
     def _blocking_client(self) -> Client:
         if self._client is None:
             self._client = self.client_type(Broker(self.address), prefix=self.prefix)
-            self._client.lent = True
+            self._client.borrowed = True
         return self._client
 
     async def _close_blocking_client(self) -> None:
         if self._client is not None:
-            self._client.lent = False
+            self._client.borrowed = False
             self._client.close()
             self._client = None
 
@@ -443,5 +443,5 @@ class Server:
 
 
 async def _take_back(client: AsyncClient) -> None:
-    client.lent = False
+    client.borrowed = False
     await client.aclose()

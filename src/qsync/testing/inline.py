@@ -17,7 +17,6 @@ from qsync.broker.ops import Enqueued
 from qsync.broker.views import StoredTask
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import ConfigError
-from qsync.handle import AsyncTaskQueries, TaskQueries
 from qsync.message import ENVELOPE_HEAD, Result, decode_message
 from qsync.mux import Mux
 from qsync.new_task import NewTask
@@ -30,6 +29,7 @@ from qsync.server.standalone_context import PlainContext
 from qsync.server.thread_pool import Threads
 from qsync.state import TaskState
 from qsync.task import PAYLOAD_LIMIT, Task, TaskInfo
+from qsync.task_queries import AsyncTaskQueries, TaskQueries
 from qsync.testing.calling_thread import CallingThread
 from qsync.testing.shared_clients import close_clients
 from qsync.wrapped_client import WrappedAsyncClient, WrappedClient
@@ -182,7 +182,7 @@ class _RunsInPlace(Client):
     def enqueue(
         self, task: Task[Any], *, queue: str | None = None, durability: Durability | None = None
     ) -> Handle[Any]:
-        self._tracker.check_open()
+        self._queries.check_open()
         new = self._ready(task, queue)
         self.runs.run_here(new)
         return self._handle(new, Enqueued("created", new.id))
@@ -204,7 +204,7 @@ class _RunsInPlaceAsync(AsyncClient):
     async def enqueue(
         self, task: Task[Any], *, queue: str | None = None, durability: Durability | None = None
     ) -> AsyncHandle[Any]:
-        self._tracker.check_open()
+        self._queries.check_open()
         new = self._ready(task, queue)
         await self.runs.run(new)
         return self._handle(new, Enqueued("created", new.id))
@@ -222,13 +222,13 @@ class _InlineClient(WrappedClient, _RunsInPlace):
     def __init__(self, runs: _Runs, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.runs = runs
-        self._tracker = _InlineQueries(self._broker, self._global_keys.prefix)
-        self._tracker.ended = runs.ended
+        self._queries = _InlineQueries(self._broker, self._global_keys.prefix)
+        self._queries.ended = runs.ended
 
 
 class _InlineAsyncClient(WrappedAsyncClient, _RunsInPlaceAsync):
     def __init__(self, runs: _Runs, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.runs = runs
-        self._tracker = _InlineAsyncQueries(self._broker, self._global_keys.prefix)
-        self._tracker.ended = runs.ended
+        self._queries = _InlineAsyncQueries(self._broker, self._global_keys.prefix)
+        self._queries.ended = runs.ended

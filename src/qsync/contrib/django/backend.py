@@ -102,7 +102,7 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
             handle = project_client().find(result_id)
         except (InvalidTask, TaskNotFound):
             raise tasks_api.TaskResultDoesNotExist(result_id) from None
-        shown = handle._tracker.show(handle.id, handle.queue)
+        shown = handle._queries.show(handle.id, handle.queue)
         return result_from(handle.id, handle.queue, shown)
 
     def check(self, **kwargs: Any) -> Iterable[checks.CheckMessage]:

@@ -10,8 +10,8 @@ from typing import Any, Final
 import msgspec
 
 from qsync import codec
+from qsync.enqueueing import validated
 from qsync.new_task import NewTask, new_id
-from qsync.sending import ready
 from qsync.task import Task
 
 VERSION: Final = 1
@@ -51,7 +51,7 @@ def make_row(task: Task[Any], *, payload_limit: int, remember_us: int) -> Row:
     """Return the row of a task, with an id; InvalidTask when the task is wrong."""
     if isinstance(task, Task) and task.id is None:
         task = task.replace(id=new_id())
-    new = ready(task, queue=None, payload_limit=payload_limit, remember_us=remember_us)
+    new = validated(task, queue=None, payload_limit=payload_limit, remember_us=remember_us)
     stored = _Stored(
         VERSION, new.message, new.due, new.fairness_key, new.lock, new.window_us, new.retention_us,
         new.remember_us,

@@ -10,11 +10,11 @@ from typing import Any
 from qsync.broker import ops
 from qsync.broker.base import ends_in
 from qsync.broker.ops import Enqueued
+from qsync.bulk import CALL_BYTES, size_of
 from qsync.client import AsyncClient, Client
 from qsync.contrib.outbox.rows import Row, by_queue
 from qsync.errors import QsyncError
 from qsync.new_task import NewTask
-from qsync.sending import CALL_BYTES, size_of
 
 log = logging.getLogger("qsync.outbox")
 
@@ -61,7 +61,7 @@ def send(client: Client, rows: Sequence[Row]) -> Sent:
         wait = client._wait(keys, client._durability)
         reply: Any
         try:
-            with client._senders.lend(1) as [(sender, number)]:
+            with client._call_sequences.acquire(1) as [(sender, number)]:
                 call = ops.enqueue(keys, tasks, sender=sender, number=number, wait=wait)
                 [reply] = client._send(keys, [call])
         except QsyncError as error:
@@ -78,7 +78,7 @@ async def send_async(client: AsyncClient, rows: Sequence[Row]) -> Sent:
         wait = client._wait(keys, client._durability)
         reply: Any
         try:
-            with client._senders.lend(1) as [(sender, number)]:
+            with client._call_sequences.acquire(1) as [(sender, number)]:
                 call = ops.enqueue(keys, tasks, sender=sender, number=number, wait=wait)
                 [reply] = await client._send(keys, [call], ends_in(client._allowance(wait)))
         except QsyncError as error:

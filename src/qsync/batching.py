@@ -1,0 +1,277 @@
+"""Combines the concurrent requests of an event loop into batches."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Generic, TypeVar
+
+from qsync.broker import ops
+from qsync.broker.aio_pool import LINE_S
+from qsync.broker.protocol import LATE_S
+from qsync.errors import QsyncError, StoreUnavailable
+
+T = TypeVar("T")
+
+U = TypeVar("U")
+
+IN_TWO: Final = 32
+"""Number of items from which on the first batch takes only half of them."""
+
+
+class Batcher(Generic[T, U]):
+    """Combines concurrent requests into batches, one batch in flight at a time, in order.
+
+    Items that arrive while a batch is in flight go in the next one: an idle batcher sends at once,
+    a busy one sends large batches. When IN_TWO or more items arrive together, half of them go
+    first: from then on the store works on one half while the callers of the other continue. An
+    error of a batch goes to all its callers. A lone caller sends its own item directly, which is
+    faster.
+
+    A caller waits at most `patience` seconds from its arrival, and then gets the error that
+    `too_late` makes. Callers do not expire while the store answers: only after it has been silent
+    for LINE_S, or for half of their patience if that is less.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[T], float], Awaitable[Sequence[U | Exception]]],
+        size: Callable[[T], int],
+        *,
+        patience: float,
+        too_late: Callable[[], Exception],
+        calls: int = 1,
+        most: int = ops.BATCH_BYTES,
+    ) -> None:
+        """Make a batcher.
+
+        run       sends a batch; gets the items and the seconds left to the batch's last caller
+        size      returns the size of an item, bytes
+        patience  longest wait of a caller, seconds
+        too_late  makes the error for a caller that waited longer
+        calls     most calls in a batch; together they carry at most BATCH_BYTES
+        most      most bytes of one call
+        """
+        self._run = run
+        self._size = size
+        self._patience = patience
+        self._line_s = min(LINE_S, patience / 2)
+        self._too_late = too_late
+        self._calls = calls
+        self._most = most
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Event loop of the first caller; the owner rejects callers on other loops."""
+        self._items: list[T] = []
+        self._futures: list[asyncio.Future[U]] = []
+        self._arrivals: list[float] = []
+        """Arrival times of the waiting items, by the loop's clock."""
+        self._sent: list[asyncio.Future[U]] = []
+        self._sent_arrivals: list[float] = []
+        """Arrival times of the items in flight, by the loop's clock."""
+        self._answered = -math.inf
+        """Time of the store's last answer, by the loop's clock."""
+        self._expiry: asyncio.TimerHandle | None = None
+        """Timer for the oldest caller; one timer serves all callers."""
+        self._sender: asyncio.Task[None] | None = None
+        self._solo: asyncio.Future[U] | None = None
+        """Future of the caller that found the batcher idle, until its item is answered or goes to
+        `_sender`."""
+
+    def submit(self, item: T) -> Awaitable[U]:
+        """Return an awaitable of the reply; the caller must await it at once.
+
+        Cancelling it affects no other caller; the item may have been sent.
+        """
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        future: asyncio.Future[U] = self._loop.create_future()
+        self._items.append(item)
+        self._futures.append(future)
+        self._arrivals.append(self._loop.time())
+        if self._sender is not None or self._solo is not None:
+            return future
+        self._solo = future
+        return self._submit_first(future)
+
+    async def _submit_first(self, future: asyncio.Future[U]) -> U:
+        """Send the waiting items, the first of which is this future's; return its reply."""
+        try:
+            await asyncio.sleep(0)  # let other callers that are ready now join the batch
+            if len(self._items) == 1:
+                return await self._send_single()
+        except BaseException:
+            future.cancel()
+            raise
+        finally:
+            self._solo = None
+            if self._items:
+                self._sender = asyncio.get_running_loop().create_task(self._send())
+        return await future
+
+    async def _send_single(self) -> U:
+        [item], [future] = self._items, self._futures
+        left = self._left(self._arrivals[0])
+        self._items, self._futures, self._arrivals = [], [], []
+        [reply] = await self._replies([item], left)
+        future.cancel()  # only drain() awaits this future
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    async def drain(self) -> None:
+        """Wait until no batch is in flight."""
+        while (waits := self._sender or self._solo) is not None:
+            await asyncio.wait([waits])
+            await asyncio.sleep(0)  # let the lone caller start the next batch
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+
+    def _left(self, arrival: float) -> float:
+        """Return how many seconds a caller whose item is being sent still waits."""
+        until = max(arrival + self._patience, self._answered + self._line_s)
+        return until - asyncio.get_running_loop().time()
+
+    def _expire(self, due: float) -> None:
+        """Fail the callers whose patience has run out, and set the timer for the next."""
+        now, self._expiry = asyncio.get_running_loop().time(), None
+        oldest = math.inf
+        limit = now - self._patience if now - self._answered >= self._line_s else -math.inf
+        if now - due > LATE_S:  # the loop was blocked: replies may be waiting to be read
+            limit = -math.inf
+        for futures, arrivals in (
+            (self._sent, self._sent_arrivals), (self._futures, self._arrivals)
+        ):  # fmt: skip
+            for future, arrival in zip(futures, arrivals, strict=True):
+                if future.done():
+                    continue
+                if arrival > limit:
+                    oldest = min(oldest, arrival)
+                    break
+                future.set_exception(self._too_late())
+        if oldest < math.inf:
+            self._expire_at(max(oldest + self._patience, now + LATE_S / 2))
+
+    def _expire_at(self, due: float) -> None:
+        self._expiry = asyncio.get_running_loop().call_at(due, self._expire, due)
+
+    async def _send(self) -> None:
+        count = len(self._items)
+        if self._calls == 1 and count >= IN_TWO:
+            count = (count + 1) // 2
+        try:
+            while self._items:
+                await self._deliver(*self._pop_batch(min(count, self._batch_count())))
+                count = len(self._items)
+        finally:
+            self._sender = None
+            for future in self._futures:
+                future.cancel()
+            self._items.clear()
+            self._futures.clear()
+            self._arrivals.clear()
+
+    def _pop_batch(self, count: int) -> tuple[list[T], list[asyncio.Future[U]], list[float]]:
+        taken = self._items[:count], self._futures[:count], self._arrivals[:count]
+        del self._items[:count], self._futures[:count], self._arrivals[:count]
+        items, futures, arrivals = taken
+        kept = [at for at, future in enumerate(futures) if not future.done()]
+        if len(kept) < len(futures):
+            return (
+                [items[at] for at in kept],
+                [futures[at] for at in kept],
+                [arrivals[at] for at in kept],
+            )
+        return taken
+
+    def _batch_count(self) -> int:
+        """Return how many of the items go in the next batch."""
+        runs = ops.batches(self._items[: self._calls * ops.BATCH_SIZE], self._size, self._most)
+        count = len(next(runs))
+        if self._calls > 1:
+            room = ops.BATCH_BYTES - sum(map(self._size, self._items[:count]))
+            for run in itertools.islice(runs, self._calls - 1):
+                room -= sum(map(self._size, run))
+                if room < 0:
+                    break
+                count += len(run)
+        return count
+
+    async def _replies(self, items: list[T], left: float) -> Sequence[U | Exception]:
+        replies = await self._run(items, left)
+        if len(replies) != len(items):
+            msg = f"{len(items)} were submitted, and the store answered for {len(replies)}"
+            raise QsyncError(msg)
+        return replies
+
+    async def _deliver(
+        self, items: list[T], futures: list[asyncio.Future[U]], arrivals: list[float]
+    ) -> None:
+        if not items:
+            return
+        loop = asyncio.get_running_loop()
+        self._sent, self._sent_arrivals = futures, arrivals
+        if self._expiry is None:
+            self._expire_at(arrivals[0] + self._patience)
+        replies: Sequence[U | Exception]
+        try:
+            replies = await self._replies(items, self._left(arrivals[-1]))
+            if not isinstance(replies[-1], StoreUnavailable):
+                self._answered = loop.time()
+        except StoreUnavailable as error:
+            replies = [copy_for_caller(error) for _ in futures]
+        except Exception as error:
+            self._answered = loop.time()
+            replies = [copy_for_caller(error) for _ in futures]
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        self._sent, self._sent_arrivals = [], []
+        # Later, so that the next batch is sent first: the store works on it while the callers of
+        # this batch continue.
+        loop.call_soon(_resolve, futures, replies)
+
+
+def _resolve(futures: Sequence[asyncio.Future[U]], replies: Sequence[U | Exception]) -> None:
+    for future, reply in zip(futures, replies, strict=True):
+        if future.done():
+            continue
+        if isinstance(reply, Exception):
+            future.set_exception(reply)
+        else:
+            future.set_result(reply)
+
+
+class InFlight:
+    """Counts operations in flight, so that `aclose` can wait for them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __enter__(self) -> None:
+        self._count += 1
+        self._idle.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count:
+            self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing is in flight."""
+        await self._idle.wait()
+
+
+def copy_for_caller(error: Exception) -> Exception:
+    """Return a copy of the error for one of several callers: a shared one would mix tracebacks."""
+    if not isinstance(error, QsyncError):
+        return error
+    copied = copy.copy(error)
+    copied.__cause__ = error.__cause__
+    return copied

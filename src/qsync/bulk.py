@@ -1,0 +1,218 @@
+"""Cuts the tasks of one `enqueue_many` into calls and round trips."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, Generic, NamedTuple, Self, TypeVar
+
+from qsync.broker import ops
+from qsync.broker.call import Call, Wait
+from qsync.broker.ops import Enqueued
+from qsync.enqueueing import checked_task
+from qsync.errors import InvalidTask, QsyncError
+from qsync.idempotency import CallId, SequenceLease
+from qsync.keys import QueueKeys
+from qsync.new_task import NewTask, encode_plain_task, encode_task, new_nonce, payload_of
+from qsync.running_task import check_lease, nonce_of_parent
+from qsync.task import Task, has_options
+
+T = TypeVar("T")
+
+CALL_BYTES: Final = 1024 * 1024
+"""Largest size of a call, bytes, unless one task is larger; the store takes 2 to 5 ms for it."""
+
+_COSTLY: Final = 2 * CALL_BYTES // ops.BATCH_SIZE
+"""Least size that a task with a lock, a fairness key, a due time or a chosen id counts as, bytes.
+Such a task takes the store as long as two plain tasks."""
+
+_BESIDE: Final = 128
+"""Most bytes of a task's options and of the framing in a call, without the fairness key."""
+
+
+def size_of(task: NewTask) -> int:
+    """Return the approximate bytes of a task in a call, at least _COSTLY for a costly one."""
+    size = len(task.message) + len(task.id) + len(task.fairness_key) + _BESIDE
+    costly = task.lock or task.fairness_key or task.due or task.remember_us
+    return max(size, _COSTLY) if costly else size
+
+
+class Chunk(NamedTuple):
+    """The tasks of one call, and their indexes among the tasks of the bulk."""
+
+    indices: Sequence[int]
+    tasks: Sequence[NewTask]
+
+
+class RoundTrip(NamedTuple):
+    """The chunks of one round trip, and the calls for them."""
+
+    chunks: Sequence[Chunk]
+    calls: Sequence[Call[list[Enqueued]]]
+
+
+class BulkEnqueue(Generic[T]):
+    """The tasks of one `enqueue_many`: cuts them into round trips and makes their handles.
+
+    The constructor checks all tasks; InvalidTask names the index of the first that is wrong.
+    Encoding and making handles are done in pieces, while the store works on other tasks.
+    """
+
+    def __init__(
+        self,
+        tasks: Iterable[Task],
+        *,
+        payload_limit: int,
+        remember_us: int = 0,
+        handle: Callable[[NewTask, Enqueued], T],
+    ) -> None:
+        self._handle = handle
+        self._remember_us = remember_us
+        self._tasks: list[Task] = []
+        self._payloads: list[bytes] = []
+        self._encoded: list[NewTask | None] = []
+        """Encoded tasks that have options; None: a plain task, encoded when its call is made."""
+        self._nonce = new_nonce()
+        self._nonces: dict[int, bytes] = {}
+        """Nonces by index, for ids that are repeated in the bulk and for children of a handler."""
+        self._answered: list[tuple[Chunk, list[Enqueued]]] = []
+        """Chunks with their replies whose handles are not made yet."""
+        self._check(tasks, payload_limit)
+        self._handles: list[T | None] = [None] * len(self._tasks)
+
+    def _check(self, tasks: Iterable[Task], payload_limit: int) -> None:
+        try:
+            given = iter(tasks)
+        except TypeError:
+            msg = f"tasks: {type(tasks).__name__} is not an iterable of Task"
+            raise InvalidTask(msg) from None
+        chosen: set[tuple[str, str]] = set()
+        check_lease()
+        of_parent = nonce_of_parent()
+        for index, task in enumerate(given):
+            try:
+                payload = payload_of(checked_task(task), payload_limit)
+                if task.id is not None:
+                    if (name := (task.queue, task.id)) in chosen:
+                        self._nonces[index] = new_nonce()
+                    elif of_parent is not None:
+                        self._nonces[index] = of_parent
+                    chosen.add(name)
+                options = has_options(task)
+                self._encoded.append(
+                    encode_task(task, payload, self._nonce_of(index), task.queue, self._remember_us)
+                    if options
+                    else None
+                )
+                self._payloads.append(payload)
+                self._tasks.append(task)
+            except InvalidTask as error:
+                msg = f"tasks[{index}]: {error}"
+                raise InvalidTask(msg) from error
+
+    def indices_by_queue(self) -> dict[str, list[int]]:
+        """Return the indexes of the tasks by queue, in order."""
+        indices: dict[str, list[int]] = {}
+        for index, task in enumerate(self._tasks):
+            indices.setdefault(task.queue, []).append(index)
+        return indices
+
+    def round_trips(
+        self,
+        keys: QueueKeys,
+        indices: Sequence[int],
+        leased: SequenceLease,
+        wait: Wait | None,
+        *,
+        calls: int,
+    ) -> Iterator[RoundTrip]:
+        """Yield the round trips for tasks of a queue, each of at most `calls` calls.
+
+        A round trip carries at most BATCH_BYTES. The next one may be made while the one before is
+        in flight; this also makes the handles of tasks that were answered.
+        """
+        for first in range(0, len(indices), calls * ops.BATCH_SIZE):
+            self._make_handles()
+            batch = indices[first : first + calls * ops.BATCH_SIZE]
+            tasks = self._encode(batch)
+            for runs in _cut([size_of(task) for task in tasks], calls):
+                chunks = [
+                    Chunk(batch[run.start : run.stop], tasks[run.start : run.stop]) for run in runs
+                ]
+                yield RoundTrip(chunks, _calls(keys, chunks, leased.next(len(chunks)), wait))
+
+    def record(self, trip: RoundTrip, replies: Sequence[list[Enqueued] | QsyncError]) -> None:
+        """Take the replies of a round trip; raise the first error among them."""
+        failed: QsyncError | None = None
+        for chunk, reply in zip(trip.chunks, replies, strict=True):
+            if isinstance(reply, QsyncError):
+                failed = failed or reply
+            else:
+                self._answered.append((chunk, reply))
+        if failed is not None:
+            raise failed
+
+    def handles(self) -> list[T]:
+        """Return the handles of the tasks that the store answered for, in order."""
+        self._make_handles()
+        return [handle for handle in self._handles if handle is not None]
+
+    def _nonce_of(self, index: int) -> bytes:
+        return self._nonces.get(index, self._nonce)
+
+    def _encode(self, indices: Sequence[int]) -> list[NewTask]:
+        encoded, tasks, payloads = self._encoded, self._tasks, self._payloads
+        nonce_of, remember_us = self._nonce_of, self._remember_us
+        return [
+            encoded[index]
+            or encode_plain_task(
+                tasks[index], payloads[index], nonce_of(index), tasks[index].queue, remember_us
+            )
+            for index in indices
+        ]
+
+    def _make_handles(self) -> None:
+        handle, handles = self._handle, self._handles
+        for chunk, reply in self._answered:
+            for index, task, outcome in zip(chunk.indices, chunk.tasks, reply, strict=True):
+                handles[index] = handle(task, outcome)
+        self._answered.clear()
+
+
+def _cut(sizes: Sequence[int], calls: int) -> Iterator[Sequence[range]]:
+    """Cut tasks of these sizes, in bytes, into calls, and the calls into round trips."""
+    runs = list(ops.batches(range(len(sizes)), sizes.__getitem__, CALL_BYTES))
+    for fitting in ops.batches(runs, lambda run: sum(sizes[run.start : run.stop])):
+        for index in range(0, len(fitting), calls):
+            yield fitting[index : index + calls]
+
+
+def _calls(
+    keys: QueueKeys, chunks: Sequence[Chunk], call_ids: Sequence[CallId], wait: Wait | None
+) -> list[Call[list[Enqueued]]]:
+    return [
+        ops.enqueue(keys, chunk.tasks, sender=sender, number=number, wait=wait)
+        for chunk, (sender, number) in zip(chunks, call_ids, strict=True)
+    ]
+
+
+class Lookahead(Generic[T]):
+    """An iterator that can make its next item ahead."""
+
+    def __init__(self, items: Iterator[T]) -> None:
+        self._items = items
+        self._prepared: list[T] = []
+
+    def prepare(self) -> None:
+        """Make the next item, unless it is made already."""
+        if not self._prepared:
+            self._prepared.extend(itertools.islice(self._items, 1))
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        self.prepare()
+        if not self._prepared:
+            raise StopIteration
+        return self._prepared.pop()

@@ -1,0 +1,138 @@
+"""The part that `Client` and `AsyncClient` share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+from qsync.broker import ops
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.base import ONE_TRY_S
+from qsync.broker.blocking import Broker
+from qsync.broker.call import Call, Durability, Wait
+from qsync.bulk import BulkEnqueue, Lookahead, RoundTrip
+from qsync.enqueueing import (
+    check_confirm_timeout,
+    check_durability,
+    check_remember_ids,
+    validated,
+)  # fmt: skip
+from qsync.errors import ConfigError, QsyncError
+from qsync.idempotency import CallSequences
+from qsync.keys import GlobalKeys, QueueKeys, queue_keys, shorten
+from qsync.new_task import NewTask
+from qsync.queue_announcer import QueueAnnouncer
+from qsync.times import Duration
+
+T = TypeVar("T")
+
+CALLS_AT_ONCE: Final = 8
+CALLS_A_WAIT: Final = 16
+"""Calls in one round trip to a store of one node, without and with a wait for confirmation. Eight
+calls let client and store work at the same time; a wait takes far longer, so more calls share it.
+"""
+
+
+class ClientBase:
+    """The part that `Client` and `AsyncClient` share."""
+
+    def __init__(
+        self,
+        broker: Broker | AsyncBroker,
+        prefix: str,
+        payload_limit: int,
+        durability: Durability | None,
+        confirm_timeout: float,
+        remember_ids: Duration,
+    ) -> None:
+        if type(payload_limit) is not int or payload_limit < 1:
+            msg = f"payload_limit: {shorten(payload_limit)} is not a positive number of bytes"
+            raise ConfigError(msg)
+        self._broker: Any = broker
+        self._registrations: Any
+        self._address = broker.address
+        self._global_keys = GlobalKeys(prefix)
+        self._payload_limit = payload_limit
+        self._remember_us = check_remember_ids(remember_ids)
+        self._durability = check_durability(durability)
+        self._confirm_timeout = check_confirm_timeout(confirm_timeout)
+        self._confirmed_stores: set[tuple[Durability, str]] = set()
+        self._announcer = QueueAnnouncer()
+        self._call_sequences = CallSequences()
+        self.borrowed = False
+        """True while the client belongs to a server, which closes it; `close` then does nothing."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} prefix={self._global_keys.prefix!r} at {self._address}>"
+
+    def _durability_of(self, durability: Durability | None) -> Durability | None:
+        """Return the durability of a call; None means the client's own."""
+        return self._durability if durability is None else check_durability(durability)
+
+    def _keys(self, queue: str) -> QueueKeys:
+        return queue_keys(self._global_keys.prefix, queue)
+
+    def _wait(self, keys: QueueKeys, durability: Durability | None) -> Wait | None:
+        """Return what an enqueue to the queue waits for; None without durability."""
+        if durability is None:
+            return None
+        return ops.wait(keys, durability, timeout_ms=round(self._confirm_timeout * 1000))
+
+    def _allowance(self, wait: Wait | None) -> float:
+        """Return the longest wait of a caller, for its call and the one before it, in seconds."""
+        patience = self._broker.patience or ONE_TRY_S
+        return patience if wait is None else patience + 2 * self._confirm_timeout
+
+    def _calls(self, wait: Wait | None) -> int:
+        """Return how many calls go in one round trip."""
+        if self._address.kind == "cluster":
+            return 1
+        return CALLS_AT_ONCE if wait is None else CALLS_A_WAIT
+
+    @contextmanager
+    def _round_trips(
+        self,
+        bulk: BulkEnqueue[T],
+        durability: Durability | None,
+        queue: str,
+        indices: Sequence[int],
+    ) -> Iterator[tuple[QueueKeys, Lookahead[RoundTrip]]]:
+        """Yield key names and round trips for tasks of a queue; call ids are valid in the block."""
+        keys = self._keys(queue)
+        wait = self._wait(keys, durability)
+        leased = self._call_sequences.acquire(0)
+        with leased:
+            calls = self._calls(wait)
+            yield keys, Lookahead(bulk.round_trips(keys, indices, leased, wait, calls=calls))
+
+    def _store(self, wait: Wait) -> tuple[Durability, str]:
+        """Return a key for the store that confirms; in a cluster it depends on the queue."""
+        [key] = wait.mark.keys
+        return wait.durability, key if self._address.kind == "cluster" else ""
+
+    def _ready(self, task: object, queue: str | None) -> NewTask:
+        return validated(
+            task,
+            queue=queue,
+            payload_limit=self._payload_limit,
+            remember_us=self._remember_us,
+        )
+
+    def _registration(self, queue: str) -> Call[Any] | None:
+        """Return the call that registers the queue in the store, to be sent with its tasks.
+
+        None when it is not due, or is sent in the background: in a cluster, maybe to another node.
+        """
+        if not self._announcer.due(queue):
+            return None
+        call = ops.register(self._global_keys, [queue])
+        if self._address.kind != "cluster":
+            return call
+        self._registrations.add(queue, call)
+        return None
+
+    def _note_registered(self, queue: str, reply: Any) -> None:
+        """Note a failed registration, which is retried later; the enqueue itself goes on."""
+        if isinstance(reply, QsyncError):
+            self._announcer.failed(queue)

@@ -1,0 +1,250 @@
+"""The client that blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self, TypeVar, overload
+
+from qsync.broker import ops, views
+from qsync.broker.base import ends_in
+from qsync.broker.blocking import Broker
+from qsync.broker.call import Call, Durability, Wait
+from qsync.broker.ops import Enqueued
+from qsync.broker.protocol import noop
+from qsync.bulk import BulkEnqueue
+from qsync.client.base import ClientBase
+from qsync.enqueueing import CONFIRM_TIMEOUT, duplicate, is_refused
+from qsync.errors import QsyncError, StoreUnavailable
+from qsync.handle import Handle
+from qsync.idempotency import duplicate_client_error
+from qsync.keys import QueueKeys, check_id, check_name
+from qsync.new_task import NewTask
+from qsync.queue_announcer import Registrations
+from qsync.results import decode_result, decoder_of
+from qsync.schedules import Schedules
+from qsync.task import DEFAULT, PAYLOAD_LIMIT, REMEMBER_IDS, Task
+from qsync.task_lookup import QUEUES_LIMIT, Search
+from qsync.task_queries import TaskQueries
+from qsync.times import Duration
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class Client(ClientBase):
+    """Enqueues tasks and returns handles that give their status and results. Every call blocks.
+
+    Threads may share a client, and a forked child may go on using it. Close it, or use `with`;
+    closing the client closes its broker.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        prefix: str,
+        payload_limit: int = PAYLOAD_LIMIT,
+        durability: Durability | None = None,
+        confirm_timeout: float = CONFIRM_TIMEOUT,
+        remember_ids: Duration = REMEMBER_IDS,
+    ) -> None:
+        super().__init__(broker, prefix, payload_limit, durability, confirm_timeout, remember_ids)
+        self._durable_broker = broker.with_longer_timeout(self._confirm_timeout)
+        self._queries = TaskQueries(broker, prefix)
+        self._registrations = Registrations(broker.run_many, self._note_registered)
+        self.schedules = Schedules(broker, prefix, payload_limit, self._queries.check_open)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def enqueue(
+        self, task: Task[R], *, queue: str | None = None, durability: Durability | None = None
+    ) -> Handle[R]:
+        """Store the task and return its handle; the task will run at least once.
+
+        `queue` overrides the queue of the task.
+
+        With `durability` the call also waits until the task is on the disk of the store ("fsync")
+        or on at least one replica ("replica"); None means the client's own setting. The wait ends
+        after the `confirm_timeout` of the client. The handle's `confirmed` says whether the store
+        confirmed in time; if it did not, the task is in the store all the same.
+
+        Calls that an AsyncClient gets at the same time share round trips and waits. A cancelled
+        call may have enqueued its task.
+
+        Raises:
+
+        InvalidTask       the task or an option of it cannot be accepted
+        DuplicateTask     another task holds the id or the unique lock; the error has its id
+        QueueFull         the store has no memory for the task; nothing was written
+        ConfigError       the store cannot give this `durability`; nothing was written
+        StoreUnavailable  the store did not answer within the client's patience, by default 10 s.
+                          The task may be in the store: give it an id to repeat the call safely.
+        """
+        self._queries.check_open()
+        outgoing = self._ready(task, queue)
+        keys = self._keys(outgoing.queue)
+        durability = self._durability_of(durability)
+        wait = self._wait(keys, durability)
+        with self._call_sequences.acquire(1) as [(sender, number)]:
+            call = ops.enqueue(keys, [outgoing], sender=sender, number=number, wait=wait)
+            [reply] = self._send(keys, [call])
+        if isinstance(reply, QsyncError):
+            raise reply
+        [outcome] = reply
+        if is_refused(outcome):
+            raise duplicate(outgoing, outcome)
+        return self._handle(outgoing, outcome)
+
+    def enqueue_many(
+        self, tasks: Iterable[Task[R]], *, durability: Durability | None = None
+    ) -> list[Handle[R]]:
+        """Store all tasks and return one handle per task, in the same order.
+
+        The call checks every task before it sends the first: on InvalidTask nothing was sent. A
+        task whose id or unique lock is taken is no error: its handle has `created` False and the id
+        of the holder. One call to the store carries at most 250 tasks or 1 MiB. `durability` is as
+        for `enqueue`; tasks of a round trip share a wait.
+
+        When the store fails halfway, `handles` of the error has the handles of the tasks that the
+        store answered for. To repeat the call without running a task twice, give the tasks ids. For
+        an hour, or the app's `remember_ids`, tasks enqueued before come back with `created` False,
+        even when they have completed.
+        """
+        self._queries.check_open()
+        durability = self._durability_of(durability)
+        bulk = BulkEnqueue(
+            tasks,
+            payload_limit=self._payload_limit,
+            remember_us=self._remember_us,
+            handle=self._handle,
+        )
+        try:
+            for queue, indices in bulk.indices_by_queue().items():
+                self._send_all(bulk, durability, queue, indices)
+        except QsyncError as error:
+            error.handles = bulk.handles()
+            raise
+        return bulk.handles()
+
+    @overload
+    def handle(self, id: str, *, queue: str = DEFAULT) -> Handle[Any]: ...
+
+    @overload
+    def handle(self, id: str, *, queue: str = DEFAULT, type: type[T]) -> Handle[T]: ...
+
+    @overload
+    def handle(self, id: str, *, queue: str = DEFAULT, type: Any) -> Handle[Any]: ...
+
+    def handle(self, id: str, *, queue: str = DEFAULT, type: Any = None) -> Handle[Any]:
+        """Return a handle for an id and a queue, without a round trip; the task need not exist.
+
+        `type` is the type that `result()` returns, e.g. `type=Invoice`; without it a dataclass or
+        model comes as a dict. Use `find` when the queue is unknown. Raises InvalidTask when the id
+        or queue is no valid name, ConfigError when no result can have the type.
+        """
+        decode = decode_result if type is None else decoder_of(type)
+        return Handle(self._queries, check_id(id), check_name("queue", queue), _decode=decode)
+
+    @overload
+    def find(self, id: str) -> Handle[Any]: ...
+
+    @overload
+    def find(self, id: str, *, type: type[T]) -> Handle[T]: ...
+
+    @overload
+    def find(self, id: str, *, type: Any) -> Handle[Any]: ...
+
+    def find(self, id: str, *, type: Any = None) -> Handle[Any]:
+        """Search all queues of the prefix for a task, and return a handle of it.
+
+        When several queues have the id, a task that has not ended is preferred. A search takes one
+        round trip per 100 queues, in a cluster one per queue, and covers the first 5,000 queues; if
+        the queue is known, `handle` needs none. `type` is as for `handle`. Raises TaskNotFound,
+        which names the queues searched, and StoreUnavailable.
+        """
+        self._queries.check_open()
+        found = self._broker.run(views.queues(self._global_keys, count=QUEUES_LIMIT))
+        search = Search(check_id(id), self._global_keys.prefix, found.names, total=found.more)
+        for calls in search.calls():
+            ends = ends_in(self._broker.patience)
+            replies: list[Any] = self._broker.run_many(calls, ends=ends)
+            for at, reply in enumerate(replies):
+                if isinstance(reply, QsyncError):
+                    replies[at] = self._broker.run(calls[at], ends=ends)
+            search.note(replies)
+        return self.handle(id, queue=search.queue(), type=type)
+
+    def close(self) -> None:
+        """Close the connections. Callers that wait for a result, and later calls, get a QsyncError.
+
+        An AsyncClient first completes the calls in flight. No other thread may be in a call of a
+        Client, except one that waits for a result. On `current().client` this does nothing: the
+        server closes that client.
+        """
+        if self.borrowed:
+            return
+        self._queries.close()
+        self._registrations.close()
+        self._durable_broker.close()
+        self._broker.close()
+
+    def _handle(self, task: NewTask, reply: Enqueued) -> Handle[Any]:
+        if reply.outcome != "created":
+            return Handle(
+                self._queries, reply.id, task.queue,
+                confirmed=reply.confirmed, _decode=task.decode or decode_result,
+            )  # fmt: skip
+        return Handle(
+            self._queries, task.id, task.queue,
+            created=True, confirmed=reply.confirmed, _retention_us=task.retention_us,
+            _decode=task.decode or decode_result,
+        )  # fmt: skip
+
+    def _send_all(
+        self,
+        bulk: BulkEnqueue[Handle[Any]],
+        durability: Durability | None,
+        queue: str,
+        indices: Sequence[int],
+    ) -> None:
+        with self._round_trips(bulk, durability, queue, indices) as (keys, trips):
+            for trip in trips:
+                bulk.record(trip, self._send(keys, trip.calls, trips.prepare))
+
+    def _send(
+        self,
+        keys: QueueKeys,
+        calls: Sequence[Call[list[Enqueued]]],
+        overlap: Callable[[], None] = noop,
+    ) -> list[list[Enqueued] | QsyncError]:
+        """Send calls of a queue in one round trip; retry those with StoreUnavailable one by one."""
+        wait = calls[0].wait
+        ends = ends_in(self._allowance(wait))
+        broker = self._broker if wait is None else self._broker_for(wait, ends)
+        registration = self._registration(keys.queue)
+        sent = calls if registration is None else [registration, *calls]
+        replies: list[Any] = broker.run_many(sent, ends=ends, overlap=overlap)
+        if registration is not None:
+            self._note_registered(keys.queue, replies.pop(0))
+        for index, reply in enumerate(replies):
+            if isinstance(reply, StoreUnavailable):
+                try:
+                    replies[index] = broker.run(calls[index], ends=ends)
+                except QsyncError as error:
+                    replies[index] = error
+                    break
+        return [reply if reply else duplicate_client_error(keys) for reply in replies]
+
+    def _broker_for(self, wait: Wait, ends: float) -> Broker:
+        """Return the broker for calls with this wait; ConfigError if the store cannot confirm."""
+        durability, key = store = self._store(wait)
+        broker = self._durable_broker
+        if store in self._confirmed_stores:
+            return broker
+        if broker.can_confirm(durability, key, ends=ends):
+            self._confirmed_stores.add(store)
+        return broker

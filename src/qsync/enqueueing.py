@@ -1,0 +1,94 @@
+"""Checks the options and the task of an enqueue, and reads its reply."""
+
+from __future__ import annotations
+
+from typing import Final, cast
+
+from qsync.broker.call import Durability
+from qsync.broker.ops import Enqueued
+from qsync.errors import ConfigError, DuplicateTask, InvalidTask
+from qsync.keys import shorten
+from qsync.new_task import NewTask, new_nonce, new_task
+from qsync.running_task import check_lease, nonce_of_parent
+from qsync.task import Task
+from qsync.times import Duration, duration_us
+
+CONFIRM_TIMEOUT: Final = 2.0
+"""Default time to wait for a confirmation, seconds; a store that syncs each second takes up to 1 s.
+"""
+
+
+def check_remember_ids(value: object) -> int:
+    """Return the time to remember chosen ids, in microseconds; ConfigError if it is no duration."""
+    try:
+        return duration_us("remember_ids", cast("Duration", value))
+    except InvalidTask as error:
+        raise ConfigError(str(error)) from None
+
+
+def check_durability(value: object) -> Durability | None:
+    """Return the durability; ConfigError unless it is "fsync", "replica" or None."""
+    match value:
+        case None | "fsync" | "replica":
+            return value
+    msg = f"durability: {shorten(value)} is neither 'fsync' nor 'replica' nor None"
+    raise ConfigError(msg)
+
+
+def check_confirm_timeout(value: object) -> float:
+    """Return the time to wait for a confirmation, seconds; ConfigError unless 0.001 to 3600."""
+    if type(value) not in (int, float) or not 0.001 <= cast("float", value) <= 3600:
+        msg = f"confirm_timeout: {shorten(value)} is not a number of seconds from 0.001 to 3600"
+        raise ConfigError(msg)
+    return cast("float", value)
+
+
+def validated(task: object, *, queue: str | None, payload_limit: int, remember_us: int) -> NewTask:
+    """Encode a task to send; InvalidTask when it is wrong, LeaseLost as in `check_lease`."""
+    check_lease()
+    checked = checked_task(task)
+    nonce = None if checked.id is None else nonce_of_parent()
+    return new_task(
+        checked,
+        nonce or new_nonce(),
+        queue=queue,
+        payload_limit=payload_limit,
+        remember_us=remember_us,
+    )
+
+
+def checked_task(task: object) -> Task:
+    if not isinstance(task, Task):
+        how = "give Task(type, payload)"
+        if hasattr(task, "build"):  # a TaskFunction
+            name = getattr(task, "__name__", "task")
+            how = f"give {name}.build(...), or call {name}.enqueue(...)"
+        msg = f"task: {type(task).__name__} is not a Task; {how}"
+        raise InvalidTask(msg)
+    return task
+
+
+def is_refused(reply: Enqueued) -> bool:
+    """Return whether the reply to an enqueue of one task is an error.
+
+    It is no error when a handler enqueues a child task that an earlier attempt enqueued and that
+    has left the queue.
+    """
+    if reply.outcome == "created":
+        return False
+    return reply.outcome != "repeated" or nonce_of_parent() is None
+
+
+def duplicate(task: NewTask, holder: Enqueued) -> DuplicateTask:
+    """Return the error for a task whose id or lock is taken."""
+    if holder.outcome == "exists":
+        msg = f"id {task.id!r} is taken by another task in queue {task.queue!r}"
+    elif holder.outcome == "repeated":
+        msg = (
+            f"id {task.id!r} was enqueued in queue {task.queue!r} before, less than "
+            f"{task.remember_us / 1_000_000:g} s ago, and that task has left the queue: it is not "
+            "run again; choose another id for other work"
+        )
+    else:
+        msg = f"the unique lock is held by task {holder.id!r} in queue {task.queue!r}"
+    return DuplicateTask(msg, id=holder.id, queue=task.queue)

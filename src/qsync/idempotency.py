@@ -1,0 +1,80 @@
+"""Gives each enqueue call an identity, by which the store recognizes a repeated one."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from qsync.errors import QsyncError
+from qsync.keys import QueueKeys
+from qsync.new_task import new_id
+
+
+class CallId(NamedTuple):
+    """The identity of a call, by which the store recognizes a repeated one."""
+
+    sender: str
+    number: int
+
+
+class CallSequences:
+    """Gives each enqueue call of a client a sender and a sequence number while it is in flight.
+
+    A sender has one call in flight, so the store keeps only its last number. A client has as many
+    senders as concurrent calls. The sender that was freed last is used first, so that the store
+    soon forgets the senders of a burst. Threads may share this object. A forked child makes new
+    senders, since its parent goes on with the old ones.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[CallId] = []
+        self._pid = os.getpid()
+
+    def acquire(self, count: int) -> SequenceLease:
+        """Lease call ids for `count` calls; no call may be repeated after the `with` block."""
+        if self._pid != (pid := os.getpid()):
+            self._free, self._pid = [], pid
+        return SequenceLease(self._free, count)
+
+
+class SequenceLease:
+    """Call ids that are in use within a `with` block."""
+
+    __slots__ = ("_call_ids", "_free")
+
+    def __init__(self, free: list[CallId], count: int) -> None:
+        self._free = free
+        self._call_ids: list[CallId] = []
+        self._draw(count)
+
+    def __enter__(self) -> list[CallId]:
+        return self._call_ids
+
+    def __exit__(self, *_: object) -> None:
+        self._free += reversed(self._call_ids)
+
+    def next(self, count: int) -> list[CallId]:
+        """Return `count` new call ids; all calls with the ones before must have been answered."""
+        self._call_ids = [CallId(sender, number + 1) for sender, number in self._call_ids]
+        self._draw(count)
+        return self._call_ids[:count]
+
+    def _draw(self, count: int) -> None:
+        free, call_ids = self._free, self._call_ids
+        while len(call_ids) < count:
+            try:
+                last = free.pop()
+            except IndexError:
+                last = CallId(new_id(), 0)
+            call_ids.append(CallId(last.sender, last.number + 1))
+
+
+def duplicate_client_error(keys: QueueKeys) -> QsyncError:
+    """Return the error for a call that the store refused since its sender made a later one.
+
+    The later call came from a copy of this process, e.g. of a restored snapshot.
+    """
+    return QsyncError(
+        f"enqueue to queue {keys.queue!r}: another process has the identity of this client, as "
+        "after the restore of a snapshot: make a new client"
+    )
