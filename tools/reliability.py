@@ -46,7 +46,8 @@ def marked(folder: Path = TESTS) -> list[Shown]:
         tree = ast.parse(path.read_text("utf-8"))
         of_module = list(_marks(_pytestmark(tree)))
         for node in tree.body:
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            if function and node.name.startswith("test_"):
                 marks = [*of_module, *_marks(node.decorator_list)]
                 rows = {
                     name: tuple(
