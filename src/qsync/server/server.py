@@ -82,7 +82,8 @@ class Server:
         self.prefix = check_name("prefix", prefix)
         self.address = address
         self.mux = check_mux(mux)
-        self._periodic = periodic
+        self.periodic = periodic
+        """Periodic tasks of the app, whose ticks the server enqueues."""
         self.lost_leases = 0
         """Number of leases that this server has lost."""
         self.broken = False
@@ -334,7 +335,7 @@ class Server:
         if not self.replaced.ticks:
             return Loops(self._on_broken)
         broker, prefix, outage = self._broker, self.prefix, self._outage
-        periodic = PeriodicLoop(broker, prefix, self._periodic, outage)
+        periodic = PeriodicLoop(broker, prefix, self.periodic, outage)
         return Loops(self._on_broken, periodic.run, StoredTicks(broker, prefix, outage).run)
 
     def _make_lease_keeper(self) -> LeaseKeeper:

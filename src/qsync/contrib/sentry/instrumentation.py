@@ -1,0 +1,224 @@
+"""What `instrument` adds to an app: a span around each enqueue and run, and reports of errors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Literal, get_args
+
+import sentry_sdk
+from sentry_sdk.consts import OP, SPANDATA, SPANSTATUS
+from sentry_sdk.integrations.logging import ignore_logger
+from sentry_sdk.scope import Scope, should_send_default_pii
+from sentry_sdk.tracing import Span, TransactionSource
+from sentry_sdk.utils import event_from_exception
+
+from qsync.app import Qsync
+from qsync.client import AsyncHandle, Handle
+from qsync.contrib.sentry.monitors import Monitors
+from qsync.errors import ConfigError, InvalidTask, QsyncError, Retry, SkipRetry, TaskFailed
+from qsync.instrumentation import Extension
+from qsync.keys import class_name, server_of_token, shorten
+from qsync.mux import CallNext
+from qsync.server.server import Server
+from qsync.task import Task, TaskInfo
+
+ORIGIN: Final = "auto.queue.qsync"
+SYSTEM: Final = "qsync"
+
+PAYLOAD_SHOWN: Final = 2000
+"""Maximum number of characters of a payload in a report."""
+
+Report = Literal["all", "final"]
+
+
+def instrument(app: Qsync, *, report: Report = "all", monitors: bool = True) -> None:
+    """Report the errors and traces of the app's tasks to Sentry from now on.
+
+    report    "all": each attempt that failed, as a warning if a retry follows; "final": only the
+              failures after which the task is dead. A Retry with attempts left and a SkipRetry are
+              never reported
+    monitors  whether the periodic tasks of the app are monitors of Sentry
+
+    Errors are grouped by task type and class of the error, and have the task's id, type, queue and
+    attempt, and the server; the payload only if `send_default_pii` is set. A trace continues from
+    the enqueue to the handler. The logger of servers is not reported a second time. Raises
+    ConfigError if the app has enqueued or is instrumented already, or an option is wrong.
+    """
+    if report not in get_args(Report):
+        msg = f"report: {shorten(report)} is neither 'all' nor 'final'"
+        raise ConfigError(msg)
+    sentry = _Sentry(report, Monitors() if monitors else None)
+    app.extend(Extension(name="sentry", around_enqueue=sentry.sending, server=sentry.serve))
+    ignore_logger("qsync.server")
+
+
+class _Sentry:
+    """Makes the spans and the reports."""
+
+    def __init__(self, report: Report, monitors: Monitors | None) -> None:
+        self._report = report
+        self._monitors = monitors
+
+    # Enqueues.
+
+    @contextlib.contextmanager
+    def sending(self, tasks: Sequence[Any], queue: str | None) -> Iterator[_Sending]:
+        """Open a span around an enqueue; the yielded object has the tasks to send."""
+        queues = {queue or getattr(task, "queue", "") for task in tasks}
+        types = {task.type for task in tasks if isinstance(task, Task)}
+        with sentry_sdk.start_span(
+            op=OP.QUEUE_PUBLISH, name=types.pop() if len(types) == 1 else "qsync", origin=ORIGIN
+        ) as span:
+            span.set_data(SPANDATA.MESSAGING_SYSTEM, SYSTEM)
+            if len(queues) == 1:
+                span.set_data(SPANDATA.MESSAGING_DESTINATION_NAME, queues.pop())
+            yield _Sending(span, tasks)
+
+    # Runs.
+
+    def serve(self, server: Server) -> None:
+        """Report the runs of this server."""
+        server.add_outer_middleware(self.around)
+        server.hooks.add("failed", self.failed)
+        server.hooks.add("dead", self.dead)
+        if self._monitors is not None:
+            self._monitors.watch(server)
+
+    async def around(self, task: TaskInfo, call_next: CallNext) -> Any:
+        """Run the task in a scope and a transaction of its own; this is the middleware."""
+        with sentry_sdk.isolation_scope() as scope:
+            scope.clear_breadcrumbs()
+            _describe(scope, task)
+            transaction = sentry_sdk.continue_trace(
+                dict(task.headers), op=OP.QUEUE_PROCESS, name=task.type,
+                source=TransactionSource.TASK.value, origin=ORIGIN,
+            )  # fmt: skip
+            with sentry_sdk.start_transaction(
+                transaction, custom_sampling_context={"qsync_task": task}
+            ) as span:
+                _describe_span(span, task)
+                try:
+                    value = await call_next()
+                except (Retry, SkipRetry):
+                    span.set_status(SPANSTATUS.ABORTED)
+                    raise
+                except Exception as error:
+                    span.set_status(SPANSTATUS.INTERNAL_ERROR)
+                    _keep(error, scope, span)
+                    raise
+                span.set_status(SPANSTATUS.OK)
+                return value
+
+    async def failed(self, task: TaskInfo, error: BaseException) -> None:
+        """Report an attempt that failed; a hook."""
+        if task.final or self._report == "all":
+            _capture(task, error)
+
+    async def dead(self, task: TaskInfo, error: BaseException) -> None:
+        """Report a task that is dead although no attempt failed; a hook."""
+        if isinstance(error, TaskFailed) and not hasattr(error, KEPT):
+            _capture(task, error)
+
+
+class _Sending:
+    def __init__(self, span: Span, tasks: Sequence[Any]) -> None:
+        self._span = span
+        headers = dict(sentry_sdk.get_current_scope().iter_trace_propagation_headers(span=span))
+        self.tasks = [_with_headers(task, headers) for task in tasks] if headers else list(tasks)
+
+    def sent(self, handles: Sequence[Handle[Any] | AsyncHandle[Any]]) -> None:
+        """Note the id of a task that was sent alone, and is in the store now."""
+        if len(handles) == 1:
+            self._span.set_data(SPANDATA.MESSAGING_MESSAGE_ID, handles[0].id)
+
+
+def _with_headers(task: Any, headers: Mapping[str, str]) -> Any:
+    """Return the task with the trace in its headers; unchanged if they have no room for it."""
+    if not isinstance(task, Task):
+        return task  # the client reports the error
+    given = task.headers or {}
+    merged = {**given, **headers}
+    others = [part for part in given.get("baggage", "").split(",") if part and not _is_ours(part)]
+    if baggage := ",".join([*others, *filter(None, [headers.get("baggage")])]):
+        merged["baggage"] = baggage
+    try:
+        return task.replace(headers=merged)
+    except InvalidTask:
+        return task
+
+
+def _is_ours(part: str) -> bool:
+    return part.strip().startswith("sentry-")
+
+
+# Reports.
+
+KEPT: Final = "_qsync_sentry"
+"""Attribute of an error with the scope of the run that raised it: its trace and breadcrumbs."""
+
+
+def _keep(error: Exception, scope: Scope, span: Any) -> None:
+    with contextlib.suppress(AttributeError):  # a class with slots
+        setattr(error, KEPT, (scope, span))
+
+
+def _capture(task: TaskInfo, error: BaseException) -> None:
+    """Send an event for a failed attempt, or a dead task."""
+    scope, span = getattr(error, KEPT, (None, None))
+    if scope is None:
+        with sentry_sdk.isolation_scope() as other:
+            other.clear_breadcrumbs()
+            _describe(other, task)
+            other.generate_propagation_context(dict(task.headers))
+            _send(task, error, None)
+        return
+    with sentry_sdk.scope.use_isolation_scope(scope):
+        _send(task, error, span)
+
+
+def _send(task: TaskInfo, error: BaseException, span: Any) -> None:
+    client = sentry_sdk.get_client()
+    event, hint = event_from_exception(
+        error, client_options=client.options, mechanism={"type": "qsync", "handled": False}
+    )
+    with sentry_sdk.new_scope() as scope:
+        if span is not None:
+            scope.span = span
+        scope.fingerprint = [task.type, class_name(error)]
+        scope.set_level("error" if task.final else "warning")
+        scope.set_tag("qsync.final", str(task.final).lower())
+        sentry_sdk.capture_event(event, hint=hint)
+
+
+def _describe(scope: Scope, task: TaskInfo) -> None:
+    scope.set_transaction_name(task.type, source=TransactionSource.TASK.value)
+    scope.set_tag("qsync.queue", task.queue)
+    scope.set_tag("qsync.type", task.type)
+    context: dict[str, Any] = {
+        "id": task.id,
+        "type": task.type,
+        "queue": task.queue,
+        "attempt": task.attempt,
+        "retry": task.retry,
+        "crashes": task.crashes,
+        "worker": server_of_token(task.token),
+    }
+    if should_send_default_pii():
+        context["payload"] = _shown(task)
+    scope.set_context("qsync", context)
+
+
+def _shown(task: TaskInfo) -> str:
+    try:
+        text = repr(task.value())
+    except QsyncError:
+        text = repr(task.payload)
+    return text if len(text) <= PAYLOAD_SHOWN else text[:PAYLOAD_SHOWN] + "..."
+
+
+def _describe_span(span: Any, task: TaskInfo) -> None:
+    span.set_data(SPANDATA.MESSAGING_SYSTEM, SYSTEM)
+    span.set_data(SPANDATA.MESSAGING_DESTINATION_NAME, task.queue)
+    span.set_data(SPANDATA.MESSAGING_MESSAGE_ID, task.id)
+    span.set_data(SPANDATA.MESSAGING_MESSAGE_RETRY_COUNT, task.attempt - 1)
