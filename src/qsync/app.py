@@ -431,7 +431,7 @@ class Qsync:
         given = {} if arguments is None else dict(arguments)
         for name in task.required:
             if name not in given:
-                msg = f"nobody gives parameter {name!r} a value; give arguments={{{name!r}: ...}}"
+                msg = f"parameter {name!r} gets no value; give arguments={{{name!r}: ...}}"
                 raise ConfigError(f"periodic {periodic.name!r}: {msg}")
         task.build(**given)  # checks them
         for option in ("id", "deadline", "process_at"):

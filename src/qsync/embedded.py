@@ -314,7 +314,7 @@ def _socket_path(folder: Path) -> Path:
         private.mkdir(mode=0o700)
     found = private.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        sys.exit(f"{private} must be a folder that is yours and open to nobody else")
+        sys.exit(f"{private} must be a folder that you own and that other users cannot access")
     check_socket(private / path.name)
     return private / path.name
 

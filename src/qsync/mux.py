@@ -224,7 +224,7 @@ def _unfit(function: object, *, takes_task: bool) -> str | None:
     if inspect.isclass(function):
         return "is a class; give an instance of it, or a function"
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        return "is a generator, whose body nobody would run"
+        return "is a generator function, whose body would never run"
     if takes_task and not _takes(function, 1):
         return "cannot be called with the task alone; a handler is `def (task)`"
     return None

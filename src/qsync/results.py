@@ -97,7 +97,9 @@ def decoder_of(type: Any) -> Callable[[Result], Any]:
                 return convert(record.value)
             except MISFITS as error:
                 why = misfit(error)
-        raise QsyncError(f"the task is done, but its result is not of the type asked for: {why}")
+        raise QsyncError(
+            f"the task has completed, but its result does not have the requested type: {why}"
+        )
 
     return decode
 

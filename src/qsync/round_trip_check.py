@@ -74,7 +74,7 @@ def _dicts(sent: dict[Any, Any], got: dict[Any, Any]) -> str | None:
 def _records(sent: dict[str, Any], got: dict[str, Any]) -> str | None:
     for name, value in sent.items():
         if name not in got:
-            return f".{name}: it would not arrive"
+            return f".{name}: it would be lost"
         if (found := difference(value, got[name])) is not None:
             return f".{name}{found}"
     return None

@@ -322,7 +322,7 @@ def _time_zone(tz: object) -> tzinfo:
         pass  # unknown name, invalid name, or the name of a folder
     raise InvalidTask(
         f"tz={tz!r:.200}: not in the time zone database (of the system or of tzdata); "
-        'give a name of it, "Europe/Moscow" say'
+        'use a name such as "Europe/Moscow"'
     )
 
 
@@ -350,5 +350,5 @@ def schedule_of(
         name = tz.key if isinstance(tz, ZoneInfo) else tz
         return Cron(cron, tz="UTC" if tz is None else cast("str", name))
     if tz is not None:
-        raise InvalidTask(f"tz: {shorten(tz)} goes with cron=; every= has no time zone")
+        raise InvalidTask(f"tz: {shorten(tz)} needs cron=; every= has no time zone")
     return Every(cast("float", every))

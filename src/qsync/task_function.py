@@ -277,7 +277,7 @@ def _check(function: Any) -> None:
     elif function.__name__ == "<lambda>":
         what = "has no name; use def"
     elif inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        what = "is a generator, whose body nobody would run"
+        what = "is a generator function, whose body would never run"
     else:
         return
     raise ConfigError(f"task: {shorten(function)} {what}")

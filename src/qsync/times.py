@@ -39,7 +39,7 @@ def datetime_us(field: str, value: datetime) -> int:
         msg = f"{field}: {shorten(value)} is not a datetime"
         raise InvalidTask(msg)
     if value.tzinfo is None or value.utcoffset() is None:
-        msg = f"{field}: {value.isoformat()} is naive; give it a time zone, datetime.now(UTC) say"
+        msg = f"{field}: {value.isoformat()} is naive; give it a time zone, e.g. datetime.now(UTC)"
         raise InvalidTask(msg)
     return (value - _EPOCH) // timedelta(microseconds=1)
 

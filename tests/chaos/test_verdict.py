@@ -211,7 +211,7 @@ def a_key_is_left(evidence: Evidence) -> None:
 
 
 def a_server_broke(evidence: Evidence) -> None:
-    evidence.broken.append("ERROR a part of the server broke")
+    evidence.broken.append("ERROR a part of the server failed")
 
 
 def damaged(evidence: Evidence) -> None:
@@ -250,7 +250,7 @@ MISTAKES: Final[list[tuple[Callable[[Evidence], None], str]]] = [
     (an_owner_is_left, "1 entries are left in owner"),
     (a_message_is_left, "6 entries are left in tasks"),
     (a_key_is_left, "lock:a is left"),
-    (a_server_broke, "a part of the server broke"),
+    (a_server_broke, "a part of the server failed"),
     (damaged, "the audit says"),
 ]
 

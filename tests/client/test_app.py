@@ -963,7 +963,7 @@ def needs_none(task: TaskInfo, b: int = 1, *c: int, **d: int) -> None: ...
         ({"cron": "* * * * *", "every": 5}, "either cron= or every="),
         ({"cron": "61 * * * *"}, "cron='61"),
         ({"cron": "* * * * *", "tz": "Mars"}, "tz='Mars'"),
-        ({"every": 5, "tz": "UTC"}, "tz: 'UTC' goes with cron="),
+        ({"every": 5, "tz": "UTC"}, "tz: 'UTC' needs cron="),
         ({"every": 0}, "every=0"),
         ({"every": 5, "missed": "some"}, "missed='some'"),
         ({"every": 5, "name": "a b"}, "name='a b'"),
@@ -987,7 +987,7 @@ def test_wrong_schedules_are_refused(settings: dict[str, Any], says: str) -> Non
 
 def test_a_periodic_function_needs_no_arguments() -> None:
     app = Qsync(URL)
-    with pytest.raises(ConfigError, match="nobody gives parameter 'a' a value"):
+    with pytest.raises(ConfigError, match="parameter 'a' gets no value"):
         app.periodic(every=5)(needs_one)
     assert app.periodic(every=5)(needs_none).name == "tests.client.test_app.needs_none"
     task = app.task("t")(nothing)

@@ -115,7 +115,7 @@ def test_handle_and_find_give_results_of_the_type_asked_for(store: Store, prefix
             assert await (await client.find(task.id, type=Invoice)).result(5) == wanted
             untyped = await client.handle(task.id).result(5)
             assert untyped == {"number": 7, "amount": Decimal("1.10")}
-            with pytest.raises(QsyncError, match="not of the type asked for"):
+            with pytest.raises(QsyncError, match="does not have the requested type"):
                 await client.handle(task.id, type=int).result(5)
             with pytest.raises(ConfigError):
                 client.handle(task.id, type=Client)

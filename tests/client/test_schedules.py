@@ -79,7 +79,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"every": None, "cron": ",".join(["1"] * 600) + " * * * *"}, "cron=.*characters are over",
     ),
     "time zone": ({"every": None, "cron": "* * * * *", "tz": "Mars"}, "tz='Mars': not in the time"),
-    "time zone without cron": ({"tz": "UTC"}, "tz: 'UTC' goes with cron="),
+    "time zone without cron": ({"tz": "UTC"}, "tz: 'UTC' needs cron="),
     "two schedules": ({"cron": "* * * * *"}, "give either cron= or every="),
     "no schedule": ({"every": None}, "give either cron= or every="),
     "every": ({"every": 0}, "every=0: give seconds"),

@@ -330,7 +330,7 @@ def test_a_long_name_puts_the_socket_elsewhere(folder: Path) -> None:
     assert not private.exists()
 
     private.mkdir(mode=0o755)
-    with pytest.raises(StoreUnavailable, match=f"{private} must be a folder that is yours"):
+    with pytest.raises(StoreUnavailable, match=f"{private} must be a folder that you own"):
         Embedded(long).start()
     private.rmdir()
 

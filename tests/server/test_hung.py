@@ -140,7 +140,7 @@ def test_an_embedded_server_says_it_once_and_takes_no_more(
         asyncio.run(main())
     said = [record.getMessage() for record in caplog.records if "max_hung" in record.getMessage()]
     assert said == [
-        "1 handlers hang, and 0 may (max_hung): the server takes no more tasks and stops"
+        "1 handlers hang, more than max_hung=0: the server takes no new tasks and stops"
     ]
 
 

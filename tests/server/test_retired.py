@@ -48,14 +48,14 @@ def test_process_that_an_operator_stops_stays_away_and_the_last_one_ends_the_wor
         wait_until(lambda: len(live(valkey.url)) == 2, every=0.2, timeout=30)
         first, second = live(valkey.url)
         ask(valkey.url, lambda inspector: inspector.stop(first))
-        wait_until(lambda: "was told to stop and is not started again" in worker.out(), timeout=60)
+        wait_until(lambda: "was told to stop and is not restarted" in worker.out(), timeout=60)
         worker.enqueue("note")
         worker.wait_history("ran", timeout=30)
         assert live(valkey.url) == [second]
         assert len(worker.started()) == 2
         ask(valkey.url, lambda inspector: inspector.stop(second))
         assert worker.process.wait(timeout=60) == 0
-    assert "the worker ends" in worker.out()
+    assert "the worker exits" in worker.out()
     assert len(worker.started()) == 2
 
 
@@ -77,7 +77,7 @@ def test_process_killed_in_the_grace_of_an_operators_stop_stays_away(
         ask(valkey.url, stop)
         wait_until(lambda: "told to stop" in worker.out(), timeout=30)
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: "was told to stop and is not started again" in worker.out(), timeout=30)
+        wait_until(lambda: "was told to stop and is not restarted" in worker.out(), timeout=30)
         _, (other, _) = worker.wait_history("begin", 2, timeout=30)
         (tmp_path / "go").touch()
         worker.wait_history("end")

@@ -615,7 +615,7 @@ async def test_a_paused_queue_starts_nothing_until_it_is_resumed(store: Store, p
         ({"prefetch": -1}, "prefetch: -1"),
         ({"max_hung": -1}, "max_hung: -1"),
         ({"timeout": "1"}, "timeout: '1'"),
-        ({"concurency": 5}, "concurency: no such option"),
+        ({"concurency": 5}, "concurency: unknown option"),
         ({"middleware": (len,)}, "middleware"),
         ({"on_error": 5}, "on_error: 5"),
         ({"server_id": "a/b"}, "server_id"),

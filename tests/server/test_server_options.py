@@ -66,7 +66,7 @@ def test_defaults_that_can_be_read_once_are_there_for_each_server() -> None:
     ("options", "says"),
     [
         ({"concurrency": 0}, "concurrency: 0"),
-        ({"concurency": 5}, "concurency: no such option"),
+        ({"concurency": 5}, "concurency: unknown option"),
         ({"on_error": 5}, "on_error: 5"),
         ({"retry_delay": []}, "retry_delay: 0 times"),
         ({"retry_delay": [1, -1]}, "retry_delay: -1"),

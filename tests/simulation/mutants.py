@@ -309,7 +309,7 @@ def patience_begins_again() -> Iterator[None]:
         yield
 
 
-BROKE: Final = "a part of the server broke"
+BROKE: Final = "a part of the server failed"
 """What a server ends with that meets an error which is a mistake of ours."""
 
 MUTANTS: Final[dict[str, Plant]] = named(

@@ -31,7 +31,7 @@ def test_time_zone_may_be_an_object_with_a_name() -> None:
 
 @pytest.mark.parametrize("tz", [UTC, 3, "Moscow", ZoneInfo.from_file])
 def test_time_zone_without_a_name_says_what_to_give(tz: Any) -> None:
-    with pytest.raises(ConfigError, match=r'tz=.*give a name of it, "Europe/Moscow" say'):
+    with pytest.raises(ConfigError, match=r'tz=.*use a name such as "Europe/Moscow"'):
         app.periodic(cron="0 9 * * *", tz=tz)
 
 

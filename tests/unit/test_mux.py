@@ -67,8 +67,8 @@ async def async_generator(task: TaskInfo) -> AsyncIterator[int]:
     [
         (5, "5 is not callable"),
         (Handler, "is a class; give an instance of it, or a function"),
-        (generator, "is a generator, whose body nobody would run"),
-        (async_generator, "is a generator, whose body nobody would run"),
+        (generator, "is a generator function, whose body would never run"),
+        (async_generator, "is a generator function, whose body would never run"),
         (lambda: None, "cannot be called with the task alone; a handler is `def (task)`"),
         (with_more, "cannot be called with the task alone"),
     ],

@@ -169,8 +169,8 @@ def test_periodic_task_gets_its_arguments(app: Qsync) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (None, "nobody gives parameter 'region' a value; give arguments={'region': ...}"),
-        ({}, "nobody gives parameter 'region' a value"),
+        (None, "parameter 'region' gets no value; give arguments={'region': ...}"),
+        ({}, "parameter 'region' gets no value"),
         ({"region": 5}, "argument 'region'"),
         ({"region": "eu", "size": 1}, "'size'"),
         (["eu"], "arguments: ['eu'] is not a dict"),

@@ -175,7 +175,7 @@ def test_probes_of_a_worker_through_its_life(tmp_path: Path, store: Store) -> No
                 await inspector.quiet(server.id)
 
         inspect(store.url, quiet)
-        worker.wait_for("ready", 503, "told to be quiet")
+        worker.wait_for("ready", 503, "is draining")
         assert worker.probe("live") == (200, [])
 
         worker.process.send_signal(signal.SIGTERM)
@@ -198,7 +198,7 @@ def test_a_worker_whose_store_is_away_lives_and_is_not_ready(
         assert worker.probe("startup") == (200, [])
         status, body = worker.get("/scale")
         assert status == 503
-        assert "the store does not say" in body
+        assert "cannot read the store" in body
         own_store.restart()
         assert worker.wait_for("ready", 200) == []
         assert worker.wait_for("live", 200) == []

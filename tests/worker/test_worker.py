@@ -238,7 +238,7 @@ def test_tasks_of_a_killed_child_start_again_within_a_second(
         [(pid, _)] = worker.wait_history("begin")
         killed = time.monotonic()
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: "it held 1 tasks" in worker.out(), timeout=1)
+        wait_until(lambda: "are released: 1 tasks" in worker.out(), timeout=1)
         _, (other, began) = worker.wait_history("begin", 2)
         figure = f"{processes} processes: started again after {1000 * (began - killed):.0f} ms"
         print(f"\n{figure}")  # noqa: T201 - for `pytest -s`
@@ -317,7 +317,7 @@ def test_hang_up_replaces_the_processes_one_after_another(tmp_path: Path, store:
         assert pid in worker.started()[2:]
         (tmp_path / "shop.py").write_text("this is no Python")
         worker.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: "run on as they are" in worker.out(), timeout=20)
+        wait_until(lambda: "keep the old code" in worker.out(), timeout=20)
         worker.enqueue("note")
         worker.wait_history("ran", 2)
         assert len(worker.started()) == 5
@@ -402,7 +402,7 @@ app.server = lambda *args, **config: make_server(*args, **config, max_hung=2)
             for one in handles:
                 assert (one.info().last_error or "").startswith("TimeoutError"), "each by its limit"
         worker.wait_ready(2)
-        assert "3 handlers hang, and 2 may (max_hung)" in worker.out()
+        assert "3 handlers hang, more than max_hung=2" in worker.out()
         assert f"(pid {first}) ended: exit code 1: more than 2 handlers did not" in worker.out()
         wait_until(lambda: gone(first))
         worker.enqueue("note")

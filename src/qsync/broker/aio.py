@@ -281,7 +281,7 @@ class AsyncBroker(BaseBroker[AioPool]):
 
     async def _ask_nodes(self, slots: SlotMap) -> Node:
         """Fetch the slot map; ask another node as well each time MAP_S passes without a reply."""
-        error: Exception = failures.TimeoutError("no node of the cluster has told its map")
+        error: Exception = failures.TimeoutError("no node of the cluster returned the slot map")
         asked: dict[asyncio.Task[list[Any]], Node] = {}
         nodes = slots.candidates()
         try:

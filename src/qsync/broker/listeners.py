@@ -30,7 +30,7 @@ from qsync.errors import QsyncError
 
 T = TypeVar("T")
 
-SILENT_TEXT: Final = "a connection that listens gets no answer any more"
+SILENT_TEXT: Final = "a listening connection no longer gets replies"
 
 GRACE: Final = 2.0
 """Delay of a blocking read's reply, in seconds, after which its connection counts as dead."""

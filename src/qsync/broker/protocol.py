@@ -116,7 +116,7 @@ class RedisConnection(asyncio.Protocol):
             except RuntimeError as error:  # uvloop: the connection was reset a moment ago
                 self._break(error)
             except BaseException:
-                self._break(failures.ConnectionError("given up in the midst of an exchange"))
+                self._break(failures.ConnectionError("abandoned during an exchange"))
                 raise
             finally:
                 self._timer.cancel()
@@ -146,7 +146,7 @@ class RedisConnection(asyncio.Protocol):
             return
         if len(replies) > self._expected:  # replies cannot be matched to commands any more
             replies.clear()
-            self._break(failures.InvalidResponse("a reply that nobody waits for"))
+            self._break(failures.InvalidResponse("an unexpected reply"))
         elif len(replies) == self._expected:
             self._wake()
 
@@ -220,7 +220,7 @@ class PlainConnection:
         except (failures.RedisError, OSError, RuntimeError) as error:
             self.error = error
         except BaseException:
-            self.error = failures.ConnectionError("given up in the midst of an exchange")
+            self.error = failures.ConnectionError("abandoned during an exchange")
             raise
         self.used = True
         return replies + [self.error] * (len(commands) - len(replies))

@@ -197,7 +197,7 @@ def config_of(options: Mapping[str, Any]) -> Config:
     known = Config.__dataclass_fields__
     for name in options:
         if name not in known:
-            msg = f"{name}: no such option of a server; there are {', '.join(known)}"
+            msg = f"{name}: unknown option of a server; use one of {', '.join(known)}"
             raise ConfigError(msg)
     return Config(**options)
 
@@ -270,7 +270,7 @@ def _weights(queues: object) -> dict[str, int]:
             raise ConfigError(str(error)) from None
         weights[name] = _whole(f"queues: weight of {name!r}", weight, 1, MAX_WEIGHT)
     if not weights:
-        msg = "queues: there is none to serve"
+        msg = "queues: empty; name at least one queue"
         raise ConfigError(msg)
     return weights
 

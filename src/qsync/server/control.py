@@ -184,12 +184,12 @@ class Control:
         try:
             verb, *rest = codec.decode(data, list[str])
         except (codec.CodecError, ValueError):
-            log.warning("the inbox held an order that cannot be read")
+            log.warning("the inbox held an unreadable order")
             return
         if verb == "cancel" and len(rest) == 2:
             await self._cancel(*rest)
         elif verb == "quiet":
-            log.info("told to be quiet: no more tasks are fetched")
+            log.info("draining as requested: no more tasks are fetched")
             self.quiet = True
             self._runner.stopping.stop_accepting()
         elif verb == "stop":

@@ -63,7 +63,7 @@ class CrashLog:
             died = []
         if fetched.recovered:
             log.warning(
-                "queue %s: %d tasks of servers that died are pending again%s",
+                "queue %s: recovered %d tasks of servers that died%s",
                 keys.queue, fetched.recovered, listed(list(names.values()), fetched.recovered),
             )  # fmt: skip
         for row in died[:NAMED]:
@@ -73,7 +73,9 @@ class CrashLog:
         died = died[:NAMED]
         if fetched.died > len(died):
             more = fetched.died - len(died)
-            log.error("queue %s: %d tasks are dead of crashes", keys.queue, more)
+            log.error(
+                "queue %s: %d tasks are dead because they crashed too often", keys.queue, more
+            )
 
     async def _died(self, keys: QueueKeys, fetched: FetchResult) -> list[StoredRow]:
         """Return the tasks that this fetch moved to dead: those that died at the fetch's time."""

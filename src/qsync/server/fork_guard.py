@@ -62,7 +62,7 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
 def end() -> NoReturn:
     """Exit this process, a forked copy of the server, with status 1."""
     log.error(
-        "process %d was forked by a handler and returned from it, or awaits: it ends here; a "
-        "forked child has to end with os._exit()", os.getpid(),
+        "process %d was forked by a handler and has returned from it, or awaits: it exits now; "
+        "end forked children with os._exit()", os.getpid(),
     )  # fmt: skip
     os._exit(1)

@@ -161,7 +161,7 @@ def _idle_because(report: ProcessHealth) -> list[str]:
     if condition.stopping:
         return [f"{who} is stopping"]
     if condition.quiet:
-        return [f"{who} was told to be quiet: it takes no more tasks"]
+        return [f"{who} is draining: it takes no new tasks"]
     if condition.blocked_s:
         return [f"{who}: {_blocked(condition)}"]
     return [

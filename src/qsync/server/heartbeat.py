@@ -80,7 +80,7 @@ class Heartbeat:
                     # After a failure, retry soon, before the leases expire.
                     next_renewal = began + self._lease_s / (3 if done else 10)
             except Exception:
-                log.exception("the heartbeat goes on after an unexpected error")
+                log.exception("the heartbeat continues after an unexpected error")
 
     def _renew(self) -> bool:
         """Renew the leases of all held tasks; return False if some renewals failed.

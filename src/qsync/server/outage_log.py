@@ -63,7 +63,7 @@ class Outage:
         if kind is StoreUnavailable:
             log.warning("the store is back after %s", lasted)
         else:
-            log.warning("the store refuses nothing any more, after %s", lasted)
+            log.warning("the store accepts all commands again, after %s", lasted)
 
     def note(self, what: str, error: QsyncError) -> None:
         """Log a failure that is not retried; during an outage only at level DEBUG."""

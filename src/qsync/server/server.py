@@ -176,7 +176,7 @@ class Server:
         if self._mismatch is not None:
             raise self._mismatch
         if self.broken:
-            msg = "a part of the server broke; its log says how"
+            msg = "a part of the server failed; its log says how"
             raise QsyncError(msg)
         if self.overloaded_by_hung:
             msg = f"more than {self._max_hung} handlers did not stop when they were told to"
@@ -192,7 +192,7 @@ class Server:
         if self._stopping.is_set():
             return
         log.error(
-            "%d handlers hang, and %d may (max_hung): the server takes no more tasks and stops",
+            "%d handlers hang, more than max_hung=%d: the server takes no new tasks and stops",
             count, self._max_hung,
         )  # fmt: skip
         self.overloaded_by_hung = True
@@ -391,7 +391,7 @@ class Server:
             log.error("%s; the server stops", error)
             self._mismatch = error
         else:
-            log.error("a part of the server broke; the server stops", exc_info=error)
+            log.error("a part of the server failed; the server stops", exc_info=error)
         self.broken = True
         self._stopping.set()
 

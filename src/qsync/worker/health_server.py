@@ -180,7 +180,7 @@ class _Backlog:
                         scaler = await self._measure(queues)
         except (QsyncError, TimeoutError) as error:
             # Without a number, an autoscaler keeps its present scale.
-            return bad_request(f"the store does not say: {type(error).__name__}", 503)
+            return bad_request(f"cannot read the store: {type(error).__name__}", 503)
         return Response(msgspec.json.encode(scaler.advise(goal)) + b"\n")
 
     async def _measure(self, queues: tuple[str, ...]) -> autoscale.Scaler:

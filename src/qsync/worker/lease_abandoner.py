@@ -173,7 +173,7 @@ class LeaseAbandoner:
     def _done(self, errand: _Job) -> None:
         if errand.keys and errand.found and not (errand.first and errand.first.found):
             log.warning(
-                "server %s is abandoned on queue %s: it held %d tasks%s",
+                "server %s died; its leases on queue %s are released: %d tasks%s",
                 errand.server_id, errand.keys.queue, errand.found,
                 listed(errand.names or [], errand.found),
             )  # fmt: skip

@@ -29,7 +29,7 @@ def load(target: str) -> Qsync:
     """
     name, colon, attribute = target.partition(":")
     if not colon or not name or not attribute:
-        msg = f"{target}: not of the form MODULE:APP, shop.tasks:app say"
+        msg = f"{target}: not of the form MODULE:APP, e.g. shop.tasks:app"
         raise TargetError(msg)
     if name.endswith(".py") or "/" in name:
         msg = f"{target}: give the name of the module, not its file: {_module_of(name)}:{attribute}"

@@ -191,7 +191,9 @@ class Child:
     def kill(self) -> None:
         """Kill the child unless it has ended."""
         if self.code is None:
-            log.error("process %d (pid %d) does not stop and is killed", self.number, self.pid)
+            log.error(
+                "process %d (pid %d) did not stop in time and is killed", self.number, self.pid
+            )
             self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:

@@ -130,7 +130,9 @@ class Supervisor:
         if reaping is not None:
             reaping.cancel()
         if not await asyncio.to_thread(self._abandoner.wait, GIVE_UP_S):
-            log.warning("the store does not know yet who died; the leases end by themselves")
+            log.warning(
+                "leases of dead servers are not released; their tasks wait until they expire"
+            )
         if self._failed is not None:
             log.error("giving up: %s", self._failed)
         return 1 if self._failed is not None or self._unclean else 0
@@ -184,15 +186,15 @@ class Supervisor:
         slot.retired = True
         if slot.child is not None and slot.child.code:
             _tell_end(slot.child, logging.ERROR)
-        log.info("process %d was told to stop and is not started again", slot.number)
+        log.info("process %d was told to stop and is not restarted", slot.number)
         if all(one.retired for one in self._slots):
-            log.info("all processes were told to stop: the worker ends")
+            log.info("all processes were told to stop: the worker exits")
             self._stopping.set()
 
     async def _pause(self, slot: _Slot, child: Child, delay: float) -> None:
         self._restarts += 1
         if self._plan.reload and child.failed_to_start:
-            _tell_end(child, logging.ERROR, "it is started again when a file changes")
+            _tell_end(child, logging.ERROR, "it restarts when a file changes")
             await slot.changed.wait()
             return
         if child.failed_to_start:
@@ -270,7 +272,7 @@ class Supervisor:
                     continue
                 async with slot.lock:
                     if self._stopping.is_set() or not await self._replace(slot):
-                        log.warning("the processes that are left run on as they are")
+                        log.warning("the other processes keep the old code")
                         return
             log.info("all processes have been replaced")
 
