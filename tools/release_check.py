@@ -38,6 +38,10 @@ NEEDED: Final = (
 """Files of the wheel that are no Python."""
 
 
+OWN: Final = ("qsync/", "pytest_qsync/", "qsync_py-")
+"""Beginnings of the names of the wheel's files."""
+
+
 class Wrong(Exception):
     """Something that must not be released; the text says what."""
 
@@ -73,7 +77,7 @@ def check_wheel(wheel: Path) -> None:
         names = archive.namelist()
     if missing := [name for name in NEEDED if name not in names]:
         raise Wrong(f"the wheel lacks {', '.join(missing)}")
-    if strange := [name for name in names if not name.startswith(("qsync/", "qsync_py-"))]:
+    if strange := [name for name in names if not name.startswith(OWN)]:
         raise Wrong(f"the wheel has {', '.join(strange)}")
 
 
