@@ -98,6 +98,7 @@ soak: $(VENV)/installed-dev
 	QSYNC_TEST_ACL=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadscope $(AS_USERS)
 	QSYNC_MODEL_EXAMPLES=5000 $(BIN)/pytest tests/scripts/model/test_model.py -k model_says
 	$(BIN)/python -m tests.simulation --seeds 20000
+	$(BIN)/python -m tests.chaos.outbox_rounds --rounds 1000
 	$(BIN)/python -m tools.mutants
 
 # Nothing else should run meanwhile. CHARTS=docs/charts draws those that the README shows.

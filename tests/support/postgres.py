@@ -81,7 +81,14 @@ class Postgres:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self) -> None:
-        """Start the server, and wait until it answers."""
+        """Start the server, and wait until it answers.
+
+        After a kill it refuses to start until the processes of its connections have ended.
+        """
+        self._begin()
+        wait_until(self._answers, timeout=30)
+
+    def _begin(self) -> None:
         settings = ("listen_addresses=", "fsync=off", "max_connections=200")
         options = [part for setting in settings for part in ("-c", setting)]
         data = str(self.folder / "data")
@@ -92,7 +99,6 @@ class Postgres:
             cwd=self.folder,
             **self._as_account(),
         )
-        wait_until(self._answers, timeout=30)
 
     def kill(self) -> None:
         """End the server as a crash does."""
@@ -104,6 +110,8 @@ class Postgres:
     def _answers(self) -> bool:
         import psycopg
 
+        if self._process is not None and self._process.poll() is not None:
+            self._begin()
         try:
             psycopg.connect(self.dsn, connect_timeout=5).close()
         except psycopg.OperationalError:

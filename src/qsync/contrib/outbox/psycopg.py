@@ -176,7 +176,9 @@ async def async_transaction(
 
 def _check_idle(connection: Any) -> None:
     """Raise ConfigError within a transaction: the end of the block would be no commit."""
-    if connection.info.transaction_status is not TransactionStatus.IDLE:
+    if connection.info.transaction_status in (
+        TransactionStatus.ACTIVE, TransactionStatus.INTRANS, TransactionStatus.INERROR,
+    ):  # fmt: skip
         raise ConfigError(
             "outbox.transaction: the connection is in a transaction already; open this one "
             "outermost"

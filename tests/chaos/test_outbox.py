@@ -1,0 +1,21 @@
+"""Each committed row of an outbox runs once, whatever is killed; `make soak` has 1,000 rounds."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chaos.outbox_rounds import parts
+from tests.conftest import NEEDS
+from tests.support import postgres
+from tests.support.stores import available
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not postgres.available(), reason="needs PostgreSQL: apt-get install postgresql")
+def test_committed_rows_run_once_while_parts_are_killed() -> None:
+    if not available("valkey"):
+        pytest.skip(NEEDS["valkey"])
+    with parts() as rounds:
+        outcome = rounds.run(4, seed=7)  # each part once
+    assert outcome.committed >= 4
+    assert (outcome.missing, outcome.surplus) == ([], [])
