@@ -71,3 +71,25 @@ def test_a_counter_that_somebody_spoilt_is_left_out(rig: Rig) -> None:
     stats = rig.run(views.counts(rig.keys)).stats
     assert stats["enqueued"] == 1
     assert "completed" not in stats
+
+
+@pytest.mark.parametrize(
+    ("held", "then"),
+    [("41", 42), ("9007199254740992", 9007199254740993), ("9223372036854775806", 2**63 - 1),
+     ("text", 1), ("inf", 1), ("-inf", 1), ("nan", 1), ("1.5", 1), ("9223372036854775807", 1)],
+)  # fmt: skip
+def test_enqueue_adds_to_a_counter_that_is_large_or_replaces_an_invalid_one(
+    rig: Rig, held: str, then: int
+) -> None:
+    rig.client.hset(rig.keys.key("stats"), "enqueued", held)
+    rig.enqueue("a")
+    stats = rig.client.hgetall(rig.keys.key("stats"))
+    assert int(stats[b"enqueued"]) == then
+    assert int(stats[b"enqueued:%d" % (START // DAY)]) == 1
+    assert int(stats[b"bytes"]) == int(stats[b"bytes:%d" % (START // DAY)]) > 0
+
+
+def test_enqueue_succeeds_when_the_counters_have_another_type(rig: Rig) -> None:
+    rig.client.set(rig.keys.key("stats"), "text")
+    assert rig.enqueue("a") == [("created", "a")]
+    assert rig.client.get(rig.keys.key("stats")) == b"text"

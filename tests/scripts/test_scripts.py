@@ -43,7 +43,7 @@ VIEWS = {
 
 TEXTS = {
     # Names that hold text wherever they stand: what `..` may join as it is.
-    "counter", "head", "holder", "id", "key", "lock", "server", "stamped",
+    "counter", "partner", "day", "head", "holder", "id", "key", "lock", "server", "stamped",
     "message", "claim", "schema", "layout",
 }  # fmt: skip
 

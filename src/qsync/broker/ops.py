@@ -687,23 +687,24 @@ _ENQUEUE_OUTCOMES: Final[dict[bytes, Literal["created", "exists", "duplicate", "
 }
 
 
-def _fetched(reply: Any) -> FetchResult:
-    now, next_due, more, recovered, died, *batch, own, paused, generation, left = reply
+def _fetched(values: Any) -> FetchResult:
+    reply = load("fetch").reply(values)
+    batch = (reply[name] for name in ("ids", "messages", "failures", "crashes", "since"))
     ids, messages, failures, crashes, since = _only_tasks(*batch)
     return FetchResult(
-        now_us=int(now),
-        next_due_us=None if next_due == b"-1" else int(next_due),
-        more=bool(more),
-        recovered=recovered,
-        died=died,
+        now_us=reply["now"],
+        next_due_us=None if reply["next_due"] < 0 else reply["next_due"],
+        more=bool(reply["more"]),
+        recovered=reply["recovered"],
+        died=reply["died"],
         ids=[id.decode() for id in ids],
         messages=messages,
         failures=failures,
         crashes=[crash_count(text) for text in crashes],
-        own_lapsed=[_text(id) for id in own],
-        paused=bool(paused),
-        generation=_text(generation),
-        left=bool(left),
+        own_lapsed=[_text(id) for id in reply["own_lapsed"]],
+        paused=bool(reply["paused"]),
+        generation=_text(reply["generation"]),
+        left=bool(reply["left"]),
         spared=_spared(ids, crashes) if any(crashes) else {},
         since=_since(ids, since) if any(since) else {},
     )

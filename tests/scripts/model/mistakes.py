@@ -57,8 +57,8 @@ def enqueue_not_kept() -> contextlib.AbstractContextManager[None]:
 
 def promoted_and_forgotten() -> contextlib.AbstractContextManager[None]:
     """What is due leaves its set and gets into no other."""
-    right = "    to_pending(due)\n"
-    return planted("fetch.lua", right, "")
+    right = "      to_pending(due)\n"
+    return planted("include/promote_due.lua", right, "")
 
 
 def crash_not_counted() -> contextlib.AbstractContextManager[None]:
@@ -84,11 +84,14 @@ if stash then
   to_pending(back)
 end
 """
-    right = "    to_pending(due)\n"
-    wrong = "    redis.call('HSET', KEYS.meta, 'stash:' .. server, table.concat(due, ' '))\n"
+    right = "      to_pending(due)\n"
+    call, with_server = "promote_due(now, limit)", "promote_due(now, limit, server)"
+    wrong = "      redis.call('HSET', KEYS.meta, 'stash:' .. server, table.concat(due, ' '))\n"
     with (
         planted("fetch.lua", "-- 1 promote\n", moved),
-        planted("fetch.lua", right, wrong),
+        planted("fetch.lua", call, with_server),
+        planted("include/promote_due.lua", call, with_server),
+        planted("include/promote_due.lua", right, wrong),
     ):
         yield
 
@@ -145,8 +148,8 @@ def fetch_without_number() -> Iterator[None]:
 
 def all_that_is_due_at_once() -> contextlib.AbstractContextManager[None]:
     """A fetch promotes without a limit."""
-    right = "  local due = due_ids(set_key, now, limit)"
-    return planted("fetch.lua", right, "  local due = due_ids(set_key, now, 1000000)")
+    right = "local due = due_ids(set_key, now, limit)"
+    return planted("include/promote_due.lua", right, "local due = due_ids(set_key, now, 1000000)")
 
 
 def recovery_reads_messages() -> contextlib.AbstractContextManager[None]:

@@ -44,12 +44,12 @@ if #done > 0 then
   check_set(KEYS.completed)
   check_hash(KEYS.results)
 end
+local bare = #held > 0 and not has_records()
 if #held > 0 then
-  check_rights(KEYS.tasks, { 'HDEL', 'EXISTS' })
-  check_rights(KEYS.tasks, #done > 0 and { 'ZADD', 'HSET' } or {})
+  check_rights(KEYS.tasks, #done > 0 and { 'HDEL', 'ZADD', 'HSET' } or { 'HDEL' })
 end
 release_leases(held_ids, true) -- those that stay keep their progress
-forget_tasks(now, gone)
+forget_tasks(now, gone, bare)
 if #done > 0 then
   redis.call('ZADD', KEYS.completed, unpack(completed))
   redis.call('HSET', KEYS.results, unpack(results))

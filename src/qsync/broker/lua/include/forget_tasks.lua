@@ -5,17 +5,22 @@ local function delete_fields(beside_key, ids)
   redis.pcall('HDEL', beside_key, unpack(ids))
 end
 
+-- Return whether there may be anything but a message to delete for a task.
+local function has_records()
+  return redis.call(
+    'EXISTS', KEYS.unique, KEYS.keys, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.cancels,
+    KEYS.progress
+  ) > 0
+end
+
 -- Delete all data of ids that leave the queue. The caller removes them from the state sets.
--- Optional hashes are only touched if they exist.
-local function forget_tasks(now, ids)
+-- Optional hashes are only touched if they exist. `bare` is true if has_records() was false.
+local function forget_tasks(now, ids, bare)
   if #ids == 0 then
     return
   end
   redis.call('HDEL', KEYS.tasks, unpack(ids))
-  if redis.call(
-    'EXISTS', KEYS.unique, KEYS.keys, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.cancels,
-    KEYS.progress
-  ) == 0 then
+  if bare or not has_records() then
     return
   end
   unlock(now, ids)

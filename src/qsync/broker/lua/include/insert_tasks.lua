@@ -93,7 +93,7 @@ local function insert_tasks(now, head, tasks, virtual, recent)
       end
       local due = due_time(now, option[1])
       if due > now then
-        scheduled[#scheduled + 1] = to_text(due)
+        scheduled[#scheduled + 1] = due
         scheduled[#scheduled + 1] = id
       else
         waiting = waiting + 1
@@ -111,10 +111,12 @@ local function insert_tasks(now, head, tasks, virtual, recent)
     check_set(KEYS.scheduled)
     check_rights(KEYS.scheduled, { 'ZRANGE' })
   end
+  check_rights(KEYS.tasks, { 'HSET' })
+  -- Of the other keys it is known that they are hashes, so no write can fail once this one is made.
   if waiting > 0 then
-    check_set(KEYS.pending)
+    redis.call('ZADD', KEYS.pending, unpack(pending))
   end
-  check_rights(KEYS.tasks, { 'ZADD' })
+  schedule_due(KEYS.scheduled, scheduled)
   redis.call('HSET', KEYS.tasks, unpack(bodies))
   if #locks > 0 then
     redis.call('HSET', KEYS.unique, unpack(locks))
@@ -122,14 +124,11 @@ local function insert_tasks(now, head, tasks, virtual, recent)
   if #keys > 0 then
     redis.call('HSET', KEYS.keys, unpack(keys))
   end
-  schedule_due(KEYS.scheduled, scheduled)
   if waiting > 0 then
-    redis.call('ZADD', KEYS.pending, unpack(pending))
     save_tags()
     wake_server()
   end
-  count(now, 'enqueued', created)
-  count(now, 'bytes', bytes + created * #stamped)
+  count_pair(now, 'enqueued', created, 'bytes', bytes + created * #stamped)
   return created, others
 end
 

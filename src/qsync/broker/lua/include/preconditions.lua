@@ -20,3 +20,10 @@ end
 local function check_set(set_key)
   redis.call('ZSCORE', set_key, '')
 end
+
+-- Fail before tasks change their state if one of the writes for that would fail. Pending has been
+-- read before.
+local function check_transitions()
+  check_hash(KEYS.owner)
+  check_rights(KEYS.tasks, { 'ZREM', 'ZADD', 'HSET', 'HGET', 'HDEL', 'ZCARD' })
+end

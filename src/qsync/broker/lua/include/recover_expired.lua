@@ -49,6 +49,13 @@ local function make_dead(now, ids)
   count(now, 'dead', #ids)
 end
 
+-- Make pending tasks dead that have no message.
+local function bury_lost(now, ids)
+  check_set(KEYS.dead)
+  redis.call('ZREM', KEYS.pending, unpack(ids))
+  make_dead(now, ids)
+end
+
 -- Put tasks of other servers back at the head of pending; make them dead if they crashed too often,
 -- and end those with a cancel request. The caller's own tasks are only returned: it may still run
 -- them.

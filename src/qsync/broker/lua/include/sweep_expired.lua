@@ -1,10 +1,5 @@
 -- sweep_expired: delete expired data of the queue.
 
--- Return the first `most` ids whose score is at most `moment`.
-local function due_ids(set_key, moment, most)
-  return redis.call('ZRANGEBYSCORE', set_key, '-inf', to_text(moment), 'LIMIT', 0, most)
-end
-
 -- Delete completed tasks whose retention is over. Returns the number of deleted tasks.
 local function sweep_completed(now, most)
   local expired = due_ids(KEYS.completed, now, most)
@@ -100,14 +95,14 @@ end
 
 -- Once a day, delete the daily counters that are 90 days old or older.
 local function sweep_days(now, swept)
-  local day = math.floor(now / 86400000000)
-  if swept == to_text(day) then
+  local today = math.floor(now / 86400000000)
+  if swept == to_text(today) then
     return
   end
-  redis.call('HSET', KEYS.meta, 'day', to_text(day))
+  redis.call('HSET', KEYS.meta, 'day', to_text(today))
   for _, name in ipairs(redis.pcall('HKEYS', KEYS.stats)) do
     local of = parse_int(string.match(name, ':(%d+)$'))
-    if of and of <= day - 90 then
+    if of and of <= today - 90 then
       redis.pcall('HDEL', KEYS.stats, name)
     end
   end
@@ -143,4 +138,16 @@ local function sweep_hashes(now, size, swept, trimming, busy)
   )
   sweep_days(now, noted[1])
   return more
+end
+
+-- Delete what has expired; `leased` is the number of tasks that the fetch leased, `swept` the time of
+-- the last sweep in meta, `unusual` whether there may be completed or dead tasks.
+-- Returns whether there is more to delete.
+local function sweep_expired(now, limit, leased, swept, unusual, dead_limit, dead_age)
+  local most, more, trimming = limit + leased, false, false
+  if unusual then
+    more = sweep_completed(now, most) == most
+    trimming = trim_dead(now, most, dead_limit, dead_age) == most
+  end
+  return sweep_hashes(now, limit, swept, trimming, leased > 0) or more
 end

@@ -1,0 +1,59 @@
+-- lease_pending: lease the first pending tasks to a server.
+
+-- Number of ids that are read at once.
+local CHUNK = 50
+
+-- Return the ids of pending from `position` on: `count` of them, and one more, which shows that
+-- others are left.
+local function read_pending(position, count)
+  return redis.call('ZRANGE', KEYS.pending, position, position + math.min(count, CHUNK))
+end
+
+-- Read the first `wanted` tasks, up to `max_bytes` of messages; `head` is what read_pending returns
+-- at position 0. Returns ids; messages; ids without a message, of which there should be none; and
+-- whether tasks are left.
+local function take_pending(head, wanted, max_bytes, limit)
+  local ids, messages, lost = {}, {}, {}
+  local taken, bytes, position, chunk = 0, 0, 0, head
+  while taken < wanted and #lost < limit do
+    chunk = position == 0 and head or read_pending(position, wanted - taken)
+    local count = math.min(#chunk, wanted - taken, CHUNK)
+    local bodies = count > 0 and redis.call('HMGET', KEYS.tasks, unpack(chunk, 1, count)) or {}
+    for i, body in ipairs(bodies) do
+      if not body then
+        lost[#lost + 1] = chunk[i]
+      elseif taken > 0 and bytes + #body > max_bytes then
+        return ids, messages, lost, true
+      else
+        taken, bytes = taken + 1, bytes + #body
+        ids[taken], messages[taken] = chunk[i], body
+      end
+    end
+    position = position + count
+    if #chunk == count then
+      return ids, messages, lost, false
+    end
+  end
+  return ids, messages, lost, wanted > 0 or #head > 0
+end
+
+-- Lease tasks. Fails before the first write, which gives them an owner, if another would fail: the
+-- keys have been read before.
+local function write_leases(ids, token, expiry)
+  check_rights(KEYS.active, #ids > 16 and { 'ZADD', 'ZREM', 'HDEL' } or { 'ZADD', 'ZREM' })
+  local leases, owners = {}, {}
+  for i, id in ipairs(ids) do
+    leases[2 * i - 1], leases[2 * i] = expiry + i - 1, id
+    owners[2 * i - 1], owners[2 * i] = id, token
+  end
+  if #ids > 16 then
+    -- The store keeps a hash of up to 512 short values as a list, which every lookup scans. A long
+    -- value that is written first turns it into a hash table until the key is deleted.
+    redis.call('HSET', KEYS.owner, ' ', string.rep('x', 65), unpack(owners))
+    redis.call('HDEL', KEYS.owner, ' ')
+  else
+    redis.call('HSET', KEYS.owner, unpack(owners))
+  end
+  redis.call('ZREM', KEYS.pending, unpack(ids))
+  redis.call('ZADD', KEYS.active, unpack(leases))
+end

@@ -1,0 +1,17 @@
+-- wake_next: pass the work that is left on to another server.
+
+-- Without pending tasks, fairness keys start anew and no server need be woken for what this fetch has
+-- seen. With some, forget fairness keys whose last tag has been passed, and wake the next server.
+local function wake_next(left, paused, virtual, limit)
+  if not left then
+    redis.pcall('UNLINK', KEYS.fairness, KEYS.wake)
+    return
+  end
+  local passed = redis.pcall('ZRANGEBYSCORE', KEYS.fairness, '-inf', virtual, 'LIMIT', 0, limit)
+  if #passed > 0 then
+    redis.pcall('ZREM', KEYS.fairness, unpack(passed))
+  end
+  if not paused then
+    wake_server()
+  end
+end
