@@ -721,10 +721,9 @@ def _spared(ids: list[bytes], crashes: list[bytes | None]) -> dict[str, int]:
 
 def _since(ids: list[bytes], texts: list[bytes | None]) -> dict[str, int]:
     """Return the time in each `@<us>`, by id; any other text is a task's progress."""
-    pairs = zip(ids, texts, strict=True)
     return {
         id.decode(): int(text[1:])
-        for id, text in pairs
+        for id, text in zip(ids, texts, strict=True)
         if text and text[:1] == b"@" and text[1:].isdigit() and len(text) < 18
     }
 
