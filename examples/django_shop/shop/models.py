@@ -1,0 +1,14 @@
+"""The orders."""
+
+from django.db import models
+
+
+class Order(models.Model):
+    """An order of one product."""
+
+    product = models.CharField(max_length=40)
+    packed = models.BooleanField(default=False)
+    task = models.CharField(max_length=128, default="")
+
+    def __str__(self) -> str:
+        return f"{self.pk}: {self.product}"

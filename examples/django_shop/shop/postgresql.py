@@ -1,0 +1,49 @@
+"""Starts Debian's PostgreSQL for the example, in a folder of its own and without TCP."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+FOLDER = Path(tempfile.gettempdir(), f"django-shop-{os.getuid()}")
+"""Folder of the data and of the socket, whose path must be short."""
+
+
+def account() -> str | None:
+    """Return the account for the server if this is root, which may not run it."""
+    return "postgres" if os.getuid() == 0 else None
+
+
+def program(name: str) -> str:
+    """Return the path of a program of PostgreSQL; Debian keeps most of them off the PATH."""
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    path = str(found[-1]) if found else shutil.which(name)
+    if path is None:
+        raise SystemExit(f"{name} is not installed: apt-get install postgresql")
+    return path
+
+
+def start() -> subprocess.Popen[bytes]:
+    """Start the server, with its data from the last time; return when it answers."""
+    user = account()
+    options: dict[str, object] = {"cwd": "/", "user": user, "stdout": subprocess.DEVNULL}
+    FOLDER.mkdir(mode=0o700, exist_ok=True)
+    if user is not None:
+        shutil.chown(FOLDER, user, user)
+    data = FOLDER / "data"
+    if not data.exists():
+        subprocess.run([program("initdb"), "-D", data, "-A", "trust"], check=True, **options)  # noqa: S603
+    server = subprocess.Popen(  # noqa: S603
+        [program("postgres"), "-D", data, "-k", FOLDER, "-c", "listen_addresses="],
+        stderr=subprocess.DEVNULL,
+        process_group=0,  # Ctrl-C is for the site, which stops the server
+        **{name: value for name, value in options.items() if name != "stdout"},
+    )
+    ready = [program("pg_isready"), "-q", "-h", FOLDER]
+    while subprocess.run(ready, check=False).returncode != 0:  # noqa: S603
+        if server.poll() is not None:
+            raise SystemExit(f"PostgreSQL does not start; is it running in {FOLDER} already?")
+        time.sleep(0.1)
+    return server
