@@ -243,7 +243,10 @@ class AsyncSchedules(_AnySchedules):
         """
         self._check_open()
         content = _checked(name, task, cron, every, tz, missed, self._payload_limit)
-        return await self._do(self._put(name, task.queue, content))
+        return await self.put_content(name, task.queue, content)
+
+    async def put_content(self, name: str, queue: str, content: Content) -> StoredSchedule:
+        return await self._do(self._put(name, queue, content))
 
     async def get(self, name: str) -> StoredSchedule | None:
         """Return a schedule; None when there is none of this name."""

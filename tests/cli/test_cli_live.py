@@ -79,8 +79,10 @@ def nightly(live: Live) -> Live:
 def test_a_schedule_is_triggered_paused_and_resumed(nightly: Live) -> None:
     live = nightly
     listed = live.ok("schedule", "list").out.splitlines()
-    assert listed[0].split() == ["NAME", "QUEUE", "SCHEDULE", "NEXT", "LAST", "ENQUEUED", "STATE"]
-    assert listed[1].startswith("night  other  0 3 * * * (Europe/Moscow)  in ")
+    assert listed[0].split() == [
+        "NAME", "QUEUE", "KIND", "SCHEDULE", "NEXT", "LAST", "ENQUEUED", "STATE",
+    ]  # fmt: skip
+    assert listed[1].startswith("night  other  program  0 3 * * * (Europe/Moscow)  in ")
     [found] = live.ok("schedule", "list", "--queue", "other", "--json").json
     assert (found["name"], found["cron"], found["paused"]) == ("night", "0 3 * * *", None)
     assert len(found["next_at"]) == 3
@@ -179,3 +181,44 @@ def test_a_frame_of_top(live: Live) -> None:
     [row] = [line for line in lines if line.startswith("a ")]
     assert row.split()[:3] == ["a", "default", "hold"]
     assert row.rstrip().endswith("30%")
+
+
+def test_schedule_in_the_store_is_put_shown_changed_and_deleted(nightly: Live) -> None:
+    live = nightly
+    said = live.ok(
+        "schedule", "put", "report-42", "note", "--json", '{"n": 42}', "--cron", "0 9 * * *",
+        "--tz", "Asia/Tokyo", "--missed", "once",
+    ).out  # fmt: skip
+    assert said.startswith("report-42 in queue default: next ")
+    listed = [line.split() for line in live.ok("schedule", "list").out.splitlines()]
+    assert listed[0][:4] == ["NAME", "QUEUE", "KIND", "SCHEDULE"]
+    assert [row[:3] for row in listed[1:3]] == [
+        ["report-42", "default", "store"], ["night", "other", "program"],
+    ]  # fmt: skip
+    [found] = live.ok("schedule", "list", "--name", "report-", "--json").json
+    assert (found["stored"], found["cron"], found["missed"]) == (True, "0 9 * * *", "once")
+    shown = live.ok("schedule", "show", "report-42").out
+    assert shown.startswith("Schedule report-42\nschedule   0 9 * * * (Asia/Tokyo), in the store\n")
+    assert "Schedule night\nschedule   0 3 * * *" in live.ok("schedule", "show", "night").out
+    assert live.ok("schedule", "pause", "report-42").out == "report-42: paused\n"
+    live.ok("schedule", "put", "report-42", "note", "--every", "2h", "-q", "other")
+    [found] = live.ok("schedule", "show", "report-42", "--json").json
+    assert (found["queue"], found["every"]) == ("other", 7200.0)
+    assert "enqueued as " in live.ok("schedule", "trigger", "report-42").out
+    wait_until(lambda: len(live.began) == 1)
+    assert live.ok("schedule", "delete", "report-42", "--yes").out == "report-42: deleted\n"
+    assert "there is no schedule report-42" in live.refused("schedule", "show", "report-42")
+
+
+def test_schedule_that_cannot_be_put_says_why(nightly: Live) -> None:
+    live = nightly
+    for options, text in (
+        (["--cron", "61 * * * *"], "cron='61 * * * *'"),
+        (["--cron", "* * * * *", "--tz", "Mars"], "tz='Mars': not in the time zone database"),
+        ([], "give either cron= or every="),
+        (["--every", "5s", "--missed", "never"], "missed='never'"),
+        (["--every", "5s", "--json", "{"], "--json: not JSON"),
+    ):
+        assert text in live.refused("schedule", "put", "a", "note", *options, code=2)
+    said = live.refused("schedule", "put", "night", "note", "--every", "5s", "-q", "other", code=2)
+    assert "name='night': a program has a periodic task of this name for queue 'other'" in said

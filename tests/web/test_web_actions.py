@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from qsync import Task
+from qsync.codec import decode
 from qsync.inspector import QueueInfo
 from qsync.web import bulk_actions, create_app
 from tests.support.dashboard import SAME, visiting
@@ -174,3 +175,94 @@ async def test_servers_and_schedules_that_are_not_there_are_said_so(
         for verb in ("pause", "resume", "trigger", "forget"):
             text = await web.send(f"/schedule/{verb}", name="none", queue="default", sure="yes")
             assert said(text) == "Not found: it no longer exists."
+
+
+NEW = {"new": "yes", "name": "report-42", "type": "report", "queue": "default", "missed": "once"}
+
+
+async def test_schedule_is_created_changed_and_deleted(store: Store, prefix: str) -> None:
+    async with visitor(store, prefix) as web:
+        page = (await web.client.get("/schedule")).text
+        assert "Create the schedule" in page
+        sent = NEW | {"payload": '{"n": 42}', "cron": "0 9 * * *", "tz": "Asia/Tokyo", "every": ""}
+        text = await web.send("/schedule/put", **sent)
+        assert said(text) == "Schedule report-42 is created."
+        assert "0 9 * * * (Asia/Tokyo)" in text
+        assert "in the store" in text
+        put = await web.bed.inspector.stored_schedule("report-42")
+        assert (put.cron, put.tz, put.missed, put.type) == (
+            "0 9 * * *", "Asia/Tokyo", "once", "report",
+        )  # fmt: skip
+        assert decode(put.payload) == {"n": 42}
+        link = re.search(r'href="([^"]*/schedule\?[^"]*)">Edit', text)
+        page = (await web.client.get(html.unescape(link[1]))).text
+        assert 'value="0 9 * * *"' in page
+        assert 'value="Asia/Tokyo"' in page
+        changed = {"name": "report-42", "queue": "default", "every": "90", "missed": "skip"}
+        assert said(await web.send("/schedule/put", **changed)) == "Schedule report-42 is changed."
+        again = await web.bed.inspector.stored_schedule("report-42")
+        assert (again.every, again.cron, again.missed) == (90.0, None, "skip")
+        assert again.payload == put.payload
+        asked = await web.send("/schedule/delete", name="report-42", queue="default")
+        assert "Delete this schedule?" in asked
+        assert await web.bed.inspector.stored_schedule("report-42")
+        assert said(await web.press(asked, "Delete the schedule")) == (
+            "Schedule report-42 is deleted."
+        )
+        assert await web.bed.inspector.stored_schedule("report-42") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"cron": "61 * * * *"}, "cron='61 * * * *': Bad minute"),
+        ({"cron": "* * * * *", "tz": "<b>"}, "tz='<b>': not in the time zone database"),
+        ({}, "give either cron= or every="),
+        ({"every": "soon"}, "every: 'soon' is not a number of seconds"),
+        ({"every": "60", "name": "a b"}, "name='a b': give 1 to 128"),
+        ({"every": "60", "payload": "{"}, "payload: not JSON"),
+        ({"every": "60", "type": ""}, "type: '' is not 1 to 256"),
+        ({"every": "60", "queue": "a b"}, "queue: 'a b' is not 1 to 128"),
+        ({"every": "60", "missed": "never"}, "missed='never'"),
+        ({"every": "60", "name": "taken"}, "there is a schedule taken already"),
+    ],
+)
+async def test_form_of_a_schedule_says_what_was_wrong_and_keeps_the_rest(
+    store: Store, prefix: str, changes: dict[str, str], problem: str
+) -> None:
+    async with visitor(store, prefix) as web:
+        await web.bed.inspector.put_schedule("taken", Task("t"), every=60)
+        answer = await web.client.post("/schedule/put", data=NEW | changes, headers=SAME)
+        assert answer.status_code == 400
+        text = html.unescape(answer.text)
+        assert problem in text
+        assert f'value="{(NEW | changes)["type"]}"' in text
+        assert "<b>" not in answer.text
+        found = await web.bed.inspector.schedules()
+        assert [one.name for one in found] == ["taken"]
+
+
+async def test_list_of_schedules_is_filtered_by_name(store: Store, prefix: str) -> None:
+    async with visitor(store, prefix) as web:
+        for name in ("report-1", "report-2", "mail"):
+            await web.bed.inspector.put_schedule(name, Task("t"), every=3600)
+        text = (await web.client.get("/schedules?name=report-")).text
+        assert "report-1" in text
+        assert "report-2" in text
+        assert "schedule-default-mail" not in text
+        text = (await web.client.get("/schedules?name=none")).text
+        assert "No schedule name begins with this" in text
+        assert (await web.client.get("/schedules?name=%3Cb%3E")).status_code == 400
+
+
+async def test_read_only_dashboard_has_no_form_of_a_schedule(store: Store, prefix: str) -> None:
+    async with bed(store.url, prefix) as made:
+        await made.inspector.put_schedule("a", Task("t"), every=60)
+        app = create_app(made.inspector, auth="host")
+        async with app, visiting(app) as client:
+            text = (await client.get("/schedules")).text
+            assert "Edit" not in text
+            assert "New schedule" not in text
+            assert (await client.get("/schedule")).status_code == 403
+            answer = await client.post("/schedule/put", data=NEW, headers=SAME)
+            assert answer.status_code == 403

@@ -575,8 +575,7 @@ def forget_schedule(
     Returns False when a server published it since, None when it is not found.
     """
     script = load("forget_schedule")
-    args = (_now(now_us), schedule, silence_us)
-    return Call(script, keys.names(script.keys), args, _changed)
+    return Call(script, keys.names(script.keys), (_now(now_us), schedule, silence_us), _changed)
 
 
 def register(keys: GlobalKeys, queues: Iterable[str]) -> Call[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from datetime import datetime
 from functools import lru_cache
@@ -198,8 +199,8 @@ def stored_schedule(row: StoredRow, queue: str) -> StoredSchedule:
         missed=content.missed,
         type=message.type,
         payload=message.payload,
-        next_at=None if row.next_us is None or row.next_us >= NEVER_US else from_us(row.next_us),
-        put_at=from_us(row.since_us),
+        next_at=None if row.next_us in (None, NEVER_US) else from_us(row.next_us or 0),
+        put_at=from_us(min(row.since_us, NEVER_US)),
         paused=row.pause_note is not None,
     )
 
@@ -207,9 +208,6 @@ def stored_schedule(row: StoredRow, queue: str) -> StoredSchedule:
 def row_of(reply: Any) -> StoredRow:
     """Return a schedule from a reply of the store: name, record, next tick, pause note."""
     name, record, score, note = reply
-    return StoredRow(
-        name.decode(errors="backslashreplace"),
-        record,
-        None if score is None else int(float(score)),
-        note,
-    )
+    due = math.nan if score is None else float(score)
+    next_us = int(due) if abs(due) < NEVER_US else NEVER_US if due > 0 else None
+    return StoredRow(name.decode(errors="backslashreplace"), record, next_us, note)

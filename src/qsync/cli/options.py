@@ -102,6 +102,24 @@ OnlyQueue = Annotated[
     ),
 ]  # fmt: skip
 
+IntoQueue = Annotated[
+    str | None,
+    typer.Option(
+        "--queue", "-q", metavar="NAME",
+        help="Queue to enqueue to.  [default: the queue of the task, or default]",
+        show_default=False,
+    ),
+]  # fmt: skip
+
+Arguments = Annotated[
+    str | None,
+    typer.Option(
+        "--json", metavar="ARGS", show_default=False,
+        help="Payload as JSON; for a task that is a function, an object of its arguments by "
+        "name. -: read it from standard input.  [default: no payload]",
+    ),
+]  # fmt: skip
+
 TaskId = Annotated[str, typer.Argument(metavar="ID", help="Task id.", show_default=False)]
 
 TaskIds = Annotated[list[str], typer.Argument(metavar="ID", help="Task id(s).", show_default=False)]

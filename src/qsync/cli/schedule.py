@@ -1,26 +1,38 @@
-"""`qsync schedule`: list, pause, resume, trigger, delete."""
+"""`qsync schedule`: list, show, put, pause, resume, trigger, delete."""
 
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from qsync.cli import completion
 from qsync.cli.change_report import Outcome, finish
 from qsync.cli.command import USAGE, Group, exit_with
-from qsync.cli.options import By, Json, OnlyQueue, StoreOptions, Why, Yes
+from qsync.cli.new_task import payload_of, task_of
+from qsync.cli.options import (
+    Arguments,
+    By,
+    IntoQueue,
+    Json,
+    OnlyQueue,
+    StoreOptions,
+    Why,
+    Yes,
+    duration_of,
+)
 from qsync.cli.output import Cell, Column, Row, print_json, print_line, print_table
 from qsync.cli.prompts import confirm, current_user
 from qsync.cli.queue_tables import pause_note
 from qsync.cli.store import StoreSession, check_queue, open_store, unknown_name
 from qsync.formatting import local_time, relative
 from qsync.inspector import Change, Inspector, ScheduleInfo
+from qsync.schedule import Missed
 
 schedule = Group(
     name="schedule",
-    help="List, pause, trigger and delete the schedules of periodic tasks.",
+    help="List, put, pause, trigger and delete schedules.",
     no_args_is_help=True,
 )
 
@@ -34,25 +46,43 @@ Name = Annotated[
 
 
 @schedule.command("list")
-def list_schedules(*, queue: OnlyQueue = None, store: StoreOptions, as_json: Json = False) -> None:
-    """List the schedules that servers have published, with their next runs."""
+def list_schedules(
+    *,
+    queue: OnlyQueue = None,
+    name: Annotated[
+        str,
+        typer.Option(
+            "--name", metavar="PREFIX", show_default=False,
+            help="Only schedules whose names begin with this, e.g. report-.",
+        ),
+    ] = "",
+    store: StoreOptions,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """List the schedules of programs and those in the store, with their next runs.
+
+    Shows a thousand of each kind per queue; use --name to find others.
+    """
     with open_store(store) as session:
         if queue is not None:
             session.run(check_queue(session.inspector, queue))
-        schedules = session.run(session.inspector.schedules())
+        schedules = session.run(session.inspector.schedules(prefix=name))
     schedules = [info for info in schedules if queue in (None, info.queue)]
     if as_json:
         print_json(schedules)
     elif not schedules:
-        print_line("There are no schedules. Servers publish those of their app: @app.periodic.")
+        print_line(
+            "There are no schedules. Servers publish those of their app: @app.periodic. "
+            "`qsync schedule put` stores others."
+        )
     else:
         _print(schedules)
 
 
 def _print(schedules: list[ScheduleInfo]) -> None:
     columns = [
-        Column("NAME", shrink=True), Column("QUEUE", shrink=True), Column("SCHEDULE", shrink=True),
-        Column("NEXT"), Column("LAST ENQUEUED"), Column("STATE"),
+        Column("NAME", shrink=True), Column("QUEUE", shrink=True), Column("KIND"),
+        Column("SCHEDULE", shrink=True), Column("NEXT"), Column("LAST ENQUEUED"), Column("STATE"),
     ]  # fmt: skip
     print_table(columns, [_row(info) for info in schedules])
     for info in schedules:
@@ -64,7 +94,8 @@ def _row(info: ScheduleInfo) -> Row:
     next_run = relative(info.next_at[0]) if info.next_at else "?"
     shown = Cell("paused", "yellow") if info.paused else Cell(next_run)
     last_run = relative(info.last_tick)
-    return [info.name, info.queue, info.schedule, shown, last_run, info.last_state or ""]
+    kind = "store" if info.stored else "program"
+    return [info.name, info.queue, kind, info.schedule, shown, last_run, info.last_state or ""]
 
 
 def _notes(info: ScheduleInfo) -> list[str]:
@@ -75,6 +106,103 @@ def _notes(info: ScheduleInfo) -> list[str]:
     if info.problem:
         notes.append(info.problem)
     return notes
+
+
+@schedule.command()
+def show(
+    *, name: Name, queue: OnlyQueue = None, store: StoreOptions, as_json: Json = False
+) -> None:
+    """Show a schedule: its task, its next runs and its last task."""
+    with open_store(store) as session:
+        owner = _queue_of(session, name, queue)
+        found = session.run(session.inspector.schedules(prefix=name))
+    infos = [info for info in found if (info.name, info.queue) == (name, owner)]
+    if as_json:
+        print_json(infos)
+        return
+    for info in infos:
+        _print_one(info)
+
+
+def _print_one(info: ScheduleInfo) -> None:
+    origin = "in the store" if info.stored else "of a program"
+    times = [
+        *(("next", next_at) for next_at in info.next_at),
+        ("last", info.last_tick), ("put" if info.stored else "seen", info.seen_at),
+    ]  # fmt: skip
+    rows = [
+        ("schedule", f"{info.schedule}, {origin}"), ("queue", info.queue), ("type", info.type),
+        ("missed", info.missed), ("last task", info.last_task), ("state", info.last_state),
+        *((field, f"{local_time(at)} ({relative(at)})") for field, at in times if at is not None),
+    ]  # fmt: skip
+    print_line(f"Schedule {info.name}", "bold")
+    for field, text in rows:
+        if text:
+            print_line(f"{field.ljust(9)}  {text}")
+    for note in _notes(info):
+        print_line(note, "yellow")
+
+
+@schedule.command()
+def put(
+    *,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="SCHEDULE", help="Schedule name, e.g. report-42.", show_default=False
+        ),
+    ],
+    type: Annotated[
+        str, typer.Argument(metavar="TYPE", help="Type of its task.", show_default=False)
+    ],
+    arguments: Arguments = None,
+    cron: Annotated[
+        str | None,
+        typer.Option(
+            "--cron", metavar="EXPRESSION", show_default=False,
+            help="Run at these times: five fields of cron, or six with seconds, e.g. '0 9 * * *'.",
+        ),
+    ] = None,
+    every: Annotated[
+        float | None,
+        typer.Option(
+            "--every", parser=duration_of, metavar="DURATION", show_default=False,
+            help="Run at the multiples of this since 1970 in UTC, e.g. 90s, 2h.",
+        ),
+    ] = None,
+    tz: Annotated[
+        str | None,
+        typer.Option(
+            "--tz", metavar="ZONE", show_default=False,
+            help="Time zone of --cron, e.g. Asia/Tokyo.  [default: UTC]",
+        ),
+    ] = None,
+    missed: Annotated[
+        str,
+        typer.Option(
+            "--missed", metavar="POLICY",
+            help="What to enqueue for runs that were missed while no server was running: skip, "
+            "once or all.",
+        ),
+    ] = "skip",
+    queue: IntoQueue = None,
+    store: StoreOptions,
+) -> None:  # fmt: skip
+    """Put a schedule into the store, or replace the one of this name; servers run it from now on.
+
+    For example: qsync schedule put report-42 shop.report --json '{"id": 42}' --cron '0 9 * * *'
+
+    With --app, arguments are checked against the function, and the task has the function's options.
+    """
+    with open_store(store) as session:
+        given = {} if queue is None else {"queue": queue}
+        made = task_of(type, payload_of(arguments), given, session.app)
+        put = session.run(
+            session.inspector.put_schedule(
+                name, made, cron=cron, every=every, tz=tz, missed=cast("Missed", missed)
+            )
+        )
+        print_line(f"{put.name} in queue {put.queue}: next {relative(put.next_at)}")
 
 
 @schedule.command()
@@ -142,22 +270,29 @@ def delete(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Delete a schedule that no running server publishes any more."""
+    """Delete a schedule from the store, or one of a program that no running server publishes."""
     with open_store(store) as session:
         owner = _queue_of(session, name, queue)
         confirm(f"Delete schedule {name} of queue {owner}?", yes=yes)
-        work = session.inspector.forget_schedule(name, queue=owner)
+        work = _delete(session.inspector, name, owner)
         _finish(session, name, owner, work, "deleted", as_json)
+
+
+async def _delete(inspector: Inspector, name: str, queue: str) -> Change:
+    change = await inspector.delete_schedule(name, queue=queue)
+    return change if change.ok else await inspector.forget_schedule(name, queue=queue)
 
 
 def _queue_of(session: StoreSession, name: str, queue: str | None) -> str:
     """Return the queue of the schedule; exit if there is none, or more than one."""
     if queue is not None:
         session.run(check_queue(session.inspector, queue))
-    schedules = session.run(session.inspector.schedules())
+    schedules = session.run(session.inspector.schedules(prefix=name))
     schedules = [info for info in schedules if queue in (None, info.queue)]
-    queues = [info.queue for info in schedules if info.name == name]
+    queues = sorted({info.queue for info in schedules if info.name == name})
     if not queues:
+        schedules = session.run(session.inspector.schedules())
+        schedules = [info for info in schedules if queue in (None, info.queue)]
         exit_with(unknown_name(sorted({info.name for info in schedules}), name, "schedule"))
     if len(queues) > 1:
         queue_list = ", ".join(queues)

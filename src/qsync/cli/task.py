@@ -13,9 +13,11 @@ from qsync.cli.change_report import Outcome, finish
 from qsync.cli.command import USAGE, Group, exit_with
 from qsync.cli.new_task import payload_of, task_of
 from qsync.cli.options import (
+    Arguments,
     Cursor,
     DryRun,
     FilterOptions,
+    IntoQueue,
     Json,
     Limit,
     States,
@@ -166,22 +168,8 @@ def enqueue(
     type: Annotated[
         str, typer.Argument(metavar="TYPE", help="Type of the task.", show_default=False)
     ],
-    arguments: Annotated[
-        str | None,
-        typer.Option(
-            "--json", metavar="ARGS", show_default=False,
-            help="Payload as JSON; for a task that is a function, an object of its arguments by "
-            "name. -: read it from standard input.  [default: no payload]",
-        ),
-    ] = None,
-    queue: Annotated[
-        str | None,
-        typer.Option(
-            "--queue", "-q", metavar="NAME",
-            help="Queue to enqueue to.  [default: the queue of the task, or default]",
-            show_default=False,
-        ),
-    ] = None,
+    arguments: Arguments = None,
+    queue: IntoQueue = None,
     id: Annotated[
         str | None,
         typer.Option("--id", metavar="ID", help="Id of the task.", show_default=False),

@@ -1,21 +1,26 @@
-"""Reading the schedules that servers published, and pause, resume, trigger and forget."""
+"""Reading the schedules of programs and of the store, and changing them."""
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Final
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 import msgspec
 
-from qsync.broker import ops, views
+from qsync import codec
+from qsync.broker import ops, schedule_ops, views
+from qsync.broker.aio import AsyncBroker
 from qsync.broker.schedule_records import LIVE_US, read_record, task_from
+from qsync.broker.stored_schedules import Content, StoredRow, StoredSchedule, decode_record
 from qsync.broker.views import Published, moment_of
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base
 from qsync.inspector.task_rows import note_of, schedule_pause_of
 from qsync.inspector.values import Change, ScheduleInfo
-from qsync.new_task import new_id
-from qsync.schedule import Schedule, tick_id
+from qsync.new_task import NewTask, new_id
+from qsync.schedule import Cron, Every, Missed, Schedule, check_schedule_name, schedule_of, tick_id
+from qsync.schedules import AsyncSchedules
+from qsync.task import PAYLOAD_LIMIT, Task
 from qsync.times import datetime_us
 
 LAST_TASKS: Final = 500
@@ -24,21 +29,60 @@ LAST_TASKS: Final = 500
 AHEAD: Final = 3
 """Number of next ticks shown."""
 
+LISTED: Final = 1000
+"""Number of stored schedules of a queue that are listed."""
+
 
 class Schedules(Base):
     """Operations on schedules."""
 
-    async def schedules(self) -> list[ScheduleInfo]:
-        """Return the schedules of all queues, by queue and name; at most a thousand per queue."""
+    def __init__(self, broker: AsyncBroker, *, prefix: str = "qsync") -> None:
+        super().__init__(broker, prefix=prefix)
+        self._stored = AsyncSchedules(broker, prefix, PAYLOAD_LIMIT, lambda: None)
+
+    async def schedules(self, *, prefix: str = "") -> list[ScheduleInfo]:
+        """Return the schedules of all queues whose names begin with `prefix`, by queue and name.
+
+        At most a thousand per queue of those that servers published, and of those in the store;
+        without a prefix these are the ones that are due first.
+        """
         names = await self.queue_names()
         found = await self._run_all([views.schedules(self._keys(name)) for name in names])
         infos = [
             schedule_info(queue, now_us, one)
             for queue, (now_us, published) in zip(names, found, strict=True)
             for one in published
+            if one.name.startswith(prefix)
         ]
+        infos += await self._stored_infos(prefix, {(info.queue, info.name) for info in infos})
         infos = await self._with_last_tasks(infos)
-        return sorted(infos, key=lambda info: (info.queue, info.name))
+        return sorted(infos, key=lambda info: (info.queue, info.name, info.stored))
+
+    async def _stored_infos(
+        self, prefix: str, of_programs: set[tuple[str, str]]
+    ) -> list[ScheduleInfo]:
+        """Return the stored schedules of all queues, at most LISTED per queue."""
+        if prefix:
+            check_schedule_name(prefix, "prefix")
+        queues = await self._broker.run(schedule_ops.schedule_queues(self._globals))
+        infos = []
+        for queue in queues:
+            rows: dict[str, StoredRow] = {}
+            cursor = "0" if prefix else ""
+            while len(rows) < LISTED:
+                page = await self._broker.run(
+                    schedule_ops.stored_page(
+                        self._keys(queue), cursor=cursor, count=LISTED, prefix=prefix
+                    )
+                )
+                rows |= {row.name: row for row in page.rows}
+                cursor = page.cursor
+                if cursor == "0":
+                    break
+            for name in sorted(rows)[:LISTED]:
+                of_program = (queue, name) in of_programs
+                infos.append(stored_info(queue, page.now_us, rows[name], of_program=of_program))
+        return infos
 
     async def _with_last_tasks(self, infos: list[ScheduleInfo]) -> list[ScheduleInfo]:
         """Add the task of the last tick and its state, if the store still has it."""
@@ -59,9 +103,63 @@ class Schedules(Base):
         return made
 
     async def schedule(self, name: str, *, queue: str) -> ScheduleInfo | None:
-        """Return a schedule; None if no server published this name for this queue."""
+        """Return a schedule of a queue: that of a program, else that in the store, else None."""
         now_us, found = await self._broker.run(views.schedules(self._keys(queue), name))
-        return schedule_info(queue, now_us, found[0]) if found else None
+        if found:
+            return schedule_info(queue, now_us, found[0])
+        row = await self._stored_row(name, queue)
+        return None if row is None else stored_info(queue, now_us, row)
+
+    async def _stored_row(self, name: str, queue: str) -> StoredRow | None:
+        _, [row] = await self._broker.run(schedule_ops.stored_schedules(self._keys(queue), [name]))
+        return row
+
+    async def put_schedule(
+        self,
+        name: str,
+        task: Task[Any],
+        *,
+        cron: str | None = None,
+        every: float | timedelta | None = None,
+        tz: str | None = None,
+        missed: Missed = "skip",
+    ) -> StoredSchedule:
+        """Put a schedule into the store, as `client.schedules.put` does."""
+        return await self._stored.put(name, task, cron=cron, every=every, tz=tz, missed=missed)
+
+    async def reschedule(
+        self,
+        name: str,
+        *,
+        queue: str,
+        cron: str | None = None,
+        every: float | timedelta | None = None,
+        tz: str | None = None,
+        missed: Missed = "skip",
+    ) -> Change:
+        """Change when a stored schedule ticks; its task stays as it is.
+
+        `refused`: the schedule cannot be read, or a program has a periodic task of its name.
+        """
+        given = schedule_of(cron, every, tz)
+        row = await self._stored_row(check_schedule_name(name), queue)
+        if row is None:
+            return Change(outcome="not_found")
+        try:
+            message = decode_record(row.record).message
+            await self._stored.put_content(name, queue, Content(given, missed, message))
+        except (codec.CodecError, InvalidTask) as error:
+            return Change(outcome="refused", why=str(error))
+        return Change(outcome="done")
+
+    async def stored_schedule(self, name: str) -> StoredSchedule | None:
+        """Return a schedule in the store, as `client.schedules.get` does."""
+        return await self._stored.get(name)
+
+    async def delete_schedule(self, name: str, *, queue: str) -> Change:
+        """Delete a schedule from the store; `not_found` if a queue has none of this name."""
+        deleted = await self._broker.run(schedule_ops.delete_schedule(self._keys(queue), name))
+        return Change(outcome="done" if deleted else "not_found")
 
     async def pause_schedule(self, name: str, *, queue: str, by: str = "", why: str = "") -> Change:
         """Let the ticks of a schedule pass without a task until `resume_schedule`.
@@ -85,13 +183,15 @@ class Schedules(Base):
         """Enqueue the task of a schedule once, now; its id is `holder`. The ticks go on as before.
 
         `duplicate`: the task `holder` holds the unique lock. `refused`: no usable task was
-        published, because creating it failed or another version of qsync published it.
+        published, because creating it failed or another version of qsync published it, or the
+        stored schedule cannot be read.
         """
         keys = self._keys(queue)
         _, found = await self._broker.run(views.schedules(keys, name))
-        if not found:
+        row = None if found else await self._stored_row(name, queue)
+        if not found and row is None:
             return Change(outcome="not_found")
-        task = task_from(found[0].task, new_id(), queue)
+        task = task_from(found[0].task, new_id(), queue) if row is None else _task_of(row, queue)
         if task is None:
             return Change(outcome="refused", why="no server of this version published its task")
         [made] = await self._broker.run(ops.enqueue(keys, [task]))
@@ -99,7 +199,7 @@ class Schedules(Base):
         return Change(outcome="done" if created else "duplicate", holder=made.id)
 
     async def forget_schedule(self, name: str, *, queue: str) -> Change:
-        """Remove a schedule that no server publishes any more; `refused` while one does."""
+        """Remove a schedule of a program that no server publishes; `refused` while one does."""
         call = ops.forget_schedule(self._keys(queue), name, silence_us=LIVE_US)
         gone = await self._broker.run(call)
         if gone is None:
@@ -140,6 +240,48 @@ def schedule_info(queue: str, now_us: int, published: Published) -> ScheduleInfo
         paused=schedule_pause_of(published.pause_note),
         problem=problem,
     )
+
+
+def stored_info(
+    queue: str, now_us: int, row: StoredRow, *, of_program: bool = False
+) -> ScheduleInfo:
+    """Return the description of a stored schedule; `of_program`: a program has its name, too."""
+    since = moment_of(row.since_us) if row.record else None
+    info = ScheduleInfo(
+        queue=queue, name=row.name, schedule="?", cron=None, every=None, tz=None, missed="",
+        type="", next_at=[], last_tick=None, seen_at=since, live=True,
+        paused=schedule_pause_of(row.pause_note), problem=None, stored=True,
+    )  # fmt: skip
+    try:
+        content = decode_record(row.record)
+        message = content.details()
+    except (codec.CodecError, InvalidTask) as error:
+        return msgspec.structs.replace(info, problem=f"it cannot be read: {error}")
+    given = content.schedule
+    last_us = None if row.next_us is None else given.previous(row.next_us - 1)
+    ticked = last_us is not None and row.since_us < last_us <= now_us
+    return msgspec.structs.replace(
+        info,
+        schedule=str(given),
+        cron=given.expression if isinstance(given, Cron) else None,
+        every=given.period_us / 1_000_000 if isinstance(given, Every) else None,
+        tz=given.tz if isinstance(given, Cron) else None,
+        missed=content.missed,
+        type=message.type,
+        next_at=_ticks(given, now_us),
+        last_tick=moment_of(last_us) if ticked and last_us is not None else None,
+        problem="a program has a periodic task of this name, which goes first"
+        if of_program
+        else None,
+    )
+
+
+def _task_of(row: StoredRow, queue: str) -> NewTask | None:
+    """Return the task of a stored schedule under a new id; None for a damaged record."""
+    try:
+        return decode_record(row.record).task(new_id(), queue)
+    except (codec.CodecError, InvalidTask):
+        return None
 
 
 def _ticks(schedule: Schedule, now_us: int) -> list[datetime]:

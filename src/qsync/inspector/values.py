@@ -333,13 +333,14 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A periodic task, as servers published it.
+    """A periodic task of a program, as servers published it, or a schedule that a client put.
 
+    stored    whether a client put it into the store
     schedule  readable form: `*/5 * * * * (Europe/Moscow)`, `every 30 s`
     next_at   the next ticks, at most three; also while paused, though these pass without a task
     last_tick the last tick that was enqueued, or that passed while paused
-    seen_at   when a server last published it
-    live      whether a server has published it within three minutes
+    seen_at   when a server last published it; of a stored one, when it was put or resumed
+    live      whether a server has published it within three minutes; true of a stored one
     type      type of its task
     problem   why the next ticks cannot be computed
     last_task, last_state   the task of the last tick and its state, if the store still has it
@@ -361,6 +362,7 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
     problem: str | None
     last_task: str | None = None
     last_state: TaskState | None = None
+    stored: bool = False
 
 
 Reason = Literal[

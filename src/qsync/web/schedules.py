@@ -1,22 +1,137 @@
-"""Page and actions of schedules."""
+"""Pages and actions of schedules."""
 
 from __future__ import annotations
 
+from typing import Any, Final, get_args
+
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from qsync.errors import InvalidTask
 from qsync.inspector import Change
+from qsync.keys import shorten
+from qsync.schedule import Missed
+from qsync.task import DEFAULT, Task
 from qsync.web.bulk_actions import back_to
 from qsync.web.pages import Site
 from qsync.web.query import Fields, sheet_of
 from qsync.web.tasks import failed
 
+PAYLOAD_TEXT: Final = 48 * 1024
+"""Longest field of the form of a schedule, in characters."""
+
+FIELDS: Final = ("name", "type", "queue", "payload", "cron", "every", "tz", "missed")
+"""Fields of the form of a schedule."""
+
 
 async def list_all(site: Site, request: Request) -> Response:
-    """List the schedules of all queues."""
-    everything = await site.inspector.schedules()
-    schedules, sheet = sheet_of(everything, Fields(request.query_params.multi_items()))
-    return site.page(request, "schedules", schedules=schedules, sheet=sheet)
+    """List the schedules of all queues, or those whose names begin with the text of the filter."""
+    fields = Fields(request.query_params.multi_items())
+    prefix = fields.text("name").strip()
+    found = await site.inspector.schedules(prefix=prefix)
+    schedules, sheet = sheet_of(found, fields)
+    return site.page(request, "schedules", schedules=schedules, sheet=sheet, begins=prefix)
+
+
+async def show(site: Site, request: Request) -> Response:
+    """Show the form of a new schedule, or, with a name, of a stored one."""
+    fields = Fields(request.query_params.multi_items())
+    name, queue = _schedule_of(fields)
+    if not name:
+        return _form(site, request, {"queue": DEFAULT, "missed": "skip"}, is_new=True)
+    info = await site.inspector.schedule(name, queue=queue)
+    if info is None or not info.stored:
+        return site.page(
+            request, "error", status=404, title="There is no such schedule in the store.",
+            text="It was deleted, or it is of a program.",
+        )  # fmt: skip
+    every = "" if info.every is None else f"{info.every:g}"
+    values = {
+        "name": name, "queue": queue, "type": info.type, "cron": info.cron or "", "every": every,
+        "tz": info.tz or "", "missed": info.missed,
+    }  # fmt: skip
+    return _form(site, request, values, is_new=False)
+
+
+async def put(site: Site, request: Request) -> Response:
+    """Create a schedule, or change when a stored one ticks."""
+    form = await site.form(request)
+    values = {field: form.text(field, PAYLOAD_TEXT).strip() for field in FIELDS}
+    is_new = form.text("new") == "yes"
+    try:
+        change = await (_create if is_new else _edit)(site, values)
+    except InvalidTask as error:
+        return _form(site, request, values, is_new=is_new, problem=str(error))
+    if change.ok or change.outcome == "not_found":
+        word = "created" if is_new else "changed"
+        return _after(site, request, change, f"Schedule {values['name']} is {word}.")
+    return _form(site, request, values, is_new=is_new, problem=change.why or "")
+
+
+async def _create(site: Site, values: dict[str, str]) -> Change:
+    name = values["name"]
+    if await site.inspector.stored_schedule(name) is not None:
+        return Change(outcome="refused", why=f"name: there is a schedule {name} already")
+    task: Task[Any] = Task(
+        values["type"], _payload(values["payload"]), queue=values["queue"] or DEFAULT
+    )
+    await site.inspector.put_schedule(name, task, **_when(values))
+    return Change(outcome="done")
+
+
+async def _edit(site: Site, values: dict[str, str]) -> Change:
+    return await site.inspector.reschedule(values["name"], queue=values["queue"], **_when(values))
+
+
+def _when(values: dict[str, str]) -> dict[str, Any]:
+    """Return when a schedule ticks, as its form says; InvalidTask for a period that is none."""
+    every = values["every"]
+    try:
+        seconds = float(every) if every else None
+    except ValueError:
+        raise InvalidTask(f"every: {shorten(every)} is not a number of seconds") from None
+    return {
+        "cron": values["cron"] or None, "every": seconds, "tz": values["tz"] or None,
+        "missed": values["missed"],
+    }  # fmt: skip
+
+
+def _payload(text: str) -> Any:
+    if not text:
+        return b""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise InvalidTask(f"payload: not JSON: {error}") from None
+
+
+def _form(
+    site: Site, request: Request, values: dict[str, str], *, is_new: bool, problem: str = ""
+) -> Response:
+    if site.read_only:
+        title = "This dashboard is read-only."
+        return site.page(request, "error", status=403, title=title, text="")
+    given = dict.fromkeys(FIELDS, "") | values
+    return site.page(
+        request, "schedule", status=400 if problem else 200, given=given, is_new=is_new,
+        problem=problem, choices=get_args(Missed),
+    )  # fmt: skip
+
+
+async def delete(site: Site, request: Request) -> Response:
+    """Delete a schedule from the store, after a confirmation."""
+    form = await site.form(request)
+    name, queue = _schedule_of(form)
+    if form.text("sure") != "yes":
+        return site.confirm(
+            request, form, title="Delete this schedule?", items=[name],
+            button="Delete the schedule",
+            text="It has no further tick. Tasks of its earlier ticks stay in their queue.",
+            back=back_to(request, "/schedules"),
+        )  # fmt: skip
+    change = await site.inspector.delete_schedule(name, queue=queue)
+    return _after(site, request, change, f"Schedule {name} is deleted.")
 
 
 async def pause(site: Site, request: Request) -> Response:
