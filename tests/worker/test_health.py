@@ -355,7 +355,9 @@ def test_a_server_of_one_s_own_tells_its_condition(valkey: Store, prefix: str) -
             async with server:
                 await client.enqueue(Task("wait", b""))
                 await until(lambda: server.condition().running == 1)
-                assert server.condition() == ServerHealth(started=True, running=1, concurrency=7)
+                assert server.condition() == ServerHealth(
+                    started=True, running=1, tasks=1, concurrency=7
+                )
                 go.set()
             assert server.condition().stopping
 

@@ -8,6 +8,7 @@ import typer
 
 from qsync.cli.options import duration_of
 from qsync.server.error_log import LogErrors
+from qsync.worker.limits import size_of
 
 Threads = Annotated[
     int | None,
@@ -24,6 +25,38 @@ TaskProcesses = Annotated[
     typer.Option(
         metavar="N",
         help='Processes for handlers with executor="process".  [default: one per CPU]',
+        show_default=False,
+    ),
+]
+
+MaxTasks = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Replace a process that has started this many tasks, e.g. 10000: once its successor "
+        "is ready, it ends its running tasks as at a stop. One process is replaced at a time.  "
+        "[default: no limit]",
+        show_default=False,
+    ),
+]
+
+
+def _size(text: str) -> int:
+    try:
+        return size_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+MaxMemory = Annotated[
+    int | None,
+    typer.Option(
+        parser=_size,
+        metavar="SIZE",
+        help="Replace a process whose resident memory reaches this size, e.g. 500MiB or 1GiB, as "
+        'with --max-tasks; the processes of executor="process" do not count.  '
+        "[default: no limit]",
         show_default=False,
     ),
 ]

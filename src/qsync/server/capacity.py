@@ -31,6 +31,7 @@ class Capacity:
         self.running = 0
         self.started = 0
         """Number of tasks started since the throughput was last measured."""
+        self._started_before = 0
         self.accepting = True
         self.fairness_seen = False
         """True once a task had a fairness key: lease fewer tasks ahead, to keep the order fair."""
@@ -43,6 +44,11 @@ class Capacity:
         """Number of tasks in `ready` at which the server fetches again."""
         self._throughput = 0.0
         self._measured_at = time.monotonic()
+
+    @property
+    def started_total(self) -> int:
+        """Number of tasks started so far."""
+        return self._started_before + self.started
 
     def free_slots(self) -> int:
         """Return how many more tasks the server may lease now."""
@@ -65,6 +71,7 @@ class Capacity:
         if passed >= 0.05:
             weight = min(1.0, passed / 0.2)
             self._throughput += weight * (self.started / passed - self._throughput)
+            self._started_before += self.started
             self.started, self._measured_at = 0, now
         ahead = int(self._throughput * AHEAD_S)
         if self.fairness_seen:

@@ -41,6 +41,8 @@ class ServerHealth(msgspec.Struct, frozen=True):
     stopping: bool = False
     quiet: bool = False
     running: int = 0
+    tasks: int = 0
+    """Number of tasks started so far."""
     concurrency: int = 0
     blocked_s: float = 0.0
     """Time for which the event loop has been blocked; 0: it is not blocked."""
@@ -109,6 +111,7 @@ class HealthProbe:
             stopping=stopping,
             quiet=self._control.quiet,
             running=self._capacity.running,
+            tasks=self._capacity.started_total,
             concurrency=self._config.concurrency,
             blocked_s=round(blocked_s, 1) if blocked else 0.0,
             blocked_in=_place(self._watchdog.thread) if blocked else "",

@@ -31,6 +31,8 @@ from qsync.server.health import ServerHealth
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.server import Server
 from qsync.worker import logs
+from qsync.worker.limits import AGAIN_S, Limits, memory_used
+from qsync.worker.limits import LOOK_S as LIMITS_S
 from qsync.worker.load_app import TargetError, load
 
 log = logging.getLogger("qsync.worker")
@@ -112,6 +114,20 @@ class Parent:
             self._told |= new
             self.send(files=sorted(new))
 
+    def keep_comparing(self, limits: Limits) -> None:
+        """Compare the process with its limits from a thread; tell the parent which it reaches."""
+
+        def work() -> None:
+            while True:
+                server = self.server
+                tasks = 0 if server is None else server.condition().tasks
+                reason = limits.exceeded(tasks, memory_used())
+                if reason is not None:
+                    self.send(worn=reason)
+                time.sleep(LIMITS_S if reason is None else AGAIN_S)
+
+        threading.Thread(target=work, name="qsync-limits", daemon=True).start()
+
     def keep_sending_files(self) -> None:
         """Send newly imported files periodically from a thread."""
 
@@ -159,10 +175,17 @@ def _serve(order: dict[str, Any], parent: Parent) -> int:
     if order["reload"]:
         parent.keep_sending_files()
     parent.send(queues=list(server.config.weights))
-    return _run(server, parent, uvloop=order["uvloop"])
+    limits = Limits(*order["limits"])
+    return _run(server, parent, limits, uvloop=order["uvloop"])
 
 
-def _run(server: Server, parent: Parent, *, uvloop: bool) -> int:
+def _run(server: Server, parent: Parent, limits: Limits, *, uvloop: bool) -> int:
+    def on_ready() -> None:
+        limits.check_start(memory_used())
+        parent.send(ready=True)
+        if limits:
+            parent.keep_comparing(limits)
+
     make_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
     try:
         if uvloop:
@@ -172,7 +195,7 @@ def _run(server: Server, parent: Parent, *, uvloop: bool) -> int:
         with asyncio.Runner(loop_factory=make_loop) as runner:
             runner.run(
                 server.run(
-                    on_ready=lambda: parent.send(ready=True),
+                    on_ready=on_ready,
                     # At once: the process may be killed before it has stopped.
                     on_stop_order=lambda: parent.send(retired=True),
                 )

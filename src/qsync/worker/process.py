@@ -8,6 +8,7 @@ writes reports, one JSON object per line:
     {"queues": [...]}                   the app is loaded; the queues that it will serve
     {"ready": true}                     the child serves its queues
     {"error": "...", "trace": "..."}    the error that ends the child, and its traceback
+    {"worn": "..."}                     the limit that it has reached: replace it
     {"retired": true}                   an operator stopped the child: do not replace it
     {"files": [...]}                    source files that it has imported, to be watched
     {"answer": n, "condition": {...}, "rows": [...]}    its health and its metrics
@@ -74,6 +75,10 @@ class Child:
         """Traceback of `error`."""
         self.retired = False
         """Whether an operator told the child to stop."""
+        self.worn: str | None = None
+        """Limit that the child has reached, as text; None if it has reached none."""
+        self.replacing = False
+        """Whether the child waits for its turn to be replaced."""
         self.code: int | None = None
         self.uptime_s: float | None = None
         """Seconds from readiness to the end of the child; None if it was never ready."""
@@ -149,6 +154,7 @@ class Child:
         self.trace = report.get("trace", self.trace)
         self.queues = report.get("queues", self.queues)
         self.retired = report.get("retired", self.retired)
+        self.worn = report.get("worn", self.worn)
         if "rows" in report:
             self.rows = msgspec.convert(report["rows"], list[MetricRow])
         if "answer" in report:

@@ -227,7 +227,7 @@ class Supervisor:
 
     async def _reap(self, slot: _Slot, child: Child, reader: asyncio.StreamReader) -> None:
         """Read a child's reports until it ends, then abandon its leases and log its end."""
-        listening = asyncio.create_task(self._listen(child, reader))
+        listening = asyncio.create_task(self._listen(slot, child, reader))
         code = await child.wait()
         self._children.discard(child)
         stopped_early = (
@@ -248,12 +248,15 @@ class Supervisor:
         child.has_ended(code)
         slot.changed.set()
 
-    async def _listen(self, child: Child, reader: asyncio.StreamReader) -> None:
+    async def _listen(self, slot: _Slot, child: Child, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(ConnectionError, ValueError):
             while line := await reader.readline():
                 report = json.loads(line)
                 self._watch.add(report.get("files", ()))
                 child.on_report(report)
+                if "worn" in report and not child.replacing:
+                    child.replacing = True
+                    self._tasks.create_task(self._replace_worn(slot, child))
 
     def _give_up(self, child: Child) -> None:
         self._failed = (
@@ -275,6 +278,18 @@ class Supervisor:
                         log.warning("the other processes keep the old code")
                         return
             log.info("all processes have been replaced")
+
+    async def _replace_worn(self, slot: _Slot, child: Child) -> None:
+        """Replace a child that has reached a limit, once no other one is being replaced."""
+        try:
+            async with self._rolling, slot.lock:
+                if self._stopping.is_set() or slot.child is not child or child.ended.is_set():
+                    return
+                log.info("process %d (pid %d) is replaced: %s", child.number, child.pid, child.worn)
+                if not await self._replace(slot):
+                    log.warning("process %d runs on; it is replaced later", child.number)
+        finally:
+            child.replacing = False
 
     async def _replace(self, slot: _Slot) -> bool:
         old, new = slot.child, await self._launch(slot)

@@ -1,0 +1,79 @@
+"""Limits of a child process of `qsync worker`, after which its parent replaces it."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from qsync.errors import ConfigError
+
+LOOK_S: Final = 0.25
+"""Interval at which a child compares itself with its limits, in seconds."""
+
+AGAIN_S: Final = 10.0
+"""Interval at which a child that is over a limit says so again, in seconds."""
+
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+_UNITS: Final = {
+    "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30,
+}  # fmt: skip
+_STATM: Final = Path("/proc/self/statm")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The number of tasks and the memory, in bytes, that wear a process out; None: no limit."""
+
+    max_tasks: int | None = None
+    max_memory: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.max_tasks is not None or self.max_memory is not None
+
+    def exceeded(self, tasks: int, memory: int) -> str | None:
+        """Return which limit a process has reached, as text; None if it has reached none."""
+        if self.max_tasks is not None and tasks >= self.max_tasks:
+            return f"it has run {tasks} tasks, and --max-tasks is {self.max_tasks}"
+        if self.max_memory is not None and memory >= self.max_memory:
+            return f"it takes {size_text(memory)}, and --max-memory is {size_text(self.max_memory)}"
+        return None
+
+    def check_start(self, memory: int) -> None:
+        """Raise ConfigError if a process is over its memory limit before its first task."""
+        if self.max_memory is not None and memory >= self.max_memory:
+            raise ConfigError(
+                f"--max-memory {size_text(self.max_memory)}: a process takes {size_text(memory)} "
+                "before its first task, and would be replaced at once; give more"
+            )
+
+
+def memory_used() -> int:
+    """Return the resident memory of this process in bytes; without /proc, its peak so far."""
+    try:
+        pages = int(_STATM.read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return pages * os.sysconf("SC_PAGESIZE")
+
+
+def size_of(text: str) -> int:
+    """Return the bytes of `1GiB`, `500MB` or `1048576`; ValueError if it is no size over 0."""
+    found = _SIZE.fullmatch(text.strip())
+    unit = None if found is None else _UNITS.get(found[2].lower())
+    if found is None or unit is None or (size := int(float(found[1]) * unit)) < 1:
+        raise ValueError(f"{text!r} is not a size; write 500MiB, 1GiB or 2GB")
+    return size
+
+
+def size_text(size: int) -> str:
+    """Return a size for people."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.1f}".removesuffix(".0") + f" {name}"
+    return f"{size} B"
