@@ -113,6 +113,8 @@ MODEL = Model(
 )  # fmt: skip
 
 
+MSGSPEC = tuple(int(part) for part in msgspec.__version__.split(".")[:2])
+
 # Annotations and values that must come back equal and of the same type.
 ROUND_TRIPS: list[tuple[Any, Any]] = [
     (int, 5),
@@ -138,7 +140,7 @@ ROUND_TRIPS: list[tuple[Any, Any]] = [
     (tuple[int, str], (1, "a")),
     (tuple[UUID, ...], (ONE, ONE)),
     (dict[int, list[Struct]], {1: [Struct(NOW, Colour.RED)]}),
-    (Literal["a", 1], 1),
+    *([(Literal["a", 1], 1)] if MSGSPEC >= (0, 22) else []),  # earlier ones cannot mix types
     (UserId, 7),
     (Positive, 7),
     (int | str | None, "x"),

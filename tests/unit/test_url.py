@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import traceback
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.asyncio.connection import SSLConnection as AsyncSSLConnection
 
 from qsync import ConfigError, Qsync
 from qsync.broker import redis_clients
@@ -152,6 +154,8 @@ def test_a_key_that_its_password_does_not_open_is_told(tmp_path: Path) -> None:
 
     if OPENSSL is None:
         pytest.skip("needs openssl")
+    if "ssl_password" not in inspect.signature(AsyncSSLConnection.__init__).parameters:
+        pytest.skip("needs redis-py with ssl_password for asyncio")
     certificate = make_certificate(tmp_path, "DNS:h")
     locked = tmp_path / "locked.pem"
     subprocess.run(
