@@ -120,6 +120,11 @@ class Connections:
         made._blocking, made._by_loop = {}, {}
         return made
 
+    def is_alike(self, other: Connections) -> bool:
+        """Return whether both have the same store and prefix, and clients of the same kind."""
+        mine = (self._where, self.prefix, self.client_types)
+        return mine == (other._where, other.prefix, other.client_types)
+
     def _with_provider(self, provider: CredentialProvider) -> Address:
         if not isinstance(self._where, Address):
             raise ConfigError("credential_provider: an embedded:// store has no users")

@@ -48,7 +48,7 @@ class WrappedClient(Client):
     def enqueue(
         self, task: Task, *, queue: str | None = None, durability: Durability | None = None
     ) -> Handle[Any]:
-        with _entered(self._around, [task], queue) as tasks:
+        with entered(self._around, [task], queue) as tasks:
             [outgoing] = tasks.tasks
             handle = super().enqueue(outgoing, queue=queue, durability=durability)
             tasks.sent([handle])
@@ -58,7 +58,7 @@ class WrappedClient(Client):
     def enqueue_many(
         self, tasks: Iterable[Task], *, durability: Durability | None = None
     ) -> list[Handle[Any]]:
-        with _entered(self._around, _listed(tasks), None) as outgoing:
+        with entered(self._around, _listed(tasks), None) as outgoing:
             handles = super().enqueue_many(outgoing.tasks, durability=durability)
             outgoing.sent(handles)
         self._tell(outgoing.tasks, handles)
@@ -87,7 +87,7 @@ class WrappedAsyncClient(AsyncClient):
     async def enqueue(
         self, task: Task, *, queue: str | None = None, durability: Durability | None = None
     ) -> AsyncHandle[Any]:
-        with _entered(self._around, [task], queue) as tasks:
+        with entered(self._around, [task], queue) as tasks:
             [outgoing] = tasks.tasks
             handle = await super().enqueue(outgoing, queue=queue, durability=durability)
             tasks.sent([handle])
@@ -97,7 +97,7 @@ class WrappedAsyncClient(AsyncClient):
     async def enqueue_many(
         self, tasks: Iterable[Task], *, durability: Durability | None = None
     ) -> list[AsyncHandle[Any]]:
-        with _entered(self._around, _listed(tasks), None) as outgoing:
+        with entered(self._around, _listed(tasks), None) as outgoing:
             handles = await super().enqueue_many(outgoing.tasks, durability=durability)
             outgoing.sent(handles)
         await self._tell(outgoing.tasks, handles)
@@ -126,7 +126,7 @@ class _All:
 
 
 @contextlib.contextmanager
-def _entered(
+def entered(
     around: Sequence[AroundEnqueue], tasks: Sequence[Any], queue: str | None
 ) -> Iterator[_All]:
     """Enter the context of each extension, the first one outermost."""

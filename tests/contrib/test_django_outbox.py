@@ -15,6 +15,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 from qsync import InvalidTask, Qsync
+from qsync.testing import SyncKit, inline
 from tests.contrib.test_django import enqueue_async, enqueue_sync, pending
 from tests.support import django_project
 from tests.support.stores import Store, wait_until, wait_until_async
@@ -125,3 +126,25 @@ def test_task_of_django_tasks_goes_through_the_outbox(project: Qsync, rows: Any)
         assert (rows.count(), result.enqueued_at) == (1, None)
     assert result.enqueued_at is not None
     assert pending(project, "mail") == [result.id]
+
+
+def test_tasks_in_place_use_no_outbox(project: Qsync, rows: Any) -> None:
+    from tests.support.django_shop.tasks import weigh
+
+    with inline(project):
+        with transaction.atomic():
+            handle = weigh.enqueue_sync("tea")
+            assert rows.count() == 0
+        assert handle.result(1) == 3
+
+
+def test_rows_are_sent_to_the_store_of_a_test(project: Qsync, rows: Any) -> None:
+    from tests.support.django_shop.tasks import weigh
+
+    with SyncKit(project) as kit:
+        with transaction.atomic():
+            handle = weigh.enqueue_sync("tea")
+        kit.assert_enqueued(weigh, product="tea")
+        kit.drain()
+        assert handle.result(1) == 3
+    assert (rows.count(), pending(project)) == (0, [])

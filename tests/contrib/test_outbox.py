@@ -20,6 +20,7 @@ from qsync import Client, ConfigError, InvalidTask, Qsync, Task
 from qsync.contrib.outbox import Outbox
 from qsync.contrib.outbox import relay as relays
 from qsync.contrib.outbox.database import Backlog
+from qsync.testing import SyncKit
 from tests.support import postgres
 from tests.support.postgres import Postgres
 from tests.support.stores import Store, wait_until, wait_until_async
@@ -417,3 +418,34 @@ def test_backlog_is_a_metric(outbox: Outbox, engine: Engine, held: Callable[[], 
         assert registry.get_sample_value("qsync_outbox_oldest_seconds") == pytest.approx(120, abs=9)
         assert registry.get_sample_value("qsync_outbox_sent_total") == 1
         assert registry.get_sample_value("qsync_outbox_unreadable_rows") == 0
+
+
+def test_row_carries_the_headers_of_extensions(
+    app: Qsync, client: Client, outbox: Outbox, engine: Engine
+) -> None:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    from qsync.contrib import opentelemetry
+
+    opentelemetry.instrument(app, tracer_provider=TracerProvider())
+    with Session(engine) as session:
+        row = outbox.row(Task("send"))
+        session.add(row)
+        session.flush()
+        id = row.id
+        session.commit()
+    assert "traceparent" in client.handle(id).info().headers
+
+
+def test_rows_are_sent_to_the_store_of_a_test(app: Qsync, outbox: Outbox, engine: Engine) -> None:
+    def buy(id: str) -> None:
+        with Session(engine) as session:
+            session.add(outbox.row(Task("send", id=id)))
+            session.commit()
+
+    buy("before")
+    with SyncKit(app) as kit:
+        buy("within")
+        assert [task.id for task in kit.enqueued("send")] == ["within"]
+    buy("after")
+    assert pending(app) == ["before", "after"]

@@ -89,12 +89,7 @@ class DjangoOutbox:
 
     def write(self, task: Task[Any], sent: Sent) -> Task[Any]:
         """Write the row of a task, and return the task with its id; the commit sends it."""
-        nested = self._connections.nested
-        row = make_row(
-            task,
-            payload_limit=nested["payload_limit"],
-            remember_us=round(nested["remember_ids"] * 1_000_000),
-        )
+        row = make_row(task, self._connections)
         database = configuration().database
         with transaction.atomic(using=database):
             _rows(database).create(**dataclasses.asdict(row))

@@ -61,7 +61,7 @@ class ProjectSender:
     def _defer(self, task: Task[Any], sent: Sent) -> Task[Any] | None:
         """Have the commit send the task, and return it with its id; None if nothing is to wait."""
         given = configuration()
-        if given.enqueue == "outbox":
+        if given.enqueue == "outbox" and self._connections.client_types is None:
             return self.outbox.write(task, sent)
         if given.enqueue == "now" or not _in_transaction(given.database):
             return None

@@ -61,9 +61,7 @@ class Outbox:
         if not isinstance(table, str) or NAME.fullmatch(table) is None:
             raise ConfigError(f"table: {shorten(table)} is not the name of a table")
         connections = app._connections
-        self._payload_limit = connections.nested["payload_limit"]
-        self._remember_us = round(connections.nested["remember_ids"] * 1_000_000)
-        if not self._remember_us:
+        if not connections.nested["remember_ids"]:
             raise ConfigError(
                 "outbox: the app has remember_ids=0, so that a row sent twice would run twice"
             )
@@ -119,7 +117,7 @@ class Outbox:
         return entity
 
     def _make_row(self, task: Task[Any]) -> Row:
-        return make_row(task, payload_limit=self._payload_limit, remember_us=self._remember_us)
+        return make_row(task, self._connections)
 
     @overload
     def transaction(

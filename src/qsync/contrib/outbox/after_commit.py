@@ -30,14 +30,23 @@ class AfterCommit:
     """Sends committed rows, and has them deleted. Never raises: what it leaves, a relay sends."""
 
     def __init__(self, connections: Connections) -> None:
-        self._patient = connections
-        self._quick = connections.copy(prefix=connections.prefix, patience=PATIENCE_S)
+        self._app = connections
+        self._made: Connections | None = None
         self._away_until = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
         """Close the connections of this process."""
-        self._quick.close()
+        if self._made is not None:
+            self._made.close()
+
+    @property
+    def _quick(self) -> Connections:
+        """Connections to the app's store that give up soon; tests point the app at another one."""
+        if self._made is None or not self._made.is_alike(self._app):
+            self.close()
+            self._made = self._app.copy(prefix=self._app.prefix, patience=PATIENCE_S)
+        return self._made
 
     def send(self, rows: Sequence[Row], delete: Callable[[list[str]], object]) -> None:
         """Send the rows and delete those that the store has answered for; blocks."""

@@ -10,9 +10,11 @@ from typing import Any, Final
 import msgspec
 
 from qsync import codec
+from qsync.connections import Connections
 from qsync.enqueueing import validated
 from qsync.new_task import NewTask, new_id
 from qsync.task import Task
+from qsync.wrapped_client import entered
 
 VERSION: Final = 1
 
@@ -47,11 +49,21 @@ class Row:
     created_at: datetime
 
 
-def make_row(task: Task[Any], *, payload_limit: int, remember_us: int) -> Row:
-    """Return the row of a task, with an id; InvalidTask when the task is wrong."""
+def make_row(task: Task[Any], connections: Connections) -> Row:
+    """Return the row of a task, with an id and the headers of the app's extensions.
+
+    InvalidTask when the task is wrong.
+    """
     if isinstance(task, Task) and task.id is None:
         task = task.replace(id=new_id())
-    new = validated(task, queue=None, payload_limit=payload_limit, remember_us=remember_us)
+    with entered(connections.around_enqueue, [task], None) as outgoing:
+        [task] = outgoing.tasks
+        new = validated(
+            task,
+            queue=None,
+            payload_limit=connections.nested["payload_limit"],
+            remember_us=round(connections.nested["remember_ids"] * 1_000_000),
+        )
     stored = _Stored(
         VERSION, new.message, new.due, new.fairness_key, new.lock, new.window_us, new.retention_us,
         new.remember_us,
