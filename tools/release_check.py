@@ -27,7 +27,7 @@ ROOT: Final = Path(__file__).parents[1]
 NAME: Final = "qsync-py"
 
 FREE: Final = re.compile(
-    r"\b(MIT|BSD|0BSD|Apache|ISC|PSF|Python Software Foundation|MPL|Mozilla|Unlicense)\b", re.I
+    r"\b(MIT|BSD|0BSD|Apache|ISC|PSF|Python Software Foundation|LGPL[-\w.]*|MPL|Mozilla|Unlicense)\b", re.I
 )
 """Licences that a dependency may have."""
 

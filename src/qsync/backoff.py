@@ -19,7 +19,7 @@ import msgspec
 from qsync.errors import ConfigError
 from qsync.keys import raised_at, shorten
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 WINDOWS_S: Final = ((1, 2), (15, 30), (180, 300), (600, 1200), (1800, 3600))
 """Shortest and longest delay after the first, second, ... failure, seconds; the last repeats."""

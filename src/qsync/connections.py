@@ -81,7 +81,7 @@ class Connections:
             raise ConfigError(msg)
         if type(patience) not in (int, float) or not patience >= 0:
             raise ConfigError(f"patience: {shorten(patience)} is not a number of seconds from 0")
-        self.prefix = prefix
+        self.prefix: str = prefix
         self._patience = patience
         self._options: dict[str, Any] = {
             "prefix": prefix,
@@ -104,7 +104,7 @@ class Connections:
         self.extensions: list[Extension] = []
         self.around_enqueue: list[AroundEnqueue] = []
         """What extensions do around each enqueue, the first one outermost."""
-        self.hooks = Hooks()
+        self.hooks: Hooks = Hooks()
         self.client_types: ClientTypes | None = None
         """Classes of clients that run tasks in place, in tests; None: the usual ones."""
         self.sender: Sender | None = None

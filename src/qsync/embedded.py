@@ -66,7 +66,7 @@ class Embedded:
     """The use of the store in a folder by this process, from `start` to `close` or exit."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(os.path.realpath(folder))
+        self.folder: Path = Path(os.path.realpath(folder))
         self._given = Path(folder)
         self._users: int | None = None
         self._socket: str | None = None

@@ -21,7 +21,7 @@ WITH_ERROR: Final = frozenset({"failed", "dead"})
 
 Hook = Callable[..., Any]
 
-log = logging.getLogger("qsync.hooks")
+log: Final = logging.getLogger("qsync.hooks")
 
 
 class Hooks:

@@ -74,7 +74,7 @@ _CONTAINERS: Final = {"tuple": tuple, "set": set, "frozenset": frozenset, "dict"
 _NAMES: Final = {cls: name for name, (cls, _, _) in FORMS.items()} | {
     cls: name for name, cls in _CONTAINERS.items()
 }
-CARRIED: Final = frozenset({*LEAVES, *_NAMES, list, Ext})
+CARRIED: Final[frozenset[type]] = frozenset({*LEAVES, *_NAMES, list, Ext})
 """Types whose values arrive with their type without an annotation."""
 
 

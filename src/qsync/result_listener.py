@@ -22,7 +22,7 @@ from qsync.broker.listeners import Subscription
 from qsync.errors import QsyncError
 from qsync.subscriptions import AsyncPlacement, Listener, Placement
 
-log = logging.getLogger("qsync.client")
+log: Final = logging.getLogger("qsync.client")
 
 LINGER: Final = 1.0
 """Time for which a channel stays subscribed after the last caller has gone, seconds."""

@@ -67,7 +67,7 @@ class Signature:
         parameters = list(whole.parameters.values())
         hints = [resolve(f"parameter {p.name!r}", p.annotation) for p in parameters]
         whole, parameters, hints = _unpacked(name, whole, parameters, hints)
-        self.takes_info = _takes_info(name, parameters, hints)
+        self.takes_info: bool = _takes_info(name, parameters, hints)
         self._names = frozenset(whole.parameters)
         if self.takes_info:
             del parameters[0], hints[0]

@@ -27,7 +27,7 @@ from qsync.queue_servers import NEXT_LOOK, serves, unserved
 from qsync.result_listener import AsyncListeners, Listeners
 from qsync.results import Deadline, poll_intervals, result_if_finished, retention_of
 
-log = logging.getLogger("qsync.client")
+log: Final = logging.getLogger("qsync.client")
 
 GRACE: Final = 1.0
 """Time beyond its timeout that `result` may take when the store does not answer, seconds."""

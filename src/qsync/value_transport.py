@@ -15,7 +15,7 @@ class Passage:
     """Copies values of one annotation into builtin types that arrive unchanged."""
 
     def __init__(self, annotation: Any, convert: Convert) -> None:
-        self.leaves = leaves(annotation)
+        self.leaves: frozenset[type] = leaves(annotation)
         """Types whose values need no copy and no check."""
         self._steady = is_steady(annotation)
         self._any = annotation is Any or annotation is object

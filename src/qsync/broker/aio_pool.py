@@ -24,7 +24,7 @@ class AioPool:
         self._client = client
         self._pool = client.connection_pool
         self._free: list[RedisConnection | PlainConnection] = []
-        self.available = connections
+        self.available: int = connections
         """Number of further connections that may be in use; 0: the next caller has to wait."""
         self._queue: deque[asyncio.Future[None]] = deque()
         """Callers that wait for a connection, first come first."""

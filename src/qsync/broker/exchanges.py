@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import redis.exceptions as failures
 
@@ -19,7 +19,7 @@ from qsync.broker.error_mapping import Fault, classify, is_unsupported
 from qsync.broker.slot_map import Node, SlotMap
 from qsync.errors import ConfigError
 
-log = logging.getLogger("qsync.broker")
+log: Final = logging.getLogger("qsync.broker")
 
 Command = tuple[Any, ...]
 Exchanges = Generator[list[Command], list[Any], Any]

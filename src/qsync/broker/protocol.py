@@ -66,7 +66,7 @@ class RedisConnection(asyncio.Protocol):
         self.raw = connection
         self.error: Exception | None = None
         """Error that made the connection unusable; None while it works. Close it when set."""
-        self.used = False
+        self.used: bool = False
         """Whether it has served an exchange, and so may have died while idle."""
         self._loop = asyncio.get_running_loop()
         internals = redis_internals.streams(connection)
@@ -194,7 +194,7 @@ class PlainConnection:
         self.raw = connection
         self.error: Exception | None = None
         """Error that made the connection unusable; None while it works. Close it when set."""
-        self.used = False
+        self.used: bool = False
         """Whether it has served an exchange, and so may have died while idle."""
 
     @property

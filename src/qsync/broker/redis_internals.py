@@ -11,11 +11,11 @@ import logging
 import socket
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import redis
 
-log = logging.getLogger("qsync.broker")
+log: Final = logging.getLogger("qsync.broker")
 
 
 def streams(

@@ -39,7 +39,7 @@ class Finder(redis.sentinel.Sentinel):
 
     def __init__(self, address: Address) -> None:
         settings = _settings(address, Retry(redis.backoff.NoBackoff(), 0))
-        self.forced_host = settings.pop("force_master_ip", None)
+        self.forced_host: Any = settings.pop("force_master_ip", None)
         others = settings.pop("min_other_sentinels", 0)
         super().__init__(list(address.nodes), others, sentinel_kwargs=settings)
 
@@ -54,7 +54,7 @@ class Finder(redis.sentinel.Sentinel):
                 continue
             state = answers[-1].get(service_name)
             if state and self.check_master_state(state, service_name):
-                self.sentinels = _first(sentinel, self.sentinels)
+                self.sentinels: list[Any] = _first(sentinel, self.sentinels)
                 return self.forced_host or state["ip"], state["port"]
         raise not_found(service_name, answers)
 
@@ -64,7 +64,7 @@ class AsyncFinder(redis.asyncio.sentinel.Sentinel):
 
     def __init__(self, address: Address) -> None:
         settings = _settings(address, AsyncRetry(redis.backoff.NoBackoff(), 0))
-        self.forced_host = settings.pop("force_master_ip", None)
+        self.forced_host: Any = settings.pop("force_master_ip", None)
         others = settings.pop("min_other_sentinels", 0)
         super().__init__(list(address.nodes), others, sentinel_kwargs=settings)
 
@@ -79,7 +79,7 @@ class AsyncFinder(redis.asyncio.sentinel.Sentinel):
                 continue
             state = answers[-1].get(service_name)
             if state and self.check_master_state(state, service_name):
-                self.sentinels = _first(sentinel, self.sentinels)
+                self.sentinels: list[Any] = _first(sentinel, self.sentinels)
                 return self.forced_host or state["ip"], state["port"]
         raise not_found(service_name, answers)
 

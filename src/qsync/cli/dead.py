@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -24,7 +24,7 @@ from qsync.cli.task_list import TaskQuery, collect_tasks, print_tasks
 from qsync.formatting import plural
 from qsync.state import TaskState
 
-dead = Group(name="dead", help="List, re-run and delete dead tasks.", no_args_is_help=True)
+dead: Final = Group(name="dead", help="List, re-run and delete dead tasks.", no_args_is_help=True)
 
 All = Annotated[
     bool,

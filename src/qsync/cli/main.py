@@ -22,7 +22,7 @@ from qsync.cli.top import top
 from qsync.cli.worker import worker
 from qsync.version import __version__
 
-SECTIONS: Final = {
+SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "Run": ("worker", "dashboard"),
     "Look": ("stats", "top", "task", "queue", "dead", "schedule", "servers"),
     "Check": ("doctor", "acl"),
@@ -56,7 +56,7 @@ class Sections(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-app = Group(
+app: Final = Group(
     name="qsync",
     cls=Sections,
     help="A distributed task queue on Redis or Valkey.",
@@ -70,8 +70,8 @@ app.command("worker", epilog=None)(worker)
 app.command("dashboard", epilog=None)(dashboard)
 app.command("stats", short_help="Show the tasks and counters of queues.")(stats)
 app.command("top", short_help="Watch queues, servers and running tasks.")(top)
-for group in (task, queue, dead, schedule, servers):
-    app.add_typer(group)
+for _noun in (task, queue, dead, schedule, servers):
+    app.add_typer(_noun)
 app.add_typer(servers, name="server", hidden=True)  # the other nouns are singular
 app.command("doctor", epilog=None, short_help="Check whether the store is fit for the queue.")(
     doctor

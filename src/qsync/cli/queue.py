@@ -29,7 +29,9 @@ from qsync.inspector import Change, Forgotten, Inspector, Step
 from qsync.inspector.queues import PURGED, purged_with
 from qsync.state import TaskState
 
-queue = Group(name="queue", help="List, pause, purge and delete queues.", no_args_is_help=True)
+queue: Final = Group(
+    name="queue", help="List, pause, purge and delete queues.", no_args_is_help=True
+)
 
 MAX_STEPS: Final = 1_000_000
 """Limit of the steps that delete a queue, which may fill as fast as it is emptied."""

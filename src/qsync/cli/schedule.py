@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Final, cast
 
 import typer
 
@@ -30,7 +30,7 @@ from qsync.formatting import local_time, relative
 from qsync.inspector import Change, Inspector, ScheduleInfo
 from qsync.schedule import Missed
 
-schedule = Group(
+schedule: Final = Group(
     name="schedule",
     help="List, put, pause, trigger and delete schedules.",
     no_args_is_help=True,

@@ -20,7 +20,7 @@ HELP: Final = (
     "List running servers (worker processes), drain and stop them. Without a command: list."
 )
 
-servers = Group(name="servers", help=HELP, invoke_without_command=True, epilog=EXIT_CODES)
+servers: Final = Group(name="servers", help=HELP, invoke_without_command=True, epilog=EXIT_CODES)
 
 ServerIds = Annotated[
     list[str],

@@ -61,7 +61,7 @@ class StoreSession:
     ) -> None:
         self.inspector = inspector
         self.connections = connections
-        self.address = str(connections)
+        self.address: str = str(connections)
         self.app = app
         self._runner = runner
 

@@ -38,7 +38,7 @@ from qsync.inspector import Change, Explanation, Filter, Inspector, Step, TaskDe
 from qsync.inspector.bulk import WAITING
 from qsync.state import UNFINISHED, TaskState
 
-task = Group(
+task: Final = Group(
     name="task", help="List, show, enqueue, run, cancel and delete tasks.", no_args_is_help=True
 )
 

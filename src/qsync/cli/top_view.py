@@ -62,7 +62,7 @@ class TopModel:
     def __init__(self, inspector: Inspector, address: str) -> None:
         self._inspector = inspector
         self._address = address
-        self.trouble = ""
+        self.trouble: str = ""
         """Why the last reading failed."""
         self._overview: Overview | None = None
         self._servers: list[ServerInfo] = []

@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import os
 import sys
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Final, Literal, NoReturn
 
 import typer
 
@@ -32,7 +32,7 @@ from qsync.worker.load_app import TargetError, load
 from qsync.worker.process import Plan
 from qsync.worker.supervisor import Supervisor
 
-log = logging.getLogger("qsync.worker")
+log: Final = logging.getLogger("qsync.worker")
 
 Level = Literal["debug", "info", "warning", "error"]
 

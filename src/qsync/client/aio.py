@@ -60,7 +60,9 @@ class AsyncClient(ClientBase):
         self._durable_broker = broker.with_longer_timeout(self._confirm_timeout)
         self._queries = AsyncTaskQueries(broker, prefix)
         self._registrations = AsyncRegistrations(broker.run_many, self._note_registered)
-        self.schedules = AsyncSchedules(broker, prefix, payload_limit, self._queries.check_open)
+        self.schedules: Final = AsyncSchedules(
+            broker, prefix, payload_limit, self._queries.check_open
+        )
         self._outboxes: dict[Durability | None, dict[str, Batcher[NewTask, Enqueued]]] = {
             None: {}, "fsync": {}, "replica": {}
         }  # fmt: skip

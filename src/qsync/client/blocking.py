@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Final, Self, TypeVar, overload
 
 from qsync.broker import ops, views
 from qsync.broker.base import ends_in
@@ -52,7 +52,7 @@ class Client(ClientBase):
         self._durable_broker = broker.with_longer_timeout(self._confirm_timeout)
         self._queries = TaskQueries(broker, prefix)
         self._registrations = Registrations(broker.run_many, self._note_registered)
-        self.schedules = Schedules(broker, prefix, payload_limit, self._queries.check_open)
+        self.schedules: Final = Schedules(broker, prefix, payload_limit, self._queries.check_open)
 
     def __enter__(self) -> Self:
         return self

@@ -25,8 +25,8 @@ try:
     from fastapi.responses import Response
     from starlette.requests import HTTPConnection
     from starlette.types import Message, Receive, Scope, Send
-except ModuleNotFoundError as error:
-    raise missing(error, "fastapi") from None
+except ModuleNotFoundError as _error:
+    raise missing(_error, "fastapi") from None
 
 from qsync.contrib.starlette import MountedDashboard, check_path, client_of, lifespan
 

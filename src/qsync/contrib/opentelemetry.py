@@ -35,8 +35,8 @@ try:
     from opentelemetry import propagate, trace
     from opentelemetry.context import Context
     from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
-except ModuleNotFoundError as error:
-    raise missing(error, "opentelemetry") from None
+except ModuleNotFoundError as _error:
+    raise missing(_error, "opentelemetry") from None
 
 __all__ = ["instrument"]
 

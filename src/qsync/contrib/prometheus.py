@@ -39,8 +39,8 @@ try:
         Metric,
     )
     from prometheus_client.registry import Collector
-except ModuleNotFoundError as error:
-    raise missing(error, "prometheus") from None
+except ModuleNotFoundError as _error:
+    raise missing(_error, "prometheus") from None
 
 __all__ = [
     "CONTENT_TYPE", "StoreCollector", "StoreMetrics", "instrument", "render", "server_metrics",

@@ -25,8 +25,8 @@ try:
     from starlette.applications import Starlette
     from starlette.requests import HTTPConnection
     from starlette.types import Receive, Scope, Send
-except ModuleNotFoundError as error:
-    raise missing(error, "web") from None
+except ModuleNotFoundError as _error:
+    raise missing(_error, "web") from None
 
 if TYPE_CHECKING:
     from qsync.web import Dashboard  # imported when the site starts: it needs more of the extra

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 from signal import Signals
-from typing import Any
+from typing import Any, Final
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 
 def abandon(task: asyncio.Task[Any]) -> None:

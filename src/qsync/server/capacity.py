@@ -29,16 +29,16 @@ class Capacity:
         self.ready: deque[LeasedTask] = deque()
         """Tasks leased ahead."""
         self.running = 0
-        self.started = 0
+        self.started: int = 0
         """Number of tasks started since the throughput was last measured."""
         self._started_before = 0
         self.accepting = True
         self.fairness_seen = False
         """True once a task had a fairness key: lease fewer tasks ahead, to keep the order fair."""
-        self.room_made = asyncio.Event()
+        self.room_made: asyncio.Event = asyncio.Event()
         self.notify_room = True
         """Whether to signal `room_made`; False while a round of fetches is in flight."""
-        self.idle = asyncio.Event()
+        self.idle: asyncio.Event = asyncio.Event()
         self.idle.set()
         self._refill_below = 0
         """Number of tasks in `ready` at which the server fetches again."""

@@ -31,7 +31,7 @@ from qsync.server.queue_state import QueueState
 from qsync.server.runner import Runner
 from qsync.version import __version__
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 INBOX_WAIT_S: Final = 10.0
 """Time of one blocking read of the inbox, in seconds."""
@@ -77,7 +77,7 @@ class Control:
         self._inbox = BlockingPop(broker, (self._keys.inbox(server_id),))
         self._again = asyncio.Event()
         self._registered = False
-        self.quiet = False
+        self.quiet: bool = False
 
     async def announce(self) -> None:
         """Publish the server's record twice per lease duration, until cancelled."""

@@ -20,7 +20,7 @@ from qsync.server.hook_calls import HookCalls
 from qsync.server.queue_state import LeasedTask
 from qsync.state import TaskState
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 NAMED: Final = 20
 """Maximum number of tasks that one log record names; it counts the others."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from qsync.server.queue_state import LeasedTask
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 PATIENCE_S: Final = 1.0
 """Time for which all slots must hold waiting tasks before a warning, in seconds: another server may

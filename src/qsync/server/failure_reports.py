@@ -21,7 +21,7 @@ from qsync.server.invoke import Invoker
 from qsync.server.queue_state import LeasedTask
 from qsync.task import TaskInfo
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 
 UNKNOWN_TYPES: Final = 100

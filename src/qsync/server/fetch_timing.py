@@ -67,10 +67,10 @@ class FetchTiming:
         self._lanes = lanes
         self._in_flight = in_flight
         self._lookout = lookout
-        self.shares = Shares(config.weights, strict=config.strict)
+        self.shares: Shares = Shares(config.weights, strict=config.strict)
         self.woken: set[str] = set()
         """Queues with a wake that no fetch has followed."""
-        self.retry_at = dict.fromkeys(lanes, 0.0)
+        self.retry_at: dict[str, float] = dict.fromkeys(lanes, 0.0)
         """Time before which a queue is not fetched from, after a failed fetch."""
 
     def awaited_until(self, now: float) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from qsync import codec
 from qsync.broker.ops import FetchResult
@@ -12,7 +13,7 @@ from qsync.server.capacity import Capacity
 from qsync.server.queue_state import LeasedTask, QueueState
 from qsync.server.runner import Runner
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 
 def hold(

@@ -39,7 +39,7 @@ from qsync.server.task_waits import UNSENT_S, Waiters
 from qsync.server.wake_channel import Wakes
 from qsync.server.weights import interleave
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 UNKNOWN_TYPE_YIELD_S: Final = 0.05
 UNKNOWN_TYPE_WINDOW_S: Final = 120.0

@@ -13,9 +13,9 @@ import os
 from typing import Final, NoReturn
 from weakref import WeakSet
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
-generation = 0
+generation: int = 0
 """Number of forks between the first process and this one."""
 
 
@@ -29,7 +29,7 @@ class Guard:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._closed = False
-        self.forked = False
+        self.forked: bool = False
         """True in a forked child."""
         _guards.add(self)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from typing import Final
 
 from qsync import queue_servers
 from qsync.broker.aio import AsyncBroker
@@ -12,7 +13,7 @@ from qsync.errors import QsyncError
 from qsync.keys import GlobalKeys
 from qsync.server.error_text import printable
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 
 class Rivals:

@@ -19,7 +19,7 @@ from qsync.server.leases import Refusal, ThreadLeaseKeeper
 from qsync.server.loop_watchdog import LoopWatchdog
 from qsync.server.queue_state import QueueState
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 STOP_S: Final = 1.0
 """Time that a stopping server waits for a renewal in flight, in seconds."""

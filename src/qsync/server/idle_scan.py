@@ -60,7 +60,7 @@ class Lookout:
         on_found: Callable[[], None],
         on_unsent: Callable[[QueueState], None],
     ) -> None:
-        self.many = len(lanes) > 1
+        self.many: bool = len(lanes) > 1
         self.due: set[str] = set()
         """Queues whose upkeep is due, by a look or by their due time."""
         self._broker = broker

@@ -43,7 +43,7 @@ class InlineStarter:
     def __init__(self, begin: Begin, refill: Callable[[], None]) -> None:
         self._begin = begin
         self._refill = refill
-        self.draining = False
+        self.draining: bool = False
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._queue: deque[tuple[LeasedTask, TaskInfo, BoundHandler]] = deque()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import Final
 
 from qsync.broker import ops
 from qsync.broker.aio import AsyncBroker
@@ -13,7 +14,7 @@ from qsync.errors import QsyncError
 from qsync.server.crash_isolation import ALONE_S, CrashIsolation
 from qsync.server.queue_state import RUNNING, LeasedTask
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 
 class Isolation:

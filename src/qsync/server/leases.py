@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from qsync.broker import ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
+from qsync.broker.call import Call
 from qsync.broker.ops import HandedBack, LeaseRef
 from qsync.errors import QsyncError
 from qsync.keys import shorten
@@ -21,7 +22,7 @@ from qsync.server.clock import boot_s
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import RELEASED, LeasedTask, QueueState, Stop
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 RenewAnswer = Literal["ok", "cancelled", "done", "lost"]
 
@@ -35,7 +36,7 @@ class Renewal:
     def __init__(self, tasks: Sequence[LeasedTask], lease_s: float) -> None:
         self._tasks = tasks
         self._expires = boot_s() + lease_s
-        self.call = ops.renew(
+        self.call: Call[list[RenewAnswer]] = ops.renew(
             tasks[0].lane.keys,
             [leased.held for leased in tasks],
             lease_us=int(lease_s * 1_000_000),

@@ -18,7 +18,7 @@ from qsync.server.clock import boot_s
 from qsync.server.leases import ThreadLeaseKeeper
 from qsync.server.queue_state import QUEUED, LeasedTask, QueueState
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 STALL_S: Final = 1.0
 """Time without a turn of the event loop after which it counts as stalled, in seconds."""
@@ -32,7 +32,7 @@ class LoopWatchdog:
 
     def __init__(self, ready: deque[LeasedTask]) -> None:
         self._ready = ready
-        self.thread = threading.get_ident()
+        self.thread: int = threading.get_ident()
         """Thread of the event loop."""
         self._beat_sent = self._beat_seen = time.monotonic()
         self._logged = False

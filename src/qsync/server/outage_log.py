@@ -14,7 +14,7 @@ from typing import Final
 
 from qsync.errors import QsyncError, StoreUnavailable
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 REMIND_S: Final = 60.0
 """Interval of the log lines while the store is unreachable, in seconds."""

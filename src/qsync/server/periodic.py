@@ -29,7 +29,7 @@ from qsync.server.outage_log import Outage
 from qsync.server.schedule_heap import Agenda, Entry
 from qsync.task import Task
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 GRACE_US: Final = 30_000_000
 """Delay up to which a tick counts as on time, in microseconds, whatever its schedule says about

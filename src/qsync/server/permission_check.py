@@ -12,7 +12,7 @@ from qsync.broker.base import ends_in
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.keys import QueueKeys
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 
 CHECK_S: Final = 1.0

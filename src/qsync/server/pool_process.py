@@ -71,13 +71,13 @@ class Call:
         claim: Claim | None,
         future: asyncio.Future[bytes],
     ) -> None:
-        self.path = path
-        self.info = info
+        self.path: str = path
+        self.info: bytes = info
         """The task in msgpack; empty: only import the handler."""
-        self.limit = limit
-        self.claim = claim
-        self.future = future
-        self.tries = 0
+        self.limit: float | None = limit
+        self.claim: Claim | None = claim
+        self.future: asyncio.Future[bytes] = future
+        self.tries: int = 0
         """Number of processes that died with this call unanswered and without any call begun."""
 
 
@@ -112,13 +112,13 @@ class WorkerProcess:
         self._prepared: set[str] = set()
         self.sent: deque[Call] = deque()
         """Calls without an answer, in order; only the first one can have begun."""
-        self.since = self._loop.time()
+        self.since: float = self._loop.time()
         """Time of the last answer, or of the first call sent to the idle process if later."""
-        self.quick = False
+        self.quick: bool = False
         """True if the last calls took less than QUICK_S each, so that others may be sent ahead."""
         self.preparing = False
-        self.dead = False
-        self.calls = 0
+        self.dead: bool = False
+        self.calls: int = 0
         self.timer: asyncio.TimerHandle | None = None
 
     def is_prepared(self, path: str) -> bool:

@@ -30,7 +30,7 @@ from qsync.task import TaskInfo
 
 __all__ = ["HandlerError", "ProcessPool"]
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 IDLE_S: Final = 60.0
 """Idle time after which a process is ended, in seconds."""

@@ -189,11 +189,11 @@ class QueueState:
     )  # fmt: skip
 
     def __init__(self, keys: QueueKeys) -> None:
-        self.keys = keys
-        self.queue = keys.queue
+        self.keys: QueueKeys = keys
+        self.queue: str = keys.queue
         self.held: dict[str, LeasedTask] = {}
         """Leased tasks by id; the heartbeat thread reads copies of it."""
-        self.number = 0
+        self.number: int = 0
         """Number of the last fetch sent."""
         self.in_flight: FetchInFlight | None = None
         """Fetch without an answer, or None; the heartbeat thread reads it."""
@@ -203,31 +203,31 @@ class QueueState:
         """Token of the last fetch whose tasks went back unread."""
         self.unread_ids: Sequence[str] = ()
         """Ids that the heartbeat thread renewed for a fetch whose answer is unread."""
-        self.requested = 0
+        self.requested: int = 0
         """Number of tasks that the fetch in flight asks for."""
-        self.sent_at = 0.0
+        self.sent_at: float = 0.0
         """Time at which the fetch in flight was sent, by boot_s."""
-        self.exhausted = False
+        self.exhausted: bool = False
         """True if the last fetch left no tasks: wait for a wake."""
-        self.has_more_pending = False
+        self.has_more_pending: bool = False
         """True if the last fetch left pending tasks."""
-        self.refused = False
+        self.refused: bool = False
         """True if the store refused the last settlements: fetch nothing until it accepts them."""
-        self.upkeep_pending = False
+        self.upkeep_pending: bool = False
         """True if more upkeep of the queue is due at once."""
-        self.last_fetch = -1e9
+        self.last_fetch: float = -1e9
         """Time of the last answer to a fetch, by boot_s."""
-        self.answered = -1e9
+        self.answered: float = -1e9
         """Time of the last answer to a fetch or a look, by boot_s."""
         self.next_due: float | None = None
         """Time at which a task or upkeep of the queue is next due, by boot_s."""
-        self.unknown_type_at = -1e9
+        self.unknown_type_at: float = -1e9
         """Time at which this server last handed back a task without a handler, by boot_s."""
         self.generation: str | None = None
         """Generation of the queue's data at the last fetch."""
-        self.store_now_us = 0
+        self.store_now_us: int = 0
         """Store's clock at the last fetch, in microseconds; 0 before the first fetch."""
-        self.store_now_read_at = 0.0
+        self.store_now_read_at: float = 0.0
         """Time at which that fetch was sent, by boot_s."""
 
     def store_time_us(self) -> int:

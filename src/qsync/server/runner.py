@@ -41,7 +41,7 @@ from qsync.server.settler import Settler
 from qsync.server.stopping import HungHandlers, Stopping
 from qsync.task import PAYLOAD_LIMIT, TaskInfo
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 MARK_AGAIN_US: Final = 5_000_000
 """Delay before the next attempt of a task that could not be marked as running, in microseconds."""
@@ -89,7 +89,7 @@ class Runner:
         self._suspect_timer: asyncio.TimerHandle | None = None
         self._guard = fork_guard.Guard(self._loop)
         self._failures = Failures(config, invoker, rivals, hooks)
-        self.stopping = Stopping(
+        self.stopping: Stopping = Stopping(
             config, [settler.lane for settler in settlers.values()], capacity, suspects, hung,
             settle=self.settle, on_give_up=self.give_up, on_lost=on_lost,
         )  # fmt: skip

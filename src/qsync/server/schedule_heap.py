@@ -17,8 +17,8 @@ class Entry:
     __slots__ = ("after_us", "at_us", "build", "periodic")
 
     def __init__(self, periodic: Periodic, build: Callable[[], Task]) -> None:
-        self.periodic = periodic
-        self.build = build
+        self.periodic: Periodic = periodic
+        self.build: Callable[[], Task] = build
         self.after_us: int | None = None
         self.at_us: int | None = None
         """Time of the next check, in microseconds; None: never again."""

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from qsync.broker.address import Address
 from qsync.broker.aio import AsyncBroker
@@ -22,7 +22,7 @@ from qsync.hooks import Hooks
 from qsync.keys import QueueKeys, check_name
 from qsync.mux import Middleware, Mux, check_mux
 from qsync.server.capacity import Capacity
-from qsync.server.config import config_of, holder_of, new_server_id, seconds
+from qsync.server.config import Config, config_of, holder_of, new_server_id, seconds
 from qsync.server.control import Control
 from qsync.server.crash_isolation import CrashIsolation
 from qsync.server.crash_log import CrashLog
@@ -52,7 +52,7 @@ from qsync.server.stopping import HungHandlers
 from qsync.server.store_check import check_store, read_store_info
 from qsync.server.stored_ticks import StoredTicks
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 
 class _StopRequested(QsyncError):
@@ -75,22 +75,22 @@ class Server:
         periodic: Sequence[PeriodicTask] = (),
         **config: Any,
     ) -> None:
-        self.config = config_of(config)
-        self.id = self.config.server_id or new_server_id()
-        self.holder = holder_of(self.config.server_id, self.id)
+        self.config: Config = config_of(config)
+        self.id: str = self.config.server_id or new_server_id()
+        self.holder: str = holder_of(self.config.server_id, self.id)
         """Prefix of the server's lease tokens."""
-        self.prefix = check_name("prefix", prefix)
+        self.prefix: str = check_name("prefix", prefix)
         self.address = address
-        self.mux = check_mux(mux)
+        self.mux: Mux = check_mux(mux)
         self.periodic = periodic
         """Periodic tasks of the app, whose ticks the server enqueues."""
-        self.lost_leases = 0
+        self.lost_leases: int = 0
         """Number of leases that this server has lost."""
-        self.broken = False
+        self.broken: bool = False
         self._mismatch: SchemaMismatch | None = None
-        self.overloaded_by_hung = False
+        self.overloaded_by_hung: bool = False
         """True once more handlers hang than `max_hung` allows; the server then stops."""
-        self.told_to_stop = False
+        self.told_to_stop: bool = False
         """True once an operator has stopped the server, e.g. from the dashboard. A supervisor must
         not start another server in its place."""
         self.wait_for_store = False
@@ -100,8 +100,8 @@ class Server:
         self.client_type: Callable[..., Client] = Client
         self.async_client_type: Callable[..., AsyncClient] = AsyncClient
         """Class of `current().client` on the event loop; in a thread it is `client_type`."""
-        self.replaced = ReplacedParts()
-        self.hooks = Hooks()
+        self.replaced: ReplacedParts = ReplacedParts()
+        self.hooks: Hooks = Hooks()
         """Hooks of the server's tasks; add to them before the start."""
         self._on_stop_order: Callable[[], object] | None = None
         self._health: HealthProbe | None = None

@@ -26,7 +26,7 @@ from qsync.server.pipelined_calls import Together
 from qsync.server.queue_state import SETTLING, LeasedTask, QueueState
 from qsync.server.run_metrics import RunMetrics
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 Record = Completion | Retried | Killed | HandedBack | LeaseRef
 Entry = tuple[LeasedTask | None, Record]

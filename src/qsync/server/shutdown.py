@@ -19,7 +19,7 @@ from qsync.server.part import cancel
 from qsync.server.settler import Settler
 from qsync.server.stopping import Stopping
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 FORCED_S: Final = 0.3
 """Time for each step after a second signal, in seconds."""

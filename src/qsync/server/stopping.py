@@ -22,7 +22,7 @@ from qsync.server.crash_isolation import CrashIsolation
 from qsync.server.queue_state import QUEUED, RUNNING, LeasedTask, QueueState, Stop
 from qsync.server.timeouts import Timeouts
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 HUNG_AFTER_S: Final = 5.0
 """Time after its stop from which a running handler counts as hung, in seconds."""
@@ -34,7 +34,7 @@ class HungHandlers:
     def __init__(self, maximum: int, on_too_many: Callable[[int], None]) -> None:
         self._maximum = maximum
         self._on_too_many = on_too_many
-        self.count = 0
+        self.count: int = 0
 
     def add(self) -> None:
         """Count one more hung handler."""
@@ -71,8 +71,10 @@ class Stopping:
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._waits_for_threads = config.threads is None
-        self.default_timeout = None if config.timeout is None else seconds(config.timeout)
-        self.timeouts = Timeouts(self._on_timeout)
+        self.default_timeout: float | None = (
+            None if config.timeout is None else seconds(config.timeout)
+        )
+        self.timeouts: Timeouts = Timeouts(self._on_timeout)
         self._unresponsive: WeakSet[asyncio.Task[None]] = WeakSet()
         """asyncio tasks of handlers that ignore their cancellation."""
 

@@ -25,7 +25,7 @@ from qsync.keys import GlobalKeys, QueueKeys, shorten
 from qsync.schedule import tick_id
 from qsync.server.outage_log import Outage
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 POLL_S: Final = 1.0
 """Interval for reading which queues have schedules to look at, in seconds."""

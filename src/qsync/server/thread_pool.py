@@ -20,7 +20,7 @@ from qsync.server.stopping import HUNG_AFTER_S, HungHandlers
 
 __all__ = ["HandlerError", "ProcessPool", "ThreadPool", "Threads"]
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 REPLACE_S: Final = 0.25
 """Delay before another thread replaces one whose call was abandoned, in seconds. Queued calls that
@@ -84,7 +84,7 @@ class ThreadPool:
     def __init__(self, threads: int, hung: HungHandlers | None = None) -> None:
         self._threads = threads
         self._hung = hung
-        self.lost = 0
+        self.lost: int = 0
         """Number of threads that run an abandoned function."""
         self._live = 0
         self._unreplaced = 0

@@ -30,7 +30,7 @@ from qsync.server.outage_log import Outage
 from qsync.server.queue_state import QueueState
 from qsync.subscriptions import AsyncPlacement, Listener
 
-log = logging.getLogger("qsync.server")
+log: Final = logging.getLogger("qsync.server")
 
 KEPT_US: Final = 3600 * 1_000_000
 """Time for which a queue keeps the id of an idle server that does not register again, in

@@ -38,7 +38,7 @@ class CrashPlan:
             msg = f"crash: there is no point {shorten(point)}; there are {', '.join(POINTS)}"
             raise ConfigError(msg)
         self.point = point
-        self.happened = False
+        self.happened: bool = False
 
     def arm(self, server: Server) -> None:
         """Have this server, which has not started, crash at the point."""

@@ -113,11 +113,11 @@ class TestStore:
     __test__ = False  # not a test of pytest
 
     def __init__(self, address: Address, prefix: str, session: SessionStore) -> None:
-        self.clock = Clock()
+        self.clock: Clock = Clock()
         self.prefix = prefix
         self.session = session
-        self.address = replace(address, clock=self.clock.now_us)
-        self.broker = Broker(self.address)
+        self.address: Address = replace(address, clock=self.clock.now_us)
+        self.broker: Broker = Broker(self.address)
 
     def close(self) -> None:
         """Delete what the test left."""

@@ -13,7 +13,7 @@ from qsync.instrumentation import missing
 
 try:
     from qsync.web.app import Dashboard, create_app
-except ModuleNotFoundError as error:
-    raise missing(error, "web") from None
+except ModuleNotFoundError as _error:
+    raise missing(_error, "web") from None
 
 __all__ = ["Dashboard", "create_app"]

@@ -40,7 +40,7 @@ from qsync.web.pages import Mask, Site, make_environment
 from qsync.web.sampler import Sampler
 from qsync.web.security import Guard, Rules, sign_in_of
 
-log = logging.getLogger("qsync.web")
+log: Final = logging.getLogger("qsync.web")
 
 View = Callable[[Site, Request], Awaitable[Response]]
 

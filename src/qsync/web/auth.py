@@ -21,7 +21,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from qsync.errors import ConfigError, InvalidTask
 from qsync.web.query import parse_form
 
-log = logging.getLogger("qsync.web")
+log: Final = logging.getLogger("qsync.web")
 
 Answer = bool | str | Response | None
 Auth = Callable[[Request], Answer | Awaitable[Answer]]

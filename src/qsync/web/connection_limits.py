@@ -133,8 +133,9 @@ class _Connection:
         self._loop = asyncio.get_running_loop()
         self._requests = self._reading = 0
         self._timer: asyncio.TimerHandle | None = None
-        self.since = self._loop.time()
-        self.host = self.network = ""
+        self.since: float = self._loop.time()
+        self.host: str = ""
+        self.network: str = ""
 
     @property
     def is_idle(self) -> bool:

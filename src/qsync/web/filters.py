@@ -7,6 +7,7 @@ direction of text.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 from markupsafe import Markup
@@ -67,7 +68,7 @@ def coarse(value: float) -> str:
     return "0 s" if value <= 0 else coarse_duration(value)
 
 
-FILTERS: Final = {
+FILTERS: Final[dict[str, Callable[..., str]]] = {
     "coarse": coarse,
     "count": count,
     "short_count": short_count,

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from qsync.errors import QsyncError
 from qsync.inspector import Day, Inspector, QueueInfo
 
-log = logging.getLogger("qsync.web")
+log: Final = logging.getLogger("qsync.web")
 
 INTERVAL_S: Final = 5.0
 SAMPLES: Final = 181

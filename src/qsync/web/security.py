@@ -26,7 +26,7 @@ from qsync.web.auth import (
     same_origin,
 )
 
-log = logging.getLogger("qsync.web")
+log: Final = logging.getLogger("qsync.web")
 
 BODY_LIMIT: Final = 64 * 1024
 QUERY_LIMIT: Final = 8 * 1024

@@ -19,7 +19,7 @@ from qsync.web.bulk_actions import back_to
 from qsync.web.pages import Mask, Site, links
 from qsync.web.query import DEFAULT_LIMIT, PAGE_SIZE, Fields, Selection, selection_of
 
-log = logging.getLogger("qsync.web")
+log: Final = logging.getLogger("qsync.web")
 
 MAX_CURSOR_LENGTH: Final = 600
 MAX_SEARCHED: Final = 10**12

@@ -35,7 +35,7 @@ from qsync.worker.limits import AGAIN_S, Limits, memory_used
 from qsync.worker.limits import LOOK_S as LIMITS_S
 from qsync.worker.load_app import TargetError, load
 
-log = logging.getLogger("qsync.worker")
+log: Final = logging.getLogger("qsync.worker")
 
 LOOK_S: Final = 0.5
 """Time between two checks for newly imported files, in seconds."""

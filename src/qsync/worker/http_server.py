@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from qsync.errors import ConfigError
 
-log = logging.getLogger("qsync.worker")
+log: Final = logging.getLogger("qsync.worker")
 
 HEAD_LIMIT: Final = 8192
 """Largest size of a request, in bytes."""

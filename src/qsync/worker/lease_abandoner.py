@@ -24,7 +24,7 @@ from qsync.server.crash_log import listed, name_of
 from qsync.server.outage_log import Outage
 from qsync.state import TaskState
 
-log = logging.getLogger("qsync.worker")
+log: Final = logging.getLogger("qsync.worker")
 
 T = TypeVar("T")
 

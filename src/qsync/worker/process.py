@@ -36,7 +36,7 @@ import msgspec
 from qsync.server.health import ProcessHealth, ServerHealth
 from qsync.server.metrics import MetricRow
 
-log = logging.getLogger("qsync.worker")
+log: Final = logging.getLogger("qsync.worker")
 
 FIRST_S: Final = 1.0
 """Time after readiness, in seconds, within which an error still counts as a failure to start."""
@@ -68,12 +68,12 @@ class Child:
 
     def __init__(self, number: int, plan: Plan) -> None:
         self.number = number
-        self.server_id = make_server_id()
-        self.queues = list(plan.queues)
+        self.server_id: str = make_server_id()
+        self.queues: list[str] = list(plan.queues)
         self.error: str | None = None
-        self.trace = ""
+        self.trace: str = ""
         """Traceback of `error`."""
-        self.retired = False
+        self.retired: bool = False
         """Whether an operator told the child to stop."""
         self.worn: str | None = None
         """Limit that the child has reached, as text; None if it has reached none."""
@@ -82,10 +82,10 @@ class Child:
         self.code: int | None = None
         self.uptime_s: float | None = None
         """Seconds from readiness to the end of the child; None if it was never ready."""
-        self.stop_requests = 0
-        self.changed = asyncio.Event()
+        self.stop_requests: int = 0
+        self.changed: asyncio.Event = asyncio.Event()
         """Set when the child is ready, and when it has ended."""
-        self.ended = asyncio.Event()
+        self.ended: asyncio.Event = asyncio.Event()
         self.rows: list[MetricRow] = []
         """Metrics as of the child's last report."""
         self._heard_at = time.monotonic()

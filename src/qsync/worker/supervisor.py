@@ -27,7 +27,7 @@ from qsync.worker.lease_abandoner import LeaseAbandoner
 from qsync.worker.process import FIRST_S, Child, Plan
 from qsync.worker.zombie_reaper import keep_reaping
 
-log = logging.getLogger("qsync.worker")
+log: Final = logging.getLogger("qsync.worker")
 
 TRIES: Final = 5
 """Number of failures to start in a row after which the worker gives up."""

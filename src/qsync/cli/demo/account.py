@@ -69,7 +69,7 @@ class History:
         self.done: dict[str, dict[str, set[str]]] = defaultdict(dict)  # kind: id: digests
         self.failed: dict[str, set[tuple[str, int]]] = defaultdict(set)  # kind: id, attempt
         self.running: dict[int, set[str]] = defaultdict(set)  # pid: ids
-        self.events = 0  # without those of ticks
+        self.events: int = 0  # without those of ticks
 
     def poll(self) -> None:
         """Read what is new."""

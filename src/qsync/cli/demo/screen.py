@@ -6,6 +6,7 @@ import time
 from typing import Final, Literal
 
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -39,7 +40,7 @@ class Screen:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._began = self._shown_at = time.monotonic()
-        self.status = console.status("starting")
+        self.status: Status = console.status("starting")
 
     def tell(self, text: str, *, loud: bool = False) -> None:
         """Print a line about something that happened."""

@@ -56,7 +56,7 @@ async def recorded(task: TaskInfo, call_next: CallNext) -> Any:
     return value
 
 
-app = Qsync()  # QSYNC_URL names the store
+app: Final = Qsync()  # QSYNC_URL names the store
 
 
 @app.task("hash", middleware=[recorded])

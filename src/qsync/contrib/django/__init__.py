@@ -19,8 +19,8 @@ from qsync.instrumentation import missing
 
 try:
     import django as _django  # noqa: F401 - the extra is there
-except ModuleNotFoundError as error:
-    raise missing(error, "django") from None
+except ModuleNotFoundError as _error:
+    raise missing(_error, "django") from None
 
 if TYPE_CHECKING:
     from qsync.app import Qsync

@@ -16,8 +16,8 @@ class QsyncConfig(AppConfig):
 
     name = "qsync.contrib.django"
     label = "qsync"
-    verbose_name = "qsync"
-    default_auto_field = "django.db.models.BigAutoField"
+    verbose_name: str = "qsync"
+    default_auto_field: str = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
         """Register the checks, prepare the processes of handlers, and find the tasks."""

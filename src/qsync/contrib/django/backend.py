@@ -37,7 +37,7 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
     takes them as well.
     """
 
-    task_class = tasks.QsyncTask
+    task_class: type = tasks.QsyncTask
     supports_defer = True
     supports_async_task = True
     supports_get_result = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from django.db import models
 
 from qsync.contrib.outbox.rows import ID_LENGTH, QUEUE_LENGTH
@@ -10,10 +12,10 @@ from qsync.contrib.outbox.rows import ID_LENGTH, QUEUE_LENGTH
 class OutboxRow(models.Model):
     """A task that was written in a transaction, until the store has it."""
 
-    id = models.CharField(max_length=ID_LENGTH, primary_key=True)
-    queue = models.CharField(max_length=QUEUE_LENGTH)
-    message = models.BinaryField()
-    created_at = models.DateTimeField(db_index=True)
+    id: models.CharField[str, str] = models.CharField(max_length=ID_LENGTH, primary_key=True)
+    queue: models.CharField[str, str] = models.CharField(max_length=QUEUE_LENGTH)
+    message: models.BinaryField[bytes, bytes] = models.BinaryField()
+    created_at: models.DateTimeField[datetime, datetime] = models.DateTimeField(db_index=True)
 
     class Meta:
         """The name of the table."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from functools import partial
+from typing import Final
 
 from django.conf import settings
 
@@ -20,7 +21,7 @@ from qsync.task import DEFAULT
 
 BACKEND = "qsync.contrib.django.QsyncBackend"
 
-handlers = Mux()
+handlers: Final = Mux()
 """Handlers of the tasks of django.tasks."""
 
 _lock = threading.RLock()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from asgiref.sync import sync_to_async
 from django.db import transaction
@@ -18,7 +18,7 @@ from qsync.errors import DuplicateTask
 from qsync.new_task import new_id
 from qsync.task import Arguments, Task
 
-log = logging.getLogger("qsync.django")
+log: Final = logging.getLogger("qsync.django")
 
 Sent = Callable[[], None]
 
@@ -36,7 +36,7 @@ class ProjectSender:
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
-        self.outbox = DjangoOutbox(connections)
+        self.outbox: DjangoOutbox = DjangoOutbox(connections)
 
     def enqueue(self, task: Task[Any], sent: Sent = _nothing) -> Handle[Any]:
         """Send the task now or at the commit; `sent` is called once the store has it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 try:
     from django.tasks import base, exceptions, signals, task_backends
@@ -16,15 +16,20 @@ except ModuleNotFoundError:
         from django_tasks import base, exceptions, signals, task_backends
         from django_tasks.backends.base import BaseTaskBackend
         from django_tasks.utils import normalize_json
-    except ModuleNotFoundError as error:
+    except ModuleNotFoundError as _error:
         msg = (
             "QsyncBackend needs django.tasks, which Django 6.0 has; for Django 5.2: "
             "pip install django-tasks"
         )
-        raise ModuleNotFoundError(msg, name=error.name) from None
+        raise ModuleNotFoundError(msg, name=_error.name) from None
 
 if TYPE_CHECKING:
-    Task: Any
+
+    class Task:
+        """A task of django.tasks."""
+
+        def __getattr__(self, name: str) -> Any: ...
+
     TaskContext: Any
     TaskError: Any
     TaskResult: Any
@@ -39,13 +44,13 @@ else:
 TaskResultDoesNotExist: Any = exceptions.TaskResultDoesNotExist
 
 
-def _error(name: str) -> Any:
+def _exception(name: str) -> Any:
     """Return an exception; django-tasks 0.12 and older have some by longer names."""
     return getattr(exceptions, name, None) or getattr(exceptions, f"{name}Error")
 
 
-InvalidTask = _error("InvalidTask")
-InvalidTaskBackend = _error("InvalidTaskBackend")
+InvalidTask: Final = _exception("InvalidTask")
+InvalidTaskBackend: Final = _exception("InvalidTaskBackend")
 
 __all__ = [
     "BaseTaskBackend", "InvalidTask", "InvalidTaskBackend", "Task", "TaskContext", "TaskError",

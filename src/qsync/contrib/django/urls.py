@@ -5,10 +5,12 @@ Put it before `path("admin/", admin.site.urls)`, which takes every path below it
 
 from __future__ import annotations
 
+from typing import Final
+
 from django.urls import re_path
 
 from qsync.contrib.django.dashboard import dashboard
 
 app_name = "qsync"
 
-urlpatterns = [re_path(r"^(?P<rest>.*)$", dashboard, name="dashboard")]
+urlpatterns: Final = [re_path(r"^(?P<rest>.*)$", dashboard, name="dashboard")]

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import django
 from django.apps import apps
 
@@ -15,4 +17,4 @@ __all__ = ["app"]
 if not apps.ready:
     django.setup()
 
-app = project_app()
+app: Final = project_app()

@@ -68,7 +68,7 @@ class Outbox:
         self._connections = connections
         self._name = table
         self._metadata = metadata
-        self.after_commit = AfterCommit(connections)
+        self.after_commit: AfterCommit = AfterCommit(connections)
         """Sends rows after a commit; `await outbox.after_commit.drain()` waits for that."""
 
     @cached_property

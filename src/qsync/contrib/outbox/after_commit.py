@@ -14,7 +14,7 @@ from qsync.connections import Connections
 from qsync.contrib.outbox.rows import Row
 from qsync.contrib.outbox.sending import send, send_async
 
-log = logging.getLogger("qsync.outbox")
+log: Final = logging.getLogger("qsync.outbox")
 
 PATIENCE_S: Final = 1.0
 """Time that the store has to answer after a commit, seconds; then the row is left to a relay."""

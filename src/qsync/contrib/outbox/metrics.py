@@ -14,8 +14,8 @@ from qsync.instrumentation import missing
 try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
     from prometheus_client.registry import Collector
-except ModuleNotFoundError as error:
-    raise missing(error, "prometheus") from None
+except ModuleNotFoundError as _error:
+    raise missing(_error, "prometheus") from None
 
 __all__ = ["OutboxCollector"]
 

@@ -21,8 +21,8 @@ try:
     from psycopg import AsyncConnection, Connection
     from psycopg.pq import TransactionStatus
     from psycopg.sql import SQL, Composed, Identifier
-except ModuleNotFoundError as error:
-    raise missing(error, "psycopg") from None
+except ModuleNotFoundError as _error:
+    raise missing(_error, "psycopg") from None
 
 MakeRow = Callable[[Task[Any]], Row]
 

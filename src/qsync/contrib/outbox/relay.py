@@ -26,7 +26,7 @@ from qsync.contrib.outbox.database import (
 from qsync.contrib.outbox.sending import Sent, send, send_async
 from qsync.errors import QsyncError
 
-log = logging.getLogger("qsync.outbox")
+log: Final = logging.getLogger("qsync.outbox")
 
 PAUSE_S: Final = 1.0
 """Time between two looks at the database without rows to send, seconds."""
@@ -51,7 +51,7 @@ class _Progress:
     """What both relays keep: the backlog, the rows that they cannot read, and the pauses."""
 
     def __init__(self) -> None:
-        self.sent = 0
+        self.sent: int = 0
         """Rows that this relay has sent."""
         self.backlog: Backlog | None = None
         """The rows that waited when they were last counted; None: not yet."""

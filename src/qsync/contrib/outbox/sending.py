@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from qsync.broker import ops
 from qsync.broker.base import ends_in
@@ -16,7 +16,7 @@ from qsync.contrib.outbox.rows import Row, by_queue
 from qsync.errors import QsyncError
 from qsync.new_task import NewTask
 
-log = logging.getLogger("qsync.outbox")
+log: Final = logging.getLogger("qsync.outbox")
 
 
 @dataclass(slots=True)

@@ -34,8 +34,8 @@ try:
     from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.orm import Session, SessionTransaction, registry
-except ModuleNotFoundError as error:
-    raise missing(error, "sqlalchemy") from None
+except ModuleNotFoundError as _error:
+    raise missing(_error, "sqlalchemy") from None
 
 WITHOUT_LOCKS: Final = "sqlite"
 """Dialect without row locks: a relay holds no transaction while it sends."""

@@ -15,8 +15,8 @@ from qsync.instrumentation import missing
 
 try:
     import sentry_sdk as sentry_sdk
-except ModuleNotFoundError as error:
-    raise missing(error, "sentry") from None
+except ModuleNotFoundError as _error:
+    raise missing(_error, "sentry") from None
 
 from qsync.contrib.sentry.instrumentation import instrument
 

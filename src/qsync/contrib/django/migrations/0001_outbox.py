@@ -10,7 +10,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
     """The first migration."""
 
-    initial = True
+    initial: bool = True
     dependencies: ClassVar[list[tuple[str, str]]] = []
     operations: ClassVar[list[object]] = [
         migrations.CreateModel(
