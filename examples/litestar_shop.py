@@ -43,7 +43,8 @@ async def staff(request: Request) -> bool:
 
 
 async def client(state: State) -> AsyncClient:
-    return state.client
+    opened: AsyncClient = state.client
+    return opened
 
 
 @post("/orders/{product:str}")

@@ -2,19 +2,22 @@
 
 It builds sdist and wheel twice and compares them byte by byte, looks at their contents and
 metadata, installs the bare wheel into an environment of its own, runs the first program of the
-README there, and checks the licences of all dependencies. `make release-check` runs it.
+README there, checks the licences of all dependencies, and lets pyright and mypy look at the wheel's
+types and at the examples. `make release-check` runs it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -27,7 +30,8 @@ ROOT: Final = Path(__file__).parents[1]
 NAME: Final = "qsync-py"
 
 FREE: Final = re.compile(
-    r"\b(MIT|BSD|0BSD|Apache|ISC|PSF|Python Software Foundation|LGPL[-\w.]*|MPL|Mozilla|Unlicense)\b", re.I
+    r"\b(MIT|BSD|0BSD|Apache|ISC|PSF|Python Software Foundation|LGPL|MPL|Mozilla|Unlicense)\b",
+    re.I,
 )
 """Licences that a dependency may have."""
 
@@ -40,6 +44,9 @@ NEEDED: Final = (
 
 OWN: Final = ("qsync/", "pytest_qsync/", "qsync_py-")
 """Beginnings of the names of the wheel's files."""
+
+CHECKERS: Final = ("pyright", "mypy", "django-stubs", "flask", "litestar", "httpx", "pytest")
+"""What the check of types needs beside the extras."""
 
 
 class Wrong(Exception):
@@ -148,6 +155,27 @@ def check_installed(wheel: Path, folder: Path) -> None:
         raise Wrong(f"the README's first program printed {said!r}")
 
 
+def check_types(wheel: Path, folder: Path) -> str:
+    """Install the wheel with all extras; raise Wrong if a public name has no declared type, or an
+    example has a type error. Returns what pyright says of the public names.
+    """
+    python = folder / "types" / "bin" / "python"
+    _run(sys.executable, "-m", "venv", "--without-pip", str(folder / "types"))
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
+    extras = ",".join(metadata.metadata(NAME).get_all("Provides-Extra") or ())
+    _run(*pip, "--python", str(python), "install", f"{wheel}[{extras}]", *CHECKERS)
+    examples = folder / "examples"
+    shutil.copytree(ROOT / "examples", examples)
+    inside = {**os.environ, "VIRTUAL_ENV": str(folder / "types")}
+    inside["PATH"] = f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    pyright = str(python.with_name("pyright"))
+    _run(pyright, str(examples), cwd=folder, env=inside)
+    for program in sorted(examples.glob("*.py")):
+        _run(str(python.with_name("mypy")), "--strict", program.name, cwd=examples, env=inside)
+    said = _run(pyright, "--verifytypes", "qsync", "--ignoreexternal", cwd=folder, env=inside)
+    return said.partition("Type completeness score:")[2].strip().partition("\n")[0]
+
+
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -156,10 +184,10 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _run(*command: str, cwd: Path = ROOT) -> str:
+def _run(*command: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> str:
     """Run a command; return what it prints, or raise Wrong with it."""
     done = subprocess.run(  # noqa: S603 - programs of this tree
-        command, cwd=cwd, capture_output=True, text=True, check=False
+        command, cwd=cwd, env=env, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise Wrong(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
@@ -183,6 +211,7 @@ def main() -> int:
             say("contents and metadata are right\n")
             check_installed(wheel, folder)
             say("the bare wheel runs the README's first program\n")
+            say(f"declared types of public names: {check_types(wheel, folder)}\n")
             for line in check_licences():
                 say(f"  {line}\n")
         except Wrong as error:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["client_of", "lifespan", "mount_dashboard"]
 
 State = Mapping[str, Any]
-Lifespan = Callable[[Any], AbstractAsyncContextManager[State | None]]
+Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 
 CLIENT: Final = "qsync_client"
 """Name of the client in the state of the lifespan and of the site."""
