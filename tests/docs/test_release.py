@@ -150,7 +150,7 @@ def test_dependencies_are_followed_with_their_extras() -> None:
 
 
 @pytest.mark.slow  # builds the package three times
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_release_check_passes() -> None:
     pytest.importorskip("build", reason="needs the dependency group release")
     done = subprocess.run(
