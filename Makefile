@@ -101,6 +101,7 @@ soak: $(VENV)/installed-dev
 	$(BIN)/python -m tests.simulation --seeds 20000
 	$(BIN)/python -m tests.chaos.outbox_rounds --rounds 1000
 	$(BIN)/python -m tools.mutants
+	$(MAKE) release-check
 
 # Nothing else should run meanwhile. CHARTS=docs/charts draws those that the README shows.
 CHARTS ?= .bench/charts
