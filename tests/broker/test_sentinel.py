@@ -168,3 +168,25 @@ def test_a_client_made_by_sentinel_keeps_its_settings(
         Qsync(finder.slave_for("main"))
     with pytest.raises(ConfigError, match="master_for"):
         Qsync(finder)
+
+
+class Password:
+    """A provider of the primary's password, which counts how often it is asked."""
+
+    asked = 0
+
+    def get_credentials(self) -> tuple[str]:
+        self.asked += 1
+        return ("primary",)
+
+
+def test_provider_of_credentials_is_asked_for_the_primary_alone(
+    guarded: tuple[Store, Store], prefix: str
+) -> None:
+    url = f"redis+sentinel://{HOST}:{guarded[1].port}/main?sentinel_password=watcher"
+    provider = Password()
+    with Qsync(url, prefix=prefix, credential_provider=provider) as app:
+        assert app.ping() > 0
+        assert provider.asked == 1
+        assert asyncio.run(app.aping()) > 0
+        assert provider.asked == 2
