@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from qsync import Mux, Retry, SkipRetry, Task, TaskInfo
-from qsync.broker import ops, redis_clients
+from qsync.broker import ops, redis_clients, schedule_ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.ops import LeaseRef
 from qsync.cli.main import app
@@ -67,6 +67,8 @@ def fill(rig: Rig) -> None:
     rig.enqueue("pending", unique=True, fairness_key="tenant")
     rig.enqueue("later", delay=10**8, unique=True)
     rig.enqueue("other")
+    rig.run(schedule_ops.put_schedule(rig.keys, "daily", 10**16, b"record", now_us=rig.now))
+    rig.run(schedule_ops.announce_schedules(rig.globals, "queue", 1))
 
 
 def test_a_sound_store_is_sound(rig: Rig) -> None:
@@ -242,6 +244,18 @@ PLANTS = [
         lambda rig: rig.client.rpush(_key(rig, "wake"), "1", "1", "1"),
         {("several wakes", "")},
         lambda rig: rig.client.llen(_key(rig, "wake")) == 1,
+    ),
+    Plant(
+        "a schedule without a next tick",
+        lambda rig: rig.client.zrem(rig.keys.key("next_ticks"), "daily"),
+        {("no tick", "daily")},
+        lambda rig: rig.client.zscore(rig.keys.key("next_ticks"), "daily") is not None,
+    ),
+    Plant(
+        "a queue whose schedules servers do not look at",
+        lambda rig: rig.client.delete("test:schedule_queues"),
+        {("not announced", "test:schedule_queues")},
+        lambda rig: rig.client.hexists("test:schedule_queues", "queue"),
     ),
     Plant(
         "an unknown queue",

@@ -32,6 +32,7 @@ from qsync.server import (
     wake_channel,
 )
 from qsync.server import clock as lease_clock
+from qsync.server.replaced_parts import ReplacedParts
 from qsync.worker import lease_abandoner
 from tests.simulation import brokers
 from tests.simulation.loop import STRAND, SimLoop
@@ -121,7 +122,7 @@ def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any,
     yield new_task, "_ids", []
     yield config, "secrets", SimpleNamespace(token_hex=lambda size: chance.randbytes(size).hex())
     yield server, "os", SimpleNamespace(_exit=lambda code: this_process().crash())
-    yield server, "AsyncBroker", brokers.SimAsyncBroker
+    yield server, "ReplacedParts", partial(ReplacedParts, brokers.SimAsyncBroker)
     yield server, "Broker", brokers.SimBroker
     yield control, "BlockingPop", brokers.SimBlockingPop
 

@@ -83,6 +83,8 @@ class History:
         for at in range(profile.servers):
             population.start_server(NEW if at == 0 else self.rng.choice((OLD, NEW)))
         population.start_clients()
+        if profile.stored:
+            population.start_scheduler()
         plague = asyncio.ensure_future(self.plague.run())
         self.prolong(profile.seconds)
         while (left := self.faults_end - self.loop.now) > 0:  # noqa: ASYNC110 - faults prolong it

@@ -12,6 +12,7 @@ from typing import Any, Final
 from qsync import codec
 from tests.simulation.entries import US, Delivery, Entry
 from tests.simulation.process import Proc
+from tests.simulation.stored import StoredBook
 
 MOVED: Final = "moved"
 """A schedule that the deploy changes, from ten minutes to a second; all of its ticks are wanted."""
@@ -39,6 +40,7 @@ class Ledger:
         self.wrong: list[str] = []
         self.counts: dict[str, int] = {}
         self.ticks: dict[tuple[str, str], list[int]] = {}
+        self.stored = StoredBook(self.find)
         self.unsure = 0
         """Enqueues of which it cannot be told whether they made a task: it may have left unseen."""
         self.recreated = 0
@@ -70,15 +72,17 @@ class Ledger:
 
     def copy(self) -> Any:
         """What it knows of what the store holds."""
-        state = self.entries, self.ticks, self._open_locks, self._calls, self.unsure
+        stored = self.stored.versions, self.stored.deleted
+        state = self.entries, self.ticks, self._open_locks, self._calls, self.unsure, stored
         return deepcopy(state)
 
     def lose(self, kept: Any | None) -> None:
         """The store has lost its data: all of them, or what came after the copy was made."""
         entries, ticks = self.entries, self.ticks
         self.upkept_us.clear()
-        state = ({}, {}, {}, {}, 0) if kept is None else deepcopy(kept)
-        self.entries, self.ticks, self._open_locks, self._calls, self.unsure = state
+        state = ({}, {}, {}, {}, 0, ({}, set())) if kept is None else deepcopy(kept)
+        self.entries, self.ticks, self._open_locks, self._calls, self.unsure, stored = state
+        self.stored.versions, self.stored.deleted = stored
         for key, entry in entries.items():
             left = self.entries.get(key)
             self._starts[key] = max(entry.starts, self._starts.get(key, 0))
@@ -198,6 +202,16 @@ class Ledger:
                 self.find(f"tick {id} is from {before_us / US} s before its schedule was changed")
         ticks.append(tick_us)
         self._created(queue, now, id, options)
+
+    def _see_put_schedule(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
+        self.stored.see_put(queue, now, args, reply)
+
+    def _see_delete_schedule(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
+        self.stored.see_delete(queue, args, reply)
+
+    def _see_tick_schedules(self, queue: str, now: int, args: Sequence[Any], reply: Any) -> None:
+        for id, options in self.stored.see_ticks(queue, now, args, reply, self.back_us):
+            self._created(queue, now, id, options)
 
     # Leases
 

@@ -5,6 +5,7 @@ A mistake is planted for one history, by exchanging a piece of the code under te
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import sys
@@ -16,11 +17,11 @@ from msgspec.structs import replace
 
 from qsync import schedule
 from qsync.batching import Batcher
-from qsync.broker import aio, base, blocking, error_mapping
+from qsync.broker import aio, base, blocking, error_mapping, schedule_ops
 from qsync.broker.error_mapping import Fault
 from qsync.broker.exchanges import evalsha
 from qsync.broker.protocol import noop
-from qsync.server import leases, periodic, server
+from qsync.server import leases, periodic, server, stored_ticks
 from qsync.server import queue_state as lane_module
 from qsync.server.crash_isolation import CrashIsolation
 from qsync.server.fetcher import Fetcher
@@ -47,6 +48,7 @@ from tests.scripts.model.mistakes import (
 from tests.simulation import clock
 from tests.simulation.history import Outcome, live
 from tests.simulation.threads import Turns
+from tests.support.mutation import planted
 
 
 def heartbeat_on_the_loop() -> contextlib.AbstractContextManager[None]:
@@ -278,6 +280,48 @@ def changed_schedule_owes_ticks() -> contextlib.AbstractContextManager[None]:
     return exchanged(periodic, "digest_of", lambda schedule: "")
 
 
+def stored_tick_of_an_old_version() -> contextlib.AbstractContextManager[None]:
+    """A tick is enqueued though its schedule was changed since the server read it."""
+    right = "  elseif string.sub(record, 1, 8) ~= stamp or tonumber(score or '') ~= due then\n"
+    return planted("tick_schedules.lua", right, "  elseif not score then\n")
+
+
+def stored_tick_dies_with_its_server() -> contextlib.AbstractContextManager[None]:
+    """A schedule is set to its next tick before the task of this one is enqueued."""
+
+    async def tick_due(broker: Any, keys: Any, *, now_us: int | None = None) -> Any:
+        due = await broker.run(schedule_ops.due_schedules(keys, now_us=now_us))
+        rows = [stored_ticks._ticks(row, keys.queue, due.now_us) for row in due.rows]
+        nexts = [one for one in (due.next_us, *(row.next_us for row in rows)) if one is not None]
+        if rows:
+            moved = [row._replace(tasks=[]) for row in rows]
+            outcomes = await broker.run(schedule_ops.tick_schedules(keys, moved))
+            await asyncio.sleep(0.1)
+            left = [
+                row._replace(row=row.row._replace(next_us=row.next_us))
+                for row, outcome in zip(rows, outcomes, strict=True)
+                if outcome == "ticked"
+            ]
+            if left:
+                await broker.run(schedule_ops.tick_schedules(keys, left))
+        return stored_ticks.Ticked(due.now_us, min(nexts, default=None), len(rows), [], [])
+
+    return exchanged(stored_ticks, "tick_due", tick_due)
+
+
+def changed_stored_schedule_owes_ticks() -> contextlib.AbstractContextManager[None]:
+    """A stored schedule owes ticks from before it was put: all since a minute before."""
+    real = stored_ticks.ticks_of
+
+    def ticks_of(row: Any, content: Any, now_us: int) -> Any:
+        early_us = row.since_us - 3_000_000
+        stamp = early_us.to_bytes(8, "big")
+        found = real(row._replace(record=stamp + row.record[8:], next_us=early_us), content, now_us)
+        return found if row.next_us - row.since_us < 2_000_000 else real(row, content, now_us)
+
+    return exchanged(stored_ticks, "ticks_of", ticks_of)
+
+
 @contextlib.contextmanager
 def patience_adds_up() -> Iterator[None]:
     """A caller's patience begins when its batch is sent, not when it asks."""
@@ -324,6 +368,8 @@ MUTANTS: Final[dict[str, Plant]] = named(
     due_tasks_moved_in_two_steps, retry_without_token, lease_by_own_clock,
     fetch_without_number, tick_id_without_time, lives_share_their_leases,
     changed_schedule_owes_ticks, patience_adds_up, patience_begins_again,
+    stored_tick_of_an_old_version, stored_tick_dies_with_its_server,
+    changed_stored_schedule_owes_ticks,
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from tests.simulation.loop import SimLoop
 from tests.simulation.network import Network
 from tests.simulation.process import FATES, Proc
 from tests.simulation.profile import Profile
+from tests.simulation.stored import Scheduler
 from tests.simulation.work import MAX_CRASHES, QUEUES, Books, Handlers
 
 PREFIX: Final = "sim"
@@ -227,6 +228,21 @@ class Population:
         client = Client(brokers.SimBroker(self._address), prefix=PREFIX)
         count = max(1, self.world.profile.tasks // 3)
         await asyncio.to_thread(user.run, client, count, self.world.profile.seconds)
+
+    def start_scheduler(self) -> None:
+        """Start a client that puts schedules into the store, and changes them."""
+        world = self.world
+        process = self._process("scheduler")
+        self.others.append(process)
+        scheduler = Scheduler(
+            random.Random(f"scheduler {world.seed}"), QUEUES[1], lambda: world.network.store.now_us
+        )
+
+        async def schedule() -> None:
+            client = AsyncClient(brokers.SimAsyncBroker(self._address), prefix=PREFIX)
+            await scheduler.run(client, world.profile.seconds)
+
+        self.clients.append(process.run(schedule()))
 
     # The end
 

@@ -46,3 +46,5 @@ class Profile:
         self.threads = rng.choice((None, None, 1, 2))
         """Fewer than the tasks that may run, so that some wait for one."""
         self.faults |= {kind: rng.choice((0.0,) * 4 + (1.0,)) * hard for kind in OUTAGES}
+        self.stored = rng.random() < 0.5
+        """Whether a client puts schedules into the store."""

@@ -43,7 +43,7 @@ AT_LEAST: Final = 50
 QUICK: Final = (
     "settle without token", "heartbeat on the loop", "noscript not handled",
     "deadline by own clock", "settling not renewed", "ticks by own clock",
-    "promoted and forgotten", "lock outlives death",
+    "promoted and forgotten", "lock outlives death", "stored tick of an old version",
 )  # fmt: skip
 """Mistakes that a few seeds find; `python -m tests.simulation --mistakes` tells of all of them."""
 

@@ -13,19 +13,20 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from qsync import codec
-from qsync.broker import ops, views
+from qsync.broker import ops, schedule_ops, views
 from qsync.broker.address import Address
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.views import AuditRow
 from qsync.errors import InvalidTask
 from qsync.keys import QUEUE_KEYS, GlobalKeys, QueueKeys, check_name
 from qsync.message import Failure, decode_message
+from qsync.new_task import new_nonce
 from qsync.state import UNFINISHED, TaskState
 
 Kind = Literal[
     "several states", "no state", "no message", "not leased", "not owned", "leftover",
     "lock kept", "lock lost", "lock unkept", "strange lock", "several wakes",
-    "not registered", "wrong type", "stray key",
+    "no tick", "not announced", "not registered", "wrong type", "stray key",
 ]  # fmt: skip
 
 MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
@@ -44,6 +45,8 @@ MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
     "lock unkept": ("a unique lock would expire before its task ends", "kept until the task ends"),
     "strange lock": ("an entry of the unique locks is invalid", "removed"),
     "several wakes": ("the list that wakes servers has several elements", "reduced to one"),
+    "no tick": ("a stored schedule has no next run, so it never runs", "run from now on"),
+    "not announced": ("servers do not look at the stored schedules of a queue", "announced"),
     "not registered": ("a queue is not in the set of queues", "added"),
     "wrong type": ("a key has the wrong type: another program wrote it", ""),
     "stray key": ("a key that is not qsync's, or that should expire and does not", ""),
@@ -178,6 +181,13 @@ class Auditor:
     async def _repair(self, queue: str, kind: Kind, group: Sequence[Damage]) -> int:
         if kind == "not registered":
             return await self._broker.run(ops.register(self._keys, [queue]))
+        if kind == "not announced":
+            if queue in await self._broker.run(schedule_ops.schedule_queues(self._keys)):
+                return 0
+            number = int.from_bytes(new_nonce()[:6], "big")
+            return await self._broker.run(
+                schedule_ops.announce_schedules(self._keys, queue, number)
+            )
         rows = [(damage.id, damage.lock) for damage in group]
         record = codec.encode(Failure(error="an audit found the task in no state"))
         keys = QueueKeys(self._keys.prefix, queue)
@@ -201,6 +211,30 @@ class Auditor:
             report.lost_payloads += source in _ENDED and "tasks" not in row.beside
         report.truncated |= len(suspects) >= MAX_DAMAGES
         report.damages += await self._confirmed(keys, suspects)
+        report.damages += await self._schedules(keys, report)
+
+    async def _schedules(self, keys: QueueKeys, report: Report) -> list[Damage]:
+        """Return what is wrong with the stored schedules of a queue."""
+        names: list[str] = []
+        cursor = ""
+        while cursor != "0" and len(names) < MAX_DAMAGES:
+            call = schedule_ops.stored_page(keys, cursor=cursor or "0", count=PAGE_SIZE)
+            page = await self._broker.run(call)
+            cursor = page.cursor
+            report.ids += len(page.rows)
+            names += [row.name for row in page.rows if row.next_us is None]
+        found = []
+        for at in range(0, len(names), PAGE_SIZE):
+            part = names[at : at + PAGE_SIZE]
+            _, rows = await self._broker.run(schedule_ops.stored_schedules(keys, part))
+            lost = [row.name for row in rows if row is not None and row.next_us is None]
+            found += [Damage("no tick", keys.queue, name) for name in sorted(set(lost))]
+        page = await self._broker.run(schedule_ops.stored_page(keys, count=1))
+        if page.rows:
+            queues = await self._broker.run(schedule_ops.schedule_queues(self._keys))
+            if keys.queue not in queues:
+                found.append(Damage("not announced", keys.queue, self._keys.schedule_queues))
+        return found
 
     async def _rows(self, keys: QueueKeys) -> AsyncIterator[tuple[str, AuditRow]]:
         for source in SOURCES:

@@ -23,11 +23,13 @@
 -- KEYS[17] wake      list
 -- KEYS[18] done      channel of ended tasks
 -- KEYS[19] meta      hash    schema
+-- KEYS[20] stored_schedules hash  schedules that clients put
+-- KEYS[21] next_ticks zset   these schedules by next tick, us
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] damage     text    kind of the damage
 -- ARGV[3] record     bytes   failure record for tasks that become dead
 -- ARGV[4] lease      int us  lease of a task that has an owner and no state
--- ARGV[5...] two values per task: id, lock
+-- ARGV[5...] two values per task: id, lock; the id may be the name of a stored schedule
 -- returns one per task: ok | changed
 check_schema()
 local now = clock(ARGV.now)
@@ -183,6 +185,15 @@ mend['several wakes'] = function()
     return false
   end
   redis.call('LTRIM', KEYS.wake, 0, 0)
+  return true
+end
+
+-- Let servers read the schedule now: they set its next tick.
+mend['no tick'] = function(id)
+  if not has(KEYS.stored_schedules, id) or redis.call('ZSCORE', KEYS.next_ticks, id) then
+    return false
+  end
+  redis.call('ZADD', KEYS.next_ticks, to_text(now), id)
   return true
 end
 
