@@ -202,11 +202,11 @@ class Qsync:
         return self._connections.inspector()
 
     def ping(self) -> float:
-        """Return the round-trip time to the store, in seconds; StoreUnavailable without answer."""
+        """Return the round-trip time to the store, in seconds, or raise StoreUnavailable."""
         return self._connections.ping()
 
     async def aping(self) -> float:
-        """Return the round-trip time to the store, in seconds; StoreUnavailable without answer."""
+        """Return the round-trip time to the store, in seconds, or raise StoreUnavailable."""
         return await self._connections.aping()
 
     def close(self) -> None:
@@ -425,7 +425,7 @@ class Qsync:
         periodic: Periodic,
         arguments: Mapping[str, Any] | None,
     ) -> PeriodicTask:
-        """Return the periodic task; ConfigError when it cannot be enqueued at every tick."""
+        """Return the periodic task. Raise ConfigError if it cannot be enqueued at every tick."""
         if arguments is not None and not isinstance(arguments, Mapping):
             raise ConfigError(f"arguments: {shorten(arguments)} is not a dict of names to values")
         given = {} if arguments is None else dict(arguments)

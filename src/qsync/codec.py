@@ -27,7 +27,7 @@ _KEPT: Final = (bytes, bytearray, memoryview, date, time, timedelta, UUID, Decim
 
 
 def _known(value: object) -> object:
-    """Return a value of a class unknown to msgspec as one of a known class; TypeError."""
+    """Return a value of a class unknown to msgspec as one of a known class, or raise TypeError."""
     if isinstance(value, TEXTS) or hasattr(type(value), "unicode_string"):  # URLs of pydantic
         return str(value)
     if hasattr(type(value), "__pydantic_decorators__"):  # a model
@@ -44,7 +44,7 @@ class CodecError(ValueError):
 
 
 def encode(value: object) -> bytes:
-    """Encode a value as msgpack; CodecError when msgpack cannot carry it."""
+    """Encode a value as msgpack. Raise CodecError if msgpack cannot carry it."""
     try:
         return _encoder.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError, UnicodeError) as error:
@@ -54,7 +54,7 @@ def encode(value: object) -> bytes:
 
 
 def encode_value(value: object) -> bytes:
-    """Encode a payload or a result so that `decode` returns it with its types; CodecError.
+    """Encode a payload or a result so that `decode` returns it with its types.
 
     A record (a dataclass, a struct, a model) becomes a map of its fields, an enum its value.
     """
@@ -72,7 +72,7 @@ def encode_value(value: object) -> bytes:
 
 
 def encode_natural(copy: object) -> bytes:
-    """Encode a copy from `natural` or `tagged`; CodecError. Dates and UUIDs become text."""
+    """Encode a copy from `natural` or `tagged`. Dates and UUIDs become text."""
     try:
         return _encoder.encode(copy)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -80,7 +80,7 @@ def encode_natural(copy: object) -> bytes:
 
 
 def natural(value: object, *, sort: bool = False) -> object:
-    """Return a copy of builtin types, for a reader that knows the type; CodecError.
+    """Return a copy of builtin types, for a reader that knows the type.
 
     `sort` puts sets and dicts in a fixed order, so that equal values have equal bytes.
     """
@@ -92,7 +92,7 @@ def natural(value: object, *, sort: bool = False) -> object:
 
 
 def tagged(value: object, *, sort: bool = False) -> object:
-    """Return a copy with extensions, which `decode` returns with its types; CodecError."""
+    """Return a copy with extensions, which `decode` returns with its types."""
     try:
         return msgpack_extensions.tag(value, sort=sort)
     except msgpack_extensions.NotCarried as error:
@@ -129,7 +129,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def decode(data: bytes, type: Any = Any) -> Any:
-    """Decode msgpack and check it against a type; CodecError when it does not match."""
+    """Decode msgpack and check it against a type. Raise CodecError if it does not match."""
     try:
         if type is Any:
             return _decode_any(data)

@@ -172,7 +172,7 @@ class Connections:
         return self.async_client_of(broker, **self._options)
 
     def extend(self, extension: Extension) -> None:
-        """Add an extension; ConfigError as for `Qsync.extend`."""
+        """Add an extension. Raise ConfigError as for `Qsync.extend`."""
         if extension.name and any(extension.name == other.name for other in self.extensions):
             raise ConfigError(f"extend: the app has the extension {extension.name!r} already")
         if extension.around_enqueue is not None and self.in_use:
@@ -249,11 +249,11 @@ class Connections:
         return await self.here().enqueue(task)
 
     def check(self, task: Task[Any]) -> None:
-        """Check and encode a task that is sent later; InvalidTask when it is wrong."""
+        """Check and encode a task that is sent later. Raise InvalidTask if it is wrong."""
         new_task(task, b"", payload_limit=self._options["payload_limit"])
 
     def ping(self) -> float:
-        """Return the time of one round trip, in seconds; StoreUnavailable without an answer."""
+        """Return the time of one round trip, in seconds, or raise StoreUnavailable."""
         broker = Broker(self.address, connections=1, patience=self._patience)
         try:
             broker.ping()  # connects
@@ -262,7 +262,7 @@ class Connections:
             broker.close()
 
     async def aping(self) -> float:
-        """Return the time of one round trip, in seconds; StoreUnavailable without an answer."""
+        """Return the time of one round trip, in seconds, or raise StoreUnavailable."""
         broker = AsyncBroker(self.address, connections=1, patience=self._patience)
         try:
             await broker.ping()

@@ -77,7 +77,7 @@ def is_steady(annotation: Any) -> bool:
 
 
 def converter(annotation: Any) -> Convert:
-    """Return a converter for the annotated type; ConfigError when no payload can hold it."""
+    """Return a converter for the annotated type. Raise ConfigError if no payload can hold it."""
     if annotation is Any or annotation is object:
         return as_it_is
     if any(map(_is_pydantics, nodes(annotation))):
@@ -276,7 +276,10 @@ def _validator(annotation: Any) -> Callable[[Any], Any]:
 
 
 def _field_names(schema: Any) -> set[str]:
-    """Return the names of all fields in a pydantic schema; ConfigError if it has ImportString."""
+    """Return the names of all fields in a pydantic schema.
+
+    Raises ConfigError if it has ImportString.
+    """
     names: set[str] = set()
     seen: set[int] = set()
     rest = [schema]

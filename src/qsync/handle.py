@@ -54,7 +54,10 @@ class _HandleBase(msgspec.Struct, Generic[K, R], eq=False, gc=False):
         return self._retention_us is not RETENTION_UNKNOWN
 
     def _seconds(self, timeout: Duration | None) -> float | None:
-        """Return the timeout of `result` in seconds; InvalidTask when no result will be kept."""
+        """Return the timeout of `result` in seconds.
+
+        Raises InvalidTask if no result will be kept.
+        """
         if self._retention_us is None:
             raise without_retention(self.id, self.queue)
         return None if timeout is None else duration_us("timeout", timeout) / 1_000_000
@@ -86,7 +89,7 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
     """
 
     def info(self) -> TaskStatus:
-        """Return the current status; TaskNotFound when the task has left the queue."""
+        """Return the current status. Raise TaskNotFound if the task has left the queue."""
         return self._status(self._queries.show(self.id, self.queue))
 
     def result(self, timeout: Duration | None = None) -> R:
@@ -144,7 +147,7 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
     """
 
     async def info(self) -> TaskStatus:
-        """Return the current status; TaskNotFound when the task has left the queue."""
+        """Return the current status. Raise TaskNotFound if the task has left the queue."""
         return self._status(await self._queries.show(self.id, self.queue))
 
     async def result(

@@ -34,7 +34,7 @@ class Hooks:
         return any(self._by_event.values())
 
     def add(self, event: object, hook: F) -> F:
-        """Add a hook and return it; ConfigError when it does not take the event's arguments."""
+        """Add a hook and return it. Raise ConfigError if it does not take the event's arguments."""
         hooks = self._by_event[check_event(event)]
         arguments = ("task", "error") if event in WITH_ERROR else ("task",)
         if not callable(hook) or not _takes(hook, len(arguments)):
@@ -56,7 +56,7 @@ class Hooks:
 
 
 def check_event(event: object) -> Event:
-    """Return the event; ConfigError when there is none of this name."""
+    """Return the event. Raise ConfigError if there is none of this name."""
     for known in EVENTS:
         if event == known:
             return known

@@ -82,7 +82,7 @@ COUNTERS: Final = (
 
 
 def check_name(field_name: str, value: object) -> str:
-    """Return the name of a prefix or queue; InvalidTask when it is not valid."""
+    """Return the name of a prefix or queue. Raise InvalidTask if it is not valid."""
     if not isinstance(value, str) or NAME.fullmatch(value) is None:
         msg = f"{field_name}: {shorten(value)} is not 1 to 128 characters of A-Z a-z 0-9 _ . -"
         raise InvalidTask(msg)
@@ -90,7 +90,7 @@ def check_name(field_name: str, value: object) -> str:
 
 
 def check_id(value: object) -> str:
-    """Return the task id; InvalidTask when it is not valid."""
+    """Return the task id. Raise InvalidTask if it is not valid."""
     if not isinstance(value, str) or TASK_ID.fullmatch(value) is None:
         msg = f"id: {shorten(value)} is not 1 to 128 printable ASCII characters without spaces"
         raise InvalidTask(msg)

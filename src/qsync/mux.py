@@ -126,14 +126,14 @@ class Mux:
         return register
 
     def add(self, handler: Handler) -> None:
-        """Register a handler; ConfigError when its type has another one."""
+        """Register a handler. Raise ConfigError if its type has another one."""
         known = self._handlers.setdefault(handler.type, handler)
         if known is not handler:
-            msg = f"type {handler.type!r} has a handler already: {_name(known.function)}"
+            msg = f"type {handler.type!r} already has a handler: {_name(known.function)}"
             raise ConfigError(msg)
 
     def include(self, other: Mux) -> None:
-        """Register all handlers of another mux; ConfigError when a type has another handler."""
+        """Register all handlers of another mux. Raise ConfigError if a type has another handler."""
         for handler in check_mux(other)._handlers.values():
             self.add(handler)
 
@@ -162,7 +162,7 @@ def make_handler(
     carry_result: CarryResult | None = None,
     rules: RetryRules = NO_RULES,
 ) -> Handler:
-    """Return a Handler for a function; ConfigError when the function cannot be one."""
+    """Return a Handler for a function. Raise ConfigError if the function cannot be one."""
     _check_type(type)
     if why := _unfit(function, takes_task=arguments is _task_itself):
         msg = f"handler of {type!r}: {shorten(function)} {why}"
@@ -187,7 +187,7 @@ def in_thread(middleware: Middleware) -> bool:
 
 
 def check_mux(mux: object) -> Mux:
-    """Return the mux; ConfigError when it is not a Mux."""
+    """Return the mux. Raise ConfigError if it is not a Mux."""
     if not isinstance(mux, Mux):
         msg = f"mux: {shorten(mux)} is not a Mux"
         raise ConfigError(msg)
@@ -195,7 +195,7 @@ def check_mux(mux: object) -> Mux:
 
 
 def check_middlewares(middleware: object) -> tuple[Middleware, ...]:
-    """Return the middleware as a tuple; ConfigError unless each takes `(task, call_next)`."""
+    """Return the middleware as a tuple. Raise ConfigError unless each takes `(task, call_next)`."""
     if not isinstance(middleware, Iterable):
         msg = f"middleware: {shorten(middleware)} is not a list of `async def (task, call_next)`"
         raise ConfigError(msg)

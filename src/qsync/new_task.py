@@ -96,7 +96,7 @@ def new_task(
     payload_limit: int = PAYLOAD_LIMIT,
     remember_us: int = 0,
 ) -> NewTask:
-    """Encode a task for the store; InvalidTask when its payload or an option is wrong.
+    """Encode a task for the store. Raise InvalidTask if its payload or an option is wrong.
 
     `remember_us` applies only to a task whose id the caller chose.
     """
@@ -107,7 +107,10 @@ def new_task(
 
 
 def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:
-    """Return the encoded payload; InvalidTask when it cannot be encoded or is over the limit."""
+    """Return the encoded payload.
+
+    Raises InvalidTask if it cannot be encoded or is over the limit.
+    """
     payload = task.payload
     if type(payload) is not bytes:
         payload = bytes(payload) if isinstance(payload, _BYTES) else _encode(payload, task.type)
@@ -119,7 +122,7 @@ def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:
 def encode_task(
     task: Task, payload: bytes, nonce: bytes, queue: str, remember_us: int = 0
 ) -> NewTask:
-    """Return the encoded task; InvalidTask when an option of it is wrong."""
+    """Return the encoded task. Raise InvalidTask if an option of it is wrong."""
     given = task.payload
     options = options_of(task)
     lock = _lock(task, payload) if options.window_us is not None else ""

@@ -28,7 +28,7 @@ def check_folder(folder: Path) -> None:
         )
         raise ConfigError(msg)
     if found.st_mode & 0o022:
-        raise ConfigError(f"{folder} may be written to by other users: chmod go-w {folder}")
+        raise ConfigError(f"{folder} is writable by other users: chmod go-w {folder}")
     for parent in folder.parents:
         mode = parent.stat().st_mode
         if mode & 0o002 and not mode & stat.S_ISVTX:
@@ -55,7 +55,9 @@ def check_socket(path: Path) -> None:
 
 
 def open_file(path: Path, flags: int = OPEN) -> int:
-    """Open a regular file of this user and return its descriptor; ConfigError for other files.
+    """Open a regular file of this user and return its descriptor.
+
+    Raises ConfigError for other files.
 
     It follows no symbolic link, and creates a missing file with mode 0600.
     """

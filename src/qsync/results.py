@@ -70,7 +70,7 @@ def without_retention(id: str, queue: str) -> InvalidTask:
 
 
 def decode_result(record: Result) -> Any:
-    """Return what the handler returned: bytes unchanged, other values decoded; QsyncError."""
+    """Return what the handler returned: bytes unchanged, other values decoded."""
     if not record.is_value:
         return record.value
     try:
@@ -81,7 +81,7 @@ def decode_result(record: Result) -> Any:
 
 
 def decoder_of(type: Any) -> Callable[[Result], Any]:
-    """Return a decoder of results of this type; ConfigError when no result can have the type.
+    """Return a decoder of results of this type. Raise ConfigError if no result can have the type.
 
     The decoder raises QsyncError when the result is of another type.
     """

@@ -42,7 +42,7 @@ NO_RULES = RetryRules()
 def retry_rules(
     *, retry_delay: Any = None, retry_for: Any = None, dont_retry_for: Any = None
 ) -> RetryRules:
-    """Check the retry options of a handler; ConfigError names a wrong option."""
+    """Check the retry options of a handler. ConfigError names a wrong option."""
     if retry_delay is not None and not _takes_two(retry_delay):
         msg = f"retry_delay: {shorten(retry_delay)} is not `def (attempt, error) -> delay`"
         raise ConfigError(msg)

@@ -296,7 +296,10 @@ def _us(utc: datetime) -> int:
 
 
 def check_schedule_name(name: object, field_name: str = "name") -> str:
-    """Return the name of a schedule, or the beginning of one; InvalidTask when it is not valid."""
+    """Return the name of a schedule, or the beginning of one.
+
+    Raises InvalidTask if it is not valid.
+    """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]{1,128}", name):
         raise InvalidTask(f"{field_name}={name!r:.200}: give 1 to 128 of A-Z a-z 0-9 _ . : -")
     return name
@@ -343,7 +346,7 @@ def _period_us(seconds: object) -> int:
 def schedule_of(
     cron: str | None, every: float | timedelta | None, tz: str | ZoneInfo | None
 ) -> Cron | Every:
-    """Return the schedule that these options describe; InvalidTask when one is wrong."""
+    """Return the schedule that these options describe. Raise InvalidTask if one is wrong."""
     if (cron is None) == (every is None):
         raise InvalidTask("schedule: give either cron= or every=")
     if cron is not None:

@@ -295,7 +295,7 @@ def _checked(
     missed: Missed,
     payload_limit: int,
 ) -> Content:
-    """Return the content of a schedule; InvalidTask when a value is wrong."""
+    """Return the content of a schedule. Raise InvalidTask if a value is wrong."""
     given = schedule_of(cron, every, tz)
     Periodic(name, given, missed)  # checks name and missed
     made = validated(task, queue=None, payload_limit=payload_limit, remember_us=0)

@@ -79,7 +79,7 @@ class Signature:
         self._returns = resolve("the return type", whole.return_annotation)
 
     def result_of(self, record: Result) -> Any:
-        """Return the function's result as its return type; QsyncError on a mismatch.
+        """Return the function's result as its return type. Raise QsyncError on a mismatch.
 
         When no payload can hold the return type, the result is decoded without a type.
         """
@@ -93,7 +93,10 @@ class Signature:
         raise QsyncError(text)
 
     def carried_result(self, value: Any) -> Any:
-        """Return a copy of the result to encode; CodecError when `result_of` would change it."""
+        """Return a copy of the result to encode.
+
+        Raises CodecError if `result_of` would change it.
+        """
         passage = self._result[1]
         if type(value) in passage.leaves or type(value) is bytes:
             return value
@@ -120,7 +123,7 @@ class Signature:
     def bind(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], *, sort: bool = False
     ) -> Arguments:
-        """Return the arguments as a payload of builtin types; InvalidTask names a wrong argument.
+        """Return the arguments as a payload of builtin types. InvalidTask names a wrong argument.
 
         `sort` puts sets and dicts in a fixed order, so that equal arguments make equal payloads. It
         also sets `identity`: the arguments that differ from their defaults, for a unique lock.
@@ -168,7 +171,10 @@ class Signature:
         return codec.encode(default) == codec.encode(carried)
 
     def arguments(self, info: TaskInfo) -> tuple[list[Any], dict[str, Any]]:
-        """Return the arguments for a call; InvalidTask on a mismatch, with the parameter's name."""
+        """Return the arguments for a call.
+
+        Raises InvalidTask on a mismatch, with the parameter's name.
+        """
         try:
             given = _decode_map(info.payload) if info.payload else {}
         except MISFITS as error:
@@ -222,7 +228,7 @@ class Signature:
 
 
 class _Resolver:
-    """Resolves annotations, which may be text, to types; ConfigError when it cannot."""
+    """Resolves annotations, which may be text, to types. Raise ConfigError if it cannot."""
 
     def __init__(self, name: str, function: Any) -> None:
         self._name = name
@@ -246,7 +252,7 @@ class _Resolver:
 
 
 def _takes_info(name: str, parameters: Sequence[Parameter], hints: Sequence[Any]) -> bool:
-    """Return whether the first parameter is TaskInfo; ConfigError when another one is."""
+    """Return whether the first parameter is TaskInfo. Raise ConfigError if another one is."""
     first = bool(hints) and hints[0] is TaskInfo and parameters[0].kind in _POSITIONAL
     for parameter, hint in list(zip(parameters, hints, strict=True))[int(first) :]:
         if any(isinstance(node, type) and issubclass(node, TaskInfo) for node in nodes(hint)):

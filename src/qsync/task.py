@@ -112,13 +112,13 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
             options_of(self)
 
     def replace(self, **changes: Any) -> Task:
-        """Return a copy with some fields changed; InvalidTask when a field is wrong."""
+        """Return a copy with some fields changed. Raise InvalidTask if a field is wrong."""
         # msgspec.structs.replace of msgspec 0.19 skips __post_init__, and so the checks.
         return type(self)(**{**msgspec.structs.asdict(self), **changes})
 
 
 def check_type(value: object) -> str:
-    """Return the task type; InvalidTask unless it is 1 to 256 printable characters."""
+    """Return the task type. Raise InvalidTask unless it is 1 to 256 printable characters."""
     if type(value) is not str or not 0 < len(value) <= 256 or not value.isprintable():
         msg = f"type: {shorten(value)} is not 1 to 256 printable characters"
         raise InvalidTask(msg)
@@ -142,7 +142,7 @@ def has_options(task: Task) -> bool:
 
 
 def options_of(task: Task) -> StoredOptions:
-    """Check the options of a task and return them as stored, without the lock; InvalidTask."""
+    """Check the options of a task and return them as stored, without the lock."""
     process_at = deadline = None
     if task.process_at is not None:
         if task.delay is not None:

@@ -145,7 +145,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         return value
 
     def options(self, /, **options: Unpack[TaskOptions]) -> TaskFunction[P, R, Q, V]:
-        """Return the same task with other options; InvalidTask when one is unknown or wrong.
+        """Return the same task with other options. Raise InvalidTask if one is unknown or wrong.
 
         `delay` replaces `process_at`, and `process_at` replaces `delay`.
         """
@@ -235,7 +235,10 @@ class TaskFunction(Generic[P, R, Q, V]):
 
 
 def task_name(function: Callable[..., Any]) -> str:
-    """Return the default name of a function's task; ConfigError when no server could import it."""
+    """Return the default name of a function's task.
+
+    Raises ConfigError if no server could import it.
+    """
     module: str | None = function.__module__
     if module in ("__main__", "__mp_main__"):
         module = _main_name(getattr(inspect.unwrap(function), "__globals__", {}))

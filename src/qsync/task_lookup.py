@@ -51,7 +51,7 @@ class Search:
                 self._found.append((name, shown))
 
     def queue(self) -> str:
-        """Return the queue of the task, preferably of one that has not ended; TaskNotFound."""
+        """Return the queue of the task, preferably of one that has not ended."""
         for name, shown in self._found:
             if shown.state not in _ENDED:
                 return name

@@ -19,7 +19,10 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def duration_us(field: str, value: Duration, *, least: float = 0.0) -> int:
-    """Return a duration in microseconds; InvalidTask unless it is from `least` to MAX_SECONDS."""
+    """Return a duration in microseconds.
+
+    Raises InvalidTask unless it is from `least` to MAX_SECONDS.
+    """
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -34,7 +37,7 @@ def duration_us(field: str, value: Duration, *, least: float = 0.0) -> int:
 
 
 def datetime_us(field: str, value: datetime) -> int:
-    """Return an aware datetime as Unix time in microseconds; InvalidTask when it is naive."""
+    """Return an aware datetime as Unix time in microseconds. Raise InvalidTask if it is naive."""
     if not isinstance(value, datetime):
         msg = f"{field}: {shorten(value)} is not a datetime"
         raise InvalidTask(msg)

@@ -22,7 +22,9 @@ class Passage:
         self._convert = convert
 
     def carry(self, value: Any, *, sort: bool = False, tagged: bool = False) -> Any:
-        """Return a copy of builtin types and extensions; CodecError when it would arrive changed.
+        """Return a copy of builtin types and extensions.
+
+        Raises CodecError if it would arrive changed.
 
         Dates, UUIDs and similar values become text where the annotation gives their type. Without
         such an annotation, or with `tagged`, they become extensions. `sort` puts sets and dicts in

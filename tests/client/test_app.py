@@ -383,7 +383,7 @@ def test_a_server_has_the_handlers_of_all_muxes(store: Store, prefix: str) -> No
     app.server(given)  # the same mux twice is no conflict
     clash = Mux()
     clash.handle("typed")(by_own)
-    with pytest.raises(ConfigError, match="'typed' has a handler already"):
+    with pytest.raises(ConfigError, match="'typed' already has a handler"):
         app.server(clash)
     with pytest.raises(ConfigError, match="concurency"):
         app.server(concurency=3)
@@ -605,7 +605,7 @@ def test_what_is_no_plain_function_is_refused(thing: Any, says: str) -> None:
 def test_a_name_is_taken_once() -> None:
     app = Qsync(URL)
     app.task("one")(nothing)
-    with pytest.raises(ConfigError, match="'one' has a handler already: nothing"):
+    with pytest.raises(ConfigError, match="'one' already has a handler: nothing"):
         app.task("one")(nothing)
     with pytest.raises(ConfigError, match="type"):
         app.task("")(nothing)

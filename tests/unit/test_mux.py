@@ -91,7 +91,7 @@ def test_what_is_no_name_of_a_type_is_refused_at_once(type: Any) -> None:
 def test_a_type_has_one_handler() -> None:
     mux = Mux()
     mux.handle("t")(plain)
-    with pytest.raises(ConfigError, match="type 't' has a handler already: plain"):
+    with pytest.raises(ConfigError, match="type 't' already has a handler: plain"):
         mux.handle("t")(on_loop)
 
 

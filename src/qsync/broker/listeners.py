@@ -318,7 +318,10 @@ class AsyncSubscription:
                 await self._send(*commands)
 
     async def read(self) -> Heard:
-        """Wait for the next event, without limit; StoreUnavailable if the connection broke."""
+        """Wait for the next event, without limit.
+
+        Raises StoreUnavailable if the connection broke.
+        """
         try:
             asked = False
             while True:

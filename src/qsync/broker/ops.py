@@ -642,7 +642,7 @@ def _settle(
 
 
 def _batch(items: Sequence[T]) -> Sequence[T]:
-    """Return the items; ValueError over MAX_TASKS_PER_CALL, which Lua's `unpack` may not take."""
+    """Return the items, at most MAX_TASKS_PER_CALL: Lua's `unpack` may not take more."""
     if len(items) > MAX_TASKS_PER_CALL:
         msg = f"{len(items)} tasks in one call are over the limit of {MAX_TASKS_PER_CALL}"
         raise ValueError(msg)

@@ -52,7 +52,7 @@ def address_of(client: client_objects.AnyClient) -> Address:
 
 
 def _supported(address: Address) -> Address:
-    """Return the address; ConfigError if the installed redis-py lacks one of its TLS options.
+    """Return the address. Raise ConfigError if the installed redis-py lacks one of its TLS options.
 
     Both the blocking and the asyncio connections must take the option.
     """

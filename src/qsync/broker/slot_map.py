@@ -59,7 +59,7 @@ class SlotMap:
         return None if node in self._doubted else node
 
     def best_guess(self, key: str) -> Node:
-        """Return the node that holds a key, suspect or not; SlotNotCoveredError without one."""
+        """Return the node that holds a key, suspect or not, or raise SlotNotCoveredError."""
         node = self._holders[key_slot(key.encode())] if self._holders else None
         if node is None:
             msg = f"no node of the cluster holds the slot of {key}"

@@ -104,11 +104,11 @@ class Content(NamedTuple):
     message: bytes
 
     def details(self) -> Message:
-        """Decode the message of the task; CodecError when it is not one of a known version."""
+        """Decode the message of the task. Raise CodecError if it is not one of a known version."""
         return decode_message(ENVELOPE_HEAD + bytes(8) + self.message)
 
     def task(self, id: str, queue: str) -> NewTask:
-        """Return the task of a tick, ready to be enqueued; CodecError as for `details`."""
+        """Return the task of a tick, ready to be enqueued. Raise CodecError as for `details`."""
         options = self.details().options
         if options is None:
             return NewTask(id, queue, self.message, "", "", "", 0, None)
@@ -139,7 +139,7 @@ def encode_record(given: Cron | Every, missed: Missed, message: bytes) -> bytes:
 
 
 def decode_record(record: bytes) -> Content:
-    """Decode a record with its stamp; CodecError, or InvalidTask for an unknown time zone."""
+    """Decode a record with its stamp. Raise CodecError, or InvalidTask for an unknown time zone."""
     try:
         head, size = struct.unpack_from(">BH", record, STAMP)
         start = STAMP + 3 + size
@@ -186,7 +186,10 @@ def ticks_of(row: StoredRow, content: Content, now_us: int) -> Ticks:
 
 
 def stored_schedule(row: StoredRow, queue: str) -> StoredSchedule:
-    """Return a schedule as its callers see it; CodecError or InvalidTask for a damaged record."""
+    """Return a schedule as its callers see it.
+
+    Raises CodecError or InvalidTask for a damaged record.
+    """
     content = decode_record(row.record)
     message, given = content.details(), content.schedule
     cron, tz = (given.expression, given.tz) if isinstance(given, Cron) else (None, None)

@@ -38,7 +38,10 @@ def decode_cut(data: bytes, length: int) -> Message:
 
 
 def _payload(head: bytes) -> tuple[int, int]:
-    """Return start and end of the payload with its length field; IndexError if there is none."""
+    """Return start and end of the payload with its length field.
+
+    Raises IndexError if there is none.
+    """
     at = 1 + 1 + 9  # the head that the script puts in front: array, version, time stamp
     _, at = _run(head, at)  # the nonce
     _, at = _run(head, at)  # the type

@@ -270,7 +270,7 @@ def delete(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Delete a schedule from the store, or one of a program that no running server publishes."""
+    """Delete a stored schedule, or a program's schedule that no running server publishes."""
     with open_store(store) as session:
         owner = _queue_of(session, name, queue)
         confirm(f"Delete schedule {name} of queue {owner}?", yes=yes)

@@ -240,7 +240,10 @@ class Client(ClientBase):
         return [reply if reply else duplicate_client_error(keys) for reply in replies]
 
     def _broker_for(self, wait: Wait, ends: float) -> Broker:
-        """Return the broker for calls with this wait; ConfigError if the store cannot confirm."""
+        """Return the broker for calls with this wait.
+
+        Raises ConfigError if the store cannot confirm.
+        """
         durability, key = store = self._store(wait)
         broker = self._durable_broker
         if store in self._confirmed_stores:

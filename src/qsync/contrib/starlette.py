@@ -101,7 +101,7 @@ def mount_dashboard(
 
 
 def check_path(path: str) -> str:
-    """Return the path without a trailing slash; ConfigError if it is not below the root."""
+    """Return the path without a trailing slash. Raise ConfigError if it is not below the root."""
     if not isinstance(path, str) or not path.startswith("/") or not path.strip("/"):
         raise ConfigError(f"path: {path!r:.80} is not a valid path; give one such as '/ops'")
     return path.rstrip("/")
@@ -140,7 +140,7 @@ class MountedDashboard:
                 self._dashboard = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request to the dashboard; ConfigError when the site is not running."""
+        """Pass the request to the dashboard. Raise ConfigError if the site is not running."""
         if self._dashboard is None:
             raise ConfigError(
                 "mount_dashboard: the lifespan of the site is not running; mounted applications "

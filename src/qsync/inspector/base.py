@@ -61,7 +61,7 @@ def cursor_at(place: PageKey, *, until_us: int = 0) -> str:
 
 
 def read_cursor(text: str | None) -> Cursor | None:
-    """Decode a cursor; InvalidTask if it is invalid."""
+    """Decode a cursor. Raise InvalidTask if it is invalid."""
     if text is None:
         return None
     try:
@@ -77,7 +77,7 @@ def read_cursor(text: str | None) -> Cursor | None:
 
 
 def check_state(state: str) -> TaskState:
-    """Return the state of this name; InvalidTask if there is none."""
+    """Return the state of this name. Raise InvalidTask if there is none."""
     try:
         return TaskState(state)
     except ValueError:
@@ -160,7 +160,10 @@ class Base:
         return rate
 
     async def ping(self) -> float:
-        """Return the seconds that a round trip to the store takes; StoreUnavailable if it fails."""
+        """Return the seconds that a round trip to the store takes.
+
+        Raises StoreUnavailable if it fails.
+        """
         return await self._broker.ping()
 
     async def aclose(self) -> None:

@@ -30,7 +30,7 @@ def show(data: bytes, *, is_value: bool) -> Shown:
             return _dump(data)
         return Shown(kind="value", text=text, cut=cut)
     try:
-        # A character that is cut at the end of the part is no error.
+        # A character that is cut at the end of the part is not an error.
         decoder = codecs.getincrementaldecoder("utf-8")()
         text = decoder.decode(data[: 4 * TEXT_LIMIT], final=len(data) <= 4 * TEXT_LIMIT)
     except UnicodeDecodeError:

@@ -289,7 +289,7 @@ class ProcessPool:
         self._changed.set()
         self._feed_soon()
 
-    async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - it is no error to reach it
+    async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - it is not an error to reach it
         """Take no more tasks, wait up to `timeout` seconds for running ones, and end the processes.
 
         Processes that still run a task then are killed.

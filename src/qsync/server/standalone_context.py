@@ -32,7 +32,7 @@ class PlainContext:
 
     @property
     def client(self) -> Any:
-        """Client that the context was given; QsyncError without one."""
+        """Client that the context was given. Raises QsyncError if there is none."""
         if self._client is None:
             msg = (
                 "current().client: no server runs this function; give it one, "

@@ -173,7 +173,7 @@ class Stopping:
 
     def _take_suspects(self, older_than: float) -> list[LeasedTask]:
         if older_than > 0:
-            return []  # suspects wait on purpose, so they do not become stale
+            return []  # Suspects are held back deliberately, so they never count as stale
         taken = list(self._suspects.waiting)
         self._suspects.waiting.clear()
         return taken

@@ -76,7 +76,10 @@ async def tick_due(broker: AsyncBroker, keys: QueueKeys, *, now_us: int | None =
 
 
 def _ticks(row: StoredRow, queue: str, now_us: int) -> TickRow:
-    """Return the due ticks of a schedule as tasks; CodecError or InvalidTask for a bad record."""
+    """Return the due ticks of a schedule as tasks.
+
+    Raises CodecError or InvalidTask for a bad record.
+    """
     if not row.record:  # the script deletes the entry
         return TickRow(row, 0, [])
     content = decode_record(row.record)

@@ -67,7 +67,7 @@ class Threads(Protocol):
     def abandon(self, future: asyncio.Future[Any]) -> bool:
         """Cancel the future of a call; return False if its function never begins."""
 
-    async def close(self, timeout: float) -> bool:  # noqa: ASYNC109 - it is no error to reach it
+    async def close(self, timeout: float) -> bool:  # noqa: ASYNC109 - it is not an error to reach it
         """Take no more calls; return False if some still run after `timeout` seconds."""
 
 
@@ -179,7 +179,7 @@ class ThreadPool:
             call.hung = True
             hung.add()
 
-    async def close(self, timeout: float) -> bool:  # noqa: ASYNC109 - it is no error to reach it
+    async def close(self, timeout: float) -> bool:  # noqa: ASYNC109 - it is not an error to reach it
         """Take no more calls, drop waiting ones, and wait up to `timeout` seconds for running ones.
 
         Return False if some still run; their threads are daemons and do not delay the exit of the

@@ -116,7 +116,10 @@ def arguments_of(task: AnyTask, status: TaskInfo) -> dict[str, Any]:
 def matching(
     tasks: Sequence[EnqueuedTask], task: AnyTask, queue: str | None, arguments: Mapping[str, Any]
 ) -> list[EnqueuedTask]:
-    """Return the tasks that have this queue and these arguments; InvalidTask for an unknown one."""
+    """Return the tasks that have this queue and these arguments.
+
+    Raises InvalidTask for an unknown one.
+    """
     known = ["payload"]
     if isinstance(task, TaskFunction):
         parameters = inspect.signature(task.__wrapped__).parameters

@@ -59,7 +59,7 @@ class Access(Protocol):
 
 
 def access_of(token: str | None, auth: Auth | Literal["host"] | None) -> Access:
-    """Return the access for these options; ConfigError if they are invalid."""
+    """Return the access for these options. Raise ConfigError if they are invalid."""
     if token is not None and auth is not None:
         raise ConfigError("auth: give either token= or auth=")
     if token is not None:

@@ -81,7 +81,7 @@ class Site:
 
     @cached_property
     def metrics(self) -> StoreMetrics:
-        """Metrics of all queues; ImportError without prometheus-client."""
+        """Metrics of all queues. Raises ImportError if prometheus-client is missing."""
         from qsync.contrib.prometheus import StoreMetrics
 
         return StoreMetrics(self.inspector)

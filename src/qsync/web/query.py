@@ -59,7 +59,10 @@ class Fields:
 
 
 def parse_form(body: bytes) -> Fields:
-    """Parse a form as browsers send it; InvalidTask if it is invalid or has too many fields."""
+    """Parse a form as browsers send it.
+
+    Raises InvalidTask if it is invalid or has too many fields.
+    """
     try:
         pairs = parse_qsl(
             body.decode("ascii"),
@@ -126,7 +129,7 @@ class Selection:
 
 
 def selection_of(fields: Fields, state: str | None = None) -> Selection:
-    """Parse the selection from a query or a form; InvalidTask if the state is unknown."""
+    """Parse the selection from a query or a form. Raise InvalidTask if the state is unknown."""
     name = state or fields.text("state") or TaskState.PENDING
     try:
         known = TaskState(name)

@@ -85,7 +85,10 @@ async def _edit(site: Site, values: dict[str, str]) -> Change:
 
 
 def _when(values: dict[str, str]) -> dict[str, Any]:
-    """Return when a schedule ticks, as its form says; InvalidTask for a period that is none."""
+    """Return when a schedule ticks, as its form says.
+
+    Raises InvalidTask for a period that is none.
+    """
     every = values["every"]
     try:
         seconds = float(every) if every else None

@@ -63,7 +63,10 @@ def memory_used() -> int:
 
 
 def size_of(text: str) -> int:
-    """Return the bytes of `1GiB`, `500MB` or `1048576`; ValueError if it is no size over 0."""
+    """Return the bytes of `1GiB`, `500MB` or `1048576`.
+
+    Raises ValueError if it is no size over 0.
+    """
     found = _SIZE.fullmatch(text.strip())
     unit = None if found is None else _UNITS.get(found[2].lower())
     if found is None or unit is None or (size := int(float(found[1]) * unit)) < 1:

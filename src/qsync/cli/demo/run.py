@@ -148,7 +148,7 @@ class Run:
         self._servers = self._unfinished = 0
 
     async def play(self, *, clean_up: bool) -> Summary:
-        """Return the account of a whole run; DemoError if it cannot continue."""
+        """Return the account of a whole run. Raise DemoError if it cannot continue."""
         try:
             return await self._play(clean_up)
         except BaseExceptionGroup as group:
@@ -249,7 +249,10 @@ class Run:
             await self._until(lambda: not self._unfinished, "the last tasks")
 
     async def _until(self, holds: Callable[[], bool], what: str) -> None:
-        """Wait until something holds, on any machine; DemoError if nothing happens any more."""
+        """Wait until something holds, on any machine.
+
+        Raises DemoError if nothing happens any more.
+        """
         events, changed_at = -1, time.monotonic()
         while not holds():
             if events != self._history.events:

@@ -53,7 +53,7 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
                 )
 
     def validate_task(self, task: Any) -> None:
-        """Check a task; InvalidTask of Django when it or an option is wrong."""
+        """Check a task. Raise Django's InvalidTask if it or an option is wrong."""
         super().validate_task(task)
         try:
             tasks.check(task, self.options)
@@ -93,7 +93,9 @@ class QsyncBackend(tasks_api.BaseTaskBackend):
         return result
 
     def get_result(self, result_id: str) -> Any:
-        """Return the TaskResult of an id; TaskResultDoesNotExist when the store does not have it.
+        """Return the TaskResult of an id.
+
+        Raises TaskResultDoesNotExist if the store does not have it.
 
         A result is kept for its retention, by default a day; a failed task as long as other dead
         tasks.

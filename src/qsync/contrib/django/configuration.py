@@ -66,7 +66,7 @@ def app_options() -> tuple[str, ...]:
 
 @cache
 def configuration() -> Configuration:
-    """Return the checked setting; SettingError names what is wrong."""
+    """Return the checked setting. SettingError names what is wrong."""
     given = getattr(settings, "QSYNC", {})
     if not isinstance(given, Mapping):
         raise SettingError(f"QSYNC: {shorten(given)} is not a dict", "qsync.E002")

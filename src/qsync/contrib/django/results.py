@@ -16,7 +16,7 @@ from qsync.times import from_us
 
 
 def result_from(id: str, queue: str, shown: StoredTask | None) -> Any:
-    """Return the TaskResult of a task in the store; TaskResultDoesNotExist without it."""
+    """Return the TaskResult of a stored task, or raise TaskResultDoesNotExist."""
     message = None if shown is None else message_of(shown)
     if shown is None or message is None:
         raise tasks_api.TaskResultDoesNotExist(id)

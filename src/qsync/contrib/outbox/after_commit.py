@@ -59,7 +59,9 @@ class AfterCommit:
                 self._leave(sent.error)
             if sent.ids:
                 delete(sent.ids)
-        except Exception as error:  # of any driver: the transaction is committed all the same
+        except (
+            Exception
+        ) as error:  # Whatever the driver raises: the transaction is already committed
             self._leave(error)
 
     def begin(self, rows: Sequence[Row], delete: Callable[[list[str]], Awaitable[object]]) -> None:
@@ -80,7 +82,9 @@ class AfterCommit:
                 self._leave(sent.error)
             if sent.ids:
                 await delete(sent.ids)
-        except Exception as error:  # of any driver: the transaction is committed all the same
+        except (
+            Exception
+        ) as error:  # Whatever the driver raises: the transaction is already committed
             self._leave(error)
 
     async def drain(self) -> None:

@@ -114,7 +114,10 @@ class OutboxTransaction:
         self.rows: list[Row] = []
 
     def add(self, task: Task[Any]) -> str:
-        """Write the row of a task, and return the id of the task; InvalidTask when it is wrong."""
+        """Write the row of a task, and return the id of the task.
+
+        Raises InvalidTask if it is wrong.
+        """
         row = self._make_row(task)
         self._connection.execute(self._insert, values(row))
         self.rows.append(row)
@@ -133,7 +136,10 @@ class AsyncOutboxTransaction:
         self.rows: list[Row] = []
 
     async def add(self, task: Task[Any]) -> str:
-        """Write the row of a task, and return the id of the task; InvalidTask when it is wrong."""
+        """Write the row of a task, and return the id of the task.
+
+        Raises InvalidTask if it is wrong.
+        """
         row = self._make_row(task)
         await self._connection.execute(self._insert, values(row))
         self.rows.append(row)
