@@ -106,6 +106,10 @@ def test_importing_qsync_imports_no_optional_part() -> None:
         ("qsync.contrib.opentelemetry", "opentelemetry", "opentelemetry"),
         ("qsync.contrib.starlette", "starlette", "web"),
         ("qsync.contrib.fastapi", "fastapi", "fastapi"),
+        ("qsync.contrib.django", "django", "django"),
+        ("qsync.contrib.outbox.sqlalchemy", "sqlalchemy", "sqlalchemy"),
+        ("qsync.contrib.outbox.psycopg", "psycopg", "psycopg"),
+        ("qsync.contrib.outbox.metrics", "prometheus_client", "prometheus"),
     ],
 )
 def test_a_part_whose_extra_is_missing_says_what_to_install(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.db import transaction
+from django.db import connections, transaction
 from django.test import override_settings
 from django.utils import timezone
 
@@ -73,9 +73,15 @@ def test_relay_of_a_server_sends_what_was_left(project: Qsync, rows: Any, held: 
     assert rows.count() == 1
     rows.update(created_at=timezone.now() - timedelta(seconds=5))
 
+    def is_empty() -> bool:
+        try:
+            return bool(rows.count() == 0)
+        finally:
+            connections.close_all()  # of this thread
+
     async def serve() -> int:
         async with project.server():
-            await wait_until_async(lambda: asyncio.to_thread(lambda: rows.count() == 0))
+            await wait_until_async(lambda: asyncio.to_thread(is_empty))
             return await asyncio.to_thread(handle.result, 10)
 
     assert async_to_sync(serve)() == 6

@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from qsync import Client, Qsync, Task
+from qsync import Client, Qsync, Task, TaskNotFound
+from qsync.contrib.outbox import Outbox
 from tests.support import postgres
 from tests.support.postgres import Postgres
 from tests.support.stores import Store, wait_until
@@ -108,6 +109,38 @@ def test_handlers_go_on_after_the_database_has_ended_their_connections(
         assert end_connections(database) == (len(names) if persistent else 0)
         after = [run(client, name) for name in names]
     assert not set(after) & {number for pair in before for number in pair}
+
+
+@needs_postgres
+def test_worker_sends_rows_of_the_outbox_that_a_crash_has_left(
+    valkey: Store, database: Postgres, client: Client
+) -> None:
+    place = environment(valkey, database, SHOP_ENQUEUE="outbox")
+    subprocess.run(
+        [sys.executable, "-m", "django", "migrate", "--verbosity", "0"],
+        cwd=ROOT, env=place, check=True, timeout=60,
+    )  # fmt: skip
+    with Qsync(valkey.url, prefix="django-worker") as app:
+        outbox = Outbox(app)
+        row = outbox._make_row(Task(f"{SHOP}.pack", {"product": "tea"}, retention=60))
+    with psycopg.connect(database.dsn) as connection:
+        connection.execute(
+            "INSERT INTO qsync_outbox (id, queue, message, created_at) "
+            "VALUES (%s, %s, %s, now() - interval '1 minute')",
+            (row.id, row.queue, row.message),
+        )
+    handle = client.handle(row.id)
+    with working(place):
+
+        def ran() -> Any:
+            with suppress(TaskNotFound):
+                return handle.info().state == "completed"
+            return False
+
+        wait_until(ran, timeout=40)
+        assert handle.result(timeout=5) == "one tea"
+    with psycopg.connect(database.dsn) as connection:
+        assert connection.execute("SELECT count(*) FROM qsync_outbox").fetchone() == (0,)
 
 
 def test_worker_serves_the_queues_of_its_options_in_several_processes(
