@@ -178,11 +178,15 @@ def ticks_of(row: StoredRow, content: Content, now_us: int) -> Ticks:
     after_us = row.since_us
     if row.next_us is not None:  # no earlier tick is owed
         after_us = max(after_us, row.next_us - 1)
-    due = schedule.due_ticks(
-        content.schedule, after_us, now_us, content.missed, grace_us=GRACE_US, limit=MOST_TICKS
-    )
+    return _due(content.schedule, content.missed, after_us, now_us)
+
+
+@lru_cache(maxsize=1024)
+def _due(given: Cron | Every, missed: Missed, after_us: int, now_us: int) -> Ticks:
+    """Return the due ticks; equal schedules that are due at once are computed once."""
+    due = schedule.due_ticks(given, after_us, now_us, missed, grace_us=GRACE_US, limit=MOST_TICKS)
     done_us = due[-1] if len(due) == MOST_TICKS else now_us
-    return Ticks(due, _next_after(content.schedule, done_us))
+    return Ticks(due, _next_after(given, done_us))
 
 
 def stored_schedule(row: StoredRow, queue: str) -> StoredSchedule:
