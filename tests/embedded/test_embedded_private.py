@@ -41,7 +41,7 @@ def victim(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o703, 0o1777])
 def test_a_folder_that_others_may_write_to_is_refused(folder: Path, mode: int) -> None:
     folder.chmod(mode)
-    with pytest.raises(ConfigError, match=r"may be written to by other users: chmod go-w"):
+    with pytest.raises(ConfigError, match=r"is writable by other users: chmod go-w"):
         Embedded(folder).start()
     assert list(folder.iterdir()) == []
 
@@ -146,7 +146,7 @@ def test_a_private_folder_that_others_may_write_to_is_not_read(
         lock.write(str(private / "valkey.sock"))
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="may be written to by other users"):
+        with pytest.raises(ConfigError, match="is writable by other users"):
             Embedded(folder).start()
 
 

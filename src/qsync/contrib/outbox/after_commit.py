@@ -59,9 +59,7 @@ class AfterCommit:
                 self._leave(sent.error)
             if sent.ids:
                 delete(sent.ids)
-        except (
-            Exception
-        ) as error:  # Whatever the driver raises: the transaction is already committed
+        except Exception as error:  # whatever the driver raises: it is committed
             self._leave(error)
 
     def begin(self, rows: Sequence[Row], delete: Callable[[list[str]], Awaitable[object]]) -> None:
@@ -82,9 +80,7 @@ class AfterCommit:
                 self._leave(sent.error)
             if sent.ids:
                 await delete(sent.ids)
-        except (
-            Exception
-        ) as error:  # Whatever the driver raises: the transaction is already committed
+        except Exception as error:  # whatever the driver raises: it is committed
             self._leave(error)
 
     async def drain(self) -> None:
