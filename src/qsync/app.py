@@ -25,6 +25,7 @@ from qsync.keys import check_name, shorten
 from qsync.mux import Middleware, Mux, check_middlewares, check_mux
 from qsync.retry_policy import ErrorClasses
 from qsync.schedule import Missed, Periodic, schedule_of
+from qsync.server.child_context import ChildSetup
 from qsync.server.config import ServerOptions, config_of
 from qsync.server.periodic import PeriodicTask
 from qsync.server.server import Server
@@ -155,8 +156,11 @@ class Qsync:
             **self._options(config),
         )
         connections = self._connections
-        server.client_type = partial(connections.client_of, **connections.nested)
-        server.async_client_type = partial(connections.async_client_of, **connections.nested)
+        nested = connections.nested
+        server.client_type = partial(connections.client_of, **nested)
+        server.async_client_type = partial(connections.async_client_of, **nested)
+        lifespan = server.config.lifespan
+        server.child_setup = ChildSetup.of(server.address, server.prefix, nested, lifespan)
         server.hooks = connections.hooks.copy()
         for extension in connections.extensions:
             extension.server(server)

@@ -313,7 +313,7 @@ def test_a_process_sees_the_task_and_gives_back_a_value() -> None:
     assert value["info"] == ["id1", "data", 2, {"trace": "abc"}]
     assert value["current"] == "id1"
     assert value["pid"] != os.getpid()
-    assert "is not there in a handler with executor='process'" in value["client"]
+    assert value["client"] == "current().client: no server runs this process"
 
 
 def test_what_a_process_cannot_send_back_is_named_by_its_type() -> None:

@@ -67,8 +67,10 @@ def current(state: type[Any] | None = None) -> Current[Any]:
         current().progress(3, 10)   reports progress without waiting for the store
 
     Type checkers see `current(State).state` as a State; `current(State)` raises QsyncError if the
-    lifespan yielded another type. A handler with executor="process" has only `.task`. In a test,
-    call a task in place, or use `qsync.testing.context`.
+    lifespan yielded another type. In a handler with executor="process", the client and the state
+    are those of its process, which runs the lifespan itself, and `.cancelled` is False: the process
+    is killed when the run is to stop. In a test, call a task in place, or use
+    `qsync.testing.context`.
     """
     try:
         found: Current[Any] = running.get()

@@ -23,6 +23,7 @@ from qsync.mux import (
     in_thread,
 )
 from qsync.retry_policy import NO_RULES, RetryRules
+from qsync.server.child_context import ChildSetup
 from qsync.server.config import Config
 from qsync.server.current import running
 from qsync.server.error_text import BadPayload, ResultNotKept
@@ -64,14 +65,16 @@ class Invoker:
         mux: Mux,
         hung: HungHandlers | None = None,
         threads: Threads | None = None,
+        setup: ChildSetup | None = None,
     ) -> None:
         self._mux = mux
         self._middleware = config.middleware
         self._ways: dict[str, BoundHandler] = {}
         self._threads = threads or ThreadPool(config.thread_count, hung)
         self._config = config
+        self._setup = setup
         needed = any(handler.place == "process" for handler in mux.handlers)
-        self._processes = ProcessPool(config.processes) if needed else None
+        self._processes = ProcessPool(config.processes, setup) if needed else None
 
     def types(self) -> Sequence[str]:
         """Return the types that have a handler."""
@@ -127,7 +130,7 @@ class Invoker:
     def _in_process(self, handler: Handler) -> Invoke:
         async def invoke(info: TaskInfo, limit: float | None) -> Any:
             if self._processes is None:
-                self._processes = ProcessPool(self._config.processes)
+                self._processes = ProcessPool(self._config.processes, self._setup)
             try:
                 return await self._processes.run(handler, info, limit, _claim())
             except InvalidTask as error:

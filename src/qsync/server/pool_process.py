@@ -19,8 +19,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 from weakref import WeakSet
 
-from qsync.errors import QsyncError
+from qsync.errors import LeaseLost, QsyncError
 from qsync.server import process_child
+from qsync.server.child_context import PROGRESS, ChildSetup
 from qsync.server.queue_state import Claim
 
 START_S: Final = 60.0
@@ -93,10 +94,12 @@ class WorkerProcess:
         self,
         on_answers: Callable[[WorkerProcess], None],
         on_death: Callable[[WorkerProcess, list[Call]], None],
+        setup: ChildSetup | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_answers = on_answers
         self._on_death = on_death
+        self._setup = setup
         self._owner = os.getpid()
         self._process: Any = None
         self._socket: socket.socket | None = None
@@ -151,7 +154,7 @@ class WorkerProcess:
         with theirs:
             self._process = multiprocessing.get_context("spawn").Process(
                 target=process_child.serve,
-                args=(theirs, self._tickets[1], *process_child.at_start),
+                args=(theirs, self._tickets[1], self._setup, *process_child.at_start),
                 daemon=True,
             )
             _spawned.add(self)
@@ -228,21 +231,36 @@ class WorkerProcess:
         received = self._received
         received += data
         count = end = 0
+        progress = b""
         while len(received) >= end + 4:
             start = end + 4
-            size = int.from_bytes(received[end:start], "big")
+            head = int.from_bytes(received[end:start], "big")
+            size = head & ~process_child.NOTE
             if len(received) < start + size:
                 break
             end = start + size
+            message = bytes(received[start:end])
+            if head & process_child.NOTE:
+                progress = message
+                continue
+            self._report(progress)
+            progress = b""
             count += 1
-            self._answered(bytes(received[start:end]))
+            self._answered(message)
+        self._report(progress)
+        del received[:end]
         if count:
-            del received[:end]
             now = self._loop.time()
             self.quick = now - self.since < QUICK_S * count
             self.since = now
             self._on_answers(self)
         return True
+
+    def _report(self, progress: bytes) -> None:
+        """Pass on the last progress report of the call that runs, if there is one."""
+        if progress and self.sent and (claim := self.sent[0].claim) is not None:
+            with contextlib.suppress(LeaseLost):  # the run is stopped anyway
+                claim.progress(*PROGRESS.unpack(progress))
 
     def _answered(self, reply: bytes) -> None:
         future = self.sent.popleft().future

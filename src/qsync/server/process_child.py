@@ -17,16 +17,17 @@ from functools import cache
 from importlib import import_module
 from multiprocessing import connection, parent_process
 from operator import attrgetter
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import msgspec
 
 from qsync import codec
-from qsync.errors import InvalidTask, QsyncError, Retry, SkipRetry
+from qsync.errors import InvalidTask, Retry, SkipRetry
 from qsync.keys import class_name, shorten
 from qsync.message import ERROR_LIMIT
 from qsync.mux import Handler
 from qsync.server import fork_guard
+from qsync.server.child_context import ChildContext, ChildServer, ChildSetup
 from qsync.server.current import running
 from qsync.task import TaskInfo
 
@@ -37,6 +38,9 @@ TRACEBACK_LIMIT: Final = 16 * 1024
 at_start: Final[list[Callable[[], None]]] = []
 """Functions that a new process calls first. They are pickled, so they must be importable by
 name."""
+
+NOTE: Final = 1 << 31
+"""Flag in the size of a message that is no reply, but a progress report of the running task."""
 
 around: Final[list[Callable[[TaskInfo], contextlib.AbstractContextManager[None]]]] = []
 """Context managers around every handler call in this process; modules that a handler's module
@@ -110,7 +114,12 @@ def begin(*first: Callable[[], None]) -> None:
         one()
 
 
-def serve(link: socket.socket, tickets: socket.socket, *first: Callable[[], None]) -> None:
+def serve(
+    link: socket.socket,
+    tickets: socket.socket,
+    setup: ChildSetup | None,
+    *first: Callable[[], None],
+) -> None:
     """Run handlers, one request after another, until the server closes the sockets.
 
     A request begins once this process has taken its ticket. The server may take back the tickets of
@@ -118,17 +127,24 @@ def serve(link: socket.socket, tickets: socket.socket, *first: Callable[[], None
     """
     begin(*first)
     generation = fork_guard.generation
-    with link, tickets, link.makefile("rb") as requests:
+    sending = threading.Lock()
+
+    def send(message: bytes, flag: int = 0) -> None:
+        with sending:
+            link.sendall(struct.pack(">I", flag | len(message)) + message)
+
+    server = ChildServer(setup, lambda report: send(report, NOTE))
+    with link, tickets, link.makefile("rb") as requests, contextlib.closing(server):
         while len(ticket := tickets.recv(4)) == 4:
             path, info = _read(requests, ticket)
             reply = b""
             if info:
-                reply = run_in_child(path, info)
+                reply = run_in_child(path, info, server)
             else:
                 prepare(path)
             if fork_guard.generation != generation:
                 fork_guard.end()
-            link.sendall(struct.pack(">I", len(reply)) + reply)
+            send(reply)
 
 
 def _read(requests: io.BufferedReader, wanted: bytes) -> tuple[str, bytes]:
@@ -149,17 +165,20 @@ def prepare(path: str) -> None:
         _find(path)
 
 
-def run_in_child(path: str, info: bytes) -> bytes:
+def run_in_child(path: str, info: bytes, server: ChildServer) -> bytes:
     """Run the handler at `module:name` with a task; return a Reply in msgpack even if it raises."""
     try:
-        reply = _call(path, codec.decode(info, TaskInfo))
+        reply = _call(path, codec.decode(info, TaskInfo), server)
     except BaseException as error:
         reply = _told(error)
     return codec.encode(reply)
 
 
-def _call(path: str, task: TaskInfo) -> Reply:
+def _call(path: str, task: TaskInfo, server: ChildServer) -> Reply:
     target = _find(path)
+    connections = getattr(target, "_connections", None)
+    if connections is not None:
+        server.adopt(connections)
     handler = getattr(target, "handler", None)
     carry = None
     if isinstance(handler, Handler):
@@ -171,7 +190,7 @@ def _call(path: str, task: TaskInfo) -> Reply:
             return Unfit(_text(error))
     else:
         function, args, kwargs = target, (task,), {}
-    token = running.set(_OnlyTask(task))
+    token = running.set(ChildContext(task, server, connections))
     try:
         with contextlib.ExitStack() as entered:
             for surround in around:
@@ -191,33 +210,6 @@ def _call(path: str, task: TaskInfo) -> Reply:
 def _find(path: str) -> Any:
     module, _, name = path.partition(":")
     return attrgetter(name)(import_module(module))
-
-
-class _OnlyTask:
-    """The object that `qsync.current()` returns in a process handler: only `task` is available."""
-
-    def __init__(self, task: TaskInfo) -> None:
-        self.task = task
-
-    @property
-    def client(self) -> Any:
-        _not_here("client")
-
-    @property
-    def state(self) -> Any:
-        _not_here("state")
-
-    @property
-    def cancelled(self) -> bool:
-        _not_here("cancelled")
-
-    def progress(self, done: float, total: float) -> None:
-        _not_here("progress")
-
-
-def _not_here(name: str) -> NoReturn:
-    msg = f"qsync.current().{name} is not there in a handler with executor='process'"
-    raise QsyncError(msg)
 
 
 def _told(error: BaseException) -> Reply:

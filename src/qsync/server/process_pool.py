@@ -22,6 +22,7 @@ from qsync import codec
 from qsync.errors import InvalidTask, Retry, SkipRetry
 from qsync.mux import Handler
 from qsync.server import process_child
+from qsync.server.child_context import ChildSetup
 from qsync.server.pool_process import WINDOW, Call, HandlerError, NeverBegan, WorkerProcess, fail
 from qsync.server.process_child import Reply
 from qsync.server.queue_state import Claim, NotBegun
@@ -57,7 +58,8 @@ class ProcessPool:
     closed; they also end with this process.
     """
 
-    def __init__(self, processes: int | None = None) -> None:
+    def __init__(self, processes: int | None = None, setup: ChildSetup | None = None) -> None:
+        self._setup = setup
         self._most = processes or os.cpu_count() or 1
         self._processes: list[WorkerProcess] = []
         self._waiting: deque[Call] = deque()
@@ -141,7 +143,7 @@ class ProcessPool:
         if unprepared is not None:
             return unprepared
         if len(self._processes) < self._most:
-            process = WorkerProcess(self._answered, self._died)
+            process = WorkerProcess(self._answered, self._died, self._setup)
             self._processes.append(process)
             return process
         return best if len(call.info) <= SMALL else None

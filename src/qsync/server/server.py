@@ -22,6 +22,7 @@ from qsync.hooks import Hooks
 from qsync.keys import QueueKeys, check_name
 from qsync.mux import Middleware, Mux, check_mux
 from qsync.server.capacity import Capacity
+from qsync.server.child_context import ChildSetup
 from qsync.server.config import Config, config_of, holder_of, new_server_id, seconds
 from qsync.server.control import Control
 from qsync.server.crash_isolation import CrashIsolation
@@ -100,6 +101,7 @@ class Server:
         self.client_type: Callable[..., Client] = Client
         self.async_client_type: Callable[..., AsyncClient] = AsyncClient
         """Class of `current().client` on the event loop; in a thread it is `client_type`."""
+        self.child_setup: ChildSetup | None = None
         self.replaced: ReplacedParts = ReplacedParts()
         self.hooks: Hooks = Hooks()
         """Hooks of the server's tasks; add to them before the start."""
@@ -274,7 +276,7 @@ class Server:
         """
         config, outage = self.config, self._outage
         hung = HungHandlers(self._max_hung, self._on_too_many_hung)
-        invoker = Invoker(config, self.mux, hung, self.replaced.threads)
+        invoker = Invoker(config, self.mux, hung, self.replaced.threads, self.child_setup)
         rivals = Rivals(self._broker, self.prefix, self.id)
         hooks = HookCalls(self.hooks, invoker) if self.hooks else None
         settlers = self._make_runner(invoker, rivals, hung, context, hooks)

@@ -136,7 +136,17 @@ class _AnyKit:
 
 
 class Kit(_AnyKit):
-    """The fixture `qsync`: the app of an async test, and what it has enqueued."""
+    """The fixture `qsync`: the app of an async test, and what it has enqueued.
+
+    Without the fixture, use it with `async with`, or `with` outside of the event loop.
+    """
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.app.aclose()
+        self.__exit__()
 
     async def drain(self) -> None:
         """Run the tasks that are pending, and those that they enqueue, until none is left.

@@ -1,0 +1,186 @@
+"""`current()` in the processes of handlers: what a process gets from its server, and makes of it.
+
+A connection or the value of a lifespan cannot be sent to another process. So each process makes a
+client of its own, and runs the lifespan itself, when a handler first asks for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pickle
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from qsync.errors import QsyncError
+from qsync.keys import class_name
+from qsync.task import TaskInfo
+
+if TYPE_CHECKING:  # a process imports them when a handler asks for the client
+    from qsync.broker.address import Address
+    from qsync.client import Client
+
+PROGRESS: Final = struct.Struct(">dd")
+
+LIFESPAN_S: Final = 5.0
+"""Time that the end of a lifespan may take when its process ends, in seconds."""
+
+
+class Sent(NamedTuple):
+    """A value for a process, pickled; or the reason why it cannot be sent."""
+
+    data: bytes = b""
+    error: str = ""
+
+    @classmethod
+    def of(cls, value: Any) -> Sent:
+        """Return the value for another process."""
+        try:
+            return cls(pickle.dumps(value))
+        except Exception as error:  # pickle raises many kinds, and the value's own
+            return cls(error=f"{class_name(error)}: {error}")
+
+    def read(self, what: str) -> Any:
+        """Return the value in another process; QsyncError if it could not be sent."""
+        if self.error:
+            raise QsyncError(f"{what} cannot be sent to the process of a handler: {self.error}")
+        return pickle.loads(self.data)  # noqa: S301 - from the server, by multiprocessing
+
+
+class ChildSetup(NamedTuple):
+    """What a process needs to make the client and the state of its server."""
+
+    address: Sent
+    prefix: str
+    client_options: Mapping[str, Any]
+    lifespan: Sent
+
+    @classmethod
+    def of(
+        cls, address: Address, prefix: str, client_options: Mapping[str, Any], lifespan: Any
+    ) -> ChildSetup:
+        """Return the setup of a server's processes."""
+        return cls(Sent.of(address), prefix, client_options, Sent.of(lifespan))
+
+
+class ChildServer:
+    """The server as a process of handlers has it; `tell` sends a progress report to the server."""
+
+    def __init__(self, setup: ChildSetup | None, tell: Callable[[bytes], None]) -> None:
+        self._setup = setup
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._client: Client | None = None
+        self._adopted = contextlib.ExitStack()
+        self._lifespan: _Lifespan | None = None
+
+    def tell(self, done: float, total: float) -> None:
+        """Send a progress report of the running task."""
+        self._tell(PROGRESS.pack(done, total))
+
+    def adopt(self, connections: Any) -> None:
+        """Point an app in this process at the store of a test, whose time goes with its address."""
+        if self._setup is None or self._setup.address.error:
+            return
+        address: Address = self._setup.address.read("the address of the store")
+        if address.clock is not None and connections.prefix != self._setup.prefix:
+            self._adopted.enter_context(connections.pointed_at(address, self._setup.prefix))
+
+    def client(self, connections: Any) -> Client:
+        """Return the client of this process, with the extensions of the app if it is known."""
+        with self._lock:
+            if self._client is None:
+                from qsync.broker.blocking import Broker
+                from qsync.client import Client
+
+                setup = self._given("client")
+                broker = Broker(setup.address.read("current().client: the address of the store"))
+                make = Client if connections is None else connections.client_of
+                client: Client = make(broker, prefix=setup.prefix, **setup.client_options)
+                client.borrowed = True
+                self._client = client
+            return self._client
+
+    def state(self) -> Any:
+        """Return the value that the lifespan yields in this process; None without a lifespan."""
+        with self._lock:
+            if self._lifespan is None:
+                lifespan = self._given("state").lifespan.read("current().state: the lifespan")
+                if lifespan is None:
+                    return None
+                begun = _Lifespan(lifespan)
+                begun.value.result()
+                self._lifespan = begun
+            return self._lifespan.value.result()
+
+    def _given(self, name: str) -> ChildSetup:
+        if self._setup is None:
+            raise QsyncError(f"current().{name}: no server runs this process")
+        return self._setup
+
+    def close(self) -> None:
+        """Close the client, and end the lifespan."""
+        if self._client is not None:
+            self._client.borrowed = False
+            self._client.close()
+        if self._lifespan is not None:
+            self._lifespan.end()
+
+
+class _Lifespan:
+    """A lifespan on an event loop in a thread of its own."""
+
+    def __init__(self, lifespan: Callable[[], Any]) -> None:
+        self.value: Future[Any] = Future()
+        self._loop = asyncio.new_event_loop()
+        self._over = asyncio.Event()
+        self._lifespan = lifespan
+        self._thread = threading.Thread(target=self._run, name="qsync-lifespan", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            try:
+                runner.run(self._hold())
+            except BaseException as error:
+                if not self.value.done():
+                    self.value.set_exception(error)
+
+    async def _hold(self) -> None:
+        async with self._lifespan() as value:
+            self.value.set_result(value)
+            await self._over.wait()
+
+    def end(self) -> None:
+        """Leave the lifespan."""
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join(LIFESPAN_S)
+
+
+class ChildContext:
+    """The Current of a task in the process of a handler."""
+
+    cancelled: Final = False
+    """False: when a run is to stop, its process is killed at once."""
+
+    def __init__(self, task: TaskInfo, server: ChildServer, connections: Any) -> None:
+        self.task = task
+        self._server = server
+        self._connections = connections
+
+    @property
+    def client(self) -> Client:
+        """Return the Client of this process."""
+        return self._server.client(self._connections)
+
+    @property
+    def state(self) -> Any:
+        """Return the value that the lifespan yields in this process."""
+        return self._server.state()
+
+    def progress(self, done: float, total: float) -> None:
+        """Report the task's progress to the server."""
+        self._server.tell(float(done), float(total))
