@@ -155,7 +155,7 @@ def test_a_list_goes_on_where_it_ended(live: Live) -> None:
         cursor = ["--cursor", found["cursor"]]
     assert seen == ids
     only = live.ok("task", "list", "-q", "other", "-s", "scheduled", "-n", "2").out.splitlines()
-    assert only[0].split() == ["ID", "QUEUE", "TYPE", "DUE", "ATTEMPTS", "NOTE"]
+    assert only[0].split() == ["ID", "TYPE", "DUE", "ATTEMPTS", "NOTE"]
     assert [line.split()[0] for line in only[1:3]] == ["b00", "b01"]
     assert "of 30. More: add --limit 20" in only[-2]
     by_id = live.ok("task", "list", "--id", "b1", "--json", "--newest-first").json["tasks"]

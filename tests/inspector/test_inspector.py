@@ -379,7 +379,7 @@ def test_arguments_that_are_none_are_refused(valkey: Store, prefix: str) -> None
             (inspector.task("a b"), "id: 'a b'"),
             (inspector.find(""), "id: ''"),
             (inspector.run("a", state="odd"), "state: 'odd'"),
-            (inspector.purge("default", "active"), "active tasks run"),
+            (inspector.purge("default", "active"), "active tasks are running"),
             (inspector.explain("a", measure=-1), "measure"),
         ):
             with pytest.raises(InvalidTask, match=match):
@@ -913,6 +913,6 @@ def test_whatever_lies_in_the_store_is_shown(valkey: Store, prefix: str, value: 
     run(valkey, prefix, work)
 
 
-@pytest.mark.parametrize("name", ["forget", "types"])
+@pytest.mark.parametrize("name", ["delete_queue", "key_types"])
 def test_no_key_of_a_queue_is_left_out(name: str) -> None:
     assert set(load(name).keys) == set(QUEUE_KEYS)

@@ -104,7 +104,7 @@ def test_pending_tasks_come_queue_by_queue(valkey: Store, prefix: str) -> None:
 def test_command_line_lists_queues_in_one_order_with_a_column(live: Live, valkey: Store) -> None:
     die(valkey, live.prefix, DEATHS)
     lines = live.ok("dead", "list").out.splitlines()
-    assert lines[0].split() == ["ID", "QUEUE", "TYPE", "DIED", "TRIED", "NOTE"]
+    assert lines[0].split() == ["ID", "QUEUE", "TYPE", "DIED", "ATTEMPTS", "ERROR"]
     assert [line.split()[0] for line in lines[1:]] == LATEST_FIRST
     found, cursor = [], list[str]()
     while True:
@@ -185,10 +185,10 @@ def test_completed_tasks_show_when_they_ended(live: Live) -> None:
     live.enqueue(Task("note", id="n", retention=86_400))
     live.reaches("n", "completed")
     lines = live.ok("task", "list", "--state", "completed").out.splitlines()
-    assert lines[0].split() == ["ID", "TYPE", "ENDED", "TRIED", "NOTE"]
-    assert re.search(r"n +note +(now|\S+ m?s ago) +deleted in ", lines[1])
+    assert lines[0].split() == ["ID", "QUEUE", "TYPE", "ENDED", "ATTEMPTS", "NOTE"]
+    assert re.search(r"n +default +note +(now|\S+ m?s ago) +deleted in ", lines[1])
     mixed = live.ok("task", "list").out.splitlines()
-    assert re.search(r"n +note +(now|\S+ m?s ago)", mixed[1])
+    assert re.search(r"n +default +note +(now|\S+ m?s ago)", mixed[1])
 
 
 def test_last_tick_of_a_schedule_says_what_became_of_its_task(live: Live) -> None:

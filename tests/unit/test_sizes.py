@@ -23,7 +23,7 @@ LONG_FILES: Final = {
 LONG_FUNCTIONS: Final = {
     "app.py: Qsync.periodic": 46,
     "cli/worker.py: worker": 73,
-    "inspector/tasks.py: Tasks.tasks": 43,
+    "inspector/tasks.py: _TasksMixin.tasks": 42,
 }
 """Functions that are still too long, with their lines; this list only shrinks."""
 

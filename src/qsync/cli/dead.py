@@ -51,7 +51,7 @@ def list_dead(
     if as_json:
         print_json(listing)
     else:
-        print_tasks(listing, limit=limit)
+        print_tasks(listing, query)
 
 
 @dead.command("retry", hidden=True)  # what other queues call it

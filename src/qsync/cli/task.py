@@ -75,7 +75,7 @@ def list_tasks(
     if as_json:
         print_json(listing)
     else:
-        print_tasks(listing, limit=limit)
+        print_tasks(listing, query)
 
 
 @task.command()

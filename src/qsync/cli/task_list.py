@@ -105,17 +105,21 @@ def _resume(states: list[TaskState], cursor: str | None) -> tuple[list[TaskState
     return left, (inner or None) if in_first else None
 
 
-def print_tasks(listing: Listing, *, limit: int) -> None:
+def print_tasks(listing: Listing, query: TaskQuery) -> None:
     """Print the tasks as a table, and how to see more of them."""
     states = {row.state for row in listing.tasks}
-    columns = [Column("ID"), Column("QUEUE", shrink=True)]
+    columns = [Column("ID")]
+    if query.queue is None:
+        columns.append(Column("QUEUE", shrink=True))
     if len(states) > 1:
         columns.append(Column("STATE"))
     columns += [Column("TYPE", shrink=True), Column(_time_heading(states)), Column("ATTEMPTS")]
     columns.append(Column("ERROR" if states == {TaskState.DEAD} else "NOTE", shrink=True))
     table: list[Row] = []
     for row in listing.tasks:
-        start: list[str | Cell] = [row.id, row.queue]
+        start: list[str | Cell] = [row.id]
+        if query.queue is None:
+            start.append(row.queue)
         if len(states) > 1:
             start.append(state_cell(row.state))
         attempts = f"{row.attempts} / {row.retry + 1}" if row.attempts else ""
@@ -128,7 +132,7 @@ def print_tasks(listing: Listing, *, limit: int) -> None:
         shown = f"{len(listing.tasks):,} of {listing.total:,}"
         if listing.scanned > len(listing.tasks):
             shown = f"{len(listing.tasks):,} (searched {listing.scanned:,} of {listing.total:,})"
-        print_line(f"Showing {shown}. More: add --limit {limit * 10}, or")
+        print_line(f"Showing {shown}. More: add --limit {query.limit * 10}, or")
         print_line(f"--cursor {listing.cursor}")
 
 

@@ -14,10 +14,10 @@ from typing import Self
 from qsync.broker.aio import AsyncBroker
 from qsync.inspector.bulk import _BulkMixin
 from qsync.inspector.explain import _ExplainMixin
-from qsync.inspector.merged_pages import Merged
+from qsync.inspector.merged_pages import _TaskListsMixin
 from qsync.inspector.queues import _QueuesMixin
-from qsync.inspector.schedules import Schedules
-from qsync.inspector.servers import Servers
+from qsync.inspector.schedules import _SchedulesMixin
+from qsync.inspector.servers import _ServersMixin
 from qsync.inspector.values import (
     Attempt,
     Change,
@@ -64,7 +64,9 @@ __all__ = [
 ]
 
 
-class Inspector(_QueuesMixin, Merged, _BulkMixin, Servers, Schedules, _ExplainMixin):
+class Inspector(
+    _QueuesMixin, _TaskListsMixin, _BulkMixin, _ServersMixin, _SchedulesMixin, _ExplainMixin
+):
     """Reads and changes the queues of a prefix. Create one with `app.inspector()`.
 
     Use it in one event loop; close it with `aclose()`, or use `async with`. The returned values are

@@ -22,7 +22,7 @@ from qsync.errors import InvalidTask, QsyncError
 from qsync.keys import GlobalKeys, QueueKeys, shorten
 from qsync.state import TaskState
 
-TOGETHER: Final = 100
+CALLS_PER_TRIP: Final = 100
 """Number of calls sent in one round trip."""
 
 QUEUES_READ: Final = 1000
@@ -31,8 +31,8 @@ QUEUES_READ: Final = 1000
 QUEUE_SCANS: Final = 10
 """Largest number of calls to read a page of names."""
 
-RATE_WINDOW_S: Final = 60.0
-RATE_LEAST_S: Final = 0.2
+MAX_RATE_WINDOW_S: Final = 60.0
+MIN_RATE_WINDOW_S: Final = 0.2
 """Longest and shortest time between two readings of a queue that give a rate, in seconds."""
 
 _SCORE: Final = re.compile(r"-?(inf|\d[\d.e+-]{0,40})")
@@ -71,7 +71,7 @@ def read_cursor(text: str | None) -> Cursor | None:
     except (codec.CodecError, binascii.Error, ValueError, AttributeError):
         good = False
     if not good:
-        msg = f"cursor: {shorten(text)} is not one that an earlier page gave"
+        msg = f"cursor: {shorten(text)} is not a cursor of an earlier page"
         raise InvalidTask(msg)
     return cursor
 
@@ -91,7 +91,7 @@ class Base:
     def __init__(self, broker: AsyncBroker, *, prefix: str = "qsync") -> None:
         self._broker = broker
         self._globals = GlobalKeys(prefix)
-        self._looks: dict[str, deque[tuple[float, int]]] = {}
+        self._readings: dict[str, deque[tuple[float, int]]] = {}
 
     @property
     def prefix(self) -> str:
@@ -116,8 +116,7 @@ class Base:
             names, total, after = names | set(page.names), page.total, page.cursor
             if after == "0" or len(names) >= QUEUES_READ:
                 break
-        found = sorted(name for name in names if _is_name(name))
-        return found, total, None if after == "0" else after
+        return sorted(filter(_is_name, names)), total, None if after == "0" else after
 
     async def queue_pages(self) -> AsyncIterator[list[str]]:
         """Yield the names of all queues in use, about a thousand at a time; some may repeat."""
@@ -134,29 +133,29 @@ class Base:
 
     async def _run_all(self, calls: Sequence[Call[Any]]) -> list[Any]:
         """Run all calls in batches and return the replies; raise the first error that persists."""
-        answers: list[Any] = []
-        for at in range(0, len(calls), TOGETHER):
-            part = calls[at : at + TOGETHER]
+        results: list[Any] = []
+        for start in range(0, len(calls), CALLS_PER_TRIP):
+            part = calls[start : start + CALLS_PER_TRIP]
             ends = ends_in(self._broker.patience)
             replies = await self._broker.run_many(part, ends=ends)
-            for call, answer in zip(part, replies, strict=True):
+            for call, reply in zip(part, replies, strict=True):
                 # Retry failed calls for as long as the broker's patience lasts.
-                again = isinstance(answer, QsyncError)
-                answers.append(await self._broker.run(call, ends=ends) if again else answer)
-        return answers
+                failed = isinstance(reply, QsyncError)
+                results.append(await self._broker.run(call, ends=ends) if failed else reply)
+        return results
 
     def _note_rate(self, queue: str, ended: int) -> float | None:
         """Note the number of ended attempts; return how many ended per second, if known."""
-        now, looks = time.monotonic(), self._looks.setdefault(queue, deque(maxlen=120))
-        while looks and now - looks[0][0] > RATE_WINDOW_S:
-            looks.popleft()
-        if looks and ended < looks[0][1]:  # the counters restarted
-            looks.clear()
+        now, readings = time.monotonic(), self._readings.setdefault(queue, deque(maxlen=120))
+        while readings and now - readings[0][0] > MAX_RATE_WINDOW_S:
+            readings.popleft()
+        if readings and ended < readings[0][1]:  # the counters restarted
+            readings.clear()
         rate = None
-        if looks and now - looks[0][0] >= RATE_LEAST_S:
-            rate = (ended - looks[0][1]) / (now - looks[0][0])
-        if not looks or now - looks[-1][0] >= RATE_LEAST_S:
-            looks.append((now, ended))
+        if readings and now - readings[0][0] >= MIN_RATE_WINDOW_S:
+            rate = (ended - readings[0][1]) / (now - readings[0][0])
+        if not readings or now - readings[-1][0] >= MIN_RATE_WINDOW_S:
+            readings.append((now, ended))
         return rate
 
     async def ping(self) -> float:
@@ -175,7 +174,7 @@ def _check_page(cursor: str | None) -> str:
     if cursor is None:
         return "0"
     if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 20 and int(cursor) < 2**64):
-        msg = f"cursor: {shorten(cursor)} is not one that an earlier page gave"
+        msg = f"cursor: {shorten(cursor)} is not a cursor of an earlier page"
         raise InvalidTask(msg)
     return cursor
 

@@ -9,7 +9,7 @@ from qsync.broker import ops, views
 from qsync.broker.views import StoredRow
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base, Cursor, check_state, cursor_at, read_cursor
-from qsync.inspector.task_rows import fits, look_at
+from qsync.inspector.task_rows import decode_row, matches
 from qsync.inspector.tasks import rerun_of
 from qsync.inspector.values import Filter, Step
 from qsync.message import decode_failure
@@ -42,21 +42,22 @@ class _BulkMixin(Base):
 
         Tasks enqueued or failed after the first step are left alone.
         """
-        wanted = check_state(state)
-        if wanted not in WAITING:
-            msg = f"state: what is {wanted} does not wait for its time; there are scheduled, retry"
-            raise InvalidTask(msg)
-        return await self._run_part(queue, wanted, filter, cursor)
+        known = check_state(state)
+        if known not in WAITING:
+            raise InvalidTask(
+                f"state: {known} tasks do not wait for a time; use scheduled or retry"
+            )
+        return await self._run_part(queue, known, filter, cursor)
 
     async def _run_part(
         self, queue: str, state: TaskState, filter: Filter | None, cursor: str | None
     ) -> Step:
         rows, scanned, end = await self._part(queue, state, filter, read_cursor(cursor))
         outcomes: list[str] = []
-        for at in range(0, len(rows), ops.MAINTENANCE_BATCH):
+        for start in range(0, len(rows), ops.MAINTENANCE_BATCH):
             part = [
                 rerun_of(row.id, row.shown, row.length)
-                for row in rows[at : at + ops.MAINTENANCE_BATCH]
+                for row in rows[start : start + ops.MAINTENANCE_BATCH]
             ]
             call = ops.run_many(self._keys(queue), part, state)
             outcomes += [outcome for outcome, _ in await self._broker.run(call)]
@@ -74,11 +75,11 @@ class _BulkMixin(Base):
         """Delete the matching tasks among up to 250 dead ones; steps as in `run_dead`."""
         rows, scanned, end = await self._part(queue, TaskState.DEAD, filter, read_cursor(cursor))
         ids = [row.id for row in rows]
-        gone = 0
-        for at in range(0, len(ids), ops.MAINTENANCE_BATCH):
-            part = ids[at : at + ops.MAINTENANCE_BATCH]
-            gone += await self._broker.run(ops.delete(self._keys(queue), part, TaskState.DEAD))
-        return Step(scanned=scanned, done=gone, too_late=len(ids) - gone, cursor=end)
+        deleted = 0
+        for start in range(0, len(ids), ops.MAINTENANCE_BATCH):
+            part = ids[start : start + ops.MAINTENANCE_BATCH]
+            deleted += await self._broker.run(ops.delete(self._keys(queue), part, TaskState.DEAD))
+        return Step(scanned=scanned, done=deleted, too_late=len(ids) - deleted, cursor=end)
 
     async def _part(
         self, queue: str, state: TaskState, filter: Filter | None, cursor: Cursor | None
@@ -92,7 +93,11 @@ class _BulkMixin(Base):
         # Dead tasks are ordered by death, so all after a skipped one are skipped, too.
         more = page.more and (state is not TaskState.DEAD or len(rows) == len(page.rows))
         end = cursor_at(page.rows[-1].place, until_us=until_us) if more and page.rows else None
-        return [row for row in rows if fits(filter, look_at(row), page.now_us)], len(rows), end
+        return (
+            [row for row in rows if matches(filter, decode_row(row), page.now_us)],
+            len(rows),
+            end,
+        )
 
     async def steps(
         self, step: Callable[..., Awaitable[Step]], *args: Any, **options: Any
@@ -103,9 +108,9 @@ class _BulkMixin(Base):
         """
         cursor: str | None = options.pop("cursor", None)
         while True:
-            made = await step(*args, **options, cursor=cursor)
-            yield made
-            cursor = made.cursor
+            result = await step(*args, **options, cursor=cursor)
+            yield result
+            cursor = result.cursor
             if cursor is None:
                 return
 
@@ -116,5 +121,5 @@ def _came_us(row: StoredRow, state: TaskState) -> int:
         return int(row.shown.score)
     if state is TaskState.RETRY:
         return decode_failure(row.shown.failure).failed_at_us
-    message = look_at(row).message
+    message = decode_row(row).message
     return 0 if message is None else message.enqueued_at_us

@@ -16,7 +16,7 @@ from qsync.broker.views import PendingPosition, lease_until, moment_of, state_of
 from qsync.errors import InvalidTask
 from qsync.formatting import duration, ordinal, utc_time
 from qsync.inspector.live_servers import Record, _LiveServersMixin
-from qsync.inspector.task_rows import Looked, look, pause_of, server_of
+from qsync.inspector.task_rows import DecodedTask, decode_task, pause_of, server_of
 from qsync.inspector.values import Explanation, Pause, Reason
 from qsync.keys import check_id, holder_of_token
 from qsync.new_task import new_nonce, new_task
@@ -38,7 +38,7 @@ class Facts:
 
     id: str
     queue: str
-    task: Looked
+    task: DecodedTask
     located: PendingPosition
     servers: Sequence[Record]
     """The running servers."""
@@ -161,7 +161,7 @@ def _active(facts: Facts, blank: Explanation) -> Explanation:
     if shown.score <= located.now_us:
         reasons = ["lapsed"]
         what = "Its server died" if shown.score < 0 else "Its lease has expired"
-        sentences.append(f"{what}: it returns to the queue when a server next looks for tasks.")
+        sentences.append(f"{what}: it returns to the queue when a server next readings for tasks.")
     elif any(record.id == server for record in facts.servers):
         sentences.append(f"Its lease expires in {left} unless the server renews it.")
     else:
@@ -259,7 +259,7 @@ def _type(facts: Facts) -> str:
 def _when(facts: Facts, due_at: datetime) -> str:
     left = facts.task.shown.score - facts.located.now_us
     if left <= 0:
-        return f"{utc_time(due_at)} (due now: it starts when a server next looks for tasks)"
+        return f"{utc_time(due_at)} (due now: it starts when a server next readings for tasks)"
     return f"{utc_time(due_at)} (in {duration(left / 1_000_000)})"
 
 
@@ -293,7 +293,9 @@ class _ExplainMixin(_LiveServersMixin):
         [shown] = await self._broker.run(views.get_tasks(keys, [id]))
         if shown is None:
             return not_found(id, queue)
-        looked = await asyncio.to_thread(look, id, shown)  # in a thread: the message may be large
+        looked = await asyncio.to_thread(
+            decode_task, id, shown
+        )  # in a thread: the message may be large
         holder = holder_of_token(shown.owner or "")
         call = views.pending_position(keys, id, lock=looked.options.lock or "", server=holder)
         located = await self._broker.run(call)

@@ -91,7 +91,7 @@ class _LiveServersMixin(Base):
         """Return the store's time and the records of the first thousand live servers, by id."""
         now_us, live = await self._broker.run(views.servers(self._globals))
         ids = sorted(live)
-        found = await self._run_all([views.server_info(self._globals, id) for id in ids])
+        records = await self._run_all([views.server_info(self._globals, id) for id in ids])
         return now_us, [
-            record_of(id, live[id], fields) for id, fields in zip(ids, found, strict=True)
+            record_of(id, live[id], fields) for id, fields in zip(ids, records, strict=True)
         ]

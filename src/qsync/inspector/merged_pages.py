@@ -10,7 +10,7 @@ from typing import Final
 from qsync.broker.views import PageKey
 from qsync.errors import InvalidTask
 from qsync.inspector.base import check_state, cursor_at, read_cursor
-from qsync.inspector.tasks import SCAN, SCANS, Tasks
+from qsync.inspector.tasks import SCAN, SCANS, _TasksMixin
 from qsync.inspector.values import Filter, Page, TaskRow
 from qsync.keys import shorten
 from qsync.state import TaskState
@@ -19,12 +19,12 @@ _BY_QUEUE: Final = (TaskState.PENDING, TaskState.ACTIVE)
 """States whose order has no meaning across queues."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_TOGETHER: Final = 20
+_CONCURRENT: Final = 20
 
 _Key = tuple[int, bytes]
 
 
-class Merged(Tasks):
+class _TaskListsMixin(_TasksMixin):
     """Lists the tasks of several queues."""
 
     async def tasks_of(
@@ -43,17 +43,17 @@ class Merged(Tasks):
         active tasks come queue by queue, each in its queue's order. Use a `cursor` with the same
         queues only.
         """
-        wanted = check_state(state)
+        known = check_state(state)
         if newest_first is None:
-            newest_first = wanted in (TaskState.DEAD, TaskState.COMPLETED)
-        if wanted in _BY_QUEUE:
-            return await self._in_turn(queues, wanted, limit, cursor, filter, newest_first)
+            newest_first = known in (TaskState.DEAD, TaskState.COMPLETED)
+        if known in _BY_QUEUE:
+            return await self._in_turn(queues, known, limit, cursor, filter, newest_first)
         pages: list[Page] = []
-        for at in range(0, len(queues), _TOGETHER):
+        for start in range(0, len(queues), _CONCURRENT):
             calls = [
-                self.tasks(queue, wanted, limit=limit, cursor=cursor, filter=filter,
+                self.tasks(queue, known, limit=limit, cursor=cursor, filter=filter,
                            newest_first=newest_first)
-                for queue in queues[at : at + _TOGETHER]
+                for queue in queues[start : start + _CONCURRENT]
             ]  # fmt: skip
             pages += await asyncio.gather(*calls)
         return _merge(pages, limit, backwards=newest_first)
@@ -70,25 +70,25 @@ class Merged(Tasks):
         names = sorted(queues)
         queue, slash, inner = (cursor or "").partition("/")
         if cursor is not None and not slash:
-            raise InvalidTask(f"cursor: {shorten(cursor)} is not one that an earlier page gave")
+            raise InvalidTask(f"cursor: {shorten(cursor)} is not a cursor of an earlier page")
         names = [name for name in names if name >= queue]
-        found: list[TaskRow] = []
+        rows: list[TaskRow] = []
         total = scanned = 0
-        for at, name in enumerate(names):
+        for index, name in enumerate(names):
             page = await self.tasks(
-                name, state, limit=limit - len(found), filter=filter, newest_first=newest_first,
+                name, state, limit=limit - len(rows), filter=filter, newest_first=newest_first,
                 cursor=inner if name == queue and inner else None,
             )  # fmt: skip
-            found, total, scanned = found + page.tasks, total + page.total, scanned + page.scanned
-            after = names[at + 1] if at + 1 < len(names) else None
-            enough = len(found) >= limit or (filter is not None and scanned >= SCAN * SCANS)
+            rows, total, scanned = rows + page.tasks, total + page.total, scanned + page.scanned
+            after = names[index + 1] if index + 1 < len(names) else None
+            is_full = len(rows) >= limit or (filter is not None and scanned >= SCAN * SCANS)
             if page.cursor is not None:
                 return Page(
-                    tasks=found, cursor=f"{name}/{page.cursor}", total=total, scanned=scanned
+                    tasks=rows, cursor=f"{name}/{page.cursor}", total=total, scanned=scanned
                 )
-            if enough and after is not None:
-                return Page(tasks=found, cursor=f"{after}/", total=total, scanned=scanned)
-        return Page(tasks=found, cursor=None, total=total, scanned=scanned)
+            if is_full and after is not None:
+                return Page(tasks=rows, cursor=f"{after}/", total=total, scanned=scanned)
+        return Page(tasks=rows, cursor=None, total=total, scanned=scanned)
 
 
 def _merge(pages: Sequence[Page], limit: int, *, backwards: bool) -> Page:
@@ -112,8 +112,8 @@ def _merge(pages: Sequence[Page], limit: int, *, backwards: bool) -> Page:
 
 
 def _key(row: TaskRow) -> _Key:
-    at = row.died_at or row.due_at or row.kept_until or _EPOCH
-    return (at - _EPOCH) // timedelta(microseconds=1), _bytes(row.id)
+    time = row.died_at or row.due_at or row.kept_until or _EPOCH
+    return (time - _EPOCH) // timedelta(microseconds=1), _bytes(row.id)
 
 
 def _key_of(place: PageKey) -> _Key:

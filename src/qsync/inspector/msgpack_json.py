@@ -57,7 +57,7 @@ def preview(data: bytes) -> tuple[str, bool]:
     writer = _Writer(data)
     try:
         writer.write(0)
-        if writer.at != len(data):
+        if writer.position != len(data):
             msg = "there are bytes after the value"
             raise codec.CodecError(msg)
     except _Full:
@@ -70,7 +70,7 @@ def preview(data: bytes) -> tuple[str, bool]:
 
 class _Writer:
     def __init__(self, data: bytes) -> None:
-        self.at = 0
+        self.position = 0
         self.parts: list[str] = []
         self.is_cut = False
         self._data = data
@@ -94,16 +94,16 @@ class _Writer:
         self._steps -= 1
         if not self._steps:
             raise _Full
-        start, first = self.at, self._data[self.at]
-        self.at += 1
+        start, first = self.position, self._data[self.position]
+        self.position += 1
         if 0x80 <= first <= 0x9F:
             return ("map" if first < 0x90 else "array"), first & 0x0F, start
         if 0xA0 <= first <= 0xBF:
             return "string", first & 0x1F, start
         if first in _LENGTHS:
             kind, format = _LENGTHS[first]
-            [number] = struct.unpack_from(format, self._data, self.at)
-            self.at += struct.calcsize(format)
+            [number] = struct.unpack_from(format, self._data, self.position)
+            self.position += struct.calcsize(format)
             return kind, number + (kind == "extension"), start
         if 0xD4 <= first <= 0xD8:
             return "extension", 1 + (1 << (first - 0xD4)), start
@@ -111,11 +111,11 @@ class _Writer:
 
     def _slice(self, start: int, length: int) -> bytes:
         """Skip a scalar and return its bytes, from the first byte on."""
-        self.at += length
-        if self.at > len(self._data):
+        self.position += length
+        if self.position > len(self._data):
             msg = "the bytes end within a value"
             raise codec.CodecError(msg)
-        return self._data[start : self.at]
+        return self._data[start : self.position]
 
     def _container(
         self, brackets: str, count: int, depth: int, write: Callable[[int], None]
@@ -164,7 +164,7 @@ class _Writer:
 
     def _long(self, kind: str, length: int, start: int) -> None:
         """Write the beginning of a long string, text or bytes."""
-        begin = self.at
+        begin = self.position
         self._slice(start, length)
         self.is_cut = True
         shown = self._data[begin : begin + STRING_LIMIT]

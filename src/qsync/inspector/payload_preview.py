@@ -59,7 +59,7 @@ def _depth(text: str) -> int:
 
 def _dump(data: bytes) -> Shown:
     lines = [
-        f"{at:06x}  {data[at : at + 16].hex(' ')}"
-        for at in range(0, min(len(data), DUMP_LIMIT), 16)
+        f"{start:06x}  {data[start : start + 16].hex(' ')}"
+        for start in range(0, min(len(data), DUMP_LIMIT), 16)
     ]
     return Shown(kind="binary", text="\n".join(lines), cut=len(data) > DUMP_LIMIT)

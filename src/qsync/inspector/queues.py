@@ -59,11 +59,14 @@ class _QueuesMixin(_LiveServersMixin):
         total, after = 0, None
         if names is None:
             names, total, after = await self._queue_page(cursor)
-        looks = [views.overview(self._keys(name)) for name in names]
-        (now_us, live), *shown = await self._run_all([views.servers(self._globals), *looks])
+        calls = [views.overview(self._keys(name)) for name in names]
+        (now_us, live), *snapshots = await self._run_all([views.servers(self._globals), *calls])
         return Overview(
             at=from_us(now_us),
-            queues=[self._queue_info(name, one) for name, one in zip(names, shown, strict=True)],
+            queues=[
+                self._queue_info(name, snapshot)
+                for name, snapshot in zip(names, snapshots, strict=True)
+            ],
             servers=sorted(live),
             total=max(total, len(names)),
             cursor=after,
@@ -74,14 +77,14 @@ class _QueuesMixin(_LiveServersMixin):
 
         Reads at most about 100,000 key names per primary. Empty if the store user may not SCAN.
         """
-        found: set[str] = set()
+        prefixes: set[str] = set()
         for address in await self._broker.primaries():
             node = AsyncBroker(address, connections=1)
             try:
-                found |= await _prefixes_at(node)
+                prefixes |= await _prefixes_at(node)
             finally:
                 await node.aclose()
-        return sorted(found)
+        return sorted(prefixes)
 
     async def queue(self, name: str, *, days: int = 0) -> QueueInfo | None:
         """Return a queue with the counters of the last `days` days; None if it does not exist.
@@ -89,8 +92,7 @@ class _QueuesMixin(_LiveServersMixin):
         InvalidTask if `days` is not from 0 to 90.
         """
         if type(days) is not int or not 0 <= days <= DAYS:
-            msg = f"days: {days!r:.80} is not a whole number from 0 to {DAYS}"
-            raise InvalidTask(msg)
+            raise InvalidTask(f"days: {days!r:.80} is not a whole number from 0 to {DAYS}")
         shown = await self._broker.run(views.overview(self._keys(name), days=max(1, days)))
         known = any(shown.states.values()) or await self._is_queue(name)
         return self._queue_info(name, shown, days) if known else None
@@ -135,15 +137,15 @@ class _QueuesMixin(_LiveServersMixin):
         the last task that the state held at the first step. A step blocks the store for a few
         milliseconds at most. InvalidTask for `active`: cancel running tasks instead.
         """
-        wanted, place = check_state(state), read_cursor(cursor)
-        if wanted is TaskState.CANCELLED:
-            msg = f"state: {state} tasks are kept with the completed ones; purge 'completed'"
-            raise InvalidTask(msg)
-        if wanted not in PURGED:
-            msg = f"state: {state} tasks run, and are not purged; cancel them"
-            raise InvalidTask(msg)
+        known, place = check_state(state), read_cursor(cursor)
+        if known is TaskState.CANCELLED:
+            raise InvalidTask(
+                f"state: {state} tasks are stored with completed ones; purge 'completed'"
+            )
+        if known not in PURGED:
+            raise InvalidTask(f"state: {state} tasks are running; cancel them instead")
         last = None if place is None else place.place
-        purged = await self._broker.run(ops.purge(self._keys(queue), wanted, last=last))
+        purged = await self._broker.run(ops.purge(self._keys(queue), known, last=last))
         return Step(
             scanned=purged.deleted,
             done=purged.deleted,
@@ -197,17 +199,17 @@ class _QueuesMixin(_LiveServersMixin):
 
 
 async def _prefixes_at(node: AsyncBroker) -> set[str]:
-    found, cursor = set[str](), "0"
+    prefixes, cursor = set[str](), "0"
     for _ in range(KEY_SCANS):
         reply = await node.ask("SCAN", cursor, "MATCH", "*:queues", "COUNT", 1000)
         if reply is None:
             break
         cursor = reply[0].decode()
         names = [key.decode(errors="replace").removesuffix(":queues") for key in reply[1]]
-        found |= {name for name in names if NAME.fullmatch(name)}
+        prefixes |= {name for name in names if NAME.fullmatch(name)}
         if cursor == "0":
             break
-    return found
+    return prefixes
 
 
 def latency_of(shown: views.QueueSnapshot) -> float:
@@ -226,10 +228,10 @@ def _of_day(stats: dict[str, int], day: int) -> dict[str, int]:
 
 
 def _days(stats: dict[str, int], today: int, count: int) -> list[Day]:
-    found = []
+    days = []
     for number in range(today, today - count, -1):
         counters = _of_day(stats, number)
         if any(counters.values()):
             day = date(1970, 1, 1) + timedelta(days=number)
-            found.append(Day(day=day, counters=counters))
-    return found
+            days.append(Day(day=day, counters=counters))
+    return days

@@ -33,7 +33,7 @@ LISTED: Final = 1000
 """Number of stored schedules of a queue that are listed."""
 
 
-class Schedules(Base):
+class _SchedulesMixin(Base):
     """Operations on schedules."""
 
     def __init__(self, broker: AsyncBroker, *, prefix: str = "qsync") -> None:
@@ -47,12 +47,12 @@ class Schedules(Base):
         without a prefix these are the ones that are due first.
         """
         names = await self.queue_names()
-        found = await self._run_all([views.schedules(self._keys(name)) for name in names])
+        replies = await self._run_all([views.schedules(self._keys(name)) for name in names])
         infos = [
-            schedule_info(queue, now_us, one)
-            for queue, (now_us, published) in zip(names, found, strict=True)
-            for one in published
-            if one.name.startswith(prefix)
+            schedule_info(queue, now_us, schedule)
+            for queue, (now_us, published) in zip(names, replies, strict=True)
+            for schedule in published
+            if schedule.name.startswith(prefix)
         ]
         infos += await self._stored_infos(prefix, {(info.queue, info.name) for info in infos})
         infos = await self._with_last_tasks(infos)
@@ -90,23 +90,23 @@ class Schedules(Base):
             tick_id(info.name, datetime_us("tick", info.last_tick)) if info.last_tick else ""
             for info in infos[:LAST_TASKS]
         ]
-        asked = [at for at, id in enumerate(ids) if id]
-        found = await self._run_all(
-            [views.get_tasks(self._keys(infos[at].queue), [ids[at]]) for at in asked]
+        indices = [index for index, id in enumerate(ids) if id]
+        replies = await self._run_all(
+            [views.get_tasks(self._keys(infos[index].queue), [ids[index]]) for index in indices]
         )
-        made = list(infos)
-        for at, [shown] in zip(asked, found, strict=True):
+        completed = list(infos)
+        for index, [shown] in zip(indices, replies, strict=True):
             if shown is not None:
-                made[at] = msgspec.structs.replace(
-                    infos[at], last_task=ids[at], last_state=shown.state
+                completed[index] = msgspec.structs.replace(
+                    infos[index], last_task=ids[index], last_state=shown.state
                 )
-        return made
+        return completed
 
     async def schedule(self, name: str, *, queue: str) -> ScheduleInfo | None:
         """Return a schedule of a queue: that of a program, else that in the store, else None."""
-        now_us, found = await self._broker.run(views.schedules(self._keys(queue), name))
-        if found:
-            return schedule_info(queue, now_us, found[0])
+        now_us, published = await self._broker.run(views.schedules(self._keys(queue), name))
+        if published:
+            return schedule_info(queue, now_us, published[0])
         row = await self._stored_row(name, queue)
         return None if row is None else stored_info(queue, now_us, row)
 
@@ -174,7 +174,7 @@ class Schedules(Base):
     async def resume_schedule(self, name: str, *, queue: str) -> Change:
         """Resume a schedule from its next tick on; `not_found` if it was not paused.
 
-        Ticks that passed during the pause are not made up.
+        Ticks missed during the pause are not caught up.
         """
         changed = await self._broker.run(ops.resume_schedule(self._keys(queue), name))
         return Change(outcome="done" if changed else "not_found")
@@ -187,16 +187,18 @@ class Schedules(Base):
         stored schedule cannot be read.
         """
         keys = self._keys(queue)
-        _, found = await self._broker.run(views.schedules(keys, name))
-        row = None if found else await self._stored_row(name, queue)
-        if not found and row is None:
+        _, published = await self._broker.run(views.schedules(keys, name))
+        row = None if published else await self._stored_row(name, queue)
+        if not published and row is None:
             return Change(outcome="not_found")
-        task = task_from(found[0].task, new_id(), queue) if row is None else _task_of(row, queue)
+        task = (
+            task_from(published[0].task, new_id(), queue) if row is None else _task_of(row, queue)
+        )
         if task is None:
             return Change(outcome="refused", why="no server of this version published its task")
-        [made] = await self._broker.run(ops.enqueue(keys, [task]))
-        created = made.outcome == "created"
-        return Change(outcome="done" if created else "duplicate", holder=made.id)
+        [reply] = await self._broker.run(ops.enqueue(keys, [task]))
+        created = reply.outcome == "created"
+        return Change(outcome="done" if created else "duplicate", holder=reply.id)
 
     async def forget_schedule(self, name: str, *, queue: str) -> Change:
         """Remove a schedule of a program that no server publishes; `refused` while one does."""
@@ -217,7 +219,7 @@ def schedule_info(queue: str, now_us: int, published: Published) -> ScheduleInfo
     try:
         schedule = record.schedule()
         if schedule is None:
-            problem = "a schedule of a kind of its own: its server knows"
+            problem = "a custom schedule: only its server can compute the next runs"
         else:
             ticks = _ticks(schedule, now_us)
             # Before the first tick, the store holds the time of the start or of the resume instead.
@@ -270,7 +272,7 @@ def stored_info(
         type=message.type,
         next_at=_ticks(given, now_us),
         last_tick=moment_of(last_us) if ticked and last_us is not None else None,
-        problem="a program has a periodic task of this name, which goes first"
+        problem="a program has a periodic task of this name, which takes precedence"
         if of_program
         else None,
     )
@@ -285,10 +287,10 @@ def _task_of(row: StoredRow, queue: str) -> NewTask | None:
 
 
 def _ticks(schedule: Schedule, now_us: int) -> list[datetime]:
-    found: list[datetime] = []
-    at: int | None = now_us
-    while len(found) < AHEAD and at is not None:
-        at = schedule.next_after(at)
-        if at is not None:
-            found.append(moment_of(at))
-    return found
+    ticks: list[datetime] = []
+    tick_us: int | None = now_us
+    while len(ticks) < AHEAD and tick_us is not None:
+        tick_us = schedule.next_after(tick_us)
+        if tick_us is not None:
+            ticks.append(moment_of(tick_us))
+    return ticks

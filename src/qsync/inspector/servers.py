@@ -8,7 +8,7 @@ from qsync import codec
 from qsync.broker import ops, views
 from qsync.broker.views import PageKey, moment_of
 from qsync.inspector.live_servers import Record, _LiveServersMixin
-from qsync.inspector.task_rows import look_at, row_of
+from qsync.inspector.task_rows import decode_row, row_of
 from qsync.inspector.values import Change, RunningTask, ServerInfo, TaskRow
 from qsync.state import TaskState
 from qsync.task_queries import ORDER_TTL_MS
@@ -18,7 +18,7 @@ PAGES: Final = 20
 """Number of pages of a queue's active tasks that are read for one server."""
 
 
-class Servers(_LiveServersMixin):
+class _ServersMixin(_LiveServersMixin):
     """Operations on servers."""
 
     async def servers(self, *, tasks: bool = True) -> list[ServerInfo]:
@@ -33,12 +33,16 @@ class Servers(_LiveServersMixin):
         cut: set[str] = set()
         for queue, page in zip(queues, await self._run_all(calls), strict=True):
             for row in page.rows:
-                _add(running, row_of(queue, look_at(row)))
+                _add(running, row_of(queue, decode_row(row)))
             if page.more:
                 cut.add(queue)
         return [
-            _info(one, running.get(one.id, []), complete=tasks and not cut & set(one.queues))
-            for one in records
+            _info(
+                record,
+                running.get(record.id, []),
+                complete=tasks and not cut & set(record.queues),
+            )
+            for record in records
         ]
 
     async def unknown_types(self) -> dict[str, list[str]]:
@@ -47,16 +51,18 @@ class Servers(_LiveServersMixin):
         Each server reports at most a hundred types, within half a lease time.
         """
         _, records = await self._live()
-        handled = {(queue, type) for one in records for queue in one.queues for type in one.types}
-        missing = {pair for one in records for pair in one.unknown} - handled
-        found: dict[str, list[str]] = {}
+        handled = {
+            (queue, type) for record in records for queue in record.queues for type in record.types
+        }
+        missing = {pair for record in records for pair in record.unknown} - handled
+        types: dict[str, list[str]] = {}
         for queue, type in sorted(missing):
-            found.setdefault(queue, []).append(type)
-        return found
+            types.setdefault(queue, []).append(type)
+        return types
 
     async def server(self, id: str) -> ServerInfo | None:
         """Return a live server; its tasks are from the first 5,000 active ones of each queue."""
-        record = next((one for one in (await self._live())[1] if one.id == id), None)
+        record = next((record for record in (await self._live())[1] if record.id == id), None)
         if record is None:
             return None
         running: dict[str, list[RunningTask]] = {}
@@ -72,7 +78,7 @@ class Servers(_LiveServersMixin):
             call = views.page(self._keys(queue), TaskState.ACTIVE, count=PAGE, after=after)
             page = await self._broker.run(call)
             for row in page.rows:
-                _add(running, row_of(queue, look_at(row)))
+                _add(running, row_of(queue, decode_row(row)))
             if not page.more or not page.rows:
                 return True
             after = page.rows[-1].place
@@ -110,7 +116,7 @@ def _add(running: dict[str, list[RunningTask]], row: TaskRow) -> None:
     )
     tasks = running.setdefault(row.server, [])
     # A task whose lease is renewed during the scan moves in the order and occurs twice.
-    if not any(one.id == task.id and one.queue == task.queue for one in tasks[-PAGE:]):
+    if not any(other.id == task.id and other.queue == task.queue for other in tasks[-PAGE:]):
         tasks.append(task)
 
 

@@ -11,7 +11,7 @@ from qsync.backoff import ExponentialBackoff
 from qsync.broker.ops import crash_count
 from qsync.broker.views import lease_until, moment_of, result_of
 from qsync.inspector.payload_preview import show
-from qsync.inspector.task_rows import Looked, row_of
+from qsync.inspector.task_rows import DecodedTask, row_of
 from qsync.inspector.values import Attempt, Event, Shown, TaskDetail
 from qsync.message import FailedAttempt, Message, decode_message
 from qsync.state import TaskState
@@ -20,7 +20,7 @@ HISTORY_SHOWN: Final = 100
 """Largest number of failed attempts shown; servers keep fewer."""
 
 
-def detail_of(queue: str, task: Looked, lock_holder: str | None) -> TaskDetail:
+def detail_of(queue: str, task: DecodedTask, lock_holder: str | None) -> TaskDetail:
     """Return all that is known of a task."""
     shown, message, failure, options = task.shown, task.message, task.failure, task.options
     payload = message.payload if message else shown.message or b""
@@ -35,7 +35,7 @@ def detail_of(queue: str, task: Looked, lock_holder: str | None) -> TaskDetail:
         headers=options.headers or {},
         attempt=failure.attempts if ran else failure.attempts + 1,
         error=task.error,
-        history=[attempt_of(one) for one in failure.history[-HISTORY_SHOWN:]],
+        history=[attempt_of(attempt) for attempt in failure.history[-HISTORY_SHOWN:]],
         events=_events(task),
         result=result,
         result_error=result_error,
@@ -87,7 +87,7 @@ def _message_error(data: bytes | None) -> str | None:
     return None
 
 
-def _result(task: Looked) -> tuple[Shown | None, str | None]:
+def _result(task: DecodedTask) -> tuple[Shown | None, str | None]:
     record = result_of(task.shown)
     if record is None or task.shown.cancel is not None:
         return None, None
@@ -96,67 +96,67 @@ def _result(task: Looked) -> tuple[Shown | None, str | None]:
     return show(record.value, is_value=record.is_value), None
 
 
-def _events(task: Looked) -> list[Event]:
+def _events(task: DecodedTask) -> list[Event]:
     """Return the past and future events of a task in order, those without a known time first."""
-    found = [*_beginning(task.message), *_attempts(task), *_now(task)]
+    events = [*_enqueue_events(task.message), *_attempt_events(task), *_state_events(task)]
     crashes = crash_count(task.shown.crashes)
     if crashes:
         times = "once" if crashes == 1 else f"{crashes} times"
-        found.append(Event(at=None, what="crashed", detail=f"its server died with it {times}"))
+        events.append(Event(at=None, what="crashed", detail=f"its server died with it {times}"))
     if task.shown.cancel is not None and task.shown.state is not TaskState.COMPLETED:
-        found.append(Event(at=None, what="cancel asked for"))
-    least = datetime.min.replace(tzinfo=UTC)
-    return sorted(found, key=lambda event: event.at or least)
+        events.append(Event(at=None, what="cancel asked for"))
+    earliest = datetime.min.replace(tzinfo=UTC)
+    return sorted(events, key=lambda event: event.at or earliest)
 
 
-def _beginning(message: Message | None) -> list[Event]:
+def _enqueue_events(message: Message | None) -> list[Event]:
     if message is None:
         return []
-    found = [Event(at=moment_of(message.enqueued_at_us), what="enqueued")]
+    events = [Event(at=moment_of(message.enqueued_at_us), what="enqueued")]
     if message.due_us > message.enqueued_at_us:
-        found.append(Event(at=moment_of(message.due_us), what="due"))
+        events.append(Event(at=moment_of(message.due_us), what="due"))
     if message.options and message.options.deadline_us is not None:
-        found.append(Event(at=moment_of(message.options.deadline_us), what="deadline"))
-    return found
+        events.append(Event(at=moment_of(message.options.deadline_us), what="deadline"))
+    return events
 
 
-def _attempts(task: Looked) -> list[Event]:
+def _attempt_events(task: DecodedTask) -> list[Event]:
     failure = task.failure
     # Failures have a server's time and the death the store's; a server's clock may be ahead.
     latest = task.shown.score if task.shown.state is TaskState.DEAD else math.inf
-    found = [
+    events = [
         Event(
-            at=moment_of(int(min(one.at_us, latest))),
+            at=moment_of(int(min(attempt.at_us, latest))),
             what="failed",
-            detail=f"attempt {one.number} on {one.server}: {one.error}",
+            detail=f"attempt {attempt.number} on {attempt.server}: {attempt.error}",
         )
-        for one in failure.history[-HISTORY_SHOWN:]
+        for attempt in failure.history[-HISTORY_SHOWN:]
     ]
     if failure.unknown_since_us:
         times = f"{failure.unknown_times} times since" if failure.unknown_times > 1 else "once"
         detail = f"{times}, by servers that do not know its type"
-        found.append(
+        events.append(
             Event(at=moment_of(failure.unknown_since_us), what="handed back", detail=detail)
         )
-    return found
+    return events
 
 
-def _now(task: Looked) -> list[Event]:
-    shown, at = task.shown, moment_of(task.shown.score)
+def _state_events(task: DecodedTask) -> list[Event]:
+    shown, time = task.shown, moment_of(task.shown.score)
     if shown.state is TaskState.ACTIVE:
         return [Event(at=lease_until(shown), what="leased until", detail=shown.owner or "")]
     if shown.state is TaskState.RETRY:
-        return [Event(at=at, what="due", detail=f"attempt {task.failure.attempts + 1}")]
+        return [Event(at=time, what="due", detail=f"attempt {task.failure.attempts + 1}")]
     if shown.state is TaskState.SCHEDULED and task.failure.unknown_times:
-        return [Event(at=at, what="due", detail="after it was handed back")]
+        return [Event(at=time, what="due", detail="after it was handed back")]
     if shown.state is TaskState.DEAD:
-        return [Event(at=at, what="died", detail=(task.error or "").partition("\n")[0])]
+        return [Event(at=time, what="died", detail=(task.error or "").partition("\n")[0])]
     if shown.state is TaskState.COMPLETED:
-        return _ended(task, at)
+        return _ended(task, time)
     return []
 
 
-def _ended(task: Looked, until: datetime) -> list[Event]:
+def _ended(task: DecodedTask, until: datetime) -> list[Event]:
     what = "completed" if task.shown.cancel is None else "cancelled"
     kept_us = task.options.retention_us
     ended = None if kept_us is None else moment_of(task.shown.score - kept_us)

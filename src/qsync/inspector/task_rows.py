@@ -32,7 +32,7 @@ _PATTERN: Final = re.compile(r"[*?]")
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class DecodedTask:
     """A task from the store, decoded as far as possible; the payload may be missing."""
 
     id: str
@@ -58,16 +58,16 @@ class Looked:
         return self.message.enqueued_at_us if self.message else 0
 
 
-def look(id: str, shown: StoredTask, length: int | None = None) -> Looked:
+def decode_task(id: str, shown: StoredTask, length: int | None = None) -> DecodedTask:
     """Decode a task from a view; `length` is the full size of a message that may be cut."""
     data = shown.message or b""
     size = len(data) if length is None else length
-    return Looked(id, shown, size, message_in(Cut(data, size)), decode_failure(shown.failure))
+    return DecodedTask(id, shown, size, message_in(Cut(data, size)), decode_failure(shown.failure))
 
 
-def look_at(row: StoredRow) -> Looked:
+def decode_row(row: StoredRow) -> DecodedTask:
     """Decode a row of a page."""
-    return look(row.id, row.shown, row.length)
+    return decode_task(row.id, row.shown, row.length)
 
 
 def message_in(cut: Cut) -> Message | None:
@@ -83,11 +83,11 @@ def waiting_since_us(message: Message | None, failure: Failure) -> int | None:
     return None if message is None else max(message.due_us, failure.due_us)
 
 
-def row_of(queue: str, task: Looked) -> TaskRow:
+def row_of(queue: str, task: DecodedTask) -> TaskRow:
     """Return the task as a list row."""
     shown, state = task.shown, task.shown.state  # as stored: `completed` if cancelled
-    at = moment_of(shown.score)
-    active = state is TaskState.ACTIVE
+    time = moment_of(shown.score)
+    is_active = state is TaskState.ACTIVE
     error = task.error
     return TaskRow(
         id=task.id,
@@ -100,18 +100,18 @@ def row_of(queue: str, task: Looked) -> TaskRow:
         retry=task.message.retry if task.message else 0,
         crashes=crash_count(shown.crashes),
         error=None if error is None else error.partition("\n")[0][:ERROR_SHOWN],
-        due_at=at if state in (TaskState.SCHEDULED, TaskState.RETRY) else None,
-        lease_until=lease_until(shown) if active else None,
-        server=server_of(shown) if active else None,
-        progress=progress_of(shown) if active or state is TaskState.COMPLETED else None,
-        died_at=at if state is TaskState.DEAD else None,
-        kept_until=at if state is TaskState.COMPLETED else None,
+        due_at=time if state in (TaskState.SCHEDULED, TaskState.RETRY) else None,
+        lease_until=lease_until(shown) if is_active else None,
+        server=server_of(shown) if is_active else None,
+        progress=progress_of(shown) if is_active or state is TaskState.COMPLETED else None,
+        died_at=time if state is TaskState.DEAD else None,
+        kept_until=time if state is TaskState.COMPLETED else None,
         ended_at=_ended_at(task) if state is TaskState.COMPLETED else None,
         cancelled=shown.cancel is not None,
     )
 
 
-def _ended_at(task: Looked) -> datetime | None:
+def _ended_at(task: DecodedTask) -> datetime | None:
     """Return when a kept task ended: `retention` before the time until which it is kept."""
     kept_us = task.options.retention_us
     return None if kept_us is None else moment_of(task.shown.score - kept_us)
@@ -122,7 +122,7 @@ def server_of(shown: StoredTask) -> str | None:
     return server_of_token(shown.owner) if shown.owner else None
 
 
-def fits(filter: Filter | None, task: Looked, now_us: int) -> bool:
+def matches(filter: Filter | None, task: DecodedTask, now_us: int) -> bool:
     """Return whether a task matches a filter."""
     if filter is None:
         return True
@@ -138,9 +138,9 @@ def fits(filter: Filter | None, task: Looked, now_us: int) -> bool:
     return filter.newer_than is None or age <= filter.newer_than
 
 
-def _is_type(wanted: str, task: Looked) -> bool:
-    found = task.message.type if task.message else ""
-    return fnmatchcase(found, wanted) if _PATTERN.search(wanted) else found == wanted
+def _is_type(pattern: str, task: DecodedTask) -> bool:
+    type = task.message.type if task.message else ""
+    return fnmatchcase(type, pattern) if _PATTERN.search(pattern) else type == pattern
 
 
 def pause_of(note: bytes | None, at_us: int) -> Pause | None:
@@ -158,8 +158,8 @@ def schedule_pause_of(note: bytes | None) -> Pause | None:
     """Return the pause of a schedule, whose note begins with the time."""
     if note is None:
         return None
-    at, _, rest = note.partition(b" ")
-    return pause_of(rest, number(at))
+    at_us, _, rest = note.partition(b" ")
+    return pause_of(rest, number(at_us))
 
 
 def note_of(by: str, why: str) -> bytes:

@@ -11,7 +11,7 @@ from qsync.broker.views import StoredTask
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base, check_state, cursor_at, read_cursor
 from qsync.inspector.task_detail import detail_of
-from qsync.inspector.task_rows import fits, look, look_at, row_of
+from qsync.inspector.task_rows import decode_row, decode_task, matches, row_of
 from qsync.inspector.values import Change, Filter, Page, TaskDetail, TaskRow
 from qsync.keys import check_id, server_of_token, shorten
 from qsync.message import Failure, decode_failure
@@ -35,7 +35,7 @@ ENDED_WELL: Final = (TaskState.COMPLETED, TaskState.CANCELLED)
 RUNNABLE: Final = (TaskState.SCHEDULED, TaskState.RETRY, TaskState.DEAD)
 
 
-class Tasks(Base):
+class _TasksMixin(Base):
     """Operations on single tasks."""
 
     async def tasks(
@@ -57,19 +57,18 @@ class Tasks(Base):
         cursor. InvalidTask if the limit is not from 1 to 100, or the state or the cursor is
         invalid.
         """
-        wanted, after = check_state(state), read_cursor(cursor)
+        known, after = check_state(state), read_cursor(cursor)
         if type(limit) is not int or not 1 <= limit <= LIMIT:
-            msg = f"limit: {shorten(limit)} is not a whole number from 1 to {LIMIT}"
-            raise InvalidTask(msg)
+            raise InvalidTask(f"limit: {shorten(limit)} is not a whole number from 1 to {LIMIT}")
         if newest_first is None:
-            newest_first = wanted in (TaskState.DEAD, *ENDED_WELL)
-        kept = wanted in ENDED_WELL
-        stored = TaskState.COMPLETED if kept else wanted
-        narrowed = filter is not None or wanted is TaskState.CANCELLED
+            newest_first = known in (TaskState.DEAD, *ENDED_WELL)
+        is_kept = known in ENDED_WELL
+        stored = TaskState.COMPLETED if is_kept else known
+        narrowed = filter is not None or known is TaskState.CANCELLED
         place = None if after is None else after.place
-        found: list[TaskRow] = []
+        rows: list[TaskRow] = []
         scanned = total = 0
-        for _ in range(SCANS if narrowed or kept else 1):
+        for _ in range(SCANS if narrowed or is_kept else 1):
             count = SCAN if narrowed else limit
             page = await self._broker.run(
                 views.page(
@@ -77,20 +76,20 @@ class Tasks(Base):
                 )
             )
             total, more = page.total, page.more
-            for at, row in enumerate(page.rows):
-                task = look_at(row)
+            for index, row in enumerate(page.rows):
+                task = decode_row(row)
                 scanned, place = scanned + 1, row.place
-                if views.state_of(row.shown) is wanted and fits(filter, task, page.now_us):
-                    found.append(row_of(queue, task))
-                if len(found) == limit:
-                    more = more or at + 1 < len(page.rows)
+                if views.state_of(row.shown) is known and matches(filter, task, page.now_us):
+                    rows.append(row_of(queue, task))
+                if len(rows) == limit:
+                    more = more or index + 1 < len(page.rows)
                     break
-            if not more or len(found) == limit:
+            if not more or len(rows) == limit:
                 break
         end = None if not more or place is None else cursor_at(place)
-        if kept:  # completed and cancelled tasks are stored in one set
-            total = (await self._broker.run(views.counts(self._keys(queue)))).states[wanted]
-        return Page(tasks=found, cursor=end, total=total, scanned=scanned)
+        if is_kept:  # completed and cancelled tasks are stored in one set
+            total = (await self._broker.run(views.counts(self._keys(queue)))).states[known]
+        return Page(tasks=rows, cursor=end, total=total, scanned=scanned)
 
     async def task(self, id: str, *, queue: str = "default") -> TaskDetail | None:
         """Return all that the store holds about a task; None if it is not in the queue."""
@@ -98,7 +97,7 @@ class Tasks(Base):
         if shown is None:
             return None
         # In a thread: the message may be large, whatever the present limit on payloads is.
-        task = await asyncio.to_thread(look, id, shown)
+        task = await asyncio.to_thread(decode_task, id, shown)
         lock = task.options.lock or ""
         located = await self._broker.run(views.pending_position(self._keys(queue), id, lock=lock))
         return await asyncio.to_thread(detail_of, queue, task, located.holder)
@@ -109,10 +108,12 @@ class Tasks(Base):
         rows: dict[str, TaskRow] = {}
         pages = 0
         async for names in self.queue_pages():
-            found = await self._run_all([views.get_tasks(self._keys(name), [id]) for name in names])
-            for queue, [shown] in zip(names, found, strict=True):
+            replies = await self._run_all(
+                [views.get_tasks(self._keys(name), [id]) for name in names]
+            )
+            for queue, [shown] in zip(names, replies, strict=True):
                 if shown is not None:
-                    rows[queue] = row_of(queue, look(id, shown))
+                    rows[queue] = row_of(queue, decode_task(id, shown))
             pages += 1
             if pages == FIND_PAGES:
                 break
@@ -206,7 +207,7 @@ def rerun_of(id: str, shown: StoredTask, length: int | None = None) -> ops.Rerun
     """Return the request to run a task now; a dead task keeps its history, not its attempts."""
     if shown.state is not TaskState.DEAD:
         return ops.RerunRequest(id)
-    options = look(id, shown, length).options
+    options = decode_task(id, shown, length).options
     history = decode_failure(shown.failure).history
     record = codec.encode(Failure(history=history)) if history else b""
     return ops.RerunRequest(id, options.fairness_key or "", options.lock or "", record)
