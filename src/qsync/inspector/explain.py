@@ -161,7 +161,7 @@ def _active(facts: Facts, blank: Explanation) -> Explanation:
     if shown.score <= located.now_us:
         reasons = ["lapsed"]
         what = "Its server died" if shown.score < 0 else "Its lease has expired"
-        sentences.append(f"{what}: it returns to the queue when a server next readings for tasks.")
+        sentences.append(f"{what}: it returns to the queue when a server next looks for tasks.")
     elif any(record.id == server for record in facts.servers):
         sentences.append(f"Its lease expires in {left} unless the server renews it.")
     else:
@@ -259,7 +259,7 @@ def _type(facts: Facts) -> str:
 def _when(facts: Facts, due_at: datetime) -> str:
     left = facts.task.shown.score - facts.located.now_us
     if left <= 0:
-        return f"{utc_time(due_at)} (due now: it starts when a server next readings for tasks)"
+        return f"{utc_time(due_at)} (due now: it starts when a server next looks for tasks)"
     return f"{utc_time(due_at)} (in {duration(left / 1_000_000)})"
 
 
