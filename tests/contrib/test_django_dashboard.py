@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,6 +56,7 @@ def test_staff_sees_the_queues(project: Qsync, staff: Client) -> None:
     text = page.content.decode()
     assert "parcels" in text
     assert f'href="{PAGE}static/style.css' in text
+    assert 'QSYNC["DASHBOARD"] = {"READ_ONLY": False}</code> enables' in html.unescape(text)
     style = staff.get(f"{PAGE}static/style.css")
     assert (style.status_code, style["Content-Type"]) == (200, "text/css; charset=utf-8")
     assert staff.get(f"{PAGE}queue?queue=parcels").status_code == 200

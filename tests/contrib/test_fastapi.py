@@ -173,7 +173,9 @@ def test_dashboard_changes_things_only_where_it_may(app: Qsync) -> None:
     with TestClient(api, base_url="http://localhost", headers={"x-user": "ann"}) as web:
         web.post("/buy").raise_for_status()
         form = "queue=default&sure=1"
-        assert web.post("/look/queue/pause", content=form, headers=FORM).status_code == 403
+        refused = web.post("/look/queue/pause", content=form, headers=FORM)
+        assert refused.status_code == 403
+        assert "mount_dashboard(..., read_only=False) enables" in refused.text
         assert "Resume" not in web.get("/ops/queue?queue=default").text
         answer = web.post("/ops/queue/pause", content=form, headers=FORM, follow_redirects=False)
         assert answer.status_code == 303

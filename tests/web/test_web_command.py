@@ -89,6 +89,7 @@ def test_it_shows_on_this_machine_alone_and_changes_nothing(
         form = {"queue": "default"}
         answer = httpx.post(f"{it.url}/queue/pause", data=form, headers=headers)
         assert answer.status_code == 403
+        assert answer.text == "Read-only: qsync dashboard --allow-actions enables changes.\n"
         port = it.url.rpartition(":")[2]
         code, said = refused("--port", port, folder=tmp_path, QSYNC_URL=valkey.url)
         assert (code, "cannot listen on 127.0.0.1" in said) == (1, True)

@@ -41,24 +41,17 @@ def test_it_is_mounted_as_the_page_says(valkey: Store, prefix: str) -> None:
     )
     exec(text, names)  # noqa: S102 - the page's own program
 
-    async def django(scope: Any, receive: Any, send: Any) -> None:
-        raise AssertionError("not for it")
-
     async def main() -> None:
         async with names["queue"].async_client() as client:
             await client.enqueue(Task("t", id="a"))
-        async with names["lifespan"](names["app"]):
-            names["django"] = django
-            exec(PROGRAMS[1], names)  # noqa: S102 - as above
-            for app in (names["app"], names["application"]):
-                async with visiting(app) as web:
-                    assert (await web.get("/ops/queue/")).headers["location"] == "/sign-in"
-                    web.cookies.set("user", "mallory")
-                    assert (await web.get("/ops/queue/")).status_code == 403
-                    web.cookies.set("user", "ann")
-                    page = await web.get("/ops/queue/tasks")
-                    assert (page.status_code, 'href="/ops/queue/dead"' in page.text) == (200, True)
-                    assert (await web.get("/ops/queue/static/script.js")).status_code == 200
+        async with names["lifespan"](names["app"]), visiting(names["app"]) as web:
+            assert (await web.get("/ops/queue/")).headers["location"] == "/sign-in"
+            web.cookies.set("user", "mallory")
+            assert (await web.get("/ops/queue/")).status_code == 403
+            web.cookies.set("user", "ann")
+            page = await web.get("/ops/queue/tasks")
+            assert (page.status_code, 'href="/ops/queue/dead"' in page.text) == (200, True)
+            assert (await web.get("/ops/queue/static/script.js")).status_code == 200
 
     asyncio.run(main())
     queue: Qsync = names["queue"]

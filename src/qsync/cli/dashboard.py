@@ -134,13 +134,14 @@ def _make(
     mask: Any,
     hosts: Sequence[str] | None,
 ) -> Dashboard:
-    from qsync.web import create_app
+    from qsync.web.app import make_dashboard
 
     # Without a token, everybody who can use this machine is let in.
     auth: Any = "host" if token is None else None
-    return create_app(
-        inspector, token=token, auth=auth, read_only=read_only, mask=mask, hosts=hosts
-    )
+    return make_dashboard(
+        inspector, token=token, auth=auth, read_only=read_only, mask=mask, hosts=hosts,
+        allowed_by="qsync dashboard --allow-actions",
+    )  # fmt: skip
 
 
 def _check_installed() -> None:

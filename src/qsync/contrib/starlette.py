@@ -128,11 +128,13 @@ class MountedDashboard:
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
-        from qsync.web import create_app
+        from qsync.web.app import make_dashboard
 
         async with (
             self._app.inspector() as inspector,
-            create_app(inspector, **self._options) as self._dashboard,
+            make_dashboard(
+                inspector, allowed_by="mount_dashboard(..., read_only=False)", **self._options
+            ) as self._dashboard,
         ):
             try:
                 yield

@@ -152,6 +152,27 @@ def create_app(
 
     The caller closes the inspector. ConfigError if an option is invalid.
     """
+    return make_dashboard(
+        inspector, token=token, auth=auth, read_only=read_only, mask=mask, hosts=hosts,
+        timeout=timeout, allowed_by="create_app(..., read_only=False)",
+    )  # fmt: skip
+
+
+def make_dashboard(
+    inspector: Inspector,
+    *,
+    token: str | None = None,
+    auth: Auth | Literal["host"] | None = None,
+    read_only: bool = True,
+    mask: Mask | None = None,
+    hosts: Collection[str] | None = None,
+    timeout: float = TIMEOUT_S,
+    allowed_by: str,
+) -> Dashboard:
+    """Return the dashboard as `create_app` does.
+
+    allowed_by   what enables changes, as the host application writes it; shown when read-only
+    """
     if not isinstance(inspector, Inspector):
         raise ConfigError("inspector: give an Inspector, as Qsync.inspector() makes one")
     if mask is not None and not callable(mask):
@@ -169,10 +190,11 @@ def create_app(
         environment=make_environment(),
         sampler=Sampler(inspector),
         read_only=read_only,
+        allowed_by=allowed_by,
         signs_in=token is not None,
         mask=mask,
     )
-    return Dashboard(site, Rules(access, read_only, names, timeout))
+    return Dashboard(site, Rules(access, read_only, allowed_by, names, timeout))
 
 
 def _guard(app: Any, *, rules: Rules, sign_in: SignIn | None) -> Guard:

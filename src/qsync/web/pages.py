@@ -68,6 +68,9 @@ class Site:
     environment: Environment
     sampler: Sampler
     read_only: bool
+    allowed_by: str
+    """The setting that enables changes, as the host application writes it."""
+
     signs_in: bool
     mask: Mask | None
 
@@ -76,6 +79,7 @@ class Site:
         return {
             "prefix": self.inspector.prefix,
             "read_only": self.read_only,
+            "allowed_by": self.allowed_by,
             "signs_in": self.signs_in,
         }
 

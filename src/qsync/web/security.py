@@ -56,6 +56,7 @@ class Rules:
 
     access: Access
     read_only: bool
+    allowed_by: str
     hosts: Collection[str] | None
     timeout: float
 
@@ -129,7 +130,7 @@ class _Exchange:
             return user
         request.scope["qsync.user"] = user
         if request.method == "POST" and self._rules.read_only and route != "/logout":
-            return _text("Read-only: restart with --allow-actions to enable changes.", 403)
+            return _text(f"Read-only: {self._rules.allowed_by} enables changes.", 403)
         return None
 
     async def _send(self, message: Message) -> None:

@@ -64,12 +64,15 @@ class DashboardThread:
 
     async def _open(self) -> None:
         try:
-            from qsync.web import create_app
+            from qsync.web.app import make_dashboard
         except ModuleNotFoundError as error:
             raise missing(error, "web") from None
         given = configuration()
         inspector = project_app().inspector()
-        dashboard = create_app(inspector, auth="host", read_only=given.read_only, mask=given.mask)
+        dashboard = make_dashboard(
+            inspector, auth="host", read_only=given.read_only, mask=given.mask,
+            allowed_by='QSYNC["DASHBOARD"] = {"READ_ONLY": False}',
+        )  # fmt: skip
         self._dashboard = dashboard
         await self._exits.enter_async_context(inspector)
         await self._exits.enter_async_context(dashboard)
