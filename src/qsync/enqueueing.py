@@ -9,7 +9,7 @@ from qsync.broker.ops import Enqueued
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask
 from qsync.keys import shorten
 from qsync.new_task import NewTask, new_nonce, new_task
-from qsync.running_task import check_lease, nonce_of_parent
+from qsync.running_task import check_lease, nonce_of_parent, running
 from qsync.task import Task
 from qsync.times import Duration, duration_us
 
@@ -51,8 +51,9 @@ def check_confirm_timeout(value: object) -> float:
 
 def validated(task: object, *, queue: str | None, payload_limit: int, remember_us: int) -> NewTask:
     """Encode a task to send. Raise InvalidTask if it is wrong, LeaseLost as in `check_lease`."""
-    check_lease()
-    checked = checked_task(task)
+    if running.get(None) is not None:
+        check_lease()
+    checked = task if type(task) is Task else checked_task(task)
     nonce = None if checked.id is None else nonce_of_parent()
     return new_task(
         checked,

@@ -71,10 +71,10 @@ def new_id() -> str:
         return _ids.pop()
     except IndexError:
         drawn = base64.urlsafe_b64encode(os.urandom(33 * 128)).decode()
-        ids = (drawn[start : start + 22] for start in range(0, len(drawn), 22))
         # Command lines read an argument that begins with a dash as an option.
-        id, *rest = (id for id in ids if not id.startswith("-"))
-        _ids.extend(rest)
+        ids = [drawn[at : at + 22] for at in range(0, len(drawn), 22) if drawn[at] != "-"]
+        id = ids.pop()
+        _ids.extend(ids)
         return id
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import operator
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
@@ -126,19 +127,18 @@ def check_type(value: object) -> str:
 
 
 def has_options(task: Task) -> bool:
-    """Return whether a task has options besides type, payload, queue, id and retry."""
-    return not (
-        task.retry_delay is None
-        and task.delay is None
-        and task.process_at is None
-        and task.timeout is None
-        and task.deadline is None
-        and (task.unique is None or task.unique is False)
-        and task.unique_key is None
-        and task.retention is None
-        and task.fairness_key is None
-        and task.headers is None
-    )
+    """Return whether a task gives options besides type, payload, queue, id and retry."""
+    try:
+        return _given_options(task) != _NO_OPTIONS
+    except Exception:  # a value of a wrong type that cannot be compared
+        return True
+
+
+_given_options: Final = operator.attrgetter(
+    "retry_delay", "delay", "process_at", "timeout", "deadline", "unique", "unique_key",
+    "retention", "fairness_key", "headers",
+)  # fmt: skip
+_NO_OPTIONS: Final = (None,) * 10
 
 
 def options_of(task: Task) -> StoredOptions:

@@ -666,3 +666,24 @@ def test_arguments_are_taken_when_they_are_given() -> None:
         value[0].append(9)
         assert payload["it"][0] == [1]
         value[0].pop()
+
+
+class Uncomparable:
+    """A value whose comparison fails, such as an array's."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("ambiguous")
+
+
+@pytest.mark.parametrize("option", ["headers", "timeout", "unique_key", "fairness_key", "deadline"])
+def test_option_that_cannot_be_compared_is_an_invalid_task(option: str) -> None:
+    wrong: dict[str, Any] = {option: Uncomparable()}
+    with pytest.raises(InvalidTask, match=option):
+        Task("t", **wrong)
+
+
+def test_task_that_is_not_unique_is_encoded_like_one_without_options() -> None:
+    plain, explicit = (Task("t", id="a", **option) for option in ({}, {"unique": False}))
+    assert new_task(plain, bytes(8)) == new_task(explicit, bytes(8))
