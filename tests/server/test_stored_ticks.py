@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from qsync.broker import ops, redis_clients, schedule_ops
+from qsync import Qsync
+from qsync.broker import acl, ops, redis_clients, schedule_ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.schedule_ops import TickRow
 from qsync.broker.stored_schedules import (
@@ -31,6 +32,7 @@ from qsync.server.stored_ticks import StoredTicks, tick_due
 from qsync.task import Task
 from tests.server.test_periodic import all_between
 from tests.server.test_periodic import ticks_of as ticks_in
+from tests.support.acl import rights_are_old
 from tests.support.queue_driver import BINARIES, START, Rig, S
 from tests.support.stores import Store, wait_until_async
 
@@ -300,8 +302,6 @@ class Place:
 
 @pytest.fixture
 def app_of(store: Store, prefix: str) -> Any:
-    from qsync import Qsync
-
     return Qsync(store.url, prefix=prefix)
 
 
@@ -393,3 +393,32 @@ def test_tick_due_takes_the_time_of_a_test(app_of: Any, store: Store, prefix: st
         await place.broker.aclose()
 
     asyncio.run(main())
+
+
+def test_server_with_the_rights_of_an_older_version_says_so_once_and_goes_on(
+    app_of: Any, store: Store, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its user may not read a key that the older version does not know."""
+    old = rights_are_old(store)
+    rules = [rule for rule in acl.rules("server", prefix, old=old) if "schedule_queues" not in rule]
+    store.command("ACL", "SETUSER", "older", "reset", "on", ">secret", *rules)
+
+    async def main() -> None:
+        url = store.url.replace("//", "//older:secret@")
+        place = Place(store, prefix)
+        async with app_of.async_client() as client:
+            await client.schedules.put("a", Task("t"), every=0.5)
+            async with Qsync(url, prefix=prefix).server():
+                await wait_until_async(lambda: bool(caplog.records))
+            async with place.running():
+                keys = schedule_ops.QueueKeys(prefix, "default")
+                await wait_until_async(lambda: store.client().hlen(keys.key("tasks")))
+        await place.broker.aclose()
+
+    try:
+        with caplog.at_level(logging.WARNING, "qsync"):
+            asyncio.run(main())
+    finally:
+        store.command("ACL", "DELUSER", "older")
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith("stored schedules do not run on this server: schedule_queues: ")

@@ -284,7 +284,7 @@ class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
 
     done       the queue is gone
     more       some tasks were deleted, others remain: call again
-    not_empty  the queue holds `left` tasks
+    not_empty  the queue holds `left` tasks and stored schedules
     served     a live server, `server`, takes tasks from the queue and would bring it back
     running    `left` tasks of the queue are running
     not_found  there is no such queue

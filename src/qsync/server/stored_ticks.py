@@ -99,6 +99,7 @@ class StoredTicks:
         self._globals = GlobalKeys(prefix)
         self._outage = outage
         self._queues: dict[str, _Queue] = {}
+        self._denied = False
         self._backoff = Backoff(cap=AWAY_CAP_S)
 
     async def run(self) -> None:
@@ -114,7 +115,9 @@ class StoredTicks:
         try:
             numbers = await self._broker.run(schedule_ops.schedule_queues(self._globals))
         except ConfigError as error:  # a user with the rights of an older version
-            self._outage.failed(part, error)
+            if not self._denied:
+                log.warning("stored schedules do not run on this server: %s", error)
+            self._denied = True
             return LOOK_S
         except QsyncError as error:
             self._outage.failed(part, error)
