@@ -224,7 +224,7 @@ async def test_schedule_is_created_changed_and_deleted(store: Store, prefix: str
         ({"every": "60", "type": ""}, "type: '' is not 1 to 256"),
         ({"every": "60", "queue": "a b"}, "queue: 'a b' is not 1 to 128"),
         ({"every": "60", "missed": "never"}, "missed='never'"),
-        ({"every": "60", "name": "taken"}, "there is a schedule taken already"),
+        ({"every": "60", "name": "taken"}, "schedule taken already exists"),
     ],
 )
 async def test_form_of_a_schedule_says_what_was_wrong_and_keeps_the_rest(

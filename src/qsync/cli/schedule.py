@@ -153,7 +153,7 @@ def put(
         ),
     ],
     type: Annotated[
-        str, typer.Argument(metavar="TYPE", help="Type of its task.", show_default=False)
+        str, typer.Argument(metavar="TYPE", help="Type of the task.", show_default=False)
     ],
     arguments: Arguments = None,
     cron: Annotated[

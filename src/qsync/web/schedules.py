@@ -72,7 +72,7 @@ async def put(site: Site, request: Request) -> Response:
 async def _create(site: Site, values: dict[str, str]) -> Change:
     name = values["name"]
     if await site.inspector.stored_schedule(name) is not None:
-        return Change(outcome="refused", why=f"name: there is a schedule {name} already")
+        return Change(outcome="refused", why=f"name: schedule {name} already exists")
     task: Task[Any] = Task(
         values["type"], _payload(values["payload"]), queue=values["queue"] or DEFAULT
     )
@@ -130,7 +130,7 @@ async def delete(site: Site, request: Request) -> Response:
         return site.confirm(
             request, form, title="Delete this schedule?", items=[name],
             button="Delete the schedule",
-            text="It has no further tick. Tasks of its earlier ticks stay in their queue.",
+            text="It enqueues no further tasks. Tasks that it has enqueued are not affected.",
             back=back_to(request, "/schedules"),
         )  # fmt: skip
     change = await site.inspector.delete_schedule(name, queue=queue)
