@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import faulthandler
 import os
 import random
 import secrets
@@ -178,7 +179,11 @@ class Rounds:
         try:
             wait_until(lambda: len(self.orders()) > before, timeout=PROGRESS_S)
         except AssertionError:
+            application = self._processes["application"]
+            application.send_signal(signal.SIGUSR1)  # it writes where its threads are
+            time.sleep(1)
             log = self._log.read_text(errors="replace")
+            log += f"\nthe application: {application.poll()}"
             raise AssertionError(
                 f"no order was committed in {PROGRESS_S:g} s:\n{log[-8000:]}"
             ) from None
@@ -226,6 +231,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     options = parser.parse_args()
     if options.role is not None:
+        faulthandler.register(signal.SIGUSR1)
         app = Qsync(prefix=PREFIX)
         ROLES[options.role](app, os.environ["ROUNDS_DATABASE"])
         return 0

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Seque
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from qsync.contrib.outbox.after_commit import AfterCommit
 from qsync.contrib.outbox.database import BATCH, COUNTED, Backlog, backlog_of
@@ -19,10 +19,15 @@ from qsync.task import Task
 try:
     import psycopg
     from psycopg import AsyncConnection, Connection
+    from psycopg.conninfo import conninfo_to_dict
     from psycopg.pq import TransactionStatus
     from psycopg.sql import SQL, Composed, Identifier
 except ModuleNotFoundError as _error:
     raise missing(_error, "psycopg") from None
+
+CONNECT_S: Final = 10
+"""Time that the database has to accept the connection of a relay, unless its address says, seconds.
+Without it, psycopg waits for over two minutes for a server that has just died."""
 
 MakeRow = Callable[[Task[Any]], Row]
 
@@ -74,7 +79,11 @@ class ConnectionDatabase:
 
     def _open(self) -> Connection[Any]:
         if self._connection is None or self._connection.closed:
-            self._connection = psycopg.connect(self._address, autocommit=True)
+            given: dict[str, Any] = {
+                "connect_timeout": CONNECT_S,
+                **conninfo_to_dict(self._address),
+            }
+            self._connection = psycopg.connect(**given, autocommit=True)
         return self._connection
 
     @contextlib.contextmanager
