@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from qsync import Mux, Qsync, QsyncError, Task, TaskFailed
-from qsync.server.child_context import ChildServer, Sent
+from qsync.broker.address import Address
+from qsync.server.child_context import ChildServer, ChildSetup
 from qsync.testing import Kit, SyncKit
 from tests.support import process_app
 from tests.support.stores import Store, wait_until_async
@@ -105,7 +106,10 @@ def names(folder: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("local", "message"),
     [
-        (True, r"QsyncError: current\(\).state: the lifespan cannot be sent to the process"),
+        (
+            True,
+            r"QsyncError: current\(\).state: the process of a handler cannot import the lifespan",
+        ),
         (False, r"OSError: no database here"),
     ],
 )
@@ -142,11 +146,18 @@ async def test_a_run_that_is_to_stop_ends_with_its_process(
 
 
 def test_without_a_server_the_error_says_so() -> None:
-    alone = ChildServer(None, lambda report: None)
+    alone = ChildServer(None, lambda report: None, lambda path: None)
     with pytest.raises(QsyncError, match=r"current\(\).client: no server runs this process"):
         alone.client(None)
     with pytest.raises(QsyncError, match=r"current\(\).state: no server runs this process"):
         alone.state()
-    with pytest.raises(QsyncError, match="it cannot be sent to the process of a handler: "):
-        Sent.of(lambda: None).read("it")
-    assert Sent.of(7).read("it") == 7
+
+
+def test_an_address_that_cannot_be_sent_is_an_error_that_says_why() -> None:
+    address = Address("node", clock=lambda: 7)
+    server = ChildServer(
+        ChildSetup.of(address, "x", {}, None), lambda report: None, lambda path: None
+    )
+    with pytest.raises(QsyncError, match="the address of the store cannot be sent to the process"):
+        server.client(None)
+    assert server.state() is None

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import pickle
 import struct
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from multiprocessing.reduction import ForkingPickler
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from qsync.errors import QsyncError
-from qsync.keys import class_name
+from qsync.keys import class_name, shorten
 from qsync.task import TaskInfo
 
 if TYPE_CHECKING:  # a process imports them when a handler asks for the client
@@ -29,48 +31,62 @@ LIFESPAN_S: Final = 5.0
 """Time that the end of a lifespan may take when its process ends, in seconds."""
 
 
-class Sent(NamedTuple):
-    """A value for a process, pickled; or the reason why it cannot be sent."""
-
-    data: bytes = b""
-    error: str = ""
-
-    @classmethod
-    def of(cls, value: Any) -> Sent:
-        """Return the value for another process."""
-        try:
-            return cls(pickle.dumps(value))
-        except Exception as error:  # pickle raises many kinds, and the value's own
-            return cls(error=f"{class_name(error)}: {error}")
-
-    def read(self, what: str) -> Any:
-        """Return the value in another process; QsyncError if it could not be sent."""
-        if self.error:
-            raise QsyncError(f"{what} cannot be sent to the process of a handler: {self.error}")
-        return pickle.loads(self.data)  # noqa: S301 - from the server, by multiprocessing
-
-
 class ChildSetup(NamedTuple):
-    """What a process needs to make the client and the state of its server."""
+    """What a process needs to make the client and the state of its server.
 
-    address: Sent
+    The address goes as an argument of the process, the lifespan by its import path.
+    """
+
+    address: Address | None
+    address_error: str
+    """Reason why the address cannot be sent; empty if it can."""
     prefix: str
     client_options: Mapping[str, Any]
-    lifespan: Sent
+    lifespan: str
+    """Import path `module:name`; empty without a lifespan."""
+    lifespan_error: str
 
     @classmethod
     def of(
         cls, address: Address, prefix: str, client_options: Mapping[str, Any], lifespan: Any
     ) -> ChildSetup:
         """Return the setup of a server's processes."""
-        return cls(Sent.of(address), prefix, client_options, Sent.of(lifespan))
+        error = ""
+        try:
+            ForkingPickler.dumps(address)
+        except Exception as raised:  # of many kinds, e.g. of a provider of credentials
+            error = f"{class_name(raised)}: {raised}"
+        path, path_error = import_path(lifespan)
+        sent = None if error else address
+        return cls(sent, error, prefix, client_options, path, path_error)
+
+
+def import_path(function: Any) -> tuple[str, str]:
+    """Return the import path of a function, and an error if another process cannot import it."""
+    if function is None:
+        return "", ""
+    module = getattr(function, "__module__", None)
+    name = getattr(function, "__qualname__", "")
+    try:
+        found = attrgetter(name)(sys.modules[module or ""])
+    except (AttributeError, KeyError):
+        found = None
+    if found is not function:
+        return "", f"{shorten(function)} is no function at the top of a module"
+    return f"{module}:{name}", ""
 
 
 class ChildServer:
     """The server as a process of handlers has it; `tell` sends a progress report to the server."""
 
-    def __init__(self, setup: ChildSetup | None, tell: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        setup: ChildSetup | None,
+        tell: Callable[[bytes], None],
+        find: Callable[[str], Any],
+    ) -> None:
         self._setup = setup
+        self._find = find
         self._tell = tell
         self._lock = threading.Lock()
         self._client: Client | None = None
@@ -83,9 +99,9 @@ class ChildServer:
 
     def adopt(self, connections: Any) -> None:
         """Point an app in this process at the store of a test, whose time goes with its address."""
-        if self._setup is None or self._setup.address.error:
+        address = None if self._setup is None else self._setup.address
+        if self._setup is None or address is None:
             return
-        address: Address = self._setup.address.read("the address of the store")
         if address.clock is not None and connections.prefix != self._setup.prefix:
             self._adopted.enter_context(connections.pointed_at(address, self._setup.prefix))
 
@@ -97,7 +113,12 @@ class ChildServer:
                 from qsync.client import Client
 
                 setup = self._given("client")
-                broker = Broker(setup.address.read("current().client: the address of the store"))
+                if setup.address is None:
+                    raise QsyncError(
+                        "current().client: the address of the store cannot be sent to the process "
+                        f"of a handler: {setup.address_error}"
+                    )
+                broker = Broker(setup.address)
                 make = Client if connections is None else connections.client_of
                 client: Client = make(broker, prefix=setup.prefix, **setup.client_options)
                 client.borrowed = True
@@ -108,10 +129,15 @@ class ChildServer:
         """Return the value that the lifespan yields in this process; None without a lifespan."""
         with self._lock:
             if self._lifespan is None:
-                lifespan = self._given("state").lifespan.read("current().state: the lifespan")
-                if lifespan is None:
+                setup = self._given("state")
+                if setup.lifespan_error:
+                    raise QsyncError(
+                        "current().state: the process of a handler cannot import the lifespan: "
+                        f"{setup.lifespan_error}"
+                    )
+                if not setup.lifespan:
                     return None
-                begun = _Lifespan(lifespan)
+                begun = _Lifespan(self._find(setup.lifespan))
                 begun.value.result()
                 self._lifespan = begun
             return self._lifespan.value.result()

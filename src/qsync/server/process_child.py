@@ -133,7 +133,7 @@ def serve(
         with sending:
             link.sendall(struct.pack(">I", flag | len(message)) + message)
 
-    server = ChildServer(setup, lambda report: send(report, NOTE))
+    server = ChildServer(setup, lambda report: send(report, NOTE), _find)
     with link, tickets, link.makefile("rb") as requests, contextlib.closing(server):
         while len(ticket := tickets.recv(4)) == 4:
             path, info = _read(requests, ticket)
