@@ -493,6 +493,16 @@ def test_name_that_the_header_does_not_have_fails_the_loader(wrong: str) -> None
         load("renew")
 
 
+@every_script
+def test_fields_of_a_reply_are_those_of_the_header(name: str) -> None:
+    fields, code = load(name).reply_fields, " ".join(lua.script(name).tokens)
+    tables = re.findall(r"(?:reply|answer) \( \{(.*?)\} \)", code)
+    tables += re.findall(r"local fields = \{(.*?)\}", code) if fields else []
+    named = {field for table in tables for field in re.findall(r"(\w+) = ", table)}
+    named |= set(re.findall(r"fields \. (\w+)", code)) if fields else set()
+    assert named == set(fields)
+
+
 def test_slot_with_a_wrong_number_fails_the_loader() -> None:
     with (
         planted("renew.lua", "-- KEYS[4] meta", "-- KEYS[5] meta"),

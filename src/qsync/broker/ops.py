@@ -498,9 +498,9 @@ def purge(
     )  # fmt: skip
 
     def decode(reply: Any) -> PurgeStep:
-        deleted, left, more, score, id = reply
-        end = (_text(score), id.decode(errors="surrogateescape"))
-        return PurgeStep(deleted, left, end if more else None)
+        fields = script.reply(reply)
+        end = (_text(fields["score"]), fields["id"].decode(errors="surrogateescape"))
+        return PurgeStep(fields["deleted"], fields["left"], end if fields["more"] else None)
 
     return Call(script, keys.names(script.keys), args, decode)
 

@@ -10,9 +10,8 @@ The header of a script names its includes, its keys, its arguments and the field
 
 The code says `KEYS.tasks` and `ARGV.now`, which the loader replaces by `KEYS[1]` and `ARGV[1]`:
 names cost the store nothing. `reply{ ids = ids, more = true }` makes the reply: a list in the order
-of the header, whose missing fields are 0, '' or {} by their type. `row{...}` does the same for the
-fields of ROW, for scripts whose reply has one row per task. `Script.reply` and `Script.row` name
-the fields for Python.
+of the header, whose missing fields are 0, '' or {} by their type. `Script.reply` names the
+fields for Python.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
-_SLOT: Final = re.compile(r"^-- (KEYS|ARGV|REPLY|ROW)\[(\d+)\] (\w+) +(\S+)", re.MULTILINE)
+_SLOT: Final = re.compile(r"^-- (KEYS|ARGV|REPLY)\[(\d+)\] (\w+) +(\S+)", re.MULTILINE)
 _INCLUDE: Final = re.compile(r"^-- include: (.+)$", re.MULTILINE)
 _NAMED: Final = re.compile(r"\b(KEYS|ARGV)\.(\w+)")
 _CALLED: Final = re.compile(r"(?<!function )(?<![\w.])(\w+)[({]")
@@ -37,9 +36,8 @@ _FIELD: Final = {
     "list": "fields.{0} or {{}}",
     "text": "fields.{0} or ''",
     "bytes": "fields.{0} or ''",
-    "bytes?": "fields.{0} or false",
 }
-"""How `reply` and `row` read a field, by its type in the header."""
+"""How `reply` reads a field, by its type in the header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +51,10 @@ class Script:
     timed: bool = False
     """Whether the first argument is the time, empty for the store's clock."""
     reply_fields: tuple[str, ...] = ()
-    row_fields: tuple[str, ...] = ()
 
     def reply(self, values: list[Any]) -> dict[str, Any]:
         """Name the values of a reply."""
         return dict(zip(self.reply_fields, values, strict=True))
-
-    def row(self, values: list[Any]) -> dict[str, Any]:
-        """Name the values of a row of a reply."""
-        return dict(zip(self.row_fields, values, strict=True))
 
 
 def read(path: str) -> str:
@@ -80,16 +73,16 @@ def load(name: str, *, allow_oom: bool | None = None) -> Script:
         shebang = "#!lua flags=allow-oom" if allow_oom else "#!lua"
     slots = _slots(name, body)
     includes = [read(f"include/{piece}.lua") for piece in _includes(body)]
-    code = "\n".join(map(_code, [*includes, *_constructors(slots), body]))
+    code = "\n".join(map(_code, [*includes, _constructor(slots["REPLY"]), body]))
     text = f"{shebang}\n{_numbered(name, _used(code), slots)}"
     sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-    keys, args, reply, row = map(tuple, slots.values())
-    return Script(name, text, sha, keys, args[:1] == ("now",), reply, row)
+    keys, args, reply = map(tuple, slots.values())
+    return Script(name, text, sha, keys, args[:1] == ("now",), reply)
 
 
 def _slots(name: str, body: str) -> dict[str, dict[str, str]]:
     """Return the type of each named slot of a header, by its name, in order."""
-    slots: dict[str, dict[str, str]] = {"KEYS": {}, "ARGV": {}, "REPLY": {}, "ROW": {}}
+    slots: dict[str, dict[str, str]] = {"KEYS": {}, "ARGV": {}, "REPLY": {}}
     for kind, number, slot, type in _SLOT.findall(body):
         slots[kind][slot] = type
         if int(number) != len(slots[kind]):
@@ -103,12 +96,10 @@ def _includes(body: str) -> Iterator[str]:
         yield from line.split()
 
 
-def _constructors(slots: dict[str, dict[str, str]]) -> Iterator[str]:
-    """Return the functions that put the fields of a reply or a row in order."""
-    for kind, name in (("REPLY", "reply"), ("ROW", "row")):
-        if slots[kind]:
-            fields = [_FIELD[type].format(field) for field, type in slots[kind].items()]
-            yield f"local function {name}(fields)\n  return {{ {', '.join(fields)} }}\nend\n"
+def _constructor(reply: dict[str, str]) -> str:
+    """Return the Lua function that puts the fields of a reply in order."""
+    fields = ", ".join(_FIELD[type].format(field) for field, type in reply.items())
+    return f"local function reply(fields)\n  return {{ {fields} }}\nend\n"
 
 
 def _code(source: str) -> str:

@@ -74,10 +74,9 @@ def permissions(keys: QueueKeys, commands: Sequence[str]) -> Call[list[str]]:
     """Return the commands that the connection's user may not run on a queue."""
     script = load("permissions")
 
-    def decode(reply: Any) -> list[str]:
-        return [name.decode() for name in reply]
-
-    return Call(script, keys.names(script.keys), tuple(commands), decode)
+    return Call(
+        script, keys.names(script.keys), tuple(commands), lambda reply: [n.decode() for n in reply]
+    )
 
 
 def counts(keys: QueueKeys) -> Call[Counts]:
@@ -277,11 +276,12 @@ def pending_position(
     args = ("" if now_us is None else now_us, id, lock, server)
 
     def decode(reply: Any) -> PendingPosition:
-        now, rank, pending, holder, time, fetch, note, since, completed, failed = reply
+        row = script.reply(reply)
+        rank, holder = row["rank"], row["holder"].decode(errors="backslashreplace")
         return PendingPosition(
-            int(now), None if rank < 0 else rank, pending,
-            holder.decode(errors="backslashreplace") or None, number(time), number(fetch),
-            note or None, number(since), number(completed) + number(failed),
+            row["now"], None if rank < 0 else rank, row["pending"], holder or None,
+            number(row["fetched_at"]), number(row["fetch_number"]), row["pause_note"] or None,
+            number(row["paused_at"]), number(row["completed"]) + number(row["failed"]),
         )  # fmt: skip
 
     return Call(script, keys.names(script.keys), args, decode)

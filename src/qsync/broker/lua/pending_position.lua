@@ -10,25 +10,36 @@
 -- ARGV[2] id       text    id of the task; empty: it has none yet
 -- ARGV[3] lock     text    its unique lock; empty: none
 -- ARGV[4] server   text    server that runs it; empty: none
--- returns now us; number of tasks before it in pending, -1 when it is not pending; number of
---   pending tasks; id that holds its lock; time (us) and number of that server's last fetch; who
---   paused the queue and why; time of the pause, us; counters completed and failed
+-- REPLY[1] now           int    us
+-- REPLY[2] rank          int    number of tasks before it in pending; -1: it is not pending
+-- REPLY[3] pending       int    number of pending tasks
+-- REPLY[4] holder        text   id that holds its lock
+-- REPLY[5] fetched_at    text   time of the last fetch of its server, us
+-- REPLY[6] fetch_number  text   number of that fetch
+-- REPLY[7] pause_note    bytes  who paused the queue and why
+-- REPLY[8] paused_at     text   us
+-- REPLY[9] completed     text   counter
+-- REPLY[10] failed       text   counter
+-- returns the fields of REPLY
 check_schema()
 local now = clock(ARGV.now)
-local number, time = string.match(redis.call('HGET', KEYS.fetches, ARGV.server) or '', '^(%d+) (%d+)')
+local last_fetch = redis.call('HGET', KEYS.fetches, ARGV.server) or ''
+local number, time = string.match(last_fetch, '^(%d+) (%d+)')
 
 -- Return the id that holds a lock now. (include/unique_locks.lua is not used here, since it has
 -- commands that write.)
 local function holder_now(lock)
-  local ends, holder = string.match(redis.call('HGET', KEYS.unique, '=' .. lock) or '', '^(%d+):(.+)$')
+  local held = redis.call('HGET', KEYS.unique, '=' .. lock) or ''
+  local ends, holder = string.match(held, '^(%d+):(.+)$')
   local open = holder and redis.call('HGET', KEYS.unique, '@' .. holder) == lock
   return holder and (open or parse_int(ends, 0) > now) and holder or ''
 end
 
 local paused = redis.call('HMGET', KEYS.meta, 'paused', 'paused_at')
 local ended = redis.call('HMGET', KEYS.stats, 'completed', 'failed')
-return {
-  to_text(now), redis.call('ZRANK', KEYS.pending, ARGV.id) or -1, redis.call('ZCARD', KEYS.pending),
-  holder_now(ARGV.lock), time or '', number or '', paused[1] or '', paused[2] or '',
-  ended[1] or '', ended[2] or '',
-}
+return reply({
+  now = now, rank = redis.call('ZRANK', KEYS.pending, ARGV.id) or -1,
+  pending = redis.call('ZCARD', KEYS.pending), holder = holder_now(ARGV.lock),
+  fetched_at = time, fetch_number = number, pause_note = paused[1], paused_at = paused[2],
+  completed = ended[1], failed = ended[2],
+})

@@ -26,8 +26,12 @@
 -- ARGV[3] count      int     maximum number of tasks, 1 to 500
 -- ARGV[4] score      number  score of the last task to delete; empty: all that are there now
 -- ARGV[5] id         text    id of that task
--- returns number of deleted tasks; number left in the state; 1 when there are more to delete; and
---   score and id of the last task to delete
+-- REPLY[1] deleted   int     number of deleted tasks
+-- REPLY[2] left      int     number left in the state
+-- REPLY[3] more      flag    there are more to delete
+-- REPLY[4] score     text    score of the last task to delete
+-- REPLY[5] id        bytes   id of that task
+-- returns the fields of REPLY
 check_schema()
 local now, state, count = clock(ARGV.now), ARGV.state, tonumber(ARGV.count)
 local set = ({
@@ -39,7 +43,7 @@ local last_score, last_id = ARGV.score, ARGV.id
 if last_score == '' then
   local last = redis.call('ZRANGE', set, -1, -1, 'WITHSCORES')
   if #last == 0 then
-    return { 0, 0, 0, '', '' }
+    return reply({})
   end
   last_id, last_score = last[1], last[2]
 end
@@ -55,7 +59,7 @@ end
 
 local found = redis.call('ZRANGE', set, 0, count, 'WITHSCORES')
 local with_results = redis.call('EXISTS', KEYS.results) == 1
-local gone, bytes, more = {}, 0, 0
+local gone, bytes, more = {}, 0, false
 for i = 1, #found, 2 do
   local id = found[i]
   if not goes(tonumber(found[i + 1]), id) then
@@ -66,7 +70,7 @@ for i = 1, #found, 2 do
     bytes = bytes + redis.call('HSTRLEN', KEYS.results, id)
   end
   if #gone == count or #gone > 0 and bytes > 16777216 then
-    more = 1
+    more = true
     break
   end
   gone[#gone + 1] = id
@@ -84,4 +88,6 @@ end
 forget_recent_ids(gone)
 note_ended(gone)
 publish_ended()
-return { #gone, redis.call('ZCARD', set), more, last_score, last_id }
+return reply({
+  deleted = #gone, left = redis.call('ZCARD', set), more = more, score = last_score, id = last_id,
+})
