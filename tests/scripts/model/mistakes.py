@@ -181,7 +181,7 @@ def publish_aborts_half_way() -> Iterator[None]:
     """Tasks leave active, and a user who may not publish stops the script before they are put
     anywhere else."""
     publish = "for _, id in ipairs({}) do redis.call('SPUBLISH', {}, id) end\n"
-    killed, completed = "  release_leases(dying)\n", "forget_tasks(now, gone)\n"
+    killed, completed = "  release_leases(dying)\n", "forget_tasks(now, gone, bare)\n"
     with (
         planted("kill.lua", killed, killed + publish.format("dying", "KEYS.done")),
         planted("complete.lua", completed, completed + publish.format("done", "KEYS.done")),
