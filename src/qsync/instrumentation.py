@@ -21,6 +21,9 @@ class Sender(Protocol):
     async def aenqueue(self, task: Task[Any]) -> AsyncHandle[Any]:
         """Send the task now or later, and return its handle."""
 
+    def waiting(self) -> str:
+        """Tell a test which tasks wait for a commit and how to send them; "" if none does."""
+
 
 def _nothing(server: Server) -> None:
     pass

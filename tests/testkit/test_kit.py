@@ -104,7 +104,7 @@ def test_enqueued_tasks_are_found_with_their_arguments(shop: Shop, qsync: Kit) -
         qsync.assert_enqueued(shop.decide)
     with pytest.raises(InvalidTask, match="no parameter 'copy', only invoice, copies"):
         qsync.assert_enqueued(shop.send, copy=2)
-    with pytest.raises(ConfigError, match="neither a task function nor"):
+    with pytest.raises(ConfigError, match="neither a task function, nor"):
         qsync.enqueued(7)  # type: ignore[arg-type]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,19 +9,16 @@ from typing import Any, Final
 from qsync.broker import views
 from qsync.broker.blocking import Broker
 from qsync.broker.views import PageKey
-from qsync.errors import ConfigError, InvalidTask
-from qsync.keys import GlobalKeys, QueueKeys, shorten
+from qsync.keys import GlobalKeys, QueueKeys
 from qsync.state import TaskState
-from qsync.task import TaskInfo, TaskStatus
-from qsync.task_function import TaskFunction
+from qsync.task import TaskStatus
+from qsync.testing.asked_task import AskedTask
 
 WAITING: Final = (TaskState.ACTIVE, TaskState.PENDING, TaskState.RETRY, TaskState.SCHEDULED)
 """States of tasks that have not ended."""
 
 PAGE: Final = 250
 """Number of tasks in one call."""
-
-AnyTask = TaskFunction[..., Any, ..., Any] | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +49,12 @@ class EnqueuedTask:
         return f"{self.status.type}({given}) on queue {self.queue}, {state}"
 
 
-def enqueued(broker: Broker, prefix: str, task: AnyTask) -> list[EnqueuedTask]:
+def enqueued(broker: Broker, prefix: str, asked: AskedTask) -> list[EnqueuedTask]:
     """Return the tasks of this function or type that have not ended, in the order of enqueue."""
-    if not isinstance(task, TaskFunction | str):
-        msg = f"task: {shorten(task)} is neither a task function nor the name of a type"
-        raise ConfigError(msg)
-    name = task if isinstance(task, str) else task.name
     found = [
-        EnqueuedTask(arguments_of(task, status), status)
+        EnqueuedTask(asked.arguments(status), status)
         for status in statuses(broker, prefix)
-        if status.type == name
+        if status.type == asked.name
     ]
     return sorted(found, key=lambda one: one.status.enqueued_at_us)
 
@@ -103,45 +95,20 @@ def _ids(broker: Broker, keys: QueueKeys, state: TaskState) -> Iterator[str]:
         after = page.rows[-1].place
 
 
-def arguments_of(task: AnyTask, status: TaskInfo) -> dict[str, Any]:
-    """Return the arguments of a task by name."""
-    if isinstance(task, str):
-        return {"payload": status.value()}
-    args, kwargs = task.handler.arguments(status)
-    bound = inspect.signature(task.__wrapped__).bind(*args, **kwargs)
-    bound.apply_defaults()
-    return {name: value for name, value in bound.arguments.items() if value is not status}
-
-
 def matching(
-    tasks: Sequence[EnqueuedTask], task: AnyTask, queue: str | None, arguments: Mapping[str, Any]
+    tasks: Sequence[EnqueuedTask], asked: AskedTask, queue: str | None, arguments: Mapping[str, Any]
 ) -> list[EnqueuedTask]:
-    """Return the tasks that have this queue and these arguments.
-
-    Raises InvalidTask for an unknown one.
-    """
-    known = ["payload"]
-    if isinstance(task, TaskFunction):
-        parameters = inspect.signature(task.__wrapped__).parameters
-        known = list(parameters)
-        if "queue" in known and queue is not None:
-            msg = (
-                f"task {task.name!r} has a parameter 'queue', which assert_enqueued does not look "
-                "at; look at enqueued(...)"
-            )
-            raise InvalidTask(msg)
-        if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
-            known += list(arguments)
-    for name in arguments:
-        if name not in known:
-            of = task if isinstance(task, str) else task.name
-            raise InvalidTask(f"task {of!r} has no parameter {name!r}, only {', '.join(known)}")
+    """Return the tasks that have this queue and these arguments; InvalidTask for an unknown one."""
+    asked.check(arguments, queue)
     return [
         one
         for one in tasks
-        if (queue is None or one.queue == queue)
-        and all(
-            name in one.arguments and one.arguments[name] == value
-            for name, value in arguments.items()
-        )
+        if (queue is None or one.queue == queue) and _has(one, arguments, asked.keywords)
     ]
+
+
+def _has(task: EnqueuedTask, arguments: Mapping[str, Any], keywords: str | None) -> bool:
+    given = dict(task.arguments)
+    if keywords is not None:
+        given = {**given[keywords], **given}
+    return all(name in given and given[name] == value for name, value in arguments.items())

@@ -16,7 +16,7 @@ from qsync.broker.call import Durability
 from qsync.broker.ops import Enqueued
 from qsync.broker.views import StoredTask
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
-from qsync.errors import ConfigError
+from qsync.errors import ConfigError, TaskNotFound
 from qsync.message import ENVELOPE_HEAD, Result, decode_message
 from qsync.mux import Mux
 from qsync.new_task import NewTask
@@ -71,6 +71,13 @@ class _Runs:
         self._app = app
         self.ended: dict[tuple[str, str], StoredTask] = {}
         """Tasks with a retention by queue and id."""
+
+    def queue_of(self, id: str) -> str:
+        """Return the queue of a task that has run; TaskNotFound without a retention."""
+        for queue, known in self.ended:
+            if known == id:
+                return queue
+        raise TaskNotFound(f"task {id}: no task with a retention has run in place by this id")
 
     def run_here(self, task: NewTask) -> None:
         """Run a task; its `def` handler in this thread."""
@@ -179,6 +186,9 @@ class _RunsInPlace(Client):
 
     runs: _Runs
 
+    def find(self, id: str, *, type: Any = None) -> Handle[Any]:
+        return self.handle(id, queue=self.runs.queue_of(id), type=type)
+
     def enqueue(
         self, task: Task[Any], *, queue: str | None = None, durability: Durability | None = None
     ) -> Handle[Any]:
@@ -200,6 +210,9 @@ class _RunsInPlaceAsync(AsyncClient):
     """An AsyncClient that runs what it enqueues."""
 
     runs: _Runs
+
+    async def find(self, id: str, *, type: Any = None) -> AsyncHandle[Any]:
+        return self.handle(id, queue=self.runs.queue_of(id), type=type)
 
     async def enqueue(
         self, task: Task[Any], *, queue: str | None = None, durability: Durability | None = None

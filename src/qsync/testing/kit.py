@@ -12,10 +12,11 @@ from qsync.app import Qsync
 from qsync.errors import ConfigError, QsyncError
 from qsync.keys import shorten
 from qsync.testing.advance import Advance
+from qsync.testing.asked_task import AnyTask, asked_task
 from qsync.testing.calling_thread import CallingThread, run_on_loop
 from qsync.testing.crash import CrashPlan
 from qsync.testing.drain import Drain
-from qsync.testing.enqueued_tasks import AnyTask, EnqueuedTask, enqueued, matching
+from qsync.testing.enqueued_tasks import EnqueuedTask, enqueued, matching
 from qsync.testing.shared_clients import close_clients
 from qsync.testing.store import TestStore, session_store
 
@@ -62,9 +63,12 @@ class _AnyKit:
         return self._store
 
     def enqueued(self, task: AnyTask) -> list[EnqueuedTask]:
-        """Return the tasks of this function, or type, that wait or run, in order of enqueue."""
+        """Return the tasks of this function, or type, that wait or run, in order of enqueue.
+
+        The function may be a task of django.tasks.
+        """
         store = self._opened
-        return enqueued(store.broker, store.prefix, task)
+        return enqueued(store.broker, store.prefix, asked_task(task))
 
     def assert_enqueued(
         self, task: AnyTask, /, *, queue: str | None = None, **arguments: Any
@@ -74,11 +78,11 @@ class _AnyKit:
         Only the arguments that are given here are compared, as the handler gets them. For a type of
         a Mux, the payload is the argument `payload`.
         """
-        tasks = self.enqueued(task)
-        found = matching(tasks, task, queue, arguments)
+        tasks, asked = self.enqueued(task), asked_task(task)
+        found = matching(tasks, asked, queue, arguments)
         if found:
             return found[0]
-        name = task if isinstance(task, str) else task.name
+        name = asked.name
         wanted = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         where = "" if queue is None else f" on queue {queue}"
         lines = [f"no task {name}({wanted}){where} is enqueued"]
@@ -88,6 +92,9 @@ class _AnyKit:
             lines += [f"  and {len(tasks) - SHOWN} more"] if len(tasks) > SHOWN else []
         else:
             lines.append("there is none of it that waits or runs")
+        sender = self.app._connections.sender
+        if sender is not None and (waiting := sender.waiting()):
+            lines.append(waiting)
         raise AssertionError("\n".join(lines))
 
     @contextlib.contextmanager

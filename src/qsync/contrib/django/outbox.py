@@ -14,6 +14,7 @@ from django.db import close_old_connections, connections, transaction
 from django.db.models import Min
 
 from qsync.connections import Connections
+from qsync.contrib.django.at_commit import at_commit
 from qsync.contrib.django.configuration import configuration
 from qsync.contrib.outbox.after_commit import AfterCommit
 from qsync.contrib.outbox.database import BATCH, COUNTED, Backlog, backlog_of
@@ -93,7 +94,7 @@ class DjangoOutbox:
         database = configuration().database
         with transaction.atomic(using=database):
             _rows(database).create(**dataclasses.asdict(row))
-            transaction.on_commit(partial(self._send, database, row, sent), using=database)
+            at_commit(database, partial(self._send, database, row, sent))
         return task.replace(id=row.id)
 
     def _send(self, database: str, row: Row, sent: Sent) -> None:

@@ -12,9 +12,11 @@ from django.db import transaction
 
 from qsync.client import AsyncHandle, Handle
 from qsync.connections import Connections
+from qsync.contrib.django.at_commit import at_commit, waiting
 from qsync.contrib.django.configuration import configuration
 from qsync.contrib.django.outbox import DjangoOutbox
 from qsync.errors import DuplicateTask
+from qsync.formatting import plural
 from qsync.new_task import new_id
 from qsync.task import Arguments, Task
 
@@ -67,8 +69,19 @@ class ProjectSender:
             return None
         self._connections.check(task)
         later = task if task.id is not None else task.replace(id=new_id())
-        transaction.on_commit(partial(self._send, later, sent), using=given.database)
+        at_commit(given.database, partial(self._send, later, sent))
         return later
+
+    def waiting(self) -> str:
+        """Tell a test which tasks wait for a commit and how to send them; "" if none does."""
+        count = waiting(configuration().database)
+        if not count:
+            return ""
+        return (
+            f"waiting for the commit of this transaction: {plural(count, 'enqueue')}; a TestCase "
+            "does not commit, so run the code under test in\n"
+            "  with self.captureOnCommitCallbacks(execute=True):"
+        )
 
     def _send(self, task: Task[Any], sent: Sent) -> None:
         try:

@@ -1,0 +1,36 @@
+"""Sends tasks when a transaction of Django commits, and counts those that wait for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from django.db import transaction
+
+
+class AtCommit:
+    """A call that waits for the commit of a transaction.
+
+    Django keeps it in its list after `captureOnCommitCallbacks` has made the call, so it notes that
+    itself.
+    """
+
+    def __init__(self, send: Callable[[], None]) -> None:
+        self._send = send
+        self.called = False
+
+    def __call__(self) -> None:
+        """Make the call."""
+        self.called = True
+        self._send()
+
+
+def at_commit(database: str, send: Callable[[], None]) -> None:
+    """Have the commit of this thread's transaction make the call."""
+    transaction.on_commit(AtCommit(send), using=database)
+
+
+def waiting(database: str) -> int:
+    """Return the number of calls that wait for the commit of this thread's transaction."""
+    # Not documented by Django, but as old as on_commit; its own test case reads it.
+    calls = [entry[1] for entry in transaction.get_connection(database).run_on_commit]
+    return sum(isinstance(call, AtCommit) and not call.called for call in calls)
