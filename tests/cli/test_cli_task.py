@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -53,7 +54,11 @@ def test_three_commands_for_a_dead_task(live: Live) -> None:
     live.broken = False
     assert live.ok("task", "run", id).out == f"{id}: pending now\n"
     live.reaches(id, "completed")
-    assert 'result (value)\n  "billed 4711"\n' in live.ok("task", "show", id).out
+    shown = live.ok("task", "show", id).out
+    assert 'result (value)\n  "billed 4711"\n' in shown
+    assert re.search(r"^attempts +1 / 1$", shown, re.MULTILINE)
+    listed = live.ok("task", "list", "--state", "completed").out.splitlines()
+    assert "1 / 1" in listed[1]
     assert [live.state(other) for other in (ids[0], ids[2])] == ["dead", "dead"]
 
 

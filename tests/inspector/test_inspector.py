@@ -226,6 +226,7 @@ def test_each_state_is_listed(store: Store, prefix: str, state: str) -> None:
         assert row.server == ("w" if state == "active" else None)
         errors = {"dead": "boom", "retry": "no luck"}
         assert (row.error, row.attempts) == (errors.get(state), int(state in errors))
+        assert row.ended_attempts == int(state in (*errors, "completed"))
         [found] = await bed.inspector.find(row.id)
         assert found == row
 

@@ -213,6 +213,16 @@ async def test_results_are_not_shown_where_payloads_are_masked(valkey: Store, pr
                 assert ("the secret" in (await client.get("/task?id=a")).text) is shown
 
 
+async def test_completed_task_shows_the_attempt_that_completed(valkey: Store, prefix: str) -> None:
+    async with bed(valkey.url, prefix) as made:
+        await made.enqueue(Task("t", id="a", retry=3, retention=60))
+        await made.complete(await made.lease(), 60, b"")
+        app = create_app(made.inspector, auth="host")
+        async with app, visiting(app) as client:
+            for path in ("/task?id=a", "/tasks?queue=default&state=completed"):
+                assert ">1 / 4<" in (await client.get(path)).text, path
+
+
 async def test_metrics_and_health_are_there_for_other_programs(store: Store, prefix: str) -> None:
     async with filled(store, prefix) as (client, _):
         metrics = await client.get("/metrics")

@@ -44,7 +44,7 @@ def print_task(detail: TaskDetail, why: Explanation | None) -> None:
 
 
 def _facts(detail: TaskDetail, why: Explanation | None) -> list[tuple[str, str]]:
-    row = detail.row
+    row, ended = detail.row, detail.row.ended_attempts
     cancelling = row.cancelled and row.state is not TaskState.CANCELLED
     durations: Sequence[tuple[str, float | str | None]] = (
         ("timeout", detail.timeout), ("retry delay", detail.retry_delay),
@@ -60,7 +60,7 @@ def _facts(detail: TaskDetail, why: Explanation | None) -> list[tuple[str, str]]
         ("died", _time(row.died_at)),
         ("deleted after", _time(row.kept_until)),
         ("deadline", _time(detail.deadline)),
-        ("attempts", f"{row.attempts} / {row.retry + 1}" if row.type else str(row.attempts)),
+        ("attempts", f"{ended} / {row.retry + 1}" if row.type else str(ended)),
         ("crashes", str(row.crashes or "")),
         ("server", row.server or ""),
         ("lease expires", _time(row.lease_until)),

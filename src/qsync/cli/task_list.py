@@ -122,7 +122,8 @@ def print_tasks(listing: Listing, query: TaskQuery) -> None:
             start.append(row.queue)
         if len(states) > 1:
             start.append(state_cell(row.state))
-        attempts = f"{row.attempts} / {row.retry + 1}" if row.attempts else ""
+        ended = row.ended_attempts
+        attempts = f"{ended} / {row.retry + 1}" if ended else ""
         table.append([*start, row.type or "?", _time(row), attempts, _note(row)])
     print_table(columns, table)
     if not listing.tasks:

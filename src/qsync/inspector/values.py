@@ -124,6 +124,11 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     cancelled: bool
     ended_at: datetime | None = None
 
+    @property
+    def ended_attempts(self) -> int:
+        """Number of attempts that have ended: those that failed, and the one that completed."""
+        return self.attempts + (self.state is TaskState.COMPLETED)
+
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
     """A part of the tasks in a state.
