@@ -169,8 +169,12 @@ def _servers(app: Qsync, count: int) -> list[Any]:
 
 
 def command(valkey: Store, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return manage(valkey, "qsync_worker", *options, **more)
+
+
+def manage(valkey: Store, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "django", "qsync_worker", *options],
+        [sys.executable, "-m", "django", *words],
         cwd=ROOT,
         env=environment(valkey, None, **more),
         capture_output=True,
@@ -184,6 +188,7 @@ def command(valkey: Store, *options: str, **more: str) -> subprocess.CompletedPr
     ("options", "more", "code", "text"),
     [
         (["--help"], {}, 0, "manage.py qsync_worker --processes 4 --queues mail=3,default=1"),
+        (["--help"], {}, 0, "[default: QUEUES of the setting QSYNC, else `default` and all QUEUES"),
         (["shop.tasks:app"], {}, 2, "Got unexpected extra argument(s) (shop.tasks:app)"),
         (["--queues", "mail=x"], {}, 2, "--queues: 'mail=x' is not of the form NAME"),
         ([], {"SHOP_ENQUEUE": "later"}, 1, "QSYNC: ENQUEUE: 'later' is neither"),
@@ -195,6 +200,17 @@ def test_command_line(
     done = command(valkey, *options, **more)
     assert done.returncode == code, done.stderr
     assert text in " ".join((done.stdout + done.stderr).split())
+
+
+def test_check_command_shows_a_wrong_setting_that_stops_the_import_of_tasks(valkey: Store) -> None:
+    done = manage(valkey, "check", SHOP_ENQUEUE="later")
+    assert done.returncode == 1
+    assert "ERRORS:\n?: (qsync.E003) QSYNC: ENQUEUE: 'later' is neither" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = manage(valkey, "showmigrations", SHOP_ENQUEUE="later")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr, "the error is not hidden"
+    assert "ENQUEUE: 'later' is neither" in done.stderr.splitlines()[-1]
 
 
 def test_worker_is_not_started_by_a_call_from_python(project: Qsync) -> None:

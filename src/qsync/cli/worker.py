@@ -52,7 +52,8 @@ def worker(
         typer.Option(
             metavar="NAME=WEIGHT,...",
             help="Queues to serve, with weights that share the free slots, e.g. "
-            "critical=5,default=3; a weight is 1 by default.  [default: default]",
+            "critical=5,default=3; a weight is 1 by default. Tasks of other queues wait for "
+            "another worker.  [default: those of the app]",
             show_default=False,
         ),
     ] = None,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from django.apps import AppConfig
 from django.conf import ENVIRONMENT_VARIABLE
+from django.core.checks import Error
 from django.utils.module_loading import autodiscover_modules
 
+from qsync.contrib.django.configuration import SettingError
 from qsync.server import process_child
 
 
@@ -31,4 +34,22 @@ class QsyncConfig(AppConfig):
         named = ENVIRONMENT_VARIABLE in os.environ
         if named and handler_process.set_up not in process_child.at_start:
             process_child.at_start.append(handler_process.set_up)
+        _import_tasks()
+
+
+def _import_tasks() -> None:
+    """Import the tasks; with `manage.py check`, show a wrong QSYNC as that command shows errors.
+
+    A task imports the app of the project, so a wrong setting ends this import, and the project does
+    not come as far as the checks. All other commands and programs get the error itself.
+    """
+    try:
         autodiscover_modules("tasks")
+    except SettingError as error:
+        if sys.argv[1:2] != ["check"]:
+            raise
+        shown = Error(str(error), id=error.code)
+        raise SystemExit(
+            f"SystemCheckError: System check identified some issues:\n\nERRORS:\n{shown}\n\n"
+            "System check identified 1 issue (0 silenced)."
+        ) from None

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import typer
 from django.core.management.base import BaseCommand, CommandError, handle_default_options
+from typer.core import TyperOption
 
 from qsync.cli.worker import worker
 
@@ -22,6 +23,12 @@ once. SIGHUP replaces the processes one after another, by ones with the code as 
 
 Options override those of the setting QSYNC. --settings, --pythonpath and --skip-checks are those of
 every command of Django."""
+
+QUEUES: Final = (
+    "Queues to serve, with weights that share the free slots, e.g. mail=3,default=1; a weight is 1 "
+    "by default. Tasks of other queues wait for another worker.  [default: QUEUES of the setting "
+    "QSYNC, else `default` and all QUEUES of TASKS]"
+)
 
 TARGET: Final = "qsync.contrib.django.worker:app"
 
@@ -68,6 +75,9 @@ class Command(BaseCommand):
         command = typer.main.get_command(app)
         command.help = HELP
         command.params = [one for one in command.params if one.name != "target"]
+        for one in command.params:
+            if isinstance(one, TyperOption) and one.name == "queues":
+                one.help = QUEUES
         command.callback = partial(_required(command.callback), target=TARGET)
         return command
 
