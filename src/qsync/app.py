@@ -26,16 +26,19 @@ from qsync.mux import Middleware, Mux, check_middlewares, check_mux
 from qsync.retry_policy import ErrorClasses
 from qsync.schedule import Missed, Periodic, schedule_of
 from qsync.server.child_context import ChildSetup
-from qsync.server.config import ServerOptions, config_of
+from qsync.server.config import APP_OPTIONS, ServerOptions, config_of
 from qsync.server.periodic import PeriodicTask
 from qsync.server.server import Server
 from qsync.task import PAYLOAD_LIMIT, REMEMBER_IDS, TaskInfo
 from qsync.task_function import (
+    HANDLER_OPTIONS,
+    PERIODIC,
     ArgumentsDecorator,
     Decorator,
     PeriodicDecorator,
     TaskFunction,
     TaskOptions,
+    check_options,
 )
 from qsync.times import Duration
 
@@ -96,6 +99,7 @@ class Qsync:
         credential_provider: CredentialProvider | None = None,
         **server: Unpack[ServerOptions],
     ) -> None:
+        config = config_of(server, *APP_OPTIONS)
         if prefix is None:
             prefix = os.environ.get(PREFIX) or "qsync"
         with at_definition():
@@ -115,7 +119,6 @@ class Qsync:
         self.functions: dict[str, TaskFunction[..., Any, ..., Any]] = {}
         """Task functions by task type."""
 
-        config = config_of(server)
         self._server_options = {name: getattr(config, name) for name in server}
         self._periodics: dict[str, PeriodicTask] = {}
 
@@ -387,7 +390,7 @@ class Qsync:
                 raise ConfigError(f"{names}: give them to {function!r} itself")
             if known and self._mux.find(function.name) is not function.handler:
                 raise ConfigError(f"periodic: {function!r} is a task of another app")
-            task = function if known else self._make(function, name, settings)
+            task = function if known else self._make(function, name, settings, *PERIODIC)
             with at_definition():
                 periodic = Periodic(name or task.name, schedule, missed)
                 used = task.options(**options) if known else task
@@ -405,16 +408,16 @@ class Qsync:
         return list(self._periodics.values())
 
     def _make(
-        self, function: Any, name: str | None, settings: dict[str, Any]
+        self, function: Any, name: str | None, settings: dict[str, Any], *others: str
     ) -> TaskFunction[..., Any, ..., Any]:
         options = dict(settings)
-        of_handler = ("executor", "middleware", "retry_for", "dont_retry_for")
         with at_definition():
+            check_options("task", settings, "name", *others)
             return TaskFunction(
                 function,
                 self._connections,
                 name=name,
-                **{option: options.pop(option) for option in of_handler if option in options},
+                **{option: options.pop(option) for option in HANDLER_OPTIONS if option in options},
                 options=cast("TaskOptions", options),
             )
 

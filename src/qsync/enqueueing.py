@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Final, cast
 
 from qsync.broker.call import Durability
@@ -70,6 +71,9 @@ def checked_task(task: object) -> Task:
         if hasattr(task, "build"):  # a TaskFunction
             name = getattr(task, "__name__", "task")
             how = f"give {name}.build(...), or call {name}.enqueue(...)"
+        if inspect.iscoroutine(task):
+            name = task.__name__
+            how = f"you called {name}(); give {name}.build(...), or await {name}.enqueue(...)"
         msg = f"task: {type(task).__name__} is not a Task; {how}"
         raise InvalidTask(msg)
     return task

@@ -32,6 +32,15 @@ _SECOND = timedelta(seconds=1)
 _YEAR_1900_US = -2_208_988_800_000_000
 _YEAR_2000_US = 946_684_800_000_000
 _YEAR_9900_US = 250_246_627_200_000_000
+_CRON_RANGES = {
+    "second": "0 to 59",
+    "minute": "0 to 59",
+    "hour": "0 to 23",
+    "day-of-month": "1 to 31, L or LW",
+    "month": "1 to 12, or JAN to DEC",
+    "day-of-week": "0 to 7, SUN to SAT, or e.g. 5L or 1#2",
+}
+"""Values of the fields of a cron expression, by the names in errors of cronsim."""
 _YEARS = 50  # a schedule without a tick in 50 years has none
 
 
@@ -311,8 +320,33 @@ def _cron_fields(expression: object) -> list[str]:
     try:
         CronSim(expression, _EPOCH)
     except (CronSimError, ValueError) as error:  # ValueError: a number with thousands of digits
-        raise InvalidTask(f"cron={expression!r:.200}: {error}") from error
+        why = _cron_problem(expression.split(), str(error))
+        raise InvalidTask(f"cron={expression!r:.200}: {why}") from error
     return expression.split()
+
+
+def _cron_problem(fields: list[str], error: str) -> str:
+    """Return what is wrong with the fields of an expression, given the error of cronsim."""
+    if len(fields) not in (5, 6):
+        count = f"{len(fields)} field{'' if len(fields) == 1 else 's'}"
+        order = "minute, hour, day, month, weekday"
+        return f"{count}; give 5 ({order}) or 6 with seconds first, e.g. '0 9 * * *'"
+    name = error.removeprefix("Bad ")
+    if name not in _CRON_RANGES:
+        return error
+    value = fields[list(_CRON_RANGES).index(name) - 6]
+    if name == "day-of-month" and _is_cron(f"0 0 {value} * *"):
+        return f"{error} {value!r:.80}; no month of {fields[-2]!r:.80} has that day"
+    order = "; a range goes up, and a step is at least 1" if set(value) & set("-/") else ""
+    return f"{error} {value!r:.80}; give {_CRON_RANGES[name]}{order}"
+
+
+def _is_cron(expression: str) -> bool:
+    try:
+        CronSim(expression, _EPOCH)
+    except (CronSimError, ValueError):
+        return False
+    return True
 
 
 def _time_zone(tz: object) -> tzinfo:

@@ -24,12 +24,14 @@ import msgspec
 from qsync import codec
 from qsync.convert import MISFITS, Convert, converter, misfit, nodes
 from qsync.errors import ConfigError, InvalidTask, QsyncError
-from qsync.keys import shorten
+from qsync.keys import did_you_mean, shorten
 from qsync.message import Result
-from qsync.task import Arguments, TaskInfo
+from qsync.task import Arguments, Task, TaskInfo
 from qsync.value_transport import Passage
 
 _POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+
+_OPTIONS: Final = frozenset(Task.__struct_fields__) - {"type", "payload"}
 
 _NOT_GIVEN: Final = object()
 """Default of an optional key of `**kwargs: Unpack[...]`."""
@@ -59,6 +61,7 @@ class Signature:
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self._name = name
+        self._function_name = getattr(function, "__name__", "task")
         try:
             whole = inspect.signature(function)
         except (TypeError, ValueError, NameError) as error:
@@ -131,7 +134,8 @@ class Signature:
         try:
             bound = self._accepts.bind(*args, **kwargs).arguments
         except TypeError as error:
-            raise InvalidTask(f"task {self._name!r}: {error}{self._unknown(kwargs)}") from None
+            why = self._mismatch(str(error), kwargs)
+            raise InvalidTask(f"task {self._name!r}: {why}") from None
         if self._slots and self._slots[-1].kind is Parameter.VAR_KEYWORD:
             extra = bound.pop(self._slots[-1].name, {})
             for name in extra:
@@ -145,12 +149,20 @@ class Signature:
             return self._with_identity(bound)
         return Arguments({name: self._carry(name, value) for name, value in bound.items()})
 
-    def _unknown(self, kwargs: Mapping[str, Any]) -> str:
-        """Return a hint when an argument has no parameter, else an empty text."""
+    def _mismatch(self, error: str, kwargs: Mapping[str, Any]) -> str:
+        """Return why the arguments do not match the parameters."""
+        if error.startswith("too many positional"):
+            return f"{error}; it takes ({', '.join(self._by_name)})"
         strange = [name for name in kwargs if name not in self._by_name]
         if not strange or len(self._by_name) < len(self._slots):
-            return ""
-        return f"; it has no parameter {strange[0]!r}, only {', '.join(self._by_name) or 'none'}"
+            return error
+        name = strange[0]
+        if name in _OPTIONS:
+            use = f"{self._function_name}.options({name}=...).enqueue(...)"
+            return f"{name!r} is an option, not a parameter; use {use}"
+        hint = did_you_mean(name, self._by_name)
+        known = ", ".join(self._by_name) or "none"
+        return f"{error}; it has no parameter {name!r}, only {known}{hint}"
 
     def _with_identity(self, bound: Mapping[str, Any]) -> Arguments:
         """Return the sorted payload, with `identity` set."""

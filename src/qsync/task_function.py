@@ -37,7 +37,7 @@ from qsync.backoff import ExponentialBackoff, RetryPolicy
 from qsync.client import AsyncHandle, Handle
 from qsync.connections import Connections
 from qsync.errors import ConfigError, InvalidTask
-from qsync.keys import shorten
+from qsync.keys import did_you_mean, shorten
 from qsync.mux import Handler, Middleware, make_handler
 from qsync.retry_policy import ErrorClasses, retry_rules
 from qsync.server.current import running
@@ -68,6 +68,13 @@ class TaskOptions(TypedDict, total=False):
     retention: Duration | None
     fairness_key: str | None
     headers: Mapping[str, str] | None
+
+
+HANDLER_OPTIONS: Final = ("executor", "middleware", "retry_for", "dont_retry_for")
+"""Options of `@app.task` that stay with the handler; `.options()` does not take them."""
+
+PERIODIC: Final = ("cron", "every", "tz", "missed", "arguments")
+"""Options of `@app.periodic` besides those of `@app.task`."""
 
 
 class TaskFunction(Generic[P, R, Q, V]):
@@ -141,7 +148,9 @@ class TaskFunction(Generic[P, R, Q, V]):
         finally:
             running.reset(token)
         if isinstance(value, CoroutineType):
-            return cast("V", awaited_within(context, value))
+            within: Any = awaited_within(context, value)
+            within.__name__ = self.__name__  # for messages about the coroutine
+            return cast("V", within)
         return value
 
     def options(self, /, **options: Unpack[TaskOptions]) -> TaskFunction[P, R, Q, V]:
@@ -222,16 +231,34 @@ class TaskFunction(Generic[P, R, Q, V]):
 
     def _override(self, options: TaskOptions) -> None:
         for option in options:
-            if option not in TaskOptions.__annotations__:
-                known = ", ".join(TaskOptions.__annotations__)
-                msg = f"task {self.name!r}: no option {shorten(option)}; there are {known}"
+            if option in HANDLER_OPTIONS:
+                msg = f"task {self.name!r}: {option} is fixed; give it to @app.task({option}=...)"
                 raise InvalidTask(msg)
+            if option not in TaskOptions.__annotations__:
+                raise _no_option(f"task {self.name!r}", option, TaskOptions.__annotations__)
         if options.get("delay") is not None:
             self._options.pop("process_at", None)
         if options.get("process_at") is not None:
             self._options.pop("delay", None)
         self._options |= options
         Task(self.name, **self._task_options)  # checks them
+
+
+def check_options(where: str, settings: Mapping[str, Any], *others: str) -> None:
+    """Raise InvalidTask unless all settings are options of a task or of its handler.
+
+    `others` are further options of the caller, to name in the message.
+    """
+    for option in settings:
+        if option not in HANDLER_OPTIONS and option not in TaskOptions.__annotations__:
+            known = [*others, *HANDLER_OPTIONS, *TaskOptions.__annotations__]
+            raise _no_option(where, option, known)
+
+
+def _no_option(where: str, option: str, known: Iterable[str]) -> InvalidTask:
+    meant = did_you_mean(option, known)
+    there = f"{meant} There" if meant else "; there"
+    return InvalidTask(f"{where}: no option {shorten(option)}{there} are {', '.join(known)}")
 
 
 def task_name(function: Callable[..., Any]) -> str:

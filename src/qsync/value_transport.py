@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
 import msgspec
@@ -20,6 +22,7 @@ class Passage:
         self._steady = is_steady(annotation)
         self._any = annotation is Any or annotation is object
         self._convert = convert
+        self._annotation = annotation
 
     def carry(self, value: Any, *, sort: bool = False, tagged: bool = False) -> Any:
         """Return a copy of builtin types and extensions.
@@ -57,7 +60,7 @@ class Passage:
         try:
             got = self._convert(msgspec.Raw(data))
         except MISFITS as error:
-            return f"{type(value).__qualname__} does not fit the annotation: {misfit(error)}"
+            return self._refusal(value, misfit(error))
         found = difference(value, got)
         if found is None:
             return None
@@ -65,5 +68,15 @@ class Passage:
         if self._any:
             hint = "; annotate it with its type"
         elif " would arrive as " in found:
+            found = re.sub(r": (\S+) would arrive as (\S+)\Z", r": expected \2, got \1", found)
             hint = "; give a value of exactly the annotated type"
         return f"{found.removeprefix(': ')}{hint}"
+
+    def _refusal(self, value: Any, why: str) -> str:
+        """Return why the decoder refuses a value, by the names of the types if that is all."""
+        given = "None" if value is None else type(value).__qualname__
+        if not re.fullmatch(r"Expected `[^`]*`, got `[^`]*`", why):
+            return f"{given} does not fit the annotation: {why}"
+        wanted = self._annotation
+        name = wanted.__qualname__ if isinstance(wanted, type) else inspect.formatannotation(wanted)
+        return f"expected {name}, got {given}"

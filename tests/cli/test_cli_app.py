@@ -143,9 +143,11 @@ def test_with_the_app_arguments_are_checked_and_its_options_hold(live: Live, sho
         assert part in live.refused("task", "enqueue", *words, "--app", shop, code=2)
 
 
-@pytest.mark.parametrize("text", ["{invoice: 7}", "", "7 8", "[" * 100_000])
+@pytest.mark.parametrize("text", ["{invoice: 7}", "{'invoice': 7}", "", "7 8", "[" * 100_000])
 def test_text_that_is_no_json_is_refused(live: Live, text: str) -> None:
-    assert "--json: not JSON" in live.refused("task", "enqueue", "send", "--json", text, code=2)
+    said = live.refused("task", "enqueue", "send", "--json", text, code=2)
+    assert "--json: not JSON" in said
+    assert ("need double quotes: '{\"customer\": 7}'" in said) == text.startswith("{")
 
 
 def test_where_there_is_no_queue_the_prefixes_that_exist_are_named(
@@ -162,7 +164,7 @@ def test_where_there_is_no_queue_the_prefixes_that_exist_are_named(
         assert "There is no queue yet." in said
         assert f"{prefix}-shop" in said
         assert "not a prefix" not in said
-    for words in (["task", "list", "-q", "x"], ["queue", "pause", "x"]):
+    for words in (["task", "list", "-q", "x"], ["queue", "pause", "x"], ["task", "show", "a"]):
         ran = qsync(*words, env=env)
         assert ran.code == 1
         assert f"{prefix}-shop" in ran.err

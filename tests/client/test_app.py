@@ -43,7 +43,7 @@ from qsync import (
     current,
 )
 from qsync.backoff import RetryPolicy
-from qsync.server.config import Config, ServerOptions
+from qsync.server.config import APP_OPTIONS, Config, ServerOptions
 from qsync.task_function import TaskFunction, TaskOptions
 from tests.support import app as app_tasks
 from tests.support.server import until
@@ -549,8 +549,15 @@ def test_options_are_checked_at_once() -> None:
 
     unknown: Any = {"retires": 3}
     wrong: Any = {"retry": -1}
-    with pytest.raises(InvalidTask, match="no option 'retires'; there are queue, id, retry"):
+    with pytest.raises(InvalidTask, match=r"'retires'; did you mean 'retry'\? There are queue, id"):
         task.options(**unknown)
+    fixed: Any = {"executor": "process"}
+    with pytest.raises(
+        InvalidTask, match=r"executor is fixed; give it to @app.task\(executor=...\)"
+    ):
+        task.options(**fixed)
+    with pytest.raises(ConfigError, match="There are name, executor, middleware"):
+        app.task("u", **unknown)(task.__wrapped__)
     with pytest.raises(InvalidTask, match="retry: -1"):
         task.options(**wrong)
     odd = {"middleware": ["print"]}
@@ -974,7 +981,7 @@ def needs_none(task: TaskInfo, b: int = 1, *c: int, **d: int) -> None: ...
         ({"every": 5, "id": "x"}, "id would be the same for every tick"),
         ({"every": 5, "deadline": datetime(2100, 1, 1, tzinfo=UTC)}, "deadline would be"),
         ({"every": 5, "process_at": datetime(2100, 1, 1, tzinfo=UTC)}, "process_at would be"),
-        ({"every": 5, "retires": 1}, "no option 'retires'"),
+        ({"every": 5, "retires": 1}, "There are name, cron, every, tz, "),
         ({"every": 5, "executor": "thread"}, "executor: 'thread'"),
         ({"every": 5, "name": "taken"}, "periodic 'taken': there is one already"),
     ],
@@ -999,3 +1006,35 @@ def test_a_periodic_function_needs_no_arguments() -> None:
         app.periodic(every=5, executor="process")(task)
     with pytest.raises(ConfigError, match="<task t> is a task of another app"):
         Qsync(URL).periodic(every=5)(task)
+
+
+def test_option_of_no_app_is_refused_before_the_url_is_missed() -> None:
+    make: Any = Qsync
+    with pytest.raises(
+        ConfigError, match=r"^retention: an option of tasks; .*@app.task\(retention="
+    ):
+        make(retention=5)
+    with pytest.raises(
+        ConfigError, match=r"^pateince: .* did you mean 'patience'\? Use one of prefix"
+    ):
+        make(pateince=5)
+    with pytest.raises(
+        ConfigError, match=r"^strickt: unknown option of a server; did you mean 'strict'"
+    ):
+        make(URL).server(strickt=True)
+    parameters = inspect.signature(Qsync).parameters.values()
+    assert tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) == APP_OPTIONS
+
+
+async def test_coroutine_of_a_task_is_refused_with_the_calls_to_use() -> None:
+    app = Qsync(URL)
+
+    @app.task("t")
+    async def report(customer: int) -> None: ...
+
+    client: Any = app.client()
+    called = report(1)
+    with pytest.raises(InvalidTask, match=r"called report\(\); give report.build\(...\), or await"):
+        client.enqueue(called)
+    await called
+    client.close()

@@ -314,11 +314,14 @@ def test_wrong_times_are_refused(shop: Shop, qsync: Kit) -> None:
     for wrong, message in (
         ({"days": -1}, "not over 0"),
         ({"days": 0}, "not over 0"),
-        ({"fortnights": 1}, "no time to move by"),
+        ({"day": 1}, "no unit 'day'; give days=1$"),
+        ({"fortnights": 1}, "no unit 'fortnights'; give "),
         ({"days": "x"}, "no time to move by"),
     ):
         with pytest.raises(ConfigError, match=message):
             asyncio.run(qsync.advance(**wrong))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"60 has no unit; give e\.g\. seconds=60"):
+        asyncio.run(qsync.advance(60))  # type: ignore[arg-type]
 
 
 def test_a_deadline_that_passes_is_no_error_of_a_handler(shop: Shop, qsync: Kit) -> None:

@@ -50,7 +50,8 @@ def parse(url: str) -> Address:
     if found is None or scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         shown = f"{found[1]}://..." if found else "it" if url else "''"
-        raise ConfigError(f"url: {shown} does not begin with one of {known}")
+        msg = f"url: give e.g. redis://localhost:6379; {shown} does not begin with one of {known}"
+        raise ConfigError(msg)
     _, authority, path, query, fragment = found.groups(default="")
     try:
         if "@" in path + query + fragment:

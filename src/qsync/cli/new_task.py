@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from typing import Any
 
@@ -21,7 +22,10 @@ def payload_of(text: str | None) -> Any:
         data = sys.stdin.buffer.read(4 * PAYLOAD_LIMIT) if text == "-" else text.encode()
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise InvalidTask(f"--json: not JSON: {error}; quote it for the shell: '{{...}}'") from None
+        how = "quote it for the shell: '{...}'"
+        if re.search(r"[{,]\s*['A-Za-z_]", text):
+            how = "keys and texts need double quotes: '{\"customer\": 7}'"
+        raise InvalidTask(f"--json: not JSON: {error}; {how}") from None
 
 
 def task_of(type: str, payload: Any, options: dict[str, Any], app: Qsync | None) -> Task:

@@ -212,7 +212,11 @@ async def queue_of(inspector: Inspector, id: str, queue: str | None) -> str:
     if len(queues) > 1:
         exit_with(f"queues {', '.join(queues)} have a task {id}: choose one with --queue", USAGE)
     if not queues:
-        exit_with(task_missing(id))
+        hint = ""
+        if not await inspector.queue_names():
+            hint = f". No queue has prefix {inspector.prefix}: are --prefix or {PREFIX} right?"
+            hint += await _other_prefixes(inspector)
+        exit_with(task_missing(id) + hint)
     return queues[0]
 
 

@@ -321,8 +321,11 @@ def _weights(text: str) -> dict[str, int]:
     weights: dict[str, int] = {}
     for part in text.split(","):
         name, sign, weight = part.strip().partition("=")
-        if not name or (sign and not weight.isdecimal()):
-            _refuse(f"--queues: {part.strip()!r} is not of the form NAME or NAME=WEIGHT")
+        if not name or ":" in name or (sign and not weight.isdecimal()):
+            _refuse(
+                f"--queues: {part.strip()!r} is not of the form NAME or NAME=WEIGHT, "
+                "e.g. critical=5,default=3"
+            )
         if name in weights:
             _refuse(f"--queues: {name!r} is given twice")
         weights[name] = int(weight) if sign else 1

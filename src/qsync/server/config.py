@@ -13,12 +13,12 @@ from typing import Any, Final, TypedDict, TypeVar
 from qsync.backoff import LONGEST_LIST, RetryPolicy
 from qsync.broker.ops import FetchPolicy
 from qsync.errors import ConfigError
-from qsync.keys import NAME, check_name, shorten
+from qsync.keys import NAME, check_name, did_you_mean, shorten
 from qsync.mux import Middleware, Mux, check_middlewares
 from qsync.retry_policy import retry_rules
 from qsync.server.error_log import LogErrors, check_log_errors
 from qsync.server.lifespan_check import Lifespan, check_lifespan
-from qsync.task import DEFAULT, TaskInfo
+from qsync.task import DEFAULT, Task, TaskInfo
 from qsync.times import Duration, duration_us
 
 OnError = Callable[[BaseException, TaskInfo], Awaitable[None] | None]
@@ -192,13 +192,28 @@ class Config:
         )
 
 
-def config_of(options: Mapping[str, Any]) -> Config:
-    """Return the Config for these options; raise ConfigError if an option is unknown or invalid."""
-    known = Config.__dataclass_fields__
+APP_OPTIONS: Final = (
+    "prefix", "mux", "payload_limit", "patience", "durability", "confirm_timeout", "remember_ids",
+    "credential_provider",
+)  # fmt: skip
+"""Options of Qsync besides those of its servers."""
+
+
+def config_of(options: Mapping[str, Any], *others: str) -> Config:
+    """Return the Config for these options; raise ConfigError if an option is unknown or invalid.
+
+    `others` are further options of the caller, to name in the message.
+    """
+    known = [*others, *Config.__dataclass_fields__]
     for name in options:
-        if name not in known:
-            msg = f"{name}: unknown option of a server; use one of {', '.join(known)}"
-            raise ConfigError(msg)
+        if name in known:
+            continue
+        if name in Task.__struct_fields__:
+            raise ConfigError(f"{name}: an option of tasks; give it there, @app.task({name}=...)")
+        whose = "Qsync" if others else "a server"
+        meant = did_you_mean(name, known)
+        use = f"{meant} Use" if meant else "; use"
+        raise ConfigError(f"{name}: unknown option of {whose}{use} one of {', '.join(known)}")
     return Config(**options)
 
 
@@ -259,6 +274,7 @@ def _weights(queues: object) -> dict[str, int]:
     if isinstance(queues, str) or not isinstance(queues, Iterable):
         msg = (
             f"queues: {shorten(queues)} is neither a mapping of name to weight nor a list of names"
+            ", e.g. {'critical': 5, 'default': 3}"
         )
         raise ConfigError(msg)
     pairs = queues.items() if isinstance(queues, Mapping) else ((name, 1) for name in queues)

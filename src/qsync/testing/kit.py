@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, Self
@@ -19,6 +20,8 @@ from qsync.testing.drain import Drain
 from qsync.testing.enqueued_tasks import EnqueuedTask, enqueued, matching
 from qsync.testing.shared_clients import close_clients
 from qsync.testing.store import TestStore, session_store
+
+_UNITS = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
 
 SHOWN = 10
 """Number of tasks that a failed assertion shows."""
@@ -129,6 +132,15 @@ class _AnyKit:
         store = self._opened
         if by is not None and units:
             raise ConfigError("advance: give a timedelta or units, not both")
+        for unit in units:
+            if unit not in _UNITS:
+                close = difflib.get_close_matches(unit, _UNITS, 1)
+                meant = f"{close[0] if close else 'days'}={shorten(units[unit])}"
+                raise ConfigError(f"advance: no unit {unit!r}; give {meant}")
+        if by is not None and not isinstance(by, timedelta):
+            raise ConfigError(
+                f"advance: {shorten(by)} has no unit; give e.g. seconds={shorten(by)}"
+            )
         try:
             delta = timedelta(**units) if by is None else by
             by_us = delta // timedelta(microseconds=1)
