@@ -12,7 +12,7 @@ import msgspec
 
 from qsync.broker import views
 from qsync.broker.views import StoredTask
-from qsync.errors import ResultTimeout
+from qsync.errors import QsyncError, ResultTimeout, TaskNotFound
 from qsync.message import Result
 from qsync.results import decode_result, not_found, without_retention
 from qsync.running_task import waiting_for
@@ -50,17 +50,16 @@ class _HandleBase(msgspec.Struct, Generic[K, R], eq=False, gc=False):
 
     @property
     def _known(self) -> bool:
-        """True when the retention is known without reading the task's message."""
-        return self._retention_us is not RETENTION_UNKNOWN
+        """True when a result will be kept, as is known without reading the task's message."""
+        return self._retention_us not in (None, RETENTION_UNKNOWN)
 
     def _seconds(self, timeout: Duration | None) -> float | None:
-        """Return the timeout of `result` in seconds.
-
-        Raises InvalidTask if no result will be kept.
-        """
-        if self._retention_us is None:
-            raise without_retention(self.id, self.queue)
+        """Return the timeout of `result` in seconds."""
         return None if timeout is None else duration_us("timeout", timeout) / 1_000_000
+
+    def _missing(self, error: TaskNotFound) -> QsyncError:
+        """Return the error of `result` for a task that is not in the queue."""
+        return error if self._retention_us is not None else without_retention(self.id, self.queue)
 
     def _value(self, record: Result | None, seconds: float | None) -> R:
         if record is None:
@@ -100,7 +99,8 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
 
         Raises:
 
-        InvalidTask       the task has no `retention`, so its result is not kept; raised at once
+        InvalidTask       the task has no `retention`, so its result is not kept, and it is not
+                          dead; raised at once
         ResultTimeout     the task did not end within `timeout`; it goes on
         TaskFailed        the task is dead, also when its result was over the size limit; the
                           message is its last error
@@ -111,8 +111,11 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
                           read
         """
         seconds = self._seconds(timeout)
-        with waiting_for(self.queue, self.id):
-            record = self._queries.wait(self.id, self.queue, seconds, known=self._known)
+        try:
+            with waiting_for(self.queue, self.id):
+                record = self._queries.wait(self.id, self.queue, seconds, known=self._known)
+        except TaskNotFound as error:
+            raise self._missing(error) from None
         return self._value(record, seconds)
 
     def cancel(self) -> bool:
@@ -161,7 +164,8 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
 
         Raises:
 
-        InvalidTask       the task has no `retention`, so its result is not kept; raised at once
+        InvalidTask       the task has no `retention`, so its result is not kept, and it is not
+                          dead; raised at once
         ResultTimeout     the task did not end within `timeout`; it goes on
         TaskFailed        the task is dead, also when its result was over the size limit; the
                           message is its last error
@@ -172,8 +176,11 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
                           read
         """
         seconds = self._seconds(timeout)
-        with waiting_for(self.queue, self.id):
-            record = await self._queries.wait(self.id, self.queue, seconds, known=self._known)
+        try:
+            with waiting_for(self.queue, self.id):
+                record = await self._queries.wait(self.id, self.queue, seconds, known=self._known)
+        except TaskNotFound as error:
+            raise self._missing(error) from None
         return self._value(record, seconds)
 
     async def cancel(self) -> bool:

@@ -27,11 +27,11 @@ def result_if_finished(id: str, queue: str, shown: StoredTask | None) -> Result 
     where = f"task {id!r} in queue {queue!r}"
     if shown is None:
         raise not_found(id, queue)
+    if shown.state is TaskState.DEAD:
+        raise TaskFailed(last_error(shown) or f"{where} is dead")
     message = message_of(shown)
     if message is not None and _retention(message) is None:
         raise without_retention(id, queue)
-    if shown.state is TaskState.DEAD:
-        raise TaskFailed(last_error(shown) or f"{where} is dead")
     if shown.state is not TaskState.COMPLETED:
         return None
     if shown.cancel is not None:
@@ -65,7 +65,7 @@ def without_retention(id: str, queue: str) -> InvalidTask:
     """Return the error for a task whose result is not kept."""
     return InvalidTask(
         f"retention: task {id!r} in queue {queue!r} has none, so its result is not kept; "
-        "give Task(..., retention=seconds)"
+        "give @app.task(retention=...) or Task(..., retention=...)"
     )
 
 
