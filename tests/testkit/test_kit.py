@@ -192,6 +192,18 @@ def test_advance_enqueues_each_tick_of_schedules(shop: Shop, qsync: Kit) -> None
     asyncio.run(main())
 
 
+async def test_advance_without_schedules_leaves_their_ticks_to_the_next(
+    shop: Shop, qsync: Kit
+) -> None:
+    async with shop.app.async_client() as client:
+        await client.schedules.put("report-44", shop.send.build(Invoice(44)), every=3600)
+        await qsync.advance(hours=3, schedules=False)
+        assert qsync.enqueued(shop.hourly) == qsync.enqueued(shop.send) == []
+        await qsync.advance(hours=1)
+        assert len(qsync.enqueued(shop.hourly)) == 4
+        assert qsync.enqueued(shop.send)
+
+
 def test_advance_enqueues_ticks_of_stored_schedules(shop: Shop, qsync: Kit) -> None:
     async def main() -> None:
         async with shop.app.async_client() as client:

@@ -128,7 +128,9 @@ class _AnyKit:
         _ = self._opened
         return Drain(self.app, self._plan, threads)
 
-    def _advance(self, by: timedelta | None, units: dict[str, float]) -> Advance:
+    def _advance(
+        self, by: timedelta | None, units: dict[str, float], *, schedules: bool
+    ) -> Advance:
         store = self._opened
         if by is not None and units:
             raise ConfigError("advance: give a timedelta or units, not both")
@@ -151,7 +153,7 @@ class _AnyKit:
         if by_us <= 0:
             raise ConfigError(f"advance: {delta} is not over 0; the time moves only forward")
         store.session.check_is_for_tests()
-        return Advance(self.app, store.clock, by_us)
+        return Advance(self.app, store.clock, by_us, schedules=schedules)
 
 
 class Kit(_AnyKit):
@@ -176,14 +178,17 @@ class Kit(_AnyKit):
         """
         await self._drain().run()
 
-    async def advance(self, by: timedelta | None = None, /, **units: float) -> None:
+    async def advance(
+        self, by: timedelta | None = None, /, *, schedules: bool = True, **units: float
+    ) -> None:
         """Move the time of the store, e.g. `advance(days=1)`, and do what becomes due on the way.
 
         Delayed tasks and retries become pending, schedules enqueue a task for each tick, unique
         locks, leases, results and dead tasks expire. No handler runs: that is for `drain`. Only the
-        store's time moves, not that of this process.
+        store's time moves, not that of this process. With `schedules=False` no schedule ticks; the
+        next move with schedules makes up for these ticks.
         """
-        await self._advance(by, units).run()
+        await self._advance(by, units, schedules=schedules).run()
 
 
 class SyncKit(_AnyKit):
@@ -199,10 +204,12 @@ class SyncKit(_AnyKit):
         threads = CallingThread()
         threads.run(self._drain(threads).run())
 
-    def advance(self, by: timedelta | None = None, /, **units: float) -> None:
+    def advance(
+        self, by: timedelta | None = None, /, *, schedules: bool = True, **units: float
+    ) -> None:
         """As `Kit.advance`; blocks."""
         _check_plain("advance")
-        run_on_loop(self._advance(by, units).run()).result()
+        run_on_loop(self._advance(by, units, schedules=schedules).run()).result()
 
 
 def _check_plain(name: str) -> None:
