@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
+import httpx
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, WebSocket
 from starlette.applications import Starlette
@@ -58,6 +59,16 @@ def test_requests_and_websockets_share_the_client_of_the_app(app: Qsync) -> None
     assert len(set(map(id, seen))) == 1
     with app.client() as client:
         assert [client.handle(id).info().type for id in ids] == ["send"] * 3
+
+
+async def test_async_test_client_works_within_the_lifespan(app: Qsync) -> None:
+    api, seen = shop(app)
+    async with (
+        lifespan(app)(api),
+        httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://shop") as web,
+    ):
+        id = (await web.post("/buy")).json()
+        assert (await seen[0].handle(id).info()).type == "send"
 
 
 def test_client_is_closed_when_the_site_stops_and_new_when_it_starts_again(app: Qsync) -> None:

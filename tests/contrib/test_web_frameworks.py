@@ -69,7 +69,7 @@ def shows(web: WebProcess, path: str, text: str) -> None:
 
 # Pages.
 
-SHOWN_ELSEWHERE = ("async def own(site: FastAPI)", "with TestClient(api) as web:")
+SHOWN_ELSEWHERE = ("async def own(site: FastAPI)", "TestClient(api) as web:", "lifespan(app)(api)")
 """Programs of the pages that test_fastapi.py runs."""
 
 

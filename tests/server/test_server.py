@@ -487,7 +487,7 @@ async def test_handlers_that_close_the_client_close_it_for_nobody(
 
 @pytest.mark.parametrize("times", [1, 3])
 async def test_run_ends_when_somebody_stops_the_server(
-    store: Store, prefix: str, times: int
+    store: Store, prefix: str, times: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Both return when all is done, what runs is handed back, and nobody trips over the other."""
 
@@ -509,6 +509,8 @@ async def test_run_ends_when_somebody_stops_the_server(
         async with asyncio.timeout(5):
             await running
         await server.stop()
+    [told] = [text for text in caplog.messages if text.startswith("shutdown_timeout is over")]
+    assert told.endswith(f"handed back to run again: {handle.id} (long)")
 
 
 def test_a_server_runs_in_another_thread_without_signals(store: Store, prefix: str) -> None:

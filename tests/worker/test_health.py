@@ -768,3 +768,22 @@ def test_it_answers_while_the_main_thread_is_blocked(served: HealthServer) -> No
 def test_an_address_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot listen on no-such-host"):
         HealthServer("no-such-host.invalid", 80, {})
+
+
+@pytest.mark.parametrize("installed", [True, False])
+async def test_health_port_without_the_extra_warns_that_metrics_are_off(
+    installed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if not installed:
+        monkeypatch.setitem(sys.modules, "prometheus_client", None)  # type: ignore[arg-type]
+    supervisor: Any = None  # answers no request here
+    app = Qsync("redis://localhost:1")
+    port = cli_health.HealthPort("127.0.0.1", 0, app, queues=["a"], processes=1)
+    port.start(supervisor)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port.port)
+    writer.write(b"GET /none HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert b" 404 " in await reader.readline()  # it runs
+    writer.close()
+    port.close()
+    warned = any("/metrics of the health port is off" in text for text in caplog.messages)
+    assert warned is not installed

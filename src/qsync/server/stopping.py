@@ -24,6 +24,9 @@ from qsync.server.timeouts import Timeouts
 
 log: Final = logging.getLogger("qsync.server")
 
+NAMED: Final = 10
+"""Most tasks that the log of a shutdown names."""
+
 HUNG_AFTER_S: Final = 5.0
 """Time after its stop from which a running handler counts as hung, in seconds."""
 
@@ -186,7 +189,10 @@ class Stopping:
 
     def stop_all(self, why: Stop) -> None:
         """Stop every running handler."""
-        for leased in self._running():
+        running = self._running()
+        if why == "shutdown":
+            _log_unfinished([leased for leased in running if not leased.waits])
+        for leased in running:
             self.stop(leased, why)
 
     def give_up_all(self) -> None:
@@ -206,3 +212,15 @@ class Stopping:
         self.timeouts.close()
         for task in self._unresponsive:
             abandon(task)
+
+
+def _log_unfinished(running: Sequence[LeasedTask]) -> None:
+    """Log the tasks whose handlers run when the time of a shutdown is over."""
+    if not running:
+        return
+    named = [f"{leased.id} ({ascii(leased.message.type)[1:-1]})" for leased in running[:NAMED]]
+    more = f", and {len(running) - NAMED} more" if len(running) > NAMED else ""
+    log.warning(
+        "shutdown_timeout is over: handlers of %d tasks are stopped, and the tasks handed back to "
+        "run again: %s%s", len(running), ", ".join(named), more,
+    )  # fmt: skip

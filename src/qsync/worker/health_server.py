@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +38,8 @@ SCALE_FRESH_S: Final = 1.0
 
 LISTS: Final = 8
 """Number of lists of queues, besides the worker's own, whose measurements are kept."""
+
+log: Final = logging.getLogger("qsync.worker")
 
 STORE_S: Final = 5.0
 """Time that the store has to answer, in seconds."""
@@ -92,6 +95,8 @@ class HealthPort:
         self._supervisor = supervisor
         self._loop = asyncio.get_running_loop()
         self._http.start()
+        if not counts_tasks():
+            log.warning("/metrics of the health port is off: pip install 'qsync-py[prometheus]'")
 
     def close(self) -> None:
         """Stop answering."""
