@@ -142,4 +142,7 @@ def test_doctor_names_no_lack_of_a_full_user(store: Store) -> None:
     url: Any = url_of(store, "~*", "&*", "+@all", "-acl")
     doctor = Doctor(redis_clients.parse(url), prefix=PREFIX, role="server")
     [found] = [one for one in asyncio.run(doctor.examine()) if one.name == "rights"]
-    assert (found.level, found.text) == ("ok", "the user may be client, server, reader, admin")
+    assert (found.level, found.text) == (
+        "ok",
+        "the user has the permissions of client, server, reader, admin",
+    )

@@ -134,7 +134,7 @@ def test_a_server_ends_and_says_why(
     with caplog.at_level(logging.ERROR, "qsync"):
         asyncio.run(main())
     [line] = [one for one in caplog.records if one.levelno >= logging.ERROR]
-    assert line.getMessage().endswith("use a version that goes with them; the server stops")
+    assert line.getMessage().endswith("use a version that supports it; the server stops")
     assert line.exc_info is None
 
 

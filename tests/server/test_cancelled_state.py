@@ -147,8 +147,8 @@ async def test_page_of_a_queue_counts_cancelled_tasks_for_a_purge(
         page = (await web.client.get("/queue?queue=default")).text
         assert "completed and cancelled (1)" in page
         asked = await web.send("/queue/purge", queue="default", state="completed")
-        assert "1 completed and cancelled task will be deleted" in asked
-        await web.press(asked, "Delete all completed and cancelled tasks")
+        assert "This deletes 1 completed and cancelled task of queue default." in asked
+        await web.press(asked, "Delete 1 task")
         assert (await web.queue()).states[TaskState.CANCELLED] == 0
 
 

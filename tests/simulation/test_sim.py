@@ -41,7 +41,7 @@ AT_LEAST: Final = 50
 """Seeds that are lived through however busy the machine is: as many bring every fault about."""
 
 QUICK: Final = (
-    "settle without token", "heartbeat on the loop", "noscript not handled",
+    "heartbeat on the loop", "noscript not handled",
     "deadline by own clock", "settling not renewed", "ticks by own clock",
     "promoted and forgotten", "lock outlives death", "stored tick of an old version",
 )  # fmt: skip
