@@ -6,8 +6,8 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from enum import Enum
 from functools import partial
 from typing import Any, Final, Literal
@@ -69,12 +69,24 @@ class _TaskQueriesBase:
         self._closed = False
         self._unserved: set[str] = set()
         """Queues for which the warning that no server serves them was logged."""
+        self._checking: set[str] = set()
+        """Queues whose servers one caller is reading, for all callers that wait."""
 
     def check_open(self) -> None:
         """Raise QsyncError when the client has been closed."""
         if self._closed:
             msg = "the client is closed; make another"
             raise QsyncError(msg)
+
+    @contextmanager
+    def _checked_once(self, queue: str) -> Iterator[None]:
+        """Let other callers skip the check of the queue's servers during the block."""
+        self._checking.add(queue)
+        try:
+            with suppress(QsyncError):
+                yield
+        finally:
+            self._checking.discard(queue)
 
     def _keys(self, queue: str) -> QueueKeys:
         return QueueKeys(self._prefix, queue)
@@ -157,9 +169,9 @@ class TaskQueries(_TaskQueriesBase):
         return record
 
     def _warn_if_unserved(self, id: str, queue: str) -> None:
-        if queue in self._unserved:
+        if queue in self._unserved or queue in self._checking:
             return
-        with suppress(QsyncError):
+        with self._checked_once(queue):
             ends = ends_in(SERVERS_S)
             _, servers = self._broker.run(queue_servers.live(self._global_keys), ends=ends)
             calls = queue_servers.records(self._global_keys, servers)
@@ -262,9 +274,9 @@ class AsyncTaskQueries(_TaskQueriesBase):
         return record
 
     async def _warn_if_unserved(self, id: str, queue: str) -> None:
-        if queue in self._unserved:
+        if queue in self._unserved or queue in self._checking:
             return
-        with suppress(QsyncError):
+        with self._checked_once(queue):
             ends = ends_in(SERVERS_S)
             _, servers = await self._broker.run(queue_servers.live(self._global_keys), ends=ends)
             calls = queue_servers.records(self._global_keys, servers)

@@ -173,7 +173,7 @@ def test_a_running_task_is_shown_and_cancelled(live: Live) -> None:
     [id] = live.enqueue(Task("hold", id="h", retention=60))
     wait_until(lambda: live.began == ["h"])
     wait_until(lambda: "30%" in live.ok("task", "list", "-s", "active").out)
-    assert live.ok("task", "explain", id).out.startswith("Running ")
+    assert "Running for " in live.ok("task", "explain", id).out
     assert f"server         {server.id}" in live.ok("task", "show", id).out
     assert "it runs: cancel it first" in live.refused("task", "delete", id, "--yes")
     cancelled = live.ok("task", "cancel", id).out

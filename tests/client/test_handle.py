@@ -348,7 +348,7 @@ def test_many_coroutines_that_wait_share_round_trips(store: Store, prefix: str) 
 
     with Hand(store.url, prefix) as hand:
         asyncio.run(main(hand))
-    assert scripts_run(store) < 400, "without sharing, each reads twice"
+    assert scripts_run(store) < 100
 
 
 @pytest.mark.usefixtures("no_looking")
