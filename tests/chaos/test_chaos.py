@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -133,7 +134,7 @@ class Chaos:
             for line in log.read_text(errors="replace").splitlines()
             if " ERROR " in line
             and " is dead: " not in line  # deaths are looked at by themselves
-            and "failed to start: killed by SIGKILL; try 1 " not in line  # by the test, as it began
+            and not killed_at_start(line, evidence)
         ]
         audit = subprocess.run(
             [sys.executable, "-m", "qsync", "doctor", "--audit", "--json"],
@@ -142,6 +143,13 @@ class Chaos:
         )  # fmt: skip
         evidence.audit = "" if audit.returncode == 0 else audit.stdout + audit.stderr
         assert json.loads(audit.stdout), "the audit looked at something"
+
+
+def killed_at_start(line: str, evidence: Evidence) -> bool:
+    """Whether a worker says of a process that the test killed that it failed to start."""
+    said = re.search(r"\(pid (\d+)\) failed to start: killed by SIGKILL; try 1 ", line)
+    kills = {trouble.pid for trouble in evidence.troubles if trouble.kind == "kill"}
+    return said is not None and int(said[1]) in kills
 
 
 def seeds() -> list[object]:

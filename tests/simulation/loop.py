@@ -78,7 +78,7 @@ STRAND: Final[contextvars.ContextVar[Strand | None]] = contextvars.ContextVar(
 STEP_S: Final = 0.000_002
 """How long a callback takes: some time has to pass when something waits for a moment."""
 
-MAX_STEPS: Final = 300_000
+MAX_STEPS: Final = 200_000
 
 
 class Stuck(Exception):

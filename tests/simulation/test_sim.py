@@ -41,13 +41,13 @@ AT_LEAST: Final = 50
 """Seeds that are lived through however busy the machine is: as many bring every fault about."""
 
 QUICK: Final = (
-    "heartbeat on the loop", "noscript not handled",
+    "settle without token", "heartbeat on the loop", "noscript not handled",
     "deadline by own clock", "settling not renewed", "ticks by own clock",
     "promoted and forgotten", "lock outlives death", "stored tick of an old version",
 )  # fmt: skip
 """Mistakes that a few seeds find; `python -m tests.simulation --mistakes` tells of all of them."""
 
-ENOUGH: Final = 60
+ENOUGH: Final = 64
 """Seeds within which each of these is found."""
 
 SERVER_SCRIPTS: Final = ("fetch", "complete", "retry", "kill", "renew", "hand_back")
