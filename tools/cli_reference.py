@@ -6,7 +6,6 @@ nothing.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any, Final, get_args
 import typer
 
 from qsync.cli.main import app
+from tools.generated_page import replaced, write_or_check
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "cli.md"
 MARK: Final = "<!-- from here on written by python -m tools.cli_reference -->"
@@ -117,23 +117,11 @@ def _choices(parameter: Any) -> list[str]:
 
 def generated(page: str) -> str:
     """The page with its generated part as it must be."""
-    head, mark, _ = page.partition(MARK)
-    if not mark:
-        raise ValueError(f"there is no line {MARK}")
-    return f"{head}{MARK}\n{reference()}\n"
+    return replaced(page, MARK, reference())
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.cli_reference")
-    parser.add_argument("--check", action="store_true")
-    page = PAGE.read_text("utf-8")
-    right = generated(page)
-    if not parser.parse_args().check:
-        PAGE.write_text(right, "utf-8")
-    elif page != right:
-        sys.stdout.write(f"{PAGE.name} is not right: run python -m tools.cli_reference\n")
-        return 1
-    return 0
+    return write_or_check("python -m tools.cli_reference", PAGE, MARK, reference())
 
 
 if __name__ == "__main__":

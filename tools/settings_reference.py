@@ -6,7 +6,6 @@ The options are read from the code: names and defaults from signatures, meanings
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from qsync.server.config import Config
 from qsync.web import create_app
 from tools import cli_reference
 from tools.docstring_columns import all_rows
+from tools.generated_page import replaced, write_or_check
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "reference" / "settings.md"
 MARK: Final = "<!-- from here on written by python -m tools.settings_reference -->"
@@ -123,23 +123,11 @@ def _sentence(text: str) -> str:
 
 def generated(page: str) -> str:
     """Return the page with its generated part as it must be."""
-    head, mark, _ = page.partition(MARK)
-    if not mark:
-        raise ValueError(f"there is no line {MARK}")
-    return f"{head}{MARK}\n{reference()}\n"
+    return replaced(page, MARK, reference())
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.settings_reference")
-    parser.add_argument("--check", action="store_true")
-    page = PAGE.read_text("utf-8")
-    right = generated(page)
-    if not parser.parse_args().check:
-        PAGE.write_text(right, "utf-8")
-    elif page != right:
-        sys.stdout.write(f"{PAGE.name} is not right: run python -m tools.settings_reference\n")
-        return 1
-    return 0
+    return write_or_check("python -m tools.settings_reference", PAGE, MARK, reference())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,29 @@
+"""Pages of the docs whose end is generated, below a line that marks where."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def replaced(page: str, mark: str, text: str) -> str:
+    """Return the page with the text below the mark in place of what stands there."""
+    head, found, _ = page.partition(mark)
+    if not found:
+        raise ValueError(f"there is no line {mark}")
+    return f"{head}{mark}\n{text}\n"
+
+
+def write_or_check(program: str, path: Path, mark: str, text: str) -> int:
+    """Write the page; with --check, return 1 and say what to run if it is not up to date."""
+    parser = argparse.ArgumentParser(prog=program)
+    parser.add_argument("--check", action="store_true")
+    page = path.read_text("utf-8")
+    right = replaced(page, mark, text)
+    if not parser.parse_args().check:
+        path.write_text(right, "utf-8")
+    elif page != right:
+        sys.stdout.write(f"{path.name} is not right: run {program}\n")
+        return 1
+    return 0
