@@ -208,7 +208,7 @@ def test_scripts_of_transitions_write_the_states_they_lead_from_and_to() -> None
 
 
 def operations() -> dict[str, list[str]]:
-    """For each script the public functions of the broker that make its calls."""
+    """Return, for each script, the public functions of the broker that call it."""
     found: dict[str, list[str]] = {}
     for module in ("ops", "views", "schedule_ops"):
         tree = ast.parse((PACKAGE / "broker" / f"{module}.py").read_text("utf-8"))

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- delete_schedule: delete a schedule that a client put, with its pause.
 -- include: check_schema preconditions
--- KEYS[1] stored_schedules hash  schedule -> time of its put, us, 8 bytes; and its record
+-- KEYS[1] stored_schedules hash  name -> time of the put (us, 8 bytes), then the record
 -- KEYS[2] next_ticks       zset  schedules by next tick, us
 -- KEYS[3] schedules        hash  =<schedule> while servers publish one; !<schedule> while it is paused
 -- KEYS[4] meta             hash  schema

@@ -1,7 +1,7 @@
 #!lua flags=no-writes
 -- due_schedules: read the stored schedules whose next tick has come, the earliest first.
 -- include: check_schema clock
--- KEYS[1] stored_schedules hash  schedule -> time of its put, us, 8 bytes; and its record
+-- KEYS[1] stored_schedules hash  name -> time of the put (us, 8 bytes), then the record
 -- KEYS[2] next_ticks       zset  schedules by next tick, us
 -- KEYS[3] meta             hash  schema
 -- ARGV[1] now        int us  empty: the store's clock

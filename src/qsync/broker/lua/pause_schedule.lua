@@ -5,7 +5,7 @@
 -- KEYS[1] schedules  hash    =<schedule> -> record, !<schedule> -> who paused it, when and why
 -- KEYS[2] ticks      hash    schedule -> last tick enqueued, us
 -- KEYS[3] meta       hash    schema
--- KEYS[4] stored_schedules hash  schedule -> time of its put, us, 8 bytes; and its record
+-- KEYS[4] stored_schedules hash  name -> time of the put (us, 8 bytes), then the record
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] schedule   text    its name
 -- ARGV[3] note       bytes   who pauses it and why, opaque to the scripts; empty: resume

@@ -3,7 +3,7 @@
 -- after now. A name that servers publish as a periodic task of their program is refused.
 -- When the same record is there already, nothing is changed: ticks that are owed stay owed.
 -- include: check_schema preconditions ensure_schema clock stored_records
--- KEYS[1] stored_schedules hash  schedule -> time of its put, us, 8 bytes; and its record
+-- KEYS[1] stored_schedules hash  name -> time of the put (us, 8 bytes), then the record
 -- KEYS[2] next_ticks       zset  schedules by next tick, us
 -- KEYS[3] schedules        hash  =<schedule> -> record, @<schedule> -> time of publication, us
 -- KEYS[4] meta             hash  schema

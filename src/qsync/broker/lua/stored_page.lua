@@ -3,7 +3,7 @@
 -- them by a cursor. A schedule that is there from the first call to the last is in one of the parts,
 -- and may be in several.
 -- include: check_schema clock
--- KEYS[1] stored_schedules hash  schedule -> time of its put, us, 8 bytes; and its record
+-- KEYS[1] stored_schedules hash  name -> time of the put (us, 8 bytes), then the record
 -- KEYS[2] next_ticks       zset  schedules by next tick, us
 -- KEYS[3] schedules        hash  !<schedule> -> time, author and reason of its pause
 -- KEYS[4] meta             hash  schema

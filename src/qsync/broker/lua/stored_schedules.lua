@@ -1,7 +1,7 @@
 #!lua flags=no-writes
 -- stored_schedules: read the schedules of these names that clients put.
 -- include: check_schema clock
--- KEYS[1] stored_schedules hash  schedule -> time of its put, us, 8 bytes; and its record
+-- KEYS[1] stored_schedules hash  name -> time of the put (us, 8 bytes), then the record
 -- KEYS[2] next_ticks       zset  schedules by next tick, us
 -- KEYS[3] schedules        hash  !<schedule> -> time, author and reason of its pause
 -- KEYS[4] meta             hash  schema

@@ -14,7 +14,7 @@
 -- KEYS[7] wake       list
 -- KEYS[8] meta       hash    virtual time, weights
 -- KEYS[9] stats      hash    counters
--- KEYS[10] stored_schedules hash  schedule -> time of its put, us, 8 bytes; and its record
+-- KEYS[10] stored_schedules hash  name -> time of the put (us, 8 bytes), then the record
 -- KEYS[11] next_ticks zset   schedules by next tick, us
 -- KEYS[12] schedules hash    =<schedule>, @<schedule> of programs; !<schedule> while it is paused
 -- KEYS[13] idle      zset    ids of servers that a message wakes
