@@ -53,7 +53,7 @@ class HookCalls:
     def settled(self, leased: LeasedTask, record: Any) -> None:
         """Call the hooks of an outcome that the store has taken; None: the lease was lost."""
         noted = self._errors.pop(leased, None)
-        info = leased.info or _info_of(leased)
+        info = leased.info or leased.task_info()
         if type(record) is Completion:
             self._spawn(self._call("completed", info))
         elif noted is not None and type(record) in (Retried, Killed):
@@ -105,22 +105,3 @@ class HookCalls:
 def _is_asked_for(error: BaseException) -> bool:
     """Return whether the handler raised the error to say what happens next."""
     return isinstance(error, Retry | SkipRetry)
-
-
-def _info_of(leased: LeasedTask) -> TaskInfo:
-    """Return the TaskInfo of a task that was not started."""
-    message, options = leased.message, leased.message.options
-    return TaskInfo(
-        id=leased.id,
-        type=message.type,
-        payload=message.payload,
-        queue=leased.lane.queue,
-        retry=message.retry,
-        attempt=leased.failure.attempts + 1,
-        crashes=leased.crashes,
-        enqueued_at_us=message.enqueued_at_us,
-        deadline_us=options.deadline_us if options else None,
-        headers=(options.headers if options else None) or {},
-        token=leased.token,
-        is_value=message.is_value,
-    )

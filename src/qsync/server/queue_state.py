@@ -113,6 +113,24 @@ class LeasedTask(msgspec.Struct, eq=False):
     def __repr__(self) -> str:
         return f"<LeasedTask {self.id!r}>"  # without the payload, which may be confidential
 
+    def task_info(self) -> TaskInfo:
+        """Return what the handler sees of the task."""
+        message, options = self.message, self.message.options
+        return TaskInfo(
+            id=self.id,
+            type=message.type,
+            payload=message.payload,
+            queue=self.lane.queue,
+            retry=message.retry,
+            attempt=self.failure.attempts + 1,
+            crashes=self.crashes,
+            enqueued_at_us=message.enqueued_at_us,
+            deadline_us=options.deadline_us if options else None,
+            headers=(options.headers if options else None) or {},
+            token=self.token,
+            is_value=message.is_value,
+        )
+
     def begins(self) -> bool:
         """Record that the handler starts now; return False if the lease has expired."""
         self.begun_s = boot_s()

@@ -174,9 +174,7 @@ class Runner:
 
     def _begin(self, leased: LeasedTask) -> bool:
         """Start a task; return False if this server has no handler for it."""
-        message = leased.message
-        options = message.options
-        way = self._invoker.find(message.type)
+        way = self._invoker.find(leased.message.type)
         if way is None:
             leased.lane.unknown_type_at = boot_s()
             record = outcome.unknown_type(leased, leased.lane.store_time_us())
@@ -185,20 +183,7 @@ class Runner:
                 self._metrics.unknown(leased)
             self.settle(leased, record)
             return False
-        leased.info = info = TaskInfo(
-            id=leased.id,
-            type=message.type,
-            payload=message.payload,
-            queue=leased.lane.queue,
-            retry=message.retry,
-            attempt=leased.failure.attempts + 1,
-            crashes=leased.crashes,
-            enqueued_at_us=message.enqueued_at_us,
-            deadline_us=options.deadline_us if options else None,
-            headers=(options.headers if options else None) or {},
-            token=leased.token,
-            is_value=message.is_value,
-        )
+        leased.info = info = leased.task_info()
         capacity = self._capacity
         if not capacity.running:
             capacity.idle.clear()
