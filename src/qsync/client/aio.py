@@ -269,6 +269,19 @@ class AsyncClient(ClientBase):
                 queues.clear()
                 raise
 
+    async def _send_call(
+        self, queue: str, tasks: Sequence[NewTask], durability: Durability | None
+    ) -> list[Enqueued]:
+        """Send tasks of a queue in one call; raise its error."""
+        keys = self._keys(queue)
+        wait = self._wait(keys, durability)
+        with self._call_sequences.acquire(1) as [(sender, number)]:
+            call = ops.enqueue(keys, tasks, sender=sender, number=number, wait=wait)
+            [reply] = await self._send(keys, [call], ends_in(self._allowance(wait)))
+        if isinstance(reply, QsyncError):
+            raise reply
+        return reply
+
     async def _send_all(
         self,
         bulk: BulkEnqueue[AsyncHandle[Any]],

@@ -86,15 +86,8 @@ class Client(ClientBase):
         """
         self._queries.check_open()
         outgoing = self._ready(task, queue)
-        keys = self._keys(outgoing.queue)
         durability = self._durability_of(durability)
-        wait = self._wait(keys, durability)
-        with self._call_sequences.acquire(1) as [(sender, number)]:
-            call = ops.enqueue(keys, [outgoing], sender=sender, number=number, wait=wait)
-            [reply] = self._send(keys, [call])
-        if isinstance(reply, QsyncError):
-            raise reply
-        [outcome] = reply
+        [outcome] = self._send_call(outgoing.queue, [outgoing], durability)
         if is_refused(outcome):
             raise duplicate(outgoing, outcome)
         return self._handle(outgoing, outcome)
@@ -203,6 +196,19 @@ class Client(ClientBase):
             created=True, confirmed=reply.confirmed, _retention_us=task.retention_us,
             _decode=task.decode or decode_result,
         )  # fmt: skip
+
+    def _send_call(
+        self, queue: str, tasks: Sequence[NewTask], durability: Durability | None
+    ) -> list[Enqueued]:
+        """Send tasks of a queue in one call; raise its error."""
+        keys = self._keys(queue)
+        wait = self._wait(keys, durability)
+        with self._call_sequences.acquire(1) as [(sender, number)]:
+            call = ops.enqueue(keys, tasks, sender=sender, number=number, wait=wait)
+            [reply] = self._send(keys, [call])
+        if isinstance(reply, QsyncError):
+            raise reply
+        return reply
 
     def _send_all(
         self,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from qsync.broker import ops
-from qsync.broker.base import ends_in
 from qsync.broker.ops import Enqueued
 from qsync.bulk import CALL_BYTES, size_of
 from qsync.client import AsyncClient, Client
@@ -28,13 +27,10 @@ class Sent:
 
     unreadable: list[str] = field(default_factory=list)
     error: QsyncError | None = None
-    """The first error; the rows of that call and of those after it stay."""
+    """Error of a call; its rows and those after it stay."""
 
-    def note(self, tasks: Sequence[NewTask], reply: list[Enqueued] | QsyncError) -> None:
+    def note(self, tasks: Sequence[NewTask], reply: list[Enqueued]) -> None:
         """Note the reply to a call."""
-        if isinstance(reply, QsyncError):
-            self.error = self.error or reply
-            return
         for task, outcome in zip(tasks, reply, strict=True):
             self.ids.append(task.id)
             if outcome.outcome in ("exists", "duplicate"):
@@ -57,16 +53,10 @@ def send(client: Client, rows: Sequence[Row]) -> Sent:
     """Send the rows, and return what came of it; raises nothing of the store."""
     sent = Sent()
     for queue, tasks in _calls(rows, sent):
-        keys = client._keys(queue)
-        wait = client._wait(keys, client._durability)
-        reply: Any
         try:
-            with client._call_sequences.acquire(1) as [(sender, number)]:
-                call = ops.enqueue(keys, tasks, sender=sender, number=number, wait=wait)
-                [reply] = client._send(keys, [call])
+            sent.note(tasks, client._send_call(queue, tasks, client._durability))
         except QsyncError as error:
-            reply = error
-        sent.note(tasks, reply)
+            sent.error = error
     return sent
 
 
@@ -74,14 +64,8 @@ async def send_async(client: AsyncClient, rows: Sequence[Row]) -> Sent:
     """Send the rows, and return what came of it; raises nothing of the store."""
     sent = Sent()
     for queue, tasks in _calls(rows, sent):
-        keys = client._keys(queue)
-        wait = client._wait(keys, client._durability)
-        reply: Any
         try:
-            with client._call_sequences.acquire(1) as [(sender, number)]:
-                call = ops.enqueue(keys, tasks, sender=sender, number=number, wait=wait)
-                [reply] = await client._send(keys, [call], ends_in(client._allowance(wait)))
+            sent.note(tasks, await client._send_call(queue, tasks, client._durability))
         except QsyncError as error:
-            reply = error
-        sent.note(tasks, reply)
+            sent.error = error
     return sent
