@@ -193,11 +193,11 @@ class Qsync:
                                   True if no retry follows
         dead       (task, error)  the task is dead; it will not run again
 
-        A Retry with attempts left and a SkipRetry are no failures. `async def` functions run on
-        the event loop of the client or server. `def` functions of "enqueued" run in the thread
-        that enqueues; of the other events, in a thread of the pool if the handler runs in one, and
-        else on the event loop. An error of the function is logged, and changes nothing. Servers
-        that exist already do not call it. Raises ConfigError when the event is unknown, or
+        A Retry with attempts left and a SkipRetry do not count as failures. `async def` functions
+        run on the event loop of the client or server. `def` functions of "enqueued" run in the
+        thread that enqueues; of the other events, in a thread of the pool if the handler runs in
+        one, otherwise on the event loop. An error of the function is logged, and changes nothing.
+        Servers that already exist do not call it. Raises ConfigError when the event is unknown, or
         "enqueued" comes after the first enqueue.
         """
         if check_event(event) == "enqueued" and self._connections.in_use:

@@ -22,7 +22,7 @@ CONFIRM_TIMEOUT: Final = 2.0
 def check_remember_ids(value: object) -> int:
     """Return the time to remember chosen ids, in microseconds.
 
-    Raises ConfigError if it is no duration.
+    Raises ConfigError if it is not a duration.
     """
     try:
         return duration_us("remember_ids", cast("Duration", value))
@@ -82,8 +82,8 @@ def checked_task(task: object) -> Task:
 def is_refused(reply: Enqueued) -> bool:
     """Return whether the reply to an enqueue of one task is an error.
 
-    It is no error when a handler enqueues a child task that an earlier attempt enqueued and that
-    has left the queue.
+    It is not an error when a handler enqueues a child task that an earlier attempt enqueued and
+    that has left the queue.
     """
     if reply.outcome == "created":
         return False

@@ -18,7 +18,7 @@ class Heard(NamedTuple):
     off      the store ended the subscription, since the slot has moved; `Channels.commands`
              subscribes again
     refused  the store refused the subscription with `error`
-    ended    a message: the task `id` ended; on a channel that wakes a server, `id` is no task id
+    ended    a message: the task `id` ended; on a channel that wakes a server, `id` is not a task id
     """
 
     kind: Literal["on", "off", "refused", "ended"]

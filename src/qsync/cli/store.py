@@ -100,7 +100,7 @@ def load_app(target: str, url: str | None = None) -> Qsync:
 def connections_of(
     options: StoreOptions, *, patience: float = STORE_TIMEOUT_S
 ) -> tuple[Connections, Qsync | None]:
-    """Return the store named by options, else by the app, else by the environment; and the app.
+    """Return the store named by the options, the app or the environment, and the app.
 
     An app that names no URL or prefix has read the environment itself.
     """

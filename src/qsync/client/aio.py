@@ -114,10 +114,10 @@ class AsyncClient(ClientBase):
     ) -> list[AsyncHandle[R]]:
         """Store all tasks and return one handle per task, in the same order.
 
-        The call checks every task before it sends the first: on InvalidTask nothing was sent. A
-        task whose id or unique lock is taken is no error: its handle has `created` False and the id
-        of the holder. One call to the store carries at most 250 tasks or 1 MiB. `durability` is as
-        for `enqueue`; tasks of a round trip share a wait.
+        The call checks every task before it sends the first: on InvalidTask nothing was sent. It
+        is not an error if the id or unique lock of a task is taken: its handle then has `created`
+        False and the id of the holder. One call to the store carries at most 250 tasks or 1 MiB.
+        `durability` is as for `enqueue`; tasks of a round trip share a wait.
 
         When the store fails halfway, `handles` of the error has the handles of the tasks that the
         store answered for. To repeat the call without running a task twice, give the tasks ids. For
@@ -157,7 +157,7 @@ class AsyncClient(ClientBase):
 
         `type` is the type that `result()` returns, e.g. `type=Invoice`; without it a dataclass or
         model comes as a dict. Use `find` when the queue is unknown. Raises InvalidTask when the id
-        or queue is no valid name, ConfigError when no result can have the type.
+        or queue is not a valid name, ConfigError if no result can have the type.
         """
         decode = decode_result if type is None else decoder_of(type)
         return AsyncHandle(self._queries, check_id(id), check_name("queue", queue), _decode=decode)

@@ -19,7 +19,7 @@ _BRACKETS: Final = re.compile(r"[\[{]|[\]}]")
 
 
 def show(data: bytes, *, is_value: bool) -> Shown:
-    """Return a payload or a result in readable form: a value decoded, text as it is, else a dump.
+    """Return a payload or result in readable form: decoded if possible, as text, or as a dump.
 
     The cost is bounded for any input.
     """

@@ -185,7 +185,7 @@ def _blocked(condition: ServerHealth) -> str:
 
 
 def _place(thread: int) -> str:
-    """Return the function that a thread runs: the handler if there is one, else the innermost."""
+    """Return the function that a thread runs: the handler, or the innermost if there is none."""
     frame = inner = sys._current_frames().get(thread)
     while frame is not None and frame.f_back is not None:
         if frame.f_back.f_code.co_filename == invoke.__file__:

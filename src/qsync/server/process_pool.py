@@ -128,7 +128,7 @@ class ProcessPool:
             self._watch(process)
 
     def _place(self, call: Call, fed: dict[WorkerProcess, list[Call]]) -> WorkerProcess | None:
-        """Return a process for a call, or None: a free or new one, else the quick one with the
+        """Return a process for a call, or None: a free or new one, otherwise the quick one with the
         fewest unanswered calls."""
         unprepared, best, fewest = None, None, WINDOW
         for process in self._processes:

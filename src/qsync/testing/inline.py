@@ -139,7 +139,7 @@ class _Context(PlainContext):
 
     @property
     def client(self) -> Any:
-        """The app's client of this thread: an AsyncClient on an event loop, else a Client."""
+        """The app's client of this thread: an AsyncClient on an event loop, otherwise a Client."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:

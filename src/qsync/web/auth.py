@@ -135,7 +135,7 @@ class TokenAccess:
         return "" if refused is None else refused
 
     def check(self, request: Request, given: str) -> Response | None:
-        """Return None for the right token, else a response: 401, or 429 after too many attempts."""
+        """Return None for the right token, or a response: 401, or 429 after too many attempts."""
         address = request.client.host if request.client else ""
         if wait := self._throttle.wait(address):
             text = f"Too many wrong tokens. Try again in {wait:.0f} s.\n"
@@ -321,7 +321,7 @@ def root_of(request: Request) -> str:
 
 
 def local_path(next_path: str, root: str) -> str:
-    """Return the path if it belongs to the dashboard, else the path of the first page."""
+    """Return the path if it belongs to the dashboard, otherwise that of the first page."""
     is_inside = next_path.startswith(f"{root}/") and not next_path.startswith("//")
     is_plain = (
         next_path.isascii()

@@ -119,7 +119,7 @@ class _Exchange:
         return None
 
     async def _admit(self, request: Request) -> Response | None:
-        """Return None if the user may make the request, else the refusal."""
+        """Return None if the user may make the request, otherwise the refusal."""
         access, route = self._rules.access, route_of(request.scope)
         if self._sign_in is not None and route in (LOGIN_PATH, LOGIN_STYLE_PATH):
             return await self._sign_in.answer(request, route)

@@ -65,7 +65,7 @@ def memory_used() -> int:
 def size_of(text: str) -> int:
     """Return the bytes of `1GiB`, `500MB` or `1048576`.
 
-    Raises ValueError if it is no size over 0.
+    Raises ValueError if it is not a size over 0.
     """
     found = _SIZE.fullmatch(text.strip())
     unit = None if found is None else _UNITS.get(found[2].lower())

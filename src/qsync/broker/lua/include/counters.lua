@@ -1,6 +1,6 @@
 -- counters: counters, total and per day. A day is the number of days since the Unix epoch.
 
--- Add to a counter. A value that is no number is replaced; a failed write does not fail the script.
+-- Add to a counter. A value that is not a number is replaced; a failed write does not fail the script.
 local function add_to_counter(counter, amount)
   local answer = redis.pcall('HINCRBY', KEYS.stats, counter, amount)
   if type(answer) == 'table' and answer.err then
@@ -16,7 +16,7 @@ local function count(now, counter, amount)
 end
 
 -- Add to a counter and its partner with one read and one write. Where the sums are not exact as
--- numbers, or the values are no numbers, each counter is added to by itself.
+-- numbers, or the values are not numbers, each counter is added to by itself.
 local function count_pair(now, counter, amount, partner, partner_amount)
   local day = to_text(math.floor(now / 86400000000))
   local counter_day, partner_day = counter .. ':' .. day, partner .. ':' .. day
