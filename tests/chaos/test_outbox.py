@@ -6,12 +6,12 @@ import pytest
 
 from tests.chaos.outbox_rounds import parts
 from tests.conftest import NEEDS
-from tests.support import postgres
+from tests.support.postgres import needs_postgres
 from tests.support.stores import available
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(not postgres.available(), reason="needs PostgreSQL: apt-get install postgresql")
+@needs_postgres
 def test_committed_rows_run_once_while_parts_are_killed() -> None:
     if not available("valkey"):
         pytest.skip(NEEDS["valkey"])

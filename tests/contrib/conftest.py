@@ -1,4 +1,4 @@
-"""A Django project for the tests of qsync.contrib.django."""
+"""A Django project and a PostgreSQL server for the tests of qsync.contrib."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from qsync import Qsync
 from tests.support import django_project
+from tests.support.postgres import Postgres
 from tests.support.stores import Store
 
 
@@ -27,3 +28,9 @@ def project(valkey: Store) -> Iterator[Qsync]:
     close_dashboard()
     app.close()
     connections.close_all()
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Postgres]:
+    with Postgres() as started:
+        yield started

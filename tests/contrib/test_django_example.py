@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import postgres
 from tests.support.browser import Visit, chromium
+from tests.support.postgres import needs_postgres
 from tests.support.web_process import WebProcess
 
 ROOT = Path(__file__).parents[2]
@@ -24,9 +24,7 @@ VARIANTS = [
     pytest.param(
         "postgresql",
         "outbox",
-        marks=pytest.mark.skipif(
-            not postgres.available(), reason="needs PostgreSQL: apt-get install postgresql"
-        ),
+        marks=needs_postgres,
     ),
 ]
 

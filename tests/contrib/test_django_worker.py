@@ -16,22 +16,11 @@ import pytest
 
 from qsync import Client, Qsync, Task, TaskNotFound
 from qsync.contrib.outbox import Outbox
-from tests.support import postgres
-from tests.support.postgres import Postgres
+from tests.support.postgres import Postgres, needs_postgres
 from tests.support.stores import Store, wait_until
 
 ROOT = Path(__file__).parents[2]
 SHOP = "tests.support.django_shop.tasks"
-
-needs_postgres = pytest.mark.skipif(
-    not postgres.available(), reason="needs PostgreSQL: apt-get install postgresql"
-)
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[Postgres]:
-    with Postgres() as started:
-        yield started
 
 
 def environment(valkey: Store, database: Postgres | None, **more: str) -> dict[str, str]:

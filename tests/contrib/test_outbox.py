@@ -21,19 +21,8 @@ from qsync.contrib.outbox import Outbox
 from qsync.contrib.outbox import relay as relays
 from qsync.contrib.outbox.database import Backlog
 from qsync.testing import SyncKit
-from tests.support import postgres
-from tests.support.postgres import Postgres
+from tests.support.postgres import Postgres, needs_postgres
 from tests.support.stores import Store, wait_until, wait_until_async
-
-needs_postgres = pytest.mark.skipif(
-    not postgres.available(), reason="needs PostgreSQL: apt-get install postgresql"
-)
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[Postgres]:
-    with Postgres() as started:
-        yield started
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+import pytest
+
 from tests.support.stores import wait_until
 
 ACCOUNT: Final = "postgres"
@@ -37,6 +39,11 @@ def available() -> bool:
     if program("initdb") is None:
         return False
     return os.geteuid() != 0 or ACCOUNT in {entry.pw_name for entry in pwd.getpwall()}
+
+
+needs_postgres: Final = pytest.mark.skipif(
+    not available(), reason="needs PostgreSQL: apt-get install postgresql"
+)
 
 
 class Postgres:
