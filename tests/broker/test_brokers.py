@@ -280,7 +280,7 @@ def test_a_full_store_refuses_tasks_and_takes_everything_else(store: Store, pref
         ("redis://:s3cr3t/s3cr3t@localhost", "write / as %2F"),
         ("redis+cluster://:s3cr3t?s3cr3t@a:1,b:2", "write / as %2F"),
         ("unix://", "does not name the socket"),
-        ("", "url: '' does not begin"),
+        ("", "url: give e.g. redis://localhost:6379; '' does not begin"),
     ],
 )
 def test_a_wrong_url_is_told_without_its_password(url: str, said: str) -> None:

@@ -186,7 +186,7 @@ def test_completed_tasks_show_when_they_ended(live: Live) -> None:
     live.reaches("n", "completed")
     lines = live.ok("task", "list", "--state", "completed").out.splitlines()
     assert lines[0].split() == ["ID", "QUEUE", "TYPE", "ENDED", "ATTEMPTS", "NOTE"]
-    assert re.search(r"n +default +note +(now|\S+ m?s ago) +deleted in ", lines[1])
+    assert re.search(r"n +default +note +(now|\S+ m?s ago) +1 / 4 +deleted in ", lines[1])
     mixed = live.ok("task", "list").out.splitlines()
     assert re.search(r"n +default +note +(now|\S+ m?s ago)", mixed[1])
 

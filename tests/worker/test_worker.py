@@ -537,7 +537,10 @@ MISTAKES = {
     "weight 0": (["shop:app", "--queues", "a=0"], "is not a whole number from 1"),
     "concurrency": (["shop:app", "--concurrency", "0"], "concurrency: 0 is not"),
     "lease": (["shop:app", "--lease", "-1"], "lease: -1.0 is not"),
-    "a bad url": (["shop:app", "--url", "http://x"], "url: http://... does not begin with"),
+    "a bad url": (
+        ["shop:app", "--url", "http://x"],
+        "url: give e.g. redis://localhost:6379; http://... does not begin with",
+    ),
     "a url that is not used": (["fixed:app", "--url", "redis://h2"], "--url: the app sets its own"),
     "a prefix that is not used": (["fixed:app", "--prefix", "b"], "--prefix: the app sets its own"),
 }
