@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from datetime import timedelta
+from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack, cast, overload
-from zoneinfo import ZoneInfo
+from typing import Any, Self, Unpack
 
 from qsync.broker.base import DEFAULT_PATIENCE_S
 from qsync.broker.call import Durability
@@ -21,32 +19,17 @@ from qsync.errors import ConfigError, at_definition
 from qsync.hooks import Event, F, check_event
 from qsync.inspector import Inspector
 from qsync.instrumentation import Extension
-from qsync.keys import check_name, shorten
-from qsync.mux import Middleware, Mux, check_middlewares, check_mux
-from qsync.retry_policy import ErrorClasses
-from qsync.schedule import Missed, Periodic, schedule_of
+from qsync.keys import check_name
+from qsync.mux import Mux, check_mux
+from qsync.registry import Registry
 from qsync.server.child_context import ChildSetup
 from qsync.server.config import APP_OPTIONS, ServerOptions, config_of
-from qsync.server.periodic import PeriodicTask
 from qsync.server.server import Server
-from qsync.task import PAYLOAD_LIMIT, REMEMBER_IDS, TaskInfo
-from qsync.task_function import (
-    HANDLER_OPTIONS,
-    PERIODIC,
-    ArgumentsDecorator,
-    Decorator,
-    PeriodicDecorator,
-    TaskFunction,
-    TaskOptions,
-    check_options,
-)
+from qsync.task import PAYLOAD_LIMIT, REMEMBER_IDS
 from qsync.times import Duration
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
-
-class Qsync:
+class Qsync(Registry):
     """The store, the tasks and the periodic tasks of a program; makes clients and servers.
 
     `url` is the address of the store:
@@ -104,7 +87,7 @@ class Qsync:
             prefix = os.environ.get(PREFIX) or "qsync"
         with at_definition():
             check_name("prefix", prefix)
-        self._connections = Connections(
+        connections = Connections(
             url,
             prefix=prefix,
             payload_limit=payload_limit,
@@ -114,13 +97,9 @@ class Qsync:
             remember_ids=remember_ids,
             credential_provider=credential_provider,
         )
+        super().__init__(connections)
         self._given_mux = None if mux is None else check_mux(mux)
-        self._mux = Mux()
-        self.functions: dict[str, TaskFunction[..., Any, ..., Any]] = {}
-        """Task functions by task type."""
-
         self._server_options = {name: getattr(config, name) for name in server}
-        self._periodics: dict[str, PeriodicTask] = {}
 
     def __repr__(self) -> str:
         return f"<Qsync {self.prefix} at {self._connections}>"
@@ -249,202 +228,3 @@ class Qsync:
         trace: TracebackType | None,
     ) -> None:
         await self.aclose()
-
-    # Tasks.
-
-    @overload
-    def task(
-        self, function: Callable[Concatenate[TaskInfo, P], Coroutine[Any, Any, R]], /
-    ) -> TaskFunction[P, R, Concatenate[TaskInfo, P], Coroutine[Any, Any, R]]: ...
-
-    @overload
-    def task(
-        self, function: Callable[Concatenate[TaskInfo, P], R], /
-    ) -> TaskFunction[P, R, Concatenate[TaskInfo, P], R]: ...
-
-    @overload
-    def task(
-        self, function: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> TaskFunction[P, R, P, Coroutine[Any, Any, R]]: ...
-
-    @overload
-    def task(self, function: Callable[P, R], /) -> TaskFunction[P, R, P, R]: ...
-
-    @overload
-    def task(
-        self,
-        name: str | None = None,
-        *,
-        executor: Literal["process"] | None = None,
-        middleware: Iterable[Middleware] = (),
-        retry_for: ErrorClasses | None = None,
-        dont_retry_for: ErrorClasses | None = None,
-        **options: Unpack[TaskOptions],
-    ) -> Decorator: ...
-
-    def task(self, name: Any = None, **settings: Any) -> Any:
-        """Make the decorated function a task: `fn.enqueue(...)` enqueues it, `fn(...)` calls it.
-
-        Use `@app.task`, or `@app.task(...)` with a name for the task type and options of Task, the
-        defaults for each enqueue. `executor="process"` and `middleware` are as for `mux.handle`.
-        The default name is the function's module and qualified name; in a program's main module it
-        is the name by which a server imports the module (see `qsync.task_function`).
-
-        `retry_for` limits retries to errors of these classes. An error of a class in
-        `dont_retry_for` makes the task dead at once. A timeout is a TimeoutError. A `retry_delay`
-        that is a `def (attempt, error)` stays with the function; any other goes with each task.
-
-        The payload is a map of the arguments by name. They may be values that msgpack can carry,
-        dataclasses, datetimes, UUIDs, decimals, enums, sets, paths and models of msgspec or
-        pydantic; the server checks them against the annotations. The server fills in a first
-        parameter annotated as TaskInfo; callers of `enqueue` leave it out.
-
-        Raises ConfigError when the name is taken, the function is not a plain one, an annotation
-        cannot be resolved or has a type that no payload can hold, or an option is wrong.
-        """
-        if name is not None and not isinstance(name, str):
-            return self._add(self._make(name, None, settings))
-        return lambda function: self._add(self._make(function, name, settings))
-
-    @overload
-    def periodic(
-        self,
-        *,
-        cron: str | None = None,
-        every: float | timedelta | None = None,
-        tz: str | ZoneInfo | None = None,
-        missed: Missed = "skip",
-        arguments: None = None,
-        name: str | None = None,
-        executor: Literal["process"] | None = None,
-        middleware: Iterable[Middleware] = (),
-        retry_for: ErrorClasses | None = None,
-        dont_retry_for: ErrorClasses | None = None,
-        **options: Unpack[TaskOptions],
-    ) -> PeriodicDecorator: ...
-
-    @overload
-    def periodic(
-        self,
-        *,
-        cron: str | None = None,
-        every: float | timedelta | None = None,
-        tz: str | ZoneInfo | None = None,
-        missed: Missed = "skip",
-        arguments: Mapping[str, Any],
-        name: str | None = None,
-        executor: Literal["process"] | None = None,
-        middleware: Iterable[Middleware] = (),
-        retry_for: ErrorClasses | None = None,
-        dont_retry_for: ErrorClasses | None = None,
-        **options: Unpack[TaskOptions],
-    ) -> ArgumentsDecorator: ...
-
-    def periodic(
-        self,
-        *,
-        cron: str | None = None,
-        every: float | timedelta | None = None,
-        tz: str | ZoneInfo | None = None,
-        missed: Missed = "skip",
-        arguments: Mapping[str, Any] | None = None,
-        name: str | None = None,
-        executor: Literal["process"] | None = None,
-        middleware: Iterable[Middleware] = (),
-        retry_for: ErrorClasses | None = None,
-        dont_retry_for: ErrorClasses | None = None,
-        **options: Unpack[TaskOptions],
-    ) -> Any:
-        """Have the app's servers enqueue the decorated function, or task, once at each tick.
-
-        cron       expression of five fields, or of six with seconds first, in the time zone `tz`
-        tz         name of an IANA time zone, or a ZoneInfo; UTC by default; only with `cron`
-        every      seconds or a timedelta; ticks are its whole multiples since 1970, in UTC
-        missed     what to enqueue for ticks that are over 30 s late, as no server was running:
-                   nothing ("skip"), one task for all of them ("once") or one for each ("all")
-        arguments  arguments of the function, by name, the same at each tick
-        name       name of the schedule for all servers; by default the name of the task
-
-        A plain function becomes a task with this name; `executor`, `middleware` and the options are
-        as for `task`. For a function that is a task, options override those of the task.
-
-        Raises ConfigError when the name is taken, the schedule or an option is wrong, a parameter
-        has no value (except TaskInfo as the first), or `id`, `deadline` or `process_at` is given:
-        these cannot be the same for all ticks.
-        """
-        with at_definition():
-            schedule = schedule_of(cron, every, tz)
-        settings = {
-            "executor": executor,
-            "middleware": check_middlewares(middleware),
-            "retry_for": retry_for,
-            "dont_retry_for": dont_retry_for,
-            **options,
-        }
-
-        def register(function: Any) -> Any:
-            known = isinstance(function, TaskFunction)
-            given = executor or settings["middleware"] or retry_for or dont_retry_for
-            if known and given:
-                names = "executor, middleware, retry_for, dont_retry_for"
-                raise ConfigError(f"{names}: give them to {function!r} itself")
-            if known and self._mux.find(function.name) is not function.handler:
-                raise ConfigError(f"periodic: {function!r} is a task of another app")
-            task = function if known else self._make(function, name, settings, *PERIODIC)
-            with at_definition():
-                periodic = Periodic(name or task.name, schedule, missed)
-                used = task.options(**options) if known else task
-                checked = self._check(used, periodic, arguments)
-            if not known:
-                self._add(task)
-            self._periodics[periodic.name] = checked
-            return task
-
-        return register
-
-    @property
-    def periodics(self) -> list[PeriodicTask]:
-        """The periodic tasks, in order of definition."""
-        return list(self._periodics.values())
-
-    def _make(
-        self, function: Any, name: str | None, settings: dict[str, Any], *others: str
-    ) -> TaskFunction[..., Any, ..., Any]:
-        options = dict(settings)
-        with at_definition():
-            check_options("task", settings, "name", *others)
-            return TaskFunction(
-                function,
-                self._connections,
-                name=name,
-                **{option: options.pop(option) for option in HANDLER_OPTIONS if option in options},
-                options=cast("TaskOptions", options),
-            )
-
-    def _add(self, task: TaskFunction[..., Any, ..., Any]) -> TaskFunction[..., Any, ..., Any]:
-        self._mux.add(task.handler)
-        self.functions[task.name] = task
-        return task
-
-    def _check(
-        self,
-        task: TaskFunction[..., Any, ..., Any],
-        periodic: Periodic,
-        arguments: Mapping[str, Any] | None,
-    ) -> PeriodicTask:
-        """Return the periodic task. Raise ConfigError if it cannot be enqueued at every tick."""
-        if arguments is not None and not isinstance(arguments, Mapping):
-            raise ConfigError(f"arguments: {shorten(arguments)} is not a dict of names to values")
-        given = {} if arguments is None else dict(arguments)
-        for name in task.required:
-            if name not in given:
-                msg = f"parameter {name!r} gets no value; give arguments={{{name!r}: ...}}"
-                raise ConfigError(f"periodic {periodic.name!r}: {msg}")
-        task.build(**given)  # checks them
-        for option in ("id", "deadline", "process_at"):
-            if task.defaults.get(option) is not None:
-                msg = f"periodic {periodic.name!r}: {option} would be the same for every tick"
-                raise ConfigError(msg)
-        if periodic.name in self._periodics:
-            raise ConfigError(f"periodic {periodic.name!r}: there is one already; give a name=")
-        return PeriodicTask(periodic, partial(task.build, **given) if given else task.build)

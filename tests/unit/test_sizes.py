@@ -21,7 +21,7 @@ LONG_FILES: Final = {
 """Files that are still too long, with their lines; this list only shrinks."""
 
 LONG_FUNCTIONS: Final = {
-    "app.py: Qsync.periodic": 46,
+    "registry.py: Registry.periodic": 46,
     "cli/worker.py: worker": 73,
     "inspector/tasks.py: _TasksMixin.tasks": 42,
 }

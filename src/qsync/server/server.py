@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -32,13 +31,13 @@ from qsync.server.fetcher import Fetcher
 from qsync.server.handler_context import ServerContext
 from qsync.server.handler_mismatch import Rivals
 from qsync.server.health import HealthProbe, ServerHealth
-from qsync.server.heartbeat import Heartbeat
+from qsync.server.heartbeats import Heartbeats
 from qsync.server.hook_calls import HookCalls
 from qsync.server.invoke import Invoker
-from qsync.server.leases import LeaseKeeper, ThreadLeaseKeeper
+from qsync.server.leases import LeaseKeeper
 from qsync.server.loop_watchdog import LoopWatchdog
 from qsync.server.outage_log import Outage
-from qsync.server.part import AtStop, Group, Loops, Part
+from qsync.server.part import AtStop, Loops, Part
 from qsync.server.periodic import PeriodicLoop, PeriodicTask
 from qsync.server.permission_check import check_permissions
 from qsync.server.pipelined_calls import Together
@@ -301,7 +300,7 @@ class Server:
             AtStop(control.withdraw),
             Loops(self._on_broken, control.announce, control.read_inbox, control.watch_stale),
             self._make_ticks(),
-            Group(self._make_heartbeats(leases, watchdog)),
+            Heartbeats(self._broker, self._lanes, config.lease_s, leases, watchdog, outage),
             Loops(self._on_broken, *[settler.run for settler in settlers]),
             AtStop(shutdown.settle),
             AtStop(shutdown.end_running),
@@ -345,32 +344,6 @@ class Server:
             self._broker, self.holder, self.config.lease_s, self._runner.stopping,
             lambda: self._control.announce_again(), self._outage,
         )  # fmt: skip
-
-    def _make_heartbeats(self, leases: LeaseKeeper, watchdog: LoopWatchdog) -> list[Heartbeat]:
-        """Make one heartbeat thread per node, so that no node delays renewals on another.
-
-        The first one watches the event loop.
-        """
-        by_node: dict[str, list[QueueState]] = {}
-        for lane in self._lanes:
-            node = self._broker.node_name(lane.keys.key("active"))
-            by_node.setdefault(node, []).append(lane)
-        lease_s = self.config.lease_s
-        watchdogs = itertools.chain([watchdog], itertools.repeat(None))
-        return [
-            Heartbeat(
-                ThreadLeaseKeeper(
-                    Broker(self.address, connections=1, read_timeout=lease_s / 10),
-                    lease_s,
-                    self._outage,
-                ),
-                lanes,
-                lease_s=lease_s,
-                on_refusals=leases.stop,
-                watchdog=watchdog_or_none,
-            )
-            for lanes, watchdog_or_none in zip(by_node.values(), watchdogs, strict=False)
-        ]
 
     def _blocking_client(self) -> Client:
         if self._client is None:

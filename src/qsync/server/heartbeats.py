@@ -1,0 +1,51 @@
+"""The heartbeats of a server: one thread for each node of the store."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.blocking import Broker
+from qsync.server.heartbeat import Heartbeat
+from qsync.server.leases import LeaseKeeper, ThreadLeaseKeeper
+from qsync.server.loop_watchdog import LoopWatchdog
+from qsync.server.outage_log import Outage
+from qsync.server.part import Group
+from qsync.server.queue_state import QueueState
+
+
+class Heartbeats(Group):
+    """One heartbeat thread per node, so that no node delays renewals on another.
+
+    The first one watches the event loop.
+    """
+
+    def __init__(
+        self,
+        broker: AsyncBroker,
+        lanes: Sequence[QueueState],
+        lease_s: float,
+        leases: LeaseKeeper,
+        watchdog: LoopWatchdog,
+        outage: Outage,
+    ) -> None:
+        by_node: dict[str, list[QueueState]] = {}
+        for lane in lanes:
+            by_node.setdefault(broker.node_name(lane.keys.key("active")), []).append(lane)
+        watchdogs = itertools.chain([watchdog], itertools.repeat(None))
+        beats = [
+            Heartbeat(
+                ThreadLeaseKeeper(
+                    Broker(broker.address, connections=1, read_timeout=lease_s / 10),
+                    lease_s,
+                    outage,
+                ),
+                of_node,
+                lease_s=lease_s,
+                on_refusals=leases.stop,
+                watchdog=watchdog_or_none,
+            )
+            for of_node, watchdog_or_none in zip(by_node.values(), watchdogs, strict=False)
+        ]
+        super().__init__(beats)
