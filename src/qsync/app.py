@@ -168,16 +168,17 @@ class Qsync(Registry):
         enqueued   (task)         a client of the app has stored a task
         started    (task)         the handler is about to run, and waits for the function
         completed  (task)         the store has recorded that the task is done
+        snoozed    (task, error)  the handler raised Snooze, and the store has the task back
         failed     (task, error)  an attempt failed, and the store has recorded it; `task.final` is
                                   True if no retry follows
         dead       (task, error)  the task is dead; it will not run again
 
-        A Retry with attempts left and a SkipRetry do not count as failures. `async def` functions
+        A Retry with attempts left and a SkipRetry are no failures. `async def` functions
         run on the event loop of the client or server. `def` functions of "enqueued" run in the
         thread that enqueues; of the other events, in a thread of the pool if the handler runs in
-        one, otherwise on the event loop. An error of the function is logged, and changes nothing.
-        Servers that already exist do not call it. Raises ConfigError when the event is unknown, or
-        "enqueued" comes after the first enqueue.
+        one, else on the event loop. An error of the function is logged, and changes nothing.
+        Servers that already exist do not call it. Raises ConfigError for an unknown event, and for
+        "enqueued" after the first enqueue.
         """
         if check_event(event) == "enqueued" and self._connections.in_use:
             raise ConfigError("on: the app enqueues already; add hooks where it is made")

@@ -13,7 +13,8 @@ QsyncError
 ├── TaskCancelled        the task was cancelled
 ├── LeaseLost            this server no longer holds the lease of the task that it is running
 ├── Retry                raised by a handler to have the task run again
-└── SkipRetry            raised by a handler to have the task end as dead
+├── SkipRetry            raised by a handler to have the task end as dead
+└── Snooze               raised by a handler to have the task run later, without an attempt
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
+
+LONGEST_SNOOZE_S: Final = 10 * 365 * 86_400.0
+"""Longest delay of a Snooze, in seconds: ten years."""
 
 
 class QsyncError(Exception):
@@ -115,6 +119,39 @@ class Retry(QsyncError):
 
 class SkipRetry(QsyncError):
     """Raise it in a handler to have the task end as dead at once, without a retry."""
+
+
+class Snooze(QsyncError):
+    """Raise it in a handler to have this task run again after `delay`; no attempt is counted.
+
+    `delay` is in seconds or a timedelta, from 0 to ten years; another value raises ConfigError. A
+    task whose deadline passes before then is dead at once.
+    """
+
+    def __init__(self, delay: float | timedelta, message: str = "") -> None:
+        super().__init__(message)
+        self.delay = _checked_delay("Snooze: delay", delay)
+
+    @property
+    def delay_us(self) -> int:
+        """The delay in microseconds."""
+        return round(_seconds(self.delay) * 1_000_000)
+
+
+def _checked_delay(field: str, delay: float | timedelta) -> float | timedelta:
+    """Return the delay; raise ConfigError if it is none."""
+    seconds = _seconds(delay)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        msg = f"{field}: {delay!r:.80} is neither a number of seconds nor a timedelta"
+        raise ConfigError(msg)
+    if not 0 <= seconds <= LONGEST_SNOOZE_S:  # False for NaN
+        msg = f"{field}: {delay!r:.80} is not between 0 and {LONGEST_SNOOZE_S:.0f} seconds"
+        raise ConfigError(msg)
+    return delay
+
+
+def _seconds(delay: float | timedelta) -> float:
+    return delay.total_seconds() if isinstance(delay, timedelta) else delay
 
 
 @contextlib.contextmanager

@@ -12,11 +12,11 @@ from qsync.keys import raised_at, shorten
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-Event = Literal["enqueued", "started", "completed", "failed", "dead"]
+Event = Literal["enqueued", "started", "completed", "snoozed", "failed", "dead"]
 
 EVENTS: Final[tuple[Event, ...]] = get_args(Event)
 
-WITH_ERROR: Final = frozenset({"failed", "dead"})
+WITH_ERROR: Final = frozenset({"snoozed", "failed", "dead"})
 """Events whose hooks get the error as a second argument."""
 
 Hook = Callable[..., Any]

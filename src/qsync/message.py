@@ -100,6 +100,10 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Earliest time of the next attempt, us."""
     history: tuple[FailedAttempt, ...] = ()
     """Last HISTORY_LIMIT failed attempts, oldest first, including those before a re-run."""
+    snoozes: int = 0
+    """Number of times that a handler asked to run later."""
+    snoozed_at_us: int = 0
+    """Time of the last of these, us; 0: none since the last failed attempt."""
 
     def with_attempt(self, attempt: FailedAttempt) -> tuple[FailedAttempt, ...]:
         """Return the history with one more attempt."""

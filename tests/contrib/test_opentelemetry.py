@@ -18,7 +18,18 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
-from qsync import Client, DuplicateTask, Mux, Qsync, Retry, SkipRetry, Task, TaskInfo, current
+from qsync import (
+    Client,
+    DuplicateTask,
+    Mux,
+    Qsync,
+    Retry,
+    SkipRetry,
+    Snooze,
+    Task,
+    TaskInfo,
+    current,
+)
 from qsync.contrib import opentelemetry
 from qsync.errors import ConfigError, InvalidTask
 from qsync.server.server import Server
@@ -382,16 +393,24 @@ def test_poll_that_runs_again_is_no_error(valkey: Store, prefix: str) -> None:
     async def poll(task: TaskInfo) -> None:
         raise Retry(delay=0)
 
+    @mux.handle("closed")
+    async def closed(task: TaskInfo) -> None:
+        raise Snooze(3600)
+
     traced = Traced(valkey.url, prefix, mux)
 
     async def work() -> None:
         async with closing(traced.app), traced.server():
             async with traced.app.async_client() as client:
+                await client.enqueue(Task("closed", b""))
+                await traced.wait("process default", 1)
                 await client.enqueue(Task("poll", b"", retry=1))
-            await traced.wait("process default", 2)
+            await traced.wait("process default", 3)
 
     asyncio.run(work())
-    first, last = traced.named("process default")
+    snoozed, first, last = traced.named("process default")
+    assert snoozed.status.status_code is StatusCode.UNSET
+    assert snoozed.attributes["qsync.task.snooze"] is True
     assert first.status.status_code is StatusCode.UNSET
     assert first.attributes["qsync.task.retry"] is True
     assert last.status.status_code is StatusCode.ERROR

@@ -11,7 +11,7 @@ import sentry_sdk
 from sentry_sdk.envelope import Envelope
 from sentry_sdk.transport import Transport
 
-from qsync import ConfigError, Qsync, Retry, SkipRetry
+from qsync import ConfigError, Qsync, Retry, SkipRetry, Snooze
 from qsync.contrib import opentelemetry, sentry
 from qsync.contrib.sentry.monitors import config_of, slug_of
 from qsync.schedule import Cron, Every
@@ -96,9 +96,12 @@ async def test_only_final_failures_are_reported_on_request(
 
     @app.task(name="ask", retry=1)
     async def ask(how: str) -> None:
+        if how == "snooze":
+            raise Snooze(60)
         raise Retry if how == "retry" else SkipRetry("never")
 
     async with app, app.server():
+        await ask.enqueue("snooze")
         await ask.enqueue("skip")
         await ask.enqueue("retry")
         await fail.enqueue()

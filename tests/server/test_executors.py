@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from qsync.errors import InvalidTask, Retry, SkipRetry
+from qsync.errors import InvalidTask, Retry, SkipRetry, Snooze
 from qsync.mux import Handler, make_handler
 from qsync.server import process_pool
 from qsync.server.thread_pool import HandlerError, ProcessPool, ThreadPool
@@ -351,12 +351,15 @@ async def one_path(path: str) -> None:
         await pool.close(0)
 
 
-def test_retry_and_skip_retry_cross_as_they_are() -> None:
+def test_retry_skip_retry_and_snooze_cross_as_they_are() -> None:
     with pytest.raises(Retry, match="later") as caught:
         run(handlers.retry)
     assert caught.value.delay == 90
     with pytest.raises(SkipRetry, match="never"):
         run(handlers.skip)
+    with pytest.raises(Snooze) as snoozed:
+        run(handlers.snooze)
+    assert snoozed.value.delay == 3600
     with pytest.raises(HandlerError, match="TypeError: Retry: delay 'soon'"):
         run(handlers.retry_wrongly)
 

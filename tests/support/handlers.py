@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from qsync.errors import InvalidTask, QsyncError, Retry, SkipRetry
+from qsync.errors import InvalidTask, QsyncError, Retry, SkipRetry, Snooze
 from qsync.mux import Handler
 from qsync.server.current import current
 from qsync.task import TaskInfo
@@ -142,6 +142,10 @@ def retry(task: TaskInfo) -> None:
 def retry_wrongly(task: TaskInfo) -> None:
     delay: Any = "soon"
     raise Retry(delay=delay)
+
+
+def snooze(task: TaskInfo) -> None:
+    raise Snooze(3600)
 
 
 def skip(task: TaskInfo) -> None:

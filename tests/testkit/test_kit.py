@@ -12,7 +12,18 @@ from typing import Any
 
 import pytest
 
-from qsync import ConfigError, InvalidTask, Mux, Qsync, QsyncError, Retry, SkipRetry, Task, current
+from qsync import (
+    ConfigError,
+    InvalidTask,
+    Mux,
+    Qsync,
+    QsyncError,
+    Retry,
+    SkipRetry,
+    Snooze,
+    Task,
+    current,
+)
 from qsync.errors import DuplicateTask, TaskFailed
 from qsync.testing import Kit, SyncKit
 
@@ -50,6 +61,8 @@ class Shop:
         @app.task(name="decide")
         async def decide(what: str) -> None:
             self.ran.append(what)
+            if what == "snooze":
+                raise Snooze(60)
             raise Retry(delay=5) if what == "retry" else SkipRetry(what)
 
         @app.periodic(every=3600, name="hourly")
@@ -145,6 +158,22 @@ def test_errors_of_handlers_surface(shop: Shop, qsync: Kit) -> None:
             await client.enqueue(Task("strange"))
         with pytest.raises(QsyncError, match="no handler for type 'strange'"):
             await qsync.drain()
+
+    asyncio.run(main())
+
+
+def test_drain_leaves_a_snoozed_task_until_its_time_has_passed(shop: Shop, qsync: Kit) -> None:
+    async def main() -> None:
+        handle = await shop.decide.enqueue("snooze")
+        await qsync.drain()
+        assert (await handle.info()).state == "scheduled"
+        await qsync.advance(seconds=59)
+        await qsync.drain()
+        assert shop.ran == ["snooze"]
+        await qsync.advance(seconds=2)
+        await qsync.drain()
+        assert shop.ran == ["snooze", "snooze"]
+        assert (await handle.info()).attempt == 1
 
     asyncio.run(main())
 

@@ -89,7 +89,7 @@ class Killed(NamedTuple):
 
 
 class HandedBack(NamedTuple):
-    """A task that a server hands back without running it.
+    """A task that a server hands back without counting an attempt.
 
     `delay_us` None: the task goes to the head of pending.
     """

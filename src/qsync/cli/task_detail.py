@@ -62,6 +62,7 @@ def _facts(detail: TaskDetail, why: Explanation | None) -> list[tuple[str, str]]
         ("deadline", _time(detail.deadline)),
         ("attempts", f"{ended} / {row.retry + 1}" if row.type else str(ended)),
         ("crashes", str(row.crashes or "")),
+        ("snoozes", str(detail.snoozes or "")),
         ("server", row.server or ""),
         ("lease expires", _time(row.lease_until)),
         ("progress", percent(row.progress)),

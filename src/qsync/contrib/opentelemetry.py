@@ -20,7 +20,7 @@ from msgspec import structs
 
 from qsync.app import Qsync
 from qsync.client import AsyncHandle, Handle
-from qsync.errors import DuplicateTask, InvalidTask, Retry
+from qsync.errors import DuplicateTask, InvalidTask, Retry, Snooze
 from qsync.instrumentation import Extension, missing
 from qsync.keys import class_name
 from qsync.mux import CallNext
@@ -147,6 +147,9 @@ class Tracing:
                         self._note(span, error)
                     else:  # a task that asks to run again has not failed
                         span.set_attribute("qsync.task.retry", True)
+                    raise
+                except Snooze:
+                    span.set_attribute("qsync.task.snooze", True)
                     raise
                 except BaseException as error:
                     self._note(span, error)

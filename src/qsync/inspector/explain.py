@@ -123,6 +123,10 @@ def _scheduled(facts: Facts, blank: Explanation) -> Explanation:
             f"next try at {when}."
         )
         reasons = ["handed_back"]
+    elif failure.snoozed_at_us:
+        times = "" if failure.snoozes == 1 else f" for the {ordinal(failure.snoozes)} time"
+        sentence = f"Snoozed by its handler{times} until {when}."
+        reasons = ["snoozed"]
     return _waiting(facts, blank, [sentence], reasons, due_at)
 
 

@@ -47,6 +47,7 @@ def detail_of(queue: str, task: DecodedTask, lock_holder: str | None) -> TaskDet
         fairness_key=options.fairness_key,
         lock=options.lock,
         lock_holder=lock_holder,
+        snoozes=failure.snoozes,
         unknown_since=moment_of(failure.unknown_since_us) if failure.unknown_since_us else None,
         unknown_times=failure.unknown_times,
         message_error=_message_error(shown.message),
@@ -132,6 +133,9 @@ def _attempt_events(task: DecodedTask) -> list[Event]:
         )
         for attempt in failure.history[-HISTORY_SHOWN:]
     ]
+    if failure.snoozed_at_us:
+        times = f"{failure.snoozes} times, last at this time" if failure.snoozes > 1 else "once"
+        events.append(Event(at=moment_of(failure.snoozed_at_us), what="snoozed", detail=times))
     if failure.unknown_since_us:
         times = f"{failure.unknown_times} times since" if failure.unknown_times > 1 else "once"
         detail = f"{times}, by servers that do not know its type"
@@ -149,6 +153,8 @@ def _state_events(task: DecodedTask) -> list[Event]:
         return [Event(at=time, what="due", detail=f"attempt {task.failure.attempts + 1}")]
     if shown.state is TaskState.SCHEDULED and task.failure.unknown_times:
         return [Event(at=time, what="due", detail="after it was handed back")]
+    if shown.state is TaskState.SCHEDULED and task.failure.snoozed_at_us:
+        return [Event(at=time, what="due", detail="after its snooze")]
     if shown.state is TaskState.DEAD:
         return [Event(at=time, what="died", detail=(task.error or "").partition("\n")[0])]
     if shown.state is TaskState.COMPLETED:

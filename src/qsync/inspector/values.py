@@ -168,7 +168,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """An event of a task, past or future. `at` is None if the time is unknown.
 
     what  enqueued | due | failed | leased until | died | completed | cancelled | kept until |
-          cancel asked for | deadline | crashed | handed back
+          cancel asked for | deadline | crashed | handed back | snoozed
     """
 
     at: datetime | None
@@ -204,6 +204,7 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     result        None until there is one
     timeout, retention, retry_delay   seconds (`retry_delay` may be text); None: not set
     lock          name of the unique lock; `lock_holder` is the task that holds it
+    snoozes       number of times that its handler asked to run later
     message_error   why the message cannot be read
     """
 
@@ -226,6 +227,7 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     fairness_key: str | None
     lock: str | None
     lock_holder: str | None
+    snoozes: int
     unknown_since: datetime | None
     unknown_times: int
     message_error: str | None
@@ -373,7 +375,7 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
 Reason = Literal[
     "next", "behind", "paused", "no_server", "no_server_knows", "all_quiet", "scheduled", "retry",
     "handed_back", "active", "lapsed", "completed", "cancelled", "dead", "duplicate", "not_found",
-    "deadline",
+    "deadline", "snoozed",
 ]  # fmt: skip
 
 

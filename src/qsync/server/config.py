@@ -83,7 +83,7 @@ class Config:
     lifespan          async context manager around the server's work
     middleware        middleware around every handler, the first one outermost
     on_error          called after every failed attempt; `task.final` is True if the task is dead. A
-                      Retry with attempts left and a SkipRetry do not count as failures
+                      Retry with attempts left, a SkipRetry and a Snooze do not count as failures
     log_errors        detail of a failed attempt in the log: "class", "message" or "traceback"
     allow_eviction    if True, start even if the store's maxmemory-policy may delete tasks
     server_id         name of the server, e.g. its host; restarts may reuse it; None: random

@@ -10,10 +10,10 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from qsync.broker.ops import Killed, Retried
-from qsync.errors import Retry, SkipRetry
+from qsync.errors import Retry, SkipRetry, Snooze
 from qsync.server.config import Config
 from qsync.server.current import fields_of
-from qsync.server.error_log import log_error, log_trace
+from qsync.server.error_log import LogErrors, log_error, log_trace
 from qsync.server.error_text import printable
 from qsync.server.handler_mismatch import Rivals
 from qsync.server.hook_calls import HookCalls
@@ -74,6 +74,16 @@ class Failures:
             task = self._loop.create_task(self._tell(error, info))
             self._telling.add(task)
             task.add_done_callback(self._telling.discard)
+
+    def snoozed(self, leased: LeasedTask, error: Snooze) -> None:
+        """Log that a handler asked to run later."""
+        if self._hooks is not None:
+            self._hooks.failed(leased, error)
+        delay_s = error.delay_us / 1_000_000
+        fields = {**leased.fields, "snoozed_for_s": delay_s}
+        detail: LogErrors = "message" if self._detail == "traceback" else self._detail
+        what = f"is snoozed for {delay_s:g} s"
+        log_error(log, logging.INFO, f"{_name(leased)} {what}", error, detail, fields)
 
     def died(self, leased: LeasedTask, why: str) -> None:
         """Log a task that is dead although no attempt failed."""

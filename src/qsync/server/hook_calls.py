@@ -18,6 +18,7 @@ from qsync.errors import Retry, SkipRetry, TaskFailed
 from qsync.hooks import Event, Hooks, log_failure
 from qsync.mux import CallNext
 from qsync.server.invoke import Invoker
+from qsync.server.outcome import Snoozed
 from qsync.server.queue_state import LeasedTask
 from qsync.task import TaskInfo
 
@@ -56,6 +57,8 @@ class HookCalls:
         info = leased.info or leased.task_info()
         if type(record) is Completion:
             self._spawn(self._call("completed", info))
+        elif noted is not None and type(record) is Snoozed:
+            self._spawn(self._call("snoozed", info, noted[0]))
         elif noted is not None and type(record) in (Retried, Killed):
             self._spawn(self._failed(info, *noted, dead=type(record) is Killed))
 

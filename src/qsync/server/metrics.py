@@ -15,7 +15,7 @@ BOUNDS: Final = (
 )  # fmt: skip
 """Upper bounds of the buckets of both histograms, in seconds; one more bucket is above the last."""
 
-OUTCOMES: Final = ("completed", "retried", "dead", "cancelled", "handed_back", "lost")
+OUTCOMES: Final = ("completed", "retried", "dead", "cancelled", "handed_back", "snoozed", "lost")
 """Outcomes of a run; `lost` means that the server lost the task's lease."""
 
 

@@ -13,7 +13,7 @@ from qsync import codec
 from qsync.backoff import ExponentialBackoff, RetryPolicy, retry_delay
 from qsync.broker.ops import HandedBack as Back
 from qsync.broker.ops import Killed, LeaseRef, Retried
-from qsync.errors import Retry, SkipRetry
+from qsync.errors import Retry, SkipRetry, Snooze
 from qsync.keys import class_name, class_path, server_of_token
 from qsync.message import ERROR_LIMIT, FailedAttempt, Failure
 from qsync.retry_policy import NO_RULES, RetryRules
@@ -22,11 +22,20 @@ from qsync.server.queue_state import LeasedTask
 
 TOO_LATE: Final = "deadline passed before it could start"
 
+SNOOZED_TOO_LONG: Final = "deadline passes before the end of its snooze"
+
 UNKNOWN_FOR_US: Final = 3_600_000_000
 """Time after which a task that no server has a handler for is dead, in microseconds."""
 
 NEVER_RUN: Final = frozenset({CoroutineType, GeneratorType, AsyncGeneratorType})
 """Types of return values whose body has not run, so that the handler did no work."""
+
+
+class Snoozed(Back):
+    """A task whose handler asked to run later; it is handed back with a delay."""
+
+    __slots__ = ()
+
 
 Settlement = Retried | Killed | Back | LeaseRef
 """Record that settles a task; a LeaseRef ends a cancelled task."""
@@ -55,7 +64,10 @@ def failed(
     text = describe(error)
     server, begun_us = server_of_token(leased.token), leased.begun_us(now_us)
     brief = FailedAttempt(attempt, now_us, server, first_line(text), begun_us, class_path(error))
-    record = Failure(attempt, text, now_us, history=leased.failure.with_attempt(brief))
+    record = Failure(
+        attempt, text, now_us, history=leased.failure.with_attempt(brief),
+        snoozes=leased.failure.snoozes,
+    )  # fmt: skip
     hopeless = SkipRetry | BadPayload | NeverRun | ResultNotKept
     final = isinstance(error, hopeless) or rules.is_final(error)
     if final or attempt > leased.message.retry:
@@ -67,6 +79,21 @@ def failed(
         return _kill(leased, replace(record, error=why), failed=True)
     record = replace(record, due_us=now_us + delay_us)
     return Retried(leased.id, leased.token, delay_us, codec.encode(record))
+
+
+def snoozed(leased: LeasedTask, error: Snooze, now_us: int) -> Settlement:
+    """Return the record of a task whose handler asked to run later: back with a delay, uncharged;
+    dead if its deadline passes before then."""
+    before, due_us = leased.failure, now_us + error.delay_us
+    deadline = leased.message.options and leased.message.options.deadline_us
+    if deadline and due_us >= deadline:
+        record = replace(before, error=SNOOZED_TOO_LONG, failed_at_us=now_us)
+        return _kill(leased, record, failed=False)
+    record = replace(
+        before, unknown_since_us=0, unknown_times=0, due_us=due_us, snoozes=before.snoozes + 1,
+        snoozed_at_us=now_us,
+    )  # fmt: skip
+    return Snoozed(leased.id, leased.token, error.delay_us, codec.encode(record))
 
 
 def _delay_us(leased: LeasedTask, attempt: int, error: BaseException, policy: RetryPolicy) -> int:

@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from qsync import codec
-from qsync.errors import InvalidTask, Retry, SkipRetry
+from qsync.errors import InvalidTask, Retry, SkipRetry, Snooze
 from qsync.keys import class_name, shorten
 from qsync.message import ERROR_LIMIT
 from qsync.mux import Handler
@@ -86,13 +86,20 @@ class AskedSkipRetry(msgspec.Struct, tag=True):
     text: str
 
 
+class AskedSnooze(msgspec.Struct, tag=True):
+    """The handler raised Snooze."""
+
+    text: str
+    delay_s: float
+
+
 class Unfit(msgspec.Struct, tag=True):
     """The payload does not match the handler's arguments."""
 
     text: str
 
 
-Reply = Value | Unencodable | Raised | AskedRetry | AskedSkipRetry | Unfit
+Reply = Value | Unencodable | Raised | AskedRetry | AskedSkipRetry | AskedSnooze | Unfit
 
 
 def begin(*first: Callable[[], None]) -> None:
@@ -215,6 +222,8 @@ def _find(path: str) -> Any:
 def _told(error: BaseException) -> Reply:
     if isinstance(error, SkipRetry):
         return AskedSkipRetry(_text(error))
+    if isinstance(error, Snooze):
+        return AskedSnooze(_text(error), error.delay_us / 1_000_000)
     if isinstance(error, Retry):
         delay = error.delay
         seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay

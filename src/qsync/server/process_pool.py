@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from qsync import codec
-from qsync.errors import InvalidTask, Retry, SkipRetry
+from qsync.errors import InvalidTask, Retry, SkipRetry, Snooze
 from qsync.mux import Handler
 from qsync.server import process_child
 from qsync.server.child_context import ChildSetup
@@ -86,8 +86,8 @@ class ProcessPool:
         The timeout, in seconds, begins when the handler starts in a process that has imported it.
         When it passes (TimeoutError), or the caller is cancelled, the process is killed. Raises
         NotBegun if `claim` does not let the task start once a process is ready. Raises Retry,
-        SkipRetry and InvalidTask like the handler, and HandlerError for any other exception and for
-        a process that died.
+        SkipRetry, Snooze and InvalidTask like the handler, and HandlerError for any other
+        exception and for a process that died.
         """
         if self._closed:
             raise HandlerError(_CLOSED)
@@ -334,6 +334,8 @@ def _outcome(reply: Reply) -> Any:
             raise Retry(text, delay=delay_s)
         case process_child.AskedSkipRetry(text):
             raise SkipRetry(text)
+        case process_child.AskedSnooze(text, delay_s):
+            raise Snooze(delay_s, text)
         case process_child.Unfit(text):
             raise InvalidTask(text)
         case process_child.Raised(name, text, traceback):

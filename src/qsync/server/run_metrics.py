@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.server.metrics import BOUNDS, OTHER, OUTCOMES, MetricRow, merged
+from qsync.server.outcome import Snoozed
 from qsync.server.queue_state import RUNNING, LeasedTask, QueueState
 
 TYPES: Final = 100
@@ -21,7 +22,7 @@ _OUTCOME: Final[dict[type, int]] = {
     kind: OUTCOMES.index(name)
     for kind, name in (
         (Completion, "completed"), (Retried, "retried"), (Killed, "dead"), (LeaseRef, "cancelled"),
-        (HandedBack, "handed_back"), (type(None), "lost"),
+        (HandedBack, "handed_back"), (Snoozed, "snoozed"), (type(None), "lost"),
     )
 }  # fmt: skip
 

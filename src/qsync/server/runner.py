@@ -11,7 +11,7 @@ from typing import Any, Final
 from qsync.broker import ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.ops import Completion
-from qsync.errors import QsyncError
+from qsync.errors import QsyncError, Snooze
 from qsync.retry_policy import NO_RULES
 from qsync.server import fork_guard, outcome
 from qsync.server.capacity import Capacity
@@ -328,6 +328,8 @@ class Runner:
             return None
         if stop == "cancelled":
             return leased.held
+        if isinstance(error, Snooze):
+            return self._snoozed(leased, error)
         if stop == "shutdown":
             return ops.HandedBack(leased.id, leased.token)
         if isinstance(error, asyncio.CancelledError):
@@ -339,6 +341,15 @@ class Runner:
         rules = NO_RULES if way is None else way.rules
         record = outcome.failed(leased, error, now_us, self._retry_delay, rules)
         self._failures.failed(leased, error, record)
+        return record
+
+    def _snoozed(self, leased: LeasedTask, error: Snooze) -> Any:
+        """Return the record for a handler that asked to run later."""
+        record = outcome.snoozed(leased, error, leased.lane.store_time_us())
+        if type(record) is ops.Killed:
+            self._failures.died(leased, outcome.SNOOZED_TOO_LONG)
+        else:
+            self._failures.snoozed(leased, error)
         return record
 
     def give_up(self, leased: LeasedTask) -> None:

@@ -22,6 +22,7 @@ from qsync.errors import QsyncError, QueueFull
 from qsync.message import Result
 from qsync.server.hook_calls import HookCalls
 from qsync.server.outage_log import Outage
+from qsync.server.outcome import Snoozed
 from qsync.server.pipelined_calls import Together
 from qsync.server.queue_state import SETTLING, LeasedTask, QueueState
 from qsync.server.run_metrics import RunMetrics
@@ -53,6 +54,7 @@ _VERBS: Final[dict[type, tuple[str, Operation]]] = {
     Retried: ("retry", ops.retry),
     Killed: ("kill", ops.kill),
     HandedBack: ("hand back", ops.hand_back),
+    Snoozed: ("snooze", ops.hand_back),
     LeaseRef: ("cancel", ops.end_cancelled),
 }
 

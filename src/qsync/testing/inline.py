@@ -46,10 +46,10 @@ def inline(app: Qsync) -> Iterator[None]:
 
     A task goes through the same encoding, checks of arguments and middleware as on a server. A
     blocking enqueue runs `def` handlers in its own thread; `await enqueue()` runs them in another
-    one. Tasks run at once, also with a `delay`; there are no retries: the error of the handler is
-    raised by the enqueue. Unique locks, timeouts, schedules and the lifespan have no effect, and
-    `executor="process"` runs in a thread. The handle has a result if the task has a retention.
-    `current().state` is that of `qsync.testing.context` around the block.
+    one. Tasks run at once, also with a `delay`; there are no retries: the error of the handler, a
+    Snooze too, is raised by the enqueue. Unique locks, timeouts, schedules and the lifespan have no
+    effect, and `executor="process"` runs in a thread. The handle has a result if the task has a
+    retention. `current().state` is that of `qsync.testing.context` around the block.
     """
     runs = _Runs(app)
     connections = app._connections

@@ -14,7 +14,7 @@ from django.utils import timezone
 from qsync.contrib.django import tasks_api
 from qsync.contrib.django.project import handlers
 from qsync.contrib.django.tasks_api import signals
-from qsync.errors import SkipRetry
+from qsync.errors import SkipRetry, Snooze
 from qsync.keys import class_path, server_of_token
 from qsync.task import Task, TaskInfo
 from qsync.times import Duration, from_us
@@ -165,9 +165,9 @@ class _Attempt:
         return {"return_value": normal, "worker_id": self.result.worker_ids[-1]}
 
     def fail(self, error: BaseException) -> None:
-        """Send the signal of the end, unless another attempt follows."""
+        """Send the signal of the end, unless the task runs again."""
         final = isinstance(error, SkipRetry | UnsupportedResult)
-        if not (final or self._info.last_attempt):
+        if isinstance(error, Snooze) or not (final or self._info.last_attempt):
             return
         self.result.errors.append(
             tasks_api.TaskError(

@@ -16,7 +16,7 @@ from sentry_sdk.utils import event_from_exception
 from qsync.app import Qsync
 from qsync.client import AsyncHandle, Handle
 from qsync.contrib.sentry.monitors import Monitors
-from qsync.errors import ConfigError, InvalidTask, QsyncError, Retry, SkipRetry, TaskFailed
+from qsync.errors import ConfigError, InvalidTask, QsyncError, Retry, SkipRetry, Snooze, TaskFailed
 from qsync.instrumentation import Extension
 from qsync.keys import class_name, server_of_token, shorten
 from qsync.mux import CallNext
@@ -36,8 +36,8 @@ def instrument(app: Qsync, *, report: Report = "all", monitors: bool = True) -> 
     """Report the errors and traces of the app's tasks to Sentry from now on.
 
     report    "all": each attempt that failed, as a warning if a retry follows; "final": only the
-              failures after which the task is dead. A Retry with attempts left and a SkipRetry are
-              never reported
+              failures after which the task is dead. A Retry with attempts left, a SkipRetry and a
+              Snooze are never reported
     monitors  whether the periodic tasks of the app are monitors of Sentry
 
     Errors are grouped by task type and class of the error, and have the task's id, type, queue and
@@ -100,7 +100,7 @@ class _Sentry:
                 _describe_span(span, task)
                 try:
                     value = await call_next()
-                except (Retry, SkipRetry):
+                except (Retry, SkipRetry, Snooze):
                     span.set_status(SPANSTATUS.ABORTED)
                     raise
                 except Exception as error:
