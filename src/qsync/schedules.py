@@ -167,7 +167,7 @@ class Schedules(_AnySchedules):
         task of this name for this queue; and StoreUnavailable: then the call may be repeated.
         """
         self._check_open()
-        content = _checked(name, task, cron, every, tz, missed, self._payload_limit)
+        content = checked_content(name, task, cron, every, tz, missed, self._payload_limit)
         return self._do(self._put(name, task.queue, content))
 
     def get(self, name: str) -> StoredSchedule | None:
@@ -242,7 +242,7 @@ class AsyncSchedules(_AnySchedules):
         task of this name for this queue; and StoreUnavailable: then the call may be repeated.
         """
         self._check_open()
-        content = _checked(name, task, cron, every, tz, missed, self._payload_limit)
+        content = checked_content(name, task, cron, every, tz, missed, self._payload_limit)
         return await self.put_content(name, task.queue, content)
 
     async def put_content(self, name: str, queue: str, content: Content) -> StoredSchedule:
@@ -286,7 +286,7 @@ class AsyncSchedules(_AnySchedules):
                     replies.append(await self._broker.run(call, ends=ends) if again else reply)
 
 
-def _checked(
+def checked_content(
     name: str,
     task: Task[Any],
     cron: str | None,

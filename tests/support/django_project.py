@@ -27,8 +27,10 @@ def set_up(url: str) -> None:
             "other": {"ENGINE": "django.db.backends.sqlite3", "NAME": folder / "other.db"},
         },
         INSTALLED_APPS=[
+            "django.contrib.admin",
             "django.contrib.auth",
             "django.contrib.contenttypes",
+            "django.contrib.messages",
             "django.contrib.sessions",
             *([] if find_spec("django.tasks") else ["django_tasks"]),
             "qsync.contrib.django",
@@ -38,7 +40,10 @@ def set_up(url: str) -> None:
             "django.contrib.sessions.middleware.SessionMiddleware",
             "django.middleware.csrf.CsrfViewMiddleware",
             "django.contrib.auth.middleware.AuthenticationMiddleware",
+            "django.contrib.messages.middleware.MessageMiddleware",
         ],
+        TEMPLATES=[TEMPLATES],
+        STATIC_URL="static/",
         ROOT_URLCONF="tests.support.django_urls",
         QSYNC=options(url),
         TASKS=TASKS,
@@ -48,6 +53,18 @@ def set_up(url: str) -> None:
     django.setup()
     call_command("migrate", run_syncdb=True, verbosity=0)
 
+
+TEMPLATES: dict[str, Any] = {
+    "BACKEND": "django.template.backends.django.DjangoTemplates",
+    "APP_DIRS": True,
+    "OPTIONS": {
+        "context_processors": [
+            "django.template.context_processors.request",
+            "django.contrib.auth.context_processors.auth",
+            "django.contrib.messages.context_processors.messages",
+        ]
+    },
+}
 
 TASKS: dict[str, Any] = {
     "default": {

@@ -81,10 +81,7 @@ def task_of(path: str) -> Any:
 
 def make(task: Any, result: Any, defaults: Mapping[str, Any]) -> Task[Any]:
     """Return the task for the store; qsync.InvalidTask when an option is wrong."""
-    options = {"retention": RETENTION, **defaults}
-    for name in OPTIONS:
-        if (value := getattr(task, name, None)) is not None:
-            options[name] = value
+    options = _options_of(task, defaults)
     enqueued_us = round(timezone.now().timestamp() * 1_000_000)
     options["headers"] = {
         **(options.get("headers") or {}), BACKEND: result.backend, ENQUEUED: str(enqueued_us),
@@ -97,6 +94,23 @@ def make(task: Any, result: Any, defaults: Mapping[str, Any]) -> Task[Any]:
         task.module_path, payload,
         id=result.id, queue=task.queue_name, process_at=run_after, **options,
     )  # fmt: skip
+
+
+def scheduled(task: Any, args: list[Any], kwargs: Mapping[str, Any]) -> Task[Any]:
+    """Return the task that a schedule in the store enqueues at each tick."""
+    options = _options_of(task, task.get_backend().options)
+    options["headers"] = {**(options.get("headers") or {}), BACKEND: task.backend}
+    payload = {"args": args, "kwargs": dict(kwargs)}
+    return Task(task.module_path, payload, queue=task.queue_name, **options)
+
+
+def _options_of(task: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of qsync of a task: its own, else those of its backend."""
+    options = {"retention": RETENTION, **defaults}
+    for name in OPTIONS:
+        if (value := getattr(task, name, None)) is not None:
+            options[name] = value
+    return options
 
 
 def check(task: Any, defaults: Mapping[str, Any]) -> None:

@@ -1,0 +1,97 @@
+"""The form of a schedule in the admin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+
+from qsync.contrib.django import schedule_store, task_choices
+from qsync.contrib.django.models import Schedule
+from qsync.errors import InvalidTask
+from qsync.keys import check_name
+from qsync.schedule import check_schedule_name, schedule_of
+from qsync.schedules import checked_content
+from qsync.task import PAYLOAD_LIMIT, Task
+
+WHEN = ("cron", "every", "tz", "missed")
+"""Fields that say when a schedule ticks; they can be changed later."""
+
+
+class ChangeForm(forms.ModelForm):
+    """Changes when a schedule of the store ticks."""
+
+    class Meta:
+        """The fields that can be changed."""
+
+        model = Schedule
+        fields: tuple[str, ...] = WHEN
+
+    def when(self) -> dict[str, Any]:
+        """Return when the schedule ticks, for the store."""
+        given = self.cleaned_data
+        return {
+            "cron": given["cron"] or None, "every": given["every"], "tz": given["tz"] or None,
+            "missed": given["missed"],
+        }  # fmt: skip
+
+    def clean(self) -> None:
+        """Check all fields together, as the store would."""
+        if not self.errors:
+            try:
+                self._check()
+            except InvalidTask as error:
+                self.add_error(*_shown(error, self.fields))
+
+    def _check(self) -> None:
+        when = self.when()
+        if when["cron"] is None and when["every"] is None:
+            raise InvalidTask("Give a cron expression or an interval.")
+        if when["cron"] is not None and when["every"] is not None:
+            raise InvalidTask("Give a cron expression or an interval, not both.")
+        if when["every"] is not None and when["tz"] is not None:
+            raise InvalidTask("tz: Leave the time zone empty for an interval.")
+        schedule_of(when["cron"], when["every"], when["tz"])
+
+    def validate_unique(self) -> None:
+        """Leave the database alone: the store has the schedules."""
+
+
+class AddForm(ChangeForm):
+    """Creates a schedule of the store; `built` is the task that it enqueues."""
+
+    built: Task[Any]
+
+    task = forms.ChoiceField(
+        choices=lambda: [("", "---------"), *task_choices.choices()],
+        help_text="A task of this project.",
+    )
+
+    class Meta(ChangeForm.Meta):
+        """All fields."""
+
+        fields = ("name", "task", "queue", "arguments", *WHEN)
+
+    def _check(self) -> None:
+        super()._check()
+        given = self.cleaned_data
+        check_schedule_name(given["name"])
+        if given["queue"]:
+            check_name("queue", given["queue"])
+        self.built = task_choices.built(given["task"], given["arguments"], given["queue"])
+        when = self.when()
+        checked_content(given["name"], self.built, **when, payload_limit=PAYLOAD_LIMIT)
+        if schedule_store.is_taken(given["name"]):
+            raise InvalidTask(f"name: there is a schedule {given['name']} already")
+        if schedule_store.find(f"{self.built.queue}:{given['name']}") is not None:
+            raise InvalidTask(f"name: a program has a periodic task {given['name']}")
+
+
+def _shown(error: InvalidTask, fields: Any) -> tuple[str | None, str]:
+    """Return the field that a message begins with, as in `cron=...` or `tz: ...`, and its text."""
+    text = str(error)
+    name, _, rest = text.partition(": ")
+    if name in fields:
+        return name, rest
+    name = text.partition("=")[0]
+    return (name if name in fields else None), text

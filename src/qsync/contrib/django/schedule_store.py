@@ -1,0 +1,97 @@
+"""The schedules of the project, read from the store and changed there, for the admin."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from asgiref.sync import async_to_sync
+
+from qsync.contrib.django.models import Schedule
+from qsync.contrib.django.project import project_app
+from qsync.errors import InvalidTask
+from qsync.inspector import Change, Inspector, ScheduleInfo
+from qsync.keys import check_name
+from qsync.schedule import check_schedule_name
+from qsync.task import Task
+
+T = TypeVar("T")
+
+
+def _ask(question: Callable[[Inspector], Awaitable[T]]) -> T:
+    async def ask() -> T:
+        async with project_app().inspector() as inspector:
+            return await question(inspector)
+
+    answer: T = async_to_sync(ask)()
+    return answer
+
+
+def _parts(id: str) -> tuple[str, str]:
+    """Return the queue and the name of a schedule. InvalidTask if one of them is not valid."""
+    queue, _, name = id.partition(":")
+    return check_name("queue", queue), check_schedule_name(name)
+
+
+def all_schedules(prefix: str) -> list[ScheduleInfo]:
+    """Return the schedules whose names begin so, of the store and of programs."""
+    return _ask(lambda inspector: inspector.schedules(prefix=prefix))
+
+
+def find(id: str) -> Schedule | None:
+    """Return the schedule of an id, with its description as `info`; None without one."""
+    try:
+        queue, name = _parts(id)
+    except InvalidTask:
+        return None
+    info = _ask(lambda inspector: inspector.schedule(name, queue=queue))
+    return None if info is None else shown(info)
+
+
+def shown(info: ScheduleInfo) -> Schedule:
+    """Return a schedule as the admin shows it."""
+    schedule = Schedule(
+        id=f"{info.queue}:{info.name}", name=info.name, task=info.type, queue=info.queue,
+        cron=info.cron or "", every=info.every, tz=info.tz or "", missed=info.missed,
+    )  # fmt: skip
+    schedule.info = info
+    return schedule
+
+
+def is_taken(name: str) -> bool:
+    """Return whether a schedule of this name is in the store."""
+    return _ask(lambda inspector: inspector.stored_schedule(name)) is not None
+
+
+def create(name: str, task: Task[Any], when: dict[str, Any]) -> None:
+    """Put a schedule into the store. InvalidTask if a program has its name for this queue."""
+    _ask(lambda inspector: inspector.put_schedule(name, task, **when))
+
+
+def change(schedule: Schedule, when: dict[str, Any]) -> Change:
+    """Change when a schedule of the store ticks."""
+    return _ask(lambda inspector: inspector.reschedule(schedule.name, queue=schedule.queue, **when))
+
+
+def delete(id: str) -> Change:
+    """Delete a schedule from the store."""
+    queue, name = _parts(id)
+    return _ask(lambda inspector: inspector.delete_schedule(name, queue=queue))
+
+
+def pause(id: str, by: str, why: str) -> Change:
+    """Let the ticks of a schedule pass without a task."""
+    queue, name = _parts(id)
+    return _ask(lambda inspector: inspector.pause_schedule(name, queue=queue, by=by, why=why))
+
+
+def resume(id: str) -> Change:
+    """Resume a schedule from its next tick on."""
+    queue, name = _parts(id)
+    return _ask(lambda inspector: inspector.resume_schedule(name, queue=queue))
+
+
+def trigger(id: str) -> Change:
+    """Enqueue the task of a schedule once, now."""
+    queue, name = _parts(id)
+    return _ask(lambda inspector: inspector.trigger(name, queue=queue))
