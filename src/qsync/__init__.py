@@ -24,6 +24,7 @@ from qsync.errors import (
     TaskCancelled,
     TaskFailed,
     TaskNotFound,
+    TaskNotWaiting,
 )
 from qsync.handle import AsyncHandle, Handle
 from qsync.inspector import Inspector
@@ -67,6 +68,7 @@ __all__ = [
     "TaskFailed",
     "TaskInfo",
     "TaskNotFound",
+    "TaskNotWaiting",
     "TaskState",
     "TaskStatus",
     "__version__",

@@ -5,6 +5,7 @@ QsyncError
 ├── InvalidTask          the task or an option of it cannot be accepted: fix the call
 ├── DuplicateTask        its id or its unique lock is taken: use the task named in the error
 ├── TaskNotFound         the queue does not have the task (any more)
+├── TaskNotWaiting       the task waits for no time: it is pending, runs or has ended
 ├── QueueFull            the store has no memory for the task: try again later
 ├── SchemaMismatch       another version of qsync wrote the queue's data: use that version
 ├── StoreUnavailable     the store did not answer in time: try again later
@@ -65,6 +66,17 @@ class DuplicateTask(QsyncError):
 
 class TaskNotFound(QsyncError, LookupError):
     """The queue has no task with this id: it has completed and was not kept, or never existed."""
+
+
+class TaskNotWaiting(QsyncError):
+    """The task is in a `state` in which its due time cannot be changed; nothing was changed.
+
+    Only a task that is scheduled or waits for a retry has a due time.
+    """
+
+    def __init__(self, message: str, *, state: str) -> None:
+        super().__init__(message)
+        self.state = state
 
 
 class QueueFull(QsyncError):

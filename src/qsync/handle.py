@@ -6,19 +6,21 @@ The blocking and the asyncio classes have the same names and docstrings; change 
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Generic, TypeVar
 
 import msgspec
 
 from qsync.broker import views
+from qsync.broker.reschedule_op import Rescheduled
 from qsync.broker.views import StoredTask
 from qsync.errors import QsyncError, ResultTimeout, TaskNotFound
 from qsync.message import Result
-from qsync.results import decode_result, not_found, without_retention
+from qsync.results import decode_result, not_found, not_waiting, without_retention
 from qsync.running_task import waiting_for
 from qsync.task import TaskStatus
 from qsync.task_queries import RETENTION_UNKNOWN, AsyncTaskQueries, Retention, TaskQueries
-from qsync.times import Duration, duration_us
+from qsync.times import Duration, due_text, duration_us, from_us
 
 K = TypeVar("K")
 R = TypeVar("R")
@@ -66,6 +68,14 @@ class _HandleBase(msgspec.Struct, Generic[K, R], eq=False, gc=False):
             msg = f"task {self.id!r} in queue {self.queue!r} did not end within {seconds:g} s"
             raise ResultTimeout(msg)
         return self._decode(record)
+
+    def _due_at(self, reply: Rescheduled) -> datetime:
+        """Return the new due time. Raise the error of `reschedule` if it was not changed."""
+        if reply.state is None:
+            raise not_found(self.id, self.queue)
+        if reply.due_us is None:
+            raise not_waiting(self.id, self.queue, reply.state)
+        return from_us(reply.due_us)
 
     def _status(self, shown: StoredTask | None) -> TaskStatus:
         if shown is None:
@@ -125,6 +135,19 @@ class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):
         handler; the task ends when the handler does, and does not run again.
         """
         return self._queries.cancel(self.id, self.queue, self._retention_us)
+
+    def reschedule(
+        self, *, delay: Duration | None = None, process_at: datetime | None = None
+    ) -> datetime:
+        """Change when the task is due; return its new due time, by the store's clock.
+
+        Give `delay`, a duration from now, or `process_at`, an aware datetime; a time in the past is
+        now. The task must be scheduled or wait for a retry. Raises InvalidTask when a time is
+        wrong, TaskNotFound when the queue does not have the task, and TaskNotWaiting in any other
+        state, also when a server promoted the task first; then nothing is changed.
+        """
+        due = due_text(delay=delay, process_at=process_at)
+        return self._due_at(self._queries.reschedule(self.id, self.queue, due))
 
     def with_decoder(self, decode: Callable[[Result], S]) -> Handle[S]:
         """Return a handle of the same task whose `result()` returns `decode(record)`."""
@@ -190,6 +213,19 @@ class AsyncHandle(_HandleBase[AsyncTaskQueries, R], eq=False, gc=False):
         handler; the task ends when the handler does, and does not run again.
         """
         return await self._queries.cancel(self.id, self.queue, self._retention_us)
+
+    async def reschedule(
+        self, *, delay: Duration | None = None, process_at: datetime | None = None
+    ) -> datetime:
+        """Change when the task is due; return its new due time, by the store's clock.
+
+        Give `delay`, a duration from now, or `process_at`, an aware datetime; a time in the past is
+        now. The task must be scheduled or wait for a retry. Raises InvalidTask when a time is
+        wrong, TaskNotFound when the queue does not have the task, and TaskNotWaiting in any other
+        state, also when a server promoted the task first; then nothing is changed.
+        """
+        due = due_text(delay=delay, process_at=process_at)
+        return self._due_at(await self._queries.reschedule(self.id, self.queue, due))
 
     def with_decoder(self, decode: Callable[[Result], S]) -> AsyncHandle[S]:
         """Return a handle of the same task whose `result()` returns `decode(record)`."""

@@ -14,7 +14,14 @@ from typing import Any
 from qsync import codec
 from qsync.broker.views import StoredTask, last_error, message_of, result_of
 from qsync.convert import MISFITS, converter_of, misfit
-from qsync.errors import InvalidTask, QsyncError, TaskCancelled, TaskFailed, TaskNotFound
+from qsync.errors import (
+    InvalidTask,
+    QsyncError,
+    TaskCancelled,
+    TaskFailed,
+    TaskNotFound,
+    TaskNotWaiting,
+)
 from qsync.message import Message, Result
 from qsync.state import TaskState
 
@@ -58,6 +65,15 @@ def not_found(id: str, queue: str) -> TaskNotFound:
     return TaskNotFound(
         f"task {id!r} is not in queue {queue!r} (any more): it is done and was not kept "
         "(retention=), was deleted, or is in another queue, which client.find(id) finds"
+    )
+
+
+def not_waiting(id: str, queue: str, state: TaskState) -> TaskNotWaiting:
+    """Return the error for a task whose due time cannot be changed."""
+    return TaskNotWaiting(
+        f"task {id!r} in queue {queue!r} is {state}: only a task that is scheduled or waits for a "
+        "retry can be rescheduled",
+        state=state,
     )
 
 

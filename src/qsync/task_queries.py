@@ -14,11 +14,12 @@ from typing import Any, Final, Literal
 
 from qsync import codec, queue_servers
 from qsync.batching import Batcher, InFlight
-from qsync.broker import ops, views
+from qsync.broker import ops, reschedule_op, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ONE_TRY_S, ends_in
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
+from qsync.broker.reschedule_op import Rescheduled
 from qsync.broker.views import StoredTask
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys, server_of_token
@@ -194,6 +195,11 @@ class TaskQueries(_TaskQueriesBase):
             self._broker.run_many([order], ends=min(ends, ends_in(ORDER_S)))
         return outcome in ("cancelled", "active")
 
+    def reschedule(self, id: str, queue: str, due: str) -> Rescheduled:
+        """Change when a waiting task is due; `due` is as `due_text` returns it."""
+        self.check_open()
+        return self._broker.run(reschedule_op.reschedule(self._keys(queue), id, due))
+
     def close(self) -> None:
         """Wake all waiting callers, which then get an error."""
         self._closed = True
@@ -299,6 +305,12 @@ class AsyncTaskQueries(_TaskQueriesBase):
                 order = self._order(id, queue, token)
                 await self._broker.run_many([order], ends=min(ends, ends_in(ORDER_S)))
             return outcome in ("cancelled", "active")
+
+    async def reschedule(self, id: str, queue: str, due: str) -> Rescheduled:
+        """Change when a waiting task is due; `due` is as `due_text` returns it."""
+        self.check_open()
+        with self._in_flight:
+            return await self._broker.run(reschedule_op.reschedule(self._keys(queue), id, due))
 
     def close(self) -> None:
         """Refuse further calls."""

@@ -47,6 +47,20 @@ def datetime_us(field: str, value: datetime) -> int:
     return (value - _EPOCH) // timedelta(microseconds=1)
 
 
+def due_text(*, delay: Duration | None, process_at: datetime | None) -> str:
+    """Return a due time as scripts take it: `+<us>` after now, or `<us>` Unix time.
+
+    Raises InvalidTask unless exactly one of both is given and valid.
+    """
+    if delay is not None and process_at is not None:
+        raise InvalidTask(f"process_at: {process_at} and delay: {delay} exclude each other")
+    if process_at is not None:
+        return str(max(0, datetime_us("process_at", process_at)))
+    if delay is None:
+        raise InvalidTask("delay: None and process_at: None give no time; give one of both")
+    return f"+{duration_us('delay', delay)}"
+
+
 def from_us(us: int) -> datetime:
     """Return Unix time in microseconds as an aware datetime in UTC."""
     return _EPOCH + timedelta(microseconds=us)

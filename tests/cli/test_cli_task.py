@@ -184,6 +184,23 @@ def test_a_running_task_is_shown_and_cancelled(live: Live) -> None:
     assert live.state(id) is None
 
 
+def test_a_waiting_task_is_rescheduled(live: Live) -> None:
+    live.enqueue(Task("note", id="a", delay=60), Task("note", id="p"))
+    assert live.ok("task", "reschedule", "a", "--at", "2100-01-01T00:00+00:00").out.startswith(
+        "a: due 2100-01-01 "
+    )
+    moved = live.ok("task", "reschedule", "a", "--delay", "15m", "--json").json
+    assert (moved[0]["outcome"], moved[0]["state"]) == ("done", "scheduled")
+    assert "it is pending: only scheduled" in live.refused(
+        "task", "reschedule", "p", "--delay", "1s"
+    )
+    for wrong in ([], ["--delay", "1s", "--at", "2100-01-01T00:00"]):
+        assert "either --delay or --at" in live.refused("task", "reschedule", "a", *wrong, code=2)
+    wrong = live.run("task", "reschedule", "a", "--at", "soon")
+    assert wrong.code == 2
+    assert "'soon' is not a time" in wrong.err
+
+
 def test_waiting_tasks(live: Live) -> None:
     live.enqueue(Task("note", id="a"), Task("note", id="b"), Task("note", id="c", delay=600))
     told = live.ok("task", "explain", "b").out

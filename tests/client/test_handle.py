@@ -7,7 +7,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +29,7 @@ from qsync.errors import (
     TaskCancelled,
     TaskFailed,
     TaskNotFound,
+    TaskNotWaiting,
 )
 from qsync.message import Result
 from qsync.state import TaskState
@@ -484,6 +485,73 @@ def test_cancel_of_what_is_over_is_false(colour: Colour, client: Any, hand: Hand
     assert colour.do(handle.cancel()) is False
     assert colour.do(client.handle("a").cancel()) is False
     assert hand.state("a") is before
+
+
+# reschedule
+
+
+@pytest.mark.parametrize("state", ["scheduled", "retry"])
+def test_reschedule_changes_when_a_waiting_task_is_due(
+    colour: Colour, client: Any, hand: Hand, state: str
+) -> None:
+    handle = colour.do(
+        client.enqueue(Task("t", id="a", delay=60 if state == "scheduled" else None))
+    )
+    if state == "retry":
+        hand.retry(hand.one())
+    at = datetime(2100, 1, 1, tzinfo=UTC)
+    assert colour.do(handle.reschedule(process_at=at)) == at
+    assert colour.do(handle.info()).due_at == at
+    due = colour.do(client.handle("a").reschedule(delay=timedelta(seconds=30)))
+    assert timedelta(seconds=20) < due - datetime.now(UTC) < timedelta(seconds=40)
+    assert hand.state("a") == state
+    assert colour.do(handle.reschedule(process_at=datetime(2000, 1, 1, tzinfo=UTC))) <= due
+    assert hand.one().id == "a"
+
+
+@pytest.mark.parametrize("state", ["pending", "active", "completed", "cancelled", "dead"])
+def test_reschedule_in_another_state_is_an_error_that_names_it(
+    colour: Colour, client: Any, hand: Hand, state: str
+) -> None:
+    handle = colour.do(client.enqueue(Task("t", id="a", retention=60)))
+    if state == "cancelled":
+        colour.do(handle.cancel())
+    elif state != "pending":
+        held = hand.one()
+        if state == "completed":
+            hand.succeed(held)
+        elif state == "dead":
+            hand.kill(held, "boom")
+    with pytest.raises(TaskNotWaiting, match=f"'a' in queue 'default' is {state}") as raised:
+        colour.do(handle.reschedule(delay=5))
+    assert raised.value.state == state
+    assert colour.do(handle.info()).state == state
+
+
+@pytest.mark.parametrize(
+    ("times", "error"),
+    [
+        ({}, "delay: None and process_at: None give no time"),
+        ({"delay": 1, "process_at": datetime.now(UTC)}, "exclude each other"),
+        ({"delay": -1}, "delay: -1 is not between 0"),
+        ({"delay": True}, "delay: True"),
+        ({"process_at": datetime(2100, 1, 1)}, "process_at: 2100-01-01T00:00:00 is naive"),  # noqa: DTZ001
+        ({"process_at": 5}, "process_at: 5 is not a datetime"),
+    ],
+)
+def test_reschedule_to_a_wrong_time_is_refused(
+    colour: Colour, client: Any, times: dict[str, Any], error: str
+) -> None:
+    handle = colour.do(client.enqueue(Task("t", id="a", delay=60)))
+    before = colour.do(handle.info()).due_at
+    with pytest.raises(InvalidTask, match=error):
+        colour.do(handle.reschedule(**times))
+    assert colour.do(handle.info()).due_at == before
+
+
+def test_reschedule_of_a_task_that_is_not_there_is_an_error(colour: Colour, client: Any) -> None:
+    with pytest.raises(TaskNotFound, match="'a'"):
+        colour.do(client.handle("a").reschedule(delay=5))
 
 
 # handles

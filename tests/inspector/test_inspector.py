@@ -524,6 +524,25 @@ def test_cancel_and_delete(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
+def test_a_waiting_task_is_rescheduled(store: Store, prefix: str) -> None:
+    async def work(bed: Bed) -> None:
+        await each_state(bed)
+        inspector = bed.inspector
+        for id, state in (("s", "scheduled"), ("r", "retry")):
+            change = await inspector.reschedule_task(id, delay=900)
+            assert (change.outcome, change.state) == ("done", state)
+            detail = await inspector.task(id)
+            assert detail is not None
+            assert detail.row.due_at == change.at
+        for id, state in (("p", "pending"), ("a", "active"), ("c", "completed"), ("d", "dead")):
+            refused = await inspector.reschedule_task(id, delay=900)
+            assert (refused.outcome, refused.state) == ("refused", state)
+            assert f"it is {state}: " in (refused.why or "")
+        assert (await inspector.reschedule_task("none", delay=9)).outcome == "not_found"
+
+    run(store, prefix, work)
+
+
 # Many tasks
 
 

@@ -10,6 +10,7 @@ import pytest
 from qsync.broker import ops, schedule_ops
 from qsync.broker.call import Call
 from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
+from qsync.broker.reschedule_op import reschedule
 from qsync.broker.schedule_ops import TickRow
 from qsync.broker.stored_schedules import StoredRow
 from tests.scripts.test_ops_locks import LOCK, NAME
@@ -63,6 +64,7 @@ OTHER: dict[str, Make] = {
     "cancel scheduled": lambda rig, held: ops.cancel(
         rig.keys, "s", retention_us=None, now_us=rig.now
     ),
+    "reschedule": lambda rig, held: reschedule(rig.keys, "s", "+5", now_us=rig.now),
     "run scheduled": lambda rig, held: ops.run(rig.keys, "s", "scheduled", now_us=rig.now),
     "run dead": lambda rig, held: ops.run(
         rig.keys, "d", "dead", lock=NAME, fairness_key="k", now_us=rig.now

@@ -16,6 +16,7 @@ import pytest
 from qsync.broker import ops, schedule_ops, views
 from qsync.broker.call import Call
 from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
+from qsync.broker.reschedule_op import reschedule
 from qsync.broker.schedule_ops import TickRow
 from qsync.broker.script import load
 from qsync.broker.stored_schedules import StoredRow
@@ -215,12 +216,12 @@ def test_complete_can_be_refused_when_it_carries_results() -> None:
 
 
 def test_every_script_is_loaded_by_ops_or_by_views() -> None:
-    changing, looking, both = (
+    changing, looking, both, one = (
         set(re.findall(r'(?:load|_settle)\("(\w+)"', (files("qsync.broker") / module).read_text()))
-        for module in ("ops.py", "views.py", "schedule_ops.py")
+        for module in ("ops.py", "views.py", "schedule_ops.py", "reschedule_op.py")
     )
     assert looking | (both & VIEWS) == VIEWS
-    assert changing | (both - VIEWS) == set(SCRIPTS) - VIEWS
+    assert changing | one | (both - VIEWS) == set(SCRIPTS) - VIEWS
 
 
 # Rules
@@ -374,6 +375,7 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "progress": (ops.progress(keys, [("a", "s/1", 1, 2), ("b", "s/1", 1, 2)]), 2),
         "abandon": (ops.abandon(keys, "s"), 0),
         "cancel": (ops.cancel(keys, "a", retention_us=None), 0),
+        "reschedule": (reschedule(keys, "a", "+5"), 0),
         "run": (ops.run_many(keys, [ops.RerunRequest("a"), ops.RerunRequest("b")], "dead"), 2),
         "delete": (ops.delete(keys, ["a", "b"], "dead"), 2),
         "pause": (ops.pause(keys, b"me"), 0),

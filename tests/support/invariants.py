@@ -23,6 +23,7 @@ VERBS: Final[dict[str, tuple[str, ...]]] = {
     "stopped": ("cancel",),
     "cancel": ("cancel",),
     "run": ("run",),
+    "reschedule": (),
     "delete": ("delete",),
     "purge": ("purge", "delete"),
 }

@@ -101,6 +101,22 @@ async def test_a_task_is_run_cancelled_and_deleted(store: Store, prefix: str) ->
         assert "told to stop" in said(await web.press(text, "Cancel"))
 
 
+async def test_a_waiting_task_is_rescheduled(store: Store, prefix: str) -> None:
+    async with visitor(store, prefix) as web:
+        await web.bed.enqueue(Task("t", id="s1", delay=60), Task("t", id="p1"))
+        assert "Reschedule" in (await web.client.get("/task?id=s1")).text
+        assert "Reschedule" not in (await web.client.get("/task?id=p1")).text
+        form = {"queue": "default", "id": "s1"}
+        text = await web.send("/task/reschedule", delay="900", **form)
+        assert said(text).startswith("The task is due at 20")
+        assert "in 15 min" in text or "in 14 min" in text
+        for wrong in ("", "soon", "-1", "nan"):
+            answer = said(await web.send("/task/reschedule", delay=wrong, **form))
+            assert answer.startswith(f"Not possible: delay: '{wrong}' is not a number of seconds")
+        refused = await web.send("/task/reschedule", delay="9", queue="default", id="p1")
+        assert said(refused).startswith("Not possible: it is pending")
+
+
 async def test_a_message_is_shown_once(valkey: Store, prefix: str) -> None:
     async with visitor(valkey, prefix) as web:
         await web.bed.enqueue(Task("t"))

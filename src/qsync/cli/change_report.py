@@ -11,6 +11,7 @@ import typer
 from qsync.cli.command import NOT_DONE, command_path
 from qsync.cli.output import print_json, print_line
 from qsync.cli.store import task_missing
+from qsync.formatting import local_time
 from qsync.inspector import Change
 from qsync.worker.logs import escape
 
@@ -28,7 +29,7 @@ class Outcome:
         change = self.change
         fields = {
             "state": change.state, "holder": change.holder, "server": change.server,
-            "why": change.why,
+            "why": change.why, "at": change.at,
         }  # fmt: skip
         known = {name: value for name, value in fields.items() if value is not None}
         return {key: self.id, "queue": self.queue, "outcome": change.outcome, **known}
@@ -49,6 +50,8 @@ def finish(outcomes: Sequence[Outcome], done: str, *, as_json: bool, key: str = 
 
 def _success(outcome: Outcome, done: str) -> str:
     change = outcome.change
+    if change.at is not None:
+        return f"{done} {local_time(change.at)}"
     if change.outcome == "done" or change.server == outcome.id:
         return done
     return f"server {change.server} has been told"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Final
 
 import typer
@@ -188,6 +189,16 @@ def duration_of(text: str) -> float:
     if not parts or _PART.sub("", text).strip() or any(unit not in _UNITS for _, unit in parts):
         raise typer.BadParameter(f"{text!r} is not a duration; write 90s, 15m, 2h, 3d or 1w")
     return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+def moment_of(text: str) -> datetime:
+    """Return the time of an ISO 8601 text; without an offset it is in the local time zone."""
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(
+            f"{text!r} is not a time; write 2026-12-01T08:00 or 2026-12-01T08:00+01:00"
+        ) from None
 
 
 OfType = Annotated[

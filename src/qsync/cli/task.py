@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import datetime
+from functools import partial
 from typing import Annotated, Final
 
 import typer
@@ -27,6 +29,7 @@ from qsync.cli.options import (
     TaskQueue,
     Yes,
     duration_of,
+    moment_of,
 )
 from qsync.cli.output import escaped_lines, print_json, print_line, print_raw
 from qsync.cli.prompts import confirm
@@ -240,6 +243,41 @@ def run_waiting(
             job.print_dry_run()
         else:
             job.run(step)
+
+
+@task.command()
+def reschedule(
+    *,
+    ids: TaskIds,
+    delay: Annotated[
+        float | None,
+        typer.Option(
+            parser=duration_of, metavar="DURATION", show_default=False,
+            help="New time to wait from now, e.g. 90s, 2h; 0: run it now.",
+        ),
+    ] = None,
+    at: Annotated[
+        datetime | None,
+        typer.Option(
+            parser=moment_of, metavar="TIME", show_default=False,
+            help="New time to run it, e.g. 2026-12-01T08:00 in your time zone, or with +01:00.",
+        ),
+    ] = None,
+    queue: TaskQueue = None,
+    store: StoreOptions,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Change when scheduled or retrying tasks are due.
+
+    For example: qsync task reschedule ID --delay 15m
+    """
+    if (delay is None) == (at is None):
+        exit_with("give either --delay or --at", USAGE)
+
+    def verb(inspector: Inspector) -> Callable[..., Awaitable[Change]]:
+        return partial(inspector.reschedule_task, delay=delay, process_at=at)
+
+    _change(ids, queue, store, as_json, verb, "due")
 
 
 @task.command()

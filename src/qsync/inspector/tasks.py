@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from typing import Final, Literal
 
 from qsync import codec
-from qsync.broker import ops, views
+from qsync.broker import ops, reschedule_op, views
 from qsync.broker.views import StoredTask
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base, check_state, cursor_at, read_cursor
@@ -18,6 +19,7 @@ from qsync.message import Failure, decode_failure
 from qsync.results import retention_of
 from qsync.state import TaskState
 from qsync.task_queries import ORDER_TTL_MS
+from qsync.times import Duration, due_text, from_us
 
 LIMIT: Final = 100
 """Largest page."""
@@ -31,6 +33,9 @@ FIND_PAGES: Final = 5
 
 ENDED_WELL: Final = (TaskState.COMPLETED, TaskState.CANCELLED)
 """States of tasks that are kept for their retention."""
+
+TIMED: Final = (TaskState.SCHEDULED, TaskState.RETRY)
+"""States of tasks that wait for a time."""
 
 RUNNABLE: Final = (TaskState.SCHEDULED, TaskState.RETRY, TaskState.DEAD)
 
@@ -166,6 +171,29 @@ class _TasksMixin(Base):
             kept = None if retention_us is None else TaskState.CANCELLED
             return Change(outcome="done", state=kept)
         return await self._where(id, queue)
+
+    async def reschedule_task(
+        self,
+        id: str,
+        *,
+        queue: str = "default",
+        delay: Duration | None = None,
+        process_at: datetime | None = None,
+    ) -> Change:
+        """Change when a scheduled or retried task is due; `at` of the outcome is the new time.
+
+        Give `delay`, a duration from now, or `process_at`. `refused` in any other state.
+        """
+        due = due_text(delay=delay, process_at=process_at)
+        reply = await self._broker.run(
+            reschedule_op.reschedule(self._keys(queue), check_id(id), due)
+        )
+        if reply.state is None:
+            return Change(outcome="not_found")
+        if reply.due_us is None:
+            why = f"it is {reply.state}: only scheduled and retried tasks can be rescheduled"
+            return Change(outcome="refused", state=reply.state, why=why)
+        return Change(outcome="done", state=reply.state, at=from_us(reply.due_us))
 
     async def delete(self, id: str, *, queue: str = "default", state: str | None = None) -> Change:
         """Delete a task with its result and history; `refused` while it runs.

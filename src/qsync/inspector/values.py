@@ -246,6 +246,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     too_late   the task is no longer in the state in which it was seen; `state` is its present one
     not_found  there is no such task, queue, schedule or server
     refused    `why` gives the reason
+
+    `at` is the new due time of a task that was rescheduled.
     """
 
     outcome: Literal["done", "told", "duplicate", "too_late", "not_found", "refused"]
@@ -253,6 +255,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     holder: str | None = None
     server: str | None = None
     why: str | None = None
+    at: datetime | None = None
 
     @property
     def ok(self) -> bool:

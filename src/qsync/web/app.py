@@ -69,6 +69,7 @@ ACTIONS: Final[dict[str, View]] = {
     "/queue/purge": queues.purge,
     "/queue/delete": queues.delete,
     "/task/run": tasks.run,
+    "/task/reschedule": tasks.reschedule,
     "/task/cancel": tasks.cancel,
     "/task/delete": tasks.delete,
     "/tasks/run": waiting_tasks.run,

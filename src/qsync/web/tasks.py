@@ -11,10 +11,13 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from qsync.errors import InvalidTask
+from qsync.formatting import utc_time
 from qsync.inspector import Change, QueueInfo, Shown, TaskDetail
 from qsync.inspector.payload_preview import show as show_bytes
-from qsync.inspector.tasks import RUNNABLE
+from qsync.inspector.tasks import RUNNABLE, TIMED
+from qsync.keys import shorten
 from qsync.state import UNFINISHED, TaskState
+from qsync.times import MAX_SECONDS
 from qsync.web.bulk_actions import back_to
 from qsync.web.pages import Mask, Site, links
 from qsync.web.query import DEFAULT_LIMIT, PAGE_SIZE, Fields, Selection, selection_of
@@ -103,7 +106,7 @@ async def show(site: Site, request: Request) -> Response:
         request, "task", task=task, row=task.row, explanation=explanation,
         payload=payload, hidden=hidden,
         masked=site.mask is not None, runnable=task.row.state in RUNNABLE,
-        cancellable=task.row.state in UNFINISHED,
+        cancellable=task.row.state in UNFINISHED, timed=task.row.state in TIMED,
     )  # fmt: skip
 
 
@@ -134,6 +137,19 @@ async def run(site: Site, request: Request) -> Response:
     id, queue = form.text("id"), form.text("queue")
     change = await site.inspector.run(id, queue=queue, state=form.text("state") or None)
     return _after(site, request, change, id, queue, "The task is pending.")  # fmt: skip
+
+
+async def reschedule(site: Site, request: Request) -> Response:
+    """Change when a task is due."""
+    form = await site.form(request)
+    id, queue, text = form.text("id"), form.text("queue"), form.text("delay").strip()
+    try:
+        change = await site.inspector.reschedule_task(id, queue=queue, delay=float(text))
+    except ValueError:  # also InvalidTask
+        why = f"delay: {shorten(text)} is not a number of seconds from 0 to {MAX_SECONDS:.0f}"
+        change = Change(outcome="refused", why=why)
+    due = "" if change.at is None else utc_time(change.at)
+    return _after(site, request, change, id, queue, f"The task is due at {due}.")
 
 
 async def cancel(site: Site, request: Request) -> Response:

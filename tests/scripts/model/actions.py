@@ -33,7 +33,8 @@ WEIGHTS: Final = {
     "enqueue": 6, "tick": 2, "fetch": 6, "crash": 4, "await_due": 8,
     "complete": 3, "retry": 3, "kill": 3, "hand_back": 3, "stopped": 1,
     "renew": 2, "start": 3, "progress": 1,
-    "cancel": 4, "run": 4, "delete": 1, "purge": 1, "abandon": 1, "pause": 1, "resume": 3,
+    "cancel": 4, "run": 4, "reschedule": 3,
+    "delete": 1, "purge": 1, "abandon": 1, "pause": 1, "resume": 3,
     "repeat": 3, "time": 3, "wake": 5, "flush_scripts": 1, "fill": 1, "make_room": 2,
     "hush": 1, "speak": 2, "serve": 1, "damage": 1, "later_version": 1,
 }  # fmt: skip
@@ -76,6 +77,12 @@ ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
     "progress": st.tuples(held, st.integers(0, 9)),
     "cancel": st.tuples(known),
     "run": st.tuples(known, states),
+    "reschedule": st.tuples(
+        known,
+        st.sampled_from(("", "scheduled", "retry")),
+        st.sampled_from((0, S, 30 * S)),
+        st.booleans(),
+    ),
     "delete": st.tuples(st.lists(known, min_size=1, max_size=3), states),
     "purge": st.tuples(states),
     "abandon": st.tuples(servers),

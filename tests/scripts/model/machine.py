@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 from qsync.broker import ops, views
 from qsync.broker.call import Call
 from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
+from qsync.broker.reschedule_op import reschedule
 from qsync.errors import QsyncError, QueueFull, SchemaMismatch
 from qsync.new_task import NewTask, new_nonce, new_task
 from qsync.task import Task
@@ -172,6 +173,10 @@ class Scripts(RuleBasedStateMachine):
         kept = b"history" if pick % 2 else b""
         self.do("run", id, seen, fairness_key=key, lock=lock, failure=kept)
 
+    def reschedule(self, pick: int, state: str, due: int, later: bool) -> None:
+        id, _ = self.known(pick, state)
+        self.do("reschedule", id, f"+{due}" if later else str(max(0, self.rig.now + due - 5 * S)))
+
     def delete(self, picks: list[int], state: str) -> None:
         some = [self.known(pick, state) for pick in picks]
         task = some[0][1]
@@ -307,8 +312,7 @@ class Scripts(RuleBasedStateMachine):
 
     def call(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Call[Any]:
         """A call of an operation, made now."""
-        make: Callable[..., Call[Any]]
-        make = getattr(ops, "end_cancelled" if name == "stopped" else name)
+        make: Callable[..., Call[Any]] = OTHER_NAMES.get(name) or getattr(ops, name)
         timed = name not in ("start", "progress", "pause", "resume", "abandon")
         now = {"now_us": self.rig.now} if timed else {}
         return make(self.rig.keys, *args, **options, **now)
@@ -334,6 +338,10 @@ class Scripts(RuleBasedStateMachine):
         once, again, twice, counts = replies
         check_counts(twice, counts)
         return without_lost(once), again, without_lost(twice)
+
+
+OTHER_NAMES: Final = {"stopped": ops.end_cancelled, "reschedule": reschedule}
+"""Operations that are not in qsync.broker.ops under the name of the action."""
 
 
 def brings_in(name: str, args: Sequence[Any]) -> bool:

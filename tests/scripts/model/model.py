@@ -24,8 +24,9 @@ from qsync.broker.ops import (
     PurgeStep,
     Retried,
 )
+from qsync.broker.reschedule_op import Rescheduled
 from qsync.new_task import NewTask
-from qsync.state import UNFINISHED
+from qsync.state import UNFINISHED, TaskState
 from tests.scripts.model.queue import Known, Queue
 
 SECOND: Final = 1_000_000
@@ -370,6 +371,18 @@ class Model(Queue):
         self.runnable_from({id: now})
         self.awake = True
         return ("ok", "")
+
+    def reschedule(self, now: int, id: str, due: str) -> Rescheduled:
+        task = self.tasks.get(id)
+        if task is None:
+            return Rescheduled(None, None)
+        if task.state not in ("scheduled", "retry"):
+            cancelled = task.state == "completed" and task.cancel is not None
+            return Rescheduled(TaskState("cancelled" if cancelled else task.state), None)
+        at = max(now, now + int(due) if due.startswith("+") else int(due))
+        self.to_later(now, task.state, {id: at})
+        self.runnable_from({id: at})
+        return Rescheduled(TaskState(task.state), at)
 
     def delete(self, now: int, ids: Sequence[str], state: str) -> int:
         gone = [

@@ -1,0 +1,50 @@
+#!lua flags=allow-oom
+-- reschedule: change the time at which a task that waits for a time is due.
+-- A task whose time has come is promoted by the next fetch, so a fetch and this script never both
+-- move it. A due time in the past counts as now.
+-- include: check_schema clock wake_server schedule_due note_runnable
+-- KEYS[1] tasks      hash    id -> message
+-- KEYS[2] pending    zset    ids by order tag
+-- KEYS[3] scheduled  zset    ids by due time
+-- KEYS[4] active     zset    ids by lease expiry
+-- KEYS[5] retry      zset    ids by due time
+-- KEYS[6] completed  zset    ids by end of retention
+-- KEYS[7] dead       zset    ids by time of death
+-- KEYS[8] cancels    hash    id -> retention us
+-- KEYS[9] progress   hash    id -> done/total, or @<us> at which it became runnable
+-- KEYS[10] wake      list
+-- KEYS[11] meta      hash    schema
+-- KEYS[12] idle      zset    ids of servers that a message wakes
+-- ARGV[1] now        int us  empty: the store's clock
+-- ARGV[2] id         text
+-- ARGV[3] due        text    `+<us>` after now, or `<us>` Unix time
+-- REPLY[1] state     text    state of the task; empty: it is not in the queue
+-- REPLY[2] due       text    its new due time, us; empty: it is in another state and stays as it is
+-- returns the fields of REPLY
+check_schema()
+local now, id = clock(ARGV.now), ARGV.id
+
+local states = { 'scheduled', 'retry', 'pending', 'active', 'completed', 'dead' }
+local state
+for at, set_key in ipairs({
+  KEYS.scheduled, KEYS.retry, KEYS.pending, KEYS.active, KEYS.completed, KEYS.dead,
+}) do
+  if not state and redis.call('ZSCORE', set_key, id) then
+    state = states[at]
+  end
+end
+if state == 'completed' and redis.call('HEXISTS', KEYS.cancels, id) == 1 then
+  state = 'cancelled'
+end
+if state ~= 'scheduled' and state ~= 'retry' or redis.call('HEXISTS', KEYS.tasks, id) == 0 then
+  return reply({ state = state })
+end
+local set = ({ scheduled = KEYS.scheduled, retry = KEYS.retry })[state]
+local due = tonumber(ARGV.due)
+if string.sub(ARGV.due, 1, 1) == '+' then
+  due = now + due
+end
+due = to_text(math.max(now, due))
+schedule_due(set, { due, id })
+note_since({ due, id })
+return reply({ state = state, due = due })

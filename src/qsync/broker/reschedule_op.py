@@ -1,0 +1,34 @@
+"""The operation that changes when a waiting task is due. See `qsync.broker.ops`."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from qsync.broker.call import Call
+from qsync.broker.script import load
+from qsync.keys import QueueKeys
+from qsync.state import TaskState
+
+
+class Rescheduled(NamedTuple):
+    """The outcome of a reschedule."""
+
+    state: TaskState | None
+    """State of the task; None: it is not in the queue."""
+    due_us: int | None
+    """The new due time, us; None: the task is in a state without one, and stays as it is."""
+
+
+def reschedule(
+    keys: QueueKeys, id: str, due: str, *, now_us: int | None = None
+) -> Call[Rescheduled]:
+    """Change when a scheduled or retried task is due: `+<us>` from now, or `<us>` Unix time."""
+    script = load("reschedule")
+    args = ("" if now_us is None else now_us, id, due)
+
+    def decode(values: Any) -> Rescheduled:
+        reply = script.reply(values)
+        state, due_us = reply["state"].decode(), reply["due"].decode()
+        return Rescheduled(TaskState(state) if state else None, int(due_us) if due_us else None)
+
+    return Call(script, keys.names(script.keys), args, decode)
