@@ -15,7 +15,8 @@ WIDTH: Final = 760
 LEFT: Final = 66
 RIGHT: Final = 24
 RATES: Final = ("enqueue", "callers", "bulk", "drain", "executors", "waiting")
-LATENCIES: Final = ("latency, idle", "latency, half load", "lateness of scheduled")
+LATENCIES: Final = ("latency", "lateness")
+"""First words of the names of the curves in the chart of latencies."""
 BACKLOG: Final = ("throughput against backlog", "store time against backlog")
 
 
@@ -59,7 +60,7 @@ def _rates(report: Report) -> Svg | None:
 
 def _latency(report: Report) -> Svg | None:
     """Draw the histograms of the latencies, on a logarithmic scale."""
-    curves = [report.curves[name] for name in LATENCIES if name in report.curves]
+    curves = [curve for name, curve in report.curves.items() if name.startswith(LATENCIES)]
     if not curves:
         return None
     top, bottom = 48 + 20 * len(curves), 40

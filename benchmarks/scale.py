@@ -33,6 +33,9 @@ class Scale:
     singles: int
     """Tasks sent to an idle server, one after another."""
     load_s: float
+    load_rates: tuple[int, ...]
+    """Tasks a second of a steady load."""
+    load_rates_uvloop: tuple[int, ...]
     scheduled: int
     scheduled_s: float
     pending: int
@@ -61,6 +64,8 @@ FULL: Final = Scale(
     two_servers=True,
     singles=500,
     load_s=5.0,
+    load_rates=(12_000,),
+    load_rates_uvloop=(20_000,),
     scheduled=2_000,
     scheduled_s=4.0,
     pending=100_000,
@@ -82,6 +87,8 @@ QUICK: Final = Scale(
     two_servers=False,
     singles=50,
     load_s=0.5,
+    load_rates=(500,),
+    load_rates_uvloop=(1_000,),
     scheduled=100,
     scheduled_s=0.5,
     pending=10_000,

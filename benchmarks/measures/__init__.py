@@ -19,7 +19,7 @@ MEASURES: Final[dict[str, Measure]] = {
     "executors": throughput.measure_executors,
     "waiting": throughput.measure_waiting,
     "latency": latency.measure_idle,
-    "load": latency.measure_half_load,
+    "load": latency.measure_steady_load,
     "scheduled": latency.measure_scheduled,
     "store": store_cost.measure_store,
     "bytes": store_cost.measure_bytes,

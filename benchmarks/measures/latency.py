@@ -7,22 +7,17 @@ import math
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
+from benchmarks.arrivals import run_arrivals
 from benchmarks.figures import Curve, Figure, Results, percentiles
-from benchmarks.handlers import DUE, LOOP, PAYLOAD, STAMPED
+from benchmarks.handlers import DUE, STAMPED
 from benchmarks.harness import Harness
 from qsync.client import AsyncClient
 from qsync.task import Task
 
 GAP_S: Final = 0.01
 """Time between tasks that are sent to an idle server."""
-
-CALLERS: Final = 100
-"""Number of concurrent callers for the full load."""
-
-TICK_S: Final = 0.002
-"""Interval in which a client under load sends all that is due."""
 
 BIN_WIDTH: Final = 1.25
 """Ratio of the upper to the lower end of a bin of a histogram."""
@@ -48,58 +43,31 @@ async def measure_idle(harness: Harness) -> Results:
     ]
 
 
-async def measure_half_load(harness: Harness) -> Results:
-    """Send half as many tasks a second as concurrent callers and a server reach together."""
-    seconds = harness.scale.load_s
-    full = await _full_load(harness, seconds)
+async def measure_steady_load(harness: Harness) -> Results:
+    """Enqueue at random times from a process of its own, at fixed average rates."""
+    results: Results = []
+    loads = [(rate, False) for rate in harness.scale.load_rates]
+    loads += [(rate, True) for rate in harness.scale.load_rates_uvloop]
+    for rate, uvloop in loads:
+        results += await _steady_load(harness, rate, uvloop=uvloop)
+    return results
+
+
+async def _steady_load(harness: Harness, rate: int, *, uvloop: bool) -> Results:
+    name = f"latency at {rate:,}/s" + (", uvloop" if uvloop else "")
     await harness.clean()
-    async with harness.servers() as [server], harness.client() as client:
-        sent, took = await _send_at_rate(client, full / 2, seconds)
+    async with harness.servers(uvloop=uvloop) as [server]:
+        sent, took = await run_arrivals(
+            harness.url, harness.prefix, rate=rate, seconds=harness.scale.load_s, uvloop=uvloop
+        )
         await harness.until_completed(sent)
         delays = _seconds(await server.ask("delays"))
     delays = delays[len(delays) // 5 :]  # by then the server has adapted to its speed
     how = (
-        f"{sent / took:,.0f} tasks/s for {seconds:g} s by concurrent callers; {CALLERS} callers "
-        f"without pauses and a server reach {full:,.0f}; without the first fifth"
+        f"{sent / took:,.0f} tasks/s for {took:.1f} s at random times (Poisson) from a process of "
+        "its own, from the time of arrival; without the first fifth"
     )
-    return [
-        *percentiles("latency, half load", delays, how),
-        Curve("latency, half load", "ms", histogram(delays), how),
-    ]
-
-
-async def _full_load(harness: Harness, seconds: float) -> float:
-    """Return the tasks a second of callers without pauses while a server runs their tasks."""
-    await harness.clean()
-    async with harness.servers(), harness.client() as client:
-        began = time.perf_counter()
-
-        async def call() -> int:
-            sent = 0
-            while time.perf_counter() - began < seconds:
-                await client.enqueue(Task(LOOP, PAYLOAD))
-                sent += 1
-            return sent
-
-        sent = sum(await asyncio.gather(*[call() for _ in range(CALLERS)]))
-        await harness.until_completed(sent)
-        return sent / (time.perf_counter() - began)
-
-
-async def _send_at_rate(client: AsyncClient, rate: float, seconds: float) -> tuple[int, float]:
-    """Send tasks at a rate, without waiting for replies; return their number and the seconds."""
-    in_flight: set[asyncio.Task[Any]] = set()
-    began, sent = time.perf_counter(), 0
-    while (passed := time.perf_counter() - began) < seconds:
-        for _ in range(int(passed * rate) - sent):
-            task = asyncio.create_task(_enqueue_stamped(client))
-            in_flight.add(task)
-            task.add_done_callback(in_flight.discard)
-            sent += 1
-        await asyncio.sleep(TICK_S)
-    took = time.perf_counter() - began
-    await asyncio.gather(*in_flight)
-    return sent, took
+    return [*percentiles(name, delays, how), Curve(name, "ms", histogram(delays), how)]
 
 
 async def _enqueue_stamped(client: AsyncClient) -> None:
