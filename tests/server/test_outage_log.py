@@ -84,7 +84,7 @@ def test_a_long_outage_is_one_line_a_minute(
     log = Outage()
     log.failed("fetch", error)
     log.failed("renew", error)
-    assert lines(caplog) == ["cannot fetch: the store at x is not available: refused"]
+    assert lines(caplog) == ["cannot fetch, retrying: the store at x is not available: refused"]
     monkeypatch.setattr(outage_log, "REMIND_S", 0.05)
 
     def reminded() -> bool:
@@ -113,7 +113,10 @@ def test_a_refusal_beside_an_outage_is_a_line_of_its_own(
     log.worked("settle")
     log.worked("settle")
     assert len(lines(caplog)) == 3
-    assert lines(caplog)[:2] == ["cannot fetch: away", "cannot settle: no right"]
+    assert lines(caplog)[:2] == [
+        "cannot fetch, retrying: away",
+        "cannot settle, retrying: no right",
+    ]
 
 
 @pytest.mark.parametrize(

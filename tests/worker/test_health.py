@@ -185,6 +185,20 @@ def test_probes_of_a_worker_through_its_life(tmp_path: Path, store: Store) -> No
         assert worker.process.wait(timeout=20) == 0
 
 
+def test_worker_that_waits_for_its_store_says_why_it_is_not_ready(
+    tmp_path: Path, own_store: Store
+) -> None:
+    own_store.kill()
+    with Probed(tmp_path, own_store.url, "--health-port", "0") as worker:
+        for name in ("ready", "startup"):
+            [reason] = worker.wait_for(name, 503, "is not available")
+            start = f"process 1 has not started yet, retrying: the store at {own_store.url} is not"
+            assert reason.startswith(start)
+        assert f"cannot start, retrying: the store at {own_store.url} is not" in worker.out()
+        own_store.restart()
+        assert worker.wait_for("ready", 200) == []
+
+
 @pytest.mark.faults(17)
 def test_a_worker_whose_store_is_away_lives_and_is_not_ready(
     tmp_path: Path, own_store: Store

@@ -609,6 +609,19 @@ def test_without_a_url_the_line_names_the_choices(mistaken: Path) -> None:
     assert "QSYNC_URL" in done.stderr
 
 
+def test_app_is_that_of_the_environment_unless_an_argument_names_one(
+    invoke: Callable[..., Result],
+) -> None:
+    refused = {"QSYNC_URL": "redis://127.0.0.1:1"}
+    for arguments, name in (((), "shop:app"), (("shop:app",), "nowhere:app")):
+        done = invoke("worker", *arguments, "--queues", "?", QSYNC_APP=name, **refused)
+        assert "queues: '?' is not 1 to 128 characters" in done.stderr
+    done = invoke("worker", QSYNC_APP="nowhere:app", **refused)
+    assert "module 'nowhere' was not found" in done.stderr
+    done = invoke("worker", **refused)
+    assert (done.exit_code, "Missing argument 'MODULE:APP'" in done.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("target", ["shop:app", "shop:make", "shop:Holder.inner"])
 def test_an_app_is_found_where_the_target_says(target: str, invoke: Callable[..., Result]) -> None:
     """Found, and then refused for its queues: so nothing starts."""

@@ -16,7 +16,7 @@ from qsync.broker.blocking import Broker
 from qsync.broker.credentials import without_provider
 from qsync.cli import server_options as options
 from qsync.cli.early_stop import early_stop
-from qsync.cli.options import AppPrefix, AppUrl
+from qsync.cli.options import APP, AppPrefix, AppUrl
 from qsync.connections import PREFIX, URL
 from qsync.errors import ConfigError, QsyncError
 from qsync.formatting import plural
@@ -42,9 +42,11 @@ def worker(
         str,
         typer.Argument(
             metavar="MODULE:APP",
+            envvar=APP,
             help="The app: module:attribute, e.g. shop.tasks:app. Python searches the working "
-            "directory first.",
+            f"directory first. Or set {APP}.",
             show_default=False,
+            show_envvar=False,
         ),
     ],
     queues: Annotated[

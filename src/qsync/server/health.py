@@ -38,6 +38,8 @@ class ServerHealth(msgspec.Struct, frozen=True):
     """The condition of a server at one moment; times are in seconds."""
 
     started: bool = False
+    unavailable: str = ""
+    """Why the store cannot be reached, of a server that has not started yet."""
     stopping: bool = False
     quiet: bool = False
     running: int = 0
@@ -140,7 +142,7 @@ def live(reports: Sequence[ProcessHealth], *, limit_s: float = LIVE_LIMIT_S) -> 
 def started(reports: Sequence[ProcessHealth]) -> HealthVerdict:
     """Return whether all processes have begun to take tasks."""
     reasons = [
-        f"{_who(report)} {report.ended or 'has not started yet'}"
+        f"{_who(report)} {report.ended or _not_started(report.condition)}"
         for report in reports
         if report.condition is None or not report.condition.started
     ]
@@ -160,7 +162,7 @@ def _idle_because(report: ProcessHealth) -> list[str]:
     if condition is None:
         return [f"{who} has not answered for {report.unheard_s:.1f} s"]
     if not condition.started:
-        return [f"{who} has not started yet"]
+        return [f"{who} {_not_started(condition)}"]
     if condition.stopping:
         return [f"{who} is stopping"]
     if condition.quiet:
@@ -178,6 +180,11 @@ def _idle_because(report: ProcessHealth) -> list[str]:
 
 def _who(report: ProcessHealth) -> str:
     return f"process {report.number}"
+
+
+def _not_started(condition: ServerHealth | None) -> str:
+    reason = "" if condition is None else condition.unavailable
+    return "has not started yet" + (f", retrying: {reason}" if reason else "")
 
 
 def _blocked(condition: ServerHealth) -> str:

@@ -26,6 +26,8 @@ class Outage:
     def __init__(self) -> None:
         self.parts: dict[str, type[QsyncError]] = {}
         """Failing parts with their error class; may be read without the lock."""
+        self.reason: str = ""
+        """Text of the last error; empty while all parts work. May be read without the lock."""
         self._lock = threading.Lock()
         self._since = 0.0
         self._said = 0.0
@@ -38,6 +40,7 @@ class Outage:
             if not self.parts:
                 self._since = now
             self.parts[part] = type(error)
+            self.reason = str(error)
             remind = now - self._said >= REMIND_S
             if news or remind:
                 self._said = now
@@ -45,7 +48,7 @@ class Outage:
         if not news and not remind:
             log.debug("still cannot %s: %s", part, error)
         elif news:
-            log.warning("cannot %s: %s", part, error)
+            log.warning("cannot %s, retrying: %s", part, error)
         elif isinstance(error, StoreUnavailable):
             log.warning("the store has been away for %s: %s", lasts, error)
         else:
@@ -59,6 +62,7 @@ class Outage:
             kind = self.parts.pop(part, None)
             if self.parts or kind is None:
                 return
+            self.reason = ""
             lasted = _shown(time.monotonic() - self._since)
         if kind is StoreUnavailable:
             log.warning("the store is back after %s", lasted)

@@ -139,7 +139,7 @@ class Server:
         """Return whether the server takes tasks, and if not, why. Safe to call on any thread."""
         stopping = self._stopping.is_set()
         if self._health is None:
-            return ServerHealth(stopping=stopping)
+            return ServerHealth(stopping=stopping, unavailable=self._outage.reason)
         return self._health.read(stopping=stopping)
 
     async def run(
