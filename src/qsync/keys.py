@@ -29,6 +29,7 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "tasks": ("hash", "id -> message"),
     "scheduled": ("zset", "ids by due time, us"),
     "pending": ("zset", "ids by order tag"),
+    "limited": ("zset", "ids by order tag: tasks that wait for a limit"),
     "active": ("zset", "ids by lease expiry, us; 2**52 less once abandoned"),
     "retry": ("zset", "ids by due time, us"),
     "completed": ("zset", "ids by the time until which they are kept, us"),
@@ -63,9 +64,19 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "meta": (
         "hash",
         "paused, weight:<fairness key>, v, swept, day, cursors of sweeps; schema: which layout "
-        "these keys have, 1 when it is not there, which scripts check; and generation: of "
-        "the first fetch, <server id>@<time, us>: another one says that the data were lost",
+        "these keys have, 1 when it is not there, 2 with flow control, which scripts check; and "
+        "generation: of the first fetch, <server id>@<time, us>: another one says that the data "
+        "were lost",
     ),
+    "waiters": (
+        "zset",
+        "<limit>, a zero byte, the order tag as 8 bytes, and the id of each limited task, by "
+        "bytes: under the limit that it waits for; all scores are 0",
+    ),
+    "holds": ("hash", "id -> its limits, separated by zero bytes, of unfinished tasks not limited"),
+    "limits": ("hash", "limit -> <in use> <ready> <tat, us> <closed until, us>"),
+    "limit_rules": ("hash", "<name> -> rule of the program, !<name or limit> -> of an operator"),
+    "openings": ("zset", "limits by the time at which their first waiter can be tried, us"),
     "stats": ("hash", "counters, and <counter>:<day number> for 90 days"),
 }
 """Keys of a queue. All are structural: they have no time to live."""
@@ -185,6 +196,16 @@ class QueueKeys:
 @lru_cache(maxsize=4096)
 def _names(base: str, keys: tuple[str, ...]) -> tuple[str, ...]:
     return tuple([f"{base}:{name}" for name in keys])
+
+
+def hash_tag(key: str) -> str:
+    """Return the part of a key that all keys of its queue share."""
+    return key.rpartition(":")[0]
+
+
+def names_beside(key: str, keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the full names of keys of the queue that has this key, in order."""
+    return _names(hash_tag(key), keys)
 
 
 @lru_cache(maxsize=1024)

@@ -28,6 +28,8 @@ class StoredOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     headers: dict[str, str] | None = msgspec.field(default=None, name="hd")
     delay_us: int | None = msgspec.field(default=None, name="dy")
     process_at_us: int | None = msgspec.field(default=None, name="at")
+    limits: tuple[str, ...] | None = msgspec.field(default=None, name="lm")
+    priority: int | None = msgspec.field(default=None, name="pr")
 
 
 NO_OPTIONS: Final = StoredOptions()

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -29,6 +29,20 @@ class _ClientFields(msgspec.Struct, frozen=True, array_like=True, gc=False):
     options: StoredOptions | None
 
 
+NORMAL_PRIORITY: Final = 5
+"""Priority of a task that gives none; 9 is the highest, 1 the lowest."""
+
+
+class FlowOptions(msgspec.Struct, frozen=True, gc=False):
+    """The options of a task that only the flow variants of the scripts know."""
+
+    limits: tuple[str, ...] = ()
+    priority: int = NORMAL_PRIORITY
+    on_duplicate: Literal["raise", "skip", "replace"] = "raise"
+    debounce_us: int = 0
+    debounce_max_us: int = 0
+
+
 class NewTask(msgspec.Struct, frozen=True, gc=False):
     """An encoded task, with the fields that the enqueue script needs."""
 
@@ -44,6 +58,8 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     decode: Callable[[Result], Any] | None = None
     remember_us: int = 0
     """Time for which the store refuses this id, even when the task has left the queue, us."""
+    flow: FlowOptions | None = None
+    """Options of flow control; None for a task that uses none of it."""
 
 
 _BYTES: Final = (bytes, bytearray, memoryview)
@@ -143,6 +159,7 @@ def encode_task(
         retention_us=options.retention_us,
         decode=given.decode if isinstance(given, Arguments) else None,
         remember_us=remember_us if task.id else 0,
+        flow=_flow(options),
     )
 
 
@@ -167,6 +184,13 @@ def _encode(value: object, task_type: str) -> bytes:
     except codec.CodecError as error:
         text = f"payload: {error} (task {task_type!r})"
     raise InvalidTask(text)
+
+
+def _flow(options: StoredOptions) -> FlowOptions | None:
+    """Return the options of flow control; None without any."""
+    if options.limits is None and options.priority is None:
+        return None
+    return FlowOptions(options.limits or (), options.priority or NORMAL_PRIORITY)
 
 
 def _due(options: StoredOptions) -> str:

@@ -17,6 +17,7 @@ class TaskState(StrEnum):
 
     SCHEDULED = "scheduled"
     PENDING = "pending"
+    LIMITED = "limited"
     ACTIVE = "active"
     RETRY = "retry"
     COMPLETED = "completed"
@@ -36,7 +37,13 @@ def stored_as(state: TaskState) -> TaskState:
 
 
 UNFINISHED = frozenset(
-    {TaskState.SCHEDULED, TaskState.PENDING, TaskState.ACTIVE, TaskState.RETRY},
+    {
+        TaskState.SCHEDULED,
+        TaskState.PENDING,
+        TaskState.LIMITED,
+        TaskState.ACTIVE,
+        TaskState.RETRY,
+    },
 )
 """States of a task that has not ended; `unique=True` holds the lock while in one of them."""
 
@@ -52,6 +59,8 @@ TRANSITIONS: dict[tuple[TaskState | None, str], tuple[TaskState | None, ...]] = 
     (_S.PENDING, "fetch"): (_S.ACTIVE, _S.DEAD),
     (_S.PENDING, "cancel"): (None, _S.COMPLETED),
     (_S.PENDING, "delete"): (None,),
+    (_S.LIMITED, "cancel"): (None, _S.COMPLETED),
+    (_S.LIMITED, "delete"): (None,),
     (_S.ACTIVE, "complete"): (None, _S.COMPLETED),
     (_S.ACTIVE, "retry"): (_S.RETRY, _S.COMPLETED, None),
     (_S.ACTIVE, "kill"): (_S.DEAD,),

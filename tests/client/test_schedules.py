@@ -142,7 +142,7 @@ def test_data_of_a_later_version_are_left_alone(
     colour: Colour, client: Any, store: Store, prefix: str
 ) -> None:
     colour.do(client.schedules.put("a", Task("t"), every=60))
-    store.client().hset(QueueKeys(prefix, "default").key("meta"), "schema", 2)
+    store.client().hset(QueueKeys(prefix, "default").key("meta"), "schema", 3)
     for call in (
         lambda: client.schedules.put("a", Task("t"), every=61),
         lambda: client.schedules.get("a"),

@@ -18,14 +18,14 @@ from qsync.broker.call import Call
 from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.reschedule_op import reschedule
 from qsync.broker.schedule_ops import TickRow
-from qsync.broker.script import load
+from qsync.broker.script import Script, has_variants, load, variant
 from qsync.broker.stored_schedules import StoredRow
 from qsync.keys import COUNTERS, DONE_CHANNEL, QUEUE_KEYS, GlobalKeys, QueueKeys
 from qsync.new_task import new_nonce, new_task
 from qsync.state import TaskState
 from qsync.task import Task
 from tests.support import lua
-from tests.support.lua import INCLUDES, SCRIPTS, Function, Source
+from tests.support.lua import INCLUDES, SCRIPTS, VARIANTS, Function, Source
 from tests.support.mutation import planted
 from tests.support.queue_driver import BINARIES, POLICY, shared_store
 from tests.support.stores import Binary
@@ -45,32 +45,37 @@ VIEWS = {
 TEXTS = {
     # Names that hold text wherever they stand: what `..` may join as it is.
     "counter", "partner", "day", "head", "holder", "id", "key", "lock", "server", "stamped",
-    "message", "claim", "schema", "layout",
+    "message", "claim", "schema", "newest_schema", "layout",
 }  # fmt: skip
 
 WAKE_CHANNEL = "table.concat({KEYS.wake,':',server})"
 
-every_script = pytest.mark.parametrize("name", SCRIPTS)
+every_script = pytest.mark.parametrize("name", VARIANTS)
 
 
 @cache
-def functions() -> dict[str, tuple[str, Function]]:
-    """Every shared function: its name, the piece it is in, and itself."""
+def functions(*, flow: bool) -> dict[str, tuple[str, Function]]:
+    """Every shared function of a variant: its name, the piece it is in, and itself."""
     return {
         function.name: (piece, function)
         for piece in INCLUDES
-        for function in lua.piece(piece).functions
+        for function in lua.piece(piece, flow=flow).functions
     }
 
 
-def reached(source: Source) -> dict[str, Function]:
-    """The shared functions that the code calls, and those that they call."""
+def functions_of(name: str) -> dict[str, tuple[str, Function]]:
+    """The shared functions as a script of VARIANTS has them."""
+    return functions(flow=lua.is_flow(name))
+
+
+def reached(name: str) -> dict[str, Function]:
+    """The shared functions that a script calls, and those that they call."""
     found: dict[str, Function] = {}
-    open_ = [source]
+    open_, shared = [lua.script(name)], functions_of(name)
     while open_:
         for call in open_.pop().calls:
-            if call.name in functions() and call.name not in found:
-                found[call.name] = functions()[call.name][1]
+            if call.name in shared and call.name not in found:
+                found[call.name] = shared[call.name][1]
                 open_.append(found[call.name].body)
     return found
 
@@ -78,8 +83,14 @@ def reached(source: Source) -> dict[str, Function]:
 def used(name: str, kind: str) -> set[str]:
     """The names after `KEYS.` or `ARGV.` in a script and in the shared functions that it calls."""
     source = lua.script(name)
-    bodies = [source, *(function.body for function in reached(source).values())]
+    bodies = [source, *(function.body for function in reached(name).values())]
     return {slot for body in bodies for slot in body.uses(kind)}
+
+
+def loaded(name: str) -> Script:
+    """A script of VARIANTS as it is loaded."""
+    script = load(name.partition("/")[0])
+    return script.flow() if name.endswith("/flow") else script
 
 
 # Headers
@@ -123,7 +134,8 @@ def test_code_uses_exactly_the_arguments_of_the_header(name: str) -> None:
 
 @pytest.mark.parametrize("piece", INCLUDES)
 def test_includes_do_not_read_arguments(piece: str) -> None:
-    assert "ARGV" not in lua.piece(piece).tokens
+    assert "ARGV" not in lua.piece(piece, flow=True).tokens
+    assert "ARGV" not in lua.piece(piece, flow=False).tokens
 
 
 def beginnings(source: Source) -> Iterator[int]:
@@ -149,7 +161,7 @@ def test_check_leases_gets_the_number_of_values_per_task(name: str) -> None:
 @every_script
 def test_the_header_says_what_it_does_and_returns(name: str) -> None:
     header = lua.script(name).header.splitlines()
-    assert header[1].startswith(f"-- {name}: ")
+    assert header[1].startswith(f"-- {name.partition('/')[0]}: ")
     assert any(line.startswith("-- returns ") for line in header)
 
 
@@ -158,36 +170,39 @@ def test_the_header_says_what_it_does_and_returns(name: str) -> None:
 
 @every_script
 def test_what_is_included_is_used_and_what_is_used_is_included(name: str) -> None:
-    source = lua.script(name)
-    needed = {functions()[function][0] for function in reached(source)}
+    source, shared = lua.script(name), functions_of(name)
+    needed = {shared[function][0] for function in reached(name)}
     assert set(source.includes) == needed
     assert len(source.includes) == len(set(source.includes))
-    called = {functions()[call.name][0] for call in source.calls if call.name in functions()}
+    called = {shared[call.name][0] for call in source.calls if call.name in shared}
     assert set(INCLUDES) >= called
 
 
 @every_script
 def test_a_piece_is_included_after_what_it_needs(name: str) -> None:
-    source = lua.script(name)
+    source, shared = lua.script(name), functions_of(name)
     place = {piece: at for at, piece in enumerate(source.includes)}
-    for caller, function in reached(source).items():
+    for caller, function in reached(name).items():
         for call in function.body.calls:
-            if call.name in functions():
-                assert place[functions()[call.name][0]] <= place[functions()[caller][0]]
+            if call.name in shared:
+                assert place[shared[call.name][0]] <= place[shared[caller][0]]
 
 
 def test_shared_functions_have_names_of_their_own() -> None:
-    names = [function.name for piece in INCLUDES for function in lua.piece(piece).functions]
-    assert len(names) == len(set(names))
-    for name in SCRIPTS:
+    for flow in (True, False):
+        pieces = [lua.piece(piece, flow=flow) for piece in INCLUDES]
+        names = [function.name for piece in pieces for function in piece.functions]
+        assert len(names) == len(set(names))
+    names = [*functions(flow=True), *functions(flow=False)]
+    for name in VARIANTS:
         own = {function.name for function in lua.script(name).functions}
         assert not own & set(names)
 
 
 @pytest.mark.parametrize("piece", INCLUDES)
 def test_a_piece_says_what_it_is_and_is_used(piece: str) -> None:
-    assert lua.piece(piece).text.startswith(f"-- {piece}: ")
-    assert any(piece in lua.script(name).includes for name in SCRIPTS)
+    assert lua.piece(piece, flow=True).text.startswith(f"-- {piece}: ")
+    assert any(piece in lua.script(name).includes for name in VARIANTS)
 
 
 # Flags
@@ -197,6 +212,7 @@ def test_a_piece_says_what_it_is_and_is_used(piece: str) -> None:
 @every_script
 def test_flags(name: str) -> None:
     line = lua.script(name).text.splitlines()[0]
+    name = name.partition("/")[0]
     if name in CAN_BE_REFUSED:
         assert line == "#!lua"
     elif name in VIEWS:
@@ -228,10 +244,11 @@ def test_every_script_is_loaded_by_ops_or_by_views() -> None:
 
 
 def sources() -> Iterator[tuple[str, Source]]:
-    for name in SCRIPTS:
+    for name in VARIANTS:
         yield name, lua.script(name)
     for piece in INCLUDES:
-        yield f"include/{piece}", lua.piece(piece)
+        for flow in (True, False):
+            yield f"include/{piece}{'/flow' if flow else ''}", lua.piece(piece, flow=flow)
 
 
 every_source = pytest.mark.parametrize("source", [pytest.param(s, id=n) for n, s in sources()])
@@ -305,8 +322,8 @@ def test_every_command_is_on_a_declared_key(source: Source) -> None:
                 pass
             elif command != ("'TIME'",):
                 assert is_key(arguments[0], known), (command, arguments[0])
-        if call.name in functions():
-            _, function = functions()[call.name]
+        if call.name in functions(flow=True):
+            _, function = functions(flow=True)[call.name]
             # The last parameters may be left out, and stand for nil.
             for parameter, argument in zip(function.parameters, call.arguments, strict=False):
                 if parameter.endswith("_key"):
@@ -425,9 +442,10 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
 
 @every_script
 def test_a_call_fills_the_slots_of_the_header(name: str) -> None:
-    call, tasks = calls()[name]
+    call, tasks = calls()[name.partition("/")[0]]
+    call = call.in_flow() if name.endswith("/flow") else call
     source = lua.script(name)
-    assert call.script.name == name
+    assert call.script.sha == loaded(name).sha
     keys, all_keys = QueueKeys("p", "q"), GlobalKeys("p")
     own = {"queues": all_keys.queues, "servers": all_keys.servers,
            "server": all_keys.server("s"), "inbox": all_keys.inbox("s"),
@@ -442,14 +460,14 @@ def test_a_call_fills_the_slots_of_the_header(name: str) -> None:
 
 @every_script
 def test_a_script_is_read_once(name: str) -> None:
-    assert load(name) is load(name)
-    assert load(name).name == name
-    assert load(name).keys == tuple(key for _, key in lua.script(name).keys)
+    assert loaded(name) is loaded(name)
+    assert loaded(name).name == name.partition("/")[0]
+    assert loaded(name).keys == tuple(key for _, key in lua.script(name).keys)
 
 
 @pytest.mark.parametrize("binary", BINARIES)
 def test_the_store_takes_every_script_and_names_it_by_our_digest(binary: Binary) -> None:
-    variants = [load(name) for name in SCRIPTS] + [load("complete", allow_oom=False)]
+    variants = [loaded(name) for name in VARIANTS] + [load("complete", allow_oom=False)]
     with shared_store(binary).client() as client:
         for script in variants:
             answer = client.execute_command("SCRIPT LOAD", script.text)
@@ -461,15 +479,15 @@ def test_the_store_takes_every_script_and_names_it_by_our_digest(binary: Binary)
 
 
 def test_what_is_sent_has_no_comments() -> None:
-    for name in SCRIPTS:
-        lines = load(name).text.splitlines()
+    for name in VARIANTS:
+        lines = loaded(name).text.splitlines()
         assert lines[0].startswith("#!lua")
         assert not [line for line in lines[1:] if line.lstrip().startswith("--")]
 
 
 def test_loaded_script_reads_keys_and_arguments_by_number() -> None:
-    for name in SCRIPTS:
-        text = load(name).text
+    for name in VARIANTS:
+        text = loaded(name).text
         assert not re.search(r"\b(KEYS|ARGV)\.", text)
         assert {int(n) for n in re.findall(r"KEYS\[(\d+)\]", text)} == {
             number for number, _ in lua.script(name).keys
@@ -477,8 +495,8 @@ def test_loaded_script_reads_keys_and_arguments_by_number() -> None:
 
 
 def test_loaded_script_has_no_function_that_nothing_calls() -> None:
-    for name in SCRIPTS:
-        text = load(name).text
+    for name in VARIANTS:
+        text = loaded(name).text
         for function in Source(text).functions:
             assert len(re.findall(rf"(?<![\w.]){function.name}[({{]", text)) > 1, function.name
     assert "local function make_dead(" in load("repair").text
@@ -497,12 +515,56 @@ def test_name_that_the_header_does_not_have_fails_the_loader(wrong: str) -> None
 
 @every_script
 def test_fields_of_a_reply_are_those_of_the_header(name: str) -> None:
-    fields, code = load(name).reply_fields, " ".join(lua.script(name).tokens)
+    fields, code = loaded(name).reply_fields, " ".join(lua.script(name).tokens)
     tables = re.findall(r"(?:reply|answer) \( \{(.*?)\} \)", code)
     tables += re.findall(r"local fields = \{(.*?)\}", code) if fields else []
     named = {field for table in tables for field in re.findall(r"(\w+) = ", table)}
     named |= set(re.findall(r"fields \. (\w+)", code)) if fields else set()
     assert named == set(fields)
+
+
+FLOW_KEYS = {"limited", "waiters", "holds", "limits", "limit_rules", "openings"}
+
+
+def test_plain_variants_know_nothing_of_flow_control() -> None:
+    """A queue that does not use it pays for none of it: no key, no argument, no line."""
+    plain = [load(name) for name in SCRIPTS if has_variants(name)]
+    assert {script.name for script in plain} >= {"enqueue", "fetch", "complete", "retry", "listen"}
+    for script in plain:
+        flow = script.flow()
+        assert not set(script.keys) & FLOW_KEYS
+        assert "SCHEMA" in script.text
+        assert flow.keys[: len(script.keys)] == script.keys
+        assert flow.text != script.text
+        assert not flow.is_plain
+        marks = re.findall(r"flow", script.text.partition("\n")[2])
+        assert not marks, f"{script.name}: a mark of the flow variant is left"
+
+
+def test_lines_of_a_variant_are_only_in_it() -> None:
+    text = """-- x: a script
+-- KEYS[1] meta hash
+-- flow KEYS[2] limited zset
+-- plain ARGV[1...] ids
+-- flow ARGV[1...] two values per task: id, limit
+one()
+  -- flow:
+  two()
+  -- plain:
+  three()
+  -- end flow
+-- flow:
+four()
+-- end flow
+five()
+"""
+    assert variant(text, flow=False) == (
+        "-- x: a script\n-- KEYS[1] meta hash\n-- ARGV[1...] ids\none()\n  three()\nfive()\n"
+    )
+    assert variant(text, flow=True) == (
+        "-- x: a script\n-- KEYS[1] meta hash\n-- KEYS[2] limited zset\n"
+        "-- ARGV[1...] two values per task: id, limit\none()\n  two()\nfour()\nfive()\n"
+    )
 
 
 def test_slot_with_a_wrong_number_fails_the_loader() -> None:

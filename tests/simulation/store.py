@@ -67,8 +67,9 @@ def _scripts() -> dict[str, Known]:
     found = {}
     for name in NAMES:
         for allow_oom in (None, True, False):
-            made = script.load(name, allow_oom=allow_oom)
-            found[made.sha] = _known(name, made.text)
+            for flow in (False, True):
+                made = script.load(name, allow_oom=allow_oom, flow=flow)
+                found[made.sha] = _known(name, made.text)
     return found
 
 

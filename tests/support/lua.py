@@ -9,6 +9,8 @@ from functools import cached_property
 from importlib.resources import files
 from typing import Final
 
+from qsync.broker.script import has_variants, variant
+
 FOLDER: Final = files("qsync.broker") / "lua"
 SCRIPTS: Final = tuple(
     sorted(
@@ -18,6 +20,8 @@ SCRIPTS: Final = tuple(
 INCLUDES: Final = tuple(
     sorted(entry.name.removesuffix(".lua") for entry in (FOLDER / "include").iterdir())
 )
+VARIANTS: Final = SCRIPTS + tuple(f"{name}/flow" for name in SCRIPTS if has_variants(name))
+"""The scripts by name, and the flow variants of those that have two."""
 
 _TOKEN: Final = re.compile(
     r"'(?:\\.|[^'\\])*'"  # text
@@ -86,7 +90,7 @@ class Source:
     @cached_property
     def stride(self) -> int:
         """How many values a task takes in the open-ended slot; 1 unless the header says more."""
-        words = {"two": 2, "three": 3, "four": 4}
+        words = {"two": 2, "three": 3, "four": 4, "seven": 7}
         return words.get(self.rest[1].split()[0].strip(","), 1) if self.rest else 0
 
     @cached_property
@@ -157,8 +161,17 @@ def arguments_at(tokens: list[str], opening: int) -> list[list[str]]:
 
 
 def script(name: str) -> Source:
-    return Source((FOLDER / f"{name}.lua").read_text("utf-8"))
+    """The text of a script: of its flow variant for `<name>/flow`, or if it has only that one."""
+    name, _, flow = name.partition("/")
+    text = (FOLDER / f"{name}.lua").read_text("utf-8")
+    return Source(variant(text, flow=bool(flow) or not has_variants(name)))
 
 
-def piece(name: str) -> Source:
-    return Source((FOLDER / "include" / f"{name}.lua").read_text("utf-8"))
+def piece(name: str, *, flow: bool) -> Source:
+    text = (FOLDER / "include" / f"{name}.lua").read_text("utf-8")
+    return Source(variant(text, flow=flow))
+
+
+def is_flow(name: str) -> bool:
+    """Whether a script of VARIANTS has the lines of the flow variant."""
+    return name.endswith("/flow") or not has_variants(name)

@@ -216,12 +216,12 @@ class AsyncBroker(BaseBroker[AioPool]):
             tries = [self._try_in_cluster(slots, call, ends) for call in calls]
             return list(await asyncio.gather(*tries))
         replies: list[Any] = await self._run_exchanges(
-            self._pool_for(None), send_calls(calls), ends, overlap
+            self._pool_for(None), send_calls(calls, self.flow_queues), ends, overlap
         )
         return replies
 
     async def _try_in_cluster(self, slots: SlotMap, call: Call[Any], ends: float) -> Any:
-        steps = in_cluster(slots, call)
+        steps = in_cluster(slots, call, self.flow_queues)
         answer: Any = None
         try:
             while True:

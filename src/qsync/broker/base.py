@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Final, Generic, Literal, Self, TypeVar
 
-from msgspec.structs import replace
-
 from qsync.backoff import Backoff
 from qsync.broker import redis_clients
 from qsync.broker.address import Address
@@ -60,6 +58,8 @@ class BaseBroker(Generic[PoolT]):
         self._slots = SlotMap.of(address)
         self._pools: dict[Node | None, PoolT] = {}
         """Pools by cluster node; the key is None for a store with one node."""
+        self.flow_queues: set[str] = set()
+        """Hash tags of queues with flow control, whose calls begin with the flow variant."""
         self._failure: BaseException | None = None
         """Last error that was retried."""
 
@@ -91,12 +91,7 @@ class BaseBroker(Generic[PoolT]):
         if (clock := self.address.clock) is None:
             return calls
         now_us = clock()
-        return [
-            replace(call, args=(now_us, *call.args[1:]))
-            if call.script.timed and call.args[0] == ""
-            else call
-            for call in calls
-        ]
+        return [call.at(now_us) for call in calls]
 
     def _address_of(self, node: Node | None) -> Address:
         return self.address if node is None else redis_clients.at_node(self.address, *node)

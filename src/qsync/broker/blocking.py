@@ -156,12 +156,12 @@ class Broker(BaseBroker[Pool]):
         if (slots := self._slots) is not None:
             return [self._try_in_cluster(slots, call, ends) for call in calls]
         replies: list[Any] = self._run_exchanges(
-            self._pool_for(None), send_calls(calls), ends, overlap
+            self._pool_for(None), send_calls(calls, self.flow_queues), ends, overlap
         )
         return replies
 
     def _try_in_cluster(self, slots: SlotMap, call: Call[Any], ends: float) -> Any:
-        steps = in_cluster(slots, call)
+        steps = in_cluster(slots, call, self.flow_queues)
         answer: Any = None
         try:
             while True:

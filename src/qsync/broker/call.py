@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from qsync.broker.script import Script
+from qsync.keys import names_beside
 
 T = TypeVar("T")
 
@@ -30,6 +32,22 @@ class Call(msgspec.Struct, Generic[T], frozen=True):
     args: tuple[Argument, ...]
     decode: Callable[[Any], T]
     wait: Wait | None = None
+    flow_args: tuple[Argument, ...] | None = None
+    """Arguments of the flow variant of the script; None: the same."""
+
+    def in_flow(self) -> Call[T]:
+        """Return the call of the flow variant of a plain script, for a queue with flow control."""
+        script = self.script.flow()
+        args = self.args if self.flow_args is None else self.flow_args
+        keys = names_beside(self.keys[0], script.keys)
+        return Call(script, keys, args, self.decode, self.wait)
+
+    def at(self, now_us: int) -> Call[T]:
+        """Return the call with this time, unless it has one or its script takes none."""
+        if not self.script.timed or self.args[0] != "":
+            return self
+        more = None if self.flow_args is None else (now_us, *self.flow_args[1:])
+        return replace(self, args=(now_us, *self.args[1:]), flow_args=more)
 
 
 class Wait(msgspec.Struct, frozen=True):

@@ -176,7 +176,7 @@ def _mismatch(text: str, call: Call[Any], address: Address) -> str:
     queue = call.keys[0].partition("}")[0].lstrip("{").rpartition(":")[2]
     return (
         f"{call.script.name}: the data of queue {queue} at {address} have layout {there}, and this "
-        f"version of qsync knows layout {known} only: use a version that supports it"
+        f"version of qsync knows layouts up to {known}: use a version that supports it"
     )
 
 

@@ -18,6 +18,7 @@ from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.error_mapping import Fault, classify, is_unsupported
 from qsync.broker.slot_map import Node, SlotMap
 from qsync.errors import ConfigError
+from qsync.keys import hash_tag
 
 log: Final = logging.getLogger("qsync.broker")
 
@@ -39,7 +40,39 @@ def eval_(call: Call[Any]) -> Command:
     return ("EVAL", call.script.text, len(call.keys), *call.keys, *call.args)
 
 
-def send_calls(calls: Sequence[Call[Any]]) -> Exchanges:
+def send_calls(calls: Sequence[Call[Any]], flow_queues: set[str]) -> Exchanges:
+    """Make calls in one exchange; return one reply per call.
+
+    Calls of queues in `flow_queues` are made in their flow variant. A call whose plain variant is
+    refused is repeated in its flow variant, and its queue is added to the set.
+    """
+    if flow_queues:
+        calls = [_adapted(call, flow_queues) for call in calls]
+    replies = yield from _send(calls)
+    refused = [index for index, reply in enumerate(replies) if _needs_flow(calls[index], reply)]
+    if refused:
+        flow_queues.update(hash_tag(calls[index].keys[0]) for index in refused)
+        again = yield from _send([calls[index].in_flow() for index in refused])
+        for index, reply in zip(refused, again, strict=True):
+            replies[index] = reply
+    return replies
+
+
+def _adapted(call: Call[Any], flow_queues: set[str]) -> Call[Any]:
+    is_flow = call.script.is_plain and hash_tag(call.keys[0]) in flow_queues
+    return call.in_flow() if is_flow else call
+
+
+def _needs_flow(call: Call[Any], reply: Any) -> bool:
+    """Return whether the plain variant was refused since the queue has flow control."""
+    return (
+        isinstance(reply, failures.ResponseError)
+        and call.script.is_plain
+        and classify(reply) is Fault.SCHEMA
+    )
+
+
+def _send(calls: Sequence[Call[Any]]) -> Exchanges:
     """Make calls in one exchange; return one reply per call.
 
     Calls whose script the store does not know are repeated in a second exchange, as EVAL.
@@ -74,12 +107,21 @@ def send_redirected(call: Call[Any], *, asking: bool) -> Exchanges:
     return reply
 
 
-def in_cluster(slots: SlotMap, call: Call[Any]) -> ClusterSteps:
+def in_cluster(slots: SlotMap, call: Call[Any], flow_queues: set[str]) -> ClusterSteps:
     """Make a call on the node that holds its keys, following redirections; return its reply.
 
     Yields a key, and is sent the node that holds it; or a node and exchanges, and is sent what
-    these return.
+    these return. Variants are chosen as in `send_calls`.
     """
+    call = _adapted(call, flow_queues)
+    reply = yield from _on_holder(slots, call)
+    if _needs_flow(call, reply):
+        flow_queues.add(hash_tag(call.keys[0]))
+        reply = yield from _on_holder(slots, call.in_flow())
+    return reply
+
+
+def _on_holder(slots: SlotMap, call: Call[Any]) -> ClusterSteps:
     reply: Any = None
     node: Node | None = None
     for _ in range(REDIRECTIONS):

@@ -22,7 +22,7 @@ from qsync.broker.address import Address
 from qsync.broker.call import Call
 from qsync.broker.channels import Channels, Heard
 from qsync.broker.error_mapping import LIBRARY_ERRORS, mapped_errors, translate, unavailable
-from qsync.broker.exchanges import Command, eval_, evalsha
+from qsync.broker.exchanges import Command, send_calls
 from qsync.broker.protocol import PlainConnection, RedisConnection, pack_commands, wrap_connection
 from qsync.broker.redis_internals import socket_of
 from qsync.broker.slot_map import Node
@@ -55,6 +55,7 @@ class AsyncSource(Protocol):
     """The part of AsyncBroker that this module uses."""
 
     address: Address
+    flow_queues: set[str]
 
     async def run_many(self, calls: Sequence[Call[T]]) -> list[T | QsyncError]:
         """Try each call once."""
@@ -228,14 +229,20 @@ class BlockingPop:
             await self.pop(seconds)
             [answer] = await self._broker.run_many([call])
             return answer
-        woken, reply = await self._exchange(seconds + GRACE, self._blpop(seconds), evalsha(call))
+        exchanges = send_calls([call], self._broker.flow_queues)
+        commands = next(exchanges)
+        woken, *replies = await self._exchange(seconds + GRACE, self._blpop(seconds), *commands)
         if isinstance(woken, Exception):
             raise await self._failed(woken) from woken
+        while True:
+            try:
+                commands = exchanges.send(replies)
+            except StopIteration as end:
+                [reply] = end.value
+                break
+            replies = await self._exchange(GRACE, *commands)
         if isinstance(reply, failures.ResponseError):
-            if isinstance(reply, failures.NoScriptError):
-                [reply] = await self._exchange(GRACE, eval_(call))
-            if isinstance(reply, failures.ResponseError):
-                return translate(reply, call, self._broker.address)
+            return translate(reply, call, self._broker.address)
         return None if reply is None else call.decode(reply)
 
     def _blpop(self, seconds: float, keys: Sequence[str] | None = None) -> Command:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
-from qsync import codec
 from qsync.broker.call import Argument, Call, Durability, Wait
+from qsync.broker.enqueue_options import enqueue_options, need_flow
 from qsync.broker.script import load
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.message import ENVELOPE_HEAD
@@ -171,8 +172,8 @@ def enqueue(
     reply as the first, even if the tasks have left the queue by then. A call with a lower number
     than the last one of its sender does nothing and returns no outcomes.
     """
-    script = load("enqueue")
     options = [enqueue_options(task) for task in _batch(tasks)]
+    script = load("enqueue", flow=need_flow(tasks))
     args: list[Argument] = [_now(now_us), ENVELOPE_HEAD, sender, number]
     if any(options):
         args.append(3)
@@ -205,7 +206,7 @@ def tick(
 
     Nothing is enqueued when this tick or a later one was handled before, or the schedule is paused.
     """
-    script = load("tick")
+    script = load("tick", flow=task.flow is not None)
     args = (
         _now(now_us), ENVELOPE_HEAD, schedule, tick_us,
         task.id, task.message, enqueue_options(task),
@@ -260,7 +261,7 @@ def fetch(
 
 def made_again(fetch: Call[FetchResult]) -> Call[FetchResult]:
     """Return the fetch marked as a repetition of one that got no reply."""
-    return Call(fetch.script, fetch.keys, (*fetch.args[:-1], 1), fetch.decode)
+    return replace(fetch, args=(*fetch.args[:-1], 1))
 
 
 def complete(
@@ -291,7 +292,7 @@ def complete_without_room(
 ) -> Call[list[Outcome]]:
     """Complete tasks even when the store is out of memory; for short results only."""
     call = complete(keys, tasks, now_us=now_us)
-    return Call(load("complete", allow_oom=True), call.keys, call.args, call.decode)
+    return replace(call, script=load("complete", allow_oom=True))
 
 
 def retry(
@@ -651,23 +652,6 @@ def _batch(items: Sequence[T]) -> Sequence[T]:
 
 def _now(now_us: int | None) -> Argument:
     return "" if now_us is None else now_us
-
-
-class _EnqueueOptions(msgspec.Struct, array_like=True):
-    due: str
-    fairness_key: str
-    lock: str
-    window_us: int
-    remember_us: int
-
-
-def enqueue_options(task: NewTask) -> bytes:
-    """Return the options of a task as the scripts take them; empty without any."""
-    if not (task.due or task.fairness_key or task.lock or task.remember_us):
-        return b""
-    return codec.encode(
-        _EnqueueOptions(task.due, task.fairness_key, task.lock, task.window_us, task.remember_us)
-    )
 
 
 def _enqueued(reply: Any, confirmed: bool | None) -> list[Enqueued]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from qsync.broker.call import Argument, Call
-from qsync.broker.ops import SCHEDULE_SILENCE_US, enqueue_options
+from qsync.broker.enqueue_options import enqueue_options, need_flow
+from qsync.broker.ops import SCHEDULE_SILENCE_US
 from qsync.broker.script import load
 from qsync.broker.stored_schedules import StoredRow, row_of
 from qsync.keys import NAME, GlobalKeys, QueueKeys
@@ -89,7 +90,8 @@ def tick_schedules(
     keys: QueueKeys, rows: Sequence[TickRow], *, now_us: int | None = None
 ) -> Call[list[TickOutcome]]:
     """Enqueue the due ticks of stored schedules, and set their next ticks."""
-    script = load("tick_schedules")
+    flow = any(need_flow(row.tasks) for row in rows)
+    script = load("tick_schedules", flow=flow)
     args: list[Argument] = [_now(now_us), ENVELOPE_HEAD, SCHEDULE_SILENCE_US]
     for row, next_us, tasks in rows:
         args += (row.name, row.stamp, row.next_us or 0, next_us, len(tasks))

@@ -12,6 +12,20 @@ The code says `KEYS.tasks` and `ARGV.now`, which the loader replaces by `KEYS[1]
 names cost the store nothing. `reply{ ids = ids, more = true }` makes the reply: a list in the order
 of the header, whose missing fields are 0, '' or {} by their type. `Script.reply` names the
 fields for Python.
+
+A script whose header has the line `-- variants: plain flow` has two variants. The plain one, which
+queues without flow control run, knows none of its keys and costs nothing for it. Lines that only
+one variant has are marked, in scripts and includes:
+
+    -- flow KEYS[13] limited  zset  ids by order tag
+    -- flow:
+    park(id)
+    -- plain:
+    take(id)
+    -- end flow
+
+The keys and arguments of the flow variant are those of the plain one, and more after them. A
+script with one variant is loaded with the lines of the flow variant.
 """
 
 from __future__ import annotations
@@ -29,6 +43,13 @@ _INCLUDE: Final = re.compile(r"^-- include: (.+)$", re.MULTILINE)
 _NAMED: Final = re.compile(r"\b(KEYS|ARGV)\.(\w+)")
 _CALLED: Final = re.compile(r"(?<!function )(?<![\w.])(\w+)[({]")
 _FUNCTION: Final = re.compile(r"^local function (\w+)\(.*?^end\n", re.MULTILINE | re.DOTALL)
+
+_VARIANTS: Final = "-- variants: plain flow\n"
+_BLOCK: Final = re.compile(
+    r"^ *-- flow:\n(.*?)(?:^ *-- plain:\n(.*?))?^ *-- end flow\n", re.MULTILINE | re.DOTALL
+)
+_FLOW_LINE: Final = re.compile(r"^-- flow (KEYS|ARGV|REPLY|include)(.*\n)", re.MULTILINE)
+_PLAIN_LINE: Final = re.compile(r"^-- plain (KEYS|ARGV|REPLY|include)(.*\n)", re.MULTILINE)
 
 _FIELD: Final = {
     "flag": "fields.{0} and 1 or 0",
@@ -51,6 +72,13 @@ class Script:
     timed: bool = False
     """Whether the first argument is the time, empty for the store's clock."""
     reply_fields: tuple[str, ...] = ()
+    is_plain: bool = False
+    """Whether the script has a flow variant, and this is the plain one."""
+    allow_oom: bool | None = None
+
+    def flow(self) -> Script:
+        """Return the flow variant of a plain script."""
+        return load(self.name, allow_oom=self.allow_oom, flow=True)
 
     def reply(self, values: list[Any]) -> dict[str, Any]:
         """Name the values of a reply."""
@@ -65,19 +93,37 @@ def read(path: str) -> str:
     return (files("qsync.broker") / "lua" / path).read_text("utf-8")
 
 
+def variant(text: str, *, flow: bool) -> str:
+    """Return the text of a file as one variant has it."""
+    text = _BLOCK.sub(lambda found: found[1] if flow else found[2] or "", text)
+    kept, dropped = (_FLOW_LINE, _PLAIN_LINE) if flow else (_PLAIN_LINE, _FLOW_LINE)
+    return kept.sub(r"-- \1\2", dropped.sub("", text))
+
+
+def has_variants(name: str) -> bool:
+    """Return whether a script has a plain and a flow variant."""
+    return _VARIANTS in read(f"{name}.lua")
+
+
 @cache
-def load(name: str, *, allow_oom: bool | None = None) -> Script:
-    """Read a script; `allow_oom` overrides that flag of the file."""
-    shebang, body = read(f"{name}.lua").split("\n", 1)
+def load(name: str, *, allow_oom: bool | None = None, flow: bool = False) -> Script:
+    """Read a script, in its flow variant if `flow` is true or it has only that one.
+
+    `allow_oom` overrides that flag of the file.
+    """
+    is_plain = not flow and has_variants(name)
+    shebang, body = variant(read(f"{name}.lua"), flow=not is_plain).split("\n", 1)
     if allow_oom is not None:
         shebang = "#!lua flags=allow-oom" if allow_oom else "#!lua"
     slots = _slots(name, body)
-    includes = [read(f"include/{piece}.lua") for piece in _includes(body)]
+    includes = [
+        variant(read(f"include/{piece}.lua"), flow=not is_plain) for piece in _includes(body)
+    ]
     code = "\n".join(map(_code, [*includes, _constructor(slots["REPLY"]), body]))
     text = f"{shebang}\n{_numbered(name, _used(code), slots)}"
     sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
     keys, args, reply = map(tuple, slots.values())
-    return Script(name, text, sha, keys, args[:1] == ("now",), reply)
+    return Script(name, text, sha, keys, args[:1] == ("now",), reply, is_plain, allow_oom)
 
 
 def _slots(name: str, body: str) -> dict[str, dict[str, str]]:

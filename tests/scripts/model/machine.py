@@ -252,7 +252,7 @@ class Scripts(RuleBasedStateMachine):
             return
         self.make_room()
         call = self.call(*self.calls[-1 - back % len(self.calls)])
-        self.rig.set("meta", "schema", "2")
+        self.rig.set("meta", "schema", "3")
         self.dump = self.rig.dump()
         self.refused(call, SchemaMismatch)
         self.rig.set("meta", "schema", "1")

@@ -118,8 +118,8 @@ def no_room_for_anything() -> contextlib.AbstractContextManager[None]:
     """No script may run when the store is out of memory."""
     real = ops.load
 
-    def load(name: str, *, allow_oom: bool | None = None) -> Script:
-        return real(name, allow_oom=False)
+    def load(name: str, *, allow_oom: bool | None = None, flow: bool = False) -> Script:
+        return real(name, allow_oom=False, flow=flow)
 
     return exchanged(ops, "load", load)
 

@@ -17,6 +17,7 @@
 -- KEYS[14] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[15] unique    hash    locks
 -- KEYS[16] meta      hash    schema
+-- KEYS[17] limited   zset    ids by order tag
 -- ARGV[1] source     text    name of the key to scan; empty: look the given ids up
 -- ARGV[2] cursor     text    0 at first, then the cursor that the last call returned
 -- ARGV[3] count      int     approximate number of entries to scan
@@ -81,7 +82,7 @@ local hash = ({
 })[ARGV.source]
 local set = ({
   pending = KEYS.pending, scheduled = KEYS.scheduled, active = KEYS.active, retry = KEYS.retry,
-  completed = KEYS.completed, dead = KEYS.dead,
+  completed = KEYS.completed, dead = KEYS.dead, limited = KEYS.limited,
 })[ARGV.source]
 if hash then
   scan_names(hash)
@@ -95,7 +96,7 @@ else
   end
 end
 
-local state_names = { 'pending', 'scheduled', 'active', 'retry', 'completed', 'dead' }
+local state_names = { 'pending', 'scheduled', 'active', 'retry', 'completed', 'dead', 'limited' }
 local hash_names = {
   'tasks', 'owner', 'crashes', 'failures', 'results', 'keys', 'cancels', 'progress',
 }
@@ -104,7 +105,7 @@ for i, id in ipairs(ids) do
   rows[i] = { id, {}, {}, '', '', claims[i], '' }
 end
 for at, set_key in ipairs({
-  KEYS.pending, KEYS.scheduled, KEYS.active, KEYS.retry, KEYS.completed, KEYS.dead,
+  KEYS.pending, KEYS.scheduled, KEYS.active, KEYS.retry, KEYS.completed, KEYS.dead, KEYS.limited,
 }) do
   -- The store scans a small key as a whole, so there may be more ids than were asked for.
   for first = 1, #ids, 500 do

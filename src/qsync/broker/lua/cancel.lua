@@ -20,6 +20,7 @@
 -- KEYS[16] done      channel of ended tasks
 -- KEYS[17] meta      hash    schema
 -- KEYS[18] recent  zset    ids that callers chose, by expiry time
+-- KEYS[19] limited   zset    ids by order tag
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] id         text
 -- ARGV[3] retention  int us  retention of the task; empty: none
@@ -28,7 +29,7 @@
 check_schema()
 local now, id = clock(ARGV.now), ARGV.id
 check_end_cancelled()
-for _, set in ipairs({ KEYS.pending, KEYS.scheduled, KEYS.retry }) do
+for _, set in ipairs({ KEYS.pending, KEYS.scheduled, KEYS.retry, KEYS.limited }) do
   if redis.call('ZSCORE', set, id) then
     check_rights(KEYS.cancels, { 'HSET', 'HGET', 'HDEL', 'HMGET', 'ZADD', 'EXISTS' })
     redis.call('ZREM', set, id)

@@ -2,6 +2,7 @@
 -- complete: remove tasks that succeeded, or keep them for their retention.
 -- With results it runs without allow-oom: the store refuses the whole call when it is out of
 -- memory.
+-- variants: plain flow
 -- include: check_schema preconditions clock counters unique_locks ended_tasks forget_tasks
 -- include: check_leases runnable_since note_runnable
 -- KEYS[1] tasks      hash    id -> message

@@ -17,6 +17,7 @@
 -- KEYS[14] done      channel of ended tasks
 -- KEYS[15] meta      hash    schema
 -- KEYS[16] recent  zset    ids that callers chose, by expiry time
+-- KEYS[17] limited   zset    ids by order tag
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] state      text    state in which the caller saw them
 -- ARGV[3...] ids
@@ -24,7 +25,7 @@
 check_schema()
 local set = ({
   pending = KEYS.pending, scheduled = KEYS.scheduled, retry = KEYS.retry,
-  completed = KEYS.completed, dead = KEYS.dead,
+  completed = KEYS.completed, dead = KEYS.dead, limited = KEYS.limited,
 })[ARGV.state]
 local now, gone = clock(ARGV.now), {}
 check_hash(KEYS.tasks)

@@ -28,12 +28,18 @@
 -- KEYS[25] idle      zset    ids of servers that a message wakes
 -- KEYS[26] stored_schedules hash  schedule -> its record
 -- KEYS[27] next_ticks zset   schedules by next tick, us
+-- KEYS[28] limited   zset    ids by order tag
+-- KEYS[29] waiters   zset    limit and id of each limited task
+-- KEYS[30] holds     hash    id -> its limits, of unfinished tasks
+-- KEYS[31] limits    hash    limit -> its state
+-- KEYS[32] limit_rules hash    name -> its rule
+-- KEYS[33] openings  zset    limits by the time at which they open, us
 -- ARGV[1] force      int     1: delete its stored schedules too
 -- returns the number of tasks and of such schedules that it holds; 0: the queue was deleted
 check_schema()
 local held = 0
 for _, set_key in ipairs({
-  KEYS.scheduled, KEYS.pending, KEYS.active, KEYS.retry, KEYS.completed, KEYS.dead,
+  KEYS.scheduled, KEYS.pending, KEYS.limited, KEYS.active, KEYS.retry, KEYS.completed, KEYS.dead,
 }) do
   held = held + redis.call('ZCARD', set_key)
 end
@@ -47,7 +53,8 @@ if held == 0 then
     KEYS.dead, KEYS.owner, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.unique, KEYS.keys,
     KEYS.fairness, KEYS.fetches, KEYS.calls, KEYS.ticks, KEYS.schedules, KEYS.cancels,
     KEYS.progress, KEYS.wake, KEYS.meta, KEYS.stats, KEYS.recent, KEYS.idle,
-    KEYS.stored_schedules, KEYS.next_ticks
+    KEYS.stored_schedules, KEYS.next_ticks, KEYS.limited, KEYS.waiters, KEYS.holds, KEYS.limits,
+    KEYS.limit_rules, KEYS.openings
   )
 end
 return held

@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
 -- end_cancelled: end tasks whose handler was stopped because of a cancel request.
+-- variants: plain flow
 -- include: check_schema preconditions clock counters unique_locks ended_tasks forget_tasks
 -- include: check_leases
 -- KEYS[1] tasks      hash    id -> message

@@ -3,6 +3,7 @@
 -- When the store is out of memory, it refuses the whole call and writes nothing.
 -- A repeated call writes nothing and returns the same reply; if it has a sender, even after its
 -- tasks have left the queue.
+-- variants: plain flow
 -- include: check_schema preconditions ensure_schema clock wake_server counters fairness_tags
 -- include: unique_locks schedule_due enqueue_replay recent_ids insert_tasks
 -- KEYS[1] tasks      hash    id -> message

@@ -9,6 +9,7 @@
 -- replication. It is not recorded either, and its repetition is an ordinary fetch. A fetch with
 -- `again` is recorded, so that a late copy of it finds its number.
 -- The first fetch of a queue sets the generation; a new generation later means that data were lost.
+-- variants: plain flow
 -- include: check_schema preconditions ensure_schema clock queue_reads wake_server counters
 -- include: crash_counts fairness_tags unique_locks ended_tasks forget_tasks runnable_since
 -- include: note_runnable replay_fetch promote_due outage_grace recover_expired lease_pending

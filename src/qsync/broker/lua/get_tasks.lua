@@ -15,18 +15,20 @@
 -- KEYS[12] cancels   hash    id -> retention us
 -- KEYS[13] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[14] meta      hash    schema
+-- KEYS[15] limited   zset    ids by order tag
 -- ARGV[1] messages  flag    empty: return an empty text instead of each existing message
 -- ARGV[2...] ids
 -- returns one per task: empty when it is not in the queue, else state, score, message, owner, crash
 --   count, failure record, result record, retention in cancels, progress
 check_schema()
-local states = { 'pending', 'scheduled', 'active', 'retry', 'completed', 'dead' }
+local states = { 'pending', 'scheduled', 'active', 'retry', 'completed', 'dead', 'limited' }
 local ids, replies = { unpack(ARGV, 2) }, {}
 if #ids == 0 then
   return replies
 end
 for at, set_key in ipairs({
   KEYS.pending, KEYS.scheduled, KEYS.active, KEYS.retry, KEYS.completed, KEYS.dead,
+  KEYS.limited,
 }) do
   for i, score in ipairs(redis.call('ZMSCORE', set_key, unpack(ids))) do
     if score and not replies[i] then

@@ -2,6 +2,7 @@
 -- hand_back: hand tasks back that a server leased but will not run, without counting an attempt.
 -- They go to the head of pending in the given order, or with a delay to scheduled. A task with a
 -- cancel request ends instead.
+-- variants: plain flow
 -- include: check_schema preconditions clock wake_server counters crash_counts fairness_tags
 -- include: unique_locks schedule_due ended_tasks forget_tasks check_leases note_runnable
 -- KEYS[1] tasks      hash    id -> message

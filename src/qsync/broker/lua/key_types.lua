@@ -28,6 +28,12 @@
 -- KEYS[25] idle      zset    ids of servers that a message wakes
 -- KEYS[26] stored_schedules hash  schedules that clients put
 -- KEYS[27] next_ticks zset   these schedules by next tick, us
+-- KEYS[28] limited   zset    ids by order tag
+-- KEYS[29] waiters   zset    limit and id of each limited task
+-- KEYS[30] holds     hash    id -> its limits, of unfinished tasks
+-- KEYS[31] limits    hash    limit -> its state
+-- KEYS[32] limit_rules hash    name -> its rule
+-- KEYS[33] openings  zset    limits by the time at which they open, us
 -- returns the type of each key in this order, `none` for one that does not exist; and the length of
 --   the wake list, 0 if it is not a list
 check_schema()
@@ -37,7 +43,8 @@ for _, any_key in ipairs({
   KEYS.owner, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.unique, KEYS.keys, KEYS.fairness,
   KEYS.fetches, KEYS.ticks, KEYS.cancels, KEYS.progress, KEYS.wake, KEYS.meta, KEYS.stats,
   KEYS.calls, KEYS.schedules, KEYS.recent, KEYS.idle,
-  KEYS.stored_schedules, KEYS.next_ticks,
+  KEYS.stored_schedules, KEYS.next_ticks, KEYS.limited, KEYS.waiters, KEYS.holds, KEYS.limits,
+  KEYS.limit_rules, KEYS.openings,
 }) do
   kinds[#kinds + 1] = redis.call('TYPE', any_key).ok
 end

@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
 -- kill: make tasks dead, and store their failure records.
+-- variants: plain flow
 -- include: check_schema preconditions clock counters unique_locks ended_tasks forget_tasks
 -- include: check_leases
 -- KEYS[1] active     zset    ids by lease expiry

@@ -3,27 +3,33 @@
 -- include: check_schema clock truncate_message count_cancelled runnable_since
 -- KEYS[1] scheduled  zset    ids by due time
 -- KEYS[2] pending    zset    ids by order tag
--- KEYS[3] active     zset    ids by lease expiry
--- KEYS[4] retry      zset    ids by due time
--- KEYS[5] completed  zset    ids by end of retention
--- KEYS[6] dead       zset    ids by time of death
--- KEYS[7] tasks      hash    id -> message
--- KEYS[8] failures   hash    id -> failure record
--- KEYS[9] owner      hash    id -> lease token
--- KEYS[10] crashes   hash    id -> crash count
--- KEYS[11] results   hash    id -> result record
--- KEYS[12] unique    hash    locks
--- KEYS[13] keys      hash    id -> fairness key
--- KEYS[14] fairness  zset    fairness keys by last tag
--- KEYS[15] fetches   hash    server id -> last fetch
--- KEYS[16] meta      hash    paused, paused_at
--- KEYS[17] stats     hash    counters, in all and per day
--- KEYS[18] cancels   hash    id -> retention us
--- KEYS[19] progress  hash    id -> done/total, or @<us> at which it became runnable
+-- KEYS[3] limited   zset    ids by order tag
+-- KEYS[4] active     zset    ids by lease expiry
+-- KEYS[5] retry      zset    ids by due time
+-- KEYS[6] completed  zset    ids by end of retention
+-- KEYS[7] dead       zset    ids by time of death
+-- KEYS[8] tasks      hash    id -> message
+-- KEYS[9] failures   hash    id -> failure record
+-- KEYS[10] owner      hash    id -> lease token
+-- KEYS[11] crashes   hash    id -> crash count
+-- KEYS[12] results   hash    id -> result record
+-- KEYS[13] unique    hash    locks
+-- KEYS[14] keys      hash    id -> fairness key
+-- KEYS[15] fairness  zset    fairness keys by last tag
+-- KEYS[16] fetches   hash    server id -> last fetch
+-- KEYS[17] meta      hash    paused, paused_at
+-- KEYS[18] stats     hash    counters, in all and per day
+-- KEYS[19] cancels   hash    id -> retention us
+-- KEYS[20] progress  hash    id -> done/total, or @<us> at which it became runnable
+-- KEYS[21] waiters   zset    limit and id of each limited task
+-- KEYS[22] holds     hash    id -> its limits, of unfinished tasks
+-- KEYS[23] limits    hash    limit -> its state
+-- KEYS[24] limit_rules hash    name -> its rule
+-- KEYS[25] openings  zset    limits by the time at which they open, us
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] days       int     number of days to return counters of, including today; 1 to 90
 -- ARGV[3...] names of counters
--- returns now us; the sizes of the six states in this order; the approximate size of the keys in
+-- returns now us; the sizes of the seven states in this order; the approximate size of the keys in
 --   bytes, -1 when the store does not report it; who paused the queue and why, empty when it is not
 --   paused; time of the pause, us; the first pending tasks, up to 8 and 1 MiB, each as message
 --   (truncated when long), length of the message and failure record; the counters, name and value
@@ -34,14 +40,15 @@ check_schema()
 local now = clock(ARGV.now)
 local sizes, bytes = {}, 0
 for _, set_key in ipairs({
-  KEYS.scheduled, KEYS.pending, KEYS.active, KEYS.retry, KEYS.completed, KEYS.dead,
+  KEYS.scheduled, KEYS.pending, KEYS.limited, KEYS.active, KEYS.retry, KEYS.completed, KEYS.dead,
 }) do
   sizes[#sizes + 1] = redis.call('ZCARD', set_key)
 end
 for _, any_key in ipairs({
   KEYS.scheduled, KEYS.pending, KEYS.active, KEYS.retry, KEYS.completed, KEYS.dead, KEYS.tasks,
   KEYS.failures, KEYS.owner, KEYS.crashes, KEYS.results, KEYS.unique, KEYS.keys, KEYS.fairness,
-  KEYS.fetches, KEYS.meta, KEYS.stats,
+  KEYS.fetches, KEYS.meta, KEYS.stats, KEYS.limited, KEYS.waiters, KEYS.holds, KEYS.limits,
+  KEYS.limit_rules, KEYS.openings,
 }) do
   local usage = redis.pcall('MEMORY', 'USAGE', any_key)
   if type(usage) == 'table' then

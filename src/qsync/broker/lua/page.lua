@@ -16,6 +16,7 @@
 -- KEYS[11] cancels   hash    id -> retention us
 -- KEYS[12] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[13] meta      hash    schema
+-- KEYS[14] limited   zset    ids by order tag
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] state      text
 -- ARGV[3] count      int     maximum number of tasks, 1 to 500
@@ -28,7 +29,7 @@
 check_schema()
 local set = ({
   pending = KEYS.pending, scheduled = KEYS.scheduled, active = KEYS.active, retry = KEYS.retry,
-  completed = KEYS.completed, dead = KEYS.dead,
+  completed = KEYS.completed, dead = KEYS.dead, limited = KEYS.limited,
 })[ARGV.state]
 
 local function ids_from(set_key, total)

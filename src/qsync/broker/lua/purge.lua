@@ -21,6 +21,7 @@
 -- KEYS[16] done      channel of ended tasks
 -- KEYS[17] meta      hash    schema
 -- KEYS[18] recent  zset    ids that callers chose, by expiry time
+-- KEYS[19] limited   zset    ids by order tag
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] state      text
 -- ARGV[3] count      int     maximum number of tasks, 1 to 500
@@ -36,7 +37,7 @@ check_schema()
 local now, state, count = clock(ARGV.now), ARGV.state, tonumber(ARGV.count)
 local set = ({
   pending = KEYS.pending, scheduled = KEYS.scheduled, active = KEYS.active, retry = KEYS.retry,
-  completed = KEYS.completed, dead = KEYS.dead,
+  completed = KEYS.completed, dead = KEYS.dead, limited = KEYS.limited,
 })[state]
 
 local last_score, last_id = ARGV.score, ARGV.id

@@ -25,6 +25,7 @@
 -- KEYS[19] meta      hash    schema
 -- KEYS[20] stored_schedules hash  schedules that clients put
 -- KEYS[21] next_ticks zset   these schedules by next tick, us
+-- KEYS[22] limited   zset    ids by order tag
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] damage     text    kind of the damage
 -- ARGV[3] record     bytes   failure record for tasks that become dead
@@ -37,7 +38,7 @@ local now = clock(ARGV.now)
 check_rights(KEYS.tasks, { 'ZADD', 'ZREM', 'HSET', 'HDEL', 'HMGET', 'EXISTS' })
 
 local function is_unfinished(id)
-  for _, set_key in ipairs({ KEYS.active, KEYS.pending, KEYS.retry, KEYS.scheduled }) do
+  for _, set_key in ipairs({ KEYS.active, KEYS.pending, KEYS.limited, KEYS.retry, KEYS.scheduled }) do
     if redis.call('ZSCORE', set_key, id) then
       return true
     end
@@ -60,13 +61,13 @@ local mend = {}
 -- Keep the task only in the first of its states in this order, which puts unfinished states first.
 mend['several states'] = function(id)
   for _, set_key in ipairs({
-    KEYS.active, KEYS.pending, KEYS.retry, KEYS.scheduled, KEYS.dead, KEYS.completed,
+    KEYS.active, KEYS.pending, KEYS.limited, KEYS.retry, KEYS.scheduled, KEYS.dead, KEYS.completed,
   }) do
     check_set(set_key)
   end
   local kept, taken = false, 0
   for _, set_key in ipairs({
-    KEYS.active, KEYS.pending, KEYS.retry, KEYS.scheduled, KEYS.dead, KEYS.completed,
+    KEYS.active, KEYS.pending, KEYS.limited, KEYS.retry, KEYS.scheduled, KEYS.dead, KEYS.completed,
   }) do
     if kept then
       taken = taken + redis.call('ZREM', set_key, id)
@@ -97,10 +98,10 @@ mend['no message'] = function(id)
   end
   check_set(KEYS.dead)
   check_hash(KEYS.owner)
-  for _, set_key in ipairs({ KEYS.pending, KEYS.retry, KEYS.scheduled, KEYS.active }) do
+  for _, set_key in ipairs({ KEYS.pending, KEYS.limited, KEYS.retry, KEYS.scheduled, KEYS.active }) do
     check_set(set_key)
   end
-  for _, set_key in ipairs({ KEYS.pending, KEYS.retry, KEYS.scheduled }) do
+  for _, set_key in ipairs({ KEYS.pending, KEYS.limited, KEYS.retry, KEYS.scheduled }) do
     redis.call('ZREM', set_key, id)
   end
   release_leases({ id })

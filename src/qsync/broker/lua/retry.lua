@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
 -- retry: put tasks whose attempt failed into retry. A task with a cancel request ends instead.
+-- variants: plain flow
 -- include: check_schema preconditions clock wake_server counters crash_counts unique_locks
 -- include: schedule_due ended_tasks forget_tasks check_leases
 -- KEYS[1] tasks      hash    id -> message

@@ -1,6 +1,7 @@
 #!lua
 -- tick: enqueue the task of a schedule's tick, unless this tick or a later one was enqueued before.
 -- The ticks of a paused schedule are skipped.
+-- variants: plain flow
 -- include: check_schema preconditions ensure_schema clock wake_server counters fairness_tags
 -- include: unique_locks schedule_due insert_tasks
 -- KEYS[1] tasks      hash    id -> message

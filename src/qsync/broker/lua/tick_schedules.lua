@@ -3,6 +3,7 @@
 -- A schedule that was put, deleted, resumed or ticked since the caller read it stays as it is. The
 -- ticks of a paused schedule, and of one whose name servers publish as a periodic task of their
 -- program, pass without a task.
+-- variants: plain flow
 -- include: check_schema preconditions ensure_schema clock wake_server counters
 -- include: fairness_tags unique_locks schedule_due insert_tasks stored_records
 -- KEYS[1] tasks      hash    id -> message

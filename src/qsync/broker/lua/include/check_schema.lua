@@ -1,16 +1,29 @@
 -- check_schema: the number of a queue's data layout, kept in its meta. Scripts do not touch data of
--- another layout, since an older version could damage the data of a newer one.
+-- another layout, since an older version could damage the data of a newer one. Layout 2 is that of
+-- queues that use flow control; plain variants of scripts leave it to the flow variants.
 
+-- flow:
+local schema, newest_schema = '1', '2'
+
+-- Return whether `layout`, the recorded layout, is one of these; data without a recorded layout
+-- have the first one. Another layout ends the script with an error, before it has written anything.
+local function is_current_schema(layout)
+  local known = layout == schema or layout == newest_schema
+  if layout and not known and string.find(layout, '^%d+$') then
+    error({ err = 'SCHEMA ' .. layout .. ' ' .. newest_schema })
+  end
+  return known
+end
+-- plain:
 local schema = '1'
 
--- Return whether `layout`, the recorded layout, is this one; data without a recorded layout have
--- the first one. Another layout ends the script with an error, before it has written anything.
 local function is_current_schema(layout)
   if layout and layout ~= schema and string.find(layout, '^%d+$') then
     error({ err = 'SCHEMA ' .. layout .. ' ' .. schema })
   end
   return layout == schema
 end
+-- end flow
 
 local function check_schema()
   return is_current_schema(redis.call('HGET', KEYS.meta, 'schema'))

@@ -1,0 +1,46 @@
+"""The options of new tasks as the scripts take them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from qsync import codec
+from qsync.new_task import NewTask
+
+
+class _EnqueueOptions(msgspec.Struct, array_like=True):
+    due: str
+    fairness_key: str
+    lock: str
+    window_us: int
+    remember_us: int
+
+
+class _FlowEnqueueOptions(_EnqueueOptions, array_like=True):
+    limits: tuple[str, ...]
+    priority: int
+    on_duplicate: str
+    debounce_us: int
+    debounce_max_us: int
+
+
+_FLOW_OF: Final = operator.attrgetter("flow")
+
+
+def need_flow(tasks: Iterable[NewTask]) -> bool:
+    """Return whether a task has options that only the flow variants of the scripts know."""
+    return any(map(_FLOW_OF, tasks))
+
+
+def enqueue_options(task: NewTask) -> bytes:
+    """Return the packed options of a task; empty without any."""
+    plain = (task.due, task.fairness_key, task.lock, task.window_us, task.remember_us)
+    if (flow := task.flow) is not None:
+        return codec.encode(_FlowEnqueueOptions(*plain, *msgspec.structs.astuple(flow)))
+    if not (task.due or task.fairness_key or task.lock or task.remember_us):
+        return b""
+    return codec.encode(_EnqueueOptions(*plain))
