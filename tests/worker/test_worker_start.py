@@ -33,6 +33,23 @@ async def lifespan():
 app = Qsync(mux=mux, lifespan=lifespan)
 """
 
+QUEUES = """
+from qsync import Qsync
+
+app = Qsync()
+
+@app.task(queue="mail")
+async def send() -> None: ...
+
+@app.task(queue="mail")
+async def remind() -> None: ...
+
+@app.task
+async def tidy() -> None: ...
+"""
+
+MAIL = ("--queues", "default,mail")
+
 FAILURES = {
     "lifespan": ("connect()", r"RuntimeError: no database\nat all", "connect()"),
     "slow lifespan": (
@@ -234,3 +251,20 @@ def test_lifespan_that_cannot_be_entered_is_refused_where_it_is_given(
 @pytest.mark.parametrize("lifespan", [right, partial(needy, app=1), Entered, lambda: Entered()])
 def test_lifespan_that_can_be_entered_is_accepted(lifespan: Callable[..., Any]) -> None:
     assert Qsync("redis://127.0.0.1:1", lifespan=lifespan).server().config.lifespan is lifespan
+
+
+@pytest.mark.parametrize(
+    ("options", "level"), [((), "WARNING"), (("--queues", "default"), "INFO"), (MAIL, "")]
+)
+def test_worker_names_the_queues_of_its_tasks_that_it_does_not_serve(
+    tmp_path: Path, valkey: Store, options: tuple[str, ...], level: str
+) -> None:
+    (tmp_path / "shop.py").write_text(QUEUES)
+    with Worker(tmp_path, valkey.url, *options) as worker:
+        worker.wait_ready(1)
+        said = [line for line in worker.out().splitlines() if "does not serve" in line]
+        assert len(said) == (1 if level else 0)
+        for line in said:
+            assert f" {level} main qsync.worker: this worker does not serve 1 queue" in line
+            assert "go to: mail (shop.remind, shop.send); add them to --queues" in line
+        assert worker.end() == 0, worker.out()

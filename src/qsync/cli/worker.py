@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, NoReturn
 
 import typer
@@ -24,6 +25,7 @@ from qsync.server.config import seconds
 from qsync.server.error_text import message_of
 from qsync.server.health import LIVE_LIMIT_S
 from qsync.server.server import Server
+from qsync.task import DEFAULT
 from qsync.version import __version__
 from qsync.worker import logs
 from qsync.worker.health_server import HealthPort, counts_tasks
@@ -33,6 +35,9 @@ from qsync.worker.process import Plan
 from qsync.worker.supervisor import Supervisor
 
 log: Final = logging.getLogger("qsync.worker")
+
+SHOWN: Final = 10
+"""Most queues, and most types of a queue, that the log names as not served."""
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -265,6 +270,9 @@ def worker(
         logs.configure(log_level, tag="main", form=log_format)
         logs.catch_uncaught()
         _banner(target, server, processes)
+        if unserved := _unserved(app, queues_served):
+            # With --queues the operator has chosen, and other workers may serve the rest.
+            log.log(logging.WARNING if queues is None else logging.INFO, unserved)
         if port is not None:
             log.info("health: http://%s:%d/ready", port.host, port.port)
         plan = Plan(
@@ -378,6 +386,26 @@ def _refuse(reason: str) -> NoReturn:
     """Print one line and exit with 2, for wrong usage."""
     typer.echo(f"qsync worker: {logs.escape(reason)}", err=True)
     raise typer.Exit(2)
+
+
+def _unserved(app: Qsync, served: Sequence[str]) -> str:
+    """Return which queues the tasks of the app go to that this worker does not serve; or ""."""
+    types: dict[str, list[str]] = {}
+    for name, function in sorted(app.functions.items()):
+        queue = function.defaults.get("queue", DEFAULT)
+        if queue not in served:
+            types.setdefault(queue, []).append(logs.escape(name))
+    if not types:
+        return ""
+    shown = [
+        f"{queue} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+        for queue, names in list(types.items())[:SHOWN]
+    ]
+    return (
+        f"this worker does not serve {plural(len(types), 'queue')} that tasks of the app go to: "
+        f"{', '.join(shown)}{', ...' if len(types) > SHOWN else ''}; add them to --queues, or "
+        "start another worker for them"
+    )
 
 
 def _banner(target: str, server: Server, processes: int) -> None:
