@@ -14,6 +14,8 @@ PAYLOAD: Final = b"x" * 32
 LOOP: Final = "no-op"
 THREAD: Final = "no-op-thread"
 PROCESS: Final = "no-op-process"
+BATCH: Final = "no-op-batch"
+THREAD_BATCH: Final = "no-op-thread-batch"
 WAIT: Final = "wait-5ms"
 FIRST: Final = "first"
 STAMPED: Final = "stamped"
@@ -41,6 +43,16 @@ def no_op_in_thread(task: TaskInfo) -> None:
 @mux.handle(PROCESS, executor="process")
 def no_op_in_process(task: TaskInfo) -> None:
     """Do nothing, in another process."""
+
+
+@mux.batch(BATCH, max_size=100, max_wait=0.02)
+async def no_op_batch(tasks: list[TaskInfo]) -> None:
+    """Do nothing, for 100 tasks at once."""
+
+
+@mux.batch(THREAD_BATCH, max_size=100, max_wait=0.02)
+def no_op_batch_in_thread(tasks: list[TaskInfo]) -> None:
+    """Do nothing, in a thread for 100 tasks at once."""
 
 
 @mux.handle(WAIT)

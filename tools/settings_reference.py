@@ -34,6 +34,10 @@ TITLES: Final = {
         Qsync.periodic,
         "`@app.periodic(...)`, besides the options of tasks. One of `cron` and `every` is needed.",
     ),
+    "Batches": (
+        Qsync.batch,
+        "`@app.batch(...)` and `@mux.batch(...)`, besides the options of tasks; docs/batches.md.",
+    ),
     "Back-off": (ExponentialBackoff, "`retry_delay=ExponentialBackoff(...)`."),
     "The dashboard": (create_app, "`qsync.web.create_app(inspector, ...)`."),
 }

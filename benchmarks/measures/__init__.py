@@ -16,6 +16,7 @@ MEASURES: Final[dict[str, Measure]] = {
     "callers": enqueue.measure_callers,
     "bulk": enqueue.measure_bulk,
     "drain": throughput.measure_drain,
+    "batches": throughput.measure_batches,
     "executors": throughput.measure_executors,
     "waiting": throughput.measure_waiting,
     "latency": latency.measure_idle,

@@ -9,7 +9,16 @@ from typing import Any, Final
 
 from benchmarks.baseline import BaselineRun
 from benchmarks.figures import Figure, Results, known_median, median
-from benchmarks.handlers import FIRST, LOOP, PAYLOAD, PROCESS, THREAD, WAIT
+from benchmarks.handlers import (
+    BATCH,
+    FIRST,
+    LOOP,
+    PAYLOAD,
+    PROCESS,
+    THREAD,
+    THREAD_BATCH,
+    WAIT,
+)
 from benchmarks.harness import Harness
 from benchmarks.server_process import ServerProcess
 from benchmarks.store import CommandUsage
@@ -131,6 +140,41 @@ def _compare_with_floor(pairs: list[tuple[BaselineRun, DrainRun]]) -> Results:
             median([100 * floor.cpu_s / run.cpu_s for floor, run in pairs]),
             "the floor's processor time to that of the server process, all its threads; leaves "
             "out the waiting for the store and for other processes",
+        ),
+    ]  # fmt: skip
+
+
+async def measure_batches(harness: Harness) -> Results:
+    """Drain no-op tasks by single calls and by calls for 100, in turn."""
+    scale = harness.scale
+    return [
+        *await _compare_batches(harness, "coroutine", LOOP, BATCH, scale.drain),
+        *await _compare_batches(harness, "thread", THREAD, THREAD_BATCH, scale.drain_threads),
+    ]
+
+
+async def _compare_batches(
+    harness: Harness, kind: str, single: str, batch: str, tasks: int
+) -> Results:
+    pairs = [
+        (await drain(harness, single, tasks), await drain(harness, batch, tasks))
+        for _ in range(harness.scale.rounds)
+    ]
+    how = f"{tasks:,} pending no-op tasks, concurrency 100, one process"
+    ours = median([100 * many.cpu_s / one.cpu_s for one, many in pairs])
+    return [
+        Figure(f"{kind}, single calls", "tasks/s", median([one.rate for one, _ in pairs]), how),
+        Figure(
+            f"{kind}, batches of 100", "tasks/s", median([many.rate for _, many in pairs]), how
+        ),
+        Figure(
+            f"{kind}, batches / single calls", "%",
+            median([100 * many.rate / one.rate for one, many in pairs]),
+            "tasks a second, of the same round",
+        ),
+        Figure(
+            f"{kind}, batches / single calls, processor time", "%", ours,
+            "of the server process; the store's time a task is the same",
         ),
     ]  # fmt: skip
 

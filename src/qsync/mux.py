@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import builtins
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
-from qsync.errors import ConfigError, InvalidTask
+from qsync.errors import ConfigError, InvalidTask, at_definition
 from qsync.keys import shorten
 from qsync.retry_policy import NO_RULES, DelayCallable, ErrorClasses, RetryRules, retry_rules
+from qsync.running_task import running
 from qsync.task import TaskInfo, check_type
+from qsync.times import Duration, duration_us
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,8 +57,33 @@ It raises CodecError when a reader would get another value.
 """
 
 
+BATCH_SIZE: Final = 100
+"""Default for the most tasks of one call of a batch handler."""
+
+BATCH_SIZE_LIMIT: Final = 10_000
+
+BATCH_WAIT_S: Final = 0.5
+"""Default for the longest wait of a batch for more tasks, in seconds."""
+
+BATCH_WAIT_LIMIT_S: Final = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """When a batch of tasks is complete."""
+
+    max_size: int
+    max_wait_s: float
+
+
 def _task_itself(task: TaskInfo) -> tuple[Sequence[Any], Mapping[str, Any]]:
     return (task,), {}
+
+
+def _tasks_of_call(task: TaskInfo) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """Return the tasks of the running batch; the first is as the middleware passed it on."""
+    _, *others = running.get().tasks
+    return ([task, *others],), {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +99,8 @@ class Handler:
     """Import path of a process handler, `module:name`; empty for other handlers."""
     carry_result: CarryResult | None = None
     rules: RetryRules = NO_RULES
+    batch: BatchLimits | None = None
+    """Limits of a batch handler, which takes a list of tasks; None: it takes one task."""
 
 
 class Mux:
@@ -120,6 +150,39 @@ class Mux:
             handler = make_handler(
                 type, function, executor=executor, middleware=middleware, rules=rules
             )
+            self.add(handler)
+            return function
+
+        return register
+
+    def batch(
+        self,
+        type: str,
+        *,
+        max_size: int = BATCH_SIZE,
+        max_wait: Duration = BATCH_WAIT_S,
+        middleware: Iterable[Middleware] = (),
+        retry_delay: DelayCallable | None = None,
+        retry_for: ErrorClasses | None = None,
+        dont_retry_for: ErrorClasses | None = None,
+    ) -> Callable[[F], F]:
+        """Register the decorated function as the batch handler of a type; return it unchanged.
+
+        The function takes a list of TaskInfo; see `Qsync.batch` for the limits and what it may
+        return. The other options are as for `handle`.
+
+        Raises ConfigError when the type has a handler, the function cannot be a batch handler, or
+        an option is wrong.
+        """
+        rules = retry_rules(
+            retry_delay=retry_delay, retry_for=retry_for, dont_retry_for=dont_retry_for
+        )
+
+        def register(function: F) -> F:
+            handler = make_batch_handler(
+                type, function, max_size=max_size, max_wait=max_wait, middleware=middleware,
+                rules=rules,
+            )  # fmt: skip
             self.add(handler)
             return function
 
@@ -179,6 +242,41 @@ def make_handler(
         raise ConfigError(msg)
     path = _import_path(type, function)
     return Handler(type, function, "process", around, arguments, path, carry_result, rules)
+
+
+def make_batch_handler(
+    type: str,
+    function: Callable[..., Any],
+    *,
+    max_size: int = BATCH_SIZE,
+    max_wait: Duration = BATCH_WAIT_S,
+    middleware: Iterable[Middleware] = (),
+    rules: RetryRules = NO_RULES,
+) -> Handler:
+    """Return a Handler for a function of a list of tasks. Raise ConfigError if it cannot be one."""
+    _check_type(type)
+    if builtins.type(max_size) is not int or not 1 <= max_size <= BATCH_SIZE_LIMIT:
+        msg = f"max_size: {shorten(max_size)} is not a whole number from 1 to {BATCH_SIZE_LIMIT}"
+        raise ConfigError(msg)
+    with at_definition():
+        wait_s = duration_us("max_wait", max_wait) / 1_000_000
+    if wait_s > BATCH_WAIT_LIMIT_S:
+        msg = f"max_wait: {shorten(max_wait)} is over the limit of {BATCH_WAIT_LIMIT_S:.0f} seconds"
+        raise ConfigError(msg)
+    why = _unfit(function, takes_task=False)
+    if why is None and not _takes(function, 1):
+        why = "cannot be called with a list of tasks alone; a batch handler is `def (tasks)`"
+    if why is not None:
+        raise ConfigError(f"batch handler of {type!r}: {shorten(function)} {why}")
+    around = check_middlewares(middleware)
+    place: Executor = "loop" if _is_async(function) else "thread"
+    if place != "thread" and any(map(in_thread, around)):
+        msg = f"batch handler of {type!r}: a `def` middleware is for `def` handlers alone"
+        raise ConfigError(f"{msg}; make it `async def`")
+    return Handler(
+        type, function, place, around, _tasks_of_call, rules=rules,
+        batch=BatchLimits(max_size, wait_s),
+    )  # fmt: skip
 
 
 def in_thread(middleware: Middleware) -> bool:

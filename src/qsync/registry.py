@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, cast, overload
 from zoneinfo import ZoneInfo
 
+from qsync.batch_function import BatchDecorator, BatchFunction
 from qsync.connections import Connections
 from qsync.errors import ConfigError, at_definition
 from qsync.keys import shorten
-from qsync.mux import Middleware, Mux, check_middlewares
+from qsync.mux import BATCH_SIZE, BATCH_WAIT_S, Middleware, Mux, check_middlewares
 from qsync.retry_policy import ErrorClasses
 from qsync.schedule import Missed, Periodic, schedule_of
 from qsync.server.periodic import PeriodicTask
@@ -26,6 +27,7 @@ from qsync.task_function import (
     TaskOptions,
     check_options,
 )
+from qsync.times import Duration
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,6 +41,9 @@ class Registry:
         self._mux = Mux()
         self.functions: dict[str, TaskFunction[..., Any, ..., Any]] = {}
         """Task functions by task type."""
+
+        self.batches: dict[str, BatchFunction[Any]] = {}
+        """Batch functions by task type."""
 
         self._periodics: dict[str, PeriodicTask] = {}
 
@@ -95,6 +100,58 @@ class Registry:
         if name is not None and not isinstance(name, str):
             return self._add(self._make(name, None, settings))
         return lambda function: self._add(self._make(function, name, settings))
+
+    def batch(
+        self,
+        name: str | None = None,
+        *,
+        max_size: int = BATCH_SIZE,
+        max_wait: Duration = BATCH_WAIT_S,
+        middleware: Iterable[Middleware] = (),
+        retry_for: ErrorClasses | None = None,
+        dont_retry_for: ErrorClasses | None = None,
+        **options: Unpack[TaskOptions],
+    ) -> BatchDecorator:
+        """Have servers call the decorated function for several tasks at once.
+
+        The function takes a list of TaskInfo, and reads each payload by `task.value()` or
+        `task.value(Type)`. `fn.enqueue(payload)` enqueues one task.
+
+        max_size  most tasks of one call, 1 to 10,000
+        max_wait  longest wait of the first task of a call for others, seconds or a timedelta; at
+                  most an hour. A task whose deadline would pass meanwhile does not wait
+
+        The function returns None, if all tasks are done, or a list with the result of each task in
+        their order. An exception in the list fails this task alone; one that the function raises
+        fails all tasks of the call, as does a list of another length. Each task has its own lease,
+        attempts, retries, deadline and result. The shortest timeout of the tasks applies to the
+        call. A task that is cancelled while the call runs ends as cancelled when the call ends; the
+        call is cancelled once that is so for all of its tasks. A call has one slot of
+        `concurrency`. A task that a crash of a server has interrupted runs in a call of its own.
+
+        The other options are as for `task`, but the function runs on the event loop or in a thread,
+        never in a process. Raises ConfigError when the name is taken, the function cannot be called
+        with a list alone, or an option is wrong.
+        """
+        with at_definition():
+            executor = cast("dict[str, Any]", options).get("executor")
+            if executor is not None:
+                msg = f"batch: executor={shorten(executor)} is not possible; a batch handler runs"
+                raise ConfigError(f"{msg} on the event loop (async def) or in a thread (def)")
+            check_options("batch", options, "name", "max_size", "max_wait")
+
+        def register(function: Callable[[list[TaskInfo]], Any]) -> BatchFunction[Any]:
+            with at_definition():
+                batch = BatchFunction(
+                    function, self._connections, name=name, max_size=max_size, max_wait=max_wait,
+                    middleware=middleware, retry_for=retry_for, dont_retry_for=dont_retry_for,
+                    options=options,
+                )  # fmt: skip
+            self._mux.add(batch.handler)
+            self.batches[batch.name] = batch
+            return batch
+
+        return register
 
     @overload
     def periodic(

@@ -183,14 +183,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         when no event loop is running in this thread (use `enqueue_sync`). Awaiting it raises what
         `AsyncClient.enqueue` raises, e.g. DuplicateTask and StoreUnavailable.
         """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            msg = (
-                f"task {self.name!r}: enqueue() needs a running event loop, and there is none in "
-                "this thread; use enqueue_sync()"
-            )
-            raise ConfigError(msg) from None
+        need_loop(self.name)
         return self._enqueue(self.build(*args, **kwargs))
 
     async def _enqueue(self, task: Task[R]) -> AsyncHandle[R]:
@@ -203,16 +196,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         (use `await enqueue()`), and what `Client.enqueue` raises, e.g. DuplicateTask and
         StoreUnavailable.
         """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
-            msg = (
-                f"task {self.name!r}: enqueue_sync() would block the event loop that runs in this "
-                "thread; use await enqueue()"
-            )
-            raise ConfigError(msg)
+        need_no_loop(self.name)
         return self._connections.enqueue(self.build(*args, **kwargs))
 
     @property
@@ -230,18 +214,53 @@ class TaskFunction(Generic[P, R, Q, V]):
         return cast("dict[str, Any]", self._options)
 
     def _override(self, options: TaskOptions) -> None:
-        for option in options:
-            if option in HANDLER_OPTIONS:
-                msg = f"task {self.name!r}: {option} is fixed; give it to @app.task({option}=...)"
-                raise InvalidTask(msg)
-            if option not in TaskOptions.__annotations__:
-                raise _no_option(f"task {self.name!r}", option, TaskOptions.__annotations__)
-        if options.get("delay") is not None:
-            self._options.pop("process_at", None)
-        if options.get("process_at") is not None:
-            self._options.pop("delay", None)
-        self._options |= options
-        Task(self.name, **self._task_options)  # checks them
+        self._options = overridden(self.name, self._options, options)
+
+
+def overridden(name: str, known: TaskOptions, options: TaskOptions) -> TaskOptions:
+    """Return the options of a task with others in their place. Raise InvalidTask if one is wrong.
+
+    `delay` replaces `process_at`, and `process_at` replaces `delay`.
+    """
+    for option in options:
+        if option in HANDLER_OPTIONS:
+            msg = f"task {name!r}: {option} is fixed; give it to @app.task({option}=...)"
+            raise InvalidTask(msg)
+        if option not in TaskOptions.__annotations__:
+            raise _no_option(f"task {name!r}", option, TaskOptions.__annotations__)
+    both = known.copy()
+    if options.get("delay") is not None:
+        both.pop("process_at", None)
+    if options.get("process_at") is not None:
+        both.pop("delay", None)
+    both |= options
+    Task(name, **cast("dict[str, Any]", both))  # checks them
+    return both
+
+
+def need_loop(name: str) -> None:
+    """Raise ConfigError unless an event loop runs in this thread, as `enqueue` needs it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        msg = (
+            f"task {name!r}: enqueue() needs a running event loop, and there is none in "
+            "this thread; use enqueue_sync()"
+        )
+        raise ConfigError(msg) from None
+
+
+def need_no_loop(name: str) -> None:
+    """Raise ConfigError if an event loop runs in this thread, which `enqueue_sync` would block."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    msg = (
+        f"task {name!r}: enqueue_sync() would block the event loop that runs in this "
+        "thread; use await enqueue()"
+    )
+    raise ConfigError(msg)
 
 
 def check_options(where: str, settings: Mapping[str, Any], *others: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import os
 import re
 import subprocess
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.stores import Store, wait_until
+from qsync import TaskFailed
+from tests.support.stores import Store, wait_until, wait_until_async
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -84,3 +87,31 @@ def test_the_first_program_of_the_readme(name: str, tmp_path: Path, valkey: Stor
     assert done.stdout.endswith(" b'task payload'\n")
     with valkey.client() as client:
         wait_until(lambda: not client.zcard("{alnovi:default}:pending"))
+
+
+def test_batch(prefix: str, valkey: Store) -> None:
+    """The program of docs/batches.md: all rows are inserted, and a wrong payload is dead alone."""
+    spec = importlib.util.spec_from_file_location("batch_example", EXAMPLES / "batch.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["batch_example"] = module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QSYNC_URL", valkey.url)
+        patch.setenv("QSYNC_PREFIX", prefix)
+        spec.loader.exec_module(module)
+
+    async def main() -> None:
+        async with module.app:
+            wrong = await module.insert_visits.enqueue({"page": "/", "seconds": "long"})
+            for number in range(250):
+                await module.note(f"/{number}", number / 10)
+            async with module.app.server(shutdown_timeout=5):
+                query = "select count(*), max(seconds) from visits"
+                await wait_until_async(
+                    lambda: module.database.execute(query).fetchone() == (250, 24.9)
+                )
+                with pytest.raises(TaskFailed, match="seconds"):
+                    await wrong.result(10)
+
+    asyncio.run(main())

@@ -163,3 +163,15 @@ def test_hooks_of_enqueued_are_called(app: Qsync) -> None:
     with inline(app):
         send.enqueue_sync()
     assert ran == ["before send", "enqueued send"]
+
+
+def test_a_batch_handler_gets_each_task_alone(app: Qsync) -> None:
+    @app.batch("index", retention=60)
+    def index(tasks: list[TaskInfo]) -> list[Any]:
+        value = tasks[0].value()
+        return [ValueError("seven") if value == 7 else (value, len(current().tasks))]
+
+    with inline(app):
+        assert index.enqueue_sync(5).result() == (5, 1)
+        with pytest.raises(ValueError, match="seven"):
+            index.enqueue_sync(7)

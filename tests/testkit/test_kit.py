@@ -22,6 +22,7 @@ from qsync import (
     SkipRetry,
     Snooze,
     Task,
+    TaskInfo,
     current,
 )
 from qsync.errors import DuplicateTask, TaskFailed
@@ -453,3 +454,20 @@ def test_opening_a_kit_takes_a_few_ms(shop: Shop) -> None:
             pass
         took.append(time.perf_counter() - began)
     assert sorted(took)[5] < 0.005
+
+
+def test_drain_runs_batches_without_their_long_wait(shop: Shop, qsync: Kit) -> None:
+    sizes: list[int] = []
+
+    @shop.app.batch("index", max_size=3, max_wait=3600)
+    async def index(tasks: list[TaskInfo]) -> None:
+        sizes.append(len(tasks))
+
+    async def body() -> None:
+        for number in range(5):
+            await index.enqueue(number)
+        qsync.assert_enqueued(index, payload=4)
+        await qsync.drain()
+
+    asyncio.run(body())
+    assert sizes == [3, 2]

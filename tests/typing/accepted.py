@@ -18,6 +18,7 @@ from qsync import (
     TaskInfo,
     current,
 )
+from qsync.batch_function import BatchFunction
 from qsync.mux import CallNextInThread
 from qsync.server.current import Current
 from qsync.task_function import TaskFunction
@@ -43,6 +44,20 @@ async def first(task: TaskInfo, path: str, *more: int) -> dict[str, int]:
 @app.task(executor="process")
 def last(task: TaskInfo, /, **extra: bool) -> None:
     assert task.id, extra
+
+
+@app.batch("index", max_size=10, max_wait=timedelta(seconds=1), retry=5, middleware=[])
+async def index(tasks: list[TaskInfo]) -> list[int]:
+    return [task.value(int) for task in tasks]
+
+
+@app.batch(max_wait=0)
+def index_in_thread(tasks: list[TaskInfo]) -> None: ...
+
+
+assert_type(index, BatchFunction[Coroutine[Any, Any, list[int]]])
+assert_type(index_in_thread, BatchFunction[None])
+assert_type(index_in_thread.enqueue_sync({"id": 7}), Handle[Any])
 
 
 async def log(task: TaskInfo, call_next: CallNext) -> Any:

@@ -16,6 +16,7 @@ from qsync.server.clock import boot_s
 from qsync.server.config import Config
 from qsync.server.crash_isolation import CrashIsolation
 from qsync.server.fetched_tasks import hold
+from qsync.server.gathering import Gathering
 from qsync.server.leases import LeaseKeeper
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import QueueState
@@ -35,7 +36,7 @@ def test_what_cannot_be_confirmed_is_as_old_as_its_first_fetch(
         lane = QueueState(QueueKeys(prefix, "default"))
         nothing: Any = None  # it is given nothing to run
         leases = LeaseKeeper(broker, "s", config.lease_s, nothing, nothing, Outage())
-        capacity = Capacity(config, CrashIsolation())
+        capacity = Capacity(config, CrashIsolation(), Gathering(lambda: None))
         call = ops.fetch(lane.keys, server="s", number=1, wanted=10, policy=config.policy())
         sent = boot_s()
         leased = hold(lane, "s/1", await broker.run(call), sent, config.lease_s, nothing, capacity)

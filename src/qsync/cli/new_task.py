@@ -42,6 +42,9 @@ def task_of(type: str, payload: Any, options: dict[str, Any], app: Qsync | None)
         if isinstance(payload, dict):
             return function.build(**payload)
         raise InvalidTask(f"--json: give task {type} an object of its arguments by name, or a list")
+    batch = app.batches.get(type)
+    if batch is not None:
+        return batch.options(**options).build(payload)
     types = app.server().mux.types
     if type not in types:
         close = difflib.get_close_matches(type, types, 1)

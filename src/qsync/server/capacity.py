@@ -14,6 +14,7 @@ from typing import Final
 
 from qsync.server.config import Config
 from qsync.server.crash_isolation import CrashIsolation
+from qsync.server.gathering import Gathering
 from qsync.server.queue_state import LeasedTask
 
 AHEAD_S: Final = 0.1
@@ -23,9 +24,11 @@ AHEAD_S: Final = 0.1
 class Capacity:
     """Tells how many tasks the server may lease."""
 
-    def __init__(self, config: Config, suspects: CrashIsolation) -> None:
+    def __init__(self, config: Config, suspects: CrashIsolation, gathering: Gathering) -> None:
         self._config = config
         self._suspects = suspects
+        self.gathering = gathering
+        """Batches of leased tasks that are incomplete, or wait for a slot."""
         self.ready: deque[LeasedTask] = deque()
         """Tasks leased ahead."""
         self.running = 0
@@ -51,12 +54,17 @@ class Capacity:
         return self._started_before + self.started
 
     def free_slots(self) -> int:
-        """Return how many more tasks the server may lease now."""
+        """Return how many more tasks the server may lease now.
+
+        A batch has one slot, however many tasks it has, and none while it is incomplete.
+        """
         suspects = self._suspects
         if not self.accepting or suspects.blocks_others(time.monotonic()):
             return 0
-        held = self.running + len(self.ready) + len(suspects.waiting)
-        return self._config.concurrency - held + self._ahead()
+        gathering = self.gathering
+        held = self.running + len(self.ready) + len(suspects.waiting) + len(gathering.due)
+        free = self._config.concurrency - held + self._ahead()
+        return free if self.ready else free + gathering.spare()
 
     def fetch_size(self) -> int:
         """Return how many tasks to fetch now; 0 while enough tasks are leased ahead."""

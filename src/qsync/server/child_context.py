@@ -11,7 +11,7 @@ import contextlib
 import struct
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from multiprocessing.reduction import ForkingPickler
 from operator import attrgetter
@@ -196,6 +196,11 @@ class ChildContext:
         self.task = task
         self._server = server
         self._connections = connections
+
+    @property
+    def tasks(self) -> Sequence[TaskInfo]:
+        """Return the task: no batch handler runs in a process."""
+        return (self.task,)
 
     @property
     def client(self) -> Client:

@@ -153,7 +153,7 @@ class Control:
         """Hand back tasks that were leased ahead over STALE_S ago and have not started."""
         while True:
             await asyncio.sleep(STALE_S / 4)
-            if self._capacity.ready:
+            if self._capacity.ready or self._capacity.gathering.due:
                 self._runner.stopping.hand_back_ready(older_than=STALE_S)
 
     async def read_inbox(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from qsync.errors import QsyncError
@@ -23,7 +24,11 @@ class Current(Protocol[S_co]):
 
     @property
     def task(self) -> TaskInfo:
-        """The running task."""
+        """The running task; in a batch handler the first task of the call."""
+
+    @property
+    def tasks(self) -> Sequence[TaskInfo]:
+        """The tasks of the call: those of the list in a batch handler, else the running one."""
 
     @property
     def client(self) -> Any:
@@ -59,6 +64,7 @@ def current(state: type[Any] | None = None) -> Current[Any]:
     """Return the running task and its context; raise QsyncError outside of a handler.
 
         current().task              TaskInfo with id, attempt, payload and so on
+        current().tasks             the tasks of a batch handler's call; else a tuple of this one
         current().state             value that the server's lifespan yielded; None without one
         current().client            client for enqueueing: AsyncClient in `async def` handlers,
                                     Client in `def` handlers

@@ -46,8 +46,11 @@ class Failures:
         """Queue and type of tasks without a handler on this server, in order of arrival."""
         self._telling: set[asyncio.Task[None]] = set()
 
-    def failed(self, leased: LeasedTask, error: BaseException, record: Any) -> None:
-        """Log an attempt that ended with this error, and call `on_error`.
+    def failed(
+        self, leased: LeasedTask, error: BaseException, record: Any, *, brief: bool = False
+    ) -> None:
+        """Log an attempt that ended with this error, and call `on_error`; `brief`: log no
+        traceback, since another task of the same call has it.
 
         `on_error` is not called for a Retry with attempts left, nor for a SkipRetry.
         """
@@ -67,7 +70,7 @@ class Failures:
         else:
             level, what = logging.WARNING, f"failed, {attempt}"
         asked = (isinstance(error, Retry) and not dead) or isinstance(error, SkipRetry)
-        detail = "message" if asked and self._detail == "traceback" else self._detail
+        detail = "message" if (asked or brief) and self._detail == "traceback" else self._detail
         log_error(log, level, f"{_name(leased)} {what}", error, detail, fields)
         if self._on_error is not None and leased.info is not None and not asked:
             info = replace(leased.info, final=dead)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -38,6 +38,11 @@ class HandlerContext(msgspec.Struct, eq=False):
 
     def __repr__(self) -> str:
         return f"<HandlerContext {self._leased.id!r}>"
+
+    @property
+    def tasks(self) -> Sequence[TaskInfo]:
+        """The tasks of the call."""
+        return (self.task,)
 
     @property
     def client(self) -> Any:

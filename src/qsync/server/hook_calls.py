@@ -17,6 +17,7 @@ from qsync.broker.ops import Completion, Killed, Retried
 from qsync.errors import Retry, SkipRetry, TaskFailed
 from qsync.hooks import Event, Hooks, log_failure
 from qsync.mux import CallNext
+from qsync.server.current import running
 from qsync.server.invoke import Invoker
 from qsync.server.outcome import Snoozed
 from qsync.server.queue_state import LeasedTask
@@ -41,6 +42,8 @@ class HookCalls:
 
     async def _around(self, info: TaskInfo, call_next: CallNext) -> Any:
         await self._call("started", info)
+        for other in running.get().tasks[1:]:  # of a batch
+            await self._call("started", other)
         return await call_next()
 
     def failed(self, leased: LeasedTask, error: BaseException) -> None:

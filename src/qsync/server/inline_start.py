@@ -29,6 +29,7 @@ WAITS: Final = 100
 """Number of next runs of a type that get their own asyncio task, after one of its runs waited."""
 
 Run = Coroutine[Any, Any, None]
+Spawn = Callable[[Run, str], None]
 Begin = Callable[[LeasedTask, TaskInfo, BoundHandler, asyncio.Task[None] | None], Run]
 
 
@@ -60,6 +61,10 @@ class InlineStarter:
         self._queue.append((leased, info, way))
         if self._task is None:
             self._task = self._loop.create_task(self._work())
+
+    def spawn(self, run: Run, name: str) -> None:
+        """Start a run in an asyncio task and a copy of the server's context of its own."""
+        self._loop.create_task(run, name=name, context=self._context.copy())
 
     def close(self) -> None:
         """Discard the runs that have not begun."""

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from qsync.errors import InvalidTask
 from qsync.message import NONE_VALUE, Result
 from qsync.mux import (
     AsyncMiddleware,
+    BatchLimits,
     CarryResult,
     Handler,
     Middleware,
@@ -23,6 +24,7 @@ from qsync.mux import (
     in_thread,
 )
 from qsync.retry_policy import NO_RULES, RetryRules
+from qsync.server.batch_outcomes import outcomes_of_call
 from qsync.server.child_context import ChildSetup
 from qsync.server.config import Config
 from qsync.server.current import running
@@ -56,6 +58,17 @@ class BoundHandler:
     handler awaited something."""
 
 
+@dataclass(slots=True)
+class BoundBatch:
+    """The batch handler of a task type, bound to the place where it runs."""
+
+    limits: BatchLimits
+    together: BoundHandler
+    """Call for a list of tasks; its value is what the handler returns."""
+    alone: BoundHandler
+    """Call for one task, whose value is the result of this task."""
+
+
 class Invoker:
     """Builds the function that calls the handler of a type, once for each type."""
 
@@ -70,6 +83,7 @@ class Invoker:
         self._mux = mux
         self._middleware = config.middleware
         self._ways: dict[str, BoundHandler] = {}
+        self._batches: dict[str, BoundBatch] = {}
         self._threads = threads or ThreadPool(config.thread_count, hung)
         self._config = config
         self._setup = setup
@@ -85,19 +99,42 @@ class Invoker:
         self._middleware = (middleware, *self._middleware)
 
     def find(self, type: str) -> BoundHandler | None:
-        """Return the bound handler of a type; None if there is no handler."""
+        """Return the bound handler of a type; None if there is none or it is a batch handler."""
         way = self._ways.get(type)
-        if way is None and (handler := self._mux.find(type)) is not None:
-            invoke = self._core(handler)
-            for middleware in reversed((*self._middleware, *handler.middleware)):
-                if not in_thread(middleware):
-                    invoke = _wrap(cast("AsyncMiddleware", middleware), invoke)
+        if way is None and (handler := self._mux.find(type)) is not None and handler.batch is None:
             apart = handler.place == "process"
-            way = BoundHandler(
-                invoke, apart, None if apart else handler.carry_result, handler.rules
-            )
+            carry_result = None if apart else handler.carry_result
+            way = BoundHandler(self._chain(handler), apart, carry_result, handler.rules)
             self._ways[type] = way
         return way
+
+    def find_batch(self, type: str) -> BoundBatch | None:
+        """Return the bound batch handler of a type; None if there is none."""
+        batch = self._batches.get(type)
+        if batch is None and (handler := self._mux.find(type)) is not None and handler.batch:
+            together = BoundHandler(self._chain(handler), False, None, handler.rules)
+            batch = self._batches[type] = BoundBatch(
+                handler.batch, together, replace(together, invoke=_one_by_one(together.invoke))
+            )
+        return batch
+
+    def find_alone(self, type: str) -> BoundHandler | None:
+        """Return the handler that runs one task of a type; None if there is none."""
+        batch = self.find_batch(type)
+        return self.find(type) if batch is None else batch.alone
+
+    def rules_of(self, type: str) -> RetryRules:
+        """Return the retry rules of a type's handler."""
+        handler = self._mux.find(type)
+        return NO_RULES if handler is None else handler.rules
+
+    def _chain(self, handler: Handler) -> Invoke:
+        """Return the call of a handler with the middleware around it."""
+        invoke = self._core(handler)
+        for middleware in reversed((*self._middleware, *handler.middleware)):
+            if not in_thread(middleware):
+                invoke = _wrap(cast("AsyncMiddleware", middleware), invoke)
+        return invoke
 
     async def call_beside(self, type: str, hook: Callable[..., Any], *args: Any) -> Any:
         """Call a hook of a type: in a thread if its handler runs in one and the hook is `def`, else
@@ -210,6 +247,18 @@ def _claim() -> Claim | None:
         return None
     current.wait()
     return current
+
+
+def _one_by_one(invoke: Invoke) -> Invoke:
+    """Return the call of a batch handler for one task, which returns or raises its outcome."""
+
+    async def alone(info: TaskInfo, limit: float | None) -> Any:
+        [value] = outcomes_of_call(await invoke(info, limit), 1)
+        if isinstance(value, BaseException):
+            raise value
+        return value
+
+    return alone
 
 
 def _wrap(middleware: AsyncMiddleware, inner: Invoke) -> Invoke:

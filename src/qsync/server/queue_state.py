@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -96,6 +96,8 @@ class LeasedTask(msgspec.Struct, eq=False):
     info: TaskInfo | None = None
     task: asyncio.Task[None] | None = None
     """asyncio task of the handler, while it may be cancelled; None otherwise."""
+    call: Any = None
+    """BatchCall that runs the task beside others; None: the task runs alone."""
     timer: asyncio.TimerHandle | None = None
     progress: tuple[float, float] | None = None
     waits: bool = False

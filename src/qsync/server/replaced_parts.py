@@ -12,8 +12,10 @@ from qsync.server.thread_pool import Threads
 
 @dataclass(slots=True)
 class ReplacedParts:
-    """The broker; where `def` handlers run, None: a pool of threads; and whether schedules tick."""
+    """The broker; where `def` handlers run, None: a pool of threads; whether schedules tick; and
+    the longest wait of a batch for more tasks, in seconds, None: that of its handler."""
 
     broker: Callable[[Address], AsyncBroker] = AsyncBroker
     threads: Threads | None = None
     ticks: bool = True
+    batch_wait_s: float | None = None

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from qsync.broker import ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.ops import Completion
 from qsync.errors import QsyncError, Snooze
-from qsync.retry_policy import NO_RULES
 from qsync.server import fork_guard, outcome
+from qsync.server.batch_runs import BatchRuns
 from qsync.server.capacity import Capacity
 from qsync.server.clock import boot_s
 from qsync.server.config import Config
@@ -94,6 +94,11 @@ class Runner:
             settle=self.settle, on_give_up=self.give_up, on_lost=on_lost,
         )  # fmt: skip
         self._default_timeout = self.stopping.default_timeout
+        self._gathering = capacity.gathering
+        self._batches = BatchRuns(
+            self, invoker, capacity, self.stopping, context, self._progress, self._guard, metrics,
+            spawn=self._starter.spawn, refill=self._start_some,
+        )  # fmt: skip
 
     @property
     def unknown_types(self) -> list[tuple[str, str]]:
@@ -122,6 +127,8 @@ class Runner:
     def _start_some(self) -> None:
         capacity, ready, suspects = self._capacity, self._ready, self._suspects
         slots, suspected = self._concurrency, self._suspected
+        if self._gathering.due:
+            self.start_batches()
         if suspects.waiting:
             self._start_together()
         isolating = suspects.alone is not None or len(suspects.waiting) > 0
@@ -172,10 +179,18 @@ class Runner:
         self._suspect_timer = None
         self._start_some()
 
-    def _begin(self, leased: LeasedTask) -> bool:
-        """Start a task; return False if this server has no handler for it."""
-        way = self._invoker.find(leased.message.type)
-        if way is None:
+    def start_batches(self) -> None:
+        """Start the batches that are due, as far as slots are free."""
+        due, capacity, suspects = self._gathering.due, self._capacity, self._suspects
+        while due and capacity.running < self._concurrency:
+            if suspects.blocks_others(time.monotonic()):
+                return
+            self._batches.start(due.popleft())
+
+    def _begin_batched(self, leased: LeasedTask) -> bool:
+        """Start or gather a task of a batch handler; return False if there is no handler."""
+        batch = self._invoker.find_batch(leased.message.type)
+        if batch is None:
             leased.lane.unknown_type_at = boot_s()
             record = outcome.unknown_type(leased, leased.lane.store_time_us())
             self._failures.unknown(leased, record)
@@ -183,6 +198,19 @@ class Runner:
                 self._metrics.unknown(leased)
             self.settle(leased, record)
             return False
+        if leased.crashes:  # in a call of its own: it may have ended a server
+            return self._begin(leased, batch.alone)
+        self._gathering.add(leased, batch.limits, self._ready)
+        if self._gathering.due:
+            self.start_batches()
+        return True
+
+    def _begin(self, leased: LeasedTask, way: BoundHandler | None = None) -> bool:
+        """Start a task, or gather it; return False if this server has no handler for it."""
+        if way is None:
+            way = self._invoker.find(leased.message.type)
+        if way is None:
+            return self._begin_batched(leased)
         leased.info = info = leased.task_info()
         capacity = self._capacity
         if not capacity.running:
@@ -195,7 +223,7 @@ class Runner:
         self._starter.start(leased, info, way)
         return True
 
-    def _too_late(self, leased: LeasedTask) -> Any:
+    def too_late(self, leased: LeasedTask) -> Any:
         """Return the record for a task that may no longer start; None if it may start."""
         leased.begun_s = now = boot_s()
         if now >= leased.expires:
@@ -217,7 +245,7 @@ class Runner:
             if leased.crashes and not await self._mark(leased):
                 return
             # The mark may have been slow, or a handler may have blocked the loop meanwhile.
-            if leased.stop is None and (late := self._too_late(leased)) is not None:
+            if leased.stop is None and (late := self.too_late(leased)) is not None:
                 self._finish(leased, late)
                 return
             if leased.stop is None:
@@ -233,11 +261,11 @@ class Runner:
                     raise outcome.never_run(value)
                 if leased.stop is not None and leased.stop != "shutdown":
                     raise asyncio.CancelledError  # the handler caught its own
-                record: Any = self._done(leased, value, way)
+                record: Any = self.done(leased, value, way)
                 if leased.progress is not None and record.retention_us is not None:
                     await self._progress.flush(leased)  # the retained task shows its last progress
             else:
-                record = self._stopped(leased, asyncio.CancelledError())
+                record = self.stopped(leased, asyncio.CancelledError())
         except BaseException as error:
             leased.task = None
             if leased.phase is not RUNNING:
@@ -245,9 +273,9 @@ class Runner:
                     fork_guard.end()
                 return  # `give_up` has settled the task already
             if isinstance(error, NotBegun) and leased.stop is None:
-                record = self._too_late(leased) or ops.HandedBack(leased.id, leased.token)
+                record = self.too_late(leased) or ops.HandedBack(leased.id, leased.token)
             else:
-                record = self._stopped(leased, error)
+                record = self.stopped(leased, error)
         self._finish(leased, record)
 
     async def _mark(self, leased: LeasedTask) -> bool:
@@ -295,6 +323,26 @@ class Runner:
         if not self._starter.draining:
             self._start_some()
 
+    def settle_runs(self, tasks: Sequence[LeasedTask], records: Sequence[Any]) -> None:
+        """Pass the outcomes of tasks of a batch to their settlers; None: the lease is lost."""
+        entries: dict[str, list[tuple[LeasedTask, Any]]] = {}
+        for leased, record in zip(tasks, records, strict=True):
+            if leased.timer is not None:
+                leased.timer.cancel()
+                leased.timer = None
+            if self._metrics is not None:
+                self._metrics.finished(leased)
+                if record is None:
+                    self._metrics.settled(leased, None)
+            if record is None:
+                leased.lane.drop([leased])
+            elif (of_queue := entries.get(leased.lane.queue)) is not None:
+                of_queue.append((leased, record))
+            else:
+                entries[leased.lane.queue] = [(leased, record)]
+        for queue, of_queue in entries.items():
+            self._settlers[queue].add_all(of_queue)
+
     def see_suspect_end(self) -> None:
         """Let other tasks start once the store knows how the suspect ended.
 
@@ -313,7 +361,7 @@ class Runner:
 
     # Outcomes.
 
-    def _done(self, leased: LeasedTask, value: Any, way: BoundHandler) -> Any:
+    def done(self, leased: LeasedTask, value: Any, way: BoundHandler) -> Any:
         options = leased.message.options
         if options is None or options.retention_us is None:
             return Completion(leased.id, leased.token)
@@ -321,7 +369,7 @@ class Runner:
         result = encode_result(value, way.carry_result, self._result_limit, begun_us=begun_us)
         return Completion(leased.id, leased.token, options.retention_us, result)
 
-    def _stopped(self, leased: LeasedTask, error: BaseException) -> Any:
+    def stopped(self, leased: LeasedTask, error: BaseException, *, brief: bool = False) -> Any:
         """Return the record for a handler that raised; None if the lease is lost."""
         stop = leased.stop
         if stop == "lost":
@@ -334,13 +382,12 @@ class Runner:
             return ops.HandedBack(leased.id, leased.token)
         if isinstance(error, asyncio.CancelledError):
             timed_out = stop == "timeout"
-            limit = self.stopping.timeout_of(leased)
+            limit = self.stopping.limit_of(leased)
             error = outcome.timed_out(limit) if timed_out else outcome.gave_up_itself()
         now_us = leased.lane.store_time_us()
-        way = self._invoker.find(leased.message.type)
-        rules = NO_RULES if way is None else way.rules
+        rules = self._invoker.rules_of(leased.message.type)
         record = outcome.failed(leased, error, now_us, self._retry_delay, rules)
-        self._failures.failed(leased, error, record)
+        self._failures.failed(leased, error, record, brief=brief)
         return record
 
     def _snoozed(self, leased: LeasedTask, error: Snooze) -> Any:
@@ -353,8 +400,11 @@ class Runner:
         return record
 
     def give_up(self, leased: LeasedTask) -> None:
-        """End a task whose handler still runs after its stop."""
-        self._finish(leased, self._stopped(leased, asyncio.CancelledError()))
+        """End a task whose handler still runs after its stop, and all tasks of its call."""
+        if leased.call is not None:
+            self._batches.give_up(leased.call)
+            return
+        self._finish(leased, self.stopped(leased, asyncio.CancelledError()))
 
     async def aclose(self) -> None:
         """Discard runs that have not started, and cancel pending reports and progress updates."""

@@ -28,6 +28,7 @@ from qsync.server.crash_isolation import CrashIsolation
 from qsync.server.crash_log import CrashLog
 from qsync.server.deadlock_detection import Waits
 from qsync.server.fetcher import Fetcher
+from qsync.server.gathering import Gathering
 from qsync.server.handler_context import ServerContext
 from qsync.server.handler_mismatch import Rivals
 from qsync.server.health import HealthProbe, ServerHealth
@@ -313,7 +314,10 @@ class Server:
     ) -> Sequence[Settler]:  # fmt: skip
         """Make the runner and its capacity; return the settlers that it reports to."""
         suspects = CrashIsolation()
-        capacity = self._capacity = Capacity(self.config, suspects)
+        gathering = Gathering(
+            lambda: self._runner.start_batches(), longest_wait_s=self.replaced.batch_wait_s
+        )
+        capacity = self._capacity = Capacity(self.config, suspects, gathering)
         together = Together(self._broker, len(self._lanes))
         settlers = {
             lane.queue: Settler(
@@ -392,6 +396,7 @@ class Server:
         async with self._stop_once:
             await self._parts.pop().stop()  # the loop that fetches
             self._capacity.take_ready()
+            self._capacity.gathering.take()
             self._runner.stopping.stop_all("lost")
             await self._fetcher.finish(0.0)
             self._parts = [

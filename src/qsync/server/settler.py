@@ -102,6 +102,15 @@ class Settler:
             self._idle.clear()
         self._waiting.append((leased, record))
 
+    def add_all(self, entries: Sequence[tuple[LeasedTask, Record]]) -> None:
+        """Queue several tasks for settlement, as `add` does."""
+        for leased, _ in entries:
+            leased.phase = SETTLING
+        if not self._waiting:
+            self._wake.set()
+            self._idle.clear()
+        self._waiting += entries
+
     async def drained(self) -> None:
         """Wait until all added tasks are settled."""
         await self._idle.wait()

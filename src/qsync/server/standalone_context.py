@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from qsync.errors import QsyncError
@@ -29,6 +29,11 @@ class PlainContext:
         self.cancelled = cancelled
         self.told: list[tuple[float, float]] = []
         self._client = client
+
+    @property
+    def tasks(self) -> Sequence[TaskInfo]:
+        """The tasks of the call."""
+        return (self.task,)
 
     @property
     def client(self) -> Any:

@@ -15,6 +15,7 @@ from weakref import WeakSet
 
 from qsync.broker.ops import HandedBack
 from qsync.server.asyncio_internals import abandon
+from qsync.server.batch_call import BatchCall
 from qsync.server.capacity import Capacity
 from qsync.server.clock import boot_s
 from qsync.server.config import Config, seconds
@@ -91,19 +92,33 @@ class Stopping:
         if leased.phase is QUEUED:
             leased.lane.drop([leased])
             return
-        if leased.phase is not RUNNING or leased.stop == "lost":
+        if leased.phase is not RUNNING:
             return
-        leased.stop = why
-        if leased.task is not None:
-            leased.task.cancel()
+        if leased.call is not None:
+            if not self._stop_in_call(leased, leased.call, why):
+                return
+        elif leased.stop == "lost":
+            return
+        else:
+            leased.stop = why
+            if leased.task is not None:
+                leased.task.cancel()
         if why == "lost" or why == "timeout":
             leased.timer = self._loop.call_later(HUNG_AFTER_S, self._give_up, leased)
+
+    def _stop_in_call(self, leased: LeasedTask, call: BatchCall, why: Stop) -> bool:
+        """Stop a task that a batch handler runs beside others; return whether the call stops."""
+        if why in ("cancelled", "lost") and leased.stop != "lost":
+            leased.stop = why
+        return call.stop(why)
 
     def lose(self, leased: LeasedTask) -> None:
         """Stop a task whose lease this server no longer holds, as the store says.
 
         Ignore a task that is being settled: the answer to its settlement says what became of it.
         """
+        if leased.call is not None and leased.stop == "lost":
+            return  # known already; the call goes on for other tasks
         if leased.phase in (QUEUED, RUNNING):
             self._on_lost(1)
             log.warning(
@@ -111,6 +126,11 @@ class Stopping:
                 extra=leased.fields,
             )  # fmt: skip
             self.stop(leased, "lost")
+
+    def limit_of(self, leased: LeasedTask) -> float | None:
+        """Return the timeout of a task's run in seconds: for a batch, that of the call."""
+        call: BatchCall | None = leased.call
+        return self.timeout_of(leased) if call is None else call.limit
 
     def timeout_of(self, leased: LeasedTask) -> float | None:
         """Return the timeout of a task in seconds; None: no limit."""
@@ -125,7 +145,7 @@ class Stopping:
         With the default number of threads, which may be less than `concurrency`, the timeout begins
         when the task gets its thread.
         """
-        limit = self.timeout_of(leased)
+        limit = self.limit_of(leased)
         if self._waits_for_threads and limit is not None:
             left = leased.turn + limit - time.monotonic() if leased.turn else 0.0
             if leased.waits or left > 0.0:
@@ -138,7 +158,7 @@ class Stopping:
         because the store does not answer."""
         if leased.phase is not RUNNING:
             return
-        handler = leased.task
+        handler = leased.task if leased.call is None else leased.call.handler
         if handler is not None:
             log.error(
                 "handler of task %s (%s) does not stop; its slot is freed, and it may still run",
@@ -172,6 +192,9 @@ class Stopping:
             else:
                 self._settle(leased, HandedBack(leased.id, leased.token))
         self._capacity.ready.extendleft(reversed(young))
+        overdue_s = older_than if older_than > 0 else None
+        for leased in self._capacity.gathering.take(overdue_s=overdue_s):
+            self._settle(leased, HandedBack(leased.id, leased.token))
         self._capacity.signal_idle()
 
     def _take_suspects(self, older_than: float) -> list[LeasedTask]:

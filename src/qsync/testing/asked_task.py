@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from qsync.batch_function import BatchFunction
 from qsync.errors import ConfigError, InvalidTask
 from qsync.keys import shorten
 from qsync.task import TaskInfo
@@ -30,7 +31,7 @@ class DjangoTask(Protocol):
         """Whether the first parameter of the function is the context."""
 
 
-AnyTask = TaskFunction[..., Any, ..., Any] | DjangoTask | str
+AnyTask = TaskFunction[..., Any, ..., Any] | BatchFunction[Any] | DjangoTask | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,8 @@ def asked_task(task: AnyTask) -> AskedTask:
     """Return what is known of a task; ConfigError for anything else."""
     if isinstance(task, str):
         return AskedTask(task, {}, lambda info: {"payload": info.value()})
+    if isinstance(task, BatchFunction):
+        return asked_task(task.name)
     if isinstance(task, TaskFunction):
         return _function(task)
     if isinstance(task, DjangoTask):

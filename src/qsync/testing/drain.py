@@ -23,6 +23,9 @@ POLL_S = 0.001
 """Interval at which a server is asked whether it has ended its tasks, in seconds."""
 
 
+BATCH_WAIT_S = 0.05
+"""Longest wait of a batch for more tasks, in seconds: a test does not wait for other clients."""
+
 LEASES = 250
 """Number of leases that are read at once."""
 
@@ -109,6 +112,7 @@ class Drain:
         weights = self._app.server().config.weights
         server = self._app.server(queues={queue: weights.get(queue, 1) for queue in queues})
         server.replaced.ticks = False
+        server.replaced.batch_wait_s = BATCH_WAIT_S
         server.replaced.threads = self._threads
         server.hooks.add("failed", self._failed)
         server.hooks.add("dead", self._dead)

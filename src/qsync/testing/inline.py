@@ -48,8 +48,9 @@ def inline(app: Qsync) -> Iterator[None]:
     blocking enqueue runs `def` handlers in its own thread; `await enqueue()` runs them in another
     one. Tasks run at once, also with a `delay`; there are no retries: the error of the handler, a
     Snooze too, is raised by the enqueue. Unique locks, timeouts, schedules and the lifespan have no
-    effect, and `executor="process"` runs in a thread. The handle has a result if the task has a
-    retention. `current().state` is that of `qsync.testing.context` around the block.
+    effect, `executor="process"` runs in a thread, and a batch handler gets a list of each task
+    alone. The handle has a result if the task has a retention. `current().state` is that of
+    `qsync.testing.context` around the block.
     """
     runs = _Runs(app)
     connections = app._connections
@@ -99,7 +100,7 @@ class _Runs:
         )  # fmt: skip
         invoker = Invoker(config, _in_threads(self.server.mux), threads=threads)
         try:
-            way = invoker.find(info.type)
+            way = invoker.find_alone(info.type)
             if way is None:
                 raise ConfigError(f"inline: there is no handler for type {info.type!r}")
             around = running.get(None)

@@ -1,0 +1,86 @@
+"""One call of a batch handler, and its `current()`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from qsync.errors import LeaseLost
+from qsync.server.handler_context import HandlerContext
+from qsync.server.queue_state import RUNNING, LeasedTask, Stop
+from qsync.task import TaskInfo
+
+
+class BatchCall:
+    """Tasks that one call of a batch handler runs. Each keeps its own lease and outcome."""
+
+    def __init__(self, tasks: Sequence[LeasedTask], limit: float | None) -> None:
+        self.tasks = tasks
+        self.limit = limit
+        """Timeout of the call in seconds: the shortest of its tasks; None: no limit."""
+        self.handler: asyncio.Task[None] | None = None
+        """asyncio task of the call, while it may be cancelled; None otherwise."""
+        self.stopped: Stop | None = None
+        """Reason why the call is to stop; None if it is not."""
+        self.ended: bool = False
+
+    def stop(self, why: Stop) -> bool:
+        """Stop the call once no task of it is to go on; return whether this stops it.
+
+        A timeout and a shutdown stop all tasks. A task that alone is cancelled or lost has its
+        reason already, and the call goes on for the others.
+        """
+        if why in ("timeout", "shutdown"):
+            for leased in self.tasks:
+                leased.stop = leased.stop or why
+        if self.stopped == why or not all(leased.stop for leased in self.tasks):
+            return False
+        self.stopped = why
+        if self.handler is not None:
+            self.handler.cancel()
+        return True
+
+
+class BatchContext(HandlerContext, eq=False, kw_only=True):
+    """The Current of a call of a batch handler; its task is the first one."""
+
+    _infos: Sequence[TaskInfo]
+    _call: BatchCall
+
+    @property
+    def tasks(self) -> Sequence[TaskInfo]:
+        """The tasks of the call."""
+        return self._infos
+
+    @property
+    def cancelled(self) -> bool:
+        """True once the call is to stop."""
+        return self._call.stopped is not None
+
+    @property
+    def stopped(self) -> Stop | None:
+        """Reason why the call is to stop; None if it is not."""
+        return self._call.stopped
+
+    def may_begin(self) -> bool:
+        """Record that a thread is free; return False if a task of the call may no longer start."""
+        self._leased.turn = time.monotonic()
+        self._leased.waits = False  # first: a stopping server reads `waits`, and then sets `stop`
+        started = [leased.begins() and not leased.past_deadline() for leased in self._call.tasks]
+        return self._call.stopped is None and all(started)
+
+    def check_lease(self) -> None:
+        """Raise LeaseLost once the leases of all tasks are known to be lost."""
+        if self._call.stopped == "lost":
+            raise LeaseLost(
+                f"the leases of all {len(self._infos)} tasks of this call are lost: other servers "
+                "may run them, and nothing of this run is kept"
+            )
+
+    def progress(self, done: float, total: float) -> None:
+        """Report the progress of all tasks; raise LeaseLost once their leases are lost."""
+        self.check_lease()
+        for leased in self._call.tasks:
+            if leased.phase is RUNNING:
+                self._tell(leased, float(done), float(total))

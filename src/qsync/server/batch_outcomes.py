@@ -1,0 +1,29 @@
+"""Reads what a batch handler returned: one outcome for each task. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qsync.errors import QsyncError
+from qsync.server.outcome import NEVER_RUN, never_run
+
+
+class WrongOutcomes(QsyncError):
+    """A batch handler returned something else than one outcome for each task."""
+
+
+def outcomes_of_call(value: Any, count: int) -> Sequence[Any]:
+    """Return a result or an exception for each task of a call; raise if the value has others."""
+    if value is None:
+        return [None] * count
+    if type(value) in NEVER_RUN:
+        raise never_run(value)
+    what = "return None, or a list with a result or an exception for each task, in their order"
+    if not isinstance(value, list | tuple):
+        name = type(value).__name__
+        raise WrongOutcomes(f"the batch handler returned a value of type {name}: {what}")
+    if len(value) != count:
+        tasks = "1 task" if count == 1 else f"{count} tasks"
+        raise WrongOutcomes(f"the batch handler returned {len(value)} results for {tasks}: {what}")
+    return [never_run(one) if type(one) in NEVER_RUN else one for one in value]

@@ -1,0 +1,189 @@
+"""Runs batches: one call of a handler for several tasks, each with its own outcome."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+from qsync.broker.ops import Completion, HandedBack
+from qsync.server import fork_guard
+from qsync.server.batch_call import BatchCall, BatchContext
+from qsync.server.batch_outcomes import outcomes_of_call
+from qsync.server.capacity import Capacity
+from qsync.server.clock import boot_s
+from qsync.server.current import running
+from qsync.server.gathering import Batch
+from qsync.server.handler_context import ServerContext
+from qsync.server.inline_start import Spawn
+from qsync.server.invoke import BoundHandler, Invoker
+from qsync.server.progress import Progress
+from qsync.server.queue_state import QUEUED, RUNNING, LeasedTask, NotBegun
+from qsync.server.run_metrics import RunMetrics
+from qsync.server.stopping import Stopping
+from qsync.task import TaskInfo
+
+
+class Outcomes(Protocol):
+    """Makes the records of tasks; implemented by `Runner`."""
+
+    def too_late(self, leased: LeasedTask) -> Any:
+        """Return the record for a task that may no longer start; None if it may start."""
+
+    def done(self, leased: LeasedTask, value: Any, way: BoundHandler) -> Any:
+        """Return the record of a task whose handler returned."""
+
+    def stopped(self, leased: LeasedTask, error: BaseException, *, brief: bool = False) -> Any:
+        """Return the record of a task whose handler raised; None if the lease is lost. `brief`:
+        log no traceback."""
+
+    def settle_runs(self, tasks: Sequence[LeasedTask], records: Sequence[Any]) -> None:
+        """Pass the outcomes of tasks to their settlers; None: the lease is lost."""
+
+
+class BatchRuns:
+    """Starts the batches that are due, and ends each task of a call by its own outcome."""
+
+    def __init__(
+        self,
+        outcomes: Outcomes,
+        invoker: Invoker,
+        capacity: Capacity,
+        stopping: Stopping,
+        context: ServerContext,
+        progress: Progress,
+        guard: fork_guard.Guard,
+        metrics: RunMetrics | None,
+        spawn: Spawn,
+        refill: Callable[[], None],
+    ) -> None:
+        self._outcomes = outcomes
+        self._invoker = invoker
+        self._capacity = capacity
+        self._stopping = stopping
+        self._context = context
+        self._progress = progress
+        self._guard = guard
+        self._metrics = metrics
+        self._spawn = spawn
+        self._refill = refill
+
+    def start(self, batch: Batch) -> None:
+        """Start a batch in a slot; tasks that are too late are settled without it."""
+        tasks, infos = self._startable(batch)
+        handler = self._invoker.find_batch(batch.type)
+        if not tasks or handler is None:
+            return
+        capacity = self._capacity
+        if not capacity.running:
+            capacity.idle.clear()
+        capacity.running += 1
+        capacity.started += len(tasks)
+        limits = [self._stopping.default_timeout]
+        limits += [self._stopping.timeout_of(one) for one in tasks if one.message.options]
+        call = BatchCall(tasks, min((one for one in limits if one is not None), default=None))
+        for leased in tasks:
+            leased.call = call
+        self._spawn(self._run(call, infos, handler.together), tasks[0].id)
+
+    def _startable(self, batch: Batch) -> tuple[list[LeasedTask], list[TaskInfo]]:
+        """Mark the tasks of a batch as running, and return those that may still start."""
+        now, tasks, infos = boot_s(), [], []
+        for leased in batch.tasks:
+            if leased.phase is not QUEUED:  # cancelled or lost while it waited
+                continue
+            leased.phase = RUNNING
+            leased.begun_s = now
+            leased.info = info = leased.task_info()
+            if self._metrics is not None:
+                self._metrics.started(leased)
+            if now >= leased.expires or leased.message.options is not None:
+                late = self._outcomes.too_late(leased)
+                if late is not None:
+                    self._outcomes.settle_runs([leased], [late])
+                    continue
+            tasks.append(leased)
+            infos.append(info)
+        return tasks, infos
+
+    async def _run(self, call: BatchCall, infos: list[TaskInfo], way: BoundHandler) -> None:
+        first = call.tasks[0]
+        context = BatchContext(
+            first, infos[0], self._context, self._progress.tell, _infos=infos, _call=call
+        )
+        running.set(context)
+        values: Sequence[Any]
+        try:
+            if call.stopped is not None:
+                raise asyncio.CancelledError  # while it waited to start
+            call.handler = asyncio.current_task()
+            if call.limit is not None:
+                self._stopping.timeouts.add(first, call.limit)
+            value = await way.invoke(infos[0], call.limit)
+            call.handler = None
+            if call.stopped is not None and call.stopped != "shutdown":
+                raise asyncio.CancelledError  # the handler caught its own
+            values = outcomes_of_call(value, len(call.tasks))
+        except BaseException as error:
+            values = [error] * len(call.tasks)
+        if self._guard.forked:
+            fork_guard.end()
+        call.handler = None
+        if call.ended:
+            return  # `give_up` has settled the tasks already
+        records = self._records(call, values, way)
+        await self._flush_progress(call.tasks, records)
+        self._end(call, records)
+
+    def _records(self, call: BatchCall, values: Sequence[Any], way: BoundHandler) -> list[Any]:
+        """Return the record of each task; one error of several tasks is logged in full once."""
+        logged: set[int] = set()
+        records: list[Any] = []
+        for leased, value in zip(call.tasks, values, strict=True):
+            if value is None and leased.stop is None and leased.message.options is None:
+                records.append(Completion(leased.id, leased.token))
+                continue
+            records.append(self._record(leased, value, way, brief=id(value) in logged))
+            if isinstance(value, BaseException):
+                logged.add(id(value))
+        return records
+
+    def _record(self, leased: LeasedTask, value: Any, way: BoundHandler, *, brief: bool) -> Any:
+        """Return the record of one task; None if its lease is lost."""
+        outcomes = self._outcomes
+        if leased.stop is not None and leased.stop != "shutdown":
+            return outcomes.stopped(leased, asyncio.CancelledError())
+        if isinstance(value, NotBegun) and leased.stop is None:
+            return outcomes.too_late(leased) or HandedBack(leased.id, leased.token)
+        if isinstance(value, BaseException):
+            return outcomes.stopped(leased, value, brief=brief)
+        try:
+            return outcomes.done(leased, value, way)
+        except Exception as error:  # a result that cannot be kept
+            return outcomes.stopped(leased, error)
+
+    async def _flush_progress(self, tasks: Sequence[LeasedTask], records: Sequence[Any]) -> None:
+        """Store the last progress of the tasks that are kept."""
+        if all(leased.progress is None for leased in tasks):
+            return
+        flushes: list[Awaitable[None]] = [
+            self._progress.flush(leased)
+            for leased, record in zip(tasks, records, strict=True)
+            if leased.progress is not None and getattr(record, "retention_us", None) is not None
+        ]
+        await asyncio.gather(*flushes)
+
+    def give_up(self, call: BatchCall) -> None:
+        """End the tasks of a call whose handler still runs after its stop."""
+        self._end(
+            call, [self._outcomes.stopped(one, asyncio.CancelledError()) for one in call.tasks]
+        )
+
+    def _end(self, call: BatchCall, records: Sequence[Any]) -> None:
+        """Settle the tasks of a call, and free its slot; do nothing if that is done."""
+        if call.ended:
+            return
+        call.ended = True
+        self._outcomes.settle_runs(call.tasks, records)
+        self._capacity.running -= 1
+        self._refill()
