@@ -30,7 +30,8 @@ KEY_SCANS: Final = 100
 """Largest number of SCAN calls for key names, about 1,000 names each."""
 
 PURGED: Final = (
-    TaskState.PENDING, TaskState.SCHEDULED, TaskState.RETRY, TaskState.COMPLETED, TaskState.DEAD,
+    TaskState.PENDING, TaskState.LIMITED, TaskState.SCHEDULED, TaskState.RETRY,
+    TaskState.COMPLETED, TaskState.DEAD,
 )  # fmt: skip
 """States that can be purged; active tasks have to be cancelled instead."""
 
