@@ -13,7 +13,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from qsync.broker import ops, schedule_ops, views
+from qsync.broker import limit_views, ops, schedule_ops, views
 from qsync.broker.call import Call
 from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.reschedule_op import reschedule
@@ -39,13 +39,13 @@ CAN_BE_REFUSED = {"enqueue", "tick", "put_schedule", "tick_schedules"}
 VIEWS = {
     "audit", "counts", "get_tasks", "key_types", "look", "overview", "page", "pending_position",
     "permissions", "queues", "registered", "schedules", "server_info", "servers",
-    "due_schedules", "stored_schedules", "stored_page", "schedule_queues",
+    "due_schedules", "stored_schedules", "stored_page", "schedule_queues", "limit", "limits",
 }  # fmt: skip
 
 TEXTS = {
     # Names that hold text wherever they stand: what `..` may join as it is.
     "counter", "partner", "day", "head", "holder", "id", "key", "lock", "server", "stamped",
-    "message", "claim", "schema", "newest_schema", "layout",
+    "message", "claim", "schema", "newest_schema", "layout", "limit", "name",
 }  # fmt: skip
 
 WAKE_CHANNEL = "table.concat({KEYS.wake,':',server})"
@@ -232,11 +232,17 @@ def test_complete_can_be_refused_when_it_carries_results() -> None:
 
 
 def test_every_script_is_loaded_by_ops_or_by_views() -> None:
-    changing, looking, both, one = (
+    changing, looking, both, one, limits = (
         set(re.findall(r'(?:load|_settle)\("(\w+)"', (files("qsync.broker") / module).read_text()))
-        for module in ("ops.py", "views.py", "schedule_ops.py", "reschedule_op.py")
+        for module in (
+            "ops.py",
+            "views.py",
+            "schedule_ops.py",
+            "reschedule_op.py",
+            "limit_views.py",
+        )
     )
-    assert looking | (both & VIEWS) == VIEWS
+    assert looking | (both & VIEWS) | limits == VIEWS
     assert changing | one | (both - VIEWS) == set(SCRIPTS) - VIEWS
 
 
@@ -433,6 +439,8 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "servers": (views.servers(all_keys), 0),
         "audit": (views.stand(keys, [("a", ""), ("b", "lock")]), 2),
         "key_types": (views.key_types(keys), 0),
+        "limits": (limit_views.limits(keys), 0),
+        "limit": (limit_views.limit(keys, "customer:42", id="a"), 0),
         "repair": (
             ops.repair(keys, "leftover", [("a", ""), ("b", "")], record=b"", lease_us=1),
             2,
