@@ -14,8 +14,8 @@ from qsync import codec
 from qsync.codec import encode_tail
 from qsync.errors import InvalidTask
 from qsync.keys import check_name
-from qsync.message import NO_OPTIONS, Result, StoredOptions
-from qsync.task import PAYLOAD_LIMIT, Arguments, Task, has_options, options_of
+from qsync.message import ENVELOPE_HEAD, NO_OPTIONS, Result, StoredOptions, decode_message
+from qsync.task import PAYLOAD_LIMIT, Arguments, Task, TaskInfo, has_options, options_of
 
 
 class _ClientFields(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -120,6 +120,17 @@ def new_task(
     queue = task.queue if queue is None else check_name("queue", queue)
     encode = encode_task if has_options(task) else encode_plain_task
     return encode(task, payload, nonce, queue, remember_us)
+
+
+def info_of(task: NewTask, now_us: int) -> TaskInfo:
+    """Return a task as hooks see it that was enqueued at this moment."""
+    message = decode_message(ENVELOPE_HEAD + now_us.to_bytes(8, "big") + task.message)
+    options = message.options or NO_OPTIONS
+    return TaskInfo(
+        id=task.id, type=message.type, payload=message.payload, queue=task.queue,
+        retry=message.retry, attempt=1, crashes=0, enqueued_at_us=now_us,
+        deadline_us=options.deadline_us, headers=options.headers or {}, is_value=message.is_value,
+    )  # fmt: skip
 
 
 def payload_of(task: Task, limit: int = PAYLOAD_LIMIT) -> bytes:

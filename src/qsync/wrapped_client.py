@@ -52,7 +52,7 @@ class WrappedClient(Client):
             [outgoing] = tasks.tasks
             handle = super().enqueue(outgoing, queue=queue, durability=durability)
             tasks.sent([handle])
-        self._tell([outgoing], [handle])
+        self.tell(_created([outgoing], [handle]))
         return handle
 
     def enqueue_many(
@@ -61,11 +61,12 @@ class WrappedClient(Client):
         with entered(self._around, _listed(tasks), None) as outgoing:
             handles = super().enqueue_many(outgoing.tasks, durability=durability)
             outgoing.sent(handles)
-        self._tell(outgoing.tasks, handles)
+        self.tell(_created(outgoing.tasks, handles))
         return handles
 
-    def _tell(self, tasks: Sequence[Task], handles: Sequence[Handle[Any]]) -> None:
-        for hook, info in _due(self._hooks, tasks, handles):
+    def tell(self, created: Iterable[TaskInfo]) -> None:
+        """Call the hooks of "enqueued" for new tasks."""
+        for hook, info in _due(self._hooks, created):
             try:
                 told = hook(info)
                 if inspect.isawaitable(told):
@@ -91,7 +92,7 @@ class WrappedAsyncClient(AsyncClient):
             [outgoing] = tasks.tasks
             handle = await super().enqueue(outgoing, queue=queue, durability=durability)
             tasks.sent([handle])
-        await self._tell([outgoing], [handle])
+        await self.tell(_created([outgoing], [handle]))
         return handle
 
     async def enqueue_many(
@@ -100,11 +101,12 @@ class WrappedAsyncClient(AsyncClient):
         with entered(self._around, _listed(tasks), None) as outgoing:
             handles = await super().enqueue_many(outgoing.tasks, durability=durability)
             outgoing.sent(handles)
-        await self._tell(outgoing.tasks, handles)
+        await self.tell(_created(outgoing.tasks, handles))
         return handles
 
-    async def _tell(self, tasks: Sequence[Task], handles: Sequence[AsyncHandle[Any]]) -> None:
-        for hook, info in _due(self._hooks, tasks, handles):
+    async def tell(self, created: Iterable[TaskInfo]) -> None:
+        """Call the hooks of "enqueued" for new tasks."""
+        for hook, info in _due(self._hooks, created):
             try:
                 told = hook(info)
                 if inspect.isawaitable(told):
@@ -139,16 +141,20 @@ def entered(
         yield every
 
 
-def _due(
-    hooks: Hooks, tasks: Sequence[Task], handles: Sequence[Handle[Any] | AsyncHandle[Any]]
-) -> Iterator[tuple[Hook, TaskInfo]]:
-    """Yield each hook with each task that the enqueue created."""
-    if not (enqueued := hooks.of("enqueued")):
-        return
+def _due(hooks: Hooks, created: Iterable[TaskInfo]) -> Iterator[tuple[Hook, TaskInfo]]:
+    """Yield each hook of "enqueued" with each task; without hooks, `created` is not read."""
+    if enqueued := hooks.of("enqueued"):
+        for info in created:
+            yield from ((hook, info) for hook in enqueued)
+
+
+def _created(
+    tasks: Sequence[Task], handles: Sequence[Handle[Any] | AsyncHandle[Any]]
+) -> Iterator[TaskInfo]:
+    """Yield the tasks that the enqueue created."""
     for task, handle in zip(tasks, handles, strict=True):
         if handle.created:
-            info = _info(task, handle)
-            yield from ((hook, info) for hook in enqueued)
+            yield _info(task, handle)
 
 
 def _info(task: Task, handle: Handle[Any] | AsyncHandle[Any]) -> TaskInfo:

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, create_engine, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from qsync import Client, ConfigError, InvalidTask, Qsync, Task
+from qsync import Client, ConfigError, InvalidTask, Qsync, Task, TaskInfo
 from qsync.contrib.outbox import Outbox
 from qsync.contrib.outbox import relay as relays
 from qsync.contrib.outbox.database import Backlog
@@ -153,6 +153,12 @@ def test_async_session_and_relay(
     else:
         address = request.getfixturevalue("database").address
 
+    heard: list[str] = []
+
+    @app.on("enqueued")
+    async def hear(task: TaskInfo) -> None:
+        heard.append(task.id)
+
     async def use() -> None:
         engine = create_async_engine(address)
         async with engine.begin() as connection:
@@ -179,7 +185,7 @@ def test_async_session_and_relay(
         await app.aclose()
 
     asyncio.run(use())
-    assert pending(app) == ["first", "second"]
+    assert pending(app) == heard == ["first", "second"]
 
 
 def test_relay_sends_what_the_writer_has_not(
@@ -194,6 +200,29 @@ def test_relay_sends_what_the_writer_has_not(
         wait_until(lambda: relay.sent == 600)
     assert count(engine, outbox) == 0
     assert len(pending(app)) > 0
+
+
+def test_hooks_hear_of_a_row_when_it_is_sent_and_not_of_a_rollback(
+    app: Qsync, outbox: Outbox, engine: Engine
+) -> None:
+    heard: list[TaskInfo] = []
+    app.on("enqueued")(heard.append)
+    with Session(engine) as session:
+        session.add(outbox.row(Task("send", id="never")))
+        session.rollback()
+        session.add(outbox.row(Task("send", {"invoice": 7}, id="one", headers={"a": "b"})))
+        session.commit()
+        [task] = heard
+        assert (task.id, task.type, task.queue) == ("one", "send", "default")
+        assert (task.value(), task.headers) == ({"invoice": 7}, {"a": "b"})
+        outbox.after_commit._away_until = float("inf")
+        session.add(outbox.row(Task("send", b"bytes", id="two", retry=9)))
+        session.commit()
+    make_old(engine, outbox)
+    with outbox.relay(engine):
+        wait_until(lambda: len(heard) == 2)
+    assert (heard[1].id, heard[1].payload, heard[1].retry) == ("two", b"bytes", 9)
+    assert count(engine, outbox) == 0
 
 
 def test_relay_leaves_young_rows_to_their_writer(

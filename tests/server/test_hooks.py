@@ -268,6 +268,30 @@ def test_nested_enqueues_of_handlers_are_told(app: Qsync) -> None:
     asyncio.run(main())
 
 
+def test_hooks_hear_of_ticks_that_are_enqueued(app: Qsync) -> None:
+    heard: list[tuple[str, str]] = []
+
+    @app.on("enqueued")
+    def hear(task: TaskInfo) -> None:
+        heard.append((task.id.partition("@")[0], task.type))
+
+    @app.periodic(every=0.1, name="often", queue="other")
+    async def often() -> None: ...
+
+    async def main() -> None:
+        async with app.async_client() as client, app.server(queues=["default"]):
+            await client.schedules.put("plain", Task("of.others"), every=0.1)
+            await client.schedules.put("lone", Task("lone", unique=True), every=0.1)
+            ticks = {("often", "often"), ("plain", "of.others"), ("lone", "lone")}
+            await wait_until_async(lambda: ticks <= set(heard))
+            count = heard.count(("plain", "of.others"))
+            await wait_until_async(lambda: heard.count(("plain", "of.others")) > count + 2)
+        assert heard.count(("lone", "lone")) == 1, "the first task holds the unique lock"
+
+    asyncio.run(main())
+    assert set(heard) == {("often", "often"), ("plain", "of.others"), ("lone", "lone")}
+
+
 def test_wrong_hooks_are_refused(app: Qsync) -> None:
     with pytest.raises(ConfigError, match="no event 'ended'; there are enqueued, started, comp"):
         app.on("ended")  # type: ignore[arg-type]

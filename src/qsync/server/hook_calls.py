@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -17,11 +17,15 @@ from qsync.broker.ops import Completion, Killed, Retried
 from qsync.errors import Retry, SkipRetry, TaskFailed
 from qsync.hooks import Event, Hooks, log_failure
 from qsync.mux import CallNext
+from qsync.new_task import NewTask, info_of
 from qsync.server.current import running
 from qsync.server.invoke import Invoker
 from qsync.server.outcome import Snoozed
 from qsync.server.queue_state import LeasedTask
 from qsync.task import TaskInfo
+
+OnCreated = Callable[[Sequence[NewTask], int], object]
+"""Function that is called with the new tasks of ticks, and their time in microseconds."""
 
 END_S: Final = 5.0
 """Time that hooks have to end when the server stops, in seconds."""
@@ -64,6 +68,11 @@ class HookCalls:
             self._spawn(self._call("snoozed", info, noted[0]))
         elif noted is not None and type(record) in (Retried, Killed):
             self._spawn(self._failed(info, *noted, dead=type(record) is Killed))
+
+    def enqueued(self, tasks: Sequence[NewTask], now_us: int) -> None:
+        """Call the hooks of tasks that are new in the store: the ticks of schedules."""
+        for task in tasks:
+            self._spawn(self._call("enqueued", info_of(task, now_us)))
 
     def crashed(self, tasks: Sequence[TaskInfo]) -> None:
         """Call the hooks of tasks that are dead because their servers died with them."""

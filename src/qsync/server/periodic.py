@@ -25,6 +25,7 @@ from qsync.new_task import NewTask, new_nonce, new_task
 from qsync.queue_announcer import AsyncRegistrations, QueueAnnouncer
 from qsync.schedule import Periodic
 from qsync.server.clock import boot_s
+from qsync.server.hook_calls import OnCreated
 from qsync.server.outage_log import Outage
 from qsync.server.schedule_heap import Agenda, Entry
 from qsync.task import Task
@@ -69,13 +70,15 @@ class PeriodicLoop:
         prefix: str,
         tasks: Sequence[PeriodicTask],
         outage: Outage | None = None,
+        on_created: OnCreated | None = None,
     ) -> None:
         by_queue: dict[str, list[PeriodicTask]] = {}
         for task in tasks:
             by_queue.setdefault(task.build().queue, []).append(task)
         outage = outage or Outage()
         self._queues = [
-            _Queue(broker, prefix, queue, some, outage) for queue, some in by_queue.items()
+            _Queue(broker, prefix, queue, some, outage, on_created)
+            for queue, some in by_queue.items()
         ]
 
     async def run(self) -> None:
@@ -95,8 +98,10 @@ class _Queue:
         queue: str,
         tasks: Sequence[PeriodicTask],
         outage: Outage,
+        on_created: OnCreated | None,
     ) -> None:
         self._broker = broker
+        self._on_created = on_created
         self._outage = outage
         self._part = f"enqueue periodic tasks of queue {queue}"
         self._globals = GlobalKeys(prefix)
@@ -206,12 +211,17 @@ class _Queue:
         replies = await self._broker.run_many(calls)
         answers = iter(replies)
         failed: QsyncError | None = None
+        created = []
         for entry, tick_us, task in tasks:
             answer = next(answers) if task is not None else None
             if isinstance(answer, QsyncError):
                 failed = failed or answer
             else:
                 self._passed(entry, tick_us)
+                if answer and task is not None:
+                    created.append(task)
+        if self._on_created is not None:
+            self._on_created(created, _boot_us() + self._ahead_us)
         if failed is not None:
             raise failed
 

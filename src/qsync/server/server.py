@@ -300,7 +300,7 @@ class Server:
             AtStop(fetcher.aclose, closes=True),
             AtStop(control.withdraw),
             Loops(self._on_broken, control.announce, control.read_inbox, control.watch_stale),
-            self._make_ticks(),
+            self._make_ticks(hooks),
             Heartbeats(self._broker, self._lanes, config.lease_s, leases, watchdog, outage),
             Loops(self._on_broken, *[settler.run for settler in settlers]),
             AtStop(shutdown.settle),
@@ -336,12 +336,14 @@ class Server:
         )  # fmt: skip
         return list(settlers.values())
 
-    def _make_ticks(self) -> Loops:
+    def _make_ticks(self, hooks: HookCalls | None) -> Loops:
         if not self.replaced.ticks:
             return Loops(self._on_broken)
         broker, prefix, outage = self._broker, self.prefix, self._outage
-        periodic = PeriodicLoop(broker, prefix, self.periodic, outage)
-        return Loops(self._on_broken, periodic.run, StoredTicks(broker, prefix, outage).run)
+        on_created = hooks.enqueued if hooks and self.hooks.of("enqueued") else None
+        periodic = PeriodicLoop(broker, prefix, self.periodic, outage, on_created)
+        stored = StoredTicks(broker, prefix, outage, on_created)
+        return Loops(self._on_broken, periodic.run, stored.run)
 
     def _make_lease_keeper(self) -> LeaseKeeper:
         return LeaseKeeper(

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
 from qsync import codec
 from qsync.backoff import AWAY_CAP_S, Backoff, spread
-from qsync.broker import schedule_ops
+from qsync.broker import schedule_ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.schedule_ops import BATCH, TickRow
 from qsync.broker.stored_schedules import StoredRow, decode_record, ticks_of
 from qsync.errors import ConfigError, InvalidTask, QsyncError, SchemaMismatch
 from qsync.keys import GlobalKeys, QueueKeys, shorten
+from qsync.new_task import NewTask
 from qsync.schedule import tick_id
+from qsync.server.hook_calls import OnCreated
 from qsync.server.outage_log import Outage
 
 log: Final = logging.getLogger("qsync.server")
@@ -52,6 +55,8 @@ class Ticked(NamedTuple):
     """Schedules whose name is that of a periodic task of a program; they have no task."""
     unread: list[tuple[str, str]]
     """Schedules whose record could not be read, and why."""
+    tasks: Sequence[NewTask] = ()
+    """Tasks of the ticks; one whose lock is held is not in the store."""
 
 
 async def tick_due(broker: AsyncBroker, keys: QueueKeys, *, now_us: int | None = None) -> Ticked:
@@ -72,7 +77,9 @@ async def tick_due(broker: AsyncBroker, keys: QueueKeys, *, now_us: int | None =
     refused = [
         tick.row.name for tick, outcome in zip(rows, outcomes, strict=True) if outcome == "program"
     ]
-    return Ticked(due.now_us, min(nexts, default=None), len(rows), refused, unread)
+    ticked = zip(rows, outcomes, strict=True)
+    tasks = [task for tick, outcome in ticked if outcome == "ticked" for task in tick.tasks]
+    return Ticked(due.now_us, min(nexts, default=None), len(rows), refused, unread, tasks)
 
 
 def _ticks(row: StoredRow, queue: str, now_us: int) -> TickRow:
@@ -94,8 +101,15 @@ class StoredTicks:
     Store errors do not end it. Each queue is on its own, since it may be on another node.
     """
 
-    def __init__(self, broker: AsyncBroker, prefix: str, outage: Outage) -> None:
+    def __init__(
+        self,
+        broker: AsyncBroker,
+        prefix: str,
+        outage: Outage,
+        on_created: OnCreated | None = None,
+    ) -> None:
         self._broker = broker
+        self._on_created = on_created
         self._globals = GlobalKeys(prefix)
         self._outage = outage
         self._queues: dict[str, _Queue] = {}
@@ -128,7 +142,9 @@ class StoredTicks:
             queue = self._queues.get(name)
             if queue is None:
                 keys = QueueKeys(self._globals.prefix, name)
-                queue = self._queues[name] = _Queue(self._broker, keys, self._outage)
+                queue = self._queues[name] = _Queue(
+                    self._broker, keys, self._outage, self._on_created
+                )
                 group.create_task(queue.run())
             queue.announced(number)
         return POLL_S
@@ -137,8 +153,15 @@ class StoredTicks:
 class _Queue:
     """The stored schedules of one queue."""
 
-    def __init__(self, broker: AsyncBroker, keys: QueueKeys, outage: Outage) -> None:
+    def __init__(
+        self,
+        broker: AsyncBroker,
+        keys: QueueKeys,
+        outage: Outage,
+        on_created: OnCreated | None,
+    ) -> None:
         self._broker = broker
+        self._on_created = on_created
         self._keys = keys
         self._outage = outage
         self._part = f"enqueue the stored schedules of queue {keys.queue}"
@@ -176,6 +199,8 @@ class _Queue:
         ticked = await tick_due(self._broker, self._keys)
         self._outage.worked(self._part)
         self._backoff.reset()
+        if self._on_created is not None:
+            self._on_created(await self._created(ticked.tasks), ticked.now_us)
         for name in ticked.refused:
             self._say(name, "a periodic task of a program has its name and goes first")
         for name, why in ticked.unread:
@@ -186,6 +211,16 @@ class _Queue:
             return LOOK_S
         until_s = (ticked.next_us - ticked.now_us) / 1_000_000 + self._apart_s
         return min(max(until_s, LEAST_S), LOOK_S)
+
+    async def _created(self, tasks: Sequence[NewTask]) -> list[NewTask]:
+        """Return the tasks without those that a held lock has kept out of the store."""
+        locked = [task.id for task in tasks if task.lock]
+        shown = []
+        if locked:
+            call = views.get_tasks(self._keys, locked, messages=False)
+            shown = await self._broker.run(call)
+        missing = {id for id, task in zip(locked, shown, strict=True) if task is None}
+        return [task for task in tasks if task.id not in missing]
 
     def _say(self, name: str, why: str) -> None:
         """Log once that a stored schedule has no tasks."""

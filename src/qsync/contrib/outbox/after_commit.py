@@ -12,7 +12,7 @@ from typing import Final
 from qsync.client import Client
 from qsync.connections import Connections
 from qsync.contrib.outbox.rows import Row
-from qsync.contrib.outbox.sending import send, send_async
+from qsync.contrib.outbox.sending import send, send_async, tell, tell_async
 
 log: Final = logging.getLogger("qsync.outbox")
 
@@ -59,6 +59,7 @@ class AfterCommit:
                 self._leave(sent.error)
             if sent.ids:
                 delete(sent.ids)
+            tell(client, sent)
         except Exception as error:  # whatever the driver raises: it is committed
             self._leave(error)
 
@@ -75,11 +76,13 @@ class AfterCommit:
     ) -> None:
         """Send the rows and delete those that the store has answered for."""
         try:
-            sent = await send_async(self._quick.here(), rows[:MOST])
+            client = self._quick.here()
+            sent = await send_async(client, rows[:MOST])
             if sent.error is not None:
                 self._leave(sent.error)
             if sent.ids:
                 await delete(sent.ids)
+            await tell_async(client, sent)
         except Exception as error:  # whatever the driver raises: it is committed
             self._leave(error)
 

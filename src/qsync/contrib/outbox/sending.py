@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -13,7 +14,9 @@ from qsync.bulk import CALL_BYTES, size_of
 from qsync.client import AsyncClient, Client
 from qsync.contrib.outbox.rows import Row, by_queue
 from qsync.errors import QsyncError
-from qsync.new_task import NewTask
+from qsync.new_task import NewTask, info_of
+from qsync.task import TaskInfo
+from qsync.wrapped_client import WrappedAsyncClient, WrappedClient
 
 log: Final = logging.getLogger("qsync.outbox")
 
@@ -25,6 +28,9 @@ class Sent:
     ids: list[str] = field(default_factory=list)
     """Rows that the store has answered for: they may be deleted."""
 
+    created: list[NewTask] = field(default_factory=list)
+    """Tasks that are new in the store; the hooks have not been called for them yet."""
+
     unreadable: list[str] = field(default_factory=list)
     error: QsyncError | None = None
     """Error of a call; its rows and those after it stay."""
@@ -33,11 +39,30 @@ class Sent:
         """Note the reply to a call."""
         for task, outcome in zip(tasks, reply, strict=True):
             self.ids.append(task.id)
+            if outcome.outcome == "created":
+                self.created.append(task)
             if outcome.outcome in ("exists", "duplicate"):
                 log.info(
                     "task %s of queue %s was not enqueued: task %s has its id or its unique lock",
                     task.id, task.queue, outcome.id,
                 )  # fmt: skip
+
+    def infos(self) -> Iterator[TaskInfo]:
+        """Yield the new tasks as hooks see them."""
+        now_us = time.time_ns() // 1000
+        return (info_of(task, now_us) for task in self.created)
+
+
+def tell(client: Client, sent: Sent) -> None:
+    """Call the hooks of "enqueued"; rows may not be locked meanwhile, as a hook may be slow."""
+    if isinstance(client, WrappedClient):
+        client.tell(sent.infos())
+
+
+async def tell_async(client: AsyncClient, sent: Sent) -> None:
+    """Call the hooks of "enqueued", as `tell` does."""
+    if isinstance(client, WrappedAsyncClient):
+        await client.tell(sent.infos())
 
 
 def _calls(rows: Sequence[Row], sent: Sent) -> Iterator[tuple[str, Sequence[NewTask]]]:
