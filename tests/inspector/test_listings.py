@@ -203,4 +203,4 @@ def test_last_tick_of_a_schedule_says_what_became_of_its_task(live: Live) -> Non
         return one["last_state"] == "dead" and one["last_task"].startswith("fails@")
 
     wait_until(shown, timeout=30)
-    assert "LAST ENQUEUED" in live.ok("schedule", "list").out
+    assert "LAST TICK" in live.ok("schedule", "list").out

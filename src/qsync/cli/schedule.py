@@ -82,7 +82,7 @@ def list_schedules(
 def _print(schedules: list[ScheduleInfo]) -> None:
     columns = [
         Column("NAME", shrink=True), Column("QUEUE", shrink=True), Column("KIND"),
-        Column("SCHEDULE", shrink=True), Column("NEXT"), Column("LAST ENQUEUED"), Column("STATE"),
+        Column("SCHEDULE", shrink=True), Column("NEXT"), Column("LAST TICK"), Column("STATE"),
     ]  # fmt: skip
     print_table(columns, [_row(info) for info in schedules])
     for info in schedules:
@@ -246,7 +246,10 @@ async def _resume(inspector: Inspector, name: str, queue: str) -> Change:
 def trigger(
     *, name: Name, queue: OnlyQueue = None, store: StoreOptions, as_json: Json = False
 ) -> None:
-    """Enqueue the task of a schedule once, now, in addition to its regular runs."""
+    """Enqueue the task of a schedule once, now, in addition to its ticks.
+
+    It is no tick: `qsync schedule list` still shows the last tick.
+    """
     with open_store(store) as session:
         owner = _queue_of(session, name, queue)
         work = _trigger(session.inspector, name, owner)

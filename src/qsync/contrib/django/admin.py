@@ -40,7 +40,7 @@ DONE: Final = {
 NOT_FOUND: Final = {"resume": "it is not paused", "delete": "it is not in the store"}
 """Why an action found nothing to change."""
 
-COLUMNS: Final = ("Name", "Task", "Queue", "When", "Next run", "Last run", "Defined in")
+COLUMNS: Final = ("Name", "Task", "Queue", "When", "Next tick", "Last tick", "Defined in")
 """Columns of the list."""
 
 
