@@ -269,10 +269,7 @@ def worker(
         )
         logs.configure(log_level, tag="main", form=log_format)
         logs.catch_uncaught()
-        _banner(target, server, processes)
-        if unserved := _unserved(app, queues_served):
-            # With --queues the operator has chosen, and other workers may serve the rest.
-            log.log(logging.WARNING if queues is None else logging.INFO, unserved)
+        _banner(target, app, server, processes, chosen=queues is not None)
         if port is not None:
             log.info("health: http://%s:%d/ready", port.host, port.port)
         plan = Plan(
@@ -408,7 +405,8 @@ def _unserved(app: Qsync, served: Sequence[str]) -> str:
     )
 
 
-def _banner(target: str, server: Server, processes: int) -> None:
+def _banner(target: str, app: Qsync, server: Server, processes: int, *, chosen: bool) -> None:
+    """Log what the worker serves; `chosen`: with --queues."""
     config, types = server.config.fitted(server.mux), server.mux.types
     weights = ", ".join(f"{name}={weight}" for name, weight in config.weights.items())
     names = ", ".join(map(logs.escape, types[:20])) + (", ..." if len(types) > 20 else "")
@@ -425,3 +423,6 @@ def _banner(target: str, server: Server, processes: int) -> None:
     )  # fmt: skip
     if not types:
         log.warning("the app has no handlers: tasks that it fetches wait for another server")
+    if unserved := _unserved(app, list(config.weights)):
+        # With --queues the operator has chosen, and other workers may serve the rest.
+        log.log(logging.INFO if chosen else logging.WARNING, unserved)
