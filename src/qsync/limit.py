@@ -89,22 +89,6 @@ def _count(field: str, value: object) -> int:
     return value
 
 
-def rule_text(rule: LimitRule) -> str:
-    """Return a rule as the store has it: concurrency, rate, per and burst, 0 for none."""
-    numbers = (rule.concurrency, rule.rate, rule.per_us, rule.burst)
-    return " ".join(str(number or 0) for number in numbers)
-
-
-def parse_rule(text: str) -> tuple[LimitRule | None, str]:
-    """Return the rule that `rule_text` made, and the text after it; None if it is none."""
-    parts = text.split(" ", 4)
-    if len(parts) < 4 or not all(part.isdecimal() for part in parts[:4]):
-        return None, ""
-    concurrency, rate, per_us, burst = (int(part) or None for part in parts[:4])
-    rule = LimitRule(rate=rate, per_us=per_us, burst=burst, concurrency=concurrency)
-    return rule, parts[4] if len(parts) > 4 else ""
-
-
 def limit_name(limit: str) -> str:
     """Return the name of a limit: what stands before its first colon."""
     return limit.partition(":")[0]

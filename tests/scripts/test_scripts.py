@@ -13,7 +13,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from qsync.broker import limit_views, ops, schedule_ops, views
+from qsync.broker import ops, schedule_ops, views
 from qsync.broker.call import Call
 from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.reschedule_op import reschedule
@@ -39,13 +39,13 @@ CAN_BE_REFUSED = {"enqueue", "tick", "put_schedule", "tick_schedules"}
 VIEWS = {
     "audit", "counts", "get_tasks", "key_types", "look", "overview", "page", "pending_position",
     "permissions", "queues", "registered", "schedules", "server_info", "servers",
-    "due_schedules", "stored_schedules", "stored_page", "schedule_queues", "limit", "limits",
+    "due_schedules", "stored_schedules", "stored_page", "schedule_queues",
 }  # fmt: skip
 
 TEXTS = {
     # Names that hold text wherever they stand: what `..` may join as it is.
     "counter", "partner", "day", "head", "holder", "id", "key", "lock", "server", "stamped",
-    "message", "claim", "schema", "newest_schema", "layout", "limit", "name",
+    "message", "claim", "schema", "newest_schema", "layout",
 }  # fmt: skip
 
 WAKE_CHANNEL = "table.concat({KEYS.wake,':',server})"
@@ -232,17 +232,11 @@ def test_complete_can_be_refused_when_it_carries_results() -> None:
 
 
 def test_every_script_is_loaded_by_ops_or_by_views() -> None:
-    changing, looking, both, one, limits = (
+    changing, looking, both, one = (
         set(re.findall(r'(?:load|_settle)\("(\w+)"', (files("qsync.broker") / module).read_text()))
-        for module in (
-            "ops.py",
-            "views.py",
-            "schedule_ops.py",
-            "reschedule_op.py",
-            "limit_views.py",
-        )
+        for module in ("ops.py", "views.py", "schedule_ops.py", "reschedule_op.py")
     )
-    assert looking | (both & VIEWS) | limits == VIEWS
+    assert looking | (both & VIEWS) == VIEWS
     assert changing | one | (both - VIEWS) == set(SCRIPTS) - VIEWS
 
 
@@ -439,8 +433,6 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "servers": (views.servers(all_keys), 0),
         "audit": (views.stand(keys, [("a", ""), ("b", "lock")]), 2),
         "key_types": (views.key_types(keys), 0),
-        "limits": (limit_views.limits(keys), 0),
-        "limit": (limit_views.limit(keys, "customer:42", id="a"), 0),
         "repair": (
             ops.repair(keys, "leftover", [("a", ""), ("b", "")], record=b"", lease_us=1),
             2,
