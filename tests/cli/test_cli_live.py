@@ -1,4 +1,4 @@
-"""`qsync servers`, `schedule`, `stats` and `top` beside servers: one node, and a cluster."""
+"""`qsync server`, `schedule`, `stats` and `top` beside servers: one node, and a cluster."""
 
 from __future__ import annotations
 

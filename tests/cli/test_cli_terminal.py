@@ -222,7 +222,7 @@ def test_names_in_the_store_are_completed(live: Live, monkeypatch: pytest.Monkey
     assert completed(live, "qsync queue pause ma") == ["mail"]
     assert completed(live, "qsync task list --queue d") == ["default"]
     assert completed(live, "qsync stats ") == ["default", "mail"]
-    assert completed(live, "qsync servers stop s") == [server.id]
+    assert completed(live, "qsync server stop s") == [server.id]
     assert completed(live, "qsync schedule trigger ni") == ["night"]
     assert completed(live, "qsync task list --state sch") == ["scheduled"]
     assert completed(live, "qsync sch") == ["schedule"]

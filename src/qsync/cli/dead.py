@@ -1,4 +1,4 @@
-"""`qsync dead`: list, run again or delete dead tasks."""
+"""`qsync dead`: list, retry or delete dead tasks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 
 from qsync.cli.bulk import BulkJob
 from qsync.cli.command import USAGE, Group, exit_with
+from qsync.cli.listing import OutputOptions
 from qsync.cli.options import (
     Cursor,
     DryRun,
@@ -17,14 +18,13 @@ from qsync.cli.options import (
     StoreOptions,
     Yes,
 )
-from qsync.cli.output import print_json
 from qsync.cli.prompts import confirm
 from qsync.cli.store import open_store
-from qsync.cli.task_list import TaskQuery, collect_tasks, print_tasks
+from qsync.cli.task_list import TaskQuery, list_matching
 from qsync.formatting import plural
 from qsync.state import TaskState
 
-dead: Final = Group(name="dead", help="List, re-run and delete dead tasks.", no_args_is_help=True)
+dead: Final = Group(name="dead", help="List, retry and delete dead tasks.", no_args_is_help=True)
 
 All = Annotated[
     bool,
@@ -39,24 +39,19 @@ def list_dead(
     limit: Limit = 50,
     cursor: Cursor = None,
     store: StoreOptions,
-    as_json: Json = False,
+    output: OutputOptions,
 ) -> None:
     """List dead tasks, the latest first.
 
     For example: qsync dead list --error "no such customer" --newer-than 2h
     """
     query = TaskQuery(filters.queue, [TaskState.DEAD], filters.filter, limit, cursor)
-    with open_store(store) as session:
-        listing = session.run(collect_tasks(session.inspector, query))
-    if as_json:
-        print_json(listing)
-    else:
-        print_tasks(listing, query)
+    list_matching(query, store, output)
 
 
-@dead.command("retry", hidden=True)  # what other queues call it
+@dead.command("run", hidden=True)
 @dead.command()
-def run(
+def retry(
     *,
     filters: FilterOptions,
     everything: All = False,
@@ -64,12 +59,12 @@ def run(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Re-run dead tasks, the oldest first, with a fresh set of attempts.
+    """Retry dead tasks, the oldest first, with a fresh set of attempts.
 
-    For example: qsync dead run --type mail.send --error Timeout --dry-run
+    For example: qsync dead retry --type mail.send --error Timeout --dry-run
 
     Runs in batches of 250, and leaves tasks alone that die after it began. A task whose unique lock
-    another task holds stays dead. For single tasks: qsync task run ID.
+    another task holds stays dead. For single tasks: qsync task retry ID.
     """
     _check(filters, everything)
     with open_store(store) as session:
@@ -94,7 +89,7 @@ def delete(
 
     For example: qsync dead delete --older-than 30d
 
-    Runs in batches of 250, as `dead run` does. For single tasks: qsync task delete ID.
+    Runs in batches of 250, as `dead retry` does. For single tasks: qsync task delete ID.
     """
     _check(filters, everything)
     with open_store(store) as session:

@@ -24,7 +24,7 @@ from qsync.version import __version__
 
 SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "Run": ("worker", "dashboard"),
-    "Look": ("stats", "top", "task", "queue", "dead", "schedule", "servers"),
+    "Look": ("stats", "top", "task", "queue", "dead", "schedule", "server"),
     "Check": ("doctor", "acl"),
     "Try": ("demo",),
 }
@@ -72,7 +72,10 @@ app.command("stats", short_help="Show the tasks and counters of queues.")(stats)
 app.command("top", short_help="Watch queues, servers and running tasks.")(top)
 for _noun in (task, queue, dead, schedule, servers):
     app.add_typer(_noun)
-app.add_typer(servers, name="server", hidden=True)  # the other nouns are singular
+for _noun, _plural in (
+    (task, "tasks"), (queue, "queues"), (schedule, "schedules"), (servers, "servers"),
+):  # fmt: skip
+    app.add_typer(_noun, name=_plural, hidden=True)
 app.command("doctor", epilog=None, short_help="Check whether the store is fit for the queue.")(
     doctor
 )

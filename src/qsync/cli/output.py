@@ -68,9 +68,14 @@ def state_cell(state: str) -> Cell:
 
 def print_json(value: Any) -> None:
     """Print one indented JSON document, without characters that control a terminal."""
-    text = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode()
+    print_raw(json_text(value, indent=2))
+
+
+def json_text(value: Any, indent: int = -1) -> str:
+    """Return a JSON document without characters that control a terminal; -1: on one line."""
+    text = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=indent).decode()
     is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-    print_raw(_BEYOND_ASCII.sub(_escape_unprintable if is_unicode else _json_escape, text))
+    return _BEYOND_ASCII.sub(_escape_unprintable if is_unicode else _json_escape, text)
 
 
 def _escape_unprintable(match: re.Match[str]) -> str:
@@ -104,15 +109,15 @@ def escaped_lines(text: str) -> list[str]:
     return [escape(line.expandtabs()) for line in text.rstrip("\n").split("\n")]
 
 
-def print_table(columns: Sequence[Column], rows: Sequence[Row]) -> None:
+def print_table(columns: Sequence[Column], rows: Sequence[Row], *, whole: bool = False) -> None:
     """Print the rows, one line each; nothing without rows.
 
-    A table fits the width of the terminal. Elsewhere nothing is cut.
+    A table fits the width of the terminal. If it is `whole`, and elsewhere, nothing is cut.
     """
     if not rows:
         return
     out = console()
-    if not out.is_terminal:
+    if whole or not out.is_terminal:
         out.width = UNLIMITED
     print_raw(render(out, table(columns, rows)))
 

@@ -8,6 +8,7 @@ import msgspec
 import typer
 
 from qsync.cli.command import Group, exit_with
+from qsync.cli.listing import OutputOptions
 from qsync.cli.options import (
     By,
     DryRun,
@@ -21,7 +22,7 @@ from qsync.cli.options import (
 )
 from qsync.cli.output import print_json, print_line
 from qsync.cli.prompts import Progress, confirm, current_user
-from qsync.cli.queue_tables import print_more, print_queues
+from qsync.cli.queue_tables import SortQueues, print_more, print_queues, sorted_queues
 from qsync.cli.store import check_queue, exit_unknown_queue, no_queue_yet, open_store
 from qsync.errors import InvalidTask
 from qsync.formatting import plural
@@ -38,20 +39,27 @@ MAX_STEPS: Final = 1_000_000
 
 
 @queue.command("list")
-def list_queues(*, store: StoreOptions, as_json: Json = False) -> None:
+def list_queues(*, sort: SortQueues = "name", store: StoreOptions, output: OutputOptions) -> None:
     """List all queues, with the tasks in each state and who paused them.
 
     OLDEST is how long the oldest pending task has waited for a server.
     """
     with open_store(store) as session:
-        overview = session.run(session.inspector.overview())
-        if as_json:
-            print_json(overview.queues)
-        elif overview.queues:
-            print_queues(overview.queues)
-            print_more(overview)
-        else:
-            print_line(session.run(no_queue_yet(session.inspector)))
+
+        def show() -> None:
+            overview = session.run(session.inspector.overview())
+            queues = sorted_queues(overview.queues, sort)
+
+            def print_table(whole: bool) -> None:
+                if queues:
+                    print_queues(queues, whole=whole)
+                    print_more(overview)
+                else:
+                    print_line(session.run(no_queue_yet(session.inspector)))
+
+            output.print_rows(queues, print_table)
+
+        output.repeat(show)
 
 
 @queue.command()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Annotated, Final
+
+import typer
 
 from qsync.cli.output import COLOURS, Cell, Column, Row, count_cell, print_line, print_table
 from qsync.formatting import duration, relative
@@ -17,11 +19,40 @@ STATES: Final = (
 )  # fmt: skip
 """States in the order of the columns."""
 
+SORTS: Final = ("name", "total", *STATES, "oldest")
+
 _RARE: Final = ("crashed", "cancelled", "trimmed", "lost")
 """Counters that are left out if they are 0 in all rows."""
 
 
-def print_queues(queues: Sequence[QueueInfo]) -> None:
+def sort_key(text: str) -> str:
+    """Return the name of a column to sort queues by; BadParameter if there is none."""
+    if text.lower() not in SORTS:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(SORTS)}")
+    return text.lower()
+
+
+SortQueues = Annotated[
+    str,
+    typer.Option(
+        "--sort", metavar="COLUMN", parser=sort_key, show_default=False,
+        autocompletion=lambda: list(SORTS),
+        help=f"Column to sort by, the largest first: {', '.join(SORTS)}.  [default: name]",
+    ),
+]  # fmt: skip
+
+
+def sorted_queues(queues: Sequence[QueueInfo], by: str) -> list[QueueInfo]:
+    """Return the queues by name, or with the largest value of a column first."""
+    named = sorted(queues, key=lambda queue: queue.name)
+    if by == "name":
+        return named
+    values = {"total": lambda queue: queue.total, "oldest": lambda queue: queue.latency}
+    value = values.get(by, lambda queue: queue.states.get(TaskState(by), 0))
+    return sorted(named, key=value, reverse=True)
+
+
+def print_queues(queues: Sequence[QueueInfo], *, whole: bool = False) -> None:
     """Print the tasks of each queue by state, their sums, and who paused which queue."""
     columns = [
         Column("QUEUE", shrink=True),
@@ -35,7 +66,7 @@ def print_queues(queues: Sequence[QueueInfo]) -> None:
     if len(queues) > 1:
         sums = [sum(queue.states.get(state, 0) for queue in queues) for state in STATES]
         rows.append([Cell("all", "bold"), *(count_cell(total, "bold") for total in sums), ""])
-    print_table(columns, rows)
+    print_table(columns, rows, whole=whole)
     for queue in queues:
         if queue.paused is not None:
             print_line(f"{queue.name} is {pause_note(queue.paused)}", "yellow")

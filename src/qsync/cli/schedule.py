@@ -10,6 +10,7 @@ import typer
 from qsync.cli import completion
 from qsync.cli.change_report import Outcome, finish
 from qsync.cli.command import USAGE, Group, exit_with
+from qsync.cli.listing import OutputOptions
 from qsync.cli.new_task import payload_of, task_of
 from qsync.cli.options import (
     Arguments,
@@ -57,7 +58,7 @@ def list_schedules(
         ),
     ] = "",
     store: StoreOptions,
-    as_json: Json = False,
+    output: OutputOptions,
 ) -> None:  # fmt: skip
     """List the schedules of programs and those in the store, with their next runs.
 
@@ -66,25 +67,27 @@ def list_schedules(
     with open_store(store) as session:
         if queue is not None:
             session.run(check_queue(session.inspector, queue))
-        schedules = session.run(session.inspector.schedules(prefix=name))
-    schedules = [info for info in schedules if queue in (None, info.queue)]
-    if as_json:
-        print_json(schedules)
-    elif not schedules:
+
+        def show() -> None:
+            found = session.run(session.inspector.schedules(prefix=name))
+            schedules = [info for info in found if queue in (None, info.queue)]
+            output.print_rows(schedules, lambda whole: _print(schedules, whole=whole))
+
+        output.repeat(show)
+
+
+def _print(schedules: list[ScheduleInfo], *, whole: bool) -> None:
+    if not schedules:
         print_line(
             "There are no schedules. Servers publish those of their app: @app.periodic. "
             "`qsync schedule put` stores others."
         )
-    else:
-        _print(schedules)
-
-
-def _print(schedules: list[ScheduleInfo]) -> None:
+        return
     columns = [
         Column("NAME", shrink=True), Column("QUEUE", shrink=True), Column("KIND"),
         Column("SCHEDULE", shrink=True), Column("NEXT"), Column("LAST TICK"), Column("STATE"),
     ]  # fmt: skip
-    print_table(columns, [_row(info) for info in schedules])
+    print_table(columns, [_row(info) for info in schedules], whole=whole)
     for info in schedules:
         for note in _notes(info):
             print_line(f"{info.name}: {note}", "yellow")

@@ -1,17 +1,18 @@
-"""`qsync servers`: list, quiet, stop."""
+"""`qsync server`: list, quiet, stop."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
 from qsync.cli import completion
 from qsync.cli.change_report import Outcome, finish
 from qsync.cli.command import EXIT_CODES, USAGE, Group, exit_with, set_command_path, with_options
+from qsync.cli.listing import Format, OutputOptions
 from qsync.cli.options import Json, StoreOptions
-from qsync.cli.output import Cell, Column, Row, print_json, print_line, print_table
+from qsync.cli.output import Cell, Column, Row, print_line, print_table
 from qsync.cli.store import open_store, unknown_name
 from qsync.formatting import duration, percent, plural, relative
 from qsync.inspector import Change, Inspector, ServerInfo
@@ -20,7 +21,7 @@ HELP: Final = (
     "List running servers (worker processes), drain and stop them. Without a command: list."
 )
 
-servers: Final = Group(name="servers", help=HELP, invoke_without_command=True, epilog=EXIT_CODES)
+servers: Final = Group(name="server", help=HELP, invoke_without_command=True, epilog=EXIT_CODES)
 
 ServerIds = Annotated[
     list[str],
@@ -30,19 +31,47 @@ ServerIds = Annotated[
     ),
 ]  # fmt: skip
 
+SORTS: Final[dict[str, Callable[[ServerInfo], Any]]] = {
+    "id": lambda server: server.id,
+    "running": lambda server: (-server.running, server.id),
+    "up": lambda server: (-server.uptime, server.id),
+}
+
+
+def sort_key(text: str) -> str:
+    """Return the name of a column to sort servers by; BadParameter if there is none."""
+    if text.lower() not in SORTS:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(SORTS)}")
+    return text.lower()
+
+
+Sort = Annotated[
+    str,
+    typer.Option(
+        "--sort", metavar="COLUMN", parser=sort_key, show_default=False,
+        autocompletion=lambda: list(SORTS),
+        help="Column to sort by: id; running or up: the largest first.  [default: id]",
+    ),
+]  # fmt: skip
+
 Tasks = Annotated[bool, typer.Option("--tasks", help="Show the tasks that each server runs.")]
 
 
 @servers.callback(help=HELP)
 @with_options
 def servers_alone(
-    *, ctx: typer.Context, tasks: Tasks = False, store: StoreOptions, as_json: Json = False
+    *,
+    ctx: typer.Context,
+    tasks: Tasks = False,
+    sort: Sort = "id",
+    store: StoreOptions,
+    output: OutputOptions,
 ) -> None:
     """List the running servers if no command is given."""
     set_command_path(ctx.command_path)
     if ctx.invoked_subcommand is None:
-        _list(tasks, store, as_json)
-    elif tasks or as_json or _is_given(ctx, "url") or _is_given(ctx, "prefix"):
+        _list(tasks, sort, store, output)
+    elif any(_is_given(ctx, name) for name in ctx.params):
         command = f"{ctx.command_path} {ctx.invoked_subcommand} ..."
         exit_with(f"put the options after the command: {command}", USAGE)
 
@@ -53,25 +82,34 @@ def _is_given(ctx: typer.Context, name: str) -> bool:
 
 
 @servers.command("list")
-def list_servers(*, tasks: Tasks = False, store: StoreOptions, as_json: Json = False) -> None:
+def list_servers(
+    *, tasks: Tasks = False, sort: Sort = "id", store: StoreOptions, output: OutputOptions
+) -> None:
     """List the running servers.
 
     RUNNING is the number of tasks that a server runs, and how many it can run.
     """
-    _list(tasks, store, as_json)
+    _list(tasks, sort, store, output)
 
 
-def _list(tasks: bool, store: StoreOptions, as_json: bool) -> None:
+def _list(tasks: bool, sort: str, store: StoreOptions, output: OutputOptions) -> None:
+    with_tasks = tasks or output.format is Format.JSON
     with open_store(store) as session:
-        running = session.run(session.inspector.servers(tasks=tasks or as_json))
-    if as_json:
-        print_json(running)
-    elif not running:
+
+        def show() -> None:
+            found = session.run(session.inspector.servers(tasks=with_tasks))
+            running = sorted(found, key=SORTS[sort])
+            output.print_rows(running, lambda whole: _print(running, tasks=tasks, whole=whole))
+
+        output.repeat(show)
+
+
+def _print(running: list[ServerInfo], *, tasks: bool, whole: bool) -> None:
+    if not running:
         print_line("No servers are running. Start one: qsync worker MODULE:APP")
-    else:
-        print_table(SERVER_COLUMNS, [server_row(server) for server in running])
-        for server in running if tasks else []:
-            _print_tasks(server)
+    print_table(SERVER_COLUMNS, [server_row(server) for server in running], whole=whole)
+    for server in running if tasks else []:
+        _print_tasks(server)
 
 
 SERVER_COLUMNS: Final = (

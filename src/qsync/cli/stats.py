@@ -7,9 +7,16 @@ from typing import Annotated
 import typer
 
 from qsync.cli import completion
-from qsync.cli.options import Json, StoreOptions
-from qsync.cli.output import print_json, print_line
-from qsync.cli.queue_tables import print_counters, print_more, print_queues
+from qsync.cli.listing import OutputOptions
+from qsync.cli.options import StoreOptions
+from qsync.cli.output import print_line
+from qsync.cli.queue_tables import (
+    SortQueues,
+    print_counters,
+    print_more,
+    print_queues,
+    sorted_queues,
+)
 from qsync.cli.store import exit_unknown_queue, no_queue_yet, open_store
 from qsync.formatting import plural, size
 from qsync.inspector import Inspector, Overview, QueueInfo
@@ -30,8 +37,9 @@ def stats(
             metavar="N", min=0, max=90, help="Show the counters of the last N days, too."
         ),
     ] = 0,
+    sort: SortQueues = "name",
     store: StoreOptions,
-    as_json: Json = False,
+    output: OutputOptions,
 ) -> None:  # fmt: skip
     """Show the tasks of queues by state, the age of the oldest one, and counters.
 
@@ -40,20 +48,30 @@ def stats(
     Days are in UTC, by the clock of the store.
     """
     with open_store(store) as session:
-        overview, queues = session.run(_read(session.inspector, names or [], days))
         source = f"{session.inspector.prefix} at {session.address}"
-        hint = "" if queues or as_json else session.run(no_queue_yet(session.inspector))
-    if as_json:
-        print_json({"at": overview.at, "servers": overview.servers, "queues": queues})
-        return
-    print_line(f"{source}: {_summary(overview, queues)}")
-    if not queues:
-        print_line(hint)
-        return
-    print_line("")
-    print_queues(queues)
-    if not names:
-        print_more(overview)
+
+        def show() -> None:
+            overview, found = session.run(_read(session.inspector, names or [], days))
+            queues = found if names and sort == "name" else sorted_queues(found, sort)
+
+            def print_table(whole: bool) -> None:
+                print_line(f"{source}: {_summary(overview, queues)}")
+                if not queues:
+                    print_line(session.run(no_queue_yet(session.inspector)))
+                    return
+                print_line("")
+                print_queues(queues, whole=whole)
+                if not names:
+                    print_more(overview)
+                _print_counters(queues, days)
+
+            document = {"at": overview.at, "servers": overview.servers, "queues": queues}
+            output.print_rows(queues, print_table, document)
+
+        output.repeat(show)
+
+
+def _print_counters(queues: list[QueueInfo], days: int) -> None:
     for title, field in (("TODAY", "today"), ("ALL TIME", "counters")):
         print_line("")
         print_counters([(queue.name, getattr(queue, field)) for queue in queues], title)

@@ -1,4 +1,4 @@
-"""`qsync task`: list, show, run, cancel, delete, explain, enqueue."""
+"""`qsync task`: list, show, explain, enqueue, reschedule."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Annotated, Final
 
 import typer
 
-from qsync.cli.bulk import BulkJob
-from qsync.cli.change_report import Outcome, finish
+from qsync.cli import task_changes
 from qsync.cli.command import USAGE, Group, exit_with
+from qsync.cli.listing import OutputOptions
 from qsync.cli.new_task import payload_of, task_of
 from qsync.cli.options import (
     Arguments,
     Cursor,
-    DryRun,
     FilterOptions,
     IntoQueue,
     Json,
@@ -27,22 +26,19 @@ from qsync.cli.options import (
     TaskId,
     TaskIds,
     TaskQueue,
-    Yes,
     duration_of,
     moment_of,
 )
 from qsync.cli.output import escaped_lines, print_json, print_line, print_raw
-from qsync.cli.prompts import confirm
 from qsync.cli.store import open_store, queue_of, task_missing
 from qsync.cli.task_detail import print_task
-from qsync.cli.task_list import ORDER, TaskQuery, collect_tasks, print_tasks
+from qsync.cli.task_list import ORDER, TaskQuery, list_matching
 from qsync.formatting import local_time
-from qsync.inspector import Change, Explanation, Filter, Inspector, Step, TaskDetail
-from qsync.inspector.bulk import WAITING
-from qsync.state import UNFINISHED, TaskState
+from qsync.inspector import Change, Explanation, Inspector, TaskDetail
+from qsync.state import UNFINISHED
 
 task: Final = Group(
-    name="task", help="List, show, enqueue, run, cancel and delete tasks.", no_args_is_help=True
+    name="task", help="List, show, enqueue, retry, cancel and delete tasks.", no_args_is_help=True
 )
 
 MEASURE_S: Final = 0.5
@@ -66,19 +62,14 @@ def list_tasks(
     limit: Limit = 50,
     cursor: Cursor = None,
     store: StoreOptions,
-    as_json: Json = False,
+    output: OutputOptions,
 ) -> None:
     """List tasks by queue and state.
 
     For example: qsync task list --state retry --type 'mail.*'
     """
     query = TaskQuery(filters.queue, states or ORDER, filters.filter, limit, cursor, newest_first)
-    with open_store(store) as session:
-        listing = session.run(collect_tasks(session.inspector, query))
-    if as_json:
-        print_json(listing)
-    else:
-        print_tasks(listing, query)
+    list_matching(query, store, output)
 
 
 @task.command()
@@ -202,50 +193,6 @@ def enqueue(
 
 
 @task.command()
-def run(
-    *, ids: TaskIds, queue: TaskQueue = None, store: StoreOptions, as_json: Json = False
-) -> None:
-    """Run scheduled, retrying or dead tasks now.
-
-    A dead task gets a fresh set of attempts.
-    """
-    _change(ids, queue, store, as_json, lambda inspector: inspector.run, "pending now")
-
-
-@task.command()
-def run_waiting(
-    *,
-    state: Annotated[
-        TaskState,
-        typer.Option("--state", "-s", metavar="STATE", help="State: scheduled or retry."),
-    ] = TaskState.RETRY,
-    filters: FilterOptions,
-    dry_run: DryRun = False,
-    store: StoreOptions,
-    as_json: Json = False,
-) -> None:
-    """Run all tasks now that wait for a retry or for their scheduled time.
-
-    For example, once the provider is back: qsync task run-waiting --error Timeout
-
-    Runs in batches of 250. Tasks that fail again meanwhile are not run twice.
-    """
-    with open_store(store) as session:
-        inspector = session.inspector
-
-        async def step(queue: str, filter: Filter | None, *, cursor: str | None = None) -> Step:
-            return await inspector.run_waiting(queue, state, filter, cursor=cursor)
-
-        if state not in WAITING:
-            exit_with(f"--state {state}: use scheduled or retry", USAGE)
-        job = BulkJob(session, filters, state, "pending now", as_json)
-        if dry_run:
-            job.print_dry_run()
-        else:
-            job.run(step)
-
-
-@task.command()
 def reschedule(
     *,
     ids: TaskIds,
@@ -277,57 +224,10 @@ def reschedule(
     def verb(inspector: Inspector) -> Callable[..., Awaitable[Change]]:
         return partial(inspector.reschedule_task, delay=delay, process_at=at)
 
-    _change(ids, queue, store, as_json, verb, "due")
+    task_changes.change_each(ids, queue, store, as_json, verb, "due")
 
 
-@task.command()
-def cancel(
-    *, ids: TaskIds, queue: TaskQueue = None, store: StoreOptions, as_json: Json = False
-) -> None:
-    """Cancel waiting or running tasks.
-
-    The server of a running task stops the handler at once if it receives the request, and otherwise
-    within a third of its lease.
-    """
-    _change(ids, queue, store, as_json, lambda inspector: inspector.cancel, "cancelled")
-
-
-@task.command()
-def delete(
-    *,
-    ids: TaskIds,
-    queue: TaskQueue = None,
-    yes: Yes = False,
-    store: StoreOptions,
-    as_json: Json = False,
-) -> None:
-    """Delete tasks that are not running, with their results and history."""
-    confirm(f"Delete {'task' if len(ids) == 1 else 'tasks'} {', '.join(ids)}?", yes=yes)
-    _change(ids, queue, store, as_json, lambda inspector: inspector.delete, "deleted")
-
-
-def _change(
-    ids: list[str],
-    queue: str | None,
-    store: StoreOptions,
-    as_json: bool,
-    verb: Callable[[Inspector], Callable[..., Awaitable[Change]]],
-    done: str,
-) -> None:
-    """Change each task and report the outcomes; exit with 1 if a task was not changed."""
-
-    async def change(inspector: Inspector, id: str) -> Outcome:
-        name = queue
-        if name is None:
-            queues = [row.queue for row in await inspector.find(id)]
-            if len(queues) > 1:
-                why = f"queues {', '.join(queues)} have it: choose one with --queue"
-                return Outcome(id, None, Change(outcome="refused", why=why))
-            if not queues:
-                return Outcome(id, None, Change(outcome="not_found"))
-            name = queues[0]
-        return Outcome(id, name, await verb(inspector)(id, queue=name))
-
-    with open_store(store) as session:
-        outcomes = [session.run(change(session.inspector, id)) for id in dict.fromkeys(ids)]
-    finish(outcomes, done, as_json=as_json)
+for _change in (task_changes.retry, task_changes.cancel, task_changes.delete):
+    task.command()(_change)
+task.command("run", hidden=True)(task_changes.retry)
+task.command("run-waiting", hidden=True)(task_changes.run_waiting)  # now `retry --state`

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import typer
 from msgspec import Struct
 
+from qsync.cli.listing import Format, OutputOptions
+from qsync.cli.options import StoreOptions
 from qsync.cli.output import Cell, Column, Row, print_line, print_table, state_cell
 from qsync.cli.prompts import Progress
-from qsync.cli.store import all_queues, exit_unknown_queue
+from qsync.cli.store import all_queues, exit_unknown_queue, open_store
 from qsync.errors import InvalidTask
 from qsync.formatting import percent, relative
 from qsync.inspector import Filter, Inspector, TaskRow
@@ -105,7 +108,22 @@ def _resume(states: list[TaskState], cursor: str | None) -> tuple[list[TaskState
     return left, (inner or None) if in_first else None
 
 
-def print_tasks(listing: Listing, query: TaskQuery) -> None:
+def list_matching(query: TaskQuery, store: StoreOptions, output: OutputOptions) -> None:
+    """Print the tasks that a query selects, as the options say."""
+    with open_store(store) as session:
+
+        def show() -> None:
+            listing = session.run(collect_tasks(session.inspector, query))
+            output.print_rows(
+                listing.tasks, lambda whole: print_tasks(listing, query, whole=whole), listing
+            )
+            if listing.cursor and output.format in (Format.JSONL, Format.CSV):
+                typer.echo(f"More: --cursor {listing.cursor}", err=True)
+
+        output.repeat(show)
+
+
+def print_tasks(listing: Listing, query: TaskQuery, *, whole: bool = False) -> None:
     """Print the tasks as a table, and how to see more of them."""
     states = {row.state for row in listing.tasks}
     columns = [Column("ID")]
@@ -125,7 +143,7 @@ def print_tasks(listing: Listing, query: TaskQuery) -> None:
         ended = row.ended_attempts
         attempts = f"{ended} / {row.retry + 1}" if ended else ""
         table.append([*start, row.type or "?", _time(row), attempts, _note(row)])
-    print_table(columns, table)
+    print_table(columns, table, whole=whole)
     if not listing.tasks:
         print_line(f"No tasks match (searched {listing.scanned:,}).")
     elif listing.cursor:

@@ -1,4 +1,4 @@
-"""Bulk changes in steps: run or delete dead tasks that match a filter, run waiting tasks now."""
+"""Bulk changes in steps: retry, cancel or delete the tasks of a state that match a filter."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, Final
 from qsync.broker import ops, views
 from qsync.broker.views import StoredRow
 from qsync.errors import InvalidTask
-from qsync.inspector.base import Base, Cursor, check_state, cursor_at, read_cursor
+from qsync.inspector.base import Cursor, check_state, cursor_at, read_cursor
 from qsync.inspector.task_rows import decode_row, matches
-from qsync.inspector.tasks import rerun_of
+from qsync.inspector.tasks import _TasksMixin, rerun_of
 from qsync.inspector.values import Filter, Step
 from qsync.message import decode_failure
 from qsync.state import TaskState
@@ -19,10 +19,17 @@ SCAN: Final = 250
 """Number of tasks read per step."""
 
 WAITING: Final = (TaskState.SCHEDULED, TaskState.RETRY)
+RETRIED: Final = (TaskState.DEAD, *WAITING)
+"""States of tasks that can be made pending now."""
+
+CANCELLABLE: Final = (TaskState.PENDING, TaskState.ACTIVE, *WAITING)
+DELETABLE: Final = tuple(
+    state for state in TaskState if state not in (TaskState.ACTIVE, TaskState.CANCELLED)
+)
 
 
-class _BulkMixin(Base):
-    """Bulk changes of dead tasks and of tasks that wait for their time."""
+class _BulkMixin(_TasksMixin):
+    """Bulk changes of the tasks of a state."""
 
     async def run_dead(
         self, queue: str, filter: Filter | None = None, *, cursor: str | None = None
@@ -49,6 +56,15 @@ class _BulkMixin(Base):
             )
         return await self._run_part(queue, known, filter, cursor)
 
+    async def retry_matching(
+        self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
+    ) -> Step:
+        """Make the matching tasks among up to 250 pending now; steps as in `run_dead`.
+
+        The state is dead, retry or scheduled.
+        """
+        return await self._run_part(queue, _one_of(RETRIED, state, "retried"), filter, cursor)
+
     async def _run_part(
         self, queue: str, state: TaskState, filter: Filter | None, cursor: str | None
     ) -> Step:
@@ -73,13 +89,36 @@ class _BulkMixin(Base):
         self, queue: str, filter: Filter | None = None, *, cursor: str | None = None
     ) -> Step:
         """Delete the matching tasks among up to 250 dead ones; steps as in `run_dead`."""
-        rows, scanned, end = await self._part(queue, TaskState.DEAD, filter, read_cursor(cursor))
+        return await self.delete_matching(queue, TaskState.DEAD, filter, cursor=cursor)
+
+    async def delete_matching(
+        self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
+    ) -> Step:
+        """Delete the matching tasks among up to 250 of a state; steps as in `run_dead`.
+
+        Running tasks have to be cancelled first.
+        """
+        known = _one_of(DELETABLE, state, "deleted")
+        rows, scanned, end = await self._part(queue, known, filter, read_cursor(cursor))
         ids = [row.id for row in rows]
         deleted = 0
         for start in range(0, len(ids), ops.MAINTENANCE_BATCH):
             part = ids[start : start + ops.MAINTENANCE_BATCH]
-            deleted += await self._broker.run(ops.delete(self._keys(queue), part, TaskState.DEAD))
+            deleted += await self._broker.run(ops.delete(self._keys(queue), part, known))
         return Step(scanned=scanned, done=deleted, too_late=len(ids) - deleted, cursor=end)
+
+    async def cancel_matching(
+        self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
+    ) -> Step:
+        """Cancel the matching tasks among up to 250 of a state; steps as in `run_dead`.
+
+        The servers of running tasks are told to stop them, which counts as done.
+        """
+        known = _one_of(CANCELLABLE, state, "cancelled")
+        rows, scanned, end = await self._part(queue, known, filter, read_cursor(cursor))
+        outcomes = [(await self.cancel(row.id, queue=queue)).outcome for row in rows]
+        done = sum(outcome in ("done", "told") for outcome in outcomes)
+        return Step(scanned=scanned, done=done, too_late=len(outcomes) - done, cursor=end)
 
     async def _part(
         self, queue: str, state: TaskState, filter: Filter | None, cursor: Cursor | None
@@ -102,7 +141,7 @@ class _BulkMixin(Base):
     async def steps(
         self, step: Callable[..., Awaitable[Step]], *args: Any, **options: Any
     ) -> AsyncIterator[Step]:
-        """Run all steps of `run_dead`, `run_waiting`, `delete_dead` or `purge` and yield each.
+        """Run all steps of a bulk change, e.g. of `run_dead` or `purge`, and yield each.
 
         `async for step in inspector.steps(inspector.run_dead, "default", Filter(type="mail")): ...`
         """
@@ -113,6 +152,15 @@ class _BulkMixin(Base):
             cursor = result.cursor
             if cursor is None:
                 return
+
+
+def _one_of(states: tuple[TaskState, ...], state: str, verb: str) -> TaskState:
+    """Return the state; raise InvalidTask if its tasks cannot be changed in this way."""
+    known = check_state(state)
+    if known not in states:
+        others = f"{', '.join(states[:-1])} or {states[-1]}"
+        raise InvalidTask(f"state: {known} tasks cannot be {verb}; use {others}")
+    return known
 
 
 def _came_us(row: StoredRow, state: TaskState) -> int:

@@ -1,0 +1,137 @@
+"""Prints what a command lists, in the format and as often as its options say."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+import msgspec
+import typer
+
+from qsync.cli.command import USAGE, exit_with
+from qsync.cli.output import json_text, print_json, print_raw
+from qsync.worker.logs import escape
+
+CLEAR: Final = "\x1b[H\x1b[2J"
+"""Clears a terminal."""
+
+FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+"""First characters of what a spreadsheet would run as a formula."""
+
+
+class Format(StrEnum):
+    """How a list is printed."""
+
+    TABLE = "table"
+    WIDE = "wide"
+    JSON = "json"
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputOptions:
+    """The options of commands that list something."""
+
+    output: Annotated[
+        Format,
+        typer.Option(
+            "--output", "-o", metavar="FORMAT", show_default=False,
+            help="table; wide: a table in which nothing is cut; json; jsonl: a JSON document a "
+            "line; or csv.  [default: table]",
+        ),
+    ] = Format.TABLE  # fmt: skip
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document; same as -o json.")
+    ] = False
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            "--watch", "-w", metavar="SECONDS", min=0.1, show_default=False,
+            help="Print it again every SECONDS, until Ctrl-C.",
+        ),
+    ] = None  # fmt: skip
+
+    @property
+    def format(self) -> Format:
+        """Return the format; exit if two different ones are given."""
+        if not self.as_json:
+            return self.output
+        if self.output not in (Format.TABLE, Format.JSON):
+            exit_with(f"--json and -o {self.output} exclude each other", USAGE)
+        return Format.JSON
+
+    def repeat(self, show: Callable[[], None]) -> None:
+        """Call `show` once, or until Ctrl-C with --watch."""
+        if self.watch is None:
+            show()
+            return
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                if sys.stdout.isatty():
+                    sys.stdout.write(CLEAR)
+                show()
+                sys.stdout.flush()
+                time.sleep(self.watch)
+
+    def print_rows(
+        self,
+        rows: Sequence[msgspec.Struct],
+        print_table: Callable[[bool], None],
+        document: object = None,
+    ) -> None:
+        """Print rows; `print_table` prints the table, whole if its argument is true.
+
+        `document` is what JSON prints in place of the rows.
+        """
+        match self.format:
+            case Format.JSON:
+                print_json(rows if document is None else document)
+            case Format.JSONL:
+                for row in rows:
+                    print_raw(json_text(row))
+            case Format.CSV:
+                _print_csv(rows)
+            case table:
+                print_table(table is Format.WIDE)
+
+
+def _print_csv(rows: Sequence[msgspec.Struct]) -> None:
+    """Print a header and a line for each row; the fields of a map become columns of their own."""
+    flat = [_flat(msgspec.to_builtins(row, enc_hook=str)) for row in rows]
+    columns = list(dict.fromkeys(name for row in flat for name in row))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    if columns:
+        writer.writerow(columns)
+    for row in flat:
+        writer.writerow([_csv_cell(row.get(name)) for name in columns])
+    if text := out.getvalue():
+        print_raw(text.removesuffix("\n"))
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _csv_cell(value: Any) -> str:
+    """Return a cell that controls neither a terminal nor a spreadsheet."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return json_text(value)
+    text = escape(value)
+    return f"'{text}" if text.startswith(FORMULA) else text

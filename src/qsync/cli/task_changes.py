@@ -1,0 +1,257 @@
+"""`qsync task retry`, `cancel` and `delete`: of tasks by id, or of all that match filters."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+import typer
+
+from qsync.cli.bulk import BulkJob
+from qsync.cli.change_report import Outcome, finish
+from qsync.cli.command import USAGE, exit_with
+from qsync.cli.options import DryRun, FilterOptions, Json, StoreOptions, Yes
+from qsync.cli.prompts import confirm
+from qsync.cli.store import open_store
+from qsync.formatting import plural
+from qsync.inspector import Change, Inspector, Step
+from qsync.inspector.bulk import CANCELLABLE, DELETABLE, RETRIED, WAITING
+from qsync.state import TaskState
+
+ChangeTask = Callable[..., Awaitable[Change]]
+"""Changes the task of an id and a queue, as `Inspector.run` does."""
+
+Ids = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="ID", help="Task id(s); or select tasks by --state.", show_default=False
+    ),
+]
+
+All = Annotated[
+    bool,
+    typer.Option("--all", help="Apply to all tasks of the state (required without a filter)."),
+]
+
+State = Annotated[
+    TaskState | None,
+    typer.Option(
+        "--state", "-s", metavar="STATE", show_default=False,
+        help="Apply to the tasks of this state that match the filters.",
+    ),
+]  # fmt: skip
+
+
+def retry(
+    *,
+    ids: Ids = None,
+    state: State = None,
+    filters: FilterOptions,
+    everything: All = False,
+    dry_run: DryRun = False,
+    store: StoreOptions,
+    as_json: Json = False,
+) -> None:
+    """Make tasks pending now that are dead, scheduled or wait for a retry.
+
+    For example: qsync task retry --state retry --error Timeout --dry-run
+
+    A dead task gets a fresh set of attempts; if another task holds its unique lock, it stays dead.
+    """
+    if ids:
+        _refuse_filters(state, filters, everything)
+        verb = _dry(RETRIED) if dry_run else _run
+        change_each(ids, filters.queue, store, as_json, verb, _would("pending now", dry_run))
+        return
+    known = _checked(state, filters, everything, RETRIED, "retried")
+    _change_matching("retry_matching", known, "pending now", filters, store, as_json, dry_run)
+
+
+def run_waiting(
+    *,
+    state: State = TaskState.RETRY,
+    filters: FilterOptions,
+    dry_run: DryRun = False,
+    store: StoreOptions,
+    as_json: Json = False,
+) -> None:
+    """Run all tasks now that wait for a retry or for their scheduled time."""
+    known = _checked(state, filters, True, WAITING, "run", checked_all=False)
+    _change_matching("retry_matching", known, "pending now", filters, store, as_json, dry_run)
+
+
+def cancel(
+    *,
+    ids: Ids = None,
+    state: State = None,
+    filters: FilterOptions,
+    everything: All = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    store: StoreOptions,
+    as_json: Json = False,
+) -> None:
+    """Cancel waiting or running tasks.
+
+    For example: qsync task cancel --state scheduled --type 'report.*' --dry-run
+
+    The server of a running task stops the handler at once if it receives the request, and otherwise
+    within a third of its lease.
+    """
+    if ids:
+        _refuse_filters(state, filters, everything)
+        verb = _dry(CANCELLABLE) if dry_run else _cancel
+        change_each(ids, filters.queue, store, as_json, verb, _would("cancelled", dry_run))
+        return
+    known = _checked(state, filters, everything, CANCELLABLE, "cancelled")
+    _change_matching(
+        "cancel_matching", known, "cancelled", filters, store, as_json, dry_run,
+        question=None if yes else "Cancel",
+    )  # fmt: skip
+
+
+def delete(
+    *,
+    ids: Ids = None,
+    state: State = None,
+    filters: FilterOptions,
+    everything: All = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    store: StoreOptions,
+    as_json: Json = False,
+) -> None:
+    """Delete tasks that are not running, with their results and history.
+
+    For example: qsync task delete --state completed --older-than 7d --dry-run
+    """
+    if ids:
+        _refuse_filters(state, filters, everything)
+        if not dry_run:
+            what = "task" if len(ids) == 1 else "tasks"
+            confirm(f"Delete {what} {', '.join(ids)}?", yes=yes)
+        verb = _dry(DELETABLE) if dry_run else _delete
+        change_each(ids, filters.queue, store, as_json, verb, _would("deleted", dry_run))
+        return
+    known = _checked(state, filters, everything, DELETABLE, "deleted")
+    _change_matching(
+        "delete_matching", known, "deleted", filters, store, as_json, dry_run,
+        question=None if yes else "Delete",
+    )  # fmt: skip
+
+
+def _run(inspector: Inspector) -> ChangeTask:
+    return inspector.run
+
+
+def _cancel(inspector: Inspector) -> ChangeTask:
+    return inspector.cancel
+
+
+def _delete(inspector: Inspector) -> ChangeTask:
+    return inspector.delete
+
+
+def _dry(states: tuple[TaskState, ...]) -> Callable[[Inspector], ChangeTask]:
+    """Return a verb that changes nothing: it succeeds for tasks in one of the states."""
+
+    def verb(inspector: Inspector) -> ChangeTask:
+        async def look(id: str, *, queue: str) -> Change:
+            detail = await inspector.task(id, queue=queue)
+            if detail is None:
+                return Change(outcome="not_found")
+            state = detail.row.state
+            return Change(outcome="done" if state in states else "too_late", state=state)
+
+        return look
+
+    return verb
+
+
+def _would(done: str, dry_run: bool) -> str:
+    return f"would be {done}" if dry_run else done
+
+
+def _refuse_filters(state: TaskState | None, filters: FilterOptions, everything: bool) -> None:
+    if state is not None or filters.filter is not None or everything:
+        exit_with("ids and --state, --all or filters exclude each other", USAGE)
+
+
+def _checked(
+    state: TaskState | None,
+    filters: FilterOptions,
+    everything: bool,
+    states: tuple[TaskState, ...],
+    verb: str,
+    *,
+    checked_all: bool = True,
+) -> TaskState:
+    """Return the state of the tasks to change; exit if the options do not say which tasks."""
+    if state is None:
+        exit_with("give ids, or --state with filters or --all", USAGE)
+    if state not in states:
+        others = f"{', '.join(states[:-1])} or {states[-1]}"
+        exit_with(f"--state {state}: such tasks cannot be {verb}; use {others}", USAGE)
+    if checked_all and filters.filter is None and not everything:
+        exit_with(
+            "no filter is given: use --type, --error, --id, --older-than, --newer-than or --all",
+            USAGE,
+        )
+    if checked_all and filters.filter is not None and everything:
+        exit_with("--all and filters exclude each other", USAGE)
+    return state
+
+
+def _change_matching(
+    name: str,
+    state: TaskState,
+    verb: str,
+    filters: FilterOptions,
+    store: StoreOptions,
+    as_json: bool,
+    dry_run: bool,
+    *,
+    question: str | None = None,
+) -> None:
+    """Change the matching tasks by the steps of this name; ask first if a question is given."""
+    with open_store(store) as session:
+        job = BulkJob(session, filters, state, verb, as_json)
+        if dry_run:
+            job.print_dry_run()
+            return
+        if question is not None and (number := job.count()[0]):
+            confirm(f"{question} {plural(number, f'{state} task')}?", yes=False)
+        make_step = getattr(session.inspector, name)
+
+        async def next_step(queue: str, *args: Any, **options: Any) -> Step:
+            step: Step = await make_step(queue, state, *args, **options)
+            return step
+
+        job.run(next_step)
+
+
+def change_each(
+    ids: list[str],
+    queue: str | None,
+    store: StoreOptions,
+    as_json: bool,
+    verb: Callable[[Inspector], ChangeTask],
+    done: str,
+) -> None:
+    """Change each task and report the outcomes; exit with 1 if a task was not changed."""
+
+    async def change(inspector: Inspector, id: str) -> Outcome:
+        name = queue
+        if name is None:
+            queues = [row.queue for row in await inspector.find(id)]
+            if len(queues) > 1:
+                why = f"queues {', '.join(queues)} have it: choose one with --queue"
+                return Outcome(id, None, Change(outcome="refused", why=why))
+            if not queues:
+                return Outcome(id, None, Change(outcome="not_found"))
+            name = queues[0]
+        return Outcome(id, name, await verb(inspector)(id, queue=name))
+
+    with open_store(store) as session:
+        outcomes = [session.run(change(session.inspector, id)) for id in dict.fromkeys(ids)]
+    finish(outcomes, done, as_json=as_json)

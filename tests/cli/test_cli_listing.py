@@ -1,0 +1,167 @@
+"""Formats of lists, --watch, --sort, and changes of all tasks that match."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from qsync import Task
+from tests.support.cli import Live, living
+from tests.support.stores import Store
+
+
+@pytest.fixture
+def live(valkey: Store, prefix: str) -> Iterator[Live]:
+    with living(valkey.url, prefix) as live:
+        yield live
+
+
+def test_a_list_of_tasks_has_five_formats(live: Live) -> None:
+    ids = live.enqueue(*[Task("note", id=f"{n}") for n in range(3)])
+    document = live.ok("task", "list", "-o", "json").json
+    assert document == live.ok("task", "list", "--json").json
+    lines = live.ok("task", "list", "-o", "jsonl").out.splitlines()
+    assert [json.loads(line) for line in lines] == document["tasks"]
+    rows = list(csv.DictReader(io.StringIO(live.ok("task", "list", "-o", "csv").out)))
+    assert [row["id"] for row in rows] == ids
+    assert {(row["type"], row["state"], row["attempts"]) for row in rows} == {
+        ("note", "pending", "0")
+    }
+    wide = live.ok("task", "list", "-o", "wide").out.splitlines()
+    assert wide[0].split() == live.ok("task", "list").out.splitlines()[0].split()
+    assert len(wide) == 4
+    assert "exclude each other" in live.refused("task", "list", "--json", "-o", "csv", code=2)
+
+
+def test_a_page_of_lines_says_how_to_go_on(live: Live) -> None:
+    live.enqueue(*[Task("note")] * 3)
+    for format in ("jsonl", "csv"):
+        page = live.ok("task", "list", "-n", "2", "-o", format)
+        cursor = page.err.removeprefix("More: --cursor ").strip()
+        rest = live.ok("task", "list", "-n", "2", "-o", format, "--cursor", cursor)
+        assert len(rest.out.splitlines()) == (2 if format == "csv" else 1)
+        assert rest.err == ""
+
+
+def test_cells_of_csv_are_no_formulas_and_control_no_terminal(live: Live) -> None:
+    live.serve()
+    [dead] = live.enqueue(Task("bill", b"7", retry=0))
+    live.reaches(dead, "dead")
+    live.enqueue(Task("=cmd()", delay=60))
+    out = live.ok("task", "list", "-o", "csv").out
+    rows = {row["state"]: row for row in csv.DictReader(io.StringIO(out))}
+    assert rows["scheduled"]["type"] == "'=cmd()"
+    assert rows["dead"]["error"].startswith("ValueError: no such customer: 7\\x1b[2J")
+    assert "\x1b" not in out
+
+
+def test_maps_become_columns(live: Live) -> None:
+    live.enqueue(Task("note"), Task("note", delay=60))
+    [row] = csv.DictReader(io.StringIO(live.ok("queue", "list", "-o", "csv").out))
+    assert (row["name"], row["states.pending"], row["states.scheduled"]) == ("default", "1", "1")
+    [row] = csv.DictReader(io.StringIO(live.ok("stats", "-o", "csv").out))
+    assert row["counters.enqueued"] == "2"
+
+
+def test_an_empty_list_prints_nothing_that_a_program_has_to_skip(live: Live) -> None:
+    for words in (["task", "list"], ["queue", "list"], ["server", "list"], ["schedule", "list"]):
+        for format in ("jsonl", "csv"):
+            assert live.ok(*words, "-o", format).out == ""
+
+
+def test_queues_are_sorted_by_a_column(live: Live) -> None:
+    live.enqueue(*[Task("note", queue="b")] * 2, Task("note", queue="a", delay=60))
+    live.enqueue(Task("note", queue="c"))
+
+    def names(*words: str) -> list[str]:
+        return [queue["name"] for queue in live.ok("queue", "list", "--json", *words).json]
+
+    assert names() == ["a", "b", "c"]
+    assert names("--sort", "pending") == ["b", "c", "a"]
+    assert names("--sort", "scheduled") == ["a", "b", "c"]
+    assert names("--sort", "TOTAL") == ["b", "a", "c"]
+    unknown = live.run("queue", "list", "--sort", "size")
+    assert unknown.code == 2
+    assert "'size' is not one of name, total" in unknown.err
+
+
+def test_watch_prints_again_until_ctrl_c(live: Live) -> None:
+    live.enqueue(Task("note"))
+    command = [sys.executable, "-m", "qsync", "queue", "list", "--watch", "0.1", "-o", "jsonl"]
+    store = ["--url", live.url, "--prefix", live.prefix]
+    with subprocess.Popen(
+        [*command, *store], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as watching:
+        assert watching.stdout is not None
+        first = watching.stdout.readline()
+        live.enqueue(Task("note"))
+        for line in watching.stdout:
+            if json.loads(line)["states"]["pending"] == 2:
+                break
+        os.kill(watching.pid, signal.SIGINT)
+        _, complaint = watching.communicate(timeout=20)
+    assert json.loads(first)["states"]["pending"] in (1, 2)
+    assert (watching.returncode, complaint) == (0, "")
+
+
+def test_tasks_of_a_state_are_changed_by_filter(live: Live) -> None:
+    live.enqueue(*[Task("mail", delay=60)] * 3, *[Task("note", delay=60)] * 2, Task("note"))
+    for words, said in (
+        (["retry", "--dry-run"], "3 of 5 scheduled tasks would be pending now\n"),
+        (["cancel", "--dry-run"], "3 of 5 scheduled tasks would be cancelled\n"),
+        (["delete", "--dry-run"], "3 of 5 scheduled tasks would be deleted\n"),
+        (["delete", "--yes"], "3 of 5 scheduled tasks deleted\n"),
+        (["retry"], "0 of 2 scheduled tasks pending now\n"),
+    ):
+        assert live.ok("task", *words, "--state", "scheduled", "--type", "mail").out == said
+    cancelled = live.ok("task", "cancel", "--state", "scheduled", "--all", "--yes")
+    assert cancelled.out == "2 of 2 scheduled tasks cancelled\n"
+    assert [row["state"] for row in live.ok("task", "list", "--json").json["tasks"]] == ["pending"]
+    # Without a terminal nobody can confirm, so nothing is destroyed.
+    live.refused("task", "delete", "--state", "pending", "--all", code=2)
+    assert live.ok("task", "delete", "--state", "pending", "--all", "--yes").out == (
+        "1 of 1 pending tasks deleted\n"
+    )
+
+
+def test_a_dry_run_of_ids_changes_nothing(live: Live) -> None:
+    [waits, due] = live.enqueue(Task("note", delay=60), Task("note"))
+    assert live.ok("task", "retry", waits, "--dry-run").out == f"{waits}: would be pending now\n"
+    assert live.ok("task", "delete", due, "--dry-run").out == f"{due}: would be deleted\n"
+    assert f"too late: task {due} is pending" in live.refused("task", "retry", due, "--dry-run")
+    assert live.refused("task", "cancel", "nobody", "--dry-run")
+    assert (live.state(waits), live.state(due)) == ("scheduled", "pending")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["retry"], "give ids, or --state with filters or --all"),
+        (["retry", "--state", "active", "--all"], "use dead, scheduled or retry"),
+        (["retry", "--state", "dead"], "no filter is given"),
+        (["retry", "--state", "dead", "--all", "--type", "x"], "exclude each other"),
+        (["retry", "x", "--state", "dead"], "exclude each other"),
+        (["delete", "--state", "active", "--all"], "such tasks cannot be deleted"),
+        (["cancel", "--state", "dead", "--all"], "such tasks cannot be cancelled"),
+    ],
+)
+def test_what_does_not_say_which_tasks_is_refused(live: Live, words: list[str], said: str) -> None:
+    assert said in live.refused("task", *words, code=2)
+
+
+def test_nouns_have_plurals_and_retry_its_old_name(live: Live) -> None:
+    [id] = live.enqueue(Task("note", delay=60))
+    assert live.ok("tasks", "list").out
+    assert live.ok("queues", "list").out
+    assert live.ok("servers").out == live.ok("server", "list").out
+    assert live.ok("schedules", "list").out
+    assert live.ok("task", "run", id).out == f"{id}: pending now\n"
+    assert live.ok("dead", "run", "--all").out == "0 of 0 dead tasks re-queued\n"
