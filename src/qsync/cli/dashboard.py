@@ -19,6 +19,7 @@ from qsync.cli.command import USAGE, exit_with
 from qsync.cli.options import StoreOptions
 from qsync.cli.store import connections_of
 from qsync.errors import QsyncError
+from qsync.formatting import install_command
 from qsync.worker import logs
 
 if TYPE_CHECKING:
@@ -140,14 +141,14 @@ def _make(
     auth: Any = "host" if token is None else None
     return make_dashboard(
         inspector, token=token, auth=auth, read_only=read_only, mask=mask, hosts=hosts,
-        allowed_by="qsync dashboard --allow-actions",
+        allowed_by="qsync dashboard --allow-actions", hosts_by="--allow-host",
     )  # fmt: skip
 
 
 def _check_installed() -> None:
     for module in ("starlette", "jinja2", "uvicorn"):
         if importlib.util.find_spec(module) is None:
-            exit_with(f"the dashboard needs {module}: pip install 'qsync-py[web]'", USAGE)
+            exit_with(f"the dashboard needs {module}: {install_command('web')}", USAGE)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -20,7 +20,7 @@ from qsync.cli.early_stop import early_stop
 from qsync.cli.options import APP, AppPrefix, AppUrl
 from qsync.connections import PREFIX, URL
 from qsync.errors import ConfigError, QsyncError
-from qsync.formatting import plural
+from qsync.formatting import install_command, plural
 from qsync.server.config import seconds
 from qsync.server.error_text import message_of
 from qsync.server.health import LIVE_LIMIT_S
@@ -375,7 +375,7 @@ def _load(
 def _choose_loop(wanted: bool | None) -> bool:
     installed = importlib.util.find_spec("uvloop") is not None
     if wanted and not installed:
-        _refuse("--uvloop: uvloop is not installed: pip install 'qsync-py[fast]'")
+        _refuse(f"--uvloop: uvloop is not installed: {install_command('fast')}")
     return installed if wanted is None else wanted
 
 

@@ -169,10 +169,12 @@ def make_dashboard(
     hosts: Collection[str] | None = None,
     timeout: float = TIMEOUT_S,
     allowed_by: str,
+    hosts_by: str = "hosts=",
 ) -> Dashboard:
     """Return the dashboard as `create_app` does.
 
     allowed_by   what enables changes, as the host application writes it; shown when read-only
+    hosts_by     what allows a name in the Host header, shown when one is refused
     """
     if not isinstance(inspector, Inspector):
         raise ConfigError("inspector: give an Inspector, as Qsync.inspector() makes one")
@@ -195,7 +197,7 @@ def make_dashboard(
         signs_in=token is not None,
         mask=mask,
     )
-    return Dashboard(site, Rules(access, read_only, allowed_by, names, timeout))
+    return Dashboard(site, Rules(access, read_only, allowed_by, names, hosts_by, timeout))
 
 
 def _guard(app: Any, *, rules: Rules, sign_in: SignIn | None) -> Guard:

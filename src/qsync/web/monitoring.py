@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from qsync.errors import QsyncError
+from qsync.formatting import install_command
 from qsync.web.pages import Site
 
 STORE_TIMEOUT_S: Final = 3.0
@@ -18,7 +19,7 @@ STORE_TIMEOUT_S: Final = 3.0
 async def metrics(site: Site, request: Request) -> Response:
     """Return the metrics of all queues, from the store."""
     if importlib.util.find_spec("prometheus_client") is None:
-        text = "Metrics need prometheus-client: pip install 'qsync-py[prometheus]'\n"
+        text = f"Metrics need prometheus-client: {install_command('prometheus')}\n"
         return PlainTextResponse(text, 404)
     from qsync.contrib.prometheus import CONTENT_TYPE
 

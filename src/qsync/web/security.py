@@ -58,6 +58,7 @@ class Rules:
     read_only: bool
     allowed_by: str
     hosts: Collection[str] | None
+    hosts_by: str
     timeout: float
 
 
@@ -109,7 +110,8 @@ class _Exchange:
         """Return the refusal of a request that no user may make; else None."""
         hosts = self._rules.hosts
         if hosts is not None and host_of(request) not in hosts:
-            return _text("This Host header is not allowed; see --allow-host.", 421)
+            hint = f"allow it with {self._rules.hosts_by}"
+            return _text(f"This Host header is not allowed; {hint}.", 421)
         if request.method not in ("GET", "HEAD", "POST"):
             return PlainTextResponse("Method not allowed.\n", 405, {"Allow": "GET, HEAD, POST"})
         if len(request.scope.get("query_string", b"")) > QUERY_LIMIT:

@@ -18,6 +18,7 @@ import msgspec
 
 from qsync.app import Qsync
 from qsync.errors import InvalidTask, QsyncError
+from qsync.formatting import install_command
 from qsync.keys import check_name
 from qsync.server import health
 from qsync.server.health import HealthVerdict, ProcessHealth
@@ -96,7 +97,7 @@ class HealthPort:
         self._loop = asyncio.get_running_loop()
         self._http.start()
         if not counts_tasks():
-            log.warning("/metrics of the health port is off: pip install 'qsync-py[prometheus]'")
+            log.warning("/metrics of the health port is off: %s", install_command("prometheus"))
 
     def close(self) -> None:
         """Stop answering."""
@@ -114,7 +115,7 @@ class HealthPort:
     async def _metrics(self, query: Query) -> Response:
         if not counts_tasks():
             return bad_request(
-                "metrics need prometheus-client: pip install 'qsync-py[prometheus]'", 404
+                f"metrics need prometheus-client: {install_command('prometheus')}", 404
             )
         from qsync.contrib import prometheus
 

@@ -25,7 +25,7 @@ from qsync.contrib.django.project import project_client, project_sender
 from qsync.contrib.django.results import result_from
 from qsync.contrib.django.tasks_api import signals
 from qsync.errors import InvalidTask, TaskNotFound
-from qsync.keys import shorten
+from qsync.keys import did_you_mean, shorten
 from qsync.new_task import new_id
 
 
@@ -134,6 +134,11 @@ def task(function: Any = None, *, backend: str = "default", **options: Any) -> A
     """
 
     fields = {"priority": 0, "queue_name": "default", "run_after": None, **options}
+
+    for name in options:
+        if name not in tasks.FIELDS:
+            there = did_you_mean(name, tasks.FIELDS) or f"; there are {', '.join(tasks.FIELDS)}"
+            raise tasks_api.InvalidTask(f"task: no option {shorten(name)}{there}")
 
     def make(given: Any) -> Any:
         made = tasks_api.task_backends[backend].task_class

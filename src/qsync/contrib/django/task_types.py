@@ -14,8 +14,8 @@ from django.utils import timezone
 from qsync.contrib.django import tasks_api
 from qsync.contrib.django.project import handlers
 from qsync.contrib.django.tasks_api import signals
-from qsync.errors import SkipRetry, Snooze
-from qsync.keys import class_path, server_of_token
+from qsync.errors import InvalidTask, SkipRetry, Snooze
+from qsync.keys import class_path, server_of_token, shorten
 from qsync.task import Task, TaskInfo
 from qsync.times import Duration, from_us
 
@@ -24,6 +24,11 @@ OPTIONS: Final = (
     "fairness_key", "headers",
 )  # fmt: skip
 """Options of qsync that a decorator of django.tasks takes."""
+
+FIELDS: Final = (
+    "queue_name", "takes_context", "priority", "run_after", "executor", *OPTIONS,
+)  # fmt: skip
+"""Options of the decorator of this package."""
 
 RETENTION: Final = timedelta(days=1)
 """Default time for which results are kept."""
@@ -46,6 +51,9 @@ class QsyncTask(tasks_api.Task):
     retention: Duration | None = None
     fairness_key: str | None = None
     headers: Mapping[str, str] | None = None
+    executor: None = None
+    """Only so that an executor is refused by name: a handler in a process is imported by its path,
+    which is that of the task here."""
 
 
 class UnsupportedResult(TypeError):
@@ -115,6 +123,12 @@ def _options_of(task: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
 
 def check(task: Any, defaults: Mapping[str, Any]) -> None:
     """Check the options of a task; qsync.InvalidTask when one is wrong."""
+    if (executor := getattr(task, "executor", None)) is not None:
+        raise InvalidTask(
+            f"executor: {shorten(executor)} is not for tasks of django.tasks, which run in a "
+            "thread, or on the event loop if they are async def; use @app.task(executor=...) of "
+            "qsync.contrib.django"
+        )
     options = {name: getattr(task, name, None) for name in OPTIONS}
     given = {name: value for name, value in options.items() if value is not None}
     Task(task.module_path, queue=task.queue_name, **{**defaults, **given})
