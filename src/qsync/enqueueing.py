@@ -79,13 +79,15 @@ def checked_task(task: object) -> Task:
     return task
 
 
-def is_refused(reply: Enqueued) -> bool:
+def is_refused(task: NewTask, reply: Enqueued) -> bool:
     """Return whether the reply to an enqueue of one task is an error.
 
     It is not an error when a handler enqueues a child task that an earlier attempt enqueued and
     that has left the queue.
     """
-    if reply.outcome == "created":
+    if reply.outcome in ("created", "replaced"):
+        return False
+    if reply.outcome == "duplicate" and task.skips:
         return False
     return reply.outcome != "repeated" or nonce_of_parent() is None
 

@@ -68,6 +68,7 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
         "generation: of the first fetch, <server id>@<time, us>: another one says that the data "
         "were lost",
     ),
+    "successors": ("hash", "id -> due us, member and message of its next run, of active tasks"),
     "waiters": (
         "zset",
         "<limit>, a zero byte, the order tag as 8 bytes, and the id of each limited task, by "

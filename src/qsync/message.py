@@ -9,6 +9,9 @@ import msgspec
 from qsync import codec
 from qsync.backoff import ExponentialBackoff
 
+NORMAL_PRIORITY: Final = 5
+"""Priority of a task that gives none; 9 is the highest, 1 the lowest."""
+
 
 class StoredOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The options of a message that most tasks do not have; times in microseconds.
@@ -30,6 +33,10 @@ class StoredOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     process_at_us: int | None = msgspec.field(default=None, name="at")
     limits: tuple[str, ...] | None = msgspec.field(default=None, name="lm")
     priority: int | None = msgspec.field(default=None, name="pr")
+    replaces: bool = msgspec.field(default=False, name="rp")
+    """Whether the task takes the place of a holder of its lock."""
+    debounce_us: int | None = msgspec.field(default=None, name="db")
+    debounce_max_us: int | None = msgspec.field(default=None, name="dm")
 
 
 NO_OPTIONS: Final = StoredOptions()
@@ -53,7 +60,8 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
         at, options = self.enqueued_at_us, self.options
         if options is None:
             return at
-        return max(at + (options.delay_us or 0), options.process_at_us or 0)
+        delay_us = options.delay_us or options.debounce_us or 0
+        return max(at + delay_us, options.process_at_us or 0)
 
 
 ENVELOPE_HEAD: Final = codec.head(len(Message.__struct_fields__))

@@ -14,7 +14,14 @@ from qsync import codec
 from qsync.codec import encode_tail
 from qsync.errors import InvalidTask
 from qsync.keys import check_name
-from qsync.message import ENVELOPE_HEAD, NO_OPTIONS, Result, StoredOptions, decode_message
+from qsync.message import (
+    ENVELOPE_HEAD,
+    NO_OPTIONS,
+    NORMAL_PRIORITY,
+    Result,
+    StoredOptions,
+    decode_message,
+)
 from qsync.task import PAYLOAD_LIMIT, Arguments, Task, TaskInfo, has_options, options_of
 
 
@@ -29,16 +36,12 @@ class _ClientFields(msgspec.Struct, frozen=True, array_like=True, gc=False):
     options: StoredOptions | None
 
 
-NORMAL_PRIORITY: Final = 5
-"""Priority of a task that gives none; 9 is the highest, 1 the lowest."""
-
-
 class FlowOptions(msgspec.Struct, frozen=True, gc=False):
     """The options of a task that only the flow variants of the scripts know."""
 
     limits: tuple[str, ...] = ()
     priority: int = NORMAL_PRIORITY
-    on_duplicate: Literal["raise", "skip", "replace"] = "raise"
+    on_duplicate: Literal["raise", "replace"] = "raise"
     debounce_us: int = 0
     debounce_max_us: int = 0
 
@@ -60,6 +63,8 @@ class NewTask(msgspec.Struct, frozen=True, gc=False):
     """Time for which the store refuses this id, even when the task has left the queue, us."""
     flow: FlowOptions | None = None
     """Options of flow control; None for a task that uses none of it."""
+    skips: bool = False
+    """Whether it is no error for the client when another task holds the unique lock."""
 
 
 _BYTES: Final = (bytes, bytearray, memoryview)
@@ -163,14 +168,15 @@ def encode_task(
         id=task.id or new_id(),
         queue=queue,
         message=encode_tail(tail),
-        due=_due(options),
+        due=due_of(options),
         fairness_key=options.fairness_key or "",
         lock=lock,
         window_us=options.window_us or 0,
         retention_us=options.retention_us,
         decode=given.decode if isinstance(given, Arguments) else None,
         remember_us=remember_us if task.id else 0,
-        flow=_flow(options),
+        flow=flow_of(options),
+        skips=task.on_duplicate == "skip",
     )
 
 
@@ -197,17 +203,26 @@ def _encode(value: object, task_type: str) -> bytes:
     raise InvalidTask(text)
 
 
-def _flow(options: StoredOptions) -> FlowOptions | None:
+def flow_of(options: StoredOptions) -> FlowOptions | None:
     """Return the options of flow control; None without any."""
-    if options.limits is None and options.priority is None:
-        return None
-    return FlowOptions(options.limits or (), options.priority or NORMAL_PRIORITY)
+    flow = FlowOptions(
+        limits=options.limits or (),
+        priority=options.priority or NORMAL_PRIORITY,
+        on_duplicate="replace" if options.replaces else "raise",
+        debounce_us=options.debounce_us or 0,
+        debounce_max_us=options.debounce_max_us or 0,
+    )
+    return None if flow == _NO_FLOW else flow
 
 
-def _due(options: StoredOptions) -> str:
+_NO_FLOW: Final = FlowOptions()
+
+
+def due_of(options: StoredOptions) -> str:
     if options.process_at_us is not None:
         return str(max(0, options.process_at_us))
-    return f"+{options.delay_us}" if options.delay_us else ""
+    delay_us = options.delay_us or options.debounce_us
+    return f"+{delay_us}" if delay_us else ""
 
 
 def _lock(task: Task, payload: bytes) -> str:

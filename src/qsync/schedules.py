@@ -49,7 +49,7 @@ PAGE: Final = 1000
 TOGETHER: Final = 100
 """Calls sent in one round trip."""
 
-_FIXED: Final = ("id", "delay", "process_at", "deadline")
+_FIXED: Final = ("id", "delay", "process_at", "deadline", "debounce")
 """Options of a task that the ticks of a schedule cannot have."""
 
 
@@ -163,8 +163,9 @@ class Schedules(_AnySchedules):
         this name leaves one.
 
         Raises InvalidTask when a value is wrong, when the task has an option that would be the same
-        at each tick (`id`, `delay`, `process_at`, `deadline`), and when a program has a periodic
-        task of this name for this queue; and StoreUnavailable: then the call may be repeated.
+        at each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`), and when a program has a
+        periodic task of this name for this queue; and StoreUnavailable: then the call may be
+        repeated.
         """
         self._check_open()
         content = checked_content(name, task, cron, every, tz, missed, self._payload_limit)
@@ -238,8 +239,9 @@ class AsyncSchedules(_AnySchedules):
         this name leaves one.
 
         Raises InvalidTask when a value is wrong, when the task has an option that would be the same
-        at each tick (`id`, `delay`, `process_at`, `deadline`), and when a program has a periodic
-        task of this name for this queue; and StoreUnavailable: then the call may be repeated.
+        at each tick (`id`, `delay`, `process_at`, `deadline`, `debounce`), and when a program has a
+        periodic task of this name for this queue; and StoreUnavailable: then the call may be
+        repeated.
         """
         self._check_open()
         content = checked_content(name, task, cron, every, tz, missed, self._payload_limit)

@@ -15,9 +15,10 @@ from qsync.backoff import LONGEST_LIST, Delays, ExponentialBackoff
 from qsync.convert import MISFITS, converter_of, misfit
 from qsync.errors import ConfigError, InvalidTask
 from qsync.keys import check_id, check_name, shorten
-from qsync.message import Result, StoredOptions
+from qsync.message import NORMAL_PRIORITY, Result, StoredOptions
 from qsync.state import TaskState
 from qsync.times import Duration, datetime_us, duration_us, from_us
+from qsync.uniqueness import OnDuplicate, Uniqueness, check_uniqueness
 
 T = TypeVar("T")
 
@@ -79,7 +80,17 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
     deadline      latest start: no attempt starts after this time
     unique        True: refuse another task with the same type, payload and queue until this one
                   has finished; a duration: also for that long after the enqueue
-    unique_key    text to compare in place of type and payload; needs `unique`
+    unique_key    text to compare in place of type and payload; needs `unique`, `on_duplicate` or
+                  `debounce`
+    on_duplicate  what enqueue does when another task holds the unique lock: "raise" DuplicateTask,
+                  which is the default; "skip": return a handle of that task; "replace": give that
+                  task this payload, these options and this due time. A holder that runs goes on,
+                  and then the task runs again with the new payload
+    debounce      run this long after the last enqueue with the same `unique_key`, with the payload
+                  of the last one; excludes `delay` and `process_at`
+    debounce_max  longest time from the first of these enqueues until the task runs
+    priority      1 to 9: pending tasks of a higher priority start first, within a queue; 5 unless
+                  given
     retention     how long the task and its result are kept after success; None: not at all
     fairness_key  tasks of different keys share the throughput fairly, e.g. one key per customer
     headers       mapping of text to text for middleware, e.g. a trace context; at most 8 KiB
@@ -95,6 +106,10 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
     deadline: datetime | None = None
     unique: bool | Duration | None = None
     unique_key: str | None = None
+    on_duplicate: OnDuplicate | None = None
+    debounce: Duration | None = None
+    debounce_max: Duration | None = None
+    priority: int = NORMAL_PRIORITY
     retention: Duration | None = None
     fairness_key: str | None = None
     headers: Mapping[str, str] | None = None
@@ -109,6 +124,11 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
         if retry != 3 and (type(retry) is not int or not 0 <= retry <= MAX_RETRY):
             msg = f"retry: {shorten(retry)} is not a whole number from 0 to {MAX_RETRY}"
             raise InvalidTask(msg)
+        priority = self.priority
+        if priority is not NORMAL_PRIORITY and (
+            type(priority) is not int or not 1 <= priority <= 9
+        ):
+            raise InvalidTask(f"priority: {shorten(priority)} is not a whole number from 1 to 9")
         if has_options(self):
             options_of(self)
 
@@ -136,9 +156,9 @@ def has_options(task: Task) -> bool:
 
 _given_options: Final = operator.attrgetter(
     "retry_delay", "delay", "process_at", "timeout", "deadline", "unique", "unique_key",
-    "retention", "fairness_key", "headers",
+    "retention", "fairness_key", "headers", "on_duplicate", "debounce", "debounce_max", "priority",
 )  # fmt: skip
-_NO_OPTIONS: Final = (None,) * 10
+_NO_OPTIONS: Final = (*(None,) * 13, NORMAL_PRIORITY)
 
 
 def options_of(task: Task) -> StoredOptions:
@@ -160,16 +180,21 @@ def options_of(task: Task) -> StoredOptions:
     timeout = _optional_us("timeout", task.timeout)
     if timeout == 0:
         raise InvalidTask("timeout: 0 leaves no time to run; leave it out, or give a positive time")
+    unique = _uniqueness(task)
     return StoredOptions(
         retry_delay=_retry_delay(task.retry_delay),
         timeout_us=timeout,
         deadline_us=deadline,
         retention_us=retention,
-        window_us=_window_us(task),
+        window_us=unique.window_us,
         fairness_key=_short_text("fairness_key", task.fairness_key, 256),
         headers=_checked_headers(task.headers),
         delay_us=_optional_us("delay", task.delay) or None,
         process_at_us=process_at,
+        priority=None if task.priority == NORMAL_PRIORITY else task.priority,
+        replaces=unique.replaces,
+        debounce_us=unique.debounce_us,
+        debounce_max_us=unique.debounce_max_us,
     )
 
 
@@ -194,20 +219,16 @@ def _retry_delay(value: Any) -> int | tuple[int, ...] | ExponentialBackoff | Non
     return duration_us("retry_delay", value)
 
 
-def _window_us(task: Task) -> int | None:
-    _short_text("unique_key", task.unique_key, 4096)
-    if task.unique is None or task.unique is False:
-        if task.unique_key is not None:
-            msg = f"unique_key: {shorten(task.unique_key)} needs unique=True or unique=seconds"
-            raise InvalidTask(msg)
-        return None
-    if task.unique is True:
-        return 0
-    window = duration_us("unique", task.unique)
-    if window == 0:
-        msg = "unique: 0 is no time; True is for as long as the task is not finished"
-        raise InvalidTask(msg)
-    return window
+def _uniqueness(task: Task) -> Uniqueness:
+    return check_uniqueness(
+        unique=task.unique,
+        unique_key=_short_text("unique_key", task.unique_key, 4096),
+        on_duplicate=task.on_duplicate,
+        debounce=task.debounce,
+        debounce_max=task.debounce_max,
+        delay=task.delay,
+        process_at=task.process_at,
+    )
 
 
 def _short_text(field: str, value: str | None, limit: int) -> str | None:

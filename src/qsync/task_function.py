@@ -45,6 +45,7 @@ from qsync.server.standalone_context import awaited_within, ensure_context
 from qsync.signature import Signature
 from qsync.task import Task, TaskInfo
 from qsync.times import Duration
+from qsync.uniqueness import OnDuplicate
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -65,6 +66,10 @@ class TaskOptions(TypedDict, total=False):
     deadline: datetime | None
     unique: bool | Duration | None
     unique_key: str | None
+    on_duplicate: OnDuplicate | None
+    debounce: Duration | None
+    debounce_max: Duration | None
+    priority: int
     retention: Duration | None
     fairness_key: str | None
     headers: Mapping[str, str] | None

@@ -16,6 +16,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 from qsync import DuplicateTask, Qsync
+from qsync.message import decode_message
 from tests.support import django_project
 from tests.support.stores import Store
 
@@ -186,10 +187,25 @@ def test_async_calls(project: Qsync, shop: Any, api: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("of_django", "priority"), [(-100, 1), (-12, 5), (0, 5), (12, 5), (13, 6), (60, 7), (100, 9)]
+)
+def test_priority_of_django_is_one_of_qsync(
+    project: Qsync, shop: Any, api: Any, of_django: int, priority: int
+) -> None:
+    result = shop.send.using(priority=of_django).enqueue("ann")
+    with project.client() as client:
+        handle = client.find(result.id)
+        shown = handle._queries.show(handle.id, handle.queue)
+    options = decode_message(shown.message).options
+    assert (options.priority or 5) == priority
+
+
+@pytest.mark.parametrize(
     ("make", "text"),
     [
         (lambda shop: shop.send.using(queue_name="lower"), "Queue 'lower' is not valid"),
-        (lambda shop: shop.send.using(priority=5), "does not support setting priority"),
+        (lambda shop: shop.send.using(priority=101), "priority must be a whole number"),
+        (lambda shop: _copy(shop.send, debounce=5), "debounce: 5 needs a unique_key"),
         (lambda shop: _copy(shop.send, retry=-1), "retry: -1 is not a whole number"),
         (lambda shop: _copy(shop.send, timeout="soon"), "timeout: "),
         (

@@ -199,7 +199,7 @@ def test_diagram_of_states_has_all_transitions() -> None:
 def test_scripts_of_transitions_write_the_states_they_lead_from_and_to() -> None:
     for before, verb, after, scripts in table(DATA_MODEL, "transitions"):
         for name in names(scripts):
-            keys = set(script.load(name).keys)
+            keys = set(script.load(name, flow=True).keys)
             missing = ({before, *after.split(", ")} - {"none"}) - keys
             assert not missing, f"{before} {verb}: {name} has no key {missing}"
 

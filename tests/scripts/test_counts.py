@@ -42,12 +42,13 @@ def test_every_state_and_every_other_key_is_counted(rig: Rig) -> None:
     counts = rig.run(views.counts(rig.keys))
     assert {state.value: number for state, number in counts.states.items()} == {
         "scheduled": 1, "pending": 4, "active": 3, "retry": 1, "completed": 1, "dead": 2,
-        "cancelled": 0,
+        "cancelled": 0, "limited": 0,
     }  # fmt: skip
     assert counts.others == {
         "fairness": 2, "tasks": 12, "owner": 3, "crashes": 0, "failures": 3, "results": 1,
         "unique": 2, "keys": 3, "fetches": 1, "ticks": 0, "schedules": 0, "cancels": 0,
         "progress": 0, "calls": 0, "recent": 0, "next_ticks": 0, "stored_schedules": 0,
+        "waiters": 0, "openings": 0, "holds": 0, "limits": 0, "limit_rules": 0, "successors": 0,
     }  # fmt: skip
 
 

@@ -58,11 +58,56 @@ HOLD: dict[str, Make] = {
     "progress": lambda rig, held: ops.progress(rig.keys, [(*one, 1, 2.5) for one in held]),
 }
 
+
+def enqueue_urgent(rig: Rig) -> Call[Any]:
+    tasks = [*rig.tasks("u", priority=9, fairness_key="k"), *rig.tasks("v", priority=1)]
+    return ops.enqueue(rig.keys, tasks, sender="me", number=1, now_us=rig.now)
+
+
+def replace_holder(rig: Rig, held: list[LeaseRef] | None = None) -> Call[Any]:
+    """An enqueue that replaces a waiting task, or with `held` an active one, and makes another."""
+    options: dict[str, Any] = {"unique_key": "doc", "on_duplicate": "replace"}
+    rig.enqueue("doc", **options)
+    if held is not None:
+        rig.hand_back(*held)
+        held[:] = rig.lease()
+    tasks = [*rig.tasks("y", delay=3, priority=8, **options), *rig.tasks("z")]
+    return ops.enqueue(rig.keys, tasks, sender="me", number=1, now_us=rig.now)
+
+
+def end_replaced(rig: Rig, held: list[LeaseRef], call: Call[Any]) -> Call[Any]:
+    """The end of attempts, of which one belongs to a task that was replaced meanwhile."""
+    message = rig.dump()["tasks"][held[0].id.encode()]
+    rig.set("successors", held[0].id, b"%d 1 k%s" % (rig.now + 5, message))
+    rig.set("meta", "schema", "2")
+    return call.in_flow()
+
+
 OTHER: dict[str, Make] = {
     "cancel active": lambda rig, held: ops.cancel(rig.keys, "a", retention_us=5, now_us=rig.now),
     "cancel pending": lambda rig, held: ops.cancel(rig.keys, "p", retention_us=5, now_us=rig.now),
     "cancel scheduled": lambda rig, held: ops.cancel(
         rig.keys, "s", retention_us=None, now_us=rig.now
+    ),
+    "enqueue of priorities": lambda rig, held: enqueue_urgent(rig),
+    "replace waiting": lambda rig, held: replace_holder(rig),
+    "replace active": lambda rig, held: replace_holder(rig, held),
+    "complete replaced": lambda rig, held: end_replaced(
+        rig,
+        held,
+        ops.complete(rig.keys, [Completion(*one, 5, b"r") for one in held], now_us=rig.now),
+    ),
+    "retry replaced": lambda rig, held: end_replaced(
+        rig, held, ops.retry(rig.keys, [Retried(*one, S, FAILURE) for one in held], now_us=rig.now)
+    ),
+    "kill replaced": lambda rig, held: end_replaced(
+        rig, held, ops.kill(rig.keys, [Killed(*one, True, FAILURE) for one in held], now_us=rig.now)
+    ),
+    "hand back replaced": lambda rig, held: end_replaced(
+        rig, held, ops.hand_back(rig.keys, [HandedBack(*one) for one in held], now_us=rig.now)
+    ),
+    "end cancelled replaced": lambda rig, held: end_replaced(
+        rig, held, ops.end_cancelled(rig.keys, held, now_us=rig.now)
     ),
     "reschedule": lambda rig, held: reschedule(rig.keys, "s", "+5", now_us=rig.now),
     "run scheduled": lambda rig, held: ops.run(rig.keys, "s", "scheduled", now_us=rig.now),

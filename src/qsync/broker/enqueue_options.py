@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from qsync import codec
+from qsync.message import NORMAL_PRIORITY
 from qsync.new_task import NewTask
 
 
@@ -44,3 +45,9 @@ def enqueue_options(task: NewTask) -> bytes:
     if not (task.due or task.fairness_key or task.lock or task.remember_us):
         return b""
     return codec.encode(_EnqueueOptions(*plain))
+
+
+def fairness_member(priority: int, fairness_key: str) -> bytes:
+    """Return what stands for a task in the order of pending; see include/priority_bands.lua."""
+    key = fairness_key.encode()
+    return key if priority == NORMAL_PRIORITY else b"\xff%d%s" % (priority, key)

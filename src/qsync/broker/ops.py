@@ -11,16 +11,16 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar, get_args
 
 import msgspec
 from msgspec.structs import replace
 
 from qsync.broker.call import Argument, Call, Durability, Wait
-from qsync.broker.enqueue_options import enqueue_options, need_flow
+from qsync.broker.enqueue_options import enqueue_options, fairness_member, need_flow
 from qsync.broker.script import load
 from qsync.keys import GlobalKeys, QueueKeys
-from qsync.message import ENVELOPE_HEAD
+from qsync.message import ENVELOPE_HEAD, NORMAL_PRIORITY
 from qsync.new_task import NewTask
 
 T = TypeVar("T")
@@ -42,15 +42,19 @@ Outcome = Literal["ok", "done", "lost"]
 it ended or was handed back; `lost`: another server holds the lease."""
 
 
+EnqueueOutcome = Literal["created", "exists", "duplicate", "repeated", "replaced"]
+
+
 class Enqueued(msgspec.Struct, frozen=True, gc=False):
     """The outcome of enqueueing one task. `id` is the task that holds the id or the unique lock.
 
-    `repeated`: a task with this id was enqueued recently and has left the queue.
+    `repeated`: a task with this id was enqueued recently and has left the queue; `replaced`: the
+    holder of the lock has this payload now, or runs again with it when its attempt has ended.
 
     `confirmed`: whether the durability wait succeeded in time; None without a wait.
     """
 
-    outcome: Literal["created", "exists", "duplicate", "repeated"]
+    outcome: EnqueueOutcome
     id: str
     confirmed: bool | None = None
 
@@ -429,6 +433,7 @@ class RerunRequest(NamedTuple):
     fairness_key: str = ""
     lock: str = ""
     failure: bytes = b""
+    priority: int = NORMAL_PRIORITY
 
 
 RunOutcome = tuple[Literal["ok", "duplicate", "changed"], str]
@@ -442,10 +447,12 @@ def run(
     fairness_key: str = "",
     lock: str = "",
     failure: bytes = b"",
+    priority: int = NORMAL_PRIORITY,
     now_us: int | None = None,
 ) -> Call[RunOutcome]:
     """Move a scheduled, retry or dead task to pending, if it is still in that state."""
-    call = run_many(keys, [RerunRequest(id, fairness_key, lock, failure)], state, now_us=now_us)
+    row = RerunRequest(id, fairness_key, lock, failure, priority)
+    call = run_many(keys, [row], state, now_us=now_us)
     return Call(call.script, call.keys, call.args, lambda reply: call.decode(reply)[0])
 
 
@@ -456,7 +463,8 @@ def run_many(
     script = load("run")
     args: list[Argument] = [_now(now_us), state]
     for task in _batch(tasks):
-        args += task
+        member = fairness_member(task.priority, task.fairness_key)
+        args += (task.id, member, task.lock, task.failure)
     return Call(script, keys.names(script.keys), tuple(args), _pairs)
 
 
@@ -662,11 +670,8 @@ def _enqueued(reply: Any, confirmed: bool | None) -> list[Enqueued]:
     ]
 
 
-_ENQUEUE_OUTCOMES: Final[dict[bytes, Literal["created", "exists", "duplicate", "repeated"]]] = {
-    b"created": "created",
-    b"exists": "exists",
-    b"duplicate": "duplicate",
-    b"repeated": "repeated",
+_ENQUEUE_OUTCOMES: Final[dict[bytes, EnqueueOutcome]] = {
+    outcome.encode(): outcome for outcome in get_args(EnqueueOutcome)
 }
 
 

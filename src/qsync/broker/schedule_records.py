@@ -11,7 +11,7 @@ import msgspec
 from qsync import codec
 from qsync.broker.ops import SCHEDULE_SILENCE_US
 from qsync.message import ENVELOPE_HEAD
-from qsync.new_task import NewTask
+from qsync.new_task import FlowOptions, NewTask
 from qsync.schedule import Cron, Every, Periodic, Schedule
 
 LIVE_US: Final = SCHEDULE_SILENCE_US
@@ -48,6 +48,7 @@ class Template(msgspec.Struct, frozen=True, array_like=True):
     lock: str
     window_us: int
     retention_us: int | None
+    flow: FlowOptions | None = None
 
 
 def record_of(periodic: Periodic, type: str) -> bytes:
@@ -79,7 +80,7 @@ def template_of(task: NewTask) -> bytes:
     return codec.encode(
         Template(
             ENVELOPE_HEAD, task.message, task.due, task.fairness_key, task.lock, task.window_us,
-            task.retention_us,
+            task.retention_us, task.flow,
         )
     )  # fmt: skip
 
@@ -103,5 +104,5 @@ def task_from(data: bytes | None, id: str, queue: str) -> NewTask | None:
         return None
     return NewTask(
         id, queue, template.message, template.due, template.fairness_key, template.lock,
-        template.window_us, template.retention_us,
+        template.window_us, template.retention_us, flow=template.flow,
     )  # fmt: skip

@@ -13,7 +13,7 @@ import msgspec
 from qsync import codec, schedule
 from qsync.errors import InvalidTask
 from qsync.message import ENVELOPE_HEAD, Message, decode_message
-from qsync.new_task import NewTask
+from qsync.new_task import NewTask, flow_of
 from qsync.schedule import Cron, Every, Missed
 from qsync.times import from_us
 
@@ -114,7 +114,7 @@ class Content(NamedTuple):
             return NewTask(id, queue, self.message, "", "", "", 0, None)
         return NewTask(
             id, queue, self.message, "", options.fairness_key or "", options.lock or "",
-            options.window_us or 0, options.retention_us,
+            options.window_us or 0, options.retention_us, flow=flow_of(options),
         )  # fmt: skip
 
 

@@ -88,7 +88,7 @@ class Client(ClientBase):
         outgoing = self._ready(task, queue)
         durability = self._durability_of(durability)
         [outcome] = self._send_call(outgoing.queue, [outgoing], durability)
-        if is_refused(outcome):
+        if is_refused(outgoing, outcome):
             raise duplicate(outgoing, outcome)
         return self._handle(outgoing, outcome)
 

@@ -15,7 +15,7 @@ from qsync.inspector.task_detail import detail_of
 from qsync.inspector.task_rows import decode_row, decode_task, matches, row_of
 from qsync.inspector.values import Change, Filter, Page, TaskDetail, TaskRow
 from qsync.keys import check_id, server_of_token, shorten
-from qsync.message import Failure, decode_failure
+from qsync.message import NORMAL_PRIORITY, Failure, decode_failure
 from qsync.results import retention_of
 from qsync.state import TaskState
 from qsync.task_queries import ORDER_TTL_MS
@@ -238,4 +238,10 @@ def rerun_of(id: str, shown: StoredTask, length: int | None = None) -> ops.Rerun
     options = decode_task(id, shown, length).options
     history = decode_failure(shown.failure).history
     record = codec.encode(Failure(history=history)) if history else b""
-    return ops.RerunRequest(id, options.fairness_key or "", options.lock or "", record)
+    return ops.RerunRequest(
+        id,
+        options.fairness_key or "",
+        options.lock or "",
+        record,
+        options.priority or NORMAL_PRIORITY,
+    )

@@ -21,6 +21,7 @@
 -- KEYS[17] meta      hash    schema
 -- KEYS[18] recent  zset    ids that callers chose, by expiry time
 -- KEYS[19] limited   zset    ids by order tag
+-- KEYS[20] successors  hash    id -> due us, member and message of its next run
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] id         text
 -- ARGV[3] retention  int us  retention of the task; empty: none
@@ -42,6 +43,9 @@ for _, set in ipairs({ KEYS.pending, KEYS.scheduled, KEYS.retry, KEYS.limited })
 end
 if redis.call('ZSCORE', KEYS.active, id) then
   local owner = redis.call('HGET', KEYS.owner, id) or ''
+  check_hash(KEYS.successors)
+  check_rights(KEYS.cancels, { 'HSET', 'HDEL' })
+  redis.call('HDEL', KEYS.successors, id)
   redis.call('HSET', KEYS.cancels, id, ARGV.retention)
   return { 'active', owner }
 end

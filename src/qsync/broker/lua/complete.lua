@@ -5,6 +5,7 @@
 -- variants: plain flow
 -- include: check_schema preconditions clock counters unique_locks ended_tasks forget_tasks
 -- include: check_leases runnable_since note_runnable
+-- flow include: wake_server schedule_due successors start_successors
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] active     zset    ids by lease expiry
 -- KEYS[3] completed  zset    ids by end of retention
@@ -19,6 +20,10 @@
 -- KEYS[12] stats     hash    counters
 -- KEYS[13] done      channel of ended tasks
 -- KEYS[14] meta      hash    schema
+-- flow KEYS[15] scheduled  zset    ids by due time
+-- flow KEYS[16] wake  list
+-- flow KEYS[17] idle  zset    ids of servers that a message wakes
+-- flow KEYS[18] successors  hash    id -> due us, member and message of its next run
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] stride     int     2 when no task has a retention, else 4
 -- ARGV[3...] two values per task: id, token; with a stride of 4 also retention us (empty: none) and
@@ -27,6 +32,10 @@
 check_schema()
 local now, stride = clock(ARGV.now), tonumber(ARGV.stride)
 local held, held_ids, replies, lost = check_leases(ARGV, 3, stride)
+-- flow:
+local successors
+successors, held, held_ids = split_successors(held, held_ids)
+-- end flow
 local gone, done, completed, results = {}, {}, {}, {}
 for at, i in ipairs(held) do
   local id, retention = held_ids[at], stride == 4 and ARGV[4 * i + 1] or ''
@@ -50,6 +59,12 @@ if #held > 0 then
   check_rights(KEYS.tasks, #done > 0 and { 'HDEL', 'ZADD', 'HSET' } or { 'HDEL' })
 end
 release_leases(held_ids, true) -- those that stay keep their progress
+-- flow:
+release_leases(successors.ids)
+start_successors(successors)
+count(now, 'completed', #successors.ids)
+count(now, 'enqueued', #successors.ids)
+-- end flow
 forget_tasks(now, gone, bare)
 if #done > 0 then
   redis.call('ZADD', KEYS.completed, unpack(completed))

@@ -30,8 +30,9 @@
 -- KEYS[27] holds     hash    id -> its limits, of unfinished tasks
 -- KEYS[28] limits    hash    limit -> its state
 -- KEYS[29] limit_rules hash    name -> its rule
--- KEYS[30] stats     hash    counters, in all and per day
--- KEYS[31] meta      hash    schema
+-- KEYS[30] successors hash    id -> its next run
+-- KEYS[31] stats     hash    counters, in all and per day
+-- KEYS[32] meta      hash    schema
 -- returns the sizes of all keys but stats and meta, in this order; the counters, name and value in
 --   turn; and the number of completed tasks that were cancelled
 check_schema()
@@ -54,7 +55,7 @@ sizes[#sizes + 1] = redis.call('HLEN', KEYS.stored_schedules)
 for _, set_key in ipairs({ KEYS.waiters, KEYS.openings }) do
   sizes[#sizes + 1] = redis.call('ZCARD', set_key)
 end
-for _, hash_key in ipairs({ KEYS.holds, KEYS.limits, KEYS.limit_rules }) do
+for _, hash_key in ipairs({ KEYS.holds, KEYS.limits, KEYS.limit_rules, KEYS.successors }) do
   sizes[#sizes + 1] = redis.call('HLEN', hash_key)
 end
 local cancelled = count_cancelled()

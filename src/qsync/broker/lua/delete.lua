@@ -18,6 +18,7 @@
 -- KEYS[15] meta      hash    schema
 -- KEYS[16] recent  zset    ids that callers chose, by expiry time
 -- KEYS[17] limited   zset    ids by order tag
+-- KEYS[18] successors  hash    id -> due us, member and message of its next run
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] state      text    state in which the caller saw them
 -- ARGV[3...] ids

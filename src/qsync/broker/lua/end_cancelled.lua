@@ -3,6 +3,7 @@
 -- variants: plain flow
 -- include: check_schema preconditions clock counters unique_locks ended_tasks forget_tasks
 -- include: check_leases
+-- flow include: wake_server schedule_due note_runnable successors start_successors
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] active     zset    ids by lease expiry
 -- KEYS[3] completed  zset    ids by end of retention
@@ -18,15 +19,31 @@
 -- KEYS[13] done      channel of ended tasks
 -- KEYS[14] meta      hash    schema
 -- KEYS[15] recent  zset    ids that callers chose, by expiry time
+-- flow KEYS[16] scheduled  zset    ids by due time
+-- flow KEYS[17] wake  list
+-- flow KEYS[18] idle  zset    ids of servers that a message wakes
+-- flow KEYS[19] successors  hash    id -> due us, member and message of its next run
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] two values per task: id, token
 -- returns one per task: ok | done | lost
 check_schema()
 local now = clock(ARGV.now)
+-- flow:
+local held, held_ids, replies = check_leases(ARGV, 2, 2)
+local successors
+successors, held, held_ids = split_successors(held, held_ids)
+-- plain:
 local _, held_ids, replies = check_leases(ARGV, 2, 2)
+-- end flow
 check_end_cancelled()
 check_rights(KEYS.tasks, { 'HDEL', 'HGET', 'ZADD' })
 release_leases(held_ids)
+-- flow:
+release_leases(successors.ids)
+start_successors(successors)
+count(now, 'cancelled', #successors.ids)
+count(now, 'enqueued', #successors.ids)
+-- end flow
 end_cancelled(now, held_ids)
 publish_ended()
 return replies

@@ -4,8 +4,11 @@
 -- A repeated call writes nothing and returns the same reply; if it has a sender, even after its
 -- tasks have left the queue.
 -- variants: plain flow
--- include: check_schema preconditions ensure_schema clock wake_server counters fairness_tags
--- include: unique_locks schedule_due enqueue_replay recent_ids insert_tasks
+-- include: check_schema preconditions ensure_schema clock wake_server counters
+-- flow include: priority_bands
+-- include: fairness_tags unique_locks schedule_due enqueue_replay recent_ids
+-- flow include: note_runnable successors replace_holder
+-- include: insert_tasks
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -18,6 +21,11 @@
 -- KEYS[10] calls     hash    sender -> record of its last call
 -- KEYS[11] recent  zset    ids that callers chose, by expiry time
 -- KEYS[12] idle      zset    ids of servers that a message wakes
+-- flow KEYS[13] retry  zset    ids by due time
+-- flow KEYS[14] active  zset    ids by lease expiry
+-- flow KEYS[15] failures  hash    id -> failure record
+-- flow KEYS[16] progress  hash    id -> done/total, or @<us> at which it became runnable
+-- flow KEYS[17] successors  hash    id -> due us, member and message of its next run
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] head       bytes   first bytes of each message, in front of the time stamp
 -- ARGV[3] sender     text    id of the sender, which has one call in flight at a time; empty: none
@@ -48,11 +56,20 @@ end
 local times = remembered_times(tasks)
 local recent = recent_places(now, tasks, times)
 local created, others = insert_tasks(now, ARGV.head, tasks, known[2], recent)
+-- flow:
+for at = 2, #others, 3 do
+  created = created + (others[at] == 'replaced' and 1 or 0)
+end
+-- end flow
 if created > 0 then
   remember(now, tasks, times, others)
 end
 -- A call that only found its own tasks is kept too: they may have left when it is repeated.
+-- flow:
+if sender ~= '' and (created > 0 or #others < 3 * #tasks.ids) then
+-- plain:
 if sender ~= '' and #others < 3 * #tasks.ids then
+-- end flow
   keep_call(sender, number, now, others)
 end
 return #others == 0 and 'created' or replies_of(tasks.ids, others)

@@ -11,8 +11,11 @@
 -- The first fetch of a queue sets the generation; a new generation later means that data were lost.
 -- variants: plain flow
 -- include: check_schema preconditions ensure_schema clock queue_reads wake_server counters
+-- flow include: priority_bands
 -- include: crash_counts fairness_tags unique_locks ended_tasks forget_tasks runnable_since
--- include: note_runnable replay_fetch promote_due outage_grace recover_expired lease_pending
+-- include: note_runnable
+-- flow include: schedule_due successors start_successors band_times
+-- include: replay_fetch promote_due outage_grace recover_expired lease_pending
 -- include: sweep_expired wake_next
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
@@ -38,6 +41,8 @@
 -- KEYS[22] done      channel of ended tasks
 -- KEYS[23] recent  zset    ids that callers chose, by expiry time
 -- KEYS[24] idle      zset    ids of servers that a message wakes
+-- flow KEYS[25] successors  hash    id -> due us, member and message of its next run
+-- flow KEYS[26] limited  zset    ids by order tag
 -- ARGV[1] now          int us  empty: the store's clock
 -- ARGV[2] server       text    id of the server
 -- ARGV[3] number       int     number of this fetch; rises per server and queue
@@ -123,6 +128,9 @@ end
 if #lapsed > 0 then
   check_transitions()
   own, recovered, died = recover_expired(now, server, tonumber(ARGV.max_crashes), lapsed)
+  -- flow:
+  next_due = math.min(next_due, lowest_score(KEYS.scheduled))
+  -- end flow
   more = more or #lapsed == limit and #own < limit
   unusual, moved = true, true
 end
@@ -136,12 +144,18 @@ if #lost > 0 then
   check_transitions()
 end
 if #ids > 0 then
+  -- flow:
+  local tags = redis.call('ZMSCORE', KEYS.pending, unpack(ids))
+  write_leases(ids, token, now + lease)
+  advance_bands(tags)
+  -- plain:
   local tag = redis.call('ZSCORE', KEYS.pending, ids[#ids])
   write_leases(ids, token, now + lease)
   if read_tag(tag) > virtual then
     virtual = read_tag(tag)
     redis.call('HSET', KEYS.meta, 'v', tag)
   end
+  -- end flow
 end
 if #lost > 0 then
   bury_lost(now, lost)

@@ -3,8 +3,10 @@
 -- They go to the head of pending in the given order, or with a delay to scheduled. A task with a
 -- cancel request ends instead.
 -- variants: plain flow
--- include: check_schema preconditions clock wake_server counters crash_counts fairness_tags
--- include: unique_locks schedule_due ended_tasks forget_tasks check_leases note_runnable
+-- include: check_schema preconditions clock wake_server counters crash_counts
+-- flow include: priority_bands
+-- include: fairness_tags unique_locks schedule_due ended_tasks forget_tasks check_leases note_runnable
+-- flow include: successors start_successors
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -24,6 +26,7 @@
 -- KEYS[17] done      channel of ended tasks
 -- KEYS[18] recent  zset    ids that callers chose, by expiry time
 -- KEYS[19] idle      zset    ids of servers that a message wakes
+-- flow KEYS[20] successors  hash    id -> due us, member and message of its next run
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] four values per task: id, token, delay us (empty: to the head), failure record (empty:
 --   unchanged)
@@ -31,6 +34,10 @@
 check_schema()
 local now = clock(ARGV.now)
 local held, held_ids, replies = check_leases(ARGV, 2, 4)
+-- flow:
+local successors
+successors, held, held_ids = split_successors(held, held_ids)
+-- end flow
 local head, later, cancelled, failures = {}, {}, {}, {}
 local any_cancels = redis.call('EXISTS', KEYS.cancels) == 1
 for at, i in ipairs(held) do
@@ -57,6 +64,10 @@ if #held > 0 then
   check_rights(KEYS.tasks, { 'HDEL', 'HSET', 'HGET', 'ZADD', 'ZRANGE' })
 end
 release_leases(held_ids)
+-- flow:
+release_leases(successors.ids)
+start_successors(successors)
+-- end flow
 remove_crash_signs(held_ids)
 if #failures > 0 then
   redis.call('HSET', KEYS.failures, unpack(failures))

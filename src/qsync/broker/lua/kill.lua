@@ -3,6 +3,7 @@
 -- variants: plain flow
 -- include: check_schema preconditions clock counters unique_locks ended_tasks forget_tasks
 -- include: check_leases
+-- flow include: wake_server schedule_due note_runnable successors start_successors
 -- KEYS[1] active     zset    ids by lease expiry
 -- KEYS[2] dead       zset    ids by time of death
 -- KEYS[3] owner      hash    id -> lease token
@@ -14,6 +15,12 @@
 -- KEYS[9] stats      hash    counters
 -- KEYS[10] done      channel of ended tasks
 -- KEYS[11] meta      hash    schema
+-- flow KEYS[12] tasks  hash    id -> message
+-- flow KEYS[13] scheduled  zset    ids by due time
+-- flow KEYS[14] wake  list
+-- flow KEYS[15] idle  zset    ids of servers that a message wakes
+-- flow KEYS[16] successors  hash    id -> due us, member and message of its next run
+-- flow KEYS[17] crashes  hash    id -> crash count
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] four values per task: id, token, 1 when an attempt failed (else 0), failure record
 -- returns one per task: ok | done | lost
@@ -21,6 +28,13 @@ check_schema()
 local now = clock(ARGV.now)
 local held, dying, replies, lost = check_leases(ARGV, 2, 4)
 local dead, failures, failed = {}, {}, 0
+-- flow:
+local successors
+successors, held, dying = split_successors(held, dying)
+for _, i in ipairs(successors.positions) do
+  failed = failed + tonumber(ARGV[4 * i])
+end
+-- end flow
 for at, i in ipairs(held) do
   dead[2 * at - 1], dead[2 * at] = to_text(now), dying[at]
   failures[2 * at - 1], failures[2 * at] = dying[at], ARGV[4 * i + 1]
@@ -39,6 +53,10 @@ if #dying > 0 then
   note_ended(dying)
   redis.call('HSET', KEYS.meta, 'swept', '0')  -- they may be too many: the next fetch sees to it
 end
+-- flow:
+release_leases(successors.ids)
+start_successors(successors)
+-- end flow
 count(now, 'dead', #dying)
 count(now, 'failed', failed)
 count(now, 'lost', lost)

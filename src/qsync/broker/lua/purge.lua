@@ -22,6 +22,7 @@
 -- KEYS[17] meta      hash    schema
 -- KEYS[18] recent  zset    ids that callers chose, by expiry time
 -- KEYS[19] limited   zset    ids by order tag
+-- KEYS[20] successors  hash    id -> due us, member and message of its next run
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] state      text
 -- ARGV[3] count      int     maximum number of tasks, 1 to 500

@@ -3,6 +3,7 @@
 -- variants: plain flow
 -- include: check_schema preconditions clock wake_server counters crash_counts unique_locks
 -- include: schedule_due ended_tasks forget_tasks check_leases
+-- flow include: note_runnable successors start_successors
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] active     zset    ids by lease expiry
 -- KEYS[3] retry      zset    ids by due time
@@ -21,12 +22,18 @@
 -- KEYS[16] meta      hash    schema
 -- KEYS[17] recent  zset    ids that callers chose, by expiry time
 -- KEYS[18] idle      zset    ids of servers that a message wakes
+-- flow KEYS[19] scheduled  zset    ids by due time
+-- flow KEYS[20] successors  hash    id -> due us, member and message of its next run
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] four values per task: id, token, delay us, failure record
 -- returns one per task: ok | done | lost
 check_schema()
 local now = clock(ARGV.now)
 local held, held_ids, replies, lost = check_leases(ARGV, 2, 4)
+-- flow:
+local successors
+successors, held, held_ids = split_successors(held, held_ids)
+-- end flow
 local failures, cancelled, again = {}, {}, {}
 local any_cancels = redis.call('EXISTS', KEYS.cancels) == 1
 for at, i in ipairs(held) do
@@ -51,6 +58,11 @@ if #held > 0 then
   end_cancelled(now, cancelled)
   schedule_due(KEYS.retry, again)
 end
+-- flow:
+release_leases(successors.ids)
+start_successors(successors)
+count(now, 'failed', #successors.ids)
+-- end flow
 count(now, 'failed', #held)
 count(now, 'retried', #again / 2)
 count(now, 'lost', lost)

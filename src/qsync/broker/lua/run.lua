@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- run: move scheduled, retry or dead tasks to pending now, in this order.
 -- A dead task takes its lock again and has all its attempts again.
--- include: check_schema preconditions clock wake_server fairness_tags unique_locks note_runnable
+-- include: check_schema preconditions clock wake_server priority_bands fairness_tags unique_locks
+-- include: note_runnable
 -- KEYS[1] pending    zset    ids by order tag
 -- KEYS[2] scheduled  zset    ids by due time
 -- KEYS[3] retry      zset    ids by due time

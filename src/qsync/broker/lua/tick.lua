@@ -2,8 +2,11 @@
 -- tick: enqueue the task of a schedule's tick, unless this tick or a later one was enqueued before.
 -- The ticks of a paused schedule are skipped.
 -- variants: plain flow
--- include: check_schema preconditions ensure_schema clock wake_server counters fairness_tags
--- include: unique_locks schedule_due insert_tasks
+-- include: check_schema preconditions ensure_schema clock wake_server counters
+-- flow include: priority_bands
+-- include: fairness_tags unique_locks schedule_due
+-- flow include: note_runnable successors replace_holder
+-- include: insert_tasks
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -16,6 +19,11 @@
 -- KEYS[10] ticks     hash    schedule -> last tick enqueued, us
 -- KEYS[11] schedules hash    !<schedule> while it is paused
 -- KEYS[12] idle      zset    ids of servers that a message wakes
+-- flow KEYS[13] retry  zset    ids by due time
+-- flow KEYS[14] active  zset    ids by lease expiry
+-- flow KEYS[15] failures  hash    id -> failure record
+-- flow KEYS[16] progress  hash    id -> done/total, or @<us> at which it became runnable
+-- flow KEYS[17] successors  hash    id -> due us, member and message of its next run
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] head       bytes   first bytes of each message, in front of the time stamp
 -- ARGV[3] schedule   text    its name

@@ -5,7 +5,10 @@
 -- program, pass without a task.
 -- variants: plain flow
 -- include: check_schema preconditions ensure_schema clock wake_server counters
--- include: fairness_tags unique_locks schedule_due insert_tasks stored_records
+-- flow include: priority_bands
+-- include: fairness_tags unique_locks schedule_due
+-- flow include: note_runnable successors replace_holder
+-- include: insert_tasks stored_records
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -19,6 +22,11 @@
 -- KEYS[11] next_ticks zset   schedules by next tick, us
 -- KEYS[12] schedules hash    =<schedule>, @<schedule> of programs; !<schedule> while it is paused
 -- KEYS[13] idle      zset    ids of servers that a message wakes
+-- flow KEYS[14] retry  zset    ids by due time
+-- flow KEYS[15] active  zset    ids by lease expiry
+-- flow KEYS[16] failures  hash    id -> failure record
+-- flow KEYS[17] progress  hash    id -> done/total, or @<us> at which it became runnable
+-- flow KEYS[18] successors  hash    id -> due us, member and message of its next run
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] head       bytes   first bytes of each message, in front of the time stamp
 -- ARGV[3] silence    int us  time after its last publication for which a periodic task is live

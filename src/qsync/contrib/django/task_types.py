@@ -16,12 +16,14 @@ from qsync.contrib.django.project import handlers
 from qsync.contrib.django.tasks_api import signals
 from qsync.errors import InvalidTask, SkipRetry, Snooze
 from qsync.keys import class_path, server_of_token, shorten
+from qsync.message import NORMAL_PRIORITY
 from qsync.task import Task, TaskInfo
 from qsync.times import Duration, from_us
+from qsync.uniqueness import OnDuplicate
 
 OPTIONS: Final = (
     "retry", "retry_delay", "timeout", "deadline", "unique", "unique_key", "retention",
-    "fairness_key", "headers",
+    "fairness_key", "headers", "on_duplicate", "debounce", "debounce_max",
 )  # fmt: skip
 """Options of qsync that a decorator of django.tasks takes."""
 
@@ -54,6 +56,9 @@ class QsyncTask(tasks_api.Task):
     executor: None = None
     """Only so that an executor is refused by name: a handler in a process is imported by its path,
     which is that of the task here."""
+    on_duplicate: OnDuplicate | None = None
+    debounce: Duration | None = None
+    debounce_max: Duration | None = None
 
 
 class UnsupportedResult(TypeError):
@@ -118,7 +123,12 @@ def _options_of(task: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
     for name in OPTIONS:
         if (value := getattr(task, name, None)) is not None:
             options[name] = value
-    return options
+    return options | {"priority": priority_of(task)}
+
+
+def priority_of(task: Any) -> int:
+    """Return the priority in qsync: 1 to 9 for -100 to 100 of Django, whose default 0 is 5."""
+    return NORMAL_PRIORITY + round(task.priority / 25)
 
 
 def check(task: Any, defaults: Mapping[str, Any]) -> None:

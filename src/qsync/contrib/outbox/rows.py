@@ -12,11 +12,13 @@ import msgspec
 from qsync import codec
 from qsync.connections import Connections
 from qsync.enqueueing import validated
-from qsync.new_task import NewTask, new_id
+from qsync.new_task import FlowOptions, NewTask, new_id
 from qsync.task import Task
 from qsync.wrapped_client import entered
 
 VERSION: Final = 1
+FLOW_VERSION: Final = 2
+"""Version of rows with options of flow control, which an earlier relay must not send."""
 
 ID_LENGTH: Final = 128
 QUEUE_LENGTH: Final = 128
@@ -37,6 +39,7 @@ class _Stored(msgspec.Struct, frozen=True, array_like=True):
     window_us: int
     retention_us: int | None
     remember_us: int
+    flow: FlowOptions | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +67,10 @@ def make_row(task: Task[Any], connections: Connections) -> Row:
             payload_limit=connections.nested["payload_limit"],
             remember_us=round(connections.nested["remember_ids"] * 1_000_000),
         )
+    version = VERSION if new.flow is None else FLOW_VERSION
     stored = _Stored(
-        VERSION, new.message, new.due, new.fairness_key, new.lock, new.window_us, new.retention_us,
-        new.remember_us,
+        version, new.message, new.due, new.fairness_key, new.lock, new.window_us, new.retention_us,
+        new.remember_us, new.flow,
     )  # fmt: skip
     return Row(
         id=new.id, queue=new.queue, message=codec.encode(stored), created_at=datetime.now(UTC)
@@ -79,11 +83,11 @@ def new_task_of(row: Row) -> NewTask:
         stored = codec.decode(bytes(row.message), _Stored)
     except codec.CodecError as error:
         raise UnreadableRow(f"row {row.id}: {error}") from error
-    if stored.version != VERSION:
-        raise UnreadableRow(f"row {row.id}: version {stored.version} is not {VERSION}")
+    if stored.version not in (VERSION, FLOW_VERSION):
+        raise UnreadableRow(f"row {row.id}: version {stored.version} is not {VERSION} or 2")
     return NewTask(
         row.id, row.queue, stored.message, stored.due, stored.fairness_key, stored.lock,
-        stored.window_us, stored.retention_us, None, stored.remember_us,
+        stored.window_us, stored.retention_us, None, stored.remember_us, stored.flow,
     )  # fmt: skip
 
 

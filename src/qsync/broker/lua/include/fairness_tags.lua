@@ -18,6 +18,10 @@ end
 
 -- Return what a task of this fairness key adds to the tag: 1/weight, for weights of 0.001 to 1000.
 local function tag_step(key)
+  -- flow:
+  local _
+  _, key = read_member(key)
+  -- end flow
   local weight = key ~= '' and tonumber(redis.call('HGET', KEYS.meta, 'weight:' .. key) or '')
   if weight and weight > 0 then
     return 1 / math.max(0.001, math.min(weight, 1000))
@@ -32,10 +36,19 @@ local function tagger(virtual)
   local function next_tag(key)
     local tag = last[key]
     if tag == nil then
+      -- flow:
+      local priority = read_member(key)
+      local before = read_band_tag(redis.call('ZSCORE', KEYS.fairness, key), priority)
+      tag = math.max(band_time(priority), before)
+      -- plain:
       tag = math.max(virtual, read_tag(redis.call('ZSCORE', KEYS.fairness, key)))
+      -- end flow
       step[key] = tag_step(key)
     end
     tag = tag + step[key]
+    -- flow:
+    tag = into_band(tag, (read_member(key)))
+    -- end flow
     last[key] = tag
     return tag
   end
@@ -47,6 +60,38 @@ local function tagger(virtual)
   return next_tag, save
 end
 
+-- flow:
+-- Return the members of ids, which are empty for tasks without a fairness key or another priority.
+local function members_of(ids)
+  local found = redis.call('EXISTS', KEYS.keys) == 1 and redis.call('HMGET', KEYS.keys, unpack(ids))
+  local members = {}
+  for i = 1, #ids do
+    members[i] = found and found[i] or ''
+  end
+  return members
+end
+
+-- Put ids at the head of their bands of pending, in this order, with tags below the lowest one.
+local function to_head(ids)
+  if #ids == 0 then
+    return
+  end
+  local bands, args = {}, {}
+  for i, member in ipairs(members_of(ids)) do
+    local priority = read_member(member)
+    bands[priority] = bands[priority] or {}
+    table.insert(bands[priority], ids[i])
+  end
+  for priority, band in pairs(bands) do
+    local base = (lowest_of_band(priority) or band_time(priority)) - #band - 1
+    for i, id in ipairs(band) do
+      args[#args + 1] = into_band(base + i, priority)
+      args[#args + 1] = id
+    end
+  end
+  redis.call('ZADD', KEYS.pending, unpack(args))
+end
+-- plain:
 -- Put ids at the head of pending, in this order, with tags below the lowest one.
 local function to_head(ids)
   if #ids == 0 then
@@ -61,6 +106,7 @@ local function to_head(ids)
   end
   redis.call('ZADD', KEYS.pending, unpack(args))
 end
+-- end flow
 
 -- Put ids into pending with the next tags of their fairness keys.
 local function to_pending(ids)

@@ -7,6 +7,11 @@ end
 
 -- Return whether there may be anything but a message to delete for a task.
 local function has_records()
+  -- flow:
+  if redis.call('EXISTS', KEYS.successors) == 1 then
+    return true
+  end
+  -- end flow
   return redis.call(
     'EXISTS', KEYS.unique, KEYS.keys, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.cancels,
     KEYS.progress
@@ -26,6 +31,9 @@ local function forget_tasks(now, ids, bare)
   unlock(now, ids)
   for _, beside_key in ipairs({
     KEYS.keys, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.cancels, KEYS.progress,
+    -- flow:
+    KEYS.successors,
+    -- end flow
   }) do
     if redis.call('EXISTS', beside_key) == 1 then
       delete_fields(beside_key, ids)

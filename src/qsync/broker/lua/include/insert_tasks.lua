@@ -55,6 +55,18 @@ local function due_time(now, text)
   return string.sub(text, 1, 1) == '+' and now + at or at
 end
 
+-- flow:
+-- Return whether a task uses flow control: the options of others have five elements.
+local function use_flow(options)
+  for _, option in pairs(options) do
+    if #option > 5 then
+      return true
+    end
+  end
+  return false
+end
+
+-- end flow
 local no_options = { '', '', '', 0 }
 
 -- Store tasks. `tasks` is as read_tasks returns it; `virtual` is the virtual time as meta holds it;
@@ -69,12 +81,25 @@ local function insert_tasks(now, head, tasks, virtual, recent)
   local held_by, take, locks = lock_book(now, options)
   local bodies, pending, scheduled, keys = {}, {}, {}, {}
   local here, others, created, waiting, bytes = {}, {}, 0, 0, 0
+  -- flow:
+  local replacing = {}
+  -- end flow
   for i, message in ipairs(tasks.messages) do
     local id, option = ids[i], options[i] or no_options
     local key, lock = option[2], option[3]
+    -- flow:
+    key = member_of(option[7] or normal_priority, key)
+    -- end flow
     local old = stored[i] and string.sub(stored[i], #stamped + 1) or here[id]
     local repeated = not old and recent and recent[i]
     local holder = not old and not repeated and lock ~= '' and held_by(lock)
+    -- flow:
+    if holder and option[8] == 'replace' then
+      replacing[#replacing + 1] = i
+      replacing[#replacing + 1] = holder
+      old, holder = message, false
+    end
+    -- end flow
     if old and old ~= message or holder or repeated then
       local at = #others
       local outcome = old and 'exists' or repeated and 'repeated' or 'duplicate'
@@ -101,7 +126,18 @@ local function insert_tasks(now, head, tasks, virtual, recent)
       end
     end
   end
+  -- flow:
+  if #replacing > 0 then
+    check_replacements()
+  end
+  if created + #replacing > 0 and use_flow(options) then
+    lift_schema()
+  end
+  -- end flow
   if created == 0 then
+    -- flow:
+    replace_holders(now, head, tasks, replacing, others)
+    -- end flow
     return 0, others
   end
   if #keys > 0 then
@@ -129,6 +165,9 @@ local function insert_tasks(now, head, tasks, virtual, recent)
     wake_server()
   end
   count_pair(now, 'enqueued', created, 'bytes', bytes + created * #stamped)
+  -- flow:
+  replace_holders(now, head, tasks, replacing, others)
+  -- end flow
   return created, others
 end
 

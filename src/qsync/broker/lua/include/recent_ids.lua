@@ -31,7 +31,13 @@ end
 -- Remember the ids at these places, except for refused tasks, which `others` lists.
 local function remember(now, tasks, times, others)
   for at = 1, #others, 3 do
+    -- flow:
+    if others[at + 1] ~= 'replaced' then
+      times[others[at]] = nil
+    end
+    -- plain:
     times[others[at]] = nil
+    -- end flow
   end
   local args = {}
   for i, time in pairs(times) do

@@ -85,6 +85,11 @@ local function recover_expired(now, server, max_crashes, lapsed)
   check_set(KEYS.pending)
   check_set(KEYS.dead)
   check_end_cancelled()
+  -- flow:
+  local replaced, stopped
+  stopped, cancelled, cancelled = split_successors(cancelled, cancelled)
+  replaced, crashed, crashed = split_successors(crashed, crashed)
+  -- end flow
   release_leases(taken)
   count(now, 'crashed', count_crashes(crashed, max_crashes, died, back))
   to_head(back)
@@ -92,5 +97,10 @@ local function recover_expired(now, server, max_crashes, lapsed)
   make_dead(now, died)
   end_cancelled(now, cancelled)
   forget_tasks(now, strange)
+  -- flow:
+  count(now, 'crashed', count_crashes(replaced.ids, math.huge, {}, back))
+  start_successors(replaced, true)
+  start_successors(stopped)
+  -- end flow
   return own, back, died
 end

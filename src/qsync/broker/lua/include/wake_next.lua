@@ -5,12 +5,19 @@
 local function wake_next(left, paused, virtual, limit)
   if not left then
     redis.pcall('UNLINK', KEYS.fairness, KEYS.wake)
+    -- flow:
+    restart_bands()
+    -- end flow
     return
   end
+  -- flow:
+  forget_passed(limit)
+  -- plain:
   local passed = redis.pcall('ZRANGEBYSCORE', KEYS.fairness, '-inf', virtual, 'LIMIT', 0, limit)
   if #passed > 0 then
     redis.pcall('ZREM', KEYS.fairness, unpack(passed))
   end
+  -- end flow
   if not paused then
     wake_server()
   end

@@ -1,0 +1,55 @@
+-- band_times: the virtual times of the bands of priorities, as a fetch changes them.
+
+-- Return the field of meta that holds the virtual time of a priority.
+local function virtual_field(priority)
+  return priority == normal_priority and 'v' or table.concat({ 'virtual:', priority })
+end
+
+-- Number from which on a virtual time starts anew as soon as no task waits.
+local far_time = 2 ^ 39
+
+-- Advance the virtual time of each band to the last of these tags, which were leased, in order.
+local function advance_bands(tags)
+  local last, fields = {}, {}
+  for _, text in ipairs(tags) do
+    local tag = tonumber(text or '')
+    if tag then
+      last[priority_at(tag)] = tag
+    end
+  end
+  for priority, tag in pairs(last) do
+    if tag > band_time(priority) then
+      band_times[priority] = into_band(tag, priority)
+      fields[#fields + 1] = virtual_field(priority)
+      fields[#fields + 1] = string.format('%.17g', band_times[priority])
+    end
+  end
+  if #fields > 0 then
+    redis.call('HSET', KEYS.meta, unpack(fields))
+  end
+end
+
+-- Forget fairness keys whose last tag has been passed, in the bands that this fetch has read.
+local function forget_passed(limit)
+  for priority, time in pairs(band_times) do
+    local lowest = band_middle(priority) - band_reach
+    local passed =
+      redis.pcall('ZRANGEBYSCORE', KEYS.fairness, lowest, time, 'LIMIT', 0, limit)
+    if #passed > 0 then
+      redis.pcall('ZREM', KEYS.fairness, unpack(passed))
+    end
+  end
+end
+
+-- Let virtual times that are far from the middle of their band start anew. The caller found pending
+-- empty. Tasks that wait for a limit keep their tags, so while there are any nothing changes.
+local function restart_bands()
+  if redis.call('EXISTS', KEYS.limited) == 1 then
+    return
+  end
+  for priority, time in pairs(band_times) do
+    if time - band_middle(priority) > far_time then
+      redis.call('HDEL', KEYS.meta, virtual_field(priority))
+    end
+  end
+end

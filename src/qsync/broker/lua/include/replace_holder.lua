@@ -1,0 +1,133 @@
+-- replace_holder: give the holder of a unique lock the payload, the options and the due time of a
+-- later task. A holder that waits is changed in place. For one that is active the later task is kept
+-- in `successors`: when the attempt has ended, in whatever way, the task starts anew with it
+-- (include/start_successors.lua). So the last payload always runs, and no two run at a time.
+-- The message keeps the time of enqueue of the first call whose payload has not run, from which the
+-- longest time of a debounce counts.
+
+-- Fail before the first write if a replacement would fail.
+local function check_replacements()
+  check_set(KEYS.scheduled)
+  check_set(KEYS.retry)
+  check_set(KEYS.active)
+  check_set(KEYS.fairness)
+  check_hash(KEYS.keys)
+  check_hash(KEYS.failures)
+  check_hash(KEYS.successors)
+  check_rights(KEYS.tasks, { 'HSET', 'HDEL', 'ZADD', 'ZREM', 'ZRANGE' })
+end
+
+-- Return the time of a due text: `+<us>` after now, `<us>` Unix time, or empty: now.
+local function time_of_due(now, text)
+  local time = tonumber(text) or now
+  return string.sub(text, 1, 1) == '+' and now + time or time
+end
+
+-- Return the time at which a task that replaces another is due; `first` is the time of the first
+-- call. A debounced task is due `option[9]` after this call, at most `option[10]` after the first.
+local function replaced_due(now, option, first)
+  if option[9] == 0 then
+    return math.max(now, time_of_due(now, option[1]))
+  end
+  local due = now + option[9]
+  if option[10] > 0 then
+    due = math.min(due, first + option[10])
+  end
+  return math.max(now, due)
+end
+
+-- Return a message as it is stored, with a time of enqueue; `head` is in front of that.
+local function stamped(head, time, message)
+  return table.concat({ head, struct.pack('>I8', time), message })
+end
+
+-- Return the time of enqueue in a stored message; nothing when the message is too short.
+local function stamped_time(head, stored)
+  if #stored >= #head + 8 then
+    return (struct.unpack('>I8', string.sub(stored, #head + 1, #head + 8)))
+  end
+end
+
+-- Keep a task until the attempt of the active holder has ended.
+local function keep_successor(now, head, message, option, holder)
+  local before = redis.call('HGET', KEYS.successors, holder)
+  local first = now
+  local _, _, kept = read_successor(before)
+  if kept then
+    if string.sub(kept, #head + 9) == message then
+      return
+    end
+    first = stamped_time(head, kept) or now
+  end
+  local due = replaced_due(now, option, first)
+  local member = member_of(option[7], option[2])
+  local record = successor_record(due, member, stamped(head, first, message))
+  redis.call('HSET', KEYS.successors, holder, record)
+end
+
+-- Change a waiting holder. `set` is the name of its state.
+local function change_waiting(now, head, message, option, holder, set_key, stored)
+  local first = set_key ~= KEYS.retry and stamped_time(head, stored) or now
+  local due = replaced_due(now, option, first)
+  local member = member_of(option[7], option[2])
+  local before = redis.call('HGET', KEYS.keys, holder) or ''
+  redis.call('HSET', KEYS.tasks, holder, stamped(head, first, message))
+  redis.call('HDEL', KEYS.failures, holder)
+  redis.call('HDEL', KEYS.successors, holder)
+  if member ~= '' then
+    redis.call('HSET', KEYS.keys, holder, member)
+  elseif before ~= '' then
+    redis.call('HDEL', KEYS.keys, holder)
+  end
+  note_since({ to_text(due), holder })
+  if due <= now and set_key == KEYS.pending and member == before then
+    return
+  end
+  if due > now and set_key == KEYS.scheduled then
+    schedule_due(KEYS.scheduled, { to_text(due), holder })
+    return
+  end
+  redis.call('ZREM', set_key, holder)
+  if due > now then
+    schedule_due(KEYS.scheduled, { to_text(due), holder })
+  else
+    to_pending({ holder })
+    wake_server()
+  end
+end
+
+-- Let a task take the place of the holder of its lock. Returns the outcome: `replaced`; or
+-- `duplicate` when the holder has ended and only the window of its lock is left. A repeated call
+-- finds its own message and changes nothing.
+local function replace_holder(now, head, message, option, holder)
+  local stored = redis.call('HGET', KEYS.tasks, holder)
+  if not stored then
+    return 'duplicate'
+  elseif string.sub(stored, #head + 9) == message then
+    return 'replaced'
+  end
+  for _, set_key in ipairs({ KEYS.scheduled, KEYS.pending, KEYS.retry }) do
+    if redis.call('ZSCORE', set_key, holder) then
+      change_waiting(now, head, message, option, holder, set_key, stored)
+      return 'replaced'
+    end
+  end
+  if redis.call('ZSCORE', KEYS.active, holder) then
+    keep_successor(now, head, message, option, holder)
+    return 'replaced'
+  end
+  return 'duplicate'
+end
+
+-- Replace holders; `replacing` has place and holder in turn. Appends place, outcome and holder of
+-- each to `others`.
+local function replace_holders(now, head, tasks, replacing, others)
+  for at = 1, #replacing, 2 do
+    local place, holder = replacing[at], replacing[at + 1]
+    local outcome =
+      replace_holder(now, head, tasks.messages[place], tasks.options[place], holder)
+    others[#others + 1] = place
+    others[#others + 1] = outcome
+    others[#others + 1] = holder
+  end
+end

@@ -1,0 +1,62 @@
+-- start_successors: start tasks anew that were replaced while they were active.
+
+-- Find out which ids have a successor. `positions` match the ids. Returns a table with those, as ids,
+-- positions and records; and the positions and ids of the others. Fails before the first
+-- write if start_successors would fail.
+local function split_successors(positions, ids)
+  local found = { ids = {}, positions = {}, records = {} }
+  if #ids == 0 or redis.call('EXISTS', KEYS.successors) == 0 then
+    return found, positions, ids
+  end
+  local rest_positions, rest = {}, {}
+  for i, record in ipairs(redis.call('HMGET', KEYS.successors, unpack(ids))) do
+    if read_successor(record or '') then
+      local at = #found.ids + 1
+      found.ids[at], found.positions[at], found.records[at] = ids[i], positions[i], record
+    else
+      rest_positions[#rest + 1], rest[#rest + 1] = positions[i], ids[i]
+    end
+  end
+  if #found.ids > 0 then
+    check_set(KEYS.scheduled)
+    check_hash(KEYS.tasks)
+    check_hash(KEYS.keys)
+    check_hash(KEYS.crashes)
+    check_hash(KEYS.failures)
+    check_hash(KEYS.cancels)
+    check_rights(KEYS.tasks, { 'HSET', 'HDEL', 'ZADD', 'ZRANGE' })
+  end
+  return found, rest_positions, rest
+end
+
+-- Start tasks anew whose attempt has ended: with message and due time of their successor and with all
+-- attempts. An earlier request to cancel them does not count. `found` is as split_successors returns
+-- it; the caller has released their leases. `crashed`: their crash counts stay.
+local function start_successors(found, crashed)
+  if #found.ids == 0 then
+    return
+  end
+  local bodies, keys, later = {}, {}, {}
+  for at, id in ipairs(found.ids) do
+    local due, member, message = read_successor(found.records[at])
+    later[2 * at - 1], later[2 * at] = due, id
+    bodies[2 * at - 1], bodies[2 * at] = id, message
+    if member ~= '' then
+      keys[#keys + 1] = id
+      keys[#keys + 1] = member
+    end
+  end
+  redis.call('HSET', KEYS.tasks, unpack(bodies))
+  redis.call('HDEL', KEYS.keys, unpack(found.ids))
+  if #keys > 0 then
+    redis.call('HSET', KEYS.keys, unpack(keys))
+  end
+  redis.call('HDEL', KEYS.failures, unpack(found.ids))
+  redis.call('HDEL', KEYS.cancels, unpack(found.ids))
+  if not crashed then
+    redis.call('HDEL', KEYS.crashes, unpack(found.ids))
+  end
+  schedule_due(KEYS.scheduled, later)
+  note_since(later)
+  redis.call('HDEL', KEYS.successors, unpack(found.ids))
+end

@@ -1,0 +1,15 @@
+-- successors: the record of the next run of an active task that was replaced:
+-- `<due us> <length of the member> <member><message>`.
+
+local function successor_record(due, member, message)
+  return table.concat({ to_text(due), ' ', #member, ' ', member, message })
+end
+
+-- Return due time, as text, member and message of a record; nothing when it is not valid.
+local function read_successor(record)
+  local due, size, rest = string.match(record or '', '^(%d+) (%d+) (.+)$')
+  size = parse_int(size)
+  if size and #rest > size then
+    return due, string.sub(rest, 1, size), string.sub(rest, size + 1)
+  end
+end

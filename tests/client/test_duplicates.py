@@ -1,0 +1,100 @@
+"""What becomes of a second task with the same unique key, and of priorities, at a client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from qsync.errors import DuplicateTask
+from qsync.message import decode_message
+from qsync.state import TaskState
+from qsync.task import Task
+from tests.conftest import Colour
+from tests.support.client_driver import Hand
+from tests.support.stores import Store
+
+KEY: dict[str, Any] = {"unique_key": "doc:7"}
+
+
+@pytest.fixture
+def client(colour: Colour, store: Store, prefix: str) -> Any:
+    return colour.client(store.url, prefix)
+
+
+@pytest.fixture
+def hand(store: Store, prefix: str) -> Iterator[Hand]:
+    with Hand(store.url, prefix) as hand:
+        yield hand
+
+
+def test_higher_priority_is_taken_first(colour: Colour, client: Any, hand: Hand) -> None:
+    colour.do(client.enqueue(Task("t", id="normal")))
+    tasks = [Task("t", id="low", priority=2), Task("t", id="high", priority=9), Task("t", id="n")]
+    colour.do(client.enqueue_many(tasks))
+    assert [one.id for one in hand.take(4)] == ["high", "normal", "n", "low"]
+
+
+def test_duplicate_is_an_error_unless_it_is_skipped(
+    colour: Colour, client: Any, hand: Hand
+) -> None:
+    first = colour.do(client.enqueue(Task("t", 1, **KEY, on_duplicate="skip", retention=60)))
+    assert first.created
+    second = colour.do(client.enqueue(Task("t", 2, **KEY, on_duplicate="skip", retention=60)))
+    assert (second.id, second.created) == (first.id, False)
+    with pytest.raises(DuplicateTask):
+        colour.do(client.enqueue(Task("t", 3, **KEY, on_duplicate="raise")))
+    hand.succeed(hand.one(), value="done")
+    assert colour.do(second.result(timeout=5)) == "done"
+
+
+def test_skip_does_not_hide_a_taken_id(colour: Colour, client: Any) -> None:
+    colour.do(client.enqueue(Task("t", 1, id="a")))
+    with pytest.raises(DuplicateTask, match="id 'a' is taken"):
+        colour.do(client.enqueue(Task("t", 2, id="a", **KEY, on_duplicate="skip")))
+
+
+def test_replaced_task_runs_with_the_last_payload(colour: Colour, client: Any, hand: Hand) -> None:
+    first = colour.do(client.enqueue(Task("t", 1, **KEY, on_duplicate="replace", retention=60)))
+    again = Task("t", 2, **KEY, on_duplicate="replace", retention=60)
+    second = colour.do(client.enqueue(again))
+    assert (second.id, second.created) == (first.id, False)
+    held = hand.one()
+    third, fourth = colour.do(
+        client.enqueue_many([again.replace(payload=3), again.replace(payload=4)])
+    )
+    assert {third.id, fourth.id} == {first.id}
+    hand.succeed(held, value="of 2")
+    assert colour.do(first.info()).state is TaskState.SCHEDULED
+    held = hand.one()
+    assert held.id == first.id
+    assert colour.do(first.info()).value(int) == 4
+    hand.succeed(held, value="of 4")
+    assert colour.do(first.result(timeout=5)) == "of 4"
+    assert colour.do(third.result(timeout=5)) == "of 4"
+
+
+def test_debounced_calls_make_one_task(colour: Colour, client: Any, hand: Hand) -> None:
+    handles = [
+        colour.do(client.enqueue(Task("t", n, **KEY, debounce=60, debounce_max=600)))
+        for n in range(3)
+    ]
+    assert [handle.created for handle in handles] == [True, False, False]
+    assert len({handle.id for handle in handles}) == 1
+    status = colour.do(handles[0].info())
+    assert (status.state, status.value(int)) == (TaskState.SCHEDULED, 2)
+    colour.do(handles[0].reschedule(delay=0))
+    assert hand.one().id == handles[0].id
+
+
+def test_message_says_what_its_task_asked_for(
+    colour: Colour, client: Any, store: Store, hand: Hand
+) -> None:
+    task = Task("t", 1, id="a", **KEY, priority=8, debounce=5, debounce_max=60)
+    colour.do(client.enqueue(task))
+    with store.client() as redis:
+        options = decode_message(redis.hget(hand.keys.key("tasks"), "a")).options
+    assert options is not None
+    assert (options.priority, options.replaces) == (8, True)
+    assert (options.debounce_us, options.debounce_max_us) == (5_000_000, 60_000_000)
