@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import typer
 
 from qsync.cli.command import INTERRUPTED
-from qsync.cli.options import FilterOptions
 from qsync.cli.output import print_json, print_line
 from qsync.cli.prompts import Progress
 from qsync.cli.store import StoreSession, all_queues, exit_unknown_queue
 from qsync.formatting import plural
-from qsync.inspector import Inspector, Step
+from qsync.inspector import Filter, Inspector, Step
 from qsync.inspector.tasks import LIMIT
 from qsync.state import TaskState
 
@@ -21,12 +21,21 @@ MakeStep = Callable[..., Awaitable[Step]]
 """Makes a step of a queue, a filter and a cursor, as `Inspector.run_dead` does."""
 
 
+class Selection(Protocol):
+    """Which tasks of a state are meant; `queue` None: those of all queues."""
+
+    @property
+    def queue(self) -> str | None: ...
+    @property
+    def filter(self) -> Filter | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class BulkJob:
     """A bulk change of all tasks in a state that match the filters."""
 
     session: StoreSession
-    filters: FilterOptions
+    filters: Selection
     state: TaskState
     verb: str
     """What the report says of a changed task: `deleted`."""

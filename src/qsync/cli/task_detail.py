@@ -37,6 +37,11 @@ def print_task(detail: TaskDetail, why: Explanation | None) -> None:
         _print_block("result", "", detail.result_error)
     _print_history(detail)
     _print_timeline(detail)
+    print_error(detail)
+
+
+def print_error(detail: TaskDetail) -> None:
+    """Print the last error of a task with its traceback, if it has one."""
     if detail.error:
         is_cut = len(detail.error.encode(errors="replace")) >= ERROR_LIMIT - 8
         note = f"only the first and last part are kept, {ERROR_LIMIT // 1024} KiB"

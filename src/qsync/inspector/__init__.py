@@ -13,6 +13,7 @@ from typing import Self
 
 from qsync.broker.aio import AsyncBroker
 from qsync.inspector.bulk import _BulkMixin
+from qsync.inspector.error_groups import ErrorGroup, ErrorPart, merge_groups
 from qsync.inspector.explain import _ExplainMixin
 from qsync.inspector.merged_pages import _TaskListsMixin
 from qsync.inspector.queues import _QueuesMixin
@@ -44,6 +45,8 @@ __all__ = [
     "Attempt",
     "Change",
     "Day",
+    "ErrorGroup",
+    "ErrorPart",
     "Event",
     "Explanation",
     "Filter",
@@ -61,6 +64,7 @@ __all__ = [
     "Step",
     "TaskDetail",
     "TaskRow",
+    "merge_groups",
 ]
 
 

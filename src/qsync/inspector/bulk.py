@@ -9,6 +9,8 @@ from qsync.broker import ops, views
 from qsync.broker.views import StoredRow
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Cursor, check_state, cursor_at, read_cursor
+from qsync.inspector.error_groups import ErrorPart, group_of, merge_groups
+from qsync.inspector.fingerprint import FAILING
 from qsync.inspector.task_rows import decode_row, matches
 from qsync.inspector.tasks import _TasksMixin, rerun_of
 from qsync.inspector.values import Filter, Step
@@ -119,6 +121,18 @@ class _BulkMixin(_TasksMixin):
         outcomes = [(await self.cancel(row.id, queue=queue)).outcome for row in rows]
         done = sum(outcome in ("done", "told") for outcome in outcomes)
         return Step(scanned=scanned, done=done, too_late=len(outcomes) - done, cursor=end)
+
+    async def errors(
+        self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
+    ) -> ErrorPart:
+        """Group the matching tasks among up to 250 dead or retried ones by error.
+
+        Pass the returned cursor to read the next part, and merge the parts by `merge_groups`.
+        """
+        known = _one_of(FAILING, state, "grouped by error")
+        rows, scanned, end = await self._part(queue, known, filter, read_cursor(cursor))
+        groups = merge_groups(group_of(queue, decode_row(row)) for row in rows)
+        return ErrorPart(groups=groups, scanned=scanned, cursor=end)
 
     async def _part(
         self, queue: str, state: TaskState, filter: Filter | None, cursor: Cursor | None

@@ -22,6 +22,7 @@ from qsync.broker.views import (
     progress_of,
     state_of,
 )
+from qsync.inspector.fingerprint import FAILING, fingerprint_of
 from qsync.inspector.values import Filter, Pause, TaskRow
 from qsync.keys import server_of_token
 from qsync.message import Failure, Message, StoredOptions, decode_failure
@@ -132,6 +133,8 @@ def matches(filter: Filter | None, task: DecodedTask, now_us: int) -> bool:
         return False
     if filter.error is not None and filter.error.casefold() not in (task.error or "").casefold():
         return False
+    if filter.group is not None and not _is_in_group(filter.group, task):
+        return False
     age = (now_us - task.since_us()) / 1_000_000
     if filter.older_than is not None and age < filter.older_than:
         return False
@@ -141,6 +144,11 @@ def matches(filter: Filter | None, task: DecodedTask, now_us: int) -> bool:
 def _is_type(pattern: str, task: DecodedTask) -> bool:
     type = task.message.type if task.message else ""
     return fnmatchcase(type, pattern) if _PATTERN.search(pattern) else type == pattern
+
+
+def _is_in_group(group: str, task: DecodedTask) -> bool:
+    type = task.message.type if task.message else ""
+    return task.shown.state in FAILING and fingerprint_of(type, task.error or "").id == group
 
 
 def pause_of(note: bytes | None, at_us: int) -> Pause | None:

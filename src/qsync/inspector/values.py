@@ -80,6 +80,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     id          a part of the id
     older_than  least age in seconds: since death for dead tasks, since enqueue for others
     newer_than  greatest age in seconds, counted in the same way
+    group       id of an ErrorGroup
     """
 
     type: str | None = None
@@ -87,6 +88,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     id: str | None = None
     older_than: float | None = None
     newer_than: float | None = None
+    group: str | None = None
 
 
 class TaskRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,63 @@
+"""The fingerprint of an error: the task's type, the exception's class, the function that raised it.
+
+It is made of the text that the store has of an error, so it does not depend on the server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+
+from qsync.state import TaskState
+
+_FRAME: Final = re.compile(r'  File "(.*)", line (\d+), in (.*)')
+_LIBRARY: Final = re.compile(r"[/\\](site|dist)-packages[/\\]|[/\\]lib[/\\]python3[^/\\]*[/\\]|^<")
+_NAME: Final = re.compile(r"[A-Za-z_][\w.]*")
+
+FAILING: Final = (TaskState.DEAD, TaskState.RETRY)
+"""States whose tasks have an error."""
+
+
+class Fingerprint(msgspec.Struct, frozen=True):
+    """What tasks with the same error share: the fields are those of an ErrorGroup."""
+
+    id: str
+    type: str
+    error: str
+    where: str
+
+
+@lru_cache(4096)
+def fingerprint_of(type: str, error: str) -> Fingerprint:
+    """Return the fingerprint of an error, whose text is as `describe` in server/ writes it."""
+    head, _, trace = error.partition("\n")
+    found = _NAME.match(head)
+    name = found[0] if found else ""
+    frame = _innermost(trace)
+    place = "" if frame is None else f"{_short(frame[1])} in {frame[3]}"
+    where = "" if frame is None else f"{_short(frame[1])}:{frame[2]} in {frame[3]}"
+    # Without the line, which moves whenever the file is edited above it.
+    digest = hashlib.blake2b("\0".join((type, name, place)).encode(), digest_size=4)
+    return Fingerprint(digest.hexdigest(), type, name, where)
+
+
+def _innermost(trace: str) -> re.Match[str] | None:
+    """Return the innermost frame of the program in the first traceback, or else of a library."""
+    innermost: re.Match[str] | None = None
+    own: re.Match[str] | None = None
+    for line in trace.split("\n"):
+        if frame := _FRAME.match(line):
+            innermost = frame
+            own = own if _LIBRARY.search(frame[1]) else frame
+        elif innermost is not None and not line.strip():
+            break  # the tracebacks of causes follow
+    return own or innermost
+
+
+def _short(file: str) -> str:
+    """Return the file and its folder: what is above may change with each deploy."""
+    return "/".join(re.split(r"[/\\]", file)[-2:])
