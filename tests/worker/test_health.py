@@ -593,6 +593,20 @@ def test_a_paused_queue_asks_for_nobody() -> None:
     )
 
 
+def test_tasks_that_wait_for_a_limit_ask_for_nobody() -> None:
+    info = QueueInfo(
+        name="a", states={TaskState.PENDING: 2, TaskState.LIMITED: 500, TaskState.ACTIVE: 1},
+        latency=0.1, bytes=None, paused=None, counters={"enqueued": 503}, today={}, days=[],
+        rate=None,
+    )  # fmt: skip
+    overview = Overview(at=datetime.now(UTC), servers=[], queues=[info])
+    now = cli_health.sample(overview, ["a"], at=10.0, slots=[20])
+    assert (now.pending, now.limited, now.arrived) == (2, 500, 3)
+    flood = [at(0), at(10, active=20, enqueued=600, limited=500, finished=100)]
+    assert scaler(*flood).advise(ScaleTarget()).enqueued_per_second == 10
+    assert scaler(*flood).advise(ScaleTarget()).desired == 2
+
+
 # The HTTP server.
 
 

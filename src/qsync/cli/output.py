@@ -28,6 +28,7 @@ UNLIMITED: Final = 1_000_000
 """Width of a table that no terminal shows: nothing is cut."""
 
 COLOURS: Final[dict[str, str]] = {
+    TaskState.LIMITED: "magenta",
     TaskState.ACTIVE: "cyan",
     TaskState.RETRY: "yellow",
     TaskState.DEAD: "red",

@@ -14,10 +14,10 @@ from qsync.keys import COUNTERS
 from qsync.state import TaskState
 
 STATES: Final = (
-    TaskState.PENDING, TaskState.ACTIVE, TaskState.SCHEDULED, TaskState.RETRY, TaskState.COMPLETED,
-    TaskState.CANCELLED, TaskState.DEAD,
+    TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE, TaskState.SCHEDULED, TaskState.RETRY,
+    TaskState.COMPLETED, TaskState.CANCELLED, TaskState.DEAD,
 )  # fmt: skip
-"""States in the order of the columns."""
+"""States in the order of the columns; that of limited tasks is left out if there are none."""
 
 SORTS: Final = ("name", "total", *STATES, "oldest")
 
@@ -54,22 +54,29 @@ def sorted_queues(queues: Sequence[QueueInfo], by: str) -> list[QueueInfo]:
 
 def print_queues(queues: Sequence[QueueInfo], *, whole: bool = False) -> None:
     """Print the tasks of each queue by state, their sums, and who paused which queue."""
+    states = shown_states(queues, STATES)
     columns = [
         Column("QUEUE", shrink=True),
-        *(Column(state.upper(), right=True) for state in STATES),
+        *(Column(state.upper(), right=True) for state in states),
         Column("OLDEST", right=True),
     ]
     rows: list[Row] = [
-        [*queue_cells(queue, STATES), duration(queue.latency) if queue.latency else ""]
+        [*queue_cells(queue, states), duration(queue.latency) if queue.latency else ""]
         for queue in queues
     ]
     if len(queues) > 1:
-        sums = [sum(queue.states.get(state, 0) for queue in queues) for state in STATES]
+        sums = [sum(queue.states.get(state, 0) for queue in queues) for state in states]
         rows.append([Cell("all", "bold"), *(count_cell(total, "bold") for total in sums), ""])
     print_table(columns, rows, whole=whole)
     for queue in queues:
         if queue.paused is not None:
             print_line(f"{queue.name} is {pause_note(queue.paused)}", "yellow")
+
+
+def shown_states(queues: Sequence[QueueInfo], states: Sequence[TaskState]) -> list[TaskState]:
+    """Return the states to show: without that of limited tasks if there are none."""
+    limited = any(queue.states.get(TaskState.LIMITED) for queue in queues)
+    return [state for state in states if limited or state is not TaskState.LIMITED]
 
 
 def print_more(overview: Overview) -> None:

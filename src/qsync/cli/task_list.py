@@ -21,8 +21,8 @@ from qsync.inspector.tasks import LIMIT
 from qsync.state import TaskState
 
 ORDER: Final = (
-    TaskState.ACTIVE, TaskState.PENDING, TaskState.SCHEDULED, TaskState.RETRY, TaskState.DEAD,
-    TaskState.COMPLETED, TaskState.CANCELLED,
+    TaskState.ACTIVE, TaskState.PENDING, TaskState.LIMITED, TaskState.SCHEDULED, TaskState.RETRY,
+    TaskState.DEAD, TaskState.COMPLETED, TaskState.CANCELLED,
 )  # fmt: skip
 
 ENDED: Final = frozenset({TaskState.COMPLETED, TaskState.CANCELLED})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 
 from qsync.cli.output import Column, Row, table
-from qsync.cli.queue_tables import queue_cells
+from qsync.cli.queue_tables import queue_cells, shown_states
 from qsync.cli.servers import SERVER_COLUMNS, server_row
 from qsync.formatting import coarse_duration, duration, local_time, percent, relative
 from qsync.inspector import Inspector, Overview, ServerInfo, TaskRow
@@ -33,15 +33,10 @@ HEADER_LINES: Final = 2
 """Lines of the title, and of each table besides its rows."""
 
 STATES: Final = (
-    TaskState.PENDING, TaskState.ACTIVE, TaskState.SCHEDULED, TaskState.RETRY, TaskState.DEAD,
+    TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE, TaskState.SCHEDULED, TaskState.RETRY,
+    TaskState.DEAD,
 )  # fmt: skip
-
-_QUEUE_COLUMNS: Final = (
-    Column("QUEUE", shrink=True),
-    *(Column(state.upper(), right=True) for state in STATES),
-    Column("OLDEST", right=True),
-    Column("IN/S", right=True), Column("OK/S", right=True), Column("FAIL/S", right=True),
-)  # fmt: skip
+"""States in the order of the columns; that of limited tasks is left out if there are none."""
 
 _TASK_COLUMNS: Final = (
     Column("RUNNING"), Column("QUEUE", shrink=True), Column("TYPE", shrink=True),
@@ -123,7 +118,7 @@ class TopModel:
         if self.trouble:
             parts.append(Text(escape(self.trouble), "red"))
         tables = [
-            (_QUEUE_COLUMNS, self._queue_rows(), "no queues yet"),
+            (self._queue_columns(), self._queue_rows(), "no queues yet"),
             (SERVER_COLUMNS, [server_row(server) for server in self._servers], "no servers"),
             (_TASK_COLUMNS, [_task_row(running) for running in self._running], "no running tasks"),
         ]
@@ -144,13 +139,25 @@ class TopModel:
             more = f"  {len(overview.queues):,} of {overview.total:,} queues"
         return f"qsync top  {self._inspector.prefix} at {self._address}  {read_at}{more}"
 
+    @property
+    def _states(self) -> list[TaskState]:
+        return shown_states(self._overview.queues if self._overview else [], STATES)
+
+    def _queue_columns(self) -> list[Column]:
+        return [
+            Column("QUEUE", shrink=True),
+            *(Column(state.upper(), right=True) for state in self._states),
+            Column("OLDEST", right=True),
+            *(Column(name, right=True) for name in ("IN/S", "OK/S", "FAIL/S")),
+        ]
+
     def _queue_rows(self) -> list[Row]:
         rows: list[Row] = []
         for queue in self._overview.queues if self._overview else []:
             rates = self._rates.get(queue.name)
             shown = [_per_second(rates[rate]) if rates else "" for rate in RATES]
             oldest = coarse_duration(queue.latency) if queue.latency else ""
-            name, *counts = queue_cells(queue, STATES)
+            name, *counts = queue_cells(queue, self._states)
             if queue.paused:
                 name = name._replace(text=f"{name.text} (paused)")
             rows.append([name, *counts, oldest, *shown])

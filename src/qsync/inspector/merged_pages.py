@@ -15,7 +15,7 @@ from qsync.inspector.values import Filter, Page, TaskRow
 from qsync.keys import shorten
 from qsync.state import TaskState
 
-_BY_QUEUE: Final = (TaskState.PENDING, TaskState.ACTIVE)
+_BY_QUEUE: Final = (TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE)
 """States whose order has no meaning across queues."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

@@ -14,7 +14,9 @@ from qsync.state import TaskState
 from qsync.task import TaskStatus
 from qsync.testing.asked_task import AskedTask
 
-WAITING: Final = (TaskState.ACTIVE, TaskState.PENDING, TaskState.RETRY, TaskState.SCHEDULED)
+WAITING: Final = (
+    TaskState.ACTIVE, TaskState.PENDING, TaskState.LIMITED, TaskState.RETRY, TaskState.SCHEDULED,
+)  # fmt: skip
 """States of tasks that have not ended."""
 
 PAGE: Final = 250

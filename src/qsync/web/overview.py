@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,6 +14,8 @@ from qsync.web.charts import BarChart, LineChart, bar_chart, line_chart
 from qsync.web.pages import Site
 from qsync.web.query import Fields, sheet_of
 from qsync.web.sampler import CHARTED_QUEUES, DAYS, SAMPLES, Sampler, filled
+
+BUSY: Final = (TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE)
 
 
 async def show(site: Site, request: Request) -> Response:
@@ -45,7 +47,7 @@ def busiest_first(queues: Sequence[QueueInfo]) -> list[QueueInfo]:
     """Sort the queues: those with pending or active tasks first, empty ones last."""
 
     def rank(info: QueueInfo) -> Any:
-        busy = info.states[TaskState.PENDING] + info.states[TaskState.ACTIVE]
+        busy = sum(info.states[state] for state in BUSY)
         return not busy, not info.total, info.name
 
     return sorted(queues, key=rank)

@@ -45,6 +45,13 @@ class ScaleSample(msgspec.Struct, frozen=True):
     servers: int
     slots: int
     """Number of tasks that all servers together can run at the same time."""
+    limited: int = 0
+    """Number of tasks that wait for a limit, which more workers do not start sooner."""
+
+    @property
+    def arrived(self) -> int:
+        """Total number of tasks that came so far and may start."""
+        return self.enqueued - self.limited
 
 
 class ScaleTarget(msgspec.Struct, frozen=True):
@@ -131,13 +138,14 @@ class Scaler:
         )
 
     def _steady(self) -> float:
-        """Return the arrival rate in tasks per second, without bursts (they are in the backlog).
+        """Return the arrival rate in tasks per second, without bursts (they are in the backlog) and
+        without tasks that wait for a limit.
 
         It is the median over the time between samples, so a burst in less than half of the window
         does not count.
         """
         rates = sorted(
-            ((now.enqueued - last.enqueued) / (now.at - last.at), now.at - last.at)
+            (max(0, now.arrived - last.arrived) / (now.at - last.at), now.at - last.at)
             for last, now in pairwise(self._samples)
             if now.at > last.at
         )

@@ -22,6 +22,7 @@ from qsync.formatting import install_command
 from qsync.keys import check_name
 from qsync.server import health
 from qsync.server.health import HealthVerdict, ProcessHealth
+from qsync.state import TaskState
 from qsync.worker import autoscale
 from qsync.worker.http_server import HealthServer, Query, Response, bad_request
 from qsync.worker.supervisor import Supervisor
@@ -252,6 +253,7 @@ def sample(
         finished=counter("completed", "failed", "cancelled"),
         servers=len(slots),
         slots=sum(slots),
+        limited=sum(one.states.get(TaskState.LIMITED, 0) for one in all_infos),
     )
 
 
