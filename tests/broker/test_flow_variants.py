@@ -114,7 +114,7 @@ def test_only_the_refused_calls_of_an_exchange_are_repeated(
 def flow_task(id: str) -> Any:
     task = new_task(Task("x", id=id), new_nonce())
     return type(task)(
-        task.id, task.queue, task.message, "", "", "", 0, None, flow=FlowOptions(priority=5)
+        task.id, task.queue, task.message, "", "", "", 0, None, flow=FlowOptions(priority=9)
     )
 
 

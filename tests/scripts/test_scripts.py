@@ -13,7 +13,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from qsync.broker import ops, schedule_ops, views
+from qsync.broker import limit_ops, ops, schedule_ops, views
 from qsync.broker.call import Call
 from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.reschedule_op import reschedule
@@ -21,6 +21,7 @@ from qsync.broker.schedule_ops import TickRow
 from qsync.broker.script import Script, has_variants, load, variant
 from qsync.broker.stored_schedules import StoredRow
 from qsync.keys import COUNTERS, DONE_CHANNEL, QUEUE_KEYS, GlobalKeys, QueueKeys
+from qsync.limit import LimitRule
 from qsync.new_task import new_nonce, new_task
 from qsync.state import TaskState
 from qsync.task import Task
@@ -39,7 +40,7 @@ CAN_BE_REFUSED = {"enqueue", "tick", "put_schedule", "tick_schedules"}
 VIEWS = {
     "audit", "counts", "get_tasks", "key_types", "look", "overview", "page", "pending_position",
     "permissions", "queues", "registered", "schedules", "server_info", "servers",
-    "due_schedules", "stored_schedules", "stored_page", "schedule_queues",
+    "due_schedules", "stored_schedules", "stored_page", "schedule_queues", "limit", "limits",
 }  # fmt: skip
 
 TEXTS = {
@@ -232,12 +233,13 @@ def test_complete_can_be_refused_when_it_carries_results() -> None:
 
 
 def test_every_script_is_loaded_by_ops_or_by_views() -> None:
-    changing, looking, both, one = (
+    changing, looking, *mixed = (
         set(re.findall(r'(?:load|_settle)\("(\w+)"', (files("qsync.broker") / module).read_text()))
-        for module in ("ops.py", "views.py", "schedule_ops.py", "reschedule_op.py")
+        for module in ("ops.py", "views.py", "schedule_ops.py", "reschedule_op.py", "limit_ops.py")
     )
+    both = set[str]().union(*mixed)
     assert looking | (both & VIEWS) == VIEWS
-    assert changing | one | (both - VIEWS) == set(SCRIPTS) - VIEWS
+    assert changing | (both - VIEWS) == set(SCRIPTS) - VIEWS
 
 
 # Rules
@@ -418,6 +420,12 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "server_heartbeat": (ops.server_heartbeat(all_keys, "s", ttl_us=1), 0),
         "set_server_info": (ops.set_server_info(all_keys, "s", {"a": 1, "b": 2}, ttl_ms=1), 4),
         "send_order": (ops.send_order(all_keys, "s", b"stop", ttl_ms=1), 0),
+        "put_limit_rules": (
+            limit_ops.put_limit_rules(keys, {"a": LimitRule(concurrency=1), "b": LimitRule()}),
+            2,
+        ),
+        "limits": (limit_ops.limits(keys), 0),
+        "limit": (limit_ops.limit(keys, "a"), 0),
         "get_tasks": (views.get_tasks(keys, ["a", "b"]), 2),
         "counts": (views.counts(keys), 0),
         "pending_position": (views.pending_position(keys, "a"), 0),

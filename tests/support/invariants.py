@@ -13,19 +13,21 @@ from tests.support.queue_driver import STATES, Dump
 
 VERBS: Final[dict[str, tuple[str, ...]]] = {
     # What may happen to a task in a call, in order.
-    "enqueue": ("enqueue",),
-    "tick": ("enqueue",),
-    "fetch": ("promote", "lapse", "fetch", "sweep", "trim"),
-    "complete": ("complete",),
-    "retry": ("retry",),
-    "kill": ("kill",),
-    "hand_back": ("hand_back",),
-    "stopped": ("cancel",),
-    "cancel": ("cancel",),
-    "run": ("run",),
+    "enqueue": ("enqueue", "replace", "open"),
+    "tick": ("enqueue", "replace", "open"),
+    "fetch": ("promote", "lapse", "open", "fetch", "park", "sweep", "trim", "open"),
+    "complete": ("complete", "open"),
+    "retry": ("retry", "open"),
+    "kill": ("kill", "open"),
+    "hand_back": ("hand_back", "open"),
+    "stopped": ("cancel", "open"),
+    "cancel": ("cancel", "open"),
+    "run": ("run", "open"),
     "reschedule": (),
-    "delete": ("delete",),
-    "purge": ("purge", "delete"),
+    "delete": ("delete", "open"),
+    "put_limit_rules": (),
+    "set_limit": (),
+    "purge": ("purge", "delete", "open"),
 }
 
 
@@ -37,7 +39,10 @@ def check(name: str, now: int, before: Dump, after: Dump) -> None:
     assert set(homes) == set(after.get("tasks", {})), "a message is there for each, and no more"
     assert set(after.get("owner", {})) == set(after.get("active", {})), "active tasks are owned"
     assert len(after.get("wake", [])) <= 1, "one wake at most"
-    assert after["meta"][b"schema"] == b"1", "the data say which layout they have"
+    assert after["meta"][b"schema"] in (b"1", b"2"), "the data say which layout they have"
+    if after.get("holds") or after.get("limited"):
+        assert after["meta"][b"schema"] == b"2", "limits without the layout that has them"
+    check_limits(after)
     check_locks(after)
     for id in {*homes, *before.get("tasks", {})}:
         was, score = place(before, id)
@@ -93,6 +98,22 @@ def check_locks(dump: Dump) -> None:
             id = field[1:]
             assert place(dump, id)[0] in UNFINISHED, "a lock outlives its task"
             assert unique[b"=" + value].partition(b":")[2] == id, "a lock lapsed before its task"
+
+
+def check_limits(dump: Dump) -> None:
+    """Assert that what is in use and ready is counted as it is, and that no waiter is forgotten."""
+    counts: dict[bytes, list[int]] = {}
+    for id, text in dump.get("holds", {}).items():
+        for limit in text.split(b"\0"):
+            of = counts.setdefault(limit, [0, 0])
+            of[0] += id in dump.get("active", {})
+            of[1] += id in dump.get("pending", {})
+    stored = {limit: text.split() for limit, text in dump.get("limits", {}).items()}
+    for limit in counts.keys() | stored.keys():
+        use, ready = map(int, stored.get(limit, (b"0", b"0"))[:2])
+        assert [use, ready] == counts.get(limit, [0, 0]), f"{limit!r}: counted {use}, {ready}"
+    waiting = Counter(entry.partition(b"\0")[2][8:] for entry in dump.get("waiters", {}))
+    assert waiting == Counter(dump.get("limited", {}).keys()), "each limited task waits once"
 
 
 def comparable(dump: Dump) -> Dump:

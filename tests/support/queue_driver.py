@@ -90,6 +90,7 @@ class Rig:
     def reset(self) -> None:
         """The store is empty and the clock at its start."""
         self.client.flushall()
+        self.broker.flow_queues.clear()
         self.now = START
 
     def allow_publishing(self, allowed: bool) -> None:

@@ -22,7 +22,7 @@ SERVER: Final = (
     *CLIENT, "permissions", "look", "listen", "fetch", "complete", "retry", "kill", "hand_back",
     "end_cancelled", "renew", "start", "progress", "abandon", "page", "tick", "begin_ticks",
     "publish_schedules", "server_heartbeat", "set_server_info",
-    "due_schedules", "tick_schedules",
+    "due_schedules", "tick_schedules", "put_limit_rules",
 )  # fmt: skip
 
 PLAIN: Final[dict[Role, tuple[str, ...]]] = {
@@ -71,7 +71,8 @@ def commands(role: Role, *, old: bool = False) -> tuple[str, ...]:
     """Return the commands that a role needs, sorted, in lower case; `old`: for Redis before 7.2."""
     needed = {*EVERYBODY, *PLAIN[role]}
     for name in scripts_of(role):
-        needed |= {_command(*found) for found in _COMMAND.findall(load(name).text)}
+        text = load(name, flow=True).text
+        needed |= {_command(*found) for found in _COMMAND.findall(text)}
     return tuple(sorted(needed - ({"waitaof"} if old else set())))
 
 

@@ -96,13 +96,18 @@ class Killed(NamedTuple):
 class HandedBack(NamedTuple):
     """A task that a server hands back without counting an attempt.
 
-    `delay_us` None: the task goes to the head of pending.
+    `delay_us` None: the task goes to the head of pending. `limit`: a limit that is closed for
+    `closed_us`: no task that holds it starts before. `started`: the handler began, so the start
+    counts for the rates of its limits.
     """
 
     id: str
     token: str
     delay_us: int | None = None
     failure: bytes = b""
+    limit: str = ""
+    closed_us: int = 0
+    started: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +142,8 @@ class FetchResult(msgspec.Struct, frozen=True, kw_only=True):
     """Generation of the queue's data; it changes only when the data were lost."""
     left: bool = False
     """Whether more tasks can be fetched."""
+    left_for_free: bool = False
+    """Whether tasks are left that only a server with free slots can fetch."""
     spared: dict[str, int] = {}
     """Number of crashes that did not count, by id; only tasks with such crashes."""
     since: dict[str, int] = {}
@@ -248,11 +255,13 @@ def fetch(
     number: int,
     wanted: int,
     policy: FetchPolicy,
+    free: int | None = None,
     again: bool = False,
     now_us: int | None = None,
 ) -> Call[FetchResult]:
     """Do the queue's upkeep and lease up to `wanted` tasks with the token `server/number`.
 
+    At most `free` tasks with limits are leased, None: `wanted`: those that can start at once.
     `again`: this number was sent before and got no reply.
     """
     script = load("fetch")
@@ -260,12 +269,14 @@ def fetch(
         _now(now_us), server, number, min(wanted, MAX_TASKS_PER_CALL), policy.lease_us,
         policy.max_crashes, policy.dead_limit, policy.dead_age_us, policy.max_bytes, int(again),
     )  # fmt: skip
-    return Call(script, keys.names(script.keys), args, _fetched)
+    flow_args = (*args, args[3] if free is None else max(0, free))
+    return Call(script, keys.names(script.keys), args, _fetched, flow_args=flow_args)
 
 
 def made_again(fetch: Call[FetchResult]) -> Call[FetchResult]:
     """Return the fetch marked as a repetition of one that got no reply."""
-    return replace(fetch, args=(*fetch.args[:-1], 1))
+    flow_args = fetch.flow_args or fetch.args
+    return replace(fetch, args=(*fetch.args[:9], 1), flow_args=(*flow_args[:9], 1, *flow_args[10:]))
 
 
 def complete(
@@ -325,7 +336,11 @@ def hand_back(
         (task.id, task.token, "" if task.delay_us is None else task.delay_us, task.failure)
         for task in tasks
     ]
-    return _settle("hand_back", keys, rows, now_us)
+    flow_args: list[Argument] = [_now(now_us)]
+    for row, task in zip(rows, tasks, strict=True):
+        flow_args += (*row, task.limit, task.closed_us, int(task.started))
+    call = replace(_settle("hand_back", keys, rows, now_us), flow_args=tuple(flow_args))
+    return call.in_flow() if any(task.limit for task in tasks) else call
 
 
 def end_cancelled(
@@ -692,7 +707,8 @@ def _fetched(values: Any) -> FetchResult:
         own_lapsed=[_text(id) for id in reply["own_lapsed"]],
         paused=bool(reply["paused"]),
         generation=_text(reply["generation"]),
-        left=bool(reply["left"]),
+        left=reply["left"] == 1,
+        left_for_free=reply["left"] == 2,
         spared=_spared(ids, crashes) if any(crashes) else {},
         since=_since(ids, since) if any(since) else {},
     )

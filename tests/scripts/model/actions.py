@@ -7,6 +7,7 @@ from typing import Any, Final
 from hypothesis import strategies as st
 
 from qsync.broker.ops import FetchPolicy
+from qsync.limit import LimitRule
 from tests.support.damage import HASHES, SETS, Damage
 from tests.support.queue_driver import LEASE, STATES, S
 
@@ -27,12 +28,24 @@ OPTIONS: Final[tuple[dict[str, Any], ...]] = (
     {"remember_us": 4000 * S},
     {"remember_us": 4000 * S, "retention": 20},
     {"remember_us": 1000 * S, "unique": True, "unique_key": "l", "retention": 20},
+    {"limits": ("c:1",)},
+    {"limits": ("c:1",), "delay": 5, "fairness_key": "k"},
+    {"limits": ("c:1", "r"), "retention": 20},
+    {"limits": ("r",)},
+    {"limits": ("r", "c:2", "free"), "unique": True, "unique_key": "l"},
+    {"limits": ("c:2",), "fairness_key": "m"},
 )
+
+RULES: Final = {
+    "c": LimitRule(concurrency=1),
+    "r": LimitRule(rate=2, per_us=7 * S, burst=2),
+}
+"""Rules of the program: `free` has none."""
 
 WEIGHTS: Final = {
     "enqueue": 6, "tick": 2, "fetch": 6, "crash": 4, "await_due": 8,
     "complete": 3, "retry": 3, "kill": 3, "hand_back": 3, "stopped": 1,
-    "renew": 2, "start": 3, "progress": 1,
+    "set_limit": 2, "put_limit_rules": 1, "renew": 2, "start": 3, "progress": 1,
     "cancel": 4, "run": 4, "reschedule": 3,
     "delete": 1, "purge": 1, "abandon": 1, "pause": 1, "resume": 3,
     "repeat": 3, "time": 3, "wake": 5, "flush_scripts": 1, "fill": 1, "make_room": 2,
@@ -64,13 +77,38 @@ treatment = st.lists(
 ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
     "enqueue": st.tuples(st.lists(st.tuples(ids, options), min_size=1, max_size=4)),
     "tick": st.tuples(ids, options, st.sampled_from((0, 0, 0, 1, -1))),
-    "fetch": st.tuples(servers, st.integers(0, 4), st.sampled_from((1, 1, 1, 1, 0, -1))),
+    "fetch": st.tuples(
+        servers,
+        st.integers(0, 4),
+        st.sampled_from((1, 1, 1, 1, 0, -1)),
+        st.sampled_from((None, None, None, 0, 1)),
+    ),
     "crash": st.tuples(st.booleans(), servers, st.integers(0, 4)),
     "await_due": st.tuples(known, st.sampled_from((0, 0, -1)), servers, st.integers(0, 4)),
     "complete": st.tuples(held, st.sampled_from((None, 0, 20 * S))),
     "retry": st.tuples(held, st.sampled_from((0, 5 * S, 60 * S))),
     "kill": st.tuples(held, st.booleans()),
-    "hand_back": st.tuples(held, st.sampled_from((None, None, 0, 5 * S))),
+    "hand_back": st.tuples(
+        held,
+        st.sampled_from((None, None, 0, 5 * S)),
+        st.sampled_from((("", 0), ("", 0), ("r", 20 * S), ("c:1", 3 * S))),
+        st.booleans(),
+    ),
+    "set_limit": st.tuples(
+        st.sampled_from(("c", "c:1", "r", "free")),
+        st.sampled_from(
+            (
+                None,
+                None,
+                LimitRule(concurrency=2),
+                LimitRule(rate=1, per_us=9 * S, burst=1),
+                LimitRule(concurrency=1, rate=3, per_us=S, burst=3),
+            )
+        ),
+    ),
+    "put_limit_rules": st.tuples(
+        st.sampled_from(("c", "r")), st.sampled_from((*RULES.values(), LimitRule(concurrency=3)))
+    ),
     "stopped": st.tuples(held),
     "renew": st.tuples(held, st.sampled_from((LEASE, S))),
     "start": st.tuples(),

@@ -20,14 +20,24 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from qsync.broker import ops, views
+from qsync.broker import limit_ops, ops, views
 from qsync.broker.call import Call
 from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.reschedule_op import reschedule
 from qsync.errors import QsyncError, QueueFull, SchemaMismatch
+from qsync.limit import LimitRule
 from qsync.new_task import NewTask, new_nonce, new_task
 from qsync.task import Task
-from tests.scripts.model.actions import IDS, OPTIONS, POLICY, SENDERS, SERVERS, actions, options
+from tests.scripts.model.actions import (
+    IDS,
+    OPTIONS,
+    POLICY,
+    RULES,
+    SENDERS,
+    SERVERS,
+    actions,
+    options,
+)
 from tests.scripts.model.model import Model
 from tests.scripts.model.queue import Known
 from tests.support.damage import Damage, Patient
@@ -38,6 +48,7 @@ from tests.support.invariants import (
     check_other_keys,
     comparable,
 )
+from tests.support.limits import with_limits
 from tests.support.queue_driver import LEASE, Dump, Rig, S, without_lost
 
 STEPS: Final = 50
@@ -58,15 +69,23 @@ class Scripts(RuleBasedStateMachine):
     rig: Rig
     full = False
     hushed = False
+    flow = "plain"
 
     @initialize(
         kinds=st.lists(options, min_size=len(IDS), max_size=len(IDS)),
         wanted=st.integers(0, 6),
         crashed=st.booleans(),
+        flow=st.sampled_from(("plain", "variant", "limits", "limits")),
         many=st.sampled_from((False,) * 15 + (True,)),
     )
-    def begin(self, kinds: list[dict[str, Any]], wanted: int, crashed: bool, many: bool) -> None:
-        """Some tasks of all kinds, some of them under way, for the second time perhaps."""
+    def begin(
+        self, kinds: list[dict[str, Any]], wanted: int, crashed: bool, flow: str, many: bool
+    ) -> None:
+        """Some tasks of all kinds, some of them under way, for the second time perhaps.
+
+        `flow`: which variants of the scripts are called, and whether tasks have limits.
+        """
+        self.flow = flow
         self._anew()
         self.enqueue(list(zip(IDS, kinds, strict=True)))
         if many:  # more than one fetch promotes
@@ -88,6 +107,10 @@ class Scripts(RuleBasedStateMachine):
         self.numbers = dict.fromkeys(SERVERS, 0)
         self.number = 0
         self.dump: Dump = {}
+        if self.flow == "variant":
+            self.rig.broker.flow_queues.add(self.rig.keys.base)
+        if self.flow == "limits":
+            self.do("put_limit_rules", RULES)
 
     def teardown(self) -> None:
         self.make_room()
@@ -103,19 +126,20 @@ class Scripts(RuleBasedStateMachine):
     def enqueue(self, tasks: list[tuple[str, dict[str, Any]]]) -> None:
         self.number += 1  # each of the senders makes a part of the calls
         sender = SENDERS[self.number % len(SENDERS)]
-        sent = [made(id, options) for id, options in tasks]
+        sent = [self.made(id, options) for id, options in tasks]
         self.do("enqueue", sent, sender=sender, number=self.number)
 
     def tick(self, id: str, options: dict[str, Any], late: int) -> None:
-        self.do("tick", "hourly", self.rig.now // (3600 * S) + late, made(id, options))
+        self.do("tick", "hourly", self.rig.now // (3600 * S) + late, self.made(id, options))
 
-    def fetch(self, server: str, wanted: int, step: int) -> None:
+    def fetch(self, server: str, wanted: int, step: int, free: int | None = None) -> None:
         number = max(0, self.numbers[server] + step)
         again = number == self.numbers[server] > 0
         self.numbers[server] = max(number, self.numbers[server])
         reply = self.do(
-            "fetch", server=server, number=number, wanted=wanted, policy=POLICY, again=again
-        )
+            "fetch", server=server, number=number, wanted=wanted, policy=POLICY, free=free,
+            again=again,
+        )  # fmt: skip
         fresh = [LeaseRef(id, f"{server}/{number}") for id in reply.ids]
         self.held += [one for one in fresh if one not in self.held]
 
@@ -144,9 +168,26 @@ class Scripts(RuleBasedStateMachine):
     def kill(self, picks: list[int], failed: bool) -> None:
         self.do("kill", [Killed(*one, failed, b"fatal") for one in self.chosen(picks)])
 
-    def hand_back(self, picks: list[int], delay: int | None) -> None:
+    def hand_back(
+        self, picks: list[int], delay: int | None, closing: tuple[str, int], started: bool
+    ) -> None:
         record = b"" if delay is None else b"unknown type"
-        self.do("hand_back", [HandedBack(*one, delay, record) for one in self.chosen(picks)])
+        limit, closed_us = closing if self.flow == "limits" else ("", 0)
+        self.do(
+            "hand_back",
+            [
+                HandedBack(*one, delay, record, limit, closed_us, started)
+                for one in self.chosen(picks)
+            ],
+        )
+
+    def set_limit(self, limit: str, rule: LimitRule | None) -> None:
+        if self.flow == "limits":
+            self.do("set_limit", limit, rule, "me")
+
+    def put_limit_rules(self, name: str, rule: LimitRule) -> None:
+        if self.flow == "limits":
+            self.do("put_limit_rules", {name: rule})
 
     def stopped(self, picks: list[int]) -> None:
         self.do("stopped", self.chosen(picks))
@@ -252,14 +293,22 @@ class Scripts(RuleBasedStateMachine):
             return
         self.make_room()
         call = self.call(*self.calls[-1 - back % len(self.calls)])
+        layout = self.rig.field("meta", "schema") or b"1"
         self.rig.set("meta", "schema", "3")
         self.dump = self.rig.dump()
         self.refused(call, SchemaMismatch)
-        self.rig.set("meta", "schema", "1")
+        self.rig.set("meta", "schema", layout)
         self.dump = self.rig.dump()
+
+    def made(self, id: str, options: dict[str, Any]) -> NewTask:
+        limits = options.get("limits", ()) if self.flow == "limits" else ()
+        options = {name: value for name, value in options.items() if name != "limits"}
+        return with_limits(made(id, options), *limits)
 
     def damage(self, damages: list[Damage], verbs: list[str]) -> None:
         """Something gets lost: nothing fails, it is mended, and all ends. Then it begins anew."""
+        if self.flow == "limits":
+            return
         self.make_room()
         patient = Patient(self.rig, POLICY, 0)
         for one in damages:
@@ -340,7 +389,10 @@ class Scripts(RuleBasedStateMachine):
         return without_lost(once), again, without_lost(twice)
 
 
-OTHER_NAMES: Final = {"stopped": ops.end_cancelled, "reschedule": reschedule}
+OTHER_NAMES: Final[dict[str, Callable[..., Call[Any]]]] = {
+    "stopped": ops.end_cancelled, "reschedule": reschedule, "set_limit": limit_ops.set_limit,
+    "put_limit_rules": limit_ops.put_limit_rules,
+}  # fmt: skip
 """Operations that are not in qsync.broker.ops under the name of the action."""
 
 

@@ -25,6 +25,7 @@ from qsync.broker.ops import (
     Retried,
 )
 from qsync.broker.reschedule_op import Rescheduled
+from qsync.limit import LimitRule
 from qsync.new_task import NewTask
 from qsync.state import UNFINISHED, TaskState
 from tests.scripts.model.queue import Known, Queue
@@ -32,6 +33,14 @@ from tests.scripts.model.queue import Known, Queue
 SECOND: Final = 1_000_000
 HOUR: Final = 3600 * SECOND
 LIMIT: Final = 100
+
+
+def packed(rule: LimitRule) -> str:
+    """A rule as it is stored."""
+    numbers = (rule.concurrency, rule.rate, rule.per_us, rule.burst)
+    return " ".join(str(number or 0) for number in numbers)
+
+
 """How much of each kind of upkeep a fetch does."""
 
 
@@ -84,9 +93,11 @@ class Model(Queue):
                     due[sent.id] = at
                     task.state = "new"
                 else:
+                    task.state = "new"
                     self.to_pending(now, sent.id)
-                    self.awake = True
+                    self.awake = self.awake or task.state == "pending"
         self.to_later(now, "scheduled", due)
+        self.awake |= self.settle(now)
         return answers
 
     def tick(self, now: int, schedule: str, tick_us: int, task: NewTask) -> bool:
@@ -103,13 +114,15 @@ class Model(Queue):
         number: int,
         wanted: int,
         policy: FetchPolicy,
+        free: int | None = None,
         again: bool = False,
     ) -> FetchResult:
         before, _, batch = self.fetches.get(server, (-1, 0, []))
         self.generation = self.generation or f"{server}@{now}"
         token = f"{server}/{number}"
         waiting = ("scheduled", "pending", "active", "retry", "completed")
-        unneeded = not (self.locks or self.tags or any(map(self.those, waiting)))
+        limited = self.those("limited") or self.limits.openings or self.limits.stored
+        unneeded = not (limited or self.locks or self.tags or any(map(self.those, waiting)))
         just_swept = abs(now - self.swept) < min(300 * SECOND, policy.dead_age_us / 10)
         if unneeded and (just_swept or not (self.calls or self.recent or self.those("dead"))):
             if again:
@@ -132,17 +145,20 @@ class Model(Queue):
         if self.those("active") or self.those("pending"):
             spared = self.note_life(now, policy.lease_us)
         own, recovered, died = self._recover(now, server, policy, 0 if spared else now)
-        taken = [] if self.paused else self.those("pending")[:wanted]
+        self._open_due(now)
+        taken, stayed, refused = self._pick(now, 0 if self.paused else wanted, free)
         if taken:
             self.virtual = max(self.virtual, self.tasks[taken[-1]].score)
         for at, id in enumerate(taken):
             self.move(now, id, "active", now + policy.lease_us + at)
             self.tasks[id].token = token
+        self._park(now, refused)
         if taken or again:
             self.fetches[server] = (number, now, taken)
         self._sweep(now, policy, LIMIT + len(taken), busy=bool(taken))
+        opened = self.settle(now)
         if not self.those("pending"):
-            self.tags, self.awake = {}, False
+            self.tags, self.awake = self.tags if self.those("limited") else {}, False
         else:
             self.tags = {key: tag for key, tag in self.tags.items() if tag > self.virtual}
             self.awake = self.awake or not self.paused
@@ -151,10 +167,55 @@ class Model(Queue):
             for task in self.tasks.values()
             if task.state in ("scheduled", "retry", "active")
         ]
+        waiting += self.limits.openings.values()
         next_due = max(0, int(min(waiting) - now)) if waiting else None
         answer = self._fetched(now, taken, next_due, own, recovered, died)
         left = bool(self.those("pending")) and not self.paused
-        return replace(answer, more=self.more, left=left)
+        only_free = not opened and len(self.those("pending")) == stayed
+        return replace(
+            answer, more=self.more, left=left and not only_free,
+            left_for_free=left and only_free,
+        )  # fmt: skip
+
+    def _open_due(self, now: int) -> None:
+        """Limits whose time has come let their waiters pass."""
+        due = sorted((at, limit) for limit, at in self.limits.openings.items() if at <= now)
+        for _, limit in due:
+            self.limits.touch(limit)
+        if self.limits.is_touched:
+            self.open_waiters(now)
+
+    def _pick(
+        self, now: int, wanted: int, free: int | None
+    ) -> tuple[list[str], int, dict[str, str]]:
+        """The pending tasks to lease, how many are left for want of free slots, and which limit
+        refuses others."""
+        left = wanted if free is None else free
+        taken: list[str] = []
+        refused: dict[str, str] = {}
+        stayed = 0
+        for id in self.those("pending"):
+            if len(taken) == wanted:
+                break
+            limits = self.tasks[id].limits
+            limit = self.limits.unstartable(now, limits)
+            if limit is not None:
+                refused[id] = limit
+            elif limits and left <= 0:
+                stayed += 1
+            else:
+                taken.append(id)
+                if limits:
+                    left -= 1
+                    self.limits.start(now, limits)
+        return taken, stayed, refused
+
+    def _park(self, now: int, refused: dict[str, str]) -> None:
+        for limit in refused.values():
+            self.limits.touch(limit)
+        self.unready(refused)
+        for id, limit in refused.items():
+            self.wait_for(now, id, self.tasks[id].score, limit)
 
     def _fetched(
         self, now: int, ids: list[str], next_due: int | None, own: list[str], back: int, died: int
@@ -195,6 +256,9 @@ class Model(Queue):
         died: list[str] = []
         cancelled: list[str] = []
         lapsed = self.those("active", until=until)[:LIMIT]
+        self.release(
+            id for id in lapsed if not (self.tasks[id].token or "").startswith(f"{server}/")
+        )
         for id in lapsed:
             task = self.tasks[id]
             if task.token and task.token.rpartition("/")[0] == server:
@@ -232,6 +296,7 @@ class Model(Queue):
             self.move(now, id, None)
             self.counts["trimmed"] += 1
         if abs(now - self.swept) >= SECOND:
+            busy |= self.limits.sweep(now) > 0
             before = len(self.locks) + len(self.fetches) + len(self.calls)
             self.locks = {lock: of for lock, of in self.locks.items() if self.holder(now, lock)}
             self.fetches = {s: last for s, last in self.fetches.items() if now - last[1] <= HOUR}
@@ -248,6 +313,7 @@ class Model(Queue):
 
     def complete(self, now: int, rows: Sequence[Completion]) -> list[Outcome]:
         held, answers = self.owned(rows)
+        self.release(row.id for row in held)
         for row in held:
             if self.tasks[row.id].since is not None:
                 self.tasks[row.id].progress = None
@@ -258,10 +324,12 @@ class Model(Queue):
                 self.tasks[row.id].result = row.result
                 self.tasks[row.id].cancel = None
             self.counts["completed"] += 1
+        self.awake |= self.settle(now)
         return answers
 
     def retry(self, now: int, rows: Sequence[Retried]) -> list[Outcome]:
         held, answers = self.owned(rows)
+        self.release(row.id for row in held)
         self.unmark(held)
         for row in held:
             self.tasks[row.id].failure = row.failure
@@ -271,10 +339,12 @@ class Model(Queue):
         self.counts["retried"] += len(again)
         self.end_cancelled(now, cancelled)
         self.to_later(now, "retry", again)
+        self.awake |= self.settle(now)
         return answers
 
     def kill(self, now: int, rows: Sequence[Killed]) -> list[Outcome]:
         held, answers = self.owned(rows)
+        self.release(row.id for row in held)
         for row in held:
             self.move(now, row.id, "dead", now)
             self.tasks[row.id].failure = row.failure
@@ -282,10 +352,19 @@ class Model(Queue):
             self.counts["dead"] += 1
             self.counts["failed"] += row.failed
             self.swept = 0
+        self.awake |= self.settle(now)
         return answers
 
     def hand_back(self, now: int, rows: Sequence[HandedBack]) -> list[Outcome]:
         held, answers = self.owned(rows)
+        for row in held:
+            if not row.started:
+                self.limits.refund(self.tasks[row.id].limits)
+        for row in held:
+            if row.limit:
+                use = self.limits.touch(row.limit)
+                use.closed = max(use.closed, now + row.closed_us)
+        self.release(row.id for row in held)
         self.unmark(held)
         for row in held:
             self.tasks[row.id].failure = row.failure or self.tasks[row.id].failure
@@ -298,11 +377,14 @@ class Model(Queue):
         self.to_head(now, head)
         self.runnable_from({**later, **dict.fromkeys(head, now)})
         self.awake = self.awake or bool(head)
+        self.awake |= self.settle(now)
         return answers
 
     def stopped(self, now: int, rows: Sequence[LeaseRef]) -> list[Outcome]:
         held, answers = self.owned(rows)
+        self.release(row.id for row in held)
         self.end_cancelled(now, [row.id for row in held])
+        self.awake |= self.settle(now)
         return answers
 
     def renew(self, now: int, rows: Sequence[LeaseRef], *, lease_us: int) -> list[str]:
@@ -342,7 +424,9 @@ class Model(Queue):
         if task.state not in UNFINISHED:
             return ("finished" if task.cancel is None else "cancelled", "")
         task.cancel, task.progress = retention, None
+        self.unready([id])
         self.end_cancelled(now, [id])
+        self.awake |= self.settle(now)
         return ("cancelled", "")
 
     def run(
@@ -370,6 +454,7 @@ class Model(Queue):
         self.to_pending(now, id)
         self.runnable_from({id: now})
         self.awake = True
+        self.settle(now)
         return ("ok", "")
 
     def reschedule(self, now: int, id: str, due: str) -> Rescheduled:
@@ -390,17 +475,35 @@ class Model(Queue):
             for id in dict.fromkeys(ids)
             if state != "active" and id in self.tasks and self.tasks[id].state == state
         ]
+        self.unready(gone)
         for id in gone:
             self.move(now, id, None)
             self.recent.pop(id, None)
+        self.awake |= self.settle(now)
         return len(gone)
 
     def purge(self, now: int, state: str) -> PurgeStep:
         gone = self.those(state, until=now if state == "active" else math.inf)
+        self.unready(gone)
+        self.release(gone)
         for id in gone:
             self.move(now, id, None)
             self.recent.pop(id, None)
+        self.awake |= self.settle(now)
         return PurgeStep(len(gone), len(self.those(state)), None)
+
+    def put_limit_rules(self, now: int, rules: dict[str, LimitRule]) -> int:
+        """The program's rules."""
+        changed = [self.limits.change_rule(now, name, packed(rule)) for name, rule in rules.items()]
+        self.awake |= any(changed)
+        return sum(changed)
+
+    def set_limit(self, now: int, limit: str, rule: LimitRule | None, by: str) -> int:
+        """The rule of an operator."""
+        text = "" if rule is None else f"{packed(rule)} {now} {by}"
+        changed = self.limits.change_rule(now, f"!{limit}", text)
+        self.awake |= changed
+        return int(changed)
 
     def pause(self, now: int, note: bytes) -> bool:
         changed = not self.paused

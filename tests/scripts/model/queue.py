@@ -12,6 +12,7 @@ from qsync.broker.ops import Enqueued, Outcome
 from qsync.message import ENVELOPE_HEAD
 from qsync.new_task import NewTask
 from qsync.state import UNFINISHED
+from tests.scripts.model.limits import MOVES_MOST, Limits, entry
 
 
 @dataclass
@@ -29,6 +30,17 @@ class Known:
     cancel: str | None = None
     progress: bytes | None = None
     key: str = ""
+    released: bool = False
+    """Its slots were given back before it leaves active."""
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        return self.sent.flow.limits if self.sent.flow else ()
+
+    @property
+    def holds(self) -> tuple[str, ...]:
+        """The limits that it holds, or will when it is not limited any more."""
+        return self.limits if self.state in UNFINISHED - {"limited"} else ()
 
     @property
     def message(self) -> bytes:
@@ -72,6 +84,7 @@ class Queue:
     more: bool = False
     """The last fetch left upkeep undone."""
     counts: Counter[str] = field(default_factory=Counter)
+    limits: Limits = field(default_factory=Limits)
 
     def those(self, state: str, until: float = float("inf")) -> list[str]:
         """The ids in a state with a score up to a limit, in the order of the store."""
@@ -92,8 +105,12 @@ class Queue:
         task = self.tasks[id]
         lock = task.lock
         if task.state == "active":
+            self.release([id])
+            task.released = False
             task.token = None
             task.progress = task.progress if keeps else None
+        if task.state == "limited":
+            self.stop_waiting(id)
         if state is None:
             del self.tasks[id]
         else:
@@ -115,13 +132,82 @@ class Queue:
         key = self.tasks[id].key
         tag = max(self.virtual, self.tags.get(key, 0)) + 1
         self.tags[key] = tag
-        self.move(now, id, "pending", tag)
+        self.admit(now, id, tag)
 
     def to_head(self, now: int, ids: Sequence[str]) -> None:
         waiting = self.those("pending")
-        lowest = self.tasks[waiting[0]].score if waiting else self.virtual
+        first = [self.tasks[some[0]].score for some in (waiting, self.those("limited")) if some]
+        lowest = min(first, default=self.virtual)
         for at, id in enumerate(ids):
-            self.move(now, id, "pending", lowest - len(ids) + at)
+            self.admit(now, id, lowest - len(ids) + at)
+
+    def admit(self, now: int, id: str, tag: float) -> bool:
+        """Into pending, or into limited if a limit refuses it. Return whether it is pending."""
+        limits = self.tasks[id].limits
+        limit = self.limits.refusing(now, limits)
+        if limit is not None:
+            self.wait_for(now, id, tag, limit)
+            return False
+        self.move(now, id, "pending", tag)
+        for limit in limits:
+            self.limits.touch(limit).ready += 1
+        return True
+
+    def wait_for(self, now: int, id: str, tag: float, limit: str) -> None:
+        self.move(now, id, "limited", tag)
+        self.limits.waiting[entry(limit, tag, id)] = (limit, id)
+
+    def stop_waiting(self, id: str) -> None:
+        waiting = self.limits.waiting
+        [own] = [one for one, (_, waiter) in waiting.items() if waiter == id]
+        del waiting[own]
+
+    def release(self, ids: Iterable[str]) -> None:
+        """Active tasks give their slots back, if they have not before."""
+        for id in ids:
+            task = self.tasks[id]
+            if task.state == "active" and not task.released:
+                task.released = True
+                for limit in task.limits:
+                    self.limits.touch(limit).use -= 1
+
+    def unready(self, ids: Iterable[str]) -> None:
+        """Tasks leave pending, or the waiters, otherwise than by a lease."""
+        for id in ids:
+            task = self.tasks[id]
+            for limit in task.limits:
+                if task.state == "pending":
+                    self.limits.touch(limit).ready -= 1
+                elif task.state == "limited":
+                    self.limits.touch(limit)
+
+    def open_waiters(self, now: int) -> bool:
+        """Waiters of the limits that this call has to do with move on while these are open."""
+        moves, opened = MOVES_MOST, False
+        while moves > 0 and (firsts := self.limits.first_of_each(now, moves)):
+            for limit, first in firsts:
+                _, id = self.limits.waiting[first]
+                task = self.tasks[id]
+                others = [one for one in task.limits if one != limit]
+                shut = next((one for one in others if not self.limits.is_open(now, one)), None)
+                if not self.limits.is_open(now, limit):
+                    continue
+                moves -= 1
+                del self.limits.waiting[first]
+                if shut is not None:
+                    self.limits.waiting[entry(shut, task.score, id)] = (shut, id)
+                    continue
+                opened = True
+                task.state = "pending"
+                for one in task.limits:
+                    self.limits.touch(one).ready += 1
+        return opened
+
+    def settle(self, now: int) -> bool:
+        """At the end of a call. Return whether tasks became pending."""
+        opened = self.limits.is_touched and self.open_waiters(now)
+        self.limits.save(now)
+        return opened
 
     def to_later(self, now: int, state: str, due: dict[str, int]) -> None:
         first = min((self.tasks[id].score for id in self.those(state)), default=None)
@@ -166,8 +252,10 @@ class Queue:
             self.tasks[id].progress = f"@{us}".encode()
 
     def moments(self) -> set[int]:
-        """The times at which something is due, lapses or ends."""
-        times = {int(task.score) for task in self.tasks.values() if task.state != "pending"}
+        """The times at which something is due, opens, lapses or ends."""
+        tagged = ("pending", "limited")
+        times = {int(task.score) for task in self.tasks.values() if task.state not in tagged}
+        times |= set(self.limits.openings.values())
         return times | {ends for ends, _ in self.locks.values()} | set(self.recent.values())
 
     def contents(self) -> dict[str, Any]:
@@ -182,6 +270,8 @@ class Queue:
             "cancels": {id: task.cancel for id, task in every if task.cancel is not None},
             "progress": {id: task.progress for id, task in every if task.progress},
             "keys": {id: task.key for id, task in every if task.key},
+            "holds": {id: "\0".join(task.holds) for id, task in every if task.holds},
+            **self.limits.contents(),
             "unique": {f"={lock}": f"{ends}:{id}" for lock, (ends, id) in self.locks.items()}
             | {f"@{id}": task.lock for id, task in every if task.lock},
             "fairness": self.tags,

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- cancel: end a task that waits; for an active task record a cancel request, which its server
 -- reads.
--- include: check_schema preconditions clock counters unique_locks ended_tasks forget_tasks
+-- include: check_schema preconditions clock wake_server limit_states limit_waiters
+-- include: counters unique_locks ended_tasks forget_tasks
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -22,6 +23,13 @@
 -- KEYS[18] recent  zset    ids that callers chose, by expiry time
 -- KEYS[19] limited   zset    ids by order tag
 -- KEYS[20] successors  hash    id -> due us, member and message of its next run
+-- KEYS[21] wake      list
+-- KEYS[22] idle      zset    ids of servers that a message wakes
+-- KEYS[23] waiters   zset    limit and id of each limited task
+-- KEYS[24] holds     hash    id -> its limits, of unfinished tasks
+-- KEYS[25] limits    hash    limit -> its state
+-- KEYS[26] limit_rules hash    name -> its rule
+-- KEYS[27] openings  zset    limits by the time at which they open, us
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] id         text
 -- ARGV[3] retention  int us  retention of the task; empty: none
@@ -30,13 +38,22 @@
 check_schema()
 local now, id = clock(ARGV.now), ARGV.id
 check_end_cancelled()
+begin_limits(now)
 for _, set in ipairs({ KEYS.pending, KEYS.scheduled, KEYS.retry, KEYS.limited }) do
   if redis.call('ZSCORE', set, id) then
     check_rights(KEYS.cancels, { 'HSET', 'HGET', 'HDEL', 'HMGET', 'ZADD', 'EXISTS' })
+    if set == KEYS.limited then
+      remove_waiters({ id })
+    elseif set == KEYS.pending then
+      release_ready({ id })
+    end
     redis.call('ZREM', set, id)
     redis.call('HSET', KEYS.cancels, id, ARGV.retention)
     delete_fields(KEYS.progress, { id })
     end_cancelled(now, { id })
+    if settle_limits() then
+      wake_server()
+    end
     publish_ended()
     return { 'cancelled', '' }
   end

@@ -3,9 +3,11 @@
 -- With results it runs without allow-oom: the store refuses the whole call when it is out of
 -- memory.
 -- variants: plain flow
--- include: check_schema preconditions clock counters unique_locks ended_tasks forget_tasks
+-- include: check_schema preconditions clock
+-- flow include: wake_server limit_states limit_waiters
+-- include: counters unique_locks ended_tasks forget_tasks
 -- include: check_leases runnable_since note_runnable
--- flow include: wake_server schedule_due successors start_successors
+-- flow include: schedule_due successors start_successors
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] active     zset    ids by lease expiry
 -- KEYS[3] completed  zset    ids by end of retention
@@ -24,6 +26,13 @@
 -- flow KEYS[16] wake  list
 -- flow KEYS[17] idle  zset    ids of servers that a message wakes
 -- flow KEYS[18] successors  hash    id -> due us, member and message of its next run
+-- flow KEYS[19] pending   zset    ids by order tag
+-- flow KEYS[20] limited   zset    ids by order tag
+-- flow KEYS[21] waiters   zset    limit and id of each limited task
+-- flow KEYS[22] holds     hash    id -> its limits, of unfinished tasks
+-- flow KEYS[23] limits    hash    limit -> its state
+-- flow KEYS[24] limit_rules hash    name -> its rule
+-- flow KEYS[25] openings  zset    limits by the time at which they open, us
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] stride     int     2 when no task has a retention, else 4
 -- ARGV[3...] two values per task: id, token; with a stride of 4 also retention us (empty: none) and
@@ -58,6 +67,9 @@ local bare = #held > 0 and not has_records()
 if #held > 0 then
   check_rights(KEYS.tasks, #done > 0 and { 'HDEL', 'ZADD', 'HSET' } or { 'HDEL' })
 end
+-- flow:
+begin_limits(now)
+-- end flow
 release_leases(held_ids, true) -- those that stay keep their progress
 -- flow:
 release_leases(successors.ids)
@@ -69,12 +81,20 @@ forget_tasks(now, gone, bare)
 if #done > 0 then
   redis.call('ZADD', KEYS.completed, unpack(completed))
   redis.call('HSET', KEYS.results, unpack(results))
+  -- flow:
+  drop_holds(done)
+  -- end flow
   unlock(now, done)
   delete_fields(KEYS.keys, done)
   delete_fields(KEYS.cancels, done)
   forget_since(done)
   note_ended(done)
 end
+-- flow:
+if settle_limits() then
+  wake_server()
+end
+-- end flow
 count(now, 'completed', #held)
 count(now, 'lost', lost)
 publish_ended()

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- delete: delete tasks in a state other than active.
--- include: check_schema preconditions clock unique_locks ended_tasks forget_tasks
+-- include: check_schema preconditions clock wake_server limit_states limit_waiters
+-- include: unique_locks ended_tasks forget_tasks
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -19,6 +20,13 @@
 -- KEYS[16] recent  zset    ids that callers chose, by expiry time
 -- KEYS[17] limited   zset    ids by order tag
 -- KEYS[18] successors  hash    id -> due us, member and message of its next run
+-- KEYS[19] wake      list
+-- KEYS[20] idle      zset    ids of servers that a message wakes
+-- KEYS[21] waiters   zset    limit and id of each limited task
+-- KEYS[22] holds     hash    id -> its limits, of unfinished tasks
+-- KEYS[23] limits    hash    limit -> its state
+-- KEYS[24] limit_rules hash    name -> its rule
+-- KEYS[25] openings  zset    limits by the time at which they open, us
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] state      text    state in which the caller saw them
 -- ARGV[3...] ids
@@ -31,12 +39,22 @@ local set = ({
 local now, gone = clock(ARGV.now), {}
 check_hash(KEYS.tasks)
 check_rights(KEYS.tasks, { 'HDEL', 'HMGET', 'EXISTS' })
+begin_limits(now)
 for i = 3, #ARGV do
+  if ARGV.state == 'limited' then
+    remove_waiters({ ARGV[i] })
+  end
   if set and redis.call('ZREM', set, ARGV[i]) == 1 then
     gone[#gone + 1] = ARGV[i]
   end
 end
+if ARGV.state == 'pending' then
+  release_ready(gone)
+end
 forget_tasks(now, gone)
+if settle_limits() then
+  wake_server()
+end
 forget_recent_ids(gone)
 note_ended(gone)
 publish_ended()

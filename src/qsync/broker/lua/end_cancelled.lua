@@ -1,9 +1,11 @@
 #!lua flags=allow-oom
 -- end_cancelled: end tasks whose handler was stopped because of a cancel request.
 -- variants: plain flow
--- include: check_schema preconditions clock counters unique_locks ended_tasks forget_tasks
+-- include: check_schema preconditions clock
+-- flow include: wake_server limit_states limit_waiters
+-- include: counters unique_locks ended_tasks forget_tasks
 -- include: check_leases
--- flow include: wake_server schedule_due note_runnable successors start_successors
+-- flow include: schedule_due note_runnable successors start_successors
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] active     zset    ids by lease expiry
 -- KEYS[3] completed  zset    ids by end of retention
@@ -23,6 +25,13 @@
 -- flow KEYS[17] wake  list
 -- flow KEYS[18] idle  zset    ids of servers that a message wakes
 -- flow KEYS[19] successors  hash    id -> due us, member and message of its next run
+-- flow KEYS[20] pending   zset    ids by order tag
+-- flow KEYS[21] limited   zset    ids by order tag
+-- flow KEYS[22] waiters   zset    limit and id of each limited task
+-- flow KEYS[23] holds     hash    id -> its limits, of unfinished tasks
+-- flow KEYS[24] limits    hash    limit -> its state
+-- flow KEYS[25] limit_rules hash    name -> its rule
+-- flow KEYS[26] openings  zset    limits by the time at which they open, us
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] two values per task: id, token
 -- returns one per task: ok | done | lost
@@ -37,6 +46,9 @@ local _, held_ids, replies = check_leases(ARGV, 2, 2)
 -- end flow
 check_end_cancelled()
 check_rights(KEYS.tasks, { 'HDEL', 'HGET', 'ZADD' })
+-- flow:
+begin_limits(now)
+-- end flow
 release_leases(held_ids)
 -- flow:
 release_leases(successors.ids)
@@ -45,5 +57,10 @@ count(now, 'cancelled', #successors.ids)
 count(now, 'enqueued', #successors.ids)
 -- end flow
 end_cancelled(now, held_ids)
+-- flow:
+if settle_limits() then
+  wake_server()
+end
+-- end flow
 publish_ended()
 return replies

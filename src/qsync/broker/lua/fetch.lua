@@ -11,7 +11,7 @@
 -- The first fetch of a queue sets the generation; a new generation later means that data were lost.
 -- variants: plain flow
 -- include: check_schema preconditions ensure_schema clock queue_reads wake_server counters
--- flow include: priority_bands
+-- flow include: limit_states limit_waiters priority_bands
 -- include: crash_counts fairness_tags unique_locks ended_tasks forget_tasks runnable_since
 -- include: note_runnable
 -- flow include: schedule_due successors start_successors band_times
@@ -43,6 +43,11 @@
 -- KEYS[24] idle      zset    ids of servers that a message wakes
 -- flow KEYS[25] successors  hash    id -> due us, member and message of its next run
 -- flow KEYS[26] limited  zset    ids by order tag
+-- flow KEYS[27] waiters   zset    limit and id of each limited task
+-- flow KEYS[28] holds     hash    id -> its limits, of unfinished tasks
+-- flow KEYS[29] limits    hash    limit -> its state
+-- flow KEYS[30] limit_rules hash    name -> its rule
+-- flow KEYS[31] openings  zset    limits by the time at which they open, us
 -- ARGV[1] now          int us  empty: the store's clock
 -- ARGV[2] server       text    id of the server
 -- ARGV[3] number       int     number of this fetch; rises per server and queue
@@ -53,6 +58,7 @@
 -- ARGV[8] dead_age     int us  maximum age of dead tasks
 -- ARGV[9] max_bytes    int     maximum size of the messages; one task is taken whatever its size
 -- ARGV[10] again       int     1: this number was sent before and got no reply
+-- flow ARGV[11] free   int     number of tasks with limits to lease at most: free slots
 -- REPLY[1] now         int   us
 -- REPLY[2] next_due    int   us until the next task or upkeep is due; -1: none known
 -- REPLY[3] more        flag  upkeep has more to do
@@ -66,7 +72,8 @@
 -- REPLY[11] own_lapsed list  ids of the caller whose lease expired
 -- REPLY[12] paused     flag
 -- REPLY[13] generation text
--- REPLY[14] left       flag  more tasks can be fetched
+-- plain REPLY[14] left flag  more tasks can be fetched
+-- flow REPLY[14] left  int   1: more tasks can be fetched; 2: only by a server with free slots
 -- returns the fields of REPLY; ids, messages and the three lists after them match by position
 local stored = redis.call(
   'HMGET', KEYS.meta, 'schema', 'paused', 'generation', 'v', 'seen', 'returned', 'swept'
@@ -106,10 +113,17 @@ if number == before then
   local ids, messages = replay_fetch(batch, token)
   return answer({
     ids = ids, messages = messages, failures = fields_of(KEYS.failures, ids),
+    -- flow:
+    crashes = fields_of(KEYS.crashes, ids), since = read_since(ids), left = paused and 0 or 1,
+    -- plain:
     crashes = fields_of(KEYS.crashes, ids), since = read_since(ids), left = not paused,
+    -- end flow
   })
 end
 local unusual = has_unusual_keys()
+-- flow:
+begin_limits(now)
+-- end flow
 
 -- 1 promote
 local next_due, more, moved = math.huge, false, false
@@ -135,11 +149,21 @@ if #lapsed > 0 then
   unusual, moved = true, true
 end
 
+-- flow:
+local opened, more_due = open_due_limits(limit)
+more, moved = more or more_due, moved or opened
+
+-- end flow
 -- 3 lease
 if moved then
   head = read_pending(0, wanted)
 end
+-- flow:
+local ids, messages, lost, left, parked, refused, takable =
+  take_pending(head, wanted, tonumber(ARGV.max_bytes), limit, tonumber(ARGV.free))
+-- plain:
 local ids, messages, lost, left = take_pending(head, wanted, tonumber(ARGV.max_bytes), limit)
+-- end flow
 if #lost > 0 then
   check_transitions()
 end
@@ -157,6 +181,11 @@ if #ids > 0 then
   end
   -- end flow
 end
+-- flow:
+if #parked > 0 then
+  park_pending(parked, refused)
+end
+-- end flow
 if #lost > 0 then
   bury_lost(now, lost)
   unusual, more = true, more or #lost >= limit
@@ -175,6 +204,10 @@ if sweep_expired(now, limit, #ids, stored[7], unusual, tonumber(ARGV.dead_limit)
 end
 
 -- 5 wake
+-- flow:
+local opened_now = settle_limits()
+left, takable = left or opened_now, takable or opened_now
+-- end flow
 wake_next(left, paused, virtual, limit)
 publish_ended()
 
@@ -187,10 +220,17 @@ if first_lease >= 0 then
   first_lease = math.max(first_lease, grace_end)
 end
 next_due = math.min(next_due, first_lease)
+-- flow:
+next_due = math.min(next_due, lowest_score(KEYS.openings))
+-- end flow
 local fields = {
   next_due = next_due < math.huge and math.min(math.max(0, next_due - now), 2 ^ 53) or -1, more = more,
   recovered = #recovered, died = #died, ids = ids, messages = messages, own_lapsed = own,
+  -- flow:
+  left = left and not paused and (takable and 1 or 2) or 0,
+  -- plain:
   left = left and not paused,
+  -- end flow
 }
 if #ids > 0 and unusual then
   fields.failures, fields.crashes = fields_of(KEYS.failures, ids), fields_of(KEYS.crashes, ids)

@@ -2,9 +2,11 @@
 -- hand_back: hand tasks back that a server leased but will not run, without counting an attempt.
 -- They go to the head of pending in the given order, or with a delay to scheduled. A task with a
 -- cancel request ends instead.
+-- A task that never started gives its starts back to the rates of its limits. A row may close a limit
+-- for a time: until then no task that holds it starts.
 -- variants: plain flow
 -- include: check_schema preconditions clock wake_server counters crash_counts
--- flow include: priority_bands
+-- flow include: limit_states limit_waiters priority_bands
 -- include: fairness_tags unique_locks schedule_due ended_tasks forget_tasks check_leases note_runnable
 -- flow include: successors start_successors
 -- KEYS[1] tasks      hash    id -> message
@@ -27,21 +29,55 @@
 -- KEYS[18] recent  zset    ids that callers chose, by expiry time
 -- KEYS[19] idle      zset    ids of servers that a message wakes
 -- flow KEYS[20] successors  hash    id -> due us, member and message of its next run
+-- flow KEYS[21] limited   zset    ids by order tag
+-- flow KEYS[22] waiters   zset    limit and id of each limited task
+-- flow KEYS[23] holds     hash    id -> its limits, of unfinished tasks
+-- flow KEYS[24] limits    hash    limit -> its state
+-- flow KEYS[25] limit_rules hash    name -> its rule
+-- flow KEYS[26] openings  zset    limits by the time at which they open, us
 -- ARGV[1] now        int us  empty: the store's clock
--- ARGV[2...] four values per task: id, token, delay us (empty: to the head), failure record (empty:
---   unchanged)
+-- plain ARGV[2...] four values per task: id, token, delay us (empty: to the head), failure record
+-- flow ARGV[2...] seven values per task: id, token, delay us (empty: to the head), failure record,
+--   limit to close (empty: none), us for which it is closed, 1 when the task has started
+-- An empty failure record leaves the stored one unchanged.
 -- returns one per task: ok | done | lost
 check_schema()
 local now = clock(ARGV.now)
+-- flow:
+local held, held_ids, replies = check_leases(ARGV, 2, 7)
+-- plain:
 local held, held_ids, replies = check_leases(ARGV, 2, 4)
+-- end flow
 -- flow:
 local successors
 successors, held, held_ids = split_successors(held, held_ids)
 -- end flow
 local head, later, cancelled, failures = {}, {}, {}, {}
+-- flow:
+local unstarted, closed = {}, {}
+
+-- Note what a row says of limits; `at` is the position of the task.
+local function note_limits(id, at)
+  if ARGV[7 * at + 1] == '0' then
+    unstarted[#unstarted + 1] = id
+  end
+  if ARGV[7 * at - 1] ~= '' then
+    closed[#closed + 1] = { ARGV[7 * at - 1], now + tonumber(ARGV[7 * at]) }
+  end
+end
+
+for at, i in ipairs(successors.positions) do
+  note_limits(successors.ids[at], i)
+end
+-- end flow
 local any_cancels = redis.call('EXISTS', KEYS.cancels) == 1
 for at, i in ipairs(held) do
+  -- flow:
+  local id, delay, record = held_ids[at], ARGV[7 * i - 3], ARGV[7 * i - 2]
+  note_limits(id, i)
+  -- plain:
   local id, delay, record = held_ids[at], ARGV[4 * i], ARGV[4 * i + 1]
+  -- end flow
   if record ~= '' then
     failures[#failures + 1] = id
     failures[#failures + 1] = record
@@ -63,6 +99,13 @@ if #held > 0 then
   check_end_cancelled()
   check_rights(KEYS.tasks, { 'HDEL', 'HSET', 'HGET', 'ZADD', 'ZRANGE' })
 end
+-- flow:
+begin_limits(now, #closed > 0)
+refund_starts(unstarted)
+for _, row in ipairs(closed) do
+  close_limit(row[1], row[2])
+end
+-- end flow
 release_leases(held_ids)
 -- flow:
 release_leases(successors.ids)
@@ -80,5 +123,10 @@ if #head > 0 then
   note_runnable(now, head)
   wake_server()
 end
+-- flow:
+if settle_limits() then
+  wake_server()
+end
+-- end flow
 publish_ended()
 return replies

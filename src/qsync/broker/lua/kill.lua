@@ -1,9 +1,11 @@
 #!lua flags=allow-oom
 -- kill: make tasks dead, and store their failure records.
 -- variants: plain flow
--- include: check_schema preconditions clock counters unique_locks ended_tasks forget_tasks
+-- include: check_schema preconditions clock
+-- flow include: wake_server limit_states limit_waiters
+-- include: counters unique_locks ended_tasks forget_tasks
 -- include: check_leases
--- flow include: wake_server schedule_due note_runnable successors start_successors
+-- flow include: schedule_due note_runnable successors start_successors
 -- KEYS[1] active     zset    ids by lease expiry
 -- KEYS[2] dead       zset    ids by time of death
 -- KEYS[3] owner      hash    id -> lease token
@@ -21,6 +23,13 @@
 -- flow KEYS[15] idle  zset    ids of servers that a message wakes
 -- flow KEYS[16] successors  hash    id -> due us, member and message of its next run
 -- flow KEYS[17] crashes  hash    id -> crash count
+-- flow KEYS[18] pending   zset    ids by order tag
+-- flow KEYS[19] limited   zset    ids by order tag
+-- flow KEYS[20] waiters   zset    limit and id of each limited task
+-- flow KEYS[21] holds     hash    id -> its limits, of unfinished tasks
+-- flow KEYS[22] limits    hash    limit -> its state
+-- flow KEYS[23] limit_rules hash    name -> its rule
+-- flow KEYS[24] openings  zset    limits by the time at which they open, us
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] four values per task: id, token, 1 when an attempt failed (else 0), failure record
 -- returns one per task: ok | done | lost
@@ -40,6 +49,9 @@ for at, i in ipairs(held) do
   failures[2 * at - 1], failures[2 * at] = dying[at], ARGV[4 * i + 1]
   failed = failed + tonumber(ARGV[4 * i])
 end
+-- flow:
+begin_limits(now)
+-- end flow
 if #dying > 0 then
   check_set(KEYS.dead)
   check_hash(KEYS.failures)
@@ -47,6 +59,9 @@ if #dying > 0 then
   release_leases(dying)
   redis.call('ZADD', KEYS.dead, unpack(dead))
   redis.call('HSET', KEYS.failures, unpack(failures))
+  -- flow:
+  drop_holds(dying)
+  -- end flow
   unlock(now, dying)
   delete_fields(KEYS.keys, dying)
   delete_fields(KEYS.cancels, dying)
@@ -56,6 +71,9 @@ end
 -- flow:
 release_leases(successors.ids)
 start_successors(successors)
+if settle_limits() then
+  wake_server()
+end
 -- end flow
 count(now, 'dead', #dying)
 count(now, 'failed', failed)

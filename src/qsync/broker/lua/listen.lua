@@ -14,6 +14,7 @@
 -- KEYS[6] completed  zset    ids by end of retention
 -- KEYS[7] wake       list
 -- KEYS[8] idle       zset    ids of servers that a message wakes
+-- flow KEYS[9] openings  zset    limits by the time at which they open, us
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] lease      int us
 -- ARGV[3] server     text    id of the server

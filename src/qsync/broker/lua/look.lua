@@ -9,6 +9,7 @@
 -- KEYS[4] retry      zset    ids by due time
 -- KEYS[5] active     zset    ids by lease expiry
 -- KEYS[6] completed  zset    ids by end of retention
+-- flow KEYS[7] openings  zset    limits by the time at which they open, us
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] lease      int us
 -- returns generation, empty before the first fetch; 1 when tasks can be fetched; 1 when upkeep is

@@ -2,7 +2,8 @@
 -- purge: delete the first tasks of a state; of the active ones only those whose lease has expired,
 -- since the others run.
 -- It deletes fewer than asked for when they are large: at most 16 MiB, or one task.
--- include: check_schema preconditions clock unique_locks ended_tasks forget_tasks page_position
+-- include: check_schema preconditions clock wake_server limit_states limit_waiters
+-- include: unique_locks ended_tasks forget_tasks page_position
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -23,6 +24,13 @@
 -- KEYS[18] recent  zset    ids that callers chose, by expiry time
 -- KEYS[19] limited   zset    ids by order tag
 -- KEYS[20] successors  hash    id -> due us, member and message of its next run
+-- KEYS[21] wake      list
+-- KEYS[22] idle      zset    ids of servers that a message wakes
+-- KEYS[23] waiters   zset    limit and id of each limited task
+-- KEYS[24] holds     hash    id -> its limits, of unfinished tasks
+-- KEYS[25] limits    hash    limit -> its state
+-- KEYS[26] limit_rules hash    name -> its rule
+-- KEYS[27] openings  zset    limits by the time at which they open, us
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] state      text
 -- ARGV[3] count      int     maximum number of tasks, 1 to 500
@@ -81,11 +89,20 @@ if #gone > 0 then
   check_hash(KEYS.tasks)
   check_hash(KEYS.owner)
   check_rights(KEYS.tasks, { 'HDEL', 'HMGET', 'EXISTS', 'ZCARD' })
+  begin_limits(now)
+  if state == 'limited' then
+    remove_waiters(gone)
+  elseif state == 'pending' then
+    release_ready(gone)
+  end
   redis.call('ZREM', set, unpack(gone))
   if state == 'active' then
     release_leases(gone)
   end
   forget_tasks(now, gone)
+  if settle_limits() then
+    wake_server()
+  end
 end
 forget_recent_ids(gone)
 note_ended(gone)

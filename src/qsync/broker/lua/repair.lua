@@ -2,8 +2,8 @@
 -- repair: repair damage that an audit found and that is still there.
 -- A task without a state becomes dead, so that it is not lost and does not run twice; one that a
 -- server owns becomes active.
--- include: check_schema preconditions clock counters unique_locks ended_tasks forget_tasks
--- include: recover_expired
+-- include: check_schema preconditions clock wake_server limit_states limit_waiters
+-- include: counters unique_locks ended_tasks forget_tasks recover_expired
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -26,6 +26,12 @@
 -- KEYS[20] stored_schedules hash  schedules that clients put
 -- KEYS[21] next_ticks zset   these schedules by next tick, us
 -- KEYS[22] limited   zset    ids by order tag
+-- KEYS[23] waiters   zset    limit and id of each limited task
+-- KEYS[24] holds     hash    id -> its limits, of unfinished tasks
+-- KEYS[25] limits    hash    limit -> its state
+-- KEYS[26] limit_rules hash    name -> its rule
+-- KEYS[27] openings  zset    limits by the time at which they open, us
+-- KEYS[28] idle      zset    ids of servers that a message wakes
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] damage     text    kind of the damage
 -- ARGV[3] record     bytes   failure record for tasks that become dead
@@ -36,6 +42,7 @@ check_schema()
 local now = clock(ARGV.now)
 
 check_rights(KEYS.tasks, { 'ZADD', 'ZREM', 'HSET', 'HDEL', 'HMGET', 'EXISTS' })
+begin_limits(now)
 
 local function is_unfinished(id)
   for _, set_key in ipairs({ KEYS.active, KEYS.pending, KEYS.limited, KEYS.retry, KEYS.scheduled }) do
@@ -101,10 +108,15 @@ mend['no message'] = function(id)
   for _, set_key in ipairs({ KEYS.pending, KEYS.limited, KEYS.retry, KEYS.scheduled, KEYS.active }) do
     check_set(set_key)
   end
+  if redis.call('ZSCORE', KEYS.active, id) then
+    release_leases({ id })
+  elseif redis.call('ZSCORE', KEYS.pending, id) then
+    release_ready({ id })
+  end
   for _, set_key in ipairs({ KEYS.pending, KEYS.limited, KEYS.retry, KEYS.scheduled }) do
     redis.call('ZREM', set_key, id)
   end
-  release_leases({ id })
+  redis.call('HDEL', KEYS.owner, id)
   make_dead(now, { id })
   return true
 end
@@ -201,6 +213,9 @@ end
 local replies = {}
 for i = 5, #ARGV, 2 do
   replies[#replies + 1] = mend[ARGV.damage](ARGV[i], ARGV[i + 1]) and 'ok' or 'changed'
+end
+if settle_limits() then
+  wake_server()
 end
 publish_ended()
 return replies

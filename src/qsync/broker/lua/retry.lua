@@ -1,7 +1,9 @@
 #!lua flags=allow-oom
 -- retry: put tasks whose attempt failed into retry. A task with a cancel request ends instead.
 -- variants: plain flow
--- include: check_schema preconditions clock wake_server counters crash_counts unique_locks
+-- include: check_schema preconditions clock wake_server
+-- flow include: limit_states limit_waiters
+-- include: counters crash_counts unique_locks
 -- include: schedule_due ended_tasks forget_tasks check_leases
 -- flow include: note_runnable successors start_successors
 -- KEYS[1] tasks      hash    id -> message
@@ -24,6 +26,13 @@
 -- KEYS[18] idle      zset    ids of servers that a message wakes
 -- flow KEYS[19] scheduled  zset    ids by due time
 -- flow KEYS[20] successors  hash    id -> due us, member and message of its next run
+-- flow KEYS[21] pending   zset    ids by order tag
+-- flow KEYS[22] limited   zset    ids by order tag
+-- flow KEYS[23] waiters   zset    limit and id of each limited task
+-- flow KEYS[24] holds     hash    id -> its limits, of unfinished tasks
+-- flow KEYS[25] limits    hash    limit -> its state
+-- flow KEYS[26] limit_rules hash    name -> its rule
+-- flow KEYS[27] openings  zset    limits by the time at which they open, us
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2...] four values per task: id, token, delay us, failure record
 -- returns one per task: ok | done | lost
@@ -46,6 +55,9 @@ for at, i in ipairs(held) do
     again[#again + 1] = id
   end
 end
+-- flow:
+begin_limits(now)
+-- end flow
 if #held > 0 then
   check_hash(KEYS.failures)
   check_hash(KEYS.crashes)
@@ -61,6 +73,9 @@ end
 -- flow:
 release_leases(successors.ids)
 start_successors(successors)
+if settle_limits() then
+  wake_server()
+end
 count(now, 'failed', #successors.ids)
 -- end flow
 count(now, 'failed', #held)

@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
 -- run: move scheduled, retry or dead tasks to pending now, in this order.
--- A dead task takes its lock again and has all its attempts again.
--- include: check_schema preconditions clock wake_server priority_bands fairness_tags unique_locks
--- include: note_runnable
+-- A dead task takes its lock again and has all its attempts again. Tasks for which a limit is full or
+-- closed become limited instead.
+-- include: check_schema preconditions clock wake_server limit_states limit_waiters priority_bands
+-- include: fairness_tags unique_locks note_runnable
 -- KEYS[1] pending    zset    ids by order tag
 -- KEYS[2] scheduled  zset    ids by due time
 -- KEYS[3] retry      zset    ids by due time
@@ -17,6 +18,12 @@
 -- KEYS[12] meta      hash    virtual time, weights
 -- KEYS[13] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- KEYS[14] idle      zset    ids of servers that a message wakes
+-- KEYS[15] limited   zset    ids by order tag
+-- KEYS[16] waiters   zset    limit and id of each limited task
+-- KEYS[17] holds     hash    id -> its limits, of unfinished tasks
+-- KEYS[18] limits    hash    limit -> its state
+-- KEYS[19] limit_rules hash    name -> its rule
+-- KEYS[20] openings  zset    limits by the time at which they open, us
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] state      text    state in which the caller saw them: scheduled | retry | dead
 -- ARGV[3...] four values per task: id; and for dead tasks fairness key, lock (empty: none), and the
@@ -58,6 +65,7 @@ check_hash(KEYS.failures)
 check_hash(KEYS.unique)
 check_hash(KEYS.keys)
 check_rights(KEYS.pending, { 'HSET', 'HDEL', 'HMGET', 'ZREM', 'ZADD', 'EXISTS' })
+begin_limits(now, state == 'dead')
 local replies, running = {}, {}
 for i = 3, #ARGV, 4 do
   local id, key, lock, record = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
@@ -70,6 +78,7 @@ for i = 3, #ARGV, 4 do
       outcome = 'duplicate'
     else
       revive(id, key, record)
+      hold_limits_of(id, redis.call('HGET', KEYS.tasks, id))
     end
   end
   if outcome == 'ok' then
@@ -82,6 +91,7 @@ end
 if #running > 0 then
   to_pending(running)
   note_runnable(now, running)
+  settle_limits()
   wake_server()
 end
 return replies

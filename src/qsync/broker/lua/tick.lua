@@ -3,7 +3,7 @@
 -- The ticks of a paused schedule are skipped.
 -- variants: plain flow
 -- include: check_schema preconditions ensure_schema clock wake_server counters
--- flow include: priority_bands
+-- flow include: limit_states limit_waiters priority_bands
 -- include: fairness_tags unique_locks schedule_due
 -- flow include: note_runnable successors replace_holder
 -- include: insert_tasks
@@ -24,6 +24,12 @@
 -- flow KEYS[15] failures  hash    id -> failure record
 -- flow KEYS[16] progress  hash    id -> done/total, or @<us> at which it became runnable
 -- flow KEYS[17] successors  hash    id -> due us, member and message of its next run
+-- flow KEYS[18] limited   zset    ids by order tag
+-- flow KEYS[19] waiters   zset    limit and id of each limited task
+-- flow KEYS[20] holds     hash    id -> its limits, of unfinished tasks
+-- flow KEYS[21] limits    hash    limit -> its state
+-- flow KEYS[22] limit_rules hash    name -> its rule
+-- flow KEYS[23] openings  zset    limits by the time at which they open, us
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] head       bytes   first bytes of each message, in front of the time stamp
 -- ARGV[3] schedule   text    its name

@@ -5,8 +5,8 @@ local function ensure_schema(layout)
     redis.call('HSET', KEYS.meta, 'schema', schema)
   end
 end
-
 -- flow:
+
 -- Record that the queue uses flow control.
 local function lift_schema()
   redis.call('HSET', KEYS.meta, 'schema', newest_schema)

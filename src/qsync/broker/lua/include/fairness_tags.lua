@@ -83,13 +83,16 @@ local function to_head(ids)
     table.insert(bands[priority], ids[i])
   end
   for priority, band in pairs(bands) do
-    local base = (lowest_of_band(priority) or band_time(priority)) - #band - 1
+    local pending = lowest_of_band(KEYS.pending, priority)
+    local limited = limits_used and lowest_of_band(KEYS.limited, priority)
+    local lowest = pending and limited and math.min(pending, limited) or pending or limited
+    local base = (lowest or band_time(priority)) - #band - 1
     for i, id in ipairs(band) do
       args[#args + 1] = into_band(base + i, priority)
       args[#args + 1] = id
     end
   end
-  redis.call('ZADD', KEYS.pending, unpack(args))
+  add_pending(args)
 end
 -- plain:
 -- Put ids at the head of pending, in this order, with tags below the lowest one.
@@ -123,6 +126,10 @@ local function to_pending(ids)
     args[2 * i - 1] = next_tag(keys[i] or '')
     args[2 * i] = id
   end
+  -- flow:
+  add_pending(args)
+  -- plain:
   redis.call('ZADD', KEYS.pending, unpack(args))
+  -- end flow
   save()
 end

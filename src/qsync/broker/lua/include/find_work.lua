@@ -6,13 +6,27 @@ local function find_work(given_now, lease)
   local known = redis.call('HMGET', KEYS.meta, 'schema', 'generation', 'paused', 'seen')
   is_current_schema(known[1])
   local generation = known[2] or ''
+  -- flow:
+  if redis.call(
+    'EXISTS', KEYS.pending, KEYS.scheduled, KEYS.retry, KEYS.active, KEYS.completed, KEYS.openings
+  ) == 0 then
+    return generation, 0, 0, known[1]
+  end
+  -- plain:
   if redis.call(
     'EXISTS', KEYS.pending, KEYS.scheduled, KEYS.retry, KEYS.active, KEYS.completed
   ) == 0 then
     return generation, 0, 0, known[1]
   end
+  -- end flow
   local now, due = clock(given_now), 0
+  -- flow:
+  for _, set_key in ipairs({
+    KEYS.scheduled, KEYS.retry, KEYS.active, KEYS.completed, KEYS.openings,
+  }) do
+  -- plain:
   for _, set_key in ipairs({ KEYS.scheduled, KEYS.retry, KEYS.active, KEYS.completed }) do
+  -- end flow
     local first = tonumber(redis.call('ZRANGE', set_key, 0, 0, 'WITHSCORES')[2] or '')
     if first and first <= now then
       due = 1

@@ -25,6 +25,9 @@ local function forget_tasks(now, ids, bare)
     return
   end
   redis.call('HDEL', KEYS.tasks, unpack(ids))
+  -- flow:
+  drop_holds(ids)
+  -- end flow
   if bare or not has_records() then
     return
   end
@@ -48,6 +51,9 @@ local function release_leases(ids, keep_progress)
     return
   end
   local any_progress = not keep_progress and redis.call('EXISTS', KEYS.progress) == 1
+  -- flow:
+  release_slots(ids)
+  -- end flow
   redis.call('ZREM', KEYS.active, unpack(ids))
   redis.call('HDEL', KEYS.owner, unpack(ids))
   if any_progress then
@@ -81,6 +87,9 @@ local function end_cancelled(now, ids)
         delete_fields(KEYS.keys, { id })
       end
       unlock(now, { id })
+      -- flow:
+      drop_holds({ id })
+      -- end flow
     else
       gone[#gone + 1] = id
     end

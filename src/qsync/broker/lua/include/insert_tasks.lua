@@ -66,6 +66,16 @@ local function use_flow(options)
   return false
 end
 
+-- Return whether a task has limits.
+local function have_limits(options)
+  for _, option in pairs(options) do
+    if option[6] and #option[6] > 0 then
+      return true
+    end
+  end
+  return false
+end
+
 -- end flow
 local no_options = { '', '', '', 0 }
 
@@ -80,6 +90,9 @@ local function insert_tasks(now, head, tasks, virtual, recent)
   local next_tag, save_tags = tagger(read_tag(virtual))
   local held_by, take, locks = lock_book(now, options)
   local bodies, pending, scheduled, keys = {}, {}, {}, {}
+  -- flow:
+  local new_holds, later_holds = {}, {}
+  -- end flow
   local here, others, created, waiting, bytes = {}, {}, 0, 0, 0
   -- flow:
   local replacing = {}
@@ -109,6 +122,10 @@ local function insert_tasks(now, head, tasks, virtual, recent)
       created = created + 1
       bytes = bytes + #message
       bodies[2 * created - 1], bodies[2 * created] = id, stamped .. message
+      -- flow:
+      local limits = option[6] and #option[6] > 0 and option[6]
+      new_holds[id] = limits or nil
+      -- end flow
       if lock ~= '' then
         take(lock, option[4], id)
       end
@@ -120,6 +137,12 @@ local function insert_tasks(now, head, tasks, virtual, recent)
       if due > now then
         scheduled[#scheduled + 1] = due
         scheduled[#scheduled + 1] = id
+        -- flow:
+        if limits then
+          later_holds[#later_holds + 1] = id
+          later_holds[#later_holds + 1] = table.concat(limits, '\0')
+        end
+        -- end flow
       else
         waiting = waiting + 1
         pending[2 * waiting - 1], pending[2 * waiting] = next_tag(key), id
@@ -130,13 +153,19 @@ local function insert_tasks(now, head, tasks, virtual, recent)
   if #replacing > 0 then
     check_replacements()
   end
-  if created + #replacing > 0 and use_flow(options) then
+  if created + #replacing > 0 then
+    begin_limits(now, have_limits(options))
+  end
+  if created == 0 and #replacing > 0 then
     lift_schema()
   end
   -- end flow
   if created == 0 then
     -- flow:
     replace_holders(now, head, tasks, replacing, others)
+    if settle_limits() then
+      wake_server()
+    end
     -- end flow
     return 0, others
   end
@@ -149,9 +178,19 @@ local function insert_tasks(now, head, tasks, virtual, recent)
   end
   check_rights(KEYS.tasks, { 'HSET' })
   -- Of the other keys it is known that they are hashes, so no write can fail once this one is made.
+  -- flow:
+  if use_flow(options) then
+    lift_schema()
+  end
+  if #later_holds > 0 then
+    redis.call('HSET', KEYS.holds, unpack(later_holds))
+  end
+  local woken = waiting > 0 and admit_new_tasks(pending, new_holds) > 0
+  -- plain:
   if waiting > 0 then
     redis.call('ZADD', KEYS.pending, unpack(pending))
   end
+  -- end flow
   schedule_due(KEYS.scheduled, scheduled)
   redis.call('HSET', KEYS.tasks, unpack(bodies))
   if #locks > 0 then
@@ -160,13 +199,25 @@ local function insert_tasks(now, head, tasks, virtual, recent)
   if #keys > 0 then
     redis.call('HSET', KEYS.keys, unpack(keys))
   end
+  -- flow:
+  if waiting > 0 then
+    save_tags()
+  end
+  if woken then
+    wake_server()
+  end
+  -- plain:
   if waiting > 0 then
     save_tags()
     wake_server()
   end
+  -- end flow
   count_pair(now, 'enqueued', created, 'bytes', bytes + created * #stamped)
   -- flow:
   replace_holders(now, head, tasks, replacing, others)
+  if settle_limits() then
+    wake_server()
+  end
   -- end flow
   return created, others
 end

@@ -9,6 +9,56 @@ local function read_pending(position, count)
   return redis.call('ZRANGE', KEYS.pending, position, position + math.min(count, CHUNK))
 end
 
+-- flow:
+-- Read the first `wanted` tasks that may start, up to `max_bytes` of messages; `head` is what
+-- read_pending returns at position 0. Tasks with limits are taken while `free` is above 0, all their
+-- limits or none; those that a limit refuses are collected for park_pending, and those that find no
+-- free slot stay. It passes at most `limit` tasks of both kinds.
+-- Returns ids; messages; ids without a message, of which there should be none; whether tasks are
+-- left; ids to park, and the limit that refused each by its id; and whether tasks are left that this
+-- server can take.
+local function take_pending(head, wanted, max_bytes, limit, free)
+  local ids, messages, lost, parked, refused = {}, {}, {}, {}, {}
+  local taken, bytes, position, chunk, passed = 0, 0, 0, head, 0
+  local stayed = false
+  while taken < wanted and #lost < limit and passed < limit do
+    chunk = position == 0 and head or read_pending(position, wanted - taken)
+    local count = math.min(#chunk, wanted - taken, CHUNK)
+    local bodies = count > 0 and redis.call('HMGET', KEYS.tasks, unpack(chunk, 1, count)) or {}
+    if limits_used and count > 0 then
+      read_holds({ unpack(chunk, 1, count) })
+    end
+    for i, body in ipairs(bodies) do
+      local id = chunk[i]
+      local limits = held_limits[id]
+      local refusing = body and limits and unstartable_limit(limits)
+      if not body then
+        lost[#lost + 1] = id
+      elseif refusing then
+        passed = passed + 1
+        parked[#parked + 1], refused[id] = id, refusing
+      elseif limits and free <= 0 then
+        stayed, passed = true, passed + 1
+      elseif taken > 0 and bytes + #body > max_bytes then
+        return ids, messages, lost, true, parked, refused, true
+      else
+        taken, bytes = taken + 1, bytes + #body
+        ids[taken], messages[taken] = id, body
+        if limits then
+          free = free - 1
+          take_limits(limits)
+        end
+      end
+    end
+    position = position + count
+    if #chunk == count then
+      return ids, messages, lost, stayed, parked, refused, false
+    end
+  end
+  local left = wanted > 0 or #head > 0
+  return ids, messages, lost, left, parked, refused, left and passed < limit
+end
+-- plain:
 -- Read the first `wanted` tasks, up to `max_bytes` of messages; `head` is what read_pending returns
 -- at position 0. Returns ids; messages; ids without a message, of which there should be none; and
 -- whether tasks are left.
@@ -36,6 +86,7 @@ local function take_pending(head, wanted, max_bytes, limit)
   end
   return ids, messages, lost, wanted > 0 or #head > 0
 end
+-- end flow
 
 -- Lease tasks. Fails before the first write, which gives them an owner, if another would fail: the
 -- keys have been read before.

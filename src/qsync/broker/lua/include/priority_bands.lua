@@ -57,12 +57,11 @@ local function band_time(priority)
   return band_times[priority]
 end
 
--- Return the lowest tag of a priority in pending; nothing when none of its tasks is pending.
-local function lowest_of_band(priority)
+-- Return the lowest tag of a priority in a set; nothing when it has none of its tasks.
+local function lowest_of_band(set_key, priority)
   local middle = band_middle(priority)
   local first = redis.call(
-    'ZRANGEBYSCORE', KEYS.pending, middle - band_reach, middle + band_reach, 'WITHSCORES',
-    'LIMIT', 0, 1
+    'ZRANGEBYSCORE', set_key, middle - band_reach, middle + band_reach, 'WITHSCORES', 'LIMIT', 0, 1
   )
   return tonumber(first[2] or '')
 end

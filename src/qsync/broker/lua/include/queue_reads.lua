@@ -21,6 +21,11 @@ end
 -- Return whether a queue without pending tasks needs no upkeep. Trimming dead tasks and
 -- forgetting the last calls of old senders can wait for some minutes.
 local function is_idle(now, swept, dead_age)
+  -- flow:
+  if redis.call('EXISTS', KEYS.limited, KEYS.openings, KEYS.limits) > 0 then
+    return false
+  end
+  -- end flow
   if redis.call(
     'EXISTS', KEYS.active, KEYS.scheduled, KEYS.retry, KEYS.completed, KEYS.unique, KEYS.fairness
   ) > 0 then

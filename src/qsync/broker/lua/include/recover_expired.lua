@@ -43,6 +43,9 @@ local function make_dead(now, ids)
     dead[2 * i - 1], dead[2 * i] = to_text(now), id
   end
   redis.call('ZADD', KEYS.dead, unpack(dead))
+  -- flow:
+  drop_holds(ids)
+  -- end flow
   unlock(now, ids)
   delete_fields(KEYS.keys, ids)
   note_ended(ids)
@@ -53,6 +56,9 @@ end
 local function bury_lost(now, ids)
   check_set(KEYS.dead)
   redis.call('ZREM', KEYS.pending, unpack(ids))
+  -- flow:
+  release_ready(ids)
+  -- end flow
   make_dead(now, ids)
 end
 

@@ -65,13 +65,30 @@ local function keep_successor(now, head, message, option, holder)
   redis.call('HSET', KEYS.successors, holder, record)
 end
 
+-- Count a waiting holder out of its limits. Returns whether it had any.
+local function leave_limits(holder, set_key)
+  if not limits_used then
+    return false
+  elseif set_key == KEYS.limited then
+    remove_waiters({ holder })
+    return true
+  elseif set_key == KEYS.pending then
+    release_ready({ holder })
+  end
+  return held_limits[holder] and true or false
+end
+
 -- Change a waiting holder. `set` is the name of its state.
 local function change_waiting(now, head, message, option, holder, set_key, stored)
   local first = set_key ~= KEYS.retry and stamped_time(head, stored) or now
   local due = replaced_due(now, option, first)
   local member = member_of(option[7], option[2])
   local before = redis.call('HGET', KEYS.keys, holder) or ''
-  redis.call('HSET', KEYS.tasks, holder, stamped(head, first, message))
+  local new_message = stamped(head, first, message)
+  local tag = redis.call('ZSCORE', set_key, holder)
+  local had_limits = leave_limits(holder, set_key)
+  hold_limits_of(holder, new_message)
+  redis.call('HSET', KEYS.tasks, holder, new_message)
   redis.call('HDEL', KEYS.failures, holder)
   redis.call('HDEL', KEYS.successors, holder)
   if member ~= '' then
@@ -80,7 +97,9 @@ local function change_waiting(now, head, message, option, holder, set_key, store
     redis.call('HDEL', KEYS.keys, holder)
   end
   note_since({ to_text(due), holder })
-  if due <= now and set_key == KEYS.pending and member == before then
+  local keeps_place = due <= now and member == before
+    and (set_key == KEYS.pending or set_key == KEYS.limited)
+  if keeps_place and not (had_limits or held_limits[holder]) then
     return
   end
   if due > now and set_key == KEYS.scheduled then
@@ -90,6 +109,8 @@ local function change_waiting(now, head, message, option, holder, set_key, store
   redis.call('ZREM', set_key, holder)
   if due > now then
     schedule_due(KEYS.scheduled, { to_text(due), holder })
+  elseif keeps_place then
+    add_pending({ tag, holder })
   else
     to_pending({ holder })
     wake_server()
@@ -106,7 +127,7 @@ local function replace_holder(now, head, message, option, holder)
   elseif string.sub(stored, #head + 9) == message then
     return 'replaced'
   end
-  for _, set_key in ipairs({ KEYS.scheduled, KEYS.pending, KEYS.retry }) do
+  for _, set_key in ipairs({ KEYS.scheduled, KEYS.pending, KEYS.limited, KEYS.retry }) do
     if redis.call('ZSCORE', set_key, holder) then
       change_waiting(now, head, message, option, holder, set_key, stored)
       return 'replaced'

@@ -41,6 +41,7 @@ local function start_successors(found, crashed)
     local due, member, message = read_successor(found.records[at])
     later[2 * at - 1], later[2 * at] = due, id
     bodies[2 * at - 1], bodies[2 * at] = id, message
+    hold_limits_of(id, message)
     if member ~= '' then
       keys[#keys + 1] = id
       keys[#keys + 1] = member

@@ -93,6 +93,16 @@ local function sweep_records(hash_key, now, cursor, size, age)
   end)
 end
 
+-- flow:
+-- Delete the states of limits that nothing uses and whose rate and closing are over.
+local function sweep_limits(now, cursor, size)
+  return sweep_part(KEYS.limits, cursor, size, function(_, value)
+    local use, ready, tat, closed = string.match(value, '^(%d+) (%d+) (%d+) (%d+)$')
+    return use == '0' and ready == '0' and math.max(tonumber(tat), tonumber(closed)) <= now
+  end)
+end
+
+-- end flow
 -- Once a day, delete the daily counters that are 90 days old or older.
 local function sweep_days(now, swept)
   local today = math.floor(now / 86400000000)
@@ -122,6 +132,14 @@ local function sweep_hashes(now, size, swept, trimming, busy)
   local fetches_at, fetches, forgotten =
     sweep_records(KEYS.fetches, now, noted[3], size, 3600000000)
   local calls_at, calls, past = sweep_records(KEYS.calls, now, noted[4], size, 600000000)
+  -- flow:
+  local limits_cursor = redis.call('HGET', KEYS.meta, 'limits_cursor') or '0'
+  local limits_at, limits, unused = sweep_limits(now, limits_cursor, size)
+  past, calls = past + (unused or 0), calls or limits
+  if limits_at ~= limits_cursor then
+    redis.call('HSET', KEYS.meta, 'limits_cursor', limits_at)
+  end
+  -- end flow
   local recent = sweep_recent(now, 5 * size)
   local more = trimming or locks or fetches or calls or recent
   busy = busy or parse_int(swept, 0) > now

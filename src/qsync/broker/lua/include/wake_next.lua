@@ -3,6 +3,13 @@
 -- Without pending tasks, fairness keys start anew and no server need be woken for what this fetch has
 -- seen. With some, forget fairness keys whose last tag has been passed, and wake the next server.
 local function wake_next(left, paused, virtual, limit)
+  -- flow:
+  -- The tags of limited tasks are ahead of those that new tasks get if fairness keys start anew.
+  if not left and redis.call('EXISTS', KEYS.limited) == 1 then
+    redis.pcall('UNLINK', KEYS.wake)
+    return
+  end
+  -- end flow
   if not left then
     redis.pcall('UNLINK', KEYS.fairness, KEYS.wake)
     -- flow:

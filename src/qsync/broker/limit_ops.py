@@ -1,0 +1,188 @@
+"""The operations on limits: rules, states, and who holds and waits.
+
+A rule holds for a name, and an operator's also for one limit. Which rule counts: an operator's for
+this limit, an operator's for its name, the program's; without one the limit is unlimited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from qsync.broker.call import Argument, Call
+from qsync.broker.script import load
+from qsync.keys import QueueKeys
+from qsync.limit import LimitRule
+
+HOLDERS: Final = 100
+"""Ids of holders that `limit` returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorRule:
+    """A rule that an operator set, with who and when."""
+
+    rule: LimitRule
+    by: str
+    at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class LimitState:
+    """How much of a limit is in use, at one moment."""
+
+    limit: str
+    in_use: int
+    """Number of active tasks that hold it."""
+    ready: int
+    """Number of pending tasks that hold it."""
+    waiting: int
+    """Number of limited tasks that wait for it."""
+    closed_until_us: int | None
+    """Time until which no task starts; None: it is not closed."""
+    opens_at_us: int | None
+    """Time at which the first waiter can be tried; None: when a task leaves, or nobody waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsPage:
+    """Rules and states of limits. `rules` and `operator_rules` are given on the first page only."""
+
+    now_us: int
+    rules: dict[str, LimitRule]
+    """Rules of the program, by name."""
+    operator_rules: dict[str, OperatorRule]
+    """Rules of operators, by name or limit."""
+    states: list[LimitState]
+    cursor: str
+    """Cursor of the next page; "0": the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitDetail:
+    """One limit."""
+
+    now_us: int
+    state: LimitState
+    rule: LimitRule | None
+    """The rule that counts; None: unlimited."""
+    program: LimitRule | None
+    operator: OperatorRule | None
+    """The rule of an operator that counts; None: none was set."""
+    holders: list[str]
+    """Ids of active tasks that hold it, up to HOLDERS."""
+    place: int | None
+    """Number of waiters before the task that was asked for; None: it does not wait here."""
+
+
+def put_limit_rules(
+    keys: QueueKeys, rules: Mapping[str, LimitRule], *, now_us: int | None = None
+) -> Call[int]:
+    """Store the program's rules by name; return how many changed. Other rules stay."""
+    return _put_rules(keys, {name: _packed(rule) for name, rule in rules.items()}, "", now_us)
+
+
+def set_limit(
+    keys: QueueKeys, limit: str, rule: LimitRule | None, by: str, *, now_us: int | None = None
+) -> Call[int]:
+    """Store an operator's rule for a name or one limit, None: remove it; return 1 if it changed.
+
+    A lower rule stops no task that runs; a higher one lets waiters start.
+    """
+    packed = b"" if rule is None else _packed(rule)
+    return _put_rules(keys, {limit: packed}, by or "operator", now_us)
+
+
+def _put_rules(
+    keys: QueueKeys, fields: Mapping[str, bytes], by: str, now_us: int | None
+) -> Call[int]:
+    script = load("put_limit_rules")
+    args: list[Argument] = ["" if now_us is None else now_us, by]
+    for name, packed in fields.items():
+        args += (name, packed)
+    return Call(script, keys.names(script.keys), tuple(args), int)
+
+
+def limits(
+    keys: QueueKeys, *, cursor: str = "0", count: int = 100, now_us: int | None = None
+) -> Call[LimitsPage]:
+    """Read the rules of a queue's limits, and a page of the states of limits in use."""
+    script = load("limits")
+
+    def decode(reply: Any) -> LimitsPage:
+        fields = script.reply(reply)
+        now, flat = int(fields["now"]), fields["rules"]
+        own: dict[str, LimitRule] = {}
+        operators: dict[str, OperatorRule] = {}
+        for raw, packed in zip(flat[::2], flat[1::2], strict=True):
+            name = raw.decode(errors="backslashreplace")
+            if name.startswith("!"):
+                if (given := _operator_rule(packed)) is not None:
+                    operators[name[1:]] = given
+            elif (rule := _rule(packed)) is not None:
+                own[name] = rule
+        states = [_state(now, *row) for row in fields["states"]]
+        return LimitsPage(now, own, operators, states, fields["cursor"].decode())
+
+    args = ("" if now_us is None else now_us, cursor, count)
+    return Call(script, keys.names(script.keys), args, decode)
+
+
+def limit(
+    keys: QueueKeys, limit: str, *, id: str = "", now_us: int | None = None
+) -> Call[LimitDetail]:
+    """Read one limit; with the id of a limited task also its place among the waiters."""
+    script = load("limit")
+
+    def decode(reply: Any) -> LimitDetail:
+        fields = script.reply(reply)
+        now, program = int(fields["now"]), _rule(fields["program"])
+        operator = _operator_rule(fields["operator"]) or _operator_rule(fields["by_name"])
+        state = _state(now, limit.encode(), fields["state"], fields["waiting"], fields["opens_at"])
+        return LimitDetail(
+            now_us=now, state=state, rule=operator.rule if operator else program, program=program,
+            operator=operator, holders=[id.decode(errors="replace") for id in fields["holders"]],
+            place=None if fields["place"] < 0 else fields["place"],
+        )  # fmt: skip
+
+    args = ("" if now_us is None else now_us, limit, id, HOLDERS)
+    return Call(script, keys.names(script.keys), args, decode)
+
+
+def _packed(rule: LimitRule) -> bytes:
+    """Return a rule as the scripts read it; include/limit_states.lua describes it."""
+    numbers = (rule.concurrency, rule.rate, rule.per_us, rule.burst)
+    return " ".join(str(number or 0) for number in numbers).encode()
+
+
+def _rule(packed: bytes) -> LimitRule | None:
+    """Return the rule in a record; None if it holds none that the scripts can read."""
+    try:
+        concurrency, rate, per_us, burst = map(int, packed.split(b" ", 4)[:4])
+    except ValueError:
+        return None
+    return LimitRule(
+        concurrency=concurrency or None, rate=rate or None, per_us=per_us or None,
+        burst=burst or None,
+    )  # fmt: skip
+
+
+def _operator_rule(packed: bytes) -> OperatorRule | None:
+    rule = _rule(packed)
+    if rule is None:
+        return None
+    at_us, _, by = b" ".join(packed.split(b" ")[4:]).partition(b" ")
+    return OperatorRule(rule, by.decode(errors="replace"), int(at_us) if at_us.isdigit() else 0)
+
+
+def _state(now: int, limit: bytes, text: bytes, waiting: int, opens_at: bytes) -> LimitState:
+    try:
+        in_use, ready, _, closed = map(int, text.split(b" "))
+    except ValueError:
+        in_use = ready = closed = 0
+    return LimitState(
+        limit=limit.decode(errors="backslashreplace"), in_use=in_use, ready=ready,
+        waiting=waiting, closed_until_us=closed if closed > now else None,
+        opens_at_us=int(float(opens_at)) if opens_at else None,
+    )  # fmt: skip

@@ -1,0 +1,285 @@
+-- limit_states: the rules of limits, and how much of each limit is in use.
+-- A rule is `<concurrency> <rate> <per us> <burst>`, 0 for none; the record of an operator's rule goes
+-- on with when it was set and by whom. A state is `<in use> <ready> <tat us> <closed
+-- until us>`: in use are active tasks that hold the limit, ready are pending ones. Rates are GCRA:
+-- tat is the time at which the next start is due if none comes early.
+-- States are read once per script, changed here, and written by save_limits.
+
+local limits_now, limits_used = 0, false
+local limit_states, touched_limits, held_limits = {}, {}, {}
+
+-- Begin with the time `now`; `needed` if this call brings tasks with limits. A queue without any
+-- keys of limits costs one command, and all other functions do nothing. Fails before the first
+-- write if a later one would fail.
+local function begin_limits(now, needed)
+  limits_now = now
+  limits_used = needed or redis.call(
+    'EXISTS', KEYS.holds, KEYS.limits, KEYS.limited, KEYS.waiters, KEYS.openings
+  ) > 0
+  if not limits_used then
+    return
+  end
+  check_hash(KEYS.holds)
+  check_hash(KEYS.limits)
+  check_hash(KEYS.limit_rules)
+  check_hash(KEYS.tasks)
+  check_set(KEYS.limited)
+  check_set(KEYS.waiters)
+  check_set(KEYS.openings)
+  check_set(KEYS.pending)
+  check_rights(KEYS.tasks, {
+    'EXISTS', 'HMGET', 'HSET', 'HDEL', 'ZADD', 'ZREM', 'ZMSCORE', 'ZRANGEBYLEX',
+  })
+end
+
+-- Return concurrency, time between two starts and tolerance of a rule; nothing without a valid one.
+local function read_rule(text)
+  local slots, rate, per, burst = string.match(text or '', '^(%d+) (%d+) (%d+) (%d+)')
+  slots, rate = tonumber(slots), tonumber(rate)
+  if not slots then
+    return
+  end
+  local interval = rate > 0 and tonumber(per) / rate or 0
+  return slots > 0 and slots or math.huge, interval, math.max(0, tonumber(burst) - 1) * interval
+end
+
+-- Return the state that is stored in `text`, under the first of `rules` that is valid.
+local function new_limit_state(text, rules)
+  local use, ready, tat, closed = string.match(text or '', '^(%d+) (%d+) (%d+) (%d+)$')
+  local state = {
+    use = tonumber(use or 0), ready = tonumber(ready or 0), tat = tonumber(tat or 0),
+    closed = tonumber(closed or 0), stored = text,
+    slots = math.huge, interval = 0, tolerance = 0,
+  }
+  for _, rule in ipairs(rules) do
+    local slots, interval, tolerance = read_rule(rule)
+    if slots then
+      state.slots, state.interval, state.tolerance = slots, interval, tolerance
+      break
+    end
+  end
+  return state
+end
+
+-- Read the states of limits that were not read before. The rule of an operator for this limit counts
+-- first, then that of an operator for its name, then that of the program. The name of `customer:42`
+-- is `customer`.
+local function read_limits(limits)
+  local fresh, fields = {}, {}
+  for _, limit in ipairs(limits) do
+    if limit_states[limit] == nil then
+      limit_states[limit] = false
+      fresh[#fresh + 1] = limit
+    end
+  end
+  for first = 1, #fresh, 500 do
+    local last = math.min(first + 499, #fresh)
+    fields = {}
+    for i = first, last do
+      local name = string.match(fresh[i], '^[^:]*')
+      fields[#fields + 1] = table.concat({ '!', fresh[i] })
+      fields[#fields + 1] = table.concat({ '!', name })
+      fields[#fields + 1] = name
+    end
+    local states = redis.call('HMGET', KEYS.limits, unpack(fresh, first, last))
+    local rules = redis.call('HMGET', KEYS.limit_rules, unpack(fields))
+    for i = first, last do
+      local at = 3 * (i - first)
+      limit_states[fresh[i]] =
+        new_limit_state(states[i - first + 1], { rules[at + 1], rules[at + 2], rules[at + 3] })
+    end
+  end
+end
+
+-- Return the state of a limit, which save_limits writes.
+local function touch_limit(limit)
+  if not limit_states[limit] then
+    read_limits({ limit })
+  end
+  local state = limit_states[limit]
+  if not state.touched then
+    state.touched = true
+    touched_limits[#touched_limits + 1] = limit
+  end
+  return state
+end
+
+-- Return the time from which one more task than the ready ones may start by rate; 0: at any time.
+local function limit_opens_at(state)
+  if state.interval == 0 then
+    return state.closed
+  end
+  local due = math.max(state.tat, limits_now) + state.ready * state.interval - state.tolerance
+  return math.max(state.closed, due)
+end
+
+local function is_limit_full(state)
+  return state.use + state.ready >= state.slots
+end
+
+local function is_limit_open(state)
+  return not is_limit_full(state) and limit_opens_at(state) <= limits_now
+end
+
+-- Return the limits in a text that separates them by zero bytes.
+local function limits_in(text)
+  local limits = {}
+  for limit in string.gmatch(text or '', '[^%z]+') do
+    limits[#limits + 1] = limit
+  end
+  return limits
+end
+
+-- Bytes that the length of a text, of bytes or of a number takes in msgpack, by its first byte.
+local LENGTH_BYTES = {
+  [0xc4] = 1, [0xd9] = 1, [0xc5] = 2, [0xda] = 2, [0xc6] = 4, [0xdb] = 4,
+}
+local NUMBER_BYTES = { [0xcc] = 1, [0xcd] = 2, [0xce] = 4, [0xcf] = 8 }
+
+-- Return the position after the text, bytes, number or flag at `at`. (cmsgpack knows no bytes.)
+local function after_element(message, at)
+  local kind = string.byte(message, at)
+  if kind >= 0xa0 and kind < 0xc0 then
+    return at + 1 + kind - 0xa0
+  elseif LENGTH_BYTES[kind] then
+    local length = 0
+    for i = at + 1, at + LENGTH_BYTES[kind] do
+      length = length * 256 + string.byte(message, i)
+    end
+    return at + 1 + LENGTH_BYTES[kind] + length
+  end
+  return at + 1 + (NUMBER_BYTES[kind] or 0)
+end
+
+-- Return the limits in a message; none if it is lost or damaged. Its options are the last of eight
+-- elements.
+local function limits_of_message(message)
+  local known, options = pcall(function()
+    local at = 2
+    for _ = 1, 7 do
+      at = after_element(message, at)
+    end
+    return (cmsgpack.unpack(string.sub(message, at)))
+  end)
+  local limits = known and type(options) == 'table' and options.lm
+  return type(limits) == 'table' and limits or {}
+end
+
+-- Read what tasks hold, for ids that were not read before, with the states of these limits.
+local function read_holds(ids)
+  local fresh, limits = {}, {}
+  for _, id in ipairs(ids) do
+    if held_limits[id] == nil then
+      held_limits[id] = false
+      fresh[#fresh + 1] = id
+    end
+  end
+  if #fresh == 0 or redis.call('EXISTS', KEYS.holds) == 0 then
+    return
+  end
+  for i, text in ipairs(redis.call('HMGET', KEYS.holds, unpack(fresh))) do
+    if text then
+      held_limits[fresh[i]] = limits_in(text)
+      for _, limit in ipairs(held_limits[fresh[i]]) do
+        limits[#limits + 1] = limit
+      end
+    end
+  end
+  read_limits(limits)
+end
+
+-- Give the starts of active tasks back, which never began. Their slots are released separately.
+local function refund_starts(ids)
+  if not limits_used then
+    return
+  end
+  read_holds(ids)
+  for _, id in ipairs(ids) do
+    for _, limit in ipairs(held_limits[id] or {}) do
+      local state = touch_limit(limit)
+      state.tat = math.max(0, math.floor(state.tat - state.interval))
+    end
+  end
+end
+
+-- Let no task that holds the limit start before `moment`.
+local function close_limit(limit, moment)
+  local state = touch_limit(limit)
+  state.closed = math.max(state.closed, moment)
+end
+
+-- Return the first of the limits for which a ready task cannot start now; nil without one.
+local function unstartable_limit(limits)
+  for _, limit in ipairs(limits) do
+    local state = limit_states[limit]
+    local early = state.interval > 0 and state.tat - state.tolerance > limits_now
+    if state.use >= state.slots or state.closed > limits_now or early then
+      return limit
+    end
+  end
+end
+
+-- Count a ready task as started.
+local function take_limits(limits)
+  for _, limit in ipairs(limits) do
+    local state = touch_limit(limit)
+    state.use, state.ready = state.use + 1, math.max(0, state.ready - 1)
+    if state.interval > 0 then
+      state.tat = math.ceil(math.max(state.tat, limits_now) + state.interval)
+    end
+  end
+end
+
+-- Count active tasks out.
+local function release_slots(ids)
+  if not limits_used then
+    return
+  end
+  read_holds(ids)
+  for _, id in ipairs(ids) do
+    for _, limit in ipairs(held_limits[id] or {}) do
+      local state = touch_limit(limit)
+      state.use = math.max(0, state.use - 1)
+    end
+  end
+end
+
+-- Count pending tasks out.
+local function release_ready(ids)
+  if not limits_used then
+    return
+  end
+  read_holds(ids)
+  for _, id in ipairs(ids) do
+    for _, limit in ipairs(held_limits[id] or {}) do
+      local state = touch_limit(limit)
+      state.ready = math.max(0, state.ready - 1)
+    end
+  end
+end
+
+-- Let a task hold the limits in its message, instead of those that it held. It is in no count: it was
+-- dead, or has been counted out.
+local function hold_limits_of(id, message)
+  if not limits_used then
+    return
+  end
+  local limits = limits_of_message(message)
+  if #limits > 0 then
+    redis.call('HSET', KEYS.holds, id, table.concat(limits, '\0'))
+    read_limits(limits)
+  else
+    redis.call('HDEL', KEYS.holds, id)
+  end
+  held_limits[id] = #limits > 0 and limits
+end
+
+-- Delete what tasks hold, since they end or become limited. They are in no count any more.
+local function drop_holds(ids)
+  if limits_used and #ids > 0 then
+    redis.call('HDEL', KEYS.holds, unpack(ids))
+    for _, id in ipairs(ids) do
+      held_limits[id] = false
+    end
+  end
+end

@@ -1,0 +1,74 @@
+#!lua flags=no-writes
+-- limit: read one limit: its rules, its state, the active tasks that hold it, and a task's place.
+-- include: check_schema clock limit_waiters
+-- KEYS[1] limit_rules hash  name -> its rule
+-- KEYS[2] limits    hash    limit -> its state
+-- KEYS[3] waiters   zset    limit and id of each limited task
+-- KEYS[4] openings  zset    limits by the time at which they open, us
+-- KEYS[5] active    zset    ids by lease expiry
+-- KEYS[6] holds     hash    id -> its limits, of unfinished tasks
+-- KEYS[7] limited   zset    ids by order tag
+-- KEYS[8] meta      hash    schema
+-- ARGV[1] now       int us  empty: the store's clock
+-- ARGV[2] limit     text
+-- ARGV[3] id        text    id of a limited task; empty: none
+-- ARGV[4] most      int     maximum number of ids to return
+-- REPLY[1] now       text   us
+-- REPLY[2] operator  bytes  operator's rule for this limit
+-- REPLY[3] by_name   bytes  operator's rule for the name of the limit
+-- REPLY[4] program   bytes  program's rule
+-- REPLY[5] state     text
+-- REPLY[6] waiting   int    number of tasks that wait for this limit
+-- REPLY[7] opens_at  text   us; empty: when a task leaves, or nobody waits
+-- REPLY[8] holders   list   ids of active tasks that hold it; of the first 10,000 active tasks
+-- REPLY[9] place     int    number of waiters before the task; -1: it does not wait for this limit
+-- returns the fields of REPLY
+check_schema()
+local limit, most = ARGV.limit, tonumber(ARGV.most)
+local name = string.match(limit, '^[^:]*')
+local rules = redis.call(
+  'HMGET', KEYS.limit_rules, table.concat({ '!', limit }), table.concat({ '!', name }), name
+)
+
+-- Return the ids of active tasks that hold the limit.
+local function holders()
+  local found, mark = {}, table.concat({ '\0', limit, '\0' })
+  for first = 0, 9999, 500 do
+    local ids = redis.call('ZRANGE', KEYS.active, first, first + 499)
+    if #ids == 0 or #found >= most then
+      break
+    end
+    for i, held in ipairs(redis.call('HMGET', KEYS.holds, unpack(ids))) do
+      local text = table.concat({ '\0', held or '', '\0' })
+      if #found < most and string.find(text, mark, 1, true) then
+        found[#found + 1] = ids[i]
+      end
+    end
+  end
+  return found
+end
+
+-- Return the number of waiters before the task; -1 when it does not wait for this limit.
+local function place()
+  local tag = redis.call('ZSCORE', KEYS.limited, ARGV.id)
+  if not tag then
+    return -1
+  end
+  local entry = waiter_entry(limit, tag, ARGV.id)
+  if not redis.call('ZSCORE', KEYS.waiters, entry) then
+    return -1
+  end
+  return redis.call(
+    'ZLEXCOUNT', KEYS.waiters, table.concat({ '[', limit, '\0' }), table.concat({ '(', entry })
+  )
+end
+
+local state = redis.call('HGET', KEYS.limits, limit)
+local waiting = redis.call(
+  'ZLEXCOUNT', KEYS.waiters, table.concat({ '[', limit, '\0' }), table.concat({ '(', limit, '\1' })
+)
+local opens_at = redis.call('ZSCORE', KEYS.openings, limit)
+return reply({
+  now = to_text(clock(ARGV.now)), operator = rules[1], by_name = rules[2], program = rules[3],
+  state = state, waiting = waiting, opens_at = opens_at, holders = holders(), place = place(),
+})

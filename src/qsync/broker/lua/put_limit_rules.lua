@@ -1,0 +1,32 @@
+#!lua flags=allow-oom
+-- put_limit_rules: store rules of limits, and let limits whose rules changed move their waiters.
+-- A rule stops no task: a limit with more tasks in use than it allows starts none until it is met.
+-- include: check_schema preconditions ensure_schema clock wake_server change_rules
+-- KEYS[1] limit_rules hash  name -> its rule
+-- KEYS[2] waiters   zset    limit and id of each limited task
+-- KEYS[3] openings  zset    limits by the time at which they open, us
+-- KEYS[4] meta      hash    schema
+-- KEYS[5] wake      list
+-- KEYS[6] idle      zset    ids of servers that a message wakes
+-- ARGV[1] now       int us  empty: the store's clock
+-- ARGV[2] by        text    operator who sets them; empty: they are the program's
+-- ARGV[3...] two values per rule: its name, or for an operator also one limit, and the rule; empty:
+--   remove it
+-- returns the number of rules that changed
+ensure_schema(redis.call('HGET', KEYS.meta, 'schema'))
+check_set(KEYS.waiters)
+check_set(KEYS.openings)
+check_rights(KEYS.limit_rules, { 'HSET', 'HDEL', 'ZADD', 'ZRANGEBYLEX' })
+local now, changed = clock(ARGV.now), 0
+for i = 3, #ARGV, 2 do
+  local field, rule = ARGV[i], ARGV[i + 1]
+  if ARGV.by ~= '' then
+    field = table.concat({ '!', field })
+    rule = rule ~= '' and table.concat({ rule, to_text(now), ARGV.by }, ' ') or ''
+  end
+  changed = changed + change_rule(now, field, rule)
+end
+if changed > 0 then
+  wake_server()
+end
+return changed

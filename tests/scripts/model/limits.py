@@ -1,0 +1,194 @@
+"""Limits of the model: how much of each is in use, who waits, and when each opens."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+MOVES_MOST: Final = 500
+ROUND_MOST: Final = 50
+
+
+@dataclass
+class Use:
+    """What is known of a limit, in the middle of a call."""
+
+    use: int = 0
+    """Active tasks that hold it."""
+    ready: int = 0
+    """Pending tasks that hold it."""
+    tat: int = 0
+    closed: int = 0
+
+    @property
+    def text(self) -> str:
+        return f"{self.use} {self.ready} {self.tat} {self.closed}"
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A rule as it counts for one limit."""
+
+    slots: float = math.inf
+    interval: float = 0
+    tolerance: float = 0
+
+
+UNLIMITED: Final = Rate()
+
+
+def rate_of(text: str) -> Rate:
+    slots, rate, per, burst = map(int, text.split()[:4])
+    interval = per / rate if rate else 0
+    return Rate(slots or math.inf, interval, max(0, burst - 1) * interval)
+
+
+def entry(limit: str, tag: float, id: str) -> bytes:
+    """The entry of a waiter: it is ordered by limit, tag and id."""
+    [bits] = struct.unpack(">Q", struct.pack(">d", tag))
+    bits = bits ^ (1 << 63) if bits < 1 << 63 else bits ^ (1 << 64) - 1
+    return limit.encode() + b"\0" + struct.pack(">Q", bits) + id.encode()
+
+
+@dataclass
+class Limits:
+    """All that there is to know of the limits of a queue."""
+
+    rules: dict[str, str] = field(default_factory=dict)
+    """The rules as they are stored."""
+    stored: dict[str, Use] = field(default_factory=dict)
+    openings: dict[str, int] = field(default_factory=dict)
+    waiting: dict[bytes, tuple[str, str]] = field(default_factory=dict)
+    """Entry of each waiter -> limit and id."""
+    _live: dict[str, Use] = field(default_factory=dict)
+    _touched: dict[str, None] = field(default_factory=dict)
+
+    def rate(self, limit: str) -> Rate:
+        """The rule that counts: of an operator for the limit or its name, then of the program."""
+        name = limit.partition(":")[0]
+        for place in (f"!{limit}", f"!{name}", name):
+            if place in self.rules:
+                return rate_of(self.rules[place])
+        return UNLIMITED
+
+    def touch(self, limit: str) -> Use:
+        self._touched[limit] = None
+        if limit not in self._live:
+            known = self.stored.get(limit, Use())
+            self._live[limit] = Use(known.use, known.ready, known.tat, known.closed)
+        return self._live[limit]
+
+    def opens_at(self, now: int, limit: str) -> float:
+        """When one more than the ready tasks may start, if there is a slot."""
+        use, rate = self.touch(limit), self.rate(limit)
+        if not rate.interval:
+            return use.closed
+        due = max(use.tat, now) + use.ready * rate.interval - rate.tolerance
+        return max(use.closed, due)
+
+    def is_full(self, limit: str) -> bool:
+        use = self.touch(limit)
+        return use.use + use.ready >= self.rate(limit).slots
+
+    def is_open(self, now: int, limit: str) -> bool:
+        return not self.is_full(limit) and self.opens_at(now, limit) <= now
+
+    def first_waiter(self, limit: str) -> bytes | None:
+        return min((one for one, (at, _) in self.waiting.items() if at == limit), default=None)
+
+    def refusing(self, now: int, limits: Sequence[str]) -> str | None:
+        """The limit for which a task that becomes pending has to wait."""
+        for limit in limits:
+            self.touch(limit)
+            if not self.is_open(now, limit) or self.first_waiter(limit) is not None:
+                return limit
+        return None
+
+    def unstartable(self, now: int, limits: Sequence[str]) -> str | None:
+        """The limit that keeps a pending task from being leased."""
+        for limit in limits:
+            use = self._live.get(limit, self.stored.get(limit, Use()))
+            rate = self.rate(limit)
+            early = rate.interval > 0 and use.tat - rate.tolerance > now
+            if use.use >= rate.slots or use.closed > now or early:
+                return limit
+        return None
+
+    def start(self, now: int, limits: Iterable[str]) -> None:
+        for limit in limits:
+            use, rate = self.touch(limit), self.rate(limit)
+            use.use, use.ready = use.use + 1, use.ready - 1
+            if rate.interval:
+                use.tat = math.ceil(max(use.tat, now) + rate.interval)
+
+    def refund(self, limits: Iterable[str]) -> None:
+        """A start that was none is given back."""
+        for limit in limits:
+            self.touch(limit).tat = max(
+                0, math.floor(self.touch(limit).tat - self.rate(limit).interval)
+            )
+
+    def first_of_each(self, now: int, moves: int) -> list[tuple[str, bytes]]:
+        """The first waiter of each limit that is open."""
+        firsts: list[tuple[str, bytes]] = []
+        for limit in list(self._touched):
+            if len(firsts) < min(moves, ROUND_MOST) and self.is_open(now, limit):
+                first = self.first_waiter(limit)
+                if first is not None:
+                    firsts.append((limit, first))
+        return firsts
+
+    def save(self, now: int) -> None:
+        """At the end of a call: the uses, and when each limit with waiters opens."""
+        for limit in list(self._touched):
+            use = self._live[limit]
+            if use.use + use.ready > 0 or max(use.tat, use.closed) > now:
+                self.stored[limit] = use
+            else:
+                self.stored.pop(limit, None)
+            waits = self.first_waiter(limit) is not None
+            if waits and not self.is_full(limit):
+                self.openings[limit] = math.ceil(self.opens_at(now, limit))
+            else:
+                self.openings.pop(limit, None)
+        self._live, self._touched = {}, {}
+
+    @property
+    def is_touched(self) -> bool:
+        return bool(self._touched)
+
+    def sweep(self, now: int) -> int:
+        """Forget limits that nothing uses any more; how many they were."""
+        gone = [
+            limit
+            for limit, use in self.stored.items()
+            if use.use + use.ready == 0 and max(use.tat, use.closed) <= now
+        ]
+        for limit in gone:
+            del self.stored[limit]
+        return len(gone)
+
+    def change_rule(self, now: int, place: str, rule: str) -> bool:
+        if self.rules.get(place, "") == rule:
+            return False
+        if rule:
+            self.rules[place] = rule
+        else:
+            del self.rules[place]
+        name = place.removeprefix("!")
+        for limit, _ in self.waiting.values():
+            if limit == name or limit.startswith(f"{name}:"):
+                self.openings[limit] = now
+        return True
+
+    def contents(self) -> dict[str, dict[Any, Any]]:
+        """As the store holds it."""
+        return {
+            "limit_rules": dict(self.rules),
+            "limits": {limit: use.text for limit, use in self.stored.items()},
+            "openings": dict(self.openings),
+            "waiters": dict.fromkeys(self.waiting, 0),
+        }
