@@ -8,7 +8,6 @@ BATCH_BYTES.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, TypeVar, get_args
@@ -18,6 +17,8 @@ from msgspec.structs import replace
 
 from qsync.broker.call import Argument, Call, Durability, Wait
 from qsync.broker.enqueue_options import enqueue_options, fairness_member, need_flow
+from qsync.broker.leased_batch import crash_count as crash_count
+from qsync.broker.leased_batch import only_tasks, runnable_times, spared_crashes
 from qsync.broker.script import load
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.message import ENVELOPE_HEAD, NORMAL_PRIORITY
@@ -693,7 +694,7 @@ _ENQUEUE_OUTCOMES: Final[dict[bytes, EnqueueOutcome]] = {
 def _fetched(values: Any) -> FetchResult:
     reply = load("fetch").reply(values)
     batch = (reply[name] for name in ("ids", "messages", "failures", "crashes", "since"))
-    ids, messages, failures, crashes, since = _only_tasks(*batch)
+    ids, messages, failures, crashes, since = only_tasks(*batch)
     return FetchResult(
         now_us=reply["now"],
         next_due_us=None if reply["next_due"] < 0 else reply["next_due"],
@@ -709,51 +710,9 @@ def _fetched(values: Any) -> FetchResult:
         generation=_text(reply["generation"]),
         left=reply["left"] == 1,
         left_for_free=reply["left"] == 2,
-        spared=_spared(ids, crashes) if any(crashes) else {},
-        since=_since(ids, since) if any(since) else {},
+        spared=spared_crashes(ids, crashes) if any(crashes) else {},
+        since=runnable_times(ids, since) if any(since) else {},
     )
-
-
-def _spared(ids: list[bytes], crashes: list[bytes | None]) -> dict[str, int]:
-    """Return the number of crashes that did not count, by id, where a crash count has one."""
-    found = {}
-    for id, text in zip(ids, crashes, strict=True):
-        if text and (match := _SPARED.match(text)):
-            found[id.decode()] = int(match[1])
-    return found
-
-
-def _since(ids: list[bytes], texts: list[bytes | None]) -> dict[str, int]:
-    """Return the time in each `@<us>`, by id; any other text is a task's progress."""
-    return {
-        id.decode(): int(text[1:])
-        for id, text in zip(ids, texts, strict=True)
-        if text and text[:1] == b"@" and text[1:].isdigit() and len(text) < 18
-    }
-
-
-def _only_tasks(ids: Any, *beside: Any) -> Iterator[list[Any]]:
-    """Return the lists of a batch at full length, without entries whose id no task can have.
-
-    Such entries come from outside qsync; recovery deletes them once their lease expires.
-    """
-    lists = [ids, *(one or [None] * len(ids) for one in beside)]
-    together = b"".join(ids).decode(errors="replace")
-    if not (together.isascii() and together.isprintable() and " " not in together and all(ids)):
-        good = [at for at, id in enumerate(ids) if _PRINTABLE.fullmatch(id)]
-        lists = [[one[at] for at in good] for one in lists]
-    return iter(lists)
-
-
-def crash_count(text: bytes | None) -> int:
-    """Return the number that a crash count begins with; 0 without one."""
-    found = _NUMBER.match(text) if text else None
-    return int(found[0]) if found else 0
-
-
-_NUMBER: Final = re.compile(rb"\d{1,16}")
-_SPARED: Final = re.compile(rb"\d+~(\d{1,6})")
-_PRINTABLE: Final = re.compile(rb"[!-~]+")
 
 
 def _text(value: bytes) -> str:

@@ -1,0 +1,49 @@
+"""What a fetch replies of the tasks that it leased."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+
+def spared_crashes(ids: list[bytes], crashes: list[bytes | None]) -> dict[str, int]:
+    """Return the number of crashes that did not count, by id, where a crash count has one."""
+    found = {}
+    for id, text in zip(ids, crashes, strict=True):
+        if text and (match := _SPARED.match(text)):
+            found[id.decode()] = int(match[1])
+    return found
+
+
+def runnable_times(ids: list[bytes], texts: list[bytes | None]) -> dict[str, int]:
+    """Return the time in each `@<us>`, by id; any other text is a task's progress."""
+    return {
+        id.decode(): int(text[1:])
+        for id, text in zip(ids, texts, strict=True)
+        if text and text[:1] == b"@" and text[1:].isdigit() and len(text) < 18
+    }
+
+
+def only_tasks(ids: Any, *beside: Any) -> Iterator[list[Any]]:
+    """Return the lists of a batch at full length, without entries whose id no task can have.
+
+    Such entries come from outside qsync; recovery deletes them once their lease expires.
+    """
+    lists = [ids, *(one or [None] * len(ids) for one in beside)]
+    together = b"".join(ids).decode(errors="replace")
+    if not (together.isascii() and together.isprintable() and " " not in together and all(ids)):
+        good = [at for at, id in enumerate(ids) if _PRINTABLE.fullmatch(id)]
+        lists = [[one[at] for at in good] for one in lists]
+    return iter(lists)
+
+
+def crash_count(text: bytes | None) -> int:
+    """Return the number that a crash count begins with; 0 without one."""
+    found = _NUMBER.match(text) if text else None
+    return int(found[0]) if found else 0
+
+
+_NUMBER: Final = re.compile(rb"\d{1,16}")
+_SPARED: Final = re.compile(rb"\d+~(\d{1,6})")
+_PRINTABLE: Final = re.compile(rb"[!-~]+")
