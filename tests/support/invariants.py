@@ -15,6 +15,7 @@ VERBS: Final[dict[str, tuple[str, ...]]] = {
     # What may happen to a task in a call, in order.
     "enqueue": ("enqueue", "replace", "open"),
     "tick": ("enqueue", "replace", "open"),
+    "tick_schedules": ("enqueue", "replace", "open"),
     "fetch": ("promote", "lapse", "open", "fetch", "park", "sweep", "trim", "open"),
     "complete": ("complete", "open"),
     "retry": ("retry", "open"),

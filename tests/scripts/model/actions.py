@@ -13,6 +13,7 @@ from tests.support.queue_driver import LEASE, STATES, S
 
 IDS: Final = ("a", "b", "-1", "XX", "=l", "@b")
 SERVERS: Final = ("s", "t", "s1")
+SCHEDULES: Final = ("nightly", "weekly")
 SENDERS: Final = ("", "x", "y")
 POLICY: Final = FetchPolicy(lease_us=LEASE, max_crashes=2, dead_limit=1, dead_age_us=200 * S)
 OPTIONS: Final[tuple[dict[str, Any], ...]] = (
@@ -49,12 +50,16 @@ WEIGHTS: Final = {
     "cancel": 4, "run": 4, "reschedule": 3,
     "delete": 1, "purge": 1, "abandon": 1, "pause": 1, "resume": 3,
     "repeat": 3, "time": 3, "wake": 5, "flush_scripts": 1, "fill": 1, "make_room": 2,
+    "put_schedule": 2, "tick_schedules": 4, "delete_schedule": 1, "pause_schedule": 1,
+    "resume_schedule": 1,
     "hush": 1, "speak": 2, "serve": 1, "damage": 1, "later_version": 1,
 }  # fmt: skip
 
 ids = st.sampled_from(IDS)
 servers = st.sampled_from(SERVERS)
 options = st.sampled_from(OPTIONS)
+schedules = st.sampled_from(SCHEDULES)
+records = st.sampled_from((b"a record", b"another record", b""))
 states = st.sampled_from(("",) * 12 + STATES)
 held = st.lists(st.integers(0, 11), min_size=1, max_size=3)
 known = st.integers(0, 11)
@@ -77,6 +82,22 @@ treatment = st.lists(
 ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
     "enqueue": st.tuples(st.lists(st.tuples(ids, options), min_size=1, max_size=4)),
     "tick": st.tuples(ids, options, st.sampled_from((0, 0, 0, 1, -1))),
+    "put_schedule": st.tuples(schedules, st.sampled_from((S, 40 * S)), records),
+    "tick_schedules": st.tuples(
+        st.lists(
+            st.tuples(
+                schedules,
+                st.sampled_from(("there", "there", "old", "any")),
+                st.lists(st.tuples(ids, options), max_size=2),
+            ),
+            min_size=1,
+            max_size=2,
+            unique_by=lambda row: row[0],
+        )
+    ),
+    "delete_schedule": st.tuples(schedules, st.booleans()),
+    "pause_schedule": st.tuples(schedules),
+    "resume_schedule": st.tuples(schedules),
     "fetch": st.tuples(
         servers,
         st.integers(0, 4),

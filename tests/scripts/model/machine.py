@@ -20,10 +20,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from qsync.broker import limit_ops, ops, views
+from qsync.broker import limit_ops, ops, schedule_ops, views
 from qsync.broker.call import Call
 from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.reschedule_op import reschedule
+from qsync.broker.schedule_ops import TickRow
+from qsync.broker.stored_schedules import StoredRow
 from qsync.errors import QsyncError, QueueFull, SchemaMismatch
 from qsync.limit import LimitRule
 from qsync.new_task import NewTask, new_nonce, new_task
@@ -131,6 +133,37 @@ class Scripts(RuleBasedStateMachine):
 
     def tick(self, id: str, options: dict[str, Any], late: int) -> None:
         self.do("tick", "hourly", self.rig.now // (3600 * S) + late, self.made(id, options))
+
+    def put_schedule(self, name: str, later: int, record: bytes) -> None:
+        self.do("put_schedule", name, self.rig.now + later, record)
+
+    def tick_schedules(self, rows: list[tuple[str, str, list[tuple[str, dict[str, Any]]]]]) -> None:
+        """A server ticks what is there, or what it read before a change, or what was lost."""
+        sent = []
+        for name, which, tasks in rows:
+            if which != "any" and name not in self.model.stored:
+                self.put_schedule(name, S, b"a record")
+            row = self.model.stored.get(name, StoredRow(name, b"", 0))
+            if which == "old" and not self.full:  # the next tick stays the same
+                record = b"another record" if row.record[8:] == b"a record" else b"a record"
+                self.do("put_schedule", name, row.next_us, record)
+            later = max(self.rig.now, row.next_us or 0) + 30 * S
+            sent.append(TickRow(row, later, [self.made(id, options) for id, options in tasks]))
+        self.do("tick_schedules", sent)
+
+    def delete_schedule(self, name: str, paused: bool) -> None:
+        if paused:
+            self.pause_schedule(name)
+        row = self.model.stored.get(name)
+        self.do("delete_schedule", name, stamp=b"" if row is None or paused else row.stamp)
+
+    def pause_schedule(self, name: str) -> None:
+        if name not in self.model.stored:
+            self.put_schedule(name, S, b"a record")
+        self.do("pause_schedule", name, b"me")
+
+    def resume_schedule(self, name: str) -> None:
+        self.do("resume_schedule", name)
 
     def fetch(self, server: str, wanted: int, step: int, free: int | None = None) -> None:
         number = max(0, self.numbers[server] + step)
@@ -310,6 +343,8 @@ class Scripts(RuleBasedStateMachine):
         if self.flow == "limits":
             return
         self.make_room()
+        for name in list(self.model.stored):  # what is lost of them is for the tests of the audit
+            self.delete_schedule(name, False)
         patient = Patient(self.rig, POLICY, 0)
         for one in damages:
             patient.inflict(one)
@@ -362,7 +397,7 @@ class Scripts(RuleBasedStateMachine):
     def call(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Call[Any]:
         """A call of an operation, made now."""
         make: Callable[..., Call[Any]] = OTHER_NAMES.get(name) or getattr(ops, name)
-        timed = name not in ("start", "progress", "pause", "resume", "abandon")
+        timed = name not in UNTIMED
         now = {"now_us": self.rig.now} if timed else {}
         return make(self.rig.keys, *args, **options, **now)
 
@@ -391,15 +426,20 @@ class Scripts(RuleBasedStateMachine):
 
 OTHER_NAMES: Final[dict[str, Callable[..., Call[Any]]]] = {
     "stopped": ops.end_cancelled, "reschedule": reschedule, "set_limit": limit_ops.set_limit,
-    "put_limit_rules": limit_ops.put_limit_rules,
+    "put_limit_rules": limit_ops.put_limit_rules, "put_schedule": schedule_ops.put_schedule,
+    "tick_schedules": schedule_ops.tick_schedules, "delete_schedule": schedule_ops.delete_schedule,
 }  # fmt: skip
 """Operations that are not in qsync.broker.ops under the name of the action."""
 
 
+UNTIMED: Final = ("start", "progress", "pause", "resume", "abandon", "delete_schedule")
+"""Operations that do not ask for the time."""
+
+
 def brings_in(name: str, args: Sequence[Any]) -> bool:
-    """Whether a call may be refused for want of memory: it brings in tasks, or results."""
+    """Whether a full store may refuse a call: it brings in tasks, schedules or results."""
     results = name == "complete" and any(row.result for row in args[0])
-    return results or name in ("enqueue", "tick")
+    return results or name in ("enqueue", "tick", "put_schedule", "tick_schedules")
 
 
 def made(id: str, options: dict[str, Any]) -> NewTask:

@@ -200,6 +200,18 @@ def runnable_time_lost_on_hand_back() -> contextlib.AbstractContextManager[None]
     return planted("hand_back.lua", right, "")
 
 
+def tick_of_a_schedule_that_was_changed() -> contextlib.AbstractContextManager[None]:
+    """A tick is enqueued though its schedule was put once more since a server read it."""
+    right = "  elseif string.sub(record, 1, 8) ~= stamp or tonumber(score or '') ~= due then\n"
+    wrong = "  elseif tonumber(score or '') ~= due then\n"
+    return planted("tick_schedules.lua", right, wrong)
+
+
+def pause_outlives_its_schedule() -> contextlib.AbstractContextManager[None]:
+    """A schedule that is put under the name of a deleted one is paused, as that one was."""
+    return planted("delete_schedule.lua", "if not of_program then\n", "if false then\n")
+
+
 _ANYBODYS: Final = """for i = 2, #ARGV, 4 do
   ARGV[i + 1] = redis.call('HGET', KEYS.owner, ARGV[i]) or ARGV[i + 1]
 end
@@ -228,3 +240,6 @@ IN_SCRIPTS: Final = named(
     refused_publish_is_an_error,
 )
 """Those that the check by the model has to find."""
+
+IN_SCHEDULES: Final = named(tick_of_a_schedule_that_was_changed, pause_outlives_its_schedule)
+"""Those in the scripts of schedules, which it has to find as well."""

@@ -28,7 +28,8 @@ from qsync.broker.reschedule_op import Rescheduled
 from qsync.limit import LimitRule
 from qsync.new_task import NewTask
 from qsync.state import UNFINISHED, TaskState
-from tests.scripts.model.queue import Known, Queue
+from tests.scripts.model.queue import Known
+from tests.scripts.model.schedules import Schedules
 
 SECOND: Final = 1_000_000
 HOUR: Final = 3600 * SECOND
@@ -44,7 +45,7 @@ def packed(rule: LimitRule) -> str:
 """How much of each kind of upkeep a fetch does."""
 
 
-class Model(Queue):
+class Model(Schedules):
     """A queue and its operations, with the signatures of qsync.broker.ops but for `now`."""
 
     def enqueue(
@@ -104,6 +105,8 @@ class Model(Queue):
         if self.ticks.get(schedule, -1) >= tick_us:
             return False
         self.ticks[schedule] = tick_us
+        if schedule in self.schedule_pauses:
+            return False
         return self._enqueue(now, [task])[0].outcome == "created"
 
     def fetch(

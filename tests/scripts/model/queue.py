@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qsync.broker.ops import Enqueued, Outcome
+from qsync.broker.stored_schedules import StoredRow
 from qsync.message import ENVELOPE_HEAD
 from qsync.new_task import NewTask
 from qsync.state import UNFINISHED
@@ -72,6 +73,9 @@ class Queue:
     virtual: float = 0
     fetches: dict[str, tuple[int, int, list[str]]] = field(default_factory=dict)
     ticks: dict[str, int] = field(default_factory=dict)
+    stored: dict[str, StoredRow] = field(default_factory=dict)
+    """The schedules that clients put."""
+    schedule_pauses: dict[str, bytes] = field(default_factory=dict)
     calls: dict[str, tuple[int, int, list[Enqueued]]] = field(default_factory=dict)
     recent: dict[str, int] = field(default_factory=dict)
     """Until when no other task is taken under an id that a caller chose."""
@@ -277,6 +281,9 @@ class Queue:
             "fairness": self.tags,
             "recent": self.recent,
             "ticks": {name: str(tick) for name, tick in self.ticks.items()},
+            "stored_schedules": {name: row.record for name, row in self.stored.items()},
+            "next_ticks": {name: float(row.next_us or 0) for name, row in self.stored.items()},
+            "schedules": {f"!{name}": note for name, note in self.schedule_pauses.items()},
             "calls": {sender: _kept(*last) for sender, last in self.calls.items()},
             "stats": {name: str(count) for name, count in self.counts.items() if count},
             "meta": ({"paused": self.paused} if self.paused else {})

@@ -13,7 +13,7 @@ import pytest
 
 from qsync.state import TRANSITIONS
 from tests.scripts.model.machine import run_machine
-from tests.scripts.model.mistakes import IN_SCRIPTS
+from tests.scripts.model.mistakes import IN_SCHEDULES, IN_SCRIPTS
 from tests.support.invariants import VERBS
 from tests.support.queue_driver import BINARIES, Rig
 from tests.support.stores import Binary, available
@@ -40,9 +40,9 @@ QUICK: Final = (
 
 
 @pytest.mark.skipif(not available("valkey"), reason="needs valkey")
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [*QUICK, *IN_SCHEDULES])
 def test_the_machine_finds_a_planted_mistake(name: str) -> None:
-    assert by_model(IN_SCRIPTS[name], 100) is not None
+    assert by_model({**IN_SCRIPTS, **IN_SCHEDULES}[name], 100) is not None
 
 
 def test_every_transition_has_a_verb_that_the_machine_knows() -> None:

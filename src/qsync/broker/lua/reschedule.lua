@@ -10,11 +10,12 @@
 -- KEYS[5] retry      zset    ids by due time
 -- KEYS[6] completed  zset    ids by end of retention
 -- KEYS[7] dead       zset    ids by time of death
--- KEYS[8] cancels    hash    id -> retention us
--- KEYS[9] progress   hash    id -> done/total, or @<us> at which it became runnable
--- KEYS[10] wake      list
--- KEYS[11] meta      hash    schema
--- KEYS[12] idle      zset    ids of servers that a message wakes
+-- KEYS[8] limited    zset    ids by order tag
+-- KEYS[9] cancels    hash    id -> retention us
+-- KEYS[10] progress  hash    id -> done/total, or @<us> at which it became runnable
+-- KEYS[11] wake      list
+-- KEYS[12] meta      hash    schema
+-- KEYS[13] idle      zset    ids of servers that a message wakes
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] id         text
 -- ARGV[3] due        text    `+<us>` after now, or `<us>` Unix time
@@ -24,10 +25,10 @@
 check_schema()
 local now, id = clock(ARGV.now), ARGV.id
 
-local states = { 'scheduled', 'retry', 'pending', 'active', 'completed', 'dead' }
+local states = { 'scheduled', 'retry', 'pending', 'active', 'completed', 'dead', 'limited' }
 local state
 for at, set_key in ipairs({
-  KEYS.scheduled, KEYS.retry, KEYS.pending, KEYS.active, KEYS.completed, KEYS.dead,
+  KEYS.scheduled, KEYS.retry, KEYS.pending, KEYS.active, KEYS.completed, KEYS.dead, KEYS.limited,
 }) do
   if not state and redis.call('ZSCORE', set_key, id) then
     state = states[at]
