@@ -150,6 +150,21 @@ def test_program_in_qsync_runs_by_the_commands_of_the_guide(tmp_path: Path, valk
     run(tmp_path, [worker], client, expected("celery"), {"QSYNC_URL": valkey.url})
 
 
+def test_tests_of_the_guide_pass(tmp_path: Path) -> None:
+    shutil.copytree(PROGRAMS / "celery" / "after", tmp_path, dirs_exist_ok=True)
+    run_tests(tmp_path, sys.executable, {"QSYNC_URL": "redis://127.0.0.1:1"})
+
+
+def run_tests(folder: Path, python: str, environment: dict[str, str]) -> None:
+    """Run `test_shop.py`, which must not need the store that the environment names."""
+    done = subprocess.run(
+        [python, "-m", "pytest", "-q", "-W", "ignore", "test_shop.py"],
+        cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=100,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, "2 passed" in done.stdout) == (0, True), done.stdout + done.stderr
+
+
 def run(
     folder: Path,
     servers: Sequence[Sequence[str]],
@@ -192,15 +207,14 @@ def environment_of(library: Library) -> Path:
     """Return the environment of a library, which is made if it is missing or of another version."""
     folder = ROOT / f".venv-migrate-{library.name}"
     mark = folder / "requirement"
-    if not mark.exists() or mark.read_text() != library.requirement:
+    wanted = [library.requirement, "pytest"]
+    if not mark.exists() or mark.read_text().split() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
         python = str(folder / "bin" / "python")
-        subprocess.run(
-            [*pip, "--python", python, "install", library.requirement], check=True, timeout=300
-        )
-        mark.write_text(library.requirement)
+        subprocess.run([*pip, "--python", python, "install", *wanted], check=True, timeout=300)
+        mark.write_text(" ".join(wanted))
     return folder / "bin"
 
 
@@ -219,6 +233,8 @@ def test_program_in_the_other_library_does_the_same(
     ]
     environment = {"REDIS_URL": f"{valkey.url}/0", "PYTHONPATH": str(tmp_path)}
     run(tmp_path, servers, [str(programs / "python"), "buy.py"], library, environment)
+    if (tmp_path / "test_shop.py").exists():
+        run_tests(tmp_path, str(programs / "python"), {"REDIS_URL": "redis://127.0.0.1:1"})
 
 
 # The pages.

@@ -6,6 +6,7 @@ from qsync import Qsync, Retry, TaskInfo, current
 
 @contextlib.asynccontextmanager
 async def lifespan() -> AsyncIterator[dict[str, str]]:
+    await report.enqueue()  # at the start, too
     yield {"bank": "a connection to the bank"}
 
 

@@ -32,7 +32,7 @@ async def startup(ctx):
 class WorkerSettings:
     redis_settings = REDIS
     functions = (charge, mail, remind)
-    cron_jobs = (cron(report, second=set(range(60))),)
+    cron_jobs = (cron(report, second=set(range(60)), run_at_startup=True),)
     on_startup = startup
     max_tries = 5
     job_timeout = 30
