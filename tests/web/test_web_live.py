@@ -175,6 +175,8 @@ def test_every_action_beside_running_servers(system: Live) -> None:
         assert "Run 2 retry tasks in queue default now?" in web.text
         assert web.press("Run 2 tasks now") == "2 tasks pending now."
         until(system, *["completed"] * 3, ids=waiting("r"))
+        web.open("/task?queue=default&id=s0")
+        assert "The task is due at " in web.press("Reschedule", delay="500")
         web.open("/tasks?queue=default&state=scheduled&id=s1")
         web.press("Run all matching now…")
         assert "2 other scheduled tasks keep their time." in web.text

@@ -17,6 +17,7 @@ from starlette.routing import Mount
 
 import qsync.web
 from qsync import Task, codec
+from qsync.inspector.fingerprint import fingerprint_of
 from qsync.web import create_app
 from qsync.web.app import STATIC, VIEWS
 from qsync.web.security import HEADERS
@@ -26,7 +27,8 @@ from tests.support.stores import Cluster, Store, wait_until_async
 
 WEB = Path(qsync.web.__file__).parent
 IDS = {"/queue": "queue=default", "/task": "id=d1", "/server": "id=w", "/find": "id=d1",
-       "/more": "work=run&queue=default&cursor=x&done=500"}  # fmt: skip
+       "/more": "work=run&queue=default&cursor=x&done=500",
+       "/error": f"id={fingerprint_of('mail.send', TRACE).id}"}  # fmt: skip
 
 
 @asynccontextmanager

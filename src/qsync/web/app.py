@@ -27,6 +27,7 @@ from qsync.inspector import Inspector
 from qsync.web import (
     bulk_actions,
     dead,
+    errors,
     monitoring,
     overview,
     queues,
@@ -36,6 +37,7 @@ from qsync.web import (
     waiting_tasks,
 )
 from qsync.web.auth import Auth, DenyAll, SignIn, access_of
+from qsync.web.error_scan import ErrorScanner
 from qsync.web.pages import Mask, Site, make_environment
 from qsync.web.sampler import Sampler
 from qsync.web.security import Guard, Rules, sign_in_of
@@ -52,6 +54,8 @@ VIEWS: Final[dict[str, View]] = {
     "/queue": queues.show,
     "/tasks": tasks.list_some,
     "/dead": dead.list_some,
+    "/errors": errors.list_all,
+    "/error": errors.show,
     "/task": tasks.show,
     "/find": tasks.find,
     "/servers": servers.list_all,
@@ -127,6 +131,7 @@ class Dashboard(Starlette):
         trace: TracebackType | None,
     ) -> None:
         await self.site.sampler.stop()
+        await self.site.error_scanner.stop()
 
 
 def create_app(
@@ -192,6 +197,7 @@ def make_dashboard(
         inspector=inspector,
         environment=make_environment(),
         sampler=Sampler(inspector),
+        error_scanner=ErrorScanner(inspector),
         read_only=read_only,
         allowed_by=allowed_by,
         signs_in=token is not None,

@@ -20,6 +20,7 @@ from qsync.inspector import Inspector
 from qsync.state import TaskState
 from qsync.version import __version__
 from qsync.web.auth import is_secure, root_of
+from qsync.web.error_scan import ErrorScanner
 from qsync.web.filters import FILTERS, escape_invisible
 from qsync.web.query import AGES, Fields, parse_form
 from qsync.web.sampler import Sampler
@@ -67,6 +68,7 @@ class Site:
     inspector: Inspector
     environment: Environment
     sampler: Sampler
+    error_scanner: ErrorScanner
     read_only: bool
     allowed_by: str
     """The setting that enables changes, as the host application writes it."""
@@ -108,6 +110,7 @@ class Site:
         self, request: Request, path: str, text: str, *, good: bool = True, **query: object
     ) -> Response:
         """Redirect to a page that shows the outcome of a change."""
+        self.error_scanner.forget()
         response = RedirectResponse(links(request)(path, **query), 303)
         flash = codec.encode(Flash(text[:FLASH_LIMIT], good))
         response.set_cookie(

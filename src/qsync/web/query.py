@@ -87,6 +87,8 @@ class Selection:
     error: str = ""
     id: str = ""
     age: str = ""
+    group: str = ""
+    """Id of an ErrorGroup."""
 
     @property
     def filter(self) -> Filter | None:
@@ -100,17 +102,21 @@ class Selection:
             id=self.id or None,
             older_than=older,
             newer_than=newer,
+            group=self.group or None,
         )
 
     @property
     def narrowed(self) -> bool:
         """Whether there is a filter, besides queue and state."""
-        return bool(self.type or self.error or self.id or self.age)
+        return bool(self.type or self.error or self.id or self.age or self.group)
 
     @property
     def query(self) -> dict[str, str]:
         """Query parameters of the selection, without the state."""
-        given = {"type": self.type, "error": self.error, "id": self.id, "age": self.age}
+        given = {
+            "type": self.type, "error": self.error, "id": self.id, "age": self.age,
+            "group": self.group,
+        }  # fmt: skip
         return {"queue": self.queue} | {name: text for name, text in given.items() if text}
 
     @property
@@ -124,6 +130,7 @@ class Selection:
             f"whose error contains “{self.error}”" if self.error else "",
             f"{'and ' if self.error else ''}whose id contains “{self.id}”" if self.id else "",
             f"({AGES[self.age][0]})" if self.age else "",
+            f"with error {self.group}" if self.group else "",
         ]
         return " ".join(filter(None, parts))
 
@@ -143,6 +150,7 @@ def selection_of(fields: Fields, state: str | None = None) -> Selection:
         error=fields.text("error"),
         id=fields.text("id").strip(),
         age=age if age in AGES else "",
+        group=fields.text("group", 40),
     )
 
 

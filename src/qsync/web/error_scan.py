@@ -1,0 +1,98 @@
+"""Groups the failed tasks of all queues by error in the background, while somebody looks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import Final, NamedTuple
+
+from qsync.errors import QsyncError
+from qsync.inspector import ErrorGroup, Inspector, merge_groups
+from qsync.inspector.fingerprint import FAILING
+
+log: Final = logging.getLogger("qsync.web")
+
+WAIT_S: Final = 0.2
+"""Longest time that a page waits for a scan, in seconds."""
+
+MIN_AGE_S: Final = 2.0
+SHARE: Final = 20
+"""A new scan begins once the last one is MIN_AGE_S old, and SHARE times as old as it took long."""
+
+UNWATCHED_S: Final = 30.0
+"""A scan ends if no page has asked for it for this long, in seconds."""
+
+
+class ErrorScan(NamedTuple):
+    """What a scan has found so far; `total` is the number of failed tasks when it began."""
+
+    groups: list[ErrorGroup]
+    scanned: int
+    total: int
+    finished: bool
+
+
+NOTHING: Final = ErrorScan([], 0, 0, False)
+
+
+class ErrorScanner:
+    """Runs one scan at a time, for all pages; half of its time it rests."""
+
+    def __init__(self, inspector: Inspector) -> None:
+        self._inspector = inspector
+        self._task: asyncio.Task[None] | None = None
+        self._last = NOTHING
+        """The last finished scan; before the first one, what that has found so far."""
+        self._ended_at = 0.0
+        self._took_s = 0.0
+        self._asked_at = 0.0
+
+    async def read(self) -> ErrorScan:
+        """Return the last scan, or the first one as far as it is; begin a new one if it is old."""
+        self._asked_at = now = time.monotonic()
+        running = self._task is not None and not self._task.done()
+        age = now - self._ended_at
+        if not running and (not self._last.finished or age > max(MIN_AGE_S, SHARE * self._took_s)):
+            self._task = asyncio.create_task(self._scan(), name="qsync-dashboard-errors")
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=WAIT_S)
+            if self._task.done() and not self._task.cancelled():
+                self._task.result()  # raises what the store refused
+        return self._last
+
+    def forget(self) -> None:
+        """Begin a new scan with the next page: tasks were changed."""
+        self._ended_at = self._took_s = 0.0
+
+    async def stop(self) -> None:
+        """Stop the scan that runs."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, QsyncError):
+                await task
+
+    async def _scan(self) -> None:
+        began = time.monotonic()
+        queues = (await self._inspector.overview()).queues
+        total = sum(queue.states[state] for queue in queues for state in FAILING)
+        groups, scanned = list[ErrorGroup](), 0
+        for name, state in [(queue.name, state) for queue in queues for state in FAILING]:
+            cursor: str | None = None
+            while True:
+                step_began = time.monotonic()
+                if step_began - self._asked_at > UNWATCHED_S:
+                    return
+                part = await self._inspector.errors(name, state, cursor=cursor)
+                groups, scanned = merge_groups([*groups, *part.groups]), scanned + part.scanned
+                if not self._last.finished:
+                    self._last = ErrorScan(groups, scanned, total, False)
+                cursor = part.cursor
+                if cursor is None:
+                    break
+                await asyncio.sleep(time.monotonic() - step_began)
+        self._last = ErrorScan(groups, scanned, scanned, True)
+        self._ended_at = time.monotonic()
+        self._took_s = self._ended_at - began
