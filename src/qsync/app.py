@@ -126,6 +126,7 @@ class Qsync(Registry):
         The server does not know tasks that are defined later. Raises ConfigError when two handlers
         have the same type, or an option is wrong.
         """
+        self._declared.check()
         handlers = Mux()
         for one in (self._mux, self._given_mux, mux):
             if one is not None:
@@ -144,6 +145,7 @@ class Qsync(Registry):
         lifespan = server.config.lifespan
         server.child_setup = ChildSetup.of(server.address, server.prefix, nested, lifespan)
         server.hooks = connections.hooks.copy()
+        server.limits = dict(self._declared.rules)
         for extension in connections.extensions:
             extension.server(server)
         return server

@@ -12,6 +12,7 @@ from qsync.client import AsyncHandle, Handle
 from qsync.connections import Connections
 from qsync.errors import ConfigError
 from qsync.keys import shorten
+from qsync.limit import LimitTemplates
 from qsync.mux import Handler, Middleware, make_batch_handler
 from qsync.retry_policy import ErrorClasses, retry_rules
 from qsync.task import Task, TaskInfo
@@ -66,6 +67,7 @@ class BatchFunction(Generic[V]):
         )  # fmt: skip
         """Handler that servers run."""
         self._options = overridden(self.name, {}, stored)
+        _ = self.limits  # checks them
 
     def __repr__(self) -> str:
         return f"<batch {self.name}>"
@@ -79,7 +81,18 @@ class BatchFunction(Generic[V]):
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._options = overridden(self.name, self._options, options)
+        _ = other.limits  # checks them
         return other
+
+    @property
+    def defaults(self) -> TaskOptions:
+        """The options that were given to `@app.batch` and `.options()`."""
+        return self._options.copy()
+
+    @property
+    def limits(self) -> LimitTemplates:
+        """Limits of the tasks. Raise InvalidTask for a placeholder, which nothing could fill."""
+        return LimitTemplates(self._options.get("limits") or (), ())
 
     def build(self, payload: Any = b"", /) -> Task[Any]:
         """Return a Task with this payload, e.g. for `client.enqueue_many`.

@@ -16,6 +16,7 @@ QsyncError
 ├── Retry                raised by a handler to have the task run again
 ├── SkipRetry            raised by a handler to have the task end as dead
 └── Snooze               raised by a handler to have the task run later, without an attempt
+    └── RateLimited      the same, and no task of one of its limits starts before then
 """
 
 from __future__ import annotations
@@ -148,6 +149,28 @@ class Snooze(QsyncError):
     def delay_us(self) -> int:
         """The delay in microseconds."""
         return round(_seconds(self.delay) * 1_000_000)
+
+
+class RateLimited(Snooze):
+    """Raise it in a handler when an API has had enough: the task runs again after `retry_after`.
+
+    As with Snooze, no attempt is counted. And no other task of the limit starts before then.
+    `limit` is one of the task's limits, e.g. "customer:42", or its name; None: the first one. For a
+    task without limits this is a Snooze.
+    """
+
+    def __init__(
+        self,
+        retry_after: float | timedelta,
+        *,
+        limit: str | None = None,
+        message: str = "",
+    ) -> None:
+        delay = _checked_delay("RateLimited: retry_after", retry_after)
+        if limit is not None and not isinstance(limit, str):
+            raise ConfigError(f"RateLimited: limit: {limit!r:.80} is not a text")
+        super().__init__(delay, message)
+        self.limit = limit
 
 
 def _checked_delay(field: str, delay: float | timedelta) -> float | timedelta:

@@ -10,8 +10,10 @@ from zoneinfo import ZoneInfo
 
 from qsync.batch_function import BatchDecorator, BatchFunction
 from qsync.connections import Connections
+from qsync.declared_limits import DeclaredLimits
 from qsync.errors import ConfigError, at_definition
 from qsync.keys import shorten
+from qsync.limit import limit_rule
 from qsync.mux import BATCH_SIZE, BATCH_WAIT_S, Middleware, Mux, check_middlewares
 from qsync.retry_policy import ErrorClasses
 from qsync.schedule import Missed, Periodic, schedule_of
@@ -45,6 +47,7 @@ class Registry:
         self.batches: dict[str, BatchFunction[Any]] = {}
         """Batch functions by task type."""
 
+        self._declared = DeclaredLimits()
         self._periodics: dict[str, PeriodicTask] = {}
 
     @overload
@@ -147,9 +150,7 @@ class Registry:
                     middleware=middleware, retry_for=retry_for, dont_retry_for=dont_retry_for,
                     options=options,
                 )  # fmt: skip
-            self._mux.add(batch.handler)
-            self.batches[batch.name] = batch
-            return batch
+            return self._add_batch(batch)
 
         return register
 
@@ -249,6 +250,39 @@ class Registry:
 
         return register
 
+    def limit(
+        self,
+        name: str,
+        *,
+        rate: int | None = None,
+        per: Duration | None = None,
+        burst: int | None = None,
+        concurrency: int | None = None,
+        per_queue: bool = False,
+    ) -> None:
+        """Declare a limit for tasks with `limits=[name]`, or `limits=["name:value"]`.
+
+        rate         starts in each time `per`, of all servers together
+        per          that time, in seconds or as a timedelta
+        burst        starts at once after a time without any; default: a tenth of `rate`, at least 1
+        concurrency  tasks of all servers that run at the same time
+        per_queue    allow tasks of several queues to name the limit; it counts in each queue on its
+                     own
+
+        Each value of a name, such as `customer:42`, has the rule for itself. A task that its limits
+        do not allow to start waits in the state `limited`, in its place in the queue, and takes no
+        slot. Servers publish the rules when they start; a rule that an operator has set with
+        `qsync limit set` stands above that of the program.
+
+        Raises ConfigError when a value is wrong, the name is taken, or tasks of two queues name the
+        limit. `server()` raises it for a task that names a limit that is not declared.
+        """
+        with at_definition():
+            rule = limit_rule(
+                f"limit {shorten(name)}", rate=rate, per=per, burst=burst, concurrency=concurrency
+            )
+        self._declared.declare(name, rule, per_queue=per_queue)
+
     @property
     def periodics(self) -> list[PeriodicTask]:
         """The periodic tasks, in order of definition."""
@@ -263,12 +297,20 @@ class Registry:
             return TaskFunction(
                 function,
                 self._connections,
+                declared=self._declared,
                 name=name,
                 **{option: options.pop(option) for option in HANDLER_OPTIONS if option in options},
                 options=cast("TaskOptions", options),
             )
 
+    def _add_batch(self, batch: BatchFunction[Any]) -> BatchFunction[Any]:
+        self._declared.use(batch.name, batch.defaults.get("queue"), batch.limits.names)
+        self._mux.add(batch.handler)
+        self.batches[batch.name] = batch
+        return batch
+
     def _add(self, task: TaskFunction[..., Any, ..., Any]) -> TaskFunction[..., Any, ..., Any]:
+        self._declared.use(task.name, task.defaults.get("queue"), task.limits.names)
         self._mux.add(task.handler)
         self.functions[task.name] = task
         return task
@@ -288,6 +330,7 @@ class Registry:
                 msg = f"parameter {name!r} gets no value; give arguments={{{name!r}: ...}}"
                 raise ConfigError(f"periodic {periodic.name!r}: {msg}")
         task.build(**given)  # checks them
+        self._declared.use(task.name, task.defaults.get("queue"), task.limits.names)
         for option in ("id", "deadline", "process_at"):
             if task.defaults.get(option) is not None:
                 msg = f"periodic {periodic.name!r}: {option} would be the same for every tick"

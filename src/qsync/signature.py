@@ -123,6 +123,22 @@ class Signature:
             and slot.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
         ]
 
+    @property
+    def single(self) -> list[str]:
+        """Names of the parameters with one value: not those of *args, **kwargs and TaskInfo."""
+        several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        return [slot.name for slot in self._slots if slot.kind not in several]
+
+    def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call that `bind` accepts by name, with the defaults."""
+        bound = self._accepts.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return {name: bound.arguments[name] for name in self.single if self._has(name, bound)}
+
+    @staticmethod
+    def _has(name: str, bound: inspect.BoundArguments) -> bool:
+        return bound.arguments.get(name, _NOT_GIVEN) is not _NOT_GIVEN
+
     def bind(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], *, sort: bool = False
     ) -> Arguments:

@@ -15,6 +15,7 @@ from qsync.backoff import LONGEST_LIST, Delays, ExponentialBackoff
 from qsync.convert import MISFITS, converter_of, misfit
 from qsync.errors import ConfigError, InvalidTask
 from qsync.keys import check_id, check_name, shorten
+from qsync.limit import check_limits
 from qsync.message import NORMAL_PRIORITY, Result, StoredOptions
 from qsync.state import TaskState
 from qsync.times import Duration, datetime_us, duration_us, from_us
@@ -92,6 +93,8 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
     priority      1 to 9: pending tasks of a higher priority start first, within a queue; 5 unless
                   given
     retention     how long the task and its result are kept after success; None: not at all
+    limits        limits to share with other tasks, e.g. "stripe" or "customer:42", at most 4; see
+                  `app.limit`
     fairness_key  tasks of different keys share the throughput fairly, e.g. one key per customer
     headers       mapping of text to text for middleware, e.g. a trace context; at most 8 KiB
     """
@@ -113,6 +116,7 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
     retention: Duration | None = None
     fairness_key: str | None = None
     headers: Mapping[str, str] | None = None
+    limits: list[str] | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_type(self.type)
@@ -156,9 +160,10 @@ def has_options(task: Task) -> bool:
 
 _given_options: Final = operator.attrgetter(
     "retry_delay", "delay", "process_at", "timeout", "deadline", "unique", "unique_key",
-    "retention", "fairness_key", "headers", "on_duplicate", "debounce", "debounce_max", "priority",
+    "retention", "fairness_key", "headers", "on_duplicate", "debounce", "debounce_max", "limits",
+    "priority",
 )  # fmt: skip
-_NO_OPTIONS: Final = (*(None,) * 13, NORMAL_PRIORITY)
+_NO_OPTIONS: Final = (*(None,) * 14, NORMAL_PRIORITY)
 
 
 def options_of(task: Task) -> StoredOptions:
@@ -195,6 +200,7 @@ def options_of(task: Task) -> StoredOptions:
         replaces=unique.replaces,
         debounce_us=unique.debounce_us,
         debounce_max_us=unique.debounce_max_us,
+        limits=check_limits(task.limits),
     )
 
 

@@ -36,8 +36,10 @@ from typing import (
 from qsync.backoff import ExponentialBackoff, RetryPolicy
 from qsync.client import AsyncHandle, Handle
 from qsync.connections import Connections
+from qsync.declared_limits import DeclaredLimits
 from qsync.errors import ConfigError, InvalidTask
 from qsync.keys import did_you_mean, shorten
+from qsync.limit import LimitTemplates
 from qsync.mux import Handler, Middleware, make_handler
 from qsync.retry_policy import ErrorClasses, retry_rules
 from qsync.server.current import running
@@ -73,6 +75,7 @@ class TaskOptions(TypedDict, total=False):
     retention: Duration | None
     fairness_key: str | None
     headers: Mapping[str, str] | None
+    limits: list[str] | tuple[str, ...] | None
 
 
 HANDLER_OPTIONS: Final = ("executor", "middleware", "retry_for", "dont_retry_for")
@@ -97,6 +100,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         function: Callable[Q, V],
         connections: Connections,
         *,
+        declared: DeclaredLimits,
         name: str | None = None,
         executor: Literal["process"] | None = None,
         middleware: Iterable[Middleware] = (),
@@ -132,7 +136,9 @@ class TaskFunction(Generic[P, R, Q, V]):
         if executor == "process":
             # A new process imports the function by name, and gets this object or the function.
             function.handler = self.handler  # type: ignore[attr-defined]
+        self._declared = declared
         self._options: TaskOptions = {}
+        self.limits: LimitTemplates = LimitTemplates((), ())
         self._override(stored)
 
     def __repr__(self) -> str:
@@ -166,6 +172,7 @@ class TaskFunction(Generic[P, R, Q, V]):
         other = copy.copy(self)
         other._options = self._options.copy()
         other._override(options)
+        self._declared.check_queue(self.name, other._options.get("queue"), other.limits.names)
         return other
 
     def build(self, /, *args: P.args, **kwargs: P.kwargs) -> Task[R]:
@@ -179,7 +186,10 @@ class TaskFunction(Generic[P, R, Q, V]):
         sort = bool(options.get("unique")) and options.get("unique_key") is None
         payload = self._signature.bind(args, kwargs, sort=sort)
         payload.decode = self._signature.result_of
-        return Task(self.name, payload, **self._task_options)
+        if not self.limits.names:
+            return Task(self.name, payload, **self._task_options)
+        limits = self.limits.fill(self._signature.named(args, kwargs))
+        return Task(self.name, payload, **{**self._task_options, "limits": limits})
 
     def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, AsyncHandle[R]]:
         """Enqueue a task for these arguments when awaited, and return its AsyncHandle.
@@ -220,6 +230,8 @@ class TaskFunction(Generic[P, R, Q, V]):
 
     def _override(self, options: TaskOptions) -> None:
         self._options = overridden(self.name, self._options, options)
+        if "limits" in options:
+            self.limits = LimitTemplates(options["limits"] or (), self._signature.single)
 
 
 def overridden(name: str, known: TaskOptions, options: TaskOptions) -> TaskOptions:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from qsync.errors import InvalidTask, QsyncError, Retry, SkipRetry, Snooze
+from qsync.errors import InvalidTask, QsyncError, RateLimited, Retry, SkipRetry, Snooze
 from qsync.mux import Handler
 from qsync.server.current import current
 from qsync.task import TaskInfo
@@ -146,6 +146,10 @@ def retry_wrongly(task: TaskInfo) -> None:
 
 def snooze(task: TaskInfo) -> None:
     raise Snooze(3600)
+
+
+def be_rate_limited(task: TaskInfo) -> None:
+    raise RateLimited(retry_after=3600)
 
 
 def skip(task: TaskInfo) -> None:

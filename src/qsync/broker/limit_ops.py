@@ -13,7 +13,7 @@ from typing import Any, Final
 from qsync.broker.call import Argument, Call
 from qsync.broker.script import load
 from qsync.keys import QueueKeys
-from qsync.limit import LimitRule
+from qsync.limit import LimitRule, limit_name
 
 HOLDERS: Final = 100
 """Ids of holders that `limit` returns."""
@@ -21,8 +21,9 @@ HOLDERS: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class OperatorRule:
-    """A rule that an operator set, with who and when."""
+    """A rule that an operator set for a name or one limit, with who and when."""
 
+    limit: str
     rule: LimitRule
     by: str
     at_us: int
@@ -118,8 +119,8 @@ def limits(
         for raw, packed in zip(flat[::2], flat[1::2], strict=True):
             name = raw.decode(errors="backslashreplace")
             if name.startswith("!"):
-                if (given := _operator_rule(packed)) is not None:
-                    operators[name[1:]] = given
+                if (given := _operator_rule(name[1:], packed)) is not None:
+                    operators[given.limit] = given
             elif (rule := _rule(packed)) is not None:
                 own[name] = rule
         states = [_state(now, *row) for row in fields["states"]]
@@ -138,7 +139,8 @@ def limit(
     def decode(reply: Any) -> LimitDetail:
         fields = script.reply(reply)
         now, program = int(fields["now"]), _rule(fields["program"])
-        operator = _operator_rule(fields["operator"]) or _operator_rule(fields["by_name"])
+        operator = _operator_rule(limit, fields["operator"])
+        operator = operator or _operator_rule(limit_name(limit), fields["by_name"])
         state = _state(now, limit.encode(), fields["state"], fields["waiting"], fields["opens_at"])
         return LimitDetail(
             now_us=now, state=state, rule=operator.rule if operator else program, program=program,
@@ -168,12 +170,14 @@ def _rule(packed: bytes) -> LimitRule | None:
     )  # fmt: skip
 
 
-def _operator_rule(packed: bytes) -> OperatorRule | None:
+def _operator_rule(limit: str, packed: bytes) -> OperatorRule | None:
     rule = _rule(packed)
     if rule is None:
         return None
     at_us, _, by = b" ".join(packed.split(b" ")[4:]).partition(b" ")
-    return OperatorRule(rule, by.decode(errors="replace"), int(at_us) if at_us.isdigit() else 0)
+    return OperatorRule(
+        limit, rule, by.decode(errors="replace"), int(at_us) if at_us.isdigit() else 0
+    )
 
 
 def _state(now: int, limit: bytes, text: bytes, waiting: int, opens_at: bytes) -> LimitState:

@@ -14,6 +14,7 @@ from qsync.cli.dead import dead
 from qsync.cli.demo.command import demo
 from qsync.cli.doctor import doctor
 from qsync.cli.errors import errors
+from qsync.cli.limit import limit
 from qsync.cli.queue import queue
 from qsync.cli.schedule import schedule
 from qsync.cli.servers import servers
@@ -25,7 +26,7 @@ from qsync.version import __version__
 
 SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "Run": ("worker", "dashboard"),
-    "Look": ("stats", "top", "task", "queue", "dead", "errors", "schedule", "server"),
+    "Look": ("stats", "top", "task", "queue", "limit", "dead", "errors", "schedule", "server"),
     "Check": ("doctor", "acl"),
     "Try": ("demo",),
 }
@@ -71,11 +72,11 @@ app.command("worker", epilog=None)(worker)
 app.command("dashboard", epilog=None)(dashboard)
 app.command("stats", short_help="Show the tasks and counters of queues.")(stats)
 app.command("top", short_help="Watch queues, servers and running tasks.")(top)
-for _noun in (task, queue, dead, errors, schedule, servers):
+for _noun in (task, queue, limit, dead, errors, schedule, servers):
     app.add_typer(_noun)
 for _noun, _plural in (
-    (task, "tasks"), (queue, "queues"), (schedule, "schedules"), (servers, "servers"),
-    (errors, "error"),
+    (task, "tasks"), (queue, "queues"), (limit, "limits"), (schedule, "schedules"),
+    (servers, "servers"), (errors, "error"),
 ):  # fmt: skip
     app.add_typer(_noun, name=_plural, hidden=True)
 app.command("doctor", epilog=None, short_help="Check whether the store is fit for the queue.")(

@@ -72,6 +72,7 @@ def _facts(detail: TaskDetail, why: Explanation | None) -> list[tuple[str, str]]
         ("lease expires", _time(row.lease_until)),
         ("progress", percent(row.progress)),
         *((name, _duration(value)) for name, value in durations),
+        ("limits", ", ".join(detail.limits)),
         ("fairness key", detail.fairness_key or ""),
         ("unique lock", _lock(detail)),
         ("message", f"not readable: {detail.message_error}" if detail.message_error else ""),

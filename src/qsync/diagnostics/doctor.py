@@ -18,6 +18,7 @@ from qsync.broker.address import Address
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.script import load
 from qsync.broker.store_info import MIN_VERSION, evicts_tasks
+from qsync.diagnostics.limit_check import examine_limits
 from qsync.errors import QsyncError, StoreUnavailable
 from qsync.formatting import size
 from qsync.keys import GlobalKeys, QueueKeys, shorten
@@ -69,6 +70,7 @@ class Doctor:
             for node in nodes:
                 name = f"{node.nodes[0][0]}:{node.nodes[0][1]}" if len(nodes) > 1 else ""
                 findings += await self._examine_node(node, name)
+            findings += limit_findings(await examine_limits(broker, self._keys))
         except StoreUnavailable as error:
             return [
                 Finding("connection", "problem", f"{error}: check the URL, and that the store runs")
@@ -131,6 +133,15 @@ class Doctor:
         return permissions_of("", lacking, self._role, keys.prefix)
 
 
+def limit_findings(problems: Sequence[str] | None) -> list[Finding]:
+    """Return the findings about limits; none if no queue uses any."""
+    if problems is None:
+        return []
+    if not problems:
+        return [Finding("limits", "ok", "each has a rule, and no task waits for over an hour")]
+    return [Finding("limits", "warning", problem) for problem in problems]
+
+
 def permissions_of(
     user: str, lacking: Mapping[Role, Sequence[str]], expected: Role | None, prefix: str
 ) -> Finding:
@@ -167,7 +178,7 @@ def trials(
         "hset": (key, "f", "v"), "hincrby": (key, "f", 1), "zadd": (key, 1, "m"),
         "zrangebyscore": (key, 0, 1), "zremrangebyscore": (key, 0, 1), "zrange": (key, 0, 1),
         "ltrim": (key, 0, 0), "hscan": (key, 0), "zscan": (key, 0), "sscan": (key, 0),
-        "type": (key,),
+        "type": (key,), "zlexcount": (key, "-", "+"), "zrangebylex": (key, "-", "+"),
     }  # fmt: skip
     one_key = {
         "exists", "hgetall", "hkeys", "hlen", "llen", "memory|usage", "pttl", "scard", "unlink",

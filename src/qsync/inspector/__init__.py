@@ -15,6 +15,8 @@ from qsync.broker.aio import AsyncBroker
 from qsync.inspector.bulk import _BulkMixin
 from qsync.inspector.error_groups import ErrorGroup, ErrorPart, merge_groups
 from qsync.inspector.explain import _ExplainMixin
+from qsync.inspector.limit_values import LimitInfo, LimitPage, OperatorRule
+from qsync.inspector.limits import _LimitsMixin
 from qsync.inspector.merged_pages import _TaskListsMixin
 from qsync.inspector.queues import _QueuesMixin
 from qsync.inspector.schedules import _SchedulesMixin
@@ -52,6 +54,9 @@ __all__ = [
     "Filter",
     "Forgotten",
     "Inspector",
+    "LimitInfo",
+    "LimitPage",
+    "OperatorRule",
     "Overview",
     "Page",
     "Pause",
@@ -69,7 +74,13 @@ __all__ = [
 
 
 class Inspector(
-    _QueuesMixin, _TaskListsMixin, _BulkMixin, _ServersMixin, _SchedulesMixin, _ExplainMixin
+    _QueuesMixin,
+    _TaskListsMixin,
+    _BulkMixin,
+    _ServersMixin,
+    _SchedulesMixin,
+    _LimitsMixin,
+    _ExplainMixin,
 ):
     """Reads and changes the queues of a prefix. Create one with `app.inspector()`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,11 +11,13 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from qsync.broker import views
+from qsync.broker import limit_ops, views
 from qsync.broker.ops import crash_count
 from qsync.broker.views import PendingPosition, lease_until, moment_of, state_of
 from qsync.errors import InvalidTask
 from qsync.formatting import duration, ordinal, utc_time
+from qsync.inspector.limit_values import LimitInfo
+from qsync.inspector.limits import info_of
 from qsync.inspector.live_servers import Record, _LiveServersMixin
 from qsync.inspector.task_rows import DecodedTask, decode_task, pause_of, server_of
 from qsync.inspector.values import Explanation, Pause, Reason
@@ -28,6 +31,9 @@ RUN_ALONE: Final = 2
 
 ERROR_SHOWN: Final = 120
 """Number of characters of an error that a sentence shows."""
+
+HOLDERS_SHOWN: Final = 5
+"""Number of tasks that a sentence names as holders of a limit."""
 
 MAX_MEASURE_S: Final = 5.0
 
@@ -43,6 +49,10 @@ class Facts:
     servers: Sequence[Record]
     """The running servers."""
     rate: float | None
+    waits_for: LimitInfo | None = None
+    """Limit that a limited task waits for."""
+    waits_before: int = 0
+    """Number of tasks that wait for that limit before it."""
 
 
 def explain(facts: Facts) -> Explanation:
@@ -109,6 +119,48 @@ def _pending(facts: Facts, blank: Explanation) -> Explanation:
         reasons.append("deadline")
         sentences.append("Its deadline has passed: it will be dead as soon as a server takes it.")
     return _explained(blank, sentences, reasons, rank=rank, wait=wait, servers=len(able))
+
+
+def _limited(facts: Facts, blank: Explanation) -> Explanation:
+    info = facts.waits_for
+    sentences = [
+        "Limited by a limit that has just opened: it starts when a server looks for tasks."
+    ]
+    if info is not None:
+        order = _order(facts.waits_before)
+        sentences = [f"Limited by {info.limit}: {_obstacle(info)}; {order}."]
+    reasons: list[Reason] = ["limited"]
+    for reason, sentence in _blockers(facts, blank.paused):
+        reasons.append(reason)
+        sentences.append(sentence)
+    if _is_past_deadline(facts):
+        reasons.append("deadline")
+        sentences.append("Its deadline has passed: it will be dead as soon as a server takes it.")
+    return _explained(
+        blank, sentences, reasons, servers=len(_able_servers(facts)),
+        rank=facts.waits_before, at=info and (info.closed_until or info.opens_at),
+        limit=info and info.limit, limit_holders=info.holders if info else [],
+    )  # fmt: skip
+
+
+def _order(before: int) -> str:
+    return "next to start" if before == 0 else f"{ordinal(before + 1)} to start"
+
+
+def _obstacle(info: LimitInfo) -> str:
+    """Return why a limit lets no task start now."""
+    if info.closed_until is not None:
+        return f"closed until {utc_time(info.closed_until)}"
+    most = info.rule.concurrency if info.rule else None
+    if most is not None and info.taken >= most:
+        holders = ", ".join(info.holders[:HOLDERS_SHOWN])
+        others = info.taken - len(info.holders[:HOLDERS_SHOWN])
+        more = f" and {others:,} more" if others > 0 and holders else ""
+        by = f" by {holders}{more}" if holders else ""
+        return f"{info.taken:,} of {most:,} {'slot' if most == 1 else 'slots'} in use{by}"
+    if info.opens_at is not None:
+        return f"opens at {utc_time(info.opens_at)} ({info.rule})"
+    return "open, and other tasks wait before it"
 
 
 def _scheduled(facts: Facts, blank: Explanation) -> Explanation:
@@ -202,6 +254,7 @@ def _dead(facts: Facts, blank: Explanation) -> Explanation:
 
 _BY_STATE = {
     TaskState.PENDING: _pending,
+    TaskState.LIMITED: _limited,
     TaskState.SCHEDULED: _scheduled,
     TaskState.RETRY: _retry,
     TaskState.ACTIVE: _active,
@@ -309,7 +362,23 @@ class _ExplainMixin(_LiveServersMixin):
             located = await self._broker.run(call)
             rate = self._note_rate(queue, located.ended)
         _, servers = await self._live()
-        return explain(Facts(id, queue, looked, located, servers, rate))
+        facts = Facts(id, queue, looked, located, servers, rate)
+        if shown.state is TaskState.LIMITED:
+            facts = await self._with_limit(facts)
+        return explain(facts)
+
+    async def _with_limit(self, facts: Facts) -> Facts:
+        """Return the facts with the limit that a limited task waits for."""
+        keys = self._keys(facts.queue)
+        limits = facts.task.options.limits or ()
+        details = await self._run_all(
+            [limit_ops.limit(keys, limit, id=facts.id) for limit in limits]
+        )
+        for detail in details:
+            if detail.place is not None:
+                info = info_of(facts.queue, detail)
+                return dataclasses.replace(facts, waits_for=info, waits_before=detail.place)
+        return facts  # it has just stopped waiting
 
     async def _explain_duplicate(self, task: Task, measure: float) -> Explanation:
         rejected = new_task(task, new_nonce())

@@ -44,6 +44,7 @@ def detail_of(queue: str, task: DecodedTask, lock_holder: str | None) -> TaskDet
         retention=_seconds(options.retention_us),
         retry_delay=_retry_delay(options.retry_delay),
         deadline=None if options.deadline_us is None else moment_of(options.deadline_us),
+        limits=list(options.limits or ()),
         fairness_key=options.fairness_key,
         lock=options.lock,
         lock_holder=lock_holder,

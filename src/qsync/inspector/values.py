@@ -226,6 +226,7 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     retention: float | None
     retry_delay: float | str | None
     deadline: datetime | None
+    limits: list[str]
     fairness_key: str | None
     lock: str | None
     lock_holder: str | None
@@ -380,7 +381,7 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
 Reason = Literal[
     "next", "behind", "paused", "no_server", "no_server_knows", "all_quiet", "scheduled", "retry",
     "handed_back", "active", "lapsed", "completed", "cancelled", "dead", "duplicate", "not_found",
-    "deadline", "snoozed",
+    "deadline", "snoozed", "limited",
 ]  # fmt: skip
 
 
@@ -396,6 +397,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     server    the server that runs it, with a lease until `lease_until`
     servers   number of live servers that can run it
     holder    the task that holds its lock
+    limit     the limit that it waits for, whose slots the tasks `limit_holders` have
     """
 
     id: str
@@ -418,3 +420,5 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     lease_until: datetime | None = None
     servers: int | None = None
     holder: str | None = None
+    limit: str | None = None
+    limit_holders: list[str] = []

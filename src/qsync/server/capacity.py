@@ -53,6 +53,14 @@ class Capacity:
         """Number of tasks started so far."""
         return self._started_before + self.started
 
+    def open_slots(self) -> int:
+        """Return how many tasks could start now: the slots without a task leased for them."""
+        suspects = self._suspects
+        if not self.accepting or suspects.blocks_others(time.monotonic()):
+            return 0
+        held = self.running + len(self.ready) + len(suspects.waiting)
+        return max(0, self._config.concurrency - held)
+
     def free_slots(self) -> int:
         """Return how many more tasks the server may lease now.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from qsync.server.config import Config
@@ -62,14 +62,21 @@ class FetchTiming:
         lanes: Mapping[str, QueueState],
         in_flight: Collection[str],
         lookout: Lookout,
+        open_slots: Callable[[], int],
     ) -> None:
         self._config = config
         self._lanes = lanes
         self._in_flight = in_flight
         self._lookout = lookout
+        self._open = open_slots
         self.shares: Shares = Shares(config.weights, strict=config.strict)
         self.woken: set[str] = set()
         """Queues with a wake that no fetch has followed."""
+        self.free: dict[str, int] = {}
+        """Number of free slots that the fetch in flight from a queue may fill with tasks that have
+        limits, which are not leased ahead."""
+        self.awaiting_slots: set[str] = set()
+        """Queues whose last fetch left such tasks."""
         self.retry_at: dict[str, float] = dict.fromkeys(lanes, 0.0)
         """Time before which a queue is not fetched from, after a failed fetch."""
 
@@ -89,8 +96,11 @@ class FetchTiming:
         large = self.shares.is_truncated(lane.queue)
         return lane.sent_at + (SLOT_RESERVATION_S if large else ROUND_TIMEOUT_S)
 
-    def plan(self, now: float, wanted: int) -> Round:
-        """Plan a round that is to bring `wanted` tasks, including those of fetches in flight."""
+    def plan(self, now: float, wanted: int, free: int) -> Round:
+        """Plan a round that is to bring `wanted` tasks, including those of fetches in flight.
+
+        `free` is the number of slots for tasks with limits, which are not leased ahead.
+        """
         lookout = self._lookout
         lookout.begin(now)
         lanes = [lane for lane in lookout.first(CROWD) if lane.queue not in self._in_flight]
@@ -101,7 +111,9 @@ class FetchTiming:
         hungry = [
             lane.queue
             for lane in ready
-            if not lane.refused and (not lane.exhausted or lane.queue in upkeep)
+            if not lane.refused
+            and (not lane.exhausted or lane.queue in upkeep)
+            and (free > 0 or lane.queue not in self.awaiting_slots)
         ]
         crowd = max(SOME, slots // GRAIN)
         if len(hungry) > crowd and not self._config.strict:
@@ -113,6 +125,11 @@ class FetchTiming:
             if shares.get(lane.queue) or lane.queue in upkeep
         ]
         return Round(fetches, lanes, ready, slots)
+
+    def open_slots(self) -> int:
+        """Return the free slots that fetches in flight may not give to tasks with limits."""
+        flying = sum(self.free.get(queue, 0) for queue in self._in_flight)
+        return max(0, self._open() - flying)
 
     def _reserved(self, now: float) -> int:
         """Return the number of slots that fetches in flight reserve."""

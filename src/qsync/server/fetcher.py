@@ -83,7 +83,9 @@ class Fetcher:
         if self._wakes is None:
             self._waiters.block_on_all()
         self._in_flight: dict[str, asyncio.Task[None]] = {}
-        self._timing = FetchTiming(config, self._lanes, self._in_flight, self._lookout)
+        self._timing = FetchTiming(
+            config, self._lanes, self._in_flight, self._lookout, capacity.open_slots
+        )
         self._wakeup = capacity.room_made
         self._crash_log = crash_log
         self._runs = False
@@ -164,7 +166,7 @@ class Fetcher:
         self._capacity.notify_room = awaited_until is None
         if awaited_until is not None:
             return awaited_until - now
-        planned = timing.plan(now, self._capacity.fetch_size())
+        planned = timing.plan(now, self._capacity.fetch_size(), timing.open_slots())
         if planned.fetches:
             self._start_fetches(planned.fetches)
         self._lookout.rest(lane for lane in planned.ready if timing.at_rest(lane))
@@ -279,6 +281,7 @@ class Fetcher:
         Only a server of one queue can do so, since nothing else may fill the slots meanwhile.
         """
         lane.requested, lane.sent_at = slots, boot_s()
+        self._timing.free[lane.queue] = min(slots, self._timing.open_slots())
         work = self._spawn(self._fetch_on_wake(waiter, lane, slots, seconds))
         self._in_flight[lane.queue] = self._waiters.tasks[waiter] = work
 
@@ -293,7 +296,7 @@ class Fetcher:
             if isinstance(answer, QsyncError):
                 self._failed(lane, answer)
             elif answer is not None:
-                made = self._made_at(lane, answer, sent)
+                made = lane.ran_at(answer.now_us, sent)
                 self._runner.submit(
                     await self._handle_result(lane, slots, answer, made, repeated=False)
                 )
@@ -305,14 +308,6 @@ class Fetcher:
             lane.requested = 0
             self._in_flight.pop(lane.queue, None)
             self._wakeup.set()
-
-    def _made_at(self, lane: QueueState, fetched: FetchResult, sent: float) -> float:
-        """Estimate when the store ran a fetch that was sent at `sent`, by boot_s; never too late:
-        from its clock, which the previous fetch compared with ours."""
-        if not lane.store_now_us:
-            return sent
-        passed = (fetched.now_us - lane.store_now_us) / 1_000_000
-        return min(max(sent, lane.store_now_read_at + passed), boot_s())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -332,6 +327,7 @@ class Fetcher:
             task = self._spawn(self._send_fetches(group))
             for lane, wanted in group:
                 lane.requested, lane.sent_at = wanted, boot_s()
+                self._timing.free[lane.queue] = min(wanted, self._timing.open_slots())
                 self._in_flight[lane.queue] = task
                 # A wake from now on may be for a task that this fetch does not see.
                 self._timing.woken.discard(lane.queue)
@@ -375,6 +371,7 @@ class Fetcher:
                 number=lane.number,
                 wanted=wanted,
                 policy=self._policy,
+                free=self._timing.free.get(lane.queue, 0),
             )
             lane.in_flight = FetchInFlight(call, f"{self._holder}/{lane.number}", boot_s())
             return call
@@ -436,7 +433,10 @@ class Fetcher:
         if self._outage.parts:
             self._outage.worked(_part(lane))
         lane.has_more_pending = fetched.left
-        if fetched.left:  # upkeep may have made tasks pending without a wake, so don't wait for one
+        awaiting = self._timing.awaiting_slots
+        (awaiting.add if fetched.left_for_free else awaiting.discard)(lane.queue)
+        # Upkeep may have made tasks pending without a wake, so don't wait for one.
+        if fetched.left or fetched.left_for_free:
             lane.exhausted = False
         elif wanted and not (repeated or fetched.more):
             lane.exhausted = lane.queue not in self._timing.woken

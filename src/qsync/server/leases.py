@@ -72,7 +72,7 @@ class LeaseKeeper:
         holder: str,
         lease_s: float,
         stopper: Stopper,
-        on_store_lost: Callable[[], None],
+        on_store_lost: Callable[[QueueState], None],
         outage: Outage,
     ) -> None:
         self._broker = broker
@@ -153,7 +153,7 @@ class LeaseKeeper:
         )  # fmt: skip
         for leased in held:
             self._stopper.lose(leased)
-        self._on_store_lost()
+        self._on_store_lost(lane)
 
 
 class ThreadLeaseKeeper:

@@ -13,8 +13,9 @@ from qsync import codec
 from qsync.backoff import ExponentialBackoff, RetryPolicy, retry_delay
 from qsync.broker.ops import HandedBack as Back
 from qsync.broker.ops import Killed, LeaseRef, Retried
-from qsync.errors import Retry, SkipRetry, Snooze
-from qsync.keys import class_name, class_path, server_of_token
+from qsync.errors import ConfigError, RateLimited, Retry, SkipRetry, Snooze
+from qsync.keys import class_name, class_path, server_of_token, shorten
+from qsync.limit import limit_name
 from qsync.message import ERROR_LIMIT, FailedAttempt, Failure
 from qsync.retry_policy import NO_RULES, RetryRules
 from qsync.server.error_text import BadPayload, NeverRun, ResultNotKept, cut, describe, first_line
@@ -83,7 +84,11 @@ def failed(
 
 def snoozed(leased: LeasedTask, error: Snooze, now_us: int) -> Settlement:
     """Return the record of a task whose handler asked to run later: back with a delay, uncharged;
-    dead if its deadline passes before then."""
+    dead if its deadline passes before then. RateLimited closes a limit, at which the task waits.
+
+    ConfigError if the limit is none of the task's.
+    """
+    limit = _closed_limit(leased, error) if isinstance(error, RateLimited) else None
     before, due_us = leased.failure, now_us + error.delay_us
     deadline = leased.message.options and leased.message.options.deadline_us
     if deadline and due_us >= deadline:
@@ -93,7 +98,27 @@ def snoozed(leased: LeasedTask, error: Snooze, now_us: int) -> Settlement:
         before, unknown_since_us=0, unknown_times=0, due_us=due_us, snoozes=before.snoozes + 1,
         snoozed_at_us=now_us,
     )  # fmt: skip
-    return Snoozed(leased.id, leased.token, error.delay_us, codec.encode(record))
+    failure = codec.encode(record)
+    if limit is None:
+        return Snoozed(leased.id, leased.token, error.delay_us, failure, started=True)
+    return Snoozed(
+        leased.id, leased.token, None, failure, started=True, limit=limit,
+        closed_us=error.delay_us,
+    )  # fmt: skip
+
+
+def _closed_limit(leased: LeasedTask, error: RateLimited) -> str | None:
+    """Return the limit that the error closes; None for a task without limits."""
+    options = leased.message.options
+    limits = () if options is None else options.limits or ()
+    if not limits or error.limit is None:
+        return limits[0] if limits else None
+    for limit in limits:
+        if error.limit in (limit, limit_name(limit)):
+            return limit
+    names = ", ".join(limits)
+    msg = f"RateLimited: limit: the task has no limit {shorten(error.limit)}, only {names}"
+    raise ConfigError(msg)
 
 
 def _delay_us(leased: LeasedTask, attempt: int, error: BaseException, policy: RetryPolicy) -> int:

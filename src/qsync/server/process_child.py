@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from qsync import codec
-from qsync.errors import InvalidTask, Retry, SkipRetry, Snooze
+from qsync.errors import InvalidTask, RateLimited, Retry, SkipRetry, Snooze
 from qsync.keys import class_name, shorten
 from qsync.message import ERROR_LIMIT
 from qsync.mux import Handler
@@ -87,10 +87,12 @@ class AskedSkipRetry(msgspec.Struct, tag=True):
 
 
 class AskedSnooze(msgspec.Struct, tag=True):
-    """The handler raised Snooze."""
+    """The handler raised Snooze, or RateLimited for a limit."""
 
     text: str
     delay_s: float
+    is_rate_limited: bool
+    limit: str | None
 
 
 class Unfit(msgspec.Struct, tag=True):
@@ -223,7 +225,9 @@ def _told(error: BaseException) -> Reply:
     if isinstance(error, SkipRetry):
         return AskedSkipRetry(_text(error))
     if isinstance(error, Snooze):
-        return AskedSnooze(_text(error), error.delay_us / 1_000_000)
+        is_rate_limited = isinstance(error, RateLimited)
+        limit = error.limit if isinstance(error, RateLimited) else None
+        return AskedSnooze(_text(error), error.delay_us / 1_000_000, is_rate_limited, limit)
     if isinstance(error, Retry):
         delay = error.delay
         seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay

@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from qsync import codec
-from qsync.errors import InvalidTask, Retry, SkipRetry, Snooze
+from qsync.errors import InvalidTask, RateLimited, Retry, SkipRetry, Snooze
 from qsync.mux import Handler
 from qsync.server import process_child
 from qsync.server.child_context import ChildSetup
@@ -334,6 +334,8 @@ def _outcome(reply: Reply) -> Any:
             raise Retry(text, delay=delay_s)
         case process_child.AskedSkipRetry(text):
             raise SkipRetry(text)
+        case process_child.AskedSnooze(text, delay_s, True, limit):
+            raise RateLimited(delay_s, limit=limit, message=text)
         case process_child.AskedSnooze(text, delay_s):
             raise Snooze(delay_s, text)
         case process_child.Unfit(text):

@@ -133,6 +133,11 @@ class LeasedTask(msgspec.Struct, eq=False):
             is_value=message.is_value,
         )
 
+    @property
+    def has_started(self) -> bool:
+        """Whether the handler has been called, or may have been."""
+        return self.begun_s > 0 and not self.waits
+
     def begins(self) -> bool:
         """Record that the handler starts now; return False if the lease has expired."""
         self.begun_s = boot_s()
@@ -259,6 +264,14 @@ class QueueState:
         if not self.store_now_us:
             return 0
         return self.store_now_us + int((boot_s() - self.store_now_read_at) * 1_000_000)
+
+    def ran_at(self, now_us: int, sent: float) -> float:
+        """Estimate when the store ran a fetch that was sent at `sent`, by boot_s; never too late:
+        from its clock at that time, which the previous fetch compared with ours."""
+        if not self.store_now_us:
+            return sent
+        passed = (now_us - self.store_now_us) / 1_000_000
+        return min(max(sent, self.store_now_read_at + passed), boot_s())
 
     def drop(self, tasks: Iterable[LeasedTask]) -> None:
         """Remove tasks that the server no longer holds."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 from qsync.broker import ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.ops import Completion
-from qsync.errors import QsyncError, Snooze
+from qsync.errors import ConfigError, QsyncError, Snooze
 from qsync.server import fork_guard, outcome
 from qsync.server.batch_runs import BatchRuns
 from qsync.server.capacity import Capacity
@@ -86,6 +86,8 @@ class Runner:
         self._isolation = Isolation(broker, suspects, self._start_some)
         self._suspected = max(1, min(2, config.max_crashes - 1))
         """Number of crashes from which a task is a suspect."""
+        self._closing: list[LeasedTask] = []
+        """Tasks that close a limit, and keep their slots until the store knows it."""
         self._suspect_timer: asyncio.TimerHandle | None = None
         self._guard = fork_guard.Guard(self._loop)
         self._failures = Failures(config, invoker, rivals, hooks)
@@ -312,7 +314,10 @@ class Runner:
             leased.timer = None
         if self._metrics is not None:
             self._metrics.finished(leased)
-        self._capacity.running -= 1
+        if type(record) is outcome.Snoozed and record.limit:
+            self._closing.append(leased)  # no task of the limit may take the slot before
+        else:
+            self._capacity.running -= 1
         if record is None:
             if self._metrics is not None:
                 self._metrics.settled(leased, None)
@@ -342,6 +347,16 @@ class Runner:
                 entries[leased.lane.queue] = [(leased, record)]
         for queue, of_queue in entries.items():
             self._settlers[queue].add_all(of_queue)
+
+    def see_settled(self) -> None:
+        """Free the slots of tasks that closed a limit, once the store has closed it, and let other
+        tasks start once a suspect has ended."""
+        if self._closing:
+            ended = [leased for leased in self._closing if leased.phase is RELEASED]
+            self._closing = [leased for leased in self._closing if leased.phase is not RELEASED]
+            self._capacity.running -= len(ended)
+            self._start_some()
+        self.see_suspect_end()
 
     def see_suspect_end(self) -> None:
         """Let other tasks start once the store knows how the suspect ended.
@@ -377,9 +392,12 @@ class Runner:
         if stop == "cancelled":
             return leased.held
         if isinstance(error, Snooze):
-            return self._snoozed(leased, error)
+            try:
+                return self._snoozed(leased, error)
+            except ConfigError as wrong:
+                error = wrong
         if stop == "shutdown":
-            return ops.HandedBack(leased.id, leased.token)
+            return ops.HandedBack(leased.id, leased.token, started=leased.has_started)
         if isinstance(error, asyncio.CancelledError):
             timed_out = stop == "timeout"
             limit = self.stopping.limit_of(leased)

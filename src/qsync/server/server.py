@@ -7,9 +7,9 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
 from qsync.broker.address import Address
@@ -19,6 +19,7 @@ from qsync.client import AsyncClient, Client
 from qsync.errors import QsyncError, SchemaMismatch
 from qsync.hooks import Hooks
 from qsync.keys import QueueKeys, check_name
+from qsync.limit import LimitRule
 from qsync.mux import Middleware, Mux, check_mux
 from qsync.server.capacity import Capacity
 from qsync.server.child_context import ChildSetup
@@ -36,6 +37,7 @@ from qsync.server.heartbeats import Heartbeats
 from qsync.server.hook_calls import HookCalls
 from qsync.server.invoke import Invoker
 from qsync.server.leases import LeaseKeeper
+from qsync.server.limit_rules import LimitRules
 from qsync.server.loop_watchdog import LoopWatchdog
 from qsync.server.outage_log import Outage
 from qsync.server.part import AtStop, Loops, Part
@@ -66,6 +68,9 @@ class Server:
     `async with server:` runs the server beside other work. `await server.run()` runs it until
     SIGTERM or SIGINT. The options are the fields of `qsync.server.config.Config`.
     """
+
+    limits: Mapping[str, LimitRule] = MappingProxyType({})
+    """Rules of the app's limits by name, which the server publishes when it starts."""
 
     def __init__(
         self,
@@ -300,6 +305,7 @@ class Server:
             AtStop(fetcher.aclose, closes=True),
             AtStop(control.withdraw),
             Loops(self._on_broken, control.announce, control.read_inbox, control.watch_stale),
+            self._limit_rules,
             self._make_ticks(hooks),
             Heartbeats(self._broker, self._lanes, config.lease_s, leases, watchdog, outage),
             Loops(self._on_broken, *[settler.run for settler in settlers]),
@@ -323,7 +329,7 @@ class Server:
             lane.queue: Settler(
                 together, lane, self._outage,
                 on_lost=self._count_lost,
-                on_settled=lambda: self._runner.see_suspect_end(),
+                on_settled=lambda: self._runner.see_settled(),
                 on_accepted=capacity.room_made.set,
                 metrics=self.tally,
                 hooks=hooks,
@@ -346,10 +352,15 @@ class Server:
         return Loops(self._on_broken, periodic.run, stored.run)
 
     def _make_lease_keeper(self) -> LeaseKeeper:
+        self._limit_rules = LimitRules(self._broker, self._lanes, self.limits, self._outage)
         return LeaseKeeper(
             self._broker, self.holder, self.config.lease_s, self._runner.stopping,
-            lambda: self._control.announce_again(), self._outage,
+            self._on_store_lost, self._outage,
         )  # fmt: skip
+
+    def _on_store_lost(self, lane: QueueState) -> None:
+        self._control.announce_again()
+        self._limit_rules.publish_again(lane)
 
     def _blocking_client(self) -> Client:
         if self._client is None:

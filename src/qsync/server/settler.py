@@ -303,8 +303,11 @@ def _some_ids(entries: Sequence[Entry]) -> str:
 
 def _back(record: Record) -> HandedBack:
     """Return the record that hands a task back and keeps its failed attempts."""
-    delay_us = record.delay_us if isinstance(record, Retried | HandedBack) else None
-    return HandedBack(record.id, record.token, delay_us, getattr(record, "failure", b""))
+    if isinstance(record, HandedBack):
+        return record
+    delay_us = record.delay_us if isinstance(record, Retried) else None
+    failure = getattr(record, "failure", b"")
+    return HandedBack(record.id, record.token, delay_us, failure, started=True)
 
 
 def _back_size(back: HandedBack) -> int:

@@ -129,9 +129,9 @@ def task(function: Any = None, *, backend: str = "default", **options: Any) -> A
 
     The decorator of Django 6.1 and of django-tasks takes these options itself, that of Django 6.0
     does not. They are `retry`, `retry_delay`, `timeout`, `deadline`, `unique`, `unique_key`,
-    `retention`, `fairness_key`, `headers`, `on_duplicate`, `debounce` and `debounce_max`, as for
-    `qsync.Task`, beside `priority` (-100 to 100), `queue_name` and `takes_context`. InvalidTask of
-    Django when one is wrong.
+    `retention`, `fairness_key`, `headers`, `limits`, `on_duplicate`, `debounce` and
+    `debounce_max`, as for `qsync.Task`, beside `priority` (-100 to 100), `queue_name` and
+    `takes_context`. InvalidTask of Django when one is wrong.
     """
 
     fields = {"priority": 0, "queue_name": "default", "run_after": None, **options}

@@ -4,6 +4,7 @@ qsync.E001  there is no URL
 qsync.E002  QSYNC has an unknown option
 qsync.E003  ENQUEUE is wrong
 qsync.E004  another option is wrong
+qsync.E007  a task names a limit that the app does not declare, or that another queue has
 qsync.W001  a task in tasks.py of an installed app belongs to another Qsync
 qsync.W002  the store does not answer (only with --deploy)
 """
@@ -19,8 +20,8 @@ from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 
 from qsync.contrib.django.configuration import SettingError, configuration
-from qsync.contrib.django.project import project_app
-from qsync.errors import QsyncError
+from qsync.contrib.django.project import check_limits, project_app
+from qsync.errors import ConfigError, QsyncError
 from qsync.task_function import TaskFunction
 
 PATIENCE_S = 2.0
@@ -31,6 +32,7 @@ def register_checks() -> None:
     """Have `manage.py check` run the checks."""
     checks.register(check_settings, "qsync")
     checks.register(check_tasks, "qsync")
+    checks.register(check_task_limits, "qsync")
     checks.register(check_store, "qsync", deploy=True)
 
 
@@ -61,6 +63,17 @@ def check_tasks(app_configs: Any, **_: Any) -> list[checks.CheckMessage]:
         for path, task in _functions()
         if id(task.handler) not in known
     ]
+
+
+def check_task_limits(app_configs: Any, **_: Any) -> list[checks.CheckMessage]:
+    """Return an error if a task names a limit that the project does not declare."""
+    try:
+        check_limits(project_app())
+    except ImproperlyConfigured:
+        return []
+    except ConfigError as error:
+        return [checks.Error(str(error), id="qsync.E007")]
+    return []
 
 
 def _functions() -> Iterator[tuple[str, TaskFunction[..., Any, ..., Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
@@ -23,6 +24,9 @@ BACKEND = "qsync.contrib.django.QsyncBackend"
 
 handlers: Final = Mux()
 """Handlers of the tasks of django.tasks."""
+
+limited_tasks: Final[dict[str, tuple[str, Sequence[str]]]] = {}
+"""Queue, and names of the limits, of tasks of django.tasks that have limits, by type."""
 
 _lock = threading.RLock()
 _made: tuple[Qsync, ProjectSender] | None = None
@@ -67,7 +71,16 @@ def _make() -> tuple[Qsync, ProjectSender]:
     sender = ProjectSender(app._connections)
     app.extend(Extension(server=keep_connections_fresh, sender=sender))
     app.extend(Extension(server=partial(run_relay, app._connections)))
+    app.extend(Extension(server=lambda _: check_limits(app)))
     return app, sender
+
+
+def check_limits(app: Qsync) -> None:
+    """Raise ConfigError if a task of django.tasks names a limit that the app does not declare, or
+    that tasks of another queue have."""
+    for type, (queue, names) in limited_tasks.items():
+        app._declared.use(type, queue, names)
+    app._declared.check()
 
 
 def _queues() -> list[str]:

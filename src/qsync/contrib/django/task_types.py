@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from inspect import iscoroutinefunction
+from inspect import Parameter, Signature, iscoroutinefunction, signature
 from typing import Any, Final
 
 from django.utils import timezone
 
 from qsync.contrib.django import tasks_api
-from qsync.contrib.django.project import handlers
+from qsync.contrib.django.project import handlers, limited_tasks
 from qsync.contrib.django.tasks_api import signals
 from qsync.errors import InvalidTask, SkipRetry, Snooze
 from qsync.keys import class_path, server_of_token, shorten
+from qsync.limit import LimitTemplates
 from qsync.message import NORMAL_PRIORITY
 from qsync.task import Task, TaskInfo
 from qsync.times import Duration, from_us
@@ -23,7 +24,7 @@ from qsync.uniqueness import OnDuplicate
 
 OPTIONS: Final = (
     "retry", "retry_delay", "timeout", "deadline", "unique", "unique_key", "retention",
-    "fairness_key", "headers", "on_duplicate", "debounce", "debounce_max",
+    "fairness_key", "headers", "on_duplicate", "debounce", "debounce_max", "limits",
 )  # fmt: skip
 """Options of qsync that a decorator of django.tasks takes."""
 
@@ -59,6 +60,7 @@ class QsyncTask(tasks_api.Task):
     on_duplicate: OnDuplicate | None = None
     debounce: Duration | None = None
     debounce_max: Duration | None = None
+    limits: list[str] | tuple[str, ...] | None = None
 
 
 class UnsupportedResult(TypeError):
@@ -103,6 +105,9 @@ def make(task: Any, result: Any, defaults: Mapping[str, Any]) -> Task[Any]:
     if run_after is not None and timezone.is_naive(run_after):  # without USE_TZ
         run_after = timezone.make_aware(run_after)
     payload = {"args": result.args, "kwargs": result.kwargs}
+    if options.get("limits"):
+        templates = LimitTemplates(options["limits"], _parameters(task))
+        options["limits"] = templates.fill(_arguments(task, result.args, result.kwargs))
     return Task(
         task.module_path, payload,
         id=result.id, queue=task.queue_name, process_at=run_after, **options,
@@ -139,9 +144,37 @@ def check(task: Any, defaults: Mapping[str, Any]) -> None:
             "thread, or on the event loop if they are async def; use @app.task(executor=...) of "
             "qsync.contrib.django"
         )
-    options = {name: getattr(task, name, None) for name in OPTIONS}
-    given = {name: value for name, value in options.items() if value is not None}
-    Task(task.module_path, queue=task.queue_name, **{**defaults, **given})
+    own = {name: getattr(task, name, None) for name in OPTIONS}
+    given = {name: value for name, value in own.items() if value is not None}
+    options: dict[str, Any] = {**defaults, **given}
+    Task(task.module_path, queue=task.queue_name, **options)
+    if options.get("limits"):
+        templates = LimitTemplates(options["limits"], _parameters(task))
+        limited_tasks.setdefault(task.module_path, (task.queue_name, templates.names))
+
+
+def _parameters(task: Any) -> list[str]:
+    """Return the names of the parameters of a task that have one value."""
+    several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    known = _signature(task).parameters.values()
+    return [parameter.name for parameter in known if parameter.kind not in several]
+
+
+def _arguments(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the arguments of a task by name, with the defaults."""
+    try:
+        bound = _signature(task).bind(*args, **kwargs)
+    except TypeError as error:
+        raise InvalidTask(f"task {task.module_path!r}: {error}") from None
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _signature(task: Any) -> Signature:
+    """Return the signature of a task, without its context."""
+    whole = signature(task.func)
+    parameters = list(whole.parameters.values())[1 if task.takes_context else 0 :]
+    return whole.replace(parameters=parameters)
 
 
 def check_defaults(defaults: Mapping[str, Any]) -> None:

@@ -1,0 +1,254 @@
+"""`qsync limit`: list, show, set, reset."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import typer
+
+from qsync.cli import completion
+from qsync.cli.command import USAGE, Group, exit_with
+from qsync.cli.listing import OutputOptions
+from qsync.cli.options import By, Cursor, Json, StoreOptions, duration_of
+from qsync.cli.output import Cell, Column, Row, print_json, print_line, print_table
+from qsync.cli.prompts import current_user
+from qsync.cli.store import check_queue, open_store
+from qsync.errors import InvalidTask
+from qsync.formatting import local_time, plural, relative
+from qsync.inspector import LimitInfo
+from qsync.limit import check_limit, limit_rule
+
+limit: Final = Group(
+    name="limit",
+    help="List limits, show who holds one, set and reset rules.",
+    no_args_is_help=True,
+)
+
+LimitQueue = Annotated[
+    str,
+    typer.Option(
+        "--queue", "-q", metavar="NAME", help="Queue of the limit.",
+        autocompletion=completion.queues,
+    ),
+]  # fmt: skip
+
+LimitName = Annotated[
+    str,
+    typer.Argument(
+        metavar="LIMIT", help="A name, or one value of it: customer, customer:42.",
+        show_default=False,
+    ),
+]  # fmt: skip
+
+Rate = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Starts in each time --per.", show_default=False),
+]
+Per = Annotated[
+    float | None,
+    typer.Option(
+        parser=duration_of, metavar="TIME", help="Time that --rate counts in, e.g. 1s, 1m, 1h.",
+        show_default=False,
+    ),
+]  # fmt: skip
+Burst = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Starts at once after a quiet time.  [default: a tenth of --rate]",
+        show_default=False,
+    ),
+]  # fmt: skip
+Concurrency = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Tasks that run at the same time.", show_default=False),
+]
+
+
+@limit.command("list")
+def list_limits(
+    *,
+    queue: Annotated[
+        str,
+        typer.Argument(
+            metavar="[QUEUE]", help="Queue of the limits.", autocompletion=completion.queues
+        ),
+    ] = "default",
+    cursor: Cursor = None,
+    store: StoreOptions,
+    output: OutputOptions,
+) -> None:
+    """List the limits of a queue: slots in use, tasks that wait, and the rule of each.
+
+    For example: qsync limit list mail
+
+    IN USE counts the tasks that run, and those that may start and wait for a server.
+    """
+    with open_store(store) as session:
+
+        def show() -> None:
+            page = session.run(session.inspector.limits(queue, cursor=cursor))
+
+            def print_table(whole: bool) -> None:
+                if page.limits:
+                    _print_table(page.limits, whole=whole)
+                else:
+                    session.run(check_queue(session.inspector, queue))
+                    print_line(f"Queue {queue} has no limits.")
+                if page.cursor:
+                    print_line(f"More: qsync limit list {queue} --cursor {page.cursor}")
+
+            output.print_rows(page.limits, print_table, page)
+
+        output.repeat(show)
+
+
+@limit.command()
+def show(
+    *,
+    name: LimitName,
+    queue: LimitQueue = "default",
+    store: StoreOptions,
+    as_json: Json = False,
+) -> None:
+    """Show a limit: its rules, the tasks that hold it, and how many wait.
+
+    For example: qsync limit show customer:42 --queue mail
+    """
+    _check(name)
+    with open_store(store) as session:
+        info = session.run(session.inspector.limit(name, queue=queue))
+        if as_json:
+            print_json(info)
+        else:
+            _print_limit(info)
+
+
+@limit.command("set")
+def set_rule(
+    *,
+    name: LimitName,
+    queue: LimitQueue = "default",
+    rate: Rate = None,
+    per: Per = None,
+    burst: Burst = None,
+    concurrency: Concurrency = None,
+    by: By = None,
+    store: StoreOptions,
+    as_json: Json = False,
+) -> None:
+    """Set the rule of a limit, or of one value of it, above that of the program.
+
+    For example: qsync limit set customer:42 --concurrency 10
+
+    The rule replaces the program's as a whole, on all servers at once, until it is reset. It stops
+    no task that runs.
+    """
+    _check(name)
+    try:
+        rule = limit_rule(f"limit {name}", rate=rate, per=per, burst=burst, concurrency=concurrency)
+    except InvalidTask as error:
+        exit_with(str(error).replace("=", ""), USAGE)
+    author = current_user() if by is None else by
+    with open_store(store) as session:
+        change = session.run(session.inspector.set_limit(name, rule, queue=queue, by=author))
+        if as_json:
+            print_json(change)
+        if not change.ok:
+            session.run(check_queue(session.inspector, queue))
+            exit_with(f"queue {queue} is gone")
+        if not as_json:
+            print_line(f"{name}: {rule}")
+
+
+@limit.command()
+def reset(
+    *,
+    name: LimitName,
+    queue: LimitQueue = "default",
+    store: StoreOptions,
+    as_json: Json = False,
+) -> None:
+    """Remove the rule that an operator has set; the program's holds again.
+
+    For example: qsync limit reset customer:42
+    """
+    _check(name)
+    with open_store(store) as session:
+        change = session.run(session.inspector.reset_limit(name, queue=queue))
+        info = session.run(session.inspector.limit(name, queue=queue))
+        if as_json:
+            print_json(change)
+        if not change.ok:
+            exit_with(f"no operator has set a rule for {name} in queue {queue}")
+        if not as_json:
+            print_line(f"{name}: {info.rule or 'unlimited'}")
+
+
+def _check(name: str) -> None:
+    try:
+        check_limit(name, "LIMIT")
+    except InvalidTask as error:
+        exit_with(str(error), USAGE)
+
+
+def _print_table(limits: list[LimitInfo], *, whole: bool) -> None:
+    columns = [
+        Column("LIMIT", shrink=True), Column("IN USE", right=True), Column("WAITING", right=True),
+        Column("OPENS"), Column("RULE", shrink=True),
+    ]  # fmt: skip
+    rows: list[Row] = [
+        [
+            info.limit,
+            _taken(info),
+            Cell(f"{info.waiting:,}", "yellow" if info.waiting else ""),
+            _opens(info),
+            _rule(info),
+        ]
+        for info in limits
+    ]
+    print_table(columns, rows, whole=whole)
+
+
+def _taken(info: LimitInfo) -> str:
+    most = info.rule.concurrency if info.rule else None
+    return f"{info.taken:,}" if most is None else f"{info.taken:,} of {most:,}"
+
+
+def _opens(info: LimitInfo) -> str:
+    if info.closed_until is not None:
+        return f"closed, {relative(info.closed_until)}"
+    return "" if info.opens_at is None else relative(info.opens_at)
+
+
+def _rule(info: LimitInfo) -> str:
+    if info.rule is None:
+        return "none: unlimited"
+    if info.source == "operator" and info.operator is not None:
+        return f"{info.rule} (set by {info.operator.by or 'an operator'})"
+    return str(info.rule)
+
+
+def _print_limit(info: LimitInfo) -> None:
+    print_line(f"Limit {info.limit} of queue {info.queue}", "bold")
+    operator = info.operator
+    facts = [
+        ("rule", str(info.rule or "none: unlimited")),
+        ("of the program", str(info.program or "none")),
+    ]
+    if operator is not None:
+        when = f", {local_time(operator.at)}" if operator.at else ""
+        who = operator.by or "an operator"
+        facts.append(("set by hand", f"{operator.rule} for {operator.limit}, by {who}{when}"))
+    facts += [
+        ("in use", f"{_taken(info)}: {info.in_use:,} running, {info.ready:,} ready"),
+        ("waiting", plural(info.waiting, "task")),
+    ]
+    if info.closed_until is not None:
+        facts.append(("closed until", local_time(info.closed_until)))
+    if info.opens_at is not None:
+        facts.append(("opens", local_time(info.opens_at)))
+    if info.holders:
+        facts.append(("held by", ", ".join(info.holders)))
+    width = max(len(name) for name, _ in facts)
+    for name, text in facts:
+        print_line(f"{name.ljust(width)}  {text}")

@@ -1,0 +1,75 @@
+"""The limits that an app declares, and the queues whose tasks name them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qsync.errors import ConfigError, InvalidTask, at_definition
+from qsync.keys import did_you_mean
+from qsync.limit import LimitRule, check_limit_name
+from qsync.task import DEFAULT
+
+
+class DeclaredLimits:
+    """The rules of `app.limit`, and the tasks of the app that name a limit."""
+
+    def __init__(self) -> None:
+        self.rules: dict[str, LimitRule] = {}
+        self._per_queue: set[str] = set()
+        """Limits that may count in several queues, in each on its own."""
+        self._uses: dict[str, dict[str, str]] = {}
+        """Name of a limit -> queue -> first task of that queue which names it."""
+
+    def declare(self, name: str, rule: LimitRule, *, per_queue: bool) -> None:
+        """Add a rule. Raise ConfigError if the name is wrong or taken, or has two queues."""
+        with at_definition():
+            check_limit_name(name)
+        if not isinstance(per_queue, bool):
+            raise ConfigError(f"limit {name!r}: per_queue: {per_queue!r:.80} is not True or False")
+        if name in self.rules:
+            raise ConfigError(f"limit {name!r}: the app has a limit of this name already")
+        if not per_queue:
+            self._check_queues(name, self._uses.get(name, {}))
+        else:
+            self._per_queue.add(name)
+        self.rules[name] = rule
+
+    def use(self, task: str, queue: str | None, names: Iterable[str]) -> None:
+        """Note the limits of a task function. Raise ConfigError for a limit in two queues."""
+        queue = queue or DEFAULT
+        for name in names:
+            uses = self._uses.setdefault(name, {})
+            if name in self.rules and name not in self._per_queue:
+                self._check_queues(name, {**uses, queue: task})
+            uses.setdefault(queue, task)
+
+    def check_queue(self, task: str, queue: str | None, names: Iterable[str]) -> None:
+        """Raise InvalidTask if a limit of the task counts in another queue."""
+        queue = queue or DEFAULT
+        for name in names:
+            uses = self._uses.get(name, {})
+            if name in self.rules and name not in self._per_queue and uses and queue not in uses:
+                raise InvalidTask(_two_queues(name, {**uses, queue: task}))
+
+    def check(self) -> None:
+        """Raise ConfigError if a task function names a limit that the app does not declare."""
+        for name, uses in self._uses.items():
+            if name not in self.rules:
+                task = next(iter(uses.values()))
+                known = ", ".join(self.rules)
+                msg = f"task {task!r}: limits: the app declares no limit {name!r}"
+                if not known:
+                    raise ConfigError(f"{msg}; add app.limit({name!r}, ...)")
+                raise ConfigError(f"{msg}, only {known}{did_you_mean(name, self.rules)}")
+
+    def _check_queues(self, name: str, uses: dict[str, str]) -> None:
+        if len(uses) > 1:
+            raise ConfigError(_two_queues(name, uses))
+
+
+def _two_queues(name: str, uses: dict[str, str]) -> str:
+    tasks = " and ".join(f"task {task!r} of queue {queue!r}" for queue, task in uses.items())
+    return (
+        f"limit {name!r}: {tasks} have it, and a limit counts within one queue: put them into one "
+        "queue, or declare it with per_queue=True, and it counts in each queue on its own"
+    )

@@ -1,0 +1,110 @@
+"""Checks the limits of the queues: those without a rule, and tasks that wait for long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from qsync import codec
+from qsync.broker import limit_ops, views
+from qsync.broker.aio import AsyncBroker
+from qsync.broker.limit_ops import LimitsPage, LimitState
+from qsync.broker.truncated import decode_cut
+from qsync.errors import QsyncError
+from qsync.formatting import duration, plural
+from qsync.keys import GlobalKeys, QueueKeys
+from qsync.limit import limit_name
+from qsync.state import TaskState
+
+QUEUES: Final = 100
+"""Number of queues whose limits are read."""
+
+LIMITS: Final = 500
+"""Approximate number of limits that are read of a queue."""
+
+LONG_S: Final = 3600.0
+"""Time from which on tasks wait for long, in seconds."""
+
+NAMED: Final = 5
+"""Number of limits that a finding names."""
+
+
+class QueueLimits(NamedTuple):
+    """The limits of a queue, and how long its first limited task has waited, in seconds."""
+
+    queue: str
+    page: LimitsPage
+    waited_s: float
+
+
+async def read_limits(broker: AsyncBroker, keys: GlobalKeys) -> list[QueueLimits]:
+    """Return the limits of the queues that use some; QsyncError if the store denies them."""
+    names = (await broker.run(views.queues(keys))).names[:QUEUES]
+    queues = [QueueKeys(keys.prefix, name) for name in sorted(names)]
+    found = []
+    for queue in queues:
+        page = await broker.run(limit_ops.limits(queue, count=LIMITS))
+        if page.states:
+            tasks = await broker.run(views.page(queue, TaskState.LIMITED, count=1))
+            found.append(QueueLimits(queue.queue, page, _waited_s(tasks)))
+    return found
+
+
+def _waited_s(tasks: views.TaskPage) -> float:
+    """Return how long the first of these tasks has waited since its enqueue or due time."""
+    for row in tasks.rows:
+        try:
+            message = decode_cut(row.shown.message or b"", row.length)
+        except codec.CodecError:
+            continue
+        return max(0, tasks.now_us - message.due_us) / 1_000_000
+    return 0.0
+
+
+def problems_of(limits: Sequence[QueueLimits]) -> list[str]:
+    """Return what is wrong with the limits, a sentence for each kind. Pure."""
+    without, stuck, long = [], [], []
+    for queue, page, waited_s in limits:
+        without += [f"{one.limit} of {queue}" for one in page.states if not _has_rule(page, one)]
+        stuck += [f"{one.limit} of {queue}" for one in page.states if _is_stuck(one)]
+        if waited_s > LONG_S:
+            long.append(f"{queue} ({duration(waited_s)})")
+    texts = []
+    if without:
+        texts.append(
+            f"{_named(without)} {'has' if len(without) == 1 else 'have'} no rule, so anything may "
+            "start: app.limit(...), or qsync limit set"
+        )
+    if stuck:
+        texts.append(f"tasks wait for {_named(stuck)}, and nothing will start them: --audit")
+    if long:
+        texts.append(
+            f"the first task that waits for a limit has done so for long in {_named(long)}: "
+            "raise the limit (qsync limit list), or enqueue less"
+        )
+    return texts
+
+
+def _has_rule(page: LimitsPage, state: LimitState) -> bool:
+    name = limit_name(state.limit)
+    operators = page.operator_rules
+    return name in page.rules or name in operators or state.limit in operators
+
+
+def _is_stuck(state: LimitState) -> bool:
+    idle = state.in_use + state.ready == 0
+    return bool(state.waiting) and idle and state.opens_at_us is None
+
+
+def _named(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:NAMED])
+    return f"{shown} and {plural(len(names) - NAMED, 'other')}" if len(names) > NAMED else shown
+
+
+async def examine_limits(broker: AsyncBroker, keys: GlobalKeys) -> list[str] | None:
+    """Return what is wrong with the limits; None if no queue uses any, or it is not known."""
+    try:
+        limits = await read_limits(broker, keys)
+    except QsyncError:
+        return None
+    return problems_of(limits) if limits else None

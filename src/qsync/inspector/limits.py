@@ -1,0 +1,112 @@
+"""Reading limits, and the rules that operators set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from qsync.broker import limit_ops
+from qsync.broker.limit_ops import LimitDetail, LimitState
+from qsync.errors import InvalidTask
+from qsync.inspector.base import Base
+from qsync.inspector.limit_values import LimitInfo, LimitPage, OperatorRule
+from qsync.inspector.values import Change
+from qsync.keys import shorten
+from qsync.limit import LimitRule, check_limit, limit_name
+from qsync.times import from_us
+
+PAGE: Final = 100
+"""Approximate number of limits in a page."""
+
+BY_LENGTH: Final = 100
+"""Most characters of the name of an operator that are kept."""
+
+
+class _LimitsMixin(Base):
+    """Operations on limits."""
+
+    async def limits(self, queue: str = "default", *, cursor: str | None = None) -> LimitPage:
+        """Return a page of the limits of a queue: those in use, and those that have a rule.
+
+        A page has about 100 limits in use, and may have fewer although others follow; the first
+        page has all rules besides.
+        """
+        start = cursor or "0"
+        if not (start.isascii() and start.isdecimal() and len(start) <= 20):
+            raise InvalidTask(f"cursor: {shorten(cursor)} is not one that a page returned")
+        keys = self._keys(queue)
+        page = await self._broker.run(limit_ops.limits(keys, cursor=start, count=PAGE))
+        states, rules = {state.limit: state for state in page.states}, page
+        if start == "0":
+            for limit in (*page.rules, *page.operator_rules):
+                states.setdefault(limit, LimitState(limit, 0, 0, 0, None, None))
+        else:
+            rules = await self._broker.run(limit_ops.limits(keys, count=1))
+        infos = [
+            _info(queue, state, rules.rules, rules.operator_rules) for state in states.values()
+        ]
+        infos.sort(key=lambda info: (-info.waiting, -info.taken, info.limit))
+        return LimitPage(limits=infos, cursor=None if page.cursor == "0" else page.cursor)
+
+    async def limit(self, limit: str, *, queue: str = "default") -> LimitInfo:
+        """Return a limit of a queue, with tasks that hold it. A limit that no task has is empty."""
+        call = limit_ops.limit(self._keys(queue), check_limit(limit, "limit"))
+        return info_of(queue, await self._broker.run(call))
+
+    async def set_limit(
+        self, limit: str, rule: LimitRule, *, queue: str = "default", by: str = ""
+    ) -> Change:
+        """Set the rule of a limit, or of a name, above that of the program, until `reset_limit`.
+
+        A lowered rule stops no task that runs. Make the rule with `qsync.limit.limit_rule`.
+        """
+        keys = self._keys(queue)
+        check_limit(limit, "limit")
+        if not await self._is_queue(queue):
+            return Change(outcome="not_found")
+        await self._broker.run(limit_ops.set_limit(keys, limit, rule, by[:BY_LENGTH]))
+        return Change(outcome="done")
+
+    async def reset_limit(self, limit: str, *, queue: str = "default") -> Change:
+        """Remove the rule that an operator has set; `not_found` if there is none."""
+        call = limit_ops.set_limit(self._keys(queue), check_limit(limit, "limit"), None, "")
+        changed = await self._broker.run(call)
+        return Change(outcome="done" if changed else "not_found")
+
+
+def info_of(queue: str, detail: LimitDetail) -> LimitInfo:
+    """Return a limit as the inspector shows it, with the tasks that hold it. Pure."""
+    limit, program = detail.state.limit, detail.program
+    rules = {} if program is None else {limit_name(limit): program}
+    operators = {} if detail.operator is None else {detail.operator.limit: detail.operator}
+    return _info(queue, detail.state, rules, operators, detail.holders)
+
+
+def _info(
+    queue: str,
+    state: LimitState,
+    rules: Mapping[str, LimitRule],
+    operators: Mapping[str, limit_ops.OperatorRule],
+    holders: list[str] | None = None,
+) -> LimitInfo:
+    limit, name = state.limit, limit_name(state.limit)
+    program, operator = rules.get(name), None
+    set_for = limit if limit in operators else name
+    if (given := operators.get(set_for)) is not None:
+        at = from_us(given.at_us) if given.at_us else None
+        operator = OperatorRule(limit=set_for, rule=given.rule, by=given.by, at=at)
+    closed_us, opens_us = state.closed_until_us, state.opens_at_us
+    return LimitInfo(
+        queue=queue,
+        limit=limit,
+        rule=operator.rule if operator else program,
+        source="operator" if operator else "program" if program else None,
+        program=program,
+        operator=operator,
+        in_use=state.in_use,
+        ready=state.ready,
+        waiting=state.waiting,
+        opens_at=None if opens_us is None else from_us(opens_us),
+        closed_until=None if closed_us is None else from_us(closed_us),
+        holders=holders or [],
+    )

@@ -1,0 +1,79 @@
+"""The page of a queue's limits, and their actions."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from qsync.errors import InvalidTask
+from qsync.limit import LimitRule, check_limit, limit_rule
+from qsync.web.pages import Site
+from qsync.web.query import Fields
+
+
+async def list_some(site: Site, request: Request) -> Response:
+    """List the limits of a queue."""
+    fields = Fields(request.query_params.multi_items())
+    queue, chosen = fields.text("queue") or "default", fields.text("limit")
+    cursor = fields.text("cursor") or None
+    page = await site.inspector.limits(queue, cursor=cursor)
+    shown = None
+    if chosen:
+        shown = await site.inspector.limit(check_limit(chosen, "limit"), queue=queue)
+    return site.page(
+        request, "limits", queue=queue, listing=page, cursor=cursor, shown=shown, chosen=chosen
+    )
+
+
+async def set_rule(site: Site, request: Request) -> Response:
+    """Set the rule of a limit."""
+    form = await site.form(request)
+    queue, limit = form.text("queue") or "default", form.text("limit")
+    try:
+        rule = _rule(check_limit(limit, "limit"), form)
+    except InvalidTask as error:
+        return site.go(request, "/limits", str(error), good=False, queue=queue)
+    change = await site.inspector.set_limit(limit, rule, queue=queue, by=site.user(request))
+    text = f"{limit}: {rule}." if change.ok else f"There is no queue {queue}."
+    return site.go(request, "/limits", text, good=change.ok, queue=queue)
+
+
+async def reset(site: Site, request: Request) -> Response:
+    """Remove the rule that an operator has set."""
+    form = await site.form(request)
+    queue, limit = form.text("queue") or "default", form.text("limit")
+    change = await site.inspector.reset_limit(check_limit(limit, "limit"), queue=queue)
+    text = f"The rule of the program holds again for {limit}."
+    if not change.ok:
+        text = f"No rule was set for {limit}."
+    return site.go(request, "/limits", text, good=change.ok, queue=queue)
+
+
+def _rule(limit: str, form: Fields) -> LimitRule:
+    """Return the rule in a form. Raise InvalidTask if it is wrong."""
+    return limit_rule(
+        f"limit {limit}",
+        rate=_whole("rate", form),
+        per=_seconds("per", form),
+        burst=_whole("burst", form),
+        concurrency=_whole("concurrency", form),
+    )
+
+
+def _whole(field: str, form: Fields) -> int | None:
+    text = form.text(field).strip()
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise InvalidTask(f"{field}: {text!r:.40} is not a whole number")
+    return int(text)
+
+
+def _seconds(field: str, form: Fields) -> float | None:
+    text = form.text(field).strip()
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidTask(f"{field}: {text!r:.40} is not a number of seconds") from None

@@ -1,0 +1,65 @@
+"""`qsync limit`: lists, shows, sets and resets limits of a live queue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from qsync import Task
+from tests.support.cli import KINDS, Live, living
+from tests.support.stores import wait_until
+
+
+@pytest.fixture(params=KINDS)
+def live(request: pytest.FixtureRequest, prefix: str) -> Iterator[Live]:
+    with living(request.getfixturevalue(request.param).url, prefix) as live:
+        yield live
+
+
+def test_limit_is_set_shown_and_reset(live: Live) -> None:
+    live.enqueue(Task("note", delay=3600))
+    assert live.ok("limit", "list").out.strip() == "Queue default has no limits."
+    live.ok("limit", "set", "customer:42", "--concurrency", "1", "--by", "ann")
+    first, *others = live.enqueue(*[Task("hold", limits=["customer:42"], timeout=60)] * 3)
+    live.serve()
+    wait_until(lambda: live.began == [first])
+    listed = live.ok("limit", "list").out
+    assert "customer:42" in listed
+    assert "1 of 1" in listed
+    assert "1 at a time (set by ann)" in listed
+    [found] = live.ok("limit", "list", "--json").json["limits"]
+    assert (found["in_use"], found["waiting"], found["source"]) == (1, 2, "operator")
+    shown = live.ok("limit", "show", "customer:42").out
+    assert "1 at a time for customer:42, by ann" in shown
+    assert f"held by         {first}" in shown
+    assert "LIMITED" in live.ok("queue", "list").out
+    assert "LIMITED" in live.ok("top", "--once").out
+    assert others[1] in live.ok("task", "list", "--state", "limited").out
+    assert (
+        "Limited by customer:42: 1 of 1 slot in use by" in live.ok("task", "explain", others[1]).out
+    )
+    live.ok("limit", "set", "customer:42", "--concurrency", "3")
+    wait_until(lambda: sorted(live.began) == sorted([first, *others]))
+    assert live.ok("limit", "reset", "customer:42").out.strip() == "customer:42: unlimited"
+    for id in (first, *others):
+        live.ok("task", "cancel", id)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["set", "customer"], 2, "give rate and per, concurrency, or all of them"),
+        (["set", "customer", "--concurrency", "0"], 2, "concurrency: 0 is not a whole number"),
+        (["set", "customer", "--rate", "5"], 2, "rate: 5 needs per"),
+        (["set", "a b", "--concurrency", "1"], 2, "LIMIT: the name of 'a b' is not"),
+        (["show", "customer:"], 2, "LIMIT: 'customer:' has no value after its colon"),
+        (["reset", "customer"], 1, "no operator has set a rule for customer in queue default"),
+        (["set", "customer", "--concurrency", "1", "--queue", "mial"], 1, "mial"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(
+    live: Live, arguments: list[str], code: int, message: str
+) -> None:
+    live.enqueue(Task("note", delay=3600))
+    assert message in live.refused("limit", *arguments, code=code)

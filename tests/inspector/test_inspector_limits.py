@@ -1,0 +1,186 @@
+"""Limits as operators see them: in lists, in explanations, and how they change a rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qsync import InvalidTask, Task
+from qsync.broker import limit_ops, ops
+from qsync.inspector import LimitInfo
+from qsync.limit import LimitRule
+from tests.support.inspector_driver import POLICY, Bed, S, bed
+from tests.support.server import run
+from tests.support.stores import Store
+
+TWO = LimitRule(concurrency=2)
+SLOW = LimitRule(rate=1, per_us=60 * S, burst=1)
+
+
+async def limited(made: Bed, *ids: str, limits: list[str]) -> None:
+    """Enqueue tasks that name these limits."""
+    await made.enqueue(*[Task("t", id=id, limits=limits) for id in ids])
+
+
+async def lease(made: Bed, wanted: int = 500) -> list[ops.LeaseRef]:
+    """Lease tasks, those with limits too."""
+    made._number += 1
+    call = ops.fetch(
+        made.keys(), server="s", number=made._number, wanted=wanted, policy=POLICY, free=wanted
+    )
+    found = await made.broker.run(call)
+    return [ops.LeaseRef(id, f"s/{made._number}") for id in found.ids]
+
+
+async def declare(made: Bed, **rules: LimitRule) -> None:
+    await made.broker.run(limit_ops.put_limit_rules(made.keys(), rules))
+
+
+async def by_limit(made: Bed) -> dict[str, LimitInfo]:
+    return {info.limit: info for info in (await made.inspector.limits()).limits}
+
+
+def test_limits_are_listed_with_rule_slots_and_tasks_that_wait(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with bed(store.url, prefix) as made:
+            assert (await made.inspector.limits()).limits == []
+            await declare(made, customer=TWO, stripe=SLOW)
+            await limited(made, "a", "b", "c", "d", limits=["customer:42"])
+            await limited(made, "e", limits=["customer:7", "other"])
+            held = await lease(made)
+            assert {one.id for one in held} == {"a", "b", "e"}
+            limits = await by_limit(made)
+            assert set(limits) == {"customer", "stripe", "customer:42", "customer:7", "other"}
+            shown = limits["customer:42"]
+            assert (shown.in_use, shown.ready, shown.waiting) == (2, 0, 2)
+            assert (shown.rule, shown.source, shown.operator) == (TWO, "program", None)
+            assert (limits["other"].rule, limits["other"].source) == (None, None)
+            assert limits["other"].in_use == 1
+            assert limits["stripe"].rule == SLOW
+            alone = await made.inspector.limit("customer:42")
+            assert sorted(alone.holders) == ["a", "b"]
+            assert alone.full
+
+    run(main())
+
+
+def test_operator_sets_a_rule_above_that_of_the_program_until_it_is_reset(
+    store: Store, prefix: str
+) -> None:
+    async def main() -> None:
+        async with bed(store.url, prefix) as made:
+            inspector = made.inspector
+            await declare(made, customer=TWO)
+            await limited(made, "a", "b", "c", "d", limits=["customer:42"])
+            assert len(await lease(made)) == 2
+            wide = LimitRule(concurrency=10)
+            assert (await inspector.set_limit("customer:42", wide, by="ann at pc")).ok
+            shown = (await by_limit(made))["customer:42"]
+            assert (shown.rule, shown.source, shown.program) == (wide, "operator", TWO)
+            assert shown.operator is not None
+            assert (shown.operator.by, shown.operator.limit) == ("ann at pc", "customer:42")
+            assert shown.operator.at is not None
+            assert (await inspector.limit("customer:7")).rule == TWO
+            assert {one.id for one in await lease(made)} == {"c", "d"}
+            narrow = LimitRule(concurrency=1)
+            assert (await inspector.set_limit("customer", narrow, by="bob")).ok
+            assert (await inspector.limit("customer:42")).rule == wide
+            other = await inspector.limit("customer:7")
+            assert (other.rule, other.program) == (narrow, TWO)
+            assert other.operator is not None
+            assert other.operator.limit == "customer"
+            assert (await inspector.reset_limit("customer:42")).ok
+            assert (await inspector.limit("customer:42")).rule == narrow
+            assert (await inspector.reset_limit("customer")).ok
+            assert (await inspector.limit("customer:42")).rule == TWO
+            assert (await inspector.reset_limit("customer")).outcome == "not_found"
+
+    run(main())
+
+
+def test_mistakes_of_an_operator_are_named(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with bed(store.url, prefix) as made:
+            change = await made.inspector.set_limit("customer", TWO, queue="nowhere")
+            assert change.outcome == "not_found"
+            wrong: Any = None
+            for wrong in ("a b", "customer:", "x" * 300):
+                with pytest.raises(InvalidTask, match="limit: "):
+                    await made.inspector.limit(wrong)
+            with pytest.raises(InvalidTask, match="cursor: 'x' is not one"):
+                await made.inspector.limits(cursor="x")
+
+    run(main())
+
+
+def test_explanation_names_the_limit_its_holders_and_the_place(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with bed(store.url, prefix) as made:
+            await declare(made, customer=TWO)
+            await limited(made, "a", "b", "c", "d", "e", limits=["other", "customer:42"])
+            await lease(made)
+            why = await made.inspector.explain("e")
+            assert (why.state, why.reason, why.also) == ("limited", "limited", ["no_server"])
+            assert why.sentence.startswith(
+                "Limited by customer:42: 2 of 2 slots in use by a, b; 3rd to start."
+            )
+            assert (why.limit, sorted(why.limit_holders), why.rank) == (
+                "customer:42",
+                ["a", "b"],
+                2,
+            )
+            first = await made.inspector.explain("c")
+            assert "; next to start." in first.sentence
+            detail = await made.inspector.task("e")
+            assert detail is not None
+            assert detail.limits == ["other", "customer:42"]
+
+    run(main())
+
+
+def test_explanation_says_when_a_rate_opens_and_until_when_a_limit_is_closed(
+    store: Store, prefix: str
+) -> None:
+    async def main() -> None:
+        async with bed(store.url, prefix) as made:
+            await declare(made, stripe=SLOW)
+            await limited(made, "a", "b", limits=["stripe"])
+            [held] = await lease(made)
+            why = await made.inspector.explain("b")
+            assert why.sentence.startswith("Limited by stripe: opens at 2")
+            assert "(1 per 60 s, 1 at once); next to start." in why.sentence
+            back = ops.HandedBack(*held, None, started=True, limit="stripe", closed_us=3600 * S)
+            await made.broker.run(ops.hand_back(made.keys(), [back]))
+            for id in ("a", "b"):
+                why = await made.inspector.explain(id)
+                assert why.sentence.startswith("Limited by stripe: closed until 2"), why.sentence
+                assert why.at is not None
+            shown = (await by_limit(made))["stripe"]
+            assert shown.closed_until == why.at
+            assert shown.waiting == 2
+
+    run(main())
+
+
+def test_limited_tasks_are_listed_found_cancelled_and_purged(store: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with bed(store.url, prefix) as made:
+            inspector = made.inspector
+            await declare(made, customer=LimitRule(concurrency=1))
+            await limited(made, "a", "b", "c", "d", limits=["customer:42"])
+            info = await inspector.queue("default")
+            assert info is not None
+            assert (info.states["limited"], info.states["pending"]) == (3, 1)
+            page = await inspector.tasks("default", "limited")
+            assert [row.id for row in page.tasks] == ["b", "c", "d"]
+            [found] = await inspector.find("c")
+            assert found.state == "limited"
+            assert (await inspector.run("c")).outcome == "too_late"
+            assert (await inspector.cancel("c")).ok
+            assert (await inspector.delete("d", state="limited")).ok
+            step = await inspector.purge("default", "limited")
+            assert step.done == 1
+            assert (await inspector.limit("customer:42")).waiting == 0
+
+    run(main())

@@ -1,0 +1,337 @@
+"""Limits of an app on its servers: what starts when, and which enqueues carry them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from qsync import Mux, Qsync, RateLimited, Task, TaskInfo, TaskState, current
+from qsync.contrib.outbox.rows import make_row, new_task_of
+from qsync.instrumentation import Extension
+from qsync.keys import QueueKeys
+from qsync.limit import LimitRule
+from qsync.server.config import config_of
+from qsync.server.fetch_timing import FetchTiming
+from qsync.server.queue_state import QueueState
+from tests.support import handlers
+from tests.support.server import until
+from tests.support.stores import Store, wait_until_async
+
+STEP_S = 0.02
+
+
+@pytest.fixture
+def app(valkey: Store, prefix: str) -> Qsync:
+    return Qsync(valkey.url, prefix=prefix, retry_delay=0.01, sweep=0.5, lease=5)
+
+
+class Runs:
+    """What runs at the same time, by key, and when each run began."""
+
+    def __init__(self) -> None:
+        self.now: Counter[Any] = Counter()
+        self.most: Counter[Any] = Counter()
+        self.starts: list[float] = []
+        self.done = 0
+
+    async def run(self, key: Any, seconds: float = STEP_S) -> None:
+        self.starts.append(asyncio.get_running_loop().time())
+        self.now[key] += 1
+        self.most[key] = max(self.most[key], self.now[key])
+        await asyncio.sleep(seconds)
+        self.now[key] -= 1
+        self.done += 1
+
+
+async def test_no_more_tasks_of_a_value_run_than_its_rule_allows(app: Qsync) -> None:
+    runs = Runs()
+    app.limit("customer", concurrency=2)
+
+    @app.task(name="export", limits=["customer:{customer_id}"])
+    async def export(customer_id: int, table: str = "t") -> None:
+        await runs.run(customer_id)
+
+    @app.task(name="free")
+    async def free() -> None:
+        await runs.run("free")
+
+    async with app, app.server(concurrency=10), app.server(concurrency=10):
+        async with app.async_client() as client:
+            await client.enqueue_many(
+                [export.build(number % 3) for number in range(30)]
+                + [free.build() for _ in range(10)]
+            )
+        await until(lambda: runs.done == 40, timeout=20)
+    assert [runs.most[customer] for customer in range(3)] == [2, 2, 2]
+    assert runs.most["free"] > 2
+
+
+async def test_tasks_of_a_value_start_in_their_order_and_take_no_slot_before(app: Qsync) -> None:
+    order: list[int] = []
+    gate = asyncio.Event()
+    app.limit("one", concurrency=1)
+
+    @app.task(name="step", limits=["one"])
+    async def step(number: int) -> None:
+        order.append(number)
+        await gate.wait()
+
+    async with app, app.server(concurrency=3) as server, app.inspector() as inspector:
+        for number in range(6):
+            await step.enqueue(number)
+        await until(lambda: order == [0])
+        info = await inspector.queue("default")
+        assert info is not None
+        assert info.states[TaskState.LIMITED] == 5
+        assert len(server._lanes[0].held) == 1
+        gate.set()
+        await until(lambda: len(order) == 6)
+    assert order == list(range(6))
+
+
+async def test_starts_keep_to_the_rate(app: Qsync) -> None:
+    runs = Runs()
+    app.limit("api", rate=20, per=1, burst=2)
+
+    @app.task(name="call", limits=["api"])
+    async def call() -> None:
+        await runs.run("api", 0)
+
+    async with app, app.server():
+        async with app.async_client() as client:
+            await client.enqueue_many([call.build() for _ in range(14)])
+        await until(lambda: runs.done == 14)
+    starts = sorted(runs.starts)
+    assert starts[-1] - starts[0] >= 12 * 0.05 - 0.03
+    for first, later in zip(starts, starts[5:], strict=False):  # 2 at once, then one every 50 ms
+        assert later - first >= 4 * 0.05 - 0.03
+
+
+@pytest.mark.parametrize("named", [None, "api", "api:1"])
+async def test_rate_limited_closes_the_limit_for_all_and_charges_nobody(
+    app: Qsync, named: str | None
+) -> None:
+    app.limit("api", concurrency=100)
+    loop = asyncio.get_running_loop()
+    starts: list[tuple[int, int, float]] = []
+    refused: list[float] = []
+
+    @app.task(name="call", limits=["api:1", "other"], retry=0)
+    async def call(number: int) -> None:
+        starts.append((number, current().task.attempt, loop.time()))
+        if not refused:
+            refused.append(loop.time())
+            raise RateLimited(retry_after=0.4, limit=named, message="429")
+
+    app.limit("other", concurrency=100)
+    async with app, app.server(concurrency=1, prefetch=0), app.async_client() as client:
+        await client.enqueue_many([call.build(number) for number in range(5)])
+        await until(lambda: len(starts) == 6)
+    assert {number for number, _, _ in starts} == set(range(5))
+    assert {attempt for _, attempt, _ in starts} == {1}
+    assert all(at - refused[0] >= 0.38 for _, _, at in starts[1:])
+    assert [number for number, _, _ in starts] == [0, 0, 1, 2, 3, 4]
+
+
+async def test_rate_limited_for_a_limit_of_another_task_is_a_failed_attempt(app: Qsync) -> None:
+    app.limit("api", concurrency=1)
+
+    @app.task(name="call", limits=["api"], retry=0)
+    async def call() -> None:
+        raise RateLimited(retry_after=1, limit="stripe")
+
+    async with app, app.server():
+        handle = await call.enqueue()
+
+        async def dead() -> bool:
+            return (await handle.info()).state == "dead"
+
+        await wait_until_async(dead)
+        error = (await handle.info()).last_error or ""
+    assert "RateLimited: limit: the task has no limit 'stripe', only api" in error
+
+
+def thread(mux: Mux) -> None:
+    @mux.handle("t")
+    def call(task: TaskInfo) -> None:
+        raise RateLimited(timedelta(hours=1))
+
+
+def process(mux: Mux) -> None:
+    mux.handle("t", executor="process")(handlers.be_rate_limited)
+
+
+@pytest.mark.parametrize("place", [thread, process])
+@pytest.mark.parametrize("limits", [None, ["api"]])
+async def test_rate_limited_crosses_from_threads_and_processes(
+    app: Qsync, place: Any, limits: list[str] | None
+) -> None:
+    mux = Mux()
+    place(mux)
+    state = "limited" if limits else "scheduled"
+    async with app, app.server(mux), app.async_client() as client:
+        handle = await client.enqueue(Task("t", b"", limits=limits))
+
+        async def waits() -> bool:
+            return (await handle.info()).state == state
+
+        await wait_until_async(waits)
+        assert (await handle.info()).attempt == 1
+
+
+async def test_rules_are_there_before_the_first_task_starts_and_after_a_loss_of_data(
+    app: Qsync, valkey: Store
+) -> None:
+    app.limit("customer", concurrency=2)
+    app.limit("stripe", rate=5, per=1)
+
+    @app.task(name="t", limits=["stripe"])
+    async def task() -> None: ...
+
+    async def rules(queue: str) -> dict[str, LimitRule | None]:
+        async with app.inspector() as inspector:
+            return {info.limit: info.rule for info in (await inspector.limits(queue)).limits}
+
+    expected = {
+        "customer": LimitRule(concurrency=2),
+        "stripe": LimitRule(rate=5, per_us=1_000_000, burst=1),
+    }
+    async with app, app.server(queues=["default", "mail"], sweep=0.1):
+        assert await rules("default") == expected
+        assert await rules("mail") == expected
+        with valkey.client() as client:
+            for key in client.scan_iter(f"{{{app.prefix}:*"):
+                client.delete(key)
+
+        async def again() -> bool:
+            return await rules("mail") == expected
+
+        await wait_until_async(again)
+
+
+# Which enqueues carry limits.
+
+
+@asynccontextmanager
+async def stored(app: Qsync) -> AsyncIterator[Any]:
+    """The limits of the tasks that the queue holds, once `count` of them are there."""
+    async with app, app.inspector() as inspector:
+
+        async def limits(count: int) -> list[list[str]]:
+            async def there() -> bool:
+                info = await inspector.queue("default")
+                return info is not None and info.total >= count
+
+            await wait_until_async(there)
+            found = []
+            for state in ("pending", "limited", "scheduled"):
+                for row in (await inspector.tasks("default", state)).tasks:
+                    detail = await inspector.task(row.id)
+                    assert detail is not None
+                    found.append(detail.limits)
+            return found
+
+        yield limits
+
+
+async def test_every_enqueue_carries_limits(app: Qsync) -> None:
+    app.limit("customer", concurrency=1)
+    wrapped: list[str] = []
+
+    @app.task(name="t", limits=["customer:{customer_id}"])
+    async def task(customer_id: int = 7) -> None: ...
+
+    @app.on("enqueued")
+    def note(task: TaskInfo) -> None:
+        wrapped.append(task.id)
+
+    async with stored(app) as limits, app.async_client() as client:
+        await task.enqueue()
+        await client.enqueue_many([task.build(), task.options(delay=60).build()])
+        await client.enqueue(Task("x", limits=["customer:7"]))
+        assert await limits(4) == [["customer:7"]] * 4
+        info = [state async for state in states(app)]
+        assert info == [("pending", 3), ("scheduled", 1)], "no server has published the rule"
+    assert len(wrapped) == 4
+
+
+async def states(app: Qsync) -> AsyncIterator[tuple[str, int]]:
+    async with app.inspector() as inspector:
+        info = await inspector.queue("default")
+        assert info is not None
+        for state, count in sorted(info.states.items()):
+            if count:
+                yield str(state), count
+
+
+async def test_row_of_an_outbox_carries_limits(app: Qsync) -> None:
+    row = make_row(Task("t", id="a", limits=["customer:7", "x"]), app._connections)
+    flow = new_task_of(row).flow
+    assert flow is not None
+    assert flow.limits == ("customer:7", "x")
+    plain = make_row(Task("t", id="a"), app._connections)
+    assert new_task_of(plain).flow is None
+
+
+async def test_ticks_of_programs_and_of_stored_schedules_carry_limits(app: Qsync) -> None:
+    app.limit("customer", concurrency=1)
+    seen: list[str] = []
+    gate = asyncio.Event()
+
+    @app.periodic(every=0.2, name="tick", limits=["customer:{customer_id}"])
+    async def tick(customer_id: int = 7) -> None:
+        seen.append(current().task.id.partition("@")[0])
+        await gate.wait()
+
+    async with app, app.async_client() as client, app.inspector() as inspector:
+        await client.schedules.put("stored", tick.build(7), every=0.2)
+        async with app.server():
+
+            async def both_wait() -> bool:
+                rows = (await inspector.tasks("default", "limited")).tasks
+                return {row.id.partition("@")[0] for row in rows} == {"tick", "stored"}
+
+            await wait_until_async(both_wait)
+            assert len(seen) == 1
+            change = await inspector.trigger("tick", queue="default")
+            assert change.ok
+            gate.set()
+
+
+async def test_handler_enqueues_with_limits_by_its_own_client(app: Qsync) -> None:
+    app.limit("customer", concurrency=1)
+    runs = Runs()
+
+    @app.task(name="child", limits=["customer:{customer_id}"])
+    async def child(customer_id: int) -> None:
+        await runs.run(customer_id)
+
+    @app.task(name="parent")
+    async def parent() -> None:
+        client = current().client
+        await client.enqueue_many([child.build(1) for _ in range(3)])
+
+    app.extend(Extension())
+    async with app, app.server():
+        await parent.enqueue()
+        await until(lambda: runs.done == 3)
+    assert runs.most[1] == 1
+
+
+def test_free_slots_of_a_round_are_given_once() -> None:
+    """Two queues may not both fill the same slots with tasks that have limits."""
+    lanes = {name: QueueState(QueueKeys("p", name)) for name in ("a", "b")}
+    in_flight: dict[str, Any] = {}
+    config = config_of({"queues": ["a", "b"]})
+    timing = FetchTiming(config, lanes, in_flight, None, lambda: 5)  # type: ignore[arg-type]
+    assert timing.open_slots() == 5
+    timing.free["a"], in_flight["a"] = 3, None
+    assert timing.open_slots() == 2
+    timing.free["b"], in_flight["b"] = 2, None
+    assert timing.open_slots() == 0
