@@ -1,4 +1,4 @@
-"""What a fetch replies of the tasks that it leased."""
+"""Reads the part of a fetch's reply that describes the leased tasks."""
 
 from __future__ import annotations
 

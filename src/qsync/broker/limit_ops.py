@@ -48,7 +48,7 @@ class LimitState:
 
 @dataclass(frozen=True, slots=True)
 class LimitsPage:
-    """Rules and states of limits. `rules` and `operator_rules` are given on the first page only."""
+    """Rules and states of limits; only the first page has `rules` and `operator_rules`."""
 
     now_us: int
     rules: dict[str, LimitRule]

@@ -129,7 +129,7 @@ def stored_page(
 
 
 def announce_schedules(keys: GlobalKeys, queue: str, number: int) -> Call[int]:
-    """Tell all servers to look at the stored schedules of a queue; `number` is a new one."""
+    """Tell all servers to read a queue's stored schedules; `number` must be a new value."""
     return Call(load("announce_schedules"), (keys.schedule_queues,), (queue, number), int)
 
 

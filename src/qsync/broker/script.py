@@ -154,7 +154,7 @@ def _code(source: str) -> str:
 
 
 def _used(code: str) -> str:
-    """Remove the functions that nothing calls: the store makes each of them anew for each call."""
+    """Remove unused functions: the store would create each of them again for each call."""
     called = set(_CALLED.findall(code))
     used = _FUNCTION.sub(lambda found: found[0] if found[1] in called else "", code)
     return used if used == code else _used(used)

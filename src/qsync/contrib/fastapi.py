@@ -107,7 +107,7 @@ class _FromDashboard(Response):
 
 
 class _Body:
-    """Receives the body of a request, also after a dependency has read it."""
+    """Receives the body of a request, even after a dependency has read it."""
 
     def __init__(self, request: Request) -> None:
         self._request = request

@@ -25,7 +25,7 @@ class Batch:
         self.limits = limits
         self.tasks: list[LeasedTask] = []
         self.ends = ends
-        """Time at which the batch is due at the latest, by the event loop."""
+        """Latest time at which the batch is due, by the event loop's clock."""
         self.timer: asyncio.TimerHandle | None = None
 
 

@@ -1,7 +1,7 @@
 """Calls the hooks of an app for the tasks of a server, on its event loop.
 
-"started" is awaited before the handler runs. The other events are reported once the store has taken
-the outcome, so a hook hears nothing of an outcome that a crash undoes.
+The hooks of "started" are awaited before the handler runs. The other hooks are called once the
+store has recorded the outcome, so none is called for an outcome that a crash loses.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ END_S: Final = 5.0
 
 
 class HookCalls:
-    """The calls of hooks that are in flight, and the errors that they are about."""
+    """The hook calls in flight, and the errors to report."""
 
     def __init__(self, hooks: Hooks, invoker: Invoker) -> None:
         self._hooks = hooks
@@ -40,8 +40,8 @@ class HookCalls:
         if hooks.of("started"):
             invoker.add_outer_middleware(self._around)
         self._errors: dict[LeasedTask, tuple[BaseException, bool]] = {}
-        """Errors of tasks whose outcome the store does not know yet, and whether an attempt of the
-        handler failed with it."""
+        """Errors of tasks whose outcome is not recorded yet, and whether each one failed an
+        attempt."""
         self._calls: set[asyncio.Task[None]] = set()
 
     async def _around(self, info: TaskInfo, call_next: CallNext) -> Any:
@@ -51,15 +51,15 @@ class HookCalls:
         return await call_next()
 
     def failed(self, leased: LeasedTask, error: BaseException) -> None:
-        """Note the error of an attempt, for the time when the store has taken its outcome."""
+        """Keep the error of an attempt until the store has recorded its outcome."""
         self._errors[leased] = error, not _is_asked_for(error)
 
     def died(self, leased: LeasedTask, why: str) -> None:
-        """Note why a task is dead although no attempt failed."""
+        """Keep the reason why a task is dead although no attempt failed."""
         self._errors[leased] = TaskFailed(why), False
 
     def settled(self, leased: LeasedTask, record: Any) -> None:
-        """Call the hooks of an outcome that the store has taken; None: the lease was lost."""
+        """Call the hooks of an outcome that the store recorded; None: the lease was lost."""
         noted = self._errors.pop(leased, None)
         info = leased.info or leased.task_info()
         if type(record) is Completion:
@@ -75,7 +75,7 @@ class HookCalls:
             self._spawn(self._call("enqueued", info_of(task, now_us)))
 
     def crashed(self, tasks: Sequence[TaskInfo]) -> None:
-        """Call the hooks of tasks that are dead because their servers died with them."""
+        """Call the hooks of tasks that are dead because they crashed their servers."""
         for info in tasks:
             error = TaskFailed(f"task {info.id}: crashed {info.crashes} times")
             self._spawn(self._call("dead", replace(info, final=True), error))
@@ -104,12 +104,12 @@ class HookCalls:
         task.add_done_callback(self._calls.discard)
 
     async def finished(self) -> None:
-        """Wait until no hook runs."""
+        """Wait until all hook calls have ended."""
         while self._calls:
             await asyncio.wait(self._calls)
 
     async def aclose(self) -> None:
-        """Wait up to END_S for hooks that run, then cancel them."""
+        """Wait up to END_S for running hooks, then cancel them."""
         if self._calls:
             await asyncio.wait(self._calls, timeout=END_S)
         for task in self._calls:
@@ -118,5 +118,5 @@ class HookCalls:
 
 
 def _is_asked_for(error: BaseException) -> bool:
-    """Return whether the handler raised the error to say what happens next."""
+    """Return whether the handler raised the error on purpose, to control what happens next."""
     return isinstance(error, Retry | SkipRetry)

@@ -9,7 +9,7 @@ _Mark = tuple[int, int] | None
 
 
 class FileWatcher:
-    """Watches files. A file that vanishes counts as changed when it is back."""
+    """Watches files. A deleted file counts as changed once it exists again."""
 
     def __init__(self) -> None:
         self._marks: dict[str, _Mark] = {}

@@ -36,7 +36,7 @@ ALL_CONNECTIONS: Final = 256
 """Connections from all addresses."""
 
 PRIVATE: Final = ("localhost", "local", "internal", "svc", "lan", "arpa")
-"""Last labels of names that do not exist in public DNS, such as those of cluster services."""
+"""Last labels of names outside public DNS, e.g. of cluster services."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ LOOK_S: Final = 0.25
 """Interval at which a child compares itself with its limits, in seconds."""
 
 AGAIN_S: Final = 10.0
-"""Interval at which a child that is over a limit says so again, in seconds."""
+"""Interval at which a child over a limit reports it again, in seconds."""
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 _UNITS: Final = {
@@ -27,7 +27,7 @@ _STATM: Final = Path("/proc/self/statm")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The number of tasks and the memory, in bytes, that wear a process out; None: no limit."""
+    """Number of tasks and memory, in bytes, after which a process is replaced; None: no limit."""
 
     max_tasks: int | None = None
     max_memory: int | None = None

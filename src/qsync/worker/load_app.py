@@ -56,7 +56,7 @@ def load(target: str) -> Qsync:
 
 
 def _module_of(file: str) -> str:
-    """Return the import name of a file; a leading `src` folder that is no package is dropped."""
+    """Return the import name of a file, without a leading `src` folder that is not a package."""
     parts = file.removesuffix(".py").strip("./").split("/")
     if parts[0] == "src" and len(parts) > 1 and not Path("src", "__init__.py").exists():
         del parts[0]
@@ -101,7 +101,7 @@ def _attribute(module: ModuleType, target: str, path: str) -> Any:
 
 
 def _mux_hint(module: ModuleType) -> str:
-    """Return a hint if the module has a mux and no app."""
+    """Return a hint if the module has a Mux but no app."""
     names = [key for key, value in vars(module).items() if isinstance(value, Mux)]
     return f"; {module.__name__} has a Mux: write app = Qsync(mux={names[0]})" if names else ""
 

@@ -33,7 +33,7 @@ app: Qsync
 
 
 def __getattr__(name: str) -> Any:
-    """Make what needs the settings when it is asked for: Django imports this package before."""
+    """Make names that need the settings on first use: Django imports this package earlier."""
     if name == "app":
         from qsync.contrib.django.project import project_app
 

@@ -35,17 +35,17 @@ ACTIONS: Final = {
 DONE: Final = {
     "run": "enqueued its task", "pause": "paused", "resume": "resumed", "delete": "deleted",
 }  # fmt: skip
-"""What is logged of a schedule, and shown, after an action."""
+"""Text that is logged and shown for a schedule after each action."""
 
 NOT_FOUND: Final = {"resume": "it is not paused", "delete": "it is not in the store"}
-"""Why an action found nothing to change."""
+"""Reason why an action changed nothing, by action."""
 
 COLUMNS: Final = ("Name", "Task", "Queue", "When", "Next tick", "Last tick", "Defined in")
 """Columns of the list."""
 
 
 def _answered(view: Any) -> Any:
-    """Show an error of the store, such as that it does not answer, as a page."""
+    """Show a page for an error of the store, e.g. when it is unavailable."""
 
     @wraps(view)
     def answer(self: ScheduleAdmin, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -63,11 +63,11 @@ class ScheduleAdmin(admin.ModelAdmin):
     """Lists, creates, changes, pauses, runs and deletes schedules, with Django's permissions."""
 
     def has_change_permission(self, request: Any, obj: Any = None) -> bool:
-        """Return False also for a periodic task of a program: a deploy changes it."""
+        """Return False for a program's periodic task, too: only a deploy changes it."""
         return super().has_change_permission(request, obj) and _is_stored(obj)
 
     def has_delete_permission(self, request: Any, obj: Any = None) -> bool:
-        """Return False also for a periodic task of a program."""
+        """Return False for a program's periodic task, too."""
         return super().has_delete_permission(request, obj) and _is_stored(obj)
 
     def get_object(self, request: Any, object_id: str, from_field: Any = None) -> Any:
@@ -75,13 +75,13 @@ class ScheduleAdmin(admin.ModelAdmin):
         return store.find(object_id)
 
     def get_form(self, request: Any, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
-        """Return the form: all fields of a new schedule, else when it ticks."""
+        """Return the form: all fields for a new schedule, only its times for an existing one."""
         return super().get_form(
             request, obj, change, **{**kwargs, "form": ChangeForm if change else AddForm}
         )
 
     def get_fieldsets(self, request: Any, obj: Any = None) -> Any:
-        """Return the fields; the arguments of a schedule are shown only when it is created."""
+        """Return the fields; arguments appear only in the form of a new schedule."""
         task = ["name", "task", "queue"] + ([] if obj else ["arguments"])
         return [(None, {"fields": task}), ("When", {"fields": list(WHEN)})]
 
@@ -105,7 +105,7 @@ class ScheduleAdmin(admin.ModelAdmin):
         store.delete(obj.id)
 
     def get_deleted_objects(self, objs: Any, request: Any) -> Any:
-        """Return what a deletion deletes: the schedules alone."""
+        """Return the objects of a deletion: only the schedules, which have no related objects."""
         return [str(obj) for obj in objs], {"schedules": len(objs)}, set(), []
 
     @_answered
@@ -145,7 +145,7 @@ class ScheduleAdmin(admin.ModelAdmin):
         )  # fmt: skip
 
     def _allowed(self, request: Any) -> list[tuple[str, str]]:
-        """Return the actions that the user may do."""
+        """Return the actions that the user is allowed to run."""
         may = {
             "change": self.has_change_permission(request),
             "delete": self.has_delete_permission(request),
@@ -153,7 +153,7 @@ class ScheduleAdmin(admin.ModelAdmin):
         return [(name, text) for name, (need, text) in ACTIONS.items() if may[need]]
 
     def _act(self, request: Any) -> Any:
-        """Do an action to the selected schedules, after a confirmation if it deletes."""
+        """Run an action on the selected schedules; ask for confirmation before deleting."""
         action, ids = request.POST.get("action", ""), request.POST.getlist("_selected_action")
         if action not in dict(self._allowed(request)):
             if action in ACTIONS:

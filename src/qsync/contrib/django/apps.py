@@ -15,7 +15,7 @@ from qsync.server import process_child
 
 
 class QsyncConfig(AppConfig):
-    """Imports `tasks.py` of every installed app when all models are there."""
+    """Imports `tasks.py` of every installed app once all models are loaded."""
 
     name = "qsync.contrib.django"
     label = "qsync"
@@ -30,7 +30,7 @@ class QsyncConfig(AppConfig):
         checks.register_checks()
         if fresh_connections not in process_child.around:
             process_child.around.append(fresh_connections)
-        # Settings that a program has configured itself have no name that a process could load.
+        # A child process cannot load settings that a program configured in code: they have no name.
         named = ENVIRONMENT_VARIABLE in os.environ
         if named and handler_process.set_up not in process_child.at_start:
             process_child.at_start.append(handler_process.set_up)
@@ -38,10 +38,10 @@ class QsyncConfig(AppConfig):
 
 
 def _import_tasks() -> None:
-    """Import the tasks; with `manage.py check`, show a wrong QSYNC as that command shows errors.
+    """Import the tasks; under `manage.py check`, print an error in QSYNC as a failed check.
 
-    A task imports the app of the project, so a wrong setting ends this import, and the project does
-    not come as far as the checks. All other commands and programs get the error itself.
+    A task imports the app of the project, so an invalid setting ends this import before the checks
+    run. Other commands and programs raise the error.
     """
     try:
         autodiscover_modules("tasks")

@@ -1,4 +1,4 @@
-"""Sends tasks when a transaction of Django commits, and counts those that wait for it."""
+"""Sends tasks when a Django transaction commits, and counts the tasks that wait for it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class AtCommit:
 
 
 def at_commit(database: str, send: Callable[[], None]) -> None:
-    """Have the commit of this thread's transaction make the call."""
+    """Make the call when this thread's transaction commits."""
     transaction.on_commit(AtCommit(send), using=database)
 
 
 def waiting(database: str) -> int:
-    """Return the number of calls that wait for the commit of this thread's transaction."""
+    """Return the number of calls that wait for this thread's transaction to commit."""
     # Not documented by Django, but as old as on_commit; its own test case reads it.
     calls = [entry[1] for entry in transaction.get_connection(database).run_on_commit]
     return sum(isinstance(call, AtCommit) and not call.called for call in calls)

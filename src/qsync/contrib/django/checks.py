@@ -29,7 +29,7 @@ PATIENCE_S = 2.0
 
 
 def register_checks() -> None:
-    """Have `manage.py check` run the checks."""
+    """Register the checks with `manage.py check`."""
     checks.register(check_settings, "qsync")
     checks.register(check_tasks, "qsync")
     checks.register(check_task_limits, "qsync")
@@ -37,7 +37,7 @@ def register_checks() -> None:
 
 
 def check_settings(app_configs: Any, **_: Any) -> list[checks.CheckMessage]:
-    """Return an error if QSYNC is wrong."""
+    """Return an error if QSYNC is invalid."""
     try:
         configuration()
         project_app()

@@ -24,16 +24,16 @@ Enqueue = Literal["on_commit", "now", "outbox"]
 ENQUEUE: Final[tuple[Enqueue, ...]] = get_args(Enqueue)
 
 OWN: Final = ("URL", "ENQUEUE", "DATABASE", "DASHBOARD")
-"""Settings that are no options of Qsync by the same name."""
+"""Settings that are not options of Qsync with the same name."""
 
 IMPORTED: Final = ("MUX", "LIFESPAN", "ON_ERROR", "RETRY_DELAY")
-"""Settings that may be a dotted path to the object."""
+"""Settings that accept a dotted path to the object."""
 
 DASHBOARD: Final = ("READ_ONLY", "MASK")
 
 
 class SettingError(ImproperlyConfigured):
-    """QSYNC is wrong; `code` is the code of the system check that says so."""
+    """The setting QSYNC is invalid; `code` is the code of the system check that reports it."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class Configuration:
 
     enqueue: Enqueue
     database: str
-    """Alias of the database whose transactions enqueues wait for."""
+    """Alias of the database whose transactions delay enqueues."""
 
     read_only: bool
     mask: Any
@@ -66,7 +66,7 @@ def app_options() -> tuple[str, ...]:
 
 @cache
 def configuration() -> Configuration:
-    """Return the checked setting. SettingError names what is wrong."""
+    """Return the checked setting. Raise SettingError with the reason if it is invalid."""
     given = getattr(settings, "QSYNC", {})
     if not isinstance(given, Mapping):
         raise SettingError(f"QSYNC: {shorten(given)} is not a dict", "qsync.E002")
@@ -127,7 +127,7 @@ def _dashboard(value: Any) -> Mapping[str, Any]:
 
 
 def _imported(name: str, value: Any) -> Any:
-    """Return the object that a dotted path names; another value unchanged."""
+    """Return the object that a dotted path names; return any other value unchanged."""
     if name == "MIDDLEWARE" and isinstance(value, Iterable) and not isinstance(value, str):
         return [_import(name, one) if isinstance(one, str) else one for one in value]
     if name in (*IMPORTED, "MASK") and isinstance(value, str):

@@ -50,7 +50,7 @@ class DashboardThread:
         self._thread.start()
 
     def answer(self, scope: dict[str, Any], body: bytes) -> HttpResponse:
-        """Return the answer of the dashboard; blocks."""
+        """Return the response of the dashboard; blocks."""
         future = asyncio.run_coroutine_threadsafe(self._answer(scope, body), self._loop)
         return future.result(ANSWER_S)
 
@@ -112,13 +112,13 @@ class _Answer:
 
 
 _threads: dict[int, DashboardThread] = {}
-"""The thread by process id: a forked process has no threads of its parent."""
+"""The thread by process id: a forked process does not inherit threads."""
 
 _lock = threading.Lock()
 
 
 def dashboard_thread() -> DashboardThread:
-    """Return the thread of this process; the first call starts it."""
+    """Return this process's thread; the first call starts it."""
     with _lock:
         found = _threads.get(os.getpid())
         if found is None:
@@ -135,9 +135,9 @@ def close_dashboard() -> None:
         found.close()
 
 
-@csrf_exempt  # the dashboard accepts forms of its own pages only, by Sec-Fetch-Site and Origin
+@csrf_exempt  # the dashboard checks Sec-Fetch-Site and Origin, and accepts only its own forms
 def dashboard(request: HttpRequest, rest: str) -> HttpResponse:
-    """Show the dashboard to the staff; others sign in, or get a 403."""
+    """Show the dashboard to staff users; ask others to sign in, or answer 403."""
     user = getattr(request, "user", None)
     if user is None:
         raise ImproperlyConfigured(
@@ -153,7 +153,7 @@ def dashboard(request: HttpRequest, rest: str) -> HttpResponse:
 
 
 def _login() -> str | None:
-    """Return the sign-in page of the admin; None without it: that of LOGIN_URL."""
+    """Return the sign-in page of the admin; None without an admin, which means LOGIN_URL."""
     try:
         return str(reverse("admin:login"))
     except NoReverseMatch:
@@ -161,7 +161,7 @@ def _login() -> str | None:
 
 
 def _scope(request: HttpRequest, rest: str, user: str) -> dict[str, Any]:
-    """Return the request as ASGI describes it."""
+    """Return the ASGI scope of the request."""
     path = request.path
     root = path[: len(path) - len(rest)].rstrip("/")
     headers = {name.lower(): value for name, value in request.headers.items()}

@@ -32,7 +32,7 @@ connection_created.connect(_on_open, dispatch_uid="qsync.database")
 
 
 def keep_connections_fresh(server: Server) -> None:
-    """Have each attempt on this server begin and end with `close_old_connections`."""
+    """Call `close_old_connections` before and after each attempt on this server."""
 
     async def on_loop(task: TaskInfo, call_next: CallNext) -> Any:
         handler = server.mux.find(task.type)
@@ -66,7 +66,7 @@ def _in_thread(task: TaskInfo, call_next: CallNextInThread) -> Any:
 
 @contextlib.contextmanager
 def fresh_connections(task: TaskInfo) -> Iterator[None]:
-    """Begin and end the block with `close_old_connections`, in this thread."""
+    """Call `close_old_connections` before and after the block, in this thread."""
     _refresh()
     try:
         yield

@@ -27,7 +27,7 @@ Sent = Any
 
 
 def _rows(database: str) -> Any:
-    """Return the rows of a database. Not imported above: models need the apps of the project."""
+    """Return the rows of a database. The import is here since models need the loaded apps."""
     from qsync.contrib.django.models import OutboxRow
 
     return OutboxRow.objects.using(database)
@@ -67,7 +67,7 @@ class DjangoDatabase:
         yield _Batch(rows, self.delete)
 
     def delete(self, ids: list[str]) -> None:
-        """Delete rows, in the transaction of this thread if there is one."""
+        """Delete rows, within this thread's transaction if one is open."""
         _rows(self._alias).filter(pk__in=ids).delete()
 
     def backlog(self) -> Backlog:
@@ -115,7 +115,7 @@ def relay_of(connections: Connections) -> Relay:
 
 
 def run_relay(connections: Connections, server: Server) -> None:
-    """Have the server run a relay while it runs, if the project has an outbox."""
+    """Run a relay alongside the server if the project uses the outbox."""
     if configuration().enqueue != "outbox":
         return
     inner = server.config.lifespan

@@ -33,12 +33,12 @@ _made: tuple[Qsync, ProjectSender] | None = None
 
 
 def project_app() -> Qsync:
-    """Return the app of the project; the first call makes it. ImproperlyConfigured by QSYNC."""
+    """Return the project's app; the first call makes it. Raise SettingError if QSYNC is invalid."""
     return _project()[0]
 
 
 def project_sender() -> ProjectSender:
-    """Return what sends the tasks of the project, by its setting ENQUEUE."""
+    """Return the object that sends the project's tasks, as the setting ENQUEUE says."""
     return _project()[1]
 
 
@@ -84,7 +84,7 @@ def check_limits(app: Qsync) -> None:
 
 
 def _queues() -> list[str]:
-    """Return the queues of the project: "default", and those of its backends of django.tasks."""
+    """Return the project's queues: "default", and the queues of its django.tasks backends."""
     backends = getattr(settings, "TASKS", {}).values()
     own = [one for one in backends if one.get("BACKEND") == BACKEND]
     names = {name: None for one in own for name in one.get("QUEUES", [])}

@@ -56,7 +56,7 @@ def result_from(id: str, queue: str, shown: StoredTask | None) -> Any:
 
 
 def _kept(shown: StoredTask) -> Any:
-    """Return what the handler has stored; None when the task has not succeeded."""
+    """Return the value that the handler stored; None if the task has not succeeded."""
     if shown.state is not TaskState.COMPLETED or shown.cancel is not None:
         return None
     record = result_of(shown)
@@ -80,7 +80,7 @@ def _status(shown: StoredTask, info: TaskStatus, kept: Any) -> Any:
 
 
 def _begun(shown: StoredTask, failure: Failure) -> Any:
-    """Return when the first attempt began; None when it is not known."""
+    """Return when the first attempt began; None if unknown."""
     if failure.history:
         begun_us = failure.history[0].begun_us
     else:
@@ -127,7 +127,7 @@ def _errors(shown: StoredTask, message: Message, failure: Failure) -> list[Any]:
 
 
 def _traceback(text: str) -> str:
-    """Return an error of the store, whose first part is its message, in the form of Python's."""
+    """Return a stored error as Python prints a traceback; the store has the message first."""
     head, frames, rest = text.partition('\n\n  File "')
     if not frames:
         return f"{text}\n"

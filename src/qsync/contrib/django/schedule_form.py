@@ -54,7 +54,7 @@ class ChangeForm(forms.ModelForm):
         schedule_of(when["cron"], when["every"], when["tz"])
 
     def validate_unique(self) -> None:
-        """Leave the database alone: the store has the schedules."""
+        """Do nothing: schedules are in the store, not in the database."""
 
 
 class AddForm(ChangeForm):

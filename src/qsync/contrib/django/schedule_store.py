@@ -34,7 +34,7 @@ def _parts(id: str) -> tuple[str, str]:
 
 
 def all_schedules(prefix: str) -> list[ScheduleInfo]:
-    """Return the schedules whose names begin so, of the store and of programs."""
+    """Return the schedules with this prefix, both stored ones and those of programs."""
     return _ask(lambda inspector: inspector.schedules(prefix=prefix))
 
 
@@ -80,7 +80,7 @@ def delete(id: str) -> Change:
 
 
 def pause(id: str, by: str, why: str) -> Change:
-    """Let the ticks of a schedule pass without a task."""
+    """Pause a schedule: its ticks pass without a task."""
     queue, name = _parts(id)
     return _ask(lambda inspector: inspector.pause_schedule(name, queue=queue, by=by, why=why))
 

@@ -51,7 +51,7 @@ class ProjectSender:
         return handle
 
     async def aenqueue(self, task: Task[Any]) -> AsyncHandle[Any]:
-        """Send the task now or at the commit of the thread that Django runs sync code in."""
+        """Send the task now, or when the transaction of Django's sync thread commits."""
         later = None
         if configuration().enqueue != "now":
             later = await sync_to_async(self._defer, thread_sensitive=True)(task, _nothing)
@@ -61,7 +61,7 @@ class ProjectSender:
         return await client.enqueue(task)
 
     def _defer(self, task: Task[Any], sent: Sent) -> Task[Any] | None:
-        """Have the commit send the task, and return it with its id; None if nothing is to wait."""
+        """Send the task at the commit and return it with its id; None if it can be sent now."""
         given = configuration()
         if given.enqueue == "outbox" and self._connections.client_types is None:
             return self.outbox.write(task, sent)

@@ -26,7 +26,7 @@ OPTIONS: Final = (
     "retry", "retry_delay", "timeout", "deadline", "unique", "unique_key", "retention",
     "fairness_key", "headers", "on_duplicate", "debounce", "debounce_max", "limits",
 )  # fmt: skip
-"""Options of qsync that a decorator of django.tasks takes."""
+"""Options of qsync that the decorator of django.tasks accepts."""
 
 FIELDS: Final = (
     "queue_name", "takes_context", "priority", "run_after", "executor", *OPTIONS,
@@ -43,7 +43,7 @@ ENQUEUED: Final = "django-enqueued-us"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QsyncTask(tasks_api.Task):
-    """A task of django.tasks with options of qsync; None: as the OPTIONS of the backend say."""
+    """A django.tasks task with options of qsync; None: use the OPTIONS of the backend."""
 
     retry: int | None = None
     retry_delay: Any = None
@@ -68,7 +68,7 @@ class UnsupportedResult(TypeError):
 
 
 def shown_class(path: str) -> str:
-    """Return the class path of an error as the other backends of Django have it."""
+    """Return the class path of an error in the form that Django's other backends use."""
     return "builtins.TypeError" if path == _UNSUPPORTED else path or "builtins.Exception"
 
 
@@ -90,7 +90,7 @@ def register(task: Any) -> None:
 
 
 def task_of(path: str) -> Any:
-    """Return the task whose function has this import path; None when it is not known here."""
+    """Return the task whose function has this import path; None if this process has none."""
     return _known.get(path)
 
 
@@ -123,7 +123,7 @@ def scheduled(task: Any, args: list[Any], kwargs: Mapping[str, Any]) -> Task[Any
 
 
 def _options_of(task: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of qsync of a task: its own, else those of its backend."""
+    """Return the qsync options of a task; the backend's OPTIONS are the defaults."""
     options = {"retention": RETENTION, **defaults}
     for name in OPTIONS:
         if (value := getattr(task, name, None)) is not None:
@@ -189,7 +189,7 @@ def enqueued_at(headers: Mapping[str, str]) -> Any:
 
 
 class _Attempt:
-    """An attempt of a task on a server, with the TaskResult that the signals and the task see."""
+    """An attempt on a server, with the TaskResult that is passed to signals and to the task."""
 
     def __init__(self, path: str, info: TaskInfo) -> None:
         known = _known[path]
@@ -227,7 +227,7 @@ class _Attempt:
         return [*context, *self.result.args]
 
     def succeed(self, value: Any) -> dict[str, Any]:
-        """Return what the store keeps of the returned value."""
+        """Return the value to store."""
         try:
             normal = tasks_api.normalize_json(value)
         except TypeError as error:

@@ -17,17 +17,17 @@ from qsync.contrib.outbox.sending import send, send_async, tell, tell_async
 log: Final = logging.getLogger("qsync.outbox")
 
 PATIENCE_S: Final = 1.0
-"""Time that the store has to answer after a commit, seconds; then the row is left to a relay."""
+"""Time limit for the store after a commit, in seconds; later a relay sends the row."""
 
 AWAY_S: Final = 5.0
-"""Time for which rows are left to the relays after the store was away, seconds."""
+"""Time during which relays send all rows after the store was unavailable, in seconds."""
 
 MOST: Final = 1000
-"""Rows of one transaction that its process sends; the others are left to the relays."""
+"""Maximum number of rows per transaction that its process sends; relays send the others."""
 
 
 class AfterCommit:
-    """Sends committed rows, and has them deleted. Never raises: what it leaves, a relay sends."""
+    """Sends and deletes committed rows. Never raises: a relay sends the rows that are left."""
 
     def __init__(self, connections: Connections) -> None:
         self._app = connections
@@ -42,14 +42,14 @@ class AfterCommit:
 
     @property
     def _quick(self) -> Connections:
-        """Connections to the app's store that give up soon; tests point the app at another one."""
+        """Connections with a short patience to the app's store, which tests may exchange."""
         if self._made is None or not self._made.is_alike(self._app):
             self.close()
             self._made = self._app.copy(prefix=self._app.prefix, patience=PATIENCE_S)
         return self._made
 
     def send(self, rows: Sequence[Row], delete: Callable[[list[str]], object]) -> None:
-        """Send the rows and delete those that the store has answered for; blocks."""
+        """Send the rows and delete those that the store acknowledged; blocks."""
         if not rows or time.monotonic() < self._away_until:
             return
         try:
@@ -60,7 +60,7 @@ class AfterCommit:
             if sent.ids:
                 delete(sent.ids)
             tell(client, sent)
-        except Exception as error:  # whatever the driver raises: it is committed
+        except Exception as error:  # any error of the driver: the transaction is committed
             self._leave(error)
 
     def begin(self, rows: Sequence[Row], delete: Callable[[list[str]], Awaitable[object]]) -> None:
@@ -74,7 +74,7 @@ class AfterCommit:
     async def send_async(
         self, rows: Sequence[Row], delete: Callable[[list[str]], Awaitable[object]]
     ) -> None:
-        """Send the rows and delete those that the store has answered for."""
+        """Send the rows and delete those that the store acknowledged."""
         try:
             client = self._quick.here()
             sent = await send_async(client, rows[:MOST])
@@ -83,11 +83,11 @@ class AfterCommit:
             if sent.ids:
                 await delete(sent.ids)
             await tell_async(client, sent)
-        except Exception as error:  # whatever the driver raises: it is committed
+        except Exception as error:  # any error of the driver: the transaction is committed
             self._leave(error)
 
     async def drain(self) -> None:
-        """Wait until the sending that has begun on this loop has ended."""
+        """Wait until all rows in flight on this loop are sent."""
         loop = asyncio.get_running_loop()
         waiting = [task for task in self._tasks if task.get_loop() is loop]
         with contextlib.suppress(Exception):

@@ -1,4 +1,4 @@
-"""What a relay asks of a database, and the times by which it does."""
+"""The operations of a database that a relay needs, and their limits."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Final, Protocol
 from qsync.contrib.outbox.rows import Row
 
 BATCH: Final = 250
-"""Rows that a relay takes at a time."""
+"""Maximum number of rows per batch."""
 
 YOUNG_S: Final = 2.0
-"""Age up to which a row is left to the process that wrote it, seconds."""
+"""Age below which a relay leaves a row to the process that wrote it, in seconds."""
 
 COUNTED: Final = 10_000
-"""Number of rows up to which a backlog is counted."""
+"""Largest number of rows that a count of the backlog returns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
-    """The rows that wait: how many, at most 10,000, and the age of the oldest in seconds."""
+    """The rows that wait: their number, at most 10,000, and the age of the oldest, in seconds."""
 
     rows: int
     oldest_s: float
 
 
 class Batch(Protocol):
-    """Rows that a relay has taken, within a transaction of the database if it can lock rows."""
+    """Rows that a relay has taken, in a transaction if the database can lock rows."""
 
     rows: Sequence[Row]
     delete: Callable[[list[str]], object]
@@ -49,7 +49,7 @@ class Database(Protocol):
 
 
 class AsyncBatch(Protocol):
-    """As Batch, with a `delete` that is awaited."""
+    """Like Batch, with an awaitable `delete`."""
 
     rows: Sequence[Row]
 
@@ -73,7 +73,7 @@ class AsyncDatabase(Protocol):
 
 
 def due_before() -> datetime:
-    """Return the time before which rows are a relay's, by the clock of this machine."""
+    """Return the creation time before which a relay sends rows, by this machine's clock."""
     return datetime.now(UTC) - timedelta(seconds=YOUNG_S)
 
 

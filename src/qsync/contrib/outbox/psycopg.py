@@ -190,7 +190,7 @@ async def async_transaction(
 
 
 def _check_idle(connection: Any) -> None:
-    """Raise ConfigError within a transaction: the end of the block would be no commit."""
+    """Raise ConfigError inside a transaction: the end of the block would not commit."""
     if connection.info.transaction_status in (
         TransactionStatus.ACTIVE, TransactionStatus.INTRANS, TransactionStatus.INERROR,
     ):  # fmt: skip

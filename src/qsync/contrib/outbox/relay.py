@@ -29,39 +29,39 @@ from qsync.errors import QsyncError
 log: Final = logging.getLogger("qsync.outbox")
 
 PAUSE_S: Final = 1.0
-"""Time between two looks at the database without rows to send, seconds."""
+"""Time between two reads of the database when there are no rows to send, in seconds."""
 
 LONGEST_PAUSE_S: Final = 10.0
-"""Longest time between two tries while the store or the database is away, seconds."""
+"""Longest time between two attempts while store or database is unavailable, in seconds."""
 
 PATIENCE_S: Final = 5.0
-"""Time that the store has to answer while the rows of a batch are locked, seconds."""
+"""Time limit for the store while the rows of a batch are locked, in seconds."""
 
 MEASURE_S: Final = 5.0
-"""Time between two measurements of the backlog, seconds."""
+"""Time between two measurements of the backlog, in seconds."""
 
 OLD_S: Final = 60.0
-"""Age of a row at which the log warns, seconds; once in as many seconds."""
+"""Age of a row above which a warning is logged, and interval of the warning, in seconds."""
 
 UNREADABLE: Final = 1000
-"""Most rows that a relay leaves out because it cannot read them."""
+"""Maximum number of unreadable rows that a relay skips."""
 
 
 class _Progress:
-    """What both relays keep: the backlog, the rows that they cannot read, and the pauses."""
+    """State of both relays: backlog, unreadable rows and pauses."""
 
     def __init__(self) -> None:
         self.sent: int = 0
         """Rows that this relay has sent."""
         self.backlog: Backlog | None = None
-        """The rows that waited when they were last counted; None: not yet."""
+        """Backlog at the last count; None before the first count."""
         self.unreadable: dict[str, None] = {}
         self._pause_s = PAUSE_S
         self._measured = -MEASURE_S
         self._warned = -OLD_S
 
     def pause_after(self, taken: int, sent: Sent) -> float:
-        """Return how long to wait before the next batch, seconds."""
+        """Return how long to wait before the next batch, in seconds."""
         self.sent += len(sent.ids)
         for id in sent.unreadable:
             if len(self.unreadable) < UNREADABLE:
@@ -73,14 +73,14 @@ class _Progress:
         return 0.0 if taken == BATCH and sent.ids else PAUSE_S
 
     def pause_after_error(self, error: BaseException) -> float:
-        """Return how long to wait after an error, seconds: twice as long each time."""
+        """Return how long to wait after an error, in seconds; each wait doubles."""
         pause, self._pause_s = self._pause_s, min(self._pause_s * 2, LONGEST_PAUSE_S)
         if pause == PAUSE_S:
             log.warning("the outbox waits: %s: %s", type(error).__name__, error)
         return pause
 
     def is_due(self) -> bool:
-        """Return whether the backlog is to be measured now."""
+        """Return whether it is time to measure the backlog."""
         now = time.monotonic()
         if now - self._measured < MEASURE_S:
             return False
@@ -88,7 +88,7 @@ class _Progress:
         return True
 
     def note(self, backlog: Backlog) -> None:
-        """Keep a measurement, and warn of old rows."""
+        """Store a measurement, and log a warning about old rows."""
         self.backlog = backlog
         now = time.monotonic()
         if backlog.oldest_s >= OLD_S and now - self._warned >= OLD_S:

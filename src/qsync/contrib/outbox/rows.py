@@ -25,11 +25,11 @@ QUEUE_LENGTH: Final = 128
 
 
 class UnreadableRow(Exception):
-    """The message of a row is not one that this version can read."""
+    """This version cannot read the message of the row."""
 
 
 class _Stored(msgspec.Struct, frozen=True, array_like=True):
-    """The column `message`, in msgpack. The nonce within stays the same when it is sent again."""
+    """The column `message`, in msgpack. Its nonce is the same each time the row is sent."""
 
     version: int
     message: bytes
@@ -44,7 +44,7 @@ class _Stored(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A row: a task that waits to be sent."""
+    """A row: a task that has not been sent yet."""
 
     id: str
     queue: str
@@ -78,7 +78,7 @@ def make_row(task: Task[Any], connections: Connections) -> Row:
 
 
 def new_task_of(row: Row) -> NewTask:
-    """Return the task of a row; UnreadableRow when it is not one."""
+    """Return the task of a row; raise UnreadableRow if the row is invalid."""
     try:
         stored = codec.decode(bytes(row.message), _Stored)
     except codec.CodecError as error:
@@ -92,7 +92,7 @@ def new_task_of(row: Row) -> NewTask:
 
 
 def by_queue(rows: Iterable[Row]) -> tuple[dict[str, list[NewTask]], list[str]]:
-    """Return the tasks by queue, in order, and the ids of the rows that are not readable."""
+    """Return the tasks by queue, in order, and the ids of unreadable rows."""
     queues: dict[str, list[NewTask]] = {}
     unreadable: list[str] = []
     for row in rows:

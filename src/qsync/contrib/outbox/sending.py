@@ -23,17 +23,17 @@ log: Final = logging.getLogger("qsync.outbox")
 
 @dataclass(slots=True)
 class Sent:
-    """What came of sending rows."""
+    """The outcome of sending rows."""
 
     ids: list[str] = field(default_factory=list)
-    """Rows that the store has answered for: they may be deleted."""
+    """Rows that the store acknowledged; they can be deleted."""
 
     created: list[NewTask] = field(default_factory=list)
     """Tasks that are new in the store; the hooks have not been called for them yet."""
 
     unreadable: list[str] = field(default_factory=list)
     error: QsyncError | None = None
-    """Error of a call; its rows and those after it stay."""
+    """Error of a call; its rows and all later ones stay."""
 
     def note(self, tasks: Sequence[NewTask], reply: list[Enqueued]) -> None:
         """Note the reply to a call."""
@@ -54,7 +54,7 @@ class Sent:
 
 
 def tell(client: Client, sent: Sent) -> None:
-    """Call the hooks of "enqueued"; rows may not be locked meanwhile, as a hook may be slow."""
+    """Call the hooks of "enqueued". Hooks may be slow, so no rows should be locked."""
     if isinstance(client, WrappedClient):
         client.tell(sent.infos())
 
@@ -75,7 +75,7 @@ def _calls(rows: Sequence[Row], sent: Sent) -> Iterator[tuple[str, Sequence[NewT
 
 
 def send(client: Client, rows: Sequence[Row]) -> Sent:
-    """Send the rows, and return what came of it; raises nothing of the store."""
+    """Send the rows and return the outcome; errors of the store are part of it."""
     sent = Sent()
     for queue, tasks in _calls(rows, sent):
         try:
@@ -86,7 +86,7 @@ def send(client: Client, rows: Sequence[Row]) -> Sent:
 
 
 async def send_async(client: AsyncClient, rows: Sequence[Row]) -> Sent:
-    """Send the rows, and return what came of it; raises nothing of the store."""
+    """Send the rows and return the outcome; errors of the store are part of it."""
     sent = Sent()
     for queue, tasks in _calls(rows, sent):
         try:

@@ -38,7 +38,7 @@ except ModuleNotFoundError as _error:
     raise missing(_error, "sqlalchemy") from None
 
 WITHOUT_LOCKS: Final = "sqlite"
-"""Dialect without row locks: a relay holds no transaction while it sends."""
+"""Dialect without row locks: a relay sends outside of a transaction."""
 
 
 def make_table(name: str, metadata: MetaData) -> Table:
@@ -127,7 +127,7 @@ class EngineDatabase:
             return backlog(connection, self._table)
 
     def close(self) -> None:
-        """See Database; the pool of the engine has the connections."""
+        """See Database; the engine's pool keeps the connections."""
 
 
 @dataclass(slots=True)
@@ -168,7 +168,7 @@ class AsyncEngineDatabase:
             return await connection.run_sync(backlog, self._table)
 
     async def close(self) -> None:
-        """See AsyncDatabase; the pool of the engine has the connections."""
+        """See AsyncDatabase; the engine's pool keeps the connections."""
 
 
 def _row_of(entity: Any) -> Row:
