@@ -11,6 +11,7 @@ from starlette.responses import Response
 from qsync.inspector import Day, QueueInfo
 from qsync.state import TaskState
 from qsync.web.charts import BarChart, LineChart, bar_chart, line_chart
+from qsync.web.forecast import problems_of
 from qsync.web.pages import Site
 from qsync.web.query import Fields, sheet_of
 from qsync.web.sampler import CHARTED_QUEUES, DAYS, SAMPLES, Sampler, filled
@@ -34,6 +35,11 @@ async def show(site: Site, request: Request) -> Response:
         totals=states,
         latency=max((info.latency for info in overview.queues), default=0.0),
         unknown=await site.inspector.unknown_types() if overview.servers else {},
+        problems=[
+            problem
+            for info in overview.queues[:CHARTED_QUEUES]
+            for problem in problems_of(info, site.sampler.series(info.name))
+        ],
         paused=[info for info in overview.queues if info.paused],
         minutes=site.sampler.minutes,
         charts=minute_charts(site.sampler),

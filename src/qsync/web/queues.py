@@ -7,7 +7,9 @@ from starlette.responses import Response
 
 from qsync.formatting import plural
 from qsync.inspector.queues import PURGED, purged_with
+from qsync.state import TaskState
 from qsync.web import bulk_actions
+from qsync.web.forecast import forecast
 from qsync.web.overview import day_charts, minute_charts
 from qsync.web.pages import Site
 from qsync.web.query import Fields, selection_of, sheet_of
@@ -40,6 +42,7 @@ async def show(site: Site, request: Request) -> Response:
         request, "queue", info=info, charts=charts, has_data=has_data, days=day_charts(info.days),
         purged=[(state, *purged_with(state, info.states)) for state in PURGED],
         minutes=site.sampler.minutes,
+        forecast=forecast(site.sampler.series(name), info.states[TaskState.PENDING]),
     )  # fmt: skip
 
 

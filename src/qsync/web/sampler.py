@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from qsync.errors import QsyncError
 from qsync.inspector import Day, Inspector, QueueInfo
+from qsync.state import TaskState
 
 log: Final = logging.getLogger("qsync.web")
 
@@ -30,13 +31,18 @@ DAYS_CACHE_S: Final = 60.0
 
 
 class Figures(NamedTuple):
-    """Counters of one queue or of all at one moment; `latency` is in seconds."""
+    """Counters of one queue or of all at one moment.
+
+    `latency` is in seconds; `pending` is the number of pending tasks.
+    """
 
     enqueued: int
     completed: int
     failed: int
     dead: int
     latency: float
+    pending: int
+    crashed: int
 
     def since(self, earlier: Figures) -> Figures:
         """Return the growth of the counters; not below 0, since a recreated queue restarts them."""
@@ -46,6 +52,8 @@ class Figures(NamedTuple):
             max(0, self.failed - earlier.failed),
             max(0, self.dead - earlier.dead),
             self.latency,
+            self.pending,
+            max(0, self.crashed - earlier.crashed),
         )
 
 
@@ -108,7 +116,8 @@ class Sampler:
     def series(self, queue: str | None = None) -> list[tuple[float, Figures] | None]:
         """Return each interval between samples: its seconds, and the growth of the counters.
 
-        The latency is that at the end of the interval. An interval is None if a sample is missing.
+        Latency and pending tasks are those at the end of the interval. An interval is None if a
+        sample is missing.
         """
         intervals: list[tuple[float, Figures] | None] = []
         samples = list(self._samples)
@@ -154,7 +163,7 @@ def _figures(info: QueueInfo) -> Figures:
     counters = info.counters
     return Figures(
         counters["enqueued"], counters["completed"], counters["failed"], counters["dead"],
-        info.latency,
+        info.latency, info.states[TaskState.PENDING], counters["crashed"],
     )  # fmt: skip
 
 
@@ -165,6 +174,8 @@ def _sum(each: Sequence[Figures]) -> Figures:
         sum(figures.failed for figures in each),
         sum(figures.dead for figures in each),
         max((figures.latency for figures in each), default=0.0),
+        sum(figures.pending for figures in each),
+        sum(figures.crashed for figures in each),
     )
 
 

@@ -1,0 +1,105 @@
+"""Forecasts of a backlog, and the problems that the overview begins with."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from qsync import Task
+from qsync.inspector import Pause, QueueInfo
+from qsync.state import TaskState
+from qsync.web import create_app
+from qsync.web.forecast import Steps, forecast, problems_of
+from qsync.web.sampler import Figures
+from tests.support.dashboard import TRACE, visiting
+from tests.support.inspector_driver import bed
+from tests.support.stores import Store
+
+
+def steps(*pending: int | None, seconds: float = 5.0, **last: int) -> Steps:
+    """Intervals after which this much was pending; None: no sample. `last` goes to the last one."""
+    found: list[tuple[float, Figures] | None] = [
+        None if count is None else (seconds, Figures(0, 0, 0, 0, 0.0, count, 0))
+        for count in pending
+    ]
+    if last and found[-1] is not None:
+        found[-1] = (seconds, found[-1][1]._replace(**last))
+    return found
+
+
+def queue(pending: int, *, paused: bool = False) -> QueueInfo:
+    states = dict.fromkeys(TaskState, 0) | {TaskState.PENDING: pending}
+    note = Pause(by="ann", why="", at=datetime.now(UTC)) if paused else None
+    return QueueInfo(
+        name="mail", states=states, latency=0.0, bytes=None, paused=note, counters={}, today={},
+        days=[], rate=None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pending", "said"),
+    [
+        ([700 - 10 * n for n in range(30)], "empty in about 3 min"),
+        ([12 * n for n in range(20)], "grows by 2.4/s"),
+        ([1000 + n for n in range(20)], "grows by 12/min"),
+        ([500] * 20, "steady"),
+        ([10**9 - n for n in range(20)], "steady"),
+        ([5, 6, 7], ""),  # too short a time
+        ([0] * 20, ""),
+        ([], ""),
+        ([None] * 20, ""),
+        ([None, 100, None, *[100 - 2 * n for n in range(1, 20)], None], "empty in about 2 min"),
+    ],
+)
+def test_forecasts(pending: list[int | None], said: str) -> None:
+    known = [count for count in pending if count is not None]
+    assert forecast(steps(*pending), known[-1] if known else 0) == said
+
+
+def test_what_was_long_ago_does_not_count() -> None:
+    rose, falls = [10 * n for n in range(120)], [1190 - 5 * n for n in range(70)]
+    assert forecast(steps(*rose, *falls), falls[-1]).startswith("empty in about")
+
+
+def texts(info: QueueInfo, given: Steps) -> list[str]:
+    return [problem.text for problem in problems_of(info, given)]
+
+
+def test_a_growing_queue_is_a_problem_unless_it_is_small_paused_or_drains() -> None:
+    grows = steps(*[100 * n for n in range(30)])
+    assert texts(queue(2900), grows) == ["the backlog grows by 20/s and will not drain."]
+    assert texts(queue(2900, paused=True), grows) == []
+    assert texts(queue(60), steps(*range(31, 61))) == []
+    assert texts(queue(2900), steps(*[5800 - 100 * n for n in range(30)])) == []
+    assert texts(queue(10**6), steps(*[10**6 + n for n in range(30)])) == []
+
+
+def test_deaths_and_crashes_are_problems() -> None:
+    given = steps(0, 0, dead=1, crashed=3)
+    assert texts(queue(0), given) == [
+        "1 task died in the last 5 min.",
+        "servers died 3 times in the last 5 min while running its tasks.",
+    ]
+    assert texts(queue(0), []) == []
+
+
+async def page(app: Any, path: str) -> str:
+    async with visiting(app) as client:
+        return str((await client.get(path)).text)
+
+
+async def test_the_overview_begins_with_the_problems(valkey: Store, prefix: str) -> None:
+    async with bed(valkey.url, prefix) as made:
+        await made.enqueue(Task("mail"))
+        await made.serve("w", types=["mail"])
+        async with create_app(made.inspector, auth="host") as app:
+            await app.site.sampler.sample()
+            assert "Nothing needs attention." in await page(app, "/")
+            await made.dead(*[Task("mail")] * 3, error=TRACE)
+            await app.site.sampler.sample()
+            text = await page(app, "/")
+            assert "4 tasks died in the last 5 min." in text
+            assert 'href="/errors">Open' in text
+            assert "Nothing needs attention." not in text
