@@ -184,6 +184,29 @@ def test_a_running_task_is_shown_and_cancelled(live: Live) -> None:
     assert live.state(id) is None
 
 
+def test_priority_and_duplicates_of_a_new_task(live: Live) -> None:
+    key = ["--unique-key", "doc", "--on-duplicate"]
+    live.ok("task", "enqueue", "note", "--id", "n")
+    live.ok("task", "enqueue", "note", "--id", "a", "--priority", "8", *key, "replace")
+    assert live.ok("task", "enqueue", "note", *key, "skip").out == "a in queue default\n"
+    assert "the unique lock is held by task 'a'" in live.refused(
+        "task", "enqueue", "note", *key[:2]
+    )
+    listed = live.ok("task", "list", "--state", "pending").out.splitlines()
+    assert [line.split()[0] for line in listed[1:3]] == ["a", "n"]
+    assert "priority 8" in listed[1]
+    debounced = ["--unique-key", "doc", "--debounce", "5m", "--debounce-max", "1h"]
+    assert live.ok("task", "enqueue", "note", *debounced).out == "a in queue default\n"
+    shown = live.ok("task", "show", "a").out
+    assert "5 min after the last call, at most 1 h" in shown
+    for wrong, error in (
+        (["--priority", "0"], "priority: 0 is not a whole number from 1 to 9"),
+        (["--debounce", "5s"], "debounce: 5.0 needs a unique_key"),
+        ([*key, "drop"], "on_duplicate: 'drop' is not one of"),
+    ):
+        assert error in live.refused("task", "enqueue", "note", *wrong, code=2)
+
+
 def test_a_waiting_task_is_rescheduled(live: Live) -> None:
     live.enqueue(Task("note", id="a", delay=60), Task("note", id="p"))
     assert live.ok("task", "reschedule", "a", "--at", "2100-01-01T00:00+00:00").out.startswith(

@@ -233,6 +233,59 @@ def test_its_deadline_is_past(store: Store, prefix: str) -> None:
     run(store, prefix, work)
 
 
+def test_its_priority_and_what_is_above_it(store: Store, prefix: str) -> None:
+    async def work(bed: Bed) -> None:
+        await bed.serve("w")
+        await bed.enqueue(Task("t", id="n"), Task("t", id="low", priority=2))
+        assert (await why(bed, "n")).sentence == "Waiting: 1st of 2."
+        assert (await why(bed, "low")).sentence == (
+            "Waiting: 2nd of 2. Its priority is 2: 1 task of a higher priority start before it."
+        )
+        await bed.enqueue(Task("t", id="high", priority=9), Task("t", id="high2", priority=9))
+        assert (await why(bed, "high")).sentence == "Waiting: 1st of 4. Its priority is 9."
+        told = await why(bed, "n")
+        assert told.rank == 2
+        assert told.sentence == (
+            "Waiting: 3rd of 4. Its priority is 5: 2 tasks of a higher priority start before it."
+        )
+        page = await bed.inspector.tasks("default", "pending")
+        assert [(row.id, row.priority) for row in page.tasks] == [
+            ("high", 9), ("high2", 9), ("n", 5), ("low", 2),
+        ]  # fmt: skip
+
+    run(store, prefix, work)
+
+
+def test_later_calls_replace_it(store: Store, prefix: str) -> None:
+    async def work(bed: Bed) -> None:
+        await bed.serve("w")
+        key = {"unique_key": "doc"}
+        await bed.enqueue(Task("t", 1, id="a", **key, debounce=60, debounce_max=600))
+        told = await why(bed, "a")
+        assert (told.reason, told.at is None) == ("debounced", False)
+        assert "It runs 1 min after the last call with its unique key, at the latest at 20" in (
+            told.sentence
+        )
+        assert told.sentence.endswith(" UTC, 10 min after the first call.")
+        await bed.enqueue(Task("t", 2, id="b", **key, on_duplicate="replace"))
+        detail = await bed.inspector.task("a")
+        assert detail is not None
+        assert (detail.value(), detail.replaces, detail.debounce) == (2, True, None)
+        await bed.lease(server="w")
+        await bed.enqueue(Task("t", 3, id="c", **key, debounce=60))
+        told = await why(bed, "a")
+        assert (told.reason, told.also) == ("active", ["replaced"])
+        assert (
+            "A later call with its unique key waits: when this attempt has ended" in told.sentence
+        )
+        detail = await bed.inspector.task("a")
+        assert detail is not None
+        assert detail.next_run_at == told.at is not None
+        assert detail.value() == 2, "the payload that runs now"
+
+    run(store, prefix, work)
+
+
 def test_thousands_of_servers_are_more_than_it_looks_at(valkey: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.enqueue(Task("t", id="a"))

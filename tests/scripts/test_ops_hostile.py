@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qsync.broker import ops, views
+from qsync.broker import ops, pending_view, views
 from qsync.broker.ops import LeaseRef
 from qsync.keys import QUEUE_KEYS
 from qsync.message import Failure, decode_failure
@@ -93,7 +93,7 @@ def work(rig: Rig) -> None:
     rig.run(views.overview(rig.keys))
     rig.run(views.schedules(rig.keys))
     rig.run(views.schedules(rig.keys, "hourly"))
-    rig.run(views.pending_position(rig.keys, "a", lock=NAME, server="s"))
+    rig.run(pending_view.pending_position(rig.keys, "a", lock=NAME, server="s"))
     for state in STORED:
         rig.run(views.page(rig.keys, state, count=100))
     rig.run(ops.publish_schedules(rig.keys, [("hourly", b"", b"")], now_us=rig.now))

@@ -13,7 +13,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from qsync.broker import limit_ops, ops, schedule_ops, views
+from qsync.broker import limit_ops, ops, pending_view, schedule_ops, views
 from qsync.broker.call import Call
 from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.reschedule_op import reschedule
@@ -235,7 +235,10 @@ def test_complete_can_be_refused_when_it_carries_results() -> None:
 def test_every_script_is_loaded_by_ops_or_by_views() -> None:
     changing, looking, *mixed = (
         set(re.findall(r'(?:load|_settle)\("(\w+)"', (files("qsync.broker") / module).read_text()))
-        for module in ("ops.py", "views.py", "schedule_ops.py", "reschedule_op.py", "limit_ops.py")
+        for module in (
+            "ops.py", "views.py", "schedule_ops.py", "reschedule_op.py", "limit_ops.py",
+            "pending_view.py",
+        )
     )
     both = set[str]().union(*mixed)
     assert looking | (both & VIEWS) == VIEWS
@@ -428,7 +431,7 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "limit": (limit_ops.limit(keys, "a"), 0),
         "get_tasks": (views.get_tasks(keys, ["a", "b"]), 2),
         "counts": (views.counts(keys), 0),
-        "pending_position": (views.pending_position(keys, "a"), 0),
+        "pending_position": (pending_view.pending_position(keys, "a"), 0),
         "look": (views.look(keys, lease_us=1), 0),
         "listen": (ops.listen(keys, server="s", lease_us=1, keep_us=1), 0),
         "permissions": (views.permissions(keys, ["hset", "zadd"]), 2),

@@ -15,8 +15,8 @@ FUNCTION_LINES: Final = 40
 """Most lines of a function, without its signature and decorators."""
 
 LONG_FILES: Final = {
-    "broker/ops.py": 769,
-    "broker/views.py": 580,
+    "broker/ops.py": 758,
+    "broker/views.py": 541,
 }
 """Files that are still too long, with their lines; this list only shrinks."""
 

@@ -226,26 +226,6 @@ def _row(state: TaskState, row: list[Any]) -> StoredRow:
     return StoredRow(id.decode(errors="backslashreplace"), place, size, shown)
 
 
-@dataclass(frozen=True, slots=True)
-class PendingPosition:
-    """What delays a task. `rank` is the number of pending tasks before it; None: not pending.
-
-    `holder` is the task that holds its unique lock; `fetched_at_us` and `fetch_number` are from the
-    last fetch of its server.
-    """
-
-    now_us: int
-    rank: int | None
-    pending: int
-    holder: str | None
-    fetched_at_us: int
-    fetch_number: int
-    pause_note: bytes | None
-    paused_at_us: int
-    ended: int
-    """Number of attempts that ended in the queue so far."""
-
-
 class Looked(NamedTuple):
     """The work in a queue."""
 
@@ -266,25 +246,6 @@ def look(keys: QueueKeys, *, lease_us: int, now_us: int | None = None) -> Call[L
         ("" if now_us is None else now_us, lease_us),
         lambda reply: Looked(reply[0].decode() or None, bool(reply[1]), bool(reply[2])),
     )
-
-
-def pending_position(
-    keys: QueueKeys, id: str, *, lock: str = "", server: str = "", now_us: int | None = None
-) -> Call[PendingPosition]:
-    """Read what delays a task."""
-    script = load("pending_position")
-    args = ("" if now_us is None else now_us, id, lock, server)
-
-    def decode(reply: Any) -> PendingPosition:
-        row = script.reply(reply)
-        rank, holder = row["rank"], row["holder"].decode(errors="backslashreplace")
-        return PendingPosition(
-            row["now"], None if rank < 0 else rank, row["pending"], holder or None,
-            number(row["fetched_at"]), number(row["fetch_number"]), row["pause_note"] or None,
-            number(row["paused_at"]), number(row["completed"]) + number(row["failed"]),
-        )  # fmt: skip
-
-    return Call(script, keys.names(script.keys), args, decode)
 
 
 class QueueNames(NamedTuple):

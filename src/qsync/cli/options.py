@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -270,3 +270,63 @@ class FilterOptions:
             older_than=self.older_than, newer_than=self.newer_than,
         )  # fmt: skip
         return None if given == Filter() else given
+
+
+Priority = Annotated[
+    int | None,
+    typer.Option(
+        metavar="1-9", show_default=False,
+        help="Priority; pending tasks of a higher one start first.  [default: 5]",
+    ),
+]  # fmt: skip
+
+UniqueKey = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT", show_default=False,
+        help="Only one unfinished task of the queue may have this key.",
+    ),
+]  # fmt: skip
+
+WhenDuplicate = Annotated[
+    str | None,
+    typer.Option(
+        "--on-duplicate", metavar="CHOICE", show_default=False,
+        help="If another task has the key: raise (fail), skip (print its id) or replace (it gets "
+        "this payload).  [default: raise]",
+    ),
+]  # fmt: skip
+
+Debounce = Annotated[
+    float | None,
+    typer.Option(
+        parser=duration_of, metavar="DURATION", show_default=False,
+        help="Run this long after the last enqueue with the key, e.g. 5s.",
+    ),
+]  # fmt: skip
+
+DebounceMax = Annotated[
+    float | None,
+    typer.Option(
+        parser=duration_of, metavar="DURATION", show_default=False,
+        help="Longest time after the first of these enqueues, e.g. 1m.",
+    ),
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnqueueOptions:
+    """The options of a new task that concern its turn and its duplicates."""
+
+    priority: Priority = None
+    unique_key: UniqueKey = None
+    on_duplicate: WhenDuplicate = None
+    debounce: Debounce = None
+    debounce_max: DebounceMax = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the task, None for those that are not given."""
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        is_plain = self.on_duplicate is None and self.debounce is None
+        return options | {"unique": True if self.unique_key and is_plain else None}

@@ -17,6 +17,7 @@ from qsync.cli.new_task import payload_of, task_of
 from qsync.cli.options import (
     Arguments,
     Cursor,
+    EnqueueOptions,
     FilterOptions,
     IntoQueue,
     Json,
@@ -175,6 +176,7 @@ def enqueue(
             help="Time to wait before it runs, e.g. 90s, 2h.",
         ),
     ] = None,
+    flow: EnqueueOptions,
     store: StoreOptions,
 ) -> None:  # fmt: skip
     """Enqueue one task, and print its id.
@@ -184,7 +186,7 @@ def enqueue(
     With --app, arguments are checked against the function, and the task has the function's options.
     """
     with open_store(store) as session:
-        options = {"queue": queue, "id": id, "delay": delay}
+        options = {"queue": queue, "id": id, "delay": delay, **flow.options}
         given = {name: value for name, value in options.items() if value is not None}
         new_task = task_of(type, payload_of(arguments), given, session.app)
         with session.connections.client() as client:

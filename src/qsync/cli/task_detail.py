@@ -72,9 +72,12 @@ def _facts(detail: TaskDetail, why: Explanation | None) -> list[tuple[str, str]]
         ("lease expires", _time(row.lease_until)),
         ("progress", percent(row.progress)),
         *((name, _duration(value)) for name, value in durations),
+        ("priority", str(row.priority)),
         ("limits", ", ".join(detail.limits)),
         ("fairness key", detail.fairness_key or ""),
         ("unique lock", _lock(detail)),
+        ("debounce", _debounce(detail)),
+        ("runs again", _time(detail.next_run_at)),
         ("message", f"not readable: {detail.message_error}" if detail.message_error else ""),
     ]
 
@@ -85,6 +88,13 @@ def _time(time: datetime | None) -> str:
 
 def _duration(value: float | str | None) -> str:
     return value if isinstance(value, str) else "" if value is None else duration(value)
+
+
+def _debounce(detail: TaskDetail) -> str:
+    if detail.debounce is None:
+        return "the next call replaces it" if detail.replaces else ""
+    longest = "" if detail.debounce_max is None else f", at most {duration(detail.debounce_max)}"
+    return f"{duration(detail.debounce)} after the last call{longest}"
 
 
 def _lock(detail: TaskDetail) -> str:

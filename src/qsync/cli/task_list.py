@@ -18,6 +18,7 @@ from qsync.errors import InvalidTask
 from qsync.formatting import percent, relative
 from qsync.inspector import Filter, Inspector, TaskRow
 from qsync.inspector.tasks import LIMIT
+from qsync.message import NORMAL_PRIORITY
 from qsync.state import TaskState
 
 ORDER: Final = (
@@ -178,6 +179,8 @@ def _note(row: TaskRow) -> str:
         return f"deleted {relative(row.kept_until)}"
     crashes = f"crashed {row.crashes} times" if row.crashes > 1 else "crashed once"
     notes = [crashes] if row.crashes else []
+    if row.priority != NORMAL_PRIORITY:
+        notes.insert(0, f"priority {row.priority}")
     if row.error:
         notes.append(row.error)
     return "; ".join(notes)

@@ -11,9 +11,10 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from qsync.broker import limit_ops, views
+from qsync.broker import limit_ops, pending_view, views
 from qsync.broker.ops import crash_count
-from qsync.broker.views import PendingPosition, lease_until, moment_of, state_of
+from qsync.broker.pending_view import PendingPosition
+from qsync.broker.views import lease_until, moment_of, state_of
 from qsync.errors import InvalidTask
 from qsync.formatting import duration, ordinal, utc_time
 from qsync.inspector.limit_values import LimitInfo
@@ -22,6 +23,7 @@ from qsync.inspector.live_servers import Record, _LiveServersMixin
 from qsync.inspector.task_rows import DecodedTask, decode_task, pause_of, server_of
 from qsync.inspector.values import Explanation, Pause, Reason
 from qsync.keys import check_id, holder_of_token
+from qsync.message import NORMAL_PRIORITY
 from qsync.new_task import new_nonce, new_task
 from qsync.state import UNFINISHED, TaskState
 from qsync.task import Task
@@ -104,7 +106,7 @@ def _pending(facts: Facts, blank: Explanation) -> Explanation:
     is_full = not blockers and bool(able) and all(server.full for server in able) and not is_stuck
     busy = f"; all {slots:,} slots are busy" if is_full else ""
     position = f"{ordinal(rank + 1)} of {max(rank + 1, facts.located.pending):,}"
-    sentences = [f"Waiting: {position}{busy}."]
+    sentences = [f"Waiting: {position}{busy}.", *_priority(facts)]
     if blank.attempt > 1:
         sentences.append(f"Next is attempt {blank.attempt} of {blank.retry + 1}.")
     reasons = [reason for reason, _ in blockers] or ["behind" if rank else "next"]
@@ -179,13 +181,39 @@ def _scheduled(facts: Facts, blank: Explanation) -> Explanation:
         times = "" if failure.snoozes == 1 else f" for the {ordinal(failure.snoozes)} time"
         sentence = f"Snoozed by its handler{times} until {when}."
         reasons = ["snoozed"]
-    return _waiting(facts, blank, [sentence], reasons, due_at)
+    elif facts.task.options.debounce_us:
+        reasons = ["debounced"]
+    return _waiting(facts, blank, [sentence, *_later_calls(facts)], reasons, due_at)
 
 
 def _retry(facts: Facts, blank: Explanation) -> Explanation:
     due_at = moment_of(facts.task.shown.score)
     retry = f"Retry {facts.task.failure.attempts} of {blank.retry} at {_when(facts, due_at)}."
-    return _waiting(facts, blank, [retry], ["retry"], due_at)
+    return _waiting(facts, blank, [retry, *_later_calls(facts)], ["retry"], due_at)
+
+
+def _priority(facts: Facts) -> list[str]:
+    """Return what the priority of a pending task does, if it or a higher one is used."""
+    priority, above = facts.task.options.priority or NORMAL_PRIORITY, facts.located.above
+    if not above:
+        return [f"Its priority is {priority}."] if priority != NORMAL_PRIORITY else []
+    tasks = "1 task" if above == 1 else f"{above:,} tasks"
+    return [f"Its priority is {priority}: {tasks} of a higher priority start before it."]
+
+
+def _later_calls(facts: Facts) -> list[str]:
+    """Return what later calls with the unique key of a waiting task do to it."""
+    options, message = facts.task.options, facts.task.message
+    if not options.replaces or message is None:
+        return []
+    if not options.debounce_us:
+        return ["A later call with its unique key replaces it while it waits."]
+    text = f"It runs {duration(options.debounce_us / 1e6)} after the last call with its unique key"
+    if options.debounce_max_us is None:
+        return [f"{text}."]
+    latest = utc_time(moment_of(message.enqueued_at_us + options.debounce_max_us))
+    longest = duration(options.debounce_max_us / 1e6)
+    return [f"{text}, at the latest at {latest}, {longest} after the first call."]
 
 
 def _waiting(
@@ -228,7 +256,17 @@ def _active(facts: Facts, blank: Explanation) -> Explanation:
     if shown.cancel is not None:
         reasons.append("cancelled")
         sentences.append("Its cancellation was requested.")
-    return _explained(blank, sentences, reasons, server=server, since=since, lease_until=until)
+    again = None
+    if located.next_run_us is not None:
+        again = moment_of(located.next_run_us)
+        reasons.append("replaced")
+        sentences.append(
+            "A later call with its unique key waits: when this attempt has ended, the task runs "
+            f"again with the payload of that call, not before {utc_time(again)}."
+        )
+    return _explained(
+        blank, sentences, reasons, at=again, server=server, since=since, lease_until=until
+    )
 
 
 def _completed(facts: Facts, blank: Explanation) -> Explanation:
@@ -354,7 +392,9 @@ class _ExplainMixin(_LiveServersMixin):
             decode_task, id, shown
         )  # in a thread: the message may be large
         holder = holder_of_token(shown.owner or "")
-        call = views.pending_position(keys, id, lock=looked.options.lock or "", server=holder)
+        call = pending_view.pending_position(
+            keys, id, lock=looked.options.lock or "", server=holder
+        )
         located = await self._broker.run(call)
         rate = self._note_rate(queue, located.ended)
         if rate is None and located.rank and measure:
@@ -388,7 +428,7 @@ class _ExplainMixin(_LiveServersMixin):
                 return duplicate_of(explanation)
         holder = None
         if rejected.lock:
-            call = views.pending_position(self._keys(rejected.queue), "", lock=rejected.lock)
+            call = pending_view.pending_position(self._keys(rejected.queue), "", lock=rejected.lock)
             holder = (await self._broker.run(call)).holder
         if holder is None:
             return not_found(task.id or "", rejected.queue)

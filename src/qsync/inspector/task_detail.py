@@ -9,6 +9,7 @@ from typing import Final
 from qsync import codec
 from qsync.backoff import ExponentialBackoff
 from qsync.broker.ops import crash_count
+from qsync.broker.pending_view import PendingPosition
 from qsync.broker.views import lease_until, moment_of, result_of
 from qsync.inspector.payload_preview import show
 from qsync.inspector.task_rows import DecodedTask, row_of
@@ -20,8 +21,9 @@ HISTORY_SHOWN: Final = 100
 """Largest number of failed attempts shown; servers keep fewer."""
 
 
-def detail_of(queue: str, task: DecodedTask, lock_holder: str | None) -> TaskDetail:
+def detail_of(queue: str, task: DecodedTask, located: PendingPosition) -> TaskDetail:
     """Return all that is known of a task."""
+    next_us = located.next_run_us
     shown, message, failure, options = task.shown, task.message, task.failure, task.options
     payload = message.payload if message else shown.message or b""
     is_value = bool(message and message.is_value)
@@ -47,7 +49,11 @@ def detail_of(queue: str, task: DecodedTask, lock_holder: str | None) -> TaskDet
         limits=list(options.limits or ()),
         fairness_key=options.fairness_key,
         lock=options.lock,
-        lock_holder=lock_holder,
+        lock_holder=located.holder,
+        replaces=options.replaces,
+        debounce=_seconds(options.debounce_us),
+        debounce_max=_seconds(options.debounce_max_us),
+        next_run_at=None if next_us is None else moment_of(next_us),
         snoozes=failure.snoozes,
         unknown_since=moment_of(failure.unknown_since_us) if failure.unknown_since_us else None,
         unknown_times=failure.unknown_times,

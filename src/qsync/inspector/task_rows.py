@@ -25,7 +25,7 @@ from qsync.broker.views import (
 from qsync.inspector.fingerprint import FAILING, fingerprint_of
 from qsync.inspector.values import Filter, Pause, TaskRow
 from qsync.keys import server_of_token
-from qsync.message import Failure, Message, StoredOptions, decode_failure
+from qsync.message import NORMAL_PRIORITY, Failure, Message, StoredOptions, decode_failure
 from qsync.state import TaskState
 
 ERROR_SHOWN: Final = 200
@@ -109,6 +109,7 @@ def row_of(queue: str, task: DecodedTask) -> TaskRow:
         kept_until=time if state is TaskState.COMPLETED else None,
         ended_at=_ended_at(task) if state is TaskState.COMPLETED else None,
         cancelled=shown.cancel is not None,
+        priority=task.options.priority or NORMAL_PRIORITY,
     )
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final, Literal
 
 from qsync import codec
-from qsync.broker import ops, reschedule_op, views
+from qsync.broker import ops, pending_view, reschedule_op, views
 from qsync.broker.views import StoredTask
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base, check_state, cursor_at, read_cursor
@@ -104,8 +104,10 @@ class _TasksMixin(Base):
         # In a thread: the message may be large, whatever the present limit on payloads is.
         task = await asyncio.to_thread(decode_task, id, shown)
         lock = task.options.lock or ""
-        located = await self._broker.run(views.pending_position(self._keys(queue), id, lock=lock))
-        return await asyncio.to_thread(detail_of, queue, task, located.holder)
+        located = await self._broker.run(
+            pending_view.pending_position(self._keys(queue), id, lock=lock)
+        )
+        return await asyncio.to_thread(detail_of, queue, task, located)
 
     async def find(self, id: str) -> list[TaskRow]:
         """Return the tasks with this id, one per queue, from about the first 5,000 queues."""

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from qsync import codec
+from qsync.message import NORMAL_PRIORITY
 from qsync.state import TaskState
 
 
@@ -105,6 +106,7 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     kept_until  of completed: when the task is deleted
     ended_at    of completed
     cancelled   whether its cancellation was requested, or it ended that way
+    priority    1 to 9, 5 unless given; pending tasks of a higher priority start first
     """
 
     id: str
@@ -125,6 +127,7 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     kept_until: datetime | None
     cancelled: bool
     ended_at: datetime | None = None
+    priority: int = NORMAL_PRIORITY
 
     @property
     def ended_attempts(self) -> int:
@@ -206,6 +209,9 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     result        None until there is one
     timeout, retention, retry_delay   seconds (`retry_delay` may be text); None: not set
     lock          name of the unique lock; `lock_holder` is the task that holds it
+    replaces      whether it takes the place of a holder of its lock, and a later call its place
+    debounce, debounce_max   seconds; None: not set
+    next_run_at   when it runs again, with the payload of a later call, after the present attempt
     snoozes       number of times that its handler asked to run later
     message_error   why the message cannot be read
     """
@@ -230,6 +236,10 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     fairness_key: str | None
     lock: str | None
     lock_holder: str | None
+    replaces: bool
+    debounce: float | None
+    debounce_max: float | None
+    next_run_at: datetime | None
     snoozes: int
     unknown_since: datetime | None
     unknown_times: int
@@ -381,7 +391,7 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
 Reason = Literal[
     "next", "behind", "paused", "no_server", "no_server_knows", "all_quiet", "scheduled", "retry",
     "handed_back", "active", "lapsed", "completed", "cancelled", "dead", "duplicate", "not_found",
-    "deadline", "snoozed", "limited",
+    "deadline", "snoozed", "limited", "debounced", "replaced",
 ]  # fmt: skip
 
 
@@ -390,7 +400,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
     sentence  the whole explanation, for people
     reason    the main reason; `also` holds further ones
-    at        when the task is due, or when it ended; None if unknown
+    at        when the task is due, runs again, or ended; None if unknown
     rank      number of tasks before it in pending
     wait      estimated seconds until its turn, at the present rate
     rate      attempts ended per second in the queue, from this inspector's recent readings

@@ -1,11 +1,12 @@
 #!lua flags=no-writes
 -- pending_position: read what delays a task, in addition to what `get_tasks` returns.
--- include: check_schema clock
+-- include: check_schema clock priority_bands successors
 -- KEYS[1] pending  zset    ids by order tag
 -- KEYS[2] unique   hash    locks
 -- KEYS[3] fetches  hash    server id -> number, time us and ids
 -- KEYS[4] meta     hash    paused, paused_at
 -- KEYS[5] stats    hash    counters
+-- KEYS[6] successors hash  id -> due us, member and message of its next run
 -- ARGV[1] now      int us  empty: the store's clock
 -- ARGV[2] id       text    id of the task; empty: it has none yet
 -- ARGV[3] lock     text    its unique lock; empty: none
@@ -20,6 +21,8 @@
 -- REPLY[8] paused_at     text   us
 -- REPLY[9] completed     text   counter
 -- REPLY[10] failed       text   counter
+-- REPLY[11] above        int    number of pending tasks of a higher priority than that of this one
+-- REPLY[12] next_run     text   time at which it runs again once its attempt has ended, us
 -- returns the fields of REPLY
 check_schema()
 local now = clock(ARGV.now)
@@ -35,11 +38,19 @@ local function holder_now(lock)
   return holder and (open or parse_int(ends, 0) > now) and holder or ''
 end
 
+-- Return the number of pending tasks of a higher priority than that of the pending task.
+local function tasks_above()
+  local tag = tonumber(redis.call('ZSCORE', KEYS.pending, ARGV.id) or '')
+  local lowest = tag and band_middle(priority_at(tag)) - band_reach
+  return lowest and redis.call('ZCOUNT', KEYS.pending, '-inf', string.format('(%.17g', lowest)) or 0
+end
+
 local paused = redis.call('HMGET', KEYS.meta, 'paused', 'paused_at')
 local ended = redis.call('HMGET', KEYS.stats, 'completed', 'failed')
 return reply({
   now = now, rank = redis.call('ZRANK', KEYS.pending, ARGV.id) or -1,
   pending = redis.call('ZCARD', KEYS.pending), holder = holder_now(ARGV.lock),
   fetched_at = time, fetch_number = number, pause_note = paused[1], paused_at = paused[2],
-  completed = ended[1], failed = ended[2],
+  completed = ended[1], failed = ended[2], above = tasks_above(),
+  next_run = read_successor(redis.call('HGET', KEYS.successors, ARGV.id) or ''),
 })
