@@ -236,7 +236,11 @@ def test_every_script_is_loaded_by_ops_or_by_views() -> None:
     changing, looking, *mixed = (
         set(re.findall(r'(?:load|_settle)\("(\w+)"', (files("qsync.broker") / module).read_text()))
         for module in (
-            "ops.py", "views.py", "schedule_ops.py", "reschedule_op.py", "limit_ops.py",
+            "ops.py",
+            "views.py",
+            "schedule_ops.py",
+            "reschedule_op.py",
+            "limit_ops.py",
             "pending_view.py",
         )
     )

@@ -23,4 +23,4 @@ def with_limits(task: NewTask, *limits: str) -> NewTask:
     *fields, options = _tail.decode(b"\x96" + task.message)
     options = replace(options or NO_OPTIONS, limits=limits)
     message = codec.encode([*fields, options])[1:]
-    return replace(task, message=message, flow=FlowOptions(limits=limits))
+    return replace(task, message=message, flow=replace(task.flow or FlowOptions(), limits=limits))

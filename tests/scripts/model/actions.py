@@ -35,6 +35,17 @@ OPTIONS: Final[tuple[dict[str, Any], ...]] = (
     {"limits": ("r",)},
     {"limits": ("r", "c:2", "free"), "unique": True, "unique_key": "l"},
     {"limits": ("c:2",), "fairness_key": "m"},
+    {"limits": ("c:1",), "unique_key": "l", "on_duplicate": "replace"},
+    {"limits": ("r",), "priority": 9},
+    {"priority": 9},
+    {"priority": 2, "fairness_key": "k"},
+    {"priority": 9, "fairness_key": "k", "delay": 5},
+    {"unique_key": "l", "on_duplicate": "replace"},
+    {"unique_key": "l", "on_duplicate": "replace", "retention": 20, "fairness_key": "k"},
+    {"unique_key": "l", "on_duplicate": "replace", "delay": 5, "priority": 9},
+    {"unique_key": "l", "on_duplicate": "replace", "remember_us": 100 * S},
+    {"unique_key": "m", "debounce": 5, "debounce_max": 12, "priority": 8},
+    {"unique_key": "l", "debounce": 5, "fairness_key": "m"},
 )
 
 RULES: Final = {

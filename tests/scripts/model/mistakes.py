@@ -212,6 +212,66 @@ def pause_outlives_its_schedule() -> contextlib.AbstractContextManager[None]:
     return planted("delete_schedule.lua", "if not of_program then\n", "if false then\n")
 
 
+def priority_that_is_not_fair() -> contextlib.AbstractContextManager[None]:
+    """A fairness key of another priority starts again at the virtual time, however much it had."""
+    right = "      tag = math.max(band_time(priority), before)\n"
+    wrong = "      tag = priority == normal_priority and math.max(band_time(5), before)\n"
+    return planted("include/fairness_tags.lua", right, f"{wrong}        or band_time(priority)\n")
+
+
+def head_of_another_priority() -> contextlib.AbstractContextManager[None]:
+    """What is handed back or recovered leads the whole queue."""
+    right = "    local base = #band > 0 and head_of_band(priority) - #band - 1\n"
+    wrong = """    local first = redis.call('ZRANGE', KEYS.pending, 0, 0, 'WITHSCORES')
+    local base = (tonumber(first[2] or '') or band_time(priority)) - #band - 1
+"""
+    into = "      args[#args + 1] = into_band(base + i, priority)\n"
+    stack = contextlib.ExitStack()
+    stack.enter_context(planted("include/fairness_tags.lua", right, wrong))
+    stack.enter_context(
+        planted("include/fairness_tags.lua", into, "      args[#args + 1] = base + i\n")
+    )
+    return stack
+
+
+def priority_lost_on_promotion() -> contextlib.AbstractContextManager[None]:
+    """What was scheduled has the normal priority when it is due."""
+    right = "    args[2 * i - 1] = next_tag(keys[i] or '')\n"
+    wrong = "    args[2 * i - 1] = next_tag(string.match(keys[i] or '', '^[^\\255]*'))\n"
+    return planted("include/fairness_tags.lua", right, wrong)
+
+
+def replaced_task_runs_the_old_payload() -> contextlib.AbstractContextManager[None]:
+    """A call that replaces a waiting task changes when it runs, and not what."""
+    right = "  redis.call('HSET', KEYS.tasks, holder, new_message)\n"
+    return planted("include/replace_holder.lua", right, "")
+
+
+def successor_lost_on_retry() -> contextlib.AbstractContextManager[None]:
+    """A task that was replaced while it ran is retried with the old payload."""
+    right = "successors, held, held_ids = split_successors(held, held_ids)\n"
+    return planted("retry.lua", right, "successors = split_successors({}, {})\n")
+
+
+def successor_lost_in_a_crash() -> contextlib.AbstractContextManager[None]:
+    """A task that was replaced while it ran is recovered with the old payload."""
+    right = "  replaced, crashed, crashed = split_successors(crashed, crashed)\n"
+    wrong = "  replaced = split_successors({}, {})\n"
+    return planted("include/recover_expired.lua", right, wrong)
+
+
+def debounce_without_an_end() -> contextlib.AbstractContextManager[None]:
+    """Each call puts a debounced task off, however long ago the first one was."""
+    right = "    due = math.min(due, first + option[10])\n"
+    return planted("include/replace_holder.lua", right, "")
+
+
+def repeated_replacement_counts_again() -> contextlib.AbstractContextManager[None]:
+    """A call that comes again replaces a later one."""
+    right = "if sender ~= '' and (created > 0 or #others < 3 * #tasks.ids) then"
+    return planted("enqueue.lua", right, "if sender ~= '' and #others == 0 then")
+
+
 _ANYBODYS: Final = """for i = 2, #ARGV, 4 do
   ARGV[i + 1] = redis.call('HGET', KEYS.owner, ARGV[i]) or ARGV[i + 1]
 end
@@ -238,6 +298,14 @@ IN_SCRIPTS: Final = named(
     runnable_time_lost_on_hand_back,
     publish_aborts_half_way,
     refused_publish_is_an_error,
+    priority_that_is_not_fair,
+    head_of_another_priority,
+    priority_lost_on_promotion,
+    replaced_task_runs_the_old_payload,
+    successor_lost_on_retry,
+    successor_lost_in_a_crash,
+    debounce_without_an_end,
+    repeated_replacement_counts_again,
 )
 """Those that the check by the model has to find."""
 

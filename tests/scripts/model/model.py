@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from qsync.broker.enqueue_options import fairness_member
 from qsync.broker.ops import (
     Completion,
     Enqueued,
@@ -26,9 +27,10 @@ from qsync.broker.ops import (
 )
 from qsync.broker.reschedule_op import Rescheduled
 from qsync.limit import LimitRule
+from qsync.message import NORMAL_PRIORITY
 from qsync.new_task import NewTask
 from qsync.state import UNFINISHED, TaskState
-from tests.scripts.model.queue import Known
+from tests.scripts.model.queue import BAND, Known, band_of, member_of
 from tests.scripts.model.schedules import Schedules
 
 SECOND: Final = 1_000_000
@@ -54,24 +56,30 @@ class Model(Schedules):
         last, _, answers = self.calls.get(sender, (-1, 0, []))
         if number <= last:
             return answers if number == last else []
-        before = len(self.tasks)
         recent = {
             sent.id for sent in tasks if sent.remember_us and self.recent.get(sent.id, 0) > now
         }
-        answers = self._enqueue(now, tasks, recent)
+        before = len(self.tasks)
+        answers, replacing = self._enqueue(now, tasks, recent)
+        taken = len(self.tasks) > before or any(one.outcome == "replaced" for one in answers)
         for sent, answer in zip(tasks, answers, strict=True):
-            if sent.remember_us and answer.outcome == "created" and len(self.tasks) > before:
+            if sent.remember_us and answer.outcome in ("created", "replaced") and taken:
                 ends = now + sent.remember_us
                 self.recent[sent.id] = max(ends, self.recent.get(sent.id, 0))
-        if sender and any(answer.outcome == "created" for answer in answers):
+        if sender and any(answer.outcome in ("created", "replaced") for answer in answers):
             self.calls[sender] = (number, now, answers)
+            self.replacing[sender] = replacing
         return answers
 
     def _enqueue(
         self, now: int, tasks: Sequence[NewTask], recent: Collection[str] = ()
-    ) -> list[Enqueued]:
-        answers, due = [], {}
-        for sent in tasks:
+    ) -> tuple[list[Enqueued], list[int]]:
+        """Enqueue tasks; the answers, and the places, from 1 on, of those that replace others."""
+        answers: list[Enqueued] = []
+        replacing: list[int] = []
+        due: dict[str, int] = {}
+        uses_flow = any(sent.flow is not None for sent in tasks)
+        for place, sent in enumerate(tasks, 1):
             old = self.tasks.get(sent.id)
             holder = self.holder(now, sent.lock) if sent.lock else None
             if old:
@@ -79,11 +87,16 @@ class Model(Schedules):
                 answers.append(Enqueued("created" if same else "exists", sent.id))
             elif sent.id in recent and sent.remember_us:
                 answers.append(Enqueued("repeated", sent.id))
+            elif holder and sent.flow and sent.flow.on_duplicate == "replace":
+                answers.append(Enqueued("replaced", holder))
+                replacing.append(place)
+                self.flow |= uses_flow
             elif holder:
                 answers.append(Enqueued("duplicate", holder))
             else:
                 answers.append(Enqueued("created", sent.id))
-                task = self.tasks[sent.id] = Known(sent, now, key=sent.fairness_key)
+                task = self.tasks[sent.id] = Known(sent, now, key=member_of(sent))
+                self.flow |= uses_flow
                 self.counts["enqueued"] += 1
                 self.counts["bytes"] += len(task.message)
                 if sent.lock:
@@ -98,8 +111,15 @@ class Model(Schedules):
                     self.to_pending(now, sent.id)
                     self.awake = self.awake or task.state == "pending"
         self.to_later(now, "scheduled", due)
+        last = {answers[place - 1].id: place for place in replacing}
+        outcomes: dict[str, Any] = {}
+        for place in replacing:
+            holder = answers[place - 1].id
+            if holder not in outcomes:
+                outcomes[holder] = self.replace(now, tasks[last[holder] - 1], holder)
+            answers[place - 1] = Enqueued(outcomes[holder], holder)
         self.awake |= self.settle(now)
-        return answers
+        return answers, replacing
 
     def tick(self, now: int, schedule: str, tick_us: int, task: NewTask) -> bool:
         if self.ticks.get(schedule, -1) >= tick_us:
@@ -107,7 +127,7 @@ class Model(Schedules):
         self.ticks[schedule] = tick_us
         if schedule in self.schedule_pauses:
             return False
-        return self._enqueue(now, [task])[0].outcome == "created"
+        return self._enqueue(now, [task])[0][0].outcome == "created"
 
     def fetch(
         self,
@@ -150,8 +170,10 @@ class Model(Schedules):
         own, recovered, died = self._recover(now, server, policy, 0 if spared else now)
         self._open_due(now)
         taken, stayed, refused = self._pick(now, 0 if self.paused else wanted, free)
-        if taken:
-            self.virtual = max(self.virtual, self.tasks[taken[-1]].score)
+        for task in map(self.tasks.__getitem__, taken):
+            start = band_of(task.priority)
+            if task.score > self.virtual.get(task.priority, start):
+                self.virtual[task.priority] = task.score
         for at, id in enumerate(taken):
             self.move(now, id, "active", now + policy.lease_us + at)
             self.tasks[id].token = token
@@ -160,10 +182,10 @@ class Model(Schedules):
             self.fetches[server] = (number, now, taken)
         self._sweep(now, policy, LIMIT + len(taken), busy=bool(taken))
         opened = self.settle(now)
+        self.tags = {key: tag for key, tag in self.tags.items() if tag > self.passed(tag)}
         if not self.those("pending"):
             self.tags, self.awake = self.tags if self.those("limited") else {}, False
         else:
-            self.tags = {key: tag for key, tag in self.tags.items() if tag > self.virtual}
             self.awake = self.awake or not self.paused
         waiting = [
             max(task.score, spared) if task.state == "active" and task.score >= 0 else task.score
@@ -277,13 +299,28 @@ class Model(Schedules):
                 task.crashes = f"{crashes}!" if of_it else f"{crashes}"
                 (died if of_it else back).append(id)
         self.more |= len(lapsed) == LIMIT > len(own)
+        replaced = [id for id in (*back, *died) if self.tasks[id].successor]
+        for id in replaced:
+            self.tasks[id].crashes = (self.tasks[id].crashes or "").rstrip("!")
+        anew = any(self.tasks[id].successor for id in (*back, *died, *cancelled))
+        back = self.start_anew(now, back, crashed=True)
+        died = self.start_anew(now, died, crashed=True)
+        cancelled = self.start_anew(now, cancelled)
         self.to_head(now, back)
         self.runnable_from(dict.fromkeys(back, now))
         for id in died:
             self.move(now, id, "dead", now)
             self.counts["dead"] += 1
         self.end_cancelled(now, cancelled)
-        return own, len(back), len(died)
+        for state in ("scheduled", "retry") if anew else ():
+            for id in self.first(self.those(state, until=now)):
+                self.to_pending(now, id)
+        return own, len(back) + len(replaced), len(died)
+
+    def passed(self, tag: float) -> float:
+        """The virtual time of the band that a tag is in."""
+        priority = NORMAL_PRIORITY - round(tag / BAND)
+        return self.virtual.get(priority, band_of(priority))
 
     def first(self, ids: list[str], most: int = LIMIT) -> list[str]:
         """As many of the ids as one fetch does; it says so when that is all that it can."""
@@ -316,8 +353,13 @@ class Model(Schedules):
 
     def complete(self, now: int, rows: Sequence[Completion]) -> list[Outcome]:
         held, answers = self.owned(rows)
-        self.release(row.id for row in held)
+        self.release_all(held)
+        ended = self.start_anew(now, [row.id for row in held])
+        self.counts["completed"] += len(held) - len(ended)
+        self.counts["enqueued"] += len(held) - len(ended)
         for row in held:
+            if row.id not in ended:
+                continue
             if self.tasks[row.id].since is not None:
                 self.tasks[row.id].progress = None
             if row.retention_us is None:
@@ -332,11 +374,12 @@ class Model(Schedules):
 
     def retry(self, now: int, rows: Sequence[Retried]) -> list[Outcome]:
         held, answers = self.owned(rows)
-        self.release(row.id for row in held)
+        self.release_all(held)
+        self.counts["failed"] += len(held)
+        held = self.not_replaced(now, held)
         self.unmark(held)
         for row in held:
             self.tasks[row.id].failure = row.failure
-            self.counts["failed"] += 1
         cancelled = [row.id for row in held if self.tasks[row.id].cancel is not None]
         again = {row.id: now + row.delay_us for row in held if row.id not in cancelled}
         self.counts["retried"] += len(again)
@@ -347,13 +390,13 @@ class Model(Schedules):
 
     def kill(self, now: int, rows: Sequence[Killed]) -> list[Outcome]:
         held, answers = self.owned(rows)
-        self.release(row.id for row in held)
-        for row in held:
+        self.release_all(held)
+        self.counts["failed"] += sum(row.failed for row in held)
+        for row in self.not_replaced(now, held):
             self.move(now, row.id, "dead", now)
             self.tasks[row.id].failure = row.failure
             self.tasks[row.id].cancel = None
             self.counts["dead"] += 1
-            self.counts["failed"] += row.failed
             self.swept = 0
         self.awake |= self.settle(now)
         return answers
@@ -367,7 +410,8 @@ class Model(Schedules):
             if row.limit:
                 use = self.limits.touch(row.limit)
                 use.closed = max(use.closed, now + row.closed_us)
-        self.release(row.id for row in held)
+        self.release_all(held)
+        held = self.not_replaced(now, held)
         self.unmark(held)
         for row in held:
             self.tasks[row.id].failure = row.failure or self.tasks[row.id].failure
@@ -385,10 +429,24 @@ class Model(Schedules):
 
     def stopped(self, now: int, rows: Sequence[LeaseRef]) -> list[Outcome]:
         held, answers = self.owned(rows)
-        self.release(row.id for row in held)
-        self.end_cancelled(now, [row.id for row in held])
+        self.release_all(held)
+        ended = self.start_anew(now, [row.id for row in held])
+        self.counts["cancelled"] += len(held) - len(ended)
+        self.counts["enqueued"] += len(held) - len(ended)
+        self.end_cancelled(now, ended)
         self.awake |= self.settle(now)
         return answers
+
+    def release_all(self, rows: Sequence[Any]) -> None:
+        """Leases end; those of tasks that start anew after the others."""
+        self.release(
+            row.id for row in sorted(rows, key=lambda row: self.tasks[row.id].successor is not None)
+        )
+
+    def not_replaced(self, now: int, rows: Sequence[Any]) -> list[Any]:
+        """Start tasks anew that were replaced; the rows of the others."""
+        ended = set(self.start_anew(now, [row.id for row in rows]))
+        return [row for row in rows if row.id in ended]
 
     def renew(self, now: int, rows: Sequence[LeaseRef], *, lease_us: int) -> list[str]:
         held, answers = self.owned(rows)
@@ -423,6 +481,7 @@ class Model(Schedules):
             return ("missing", "")
         if task.state == "active":
             task.cancel = retention
+            task.successor = None
             return ("active", task.token or "")
         if task.state not in UNFINISHED:
             return ("finished" if task.cancel is None else "cancelled", "")
@@ -441,6 +500,7 @@ class Model(Schedules):
         fairness_key: str,
         lock: str,
         failure: bytes,
+        priority: int,
     ) -> tuple[str, str]:
         task = self.tasks.get(id)
         if task is None or task.state != state or state not in ("scheduled", "retry", "dead"):
@@ -453,7 +513,7 @@ class Model(Schedules):
                 ends, _ = self.locks[lock] if holder else (0, "")
                 self.locks[lock] = (ends, id)
             task.crashes, task.failure = None, failure or None
-            task.key = fairness_key
+            task.key = fairness_member(priority, fairness_key)
         self.to_pending(now, id)
         self.runnable_from({id: now})
         self.awake = True

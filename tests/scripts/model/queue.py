@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from qsync.broker.ops import Enqueued, Outcome
 from qsync.broker.stored_schedules import StoredRow
-from qsync.message import ENVELOPE_HEAD
+from qsync.message import ENVELOPE_HEAD, NORMAL_PRIORITY
 from qsync.new_task import NewTask
 from qsync.state import UNFINISHED
 from tests.scripts.model.limits import MOVES_MOST, Limits, entry
+
+BAND: Final = 2**41
+"""Width of the band of order tags of a priority."""
+
+
+def band_of(priority: int) -> int:
+    """The tag at which a band begins to count."""
+    return (NORMAL_PRIORITY - priority) * BAND
+
+
+@dataclass
+class Successor:
+    """A call that replaces a task when its attempt has ended."""
+
+    sent: NewTask
+    enqueued_at: int
+    due: int
+
+    @property
+    def record(self) -> bytes:
+        message = ENVELOPE_HEAD + struct.pack(">Q", self.enqueued_at) + self.sent.message
+        member = member_of(self.sent)
+        return b"%d %d %s%s" % (self.due, len(member), member, message)
+
+
+def priority_of(sent: NewTask) -> int:
+    return sent.flow.priority if sent.flow else NORMAL_PRIORITY
+
+
+def member_of(sent: NewTask) -> bytes:
+    """What stands for a task among the fairness keys."""
+    priority, key = priority_of(sent), sent.fairness_key.encode()
+    return key if priority == NORMAL_PRIORITY else b"\xff%d%s" % (priority, key)
 
 
 @dataclass
@@ -30,7 +64,9 @@ class Known:
     result: bytes | None = None
     cancel: str | None = None
     progress: bytes | None = None
-    key: str = ""
+    key: bytes = b""
+    successor: Successor | None = None
+
     released: bool = False
     """Its slots were given back before it leaves active."""
 
@@ -42,6 +78,10 @@ class Known:
     def holds(self) -> tuple[str, ...]:
         """The limits that it holds, or will when it is not limited any more."""
         return self.limits if self.state in UNFINISHED - {"limited"} else ()
+
+    @property
+    def priority(self) -> int:
+        return int(chr(self.key[1])) if self.key[:1] == b"\xff" else NORMAL_PRIORITY
 
     @property
     def message(self) -> bytes:
@@ -60,7 +100,7 @@ class Known:
     @property
     def lock(self) -> str:
         """The lock that it has, for as long as it is not done."""
-        return self.sent.lock if self.state in UNFINISHED else ""
+        return self.sent.lock if self.state in (*UNFINISHED, "new") else ""
 
 
 @dataclass
@@ -69,14 +109,19 @@ class Queue:
 
     tasks: dict[str, Known] = field(default_factory=dict)
     locks: dict[str, tuple[int, str]] = field(default_factory=dict)
-    tags: dict[str, float] = field(default_factory=dict)
-    virtual: float = 0
+    tags: dict[bytes, float] = field(default_factory=dict)
+    virtual: dict[int, float] = field(default_factory=dict)
+    """The virtual time of each priority."""
     fetches: dict[str, tuple[int, int, list[str]]] = field(default_factory=dict)
     ticks: dict[str, int] = field(default_factory=dict)
     stored: dict[str, StoredRow] = field(default_factory=dict)
     """The schedules that clients put."""
     schedule_pauses: dict[str, bytes] = field(default_factory=dict)
     calls: dict[str, tuple[int, int, list[Enqueued]]] = field(default_factory=dict)
+    replacing: dict[str, list[int]] = field(default_factory=dict)
+    """The places in the last call of a sender of tasks that were to replace others."""
+    flow: bool = False
+    """A task of the queue has used flow control."""
     recent: dict[str, int] = field(default_factory=dict)
     """Until when no other task is taken under an id that a caller chose."""
     paused: bytes = b""
@@ -120,12 +165,12 @@ class Queue:
         else:
             task.state, task.score = state, score
         if lock and state not in UNFINISHED:
-            task.key = ""
+            task.key = b""
             ends, holder = self.locks.get(lock, (0, ""))
             if holder == id and ends <= now:
                 del self.locks[lock]
         if state not in UNFINISHED:
-            task.key = ""
+            task.key = b""
 
     def holder(self, now: int, lock: str) -> str | None:
         ends, id = self.locks.get(lock, (0, ""))
@@ -133,17 +178,21 @@ class Queue:
         return id if id and (ends > now or (task and task.lock == lock)) else None
 
     def to_pending(self, now: int, id: str) -> None:
-        key = self.tasks[id].key
-        tag = max(self.virtual, self.tags.get(key, 0)) + 1
-        self.tags[key] = tag
+        task = self.tasks[id]
+        start = band_of(task.priority)
+        virtual = self.virtual.get(task.priority, start)
+        tag = max(virtual, self.tags.get(task.key, start)) + 1
+        self.tags[task.key] = tag
         self.admit(now, id, tag)
 
     def to_head(self, now: int, ids: Sequence[str]) -> None:
-        waiting = self.those("pending")
-        first = [self.tasks[some[0]].score for some in (waiting, self.those("limited")) if some]
-        lowest = min(first, default=self.virtual)
-        for at, id in enumerate(ids):
-            self.admit(now, id, lowest - len(ids) + at)
+        for priority in sorted({self.tasks[id].priority for id in ids}, reverse=True):
+            mine = [id for id in ids if self.tasks[id].priority == priority]
+            waiting = [self.tasks[id] for id in (*self.those("pending"), *self.those("limited"))]
+            scores = [task.score for task in waiting if task.priority == priority]
+            lowest = min(scores, default=self.virtual.get(priority, band_of(priority)))
+            for at, id in enumerate(mine):
+                self.admit(now, id, lowest - len(mine) + at)
 
     def admit(self, now: int, id: str, tag: float) -> bool:
         """Into pending, or into limited if a limit refuses it. Return whether it is pending."""
@@ -220,6 +269,61 @@ class Queue:
         if due and (first is None or min(due.values()) < first):
             self.awake = True
 
+    def replace(self, now: int, sent: NewTask, holder: str) -> str:
+        """Let a task take the place of the holder of its lock; the outcome."""
+        task = self.tasks.get(holder)
+        if task is None or task.state not in UNFINISHED:
+            return "replaced" if task and task.sent.message == sent.message else "duplicate"
+        if task.sent.message == sent.message:
+            return "replaced"
+        if task.state == "active":
+            waits = task.successor
+            if waits is None or waits.sent.message != sent.message:
+                first = waits.enqueued_at if waits else now
+                task.successor = Successor(sent, first, self.replaced_due(now, sent, first))
+            return "replaced"
+        first = now if task.state == "retry" else task.enqueued_at
+        due, before, had_limits = self.replaced_due(now, sent, first), task.key, task.limits
+        self.unready([holder])
+        task.sent, task.enqueued_at, task.key = sent, first, member_of(sent)
+        task.failure = None
+        keeps_place = task.state in ("pending", "limited") and task.key == before
+        if due > now:
+            self.to_later(now, "scheduled", {holder: due})
+        elif keeps_place and (had_limits or task.limits):
+            self.admit(now, holder, task.score)
+        elif not keeps_place:
+            self.to_pending(now, holder)
+            self.awake = True
+        self.runnable_from({holder: due})
+        return "replaced"
+
+    def replaced_due(self, now: int, sent: NewTask, first: int) -> int:
+        flow = sent.flow
+        assert flow is not None
+        if not flow.debounce_us:
+            at = now + int(sent.due) if sent.due.startswith("+") else int(sent.due or now)
+            return max(now, at)
+        latest = first + flow.debounce_max_us if flow.debounce_max_us else math.inf
+        return int(max(now, min(now + flow.debounce_us, latest)))
+
+    def start_anew(self, now: int, ids: Iterable[str], *, crashed: bool = False) -> list[str]:
+        """Start those anew that were replaced while they were active; the others."""
+        rest = []
+        for id in ids:
+            task = self.tasks[id]
+            if (successor := task.successor) is None:
+                rest.append(id)
+                continue
+            task.sent, task.enqueued_at = successor.sent, successor.enqueued_at
+            task.key = member_of(task.sent)
+            task.failure = task.cancel = task.successor = None
+            if not crashed:
+                task.crashes = None
+            self.to_later(now, "scheduled", {id: successor.due})
+            self.runnable_from({id: successor.due})
+        return rest
+
     def end_cancelled(self, now: int, ids: Iterable[str]) -> None:
         for id in ids:
             retention = self.tasks[id].cancel
@@ -276,6 +380,7 @@ class Queue:
             "keys": {id: task.key for id, task in every if task.key},
             "holds": {id: "\0".join(task.holds) for id, task in every if task.holds},
             **self.limits.contents(),
+            "successors": {id: task.successor.record for id, task in every if task.successor},
             "unique": {f"={lock}": f"{ends}:{id}" for lock, (ends, id) in self.locks.items()}
             | {f"@{id}": task.lock for id, task in every if task.lock},
             "fairness": self.tags,
@@ -284,10 +389,17 @@ class Queue:
             "stored_schedules": {name: row.record for name, row in self.stored.items()},
             "next_ticks": {name: float(row.next_us or 0) for name, row in self.stored.items()},
             "schedules": {f"!{name}": note for name, note in self.schedule_pauses.items()},
-            "calls": {sender: _kept(*last) for sender, last in self.calls.items()},
+            "calls": {
+                sender: _kept(*last, self.replacing.get(sender, []))
+                for sender, last in self.calls.items()
+            },
             "stats": {name: str(count) for name, count in self.counts.items() if count},
             "meta": ({"paused": self.paused} if self.paused else {})
-            | ({"v": f"{self.virtual:.17g}"} if self.virtual else {}),
+            | {
+                "v" if priority == NORMAL_PRIORITY else f"virtual:{priority}": f"{time:.17g}"
+                for priority, time in self.virtual.items()
+            }
+            | ({"schema": "2"} if self.flow else {}),
         }
         for id, task in every:
             full.setdefault(task.state, {})[id] = task.score
@@ -299,10 +411,10 @@ class Queue:
         return contents | ({"wake": [b"1"]} if self.awake else {})
 
 
-def _kept(number: int, at: int, answers: Sequence[Enqueued]) -> str:
+def _kept(number: int, at: int, answers: Sequence[Enqueued], replacing: Sequence[int]) -> str:
     others = [
         f" {n} {one.outcome} {one.id}"
-        for n, one in enumerate(answers, 1)
+        for n, one in sorted(enumerate(answers, 1), key=lambda row: row[0] in replacing)
         if one.outcome != "created"
     ]
     return f"{number} {at}" + "".join(others)

@@ -14,7 +14,7 @@ from tests.scripts.model.queue import Queue
 class Schedules(Queue):
     """A queue with its schedules; no program publishes one here."""
 
-    def _enqueue(self, now: int, tasks: Sequence[NewTask]) -> list[Enqueued]:
+    def _enqueue(self, now: int, tasks: Sequence[NewTask]) -> tuple[list[Enqueued], list[int]]:
         raise NotImplementedError
 
     def put_schedule(self, now: int, name: str, next_us: int, record: bytes) -> Put:

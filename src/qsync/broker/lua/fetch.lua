@@ -141,9 +141,16 @@ if first_lease < math.huge then
 end
 if #lapsed > 0 then
   check_transitions()
-  own, recovered, died = recover_expired(now, server, tonumber(ARGV.max_crashes), lapsed)
   -- flow:
-  next_due = math.min(next_due, lowest_score(KEYS.scheduled))
+  local anew
+  own, recovered, died, anew =
+    recover_expired(now, server, tonumber(ARGV.max_crashes), lapsed)
+  if anew then
+    local due, rest = promote_due(now, limit)
+    next_due, more = math.min(next_due, due), more or rest
+  end
+  -- plain:
+  own, recovered, died = recover_expired(now, server, tonumber(ARGV.max_crashes), lapsed)
   -- end flow
   more = more or #lapsed == limit and #own < limit
   unusual, moved = true, true

@@ -71,6 +71,16 @@ local function members_of(ids)
   return members
 end
 
+-- Return the lowest tag of a priority in pending and limited; its virtual time without any.
+local function head_of_band(priority)
+  local pending = lowest_of_band(KEYS.pending, priority)
+  local limited = limits_used and lowest_of_band(KEYS.limited, priority)
+  if pending and limited then
+    return math.min(pending, limited)
+  end
+  return pending or limited or band_time(priority)
+end
+
 -- Put ids at the head of their bands of pending, in this order, with tags below the lowest one.
 local function to_head(ids)
   if #ids == 0 then
@@ -82,11 +92,9 @@ local function to_head(ids)
     bands[priority] = bands[priority] or {}
     table.insert(bands[priority], ids[i])
   end
-  for priority, band in pairs(bands) do
-    local pending = lowest_of_band(KEYS.pending, priority)
-    local limited = limits_used and lowest_of_band(KEYS.limited, priority)
-    local lowest = pending and limited and math.min(pending, limited) or pending or limited
-    local base = (lowest or band_time(priority)) - #band - 1
+  for priority = 9, 1, -1 do
+    local band = bands[priority] or {}
+    local base = #band > 0 and head_of_band(priority) - #band - 1
     for i, id in ipairs(band) do
       args[#args + 1] = into_band(base + i, priority)
       args[#args + 1] = id

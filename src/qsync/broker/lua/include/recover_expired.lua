@@ -65,7 +65,8 @@ end
 -- Put tasks of other servers back at the head of pending; make them dead if they crashed too often,
 -- and end those with a cancel request. The caller's own tasks are only returned: it may still run
 -- them.
--- Returns three lists of ids: own, back, died.
+-- Returns three lists of ids: own, back, died; in the flow variant also whether tasks were started
+-- anew, which are in scheduled.
 local function recover_expired(now, server, max_crashes, lapsed)
   local own, cancelled, died, back, strange = {}, {}, {}, {}, {}
   if #lapsed == 0 then
@@ -107,6 +108,9 @@ local function recover_expired(now, server, max_crashes, lapsed)
   count(now, 'crashed', count_crashes(replaced.ids, math.huge, {}, back))
   start_successors(replaced, true)
   start_successors(stopped)
+  if #replaced.ids + #stopped.ids > 0 then
+    return own, back, died, true
+  end
   -- end flow
   return own, back, died
 end

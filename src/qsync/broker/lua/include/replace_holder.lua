@@ -140,15 +140,20 @@ local function replace_holder(now, head, message, option, holder)
   return 'duplicate'
 end
 
--- Replace holders; `replacing` has place and holder in turn. Appends place, outcome and holder of
--- each to `others`.
+-- Replace holders; `replacing` has place and holder in turn. Of several tasks for one holder only the
+-- last is used. Appends place, outcome and holder of each to `others`.
 local function replace_holders(now, head, tasks, replacing, others)
+  local last, outcomes = {}, {}
   for at = 1, #replacing, 2 do
-    local place, holder = replacing[at], replacing[at + 1]
-    local outcome =
-      replace_holder(now, head, tasks.messages[place], tasks.options[place], holder)
-    others[#others + 1] = place
-    others[#others + 1] = outcome
+    last[replacing[at + 1]] = replacing[at]
+  end
+  for at = 1, #replacing, 2 do
+    local holder = replacing[at + 1]
+    local place = last[holder]
+    outcomes[holder] = outcomes[holder]
+      or replace_holder(now, head, tasks.messages[place], tasks.options[place], holder)
+    others[#others + 1] = replacing[at]
+    others[#others + 1] = outcomes[holder]
     others[#others + 1] = holder
   end
 end

@@ -7,6 +7,7 @@ local function wake_next(left, paused, virtual, limit)
   -- The tags of limited tasks are ahead of those that new tasks get if fairness keys start anew.
   if not left and redis.call('EXISTS', KEYS.limited) == 1 then
     redis.pcall('UNLINK', KEYS.wake)
+    forget_passed(limit)
     return
   end
   -- end flow
