@@ -13,12 +13,14 @@ import pytest
 from typer.testing import CliRunner
 
 from qsync import Mux, Retry, SkipRetry, Task, TaskInfo
-from qsync.broker import ops, redis_clients, schedule_ops
+from qsync.broker import limit_ops, ops, redis_clients, schedule_ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.ops import LeaseRef
 from qsync.cli.main import app
 from qsync.diagnostics.audit import LEASE_US, MEANINGS, Auditor, Damage, Report
+from qsync.limit import LimitRule
 from qsync.state import STORED, TaskState
+from tests.support.limits import with_limits
 from tests.support.queue_driver import BINARIES, LEASE, Rig, S, shared_store
 from tests.support.server import bench
 from tests.support.stores import Binary, Cluster, Store
@@ -67,6 +69,8 @@ def fill(rig: Rig) -> None:
     rig.enqueue("pending", unique=True, fairness_key="tenant")
     rig.enqueue("later", delay=10**8, unique=True)
     rig.enqueue("other")
+    rig.run(limit_ops.put_limit_rules(rig.keys, {"c": LimitRule(concurrency=1)}, now_us=rig.now))
+    rig.send([with_limits(task, "c:1") for task in rig.tasks("holder", "limited")])
     rig.run(schedule_ops.put_schedule(rig.keys, "daily", 10**16, b"record", now_us=rig.now))
     rig.run(schedule_ops.announce_schedules(rig.globals, "queue", 1))
 
@@ -76,7 +80,7 @@ def test_a_sound_store_is_sound(rig: Rig) -> None:
     report = auditing(rig)
     assert report.damages == []
     assert report.queues == ["queue"]
-    ids = ("pending", "later", "dead", "failed", "kept", "running")
+    ids = ("pending", "limited", "later", "dead", "failed", "kept", "running")
     assert {rig.state(id) for id in ids} == {*STORED}
     assert report.ids > 20
     assert (report.lost_payloads, report.truncated, report.unknown) == (0, False, [])
@@ -244,6 +248,48 @@ PLANTS = [
         lambda rig: rig.client.rpush(_key(rig, "wake"), "1", "1", "1"),
         {("several wakes", "")},
         lambda rig: rig.client.llen(_key(rig, "wake")) == 1,
+    ),
+    Plant(
+        "a dead task that holds a limit",
+        lambda rig: rig.set("holds", "dead", "c:1"),
+        {("hold kept", "dead")},
+        lambda rig: rig.field("holds", "dead") is None,
+    ),
+    Plant(
+        "a task without its limits",
+        lambda rig: rig.client.hdel(_key(rig, "holds"), "holder"),
+        {("hold lost", "holder"), ("limit count", "c:1")},
+        lambda rig: {rig.state("holder"), rig.state("limited")} == {"pending", "limited"},
+    ),
+    Plant(
+        "a waiter that no limit has",
+        lambda rig: rig.client.delete(_key(rig, "waiters")),
+        {("not listed", "limited")},
+        lambda rig: rig.client.zcard(_key(rig, "waiters")) == 1,
+    ),
+    Plant(
+        "a waiter that is no task",
+        lambda rig: rig.client.zadd(_key(rig, "waiters"), {b"c:1\0tag bytesghost": 0}),
+        {("stray waiter", "c:1\0tag bytesghost")},
+        lambda rig: rig.client.zcard(_key(rig, "waiters")) == 1,
+    ),
+    Plant(
+        "a limit that counts too much",
+        lambda rig: rig.set("limits", "c:1", "5 0 0 0"),
+        {("limit count", "c:1")},
+        lambda rig: rig.field("limits", "c:1") == b"0 1 0 0",
+    ),
+    Plant(
+        "a limit that nobody opens",
+        lambda rig: rig.set("limit_rules", "c", "2 0 0 0"),
+        {("limit shut", "c:1")},
+        lambda rig: rig.state("limited") == "pending",
+    ),
+    Plant(
+        "a queue that says that it has no limits",
+        lambda rig: rig.set("meta", "schema", "1"),
+        {("layout lost", "")},
+        lambda rig: rig.field("meta", "schema") == b"2",
     ),
     Plant(
         "a schedule without a next tick",

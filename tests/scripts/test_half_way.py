@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from qsync.broker import ops, redis_clients
+from qsync.broker import limit_ops, ops, redis_clients
 from qsync.broker.acl import _COMMAND
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
-from qsync.broker.ops import FetchPolicy, LeaseRef
+from qsync.broker.ops import Completion, FetchPolicy, HandedBack, Killed, LeaseRef, Retried
 from qsync.errors import ConfigError, QsyncError
 from qsync.keys import QUEUE_KEYS
-from tests.scripts.test_ops_twice import ALL, queue
+from qsync.limit import LimitRule
+from tests.scripts.test_ops_twice import ALL, Make, queue
+from tests.support.limits import with_limits
 from tests.support.queue_driver import BINARIES, DAY, FAILURE, LEASE, Dump, Rig, S
 
 
@@ -55,15 +57,87 @@ def enqueue_chosen(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
     return ops.enqueue(rig.keys, tasks, sender="me", number=1, now_us=rig.now)
 
 
-EVERY = ALL | {
-    "enqueue of chosen ids": enqueue_chosen,
-    "fetch late": late_fetch,
-    "repair of two states": repair_two_states,
-    "repair of no state": repair_no_state,
-    "repair of no message": repair_no_message,
-}
+def limited_queue(rig: Rig) -> LeaseRef:
+    """Limited tasks of all states, and the lease of the one that holds their limit."""
+    rules = {"c": LimitRule(concurrency=1), "r": LimitRule(rate=1, per_us=S, burst=1)}
+    rig.run(limit_ops.put_limit_rules(rig.keys, rules, now_us=rig.now))
+    rig.send([with_limits(task, "c:1", "r") for task in rig.tasks("l1", "l2", "l3", retention=5)])
+    rig.send([with_limits(task, "c:2") for task in rig.tasks("m1", "m2")])
+    held = {one.id: one for one in rig.lease()}
+    rig.kill(held["m1"])
+    return held["l1"]
 
-BESIDE = {"stats", "wake", "idle", "fairness", "progress", "keys", "meta", "fetches", "calls"}
+
+LIMITED: dict[str, Make] = {
+    "complete": lambda rig, _: ops.complete(
+        rig.keys, [Completion(*limited_queue(rig))], now_us=rig.now
+    ),
+    "complete and keep": lambda rig, _: ops.complete(
+        rig.keys, [Completion(*limited_queue(rig), S, b"result")], now_us=rig.now
+    ),
+    "retry": lambda rig, _: ops.retry(
+        rig.keys, [Retried(*limited_queue(rig), S, FAILURE)], now_us=rig.now
+    ),
+    "kill": lambda rig, _: ops.kill(
+        rig.keys, [Killed(*limited_queue(rig), True, FAILURE)], now_us=rig.now
+    ),
+    "hand_back": lambda rig, _: ops.hand_back(
+        rig.keys, [HandedBack(*limited_queue(rig), None, b"", "r", S)], now_us=rig.now
+    ),
+    "end_cancelled": lambda rig, _: ops.end_cancelled(
+        rig.keys, [limited_queue(rig)], now_us=rig.now
+    ),
+    "cancel": lambda rig, _: (
+        limited_queue(rig), ops.cancel(rig.keys, "l2", retention_us=5, now_us=rig.now)
+    )[1],
+    "delete": lambda rig, _: (
+        limited_queue(rig), ops.delete(rig.keys, ["l2", "l3"], "limited", now_us=rig.now)
+    )[1],
+    "purge": lambda rig, _: (
+        limited_queue(rig), ops.purge(rig.keys, "limited", now_us=rig.now)
+    )[1],
+    "run": lambda rig, _: (
+        limited_queue(rig), ops.run(rig.keys, "m1", "dead", now_us=rig.now)
+    )[1],
+    "enqueue": lambda rig, _: (
+        limited_queue(rig),
+        ops.enqueue(
+            rig.keys, [with_limits(t, "c:1", "c:3") for t in rig.tasks("x", "y")], now_us=rig.now
+        ),
+    )[1],
+    "fetch": lambda rig, _: (limited_queue(rig), late_fetch(rig, []))[1],
+    "rules": lambda rig, _: (
+        limited_queue(rig),
+        limit_ops.set_limit(rig.keys, "c", LimitRule(concurrency=3), "me", now_us=rig.now),
+    )[1],
+}  # fmt: skip
+
+
+def in_flow(make: Make) -> Make:
+    """The call in its flow variant, if its script has one."""
+
+    def made(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
+        call = make(rig, held)
+        return call.in_flow() if call.script.is_plain else call
+
+    return made
+
+
+EVERY = (
+    ALL
+    | {f"{name} with limits": in_flow(make) for name, make in LIMITED.items()}
+    | {
+        "enqueue of chosen ids": enqueue_chosen,
+        "fetch late": late_fetch,
+        "repair of two states": repair_two_states,
+        "repair of no state": repair_no_state,
+        "repair of no message": repair_no_message,
+    }
+)
+
+BESIDE = {
+    "stats", "wake", "idle", "fairness", "progress", "keys", "meta", "fetches", "calls", "limits",
+}  # fmt: skip
 """Keys that decide nothing about a task: what is written to them may be missing."""
 
 
@@ -102,7 +176,8 @@ def assert_whole(name: str, found: Dump) -> None:
     """Assert that each task is in one state and has its message, and an owner while active."""
     if name.startswith("repair"):
         return
-    states = [id for state in ("scheduled", "pending", "active", "retry", "completed", "dead")
+    states = [id for state in ("scheduled", "pending", "limited", "active", "retry", "completed",
+                               "dead")
               for id in found.get(state, {})]  # fmt: skip
     assert len(states) == len(set(states)), f"{name}: a task is in two states"
     assert set(states) == set(found.get("tasks", {})), f"{name}: a task has no state, or no message"
@@ -167,6 +242,7 @@ def test_key_of_another_type_leaves_no_half_of_a_transition(rig: Rig, name: str)
             "pending",
             "scheduled",
             "retry",
+            "limited",
             "completed",
             "dead",
         ):

@@ -41,6 +41,7 @@ VIEWS = {
     "audit", "counts", "get_tasks", "key_types", "look", "overview", "page", "pending_position",
     "permissions", "queues", "registered", "schedules", "server_info", "servers",
     "due_schedules", "stored_schedules", "stored_page", "schedule_queues", "limit", "limits",
+    "audit_limits",
 }  # fmt: skip
 
 TEXTS = {
@@ -432,6 +433,7 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
             2,
         ),
         "limits": (limit_ops.limits(keys), 0),
+        "audit_limits": (limit_ops.audit_limits(keys), 0),
         "limit": (limit_ops.limit(keys, "a"), 0),
         "get_tasks": (views.get_tasks(keys, ["a", "b"]), 2),
         "counts": (views.counts(keys), 0),

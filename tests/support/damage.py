@@ -31,11 +31,16 @@ T = TypeVar("T")
 
 HASHES: Final = (
     "tasks", "owner", "crashes", "failures", "results", "unique", "keys", "cancels", "progress",
-    "fetches", "calls", "meta", "stats",
+    "fetches", "calls", "meta", "stats", "holds", "limits", "limit_rules",
 )  # fmt: skip
-SETS: Final = ("scheduled", "pending", "active", "retry", "completed", "dead")
+SETS: Final = (
+    "scheduled", "pending", "active", "retry", "limited", "completed", "dead", "waiters",
+    "openings",
+)  # fmt: skip
 
-FOREVER: Final = frozenset({"meta", "stats", "fetches", "ticks", "wake", "idle", "recent"})
+FOREVER: Final = frozenset(
+    {"meta", "stats", "fetches", "ticks", "wake", "idle", "recent", "limit_rules"}
+)
 """What a queue may hold that has no tasks any more."""
 
 ROUNDS: Final = 40
@@ -142,7 +147,7 @@ class Patient:
             self.rig.run(
                 ops.complete(self.rig.keys, [Completion(*one) for one in held], now_us=self.rig.now)
             )
-            if not any(self.rig.ids(state) for state in SETS[:4]):
+            if not any(self.rig.ids(state) for state in SETS[:5]):
                 break
         for _ in range(4):
             self.rig.now += 100 * DAY

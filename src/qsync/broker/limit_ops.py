@@ -152,6 +152,42 @@ def limit(
     return Call(script, keys.names(script.keys), args, decode)
 
 
+@dataclass(frozen=True, slots=True)
+class LimitDamage:
+    """What an audit of limits found wrong, in one part of the waiters."""
+
+    miscounted: list[str]
+    """Limits whose counts are wrong."""
+    shut: list[str]
+    """Limits that nothing would open."""
+    unlisted: list[str]
+    """Limited tasks that no limit has as a waiter."""
+    strays: list[str]
+    """Waiters that are not limited tasks."""
+    more: bool
+    """Whether the next part has more."""
+    uncounted: bool
+    """Whether too many tasks have limits to count them."""
+    unmarked: bool
+    """Whether the queue has tasks with limits, and not the layout that says so."""
+
+
+def audit_limits(keys: QueueKeys, *, first: int = 0, count: int = 500) -> Call[LimitDamage]:
+    """Look for damage of limits, and of waiters from this rank on."""
+    script = load("audit_limits")
+
+    def decode(reply: Any) -> LimitDamage:
+        fields = script.reply(reply)
+        miscounted, shut, unlisted, strays = (
+            [text.decode(errors="surrogateescape") for text in fields[name]]
+            for name in ("miscounted", "shut", "unlisted", "strays")
+        )
+        flags = (bool(fields[name]) for name in ("more", "uncounted", "unmarked"))
+        return LimitDamage(miscounted, shut, unlisted, strays, *flags)
+
+    return Call(script, keys.names(script.keys), (first, count), decode)
+
+
 def _packed(rule: LimitRule) -> bytes:
     """Return a rule as the scripts read it; include/limit_states.lua describes it."""
     numbers = (rule.concurrency, rule.rate, rule.per_us, rule.burst)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from qsync import codec
-from qsync.broker import ops, schedule_ops, views
+from qsync.broker import limit_ops, ops, schedule_ops, views
 from qsync.broker.address import Address
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.views import AuditRow
@@ -25,8 +25,10 @@ from qsync.state import UNFINISHED, TaskState
 
 Kind = Literal[
     "several states", "no state", "no message", "not leased", "not owned", "leftover",
-    "lock kept", "lock lost", "lock unkept", "strange lock", "several wakes",
-    "no tick", "not announced", "not registered", "wrong type", "stray key",
+    "lock kept", "lock lost", "lock unkept", "strange lock",
+    "hold kept", "hold lost", "not listed", "stray waiter", "limit count", "limit shut",
+    "layout lost", "several wakes", "no tick", "not announced", "not registered", "wrong type",
+    "stray key",
 ]  # fmt: skip
 
 MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
@@ -44,6 +46,13 @@ MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
     "lock lost": ("a task has lost its unique lock", "taken again, unless another task holds it"),
     "lock unkept": ("a unique lock would expire before its task ends", "kept until the task ends"),
     "strange lock": ("an entry of the unique locks is invalid", "removed"),
+    "hold kept": ("a task that ended or waits for a limit holds limits", "freed"),
+    "hold lost": ("a task has lost its limits, so it is not counted", "counted again"),
+    "not listed": ("a limited task waits for no limit, so it never starts", "tried again"),
+    "stray waiter": ("a limit has a waiter that is not a limited task", "removed"),
+    "limit count": ("more or fewer tasks hold a limit than are counted", "counted again"),
+    "limit shut": ("a limit has room, and its waiters are not moved", "opened"),
+    "layout lost": ("a queue with limits is marked as one without", "marked"),
     "several wakes": ("the list that wakes servers has several elements", "reduced to one"),
     "no tick": ("a stored schedule has no next run, so it never runs", "run from now on"),
     "not announced": ("servers do not look at the stored schedules of a queue", "announced"),
@@ -54,7 +63,7 @@ MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
 
 SOURCES: Final = (
     "tasks", *(state.value for state in TaskState), "owner", "crashes", "failures", "results",
-    "keys", "cancels", "progress", "unique",
+    "keys", "cancels", "progress", "holds", "unique",
 )  # fmt: skip
 PAGE_SIZE: Final = 100
 """Number of entries read or repaired in one step."""
@@ -69,6 +78,9 @@ LEASE_US: Final = 30_000_000
 """Time to renew the lease of a task that a repair made active again, in microseconds."""
 
 _UNFINISHED: Final = frozenset(state.value for state in UNFINISHED)
+_HOLDING: Final = _UNFINISHED - {TaskState.LIMITED.value}
+"""States in which a task holds its limits."""
+
 _ENDED: Final = frozenset({TaskState.COMPLETED.value, TaskState.DEAD.value})
 
 
@@ -116,6 +128,10 @@ def _state_damage(row: AuditRow) -> Iterable[Kind]:
     states, has_message = row.states, "tasks" in row.beside
     if len(states) > 1:
         yield "several states"
+    if "unheld" in row.beside:
+        yield "hold lost"
+    elif "holds" in row.beside and states and not _HOLDING & set(states):
+        yield "hold kept"
     if not states and row.beside:
         yield "no state" if has_message else "leftover"
     if not has_message and _UNFINISHED & set(states):
@@ -211,7 +227,27 @@ class Auditor:
             report.lost_payloads += source in _ENDED and "tasks" not in row.beside
         report.truncated |= len(suspects) >= MAX_DAMAGES
         report.damages += await self._confirmed(keys, suspects)
+        report.damages += await self._limits(keys, report)
         report.damages += await self._schedules(keys, report)
+
+    async def _limits(self, keys: QueueKeys, report: Report) -> list[Damage]:
+        """Return what is wrong with the limits of a queue and with who waits for them."""
+        found: list[Damage] = []
+        first, more = 0, True
+        while more and len(found) < MAX_DAMAGES:
+            part = await self._broker.run(limit_ops.audit_limits(keys, first=first))
+            kinds: tuple[tuple[Kind, list[str]], ...] = (
+                ("not listed", part.unlisted), ("stray waiter", part.strays),
+                ("limit count", part.miscounted), ("limit shut", part.shut),
+            )  # fmt: skip
+            found += [Damage(kind, keys.queue, name) for kind, names in kinds for name in names]
+            if part.unmarked and not first:
+                found.append(Damage("layout lost", keys.queue, ""))
+            if part.uncounted:
+                report.unknown.append(f"the counts of limits of queue {keys.queue}: too many tasks")
+            first, more = first + 500, part.more
+        order = list(MEANINGS).index
+        return sorted(found, key=lambda damage: order(damage.kind))
 
     async def _schedules(self, keys: QueueKeys, report: Report) -> list[Damage]:
         """Return what is wrong with the stored schedules of a queue."""

@@ -50,7 +50,7 @@ OPTIONS: Final[tuple[dict[str, Any], ...]] = (
 
 RULES: Final = {
     "c": LimitRule(concurrency=1),
-    "r": LimitRule(rate=2, per_us=7 * S, burst=2),
+    "r": LimitRule(rate=1, per_us=7 * S, burst=1),
 }
 """Rules of the program: `free` has none."""
 

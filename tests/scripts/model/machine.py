@@ -337,14 +337,12 @@ class Scripts(RuleBasedStateMachine):
         self.dump = self.rig.dump()
 
     def made(self, id: str, options: dict[str, Any]) -> NewTask:
-        limits = options.get("limits", ()) if self.flow == "limits" else ()
+        limits = options.get("limits", OF_IDS.get(id, ())) if self.flow == "limits" else ()
         options = {name: value for name, value in options.items() if name != "limits"}
         return with_limits(made(id, options), *limits)
 
     def damage(self, damages: list[Damage], verbs: list[str]) -> None:
         """Something gets lost: nothing fails, it is mended, and all ends. Then it begins anew."""
-        if self.flow == "limits":
-            return
         self.make_room()
         for name in list(self.model.stored):  # what is lost of them is for the tests of the audit
             self.delete_schedule(name, False)
@@ -433,6 +431,9 @@ class Scripts(RuleBasedStateMachine):
         check_counts(twice, counts)
         return without_lost(once), again, without_lost(twice)
 
+
+OF_IDS: Final = {"a": ("c:1",), "b": ("r",), "-1": ("r", "c:1"), "XX": ("c:1", "r")}
+"""Limits of the tasks with these ids, if their options name none."""
 
 OTHER_NAMES: Final[dict[str, Callable[..., Call[Any]]]] = {
     "stopped": ops.end_cancelled, "reschedule": reschedule, "set_limit": limit_ops.set_limit,

@@ -272,6 +272,126 @@ def repeated_replacement_counts_again() -> contextlib.AbstractContextManager[Non
     return planted("enqueue.lua", right, "if sender ~= '' and #others == 0 then")
 
 
+# Limits
+
+
+def in_flow(lines: str) -> str:
+    """Lines that only the flow variants have."""
+    return f"-- flow:\n{lines}-- end flow\n"
+
+
+def slot_freed_twice() -> contextlib.AbstractContextManager[None]:
+    """A task that leaves active gives two slots back."""
+    right = "      state.use = math.max(0, state.use - 1)\n"
+    return planted("include/limit_states.lua", right, right.replace("- 1", "- 2"))
+
+
+def slot_kept_by_a_lapsed_lease() -> contextlib.AbstractContextManager[None]:
+    """Recovery of lapsed tasks gives no slots back."""
+    right = "  release_leases(taken)\n"
+    before, after = (
+        in_flow("  local used = limits_used\n  limits_used = false\n"),
+        in_flow("  limits_used = used\n"),
+    )
+    return planted("include/recover_expired.lua", right, f"{before}{right}{after}")
+
+
+def slot_kept_by_a_failed_task() -> contextlib.AbstractContextManager[None]:
+    """A task that waits for a retry keeps its slots."""
+    right = "  release_leases(held_ids)\n"
+    return planted("retry.lua", right, f"{in_flow('  limits_used = false' + chr(10))}{right}")
+
+
+def rate_taken_by_a_repeated_fetch() -> contextlib.AbstractContextManager[None]:
+    """A fetch that is repeated takes the rates of its tasks once more."""
+    right = "  local ids, messages = replay_fetch(batch, token)\n"
+    again = """  begin_limits(now)
+  read_holds(ids)
+  for _, id in ipairs(ids) do
+    take_limits(held_limits[id] or {})
+  end
+  settle_limits()
+"""
+    return planted("fetch.lua", right, f"{right}{in_flow(again)}")
+
+
+def waiter_that_nobody_moves() -> contextlib.AbstractContextManager[None]:
+    """Who gives a slot back moves no waiter."""
+    right = "  local opened = open_waiters()\n  save_limits()\n"
+    return planted("include/limit_waiters.lua", right, "  local opened = 0\n  save_limits()\n")
+
+
+def opening_that_nobody_keeps() -> contextlib.AbstractContextManager[None]:
+    """A limit whose rate is used up keeps no time at which it opens."""
+    right = "    if any_waiters and has_waiter(limit, state) and not is_limit_full(state) then\n"
+    return planted("include/limit_waiters.lua", right, "    if false then\n")
+
+
+def start_not_refunded() -> contextlib.AbstractContextManager[None]:
+    """A hand-back of what never started keeps its start."""
+    return planted("hand_back.lua", "refund_starts(unstarted)\n", "")
+
+
+def lapsed_start_refunded() -> contextlib.AbstractContextManager[None]:
+    """A lapsed lease gives its start back, though the handler may have begun."""
+    right = "  release_leases(taken)\n"
+    refund = in_flow("  refund_starts(taken)\n")
+    return planted("include/recover_expired.lua", right, f"{refund}{right}")
+
+
+def closed_limit_starts_tasks() -> contextlib.AbstractContextManager[None]:
+    """A limit that a handler closed lets pending tasks start."""
+    right = "state.closed > limits_now or early then"
+    return planted("include/limit_states.lua", right, "early then")
+
+
+def half_of_the_limits_taken() -> contextlib.AbstractContextManager[None]:
+    """A task takes the first of its limits, and is parked since the second one refuses it."""
+    right = "      local refusing = body and limits and unstartable_limit(limits)\n"
+    wrong = (
+        right
+        + """      if refusing and refusing ~= limits[1] then
+        take_limits({ limits[1] })
+      end
+"""
+    )
+    return planted("include/lease_pending.lua", right, wrong)
+
+
+def waiter_of_a_cancelled_task() -> contextlib.AbstractContextManager[None]:
+    """A limited task that is cancelled leaves its entry among the waiters."""
+    return planted("cancel.lua", "      remove_waiters({ id })\n", "")
+
+
+def ready_kept_by_a_deleted_task() -> contextlib.AbstractContextManager[None]:
+    """A pending task that is deleted counts as ready for ever."""
+    return planted("delete.lua", "  release_ready(gone)\n", "")
+
+
+def newcomer_before_waiters() -> contextlib.AbstractContextManager[None]:
+    """A new task goes to pending though others wait for its limit."""
+    right = "    if not is_limit_open(state) or has_waiter(limit, state) then\n"
+    return planted("include/limit_waiters.lua", right, "    if not is_limit_open(state) then\n")
+
+
+def limited_leased_ahead() -> contextlib.AbstractContextManager[None]:
+    """A server without free slots leases tasks with limits."""
+    right = "      elseif limits and free <= 0 then\n"
+    return planted("include/lease_pending.lua", right, "      elseif false then\n")
+
+
+def raised_rule_opens_nothing() -> contextlib.AbstractContextManager[None]:
+    """A rule is raised, and the waiters learn nothing of it."""
+    right = "    redis.call('ZADD', KEYS.openings, to_text(now), limit)\n"
+    return planted("include/change_rules.lua", right, "")
+
+
+def fairness_begins_anew_beside_waiters() -> contextlib.AbstractContextManager[None]:
+    """Fairness keys start anew while limited tasks keep their tags, so newcomers overtake them."""
+    right = "  if not left and redis.call('EXISTS', KEYS.limited) == 1 then\n"
+    return planted("include/wake_next.lua", right, "  if false then\n")
+
+
 _ANYBODYS: Final = """for i = 2, #ARGV, 4 do
   ARGV[i + 1] = redis.call('HGET', KEYS.owner, ARGV[i]) or ARGV[i + 1]
 end
@@ -306,6 +426,22 @@ IN_SCRIPTS: Final = named(
     successor_lost_in_a_crash,
     debounce_without_an_end,
     repeated_replacement_counts_again,
+    slot_freed_twice,
+    slot_kept_by_a_lapsed_lease,
+    slot_kept_by_a_failed_task,
+    rate_taken_by_a_repeated_fetch,
+    waiter_that_nobody_moves,
+    opening_that_nobody_keeps,
+    start_not_refunded,
+    lapsed_start_refunded,
+    closed_limit_starts_tasks,
+    half_of_the_limits_taken,
+    waiter_of_a_cancelled_task,
+    ready_kept_by_a_deleted_task,
+    newcomer_before_waiters,
+    limited_leased_ahead,
+    raised_rule_opens_nothing,
+    fairness_begins_anew_beside_waiters,
 )
 """Those that the check by the model has to find."""
 

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- audit: scan a part of a key, and read where each id in it is recorded.
--- include: check_schema
+-- include: check_schema limit_states
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -18,13 +18,14 @@
 -- KEYS[15] unique    hash    locks
 -- KEYS[16] meta      hash    schema
 -- KEYS[17] limited   zset    ids by order tag
+-- KEYS[18] holds     hash    id -> its limits, of unfinished tasks
 -- ARGV[1] source     text    name of the key to scan; empty: look the given ids up
 -- ARGV[2] cursor     text    0 at first, then the cursor that the last call returned
 -- ARGV[3] count      int     approximate number of entries to scan
 -- ARGV[4...] two values per task: id, and the lock that names it as its holder, or empty
 -- returns the next cursor, 0 at the end; and one row per id: id; its states, separated by spaces;
---   the hashes that have it, separated by spaces; its lock; the id that holds that lock; the lock
---   that names this id; its message if that lock is not its own
+--   the hashes that have it, separated by spaces, and `unheld` when it lacks its limits; its lock;
+--   the id that holds that lock; the lock that names this id; its message if that lock is not its own
 check_schema()
 local ids, claims, cursor = {}, {}, '0'
 
@@ -79,6 +80,7 @@ end
 local hash = ({
   tasks = KEYS.tasks, owner = KEYS.owner, crashes = KEYS.crashes, failures = KEYS.failures,
   results = KEYS.results, keys = KEYS.keys, cancels = KEYS.cancels, progress = KEYS.progress,
+  holds = KEYS.holds,
 })[ARGV.source]
 local set = ({
   pending = KEYS.pending, scheduled = KEYS.scheduled, active = KEYS.active, retry = KEYS.retry,
@@ -98,7 +100,7 @@ end
 
 local state_names = { 'pending', 'scheduled', 'active', 'retry', 'completed', 'dead', 'limited' }
 local hash_names = {
-  'tasks', 'owner', 'crashes', 'failures', 'results', 'keys', 'cancels', 'progress',
+  'tasks', 'owner', 'crashes', 'failures', 'results', 'keys', 'cancels', 'progress', 'holds',
 }
 local rows = {}
 for i, id in ipairs(ids) do
@@ -119,7 +121,7 @@ for at, set_key in ipairs({
 end
 for at, hash_key in ipairs({
   KEYS.tasks, KEYS.owner, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.keys, KEYS.cancels,
-  KEYS.progress,
+  KEYS.progress, KEYS.holds,
 }) do
   if redis.call('EXISTS', hash_key) == 1 then
     for i, id in ipairs(ids) do
@@ -145,6 +147,24 @@ local function look_at_locks(row)
     row[6] = ''
   elseif id ~= '' and claim ~= lock then
     row[7] = redis.call('HGET', KEYS.tasks, id) or ''
+  end
+end
+
+-- Return whether a task should hold limits and does not. Messages over 16 KiB are not read.
+local function lacks_holds(id, states, hashes)
+  local state = states[1]
+  local holds = state == 'pending' or state == 'active' or state == 'scheduled' or state == 'retry'
+  if not holds or hashes[#hashes] == 'holds' or redis.call('HSTRLEN', KEYS.tasks, id) > 16384 then
+    return false
+  end
+  return #limits_of_message(redis.call('HGET', KEYS.tasks, id)) > 0
+end
+
+if redis.call('HGET', KEYS.meta, 'schema') == newest_schema then
+  for _, row in ipairs(rows) do
+    if lacks_holds(row[1], row[2], row[3]) then
+      table.insert(row[3], 'unheld')
+    end
   end
 end
 

@@ -98,6 +98,10 @@ if #held > 0 then
   check_set(KEYS.scheduled)
   check_end_cancelled()
   check_rights(KEYS.tasks, { 'HDEL', 'HSET', 'HGET', 'ZADD', 'ZRANGE' })
+  -- flow:
+  check_hash(KEYS.keys)
+  check_rights(KEYS.tasks, { 'ZRANGEBYSCORE' })
+  -- end flow
 end
 -- flow:
 begin_limits(now, #closed > 0)

@@ -2,7 +2,8 @@
 -- repair: repair damage that an audit found and that is still there.
 -- A task without a state becomes dead, so that it is not lost and does not run twice; one that a
 -- server owns becomes active.
--- include: check_schema preconditions clock wake_server limit_states limit_waiters
+-- include: check_schema preconditions ensure_schema clock wake_server limit_states limit_waiters
+-- include: limit_counts
 -- include: counters unique_locks ended_tasks forget_tasks recover_expired
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
@@ -145,15 +146,92 @@ mend['leftover'] = function(id)
   local gone = 0
   for _, hash_key in ipairs({
     KEYS.owner, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.keys, KEYS.cancels, KEYS.progress,
+    KEYS.holds,
   }) do
     check_hash(hash_key)
   end
   for _, hash_key in ipairs({
     KEYS.owner, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.keys, KEYS.cancels, KEYS.progress,
+    KEYS.holds,
   }) do
     gone = gone + redis.call('HDEL', hash_key, id)
   end
   return gone > 0
+end
+
+mend['layout lost'] = function()
+  if check_schema() and redis.call('HGET', KEYS.meta, 'schema') == newest_schema then
+    return false
+  end
+  lift_schema()
+  return true
+end
+
+-- Count anew who holds a limit.
+local holds_counted
+mend['limit count'] = function(limit)
+  holds_counted = holds_counted or count_holds()
+  local state, count = touch_limit(limit), holds_counted and holds_counted[limit]
+  count = count or { use = 0, ready = 0 }
+  if not holds_counted or state.use == count.use and state.ready == count.ready then
+    return false
+  end
+  state.use, state.ready = count.use, count.ready
+  return true
+end
+
+-- Let settle_limits look at the limit: it moves its waiters or finds when it opens.
+mend['limit shut'] = function(limit)
+  local state = touch_limit(limit)
+  return has_waiter(limit, state) and not is_limit_full(state)
+    and not redis.call('ZSCORE', KEYS.openings, limit)
+end
+
+mend['not listed'] = function(id)
+  local tag = redis.call('ZSCORE', KEYS.limited, id)
+  if not tag then
+    return false
+  end
+  remove_waiters({ id })
+  redis.call('ZREM', KEYS.limited, id)
+  hold_limits_of(id, redis.call('HGET', KEYS.tasks, id))
+  add_pending({ tag, id })
+  return true
+end
+
+mend['stray waiter'] = function(entry)
+  return redis.call('ZREM', KEYS.waiters, entry) == 1
+end
+
+mend['hold kept'] = function(id)
+  if is_unfinished(id) and not redis.call('ZSCORE', KEYS.limited, id) then
+    return false
+  end
+  return redis.call('HDEL', KEYS.holds, id) == 1
+end
+
+-- Let a task hold its limits again, and count it.
+mend['hold lost'] = function(id)
+  if has(KEYS.holds, id) or not is_unfinished(id) or redis.call('ZSCORE', KEYS.limited, id) then
+    return false
+  end
+  local message = redis.call('HGET', KEYS.tasks, id)
+  if #limits_of_message(message) == 0 then
+    return false
+  end
+  limits_used = true
+  hold_limits_of(id, message)
+  local tag = redis.call('ZSCORE', KEYS.pending, id)
+  if tag then
+    redis.call('ZREM', KEYS.pending, id)
+    add_pending({ tag, id })
+  elseif redis.call('ZSCORE', KEYS.active, id) then
+    for _, limit in ipairs(held_limits[id] or {}) do
+      local state = touch_limit(limit)
+      state.use = state.use + 1
+    end
+  end
+  return true
 end
 
 mend['lock kept'] = function(id)

@@ -26,4 +26,8 @@ end
 local function check_transitions()
   check_hash(KEYS.owner)
   check_rights(KEYS.tasks, { 'ZREM', 'ZADD', 'HSET', 'HGET', 'HDEL', 'ZCARD' })
+  -- flow:
+  check_hash(KEYS.keys)
+  check_rights(KEYS.tasks, { 'ZRANGEBYSCORE' })
+  -- end flow
 end

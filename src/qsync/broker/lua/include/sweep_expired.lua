@@ -135,7 +135,7 @@ local function sweep_hashes(now, size, swept, trimming, busy)
   -- flow:
   local limits_cursor = redis.call('HGET', KEYS.meta, 'limits_cursor') or '0'
   local limits_at, limits, unused = sweep_limits(now, limits_cursor, size)
-  past, calls = past + (unused or 0), calls or limits
+  past, calls = (past or 0) + (unused or 0), calls or limits
   if limits_at ~= limits_cursor then
     redis.call('HSET', KEYS.meta, 'limits_cursor', limits_at)
   end

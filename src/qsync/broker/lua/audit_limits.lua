@@ -1,0 +1,104 @@
+#!lua flags=no-writes
+-- audit_limits: find limits whose counts are wrong or that nobody would open, and, in a part of the
+-- limited tasks and of the waiters, tasks without an entry and entries without a task.
+-- include: check_schema limit_states limit_waiters limit_counts
+-- KEYS[1] limits    hash    limit -> its state
+-- KEYS[2] limit_rules hash  name -> its rule
+-- KEYS[3] holds     hash    id -> its limits, of unfinished tasks
+-- KEYS[4] active    zset    ids by lease expiry
+-- KEYS[5] pending   zset    ids by order tag
+-- KEYS[6] limited   zset    ids by order tag
+-- KEYS[7] waiters   zset    limit and id of each limited task
+-- KEYS[8] openings  zset    limits by the time at which they open, us
+-- KEYS[9] tasks     hash    id -> message
+-- KEYS[10] meta     hash    schema
+-- ARGV[1] first     int     rank of the first limited task and waiter to read; 0: look at limits too
+-- ARGV[2] count     int     number of them, 1 to 500
+-- REPLY[1] miscounted list  limits whose counts are wrong
+-- REPLY[2] shut       list  limits with waiters that have room and no time at which they open
+-- REPLY[3] unlisted   list  limited tasks that no limit has as a waiter
+-- REPLY[4] strays     list  waiters that are not limited tasks
+-- REPLY[5] more       flag  there are more limited tasks or waiters
+-- REPLY[6] uncounted  flag  more tasks have limits than can be counted
+-- REPLY[7] unmarked   flag  the queue has tasks with limits, and not the layout that says so
+-- returns the fields of REPLY
+check_schema()
+local first, last = tonumber(ARGV.first), tonumber(ARGV.first) + tonumber(ARGV.count) - 1
+
+-- Return the limits whose stored counts differ from the tasks that hold them.
+local function miscounted(counts)
+  local found, limits = {}, {}
+  for limit in pairs(counts) do
+    limits[#limits + 1] = limit
+  end
+  for _, limit in ipairs(redis.call('HKEYS', KEYS.limits)) do
+    if not counts[limit] then
+      limits[#limits + 1] = limit
+    end
+  end
+  read_limits(limits)
+  for _, limit in ipairs(limits) do
+    local state, count = limit_states[limit], counts[limit] or { use = 0, ready = 0 }
+    if state.use ~= count.use or state.ready ~= count.ready then
+      found[#found + 1] = limit
+    end
+  end
+  return found
+end
+
+-- Return the limits, of the first 10,000 with waiters, that nothing would open.
+local function shut_limits()
+  local found, from = {}, '-'
+  for _ = 1, 10000 do
+    local entry = redis.call('ZRANGEBYLEX', KEYS.waiters, from, '+', 'LIMIT', 0, 1)[1]
+    if not entry then
+      break
+    end
+    local limit = string.match(entry, '^[^%z]*')
+    read_limits({ limit })
+    if not is_limit_full(limit_states[limit]) and not redis.call('ZSCORE', KEYS.openings, limit) then
+      found[#found + 1] = limit
+    end
+    from = table.concat({ '[', limit, '\1' })
+  end
+  return found
+end
+
+-- Return the limited tasks of this part that have no entry among the waiters.
+local function unlisted_tasks()
+  local found, part = {}, redis.call('ZRANGE', KEYS.limited, first, last, 'WITHSCORES')
+  for at = 1, #part, 2 do
+    local listed = false
+    for _, limit in ipairs(limits_of_message(redis.call('HGET', KEYS.tasks, part[at]))) do
+      local entry = waiter_entry(limit, part[at + 1], part[at])
+      listed = listed or redis.call('ZSCORE', KEYS.waiters, entry)
+    end
+    if not listed then
+      found[#found + 1] = part[at]
+    end
+  end
+  return found, #part / 2
+end
+
+-- Return the entries of this part whose task is not limited.
+local function stray_waiters()
+  local found, part = {}, redis.call('ZRANGE', KEYS.waiters, first, last)
+  for _, entry in ipairs(part) do
+    local _, stop = string.find(entry, '^[^%z]*%z')
+    if not stop or not redis.call('ZSCORE', KEYS.limited, string.sub(entry, stop + 9)) then
+      found[#found + 1] = entry
+    end
+  end
+  return found, #part
+end
+
+local layout = redis.call('HGET', KEYS.meta, 'schema')
+local unmarked = layout ~= newest_schema and redis.call('EXISTS', KEYS.holds, KEYS.limited) > 0
+local unlisted, tasks = unlisted_tasks()
+local strays, entries = stray_waiters()
+local counts = first == 0 and count_holds()
+return reply({
+  miscounted = counts and miscounted(counts) or {}, shut = first == 0 and shut_limits() or {},
+  unlisted = unlisted, strays = strays, more = math.max(tasks, entries) > last - first,
+  uncounted = first == 0 and not counts, unmarked = unmarked,
+})
