@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,7 +16,7 @@ from django.db import transaction
 from django.test import override_settings
 from django.utils import timezone
 
-from qsync import DuplicateTask, Qsync
+from qsync import ConfigError, DuplicateTask, Qsync
 from qsync.message import decode_message
 from tests.support import django_project
 from tests.support.stores import Store
@@ -263,3 +264,42 @@ def test_wrong_option_of_the_backend_is_named_by_the_system_checks(
         [error] = checks.run_checks()
     assert error.id == "qsync.E006"
     assert "timeout: 0 leaves no time to run" in error.msg
+
+
+def test_limits_are_filled_from_the_arguments(project: Qsync, shop: Any) -> None:
+    result = shop.bill.enqueue(7)
+    assert asyncio.run(limits_of(project, result.id)) == ["customer:7-eu"]
+    result = shop.bill.enqueue(customer_id="a", region="us")
+    assert asyncio.run(limits_of(project, result.id)) == ["customer:a-us"]
+
+
+async def limits_of(project: Qsync, id: str) -> list[str]:
+    async with project.inspector() as inspector:
+        detail = await inspector.task(id)
+        assert detail is not None
+        return detail.limits
+
+
+def test_template_without_a_parameter_is_refused_at_the_decorator(
+    project: Qsync, shop: Any, api: Any
+) -> None:
+    from qsync.contrib.django import task
+
+    with pytest.raises(api.InvalidTask, match="no parameter 'custmer', only customer_id, region"):
+        task(limits=["customer:{custmer}"])(shop.bill.func)
+
+
+def test_limit_that_is_not_declared_is_named_by_checks_and_by_the_server(
+    project: Qsync, shop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qsync.contrib.django import project as parts
+
+    assert [one.id for one in checks.run_checks(tags=["qsync"])] == []
+    uses = {"t": ("default", ["custmer"])}
+    monkeypatch.setattr(parts, "limited_tasks", {**parts.limited_tasks, **uses})
+    monkeypatch.setattr(project, "_declared", copy.deepcopy(project._declared))
+    [found] = checks.run_checks(tags=["qsync"])
+    assert found.id == "qsync.E007"
+    assert "no limit 'custmer', only customer; did you mean 'customer'?" in found.msg
+    with pytest.raises(ConfigError, match="custmer"):
+        project.server()

@@ -60,6 +60,13 @@ def send(address: str, *, copies: int = 1) -> dict[str, Any]:
     return {"to": address, "copies": copies}
 
 
+app.limit("customer", concurrency=100)
+
+
+@task(limits=["customer:{customer_id}-{region}"])
+def bill(customer_id: Any, region: str = "eu") -> None: ...
+
+
 @task(takes_context=True)
 async def describe(context: Any, *words: str) -> list[Any]:
     result = context.task_result
