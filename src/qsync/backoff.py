@@ -29,7 +29,7 @@ AWAY_CAP_S: Final = 0.5
 work goes on soon after the store is back; the broker limits how often it reconnects."""
 
 LONGEST_LIST: Final = 100
-"""Most delays in a list."""
+"""Maximum number of delays in a list."""
 
 _MAX_S: Final = 36_525 * 86_400  # a delay over 100 years is a mistake
 

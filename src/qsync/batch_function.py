@@ -46,7 +46,7 @@ class BatchFunction(Generic[V]):
         options: TaskOptions,
     ) -> None:
         if isinstance(function, BatchFunction) or not inspect.isfunction(function):
-            msg = f"batch: {shorten(function)} is no plain function (def or async def)"
+            msg = f"batch: {shorten(function)} is not a plain function (def or async def)"
             raise ConfigError(msg)
         stored = options.copy()
         delay = options.get("retry_delay")

@@ -52,8 +52,8 @@ class Batcher(Generic[T, U]):
         size      returns the size of an item, bytes
         patience  longest wait of a caller, seconds
         too_late  makes the error for a caller that waited longer
-        calls     most calls in a batch; together they carry at most BATCH_BYTES
-        most      most bytes of one call
+        calls     maximum number of calls in a batch; together they carry at most BATCH_BYTES
+        most      maximum size of one call, in bytes
         """
         self._run = run
         self._size = size

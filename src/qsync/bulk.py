@@ -27,7 +27,7 @@ _COSTLY: Final = 2 * CALL_BYTES // ops.BATCH_SIZE
 Such a task takes the store as long as two plain tasks."""
 
 _BESIDE: Final = 128
-"""Most bytes of a task's options and of the framing in a call, without the fairness key."""
+"""Maximum size of a task's options and framing in a call, without the fairness key; bytes."""
 
 
 def size_of(task: NewTask) -> int:

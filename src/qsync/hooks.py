@@ -39,7 +39,7 @@ class Hooks:
         arguments = ("task", "error") if event in WITH_ERROR else ("task",)
         if not callable(hook) or not _takes(hook, len(arguments)):
             wanted = ", ".join(arguments)
-            msg = f"on {event!r}: {shorten(hook)} is no function ({wanted}), def or async def"
+            msg = f"on {event!r}: {shorten(hook)} is not a function ({wanted}), def or async def"
             raise ConfigError(msg)
         hooks.append(hook)
         return hook

@@ -19,7 +19,7 @@ NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 """Valid names of prefixes and queues."""
 
 NAME_LIMIT: Final = 128
-"""Most characters of the name of a prefix or a queue."""
+"""Maximum length of the name of a prefix or a queue, in characters."""
 
 TASK_ID: Final = re.compile(r"[!-~]{1,128}")
 """Valid task ids: printable ASCII without the space."""

@@ -19,10 +19,10 @@ from qsync.keys import NAME, did_you_mean, shorten
 from qsync.times import Duration, duration_us
 
 LIMITS_LIMIT: Final = 4
-"""Most limits of a task."""
+"""Maximum number of limits of a task."""
 
 LIMIT_LENGTH: Final = 256
-"""Most characters of a limit, its value included."""
+"""Maximum length of a limit with its value, in characters."""
 
 MAX_COUNT: Final = 1_000_000
 """Largest rate, burst and concurrency of a limit."""

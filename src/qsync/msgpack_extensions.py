@@ -247,7 +247,7 @@ def _ext(name: str | None, data: Any) -> Any:
 
 
 def revive(code: int, data: memoryview) -> Any:
-    """Return the value in an extension; other codes stay an Ext. ValueError on invalid data."""
+    """Return the value of an extension; an unknown one stays an Ext. ValueError on invalid data."""
     if code != CODE:
         return Ext(code, bytes(data))
     inner = _decode(bytes(data))

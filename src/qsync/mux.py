@@ -58,7 +58,7 @@ It raises CodecError when a reader would get another value.
 
 
 BATCH_SIZE: Final = 100
-"""Default for the most tasks of one call of a batch handler."""
+"""Default maximum number of tasks per call of a batch handler."""
 
 BATCH_SIZE_LIMIT: Final = 10_000
 

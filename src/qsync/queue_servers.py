@@ -11,7 +11,7 @@ from qsync.broker.call import Call
 from qsync.keys import GlobalKeys
 
 SERVERS_LIMIT: Final = 100
-"""Most servers whose records are read in one check."""
+"""Maximum number of servers whose records one check reads."""
 
 NEXT_LOOK: Final = 12
 """A wait without a timeout checks for live servers at its first poll and at each 12th after it."""

@@ -120,16 +120,16 @@ class Registry:
         The function takes a list of TaskInfo, and reads each payload by `task.value()` or
         `task.value(Type)`. `fn.enqueue(payload)` enqueues one task.
 
-        max_size  most tasks of one call, 1 to 10,000
+        max_size  maximum number of tasks per call, 1 to 10,000
         max_wait  longest wait of the first task of a call for others, seconds or a timedelta; at
                   most an hour. A task whose deadline would pass meanwhile does not wait
 
         The function returns None, if all tasks are done, or a list with the result of each task in
-        their order. An exception in the list fails this task alone; one that the function raises
-        fails all tasks of the call, as does a list of another length. Each task has its own lease,
-        attempts, retries, deadline and result. The shortest timeout of the tasks applies to the
-        call. A task that is cancelled while the call runs ends as cancelled when the call ends; the
-        call is cancelled once that is so for all of its tasks. A call has one slot of
+        their order. An exception in the list fails only its task. An exception that the function
+        raises, or a list of the wrong length, fails all tasks of the call. Each task has its own
+        lease, attempts, retries, deadline and result. The shortest timeout of the tasks applies to
+        the call. A task that is cancelled while the call runs ends as cancelled when the call ends;
+        the call is cancelled once all of its tasks are. A call has one slot of
         `concurrency`. A task that a crash of a server has interrupted runs in a call of its own.
 
         The other options are as for `task`, but the function runs on the event loop or in a thread,

@@ -337,7 +337,7 @@ def _check(function: Any) -> None:
     elif inspect.ismethod(function) or isinstance(function, staticmethod | classmethod):
         what = f"is a method; {_METHOD}"
     elif not inspect.isfunction(function):
-        what = "is no plain function (def or async def)"
+        what = "is not a plain function (def or async def)"
     elif _is_in_class(function):
         what = f"is a method of class {function.__qualname__.split('.')[-2]}; {_METHOD}"
     elif function.__name__ == "<lambda>":

@@ -13,13 +13,13 @@ from qsync.keys import QueueKeys, check_name
 from qsync.state import TaskState
 
 QUEUES_LIMIT: Final = 5_000
-"""Most queues in one search."""
+"""Maximum number of queues in one search."""
 
 TOGETHER: Final = 100
 """Queues per round trip; in a cluster, each queue takes a round trip."""
 
 NAMED: Final = 10
-"""Most queues that TaskNotFound names."""
+"""Maximum number of queues that TaskNotFound names."""
 
 _ENDED: Final = (TaskState.COMPLETED, TaskState.DEAD)
 

@@ -600,12 +600,12 @@ class Callable_:
         (lambda_task(), "has no name; use def"),
         (generator, "is a generator"),
         (async_generator, "is a generator"),
-        (Callable_, "is no plain function"),
-        (Callable_(), "is no plain function"),
+        (Callable_, "is not a plain function"),
+        (Callable_(), "is not a plain function"),
         (Callable_.made, "is a method"),
-        (len, "is no plain function"),
+        (len, "is not a plain function"),
         (Qsync(URL).task(nothing), "is a task already"),
-        (5, "is no plain function"),
+        (5, "is not a plain function"),
     ],
 )
 def test_what_is_no_plain_function_is_refused(thing: Any, says: str) -> None:

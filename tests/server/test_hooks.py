@@ -295,9 +295,9 @@ def test_hooks_hear_of_ticks_that_are_enqueued(app: Qsync) -> None:
 def test_wrong_hooks_are_refused(app: Qsync) -> None:
     with pytest.raises(ConfigError, match="no event 'ended'; there are enqueued, started, comp"):
         app.on("ended")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"on 'failed': .* is no function \(task, error\)"):
+    with pytest.raises(ConfigError, match=r"on 'failed': .* is not a function \(task, error\)"):
         app.on("failed")(lambda task: None)
-    with pytest.raises(ConfigError, match=r"on 'started': 7 is no function \(task\)"):
+    with pytest.raises(ConfigError, match=r"on 'started': 7 is not a function \(task\)"):
         app.on("started")(7)  # type: ignore[type-var]
 
     @app.task(name="used")

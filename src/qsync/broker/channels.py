@@ -58,7 +58,7 @@ class Channels:
         return (PING,)
 
     def hear(self, reply: Any) -> Heard | None:
-        """Process a reply or a message; return None when it is no event of a channel."""
+        """Process a reply or a message; return None if it is not an event of a channel."""
         if isinstance(reply, Exception):
             return self._refused(reply)
         if not isinstance(reply, list):

@@ -178,7 +178,7 @@ def _network(
         if not re.fullmatch(r"[\w.-]+", service, re.ASCII):
             raise ValueError("a service is named by letters, digits, '.', '_' and '-'")
     if not re.fullmatch(r"/?|/\d{1,9}/?", path):
-        raise ValueError("its path is no number of a database")
+        raise ValueError("its path is not a database number")
     if path.strip("/"):
         _add(options, {"db": int(path.strip("/"))})
     if not tls:

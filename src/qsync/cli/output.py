@@ -1,6 +1,6 @@
 """Writes tables, lines and JSON to standard output.
 
-Texts of the store come from users: all that is printed here is escaped.
+Texts in the store come from users, so everything printed here is escaped.
 """
 
 from __future__ import annotations

@@ -251,7 +251,7 @@ def trigger(
 ) -> None:
     """Enqueue the task of a schedule once, now, in addition to its ticks.
 
-    It is no tick: `qsync schedule list` still shows the last tick.
+    This does not count as a tick: `qsync schedule list` still shows the last tick.
     """
     with open_store(store) as session:
         owner = _queue_of(session, name, queue)

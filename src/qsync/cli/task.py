@@ -84,7 +84,7 @@ def show(
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:
-    """Show all that the store holds of a task: payload, attempts, timeline, error.
+    """Show everything about a task: payload, attempts, timeline, error.
 
     A payload that is a Python value is shown as JSON; its bytes are msgpack.
     """

@@ -37,7 +37,7 @@ from qsync.worker.supervisor import Supervisor
 log: Final = logging.getLogger("qsync.worker")
 
 SHOWN: Final = 10
-"""Most queues, and most types of a queue, that the log names as not served."""
+"""Maximum number of unserved queues, and of types per queue, that the log names."""
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -101,7 +101,8 @@ def worker(
         int | None,
         typer.Option(
             metavar="N",
-            help="Most tasks to fetch ahead of free slots.  [default: what starts within 100 ms]",
+            help="Maximum number of tasks to fetch ahead of free slots.  [default: what starts "
+            "within 100 ms]",
             show_default=False,
         ),
     ] = None,

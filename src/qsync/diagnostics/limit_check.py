@@ -20,7 +20,7 @@ QUEUES: Final = 100
 """Number of queues whose limits are read."""
 
 LIMITS: Final = 500
-"""Approximate number of limits that are read of a queue."""
+"""Approximate number of limits read per queue."""
 
 LONG_S: Final = 3600.0
 """Time from which on tasks wait for long, in seconds."""

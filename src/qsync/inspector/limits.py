@@ -19,7 +19,7 @@ PAGE: Final = 100
 """Approximate number of limits in a page."""
 
 BY_LENGTH: Final = 100
-"""Most characters of the name of an operator that are kept."""
+"""Maximum length of an operator's name, in characters; the rest is cut."""
 
 
 class _LimitsMixin(Base):

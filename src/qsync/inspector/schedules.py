@@ -43,8 +43,8 @@ class _SchedulesMixin(Base):
     async def schedules(self, *, prefix: str = "") -> list[ScheduleInfo]:
         """Return the schedules of all queues whose names begin with `prefix`, by queue and name.
 
-        At most a thousand per queue of those that servers published, and of those in the store;
-        without a prefix these are the ones that are due first.
+        Per queue at most a thousand published and a thousand stored schedules are returned. Without
+        a prefix, these are the stored schedules that are due first.
         """
         names = await self.queue_names()
         replies = await self._run_all([views.schedules(self._keys(name)) for name in names])

@@ -97,7 +97,7 @@ class _TasksMixin(Base):
         return Page(tasks=rows, cursor=end, total=total, scanned=scanned)
 
     async def task(self, id: str, *, queue: str = "default") -> TaskDetail | None:
-        """Return all that the store holds about a task; None if it is not in the queue."""
+        """Return everything that the store holds about a task; None if it is not in the queue."""
         shown = await self._show(id, queue)
         if shown is None:
             return None

@@ -200,7 +200,7 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
-    """All that the store holds about a task.
+    """Everything that the store holds about a task.
 
     row           the task as in a list
     payload       its bytes, msgpack if `is_value`; `shown` is the same in readable form

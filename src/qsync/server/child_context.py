@@ -72,7 +72,7 @@ def import_path(function: Any) -> tuple[str, str]:
     except (AttributeError, KeyError):
         found = None
     if found is not function:
-        return "", f"{shorten(function)} is no function at the top of a module"
+        return "", f"{shorten(function)} is not a function at the top of a module"
     return f"{module}:{name}", ""
 
 

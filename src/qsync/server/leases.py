@@ -1,8 +1,8 @@
 """Keeps the leases of a server: renews them, hands tasks back, loses and mends them.
 
-The event loop keeps leases by a LeaseKeeper. While a handler may block the loop, each heartbeat
-thread keeps those of its node by a ThreadLeaseKeeper. What the store's answers mean is the same for
-both, and is in `Renewal`.
+The event loop keeps leases with a LeaseKeeper. While a handler may block the loop, each heartbeat
+thread keeps those of its node with a ThreadLeaseKeeper. Both interpret the store's answers with
+`Renewal`.
 """
 
 from __future__ import annotations

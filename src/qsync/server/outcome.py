@@ -86,7 +86,7 @@ def snoozed(leased: LeasedTask, error: Snooze, now_us: int) -> Settlement:
     """Return the record of a task whose handler asked to run later: back with a delay, uncharged;
     dead if its deadline passes before then. RateLimited closes a limit, at which the task waits.
 
-    ConfigError if the limit is none of the task's.
+    ConfigError if the task does not have the limit.
     """
     limit = _closed_limit(leased, error) if isinstance(error, RateLimited) else None
     before, due_us = leased.failure, now_us + error.delay_us

@@ -26,7 +26,7 @@ from qsync.server.timeouts import Timeouts
 log: Final = logging.getLogger("qsync.server")
 
 NAMED: Final = 10
-"""Most tasks that the log of a shutdown names."""
+"""Maximum number of tasks that the log of a shutdown names."""
 
 HUNG_AFTER_S: Final = 5.0
 """Time after its stop from which a running handler counts as hung, in seconds."""

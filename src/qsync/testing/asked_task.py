@@ -71,7 +71,7 @@ class AskedTask:
 
 
 def asked_task(task: AnyTask) -> AskedTask:
-    """Return what is known of a task; ConfigError for anything else."""
+    """Return the description of a task; raise ConfigError for anything else."""
     if isinstance(task, str):
         return AskedTask(task, {}, lambda info: {"payload": info.value()})
     if isinstance(task, BatchFunction):

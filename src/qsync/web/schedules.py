@@ -87,7 +87,7 @@ async def _edit(site: Site, values: dict[str, str]) -> Change:
 def _when(values: dict[str, str]) -> dict[str, Any]:
     """Return when a schedule ticks, as its form says.
 
-    Raises InvalidTask for a period that is none.
+    Raises InvalidTask if the period is not a number.
     """
     every = values["every"]
     try:

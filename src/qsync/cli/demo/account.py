@@ -98,7 +98,7 @@ class History:
 
 @dataclass
 class Ledger:
-    """All that is known of a run: from the client, from the servers, and from the store."""
+    """Everything known about a run: from the client, the servers and the store."""
 
     history: History
     offered: Counter[str] = field(default_factory=Counter)

@@ -266,7 +266,7 @@ class Run:
             await asyncio.sleep(0.03)
 
     async def _kill_one(self) -> None:
-        """Kill a server that runs slow tasks; wait until all that it was running runs again."""
+        """Kill a server that runs slow tasks; wait until all its tasks run again."""
         ledger, history, tell = self._ledger, self._history, self._screen.tell
 
         def slow_in(pid: int) -> int:
@@ -280,14 +280,14 @@ class Run:
         pid = max(history.running, key=slow_in)
         os.kill(pid, signal.SIGKILL)
         ledger.killed_at = time.monotonic()
-        ledger.interrupted = ids = history.running[pid]  # its last notes may still be read
+        ledger.interrupted = ids = history.running[pid]  # the parent may still read its last notes
         tasks.GATE.touch()
         tell(f"kill -9 {pid}: one of the servers, in the middle of its work", loud=True)
         await self._until(lambda: len(ledger.restarts()) == len(ids), "the interrupted tasks")
         tell(f"all {len(ids)} tasks that it was running run again", loud=True)
 
     async def _read_store(self) -> None:
-        """Read all that the store holds, and make the digests that the tasks should have made."""
+        """Read everything in the store, and compute the digests that the tasks should have made."""
         await self._refresh()
         ledger = self._ledger
         for queue in QUEUES:

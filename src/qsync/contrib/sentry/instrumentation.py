@@ -42,8 +42,9 @@ def instrument(app: Qsync, *, report: Report = "all", monitors: bool = True) -> 
 
     Errors are grouped by task type and class of the error, and have the task's id, type, queue and
     attempt, and the server; the payload only if `send_default_pii` is set. A trace continues from
-    the enqueue to the handler. The logger of servers is not reported a second time. Raises
-    ConfigError if the app has enqueued or is instrumented already, or an option is wrong.
+    the enqueue to the handler. Records of the servers' logger are ignored, so that no error is
+    reported twice. Raises ConfigError if the app has enqueued or is instrumented already, or an
+    option is wrong.
     """
     if report not in get_args(Report):
         msg = f"report: {shorten(report)} is neither 'all' nor 'final'"

@@ -5,7 +5,7 @@ local function virtual_field(priority)
   return priority == normal_priority and 'v' or table.concat({ 'virtual:', priority })
 end
 
--- Number from which on a virtual time starts anew as soon as no task waits.
+-- Number from which on a virtual time restarts as soon as no task waits.
 local far_time = 2 ^ 39
 
 -- Advance the virtual time of each band to the last of these tags, which were leased, in order.
@@ -43,7 +43,7 @@ local function forget_passed(limit)
   end
 end
 
--- Let virtual times that are far from the middle of their band start anew. The caller found pending
+-- Restart virtual times that are far from the middle of their band. The caller found pending
 -- empty. Tasks that wait for a limit keep their tags, so while there are any nothing changes.
 local function restart_bands()
   if redis.call('EXISTS', KEYS.limited) == 1 then

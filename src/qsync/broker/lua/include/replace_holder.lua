@@ -1,6 +1,6 @@
 -- replace_holder: give the holder of a unique lock the payload, the options and the due time of a
 -- later task. A holder that waits is changed in place. For one that is active the later task is kept
--- in `successors`: when the attempt has ended, in whatever way, the task starts anew with it
+-- in `successors`: when the attempt has ended, in whatever way, the task starts again with it
 -- (include/start_successors.lua). So the last payload always runs, and no two run at a time.
 -- The message keeps the time of enqueue of the first call whose payload has not run, from which the
 -- longest time of a debounce counts.

@@ -1,4 +1,4 @@
--- start_successors: start tasks anew that were replaced while they were active.
+-- start_successors: restart tasks that were replaced while they were active.
 
 -- Find out which ids have a successor. `positions` match the ids. Returns a table with those, as ids,
 -- positions and records; and the positions and ids of the others. Fails before the first
@@ -29,7 +29,7 @@ local function split_successors(positions, ids)
   return found, rest_positions, rest
 end
 
--- Start tasks anew whose attempt has ended: with message and due time of their successor and with all
+-- Restart tasks whose attempt has ended: with message and due time of their successor and with all
 -- attempts. An earlier request to cancel them does not count. `found` is as split_successors returns
 -- it; the caller has released their leases. `crashed`: their crash counts stay.
 local function start_successors(found, crashed)

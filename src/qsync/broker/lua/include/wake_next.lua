@@ -1,10 +1,10 @@
--- wake_next: pass the work that is left on to another server.
+-- wake_next: pass the remaining work to another server.
 
--- Without pending tasks, fairness keys start anew and no server need be woken for what this fetch has
--- seen. With some, forget fairness keys whose last tag has been passed, and wake the next server.
+-- Without pending tasks, restart the fairness keys; no server needs a wake. With pending tasks,
+-- forget fairness keys whose last tag has been passed, and wake the next server.
 local function wake_next(left, paused, virtual, limit)
   -- flow:
-  -- The tags of limited tasks are ahead of those that new tasks get if fairness keys start anew.
+  -- The tags of limited tasks are ahead of those that new tasks get if fairness keys restart.
   if not left and redis.call('EXISTS', KEYS.limited) == 1 then
     redis.pcall('UNLINK', KEYS.wake)
     forget_passed(limit)
