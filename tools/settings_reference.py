@@ -38,6 +38,7 @@ TITLES: Final = {
         Qsync.batch,
         "`@app.batch(...)` and `@mux.batch(...)`, besides the options of tasks; docs/batches.md.",
     ),
+    "Bounds of queues": (Qsync.queue, "`app.queue(name, ...)`; docs/bounds.md."),
     "Back-off": (ExponentialBackoff, "`retry_delay=ExponentialBackoff(...)`."),
     "The dashboard": (create_app, "`qsync.web.create_app(inspector, ...)`."),
 }

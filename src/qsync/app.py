@@ -146,6 +146,7 @@ class Qsync(Registry):
         server.child_setup = ChildSetup.of(server.address, server.prefix, nested, lifespan)
         server.hooks = connections.hooks.copy()
         server.limits = dict(self._declared.rules)
+        server.bounds = dict(self.bounds)
         for extension in connections.extensions:
             extension.server(server)
         return server

@@ -10,7 +10,7 @@ from qsync.broker import ops
 from qsync.broker.call import Call, Wait
 from qsync.broker.ops import Enqueued
 from qsync.enqueueing import checked_task
-from qsync.errors import InvalidTask, QsyncError
+from qsync.errors import InvalidTask, QsyncError, QueueFull
 from qsync.idempotency import CallId, SequenceLease
 from qsync.keys import QueueKeys
 from qsync.new_task import NewTask, encode_plain_task, encode_task, new_nonce, payload_of
@@ -152,6 +152,10 @@ class BulkEnqueue(Generic[T]):
         if failed is not None:
             raise failed
 
+    def note(self, chunk: Chunk, reply: list[Enqueued]) -> None:
+        """Take the reply for tasks that were sent again."""
+        self._answered.append((chunk, reply))
+
     def handles(self) -> list[T]:
         """Return the handles of the tasks that the store answered for, in order."""
         self._make_handles()
@@ -177,6 +181,16 @@ class BulkEnqueue(Generic[T]):
             for index, task, outcome in zip(chunk.indices, chunk.tasks, reply, strict=True):
                 handles[index] = handle(task, outcome)
         self._answered.clear()
+
+
+def fitting(trip: RoundTrip, replies: Sequence[list[Enqueued] | QsyncError]) -> Chunk | None:
+    """Return the tasks of the first refused call that a full queue has room for; None: none."""
+    for chunk, reply in zip(trip.chunks, replies, strict=True):
+        if isinstance(reply, QueueFull) and reply.room:
+            return Chunk(chunk.indices[: reply.room], chunk.tasks[: reply.room])
+        if isinstance(reply, QsyncError):
+            return None
+    return None
 
 
 def _cut(sizes: Sequence[int], calls: int) -> Iterator[Sequence[range]]:

@@ -6,7 +6,7 @@ QsyncError
 ├── DuplicateTask        its id or its unique lock is taken: use the task named in the error
 ├── TaskNotFound         the queue does not have the task (any more)
 ├── TaskNotWaiting       the task waits for no time: it is pending, runs or has ended
-├── QueueFull            the store has no memory for the task: try again later
+├── QueueFull            the queue has reached a bound, or the store is full: try again later
 ├── SchemaMismatch       another version of qsync wrote the queue's data: use that version
 ├── StoreUnavailable     the store did not answer in time: try again later
 ├── ResultTimeout        the task has not ended yet: wait longer
@@ -81,7 +81,29 @@ class TaskNotWaiting(QsyncError):
 
 
 class QueueFull(QsyncError):
-    """The store has no memory for the task; nothing was written. Try again later."""
+    """The queue has reached a bound, or the store has no memory; nothing was written. Try later.
+
+    `queue`, `bound` ("max_tasks" or "max_bytes"), `limit` (its value) and `count` (what is there)
+    say which bound; they are None when the store has no memory. `room` is the number of the first
+    tasks of the refused call that would fit.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        queue: str | None = None,
+        bound: str | None = None,
+        limit: int | None = None,
+        count: int | None = None,
+        room: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.queue = queue
+        self.bound = bound
+        self.limit = limit
+        self.count = count
+        self.room = room
 
 
 class SchemaMismatch(QsyncError):

@@ -90,7 +90,7 @@ WAKE_CHANNELS: Final = "wake:*"
 
 COUNTERS: Final = (
     "enqueued", "completed", "failed", "retried", "crashed", "dead", "cancelled", "trimmed",
-    "lost", "bytes",
+    "lost", "dropped", "bytes",
 )  # fmt: skip
 """Fields of `stats`, which never decrease. `bytes` is the total size of the accepted messages."""
 

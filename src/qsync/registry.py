@@ -9,10 +9,11 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, cast, 
 from zoneinfo import ZoneInfo
 
 from qsync.batch_function import BatchDecorator, BatchFunction
+from qsync.bounds import Bounds, WhenFull, bounds_of
 from qsync.connections import Connections
 from qsync.declared_limits import DeclaredLimits
 from qsync.errors import ConfigError, at_definition
-from qsync.keys import shorten
+from qsync.keys import check_name, shorten
 from qsync.limit import limit_rule
 from qsync.mux import BATCH_SIZE, BATCH_WAIT_S, Middleware, Mux, check_middlewares
 from qsync.retry_policy import ErrorClasses
@@ -48,6 +49,9 @@ class Registry:
         """Batch functions by task type."""
 
         self._declared = DeclaredLimits()
+        self.bounds: dict[str, Bounds] = {}
+        """Bounds of queues by name; servers store them when they start."""
+
         self._periodics: dict[str, PeriodicTask] = {}
 
     @overload
@@ -153,6 +157,36 @@ class Registry:
             return self._add_batch(batch)
 
         return register
+
+    def queue(
+        self,
+        name: str,
+        *,
+        max_tasks: int | None = None,
+        max_bytes: int | None = None,
+        when_full: WhenFull = "raise",
+    ) -> None:
+        """Give a queue bounds. The servers of the app store them when they start.
+
+        max_tasks  most tasks that may wait: pending, limited, scheduled or to be retried; active
+                   ones do not count
+        max_bytes  most bytes of all messages that the queue holds, also of active, completed and
+                   dead tasks
+        when_full  "raise": an enqueue beyond a bound raises QueueFull, and stores nothing;
+                   "drop_oldest": it drops the oldest waiting tasks, of the lowest priority first
+
+        Tasks that return (a retry, a recovered or a handed back task) are never refused. Without
+        any bound, the servers remove the one that an earlier version of the program gave. Bounds
+        that an operator sets (`qsync queue set`) stand above these. The queue then has layout 2,
+        which servers of versions without flow control leave alone. Raises ConfigError when the
+        queue was given bounds before, or a value is wrong.
+        """
+        with at_definition():
+            check_name("queue", name)
+            bounds = bounds_of(max_tasks=max_tasks, max_bytes=max_bytes, when_full=when_full)
+        if name in self.bounds:
+            raise ConfigError(f"queue {name!r}: it was given bounds before: {self.bounds[name]}")
+        self.bounds[name] = bounds
 
     @overload
     def periodic(

@@ -70,3 +70,41 @@ def test_mistakes_are_told_in_a_line(live: Live) -> None:
 def test_the_reference_is_what_the_commands_are() -> None:
     page = cli_reference.PAGE.read_text()
     assert page == cli_reference.generated(page)
+
+
+def test_bounds_are_set_shown_and_reset(live: Live) -> None:
+    live.enqueue(Task("note", delay=3600), Task("note", delay=3600))
+    done = live.ok(
+        "queue", "set", "default", "--max-tasks", "2", "--max-bytes", "1GiB", "--by", "ann"
+    )
+    assert done.out.strip() == ("default: 2 waiting tasks and 1,073,741,824 bytes, then raise")
+    shown = live.ok("queue", "show", "default").out
+    assert "default is full: 2 of 2 waiting tasks (max_tasks)" in shown
+    assert "set by ann" in shown
+    assert "of the program: no bounds" in shown
+    assert "default is full" in live.ok("queue", "list").out
+    live.ok("queue", "set", "default", "--max-bytes", "none", "--when-full", "drop_oldest")
+    [found] = live.ok("queue", "list", "--json").json
+    assert found["bounds"]["operator"]["bounds"] == {
+        "max_tasks": 2, "max_bytes": None, "when_full": "drop_oldest",
+    }  # fmt: skip
+    assert "give --max-tasks" in live.refused("queue", "set", "default", code=2)
+    wrong = live.run("queue", "set", "default", "--max-tasks", "many")
+    assert (wrong.code, "is not a number of tasks" in wrong.err) == (2, True)
+    live.refused("queue", "set", "nowhere", "--max-tasks", "2", code=1)
+    assert live.ok("queue", "reset", "default").out.strip() == "default: no bounds"
+    live.refused("queue", "reset", "default", code=1)
+
+
+def test_weights_of_fairness_keys_are_set_listed_and_reset(live: Live) -> None:
+    live.enqueue(Task("note", delay=3600))
+    assert "have the weight 1" in live.ok("fairness", "list").out
+    assert live.ok("fairness", "set", "acme", "--weight", "3").out.strip() == (
+        "acme: weight 3 in queue default"
+    )
+    assert "acme" in live.ok("fairness", "list").out
+    assert live.ok("fairness", "list", "--json").json["weights"] == {"acme": 3.0}
+    assert "0.001 to 1000" in live.refused("fairness", "set", "a", "--weight", "0", code=2)
+    live.refused("fairness", "set", "acme", "--weight", "3", "--queue", "nowhere", code=1)
+    live.ok("fairness", "reset", "acme")
+    live.refused("fairness", "reset", "acme", code=1)

@@ -9,10 +9,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qsync import TaskFailed
+from qsync.bounds import Bounds
 from tests.support.stores import Store, wait_until, wait_until_async
 
 ROOT = Path(__file__).parents[2]
@@ -89,17 +91,23 @@ def test_the_first_program_of_the_readme(name: str, tmp_path: Path, valkey: Stor
         wait_until(lambda: not client.zcard("{alnovi:default}:pending"))
 
 
-def test_batch(prefix: str, valkey: Store) -> None:
-    """The program of docs/batches.md: all rows are inserted, and a wrong payload is dead alone."""
-    spec = importlib.util.spec_from_file_location("batch_example", EXAMPLES / "batch.py")
+def example(name: str, prefix: str, url: str) -> Any:
+    """An example as a module, with an app on this store."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["batch_example"] = module
+    sys.modules[spec.name] = module
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QSYNC_URL", valkey.url)
+        patch.setenv("QSYNC_URL", url)
         patch.setenv("QSYNC_PREFIX", prefix)
         spec.loader.exec_module(module)
+    return module
+
+
+def test_batch(prefix: str, valkey: Store) -> None:
+    """The program of docs/batches.md: all rows are inserted, and a wrong payload is dead alone."""
+    module = example("batch", prefix, valkey.url)
 
     async def main() -> None:
         async with module.app:
@@ -113,5 +121,29 @@ def test_batch(prefix: str, valkey: Store) -> None:
                 )
                 with pytest.raises(TaskFailed, match="seconds"):
                     await wrong.result(10)
+
+    asyncio.run(main())
+
+
+def test_bounds(prefix: str, valkey: Store) -> None:
+    """The program of docs/bounds.md, with lower bounds."""
+    module = example("bounds", prefix, valkey.url)
+    app = module.app
+    app.bounds = {
+        "mail": Bounds(max_tasks=3), "positions": Bounds(max_tasks=2, when_full="drop_oldest"),
+    }  # fmt: skip
+
+    async def main() -> None:
+        async with app, app.inspector() as inspector:
+            async with app.server(queues=["other"]):
+                assert await module.newsletter([1, 2]) == []
+                assert await module.order(3) == "sent"
+                assert await module.order(4) == "try again later: max_tasks of queue mail is 3"
+            assert await inspector.purge("mail", "pending")
+            assert await module.newsletter(list(range(5))) == [3, 4]
+            for car in range(5):
+                await module.move.enqueue(car, (0.0, 1.0))
+            info = await inspector.queue("positions")
+            assert (info.states["pending"], info.counters["dropped"]) == (2, 3)
 
     asyncio.run(main())

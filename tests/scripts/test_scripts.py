@@ -13,7 +13,8 @@ from zipfile import ZipFile
 
 import pytest
 
-from qsync.broker import limit_ops, ops, pending_view, schedule_ops, views
+from qsync.bounds import Bounds
+from qsync.broker import bounds_ops, limit_ops, ops, pending_view, schedule_ops, views
 from qsync.broker.call import Call
 from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.reschedule_op import reschedule
@@ -42,6 +43,7 @@ VIEWS = {
     "permissions", "queues", "registered", "schedules", "server_info", "servers",
     "due_schedules", "stored_schedules", "stored_page", "schedule_queues", "limit", "limits",
     "audit_limits",
+    "bounds", "weights",
 }  # fmt: skip
 
 TEXTS = {
@@ -243,6 +245,7 @@ def test_every_script_is_loaded_by_ops_or_by_views() -> None:
             "reschedule_op.py",
             "limit_ops.py",
             "pending_view.py",
+            "bounds_ops.py",
         )
     )
     both = set[str]().union(*mixed)
@@ -448,6 +451,11 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "registered": (views.registered(all_keys, "a"), 0),
         "schedules": (views.schedules(keys), 0),
         "servers": (views.servers(all_keys), 0),
+        "bounds": (bounds_ops.queue_bounds(keys), 0),
+        "set_bounds": (bounds_ops.set_bounds(keys, Bounds(max_tasks=1)), 0),
+        "recount_bytes": (bounds_ops.recount_bytes(keys), 0),
+        "set_weight": (bounds_ops.set_weight(keys, "a", 2), 0),
+        "weights": (bounds_ops.weights(keys), 0),
         "audit": (views.stand(keys, [("a", ""), ("b", "lock")]), 2),
         "key_types": (views.key_types(keys), 0),
         "repair": (

@@ -282,3 +282,27 @@ async def test_read_only_dashboard_has_no_form_of_a_schedule(store: Store, prefi
             assert (await client.get("/schedule")).status_code == 403
             answer = await client.post("/schedule/put", data=NEW, headers=SAME)
             assert answer.status_code == 403
+
+
+async def test_bounds_and_weights_are_set_and_reset(valkey: Store, prefix: str) -> None:
+    async with visitor(valkey, prefix) as web:
+        await web.bed.enqueue(Task("x"))
+        page = await web.send(
+            "/queue/bounds", queue="default", max_tasks="1", max_bytes="1GiB", when_full="raise"
+        )
+        assert "The queue is full: 1 of 1 waiting tasks" in page
+        assert "1 waiting tasks and 1,073,741,824 bytes, then raise" in page
+        page = await web.send("/queue/bounds", queue="default", max_tasks="many")
+        assert "max_tasks: &#39;many&#39; is not a whole number" in page
+        page = await web.send("/queue/bounds", queue="default", max_bytes="big")
+        assert "is not a size" in page
+        await web.press(page, "Reset to the program")
+        assert (await web.queue()).bounds.operator is None
+        page = await web.send("/queue/weight", queue="default", key="<b>acme", weight="2.5")
+        assert "&lt;b&gt;acme" in page
+        assert await web.bed.inspector.weights("default") == {"<b>acme": 2.5}
+        assert "is not a number" in await web.send(
+            "/queue/weight", queue="default", key="acme", weight="lots"
+        )
+        await web.send("/queue/weight/reset", queue="default", key="<b>acme")
+        assert await web.bed.inspector.weights("default") == {}

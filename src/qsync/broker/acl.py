@@ -22,7 +22,7 @@ SERVER: Final = (
     *CLIENT, "permissions", "look", "listen", "fetch", "complete", "retry", "kill", "hand_back",
     "end_cancelled", "renew", "start", "progress", "abandon", "page", "tick", "begin_ticks",
     "publish_schedules", "server_heartbeat", "set_server_info",
-    "due_schedules", "tick_schedules", "put_limit_rules",
+    "due_schedules", "tick_schedules", "put_limit_rules", "set_bounds",
 )  # fmt: skip
 
 PLAIN: Final[dict[Role, tuple[str, ...]]] = {

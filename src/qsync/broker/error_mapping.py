@@ -70,6 +70,7 @@ class Fault(Enum):
     TRANSIENT = "try again"
     FULL = "out of memory"
     DENIED = "credentials or rights"
+    BOUND = "the queue has reached a bound"
     SCHEMA = "data of another version"
     TLS = "no trust between client and store"
     WRONG_STORE = "not the kind of store that the URL says"
@@ -116,6 +117,10 @@ _SCHEMA: Final = re.compile(r"SCHEMA (\d+) (\d+)")
 """Error of a script whose queue has another data layout: that layout, and the script's own."""
 
 
+_BOUND: Final = re.compile(r"FULL (max_tasks|max_bytes) (\d+) (\d+) (\d+)")
+"""Error of an enqueue beyond a bound: the bound, its value, what is there, and how many fit."""
+
+
 def classify(error: BaseException) -> Fault:
     """Classify an error of redis-py or the store by what the caller can do about it."""
     text = str(error)
@@ -144,6 +149,8 @@ def classify(error: BaseException) -> Fault:
         return Fault.TRANSIENT
     if _SCHEMA.match(text):
         return Fault.SCHEMA
+    if _BOUND.match(text):
+        return Fault.BOUND
     if isinstance(error, RuntimeError) and text.endswith("the handler is closed"):
         return Fault.TRANSIENT
     if "ACL failure in script" in text or "The user executing the script can't" in text:
@@ -164,6 +171,8 @@ def translate(error: BaseException, call: Call[Any], address: Address) -> QsyncE
     match classify(error):
         case Fault.FULL:
             return QueueFull(f"{name}: the store at {address} is out of memory: {error}")
+        case Fault.BOUND:
+            return _beyond_bound(str(error), call)
         case Fault.SCHEMA:
             return SchemaMismatch(_mismatch(str(error), call, address))
         case Fault.UNEXPECTED:
@@ -171,9 +180,24 @@ def translate(error: BaseException, call: Call[Any], address: Address) -> QsyncE
     return _refused(f"{name}: ", error, address)
 
 
+def _queue_of(call: Call[Any]) -> str:
+    return call.keys[0].partition("}")[0].lstrip("{").rpartition(":")[2]
+
+
+def _beyond_bound(text: str, call: Call[Any]) -> QueueFull:
+    bound, limit, count, room = _BOUND.findall(text)[0]
+    queue = _queue_of(call)
+    what = "tasks wait" if bound == "max_tasks" else "bytes of messages are"
+    return QueueFull(
+        f"queue {queue} is full: {int(count):,} {what} there, and {bound} is {int(limit):,}; try "
+        "again later, or raise the bound",
+        queue=queue, bound=bound, limit=int(limit), count=int(count), room=int(room),
+    )  # fmt: skip
+
+
 def _mismatch(text: str, call: Call[Any], address: Address) -> str:
     there, known = _SCHEMA.findall(text)[0]
-    queue = call.keys[0].partition("}")[0].lstrip("{").rpartition(":")[2]
+    queue = _queue_of(call)
     return (
         f"{call.script.name}: the data of queue {queue} at {address} have layout {there}, and this "
         f"version of qsync knows layouts up to {known}: use a version that supports it"

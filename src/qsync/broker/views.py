@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from qsync import codec
+from qsync.bounds import QueueBounds
 from qsync.broker.call import Argument, Call
 from qsync.broker.ops import crash_count
+from qsync.broker.queue_replies import bounds_in, counters_of, told_apart
 from qsync.broker.script import load
 from qsync.keys import COUNTERS, NAME_LIMIT, GlobalKeys, QueueKeys
 from qsync.message import Failure, Message, Result, StoredOptions, decode_failure, decode_message
@@ -85,32 +87,16 @@ def counts(keys: QueueKeys) -> Call[Counts]:
 
     def decode(reply: Any) -> Counts:
         sizes = dict(zip(script.keys, map(int, reply[0]), strict=False))
-        states = _told_apart({state: sizes.pop(state.value) for state in STORED}, reply[2])
-        return Counts(states, sizes, _counters(reply[1]))
+        states = told_apart({state: sizes.pop(state.value) for state in STORED}, reply[2])
+        return Counts(states, sizes, counters_of(reply[1]))
 
     return Call(script, keys.names(script.keys), (), decode)
-
-
-def _told_apart(stored: dict[TaskState, int], cancelled: int) -> dict[TaskState, int]:
-    """Return the tasks by state, with the cancelled ones separated from the completed ones."""
-    completed = stored[TaskState.COMPLETED] - cancelled
-    return {**stored, TaskState.COMPLETED: completed, TaskState.CANCELLED: cancelled}
 
 
 def state_of(shown: StoredTask) -> TaskState:
     """Return the state to show to users: the store keeps cancelled tasks among the completed."""
     cancelled = shown.state is TaskState.COMPLETED and shown.cancel is not None
     return TaskState.CANCELLED if cancelled else shown.state
-
-
-def _counters(flat: Sequence[bytes]) -> dict[str, int]:
-    """Return the counters by name, without those that are not valid numbers."""
-    pairs = zip(flat[::2], flat[1::2], strict=True)
-    return {
-        name.decode(errors="backslashreplace"): int(value)
-        for name, value in pairs
-        if value.isdigit() and len(value) < 20
-    }
 
 
 class Cut(NamedTuple):
@@ -137,6 +123,7 @@ class QueueSnapshot:
     first: list[tuple[Cut, bytes]]
     since_us: int | None
     stats: dict[str, int]
+    bounds: QueueBounds
 
 
 def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Call[QueueSnapshot]:
@@ -148,17 +135,18 @@ def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Ca
     now = "" if now_us is None else now_us
 
     def decode(reply: Any) -> QueueSnapshot:
-        at, sizes, size, note, paused_at, first, stats, cancelled, since = reply
+        at, sizes, size, note, paused_at, first, stats, cancelled, since, bounds = reply
         stored = {TaskState(name): n for name, n in zip(script.keys, sizes, strict=False)}
         return QueueSnapshot(
             now_us=int(at),
-            states=_told_apart(stored, cancelled),
+            states=told_apart(stored, cancelled),
             memory=None if size < 0 else size,
             pause_note=note or None,
             paused_at_us=number(paused_at),
             first=[(Cut(message, length), failure) for message, length, failure in first],
             since_us=int(since) if since else None,
-            stats=_counters(stats),
+            stats=counters_of(stats),
+            bounds=bounds_in(stored, bounds),
         )
 
     return Call(script, keys.names(script.keys), (now, days, *COUNTERS), decode)

@@ -14,8 +14,9 @@ from qsync.cli.dead import dead
 from qsync.cli.demo.command import demo
 from qsync.cli.doctor import doctor
 from qsync.cli.errors import errors
+from qsync.cli.fairness import fairness
 from qsync.cli.limit import limit
-from qsync.cli.queue import queue
+from qsync.cli.queue_bounds import queue
 from qsync.cli.schedule import schedule
 from qsync.cli.servers import servers
 from qsync.cli.stats import stats
@@ -26,7 +27,18 @@ from qsync.version import __version__
 
 SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "Run": ("worker", "dashboard"),
-    "Look": ("stats", "top", "task", "queue", "limit", "dead", "errors", "schedule", "server"),
+    "Look": (
+        "stats",
+        "top",
+        "task",
+        "queue",
+        "limit",
+        "fairness",
+        "dead",
+        "errors",
+        "schedule",
+        "server",
+    ),
     "Check": ("doctor", "acl"),
     "Try": ("demo",),
 }
@@ -72,7 +84,7 @@ app.command("worker", epilog=None)(worker)
 app.command("dashboard", epilog=None)(dashboard)
 app.command("stats", short_help="Show the tasks and counters of queues.")(stats)
 app.command("top", short_help="Watch queues, servers and running tasks.")(top)
-for _noun in (task, queue, limit, dead, errors, schedule, servers):
+for _noun in (task, queue, limit, fairness, dead, errors, schedule, servers):
     app.add_typer(_noun)
 for _noun, _plural in (
     (task, "tasks"), (queue, "queues"), (limit, "limits"), (schedule, "schedules"),

@@ -21,7 +21,7 @@ STATES: Final = (
 
 SORTS: Final = ("name", "total", *STATES, "oldest")
 
-_RARE: Final = ("crashed", "cancelled", "trimmed", "lost")
+_RARE: Final = ("crashed", "cancelled", "trimmed", "lost", "dropped")
 """Counters that are left out if they are 0 in all rows."""
 
 
@@ -71,6 +71,8 @@ def print_queues(queues: Sequence[QueueInfo], *, whole: bool = False) -> None:
     for queue in queues:
         if queue.paused is not None:
             print_line(f"{queue.name} is {pause_note(queue.paused)}", "yellow")
+        if queue.bounds.note:
+            print_line(f"{queue.name} is {queue.bounds.note}", "yellow")
 
 
 def shown_states(queues: Sequence[QueueInfo], states: Sequence[TaskState]) -> list[TaskState]:
@@ -110,7 +112,7 @@ def print_counters(rows: Sequence[tuple[str, dict[str, int]]], title: str) -> No
 
 
 def _counter(name: str, count: int) -> Cell:
-    return count_cell(count, "red" if name in ("dead", "crashed", "lost") else "")
+    return count_cell(count, "red" if name in ("dead", "crashed", "lost", "dropped") else "")
 
 
 def pause_note(pause: Pause) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -15,10 +16,10 @@ from qsync.broker.base import ends_in
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.ops import Enqueued
 from qsync.broker.protocol import noop
-from qsync.bulk import CALL_BYTES, BulkEnqueue, size_of
+from qsync.bulk import CALL_BYTES, BulkEnqueue, fitting, size_of
 from qsync.client.base import ClientBase
 from qsync.enqueueing import CONFIRM_TIMEOUT, duplicate, is_refused
-from qsync.errors import QsyncError, StoreUnavailable
+from qsync.errors import QsyncError, QueueFull, StoreUnavailable
 from qsync.handle import AsyncHandle
 from qsync.idempotency import duplicate_client_error
 from qsync.keys import QueueKeys, check_id, check_name
@@ -93,7 +94,8 @@ class AsyncClient(ClientBase):
 
         InvalidTask       the task or an option of it cannot be accepted
         DuplicateTask     another task holds the id or the unique lock; the error has its id
-        QueueFull         the store has no memory for the task; nothing was written
+        QueueFull         the queue has reached a bound, or the store has no memory for the task;
+                          nothing was written
         ConfigError       the store cannot give this `durability`; nothing was written
         StoreUnavailable  the store did not answer within the client's patience, by default 10 s.
                           The task may be in the store: give it an id to repeat the call safely.
@@ -119,10 +121,10 @@ class AsyncClient(ClientBase):
         False and the id of the holder. One call to the store carries at most 250 tasks or 1 MiB.
         `durability` is as for `enqueue`; tasks of a round trip share a wait.
 
-        When the store fails halfway, `handles` of the error has the handles of the tasks that the
-        store answered for. To repeat the call without running a task twice, give the tasks ids. For
-        an hour, or the app's `remember_ids`, tasks enqueued before come back with `created` False,
-        even when they have completed.
+        A bounded queue takes tasks up to its bound; then the call raises QueueFull. `handles` of an
+        error has the handles of the tasks that the store answered for. To repeat the call without
+        running a task twice, give the tasks ids. For an hour, or the app's `remember_ids`, tasks
+        enqueued before come back with `created` False, even when they have completed.
         """
         self._queries.check_open()
         durability = self._durability_of(durability)
@@ -249,7 +251,11 @@ class AsyncClient(ClientBase):
             replies = await self._send(keys, calls, ends_in(left))
         answers: list[Enqueued | Exception] = []
         for chunk, reply in zip(chunks, replies, strict=True):
-            if isinstance(reply, QsyncError):
+            if isinstance(reply, QueueFull) and 0 < reply.room < len(chunk):
+                # Each caller has its own task: those that the queue has room for are stored.
+                answers += await self._enqueue(keys, wait, chunk[: reply.room], left)
+                answers += [copy_for_caller(reply) for _ in chunk[reply.room :]]
+            elif isinstance(reply, QsyncError):
                 answers += [copy_for_caller(reply) for _ in chunk]
             else:
                 answers += reply
@@ -292,7 +298,14 @@ class AsyncClient(ClientBase):
         with self._round_trips(bulk, durability, queue, indices) as (keys, trips):
             for trip in trips:
                 ends = ends_in(self._allowance(trip.calls[0].wait))
-                bulk.record(trip, await self._send(keys, trip.calls, ends, trips.prepare))
+                replies = await self._send(keys, trip.calls, ends, trips.prepare)
+                try:
+                    bulk.record(trip, replies)
+                except QueueFull:
+                    if (rest := fitting(trip, replies)) is not None:
+                        with contextlib.suppress(QueueFull):
+                            bulk.note(rest, await self._send_call(queue, rest.tasks, durability))
+                    raise
 
     async def _send(
         self,

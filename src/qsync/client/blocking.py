@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Self, TypeVar, overload
 
@@ -11,10 +12,10 @@ from qsync.broker.blocking import Broker
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.ops import Enqueued
 from qsync.broker.protocol import noop
-from qsync.bulk import BulkEnqueue
+from qsync.bulk import BulkEnqueue, fitting
 from qsync.client.base import ClientBase
 from qsync.enqueueing import CONFIRM_TIMEOUT, duplicate, is_refused
-from qsync.errors import QsyncError, StoreUnavailable
+from qsync.errors import QsyncError, QueueFull, StoreUnavailable
 from qsync.handle import Handle
 from qsync.idempotency import duplicate_client_error
 from qsync.keys import QueueKeys, check_id, check_name
@@ -79,7 +80,8 @@ class Client(ClientBase):
 
         InvalidTask       the task or an option of it cannot be accepted
         DuplicateTask     another task holds the id or the unique lock; the error has its id
-        QueueFull         the store has no memory for the task; nothing was written
+        QueueFull         the queue has reached a bound, or the store has no memory for the task;
+                          nothing was written
         ConfigError       the store cannot give this `durability`; nothing was written
         StoreUnavailable  the store did not answer within the client's patience, by default 10 s.
                           The task may be in the store: give it an id to repeat the call safely.
@@ -102,10 +104,10 @@ class Client(ClientBase):
         False and the id of the holder. One call to the store carries at most 250 tasks or 1 MiB.
         `durability` is as for `enqueue`; tasks of a round trip share a wait.
 
-        When the store fails halfway, `handles` of the error has the handles of the tasks that the
-        store answered for. To repeat the call without running a task twice, give the tasks ids. For
-        an hour, or the app's `remember_ids`, tasks enqueued before come back with `created` False,
-        even when they have completed.
+        A bounded queue takes tasks up to its bound; then the call raises QueueFull. `handles` of an
+        error has the handles of the tasks that the store answered for. To repeat the call without
+        running a task twice, give the tasks ids. For an hour, or the app's `remember_ids`, tasks
+        enqueued before come back with `created` False, even when they have completed.
         """
         self._queries.check_open()
         durability = self._durability_of(durability)
@@ -219,7 +221,14 @@ class Client(ClientBase):
     ) -> None:
         with self._round_trips(bulk, durability, queue, indices) as (keys, trips):
             for trip in trips:
-                bulk.record(trip, self._send(keys, trip.calls, trips.prepare))
+                replies = self._send(keys, trip.calls, trips.prepare)
+                try:
+                    bulk.record(trip, replies)
+                except QueueFull:
+                    if (rest := fitting(trip, replies)) is not None:
+                        with contextlib.suppress(QueueFull):
+                            bulk.note(rest, self._send_call(queue, rest.tasks, durability))
+                    raise
 
     def _send(
         self,

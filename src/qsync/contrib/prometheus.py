@@ -67,6 +67,7 @@ COUNTER_HELP: Final[Mapping[str, str]] = {
     "cancelled": "Tasks cancelled.",
     "trimmed": "Dead tasks deleted because of their number or age.",
     "lost": "Tasks whose message the store lost.",
+    "dropped": "Tasks dropped from a full queue, as its bounds say.",
     "bytes": "Bytes of the enqueued messages.",
 }
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from qsync import codec
-from qsync.broker import limit_ops, ops, schedule_ops, views
+from qsync.broker import bounds_ops, limit_ops, ops, schedule_ops, views
 from qsync.broker.address import Address
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.views import AuditRow
@@ -27,8 +27,8 @@ Kind = Literal[
     "several states", "no state", "no message", "not leased", "not owned", "leftover",
     "lock kept", "lock lost", "lock unkept", "strange lock",
     "hold kept", "hold lost", "not listed", "stray waiter", "limit count", "limit shut",
-    "layout lost", "several wakes", "no tick", "not announced", "not registered", "wrong type",
-    "stray key",
+    "layout lost", "several wakes", "no tick", "wrong bytes", "not announced", "not registered",
+    "wrong type", "stray key",
 ]  # fmt: skip
 
 MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
@@ -55,6 +55,7 @@ MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
     "layout lost": ("a queue with limits is marked as one without", "marked"),
     "several wakes": ("the list that wakes servers has several elements", "reduced to one"),
     "no tick": ("a stored schedule has no next run, so it never runs", "run from now on"),
+    "wrong bytes": ("the size of all messages of a bounded queue is wrong", "counted again"),
     "not announced": ("servers do not look at the stored schedules of a queue", "announced"),
     "not registered": ("a queue is not in the set of queues", "added"),
     "wrong type": ("a key has the wrong type: another program wrote it", ""),
@@ -204,6 +205,10 @@ class Auditor:
             return await self._broker.run(
                 schedule_ops.announce_schedules(self._keys, queue, number)
             )
+        if kind == "wrong bytes":
+            return await self._broker.run(
+                bounds_ops.recount_bytes(QueueKeys(self._keys.prefix, queue))
+            )
         rows = [(damage.id, damage.lock) for damage in group]
         record = codec.encode(Failure(error="an audit found the task in no state"))
         keys = QueueKeys(self._keys.prefix, queue)
@@ -227,6 +232,9 @@ class Auditor:
             report.lost_payloads += source in _ENDED and "tasks" not in row.beside
         report.truncated |= len(suspects) >= MAX_DAMAGES
         report.damages += await self._confirmed(keys, suspects)
+        kept, counted = await self._broker.run(bounds_ops.counted_bytes(keys))
+        if kept is not None and kept != counted:
+            report.damages.append(Damage("wrong bytes", queue, keys.key("meta")))
         report.damages += await self._limits(keys, report)
         report.damages += await self._schedules(keys, report)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from qsync.broker import acl, views
+from qsync.broker import acl, bounds_ops, views
 from qsync.broker.acl import Role
 from qsync.broker.address import Address
 from qsync.broker.aio import AsyncBroker
@@ -34,6 +34,9 @@ SKEW_PROBLEM_S: Final = 60.0
 MEMORY_WARNING: Final = 0.8
 MEMORY_PROBLEM: Final = 0.95
 """Limits above which a finding is a warning or a problem; memory is a share of the limit."""
+
+QUEUES_READ: Final = 1000
+"""Number of queues whose bounds are read."""
 
 NO_INFO: Final = "the store denies INFO"
 
@@ -71,6 +74,7 @@ class Doctor:
                 name = f"{node.nodes[0][0]}:{node.nodes[0][1]}" if len(nodes) > 1 else ""
                 findings += await self._examine_node(node, name)
             findings += limit_findings(await examine_limits(broker, self._keys))
+            findings.append(await self._bounds(broker))
         except StoreUnavailable as error:
             return [
                 Finding("connection", "problem", f"{error}: check the URL, and that the store runs")
@@ -100,6 +104,21 @@ class Doctor:
         finally:
             await broker.aclose()
         return [replace(finding, node=name) for finding in findings]
+
+    async def _bounds(self, broker: AsyncBroker) -> Finding:
+        """Look for queues that are full or nearly full, among the first QUEUES_READ."""
+        try:
+            names = (await broker.run(views.queues(self._keys, count=QUEUES_READ))).names
+            keys = [QueueKeys(self._keys.prefix, name) for name in names]
+            answers = await broker.run_many([bounds_ops.queue_bounds(one) for one in keys])
+        except QsyncError as error:
+            return Finding("full queues", "unknown", str(error))
+        notes = {
+            name: bounds.note
+            for name, bounds in zip(names, answers, strict=True)
+            if not isinstance(bounds, QsyncError) and bounds.note
+        }
+        return full_queues(notes)
 
     async def _permissions(self, broker: AsyncBroker) -> Finding:
         """Test the commands of each role with ACL DRYRUN, which does not run them."""
@@ -194,6 +213,15 @@ def parse_info(text: bytes) -> dict[str, str]:
     """Return the fields of a reply to INFO."""
     lines = text.decode(errors="replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
+
+
+def full_queues(notes: Mapping[str, str]) -> Finding:
+    """Return the finding about the queues that are full or nearly full."""
+    if not notes:
+        return Finding("full queues", "ok", "no bounded queue is full or nearly full")
+    shown = "; ".join(f"{name} is {note}" for name, note in sorted(notes.items())[:10])
+    more = f"; and {len(notes) - 10} more" if len(notes) > 10 else ""
+    return Finding("full queues", "warning", f"{shown}{more}: start servers, or raise the bounds")
 
 
 def round_trip(seconds: Sequence[float]) -> Finding:

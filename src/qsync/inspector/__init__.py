@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from qsync.broker.aio import AsyncBroker
+from qsync.inspector.bounds import _BoundsMixin
 from qsync.inspector.bulk import _BulkMixin
 from qsync.inspector.error_groups import ErrorGroup, ErrorPart, merge_groups
 from qsync.inspector.explain import _ExplainMixin
@@ -80,6 +81,7 @@ class Inspector(
     _ServersMixin,
     _SchedulesMixin,
     _LimitsMixin,
+    _BoundsMixin,
     _ExplainMixin,
 ):
     """Reads and changes the queues of a prefix. Create one with `app.inspector()`.

@@ -11,7 +11,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from qsync.broker import limit_ops, pending_view, views
+from qsync.bounds import QueueBounds
+from qsync.broker import bounds_ops, limit_ops, pending_view, views
 from qsync.broker.ops import crash_count
 from qsync.broker.pending_view import PendingPosition
 from qsync.broker.views import lease_until, moment_of, state_of
@@ -290,6 +291,17 @@ def _dead(facts: Facts, blank: Explanation) -> Explanation:
     return _explained(blank, sentences, reasons, at=died_at, holder=holder, attempt=attempts or 1)
 
 
+def with_bounds(explanation: Explanation, bounds: QueueBounds) -> Explanation:
+    """Return the explanation with a sentence about a queue that is full or nearly full. Pure."""
+    if not bounds.note:
+        return explanation
+    return replace(
+        explanation,
+        sentence=f"{explanation.sentence} The queue is {bounds.note}.",
+        also=[*explanation.also, "full"],
+    )
+
+
 _BY_STATE = {
     TaskState.PENDING: _pending,
     TaskState.LIMITED: _limited,
@@ -405,7 +417,10 @@ class _ExplainMixin(_LiveServersMixin):
         facts = Facts(id, queue, looked, located, servers, rate)
         if shown.state is TaskState.LIMITED:
             facts = await self._with_limit(facts)
-        return explain(facts)
+        explanation = explain(facts)
+        if explanation.state not in UNFINISHED:
+            return explanation
+        return with_bounds(explanation, await self._broker.run(bounds_ops.queue_bounds(keys)))
 
     async def _with_limit(self, facts: Facts) -> Facts:
         """Return the facts with the limit that a limited task waits for."""

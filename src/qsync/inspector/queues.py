@@ -111,6 +111,7 @@ class _QueuesMixin(_LiveServersMixin):
             today=_of_day(shown.stats, today),
             days=_days(shown.stats, today, days),
             rate=self._note_rate(name, counters["completed"] + counters["failed"]),
+            bounds=shown.bounds,
         )
 
     async def pause(self, queue: str, *, by: str = "", why: str = "") -> Change:

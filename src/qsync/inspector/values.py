@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from qsync import codec
+from qsync.bounds import QueueBounds
 from qsync.message import NORMAL_PRIORITY
 from qsync.state import TaskState
 
@@ -36,6 +37,7 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     counters  totals since the queue was created; `today` are those of the current day
     days      one entry per requested day, latest first; days without activity are left out
     rate      attempts ended per second since this inspector's earlier reading; None at first
+    bounds    bounds of the program and of an operator, and how full the queue is
     """
 
     name: str
@@ -47,6 +49,7 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     today: dict[str, int]
     days: list[Day]
     rate: float | None
+    bounds: QueueBounds = QueueBounds()
 
     @property
     def total(self) -> int:
@@ -391,7 +394,7 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
 Reason = Literal[
     "next", "behind", "paused", "no_server", "no_server_knows", "all_quiet", "scheduled", "retry",
     "handed_back", "active", "lapsed", "completed", "cancelled", "dead", "duplicate", "not_found",
-    "deadline", "snoozed", "limited", "debounced", "replaced",
+    "deadline", "snoozed", "limited", "debounced", "replaced", "full",
 ]  # fmt: skip
 
 

@@ -12,6 +12,8 @@ from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
+from qsync.bounds import Bounds
+from qsync.broker import bounds_ops
 from qsync.broker.address import Address
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
@@ -110,6 +112,7 @@ class Server:
         self.replaced: ReplacedParts = ReplacedParts()
         self.hooks: Hooks = Hooks()
         """Hooks of the server's tasks; add to them before the start."""
+        self.bounds: dict[str, Bounds] = {}  # of queues; stored at the start
         self._on_stop_order: Callable[[], object] | None = None
         self._health: HealthProbe | None = None
         self._client: Client | None = None
@@ -251,6 +254,9 @@ class Server:
         check_store(info, self.address, allow_eviction=config.allow_eviction)
         self._lanes = [QueueState(QueueKeys(self.prefix, queue)) for queue in config.weights]
         await check_permissions(self._broker, [lane.keys for lane in self._lanes])
+        for queue, bounds in self.bounds.items():
+            call = bounds_ops.put_program_bounds(QueueKeys(self.prefix, queue), bounds)
+            await self._broker.run(call)
         client = self.async_client_type(self._broker, prefix=self.prefix)
         client.borrowed = True
         await self._start_part(AtStop(partial(_take_back, client), closes=True))

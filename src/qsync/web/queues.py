@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import islice
+from typing import Final
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,6 +17,8 @@ from qsync.web.overview import day_charts, minute_charts
 from qsync.web.pages import Site
 from qsync.web.query import Fields, selection_of, sheet_of
 from qsync.web.sampler import DAYS
+
+WEIGHTS_SHOWN: Final = 100
 
 
 async def list_all(site: Site, request: Request) -> Response:
@@ -36,6 +41,7 @@ async def show(site: Site, request: Request) -> Response:
             request, "error", status=404, title=f"Queue “{name}” does not exist",
             text="A queue appears with its first task and disappears when deleted.",
         )  # fmt: skip
+    weights = await site.inspector.weights(name)
     charts = minute_charts(site.sampler, name)
     has_data = any(line.path for chart in charts for line in chart.lines)
     return site.page(
@@ -43,6 +49,8 @@ async def show(site: Site, request: Request) -> Response:
         purged=[(state, *purged_with(state, info.states)) for state in PURGED],
         minutes=site.sampler.minutes,
         forecast=forecast(site.sampler.series(name), info.states[TaskState.PENDING]),
+        weights=dict(islice(weights.items(), WEIGHTS_SHOWN)),
+        weights_left=max(0, len(weights) - WEIGHTS_SHOWN),
     )  # fmt: skip
 
 

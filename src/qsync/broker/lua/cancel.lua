@@ -2,6 +2,7 @@
 -- cancel: end a task that waits; for an active task record a cancel request, which its server
 -- reads.
 -- include: check_schema preconditions clock wake_server limit_states limit_waiters
+-- flow include: message_bytes
 -- include: counters unique_locks ended_tasks forget_tasks
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- delete: delete tasks in a state other than active.
 -- include: check_schema preconditions clock wake_server limit_states limit_waiters
+-- flow include: message_bytes
 -- include: unique_locks ended_tasks forget_tasks
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag

@@ -3,6 +3,7 @@
 -- variants: plain flow
 -- include: check_schema preconditions clock
 -- flow include: wake_server limit_states limit_waiters
+-- flow include: message_bytes
 -- include: counters unique_locks ended_tasks forget_tasks
 -- include: check_leases
 -- flow include: schedule_due note_runnable successors start_successors

@@ -7,7 +7,8 @@
 -- include: check_schema preconditions ensure_schema clock wake_server counters
 -- flow include: limit_states limit_waiters priority_bands
 -- include: fairness_tags unique_locks schedule_due enqueue_replay recent_ids
--- flow include: note_runnable successors replace_holder
+-- flow include: note_runnable successors message_bytes replace_holder ended_tasks forget_tasks
+-- flow include: queue_bounds
 -- include: insert_tasks
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
@@ -32,6 +33,10 @@
 -- flow KEYS[21] limits    hash    limit -> its state
 -- flow KEYS[22] limit_rules hash    name -> its rule
 -- flow KEYS[23] openings  zset    limits by the time at which they open, us
+-- flow KEYS[24] crashes    hash    id -> crash count
+-- flow KEYS[25] results    hash    id -> result record
+-- flow KEYS[26] cancels    hash    id -> retention us
+-- flow KEYS[27] done       channel of ended tasks
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] head       bytes   first bytes of each message, in front of the time stamp
 -- ARGV[3] sender     text    id of the sender, which has one call in flight at a time; empty: none

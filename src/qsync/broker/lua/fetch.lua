@@ -10,6 +10,7 @@
 -- `again` is recorded, so that a late copy of it finds its number.
 -- The first fetch of a queue sets the generation; a new generation later means that data were lost.
 -- variants: plain flow
+-- flow include: message_bytes
 -- include: check_schema preconditions ensure_schema clock queue_reads wake_server counters
 -- flow include: limit_states limit_waiters priority_bands
 -- include: crash_counts fairness_tags unique_locks ended_tasks forget_tasks runnable_since

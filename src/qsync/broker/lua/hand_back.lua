@@ -5,6 +5,7 @@
 -- A task that never started gives its starts back to the rates of its limits. A row may close a limit
 -- for a time: until then no task that holds it starts.
 -- variants: plain flow
+-- flow include: message_bytes
 -- include: check_schema preconditions clock wake_server counters crash_counts
 -- flow include: limit_states limit_waiters priority_bands
 -- include: fairness_tags unique_locks schedule_due ended_tasks forget_tasks check_leases note_runnable

@@ -3,6 +3,7 @@
 -- since the others run.
 -- It deletes fewer than asked for when they are large: at most 16 MiB, or one task.
 -- include: check_schema preconditions clock wake_server limit_states limit_waiters
+-- flow include: message_bytes
 -- include: unique_locks ended_tasks forget_tasks page_position
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag

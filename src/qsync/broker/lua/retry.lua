@@ -4,6 +4,7 @@
 -- include: check_schema preconditions clock wake_server
 -- flow include: limit_states limit_waiters
 -- include: counters crash_counts unique_locks
+-- flow include: message_bytes
 -- include: schedule_due ended_tasks forget_tasks check_leases
 -- flow include: note_runnable successors start_successors
 -- KEYS[1] tasks      hash    id -> message

@@ -7,7 +7,8 @@
 -- include: check_schema preconditions ensure_schema clock wake_server counters
 -- flow include: limit_states limit_waiters priority_bands
 -- include: fairness_tags unique_locks schedule_due
--- flow include: note_runnable successors replace_holder
+-- flow include: note_runnable successors message_bytes replace_holder ended_tasks forget_tasks
+-- flow include: queue_bounds
 -- include: insert_tasks stored_records
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
@@ -33,6 +34,11 @@
 -- flow KEYS[22] limits    hash    limit -> its state
 -- flow KEYS[23] limit_rules hash    name -> its rule
 -- flow KEYS[24] openings  zset    limits by the time at which they open, us
+-- flow KEYS[25] crashes    hash    id -> crash count
+-- flow KEYS[26] results    hash    id -> result record
+-- flow KEYS[27] cancels    hash    id -> retention us
+-- flow KEYS[28] recent     zset    ids that callers chose, by expiry time
+-- flow KEYS[29] done       channel of ended tasks
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] head       bytes   first bytes of each message, in front of the time stamp
 -- ARGV[3] silence    int us  time after its last publication for which a periodic task is live

@@ -24,6 +24,11 @@ local function forget_tasks(now, ids, bare)
   if #ids == 0 then
     return
   end
+  -- flow:
+  if keeps_bytes() then
+    add_bytes(-stored_bytes(ids))
+  end
+  -- end flow
   redis.call('HDEL', KEYS.tasks, unpack(ids))
   -- flow:
   drop_holds(ids)

@@ -177,6 +177,9 @@ local function insert_tasks(now, head, tasks, virtual, recent)
     check_rights(KEYS.scheduled, { 'ZRANGE' })
   end
   check_rights(KEYS.tasks, { 'HSET' })
+  -- flow:
+  make_room(now, ids, bodies, created)
+  -- end flow
   -- Of the other keys it is known that they are hashes, so no write can fail once this one is made.
   -- flow:
   if use_flow(options) then
@@ -218,6 +221,7 @@ local function insert_tasks(now, head, tasks, virtual, recent)
   if settle_limits() then
     wake_server()
   end
+  publish_ended()
   -- end flow
   return created, others
 end

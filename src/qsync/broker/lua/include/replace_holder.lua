@@ -88,6 +88,9 @@ local function change_waiting(now, head, message, option, holder, set_key, store
   local tag = redis.call('ZSCORE', set_key, holder)
   local had_limits = leave_limits(holder, set_key)
   hold_limits_of(holder, new_message)
+  if keeps_bytes() then
+    add_bytes(#new_message - #stored)
+  end
   redis.call('HSET', KEYS.tasks, holder, new_message)
   redis.call('HDEL', KEYS.failures, holder)
   redis.call('HDEL', KEYS.successors, holder)

@@ -36,16 +36,20 @@ local function start_successors(found, crashed)
   if #found.ids == 0 then
     return
   end
-  local bodies, keys, later = {}, {}, {}
+  local bodies, keys, later, bytes = {}, {}, {}, 0
   for at, id in ipairs(found.ids) do
     local due, member, message = read_successor(found.records[at])
     later[2 * at - 1], later[2 * at] = due, id
     bodies[2 * at - 1], bodies[2 * at] = id, message
     hold_limits_of(id, message)
+    bytes = bytes + #message
     if member ~= '' then
       keys[#keys + 1] = id
       keys[#keys + 1] = member
     end
+  end
+  if keeps_bytes() then
+    add_bytes(bytes - stored_bytes(found.ids))
   end
   redis.call('HSET', KEYS.tasks, unpack(bodies))
   redis.call('HDEL', KEYS.keys, unpack(found.ids))

@@ -1,0 +1,168 @@
+"""Bounds of a queue: how many tasks may wait in it, and how large its messages may be. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final, Literal, cast, get_args
+
+import msgspec
+
+from qsync.errors import InvalidTask
+from qsync.keys import shorten
+from qsync.times import from_us
+
+WhenFull = Literal["raise", "drop_oldest"]
+"""What an enqueue into a full queue does: raise QueueFull, or drop the oldest waiting tasks."""
+
+MAX_BOUND: Final = 1_000_000_000_000_000
+"""Largest bound."""
+
+NEAR: Final = 0.9
+"""Share of a bound from which a queue counts as nearly full."""
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """The bounds of a queue. `bounds_of` checks them.
+
+    max_tasks  most tasks that wait: pending, limited, scheduled or to be retried; None: any number
+    max_bytes  most bytes of all messages that the queue holds; None: any number
+    when_full  "raise" or "drop_oldest"
+    """
+
+    max_tasks: int | None = None
+    max_bytes: int | None = None
+    when_full: WhenFull = "raise"
+
+    def __str__(self) -> str:
+        parts = []
+        if self.max_tasks is not None:
+            parts.append(f"{self.max_tasks:,} waiting tasks")
+        if self.max_bytes is not None:
+            parts.append(f"{self.max_bytes:,} bytes")
+        return f"{' and '.join(parts)}, then {self.when_full}" if parts else "no bounds"
+
+    @property
+    def stored(self) -> str:
+        """The bounds as scripts read them."""
+        tasks = "" if self.max_tasks is None else self.max_tasks
+        size = "" if self.max_bytes is None else self.max_bytes
+        return f"{tasks} {size} {self.when_full}"
+
+
+NO_BOUNDS: Final = Bounds()
+
+
+MIN_WEIGHT: Final = 0.001
+MAX_WEIGHT: Final = 1000.0
+
+
+def check_weight(value: object) -> float:
+    """Return the weight of a fairness key. Raise InvalidTask if it is none."""
+    if type(value) not in (int, float) or not MIN_WEIGHT <= cast("float", value) <= MAX_WEIGHT:
+        msg = f"weight: {shorten(value)} is not a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}"
+        raise InvalidTask(msg)
+    return float(cast("float", value))
+
+
+def bounds_of(
+    *, max_tasks: int | None = None, max_bytes: int | None = None, when_full: WhenFull = "raise"
+) -> Bounds:
+    """Return the checked bounds. InvalidTask names the field that is wrong."""
+    if when_full not in get_args(WhenFull):
+        msg = f"when_full: {shorten(when_full)} is neither 'raise' nor 'drop_oldest'"
+        raise InvalidTask(msg)
+    return Bounds(
+        max_tasks=_bound("max_tasks", max_tasks),
+        max_bytes=_bound("max_bytes", max_bytes),
+        when_full=when_full,
+    )
+
+
+def _bound(field: str, value: object) -> int | None:
+    if value is None:
+        return None
+    if type(value) is not int or not 1 <= value <= MAX_BOUND:
+        raise InvalidTask(f"{field}: {shorten(value)} is not a whole number from 1 to {MAX_BOUND}")
+    return value
+
+
+class OperatorBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """The bounds that an operator set, who set them, and when."""
+
+    bounds: Bounds
+    by: str
+    at: datetime | None
+
+
+class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """The bounds of a queue, and how full it is.
+
+    program   bounds that the program gives by `app.queue`; None without
+    operator  bounds that stand above these; None without
+    waiting   number of tasks that wait
+    bytes     size of all messages; None while no bound needs it
+    """
+
+    program: Bounds | None = None
+    operator: OperatorBounds | None = None
+    waiting: int = 0
+    bytes: int | None = None
+
+    @property
+    def in_force(self) -> Bounds:
+        """The bounds that hold: the operator's, else the program's."""
+        return self.operator.bounds if self.operator is not None else self.program or NO_BOUNDS
+
+    @property
+    def fullest(self) -> tuple[str, int, int] | None:
+        """The bound that is nearest, its value and what is there; None without a bound."""
+        bounds = self.in_force
+        rows = [
+            (name, most, there)
+            for name, most, there in (
+                ("max_tasks", bounds.max_tasks, self.waiting),
+                ("max_bytes", bounds.max_bytes, self.bytes or 0),
+            )
+            if most is not None
+        ]
+        return max(rows, key=lambda row: row[2] / row[1], default=None)
+
+    @property
+    def note(self) -> str:
+        """What to say of a queue that is full or nearly full; else an empty text."""
+        if self.fullest is None:
+            return ""
+        name, most, there = self.fullest
+        if there < NEAR * most:
+            return ""
+        what = "waiting tasks" if name == "max_tasks" else "bytes of messages"
+        how = "full" if there >= most else "nearly full"
+        does = "drops the oldest" if self.in_force.when_full == "drop_oldest" else "is refused"
+        return f"{how}: {there:,} of {most:,} {what} ({name}); an enqueue into a full queue {does}"
+
+
+def read_bounds(program: bytes, operator: bytes, waiting: int, size: int) -> QueueBounds:
+    """Read the bounds of a queue as the store has them."""
+    return QueueBounds(
+        program=_read(program.decode(errors="replace")) if program else None,
+        operator=_read_operator(operator.decode(errors="replace")) if operator else None,
+        waiting=waiting,
+        bytes=None if size < 0 else size,
+    )
+
+
+def _read(text: str) -> Bounds:
+    tasks, size, way, *_ = [*text.split(" "), "", "", ""]
+    given: Any = way if way in get_args(WhenFull) else "raise"
+    return Bounds(
+        max_tasks=int(tasks) if tasks.isdigit() else None,
+        max_bytes=int(size) if size.isdigit() else None,
+        when_full=given,
+    )
+
+
+def _read_operator(text: str) -> OperatorBounds:
+    *_, at, by = [*text.split(" ", 4), "", "", "", "", ""][:5]
+    return OperatorBounds(
+        bounds=_read(text), by=by, at=from_us(int(at)) if at.isdigit() and len(at) < 17 else None
+    )

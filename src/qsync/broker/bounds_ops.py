@@ -1,0 +1,82 @@
+"""The calls about the bounds of a queue and the weights of its fairness keys."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from qsync.bounds import Bounds, QueueBounds, read_bounds
+from qsync.broker.call import Call
+from qsync.broker.script import load
+from qsync.keys import QueueKeys
+
+
+def put_program_bounds(keys: QueueKeys, bounds: Bounds) -> Call[bool]:
+    """Store the bounds that a program gives to a queue; without any bound, remove them."""
+    is_none = bounds.max_tasks is None and bounds.max_bytes is None
+    return _set(keys, "bounds", "" if is_none else bounds.stored, "")
+
+
+def set_bounds(
+    keys: QueueKeys, bounds: Bounds | None, *, by: str = "", now_us: int | None = None
+) -> Call[bool]:
+    """Set the bounds of an operator, which stand above those of the program; None removes them.
+
+    Return whether this changed something.
+    """
+    return _set(keys, "!bounds", "" if bounds is None else bounds.stored, by, now_us)
+
+
+def _set(
+    keys: QueueKeys, field: str, bounds: str, by: str, now_us: int | None = None
+) -> Call[bool]:
+    script = load("set_bounds")
+    args = ("" if now_us is None else now_us, field, bounds, by)
+    return Call(script, keys.names(script.keys), args, bool)
+
+
+def queue_bounds(keys: QueueKeys) -> Call[QueueBounds]:
+    """Read the bounds of a queue, and how full it is."""
+    script = load("bounds")
+    return Call(script, keys.names(script.keys), (0,), lambda reply: read_bounds(*reply[:4]))
+
+
+def counted_bytes(keys: QueueKeys) -> Call[tuple[int | None, int]]:
+    """Return the size of all messages that a queue keeps, None if it keeps none, and count it."""
+    script = load("bounds")
+
+    def decode(reply: Any) -> tuple[int | None, int]:
+        return None if reply[3] < 0 else int(reply[3]), int(reply[4])
+
+    return Call(script, keys.names(script.keys), (1,), decode)
+
+
+def recount_bytes(keys: QueueKeys) -> Call[bool]:
+    """Count the size of all messages again; return whether it was wrong."""
+    script = load("recount_bytes")
+    return Call(script, keys.names(script.keys), (), bool)
+
+
+def set_weight(keys: QueueKeys, key: str, weight: float | None) -> Call[bool]:
+    """Set the share of a fairness key; None removes it. Return whether this changed something."""
+    script = load("set_weight")
+    args = (key, "" if weight is None else f"{weight:g}")
+    return Call(script, keys.names(script.keys), args, bool)
+
+
+def weights(
+    keys: QueueKeys, *, cursor: str = "0", count: int = 1000
+) -> Call[tuple[str, dict[str, float]]]:
+    """Read a part of the shares of fairness keys; return the next cursor, "0" at the end."""
+    script = load("weights")
+
+    def decode(reply: Any) -> tuple[str, dict[str, float]]:
+        after, flat = reply
+        found = {}
+        for name, value in zip(flat[::2], flat[1::2], strict=True):
+            with contextlib.suppress(ValueError):
+                key = name.decode(errors="replace").removeprefix("weight:")
+                found[key] = float(value)
+        return after.decode(), found
+
+    return Call(script, keys.names(script.keys), (cursor, count), decode)

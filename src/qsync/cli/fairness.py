@@ -1,0 +1,91 @@
+"""`qsync fairness`: list, set and reset the weights of fairness keys."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import typer
+
+from qsync.cli import completion
+from qsync.cli.command import Group, exit_with
+from qsync.cli.options import Json, StoreOptions
+from qsync.cli.output import Column, print_json, print_line, print_table
+from qsync.cli.store import check_queue, exit_unknown_queue, open_store
+
+fairness: Final = Group(
+    name="fairness", help="List and change the weights of fairness keys.", no_args_is_help=True
+)
+
+Queue = Annotated[
+    str,
+    typer.Option(
+        "--queue", "-q", metavar="NAME", help="Queue of the keys.",
+        autocompletion=completion.queues,
+    ),
+]  # fmt: skip
+
+Key = Annotated[
+    str, typer.Argument(metavar="KEY", help="Fairness key of tasks.", show_default=False)
+]
+
+
+@fairness.command("list")
+def list_weights(*, queue: Queue = "default", store: StoreOptions, as_json: Json = False) -> None:
+    """List the fairness keys of a queue whose weight is not 1."""
+    with open_store(store) as session:
+        session.run(check_queue(session.inspector, queue))
+        weights = session.run(session.inspector.weights(queue))
+    if as_json:
+        print_json({"queue": queue, "weights": weights})
+    elif weights:
+        columns = [Column("KEY", shrink=True), Column("WEIGHT", right=True)]
+        print_table(columns, [[key, f"{weight:g}"] for key, weight in weights.items()])
+    else:
+        print_line(f"queue {queue}: all fairness keys have the weight 1")
+
+
+@fairness.command("set")
+def set_weight(
+    *,
+    key: Key,
+    weight: Annotated[
+        float,
+        typer.Option(
+            "--weight", "-w", metavar="N", show_default=False,
+            help="Share of the throughput, 0.001 to 1000; other keys have 1.",
+        ),
+    ],
+    queue: Queue = "default",
+    store: StoreOptions,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Give a fairness key another share of the throughput of a queue.
+
+    For example: qsync fairness set acme --weight 3
+
+    It holds for tasks that are enqueued or come due from now on.
+    """
+    with open_store(store) as session:
+        change = session.run(session.inspector.set_weight(queue, key, weight))
+        if not change.ok:
+            session.run(exit_unknown_queue(session.inspector, queue))
+    _report(queue, key, weight, as_json)
+
+
+@fairness.command()
+def reset(
+    *, key: Key, queue: Queue = "default", store: StoreOptions, as_json: Json = False
+) -> None:
+    """Give a fairness key the weight 1 again."""
+    with open_store(store) as session:
+        change = session.run(session.inspector.reset_weight(queue, key))
+    if not change.ok:
+        exit_with(f"queue {queue}: fairness key {key} has the weight 1 already")
+    _report(queue, key, 1.0, as_json)
+
+
+def _report(queue: str, key: str, weight: float, as_json: bool) -> None:
+    if as_json:
+        print_json({"queue": queue, "key": key, "weight": weight})
+    else:
+        print_line(f"{key}: weight {weight:g} in queue {queue}")

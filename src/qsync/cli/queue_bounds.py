@@ -1,0 +1,147 @@
+"""`qsync queue`: show a queue, and set or reset its bounds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import typer
+
+from qsync.bounds import Bounds, QueueBounds, WhenFull
+from qsync.cli.command import exit_with
+from qsync.cli.options import By, Json, QueueName, StoreOptions
+from qsync.cli.output import print_json, print_line
+from qsync.cli.prompts import current_user
+from qsync.cli.queue import queue as queue
+from qsync.cli.queue_tables import print_queues
+from qsync.cli.store import exit_unknown_queue, open_store
+from qsync.errors import InvalidTask
+from qsync.formatting import relative
+from qsync.worker.limits import size_of
+
+NONE = "none"
+"""Value of an option that takes a bound away."""
+
+
+def bound_of(text: str) -> int:
+    """Return the number of a bound; 0 for `none`."""
+    if text == NONE:
+        return 0
+    if not text.replace("_", "").isdigit() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is not a number of tasks, nor {NONE!r}")
+    return int(text)
+
+
+def bytes_of(text: str) -> int:
+    """Return the bytes of `1GiB` or `500MB`; 0 for `none`."""
+    if text == NONE:
+        return 0
+    try:
+        return size_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}, or {NONE}") from None
+
+
+MaxTasks = Annotated[
+    int | None,
+    typer.Option(
+        parser=bound_of, metavar="N", show_default=False,
+        help="Most tasks that may wait, e.g. 100000; none: any number.  [default: as now]",
+    ),
+]  # fmt: skip
+
+MaxBytes = Annotated[
+    int | None,
+    typer.Option(
+        parser=bytes_of, metavar="SIZE", show_default=False,
+        help="Most bytes of all messages, e.g. 500MiB or 1GiB; none: any number.  [default: as "
+        "now]",
+    ),
+]  # fmt: skip
+
+Full = Annotated[
+    WhenFull | None,
+    typer.Option(
+        "--when-full", metavar="WHAT", show_default=False,
+        help="What an enqueue beyond a bound does: raise (QueueFull), or drop_oldest (the oldest "
+        "waiting tasks).  [default: as now]",
+    ),
+]  # fmt: skip
+
+
+@queue.command()
+def show(*, name: QueueName, store: StoreOptions, as_json: Json = False) -> None:
+    """Show a queue: its tasks by state, its bounds, and how full it is."""
+    with open_store(store) as session:
+        info = session.run(session.inspector.queue(name))
+        if info is None:
+            session.run(exit_unknown_queue(session.inspector, name))
+        if as_json:
+            print_json(info)
+            return
+        print_queues([info])
+        _print_bounds(info.bounds)
+
+
+@queue.command("set")
+def set_bounds(
+    *,
+    name: QueueName,
+    max_tasks: MaxTasks = None,
+    max_bytes: MaxBytes = None,
+    when_full: Full = None,
+    by: By = None,
+    store: StoreOptions,
+    as_json: Json = False,
+) -> None:
+    """Set bounds of a queue, which stand above those of the program until `reset`.
+
+    For example: qsync queue set mail --max-tasks 100000 --max-bytes 1GiB
+
+    Options that are left out stay as they are now. Nothing is removed from a queue that has more.
+    """
+    author = current_user() if by is None else by
+    with open_store(store) as session:
+        if max_tasks is None and max_bytes is None and when_full is None:
+            raise InvalidTask("give --max-tasks, --max-bytes or --when-full")
+        now = session.run(session.inspector.bounds(name)).in_force
+        wanted = Bounds(
+            max_tasks=now.max_tasks if max_tasks is None else max_tasks or None,
+            max_bytes=now.max_bytes if max_bytes is None else max_bytes or None,
+            when_full=when_full or now.when_full,
+        )
+        change = session.run(
+            session.inspector.set_bounds(name, **msgspec.structs.asdict(wanted), by=author)
+        )
+        if not change.ok:
+            session.run(exit_unknown_queue(session.inspector, name))
+        _report(name, session.run(session.inspector.bounds(name)), as_json)
+
+
+@queue.command()
+def reset(*, name: QueueName, store: StoreOptions, as_json: Json = False) -> None:
+    """Remove the bounds that an operator set, so that those of the program hold again."""
+    with open_store(store) as session:
+        change = session.run(session.inspector.reset_bounds(name))
+        if not change.ok:
+            exit_with(f"queue {name} has no bounds of an operator")
+        _report(name, session.run(session.inspector.bounds(name)), as_json)
+
+
+def _report(name: str, bounds: QueueBounds, as_json: bool) -> None:
+    if as_json:
+        print_json({"queue": name, "bounds": bounds, "in_force": bounds.in_force})
+    else:
+        print_line(f"{name}: {bounds.in_force}")
+
+
+def _print_bounds(bounds: QueueBounds) -> None:
+    print_line(f"bounds: {bounds.in_force}")
+    if bounds.operator is not None:
+        set_by = bounds.operator
+        when = f" {relative(set_by.at)}" if set_by.at else ""
+        print_line(f"  set by {set_by.by or 'an operator'}{when}")
+        print_line(f"  of the program: {bounds.program or 'no bounds'}")
+    if bounds.fullest is not None:
+        size = "" if bounds.bytes is None else f", {bounds.bytes:,} bytes of messages"
+        print_line(f"  there: {bounds.waiting:,} waiting tasks{size}")

@@ -1,0 +1,83 @@
+"""Operators' bounds of queues, and weights of fairness keys."""
+
+from __future__ import annotations
+
+from qsync.bounds import QueueBounds, WhenFull, bounds_of, check_weight
+from qsync.broker import bounds_ops
+from qsync.errors import InvalidTask
+from qsync.inspector.live_servers import _LiveServersMixin
+from qsync.inspector.values import Change
+from qsync.keys import shorten
+
+
+class _BoundsMixin(_LiveServersMixin):
+    """Operations on bounds and weights."""
+
+    async def bounds(self, queue: str) -> QueueBounds:
+        """Return the bounds of a queue, and how full it is; without bounds if it has none."""
+        return await self._broker.run(bounds_ops.queue_bounds(self._keys(queue)))
+
+    async def set_bounds(
+        self,
+        queue: str,
+        *,
+        max_tasks: int | None = None,
+        max_bytes: int | None = None,
+        when_full: WhenFull = "raise",
+        by: str = "",
+    ) -> Change:
+        """Set the bounds of a queue; they stand above those of the program until `reset_bounds`.
+
+        None means that there is no such bound. Nothing is removed from a queue that has more. The
+        first bound of bytes reads the size of each message, about a second for a million. The
+        queue has layout 2 from then on, and servers of versions without flow control stop.
+        InvalidTask for a bound that is not valid.
+        """
+        bounds = bounds_of(max_tasks=max_tasks, max_bytes=max_bytes, when_full=when_full)
+        if not await self._is_queue(queue):
+            return Change(outcome="not_found")
+        await self._broker.run(bounds_ops.set_bounds(self._keys(queue), bounds, by=by))
+        return Change(outcome="done")
+
+    async def reset_bounds(self, queue: str) -> Change:
+        """Remove an operator's bounds, so that those of the program hold; `not_found` without."""
+        changed = await self._broker.run(bounds_ops.set_bounds(self._keys(queue), None))
+        return Change(outcome="done" if changed else "not_found")
+
+    async def weights(self, queue: str) -> dict[str, float]:
+        """Return the weights of fairness keys that are not 1, by key; at most about 100,000."""
+        found: dict[str, float] = {}
+        cursor = ""
+        while cursor != "0" and len(found) < WEIGHTS:
+            call = bounds_ops.weights(self._keys(queue), cursor=cursor or "0")
+            cursor, part = await self._broker.run(call)
+            found |= part
+        return dict(sorted(found.items()))
+
+    async def set_weight(self, queue: str, key: str, weight: float) -> Change:
+        """Give a fairness key another share of the throughput, 0.001 to 1000; others have 1.
+
+        It holds for tasks that are enqueued or come due from now on. InvalidTask for a weight or a
+        key that is not valid.
+        """
+        checked, name = check_weight(weight), _check_key(key)
+        if not await self._is_queue(queue):
+            return Change(outcome="not_found")
+        await self._broker.run(bounds_ops.set_weight(self._keys(queue), name, checked))
+        return Change(outcome="done")
+
+    async def reset_weight(self, queue: str, key: str) -> Change:
+        """Give a fairness key the weight 1 again; `not_found` if it has no other."""
+        call = bounds_ops.set_weight(self._keys(queue), _check_key(key), None)
+        return Change(outcome="done" if await self._broker.run(call) else "not_found")
+
+
+WEIGHTS = 100_000
+"""Most weights that are read."""
+
+
+def _check_key(key: object) -> str:
+    if not isinstance(key, str) or not 0 < len(key) <= 256:
+        msg = f"fairness key: {shorten(key)} is not a text of 1 to 256 characters"
+        raise InvalidTask(msg)
+    return key

@@ -1,0 +1,83 @@
+"""Actions on the bounds of queues, and on the weights of fairness keys."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from qsync.bounds import WhenFull
+from qsync.errors import InvalidTask
+from qsync.keys import shorten
+from qsync.web.pages import Site
+from qsync.worker.limits import size_of
+
+
+async def set_bounds(site: Site, request: Request) -> Response:
+    """Set the bounds of a queue; an empty field is no bound."""
+    form = await site.form(request)
+    name, when = form.text("queue"), form.text("when_full")
+    when_full: WhenFull = "drop_oldest" if when == get_args(WhenFull)[1] else "raise"
+    try:
+        change = await site.inspector.set_bounds(
+            name, max_tasks=_count(form.text("max_tasks")), max_bytes=_size(form.text("max_bytes")),
+            when_full=when_full, by=site.user(request),
+        )  # fmt: skip
+    except InvalidTask as error:
+        return site.go(request, "/queue", str(error), good=False, queue=name)
+    text = f"Queue {name} has new bounds." if change.ok else f"There is no queue {name}."
+    return site.go(request, "/queue", text, good=change.ok, queue=name)
+
+
+async def reset(site: Site, request: Request) -> Response:
+    """Remove an operator's bounds."""
+    name = (await site.form(request)).text("queue")
+    change = await site.inspector.reset_bounds(name)
+    text = "The program's bounds hold again." if change.ok else f"Queue {name} has no such bounds."
+    return site.go(request, "/queue", text, good=change.ok, queue=name)
+
+
+async def set_weight(site: Site, request: Request) -> Response:
+    """Set the weight of a fairness key."""
+    form = await site.form(request)
+    name, key = form.text("queue"), form.text("key")
+    try:
+        weight = float(form.text("weight"))
+    except ValueError:
+        text = f"weight: {shorten(form.text('weight'))} is not a number"
+        return site.go(request, "/queue", text, good=False, queue=name)
+    try:
+        change = await site.inspector.set_weight(name, key, weight)
+    except InvalidTask as error:
+        return site.go(request, "/queue", str(error), good=False, queue=name)
+    text = (
+        f"Fairness key {key} has weight {weight:g}." if change.ok else f"There is no queue {name}."
+    )
+    return site.go(request, "/queue", text, good=change.ok, queue=name)
+
+
+async def reset_weight(site: Site, request: Request) -> Response:
+    """Give a fairness key the weight 1 again."""
+    form = await site.form(request)
+    name, key = form.text("queue"), form.text("key")
+    change = await site.inspector.reset_weight(name, key)
+    text = f"Fairness key {key} has weight 1{'' if change.ok else ' already'}."
+    return site.go(request, "/queue", text, good=change.ok, queue=name)
+
+
+def _count(text: str) -> int | None:
+    if not text:
+        return None
+    if not text.isdigit():
+        raise InvalidTask(f"max_tasks: {shorten(text)} is not a whole number")
+    return int(text)
+
+
+def _size(text: str) -> int | None:
+    if not text:
+        return None
+    try:
+        return size_of(text)
+    except ValueError as error:
+        raise InvalidTask(f"max_bytes: {error}") from None

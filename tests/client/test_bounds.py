@@ -1,0 +1,246 @@
+"""Bounded queues as callers and operators meet them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from qsync import ConfigError, InvalidTask, Qsync, QueueFull, Task
+from qsync.bounds import Bounds
+from qsync.diagnostics.audit import Auditor, Damage
+from qsync.inspector import Inspector
+from qsync.server.server import Server
+from tests.support.server import Bench, bench, until
+from tests.support.stores import Store, wait_until_async
+
+
+class Desk(Bench):
+    """A client, and an inspector beside it."""
+
+    inspector: Inspector
+
+
+@contextlib.asynccontextmanager
+async def desk(url: str, prefix: str) -> AsyncIterator[Desk]:
+    async with bench(url, prefix) as made:
+        sat = Desk(url, prefix, made.broker, made.client)
+        sat.inspector = Inspector(made.broker, prefix=prefix)
+        yield sat
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tasks": 0}, "max_tasks: 0 is not a whole number from 1"),
+        ({"max_tasks": True}, "max_tasks: True"),
+        ({"max_bytes": -1}, "max_bytes: -1"),
+        ({"max_bytes": 1.5}, "max_bytes: 1.5"),
+        ({"when_full": "wait"}, "when_full: 'wait' is neither 'raise' nor 'drop_oldest'"),
+    ],
+)
+def test_wrong_bounds_are_refused_at_the_declaration(options: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Qsync("redis://localhost:1").queue("mail", **options)
+    assert message in str(refused.value)
+
+
+def test_a_queue_is_given_bounds_once() -> None:
+    app = Qsync("redis://localhost:1")
+    app.queue("mail", max_tasks=5)
+    with pytest.raises(ConfigError, match="'mail': it was given bounds before: 5 waiting tasks"):
+        app.queue("mail", max_bytes=5)
+    with pytest.raises(ConfigError, match="queue: 'a b'"):
+        app.queue("a b")
+
+
+async def serve_once(app: Qsync) -> None:
+    server: Server = app.server(queues=["other"])
+    async with server:
+        pass
+
+
+def test_servers_store_the_bounds_of_the_program_and_remove_them(
+    valkey: Store, prefix: str
+) -> None:
+    async def main() -> None:
+        async with desk(valkey.url, prefix) as made:
+            app = Qsync(valkey.url, prefix=prefix)
+            app.queue("mail", max_tasks=2)
+            await serve_once(app)
+            assert (await made.inspector.bounds("mail")).program == Bounds(max_tasks=2)
+            other = Qsync(valkey.url, prefix=prefix)
+            await serve_once(other)  # does not name the queue
+            assert (await made.inspector.bounds("mail")).program == Bounds(max_tasks=2)
+            other.queue("mail")
+            await serve_once(other)
+            assert (await made.inspector.bounds("mail")).program is None
+
+    asyncio.run(main())
+
+
+async def bounded(made: Desk, **bounds: Any) -> None:
+    """Make the queue exist, with an operator's bounds."""
+    await made.client.enqueue(Task("x"))
+    assert (await made.inspector.set_bounds("default", **bounds, by="ann")).ok
+
+
+def test_a_bulk_goes_up_to_the_bound_and_has_the_handles_so_far(valkey: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with desk(valkey.url, prefix) as made:
+            await bounded(made, max_tasks=601)
+            tasks = [Task("x", b"%d" % number) for number in range(1000)]
+            with pytest.raises(QueueFull) as full:
+                await made.client.enqueue_many(tasks)
+            assert len(full.value.handles) == 600
+            assert (full.value.queue, full.value.bound) == ("default", "max_tasks")
+            info = await made.inspector.queue("default")
+            assert info is not None
+            assert info.states["pending"] == 601
+            assert "full: 601 of 601 waiting tasks" in info.bounds.note
+
+    asyncio.run(main())
+
+
+def test_a_blocking_bulk_goes_up_to_the_bound(valkey: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with desk(valkey.url, prefix) as made:
+            await bounded(made, max_tasks=301)
+
+    asyncio.run(main())
+    with Qsync(valkey.url, prefix=prefix).client() as client:
+        with pytest.raises(QueueFull) as full:
+            client.enqueue_many([Task("x", b"%d" % number) for number in range(400)])
+        assert len(full.value.handles) == 300
+        with pytest.raises(QueueFull, match="queue default is full: 301 tasks wait there"):
+            client.enqueue(Task("x"))
+
+
+def test_callers_that_share_a_call_get_what_fits(valkey: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with desk(valkey.url, prefix) as made:
+            await bounded(made, max_tasks=8)
+            answers = await asyncio.gather(
+                *[made.client.enqueue(Task("x")) for _ in range(20)], return_exceptions=True
+            )
+            assert sum(isinstance(answer, QueueFull) for answer in answers) == 13
+            errors = [answer for answer in answers if isinstance(answer, Exception)]
+            assert len(set(map(id, errors))) == 13
+
+    asyncio.run(main())
+
+
+def test_a_tick_waits_for_room_and_is_not_lost(
+    valkey: Store, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Qsync(valkey.url, prefix=prefix)
+    app.queue("ticks", max_tasks=1)
+
+    @app.periodic(every=0.3, name="often", missed="all")
+    @app.task(name="often", queue="ticks")
+    async def often() -> None: ...
+
+    def refused(part: str) -> bool:
+        return any(part in text and "is full" in text for text in caplog.messages)
+
+    async def main() -> None:
+        async with app, app.inspector() as inspector, app.async_client() as client:
+            await client.schedules.put("stored", Task("often", queue="ticks"), every=0.3)
+            async with app.server(queues=["other"]):
+                await until(lambda: refused("periodic tasks") or refused("stored schedules"))
+                info = await inspector.queue("ticks")
+                assert info is not None
+                assert info.states["pending"] == 1
+
+                async def completed() -> int:
+                    info = await inspector.queue("ticks")
+                    return 0 if info is None else info.counters["completed"]
+
+                async with app.server(queues=["ticks"], sweep=0.1):
+
+                    async def both_go_on() -> bool:
+                        return await completed() >= 6
+
+                    await wait_until_async(both_go_on)
+
+    caplog.set_level("WARNING", "qsync.server")
+    asyncio.run(main())
+
+
+def test_an_operator_stands_above_the_program(valkey: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with desk(valkey.url, prefix) as made:
+            inspector = made.inspector
+            assert (await inspector.set_bounds("nowhere", max_tasks=1)).outcome == "not_found"
+            await bounded(made, max_tasks=1)
+            with pytest.raises(InvalidTask, match="max_tasks: 0"):
+                await inspector.set_bounds("default", max_tasks=0)
+            shown = await inspector.bounds("default")
+            assert shown.operator is not None
+            assert (shown.operator.by, shown.in_force) == ("ann", Bounds(max_tasks=1))
+            with pytest.raises(QueueFull):
+                await made.client.enqueue(Task("x"))
+            assert (await inspector.reset_bounds("default")).ok
+            assert (await inspector.reset_bounds("default")).outcome == "not_found"
+            await made.client.enqueue(Task("x"))
+
+    asyncio.run(main())
+
+
+def test_explain_says_that_the_queue_is_full(valkey: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with desk(valkey.url, prefix) as made:
+            await bounded(made, max_tasks=2)
+            handle = await made.client.enqueue(Task("x"))
+            explained = await made.inspector.explain(handle.id)
+            assert "The queue is full: 2 of 2 waiting tasks (max_tasks)" in explained.sentence
+            assert "full" in explained.also
+
+    asyncio.run(main())
+
+
+def test_an_audit_finds_wrong_bytes_and_a_repair_counts_again(valkey: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with desk(valkey.url, prefix) as made:
+            await bounded(made, max_bytes=10_000)
+            auditor = Auditor(made.broker, prefix=prefix)
+            assert (await auditor.audit("default")).damages == []
+            keys = made.keys()
+            with valkey.client() as redis:
+                redis.hset(keys.key("meta"), "bytes", 5)
+            report = await auditor.audit("default")
+            assert report.damages == [Damage("wrong bytes", "default", keys.key("meta"))]
+            assert await auditor.repair(report.damages) == {"wrong bytes": 1}
+            assert (await auditor.audit("default")).damages == []
+
+    asyncio.run(main())
+
+
+def test_weights_of_fairness_keys_change_the_order(valkey: Store, prefix: str) -> None:
+    async def main() -> None:
+        async with desk(valkey.url, prefix) as made:
+            inspector = made.inspector
+            assert (await inspector.set_weight("nowhere", "acme", 2)).outcome == "not_found"
+            await made.client.enqueue(Task("x"))
+            assert (await inspector.set_weight("default", "acme", 3)).ok
+            with pytest.raises(InvalidTask, match="weight: 0 is not a number from"):
+                await inspector.set_weight("default", "acme", 0)
+            with pytest.raises(InvalidTask, match="fairness key: ''"):
+                await inspector.set_weight("default", "", 1)
+            assert await inspector.weights("default") == {"acme": 3.0}
+            await made.client.enqueue_many(
+                [Task("x", key.encode(), fairness_key=key) for key in ["acme", "other"] * 12]
+            )
+            page = await inspector.tasks("default", "pending", limit=17)
+            details = [await inspector.task(row.id, queue="default") for row in page.tasks]
+            keys = [detail.fairness_key for detail in details if detail is not None]
+            first = [key for key in keys if key is not None][:12]
+            assert (first.count("acme"), first.count("other")) == (9, 3)
+            assert (await inspector.reset_weight("default", "acme")).ok
+            assert (await inspector.reset_weight("default", "acme")).outcome == "not_found"
+            assert await inspector.weights("default") == {}
+
+    asyncio.run(main())

@@ -1,0 +1,269 @@
+"""Bounded queues: what an enqueue refuses or drops, and that the bytes of messages stay exact."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+
+from qsync.bounds import Bounds, QueueBounds
+from qsync.broker import bounds_ops, ops, views
+from qsync.broker.ops import LeaseRef
+from qsync.errors import QueueFull
+from qsync.state import TaskState
+from tests.support.mutation import planted
+from tests.support.queue_driver import BINARIES, DAY, LAPSE, Rig, S
+
+WAITING = ("pending", "limited", "scheduled", "retry")
+
+
+@pytest.fixture(params=BINARIES)
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with Rig(request.param) as rig:
+        yield rig
+
+
+def bound(rig: Rig, **bounds: Any) -> None:
+    rig.run(bounds_ops.put_program_bounds(rig.keys, Bounds(**bounds)))
+
+
+def read(rig: Rig) -> QueueBounds:
+    return rig.run(bounds_ops.queue_bounds(rig.keys))
+
+
+def held_bytes(rig: Rig) -> int:
+    return sum(map(len, rig.client.hvals(rig.keys.key("tasks"))))
+
+
+def test_bounds_lift_the_layout_and_are_read_as_they_were_set(rig: Rig) -> None:
+    assert read(rig) == QueueBounds()
+    bound(rig, max_tasks=5)
+    assert rig.field("meta", "schema") == b"2"
+    assert read(rig).program == Bounds(max_tasks=5)
+    assert read(rig).bytes is None
+    one = Bounds(max_bytes=1000, when_full="drop_oldest")
+    assert rig.run(bounds_ops.set_bounds(rig.keys, one, by="ann b", now_us=rig.now))
+    shown = read(rig)
+    assert shown.operator is not None
+    assert (shown.operator.bounds, shown.operator.by) == (one, "ann b")
+    assert shown.in_force == one
+    assert shown.bytes == 0
+    assert rig.run(bounds_ops.set_bounds(rig.keys, None))
+    assert not rig.run(bounds_ops.set_bounds(rig.keys, None))
+    assert read(rig).in_force == Bounds(max_tasks=5)
+    bound(rig)
+    assert read(rig) == QueueBounds()
+
+
+def test_call_beyond_max_tasks_is_refused_as_a_whole(rig: Rig) -> None:
+    bound(rig, max_tasks=5)
+    rig.enqueue("a", "b")
+    rig.enqueue("later", delay=60)
+    before = rig.dump()
+    with pytest.raises(QueueFull) as refused:
+        rig.enqueue("c", "a", "d", "e")
+    error = refused.value
+    assert (error.queue, error.bound, error.limit, error.count) == ("queue", "max_tasks", 5, 3)
+    assert error.room == 3  # c, a (which is there) and d
+    assert "queue queue is full: 3 tasks wait there, and max_tasks is 5" in str(error)
+    assert rig.dump() == before
+    rig.enqueue("c", "a", "d")
+    assert rig.enqueue("a") == [("exists", "a")]  # finds itself or another: needs no room
+
+
+def test_active_tasks_do_not_count_and_come_back_beyond_the_bound(rig: Rig) -> None:
+    bound(rig, max_tasks=2)
+    rig.enqueue("a", "b")
+    held = rig.lease()
+    rig.enqueue("c", "d")
+    rig.hand_back(held[0])
+    rig.retry(held[1])
+    assert read(rig).waiting == 4
+    assert "full: 4 of 2 waiting tasks" in read(rig).note
+    with pytest.raises(QueueFull):
+        rig.enqueue("e")
+
+
+def test_call_beyond_max_bytes_is_refused(rig: Rig) -> None:
+    rig.enqueue("old", payload=b"x" * 1000)
+    size = held_bytes(rig)
+    bound(rig, max_bytes=2 * size)
+    assert read(rig).bytes == size
+    rig.enqueue("new", payload=b"x" * 1000)
+    with pytest.raises(QueueFull) as refused:
+        rig.enqueue("c")
+    assert (refused.value.bound, refused.value.count) == ("max_bytes", 2 * size)
+    assert refused.value.room == 0
+    rig.complete(*rig.lease(1))
+    rig.enqueue("c")
+    assert read(rig).bytes == held_bytes(rig)
+
+
+def test_drop_oldest_makes_room_and_leaves_active_tasks(rig: Rig) -> None:
+    bound(rig, max_tasks=3, when_full="drop_oldest")
+    rig.enqueue("running")
+    rig.lease()
+    for id in ("a", "b", "c", "d"):
+        rig.enqueue(id, unique=True, unique_key=id)
+    assert rig.ids("pending") == ["b", "c", "d"]
+    assert rig.ids("active") == ["running"]
+    assert rig.counters()["dropped"] == 1
+    assert rig.state("a") is None
+    assert rig.enqueue("a", unique=True, unique_key="a") == [("created", "a")]
+    with pytest.raises(QueueFull) as refused:
+        rig.enqueue("1", "2", "3", "4")
+    assert refused.value.room == 3
+    rig.enqueue("1", "2", "3")
+    assert rig.ids("pending") == ["1", "2", "3"]
+
+
+def test_drop_oldest_takes_pending_before_retried_and_scheduled_tasks(rig: Rig) -> None:
+    bound(rig, max_tasks=4, when_full="drop_oldest")
+    rig.enqueue("failed")
+    rig.retry(*rig.lease())
+    rig.enqueue("late", delay=100)
+    rig.enqueue("soon", delay=50)
+    rig.enqueue("now")
+    rig.enqueue("1", "2")
+    assert (rig.ids("retry"), rig.ids("scheduled")) == ([], ["soon", "late"])
+    rig.enqueue("3", "4", "5")
+    assert (rig.ids("scheduled"), rig.ids("pending")) == (["late"], ["3", "4", "5"])
+
+
+def test_drop_oldest_frees_bytes_or_drops_nothing(rig: Rig) -> None:
+    rig.enqueue("a", "b", "c", payload=b"x" * 1000)
+    size = held_bytes(rig)
+    bound(rig, max_bytes=size, when_full="drop_oldest")
+    rig.enqueue("d", payload=b"x" * 1500)
+    assert rig.ids("pending") == ["c", "d"]
+    rig.lease()
+    before = rig.dump()
+    with pytest.raises(QueueFull) as refused:
+        rig.enqueue("e", payload=b"x" * 1500)
+    assert refused.value.room == 0
+    assert rig.dump() == before
+    assert read(rig).bytes == held_bytes(rig)
+
+
+def test_a_tick_into_a_full_queue_is_refused_and_comes_later(rig: Rig) -> None:
+    bound(rig, max_tasks=1)
+    rig.enqueue("a")
+    [task] = rig.tasks("hourly@1")
+    call = ops.tick(rig.keys, "hourly", 1, task, now_us=rig.now)
+    with pytest.raises(QueueFull):
+        rig.run(call)
+    assert rig.field("ticks", "hourly") is None
+    rig.complete(*rig.lease())
+    assert rig.run(call)
+
+
+def test_repair_counts_the_bytes_again(rig: Rig) -> None:
+    bound(rig, max_bytes=10_000)
+    rig.enqueue("a")
+    rig.set("meta", "bytes", 7)
+    assert rig.run(bounds_ops.counted_bytes(rig.keys)) == (7, held_bytes(rig))
+    assert rig.run(bounds_ops.recount_bytes(rig.keys))
+    assert not rig.run(bounds_ops.recount_bytes(rig.keys))
+    assert read(rig).bytes == held_bytes(rig)
+
+
+def act(rig: Rig, chance: random.Random, held: list[LeaseRef]) -> None:
+    """Do one thing of all that can happen to a queue."""
+    names = [f"t{chance.randrange(40)}" for _ in range(chance.randrange(1, 8))]
+    one = [held.pop(chance.randrange(len(held)))] if held else []
+    match chance.randrange(13):
+        case 0 | 1 | 2:
+            options: dict[str, Any] = chance.choice(
+                [{}, {"delay": 5}, {"unique": True}, {"priority": chance.randrange(1, 10)},
+                 {"unique": True, "unique_key": "k", "on_duplicate": "replace"}]
+            )  # fmt: skip
+            rig.enqueue(*dict.fromkeys(names), payload=b"x" * chance.randrange(200), **options)
+        case 3:
+            held += one + rig.lease(chance.randrange(1, 6))
+        case 4:
+            rig.complete(*one, retention_us=chance.choice([None, 5 * S]), result=b"r")
+        case 5:
+            rig.retry(*one)
+        case 6:
+            rig.kill(*one)
+        case 7:
+            rig.hand_back(*one, delay_us=chance.choice([None, S]))
+        case 8:
+            held += one
+            rig.cancel(names[0], chance.choice([None, 5 * S]))
+        case 9:
+            held += one
+            rig.rerun(names[0], chance.choice(["dead", "retry", "scheduled"]))
+        case 10:
+            held += one
+            rig.delete(chance.choice(["pending", "dead", "completed"]), *names)
+        case 11:
+            held += one
+            rig.run(ops.purge(rig.keys, TaskState(chance.choice(["pending", "dead"]))))
+        case 12:
+            held += one
+            rig.now += chance.choice([S, LAPSE, LAPSE, DAY])
+            rig.fetch(chance.randrange(3))
+
+
+def check(rig: Rig, seed: int, when_full: Any) -> None:
+    """Do things at random; after each, the bytes are exact and no enqueue has passed a bound."""
+    rig.reset()
+    chance = random.Random(seed)
+    rig.enqueue(*[f"old{number}" for number in range(5)])
+    bounds = Bounds(max_tasks=12, max_bytes=2500, when_full=when_full)
+    rig.run(bounds_ops.put_program_bounds(rig.keys, bounds))
+    held: list[LeaseRef] = []
+    for _ in range(120):
+        before = rig.counters().get("enqueued", 0)
+        try:
+            act(rig, chance, held)
+        except QueueFull as error:
+            assert error.bound in ("max_tasks", "max_bytes")
+        shown = read(rig)
+        assert shown.bytes == held_bytes(rig), "the bytes of messages are not exact"
+        assert shown.waiting == sum(len(rig.ids(state)) for state in WAITING)
+        if rig.counters().get("enqueued", 0) > before:
+            assert shown.waiting <= 12, "an enqueue has passed max_tasks"
+            assert shown.bytes <= 2500, "an enqueue has passed max_bytes"
+    assert sum(rig.run(views.counts(rig.keys)).states.values()) == rig.client.hlen(
+        rig.keys.key("tasks")
+    )
+
+
+@pytest.mark.parametrize("when_full", ["raise", "drop_oldest"])
+def test_bytes_are_exact_and_bounds_hold_whatever_happens(rig: Rig, when_full: str) -> None:
+    for seed in range(6):
+        check(rig, seed, when_full)
+
+
+def bulk_call_passes_a_bound() -> AbstractContextManager[None]:
+    """Only the first task of a call is counted."""
+    right = "tasks = math.max(waiting + created - most_tasks, 0),"
+    wrong = "tasks = math.max(waiting + 1 - most_tasks, 0),"
+    return planted("include/queue_bounds.lua", right, wrong)
+
+
+def dropped_bytes_are_kept() -> AbstractContextManager[None]:
+    """The size of messages that leave is not taken off."""
+    right = "    add_bytes(-stored_bytes(ids))\n"
+    return planted("include/forget_tasks.lua", right, "")
+
+
+def scheduled_tasks_do_not_count() -> AbstractContextManager[None]:
+    """A delay passes the bound."""
+    right = "ipairs({ KEYS.pending, KEYS.limited, KEYS.scheduled, KEYS.retry })"
+    wrong = "ipairs({ KEYS.pending, KEYS.limited, KEYS.retry })"
+    return planted("include/queue_bounds.lua", right, wrong)
+
+
+@pytest.mark.parametrize(
+    "mistake", [bulk_call_passes_a_bound, dropped_bytes_are_kept, scheduled_tasks_do_not_count]
+)
+def test_planted_mistakes_are_found(rig: Rig, mistake: Any) -> None:
+    with mistake(), pytest.raises(AssertionError):
+        for seed in range(6):
+            check(rig, seed, "raise")
