@@ -128,8 +128,8 @@ class BulkEnqueue(Generic[T]):
     ) -> Iterator[RoundTrip]:
         """Yield the round trips for tasks of a queue, each of at most `calls` calls.
 
-        A round trip carries at most BATCH_BYTES. The next one may be made while the one before is
-        in flight; this also makes the handles of tasks that were answered.
+        A round trip carries at most BATCH_BYTES. The next one may be taken while the previous one
+        is in flight; this also makes the handles of the tasks whose replies have arrived.
         """
         for first in range(0, len(indices), calls * ops.BATCH_SIZE):
             self._make_handles()

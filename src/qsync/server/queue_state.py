@@ -220,7 +220,7 @@ class QueueState:
         self.keys: QueueKeys = keys
         self.queue: str = keys.queue
         self.held: dict[str, LeasedTask] = {}
-        """Leased tasks by id; the heartbeat thread reads copies of it."""
+        """Leased tasks by id; the heartbeat thread reads copies of the dict."""
         self.number: int = 0
         """Number of the last fetch sent."""
         self.in_flight: FetchInFlight | None = None

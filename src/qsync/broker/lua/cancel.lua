@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- cancel: end a task that waits; for an active task record a cancel request, which its server
+-- cancel: end a waiting task; for an active task record a cancel request, which its server
 -- reads.
 -- include: check_schema preconditions clock wake_server limit_states limit_waiters
 -- flow include: message_bytes

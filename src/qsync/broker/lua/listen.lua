@@ -3,7 +3,7 @@
 -- the element of the wake list, as a blocking server does. If there is none and no task can be
 -- fetched, the server is added to the idle servers, which are woken by a message. A later element
 -- in the list comes from a client that sends no messages.
--- A server that waits for long is added again; ids that were not added for `keep` are removed.
+-- A server that waits for a long time is added again; ids that were not added for `keep` are removed.
 -- variants: plain flow
 -- include: check_schema ensure_schema clock find_work
 -- KEYS[1] meta       hash    schema, paused, generation; when a server was last seen

@@ -127,8 +127,8 @@ def task(function: Any = None, *, backend: str = "default", **options: Any) -> A
         @task(queue_name="mail", retry=5, timeout=60)
         def send(address: str) -> None: ...
 
-    The decorator of Django 6.1 and of django-tasks takes these options itself, that of Django 6.0
-    does not. They are `retry`, `retry_delay`, `timeout`, `deadline`, `unique`, `unique_key`,
+    The decorators of Django 6.1 and of django-tasks accept these options as well; that of Django
+    6.0 does not. They are `retry`, `retry_delay`, `timeout`, `deadline`, `unique`, `unique_key`,
     `retention`, `fairness_key`, `headers`, `limits`, `on_duplicate`, `debounce` and
     `debounce_max`, as for `qsync.Task`, beside `priority` (-100 to 100), `queue_name` and
     `takes_context`. InvalidTask of Django when one is wrong.
