@@ -239,6 +239,41 @@ def test_relay_leaves_young_rows_to_their_writer(
     assert (pending(app), count(engine, outbox)) == (["old"], 1)
 
 
+def test_rows_of_a_full_queue_wait_and_hold_up_no_other_queue(
+    app: Qsync, client: Client, outbox: Outbox, engine: Engine, held: Callable[[], None]
+) -> None:
+    app.queue("mail", max_tasks=3)
+
+    async def store_bounds() -> None:
+        async with app.server(queues=["none"]):
+            pass
+
+    asyncio.run(store_bounds())
+    with Session(engine) as session:
+        tasks = [Task("x", b"%d" % number, queue="mail") for number in range(5)]
+        tasks.append(Task("x", queue="other"))
+        session.add_all([outbox.row(task) for task in tasks])
+        session.commit()
+    make_old(engine, outbox)
+
+    async def waiting(queue: str) -> int:
+        async with app.inspector() as inspector:
+            info = await inspector.queue(queue)
+            return 0 if info is None else info.states["pending"]
+
+    async def purge() -> None:
+        async with app.inspector() as inspector:
+            await inspector.purge("mail", "pending")
+
+    with outbox.relay(engine):
+        wait_until(lambda: count(engine, outbox) == 2)
+        assert asyncio.run(waiting("mail")) == 3
+        assert asyncio.run(waiting("other")) == 1
+        asyncio.run(purge())
+        wait_until(lambda: count(engine, outbox) == 0)
+        assert asyncio.run(waiting("mail")) == 2
+
+
 def test_row_sent_again_does_not_run_again_after_its_task_has_ended(
     app: Qsync, outbox: Outbox, engine: Engine
 ) -> None:

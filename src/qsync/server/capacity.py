@@ -58,7 +58,7 @@ class Capacity:
         suspects = self._suspects
         if not self.accepting or suspects.blocks_others(time.monotonic()):
             return 0
-        held = self.running + len(self.ready) + len(suspects.waiting)
+        held = self.running + len(self.ready) + len(suspects.waiting) + len(self.gathering.due)
         return max(0, self._config.concurrency - held)
 
     def free_slots(self) -> int:

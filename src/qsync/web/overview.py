@@ -41,6 +41,7 @@ async def show(site: Site, request: Request) -> Response:
             for problem in problems_of(info, site.sampler.series(info.name))
         ],
         paused=[info for info in overview.queues if info.paused],
+        full=[info for info in overview.queues if info.bounds.note],
         minutes=site.sampler.minutes,
         charts=minute_charts(site.sampler),
         days=day_charts(await site.sampler.days()),

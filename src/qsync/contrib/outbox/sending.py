@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from qsync.broker.ops import Enqueued
 from qsync.bulk import CALL_BYTES, size_of
 from qsync.client import AsyncClient, Client
 from qsync.contrib.outbox.rows import Row, by_queue
-from qsync.errors import QsyncError
+from qsync.errors import QsyncError, QueueFull
 from qsync.new_task import NewTask, info_of
 from qsync.task import TaskInfo
 from qsync.wrapped_client import WrappedAsyncClient, WrappedClient
@@ -33,7 +34,12 @@ class Sent:
 
     unreadable: list[str] = field(default_factory=list)
     error: QsyncError | None = None
-    """Error of a call; its rows and all later ones stay."""
+    """Error of a call; its rows stay, and all later ones unless only its queue is full."""
+
+    full: set[str] = field(default_factory=set)
+    """Queues that have reached a bound; their rows stay."""
+
+    _full: QueueFull | None = None
 
     def note(self, tasks: Sequence[NewTask], reply: list[Enqueued]) -> None:
         """Note the reply to a call."""
@@ -46,6 +52,20 @@ class Sent:
                     "task %s of queue %s was not enqueued: task %s has its id or its unique lock",
                     task.id, task.queue, outcome.id,
                 )  # fmt: skip
+
+    def refused(self, queue: str, tasks: Sequence[NewTask], error: QsyncError) -> Sequence[NewTask]:
+        """Note the error of a call; return those of its tasks that a full queue has room for."""
+        if not isinstance(error, QueueFull) or error.bound is None:
+            self.error = error
+            return ()
+        self.full.add(queue)
+        self._full = self._full or error
+        return tasks[: error.room]
+
+    def end(self) -> Sent:
+        """Return this, with the error of a full queue if there was no other."""
+        self.error = self.error or self._full
+        return self
 
     def infos(self) -> Iterator[TaskInfo]:
         """Yield the new tasks as hooks see them."""
@@ -72,6 +92,8 @@ def _calls(rows: Sequence[Row], sent: Sent) -> Iterator[tuple[str, Sequence[NewT
             yield queue, part
             if sent.error is not None:
                 return
+            if queue in sent.full:
+                break
 
 
 def send(client: Client, rows: Sequence[Row]) -> Sent:
@@ -81,8 +103,10 @@ def send(client: Client, rows: Sequence[Row]) -> Sent:
         try:
             sent.note(tasks, client._send_call(queue, tasks, client._durability))
         except QsyncError as error:
-            sent.error = error
-    return sent
+            if fitting := sent.refused(queue, tasks, error):
+                with contextlib.suppress(QueueFull):
+                    sent.note(fitting, client._send_call(queue, fitting, client._durability))
+    return sent.end()
 
 
 async def send_async(client: AsyncClient, rows: Sequence[Row]) -> Sent:
@@ -92,5 +116,7 @@ async def send_async(client: AsyncClient, rows: Sequence[Row]) -> Sent:
         try:
             sent.note(tasks, await client._send_call(queue, tasks, client._durability))
         except QsyncError as error:
-            sent.error = error
-    return sent
+            if fitting := sent.refused(queue, tasks, error):
+                with contextlib.suppress(QueueFull):
+                    sent.note(fitting, await client._send_call(queue, fitting, client._durability))
+    return sent.end()
