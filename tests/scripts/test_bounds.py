@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from qsync.bounds import Bounds, QueueBounds
-from qsync.broker import bounds_ops, ops, views
+from qsync.broker import bounds_ops, limit_ops, ops, views
 from qsync.broker.ops import LeaseRef
 from qsync.errors import QueueFull
+from qsync.limit import LimitRule
 from qsync.state import TaskState
 from tests.support.mutation import planted
 from tests.support.queue_driver import BINARIES, DAY, LAPSE, Rig, S
@@ -178,7 +179,7 @@ def act(rig: Rig, chance: random.Random, held: list[LeaseRef]) -> None:
         case 0 | 1 | 2:
             options: dict[str, Any] = chance.choice(
                 [{}, {"delay": 5}, {"unique": True}, {"priority": chance.randrange(1, 10)},
-                 {"unique": True, "unique_key": "k", "on_duplicate": "replace"}]
+                 {"unique": True, "unique_key": "k", "on_duplicate": "replace"}, {"limits": ["a"]}]
             )  # fmt: skip
             rig.enqueue(*dict.fromkeys(names), payload=b"x" * chance.randrange(200), **options)
         case 3:
@@ -216,8 +217,10 @@ def check(rig: Rig, seed: int, when_full: Any) -> None:
     rig.enqueue(*[f"old{number}" for number in range(5)])
     bounds = Bounds(max_tasks=12, max_bytes=2500, when_full=when_full)
     rig.run(bounds_ops.put_program_bounds(rig.keys, bounds))
+    rule = {"a": LimitRule(concurrency=2)}
+    rig.run(limit_ops.put_limit_rules(rig.keys, rule, now_us=rig.now))
     held: list[LeaseRef] = []
-    for _ in range(120):
+    for _ in range(100):
         before = rig.counters().get("enqueued", 0)
         try:
             act(rig, chance, held)
@@ -226,6 +229,8 @@ def check(rig: Rig, seed: int, when_full: Any) -> None:
         shown = read(rig)
         assert shown.bytes == held_bytes(rig), "the bytes of messages are not exact"
         assert shown.waiting == sum(len(rig.ids(state)) for state in WAITING)
+        damage = rig.run(limit_ops.audit_limits(rig.keys))
+        assert not (damage.miscounted or damage.unlisted or damage.strays), damage
         if rig.counters().get("enqueued", 0) > before:
             assert shown.waiting <= 12, "an enqueue has passed max_tasks"
             assert shown.bytes <= 2500, "an enqueue has passed max_bytes"
@@ -236,7 +241,7 @@ def check(rig: Rig, seed: int, when_full: Any) -> None:
 
 @pytest.mark.parametrize("when_full", ["raise", "drop_oldest"])
 def test_bytes_are_exact_and_bounds_hold_whatever_happens(rig: Rig, when_full: str) -> None:
-    for seed in range(6):
+    for seed in range(3):
         check(rig, seed, when_full)
 
 
@@ -267,3 +272,17 @@ def test_planted_mistakes_are_found(rig: Rig, mistake: Any) -> None:
     with mistake(), pytest.raises(AssertionError):
         for seed in range(6):
             check(rig, seed, "raise")
+
+
+def test_drop_oldest_takes_limited_tasks_and_counts_them_out(rig: Rig) -> None:
+    rule = {"a": LimitRule(concurrency=1)}
+    rig.run(limit_ops.put_limit_rules(rig.keys, rule, now_us=rig.now))
+    for id in ("running", "first", "second"):
+        rig.enqueue(id, limits=["a"])
+    rig.lease()
+    assert (rig.ids("active"), rig.ids("limited")) == (["running"], ["first", "second"])
+    bound(rig, max_tasks=2, when_full="drop_oldest")
+    rig.enqueue("third", limits=["a"])
+    assert rig.ids("limited") == ["second", "third"]
+    damage = rig.run(limit_ops.audit_limits(rig.keys))
+    assert not (damage.miscounted or damage.unlisted or damage.strays or damage.shut)
