@@ -36,6 +36,7 @@ class Maker:
         *,
         poison: int,
         unique: float,
+        priorities: random.Random | None,
         types: Sequence[str],
     ) -> None:
         self._name = name
@@ -43,6 +44,7 @@ class Maker:
         self._books = books
         self._poison = poison
         self._unique = unique
+        self._priorities = priorities
         self._types = types
         self._made = 0
 
@@ -72,6 +74,8 @@ class Maker:
             options["retention"] = rng.choice((1.0, 200.0, 200.0))
         if rng.random() < 0.15:
             options["fairness_key"] = rng.choice("abc")
+        if self._priorities is not None and self._priorities.random() < 0.4:
+            options["priority"] = self._priorities.choice((1, 5, 7, 9))
         options["retry_delay"] = rng.choice((0.01, 0.3, 1.5))
         seconds = {"ok": 0.0, "slow": rng.choice((0.2, 0.6, 0.6, 1.5, 3.5))}.get(
             kind, rng.uniform(-0.3, 0.3)

@@ -21,6 +21,7 @@ from qsync.server import (
     control,
     handler_context,
     heartbeat,
+    heartbeats,
     inline_start,
     isolation_timer,
     loop_watchdog,
@@ -124,6 +125,7 @@ def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any,
     yield server, "os", SimpleNamespace(_exit=lambda code: this_process().crash())
     yield server, "ReplacedParts", partial(ReplacedParts, brokers.SimAsyncBroker)
     yield server, "Broker", brokers.SimBroker
+    yield heartbeats, "Broker", brokers.SimBroker
     yield control, "BlockingPop", brokers.SimBlockingPop
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from qsync.message import NORMAL_PRIORITY
+
 Phase = Literal["waiting", "active", "kept", "dead", "gone"]
 
 US: Final = 1_000_000
@@ -47,6 +49,7 @@ class Entry:
     """It may have been made again after an end that nobody saw."""
     ran_on_us: int = 0
     """How long it ran after its cancel was asked for, when that was too long."""
+    priority: int = NORMAL_PRIORITY
     created: int = 0
     finished: list[str] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)

@@ -85,6 +85,8 @@ class History:
         population.start_clients()
         if profile.stored:
             population.start_scheduler()
+        if self.profile.flow:
+            population.start_editor()
         plague = asyncio.ensure_future(self.plague.run())
         self.prolong(profile.seconds)
         while (left := self.faults_end - self.loop.now) > 0:  # noqa: ASYNC110 - faults prolong it

@@ -5,11 +5,14 @@ It sees each call as it is made, so it knows of calls whose answer got lost too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, Final
 
 from qsync import codec
+from qsync.message import NORMAL_PRIORITY
+from tests.simulation.editor import is_edit
 from tests.simulation.entries import US, Delivery, Entry
 from tests.simulation.process import Proc
 from tests.simulation.stored import StoredBook
@@ -51,6 +54,8 @@ class Ledger:
         """How far the store's clock has gone back: ticks may be early by as much."""
         self.forgetful = False
         """The store's clock has gone so far that it forgets the calls of its senders."""
+        self.losses = 0
+        """How often the store has lost data."""
         self.lost: set[tuple[str, str]] = set()
         """Tasks that the store lost with its data."""
         self.lost_ticks: set[tuple[str, str, int]] = set()
@@ -82,6 +87,7 @@ class Ledger:
         self.upkept_us.clear()
         state = ({}, {}, {}, {}, 0, ({}, set())) if kept is None else deepcopy(kept)
         self.entries, self.ticks, self._open_locks, self._calls, self.unsure, stored = state
+        self.losses += 1
         self.stored.versions, self.stored.deleted = stored
         for key, entry in entries.items():
             left = self.entries.get(key)
@@ -141,6 +147,8 @@ class Ledger:
         if sender and b"created" in reply[::2]:
             self._calls[queue, sender] = (number, now, reply)
         for at, ((id, _, options), outcome) in enumerate(zip(tasks, reply[::2], strict=False)):
+            if is_edit(id):
+                continue
             if outcome == b"created":
                 self._created(queue, now, id, options)
                 again = sender and self.entry(queue, id).created > 1 and not self.forgetful
@@ -165,7 +173,9 @@ class Ledger:
         self.count("enqueued")
         if entry.created > 1:
             self.recreated += 1
-        due, _, lock, _, remember_us = codec.decode(packed) if packed else ("", "", "", 0, 0)
+        given = codec.decode(packed) if packed else ("", "", "", 0, 0)
+        due, _, lock, _, remember_us = given[:5]
+        entry.priority = given[6] if len(given) > 5 else NORMAL_PRIORITY
         if self._latest_us < entry.remembered_until_us and not entry.cancel_asked:
             self.find(f"{id} is made again within the time that its id is remembered")
         entry.remembered_until_us = now + remember_us
@@ -220,8 +230,14 @@ class Ledger:
         token = f"{server}/{number}"
         if number > self._numbers.get((queue, server), -1):  # a repeated fetch does no upkeep
             self._numbers[queue, server], self.upkept_us[queue] = number, now
+        above = math.inf
         for raw in reply[5]:
+            if is_edit(raw):
+                continue
             entry = self.entry(queue, raw.decode())
+            if entry.priority > above:
+                self.find(f"{entry.id} of priority {entry.priority} came after one of {above}")
+            above = min(above, entry.priority)
             if entry.deliveries and entry.deliveries[-1].token == token:
                 continue
             if entry.lease is not None:
@@ -290,7 +306,7 @@ class Ledger:
         """The tasks for which a call was taken, the leases that it was made under, the rest."""
         for at, answer in enumerate(reply):
             id, token, *rest = args[stride * at : stride * (at + 1)]
-            if answer.decode() in good:
+            if answer.decode() in good and not is_edit(id):
                 entry = self.entry(queue, id)
                 lease = entry.lease
                 yield entry, lease if lease is not None and lease.token == token else None, rest
@@ -331,7 +347,9 @@ class Ledger:
     def _see_hand_back(
         self, queue: str, now: int, args: Sequence[Any], reply: Any
     ) -> Iterator[str]:
-        for entry, rest in self._settled("hand_back", queue, now, args, reply):
+        for entry, rest in self._settled(
+            "hand_back", queue, now, args, reply, stride=len(args) // max(1, len(reply))
+        ):
             if entry.cancel_asked:
                 self._finish(entry, "cancelled", now, entry.cancel_retention)
                 yield entry.id

@@ -18,6 +18,7 @@ from qsync.task import Task
 from qsync.worker.lease_abandoner import LeaseAbandoner
 from tests.simulation import brokers, clock
 from tests.simulation.clients import AsyncUser, BlockingUser, Maker
+from tests.simulation.editor import Editor
 from tests.simulation.ledger import MOVED, Ledger
 from tests.simulation.loop import SimLoop
 from tests.simulation.network import Network
@@ -212,6 +213,9 @@ class Population:
                 world.books,
                 poison=world.profile.poison,
                 unique=world.profile.unique,
+                priorities=random.Random(f"priorities {world.seed}")
+                if world.profile.flow
+                else None,
                 types=world.profile.types,
             )
             rng = random.Random(f"user {world.seed} {process.name}")
@@ -243,6 +247,19 @@ class Population:
             await scheduler.run(client, world.profile.seconds)
 
         self.clients.append(process.run(schedule()))
+
+    def start_editor(self) -> None:
+        """Start a client that changes documents."""
+        world = self.world
+        process = self._process("editor")
+        self.others.append(process)
+        editor = Editor(random.Random(f"editor {world.seed}"), QUEUES[0], world.books.documents)
+
+        async def edit() -> None:
+            client = AsyncClient(brokers.SimAsyncBroker(self._address), prefix=PREFIX)
+            await editor.run(client, world.profile.seconds)
+
+        self.clients.append(process.run(edit()))
 
     # The end
 

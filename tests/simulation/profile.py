@@ -48,3 +48,5 @@ class Profile:
         self.faults |= {kind: rng.choice((0.0,) * 4 + (1.0,)) * hard for kind in OUTAGES}
         self.stored = rng.random() < 0.5
         """Whether a client puts schedules into the store."""
+        self.flow = rng.random() < 0.3
+        """Whether there are priorities, and an editor whose tasks replace one another."""

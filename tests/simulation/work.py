@@ -13,6 +13,7 @@ from qsync.errors import DuplicateTask, QueueFull, Retry, SkipRetry, StoreUnavai
 from qsync.mux import Mux
 from qsync.server.current import current
 from qsync.task import Task, TaskInfo
+from tests.simulation.editor import Documents, is_edit
 from tests.simulation.entries import US, Entry
 from tests.simulation.ledger import Ledger
 from tests.simulation.loop import STRAND
@@ -73,6 +74,7 @@ class Books:
     asked: set[int] = field(default_factory=lambda: {0})
     """The numbers of the tasks that somebody asked for; 0 are ticks."""
     accepted: dict[tuple[str, str], Wanted] = field(default_factory=dict)
+    documents: Documents = field(default_factory=Documents)
     unanswered: int = 0
     results: int = 0
 
@@ -145,6 +147,8 @@ class Handlers:
     def _began(self, task: TaskInfo) -> None:
         """Check that it may run now."""
         books, process = self._books, self._process
+        if is_edit(task.id):
+            return
         find, now = books.ledger.find, process.loop.now
         entry = books.ledger.entry(task.queue, task.id)
         if task.value(dict)["n"] not in books.asked:
@@ -184,6 +188,10 @@ class Handlers:
             runs = lease is not None and lease.started and lease.expires_us > books.store.latest_us
             if shares and runs:
                 books.ledger.find(f"{entry.id} and {other.id} run under one lock")
+
+    async def _edit(self, task: TaskInfo, plan: dict[str, Any]) -> None:
+        await self._fail(task, plan)
+        self._books.documents.note_run(plan)
 
     async def _fail(self, task: TaskInfo, plan: dict[str, Any]) -> None:
         if task.attempt <= plan["times"]:
