@@ -165,7 +165,7 @@ class Snooze(QsyncError):
 
     def __init__(self, delay: float | timedelta, message: str = "") -> None:
         super().__init__(message)
-        self.delay = _checked_delay("Snooze: delay", delay)
+        self.delay: float | timedelta = _checked_delay("Snooze: delay", delay)
 
     @property
     def delay_us(self) -> int:

@@ -21,10 +21,10 @@ class Batch:
     __slots__ = ("ends", "limits", "tasks", "timer", "type")
 
     def __init__(self, type: str, limits: BatchLimits, ends: float) -> None:
-        self.type = type
-        self.limits = limits
+        self.type: str = type
+        self.limits: BatchLimits = limits
         self.tasks: list[LeasedTask] = []
-        self.ends = ends
+        self.ends: float = ends
         """Latest time at which the batch is due, by the event loop's clock."""
         self.timer: asyncio.TimerHandle | None = None
 

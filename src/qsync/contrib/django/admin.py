@@ -8,7 +8,7 @@ query set.
 from __future__ import annotations
 
 from functools import wraps
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
@@ -20,6 +20,11 @@ from qsync.contrib.django import schedule_store as store
 from qsync.contrib.django.models import Schedule
 from qsync.contrib.django.schedule_form import WHEN, AddForm, ChangeForm
 from qsync.errors import InvalidTask, QsyncError, StoreUnavailable
+
+if TYPE_CHECKING:
+    _ModelAdmin: TypeAlias = admin.ModelAdmin[Schedule]
+else:  # Django's class takes no parameter
+    _ModelAdmin = admin.ModelAdmin
 
 PER_PAGE: Final = 100
 """Schedules on a page of the list."""
@@ -59,7 +64,7 @@ def _answered(view: Any) -> Any:
 
 
 @admin.register(Schedule)
-class ScheduleAdmin(admin.ModelAdmin):
+class ScheduleAdmin(_ModelAdmin):
     """Lists, creates, changes, pauses, runs and deletes schedules, with Django's permissions."""
 
     def has_change_permission(self, request: Any, obj: Any = None) -> bool:

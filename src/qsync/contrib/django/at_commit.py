@@ -16,7 +16,7 @@ class AtCommit:
 
     def __init__(self, send: Callable[[], None]) -> None:
         self._send = send
-        self.called = False
+        self.called: bool = False
 
     def __call__(self) -> None:
         """Make the call."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from django import forms
 
@@ -14,11 +14,16 @@ from qsync.schedule import check_schedule_name, schedule_of
 from qsync.schedules import checked_content
 from qsync.task import PAYLOAD_LIMIT, Task
 
+if TYPE_CHECKING:
+    _ModelForm: TypeAlias = forms.ModelForm[Schedule]
+else:  # Django's class takes no parameter
+    _ModelForm = forms.ModelForm
+
 WHEN = ("cron", "every", "tz", "missed")
 """Fields that say when a schedule ticks; they can be changed later."""
 
 
-class ChangeForm(forms.ModelForm):
+class ChangeForm(_ModelForm):
     """Changes when a schedule of the store ticks."""
 
     class Meta:
@@ -62,7 +67,7 @@ class AddForm(ChangeForm):
 
     built: Task[Any]
 
-    task = forms.ChoiceField(
+    task: forms.ChoiceField = forms.ChoiceField(
         choices=lambda: [("", "---------"), *task_choices.choices()],
         help_text="A task of this project.",
     )
@@ -70,7 +75,7 @@ class AddForm(ChangeForm):
     class Meta(ChangeForm.Meta):
         """All fields."""
 
-        fields = ("name", "task", "queue", "arguments", *WHEN)
+        fields: tuple[str, ...] = ("name", "task", "queue", "arguments", *WHEN)
 
     def _check(self) -> None:
         super()._check()
