@@ -21,6 +21,7 @@ from qsync.errors import (
 )
 from qsync.task import Task
 from tests.simulation.entries import US
+from tests.simulation.limits import LIMITED
 from tests.simulation.threads import current_thread
 from tests.simulation.work import KINDS, QUEUES, Books, Wanted, accept
 
@@ -38,6 +39,7 @@ class Maker:
         unique: float,
         priorities: random.Random | None,
         types: Sequence[str],
+        limits: float = 0.0,
     ) -> None:
         self._name = name
         self._random = rng
@@ -46,6 +48,7 @@ class Maker:
         self._unique = unique
         self._priorities = priorities
         self._types = types
+        self._limits = limits
         self._made = 0
 
     def task(self) -> Task:
@@ -77,6 +80,8 @@ class Maker:
         if self._priorities is not None and self._priorities.random() < 0.4:
             options["priority"] = self._priorities.choice((1, 5, 7, 9))
         options["retry_delay"] = rng.choice((0.01, 0.3, 1.5))
+        if self._limits and rng.random() < self._limits:
+            options["limits"] = rng.choice(LIMITED)
         seconds = {"ok": 0.0, "slow": rng.choice((0.2, 0.6, 0.6, 1.5, 3.5))}.get(
             kind, rng.uniform(-0.3, 0.3)
         )

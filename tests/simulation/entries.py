@@ -42,6 +42,7 @@ class Entry:
     remembered_until_us: int = 0
     """Time until which no other task is taken under this id, after the last one was."""
     lock: str = ""
+    limits: tuple[str, ...] = ()
     cancel_asked: bool = False
     cancel_retention: Any = ""
     cancel_asked_us: int = 0

@@ -14,6 +14,7 @@ from qsync import codec
 from qsync.message import NORMAL_PRIORITY
 from tests.simulation.editor import is_edit
 from tests.simulation.entries import US, Delivery, Entry
+from tests.simulation.limits import RULES
 from tests.simulation.process import Proc
 from tests.simulation.stored import StoredBook
 
@@ -176,6 +177,7 @@ class Ledger:
         given = codec.decode(packed) if packed else ("", "", "", 0, 0)
         due, _, lock, _, remember_us = given[:5]
         entry.priority = given[6] if len(given) > 5 else NORMAL_PRIORITY
+        entry.limits = tuple(given[5]) if len(given) > 5 else ()
         if self._latest_us < entry.remembered_until_us and not entry.cancel_asked:
             self.find(f"{id} is made again within the time that its id is remembered")
         entry.remembered_until_us = now + remember_us
@@ -253,6 +255,20 @@ class Ledger:
             length_us = int(lease_us)
             ends = self._clock() + length_us / US
             entry.deliveries.append(Delivery(token, now, now + length_us, ends, length_us))
+            self._check_slots(entry)
+
+    def _check_slots(self, entry: Entry) -> None:
+        """No more tasks than a limit allows have leases that hold."""
+        for limit in entry.limits:
+            rule = RULES.get(limit.partition(":")[0])
+            held = [
+                other.id
+                for other in self.entries.values()
+                if other.queue == entry.queue and limit in other.limits and other.lease is not None
+                and other.lease.expires_us > self._latest_us
+            ]  # fmt: skip
+            if rule is not None and rule.concurrency is not None and len(held) > rule.concurrency:
+                self.find(f"{len(held)} tasks hold {limit}: {held}")
 
     def _lapsed(self, entry: Entry, lease: Delivery, now: int) -> None:
         lease.ended = "lapsed"

@@ -20,6 +20,7 @@ from tests.simulation import brokers, clock
 from tests.simulation.clients import AsyncUser, BlockingUser, Maker
 from tests.simulation.editor import Editor
 from tests.simulation.ledger import MOVED, Ledger
+from tests.simulation.limits import RULES
 from tests.simulation.loop import SimLoop
 from tests.simulation.network import Network
 from tests.simulation.process import FATES, Proc
@@ -119,6 +120,8 @@ class Population:
             shutdown_timeout=world.rng.choice((0.0, 0.5, 3.0)),
             server_id=self._host(process),
         )
+        if world.profile.limits:
+            server.limits = RULES
         world.ledger.servers[server.holder] = process
         if changed and world.ledger.changed_us is None:
             world.ledger.changed_us = world.network.store.now_us
@@ -217,6 +220,7 @@ class Population:
                 if world.profile.flow
                 else None,
                 types=world.profile.types,
+                limits=world.profile.limits,
             )
             rng = random.Random(f"user {world.seed} {process.name}")
             make = self._user_in_thread if blocking else self._user

@@ -50,3 +50,5 @@ class Profile:
         """Whether a client puts schedules into the store."""
         self.flow = rng.random() < 0.3
         """Whether there are priorities, and an editor whose tasks replace one another."""
+        self.limits = 0.6 if self.tasks % 3 == 0 else 0.0
+        """Share of tasks with limits. It is not drawn, so other histories stay as they are."""

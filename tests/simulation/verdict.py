@@ -32,9 +32,10 @@ POLL_S: Final = 0.5
 FINISHED: Final = ("completed", "dead")
 HASHES: Final = (
     "tasks", "owner", "keys", "progress", "crashes", "failures", "results", "cancels", "unique",
-    "stats", "successors",
+    "stats", "successors", "holds", "limits",
 )  # fmt: skip
-UNFINISHED: Final = ("scheduled", "pending", "active", "retry")
+UNFINISHED: Final = ("scheduled", "pending", "limited", "active", "retry")
+WAITERS: Final = ("waiters", "openings")
 SUCCEEDS: Final = ("ok", "slow", "nested", "progress", "crash", "block")
 
 
@@ -65,7 +66,11 @@ class Verdict:
 
     def _read_all(self) -> None:
         """Read at once whatever will be looked at: from now on nothing changes any more."""
-        names = [(queue, name) for queue in QUEUES for name in (*UNFINISHED, *FINISHED, *HASHES)]
+        names = [
+            (queue, name)
+            for queue in QUEUES
+            for name in (*UNFINISHED, *WAITERS, *FINISHED, *HASHES)
+        ]
         replies = self.store.read([self._command(*name) for name in names])
         self._last = dict(zip(names, map(_pairs, replies), strict=True))
 
@@ -164,6 +169,12 @@ class Verdict:
                 ):
                     continue  # it came when the servers were about to stop
                 self.find(f"{name} of {queue} still holds {id}")
+        for name in ("holds", "waiters", "openings", "limited"):
+            if left := self._fields(queue, name):
+                self.find(f"{name} of {queue} still has {left}")
+        for limit, text in self._fields(queue, "limits").items():
+            if text.split()[:2] not in ([b"0", b"0"], ["0", "0"]):
+                self.find(f"slots of {limit} in {queue} are counted as {text!r}, and all has ended")
         upkept_us = self.ledger.upkept_us.get(queue, 0) - self.ledger.back_us
         for lock, value in self._fields(queue, "unique").items():
             if lock.startswith("@"):
