@@ -8,7 +8,16 @@ import pytest
 
 from qsync import InvalidTask, Task
 from qsync.broker import limit_ops, ops
+from qsync.broker.limit_ops import LimitsPage, LimitState
+from qsync.diagnostics.doctor import limit_findings
+from qsync.diagnostics.limit_check import (
+    QueueLimits,
+    examine_limits,
+    problems_of,
+    read_limits,
+)
 from qsync.inspector import LimitInfo
+from qsync.keys import GlobalKeys
 from qsync.limit import LimitRule
 from tests.support.inspector_driver import POLICY, Bed, S, bed
 from tests.support.server import run
@@ -184,3 +193,37 @@ def test_limited_tasks_are_listed_found_cancelled_and_purged(store: Store, prefi
             assert (await inspector.limit("customer:42")).waiting == 0
 
     run(main())
+
+
+def test_doctor_names_limits_without_a_rule_and_tasks_that_wait_for_long(
+    store: Store, prefix: str
+) -> None:
+    async def main() -> None:
+        async with bed(store.url, prefix) as made:
+            keys = GlobalKeys(prefix)
+            await made.enqueue(Task("t"))
+            assert await examine_limits(made.broker, keys) is None
+            await limited(made, "a", "b", limits=["customer:42"])
+            await lease(made)
+            [text] = await examine_limits(made.broker, keys) or []
+            assert text.startswith("customer:42 of default has no rule, so anything may start")
+            await declare(made, customer=LimitRule(concurrency=1))
+            assert await examine_limits(made.broker, keys) == []
+            [found] = limit_findings([])
+            assert (found.name, found.level) == ("limits", "ok")
+            await limited(made, "c", limits=["customer:42"])
+            [queue] = await read_limits(made.broker, keys)
+            assert problems_of([queue]) == []
+            [text] = problems_of([queue._replace(waited_s=7200.0)])
+            assert "has done so for long in default (2 h" in text
+            [found] = limit_findings([text])
+            assert found.level == "warning"
+
+    run(main())
+
+
+def test_doctor_names_a_limit_that_nothing_will_open() -> None:
+    state = LimitState("x", 0, 0, 3, None, None)
+    page = LimitsPage(0, {"x": TWO}, {}, [state], "0")
+    [text] = problems_of([QueueLimits("default", page, 0.0)])
+    assert text == "tasks wait for x of default, and nothing will start them: --audit"

@@ -15,10 +15,12 @@ from qsync import (
     ConfigError,
     Mux,
     Qsync,
+    RateLimited,
     Snooze,
     Task,
     TaskCancelled,
     TaskInfo,
+    TaskNotFound,
     TaskStatus,
     current,
 )
@@ -290,3 +292,29 @@ def test_outcome_is_a_metric_of_its_own(valkey: Store, prefix: str) -> None:
     text = asyncio.run(main())
     assert 'outcome="snoozed",queue="default",type="t"} 1' in text
     assert 'outcome="handed_back",queue="default",type="t"} 0' in text
+
+
+async def test_batch_may_snooze_some_of_its_tasks(app: Qsync) -> None:
+    told: list[str] = []
+    app.on("snoozed")(lambda task, error: told.append(task.id))
+
+    @app.batch("index", max_size=3, max_wait=0.2, limits=["api"])
+    async def index(tasks: list[TaskInfo]) -> list[object]:
+        outcomes: dict[bytes, object] = {b"now": None, b"later": Snooze(3600)}
+        return [outcomes.get(task.payload, RateLimited(3600)) for task in tasks]
+
+    app.limit("api", rate=1_000_000, per=1, burst=1000)
+    async with app, app.server(), app.async_client() as client:
+        kinds = (b"now", b"later", b"closed")
+        done, later, closed = await client.enqueue_many([index.build(kind) for kind in kinds])
+        status = await snoozed(later)
+        assert status.attempt == 1
+
+        async def limited() -> bool:
+            return (await closed.info()).state == "limited"
+
+        await wait_until_async(limited)
+        await until(lambda: len(told) == 2)
+        assert sorted(told) == sorted([later.id, closed.id])
+        with pytest.raises(TaskNotFound):
+            await done.info()
