@@ -194,6 +194,12 @@ def test_what_is_wrong_with_a_payload_or_a_queue_is_said_at_once(
         colour.do(client.enqueue(Task("t"), queue="a b"))
 
 
+@pytest.mark.parametrize(("kind", "make"), [(Client, "client"), (AsyncClient, "async_client")])
+def test_a_client_of_a_url_is_refused_with_what_makes_one(kind: Any, make: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^broker: 'redis://x' is not a broker; .*\.{make}\(\)"):
+        kind("redis://x", prefix="p")
+
+
 @pytest.mark.parametrize("limit", [0, -1, True, 1.5, None])
 def test_a_payload_limit_is_a_positive_number(colour: Colour, store: Store, limit: Any) -> None:
     with pytest.raises(ConfigError, match=r"^payload_limit: "):
