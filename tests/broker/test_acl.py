@@ -128,6 +128,7 @@ async def life(client_url: str, server_url: str) -> None:
     @tasks.periodic(every=0.2, name="tick")
     async def tick() -> None: ...
 
+    tasks.limit("one", concurrency=1)
     done: list[str] = []
     options: dict[str, Any] = {"lease": 1.0, "sweep": 0.1, "shutdown_timeout": 1.0}
     async with Qsync(client_url, prefix=PREFIX).async_client() as client:
@@ -142,6 +143,9 @@ async def life(client_url: str, server_url: str) -> None:
             assert await many.result(10) == b"x"
             assert await client.find(many.id) == many
             assert (await client.enqueue(Task("again", retention=60, delay=0.01))).created
+            limited = [Task("echo", b"l", retention=60, limits=["one"]) for _ in range(3)]
+            for handle in await client.enqueue_many(limited):
+                assert await handle.result(10) == b"l"
             failing = await client.enqueue(Task("bad", retry=0, retention=60))
             with pytest.raises(TaskFailed, match="bad"):
                 await failing.result(10)
