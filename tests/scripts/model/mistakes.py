@@ -323,7 +323,7 @@ def waiter_that_nobody_moves() -> contextlib.AbstractContextManager[None]:
 
 def opening_that_nobody_keeps() -> contextlib.AbstractContextManager[None]:
     """A limit whose rate is used up keeps no time at which it opens."""
-    right = "    if any_waiters and has_waiter(limit, state) and not is_limit_full(state) then\n"
+    right = "    if any_waiters and not is_limit_full(state) and has_waiter(limit, state) then\n"
     return planted("include/limit_waiters.lua", right, "    if false then\n")
 
 

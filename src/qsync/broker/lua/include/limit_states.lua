@@ -32,31 +32,34 @@ local function begin_limits(now, needed)
   })
 end
 
--- Return concurrency, time between two starts and tolerance of a rule; nothing without a valid one.
+-- Return a rule as a table; false when it is not valid. Many limits have the same rule, which is read
+-- once.
+local rules_read = {}
 local function read_rule(text)
-  local slots, rate, per, burst = string.match(text or '', '^(%d+) (%d+) (%d+) (%d+)')
-  slots, rate = tonumber(slots), tonumber(rate)
-  if not slots then
-    return
+  if rules_read[text] == nil then
+    local slots, rate, per, burst = string.match(text, '^(%d+) (%d+) (%d+) (%d+)')
+    slots, rate = tonumber(slots), tonumber(rate)
+    local interval = slots and rate > 0 and tonumber(per) / rate or 0
+    rules_read[text] = slots and {
+      slots = slots > 0 and slots or math.huge, interval = interval,
+      tolerance = math.max(0, tonumber(burst) - 1) * interval,
+    } or false
   end
-  local interval = rate > 0 and tonumber(per) / rate or 0
-  return slots > 0 and slots or math.huge, interval, math.max(0, tonumber(burst) - 1) * interval
+  return rules_read[text]
 end
 
--- Return the state that is stored in `text`, under the first of `rules` that is valid.
-local function new_limit_state(text, rules)
-  local use, ready, tat, closed = string.match(text or '', '^(%d+) (%d+) (%d+) (%d+)$')
+local unlimited = { slots = math.huge, interval = 0, tolerance = 0 }
+
+-- Return the state that is stored in `text`, under a rule.
+local function new_limit_state(text, rule)
   local state = {
-    use = tonumber(use or 0), ready = tonumber(ready or 0), tat = tonumber(tat or 0),
-    closed = tonumber(closed or 0), stored = text,
-    slots = math.huge, interval = 0, tolerance = 0,
+    use = 0, ready = 0, tat = 0, closed = 0, stored = text,
+    slots = rule.slots, interval = rule.interval, tolerance = rule.tolerance,
   }
-  for _, rule in ipairs(rules) do
-    local slots, interval, tolerance = read_rule(rule)
-    if slots then
-      state.slots, state.interval, state.tolerance = slots, interval, tolerance
-      break
-    end
+  if text then
+    local use, ready, tat, closed = string.match(text, '^(%d+) (%d+) (%d+) (%d+)$')
+    state.use, state.ready = tonumber(use or 0), tonumber(ready or 0)
+    state.tat, state.closed = tonumber(tat or 0), tonumber(closed or 0)
   end
   return state
 end
@@ -85,8 +88,11 @@ local function read_limits(limits)
     local rules = redis.call('HMGET', KEYS.limit_rules, unpack(fields))
     for i = first, last do
       local at = 3 * (i - first)
-      limit_states[fresh[i]] =
-        new_limit_state(states[i - first + 1], { rules[at + 1], rules[at + 2], rules[at + 3] })
+      local rule = rules[at + 1] and read_rule(rules[at + 1])
+        or rules[at + 2] and read_rule(rules[at + 2])
+        or rules[at + 3] and read_rule(rules[at + 3])
+        or unlimited
+      limit_states[fresh[i]] = new_limit_state(states[i - first + 1], rule)
     end
   end
 end

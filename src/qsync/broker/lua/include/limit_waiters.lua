@@ -255,13 +255,12 @@ local function save_limits()
     local state = limit_states[limit]
     if state.use + state.ready > 0 or math.max(state.tat, state.closed) > limits_now then
       stored[#stored + 1] = limit
-      stored[#stored + 1] = table.concat({
-        to_text(state.use), to_text(state.ready), to_text(state.tat), to_text(state.closed),
-      }, ' ')
+      stored[#stored + 1] =
+        string.format('%.0f %.0f %.0f %.0f', state.use, state.ready, state.tat, state.closed)
     elseif state.stored then
       gone[#gone + 1] = limit
     end
-    if any_waiters and has_waiter(limit, state) and not is_limit_full(state) then
+    if any_waiters and not is_limit_full(state) and has_waiter(limit, state) then
       openings[#openings + 1] = to_text(math.ceil(limit_opens_at(state)))
       openings[#openings + 1] = limit
     else
