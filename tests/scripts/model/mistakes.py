@@ -345,27 +345,9 @@ def closed_limit_starts_tasks() -> contextlib.AbstractContextManager[None]:
     return planted("include/limit_states.lua", right, "early then")
 
 
-def half_of_the_limits_taken() -> contextlib.AbstractContextManager[None]:
-    """A task takes the first of its limits, and is parked since the second one refuses it."""
-    right = "      local refusing = body and limits and unstartable_limit(limits)\n"
-    wrong = (
-        right
-        + """      if refusing and refusing ~= limits[1] then
-        take_limits({ limits[1] })
-      end
-"""
-    )
-    return planted("include/lease_pending.lua", right, wrong)
-
-
 def waiter_of_a_cancelled_task() -> contextlib.AbstractContextManager[None]:
     """A limited task that is cancelled leaves its entry among the waiters."""
     return planted("cancel.lua", "      remove_waiters({ id })\n", "")
-
-
-def ready_kept_by_a_deleted_task() -> contextlib.AbstractContextManager[None]:
-    """A pending task that is deleted counts as ready for ever."""
-    return planted("delete.lua", "  release_ready(gone)\n", "")
 
 
 def newcomer_before_waiters() -> contextlib.AbstractContextManager[None]:
@@ -435,9 +417,7 @@ IN_SCRIPTS: Final = named(
     start_not_refunded,
     lapsed_start_refunded,
     closed_limit_starts_tasks,
-    half_of_the_limits_taken,
     waiter_of_a_cancelled_task,
-    ready_kept_by_a_deleted_task,
     newcomer_before_waiters,
     limited_leased_ahead,
     raised_rule_opens_nothing,

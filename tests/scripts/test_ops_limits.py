@@ -1,0 +1,78 @@
+"""Limits in the scripts: what the model check comes upon too rarely, said case by case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from qsync.broker import limit_ops, ops
+from qsync.limit import LimitRule
+from tests.support.limits import with_limits
+from tests.support.queue_driver import BINARIES, POLICY, Rig, S
+
+
+@pytest.fixture(params=BINARIES)
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with Rig(request.param) as rig:
+        rules = {"c": LimitRule(concurrency=2), "r": LimitRule(rate=1, per_us=S, burst=1)}
+        rig.run(limit_ops.put_limit_rules(rig.keys, rules, now_us=rig.now))
+        yield rig
+
+
+def send(rig: Rig, limits: tuple[str, ...], *ids: str) -> None:
+    rig.send([with_limits(task, *limits) for task in rig.tasks(*ids)])
+
+
+def state(rig: Rig, limit: str) -> bytes | None:
+    return rig.field("limits", limit)
+
+
+def test_pending_task_that_a_limit_refuses_is_parked_and_takes_none_of_its_limits(rig: Rig) -> None:
+    send(rig, ("c", "d"), "a")
+    rig.run(limit_ops.set_limit(rig.keys, "d", LimitRule(concurrency=1), "me", now_us=rig.now))
+    rig.set("limits", "d", "1 1 0 0")  # one more task has it than its new rule allows
+    assert rig.fetch().ids == []
+    assert rig.state("a") == "limited"
+    assert state(rig, "c") is None
+
+
+def test_deleted_pending_task_makes_room_for_a_waiter(rig: Rig) -> None:
+    send(rig, ("c",), "a", "b", "waits")
+    assert rig.state("waits") == "limited"
+    assert rig.delete("pending", "a") == 1
+    assert rig.state("waits") == "pending"
+    assert state(rig, "c") == b"0 2 0 0"
+
+
+def test_closed_limit_starts_nothing_before_its_time(rig: Rig) -> None:
+    send(rig, ("c",), "a", "b")
+    [a] = rig.lease(1)
+
+    rows = [ops.HandedBack(*a, None, b"", "c", 30 * S, True)]
+    rig.run(ops.hand_back(rig.keys, rows, now_us=rig.now))
+    assert rig.fetch().ids == []
+    rig.now += 30 * S
+    assert rig.fetch().ids == ["a", "b"]
+
+
+def test_rate_lets_a_burst_start_and_then_one_at_a_time(rig: Rig) -> None:
+    send(rig, ("r",), "a", "b", "c")
+    assert rig.fetch().ids == ["a"]
+    reply = rig.fetch()
+    assert reply.ids == []
+    assert reply.next_due_us == S
+    rig.now += S
+    assert rig.fetch().ids == ["b"]
+
+
+def test_server_without_free_slots_gets_no_limited_task(rig: Rig) -> None:
+
+    send(rig, ("c",), "a")
+    rig.enqueue("plain")
+    call = ops.fetch(
+        rig.keys, server="s", number=99, wanted=5, policy=POLICY, free=0, now_us=rig.now
+    )
+    reply = rig.run(call)
+    assert reply.ids == ["plain"]
+    assert (reply.left, reply.left_for_free) == (False, True)
