@@ -211,6 +211,14 @@ def test_window_of_an_ended_holder_is_kept(rig: Rig) -> None:
     assert replace(rig, "b", "new") == ("duplicate", "a")
 
 
+def test_task_with_the_id_of_an_ended_holder_is_not_replaced(rig: Rig) -> None:
+    rig.enqueue("a", unique=400, unique_key="doc")
+    rig.complete(*rig.lease())
+    rig.enqueue("a", payload=b"other work", delay=60)
+    assert replace(rig, "b", "new") == ("duplicate", "a")
+    assert payload(rig, "a") == "other work"
+
+
 def test_debounced_task_runs_after_the_last_call_with_its_payload(rig: Rig) -> None:
     assert debounce(rig, "a", "1") == ("created", "a")
     for n, step in enumerate((4, 4, 3), start=2):

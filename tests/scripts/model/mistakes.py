@@ -247,10 +247,10 @@ def replaced_task_runs_the_old_payload() -> contextlib.AbstractContextManager[No
     return planted("include/replace_holder.lua", right, "")
 
 
-def successor_lost_on_retry() -> contextlib.AbstractContextManager[None]:
-    """A task that was replaced while it ran is retried with the old payload."""
-    right = "successors, held, held_ids = split_successors(held, held_ids)\n"
-    return planted("retry.lua", right, "successors = split_successors({}, {})\n")
+def successor_with_the_old_payload() -> contextlib.AbstractContextManager[None]:
+    """A task that was replaced while it ran starts anew with the payload that it had."""
+    right = "  redis.call('HSET', KEYS.tasks, unpack(bodies))\n"
+    return planted("include/start_successors.lua", right, "")
 
 
 def successor_lost_in_a_crash() -> contextlib.AbstractContextManager[None]:
@@ -404,7 +404,7 @@ IN_SCRIPTS: Final = named(
     head_of_another_priority,
     priority_lost_on_promotion,
     replaced_task_runs_the_old_payload,
-    successor_lost_on_retry,
+    successor_with_the_old_payload,
     successor_lost_in_a_crash,
     debounce_without_an_end,
     repeated_replacement_counts_again,

@@ -272,10 +272,10 @@ class Queue:
     def replace(self, now: int, sent: NewTask, holder: str) -> str:
         """Let a task take the place of the holder of its lock; the outcome."""
         task = self.tasks.get(holder)
-        if task is None or task.state not in UNFINISHED:
-            return "replaced" if task and task.sent.message == sent.message else "duplicate"
-        if task.sent.message == sent.message:
+        if task and task.sent.message == sent.message:
             return "replaced"
+        if task is None or task.lock != sent.lock:
+            return "duplicate"
         if task.state == "active":
             waits = task.successor
             if waits is None or waits.sent.message != sent.message:

@@ -121,7 +121,8 @@ local function change_waiting(now, head, message, option, holder, set_key, store
 end
 
 -- Let a task take the place of the holder of its lock. Returns the outcome: `replaced`; or
--- `duplicate` when the holder has ended and only the window of its lock is left. A repeated call
+-- `duplicate` when the holder has ended and only the window of its lock is left; another task may
+-- have its id by then. A repeated call
 -- finds its own message and changes nothing.
 local function replace_holder(now, head, message, option, holder)
   local stored = redis.call('HGET', KEYS.tasks, holder)
@@ -129,6 +130,8 @@ local function replace_holder(now, head, message, option, holder)
     return 'duplicate'
   elseif string.sub(stored, #head + 9) == message then
     return 'replaced'
+  elseif redis.call('HGET', KEYS.unique, '@' .. holder) ~= option[3] then
+    return 'duplicate'
   end
   for _, set_key in ipairs({ KEYS.scheduled, KEYS.pending, KEYS.limited, KEYS.retry }) do
     if redis.call('ZSCORE', set_key, holder) then
