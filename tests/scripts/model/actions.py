@@ -45,7 +45,7 @@ OPTIONS: Final[tuple[dict[str, Any], ...]] = (
     {"unique_key": "l", "on_duplicate": "replace", "delay": 5, "priority": 9},
     {"unique_key": "l", "on_duplicate": "replace", "remember_us": 100 * S},
     {"unique_key": "m", "debounce": 5, "debounce_max": 12, "priority": 8},
-    {"unique_key": "l", "debounce": 5, "fairness_key": "m"},
+    {"unique_key": "l", "debounce": 5, "debounce_max": 5, "fairness_key": "m"},
 )
 
 RULES: Final = {
