@@ -67,6 +67,8 @@ class ProcessHealth(msgspec.Struct, frozen=True):
     """Time since its last answer or its start, in seconds."""
     ended: str = ""
     """How the process ended; empty while it runs or once another has replaced it."""
+    was_ready: bool = True
+    """Whether the process has ever taken tasks, as far as its parent knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,8 @@ def _idle_because(report: ProcessHealth) -> list[str]:
     who, condition = _who(report), report.condition
     if report.ended:
         return [f"{who} {report.ended}"]
+    if condition is None and not report.was_ready:
+        return [f"{who} has not started yet"]
     if condition is None:
         return [f"{who} has not answered for {report.unheard_s:.1f} s"]
     if not condition.started:

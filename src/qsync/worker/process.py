@@ -146,7 +146,8 @@ class Child:
         finally:
             del self._asking[number]
         unheard_s = time.monotonic() - self._heard_at
-        return ProcessHealth(self.number, self.pid, condition, unheard_s)
+        was_ready = self._ready_at is not None
+        return ProcessHealth(self.number, self.pid, condition, unheard_s, was_ready=was_ready)
 
     def on_report(self, report: Mapping[str, Any]) -> None:
         """Apply a report from the child."""
