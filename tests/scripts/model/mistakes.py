@@ -89,7 +89,8 @@ end
     wrong = "      redis.call('HSET', KEYS.meta, 'stash:' .. server, table.concat(due, ' '))\n"
     with (
         planted("fetch.lua", "-- 1 promote\n", moved),
-        planted("fetch.lua", call, with_server),
+        planted("fetch.lua", f"moved = {call}", f"moved = {with_server}"),
+        planted("fetch.lua", f"rest = {call}", f"rest = {with_server}"),
         planted("include/promote_due.lua", call, with_server),
         planted("include/promote_due.lua", right, wrong),
     ):
