@@ -168,12 +168,12 @@ def suspect_ends_before_its_settlement() -> contextlib.AbstractContextManager[No
 
 def no_look_after_the_mark() -> contextlib.AbstractContextManager[None]:
     """Lease and deadline are looked at before a task is marked, and not when that has been done."""
-    real = Runner._too_late
+    real = Runner.too_late
 
     def too_late(self: Runner, leased: LeasedTask) -> Any:
         return None if leased.phase == RUNNING else real(self, leased)
 
-    return exchanged(Runner, "_too_late", too_late)
+    return exchanged(Runner, "too_late", too_late)
 
 
 def begin_in_a_thread_without_a_look() -> contextlib.AbstractContextManager[None]:
