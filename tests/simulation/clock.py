@@ -16,6 +16,7 @@ from qsync import new_task, queue_announcer, result_listener, results, subscript
 from qsync.broker import aio, base, blocking
 from qsync.client import base as client_base
 from qsync.server import (
+    batch_call,
     capacity,
     config,
     control,
@@ -49,8 +50,8 @@ from tests.simulation.threads import (
 
 TIMED: Final = (
     runner, capacity, stopping, loop_watchdog, handler_context, isolation_timer, outage_log,
-    inline_start, lease_abandoner, aio, base, blocking, results, result_listener, subscriptions,
-    wake_channel,
+    inline_start, batch_call, lease_abandoner, aio, base, blocking, results, result_listener,
+    subscriptions, wake_channel,
 )  # fmt: skip
 """Modules that look at a clock."""
 
