@@ -176,6 +176,6 @@ def test_purge_does_not_offer_what_it_refuses(live: Live) -> None:
         ran = live.run("queue", "purge", "default", *words)
         assert ran.code == 2
         said = " ".join(ran.err.replace("--state active", "").split())
-        assert "pending, scheduled, retry, completed, dead" in said
+        assert "pending, limited, scheduled, retry, completed, dead" in said
         assert "active" not in said.replace("'--state'", "")
     assert "deleted" in live.ok("queue", "purge", "default", "-s", "pending", "--yes").out

@@ -80,7 +80,7 @@ def test_a_schedule_is_triggered_paused_and_resumed(nightly: Live) -> None:
     live = nightly
     listed = live.ok("schedule", "list").out.splitlines()
     assert listed[0].split() == [
-        "NAME", "QUEUE", "KIND", "SCHEDULE", "NEXT", "LAST", "ENQUEUED", "STATE",
+        "NAME", "QUEUE", "KIND", "SCHEDULE", "NEXT", "LAST", "TICK", "STATE",
     ]  # fmt: skip
     assert listed[1].startswith("night  other  program  0 3 * * * (Europe/Moscow)  in ")
     [found] = live.ok("schedule", "list", "--queue", "other", "--json").json

@@ -24,6 +24,19 @@ SECOND_US = 1_000_000
 pack = msgspec.msgpack.encode
 
 
+def plain(source: str) -> str:
+    """The plain variant of a script or a piece of one."""
+    kept, keeping = [], True
+    for line in source.splitlines():
+        match re.match(r"-- (flow:|plain:|end flow)$", line.strip()):
+            case None:
+                if keeping and not line.startswith("-- flow "):
+                    kept.append(re.sub(r"^-- plain ", "-- ", line))
+            case mark:
+                keeping = mark[1] != "flow:"
+    return "\n".join(kept)
+
+
 class ForeignClient:
     """A client that knows the scripts and the page about the data model, and nothing of qsync."""
 
@@ -35,10 +48,9 @@ class ForeignClient:
 
     def run(self, name: str, *args: str | bytes | int) -> Any:
         """Run a script on the keys of its header."""
-        body = (LUA / f"{name}.lua").read_text("utf-8")
-        shebang, body = body.split("\n", 1)
+        shebang, body = plain((LUA / f"{name}.lua").read_text("utf-8")).split("\n", 1)
         includes = " ".join(re.findall(r"^-- include: (.+)$", body, re.MULTILINE)).split()
-        pieces = [(LUA / "include" / f"{one}.lua").read_text("utf-8") for one in includes]
+        pieces = [plain((LUA / "include" / f"{one}.lua").read_text("utf-8")) for one in includes]
         text = "\n".join([shebang, *pieces, body])
         for kind in ("KEYS", "ARGV"):
             for slot, key in re.findall(rf"^-- ({kind}\[\d+\]) (\w+)", body, re.MULTILINE):

@@ -202,10 +202,15 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
             assert str(copy.name) not in told, told
 
 
+def options_of(command: Any) -> set[str]:
+    """The options of a command and of those below it."""
+    found = {option for param in command.params for option in param.opts}
+    return found.union(*map(options_of, getattr(command, "commands", {}).values()))
+
+
 def test_the_docs_name_options_and_files_that_exist() -> None:
     text = (DEPLOY.parent / "docs" / "operations.md").read_text()
-    group: Any = typer.main.get_command(app)
-    known = {option for param in group.commands["worker"].params for option in param.opts}
+    known = options_of(typer.main.get_command(app))
     assert set(re.findall(r"(?<![-|])--[a-z][a-z-]+", text)) <= known
     links = set(re.findall(r"\]\(\.\./([^)]+)\)", text))
     assert links == {

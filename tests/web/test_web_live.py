@@ -227,6 +227,13 @@ def test_every_action_beside_running_servers(system: Live) -> None:
             "/schedule/put",
             "/schedule/delete",
             "/queue/delete",
+            # In test_web_limits.py and test_web_actions.py.
+            "/limit/set",
+            "/limit/reset",
+            "/queue/bounds",
+            "/queue/bounds/reset",
+            "/queue/weight",
+            "/queue/weight/reset",
         }, (  # fmt: skip
             "each action was tried"
         )
