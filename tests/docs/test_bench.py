@@ -70,6 +70,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(folder, done.stdout, json.loads((folder / "figures.json").read_text()))
 
 
+def test_some_measures_are_taken_and_shown(tmp_path: Path) -> None:
+    done = bench("--only", "enqueue,latency", "--json", "-", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)["figures"]
+    assert {one["measure"] for one in figures} == {"enqueue", "latency"}
+    for one in figures:
+        assert one["value"] > 0, one
+        assert one["name"] in done.stderr
+
+
+@pytest.mark.slow  # the whole benchmark runs
 def test_every_measure_has_figures_and_each_is_in_the_table(run: Run) -> None:
     figures = run.written["figures"]
     assert list(dict.fromkeys(one["measure"] for one in figures)) == list(NAMES)
@@ -82,6 +93,7 @@ def test_every_measure_has_figures_and_each_is_in_the_table(run: Run) -> None:
         assert one["unit"] and one["how"]
 
 
+@pytest.mark.slow  # the whole benchmark runs
 def test_the_figures_are_of_what_they_say(run: Run) -> None:
     may_be_zero = {
         "scheduled tasks started early", "idle server, commands",
@@ -108,6 +120,7 @@ def test_the_figures_are_of_what_they_say(run: Run) -> None:
     assert 10 < value("idle server, memory") < value("busy server, memory") < 1000
 
 
+@pytest.mark.slow  # the whole benchmark runs
 def test_the_run_says_on_what_it_was(run: Run) -> None:
     machine = run.written["machine"]
     assert machine["command"] == (
@@ -121,6 +134,7 @@ def test_the_run_says_on_what_it_was(run: Run) -> None:
         assert word in said
 
 
+@pytest.mark.slow  # the whole benchmark runs
 def test_the_charts_follow_the_readers_scheme(run: Run) -> None:
     charts = sorted((run.folder / "charts/new").iterdir())
     assert [chart.name for chart in charts] == ["backlog.svg", "latency.svg", "rates.svg"]
@@ -136,6 +150,7 @@ def test_the_charts_follow_the_readers_scheme(run: Run) -> None:
         assert "nan" not in chart.read_text()
 
 
+@pytest.mark.slow  # the whole benchmark runs
 def test_nothing_is_left_of_the_private_store(run: Run) -> None:
     assert sorted(path.name for path in run.folder.iterdir()) == ["charts", "figures.json"]
 

@@ -47,6 +47,9 @@ QUICK: Final = (
 )  # fmt: skip
 """Mistakes that a few seeds find; `python -m tests.simulation --mistakes` tells of all of them."""
 
+LONG: Final = ("settle without token", "settling not renewed")
+"""Those that take a minute each to be found."""
+
 ENOUGH: Final = 64
 """Seeds within which each of these is found."""
 
@@ -242,6 +245,9 @@ def test_no_two_tasks_run_under_one_lock(client: redis.Redis) -> None:
     assert held > 6 * 5
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in QUICK],
+)
 def test_a_planted_mistake_is_found(client: redis.Redis, name: str) -> None:
     assert caught(MUTANTS[name], client, range(ENOUGH)) is not None
