@@ -28,6 +28,8 @@ class Delivery:
     """It began beside other suspects, so a crash is not charged to it."""
     ended: str | None = None
     started: bool = False
+    recovered: bool = False
+    """The store has taken it back from a dead server."""
 
 
 @dataclass(slots=True)

@@ -276,10 +276,24 @@ class Ledger:
         if self._latest_us < lease.expires_us:
             early = (lease.expires_us - self._latest_us) / US
             self.find(f"{entry.id} was taken {early} s before its lease")
-        server = self.servers.get(lease.token.rpartition("/")[0])
-        if server is not None and not server.alive:
-            self.recoveries.append(max(0.0, self._clock() - lease.expires_at))
+        self._recovered(lease)
         self.check_cause(entry, lease)
+
+    def see_owners(self, queue: str, owners: dict[bytes, bytes]) -> None:
+        """Note which tasks of dead servers are free again, after a fetch that recovered some.
+
+        They may wait long for their next server: for their limits, or until one has a free slot.
+        """
+        for entry in self.entries.values():
+            lease = entry.lease if entry.queue == queue and not entry.cancel_asked else None
+            if lease is not None and owners.get(entry.id.encode()) != lease.token.encode():
+                self._recovered(lease)
+
+    def _recovered(self, lease: Delivery) -> None:
+        server = self.servers.get(lease.token.rpartition("/")[0])
+        if server is not None and not server.alive and not lease.recovered:
+            lease.recovered = True
+            self.recoveries.append(max(0.0, self._clock() - lease.expires_at))
 
     def check_cause(self, entry: Entry, lease: Delivery) -> None:
         """A lease lapses only where its server could not renew it, at a third of it or later, or

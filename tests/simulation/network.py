@@ -250,6 +250,9 @@ class Network:
         queue = command[3].partition("}")[0].partition(":")[2]
         for id in self.ledger.observe(known.name, queue, self.store.now_us, args, reply):
             self._publish(command[3].partition("}")[0] + "}:done", id)
+        if known.name == "fetch" and (reply[3] or reply[4]):  # some recovered, or dead of crashes
+            owners = self.store.plain("HGETALL", command[3].partition("}")[0] + "}:owner")
+            self.ledger.see_owners(queue, dict(zip(owners[::2], owners[1::2], strict=True)))
 
     # What waits
 

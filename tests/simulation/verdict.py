@@ -316,7 +316,8 @@ class Verdict:
 
 
 def _pairs(flat: Any) -> dict[str, Any]:
-    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return {name.decode(errors="backslashreplace"): value for name, value in pairs}
 
 
 def explain(events: Any, id: str) -> list[str]:
