@@ -196,6 +196,7 @@ def trials(
         "spublish": (keys.done, "id"), "blpop": (key, 1),
         "hset": (key, "f", "v"), "hincrby": (key, "f", 1), "zadd": (key, 1, "m"),
         "zrangebyscore": (key, 0, 1), "zremrangebyscore": (key, 0, 1), "zrange": (key, 0, 1),
+        "zcount": (key, 0, 1),
         "ltrim": (key, 0, 0), "hscan": (key, 0), "zscan": (key, 0), "sscan": (key, 0),
         "type": (key,), "zlexcount": (key, "-", "+"), "zrangebylex": (key, "-", "+"),
     }  # fmt: skip
