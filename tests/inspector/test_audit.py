@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from qsync import Mux, Retry, SkipRetry, Task, TaskInfo
-from qsync.broker import limit_ops, ops, redis_clients, schedule_ops
+from qsync.bounds import Bounds
+from qsync.broker import bounds_ops, limit_ops, ops, redis_clients, schedule_ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.ops import LeaseRef
 from qsync.cli.main import app
@@ -143,6 +144,15 @@ def _lapsed(rig: Rig) -> bool:
 def _error(rig: Rig, id: str) -> str:
     status = rig.status(id)
     return str(status and status.last_error)
+
+
+def _bound(rig: Rig) -> None:
+    """From now on the queue keeps the size of its messages."""
+    rig.run(bounds_ops.put_program_bounds(rig.keys, Bounds(max_bytes=10**9)))
+
+
+def _bytes_kept(rig: Rig) -> int:
+    return sum(map(len, rig.client.hvals(_key(rig, "tasks"))))
 
 
 PLANTS = [
@@ -298,6 +308,12 @@ PLANTS = [
         lambda rig: rig.client.zscore(rig.keys.key("next_ticks"), "daily") is not None,
     ),
     Plant(
+        "a queue that has lost count of its bytes",
+        lambda rig: (_bound(rig), rig.set("meta", "bytes", 5)),
+        {("wrong bytes", "{test:queue}:meta")},
+        lambda rig: rig.field("meta", "bytes") == b"%d" % _bytes_kept(rig),
+    ),
+    Plant(
         "a queue whose schedules servers do not look at",
         lambda rig: rig.client.delete("test:schedule_queues"),
         {("not announced", "test:schedule_queues")},
@@ -323,6 +339,19 @@ def test_a_damage_is_found_and_mended(rig: Rig, plant: Plant) -> None:
     after = auditing(rig)
     assert after.damages == []
     assert plant.mended(rig)
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
+def test_a_damage_is_mended_in_a_bounded_queue(rig: Rig, plant: Plant) -> None:
+    """The size of all messages may be wrong by it too, and is right afterwards."""
+    fill(rig)
+    _bound(rig)
+    plant.plant(rig)
+    found = {(damage.kind, damage.id) for damage in auditing(rig, repair=True).damages}
+    wrong = {("wrong bytes", _key(rig, "meta"))}
+    assert found | wrong == plant.found | wrong
+    assert auditing(rig).damages == []
+    assert rig.field("meta", "bytes") == b"%d" % _bytes_kept(rig)
 
 
 def test_each_kind_of_damage_is_planted() -> None:
