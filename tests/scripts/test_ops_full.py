@@ -13,7 +13,9 @@ from tests.scripts.test_ops_twice import ALL, queue
 from tests.support.queue_driver import BINARIES, Rig, S
 
 REFUSED = {
-    "enqueue", "tick", "complete and keep", "put schedule", "put new schedule", "tick schedules",
+    "enqueue", "enqueue of priorities", "replace waiting", "replace active", "tick",
+    "complete and keep", "complete and keep replaced", "put schedule", "put new schedule",
+    "tick schedules",
 }  # fmt: skip
 
 
@@ -38,6 +40,15 @@ def test_only_what_brings_something_in_is_refused(rig: Rig, name: str) -> None:
         assert rig.dump() == before
     else:
         rig.run(call)
+
+
+@pytest.mark.parametrize("name", ["complete replaced", "complete replaced without room"])
+def test_the_next_run_of_a_replaced_task_is_not_lost(rig: Rig, name: str) -> None:
+    call = ALL[name](rig, queue(rig))
+    rig.client.config_set("maxmemory", 1)
+    rig.run(call)
+    assert rig.state("a") == "scheduled"
+    assert rig.field("successors", "a") is None
 
 
 def test_a_task_can_be_looked_at(rig: Rig) -> None:

@@ -77,7 +77,8 @@ def replace_holder(rig: Rig, held: list[LeaseRef] | None = None) -> Call[Any]:
 
 def end_replaced(rig: Rig, held: list[LeaseRef], call: Call[Any]) -> Call[Any]:
     """The end of attempts, of which one belongs to a task that was replaced meanwhile."""
-    message = rig.dump()["tasks"][held[0].id.encode()]
+    message = rig.field("tasks", held[0].id)
+    assert message is not None
     rig.set("successors", held[0].id, b"%d 1 k%s" % (rig.now + 5, message))
     rig.set("meta", "schema", "2")
     return call.in_flow()
@@ -93,9 +94,19 @@ OTHER: dict[str, Make] = {
     "replace waiting": lambda rig, held: replace_holder(rig),
     "replace active": lambda rig, held: replace_holder(rig, held),
     "complete replaced": lambda rig, held: end_replaced(
+        rig, held, ops.complete(rig.keys, [Completion(*one) for one in held], now_us=rig.now)
+    ),
+    "complete and keep replaced": lambda rig, held: end_replaced(
         rig,
         held,
         ops.complete(rig.keys, [Completion(*one, 5, b"r") for one in held], now_us=rig.now),
+    ),
+    "complete replaced without room": lambda rig, held: end_replaced(
+        rig,
+        held,
+        ops.complete_without_room(
+            rig.keys, [Completion(*one, 5, b"r") for one in held], now_us=rig.now
+        ),
     ),
     "retry replaced": lambda rig, held: end_replaced(
         rig, held, ops.retry(rig.keys, [Retried(*one, S, FAILURE) for one in held], now_us=rig.now)
