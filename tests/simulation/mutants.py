@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import redis
@@ -46,7 +46,7 @@ from tests.scripts.model.mistakes import (
     settle_without_token,
 )
 from tests.simulation import clock
-from tests.simulation.history import Outcome, live
+from tests.simulation.history import History, Outcome, live
 from tests.simulation.threads import Turns
 from tests.support.mutation import planted
 
@@ -373,18 +373,26 @@ MUTANTS: Final[dict[str, Plant]] = named(
 )  # fmt: skip
 
 
-def caught(plant: Plant, store: redis.Redis, seeds: Iterator[int] | range) -> Outcome | None:
+def caught(
+    plant: Plant,
+    store: redis.Redis,
+    seeds: Iterator[int] | range,
+    *,
+    arrange: Callable[[History], Any] | None = None,
+) -> Outcome | None:
     """The first of the seeds that finds the mistake; None when none of them does.
+
+    `arrange` may change what befalls the histories.
 
     A seed that goes wrong without the mistake too has found something else, and is told on stderr.
     """
     for seed in seeds:
         with plant():
-            outcome = live(seed, store)
+            outcome = live(seed, store, arrange=arrange)
         if outcome.wrong:
             if BROKE in outcome.wrong[0]:
                 raise AssertionError(f"what is planted does not fit the code: {outcome.wrong[0]}")
-            without = live(seed, store)
+            without = live(seed, store, arrange=arrange)
             if not without.wrong:
                 return outcome
             sys.stderr.write(f"seed {seed} is wrong with nothing planted: {without.wrong[0]}\n")

@@ -47,7 +47,7 @@ QUICK: Final = (
 )  # fmt: skip
 """Mistakes that a few seeds find; `python -m tests.simulation --mistakes` tells of all of them."""
 
-LONG: Final = ("settle without token", "settling not renewed")
+LONG: Final = ("settle without token",)
 """Those that take a minute each to be found."""
 
 ENOUGH: Final = 64
@@ -245,9 +245,26 @@ def test_no_two_tasks_run_under_one_lock(client: redis.Redis) -> None:
     assert held > 6 * 5
 
 
+def stalls_without_scripts(history: History) -> None:
+    """Let loops stall before they can repeat a call whose script the store had forgotten.
+
+    A settlement stays open for long then, though nothing keeps its server from renewing the lease.
+    Among all faults that is seen in one history of twenty, here in one of five.
+    """
+    profile = history.profile
+    profile.faults = {"stall": 1.0, "flush_scripts": 1.0}
+    profile.link = dict.fromkeys(FATES, 0.0)
+    profile.pause_s, profile.concurrency = 0.3, 10
+
+
+ARRANGED: Final = {"settling not renewed": stalls_without_scripts}
+"""What lets mistakes show early that are seldom seen among all faults."""
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in QUICK],
 )
 def test_a_planted_mistake_is_found(client: redis.Redis, name: str) -> None:
-    assert caught(MUTANTS[name], client, range(ENOUGH)) is not None
+    found = caught(MUTANTS[name], client, range(ENOUGH), arrange=ARRANGED.get(name))
+    assert found is not None
