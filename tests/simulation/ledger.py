@@ -145,7 +145,7 @@ class Ledger:
             if reply != (said if number == before else []):
                 self.find(f"enqueue {number} of {sender} is answered {reply}, and was by {said}")
             return  # said once more, and nothing was done
-        if sender and b"created" in reply[::2]:
+        if sender and {b"created", b"replaced"} & {*reply[::2]}:
             self._calls[queue, sender] = (number, now, reply)
         for at, ((id, _, options), outcome) in enumerate(zip(tasks, reply[::2], strict=False)):
             if is_edit(id):
