@@ -198,8 +198,9 @@ def test_each_script_is_called_again_after_each_error_that_passes(
         await broker.aclose()
 
     def block_on_all(erring: Erring) -> None:
-        with contextlib.closing(Broker(erring.address)) as broker:
-            for call in erring.calls():
+        # A broker for each call: once a queue has bounds, a broker knows to send the flow variants.
+        for call in erring.calls():
+            with contextlib.closing(Broker(erring.address)) as broker:
                 broker.run(call)
 
     def live(error: str) -> list[str]:
