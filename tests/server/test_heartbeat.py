@@ -15,6 +15,7 @@ from qsync.server.config import Config
 from qsync.server.leases import ThreadLeaseKeeper
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import FetchInFlight, QueueState
+from tests.support.server import until
 from tests.support.stores import Store
 
 
@@ -86,3 +87,20 @@ def test_it_says_what_it_keeps(store: Store, prefix: str) -> None:
 
     blocked(store, prefix, check)
     client.close()
+
+
+@pytest.mark.parametrize("steps", range(4))
+async def test_a_cancellation_in_the_moment_of_an_announcement_is_not_lost(
+    valkey: Store, prefix: str, steps: int
+) -> None:
+    """asyncio.wait_for of Python 3.11 ignores a cancellation that meets a result."""
+    async with Qsync(valkey.url, prefix=prefix) as app, app.server() as server:
+        control = server._control
+        announcing = asyncio.create_task(control.announce())
+        await until(lambda: len(control._again._waiters) == 2)  # type: ignore[attr-defined]
+        control.announce_now()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        announcing.cancel()
+        done, _ = await asyncio.wait([announcing], timeout=5)
+        assert done

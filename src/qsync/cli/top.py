@@ -81,7 +81,8 @@ def _watch(session: StoreSession, model: TopModel, out: Console, interval: float
                     model.trouble = str(error)
                 live.update(model.frame(out.height), refresh=True)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(quit.wait(), interval)
+                    async with asyncio.timeout(interval):
+                        await quit.wait()
 
     session.run(show())
 

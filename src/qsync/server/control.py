@@ -89,9 +89,11 @@ class Control:
                 backoff.reset()
             else:
                 self._outage.failed(ANNOUNCE, error)
+            pause = every if error is None else backoff.next()
+            # Not wait_for: before Python 3.12 it ignores a cancellation that meets a result.
             with contextlib.suppress(TimeoutError):
-                pause = every if error is None else backoff.next()
-                await asyncio.wait_for(self._again.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._again.wait()
 
     def announce_now(self) -> None:
         """Publish the record at once."""

@@ -34,7 +34,8 @@ async def read_store_info(
             outage.worked("start")
             return info
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stopping.wait(), backoff.next())
+            async with asyncio.timeout(backoff.next()):
+                await stopping.wait()
             return None
 
 

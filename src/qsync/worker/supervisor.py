@@ -203,7 +203,8 @@ class Supervisor:
         else:
             _tell_end(child, logging.WARNING, f"another starts in {delay:.1f} s")
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(slot.changed.wait(), delay)
+            async with asyncio.timeout(delay):
+                await slot.changed.wait()
 
     async def _launch(self, slot: _Slot) -> Child:
         """Start and return a new child; if the start fails, the child has already ended."""
@@ -294,9 +295,11 @@ class Supervisor:
     async def _replace(self, slot: _Slot) -> bool:
         old, new = slot.child, await self._launch(slot)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(new.changed.wait(), START_S)
+            async with asyncio.timeout(START_S):
+                await new.changed.wait()
             if not new.ended.is_set() and not self._plan.reload:
-                await asyncio.wait_for(new.ended.wait(), FIRST_S)
+                async with asyncio.timeout(FIRST_S):
+                    await new.ended.wait()
         if new.ended.is_set() or not new.changed.is_set():
             if not self._stopping.is_set():
                 what = (
@@ -318,7 +321,8 @@ class Supervisor:
         """Replace the children whenever a source file that one of them imported changes."""
         while not self._stopping.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), 0.5)
+                async with asyncio.timeout(0.5):
+                    await self._stopping.wait()
             if changed := self._watch.look():
                 log.info("%s changed: replacing the processes", ", ".join(changed))
                 await self._rolling_restart()
