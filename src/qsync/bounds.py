@@ -57,7 +57,7 @@ MAX_WEIGHT: Final = 1000.0
 
 
 def check_weight(value: object) -> float:
-    """Return the weight of a fairness key. Raise InvalidTask if it is none."""
+    """Return the weight of a fairness key. Raise InvalidTask if it is not valid."""
     if type(value) not in (int, float) or not MIN_WEIGHT <= cast("float", value) <= MAX_WEIGHT:
         msg = f"weight: {shorten(value)} is not a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}"
         raise InvalidTask(msg)

@@ -196,7 +196,7 @@ class RateLimited(Snooze):
 
 
 def _checked_delay(field: str, delay: float | timedelta) -> float | timedelta:
-    """Return the delay; raise ConfigError if it is none."""
+    """Return the delay; raise ConfigError if it is not valid."""
     seconds = _seconds(delay)
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         msg = f"{field}: {delay!r:.80} is neither a number of seconds nor a timedelta"

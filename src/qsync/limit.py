@@ -95,7 +95,7 @@ def limit_name(limit: str) -> str:
 
 
 def check_limit_name(value: object) -> str:
-    """Return the name of a limit. Raise InvalidTask if it is none."""
+    """Return the name of a limit. Raise InvalidTask if it is not valid."""
     if not isinstance(value, str) or not NAME.fullmatch(value):
         msg = (
             f"limit: {shorten(value)} is not 1 to 128 of the characters A-Z, a-z, 0-9, '_', '.' "
@@ -106,7 +106,10 @@ def check_limit_name(value: object) -> str:
 
 
 def check_limit(value: object, field: str = "limits") -> str:
-    """Return a limit: a name, or a name, a colon and a value. Raise InvalidTask if it is none."""
+    """Return a limit: a name, or a name, a colon and a value.
+
+    Raises InvalidTask if it is not valid.
+    """
     if not isinstance(value, str):
         raise InvalidTask(f"{field}: {shorten(value)} is not a text")
     if len(value) > LIMIT_LENGTH:

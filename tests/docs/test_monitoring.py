@@ -71,7 +71,7 @@ async def test_names_of_metrics_exist(valkey: Store, prefix: str) -> None:
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """The expressions of the alerts and of the panels, with what they belong to."""
+    """Yield each expression of an alert or a panel, with its name."""
     for group in yaml.safe_load(RULES.read_text())["groups"]:
         for rule in group["rules"]:
             yield rule["alert"], rule["expr"]

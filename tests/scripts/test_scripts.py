@@ -59,7 +59,7 @@ every_script = pytest.mark.parametrize("name", VARIANTS)
 
 @cache
 def functions(*, flow: bool) -> dict[str, tuple[str, Function]]:
-    """Every shared function of a variant: its name, the piece it is in, and itself."""
+    """Yield name, include and text of each shared function of a variant."""
     return {
         function.name: (piece, function)
         for piece in INCLUDES

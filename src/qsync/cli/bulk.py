@@ -10,7 +10,7 @@ import typer
 
 from qsync.cli.command import INTERRUPTED
 from qsync.cli.output import print_json, print_line
-from qsync.cli.prompts import Progress
+from qsync.cli.prompts import Progress, confirm
 from qsync.cli.store import StoreSession, all_queues, exit_unknown_queue
 from qsync.formatting import plural
 from qsync.inspector import Filter, Inspector, Step
@@ -18,7 +18,7 @@ from qsync.inspector.tasks import LIMIT
 from qsync.state import TaskState
 
 MakeStep = Callable[..., Awaitable[Step]]
-"""Makes a step of a queue, a filter and a cursor, as `Inspector.run_dead` does."""
+"""Makes a step of a queue, a state, a filter and a cursor, as `Inspector.retry_matching` does."""
 
 
 class Selection(Protocol):
@@ -52,6 +52,11 @@ class BulkJob:
             print_json({"scanned": total, "found": count, "dry_run": True})
         else:
             print_line(f"{count:,} of {total:,} {self.state} tasks would be {self.verb}")
+
+    def confirm(self, verb: str) -> None:
+        """Ask before the change, with the number of tasks; do not ask if there are none."""
+        if number := self.count()[0]:
+            confirm(f"{verb} {plural(number, f'{self.state} task')}?", yes=False)
 
     def run(self, make_step: MakeStep) -> None:
         """Run all steps for all queues and print a report, also after Ctrl-C."""
@@ -103,7 +108,7 @@ class BulkJob:
         done = Step(scanned=0, done=0, cursor=None)
         try:
             for name in (name for name, count in counts.items() if count):
-                async for step in inspector.steps(make_step, name, self.filters.filter):
+                async for step in inspector.steps(make_step, name, self.state, self.filters.filter):
                     steps.append(step)
                     done += step
                     progress.show(

@@ -43,6 +43,21 @@ def exit_with(message: str, code: int = NOT_DONE) -> NoReturn:
     raise typer.Exit(code)
 
 
+def runs_alone(context: typer.Context) -> bool:
+    """Return whether a group runs without one of its commands.
+
+    Exits if options of the group stand before a command, which has options of its own.
+    """
+    set_command_path(context.command_path)
+    if context.invoked_subcommand is None:
+        return True
+    sources = map(context.get_parameter_source, context.params)
+    if any(source is not None and source.name == "COMMANDLINE" for source in sources):
+        command = f"{context.command_path} {context.invoked_subcommand} ..."
+        exit_with(f"put the options after the command: {command}", USAGE)
+    return False
+
+
 class Command(TyperCommand):
     """A command that sets the command path when it runs."""
 

@@ -18,10 +18,8 @@ from qsync.cli.options import (
     StoreOptions,
     Yes,
 )
-from qsync.cli.prompts import confirm
 from qsync.cli.store import open_store
 from qsync.cli.task_list import TaskQuery, list_matching
-from qsync.formatting import plural
 from qsync.state import TaskState
 
 dead: Final = Group(name="dead", help="List, retry and delete dead tasks.", no_args_is_help=True)
@@ -72,7 +70,7 @@ def retry(
         if dry_run:
             job.print_dry_run()
         else:
-            job.run(session.inspector.run_dead)
+            job.run(session.inspector.retry_matching)
 
 
 @dead.command()
@@ -98,10 +96,8 @@ def delete(
             job.print_dry_run()
             return
         if not yes:
-            number, _ = job.count()
-            if number:
-                confirm(f"Delete {plural(number, 'dead task')}?", yes=yes)
-        job.run(session.inspector.delete_dead)
+            job.confirm("Delete")
+        job.run(session.inspector.delete_matching)
 
 
 def _check(filters: FilterOptions, everything: bool) -> None:

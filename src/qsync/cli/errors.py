@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
 from qsync.cli.bulk import BulkJob
-from qsync.cli.command import EXIT_CODES, USAGE, Group, exit_with, set_command_path, with_options
+from qsync.cli.command import EXIT_CODES, USAGE, Group, exit_with, runs_alone, with_options
 from qsync.cli.listing import OutputOptions
 from qsync.cli.options import DryRun, Json, NewerThan, OfType, OnlyQueue, StoreOptions, Yes
 from qsync.cli.output import Column, Row, count_cell, print_json, print_line, print_table
-from qsync.cli.prompts import Progress, confirm
+from qsync.cli.prompts import Progress
 from qsync.cli.store import StoreSession, all_queues, exit_unknown_queue, open_store
 from qsync.cli.task_detail import print_error
-from qsync.formatting import local_time, plural, relative
-from qsync.inspector import ErrorGroup, Filter, Inspector, Step, merge_groups
+from qsync.formatting import local_time, relative
+from qsync.inspector import ErrorGroup, Filter, Inspector, merge_groups
 from qsync.inspector.fingerprint import FAILING
 from qsync.state import TaskState
 
@@ -77,17 +77,8 @@ def errors_alone(
     output: OutputOptions,
 ) -> None:
     """List the errors if no command is given."""
-    set_command_path(ctx.command_path)
-    if ctx.invoked_subcommand is None:
+    if runs_alone(ctx):
         _list(Selected(queue, _filter(type, newer_than)), states or FAILING, store, output)
-    elif any(_is_given(ctx, name) for name in ctx.params):
-        command = f"{ctx.command_path} {ctx.invoked_subcommand} ..."
-        exit_with(f"put the options after the command: {command}", USAGE)
-
-
-def _is_given(ctx: typer.Context, name: str) -> bool:
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 @errors.command("list")
@@ -240,11 +231,11 @@ def retry(
     For example, once the provider is back: qsync errors retry 1f0c2a9b
     """
     with open_store(store) as session:
-        job, next_step = _job(session, id, queue, state, "retry_matching", "pending now", as_json)
+        job = _job(session, id, queue, state, "pending now", as_json)
         if dry_run:
             job.print_dry_run()
         else:
-            job.run(next_step)
+            job.run(session.inspector.retry_matching)
 
 
 @errors.command()
@@ -260,31 +251,18 @@ def delete(
 ) -> None:
     """Delete the tasks of an error."""
     with open_store(store) as session:
-        job, next_step = _job(session, id, queue, state, "delete_matching", "deleted", as_json)
+        job = _job(session, id, queue, state, "deleted", as_json)
         if dry_run:
             job.print_dry_run()
             return
         if not yes:
-            confirm(f"Delete {plural(job.count()[0], f'{state} task')}?", yes=False)
-        job.run(next_step)
+            job.confirm("Delete")
+        job.run(session.inspector.delete_matching)
 
 
 def _job(
-    session: StoreSession,
-    id: str,
-    queue: str | None,
-    state: TaskState,
-    name: str,
-    verb: str,
-    as_json: bool,
-) -> tuple[BulkJob, Any]:
-    """Return the change of the tasks of a group, and its step."""
-    group = _one(session, id, queue)
-    selected = Selected(queue, Filter(group=group.id))
-    make_step = getattr(session.inspector, name)
-
-    async def next_step(queue: str, *args: Any, **options: Any) -> Step:
-        step: Step = await make_step(queue, state, *args, **options)
-        return step
-
-    return BulkJob(session, selected, state, verb, as_json), next_step
+    session: StoreSession, id: str, queue: str | None, state: TaskState, verb: str, as_json: bool
+) -> BulkJob:
+    """Return the change of the tasks of a group."""
+    selected = Selected(queue, Filter(group=_one(session, id, queue).id))
+    return BulkJob(session, selected, state, verb, as_json)

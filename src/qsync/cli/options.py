@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Annotated, Any, Final
@@ -199,6 +200,17 @@ def moment_of(text: str) -> datetime:
         raise typer.BadParameter(
             f"{text!r} is not a time; write 2026-12-01T08:00 or 2026-12-01T08:00+01:00"
         ) from None
+
+
+def column_of(names: Collection[str]) -> Callable[[str], str]:
+    """Return a parser of `--sort`: it takes one of these names in any case."""
+
+    def parse(text: str) -> str:
+        if text.lower() not in names:
+            raise typer.BadParameter(f"{text!r} is not one of {', '.join(names)}")
+        return text.lower()
+
+    return parse
 
 
 OfType = Annotated[

@@ -98,7 +98,7 @@ def set_bounds(
 
     For example: qsync queue set mail --max-tasks 100000 --max-bytes 1GiB
 
-    Options that are left out stay as they are now. Nothing is removed from a queue that has more.
+    Options that are left out keep their values. A queue that is over a new bound loses no tasks.
     """
     author = current_user() if by is None else by
     with open_store(store) as session:

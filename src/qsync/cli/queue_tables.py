@@ -7,6 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
+from qsync.cli.options import column_of
 from qsync.cli.output import COLOURS, Cell, Column, Row, count_cell, print_line, print_table
 from qsync.formatting import duration, relative
 from qsync.inspector import Overview, Pause, QueueInfo
@@ -25,17 +26,10 @@ _RARE: Final = ("crashed", "cancelled", "trimmed", "lost", "dropped")
 """Counters that are left out if they are 0 in all rows."""
 
 
-def sort_key(text: str) -> str:
-    """Return the name of a column to sort queues by; BadParameter if there is none."""
-    if text.lower() not in SORTS:
-        raise typer.BadParameter(f"{text!r} is not one of {', '.join(SORTS)}")
-    return text.lower()
-
-
 SortQueues = Annotated[
     str,
     typer.Option(
-        "--sort", metavar="COLUMN", parser=sort_key, show_default=False,
+        "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
         autocompletion=lambda: list(SORTS),
         help=f"Column to sort by, the largest first: {', '.join(SORTS)}.  [default: name]",
     ),

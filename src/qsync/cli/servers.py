@@ -9,9 +9,9 @@ import typer
 
 from qsync.cli import completion
 from qsync.cli.change_report import Outcome, finish
-from qsync.cli.command import EXIT_CODES, USAGE, Group, exit_with, set_command_path, with_options
+from qsync.cli.command import EXIT_CODES, Group, runs_alone, with_options
 from qsync.cli.listing import Format, OutputOptions
-from qsync.cli.options import Json, StoreOptions
+from qsync.cli.options import Json, StoreOptions, column_of
 from qsync.cli.output import Cell, Column, Row, print_line, print_table
 from qsync.cli.store import open_store, unknown_name
 from qsync.formatting import duration, percent, plural, relative
@@ -38,17 +38,10 @@ SORTS: Final[dict[str, Callable[[ServerInfo], Any]]] = {
 }
 
 
-def sort_key(text: str) -> str:
-    """Return the name of a column to sort servers by; BadParameter if there is none."""
-    if text.lower() not in SORTS:
-        raise typer.BadParameter(f"{text!r} is not one of {', '.join(SORTS)}")
-    return text.lower()
-
-
 Sort = Annotated[
     str,
     typer.Option(
-        "--sort", metavar="COLUMN", parser=sort_key, show_default=False,
+        "--sort", metavar="COLUMN", parser=column_of(SORTS), show_default=False,
         autocompletion=lambda: list(SORTS),
         help="Column to sort by: id; running or up: the largest first.  [default: id]",
     ),
@@ -68,17 +61,8 @@ def servers_alone(
     output: OutputOptions,
 ) -> None:
     """List the running servers if no command is given."""
-    set_command_path(ctx.command_path)
-    if ctx.invoked_subcommand is None:
+    if runs_alone(ctx):
         _list(tasks, sort, store, output)
-    elif any(_is_given(ctx, name) for name in ctx.params):
-        command = f"{ctx.command_path} {ctx.invoked_subcommand} ..."
-        exit_with(f"put the options after the command: {command}", USAGE)
-
-
-def _is_given(ctx: typer.Context, name: str) -> bool:
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 @servers.command("list")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from qsync.cli.bulk import BulkJob
+from qsync.cli.bulk import BulkJob, MakeStep
 from qsync.cli.change_report import Outcome, finish
 from qsync.cli.command import USAGE, exit_with
 from qsync.cli.options import DryRun, FilterOptions, Json, StoreOptions, Yes
 from qsync.cli.prompts import confirm
 from qsync.cli.store import open_store
-from qsync.formatting import plural
-from qsync.inspector import Change, Inspector, Step
+from qsync.inspector import Change, Inspector
 from qsync.inspector.bulk import CANCELLABLE, DELETABLE, RETRIED, WAITING
 from qsync.state import TaskState
 
@@ -64,7 +63,7 @@ def retry(
         change_each(ids, filters.queue, store, as_json, verb, _would("pending now", dry_run))
         return
     known = _checked(state, filters, everything, RETRIED, "retried")
-    _change_matching("retry_matching", known, "pending now", filters, store, as_json, dry_run)
+    _change_matching(_retry_step, known, "pending now", filters, store, as_json, dry_run)
 
 
 def run_waiting(
@@ -77,7 +76,7 @@ def run_waiting(
 ) -> None:
     """Run all tasks now that wait for a retry or for their scheduled time."""
     known = _checked(state, filters, True, WAITING, "run", checked_all=False)
-    _change_matching("retry_matching", known, "pending now", filters, store, as_json, dry_run)
+    _change_matching(_retry_step, known, "pending now", filters, store, as_json, dry_run)
 
 
 def cancel(
@@ -105,7 +104,7 @@ def cancel(
         return
     known = _checked(state, filters, everything, CANCELLABLE, "cancelled")
     _change_matching(
-        "cancel_matching", known, "cancelled", filters, store, as_json, dry_run,
+        _cancel_step, known, "cancelled", filters, store, as_json, dry_run,
         question=None if yes else "Cancel",
     )  # fmt: skip
 
@@ -135,9 +134,21 @@ def delete(
         return
     known = _checked(state, filters, everything, DELETABLE, "deleted")
     _change_matching(
-        "delete_matching", known, "deleted", filters, store, as_json, dry_run,
+        _delete_step, known, "deleted", filters, store, as_json, dry_run,
         question=None if yes else "Delete",
     )  # fmt: skip
+
+
+def _retry_step(inspector: Inspector) -> MakeStep:
+    return inspector.retry_matching
+
+
+def _cancel_step(inspector: Inspector) -> MakeStep:
+    return inspector.cancel_matching
+
+
+def _delete_step(inspector: Inspector) -> MakeStep:
+    return inspector.delete_matching
 
 
 def _run(inspector: Inspector) -> ChangeTask:
@@ -203,7 +214,7 @@ def _checked(
 
 
 def _change_matching(
-    name: str,
+    pick: Callable[[Inspector], MakeStep],
     state: TaskState,
     verb: str,
     filters: FilterOptions,
@@ -213,21 +224,15 @@ def _change_matching(
     *,
     question: str | None = None,
 ) -> None:
-    """Change the matching tasks by the steps of this name; ask first if a question is given."""
+    """Change the matching tasks by steps; ask first if a question is given."""
     with open_store(store) as session:
         job = BulkJob(session, filters, state, verb, as_json)
         if dry_run:
             job.print_dry_run()
             return
-        if question is not None and (number := job.count()[0]):
-            confirm(f"{question} {plural(number, f'{state} task')}?", yes=False)
-        make_step = getattr(session.inspector, name)
-
-        async def next_step(queue: str, *args: Any, **options: Any) -> Step:
-            step: Step = await make_step(queue, state, *args, **options)
-            return step
-
-        job.run(next_step)
+        if question is not None:
+            job.confirm(question)
+        job.run(pick(session.inspector))
 
 
 def change_each(
