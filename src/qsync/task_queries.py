@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, Final, Literal
 
 from qsync import codec, queue_servers
-from qsync.batching import Batcher, InFlight
 from qsync.broker import ops, reschedule_op, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ONE_TRY_S, ends_in
@@ -21,6 +20,7 @@ from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
 from qsync.broker.reschedule_op import Rescheduled
 from qsync.broker.views import StoredTask
+from qsync.enqueue_batching import Batcher, InFlight
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys, server_of_token
 from qsync.message import Result

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from qsync import Qsync, Task
-from qsync.batching import Batcher
 from qsync.broker import redis_clients, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
 from qsync.client import AsyncClient, Client
+from qsync.enqueue_batching import Batcher
 from qsync.errors import StoreUnavailable
 from qsync.inspector import Inspector
 from qsync.keys import QueueKeys

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from qsync import queue_announcer
-from qsync.batching import Batcher
 from qsync.broker import redis_clients, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
-from qsync.bulk import BulkEnqueue
+from qsync.bulk_enqueue import BulkEnqueue
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
+from qsync.enqueue_batching import Batcher
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask, QsyncError, QueueFull
 from qsync.idempotency import CallSequences
 from qsync.keys import check_id

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qsync.server import pool_process, process_pool
+from qsync.server import process_pool, process_pool_member
 from qsync.server.queue_state import NotBegun
 from qsync.server.thread_pool import HandlerError, ProcessPool
 from tests.server.test_executors import INFO, handler
@@ -38,7 +38,7 @@ class Claim:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2]), *sys.path])
-    monkeypatch.setattr(pool_process, "QUICK_S", 60.0)
+    monkeypatch.setattr(process_pool_member, "QUICK_S", 60.0)
     monkeypatch.setattr(process_pool, "PATIENCE_S", 60.0)
 
 

@@ -16,11 +16,11 @@ import redis
 from msgspec.structs import replace
 
 from qsync import schedule
-from qsync.batching import Batcher
 from qsync.broker import aio, base, blocking, error_mapping, schedule_ops
 from qsync.broker.error_mapping import Fault
 from qsync.broker.exchanges import evalsha
 from qsync.broker.protocol import noop
+from qsync.enqueue_batching import Batcher
 from qsync.server import leases, periodic, server, stored_ticks
 from qsync.server import queue_state as lane_module
 from qsync.server.crash_isolation import CrashIsolation

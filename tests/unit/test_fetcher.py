@@ -11,12 +11,12 @@ from qsync import Qsync, Task
 from qsync.broker import ops, redis_clients
 from qsync.broker.aio import AsyncBroker
 from qsync.keys import QueueKeys
+from qsync.server.batch_gathering import Gathering
 from qsync.server.capacity import Capacity
 from qsync.server.clock import boot_s
 from qsync.server.config import Config
 from qsync.server.crash_isolation import CrashIsolation
 from qsync.server.fetched_tasks import hold
-from qsync.server.gathering import Gathering
 from qsync.server.leases import LeaseKeeper
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import QueueState

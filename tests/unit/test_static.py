@@ -21,7 +21,7 @@ UNPICKLERS: Final = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpic
 RUNNERS: Final = {"eval", "exec", "compile", "__import__"}
 IMPORTERS: Final = {
     # Where something is imported by a name, and whose name it is.
-    "server/process_child.py": "that of a handler registered in the parent process",
+    "server/process_pool_child.py": "that of a handler registered in the parent process",
     "worker/load_app.py": "that of the app, on the command line",
     "cli/dashboard.py": "those of the extra's packages, and of the mask on the command line",
 }

@@ -13,7 +13,7 @@ from qsync import Task, codec
 from qsync.broker.schedule_records import ScheduleRecord
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.message import Message, Result, StoredOptions
-from qsync.web.filters import escape_invisible
+from qsync.web.template_filters import escape_invisible
 from tests.support.browser import Visit, chromium
 from tests.support.dashboard import live
 from tests.support.hostile_texts import TEXTS

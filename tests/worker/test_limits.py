@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from qsync import ConfigError
 from qsync.cli import main
-from qsync.worker.limits import Limits, memory_used, size_of, size_text
+from qsync.worker.child_limits import Limits, memory_used, size_of, size_text
 from tests.support.stores import Store, available, wait_until
 from tests.worker.test_worker import SHOP, Worker
 

@@ -17,7 +17,7 @@ from qsync.cli.queue_tables import print_queues
 from qsync.cli.store import exit_unknown_queue, open_store
 from qsync.errors import InvalidTask
 from qsync.formatting import relative
-from qsync.worker.limits import size_of
+from qsync.worker.child_limits import size_of
 
 NONE = "none"
 """Value of an option that takes a bound away."""

@@ -8,7 +8,7 @@ import typer
 
 from qsync.cli.options import duration_of
 from qsync.server.error_log import LogErrors
-from qsync.worker.limits import size_of
+from qsync.worker.child_limits import size_of
 
 Threads = Annotated[
     int | None,

@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, Self, TypeVar, overload
 
-from qsync.batching import Batcher, InFlight, copy_for_caller
 from qsync.broker import ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ends_in
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.ops import Enqueued
 from qsync.broker.protocol import noop
-from qsync.bulk import CALL_BYTES, BulkEnqueue, fitting, size_of
+from qsync.bulk_enqueue import CALL_BYTES, BulkEnqueue, fitting, size_of
 from qsync.client.base import ClientBase
+from qsync.enqueue_batching import Batcher, InFlight, copy_for_caller
 from qsync.enqueueing import CONFIRM_TIMEOUT, duplicate, is_refused
 from qsync.errors import QsyncError, QueueFull, StoreUnavailable
 from qsync.handle import AsyncHandle

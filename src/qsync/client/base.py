@@ -11,7 +11,7 @@ from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ONE_TRY_S
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call, Durability, Wait
-from qsync.bulk import BulkEnqueue, Lookahead, RoundTrip
+from qsync.bulk_enqueue import BulkEnqueue, Lookahead, RoundTrip
 from qsync.enqueueing import (
     check_confirm_timeout,
     check_durability,

@@ -12,7 +12,7 @@ from qsync.broker.blocking import Broker
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.ops import Enqueued
 from qsync.broker.protocol import noop
-from qsync.bulk import BulkEnqueue, fitting
+from qsync.bulk_enqueue import BulkEnqueue, fitting
 from qsync.client.base import ClientBase
 from qsync.enqueueing import CONFIRM_TIMEOUT, duplicate, is_refused
 from qsync.errors import QsyncError, QueueFull, StoreUnavailable

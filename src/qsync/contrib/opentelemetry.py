@@ -24,7 +24,7 @@ from qsync.errors import DuplicateTask, InvalidTask, Retry, Snooze
 from qsync.instrumentation import Extension, missing
 from qsync.keys import class_name
 from qsync.mux import CallNext
-from qsync.server import process_child
+from qsync.server import process_pool_child
 from qsync.server.current import running
 from qsync.server.server import Server
 from qsync.task import Task, TaskInfo
@@ -69,8 +69,8 @@ def instrument(
     app.extend(
         Extension(name="opentelemetry", around_enqueue=tracing.sending, server=tracing.serve)
     )
-    if _attached not in process_child.around:
-        process_child.around.append(_attached)
+    if _attached not in process_pool_child.around:
+        process_pool_child.around.append(_attached)
 
 
 class Tracing:

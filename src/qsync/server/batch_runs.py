@@ -9,11 +9,11 @@ from typing import Any, Protocol
 from qsync.broker.ops import Completion, HandedBack
 from qsync.server import fork_guard
 from qsync.server.batch_call import BatchCall, BatchContext
+from qsync.server.batch_gathering import Batch
 from qsync.server.batch_outcomes import outcomes_of_call
 from qsync.server.capacity import Capacity
 from qsync.server.clock import boot_s
 from qsync.server.current import running
-from qsync.server.gathering import Batch
 from qsync.server.handler_context import ServerContext
 from qsync.server.inline_start import Spawn
 from qsync.server.invoke import BoundHandler, Invoker

@@ -12,9 +12,9 @@ import time
 from collections import deque
 from typing import Final
 
+from qsync.server.batch_gathering import Gathering
 from qsync.server.config import Config
 from qsync.server.crash_isolation import CrashIsolation
-from qsync.server.gathering import Gathering
 from qsync.server.queue_state import LeasedTask
 
 AHEAD_S: Final = 0.1

@@ -23,6 +23,7 @@ from qsync.broker.listeners import BlockingPop
 from qsync.broker.ops import FetchResult, HandedBack
 from qsync.broker.slot_map import Node
 from qsync.errors import QsyncError, SchemaMismatch
+from qsync.server.blocking_waits import UNSENT_S, Waiters
 from qsync.server.capacity import Capacity
 from qsync.server.clock import boot_s
 from qsync.server.config import Config
@@ -32,10 +33,9 @@ from qsync.server.fetched_tasks import hold
 from qsync.server.idle_scan import Lookout
 from qsync.server.leases import LeaseKeeper
 from qsync.server.outage_log import Outage
-from qsync.server.part import cancel
 from qsync.server.queue_state import FetchInFlight, LeasedTask, QueueState
 from qsync.server.runner import Runner
-from qsync.server.task_waits import UNSENT_S, Waiters
+from qsync.server.server_parts import cancel
 from qsync.server.wake_channel import Wakes
 from qsync.server.weights import interleave
 

@@ -18,9 +18,9 @@ from qsync.server import invoke
 from qsync.server.capacity import Capacity
 from qsync.server.clock import boot_s
 from qsync.server.config import Config
-from qsync.server.control import Control
 from qsync.server.loop_watchdog import STALL_S, LoopWatchdog
 from qsync.server.queue_state import QueueState
+from qsync.server.server_inbox import ServerInbox
 
 LIVE_LIMIT_S: Final = 60.0
 """Default time after which a process that does not answer, or whose event loop is blocked, is not
@@ -88,7 +88,7 @@ class HealthProbe:
         config: Config,
         lanes: Sequence[QueueState],
         capacity: Capacity,
-        control: Control,
+        control: ServerInbox,
         watchdog: LoopWatchdog,
     ) -> None:
         self._config = config

@@ -31,8 +31,8 @@ from qsync.server.current import running
 from qsync.server.error_text import BadPayload, ResultNotKept
 from qsync.server.handler_context import HandlerContext
 from qsync.server.outcome import timed_out
-from qsync.server.pool_process import HandlerError
 from qsync.server.process_pool import ProcessPool
+from qsync.server.process_pool_member import HandlerError
 from qsync.server.queue_state import Claim
 from qsync.server.stopping import HungHandlers
 from qsync.server.thread_pool import ThreadPool, Threads

@@ -10,8 +10,8 @@ from qsync.broker.aio import AsyncBroker
 from qsync.errors import QsyncError
 from qsync.limit import LimitRule
 from qsync.server.outage_log import Outage
-from qsync.server.part import cancel
 from qsync.server.queue_state import QueueState
+from qsync.server.server_parts import cancel
 
 
 class LimitRules:

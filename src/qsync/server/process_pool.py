@@ -21,10 +21,17 @@ import msgspec
 from qsync import codec
 from qsync.errors import InvalidTask, RateLimited, Retry, SkipRetry, Snooze
 from qsync.mux import Handler
-from qsync.server import process_child
+from qsync.server import process_pool_child
 from qsync.server.child_context import ChildSetup
-from qsync.server.pool_process import WINDOW, Call, HandlerError, NeverBegan, WorkerProcess, fail
-from qsync.server.process_child import Reply
+from qsync.server.process_pool_child import Reply
+from qsync.server.process_pool_member import (
+    WINDOW,
+    Call,
+    HandlerError,
+    NeverBegan,
+    WorkerProcess,
+    fail,
+)
 from qsync.server.queue_state import Claim, NotBegun
 from qsync.server.remote_exception import original_of
 from qsync.task import TaskInfo
@@ -325,22 +332,22 @@ class ProcessPool:
 def _outcome(reply: Reply) -> Any:
     """Return the handler's value, or raise its exception."""
     match reply:
-        case process_child.Value(encoded):
+        case process_pool_child.Value(encoded):
             return codec.decode(encoded)
-        case process_child.Unencodable(name):
+        case process_pool_child.Unencodable(name):
             # A type of the same name, so that the encoder's error names the handler's type.
             return type(name, (), {})()
-        case process_child.AskedRetry(text, delay_s):
+        case process_pool_child.AskedRetry(text, delay_s):
             raise Retry(text, delay=delay_s)
-        case process_child.AskedSkipRetry(text):
+        case process_pool_child.AskedSkipRetry(text):
             raise SkipRetry(text)
-        case process_child.AskedSnooze(text, delay_s, True, limit):
+        case process_pool_child.AskedSnooze(text, delay_s, True, limit):
             raise RateLimited(delay_s, limit=limit, message=text)
-        case process_child.AskedSnooze(text, delay_s):
+        case process_pool_child.AskedSnooze(text, delay_s):
             raise Snooze(delay_s, text)
-        case process_child.Unfit(text):
+        case process_pool_child.Unfit(text):
             raise InvalidTask(text)
-        case process_child.Raised(name, text, traceback):
+        case process_pool_child.Raised(name, text, traceback):
             error = HandlerError(f"{name}: {text}" if text else name, traceback)
             error.original = original_of(reply)
             raise error

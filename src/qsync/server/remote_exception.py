@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from qsync.server.process_child import Raised
+from qsync.server.process_pool_child import Raised
 
 
 def original_of(raised: Raised) -> Exception | None:

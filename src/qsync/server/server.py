@@ -23,26 +23,24 @@ from qsync.hooks import Hooks
 from qsync.keys import QueueKeys, check_name
 from qsync.limit import LimitRule
 from qsync.mux import Middleware, Mux, check_mux
+from qsync.server.batch_gathering import Gathering
 from qsync.server.capacity import Capacity
 from qsync.server.child_context import ChildSetup
 from qsync.server.config import Config, config_of, holder_of, new_server_id, seconds
-from qsync.server.control import Control
 from qsync.server.crash_isolation import CrashIsolation
 from qsync.server.crash_log import CrashLog
 from qsync.server.deadlock_detection import Waits
 from qsync.server.fetcher import Fetcher
-from qsync.server.gathering import Gathering
 from qsync.server.handler_context import ServerContext
 from qsync.server.handler_mismatch import Rivals
 from qsync.server.health import HealthProbe, ServerHealth
-from qsync.server.heartbeats import Heartbeats
+from qsync.server.heartbeat_threads import HeartbeatThreads
 from qsync.server.hook_calls import HookCalls
 from qsync.server.invoke import Invoker
 from qsync.server.leases import LeaseKeeper
 from qsync.server.limit_rules import LimitRules
 from qsync.server.loop_watchdog import LoopWatchdog
 from qsync.server.outage_log import Outage
-from qsync.server.part import AtStop, Loops, Part
 from qsync.server.periodic import PeriodicLoop, PeriodicTask
 from qsync.server.permission_check import check_permissions
 from qsync.server.pipelined_calls import Together
@@ -50,6 +48,8 @@ from qsync.server.queue_state import QueueState
 from qsync.server.replaced_parts import ReplacedParts
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.runner import Runner
+from qsync.server.server_inbox import ServerInbox
+from qsync.server.server_parts import AtStop, Loops, Part
 from qsync.server.settler import Settler
 from qsync.server.shutdown import Shutdown
 from qsync.server.signals import signals
@@ -297,7 +297,7 @@ class Server:
             self.holder, config, self._broker, self._lanes, runner, capacity, leases, outage,
             CrashLog(self._broker, hooks),
         )  # fmt: skip
-        control = self._control = Control(
+        control = self._control = ServerInbox(
             self.id, self.prefix, config, self._broker, self._lanes, runner, capacity, leases,
             self.mux.types, self._on_order_to_stop, outage, context.waits,
         )  # fmt: skip
@@ -313,7 +313,7 @@ class Server:
             Loops(self._on_broken, control.announce, control.read_inbox, control.watch_stale),
             self._limit_rules,
             self._make_ticks(hooks),
-            Heartbeats(self._broker, self._lanes, config.lease_s, leases, watchdog, outage),
+            HeartbeatThreads(self._broker, self._lanes, config.lease_s, leases, watchdog, outage),
             Loops(self._on_broken, *[settler.run for settler in settlers]),
             AtStop(shutdown.settle),
             AtStop(shutdown.end_running),

@@ -15,7 +15,7 @@ from qsync.server.capacity import Capacity
 from qsync.server.clock import boot_s
 from qsync.server.config import Config, seconds
 from qsync.server.fetcher import Fetcher
-from qsync.server.part import cancel
+from qsync.server.server_parts import cancel
 from qsync.server.settler import Settler
 from qsync.server.stopping import Stopping
 

@@ -13,8 +13,8 @@ from queue import SimpleQueue
 from typing import Any, Final, Protocol
 
 from qsync.server import fork_guard
-from qsync.server.pool_process import HandlerError
 from qsync.server.process_pool import ProcessPool
+from qsync.server.process_pool_member import HandlerError
 from qsync.server.queue_state import Claim, NotBegun
 from qsync.server.stopping import HUNG_AFTER_S, HungHandlers
 

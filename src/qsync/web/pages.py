@@ -21,9 +21,9 @@ from qsync.state import TaskState
 from qsync.version import __version__
 from qsync.web.auth import is_secure, root_of
 from qsync.web.error_scan import ErrorScanner
-from qsync.web.filters import FILTERS, escape_invisible
 from qsync.web.query import AGES, Fields, parse_form
 from qsync.web.sampler import Sampler
+from qsync.web.template_filters import FILTERS, escape_invisible
 
 if TYPE_CHECKING:
     from qsync.contrib.prometheus import StoreMetrics  # imported when /metrics is requested

@@ -11,7 +11,7 @@ from qsync.bounds import WhenFull
 from qsync.errors import InvalidTask
 from qsync.keys import shorten
 from qsync.web.pages import Site
-from qsync.worker.limits import size_of
+from qsync.worker.child_limits import size_of
 
 
 async def set_bounds(site: Site, request: Request) -> Response:

@@ -24,15 +24,15 @@ from typing import Any, Final
 import msgspec
 
 from qsync.errors import QsyncError
-from qsync.server import process_child
+from qsync.server import process_pool_child
 from qsync.server.error_log import log_trace
 from qsync.server.error_text import message_of, program_trace
 from qsync.server.health import ServerHealth
 from qsync.server.run_metrics import RunMetrics
 from qsync.server.server import Server
 from qsync.worker import logs
-from qsync.worker.limits import AGAIN_S, Limits, memory_used
-from qsync.worker.limits import LOOK_S as LIMITS_S
+from qsync.worker.child_limits import AGAIN_S, Limits, memory_used
+from qsync.worker.child_limits import LOOK_S as LIMITS_S
 from qsync.worker.load_app import TargetError, load
 
 log: Final = logging.getLogger("qsync.worker")
@@ -166,7 +166,8 @@ def _serve(order: dict[str, Any], parent: Parent) -> int:
     set_up_logs()
     logs.catch_uncaught()
     if logs.is_set_up():
-        process_child.at_start.append(set_up_logs)  # also log this way in the processes of handlers
+        # Log this way in the processes of handlers too.
+        process_pool_child.at_start.append(set_up_logs)
     if order["tally"]:
         server.tally = server.tally or RunMetrics(server.mux.types)
     # Wait for an unreachable store: starting another process would not bring it back sooner.

@@ -11,7 +11,7 @@ from django.core.checks import Error
 from django.utils.module_loading import autodiscover_modules
 
 from qsync.contrib.django.configuration import SettingError
-from qsync.server import process_child
+from qsync.server import process_pool_child
 
 
 class QsyncConfig(AppConfig):
@@ -28,12 +28,12 @@ class QsyncConfig(AppConfig):
         from qsync.contrib.django.database import fresh_connections
 
         checks.register_checks()
-        if fresh_connections not in process_child.around:
-            process_child.around.append(fresh_connections)
+        if fresh_connections not in process_pool_child.around:
+            process_pool_child.around.append(fresh_connections)
         # A child process cannot load settings that a program configured in code: they have no name.
         named = ENVIRONMENT_VARIABLE in os.environ
-        if named and handler_process.set_up not in process_child.at_start:
-            process_child.at_start.append(handler_process.set_up)
+        if named and handler_process.set_up not in process_pool_child.at_start:
+            process_pool_child.at_start.append(handler_process.set_up)
         _import_tasks()
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from qsync.broker import ops
 from qsync.broker.ops import Enqueued
-from qsync.bulk import CALL_BYTES, size_of
+from qsync.bulk_enqueue import CALL_BYTES, size_of
 from qsync.client import AsyncClient, Client
 from qsync.contrib.outbox.rows import Row, by_queue
 from qsync.errors import QsyncError, QueueFull

@@ -20,7 +20,7 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from qsync.errors import LeaseLost, QsyncError
-from qsync.server import process_child
+from qsync.server import process_pool_child
 from qsync.server.child_context import PROGRESS, ChildSetup
 from qsync.server.queue_state import Claim
 
@@ -153,8 +153,8 @@ class WorkerProcess:
         self._tickets = socket.socketpair()
         with theirs:
             self._process = multiprocessing.get_context("spawn").Process(
-                target=process_child.serve,
-                args=(theirs, self._tickets[1], self._setup, *process_child.at_start),
+                target=process_pool_child.serve,
+                args=(theirs, self._tickets[1], self._setup, *process_pool_child.at_start),
                 daemon=True,
             )
             _spawned.add(self)
@@ -235,12 +235,12 @@ class WorkerProcess:
         while len(received) >= end + 4:
             start = end + 4
             head = int.from_bytes(received[end:start], "big")
-            size = head & ~process_child.NOTE
+            size = head & ~process_pool_child.NOTE
             if len(received) < start + size:
                 break
             end = start + size
             message = bytes(received[start:end])
-            if head & process_child.NOTE:
+            if head & process_pool_child.NOTE:
                 progress = message
                 continue
             self._report(progress)

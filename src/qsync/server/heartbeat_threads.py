@@ -11,11 +11,11 @@ from qsync.server.heartbeat import Heartbeat
 from qsync.server.leases import LeaseKeeper, ThreadLeaseKeeper
 from qsync.server.loop_watchdog import LoopWatchdog
 from qsync.server.outage_log import Outage
-from qsync.server.part import Group
 from qsync.server.queue_state import QueueState
+from qsync.server.server_parts import Group
 
 
-class Heartbeats(Group):
+class HeartbeatThreads(Group):
     """One heartbeat thread per node, so that no node delays renewals on another.
 
     The first one watches the event loop.

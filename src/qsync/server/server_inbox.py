@@ -43,7 +43,7 @@ ANNOUNCE: Final = "announce the server"
 READ_INBOX: Final = "read the inbox"
 
 
-class Control:
+class ServerInbox:
     """Publishes the server's record, and carries out the orders in its inbox."""
 
     def __init__(
