@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from benchmarks.handlers import no_op
 from qsync.broker.aio import AsyncBroker
-from qsync.broker.ops import BATCH_SIZE
+from qsync.broker.op_values import BATCH_SIZE
 from qsync.keys import QueueKeys
 from qsync.message import decode_message
 from qsync.task import TaskInfo

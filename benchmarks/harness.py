@@ -14,7 +14,7 @@ from benchmarks.scale import Scale
 from benchmarks.server_process import BenchmarkError, ServerProcess
 from benchmarks.store import CommandUsage, read_info, read_script_usage
 from qsync import codec
-from qsync.broker import ops, redis_clients
+from qsync.broker import operator_ops, redis_clients
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
 from qsync.client import AsyncClient, Client
@@ -98,11 +98,11 @@ class Harness:
 
     async def pause(self) -> None:
         """Pause the queue."""
-        await self.broker.run(ops.pause(self.keys, codec.encode("benchmark")))
+        await self.broker.run(operator_ops.pause(self.keys, codec.encode("benchmark")))
 
     async def resume(self) -> None:
         """Resume the queue."""
-        await self.broker.run(ops.resume(self.keys))
+        await self.broker.run(operator_ops.resume(self.keys))
 
     async def completed(self) -> int:
         """Return how many tasks have completed since the queue was cleaned."""

@@ -11,7 +11,7 @@ from benchmarks.figures import Curve, Figure, Results, known_median, median
 from benchmarks.handlers import LOOP, PAYLOAD
 from benchmarks.harness import Harness
 from benchmarks.measures.store_cost import cost_by_verb, total_cost
-from qsync.broker.ops import BATCH_SIZE
+from qsync.broker.op_values import BATCH_SIZE
 from qsync.client import AsyncClient
 from qsync.task import Task
 

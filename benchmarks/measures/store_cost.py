@@ -14,7 +14,7 @@ from benchmarks.handlers import LOOP, PAYLOAD
 from benchmarks.harness import Harness
 from qsync.broker import ops
 from qsync.broker.call import Call
-from qsync.broker.ops import BATCH_SIZE, Completion
+from qsync.broker.op_values import BATCH_SIZE, Completion
 from qsync.new_task import new_nonce, new_task
 from qsync.server.config import Config
 from qsync.task import Task

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Generic, NamedTuple, Self, TypeVar
 
-from qsync.broker import ops
+from qsync.broker import op_values, ops
 from qsync.broker.call import Call, Wait
-from qsync.broker.ops import Enqueued
+from qsync.broker.op_values import Enqueued
 from qsync.enqueueing import checked_task
 from qsync.errors import InvalidTask, QsyncError, QueueFull
 from qsync.idempotency import CallId, SequenceLease
@@ -22,7 +22,7 @@ T = TypeVar("T")
 CALL_BYTES: Final = 1024 * 1024
 """Largest size of a call, bytes, unless one task is larger; the store takes 2 to 5 ms for it."""
 
-_COSTLY: Final = 2 * CALL_BYTES // ops.BATCH_SIZE
+_COSTLY: Final = 2 * CALL_BYTES // op_values.BATCH_SIZE
 """Least size that a task with a lock, a fairness key, a due time or a chosen id counts as, bytes.
 Such a task takes the store as long as two plain tasks."""
 
@@ -131,9 +131,9 @@ class BulkEnqueue(Generic[T]):
         A round trip carries at most BATCH_BYTES. The next one may be taken while the previous one
         is in flight; this also makes the handles of the tasks whose replies have arrived.
         """
-        for first in range(0, len(indices), calls * ops.BATCH_SIZE):
+        for first in range(0, len(indices), calls * op_values.BATCH_SIZE):
             self._make_handles()
-            batch = indices[first : first + calls * ops.BATCH_SIZE]
+            batch = indices[first : first + calls * op_values.BATCH_SIZE]
             tasks = self._encode(batch)
             for runs in _cut([size_of(task) for task in tasks], calls):
                 chunks = [

@@ -9,7 +9,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
 
-from qsync.broker import ops
+from qsync.broker import op_values, ops
 from qsync.broker.aio_pool import LINE_S
 from qsync.broker.protocol import LATE_S
 from qsync.errors import QsyncError, StoreUnavailable
@@ -44,7 +44,7 @@ class Batcher(Generic[T, U]):
         patience: float,
         too_late: Callable[[], Exception],
         calls: int = 1,
-        most: int = ops.BATCH_BYTES,
+        most: int = op_values.BATCH_BYTES,
     ) -> None:
         """Make a batcher.
 
@@ -189,10 +189,12 @@ class Batcher(Generic[T, U]):
 
     def _batch_count(self) -> int:
         """Return how many of the items go in the next batch."""
-        runs = ops.batches(self._items[: self._calls * ops.BATCH_SIZE], self._size, self._most)
+        runs = ops.batches(
+            self._items[: self._calls * op_values.BATCH_SIZE], self._size, self._most
+        )
         count = len(next(runs))
         if self._calls > 1:
-            room = ops.BATCH_BYTES - sum(map(self._size, self._items[:count]))
+            room = op_values.BATCH_BYTES - sum(map(self._size, self._items[:count]))
             for run in itertools.islice(runs, self._calls - 1):
                 room -= sum(map(self._size, run))
                 if room < 0:

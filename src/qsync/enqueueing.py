@@ -6,7 +6,7 @@ import inspect
 from typing import Final, cast
 
 from qsync.broker.call import Durability
-from qsync.broker.ops import Enqueued
+from qsync.broker.op_values import Enqueued
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask
 from qsync.keys import shorten
 from qsync.new_task import NewTask, new_nonce, new_task

@@ -11,9 +11,9 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from qsync.broker import views
+from qsync.broker import stored_task
 from qsync.broker.reschedule_op import Rescheduled
-from qsync.broker.views import StoredTask
+from qsync.broker.stored_task import StoredTask
 from qsync.errors import QsyncError, ResultTimeout, TaskNotFound
 from qsync.message import Result
 from qsync.results import decode_result, not_found, not_waiting, without_retention
@@ -80,7 +80,7 @@ class _HandleBase(msgspec.Struct, Generic[K, R], eq=False, gc=False):
     def _status(self, shown: StoredTask | None) -> TaskStatus:
         if shown is None:
             raise not_found(self.id, self.queue)
-        return views.status(self.id, self.queue, shown)
+        return stored_task.status(self.id, self.queue, shown)
 
 
 class Handle(_HandleBase[TaskQueries, R], eq=False, gc=False):

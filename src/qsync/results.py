@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from qsync import codec
-from qsync.broker.views import StoredTask, last_error, message_of, result_of
+from qsync.broker.stored_task import StoredTask, last_error, message_of, result_of
 from qsync.convert import MISFITS, converter_of, misfit
 from qsync.errors import (
     InvalidTask,

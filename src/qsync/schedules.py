@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 from zoneinfo import ZoneInfo
 
 from qsync import codec
-from qsync.broker import ops, schedule_ops
+from qsync.broker import registry_ops, schedule_ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ends_in
 from qsync.broker.blocking import Broker
@@ -85,7 +85,7 @@ class _AnySchedules:
         others = [self._keys(other) for other in queues if other != queue]
         elsewhere = yield [schedule_ops.stored_schedules(other, [name]) for other in others]
         if queue not in queues:
-            yield [announce, ops.register(self._globals, [queue])]
+            yield [announce, registry_ops.register(self._globals, [queue])]
         record = encode_record(*content)
         [put] = yield [schedule_ops.put_schedule(keys, name, next_us, record)]
         if put.of_program is not None:

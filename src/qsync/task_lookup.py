@@ -7,7 +7,7 @@ from typing import Final
 
 from qsync.broker import views
 from qsync.broker.call import Call
-from qsync.broker.views import StoredTask
+from qsync.broker.stored_task import StoredTask
 from qsync.errors import InvalidTask, TaskNotFound
 from qsync.keys import QueueKeys, check_name
 from qsync.state import TaskState

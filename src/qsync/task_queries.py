@@ -13,13 +13,13 @@ from functools import partial
 from typing import Any, Final, Literal
 
 from qsync import codec, queue_servers
-from qsync.broker import ops, reschedule_op, views
+from qsync.broker import ops, registry_ops, reschedule_op, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ONE_TRY_S, ends_in
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
 from qsync.broker.reschedule_op import Rescheduled
-from qsync.broker.views import StoredTask
+from qsync.broker.stored_task import StoredTask
 from qsync.enqueue_batching import Batcher, InFlight
 from qsync.errors import ConfigError, QsyncError, StoreUnavailable
 from qsync.keys import GlobalKeys, QueueKeys, server_of_token
@@ -106,7 +106,7 @@ class _TaskQueriesBase:
         """
         server = server_of_token(token)
         order = codec.encode(["cancel", queue, id])
-        return ops.send_order(self._global_keys, server, order, ttl_ms=ORDER_TTL_MS)
+        return registry_ops.send_order(self._global_keys, server, order, ttl_ms=ORDER_TTL_MS)
 
 
 class TaskQueries(_TaskQueriesBase):

@@ -24,7 +24,7 @@ from qsync import (
     TaskFailed,
     TaskInfo,
 )
-from qsync.broker import acl, ops, redis_clients, views
+from qsync.broker import acl, operator_ops, ops, redis_clients, views
 from qsync.broker.acl import ROLES, Role
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.script import load
@@ -254,10 +254,10 @@ async def test_a_reader_reads_and_an_admin_mends(guarded: Guarded) -> None:
             await Auditor(reader, prefix=PREFIX).repair(report.damages)
         guarded.refused()
         assert await Auditor(admin, prefix=PREFIX).repair(report.damages) == {"no state": 1}
-        assert await admin.run(ops.run(keys, "a", "dead")) == ("ok", "")
-        assert await admin.run(ops.delete(keys, ["a"], "pending")) == 1
-        assert await admin.run(ops.pause(keys, b"me"))
-        assert await admin.run(ops.resume(keys))
+        assert await admin.run(operator_ops.run(keys, "a", "dead")) == ("ok", "")
+        assert await admin.run(operator_ops.delete(keys, ["a"], "pending")) == 1
+        assert await admin.run(operator_ops.pause(keys, b"me"))
+        assert await admin.run(operator_ops.resume(keys))
         assert guarded.refused() <= {"client|setinfo"}
     finally:
         await reader.aclose()

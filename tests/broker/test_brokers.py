@@ -13,7 +13,7 @@ import uvloop
 from redis import exceptions as failures
 
 from qsync import Qsync
-from qsync.broker import ops, redis_clients, views
+from qsync.broker import op_values, ops, redis_clients, registry_ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
 from qsync.broker.error_mapping import Fault, classify
@@ -33,7 +33,7 @@ async def test_a_cancellation_is_heeded_whenever_it_comes_and_mixes_up_no_replie
     keys = GlobalKeys(prefix)
     outcomes = {"answered": 0, "cancelled": 0}
     for number in range(600):
-        call = ops.register(keys, [f"queue{at}" for at in range(number % 50 + 1)])
+        call = registry_ops.register(keys, [f"queue{at}" for at in range(number % 50 + 1)])
         task = asyncio.get_running_loop().create_task(broker.run(call))
         for _ in range(number % 13):
             await asyncio.sleep(0)
@@ -46,7 +46,9 @@ async def test_a_cancellation_is_heeded_whenever_it_comes_and_mixes_up_no_replie
             # Those before it that were cancelled may not have been sent.
             assert 0 <= task.result() <= number % 50 + 1
         # What comes next over the same connections has its own reply.
-        size = await broker.run(ops.server_heartbeat(keys, f"server{number}", ttl_us=60_000_000))
+        size = await broker.run(
+            registry_ops.server_heartbeat(keys, f"server{number}", ttl_us=60_000_000)
+        )
         assert size == number + 1
     assert min(outcomes.values()) > 50
     await broker.aclose()
@@ -172,7 +174,7 @@ def test_a_node_of_a_cluster_is_told_from_a_store(cluster: Cluster, prefix: str)
 
 async def test_a_store_that_is_away_is_waited_for_and_then_reported(prefix: str) -> None:
     port = free_port()
-    call = ops.register(GlobalKeys(prefix), ["default"])
+    call = registry_ops.register(GlobalKeys(prefix), ["default"])
     blocking = Broker(redis_clients.parse(f"redis://user:secret@127.0.0.1:{port}"))
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{port}") as raised:
@@ -197,8 +199,8 @@ def test_while_the_store_works_the_caller_may_too(
 ) -> None:
     """What is to be done meanwhile is done when the calls are on their way, and once."""
     keys = GlobalKeys(prefix)
-    calls = [ops.register(keys, [f"q{number}"]) for number in range(20)]
-    known = ops.register(keys, ["known"])
+    calls = [registry_ops.register(keys, [f"q{number}"]) for number in range(20)]
+    known = registry_ops.register(keys, ["known"])
     seen: list[bool] = []
 
     def meanwhile() -> None:
@@ -229,7 +231,7 @@ def test_a_call_that_came_too_early_is_answered_when_the_store_is_there(prefix: 
         early.stop()
         broker = Broker(redis_clients.parse(early.url))
         found: list[int] = []
-        call = ops.register(GlobalKeys(prefix), ["default"])
+        call = registry_ops.register(GlobalKeys(prefix), ["default"])
         thread = threading.Thread(target=lambda: found.append(broker.run(call, patience=None)))
         thread.start()
         early.restart()
@@ -243,7 +245,7 @@ def test_a_call_that_came_too_early_is_answered_when_the_store_is_there(prefix: 
 def test_a_full_store_refuses_tasks_and_takes_everything_else(store: Store, prefix: str) -> None:
     broker = Broker(redis_clients.parse(store.url))
     keys = QueueKeys(prefix, "default")
-    policy = ops.FetchPolicy(30_000_000, 3, 1000, 10**12)
+    policy = op_values.FetchPolicy(30_000_000, 3, 1000, 10**12)
     broker.run(ops.enqueue(keys, [new_task(Task("x", id="a"), new_nonce())]))
     client = store.client()
     client.config_set("maxmemory", 1)
@@ -252,11 +254,13 @@ def test_a_full_store_refuses_tasks_and_takes_everything_else(store: Store, pref
             broker.run(ops.enqueue(keys, [new_task(Task("x", id="b"), new_nonce())]))
         fetched = broker.run(ops.fetch(keys, server="s", number=1, wanted=5, policy=policy))
         assert fetched.ids == ["a"]
-        held = [ops.LeaseRef("a", "s/1")]
+        held = [op_values.LeaseRef("a", "s/1")]
         assert broker.run(ops.renew(keys, held, lease_us=30_000_000)) == ["ok"]
         with pytest.raises(QueueFull):
-            broker.run(ops.complete(keys, [ops.Completion("a", "s/1", 60_000_000, b"x" * 100)]))
-        assert broker.run(ops.complete(keys, [ops.Completion("a", "s/1")])) == ["ok"]
+            broker.run(
+                ops.complete(keys, [op_values.Completion("a", "s/1", 60_000_000, b"x" * 100)])
+            )
+        assert broker.run(ops.complete(keys, [op_values.Completion("a", "s/1")])) == ["ok"]
     finally:
         client.config_set("maxmemory", 0)
     assert client.hexists(keys.key("tasks"), "b") == 0
@@ -311,7 +315,7 @@ def test_a_wrong_password_is_told_at_once(prefix: str) -> None:
         wrong = store.url.replace("redis://", "redis://:wrong@")
         broker = Broker(redis_clients.parse(wrong))
         with pytest.raises(QsyncError, match="refuses") as raised:
-            broker.run(ops.register(GlobalKeys(prefix), ["default"]))
+            broker.run(registry_ops.register(GlobalKeys(prefix), ["default"]))
         assert "wrong" not in str(raised.value)
         broker.close()
 
@@ -333,7 +337,9 @@ def test_a_store_that_is_away_is_tried_ten_times_a_second_however_many_wait_for_
         port = listener.sockets[0].getsockname()[1]
         broker = AsyncBroker(redis_clients.parse(f"redis://127.0.0.1:{port}"), patience=1.0)
         began = time.monotonic()
-        calls = [broker.run(ops.register(GlobalKeys(prefix), ["default"])) for _ in range(50)]
+        calls = [
+            broker.run(registry_ops.register(GlobalKeys(prefix), ["default"])) for _ in range(50)
+        ]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         took = time.monotonic() - began
         assert {type(outcome) for outcome in outcomes} == {StoreUnavailable}

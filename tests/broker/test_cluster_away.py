@@ -15,7 +15,7 @@ from qsync import Mux, Qsync, Task, TaskInfo
 from qsync.broker import ops, redis_clients
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
-from qsync.broker.ops import FetchPolicy
+from qsync.broker.op_values import FetchPolicy
 from qsync.broker.slot_map import SlotMap
 from qsync.errors import StoreUnavailable, TaskCancelled, TaskNotFound
 from qsync.keys import GlobalKeys, QueueKeys

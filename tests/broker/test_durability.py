@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qsync import AsyncClient, ConfigError, Qsync, Task
-from qsync.broker import ops, redis_clients
+from qsync.broker import op_values, ops, redis_clients
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
 from qsync.keys import QueueKeys
@@ -160,7 +160,7 @@ def test_a_call_that_is_repeated_is_not_confirmed_by_an_older_write(
     with pair.silent_replica():
         for _ in range(2):
             [outcome] = asyncio.run(run(colour_of(redis_clients.parse(pair.primary.url))))
-            assert outcome == ops.Enqueued("created", tasks[0].id, False)
+            assert outcome == op_values.Enqueued("created", tasks[0].id, False)
     assert stored(pair.primary, prefix) == 1
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from qsync.broker import ops, redis_clients
+from qsync.broker import op_values, ops, redis_clients
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
-from qsync.broker.ops import Enqueued
+from qsync.broker.op_values import Enqueued
 from qsync.broker.script import load
 from qsync.keys import QueueKeys
 from qsync.new_task import FlowOptions, new_nonce, new_task
@@ -176,7 +176,7 @@ async def test_wait_for_an_element_is_followed_by_the_flow_variant(
     for number in (1, 2):
         call = ops.fetch(flow, server="s", number=number, wanted=1, policy=POLICY)
         fetched = await pop.pop_then_run(0.01, call)
-        assert isinstance(fetched, ops.FetchResult)
+        assert isinstance(fetched, op_values.FetchResult)
         assert fetched.ids == (["a"] if number == 1 else [])
     await pop.aclose()
     await broker.aclose()

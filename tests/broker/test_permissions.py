@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qsync import ConfigError, DuplicateTask, Mux, Qsync, Task, TaskInfo
-from qsync.broker import ops, redis_clients
+from qsync.broker import op_values, operator_ops, ops, redis_clients
 from qsync.broker.aio import AsyncBroker
 from qsync.diagnostics.doctor import Doctor
 from qsync.keys import QueueKeys
@@ -20,7 +20,9 @@ from tests.support.stores import HOST, Store
 PREFIX = "mine"
 KEYS = QueueKeys(PREFIX, "default")
 STATES = ("scheduled", "pending", "active", "retry", "completed", "dead")
-POLICY = ops.FetchPolicy(lease_us=1_000_000, max_crashes=1, dead_limit=1000, dead_age_us=10**13)
+POLICY = op_values.FetchPolicy(
+    lease_us=1_000_000, max_crashes=1, dead_limit=1000, dead_age_us=10**13
+)
 
 
 @pytest.fixture(params=BINARIES)
@@ -72,14 +74,14 @@ async def test_tasks_end_whole_without_channel_rights(store: Store) -> None:
     await client.enqueue(Task("t", id="free", unique=True))
 
     await client.enqueue_many([Task("t", id=id) for id in ("d", "p")])
-    assert await broker.run(ops.delete(KEYS, ["d"], "pending")) == 1
+    assert await broker.run(operator_ops.delete(KEYS, ["d"], "pending")) == 1
     assert (states(store, "d"), kept(store, "d")) == ([], False)
-    assert (await broker.run(ops.purge(KEYS, "pending"))).deleted == 2
+    assert (await broker.run(operator_ops.purge(KEYS, "pending"))).deleted == 2
     assert (states(store, "p"), kept(store, "p")) == ([], False)
 
     await client.enqueue(Task("t", id="x"))
     await broker.run(ops.fetch(KEYS, server="a", number=2, wanted=10, policy=POLICY))
-    assert await broker.run(ops.kill(KEYS, [ops.Killed("x", "a/2", True, FAILURE)])) == ["ok"]
+    assert await broker.run(ops.kill(KEYS, [op_values.Killed("x", "a/2", True, FAILURE)])) == ["ok"]
     assert states(store, "x") == ["dead"]
     await client.aclose()
     await broker.aclose()

@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 import pytest
 
-from qsync.broker.ops import crash_count
+from qsync.broker.leased_batch import crash_count
 from qsync.keys import QUEUE_KEYS, QueueKeys
 from qsync.message import Result, decode_failure
 from tests.chaos.evidence import Dead, Evidence, read_notes

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qsync.broker import ops, redis_clients
+from qsync.broker import redis_clients, registry_ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
@@ -429,7 +429,7 @@ def test_resets_are_known_for_what_they_are_on_any_loop(
     its own way.
     """
     factory = None if loop == "asyncio" else pytest.importorskip("uvloop").new_event_loop
-    call = ops.register(GlobalKeys(prefix), ["default"])
+    call = registry_ops.register(GlobalKeys(prefix), ["default"])
     outcomes: Counter[str] = Counter()
 
     async def caller(broker: AsyncBroker, over: asyncio.Event) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qsync import ConfigError, DuplicateTask, Mux, Qsync, Task, TaskInfo, current
-from qsync.broker import ops, redis_clients
+from qsync.broker import op_values, operator_ops, ops, program_schedule_ops, redis_clients
 from qsync.broker.blocking import Broker
 from qsync.client import Client
 from qsync.new_task import NewTask, new_nonce, new_task
@@ -201,7 +201,7 @@ def test_an_id_is_refused_however_its_task_ended(rig: Rig, state: str) -> None:
     else:
         rig.complete(*rig.lease(), retention_us=S, result=b"r")
     assert rig.send(chosen("a")) == [("exists", "a")]
-    policy = ops.FetchPolicy(lease_us=S, max_crashes=3, dead_limit=0, dead_age_us=DAY)
+    policy = op_values.FetchPolicy(lease_us=S, max_crashes=3, dead_limit=0, dead_age_us=DAY)
     rig.now += 2 * S
     rig.fetch(0, policy=policy)
     assert rig.state("a") is None
@@ -230,14 +230,14 @@ def test_a_task_that_somebody_removed_may_be_enqueued_again(rig: Rig, way: str) 
         case "delete":
             rig.delete("pending", "a")
         case _:
-            rig.run(ops.purge(rig.keys, "pending", now_us=rig.now))
+            rig.run(operator_ops.purge(rig.keys, "pending", now_us=rig.now))
     assert rig.send(chosen("a")) == [("created", "a")]
 
 
 def test_a_deleted_queue_forgets_its_ids(rig: Rig) -> None:
     rig.send(chosen("a"))
     rig.complete(*rig.lease())
-    assert rig.run(ops.delete_queue(rig.keys)) == 0
+    assert rig.run(operator_ops.delete_queue(rig.keys)) == 0
     assert rig.dump() == {}
     assert rig.send(chosen("a")) == [("created", "a")]
 
@@ -247,7 +247,7 @@ def test_a_tick_has_an_id_that_nobody_remembers(rig: Rig) -> None:
     [task] = rig.tasks("hourly@1")
     rig.send(chosen("hourly@1"))
     rig.complete(*rig.lease())
-    assert rig.run(ops.tick(rig.keys, "hourly", 1, task, now_us=rig.now))
+    assert rig.run(program_schedule_ops.tick(rig.keys, "hourly", 1, task, now_us=rig.now))
 
 
 def test_a_remembered_id_is_refused_only_to_tasks_that_ask_for_it(rig: Rig) -> None:

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from qsync import InvalidTask, QsyncError, SchemaMismatch, Task
-from qsync.broker import ops
+from qsync.broker import program_schedule_ops
 from qsync.codec import decode
 from qsync.keys import QueueKeys
 from qsync.schedules import PAGE, AsyncSchedules, Schedules
@@ -64,7 +64,11 @@ def test_put_of_a_paused_schedule_says_so(
     colour: Colour, client: Any, store: Store, prefix: str
 ) -> None:
     colour.do(client.schedules.put("a", Task("t"), every=60))
-    colour.do(client._broker.run(ops.pause_schedule(QueueKeys(prefix, "default"), "a", b"me")))
+    colour.do(
+        client._broker.run(
+            program_schedule_ops.pause_schedule(QueueKeys(prefix, "default"), "a", b"me")
+        )
+    )
     assert colour.do(client.schedules.get("a")).paused
     assert colour.do(client.schedules.put("a", Task("t"), every=61)).paused
 
@@ -126,7 +130,9 @@ def test_name_of_a_program_is_refused_with_both_named(
     from qsync.schedule import Cron, Periodic
 
     record = record_of(Periodic("nightly", Cron("0 3 * * *")), "clean")
-    call = ops.publish_schedules(QueueKeys(prefix, "default"), [("nightly", record, b"")])
+    call = program_schedule_ops.publish_schedules(
+        QueueKeys(prefix, "default"), [("nightly", record, b"")]
+    )
     colour.do(client._broker.run(call))
     text = (
         r"name='nightly': a program has a periodic task of this name for queue 'default' "

@@ -14,7 +14,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from qsync import Mux, Qsync, Retry, SkipRetry, Task, TaskInfo
-from qsync.broker.ops import Completion
+from qsync.broker.op_values import Completion
 from qsync.contrib import prometheus
 from qsync.contrib.prometheus import StoreCollector, StoreMetrics
 from qsync.inspector import Overview, QueueInfo

@@ -16,7 +16,7 @@ from qsync import Mux, Retry, SkipRetry, Task, TaskInfo
 from qsync.bounds import Bounds
 from qsync.broker import bounds_ops, limit_ops, ops, redis_clients, schedule_ops
 from qsync.broker.aio import AsyncBroker
-from qsync.broker.ops import LeaseRef
+from qsync.broker.op_values import LeaseRef
 from qsync.cli.main import app
 from qsync.diagnostics.audit import LEASE_US, MEANINGS, Auditor, Damage, Report
 from qsync.limit import LimitRule

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from qsync import ConfigError, InvalidTask, Qsync, Task, codec
-from qsync.broker import ops
-from qsync.broker.ops import Retried
+from qsync.broker import operator_ops, ops, program_schedule_ops, registry_ops
+from qsync.broker.op_values import Retried
 from qsync.broker.script import load
 from qsync.inspector import Filter, Inspector, Page, Step
 from qsync.keys import COUNTERS, QUEUE_KEYS, GlobalKeys
@@ -198,7 +198,7 @@ def test_pause_and_resume(store: Store, prefix: str) -> None:
 def test_a_pause_that_somebody_else_wrote_is_shown(store: Store, prefix: str) -> None:
     async def work(bed: Bed) -> None:
         await bed.enqueue(*tasks("a"))
-        await bed.broker.run(ops.pause(bed.keys(), b"\xffby hand"))
+        await bed.broker.run(operator_ops.pause(bed.keys(), b"\xffby hand"))
         [queue] = (await bed.inspector.overview()).queues
         assert queue.paused is not None
         assert (queue.paused.by, queue.paused.why) == ("", "\\xffby hand")
@@ -745,7 +745,7 @@ def test_forget(store: Store, prefix: str) -> None:
         await bed.serve("live")
         served = await inspector.forget("default", force=True)
         assert (served.outcome, served.server) == ("served", "live")
-        await bed.broker.run(ops.server_heartbeat(GlobalKeys(prefix), "live", ttl_us=0))
+        await bed.broker.run(registry_ops.server_heartbeat(GlobalKeys(prefix), "live", ttl_us=0))
         outcomes = []
         while not outcomes or outcomes[-1] == "more":
             outcomes.append((await inspector.forget("default", force=True)).outcome)
@@ -805,7 +805,7 @@ def test_everything_works_in_a_cluster(cluster: Cluster, prefix: str) -> None:
         [server] = await inspector.servers()
         assert [task.id for task in server.tasks] == ["a"]
         assert await inspector.schedules() == []
-        await bed.broker.run(ops.server_heartbeat(GlobalKeys(prefix), "w", ttl_us=0))
+        await bed.broker.run(registry_ops.server_heartbeat(GlobalKeys(prefix), "w", ttl_us=0))
         assert (await inspector.forget("queue4")).outcome == "done"
 
     run(cluster, prefix, work)
@@ -898,7 +898,9 @@ def test_whatever_lies_in_the_store_is_shown(valkey: Store, prefix: str, value: 
         inspector = bed.inspector
         await each_state(bed)
         await bed.serve("w")
-        await bed.broker.run(ops.publish_schedules(bed.keys(), [("s", value, value)]))
+        await bed.broker.run(
+            program_schedule_ops.publish_schedules(bed.keys(), [("s", value, value)])
+        )
         with valkey.client() as client:
             for name, (kind, _) in QUEUE_KEYS.items():
                 if kind == "hash":

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from qsync import Task, codec
-from qsync.broker import ops
-from qsync.broker.ops import HandedBack
+from qsync.broker import ops, registry_ops
+from qsync.broker.op_values import HandedBack
 from qsync.inspector import Explanation
 from qsync.keys import GlobalKeys
 from qsync.message import Failure
@@ -292,7 +292,8 @@ def test_thousands_of_servers_are_more_than_it_looks_at(valkey: Store, prefix: s
         keys = GlobalKeys(prefix)
         for at in range(0, 1500, 100):
             calls = [
-                ops.server_heartbeat(keys, f"s{n}", ttl_us=60 * S) for n in range(at, at + 100)
+                registry_ops.server_heartbeat(keys, f"s{n}", ttl_us=60 * S)
+                for n in range(at, at + 100)
             ]
             await bed.broker.run_many(calls)
         assert len(await bed.inspector.servers()) == 1000

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qsync import InvalidTask, Task
-from qsync.broker import limit_ops, ops
+from qsync.broker import limit_ops, op_values, ops
 from qsync.broker.limit_ops import LimitsPage, LimitState
 from qsync.diagnostics.doctor import limit_findings
 from qsync.diagnostics.limit_check import (
@@ -32,14 +32,14 @@ async def limited(made: Bed, *ids: str, limits: list[str]) -> None:
     await made.enqueue(*[Task("t", id=id, limits=limits) for id in ids])
 
 
-async def lease(made: Bed, wanted: int = 500) -> list[ops.LeaseRef]:
+async def lease(made: Bed, wanted: int = 500) -> list[op_values.LeaseRef]:
     """Lease tasks, those with limits too."""
     made._number += 1
     call = ops.fetch(
         made.keys(), server="s", number=made._number, wanted=wanted, policy=POLICY, free=wanted
     )
     found = await made.broker.run(call)
-    return [ops.LeaseRef(id, f"s/{made._number}") for id in found.ids]
+    return [op_values.LeaseRef(id, f"s/{made._number}") for id in found.ids]
 
 
 async def declare(made: Bed, **rules: LimitRule) -> None:
@@ -159,7 +159,9 @@ def test_explanation_says_when_a_rate_opens_and_until_when_a_limit_is_closed(
             why = await made.inspector.explain("b")
             assert why.sentence.startswith("Limited by stripe: opens at 2")
             assert "(1 per 60 s, 1 at once); next to start." in why.sentence
-            back = ops.HandedBack(*held, None, started=True, limit="stripe", closed_us=3600 * S)
+            back = op_values.HandedBack(
+                *held, None, started=True, limit="stripe", closed_us=3600 * S
+            )
             await made.broker.run(ops.hand_back(made.keys(), [back]))
             for id in ("a", "b"):
                 why = await made.inspector.explain(id)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from qsync.bounds import Bounds, QueueBounds
-from qsync.broker import bounds_ops, limit_ops, ops, views
-from qsync.broker.ops import LeaseRef
+from qsync.broker import bounds_ops, limit_ops, operator_ops, program_schedule_ops, views
+from qsync.broker.op_values import LeaseRef
 from qsync.errors import QueueFull
 from qsync.limit import LimitRule
 from qsync.state import TaskState
@@ -153,7 +153,7 @@ def test_a_tick_into_a_full_queue_is_refused_and_comes_later(rig: Rig) -> None:
     bound(rig, max_tasks=1)
     rig.enqueue("a")
     [task] = rig.tasks("hourly@1")
-    call = ops.tick(rig.keys, "hourly", 1, task, now_us=rig.now)
+    call = program_schedule_ops.tick(rig.keys, "hourly", 1, task, now_us=rig.now)
     with pytest.raises(QueueFull):
         rig.run(call)
     assert rig.field("ticks", "hourly") is None
@@ -203,7 +203,7 @@ def act(rig: Rig, chance: random.Random, held: list[LeaseRef]) -> None:
             rig.delete(chance.choice(["pending", "dead", "completed"]), *names)
         case 11:
             held += one
-            rig.run(ops.purge(rig.keys, TaskState(chance.choice(["pending", "dead"]))))
+            rig.run(operator_ops.purge(rig.keys, TaskState(chance.choice(["pending", "dead"]))))
         case 12:
             held += one
             rig.now += chance.choice([S, LAPSE, LAPSE, DAY])

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from qsync.broker import limit_ops, ops, redis_clients
+from qsync.broker import limit_ops, operator_ops, ops, redis_clients
 from qsync.broker.acl import _COMMAND
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
-from qsync.broker.ops import Completion, FetchPolicy, HandedBack, Killed, LeaseRef, Retried
+from qsync.broker.op_values import Completion, FetchPolicy, HandedBack, Killed, LeaseRef, Retried
 from qsync.errors import ConfigError, QsyncError
 from qsync.keys import QUEUE_KEYS
 from qsync.limit import LimitRule
@@ -34,7 +34,9 @@ def late_fetch(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
 
 
 def repair(rig: Rig, damage: str, id: str) -> Call[Any]:
-    return ops.repair(rig.keys, damage, [(id, "")], record=FAILURE, lease_us=LEASE, now_us=rig.now)
+    return operator_ops.repair(
+        rig.keys, damage, [(id, "")], record=FAILURE, lease_us=LEASE, now_us=rig.now
+    )
 
 
 def repair_two_states(rig: Rig, held: list[LeaseRef]) -> Call[Any]:
@@ -91,13 +93,13 @@ LIMITED: dict[str, Make] = {
         limited_queue(rig), ops.cancel(rig.keys, "l2", retention_us=5, now_us=rig.now)
     )[1],
     "delete": lambda rig, _: (
-        limited_queue(rig), ops.delete(rig.keys, ["l2", "l3"], "limited", now_us=rig.now)
+        limited_queue(rig), operator_ops.delete(rig.keys, ["l2", "l3"], "limited", now_us=rig.now)
     )[1],
     "purge": lambda rig, _: (
-        limited_queue(rig), ops.purge(rig.keys, "limited", now_us=rig.now)
+        limited_queue(rig), operator_ops.purge(rig.keys, "limited", now_us=rig.now)
     )[1],
     "run": lambda rig, _: (
-        limited_queue(rig), ops.run(rig.keys, "m1", "dead", now_us=rig.now)
+        limited_queue(rig), operator_ops.run(rig.keys, "m1", "dead", now_us=rig.now)
     )[1],
     "enqueue": lambda rig, _: (
         limited_queue(rig),

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from qsync import Mux, Qsync, TaskInfo
-from qsync.broker import ops, redis_clients
+from qsync.broker import op_values, operator_ops, ops, redis_clients
 from qsync.broker.blocking import Broker
-from qsync.broker.ops import FetchPolicy
+from qsync.broker.op_values import FetchPolicy
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.new_task import NewTask, new_nonce, new_task
 from qsync.task import Task
@@ -34,18 +34,18 @@ class Queue:
     def run(self, call: Any) -> Any:
         return self.broker.run(call)
 
-    def fetch(self, server: str = "s", wanted: int = 100, **options: Any) -> ops.FetchResult:
+    def fetch(self, server: str = "s", wanted: int = 100, **options: Any) -> op_values.FetchResult:
         number = self.numbers[server] = self.numbers.get(server, 0) + 1
         return self.repeat(server, number, wanted, **options)
 
     def repeat(
         self, server: str, number: int, wanted: int = 100, **options: Any
-    ) -> ops.FetchResult:
+    ) -> op_values.FetchResult:
         call = ops.fetch(
             self.keys, server=server, number=number, wanted=wanted, policy=POLICY,
             now_us=self.now_us, **options,
         )  # fmt: skip
-        fetched: ops.FetchResult = self.run(call)
+        fetched: op_values.FetchResult = self.run(call)
         return fetched
 
     def enqueue(self, task: Task) -> NewTask:
@@ -96,15 +96,17 @@ def test_used_queue_costs_no_writes_once_it_is_swept(queue: Queue) -> None:
     dead = queue.enqueue(Task("a"))
     queue.fetch("s0")
     token = f"s0/{queue.numbers['s0']}"
-    queue.run(ops.complete(queue.keys, [ops.Completion(sent.id, token)], now_us=queue.now_us))
-    queue.run(ops.kill(queue.keys, [ops.Killed(dead.id, token, True, b"")], now_us=queue.now_us))
+    queue.run(ops.complete(queue.keys, [op_values.Completion(sent.id, token)], now_us=queue.now_us))
+    queue.run(
+        ops.kill(queue.keys, [op_values.Killed(dead.id, token, True, b"")], now_us=queue.now_us)
+    )
     queue.now_us += 3601 * S
     queue.hour(1)
     assert queue.hour() == 0
 
 
 def test_paused_queue_costs_no_writes_for_what_waits(queue: Queue) -> None:
-    queue.run(ops.pause(queue.keys, b"somebody", now_us=queue.now_us))
+    queue.run(operator_ops.pause(queue.keys, b"somebody", now_us=queue.now_us))
     assert queue.hour() == 0
 
 
@@ -185,5 +187,5 @@ def test_fetch_says_whether_more_wait(queue: Queue) -> None:
         False,
     ]
     queue.enqueue(Task("a"))
-    queue.run(ops.pause(queue.keys, b"somebody", now_us=queue.now_us))
+    queue.run(operator_ops.pause(queue.keys, b"somebody", now_us=queue.now_us))
     assert not queue.fetch().left

@@ -11,9 +11,9 @@ from itertools import pairwise
 
 import pytest
 
-from qsync.broker import ops
+from qsync.broker import operator_ops, ops, program_schedule_ops, registry_ops
 from qsync.broker.channels import Heard
-from qsync.broker.ops import LeaseRef
+from qsync.broker.op_values import LeaseRef
 from qsync.keys import COUNTERS, QUEUE_KEYS
 from qsync.times import from_us
 from tests.support.queue_driver import BINARIES, DAY, FAILURE, LAPSE, START, Rig, S
@@ -43,8 +43,8 @@ def test_a_task_goes_to_pending_or_to_scheduled(rig: Rig) -> None:
 def test_an_empty_batch_is_no_error(rig: Rig) -> None:
     assert rig.send([]) == []
     assert rig.delete("dead") == 0
-    assert rig.run(ops.register(rig.globals, [])) == 0
-    assert rig.run(ops.begin_ticks(rig.keys, [], now_us=5)) == (5, [])
+    assert rig.run(registry_ops.register(rig.globals, [])) == 0
+    assert rig.run(program_schedule_ops.begin_ticks(rig.keys, [], now_us=5)) == (5, [])
     assert rig.dump() == {}
 
 
@@ -329,18 +329,18 @@ def test_a_running_task_is_not_deleted(rig: Rig) -> None:
 
 
 def test_pause_and_resume_say_whether_they_changed_something(rig: Rig) -> None:
-    assert rig.run(ops.resume(rig.keys)) is False
-    assert rig.run(ops.pause(rig.keys, b"me")) is True
-    assert rig.run(ops.pause(rig.keys, b"you")) is False
+    assert rig.run(operator_ops.resume(rig.keys)) is False
+    assert rig.run(operator_ops.pause(rig.keys, b"me")) is True
+    assert rig.run(operator_ops.pause(rig.keys, b"you")) is False
     assert rig.field("meta", "paused") == b"you"
-    assert rig.run(ops.resume(rig.keys)) is True
-    assert rig.run(ops.resume(rig.keys)) is False
+    assert rig.run(operator_ops.resume(rig.keys)) is True
+    assert rig.run(operator_ops.resume(rig.keys)) is False
     assert rig.field("meta", "paused") is None
 
 
 def test_a_pause_without_a_note_is_refused(rig: Rig) -> None:
     with pytest.raises(ValueError, match="note"):
-        ops.pause(rig.keys, b"")
+        operator_ops.pause(rig.keys, b"")
 
 
 # Wake
@@ -363,10 +363,12 @@ def test_who_must_be_woken_is_woken(rig: Rig) -> None:
     rig.woken()
     rig.hand_back(*held)
     assert rig.woken()
-    rig.run(ops.pause(rig.keys, b"me"))
-    rig.run(ops.resume(rig.keys))
+    rig.run(operator_ops.pause(rig.keys, b"me"))
+    rig.run(operator_ops.resume(rig.keys))
     assert rig.woken()
-    rig.run(ops.tick(rig.keys, "hourly", START, rig.tasks("tick")[0], now_us=rig.now))
+    rig.run(
+        program_schedule_ops.tick(rig.keys, "hourly", START, rig.tasks("tick")[0], now_us=rig.now)
+    )
     assert rig.woken()
 
 
@@ -388,7 +390,7 @@ def test_who_need_not_be_woken_is_not(rig: Rig) -> None:
     rig.complete(LeaseRef("gone", "s/1"))
     rig.delete("scheduled", "later")
     rig.cancel("first")
-    rig.run(ops.pause(rig.keys, b"me"))
+    rig.run(operator_ops.pause(rig.keys, b"me"))
     assert not rig.woken()
 
 
@@ -405,7 +407,7 @@ def test_one_element_wakes_one_server_however_much_there_is(rig: Rig) -> None:
 @pytest.mark.faults(67)
 def test_a_tick_is_enqueued_once(rig: Rig) -> None:
     def tick(at: int, id: str) -> bool:
-        call = ops.tick(rig.keys, "hourly", at, rig.tasks(id)[0], now_us=rig.now)
+        call = program_schedule_ops.tick(rig.keys, "hourly", at, rig.tasks(id)[0], now_us=rig.now)
         made = rig.run(call)
         assert rig.run(call) is False
         return made
@@ -421,15 +423,22 @@ def test_a_tick_is_enqueued_once(rig: Rig) -> None:
 def test_a_tick_whose_lock_is_taken_is_passed(rig: Rig) -> None:
     rig.enqueue("a", unique=True, unique_key="k")
     task = rig.tasks("b", unique=True, unique_key="k")[0]
-    assert rig.run(ops.tick(rig.keys, "hourly", START, task, now_us=rig.now)) is False
+    assert (
+        rig.run(program_schedule_ops.tick(rig.keys, "hourly", START, task, now_us=rig.now)) is False
+    )
     rig.complete(*rig.lease())
-    assert rig.run(ops.tick(rig.keys, "hourly", START, task, now_us=rig.now)) is False
-    assert rig.run(ops.tick(rig.keys, "hourly", START + 1, task, now_us=rig.now)) is True
+    assert (
+        rig.run(program_schedule_ops.tick(rig.keys, "hourly", START, task, now_us=rig.now)) is False
+    )
+    assert (
+        rig.run(program_schedule_ops.tick(rig.keys, "hourly", START + 1, task, now_us=rig.now))
+        is True
+    )
 
 
 def test_a_tick_that_the_store_refused_can_be_made_again(rig: Rig) -> None:
     rig.client.set(rig.keys.key("tasks"), "of the wrong type")
-    call = ops.tick(rig.keys, "hourly", START, rig.tasks("a")[0], now_us=rig.now)
+    call = program_schedule_ops.tick(rig.keys, "hourly", START, rig.tasks("a")[0], now_us=rig.now)
     with pytest.raises(Exception, match="WRONGTYPE"):
         rig.run(call)
     rig.client.delete(rig.keys.key("tasks"))
@@ -438,9 +447,14 @@ def test_a_tick_that_the_store_refused_can_be_made_again(rig: Rig) -> None:
 
 
 def test_a_new_schedule_begins_now_and_an_old_one_where_it_was(rig: Rig) -> None:
-    assert rig.run(ops.begin_ticks(rig.keys, ["a"], now_us=START)) == (START, [START])
-    rig.run(ops.tick(rig.keys, "a", START + 5, rig.tasks("t")[0], now_us=START + 6))
-    later = ops.begin_ticks(rig.keys, ["a", "b"], now_us=START + 9)
+    assert rig.run(program_schedule_ops.begin_ticks(rig.keys, ["a"], now_us=START)) == (
+        START,
+        [START],
+    )
+    rig.run(
+        program_schedule_ops.tick(rig.keys, "a", START + 5, rig.tasks("t")[0], now_us=START + 6)
+    )
+    later = program_schedule_ops.begin_ticks(rig.keys, ["a", "b"], now_us=START + 9)
     assert rig.run(later) == (START + 9, [START + 5, START + 9])
     assert rig.run(later) == (START + 9, [START + 5, START + 9])
 
@@ -449,14 +463,16 @@ def test_a_new_schedule_begins_now_and_an_old_one_where_it_was(rig: Rig) -> None
 
 
 def test_queues_are_registered_once(rig: Rig) -> None:
-    assert rig.run(ops.register(rig.globals, ["a", "b"])) == 2
-    assert rig.run(ops.register(rig.globals, ["b", "c"])) == 1
+    assert rig.run(registry_ops.register(rig.globals, ["a", "b"])) == 2
+    assert rig.run(registry_ops.register(rig.globals, ["b", "c"])) == 1
     assert rig.client.smembers(rig.globals.queues) == {b"a", b"b", b"c"}
 
 
 def test_a_server_is_live_for_as_long_as_it_said(rig: Rig) -> None:
     def announce(server: str, ttl_us: int) -> int:
-        return rig.run(ops.server_heartbeat(rig.globals, server, ttl_us=ttl_us, now_us=rig.now))
+        return rig.run(
+            registry_ops.server_heartbeat(rig.globals, server, ttl_us=ttl_us, now_us=rig.now)
+        )
 
     assert announce("a", 10 * S) == 1
     assert announce("b", 20 * S) == 2
@@ -469,11 +485,17 @@ def test_a_server_is_live_for_as_long_as_it_said(rig: Rig) -> None:
 @pytest.mark.faults(79)
 def test_a_description_replaces_the_one_before_and_ends(rig: Rig) -> None:
     key = rig.globals.server("s")
-    rig.run(ops.set_server_info(rig.globals, "s", {"host": "h", "blob": b"\xff"}, ttl_ms=60_000))
-    rig.run(ops.set_server_info(rig.globals, "s", {"host": "g", "blob": b""}, ttl_ms=60_000))
+    rig.run(
+        registry_ops.set_server_info(
+            rig.globals, "s", {"host": "h", "blob": b"\xff"}, ttl_ms=60_000
+        )
+    )
+    rig.run(
+        registry_ops.set_server_info(rig.globals, "s", {"host": "g", "blob": b""}, ttl_ms=60_000)
+    )
     assert rig.client.hgetall(key) == {b"host": b"g", b"blob": b""}
     assert 0 < rig.client.pttl(key) <= 60_000
-    rig.run(ops.set_server_info(rig.globals, "s", {}, ttl_ms=0))
+    rig.run(registry_ops.set_server_info(rig.globals, "s", {}, ttl_ms=0))
     assert not rig.client.exists(key)
 
 
@@ -481,7 +503,7 @@ def test_a_description_replaces_the_one_before_and_ends(rig: Rig) -> None:
 def test_orders_are_read_in_order_and_end(rig: Rig) -> None:
     key = rig.globals.inbox("s")
     for order in (b"quiet", b"stop", b"stop", b"quiet"):
-        rig.run(ops.send_order(rig.globals, "s", order, ttl_ms=60_000))
+        rig.run(registry_ops.send_order(rig.globals, "s", order, ttl_ms=60_000))
     assert rig.client.lrange(key, 0, -1) == [b"quiet", b"stop", b"quiet"]
     assert 0 < rig.client.pttl(key) <= 60_000
 
@@ -536,7 +558,7 @@ def test_only_known_keys_are_made(rig: Rig) -> None:
     rig.cancel("b")
     rig.kill(held[2])
     rig.set("crashes", "a", "1")
-    rig.run(ops.begin_ticks(rig.keys, ["t"], now_us=rig.now))
+    rig.run(program_schedule_ops.begin_ticks(rig.keys, ["t"], now_us=rig.now))
     rig.enqueue("s", delay=5)
     dump = rig.dump()
     assert set(dump) <= set(QUEUE_KEYS)

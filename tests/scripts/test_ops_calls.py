@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from qsync.broker import ops
-from qsync.broker.ops import Enqueued
+from qsync.broker.op_values import Enqueued
 from tests.support.queue_driver import BINARIES, DAY, Rig, S
 
 pytestmark = [pytest.mark.faults(34), pytest.mark.guarantee(5)]

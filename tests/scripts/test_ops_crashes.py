@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from qsync.broker.ops import LeaseRef
+from qsync.broker.op_values import LeaseRef
 from tests.support.queue_driver import BINARIES, FAILURE, LAPSE, LEASE, POLICY, START, Rig, S
 
 

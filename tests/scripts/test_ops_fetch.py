@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from qsync import codec
-from qsync.broker import ops
-from qsync.broker.ops import LeaseRef
+from qsync.broker import operator_ops
+from qsync.broker.op_values import LeaseRef
 from qsync.message import ENVELOPE_HEAD, decode_message
 from tests.support.queue_driver import BINARIES, DAY, FAILURE, LAPSE, LEASE, POLICY, START, Rig, S
 
@@ -105,13 +105,13 @@ def test_the_bytes_of_a_batch_may_be_exactly_the_limit(rig: Rig) -> None:
 def test_nothing_is_fetched_from_a_paused_queue(rig: Rig) -> None:
     rig.enqueue("a")
     rig.enqueue("b", delay=1)
-    assert rig.run(ops.pause(rig.keys, b"me")) is True
+    assert rig.run(operator_ops.pause(rig.keys, b"me")) is True
     rig.now += S
     paused = rig.fetch()
     assert paused.paused
     assert paused.ids == []
     assert rig.ids("pending") == ["a", "b"]  # the upkeep goes on
-    assert rig.run(ops.resume(rig.keys)) is True
+    assert rig.run(operator_ops.resume(rig.keys)) is True
     resumed = rig.fetch()
     assert not resumed.paused
     assert resumed.ids == ["a", "b"]
@@ -489,7 +489,7 @@ def test_a_fetch_wakes_for_what_it_promoted_or_recovered(rig: Rig) -> None:
 def test_a_fetch_from_a_paused_queue_wakes_nobody(rig: Rig) -> None:
     rig.enqueue("a")
     rig.woken()
-    rig.run(ops.pause(rig.keys, b"me"))
+    rig.run(operator_ops.pause(rig.keys, b"me"))
     rig.fetch()
     assert not rig.woken()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from qsync.broker import ops, views
-from qsync.broker.ops import Completion
+from qsync.broker.op_values import Completion
 from qsync.errors import QueueFull
 from tests.scripts.test_ops_twice import ALL, queue
 from tests.support.queue_driver import BINARIES, Rig, S

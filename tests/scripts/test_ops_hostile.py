@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from qsync.broker import ops, pending_view, views
-from qsync.broker.ops import LeaseRef
+from qsync.broker import ops, pending_view, program_schedule_ops, views
+from qsync.broker.op_values import LeaseRef
 from qsync.keys import QUEUE_KEYS
 from qsync.message import Failure, decode_failure
 from qsync.state import STORED, TaskState
@@ -60,8 +60,8 @@ def work(rig: Rig) -> None:
     rig.enqueue("locked", **LOCK)
     rig.enqueue("later", delay=1)
     tick = rig.tasks("ticked")[0]
-    rig.run(ops.begin_ticks(rig.keys, ["hourly"], now_us=rig.now))
-    rig.run(ops.tick(rig.keys, "hourly", rig.now + 1, tick, now_us=rig.now))
+    rig.run(program_schedule_ops.begin_ticks(rig.keys, ["hourly"], now_us=rig.now))
+    rig.run(program_schedule_ops.tick(rig.keys, "hourly", rig.now + 1, tick, now_us=rig.now))
     rig.run(views.get_tasks(rig.keys, ["a", "n1", "later"]))
     held = {one.id: one for one in rig.lease(server="w")}
     assert {"n1", "n2", "n3", "ticked"} <= set(held)
@@ -96,9 +96,11 @@ def work(rig: Rig) -> None:
     rig.run(pending_view.pending_position(rig.keys, "a", lock=NAME, server="s"))
     for state in STORED:
         rig.run(views.page(rig.keys, state, count=100))
-    rig.run(ops.publish_schedules(rig.keys, [("hourly", b"", b"")], now_us=rig.now))
-    rig.run(ops.pause_schedule(rig.keys, "hourly", b"me", now_us=rig.now))
-    rig.run(ops.resume_schedule(rig.keys, "hourly", now_us=rig.now))
+    rig.run(
+        program_schedule_ops.publish_schedules(rig.keys, [("hourly", b"", b"")], now_us=rig.now)
+    )
+    rig.run(program_schedule_ops.pause_schedule(rig.keys, "hourly", b"me", now_us=rig.now))
+    rig.run(program_schedule_ops.resume_schedule(rig.keys, "hourly", now_us=rig.now))
 
 
 def settled(rig: Rig) -> None:

@@ -12,7 +12,7 @@ import redis
 from qsync.broker import ops, pending_view, redis_clients, schedule_ops, views
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
-from qsync.broker.ops import LeaseRef
+from qsync.broker.op_values import LeaseRef
 from qsync.broker.script import Script
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.state import TaskState

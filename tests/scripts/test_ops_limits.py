@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qsync.broker import limit_ops, ops
+from qsync.broker import limit_ops, op_values, ops
 from qsync.limit import LimitRule
 from tests.support.limits import with_limits
 from tests.support.queue_driver import BINARIES, POLICY, Rig, S
@@ -49,7 +49,7 @@ def test_closed_limit_starts_nothing_before_its_time(rig: Rig) -> None:
     send(rig, ("c",), "a", "b")
     [a] = rig.lease(1)
 
-    rows = [ops.HandedBack(*a, None, b"", "c", 30 * S, True)]
+    rows = [op_values.HandedBack(*a, None, b"", "c", 30 * S, True)]
     rig.run(ops.hand_back(rig.keys, rows, now_us=rig.now))
     assert rig.fetch().ids == []
     rig.now += 30 * S

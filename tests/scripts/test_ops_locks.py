@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from qsync.broker.ops import LeaseRef
+from qsync.broker.op_values import LeaseRef
 from qsync.new_task import new_nonce, new_task
 from qsync.task import Task
 from tests.support.queue_driver import BINARIES, LAPSE, LEASE, START, Rig, S

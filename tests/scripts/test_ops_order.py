@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qsync.broker.ops import LeaseRef
+from qsync.broker.op_values import LeaseRef
 from tests.support.queue_driver import BINARIES, LAPSE, Rig, S
 
 

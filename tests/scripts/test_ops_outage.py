@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from qsync.broker import ops
-from qsync.broker.ops import LeaseRef
+from qsync.broker import op_values, ops
+from qsync.broker.op_values import LeaseRef
 from tests.support.queue_driver import BINARIES, LAPSE, LEASE, POLICY, Rig, S
 
 pytestmark = [pytest.mark.faults(28), pytest.mark.guarantee(4)]
@@ -27,7 +27,7 @@ def leased(rig: Rig) -> list[LeaseRef]:
     return held
 
 
-def fetch(rig: Rig, number: int, *, server: str = "t") -> ops.FetchResult:
+def fetch(rig: Rig, number: int, *, server: str = "t") -> op_values.FetchResult:
     """As Rig.fetch, without anybody having been there before."""
     call = ops.fetch(
         rig.keys, server=server, number=number, wanted=5, policy=POLICY, now_us=rig.now

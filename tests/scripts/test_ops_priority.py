@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qsync.broker import ops
+from qsync.broker import operator_ops
 from tests.support.queue_driver import BINARIES, LAPSE, Rig, S
 
 BAND, REACH, FAR = 2**41, 2**40, 2**39
@@ -91,7 +91,7 @@ def test_retry_promotion_and_run_keep_the_priority(rig: Rig) -> None:
     rig.fetch(0)
     assert rig.ids("pending") == ["p", "later", "s", "r", "n"]
     rig.enqueue("again", delay=600, priority=1)
-    rig.run(ops.run(rig.keys, "again", "scheduled", now_us=rig.now))
+    rig.run(operator_ops.run(rig.keys, "again", "scheduled", now_us=rig.now))
     assert rig.ids("pending")[-2:] == ["n", "again"]
 
 
@@ -100,7 +100,7 @@ def test_dead_task_is_run_again_in_its_priority(rig: Rig) -> None:
     rig.enqueue("d", priority=9, fairness_key="k")
     rig.kill(*rig.lease(1))
     assert "keys" not in rig.dump(), "a dead task keeps none"
-    rig.run(ops.run(rig.keys, "d", "dead", fairness_key="k", priority=9, now_us=rig.now))
+    rig.run(operator_ops.run(rig.keys, "d", "dead", fairness_key="k", priority=9, now_us=rig.now))
     assert rig.ids("pending") == ["d", "n"]
     assert rig.dump()["keys"] == {b"d": b"\xff9k"}
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qsync.broker import ops
-from qsync.broker.ops import Completion, LeaseRef
+from qsync.broker.op_values import Completion, LeaseRef
 from qsync.message import decode_message
 from qsync.new_task import new_nonce, new_task
 from qsync.task import Task

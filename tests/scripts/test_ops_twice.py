@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from qsync.broker import ops, schedule_ops
+from qsync.broker import operator_ops, ops, program_schedule_ops, registry_ops, schedule_ops
 from qsync.broker.call import Call
-from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
+from qsync.broker.op_values import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.reschedule_op import reschedule
 from qsync.broker.schedule_ops import TickRow
 from qsync.broker.stored_schedules import StoredRow
@@ -121,33 +121,41 @@ OTHER: dict[str, Make] = {
         rig, held, ops.end_cancelled(rig.keys, held, now_us=rig.now)
     ),
     "reschedule": lambda rig, held: reschedule(rig.keys, "s", "+5", now_us=rig.now),
-    "run scheduled": lambda rig, held: ops.run(rig.keys, "s", "scheduled", now_us=rig.now),
-    "run dead": lambda rig, held: ops.run(
+    "run scheduled": lambda rig, held: operator_ops.run(rig.keys, "s", "scheduled", now_us=rig.now),
+    "run dead": lambda rig, held: operator_ops.run(
         rig.keys, "d", "dead", lock=NAME, fairness_key="k", now_us=rig.now
     ),
-    "delete": lambda rig, held: ops.delete(rig.keys, ["p", "d"], "pending", now_us=rig.now),
-    "delete dead": lambda rig, held: ops.delete(rig.keys, ["p", "d"], "dead", now_us=rig.now),
+    "delete": lambda rig, held: operator_ops.delete(
+        rig.keys, ["p", "d"], "pending", now_us=rig.now
+    ),
+    "delete dead": lambda rig, held: operator_ops.delete(
+        rig.keys, ["p", "d"], "dead", now_us=rig.now
+    ),
     "listen": lambda rig, held: ops.listen(
         rig.keys, server="s", lease_us=LEASE, keep_us=S, now_us=rig.now
     ),
     "abandon": lambda rig, held: ops.abandon(rig.keys, "s"),
-    "run many": lambda rig, held: ops.run_many(
+    "run many": lambda rig, held: operator_ops.run_many(
         rig.keys,
-        [ops.RerunRequest("d", "k", NAME, FAILURE), ops.RerunRequest("p")],
+        [operator_ops.RerunRequest("d", "k", NAME, FAILURE), operator_ops.RerunRequest("p")],
         "dead",
         now_us=rig.now,
     ),
-    "purge": lambda rig, held: ops.purge(rig.keys, "pending", now_us=rig.now),
-    "purge lapsed": lambda rig, held: ops.purge(rig.keys, "active", now_us=rig.now + LEASE),
-    "forget": lambda rig, held: ops.delete_queue(rig.keys),
-    "publish": lambda rig, held: ops.publish_schedules(
+    "purge": lambda rig, held: operator_ops.purge(rig.keys, "pending", now_us=rig.now),
+    "purge lapsed": lambda rig, held: operator_ops.purge(
+        rig.keys, "active", now_us=rig.now + LEASE
+    ),
+    "forget": lambda rig, held: operator_ops.delete_queue(rig.keys),
+    "publish": lambda rig, held: program_schedule_ops.publish_schedules(
         rig.keys, [("hourly", b"r", b"t")], now_us=rig.now
     ),
-    "pause schedule": lambda rig, held: ops.pause_schedule(
+    "pause schedule": lambda rig, held: program_schedule_ops.pause_schedule(
         rig.keys, "hourly", b"me", now_us=rig.now
     ),
-    "resume schedule": lambda rig, held: ops.resume_schedule(rig.keys, "hourly", now_us=rig.now),
-    "forget schedule": lambda rig, held: ops.forget_schedule(
+    "resume schedule": lambda rig, held: program_schedule_ops.resume_schedule(
+        rig.keys, "hourly", now_us=rig.now
+    ),
+    "forget schedule": lambda rig, held: program_schedule_ops.forget_schedule(
         rig.keys, "hourly", silence_us=0, now_us=rig.now
     ),
     "put schedule": lambda rig, held: schedule_ops.put_schedule(
@@ -157,31 +165,41 @@ OTHER: dict[str, Make] = {
         rig.keys, "new", rig.now + S, b"a record", now_us=rig.now
     ),
     "delete schedule": lambda rig, held: schedule_ops.delete_schedule(rig.keys, "daily"),
-    "resume stored": lambda rig, held: ops.resume_schedule(rig.keys, "paused", now_us=rig.now),
+    "resume stored": lambda rig, held: program_schedule_ops.resume_schedule(
+        rig.keys, "paused", now_us=rig.now
+    ),
     "tick schedules": lambda rig, held: tick_stored(rig),
     "announce schedules": lambda rig, held: schedule_ops.announce_schedules(
         rig.globals, "queue", 1
     ),
-    "unregister": lambda rig, held: ops.unregister(rig.globals, ["a"]),
-    "pause": lambda rig, held: ops.pause(rig.keys, b"me"),
-    "resume": lambda rig, held: ops.resume(rig.keys),
-    "tick": lambda rig, held: ops.tick(
+    "unregister": lambda rig, held: registry_ops.unregister(rig.globals, ["a"]),
+    "pause": lambda rig, held: operator_ops.pause(rig.keys, b"me"),
+    "resume": lambda rig, held: operator_ops.resume(rig.keys),
+    "tick": lambda rig, held: program_schedule_ops.tick(
         rig.keys, "hourly", rig.now, rig.tasks("tick", **LOCK)[0], now_us=rig.now
     ),
-    "begin_ticks": lambda rig, held: ops.begin_ticks(rig.keys, ["a", "b"], now_us=rig.now),
+    "begin_ticks": lambda rig, held: program_schedule_ops.begin_ticks(
+        rig.keys, ["a", "b"], now_us=rig.now
+    ),
     "fetch": lambda rig, held: rig.fetching(2),
     "fetch for upkeep": lambda rig, held: rig.fetching(0),
     "enqueue": lambda rig, held: ops.enqueue(
         rig.keys, rig.tasks("x", "y", delay=3, fairness_key="k", **LOCK), now_us=rig.now
     ),
-    "register": lambda rig, held: ops.register(rig.globals, ["a", "b"]),
-    "announce": lambda rig, held: ops.server_heartbeat(rig.globals, "s", ttl_us=S, now_us=rig.now),
-    "announce an end": lambda rig, held: ops.server_heartbeat(
+    "register": lambda rig, held: registry_ops.register(rig.globals, ["a", "b"]),
+    "announce": lambda rig, held: registry_ops.server_heartbeat(
+        rig.globals, "s", ttl_us=S, now_us=rig.now
+    ),
+    "announce an end": lambda rig, held: registry_ops.server_heartbeat(
         rig.globals, "s", ttl_us=0, now_us=rig.now
     ),
-    "describe": lambda rig, held: ops.set_server_info(rig.globals, "s", {"a": 1}, ttl_ms=60_000),
-    "describe an end": lambda rig, held: ops.set_server_info(rig.globals, "s", {}, ttl_ms=0),
-    "send": lambda rig, held: ops.send_order(rig.globals, "s", b"quiet", ttl_ms=60_000),
+    "describe": lambda rig, held: registry_ops.set_server_info(
+        rig.globals, "s", {"a": 1}, ttl_ms=60_000
+    ),
+    "describe an end": lambda rig, held: registry_ops.set_server_info(
+        rig.globals, "s", {}, ttl_ms=0
+    ),
+    "send": lambda rig, held: registry_ops.send_order(rig.globals, "s", b"quiet", ttl_ms=60_000),
 }
 
 
@@ -216,7 +234,7 @@ def queue(rig: Rig) -> list[LeaseRef]:
     for name in ("daily", "paused"):
         put = schedule_ops.put_schedule(rig.keys, name, rig.now, b"a record", now_us=START)
         rig.run(put)
-    rig.run(ops.pause_schedule(rig.keys, "paused", b"me", now_us=START))
+    rig.run(program_schedule_ops.pause_schedule(rig.keys, "paused", b"me", now_us=START))
     rig.client.zadd(rig.keys.key("next_ticks"), {"lost": rig.now})
     assert [one.id for one in held] == ["a", "b"]
     return held
@@ -392,7 +410,7 @@ def test_a_batch_of_500_with_all_options(rig: Rig) -> None:
     "make",
     [
         lambda rig, many: ops.enqueue(rig.keys, rig.tasks(*[one.id for one in many])),
-        lambda rig, many: ops.delete(rig.keys, [one.id for one in many], "dead"),
+        lambda rig, many: operator_ops.delete(rig.keys, [one.id for one in many], "dead"),
         *SETTLE.values(),
         *HOLD.values(),
     ],

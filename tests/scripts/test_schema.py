@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qsync.broker import ops, redis_clients
+from qsync.broker import program_schedule_ops, redis_clients
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
 from qsync.errors import SchemaMismatch
@@ -73,7 +73,9 @@ def test_every_script_of_a_queue_is_one_of_them() -> None:
 def test_what_brings_a_queue_into_being_says_its_layout(rig: Rig) -> None:
     for make in (
         lambda: rig.enqueue("a"),
-        lambda: rig.run(ops.tick(rig.keys, "hourly", 1, rig.tasks("a")[0], now_us=rig.now)),
+        lambda: rig.run(
+            program_schedule_ops.tick(rig.keys, "hourly", 1, rig.tasks("a")[0], now_us=rig.now)
+        ),
         lambda: rig.fetch(1),
     ):
         rig.reset()

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from qsync import codec
-from qsync.broker import ops, views
+from qsync.broker import operator_ops, ops, stored_task, views
 from qsync.message import Failure, Result
 from qsync.state import TaskState
 from qsync.task import TaskStatus
@@ -95,7 +95,7 @@ def test_completed(rig: Rig) -> None:
     assert not status(rig).cancelled
     [shown] = rig.run(views.get_tasks(rig.keys, ["a"]))
     assert shown is not None
-    assert views.result_of(shown) == Result(b"r", False)
+    assert stored_task.result_of(shown) == Result(b"r", False)
 
 
 def test_cancelled_and_kept(rig: Rig) -> None:
@@ -105,7 +105,7 @@ def test_cancelled_and_kept(rig: Rig) -> None:
     assert status(rig).cancelled
     [shown] = rig.run(views.get_tasks(rig.keys, ["a"]))
     assert shown is not None
-    assert views.result_of(shown) is None
+    assert stored_task.result_of(shown) is None
 
 
 def test_dead_of_failures(rig: Rig) -> None:
@@ -184,7 +184,7 @@ def test_an_overview_reads_few_large_messages(rig: Rig) -> None:
     rig.enqueue(*"abcdefgh", payload=b"x" * 900_000)
     seen = rig.run(views.overview(rig.keys, now_us=rig.now))
     assert len(seen.first) == 1
-    rig.run(ops.delete(rig.keys, list("abcdefgh"), "pending"))
+    rig.run(operator_ops.delete(rig.keys, list("abcdefgh"), "pending"))
     rig.enqueue(*"ijklmnopqr")
     assert len(rig.run(views.overview(rig.keys, now_us=rig.now)).first) == 8
 

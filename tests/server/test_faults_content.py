@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsync import codec
-from qsync.broker import ops
+from qsync.broker import operator_ops, ops
 from qsync.errors import InvalidTask, QsyncError
 from qsync.message import ERROR_LIMIT, Failure, decode_failure, decode_message
 from qsync.mux import Mux
@@ -105,7 +105,7 @@ async def test_messages_of_other_versions(store: Store, prefix: str) -> None:
         assert sorted(ran) == ["earlier", "later", "same"]
         assert client.hget(key, "major") == stored["major"]
         assert "version 2" in ((await handles[3].info()).last_error or "")
-        assert await b.broker.run(ops.run(b.keys(), "major", "dead")) == ("ok", "")
+        assert await b.broker.run(operator_ops.run(b.keys(), "major", "dead")) == ("ok", "")
 
 
 @pytest.mark.faults(56)

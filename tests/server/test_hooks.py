@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from qsync import ConfigError, Qsync, Retry, SkipRetry, Task, TaskFailed, TaskInfo
-from qsync.broker import ops, redis_clients
+from qsync.broker import op_values, ops, redis_clients
 from qsync.broker.blocking import Broker
 from qsync.keys import QueueKeys
 from tests.support.stores import Store, wait_until_async
@@ -153,10 +153,12 @@ def test_a_task_that_killed_its_servers_is_dead(app: Qsync, valkey: Store, prefi
 
 def crash(broker: Broker, keys: QueueKeys, server: str) -> None:
     """Have a server fetch the task, start it and die."""
-    policy = ops.FetchPolicy(lease_us=30_000_000, max_crashes=3, dead_limit=100, dead_age_us=10**12)
+    policy = op_values.FetchPolicy(
+        lease_us=30_000_000, max_crashes=3, dead_limit=100, dead_age_us=10**12
+    )
     fetched = broker.run(ops.fetch(keys, server=server, number=1, wanted=1, policy=policy))
     assert len(fetched.ids) == 1
-    broker.run(ops.start(keys, [ops.LeaseRef(fetched.ids[0], f"{server}/1")]))
+    broker.run(ops.start(keys, [op_values.LeaseRef(fetched.ids[0], f"{server}/1")]))
     cursor, _ = broker.run(ops.abandon(keys, server))
     assert cursor == "0"
 

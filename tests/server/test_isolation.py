@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from qsync.broker import ops
-from qsync.broker.ops import LeaseRef
+from qsync.broker import op_values, ops
+from qsync.broker.op_values import LeaseRef
 from qsync.mux import Mux
 from qsync.server import crash_isolation
 from qsync.task import Task, TaskInfo
@@ -205,5 +205,5 @@ def test_the_mark_comes_off_and_what_was_spared_stays(rig: Rig) -> None:
     assert rig.field("crashes", "a") == b"2~1+"
     rig.run(ops.start(rig.keys, held, together=True))
     assert rig.field("crashes", "a") == b"2~1-"
-    rig.run(ops.hand_back(rig.keys, [ops.HandedBack(*held[0])], now_us=rig.now))
+    rig.run(ops.hand_back(rig.keys, [op_values.HandedBack(*held[0])], now_us=rig.now))
     assert rig.field("crashes", "a") == b"2~1"

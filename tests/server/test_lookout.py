@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qsync import Mux, Task, TaskInfo
-from qsync.broker import ops, views
+from qsync.broker import operator_ops, ops, views
 from qsync.broker.views import Looked
 from qsync.server.server import Server
 from tests.scripts.test_idle_writes import Queue
@@ -101,7 +101,7 @@ async def test_task_in_one_of_many_queues_is_found(
 async def add_unheard(store: Store, using: Bench, queue: str) -> None:
     """Have a task wait of which no server hears: its queue was paused when it came."""
     keys = using.keys(queue)
-    await using.broker.run(ops.pause(keys, b"test"))
+    await using.broker.run(operator_ops.pause(keys, b"test"))
     await using.client.enqueue(Task("a", queue=queue))
     with store.client() as redis:
         await wait_until_async(lambda: not redis.exists(keys.key("wake")))
@@ -162,7 +162,7 @@ def test_look_at_an_empty_queue_finds_nothing(queue: Queue) -> None:
 def test_look_finds_tasks_that_may_be_fetched(queue: Queue) -> None:
     queue.enqueue(Task("a"))
     assert look(queue).waits
-    queue.run(ops.pause(queue.keys, b"somebody", now_us=queue.now_us))
+    queue.run(operator_ops.pause(queue.keys, b"somebody", now_us=queue.now_us))
     assert not look(queue).waits
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from qsync.broker import ops, redis_clients
+from qsync.broker import op_values, ops, redis_clients
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.call import Call
-from qsync.broker.ops import Completion, FetchPolicy
+from qsync.broker.op_values import Completion, FetchPolicy
 from qsync.errors import InvalidTask
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.message import decode_message
@@ -269,7 +269,7 @@ def test_a_dead_tick_does_not_bar_the_next(store: Store, prefix: str) -> None:
             await wait_until_async(place.ids)
             fetch = ops.fetch(place.keys(), server="s", number=1, wanted=1, policy=POLICY)
             [id] = (await place.broker.run(fetch)).ids
-            kill = ops.kill(place.keys(), [ops.Killed(id, "s/1", True, b"")])
+            kill = ops.kill(place.keys(), [op_values.Killed(id, "s/1", True, b"")])
             assert await place.broker.run(kill) == ["ok"]
             [killed] = ticks_of("one", [id])
             await wait_until_async(lambda: ticks_of("one", place.ids())[-1] > killed)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from qsync import Inspector, Qsync, codec
-from qsync.broker import ops
+from qsync.broker import registry_ops
 from qsync.broker.blocking import Broker
 from qsync.keys import GlobalKeys
 from qsync.worker.lease_abandoner import LeaseAbandoner
@@ -94,9 +94,9 @@ def test_record_of_a_dead_server_goes_with_its_leases(valkey: Store) -> None:
         broker = Broker(app.server().address, connections=2)
     keys = GlobalKeys("qsync")
     for id in ("dead", "other"):
-        broker.run(ops.server_heartbeat(keys, id, ttl_us=60_000_000))
+        broker.run(registry_ops.server_heartbeat(keys, id, ttl_us=60_000_000))
         broker.run(
-            ops.set_server_info(
+            registry_ops.set_server_info(
                 keys,
                 id,
                 {"host": "h", "queues": codec.encode({}), "types": codec.encode([])},

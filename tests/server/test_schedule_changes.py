@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from qsync.broker import ops, redis_clients
+from qsync.broker import program_schedule_ops, redis_clients
 from qsync.broker.blocking import Broker
 from qsync.broker.schedule_records import LIVE_US, digest_of
 from qsync.keys import QueueKeys
@@ -89,10 +89,12 @@ class Book:
         """What a server that begins now is told, which publishes then."""
         names, digests = [name for name, _ in schedules], [digest_of(one) for _, one in schedules]
         broker = Broker(redis_clients.parse(self._store.url))
-        call = ops.begin_ticks(self._keys, names, digests=digests, now_us=self.now_us)
+        call = program_schedule_ops.begin_ticks(
+            self._keys, names, digests=digests, now_us=self.now_us
+        )
         _, after = broker.run(call)
         rows = [(name, b"record", b"task") for name in names]
-        broker.run(ops.publish_schedules(self._keys, rows, now_us=self.now_us))
+        broker.run(program_schedule_ops.publish_schedules(self._keys, rows, now_us=self.now_us))
         broker.close()
         return after
 
@@ -151,7 +153,7 @@ def test_forgotten_schedule_begins_again(book: Book, store: Store, prefix: str) 
     book.ask(("a", Every(60)))
     book.pass_(LIVE_US / 1_000_000 + 1)
     broker = Broker(redis_clients.parse(store.url))
-    forget = ops.forget_schedule(
+    forget = program_schedule_ops.forget_schedule(
         QueueKeys(prefix, "default"), "a", silence_us=LIVE_US, now_us=book.now_us
     )
     assert broker.run(forget) is True

@@ -585,7 +585,7 @@ async def test_a_running_task_is_cancelled_at_once(store: Store, prefix: str, co
 
 
 async def test_a_paused_queue_starts_nothing_until_it_is_resumed(store: Store, prefix: str) -> None:
-    from qsync.broker import ops
+    from qsync.broker import operator_ops
 
     mux = Mux()
 
@@ -594,13 +594,13 @@ async def test_a_paused_queue_starts_nothing_until_it_is_resumed(store: Store, p
         return None
 
     async with bench(store.url, prefix) as b, b.server(mux):
-        await b.broker.run(ops.pause(b.keys(), b"by a test"))
+        await b.broker.run(operator_ops.pause(b.keys(), b"by a test"))
         handle = await b.client.enqueue(Task("x"))
         other = await b.client.enqueue(Task("x"), queue="other")
         async with b.server(mux, queues=["other"]):
             await b.gone(other.id, "other")
         assert await b.state(handle.id) == "pending"
-        await b.broker.run(ops.resume(b.keys()))
+        await b.broker.run(operator_ops.resume(b.keys()))
         await b.gone(handle.id)
 
 

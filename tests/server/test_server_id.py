@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from qsync import Mux, Task, TaskInfo
-from qsync.broker import ops, views
+from qsync.broker import ops, registry_ops, views
 from qsync.keys import GlobalKeys
 from qsync.message import decode_failure
 from qsync.server.server import Server
@@ -99,10 +99,10 @@ async def test_order_to_the_life_before_is_not_for_the_next(store: Store, prefix
 
     async with bench(store.url, prefix) as using:
         await using.broker.run(
-            ops.send_order(GlobalKeys(prefix), "worker-0", b'["stop"]', ttl_ms=60_000)
+            registry_ops.send_order(GlobalKeys(prefix), "worker-0", b'["stop"]', ttl_ms=60_000)
         )
         await using.broker.run(
-            ops.send_order(GlobalKeys(prefix), "worker-0", b"\x91\xa4stop", ttl_ms=60_000)
+            registry_ops.send_order(GlobalKeys(prefix), "worker-0", b"\x91\xa4stop", ttl_ms=60_000)
         )
         server = using.server(mux, server_id="worker-0")
         async with server:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qsync import Qsync
-from qsync.broker import acl, ops, redis_clients, schedule_ops
+from qsync.broker import acl, operator_ops, program_schedule_ops, redis_clients, schedule_ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.schedule_ops import TickRow
 from qsync.broker.stored_schedules import (
@@ -207,13 +207,13 @@ def test_clock_that_goes_back_repeats_no_tick(rig: Rig) -> None:
 
 def test_paused_schedule_lets_ticks_pass_and_makes_none_up(rig: Rig) -> None:
     put(rig, "a", Every(60), "all")
-    rig.run(ops.pause_schedule(rig.keys, "a", b"me", now_us=rig.now))
+    rig.run(program_schedule_ops.pause_schedule(rig.keys, "a", b"me", now_us=rig.now))
     rig.now += 63 * S
     read_before = due(rig)
     assert tick(rig) == ["paused"]
     rig.now += 60 * S
     unfinished = due(rig)
-    assert rig.run(ops.resume_schedule(rig.keys, "a", now_us=rig.now))
+    assert rig.run(program_schedule_ops.resume_schedule(rig.keys, "a", now_us=rig.now))
     assert send(rig, read_before) == send(rig, unfinished) == ["changed"]
     tick(rig)
     assert ids(rig) == []
@@ -224,7 +224,7 @@ def test_paused_schedule_lets_ticks_pass_and_makes_none_up(rig: Rig) -> None:
 
 def test_put_keeps_a_pause_and_delete_ends_it(rig: Rig) -> None:
     put(rig, "a", Every(60))
-    rig.run(ops.pause_schedule(rig.keys, "a", b"me", now_us=rig.now))
+    rig.run(program_schedule_ops.pause_schedule(rig.keys, "a", b"me", now_us=rig.now))
     put(rig, "a", Every(30))
     rig.now += 60 * S
     assert tick(rig) == ["paused"]
@@ -236,12 +236,16 @@ def test_put_keeps_a_pause_and_delete_ends_it(rig: Rig) -> None:
 
 def test_program_with_the_same_name_goes_first(rig: Rig) -> None:
     put(rig, "a", Every(60))
-    rig.run(ops.publish_schedules(rig.keys, [("a", b"record", b"task")], now_us=rig.now))
+    rig.run(
+        program_schedule_ops.publish_schedules(
+            rig.keys, [("a", b"record", b"task")], now_us=rig.now
+        )
+    )
     assert put(rig, "a", Every(5)).of_program == b"record"
     rig.now += 60 * S
     assert tick(rig) == ["program"]
     assert ids(rig) == []
-    rig.now += ops.SCHEDULE_SILENCE_US
+    rig.now += program_schedule_ops.SCHEDULE_SILENCE_US
     assert tick(rig) == ["ticked"], "no server has it any more"
     assert put(rig, "a", Every(5)).of_program is None
 
@@ -269,8 +273,8 @@ def due_rows(rig: Rig) -> list[StoredRow]:
 
 def test_queue_with_schedules_is_not_forgotten_without_force(rig: Rig) -> None:
     put(rig, "a", Every(60))
-    assert rig.run(ops.delete_queue(rig.keys)) == 1
-    assert rig.run(ops.delete_queue(rig.keys, force=True)) == 0
+    assert rig.run(operator_ops.delete_queue(rig.keys)) == 1
+    assert rig.run(operator_ops.delete_queue(rig.keys, force=True)) == 0
     assert rig.dump() == {}
 
 
@@ -361,7 +365,9 @@ def test_server_logs_schedules_that_it_cannot_tick_and_goes_on(
                 redis.hset(
                     keys.key("stored_schedules"), "future", record[:8] + b"\xf0" + record[9:]
                 )
-            await place.broker.run(ops.publish_schedules(keys, [("nightly", b"", b"")]))
+            await place.broker.run(
+                program_schedule_ops.publish_schedules(keys, [("nightly", b"", b"")])
+            )
             async with place.running():
                 with store.client() as redis:
                     await wait_until_async(lambda: redis.hlen(keys.key("tasks")) > 2)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from qsync import Mux, Qsync, Task, TaskInfo
-from qsync.broker import ops, views
+from qsync.broker import operator_ops, ops, views
 from qsync.client import AsyncClient
 from qsync.keys import QueueKeys
 from qsync.server.server import Server
@@ -420,7 +420,7 @@ def test_key_of_another_kind_hinders_no_task(store: Store, queue: Queue) -> None
 
 def test_forgotten_queue_has_no_idle_servers(store: Store, queue: Queue) -> None:
     listen(queue)
-    queue.run(ops.delete_queue(queue.keys))
+    queue.run(operator_ops.delete_queue(queue.keys))
     with store.client() as client:
         assert not client.exists(queue.keys.key("idle"), queue.keys.key("meta"))
     assert not queue.run(views.look(queue.keys, lease_us=S, now_us=queue.now_us)).waits

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
-from qsync.broker import ops
+from qsync.broker import operator_ops
 from qsync.broker.base import DEFAULT_PATIENCE_S
 from qsync.broker.call import Call
 from qsync.keys import QueueKeys
@@ -192,12 +192,12 @@ class Plague:
 
     def _pause(self) -> None:
         queue = self.world.rng.choice(QUEUES)
-        self._call(ops.pause(QueueKeys(PREFIX, queue), b"the world"))
+        self._call(operator_ops.pause(QueueKeys(PREFIX, queue), b"the world"))
         self._later(self.world.rng.uniform(0.1, 3.0), self.resume, queue)
 
     def resume(self, queue: str) -> None:
         """Resume a queue, paused or not."""
-        self._call(ops.resume(QueueKeys(PREFIX, queue)))
+        self._call(operator_ops.resume(QueueKeys(PREFIX, queue)))
 
     def _quiet(self) -> None:
         """Nothing happens for a while."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import redis.asyncio
 
-from qsync.broker import ops, redis_clients
+from qsync.broker import redis_clients, registry_ops
 from qsync.broker.aio import AsyncBroker
 from qsync.errors import QsyncError
 from qsync.keys import GlobalKeys
@@ -31,7 +31,9 @@ async def _make_calls(url: str, chance: random.Random, prefix: str) -> str | Non
     try:
         for number in range(CALLS):
             many = chance.randint(1, 50)
-            call = ops.register(GlobalKeys(prefix), [f"{number}-{at}" for at in range(many)])
+            call = registry_ops.register(
+                GlobalKeys(prefix), [f"{number}-{at}" for at in range(many)]
+            )
             task = asyncio.ensure_future(broker.run(call, patience=1))
             if chance.random() < 0.5:
                 for _ in range(chance.randrange(14)):

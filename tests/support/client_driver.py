@@ -6,9 +6,9 @@ import itertools
 from typing import Any, Final, Self
 
 from qsync import codec
-from qsync.broker import ops, redis_clients, views
+from qsync.broker import operator_ops, ops, redis_clients, views
 from qsync.broker.blocking import Broker
-from qsync.broker.ops import Completion, Enqueued, FetchPolicy, Killed, LeaseRef, Retried
+from qsync.broker.op_values import Completion, Enqueued, FetchPolicy, Killed, LeaseRef, Retried
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.message import Failure, Result
 from qsync.new_task import new_nonce, new_task
@@ -86,7 +86,7 @@ class Hand:
         assert self.broker.run(ops.end_cancelled(self.keys, [held])) == ["ok"]
 
     def delete(self, id: str, state: str) -> None:
-        assert self.broker.run(ops.delete(self.keys, [id], state)) == 1
+        assert self.broker.run(operator_ops.delete(self.keys, [id], state)) == 1
 
     def state(self, id: str) -> TaskState | None:
         [shown] = self.broker.run(views.get_tasks(self.keys, [id]))

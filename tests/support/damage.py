@@ -11,10 +11,10 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from msgspec.structs import replace
 
-from qsync.broker import ops
+from qsync.broker import operator_ops, ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.call import Call
-from qsync.broker.ops import (
+from qsync.broker.op_values import (
     Completion,
     FetchPolicy,
     FetchResult,
@@ -109,9 +109,9 @@ class Patient:
             case "cancel":
                 return ops.cancel(keys, ids[0], retention_us=S, now_us=now)
             case "run":
-                return ops.run(keys, ids[1], "dead", lock="l", now_us=now)
+                return operator_ops.run(keys, ids[1], "dead", lock="l", now_us=now)
             case "delete":
-                return ops.delete(keys, list(ids), "scheduled", now_us=now)
+                return operator_ops.delete(keys, list(ids), "scheduled", now_us=now)
             case "enqueue":
                 tasks = self.rig.tasks(*ids, unique=True, unique_key="l")
                 return ops.enqueue(keys, tasks, now_us=now)
@@ -137,7 +137,7 @@ class Patient:
 
     def drain(self) -> None:
         """All tasks run to an end in so many rounds, and after a year nothing is left of them."""
-        self.rig.run(ops.resume(self.rig.keys))
+        self.rig.run(operator_ops.resume(self.rig.keys))
         self.rig.now = max(self.rig.now, self._latest())  # the clock may have gone back by hours
         for at in range(ROUNDS):
             # After a long pause leases are spared for a while, and after a short one they are not.

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from qsync import codec
-from qsync.broker import ops, redis_clients
+from qsync.broker import ops, redis_clients, registry_ops
 from qsync.broker.aio import AsyncBroker
-from qsync.broker.ops import Completion, FetchPolicy, Killed, LeaseRef, Retried
+from qsync.broker.op_values import Completion, FetchPolicy, Killed, LeaseRef, Retried
 from qsync.inspector import Inspector
 from qsync.keys import GlobalKeys, QueueKeys
 from qsync.message import FailedAttempt, Failure
@@ -33,7 +33,7 @@ class Bed:
 
     async def enqueue(self, *tasks: Task, queue: str = "default") -> None:
         """Enqueue tasks, in one call and in order, and register their queue."""
-        await self.broker.run(ops.register(GlobalKeys(self.prefix), [queue]))
+        await self.broker.run(registry_ops.register(GlobalKeys(self.prefix), [queue]))
         made = [new_task(task, new_nonce(), queue=queue) for task in tasks]
         for part in ops.batches(made, lambda task: len(task.message)):
             await self.broker.run(ops.enqueue(self.keys(queue), part))
@@ -81,8 +81,8 @@ class Bed:
             "queues": codec.encode(dict.fromkeys(queues, 1)), "types": codec.encode(list(types)),
             **fields,
         }  # fmt: skip
-        await self.broker.run(ops.server_heartbeat(keys, server, ttl_us=60 * S))
-        await self.broker.run(ops.set_server_info(keys, server, record, ttl_ms=60_000))
+        await self.broker.run(registry_ops.server_heartbeat(keys, server, ttl_us=60 * S))
+        await self.broker.run(registry_ops.set_server_info(keys, server, record, ttl_ms=60_000))
 
 
 def failure(error: str, attempts: int = 1) -> bytes:

@@ -11,10 +11,10 @@ from typing import Any, Final, Self, TypeVar
 import pytest
 
 from qsync import codec
-from qsync.broker import ops, redis_clients, views
+from qsync.broker import operator_ops, ops, redis_clients, stored_task, views
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
-from qsync.broker.ops import (
+from qsync.broker.op_values import (
     Completion,
     FetchPolicy,
     FetchResult,
@@ -189,10 +189,10 @@ class Rig:
         return self.run(ops.cancel(self.keys, id, retention_us=retention_us, now_us=self.now))
 
     def rerun(self, id: str, state: str, **options: str) -> tuple[str, str]:
-        return self.run(ops.run(self.keys, id, state, now_us=self.now, **options))
+        return self.run(operator_ops.run(self.keys, id, state, now_us=self.now, **options))
 
     def delete(self, state: str, *ids: str) -> int:
-        return self.run(ops.delete(self.keys, ids, state, now_us=self.now))
+        return self.run(operator_ops.delete(self.keys, ids, state, now_us=self.now))
 
     def abandon(self, server: str) -> int:
         """Abandon to the end; how many leases were."""
@@ -206,7 +206,7 @@ class Rig:
 
     def status(self, id: str) -> TaskStatus | None:
         [shown] = self.run(views.get_tasks(self.keys, [id]))
-        return None if shown is None else views.status(id, "queue", shown)
+        return None if shown is None else stored_task.status(id, "queue", shown)
 
     def state(self, id: str) -> str | None:
         """The one state that the task is in, None when it is in none."""

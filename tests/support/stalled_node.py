@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from qsync.broker import aio, base, blocking, ops, redis_clients, views
+from qsync.broker import aio, base, blocking, redis_clients, registry_ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import DEFAULT_PATIENCE_S
 from qsync.broker.blocking import Broker
@@ -146,7 +146,7 @@ def registration_awaited_by_clients() -> Iterator[None]:
         self: Client, keys: QueueKeys, calls: Sequence[Call[Any]], *rest: Callable[[], None]
     ) -> Any:
         if self._announcer.due(keys.queue):
-            register = ops.register(self._global_keys, [keys.queue])
+            register = registry_ops.register(self._global_keys, [keys.queue])
             self._broker.run_many([register], ends=base.ends_in(DEFAULT_PATIENCE_S))
         return blocking(self, keys, calls, *rest)
 
@@ -158,7 +158,7 @@ def registration_awaited_by_clients() -> Iterator[None]:
         overlap: Callable[[], None] = noop,
     ) -> Any:
         if self._announcer.due(keys.queue):
-            register = ops.register(self._global_keys, [keys.queue])
+            register = registry_ops.register(self._global_keys, [keys.queue])
             await self._broker.run_many([register], ends=ends)
         return await awaited(self, keys, calls, ends, overlap)
 
@@ -172,7 +172,7 @@ def registration_awaited_by_periodic_tasks() -> contextlib.AbstractContextManage
 
     async def learn(self: Any) -> float:
         if self._registry.due(self._keys.queue):
-            await self._broker.run_many([ops.register(self._globals, [self._keys.queue])])
+            await self._broker.run_many([registry_ops.register(self._globals, [self._keys.queue])])
         return await real(self)
 
     return exchanged(periodic._Queue, "_learn", learn)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from qsync import Qsync, codec
-from qsync.broker import ops, redis_clients, views
+from qsync.broker import op_values, ops, redis_clients, views
 from qsync.broker.aio import AsyncBroker
 from qsync.diagnostics.audit import Auditor
 from qsync.inspector.queues import latency_of
@@ -45,7 +45,7 @@ def audited(rig: Rig) -> list[object]:
     return asyncio.run(audit())
 
 
-def aged(rig: Rig, **options: object) -> ops.LeaseRef:
+def aged(rig: Rig, **options: object) -> op_values.LeaseRef:
     """A task that was enqueued an hour ago and runs."""
     rig.enqueue("a", **options)
     [held] = rig.lease()

@@ -14,10 +14,7 @@ FILE_LINES: Final = 450
 FUNCTION_LINES: Final = 40
 """Most lines of a function, without its signature and decorators."""
 
-LONG_FILES: Final = {
-    "broker/ops.py": 758,
-    "broker/views.py": 541,
-}
+LONG_FILES: Final[dict[str, int]] = {}
 """Files that are still too long, with their lines; this list only shrinks."""
 
 LONG_FUNCTIONS: Final = {

@@ -7,6 +7,7 @@ from typing import Any
 
 from qsync.bounds import Bounds, QueueBounds, read_bounds
 from qsync.broker.call import Call
+from qsync.broker.call_values import now_argument
 from qsync.broker.script import load
 from qsync.keys import QueueKeys
 
@@ -31,7 +32,7 @@ def _set(
     keys: QueueKeys, field: str, bounds: str, by: str, now_us: int | None = None
 ) -> Call[bool]:
     script = load("set_bounds")
-    args = ("" if now_us is None else now_us, field, bounds, by)
+    args = (now_argument(now_us), field, bounds, by)
     return Call(script, keys.names(script.keys), args, bool)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from qsync.broker.call import Argument, Call
+from qsync.broker.call_values import now_argument
 from qsync.broker.script import load
 from qsync.keys import QueueKeys
 from qsync.limit import LimitRule, limit_name
@@ -99,7 +100,7 @@ def _put_rules(
     keys: QueueKeys, fields: Mapping[str, bytes], by: str, now_us: int | None
 ) -> Call[int]:
     script = load("put_limit_rules")
-    args: list[Argument] = ["" if now_us is None else now_us, by]
+    args: list[Argument] = [now_argument(now_us), by]
     for name, packed in fields.items():
         args += (name, packed)
     return Call(script, keys.names(script.keys), tuple(args), int)
@@ -126,7 +127,7 @@ def limits(
         states = [_state(now, *row) for row in fields["states"]]
         return LimitsPage(now, own, operators, states, fields["cursor"].decode())
 
-    args = ("" if now_us is None else now_us, cursor, count)
+    args = (now_argument(now_us), cursor, count)
     return Call(script, keys.names(script.keys), args, decode)
 
 
@@ -148,7 +149,7 @@ def limit(
             place=None if fields["place"] < 0 else fields["place"],
         )  # fmt: skip
 
-    args = ("" if now_us is None else now_us, limit, id, HOLDERS)
+    args = (now_argument(now_us), limit, id, HOLDERS)
     return Call(script, keys.names(script.keys), args, decode)
 
 

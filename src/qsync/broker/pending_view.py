@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qsync.broker.call import Call
+from qsync.broker.call_values import now_argument
 from qsync.broker.script import load
-from qsync.broker.views import number
+from qsync.broker.stored_task import number
 from qsync.keys import QueueKeys
 
 
@@ -40,7 +41,7 @@ def pending_position(
 ) -> Call[PendingPosition]:
     """Read what delays a task."""
     script = load("pending_position")
-    args = ("" if now_us is None else now_us, id, lock, server)
+    args = (now_argument(now_us), id, lock, server)
 
     def decode(reply: Any) -> PendingPosition:
         row = script.reply(reply)

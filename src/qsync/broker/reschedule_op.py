@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from qsync.broker.call import Call
+from qsync.broker.call_values import now_argument
 from qsync.broker.script import load
 from qsync.keys import QueueKeys
 from qsync.state import TaskState
@@ -24,7 +25,7 @@ def reschedule(
 ) -> Call[Rescheduled]:
     """Change when a scheduled or retried task is due: `+<us>` from now, or `<us>` Unix time."""
     script = load("reschedule")
-    args = ("" if now_us is None else now_us, id, due)
+    args = (now_argument(now_us), id, due)
 
     def decode(values: Any) -> Rescheduled:
         reply = script.reply(values)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from qsync.broker.call import Argument, Call
+from qsync.broker.call_values import now_argument
 from qsync.broker.enqueue_options import enqueue_options, need_flow
-from qsync.broker.ops import SCHEDULE_SILENCE_US
+from qsync.broker.program_schedule_ops import SCHEDULE_SILENCE_US
 from qsync.broker.script import load
 from qsync.broker.stored_schedules import StoredRow, row_of
 from qsync.keys import NAME, GlobalKeys, QueueKeys
@@ -59,7 +60,7 @@ def put_schedule(
 ) -> Call[Put]:
     """Store a schedule in place of the one of this name, unless a program has the name."""
     script = load("put_schedule")
-    args = (_now(now_us), SCHEDULE_SILENCE_US, name, next_us, record)
+    args = (now_argument(now_us), SCHEDULE_SILENCE_US, name, next_us, record)
     return Call(
         script, keys.names(script.keys), args, lambda reply: Put(reply[0], reply[1] or None)
     )
@@ -83,7 +84,7 @@ def due_schedules(keys: QueueKeys, *, count: int = BATCH, now_us: int | None = N
         ]
         return Due(int(now), int(later) if later else None, rows)
 
-    return Call(script, keys.names(script.keys), (_now(now_us), count), decode)
+    return Call(script, keys.names(script.keys), (now_argument(now_us), count), decode)
 
 
 def tick_schedules(
@@ -92,7 +93,7 @@ def tick_schedules(
     """Enqueue the due ticks of stored schedules, and set their next ticks."""
     flow = any(need_flow(row.tasks) for row in rows)
     script = load("tick_schedules", flow=flow)
-    args: list[Argument] = [_now(now_us), ENVELOPE_HEAD, SCHEDULE_SILENCE_US]
+    args: list[Argument] = [now_argument(now_us), ENVELOPE_HEAD, SCHEDULE_SILENCE_US]
     for row, next_us, tasks in rows:
         args += (row.name, row.stamp, row.next_us or 0, next_us, len(tasks))
         for task in tasks:
@@ -112,7 +113,7 @@ def stored_schedules(
         now, rows = reply
         return int(now), [row_of(row) if row else None for row in rows]
 
-    return Call(script, keys.names(script.keys), (_now(now_us), *names), decode)
+    return Call(script, keys.names(script.keys), (now_argument(now_us), *names), decode)
 
 
 def stored_page(
@@ -142,7 +143,3 @@ def schedule_queues(keys: GlobalKeys) -> Call[dict[str, bytes]]:
         return {name: number for name, number in pairs if NAME.fullmatch(name)}
 
     return Call(load("schedule_queues"), (keys.schedule_queues,), (), decode)
-
-
-def _now(now_us: int | None) -> Argument:
-    return "" if now_us is None else now_us

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from qsync import codec
-from qsync.broker.ops import SCHEDULE_SILENCE_US
+from qsync.broker.program_schedule_ops import SCHEDULE_SILENCE_US
 from qsync.message import ENVELOPE_HEAD
 from qsync.new_task import FlowOptions, NewTask
 from qsync.schedule import Cron, Every, Periodic, Schedule

@@ -4,35 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
-from qsync import codec
 from qsync.bounds import QueueBounds
 from qsync.broker.call import Argument, Call
-from qsync.broker.ops import crash_count
+from qsync.broker.call_values import now_argument
 from qsync.broker.queue_replies import bounds_in, counters_of, told_apart
 from qsync.broker.script import load
+from qsync.broker.stored_task import StoredTask, number
 from qsync.keys import COUNTERS, NAME_LIMIT, GlobalKeys, QueueKeys
-from qsync.message import Failure, Message, Result, StoredOptions, decode_failure, decode_message
 from qsync.state import STORED, TaskState
-from qsync.task import TaskStatus
-from qsync.times import from_us
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTask:
-    """A task as the store holds it, not decoded."""
-
-    state: TaskState
-    score: int
-    message: bytes | None
-    owner: str | None
-    crashes: bytes | None
-    failure: bytes | None
-    result: bytes | None
-    cancel: bytes | None
-    progress: bytes | None
 
 
 def get_tasks(
@@ -93,12 +74,6 @@ def counts(keys: QueueKeys) -> Call[Counts]:
     return Call(script, keys.names(script.keys), (), decode)
 
 
-def state_of(shown: StoredTask) -> TaskState:
-    """Return the state to show to users: the store keeps cancelled tasks among the completed."""
-    cancelled = shown.state is TaskState.COMPLETED and shown.cancel is not None
-    return TaskState.CANCELLED if cancelled else shown.state
-
-
 class Cut(NamedTuple):
     """A message, perhaps truncated, and its full length; `qsync.broker.truncated` decodes it."""
 
@@ -132,7 +107,7 @@ def overview(keys: QueueKeys, *, days: int = 1, now_us: int | None = None) -> Ca
     Today counts as one of these days.
     """
     script = load("overview")
-    now = "" if now_us is None else now_us
+    now = now_argument(now_us)
 
     def decode(reply: Any) -> QueueSnapshot:
         at, sizes, size, note, paused_at, first, stats, cancelled, since, bounds = reply
@@ -189,7 +164,7 @@ def page(
     script = load("page")
     score, id = after or ("", "")
     args: tuple[Argument, ...] = (
-        "" if now_us is None else now_us, state.value, count, "1" if backwards else "",
+        now_argument(now_us), state.value, count, "1" if backwards else "",
         score, _raw(id),
     )  # fmt: skip
 
@@ -231,7 +206,7 @@ def look(keys: QueueKeys, *, lease_us: int, now_us: int | None = None) -> Call[L
     return Call(
         script,
         keys.names(script.keys),
-        ("" if now_us is None else now_us, lease_us),
+        (now_argument(now_us), lease_us),
         lambda reply: Looked(reply[0].decode() or None, bool(reply[1]), bool(reply[2])),
     )
 
@@ -273,7 +248,7 @@ def servers(
 
     The server that expires first comes first.
     """
-    args = ("" if now_us is None else now_us, count)
+    args = (now_argument(now_us), count)
 
     def decode(reply: Any) -> tuple[int, dict[str, int]]:
         now, live = reply
@@ -311,7 +286,7 @@ def schedules(
 ) -> Call[tuple[int, list[Published]]]:
     """Read the store's time and a queue's schedules; with `name` only that one and its task."""
     script = load("schedules")
-    args = ("" if now_us is None else now_us, name)
+    args = (now_argument(now_us), name)
 
     def decode(reply: Any) -> tuple[int, list[Published]]:
         now, rows = reply
@@ -324,11 +299,6 @@ def schedules(
         ]  # fmt: skip
 
     return Call(script, keys.names(script.keys), args, decode)
-
-
-def number(text: bytes | None) -> int:
-    """Return the number that the store holds as text; 0 when it is missing or not a number."""
-    return int(text) if text and text.isdigit() and len(text) < 20 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,135 +365,3 @@ def key_types(keys: QueueKeys) -> Call[tuple[dict[str, str], int]]:
         return {name: kind for name, kind in kinds.items() if kind != "none"}, int(reply[1])
 
     return Call(script, keys.names(script.keys), (), decode)
-
-
-def message_of(shown: StoredTask) -> Message | None:
-    """Decode the message; None when it is missing or invalid."""
-    if shown.message is None:
-        return None
-    try:
-        return decode_message(shown.message)
-    except codec.CodecError:
-        return None
-
-
-def result_of(shown: StoredTask) -> Result | None:
-    """Decode the result record; None when it is missing or invalid."""
-    if shown.result is None:
-        return None
-    try:
-        record: Result = codec.decode(shown.result, Result)
-    except codec.CodecError:
-        return None
-    return record
-
-
-def last_error(shown: StoredTask) -> str | None:
-    """Return why the last attempt, or the task as a whole, failed; None when nothing failed."""
-    if shown.state is TaskState.DEAD:
-        if shown.message is None:
-            return "the store lost the message of this task"
-        if shown.crashes is not None and shown.crashes.endswith(b"!"):
-            return f"crashed {crash_count(shown.crashes)} times"
-    if shown.state is TaskState.COMPLETED:
-        record = result_of(shown)
-        if record is not None and record.error is not None:
-            return record.error
-    return decode_failure(shown.failure).error or None
-
-
-ABANDONED_US: Final = 2**52
-"""Amount in us that `abandon` subtracts from the expiry of a lease whose server is dead."""
-
-
-def lease_until(shown: StoredTask) -> datetime:
-    """Return when an active task's lease expires, or would have expired if its server is dead."""
-    return moment_of(shown.score + (ABANDONED_US if shown.score < 0 else 0))
-
-
-def progress_of(shown: StoredTask) -> tuple[float, float] | None:
-    """Return the progress (done, total) that the handler of a running task last reported."""
-    return _progress(shown.progress)
-
-
-def status(id: str, queue: str, shown: StoredTask) -> TaskStatus:
-    """Return a task's public status; the fields of an invalid message are empty."""
-    message = message_of(shown)
-    failure = decode_failure(shown.failure)
-    options = (message.options if message else None) or StoredOptions()
-    waits = shown.state in (TaskState.SCHEDULED, TaskState.RETRY)
-    return TaskStatus(
-        id=id,
-        queue=queue,
-        type=message.type if message else "",
-        payload=message.payload if message else shown.message or b"",
-        is_value=bool(message and message.is_value),
-        final=shown.state is TaskState.DEAD,
-        retry=message.retry if message else 0,
-        attempt=_attempt(shown.state, failure.attempts),
-        crashes=crash_count(shown.crashes),
-        enqueued_at_us=message.enqueued_at_us if message else 0,
-        deadline_us=options.deadline_us,
-        headers=options.headers or {},
-        token=shown.owner or "",
-        state=state_of(shown),
-        due_at=moment_of(shown.score) if waits else None,
-        last_error=last_error(shown),
-        progress=_progress(shown.progress),
-        cancelled=shown.cancel is not None,
-        retention_us=options.retention_us,
-        started_at=_started_at(shown, failure, _finished_at(shown, options)),
-        finished_at=_finished_at(shown, options),
-    )
-
-
-def _started_at(shown: StoredTask, failure: Failure, finished: datetime | None) -> datetime | None:
-    """Return the recorded start of the last attempt that ended; None without a record.
-
-    A server's estimate of the store's clock is off by up to a round trip, so the start is limited
-    to the end of the task.
-    """
-    record = result_of(shown) if shown.state is TaskState.COMPLETED else None
-    begun_us = record.begun_us if record else 0
-    if not begun_us and failure.history and failure.history[-1].number == failure.attempts:
-        begun_us = failure.history[-1].begun_us
-    if not begun_us:
-        return None
-    begun = moment_of(begun_us)
-    return begun if finished is None else min(begun, finished)
-
-
-def _finished_at(shown: StoredTask, options: StoredOptions) -> datetime | None:
-    """Return when the task completed or became dead.
-
-    The score of a completed task is the end of its retention.
-    """
-    if shown.state is TaskState.DEAD:
-        return moment_of(shown.score)
-    retention = number(shown.cancel) if shown.cancel else options.retention_us
-    if shown.state is not TaskState.COMPLETED or retention is None:
-        return None
-    return moment_of(shown.score - retention)
-
-
-def moment_of(us: int) -> datetime:
-    """Convert microseconds to a datetime, at most the latest possible one."""
-    try:
-        return from_us(us)
-    except OverflowError:
-        return datetime.max.replace(tzinfo=UTC)
-
-
-def _attempt(state: TaskState, failed: int) -> int:
-    """Return the number of the current or next attempt, or of a dead task's last attempt."""
-    return failed if state is TaskState.DEAD and failed else failed + 1
-
-
-def _progress(text: bytes | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    try:
-        done, total = text.split(b"/")
-        return float(done), float(total)
-    except ValueError:
-        return None

@@ -13,7 +13,7 @@ from qsync.broker import ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ends_in
 from qsync.broker.call import Call, Durability, Wait
-from qsync.broker.ops import Enqueued
+from qsync.broker.op_values import Enqueued
 from qsync.broker.protocol import noop
 from qsync.bulk_enqueue import CALL_BYTES, BulkEnqueue, fitting, size_of
 from qsync.client.base import ClientBase

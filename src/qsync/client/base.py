@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
-from qsync.broker import ops
+from qsync.broker import ops, registry_ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ONE_TRY_S
 from qsync.broker.blocking import Broker
@@ -132,7 +132,7 @@ class ClientBase:
         """
         if not self._announcer.due(queue):
             return None
-        call = ops.register(self._global_keys, [queue])
+        call = registry_ops.register(self._global_keys, [queue])
         if self._address.kind != "cluster":
             return call
         self._registrations.add(queue, call)

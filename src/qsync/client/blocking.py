@@ -10,7 +10,7 @@ from qsync.broker import ops, views
 from qsync.broker.base import ends_in
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call, Durability, Wait
-from qsync.broker.ops import Enqueued
+from qsync.broker.op_values import Enqueued
 from qsync.broker.protocol import noop
 from qsync.bulk_enqueue import BulkEnqueue, fitting
 from qsync.client.base import ClientBase

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from qsync import codec
-from qsync.broker import bounds_ops, limit_ops, ops, schedule_ops, views
+from qsync.broker import bounds_ops, limit_ops, operator_ops, registry_ops, schedule_ops, views
 from qsync.broker.address import Address
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.views import AuditRow
@@ -197,7 +197,7 @@ class Auditor:
 
     async def _repair(self, queue: str, kind: Kind, group: Sequence[Damage]) -> int:
         if kind == "not registered":
-            return await self._broker.run(ops.register(self._keys, [queue]))
+            return await self._broker.run(registry_ops.register(self._keys, [queue]))
         if kind == "not announced":
             if queue in await self._broker.run(schedule_ops.schedule_queues(self._keys)):
                 return 0
@@ -212,7 +212,7 @@ class Auditor:
         rows = [(damage.id, damage.lock) for damage in group]
         record = codec.encode(Failure(error="an audit found the task in no state"))
         keys = QueueKeys(self._keys.prefix, queue)
-        call = ops.repair(keys, kind, rows, record=record, lease_us=LEASE_US)
+        call = operator_ops.repair(keys, kind, rows, record=record, lease_us=LEASE_US)
         return (await self._broker.run(call)).count("ok")
 
     async def _audit_queue(self, queue: str, report: Report) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
-from qsync.broker import ops, views
+from qsync.broker import op_values, operator_ops, views
 from qsync.broker.views import StoredRow
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Cursor, check_state, cursor_at, read_cursor
@@ -72,12 +72,12 @@ class _BulkMixin(_TasksMixin):
     ) -> Step:
         rows, scanned, end = await self._part(queue, state, filter, read_cursor(cursor))
         outcomes: list[str] = []
-        for start in range(0, len(rows), ops.MAINTENANCE_BATCH):
+        for start in range(0, len(rows), op_values.MAINTENANCE_BATCH):
             part = [
                 rerun_of(row.id, row.shown, row.length)
-                for row in rows[start : start + ops.MAINTENANCE_BATCH]
+                for row in rows[start : start + op_values.MAINTENANCE_BATCH]
             ]
-            call = ops.run_many(self._keys(queue), part, state)
+            call = operator_ops.run_many(self._keys(queue), part, state)
             outcomes += [outcome for outcome, _ in await self._broker.run(call)]
         return Step(
             scanned=scanned,
@@ -104,9 +104,9 @@ class _BulkMixin(_TasksMixin):
         rows, scanned, end = await self._part(queue, known, filter, read_cursor(cursor))
         ids = [row.id for row in rows]
         deleted = 0
-        for start in range(0, len(ids), ops.MAINTENANCE_BATCH):
-            part = ids[start : start + ops.MAINTENANCE_BATCH]
-            deleted += await self._broker.run(ops.delete(self._keys(queue), part, known))
+        for start in range(0, len(ids), op_values.MAINTENANCE_BATCH):
+            part = ids[start : start + op_values.MAINTENANCE_BATCH]
+            deleted += await self._broker.run(operator_ops.delete(self._keys(queue), part, known))
         return Step(scanned=scanned, done=deleted, too_late=len(ids) - deleted, cursor=end)
 
     async def cancel_matching(

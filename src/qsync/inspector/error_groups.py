@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from qsync.broker.views import moment_of
+from qsync.broker.stored_task import moment_of
 from qsync.inspector.fingerprint import fingerprint_of
 from qsync.inspector.task_rows import DecodedTask
 from qsync.state import TaskState

@@ -13,9 +13,9 @@ from msgspec.structs import replace
 
 from qsync.bounds import QueueBounds
 from qsync.broker import bounds_ops, limit_ops, pending_view, views
-from qsync.broker.ops import crash_count
+from qsync.broker.leased_batch import crash_count
 from qsync.broker.pending_view import PendingPosition
-from qsync.broker.views import lease_until, moment_of, state_of
+from qsync.broker.stored_task import lease_until, moment_of, state_of
 from qsync.errors import InvalidTask
 from qsync.formatting import duration, ordinal, utc_time
 from qsync.inspector.limit_values import LimitInfo

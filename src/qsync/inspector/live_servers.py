@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from qsync import codec
-from qsync.broker import views
+from qsync.broker import stored_task, views
 from qsync.inspector.base import Base
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def record_of(id: str, expires_us: int, fields: Mapping[str, bytes]) -> Record:
         return fields.get(name, b"").decode(errors="backslashreplace")
 
     def number(name: str) -> int:
-        return views.number(fields.get(name))
+        return stored_task.number(fields.get(name))
 
     return Record(
         id=id,

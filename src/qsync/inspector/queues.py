@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from typing import Final
 
-from qsync.broker import ops, views
+from qsync.broker import operator_ops, registry_ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.errors import InvalidTask
 from qsync.inspector.base import check_state, cursor_at, read_cursor
@@ -124,12 +124,12 @@ class _QueuesMixin(_LiveServersMixin):
         keys = self._keys(queue)
         if not await self._is_queue(queue):
             return Change(outcome="not_found")
-        await self._broker.run(ops.pause(keys, note_of(by, why)))
+        await self._broker.run(operator_ops.pause(keys, note_of(by, why)))
         return Change(outcome="done")
 
     async def resume(self, queue: str) -> Change:
         """Let tasks of the queue start again; `not_found` if it was not paused."""
-        changed = await self._broker.run(ops.resume(self._keys(queue)))
+        changed = await self._broker.run(operator_ops.resume(self._keys(queue)))
         return Change(outcome="done" if changed else "not_found")
 
     async def purge(self, queue: str, state: str, *, cursor: str | None = None) -> Step:
@@ -147,7 +147,7 @@ class _QueuesMixin(_LiveServersMixin):
         if known not in PURGED:
             raise InvalidTask(f"state: {state} tasks are running; cancel them instead")
         last = None if place is None else place.place
-        purged = await self._broker.run(ops.purge(self._keys(queue), known, last=last))
+        purged = await self._broker.run(operator_ops.purge(self._keys(queue), known, last=last))
         return Step(
             scanned=purged.deleted,
             done=purged.deleted,
@@ -168,10 +168,10 @@ class _QueuesMixin(_LiveServersMixin):
             return Forgotten(outcome="served", server=serving)
         known = await self._is_queue(queue)
         deleted = await self._purge_any(queue) if force else 0
-        left = await self._broker.run(ops.delete_queue(self._keys(queue), force=force))
+        left = await self._broker.run(operator_ops.delete_queue(self._keys(queue), force=force))
         if left:
             return await self._not_forgotten(queue, force, deleted, left)
-        await self._broker.run(ops.unregister(self._globals, [queue]))
+        await self._broker.run(registry_ops.unregister(self._globals, [queue]))
         gone = known or deleted > 0
         return Forgotten(outcome="done" if gone else "not_found", deleted=deleted)
 
@@ -194,7 +194,7 @@ class _QueuesMixin(_LiveServersMixin):
         for state in (*PURGED, TaskState.ACTIVE):
             more = True
             while more and deleted < FORGOTTEN:
-                purged = await self._broker.run(ops.purge(self._keys(queue), state))
+                purged = await self._broker.run(operator_ops.purge(self._keys(queue), state))
                 deleted += purged.deleted
                 more = purged.last is not None
         return deleted

@@ -8,11 +8,12 @@ from typing import Any, Final
 import msgspec
 
 from qsync import codec
-from qsync.broker import ops, schedule_ops, views
+from qsync.broker import ops, program_schedule_ops, schedule_ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.schedule_records import LIVE_US, read_record, task_from
 from qsync.broker.stored_schedules import Content, StoredRow, StoredSchedule, decode_record
-from qsync.broker.views import Published, moment_of
+from qsync.broker.stored_task import moment_of
+from qsync.broker.views import Published
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base
 from qsync.inspector.task_rows import note_of, schedule_pause_of
@@ -167,7 +168,7 @@ class _SchedulesMixin(Base):
         The pause survives restarts. The outcome is `done` also for a paused schedule: `by` and
         `why` are replaced, the time is kept.
         """
-        call = ops.pause_schedule(self._keys(queue), name, note_of(by, why))
+        call = program_schedule_ops.pause_schedule(self._keys(queue), name, note_of(by, why))
         changed = await self._broker.run(call)
         return Change(outcome="not_found" if changed is None else "done")
 
@@ -176,7 +177,9 @@ class _SchedulesMixin(Base):
 
         Ticks missed during the pause are not caught up.
         """
-        changed = await self._broker.run(ops.resume_schedule(self._keys(queue), name))
+        changed = await self._broker.run(
+            program_schedule_ops.resume_schedule(self._keys(queue), name)
+        )
         return Change(outcome="done" if changed else "not_found")
 
     async def trigger(self, name: str, *, queue: str) -> Change:
@@ -202,7 +205,7 @@ class _SchedulesMixin(Base):
 
     async def forget_schedule(self, name: str, *, queue: str) -> Change:
         """Remove a schedule of a program that no server publishes; `refused` while one does."""
-        call = ops.forget_schedule(self._keys(queue), name, silence_us=LIVE_US)
+        call = program_schedule_ops.forget_schedule(self._keys(queue), name, silence_us=LIVE_US)
         gone = await self._broker.run(call)
         if gone is None:
             return Change(outcome="not_found")

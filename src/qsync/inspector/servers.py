@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from qsync import codec
-from qsync.broker import ops, views
-from qsync.broker.views import PageKey, moment_of
+from qsync.broker import registry_ops, views
+from qsync.broker.stored_task import moment_of
+from qsync.broker.views import PageKey
 from qsync.inspector.live_servers import Record, _LiveServersMixin
 from qsync.inspector.task_rows import decode_row, row_of
 from qsync.inspector.values import Change, RunningTask, ServerInfo, TaskRow
@@ -100,7 +101,9 @@ class _ServersMixin(_LiveServersMixin):
         if server_id not in live:
             return Change(outcome="not_found")
         order = codec.encode([verb])
-        await self._broker.run(ops.send_order(self._globals, server_id, order, ttl_ms=ORDER_TTL_MS))
+        await self._broker.run(
+            registry_ops.send_order(self._globals, server_id, order, ttl_ms=ORDER_TTL_MS)
+        )
         return Change(outcome="told", server=server_id)
 
 

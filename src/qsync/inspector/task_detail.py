@@ -8,9 +8,9 @@ from typing import Final
 
 from qsync import codec
 from qsync.backoff import ExponentialBackoff
-from qsync.broker.ops import crash_count
+from qsync.broker.leased_batch import crash_count
 from qsync.broker.pending_view import PendingPosition
-from qsync.broker.views import lease_until, moment_of, result_of
+from qsync.broker.stored_task import lease_until, moment_of, result_of
 from qsync.inspector.payload_preview import show
 from qsync.inspector.task_rows import DecodedTask, row_of
 from qsync.inspector.values import Attempt, Event, Shown, TaskDetail

@@ -9,11 +9,8 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from qsync import codec
-from qsync.broker.ops import crash_count
-from qsync.broker.truncated import decode_cut
-from qsync.broker.views import (
-    Cut,
-    StoredRow,
+from qsync.broker.leased_batch import crash_count
+from qsync.broker.stored_task import (
     StoredTask,
     last_error,
     lease_until,
@@ -22,6 +19,8 @@ from qsync.broker.views import (
     progress_of,
     state_of,
 )
+from qsync.broker.truncated import decode_cut
+from qsync.broker.views import Cut, StoredRow
 from qsync.inspector.fingerprint import FAILING, fingerprint_of
 from qsync.inspector.values import Filter, Pause, TaskRow
 from qsync.keys import server_of_token

@@ -7,8 +7,16 @@ from datetime import datetime
 from typing import Final, Literal
 
 from qsync import codec
-from qsync.broker import ops, pending_view, reschedule_op, views
-from qsync.broker.views import StoredTask
+from qsync.broker import (
+    operator_ops,
+    ops,
+    pending_view,
+    registry_ops,
+    reschedule_op,
+    stored_task,
+    views,
+)
+from qsync.broker.stored_task import StoredTask
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base, check_state, cursor_at, read_cursor
 from qsync.inspector.task_detail import detail_of
@@ -84,7 +92,7 @@ class _TasksMixin(Base):
             for index, row in enumerate(page.rows):
                 task = decode_row(row)
                 scanned, place = scanned + 1, row.place
-                if views.state_of(row.shown) is known and matches(filter, task, page.now_us):
+                if stored_task.state_of(row.shown) is known and matches(filter, task, page.now_us):
                     rows.append(row_of(queue, task))
                 if len(rows) == limit:
                     more = more or index + 1 < len(page.rows)
@@ -136,11 +144,11 @@ class _TasksMixin(Base):
         if isinstance(shown, Change):
             return shown
         if shown.state not in RUNNABLE:
-            return Change(outcome="too_late", state=views.state_of(shown))
+            return Change(outcome="too_late", state=stored_task.state_of(shown))
         if shown.message is None:
             return Change(outcome="refused", state=shown.state, why="the store lost its message")
         row = rerun_of(id, shown)
-        call = ops.run_many(self._keys(queue), [row], shown.state)
+        call = operator_ops.run_many(self._keys(queue), [row], shown.state)
         [(outcome, holder)] = await self._broker.run(call)
         if outcome == "duplicate":
             return Change(outcome="duplicate", state=shown.state, holder=holder)
@@ -166,7 +174,7 @@ class _TasksMixin(Base):
             order = codec.encode(["cancel", queue, id])
             # If this message is lost, the server learns of it when it renews the lease.
             await self._broker.run_many(
-                [ops.send_order(self._globals, server, order, ttl_ms=ORDER_TTL_MS)]
+                [registry_ops.send_order(self._globals, server, order, ttl_ms=ORDER_TTL_MS)]
             )
             return Change(outcome="told", state=TaskState.ACTIVE, server=server)
         if outcome == "cancelled":
@@ -207,7 +215,7 @@ class _TasksMixin(Base):
             return shown
         if shown.state is TaskState.ACTIVE:
             return Change(outcome="refused", state=shown.state, why="it runs: cancel it first")
-        if await self._broker.run(ops.delete(self._keys(queue), [id], shown.state)):
+        if await self._broker.run(operator_ops.delete(self._keys(queue), [id], shown.state)):
             return Change(outcome="done")
         return await self._where(id, queue)
 
@@ -222,25 +230,25 @@ class _TasksMixin(Base):
         shown = await self._show(id, queue)
         if shown is None:
             return Change(outcome="not_found")
-        if seen is not None and views.state_of(shown) is not seen:
-            return Change(outcome="too_late", state=views.state_of(shown))
+        if seen is not None and stored_task.state_of(shown) is not seen:
+            return Change(outcome="too_late", state=stored_task.state_of(shown))
         return shown
 
     async def _where(self, id: str, queue: str) -> Change:
         """Return the outcome when another caller was faster."""
         shown = await self._show(id, queue)
         outcome: Literal["not_found", "too_late"] = "not_found" if shown is None else "too_late"
-        return Change(outcome=outcome, state=None if shown is None else views.state_of(shown))
+        return Change(outcome=outcome, state=None if shown is None else stored_task.state_of(shown))
 
 
-def rerun_of(id: str, shown: StoredTask, length: int | None = None) -> ops.RerunRequest:
+def rerun_of(id: str, shown: StoredTask, length: int | None = None) -> operator_ops.RerunRequest:
     """Return the request to run a task now; a dead task keeps its history, not its attempts."""
     if shown.state is not TaskState.DEAD:
-        return ops.RerunRequest(id)
+        return operator_ops.RerunRequest(id)
     options = decode_task(id, shown, length).options
     history = decode_failure(shown.failure).history
     record = codec.encode(Failure(history=history)) if history else b""
-    return ops.RerunRequest(
+    return operator_ops.RerunRequest(
         id,
         options.fairness_key or "",
         options.lock or "",

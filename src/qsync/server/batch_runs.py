@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from qsync.broker.ops import Completion, HandedBack
+from qsync.broker.op_values import Completion, HandedBack
 from qsync.server import fork_guard
 from qsync.server.batch_call import BatchCall, BatchContext
 from qsync.server.batch_gathering import Batch

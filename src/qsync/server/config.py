@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any, Final, TypedDict, TypeVar
 
 from qsync.backoff import LONGEST_LIST, RetryPolicy
-from qsync.broker.ops import FetchPolicy
+from qsync.broker.op_values import FetchPolicy
 from qsync.errors import ConfigError
 from qsync.keys import NAME, check_name, did_you_mean, shorten
 from qsync.mux import Middleware, Mux, check_middlewares

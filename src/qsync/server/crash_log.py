@@ -7,9 +7,10 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from qsync.broker import views
+from qsync.broker import stored_task, views
 from qsync.broker.aio import AsyncBroker
-from qsync.broker.ops import FetchResult, crash_count
+from qsync.broker.leased_batch import crash_count
+from qsync.broker.op_values import FetchResult
 from qsync.broker.truncated import decode_cut
 from qsync.broker.views import StoredRow
 from qsync.codec import CodecError
@@ -96,7 +97,7 @@ class CrashLog:
             return
         hooks.crashed(
             [
-                views.status(id, keys.queue, task)
+                stored_task.status(id, keys.queue, task)
                 for id, task in zip(ids, shown, strict=True)
                 if task is not None
             ]

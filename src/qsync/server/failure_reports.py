@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from qsync.broker.ops import Killed, Retried
+from qsync.broker.op_values import Killed, Retried
 from qsync.errors import Retry, SkipRetry, Snooze
 from qsync.server.config import Config
 from qsync.server.current import fields_of

@@ -6,7 +6,7 @@ import logging
 from typing import Final
 
 from qsync import codec
-from qsync.broker.ops import FetchResult
+from qsync.broker.op_values import FetchResult
 from qsync.message import NO_FAILURE, decode_failure, decode_message
 from qsync.server import outcome
 from qsync.server.capacity import Capacity

@@ -20,7 +20,7 @@ from qsync.broker import ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.call import Call
 from qsync.broker.listeners import BlockingPop
-from qsync.broker.ops import FetchResult, HandedBack
+from qsync.broker.op_values import FetchResult, HandedBack
 from qsync.broker.slot_map import Node
 from qsync.errors import QsyncError, SchemaMismatch
 from qsync.server.blocking_waits import UNSENT_S, Waiters

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from qsync.broker.ops import Completion, Killed, Retried
+from qsync.broker.op_values import Completion, Killed, Retried
 from qsync.errors import Retry, SkipRetry, TaskFailed
 from qsync.hooks import Event, Hooks, log_failure
 from qsync.mux import CallNext

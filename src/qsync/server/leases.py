@@ -15,7 +15,7 @@ from qsync.broker import ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
-from qsync.broker.ops import HandedBack, LeaseRef
+from qsync.broker.op_values import HandedBack, LeaseRef
 from qsync.errors import QsyncError
 from qsync.keys import shorten
 from qsync.server.clock import boot_s

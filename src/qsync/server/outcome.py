@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from qsync import codec
 from qsync.backoff import ExponentialBackoff, RetryPolicy, retry_delay
-from qsync.broker.ops import HandedBack as Back
-from qsync.broker.ops import Killed, LeaseRef, Retried
+from qsync.broker.op_values import HandedBack as Back
+from qsync.broker.op_values import Killed, LeaseRef, Retried
 from qsync.errors import ConfigError, RateLimited, Retry, SkipRetry, Snooze
 from qsync.keys import class_name, class_path, server_of_token, shorten
 from qsync.limit import limit_name

@@ -16,7 +16,7 @@ from typing import Final
 
 from qsync import schedule
 from qsync.backoff import AWAY_CAP_S, Backoff
-from qsync.broker import ops
+from qsync.broker import op_values, ops, program_schedule_ops, registry_ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.schedule_records import digest_of, record_of, template_of
 from qsync.errors import QsyncError, SchemaMismatch
@@ -135,13 +135,13 @@ class _Queue:
         """Read the store's time and the last ticks; return when to do so again, by boot_s."""
         self._register()
         before_us = self._ahead_us
-        for at in range(0, len(self._entries), ops.BATCH_SIZE):
-            entries = self._entries[at : at + ops.BATCH_SIZE]
+        for at in range(0, len(self._entries), op_values.BATCH_SIZE):
+            entries = self._entries[at : at + op_values.BATCH_SIZE]
             names, digests = (
                 [entry.name for entry in entries],
-                self._digests[at : at + ops.BATCH_SIZE],
+                self._digests[at : at + op_values.BATCH_SIZE],
             )
-            call = ops.begin_ticks(self._keys, names, digests=digests)
+            call = program_schedule_ops.begin_ticks(self._keys, names, digests=digests)
             now_us, after = await self._broker.run(call)
             # This ignores the time that the answer took, so a tick may be late by that time but is
             # never early.
@@ -159,7 +159,7 @@ class _Queue:
         node."""
         queue = self._keys.queue
         if self._registry.due(queue):
-            self._registrations.add(queue, ops.register(self._globals, [queue]))
+            self._registrations.add(queue, registry_ops.register(self._globals, [queue]))
 
     def _registered(self, queue: str, reply: object) -> None:
         if isinstance(reply, QsyncError):
@@ -170,7 +170,7 @@ class _Queue:
         for at in range(0, len(self._entries), TURN):
             rows = [self._published(entry) for entry in self._entries[at : at + TURN]]
             for part in ops.batches(rows, lambda row: sum(map(len, row))):
-                await self._broker.run(ops.publish_schedules(self._keys, part))
+                await self._broker.run(program_schedule_ops.publish_schedules(self._keys, part))
 
     def _published(self, entry: Entry) -> tuple[str, bytes, bytes]:
         try:
@@ -204,7 +204,7 @@ class _Queue:
             self._agenda.plan(entry, tick_us)
         tasks = [(entry, tick_us, self._build(entry, tick_us)) for entry, tick_us in due]
         calls = [
-            ops.tick(self._keys, entry.name, tick_us, task)
+            program_schedule_ops.tick(self._keys, entry.name, tick_us, task)
             for entry, tick_us, task in tasks
             if task is not None
         ]

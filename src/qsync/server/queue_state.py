@@ -26,7 +26,7 @@ import msgspec
 
 from qsync.broker import ops
 from qsync.broker.call import Call
-from qsync.broker.ops import FetchResult, LeaseRef
+from qsync.broker.op_values import FetchResult, LeaseRef
 from qsync.keys import QueueKeys
 from qsync.message import Failure, Message
 from qsync.server.clock import boot_s

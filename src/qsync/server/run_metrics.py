@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from time import monotonic
 from typing import Any, Final
 
-from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
+from qsync.broker.op_values import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.server.metrics import BOUNDS, OTHER, OUTCOMES, MetricRow, merged
 from qsync.server.outcome import Snoozed
 from qsync.server.queue_state import RUNNING, LeasedTask, QueueState

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from qsync.broker import ops
+from qsync.broker import op_values, ops
 from qsync.broker.aio import AsyncBroker
-from qsync.broker.ops import Completion
+from qsync.broker.op_values import Completion
 from qsync.errors import ConfigError, QsyncError, Snooze
 from qsync.server import fork_guard, outcome
 from qsync.server.batch_runs import BatchRuns
@@ -111,7 +111,7 @@ class Runner:
         """Run these tasks in order as slots become free; hand them back if not `accepting`."""
         if not self._capacity.accepting:
             for task in leased:
-                self.settle(task, ops.HandedBack(task.id, task.token))
+                self.settle(task, op_values.HandedBack(task.id, task.token))
             return
         self._ready.extend(leased)
         self._start_some()
@@ -120,7 +120,7 @@ class Runner:
         """Pass a task's outcome to the settler of its queue."""
         self._settlers[leased.lane.queue].add(leased, record)
 
-    def settle_unread(self, lane: QueueState, record: ops.Killed) -> None:
+    def settle_unread(self, lane: QueueState, record: op_values.Killed) -> None:
         """Settle a task whose message could not be read."""
         self._settlers[lane.queue].add(None, record)
 
@@ -230,7 +230,7 @@ class Runner:
         leased.begun_s = now = boot_s()
         if now >= leased.expires:
             # If another server has the task by now, the store ignores this record.
-            return ops.HandedBack(leased.id, leased.token)
+            return op_values.HandedBack(leased.id, leased.token)
         if leased.message.options is not None and leased.past_deadline():
             self._failures.died(leased, outcome.TOO_LATE)
             return outcome.past_deadline(leased, leased.lane.store_time_us())
@@ -275,7 +275,7 @@ class Runner:
                     fork_guard.end()
                 return  # `give_up` has settled the task already
             if isinstance(error, NotBegun) and leased.stop is None:
-                record = self.too_late(leased) or ops.HandedBack(leased.id, leased.token)
+                record = self.too_late(leased) or op_values.HandedBack(leased.id, leased.token)
             else:
                 record = self.stopped(leased, error)
         self._finish(leased, record)
@@ -294,7 +294,7 @@ class Runner:
                 "cannot mark task %s of queue %s: %s", leased.id, leased.lane.queue, error,
                 extra=leased.fields, exc_info=ours,
             )  # fmt: skip
-            self._finish(leased, ops.HandedBack(leased.id, leased.token, MARK_AGAIN_US))
+            self._finish(leased, op_values.HandedBack(leased.id, leased.token, MARK_AGAIN_US))
             return False
         if answer != "ok":  # the lease is lost
             self._finish(leased, None)
@@ -397,7 +397,7 @@ class Runner:
             except ConfigError as wrong:
                 error = wrong
         if stop == "shutdown":
-            return ops.HandedBack(leased.id, leased.token, started=leased.has_started)
+            return op_values.HandedBack(leased.id, leased.token, started=leased.has_started)
         if isinstance(error, asyncio.CancelledError):
             timed_out = stop == "timeout"
             limit = self.stopping.limit_of(leased)
@@ -411,7 +411,7 @@ class Runner:
     def _snoozed(self, leased: LeasedTask, error: Snooze) -> Any:
         """Return the record for a handler that asked to run later."""
         record = outcome.snoozed(leased, error, leased.lane.store_time_us())
-        if type(record) is ops.Killed:
+        if type(record) is op_values.Killed:
             self._failures.died(leased, outcome.SNOOZED_TOO_LONG)
         else:
             self._failures.snoozed(leased, error)

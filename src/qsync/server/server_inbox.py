@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from qsync import codec
 from qsync.backoff import AWAY_CAP_S, Backoff
-from qsync.broker import ops
+from qsync.broker import registry_ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ends_in
 from qsync.broker.call import Call
@@ -112,13 +112,13 @@ class ServerInbox:
         live_ms = int(self._config.lease_s * 2000) + 10_000
         keys = self._keys
         calls: list[Call[Any]] = [
-            ops.server_heartbeat(keys, self._server_id, ttl_us=live_ms * 1000),
-            ops.set_server_info(keys, self._server_id, self._record(), ttl_ms=live_ms),
+            registry_ops.server_heartbeat(keys, self._server_id, ttl_us=live_ms * 1000),
+            registry_ops.set_server_info(keys, self._server_id, self._record(), ttl_ms=live_ms),
         ]
         registering = not self._registered
         if registering:
             self._registered = True  # before the call: `announce_again` may clear it meanwhile
-            calls.append(ops.register(keys, self._lanes))
+            calls.append(registry_ops.register(keys, self._lanes))
         replies = await self._broker.run_many(calls)
         if registering and isinstance(replies[-1], QsyncError):
             self._registered = False
@@ -143,8 +143,8 @@ class ServerInbox:
     async def withdraw(self) -> None:
         """Delete the server's record when the server stops."""
         calls: list[Call[Any]] = [
-            ops.server_heartbeat(self._keys, self._server_id, ttl_us=0),
-            ops.set_server_info(self._keys, self._server_id, {}, ttl_ms=0),
+            registry_ops.server_heartbeat(self._keys, self._server_id, ttl_us=0),
+            registry_ops.set_server_info(self._keys, self._server_id, {}, ttl_ms=0),
         ]
         for reply in await self._broker.run_many(calls, ends=ends_in(WITHDRAW_S)):
             if isinstance(reply, QsyncError):

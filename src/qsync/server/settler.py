@@ -15,9 +15,9 @@ import msgspec
 
 from qsync import codec
 from qsync.backoff import AWAY_CAP_S, Backoff
-from qsync.broker import ops
+from qsync.broker import op_values, ops
 from qsync.broker.call import Call
-from qsync.broker.ops import BATCH_SIZE, Completion, HandedBack, Killed, LeaseRef, Retried
+from qsync.broker.op_values import BATCH_SIZE, Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.errors import QsyncError, QueueFull
 from qsync.message import Result
 from qsync.server.hook_calls import HookCalls
@@ -38,7 +38,7 @@ SHORT_RESULT: Final = 64
 """Size up to which a result is stored even if the store is out of memory, in bytes: the error
 record in its place would be as large."""
 
-Operation = Callable[..., Call[list[ops.Outcome]]]
+Operation = Callable[..., Call[list[op_values.Outcome]]]
 
 
 class Part(NamedTuple):
@@ -218,7 +218,9 @@ class Settler:
         self._outage.failed(self._part, error)
         return part.entries
 
-    def _settled(self, verb: str, part: Sequence[Entry], outcomes: Sequence[ops.Outcome]) -> None:
+    def _settled(
+        self, verb: str, part: Sequence[Entry], outcomes: Sequence[op_values.Outcome]
+    ) -> None:
         if self._metrics is not None:
             for (leased, record), outcome in zip(part, outcomes, strict=True):
                 if leased is not None:
@@ -233,7 +235,9 @@ class Settler:
             self._on_lost(lost)
         self._on_settled()
 
-    def _note_lost(self, verb: str, part: Sequence[Entry], outcomes: Sequence[ops.Outcome]) -> None:
+    def _note_lost(
+        self, verb: str, part: Sequence[Entry], outcomes: Sequence[op_values.Outcome]
+    ) -> None:
         for (leased, record), outcome in zip(part, outcomes, strict=True):
             if outcome != "lost":
                 continue

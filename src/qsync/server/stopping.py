@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 from weakref import WeakSet
 
-from qsync.broker.ops import HandedBack
+from qsync.broker.op_values import HandedBack
 from qsync.server.asyncio_internals import abandon
 from qsync.server.batch_call import BatchCall
 from qsync.server.capacity import Capacity

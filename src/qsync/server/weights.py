@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import TypeVar
 
-from qsync.broker.ops import BATCH_SIZE
+from qsync.broker.op_values import BATCH_SIZE
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from qsync.app import Qsync
-from qsync.broker import ops, views
+from qsync.broker import ops, program_schedule_ops, registry_ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.call import Call
 from qsync.broker.schedule_records import digest_of
@@ -119,9 +119,11 @@ class Advance:
         until_us = self._clock.now_us() + self._by_us
         ticks: list[Tick] = []
         for number, (task, keys) in enumerate(zip(self._periodics, self._keys(), strict=True)):
-            await broker.run(ops.register(GlobalKeys(self._app.prefix), [keys.queue]))
+            await broker.run(registry_ops.register(GlobalKeys(self._app.prefix), [keys.queue]))
             schedule = task.periodic.schedule
-            call = ops.begin_ticks(keys, [task.periodic.name], digests=[digest_of(schedule)])
+            call = program_schedule_ops.begin_ticks(
+                keys, [task.periodic.name], digests=[digest_of(schedule)]
+            )
             _, [after_us] = await broker.run(call)
             at_us = schedule.next_after(after_us) if self._schedules else None
             while at_us is not None and at_us <= until_us:
@@ -166,4 +168,4 @@ def _call(task: PeriodicTask, keys: QueueKeys, at_us: int) -> Call[Any]:
     name = task.periodic.name
     built = task.build().replace(id=tick_id(name, at_us))
     new = new_task(built, new_nonce(), queue=keys.queue)
-    return ops.tick(keys, name, at_us, new, now_us=at_us)
+    return program_schedule_ops.tick(keys, name, at_us, new, now_us=at_us)

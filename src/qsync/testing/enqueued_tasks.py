@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from qsync.broker import views
+from qsync.broker import stored_task, views
 from qsync.broker.blocking import Broker
 from qsync.broker.views import PageKey
 from qsync.keys import GlobalKeys, QueueKeys
@@ -72,7 +72,7 @@ def statuses(broker: Broker, prefix: str) -> Iterator[TaskStatus]:
                 shown = broker.run(views.get_tasks(keys, some))
                 for id, task in zip(some, shown, strict=True):
                     if task is not None:
-                        yield views.status(id, queue, task)
+                        yield stored_task.status(id, queue, task)
 
 
 def queues_of(broker: Broker, prefix: str) -> list[str]:

@@ -13,8 +13,8 @@ from typing import Any
 from qsync.app import Qsync
 from qsync.broker.address import Address
 from qsync.broker.call import Durability
-from qsync.broker.ops import Enqueued
-from qsync.broker.views import StoredTask
+from qsync.broker.op_values import Enqueued
+from qsync.broker.stored_task import StoredTask
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
 from qsync.errors import ConfigError, TaskNotFound
 from qsync.message import ENVELOPE_HEAD, Result, decode_message

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from qsync.backoff import Backoff
-from qsync.broker import ops, views
+from qsync.broker import ops, registry_ops, views
 from qsync.broker.base import ends_in
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
@@ -145,8 +145,8 @@ class LeaseAbandoner:
         """Run one step of a job. QsyncError if the store did not carry it out."""
         if errand.keys is None:
             keys, id = GlobalKeys(self._prefix), errand.server_id
-            self._try(errand, ops.server_heartbeat(keys, id, ttl_us=0))
-            self._try(errand, ops.set_server_info(keys, id, {}, ttl_ms=0))
+            self._try(errand, registry_ops.server_heartbeat(keys, id, ttl_us=0))
+            self._try(errand, registry_ops.set_server_info(keys, id, {}, ttl_ms=0))
             return
         if errand.names is None:
             errand.names = self._read_names(errand, errand.keys)

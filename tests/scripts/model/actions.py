@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from hypothesis import strategies as st
 
-from qsync.broker.ops import FetchPolicy
+from qsync.broker.op_values import FetchPolicy
 from qsync.limit import LimitRule
 from tests.support.damage import HASHES, SETS, Damage
 from tests.support.queue_driver import LEASE, STATES, S

@@ -20,9 +20,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from qsync.broker import limit_ops, ops, schedule_ops, views
+from qsync.broker import limit_ops, ops, registry_ops, schedule_ops, views
 from qsync.broker.call import Call
-from qsync.broker.ops import Completion, HandedBack, Killed, LeaseRef, Retried
+from qsync.broker.op_values import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.reschedule_op import reschedule
 from qsync.broker.schedule_ops import TickRow
 from qsync.broker.stored_schedules import StoredRow
@@ -323,10 +323,10 @@ class Scripts(RuleBasedStateMachine):
         """What servers say of themselves lies beside the queue, and ends without them."""
         globals_, now = self.rig.globals, self.rig.now
         for call in (
-            ops.register(globals_, ["queue"]),
-            ops.server_heartbeat(globals_, server, ttl_us=S, now_us=now),
-            ops.set_server_info(globals_, server, {"host": "h"}, ttl_ms=60_000),
-            ops.send_order(globals_, server, b"quiet", ttl_ms=60_000),
+            registry_ops.register(globals_, ["queue"]),
+            registry_ops.server_heartbeat(globals_, server, ttl_us=S, now_us=now),
+            registry_ops.set_server_info(globals_, server, {"host": "h"}, ttl_ms=60_000),
+            registry_ops.send_order(globals_, server, b"quiet", ttl_ms=60_000),
         ):
             self.rig.run(call)
             self.rig.run(call)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from qsync.broker.enqueue_options import fairness_member
-from qsync.broker.ops import (
+from qsync.broker.op_values import (
     Completion,
     Enqueued,
     FetchPolicy,
@@ -22,9 +22,9 @@ from qsync.broker.ops import (
     Killed,
     LeaseRef,
     Outcome,
-    PurgeStep,
     Retried,
 )
+from qsync.broker.operator_ops import PurgeStep
 from qsync.broker.reschedule_op import Rescheduled
 from qsync.limit import LimitRule
 from qsync.message import NORMAL_PRIORITY

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from qsync.broker.ops import Enqueued, Outcome
+from qsync.broker.op_values import Enqueued, Outcome
 from qsync.broker.stored_schedules import StoredRow
 from qsync.message import ENVELOPE_HEAD, NORMAL_PRIORITY
 from qsync.new_task import NewTask

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qsync.broker.ops import Enqueued
+from qsync.broker.op_values import Enqueued
 from qsync.broker.schedule_ops import Put, TickOutcome, TickRow
 from qsync.broker.stored_schedules import StoredRow
 from qsync.new_task import NewTask

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qsync.broker.views import StoredTask, last_error, message_of, result_of, status
+from qsync.broker.stored_task import StoredTask, last_error, message_of, result_of, status
 from qsync.codec import CodecError, decode
 from qsync.contrib.django import task_types as tasks
 from qsync.contrib.django import tasks_api

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from qsync.broker import ops
-from qsync.broker.ops import Enqueued
+from qsync.broker.op_values import Enqueued
 from qsync.bulk_enqueue import CALL_BYTES, size_of
 from qsync.client import AsyncClient, Client
 from qsync.contrib.outbox.rows import Row, by_queue

@@ -1,0 +1,129 @@
+"""The values that operations on tasks take and return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+MAX_TASKS_PER_CALL: Final = 500
+
+BATCH_BYTES: Final = 4 * 1024 * 1024
+
+BATCH_SIZE: Final = 250
+"""Tasks per batch: a larger batch is no cheaper per task and blocks the store for longer."""
+
+MAINTENANCE_BATCH: Final = 100
+"""Tasks per call that deletes or reruns tasks: small, so that urgent calls are not held up."""
+
+Outcome = Literal["ok", "done", "lost"]
+"""Outcome of a change that needs a lease: `ok`: made; `done`: the task has no lease any more, since
+it ended or was handed back; `lost`: another server holds the lease."""
+
+EnqueueOutcome = Literal["created", "exists", "duplicate", "repeated", "replaced"]
+
+
+class Enqueued(msgspec.Struct, frozen=True, gc=False):
+    """The outcome of enqueueing one task. `id` is the task that holds the id or the unique lock.
+
+    `repeated`: a task with this id was enqueued recently and has left the queue; `replaced`: the
+    holder of the lock has this payload now, or runs again with it when its attempt has ended.
+
+    `confirmed`: whether the durability wait succeeded in time; None without a wait.
+    """
+
+    outcome: EnqueueOutcome
+    id: str
+    confirmed: bool | None = None
+
+
+class LeaseRef(NamedTuple):
+    """A leased task: its id and the token of its lease."""
+
+    id: str
+    token: str
+
+
+class Completion(msgspec.Struct, frozen=True, gc=False):
+    """A task that succeeded. `retention_us` None: the task and its result are deleted at once."""
+
+    id: str
+    token: str
+    retention_us: int | None = None
+    result: bytes = b""
+
+
+class Retried(NamedTuple):
+    """A task whose attempt failed and that is retried after a delay."""
+
+    id: str
+    token: str
+    delay_us: int
+    failure: bytes
+
+
+class Killed(NamedTuple):
+    """A task that becomes dead. `failed`: whether an attempt failed; False: none was begun."""
+
+    id: str
+    token: str
+    failed: bool
+    failure: bytes
+
+
+class HandedBack(NamedTuple):
+    """A task that a server hands back without counting an attempt.
+
+    `delay_us` None: the task goes to the head of pending. `limit`: a limit that is closed for
+    `closed_us`: no task that holds it starts before. `started`: the handler began, so the start
+    counts for the rates of its limits.
+    """
+
+    id: str
+    token: str
+    delay_us: int | None = None
+    failure: bytes = b""
+    limit: str = ""
+    closed_us: int = 0
+    started: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPolicy:
+    """The part of the server's configuration that a fetch needs; times in microseconds."""
+
+    lease_us: int
+    max_crashes: int
+    dead_limit: int
+    dead_age_us: int
+    max_bytes: int = BATCH_BYTES
+
+
+class FetchResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The reply to a fetch. `ids`, `messages`, `failures` and `crashes` match by position."""
+
+    now_us: int
+    next_due_us: int | None
+    """Time until the next task or upkeep is due, in microseconds; None when none is known."""
+    more: bool
+    """Whether upkeep has more to do."""
+    recovered: int
+    died: int
+    """Number of tasks that became dead because they crashed too often."""
+    ids: list[str]
+    messages: list[bytes]
+    failures: list[bytes | None]
+    crashes: list[int]
+    own_lapsed: list[str]
+    paused: bool
+    generation: str
+    """Generation of the queue's data; it changes only when the data were lost."""
+    left: bool = False
+    """Whether more tasks can be fetched."""
+    left_for_free: bool = False
+    """Whether tasks are left that only a server with free slots can fetch."""
+    spared: dict[str, int] = {}
+    """Number of crashes that did not count, by id; only tasks with such crashes."""
+    since: dict[str, int] = {}
+    """Time at which a handed back, recovered or rerun task became runnable, in us, by id."""

@@ -1,0 +1,151 @@
+"""The operations of operators, one pure function per script: run, delete, purge, repair, pause."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from qsync.broker.call import Argument, Call
+from qsync.broker.call_values import bounded, now_argument, pairs_of, text_of, texts_of
+from qsync.broker.enqueue_options import fairness_member
+from qsync.broker.op_values import MAINTENANCE_BATCH, MAX_TASKS_PER_CALL
+from qsync.broker.script import load
+from qsync.keys import QueueKeys
+from qsync.message import NORMAL_PRIORITY
+
+
+class RerunRequest(NamedTuple):
+    """A task to run now. All but `id` is for dead tasks; `failure` is the record that they keep."""
+
+    id: str
+    fairness_key: str = ""
+    lock: str = ""
+    failure: bytes = b""
+    priority: int = NORMAL_PRIORITY
+
+
+RunOutcome = tuple[Literal["ok", "duplicate", "changed"], str]
+
+
+def run(
+    keys: QueueKeys,
+    id: str,
+    state: str,
+    *,
+    fairness_key: str = "",
+    lock: str = "",
+    failure: bytes = b"",
+    priority: int = NORMAL_PRIORITY,
+    now_us: int | None = None,
+) -> Call[RunOutcome]:
+    """Move a scheduled, retry or dead task to pending, if it is still in that state."""
+    row = RerunRequest(id, fairness_key, lock, failure, priority)
+    call = run_many(keys, [row], state, now_us=now_us)
+    return Call(call.script, call.keys, call.args, lambda reply: call.decode(reply)[0])
+
+
+def run_many(
+    keys: QueueKeys, tasks: Sequence[RerunRequest], state: str, *, now_us: int | None = None
+) -> Call[list[RunOutcome]]:
+    """Move tasks of one state to pending, in this order, like `run`."""
+    script = load("run")
+    args: list[Argument] = [now_argument(now_us), state]
+    for task in bounded(tasks):
+        member = fairness_member(task.priority, task.fairness_key)
+        args += (task.id, member, task.lock, task.failure)
+    return Call(script, keys.names(script.keys), tuple(args), pairs_of)
+
+
+def delete(
+    keys: QueueKeys, ids: Sequence[str], state: str, *, now_us: int | None = None
+) -> Call[int]:
+    """Delete the tasks that are still in `state` (not `active`); return how many were."""
+    script = load("delete")
+    return Call(script, keys.names(script.keys), (now_argument(now_us), state, *bounded(ids)), int)
+
+
+class PurgeStep(NamedTuple):
+    """The number of tasks that one call of a purge deleted, and the number left in the state.
+
+    `last` is score and id of the last task to delete: pass it to the next call; None: done.
+    """
+
+    deleted: int
+    left: int
+    last: tuple[str, str] | None
+
+
+def purge(
+    keys: QueueKeys,
+    state: str,
+    *,
+    last: tuple[str, str] | None = None,
+    count: int = MAINTENANCE_BATCH,
+    now_us: int | None = None,
+) -> Call[PurgeStep]:
+    """Delete the first tasks of a state, up to the last one that it held when the purge began.
+
+    Active tasks are deleted only if their lease has expired.
+    """
+    script = load("purge")
+    score, id = last or ("", "")
+    args = (
+        now_argument(now_us), state, min(count, MAX_TASKS_PER_CALL),
+        score, id.encode(errors="surrogateescape"),
+    )  # fmt: skip
+
+    def decode(reply: Any) -> PurgeStep:
+        fields = script.reply(reply)
+        end = (text_of(fields["score"]), fields["id"].decode(errors="surrogateescape"))
+        return PurgeStep(fields["deleted"], fields["left"], end if fields["more"] else None)
+
+    return Call(script, keys.names(script.keys), args, decode)
+
+
+def delete_queue(keys: QueueKeys, *, force: bool = False) -> Call[int]:
+    """Delete a queue without tasks, and without stored schedules unless `force`; return both."""
+    script = load("delete_queue")
+    return Call(script, keys.names(script.keys), (int(force),), int)
+
+
+def repair(
+    keys: QueueKeys,
+    damage: str,
+    rows: Sequence[tuple[str, str]],
+    *,
+    record: bytes,
+    lease_us: int,
+    now_us: int | None = None,
+) -> Call[list[Literal["ok", "changed"]]]:
+    """Repair damage that an audit found and that is still there; `rows` are (id, lock).
+
+    `record` is the failure record for tasks that become dead. A task that has an owner but no state
+    becomes active, with a lease of `lease_us`.
+    """
+    script = load("repair")
+    args: list[Argument] = [now_argument(now_us), damage, record, lease_us]
+    for row in bounded(rows):
+        args += [text.encode(errors="surrogateescape") for text in row]
+    return Call(script, keys.names(script.keys), tuple(args), texts_of)
+
+
+def pause(keys: QueueKeys, note: bytes, *, now_us: int | None = None) -> Call[bool]:
+    """Pause a queue; the note says by whom and why. Return False when it was paused already."""
+    return _pause(keys, _note(note), now_us)
+
+
+def resume(keys: QueueKeys) -> Call[bool]:
+    """Resume a queue; return False when it was not paused."""
+    return _pause(keys, b"", None)
+
+
+def _pause(keys: QueueKeys, note: bytes, now_us: int | None) -> Call[bool]:
+    script = load("pause")
+    return Call(script, keys.names(script.keys), (now_argument(now_us), note), bool)
+
+
+def _note(note: bytes) -> bytes:
+    if not note:
+        msg = "note: a pause without one would be a resume"
+        raise ValueError(msg)
+    return note
