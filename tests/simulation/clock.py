@@ -19,16 +19,16 @@ from qsync.server import (
     batch_call,
     capacity,
     config,
-    control,
     handler_context,
     heartbeat,
-    heartbeats,
+    heartbeat_threads,
     inline_start,
     isolation_timer,
     loop_watchdog,
     outage_log,
     runner,
     server,
+    server_inbox,
     stopping,
     thread_pool,
     wake_channel,
@@ -126,8 +126,8 @@ def _replacements(loop: SimLoop, turns: Turns, seed: str) -> Iterator[tuple[Any,
     yield server, "os", SimpleNamespace(_exit=lambda code: this_process().crash())
     yield server, "ReplacedParts", partial(ReplacedParts, brokers.SimAsyncBroker)
     yield server, "Broker", brokers.SimBroker
-    yield heartbeats, "Broker", brokers.SimBroker
-    yield control, "BlockingPop", brokers.SimBlockingPop
+    yield heartbeat_threads, "Broker", brokers.SimBroker
+    yield server_inbox, "BlockingPop", brokers.SimBlockingPop
 
 
 @contextlib.contextmanager
