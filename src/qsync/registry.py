@@ -266,12 +266,8 @@ class Registry:
 
         def register(function: Any) -> Any:
             known = isinstance(function, TaskFunction)
-            given = executor or settings["middleware"] or retry_for or dont_retry_for
-            if known and given:
-                names = "executor, middleware, retry_for, dont_retry_for"
-                raise ConfigError(f"{names}: give them to {function!r} itself")
-            if known and self._mux.find(function.name) is not function.handler:
-                raise ConfigError(f"periodic: {function!r} is a task of another app")
+            if known:
+                self._check_periodic_task(function, settings)
             task = function if known else self._make(function, name, settings, *PERIODIC)
             with at_definition():
                 periodic = Periodic(name or task.name, schedule, missed)
@@ -283,6 +279,15 @@ class Registry:
             return task
 
         return register
+
+    def _check_periodic_task(
+        self, task: TaskFunction[..., Any, ..., Any], settings: dict[str, Any]
+    ) -> None:
+        names = ("executor", "middleware", "retry_for", "dont_retry_for")
+        if any(settings[name] for name in names):
+            raise ConfigError(f"{', '.join(names)}: give them to {task!r} itself")
+        if self._mux.find(task.name) is not task.handler:
+            raise ConfigError(f"periodic: {task!r} is a task of another app")
 
     def limit(
         self,

@@ -248,9 +248,7 @@ def worker(
     }
     config = {name: value for name, value in given.items() if value is not None}
     if reload:
-        # Python compares compiled files with their sources by whole seconds; edits are faster.
-        sys.dont_write_bytecode = True
-        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        _write_no_bytecode()
     with early_stop(f"{target} was being imported") as check:
         app, server = _load(target, config, url, prefix, verbose=log_level == "debug")
         check()
@@ -282,12 +280,18 @@ def worker(
             reload=reload,
         )
         with app:  # an embedded store runs as long as the parent does
-            abandoner = LeaseAbandoner(Broker(server.address, connections=1), server.prefix)
-            code = asyncio.run(_supervise(plan, abandoner, port))
+            code = asyncio.run(_supervise(plan, server, port))
     raise typer.Exit(code)
 
 
-async def _supervise(plan: Plan, abandoner: LeaseAbandoner, port: HealthPort | None) -> int:
+def _write_no_bytecode() -> None:
+    """Python compares compiled files with their sources by whole seconds; edits are faster."""
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+
+
+async def _supervise(plan: Plan, server: Server, port: HealthPort | None) -> int:
+    abandoner = LeaseAbandoner(Broker(server.address, connections=1), server.prefix)
     supervisor = Supervisor(plan, abandoner)
     if port is None:
         return await supervisor.run()
