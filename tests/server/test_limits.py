@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from qsync import Mux, Qsync, RateLimited, Task, TaskInfo, TaskState, current
+from qsync.bounds import Bounds
 from qsync.contrib.outbox.rows import make_row, new_task_of
 from qsync.instrumentation import Extension
 from qsync.keys import QueueKeys
@@ -335,3 +336,41 @@ def test_free_slots_of_a_round_are_given_once() -> None:
     assert timing.open_slots() == 2
     timing.free["b"], in_flight["b"] = 2, None
     assert timing.open_slots() == 0
+
+
+@pytest.mark.parametrize("first", ["this server", "another server"])
+async def test_rules_that_the_store_lost_are_published_again(
+    app: Qsync, valkey: Store, prefix: str, first: str
+) -> None:
+    """Also if it lost them between the start and the first fetch, whichever server's that is."""
+    app.limit("customer", concurrency=2)
+    app.queue("default", max_tasks=9)
+    app.queue("unserved", max_tasks=3)
+    meta = QueueKeys(prefix, "default").key("meta")
+
+    with valkey.client() as raw:
+
+        def lose() -> None:
+            raw.delete(*raw.keys(f"*{prefix}:*"))
+
+        @asynccontextmanager
+        async def lifespan() -> AsyncIterator[None]:
+            assert await published()
+            lose()
+            if first == "another server":
+                async with Qsync(valkey.url, prefix=prefix) as other, other.server():
+                    await until(lambda: raw.hexists(meta, "generation"))
+            yield
+
+        async with app, app.inspector() as inspector:
+
+            async def published() -> bool:
+                full = [(await inspector.bounds(name)).program for name in ("default", "unserved")]
+                rules = raw.hgetall(QueueKeys(prefix, "default").key("limit_rules"))
+                return full == [Bounds(max_tasks=9), Bounds(max_tasks=3)] and b"customer" in rules
+
+            async with app.server(lifespan=lifespan):
+                await wait_until_async(published)
+                await until(lambda: raw.hexists(meta, "generation"))
+                lose()
+                await wait_until_async(published)

@@ -63,6 +63,13 @@ class Stopper(Protocol):
         """Stop a task whose lease is lost."""
 
 
+class OnGeneration(Protocol):
+    """Called with the first generation of a queue that the server sees, and with each new one."""
+
+    def __call__(self, lane: QueueState, *, lost: bool) -> None:
+        """Note a generation; `lost` says that the store has lost the data of the one before."""
+
+
 class LeaseKeeper:
     """Keeps leases on the event loop."""
 
@@ -72,14 +79,14 @@ class LeaseKeeper:
         holder: str,
         lease_s: float,
         stopper: Stopper,
-        on_store_lost: Callable[[QueueState], None],
+        on_generation: OnGeneration,
         outage: Outage,
     ) -> None:
         self._broker = broker
         self._holder = holder
         self._lease_s = lease_s
         self._stopper = stopper
-        self._on_store_lost = on_store_lost
+        self._on_generation = on_generation
         self._outage = outage
 
     async def renew(self, tasks: Sequence[LeasedTask]) -> None:
@@ -144,7 +151,10 @@ class LeaseKeeper:
     def see_generation(self, lane: QueueState, generation: str) -> None:
         """Lose all held tasks if the generation changed: the store has lost the queue's data."""
         before, lane.generation = lane.generation, generation
-        if before is None or before == generation:
+        if before == generation:
+            return
+        self._on_generation(lane, lost=before is not None)
+        if before is None:
             return
         held = list(lane.held.values())
         log.error(
@@ -153,7 +163,6 @@ class LeaseKeeper:
         )  # fmt: skip
         for leased in held:
             self._stopper.lose(leased)
-        self._on_store_lost(lane)
 
 
 class ThreadLeaseKeeper:

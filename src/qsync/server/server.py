@@ -13,7 +13,6 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
 from qsync.bounds import Bounds
-from qsync.broker import bounds_ops
 from qsync.broker.address import Address
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.blocking import Broker
@@ -38,12 +37,12 @@ from qsync.server.heartbeat_threads import HeartbeatThreads
 from qsync.server.hook_calls import HookCalls
 from qsync.server.invoke import Invoker
 from qsync.server.leases import LeaseKeeper
-from qsync.server.limit_rules import LimitRules
 from qsync.server.loop_watchdog import LoopWatchdog
 from qsync.server.outage_log import Outage
 from qsync.server.periodic import PeriodicLoop, PeriodicTask
 from qsync.server.permission_check import check_permissions
 from qsync.server.pipelined_calls import Together
+from qsync.server.queue_rules import QueueRules
 from qsync.server.queue_state import QueueState
 from qsync.server.replaced_parts import ReplacedParts
 from qsync.server.run_metrics import RunMetrics
@@ -254,9 +253,10 @@ class Server:
         check_store(info, self.address, allow_eviction=config.allow_eviction)
         self._lanes = [QueueState(QueueKeys(self.prefix, queue)) for queue in config.weights]
         await check_permissions(self._broker, [lane.keys for lane in self._lanes])
-        for queue, bounds in self.bounds.items():
-            call = bounds_ops.put_program_bounds(QueueKeys(self.prefix, queue), bounds)
-            await self._broker.run(call)
+        self._queue_rules = QueueRules(
+            self._broker, self.prefix, self._lanes, self.limits, self.bounds, self._outage
+        )
+        await self._start_part(self._queue_rules)
         client = self.async_client_type(self._broker, prefix=self.prefix)
         client.borrowed = True
         await self._start_part(AtStop(partial(_take_back, client), closes=True))
@@ -311,7 +311,6 @@ class Server:
             AtStop(fetcher.aclose, closes=True),
             AtStop(control.withdraw),
             Loops(self._on_broken, control.announce, control.read_inbox, control.watch_stale),
-            self._limit_rules,
             self._make_ticks(hooks),
             HeartbeatThreads(self._broker, self._lanes, config.lease_s, leases, watchdog, outage),
             Loops(self._on_broken, *[settler.run for settler in settlers]),
@@ -358,15 +357,17 @@ class Server:
         return Loops(self._on_broken, periodic.run, stored.run)
 
     def _make_lease_keeper(self) -> LeaseKeeper:
-        self._limit_rules = LimitRules(self._broker, self._lanes, self.limits, self._outage)
         return LeaseKeeper(
             self._broker, self.holder, self.config.lease_s, self._runner.stopping,
-            self._on_store_lost, self._outage,
+            self._on_generation, self._outage,
         )  # fmt: skip
 
-    def _on_store_lost(self, lane: QueueState) -> None:
-        self._control.announce_again()
-        self._limit_rules.publish_again(lane)
+    def _on_generation(self, lane: QueueState, *, lost: bool) -> None:
+        """Publish what the store does not have: it lost its data, or may have lost them between the
+        start and the first fetch, which `lost` does not tell."""
+        self._queue_rules.publish_again(lane.queue)
+        if lost:
+            self._control.announce_again()
 
     def _blocking_client(self) -> Client:
         if self._client is None:
