@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 SOURCES := pyproject.toml README.md $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: help demo docs test test-most test-chaos test-alone test-redis test-lowest test-stores release-check test-again soak bench bench-peers check format clean
+.PHONY: help demo docs test test-most test-chaos test-alone test-redis test-lowest test-stores release-check test-again soak bench bench-peers check messages format clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -22,6 +22,7 @@ help:
 	@echo "make bench-peers  the same work by qsync and by twelve other queues; PEERS=\"arq huey\" for some"
 	@echo "make docs    build the documentation site into site/"
 	@echo "make check   linters, types, import floors"
+	@echo "make messages  update and compile the catalogues of the dashboard's texts"
 	@echo "make format  put the code into its shape"
 	@echo "make clean   remove .venv, .bench and caches"
 
@@ -125,6 +126,9 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+messages: $(VENV)/installed-dev
+	$(BIN)/python -m tools.messages
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix-only

@@ -12,30 +12,43 @@ from typing import Final
 _UNITS: Final = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 
+Parts = list[tuple[str, str]]
+"""Numbers with their units, `[("4", "min"), ("10", "s")]`."""
+
+
 def duration(seconds: float) -> str:
     """Return a duration in its largest two units: `0.25 s`, `1.5 s`, `4 min 10 s`, `2 d 5 h`."""
+    return _joined(duration_parts(seconds))
+
+
+def duration_parts(seconds: float) -> Parts:
+    """Return a duration in its largest two units, as numbers and units."""
     if seconds < 1:
-        return f"{max(seconds, 0.01):.2g} s"
+        return [(f"{max(seconds, 0.01):.2g}", "s")]
     if seconds < 9.95 and round(seconds, 1) % 1:
-        return f"{seconds:.1f} s"
-    return " ".join(_whole_units(seconds)[:2])
+        return [(f"{seconds:.1f}", "s")]
+    return whole_units(seconds)
 
 
 def coarse_duration(seconds: float) -> str:
     """Return a duration in its largest unit: `1.5 s`, `4 min`, `2 d`."""
-    return " ".join(duration(seconds).split(" ")[:2])
+    return _joined(duration_parts(seconds)[:1])
 
 
-def _whole_units(seconds: float) -> list[str]:
+def _joined(parts: Parts) -> str:
+    return " ".join(f"{number} {unit}" for number, unit in parts)
+
+
+def whole_units(seconds: float) -> Parts:
     """Return the largest unit of a duration, followed by the next one unless it is 0."""
-    left, parts = round(seconds), list[str]()
+    left, parts = round(seconds), Parts()
     for unit, size in _UNITS:
         count, left = divmod(left, size)
         if count:
-            parts.append(f"{count} {unit}")
+            parts.append((str(count), unit))
         elif parts:
             break
-    return parts
+    return parts[:2]
 
 
 def relative(time: datetime | None) -> str:
@@ -45,7 +58,7 @@ def relative(time: datetime | None) -> str:
     seconds = (time - datetime.now(UTC)).total_seconds()
     if round(abs(seconds)) < 1:
         return "now"
-    length = " ".join(_whole_units(abs(seconds))[:2])
+    length = _joined(whole_units(abs(seconds)))
     return f"in {length}" if seconds > 0 else f"{length} ago"
 
 
@@ -68,10 +81,15 @@ def count(number: float | None) -> str:
 
 def short_count(number: float) -> str:
     """Return a number in few characters: `987`, `12.3k`, `4.5M`."""
+    return "".join(short_count_parts(number))
+
+
+def short_count_parts(number: float) -> tuple[str, str]:
+    """Return a number in few characters, and the letter of its size, which may be empty."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size * (10 if unit == "k" else 1):
-            return f"{number / size:.3g}{unit}"
-    return f"{number:,.0f}" if number >= 10 or number == int(number) else f"{number:.2g}"
+            return f"{number / size:.3g}", unit
+    return f"{number:,.0f}" if number >= 10 or number == int(number) else f"{number:.2g}", ""
 
 
 def plural(number: int, noun: str) -> str:
@@ -88,14 +106,17 @@ def ordinal(number: int) -> str:
 
 def size(number: int | None) -> str:
     """Return a size in bytes: `321 B`, `1.2 MiB`; empty if unknown."""
-    if number is None:
-        return ""
+    return "" if number is None else " ".join(size_parts(number))
+
+
+def size_parts(number: int) -> tuple[str, str]:
+    """Return a size in bytes as a number and its unit."""
     left = float(number)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if left < 1024 or unit == "GiB":
             break
         left /= 1024
-    return f"{number} B" if unit == "B" else f"{left:,.1f} {unit}"
+    return (str(number) if unit == "B" else f"{left:,.1f}"), unit
 
 
 def percent(progress: tuple[float, float] | None) -> str:

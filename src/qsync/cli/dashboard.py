@@ -87,6 +87,14 @@ def dashboard(
             help="Function (type, payload) that returns the text to show instead of the payload.",
         ),
     ] = None,
+    language: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CODE", show_default=False,
+            help="Language of the pages, en or ru, until a user chooses one.  [default: the "
+            "browser's]",
+        ),
+    ] = None,
     store: StoreOptions,
 ) -> None:  # fmt: skip
     """Serve the dashboard until stopped.
@@ -112,7 +120,8 @@ def dashboard(
     hosts = [*LOCAL, host, *(allow_host or ())] if local or allow_host else None
     mask_function = None if mask is None else _load(mask)
     try:
-        app = _make(connections.inspector(), token, not allow_actions, mask_function, hosts)
+        inspector = connections.inspector()
+        app = _make(inspector, token, not allow_actions, mask_function, hosts, language)
     except QsyncError as error:
         exit_with(str(error), USAGE)
     listener = _listen(host, port)
@@ -134,6 +143,7 @@ def _make(
     read_only: bool,
     mask: Any,
     hosts: Sequence[str] | None,
+    language: str | None,
 ) -> Dashboard:
     from qsync.web.app import make_dashboard
 
@@ -141,6 +151,7 @@ def _make(
     auth: Any = "host" if token is None else None
     return make_dashboard(
         inspector, token=token, auth=auth, read_only=read_only, mask=mask, hosts=hosts,
+        language=language,
         allowed_by="qsync dashboard --allow-actions", hosts_by="--allow-host",
     )  # fmt: skip
 

@@ -55,6 +55,7 @@ def mount_dashboard(
     auth: Auth | Literal["host"] | None = None,
     read_only: bool = True,
     mask: Mask | None = None,
+    language: str | None = None,
     hosts: Collection[str] | None = None,
 ) -> None:
     """Mount the dashboard of the app at a path of the API; it starts and stops with the API.
@@ -71,7 +72,10 @@ def mount_dashboard(
         )
     if token is None and auth is None:
         auth = "host"
-    options = {"token": token, "auth": auth, "read_only": read_only, "mask": mask, "hosts": hosts}
+    options = {
+        "token": token, "auth": auth, "read_only": read_only, "mask": mask, "hosts": hosts,
+        "language": language,
+    }  # fmt: skip
     dashboard = MountedDashboard(api, app, options)
     router = APIRouter(dependencies=list(dependencies), include_in_schema=False)
 

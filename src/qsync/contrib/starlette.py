@@ -87,6 +87,7 @@ def mount_dashboard(
     auth: Auth | Literal["host"] | None = None,
     read_only: bool = True,
     mask: Mask | None = None,
+    language: str | None = None,
     hosts: Collection[str] | None = None,
 ) -> None:
     """Mount the dashboard of the app at a path of the site; it starts and stops with the site.
@@ -96,7 +97,10 @@ def mount_dashboard(
     """
     if token is None and auth is None:
         raise ConfigError("mount_dashboard: all requests would be refused; give auth= or token=")
-    options = {"token": token, "auth": auth, "read_only": read_only, "mask": mask, "hosts": hosts}
+    options = {
+        "token": token, "auth": auth, "read_only": read_only, "mask": mask, "hosts": hosts,
+        "language": language,
+    }  # fmt: skip
     site.mount(check_path(path), MountedDashboard(site, app, options))
 
 

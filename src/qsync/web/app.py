@@ -24,6 +24,7 @@ from qsync.errors import (
     StoreUnavailable,
 )
 from qsync.inspector import Inspector
+from qsync.phrase import phrase_of
 from qsync.web import (
     bulk_actions,
     dead,
@@ -40,9 +41,11 @@ from qsync.web import (
 )
 from qsync.web.auth import Auth, DenyAll, SignIn, access_of
 from qsync.web.error_scan import ErrorScanner
+from qsync.web.language import check_language
 from qsync.web.pages import Mask, Site, make_environment
 from qsync.web.sampler import Sampler
 from qsync.web.security import Guard, Rules, sign_in_of
+from qsync.web.translation import _, written
 
 log: Final = logging.getLogger("qsync.web")
 
@@ -152,6 +155,7 @@ def create_app(
     mask: Mask | None = None,
     hosts: Collection[str] | None = None,
     timeout: float = TIMEOUT_S,
+    language: str | None = None,
 ) -> Dashboard:
     """Return the dashboard of the inspector's queues as an ASGI app.
 
@@ -164,12 +168,14 @@ def create_app(
                show: text, or bytes of the same kind. Results are then hidden.
     hosts      allowed names in the Host header, against DNS rebinding; None: any
     timeout    time limit of a request, in seconds
+    language   language of the pages, "en" or "ru"; None: the one that the browser prefers. Users
+               can choose another one on each page.
 
     The caller closes the inspector. ConfigError if an option is invalid.
     """
     return make_dashboard(
         inspector, token=token, auth=auth, read_only=read_only, mask=mask, hosts=hosts,
-        timeout=timeout, allowed_by="create_app(..., read_only=False)",
+        timeout=timeout, language=language, allowed_by="create_app(..., read_only=False)",
     )  # fmt: skip
 
 
@@ -182,6 +188,7 @@ def make_dashboard(
     mask: Mask | None = None,
     hosts: Collection[str] | None = None,
     timeout: float = TIMEOUT_S,
+    language: str | None = None,
     allowed_by: str,
     hosts_by: str = "hosts=",
 ) -> Dashboard:
@@ -212,7 +219,8 @@ def make_dashboard(
         signs_in=token is not None,
         mask=mask,
     )
-    return Dashboard(site, Rules(access, read_only, allowed_by, names, hosts_by, timeout))
+    rules = Rules(access, read_only, allowed_by, names, hosts_by, timeout, check_language(language))
+    return Dashboard(site, rules)
 
 
 def _guard(app: Any, *, rules: Rules, sign_in: SignIn | None) -> Guard:
@@ -252,24 +260,28 @@ def _bind(site: Site, view: Callable[..., Awaitable[Response]]) -> Any:
 
 
 async def _not_found(site: Site, request: Request, error: HTTPException) -> Response:
-    title = "Page not found" if error.status_code == 404 else error.detail
+    title = _("Page not found") if error.status_code == 404 else error.detail
     return site.page(request, "error", status=error.status_code, title=title, text="")
 
 
 def _failed(site: Site, request: Request, error: QsyncError) -> Response:
     if isinstance(error, StoreUnavailable):
-        title, status = "Cannot reach the store", 503
-        text = "Retrying automatically… `qsync doctor` may tell why."
+        title, status = _("Cannot reach the store"), 503
+        text = _("Retrying automatically… `qsync doctor` may tell why.")
     elif isinstance(error, InvalidTask):
-        title, status, text = "Invalid request", 400, str(error)
+        title, status, text = _("Invalid request"), 400, written(phrase_of(error))
     elif isinstance(error, ConfigError):
-        title, status = "The store denies access", 403
-        text = "`qsync acl reader` prints the permissions needed to read, `qsync acl admin` those "
-        text += "needed to make changes."
+        title, status = _("The store denies access"), 403
+        text = _(
+            "`qsync acl reader` prints the permissions needed to read, `qsync acl admin` those "
+            "needed to make changes."
+        )
     elif isinstance(error, SchemaMismatch):
-        title, status, text = "The data belong to another version of qsync", 409, str(error)
+        title, status = _("The data belong to another version of qsync"), 409
+        text = written(phrase_of(error))
     else:
-        title, status, text = "The store reported an error", 502, "See the log of the dashboard."
+        title, status = _("The store reported an error"), 502
+        text = _("See the log of the dashboard.")
     if status in (403, 502):
         log.warning("%s: %s", request.method, error)
     return site.page(request, "error", status=status, title=title, text=text)

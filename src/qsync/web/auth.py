@@ -19,7 +19,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 from qsync.errors import ConfigError, InvalidTask
+from qsync.web.language import VARY
 from qsync.web.query import parse_form
+from qsync.web.translation import _, duration
 
 log: Final = logging.getLogger("qsync.web")
 
@@ -78,7 +80,7 @@ class DenyAll:
 
     async def admit(self, request: Request) -> str | Response:
         """Return a refusal that says how to configure access."""
-        text = "All requests are refused: give create_app() auth= or token=, see the docs."
+        text = _("All requests are refused: give create_app() auth= or token=, see the docs.")
         return PlainTextResponse(f"{text}\n", 403)
 
 
@@ -108,7 +110,7 @@ class CallbackAuth:
         if isinstance(answer, str) and answer:
             return answer
         # Accept only True itself: another true value is probably a bug in the function.
-        return "" if answer is True else PlainTextResponse("Access denied.\n", 403)
+        return "" if answer is True else PlainTextResponse(f"{_('Access denied.')}\n", 403)
 
 
 class TokenAccess:
@@ -138,8 +140,8 @@ class TokenAccess:
         """Return None for the right token, or a response: 401, or 429 after too many attempts."""
         address = request.client.host if request.client else ""
         if wait := self._throttle.wait(address):
-            text = f"Too many wrong tokens. Try again in {wait:.0f} s.\n"
-            return PlainTextResponse(text, 429, {"Retry-After": f"{wait:.0f}"})
+            text = _("Too many wrong tokens. Try again in %(wait)s.", wait=duration(wait))
+            return PlainTextResponse(f"{text}\n", 429, {"Retry-After": f"{wait:.0f}"})
         if hmac.compare_digest(_hash(given), self._hash):
             return None
         self._throttle.failed(address)
@@ -265,7 +267,8 @@ class SignIn:
         if not next_path and request.method == "GET" and request.url.path != f"{root}{LOGIN_PATH}":
             next_path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         text = self._template.render(root=root, next_path=local_path(next_path, root), wrong=wrong)
-        return HTMLResponse(text, 401, {"WWW-Authenticate": 'Bearer realm="qsync"'})
+        headers = {"WWW-Authenticate": 'Bearer realm="qsync"', "Vary": VARY}
+        return HTMLResponse(text, 401, headers)
 
     async def answer(self, request: Request, route: str) -> Response:
         """Answer requests of the form; the right token starts a session and leads to `next`."""

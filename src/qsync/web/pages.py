@@ -17,13 +17,16 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from qsync import codec
 from qsync.inspector import Inspector
+from qsync.phrase import Phrase
 from qsync.state import TaskState
 from qsync.version import __version__
 from qsync.web.auth import is_secure, root_of
 from qsync.web.error_scan import ErrorScanner
+from qsync.web.language import LANGUAGES, VARY, current
 from qsync.web.query import AGES, Fields, parse_form
 from qsync.web.sampler import Sampler
-from qsync.web.template_filters import FILTERS, escape_invisible
+from qsync.web.template_filters import FILTERS, FUNCTIONS, escape_invisible
+from qsync.web.translation import translated
 
 if TYPE_CHECKING:
     from qsync.contrib.prometheus import StoreMetrics  # imported when /metrics is requested
@@ -53,11 +56,16 @@ def make_environment() -> Environment:
         finalize=escape_invisible,
         trim_blocks=True,
         lstrip_blocks=True,
+        extensions=["jinja2.ext.i18n"],
     )
+    environment.policies["ext.i18n.trimmed"] = True
+    environment.newstyle_gettext = True  # type: ignore[attr-defined]  # functions fill in values
     environment.filters.update(FILTERS)
+    environment.globals.update(FUNCTIONS)
     environment.globals.update(
-        states=list(TaskState), ages=AGES, version=__version__, refresh=REFRESH_S
-    )
+        states=list(TaskState), ages=AGES, version=__version__, refresh=REFRESH_S,
+        languages=LANGUAGES, language=current,
+    )  # fmt: skip
     return environment
 
 
@@ -97,9 +105,14 @@ class Site:
         is_refresh = request.headers.get("x-qsync-refresh") == "1"
         flash = None if is_refresh else _read_flash(request)
         text = self.environment.get_template(f"{name}.html").render(
-            **self._base, url=links(request), flash=flash, page=name, **values
+            **self._base,
+            url=links(request),
+            flash=flash,
+            page=name,
+            here=_address(request),
+            **values,
         )
-        response = HTMLResponse(text, status)
+        response = HTMLResponse(text, status, {"Vary": VARY, "Content-Language": current().code})
         if flash is not None:
             response.delete_cookie(
                 FLASH, path=root_of(request) or "/", secure=is_secure(request), httponly=True
@@ -107,12 +120,12 @@ class Site:
         return response
 
     def go(
-        self, request: Request, path: str, text: str, *, good: bool = True, **query: object
+        self, request: Request, path: str, text: str | Phrase, *, good: bool = True, **query: object
     ) -> Response:
         """Redirect to a page that shows the outcome of a change."""
         self.error_scanner.forget()
         response = RedirectResponse(links(request)(path, **query), 303)
-        flash = codec.encode(Flash(text[:FLASH_LIMIT], good))
+        flash = codec.encode(Flash(translated(text)[:FLASH_LIMIT], good))
         response.set_cookie(
             FLASH,
             base64.urlsafe_b64encode(flash).decode().rstrip("="),
@@ -140,7 +153,7 @@ class Site:
         kept = [(name, value) for name, value in fields.pairs if name != "sure"]
         return self.page(
             request, "confirm", title=title, text=text, button=button, back=back, kept=kept,
-            items=items, here=request.url.path, danger=danger,
+            items=items, target=request.url.path, danger=danger,
         )  # fmt: skip
 
     async def form(self, request: Request) -> Fields:
@@ -150,6 +163,13 @@ class Site:
     def user(self, request: Request) -> str:
         """Return the name that is recorded as the author of a pause."""
         return str(request.scope.get("qsync.user") or "") or "dashboard"
+
+
+def _address(request: Request) -> str:
+    """Return the address of the page, for forms that lead back to it; empty after a form."""
+    if request.method == "POST":
+        return ""
+    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
 
 
 def links(request: Request) -> Callable[..., str]:

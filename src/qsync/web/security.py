@@ -16,6 +16,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qsync.errors import InvalidTask
+from qsync.phrase import phrase_of
 from qsync.web.auth import (
     LOGIN_PATH,
     LOGIN_STYLE_PATH,
@@ -25,6 +27,9 @@ from qsync.web.auth import (
     host_of,
     same_origin,
 )
+from qsync.web.language import Language, language_of, use
+from qsync.web.language_switch import LANGUAGE_PATH, choose_language
+from qsync.web.translation import _, written
 
 log: Final = logging.getLogger("qsync.web")
 
@@ -52,7 +57,11 @@ class TooLargeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The guard's settings. `hosts` None: any Host header is allowed."""
+    """The guard's settings.
+
+    hosts     allowed Host headers; None: any
+    language  the host application's language; None: the browser's
+    """
 
     access: Access
     read_only: bool
@@ -60,6 +69,7 @@ class Rules:
     hosts: Collection[str] | None
     hosts_by: str
     timeout: float
+    language: Language | None
 
 
 class Guard:
@@ -91,18 +101,20 @@ class _Exchange:
 
     async def answer(self, scope: Scope, receive: Receive) -> None:
         request = Request(scope, _Limited(receive))
+        use(language_of(request, self._rules.language))
         try:
             async with asyncio.timeout(self._rules.timeout):
                 response = self._refuse(request) or await self._admit(request)
                 await (response or self._app)(scope, request.receive, self._send)
             return
         except TooLargeError:
-            refusal = _text(f"The form exceeds {BODY_LIMIT} bytes.", 413)
+            refusal = _too_large()
         except TimeoutError:
-            refusal = _text("The request took too long; the store may be slow. Try again.", 504)
+            text = _("The request took too long; the store may be slow. Try again.")
+            refusal = _text(text, 504)
         except Exception:
             log.exception("%s %s", request.method, route_of(scope)[:80])
-            refusal = _text("Internal error; see the log of the dashboard.", 500)
+            refusal = _text(_("Internal error; see the log of the dashboard."), 500)
         if not self._has_started:
             await refusal(scope, receive, self._send)
 
@@ -110,12 +122,16 @@ class _Exchange:
         """Return the refusal of a request that no user may make; else None."""
         hosts = self._rules.hosts
         if hosts is not None and host_of(request) not in hosts:
-            hint = f"allow it with {self._rules.hosts_by}"
-            return _text(f"This Host header is not allowed; {hint}.", 421)
+            text = _(
+                "This Host header is not allowed; allow it with %(option)s.",
+                option=self._rules.hosts_by,
+            )
+            return _text(text, 421)
         if request.method not in ("GET", "HEAD", "POST"):
-            return PlainTextResponse("Method not allowed.\n", 405, {"Allow": "GET, HEAD, POST"})
+            text = _("Method not allowed.")
+            return PlainTextResponse(f"{text}\n", 405, {"Allow": "GET, HEAD, POST"})
         if len(request.scope.get("query_string", b"")) > QUERY_LIMIT:
-            return _text("The address is too long.", 414)
+            return _text(_("The address is too long."), 414)
         if request.method == "POST":
             return _refuse_post(request)
         return None
@@ -123,6 +139,9 @@ class _Exchange:
     async def _admit(self, request: Request) -> Response | None:
         """Return None if the user may make the request, otherwise the refusal."""
         access, route = self._rules.access, route_of(request.scope)
+        chooses = request.method == "POST" and route == LANGUAGE_PATH
+        if self._sign_in is not None and chooses:  # the sign-in form has the switch, too
+            return await _choose(request)
         if self._sign_in is not None and route in (LOGIN_PATH, LOGIN_STYLE_PATH):
             return await self._sign_in.answer(request, route)
         user = await access.admit(request)
@@ -131,8 +150,11 @@ class _Exchange:
                 return self._sign_in.form(request)
             return user
         request.scope["qsync.user"] = user
+        if chooses:
+            return await _choose(request)
         if request.method == "POST" and self._rules.read_only and route != "/logout":
-            return _text(f"Read-only: {self._rules.allowed_by} enables changes.", 403)
+            text = _("Read-only: %(option)s enables changes.", option=self._rules.allowed_by)
+            return _text(text, 403)
         return None
 
     async def _send(self, message: Message) -> None:
@@ -161,13 +183,13 @@ class _Limited:
 
 def _refuse_post(request: Request) -> Response | None:
     if not same_origin(request):
-        return _text("Not sent by a page of this dashboard: nothing was changed.", 403)
+        return _text(_("Not sent by a page of this dashboard: nothing was changed."), 403)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
-        return _text("The request body is not a form.", 415)
+        return _text(_("The request body is not a form."), 415)
     length = request.headers.get("content-length", "")
     if length.isdigit() and len(length) < 20 and int(length) > BODY_LIMIT:
-        return _text(f"The form exceeds {BODY_LIMIT} bytes.", 413)
+        return _too_large()
     return None
 
 
@@ -180,6 +202,17 @@ def route_of(scope: Scope) -> str:
 def sign_in_of(access: Access) -> TokenAccess | None:
     """Return the access if it has a sign-in form."""
     return access if isinstance(access, TokenAccess) else None
+
+
+async def _choose(request: Request) -> Response:
+    try:
+        return await choose_language(request)
+    except InvalidTask as error:
+        return _text(written(phrase_of(error)), 400)
+
+
+def _too_large() -> Response:
+    return _text(_("The form exceeds %(size)s bytes.", size=BODY_LIMIT), 413)
 
 
 def _text(text: str, status: int) -> Response:

@@ -1,7 +1,7 @@
-"""Formats values for pages. Pure.
+"""Filters and functions of the templates. Pure, but for the language of the request.
 
 Templates escape HTML. This module escapes characters that are invisible or that change the
-direction of text.
+direction of text, and translates phrases.
 """
 
 from __future__ import annotations
@@ -10,37 +10,36 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from qsync.formatting import (
-    coarse_duration,
-    count,
-    duration,
-    percent,
-    plural,
-    relative,
-    short_count,
-    size,
-    utc_time,
-)
+from qsync.formatting import plural
 from qsync.inspector.msgpack_json import TEXT_LIMIT
+from qsync.phrase import Phrase, filled
+from qsync.web import translation
+from qsync.web.language import current
+from qsync.web.state_names import state_name, state_title
 
 _KEPT: Final = "\n\t"
 _INVISIBLE: Final = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\xa0\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
     "\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e0fff]"
+    "\ud800-\udfff\U000e0000-\U000e0fff]|(?<![0-9])\xa0|\xa0(?![0-9])"
 )
-"""Controls, bidirectional marks, invisible spaces and joiners, and lone surrogates."""
+"""Controls, bidirectional marks, invisible spaces and joiners, and lone surrogates.
+
+A no-break space between digits is how some languages set thousands apart.
+"""
 
 
 def escape_invisible(value: Any) -> Any:
     r"""Return the value with invisible characters written as `\u202e`; markup is unchanged.
 
-    Jinja passes all output of templates through this function.
+    Jinja passes all output of templates through this function. It translates phrases.
     """
     if value is None:
         return ""
+    if isinstance(value, Phrase):
+        value = translation.translated(value)
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     text = str(value)
@@ -56,26 +55,45 @@ def _code(found: re.Match[str]) -> str:
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
-def seconds(value: float | None) -> str:
-    """Format a duration; `none` for None."""
-    if value is None:
-        return "none"
-    return "0 s" if value <= 0 else duration(value)
+def gettext(text: str, /, **values: Any) -> Markup:
+    """Return a text of a template in the language of the request; it may have tags."""
+    return _markup(current().catalogue.gettext(text), values)
 
 
-def coarse(value: float) -> str:
-    """Format a duration in its largest unit."""
-    return "0 s" if value <= 0 else coarse_duration(value)
+def ngettext(one: str, many: str, number: int, /, **values: Any) -> Markup:
+    """Return the form for a number, which `%(num)s` stands for; it may have tags."""
+    return _markup(current().catalogue.ngettext(one, many, number), {"num": number, **values})
 
+
+def _markup(text: str, values: dict[str, Any]) -> Markup:
+    """Return a text of the catalogue with its values, which are escaped as all output is."""
+    if "<" not in text:  # it may stand in an attribute
+        text = text.replace('"', "&#34;")
+    return Markup(filled(text, values, _escaped))  # noqa: S704 - from the catalogue
+
+
+def _escaped(value: Any) -> str:
+    if isinstance(value, Markup):
+        return value
+    return escape(escape_invisible(translation.written(value)))
+
+
+FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
+    "_": gettext,
+    "gettext": gettext,
+    "ngettext": ngettext,
+}
 
 FILTERS: Final[dict[str, Callable[..., str]]] = {
-    "coarse": coarse,
-    "count": count,
-    "short_count": short_count,
-    "seconds": seconds,
-    "size": size,
+    "coarse": translation.coarse,
+    "count": translation.count,
+    "short_count": translation.short_count,
+    "seconds": translation.seconds,
+    "size": translation.size,
     "plural": plural,
-    "utc": utc_time,
-    "relative": relative,
-    "percent": percent,
+    "utc": translation.utc,
+    "relative": translation.relative,
+    "percent": translation.percent,
+    "state_name": state_name,
+    "state_title": state_title,
 }

@@ -29,7 +29,10 @@ OWN: Final = ("URL", "ENQUEUE", "DATABASE", "DASHBOARD")
 IMPORTED: Final = ("MUX", "LIFESPAN", "ON_ERROR", "RETRY_DELAY")
 """Settings that accept a dotted path to the object."""
 
-DASHBOARD: Final = ("READ_ONLY", "MASK")
+DASHBOARD_LANGUAGES: Final = ("en", "ru")
+"""Languages of the dashboard, as in `qsync.web.language`, which needs the extra `web`."""
+
+DASHBOARD: Final = ("READ_ONLY", "MASK", "LANGUAGE")
 
 
 class SettingError(ImproperlyConfigured):
@@ -54,6 +57,7 @@ class Configuration:
 
     read_only: bool
     mask: Any
+    language: str | None
 
 
 @cache
@@ -90,6 +94,7 @@ def configuration() -> Configuration:
         _database(given.get("DATABASE", "default")),
         dashboard.get("READ_ONLY", True),
         _imported("MASK", dashboard.get("MASK")),
+        dashboard.get("LANGUAGE"),
     )
 
 
@@ -115,7 +120,7 @@ def _database(alias: Any) -> str:
 def _dashboard(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or any(name not in DASHBOARD for name in value):
         raise SettingError(
-            f"QSYNC: DASHBOARD: {shorten(value)} is not a dict with {' and '.join(DASHBOARD)}",
+            f"QSYNC: DASHBOARD: {shorten(value)} is not a dict with {', '.join(DASHBOARD)}",
             "qsync.E004",
         )
     if type(value.get("READ_ONLY", True)) is not bool:
@@ -123,6 +128,9 @@ def _dashboard(value: Any) -> Mapping[str, Any]:
         raise SettingError(
             f"QSYNC: DASHBOARD: READ_ONLY: {shown} is neither True nor False", "qsync.E004"
         )
+    if value.get("LANGUAGE") not in (None, *DASHBOARD_LANGUAGES):
+        shown, known = shorten(value["LANGUAGE"]), " or ".join(map(repr, DASHBOARD_LANGUAGES))
+        raise SettingError(f"QSYNC: DASHBOARD: LANGUAGE: {shown} is not {known}", "qsync.E004")
     return value
 
 

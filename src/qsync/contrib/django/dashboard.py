@@ -71,6 +71,7 @@ class DashboardThread:
         inspector = project_app().inspector()
         dashboard = make_dashboard(
             inspector, auth="host", read_only=given.read_only, mask=given.mask,
+            language=given.language,
             allowed_by='QSYNC["DASHBOARD"] = {"READ_ONLY": False}',
         )  # fmt: skip
         self._dashboard = dashboard
@@ -183,4 +184,5 @@ def _scope(request: HttpRequest, rest: str, user: str) -> dict[str, Any]:
         "client": (request.META.get("REMOTE_ADDR", ""), 0),
         "server": None,
         "user": _User(user),
+        "qsync.language": getattr(request, "LANGUAGE_CODE", None),  # of LocaleMiddleware
     }

@@ -5,6 +5,7 @@
 
 const least = 2;
 const every = Math.max(least, Number(document.body.dataset.refresh) || 5) * 1000;
+const texts = document.body.dataset; // in the language of the page
 const live = document.getElementById("live");
 let paused = false;
 let timer = 0;
@@ -67,7 +68,7 @@ async function refresh() {
     const answer = await fetch(location.href, { headers: { "X-Qsync-Refresh": "1" } });
     if (answer.status === 401 || answer.status === 403) {
       paused = true;
-      say("Signed out: reload the page to sign in");
+      say(texts.signedOut);
       return;
     }
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
@@ -77,10 +78,10 @@ async function refresh() {
     parts.forEach((part, at) => found[at] && alike(part, found[at]) && !part.isEqualNode(found[at]) && morph(part, found[at]));
     count();
     since = null;
-    say("live");
+    say(texts.upToDate);
   } catch {
     since = since || new Date();
-    say(`Disconnected since ${since.toLocaleTimeString()}, retrying`);
+    say(texts.disconnected.replace("{time}", since.toLocaleTimeString(document.documentElement.lang)));
   }
 }
 
@@ -97,7 +98,7 @@ function count() {
     if (!all) continue;
     all.checked = on > 0 && on === boxes.length;
     all.indeterminate = on > 0 && on < boxes.length;
-    all.title = `${on} of ${boxes.length} selected`;
+    all.title = texts.selected.replace("{on}", on).replace("{all}", boxes.length);
     for (const button of form.querySelectorAll("[data-counted]")) {
       button.textContent = button.dataset.counted.replace("#", on ? ` (${on})` : "");
     }
@@ -109,7 +110,7 @@ function addAll(form) {
   if (!head) return null;
   const all = Object.assign(document.createElement("input"), { type: "checkbox" });
   all.dataset.own = "1";
-  all.setAttribute("aria-label", "Select all on this page");
+  all.setAttribute("aria-label", texts.selectAll);
   all.addEventListener("change", () => {
     for (const box of form.querySelectorAll("tbody input[type=checkbox]")) box.checked = all.checked;
     count();
@@ -129,7 +130,7 @@ if (onward) setTimeout(() => onward.requestSubmit(), 300);
 const search = document.querySelector("a[data-search]");
 if (search) {
   const following = setTimeout(() => location.replace(search.href), 300);
-  const stop = Object.assign(document.createElement("button"), { type: "button", textContent: "Stop" });
+  const stop = Object.assign(document.createElement("button"), { type: "button", textContent: texts.stop });
   stop.dataset.own = "1";
   stop.addEventListener("click", () => {
     clearTimeout(following);

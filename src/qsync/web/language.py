@@ -1,0 +1,117 @@
+"""The languages of the pages, and which of them a request gets.
+
+The guard sets the language of a request before any other code runs. `qsync.web.translation` writes
+texts in it; metrics, JSON and logs are always in English.
+"""
+
+from __future__ import annotations
+
+import functools
+import gettext as catalogues
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Final
+
+from starlette.requests import Request
+
+from qsync.errors import ConfigError
+
+DOMAIN: Final = "qsync"
+COOKIE: Final = "qsync_language"
+COOKIE_S: Final = 365 * 86_400
+
+VARY: Final = "Accept-Language, Cookie"
+"""What a page depends on, besides its address."""
+
+
+@dataclass(frozen=True)
+class Language:
+    """A language: its code, its name in itself, and how it writes numbers."""
+
+    code: str
+    name: str
+    thousands: str
+    decimal: str
+
+    @functools.cached_property
+    def catalogue(self) -> catalogues.NullTranslations:
+        """The translations of this language."""
+        if self is ENGLISH:
+            return catalogues.NullTranslations()
+        name = f"locale/{self.code}/LC_MESSAGES/{DOMAIN}.mo"
+        with (files("qsync.web") / name).open("rb") as file:
+            return catalogues.GNUTranslations(file)
+
+    def digits(self, text: str) -> str:
+        """Return a number in English form, `1,234.5`, as this language writes it."""
+        swaps = {",": self.thousands, ".": self.decimal}
+        return "".join(swaps.get(char, char) for char in text)
+
+
+ENGLISH: Final = Language("en", "English", ",", ".")
+
+LANGUAGES: Final[Mapping[str, Language]] = {
+    language.code: language for language in (ENGLISH, Language("ru", "Русский", "\u00a0", ","))
+}
+"""The languages by code. Each one but English has a catalogue, and `make messages` updates it."""
+
+_current: Final[ContextVar[Language]] = ContextVar("qsync_language", default=ENGLISH)
+
+
+def current() -> Language:
+    """Return the language of the request."""
+    return _current.get()
+
+
+def use(language: Language) -> None:
+    """Make this the language of the present request."""
+    _current.set(language)
+
+
+def check_language(code: str | None) -> Language | None:
+    """Return the language of the option `language`. Raise ConfigError if there is no such one."""
+    if code is None:
+        return None
+    if code not in LANGUAGES:
+        raise ConfigError(
+            f"language: unknown value {code!r:.80}; use {' or '.join(map(repr, LANGUAGES))}"
+        )
+    return LANGUAGES[code]
+
+
+def language_of(request: Request, default: Language | None) -> Language:
+    """Return the language that a request gets.
+
+    The user's choice on the page comes first, then the option of the host application, then the
+    language in which that application serves this request, then what the browser prefers, and
+    English last.
+    """
+    chosen = LANGUAGES.get(request.cookies.get(COOKIE, "")) or default
+    return chosen or preferred(_asked(request)) or ENGLISH
+
+
+def _asked(request: Request) -> str:
+    served = request.scope.get("qsync.language")
+    return served or request.headers.get("accept-language", "")
+
+
+def preferred(header: str) -> Language | None:
+    """Return the language that an Accept-Language header prefers; None if we have none of them."""
+    weighted: list[tuple[float, Language]] = []
+    for part in header[:1000].split(","):
+        tag, _, weight = part.partition(";")
+        language = LANGUAGES.get(tag.strip().lower().partition("-")[0])
+        if language is not None:
+            weighted.append((_weight(weight), language))
+    best = max(weighted, key=lambda row: row[0], default=(0.0, None))
+    return best[1] if best[0] > 0 else None
+
+
+def _weight(text: str) -> float:
+    _, _, number = text.partition("=")
+    try:
+        return min(1.0, float(number)) if number.strip() else 1.0
+    except ValueError:
+        return 0.0

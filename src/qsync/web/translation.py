@@ -1,0 +1,165 @@
+"""Writes texts, numbers, durations and times in the language of the request.
+
+Templates write `{% trans %}` and `{{ _("…") }}`, Python `_("No queue %(queue)s.", queue=name)` and
+`ngettext(one, many, number)`. Layers below give a Phrase, and pages translate it. All of them look
+up the English text in the catalogue of the language, which `make messages` keeps up to date.
+docs/design/languages.md has the reasons.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Final
+
+from qsync.formatting import (
+    Parts,
+    duration_parts,
+    ordinal,
+    short_count_parts,
+    size_parts,
+    whole_units,
+)
+from qsync.phrase import Ordinal, Phrase, filled
+from qsync.web.language import ENGLISH, current
+
+
+def marked(text: str) -> str:
+    """Return the text itself: it is translated later, where it is used."""
+    return text
+
+
+def _(text: str, /, **values: Any) -> str:
+    """Return the text in the language of the request, with its values."""
+    return filled(current().catalogue.gettext(text), values, written)
+
+
+def ngettext(one: str, many: str, number: int, /, **values: Any) -> str:
+    """Return the form for a number, which `%(num)s` stands for, in the language of the request."""
+    text = current().catalogue.ngettext(one, many, number)
+    return filled(text, {"num": number, **values}, written)
+
+
+def translated(text: Phrase | str) -> str:
+    """Return a phrase in the language of the request; a text as it is."""
+    if not isinstance(text, Phrase):
+        return text
+    if text.plural is None:
+        return _(text.template, **text.values)
+    return ngettext(text.template, text.plural, text.number, **text.values)
+
+
+def written(value: Any) -> str:
+    """Return a value as the language of the request writes it."""
+    match value:
+        case Phrase():
+            return translated(value)
+        case bool() | str():
+            return str(value)
+        case int():
+            return current().digits(f"{value:,}")
+        case float():
+            return current().digits(f"{value:g}")
+        case datetime():
+            return utc(value)
+        case timedelta():
+            return duration(value.total_seconds())
+        case Ordinal():
+            return ordinal(value.number) if current() is ENGLISH else written(value.number)
+        case _:
+            return str(value)
+
+
+UNITS: Final = {
+    "d": marked("%(number)s d"),
+    "h": marked("%(number)s h"),
+    "min": marked("%(number)s min"),
+    "s": marked("%(number)s s"),
+    "B": marked("%(number)s B"),
+    "KiB": marked("%(number)s KiB"),
+    "MiB": marked("%(number)s MiB"),
+    "GiB": marked("%(number)s GiB"),
+    "k": marked("%(number)sk"),
+    "M": marked("%(number)sM"),
+    "G": marked("%(number)sG"),
+}
+
+MONTHS: Final = (
+    marked("Jan"), marked("Feb"), marked("Mar"), marked("Apr"), marked("May"), marked("Jun"),
+    marked("Jul"), marked("Aug"), marked("Sep"), marked("Oct"), marked("Nov"), marked("Dec"),
+)  # fmt: skip
+
+
+def _with_unit(number: str, unit: str) -> str:
+    digits = current().digits(number)
+    return _(UNITS[unit], number=digits) if unit else digits
+
+
+def _in_units(parts: Parts) -> str:
+    return " ".join(_with_unit(number, unit) for number, unit in parts)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in its largest two units."""
+    return _in_units(duration_parts(seconds))
+
+
+def seconds(value: float | None) -> str:
+    """Return a duration in its largest two units; `none` for None."""
+    if value is None:
+        return _("none")
+    return _with_unit("0", "s") if value <= 0 else duration(value)
+
+
+def coarse(value: float) -> str:
+    """Return a duration in its largest unit."""
+    return _with_unit("0", "s") if value <= 0 else _in_units(duration_parts(value)[:1])
+
+
+def relative(time: datetime | None) -> str:
+    """Return how long ago or in how long a time is, by this machine's clock; empty if unknown."""
+    if time is None:
+        return ""
+    seconds = (time - datetime.now(UTC)).total_seconds()
+    if round(abs(seconds)) < 1:
+        return _("now")
+    length = _in_units(whole_units(abs(seconds)))
+    return _("in %(length)s", length=length) if seconds > 0 else _("%(length)s ago", length=length)
+
+
+def utc(time: datetime | None) -> str:
+    """Return a time in UTC, to the second; empty if unknown."""
+    if time is None:
+        return ""
+    year, month, day, clock = f"{time:%Y %m %d %H:%M:%S}".split(" ")
+    return _("%(year)s-%(month)s-%(day)s %(time)s UTC", year=year, month=month, day=day, time=clock)
+
+
+def day_and_month(day: date) -> str:
+    """Return a day of a chart, `29 Nov`."""
+    number = f"{day:%d}"
+    return _("%(day)s %(month)s", day=number, month=_(MONTHS[day.month - 1]))
+
+
+def count(number: float | None) -> str:
+    """Return a count with its thousands apart; empty if unknown."""
+    return "" if number is None else current().digits(f"{number:,.0f}")
+
+
+def short_count(number: float) -> str:
+    """Return a number in few characters."""
+    return _with_unit(*short_count_parts(number))
+
+
+def size(number: int | None) -> str:
+    """Return a size in bytes; empty if unknown."""
+    return "" if number is None else _with_unit(*size_parts(number))
+
+
+def percent(progress: tuple[float, float] | None) -> str:
+    """Return the progress of a handler, or its count if it gave no total; empty without any."""
+    if progress is None:
+        return ""
+    done, total = progress
+    if total > 0:
+        return _("%(number)s%%", number=current().digits(f"{100 * done / total:.0f}"))
+    return current().digits(f"{done:g}")

@@ -1,0 +1,185 @@
+"""The languages of the dashboard: which one a request gets, and that its catalogue is complete."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from starlette.requests import Request
+
+from qsync import ConfigError, Qsync
+from qsync.phrase import Ordinal, joined, phrase, plural_phrase
+from qsync.web import create_app, translation
+from qsync.web.language import ENGLISH, LANGUAGES, check_language, language_of, preferred, use
+from qsync.web.template_filters import escape_invisible, gettext, ngettext
+from tests.support.dashboard import SAME, visiting
+from tools import messages
+
+RUSSIAN = LANGUAGES["ru"]
+NOWHERE = "redis://127.0.0.1:1"
+PLACEHOLDER = re.compile(r"%(?:\((\w+)\)s|%)")
+
+
+@pytest.mark.parametrize(
+    ("header", "code"),
+    [("ru", "ru"), ("ru-RU,ru;q=0.9,en;q=0.8", "ru"), ("en-GB, ru;q=0.9", "en"), ("RU-by", "ru"),
+     ("fr, ru;q=0.2, en;q=0.1", "ru"), ("fr", None), ("", None), ("ru;q=0", None), ("*", None),
+     ("ru;q=x, en;q=0.5", "en"), ("ru;q=0.5,en;q=0.5", "ru")],
+)  # fmt: skip
+def test_browser_language_is_the_one_with_the_highest_weight(header: str, code: str | None) -> None:
+    found = preferred(header)
+    assert (found and found.code) == code
+
+
+def request_with(headers: dict[str, str], **scope: Any) -> Request:
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "method": "GET", "path": "/", "headers": pairs, **scope})
+
+
+def test_choice_comes_before_option_and_option_before_host_and_browser() -> None:
+    browser = request_with({"accept-language": "ru"})
+    served = request_with({"accept-language": "ru"}, **{"qsync.language": "en-us"})
+    chosen = request_with({"accept-language": "en", "cookie": "qsync_language=ru"})
+    unknown = request_with({"accept-language": "ru", "cookie": "qsync_language=xx"})
+    assert language_of(browser, None) is RUSSIAN
+    assert language_of(browser, ENGLISH) is ENGLISH
+    assert language_of(served, None) is ENGLISH
+    assert language_of(served, RUSSIAN) is RUSSIAN
+    assert language_of(chosen, ENGLISH) is RUSSIAN
+    assert language_of(unknown, None) is RUSSIAN
+    assert language_of(request_with({}), None) is ENGLISH
+
+
+def test_unknown_language_is_refused_at_once() -> None:
+    assert check_language(None) is None
+    with pytest.raises(ConfigError, match="language: unknown value 'de'; use 'en' or 'ru'"):
+        create_app(Qsync(NOWHERE).inspector(), auth="host", language="de")
+
+
+async def test_switch_keeps_the_language_without_script_and_without_access() -> None:
+    queue = Qsync(NOWHERE, prefix="x")
+    app = create_app(queue.inspector(), token="a-token-of-24-characters")
+    async with visiting(app, headers=SAME) as client:
+        page = await client.get("/tasks", headers={"Accept-Language": "ru"})
+        assert '<html lang="ru">' in page.text
+        assert "Введите токен" in page.text
+        assert page.headers["vary"] == "Accept-Language, Cookie"
+        done = await client.post("/language", data={"language": "en", "next": "/tasks?state=dead"})
+        assert (done.status_code, done.headers["location"]) == (303, "/tasks?state=dead")
+        page = await client.get("/tasks", headers={"Accept-Language": "ru"})
+        assert '<html lang="en">' in page.text
+        away = await client.post("/language", data={"language": "xx", "next": "https://evil.test/"})
+        assert (away.headers["location"], "set-cookie" in away.headers) == ("/", False)
+        foreign = await client.post(
+            "/language", data={"language": "ru"}, headers={"Sec-Fetch-Site": "cross-site"}
+        )
+        assert foreign.status_code == 403
+        other: httpx.Response = await client.put("/tasks")
+        assert other.text == "Method not allowed.\n"
+
+
+async def test_refusals_in_plain_text_are_in_the_language_of_the_browser() -> None:
+    app = create_app(Qsync(NOWHERE, prefix="x").inspector(), language="ru")
+    async with visiting(app, headers=SAME) as client:
+        refused = await client.get("/")
+        assert "Все запросы отклоняются" in refused.text
+        assert (await client.post("/language", data={"language": "en"})).status_code == 403
+
+
+def in_russian(write: Any, *args: Any, **values: Any) -> str:
+    def run() -> str:
+        use(RUSSIAN)
+        return str(write(*args, **values))
+
+    return asyncio.run(asyncio.to_thread(run))  # a context of its own
+
+
+def test_numbers_durations_and_times_are_written_by_language() -> None:
+    now = datetime.now(UTC)
+    time = datetime(2026, 11, 29, 15, 4, 5, tzinfo=UTC)
+    cases: list[tuple[Any, Any, str, str]] = [
+        (translation.count, 1234567, "1,234,567", "1\u00a0234\u00a0567"),
+        (translation.short_count, 12345, "12.3k", "12,3 тыс."),
+        (translation.short_count, 7, "7", "7"),
+        (translation.duration, 250, "4 min 10 s", "4 мин 10 с"),
+        (translation.seconds, 1.5, "1.5 s", "1,5 с"),
+        (translation.seconds, None, "none", "нет"),
+        (translation.seconds, 0, "0 s", "0 с"),
+        (translation.coarse, 190_800, "2 d", "2 д"),
+        (translation.size, 1_300_000, "1.2 MiB", "1,2 МиБ"),
+        (translation.percent, (3, 10), "30%", "30 %"),
+        (translation.utc, time, "2026-11-29 15:04:05 UTC", "29.11.2026 15:04:05 UTC"),
+        (translation.day_and_month, time, "29 Nov", "29 ноя"),
+        (translation.relative, now + timedelta(seconds=7200.5), "in 2 h", "через 2 ч"),
+        (translation.relative, now - timedelta(seconds=250.1), "4 min 10 s ago",
+         "4 мин 10 с назад"),
+        (translation.relative, now, "now", "сейчас"),
+        (translation.written, Ordinal(1520), "1,520th", "1\u00a0520"),
+        (translation.written, timedelta(seconds=90), "1 min 30 s", "1 мин 30 с"),
+        (translation.written, 0.5, "0.5", "0,5"),
+        (translation.written, True, "True", "True"),
+    ]  # fmt: skip
+    for write, value, english, russian in cases:
+        assert write(value) == english
+        assert in_russian(write, value) == russian
+
+
+def test_phrase_of_a_lower_layer_is_english_as_text_and_translated_on_pages() -> None:
+    told = phrase("Read-only: %(option)s enables changes.", option=phrase("Token"))
+    assert str(told) == "Read-only: Token enables changes."
+    assert in_russian(escape_invisible, told) == "Только чтение: изменения включает Токен."
+    both = joined([phrase("Token"), "100 %", phrase("none")], "; ")
+    assert str(both) == "Token; 100 %; none"
+    assert in_russian(translation.translated, both) == "Токен; 100 %; нет"
+    many = plural_phrase(
+        "%(num)s of %(all)s", "%(num)s of all %(all)s", 1200, all=timedelta(days=2)
+    )
+    assert str(many) == "1,200 of all 2 d"
+    assert str(plural_phrase("one", "%(num)s", 1)) == "one"
+
+
+def test_values_in_texts_are_escaped_but_not_the_digits_of_a_language() -> None:
+    hostile = '"<b>\u202e'
+    assert gettext("<code>%(name)s</code> 100%%", name=hostile) == (
+        "<code>&#34;&lt;b&gt;\\u202e</code> 100%"
+    )
+    assert gettext('a "b"') == "a &#34;b&#34;"
+    assert ngettext("%(num)s task", "%(num)s tasks", 1234) == "1,234 tasks"
+    assert escape_invisible("1\u00a0234 a\u00a0b\u00a0") == "1\u00a0234 a\\xa0b\\xa0"
+
+
+def test_catalogues_have_exactly_the_texts_of_the_sources_all_translated() -> None:
+    template = messages.extracted()
+    assert [messages.locale_of(path) for path in messages.catalogue_files()] == [
+        code for code in LANGUAGES if code != "en"
+    ]
+    for path in messages.catalogue_files():
+        catalog = messages.updated(path, template)
+        hint = f"{path.name} is not up to date: make messages"
+        assert path.read_bytes() == messages.text_of(catalog), hint
+        assert path.with_suffix(".mo").read_bytes() == messages.compiled(catalog), hint
+        assert [message.id for message in messages.untranslated(catalog)] == []
+        for message in catalog:
+            if message.id:
+                check_placeholders(message.id, message.string, catalog.num_plurals)
+
+
+def check_placeholders(texts: Any, translations: Any, forms: int) -> None:
+    """All forms are there, and each has the placeholders of the English text."""
+    single = isinstance(texts, str)
+    english = placeholders(texts if single else texts[-1])
+    given = [translations] if single else list(translations)
+    assert len(given) == (1 if single else forms), texts
+    for text in given:
+        assert placeholders(text) == english, (texts, text)
+        assert text == text.strip() or texts != texts.strip(), (texts, text)
+
+
+def placeholders(text: str) -> list[str]:
+    """The placeholders of a text; it has no other percent signs."""
+    assert "%" not in PLACEHOLDER.sub("", text), text
+    return sorted(set(PLACEHOLDER.findall(text)) - {""})

@@ -1,0 +1,176 @@
+"""Extracts the texts of the dashboard, updates its catalogues and compiles them.
+
+    python -m tools.messages            # update all catalogues
+    python -m tools.messages --add de   # begin a further one
+    python -m tools.messages --check    # fail if something is to be done
+
+A text that is new is empty in a catalogue until somebody translates it; one that is not used any
+more is removed. `qsync.web.translation` says how code marks its texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from babel.messages.catalog import Catalog, Message
+from babel.messages.extract import extract
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po, write_po
+
+ROOT: Final = Path(__file__).parents[1]
+SOURCE: Final = ROOT / "src" / "qsync"
+LOCALES: Final = SOURCE / "web" / "locale"
+OTHERS: Final = ("cli", "contrib", "testing", "worker")
+"""Packages whose texts no page shows."""
+
+KEYWORDS: Final = {
+    "_": None,
+    "marked": None,
+    "phrase": None,
+    "gettext": None,
+    "ngettext": (1, 2),
+    "plural_phrase": (1, 2),
+}
+"""Functions whose first argument is a text, and those with a text for each number."""
+
+
+def files() -> Iterator[tuple[Path, str]]:
+    """Yield the files that may have texts, and how to read them."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        if path.relative_to(SOURCE).parts[0] not in OTHERS:
+            yield path, "python"
+    for path in sorted((SOURCE / "web" / "templates").glob("*.html")):
+        yield path, "jinja2.ext:babel_extract"
+
+
+def extracted() -> Catalog:
+    """Return all texts of the sources, without translations."""
+    catalog = _catalog(None)
+    for path, method in files():
+        options = {"trimmed": "true", "silent": "false"} if method != "python" else {}
+        with path.open("rb") as file:
+            found = list(
+                extract(method, file, KEYWORDS, ["Translators:"], options, strip_comment_tags=True)
+            )
+        for _line, text, comments, context in found:
+            catalog.add(
+                text,
+                locations=[(path.relative_to(ROOT).as_posix(), 1)],
+                auto_comments=comments,
+                context=context,
+            )
+    return catalog
+
+
+class _Catalog(Catalog):
+    """A catalogue whose header depends on its language alone, not on dates and versions."""
+
+    @property
+    def mime_headers(self) -> list[tuple[str, str]]:
+        headers = [("Project-Id-Version", "qsync"), ("Language", str(self.locale or ""))]
+        if self.locale is not None:
+            headers.append(("Plural-Forms", self.plural_forms))
+        return [*headers, ("MIME-Version", "1.0"), ("Content-Type", "text/plain; charset=utf-8")]
+
+
+def _catalog(locale: str | None) -> Catalog:
+    comment = f"# Texts of the dashboard: {locale}. `make messages` updates this file."
+    return _Catalog(locale, header_comment=comment, fuzzy=False)
+
+
+def catalogue_files() -> list[Path]:
+    """Return the catalogues of the repository."""
+    return sorted(LOCALES.glob("*/LC_MESSAGES/qsync.po"))
+
+
+def locale_of(path: Path) -> str:
+    """Return the language of a catalogue."""
+    return path.parents[1].name
+
+
+def updated(path: Path, template: Catalog) -> Catalog:
+    """Return a catalogue with exactly the texts of the template; new ones are empty."""
+    locale = locale_of(path)
+    catalog = _catalog(locale)
+    known = Catalog(locale)
+    if path.exists():
+        with path.open("rb") as file:
+            known = read_po(file, locale=locale)
+    for message in template:
+        if not message.id:
+            continue
+        old = known.get(message.id, message.context)
+        keeps = old is not None and old.pluralizable == message.pluralizable
+        catalog.add(
+            message.id,
+            old.string if old is not None and keeps else None,
+            locations=message.locations,
+            auto_comments=message.auto_comments,
+            user_comments=old.user_comments if old is not None else (),
+            flags=old.flags & {"fuzzy"} if old is not None else (),
+            context=message.context,
+        )
+    return catalog
+
+
+def text_of(catalog: Catalog) -> bytes:
+    """Return a catalogue as a .po file."""
+    out = io.BytesIO()
+    write_po(out, catalog, width=100, sort_by_file=True, ignore_obsolete=True, include_lineno=False)
+    return out.getvalue().rstrip(b"\n") + b"\n"
+
+
+def compiled(catalog: Catalog) -> bytes:
+    """Return a catalogue as a .mo file."""
+    out = io.BytesIO()
+    write_mo(out, catalog)
+    return out.getvalue()
+
+
+def untranslated(catalog: Catalog) -> list[Message]:
+    """Return the texts that lack a translation, or one of its plural forms, or are in doubt."""
+    return [
+        message
+        for message in catalog
+        if message.id
+        and (
+            message.fuzzy
+            or not all(message.string if isinstance(message.string, tuple) else [message.string])
+        )
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.messages")
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    parser.add_argument("--add", metavar="CODE", help="begin a catalogue, such as de")
+    options = parser.parse_args()
+    template, failed = extracted(), False
+    paths = catalogue_files()
+    if options.add:
+        paths.append(LOCALES / options.add / "LC_MESSAGES" / "qsync.po")
+    for path in paths:
+        catalog = updated(path, template)
+        wanted = {path: text_of(catalog), path.with_suffix(".mo"): compiled(catalog)}
+        for file, data in wanted.items():
+            if file.exists() and file.read_bytes() == data:
+                continue
+            if options.check:
+                failed = True
+                sys.stdout.write(f"{file.relative_to(ROOT)} is out of date: make messages\n")
+            else:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(data)
+        for message in untranslated(catalog):
+            failed = True
+            sys.stdout.write(f"{locale_of(path)}: to be translated: {message.id!r}\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
