@@ -251,8 +251,7 @@ class Registry:
         as for `task`. For a function that is a task, options override those of the task.
 
         Raises ConfigError when the name is taken, the schedule or an option is wrong, a parameter
-        has no value (except TaskInfo as the first), or `id`, `deadline` or `process_at` is given:
-        these cannot be the same for all ticks.
+        has no value, or `id`, `deadline` or `process_at` is given: these differ from tick to tick.
         """
         with at_definition():
             schedule = schedule_of(cron, every, tz)
@@ -270,12 +269,13 @@ class Registry:
                 self._check_periodic_task(function, settings)
             task = function if known else self._make(function, name, settings, *PERIODIC)
             with at_definition():
-                periodic = Periodic(name or task.name, schedule, missed)
                 used = task.options(**options) if known else task
-                checked = self._check(used, periodic, arguments)
+                checked = self._check(
+                    used, Periodic(name or task.name, schedule, missed), arguments
+                )
             if not known:
                 self._add(task)
-            self._periodics[periodic.name] = checked
+            self._periodics[checked.periodic.name] = checked
             return task
 
         return register
