@@ -249,25 +249,23 @@ class Registry:
 
         A plain function becomes a task with this name; `executor`, `middleware` and the options are
         as for `task`. For a function that is a task, options override those of the task.
-
         Raises ConfigError when the name is taken, the schedule or an option is wrong, a parameter
         has no value, or `id`, `deadline` or `process_at` is given: these differ from tick to tick.
         """
         with at_definition():
             schedule = schedule_of(cron, every, tz)
-        settings = {
+        given = {
             "executor": executor,
             "middleware": check_middlewares(middleware),
             "retry_for": retry_for,
             "dont_retry_for": dont_retry_for,
-            **options,
         }
 
         def register(function: Any) -> Any:
             known = isinstance(function, TaskFunction)
             if known:
-                self._check_periodic_task(function, settings)
-            task = function if known else self._make(function, name, settings, *PERIODIC)
+                self._check_periodic_task(function, given)
+            task = function if known else self._make(function, name, given | options, *PERIODIC)
             with at_definition():
                 used = task.options(**options) if known else task
                 checked = self._check(
@@ -283,9 +281,8 @@ class Registry:
     def _check_periodic_task(
         self, task: TaskFunction[..., Any, ..., Any], settings: dict[str, Any]
     ) -> None:
-        names = ("executor", "middleware", "retry_for", "dont_retry_for")
-        if any(settings[name] for name in names):
-            raise ConfigError(f"{', '.join(names)}: give them to {task!r} itself")
+        if any(settings.values()):
+            raise ConfigError(f"{', '.join(settings)}: give them to {task!r} itself")
         if self._mux.find(task.name) is not task.handler:
             raise ConfigError(f"periodic: {task!r} is a task of another app")
 
