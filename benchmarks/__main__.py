@@ -26,7 +26,7 @@ from benchmarks.scale import FULL, QUICK, Scale
 from benchmarks.server_process import BenchmarkError
 from benchmarks.store import private_store
 from qsync.errors import QsyncError
-from qsync.server.error_text import printable
+from qsync.formatting import printable
 
 PROGRAM: Final = "python -m benchmarks"
 

@@ -1,13 +1,16 @@
 """Formats numbers, durations, sizes, times and commands for people. Pure.
 
-The texts come from numbers, clocks and our own names only, so they need no escaping.
+The texts come from numbers, clocks and our own names only, so they need no escaping. `printable`
+and `csv_cell` escape the texts of others.
 """
 
 from __future__ import annotations
 
 import contextlib
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 _UNITS: Final = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
@@ -130,3 +133,24 @@ def percent(progress: tuple[float, float] | None) -> str:
 def install_command(extra: str) -> str:
     """Return how to install an extra, as the README says it."""
     return f"pip install '.[{extra}]' in a clone of qsync"
+
+
+def printable(text: str) -> str:
+    """Return the text with all unprintable characters escaped, including newlines."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+"""First characters of what a spreadsheet would run as a formula."""
+
+
+def csv_cell(value: Any) -> str:
+    """Return a cell that controls neither a terminal nor a spreadsheet."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return printable(msgspec.json.encode(value, enc_hook=str).decode())
+    text = printable(value)
+    return f"'{text}" if text.startswith(FORMULA) else text

@@ -132,6 +132,42 @@ def test_tasks_of_a_state_are_changed_by_filter(live: Live) -> None:
     )
 
 
+def test_tasks_are_selected_by_the_search_of_the_dashboard(live: Live) -> None:
+    live.enqueue(
+        *[Task("mail", {"customer": name}, delay=60) for name in ("acme", "acme", "zen")],
+        Task("note"), Task("note", queue="other"),
+    )  # fmt: skip
+
+    def listed(*words: str) -> list[str]:
+        rows = live.ok("task", "list", *words, "--json").json["tasks"]
+        return sorted(f"{row['queue']}/{row['type']}/{row['state']}" for row in rows)
+
+    assert listed("args.customer:acme age:<1h") == ["default/mail/scheduled"] * 2
+    assert listed("--query", "state:pending") == ["default/note/pending", "other/note/pending"]
+    assert listed("queue:other") == listed("note", "--queue", "other") == ["other/note/pending"]
+    all_acme = ["--query", "args.customer:acme state:scheduled"]
+    for words, said in (
+        (["retry", "--dry-run"], "2 of 3 scheduled tasks would be pending now\n"),
+        (["delete", "--yes"], "2 of 3 scheduled tasks deleted\n"),
+    ):
+        assert live.ok("task", *words, *all_acme).out == said
+    for words, said in (
+        (["list", "age:1h"], "Search term “age:1h”. Write age:>1h"),
+        (["list", "type:a", "--type", "b"], "the query and --type exclude each other"),
+        (["list", "queue:a", "--queue", "b"], "--queue b and queue:a exclude each other"),
+        (["list", "queue:a*"], "the query may name one queue, without wildcards"),
+        (["list", "a", "--query", "b"], "either as argument or with --query"),
+        (["list", "state:dead", "--state", "retry"], "exclude each other"),
+        (["retry", "--query", "state:dead,retry x"], "give one state"),
+        (["retry", "--query", "state:dead"], "no filter is given"),
+        (["retry", "x", "--query", "state:dead"], "exclude each other"),
+    ):
+        assert said in live.refused("task", *words, code=2)
+    assert "other states than dead" in live.refused(
+        "dead", "list", "--query", "state:retry", code=2
+    )
+
+
 def test_a_dry_run_of_ids_changes_nothing(live: Live) -> None:
     [waits, due] = live.enqueue(Task("note", delay=60), Task("note"))
     assert live.ok("task", "retry", waits, "--dry-run").out == f"{waits}: would be pending now\n"

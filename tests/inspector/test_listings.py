@@ -163,7 +163,7 @@ def test_confirmation_names_how_many_fit(valkey: Store, prefix: str) -> None:
                     assert f"<h1>{verb} 30 tasks?</h1>" in text
                     assert f">{verb} 30 tasks</button>" in text
                     assert "70 other dead tasks stay." in text
-                    assert "100" not in text
+                    assert not re.search(r"\b100\b", text)
                     assert ('class="danger full"' in text) is (verb == "Delete")
                 form = {"queue": "a", "scope": "all"}
                 text = (await client.post("/dead/run", data=form, headers=SAME)).text

@@ -197,7 +197,7 @@ def test_a_task_is_found_by_its_id_in_whatever_queue(
     system.enqueue(Task("order", b'{"a": [1, 2]}', id="odd/id?&#%41", queue="elsewhere", delay=60))
     web = visit()
     web.go("/servers")
-    web.page.get_by_label("Task id").fill("odd/id?&#%41")
+    web.page.get_by_label("Search tasks").fill("odd/id?&#%41")
     web.page.keyboard.press("Enter")
     web.says("Scheduled for")
     assert web.page.locator("h1 .id").inner_text() == "odd/id?&#%41"
@@ -280,7 +280,7 @@ def test_one_signs_in_looks_and_can_change_nothing(
     web.click("d", "link")
     web.says("Dead since")
     buttons = web.page.get_by_role("button").all_inner_texts()
-    assert buttons == ["Find", "Sign out"]
+    assert buttons == ["Search", "Русский", "Sign out"]
     assert web.page.evaluate("document.cookie") == "", "scripts do not see it"
     web.click("Sign out")
     web.says("Enter the dashboard token.")
@@ -311,6 +311,32 @@ def test_all_of_it_works_without_scripts(system: Live, visit: Callable[..., Visi
     web.page.goto("about:blank")  # nothing to check there: it ran no script
 
 
+def test_search_goes_on_by_itself_and_changes_all_that_match(
+    system: Live, visit: Callable[..., Visit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qsync.web.search.SCAN_S", 0)
+    monkeypatch.setattr("qsync.web.search_changes.STEPS_S", 0)
+    many = [Task("note", {"n": n}, id=f"n{n}", delay=60, queue="notes") for n in range(3000)]
+    system.enqueue(*many)
+    web = visit()
+    web.go("/")
+    web.page.get_by_label("Search tasks").fill("queue:notes args.n:*999 state:scheduled")
+    web.page.route("**/search?*cursor*", lambda route: None)  # the next part never comes
+    web.click("Search")
+    web.click("Stop")
+    web.page.get_by_role("link", name="Continue searching").wait_for()
+    web.page.unroute("**/search?*cursor*")
+    web.click("Search")
+    web.says("Matches on this page: 3. Searched 3,000 of 3,000 tasks.")
+    assert web.page.locator("tbody tr").count() == 3, "what the parts found stands together"
+    assert web.page.get_by_role("button", name="Stop").count() == 0
+    web.click("Cancel all that match…")
+    web.click("Cancel 3 tasks")
+    web.says("3 tasks cancelled.")
+    web.click("Remove args.n:*999", "link")
+    web.says("Matches on this page: 50.")
+
+
 @pytest.mark.parametrize("width", [320, 400])
 def test_nothing_is_wider_than_a_phone(
     system: Live, visit: Callable[..., Visit], width: int
@@ -329,7 +355,8 @@ def test_nothing_is_wider_than_a_phone(
     for path in ("/", "/queues", "/queue?queue=default", "/tasks?queue=default&state=scheduled",
                  "/tasks?queue=default&state=active", "/dead?queue=default", "/task?id=d",
                  f"/task?id={long}", "/task?id=a", "/servers", f"/server?id={server}",
-                 "/schedules", f"/find?id={long}", f"/find?id={long[1:]}",
+                 "/schedules", f"/find?id={long}", f"/find?id={long[1:]}", "/search?q=age:1",
+                 f"/search?q=state:dead+type:{long}", f"/search?q=type:x*+{long}",
                  f"/queue?queue={'q' * 128}"):  # fmt: skip
         web.go(path)
         assert has_no_sideways_scroll(web.page), path

@@ -43,6 +43,7 @@ def list_dead(
 
     For example: qsync dead list --error "no such customer" --newer-than 2h
     """
+    _check_state(filters)
     query = TaskQuery(filters.queue, [TaskState.DEAD], filters.filter, limit, cursor)
     list_matching(query, store, output)
 
@@ -100,10 +101,17 @@ def delete(
         job.run(session.inspector.delete_matching)
 
 
+def _check_state(filters: FilterOptions) -> None:
+    if filters.states not in ([], [TaskState.DEAD]):
+        exit_with("the query names other states than dead: use `qsync task`", USAGE)
+
+
 def _check(filters: FilterOptions, everything: bool) -> None:
+    _check_state(filters)
     if filters.filter is None and not everything:
         exit_with(
-            "no filter is given: use --type, --error, --id, --older-than, --newer-than or --all",
+            "no filter is given: use --query, --type, --error, --id, --older-than, --newer-than or "
+            "--all",
             USAGE,
         )
     if filters.filter is not None and everything:

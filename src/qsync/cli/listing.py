@@ -17,13 +17,10 @@ import typer
 
 from qsync.cli.command import USAGE, exit_with
 from qsync.cli.output import json_text, print_json, print_raw
-from qsync.worker.logs import escape
+from qsync.formatting import csv_cell
 
 CLEAR: Final = "\x1b[H\x1b[2J"
 """Clears a terminal."""
-
-FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
-"""First characters of what a spreadsheet would run as a formula."""
 
 
 class Format(StrEnum):
@@ -112,7 +109,7 @@ def _print_csv(rows: Sequence[msgspec.Struct]) -> None:
     if columns:
         writer.writerow(columns)
     for row in flat:
-        writer.writerow([_csv_cell(row.get(name)) for name in columns])
+        writer.writerow([csv_cell(row.get(name)) for name in columns])
     if text := out.getvalue():
         print_raw(text.removesuffix("\n"))
 
@@ -125,13 +122,3 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
-
-
-def _csv_cell(value: Any) -> str:
-    """Return a cell that controls neither a terminal nor a spreadsheet."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        return json_text(value)
-    text = escape(value)
-    return f"'{text}" if text.startswith(FORMULA) else text

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Annotated, Any, Final
 
+import msgspec
 import typer
 
 from qsync.cli import completion
+from qsync.cli.command import USAGE, exit_with
 from qsync.connections import PREFIX, URL
-from qsync.inspector import Filter
+from qsync.errors import InvalidTask
+from qsync.inspector import Filter, SearchQuery
 from qsync.inspector.queues import PURGED
+from qsync.inspector.search_query import duration_in, parse_search
 from qsync.state import TaskState
 
 _URL_HELP: Final = f"Prefer {URL} if it contains a password."
@@ -180,16 +183,13 @@ Purged = Annotated[
     ),
 ]  # fmt: skip
 
-_UNITS: Final = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
-
 
 def duration_of(text: str) -> float:
     """Return the seconds of `90`, `90s`, `15m`, `2h`, `3d`, `1w` or `1h30m`."""
-    parts = _PART.findall(text)
-    if not parts or _PART.sub("", text).strip() or any(unit not in _UNITS for _, unit in parts):
+    seconds = duration_in(text)
+    if seconds is None:
         raise typer.BadParameter(f"{text!r} is not a duration; write 90s, 15m, 2h, 3d or 1w")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    return seconds
 
 
 def moment_of(text: str) -> datetime:
@@ -254,6 +254,25 @@ NewerThan = Annotated[
 ]  # fmt: skip
 
 
+Query = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT", show_default=False,
+        help="Select tasks as the dashboard's search does, e.g. 'type:send args.customer:acme "
+        "age:>1h'.",
+    ),
+]  # fmt: skip
+
+SearchText = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[QUERY]", show_default=False,
+        help="Select tasks as the dashboard's search does, e.g. 'type:send state:dead age:>1h'; "
+        "same as --query.",
+    ),
+]  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreOptions:
     """The options that name the store."""
@@ -273,15 +292,43 @@ class FilterOptions:
     id: WithId = None
     older_than: OlderThan = None
     newer_than: NewerThan = None
+    query: Query = None
+
+    def __post_init__(self) -> None:
+        """Take the queue from the query; exit if the query is invalid or contradicts an option."""
+        queues = self._parsed.queues
+        if not queues:
+            return
+        if len(queues) > 1 or "*" in queues[0] or "?" in queues[0]:
+            exit_with("the query may name one queue, without wildcards", USAGE)
+        if self.queue not in (None, queues[0]):
+            exit_with(f"--queue {self.queue} and queue:{queues[0]} exclude each other", USAGE)
+        object.__setattr__(self, "queue", queues[0])
 
     @property
     def filter(self) -> Filter | None:
         """The filter within a queue; None if every task matches."""
-        given = Filter(
-            type=self.type, error=self.error, id=self.id,
-            older_than=self.older_than, newer_than=self.newer_than,
-        )  # fmt: skip
-        return None if given == Filter() else given
+        options = {"type": self.type, "error": self.error, "id": self.id,
+                   "older_than": self.older_than, "newer_than": self.newer_than}  # fmt: skip
+        given = {name: value for name, value in options.items() if value is not None}
+        query = self._parsed.filter or Filter()
+        for name in given:
+            if getattr(query, name) is not None:
+                exit_with(f"the query and --{name.replace('_', '-')} exclude each other", USAGE)
+        selected = msgspec.structs.replace(query, **given)
+        return None if selected == Filter() else selected
+
+    @property
+    def states(self) -> list[TaskState]:
+        """The states of the query; empty if it names none."""
+        return list(self._parsed.states)
+
+    @property
+    def _parsed(self) -> SearchQuery:
+        try:
+            return parse_search(self.query or "")
+        except InvalidTask as error:
+            exit_with(str(error), USAGE)
 
 
 Priority = Annotated[

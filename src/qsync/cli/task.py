@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Final
@@ -22,6 +23,7 @@ from qsync.cli.options import (
     IntoQueue,
     Json,
     Limit,
+    SearchText,
     States,
     StoreOptions,
     TaskId,
@@ -49,6 +51,7 @@ MEASURE_S: Final = 0.5
 @task.command("list")
 def list_tasks(
     *,
+    text: SearchText = None,
     filters: FilterOptions,
     states: States = None,
     newest_first: Annotated[
@@ -67,8 +70,15 @@ def list_tasks(
 ) -> None:
     """List tasks by queue and state.
 
-    For example: qsync task list --state retry --type 'mail.*'
+    For example: qsync task list 'state:retry type:mail.* age:>1h'
     """
+    if text is not None:
+        if filters.query is not None:
+            exit_with("give the query either as argument or with --query", USAGE)
+        filters = replace(filters, query=text)
+    if states and filters.states:
+        exit_with("--state and state: in the query exclude each other", USAGE)
+    states = states or filters.states
     query = TaskQuery(filters.queue, states or ORDER, filters.filter, limit, cursor, newest_first)
     list_matching(query, store, output)
 

@@ -184,7 +184,7 @@ def _would(done: str, dry_run: bool) -> str:
 
 
 def _refuse_filters(state: TaskState | None, filters: FilterOptions, everything: bool) -> None:
-    if state is not None or filters.filter is not None or everything:
+    if state is not None or filters.filter is not None or filters.states or everything:
         exit_with("ids and --state, --all or filters exclude each other", USAGE)
 
 
@@ -198,6 +198,10 @@ def _checked(
     checked_all: bool = True,
 ) -> TaskState:
     """Return the state of the tasks to change; exit if the options do not say which tasks."""
+    if filters.states:
+        if len(filters.states) > 1 or state not in (None, filters.states[0]):
+            exit_with("give one state, by --state or by state: in the query", USAGE)
+        [state] = filters.states
     if state is None:
         exit_with("give ids, or --state with filters or --all", USAGE)
     if state not in states:
@@ -205,7 +209,8 @@ def _checked(
         exit_with(f"--state {state}: such tasks cannot be {verb}; use {others}", USAGE)
     if checked_all and filters.filter is None and not everything:
         exit_with(
-            "no filter is given: use --type, --error, --id, --older-than, --newer-than or --all",
+            "no filter is given: use --query, --type, --error, --id, --older-than, --newer-than or "
+            "--all",
             USAGE,
         )
     if checked_all and filters.filter is not None and everything:

@@ -13,7 +13,6 @@ from typing import Self
 
 from qsync.broker.aio import AsyncBroker
 from qsync.inspector.bounds import _BoundsMixin
-from qsync.inspector.bulk import _BulkMixin
 from qsync.inspector.error_groups import ErrorGroup, ErrorPart, merge_groups
 from qsync.inspector.explain import _ExplainMixin
 from qsync.inspector.limit_values import LimitInfo, LimitPage, OperatorRule
@@ -21,6 +20,8 @@ from qsync.inspector.limits import _LimitsMixin
 from qsync.inspector.merged_pages import _TaskListsMixin
 from qsync.inspector.queues import _QueuesMixin
 from qsync.inspector.schedules import _SchedulesMixin
+from qsync.inspector.search import SearchPage, SearchStep, _SearchMixin
+from qsync.inspector.search_query import SearchQuery, Term, parse_search
 from qsync.inspector.servers import _ServersMixin
 from qsync.inspector.values import (
     Attempt,
@@ -65,19 +66,24 @@ __all__ = [
     "Reason",
     "RunningTask",
     "ScheduleInfo",
+    "SearchPage",
+    "SearchQuery",
+    "SearchStep",
     "ServerInfo",
     "Shown",
     "Step",
     "TaskDetail",
     "TaskRow",
+    "Term",
     "merge_groups",
+    "parse_search",
 ]
 
 
 class Inspector(
     _QueuesMixin,
     _TaskListsMixin,
-    _BulkMixin,
+    _SearchMixin,
     _ServersMixin,
     _SchedulesMixin,
     _LimitsMixin,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from qsync.broker import op_values, operator_ops, views
+from qsync.broker.stored_task import state_of
 from qsync.broker.views import StoredRow
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Cursor, check_state, cursor_at, read_cursor
 from qsync.inspector.error_groups import ErrorPart, group_of, merge_groups
 from qsync.inspector.fingerprint import FAILING
-from qsync.inspector.task_rows import decode_row, matches
+from qsync.inspector.task_rows import decode_row, is_unread, matches
 from qsync.inspector.tasks import _TasksMixin, rerun_of
 from qsync.inspector.values import Filter, Step
 from qsync.message import decode_failure
@@ -25,9 +26,16 @@ RETRIED: Final = (TaskState.DEAD, *WAITING)
 """States of tasks that can be made pending now."""
 
 CANCELLABLE: Final = (TaskState.PENDING, TaskState.ACTIVE, *WAITING)
-DELETABLE: Final = tuple(
-    state for state in TaskState if state not in (TaskState.ACTIVE, TaskState.CANCELLED)
-)
+DELETABLE: Final = tuple(state for state in TaskState if state is not TaskState.ACTIVE)
+
+
+class _Part(NamedTuple):
+    """The matching tasks of a part of a state; `cursor` None: it was the last part."""
+
+    rows: list[StoredRow]
+    scanned: int
+    unread: int
+    cursor: str | None
 
 
 class _BulkMixin(_TasksMixin):
@@ -70,21 +78,22 @@ class _BulkMixin(_TasksMixin):
     async def _run_part(
         self, queue: str, state: TaskState, filter: Filter | None, cursor: str | None
     ) -> Step:
-        rows, scanned, end = await self._part(queue, state, filter, read_cursor(cursor))
+        part = await self._part(queue, state, filter, read_cursor(cursor))
         outcomes: list[str] = []
-        for start in range(0, len(rows), op_values.MAINTENANCE_BATCH):
-            part = [
+        for start in range(0, len(part.rows), op_values.MAINTENANCE_BATCH):
+            requests = [
                 rerun_of(row.id, row.shown, row.length)
-                for row in rows[start : start + op_values.MAINTENANCE_BATCH]
+                for row in part.rows[start : start + op_values.MAINTENANCE_BATCH]
             ]
-            call = operator_ops.run_many(self._keys(queue), part, state)
+            call = operator_ops.run_many(self._keys(queue), requests, state)
             outcomes += [outcome for outcome, _ in await self._broker.run(call)]
         return Step(
-            scanned=scanned,
+            scanned=part.scanned,
             done=outcomes.count("ok"),
             duplicate=outcomes.count("duplicate"),
             too_late=outcomes.count("changed"),
-            cursor=end,
+            unread=part.unread,
+            cursor=part.cursor,
         )
 
     async def delete_dead(
@@ -101,13 +110,17 @@ class _BulkMixin(_TasksMixin):
         Running tasks have to be cancelled first.
         """
         known = _one_of(DELETABLE, state, "deleted")
-        rows, scanned, end = await self._part(queue, known, filter, read_cursor(cursor))
-        ids = [row.id for row in rows]
+        part = await self._part(queue, known, filter, read_cursor(cursor))
+        ids = [row.id for row in part.rows]
         deleted = 0
         for start in range(0, len(ids), op_values.MAINTENANCE_BATCH):
-            part = ids[start : start + op_values.MAINTENANCE_BATCH]
-            deleted += await self._broker.run(operator_ops.delete(self._keys(queue), part, known))
-        return Step(scanned=scanned, done=deleted, too_late=len(ids) - deleted, cursor=end)
+            batch = ids[start : start + op_values.MAINTENANCE_BATCH]
+            call = operator_ops.delete(self._keys(queue), batch, stored_in(known))
+            deleted += await self._broker.run(call)
+        return Step(
+            scanned=part.scanned, done=deleted, too_late=len(ids) - deleted, unread=part.unread,
+            cursor=part.cursor,
+        )  # fmt: skip
 
     async def cancel_matching(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
@@ -117,10 +130,13 @@ class _BulkMixin(_TasksMixin):
         The servers of running tasks are told to stop them, which counts as done.
         """
         known = _one_of(CANCELLABLE, state, "cancelled")
-        rows, scanned, end = await self._part(queue, known, filter, read_cursor(cursor))
-        outcomes = [(await self.cancel(row.id, queue=queue)).outcome for row in rows]
+        part = await self._part(queue, known, filter, read_cursor(cursor))
+        outcomes = [(await self.cancel(row.id, queue=queue)).outcome for row in part.rows]
         done = sum(outcome in ("done", "told") for outcome in outcomes)
-        return Step(scanned=scanned, done=done, too_late=len(outcomes) - done, cursor=end)
+        return Step(
+            scanned=part.scanned, done=done, too_late=len(outcomes) - done, unread=part.unread,
+            cursor=part.cursor,
+        )  # fmt: skip
 
     async def errors(
         self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
@@ -130,26 +146,43 @@ class _BulkMixin(_TasksMixin):
         Pass the returned cursor to read the next part, and merge the parts by `merge_groups`.
         """
         known = _one_of(FAILING, state, "grouped by error")
-        rows, scanned, end = await self._part(queue, known, filter, read_cursor(cursor))
-        groups = merge_groups(group_of(queue, decode_row(row)) for row in rows)
-        return ErrorPart(groups=groups, scanned=scanned, cursor=end)
+        part = await self._part(queue, known, filter, read_cursor(cursor))
+        groups = merge_groups(group_of(queue, decode_row(row)) for row in part.rows)
+        return ErrorPart(groups=groups, scanned=part.scanned, cursor=part.cursor)
+
+    async def count_matching(
+        self, queue: str, state: str, filter: Filter | None = None, *, cursor: str | None = None
+    ) -> Step:
+        """Count the matching tasks among up to 250 of a state as `done`; steps as in `run_dead`."""
+        part = await self._part(queue, check_state(state), filter, read_cursor(cursor))
+        return Step(
+            scanned=part.scanned, done=len(part.rows), unread=part.unread, cursor=part.cursor
+        )
 
     async def _part(
         self, queue: str, state: TaskState, filter: Filter | None, cursor: Cursor | None
-    ) -> tuple[list[StoredRow], int, str | None]:
-        """Return the matching tasks, the number of tasks read and the cursor of the rest."""
+    ) -> _Part:
+        """Read a part of the tasks of a state, and select those that match."""
         after = None if cursor is None else cursor.place
-        page = await self._broker.run(views.page(self._keys(queue), state, count=SCAN, after=after))
+        page = await self._broker.run(
+            views.page(self._keys(queue), stored_in(state), count=SCAN, after=after)
+        )
         until_us = page.now_us if cursor is None else cursor.until_us
         # Skip tasks that came after the first step: an earlier step may have run them.
         rows = [row for row in page.rows if _came_us(row, state) <= until_us]
         # Dead tasks are ordered by death, so all after a skipped one are skipped, too.
         more = page.more and (state is not TaskState.DEAD or len(rows) == len(page.rows))
         end = cursor_at(page.rows[-1].place, until_us=until_us) if more and page.rows else None
-        return (
-            [row for row in rows if matches(filter, decode_row(row), page.now_us)],
-            len(rows),
-            end,
+        tasks = [decode_row(row) for row in rows]
+        return _Part(
+            rows=[
+                row
+                for row, task in zip(rows, tasks, strict=True)
+                if state_of(row.shown) is state and matches(filter, task, page.now_us)
+            ],
+            scanned=len(rows),
+            unread=sum(is_unread(filter, task) for task in tasks),
+            cursor=end,
         )
 
     async def steps(
@@ -166,6 +199,11 @@ class _BulkMixin(_TasksMixin):
             cursor = result.cursor
             if cursor is None:
                 return
+
+
+def stored_in(state: TaskState) -> TaskState:
+    """Return the state in which the store keeps the tasks of a state."""
+    return TaskState.COMPLETED if state is TaskState.CANCELLED else state
 
 
 def _one_of(states: tuple[TaskState, ...], state: str, verb: str) -> TaskState:

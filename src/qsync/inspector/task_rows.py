@@ -6,7 +6,9 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from qsync import codec
 from qsync.broker.leased_batch import crash_count
@@ -22,6 +24,7 @@ from qsync.broker.stored_task import (
 from qsync.broker.truncated import decode_cut
 from qsync.broker.views import Cut, StoredRow
 from qsync.inspector.fingerprint import FAILING, fingerprint_of
+from qsync.inspector.search_query import argument_at
 from qsync.inspector.values import Filter, Pause, TaskRow
 from qsync.keys import server_of_token
 from qsync.message import NORMAL_PRIORITY, Failure, Message, StoredOptions, decode_failure
@@ -135,15 +138,61 @@ def matches(filter: Filter | None, task: DecodedTask, now_us: int) -> bool:
         return False
     if filter.group is not None and not _is_in_group(filter.group, task):
         return False
+    if not (_has_key(filter.key, task) and _has_words(filter.words, task)):
+        return False
+    if filter.args and not _has_args(filter.args, task):
+        return False
     age = (now_us - task.since_us()) / 1_000_000
     if filter.older_than is not None and age < filter.older_than:
         return False
     return filter.newer_than is None or age <= filter.newer_than
 
 
+def is_unread(filter: Filter | None, task: DecodedTask) -> bool:
+    """Return whether a filter asks for arguments of a task whose payload was not read."""
+    return bool(filter and filter.args) and task.length > len(task.shown.message or b"")
+
+
+def fits(pattern: str, text: str) -> bool:
+    """Return whether a text matches a pattern; one without `*` and `?` is the exact text."""
+    return fnmatchcase(text, pattern) if _PATTERN.search(pattern) else text == pattern
+
+
 def _is_type(pattern: str, task: DecodedTask) -> bool:
+    return fits(pattern, task.message.type if task.message else "")
+
+
+def _has_key(pattern: str | None, task: DecodedTask) -> bool:
+    key = task.options.fairness_key
+    return pattern is None or (key is not None and fits(pattern, key))
+
+
+def _has_words(words: tuple[str, ...], task: DecodedTask) -> bool:
+    if not words:
+        return True
     type = task.message.type if task.message else ""
-    return fnmatchcase(type, pattern) if _PATTERN.search(pattern) else type == pattern
+    text = f"{task.id}\n{type}\n{task.error or ''}".casefold()
+    return all(word.casefold() in text for word in words)
+
+
+def _has_args(args: tuple[tuple[str, str], ...], task: DecodedTask) -> bool:
+    message = task.message
+    if message is None or task.length > len(task.shown.message or b""):
+        return False
+    try:
+        value = codec.decode(message.payload) if message.is_value else _json(message.payload)
+    except codec.CodecError:
+        return False
+    return all(
+        any(fits(pattern, text) for text in argument_at(value, path)) for path, pattern in args
+    )
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        return None
 
 
 def _is_in_group(group: str, task: DecodedTask) -> bool:

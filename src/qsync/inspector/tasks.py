@@ -20,7 +20,7 @@ from qsync.broker.stored_task import StoredTask
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base, check_state, cursor_at, read_cursor
 from qsync.inspector.task_detail import detail_of
-from qsync.inspector.task_rows import decode_row, decode_task, matches, row_of
+from qsync.inspector.task_rows import decode_row, decode_task, is_unread, matches, row_of
 from qsync.inspector.values import Change, Filter, Page, TaskDetail, TaskRow
 from qsync.keys import check_id, server_of_token, shorten
 from qsync.message import NORMAL_PRIORITY, Failure, decode_failure
@@ -71,8 +71,7 @@ class _TasksMixin(Base):
         invalid.
         """
         known, after = check_state(state), read_cursor(cursor)
-        if type(limit) is not int or not 1 <= limit <= LIMIT:
-            raise InvalidTask(f"limit: {shorten(limit)} is not a whole number from 1 to {LIMIT}")
+        _check_limit(limit)
         if newest_first is None:
             newest_first = known in (TaskState.DEAD, *ENDED_WELL)
         is_kept = known in ENDED_WELL
@@ -80,7 +79,7 @@ class _TasksMixin(Base):
         narrowed = filter is not None or known is TaskState.CANCELLED
         place = None if after is None else after.place
         rows: list[TaskRow] = []
-        scanned = total = 0
+        scanned = total = unread = 0
         for _ in range(SCANS if narrowed or is_kept else 1):
             count = SCAN if narrowed else limit
             page = await self._broker.run(
@@ -92,6 +91,7 @@ class _TasksMixin(Base):
             for index, row in enumerate(page.rows):
                 task = decode_row(row)
                 scanned, place = scanned + 1, row.place
+                unread += is_unread(filter, task)
                 if stored_task.state_of(row.shown) is known and matches(filter, task, page.now_us):
                     rows.append(row_of(queue, task))
                 if len(rows) == limit:
@@ -102,7 +102,7 @@ class _TasksMixin(Base):
         end = None if not more or place is None else cursor_at(place)
         if is_kept:  # completed and cancelled tasks are stored in one set
             total = (await self._broker.run(views.counts(self._keys(queue)))).states[known]
-        return Page(tasks=rows, cursor=end, total=total, scanned=scanned)
+        return Page(tasks=rows, cursor=end, total=total, scanned=scanned, unread=unread)
 
     async def task(self, id: str, *, queue: str = "default") -> TaskDetail | None:
         """Return everything that the store holds about a task; None if it is not in the queue."""
@@ -239,6 +239,11 @@ class _TasksMixin(Base):
         shown = await self._show(id, queue)
         outcome: Literal["not_found", "too_late"] = "not_found" if shown is None else "too_late"
         return Change(outcome=outcome, state=None if shown is None else stored_task.state_of(shown))
+
+
+def _check_limit(limit: int) -> None:
+    if type(limit) is not int or not 1 <= limit <= LIMIT:
+        raise InvalidTask(f"limit: {shorten(limit)} is not a whole number from 1 to {LIMIT}")
 
 
 def rerun_of(id: str, shown: StoredTask, length: int | None = None) -> operator_ops.RerunRequest:

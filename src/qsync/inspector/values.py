@@ -85,6 +85,10 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     older_than  least age in seconds: since death for dead tasks, since enqueue for others
     newer_than  greatest age in seconds, counted in the same way
     group       id of an ErrorGroup
+    key         the exact fairness key; with `*` or `?`, a pattern
+    args        (path, value) of arguments, such as `("order.lines.0", "7")`; the value may be a
+                pattern. Tasks of more than 16 KiB do not match: their payload is not read.
+    words       texts that must each be in the id, the type or the last error; case is ignored
     """
 
     type: str | None = None
@@ -93,6 +97,9 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     older_than: float | None = None
     newer_than: float | None = None
     group: str | None = None
+    key: str | None = None
+    args: tuple[tuple[str, str], ...] = ()
+    words: tuple[str, ...] = ()
 
 
 class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,13 +150,15 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
     A page may hold fewer tasks than requested, even none, and not be the last: only the last page
     has the cursor None. `total` is the number of tasks in the state, regardless of the filter;
-    `scanned` is the number of tasks read for this page.
+    `scanned` is the number of tasks read for this page, and `unread` the number of those whose
+    payload was too large to be searched for arguments.
     """
 
     tasks: list[TaskRow]
     cursor: str | None
     total: int
     scanned: int
+    unread: int = 0
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -286,12 +295,14 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     done       tasks changed
     duplicate  dead tasks that stay dead because another task holds their lock
     too_late   tasks that left the state while the step ran
+    unread     tasks whose payload was too large to be searched for arguments
     """
 
     scanned: int
     done: int
     duplicate: int = 0
     too_late: int = 0
+    unread: int = 0
     cursor: str | None
 
     def __add__(self, later: Step) -> Step:
@@ -301,6 +312,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
             done=self.done + later.done,
             duplicate=self.duplicate + later.duplicate,
             too_late=self.too_late + later.too_late,
+            unread=self.unread + later.unread,
             cursor=later.cursor,
         )
 

@@ -15,8 +15,8 @@ from qsync.broker.truncated import decode_cut
 from qsync.broker.views import StoredRow
 from qsync.codec import CodecError
 from qsync.errors import QsyncError
+from qsync.formatting import printable
 from qsync.keys import QueueKeys
-from qsync.server.error_text import printable
 from qsync.server.hook_calls import HookCalls
 from qsync.server.queue_state import LeasedTask
 from qsync.state import TaskState

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from qsync.errors import ConfigError
+from qsync.formatting import printable
 from qsync.keys import class_name, shorten
-from qsync.server.error_text import message_of, printable, program_trace
+from qsync.server.error_text import message_of, program_trace
 
 LogErrors = Literal["class", "message", "traceback"]
 """Detail of an exception in the log; each level includes the one before it."""

@@ -12,6 +12,7 @@ from traceback import FrameSummary
 from typing import Final
 
 from qsync.errors import InvalidTask, QsyncError
+from qsync.formatting import printable
 from qsync.keys import class_name
 from qsync.message import ERROR_LIMIT, SHORT_ERROR_LIMIT
 
@@ -89,13 +90,6 @@ def program_trace(error: BaseException) -> str:
         return ""
     text = cut("\n".join(part.rstrip("\n") for part in parts if part), TRACE_LIMIT)
     return "\n".join(map(printable, text.split("\n")))
-
-
-def printable(text: str) -> str:
-    """Return the text with all unprintable characters escaped, including newlines."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _traces(error: BaseException, keep: Keep) -> list[str]:

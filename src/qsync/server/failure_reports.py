@@ -11,10 +11,10 @@ from msgspec.structs import replace
 
 from qsync.broker.op_values import Killed, Retried
 from qsync.errors import Retry, SkipRetry, Snooze
+from qsync.formatting import printable
 from qsync.server.config import Config
 from qsync.server.current import fields_of
 from qsync.server.error_log import LogErrors, log_error, log_trace
-from qsync.server.error_text import printable
 from qsync.server.handler_mismatch import Rivals
 from qsync.server.hook_calls import HookCalls
 from qsync.server.invoke import Invoker

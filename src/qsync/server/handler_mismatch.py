@@ -10,8 +10,8 @@ from typing import Final
 from qsync import queue_servers
 from qsync.broker.aio import AsyncBroker
 from qsync.errors import QsyncError
+from qsync.formatting import printable
 from qsync.keys import GlobalKeys
-from qsync.server.error_text import printable
 
 log: Final = logging.getLogger("qsync.server")
 

@@ -98,12 +98,13 @@ class _Exchange:
         self._app, self._rules, self._sign_in = app, rules, sign_in
         self._to_client = send
         self._has_started = False
+        self._limit: asyncio.Timeout | None = None
 
     async def answer(self, scope: Scope, receive: Receive) -> None:
         request = Request(scope, _Limited(receive))
         use(language_of(request, self._rules.language))
         try:
-            async with asyncio.timeout(self._rules.timeout):
+            async with asyncio.timeout(self._rules.timeout) as self._limit:
                 response = self._refuse(request) or await self._admit(request)
                 await (response or self._app)(scope, request.receive, self._send)
             return
@@ -164,6 +165,8 @@ class _Exchange:
             for name, value in HEADERS.items():
                 headers[name] = value
         await self._to_client(message)
+        if message.get("more_body") and self._limit is not None:  # a stream: until its next part
+            self._limit.reschedule(asyncio.get_running_loop().time() + self._rules.timeout)
 
 
 class _Limited:

@@ -21,8 +21,8 @@ from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import Any, Final, Literal
 
+from qsync.formatting import printable
 from qsync.server.current import fields_of, running
-from qsync.server.error_text import printable
 
 Form = Literal["text", "json"]
 

@@ -126,6 +126,39 @@ if (document.querySelector("[data-live]")) again();
 const onward = document.querySelector("form[data-continue]");
 if (onward) setTimeout(() => onward.requestSubmit(), 300);
 
+// A search goes on by itself, and adds what it finds, until the page is full or it is stopped.
+async function scan(link) {
+  let going = true;
+  const stop = Object.assign(document.createElement("button"), { type: "button", textContent: document.body.dataset.stop });
+  stop.addEventListener("click", () => {
+    going = false;
+    stop.remove();
+  });
+  const limit = Number(document.querySelector("[data-results]").dataset.results);
+  const rowsOf = (node) => [...node.querySelectorAll("tbody tr")];
+  while (link && going) {
+    link.after(stop);
+    const answer = await fetch(link.href);
+    if (!answer.ok || !going) break;
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("[data-results]");
+    const old = document.querySelector("[data-results]");
+    if (!fresh || !going) break;
+    const body = old.querySelector("tbody");
+    const found = rowsOf(fresh).length + rowsOf(old).length;
+    if (body && rowsOf(fresh).length) body.append(...rowsOf(fresh).map((row) => document.importNode(row, true)));
+    const pages = document.importNode(fresh.querySelector(".pages"), true);
+    if (body) old.querySelector(".pages").replaceWith(pages);
+    else old.replaceChildren(...[...fresh.childNodes].map((node) => document.importNode(node, true)));
+    old.querySelector("[data-found]").textContent = found;
+    count();
+    link = old.querySelector("a[data-scan]");
+    if (found >= limit) link = null;
+  }
+  stop.remove();
+}
+const scanned = document.querySelector("a[data-scan]");
+if (scanned) scan(scanned).catch(() => say(document.body.dataset.stopped));
+
 // A page without a match searches on by itself until it is stopped.
 const search = document.querySelector("a[data-search]");
 if (search) {

@@ -1,0 +1,230 @@
+"""Searches over all queues and states, part by part, and bulk changes of what a search finds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from qsync.broker import views
+from qsync.errors import InvalidTask
+from qsync.inspector.base import cursor_at
+from qsync.inspector.bulk import CANCELLABLE, DELETABLE, RETRIED, _BulkMixin
+from qsync.inspector.search_query import SearchQuery
+from qsync.inspector.task_rows import fits
+from qsync.inspector.tasks import FIND_PAGES, SCAN, SCANS
+from qsync.inspector.values import Step, TaskRow
+from qsync.keys import shorten
+from qsync.phrase import phrase
+from qsync.state import TaskState
+
+ORDER: Final = (
+    TaskState.DEAD, TaskState.RETRY, TaskState.ACTIVE, TaskState.PENDING, TaskState.LIMITED,
+    TaskState.SCHEDULED, TaskState.COMPLETED, TaskState.CANCELLED,
+)  # fmt: skip
+"""Order in which a search reads the states."""
+
+ENDED: Final = (TaskState.COMPLETED, TaskState.CANCELLED)
+
+TARGETS: Final = 50
+"""Largest number of queues and states that one call reads."""
+
+_LOWEST: Final = ("-9e18", "")
+"""Position before all tasks of a state."""
+
+Verb = Literal["retry", "cancel", "delete"]
+
+CHANGED: Final[dict[Verb, tuple[TaskState, ...]]] = {
+    "retry": RETRIED, "cancel": CANCELLABLE, "delete": DELETABLE,
+}  # fmt: skip
+"""States whose tasks can be changed, by verb."""
+
+
+class SearchPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of what a search finds.
+
+    Only the last page has the cursor None; others may hold few tasks or none.
+
+    tasks    matching tasks, state by state and queue by queue
+    total    number of tasks in the queues and states of the search, whether they match or not
+    scanned  number of tasks read for this page
+    unread   number of those whose payload was too large to be searched for arguments
+    """
+
+    tasks: list[TaskRow]
+    cursor: str | None
+    total: int
+    scanned: int
+    unread: int
+
+
+class SearchStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of a bulk change of what a search finds: the state of its tasks, and their number.
+
+    The cursor of `step` continues with the next part, queue or state.
+    """
+
+    state: TaskState | None
+    step: Step
+
+
+class _Target(NamedTuple):
+    """The tasks of a state in a queue; `size` is the number of tasks that the store has with them.
+
+    The store keeps completed and cancelled tasks together.
+    """
+
+    state: TaskState
+    queue: str
+    number: int
+    size: int
+
+
+class _SearchMixin(_BulkMixin):
+    """Searches of the tasks of all queues and states."""
+
+    async def search(
+        self,
+        query: SearchQuery,
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+        newest_first: bool | None = None,
+    ) -> SearchPage:
+        """Return a page of the tasks that a search finds, from the cursor of an earlier page on.
+
+        About 1000 tasks are read, of the first 5,000 queues. Parse the query by `parse_search`.
+        InvalidTask if the cursor is invalid.
+        """
+        _, targets = await self._targets(query, query.states)
+        total, left = sum(target.size for target in targets), _resume(targets, cursor)
+        rows: list[TaskRow] = []
+        scanned = unread = 0
+        for index, (target, inner) in enumerate(left):
+            page = await self.tasks(
+                target.queue, target.state, limit=limit - len(rows), cursor=inner or None,
+                filter=query.filter, newest_first=newest_first,
+            )  # fmt: skip
+            rows, scanned = [*rows, *page.tasks], scanned + page.scanned
+            unread += page.unread
+            following = left[index + 1 : index + 2]
+            if page.cursor is not None:
+                end = _cursor(target, page.cursor)
+            elif following:
+                end = _cursor(following[0][0], "")
+            else:
+                end = None
+            if page.cursor or len(rows) >= limit or scanned >= SCAN * SCANS or index == TARGETS:
+                break
+        else:
+            end = None
+        return SearchPage(tasks=rows, cursor=end, total=total, scanned=scanned, unread=unread)
+
+    async def search_total(self, query: SearchQuery, verb: Verb) -> dict[TaskState, int] | None:
+        """Return the number of tasks that a change of all would change, by state.
+
+        None if the search has a filter: then `search_step` counts them.
+        """
+        if query.filter is not None:
+            return None
+        _, targets = await self._targets(query, _changed(query, verb))
+        return {
+            state: sum(target.number for target in targets if target.state is state)
+            for state in dict.fromkeys(target.state for target in targets if target.number)
+        }
+
+    async def search_step(
+        self, query: SearchQuery, verb: Verb, *, cursor: str | None = None, dry_run: bool = False
+    ) -> SearchStep:
+        """Change up to 250 of the tasks that a search finds; with `dry_run` only count them.
+
+        Tasks that came into their state after the first step are left alone, as in `run_dead`.
+        """
+        now_us, targets = await self._targets(query, _changed(query, verb))
+        left = _resume(targets, cursor)
+        if not left:
+            return SearchStep(state=None, step=Step(scanned=0, done=0, cursor=None))
+        target, inner = left[0]
+        until_us, _, place = inner.partition(".")
+        until = int(until_us) if until_us.isascii() and until_us.isdigit() else now_us
+        change = {
+            "retry": self.retry_matching, "cancel": self.cancel_matching,
+            "delete": self.delete_matching,
+        }[verb] if not dry_run else self.count_matching  # fmt: skip
+        step = await change(
+            target.queue, target.state, query.filter,
+            cursor=place or cursor_at(_LOWEST, until_us=until),
+        )  # fmt: skip
+        end = None
+        if step.cursor is not None:
+            end = _cursor(target, f"{until}.{step.cursor}")
+        elif len(left) > 1:
+            end = _cursor(left[1][0], f"{until}.")
+        return SearchStep(state=target.state, step=msgspec.structs.replace(step, cursor=end))
+
+    async def _targets(
+        self, query: SearchQuery, states: Sequence[TaskState]
+    ) -> tuple[int, list[_Target]]:
+        """Return the store's time, and the queues and states to search, in order."""
+        names = await self._names(query.queues)
+        calls = [views.overview(self._keys(name)) for name in names]
+        (now_us, _), *snapshots = await self._run_all([views.servers(self._globals), *calls])
+        targets: list[_Target] = []
+        for state in ORDER:
+            if states and state not in states:
+                continue
+            for name, snapshot in zip(names, snapshots, strict=True):
+                kept = sum(snapshot.states[ended] for ended in ENDED)
+                count = snapshot.states[state]
+                if count:
+                    targets.append(_Target(state, name, count, kept if state in ENDED else count))
+        return now_us, targets
+
+    async def _names(self, patterns: Sequence[str]) -> list[str]:
+        if patterns and not any(mark in pattern for pattern in patterns for mark in "*?"):
+            return sorted(patterns)
+        names: set[str] = set()
+        pages = 0
+        async for page in self.queue_pages():
+            names |= {
+                name for name in page if not patterns or any(fits(text, name) for text in patterns)
+            }
+            pages += 1
+            if pages == FIND_PAGES:
+                break
+        return sorted(names)
+
+
+def _changed(query: SearchQuery, verb: Verb) -> tuple[TaskState, ...]:
+    """Return the states of a search whose tasks can be changed."""
+    states = tuple(state for state in CHANGED[verb] if not query.states or state in query.states)
+    if not states:
+        told = phrase(
+            "The verb %(verb)s works on the states %(states)s, not on %(given)s.",
+            verb=verb, states=", ".join(CHANGED[verb]), given=", ".join(query.states),
+        )  # fmt: skip
+        raise InvalidTask(told)
+    return states
+
+
+def _cursor(target: _Target, inner: str) -> str:
+    return f"{target.state}/{target.queue}/{inner}"
+
+
+def _resume(targets: list[_Target], cursor: str | None) -> list[tuple[_Target, str]]:
+    """Return the targets that are left, each with the cursor within it; empty: at its start."""
+    if cursor is None:
+        return [(target, "") for target in targets]
+    state, _, rest = cursor.partition("/")
+    queue, slash, inner = rest.partition("/")
+    if not slash or state not in ORDER:
+        raise InvalidTask(f"cursor: {shorten(cursor)} is not a cursor of an earlier page")
+    place = ORDER.index(TaskState(state)), queue
+    left: list[tuple[_Target, str]] = []
+    for target in targets:
+        here = ORDER.index(target.state), target.queue
+        if here >= place:
+            until = inner.partition(".")[0] if "." in inner else ""
+            left.append((target, inner if here == place else f"{until}." if until else ""))
+    return left

@@ -1,0 +1,160 @@
+"""The search over all queues and states: its page, part by part."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from qsync.errors import InvalidTask
+from qsync.inspector import SearchQuery, TaskRow, parse_search
+from qsync.inspector.search import CHANGED, Verb
+from qsync.inspector.search_query import KEYS, MAX_QUERY
+from qsync.phrase import Phrase, phrase, phrase_of
+from qsync.web.pages import Site, links
+from qsync.web.query import DEFAULT_LIMIT, PAGE_SIZE, Fields
+from qsync.web.search_words import MATCHING, SELECTED, unread_note
+from qsync.web.translation import marked
+
+SCAN_S: Final = 0.5
+"""Time after which a request reads no further part, in seconds; half of it, the store rests."""
+
+MAX_CURSOR: Final = 1000
+MAX_SEARCHED: Final = 10**12
+
+SORTS: Final[dict[str, str]] = {
+    "": marked("in the order of their queue"),
+    "newest": marked("newest first"),
+    "oldest": marked("oldest first"),
+    "type": marked("by type"),
+    "queue": marked("by queue"),
+    "attempts": marked("most attempts first"),
+    "size": marked("largest first"),
+}
+"""Orders of the tasks that a page shows; `newest` and `oldest` are those of the search, too."""
+
+_NEWEST_FIRST: Final = {"newest": True, "oldest": False}
+
+
+@dataclass
+class Found:
+    """What a search has found so far."""
+
+    rows: list[TaskRow] = field(default_factory=list)
+    cursor: str | None = None
+    total: int = 0
+    scanned: int = 0
+    unread: int = 0
+
+
+async def show(site: Site, request: Request) -> Response:
+    """Show what a search finds; a single id that a task has leads to its page."""
+    fields = Fields(request.query_params.multi_items())
+    text = fields.text("q", MAX_QUERY + 1).strip()
+    try:
+        query = parse_for(site, text)
+    except InvalidTask as error:
+        return _page(site, request, fields, text, SearchQuery(), Found(), problem=phrase_of(error))
+    cursor = fields.text("cursor", MAX_CURSOR) or None
+    if cursor is None and (id := _lone_word(query)):
+        rows = await _with_id(site, id)
+        if len(rows) == 1:
+            return RedirectResponse(links(request)("/task", queue=rows[0].queue, id=id), 303)
+    found = Found()
+    if query.terms:
+        sort = fields.text("sort")
+        limit = fields.number("limit", DEFAULT_LIMIT, 1, PAGE_SIZE)
+        found = await _scan(site, query, limit, cursor, _NEWEST_FIRST.get(sort))
+        found.rows = sort_rows(found.rows, sort)
+    return _page(site, request, fields, text, query, found)
+
+
+def parse_for(site: Site, text: str) -> SearchQuery:
+    """Parse a search. Raise InvalidTask if it looks for what the dashboard hides."""
+    query = parse_search(text)
+    if site.mask is not None and query.filter is not None and query.filter.args:
+        term = f"args.{query.filter.args[0][0]}:"
+        told = phrase(
+            "Search term “%(term)s”. Payloads are masked here, so they cannot be searched.",
+            term=term,
+        )
+        raise InvalidTask(told)
+    return query
+
+
+def _page(
+    site: Site, request: Request, fields: Fields, text: str, query: SearchQuery, found: Found,
+    problem: Phrase | str = "",
+) -> Response:  # fmt: skip
+    sort = fields.text("sort")
+    sort = sort if sort in SORTS else ""
+    limit = fields.number("limit", DEFAULT_LIMIT, 1, PAGE_SIZE)
+    return site.page(
+        request, "search", status=400 if problem else 200, q=text[:MAX_QUERY], query=query,
+        found=found, problem=problem, help=KEYS, sorts=SORTS, sort=sort, limit=limit,
+        given_limit=limit if limit != DEFAULT_LIMIT else None,
+        chips=[(term.text, query.without(at)) for at, term in enumerate(query.terms)],
+        verbs=[] if site.read_only else _verbs(query), selected=SELECTED, matching=MATCHING,
+        unread_note=unread_note,
+        searched=min(found.total, fields.number("searched", 0, 0, MAX_SEARCHED) + found.scanned),
+    )  # fmt: skip
+
+
+def _verbs(query: SearchQuery) -> list[Verb]:
+    """Return the changes that some of the states of a search allow."""
+    return [
+        verb for verb, states in CHANGED.items() if not query.states or {*query.states} & {*states}
+    ]
+
+
+def _lone_word(query: SearchQuery) -> str:
+    """Return the word of a search that has nothing else and may be an id."""
+    [term, *others] = query.terms or (None,)
+    alone = term is not None and not others and not term.key and " " not in term.value
+    return term.value if term is not None and alone else ""
+
+
+async def _with_id(site: Site, id: str) -> list[TaskRow]:
+    try:
+        return await site.inspector.find(id)
+    except InvalidTask:  # no id: look for it as a word
+        return []
+
+
+async def _scan(
+    site: Site, query: SearchQuery, limit: int, cursor: str | None, newest_first: bool | None
+) -> Found:
+    """Search for about SCAN_S, or until a page is full."""
+    found, end = Found(), time.monotonic() + SCAN_S
+    while True:
+        began = time.monotonic()
+        page = await site.inspector.search(
+            query, limit=limit - len(found.rows), cursor=cursor, newest_first=newest_first
+        )
+        found.rows += page.tasks
+        found.scanned, found.unread = found.scanned + page.scanned, found.unread + page.unread
+        found.total, found.cursor = page.total, page.cursor
+        cursor, now = page.cursor, time.monotonic()
+        if cursor is None or len(found.rows) >= limit or now > end:
+            return found
+        await asyncio.sleep(now - began)
+
+
+def sort_rows(rows: Sequence[TaskRow], sort: str) -> list[TaskRow]:
+    """Return the rows in an order of SORTS."""
+    keys: dict[str, Callable[[TaskRow], Any]] = {
+        "newest": lambda row: -_time(row), "oldest": _time, "type": lambda row: row.type,
+        "queue": lambda row: row.queue, "attempts": lambda row: -row.ended_attempts,
+        "size": lambda row: -row.size,
+    }  # fmt: skip
+    return sorted(rows, key=keys[sort]) if sort in keys else list(rows)
+
+
+def _time(row: TaskRow) -> float:
+    time = row.died_at or row.ended_at or row.enqueued_at
+    return time.timestamp() if time else 0.0

@@ -1,0 +1,97 @@
+"""What the pages of a search say about its changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from qsync.inspector.search import Verb
+from qsync.state import TaskState
+from qsync.web.state_names import state_title
+from qsync.web.translation import _, count, marked, ngettext
+
+DOING: Final[dict[Verb, str]] = {
+    "retry": marked("Retrying tasks"),
+    "cancel": marked("Cancelling tasks"),
+    "delete": marked("Deleting tasks"),
+}
+
+SELECTED: Final[dict[Verb, str]] = {
+    "retry": marked("Retry selected"),
+    "cancel": marked("Cancel selected"),
+    "delete": marked("Delete selected"),
+}
+
+MATCHING: Final[dict[Verb, str]] = {
+    "retry": marked("Retry all that match…"),
+    "cancel": marked("Cancel all that match…"),
+    "delete": marked("Delete all that match…"),
+}
+
+
+def button(verb: Verb, number: int) -> str:
+    """Return the text of the button that confirms a change."""
+    match verb:
+        case "retry":
+            return ngettext("Retry %(num)s task", "Retry %(num)s tasks", number)
+        case "cancel":
+            return ngettext("Cancel %(num)s task", "Cancel %(num)s tasks", number)
+        case _:
+            return ngettext("Delete %(num)s task", "Delete %(num)s tasks", number)
+
+
+def consequence(verb: Verb) -> str:
+    """Return what a change does beside its name."""
+    match verb:
+        case "retry":
+            return _("They become pending; dead tasks get a fresh set of attempts.")
+        case "cancel":
+            return _("Running tasks are told to stop.")
+        case _:
+            return _("This deletes payloads, results and history, and cannot be undone.")
+
+
+def unread_note(number: int) -> str:
+    """Return how many tasks were too large to be searched for arguments; empty if none."""
+    if not number:
+        return ""
+    return ngettext(
+        "%(num)s task over 16 KiB cannot be searched for arguments and stays as it is.",
+        "%(num)s tasks over 16 KiB cannot be searched for arguments and stay as they are.",
+        number,
+    )
+
+
+def by_state(numbers: Mapping[TaskState, int]) -> list[str]:
+    """Return the number of tasks in each state, as `Dead: 4,000`."""
+    return [f"{state_title(state)}: {count(number)}" for state, number in numbers.items() if number]
+
+
+def summary(verb: Verb, counts: Mapping[str, int]) -> str:
+    """Return a summary such as `3 tasks re-queued. 2 tasks changed state meanwhile.`."""
+    sentences = [_done(verb, counts["done"])]
+    if number := counts["duplicate"]:
+        text = ngettext(
+            "%(num)s task stays dead: another task holds the unique lock.",
+            "%(num)s tasks stay dead: other tasks hold the unique locks.",
+            number,
+        )
+        sentences.append(text)
+    if number := counts["too_late"]:
+        text = ngettext(
+            "%(num)s task changed state meanwhile.",
+            "%(num)s tasks changed state meanwhile.",
+            number,
+        )
+        sentences.append(text)
+    return " ".join(sentences)
+
+
+def _done(verb: Verb, number: int) -> str:
+    match verb:
+        case "retry":
+            return ngettext("%(num)s task re-queued.", "%(num)s tasks re-queued.", number)
+        case "cancel":
+            return ngettext("%(num)s task cancelled.", "%(num)s tasks cancelled.", number)
+        case _:
+            return ngettext("%(num)s task deleted.", "%(num)s tasks deleted.", number)
