@@ -31,6 +31,8 @@ class QueueAnnouncer:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._next: dict[str, float] = {}
+        self.unconfirmed: set[str] = set()
+        """Queues that the store may not list yet."""
 
     def due(self, queue: str) -> bool:
         """Return whether to register the queue now; True for one of several concurrent callers."""
@@ -38,7 +40,12 @@ class QueueAnnouncer:
         if now < self._next.get(queue, now):
             return False
         self._next[queue] = now + REGISTER_EVERY
+        self.unconfirmed.add(queue)
         return True
+
+    def registered(self, queue: str) -> None:
+        """Note that the store lists the queue."""
+        self.unconfirmed.discard(queue)
 
     def failed(self, queue: str) -> None:
         """Schedule a retry after REGISTER_AGAIN, since a registration failed."""

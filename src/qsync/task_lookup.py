@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 from qsync.broker import views
@@ -27,7 +27,7 @@ _ENDED: Final = (TaskState.COMPLETED, TaskState.DEAD)
 class Search:
     """A search for a task in the queues of a prefix."""
 
-    def __init__(self, id: str, prefix: str, names: Sequence[str], *, total: int = 0) -> None:
+    def __init__(self, id: str, prefix: str, names: Collection[str], *, total: int = 0) -> None:
         self._id = id
         self._prefix = prefix
         known = sorted(name for name in names if _is_queue(name))

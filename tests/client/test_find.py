@@ -86,10 +86,17 @@ def test_search_is_bounded() -> None:
         search.queue()
 
 
-def test_find_in_a_cluster(colour: Colour, cluster: Cluster, prefix: str) -> None:
+def test_find_in_a_cluster(
+    colour: Colour, cluster: Cluster, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in queues that the store does not list yet, since no enqueue waits for that."""
     client = colour.client(cluster.url, prefix)
+    colour.do(client.enqueue(Task("t", queue="q0")))
+    wait_until(lambda: not client._announcer.unconfirmed)
+    monkeypatch.setattr(client._registrations, "add", lambda queue, call: None)
     for number in range(6):
         colour.do(client.enqueue(Task("t", id=f"id{number}", queue=f"q{number}")))
+    assert colour.do(client.find("id0")).queue == "q0"
     assert colour.do(client.find("id4")).queue == "q4"
 
 

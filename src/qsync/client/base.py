@@ -11,6 +11,7 @@ from qsync.broker.aio import AsyncBroker
 from qsync.broker.base import ONE_TRY_S
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call, Durability, Wait
+from qsync.broker.views import QueueNames
 from qsync.bulk_enqueue import BulkEnqueue, Lookahead, RoundTrip
 from qsync.enqueueing import (
     check_confirm_timeout,
@@ -20,9 +21,10 @@ from qsync.enqueueing import (
 )  # fmt: skip
 from qsync.errors import ConfigError, QsyncError
 from qsync.idempotency import CallSequences
-from qsync.keys import GlobalKeys, QueueKeys, queue_keys, shorten
+from qsync.keys import GlobalKeys, QueueKeys, check_id, queue_keys, shorten
 from qsync.new_task import NewTask
 from qsync.queue_announcer import QueueAnnouncer
+from qsync.task_lookup import Search
 from qsync.times import Duration
 
 T = TypeVar("T")
@@ -139,6 +141,14 @@ class ClientBase:
         return None
 
     def _note_registered(self, queue: str, reply: Any) -> None:
-        """Note a failed registration, which is retried later; the enqueue itself goes on."""
+        """Note a registration; a failed one is retried later, and the enqueue itself goes on."""
         if isinstance(reply, QsyncError):
             self._announcer.failed(queue)
+        else:
+            self._announcer.registered(queue)
+
+    def _search(self, id: str, listed: QueueNames) -> Search:
+        """Return a search of the queues that the store lists, and of those that this client has
+        used and that are not registered yet: in a cluster that takes a moment."""
+        names = {*listed.names, *self._announcer.unconfirmed}
+        return Search(check_id(id), self._global_keys.prefix, names, total=listed.more)

@@ -24,7 +24,7 @@ from qsync.queue_announcer import Registrations
 from qsync.results import decode_result, decoder_of
 from qsync.schedules import Schedules
 from qsync.task import DEFAULT, PAYLOAD_LIMIT, REMEMBER_IDS, Task
-from qsync.task_lookup import QUEUES_LIMIT, Search
+from qsync.task_lookup import QUEUES_LIMIT
 from qsync.task_queries import TaskQueries
 from qsync.times import Duration
 
@@ -163,7 +163,7 @@ class Client(ClientBase):
         """
         self._queries.check_open()
         found = self._broker.run(views.queues(self._global_keys, count=QUEUES_LIMIT))
-        search = Search(check_id(id), self._global_keys.prefix, found.names, total=found.more)
+        search = self._search(id, found)
         for calls in search.calls():
             ends = ends_in(self._broker.patience)
             replies: list[Any] = self._broker.run_many(calls, ends=ends)
