@@ -116,6 +116,56 @@ def test_beyond_this_machine_it_takes_a_token_which_is_never_printed(
         assert TOKEN not in it.first + it.stop(signal.SIGINT)
 
 
+def test_dashboard_shows_several_prefixes_behind_one_token(
+    valkey: Store, prefix: str, tmp_path: Path
+) -> None:
+    second, third = f"{prefix}-b", f"{prefix}-c"
+    for name, id in ((prefix, "first"), (second, "second"), (third, "third")):
+        with Qsync(valkey.url, prefix=name) as app, app.client() as client:
+            client.enqueue(Task("t", id=id))
+    env = {
+        "QSYNC_URL": valkey.url, "QSYNC_PREFIX": prefix, "QSYNC_DASHBOARD_TOKEN": TOKEN,
+        "QSYNC_DASHBOARD_ALSO": f"{second} eu={third}@{valkey.url}",
+    }  # fmt: skip
+    args = ("--port", "0", "--root-path", "/ops", "--allow-actions")
+    with running(*args, folder=tmp_path, **env) as it:
+        assert (second in it.first, third in it.first) == (True, True)
+        base, headers = it.url.removesuffix("/ops"), {"Authorization": f"Bearer {TOKEN}"}
+        sites = {"": "first", f"/store/{second}": "second", "/store/eu": "third"}
+        for path, id in sites.items():
+            assert httpx.get(f"{base}{path}/task?id={id}").status_code == 401
+            with httpx.Client(headers=headers) as browser:
+                page = browser.get(f"{base}{path}/task?id={id}")
+                assert (page.status_code, f">{id}<" in page.text) == (200, True)
+                for address, status in (
+                    ("task?id=none", 404), ("static/style.css", 200), ("none", 404)
+                ):  # fmt: skip
+                    assert browser.get(f"{base}{path}/{address}").status_code == status, address
+                switch = page.text.partition('class="wide sites"')[2].partition("</nav>")[0]
+                links = re.findall(r'href="([^"]+)"[^>]*>([^<]+)</a>', switch)
+                assert links == [
+                    ("/ops/", prefix), (f"/ops/store/{second}/", second), ("/ops/store/eu/", "eu"),
+                ]  # fmt: skip
+                assert switch.count('aria-current="true"') == 1
+                assert f'action="/ops{path}/task/delete"' in page.text
+                assert 'action="/ops/language"' in page.text
+                sent = browser.post(
+                    f"{base}{path}/task/delete", headers={**SAME, "Origin": base},
+                    data={"id": id, "queue": "default", "state": "pending", "sure": "yes"},
+                )  # fmt: skip
+                assert sent.status_code == 303, sent.text
+                assert sent.headers["location"].startswith(f"/ops{path}/")
+                assert browser.get(f"{base}{path}/task?id={id}").status_code == 404
+    for wrong, said in (
+        (prefix, f"--also {prefix}: {prefix} is shown already; write NAME={prefix}"),
+        ("a b", "--also a b: name"),
+        ("b@nowhere:1", "--also b: "),
+    ):
+        code, text = refused("--also", wrong, folder=tmp_path, QSYNC_URL=valkey.url,
+                             QSYNC_PREFIX=prefix)  # fmt: skip
+        assert (code, said in text) == (2, True), text
+
+
 def test_a_proxy_may_have_it_at_a_path_and_under_a_name(
     valkey: Store, prefix: str, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -17,16 +17,19 @@ import typer
 
 from qsync.cli.command import USAGE, exit_with
 from qsync.cli.options import StoreOptions
-from qsync.cli.store import connections_of
+from qsync.cli.store import STORE_TIMEOUT_S, connections_of
+from qsync.connections import Connections
 from qsync.errors import QsyncError
 from qsync.formatting import install_command
+from qsync.keys import check_name
+from qsync.task import PAYLOAD_LIMIT
 from qsync.worker import logs
 
 if TYPE_CHECKING:
-    from qsync.inspector import Inspector
     from qsync.web import Dashboard  # needs the extra, and is imported when it is there
 
 TOKEN: Final = "QSYNC_DASHBOARD_TOKEN"  # noqa: S105 - the name of a variable
+ALSO: Final = "QSYNC_DASHBOARD_ALSO"
 SHUTDOWN_S: Final = 3
 """Time that running requests get after a stop, in seconds."""
 
@@ -87,6 +90,14 @@ def dashboard(
             help="Function (type, payload) that returns the text to show instead of the payload.",
         ),
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]PREFIX[@URL]", envvar=ALSO, show_envvar=False, show_default=False,
+            help="Show one more prefix, of the same store or of another one, e.g. billing or "
+            f"eu=shop@redis://10.0.0.5:6379. Repeatable; or set {ALSO}, with spaces between.",
+        ),
+    ] = None,
     language: Annotated[
         str | None,
         typer.Option(
@@ -119,26 +130,50 @@ def dashboard(
     logs.configure("info", tag="web")
     hosts = [*LOCAL, host, *(allow_host or ())] if local or allow_host else None
     mask_function = None if mask is None else _load(mask)
-    try:
-        inspector = connections.inspector()
-        app = _make(inspector, token, not allow_actions, mask_function, hosts, language)
-    except QsyncError as error:
-        exit_with(str(error), USAGE)
+    others = _others(also or (), connections)
+    opened = [connections, *others.values()]
+    app = _make(connections, others, token, not allow_actions, mask_function, hosts, language)
     listener = _listen(host, port)
     try:
         name = f"[{host}]" if ":" in host else host
         mode = "actions allowed" if allow_actions else "read-only"
         address = f"http://{name}:{listener.getsockname()[1]}{root_path}"
-        source = f"{connections}, prefix {connections.prefix}"
+        source = "; ".join(f"{each}, prefix {each.prefix}" for each in opened)
         typer.echo(f"qsync dashboard: {address} ({mode}), of {source}", err=True)
         _serve(app, listener, root_path, proxies)
     finally:
         listener.close()
-        connections.close()
+        for each in opened:
+            each.close()
+
+
+def _others(texts: Sequence[str], first: Connections) -> dict[str, Connections]:
+    """Return the stores of --also by name."""
+    others: dict[str, Connections] = {}
+    for text in texts:
+        place, _, url = text.partition("@")
+        name, named, prefix = place.partition("=")
+        prefix = prefix if named else name
+        if name in (first.prefix, *others):
+            exit_with(f"--also {place}: {name} is shown already; write NAME={prefix}", USAGE)
+        try:
+            check_name("name", name)
+            check_name("prefix", prefix)
+            others[name] = (
+                Connections(
+                    url, prefix=prefix, payload_limit=PAYLOAD_LIMIT, patience=STORE_TIMEOUT_S
+                )
+                if url
+                else first.copy(prefix=prefix, patience=STORE_TIMEOUT_S)
+            )
+        except QsyncError as error:
+            exit_with(f"--also {place}: {error}", USAGE)
+    return others
 
 
 def _make(
-    inspector: Inspector,
+    first: Connections,
+    others: Mapping[str, Connections],
     token: str | None,
     read_only: bool,
     mask: Any,
@@ -149,11 +184,14 @@ def _make(
 
     # Without a token, everybody who can use this machine is let in.
     auth: Any = "host" if token is None else None
-    return make_dashboard(
-        inspector, token=token, auth=auth, read_only=read_only, mask=mask, hosts=hosts,
-        language=language,
-        allowed_by="qsync dashboard --allow-actions", hosts_by="--allow-host",
-    )  # fmt: skip
+    try:
+        return make_dashboard(
+            first.inspector(), others={name: each.inspector() for name, each in others.items()},
+            token=token, auth=auth, read_only=read_only, mask=mask, hosts=hosts, language=language,
+            allowed_by="qsync dashboard --allow-actions", hosts_by="--allow-host",
+        )  # fmt: skip
+    except QsyncError as error:
+        exit_with(str(error), USAGE)
 
 
 def _check_installed() -> None:
@@ -226,7 +264,8 @@ def _serve(
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             await super().shutdown(sockets)
-            await app.site.inspector.aclose()
+            for site in app.sites:
+                await site.inspector.aclose()
 
     Server(config).run(sockets=[listener])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from importlib.resources import files
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
 
 from qsync.errors import (
     ConfigError,
@@ -24,6 +24,7 @@ from qsync.errors import (
     StoreUnavailable,
 )
 from qsync.inspector import Inspector
+from qsync.keys import NAME
 from qsync.phrase import phrase_of
 from qsync.web import (
     bulk_actions,
@@ -126,12 +127,13 @@ class Dashboard(Starlette):
     event loop.
     """
 
-    def __init__(self, site: Site, rules: Rules) -> None:
-        self.site = site
+    def __init__(self, sites: Sequence[Site], rules: Rules) -> None:
+        self.sites = sites
+        self.site = site = sites[0]
         access = sign_in_of(rules.access)
         sign_in = SignIn(access, site.environment) if access is not None else None
         super().__init__(
-            routes=_routes(site, sign_in),
+            routes=[*_routes(site, sign_in), *map(_mount, sites[1:])],
             middleware=[Middleware(_guard, rules=rules, sign_in=sign_in)],
             exception_handlers={HTTPException: _bind(site, _not_found)},
             lifespan=_lifespan,
@@ -139,7 +141,8 @@ class Dashboard(Starlette):
         self.router.redirect_slashes = False
 
     async def __aenter__(self) -> Self:
-        self.site.sampler.start()
+        for site in self.sites:
+            site.sampler.start()
         return self
 
     async def __aexit__(
@@ -148,13 +151,15 @@ class Dashboard(Starlette):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.site.sampler.stop()
-        await self.site.error_scanner.stop()
+        for site in self.sites:
+            await site.sampler.stop()
+            await site.error_scanner.stop()
 
 
 def create_app(
     inspector: Inspector,
     *,
+    others: Mapping[str, Inspector] | None = None,
     token: str | None = None,
     auth: Auth | Literal["host"] | None = None,
     read_only: bool = True,
@@ -165,6 +170,7 @@ def create_app(
 ) -> Dashboard:
     """Return the dashboard of the inspector's queues as an ASGI app.
 
+    others     more stores or prefixes by the name to show: their pages are below /store/<name>
     token      lets in requests with `Authorization: Bearer` or, after a sign-in form, a cookie
     auth       a function of the request, sync or async: True or the user's name lets the request
                in; a Response is sent instead, for example a redirect to a sign-in page. "host": the
@@ -180,14 +186,16 @@ def create_app(
     The caller closes the inspector. ConfigError if an option is invalid.
     """
     return make_dashboard(
-        inspector, token=token, auth=auth, read_only=read_only, mask=mask, hosts=hosts,
-        timeout=timeout, language=language, allowed_by="create_app(..., read_only=False)",
+        inspector, others=others, token=token, auth=auth, read_only=read_only, mask=mask,
+        hosts=hosts, timeout=timeout, language=language,
+        allowed_by="create_app(..., read_only=False)",
     )  # fmt: skip
 
 
 def make_dashboard(
     inspector: Inspector,
     *,
+    others: Mapping[str, Inspector] | None = None,
     token: str | None = None,
     auth: Auth | Literal["host"] | None = None,
     read_only: bool = True,
@@ -203,8 +211,7 @@ def make_dashboard(
     allowed_by   what enables changes, as the host application writes it; shown when read-only
     hosts_by     what allows a name in the Host header, shown when one is refused
     """
-    if not isinstance(inspector, Inspector):
-        raise ConfigError("inspector: give an Inspector, as Qsync.inspector() makes one")
+    inspectors = _by_path(inspector, others or {})
     if mask is not None and not callable(mask):
         raise ConfigError("mask: give a function of a task's type and payload")
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
@@ -215,26 +222,49 @@ def make_dashboard(
     if isinstance(access, DenyAll):
         log.warning("the dashboard refuses all requests: give create_app() token= or auth=")
     names = None if hosts is None else {host.strip("[]").lower() for host in hosts}
-    site = Site(
-        inspector=inspector,
-        environment=make_environment(),
-        sampler=Sampler(inspector),
-        error_scanner=ErrorScanner(inspector),
-        read_only=read_only,
-        allowed_by=allowed_by,
-        signs_in=token is not None,
-        mask=mask,
-    )
+    environment = make_environment()
+    titles = {title: path for path, (title, each) in inspectors.items()} if others else {}
+    sites = [
+        Site(
+            inspector=each,
+            environment=environment,
+            sampler=Sampler(each),
+            error_scanner=ErrorScanner(each),
+            read_only=read_only,
+            allowed_by=allowed_by,
+            signs_in=token is not None,
+            mask=mask,
+            path=path,
+            others=titles,
+        )
+        for path, (title, each) in inspectors.items()
+    ]
     rules = Rules(access, read_only, allowed_by, names, hosts_by, timeout, check_language(language))
-    return Dashboard(site, rules)
+    return Dashboard(sites, rules)
+
+
+def _by_path(first: Inspector, others: Mapping[str, Inspector]) -> dict[str, tuple[str, Inspector]]:
+    """Return the title and the inspector of each site by its path below the dashboard."""
+    sites = {"": (first.prefix, first)} if isinstance(first, Inspector) else {}
+    for name, inspector in others.items():
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise ConfigError(f"others: {name!r:.80} is not a name of letters, digits, _ . and -")
+        if name in [title for title, each in sites.values()]:
+            raise ConfigError(f"others: {name} is the name of another store of this dashboard")
+        sites[f"/store/{name}"] = (name, inspector)
+    if not sites or not all(isinstance(each, Inspector) for title, each in sites.values()):
+        raise ConfigError("inspector: give an Inspector, as Qsync.inspector() makes one")
+    return sites
 
 
 def _guard(app: Any, *, rules: Rules, sign_in: SignIn | None) -> Guard:
     return Guard(app, rules, sign_in)
 
 
-def _routes(site: Site, sign_in: SignIn | None) -> list[Route]:
-    routes = [Route(path, _bind(site, view), methods=["GET"]) for path, view in VIEWS.items()]
+def _routes(site: Site, sign_in: SignIn | None) -> list[BaseRoute]:
+    routes: list[BaseRoute] = [
+        Route(path, _bind(site, view), methods=["GET"]) for path, view in VIEWS.items()
+    ]
     routes += [Route(path, _bind(site, view), methods=["POST"]) for path, view in ACTIONS.items()]
     if sign_in is not None:
         routes.append(Route("/logout", sign_in.sign_out, methods=["POST"]))
@@ -243,6 +273,15 @@ def _routes(site: Site, sign_in: SignIn | None) -> list[Route]:
         data = (folder / name).read_bytes()
         routes.append(Route(f"/static/{name}", _file(data, kind), methods=["GET"]))
     return routes
+
+
+def _mount(site: Site) -> Mount:
+    """Return the pages of one more store, whose access the whole dashboard checks."""
+    pages = Starlette(
+        routes=_routes(site, None), exception_handlers={HTTPException: _bind(site, _not_found)}
+    )
+    pages.router.redirect_slashes = False
+    return Mount(site.path, pages)
 
 
 def _file(data: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:

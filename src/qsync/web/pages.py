@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
@@ -83,6 +83,11 @@ class Site:
 
     signs_in: bool
     mask: Mask | None
+    path: str = ""
+    """Path of the site below the dashboard; empty for the first one."""
+
+    others: Mapping[str, str] = field(default_factory=dict)
+    """All sites of the dashboard if there are several: their names and paths."""
 
     @cached_property
     def _base(self) -> Mapping[str, Any]:
@@ -91,6 +96,8 @@ class Site:
             "read_only": self.read_only,
             "allowed_by": self.allowed_by,
             "signs_in": self.signs_in,
+            "sites": self.others,
+            "site_path": self.path,
         }
 
     @cached_property
@@ -107,6 +114,7 @@ class Site:
         text = self.environment.get_template(f"{name}.html").render(
             **self._base,
             url=links(request),
+            base_url=base_links(request, self),
             flash=flash,
             page=name,
             here=_address(request),
@@ -173,9 +181,16 @@ def _address(request: Request) -> str:
 
 
 def links(request: Request) -> Callable[..., str]:
-    """Return a function that builds page addresses below the path of the mount."""
-    root = root_of(request)
+    """Return a function that builds page addresses below the path of the site."""
+    return _links_below(root_of(request))
 
+
+def base_links(request: Request, site: Site) -> Callable[..., str]:
+    """Return a function that builds addresses below the path of the dashboard."""
+    return _links_below(root_of(request).removesuffix(site.path))
+
+
+def _links_below(root: str) -> Callable[..., str]:
     def url(path: str, query: Mapping[str, object] | None = None, **more: object) -> str:
         fields = {name: value for name, value in {**(query or {}), **more}.items() if value}
         return f"{root}{path}" + (f"?{urlencode(fields, errors='replace')}" if fields else "")
