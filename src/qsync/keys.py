@@ -29,7 +29,7 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "tasks": ("hash", "id -> message"),
     "scheduled": ("zset", "ids by due time, us"),
     "pending": ("zset", "ids by order tag"),
-    "limited": ("zset", "ids by order tag: tasks that wait for a limit"),
+    "limited": ("zset", "ids by order tag: tasks that wait for a limit, or whose type is paused"),
     "active": ("zset", "ids by lease expiry, us; 2**52 less once abandoned"),
     "retry": ("zset", "ids by due time, us"),
     "completed": ("zset", "ids by the time until which they are kept, us"),
@@ -72,11 +72,15 @@ QUEUE_KEYS: Final[dict[str, tuple[str, str]]] = {
     "waiters": (
         "zset",
         "<limit>, a zero byte, the order tag as 8 bytes, and the id of each limited task, by "
-        "bytes: under the limit that it waits for; all scores are 0",
+        "bytes: under the limit that it waits for, or @<type>; all scores are 0",
     ),
     "holds": ("hash", "id -> its limits, separated by zero bytes, of unfinished tasks not limited"),
     "limits": ("hash", "limit -> <in use> <ready> <tat, us> <closed until, us>"),
-    "limit_rules": ("hash", "<name> -> rule of the program, !<name or limit> -> of an operator"),
+    "limit_rules": (
+        "hash",
+        "<name> -> rule of the program, !<name or limit> -> of an operator; @ -> paused types, "
+        "separated by zero bytes, and @<type> -> since when, us, by whom and why",
+    ),
     "openings": ("zset", "limits by the time at which their first waiter can be tried, us"),
     "stats": ("hash", "counters, and <counter>:<day number> for 90 days"),
 }

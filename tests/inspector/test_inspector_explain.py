@@ -101,7 +101,7 @@ def test_what_keeps_all_of_a_queue_from_running(store: Store, prefix: str) -> No
         assert told.reason == "paused"
         assert told.paused is not None
         assert "The queue is paused by ann since " in told.sentence
-        assert told.sentence.endswith(" UTC (deploy).")
+        assert told.sentence.endswith(" UTC: deploy.")
 
     run(store, prefix, work)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from qsync.broker import limit_ops, operator_ops, ops, redis_clients
+from qsync.broker import limit_ops, operator_ops, ops, redis_clients, type_ops
 from qsync.broker.acl import _COMMAND
 from qsync.broker.blocking import Broker
 from qsync.broker.call import Call
@@ -115,6 +115,35 @@ LIMITED: dict[str, Make] = {
 }  # fmt: skip
 
 
+def paused_queue(rig: Rig) -> LeaseRef:
+    """The limited tasks with a paused type, some set aside, and the lease of one that runs."""
+    held = limited_queue(rig)
+    rig.run(type_ops.pause_type(rig.keys, "type", b"me", now_us=rig.now))
+    rig.enqueue("aside")
+    rig.fetch(2)
+    return held
+
+
+PAUSED: dict[str, Make] = {
+    "complete": lambda rig, _: ops.complete(
+        rig.keys, [Completion(*paused_queue(rig))], now_us=rig.now
+    ),
+    "cancel": lambda rig, _: (
+        paused_queue(rig), ops.cancel(rig.keys, "aside", retention_us=5, now_us=rig.now)
+    )[1],
+    "enqueue": lambda rig, _: (
+        paused_queue(rig),
+        ops.enqueue(
+            rig.keys, [with_limits(t, "c:3") for t in rig.tasks("x", "y")], now_us=rig.now
+        ),
+    )[1],
+    "fetch": lambda rig, _: (paused_queue(rig), late_fetch(rig, []))[1],
+    "resume": lambda rig, _: (
+        paused_queue(rig), type_ops.resume_type(rig.keys, "type", now_us=rig.now)
+    )[1],
+}  # fmt: skip
+
+
 def in_flow(make: Make) -> Make:
     """The call in its flow variant, if its script has one."""
 
@@ -128,6 +157,7 @@ def in_flow(make: Make) -> Make:
 EVERY = (
     ALL
     | {f"{name} with limits": in_flow(make) for name, make in LIMITED.items()}
+    | {f"{name} with a paused type": in_flow(make) for name, make in PAUSED.items()}
     | {
         "enqueue of chosen ids": enqueue_chosen,
         "fetch late": late_fetch,

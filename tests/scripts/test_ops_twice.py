@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from qsync.broker import operator_ops, ops, program_schedule_ops, registry_ops, schedule_ops
+from qsync.broker import (
+    operator_ops,
+    ops,
+    program_schedule_ops,
+    registry_ops,
+    schedule_ops,
+    type_ops,
+)
 from qsync.broker.call import Call
 from qsync.broker.op_values import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.reschedule_op import reschedule
@@ -175,6 +182,13 @@ OTHER: dict[str, Make] = {
     "unregister": lambda rig, held: registry_ops.unregister(rig.globals, ["a"]),
     "pause": lambda rig, held: operator_ops.pause(rig.keys, b"me"),
     "resume": lambda rig, held: operator_ops.resume(rig.keys),
+    "pause_type": lambda rig, held: type_ops.pause_type(rig.keys, "t", b"me", now_us=rig.now),
+    "resume_type": lambda rig, held: (
+        rig.run(type_ops.pause_type(rig.keys, "u", b"me", now_us=rig.now)),
+        rig.run(type_ops.pause_type(rig.keys, "type", b"me", now_us=rig.now)),
+        rig.enqueue("set-aside"),
+        type_ops.resume_type(rig.keys, "type", now_us=rig.now),
+    )[-1],
     "tick": lambda rig, held: program_schedule_ops.tick(
         rig.keys, "hourly", rig.now, rig.tasks("tick", **LOCK)[0], now_us=rig.now
     ),

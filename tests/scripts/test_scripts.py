@@ -23,6 +23,7 @@ from qsync.broker import (
     program_schedule_ops,
     registry_ops,
     schedule_ops,
+    type_ops,
     views,
 )
 from qsync.broker.call import Call
@@ -52,7 +53,7 @@ VIEWS = {
     "audit", "counts", "get_tasks", "key_types", "look", "overview", "page", "pending_position",
     "permissions", "queues", "registered", "schedules", "server_info", "servers",
     "due_schedules", "stored_schedules", "stored_page", "schedule_queues", "limit", "limits",
-    "audit_limits",
+    "audit_limits", "paused_types",
     "bounds", "weights",
 }  # fmt: skip
 
@@ -449,6 +450,8 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
             2,
         ),
         "limits": (limit_ops.limits(keys), 0),
+        "pause_type": (type_ops.pause_type(keys, "t", b"me"), 0),
+        "paused_types": (type_ops.paused_types(keys), 0),
         "audit_limits": (limit_ops.audit_limits(keys), 0),
         "limit": (limit_ops.limit(keys, "a"), 0),
         "get_tasks": (views.get_tasks(keys, ["a", "b"]), 2),

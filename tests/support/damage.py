@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from msgspec.structs import replace
 
-from qsync.broker import operator_ops, ops
+from qsync.broker import operator_ops, ops, type_ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.call import Call
 from qsync.broker.op_values import (
@@ -137,7 +137,7 @@ class Patient:
 
     def drain(self) -> None:
         """All tasks run to an end in so many rounds, and after a year nothing is left of them."""
-        self.rig.run(operator_ops.resume(self.rig.keys))
+        self._resume()
         self.rig.now = max(self.rig.now, self._latest())  # the clock may have gone back by hours
         for at in range(ROUNDS):
             # After a long pause leases are spared for a while, and after a short one they are not.
@@ -157,6 +157,12 @@ class Patient:
         assert left.keys() <= FOREVER, (
             f"left behind: { {k: left[k] for k in left.keys() - FOREVER} }"
         )
+
+    def _resume(self) -> None:
+        """Resume the queue, and all types of which it is known that they are paused."""
+        self.rig.run(operator_ops.resume(self.rig.keys))
+        for paused in self.rig.run(type_ops.paused_types(self.rig.keys)):
+            self.rig.run(type_ops.resume_type(self.rig.keys, paused.type, now_us=self.rig.now))
 
     def _latest(self) -> int:
         """When the last of what waits, or is leased, comes due."""

@@ -28,6 +28,8 @@ VERBS: Final[dict[str, tuple[str, ...]]] = {
     "delete": ("delete", "open"),
     "put_limit_rules": (),
     "set_limit": (),
+    "pause_type": (),
+    "resume_type": (),
     "purge": ("purge", "delete", "open"),
 }
 
@@ -45,7 +47,7 @@ def check(name: str, now: int, before: Dump, after: Dump) -> None:
     assert set(after.get("owner", {})) == set(after.get("active", {})), "active tasks are owned"
     assert len(after.get("wake", [])) <= 1, "one wake at most"
     assert after["meta"][b"schema"] in (b"1", b"2"), "the data say which layout they have"
-    if after.get("holds") or after.get("limited"):
+    if after.get("holds") or after.get("limited") or b"@" in after.get("limit_rules", {}):
         assert after["meta"][b"schema"] == b"2", "limits without the layout that has them"
     check_limits(after)
     assert set(after.get("successors", {})) <= set(after.get("active", {})), "they wait for an end"

@@ -109,11 +109,9 @@ class Rig:
 
     def tasks(self, *ids: str, **options: Any) -> list[NewTask]:
         """Tasks ready to be sent, all with one nonce. The payload is the id unless given."""
-        nonce = new_nonce()
+        nonce, type = new_nonce(), options.pop("type", "type")
         payload = options.pop("payload", None)
-        return [
-            new_task(Task("type", payload or id.encode(), id=id, **options), nonce) for id in ids
-        ]
+        return [new_task(Task(type, payload or id.encode(), id=id, **options), nonce) for id in ids]
 
     def send(self, tasks: Sequence[NewTask]) -> list[tuple[str, str]]:
         outcomes = self.run(ops.enqueue(self.keys, tasks, now_us=self.now))

@@ -122,7 +122,7 @@ def limits(
             if name.startswith("!"):
                 if (given := _operator_rule(name[1:], packed)) is not None:
                     operators[given.limit] = given
-            elif (rule := _rule(packed)) is not None:
+            elif not name.startswith("@") and (rule := _rule(packed)) is not None:
                 own[name] = rule
         states = [_state(now, *row) for row in fields["states"]]
         return LimitsPage(now, own, operators, states, fields["cursor"].decode())

@@ -22,6 +22,7 @@ from qsync.cli.servers import servers
 from qsync.cli.stats import stats
 from qsync.cli.task import task
 from qsync.cli.top import top
+from qsync.cli.type import type_
 from qsync.cli.worker import worker
 from qsync.version import __version__
 
@@ -32,6 +33,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "top",
         "task",
         "queue",
+        "type",
         "limit",
         "fairness",
         "dead",
@@ -84,11 +86,11 @@ app.command("worker", epilog=None)(worker)
 app.command("dashboard", epilog=None)(dashboard)
 app.command("stats", short_help="Show the tasks and counters of queues.")(stats)
 app.command("top", short_help="Watch queues, servers and running tasks.")(top)
-for _noun in (task, queue, limit, fairness, dead, errors, schedule, servers):
+for _noun in (task, queue, type_, limit, fairness, dead, errors, schedule, servers):
     app.add_typer(_noun)
 for _noun, _plural in (
-    (task, "tasks"), (queue, "queues"), (limit, "limits"), (schedule, "schedules"),
-    (servers, "servers"), (errors, "error"),
+    (task, "tasks"), (queue, "queues"), (type_, "types"), (limit, "limits"),
+    (schedule, "schedules"), (servers, "servers"), (errors, "error"),
 ):  # fmt: skip
     app.add_typer(_noun, name=_plural, hidden=True)
 app.command("doctor", epilog=None, short_help="Check whether the store is fit for the queue.")(

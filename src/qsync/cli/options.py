@@ -151,7 +151,10 @@ By = Annotated[
 ]
 
 Why = Annotated[
-    str, typer.Option(metavar="TEXT", help="Reason, shown to everyone.", show_default=False)
+    str,
+    typer.Option(
+        "--reason", "--why", metavar="TEXT", help="Reason, shown to everyone.", show_default=False
+    ),
 ]
 
 States = Annotated[

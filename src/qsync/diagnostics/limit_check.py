@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 from qsync import codec
-from qsync.broker import limit_ops, views
+from qsync.broker import limit_ops, type_ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.limit_ops import LimitsPage, LimitState
 from qsync.broker.truncated import decode_cut
@@ -46,16 +46,22 @@ async def read_limits(broker: AsyncBroker, keys: GlobalKeys) -> list[QueueLimits
         page = await broker.run(limit_ops.limits(queue, count=LIMITS))
         if page.states:
             tasks = await broker.run(views.page(queue, TaskState.LIMITED, count=1))
-            found.append(QueueLimits(queue.queue, page, _waited_s(tasks)))
+            paused = {one.type for one in await broker.run(type_ops.paused_types(queue))}
+            found.append(QueueLimits(queue.queue, page, _waited_s(tasks, paused)))
     return found
 
 
-def _waited_s(tasks: views.TaskPage) -> float:
-    """Return how long the first of these tasks has waited since its enqueue or due time."""
+def _waited_s(tasks: views.TaskPage, paused: Collection[str]) -> float:
+    """Return how long the first of these tasks has waited since its enqueue or due time.
+
+    A task of a `paused` type does not wait for a limit.
+    """
     for row in tasks.rows:
         try:
             message = decode_cut(row.shown.message or b"", row.length)
         except codec.CodecError:
+            continue
+        if message.type in paused:
             continue
         return max(0, tasks.now_us - message.due_us) / 1_000_000
     return 0.0

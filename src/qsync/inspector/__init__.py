@@ -23,6 +23,8 @@ from qsync.inspector.schedules import _SchedulesMixin
 from qsync.inspector.search import SearchPage, SearchStep, _SearchMixin
 from qsync.inspector.search_query import SearchQuery, Term, parse_search
 from qsync.inspector.servers import _ServersMixin
+from qsync.inspector.type_values import PausedType
+from qsync.inspector.types import _TypesMixin
 from qsync.inspector.values import (
     Attempt,
     Change,
@@ -62,6 +64,7 @@ __all__ = [
     "Overview",
     "Page",
     "Pause",
+    "PausedType",
     "QueueInfo",
     "Reason",
     "RunningTask",
@@ -88,6 +91,7 @@ class Inspector(
     _SchedulesMixin,
     _LimitsMixin,
     _BoundsMixin,
+    _TypesMixin,
     _ExplainMixin,
 ):
     """Reads and changes the queues of a prefix. Create one with `app.inspector()`.

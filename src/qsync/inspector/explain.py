@@ -5,24 +5,23 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from msgspec.structs import replace
 
 from qsync.bounds import QueueBounds
-from qsync.broker import bounds_ops, limit_ops, pending_view, views
+from qsync.broker import bounds_ops, limit_ops, pending_view, type_ops, views
 from qsync.broker.leased_batch import crash_count
-from qsync.broker.pending_view import PendingPosition
 from qsync.broker.stored_task import lease_until, moment_of, state_of
 from qsync.errors import InvalidTask
-from qsync.formatting import duration, ordinal, utc_time
+from qsync.formatting import duration, ordinal, plural, utc_time
+from qsync.inspector.blockers import Facts, able_servers, blockers_of, quoted_type
 from qsync.inspector.limit_values import LimitInfo
 from qsync.inspector.limits import info_of
-from qsync.inspector.live_servers import Record, _LiveServersMixin
-from qsync.inspector.task_rows import DecodedTask, decode_task, pause_of, server_of
-from qsync.inspector.values import Explanation, Pause, Reason
+from qsync.inspector.live_servers import _LiveServersMixin
+from qsync.inspector.task_rows import decode_task, pause_of, server_of
+from qsync.inspector.values import Explanation, Reason
 from qsync.keys import check_id, holder_of_token
 from qsync.message import NORMAL_PRIORITY
 from qsync.new_task import new_nonce, new_task
@@ -41,23 +40,6 @@ HOLDERS_SHOWN: Final = 5
 MAX_MEASURE_S: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """The facts that an explanation is made from."""
-
-    id: str
-    queue: str
-    task: DecodedTask
-    located: PendingPosition
-    servers: Sequence[Record]
-    """The running servers."""
-    rate: float | None
-    waits_for: LimitInfo | None = None
-    """Limit that a limited task waits for."""
-    waits_before: int = 0
-    """Number of tasks that wait for that limit before it."""
-
-
 def explain(facts: Facts) -> Explanation:
     """Return the explanation for a task that is in the queue. Pure."""
     task, shown = facts.task, facts.task.shown
@@ -69,6 +51,7 @@ def explain(facts: Facts) -> Explanation:
         reason="behind",
         rate=facts.rate,
         paused=pause_of(facts.located.pause_note, facts.located.paused_at_us),
+        type_paused=facts.type_pause,
         attempt=task.failure.attempts + 1,
         retry=task.message.retry if task.message else 0,
         crashes=crash_count(shown.crashes),
@@ -101,7 +84,7 @@ def _pending(facts: Facts, blank: Explanation) -> Explanation:
     rank = facts.located.rank or 0
     # An estimate: how the rate splits among the task's possible servers is unknown.
     wait = rank / facts.rate if facts.rate else None
-    blockers, able = _blockers(facts, blank.paused), _able_servers(facts)
+    blockers, able = blockers_of(facts, blank.paused), able_servers(facts)
     slots = sum(server.concurrency for server in able)
     is_stuck = bool(able) and all(server.stuck for server in able)
     is_full = not blockers and bool(able) and all(server.full for server in able) and not is_stuck
@@ -126,21 +109,24 @@ def _pending(facts: Facts, blank: Explanation) -> Explanation:
 
 def _limited(facts: Facts, blank: Explanation) -> Explanation:
     info = facts.waits_for
-    sentences = [
-        "Limited by a limit that has just opened: it starts when a server looks for tasks."
-    ]
-    if info is not None:
+    cause = f"a pause of {quoted_type(facts)} that" if facts.waits_for_type else "a limit that"
+    ended = "is over" if facts.waits_for_type else "has just opened"
+    sentences = [f"Limited by {cause} {ended}: it starts when a server looks for tasks."]
+    reasons: list[Reason] = ["limited"]
+    if facts.waits_for_type and facts.type_pause:
+        before = f"{plural(facts.waits_before, 'task')} of it before this one"
+        sentences, reasons = [f"Set aside, with {before}."], []
+    elif info is not None:
         order = _order(facts.waits_before)
         sentences = [f"Limited by {info.limit}: {_obstacle(info)}; {order}."]
-    reasons: list[Reason] = ["limited"]
-    for reason, sentence in _blockers(facts, blank.paused):
+    for reason, sentence in blockers_of(facts, blank.paused):
         reasons.append(reason)
         sentences.append(sentence)
     if _is_past_deadline(facts):
         reasons.append("deadline")
         sentences.append("Its deadline has passed: it will be dead as soon as a server takes it.")
     return _explained(
-        blank, sentences, reasons, servers=len(_able_servers(facts)),
+        blank, sentences, reasons, servers=len(able_servers(facts)),
         rank=facts.waits_before, at=info and (info.closed_until or info.opens_at),
         limit=info and info.limit, limit_holders=info.holders if info else [],
     )  # fmt: skip
@@ -174,7 +160,7 @@ def _scheduled(facts: Facts, blank: Explanation) -> Explanation:
     if failure.unknown_times:
         times = "once" if failure.unknown_times == 1 else f"{failure.unknown_times} times"
         sentence = (
-            f"Returned to the queue {times} by servers without a handler for {_type(facts)}; "
+            f"Returned to the queue {times} by servers without a handler for {quoted_type(facts)}; "
             f"next try at {when}."
         )
         reasons = ["handed_back"]
@@ -225,10 +211,10 @@ def _waiting(
     due_at: datetime,
 ) -> Explanation:
     """Explain a scheduled task or a retry, with what will block it when it is due."""
-    for reason, sentence in _blockers(facts, blank.paused):
+    for reason, sentence in blockers_of(facts, blank.paused):
         reasons.append(reason)
         sentences.append(sentence)
-    return _explained(blank, sentences, reasons, at=due_at, servers=len(_able_servers(facts)))
+    return _explained(blank, sentences, reasons, at=due_at, servers=len(able_servers(facts)))
 
 
 def _active(facts: Facts, blank: Explanation) -> Explanation:
@@ -325,42 +311,9 @@ def _explained(
     return replace(blank, sentence=text, reason=first, also=others, **fields)
 
 
-def _able_servers(facts: Facts) -> list[Record]:
-    """Return the running servers that can run the task."""
-    type = facts.task.message.type if facts.task.message else None
-    return [
-        server
-        for server in facts.servers
-        if server.takes(facts.queue) and not server.quiet and (type is None or type in server.types)
-    ]
-
-
-def _blockers(facts: Facts, paused: Pause | None) -> list[tuple[Reason, str]]:
-    """Return what blocks every task of this type and queue, as reason and sentence."""
-    blockers: list[tuple[Reason, str]] = []
-    if paused is not None:
-        by = f" by {paused.by}" if paused.by else ""
-        since = f" since {utc_time(paused.at)}" if paused.at else ""
-        why = f" ({paused.why})" if paused.why else ""
-        blockers.append(("paused", f"The queue is paused{by}{since}{why}."))
-    takers = [server for server in facts.servers if server.takes(facts.queue)]
-    if not takers:
-        blockers.append(("no_server", f"No running server takes tasks from queue {facts.queue}."))
-    elif all(server.quiet for server in takers):
-        blockers.append(("all_quiet", "All servers of the queue were told to take no new tasks."))
-    elif not _able_servers(facts):
-        sentence = f"No running server has a handler for {_type(facts)}: deploy one"
-        blockers.append(("no_server_knows", f"{sentence}, or delete the task."))
-    return blockers
-
-
 def _is_past_deadline(facts: Facts) -> bool:
     deadline_us = facts.task.options.deadline_us
     return deadline_us is not None and deadline_us <= facts.located.now_us
-
-
-def _type(facts: Facts) -> str:
-    return repr(facts.task.message.type) if facts.task.message else "its type, which is lost"
 
 
 def _when(facts: Facts, due_at: datetime) -> str:
@@ -415,6 +368,8 @@ class _ExplainMixin(_LiveServersMixin):
             rate = self._note_rate(queue, located.ended)
         _, servers = await self._live()
         facts = Facts(id, queue, looked, located, servers, rate)
+        if shown.state in UNFINISHED:
+            facts = await self._with_pause(facts)
         if shown.state is TaskState.LIMITED:
             facts = await self._with_limit(facts)
         explanation = explain(facts)
@@ -422,14 +377,26 @@ class _ExplainMixin(_LiveServersMixin):
             return explanation
         return with_bounds(explanation, await self._broker.run(bounds_ops.queue_bounds(keys)))
 
+    async def _with_pause(self, facts: Facts) -> Facts:
+        """Return the facts with the pause of the type of the task."""
+        for paused in await self._broker.run(type_ops.paused_types(self._keys(facts.queue))):
+            if facts.task.message and paused.type == facts.task.message.type:
+                pause = pause_of(paused.note, paused.paused_at_us)
+                return dataclasses.replace(facts, type_pause=pause)
+        return facts
+
     async def _with_limit(self, facts: Facts) -> Facts:
-        """Return the facts with the limit that a limited task waits for."""
+        """Return the facts with the limit that a limited task waits for, or its type."""
         keys = self._keys(facts.queue)
-        limits = facts.task.options.limits or ()
+        limits = list(facts.task.options.limits or ())
+        if facts.task.message:
+            limits.append(type_ops.type_limit(facts.task.message.type))
         details = await self._run_all(
             [limit_ops.limit(keys, limit, id=facts.id) for limit in limits]
         )
         for detail in details:
+            if detail.place is not None and detail.state.limit[:1] == type_ops.TYPE_MARK:
+                return dataclasses.replace(facts, waits_for_type=True, waits_before=detail.place)
             if detail.place is not None:
                 info = info_of(facts.queue, detail)
                 return dataclasses.replace(facts, waits_for=info, waits_before=detail.place)

@@ -14,7 +14,7 @@ from qsync.state import TaskState
 
 
 class Pause(msgspec.Struct, frozen=True, kw_only=True):
-    """Who paused a queue or a schedule, why, and when (by the store's clock)."""
+    """Who paused a queue, a schedule or a type, why, and when (by the store's clock)."""
 
     by: str
     why: str
@@ -404,9 +404,9 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Reason = Literal[
-    "next", "behind", "paused", "no_server", "no_server_knows", "all_quiet", "scheduled", "retry",
-    "handed_back", "active", "lapsed", "completed", "cancelled", "dead", "duplicate", "not_found",
-    "deadline", "snoozed", "limited", "debounced", "replaced", "full",
+    "next", "behind", "paused", "type_paused", "no_server", "no_server_knows", "all_quiet",
+    "scheduled", "retry", "handed_back", "active", "lapsed", "completed", "cancelled", "dead",
+    "duplicate", "not_found", "deadline", "snoozed", "limited", "debounced", "replaced", "full",
 ]  # fmt: skip
 
 
@@ -422,6 +422,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     server    the server that runs it, with a lease until `lease_until`
     servers   number of live servers that can run it
     holder    the task that holds its lock
+    paused    who paused the queue; `type_paused`: who paused the type of the task
     limit     the limit that it waits for, whose slots the tasks `limit_holders` have
     """
 
@@ -436,6 +437,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     wait: float | None = None
     rate: float | None = None
     paused: Pause | None = None
+    type_paused: Pause | None = None
     attempt: int = 0
     retry: int = 0
     crashes: int = 0

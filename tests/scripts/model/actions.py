@@ -57,6 +57,7 @@ RULES: Final = {
 WEIGHTS: Final = {
     "enqueue": 6, "tick": 2, "fetch": 6, "crash": 4, "await_due": 8,
     "complete": 3, "retry": 3, "kill": 3, "hand_back": 3, "stopped": 1,
+    "pause_type": 2, "resume_type": 3,
     "set_limit": 2, "put_limit_rules": 1, "renew": 2, "start": 3, "progress": 1,
     "cancel": 4, "run": 4, "reschedule": 3, "replace_active": 4,
     "delete": 1, "purge": 1, "abandon": 1, "pause": 1, "resume": 3,
@@ -141,6 +142,8 @@ ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
     "put_limit_rules": st.tuples(
         st.sampled_from(("c", "r")), st.sampled_from((*RULES.values(), LimitRule(concurrency=3)))
     ),
+    "pause_type": st.tuples(st.sampled_from(("type", "other", "other"))),
+    "resume_type": st.tuples(st.sampled_from(("type", "other"))),
     "stopped": st.tuples(held),
     "renew": st.tuples(held, st.sampled_from((LEASE, S))),
     "start": st.tuples(),

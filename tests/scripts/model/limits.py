@@ -10,6 +10,7 @@ from typing import Any, Final
 
 MOVES_MOST: Final = 500
 ROUND_MOST: Final = 50
+TYPE_MOVES_MOST: Final = 150
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Rate:
 
 
 UNLIMITED: Final = Rate()
+PAUSED: Final = Rate(slots=0)
 
 
 def rate_of(text: str) -> Rate:
@@ -60,14 +62,20 @@ class Limits:
     rules: dict[str, str] = field(default_factory=dict)
     """The rules as they are stored."""
     stored: dict[str, Use] = field(default_factory=dict)
+    pauses: dict[str, str] = field(default_factory=dict)
+    """The limits `@<type>` of paused types -> their pauses as they are stored."""
     openings: dict[str, int] = field(default_factory=dict)
     waiting: dict[bytes, tuple[str, str]] = field(default_factory=dict)
     """Entry of each waiter -> limit and id."""
+    type_moves: int = TYPE_MOVES_MOST
+    """How many more waiters of types this call moves."""
     _live: dict[str, Use] = field(default_factory=dict)
     _touched: dict[str, None] = field(default_factory=dict)
 
     def rate(self, limit: str) -> Rate:
         """The rule that counts: of an operator for the limit or its name, then of the program."""
+        if limit.startswith("@"):
+            return PAUSED if limit in self.pauses else UNLIMITED
         name = limit.partition(":")[0]
         for place in (f"!{limit}", f"!{name}", name):
             if place in self.rules:
@@ -96,8 +104,11 @@ class Limits:
     def is_open(self, now: int, limit: str) -> bool:
         return not self.is_full(limit) and self.opens_at(now, limit) <= now
 
+    def waiters_of(self, limit: str) -> list[bytes]:
+        return sorted(one for one, (at, _) in self.waiting.items() if at == limit)
+
     def first_waiter(self, limit: str) -> bytes | None:
-        return min((one for one, (at, _) in self.waiting.items() if at == limit), default=None)
+        return next(iter(self.waiters_of(limit)), None)
 
     def refusing(self, now: int, limits: Sequence[str]) -> str | None:
         """The limit for which a task that becomes pending has to wait."""
@@ -132,13 +143,15 @@ class Limits:
             )
 
     def first_of_each(self, now: int, moves: int) -> list[tuple[str, bytes]]:
-        """The first waiter of each limit that is open."""
+        """The first waiter of each limit that is open; of a type several."""
         firsts: list[tuple[str, bytes]] = []
         for limit in list(self._touched):
-            if len(firsts) < min(moves, ROUND_MOST) and self.is_open(now, limit):
-                first = self.first_waiter(limit)
-                if first is not None:
-                    firsts.append((limit, first))
+            room = min(moves, ROUND_MOST) - len(firsts)
+            if room > 0 and self.is_open(now, limit):
+                most = min(room, self.type_moves) if limit.startswith("@") else 1
+                found = self.waiters_of(limit)[:most]
+                self.type_moves -= len(found) if limit.startswith("@") else 0
+                firsts += [(limit, first) for first in found]
         return firsts
 
     def save(self, now: int) -> None:
@@ -154,7 +167,7 @@ class Limits:
                 self.openings[limit] = math.ceil(self.opens_at(now, limit))
             else:
                 self.openings.pop(limit, None)
-        self._live, self._touched = {}, {}
+        self._live, self._touched, self.type_moves = {}, {}, TYPE_MOVES_MOST
 
     @property
     def is_touched(self) -> bool:
@@ -184,10 +197,27 @@ class Limits:
                 self.openings[limit] = now
         return True
 
+    def pause_type(self, now: int, type: str, note: bytes) -> bool:
+        limit = f"@{type}"
+        paused = limit in self.pauses
+        since = self.pauses.pop(limit).partition(" ")[0] if paused else now
+        self.pauses[limit] = f"{since} {note.decode()}"
+        return not paused
+
+    def resume_type(self, now: int, type: str) -> bool:
+        limit = f"@{type}"
+        if self.pauses.pop(limit, None) is None:
+            return False
+        if self.first_waiter(limit) is not None:
+            self.openings[limit] = now
+        return True
+
     def contents(self) -> dict[str, dict[Any, Any]]:
         """As the store holds it."""
         return {
-            "limit_rules": dict(self.rules),
+            "limit_rules": self.rules
+            | self.pauses
+            | ({"@": "\0".join(limit[1:] for limit in self.pauses)} if self.pauses else {}),
             "limits": {limit: use.text for limit, use in self.stored.items()},
             "openings": dict(self.openings),
             "waiters": dict.fromkeys(self.waiting, 0),

@@ -20,7 +20,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from qsync.broker import limit_ops, ops, registry_ops, schedule_ops, views
+from qsync.broker import (
+    limit_ops,
+    operator_ops,
+    ops,
+    program_schedule_ops,
+    registry_ops,
+    schedule_ops,
+    type_ops,
+    views,
+)
 from qsync.broker.call import Call
 from qsync.broker.op_values import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.reschedule_op import reschedule
@@ -232,6 +241,13 @@ class Scripts(RuleBasedStateMachine):
         if self.flow == "limits":
             self.do("put_limit_rules", {name: rule})
 
+    def pause_type(self, type: str) -> None:
+        if self.flow != "plain":
+            self.do("pause_type", type, b"me")
+
+    def resume_type(self, type: str) -> None:
+        self.do("resume_type", type)
+
     def stopped(self, picks: list[int]) -> None:
         self.do("stopped", self.chosen(picks))
 
@@ -413,7 +429,9 @@ class Scripts(RuleBasedStateMachine):
 
     def call(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Call[Any]:
         """A call of an operation, made now."""
-        make: Callable[..., Call[Any]] = OTHER_NAMES.get(name) or getattr(ops, name)
+        make: Callable[..., Call[Any]] = OTHER_NAMES.get(name) or next(
+            getattr(module, name) for module in MODULES if hasattr(module, name)
+        )
         timed = name not in UNTIMED
         now = {"now_us": self.rig.now} if timed else {}
         return make(self.rig.keys, *args, **options, **now)
@@ -444,12 +462,16 @@ class Scripts(RuleBasedStateMachine):
 OF_IDS: Final = {"a": ("c:1",), "b": ("r",), "-1": ("r", "c:1"), "XX": ("c:1", "r")}
 """Limits of the tasks with these ids, if their options name none."""
 
+OTHER_TYPE: Final = ("-1", "XX")
+"""Ids of the tasks whose type is `other`."""
+
+MODULES: Final = (ops, operator_ops, program_schedule_ops, schedule_ops, limit_ops, type_ops)
+"""Modules with operations whose names are those of actions."""
+
 OTHER_NAMES: Final[dict[str, Callable[..., Call[Any]]]] = {
-    "stopped": ops.end_cancelled, "reschedule": reschedule, "set_limit": limit_ops.set_limit,
-    "put_limit_rules": limit_ops.put_limit_rules, "put_schedule": schedule_ops.put_schedule,
-    "tick_schedules": schedule_ops.tick_schedules, "delete_schedule": schedule_ops.delete_schedule,
+    "stopped": ops.end_cancelled, "reschedule": reschedule,
 }  # fmt: skip
-"""Operations that are not in qsync.broker.ops under the name of the action."""
+"""Operations whose name is not that of the action."""
 
 
 UNTIMED: Final = ("start", "progress", "pause", "resume", "abandon", "delete_schedule")
@@ -465,7 +487,7 @@ def brings_in(name: str, args: Sequence[Any]) -> bool:
 def made(id: str, options: dict[str, Any]) -> NewTask:
     remember_us = options.get("remember_us", 0)
     options = {name: value for name, value in options.items() if name != "remember_us"}
-    task = Task("type", b"payload", id=id, **options)
+    task = Task("other" if id in OTHER_TYPE else "type", b"payload", id=id, **options)
     return new_task(task, new_nonce(), remember_us=remember_us)
 
 

@@ -36,6 +36,7 @@ from tests.scripts.model.schedules import Schedules
 SECOND: Final = 1_000_000
 HOUR: Final = 3600 * SECOND
 LIMIT: Final = 100
+CHUNK: Final = 50
 
 
 def packed(rule: LimitRule) -> str:
@@ -108,7 +109,7 @@ class Model(Schedules):
                     task.state = "new"
                 else:
                     task.state = "new"
-                    self.to_pending(now, sent.id)
+                    self.to_pending(now, sent.id, new=True)
                     self.awake = self.awake or task.state == "pending"
         self.to_later(now, "scheduled", due)
         last = {answers[place - 1].id: place for place in replacing}
@@ -178,7 +179,7 @@ class Model(Schedules):
             self.move(now, id, "active", now + policy.lease_us + at)
             self.tasks[id].token = token
         self._park(now, refused)
-        if taken or again:
+        if taken or refused or again:
             self.fetches[server] = (number, now, taken)
         self._sweep(now, policy, LIMIT + len(taken), busy=bool(taken))
         opened = self.settle(now)
@@ -196,7 +197,8 @@ class Model(Schedules):
         next_due = max(0, int(min(waiting) - now)) if waiting else None
         answer = self._fetched(now, taken, next_due, own, recovered, died)
         left = bool(self.those("pending")) and not self.paused
-        only_free = not opened and len(self.those("pending")) == stayed
+        passed = stayed + len(refused)
+        only_free = not opened and (len(self.those("pending")) == stayed or passed >= LIMIT)
         return replace(
             answer, more=self.more, left=left and not only_free,
             left_for_free=left and only_free,
@@ -218,21 +220,25 @@ class Model(Schedules):
         left = wanted if free is None else free
         taken: list[str] = []
         refused: dict[str, str] = {}
-        stayed = 0
-        for id in self.those("pending"):
-            if len(taken) == wanted:
-                break
-            limits = self.tasks[id].limits
-            limit = self.limits.unstartable(now, limits)
-            if limit is not None:
-                refused[id] = limit
-            elif limits and left <= 0:
-                stayed += 1
-            else:
-                taken.append(id)
-                if limits:
-                    left -= 1
-                    self.limits.start(now, limits)
+        stayed = at = 0
+        pending = self.those("pending")
+        while at < len(pending) and len(taken) < wanted and stayed + len(refused) < LIMIT:
+            chunk = pending[at : at + min(wanted - len(taken), CHUNK)]
+            at += len(chunk)
+            for id in chunk:
+                task = self.tasks[id]
+                limit = self.limits.unstartable(now, task.limits)
+                if task.type_limit in self.limits.pauses:
+                    limit = task.type_limit
+                if limit is not None:
+                    refused[id] = limit
+                elif task.limits and left <= 0:
+                    stayed += 1
+                else:
+                    taken.append(id)
+                    if task.limits:
+                        left -= 1
+                        self.limits.start(now, task.limits)
         return taken, stayed, refused
 
     def _park(self, now: int, refused: dict[str, str]) -> None:
@@ -560,6 +566,15 @@ class Model(Schedules):
         changed = [self.limits.change_rule(now, name, packed(rule)) for name, rule in rules.items()]
         self.awake |= any(changed)
         return sum(changed)
+
+    def pause_type(self, now: int, type: str, note: bytes) -> bool:
+        self.flow = True
+        return self.limits.pause_type(now, type, note)
+
+    def resume_type(self, now: int, type: str) -> bool:
+        resumed = self.limits.resume_type(now, type)
+        self.awake |= f"@{type}" in self.limits.openings and resumed
+        return resumed
 
     def set_limit(self, now: int, limit: str, rule: LimitRule | None, by: str) -> int:
         """The rule of an operator."""

@@ -9,12 +9,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
+
 from qsync.broker.op_values import Enqueued, Outcome
 from qsync.broker.stored_schedules import StoredRow
 from qsync.message import ENVELOPE_HEAD, NORMAL_PRIORITY
 from qsync.new_task import NewTask
 from qsync.state import UNFINISHED
 from tests.scripts.model.limits import MOVES_MOST, Limits, entry
+
+_tail: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder()
 
 BAND: Final = 2**41
 """Width of the band of order tags of a priority."""
@@ -44,6 +48,11 @@ def priority_of(sent: NewTask) -> int:
     return sent.flow.priority if sent.flow else NORMAL_PRIORITY
 
 
+def type_of(sent: NewTask) -> str:
+    found: str = _tail.decode(b"\x96" + sent.message)[1]
+    return found
+
+
 def member_of(sent: NewTask) -> bytes:
     """What stands for a task among the fairness keys."""
     priority, key = priority_of(sent), sent.fairness_key.encode()
@@ -69,6 +78,11 @@ class Known:
 
     released: bool = False
     """Its slots were given back before it leaves active."""
+
+    @property
+    def type_limit(self) -> str:
+        """What it waits for while its type is paused."""
+        return f"@{type_of(self.sent)}"
 
     @property
     def limits(self) -> tuple[str, ...]:
@@ -177,13 +191,13 @@ class Queue:
         task = self.tasks.get(id)
         return id if id and (ends > now or (task and task.lock == lock)) else None
 
-    def to_pending(self, now: int, id: str) -> None:
+    def to_pending(self, now: int, id: str, *, new: bool = False) -> None:
         task = self.tasks[id]
         start = band_of(task.priority)
         virtual = self.virtual.get(task.priority, start)
         tag = max(virtual, self.tags.get(task.key, start)) + 1
         self.tags[task.key] = tag
-        self.admit(now, id, tag)
+        self.admit(now, id, tag, new=new)
 
     def to_head(self, now: int, ids: Sequence[str]) -> None:
         for priority in sorted({self.tasks[id].priority for id in ids}, reverse=True):
@@ -194,10 +208,17 @@ class Queue:
             for at, id in enumerate(mine):
                 self.admit(now, id, lowest - len(mine) + at)
 
-    def admit(self, now: int, id: str, tag: float) -> bool:
-        """Into pending, or into limited if a limit refuses it. Return whether it is pending."""
-        limits = self.tasks[id].limits
+    def admit(self, now: int, id: str, tag: float, *, new: bool = False) -> bool:
+        """Into pending, or into limited if a limit refuses it. Return whether it is pending.
+
+        `new`: also if its type is paused; a fetch sets others aside.
+        """
+        task = self.tasks[id]
+        limits = task.limits
         limit = self.limits.refusing(now, limits)
+        if new and task.type_limit in self.limits.pauses:
+            limit = task.type_limit
+            self.limits.touch(limit)
         if limit is not None:
             self.wait_for(now, id, tag, limit)
             return False
@@ -243,6 +264,9 @@ class Queue:
                 task = self.tasks[id]
                 others = [one for one in task.limits if one != limit]
                 shut = next((one for one in others if not self.limits.is_open(now, one)), None)
+                if task.type_limit in self.limits.pauses:
+                    shut = task.type_limit
+                    self.limits.touch(shut)
                 if not self.limits.is_open(now, limit):
                     continue
                 moves -= 1
@@ -283,7 +307,8 @@ class Queue:
                 task.successor = Successor(sent, first, self.replaced_due(now, sent, first))
             return "replaced"
         first = now if task.state == "retry" else task.enqueued_at
-        due, before, had_limits = self.replaced_due(now, sent, first), task.key, task.limits
+        due, before = self.replaced_due(now, sent, first), task.key
+        had_limits = task.limits or task.state == "limited"
         self.unready([holder])
         task.sent, task.enqueued_at, task.key = sent, first, member_of(sent)
         task.failure = None

@@ -68,8 +68,10 @@ end
 local function unlisted_tasks()
   local found, part = {}, redis.call('ZRANGE', KEYS.limited, first, last, 'WITHSCORES')
   for at = 1, #part, 2 do
-    local listed = false
-    for _, limit in ipairs(limits_of_message(redis.call('HGET', KEYS.tasks, part[at]))) do
+    local message, listed = redis.call('HGET', KEYS.tasks, part[at]), false
+    local limits = limits_of_message(message)
+    limits[#limits + 1] = type_limit(message)
+    for _, limit in ipairs(limits) do
       local entry = waiter_entry(limit, part[at + 1], part[at])
       listed = listed or redis.call('ZSCORE', KEYS.waiters, entry)
     end

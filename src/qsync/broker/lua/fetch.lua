@@ -198,7 +198,11 @@ if #lost > 0 then
   bury_lost(now, lost)
   unusual, more = true, more or #lost >= limit
 end
+-- flow:
+if #ids > 0 or #parked > 0 or again then
+-- plain:
 if #ids > 0 or again then
+-- end flow
   local record = { ARGV.number, to_text(now), unpack(ids) }
   redis.call('HSET', KEYS.fetches, server, table.concat(record, ' '))
 end

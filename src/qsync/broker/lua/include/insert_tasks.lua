@@ -188,7 +188,7 @@ local function insert_tasks(now, head, tasks, virtual, recent)
   if #later_holds > 0 then
     redis.call('HSET', KEYS.holds, unpack(later_holds))
   end
-  local woken = waiting > 0 and admit_new_tasks(pending, new_holds) > 0
+  local woken = waiting > 0 and admit_new_tasks(pending, new_holds, bodies) > 0
   -- plain:
   if waiting > 0 then
     redis.call('ZADD', KEYS.pending, unpack(pending))

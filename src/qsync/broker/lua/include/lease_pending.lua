@@ -13,7 +13,7 @@ end
 -- Read the first `wanted` tasks that may start, up to `max_bytes` of messages; `head` is what
 -- read_pending returns at position 0. Tasks with limits are taken while `free` is above 0, all their
 -- limits or none; those that a limit refuses are collected for park_pending, and those that find no
--- free slot stay. It passes at most `limit` tasks of both kinds.
+-- free slot stay. Tasks of paused types are parked, too. It passes at most `limit` tasks of all kinds.
 -- Returns ids; messages; ids without a message, of which there should be none; whether tasks are
 -- left; ids to park, and the limit that refused each by its id; and whether tasks are left that this
 -- server can take.
@@ -31,7 +31,8 @@ local function take_pending(head, wanted, max_bytes, limit, free)
     for i, body in ipairs(bodies) do
       local id = chunk[i]
       local limits = held_limits[id]
-      local refusing = body and limits and unstartable_limit(limits)
+      local refusing = body and limits_used and paused_limit(body)
+        or body and limits and unstartable_limit(limits)
       if not body then
         lost[#lost + 1] = id
       elseif refusing then

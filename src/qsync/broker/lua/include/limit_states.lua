@@ -7,13 +7,56 @@
 
 local limits_now, limits_used = 0, false
 local limit_states, touched_limits, held_limits = {}, {}, {}
+local type_limits
+
+-- Return the limits of paused types as a set. A task of a paused type waits for the limit `@<type>`,
+-- which has no slots; no task holds it, and no other limit has a name that begins like it. The field
+-- `@` of `limit_rules` has these types, separated by zero bytes, and `@<type>` the note of a pause.
+local function paused_limits()
+  if not type_limits then
+    type_limits = {}
+    local types = redis.call('HGET', KEYS.limit_rules, '@') or ''
+    for name in string.gmatch(types, '[^%z]+') do
+      type_limits[table.concat({ '@', name })] = true
+    end
+  end
+  return type_limits
+end
+
+local function is_type_limit(limit)
+  return string.byte(limit) == 64
+end
+
+-- Return the limit `@<type>` of the type in a stored message; nil if the message is lost or damaged.
+-- In front of the type are 11 bytes that the store adds, and a nonce of 10 bytes.
+local function type_limit(message)
+  local kind, length, low = string.byte(message or '', 22, 24)
+  local first, last = 23, 0
+  if kind and kind >= 0xa0 and kind < 0xc0 then
+    last = 22 + kind - 0xa0
+  elseif kind == 0xd9 and length then
+    first, last = 24, 23 + length
+  elseif kind == 0xda and low then
+    first, last = 25, 24 + 256 * length + low
+  end
+  return last >= first and table.concat({ '@', string.sub(message, first, last) }) or nil
+end
+
+-- Return the limit of the type in a stored message if that type is paused.
+local function paused_limit(message)
+  if next(paused_limits()) == nil then
+    return nil
+  end
+  local limit = type_limit(message)
+  return limit and type_limits[limit] and limit or nil
+end
 
 -- Begin with the time `now`; `needed` if this call brings tasks with limits. A queue without any
 -- keys of limits costs one command, and all other functions do nothing. Fails before the first
 -- write if a later one would fail.
 local function begin_limits(now, needed)
   limits_now = now
-  limits_used = needed or redis.call(
+  limits_used = next(paused_limits()) ~= nil or needed or redis.call(
     'EXISTS', KEYS.holds, KEYS.limits, KEYS.limited, KEYS.waiters, KEYS.openings
   ) > 0
   if not limits_used then
@@ -49,6 +92,7 @@ local function read_rule(text)
 end
 
 local unlimited = { slots = math.huge, interval = 0, tolerance = 0 }
+local no_slots = { slots = 0, interval = 0, tolerance = 0 }
 
 -- Return the state that is stored in `text`, under a rule.
 local function new_limit_state(text, rule)
@@ -70,7 +114,9 @@ end
 local function read_limits(limits)
   local fresh, fields = {}, {}
   for _, limit in ipairs(limits) do
-    if limit_states[limit] == nil then
+    if limit_states[limit] == nil and is_type_limit(limit) then
+      limit_states[limit] = new_limit_state(false, paused_limits()[limit] and no_slots or unlimited)
+    elseif limit_states[limit] == nil then
       limit_states[limit] = false
       fresh[#fresh + 1] = limit
     end

@@ -1,11 +1,15 @@
 -- limit_waiters: tasks that wait for a limit. `waiters` has one entry per limited task, under the
 -- first of its limits that refused it: limit, a zero byte, order tag, id. All scores are 0, so entries
--- are ordered by bytes, and the first one of a limit is the first to start.
+-- are ordered by bytes, and the first one of a limit is the first to start. A task of a paused type is
+-- under `@<type>`, before its own limits.
 
 -- Most waiters that a script moves. A limit with more gets an opening that is due now.
 local MOVES_MOST = 500
 
-local moves_left, opened_waiters = MOVES_MOST, 0
+-- Most of these under limits of types: there may be a million after a resume.
+local TYPE_MOVES_MOST = 150
+
+local moves_left, type_moves_left, opened_waiters = MOVES_MOST, TYPE_MOVES_MOST, 0
 
 -- Return an order tag as 8 bytes that are ordered like the number.
 local function tag_bytes(tag)
@@ -23,12 +27,17 @@ local function waiter_entry(limit, tag, id)
   return table.concat({ limit, '\0', tag_bytes(tonumber(tag)), id })
 end
 
--- Return the first entry under a limit; nil when no task waits there.
-local function first_waiter(limit)
+-- Return the first entries under a limit, up to `most`.
+local function waiters_of(limit, most)
   return redis.call(
     'ZRANGEBYLEX', KEYS.waiters, table.concat({ '[', limit, '\0' }),
-    table.concat({ '(', limit, '\1' }), 'LIMIT', 0, 1
-  )[1]
+    table.concat({ '(', limit, '\1' }), 'LIMIT', 0, most
+  )
+end
+
+-- Return the first entry under a limit; nil when no task waits there.
+local function first_waiter(limit)
+  return waiters_of(limit, 1)[1]
 end
 
 -- Return whether a task waits for the limit. The answer is kept until a waiter is moved.
@@ -68,21 +77,21 @@ local function refusing_limit(limits)
 end
 
 -- Put tasks into pending, or into limited where one of their limits refuses them. `args` holds tag
--- and id in turn; `new_holds` the limits of tasks that hold none yet, by id. Returns the number of
--- tasks in pending.
-local function admit_tasks(args, new_holds)
+-- and id in turn; `new_holds` the limits of tasks that hold none yet, and `refused` the limits of
+-- their types if these are paused, by id. Returns the number of tasks in pending.
+local function admit_tasks(args, new_holds, refused)
   local pending, limited, waiters, parked, holds = {}, {}, {}, {}, {}
   for i = 1, #args, 2 do
     local tag, id = args[i], args[i + 1]
     local limits = new_holds and new_holds[id] or held_limits[id]
-    local limit = limits and refusing_limit(limits)
+    local limit = refused and refused[id] or limits and refusing_limit(limits)
     local into = limit and limited or pending
     into[#into + 1] = tag
     into[#into + 1] = id
     if limit then
       waiters[#waiters + 1] = 0
       waiters[#waiters + 1] = waiter_entry(limit, tag, id)
-      limit_states[limit].waits = true
+      touch_limit(limit).waits = true
       parked[#parked + 1] = id
     elseif limits then
       add_ready(limits)
@@ -106,9 +115,22 @@ local function admit_tasks(args, new_holds)
   return #pending / 2
 end
 
--- Put new tasks into pending or limited; `new_holds` has the limits of those with limits, by id.
--- Returns the number of tasks in pending.
-local function admit_new_tasks(args, new_holds)
+-- Return the limits of the types of new tasks that are paused, by id; `bodies` holds id and message in
+-- turn. Nil without any.
+local function refused_by_type(bodies)
+  if next(paused_limits()) == nil then
+    return nil
+  end
+  local refused = {}
+  for i = 1, #bodies, 2 do
+    refused[bodies[i]] = paused_limit(bodies[i + 1])
+  end
+  return refused
+end
+
+-- Put new tasks into pending or limited; `new_holds` has the limits of those with limits, by id, and
+-- `bodies` id and message in turn. Returns the number of tasks in pending.
+local function admit_new_tasks(args, new_holds, bodies)
   if not limits_used then
     redis.call('ZADD', KEYS.pending, unpack(args))
     return #args / 2
@@ -120,7 +142,7 @@ local function admit_new_tasks(args, new_holds)
     end
   end
   read_limits(limits)
-  return admit_tasks(args, new_holds)
+  return admit_tasks(args, new_holds, refused_by_type(bodies))
 end
 
 -- Put tasks that hold limits, or none, into pending or limited; `args` holds tag and id in turn.
@@ -165,21 +187,35 @@ local function remove_waiters(ids)
       entries[#entries + 1] = waiter_entry(limit, tags[i], ids[i])
       touch_limit(limit).waits = nil
     end
+    local limit = tags[i] and type_limit(message)
+    if limit then
+      entries[#entries + 1] = waiter_entry(limit, tags[i], ids[i])
+    end
+    if limit and limit_states[limit] then
+      limit_states[limit].waits = nil
+    end
   end
   if #entries > 0 then
     redis.call('ZREM', KEYS.waiters, unpack(entries))
   end
 end
 
--- Return the limit and id of the first waiter of each touched limit that is open.
+-- Return limit and id of the first waiter of each touched limit that is open; of the limit of a type,
+-- which nothing closes meanwhile, of several waiters.
 local function first_waiters()
   local limits, ids, entries = {}, {}, {}
   for _, limit in ipairs(touched_limits) do
     local state = limit_states[limit]
-    if #ids < moves_left and #ids < 50 and state.waits ~= false and is_limit_open(state) then
-      local entry = first_waiter(limit)
-      state.waits = entry ~= nil
-      if entry then
+    local room, most = math.min(moves_left, 50) - #ids, 1
+    if is_type_limit(limit) then
+      room = math.min(room, type_moves_left)
+      most = room
+    end
+    if room > 0 and state.waits ~= false and is_limit_open(state) then
+      local first = waiters_of(limit, most)
+      type_moves_left = type_moves_left - (is_type_limit(limit) and #first or 0)
+      state.waits = #first > 0
+      for _, entry in ipairs(first) do
         limits[#limits + 1] = limit
         entries[#entries + 1] = entry
         ids[#ids + 1] = string.sub(entry, #limit + 10)
@@ -198,7 +234,7 @@ local function move_waiters(limits, ids, entries)
   for i, limit in ipairs(limits) do
     local id, tag = ids[i], tags[i]
     local held = limits_of_message(messages[i])
-    local other = tag and closed_limit(held, limit)
+    local other = tag and (paused_limit(messages[i]) or closed_limit(held, limit))
     if not tag or is_limit_open(limit_states[limit]) then
       moves_left = moves_left - 1
       limit_states[limit].waits = nil
@@ -206,13 +242,17 @@ local function move_waiters(limits, ids, entries)
       if other then
         moved[#moved + 1] = 0
         moved[#moved + 1] = waiter_entry(other, tag, id)
-        limit_states[other].waits = true
+        touch_limit(other).waits = true
       elseif tag then
-        add_ready(held)
         opened[#opened + 1] = id
-        pending[#pending + 1], holds[#holds + 1] = tag, id
-        pending[#pending + 1], holds[#holds + 1] = id, table.concat(held, '\0')
-        held_limits[id] = held
+        pending[#pending + 1] = tag
+        pending[#pending + 1] = id
+        if #held > 0 then
+          add_ready(held)
+          holds[#holds + 1] = id
+          holds[#holds + 1] = table.concat(held, '\0')
+          held_limits[id] = held
+        end
       end
     end
   end
@@ -225,7 +265,9 @@ local function move_waiters(limits, ids, entries)
   if #opened > 0 then
     opened_waiters = opened_waiters + #opened
     redis.call('ZREM', KEYS.limited, unpack(opened))
-    redis.call('HSET', KEYS.holds, unpack(holds))
+    if #holds > 0 then
+      redis.call('HSET', KEYS.holds, unpack(holds))
+    end
     redis.call('ZADD', KEYS.pending, unpack(pending))
   end
 end

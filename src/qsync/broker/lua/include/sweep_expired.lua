@@ -61,7 +61,7 @@ end
 local function sweep_part(hash_key, cursor, size, is_over)
   local reply = redis.pcall('HSCAN', hash_key, to_text(parse_int(cursor, 0)), 'COUNT', size)
   if reply.err then
-    return '0', false
+    return '0', false, 0
   end
   local part, over = reply[2], {}
   for i = 1, math.min(#part, 4000), 2 do
@@ -135,7 +135,7 @@ local function sweep_hashes(now, size, swept, trimming, busy)
   -- flow:
   local limits_cursor = redis.call('HGET', KEYS.meta, 'limits_cursor') or '0'
   local limits_at, limits, unused = sweep_limits(now, limits_cursor, size)
-  past, calls = (past or 0) + (unused or 0), calls or limits
+  past, calls = past + unused, calls or limits
   if limits_at ~= limits_cursor then
     redis.call('HSET', KEYS.meta, 'limits_cursor', limits_at)
   end

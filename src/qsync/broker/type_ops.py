@@ -1,0 +1,71 @@
+"""The operations on types of tasks: pausing one, and which are paused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from qsync.broker.call import Call
+from qsync.broker.script import load
+from qsync.keys import QueueKeys
+
+PAUSED_MOST: Final = 100
+"""Maximum number of types that are paused in a queue at the same time."""
+
+TYPE_MARK: Final = "@"
+"""First character of the limit that tasks of a paused type wait for; no other limit begins so."""
+
+
+def type_limit(type: str) -> str:
+    """Return the limit that the tasks of a type wait for while it is paused."""
+    return f"{TYPE_MARK}{type}"
+
+
+@dataclass(frozen=True, slots=True)
+class PausedType:
+    """A paused type of a queue; the note says who paused it and why."""
+
+    type: str
+    note: bytes
+    paused_at_us: int
+    waiting: int
+    """Number of tasks that have been set aside until it is resumed."""
+
+
+def pause_type(
+    keys: QueueKeys, type: str, note: bytes, *, now_us: int | None = None
+) -> Call[bool | None]:
+    """Pause a type of tasks; True: it was not paused before, None: too many types are paused."""
+    return _pause_type(keys, type, note or b"paused", now_us)
+
+
+def resume_type(keys: QueueKeys, type: str, *, now_us: int | None = None) -> Call[bool | None]:
+    """Resume a type of tasks; return False when it was not paused."""
+    return _pause_type(keys, type, b"", now_us)
+
+
+def _pause_type(keys: QueueKeys, type: str, note: bytes, now_us: int | None) -> Call[bool | None]:
+    script = load("pause_type")
+    args = ("" if now_us is None else now_us, type, note, PAUSED_MOST)
+    return Call(
+        script, keys.names(script.keys), args, lambda reply: None if reply < 0 else bool(reply)
+    )
+
+
+def paused_types(keys: QueueKeys, *, now_us: int | None = None) -> Call[list[PausedType]]:
+    """Read which types of a queue are paused."""
+    script = load("paused_types")
+
+    def decode(reply: Any) -> list[PausedType]:
+        found = []
+        for name, pause, waiting in script.reply(reply)["types"]:
+            at_us, _, note = pause.partition(b" ")
+            found.append(
+                PausedType(
+                    name.decode(errors="replace"), note, int(at_us) if at_us.isdigit() else 0,
+                    waiting,
+                )
+            )  # fmt: skip
+        return sorted(found, key=lambda paused: paused.type)
+
+    return Call(script, keys.names(script.keys), ("" if now_us is None else now_us,), decode)
