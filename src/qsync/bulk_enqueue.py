@@ -9,6 +9,7 @@ from typing import Final, Generic, NamedTuple, Self, TypeVar
 from qsync.broker import op_values, ops
 from qsync.broker.call import Call, Wait
 from qsync.broker.op_values import Enqueued
+from qsync.declared_limits import DeclaredLimits
 from qsync.enqueueing import checked_task
 from qsync.errors import InvalidTask, QsyncError, QueueFull
 from qsync.idempotency import CallId, SequenceLease
@@ -64,10 +65,12 @@ class BulkEnqueue(Generic[T]):
         *,
         payload_limit: int,
         remember_us: int = 0,
+        declared: DeclaredLimits | None = None,
         handle: Callable[[NewTask, Enqueued], T],
     ) -> None:
         self._handle = handle
         self._remember_us = remember_us
+        self._declared = declared
         self._tasks: list[Task] = []
         self._payloads: list[bytes] = []
         self._encoded: list[NewTask | None] = []
@@ -104,6 +107,8 @@ class BulkEnqueue(Generic[T]):
                     if options
                     else None
                 )
+                if self._declared is not None and task.limits:
+                    self._declared.check_task(task, task.queue)
                 self._payloads.append(payload)
                 self._tasks.append(task)
             except InvalidTask as error:

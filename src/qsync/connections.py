@@ -22,6 +22,7 @@ from qsync.broker.call import Durability
 from qsync.broker.client_objects import AnyClient
 from qsync.broker.credentials import CredentialProvider, with_provider
 from qsync.client import AsyncClient, AsyncHandle, Client, Handle
+from qsync.declared_limits import DeclaredLimits
 from qsync.enqueueing import (
     CONFIRM_TIMEOUT,
     check_confirm_timeout,
@@ -105,6 +106,8 @@ class Connections:
         self.around_enqueue: list[AroundEnqueue] = []
         """What extensions do around each enqueue, the first one outermost."""
         self.hooks: Hooks = Hooks()
+        self.declared: DeclaredLimits | None = None
+        """The limits of the app, which its clients check tasks against."""
         self.client_types: ClientTypes | None = None
         """Classes of clients that run tasks in place, in tests; None: the usual ones."""
         self.sender: Sender | None = None
@@ -188,16 +191,22 @@ class Connections:
     def client_of(self, broker: Broker, **options: Any) -> Client:
         """Return a new blocking client of a broker, with the app's extensions and hooks."""
         if self.client_types is None and not self._wraps:
-            return Client(broker, **options)
-        kind = self.client_types[0] if self.client_types else WrappedClient
-        return kind(self.around_enqueue, self.hooks, broker, **options)
+            client = Client(broker, **options)
+        else:
+            kind = self.client_types[0] if self.client_types else WrappedClient
+            client = kind(self.around_enqueue, self.hooks, broker, **options)
+        client.declared = self.declared
+        return client
 
     def async_client_of(self, broker: AsyncBroker, **options: Any) -> AsyncClient:
         """Return a new asynchronous client of a broker, with the app's extensions and hooks."""
         if self.client_types is None and not self._wraps:
-            return AsyncClient(broker, **options)
-        kind = self.client_types[1] if self.client_types else WrappedAsyncClient
-        return kind(self.around_enqueue, self.hooks, broker, **options)
+            client = AsyncClient(broker, **options)
+        else:
+            kind = self.client_types[1] if self.client_types else WrappedAsyncClient
+            client = kind(self.around_enqueue, self.hooks, broker, **options)
+        client.declared = self.declared
+        return client
 
     @property
     def _wraps(self) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from qsync.errors import ConfigError, InvalidTask, at_definition
 from qsync.keys import did_you_mean
-from qsync.limit import LimitRule, check_limit_name
-from qsync.task import DEFAULT
+from qsync.limit import LimitRule, check_limit_name, limit_name
+from qsync.task import DEFAULT, Task
 
 
 class DeclaredLimits:
@@ -50,6 +50,17 @@ class DeclaredLimits:
             uses = self._uses.get(name, {})
             if name in self.rules and name not in self._per_queue and uses and queue not in uses:
                 raise InvalidTask(_two_queues(name, {**uses, queue: task}))
+
+    def check_task(self, task: Task, queue: str) -> None:
+        """Raise InvalidTask if a limit of a task to enqueue counts in another queue.
+
+        A limit that no task function names counts in the queue of the first such task.
+        """
+        names = dict.fromkeys(map(limit_name, task.limits or ()))
+        self.check_queue(task.type, queue, names)
+        for name in names:
+            if name in self.rules:
+                self._uses.setdefault(name, {}).setdefault(queue, task.type)
 
     def check(self) -> None:
         """Raise ConfigError if a task function names a limit that the app does not declare."""

@@ -7,6 +7,7 @@ from typing import Final, cast
 
 from qsync.broker.call import Durability
 from qsync.broker.op_values import Enqueued
+from qsync.declared_limits import DeclaredLimits
 from qsync.errors import ConfigError, DuplicateTask, InvalidTask
 from qsync.keys import shorten
 from qsync.new_task import NewTask, new_nonce, new_task
@@ -50,19 +51,30 @@ def check_confirm_timeout(value: object) -> float:
     return cast("float", value)
 
 
-def validated(task: object, *, queue: str | None, payload_limit: int, remember_us: int) -> NewTask:
-    """Encode a task to send. Raise InvalidTask if it is wrong, LeaseLost as in `check_lease`."""
+def validated(
+    task: object,
+    *,
+    queue: str | None,
+    payload_limit: int,
+    remember_us: int,
+    declared: DeclaredLimits | None = None,
+) -> NewTask:
+    """Encode a task to send. Raise InvalidTask if it is wrong, or a limit of it counts in another
+    queue by what its app declares; LeaseLost as in `check_lease`."""
     if running.get(None) is not None:
         check_lease()
     checked = task if type(task) is Task else checked_task(task)
     nonce = None if checked.id is None else nonce_of_parent()
-    return new_task(
+    new = new_task(
         checked,
         nonce or new_nonce(),
         queue=queue,
         payload_limit=payload_limit,
         remember_us=remember_us,
     )
+    if declared is not None and checked.limits:
+        declared.check_task(checked, new.queue)
+    return new
 
 
 def checked_task(task: object) -> Task:

@@ -48,7 +48,7 @@ class Registry:
         self.batches: dict[str, BatchFunction[Any]] = {}
         """Batch functions by task type."""
 
-        self._declared = DeclaredLimits()
+        self._declared = connections.declared = DeclaredLimits()
         self.bounds: dict[str, Bounds] = {}
         """Bounds of queues by name; servers store them when they start."""
 

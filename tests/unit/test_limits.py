@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from qsync import ConfigError, InvalidTask, Qsync, Task, TaskInfo
+from qsync.contrib.outbox.rows import make_row
 from qsync.limit import LimitRule, limit_name, limit_rule
 from qsync.message import ENVELOPE_HEAD, decode_message
 from qsync.new_task import new_task
@@ -224,6 +225,34 @@ def test_limit_of_two_queues_is_refused(app: Qsync) -> None:
 
     with pytest.raises(InvalidTask, match="of queue 'default' and task 'pay' of queue 'money'"):
         pay.options(queue="money")
+
+
+def test_task_enqueued_to_another_queue_than_its_limit_counts_in_is_refused() -> None:
+    app = Qsync("redis://127.0.0.1:1")  # nothing is sent
+    app.limit("stripe", concurrency=1)
+    app.limit("customer", concurrency=1)
+    app.limit("each", concurrency=1, per_queue=True)
+
+    @app.task(name="pay", limits=["stripe"])
+    def pay() -> None: ...
+
+    both = "limit 'stripe': task 'pay' of queue 'default' and task 'x' of queue 'money'"
+    row = make_row(Task("x", limits=["customer:7", "each"]), app._connections)
+    assert row.queue == "default", "no function names this limit: its queue is that of the first"
+    with app.client() as client:
+        for task, queue, message in [
+            (Task("x", queue="money", limits=["stripe"]), None, both),
+            (Task("x", limits=["stripe:a"]), "money", both),
+            (pay.build(), "money", both.replace("task 'x'", "task 'pay'")),
+            (Task("y", limits=["customer:8"]), "money", "task 'x' of queue 'default' and task 'y'"),
+        ]:
+            with pytest.raises(InvalidTask, match=message):
+                client.enqueue(task, queue=queue)
+        with pytest.raises(InvalidTask, match=rf"^tasks\[1\]: {both}"):
+            client.enqueue_many([Task("x"), Task("x", queue="money", limits=["stripe"])])
+    with pytest.raises(InvalidTask, match=both):
+        make_row(Task("x", queue="money", limits=["stripe"]), app._connections)
+    assert make_row(Task("x", queue="b", limits=["each", "unknown"]), app._connections).queue == "b"
 
 
 def test_limit_of_two_queues_is_refused_when_it_is_declared_later(app: Qsync) -> None:

@@ -132,6 +132,7 @@ class AsyncClient(ClientBase):
             tasks,
             payload_limit=self._payload_limit,
             remember_us=self._remember_us,
+            declared=self.declared,
             handle=self._handle,
         )
         with self._in_flight:

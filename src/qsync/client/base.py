@@ -13,6 +13,7 @@ from qsync.broker.blocking import Broker
 from qsync.broker.call import Call, Durability, Wait
 from qsync.broker.views import QueueNames
 from qsync.bulk_enqueue import BulkEnqueue, Lookahead, RoundTrip
+from qsync.declared_limits import DeclaredLimits
 from qsync.enqueueing import (
     check_confirm_timeout,
     check_durability,
@@ -70,6 +71,8 @@ class ClientBase:
         self._call_sequences = CallSequences()
         self.borrowed = False
         """True while the client belongs to a server, which closes it; `close` then does nothing."""
+        self.declared: DeclaredLimits | None = None
+        """The limits of the client's app, which say in which queue each counts."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} prefix={self._global_keys.prefix!r} at {self._address}>"
@@ -125,6 +128,7 @@ class ClientBase:
             queue=queue,
             payload_limit=self._payload_limit,
             remember_us=self._remember_us,
+            declared=self.declared,
         )
 
     def _registration(self, queue: str) -> Call[Any] | None:

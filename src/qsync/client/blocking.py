@@ -115,6 +115,7 @@ class Client(ClientBase):
             tasks,
             payload_limit=self._payload_limit,
             remember_us=self._remember_us,
+            declared=self.declared,
             handle=self._handle,
         )
         try:

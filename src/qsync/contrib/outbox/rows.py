@@ -66,6 +66,7 @@ def make_row(task: Task[Any], connections: Connections) -> Row:
             queue=None,
             payload_limit=connections.nested["payload_limit"],
             remember_us=round(connections.nested["remember_ids"] * 1_000_000),
+            declared=connections.declared,
         )
     version = VERSION if new.flow is None else FLOW_VERSION
     stored = _Stored(
