@@ -176,7 +176,14 @@ def test_a_frame_of_top(live: Live) -> None:
     assert mine[0]["seen"] > 0
     lines = shown.splitlines()
     assert lines[0].startswith(f"qsync top  {live.prefix} at ")
+    assert lines[2].split()[:2] == ["QUEUE", "v"]
     assert lines[2].split()[-4:] == ["OLDEST", "IN/S", "OK/S", "FAIL/S"]
+    assert [line.split()[0] for line in lines[3:5]] == ["default", "other"]
+    for column, first in (("active", "default"), ("OLDEST", "default"), ("queue", "default")):
+        sorted_lines = live.ok("top", "--sort", column).out.splitlines()
+        assert f"{column.upper()} v" in sorted_lines[2], column
+        assert sorted_lines[3].split()[0] == first, column
+    assert "'size' is not one of queue, pending" in live.run("top", "--sort", "size").err
     assert any(line.startswith(server.id) for line in lines)
     [row] = [line for line in lines if line.startswith("a ")]
     assert row.split()[:3] == ["a", "default", "hold"]

@@ -157,6 +157,11 @@ def test_top_follows_until_q_is_pressed(live: Live) -> None:
         terminal.shows(r"default +9 ")
         live.serve()
         terminal.shows(r"default +0 ")
+        assert "QUEUE v" in terminal.seen
+        terminal.type(">")
+        terminal.shows("PENDING v")
+        terminal.type("<<")
+        terminal.shows("FAIL/S v")
         terminal.type("q")
         assert terminal.ends() == 0
         assert "\x1b[?1049l" in terminal.raw, "what was there before is there again"

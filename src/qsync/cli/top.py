@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from qsync.cli.command import USAGE, exit_with
-from qsync.cli.options import Json, StoreOptions
+from qsync.cli.options import Json, StoreOptions, column_of
 from qsync.cli.output import console, print_json, print_raw, render
 from qsync.cli.store import StoreSession, open_store
-from qsync.cli.top_view import TopModel
+from qsync.cli.top_view import SORTS, TopModel
 from qsync.errors import StoreUnavailable
 
 if TYPE_CHECKING:  # rich takes long to import
@@ -36,11 +36,21 @@ def top(
             "--interval", "-i", metavar="SECONDS", min=0.2, help="Time between two refreshes."
         ),
     ] = 2.0,
+    sort: Annotated[
+        str,
+        typer.Option(
+            parser=column_of(SORTS), metavar="COLUMN",
+            autocompletion=lambda: list(SORTS),
+            help=f"Sort queues by this column, the largest first: {', '.join(SORTS)}.",
+        ),
+    ] = "queue",
     once: Annotated[bool, typer.Option("--once", help="Print one frame and exit.")] = False,
     store: StoreOptions,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Watch queues, rates, servers and the longest-running tasks; q or Ctrl-C quits.
+
+    The keys > and < sort queues by the next column, or by the one before; a v marks it.
 
     Prints one frame if standard output is not a terminal.
     """
@@ -49,7 +59,7 @@ def top(
     if as_json and live:
         exit_with("--json needs --once", USAGE)
     with open_store(store) as session:
-        model = TopModel(session.inspector, session.address)
+        model = TopModel(session.inspector, session.address, sort=sort)
         if live:
             with contextlib.suppress(KeyboardInterrupt):
                 _watch(session, model, out, interval)
@@ -73,8 +83,9 @@ def _watch(session: StoreSession, model: TopModel, out: Console, interval: float
     from rich.live import Live
 
     async def show() -> None:
-        with _quit_key() as quit, Live(console=out, screen=True, auto_refresh=False) as live:
-            while not quit.is_set():
+        keys = Keys(model)
+        with keys.read(), Live(console=out, screen=True, auto_refresh=False) as live:
+            while not keys.quit:
                 try:
                     await model.read()
                 except StoreUnavailable as error:  # the view continues when the store is back
@@ -82,35 +93,46 @@ def _watch(session: StoreSession, model: TopModel, out: Console, interval: float
                 live.update(model.frame(out.height), refresh=True)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(interval):
-                        await quit.wait()
+                        await keys.pressed.wait()
+                keys.pressed.clear()
 
     session.run(show())
 
 
-@contextlib.contextmanager
-def _quit_key() -> Iterator[asyncio.Event]:
-    """Yield an event that is set once q is pressed; restore the terminal at the end."""
-    pressed = asyncio.Event()
-    try:
-        import termios
-        import tty
-    except ImportError:  # without these, Ctrl-C quits
-        yield pressed
-        return
-    if not sys.stdin.isatty():
-        yield pressed
-        return
-    before, loop = termios.tcgetattr(sys.stdin), asyncio.get_running_loop()
+class Keys:
+    """The keys of the live view."""
 
-    def read() -> None:
+    def __init__(self, model: TopModel) -> None:
+        self.quit = False
+        self.pressed = asyncio.Event()
+        """Set when a key was pressed that changes the view."""
+        self._model = model
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[None]:
+        """Read keys within the context; restore the terminal at its end."""
+        try:
+            import termios
+            import tty
+        except ImportError:  # without these, Ctrl-C quits
+            yield
+            return
+        if not sys.stdin.isatty():
+            yield
+            return
+        before, loop = termios.tcgetattr(sys.stdin), asyncio.get_running_loop()
+        tty.setcbreak(sys.stdin)
+        loop.add_reader(sys.stdin, self._take)
+        try:
+            yield
+        finally:
+            loop.remove_reader(sys.stdin)
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+    def _take(self) -> None:
         keys = os.read(sys.stdin.fileno(), 64)
-        if not keys or b"q" in keys.lower():  # no bytes: the terminal is closed
-            pressed.set()
-
-    tty.setcbreak(sys.stdin)
-    loop.add_reader(sys.stdin, read)
-    try:
-        yield pressed
-    finally:
-        loop.remove_reader(sys.stdin)
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        self.quit = self.quit or not keys or b"q" in keys.lower()  # no bytes: terminal closed
+        for key in keys.decode(errors="replace"):
+            if key in "<>":
+                self._model.sort_by_next(1 if key == ">" else -1)
+        self.pressed.set()

@@ -12,7 +12,7 @@ from qsync.cli.output import Column, Row, table
 from qsync.cli.queue_tables import queue_cells, shown_states
 from qsync.cli.servers import SERVER_COLUMNS, server_row
 from qsync.formatting import coarse_duration, duration, local_time, percent, relative
-from qsync.inspector import Inspector, Overview, ServerInfo, TaskRow
+from qsync.inspector import Inspector, Overview, QueueInfo, ServerInfo, TaskRow
 from qsync.state import TaskState
 from qsync.worker.logs import escape
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # rich takes long to import
 
 RATES: Final = ("enqueued", "completed", "failed")
 """Counters whose growth per second is shown."""
+
+RATE_COLUMNS: Final = ("in/s", "ok/s", "fail/s")
+"""Names of the columns of RATES."""
 
 BUSIEST: Final = 10
 """Number of queues whose running tasks are read: those with the most of them."""
@@ -44,6 +47,13 @@ _TASK_COLUMNS: Final = (
 )  # fmt: skip
 
 
+SORTS: Final = ("queue", *(state.value for state in STATES), "oldest", *RATE_COLUMNS)
+"""Names of the columns by which queues can be sorted: by name, or the largest first."""
+
+MARK: Final = "v"
+"""Mark beside the name of the column by which queues are sorted."""
+
+
 class Running(Struct, frozen=True, kw_only=True):
     """A running task; `seen` is for how long this view has seen it run, in seconds."""
 
@@ -54,7 +64,9 @@ class Running(Struct, frozen=True, kw_only=True):
 class TopModel:
     """Reads queues, servers and running tasks, and remembers what rates and ages need."""
 
-    def __init__(self, inspector: Inspector, address: str) -> None:
+    def __init__(self, inspector: Inspector, address: str, *, sort: str = "queue") -> None:
+        self.sort = sort
+        """The column in SORTS by which queues are sorted."""
         self._inspector = inspector
         self._address = address
         self.trouble: str = ""
@@ -144,16 +156,38 @@ class TopModel:
         return shown_states(self._overview.queues if self._overview else [], STATES)
 
     def _queue_columns(self) -> list[Column]:
+        names = ("queue", *self._states, "oldest", *RATE_COLUMNS)
         return [
-            Column("QUEUE", shrink=True),
-            *(Column(state.upper(), right=True) for state in self._states),
-            Column("OLDEST", right=True),
-            *(Column(name, right=True) for name in ("IN/S", "OK/S", "FAIL/S")),
+            Column(
+                f"{name.upper()} {MARK}" if name == self.sort else name.upper(),
+                right=name != "queue",
+                shrink=name == "queue",
+            )
+            for name in names
         ]
+
+    def _sorted_queues(self) -> list[QueueInfo]:
+        queues = self._overview.queues if self._overview else []
+        return queues if self.sort == "queue" else sorted(queues, key=self._size, reverse=True)
+
+    def _size(self, queue: QueueInfo) -> float:
+        """Return the queue's value in the column by which queues are sorted."""
+        if self.sort == "oldest":
+            return queue.latency or 0.0
+        if self.sort in RATE_COLUMNS:
+            rates = self._rates.get(queue.name)
+            return rates[RATES[RATE_COLUMNS.index(self.sort)]] if rates else 0.0
+        return queue.states.get(TaskState(self.sort), 0)
+
+    def sort_by_next(self, step: int) -> None:
+        """Sort queues by the next shown column, or by the one before it with a step of -1."""
+        shown = [name for name in SORTS if name not in STATES or name in self._states]
+        index = shown.index(self.sort) if self.sort in shown else 0
+        self.sort = shown[(index + step) % len(shown)]
 
     def _queue_rows(self) -> list[Row]:
         rows: list[Row] = []
-        for queue in self._overview.queues if self._overview else []:
+        for queue in self._sorted_queues():
             rates = self._rates.get(queue.name)
             shown = [_per_second(rates[rate]) if rates else "" for rate in RATES]
             oldest = coarse_duration(queue.latency) if queue.latency else ""
