@@ -181,7 +181,7 @@ async def abandon_nobody(url: str) -> None:
     broker = AsyncBroker(redis_clients.parse(url), connections=1)
     try:
         keys = QueueKeys(PREFIX, "default")
-        await broker.run(views.page(keys, TaskState.ACTIVE, count=10))
+        await broker.run(views.list_tasks(keys, TaskState.ACTIVE, count=10))
         await broker.run(ops.abandon(keys, "nobody"))
     finally:
         await broker.aclose()

@@ -21,7 +21,7 @@ def crash(rig: Rig, *, server: str = "s", mark: bool = False) -> None:
     """One server takes all there is, marks it or not, and dies; another finds its leases lapsed."""
     held = rig.lease(server=server)
     if mark:
-        rig.start(*held)
+        rig.mark_started(*held)
     rig.now += LAPSE
     rig.fetch(0, server="finder")
 
@@ -117,7 +117,7 @@ def test_later_lapses_count_only_for_what_was_marked(rig: Rig) -> None:
     crash(rig)
     for n in range(2, 4):
         held = rig.lease()
-        assert rig.start(held[0]) == ["ok"]
+        assert rig.mark_started(held[0]) == ["ok"]
         assert crashes(rig, "guilty") == f"{n - 1}+".encode()
         rig.now += LAPSE
         rig.fetch(0, server="finder")
@@ -130,7 +130,7 @@ def test_later_lapses_count_only_for_what_was_marked(rig: Rig) -> None:
 def test_a_task_that_never_crashed_is_not_marked(rig: Rig) -> None:
     rig.enqueue("a")
     before = rig.dump()
-    assert rig.start(*rig.lease()) == ["ok"]
+    assert rig.mark_started(*rig.lease()) == ["ok"]
     assert crashes(rig, "a") is None
     assert "crashes" not in before
 
@@ -186,7 +186,7 @@ def test_who_lived_to_tell_takes_its_mark_off(rig: Rig, how: str) -> None:
     rig.enqueue("a")
     crash(rig)
     held = rig.lease()
-    rig.start(*held)
+    rig.mark_started(*held)
     if how == "hand_back":
         rig.hand_back(*held)
     else:

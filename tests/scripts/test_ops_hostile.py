@@ -67,7 +67,7 @@ def work(rig: Rig) -> None:
     assert {"n1", "n2", "n3", "ticked"} <= set(held)
     everything = list(held.values())
     rig.renew(*everything)
-    rig.start(*everything)
+    rig.mark_started(*everything)
     rig.run(ops.progress(rig.keys, [(*one, 1, 2) for one in everything]))
     rig.status("a")
     assert rig.retry(held["n1"], delay_us=0) == ["ok"]
@@ -78,7 +78,7 @@ def work(rig: Rig) -> None:
         assert rig.hand_back(one) == ["ok"]
     again = {one.id: one for one in rig.lease(server="w")}
     rig.cancel("a", retention_us=S)
-    rig.start(*again.values())
+    rig.mark_started(*again.values())
     rig.now += LAPSE
     rig.be_seen()
     rig.abandon("w")
@@ -95,7 +95,7 @@ def work(rig: Rig) -> None:
     rig.run(views.schedules(rig.keys, "hourly"))
     rig.run(pending_view.pending_position(rig.keys, "a", lock=NAME, server="s"))
     for state in STORED:
-        rig.run(views.page(rig.keys, state, count=100))
+        rig.run(views.list_tasks(rig.keys, state, count=100))
     rig.run(
         program_schedule_ops.publish_schedules(rig.keys, [("hourly", b"", b"")], now_us=rig.now)
     )

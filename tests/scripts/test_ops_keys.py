@@ -24,9 +24,9 @@ from tests.support.stores import Cluster
 LOOK: dict[str, Make] = {
     "show": lambda rig, held: views.get_tasks(rig.keys, ["a", "p", "s", "r", "c", "d"]),
     "counts": lambda rig, held: views.counts(rig.keys),
-    "page": lambda rig, held: views.page(rig.keys, TaskState.DEAD, count=5),
+    "list_tasks": lambda rig, held: views.list_tasks(rig.keys, TaskState.DEAD, count=5),
     "overview": lambda rig, held: views.overview(rig.keys),
-    "look": lambda rig, held: views.look(rig.keys, lease_us=1),
+    "check_for_work": lambda rig, held: views.check_for_work(rig.keys, lease_us=1),
     "locate": lambda rig, held: pending_view.pending_position(rig.keys, "p", lock=NAME, server="s"),
     "schedules": lambda rig, held: views.schedules(rig.keys),
     "due schedules": lambda rig, held: schedule_ops.due_schedules(rig.keys, now_us=rig.now),

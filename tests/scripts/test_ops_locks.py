@@ -31,7 +31,7 @@ def lapse_cancelled(rig: Rig) -> None:
 
 def crash_dead(rig: Rig) -> None:
     for _ in range(3):
-        rig.start(*rig.lease())
+        rig.mark_started(*rig.lease())
         rig.now += LAPSE
         rig.fetch(0, server="t")
     assert rig.state("a") == "dead"

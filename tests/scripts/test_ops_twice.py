@@ -61,7 +61,7 @@ SETTLE: dict[str, Make] = {
 
 HOLD: dict[str, Make] = {
     "renew": lambda rig, held: ops.renew(rig.keys, held, lease_us=2 * LEASE, now_us=rig.now),
-    "start": lambda rig, held: ops.start(rig.keys, held),
+    "mark_started": lambda rig, held: ops.mark_started(rig.keys, held),
     "progress": lambda rig, held: ops.progress(rig.keys, [(*one, 1, 2.5) for one in held]),
 }
 
@@ -138,7 +138,7 @@ OTHER: dict[str, Make] = {
     "delete dead": lambda rig, held: operator_ops.delete(
         rig.keys, ["p", "d"], "dead", now_us=rig.now
     ),
-    "listen": lambda rig, held: ops.listen(
+    "mark_idle": lambda rig, held: ops.mark_idle(
         rig.keys, server="s", lease_us=LEASE, keep_us=S, now_us=rig.now
     ),
     "abandon": lambda rig, held: ops.abandon(rig.keys, "s"),

@@ -50,9 +50,11 @@ TYPES = {
 }  # fmt: skip
 CAN_BE_REFUSED = {"enqueue", "tick", "put_schedule", "tick_schedules"}
 VIEWS = {
-    "audit", "counts", "get_tasks", "key_types", "look", "overview", "page", "pending_position",
+    "audit", "counts", "get_tasks", "key_types", "check_for_work", "overview", "list_tasks",
+    "pending_position",
     "permissions", "queues", "registered", "schedules", "server_info", "servers",
-    "due_schedules", "stored_schedules", "stored_page", "schedule_queues", "limit", "limits",
+    "due_schedules", "stored_schedules", "stored_page", "schedule_queues", "get_limit",
+    "list_limits",
     "audit_limits", "paused_types",
     "bounds", "weights",
 }  # fmt: skip
@@ -405,7 +407,7 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "hand_back": (ops.hand_back(keys, [HandedBack(*one) for one in held]), 2),
         "end_cancelled": (ops.end_cancelled(keys, held), 2),
         "renew": (ops.renew(keys, held, lease_us=1), 2),
-        "start": (ops.start(keys, held), 2),
+        "mark_started": (ops.mark_started(keys, held), 2),
         "progress": (ops.progress(keys, [("a", "s/1", 1, 2), ("b", "s/1", 1, 2)]), 2),
         "abandon": (ops.abandon(keys, "s"), 0),
         "cancel": (ops.cancel(keys, "a", retention_us=None), 0),
@@ -449,19 +451,19 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
             limit_ops.put_limit_rules(keys, {"a": LimitRule(concurrency=1), "b": LimitRule()}),
             2,
         ),
-        "limits": (limit_ops.limits(keys), 0),
+        "list_limits": (limit_ops.list_limits(keys), 0),
         "pause_type": (type_ops.pause_type(keys, "t", b"me"), 0),
         "paused_types": (type_ops.paused_types(keys), 0),
         "audit_limits": (limit_ops.audit_limits(keys), 0),
-        "limit": (limit_ops.limit(keys, "a"), 0),
+        "get_limit": (limit_ops.get_limit(keys, "a"), 0),
         "get_tasks": (views.get_tasks(keys, ["a", "b"]), 2),
         "counts": (views.counts(keys), 0),
         "pending_position": (pending_view.pending_position(keys, "a"), 0),
-        "look": (views.look(keys, lease_us=1), 0),
-        "listen": (ops.listen(keys, server="s", lease_us=1, keep_us=1), 0),
+        "check_for_work": (views.check_for_work(keys, lease_us=1), 0),
+        "mark_idle": (ops.mark_idle(keys, server="s", lease_us=1, keep_us=1), 0),
         "permissions": (views.permissions(keys, ["hset", "zadd"]), 2),
         "overview": (views.overview(keys), len(COUNTERS)),
-        "page": (views.page(keys, TaskState.DEAD, count=1), 0),
+        "list_tasks": (views.list_tasks(keys, TaskState.DEAD, count=1), 0),
         "queues": (views.queues(all_keys), 0),
         "server_info": (views.server_info(all_keys, "s"), 0),
         "registered": (views.registered(all_keys, "a"), 0),
@@ -570,7 +572,13 @@ FLOW_KEYS = {"limited", "waiters", "holds", "limits", "limit_rules", "openings"}
 def test_plain_variants_know_nothing_of_flow_control() -> None:
     """A queue that does not use it pays for none of it: no key, no argument, no line."""
     plain = [load(name) for name in SCRIPTS if has_variants(name)]
-    assert {script.name for script in plain} >= {"enqueue", "fetch", "complete", "retry", "listen"}
+    assert {script.name for script in plain} >= {
+        "enqueue",
+        "fetch",
+        "complete",
+        "retry",
+        "mark_idle",
+    }
     for script in plain:
         flow = script.flow()
         assert not set(script.keys) & FLOW_KEYS

@@ -127,7 +127,7 @@ def test_dead_before_its_first_attempt(rig: Rig) -> None:
 def test_dead_of_crashes(rig: Rig) -> None:
     rig.enqueue("a")
     for _ in range(3):
-        rig.start(*rig.lease())
+        rig.mark_started(*rig.lease())
         rig.now += LAPSE
         rig.fetch(0, server="t")
     shown = status(rig)
@@ -141,7 +141,7 @@ def test_killed_after_a_crash_shows_its_failure(rig: Rig) -> None:
     rig.lease()
     rig.now += LAPSE
     held = rig.lease(server="t")
-    rig.start(*held)
+    rig.mark_started(*held)
     rig.kill(*held, failure=FAILURE)
     assert status(rig).last_error == "boom"
     assert status(rig).crashes == 1
@@ -196,10 +196,10 @@ def test_a_page_returns_no_more_than_a_quarter_of_a_megabyte(rig: Rig) -> None:
     while held := rig.lease():
         for one in held:
             rig.kill(one, failure=b"e" * 4096)
-    page = rig.run(views.page(rig.keys, TaskState.DEAD, count=500))
+    page = rig.run(views.list_tasks(rig.keys, TaskState.DEAD, count=500))
     assert page.total == 100
     assert page.more
     assert 60 < len(page.rows) < 65
-    rest = rig.run(views.page(rig.keys, TaskState.DEAD, count=500, after=page.rows[-1].place))
+    rest = rig.run(views.list_tasks(rig.keys, TaskState.DEAD, count=500, after=page.rows[-1].place))
     assert len(page.rows) + len(rest.rows) == 100
     assert not rest.more

@@ -158,7 +158,7 @@ def crash(broker: Broker, keys: QueueKeys, server: str) -> None:
     )
     fetched = broker.run(ops.fetch(keys, server=server, number=1, wanted=1, policy=policy))
     assert len(fetched.ids) == 1
-    broker.run(ops.start(keys, [op_values.LeaseRef(fetched.ids[0], f"{server}/1")]))
+    broker.run(ops.mark_started(keys, [op_values.LeaseRef(fetched.ids[0], f"{server}/1")]))
     cursor, _ = broker.run(ops.abandon(keys, server))
     assert cursor == "0"
 

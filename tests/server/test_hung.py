@@ -156,7 +156,7 @@ def test_a_mistake_of_ours_in_marking_a_task_is_not_charged_to_it(
             handle = await b.client.enqueue(Task("note", retry=0))
             store.client().hset(b.keys().key("crashes"), handle.id, 1)
             with monkeypatch.context() as patch:
-                patch.setattr(ops, "start", broken)
+                patch.setattr(ops, "mark_started", broken)
                 async with b.server(deaf.mux):
                     await b.reaches(handle.id, "scheduled")
             assert deaf.ran == 0

@@ -24,7 +24,7 @@ async def crash(b: Bench, ids: list[str], server: str, *, together: bool = False
     call = ops.fetch(b.keys(), server=server, number=1, wanted=500, policy=POLICY)
     assert set(ids) <= set((await b.broker.run(call)).ids)
     held = [LeaseRef(id, f"{server}/1") for id in ids]
-    await b.broker.run(ops.start(b.keys(), held, together=together))
+    await b.broker.run(ops.mark_started(b.keys(), held, together=together))
     await b.broker.run(ops.abandon(b.keys(), server))
     await b.broker.run(ops.fetch(b.keys(), server="finder", number=time.monotonic_ns(), wanted=0,
                                  policy=POLICY))  # fmt: skip
@@ -159,7 +159,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 def die(rig: Rig, *, together: bool) -> bytes | None:
     """One server takes the task, marks it and dies; another finds its lease lapsed."""
     held = rig.lease()
-    assert rig.run(ops.start(rig.keys, held, together=together)) == ["ok"]
+    assert rig.run(ops.mark_started(rig.keys, held, together=together)) == ["ok"]
     rig.now += LAPSE
     rig.fetch(0, server="finder")
     found: bytes | None = rig.field("crashes", "a")
@@ -201,9 +201,9 @@ def test_the_mark_comes_off_and_what_was_spared_stays(rig: Rig) -> None:
     suspect(rig)
     die(rig, together=True)
     held = rig.lease()
-    rig.run(ops.start(rig.keys, held))
+    rig.run(ops.mark_started(rig.keys, held))
     assert rig.field("crashes", "a") == b"2~1+"
-    rig.run(ops.start(rig.keys, held, together=True))
+    rig.run(ops.mark_started(rig.keys, held, together=True))
     assert rig.field("crashes", "a") == b"2~1-"
     rig.run(ops.hand_back(rig.keys, [op_values.HandedBack(*held[0])], now_us=rig.now))
     assert rig.field("crashes", "a") == b"2~1"

@@ -9,7 +9,7 @@ import pytest
 
 from qsync import Mux, Task, TaskInfo
 from qsync.broker import operator_ops, ops, views
-from qsync.broker.views import Looked
+from qsync.broker.views import WorkCheck
 from qsync.server.server import Server
 from tests.scripts.test_idle_writes import Queue
 from tests.support.server import Bench, bench
@@ -147,8 +147,10 @@ def queue(store: Store, prefix: str) -> Any:
     queue.broker.close()
 
 
-def look(queue: Queue) -> Looked:
-    found: Looked = queue.run(views.look(queue.keys, lease_us=LEASE_US, now_us=queue.now_us))
+def look(queue: Queue) -> WorkCheck:
+    found: WorkCheck = queue.run(
+        views.check_for_work(queue.keys, lease_us=LEASE_US, now_us=queue.now_us)
+    )
     return found
 
 

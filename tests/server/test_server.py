@@ -733,7 +733,7 @@ async def test_a_refusal_of_the_store_before_the_start_charges_no_task(
         handle = await b.client.enqueue(Task("x", retry=0))
         store.client().hset(b.keys().key("crashes"), handle.id, 1)
         whole = "local _, held_ids, replies = check_leases({ unpack(ARGV, 1, last) }, 1, 2)"
-        with planted("start.lua", whole, f"{whole} error('refused')"):
+        with planted("mark_started.lua", whole, f"{whole} error('refused')"):
             async with b.server(mux):
                 await b.reaches(handle.id, "scheduled")
         assert ran == []

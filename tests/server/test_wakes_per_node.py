@@ -315,11 +315,11 @@ def queue(store: Store, prefix: str) -> Any:
     queue.broker.close()
 
 
-def listen(queue: Queue, server: str = "s", keep_us: int = 3600 * S) -> ops.Listened:
-    call = ops.listen(
+def listen(queue: Queue, server: str = "s", keep_us: int = 3600 * S) -> ops.IdleCheck:
+    call = ops.mark_idle(
         queue.keys, server=server, lease_us=30 * S, keep_us=keep_us, now_us=queue.now_us
     )
-    found: ops.Listened = queue.run(call)
+    found: ops.IdleCheck = queue.run(call)
     return found
 
 
@@ -423,4 +423,4 @@ def test_forgotten_queue_has_no_idle_servers(store: Store, queue: Queue) -> None
     queue.run(operator_ops.delete_queue(queue.keys))
     with store.client() as client:
         assert not client.exists(queue.keys.key("idle"), queue.keys.key("meta"))
-    assert not queue.run(views.look(queue.keys, lease_us=S, now_us=queue.now_us)).waits
+    assert not queue.run(views.check_for_work(queue.keys, lease_us=S, now_us=queue.now_us)).waits

@@ -104,8 +104,8 @@ class Patient:
                 return ops.end_cancelled(keys, held, now_us=now)
             case "renew":
                 return ops.renew(keys, held, lease_us=LEASE, now_us=now)
-            case "start":
-                return ops.start(keys, held)
+            case "mark_started":
+                return ops.mark_started(keys, held)
             case "cancel":
                 return ops.cancel(keys, ids[0], retention_us=S, now_us=now)
             case "run":

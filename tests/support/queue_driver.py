@@ -180,8 +180,8 @@ class Rig:
     def renew(self, *held: LeaseRef) -> Sequence[str]:
         return self.run(ops.renew(self.keys, held, lease_us=LEASE, now_us=self.now))
 
-    def start(self, *held: LeaseRef) -> Sequence[str]:
-        return self.run(ops.start(self.keys, held))
+    def mark_started(self, *held: LeaseRef) -> Sequence[str]:
+        return self.run(ops.mark_started(self.keys, held))
 
     def cancel(self, id: str, retention_us: int | None = None) -> tuple[str, str]:
         return self.run(ops.cancel(self.keys, id, retention_us=retention_us, now_us=self.now))

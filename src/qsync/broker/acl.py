@@ -19,9 +19,9 @@ CLIENT: Final = (
     "stored_page", "announce_schedules", "schedule_queues",
 )  # fmt: skip
 SERVER: Final = (
-    *CLIENT, "permissions", "look", "listen", "fetch", "complete", "retry", "kill", "hand_back",
-    "end_cancelled", "renew", "start", "progress", "abandon", "page", "tick", "begin_ticks",
-    "publish_schedules", "server_heartbeat", "set_server_info",
+    *CLIENT, "permissions", "check_for_work", "mark_idle", "fetch", "complete", "retry", "kill",
+    "hand_back", "end_cancelled", "renew", "mark_started", "progress", "abandon", "list_tasks",
+    "tick", "begin_ticks", "publish_schedules", "server_heartbeat", "set_server_info",
     "due_schedules", "tick_schedules", "put_limit_rules", "set_bounds",
 )  # fmt: skip
 

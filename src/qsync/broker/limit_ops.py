@@ -17,7 +17,7 @@ from qsync.keys import QueueKeys
 from qsync.limit import LimitRule, limit_name
 
 HOLDERS: Final = 100
-"""Ids of holders that `limit` returns."""
+"""Ids of holders that `get_limit` returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +106,11 @@ def _put_rules(
     return Call(script, keys.names(script.keys), tuple(args), int)
 
 
-def limits(
+def list_limits(
     keys: QueueKeys, *, cursor: str = "0", count: int = 100, now_us: int | None = None
 ) -> Call[LimitsPage]:
     """Read the rules of a queue's limits, and a page of the states of limits in use."""
-    script = load("limits")
+    script = load("list_limits")
 
     def decode(reply: Any) -> LimitsPage:
         fields = script.reply(reply)
@@ -131,11 +131,11 @@ def limits(
     return Call(script, keys.names(script.keys), args, decode)
 
 
-def limit(
+def get_limit(
     keys: QueueKeys, limit: str, *, id: str = "", now_us: int | None = None
 ) -> Call[LimitDetail]:
     """Read one limit; with the id of a limited task also its place among the waiters."""
-    script = load("limit")
+    script = load("get_limit")
 
     def decode(reply: Any) -> LimitDetail:
         fields = script.reply(reply)

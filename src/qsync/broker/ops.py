@@ -210,14 +210,14 @@ def renew(
     return Call(script, keys.names(script.keys), tuple(args), texts_of)
 
 
-def start(
+def mark_started(
     keys: QueueKeys, tasks: Sequence[LeaseRef], *, together: bool = False
 ) -> Call[list[Outcome]]:
     """Mark tasks that crashed before as running: from now on a crash of the server counts for them.
 
     `together`: several suspects run at the same time, and up to three crashes do not count.
     """
-    script = load("start")
+    script = load("mark_started")
     args = [value for task in bounded(tasks) for value in task]
     if together:
         args.append("-")
@@ -249,7 +249,7 @@ def abandon(keys: QueueKeys, server: str, *, cursor: str = "0") -> Call[tuple[st
     )
 
 
-class Listened(NamedTuple):
+class IdleCheck(NamedTuple):
     """The work in a queue, and whether a client asked for a server."""
 
     generation: str | None
@@ -264,20 +264,20 @@ class Listened(NamedTuple):
     """Whether that client sent this server no message although it was registered as idle."""
 
 
-def listen(
+def mark_idle(
     keys: QueueKeys, *, server: str, lease_us: int, keep_us: int, now_us: int | None = None
-) -> Call[Listened]:
-    """Look at the queue; if it has no task to fetch, register the server to be woken by a message.
+) -> Call[IdleCheck]:
+    """Check the queue; if it has no task to fetch, register the server to be woken by a message.
 
     The server must be subscribed to its channel.
     """
-    script = load("listen")
+    script = load("mark_idle")
     args = (now_argument(now_us), lease_us, server, keep_us)
     return Call(
         script,
         keys.names(script.keys),
         args,
-        lambda reply: Listened(text_of(reply[0]) or None, *map(bool, reply[1:])),
+        lambda reply: IdleCheck(text_of(reply[0]) or None, *map(bool, reply[1:])),
     )
 
 

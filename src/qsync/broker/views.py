@@ -151,7 +151,7 @@ class TaskPage:
     rows: list[StoredRow]
 
 
-def page(
+def list_tasks(
     keys: QueueKeys,
     state: TaskState,
     *,
@@ -161,7 +161,7 @@ def page(
     now_us: int | None = None,
 ) -> Call[TaskPage]:
     """Read up to `count` tasks of a state that follow `after`; fewer when they are large."""
-    script = load("page")
+    script = load("list_tasks")
     score, id = after or ("", "")
     args: tuple[Argument, ...] = (
         now_argument(now_us), state.value, count, "1" if backwards else "",
@@ -189,7 +189,7 @@ def _row(state: TaskState, row: list[Any]) -> StoredRow:
     return StoredRow(id.decode(errors="backslashreplace"), place, size, shown)
 
 
-class Looked(NamedTuple):
+class WorkCheck(NamedTuple):
     """The work in a queue."""
 
     generation: str | None
@@ -200,14 +200,14 @@ class Looked(NamedTuple):
     """Whether upkeep is due."""
 
 
-def look(keys: QueueKeys, *, lease_us: int, now_us: int | None = None) -> Call[Looked]:
+def check_for_work(keys: QueueKeys, *, lease_us: int, now_us: int | None = None) -> Call[WorkCheck]:
     """Read whether a server has anything to do in a queue."""
-    script = load("look")
+    script = load("check_for_work")
     return Call(
         script,
         keys.names(script.keys),
         (now_argument(now_us), lease_us),
-        lambda reply: Looked(reply[0].decode() or None, bool(reply[1]), bool(reply[2])),
+        lambda reply: WorkCheck(reply[0].decode() or None, bool(reply[1]), bool(reply[2])),
     )
 
 

@@ -43,9 +43,9 @@ async def read_limits(broker: AsyncBroker, keys: GlobalKeys) -> list[QueueLimits
     queues = [QueueKeys(keys.prefix, name) for name in sorted(names)]
     found = []
     for queue in queues:
-        page = await broker.run(limit_ops.limits(queue, count=LIMITS))
+        page = await broker.run(limit_ops.list_limits(queue, count=LIMITS))
         if page.states:
-            tasks = await broker.run(views.page(queue, TaskState.LIMITED, count=1))
+            tasks = await broker.run(views.list_tasks(queue, TaskState.LIMITED, count=1))
             paused = {one.type for one in await broker.run(type_ops.paused_types(queue))}
             found.append(QueueLimits(queue.queue, page, _waited_s(tasks, paused)))
     return found

@@ -392,7 +392,7 @@ class _ExplainMixin(_LiveServersMixin):
         if facts.task.message:
             limits.append(type_ops.type_limit(facts.task.message.type))
         details = await self._run_all(
-            [limit_ops.limit(keys, limit, id=facts.id) for limit in limits]
+            [limit_ops.get_limit(keys, limit, id=facts.id) for limit in limits]
         )
         for detail in details:
             if detail.place is not None and detail.state.limit[:1] == type_ops.TYPE_MARK:

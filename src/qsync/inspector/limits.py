@@ -35,13 +35,13 @@ class _LimitsMixin(Base):
         if not (start.isascii() and start.isdecimal() and len(start) <= 20):
             raise InvalidTask(f"cursor: {shorten(cursor)} is not one that a page returned")
         keys = self._keys(queue)
-        page = await self._broker.run(limit_ops.limits(keys, cursor=start, count=PAGE))
+        page = await self._broker.run(limit_ops.list_limits(keys, cursor=start, count=PAGE))
         states, rules = {state.limit: state for state in page.states}, page
         if start == "0":
             for limit in (*page.rules, *page.operator_rules):
                 states.setdefault(limit, LimitState(limit, 0, 0, 0, None, None))
         else:
-            rules = await self._broker.run(limit_ops.limits(keys, count=1))
+            rules = await self._broker.run(limit_ops.list_limits(keys, count=1))
         infos = [
             _info(queue, state, rules.rules, rules.operator_rules) for state in states.values()
         ]
@@ -50,7 +50,7 @@ class _LimitsMixin(Base):
 
     async def limit(self, limit: str, *, queue: str = "default") -> LimitInfo:
         """Return a limit of a queue, with tasks that hold it. A limit that no task has is empty."""
-        call = limit_ops.limit(self._keys(queue), check_limit(limit, "limit"))
+        call = limit_ops.get_limit(self._keys(queue), check_limit(limit, "limit"))
         return info_of(queue, await self._broker.run(call))
 
     async def set_limit(

@@ -29,7 +29,7 @@ class _ServersMixin(_LiveServersMixin):
         """
         _, records = await self._live()
         queues = sorted({queue for record in records for queue in record.queues}) if tasks else []
-        calls = [views.page(self._keys(q), TaskState.ACTIVE, count=PAGE) for q in queues]
+        calls = [views.list_tasks(self._keys(q), TaskState.ACTIVE, count=PAGE) for q in queues]
         running: dict[str, list[RunningTask]] = {}
         cut: set[str] = set()
         for queue, page in zip(queues, await self._run_all(calls), strict=True):
@@ -76,7 +76,7 @@ class _ServersMixin(_LiveServersMixin):
         """Collect a queue's active tasks by server; return False if there are too many."""
         after: PageKey | None = None
         for _ in range(PAGES):
-            call = views.page(self._keys(queue), TaskState.ACTIVE, count=PAGE, after=after)
+            call = views.list_tasks(self._keys(queue), TaskState.ACTIVE, count=PAGE, after=after)
             page = await self._broker.run(call)
             for row in page.rows:
                 _add(running, row_of(queue, decode_row(row)))

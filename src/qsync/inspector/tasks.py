@@ -83,7 +83,7 @@ class _TasksMixin(Base):
         for _ in range(SCANS if narrowed or is_kept else 1):
             count = SCAN if narrowed else limit
             page = await self._broker.run(
-                views.page(
+                views.list_tasks(
                     self._keys(queue), stored, count=count, after=place, backwards=newest_first
                 )
             )

@@ -56,7 +56,7 @@ class CrashLog:
         try:
             died = await self._died(keys, fetched) if fetched.died else []
             if fetched.recovered > len(names):
-                call = views.page(keys, TaskState.PENDING, count=NAMED)
+                call = views.list_tasks(keys, TaskState.PENDING, count=NAMED)
                 rows = (await self._broker.run(call, patience=LOOK_S)).rows
                 names |= {row.id: name_of(row) for row in rows if crash_count(row.shown.crashes)}
         except QsyncError as error:
@@ -81,7 +81,7 @@ class CrashLog:
     async def _died(self, keys: QueueKeys, fetched: FetchResult) -> list[StoredRow]:
         """Return the tasks that this fetch moved to dead: those that died at the fetch's time."""
         count = min(fetched.died, NAMED if self._hooks is None else HOOKED)
-        call = views.page(keys, TaskState.DEAD, count=count, backwards=True)
+        call = views.list_tasks(keys, TaskState.DEAD, count=count, backwards=True)
         page = await self._broker.run(call, patience=LOOK_S)
         return [row for row in page.rows if row.shown.score == fetched.now_us]
 

@@ -22,8 +22,8 @@ from typing import Final
 from qsync.backoff import spread
 from qsync.broker import views
 from qsync.broker.aio import AsyncBroker
-from qsync.broker.ops import Listened
-from qsync.broker.views import Looked
+from qsync.broker.ops import IdleCheck
+from qsync.broker.views import WorkCheck
 from qsync.errors import QsyncError, SchemaMismatch
 from qsync.server.clock import boot_s
 from qsync.server.config import Config
@@ -208,7 +208,7 @@ class Lookout:
                 raise error
 
     async def _look_at(self, lanes: Sequence[QueueState]) -> QsyncError | None:
-        calls = [views.look(lane.keys, lease_us=self._lease_us) for lane in lanes]
+        calls = [views.check_for_work(lane.keys, lease_us=self._lease_us) for lane in lanes]
         failed: QsyncError | None = None
         now = boot_s()
         answers = await self._broker.run_many(calls)
@@ -249,7 +249,7 @@ class Lookout:
             self._see(lane, answer, now)
         return failed
 
-    def _see(self, lane: QueueState, looked: Looked | Listened, now: float) -> None:
+    def _see(self, lane: QueueState, looked: WorkCheck | IdleCheck, now: float) -> None:
         other = lane.generation is not None and looked.generation != lane.generation
         if looked.due or other or now >= self._slow_at[lane.queue]:
             self.due.add(lane.queue)

@@ -285,7 +285,9 @@ class Runner:
         handed back or dropped."""
         suspects = self._suspects
         try:
-            call = ops.start(leased.lane.keys, [leased.held], together=leased in suspects.together)
+            call = ops.mark_started(
+                leased.lane.keys, [leased.held], together=leased in suspects.together
+            )
             [answer] = await self._broker.run(call, patience=None)
         except Exception as error:  # not the task's fault: an error of the store or a bug here
             ours = not isinstance(error, QsyncError)

@@ -2,8 +2,8 @@
 
 A blocking pop cannot cover keys of several slots, so messages wake a server of many queues. The
 server subscribes to a channel of its own in each queue, and then registers there as idle
-(`listen`). A script that adds a task removes one idle server's id and sends that server a message.
-From then on the server is not idle in that queue, until it registers again.
+(`mark_idle`). A script that adds a task removes one idle server's id and sends that server a
+message. From then on the server is not idle in that queue, until it registers again.
 
 Messages may be lost with the connection, or when a slot moves. So a server registers again once per
 `sweep`, and as soon as it is subscribed again; registering is also a look at the queue. It blocks
@@ -24,7 +24,7 @@ from qsync.broker import ops
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.call import Call
 from qsync.broker.error_mapping import Fault, classify
-from qsync.broker.ops import Listened
+from qsync.broker.ops import IdleCheck
 from qsync.errors import QsyncError
 from qsync.server.outage_log import Outage
 from qsync.server.queue_state import QueueState
@@ -97,15 +97,17 @@ class Wakes(AsyncPlacement):
         """Return whether this server is registered as idle in a queue, as far as it knows."""
         return self.ready(lane) and lane.queue not in self._unlisted
 
-    def call(self, lane: QueueState) -> Call[Listened]:
+    def call(self, lane: QueueState) -> Call[IdleCheck]:
         """Return the call that registers this server as idle in a queue, and looks at the queue."""
-        return ops.listen(lane.keys, server=self._holder, lease_us=self._lease_us, keep_us=KEPT_US)
+        return ops.mark_idle(
+            lane.keys, server=self._holder, lease_us=self._lease_us, keep_us=KEPT_US
+        )
 
     def mark(self, lane: QueueState) -> int:
         """Return a number that changes with each message of the queue, for `listed`."""
         return self._messages[lane.queue]
 
-    def listed(self, lane: QueueState, answer: Listened, mark: int) -> None:
+    def listed(self, lane: QueueState, answer: IdleCheck, mark: int) -> None:
         """Process the answer to a call that was sent at this mark."""
         self._backoff.reset()
         waits = not answer.waits and not answer.woken

@@ -10,7 +10,7 @@ from qsync.app import Qsync
 from qsync.broker import ops, views
 from qsync.broker.aio import AsyncBroker
 from qsync.broker.call import Call
-from qsync.broker.views import Looked, TaskPage
+from qsync.broker.views import TaskPage, WorkCheck
 from qsync.errors import QsyncError, SkipRetry
 from qsync.keys import GlobalKeys, QueueKeys, server_of_token
 from qsync.server.server import Server
@@ -77,13 +77,13 @@ class Drain:
         """
         lease_us = self._app.server().config.policy().lease_us
         keys = [QueueKeys(self._app.prefix, queue) for queue in queues]
-        calls: list[Call[Any]] = [views.look(of, lease_us=lease_us) for of in keys]
+        calls: list[Call[Any]] = [views.check_for_work(of, lease_us=lease_us) for of in keys]
         if server is not None:
-            calls += [views.page(of, TaskState.ACTIVE, count=LEASES) for of in keys]
+            calls += [views.list_tasks(of, TaskState.ACTIVE, count=LEASES) for of in keys]
         for answer in await broker.run_many(calls):
             if isinstance(answer, QsyncError):
                 raise answer
-            if isinstance(answer, Looked) and (answer.waits or answer.due):
+            if isinstance(answer, WorkCheck) and (answer.waits or answer.due):
                 return True
             if isinstance(answer, TaskPage) and server is not None:
                 owners = [server_of_token(row.shown.owner or "") for row in answer.rows]

@@ -90,7 +90,7 @@ def queues_of(broker: Broker, prefix: str) -> list[str]:
 def _ids(broker: Broker, keys: QueueKeys, state: TaskState) -> Iterator[str]:
     after: PageKey | None = None
     while True:
-        page = broker.run(views.page(keys, state, count=PAGE, after=after))
+        page = broker.run(views.list_tasks(keys, state, count=PAGE, after=after))
         yield from (row.id for row in page.rows)
         if not page.more or not page.rows:
             return

@@ -160,7 +160,7 @@ class LeaseAbandoner:
 
     def _read_names(self, errand: _Job, keys: QueueKeys) -> list[str]:
         """Return names of the server's tasks, from one page, before others recover them."""
-        call = views.page(keys, TaskState.ACTIVE, count=PAGE)
+        call = views.list_tasks(keys, TaskState.ACTIVE, count=PAGE)
         try:
             rows = self._try(errand, call).rows
         except StoreUnavailable:

@@ -58,7 +58,7 @@ WEIGHTS: Final = {
     "enqueue": 6, "tick": 2, "fetch": 6, "crash": 4, "await_due": 8,
     "complete": 3, "retry": 3, "kill": 3, "hand_back": 3, "stopped": 1,
     "pause_type": 2, "resume_type": 3,
-    "set_limit": 2, "put_limit_rules": 1, "renew": 2, "start": 3, "progress": 1,
+    "set_limit": 2, "put_limit_rules": 1, "renew": 2, "mark_started": 3, "progress": 1,
     "cancel": 4, "run": 4, "reschedule": 3, "replace_active": 4,
     "delete": 1, "purge": 1, "abandon": 1, "pause": 1, "resume": 3,
     "repeat": 3, "time": 3, "wake": 5, "flush_scripts": 1, "fill": 1, "make_room": 2,
@@ -85,8 +85,8 @@ damages = st.tuples(
 ).map(lambda parts: Damage(*parts))
 treatment = st.lists(
     st.sampled_from(
-        ("fetch", "fetch", "complete", "retry", "kill", "hand_back", "stopped", "renew", "start",
-         "cancel", "run", "delete", "enqueue", "abandon")
+        ("fetch", "fetch", "complete", "retry", "kill", "hand_back", "stopped", "renew",
+         "mark_started", "cancel", "run", "delete", "enqueue", "abandon")
     ),
     max_size=5,
 )  # fmt: skip
@@ -146,7 +146,7 @@ ACTIONS: Final[dict[str, st.SearchStrategy[tuple[Any, ...]]]] = {
     "resume_type": st.tuples(st.sampled_from(("type", "other"))),
     "stopped": st.tuples(held),
     "renew": st.tuples(held, st.sampled_from((LEASE, S))),
-    "start": st.tuples(),
+    "mark_started": st.tuples(),
     "progress": st.tuples(held, st.integers(0, 9)),
     "cancel": st.tuples(known),
     "run": st.tuples(known, states),

@@ -198,7 +198,7 @@ class Scripts(RuleBasedStateMachine):
     def crash(self, marked: bool, server: str, wanted: int) -> None:
         """All is held when its servers die; when leases have lapsed this one takes over."""
         if marked:
-            self.start()
+            self.mark_started()
         for part in (LEASE // 2, LEASE // 2 + S):  # the store was there all the time
             self.rig.now += part
             self.fetch(server, wanted, 1)
@@ -254,8 +254,8 @@ class Scripts(RuleBasedStateMachine):
     def renew(self, picks: list[int], lease_us: int) -> None:
         self.do("renew", self.chosen(picks), lease_us=lease_us)
 
-    def start(self) -> None:
-        self.do("start", self.current())
+    def mark_started(self) -> None:
+        self.do("mark_started", self.current())
 
     def progress(self, picks: list[int], done: int) -> None:
         self.do("progress", [Progress(*one, done, 9) for one in self.chosen(picks)])
@@ -474,7 +474,7 @@ OTHER_NAMES: Final[dict[str, Callable[..., Call[Any]]]] = {
 """Operations whose name is not that of the action."""
 
 
-UNTIMED: Final = ("start", "progress", "pause", "resume", "abandon", "delete_schedule")
+UNTIMED: Final = ("mark_started", "progress", "pause", "resume", "abandon", "delete_schedule")
 """Operations that do not ask for the time."""
 
 

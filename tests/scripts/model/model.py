@@ -466,7 +466,7 @@ class Model(Schedules):
             for row, answer in zip(rows, answers, strict=True)
         ]
 
-    def start(self, now: int, rows: Sequence[LeaseRef]) -> list[Outcome]:
+    def mark_started(self, now: int, rows: Sequence[LeaseRef]) -> list[Outcome]:
         held, answers = self.owned(rows)
         for row in held:
             task = self.tasks[row.id]

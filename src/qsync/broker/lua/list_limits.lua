@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- limits: read the rules of a queue's limits, and a part of the states of limits in use.
+-- list_limits: read the rules of a queue's limits, and a part of the states of limits in use.
 -- include: check_schema clock
 -- KEYS[1] limit_rules hash  name -> its rule
 -- KEYS[2] limits    hash    limit -> its state

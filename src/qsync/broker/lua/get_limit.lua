@@ -1,5 +1,6 @@
 #!lua flags=no-writes
--- limit: read one limit: its rules, its state, the active tasks that hold it, and a task's place.
+-- get_limit: read one limit: its rules, its state, the active tasks that hold it, and a waiting
+-- task's place.
 -- include: check_schema clock limit_waiters
 -- KEYS[1] limit_rules hash  name -> its rule
 -- KEYS[2] limits    hash    limit -> its state

@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- page: read a page of the tasks in a state.
+-- list_tasks: read a page of the tasks in a state.
 -- It has fewer tasks than asked for when they are large: a call reads at most 4 MiB and returns at
 -- most about 256 KiB, so that it does not block the store for long.
 -- include: check_schema clock truncate_message page_position

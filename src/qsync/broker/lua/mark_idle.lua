@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
--- listen: look at the queue for a server that is subscribed to its channel of the queue. It pops
--- the element of the wake list, as a blocking server does. If there is none and no task can be
--- fetched, the server is added to the idle servers, which are woken by a message. A later element
--- in the list comes from a client that sends no messages.
--- A server that waits for a long time is added again; ids that were not added for `keep` are removed.
+-- mark_idle: register a server as idle in a queue unless it has work there. The server must be
+-- subscribed to its channel of the queue. The script pops the element of the wake list, as a
+-- blocking server does. If there is no element and no task can be fetched, it adds the server to
+-- the idle servers, which are woken by a message. A later element in the list comes from a client
+-- that sends no messages.
+-- A server that waits for a long time is added again; ids not added for `keep` are removed.
 -- variants: plain flow
 -- include: check_schema ensure_schema clock find_work
 -- KEYS[1] meta       hash    schema, paused, generation; when a server was last seen
