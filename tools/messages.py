@@ -11,6 +11,7 @@ more is removed. `qsync.web.translation` says how code marks its texts.
 from __future__ import annotations
 
 import argparse
+import ast
 import io
 import sys
 from collections.abc import Iterator
@@ -18,52 +19,72 @@ from pathlib import Path
 from typing import Final
 
 from babel.messages.catalog import Catalog, Message
-from babel.messages.extract import extract
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
+from jinja2.ext import babel_extract
 
 ROOT: Final = Path(__file__).parents[1]
 SOURCE: Final = ROOT / "src" / "qsync"
 LOCALES: Final = SOURCE / "web" / "locale"
-OTHERS: Final = ("cli", "contrib", "testing", "worker")
+OTHERS: Final = ("cli", "contrib", "testing")
 """Packages whose texts no page shows."""
 
 KEYWORDS: Final = {
-    "_": None,
-    "marked": None,
-    "phrase": None,
-    "gettext": None,
-    "ngettext": (1, 2),
-    "plural_phrase": (1, 2),
+    "_": 1,
+    "gettext": 1,
+    "marked": 1,
+    "phrase": 1,
+    "ngettext": 2,
+    "marked_plural": 2,
+    "plural_phrase": 2,
+    "counted": 2,
 }
-"""Functions whose first argument is a text, and those with a text for each number."""
+"""Functions of texts, and how many of their arguments are forms of the text."""
+
+Text = str | tuple[str, ...]
 
 
-def files() -> Iterator[tuple[Path, str]]:
-    """Yield the files that may have texts, and how to read them."""
-    for path in sorted(SOURCE.rglob("*.py")):
-        if path.relative_to(SOURCE).parts[0] not in OTHERS:
-            yield path, "python"
-    for path in sorted((SOURCE / "web" / "templates").glob("*.html")):
-        yield path, "jinja2.ext:babel_extract"
+def texts_of_python(path: Path) -> Iterator[Text]:
+    """Yield the texts of a module, in their order."""
+    tree = ast.parse(path.read_text("utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    for call in sorted(calls, key=lambda node: (node.lineno, node.col_offset)):
+        name = getattr(call.func, "attr", None) or getattr(call.func, "id", "")
+        given = [_literal(argument) for argument in call.args[: KEYWORDS.get(name, 0)]]
+        texts = [text for text in given if text is not None]
+        if texts and len(texts) == KEYWORDS[name]:
+            yield texts[0] if len(texts) == 1 else tuple(texts)
+
+
+def _literal(node: ast.expr) -> str | None:
+    is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return node.value if is_text else None
+
+
+def texts_of_template(path: Path) -> Iterator[Text]:
+    """Yield the texts of a template, in their order."""
+    with path.open("rb") as file:
+        options = {"trimmed": "true", "silent": "false"}
+        for _line, function, texts, _comments in babel_extract(file, list(KEYWORDS), (), options):
+            parts = texts if isinstance(texts, tuple) else (texts,)
+            given = [text for text in parts if text][: KEYWORDS[function]]
+            if len(given) == KEYWORDS[function]:
+                yield given[0] if len(given) == 1 else tuple(given)
 
 
 def extracted() -> Catalog:
     """Return all texts of the sources, without translations."""
     catalog = _catalog(None)
-    for path, method in files():
-        options = {"trimmed": "true", "silent": "false"} if method != "python" else {}
-        with path.open("rb") as file:
-            found = list(
-                extract(method, file, KEYWORDS, ["Translators:"], options, strip_comment_tags=True)
-            )
-        for _line, text, comments, context in found:
-            catalog.add(
-                text,
-                locations=[(path.relative_to(ROOT).as_posix(), 1)],
-                auto_comments=comments,
-                context=context,
-            )
+    sources = [
+        (path, texts_of_python)
+        for path in sorted(SOURCE.rglob("*.py"))
+        if path.relative_to(SOURCE).parts[0] not in OTHERS
+    ]
+    templates = sorted((SOURCE / "web" / "templates").glob("*.html"))
+    sources += [(path, texts_of_template) for path in templates]
+    for path, texts_of in sources:
+        for text in texts_of(path):
+            catalog.add(text, locations=[(path.relative_to(ROOT).as_posix(), 1)])
     return catalog
 
 
@@ -104,16 +125,14 @@ def updated(path: Path, template: Catalog) -> Catalog:
     for message in template:
         if not message.id:
             continue
-        old = known.get(message.id, message.context)
+        old = known.get(message.id)
         keeps = old is not None and old.pluralizable == message.pluralizable
         catalog.add(
             message.id,
             old.string if old is not None and keeps else None,
             locations=message.locations,
-            auto_comments=message.auto_comments,
             user_comments=old.user_comments if old is not None else (),
             flags=old.flags & {"fuzzy"} if old is not None else (),
-            context=message.context,
         )
     return catalog
 

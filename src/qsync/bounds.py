@@ -9,6 +9,7 @@ import msgspec
 
 from qsync.errors import InvalidTask
 from qsync.keys import shorten
+from qsync.phrase import Phrase, phrase, plural_phrase
 from qsync.times import from_us
 
 WhenFull = Literal["raise", "drop_oldest"]
@@ -34,12 +35,22 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     when_full: WhenFull = "raise"
 
     def __str__(self) -> str:
+        return str(self.phrase)
+
+    @property
+    def phrase(self) -> Phrase:
+        """The bounds for people."""
         parts = []
         if self.max_tasks is not None:
-            parts.append(f"{self.max_tasks:,} waiting tasks")
+            parts.append(tasks_phrase(self.max_tasks))
         if self.max_bytes is not None:
-            parts.append(f"{self.max_bytes:,} bytes")
-        return f"{' and '.join(parts)}, then {self.when_full}" if parts else "no bounds"
+            parts.append(bytes_phrase(self.max_bytes))
+        if not parts:
+            return phrase("no bounds")
+        bounds = parts[0]
+        if len(parts) == 2:
+            bounds = phrase("%(tasks)s and %(bytes)s", tasks=parts[0], bytes=parts[1])
+        return phrase("%(bounds)s, then %(action)s", bounds=bounds, action=self.when_full)
 
     @property
     def stored(self) -> str:
@@ -52,6 +63,31 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 NO_BOUNDS: Final = Bounds()
 
 
+def tasks_phrase(number: int) -> Phrase:
+    """Return `5 waiting tasks`."""
+    return plural_phrase("%(num)s waiting task", "%(num)s waiting tasks", number)
+
+
+def bytes_phrase(number: int) -> Phrase:
+    """Return `5 bytes`."""
+    return plural_phrase("%(num)s byte", "%(num)s bytes", number)
+
+
+_NOTES: Final = {
+    # full, drops the oldest
+    (True, True): phrase(
+        "full: %(used)s (%(bound)s); an enqueue into a full queue drops the oldest"
+    ),
+    (True, False): phrase("full: %(used)s (%(bound)s); an enqueue into a full queue is refused"),
+    (False, True): phrase(
+        "nearly full: %(used)s (%(bound)s); an enqueue into a full queue drops the oldest"
+    ),
+    (False, False): phrase(
+        "nearly full: %(used)s (%(bound)s); an enqueue into a full queue is refused"
+    ),
+}
+
+
 MIN_WEIGHT: Final = 0.001
 MAX_WEIGHT: Final = 1000.0
 
@@ -59,8 +95,12 @@ MAX_WEIGHT: Final = 1000.0
 def check_weight(value: object) -> float:
     """Return the weight of a fairness key. Raise InvalidTask if it is not valid."""
     if type(value) not in (int, float) or not MIN_WEIGHT <= cast("float", value) <= MAX_WEIGHT:
-        msg = f"weight: {shorten(value)} is not a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}"
-        raise InvalidTask(msg)
+        raise InvalidTask(
+            phrase(
+                "weight: %(value)s is not a number from %(least)s to %(most)s",
+                value=shorten(value), least=MIN_WEIGHT, most=MAX_WEIGHT,
+            )
+        )  # fmt: skip
     return float(cast("float", value))
 
 
@@ -82,7 +122,12 @@ def _bound(field: str, value: object) -> int | None:
     if value is None:
         return None
     if type(value) is not int or not 1 <= value <= MAX_BOUND:
-        raise InvalidTask(f"{field}: {shorten(value)} is not a whole number from 1 to {MAX_BOUND}")
+        raise InvalidTask(
+            phrase(
+                "%(field)s: %(value)s is not a whole number from %(least)s to %(most)s",
+                field=field, value=shorten(value), least=1, most=str(MAX_BOUND),
+            )
+        )  # fmt: skip
     return value
 
 
@@ -128,17 +173,31 @@ class QueueBounds(msgspec.Struct, frozen=True, kw_only=True):
         return max(rows, key=lambda row: row[2] / row[1], default=None)
 
     @property
+    def of_program(self) -> Bounds:
+        """The program's bounds, perhaps none."""
+        return self.program or NO_BOUNDS
+
+    @property
     def note(self) -> str:
         """What to say of a queue that is full or nearly full; else an empty text."""
+        return "" if self.phrase is None else str(self.phrase)
+
+    @property
+    def phrase(self) -> Phrase | None:
+        """The note as a template and its values; None without."""
         if self.fullest is None:
-            return ""
+            return None
         name, most, there = self.fullest
         if there < NEAR * most:
-            return ""
-        what = "waiting tasks" if name == "max_tasks" else "bytes of messages"
-        how = "full" if there >= most else "nearly full"
-        does = "drops the oldest" if self.in_force.when_full == "drop_oldest" else "is refused"
-        return f"{how}: {there:,} of {most:,} {what} ({name}); an enqueue into a full queue {does}"
+            return None
+        used = phrase("%(there)s of %(tasks)s", there=there, tasks=tasks_phrase(most))
+        if name == "max_bytes":
+            used = phrase(
+                "%(there)s of %(bytes)s of messages", there=there, bytes=bytes_phrase(most)
+            )
+        is_full, drops = there >= most, self.in_force.when_full == "drop_oldest"
+        template = _NOTES[is_full, drops]
+        return phrase(template.template, used=used, bound=name)
 
 
 def read_bounds(program: bytes, operator: bytes, waiting: int, size: int) -> QueueBounds:

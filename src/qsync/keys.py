@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Final
 
 from qsync.errors import InvalidTask
+from qsync.phrase import phrase
 
 NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 """Valid names of prefixes and queues."""
@@ -102,16 +103,24 @@ COUNTERS: Final = (
 def check_name(field_name: str, value: object) -> str:
     """Return the name of a prefix or queue. Raise InvalidTask if it is not valid."""
     if not isinstance(value, str) or NAME.fullmatch(value) is None:
-        msg = f"{field_name}: {shorten(value)} is not 1 to 128 characters of A-Z a-z 0-9 _ . -"
-        raise InvalidTask(msg)
+        raise InvalidTask(
+            phrase(
+                "%(field)s: %(value)s is not 1 to 128 characters of A-Z a-z 0-9 _ . -",
+                field=field_name, value=shorten(value),
+            )
+        )  # fmt: skip
     return value
 
 
 def check_id(value: object) -> str:
     """Return the task id. Raise InvalidTask if it is not valid."""
     if not isinstance(value, str) or TASK_ID.fullmatch(value) is None:
-        msg = f"id: {shorten(value)} is not 1 to 128 printable ASCII characters without spaces"
-        raise InvalidTask(msg)
+        raise InvalidTask(
+            phrase(
+                "id: %(value)s is not 1 to 128 printable ASCII characters without spaces",
+                value=shorten(value),
+            )
+        )
     return value
 
 

@@ -16,6 +16,7 @@ import msgspec
 
 from qsync.errors import InvalidTask
 from qsync.keys import NAME, did_you_mean, shorten
+from qsync.phrase import Phrase, joined, phrase, within
 from qsync.times import Duration, duration_us
 
 LIMITS_LIMIT: Final = 4
@@ -42,17 +43,27 @@ class LimitRule(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int | None = None
 
     def __str__(self) -> str:
+        return str(self.phrase)
+
+    @property
+    def phrase(self) -> Phrase:
+        """The rule for people."""
         parts = []
         if self.rate is not None and self.per_us is not None:
-            per = f"{self.per_us / 1_000_000:g} s"
-            parts.append(f"{self.rate} per {per}, {self.burst} at once")
+            per = phrase("%(number)s s", number=self.per_us / 1_000_000)
+            parts.append(
+                phrase(
+                    "%(rate)s per %(per)s, %(burst)s at once",
+                    rate=str(self.rate), per=per, burst=str(self.burst),
+                )
+            )  # fmt: skip
         if self.concurrency is not None:
-            parts.append(f"{self.concurrency} at a time")
-        return "; ".join(parts) or "unlimited"
+            parts.append(phrase("%(number)s at a time", number=str(self.concurrency)))
+        return joined(parts, "; ") if parts else phrase("unlimited")
 
 
 def limit_rule(
-    where: str,
+    where: Phrase | str,
     *,
     rate: int | None = None,
     per: Duration | None = None,
@@ -66,26 +77,41 @@ def limit_rule(
     if rate is None:
         for name, value in (("per", per), ("burst", burst)):
             if value is not None:
-                raise InvalidTask(f"{where}: {name}: {shorten(value)} needs rate=")
+                why = phrase("%(field)s: %(value)s needs rate=", field=name, value=shorten(value))
+                raise InvalidTask(within(where, why))
         if concurrency is None:
-            raise InvalidTask(f"{where}: give rate= and per=, concurrency=, or all of them")
-        return LimitRule(concurrency=_count(f"{where}: concurrency", concurrency))
+            why = phrase("give rate= and per=, concurrency=, or all of them")
+            raise InvalidTask(within(where, why))
+        return LimitRule(concurrency=_count(within(where, "concurrency"), concurrency))
     if per is None:
-        raise InvalidTask(f"{where}: rate: {shorten(rate)} needs per=, e.g. per=1 for a second")
-    rate, per_us = _count(f"{where}: rate", rate), duration_us(f"{where}: per", per, least=0.001)
+        why = phrase("rate: %(value)s needs per=, e.g. per=1 for a second", value=shorten(rate))
+        raise InvalidTask(within(where, why))
+    rate = _count(within(where, "rate"), rate)
+    per_us = duration_us(within(where, "per"), per, least=0.001)
     if rate > per_us:
-        raise InvalidTask(f"{where}: rate: {rate} in {shorten(per)} s is over one a microsecond")
+        why = phrase(
+            "rate: %(value)s in %(per)s s is over one a microsecond", value=str(rate),
+            per=shorten(per),
+        )  # fmt: skip
+        raise InvalidTask(within(where, why))
     return LimitRule(
         rate=rate,
         per_us=per_us,
-        burst=max(1, rate // 10) if burst is None else _count(f"{where}: burst", burst),
-        concurrency=None if concurrency is None else _count(f"{where}: concurrency", concurrency),
+        burst=max(1, rate // 10) if burst is None else _count(within(where, "burst"), burst),
+        concurrency=(
+            None if concurrency is None else _count(within(where, "concurrency"), concurrency)
+        ),
     )
 
 
-def _count(field: str, value: object) -> int:
+def _count(field: Phrase, value: object) -> int:
     if type(value) is not int or not 1 <= value <= MAX_COUNT:
-        raise InvalidTask(f"{field}: {shorten(value)} is not a whole number from 1 to {MAX_COUNT}")
+        raise InvalidTask(
+            phrase(
+                "%(field)s: %(value)s is not a whole number from %(least)s to %(most)s",
+                field=field, value=shorten(value), least=1, most=str(MAX_COUNT),
+            )
+        )  # fmt: skip
     return value
 
 
@@ -111,20 +137,39 @@ def check_limit(value: object, field: str = "limits") -> str:
     Raises InvalidTask if it is not valid.
     """
     if not isinstance(value, str):
-        raise InvalidTask(f"{field}: {shorten(value)} is not a text")
+        raise InvalidTask(
+            phrase("%(field)s: %(value)s is not a text", field=field, value=shorten(value))
+        )
     if len(value) > LIMIT_LENGTH:
-        msg = f"{field}: {shorten(value)} has {len(value)} characters, over {LIMIT_LENGTH}"
-        raise InvalidTask(msg)
+        raise InvalidTask(
+            phrase(
+                "%(field)s: %(value)s has %(number)s characters, over %(most)s",
+                field=field, value=shorten(value), number=str(len(value)), most=LIMIT_LENGTH,
+            )
+        )  # fmt: skip
     name, colon, rest = value.partition(":")
     if not NAME.fullmatch(name):
-        msg = (
-            f"{field}: the name of {shorten(value)} is not 1 to 128 of the characters A-Z, a-z, "
-            "0-9, '_', '.' and '-', before a colon and a value if it has one"
-        )
-        raise InvalidTask(msg)
-    if colon and not (rest and rest.isprintable()):
-        what = "characters that cannot be printed" if rest else "no value"
-        raise InvalidTask(f"{field}: {shorten(value)} has {what} after its colon")
+        raise InvalidTask(
+            phrase(
+                "%(field)s: the name of %(value)s is not 1 to 128 of the characters A-Z, a-z, "
+                "0-9, '_', '.' and '-', before a colon and a value if it has one",
+                field=field, value=shorten(value),
+            )
+        )  # fmt: skip
+    if colon and not rest:
+        raise InvalidTask(
+            phrase(
+                "%(field)s: %(value)s has no value after its colon",
+                field=field, value=shorten(value),
+            )
+        )  # fmt: skip
+    if colon and not rest.isprintable():
+        raise InvalidTask(
+            phrase(
+                "%(field)s: %(value)s has characters that cannot be printed after its colon",
+                field=field, value=shorten(value),
+            )
+        )  # fmt: skip
     return value
 
 

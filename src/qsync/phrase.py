@@ -59,6 +59,11 @@ def joined(parts: Iterable[str | Phrase], separator: str = " ") -> Phrase:
     return Phrase(separator.join(f"%({name})s" for name in values), values)
 
 
+def within(where: str | Phrase, text: str | Phrase) -> Phrase:
+    """Return a text about a part: `limit stripe: rate: ...`."""
+    return joined([where, text], ": ")
+
+
 def phrase_of(error: BaseException) -> Phrase | str:
     """Return the message of an exception; a Phrase if it was raised with one."""
     given = error.args[0] if error.args else ""

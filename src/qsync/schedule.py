@@ -20,6 +20,7 @@ from cronsim import CronSim, CronSimError
 
 from qsync.errors import InvalidTask
 from qsync.keys import shorten
+from qsync.phrase import Phrase, phrase, plural_phrase
 
 Missed = Literal["skip", "once", "all"]
 """What to do with ticks that came while no server was running; see `due_ticks`."""
@@ -33,12 +34,12 @@ _YEAR_1900_US = -2_208_988_800_000_000
 _YEAR_2000_US = 946_684_800_000_000
 _YEAR_9900_US = 250_246_627_200_000_000
 _CRON_RANGES = {
-    "second": "0 to 59",
-    "minute": "0 to 59",
-    "hour": "0 to 23",
-    "day-of-month": "1 to 31, L or LW",
-    "month": "1 to 12, or JAN to DEC",
-    "day-of-week": "0 to 7, SUN to SAT, or e.g. 5L or 1#2",
+    "second": phrase("0 to 59"),
+    "minute": phrase("0 to 59"),
+    "hour": phrase("0 to 23"),
+    "day-of-month": phrase("1 to 31, L or LW"),
+    "month": phrase("1 to 12, or JAN to DEC"),
+    "day-of-week": phrase("0 to 7, SUN to SAT, or e.g. 5L or 1#2"),
 }
 """Values of the fields of a cron expression, by the names in errors of cronsim."""
 _YEARS = 50  # a schedule without a tick in 50 years has none
@@ -109,7 +110,8 @@ class Cron:
         except StopIteration:  # cronsim found nothing
             first_us = None
         if first_us is None:
-            raise InvalidTask(f"cron={self.expression!r:.200}: never due in {self.tz}")
+            why = phrase("never due in %(zone)s", zone=self.tz)
+            raise InvalidTask(_wrong("cron", self.expression, why))
 
     def __str__(self) -> str:
         return f"{self.expression} ({self.tz})"
@@ -210,10 +212,7 @@ class Every:
         object.__setattr__(self, "period_us", _period_us(seconds))
 
     def __str__(self) -> str:
-        for unit, size_us in (("d", 86_400_000_000), ("h", 3_600_000_000), ("min", 60_000_000)):
-            if self.period_us % size_us == 0:
-                return f"every {self.period_us // size_us} {unit}"
-        return f"every {self.period_us / 1_000_000:.6f}".rstrip("0").rstrip(".") + " s"
+        return str(every_phrase(self.period_us / 1_000_000))
 
     def next_after(self, moment_us: int) -> int | None:
         """Return the first tick later than the moment."""
@@ -226,6 +225,18 @@ class Every:
         if not _YEAR_1900_US <= moment_us < _YEAR_9900_US:
             return None
         return moment_us // self.period_us * self.period_us
+
+
+def every_phrase(seconds: float) -> Phrase:
+    """Return `every 5 min`."""
+    for template, size in (
+        (phrase("every %(number)s d"), 86_400),
+        (phrase("every %(number)s h"), 3600),
+        (phrase("every %(number)s min"), 60),
+    ):
+        if seconds % size == 0:
+            return phrase(template.template, number=f"{seconds // size:.0f}")
+    return phrase("every %(number)s s", number=f"{seconds:.6f}".rstrip("0").rstrip("."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +256,8 @@ class Periodic:
         if not isinstance(self.schedule, Schedule):
             raise InvalidTask(f"schedule={self.schedule!r:.200}: give Cron(...) or Every(...)")
         if self.missed not in get_args(Missed):
-            raise InvalidTask(f"missed={self.missed!r:.200}: give one of {get_args(Missed)}")
+            why = phrase("give one of %(choices)s", choices=str(get_args(Missed)))
+            raise InvalidTask(_wrong("missed", self.missed, why))
 
 
 def due_ticks(
@@ -310,7 +322,7 @@ def check_schedule_name(name: object, field_name: str = "name") -> str:
     Raises InvalidTask if it is not valid.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]{1,128}", name):
-        raise InvalidTask(f"{field_name}={name!r:.200}: give 1 to 128 of A-Z a-z 0-9 _ . : -")
+        raise InvalidTask(_wrong(field_name, name, phrase("give 1 to 128 of A-Z a-z 0-9 _ . : -")))
     return name
 
 
@@ -321,24 +333,40 @@ def _cron_fields(expression: object) -> list[str]:
         CronSim(expression, _EPOCH)
     except (CronSimError, ValueError) as error:  # ValueError: a number with thousands of digits
         why = _cron_problem(expression.split(), str(error))
-        raise InvalidTask(f"cron={expression!r:.200}: {why}") from error
+        raise InvalidTask(_wrong("cron", expression, why)) from error
     return expression.split()
 
 
-def _cron_problem(fields: list[str], error: str) -> str:
+def _wrong(field: str, value: object, why: Phrase) -> Phrase:
+    return phrase("%(field)s=%(value)s: %(why)s", field=field, value=f"{value!r:.200}", why=why)
+
+
+def _cron_problem(fields: list[str], error: str) -> Phrase:
     """Return what is wrong with the fields of an expression, given the error of cronsim."""
     if len(fields) not in (5, 6):
-        count = f"{len(fields)} field{'' if len(fields) == 1 else 's'}"
-        order = "minute, hour, day, month, weekday"
-        return f"{count}; give 5 ({order}) or 6 with seconds first, e.g. '0 9 * * *'"
+        return plural_phrase(
+            "%(num)s field; give 5 (minute, hour, day, month, weekday) or 6 with seconds first, "
+            "e.g. '0 9 * * *'",
+            "%(num)s fields; give 5 (minute, hour, day, month, weekday) or 6 with seconds first, "
+            "e.g. '0 9 * * *'",
+            len(fields),
+        )
     name = error.removeprefix("Bad ")
     if name not in _CRON_RANGES:
-        return error
+        return phrase("%(error)s", error=error)
     value = fields[list(_CRON_RANGES).index(name) - 6]
     if name == "day-of-month" and _is_cron(f"0 0 {value} * *"):
-        return f"{error} {value!r:.80}; no month of {fields[-2]!r:.80} has that day"
-    order = "; a range goes up, and a step is at least 1" if set(value) & set("-/") else ""
-    return f"{error} {value!r:.80}; give {_CRON_RANGES[name]}{order}"
+        return phrase(
+            "%(error)s %(value)s; no month of %(months)s has that day",
+            error=error, value=f"{value!r:.80}", months=f"{fields[-2]!r:.80}",
+        )  # fmt: skip
+    values = {"error": error, "value": f"{value!r:.80}", "range": _CRON_RANGES[name]}
+    if set(value) & set("-/"):
+        return phrase(
+            "%(error)s %(value)s; give %(range)s; a range goes up, and a step is at least 1",
+            **values,
+        )
+    return phrase("%(error)s %(value)s; give %(range)s", **values)
 
 
 def _is_cron(expression: str) -> bool:
@@ -357,10 +385,11 @@ def _time_zone(tz: object) -> tzinfo:
             return ZoneInfo(tz)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         pass  # unknown name, invalid name, or the name of a folder
-    raise InvalidTask(
-        f"tz={tz!r:.200}: not in the time zone database (of the system or of tzdata); "
-        'use a name such as "Europe/Moscow"'
+    why = phrase(
+        "not in the time zone database (of the system or of tzdata); use a name such as "
+        '"Europe/Moscow"'
     )
+    raise InvalidTask(_wrong("tz", tz, why))
 
 
 def _period_us(seconds: object) -> int:
@@ -371,9 +400,8 @@ def _period_us(seconds: object) -> int:
         or not isinstance(seconds, int | float)
         or not 0.1 <= seconds <= 36_525 * 86_400  # NaN fails here, too
     ):
-        raise InvalidTask(
-            f"every={seconds!r:.200}: give seconds or a timedelta, 0.1 s to 100 years"
-        )
+        why = phrase("give seconds or a timedelta, 0.1 s to 100 years")
+        raise InvalidTask(_wrong("every", seconds, why))
     return round(seconds * 1_000_000)
 
 
@@ -382,10 +410,12 @@ def schedule_of(
 ) -> Cron | Every:
     """Return the schedule that these options describe. Raise InvalidTask if one is wrong."""
     if (cron is None) == (every is None):
-        raise InvalidTask("schedule: give either cron= or every=")
+        raise InvalidTask(phrase("schedule: give either cron= or every="))
     if cron is not None:
         name = tz.key if isinstance(tz, ZoneInfo) else tz
         return Cron(cron, tz="UTC" if tz is None else cast("str", name))
     if tz is not None:
-        raise InvalidTask(f"tz: {shorten(tz)} needs cron=; every= has no time zone")
+        raise InvalidTask(
+            phrase("tz: %(value)s needs cron=; every= has no time zone", value=shorten(tz))
+        )
     return Every(cast("float", every))

@@ -17,6 +17,7 @@ from qsync.errors import ConfigError, InvalidTask
 from qsync.keys import check_id, check_name, shorten
 from qsync.limit import check_limits
 from qsync.message import NORMAL_PRIORITY, Result, StoredOptions
+from qsync.phrase import phrase
 from qsync.state import TaskState
 from qsync.times import Duration, datetime_us, duration_us, from_us
 from qsync.uniqueness import OnDuplicate, Uniqueness, check_uniqueness
@@ -145,8 +146,9 @@ class Task(_PositionalFields, Generic[R_co], frozen=True, kw_only=True, gc=False
 def check_type(value: object) -> str:
     """Return the task type. Raise InvalidTask unless it is 1 to 256 printable characters."""
     if type(value) is not str or not 0 < len(value) <= 256 or not value.isprintable():
-        msg = f"type: {shorten(value)} is not 1 to 256 printable characters"
-        raise InvalidTask(msg)
+        raise InvalidTask(
+            phrase("type: %(value)s is not 1 to 256 printable characters", value=shorten(value))
+        )
     return value
 
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from qsync.errors import InvalidTask
 from qsync.keys import shorten
+from qsync.phrase import Phrase, phrase
 
 MAX_SECONDS: Final = 10 * 365 * 86_400.0
 """Longest duration that an option may have, seconds: ten years."""
@@ -18,7 +19,7 @@ Duration = float | timedelta
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def duration_us(field: str, value: Duration, *, least: float = 0.0) -> int:
+def duration_us(field: str | Phrase, value: Duration, *, least: float = 0.0) -> int:
     """Return a duration in microseconds.
 
     Raises InvalidTask unless it is from `least` to MAX_SECONDS.
@@ -28,11 +29,19 @@ def duration_us(field: str, value: Duration, *, least: float = 0.0) -> int:
     elif isinstance(value, int | float) and not isinstance(value, bool):
         seconds = float(value)
     else:
-        msg = f"{field}: {shorten(value)} is neither a number of seconds nor a timedelta"
-        raise InvalidTask(msg)
+        raise InvalidTask(
+            phrase(
+                "%(field)s: %(value)s is neither a number of seconds nor a timedelta",
+                field=field, value=shorten(value),
+            )
+        )  # fmt: skip
     if not math.isfinite(seconds) or not least <= seconds <= MAX_SECONDS:
-        msg = f"{field}: {shorten(value)} is not between {least:g} and {MAX_SECONDS:.0f} seconds"
-        raise InvalidTask(msg)
+        raise InvalidTask(
+            phrase(
+                "%(field)s: %(value)s is not between %(least)s and %(most)s seconds",
+                field=field, value=shorten(value), least=float(least), most=f"{MAX_SECONDS:.0f}",
+            )
+        )  # fmt: skip
     return round(seconds * 1_000_000)
 
 

@@ -239,7 +239,7 @@ def test_its_priority_and_what_is_above_it(store: Store, prefix: str) -> None:
         await bed.enqueue(Task("t", id="n"), Task("t", id="low", priority=2))
         assert (await why(bed, "n")).sentence == "Waiting: 1st of 2."
         assert (await why(bed, "low")).sentence == (
-            "Waiting: 2nd of 2. Its priority is 2: 1 task of a higher priority start before it."
+            "Waiting: 2nd of 2. Its priority is 2: 1 task of a higher priority starts before it."
         )
         await bed.enqueue(Task("t", id="high", priority=9), Task("t", id="high2", priority=9))
         assert (await why(bed, "high")).sentence == "Waiting: 1st of 4. Its priority is 9."

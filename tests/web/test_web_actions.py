@@ -290,10 +290,10 @@ async def test_bounds_and_weights_are_set_and_reset(valkey: Store, prefix: str) 
         page = await web.send(
             "/queue/bounds", queue="default", max_tasks="1", max_bytes="1GiB", when_full="raise"
         )
-        assert "The queue is full: 1 of 1 waiting tasks" in page
+        assert "The queue is full: 1 of 1 waiting task" in page
         assert "1 waiting tasks and 1,073,741,824 bytes, then raise" in page
         overview = (await web.client.get("/")).text
-        assert "is full: 1 of 1 waiting tasks" in overview
+        assert "is full: 1 of 1 waiting task" in overview
         page = await web.send("/queue/bounds", queue="default", max_tasks="many")
         assert "max_tasks: &#39;many&#39; is not a whole number" in page
         page = await web.send("/queue/bounds", queue="default", max_bytes="big")

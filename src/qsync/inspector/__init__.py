@@ -15,6 +15,7 @@ from qsync.broker.aio import AsyncBroker
 from qsync.inspector.bounds import _BoundsMixin
 from qsync.inspector.error_groups import ErrorGroup, ErrorPart, merge_groups
 from qsync.inspector.explain import _ExplainMixin
+from qsync.inspector.explanation import Explanation, Reason
 from qsync.inspector.limit_values import LimitInfo, LimitPage, OperatorRule
 from qsync.inspector.limits import _LimitsMixin
 from qsync.inspector.merged_pages import _TaskListsMixin
@@ -30,14 +31,12 @@ from qsync.inspector.values import (
     Change,
     Day,
     Event,
-    Explanation,
     Filter,
     Forgotten,
     Overview,
     Page,
     Pause,
     QueueInfo,
-    Reason,
     RunningTask,
     ScheduleInfo,
     ServerInfo,

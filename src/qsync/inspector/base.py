@@ -20,6 +20,7 @@ from qsync.broker.call import Call
 from qsync.broker.views import PageKey
 from qsync.errors import InvalidTask, QsyncError
 from qsync.keys import GlobalKeys, QueueKeys, shorten
+from qsync.phrase import Phrase, phrase
 from qsync.state import TaskState
 
 CALLS_PER_TRIP: Final = 100
@@ -60,6 +61,11 @@ def cursor_at(place: PageKey, *, until_us: int = 0) -> str:
     return str(Cursor(score, id.encode(errors="surrogateescape"), until_us))
 
 
+def no_cursor(text: object) -> Phrase:
+    """Return that a text is not a cursor."""
+    return phrase("cursor: %(value)s is not a cursor of an earlier page", value=shorten(text))
+
+
 def read_cursor(text: str | None) -> Cursor | None:
     """Decode a cursor. Raise InvalidTask if it is invalid."""
     if text is None:
@@ -71,8 +77,7 @@ def read_cursor(text: str | None) -> Cursor | None:
     except (codec.CodecError, binascii.Error, ValueError, AttributeError):
         good = False
     if not good:
-        msg = f"cursor: {shorten(text)} is not a cursor of an earlier page"
-        raise InvalidTask(msg)
+        raise InvalidTask(no_cursor(text))
     return cursor
 
 
@@ -81,8 +86,12 @@ def check_state(state: str) -> TaskState:
     try:
         return TaskState(state)
     except ValueError:
-        msg = f"state: {shorten(state)} is not one of {', '.join(TaskState)}"
-        raise InvalidTask(msg) from None
+        raise InvalidTask(
+            phrase(
+                "state: %(state)s is not one of %(states)s",
+                state=shorten(state), states=", ".join(TaskState),
+            )
+        ) from None  # fmt: skip
 
 
 class Base:
@@ -174,8 +183,7 @@ def _check_page(cursor: str | None) -> str:
     if cursor is None:
         return "0"
     if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 20 and int(cursor) < 2**64):
-        msg = f"cursor: {shorten(cursor)} is not a cursor of an earlier page"
-        raise InvalidTask(msg)
+        raise InvalidTask(no_cursor(cursor))
     return cursor
 
 

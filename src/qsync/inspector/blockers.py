@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qsync.broker.pending_view import PendingPosition
-from qsync.formatting import utc_time
+from qsync.inspector.explanation import Reason
 from qsync.inspector.limit_values import LimitInfo
 from qsync.inspector.live_servers import Record
 from qsync.inspector.task_rows import DecodedTask
-from qsync.inspector.values import Pause, Reason
+from qsync.inspector.values import Pause
+from qsync.phrase import Phrase, phrase, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,32 +45,46 @@ def able_servers(facts: Facts) -> list[Record]:
     ]
 
 
-def blockers_of(facts: Facts, paused: Pause | None) -> list[tuple[Reason, str]]:
+def blockers_of(facts: Facts, paused: Pause | None) -> list[tuple[Reason, Phrase]]:
     """Return what blocks every task of this type and queue, as reason and sentence."""
-    blockers: list[tuple[Reason, str]] = []
+    blockers: list[tuple[Reason, Phrase]] = []
     if paused is not None:
-        blockers.append(("paused", f"The queue is {_paused(paused)}."))
+        what = phrase("The queue is %(paused)s.", paused=paused_phrase(paused))
+        blockers.append(("paused", what))
     if facts.type_pause is not None:
-        sentence = f"Type {quoted_type(facts)} is {_paused(facts.type_pause)}."
-        blockers.append(("type_paused", sentence))
+        pause = paused_phrase(facts.type_pause)
+        text = phrase("Type %(type)s is %(paused)s.", type=quoted_type(facts), paused=pause)
+        blockers.append(("type_paused", text))
     takers = [server for server in facts.servers if server.takes(facts.queue)]
     if not takers:
-        blockers.append(("no_server", f"No running server takes tasks from queue {facts.queue}."))
+        text = phrase("No running server takes tasks from queue %(queue)s.", queue=facts.queue)
+        blockers.append(("no_server", text))
     elif all(server.quiet for server in takers):
-        blockers.append(("all_quiet", "All servers of the queue were told to take no new tasks."))
+        text = phrase("All servers of the queue were told to take no new tasks.")
+        blockers.append(("all_quiet", text))
     elif not able_servers(facts):
-        sentence = f"No running server has a handler for {quoted_type(facts)}: deploy one"
-        blockers.append(("no_server_knows", f"{sentence}, or delete the task."))
+        text = phrase(
+            "No running server has a handler for %(type)s: deploy one, or delete the task.",
+            type=quoted_type(facts),
+        )
+        blockers.append(("no_server_knows", text))
     return blockers
 
 
-def _paused(pause: Pause) -> str:
+def paused_phrase(pause: Pause) -> Phrase:
     """Return `paused`, with by whom, since when and why."""
-    by = f" by {pause.by}" if pause.by else ""
-    since = f" since {utc_time(pause.at)}" if pause.at else ""
-    return f"paused{by}{since}{f': {pause.why}' if pause.why else ''}"
+    text = phrase("paused")
+    if pause.by and pause.at:
+        text = phrase("paused by %(name)s since %(time)s", name=pause.by, time=pause.at)
+    elif pause.by:
+        text = phrase("paused by %(name)s", name=pause.by)
+    elif pause.at:
+        text = phrase("paused since %(time)s", time=pause.at)
+    return within(text, pause.why) if pause.why else text
 
 
-def quoted_type(facts: Facts) -> str:
+def quoted_type(facts: Facts) -> str | Phrase:
     """Return the type of the task in quotes."""
-    return repr(facts.task.message.type) if facts.task.message else "its type, which is lost"
+    if facts.task.message:
+        return repr(facts.task.message.type)
+    return phrase("its type, which is lost")

@@ -8,6 +8,7 @@ from qsync.errors import InvalidTask
 from qsync.inspector.live_servers import _LiveServersMixin
 from qsync.inspector.values import Change
 from qsync.keys import shorten
+from qsync.phrase import phrase
 
 
 class _BoundsMixin(_LiveServersMixin):
@@ -78,6 +79,7 @@ WEIGHTS = 100_000
 
 def _check_key(key: object) -> str:
     if not isinstance(key, str) or not 0 < len(key) <= 256:
-        msg = f"fairness key: {shorten(key)} is not a text of 1 to 256 characters"
-        raise InvalidTask(msg)
+        raise InvalidTask(
+            phrase("fairness key: %(key)s is not a text of 1 to 256 characters", key=shorten(key))
+        )
     return key

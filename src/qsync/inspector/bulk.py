@@ -16,6 +16,7 @@ from qsync.inspector.task_rows import decode_row, is_unread, matches
 from qsync.inspector.tasks import _TasksMixin, rerun_of
 from qsync.inspector.values import Filter, Step
 from qsync.message import decode_failure
+from qsync.phrase import phrase
 from qsync.state import TaskState
 
 SCAN: Final = 250
@@ -62,7 +63,10 @@ class _BulkMixin(_TasksMixin):
         known = check_state(state)
         if known not in WAITING:
             raise InvalidTask(
-                f"state: {known} tasks do not wait for a time; use scheduled or retry"
+                phrase(
+                    "state: %(state)s tasks do not wait for a time; use scheduled or retry",
+                    state=str(known),
+                )
             )
         return await self._run_part(queue, known, filter, cursor)
 

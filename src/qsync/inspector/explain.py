@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from msgspec.structs import replace
@@ -15,27 +15,33 @@ from qsync.broker import bounds_ops, limit_ops, pending_view, type_ops, views
 from qsync.broker.leased_batch import crash_count
 from qsync.broker.stored_task import lease_until, moment_of, state_of
 from qsync.errors import InvalidTask
-from qsync.formatting import duration, ordinal, plural, utc_time
 from qsync.inspector.blockers import Facts, able_servers, blockers_of, quoted_type
-from qsync.inspector.limit_values import LimitInfo
+from qsync.inspector.explain_texts import (
+    DIED,
+    EXPIRED,
+    PAST_DEADLINE,
+    crashed_sentence,
+    due_phrase,
+    ended_sentence,
+    later_call_sentences,
+    limited_sentence,
+    priority_sentences,
+    running_sentence,
+    set_aside_sentence,
+    shortened,
+)
+from qsync.inspector.explanation import Explanation, Reason
 from qsync.inspector.limits import info_of
 from qsync.inspector.live_servers import _LiveServersMixin
 from qsync.inspector.task_rows import decode_task, pause_of, server_of
-from qsync.inspector.values import Explanation, Reason
 from qsync.keys import check_id, holder_of_token
-from qsync.message import NORMAL_PRIORITY
 from qsync.new_task import new_nonce, new_task
+from qsync.phrase import Ordinal, Phrase, joined, phrase, plural_phrase
 from qsync.state import UNFINISHED, TaskState
 from qsync.task import Task
 
 RUN_ALONE: Final = 2
 """Number of crashes from which on a task runs alone in its process."""
-
-ERROR_SHOWN: Final = 120
-"""Number of characters of an error that a sentence shows."""
-
-HOLDERS_SHOWN: Final = 5
-"""Number of tasks that a sentence names as holders of a limit."""
 
 MAX_MEASURE_S: Final = 5.0
 
@@ -62,18 +68,24 @@ def explain(facts: Facts) -> Explanation:
 
 def not_found(id: str, queue: str) -> Explanation:
     """Return the explanation for a task that is not in the queue."""
-    sentence = (
-        f"Not in queue {queue}: it has ended and was not kept, was deleted, or was never enqueued "
-        "there."
+    text = phrase(
+        "Not in queue %(queue)s: it has ended and was not kept, was deleted, or was never enqueued "
+        "there.",
+        queue=queue,
     )
-    return Explanation(id=id, queue=queue, state=None, sentence=sentence, reason="not_found")
+    return Explanation(
+        id=id, queue=queue, state=None, sentence=str(text), phrase=text, reason="not_found"
+    )
 
 
 def duplicate_of(holder: Explanation) -> Explanation:
     """Return the explanation for a task that is not enqueued because another holds its lock."""
+    told = holder.phrase or holder.sentence
+    text = joined([phrase("Duplicate of task %(id)s.", id=holder.id), told])
     return replace(
         holder,
-        sentence=f"Duplicate of task {holder.id}. {holder.sentence}",
+        sentence=str(text),
+        phrase=text,
         reason="duplicate",
         also=[holder.reason, *holder.also],
         holder=holder.id,
@@ -88,43 +100,62 @@ def _pending(facts: Facts, blank: Explanation) -> Explanation:
     slots = sum(server.concurrency for server in able)
     is_stuck = bool(able) and all(server.stuck for server in able)
     is_full = not blockers and bool(able) and all(server.full for server in able) and not is_stuck
-    busy = f"; all {slots:,} slots are busy" if is_full else ""
-    position = f"{ordinal(rank + 1)} of {max(rank + 1, facts.located.pending):,}"
-    sentences = [f"Waiting: {position}{busy}.", *_priority(facts)]
+    place = {"position": Ordinal(rank + 1), "all": max(rank + 1, facts.located.pending)}
+    waits = phrase("Waiting: %(position)s of %(all)s.", **place)
+    if is_full:
+        waits = plural_phrase(
+            "Waiting: %(position)s of %(all)s; all %(num)s slots are busy.",
+            "Waiting: %(position)s of %(all)s; all %(num)s slots are busy.",
+            slots, **place,
+        )  # fmt: skip
+    sentences = [waits, *priority_sentences(facts)]
     if blank.attempt > 1:
-        sentences.append(f"Next is attempt {blank.attempt} of {blank.retry + 1}.")
+        sentences.append(
+            phrase(
+                "Next is attempt %(number)s of %(all)s.", number=blank.attempt, all=blank.retry + 1
+            )
+        )
     reasons = [reason for reason, _ in blockers] or ["behind" if rank else "next"]
     sentences += [sentence for _, sentence in blockers]
     if not blockers and is_stuck:
         sentences.append(
-            "All slots of its servers hold tasks that wait for results of tasks in the same queues."
+            phrase(
+                "All slots of its servers hold tasks that wait for results of tasks in the same "
+                "queues."
+            )
         )
     if wait and not blockers:
-        sentences.append(f"About {duration(wait)} to go.")
+        sentences.append(phrase("About %(length)s to go.", length=timedelta(seconds=wait)))
     if _is_past_deadline(facts):
         reasons.append("deadline")
-        sentences.append("Its deadline has passed: it will be dead as soon as a server takes it.")
+        sentences.append(PAST_DEADLINE)
     return _explained(blank, sentences, reasons, rank=rank, wait=wait, servers=len(able))
 
 
 def _limited(facts: Facts, blank: Explanation) -> Explanation:
     info = facts.waits_for
-    cause = f"a pause of {quoted_type(facts)} that" if facts.waits_for_type else "a limit that"
-    ended = "is over" if facts.waits_for_type else "has just opened"
-    sentences = [f"Limited by {cause} {ended}: it starts when a server looks for tasks."]
+    sentences = [
+        phrase("Limited by a limit that has just opened: it starts when a server looks for tasks.")
+    ]
+    if facts.waits_for_type:
+        sentences = [
+            phrase(
+                "Limited by a pause of %(type)s that is over: it starts when a server looks for "
+                "tasks.",
+                type=quoted_type(facts),
+            )
+        ]
     reasons: list[Reason] = ["limited"]
     if facts.waits_for_type and facts.type_pause:
-        before = f"{plural(facts.waits_before, 'task')} of it before this one"
-        sentences, reasons = [f"Set aside, with {before}."], []
+        sentences, reasons = [set_aside_sentence(facts.waits_before)], []
     elif info is not None:
-        order = _order(facts.waits_before)
-        sentences = [f"Limited by {info.limit}: {_obstacle(info)}; {order}."]
+        sentences = [limited_sentence(info, facts.waits_before)]
     for reason, sentence in blockers_of(facts, blank.paused):
         reasons.append(reason)
         sentences.append(sentence)
     if _is_past_deadline(facts):
         reasons.append("deadline")
-        sentences.append("Its deadline has passed: it will be dead as soon as a server takes it.")
+        sentences.append(PAST_DEADLINE)
     return _explained(
         blank, sentences, reasons, servers=len(able_servers(facts)),
         rank=facts.waits_before, at=info and (info.closed_until or info.opens_at),
@@ -132,81 +163,46 @@ def _limited(facts: Facts, blank: Explanation) -> Explanation:
     )  # fmt: skip
 
 
-def _order(before: int) -> str:
-    return "next to start" if before == 0 else f"{ordinal(before + 1)} to start"
-
-
-def _obstacle(info: LimitInfo) -> str:
-    """Return why a limit lets no task start now."""
-    if info.closed_until is not None:
-        return f"closed until {utc_time(info.closed_until)}"
-    most = info.rule.concurrency if info.rule else None
-    if most is not None and info.taken >= most:
-        holders = ", ".join(info.holders[:HOLDERS_SHOWN])
-        others = info.taken - len(info.holders[:HOLDERS_SHOWN])
-        more = f" and {others:,} more" if others > 0 and holders else ""
-        by = f" by {holders}{more}" if holders else ""
-        return f"{info.taken:,} of {most:,} {'slot' if most == 1 else 'slots'} in use{by}"
-    if info.opens_at is not None:
-        return f"opens at {utc_time(info.opens_at)} ({info.rule})"
-    return "open, and other tasks wait before it"
-
-
 def _scheduled(facts: Facts, blank: Explanation) -> Explanation:
     failure, due_at = facts.task.failure, moment_of(facts.task.shown.score)
-    when = _when(facts, due_at)
+    when = due_phrase(facts, due_at)
     reasons: list[Reason] = ["scheduled"]
-    sentence = f"Scheduled for {when}."
+    sentence = phrase("Scheduled for %(when)s.", when=when)
     if failure.unknown_times:
-        times = "once" if failure.unknown_times == 1 else f"{failure.unknown_times} times"
-        sentence = (
-            f"Returned to the queue {times} by servers without a handler for {quoted_type(facts)}; "
-            f"next try at {when}."
-        )
+        sentence = plural_phrase(
+            "Returned to the queue once by servers without a handler for %(type)s; next try at "
+            "%(when)s.",
+            "Returned to the queue %(num)s times by servers without a handler for %(type)s; next "
+            "try at %(when)s.",
+            failure.unknown_times, type=quoted_type(facts), when=when,
+        )  # fmt: skip
         reasons = ["handed_back"]
     elif failure.snoozed_at_us:
-        times = "" if failure.snoozes == 1 else f" for the {ordinal(failure.snoozes)} time"
-        sentence = f"Snoozed by its handler{times} until {when}."
+        sentence = phrase("Snoozed by its handler until %(when)s.", when=when)
+        if failure.snoozes != 1:
+            sentence = phrase(
+                "Snoozed by its handler for the %(position)s time until %(when)s.",
+                position=Ordinal(failure.snoozes), when=when,
+            )  # fmt: skip
         reasons = ["snoozed"]
     elif facts.task.options.debounce_us:
         reasons = ["debounced"]
-    return _waiting(facts, blank, [sentence, *_later_calls(facts)], reasons, due_at)
+    return _waiting(facts, blank, [sentence, *later_call_sentences(facts)], reasons, due_at)
 
 
 def _retry(facts: Facts, blank: Explanation) -> Explanation:
     due_at = moment_of(facts.task.shown.score)
-    retry = f"Retry {facts.task.failure.attempts} of {blank.retry} at {_when(facts, due_at)}."
-    return _waiting(facts, blank, [retry, *_later_calls(facts)], ["retry"], due_at)
-
-
-def _priority(facts: Facts) -> list[str]:
-    """Return what the priority of a pending task does, if it or a higher one is used."""
-    priority, above = facts.task.options.priority or NORMAL_PRIORITY, facts.located.above
-    if not above:
-        return [f"Its priority is {priority}."] if priority != NORMAL_PRIORITY else []
-    tasks = "1 task" if above == 1 else f"{above:,} tasks"
-    return [f"Its priority is {priority}: {tasks} of a higher priority start before it."]
-
-
-def _later_calls(facts: Facts) -> list[str]:
-    """Return what later calls with the unique key of a waiting task do to it."""
-    options, message = facts.task.options, facts.task.message
-    if not options.replaces or message is None:
-        return []
-    if not options.debounce_us:
-        return ["A later call with its unique key replaces it while it waits."]
-    text = f"It runs {duration(options.debounce_us / 1e6)} after the last call with its unique key"
-    if options.debounce_max_us is None:
-        return [f"{text}."]
-    latest = utc_time(moment_of(message.enqueued_at_us + options.debounce_max_us))
-    longest = duration(options.debounce_max_us / 1e6)
-    return [f"{text}, at the latest at {latest}, {longest} after the first call."]
+    retry = phrase(
+        "Retry %(number)s of %(all)s at %(when)s.",
+        number=facts.task.failure.attempts, all=blank.retry, when=due_phrase(facts, due_at),
+    )  # fmt: skip
+    return _waiting(facts, blank, [retry, *later_call_sentences(facts)], ["retry"], due_at)
 
 
 def _waiting(
     facts: Facts,
     blank: Explanation,
-    sentences: list[str],
+    sentences: list[Phrase],
     reasons: list[Reason],
     due_at: datetime,
 ) -> Explanation:
@@ -223,33 +219,38 @@ def _active(facts: Facts, blank: Explanation) -> Explanation:
     number = (shown.owner or "").rpartition("/")[2]
     is_known = number.isdigit() and int(number) == located.fetch_number and located.fetched_at_us
     since = moment_of(located.fetched_at_us) if is_known else None
-    ran = f" for {duration((located.now_us - located.fetched_at_us) / 1_000_000)}" if since else ""
-    limit_us = facts.task.options.timeout_us
-    limit = f" (time limit {duration(limit_us / 1_000_000)})" if limit_us else ""
-    sentences = [f"Running{ran} on {server or 'an unknown server'}{limit}."]
+    ran = timedelta(microseconds=located.now_us - located.fetched_at_us) if since else None
+    sentences = [running_sentence(server, ran, facts.task.options.timeout_us)]
     reasons: list[Reason] = ["active"]
-    left = duration(max(0.0, shown.score - located.now_us) / 1_000_000)
+    left = timedelta(microseconds=max(0.0, shown.score - located.now_us))
     if shown.score <= located.now_us:
         reasons = ["lapsed"]
-        what = "Its server died" if shown.score < 0 else "Its lease has expired"
-        sentences.append(f"{what}: it returns to the queue when a server next looks for tasks.")
+        sentences.append(DIED if shown.score < 0 else EXPIRED)
     elif any(record.id == server for record in facts.servers):
-        sentences.append(f"Its lease expires in {left} unless the server renews it.")
+        sentences.append(
+            phrase("Its lease expires in %(length)s unless the server renews it.", length=left)
+        )
     else:
         sentences.append(
-            f"The server stopped responding. The task is recovered when its lease expires, in "
-            f"{left}."
+            phrase(
+                "The server stopped responding. The task is recovered when its lease expires, in "
+                "%(length)s.",
+                length=left,
+            )
         )
     if shown.cancel is not None:
         reasons.append("cancelled")
-        sentences.append("Its cancellation was requested.")
+        sentences.append(phrase("Its cancellation was requested."))
     again = None
     if located.next_run_us is not None:
         again = moment_of(located.next_run_us)
         reasons.append("replaced")
         sentences.append(
-            "A later call with its unique key waits: when this attempt has ended, the task runs "
-            f"again with the payload of that call, not before {utc_time(again)}."
+            phrase(
+                "A later call with its unique key waits: when this attempt has ended, the task "
+                "runs again with the payload of that call, not before %(time)s.",
+                time=again,
+            )
         )
     return _explained(
         blank, sentences, reasons, at=again, server=server, since=since, lease_until=until
@@ -260,17 +261,18 @@ def _completed(facts: Facts, blank: Explanation) -> Explanation:
     shown, kept_us = facts.task.shown, facts.task.options.retention_us
     ended_at = None if kept_us is None else moment_of(shown.score - kept_us)
     reason: Reason = "completed" if shown.cancel is None else "cancelled"
-    when = f" at {utc_time(ended_at)}" if ended_at else ""
-    sentence = f"{reason.capitalize()}{when}, deleted after {utc_time(moment_of(shown.score))}."
+    sentence = ended_sentence(shown.cancel is not None, ended_at, moment_of(shown.score))
     return _explained(blank, [sentence], [reason], at=ended_at)
 
 
 def _dead(facts: Facts, blank: Explanation) -> Explanation:
     died_at, holder = moment_of(facts.task.shown.score), facts.located.holder
-    sentences, reasons = [f"Dead since {utc_time(died_at)}."], list[Reason](["dead"])
+    sentences, reasons = [phrase("Dead since %(time)s.", time=died_at)], list[Reason](["dead"])
     if holder is not None and holder != facts.id:
         reasons.append("duplicate")
-        sentences.append(f"It cannot run again while task {holder} holds its unique lock.")
+        sentences.append(
+            phrase("It cannot run again while task %(id)s holds its unique lock.", id=holder)
+        )
     else:
         holder = None
     attempts = facts.task.failure.attempts
@@ -279,11 +281,14 @@ def _dead(facts: Facts, blank: Explanation) -> Explanation:
 
 def with_bounds(explanation: Explanation, bounds: QueueBounds) -> Explanation:
     """Return the explanation with a sentence about a queue that is full or nearly full. Pure."""
-    if not bounds.note:
+    if bounds.phrase is None:
         return explanation
+    full = phrase("The queue is %(note)s.", note=bounds.phrase)
+    text = joined([explanation.phrase or explanation.sentence, full])
     return replace(
         explanation,
-        sentence=f"{explanation.sentence} The queue is {bounds.note}.",
+        sentence=str(text),
+        phrase=text,
         also=[*explanation.also, "full"],
     )
 
@@ -300,32 +305,19 @@ _BY_STATE = {
 
 
 def _explained(
-    blank: Explanation, sentences: list[str], reasons: Sequence[Reason], **fields: object
+    blank: Explanation, sentences: list[Phrase], reasons: Sequence[Reason], **fields: object
 ) -> Explanation:
     if blank.crashes >= RUN_ALONE and blank.state in UNFINISHED:
-        times = "twice" if blank.crashes == RUN_ALONE else f"{blank.crashes} times"
-        sentences.append(f"It runs alone, because its server crashed {times} while running it.")
+        sentences.append(crashed_sentence(blank.crashes))
     if blank.error and blank.state in (TaskState.RETRY, TaskState.DEAD):
-        sentences.append(f"Last error: {_shortened(blank.error)}")
-    text, (first, *others) = " ".join(sentences), reasons
-    return replace(blank, sentence=text, reason=first, also=others, **fields)
+        sentences.append(phrase("Last error: %(error)s", error=shortened(blank.error)))
+    text, (first, *others) = joined(sentences), reasons
+    return replace(blank, sentence=str(text), phrase=text, reason=first, also=others, **fields)
 
 
 def _is_past_deadline(facts: Facts) -> bool:
     deadline_us = facts.task.options.deadline_us
     return deadline_us is not None and deadline_us <= facts.located.now_us
-
-
-def _when(facts: Facts, due_at: datetime) -> str:
-    left = facts.task.shown.score - facts.located.now_us
-    if left <= 0:
-        return f"{utc_time(due_at)} (due now: it starts when a server next looks for tasks)"
-    return f"{utc_time(due_at)} (in {duration(left / 1_000_000)})"
-
-
-def _shortened(error: str) -> str:
-    line = error.partition("\n")[0]
-    return line if len(line) <= ERROR_SHOWN else f"{line[: ERROR_SHOWN - 1].rstrip(' .')}…"
 
 
 class _ExplainMixin(_LiveServersMixin):

@@ -8,10 +8,9 @@ from typing import Final
 from qsync.broker import limit_ops
 from qsync.broker.limit_ops import LimitDetail, LimitState
 from qsync.errors import InvalidTask
-from qsync.inspector.base import Base
+from qsync.inspector.base import Base, no_cursor
 from qsync.inspector.limit_values import LimitInfo, LimitPage, OperatorRule
 from qsync.inspector.values import Change
-from qsync.keys import shorten
 from qsync.limit import LimitRule, check_limit, limit_name
 from qsync.times import from_us
 
@@ -33,7 +32,7 @@ class _LimitsMixin(Base):
         """
         start = cursor or "0"
         if not (start.isascii() and start.isdecimal() and len(start) <= 20):
-            raise InvalidTask(f"cursor: {shorten(cursor)} is not one that a page returned")
+            raise InvalidTask(no_cursor(cursor))
         keys = self._keys(queue)
         page = await self._broker.run(limit_ops.list_limits(keys, cursor=start, count=PAGE))
         states, rules = {state.limit: state for state in page.states}, page

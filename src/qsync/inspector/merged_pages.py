@@ -9,10 +9,9 @@ from typing import Final
 
 from qsync.broker.views import PageKey
 from qsync.errors import InvalidTask
-from qsync.inspector.base import check_state, cursor_at, read_cursor
+from qsync.inspector.base import check_state, cursor_at, no_cursor, read_cursor
 from qsync.inspector.tasks import SCAN, SCANS, _TasksMixin
 from qsync.inspector.values import Filter, Page, TaskRow
-from qsync.keys import shorten
 from qsync.state import TaskState
 
 _BY_QUEUE: Final = (TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE)
@@ -70,7 +69,7 @@ class _TaskListsMixin(_TasksMixin):
         names = sorted(queues)
         queue, slash, inner = (cursor or "").partition("/")
         if cursor is not None and not slash:
-            raise InvalidTask(f"cursor: {shorten(cursor)} is not a cursor of an earlier page")
+            raise InvalidTask(no_cursor(cursor))
         names = [name for name in names if name >= queue]
         rows: list[TaskRow] = []
         total = scanned = 0

@@ -15,6 +15,7 @@ from qsync.inspector.task_rows import message_in, note_of, pause_of, waiting_sin
 from qsync.inspector.values import Change, Day, Forgotten, Overview, QueueInfo, Step
 from qsync.keys import COUNTERS, NAME
 from qsync.message import decode_failure
+from qsync.phrase import phrase
 from qsync.state import TaskState
 from qsync.times import from_us
 
@@ -142,10 +143,15 @@ class _QueuesMixin(_LiveServersMixin):
         known, place = check_state(state), read_cursor(cursor)
         if known is TaskState.CANCELLED:
             raise InvalidTask(
-                f"state: {state} tasks are stored with completed ones; purge 'completed'"
+                phrase(
+                    "state: %(state)s tasks are stored with completed ones; purge 'completed'",
+                    state=str(state),
+                )
             )
         if known not in PURGED:
-            raise InvalidTask(f"state: {state} tasks are running; cancel them instead")
+            raise InvalidTask(
+                phrase("state: %(state)s tasks are running; cancel them instead", state=str(state))
+            )
         last = None if place is None else place.place
         purged = await self._broker.run(operator_ops.purge(self._keys(queue), known, last=last))
         return Step(

@@ -17,8 +17,9 @@ from qsync.broker.views import Published
 from qsync.errors import InvalidTask
 from qsync.inspector.base import Base
 from qsync.inspector.task_rows import note_of, schedule_pause_of
-from qsync.inspector.values import Change, ScheduleInfo
+from qsync.inspector.values import Change, ScheduleInfo, refused
 from qsync.new_task import NewTask, new_id
+from qsync.phrase import phrase, phrase_of
 from qsync.schedule import Cron, Every, Missed, Schedule, check_schedule_name, schedule_of, tick_id
 from qsync.schedules import AsyncSchedules
 from qsync.task import PAYLOAD_LIMIT, Task
@@ -150,7 +151,7 @@ class _SchedulesMixin(Base):
             message = decode_record(row.record).message
             await self._stored.put_content(name, queue, Content(given, missed, message))
         except (codec.CodecError, InvalidTask) as error:
-            return Change(outcome="refused", why=str(error))
+            return refused(phrase_of(error))
         return Change(outcome="done")
 
     async def stored_schedule(self, name: str) -> StoredSchedule | None:
@@ -198,7 +199,7 @@ class _SchedulesMixin(Base):
             task_from(published[0].task, new_id(), queue) if row is None else _task_of(row, queue)
         )
         if task is None:
-            return Change(outcome="refused", why="no server of this version published its task")
+            return refused(phrase("no server of this version published its task"))
         [reply] = await self._broker.run(ops.enqueue(keys, [task]))
         created = reply.outcome == "created"
         return Change(outcome="done" if created else "duplicate", holder=reply.id)
@@ -211,8 +212,8 @@ class _SchedulesMixin(Base):
             return Change(outcome="not_found")
         if gone:
             return Change(outcome="done")
-        minutes = LIVE_US // 60_000_000
-        return Change(outcome="refused", why=f"a server published it less than {minutes} min ago")
+        silence = timedelta(microseconds=LIVE_US)
+        return refused(phrase("a server published it less than %(length)s ago", length=silence))
 
 
 def schedule_info(queue: str, now_us: int, published: Published) -> ScheduleInfo:

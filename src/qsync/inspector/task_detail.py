@@ -15,6 +15,7 @@ from qsync.inspector.payload_preview import show
 from qsync.inspector.task_rows import DecodedTask, row_of
 from qsync.inspector.values import Attempt, Event, Shown, TaskDetail
 from qsync.message import FailedAttempt, Message, decode_message
+from qsync.phrase import Phrase, joined, phrase, plural_phrase
 from qsync.state import TaskState
 
 HISTORY_SHOWN: Final = 100
@@ -45,6 +46,7 @@ def detail_of(queue: str, task: DecodedTask, located: PendingPosition) -> TaskDe
         timeout=_seconds(options.timeout_us),
         retention=_seconds(options.retention_us),
         retry_delay=_retry_delay(options.retry_delay),
+        retry_phrase=_retry_phrase(options.retry_delay),
         deadline=None if options.deadline_us is None else moment_of(options.deadline_us),
         limits=list(options.limits or ()),
         fairness_key=options.fairness_key,
@@ -64,11 +66,25 @@ def detail_of(queue: str, task: DecodedTask, located: PendingPosition) -> TaskDe
 def _retry_delay(stored: int | tuple[int, ...] | ExponentialBackoff | None) -> float | str | None:
     if isinstance(stored, int):
         return stored / 1_000_000
+    text = _retry_phrase(stored)
+    return None if text is None else str(text)
+
+
+def _retry_phrase(stored: int | tuple[int, ...] | ExponentialBackoff | None) -> Phrase | None:
     if isinstance(stored, tuple):
-        return ", ".join(f"{delay / 1_000_000:g} s" for delay in stored)
-    if stored is None:
+        return joined((seconds_phrase(delay / 1_000_000) for delay in stored), ", ")
+    if not isinstance(stored, ExponentialBackoff):
         return None
-    return f"{stored.first:g} s, each {stored.factor:g} times as long, up to {stored.longest:g} s"
+    return phrase(
+        "%(first)s, each %(factor)s times as long, up to %(longest)s",
+        first=seconds_phrase(stored.first), factor=float(stored.factor),
+        longest=seconds_phrase(stored.longest),
+    )  # fmt: skip
+
+
+def seconds_phrase(seconds: float) -> Phrase:
+    """Return `5 s`."""
+    return phrase("%(number)s s", number=float(seconds))
 
 
 def attempt_of(attempt: FailedAttempt) -> Attempt:
@@ -109,12 +125,18 @@ def _events(task: DecodedTask) -> list[Event]:
     events = [*_enqueue_events(task.message), *_attempt_events(task), *_state_events(task)]
     crashes = crash_count(task.shown.crashes)
     if crashes:
-        times = "once" if crashes == 1 else f"{crashes} times"
-        events.append(Event(at=None, what="crashed", detail=f"its server died with it {times}"))
+        text = plural_phrase(
+            "its server died with it once", "its server died with it %(num)s times", crashes
+        )
+        events.append(_event(None, "crashed", text))
     if task.shown.cancel is not None and task.shown.state is not TaskState.COMPLETED:
         events.append(Event(at=None, what="cancel asked for"))
     earliest = datetime.min.replace(tzinfo=UTC)
     return sorted(events, key=lambda event: event.at or earliest)
+
+
+def _event(at: datetime | None, what: str, text: Phrase) -> Event:
+    return Event(at=at, what=what, detail=str(text), phrase=text)
 
 
 def _enqueue_events(message: Message | None) -> list[Event]:
@@ -133,22 +155,28 @@ def _attempt_events(task: DecodedTask) -> list[Event]:
     # Failures have a server's time and the death the store's; a server's clock may be ahead.
     latest = task.shown.score if task.shown.state is TaskState.DEAD else math.inf
     events = [
-        Event(
-            at=moment_of(int(min(attempt.at_us, latest))),
-            what="failed",
-            detail=f"attempt {attempt.number} on {attempt.server}: {attempt.error}",
+        _event(
+            moment_of(int(min(attempt.at_us, latest))),
+            "failed",
+            phrase(
+                "attempt %(number)s on %(server)s: %(error)s",
+                number=attempt.number,
+                server=attempt.server,
+                error=attempt.error,
+            ),
         )
         for attempt in failure.history[-HISTORY_SHOWN:]
     ]
     if failure.snoozed_at_us:
-        times = f"{failure.snoozes} times, last at this time" if failure.snoozes > 1 else "once"
-        events.append(Event(at=moment_of(failure.snoozed_at_us), what="snoozed", detail=times))
+        text = plural_phrase("once", "%(num)s times, last at this time", failure.snoozes)
+        events.append(_event(moment_of(failure.snoozed_at_us), "snoozed", text))
     if failure.unknown_since_us:
-        times = f"{failure.unknown_times} times since" if failure.unknown_times > 1 else "once"
-        detail = f"{times}, by servers that do not know its type"
-        events.append(
-            Event(at=moment_of(failure.unknown_since_us), what="handed back", detail=detail)
+        text = plural_phrase(
+            "once, by servers that do not know its type",
+            "%(num)s times since, by servers that do not know its type",
+            max(1, failure.unknown_times),
         )
+        events.append(_event(moment_of(failure.unknown_since_us), "handed back", text))
     return events
 
 
@@ -157,11 +185,12 @@ def _state_events(task: DecodedTask) -> list[Event]:
     if shown.state is TaskState.ACTIVE:
         return [Event(at=lease_until(shown), what="leased until", detail=shown.owner or "")]
     if shown.state is TaskState.RETRY:
-        return [Event(at=time, what="due", detail=f"attempt {task.failure.attempts + 1}")]
+        number = task.failure.attempts + 1
+        return [_event(time, "due", phrase("attempt %(number)s", number=number))]
     if shown.state is TaskState.SCHEDULED and task.failure.unknown_times:
-        return [Event(at=time, what="due", detail="after it was handed back")]
+        return [_event(time, "due", phrase("after it was handed back"))]
     if shown.state is TaskState.SCHEDULED and task.failure.snoozed_at_us:
-        return [Event(at=time, what="due", detail="after its snooze")]
+        return [_event(time, "due", phrase("after its snooze"))]
     if shown.state is TaskState.DEAD:
         return [Event(at=time, what="died", detail=(task.error or "").partition("\n")[0])]
     if shown.state is TaskState.COMPLETED:

@@ -21,9 +21,10 @@ from qsync.errors import InvalidTask
 from qsync.inspector.base import Base, check_state, cursor_at, read_cursor
 from qsync.inspector.task_detail import detail_of
 from qsync.inspector.task_rows import decode_row, decode_task, is_unread, matches, row_of
-from qsync.inspector.values import Change, Filter, Page, TaskDetail, TaskRow
+from qsync.inspector.values import Change, Filter, Page, TaskDetail, TaskRow, refused
 from qsync.keys import check_id, server_of_token, shorten
 from qsync.message import NORMAL_PRIORITY, Failure, decode_failure
+from qsync.phrase import phrase
 from qsync.results import retention_of
 from qsync.state import TaskState
 from qsync.task_queries import ORDER_TTL_MS
@@ -146,7 +147,7 @@ class _TasksMixin(Base):
         if shown.state not in RUNNABLE:
             return Change(outcome="too_late", state=stored_task.state_of(shown))
         if shown.message is None:
-            return Change(outcome="refused", state=shown.state, why="the store lost its message")
+            return refused(phrase("the store lost its message"), state=shown.state)
         row = rerun_of(id, shown)
         call = operator_ops.run_many(self._keys(queue), [row], shown.state)
         [(outcome, holder)] = await self._broker.run(call)
@@ -201,8 +202,11 @@ class _TasksMixin(Base):
         if reply.state is None:
             return Change(outcome="not_found")
         if reply.due_us is None:
-            why = f"it is {reply.state}: only scheduled and retried tasks can be rescheduled"
-            return Change(outcome="refused", state=reply.state, why=why)
+            why = phrase(
+                "it is %(state)s: only scheduled and retried tasks can be rescheduled",
+                state=reply.state,
+            )
+            return refused(why, state=reply.state)
         return Change(outcome="done", state=reply.state, at=from_us(reply.due_us))
 
     async def delete(self, id: str, *, queue: str = "default", state: str | None = None) -> Change:
@@ -214,7 +218,7 @@ class _TasksMixin(Base):
         if isinstance(shown, Change):
             return shown
         if shown.state is TaskState.ACTIVE:
-            return Change(outcome="refused", state=shown.state, why="it runs: cancel it first")
+            return refused(phrase("it runs: cancel it first"), state=shown.state)
         if await self._broker.run(operator_ops.delete(self._keys(queue), [id], shown.state)):
             return Change(outcome="done")
         return await self._where(id, queue)

@@ -10,6 +10,8 @@ import msgspec
 from qsync import codec
 from qsync.bounds import QueueBounds
 from qsync.message import NORMAL_PRIORITY
+from qsync.phrase import Phrase
+from qsync.schedule import every_phrase
 from qsync.state import TaskState
 
 
@@ -184,6 +186,8 @@ _EVENT_LABELS: Final = {
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """An event of a task, past or future. `at` is None if the time is unknown.
 
+    `phrase` is `detail` as a template and its values, if it is not a text of the program.
+
     what  enqueued | due | failed | leased until | died | completed | cancelled | kept until |
           cancel asked for | deadline | crashed | handed back | snoozed
     """
@@ -191,6 +195,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime | None
     what: str
     detail: str = ""
+    phrase: Phrase | None = None
 
     @property
     def label(self) -> str:
@@ -220,6 +225,7 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     error         full text of the last error, with its traceback
     result        None until there is one
     timeout, retention, retry_delay   seconds (`retry_delay` may be text); None: not set
+    retry_phrase  `retry_delay` as a template and its values, if it is text
     lock          name of the unique lock; `lock_holder` is the task that holds it
     replaces      whether it takes the place of a holder of its lock, and a later call its place
     debounce, debounce_max   seconds; None: not set
@@ -256,6 +262,7 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     unknown_since: datetime | None
     unknown_times: int
     message_error: str | None
+    retry_phrase: Phrase | None = None
 
     def value(self) -> Any:
         """Return the decoded payload, or its bytes if they are not a value. Raises CodecError."""
@@ -272,7 +279,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     not_found  there is no such task, queue, schedule or server
     refused    `why` gives the reason
 
-    `at` is the new due time of a task that was rescheduled.
+    `at` is the new due time of a task that was rescheduled. `phrase` is `why` as a template and
+    its values, for a translation.
     """
 
     outcome: Literal["done", "told", "duplicate", "too_late", "not_found", "refused"]
@@ -281,11 +289,18 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     server: str | None = None
     why: str | None = None
     at: datetime | None = None
+    phrase: Phrase | None = None
 
     @property
     def ok(self) -> bool:
         """Whether the change is made, or a server was told to make it."""
         return self.outcome in ("done", "told")
+
+
+def refused(why: Phrase | str, **fields: Any) -> Change:
+    """Return that a change was refused, and why."""
+    phrase = why if isinstance(why, Phrase) else None
+    return Change(outcome="refused", why=str(why), phrase=phrase, **fields)
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -374,7 +389,8 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A periodic task of a program, as servers published it, or a schedule that a client put.
 
     stored    whether a client put it into the store
-    schedule  readable form: `*/5 * * * * (Europe/Moscow)`, `every 30 s`
+    schedule  readable form: `*/5 * * * * (Europe/Moscow)`, `every 30 s`; `phrase` is the same as a
+              template and its values
     next_at   the next ticks, at most three; also while paused, though these pass without a task
     last_tick the last tick that was enqueued, or that passed while paused
     seen_at   when a server last published it; of a stored one, when it was put or resumed
@@ -402,50 +418,7 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
     last_state: TaskState | None = None
     stored: bool = False
 
-
-Reason = Literal[
-    "next", "behind", "paused", "type_paused", "no_server", "no_server_knows", "all_quiet",
-    "scheduled", "retry", "handed_back", "active", "lapsed", "completed", "cancelled", "dead",
-    "duplicate", "not_found", "deadline", "snoozed", "limited", "debounced", "replaced", "full",
-]  # fmt: skip
-
-
-class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a task is not running yet, and when it will run.
-
-    sentence  the whole explanation, for people
-    reason    the main reason; `also` holds further ones
-    at        when the task is due, runs again, or ended; None if unknown
-    rank      number of tasks before it in pending
-    wait      estimated seconds until its turn, at the present rate
-    rate      attempts ended per second in the queue, from this inspector's recent readings
-    server    the server that runs it, with a lease until `lease_until`
-    servers   number of live servers that can run it
-    holder    the task that holds its lock
-    paused    who paused the queue; `type_paused`: who paused the type of the task
-    limit     the limit that it waits for, whose slots the tasks `limit_holders` have
-    """
-
-    id: str
-    queue: str
-    state: TaskState | None
-    sentence: str
-    reason: Reason
-    also: list[Reason] = []
-    at: datetime | None = None
-    rank: int | None = None
-    wait: float | None = None
-    rate: float | None = None
-    paused: Pause | None = None
-    type_paused: Pause | None = None
-    attempt: int = 0
-    retry: int = 0
-    crashes: int = 0
-    error: str | None = None
-    server: str | None = None
-    since: datetime | None = None
-    lease_until: datetime | None = None
-    servers: int | None = None
-    holder: str | None = None
-    limit: str | None = None
-    limit_holders: list[str] = []
+    @property
+    def phrase(self) -> Phrase | str:
+        """The schedule as a template and its values, for a translation."""
+        return self.schedule if self.every is None else every_phrase(self.every)

@@ -6,17 +6,17 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from qsync.errors import InvalidTask
-from qsync.formatting import plural
 from qsync.inspector import Change, Step
 from qsync.inspector.tasks import LIMIT
 from qsync.web.pages import Site, links
 from qsync.web.query import Fields, Selection, selection_of
+from qsync.web.translation import _, marked, marked_plural, ngettext
 
 __all__ = [
     "KINDS",
@@ -46,7 +46,7 @@ class Kind:
 
     action: str
     after: str
-    done: str
+    done: tuple[str, str]
     doing: str
 
     def query(self, selection: Selection) -> dict[str, str]:
@@ -54,13 +54,18 @@ class Kind:
         return selection.query | ({"state": selection.state} if self.after == "/tasks" else {})
 
 
+RE_QUEUED: Final = marked_plural("%(num)s task re-queued.", "%(num)s tasks re-queued.")
+PENDING_NOW: Final = marked_plural("%(num)s task pending now.", "%(num)s tasks pending now.")
+CANCELLED: Final = marked_plural("%(num)s task cancelled.", "%(num)s tasks cancelled.")
+DELETED: Final = marked_plural("%(num)s task deleted.", "%(num)s tasks deleted.")
+
 KINDS: Final = {
-    "run": Kind("/dead/run", "/dead", "re-queued", "Re-running dead tasks"),
-    "now": Kind("/tasks/run", "/tasks", "pending now", "Running tasks now"),
-    "cancel": Kind("/tasks/cancel", "/tasks", "cancelled", "Cancelling tasks"),
-    "remove": Kind("/tasks/delete", "/tasks", "deleted", "Deleting tasks"),
-    "delete": Kind("/dead/delete", "/dead", "deleted", "Deleting dead tasks"),
-    "purge": Kind("/queue/purge", "/queue", "deleted", "Purging tasks"),
+    "run": Kind("/dead/run", "/dead", RE_QUEUED, marked("Re-running dead tasks")),
+    "now": Kind("/tasks/run", "/tasks", PENDING_NOW, marked("Running tasks now")),
+    "cancel": Kind("/tasks/cancel", "/tasks", CANCELLED, marked("Cancelling tasks")),
+    "remove": Kind("/tasks/delete", "/tasks", DELETED, marked("Deleting tasks")),
+    "delete": Kind("/dead/delete", "/dead", DELETED, marked("Deleting dead tasks")),
+    "purge": Kind("/queue/purge", "/queue", DELETED, marked("Purging tasks")),
 }
 
 
@@ -85,7 +90,7 @@ async def run_steps(
         )
     query: dict[str, Any] = {**selection.query, "state": selection.state, "work": action, **counts}
     return site.go(
-        request, "/more", f"{summary(counts, kind.done)} There are more.",
+        request, "/more", f"{summary(counts, kind.done)} {_('There are more.')}",
         cursor=total.cursor, **query,
     )  # fmt: skip
 
@@ -101,7 +106,7 @@ async def apply_to_selected(
     """Change the selected tasks, at most a page of them; then redirect to the summary."""
     kind, ids = KINDS[action], form.all("id-ticked")
     if not ids:
-        text = "No task is selected, so nothing was changed."
+        text = _("No task is selected, so nothing was changed.")
         return site.go(request, kind.after, text, good=False, **kind.query(selection))
     outcomes = Counter([await _outcome(change, id) for id in ids])
     done = outcomes["done"] + outcomes["told"]
@@ -113,12 +118,26 @@ async def apply_to_selected(
     return site.go(request, kind.after, text, good=done > 0, **kind.query(selection))
 
 
-async def count(site: Site, selection: Selection) -> tuple[str, int]:
-    """Return the number of matching tasks as text, and of the others read; within about COUNT_S."""
+class Matching(NamedTuple):
+    """The number of tasks that match, at least, and of the others that were read."""
+
+    number: int
+    others: int = 0
+    is_whole: bool = True
+
+    def counted(self, one: str, many: str, /, **values: Any) -> str:
+        """Return the form of a text for this number, which `%(num)s` stands for."""
+        if self.is_whole:
+            return ngettext(one, many, self.number, **values)
+        return ngettext(one, many, 0, num=_("%(number)s or more", number=self.number), **values)
+
+
+async def count(site: Site, selection: Selection) -> Matching:
+    """Count the tasks that match, within about COUNT_S."""
     info = await site.inspector.queue(selection.queue)
     total = info.states[selection.state] if info else 0
     if not selection.narrowed:
-        return f"{total:,}", 0
+        return Matching(total)
     end, cursor, number, scanned = time.monotonic() + COUNT_S, None, 0, 0
     while True:
         page = await site.inspector.tasks(
@@ -126,9 +145,9 @@ async def count(site: Site, selection: Selection) -> tuple[str, int]:
         )
         number, scanned, cursor = number + len(page.tasks), scanned + page.scanned, page.cursor
         if cursor is None:
-            return f"{number:,}", max(0, scanned - number)
+            return Matching(number, max(0, scanned - number))
         if time.monotonic() > end:
-            return f"{number:,} or more", max(0, scanned - number)
+            return Matching(number, max(0, scanned - number), is_whole=False)
 
 
 async def _outcome(change: Callable[[str], Awaitable[Change]], id: str) -> str:
@@ -145,7 +164,7 @@ async def continue_page(site: Site, request: Request) -> Response:
     selection = selection_of(fields)
     kind = KINDS.get(action)
     if kind is None:
-        return site.page(request, "error", status=404, title="Page not found", text="")
+        return site.page(request, "error", status=404, title=_("Page not found"), text="")
     counts = {name: fields.number(name, 0, 0, MAX_COUNT) for name in COUNTS}
     hidden_fields = {**selection.query, "state": selection.state, "sure": "yes",
             "cursor": fields.text("cursor", MAX_CURSOR_LENGTH), **counts}  # fmt: skip
@@ -156,16 +175,23 @@ async def continue_page(site: Site, request: Request) -> Response:
     )  # fmt: skip
 
 
-def summary(counts: dict[str, int], done: str) -> str:
+def summary(counts: dict[str, int], done: tuple[str, str]) -> str:
     """Return a summary such as `3 tasks re-queued. 2 tasks changed state meanwhile.`."""
-    sentences = [f"{plural(counts['done'], 'task')} {done}."]
+    sentences = [ngettext(*done, counts["done"])]
     if number := counts["duplicate"]:
-        verb = "stays" if number == 1 else "stay"
-        sentences.append(
-            f"{plural(number, 'task')} {verb} dead: another task holds the unique lock."
+        text = ngettext(
+            "%(num)s task stays dead: another task holds the unique lock.",
+            "%(num)s tasks stay dead: another task holds the unique lock.",
+            number,
         )
+        sentences.append(text)
     if number := counts["too_late"]:
-        sentences.append(f"{plural(number, 'task')} changed state meanwhile.")
+        text = ngettext(
+            "%(num)s task changed state meanwhile.",
+            "%(num)s tasks changed state meanwhile.",
+            number,
+        )
+        sentences.append(text)
     return " ".join(sentences)
 
 

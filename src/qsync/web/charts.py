@@ -1,4 +1,4 @@
-"""Converts figures into chart coordinates. Pure; templates/charts.html draws the charts."""
+"""Converts figures into chart coordinates and texts; templates/charts.html draws the charts."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from qsync.formatting import short_count
+from qsync.web.translation import _, marked, short_count
 
 WIDTH: Final = 300
 HEIGHT: Final = 100
+
+PER_SECOND: Final = marked("%(number)s/s")
+SECONDS: Final = marked("%(number)s s")
+NO_UNIT: Final = "%(number)s"
+"""Units of line charts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,25 +70,30 @@ def line_chart(
     title: str,
     series: Sequence[tuple[str, str, Values]],
     *,
-    unit: str = "",
+    unit: str = NO_UNIT,
     begins: str = "",
     width: int | None = None,
 ) -> LineChart:
     """Return a chart of lines (name, class, values) with the latest value last; None is a gap.
 
-    `width` is the number of values that fit; fewer values stand at the right.
+    `unit` is a text of the catalogue. `width` is the number of values that fit; fewer values stand
+    at the right.
     """
-    known = [value for *_, values in series for value in values if value is not None]
+    known = [value for *_name, values in series for value in values if value is not None]
     top = ceiling(max(known, default=0.0))
-    room = width or max((len(values) for *_, values in series), default=0)
+    room = width or max((len(values) for *_name, values in series), default=0)
     lines = []
     for name, css, values in series:
         latest = next((value for value in reversed(values) if value is not None), None)
-        now = "no data yet" if latest is None else f"{short_count(latest)}{unit}"
+        now = _("no data yet") if latest is None else _(unit, number=short_count(latest))
         lines.append(Line(name, css, _path(values, top, room), now))
     latest_values = ", ".join(f"{line.name} {line.now}" for line in lines)
-    label = f"{title}: now {latest_values}; the scale ends at {short_count(top)}{unit}"
-    return LineChart(title, f"{short_count(top)}{unit}", lines, begins, label)
+    scale_end = _(unit, number=short_count(top))
+    label = _(
+        "%(title)s: now %(values)s; the scale ends at %(top)s",
+        title=title, values=latest_values, top=scale_end,
+    )  # fmt: skip
+    return LineChart(title, scale_end, lines, begins, label)
 
 
 def _path(values: Values, top: float, room: int) -> str:
@@ -101,17 +111,20 @@ def _path(values: Values, top: float, room: int) -> str:
 
 def bar_chart(title: str, days: Sequence[tuple[str, int]], css: str) -> BarChart:
     """Return a bar chart of (day, number) pairs, the latest last; `css` is the bars' class."""
-    top = ceiling(max((number for _, number in days), default=0))
+    top = ceiling(max((number for _day, number in days), default=0))
     step = WIDTH / max(1, len(days))
     bars = []
-    for index, (_, number) in enumerate(days):
+    for index, (_day, number) in enumerate(days):
         if number:
             height = max(1.0, number / top * HEIGHT)
             bars.append(Bar(round(index * step + step * 0.1, 1), round(HEIGHT - height, 1),
                             round(step * 0.8, 1), round(height, 1)))  # fmt: skip
-    total = sum(number for _, number in days)
+    total = sum(number for _day, number in days)
     first, last = (days[0][0], days[-1][0]) if days else ("", "")
-    label = f"{title} from {first} to {last}: total {total:,}; the scale ends at {short_count(top)}"
+    label = _(
+        "%(title)s from %(first)s to %(last)s: total %(total)s; the scale ends at %(top)s",
+        title=title, first=first, last=last, total=total, top=short_count(top),
+    )  # fmt: skip
     return BarChart(title, css, short_count(top), short_count(total), bars, first, last, label)
 
 

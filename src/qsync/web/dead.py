@@ -5,13 +5,13 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qsync.formatting import plural
 from qsync.inspector import Change
 from qsync.state import TaskState
 from qsync.web import bulk_actions
 from qsync.web.pages import Site
 from qsync.web.query import Fields, Selection, selection_of
 from qsync.web.tasks import listing
+from qsync.web.translation import _, ngettext
 
 
 async def list_some(site: Site, request: Request) -> Response:
@@ -31,7 +31,7 @@ async def run(site: Site, request: Request) -> Response:
 
         return await bulk_actions.apply_to_selected(site, request, "run", selection, rerun, form)
     if form.text("sure") != "yes":
-        return await _ask(site, request, form, selection, "Re-run")
+        return await _ask_to_run(site, request, form, selection)
 
     async def step(cursor: str | None) -> bulk_actions.Step:
         return await site.inspector.run_dead(selection.queue, selection.filter, cursor=cursor)
@@ -45,7 +45,7 @@ async def delete(site: Site, request: Request) -> Response:
     selection = selection_of(form, TaskState.DEAD)
     is_all = form.text("scope") == "all" or bool(form.text("cursor"))
     if form.text("sure") != "yes" and (is_all or form.text("id-ticked")):
-        return await _ask(site, request, form, selection, "Delete")
+        return await _ask_to_delete(site, request, form, selection)
     if not is_all:
 
         async def remove(id: str) -> Change:
@@ -61,21 +61,64 @@ async def delete(site: Site, request: Request) -> Response:
     return await bulk_actions.run_steps(site, request, "delete", selection, step, form)
 
 
-async def _ask(
-    site: Site, request: Request, form: Fields, selection: Selection, verb: str
-) -> Response:
-    """Ask for a confirmation that names the number of tasks."""
-    ids = [] if form.text("scope") == "all" else form.all("id-ticked")
-    number, others = (f"{len(ids):,}", 0) if ids else await bulk_actions.count(site, selection)
-    tasks = "task" if number == "1" else "tasks"
-    matching = f" {selection}" if selection.narrowed and not ids else ""
-    text = f"{verb} {number} dead {tasks} in queue {selection.queue}{matching}?"
-    if verb == "Re-run":
-        text += " They get a fresh set of attempts."
-    if others:
-        text += f" {plural(others, 'other dead task')} {'stays' if others == 1 else 'stay'}."
+async def _ask_to_run(site: Site, request: Request, form: Fields, selection: Selection) -> Response:
+    """Ask for a confirmation to re-run all matching tasks."""
+    matching = await bulk_actions.count(site, selection)
+    queue, narrowing = selection.queue, selection.narrowing
+    if selection.narrowed:
+        question = matching.counted(
+            "Re-run %(num)s dead task in queue %(queue)s %(filter)s?",
+            "Re-run %(num)s dead tasks in queue %(queue)s %(filter)s?",
+            queue=queue, filter=narrowing,
+        )  # fmt: skip
+    else:
+        question = matching.counted(
+            "Re-run %(num)s dead task in queue %(queue)s?",
+            "Re-run %(num)s dead tasks in queue %(queue)s?",
+            queue=queue,
+        )
+    sentences = [question, _("They get a fresh set of attempts."), *_others(matching)]
+    button = matching.counted("Re-run %(num)s task", "Re-run %(num)s tasks")
     return site.confirm(
-        request, form, title=f"{verb} {number} {tasks}?", text=text, items=ids,
-        button=f"{verb} {number} {tasks}", danger=verb == "Delete",
+        request, form, text=" ".join(sentences), button=button, danger=False,
+        title=matching.counted("Re-run %(num)s task?", "Re-run %(num)s tasks?"),
         back=bulk_actions.back_to(request, "/dead", **selection.query),
     )  # fmt: skip
+
+
+async def _ask_to_delete(
+    site: Site, request: Request, form: Fields, selection: Selection
+) -> Response:
+    """Ask for a confirmation to delete the selected or all matching tasks."""
+    ids = [] if form.text("scope") == "all" else form.all("id-ticked")
+    matching = bulk_actions.Matching(len(ids)) if ids else await bulk_actions.count(site, selection)
+    queue, narrowing = selection.queue, selection.narrowing
+    if selection.narrowed and not ids:
+        question = matching.counted(
+            "Delete %(num)s dead task in queue %(queue)s %(filter)s?",
+            "Delete %(num)s dead tasks in queue %(queue)s %(filter)s?",
+            queue=queue, filter=narrowing,
+        )  # fmt: skip
+    else:
+        question = matching.counted(
+            "Delete %(num)s dead task in queue %(queue)s?",
+            "Delete %(num)s dead tasks in queue %(queue)s?",
+            queue=queue,
+        )
+    return site.confirm(
+        request, form, text=" ".join([question, *_others(matching)]), items=ids,
+        title=matching.counted("Delete %(num)s task?", "Delete %(num)s tasks?"),
+        button=matching.counted("Delete %(num)s task", "Delete %(num)s tasks"),
+        back=bulk_actions.back_to(request, "/dead", **selection.query),
+    )  # fmt: skip
+
+
+def _others(matching: bulk_actions.Matching) -> list[str]:
+    """Say how many dead tasks do not match."""
+    if not matching.others:
+        return []
+    return [
+        ngettext(
+            "%(num)s other dead task stays.", "%(num)s other dead tasks stay.", matching.others
+        )
+    ]

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from qsync.inspector import ErrorGroup
 from qsync.web.pages import Site
 from qsync.web.query import Fields, sheet_of
+from qsync.web.translation import _
 
 
 async def list_all(site: Site, request: Request) -> Response:
@@ -24,10 +25,10 @@ async def show(site: Site, request: Request) -> Response:
     scan = await site.error_scanner.read()
     group = _find(scan.groups, id)
     if group is None:
-        text = "No failed task has this error any more."
+        text = _("No failed task has this error any more.")
         if not scan.finished:
-            text = "No failed task with this error has been found yet: reload the page."
-        return site.page(request, "error", status=404, title="Error not found", text=text)
+            text = _("No failed task with this error has been found yet: reload the page.")
+        return site.page(request, "error", status=404, title=_("Error not found"), text=text)
     sample = await site.inspector.task(group.sample, queue=group.queue)
     return site.page(request, "one_error", group=group, sample=sample, scan=scan)
 

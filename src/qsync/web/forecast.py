@@ -1,4 +1,4 @@
-"""Says where the backlog of a queue goes, and what needs somebody. Pure."""
+"""Says where the backlog of a queue goes, and what needs somebody. Pure, but for texts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from qsync.formatting import coarse_duration, plural, short_count
 from qsync.inspector import QueueInfo
 from qsync.state import TaskState
 from qsync.web.sampler import Figures
+from qsync.web.translation import _, coarse, ngettext, short_count
 
 Steps = Sequence[tuple[float, Figures] | None]
 """Intervals between samples, the latest last, as `Sampler.series` returns them."""
@@ -50,27 +50,33 @@ def forecast(steps: Steps, pending: int) -> str:
     if growth is None or not pending:
         return ""
     if growth > 0:
-        return f"grows by {_rate(growth)}"
+        return _("grows by %(rate)s", rate=_rate(growth))
     left_s = pending / -growth if growth else math.inf
-    return f"empty in about {coarse_duration(left_s)}" if left_s < FAR_S else "steady"
+    return _("empty in about %(length)s", length=coarse(left_s)) if left_s < FAR_S else _("steady")
 
 
 def problems_of(info: QueueInfo, steps: Steps) -> list[Problem]:
     """Return what needs somebody in a queue."""
     found = []
     recent = [figures for _, figures in _recent(steps)]
-    window = coarse_duration(WINDOW_S)
+    window = coarse(WINDOW_S)
     if died := sum(figures.dead for figures in recent):
-        text = f"{plural(died, 'task')} died in the last {window}."
+        text = ngettext(
+            "%(num)s task died in the last %(window)s.",
+            "%(num)s tasks died in the last %(window)s.",
+            died, window=window,
+        )  # fmt: skip
         found.append(Problem(info.name, text, "/errors"))
     if crashed := sum(figures.crashed for figures in recent):
-        text = (
-            f"servers died {plural(crashed, 'time')} in the last {window} while running its tasks."
-        )
+        text = ngettext(
+            "servers died %(num)s time in the last %(window)s while running its tasks.",
+            "servers died %(num)s times in the last %(window)s while running its tasks.",
+            crashed, window=window,
+        )  # fmt: skip
         found.append(Problem(info.name, text, "/queue"))
     growth, pending = growth_of(steps), info.states[TaskState.PENDING]
     if growth and pending >= LARGE and growth * WINDOW_S > pending / 10 and not info.paused:
-        text = f"the backlog grows by {_rate(growth)} and will not drain."
+        text = _("the backlog grows by %(rate)s and will not drain.", rate=_rate(growth))
         found.append(Problem(info.name, text, "/queue"))
     return found
 
@@ -89,4 +95,6 @@ def _recent(steps: Steps) -> list[tuple[float, Figures]]:
 
 
 def _rate(growth: float) -> str:
-    return f"{short_count(growth)}/s" if growth >= 1 else f"{short_count(60 * growth)}/min"
+    if growth >= 1:
+        return _("%(number)s/s", number=short_count(growth))
+    return _("%(number)s/min", number=short_count(60 * growth))

@@ -7,8 +7,12 @@ from starlette.responses import Response
 
 from qsync.errors import InvalidTask
 from qsync.limit import LimitRule, check_limit, limit_rule
+from qsync.phrase import phrase, phrase_of
+from qsync.web.field_errors import not_seconds, not_whole
 from qsync.web.pages import Site
 from qsync.web.query import Fields
+from qsync.web.queues import no_queue
+from qsync.web.translation import _
 
 
 async def list_some(site: Site, request: Request) -> Response:
@@ -32,9 +36,11 @@ async def set_rule(site: Site, request: Request) -> Response:
     try:
         rule = _rule(check_limit(limit, "limit"), form)
     except InvalidTask as error:
-        return site.go(request, "/limits", str(error), good=False, queue=queue)
+        return site.go(request, "/limits", phrase_of(error), good=False, queue=queue)
     change = await site.inspector.set_limit(limit, rule, queue=queue, by=site.user(request))
-    text = f"{limit}: {rule}." if change.ok else f"There is no queue {queue}."
+    text = no_queue(queue)
+    if change.ok:
+        text = _("%(limit)s: %(rule)s.", limit=limit, rule=rule.phrase)
     return site.go(request, "/limits", text, good=change.ok, queue=queue)
 
 
@@ -43,16 +49,16 @@ async def reset(site: Site, request: Request) -> Response:
     form = await site.form(request)
     queue, limit = form.text("queue") or "default", form.text("limit")
     change = await site.inspector.reset_limit(check_limit(limit, "limit"), queue=queue)
-    text = f"The rule of the program holds again for {limit}."
+    text = _("The rule of the program holds again for %(limit)s.", limit=limit)
     if not change.ok:
-        text = f"No rule was set for {limit}."
+        text = _("No rule was set for %(limit)s.", limit=limit)
     return site.go(request, "/limits", text, good=change.ok, queue=queue)
 
 
 def _rule(limit: str, form: Fields) -> LimitRule:
     """Return the rule in a form. Raise InvalidTask if it is wrong."""
     return limit_rule(
-        f"limit {limit}",
+        phrase("limit %(limit)s", limit=limit),
         rate=_whole("rate", form),
         per=_seconds("per", form),
         burst=_whole("burst", form),
@@ -65,7 +71,7 @@ def _whole(field: str, form: Fields) -> int | None:
     if not text:
         return None
     if not text.isascii() or not text.isdigit():
-        raise InvalidTask(f"{field}: {text!r:.40} is not a whole number")
+        raise InvalidTask(not_whole(field, text))
     return int(text)
 
 
@@ -76,4 +82,4 @@ def _seconds(field: str, form: Fields) -> float | None:
     try:
         return float(text)
     except ValueError:
-        raise InvalidTask(f"{field}: {text!r:.40} is not a number of seconds") from None
+        raise InvalidTask(not_seconds(field, text)) from None

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from qsync.errors import QsyncError
 from qsync.formatting import install_command
 from qsync.web.pages import Site
+from qsync.web.translation import _
 
 STORE_TIMEOUT_S: Final = 3.0
 
@@ -19,8 +20,8 @@ STORE_TIMEOUT_S: Final = 3.0
 async def metrics(site: Site, request: Request) -> Response:
     """Return the metrics of all queues, from the store."""
     if importlib.util.find_spec("prometheus_client") is None:
-        text = f"Metrics need prometheus-client: {install_command('prometheus')}\n"
-        return PlainTextResponse(text, 404)
+        text = _("Metrics need prometheus-client: %(how)s", how=install_command("prometheus"))
+        return PlainTextResponse(f"{text}\n", 404)
     from qsync.contrib.prometheus import CONTENT_TYPE
 
     return Response(await site.metrics.render(), headers={"Content-Type": CONTENT_TYPE})

@@ -10,11 +10,12 @@ from starlette.responses import Response
 
 from qsync.inspector import Day, QueueInfo
 from qsync.state import TaskState
-from qsync.web.charts import BarChart, LineChart, bar_chart, line_chart
+from qsync.web.charts import PER_SECOND, SECONDS, BarChart, LineChart, bar_chart, line_chart
 from qsync.web.forecast import problems_of
 from qsync.web.pages import Site
 from qsync.web.query import Fields, sheet_of
 from qsync.web.sampler import CHARTED_QUEUES, DAYS, SAMPLES, Sampler, filled
+from qsync.web.translation import _, coarse, day_and_month
 
 BUSY: Final = (TaskState.PENDING, TaskState.LIMITED, TaskState.ACTIVE)
 
@@ -63,7 +64,7 @@ def busiest_first(queues: Sequence[QueueInfo]) -> list[QueueInfo]:
 def minute_charts(sampler: Sampler, queue: str | None = None) -> list[LineChart]:
     """Return charts of throughput, latency and failures over the last minutes."""
     steps = sampler.series(queue)
-    begins = f"{sampler.minutes} min ago"
+    begins = _("%(length)s ago", length=coarse(60 * sampler.minutes))
 
     def rate(index: int) -> list[float | None]:
         return [None if step is None else step[1][index] / step[0] for step in steps]
@@ -73,11 +74,11 @@ def minute_charts(sampler: Sampler, queue: str | None = None) -> list[LineChart]
 
     latency = [None if step is None else step[1].latency for step in steps]
     return [
-        chart("Throughput", ("completed", "completed", rate(1)), ("enqueued", "enqueued", rate(0)),
-              unit="/s"),
-        chart("Latency", ("oldest pending", "pending", latency), unit=" s"),
-        chart("Failures", ("failed attempts", "retry", rate(2)), ("dead", "dead", rate(3)),
-              unit="/s"),
+        chart(_("Throughput"), (_("tasks completed"), "completed", rate(1)),
+              (_("tasks enqueued"), "enqueued", rate(0)), unit=PER_SECOND),
+        chart(_("Latency"), (_("oldest pending"), "pending", latency), unit=SECONDS),
+        chart(_("Failures"), (_("failed attempts"), "retry", rate(2)),
+              (_("tasks that died"), "dead", rate(3)), unit=PER_SECOND),
     ]  # fmt: skip
 
 
@@ -86,14 +87,14 @@ def day_charts(days: Sequence[Day]) -> dict[str, Any]:
     each = filled(days, DAYS)
 
     def bars(title: str, counter: str, css: str) -> BarChart:
-        values = [(f"{day.day:%d %b}", day.counters.get(counter, 0)) for day in each]
+        values = [(day_and_month(day.day), day.counters.get(counter, 0)) for day in each]
         return bar_chart(title, values, css)
 
     return {
         "charts": [
-            bars("Completed per day", "completed", "completed"),
-            bars("Failed attempts per day", "failed", "retry"),
-            bars("Dead per day", "dead", "dead"),
+            bars(_("Completed per day"), "completed", "completed"),
+            bars(_("Failed attempts per day"), "failed", "retry"),
+            bars(_("Dead per day"), "dead", "dead"),
         ],
         "table": [day for day in reversed(each) if any(day.counters.values())],
         "count": DAYS,

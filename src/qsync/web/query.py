@@ -1,4 +1,4 @@
-"""Parses the fields of queries and forms, with limits on their size. Pure."""
+"""Parses the fields of queries and forms, with limits on their size. Pure, but for texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from urllib.parse import parse_qsl
 
 from qsync.errors import InvalidTask
 from qsync.inspector import Filter
+from qsync.phrase import phrase
 from qsync.state import TaskState
+from qsync.web.names import state_title
+from qsync.web.translation import _, marked
 
 T = TypeVar("T")
 
@@ -26,11 +29,11 @@ MAX_LENGTH: Final = 300
 MAX_FIELDS: Final = 250
 
 AGES: Final[Mapping[str, tuple[str, float | None, float | None]]] = {
-    "": ("any age", None, None),
-    "1h": ("last hour", None, 3600),
-    "1d": ("last day", None, 86_400),
-    "over-1d": ("older than 1 day", 86_400, None),
-    "over-7d": ("older than 1 week", 7 * 86_400, None),
+    "": (marked("any age"), None, None),
+    "1h": (marked("last hour"), None, 3600),
+    "1d": (marked("last day"), None, 86_400),
+    "over-1d": (marked("older than 1 day"), 86_400, None),
+    "over-7d": (marked("older than 1 week"), 7 * 86_400, None),
 }
 """Name -> label, older than, newer than; in seconds."""
 
@@ -72,7 +75,7 @@ def parse_form(body: bytes) -> Fields:
         )
     except ValueError:
         raise InvalidTask(
-            f"form: not URL-encoded ASCII, or more than {MAX_FIELDS} fields"
+            phrase("form: not URL-encoded ASCII, or more than %(number)s fields", number=MAX_FIELDS)
         ) from None
     return Fields(pairs)
 
@@ -95,7 +98,7 @@ class Selection:
         """The filter for the inspector; None if every task matches."""
         if not self.narrowed:
             return None
-        _, older, newer = AGES[self.age]
+        _label, older, newer = AGES[self.age]
         return Filter(
             type=self.type or None,
             error=self.error or None,
@@ -120,19 +123,39 @@ class Selection:
         return {"queue": self.queue} | {name: text for name, text in given.items() if text}
 
     @property
-    def place(self) -> str:
-        """Name of the queue, for people."""
-        return f"queue {self.queue}" if self.queue else "all queues"
+    def caption(self) -> str:
+        """Title of the list of these tasks."""
+        title = state_title(self.state)
+        if self.queue:
+            caption = _("%(state)s tasks in queue %(queue)s", state=title, queue=self.queue)
+        else:
+            caption = _("%(state)s tasks in all queues", state=title)
+        if not self.narrowed:
+            return caption
+        return _("%(tasks)s %(filter)s", tasks=caption, filter=self.narrowing)
 
-    def __str__(self) -> str:
+    @property
+    def _id_condition(self) -> str:
+        if self.error:
+            return _("and whose id contains “%(text)s”", text=self.id)
+        return _("whose id contains “%(text)s”", text=self.id)
+
+    @property
+    def narrowing(self) -> str:
+        """The filter in words."""
         parts = [
-            f"of type {self.type}" if self.type else "",
-            f"whose error contains “{self.error}”" if self.error else "",
-            f"{'and ' if self.error else ''}whose id contains “{self.id}”" if self.id else "",
-            f"({AGES[self.age][0]})" if self.age else "",
-            f"with error {self.group}" if self.group else "",
+            _("of type %(type)s", type=self.type) if self.type else "",
+            _("whose error contains “%(text)s”", text=self.error) if self.error else "",
+            self._id_condition if self.id else "",
+            _("with error %(group)s", group=self.group) if self.group else "",
         ]
-        return " ".join(filter(None, parts))
+        text = ""
+        for part in filter(None, parts):
+            text = _("%(condition)s %(further)s", condition=text, further=part) if text else part
+        if not self.age:
+            return text
+        age = _(AGES[self.age][0])
+        return _("%(condition)s (%(age)s)", condition=text, age=age) if text else f"({age})"
 
 
 def selection_of(fields: Fields, state: str | None = None) -> Selection:
@@ -141,7 +164,10 @@ def selection_of(fields: Fields, state: str | None = None) -> Selection:
     try:
         known = TaskState(name)
     except ValueError:
-        raise InvalidTask(f"Unknown state “{name}”. Use one of: {', '.join(TaskState)}.") from None
+        states = ", ".join(TaskState)
+        raise InvalidTask(
+            phrase("Unknown state “%(state)s”. Use one of: %(states)s.", state=name, states=states)
+        ) from None
     age = fields.text("age")
     return Selection(
         queue=fields.text("queue"),

@@ -9,8 +9,11 @@ from starlette.responses import Response
 
 from qsync.bounds import WhenFull
 from qsync.errors import InvalidTask
-from qsync.keys import shorten
+from qsync.phrase import phrase_of, within
+from qsync.web.field_errors import not_number, not_whole
 from qsync.web.pages import Site
+from qsync.web.queues import no_queue
+from qsync.web.translation import _
 from qsync.worker.child_limits import size_of
 
 
@@ -25,8 +28,8 @@ async def set_bounds(site: Site, request: Request) -> Response:
             when_full=when_full, by=site.user(request),
         )  # fmt: skip
     except InvalidTask as error:
-        return site.go(request, "/queue", str(error), good=False, queue=name)
-    text = f"Queue {name} has new bounds." if change.ok else f"There is no queue {name}."
+        return site.go(request, "/queue", phrase_of(error), good=False, queue=name)
+    text = _("Queue %(queue)s has new bounds.", queue=name) if change.ok else no_queue(name)
     return site.go(request, "/queue", text, good=change.ok, queue=name)
 
 
@@ -34,7 +37,9 @@ async def reset(site: Site, request: Request) -> Response:
     """Remove an operator's bounds."""
     name = (await site.form(request)).text("queue")
     change = await site.inspector.reset_bounds(name)
-    text = "The program's bounds hold again." if change.ok else f"Queue {name} has no such bounds."
+    text = _("Queue %(queue)s has no such bounds.", queue=name)
+    if change.ok:
+        text = _("The bounds of the program hold again.")
     return site.go(request, "/queue", text, good=change.ok, queue=name)
 
 
@@ -45,15 +50,15 @@ async def set_weight(site: Site, request: Request) -> Response:
     try:
         weight = float(form.text("weight"))
     except ValueError:
-        text = f"weight: {shorten(form.text('weight'))} is not a number"
-        return site.go(request, "/queue", text, good=False, queue=name)
+        wrong = not_number("weight", form.text("weight"))
+        return site.go(request, "/queue", wrong, good=False, queue=name)
     try:
         change = await site.inspector.set_weight(name, key, weight)
     except InvalidTask as error:
-        return site.go(request, "/queue", str(error), good=False, queue=name)
-    text = (
-        f"Fairness key {key} has weight {weight:g}." if change.ok else f"There is no queue {name}."
-    )
+        return site.go(request, "/queue", phrase_of(error), good=False, queue=name)
+    text = no_queue(name)
+    if change.ok:
+        text = _("Fairness key %(key)s has weight %(weight)s.", key=key, weight=weight)
     return site.go(request, "/queue", text, good=change.ok, queue=name)
 
 
@@ -62,7 +67,9 @@ async def reset_weight(site: Site, request: Request) -> Response:
     form = await site.form(request)
     name, key = form.text("queue"), form.text("key")
     change = await site.inspector.reset_weight(name, key)
-    text = f"Fairness key {key} has weight 1{'' if change.ok else ' already'}."
+    text = _("Fairness key %(key)s has weight 1 already.", key=key)
+    if change.ok:
+        text = _("Fairness key %(key)s has weight 1 again.", key=key)
     return site.go(request, "/queue", text, good=change.ok, queue=name)
 
 
@@ -70,7 +77,7 @@ def _count(text: str) -> int | None:
     if not text:
         return None
     if not text.isdigit():
-        raise InvalidTask(f"max_tasks: {shorten(text)} is not a whole number")
+        raise InvalidTask(not_whole("max_tasks", text))
     return int(text)
 
 
@@ -80,4 +87,4 @@ def _size(text: str) -> int | None:
     try:
         return size_of(text)
     except ValueError as error:
-        raise InvalidTask(f"max_bytes: {error}") from None
+        raise InvalidTask(within("max_bytes", phrase_of(error))) from None

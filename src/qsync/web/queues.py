@@ -8,7 +8,6 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qsync.formatting import plural
 from qsync.inspector.queues import PURGED, purged_with
 from qsync.state import TaskState
 from qsync.web import bulk_actions
@@ -17,6 +16,7 @@ from qsync.web.overview import day_charts, minute_charts
 from qsync.web.pages import Site
 from qsync.web.query import Fields, selection_of, sheet_of
 from qsync.web.sampler import DAYS
+from qsync.web.translation import _, ngettext
 
 WEIGHTS_SHOWN: Final = 100
 
@@ -38,8 +38,8 @@ async def show(site: Site, request: Request) -> Response:
     info = await site.inspector.queue(name, days=DAYS)
     if info is None:
         return site.page(
-            request, "error", status=404, title=f"Queue “{name}” does not exist",
-            text="A queue appears with its first task and disappears when deleted.",
+            request, "error", status=404, title=_("Queue “%(queue)s” does not exist", queue=name),
+            text=_("A queue appears with its first task and disappears when deleted."),
         )  # fmt: skip
     weights = await site.inspector.weights(name)
     charts = minute_charts(site.sampler, name)
@@ -59,7 +59,7 @@ async def pause(site: Site, request: Request) -> Response:
     form = await site.form(request)
     name, why = form.text("queue"), form.text("why")
     change = await site.inspector.pause(name, by=site.user(request), why=why)
-    text = f"Queue {name} is paused." if change.ok else f"There is no queue {name}."
+    text = _("Queue %(queue)s is paused.", queue=name) if change.ok else no_queue(name)
     return site.go(request, "/queue", text, good=change.ok, queue=name)
 
 
@@ -67,7 +67,9 @@ async def resume(site: Site, request: Request) -> Response:
     """Resume a queue."""
     name = (await site.form(request)).text("queue")
     change = await site.inspector.resume(name)
-    text = f"Queue {name} is resumed." if change.ok else f"Queue {name} was not paused."
+    text = _("Queue %(queue)s was not paused.", queue=name)
+    if change.ok:
+        text = _("Queue %(queue)s is resumed.", queue=name)
     return site.go(request, "/queue", text, good=change.ok, queue=name)
 
 
@@ -78,13 +80,17 @@ async def purge(site: Site, request: Request) -> Response:
     if form.text("sure") != "yes":
         info = await site.inspector.queue(selection.queue)
         what, number = purged_with(selection.state, info.states if info else {})
+        deletes = ngettext(
+            "This deletes %(num)s %(state)s task of queue %(queue)s.",
+            "This deletes %(num)s %(state)s tasks of queue %(queue)s.",
+            number, state=_(what), queue=selection.queue,
+        )  # fmt: skip
         return site.confirm(
             request,
             form,
-            title=f"Purge {selection.queue}?",
-            text=f"This deletes {plural(number, f'{what} task')} of queue {selection.queue}. "
-            "It cannot be undone.",
-            button=f"Delete {plural(number, 'task')}",
+            title=_("Purge queue %(queue)s?", queue=selection.queue),
+            text=f"{deletes} {_('It cannot be undone.')}",
+            button=ngettext("Delete %(num)s task", "Delete %(num)s tasks", number),
             back=bulk_actions.back_to(request, "/queue", queue=selection.queue),
         )
 
@@ -100,19 +106,30 @@ async def delete(site: Site, request: Request) -> Response:
     name = form.text("queue")
     if form.text("sure") != "yes":
         return site.confirm(
-            request, form, title=f"Delete queue {name}?", button="Delete queue",
-            text="This deletes its counters, its pause and its schedules. The queue must be empty, "
-            "and no running server may take tasks from it.",
+            request, form, title=_("Delete queue %(queue)s?", queue=name), button=_("Delete queue"),
+            text=_(
+                "This deletes its counters, its pause and its schedules. The queue must be empty, "
+                "and no running server may take tasks from it."
+            ),
             back=bulk_actions.back_to(request, "/queue", queue=name),
         )  # fmt: skip
     outcome = await site.inspector.forget(name)
     match outcome.outcome:
         case "done":
-            return site.go(request, "/queues", f"Queue {name} is deleted.")
+            return site.go(request, "/queues", _("Queue %(queue)s is deleted.", queue=name))
         case "not_found":
-            return site.go(request, "/queues", f"There is no queue {name}.", good=False)
+            return site.go(request, "/queues", no_queue(name), good=False)
         case "served":
-            why = f"Server {outcome.server} takes tasks from it: stop it first."
+            why = _("Server %(id)s takes tasks from it: stop it first.", id=outcome.server)
         case _:
-            why = f"It holds {plural(outcome.left, 'task')}: purge or cancel them first."
+            why = ngettext(
+                "It holds %(num)s task: purge or cancel it first.",
+                "It holds %(num)s tasks: purge or cancel them first.",
+                outcome.left,
+            )
     return site.go(request, "/queue", why, good=False, queue=name)
+
+
+def no_queue(name: str) -> str:
+    """Return that there is no such queue."""
+    return _("There is no queue %(queue)s.", queue=name)

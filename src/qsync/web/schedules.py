@@ -10,13 +10,16 @@ from starlette.responses import Response
 
 from qsync.errors import InvalidTask
 from qsync.inspector import Change
-from qsync.keys import shorten
+from qsync.inspector.values import refused
+from qsync.phrase import Phrase, phrase, phrase_of
 from qsync.schedule import Missed
 from qsync.task import DEFAULT, Task
 from qsync.web.bulk_actions import back_to
+from qsync.web.field_errors import not_seconds
 from qsync.web.pages import Site
 from qsync.web.query import Fields, sheet_of
 from qsync.web.tasks import failed
+from qsync.web.translation import _
 
 PAYLOAD_TEXT: Final = 48 * 1024
 """Longest field of the form of a schedule, in characters."""
@@ -43,8 +46,8 @@ async def show(site: Site, request: Request) -> Response:
     info = await site.inspector.schedule(name, queue=queue)
     if info is None or not info.stored:
         return site.page(
-            request, "error", status=404, title="There is no such schedule in the store.",
-            text="It was deleted, or it is of a program.",
+            request, "error", status=404, title=_("There is no such schedule in the store."),
+            text=_("It was deleted, or it is of a program."),
         )  # fmt: skip
     every = "" if info.every is None else f"{info.every:g}"
     values = {
@@ -62,17 +65,20 @@ async def put(site: Site, request: Request) -> Response:
     try:
         change = await (_create if is_new else _edit)(site, values)
     except InvalidTask as error:
-        return _form(site, request, values, is_new=is_new, problem=str(error))
+        return _form(site, request, values, is_new=is_new, problem=phrase_of(error))
     if change.ok or change.outcome == "not_found":
-        word = "created" if is_new else "changed"
-        return _after(site, request, change, f"Schedule {values['name']} is {word}.")
-    return _form(site, request, values, is_new=is_new, problem=change.why or "")
+        text = _("Schedule %(name)s is changed.", name=values["name"])
+        if is_new:
+            text = _("Schedule %(name)s is created.", name=values["name"])
+        return _after(site, request, change, text)
+    problem = change.phrase or change.why or ""
+    return _form(site, request, values, is_new=is_new, problem=problem)
 
 
 async def _create(site: Site, values: dict[str, str]) -> Change:
     name = values["name"]
     if await site.inspector.stored_schedule(name) is not None:
-        return Change(outcome="refused", why=f"name: schedule {name} already exists")
+        return refused(phrase("name: schedule %(name)s already exists", name=name))
     task: Task[Any] = Task(
         values["type"], _payload(values["payload"]), queue=values["queue"] or DEFAULT
     )
@@ -93,7 +99,7 @@ def _when(values: dict[str, str]) -> dict[str, Any]:
     try:
         seconds = float(every) if every else None
     except ValueError:
-        raise InvalidTask(f"every: {shorten(every)} is not a number of seconds") from None
+        raise InvalidTask(not_seconds("every", every)) from None
     return {
         "cron": values["cron"] or None, "every": seconds, "tz": values["tz"] or None,
         "missed": values["missed"],
@@ -106,14 +112,19 @@ def _payload(text: str) -> Any:
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-        raise InvalidTask(f"payload: not JSON: {error}") from None
+        raise InvalidTask(phrase("payload: not JSON: %(error)s", error=str(error))) from None
 
 
 def _form(
-    site: Site, request: Request, values: dict[str, str], *, is_new: bool, problem: str = ""
+    site: Site,
+    request: Request,
+    values: dict[str, str],
+    *,
+    is_new: bool,
+    problem: str | Phrase = "",
 ) -> Response:
     if site.read_only:
-        title = "This dashboard is read-only."
+        title = _("This dashboard is read-only.")
         return site.page(request, "error", status=403, title=title, text="")
     given = dict.fromkeys(FIELDS, "") | values
     return site.page(
@@ -128,13 +139,13 @@ async def delete(site: Site, request: Request) -> Response:
     name, queue = _schedule_of(form)
     if form.text("sure") != "yes":
         return site.confirm(
-            request, form, title="Delete this schedule?", items=[name],
-            button="Delete the schedule",
-            text="It enqueues no further tasks. Tasks that it has enqueued are not affected.",
+            request, form, title=_("Delete this schedule?"), items=[name],
+            button=_("Delete the schedule"),
+            text=_("It enqueues no further tasks. Tasks that it has enqueued are not affected."),
             back=back_to(request, "/schedules"),
         )  # fmt: skip
     change = await site.inspector.delete_schedule(name, queue=queue)
-    return _after(site, request, change, f"Schedule {name} is deleted.")
+    return _after(site, request, change, _("Schedule %(name)s is deleted.", name=name))
 
 
 async def pause(site: Site, request: Request) -> Response:
@@ -144,14 +155,16 @@ async def pause(site: Site, request: Request) -> Response:
     change = await site.inspector.pause_schedule(
         name, queue=queue, by=site.user(request), why=form.text("why")
     )
-    return _after(site, request, change, f"Schedule {name} is paused.")
+    return _after(site, request, change, _("Schedule %(name)s is paused.", name=name))
 
 
 async def resume(site: Site, request: Request) -> Response:
     """Resume a schedule."""
     name, queue = _schedule_of(await site.form(request))
     change = await site.inspector.resume_schedule(name, queue=queue)
-    return _after(site, request, change, f"Schedule {name} resumes with its next run.")
+    return _after(
+        site, request, change, _("Schedule %(name)s resumes with its next run.", name=name)
+    )
 
 
 async def trigger(site: Site, request: Request) -> Response:
@@ -160,7 +173,7 @@ async def trigger(site: Site, request: Request) -> Response:
     change = await site.inspector.trigger(name, queue=queue)
     if change.outcome != "done":
         return _after(site, request, change, "")
-    text = f"Schedule {name} was triggered. This is its task."
+    text = _("Schedule %(name)s was triggered. This is its task.", name=name)
     return site.go(request, "/task", text, queue=queue, id=change.holder)
 
 
@@ -170,13 +183,13 @@ async def forget(site: Site, request: Request) -> Response:
     name, queue = _schedule_of(form)
     if form.text("sure") != "yes":
         return site.confirm(
-            request, form, title="Delete this schedule?", items=[name],
-            button="Delete schedule",
-            text="No running server publishes it. A server that does brings it back.",
+            request, form, title=_("Delete this schedule?"), items=[name],
+            button=_("Delete the schedule"),
+            text=_("No running server publishes it. A server that does brings it back."),
             back=back_to(request, "/schedules"),
         )  # fmt: skip
     change = await site.inspector.forget_schedule(name, queue=queue)
-    return _after(site, request, change, f"Schedule {name} is deleted.")
+    return _after(site, request, change, _("Schedule %(name)s is deleted.", name=name))
 
 
 def _schedule_of(form: Fields) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from typing import Final
 
 from qsync.inspector.search import Verb
 from qsync.state import TaskState
-from qsync.web.state_names import state_title
+from qsync.web.names import state_title
 from qsync.web.translation import _, count, marked, ngettext
 
 DOING: Final[dict[Verb, str]] = {

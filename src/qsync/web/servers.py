@@ -9,6 +9,7 @@ from qsync.inspector import Change
 from qsync.web.bulk_actions import back_to
 from qsync.web.pages import Site
 from qsync.web.query import PAGE_SIZE, Fields, sheet_of
+from qsync.web.translation import _
 
 
 async def list_all(site: Site, request: Request) -> Response:
@@ -24,9 +25,11 @@ async def show(site: Site, request: Request) -> Response:
     server = await site.inspector.server(id)
     if server is None:
         return site.page(
-            request, "error", status=404, title="Server not found",
-            text="It has stopped, or has not reported for longer than its lease. Other servers "
-            "take over its tasks.",
+            request, "error", status=404, title=_("Server not found"),
+            text=_(
+                "It has stopped, or has not reported for longer than its lease. Other servers "
+                "take over its tasks."
+            ),
         )  # fmt: skip
     return site.page(request, "server", server=server, limit=PAGE_SIZE)
 
@@ -35,7 +38,7 @@ async def quiet(site: Site, request: Request) -> Response:
     """Drain a server: it takes no new tasks."""
     id = (await site.form(request)).text("id")
     change = await site.inspector.quiet(id)
-    return _after(site, request, change, id, "The server was told to take no new tasks.")
+    return _after(site, request, change, id, _("The server was told to take no new tasks."))
 
 
 async def stop(site: Site, request: Request) -> Response:
@@ -44,15 +47,18 @@ async def stop(site: Site, request: Request) -> Response:
     id = form.text("id")
     if form.text("sure") != "yes":
         return site.confirm(
-            request, form, title="Stop this server?", items=[id], button="Stop server",
-            text="Running tasks get the shutdown timeout to finish, then return to the queue. "
-            "`qsync worker` exits with its last server, unless a supervisor restarts it.",
+            request, form, title=_("Stop this server?"), items=[id], button=_("Stop server"),
+            text=_(
+                "Running tasks get the shutdown timeout to finish, then return to the queue. "
+                "`qsync worker` exits with its last server, unless a supervisor restarts it."
+            ),
             back=back_to(request, "/server", id=id),
         )  # fmt: skip
-    return _after(site, request, await site.inspector.stop(id), id, "The server was told to stop.")
+    change = await site.inspector.stop(id)
+    return _after(site, request, change, id, _("The server was told to stop."))
 
 
 def _after(site: Site, request: Request, change: Change, id: str, good: str) -> Response:
     if not change.ok:
-        return site.go(request, "/servers", "The server is no longer running.", good=False)
+        return site.go(request, "/servers", _("The server is no longer running."), good=False)
     return site.go(request, "/server", good, id=id)

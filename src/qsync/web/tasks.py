@@ -11,16 +11,19 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from qsync.errors import InvalidTask
-from qsync.formatting import utc_time
 from qsync.inspector import Change, QueueInfo, Shown, TaskDetail
 from qsync.inspector.payload_preview import show as show_bytes
 from qsync.inspector.tasks import RUNNABLE, TIMED
+from qsync.inspector.values import refused
 from qsync.keys import shorten
+from qsync.phrase import phrase
 from qsync.state import UNFINISHED, TaskState
 from qsync.times import MAX_SECONDS
 from qsync.web.bulk_actions import back_to
+from qsync.web.names import state_name
 from qsync.web.pages import Mask, Site, links
 from qsync.web.query import DEFAULT_LIMIT, PAGE_SIZE, Fields, Selection, selection_of
+from qsync.web.translation import _, utc
 
 log: Final = logging.getLogger("qsync.web")
 
@@ -85,7 +88,7 @@ async def find(site: Site, request: Request) -> Response:
     try:
         rows = await site.inspector.find(id)
     except InvalidTask:
-        problem = "Invalid id: use 1 to 128 printable ASCII characters without spaces."
+        problem = _("Invalid id: use 1 to 128 printable ASCII characters without spaces.")
         return site.page(request, "find", status=400, id=id, rows=[], problem=problem)
     if len(rows) == 1:
         return RedirectResponse(links(request)("/task", queue=rows[0].queue, id=id), 303)
@@ -123,12 +126,12 @@ def _masked(mask: Mask, task: TaskDetail) -> tuple[Shown | None, str]:
         masked: Any = mask(task.row.type, task.payload)
     except Exception as error:
         log.warning("the mask of payloads failed: %s", type(error).__name__)
-        return None, f"Hidden: the mask failed with {type(error).__name__}."
+        return None, _("Hidden: the mask failed with %(error)s.", error=type(error).__name__)
     if isinstance(masked, str):
         return show_bytes(masked.encode(errors="backslashreplace"), is_value=False), ""
     if isinstance(masked, bytes):
         return show_bytes(masked, is_value=task.is_value), ""
-    return None, "Hidden: the mask returned neither text nor bytes."
+    return None, _("Hidden: the mask returned neither text nor bytes.")
 
 
 async def run(site: Site, request: Request) -> Response:
@@ -136,7 +139,7 @@ async def run(site: Site, request: Request) -> Response:
     form = await site.form(request)
     id, queue = form.text("id"), form.text("queue")
     change = await site.inspector.run(id, queue=queue, state=form.text("state") or None)
-    return _after(site, request, change, id, queue, "The task is pending.")  # fmt: skip
+    return _after(site, request, change, id, queue, _("The task is pending."))  # fmt: skip
 
 
 async def reschedule(site: Site, request: Request) -> Response:
@@ -146,10 +149,13 @@ async def reschedule(site: Site, request: Request) -> Response:
     try:
         change = await site.inspector.reschedule_task(id, queue=queue, delay=float(text))
     except ValueError:  # also InvalidTask
-        why = f"delay: {shorten(text)} is not a number of seconds from 0 to {MAX_SECONDS:.0f}"
-        change = Change(outcome="refused", why=why)
-    due = "" if change.at is None else utc_time(change.at)
-    return _after(site, request, change, id, queue, f"The task is due at {due}.")
+        why = phrase(
+            "delay: %(value)s is not a number of seconds from 0 to %(longest)s",
+            value=shorten(text), longest=round(MAX_SECONDS),
+        )  # fmt: skip
+        change = refused(why)
+    good = _("The task is due at %(time)s.", time=utc(change.at))
+    return _after(site, request, change, id, queue, good)
 
 
 async def cancel(site: Site, request: Request) -> Response:
@@ -158,7 +164,9 @@ async def cancel(site: Site, request: Request) -> Response:
     id, queue = form.text("id"), form.text("queue")
     change = await site.inspector.cancel(id, queue=queue)
     is_running = change.outcome == "told"
-    text = "The server was told to stop the task." if is_running else "The task is cancelled."
+    text = _("The task is cancelled.")
+    if is_running:
+        text = _("The server was told to stop the task.")
     return _after(site, request, change, id, queue, text)
 
 
@@ -168,8 +176,8 @@ async def delete(site: Site, request: Request) -> Response:
     id, queue = form.text("id"), form.text("queue")
     if form.text("sure") != "yes":
         return site.confirm(
-            request, form, title="Delete this task?", items=[id], button="Delete task",
-            text="This deletes its payload, its errors and its history. It cannot be undone.",
+            request, form, title=_("Delete this task?"), items=[id], button=_("Delete task"),
+            text=_("This deletes its payload, its errors and its history. It cannot be undone."),
             back=back_to(request, "/task", queue=queue, id=id),
         )  # fmt: skip
     change = await site.inspector.delete(id, queue=queue, state=form.text("state") or None)
@@ -177,7 +185,7 @@ async def delete(site: Site, request: Request) -> Response:
         return _after(site, request, change, id, queue, "")
     state = form.text("state")
     path = "/dead" if state == TaskState.DEAD else "/tasks"
-    return site.go(request, path, f"Task {id} is deleted.", queue=queue, state=state)
+    return site.go(request, path, _("Task %(id)s is deleted.", id=id), queue=queue, state=state)
 
 
 def _after(
@@ -192,10 +200,10 @@ def failed(change: Change) -> str:
     """Return why nothing was changed."""
     match change.outcome:
         case "duplicate":
-            return f"Not changed: task {change.holder} holds the unique lock."
+            return _("Not changed: task %(id)s holds the unique lock.", id=change.holder)
         case "too_late":
-            return f"Not changed: the task is now {change.state}."
+            return _("Not changed: the task is now %(state)s.", state=state_name(change.state))
         case "refused":
-            return f"Not possible: {change.why}."
+            return _("Not possible: %(reason)s.", reason=change.phrase or change.why)
         case _:
-            return "Not found: it no longer exists."
+            return _("Not found: it no longer exists.")

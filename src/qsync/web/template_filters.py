@@ -12,12 +12,11 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
-from qsync.formatting import plural
 from qsync.inspector.msgpack_json import TEXT_LIMIT
 from qsync.phrase import Phrase, filled
-from qsync.web import translation
+from qsync.web import names, translation
 from qsync.web.language import current
-from qsync.web.state_names import state_name, state_title
+from qsync.web.names import state_name, state_title
 
 _KEPT: Final = "\n\t"
 _INVISIBLE: Final = re.compile(
@@ -90,10 +89,15 @@ FILTERS: Final[dict[str, Callable[..., str]]] = {
     "short_count": translation.short_count,
     "seconds": translation.seconds,
     "size": translation.size,
-    "plural": plural,
     "utc": translation.utc,
     "relative": translation.relative,
     "percent": translation.percent,
+    "number": translation.written,
+    "day_and_month": translation.day_and_month,
     "state_name": state_name,
     "state_title": state_title,
+    "event_name": names.event_name,
+    "counter_name": names.counter_name,
+    "kind_name": names.kind_name,
+    "retry_delay": names.retry_delay,
 }

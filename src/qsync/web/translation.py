@@ -20,12 +20,18 @@ from qsync.formatting import (
     whole_units,
 )
 from qsync.phrase import Ordinal, Phrase, filled
+from qsync.state import TaskState
 from qsync.web.language import ENGLISH, current
 
 
 def marked(text: str) -> str:
     """Return the text itself: it is translated later, where it is used."""
     return text
+
+
+def marked_plural(one: str, many: str) -> tuple[str, str]:
+    """Return the texts themselves: `ngettext` translates them later, where they are used."""
+    return one, many
 
 
 def _(text: str, /, **values: Any) -> str:
@@ -48,11 +54,26 @@ def translated(text: Phrase | str) -> str:
     return ngettext(text.template, text.plural, text.number, **text.values)
 
 
+STATES: Final = {
+    TaskState.SCHEDULED: marked("scheduled"),
+    TaskState.PENDING: marked("pending"),
+    TaskState.LIMITED: marked("limited"),
+    TaskState.ACTIVE: marked("active"),
+    TaskState.RETRY: marked("retry"),
+    TaskState.COMPLETED: marked("completed"),
+    TaskState.DEAD: marked("dead"),
+    TaskState.CANCELLED: marked("cancelled"),
+}
+"""Name of the state of one task."""
+
+
 def written(value: Any) -> str:
     """Return a value as the language of the request writes it."""
     match value:
         case Phrase():
             return translated(value)
+        case TaskState():
+            return _(STATES[value])
         case bool() | str():
             return str(value)
         case int():

@@ -5,11 +5,13 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qsync.formatting import plural
 from qsync.inspector import Change
+from qsync.state import TaskState
 from qsync.web import bulk_actions
+from qsync.web.names import state_name
 from qsync.web.pages import Site
 from qsync.web.query import Fields, Selection, selection_of
+from qsync.web.translation import _, ngettext
 
 
 async def run(site: Site, request: Request) -> Response:
@@ -23,14 +25,7 @@ async def run(site: Site, request: Request) -> Response:
 
         return await bulk_actions.apply_to_selected(site, request, "now", selection, change, form)
     if form.text("sure") != "yes":
-        number, others = await bulk_actions.count(site, selection)
-        tasks = "task" if number == "1" else "tasks"
-        matching = f" {selection}" if selection.narrowed else ""
-        text = f"Run {number} {selection.state} {tasks} in queue {selection.queue}{matching} now?"
-        if others:
-            other_tasks = plural(others, f"other {selection.state} task")
-            text += f" {other_tasks} {'keeps its' if others == 1 else 'keep their'} time."
-        return _ask(site, request, form, selection, "now", f"Run {number} {tasks} now", text)
+        return await _ask_to_run(site, request, form, selection)
 
     async def step(cursor: str | None) -> bulk_actions.Step:
         return await site.inspector.run_waiting(
@@ -45,12 +40,21 @@ async def cancel(site: Site, request: Request) -> Response:
     form = await site.form(request)
     selection = selection_of(form)
     if form.text("sure") != "yes" and (ids := form.all("id-ticked")):
-        tasks = f"{plural(len(ids), f'{selection.state} task')} of queue {selection.queue}"
-        text = f"{tasks} will not run."
-        if selection.state == "active":
-            text = f"{tasks} will be told to stop."
-        button = f"Cancel {plural(len(ids), 'task')}"
-        return _ask(site, request, form, selection, "cancel", button, text)
+        state, queue = state_name(selection.state), selection.queue
+        text = ngettext(
+            "%(num)s %(state)s task of queue %(queue)s will not run.",
+            "%(num)s %(state)s tasks of queue %(queue)s will not run.",
+            len(ids), state=state, queue=queue,
+        )  # fmt: skip
+        if selection.state is TaskState.ACTIVE:
+            text = ngettext(
+                "%(num)s active task of queue %(queue)s will be told to stop.",
+                "%(num)s active tasks of queue %(queue)s will be told to stop.",
+                len(ids), queue=queue,
+            )  # fmt: skip
+        title = ngettext("Cancel %(num)s task?", "Cancel %(num)s tasks?", len(ids))
+        button = ngettext("Cancel %(num)s task", "Cancel %(num)s tasks", len(ids))
+        return _ask(site, request, form, selection, "cancel", title, button, text)
 
     async def change(id: str) -> Change:
         return await site.inspector.cancel(id, queue=selection.queue)
@@ -63,16 +67,48 @@ async def delete(site: Site, request: Request) -> Response:
     form = await site.form(request)
     selection = selection_of(form)
     if form.text("sure") != "yes" and (ids := form.all("id-ticked")):
-        tasks = f"{plural(len(ids), f'{selection.state} task')} of queue {selection.queue}"
-        text = f"This deletes {tasks}. It cannot be undone."
-        return _ask(
-            site, request, form, selection, "remove", f"Delete {plural(len(ids), 'task')}", text
-        )
+        deletes = ngettext(
+            "This deletes %(num)s %(state)s task of queue %(queue)s.",
+            "This deletes %(num)s %(state)s tasks of queue %(queue)s.",
+            len(ids), state=state_name(selection.state), queue=selection.queue,
+        )  # fmt: skip
+        title = ngettext("Delete %(num)s task?", "Delete %(num)s tasks?", len(ids))
+        button = ngettext("Delete %(num)s task", "Delete %(num)s tasks", len(ids))
+        text = f"{deletes} {_('It cannot be undone.')}"
+        return _ask(site, request, form, selection, "remove", title, button, text)
 
     async def change(id: str) -> Change:
         return await site.inspector.delete(id, queue=selection.queue, state=selection.state)
 
     return await bulk_actions.apply_to_selected(site, request, "remove", selection, change, form)
+
+
+async def _ask_to_run(site: Site, request: Request, form: Fields, selection: Selection) -> Response:
+    """Ask for a confirmation to run all matching tasks now."""
+    matching = await bulk_actions.count(site, selection)
+    state, queue = state_name(selection.state), selection.queue
+    if selection.narrowed:
+        text = matching.counted(
+            "Run %(num)s %(state)s task in queue %(queue)s %(filter)s now?",
+            "Run %(num)s %(state)s tasks in queue %(queue)s %(filter)s now?",
+            state=state, queue=queue, filter=selection.narrowing,
+        )  # fmt: skip
+    else:
+        text = matching.counted(
+            "Run %(num)s %(state)s task in queue %(queue)s now?",
+            "Run %(num)s %(state)s tasks in queue %(queue)s now?",
+            state=state, queue=queue,
+        )  # fmt: skip
+    if matching.others:
+        others = ngettext(
+            "%(num)s other %(state)s task keeps its time.",
+            "%(num)s other %(state)s tasks keep their time.",
+            matching.others, state=state,
+        )  # fmt: skip
+        text = f"{text} {others}"
+    title = matching.counted("Run %(num)s task now?", "Run %(num)s tasks now?")
+    button = matching.counted("Run %(num)s task now", "Run %(num)s tasks now")
+    return _ask(site, request, form, selection, "now", title, button, text)
 
 
 def _ask(
@@ -81,6 +117,7 @@ def _ask(
     form: Fields,
     selection: Selection,
     action: str,
+    title: str,
     button: str,
     text: str,
 ) -> Response:
@@ -88,7 +125,7 @@ def _ask(
     kind = bulk_actions.KINDS[action]
     items = [] if form.text("scope") == "all" else form.all("id-ticked")
     return site.confirm(
-        request, form, title=f"{button}?", text=text, button=button, items=items,
+        request, form, title=title, text=text, button=button, items=items,
         danger=action != "now",
         back=bulk_actions.back_to(request, kind.after, **kind.query(selection)),
     )  # fmt: skip

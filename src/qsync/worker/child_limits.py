@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from qsync.errors import ConfigError
+from qsync.phrase import phrase
 
 LOOK_S: Final = 0.25
 """Interval at which a child compares itself with its limits, in seconds."""
@@ -70,7 +71,9 @@ def size_of(text: str) -> int:
     found = _SIZE.fullmatch(text.strip())
     unit = None if found is None else _UNITS.get(found[2].lower())
     if found is None or unit is None or (size := int(float(found[1]) * unit)) < 1:
-        raise ValueError(f"{text!r} is not a size; write 500MiB, 1GiB or 2GB")
+        raise ValueError(
+            phrase("%(value)s is not a size; write 500MiB, 1GiB or 2GB", value=repr(text))
+        )
     return size
 
 

@@ -1,0 +1,165 @@
+"""Sentences about a task that is not running yet. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from qsync.broker.stored_task import moment_of
+from qsync.inspector.blockers import Facts
+from qsync.inspector.limit_values import LimitInfo
+from qsync.message import NORMAL_PRIORITY
+from qsync.phrase import Ordinal, Phrase, phrase, plural_phrase
+
+ERROR_SHOWN: Final = 120
+"""Number of characters of an error that a sentence shows."""
+
+HOLDERS_SHOWN: Final = 5
+"""Number of tasks that a sentence names as holders of a limit."""
+
+PAST_DEADLINE: Final = phrase(
+    "Its deadline has passed: it will be dead as soon as a server takes it."
+)
+DIED: Final = phrase("Its server died: it returns to the queue when a server next looks for tasks.")
+EXPIRED: Final = phrase(
+    "Its lease has expired: it returns to the queue when a server next looks for tasks."
+)
+
+
+def limited_sentence(info: LimitInfo, before: int) -> Phrase:
+    """Return why a limit lets the task not start, and how many start before it."""
+    order = phrase("next to start")
+    if before:
+        order = phrase("%(position)s to start", position=Ordinal(before + 1))
+    return phrase(
+        "Limited by %(limit)s: %(obstacle)s; %(order)s.",
+        limit=info.limit, obstacle=_obstacle(info), order=order,
+    )  # fmt: skip
+
+
+def set_aside_sentence(before: int) -> Phrase:
+    """Return that the type of the task is paused, and how many tasks of it wait before it."""
+    return plural_phrase(
+        "Set aside, with %(num)s task of it before this one.",
+        "Set aside, with %(num)s tasks of it before this one.",
+        before,
+    )
+
+
+def _obstacle(info: LimitInfo) -> Phrase:
+    """Return why a limit lets no task start now."""
+    if info.closed_until is not None:
+        return phrase("closed until %(time)s", time=info.closed_until)
+    most = info.rule.concurrency if info.rule else None
+    if most is not None and info.taken >= most:
+        return _taken(info, most)
+    if info.opens_at is not None and info.rule is not None:
+        return phrase("opens at %(time)s (%(rule)s)", time=info.opens_at, rule=info.rule.phrase)
+    return phrase("open, and other tasks wait before it")
+
+
+def _taken(info: LimitInfo, most: int) -> Phrase:
+    holders = ", ".join(info.holders[:HOLDERS_SHOWN])
+    others = info.taken - len(info.holders[:HOLDERS_SHOWN])
+    if not holders:
+        return plural_phrase(
+            "%(taken)s of %(num)s slot in use", "%(taken)s of %(num)s slots in use",
+            most, taken=info.taken,
+        )  # fmt: skip
+    if others <= 0:
+        return plural_phrase(
+            "%(taken)s of %(num)s slot in use by %(ids)s",
+            "%(taken)s of %(num)s slots in use by %(ids)s",
+            most, taken=info.taken, ids=holders,
+        )  # fmt: skip
+    return plural_phrase(
+        "%(taken)s of %(num)s slot in use by %(ids)s and %(more)s more",
+        "%(taken)s of %(num)s slots in use by %(ids)s and %(more)s more",
+        most, taken=info.taken, ids=holders, more=others,
+    )  # fmt: skip
+
+
+def priority_sentences(facts: Facts) -> list[Phrase]:
+    """Return what the priority of a pending task does, if it or a higher one is used."""
+    priority, above = facts.task.options.priority or NORMAL_PRIORITY, facts.located.above
+    if not above:
+        if priority == NORMAL_PRIORITY:
+            return []
+        return [phrase("Its priority is %(number)s.", number=priority)]
+    return [
+        plural_phrase(
+            "Its priority is %(priority)s: %(num)s task of a higher priority starts before it.",
+            "Its priority is %(priority)s: %(num)s tasks of a higher priority start before it.",
+            above, priority=priority,
+        )
+    ]  # fmt: skip
+
+
+def later_call_sentences(facts: Facts) -> list[Phrase]:
+    """Return what later calls with the unique key of a waiting task do to it."""
+    options, message = facts.task.options, facts.task.message
+    if not options.replaces or message is None:
+        return []
+    if not options.debounce_us:
+        return [phrase("A later call with its unique key replaces it while it waits.")]
+    delay = timedelta(microseconds=options.debounce_us)
+    if options.debounce_max_us is None:
+        return [phrase("It runs %(length)s after the last call with its unique key.", length=delay)]
+    return [
+        phrase(
+            "It runs %(length)s after the last call with its unique key, at the latest at "
+            "%(latest)s, %(longest)s after the first call.",
+            length=delay, longest=timedelta(microseconds=options.debounce_max_us),
+            latest=moment_of(message.enqueued_at_us + options.debounce_max_us),
+        )
+    ]  # fmt: skip
+
+
+def running_sentence(server: str | None, ran: timedelta | None, limit_us: int | None) -> Phrase:
+    """Return where a task runs, for how long, and its time limit."""
+    where = server or phrase("an unknown server")
+    text = phrase("Running on %(server)s", server=where)
+    if ran is not None:
+        text = phrase("Running for %(length)s on %(server)s", length=ran, server=where)
+    if limit_us:
+        limit = timedelta(microseconds=limit_us)
+        return phrase("%(text)s (time limit %(length)s).", text=text, length=limit)
+    return phrase("%(text)s.", text=text)
+
+
+def ended_sentence(is_cancelled: bool, at: datetime | None, kept_until: datetime) -> Phrase:
+    """Return when a task ended, and until when it is kept."""
+    if at is None and is_cancelled:
+        return phrase("Cancelled, deleted after %(time)s.", time=kept_until)
+    if at is None:
+        return phrase("Completed, deleted after %(time)s.", time=kept_until)
+    if is_cancelled:
+        return phrase("Cancelled at %(at)s, deleted after %(time)s.", at=at, time=kept_until)
+    return phrase("Completed at %(at)s, deleted after %(time)s.", at=at, time=kept_until)
+
+
+def crashed_sentence(crashes: int) -> Phrase:
+    """Return why a task runs alone."""
+    if crashes == 2:
+        return phrase("It runs alone, because its server crashed twice while running it.")
+    return plural_phrase(
+        "It runs alone, because its server crashed %(num)s time while running it.",
+        "It runs alone, because its server crashed %(num)s times while running it.",
+        crashes,
+    )
+
+
+def due_phrase(facts: Facts, due_at: datetime) -> Phrase:
+    """Return when a task is due."""
+    left_us = facts.task.shown.score - facts.located.now_us
+    if left_us <= 0:
+        return phrase(
+            "%(time)s (due now: it starts when a server next looks for tasks)", time=due_at
+        )
+    return phrase("%(time)s (in %(length)s)", time=due_at, length=timedelta(microseconds=left_us))
+
+
+def shortened(error: str) -> str:
+    """Return the first line of an error, cut to ERROR_SHOWN characters."""
+    line = error.partition("\n")[0]
+    return line if len(line) <= ERROR_SHOWN else f"{line[: ERROR_SHOWN - 1].rstrip(' .')}…"

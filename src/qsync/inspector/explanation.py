@@ -1,0 +1,61 @@
+"""What the inspector says about a task that is not running yet."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+from qsync.inspector.values import Pause
+from qsync.phrase import Phrase
+from qsync.state import TaskState
+
+Reason = Literal[
+    "next", "behind", "paused", "type_paused", "no_server", "no_server_knows", "all_quiet",
+    "scheduled", "retry", "handed_back", "active", "lapsed", "completed", "cancelled", "dead",
+    "duplicate", "not_found", "deadline", "snoozed", "limited", "debounced", "replaced", "full",
+]  # fmt: skip
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a task is not running yet, and when it will run.
+
+    sentence  the whole explanation, for people
+    reason    the main reason; `also` holds further ones
+    at        when the task is due, runs again, or ended; None if unknown
+    rank      number of tasks before it in pending
+    wait      estimated seconds until its turn, at the present rate
+    rate      attempts ended per second in the queue, from this inspector's recent readings
+    server    the server that runs it, with a lease until `lease_until`
+    servers   number of live servers that can run it
+    holder    the task that holds its lock
+    paused    who paused the queue; `type_paused`: who paused the type of the task
+    limit     the limit that it waits for, whose slots the tasks `limit_holders` have
+    phrase    the sentence as a template and its values, for a translation
+    """
+
+    id: str
+    queue: str
+    state: TaskState | None
+    sentence: str
+    reason: Reason
+    also: list[Reason] = []
+    at: datetime | None = None
+    rank: int | None = None
+    wait: float | None = None
+    rate: float | None = None
+    paused: Pause | None = None
+    type_paused: Pause | None = None
+    attempt: int = 0
+    retry: int = 0
+    crashes: int = 0
+    error: str | None = None
+    server: str | None = None
+    since: datetime | None = None
+    lease_until: datetime | None = None
+    servers: int | None = None
+    holder: str | None = None
+    limit: str | None = None
+    limit_holders: list[str] = []
+    phrase: Phrase | None = None

@@ -1,0 +1,94 @@
+"""Names for people of what the code names by words: states, events, counters, kinds of payload."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from qsync.inspector import TaskDetail
+from qsync.phrase import Phrase
+from qsync.state import TaskState
+from qsync.web.translation import STATES, _, marked, seconds, translated
+
+COMPLETED_AND_CANCELLED: Final = marked("completed and cancelled")
+"""What `purged_with` says of tasks that are kept together."""
+
+TITLES: Final = {
+    TaskState.SCHEDULED: marked("Scheduled"),
+    TaskState.PENDING: marked("Pending"),
+    TaskState.LIMITED: marked("Limited"),
+    TaskState.ACTIVE: marked("Active"),
+    TaskState.RETRY: marked("Retry"),
+    TaskState.COMPLETED: marked("Completed"),
+    TaskState.DEAD: marked("Dead"),
+    TaskState.CANCELLED: marked("Cancelled"),
+}
+"""Name of all tasks in a state."""
+
+
+def state_name(state: str | None) -> str:
+    """Return the name of the state of a task; empty for None."""
+    return "" if state is None else _(STATES[TaskState(state)])
+
+
+def state_title(state: str) -> str:
+    """Return the name of all tasks in a state."""
+    return _(TITLES[TaskState(state)])
+
+
+EVENTS: Final = {
+    "enqueued": marked("enqueued"),
+    "due": marked("due"),
+    "failed": marked("failed"),
+    "lease expires": marked("lease expires"),
+    "died": marked("died"),
+    "completed": marked("completed"),
+    "cancelled": marked("cancelled"),
+    "deleted after": marked("deleted after"),
+    "cancel requested": marked("cancel requested"),
+    "deadline": marked("deadline"),
+    "crashed": marked("crashed"),
+    "returned to queue": marked("returned to queue"),
+    "snoozed": marked("snoozed"),
+}
+"""Name of an event by its label."""
+
+COUNTERS: Final = {
+    "enqueued": marked("Enqueued"),
+    "completed": marked("Completed"),
+    "failed": marked("Failed attempts"),
+    "retried": marked("Retried"),
+    "crashed": marked("Crashed"),
+    "dead": marked("Dead"),
+    "cancelled": marked("Cancelled"),
+    "trimmed": marked("Trimmed"),
+    "lost": marked("Lost"),
+    "dropped": marked("Dropped"),
+    "bytes": marked("Size of messages"),
+}
+"""Name of a counter of a queue."""
+
+KINDS: Final = {"binary": marked("binary"), "text": marked("text"), "value": "msgpack"}
+"""Name of a kind of payload; others are names of formats."""
+
+
+def event_name(label: str) -> str:
+    """Return the name of an event of a task."""
+    return _(EVENTS.get(label, label))
+
+
+def counter_name(counter: str) -> str:
+    """Return the name of a counter of a queue."""
+    return _(COUNTERS.get(counter, counter))
+
+
+def kind_name(kind: str) -> str:
+    """Return the name of a kind of payload."""
+    return _(KINDS.get(kind, kind))
+
+
+def retry_delay(task: TaskDetail) -> str:
+    """Return the delay before a retry."""
+    delay: Phrase | float | str | None = task.retry_phrase or task.retry_delay
+    if delay is None:
+        return _("exponential backoff")
+    return seconds(delay) if isinstance(delay, float) else translated(delay)
