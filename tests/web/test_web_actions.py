@@ -291,7 +291,7 @@ async def test_bounds_and_weights_are_set_and_reset(valkey: Store, prefix: str) 
             "/queue/bounds", queue="default", max_tasks="1", max_bytes="1GiB", when_full="raise"
         )
         assert "The queue is full: 1 of 1 waiting task" in page
-        assert "1 waiting tasks and 1,073,741,824 bytes, then raise" in page
+        assert "1 waiting task and 1,073,741,824 bytes, then raise" in page
         overview = (await web.client.get("/")).text
         assert "is full: 1 of 1 waiting task" in overview
         page = await web.send("/queue/bounds", queue="default", max_tasks="many")
