@@ -13,6 +13,19 @@ NORMAL_PRIORITY: Final = 5
 """Priority of a task that gives none; 9 is the highest, 1 the lowest."""
 
 
+class StoredEdit(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A payload that an operator replaced: when, who, and its bytes.
+
+    They are text, since the scripts of the store cannot read options with bytes in them.
+    """
+
+    at_us: int
+    by: str
+    packed: str
+    """The payload, compressed with zlib, in base64."""
+    is_value: bool
+
+
 class StoredOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The options of a message that most tasks do not have; times in microseconds.
 
@@ -40,6 +53,17 @@ class StoredOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 NO_OPTIONS: Final = StoredOptions()
+
+
+class EditedOptions(StoredOptions, frozen=True, omit_defaults=True, gc=False):
+    """The options of a message whose payload was edited.
+
+    A class of its own, since msgspec writes the options of a class of more than 15 fields with a
+    longer header.
+    """
+
+    edits: tuple[StoredEdit, ...] = msgspec.field(default=(), name="ed")
+    """Former payloads, the latest last."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -79,6 +103,21 @@ def decode_message(data: bytes) -> Message:
         msg = f"envelope version {message.version} is not {codec.VERSION}; upgrade this server"
         raise codec.CodecError(msg)
     return message
+
+
+class _EditedMessage(Message, frozen=True, array_like=True, gc=False):
+    options: EditedOptions | None = None
+
+
+_edited_decoder = msgspec.msgpack.Decoder(_EditedMessage)
+
+
+def edited_options(data: bytes) -> EditedOptions:
+    """Return the options of a stored message, with its edits; none if it cannot be read."""
+    try:
+        return _edited_decoder.decode(data).options or EditedOptions()
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError):
+        return EditedOptions()
 
 
 class FailedAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):

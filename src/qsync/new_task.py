@@ -193,6 +193,21 @@ def encode_plain_task(
     return NewTask(id, queue, message, "", "", "", 0, None, decode, remember_us)
 
 
+def encode_message(
+    type: str, payload: bytes, options: StoredOptions, *, id: str, nonce: bytes, queue: str,
+    is_value: bool, retry: int,
+) -> NewTask:  # fmt: skip
+    """Return a task of an encoded payload and checked options, without a unique lock."""
+    tail = _ClientFields(
+        nonce, type, payload, is_value, retry, None if options == NO_OPTIONS else options
+    )
+    return NewTask(
+        id=id, queue=queue, message=encode_tail(tail), due=due_of(options),
+        fairness_key=options.fairness_key or "", lock="", window_us=0,
+        retention_us=options.retention_us, flow=flow_of(options),
+    )  # fmt: skip
+
+
 def _encode(value: object, task_type: str) -> bytes:
     try:
         if isinstance(value, Arguments):

@@ -224,6 +224,29 @@ def test_a_waiting_task_is_rescheduled(live: Live) -> None:
     assert "'soon' is not a time" in wrong.err
 
 
+def test_a_payload_is_edited_and_a_task_copied(live: Live) -> None:
+    [id] = live.enqueue(Task("t", {"n": 1, "gone": 2}, delay=60))
+    edit = ["task", "edit", id, "--json", '{"n": 2, "more": 3}']
+    assert live.ok(*edit, "--dry-run").out == f"- gone\n+ more\n~ n\n{id}: would be edited\n"
+    assert live.ok("task", "show", id, "--raw").out.count("gone") == 1
+    assert live.ok(*edit, "--delay", "30s").out == f"{id}: edited\n"
+    assert live.ok(*edit, "--retry").out == f"{id}: edited and pending now\n"
+    assert f"too late: task {id} is pending" in live.refused(*edit)
+    copied = live.ok("task", "edit", id, "--copy", "--into", "other").out
+    copy = copied.split()[3]
+    assert copied == f"{id}: copied to {copy} in queue other\n"
+    assert live.ok("task", "show", copy, "--json").json["headers"] == {
+        "qsync-copy-of": f"default/{id}"
+    }
+    for words, said in (
+        ([id], "give the new payload with --json, or --copy"),
+        ([id, "--json", "{}", "--retry", "--copy"], "exclude each other"),
+        ([id, "--json", "{}", "--into", "x"], "add --copy"),
+        ([id, "--json", "{'n': 1}"], "not JSON"),
+    ):
+        assert said in live.refused("task", "edit", *words, code=2)
+
+
 def test_waiting_tasks(live: Live) -> None:
     live.enqueue(Task("note", id="a"), Task("note", id="b"), Task("note", id="c", delay=600))
     told = live.ok("task", "explain", "b").out

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
+from qsync import codec
 from qsync.broker import (
     operator_ops,
     ops,
@@ -16,10 +18,12 @@ from qsync.broker import (
     type_ops,
 )
 from qsync.broker.call import Call
+from qsync.broker.edit_op import edit
 from qsync.broker.op_values import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.reschedule_op import reschedule
 from qsync.broker.schedule_ops import TickRow
 from qsync.broker.stored_schedules import StoredRow
+from qsync.message import decode_message
 from tests.scripts.test_ops_locks import LOCK, NAME
 from tests.support.queue_driver import BINARIES, FAILURE, LAPSE, LEASE, START, Rig, S
 
@@ -91,6 +95,14 @@ def end_replaced(rig: Rig, held: list[LeaseRef], call: Call[Any]) -> Call[Any]:
     return call.in_flow()
 
 
+def edit_of(rig: Rig, id: str, state: str, **options: Any) -> Call[Any]:
+    """An edit that makes the message of a task longer."""
+    seen = rig.field("tasks", id)
+    assert seen is not None
+    message = codec.encode(msgspec.structs.replace(decode_message(seen), payload=b"new payload"))
+    return edit(rig.keys, id, state, seen=seen, message=message, now_us=rig.now, **options)
+
+
 OTHER: dict[str, Make] = {
     "cancel active": lambda rig, held: ops.cancel(rig.keys, "a", retention_us=5, now_us=rig.now),
     "cancel pending": lambda rig, held: ops.cancel(rig.keys, "p", retention_us=5, now_us=rig.now),
@@ -128,6 +140,14 @@ OTHER: dict[str, Make] = {
         rig, held, ops.end_cancelled(rig.keys, held, now_us=rig.now)
     ),
     "reschedule": lambda rig, held: reschedule(rig.keys, "s", "+5", now_us=rig.now),
+    "edit scheduled": lambda rig, held: edit_of(rig, "s", "scheduled", due="+5"),
+    "edit retry and run": lambda rig, held: edit_of(
+        rig, "r", "retry", rerun=operator_ops.RerunRequest("r")
+    ),
+    "edit dead": lambda rig, held: edit_of(rig, "d", "dead"),
+    "edit dead and run": lambda rig, held: edit_of(
+        rig, "d", "dead", rerun=operator_ops.RerunRequest("d", "k", NAME, FAILURE)
+    ),
     "run scheduled": lambda rig, held: operator_ops.run(rig.keys, "s", "scheduled", now_us=rig.now),
     "run dead": lambda rig, held: operator_ops.run(
         rig.keys, "d", "dead", lock=NAME, fairness_key="k", now_us=rig.now

@@ -27,6 +27,7 @@ from qsync.broker import (
     views,
 )
 from qsync.broker.call import Call
+from qsync.broker.edit_op import edit
 from qsync.broker.op_values import Completion, HandedBack, Killed, LeaseRef, Retried
 from qsync.broker.reschedule_op import reschedule
 from qsync.broker.schedule_ops import TickRow
@@ -48,7 +49,7 @@ TYPES = {
     "queues": "set", "servers": "zset", "server": "hash", "inbox": "list",
     "schedule_queues": "hash",
 }  # fmt: skip
-CAN_BE_REFUSED = {"enqueue", "tick", "put_schedule", "tick_schedules"}
+CAN_BE_REFUSED = {"edit", "enqueue", "tick", "put_schedule", "tick_schedules"}
 VIEWS = {
     "audit", "counts", "get_tasks", "key_types", "check_for_work", "overview", "list_tasks",
     "pending_position",
@@ -412,6 +413,7 @@ def calls() -> dict[str, tuple[Call[Any], int]]:
         "abandon": (ops.abandon(keys, "s"), 0),
         "cancel": (ops.cancel(keys, "a", retention_us=None), 0),
         "reschedule": (reschedule(keys, "a", "+5"), 0),
+        "edit": (edit(keys, "a", "dead", seen=b"old", message=b"new"), 0),
         "run": (
             operator_ops.run_many(
                 keys, [operator_ops.RerunRequest("a"), operator_ops.RerunRequest("b")], "dead"

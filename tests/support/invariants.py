@@ -25,6 +25,7 @@ VERBS: Final[dict[str, tuple[str, ...]]] = {
     "cancel": ("cancel", "open"),
     "run": ("run", "open"),
     "reschedule": (),
+    "edit": ("run", "open"),
     "delete": ("delete", "open"),
     "put_limit_rules": (),
     "set_limit": (),

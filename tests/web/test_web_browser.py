@@ -354,7 +354,8 @@ def test_nothing_is_wider_than_a_phone(
     web = visit(context={"viewport": {"width": width, "height": 800}})
     for path in ("/", "/queues", "/queue?queue=default", "/tasks?queue=default&state=scheduled",
                  "/tasks?queue=default&state=active", "/dead?queue=default", "/task?id=d",
-                 f"/task?id={long}", "/task?id=a", "/servers", f"/server?id={server}",
+                 f"/task?id={long}", f"/edit?id={long}", "/task?id=a", "/servers",
+                 f"/server?id={server}",
                  "/schedules", f"/find?id={long}", f"/find?id={long[1:]}", "/search?q=age:1",
                  f"/search?q=state:dead+type:{long}", f"/search?q=type:x*+{long}",
                  f"/queue?queue={'q' * 128}"):  # fmt: skip

@@ -26,7 +26,8 @@ from tests.support.inspector_driver import Bed, bed
 from tests.support.stores import Cluster, Store, wait_until_async
 
 WEB = Path(qsync.web.__file__).parent
-IDS = {"/queue": "queue=default", "/task": "id=d1", "/server": "id=w", "/find": "id=d1",
+IDS = {"/queue": "queue=default", "/task": "id=d1", "/edit": "id=d1",
+       "/server": "id=w", "/find": "id=d1",
        "/search": "q=state:dead", "/search/export": "q=state:dead&format=csv",
        "/more": "work=run&queue=default&cursor=x&done=500",
        "/error": f"id={fingerprint_of('mail.send', TRACE).id}"}  # fmt: skip

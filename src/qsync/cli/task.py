@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
-from qsync.cli import task_changes
+from qsync.cli import task_changes, task_edit
 from qsync.cli.command import USAGE, Group, exit_with
 from qsync.cli.listing import OutputOptions
 from qsync.cli.new_task import payload_of, task_of
@@ -239,7 +239,7 @@ def reschedule(
     task_changes.change_each(ids, queue, store, as_json, verb, "due")
 
 
-for _change in (task_changes.retry, task_changes.cancel, task_changes.delete):
+for _change in (task_changes.retry, task_changes.cancel, task_changes.delete, task_edit.edit):
     task.command()(_change)
 task.command("run", hidden=True)(task_changes.retry)
 task.command("run-waiting", hidden=True)(task_changes.run_waiting)  # now `retry --state`

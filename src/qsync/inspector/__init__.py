@@ -13,6 +13,7 @@ from typing import Self
 
 from qsync.broker.aio import AsyncBroker
 from qsync.inspector.bounds import _BoundsMixin
+from qsync.inspector.edits import _EditsMixin
 from qsync.inspector.error_groups import ErrorGroup, ErrorPart, merge_groups
 from qsync.inspector.explain import _ExplainMixin
 from qsync.inspector.explanation import Explanation, Reason
@@ -30,6 +31,7 @@ from qsync.inspector.values import (
     Attempt,
     Change,
     Day,
+    Edit,
     Event,
     Filter,
     Forgotten,
@@ -50,6 +52,7 @@ __all__ = [
     "Attempt",
     "Change",
     "Day",
+    "Edit",
     "ErrorGroup",
     "ErrorPart",
     "Event",
@@ -86,6 +89,7 @@ class Inspector(
     _QueuesMixin,
     _TaskListsMixin,
     _SearchMixin,
+    _EditsMixin,
     _ServersMixin,
     _SchedulesMixin,
     _LimitsMixin,

@@ -11,10 +11,11 @@ from qsync.backoff import ExponentialBackoff
 from qsync.broker.leased_batch import crash_count
 from qsync.broker.pending_view import PendingPosition
 from qsync.broker.stored_task import lease_until, moment_of, result_of
+from qsync.inspector.edit_values import former_payload
 from qsync.inspector.payload_preview import show
 from qsync.inspector.task_rows import DecodedTask, row_of
-from qsync.inspector.values import Attempt, Event, Shown, TaskDetail
-from qsync.message import FailedAttempt, Message, decode_message
+from qsync.inspector.values import Attempt, Edit, Event, Shown, TaskDetail
+from qsync.message import FailedAttempt, Message, StoredEdit, decode_message, edited_options
 from qsync.phrase import Phrase, joined, phrase, plural_phrase
 from qsync.state import TaskState
 
@@ -60,6 +61,7 @@ def detail_of(queue: str, task: DecodedTask, located: PendingPosition) -> TaskDe
         unknown_since=moment_of(failure.unknown_since_us) if failure.unknown_since_us else None,
         unknown_times=failure.unknown_times,
         message_error=_message_error(shown.message),
+        edits=[_edit_of(edit) for edit in edited_options(shown.message or b"").edits],
     )
 
 
@@ -95,6 +97,14 @@ def attempt_of(attempt: FailedAttempt) -> Attempt:
         server=attempt.server,
         error=attempt.error,
     )
+
+
+def _edit_of(edit: StoredEdit) -> Edit:
+    payload = former_payload(edit)
+    return Edit(
+        at=moment_of(edit.at_us), by=edit.by, payload=payload,
+        shown=show(payload, is_value=edit.is_value),
+    )  # fmt: skip
 
 
 def _seconds(us: int | None) -> float | None:

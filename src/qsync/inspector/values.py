@@ -216,6 +216,15 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
     cut: bool = False
 
 
+class Edit(msgspec.Struct, frozen=True, kw_only=True):
+    """An edit of a payload: when, by whom, and the payload before it."""
+
+    at: datetime
+    by: str
+    payload: bytes
+    shown: Shown
+
+
 class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that the store holds about a task.
 
@@ -232,6 +241,7 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     next_run_at   when it runs again, with the payload of a later call, after the present attempt
     snoozes       number of times that its handler asked to run later
     message_error   why the message cannot be read
+    edits         edits of the payload, the latest last; the last five at most
     """
 
     row: TaskRow
@@ -263,6 +273,7 @@ class TaskDetail(msgspec.Struct, frozen=True, kw_only=True):
     unknown_times: int
     message_error: str | None
     retry_phrase: Phrase | None = None
+    edits: list[Edit] = []
 
     def value(self) -> Any:
         """Return the decoded payload, or its bytes if they are not a value. Raises CodecError."""
@@ -279,8 +290,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     not_found  there is no such task, queue, schedule or server
     refused    `why` gives the reason
 
-    `at` is the new due time of a task that was rescheduled. `phrase` is `why` as a template and
-    its values, for a translation.
+    `at` is the new due time of a task that was rescheduled; `id` and `queue` are those of a copy.
+    `phrase` is `why` as a template and its values, for a translation.
     """
 
     outcome: Literal["done", "told", "duplicate", "too_late", "not_found", "refused"]
@@ -290,6 +301,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     why: str | None = None
     at: datetime | None = None
     phrase: Phrase | None = None
+    id: str | None = None
+    queue: str | None = None
 
     @property
     def ok(self) -> bool:

@@ -40,6 +40,7 @@ from qsync.web import (
     search,
     search_changes,
     servers,
+    task_edit,
     tasks,
     waiting_tasks,
 )
@@ -67,6 +68,7 @@ VIEWS: Final[dict[str, View]] = {
     "/errors": errors.list_all,
     "/error": errors.show,
     "/task": tasks.show,
+    "/edit": task_edit.show,
     "/find": tasks.find,
     "/search": search.show,
     "/search/export": export.tasks,
@@ -92,6 +94,7 @@ ACTIONS: Final[dict[str, View]] = {
     "/queue/weight/reset": queue_bounds.reset_weight,
     "/task/run": tasks.run,
     "/task/reschedule": tasks.reschedule,
+    "/task/edit": task_edit.act,
     "/task/cancel": tasks.cancel,
     "/task/delete": tasks.delete,
     "/tasks/run": waiting_tasks.run,

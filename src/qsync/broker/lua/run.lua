@@ -3,7 +3,7 @@
 -- A dead task takes its lock again and has all its attempts again. Tasks for which a limit is full or
 -- closed become limited instead.
 -- include: check_schema preconditions clock wake_server limit_states limit_waiters priority_bands
--- include: fairness_tags unique_locks note_runnable
+-- include: fairness_tags unique_locks revive_dead note_runnable
 -- KEYS[1] pending    zset    ids by order tag
 -- KEYS[2] scheduled  zset    ids by due time
 -- KEYS[3] retry      zset    ids by due time
@@ -34,30 +34,6 @@ check_schema()
 local now, state = clock(ARGV.now), ARGV.state
 local set = ({ scheduled = KEYS.scheduled, retry = KEYS.retry, dead = KEYS.dead })[state]
 
--- Take the lock of a dead task; if another task holds it, return that task's id.
-local function take_lock(id, lock)
-  local held = redis.call('HGET', KEYS.unique, '=' .. lock)
-  local holder = lock_holder(now, lock, held)
-  if holder and holder ~= id then
-    return holder
-  end
-  -- If the task's own window is not over, it stays as it is.
-  local ends = holder and read_lock(held) or 0
-  redis.call('HSET', KEYS.unique, lock_fields(lock, ends, id))
-end
-
-local function revive(id, key, record)
-  redis.call('HDEL', KEYS.crashes, id)
-  if record == '' then
-    redis.call('HDEL', KEYS.failures, id)
-  else
-    redis.call('HSET', KEYS.failures, id, record)
-  end
-  if key ~= '' then
-    redis.call('HSET', KEYS.keys, id, key)
-  end
-end
-
 check_set(KEYS.pending)
 check_set(KEYS.fairness)
 check_hash(KEYS.crashes)
@@ -73,7 +49,7 @@ for i = 3, #ARGV, 4 do
   if not set or not redis.call('ZSCORE', set, id) or redis.call('HEXISTS', KEYS.tasks, id) == 0 then
     outcome = 'changed'
   elseif state == 'dead' then
-    holder = lock ~= '' and take_lock(id, lock)
+    holder = lock ~= '' and take_lock(now, id, lock)
     if holder then
       outcome = 'duplicate'
     else

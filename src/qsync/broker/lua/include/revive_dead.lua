@@ -1,0 +1,26 @@
+-- revive_dead: what a dead task gets back before it runs again.
+
+-- Take the lock of a dead task; if another task holds it, return that task's id.
+local function take_lock(now, id, lock)
+  local held = redis.call('HGET', KEYS.unique, '=' .. lock)
+  local holder = lock_holder(now, lock, held)
+  if holder and holder ~= id then
+    return holder
+  end
+  -- If the task's own window is not over, it stays as it is.
+  local ends = holder and read_lock(held) or 0
+  redis.call('HSET', KEYS.unique, lock_fields(lock, ends, id))
+end
+
+-- Give a task all its attempts; `record` is the failure record to keep (empty: none).
+local function revive(id, key, record)
+  redis.call('HDEL', KEYS.crashes, id)
+  if record == '' then
+    redis.call('HDEL', KEYS.failures, id)
+  else
+    redis.call('HSET', KEYS.failures, id, record)
+  end
+  if key ~= '' then
+    redis.call('HSET', KEYS.keys, id, key)
+  end
+end

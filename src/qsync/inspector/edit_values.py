@@ -1,0 +1,157 @@
+"""Payloads as JSON to edit, and what the store keeps of an edited one. Pure."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from typing import Any, Final
+
+import msgspec
+
+from qsync import codec
+from qsync.errors import InvalidTask
+from qsync.message import EditedOptions, Message, StoredEdit
+from qsync.phrase import phrase
+from qsync.round_trip_check import difference
+from qsync.task import PAYLOAD_LIMIT
+
+OPTIONS_LIMIT: Final = 11 * 1024
+"""Largest encoded options, in bytes: lists of tasks read the last 12 KiB of a message."""
+
+EDITS_KEPT: Final = 5
+"""Largest number of former payloads that a task keeps."""
+
+_KINDS: Final[dict[type, str]] = {
+    dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number",
+    bool: "true or false", type(None): "null",
+}  # fmt: skip
+
+
+def payload_as_json(payload: bytes, *, is_value: bool) -> str:
+    """Return a payload as text to edit: JSON, or the text that its bytes are.
+
+    Raises InvalidTask if the text would not become the same payload again.
+    """
+    if not is_value:
+        text = payload.decode(errors="replace")
+        if text.encode() != payload or not all(c.isprintable() or c in "\n\t" for c in text):
+            told = phrase("The payload is binary data, which cannot be edited as text.")
+            raise InvalidTask(told)
+        return text
+    value = codec.decode(payload)
+    try:
+        data = msgspec.json.encode(value)
+        found = difference(value, msgspec.json.decode(data))
+    except (msgspec.MsgspecError, TypeError, RecursionError) as error:
+        found = f": {error}"
+    if found is not None:
+        told = phrase(
+            "The payload has values that JSON cannot carry: payload%(where)s.", where=found
+        )
+        raise InvalidTask(told)
+    text = msgspec.json.format(data, indent=2).decode()
+    return "".join(char if char.isprintable() or char == "\n" else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    """Return an invisible character as JSON writes it in ASCII."""
+    return json.dumps(char)[1:-1]
+
+
+def payload_from_json(text: str, *, is_value: bool) -> Any:
+    """Return the payload of an edited text. Raise InvalidTask if it is not JSON."""
+    if not is_value:
+        return text.encode()
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise InvalidTask(phrase("The payload is not JSON: %(error)s.", error=str(error))) from None
+
+
+def encoded_payload(payload: Any) -> tuple[bytes, bool]:
+    """Return the bytes of a payload, and whether it is a value; InvalidTask if it is no payload."""
+    if isinstance(payload, bytes):
+        data, is_value = payload, False
+    else:
+        try:
+            data, is_value = codec.encode_value(payload), True
+        except codec.CodecError as error:
+            raise InvalidTask(f"payload: {error}") from None
+    if len(data) > PAYLOAD_LIMIT:
+        told = phrase(
+            "The payload has %(size)s bytes; %(limit)s are allowed.",
+            size=len(data), limit=PAYLOAD_LIMIT,
+        )  # fmt: skip
+        raise InvalidTask(told)
+    return data, is_value
+
+
+def check_shape(message: Message, payload: Any) -> None:
+    """Raise InvalidTask if a payload is of another kind than that of the task."""
+    if isinstance(payload, bytes) == message.is_value:
+        raise InvalidTask(
+            phrase("The task has a value as payload, not bytes.")
+            if message.is_value
+            else phrase("The task has bytes as payload, not a value.")
+        )
+    if not message.is_value:
+        return
+    before, after = (_KINDS.get(type(one)) for one in (codec.decode(message.payload), payload))
+    if before is not None and before != after:
+        told = phrase(
+            "The payload of this task is %(before)s, and the new one is %(after)s.",
+            before=before, after=after or type(payload).__name__,
+        )  # fmt: skip
+        raise InvalidTask(told)
+
+
+def differences(former: bytes, payload: Any, *, is_value: bool) -> list[str]:
+    """Return what changes in a payload: names of arguments with `+`, `-` or `~` before them."""
+    before = codec.decode(former) if is_value else former
+    if not (isinstance(before, dict) and isinstance(payload, dict)):
+        return [] if before == payload else ["~ payload"]
+    names = sorted({*map(str, before), *map(str, payload)})
+    marks = {
+        name: "+" if name not in before else "-" if name not in payload else "~" for name in names
+    }
+    return [
+        f"{mark} {name}" for name, mark in marks.items()
+        if mark != "~" or before[name] != payload[name]
+    ]  # fmt: skip
+
+
+def with_edit(
+    message: Message, options: EditedOptions, data: bytes, *, is_value: bool, at_us: int, by: str
+) -> Message:
+    """Return the message with another payload; its options keep the former one.
+
+    Raises InvalidTask if the former payload is too large to be kept.
+    """
+    if (data, is_value) == (message.payload, message.is_value):
+        return message
+    packed = base64.b64encode(zlib.compress(message.payload, 9)).decode()
+    edit = StoredEdit(at_us, by[:100], packed, message.is_value)
+    edits = [*options.edits, edit][-EDITS_KEPT:]
+    while True:
+        changed = msgspec.structs.replace(options, edits=tuple(edits))
+        if len(codec.encode(changed)) <= OPTIONS_LIMIT:
+            break
+        edits = edits[1:]
+        if not edits:
+            told = phrase(
+                "The former payload of %(size)s bytes is too large to be kept in the task. Make a "
+                "copy with the new payload instead.",
+                size=len(message.payload),
+            )
+            raise InvalidTask(told)
+    return msgspec.structs.replace(message, payload=data, is_value=is_value, options=changed)
+
+
+def former_payload(edit: StoredEdit) -> bytes:
+    """Return the payload that an edit replaced; empty if its record cannot be read."""
+    try:
+        unpacker = zlib.decompressobj()
+        return unpacker.decompress(base64.b64decode(edit.packed), PAYLOAD_LIMIT)
+    except (ValueError, zlib.error):
+        return b""

@@ -1,0 +1,153 @@
+"""Changes of the payload of a task, and copies of tasks."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from qsync import codec
+from qsync.broker import edit_op, ops, registry_ops, views
+from qsync.broker.stored_task import StoredTask, state_of
+from qsync.errors import InvalidTask
+from qsync.inspector.edit_values import check_shape, encoded_payload, with_edit
+from qsync.inspector.tasks import RUNNABLE, TIMED, _TasksMixin, rerun_of
+from qsync.inspector.values import Change
+from qsync.message import Message, StoredOptions, decode_message, edited_options
+from qsync.new_task import NewTask, encode_message, new_id, new_nonce
+from qsync.phrase import phrase
+from qsync.state import TaskState
+from qsync.times import Duration, due_text
+
+COPY_HEADER: Final = "qsync-copy-of"
+"""Header of a copy: queue and id of the task that was copied, with a slash between them."""
+
+
+class _EditsMixin(_TasksMixin):
+    """Edits and copies of tasks."""
+
+    async def edit_task(
+        self,
+        id: str,
+        payload: Any,
+        *,
+        queue: str = "default",
+        state: str | None = None,
+        retry: bool = False,
+        delay: Duration | None = None,
+        by: str = "",
+        dry_run: bool = False,
+    ) -> Change:
+        """Replace the payload of a scheduled, retried or dead task, in one step.
+
+        With `retry` the task becomes pending now, as by `run`; with `delay` a scheduled or retried
+        one is due then. The task keeps its id, options, limits and unique lock, and its former
+        payload (TaskDetail.edits). `too_late` if it is in another state or was changed meanwhile;
+        InvalidTask if the payload is not of the kind of the former one, or is too large.
+        """
+        due = "" if delay is None else due_text(delay=delay, process_at=None)
+        data, is_value = encoded_payload(payload)
+        shown = await self._expect(id, queue, state)
+        if isinstance(shown, Change):
+            return shown
+        if shown.state not in RUNNABLE:
+            return Change(outcome="too_late", state=state_of(shown))
+        if due and (retry or shown.state not in TIMED):
+            raise InvalidTask(phrase("A task that is run now or is dead cannot have a delay."))
+        message = _message_of(shown)
+        check_shape(message, payload)
+        now_us, _ = await self._broker.run(views.servers(self._globals, count=1))
+        options = edited_options(shown.message or b"")
+        new = codec.encode(
+            with_edit(message, options, data, is_value=is_value, at_us=now_us, by=by)
+        )
+        if new == codec.encode(message):  # only what follows from it is asked for
+            new = shown.message or b""
+        if dry_run:
+            return Change(outcome="done", state=shown.state)
+        call = edit_op.edit(
+            self._keys(queue), id, shown.state, seen=shown.message or b"", message=new, due=due,
+            rerun=rerun_of(id, shown) if retry else None,
+        )  # fmt: skip
+        done = await self._broker.run(call)
+        if done.outcome == "duplicate":
+            return Change(outcome="duplicate", state=shown.state, holder=done.holder)
+        if done.outcome == "ok":
+            return Change(outcome="done", state=TaskState.PENDING if retry else shown.state)
+        return await self._edited_by(id, queue, new)
+
+    async def _edited_by(self, id: str, queue: str, message: bytes) -> Change:
+        """Return the outcome if the task has changed, perhaps by an earlier attempt of the call."""
+        shown = await self._show(id, queue)
+        if shown is not None and shown.message == message:
+            return Change(outcome="done", state=state_of(shown))
+        return await self._where(id, queue)
+
+    async def copy_task(
+        self,
+        id: str,
+        payload: Any = msgspec.UNSET,
+        *,
+        queue: str = "default",
+        into: str | None = None,
+        delay: Duration | None = None,
+        process_at: datetime | None = None,
+        dry_run: bool = False,
+    ) -> Change:
+        """Enqueue a copy of a task in any state, with another payload if one is given.
+
+        `id` and `queue` of the outcome are those of the copy. It has the options of the task, all
+        attempts and the header `qsync-copy-of`, but neither deadline nor unique lock. `into`
+        is another queue.
+        """
+        shown = await self._show(id, queue)
+        if shown is None:
+            return Change(outcome="not_found")
+        message, target = _message_of(shown), into or queue
+        data, is_value = message.payload, message.is_value
+        if payload is not msgspec.UNSET:
+            check_shape(message, payload)
+            data, is_value = encoded_payload(payload)
+        keys = self._keys(target)
+        due = ""
+        if delay is not None or process_at is not None:
+            due = due_text(delay=delay, process_at=process_at)
+        task = _copied(message, f"{queue}/{id}", target, data, is_value, due)
+        state = TaskState.SCHEDULED if due not in ("", "+0") else TaskState.PENDING
+        if dry_run:
+            return Change(outcome="done", state=state, queue=target)
+        await self._broker.run(registry_ops.register(self._globals, [target]))
+        [reply] = await self._broker.run(ops.enqueue(keys, [task]))
+        if reply.outcome != "created":
+            return Change(
+                outcome="refused", why=f"queue {target} refused the copy: {reply.outcome}"
+            )
+        return Change(outcome="done", state=state, id=task.id, queue=target)
+
+
+def _message_of(shown: StoredTask) -> Message:
+    try:
+        return decode_message(shown.message or b"")
+    except codec.CodecError as error:
+        told = phrase("The message of this task cannot be read: %(error)s.", error=str(error))
+        raise InvalidTask(told) from None
+
+
+def _copied(
+    message: Message, origin: str, queue: str, payload: bytes, is_value: bool, due: str
+) -> NewTask:
+    """Return a new task like a stored one."""
+    options = message.options or StoredOptions()
+    delay_us = int(due[1:]) if due.startswith("+") and due != "+0" else None
+    at_us = int(due) if due and not due.startswith("+") else None
+    kept = StoredOptions(
+        retry_delay=options.retry_delay, timeout_us=options.timeout_us,
+        retention_us=options.retention_us, fairness_key=options.fairness_key,
+        headers={**(options.headers or {}), COPY_HEADER: origin}, limits=options.limits,
+        priority=options.priority, delay_us=delay_us, process_at_us=at_us,
+    )  # fmt: skip
+    return encode_message(
+        message.type, payload, kept, id=new_id(), nonce=new_nonce(), queue=queue,
+        is_value=is_value, retry=message.retry,
+    )  # fmt: skip
