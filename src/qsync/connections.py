@@ -61,6 +61,9 @@ _OF_STORE = ("_where", "prefix", "_options", "_blocking", "_by_loop", "client_ty
 class Connections:
     """Makes the clients of one store and keeps the shared ones. The constructor does no I/O."""
 
+    declared: DeclaredLimits | None = None
+    """The limits of the app, which its clients check tasks against."""
+
     def __init__(
         self,
         url: str | AnyClient | None,
@@ -106,8 +109,6 @@ class Connections:
         self.around_enqueue: list[AroundEnqueue] = []
         """What extensions do around each enqueue, the first one outermost."""
         self.hooks: Hooks = Hooks()
-        self.declared: DeclaredLimits | None = None
-        """The limits of the app, which its clients check tasks against."""
         self.client_types: ClientTypes | None = None
         """Classes of clients that run tasks in place, in tests; None: the usual ones."""
         self.sender: Sender | None = None

@@ -64,7 +64,7 @@ def fill(rig: Rig) -> None:
     rig.now += LEASE + S
     rig.fetch(0, server="other")  # recovers what lapsed
     running = rig.lease()
-    rig.start(*running)
+    rig.mark_started(*running)
     rig.run(ops.progress(rig.keys, [(*running[0], 1, 2)]))
     rig.cancel("running", retention_us=S)
     rig.enqueue("pending", unique=True, fairness_key="tenant")
@@ -151,6 +151,11 @@ def _bound(rig: Rig) -> None:
     rig.run(bounds_ops.put_program_bounds(rig.keys, Bounds(max_bytes=10**9)))
 
 
+def _next_run(rig: Rig) -> bytes:
+    """The record of a next run with the message of another task."""
+    return b"%d 0 " % rig.now + (rig.field("tasks", "pending") or b"")
+
+
 def _bytes_kept(rig: Rig) -> int:
     return sum(map(len, rig.client.hvals(_key(rig, "tasks"))))
 
@@ -216,8 +221,33 @@ PLANTS = [
             {("leftover", "ghost")},
             lambda rig, name=name: rig.field(name, "ghost") is None,  # type: ignore[misc]
         )
-        for name in ("owner", "crashes", "failures", "results", "keys", "cancels", "progress")
+        for name in (
+            "owner",
+            "crashes",
+            "failures",
+            "results",
+            "keys",
+            "cancels",
+            "progress",
+            "successors",
+        )
     ],
+    Plant(
+        "a dead task with a next run",
+        lambda rig: rig.set("successors", "dead", _next_run(rig)),
+        {("next run kept", "dead")},
+        lambda rig: (
+            rig.state("dead") == "scheduled"
+            and rig.field("successors", "dead") is None
+            and rig.field("failures", "dead") is None
+        ),
+    ),
+    Plant(
+        "a dead task with a next run that nobody can read",
+        lambda rig: rig.set("successors", "dead", b"nonsense"),
+        {("next run kept", "dead")},
+        lambda rig: (rig.state("dead"), rig.field("successors", "dead")) == ("dead", None),
+    ),
     Plant(
         "a lock of the dead",
         lambda rig: rig.client.hset(

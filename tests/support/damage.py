@@ -32,6 +32,7 @@ T = TypeVar("T")
 HASHES: Final = (
     "tasks", "owner", "crashes", "failures", "results", "unique", "keys", "cancels", "progress",
     "fetches", "calls", "meta", "stats", "holds", "limits", "limit_rules",
+    "successors",
 )  # fmt: skip
 SETS: Final = (
     "scheduled", "pending", "active", "retry", "limited", "completed", "dead", "waiters",

@@ -26,7 +26,8 @@ from qsync.state import UNFINISHED, TaskState
 Kind = Literal[
     "several states", "no state", "no message", "not leased", "not owned", "leftover",
     "lock kept", "lock lost", "lock unkept", "strange lock",
-    "hold kept", "hold lost", "not listed", "stray waiter", "limit count", "limit shut",
+    "next run kept", "hold kept", "hold lost", "not listed", "stray waiter", "limit count",
+    "limit shut",
     "layout lost", "several wakes", "no tick", "wrong bytes", "not announced", "not registered",
     "wrong type", "stray key",
 ]  # fmt: skip
@@ -46,6 +47,10 @@ MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
     "lock lost": ("a task has lost its unique lock", "taken again, unless another task holds it"),
     "lock unkept": ("a unique lock would expire before its task ends", "kept until the task ends"),
     "strange lock": ("an entry of the unique locks is invalid", "removed"),
+    "next run kept": (
+        "a task that ended has a next run, by which it was replaced while it ran",
+        "run, without a lock",
+    ),
     "hold kept": ("a task that ended or waits for a limit holds limits", "freed"),
     "hold lost": ("a task has lost its limits, so it is not counted", "counted again"),
     "not listed": ("a limited task waits for no limit, so it never starts", "tried again"),
@@ -64,7 +69,7 @@ MEANINGS: Final[dict[Kind, tuple[str, str]]] = {
 
 SOURCES: Final = (
     "tasks", *(state.value for state in TaskState), "owner", "crashes", "failures", "results",
-    "keys", "cancels", "progress", "holds", "unique",
+    "keys", "cancels", "progress", "successors", "holds", "unique",
 )  # fmt: skip
 PAGE_SIZE: Final = 100
 """Number of entries read or repaired in one step."""
@@ -133,6 +138,8 @@ def _state_damage(row: AuditRow) -> Iterable[Kind]:
         yield "hold lost"
     elif "holds" in row.beside and states and not _HOLDING & set(states):
         yield "hold kept"
+    if "successors" in row.beside and states and not _UNFINISHED & set(states):
+        yield "next run kept"
     if not states and row.beside:
         yield "no state" if has_message else "leftover"
     if not has_message and _UNFINISHED & set(states):

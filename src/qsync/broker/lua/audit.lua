@@ -19,6 +19,7 @@
 -- KEYS[16] meta      hash    schema
 -- KEYS[17] limited   zset    ids by order tag
 -- KEYS[18] holds     hash    id -> its limits, of unfinished tasks
+-- KEYS[19] successors hash   id -> due us, member and message of its next run
 -- ARGV[1] source     text    name of the key to scan; empty: look the given ids up
 -- ARGV[2] cursor     text    0 at first, then the cursor that the last call returned
 -- ARGV[3] count      int     approximate number of entries to scan
@@ -80,7 +81,7 @@ end
 local hash = ({
   tasks = KEYS.tasks, owner = KEYS.owner, crashes = KEYS.crashes, failures = KEYS.failures,
   results = KEYS.results, keys = KEYS.keys, cancels = KEYS.cancels, progress = KEYS.progress,
-  holds = KEYS.holds,
+  successors = KEYS.successors, holds = KEYS.holds,
 })[ARGV.source]
 local set = ({
   pending = KEYS.pending, scheduled = KEYS.scheduled, active = KEYS.active, retry = KEYS.retry,
@@ -100,7 +101,8 @@ end
 
 local state_names = { 'pending', 'scheduled', 'active', 'retry', 'completed', 'dead', 'limited' }
 local hash_names = {
-  'tasks', 'owner', 'crashes', 'failures', 'results', 'keys', 'cancels', 'progress', 'holds',
+  'tasks', 'owner', 'crashes', 'failures', 'results', 'keys', 'cancels', 'progress', 'successors',
+  'holds',
 }
 local rows = {}
 for i, id in ipairs(ids) do
@@ -121,7 +123,7 @@ for at, set_key in ipairs({
 end
 for at, hash_key in ipairs({
   KEYS.tasks, KEYS.owner, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.keys, KEYS.cancels,
-  KEYS.progress, KEYS.holds,
+  KEYS.progress, KEYS.successors, KEYS.holds,
 }) do
   if redis.call('EXISTS', hash_key) == 1 then
     for i, id in ipairs(ids) do

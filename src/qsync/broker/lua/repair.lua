@@ -5,6 +5,7 @@
 -- include: check_schema preconditions ensure_schema clock wake_server limit_states limit_waiters
 -- include: limit_counts
 -- include: counters unique_locks ended_tasks forget_tasks recover_expired
+-- include: schedule_due note_runnable message_bytes successors start_successors
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
 -- KEYS[3] scheduled  zset    ids by due time
@@ -33,6 +34,7 @@
 -- KEYS[26] limit_rules hash    name -> its rule
 -- KEYS[27] openings  zset    limits by the time at which they open, us
 -- KEYS[28] idle      zset    ids of servers that a message wakes
+-- KEYS[29] successors hash   id -> due us, member and message of its next run
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] damage     text    kind of the damage
 -- ARGV[3] record     bytes   failure record for tasks that become dead
@@ -146,17 +148,38 @@ mend['leftover'] = function(id)
   local gone = 0
   for _, hash_key in ipairs({
     KEYS.owner, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.keys, KEYS.cancels, KEYS.progress,
-    KEYS.holds,
+    KEYS.holds, KEYS.successors,
   }) do
     check_hash(hash_key)
   end
   for _, hash_key in ipairs({
     KEYS.owner, KEYS.crashes, KEYS.failures, KEYS.results, KEYS.keys, KEYS.cancels, KEYS.progress,
-    KEYS.holds,
+    KEYS.holds, KEYS.successors,
   }) do
     gone = gone + redis.call('HDEL', hash_key, id)
   end
   return gone > 0
+end
+
+-- Start the next run, by which a task was replaced while it was active. It holds no unique lock.
+mend['next run kept'] = function(id)
+  if is_unfinished(id) or not is_placed(id) or not has(KEYS.successors, id) then
+    return false
+  end
+  local found = split_successors({ 1 }, { id })
+  if #found.ids == 0 then
+    return redis.call('HDEL', KEYS.successors, id) == 1
+  end
+  for _, hash_key in ipairs({ KEYS.results, KEYS.failures }) do
+    check_hash(hash_key)
+  end
+  check_set(KEYS.completed)
+  check_set(KEYS.dead)
+  redis.call('ZREM', KEYS.completed, id)
+  redis.call('ZREM', KEYS.dead, id)
+  redis.call('HDEL', KEYS.results, id)
+  start_successors(found)
+  return true
 end
 
 mend['layout lost'] = function()
