@@ -276,7 +276,7 @@ def test_a_full_store_refuses_tasks_and_takes_everything_else(store: Store, pref
         ("redis://localhost/0?nonsense=1", "nonsense"),
         ("redis+sentinel://localhost:26379", "does not name the service"),
         ("redis+cluster://a:1,b:two", "host number 2 is not host:port"),
-        ("redis+cluster://a:1/3", "only number 0"),
+        ("redis+cluster://a:1/3", "only database 0"),
         ("redis://me:s3cr3t@localhost:99999999/0", "its port is not a number from 0 to 65535"),
         ("redis://me:s3cr3t@localhost/x", "its path is not a database number"),
         ("redis://localhost/-1", "its path is not a database number"),

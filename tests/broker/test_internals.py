@@ -77,9 +77,9 @@ def renamed(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 @pytest.mark.parametrize(
     ("renamed", "logged"),
     [
-        ("_writer", "streams are not found"),
-        ("_parser", "streams are not found"),
-        ("_sock", "sockets are not found"),
+        ("_writer", "streams of its connections were not found"),
+        ("_parser", "streams of its connections were not found"),
+        ("_sock", "sockets of its connections were not found"),
         ("_force_master_ip", ""),
         ("nodes_manager", ""),
     ],
@@ -138,7 +138,7 @@ asyncio.selector_events._SelectorTransport.set_protocol = set_protocol
     with Store("valkey") as store:
         out, err = run(PROGRAM.format(breaks=breaks), store.url, prefix)
     assert out == ANSWER, err
-    assert "streams are not found" in err
+    assert "streams of its connections were not found" in err
 
 
 DEAF = """

@@ -40,7 +40,7 @@ SHARED: Final = {
     "queues": "queues", "servers": "servers", "server": "server:*", "inbox": "inbox:*",
     "schedule_queues": "schedule_queues",
 }  # fmt: skip
-"""Patterns, without the prefix, of the keys outside of queues, by the name that scripts use."""
+"""Patterns of the keys outside of queues, without the prefix, by the names that scripts use."""
 
 CHANNELS: Final = frozenset({"spublish", "ssubscribe", "sunsubscribe"})
 """Commands on the channels of ended tasks; without them clients notice results only by polling."""

@@ -1,7 +1,7 @@
 """The options of a store's address, with a check for each.
 
-A URL gives options as text, a client object as values; both pass these checks. An error is a
-ValueError that begins with the option's name and never shows the value, which may be a secret.
+Options come as text from a URL or as values from a client object; both pass these checks. An error
+is a ValueError that begins with the option's name and never shows the value, which may be a secret.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TLS_VERSIONS: Final = {
 def _text(value: Any) -> Any:
     if isinstance(value, str | bytes) and value:
         return value
-    raise ValueError("must be text that is not empty")
+    raise ValueError("must be non-empty text")
 
 
 def _secret(value: Any) -> Any:

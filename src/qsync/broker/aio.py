@@ -331,7 +331,7 @@ class AsyncBroker(BaseBroker[AioPool]):
             return [error] * len(commands)
         if self._refused:
             self._refused.pop(pool, None)
-        if queued and pool.is_served:  # the store replies, the caller only had to queue for long
+        if queued and pool.is_served:  # the store replies; the caller waited in line
             ends = max(ends, time.monotonic() + LINE_S)
         until = exchange_end(ends, self._read_timeout, used=connection.used)
         limit = self._read_timeout if until is None else max(until - time.monotonic(), 0.0)

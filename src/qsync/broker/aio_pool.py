@@ -25,7 +25,7 @@ class AioPool:
         self._pool = client.connection_pool
         self._free: list[RedisConnection | PlainConnection] = []
         self.available: int = connections
-        """Number of further connections that may be in use; 0: the next caller has to wait."""
+        """Number of connections that may still be taken into use; if 0, the next caller waits."""
         self._queue: deque[asyncio.Future[None]] = deque()
         """Callers that wait for a connection, first come first."""
         self._answered = -LINE_S
@@ -111,7 +111,7 @@ class AioPool:
             raise
 
     def _call_next(self) -> None:
-        """Give the place of a returned connection to the first waiting caller, if there is one."""
+        """Give the slot of a returned connection to the first waiting caller, if there is one."""
         while self._queue:
             turn = self._queue.popleft()
             if not turn.done():

@@ -66,7 +66,7 @@ class BaseBroker(Generic[PoolT]):
     def with_longer_timeout(self, seconds: float) -> Self:
         """Return a broker of the same store for calls whose wait delays the reply by `seconds`.
 
-        It has connections of its own, so that other calls are not held up.
+        It has separate connections, so that other calls are not delayed.
         """
         return type(self)(
             self.address,
@@ -125,7 +125,7 @@ def ends_in(patience: float | None) -> float:
 def exchange_end(ends: float, read_timeout: float, *, used: bool) -> float | None:
     """Return the time at which an exchange times out; None when the read timeout suffices.
 
-    A used connection may have died while idle, so it gets half of the time that is left: the other
+    A used connection may have died while idle, so it gets half of the remaining time; the other
     half is for another attempt.
     """
     if ends == math.inf:

@@ -209,7 +209,7 @@ class Broker(BaseBroker[Pool]):
 
         Each node gets MAP_S to reply; if all fail, each gets the whole read timeout.
         """
-        error: Exception = failures.TimeoutError("no time to ask for the map of the cluster")
+        error: Exception = failures.TimeoutError("no time left to fetch the cluster's slot map")
         for limit in (MAP_S, self._read_timeout):
             for node in slots.candidates():
                 node_ends = min(ends, time.monotonic() + limit)

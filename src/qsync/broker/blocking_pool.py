@@ -1,7 +1,7 @@
 """A connection pool of a blocking broker, shared by its threads.
 
-The timeouts of redis-py's pools are fixed when the pool is made, but callers have deadlines of
-their own. So this pool keeps the connections and uses redis-py only to make them.
+The timeouts of redis-py's pools are fixed at creation, but each caller has its own deadline. So
+this pool keeps the connections and uses redis-py only to open them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The calls about the bounds of a queue and the weights of its fairness keys."""
+"""The operations on the bounds of a queue and the weights of its fairness keys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def put_program_bounds(keys: QueueKeys, bounds: Bounds) -> Call[bool]:
 def set_bounds(
     keys: QueueKeys, bounds: Bounds | None, *, by: str = "", now_us: int | None = None
 ) -> Call[bool]:
-    """Set the bounds of an operator, which stand above those of the program; None removes them.
+    """Set an operator's bounds, which override the program's; None removes them.
 
     Return whether this changed something.
     """
@@ -37,13 +37,14 @@ def _set(
 
 
 def queue_bounds(keys: QueueKeys) -> Call[QueueBounds]:
-    """Read the bounds of a queue, and how full it is."""
+    """Read the bounds of a queue, and how close it is to them."""
     script = load("bounds")
     return Call(script, keys.names(script.keys), (0,), lambda reply: read_bounds(*reply[:4]))
 
 
 def counted_bytes(keys: QueueKeys) -> Call[tuple[int | None, int]]:
-    """Return the size of all messages that a queue keeps, None if it keeps none, and count it."""
+    """Return the size of all messages as the queue records it (None if it does not), and as counted
+    now."""
     script = load("bounds")
 
     def decode(reply: Any) -> tuple[int | None, int]:
@@ -53,7 +54,7 @@ def counted_bytes(keys: QueueKeys) -> Call[tuple[int | None, int]]:
 
 
 def recount_bytes(keys: QueueKeys) -> Call[bool]:
-    """Count the size of all messages again; return whether it was wrong."""
+    """Count the size of all messages again; return whether the recorded size was wrong."""
     script = load("recount_bytes")
     return Call(script, keys.names(script.keys), (), bool)
 

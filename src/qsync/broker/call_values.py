@@ -1,4 +1,4 @@
-"""Makes the arguments of calls, and decodes the parts of their replies. Pure."""
+"""Makes the arguments of calls, and decodes parts of their replies. Without I/O."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def texts_of(reply: Any) -> list[Any]:
 
 
 def pairs_of(reply: Any) -> Any:
-    """Decode texts that come in twos as a list of pairs."""
+    """Decode a flat list of texts as a list of pairs."""
     texts = texts_of(reply)
     return list(zip(texts[::2], texts[1::2], strict=True))
 

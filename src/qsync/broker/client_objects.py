@@ -1,7 +1,7 @@
 """Read the address and settings of a redis-py or valkey-py client object.
 
-The client is never used or closed, and its pool is not touched. Each setting is either copied, or
-replaced by qsync's own value, or refused by name: none is dropped silently.
+qsync never uses or closes the client, and leaves its pool alone. Each setting is copied, replaced
+by qsync's own value, or refused by name; none is dropped silently.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _node(client: Any) -> Address:
 
 def _sentinel(client: Any, pool: Any, settings: Mapping[str, Any], *, tls: bool) -> Address:
     if not pool.is_master:
-        raise ValueError("it is one of a replica (slave_for), and tasks are written: master_for")
+        raise ValueError("it connects to a replica, which takes no writes; use master_for")
     manager = pool.sentinel_manager
     finder: dict[str, Any] = {}
     for sentinel in manager.sentinels[:1]:

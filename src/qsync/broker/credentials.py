@@ -1,4 +1,4 @@
-"""Credentials that a provider makes for each connection, such as tokens that soon expire."""
+"""Credentials that a provider supplies for each connection, such as short-lived tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qsync.errors import ConfigError
 
 
 class CredentialProvider(Protocol):
-    """An object such as those of redis-py and valkey-py, which need not be imported for it.
+    """A provider of credentials, as in redis-py and valkey-py; it needs no base class of theirs.
 
     It may have `async def get_credentials_async` as well; asyncio connections then await that.
     """
@@ -23,9 +23,9 @@ class CredentialProvider(Protocol):
 
 
 class CheckedProvider:
-    """Asks a provider; its errors become those of a connection that failed.
+    """Asks a provider for credentials; an error of it becomes an error of the connection.
 
-    So qsync asks again, as for a store that is away, until the patience of a call ends.
+    So qsync asks again until the patience of the call ends, as if the store were unreachable.
     """
 
     def __init__(self, provider: CredentialProvider) -> None:
@@ -74,7 +74,8 @@ def _checked(found: Any) -> tuple[str, ...]:
 
 
 def _refuse(found: object) -> tuple[str, ...]:
-    """Raise an error that shows only the type of what the provider returned: it may be a secret."""
+    """Raise an error that shows only the type of what the provider returned, which may be
+    secret."""
     raise failures.AuthenticationError(
         f"credential_provider: get_credentials() returned {type(found).__name__}, "
         "not (password,) or (user, password) as text"
@@ -82,8 +83,7 @@ def _refuse(found: object) -> tuple[str, ...]:
 
 
 def with_provider(address: Address, provider: object) -> Address:
-    """Return the address with a provider of credentials; raises ConfigError if they cannot go
-    together."""
+    """Return the address with a provider of credentials; raise ConfigError if it cannot use one."""
     if not callable(getattr(provider, "get_credentials", None)):
         kind = type(provider).__name__
         raise ConfigError(f"credential_provider: {kind} has no method get_credentials()")
@@ -97,6 +97,7 @@ def with_provider(address: Address, provider: object) -> Address:
 
 
 def without_provider(address: Address) -> Address:
-    """Return the address without a provider of credentials, to be compared with another."""
+    """Return the address without its provider of credentials, for comparison with another
+    address."""
     settings = {k: v for k, v in address.settings.items() if k != "credential_provider"}
     return replace(address, settings=settings)

@@ -1,4 +1,4 @@
-"""The options of new tasks as the scripts take them."""
+"""Encodes the options of new tasks for the scripts."""
 
 from __future__ import annotations
 
@@ -48,6 +48,6 @@ def enqueue_options(task: NewTask) -> bytes:
 
 
 def fairness_member(priority: int, fairness_key: str) -> bytes:
-    """Return what stands for a task in the order of pending; see include/priority_bands.lua."""
+    """Return the member that gives a task its order in pending; see include/priority_bands.lua."""
     key = fairness_key.encode()
     return key if priority == NORMAL_PRIORITY else b"\xff%d%s" % (priority, key)

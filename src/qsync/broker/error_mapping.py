@@ -82,7 +82,7 @@ _WRONG_STORE_TEXTS: Final = (
     "Cluster mode is not enabled", "cluster support disabled", "unknown command 'SENTINEL'",
     "DB index is out of range", "the Sentinels watch no service",
 )  # fmt: skip
-"""Errors of a store that is of another kind than its URL says."""
+"""Errors of a store that is not of the kind that its URL says."""
 
 _UNSUPPORTED: Final = re.compile("unknown (redis )?command", re.IGNORECASE)
 """Error of a store without a command; managed stores hide commands in this way."""
@@ -99,11 +99,11 @@ _TLS: Final = re.compile(
 _TLS_ADVICE: Final = (
     ("mismatch|not valid for", "connect by a name that the certificate has, or set "
      "ssl_check_hostname=false"),
-    ("expired|not yet valid", "renew the certificate, or mend the clock"),
+    ("expired|not yet valid", "renew the certificate, or correct the clock"),
     ("VERIFY_FAILED", "name the file of its CA by ssl_ca_certs="),
     ("WRONG_VERSION|HTTP_REQUEST", "the port does not speak TLS: use its TLS port, or redis://"),
     ("CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE|BAD_CERTIFICATE|UNKNOWN_CA|CERTIFICATE_UNKNOWN",
-     "it takes a certificate that the store trusts: ssl_certfile= and ssl_keyfile="),
+     "it requires a client certificate that the store trusts: ssl_certfile= and ssl_keyfile="),
 )  # fmt: skip
 """Pairs of a pattern of the error and an advice; the first match is used."""
 
@@ -118,7 +118,7 @@ _SCHEMA: Final = re.compile(r"SCHEMA (\d+) (\d+)")
 
 
 _BOUND: Final = re.compile(r"FULL (max_tasks|max_bytes) (\d+) (\d+) (\d+)")
-"""Error of an enqueue beyond a bound: the bound, its value, what is there, and how many fit."""
+"""Error of an enqueue beyond a bound: the bound, its value, the current count, and how many fit."""
 
 
 def classify(error: BaseException) -> Fault:
@@ -227,7 +227,7 @@ def _refused(name: str, error: BaseException, address: Address) -> QsyncError:
 
 
 def _advice(text: str, advices: Sequence[tuple[str, str]]) -> str:
-    """Return the first advice whose pattern the text matches, to be put behind the text."""
+    """Return the first advice whose pattern matches the text, ready to be appended to it."""
     return next((f"; {do}" for words, do in advices if re.search(words, text, re.IGNORECASE)), "")
 
 

@@ -1,6 +1,6 @@
 """The exchanges of calls, durability waits and probes, as generators without I/O.
 
-A generator yields the commands of an exchange on one connection, and is sent their replies, errors
+A generator yields the commands of one exchange on a connection, and receives their replies, errors
 included. Both brokers run the same generators.
 """
 
@@ -110,8 +110,8 @@ def send_redirected(call: Call[Any], *, asking: bool) -> Exchanges:
 def in_cluster(slots: SlotMap, call: Call[Any], flow_queues: set[str]) -> ClusterSteps:
     """Make a call on the node that holds its keys, following redirections; return its reply.
 
-    Yields a key, and is sent the node that holds it; or a node and exchanges, and is sent what
-    these return. Variants are chosen as in `send_calls`.
+    Yields a key and receives the node that holds it, or yields a node and exchanges and receives
+    the return value of these. Variants are chosen as in `send_calls`.
     """
     call = _adapted(call, flow_queues)
     reply = yield from _on_holder(slots, call)

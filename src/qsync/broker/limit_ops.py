@@ -1,7 +1,8 @@
-"""The operations on limits: rules, states, and who holds and waits.
+"""The operations on limits: their rules, states, holders and waiters.
 
-A rule holds for a name, and an operator's also for one limit. Which rule counts: an operator's for
-this limit, an operator's for its name, the program's; without one the limit is unlimited.
+A rule applies to a name; an operator's rule may also apply to a single limit. The first of these
+rules counts: an operator's for this limit, an operator's for its name, the program's. Without a
+rule, a limit is unlimited.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from qsync.keys import QueueKeys
 from qsync.limit import LimitRule, limit_name
 
 HOLDERS: Final = 100
-"""Ids of holders that `get_limit` returns."""
+"""Maximum number of holders whose ids `get_limit` returns."""
 
 
 @dataclass(frozen=True, slots=True)
 class OperatorRule:
-    """A rule that an operator set for a name or one limit, with who and when."""
+    """A rule for a name or one limit, with the operator who set it and the time."""
 
     limit: str
     rule: LimitRule
@@ -44,7 +45,7 @@ class LimitState:
     closed_until_us: int | None
     """Time until which no task starts; None: it is not closed."""
     opens_at_us: int | None
-    """Time at which the first waiter can be tried; None: when a task leaves, or nobody waits."""
+    """Time at which the first waiter can be tried; None: no task waits, or they wait for a slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,22 +156,22 @@ def get_limit(
 
 @dataclass(frozen=True, slots=True)
 class LimitDamage:
-    """What an audit of limits found wrong, in one part of the waiters."""
+    """Damage that an audit of limits found, in one part of the waiters."""
 
     miscounted: list[str]
     """Limits whose counts are wrong."""
     shut: list[str]
     """Limits that nothing would open."""
     unlisted: list[str]
-    """Limited tasks that no limit has as a waiter."""
+    """Limited tasks that are not among the waiters of any limit."""
     strays: list[str]
     """Waiters that are not limited tasks."""
     more: bool
-    """Whether the next part has more."""
+    """Whether there are more parts."""
     uncounted: bool
-    """Whether too many tasks have limits to count them."""
+    """Whether there are too many tasks with limits to count them."""
     unmarked: bool
-    """Whether the queue has tasks with limits, and not the layout that says so."""
+    """Whether the queue has tasks with limits but is not marked with the layout for them."""
 
 
 def audit_limits(keys: QueueKeys, *, first: int = 0, count: int = 500) -> Call[LimitDamage]:

@@ -15,11 +15,11 @@ BATCH_SIZE: Final = 250
 """Tasks per batch: a larger batch is no cheaper per task and blocks the store for longer."""
 
 MAINTENANCE_BATCH: Final = 100
-"""Tasks per call that deletes or reruns tasks: small, so that urgent calls are not held up."""
+"""Tasks per call that deletes or reruns tasks: small, so that urgent calls are not delayed."""
 
 Outcome = Literal["ok", "done", "lost"]
-"""Outcome of a change that needs a lease: `ok`: made; `done`: the task has no lease any more, since
-it ended or was handed back; `lost`: another server holds the lease."""
+"""Outcome of a change that needs a lease. `ok`: it was made; `done`: the task no longer has a
+lease, since it ended or was handed back; `lost`: another server holds the lease."""
 
 EnqueueOutcome = Literal["created", "exists", "duplicate", "repeated", "replaced"]
 
@@ -64,7 +64,7 @@ class Retried(NamedTuple):
 
 
 class Killed(NamedTuple):
-    """A task that becomes dead. `failed`: whether an attempt failed; False: none was begun."""
+    """A task that becomes dead. `failed`: whether an attempt failed; False: none was started."""
 
     id: str
     token: str
@@ -107,7 +107,7 @@ class FetchResult(msgspec.Struct, frozen=True, kw_only=True):
     next_due_us: int | None
     """Time until the next task or upkeep is due, in microseconds; None when none is known."""
     more: bool
-    """Whether upkeep has more to do."""
+    """Whether more upkeep is due."""
     recovered: int
     died: int
     """Number of tasks that became dead because they crashed too often."""
@@ -122,7 +122,7 @@ class FetchResult(msgspec.Struct, frozen=True, kw_only=True):
     left: bool = False
     """Whether more tasks can be fetched."""
     left_for_free: bool = False
-    """Whether tasks are left that only a server with free slots can fetch."""
+    """Whether only a server with free slots can fetch the tasks that are left."""
     spared: dict[str, int] = {}
     """Number of crashes that did not count, by id; only tasks with such crashes."""
     since: dict[str, int] = {}

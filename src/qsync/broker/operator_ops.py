@@ -15,7 +15,8 @@ from qsync.message import NORMAL_PRIORITY
 
 
 class RerunRequest(NamedTuple):
-    """A task to run now. All but `id` is for dead tasks; `failure` is the record that they keep."""
+    """A task to run now. The other fields are for dead tasks; `failure` is the record that they
+    keep."""
 
     id: str
     fairness_key: str = ""
@@ -47,7 +48,7 @@ def run(
 def run_many(
     keys: QueueKeys, tasks: Sequence[RerunRequest], state: str, *, now_us: int | None = None
 ) -> Call[list[RunOutcome]]:
-    """Move tasks of one state to pending, in this order, like `run`."""
+    """Move tasks of one state to pending, in this order; see `run`."""
     script = load("run")
     args: list[Argument] = [now_argument(now_us), state]
     for task in bounded(tasks):
@@ -103,7 +104,8 @@ def purge(
 
 
 def delete_queue(keys: QueueKeys, *, force: bool = False) -> Call[int]:
-    """Delete a queue without tasks, and without stored schedules unless `force`; return both."""
+    """Delete a queue if it has no tasks and, unless `force`, no stored schedules; return how many
+    of both it holds."""
     script = load("delete_queue")
     return Call(script, keys.names(script.keys), (int(force),), int)
 

@@ -1,4 +1,4 @@
-"""What delays a task: its place in pending, the holder of its lock, its next run."""
+"""Reads what delays a task: its rank in pending, the holder of its lock, its next run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PendingPosition:
     above: int = 0
     """Number of pending tasks of a higher priority."""
     next_run_us: int | None = None
-    """Due time of its next run with the payload of a later call, us; None: there is none."""
+    """Due time of its next run, with the payload of a later call, in us; None: no run follows."""
 
 
 def pending_position(

@@ -44,7 +44,7 @@ def begin_ticks(
     """Return the store's time and, per schedule, the time after which its ticks are due.
 
     That is its last tick, or now for a new schedule. With `digests` of the expressions, ticks from
-    before a change of the expression, or from before a schedule came back, are not due either.
+    before an expression changed or a schedule was declared again are not due either.
     """
     script = load("begin_ticks")
     pairs = itertools.zip_longest(schedules, digests, fillvalue="")

@@ -20,7 +20,7 @@ _MORE: Final = object()
 
 
 LATE_S: Final = 0.1
-"""Delay of a timer, in seconds, from which the event loop is taken to have been blocked."""
+"""Delay of a timer, in seconds, that shows that the event loop was blocked."""
 
 PACKET: Final = 16 * 1024
 """Minimum size of a packet, in bytes: a full one is sent at once, so that the store can begin."""
@@ -52,7 +52,7 @@ def _pack(commands: Sequence[tuple[Any, ...]]) -> Iterator[bytes]:
 
 
 def wrap_connection(connection: Any) -> RedisConnection | PlainConnection:
-    """Wrap an open connection of redis-py in the fastest class that its release supports."""
+    """Wrap an open redis-py connection in the fastest class that this redis-py release supports."""
     try:
         return RedisConnection(connection)
     except (AttributeError, LookupError, TypeError):  # a redis-py with other internals
@@ -144,7 +144,7 @@ class RedisConnection(asyncio.Protocol):
         except failures.InvalidResponse as error:
             self._break(error)
             return
-        if len(replies) > self._expected:  # replies cannot be matched to commands any more
+        if len(replies) > self._expected:  # replies can no longer be matched to commands
             replies.clear()
             self._break(failures.InvalidResponse("an unexpected reply"))
         elif len(replies) == self._expected:

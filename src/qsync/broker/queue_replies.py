@@ -1,4 +1,4 @@
-"""Reads the parts of replies that are about a whole queue: states, counters, bounds."""
+"""Reads the parts of replies that describe a whole queue: states, counters, bounds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WAITING: Final = UNFINISHED - {TaskState.ACTIVE}
 
 
 def told_apart(stored: dict[TaskState, int], cancelled: int) -> dict[TaskState, int]:
-    """Return the tasks by state, with the cancelled ones separated from the completed ones."""
+    """Return the number of tasks by state, with cancelled tasks separated from completed ones."""
     completed = stored[TaskState.COMPLETED] - cancelled
     return {**stored, TaskState.COMPLETED: completed, TaskState.CANCELLED: cancelled}
 
@@ -29,6 +29,6 @@ def counters_of(flat: Sequence[bytes]) -> dict[str, int]:
 
 
 def bounds_in(sizes: dict[TaskState, int], reply: Sequence[Any]) -> QueueBounds:
-    """Return the bounds of a queue, from the sizes of its states and what meta has of them."""
+    """Return the bounds of a queue and how full it is, from its state sizes and its meta."""
     program, operator, size = reply
     return read_bounds(program, operator, sum(sizes[state] for state in WAITING), size)

@@ -2,7 +2,7 @@
 # (redis-py leaves many of its constructors without types)
 """Make redis-py clients from an address, with all settings of redis-py.
 
-The clients never retry: the broker retries calls, which may all run twice, and a blocking read must
+The clients never retry. The broker retries calls, all of which may run twice; a blocking read must
 not be repeated.
 """
 
@@ -89,7 +89,7 @@ def _common(address: Address, read_timeout: float, retry: Any) -> dict[str, Any]
     if address.tls:
         settings = {"ssl_cert_reqs": "required", "ssl_check_hostname": True, **settings}
     if not isinstance(settings.get("socket_keepalive_options"), Mapping):
-        settings["socket_keepalive_options"] = KEEPALIVE  # redis-py has other defaults, or none
+        settings["socket_keepalive_options"] = KEEPALIVE  # redis-py's defaults differ
     if "path" in settings:
         settings.pop("socket_keepalive", None)
         settings.pop("socket_keepalive_options", None)

@@ -31,7 +31,7 @@ def streams(
         parse_error = connection._parser.parse_error
         transport.set_protocol(protocol)
     except (AttributeError, NotImplementedError):
-        warn_once("its connections' streams are not found, exchanges take longer")
+        warn_once("the streams of its connections were not found, so exchanges take longer")
         return None
     return transport, protocol, parse_error
 
@@ -61,7 +61,7 @@ def limit_socket(connection: Any, seconds: float) -> None:
     try:
         sock = connection._sock
     except AttributeError:
-        warn_once("its connections' sockets are not found, a call may end later than asked")
+        warn_once("the sockets of its connections were not found, so a call may end late")
         return
     if sock is not None:
         sock.settimeout(seconds)
@@ -71,7 +71,7 @@ def socket_of(connection: Any) -> socket.socket | None:
     """Return the socket of an open connection, for use in a selector; None: not known."""
     sock = getattr(connection, "_sock", None)
     if not isinstance(sock, socket.socket):
-        warn_once("its connections' sockets are not found, subscriptions begin later")
+        warn_once("the sockets of its connections were not found, so subscriptions begin late")
         return None
     return sock
 

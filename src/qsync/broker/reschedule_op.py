@@ -17,7 +17,8 @@ class Rescheduled(NamedTuple):
     state: TaskState | None
     """State of the task; None: it is not in the queue."""
     due_us: int | None
-    """The new due time, us; None: the task is in a state without one, and stays as it is."""
+    """The new due time, us; None: the task is in a state without a due time, and was not
+    changed."""
 
 
 def reschedule(

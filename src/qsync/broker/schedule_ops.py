@@ -19,19 +19,20 @@ BATCH: Final = 100
 """Stored schedules that are read or ticked in one call."""
 
 TickOutcome = Literal["ticked", "changed", "paused", "program", "lost"]
-"""Outcome of the ticks of a stored schedule. `changed`: it is not as it was read; `program`: a
-program has a periodic task of its name; `lost`: it has no record."""
+"""Outcome of the ticks of a stored schedule. `changed`: it has changed since it was read;
+`program`: a program has a periodic task of this name; `lost`: its record is missing."""
 
 
 class Put(NamedTuple):
-    """The outcome of a put: the stamp of the new record; or what a program has of this name."""
+    """The outcome of a put: the stamp of the new record, or the program's schedule that has this
+    name."""
 
     stamp: bytes
     of_program: bytes | None
 
 
 class Due(NamedTuple):
-    """The schedules whose next tick has come, and when the next one of the others does."""
+    """The due schedules, and the next tick of the others."""
 
     now_us: int
     next_us: int | None
@@ -39,7 +40,7 @@ class Due(NamedTuple):
 
 
 class TickRow(NamedTuple):
-    """The ticks of one schedule that are due, as tasks; and its next tick after them."""
+    """The due ticks of one schedule as tasks, and its next tick after them."""
 
     row: StoredRow
     next_us: int
@@ -47,7 +48,7 @@ class TickRow(NamedTuple):
 
 
 class StoredPage(NamedTuple):
-    """A part of the stored schedules of a queue; `total` is the number of all of them."""
+    """A page of a queue's stored schedules; `total` is their number on all pages."""
 
     now_us: int
     cursor: str
@@ -58,7 +59,7 @@ class StoredPage(NamedTuple):
 def put_schedule(
     keys: QueueKeys, name: str, next_us: int, record: bytes, *, now_us: int | None = None
 ) -> Call[Put]:
-    """Store a schedule in place of the one of this name, unless a program has the name."""
+    """Store a schedule, replacing one of the same name, unless a program uses the name."""
     script = load("put_schedule")
     args = (now_argument(now_us), SCHEDULE_SILENCE_US, name, next_us, record)
     return Call(
@@ -67,7 +68,7 @@ def put_schedule(
 
 
 def delete_schedule(keys: QueueKeys, name: str, *, stamp: bytes = b"") -> Call[bool]:
-    """Delete a stored schedule, with a `stamp` only this version; return whether it was there."""
+    """Delete a stored schedule, with `stamp` only that version of it; return whether it existed."""
     script = load("delete_schedule")
     return Call(script, keys.names(script.keys), (name, stamp), bool)
 
@@ -106,7 +107,7 @@ def tick_schedules(
 def stored_schedules(
     keys: QueueKeys, names: Sequence[str], *, now_us: int | None = None
 ) -> Call[tuple[int, list[StoredRow | None]]]:
-    """Read the store's time, and the stored schedules of these names; None for one not there."""
+    """Read the store's time, and the stored schedules of these names; None for a missing one."""
     script = load("stored_schedules")
 
     def decode(reply: Any) -> tuple[int, list[StoredRow | None]]:
@@ -119,7 +120,8 @@ def stored_schedules(
 def stored_page(
     keys: QueueKeys, *, cursor: str = "0", count: int = 1000, prefix: str = ""
 ) -> Call[StoredPage]:
-    """Read about `count` stored schedules from `cursor` on; with "" the first by next tick."""
+    """Read about `count` stored schedules from `cursor` on; with "" those whose next tick is
+    earliest."""
     script = load("stored_page")
 
     def decode(reply: Any) -> StoredPage:
@@ -135,7 +137,8 @@ def announce_schedules(keys: GlobalKeys, queue: str, number: int) -> Call[int]:
 
 
 def schedule_queues(keys: GlobalKeys) -> Call[dict[str, bytes]]:
-    """Read the queues with stored schedules; a number that differs asks servers to look."""
+    """Read the queues with stored schedules, each with a number; a new number asks servers to
+    check."""
 
     def decode(reply: Any) -> dict[str, bytes]:
         names = [name.decode(errors="replace") for name in reply[::2]]

@@ -63,7 +63,7 @@ def record_of(periodic: Periodic, type: str) -> bytes:
 
 
 def digest_of(schedule: Schedule) -> str:
-    """Return a digest of a schedule's expression; another digest means that it was changed."""
+    """Return a digest of a schedule's expression, which shows whether the expression changed."""
     if isinstance(schedule, Cron):
         text = f"cron {schedule.expression} {schedule.tz}"
     elif isinstance(schedule, Every):

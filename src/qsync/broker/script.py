@@ -13,9 +13,9 @@ names cost the store nothing. `reply{ ids = ids, more = true }` makes the reply:
 of the header, whose missing fields are 0, '' or {} by their type. `Script.reply` names the
 fields for Python.
 
-A script whose header has the line `-- variants: plain flow` has two variants. The plain one, which
-queues without flow control run, knows none of its keys and costs nothing for it. Lines that only
-one variant has are marked, in scripts and includes:
+A script whose header has the line `-- variants: plain flow` has two variants. Queues without flow
+control run the plain one, which has none of its keys and none of its cost. Lines that only one
+variant has are marked, in scripts and includes:
 
     -- flow KEYS[13] limited  zset  ids by order tag
     -- flow:
@@ -24,8 +24,8 @@ one variant has are marked, in scripts and includes:
     take(id)
     -- end flow
 
-The keys and arguments of the flow variant are those of the plain one, and more after them. A
-script with one variant is loaded with the lines of the flow variant.
+The flow variant has the keys and arguments of the plain one, followed by more. A script with one
+variant is loaded with the lines of the flow variant.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The version, product and settings of a store, and what qsync needs of them."""
+"""The version, product and settings of a store, and the minimum that qsync needs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def evicts_tasks(policy: str) -> bool:
     """Return whether a full store with this maxmemory-policy deletes tasks.
 
     The volatile policies delete only keys with a time to live. No key of a queue has one. Server
-    records have one, and servers write them again within seconds. Server inboxes have one too; an
-    order that is lost with an inbox has to be given again.
+    records have one, and servers write them again within seconds. Server inboxes have one too; if
+    an order is lost with its inbox, the operator must repeat it.
     """
     return policy != "noeviction" and not policy.startswith("volatile-")

@@ -1,4 +1,4 @@
-"""The schedules that clients put into the store: their records, and what they owe. Pure."""
+"""The schedules that clients store: their records, and which ticks are due. Without I/O."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qsync.schedule import Cron, Every, Missed
 from qsync.times import from_us
 
 STAMP: Final = 8
-"""Bytes at the head of a record: the time of its put, which tells its versions apart."""
+"""Number of bytes at the head of a record that hold the time of its put, unique to each version."""
 
 GRACE_US: Final = 30_000_000
 """Delay up to which a tick counts as on time, in microseconds, as for periodic tasks."""
@@ -57,7 +57,7 @@ class StoredSchedule(msgspec.Struct, frozen=True, kw_only=True):
     type       type of its task
     payload    payload of its task: the bytes that were given, or msgpack of the arguments
     next_at    its next tick; None when it has none
-    put_at     time since which it owes ticks: of its last `put`, or resume after a pause
+    put_at     time from which its ticks count: its last `put`, or its resume after a pause
     paused     whether its ticks pass without a task
 
     Times are those of the store's clock.
@@ -77,7 +77,7 @@ class StoredSchedule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredRow(NamedTuple):
-    """A schedule as the store has it."""
+    """A schedule as it is stored."""
 
     name: str
     record: bytes
@@ -87,12 +87,12 @@ class StoredRow(NamedTuple):
 
     @property
     def stamp(self) -> bytes:
-        """The part of the record that tells its versions apart."""
+        """The part of the record that is unique to each version."""
         return self.record[:STAMP]
 
     @property
     def since_us(self) -> int:
-        """Time since which it owes ticks, in microseconds."""
+        """Time from which its ticks count, in microseconds."""
         return int.from_bytes(self.stamp, "big")
 
 
@@ -155,7 +155,8 @@ def decode_record(record: bytes) -> Content:
 
 @lru_cache(maxsize=4096)
 def _schedule(text: str) -> Cron | Every:
-    """Return a schedule; many customers have equal ones, and checking a cron takes 0.1 ms."""
+    """Return a schedule from a cache: many stored schedules are equal, and parsing one takes 0.1
+    ms."""
     if text.isdecimal():
         return Every(int(text) / 1_000_000)
     expression, _, tz = text.partition("\n")
@@ -176,14 +177,15 @@ def next_tick(given: Cron | Every, moment_us: int) -> int:
 def ticks_of(row: StoredRow, content: Content, now_us: int) -> Ticks:
     """Return which ticks of a due schedule to enqueue now; at most MOST_TICKS."""
     after_us = row.since_us
-    if row.next_us is not None:  # no earlier tick is owed
+    if row.next_us is not None:  # earlier ticks do not count
         after_us = max(after_us, row.next_us - 1)
     return _due(content.schedule, content.missed, after_us, now_us)
 
 
 @lru_cache(maxsize=1024)
 def _due(given: Cron | Every, missed: Missed, after_us: int, now_us: int) -> Ticks:
-    """Return the due ticks; equal schedules that are due at once are computed once."""
+    """Return the due ticks, from a cache: equal schedules that are due together are computed
+    once."""
     due = schedule.due_ticks(given, after_us, now_us, missed, grace_us=GRACE_US, limit=MOST_TICKS)
     done_us = due[-1] if len(due) == MOST_TICKS else now_us
     return Ticks(due, _next_after(given, done_us))

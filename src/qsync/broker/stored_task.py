@@ -1,4 +1,4 @@
-"""A task as the store holds it, and what its fields mean. Pure."""
+"""A task as the store holds it, and the meaning of its fields. Without I/O."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def last_error(shown: StoredTask) -> str | None:
 
 
 ABANDONED_US: Final = 2**52
-"""Amount in us that `abandon` subtracts from the expiry of a lease whose server is dead."""
+"""Amount, in us, that `abandon` subtracts from the expiry of a dead server's lease."""
 
 
 def lease_until(shown: StoredTask) -> datetime:

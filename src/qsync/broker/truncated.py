@@ -1,4 +1,4 @@
-"""Decode messages that a view truncated: the payload is left out, the rest is complete."""
+"""Decodes messages that a view truncated: without the payload, but with all other fields."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def decode_cut(data: bytes, length: int) -> Message:
     if len(data) == length:
         return decode_message(data)
     if not data:
-        msg = f"{length} bytes are too large to look into"
+        msg = f"{length} bytes are too large to decode"
         raise codec.CodecError(msg)
     try:
         begin, end = _payload(data[:HEAD])
     except IndexError as error:
-        msg = "the message does not begin as one does"
+        msg = "the message has no valid beginning"
         raise codec.CodecError(msg) from error
     rest = end - (length - (len(data) - HEAD))
     if rest < 0:
-        msg = "the payload of the message is shorter than it says"
+        msg = "the payload of the message is shorter than its length field says"
         raise codec.CodecError(msg)
     return decode_message(data[:begin] + _EMPTY + data[HEAD + rest :])
 

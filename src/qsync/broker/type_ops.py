@@ -1,4 +1,4 @@
-"""The operations on types of tasks: pausing one, and which are paused."""
+"""The operations on task types: pause, resume, and list the paused ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ PAUSED_MOST: Final = 100
 """Maximum number of types that are paused in a queue at the same time."""
 
 TYPE_MARK: Final = "@"
-"""First character of the limit that tasks of a paused type wait for; no other limit begins so."""
+"""First character of the limit that tasks of a paused type wait for; no other limit begins with
+it."""
 
 
 def type_limit(type: str) -> str:
@@ -29,7 +30,7 @@ class PausedType:
     note: bytes
     paused_at_us: int
     waiting: int
-    """Number of tasks that have been set aside until it is resumed."""
+    """Number of tasks that wait for it to be resumed."""
 
 
 def pause_type(

@@ -57,7 +57,7 @@ def parse(url: str) -> Address:
         if "@" in path + query + fragment:
             raise ValueError(_ESCAPES)
         if fragment:
-            raise ValueError("it ends with a # and more; write # as %23 in a user or password")
+            raise ValueError("it contains a #; write # as %23 in a user or password")
         credentials, at, hosts = authority.rpartition("@")
         nodes = () if scheme in ("unix", "embedded") else _hosts(hosts, scheme.partition("+")[2])
         shown = f"{scheme}://{','.join(host for host, _ in nodes)}"
@@ -96,7 +96,7 @@ def _host(text: str, default_port: int, which: str) -> tuple[str, int]:
         try:
             ipaddress.IPv6Address(name)
         except ValueError:
-            raise ValueError(f"{which} is not host:port: in [] stands an IPv6 address") from None
+            raise ValueError(f"{which} is not host:port; write an IPv6 address in []") from None
     if port is not None and port != "":
         if not re.fullmatch(r"\d{1,5}", port) or int(port) > 65535:
             what = "its port" if which == "its host" else f"{which} is not host:port; the port"
@@ -166,7 +166,7 @@ def _network(
     tls = plain == "rediss"
     service = ""
     if several:
-        raise ValueError(f"credentials stand once, before the first host; {_ESCAPES}")
+        raise ValueError(f"give credentials once, before the first host; {_ESCAPES}")
     if kind == "":
         if len(nodes) > 1:
             raise ValueError(f"several hosts go with {scheme}+cluster:// or {scheme}+sentinel://")
@@ -176,7 +176,7 @@ def _network(
         if not service:
             raise ValueError(f"it does not name the service: {scheme}://host:port/service")
         if not re.fullmatch(r"[\w.-]+", service, re.ASCII):
-            raise ValueError("a service is named by letters, digits, '.', '_' and '-'")
+            raise ValueError("a service name has letters, digits, '.', '_' and '-'")
     if not re.fullmatch(r"/?|/\d{1,9}/?", path):
         raise ValueError("its path is not a database number")
     if path.strip("/"):
@@ -187,7 +187,7 @@ def _network(
     if kind != "sentinel":
         _refuse(options, (SENTINEL,), "goes with redis+sentinel:// or rediss+sentinel://")
     if kind == "cluster" and options.pop("db", 0) != 0:
-        raise ValueError("it names a database, and a cluster has only number 0")
+        raise ValueError("it names a database, but a cluster has only database 0")
     sentinel = _sentinel(options, tls=tls) if kind == "sentinel" else {}
     settings = {name: value for name, value in options.items() if not name.startswith(SENTINEL)}
     return Address(cast("Any", kind or "node"), nodes, service, settings, sentinel, tls)

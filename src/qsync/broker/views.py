@@ -63,7 +63,7 @@ def permissions(keys: QueueKeys, commands: Sequence[str]) -> Call[list[str]]:
 
 
 def counts(keys: QueueKeys) -> Call[Counts]:
-    """Read the sizes and counters of a queue; all are 0 for a queue that does not exist."""
+    """Read the sizes and counters of a queue; all are 0 if the queue does not exist."""
     script = load("counts")
 
     def decode(reply: Any) -> Counts:
@@ -303,7 +303,7 @@ def schedules(
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """The places in a queue where an audit found an id, at one moment."""
+    """The keys of a queue in which an audit found an id, at one moment."""
 
     id: str
     states: tuple[str, ...]
@@ -328,7 +328,7 @@ def audit(
 
 
 def stand(keys: QueueKeys, rows: Sequence[tuple[str, str]]) -> Call[tuple[str, list[AuditRow]]]:
-    """Look ids up; `rows` are (id, lock that names it as its holder, or empty)."""
+    """Look up ids; `rows` are (id, the lock that names it as its holder, or empty)."""
     return _audit(keys, ("", "0", 0, *[_raw(value) for row in rows for value in row]))
 
 

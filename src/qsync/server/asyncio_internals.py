@@ -12,7 +12,7 @@ log: Final = logging.getLogger("qsync.server")
 
 
 def abandon(task: asyncio.Task[Any]) -> None:
-    """Let `asyncio.run` end although a task ignores its cancellation.
+    """Let `asyncio.run` end even if a task ignores its cancellation.
 
     `asyncio.run` would wait for that task forever. If this Python lacks the undocumented names,
     log a warning: the process then ends at a second signal, or when its supervisor kills it.

@@ -22,14 +22,14 @@ class BatchCall:
         self.handler: asyncio.Task[None] | None = None
         """asyncio task of the call, while it may be cancelled; None otherwise."""
         self.stopped: Stop | None = None
-        """Reason why the call is to stop; None if it is not."""
+        """Reason to stop the call; None while it should continue."""
         self.ended: bool = False
 
     def stop(self, why: Stop) -> bool:
-        """Stop the call once no task of it is to go on; return whether this stops it.
+        """Stop the call if none of its tasks should continue; return whether this stopped it.
 
-        A timeout and a shutdown stop all tasks. A task that alone is cancelled or lost has its
-        reason already, and the call goes on for the others.
+        A timeout or a shutdown stops all tasks. If only some tasks are cancelled or lost, the call
+        continues for the others.
         """
         if why in ("timeout", "shutdown"):
             for leased in self.tasks:
@@ -55,12 +55,12 @@ class BatchContext(HandlerContext, eq=False, kw_only=True):
 
     @property
     def cancelled(self) -> bool:
-        """True once the call is to stop."""
+        """True once the call should stop."""
         return self._call.stopped is not None
 
     @property
     def stopped(self) -> Stop | None:
-        """Reason why the call is to stop; None if it is not."""
+        """Reason to stop the call; None while it should continue."""
         return self._call.stopped
 
     def may_begin(self) -> bool:

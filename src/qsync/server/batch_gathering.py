@@ -41,9 +41,9 @@ class Gathering:
         """Batches that wait for a slot, in the order in which they became due."""
 
     def add(self, leased: LeasedTask, limits: BatchLimits, ready: deque[LeasedTask]) -> None:
-        """Add a task to the batch of its type, and those of the type that are next in `ready`.
+        """Add a task to its type's batch, with the tasks of that type that come next in `ready`.
 
-        `due` has the batch once it is complete.
+        A complete batch moves to `due`.
         """
         type = leased.message.type
         batch = self._open.get(type) or self._begin(type, limits)
@@ -62,8 +62,8 @@ class Gathering:
                 return
 
     def spare(self) -> int:
-        """Return how many more tasks to fetch for open batches: what they can still take, and at
-        most as many as they have, since other tasks may come instead."""
+        """Return how many more tasks to fetch for open batches: no more than they can still take or
+        already have, since a fetch may bring other tasks instead."""
         spare = 0
         for batch in self._open.values():
             size = len(batch.tasks)
@@ -71,8 +71,8 @@ class Gathering:
         return spare
 
     def take(self, *, overdue_s: float | None = None) -> list[LeasedTask]:
-        """Remove the tasks of all batches, or of those that are due for over `overdue_s` seconds;
-        return them."""
+        """Remove and return the tasks of all batches, or only of batches overdue by `overdue_s`
+        seconds."""
         batches = [*self.due]
         if overdue_s is None:
             batches += self._open.values()

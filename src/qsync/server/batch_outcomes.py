@@ -1,4 +1,4 @@
-"""Reads what a batch handler returned: one outcome for each task. Pure."""
+"""Reads what a batch handler returned: one outcome per task. Without I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qsync.server.outcome import NEVER_RUN, never_run
 
 
 class WrongOutcomes(QsyncError):
-    """A batch handler returned something else than one outcome for each task."""
+    """A batch handler returned something other than one outcome per task."""
 
 
 def outcomes_of_call(value: Any, count: int) -> Sequence[Any]:

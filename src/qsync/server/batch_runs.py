@@ -42,7 +42,7 @@ class Outcomes(Protocol):
 
 
 class BatchRuns:
-    """Starts the batches that are due, and ends each task of a call by its own outcome."""
+    """Starts the batches that are due, and settles each task of a call with its own outcome."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class BatchRuns:
         self._end(call, records)
 
     def _records(self, call: BatchCall, values: Sequence[Any], way: BoundHandler) -> list[Any]:
-        """Return the record of each task; one error of several tasks is logged in full once."""
+        """Return the record of each task; log an error of several tasks in full only once."""
         logged: set[int] = set()
         records: list[Any] = []
         for leased, value in zip(call.tasks, values, strict=True):
@@ -174,13 +174,13 @@ class BatchRuns:
         await asyncio.gather(*flushes)
 
     def give_up(self, call: BatchCall) -> None:
-        """End the tasks of a call whose handler still runs after its stop."""
+        """End the tasks of a call whose handler ignores its stop."""
         self._end(
             call, [self._outcomes.stopped(one, asyncio.CancelledError()) for one in call.tasks]
         )
 
     def _end(self, call: BatchCall, records: Sequence[Any]) -> None:
-        """Settle the tasks of a call, and free its slot; do nothing if that is done."""
+        """Settle the tasks of a call and free its slot, unless that was done before."""
         if call.ended:
             return
         call.ended = True

@@ -1,7 +1,8 @@
 """The connections on which a server blocks until tasks arrive.
 
-One connection covers all queues of the server. In a cluster, there is one only for a server of one
-queue, and for each queue whose tasks arrive without wake messages (see wake_channel.py).
+One connection covers all queues of the server. In a cluster, only a server of one queue has such a
+connection; a server of many queues has one for each queue whose tasks arrive without wake messages
+(see wake_channel.py).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class Waiters:
         self.tasks: dict[BlockingPop, asyncio.Task[None] | None] = {}
         """asyncio task that waits on each connection now, or None."""
         self.backoffs: dict[BlockingPop, Backoff] = {}
-        """Back-off of the waits alone: on a link that resets connections all the time, fetches in
-        between succeed, and would reset a shared back-off."""
+        """Separate back-off for the waits: if a link keeps resetting connections, the fetches in
+        between succeed and would reset a shared back-off."""
         self._until: dict[BlockingPop, float] = {}
 
     def block_on_all(self) -> None:

@@ -1,7 +1,8 @@
-"""`current()` in the processes of handlers: what a process gets from its server, and makes of it.
+"""`current()` in handler processes: what a process gets from its server, and what it creates
+itself.
 
-A connection or the value of a lifespan cannot be sent to another process. So each process makes a
-client of its own, and runs the lifespan itself, when a handler first asks for them.
+A connection or the value of a lifespan cannot be sent to another process. So each process creates
+its own client and runs the lifespan itself when a handler first asks for them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ LIFESPAN_S: Final = 5.0
 class ChildSetup(NamedTuple):
     """What a process needs to make the client and the state of its server.
 
-    The address goes as an argument of the process, the lifespan by its import path.
+    The address is passed as a process argument, the lifespan as its import path.
     """
 
     address: Address | None
@@ -54,7 +55,7 @@ class ChildSetup(NamedTuple):
         error = ""
         try:
             ForkingPickler.dumps(address)
-        except Exception as raised:  # of many kinds, e.g. of a provider of credentials
+        except Exception as raised:  # of any class, e.g. a credential provider's
             error = f"{class_name(raised)}: {raised}"
         path, path_error = import_path(lifespan)
         sent = None if error else address
@@ -77,7 +78,7 @@ def import_path(function: Any) -> tuple[str, str]:
 
 
 class ChildServer:
-    """The server as a process of handlers has it; `tell` sends a progress report to the server."""
+    """The server as a handler process sees it; `tell` sends a progress report to the server."""
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class ChildServer:
         self._tell(PROGRESS.pack(done, total))
 
     def adopt(self, connections: Any) -> None:
-        """Point an app in this process at the store of a test, whose time goes with its address."""
+        """Point an app in this process at a test's store; the address carries the test's clock."""
         address = None if self._setup is None else self._setup.address
         if self._setup is None or address is None:
             return
@@ -157,7 +158,7 @@ class ChildServer:
 
 
 class _Lifespan:
-    """A lifespan on an event loop in a thread of its own."""
+    """A lifespan on an event loop in a separate thread."""
 
     def __init__(self, lifespan: Callable[[], Any]) -> None:
         self.value: Future[Any] = Future()
@@ -190,7 +191,7 @@ class ChildContext:
     """The Current of a task in the process of a handler."""
 
     cancelled: Final = False
-    """False: when a run is to stop, its process is killed at once."""
+    """Always False: a run is stopped by killing its process."""
 
     def __init__(self, task: TaskInfo, server: ChildServer, connections: Any) -> None:
         self.task = task
@@ -199,7 +200,7 @@ class ChildContext:
 
     @property
     def tasks(self) -> Sequence[TaskInfo]:
-        """Return the task: no batch handler runs in a process."""
+        """Return the task alone: batch handlers do not run in processes."""
         return (self.task,)
 
     @property

@@ -8,8 +8,8 @@ does not count for the suspect, since any of them may be the cause. The suspect 
 it runs alone GROWTH times as long. After it was spared three times, each crash counts again.
 
 Suspects run one after another. Suspects that were never spared run together once the series has
-taken TOTAL_S, or is expected to, as one of them runs for long and many wait. Spared suspects always
-begin alone.
+taken TOTAL_S, or would take it because one of them runs long while many wait. Spared suspects
+always begin alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOOK_S: Final = 0.5
 blocked the event loop; no task could end then, so the delay does not count as waiting."""
 
 SHORT_REST_S: Final = 0.25
-"""Length of the rest between suspects if no other task is there to use it, in seconds."""
+"""Length of the rest between suspects if no other task can use it, in seconds."""
 
 ALONE_S: Final = 1.0
 """Longest time that a suspect that was never spared runs alone, in seconds."""

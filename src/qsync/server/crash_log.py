@@ -27,7 +27,7 @@ NAMED: Final = 20
 """Maximum number of tasks that one log record names; it counts the others."""
 
 HOOKED: Final = 250
-"""Maximum number of tasks of one fetch for which the hooks of "dead" are called."""
+"""Maximum number of tasks of one fetch for which the "dead" hooks are called."""
 
 LOOK_S: Final = 5.0
 """Time limit for reading the tasks from the store, in seconds."""
@@ -88,7 +88,7 @@ class CrashLog:
     async def _call_hooks(
         self, hooks: HookCalls, keys: QueueKeys, died: Sequence[StoredRow]
     ) -> None:
-        """Call the hooks of "dead"; a page may have cut the messages, so read them again."""
+        """Call the "dead" hooks; read the messages again first, since a page may truncate them."""
         ids = [row.id for row in died]
         try:
             shown = await self._broker.run(views.get_tasks(keys, ids), patience=LOOK_S)

@@ -32,7 +32,8 @@ class Waits:
         self._threads = threads
         self._lock = threading.Lock()
         self._waiting: dict[LeasedTask, tuple[str, str, bool]] = {}
-        """Queue and id of the task that each one waits for, and whether it occupies a thread."""
+        """For each waiting task: queue and id of the awaited task, and whether it occupies a
+        thread."""
         self._said = False
         self._on_stuck = on_stuck
         self._loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Decides from which queues to fetch now, and when to look again. Without I/O."""
+"""Decides which queues to fetch from now, and when the next round begins. Without I/O."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TURN_S: Final = 0.005
 """Delay before the next round while more than CROWD queues are busy, in seconds."""
 
 GRAIN: Final = 4
-"""Average number of slots per queue, at least, when a round fetches from more than SOME queues: a
+"""Minimum average number of slots per queue when a round fetches from more than SOME queues: a
 fetch for fewer tasks is not worth its cost."""
 
 SOME: Final = 16
@@ -48,9 +48,9 @@ class Round(NamedTuple):
     considered: Sequence[QueueState]
     """Busy queues without a fetch in flight."""
     ready: Sequence[QueueState]
-    """Those of them whose delay after a failed fetch is over."""
+    """Queues of `considered` that are not in a delay after a failed fetch."""
     slots: int
-    """Number of slots that the round may fill; at most 0: none."""
+    """Number of slots that the round may fill; none if it is 0 or less."""
 
 
 class FetchTiming:
@@ -71,14 +71,14 @@ class FetchTiming:
         self._open = open_slots
         self.shares: Shares = Shares(config.weights, strict=config.strict)
         self.woken: set[str] = set()
-        """Queues with a wake that no fetch has followed."""
+        """Queues that got a wake and have not been fetched from since."""
         self.free: dict[str, int] = {}
         """Number of free slots that the fetch in flight from a queue may fill with tasks that have
         limits, which are not leased ahead."""
         self.awaiting_slots: set[str] = set()
-        """Queues whose last fetch left such tasks."""
+        """Queues whose last fetch left tasks with limits for lack of free slots."""
         self.retry_at: dict[str, float] = dict.fromkeys(lanes, 0.0)
-        """Time before which a queue is not fetched from, after a failed fetch."""
+        """Earliest time of the next fetch from a queue whose last fetch failed."""
 
     def awaited_until(self, now: float) -> float | None:
         """Return until when the next round waits for fetches in flight; None: it may begin."""
@@ -142,7 +142,7 @@ class FetchTiming:
         return lane.queue in self._lookout.due or now >= self._lookout.upkeep_at(lane)
 
     def at_rest(self, lane: QueueState) -> bool:
-        """Return whether a queue is idle until a wake, a look or its next due time."""
+        """Return whether a queue is idle until a wake, a check or its next due time."""
         return (
             lane.exhausted
             and lane.in_flight is None
@@ -213,7 +213,7 @@ class FetchTiming:
     def foresight_s(self) -> float:
         """Return the longest wait that may precede a fetch in one pipeline, in seconds.
 
-        The heartbeat assumes that the answer to a fetch older than lease / 4 lies unread.
+        The heartbeat assumes that the loop has not read the answer to a fetch older than lease / 4.
         """
         return self._config.lease_s / 6
 

@@ -1,4 +1,4 @@
-"""Makes leased tasks from what a fetch brought."""
+"""Turns the result of a fetch into leased tasks."""
 
 from __future__ import annotations
 

@@ -321,7 +321,7 @@ class Fetcher:
             self._wakeup.set()
 
     def _start_fetches(self, calls: Sequence[tuple[QueueState, int]]) -> None:
-        """Send fetches: in one pipeline, or in a cluster each by itself."""
+        """Send fetches: in one pipeline, or separately in a cluster."""
         cluster = self._broker.address.kind == "cluster"
         for group in [[call] for call in calls] if cluster else [calls]:
             task = self._spawn(self._send_fetches(group))
@@ -419,7 +419,7 @@ class Fetcher:
         self, lane: QueueState, wanted: int, fetched: FetchResult, sent: float, received: float, *,
         repeated: bool,
     ) -> None:  # fmt: skip
-        """Note what a result says of its queue."""
+        """Record what a result says about its queue."""
         lane.last_fetch = lane.answered = received
         lane.store_now_us, lane.store_now_read_at = fetched.now_us, sent
         lane.upkeep_pending = fetched.more

@@ -60,12 +60,12 @@ class HandlerContext(msgspec.Struct, eq=False):
 
     @property
     def cancelled(self) -> bool:
-        """True once this run is to stop."""
+        """True once this run should stop."""
         return self._leased.stop is not None
 
     @property
     def stopped(self) -> Stop | None:
-        """Reason why this run is to stop; None if it is not."""
+        """Reason to stop this run; None while it should continue."""
         return self._leased.stop
 
     def waiting_for(self, queue: str, id: str) -> AbstractContextManager[None]:
@@ -79,7 +79,7 @@ class HandlerContext(msgspec.Struct, eq=False):
     def may_begin(self) -> bool:
         """Record that a thread or process is free; return False if the task may no longer start.
 
-        That is so once it is stopped, its lease has expired, or its deadline has passed.
+        It may not start once it is stopped, its lease has expired or its deadline has passed.
         """
         leased = self._leased
         leased.turn = time.monotonic()

@@ -23,8 +23,8 @@ from qsync.server.queue_state import QueueState
 from qsync.server.server_inbox import ServerInbox
 
 LIVE_LIMIT_S: Final = 60.0
-"""Default time after which a process that does not answer, or whose event loop is blocked, is not
-live any more, in seconds."""
+"""Default time after which a process that does not answer, or whose event loop is blocked, is no
+longer live, in seconds."""
 
 AWAY_S: Final = 3.0
 """Time without an answer to a fetch after which the store counts as unreachable, in seconds."""
@@ -39,7 +39,7 @@ class ServerHealth(msgspec.Struct, frozen=True):
 
     started: bool = False
     unavailable: str = ""
-    """Why the store cannot be reached, of a server that has not started yet."""
+    """Reason why a server that has not started yet cannot reach the store."""
     stopping: bool = False
     quiet: bool = False
     running: int = 0

@@ -1,4 +1,4 @@
-"""Renews leases in a thread of its own, so that no lease expires while a handler blocks the loop.
+"""Renews leases in a separate thread, so that no lease expires while a handler blocks the loop.
 
 Every third of the lease duration, the thread renews the leases of all held tasks. The answers name
 the tasks whose lease is lost or that are to be cancelled.
@@ -29,7 +29,7 @@ TICK_S: Final = 0.25
 
 
 class Heartbeat:
-    """A thread that renews the leases of some queues, all on one node.
+    """A thread that renews the leases of the queues on one node.
 
     It calls `on_refusals` on the event loop, and `watchdog`, if it has one, in the thread.
     """

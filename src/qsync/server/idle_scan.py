@@ -1,13 +1,13 @@
 """Tells which queues of a server are busy, so that idle queues cost almost nothing.
 
-A server of one queue always fetches from it. A server of many queues looks at all of them once per
-`sweep`: a look costs a fifth of a fetch, writes nothing, and shares a pipeline with other looks.
-The server fetches only from queues in which a look found tasks or due upkeep. All servers of a
-queue look; the first one that finds upkeep due does it, so that the servers share this work and any
-one of them suffices. Between looks, a queue becomes busy by a wake, or at the due time that its
-last fetch returned.
+A server of one queue always fetches from it. A server of many queues checks all of them once per
+`sweep`: a check costs a fifth of a fetch, writes nothing, and shares a pipeline with other checks.
+The server fetches only from queues in which a check found tasks or due upkeep. All servers of a
+queue check it; the first one that finds upkeep due does it, so that the servers share this work and
+any one of them suffices. Between checks, a queue becomes busy by a wake, or at the due time that
+its last fetch returned.
 
-So a lost wake delays tasks by at most `sweep`, and an idle queue costs one look per `sweep`.
+So a lost wake delays tasks by at most `sweep`, and an idle queue costs one check per `sweep`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from qsync.server.wake_channel import Wakes
 
 PART: Final = "look for tasks"
 PAGE: Final = 100
-"""Number of looks in one pipeline."""
+"""Number of checks in one pipeline."""
 
 SLOW_S: Final = 300.0
 """Longest time without a fetch from an idle queue, in seconds; the fetch trims dead tasks and
@@ -62,7 +62,7 @@ class Lookout:
     ) -> None:
         self.many: bool = len(lanes) > 1
         self.due: set[str] = set()
-        """Queues whose upkeep is due, by a look or by their due time."""
+        """Queues whose upkeep is due, as a check or their due time shows."""
         self._broker = broker
         self._lanes = lanes
         self._strict = config.strict
@@ -74,7 +74,7 @@ class Lookout:
         self._on_unsent = on_unsent
         self.has_room = False
         """True if the server has free slots, so that it may be woken."""
-        # Up to PAGE queues start busy; with more, the first look tells which are.
+        # Up to PAGE queues start busy; with more, the first check tells which are.
         self._busy = {} if len(lanes) > PAGE else {lane.queue: lane for lane in lanes}
         self._times: list[tuple[float, str, QueueState]] = []
         self._timed: dict[str, float] = {}
@@ -104,11 +104,11 @@ class Lookout:
         self._busy[lane.queue] = lane
 
     def rests(self, lane: QueueState) -> bool:
-        """Return whether a queue is idle until a wake, a look or its next due time."""
+        """Return whether a queue is idle until a wake, a check or its next due time."""
         return lane.queue not in self._busy
 
     def begin(self, now: float) -> None:
-        """Mark the queues as busy whose due time has come; call it at the start of a round."""
+        """Mark queues as busy whose due time has come; called at the start of a round."""
         if not self.many:
             [lane] = self._lanes
             self._at_its_time(lane, now)
@@ -163,16 +163,16 @@ class Lookout:
             self._to_end(lane)
 
     def rest(self, lanes: Iterable[QueueState]) -> None:
-        """Mark these queues as idle until a wake, a look or their next due time."""
+        """Mark these queues as idle until a wake, a check or their next due time."""
         if self.many:
             for lane in lanes:
                 if lane.queue not in self.due:
                     self._busy.pop(lane.queue, None)
 
-    # Looks.
+    # Checks.
 
     async def run(self) -> None:
-        """Look at all queues once per `sweep`, until cancelled."""
+        """Check all queues once per `sweep`, until cancelled."""
         while True:
             began = boot_s()
             try:
@@ -182,12 +182,11 @@ class Lookout:
                 raise
             except QsyncError as error:
                 self._outage.failed(PART, error)
-            interval = self._sweep_s * spread(0.9, 1.0)  # jitter keeps servers from looking at once
+            interval = self._sweep_s * spread(0.9, 1.0)  # jitter spreads the checks
             await asyncio.sleep(max(interval - (boot_s() - began), 0.001))
 
     async def with_tasks(self, lanes: Sequence[QueueState]) -> Sequence[QueueState]:
-        """Return those of some queues that may have pending tasks, after a look if there are
-        many."""
+        """Return the queues that may have pending tasks; if there are many, check them first."""
         if not self.many:
             return lanes
         for at in range(0, len(lanes), PAGE):
@@ -195,7 +194,7 @@ class Lookout:
         return [lane for lane in lanes if not self.rests(lane)]
 
     async def _look(self) -> None:
-        """Look at every queue once; if some looks fail, raise the first error afterwards."""
+        """Check every queue once; if some checks fail, raise the first error afterwards."""
         if self._broker.address.kind == "cluster":
             errors = await asyncio.gather(*map(self._look_and_listen, self._lanes))
             if self._wakes is not None:
@@ -221,7 +220,7 @@ class Lookout:
         return failed
 
     async def _look_and_listen(self, lane: QueueState) -> QsyncError | None:
-        """Look at a queue of a cluster; if the server is idle there, register it as idle too."""
+        """Check a queue of a cluster; if the server is idle there, register it as idle too."""
         wakes = self._wakes
         idle = self.has_room and (self.rests(lane) or lane.exhausted)
         if wakes is None or not idle or not wakes.ready(lane):
@@ -229,7 +228,7 @@ class Lookout:
         return await self.listen(wakes, [lane])
 
     async def listen(self, wakes: Wakes, lanes: Sequence[QueueState]) -> QsyncError | None:
-        """Register the server as idle in these queues, and look at them; return the first error."""
+        """Register the server as idle in these queues, and check them; return the first error."""
         failed: QsyncError | None = None
         now = boot_s()
         wakes.take(lanes)

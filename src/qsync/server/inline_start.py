@@ -26,7 +26,7 @@ TURN_S: Final = 0.0002
 """Time after which the starter yields to the rest of the event loop, in seconds."""
 
 WAITS: Final = 100
-"""Number of next runs of a type that get their own asyncio task, after one of its runs waited."""
+"""Number of runs of a type that get their own asyncio task after one of its runs waited."""
 
 Run = Coroutine[Any, Any, None]
 Spawn = Callable[[Run, str], None]

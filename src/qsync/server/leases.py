@@ -1,4 +1,4 @@
-"""Keeps the leases of a server: renews them, hands tasks back, loses and mends them.
+"""Keeps a server's leases: renews and repairs them, hands tasks back, and drops lost ones.
 
 The event loop keeps leases with a LeaseKeeper. While a handler may block the loop, each heartbeat
 thread keeps those of its node with a ThreadLeaseKeeper. Both interpret the store's answers with
@@ -67,7 +67,7 @@ class OnGeneration(Protocol):
     """Called with the first generation of a queue that the server sees, and with each new one."""
 
     def __call__(self, lane: QueueState, *, lost: bool) -> None:
-        """Note a generation; `lost` says that the store has lost the data of the one before."""
+        """Record a generation; if `lost`, the store has lost the data of the previous one."""
 
 
 class LeaseKeeper:
@@ -181,7 +181,7 @@ class ThreadLeaseKeeper:
     def renew(
         self, lane: QueueState, on_refusals: Callable[[Sequence[Refusal]], None]
     ) -> QsyncError | None:
-        """Renew the leases of all held tasks; return the error at which this ended, or None."""
+        """Renew the leases of all held tasks; return the error that ended this, or None."""
         part = f"renew leases of queue {lane.queue}"
         held = [leased for leased in lane.held.copy().values() if leased.phase is not RELEASED]
         if not held:

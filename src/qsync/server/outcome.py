@@ -84,9 +84,10 @@ def failed(
 
 def snoozed(leased: LeasedTask, error: Snooze, now_us: int) -> Settlement:
     """Return the record of a task whose handler asked to run later: back with a delay, uncharged;
-    dead if its deadline passes before then. RateLimited closes a limit, at which the task waits.
+    dead if its deadline passes before then. RateLimited closes a limit, for which the task then
+    waits.
 
-    ConfigError if the task does not have the limit.
+    Raises ConfigError if the task does not have the limit.
     """
     limit = _closed_limit(leased, error) if isinstance(error, RateLimited) else None
     before, due_us = leased.failure, now_us + error.delay_us

@@ -22,9 +22,9 @@ CHECK_S: Final = 1.0
 async def check_permissions(broker: AsyncBroker, queues: Sequence[QueueKeys]) -> None:
     """Raise ConfigError if the user may not run all commands that a server needs.
 
-    Log only a warning if it lacks the channels: the server works, but clients notice results later.
-    Ask the node of the first queue; if it is unreachable, those of the second and third. Skip the
-    check if none of them answers.
+    Log only a warning if it may not use channels: the server works, but clients notice results
+    later. Ask the node of the first queue; if it is unreachable, those of the second and third.
+    Skip the check if none of them answers.
     """
     for keys in queues[:3]:
         call = views.permissions(keys, acl.checkable("server"))

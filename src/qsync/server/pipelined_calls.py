@@ -1,4 +1,4 @@
-"""Sends calls of many queues in one pipeline, where one pipeline reaches all queues.
+"""Sends calls of many queues in one pipeline, if all queues are on one node.
 
 A round trip costs the same for few calls as for many. So the calls that the settlers of a server
 make while one exchange is in flight share the next one.
@@ -15,7 +15,7 @@ from qsync.broker.aio import AsyncBroker
 from qsync.broker.call import Call
 
 FEW: Final = 8
-"""Number of queues up to which separate calls are faster: the broker has as many connections."""
+"""Number of queues up to which separate calls are faster: the broker has that many connections."""
 
 MOST: Final = 100
 """Maximum number of `run_many` requests in one exchange."""

@@ -1,4 +1,4 @@
-"""A pool of processes for `def` handlers that use much CPU, or that may have to be killed.
+"""A pool of processes for `def` handlers that use much CPU time or may have to be killed.
 
 Each process has sockets of its own, so killing it in the middle of a message affects no other
 process. If its tasks are quick, the pool sends a few more ahead; it can take them back as long as
@@ -301,7 +301,7 @@ class ProcessPool:
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - it is not an error to reach it
         """Take no more tasks, wait up to `timeout` seconds for running ones, and end the processes.
 
-        Processes that still run a task then are killed.
+        Then kill the processes that still run a task.
         """
         self._closed = True
         for process in [*self._processes]:

@@ -40,7 +40,7 @@ at_start: Final[list[Callable[[], None]]] = []
 name."""
 
 NOTE: Final = 1 << 31
-"""Flag in the size of a message that is no reply, but a progress report of the running task."""
+"""Flag in a message's size: the message is a progress report of the running task, not a reply."""
 
 around: Final[list[Callable[[TaskInfo], contextlib.AbstractContextManager[None]]]] = []
 """Context managers around every handler call in this process; modules that a handler's module

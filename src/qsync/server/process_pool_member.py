@@ -294,7 +294,7 @@ class WorkerProcess:
         """Fail the call that ran when the process died, with the cause of the death."""
         self._process.join(EXIT_S)
         code = self._process.exitcode
-        manner = "it cannot be told how" if code is None else manner_of(code)
+        manner = "the cause is unknown" if code is None else manner_of(code)
         error = HandlerError(f"the process died: {manner}")
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(fail, call, error)

@@ -39,7 +39,8 @@ class QueueRules:
         self._outage = outage
         self._due: set[str] = set()
         self._again: dict[str, asyncio.Task[None]] = {}
-        """The tasks that publish again, by queue; a node that is away holds up no other queue."""
+        """asyncio tasks that publish the rules again, one per queue: an unreachable node delays no
+        others."""
 
     async def start(self) -> None:
         """Publish the rules. Raise QsyncError if the store does not take them."""

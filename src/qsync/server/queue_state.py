@@ -7,7 +7,7 @@ operation that the interpreter makes atomic.
     LeasedTask.phase               L writes; H sets RELEASED for what it handed back
     QueueState.held                L writes, H removes what it handed back; H reads a copy
     QueueState.in_flight           L writes; H reads, to repeat a fetch that L cannot read
-    QueueState.unread_ids          H writes the ids that it renewed so; L takes them
+    QueueState.unread_ids          H writes the ids of an unread fetch that it renewed; L takes them
     QueueState.revoked_token       H writes before it hands back a fetch unread, and checks
                                    `in_flight` afterwards; L starts none of its tasks
     QueueState.handed_back_token   H alone
@@ -56,7 +56,7 @@ class Claim(Protocol):
 
 
 class Phase(IntEnum):
-    """How far a leased task is on this server."""
+    """The stage of a leased task on this server."""
 
     QUEUED = 0
     """It waits for a slot."""

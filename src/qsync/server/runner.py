@@ -85,9 +85,9 @@ class Runner:
         self._starter = InlineStarter(self._run, self._start_some)
         self._isolation = Isolation(broker, suspects, self._start_some)
         self._suspected = max(1, min(2, config.max_crashes - 1))
-        """Number of crashes from which a task is a suspect."""
+        """Number of crashes that make a task a suspect."""
         self._closing: list[LeasedTask] = []
-        """Tasks that close a limit, and keep their slots until the store knows it."""
+        """Tasks that close a limit, and keep their slots until the store has closed it."""
         self._suspect_timer: asyncio.TimerHandle | None = None
         self._guard = fork_guard.Guard(self._loop)
         self._failures = Failures(config, invoker, rivals, hooks)
@@ -281,8 +281,8 @@ class Runner:
         self._finish(leased, record)
 
     async def _mark(self, leased: LeasedTask) -> bool:
-        """Mark a task that crashed before as running; return False if it may not run, once it is
-        handed back or dropped."""
+        """Mark a task that crashed before as running; return False if it was handed back or dropped
+        instead and may not run."""
         suspects = self._suspects
         try:
             call = ops.mark_started(
@@ -361,7 +361,7 @@ class Runner:
         self.see_suspect_end()
 
     def see_suspect_end(self) -> None:
-        """Let other tasks start once the store knows how the suspect ended.
+        """Let other tasks start once the store has recorded how the suspect ended.
 
         Before that, a server crash counts for the suspect even if another task causes it.
         """

@@ -111,7 +111,7 @@ class Server:
         self.replaced: ReplacedParts = ReplacedParts()
         self.hooks: Hooks = Hooks()
         """Hooks of the server's tasks; add to them before the start."""
-        self.bounds: dict[str, Bounds] = {}  # of queues; stored at the start
+        self.bounds: dict[str, Bounds] = {}  # of the app's queues; stored at the start
         self._on_stop_order: Callable[[], object] | None = None
         self._health: HealthProbe | None = None
         self._client: Client | None = None
@@ -232,7 +232,7 @@ class Server:
         not of the kind that its URL names. Raises StoreUnavailable if the store cannot be reached.
         """
         if self._started:
-            msg = "a server starts once; make another"
+            msg = "a Server can be started only once; create another one"
             raise QsyncError(msg)
         self._started = True
         try:
@@ -363,8 +363,8 @@ class Server:
         )  # fmt: skip
 
     def _on_generation(self, lane: QueueState, *, lost: bool) -> None:
-        """Publish what the store does not have: it lost its data, or may have lost them between the
-        start and the first fetch, which `lost` does not tell."""
+        """Publish again what the store may have lost; `lost` does not cover a loss between the
+        start and the first fetch."""
         self._queue_rules.publish_again(lane.queue)
         if lost:
             self._control.announce_again()

@@ -1,4 +1,4 @@
-"""Parts of a server: what is started and stopped with it."""
+"""The parts of a server, which start and stop with it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Part(Protocol):
 
 
 class AtStop:
-    """A part that only has something to do when the server stops."""
+    """A part that acts only when the server stops."""
 
     def __init__(self, work: Work, *, closes: bool = False) -> None:
         self._work = work
@@ -36,7 +36,8 @@ class AtStop:
 
 
 class Loops:
-    """Coroutines that run until the server stops; `on_error` is called with an error of theirs."""
+    """Coroutines that run until the server stops; `on_error` gets an error that one of them
+    raises."""
 
     def __init__(self, on_error: Callable[[Exception], None], *works: Work) -> None:
         self._on_error = on_error

@@ -1,4 +1,4 @@
-"""Tells the store how tasks ended, in batches: each has the tasks that ended during the last batch.
+"""Settles ended tasks in the store in batches: each has the tasks that ended during the last one.
 
 Each queue has its own settler, so that an unreachable node delays only the queues on it.
 """
@@ -35,8 +35,8 @@ Entry = tuple[LeasedTask | None, Record]
 NO_ROOM: Final = codec.encode(Result(error="the store had no memory for the result"))
 
 SHORT_RESULT: Final = 64
-"""Size up to which a result is stored even if the store is out of memory, in bytes: the error
-record in its place would be as large."""
+"""Size up to which a result is stored even if the store is out of memory, in bytes: an error record
+in its place would be as large."""
 
 Operation = Callable[..., Call[list[op_values.Outcome]]]
 
@@ -156,12 +156,12 @@ class Settler:
         for answer in answers:
             if isinstance(answer, QsyncError):
                 log.warning(
-                    "cannot hand back tasks of queue %s, their leases will lapse: %s",
+                    "cannot hand back tasks of queue %s, their leases will expire: %s",
                     self.lane.queue, answer,
                 )  # fmt: skip
             else:
                 log.warning(
-                    "handed back %d tasks of queue %s whose end the store did not take",
+                    "handed back %d tasks of queue %s that the store did not settle",
                     len(answer), self.lane.queue,
                 )  # fmt: skip
 

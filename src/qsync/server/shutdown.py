@@ -31,11 +31,11 @@ CANCELLED_S: Final = 1.0
 """Time that cancelled handlers have to end, in seconds."""
 
 SETTLE_S: Final = 5.0
-"""Least time to settle tasks, in seconds, however long the running ones took to end: a task whose
-end the store does not take runs again."""
+"""Minimum time to settle tasks, in seconds, however long running tasks took to end: a task that is
+not settled runs again."""
 
 HAND_BACK_S: Final = 1.0
-"""Time to hand back the tasks whose end the store did not take, in seconds."""
+"""Time to hand back the tasks that the store did not settle, in seconds."""
 
 PASS_ON_S: Final = 1.0
 """Longest time to wake other servers for pending tasks, in seconds."""
@@ -63,7 +63,7 @@ class Shutdown:
         """Time at which the timeout is over, by boot_s."""
 
     async def end_running(self) -> None:
-        """Hand back what has not started, and wait for running tasks; then cancel these.
+        """Hand back tasks that have not started, and wait for running ones; then cancel those.
 
         Meanwhile fetches in flight are answered, since they may have leased tasks.
         """
@@ -76,7 +76,8 @@ class Shutdown:
         await self._stop_running()
 
     async def settle(self) -> None:
-        """Settle all tasks in the store, and wake other servers for what this one leaves."""
+        """Settle all tasks in the store, and wake other servers for the tasks that this one
+        leaves."""
         settlers = self._settlers
         try:
             async with asyncio.timeout(self._limit(max(SETTLE_S, self._ends - boot_s()))):

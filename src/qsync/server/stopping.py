@@ -219,7 +219,7 @@ class Stopping:
             self.stop(leased, why)
 
     def give_up_all(self) -> None:
-        """Settle the tasks that still run after their stop, so that other servers can run them."""
+        """Settle the tasks that ignore their stop, so that other servers can run them."""
         for leased in self._running():
             self._give_up(leased)
 
@@ -238,7 +238,7 @@ class Stopping:
 
 
 def _log_unfinished(running: Sequence[LeasedTask]) -> None:
-    """Log the tasks whose handlers run when the time of a shutdown is over."""
+    """Log the tasks whose handlers still run when `shutdown_timeout` is over."""
     if not running:
         return
     named = [f"{leased.id} ({ascii(leased.message.type)[1:-1]})" for leased in running[:NAMED]]

@@ -1,4 +1,4 @@
-"""Checks at the start of a server that its store is there and fit."""
+"""Checks at a server's start that its store is reachable and suitable."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from qsync.errors import ConfigError, StoreUnavailable
 from qsync.server.outage_log import Outage
 
 TRIES = 8
-"""Number of times that a server asks a store at its start, unless it is to wait for the store."""
+"""Number of attempts to reach the store at a server's start, unless the server waits for the
+store."""
 
 
 async def read_store_info(
     broker: AsyncBroker, outage: Outage, stopping: asyncio.Event, *, wait: bool
 ) -> StoreInfo | None:
-    """Ask the store for its version and settings, again while it is unreachable; None if `stopping`
-    is set meanwhile. With `wait` there is no limit to the tries."""
+    """Return the store's version and settings; None if `stopping` is set first. Retry while the
+    store is unreachable: TRIES times, or without limit if `wait` is true."""
     backoff, tries = Backoff(cap=AWAY_CAP_S) if wait else Backoff(), TRIES
     while True:
         try:
@@ -40,7 +41,8 @@ async def read_store_info(
 
 
 def check_store(info: StoreInfo, address: Address, *, allow_eviction: bool) -> None:
-    """Raise ConfigError if the store is too old, of another kind than its URL, or evicts tasks."""
+    """Raise ConfigError if the store is too old, may evict tasks, or is not of the kind its URL
+    names."""
     minimum = MIN_VERSION.get(info.product)
     if minimum and info.version and info.version < minimum:
         version = ".".join(map(str, info.version))

@@ -1,10 +1,10 @@
 """Stored schedules: every server enqueues the due ticks of all of them; the store takes each once.
 
 There is no leader and no lock. A server reads what is due, computes the next ticks, and sends both
-to a script, which acts on a schedule only if it is as it was read. So of several servers that read
-the same tick one enqueues it, and if that one dies, another does. Servers sleep until the next tick
-that they know of. Once a second they read one hash, in which clients announce schedules that are
-due before long; every minute they look at all queues with schedules.
+to a script, which ignores a schedule that has changed since. So if several servers read the same
+tick, one enqueues it; if that one dies, another does. Servers sleep until the next tick that they
+know of. Once a second they read one hash, in which clients announce schedules that are due soon;
+every minute they check all queues with schedules.
 """
 
 from __future__ import annotations
@@ -31,20 +31,21 @@ from qsync.server.outage_log import Outage
 log: Final = logging.getLogger("qsync.server")
 
 POLL_S: Final = 1.0
-"""Interval for reading which queues have schedules to look at, in seconds."""
+"""Interval for reading which queues have schedules to check, in seconds."""
 
 LOOK_S: Final = 60.0
-"""Longest time between two looks at the schedules of a queue, in seconds."""
+"""Longest time between two checks of a queue's schedules, in seconds."""
 
 LEAST_S: Final = 0.01
-"""Shortest time between two looks that found few schedules, in seconds."""
+"""Shortest time between two checks that found few schedules, in seconds."""
 
 APART_S: Final = 0.005
-"""Servers look up to this time after a tick, so that the first one has enqueued it, in seconds."""
+"""Maximum random delay of a server's check after a tick, in seconds: most servers then find that
+another one has enqueued it."""
 
 
 class Ticked(NamedTuple):
-    """What one look at the schedules of a queue did."""
+    """What one check of a queue's schedules did."""
 
     now_us: int
     next_us: int | None
@@ -98,7 +99,7 @@ def _ticks(row: StoredRow, queue: str, now_us: int) -> TickRow:
 class StoredTicks:
     """Enqueues the ticks of all stored schedules of a prefix when they are due, until cancelled.
 
-    Store errors do not end it. Each queue is on its own, since it may be on another node.
+    Store errors do not end it. Queues are handled separately, since they may be on several nodes.
     """
 
     def __init__(
@@ -124,7 +125,8 @@ class StoredTicks:
                 await asyncio.sleep(pause)
 
     async def _poll(self, group: asyncio.TaskGroup) -> float:
-        """Start what looks at new queues, wake what is announced; return when to poll again."""
+        """Start a loop per new queue, and wake those of announced ones; return when to poll
+        again."""
         part = "read the stored schedules"
         try:
             numbers = await self._broker.run(schedule_ops.schedule_queues(self._globals))
@@ -172,7 +174,7 @@ class _Queue:
         self._named: set[str] = set()
 
     def announced(self, number: bytes) -> None:
-        """Look at the schedules now if this number, which clients change, is another one."""
+        """Check the schedules now if this number, which clients change, has changed."""
         if number != self._number:
             self._number = number
             self._look.set()
@@ -195,7 +197,7 @@ class _Queue:
                     await self._look.wait()
 
     async def _tick(self) -> float:
-        """Enqueue what is due; return the time until the next look, in seconds."""
+        """Enqueue what is due; return the time until the next check, in seconds."""
         ticked = await tick_due(self._broker, self._keys)
         self._outage.worked(self._part)
         self._backoff.reset()
@@ -223,7 +225,7 @@ class _Queue:
         return [task for task in tasks if task.id not in missing]
 
     def _say(self, name: str, why: str) -> None:
-        """Log once that a stored schedule has no tasks."""
+        """Log once why a stored schedule enqueues no tasks."""
         if name not in self._named:
             self._named.add(name)
             log.error(

@@ -6,9 +6,9 @@ server subscribes to a channel of its own in each queue, and then registers ther
 message. From then on the server is not idle in that queue, until it registers again.
 
 Messages may be lost with the connection, or when a slot moves. So a server registers again once per
-`sweep`, and as soon as it is subscribed again; registering is also a look at the queue. It blocks
-on a queue's wake list instead if it may not subscribe there, and also blocks on it if clients add
-tasks without sending messages.
+`sweep`, and as soon as it is subscribed again; registering also checks the queue for work. The
+server blocks on a queue's wake list if it may not subscribe there, or if clients add tasks without
+sending messages.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class Wakes(AsyncPlacement):
         self._backoff = Backoff(cap=AWAY_CAP_S)
         self._later: set[asyncio.TimerHandle] = set()
         self.on_wake = on_wake
-        """Callback for each wake message, with the queue to fetch from."""
+        """Called for each wake message with the queue to fetch from."""
         self._on_change = on_change
-        """Callback for when `unlisted` has another queue."""
+        """Called when a queue is added to `unlisted`."""
         self._on_denied = on_denied
-        """Callback for when the user may not subscribe to the channel of a queue."""
+        """Called when the user may not subscribe to the channel of a queue."""
 
     def start(self) -> None:
         """Subscribe to the channels of all queues."""
@@ -98,7 +98,7 @@ class Wakes(AsyncPlacement):
         return self.ready(lane) and lane.queue not in self._unlisted
 
     def call(self, lane: QueueState) -> Call[IdleCheck]:
-        """Return the call that registers this server as idle in a queue, and looks at the queue."""
+        """Return the call that registers this server as idle in a queue, and checks the queue."""
         return ops.mark_idle(
             lane.keys, server=self._holder, lease_us=self._lease_us, keep_us=KEPT_US
         )

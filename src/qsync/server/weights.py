@@ -77,7 +77,7 @@ class Shares:
         return queue in self._truncated
 
     def _keep_ratio(self, earned: dict[str, float]) -> None:
-        """Reduce what queues earn beside one whose fetches are cut short, to keep the ratio.
+        """Reduce the credit of the other queues if one's fetches are cut short, to keep the ratio.
 
         A queue of more weight than that one earns as before: it takes what the other cannot use.
         """
@@ -89,8 +89,8 @@ class Shares:
                 if other == name or self._weights[other] > weight:
                     continue
                 bound = brought * self._weights[other] / weight
-                # Of two equal ones that are cut short each asks for one more than the other brings,
-                # so that it is still seen to be cut short.
+                # If two queues of equal weight are both cut short, each asks for one task more than
+                # the other brings, so that the next result still shows that it is cut short.
                 bound += self._weights[other] == weight and other in self._truncated
                 earned[other] = min(earned[other], bound)
 

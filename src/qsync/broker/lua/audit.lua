@@ -20,7 +20,7 @@
 -- KEYS[17] limited   zset    ids by order tag
 -- KEYS[18] holds     hash    id -> its limits, of unfinished tasks
 -- KEYS[19] successors hash   id -> due us, member and message of its next run
--- ARGV[1] source     text    name of the key to scan; empty: look the given ids up
+-- ARGV[1] source     text    name of the key to scan; empty: look up the given ids
 -- ARGV[2] cursor     text    0 at first, then the cursor that the last call returned
 -- ARGV[3] count      int     approximate number of entries to scan
 -- ARGV[4...] two values per task: id, and the lock that names it as its holder, or empty

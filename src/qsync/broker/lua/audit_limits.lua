@@ -1,6 +1,6 @@
 #!lua flags=no-writes
--- audit_limits: find limits whose counts are wrong or that nobody would open, and, in a part of the
--- limited tasks and of the waiters, tasks without an entry and entries without a task.
+-- audit_limits: find limits whose counts are wrong or that nothing would open. In a part of the
+-- limited tasks and of the waiters, also find tasks without an entry and entries without a task.
 -- include: check_schema limit_states limit_waiters limit_counts
 -- KEYS[1] limits    hash    limit -> its state
 -- KEYS[2] limit_rules hash  name -> its rule
@@ -16,11 +16,11 @@
 -- ARGV[2] count     int     number of them, 1 to 500
 -- REPLY[1] miscounted list  limits whose counts are wrong
 -- REPLY[2] shut       list  limits with waiters that have room and no time at which they open
--- REPLY[3] unlisted   list  limited tasks that no limit has as a waiter
+-- REPLY[3] unlisted   list  limited tasks that are not among the waiters of any limit
 -- REPLY[4] strays     list  waiters that are not limited tasks
 -- REPLY[5] more       flag  there are more limited tasks or waiters
 -- REPLY[6] uncounted  flag  more tasks have limits than can be counted
--- REPLY[7] unmarked   flag  the queue has tasks with limits, and not the layout that says so
+-- REPLY[7] unmarked   flag  the queue has tasks with limits but not layout 2
 -- returns the fields of REPLY
 check_schema()
 local first, last = tonumber(ARGV.first), tonumber(ARGV.first) + tonumber(ARGV.count) - 1

@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- bounds: read the bounds of a queue, and how full it is.
+-- bounds: read the bounds of a queue, and how close it is to them.
 -- include: check_schema clock queue_bounds
 -- KEYS[1] meta       hash    bounds, !bounds, bytes
 -- KEYS[2] tasks      hash    id -> message

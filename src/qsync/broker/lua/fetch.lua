@@ -57,9 +57,9 @@
 -- ARGV[6] max_crashes  int     number of crashes after which a task is dead
 -- ARGV[7] dead_limit   int     maximum number of dead tasks to keep
 -- ARGV[8] dead_age     int us  maximum age of dead tasks
--- ARGV[9] max_bytes    int     maximum size of the messages; one task is taken whatever its size
+-- ARGV[9] max_bytes    int     maximum size of the messages; the first task may exceed it
 -- ARGV[10] again       int     1: this number was sent before and got no reply
--- flow ARGV[11] free   int     number of tasks with limits to lease at most: free slots
+-- flow ARGV[11] free   int     maximum number of tasks with limits to lease: the free slots
 -- REPLY[1] now         int   us
 -- REPLY[2] next_due    int   us until the next task or upkeep is due; -1: none known
 -- REPLY[3] more        flag  upkeep has more to do
@@ -210,7 +210,7 @@ if first_lease == math.huge and (left or #ids + #lost > 0) then
   outage_grace(now, lease, stored[5], stored[6])
 end
 
--- 4 sweep: a little more than was leased, so that it keeps up at any rate
+-- 4 sweep: a little more than was leased, so that it keeps up with any throughput
 if sweep_expired(now, limit, #ids, stored[7], unusual, tonumber(ARGV.dead_limit), dead_age) then
   more = true
 end

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- forget_schedule: delete a schedule that no server publishes any more, with its last tick.
+-- forget_schedule: delete a schedule that servers no longer publish, with its last tick.
 -- include: check_schema preconditions clock
 -- KEYS[1] schedules  hash    =<schedule>, ><schedule>, @<schedule>, !<schedule>, #<schedule>
 -- KEYS[2] ticks      hash    schedule -> last tick enqueued, us

@@ -1,9 +1,8 @@
 #!lua flags=allow-oom
--- hand_back: hand tasks back that a server leased but will not run, without counting an attempt.
--- They go to the head of pending in the given order, or with a delay to scheduled. A task with a
--- cancel request ends instead.
--- A task that never started gives its starts back to the rates of its limits. A row may close a limit
--- for a time: until then no task that holds it starts.
+-- hand_back: return tasks that a server leased but will not run, without counting an attempt. They
+-- go to the head of pending in the given order, or with a delay to scheduled. A task with a cancel
+-- request ends instead. A task that never started gives its starts back to the rates of its limits.
+-- A row may close a limit for a time: until then no task that holds it starts.
 -- variants: plain flow
 -- flow include: message_bytes
 -- include: check_schema preconditions clock wake_server counters crash_counts
@@ -57,7 +56,7 @@ local head, later, cancelled, failures = {}, {}, {}, {}
 -- flow:
 local unstarted, closed = {}, {}
 
--- Note what a row says of limits; `at` is the position of the task.
+-- Record what a row says about limits; `at` is the position of the task.
 local function note_limits(id, at)
   if ARGV[7 * at + 1] == '0' then
     unstarted[#unstarted + 1] = id

@@ -67,7 +67,7 @@ if #dying > 0 then
   delete_fields(KEYS.keys, dying)
   delete_fields(KEYS.cancels, dying)
   note_ended(dying)
-  redis.call('HSET', KEYS.meta, 'swept', '0')  -- they may be too many: the next fetch sees to it
+  redis.call('HSET', KEYS.meta, 'swept', '0')  -- the next fetch trims them if too many
 end
 -- flow:
 release_leases(successors.ids)

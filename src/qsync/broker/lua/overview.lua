@@ -35,7 +35,7 @@
 --   (truncated when long), length of the message and failure record; the counters, name and value
 --   in turn; the number of completed tasks that were cancelled; the earliest stored time, us, at
 --   which a pending task became runnable, empty when none is stored; the bounds of the program and
---   of an operator, and the size of all messages, -1 when the queue does not keep it
+--   of an operator, and the size of all messages, -1 when the queue does not record it
 -- Only the first 512 pending tasks are read. Tasks with such a stored time are not among the 8.
 check_schema()
 local now = clock(ARGV.now)
@@ -58,7 +58,7 @@ for _, any_key in ipairs({
   end
   bytes = bytes + (usage or 0)
 end
--- Tasks that were handed back are in front of tasks that have waited longer.
+-- Tasks that were handed back come before tasks that have waited longer.
 local last = redis.call('EXISTS', KEYS.progress) == 1 and 511 or 7
 local ids = redis.call('ZRANGE', KEYS.pending, 0, last)
 local since, earliest = read_since(ids), math.huge

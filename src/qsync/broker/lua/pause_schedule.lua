@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- pause_schedule: skip the ticks of a schedule until it is resumed. They are not made up
--- afterwards.
+-- pause_schedule: skip the ticks of a schedule until it is resumed. Skipped ticks are not enqueued
+-- later.
 -- include: check_schema preconditions clock stored_records
 -- KEYS[1] schedules  hash    =<schedule> -> record, !<schedule> -> who paused it, when and why
 -- KEYS[2] ticks      hash    schedule -> last tick enqueued, us

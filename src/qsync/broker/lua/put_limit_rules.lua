@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- put_limit_rules: store rules of limits, and let limits whose rules changed move their waiters.
--- A rule stops no task: a limit with more tasks in use than it allows starts none until it is met.
+-- put_limit_rules: store rules of limits, and let limits whose rules changed move their waiters. A
+-- rule stops no running task: a limit with too many tasks in use starts none until its rule is met.
 -- include: check_schema preconditions ensure_schema clock wake_server change_rules
 -- KEYS[1] limit_rules hash  name -> its rule
 -- KEYS[2] waiters   zset    limit and id of each limited task

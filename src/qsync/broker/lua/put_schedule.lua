@@ -1,7 +1,7 @@
 #!lua
--- put_schedule: store a schedule in place of the one of this name. Its first tick is the first one
--- after now. A name that servers publish as a periodic task of their program is refused.
--- When the same record is there already, nothing is changed: ticks that are owed stay owed.
+-- put_schedule: store a schedule, replacing one of the same name. Its first tick is the first one
+-- after now. A name that servers publish as a periodic task of their program is refused. If the
+-- same record is already stored, nothing changes, and ticks that are due stay due.
 -- include: check_schema preconditions ensure_schema clock stored_records
 -- KEYS[1] stored_schedules hash  name -> time of the put (us, 8 bytes), then the record
 -- KEYS[2] next_ticks       zset  schedules by next tick, us

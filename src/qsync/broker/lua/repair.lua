@@ -190,7 +190,7 @@ mend['layout lost'] = function()
   return true
 end
 
--- Count anew who holds a limit.
+-- Count the holders of a limit again.
 local holds_counted
 mend['limit count'] = function(limit)
   holds_counted = holds_counted or count_holds()
@@ -203,7 +203,7 @@ mend['limit count'] = function(limit)
   return true
 end
 
--- Let settle_limits look at the limit: it moves its waiters or finds when it opens.
+-- Let settle_limits check the limit: it moves its waiters or finds when it opens.
 mend['limit shut'] = function(limit)
   local state = touch_limit(limit)
   return has_waiter(limit, state) and not is_limit_full(state)
@@ -302,7 +302,7 @@ mend['several wakes'] = function()
   return true
 end
 
--- Let servers read the schedule now: they set its next tick.
+-- Let servers read the schedule now, which sets its next tick.
 mend['no tick'] = function(id)
   if not has(KEYS.stored_schedules, id) or redis.call('ZSCORE', KEYS.next_ticks, id) then
     return false

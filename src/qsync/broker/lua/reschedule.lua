@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
--- reschedule: change the time at which a task that waits for a time is due.
--- A task whose time has come is promoted by the next fetch, so a fetch and this script never both
--- move it. A due time in the past counts as now.
+-- reschedule: change the due time of a scheduled or retried task. A task whose time has come is
+-- promoted by the next fetch, so a fetch and this script never both move it. A due time in the past
+-- counts as now.
 -- include: check_schema clock wake_server schedule_due note_runnable
 -- KEYS[1] tasks      hash    id -> message
 -- KEYS[2] pending    zset    ids by order tag
@@ -20,7 +20,7 @@
 -- ARGV[2] id         text
 -- ARGV[3] due        text    `+<us>` after now, or `<us>` Unix time
 -- REPLY[1] state     text    state of the task; empty: it is not in the queue
--- REPLY[2] due       text    its new due time, us; empty: it is in another state and stays as it is
+-- REPLY[2] due       text    its new due time, us; empty: its state has none, it was not changed
 -- returns the fields of REPLY
 check_schema()
 local now, id = clock(ARGV.now), ARGV.id

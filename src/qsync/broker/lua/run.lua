@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
--- run: move scheduled, retry or dead tasks to pending now, in this order.
--- A dead task takes its lock again and has all its attempts again. Tasks for which a limit is full or
--- closed become limited instead.
+-- run: move scheduled, retry or dead tasks to pending now, in this order. A dead task takes its
+-- lock again and gets all its attempts back. Tasks for which a limit is full or closed become
+-- limited instead.
 -- include: check_schema preconditions clock wake_server limit_states limit_waiters priority_bands
 -- include: fairness_tags unique_locks revive_dead note_runnable
 -- KEYS[1] pending    zset    ids by order tag

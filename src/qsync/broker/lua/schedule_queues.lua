@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- schedule_queues: read the queues for which clients put schedules.
+-- schedule_queues: read the queues that have stored schedules.
 -- KEYS[1] schedule_queues  hash  queue -> number, which changes when servers are to look
 -- returns a flat list of queue and number
 local numbers = redis.call('HGETALL', KEYS.schedule_queues)

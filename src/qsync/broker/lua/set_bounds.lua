@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- set_bounds: set or remove the bounds of a queue, those of its program or of an operator.
--- The first bound lifts the queue to layout 2. The first bound of bytes counts the messages.
+-- set_bounds: set or remove the bounds that its program or an operator gives to a queue. The first
+-- bound moves the queue to layout 2. The first bound on bytes counts the messages.
 -- include: check_schema preconditions ensure_schema clock queue_bounds
 -- KEYS[1] meta       hash    bounds, !bounds, bytes
 -- KEYS[2] tasks      hash    id -> message
@@ -13,7 +13,7 @@
 -- KEYS[9] dead       zset    ids by time of death
 -- ARGV[1] now        int us  empty: the store's clock
 -- ARGV[2] field      text    bounds: the program's; !bounds: the operator's
--- ARGV[3] bounds     text    `<most tasks> <most bytes> <when full>`, each number may be empty;
+-- ARGV[3] bounds     text    `<max tasks> <max bytes> <when full>`; each number may be empty;
 --   empty: remove
 -- ARGV[4] by         text    name of the operator; empty for a program
 -- returns 1 when this changed something

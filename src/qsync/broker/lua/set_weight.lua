@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- set_weight: set the share of a fairness key, or remove it, which means 1. It holds for tasks that
--- become pending from now on.
+-- set_weight: set the share of a fairness key, or reset it to 1. It applies to tasks that become
+-- pending from now on.
 -- include: check_schema
 -- KEYS[1] meta       hash    weight:<fairness key>
 -- ARGV[1] key        text

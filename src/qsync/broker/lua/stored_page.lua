@@ -1,7 +1,6 @@
 #!lua flags=no-writes
--- stored_page: read a part of the schedules that clients put: the first ones by next tick, or all of
--- them by a cursor. A schedule that is there from the first call to the last is in one of the parts,
--- and may be in several.
+-- stored_page: read a part of the stored schedules: those whose next tick is earliest, or all of
+-- them by a cursor. A schedule that exists from the first call to the last is in at least one part.
 -- include: check_schema clock
 -- KEYS[1] stored_schedules hash  name -> time of the put (us, 8 bytes), then the record
 -- KEYS[2] next_ticks       zset  schedules by next tick, us
@@ -11,7 +10,7 @@
 -- ARGV[2] cursor     text    empty: the first schedules by next tick; else '0' at first, then the
 --                            cursor that the last call returned
 -- ARGV[3] count      int     approximate number of schedules
--- ARGV[4] prefix     text    what names begin with, without special characters of patterns
+-- ARGV[4] prefix     text    prefix of the names, without the special characters of patterns
 -- returns now, us; the next cursor, '0' after the last part; the number of all schedules; and a row
 --   per schedule: name, record, next tick, pause note
 check_schema()

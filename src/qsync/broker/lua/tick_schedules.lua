@@ -1,8 +1,8 @@
 #!lua
 -- tick_schedules: enqueue the tasks of the due ticks of stored schedules, and set their next ticks.
--- A schedule that was put, deleted, resumed or ticked since the caller read it stays as it is. The
+-- A schedule that was put, deleted, resumed or ticked since the caller read it is not changed. The
 -- ticks of a paused schedule, and of one whose name servers publish as a periodic task of their
--- program, pass without a task.
+-- program, are skipped.
 -- variants: plain flow
 -- include: check_schema preconditions ensure_schema clock wake_server counters
 -- flow include: limit_states limit_waiters priority_bands
@@ -49,7 +49,7 @@
 --   its entry in next_ticks was deleted)
 local now, silence = clock(ARGV.now), tonumber(ARGV.silence)
 
--- Return what the ticks of a schedule lead to.
+-- Return the outcome of a schedule's ticks.
 local function outcome_of(id, stamp, due)
   local record = redis.call('HGET', KEYS.stored_schedules, id)
   local score = redis.call('ZSCORE', KEYS.next_ticks, id)

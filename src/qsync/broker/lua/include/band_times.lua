@@ -5,7 +5,7 @@ local function virtual_field(priority)
   return priority == normal_priority and 'v' or table.concat({ 'virtual:', priority })
 end
 
--- Number from which on a virtual time restarts as soon as no task waits.
+-- Value above which a virtual time restarts as soon as no task waits.
 local far_time = 2 ^ 39
 
 -- Advance the virtual time of each band to the last of these tags, which were leased, in order.
@@ -43,8 +43,8 @@ local function forget_passed(limit)
   end
 end
 
--- Restart virtual times that are far from the middle of their band. The caller found pending
--- empty. Tasks that wait for a limit keep their tags, so while there are any nothing changes.
+-- Restart virtual times that are far from the middle of their band. The caller found pending empty.
+-- Tasks that wait for a limit keep their tags, so nothing changes while there are any.
 local function restart_bands()
   if redis.call('EXISTS', KEYS.limited) == 1 then
     return

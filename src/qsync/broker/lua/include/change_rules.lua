@@ -1,6 +1,7 @@
--- change_rules: change the rule of a limit, and let the next fetch look at its waiters.
+-- change_rules: change the rule of a limit, and let the next fetch check its waiters.
 
--- Most limits with waiters that one change of a rule opens; the others open when a task leaves them.
+-- Maximum number of limits with waiters that one rule change opens; the others open when a task
+-- leaves.
 local OPENED_MOST = 10000
 
 -- Give each limit with waiters from `from` on, in order of bytes, an opening that is due now.

@@ -15,8 +15,8 @@ local function count(now, counter, amount)
   end
 end
 
--- Add to a counter and its partner with one read and one write. Where the sums are not exact as
--- numbers, or the values are not numbers, each counter is added to by itself.
+-- Add to a counter and its partner with one read and one write. If the sums are too large to be
+-- exact, or the values are not numbers, add to each counter separately.
 local function count_pair(now, counter, amount, partner, partner_amount)
   local day = to_text(math.floor(now / 86400000000))
   local counter_day, partner_day = counter .. ':' .. day, partner .. ':' .. day

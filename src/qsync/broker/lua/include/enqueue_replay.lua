@@ -1,5 +1,5 @@
--- enqueue_replay: keep the last enqueue of each sender, so that a repetition gets the same reply.
--- A sender numbers its calls and has one in flight at a time, so only its last call is kept:
+-- enqueue_replay: record the last enqueue of each sender, so that its repetition gets the same
+-- reply. A sender numbers its calls and has one in flight at a time, so only its last call is kept:
 -- `<number> <time us>`, and for each task that was not created its place in the call, the outcome
 -- and the holder, separated by spaces.
 

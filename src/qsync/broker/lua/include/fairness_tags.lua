@@ -16,7 +16,7 @@ local function virtual_time()
   return read_tag(redis.call('HGET', KEYS.meta, 'v'))
 end
 
--- Return what a task of this fairness key adds to the tag: 1/weight, for weights of 0.001 to 1000.
+-- Return the step between two tags of this fairness key: 1/weight, for weights of 0.001 to 1000.
 local function tag_step(key)
   -- flow:
   local _

@@ -5,7 +5,7 @@ local function delete_fields(beside_key, ids)
   redis.pcall('HDEL', beside_key, unpack(ids))
 end
 
--- Return whether there may be anything but a message to delete for a task.
+-- Return whether a task may have other data to delete than its message.
 local function has_records()
   -- flow:
   if redis.call('EXISTS', KEYS.successors) == 1 then

@@ -80,9 +80,9 @@ end
 local no_options = { '', '', '', 0 }
 
 -- Store tasks. `tasks` is as read_tasks returns it; `virtual` is the virtual time as meta holds it;
--- `recent` maps the places of tasks whose id was enqueued recently to true, or is nil.
--- Returns the number of tasks created, and a flat list of place, outcome and holder of each task
--- that was refused. A task that is stored already with the same message is in neither.
+-- `recent`, unless nil, is the set of the places of tasks whose id was enqueued recently. Returns
+-- the number of tasks created, and a flat list of place, outcome and holder of each task that was
+-- refused. A task that is stored already with the same message is in neither.
 local function insert_tasks(now, head, tasks, virtual, recent)
   local ids, options = tasks.ids, tasks.options
   local stamped = head .. struct.pack('>I8', now)
@@ -180,7 +180,7 @@ local function insert_tasks(now, head, tasks, virtual, recent)
   -- flow:
   make_room(now, ids, bodies, created)
   -- end flow
-  -- Of the other keys it is known that they are hashes, so no write can fail once this one is made.
+  -- The other keys are known to be hashes, so no later write can fail once this one has succeeded.
   -- flow:
   if use_flow(options) then
     lift_schema()

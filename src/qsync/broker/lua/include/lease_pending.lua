@@ -11,12 +11,12 @@ end
 
 -- flow:
 -- Read the first `wanted` tasks that may start, up to `max_bytes` of messages; `head` is what
--- read_pending returns at position 0. Tasks with limits are taken while `free` is above 0, all their
--- limits or none; those that a limit refuses are collected for park_pending, and those that find no
--- free slot stay. Tasks of paused types are parked, too. It passes at most `limit` tasks of all kinds.
--- Returns ids; messages; ids without a message, of which there should be none; whether tasks are
--- left; ids to park, and the limit that refused each by its id; and whether tasks are left that this
--- server can take.
+-- read_pending returns at position 0. Tasks with limits are taken while `free` is above 0, all
+-- their limits or none; those that a limit refuses are collected for park_pending, and those that
+-- find no free slot stay. Tasks of paused types are parked, too. It passes at most `limit` tasks of
+-- all kinds. Returns ids; messages; ids without a message, of which there should be none; whether
+-- tasks are left; ids to park, and the limit that refused each, by id; and whether this server can
+-- take any of the tasks left.
 local function take_pending(head, wanted, max_bytes, limit, free)
   local ids, messages, lost, parked, refused = {}, {}, {}, {}, {}
   local taken, bytes, position, chunk, passed = 0, 0, 0, head, 0
@@ -89,8 +89,8 @@ local function take_pending(head, wanted, max_bytes, limit)
 end
 -- end flow
 
--- Lease tasks. Fails before the first write, which gives them an owner, if another would fail: the
--- keys have been read before.
+-- Lease tasks. Fails before the first write, which gives them an owner, if a later write would
+-- fail: the keys have been read before.
 local function write_leases(ids, token, expiry)
   check_rights(KEYS.active, #ids > 16 and { 'ZADD', 'ZREM', 'HDEL' } or { 'ZADD', 'ZREM' })
   local leases, owners = {}, {}
@@ -99,8 +99,8 @@ local function write_leases(ids, token, expiry)
     owners[2 * i - 1], owners[2 * i] = id, token
   end
   if #ids > 16 then
-    -- The store keeps a hash of up to 512 short values as a list, which every lookup scans. A long
-    -- value that is written first turns it into a hash table until the key is deleted.
+    -- The store keeps a hash of up to 512 short values as a list, which every lookup scans. Writing
+    -- a long value first turns it into a hash table until the key is deleted.
     redis.call('HSET', KEYS.owner, ' ', string.rep('x', 65), unpack(owners))
     redis.call('HDEL', KEYS.owner, ' ')
   else

@@ -1,6 +1,6 @@
 -- limit_counts: count the tasks that hold limits, for an audit and its repair.
 
--- Most tasks with limits that are counted, since a script blocks the store.
+-- Maximum number of tasks with limits to count, since a script blocks the store.
 local COUNTED_MOST = 100000
 
 -- Return, by limit, the number of active and the number of pending tasks that hold it; nothing when

@@ -1,8 +1,7 @@
--- limit_states: the rules of limits, and how much of each limit is in use.
--- A rule is `<concurrency> <rate> <per us> <burst>`, 0 for none; the record of an operator's rule goes
--- on with when it was set and by whom. A state is `<in use> <ready> <tat us> <closed
--- until us>`: in use are active tasks that hold the limit, ready are pending ones. Rates are GCRA:
--- tat is the time at which the next start is due if none comes early.
+-- limit_states: the rules of limits, and how much of each limit is in use. A rule is `<concurrency>
+-- <rate> <per us> <burst>`, 0 for none; the record of an operator's rule also has when it was set
+-- and by whom. A state is `<in use> <ready> <tat us> <closed until us>`: in use are active tasks
+-- that hold the limit, ready are pending ones. Rates use GCRA; tat is its theoretical arrival time.
 -- States are read once per script, changed here, and written by save_limits.
 
 local limits_now, limits_used = 0, false
@@ -240,7 +239,7 @@ local function read_holds(ids)
   read_limits(limits)
 end
 
--- Give the starts of active tasks back, which never began. Their slots are released separately.
+-- Give back the starts of active tasks that never began. Their slots are released separately.
 local function refund_starts(ids)
   if not limits_used then
     return
@@ -282,7 +281,7 @@ local function take_limits(limits)
   end
 end
 
--- Count active tasks out.
+-- Subtract active tasks from the counts of their limits.
 local function release_slots(ids)
   if not limits_used then
     return
@@ -296,7 +295,7 @@ local function release_slots(ids)
   end
 end
 
--- Count pending tasks out.
+-- Subtract pending tasks from the counts of their limits.
 local function release_ready(ids)
   if not limits_used then
     return
@@ -310,8 +309,8 @@ local function release_ready(ids)
   end
 end
 
--- Let a task hold the limits in its message, instead of those that it held. It is in no count: it was
--- dead, or has been counted out.
+-- Let a task hold the limits in its message instead of those that it held. The caller has removed
+-- it from all counts, or it was dead.
 local function hold_limits_of(id, message)
   if not limits_used then
     return
@@ -326,7 +325,8 @@ local function hold_limits_of(id, message)
   held_limits[id] = #limits > 0 and limits
 end
 
--- Delete what tasks hold, since they end or become limited. They are in no count any more.
+-- Delete what tasks hold, since they end or become limited. The caller has removed them from all
+-- counts.
 local function drop_holds(ids)
   if limits_used and #ids > 0 then
     redis.call('HDEL', KEYS.holds, unpack(ids))

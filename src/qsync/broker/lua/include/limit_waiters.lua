@@ -3,10 +3,10 @@
 -- are ordered by bytes, and the first one of a limit is the first to start. A task of a paused type is
 -- under `@<type>`, before its own limits.
 
--- Most waiters that a script moves. A limit with more gets an opening that is due now.
+-- Maximum number of waiters that a script moves. A limit with more gets an opening that is due now.
 local MOVES_MOST = 500
 
--- Most of these under limits of types: there may be a million after a resume.
+-- Maximum number of them under limits of types: there may be a million after a resume.
 local TYPE_MOVES_MOST = 150
 
 local moves_left, type_moves_left, opened_waiters = MOVES_MOST, TYPE_MOVES_MOST, 0
@@ -48,7 +48,7 @@ local function has_waiter(limit, state)
   return state.waits
 end
 
--- Return the first of the limits that is not open, besides `but`; nil when all are open.
+-- Return the first limit, other than `but`, that is not open; nil when all are open.
 local function closed_limit(limits, but)
   for _, limit in ipairs(limits) do
     if limit ~= but and not is_limit_open(touch_limit(limit)) then
@@ -57,7 +57,7 @@ local function closed_limit(limits, but)
   end
 end
 
--- Count a task in that becomes pending.
+-- Add a task that becomes pending to the counts of its limits.
 local function add_ready(limits)
   for _, limit in ipairs(limits) do
     local state = touch_limit(limit)
@@ -336,7 +336,7 @@ local function open_due_limits(limit)
   return #touched_limits > 0 and open_waiters() > 0, #due == limit
 end
 
--- Do both at the end of a script. Returns whether tasks became pending.
+-- Move waiters and write states, at the end of a script. Returns whether tasks became pending.
 local function settle_limits()
   if not limits_used or #touched_limits == 0 then
     return false

@@ -1,6 +1,6 @@
 -- outage_grace: detect outages. If no server fetched or renewed for half a lease, the store was
--- down or its clock jumped, and leases expired that their servers could not renew. Then recovery of
--- expired leases is delayed for a third of a lease, so that the servers can renew them.
+-- down or its clock jumped, and leases expired that their servers could not renew. Recovery of
+-- expired leases is then delayed for a third of a lease, so that the servers can renew them.
 
 -- Record that a server is present. Returns the time until which recovery is delayed, 0: not
 -- delayed. `noted` and `outage` are `seen` and `returned` of meta.

@@ -3,7 +3,7 @@
 -- and `bytes`, the size of all messages, while a bound needs it.
 
 -- flow:
--- Most tasks that one call drops to make room.
+-- Maximum number of tasks that one call drops to make room.
 local DROPPED_MOST = 1000
 
 -- Return the bounds in force, infinite without one: waiting tasks, bytes, what to do when full.
@@ -12,7 +12,7 @@ local function read_bounds(program, operator)
   return tonumber(tasks) or math.huge, tonumber(bytes) or math.huge, way
 end
 
--- Return the number of tasks that wait: for a server, a limit, their time or a retry.
+-- Return the number of tasks that wait: for a server, a limit, their due time or a retry.
 local function count_waiting()
   local count = 0
   for _, set_key in ipairs({ KEYS.pending, KEYS.limited, KEYS.scheduled, KEYS.retry }) do
@@ -21,7 +21,7 @@ local function count_waiting()
   return count
 end
 
--- Return the size of all messages by reading each one's: a queue of a million takes about a second.
+-- Return the size of all messages, read one by one: a queue of a million takes about a second.
 local function count_bytes()
   local bytes = 0
   for _, set_key in ipairs({
@@ -36,7 +36,7 @@ local function count_bytes()
   return bytes
 end
 
--- Fail the call with the bound, its value, what is there, and how many of the first tasks fit.
+-- Fail the call with the bound, its value, the current count, and how many of the first tasks fit.
 local function refuse(bound, most, there, ids, bodies, fits)
   local place = 0
   while ids[place + 1] ~= bodies[2 * fits + 1] do
@@ -45,7 +45,7 @@ local function refuse(bound, most, there, ids, bodies, fits)
   error({ err = table.concat({ 'FULL', bound, to_text(most), to_text(there), to_text(place) }, ' ') })
 end
 
--- Return the number of new tasks that fit, with `tasks` and `bytes` being there.
+-- Return the number of new tasks that fit if the queue has `tasks` tasks and `bytes` bytes.
 local function fitting(bodies, created, tasks, bytes, most_tasks, most_bytes)
   for i = 1, created do
     tasks, bytes = tasks + 1, bytes + #bodies[2 * i]
@@ -56,8 +56,8 @@ local function fitting(bodies, created, tasks, bytes, most_tasks, most_bytes)
   return created
 end
 
--- Add to `ids` the first of a state, the lowest priority first, until `over` says that it is enough.
--- A priority has a band of the order tags, 2^41 wide; times are in one band.
+-- Add the first ids of a state to `ids`, lowest priority first, until `over` says that they
+-- suffice. A priority has a band of the order tags, 2^41 wide; times are in one band.
 local function first_of(set_key, over, ids, banded)
   local below = '+inf'
   while #ids < DROPPED_MOST and over.tasks + over.bytes > 0 do

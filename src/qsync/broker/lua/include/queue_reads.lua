@@ -35,8 +35,8 @@ local function is_idle(now, swept, dead_age)
   return recent or redis.call('EXISTS', KEYS.dead, KEYS.calls, KEYS.recent) == 0
 end
 
--- Return whether the queue has any of the keys that most queues do not have most of the time: one
--- EXISTS saves reading each of them. Fails if one of them has another type.
+-- Return whether the queue has any of the keys that are usually missing: one EXISTS saves reading
+-- each of them. Fails if one of them has the wrong type.
 local function has_unusual_keys()
   if redis.call(
     'EXISTS', KEYS.scheduled, KEYS.retry, KEYS.completed, KEYS.dead, KEYS.failures, KEYS.crashes,

@@ -52,7 +52,7 @@ local function make_dead(now, ids)
   count(now, 'dead', #ids)
 end
 
--- Make pending tasks dead that have no message.
+-- Make pending tasks without a message dead.
 local function bury_lost(now, ids)
   check_set(KEYS.dead)
   redis.call('ZREM', KEYS.pending, unpack(ids))
@@ -64,9 +64,8 @@ end
 
 -- Put tasks of other servers back at the head of pending; make them dead if they crashed too often,
 -- and end those with a cancel request. The caller's own tasks are only returned: it may still run
--- them.
--- Returns three lists of ids: own, back, died; in the flow variant also whether tasks were started
--- anew, which are in scheduled.
+-- them. Returns three lists of ids: own, back, died; in the flow variant also whether successors of
+-- tasks were put into scheduled.
 local function recover_expired(now, server, max_crashes, lapsed)
   local own, cancelled, died, back, strange = {}, {}, {}, {}, {}
   if #lapsed == 0 then

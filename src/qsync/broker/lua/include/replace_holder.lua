@@ -1,9 +1,9 @@
 -- replace_holder: give the holder of a unique lock the payload, the options and the due time of a
--- later task. A holder that waits is changed in place. For one that is active the later task is kept
--- in `successors`: when the attempt has ended, in whatever way, the task starts again with it
--- (include/start_successors.lua). So the last payload always runs, and no two run at a time.
--- The message keeps the time of enqueue of the first call whose payload has not run, from which the
--- longest time of a debounce counts.
+-- later task. A holder that waits is changed in place. For one that is active the later task is
+-- kept in `successors`: when the attempt has ended, in whatever way, the task starts again with it
+-- (include/start_successors.lua). So the last payload always runs, and never two at the same time.
+-- The message keeps the enqueue time of the first call whose payload has not run; the maximum delay
+-- of a debounce counts from it.
 
 -- Fail before the first write if a replacement would fail.
 local function check_replacements()
@@ -65,7 +65,7 @@ local function keep_successor(now, head, message, option, holder)
   redis.call('HSET', KEYS.successors, holder, record)
 end
 
--- Count a waiting holder out of its limits. Returns whether it had any.
+-- Remove a waiting holder from the counts of its limits. Returns whether it had any.
 local function leave_limits(holder, set_key)
   if not limits_used then
     return false
@@ -146,8 +146,8 @@ local function replace_holder(now, head, message, option, holder)
   return 'duplicate'
 end
 
--- Replace holders; `replacing` has place and holder in turn. Of several tasks for one holder only the
--- last is used. Appends place, outcome and holder of each to `others`.
+-- Replace holders; `replacing` has place and holder in turn. If several tasks replace one holder,
+-- only the last is used. Appends place, outcome and holder of each to `others`.
 local function replace_holders(now, head, tasks, replacing, others)
   local last, outcomes = {}, {}
   for at = 1, #replacing, 2 do

@@ -29,9 +29,9 @@ local function split_successors(positions, ids)
   return found, rest_positions, rest
 end
 
--- Restart tasks whose attempt has ended: with message and due time of their successor and with all
--- attempts. An earlier request to cancel them does not count. `found` is as split_successors returns
--- it; the caller has released their leases. `crashed`: their crash counts stay.
+-- Restart tasks whose attempt has ended, with the message and due time of their successor and all
+-- attempts. An earlier cancel request does not apply to them. `found` is as split_successors
+-- returns it; the caller has released their leases. `crashed`: their crash counts stay.
 local function start_successors(found, crashed)
   if #found.ids == 0 then
     return

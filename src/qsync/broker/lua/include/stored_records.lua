@@ -1,6 +1,6 @@
--- stored_records: the schedules that clients put, and periodic tasks of programs with their names.
--- A record of `stored_schedules` is the time of its put, 8 bytes, and bytes for the servers. The time
--- changes with each put and each resume, so a script that compares it acts on one version.
+-- stored_records: the schedules that clients stored, and periodic tasks of programs with the same
+-- names. A record of `stored_schedules` is the time of its put, 8 bytes, and bytes for the servers.
+-- The time changes with each put and each resume, so a script that compares it acts on one version.
 
 -- Return the first bytes of a record, which no earlier version of its schedule had.
 local function record_stamp(now, before)

@@ -94,7 +94,7 @@ local function sweep_records(hash_key, now, cursor, size, age)
 end
 
 -- flow:
--- Delete the states of limits that nothing uses and whose rate and closing are over.
+-- Delete the states of limits that no task uses, once their rate and closing have expired.
 local function sweep_limits(now, cursor, size)
   return sweep_part(KEYS.limits, cursor, size, function(_, value)
     local use, ready, tat, closed = string.match(value, '^(%d+) (%d+) (%d+) (%d+)$')

@@ -1,5 +1,5 @@
 -- unique_locks: unique locks. `=<lock>` holds `<end of window>:<id>`; `@<id>` holds the lock's name
--- until the task ends. A lock is taken until its task has ended and its window is over.
+-- until the task ends. A lock is held until its task has ended and its window is over.
 
 -- Return end of window and holder from the value of a lock; nothing when it is free or invalid.
 local function read_lock(held)

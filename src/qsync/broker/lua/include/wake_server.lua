@@ -1,6 +1,6 @@
 -- wake_server: wake one server with a free slot: an idle server that waits for a message on its
 -- channel, or, without one, a server that blocks on the list. If the store refuses, the work is
--- only delayed: servers look at the queue regularly.
+-- only delayed, since servers check the queue regularly.
 
 -- Send a message to the idle server that has waited longest; a server that does not receive it is
 -- removed from the set. Returns false when there is none or the user may not publish.
